@@ -1,0 +1,1 @@
+"""Turns a checkpoint into a bundle: the backbone compiled once, proven equal to PyTorch at every β, then written."""

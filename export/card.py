@@ -1,0 +1,60 @@
+"""The model card that travels in the bundle."""
+
+from __future__ import annotations
+
+from tureen.bundle import Manifest
+
+
+def model_card(manifest: Manifest) -> str:
+    """Markdown: what the model is, what it scores at each β, and what its robust mode does not defend against."""
+    first = manifest.accuracy[0]
+    rows = "\n".join(
+        f"| {row.beta:g} | {100 * row.clean.value:.1f} ({100 * row.clean.low:.1f}–{100 * row.clean.high:.1f}) "
+        f"| {100 * row.robust.value:.1f} ({100 * row.robust.low:.1f}–{100 * row.robust.high:.1f}) |"
+        for row in manifest.accuracy
+    )
+    parity = "\n".join(
+        f"| {row.engine} {row.engine_version} | {row.precision} | {row.max_abs_diff:.1e} "
+        f"| {100 * row.top1_agreement:.2f} % |"
+        for row in manifest.parity
+    )
+    facts = "\n".join(f"- {key}: {value}" for key, value in manifest.provenance.items())
+    return f"""---
+library_name: tureen
+pipeline_tag: image-classification
+---
+# {manifest.name} {manifest.version}
+
+A dual-token Vision Transformer: one backbone, a clean and a robust class token, and every soup of the two,
+`token(β) = (1 − β)·clean + β·robust` (Rebuffi, Croce & Gowal, ICLR 2023). Serve it with `tureen serve`.
+
+- input: RGB, {manifest.preprocess.image_size} × {manifest.preprocess.image_size} after preprocessing
+- labels: {len(manifest.labels)}
+- β where a request names none: {manifest.default_beta:g}
+
+## Accuracy
+
+Per cent of {first.n} held-out images, with 95 % intervals. Robust: {first.attack} under l∞,
+ε = {first.epsilon_255:g}/255, white-box, computed on the very soup of the row.
+
+| β | clean | robust |
+|---|---|---|
+{rows}
+
+## What robust mode does not do
+
+The robust accuracy above is empirical: what one attack, within one norm and radius, on these images, could not
+break. A stronger attack may break more, and nothing is guaranteed for any single image. The model was not trained
+against, and not measured under, larger radii, other norms (l2, l1, patches), rotations, shifts in distribution,
+or poisoned training data. Whoever may choose β may choose 0.
+
+## Engines
+
+| engine | precision | largest logit difference from PyTorch | same label, worst β |
+|---|---|---|---|
+{parity}
+
+## Provenance
+
+{facts}
+"""

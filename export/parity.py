@@ -1,0 +1,101 @@
+"""How far an engine's logits are from PyTorch's, on real images at several β and batch sizes, and if near enough.
+
+Every image in every batch has its own β, so that a batch which mixes them up cannot pass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from export.errors import ParityError
+from export.graph import Backbone
+from training.model import DualTokenViT
+from tureen.bundle import ParityRow
+from tureen.engines.base import Engine
+from tureen.tokens import mix_rows
+
+BETAS = (0.0, 0.25, 0.5, 0.75, 1.0)
+BATCH_SIZES = (1, 2, 3, 7, 64)
+ROWS_PER_BATCH_SIZE = 64
+MAX_IMAGES = 512
+
+
+class ParityLimits(BaseModel):
+    """How far an engine may be from PyTorch before the export fails."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    fp32_max_abs_diff: float = Field(default=1e-4, gt=0, description="largest logit difference in fp32")
+    top1_agreement: float = Field(default=0.995, ge=0, le=1, description="least share of equal labels at any β")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """PyTorch's logits for every image at every β: pixels uint8 (n, H, W, 3), logits float32 (T, n, K)."""
+
+    pixels: NDArray[np.uint8]
+    logits: NDArray[np.float32]
+    clean: NDArray[np.float32]
+    robust: NDArray[np.float32]
+
+
+def reference(model: DualTokenViT, pixels: NDArray[np.uint8]) -> Reference:
+    """Run PyTorch in fp32 on up to 512 of the images, uint8 (n, H, W, 3), at each of `BETAS`."""
+    pixels = pixels[:MAX_IMAGES]
+    clean, robust = model.clean_token.numpy(force=True), model.robust_token.numpy(force=True)
+    backbone = Backbone(model).eval()
+    logits = []
+    with torch.no_grad():
+        for beta in BETAS:
+            tokens = torch.from_numpy(mix_rows(clean, robust, [beta] * len(pixels)))
+            parts = zip(torch.from_numpy(pixels).split(64), tokens.split(64), strict=True)
+            logits.append(torch.cat([backbone(part, token) for part, token in parts]).numpy())
+    return Reference(pixels, np.stack(logits), clean, robust)
+
+
+def measure_parity(engine: Engine, expected: Reference) -> ParityRow:
+    """Run the engine on every (image, β) pair, shuffled, in batches of 64, and on some in every other batch size."""
+    pairs = [(t, i) for t in range(len(BETAS)) for i in range(len(expected.pixels))]
+    order = np.random.default_rng(0).permutation(len(pairs))
+    betas, images = np.array(pairs)[order].T
+    found = np.empty_like(expected.logits)
+    worst = 0.0
+    for size in BATCH_SIZES:
+        rows = len(pairs) if size == max(BATCH_SIZES) else min(len(pairs), ROWS_PER_BATCH_SIZE)
+        for start in range(0, rows, size):
+            t, i = betas[start : start + size], images[start : start + size]
+            tokens = mix_rows(expected.clean, expected.robust, np.array(BETAS)[t])
+            found[t, i] = engine.run(expected.pixels[i], tokens)
+            worst = max(worst, float(np.abs(found[t, i] - expected.logits[t, i]).max()))
+    agreement = (found.argmax(-1) == expected.logits.argmax(-1)).mean(axis=1)
+    return ParityRow(
+        engine=engine.name,
+        precision=engine.precision,
+        engine_version=engine.version,
+        max_abs_diff=worst,
+        mean_abs_diff=float(np.abs(found - expected.logits).mean()),
+        top1_agreement=float(agreement.min()),
+        n=len(expected.pixels),
+        betas=list(BETAS),
+        batch_sizes=list(BATCH_SIZES),
+    )
+
+
+def check_parity(row: ParityRow, limits: ParityLimits) -> None:
+    """Raise ParityError where the row is beyond the limits, NaN included."""
+    name = f"{row.engine} {row.precision}"
+    if row.precision == "fp32" and not row.max_abs_diff <= limits.fp32_max_abs_diff:
+        raise ParityError(
+            f"{name}: largest logit difference {row.max_abs_diff:.3g} from PyTorch, "
+            f"allowed {limits.fp32_max_abs_diff:.3g}"
+        )
+    if not row.top1_agreement >= limits.top1_agreement or not np.isfinite(row.max_abs_diff):
+        raise ParityError(
+            f"{name}: {100 * row.top1_agreement:.2f} % of labels equal PyTorch's at the worst β, "
+            f"asked {100 * limits.top1_agreement:.2f} %"
+        )

@@ -1,0 +1,152 @@
+"""Checkpoint to bundle: graph, parity, golden rows, manifest, card; written only when all of it holds."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import safetensors.numpy
+import torch
+
+import tureen
+from export.card import model_card
+from export.errors import ExportError, ParityError
+from export.graph import OPSET, onnx_graph
+from export.parity import BETAS, ParityLimits, Reference, check_parity, measure_parity, reference
+from training.checkpoint import Checkpoint
+from tureen.bundle import (
+    BACKBONE,
+    CARD,
+    GOLDEN,
+    TOKENS,
+    Golden,
+    Manifest,
+    ParityRow,
+    Precision,
+    record_files,
+    write_bundle,
+)
+from tureen.engines import compile_engine
+from tureen.errors import EngineError
+
+ENGINE_PRECISIONS: tuple[tuple[str, Precision], ...] = (
+    ("onnxruntime", "fp32"),
+    ("openvino", "fp32"),
+    ("openvino", "bf16"),
+)
+GOLDEN_IMAGES = 8
+GOLDEN_BETAS = (0.0, 0.5, 1.0)
+
+
+def export_bundle(
+    checkpoint: Checkpoint,
+    out: Path,
+    *,
+    name: str | None = None,
+    default_beta: float = 0.0,
+    engines: Sequence[str] = (),
+    precisions: Sequence[str] = (),
+    limits: ParityLimits | None = None,
+    overwrite: bool = False,
+    report: Callable[[str], None] = lambda line: None,
+) -> Manifest:
+    """Compile the checkpoint's backbone, prove each engine against PyTorch, and write the bundle to `out`.
+
+    name: the model's, the recipe's where None. default_beta: β of a request that names none. engines, precisions:
+    which to prove, each of which must then pass; where empty, all that this machine has, and a lower precision that
+    does not pass is left out. report: told each step.
+    Raises ExportError, ParityError, or BundleError where `out` exists and `overwrite` is false; nothing is written.
+    """
+    limits = limits or ParityLimits()
+    # A table without its ends, or an occupied directory, is better known before a long compilation than after.
+    if not {0.0, 1.0} <= {row.beta for row in checkpoint.accuracy}:
+        raise ExportError("the checkpoint has no measured accuracy at β = 0 and 1: train it again")
+    report(f"compiling {checkpoint.recipe.name} to ONNX, opset {OPSET}")
+    graph = onnx_graph(checkpoint.model)
+    report("running PyTorch for reference")
+    expected = reference(checkpoint.model, checkpoint.held_out.pixels)
+    parity = _prove(graph, expected, engines, precisions, limits, report)
+    tokens = safetensors.numpy.save({"clean": expected.clean, "robust": expected.robust})
+    files = {BACKBONE: graph, TOKENS: tokens, GOLDEN: _golden(expected).to_bytes()}
+    manifest = Manifest(
+        name=name or checkpoint.recipe.name,
+        version=hashlib.sha256(graph + tokens).hexdigest()[:12],
+        width=len(expected.clean),
+        labels=checkpoint.labels,
+        preprocess=checkpoint.preprocess,
+        default_beta=default_beta,
+        opset=OPSET,
+        files=record_files(files),
+        parity=parity,
+        accuracy=checkpoint.accuracy,
+        provenance={
+            **checkpoint.provenance,
+            "tureen": tureen.__version__,
+            "torch": torch.__version__,
+            "onnx": onnx.__version__,
+            "recipe": checkpoint.recipe.name,
+            "seed": checkpoint.recipe.seed,
+        },
+    )
+    files[CARD] = model_card(manifest).encode()
+    manifest = manifest.model_copy(update={"files": record_files(files)})
+    write_bundle(out, manifest, files, overwrite=overwrite)
+    return manifest
+
+
+def _prove(
+    graph: bytes,
+    expected: Reference,
+    engines: Sequence[str],
+    precisions: Sequence[str],
+    limits: ParityLimits,
+    report: Callable[[str], None],
+) -> list[ParityRow]:
+    """Parity rows of every engine that was asked for, or of every one that this machine has."""
+    rows: list[ParityRow] = []
+    reasons = []
+    for engine, precision in ENGINE_PRECISIONS:
+        if (engines and engine not in engines) or (precisions and precision not in precisions):
+            continue
+        try:
+            compiled = compile_engine(graph, engine, precision)
+        except EngineError as error:
+            reasons.append(f"{engine} {precision}: {error}")
+            report(f"left out: {reasons[-1]}")
+            continue
+        try:
+            row = measure_parity(compiled, expected)
+        finally:
+            compiled.close()
+        try:
+            check_parity(row, limits)
+        except ParityError as error:
+            # Wrong in fp32 is wrong; a lower precision that nobody asked for has to earn its place.
+            if precision == "fp32" or precision in precisions:
+                raise
+            reasons.append(str(error))
+            report(f"left out: {error}")
+            continue
+        report(
+            f"proven: {engine} {precision}, largest logit difference {row.max_abs_diff:.1e}, "
+            f"same label {100 * row.top1_agreement:.2f} % at the worst β"
+        )
+        rows.append(row)
+    missing = [e for e in engines if e not in {row.engine for row in rows}]
+    missing += [p for p in precisions if p not in {row.precision for row in rows}]
+    if missing or not rows:
+        why = "; ".join(reasons) or "no engine has it"
+        raise ExportError(f"{', '.join(missing) or 'every engine'} could not be proven: {why}")
+    return rows
+
+
+def _golden(expected: Reference) -> Golden:
+    chosen = [BETAS.index(beta) for beta in GOLDEN_BETAS]
+    return Golden(
+        pixels=expected.pixels[:GOLDEN_IMAGES],
+        betas=np.array(GOLDEN_BETAS, dtype=np.float32),
+        logits=np.ascontiguousarray(expected.logits[chosen, :GOLDEN_IMAGES]),
+    )

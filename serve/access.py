@@ -1,0 +1,70 @@
+"""One structured log event and one set of metrics for each request, and its id."""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+import time
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve.logs import FIELDS
+from serve.metrics import METHODS, Metrics
+
+REQUEST_ID = "x-request-id"
+QUIET_ROUTES = frozenset({"/healthz", "/readyz", "/metrics"})
+_FIELDS_KEY = "tureen.access"
+_SOUND_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+logger = logging.getLogger("tureen.access")
+
+
+def access_fields(scope: Scope) -> dict[str, Any]:
+    """The request's own fields of its log event, to be added to by whoever knows more."""
+    fields: dict[str, Any] = scope.setdefault(_FIELDS_KEY, {})
+    return fields
+
+
+class AccessMiddleware:
+    """Counts, times, logs and names every request; takes the client's X-Request-ID where it is a sound one."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        given = Headers(scope=scope).get(REQUEST_ID, "")
+        request_id = given if _SOUND_ID.fullmatch(given) else secrets.token_hex(8)
+        fields = access_fields(scope)
+        status = 500
+
+        async def send_named(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)[REQUEST_ID] = request_id
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_named)
+        finally:
+            self._record(scope, status, time.perf_counter() - started, request_id, fields)
+
+    def _record(self, scope: Scope, status: int, seconds: float, request_id: str, fields: dict[str, Any]) -> None:
+        route = getattr(scope.get("route"), "path", "unmatched")
+        method = scope["method"] if scope["method"] in METHODS else "other"
+        self._metrics.requests.labels(route, method, str(status)).inc()
+        self._metrics.request_seconds.labels(route).observe(seconds)
+        if "code" in fields:
+            self._metrics.rejections.labels(fields["code"]).inc()
+        level = logging.DEBUG if route in QUIET_ROUTES else logging.INFO
+        if logger.isEnabledFor(level):
+            event = {"request_id": request_id, "method": method, "route": route, "status": status}
+            logger.log(level, "request", extra={FIELDS: {**event, "ms": round(1000 * seconds, 3), **fields}})

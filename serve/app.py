@@ -1,0 +1,177 @@
+"""The HTTP surface: routes, answers and errors. What happens to an image is `serve.service`'s."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+
+import fastapi_swagger
+from fastapi import FastAPI, Request, Response
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+from starlette.staticfiles import StaticFiles
+
+import tureen
+from serve.access import AccessMiddleware, access_fields
+from serve.body import FORM_TYPE, IMAGE_FIELD, IMAGE_TYPES, image_bytes
+from serve.errors import NotReadyError
+from serve.parameters import classify_parameters, openapi_parameters
+from serve.problems import INTERNAL, Problem, http_kind, kind_of, openapi_responses, problem_response
+from serve.service import BetaSource, Service
+from tureen.errors import TureenError
+from tureen.soup import Prediction
+
+logger = logging.getLogger("tureen.serve")
+
+
+class ClassifyAnswer(BaseModel):
+    """The answer of /classify: which model, which β and why, and the labels."""
+
+    model: str
+    version: str
+    beta: float = Field(ge=0, le=1, description="β that this image was classified at")
+    beta_source: BetaSource = Field(description="who chose it: this request, the operator, or the bundle's default")
+    revision: int = Field(description="revision of the operator's settings that this request was admitted under")
+    predictions: list[Prediction] = Field(description="the most probable first")
+
+
+Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
+
+
+def create_app(service: Service, lifespan: Lifespan | None = None) -> FastAPI:
+    """The application for one service, which it opens first and closes last unless another lifespan is given."""
+
+    @asynccontextmanager
+    async def open_and_close(app: FastAPI) -> AsyncIterator[None]:
+        await service.open()
+        yield
+        await service.close()
+
+    app = FastAPI(
+        title="Tureen",
+        version=tureen.__version__,
+        description="Classifies images with an adversarial model soup. `beta` chooses the soup for each request: "
+        "0 is the clean token, 1 the robust one. Robust is an empirical accuracy under a stated attack, no guarantee.",
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lifespan or open_and_close,
+    )
+    app.add_middleware(AccessMiddleware, metrics=service.metrics)
+    app.add_exception_handler(TureenError, _tureen_problem)
+    app.add_exception_handler(HTTPException, _http_problem)
+    app.add_exception_handler(Exception, _internal_problem)
+    _add_routes(app, service)
+    _add_docs(app)
+    return app
+
+
+def _add_routes(app: FastAPI, service: Service) -> None:
+    manifest = service.bundle.manifest
+    settings = service.settings
+    binary = {"schema": {"type": "string", "format": "binary"}}
+    form = {
+        "schema": {
+            "type": "object",
+            "properties": {IMAGE_FIELD: {"type": "string", "format": "binary"}},
+            "required": [IMAGE_FIELD],
+            "additionalProperties": False,
+        }
+    }
+
+    @app.post(
+        "/classify",
+        response_model=ClassifyAnswer,
+        summary="Classify one image at the β of your choice",
+        responses={**openapi_responses(), 500: {**openapi_responses()[500], "model": Problem}},
+        openapi_extra={
+            "parameters": openapi_parameters(settings.max_top_k),
+            "requestBody": {
+                "required": True,
+                "content": {**dict.fromkeys(sorted(IMAGE_TYPES), binary), FORM_TYPE: form},
+            },
+        },
+    )
+    async def classify(request: Request) -> Response:
+        arrived_s = time.monotonic()
+        with service.admit():
+            beta, top_k = classify_parameters(request.query_params, max_top_k=settings.max_top_k)
+            choice = service.choose(beta)
+            image = await image_bytes(request, settings.max_image_bytes)
+            result = await service.classify(image, choice, top_k=top_k, arrived_s=arrived_s)
+        answer = ClassifyAnswer(
+            model=manifest.name,
+            version=manifest.version,
+            beta=choice.beta,
+            beta_source=choice.source,
+            revision=choice.revision,
+            predictions=result.predictions,
+        )
+        stages = {"decode": result.decode_s, "queue": result.queue_s, "inference": result.inference_s}
+        timing = {stage: round(1000 * seconds, 3) for stage, seconds in stages.items()}
+        access_fields(request.scope).update(beta=choice.beta, beta_source=choice.source, **timing)
+        return Response(
+            answer.model_dump_json(),
+            media_type="application/json",
+            headers={"Server-Timing": ", ".join(f"{stage};dur={ms}" for stage, ms in timing.items())},
+        )
+
+    @app.get("/healthz", summary="Is the process alive?")
+    async def healthz() -> dict[str, str]:
+        return {"status": "alive"}
+
+    @app.get("/readyz", summary="Has the engine reproduced the golden rows on this machine?", responses=_not_ready())
+    async def readyz() -> dict[str, str]:
+        if not service.is_ready:
+            raise NotReadyError
+        return {"status": "ready"}
+
+    @app.get("/metrics", summary="Prometheus metrics", response_class=Response)
+    async def metrics() -> Response:
+        body, media_type = service.metrics.render()
+        return Response(body, media_type=media_type)
+
+
+def _add_docs(app: FastAPI) -> None:
+    """Swagger UI at /docs from this server's own files: nothing is loaded from elsewhere."""
+    resources = Path(fastapi_swagger.__file__).parent / "resources"
+    app.mount("/docs/static", StaticFiles(directory=resources), name="docs-static")
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return get_swagger_ui_html(
+            openapi_url="openapi.json",
+            title=f"{app.title}: HTTP API",
+            swagger_js_url="docs/static/swagger-ui-bundle.js",
+            swagger_css_url="docs/static/swagger-ui.css",
+            swagger_favicon_url="docs/static/favicon-32x32.png",
+        )
+
+
+def _not_ready() -> dict[int | str, dict[str, object]]:
+    return {503: openapi_responses()[503]}
+
+
+async def _tureen_problem(request: Request, error: Exception) -> JSONResponse:
+    kind = kind_of(error)
+    access_fields(request.scope)["code"] = kind.code
+    return problem_response(kind, str(error) if kind is not INTERNAL else "the server's log says more")
+
+
+async def _http_problem(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    kind = http_kind(error.status_code)
+    access_fields(request.scope)["code"] = kind.code
+    detail = (
+        f"{request.method} is not for this path, see /docs" if kind.status == 405 else "see /docs for what there is"
+    )
+    return problem_response(kind, detail, dict(error.headers or {}))
+
+
+async def _internal_problem(request: Request, error: Exception) -> JSONResponse:
+    access_fields(request.scope)["code"] = INTERNAL.code
+    return problem_response(INTERNAL, "the server's log says more under this request's id")

@@ -1,0 +1,138 @@
+"""Gathers concurrent requests into batches and runs them, one batch at a time, on a thread of its own.
+
+While one batch runs the next one gathers, so nobody waits for a timer. Knows nothing about HTTP, images or models:
+what a row is and what running means is the caller's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from serve.errors import DeadlineError, InferenceError, OverloadedError
+from serve.policy import next_batch
+
+Row = TypeVar("Row")
+Result = TypeVar("Result")
+
+logger = logging.getLogger("tureen.serve")
+
+
+@dataclass(frozen=True)
+class Answer(Generic[Result]):
+    """A row's result, how long it waited for its batch, and how long the batch ran."""
+
+    result: Result
+    queue_s: float
+    inference_s: float
+    batch_size: int
+
+
+@dataclass(frozen=True, eq=False)
+class _Request(Generic[Row, Result]):
+    row: Row
+    timeout_ms: int
+    arrived_s: float
+    deadline_s: float
+    future: asyncio.Future[Answer[Result]]
+
+    @property
+    def is_abandoned(self) -> bool:
+        return self.future.done()
+
+
+class Batcher(Generic[Row, Result]):
+    """Answers every submitted row exactly once: with its result, or with a ServeError."""
+
+    def __init__(
+        self,
+        run: Callable[[Sequence[Row]], Sequence[Result]],
+        *,
+        max_batch: int,
+        max_waiting: int,
+        on_batch: Callable[[int, float], None] = lambda size, seconds: None,
+        on_dropped: Callable[[str, int], None] = lambda reason, count: None,
+    ) -> None:
+        """run: called with 1 to max_batch rows on a thread of its own, never twice at a time; returns as many results.
+
+        on_batch: told the size and seconds of each batch that ran. on_dropped: told how many requests left the
+        queue unanswered by the engine, and why: "deadline" or "abandoned".
+        """
+        self._run = run
+        self._max_batch = max_batch
+        self._max_waiting = max_waiting
+        self._on_batch = on_batch
+        self._on_dropped = on_dropped
+        self._queue: list[_Request[Row, Result]] = []
+        self._changed = asyncio.Event()
+        self._is_closing = False
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="inference")
+        self._loop_task = asyncio.get_running_loop().create_task(self._serve())
+
+    @property
+    def waiting(self) -> int:
+        """Rows in the queue."""
+        return len(self._queue)
+
+    async def submit(self, row: Row, *, timeout_ms: int, arrived_s: float | None = None) -> Answer[Result]:
+        """The row's answer.
+
+        timeout_ms counts from arrived_s (time.monotonic), now where None. Raises OverloadedError where the queue is
+        full, DeadlineError where the row's turn comes too late, InferenceError where the engine failed.
+        """
+        now = time.monotonic()
+        if self._is_closing or len(self._queue) >= self._max_waiting:
+            raise OverloadedError
+        future: asyncio.Future[Answer[Result]] = asyncio.get_running_loop().create_future()
+        deadline_s = (now if arrived_s is None else arrived_s) + timeout_ms / 1000
+        self._queue.append(_Request(row, timeout_ms, now, deadline_s, future))
+        self._changed.set()
+        return await future
+
+    async def close(self) -> None:
+        """Refuse new rows, answer those that wait, and stop."""
+        self._is_closing = True
+        self._changed.set()
+        await self._loop_task
+        self._thread.shutdown()
+
+    async def _serve(self) -> None:
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            while self._queue:
+                await self._run_next()
+            if self._is_closing:
+                return
+
+    async def _run_next(self) -> None:
+        started = time.monotonic()
+        decision = next_batch(self._queue, now_s=started, max_batch=self._max_batch)
+        self._queue = decision.waiting
+        for request in decision.expired:
+            request.future.set_exception(DeadlineError(request.timeout_ms))
+        for reason, dropped in (("deadline", decision.expired), ("abandoned", decision.abandoned)):
+            if dropped:
+                self._on_dropped(reason, len(dropped))
+        if not decision.batch:
+            return
+        rows = [request.row for request in decision.batch]
+        try:
+            results = await asyncio.get_running_loop().run_in_executor(self._thread, self._run, rows)
+            pairs = list(zip(decision.batch, results, strict=True))
+        except Exception:  # whatever an engine raises, every member of its batch gets an answer
+            logger.exception("batch of %d failed", len(rows))
+            for request in decision.batch:
+                if not request.future.done():
+                    request.future.set_exception(InferenceError())
+            return
+        seconds = time.monotonic() - started
+        self._on_batch(len(rows), seconds)
+        for request, result in pairs:
+            if not request.future.done():
+                request.future.set_result(Answer(result, started - request.arrived_s, seconds, len(rows)))

@@ -1,0 +1,82 @@
+"""The bytes of the image in a request: a raw body, or the field `image` of a multipart form. Capped before parsed."""
+
+from __future__ import annotations
+
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import Field, File, create_form_parser
+from starlette.requests import ClientDisconnect, Request
+
+from serve.errors import IncompleteBodyError, InvalidParameterError, MalformedFormError
+from tureen.errors import ImageTooLargeError, UnsupportedImageTypeError
+
+IMAGE_FIELD = "image"
+IMAGE_TYPES = frozenset({"image/jpeg", "image/png", "image/webp"})
+UNDECLARED_TYPES = frozenset({"", "application/octet-stream", "application/x-www-form-urlencoded"})
+FORM_TYPE = "multipart/form-data"
+FORM_OVERHEAD_BYTES = 64 * 1024  # boundaries and part headers, beside the image itself
+
+
+async def image_bytes(request: Request, max_image_bytes: int) -> bytes:
+    """The encoded image in the request.
+
+    A raw body may be declared as image/jpeg, image/png, image/webp or not at all (curl's --data-binary declares a
+    form); which of the three it is, its bytes decide. Raises ImageTooLargeError as soon as the limit is passed,
+    UnsupportedImageTypeError for a body of another declared type, and the errors of `_image_of_form`.
+    """
+    if request.headers.get("content-encoding", "identity") != "identity":
+        raise UnsupportedImageTypeError
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type == FORM_TYPE:
+        body = await _capped(request, max_image_bytes + FORM_OVERHEAD_BYTES, max_image_bytes)
+        return _image_of_form(request.headers["content-type"], body, max_image_bytes)
+    if media_type not in IMAGE_TYPES | UNDECLARED_TYPES:
+        raise UnsupportedImageTypeError
+    return await _capped(request, max_image_bytes, max_image_bytes)
+
+
+async def _capped(request: Request, max_bytes: int, max_image_bytes: int) -> bytes:
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > max_bytes:
+        raise ImageTooLargeError("bytes", max_image_bytes)
+    body = bytearray()
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > max_bytes:
+                raise ImageTooLargeError("bytes", max_image_bytes)
+    except ClientDisconnect:
+        raise IncompleteBodyError from None
+    return bytes(body)
+
+
+def _image_of_form(content_type: str, body: bytes, max_image_bytes: int) -> bytes:
+    """The one field `image`; any other field is an error, since a β hidden there would silently not count."""
+    images: list[bytes] = []
+    names: list[str] = []
+
+    def on_field(field: Field) -> None:
+        names.append((field.field_name or b"").decode("utf-8", "replace"))
+        images.append(field.value or b"")
+
+    def on_file(file: File) -> None:
+        names.append((file.field_name or b"").decode("utf-8", "replace"))
+        file.file_object.seek(0)
+        images.append(file.file_object.read())
+        file.close()
+
+    try:
+        # In memory throughout: the body is capped already, and a temporary file would be one more thing to fail.
+        config = {"MAX_MEMORY_FILE_SIZE": len(body) + 1}
+        parser = create_form_parser({"Content-Type": content_type.encode()}, on_field, on_file, config=config)
+        parser.write(body)
+        parser.finalize()
+    except FormParserError:
+        raise MalformedFormError("the multipart body cannot be read: check its boundary") from None
+    if names != [IMAGE_FIELD]:
+        raise InvalidParameterError(
+            f"the form holds the fields {names[:5]}; it must hold one field {IMAGE_FIELD!r}, "
+            "and beta and top_k go into the query"
+        )
+    if len(images[0]) > max_image_bytes:
+        raise ImageTooLargeError("bytes", max_image_bytes)
+    return images[0]

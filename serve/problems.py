@@ -1,0 +1,90 @@
+"""One table from exceptions to HTTP: status, code and title. Handlers, OpenAPI and the README are fed from it.
+
+Bodies are application/problem+json (RFC 9457). What a client sees is written in this project, never a library's text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+from pydantic import BaseModel, Field
+from starlette.responses import JSONResponse
+
+from serve import errors as serve_errors
+from tureen import errors as core_errors
+from tureen.errors import TureenError
+
+MEDIA_TYPE = "application/problem+json"
+RETRY_AFTER_S = 1
+
+
+class Problem(BaseModel):
+    """The body of every error."""
+
+    type: str = Field(default="about:blank")
+    title: str = Field(description="what kind of error, the same words each time")
+    status: int
+    code: str = Field(description="stable, for programs")
+    detail: str = Field(description="what happened in this request and what to do")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How one exception is told to a client."""
+
+    status: int
+    code: str
+    title: str
+
+
+KINDS: dict[type[TureenError], Kind] = {
+    core_errors.EmptyImageError: Kind(400, "empty_image", "The request holds no image"),
+    core_errors.UndecodableImageError: Kind(400, "undecodable_image", "The image cannot be decoded"),
+    serve_errors.MalformedFormError: Kind(400, "malformed_form", "The form cannot be read"),
+    serve_errors.IncompleteBodyError: Kind(400, "incomplete_body", "The body is incomplete"),
+    core_errors.ImageTooLargeError: Kind(413, "image_too_large", "The image is too large"),
+    core_errors.UnsupportedImageTypeError: Kind(415, "unsupported_image_type", "Not an image type that is read here"),
+    core_errors.InvalidBetaError: Kind(422, "invalid_beta", "β is not valid"),
+    serve_errors.InvalidParameterError: Kind(422, "invalid_parameter", "A parameter is not valid"),
+    serve_errors.OverloadedError: Kind(429, "overloaded", "The server is overloaded"),
+    serve_errors.InferenceError: Kind(500, "inference_failed", "The engine failed"),
+    serve_errors.NotReadyError: Kind(503, "not_ready", "The server is not ready"),
+    serve_errors.DeadlineError: Kind(504, "deadline_exceeded", "The answer would have come too late"),
+}
+INTERNAL = Kind(500, "internal_error", "Something went wrong here")
+
+
+def kind_of(error: Exception) -> Kind:
+    """The row of the table for an exception; the one of an internal error where it has none."""
+    return next((KINDS[cls] for cls in type(error).__mro__ if cls in KINDS), INTERNAL)
+
+
+def problem_response(kind: Kind, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    """The answer that tells one problem."""
+    body = Problem(title=kind.title, status=kind.status, code=kind.code, detail=detail)
+    headers = dict(headers or {})
+    if kind.status in (429, 503):
+        headers["Retry-After"] = str(RETRY_AFTER_S)
+    return JSONResponse(body.model_dump(), kind.status, headers, MEDIA_TYPE)
+
+
+def http_kind(status: int) -> Kind:
+    """The kind of an error that the framework raised by number, such as 404 and 405."""
+    phrase = HTTPStatus(status).phrase
+    return Kind(status, phrase.lower().replace(" ", "_"), phrase)
+
+
+def openapi_responses() -> dict[int | str, dict[str, Any]]:
+    """The errors of the table as OpenAPI responses, by status."""
+    by_status: dict[int, list[Kind]] = {}
+    for kind in (*KINDS.values(), INTERNAL):
+        by_status.setdefault(kind.status, []).append(kind)
+    return {
+        status: {
+            "description": "; ".join(f"`{kind.code}`: {kind.title}" for kind in kinds),
+            "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+        }
+        for status, kinds in by_status.items()
+    }

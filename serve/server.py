@@ -1,0 +1,76 @@
+"""Runs the application under uvicorn until it is told to stop, finishing what was accepted."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import uvicorn
+from fastapi import FastAPI
+from prometheus_client import disable_created_metrics
+
+from serve.app import create_app
+from serve.logs import configure_logs
+from serve.metrics import Metrics
+from serve.service import Service
+from serve.settings import Settings, parse_settings
+from tureen.bundle import load_bundle
+from tureen.errors import EngineError
+
+logger = logging.getLogger("tureen.serve")
+
+
+def serve(arguments: list[str]) -> int:
+    """`tureen serve`: 0 after SIGTERM or SIGINT, 1 where no engine could be opened or the port is taken."""
+    return run_server(parse_settings(arguments))
+
+
+def run_server(settings: Settings, on_ready: Callable[[], None] = lambda: None) -> int:
+    """Load the bundle, listen, make the engine ready, serve; returns the exit status. Raises BundleError.
+
+    The port answers from the start, so that /healthz and /readyz tell a slow load from a dead process. on_ready is
+    called once requests are answered.
+    """
+    configure_logs(settings.log_level)
+    disable_created_metrics()  # type: ignore[no-untyped-call] # or every series would come twice
+    service = Service(settings, load_bundle(settings.bundle), Metrics())
+    failed = False
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async def make_ready() -> None:
+            nonlocal failed
+            try:
+                await service.open()
+                on_ready()
+            except EngineError as error:
+                logger.error("%s", error)
+                failed = server.should_exit = True
+            except Exception:
+                logger.exception("the engine could not be opened")
+                failed = server.should_exit = True
+
+        task = asyncio.create_task(make_ready())
+        yield
+        await task
+        await service.close()
+
+    server = uvicorn.Server(
+        uvicorn.Config(
+            create_app(service, lifespan),
+            host=settings.host,
+            port=settings.port,
+            loop="uvloop",
+            http="httptools",
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=settings.drain_timeout_s,
+        )
+    )
+    server.run()
+    return int(failed or not server.started)

@@ -1,0 +1,162 @@
+"""A bundle being served: engine, decoding threads, batcher and permits. Knows nothing about HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serve.batcher import Batcher
+from serve.errors import NotReadyError, OverloadedError
+from serve.metrics import Metrics, mode_of
+from serve.settings import Settings
+from tureen.bundle import Bundle
+from tureen.engines import available_cpus, open_engine
+from tureen.preprocess import Pixels, pixels_from_bytes
+from tureen.soup import Prediction, Soup, top_predictions
+
+logger = logging.getLogger("tureen.serve")
+
+Row = tuple[Pixels, float]
+BetaSource = Literal["request", "operator", "bundle"]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The β of one request, fixed at its admission: where it comes from, and at which revision of the settings."""
+
+    beta: float
+    source: BetaSource
+    revision: int
+
+
+@dataclass(frozen=True)
+class Classified:
+    """One image's answer, and the seconds that each stage took."""
+
+    predictions: list[Prediction]
+    decode_s: float
+    queue_s: float
+    inference_s: float
+
+
+class Service:
+    """Classifies images, each at its own β, in shared batches. Not ready until `open` is done."""
+
+    def __init__(self, settings: Settings, bundle: Bundle, metrics: Metrics) -> None:
+        self.settings = settings
+        self.bundle = bundle
+        self.metrics = metrics
+        self._permits_taken = 0
+        self._soup: Soup | None = None
+        self._batcher: Batcher[Row, NDArray[np.float32]] | None = None
+        self._decoders = ThreadPoolExecutor(min(8, available_cpus()), thread_name_prefix="decode")
+        default = settings.default_beta
+        self._default = (
+            Choice(bundle.manifest.default_beta, "bundle", 0) if default is None else Choice(default, "operator", 0)
+        )
+        metrics.default_beta.set(self._default.beta)
+        metrics.is_ready.set(0)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether an engine has reproduced the golden rows here."""
+        return self._batcher is not None
+
+    async def open(self) -> None:
+        """Compile, prove and warm the engine on a thread, then take requests; raises EngineError."""
+        started = time.monotonic()
+        self._soup = await asyncio.to_thread(self._open_soup)
+        engine = self._soup.engine
+        self._batcher = Batcher(
+            self._run,
+            max_batch=self.settings.max_batch,
+            max_waiting=self.settings.max_requests,
+            on_batch=lambda size, seconds: self.metrics.batch_images.observe(size),
+            on_dropped=lambda reason, count: self.metrics.dropped.labels(reason).inc(count),
+        )
+        self.metrics.queue_images.set_function(lambda: self._batcher.waiting if self._batcher else 0)
+        self.metrics.serving.info(
+            {
+                "model": self.bundle.manifest.name,
+                "version": self.bundle.manifest.version,
+                "engine": engine.name,
+                "engine_version": engine.version,
+                "precision": engine.precision,
+            }
+        )
+        self.metrics.is_ready.set(1)
+        model = f"{self.bundle.manifest.name} {self.bundle.manifest.version}"
+        runtime = f"{engine.name} {engine.precision}"
+        seconds = time.monotonic() - started
+        logger.info("ready: %s on %s, golden rows reproduced, after %.1f s", model, runtime, seconds)
+
+    async def close(self) -> None:
+        """Answer what was accepted, then free engine and threads."""
+        if self._batcher is not None:
+            await self._batcher.close()
+        if self._soup is not None:
+            self._soup.close()
+        self._decoders.shutdown()
+
+    @contextmanager
+    def admit(self) -> Iterator[None]:
+        """A permit for one request, held until it is answered; raises NotReadyError or OverloadedError at once."""
+        if not self.is_ready:
+            raise NotReadyError
+        if self._permits_taken >= self.settings.max_requests:
+            raise OverloadedError
+        self._permits_taken += 1
+        self.metrics.in_flight.set(self._permits_taken)
+        try:
+            yield
+        finally:
+            self._permits_taken -= 1
+            self.metrics.in_flight.set(self._permits_taken)
+
+    def choose(self, beta: float | None) -> Choice:
+        """The β that a request gets: its own, else the operator's default, else the bundle's."""
+        return self._default if beta is None else Choice(beta, "request", self._default.revision)
+
+    async def classify(self, image: bytes, choice: Choice, *, top_k: int, arrived_s: float) -> Classified:
+        """The image's top labels at the chosen β; raises ImageError or ServeError. arrived_s: time.monotonic."""
+        if self._batcher is None:
+            raise NotReadyError
+        pixels, decode_s = await asyncio.get_running_loop().run_in_executor(self._decoders, self._decode, image)
+        answer = await self._batcher.submit(
+            (pixels, choice.beta), timeout_ms=self.settings.timeout_ms, arrived_s=arrived_s
+        )
+        stages = {"decode": decode_s, "queue": answer.queue_s, "inference": answer.inference_s}
+        for stage, seconds in stages.items():
+            self.metrics.stage_seconds.labels(stage).observe(seconds)
+        self.metrics.classifications.labels(mode_of(choice.beta), choice.source).inc()
+        predictions = top_predictions(answer.result, self.bundle.manifest.labels, top_k)
+        return Classified(predictions, decode_s, answer.queue_s, answer.inference_s)
+
+    def _open_soup(self) -> Soup:
+        settings = self.settings
+        engine = open_engine(self.bundle, settings.engine, settings.precision, threads=settings.threads)
+        soup = Soup(self.bundle, engine, settings.limits)
+        size = 1
+        while size <= settings.max_batch:  # engines compile or allocate for each new batch size
+            shape = (size, *self.bundle.golden.pixels.shape[1:])
+            soup.logits(np.zeros(shape, np.uint8), [0.0] * size)
+            size *= 2
+        return soup
+
+    def _decode(self, image: bytes) -> tuple[Pixels, float]:
+        started = time.perf_counter()
+        pixels = pixels_from_bytes(image, self.bundle.manifest.preprocess, self.settings.limits)
+        return pixels, time.perf_counter() - started
+
+    def _run(self, rows: Sequence[Row]) -> Sequence[NDArray[np.float32]]:
+        assert self._soup is not None
+        return list(self._soup.logits(np.stack([pixels for pixels, _ in rows]), [beta for _, beta in rows]))

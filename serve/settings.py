@@ -1,0 +1,86 @@
+"""The server's settings: each one a flag, an environment variable and a line of help, from one definition."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tureen.engines import available_cpus
+from tureen.preprocess import ImageLimits
+from tureen.soup import DEFAULT_TOP_K
+
+
+class Settings(BaseModel):
+    """Everything that decides how a server runs; frozen, built at the edge, passed down."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    bundle: Path = Field(description="directory that `tureen export` wrote")
+    host: str = Field(default="127.0.0.1", description="address to listen on; 0.0.0.0 for all")
+    port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0 for any free one")
+    engine: Literal["auto", "onnxruntime", "openvino"] = Field(
+        default="auto", description="what runs the backbone; auto: the fastest that this machine has"
+    )
+    precision: Literal["fp32", "bf16"] | None = Field(default=None, description="default: whichever is fastest")
+    default_beta: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="β of a request that names none; default: the bundle's",
+    )
+    max_batch: int = Field(default=32, ge=1, le=1024, description="images in one run of the engine, at most")
+    max_requests: int = Field(default=256, ge=1, description="requests at a time; one more is answered 429")
+    timeout_ms: int = Field(default=10_000, ge=1, description="a request not in a batch by then is answered 504")
+    max_image_bytes: int = Field(
+        default=ImageLimits().max_image_bytes, ge=1, description="an image of more bytes is answered 413"
+    )
+    max_image_pixels: int = Field(
+        default=ImageLimits().max_image_pixels, ge=1, description="an image of more width × height is answered 413"
+    )
+    max_top_k: int = Field(default=1000, ge=DEFAULT_TOP_K, description="a larger top_k is answered 422")
+    drain_timeout_s: int = Field(default=30, ge=1, description="seconds that accepted requests have at SIGTERM")
+    threads: int = Field(default_factory=available_cpus, ge=1, description="CPU threads of the engine; default: all")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="least level logged")
+
+    @property
+    def limits(self) -> ImageLimits:
+        return ImageLimits(max_image_bytes=self.max_image_bytes, max_image_pixels=self.max_image_pixels)
+
+
+def parse_settings(arguments: list[str], environment: Mapping[str, str] = os.environ) -> Settings:
+    """Settings from flags, else from TUREEN_… variables, else the defaults; exits with status 2 on a wrong value."""
+    parser = argparse.ArgumentParser(
+        prog="tureen serve",
+        description="Serve a bundle over HTTP. Each option is also a variable: --max-batch is TUREEN_MAX_BATCH.",
+        epilog="example: tureen serve digits-bundle --port 8000 --default-beta 0.3",
+    )
+    fields = Settings.model_fields
+    for name, field in fields.items():
+        default = field.get_default(call_default_factory=True, validated_data={})
+        shown = (
+            ""
+            if name == "bundle" or default is None or "default:" in (field.description or "")
+            else f" (default: {default})"
+        )
+        text = f"{field.description}{shown}".replace("%", "%%")
+        if name == "bundle":
+            parser.add_argument(name, nargs="?", metavar="BUNDLE", help=text)
+        else:
+            parser.add_argument(f"--{name.replace('_', '-')}", dest=name, metavar=name.upper(), help=text)
+    given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
+    variables = {name: environment[v] for name in fields if (v := f"TUREEN_{name.upper()}") in environment}
+    try:
+        return Settings.model_validate({**variables, **given})
+    except ValidationError as error:
+        for wrong in error.errors():
+            name = str(wrong["loc"][0])
+            flag = "BUNDLE" if name == "bundle" else f"--{name.replace('_', '-')}"
+            print(f"tureen serve: {flag} (TUREEN_{name.upper()}): {wrong['msg']}", file=sys.stderr)
+        parser.exit(2, "tureen serve: see --help\n")

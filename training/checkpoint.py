@@ -1,0 +1,107 @@
+"""A trained model on disk: what `tureen train` leaves and `tureen export` reads. Safetensors and JSON, no pickle.
+
+checkpoint.json      recipe, labels, preprocessing, accuracy at each β, provenance; written last
+model.safetensors    the weights, float32, both tokens among them
+held_out.npz         pixels uint8 (n, H, W, 3) and labels int64 (n,): what the accuracy was measured on
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import safetensors.torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+
+from training.atomic import replace_file
+from training.data import Images
+from training.errors import CheckpointError
+from training.model import DualTokenViT
+from training.recipes import Recipe
+from tureen.bundle import AccuracyRow
+from tureen.preprocess import PreprocessSpec
+
+CHECKPOINT = "checkpoint.json"
+MODEL = "model.safetensors"
+HELD_OUT = "held_out.npz"
+
+
+class CheckpointRecord(BaseModel):
+    """What checkpoint.json holds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: Literal[1] = 1
+    recipe: Recipe
+    labels: list[str]
+    preprocess: PreprocessSpec
+    accuracy: list[AccuracyRow]
+    provenance: dict[str, Any]
+    sha256: dict[str, str] = Field(description="of the other two files")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    model: DualTokenViT
+    held_out: Images
+    recipe: Recipe
+    labels: list[str]
+    preprocess: PreprocessSpec
+    accuracy: list[AccuracyRow]
+    provenance: dict[str, Any]
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write the checkpoint into the directory `path`; it counts as one from the moment its JSON is there."""
+    path.mkdir(parents=True, exist_ok=True)
+    arrays = io.BytesIO()
+    np.savez_compressed(arrays, pixels=checkpoint.held_out.pixels, labels=checkpoint.held_out.labels)
+    weights = {name: tensor.cpu().contiguous() for name, tensor in checkpoint.model.state_dict().items()}
+    files = {MODEL: safetensors.torch.save(weights), HELD_OUT: arrays.getvalue()}
+    record = CheckpointRecord(
+        recipe=checkpoint.recipe,
+        labels=checkpoint.labels,
+        preprocess=checkpoint.preprocess,
+        accuracy=checkpoint.accuracy,
+        provenance=checkpoint.provenance,
+        sha256={name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
+    )
+    for name, data in files.items():
+        replace_file(path / name, data)
+    replace_file(path / CHECKPOINT, (record.model_dump_json(indent=2) + "\n").encode())
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """The checkpoint in the directory `path`, its model in eval mode on the CPU; raises CheckpointError."""
+    try:
+        record = CheckpointRecord.model_validate_json((path / CHECKPOINT).read_bytes())
+        files = {name: (path / name).read_bytes() for name in (MODEL, HELD_OUT)}
+    except (FileNotFoundError, NotADirectoryError) as error:
+        missing = Path(error.filename).name
+        raise CheckpointError(f"{path} is not a finished checkpoint: it has no {missing}; run `tureen train`") from None
+    except (OSError, ValidationError) as error:
+        raise CheckpointError(f"{path / CHECKPOINT} cannot be read, or was made by another version") from error
+    for name, data in files.items():
+        if hashlib.sha256(data).hexdigest() != record.sha256.get(name):
+            raise CheckpointError(f"{path / name} is not what {CHECKPOINT} describes: train or copy it again")
+    model = DualTokenViT(record.recipe.model)
+    try:
+        model.load_state_dict(safetensors.torch.load(files[MODEL]))
+        with np.load(io.BytesIO(files[HELD_OUT]), allow_pickle=False) as arrays:
+            held_out = Images(arrays["pixels"], arrays["labels"])
+    except (SafetensorError, RuntimeError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path} holds a model of another shape than its recipe") from error
+    return Checkpoint(
+        model=model.eval().requires_grad_(False),
+        held_out=held_out,
+        recipe=record.recipe,
+        labels=record.labels,
+        preprocess=record.preprocess,
+        accuracy=record.accuracy,
+        provenance=record.provenance,
+    )

@@ -1,0 +1,280 @@
+"""The bundle: the directory that export writes and the server loads. Its format, its names, and nothing else.
+
+Knows the names and shapes of the graph's tensors; does not know how a graph is made or run.
+
+    manifest.json        what the rest is, with SHA-256 sums, measured parity and measured accuracy
+    tokens.safetensors   named token vectors, float32 (D,); "clean" and "robust" always
+    backbone.onnx        pixels uint8 (B, H, W, 3), cls_token float32 (B, D) -> logits float32 (B, K)
+    golden.npz           pixels uint8 (G, H, W, 3), betas float32 (T,), logits float32 (T, G, K) by PyTorch
+    README.md            the model card
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from tureen.errors import BundleError
+from tureen.preprocess import PreprocessSpec
+
+SCHEMA_VERSION: Final = 1
+MANIFEST = "manifest.json"
+TOKENS = "tokens.safetensors"
+BACKBONE = "backbone.onnx"
+GOLDEN = "golden.npz"
+CARD = "README.md"
+
+PIXELS_INPUT = "pixels"
+TOKEN_INPUT = "cls_token"  # noqa: S105 - not a password
+LOGITS_OUTPUT = "logits"
+
+Precision = Literal["fp32", "bf16"]
+FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+Tokens = dict[str, NDArray[np.float32]]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Accuracy(_Record):
+    """A share of images classified rightly, with its 95 % Wilson interval; all three in [0, 1]."""
+
+    value: float = Field(ge=0, le=1)
+    low: float = Field(ge=0, le=1)
+    high: float = Field(ge=0, le=1)
+
+
+class AccuracyRow(_Record):
+    """What one β is worth, measured on held-out images; the attack is white-box on the very soup of this row."""
+
+    beta: float
+    n: int = Field(gt=0, description="number of images")
+    clean: Accuracy
+    robust: Accuracy
+    attack: str = Field(description="name and number of steps, such as PGD-40")
+    epsilon_255: float = Field(ge=0, description="radius of the attack under l∞, in 1/255 of the pixel range")
+
+
+class ParityRow(_Record):
+    """How far an engine's logits are from PyTorch's, on real images at several β; only admitted ones are listed."""
+
+    engine: str
+    precision: Precision
+    engine_version: str
+    max_abs_diff: float = Field(ge=0, description="largest logit difference")
+    mean_abs_diff: float = Field(ge=0, description="mean logit difference")
+    top1_agreement: float = Field(ge=0, le=1, description="lowest share of equal first labels over the β")
+    n: int = Field(gt=0, description="number of images at each β")
+    betas: list[float]
+    batch_sizes: list[int]
+
+
+class FileRecord(_Record):
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    size: int = Field(ge=0, description="bytes")
+
+
+class Manifest(_Record):
+    schema_version: Literal[1] = SCHEMA_VERSION
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="the model's name")
+    version: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    width: int = Field(gt=0, description="D, the width of a token")
+    labels: list[str] = Field(min_length=2, description="K names, in the order of the logits")
+    preprocess: PreprocessSpec
+    default_beta: float = Field(ge=0, le=1, description="the β of a request that names none")
+    opset: int
+    files: dict[FileName, FileRecord]
+    parity: list[ParityRow]
+    accuracy: list[AccuracyRow]
+    provenance: dict[str, Any] = Field(description="what made it: versions, recipe, seed, command")
+
+
+@dataclass(frozen=True)
+class Golden:
+    """PyTorch's own answers, which an engine must reproduce before it may serve."""
+
+    pixels: NDArray[np.uint8]  # (G, H, W, 3)
+    betas: NDArray[np.float32]  # (T,)
+    logits: NDArray[np.float32]  # (T, G, K)
+
+    def to_bytes(self) -> bytes:
+        buffer = io.BytesIO()
+        np.savez(buffer, pixels=self.pixels, betas=self.betas, logits=self.logits)
+        return buffer.getvalue()
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A verified bundle in memory."""
+
+    path: Path
+    manifest: Manifest
+    tokens: Tokens
+    graph: bytes
+    golden: Golden
+
+    @property
+    def clean_token(self) -> NDArray[np.float32]:
+        """float32 (D,)"""
+        return self.tokens["clean"]
+
+    @property
+    def robust_token(self) -> NDArray[np.float32]:
+        """float32 (D,)"""
+        return self.tokens["robust"]
+
+    def parity(self, engine: str, precision: str) -> ParityRow | None:
+        """The measured parity of an engine at a precision; None where the bundle does not vouch for it."""
+        rows = (row for row in self.manifest.parity if (row.engine, row.precision) == (engine, precision))
+        return next(rows, None)
+
+
+def record_files(files: Mapping[str, bytes]) -> dict[str, FileRecord]:
+    """Size and SHA-256 of each file, as the manifest lists them."""
+    return {name: FileRecord(sha256=hashlib.sha256(data).hexdigest(), size=len(data)) for name, data in files.items()}
+
+
+def write_bundle(path: Path, manifest: Manifest, files: Mapping[str, bytes], *, overwrite: bool = False) -> None:
+    """Write the files and the manifest to a temporary directory beside `path`, sync, and rename it into place.
+
+    Raises BundleError where `path` exists and `overwrite` is false, where what would be overwritten is no bundle, or
+    where the manifest does not describe the files. A failure leaves nothing behind, and what stood at `path` as it was.
+    """
+    if path.exists() and not overwrite:
+        raise BundleError(f"{path} exists already: choose another directory, or allow overwriting it")
+    if path.exists() and not (path / MANIFEST).is_file():
+        raise BundleError(f"{path} is not a bundle, so it is not overwritten: choose another directory")
+    if manifest.files != record_files(files):
+        raise BundleError("the manifest does not describe the files to be written")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # A whole directory is made, so that the replaced one can be set aside within it and removed with it.
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
+        fresh = Path(scratch) / "fresh"
+        fresh.mkdir(mode=0o755)
+        manifest_json = (manifest.model_dump_json(indent=2) + "\n").encode()
+        for name, data in {**files, MANIFEST: manifest_json}.items():
+            with (fresh / name).open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        _sync_directory(fresh)
+        replaced = Path(scratch) / "replaced"
+        if path.exists():
+            path.rename(replaced)
+        try:
+            fresh.rename(path)
+        except OSError:
+            if replaced.exists():
+                replaced.rename(path)
+            raise
+        _sync_directory(path.parent)
+
+
+def load_bundle(path: Path | str) -> Bundle:
+    """Read and verify a bundle: schema version, every file's size and SHA-256, every array's shape and dtype.
+
+    Raises BundleError with the file's name and what to do. What was verified is what is returned: no file is
+    read a second time.
+    """
+    path = Path(path)
+    manifest = read_manifest(path)
+    data = {name: _read_verified(path, name, record) for name, record in manifest.files.items()}
+    for name in (TOKENS, BACKBONE, GOLDEN):
+        if name not in data:
+            raise BundleError(f"{path / MANIFEST} does not list {name}: export the model again")
+    try:
+        tokens = safetensors.numpy.load(data[TOKENS])
+    except safetensors.SafetensorError as error:
+        raise BundleError(f"{path / TOKENS} is not a safetensors file: export the model again") from error
+    for token in ("clean", "robust"):
+        if token not in tokens:
+            raise BundleError(f"{path / TOKENS} has no {token} token: export the model again")
+    for token, vector in tokens.items():
+        if vector.dtype != np.float32 or vector.shape != (manifest.width,) or not np.isfinite(vector).all():
+            raise BundleError(f"{path / TOKENS}: the {token} token is not {manifest.width} finite float32 numbers")
+    return Bundle(path, manifest, tokens, data[BACKBONE], _load_golden(path, data[GOLDEN], manifest))
+
+
+def read_manifest(path: Path | str) -> Manifest:
+    """The manifest of the bundle at `path`, its files not yet verified; raises BundleError."""
+    file = Path(path) / MANIFEST
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        raise BundleError(f"{path} is not a bundle: it has no {MANIFEST}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise BundleError(f"{file} cannot be read") from error
+    version = _schema_version(file, text)
+    if version != SCHEMA_VERSION:
+        raise BundleError(
+            f"{file} has schema version {version}, this Tureen reads version {SCHEMA_VERSION}: "
+            + ("upgrade Tureen" if version > SCHEMA_VERSION else "export the model again")
+        )
+    try:
+        return Manifest.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise BundleError(f"{file}: {where}: {first['msg']}; export the model again") from error
+
+
+def _schema_version(file: Path, text: str) -> int:
+    class Versioned(BaseModel):
+        schema_version: int
+
+    try:
+        return Versioned.model_validate_json(text).schema_version
+    except ValidationError as error:
+        raise BundleError(f"{file} is not a Tureen manifest: export the model again") from error
+
+
+def _read_verified(path: Path, name: str, record: FileRecord) -> bytes:
+    file = path / name
+    try:
+        data = file.read_bytes()
+    except FileNotFoundError:
+        raise BundleError(f"{file} is missing: copy or export the bundle again") from None
+    except OSError as error:
+        raise BundleError(f"{file} cannot be read") from error
+    if len(data) != record.size or hashlib.sha256(data).hexdigest() != record.sha256:
+        raise BundleError(f"{file} is not what the manifest describes: copy or export the bundle again")
+    return data
+
+
+def _load_golden(path: Path, data: bytes, manifest: Manifest) -> Golden:
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            golden = Golden(arrays["pixels"], arrays["betas"], arrays["logits"])
+    except (OSError, ValueError, KeyError) as error:
+        raise BundleError(f"{path / GOLDEN} cannot be read: export the model again") from error
+    size = manifest.preprocess.image_size
+    images, betas = len(golden.pixels), len(golden.betas)
+    expected: list[tuple[NDArray[Any], type, tuple[int, ...]]] = [
+        (golden.pixels, np.uint8, (images, size, size, 3)),
+        (golden.betas, np.float32, (betas,)),
+        (golden.logits, np.float32, (betas, images, len(manifest.labels))),
+    ]
+    if not images or any(array.dtype != dtype or array.shape != shape for array, dtype, shape in expected):
+        raise BundleError(f"{path / GOLDEN} does not fit the manifest: export the model again")
+    return golden
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,72 @@
+"""The front door: `tureen COMMAND …` finds the command's package, imports it, and turns errors into exit statuses."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from dataclasses import dataclass
+
+import tureen
+from tureen.errors import TureenError
+
+EXIT_FAILED = 1
+EXIT_WRONG_USE = 2
+EXIT_INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Command:
+    """Where a sub-command lives: a function from its arguments to its exit status."""
+
+    module: str
+    function: str
+    extra: str
+    summary: str
+
+
+COMMANDS = {
+    "demo": Command("tureen.demo", "demo", "demo", "train on handwritten digits, export, serve"),
+    "train": Command("training.command", "train", "train", "train a dual-token model from a recipe"),
+    "evaluate": Command("training.command", "evaluate", "train", "measure a checkpoint at any β"),
+    "export": Command("export.command", "export", "export", "compile a checkpoint into a proven bundle"),
+    "inspect": Command("tureen.describe", "inspect", "serve", "show what a bundle holds"),
+    "serve": Command("serve.server", "serve", "serve", "serve a bundle over HTTP"),
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; the exit status is 0, 1 where it failed, 2 where it was called wrongly."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_usage())
+        return 0 if arguments else EXIT_WRONG_USE
+    if arguments[0] == "--version":
+        print(f"tureen {tureen.__version__}")
+        return 0
+    name, *rest = arguments
+    if name not in COMMANDS:
+        print(f"tureen: there is no command {name!r}\n\n{_usage()}", file=sys.stderr)
+        return EXIT_WRONG_USE
+    command = COMMANDS[name]
+    try:
+        run = getattr(importlib.import_module(command.module), command.function)
+        status: int = run(rest)
+    except ModuleNotFoundError as error:
+        print(f'tureen {name}: {error.name} is not installed: pip install "tureen[{command.extra}]"', file=sys.stderr)
+        return EXIT_FAILED
+    except TureenError as error:
+        print(f"tureen {name}: {error}", file=sys.stderr)
+        return EXIT_WRONG_USE if isinstance(error, ValueError) else EXIT_FAILED
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    return status
+
+
+def _usage() -> str:
+    width = max(map(len, COMMANDS))
+    lines = "\n".join(f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items())
+    return f"usage: tureen COMMAND …\n\n{lines}\n\n`tureen COMMAND --help` says more. Begin with: tureen demo"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

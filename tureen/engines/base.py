@@ -1,0 +1,62 @@
+"""The seam between Tureen and whatever runs a backbone, and the proof that every engine owes before it serves.
+
+Knows no runtime; each one's module holds everything about it and imports it lazily.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tureen.bundle import Bundle, ParityRow, Precision
+from tureen.errors import EngineError
+from tureen.tokens import mix_rows
+
+
+class Engine(Protocol):
+    """A compiled backbone. `run` may be called from any thread, one call at a time or several."""
+
+    name: str
+    precision: Precision
+    version: str
+
+    def run(self, pixels: NDArray[np.uint8], tokens: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits float32 (B, K) of pixels uint8 (B, H, W, 3), each row with its own token, float32 (B, D)."""
+        ...
+
+    def close(self) -> None:
+        """Free the runtime's memory; the engine is not used again."""
+        ...
+
+
+def golden_tolerance(row: ParityRow) -> float:
+    """The largest logit difference at which an engine still counts as the one whose parity was measured.
+
+    Another CPU sums in another order: four times the difference that export measured, and never less than 1e-3.
+    """
+    return max(1e-3, 4 * row.max_abs_diff)
+
+
+def reproduce_golden(engine: Engine, bundle: Bundle) -> float:
+    """Run the golden rows, every β in one batch, and return the largest logit difference from PyTorch's.
+
+    Raises EngineError where the bundle does not vouch for this engine and precision, or where the difference is
+    beyond `golden_tolerance` or not a number.
+    """
+    name = f"{engine.name} {engine.precision}"
+    row = bundle.parity(engine.name, engine.precision)
+    if row is None:
+        raise EngineError(f"the bundle does not vouch for {name}: export it with that engine and precision")
+    golden = bundle.golden
+    betas = np.repeat(golden.betas, len(golden.pixels))
+    pixels = np.tile(golden.pixels, (len(golden.betas), 1, 1, 1))
+    logits = engine.run(pixels, mix_rows(bundle.clean_token, bundle.robust_token, betas))
+    difference = float(np.abs(logits.reshape(golden.logits.shape) - golden.logits).max())
+    if not difference <= golden_tolerance(row):
+        raise EngineError(
+            f"{name} does not reproduce the golden rows: largest logit difference {difference:.3g}, "
+            f"allowed {golden_tolerance(row):.3g}; use another engine, or export again on this machine"
+        )
+    return difference
