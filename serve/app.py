@@ -61,6 +61,7 @@ def create_app(service: Service, lifespan: Lifespan | None = None) -> FastAPI:
         redoc_url=None,
         lifespan=lifespan or open_and_close,
     )
+    app.state.service = service
     app.add_middleware(AccessMiddleware, metrics=service.metrics)
     app.add_exception_handler(TureenError, _tureen_problem)
     app.add_exception_handler(HTTPException, _http_problem)

@@ -56,7 +56,7 @@ class Service:
         self.bundle = bundle
         self.metrics = metrics
         self._permits_taken = 0
-        self._soup: Soup | None = None
+        self.soup: Soup | None = None
         self._batcher: Batcher[Row, NDArray[np.float32]] | None = None
         self._decoders = ThreadPoolExecutor(min(8, available_cpus()), thread_name_prefix="decode")
         default = settings.default_beta
@@ -74,8 +74,8 @@ class Service:
     async def open(self) -> None:
         """Compile, prove and warm the engine on a thread, then take requests; raises EngineError."""
         started = time.monotonic()
-        self._soup = await asyncio.to_thread(self._open_soup)
-        engine = self._soup.engine
+        self.soup = await asyncio.to_thread(self._open_soup)
+        engine = self.soup.engine
         self._batcher = Batcher(
             self._run,
             max_batch=self.settings.max_batch,
@@ -103,8 +103,8 @@ class Service:
         """Answer what was accepted, then free engine and threads."""
         if self._batcher is not None:
             await self._batcher.close()
-        if self._soup is not None:
-            self._soup.close()
+        if self.soup is not None:
+            self.soup.close()
         self._decoders.shutdown()
 
     @contextmanager
@@ -158,5 +158,5 @@ class Service:
         return pixels, time.perf_counter() - started
 
     def _run(self, rows: Sequence[Row]) -> Sequence[NDArray[np.float32]]:
-        assert self._soup is not None
-        return list(self._soup.logits(np.stack([pixels for pixels, _ in rows]), [beta for _, beta in rows]))
+        assert self.soup is not None
+        return list(self.soup.logits(np.stack([pixels for pixels, _ in rows]), [beta for _, beta in rows]))

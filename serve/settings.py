@@ -12,7 +12,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tureen.engines import available_cpus
-from tureen.preprocess import ImageLimits
+from tureen.preprocess import PILLOW_MAX_PIXELS, ImageLimits
 from tureen.soup import DEFAULT_TOP_K
 
 
@@ -42,7 +42,10 @@ class Settings(BaseModel):
         default=ImageLimits().max_image_bytes, ge=1, description="an image of more bytes is answered 413"
     )
     max_image_pixels: int = Field(
-        default=ImageLimits().max_image_pixels, ge=1, description="an image of more width × height is answered 413"
+        default=ImageLimits().max_image_pixels,
+        ge=1,
+        le=PILLOW_MAX_PIXELS,
+        description="an image of more width × height is answered 413",
     )
     max_top_k: int = Field(default=1000, ge=DEFAULT_TOP_K, description="a larger top_k is answered 422")
     drain_timeout_s: int = Field(default=30, ge=1, description="seconds that accepted requests have at SIGTERM")

@@ -32,19 +32,19 @@ def pgd(
     forward: images to logits (B, K). images: float32 (B, 3, H, W) in [0, 1]. labels: int64 (B,).
     epsilon, step_size: in units of the [0, 1] range, so 8/255 is 0.0314. Returns float32 (B, 3, H, W) in [0, 1],
     nowhere further than epsilon from `images`, detached. Only the gradient with respect to the images is
-    computed: no parameter's `.grad` is touched. Raises ZeroGradientError where the gradient vanishes for a whole
-    batch: an attack that cannot move would report robustness that is not there.
+    computed: no parameter's `.grad` is touched. Raises ZeroGradientError where the gradient at the start vanishes for
+    the whole batch: an attack that cannot move would report robustness that is not there.
     """
     lower = (images - epsilon).clamp_(min=0.0)
     upper = (images + epsilon).clamp_(max=1.0)
     noise = torch.rand(images.shape, generator=generator, dtype=images.dtype, device=images.device)
     adversarial = (images + epsilon * (2 * noise - 1)).clamp_(lower, upper)
-    for _ in range(steps):
+    for step in range(steps):
         adversarial.requires_grad_(True)
         with torch.enable_grad():
             loss = F.cross_entropy(forward(adversarial).float(), labels, reduction="sum")
             (gradient,) = torch.autograd.grad(loss, adversarial)
-        if not gradient.any():
+        if step == 0 and not gradient.any():
             raise ZeroGradientError("the loss has no gradient with respect to the images: the attack cannot move")
         adversarial = adversarial.detach().add_(gradient.sign_(), alpha=step_size)
         adversarial = adversarial.clamp_(lower, upper)

@@ -65,7 +65,7 @@ DIGITS = Recipe(
     model=ViTConfig(image_size=8, patch_size=2, width=64, depth=4, heads=2, mlp_ratio=2, classes=10),
     epochs=100,
     batch_size=128,
-    learning_rate=5e-3,
+    learning_rate=8e-3,
     warmup=0.2,
     weight_decay=0.05,
     clip_norm=1.0,

@@ -74,7 +74,7 @@ def prepare(directory: Path) -> Path:
     from training.recipes import load_recipe
 
     recipe = load_recipe(RECIPE)
-    fingerprint = hashlib.sha256(recipe.model_dump_json().encode()).hexdigest()[:8]
+    fingerprint = demo_fingerprint()
     run, bundle = directory / f"run-{fingerprint}", directory / "bundle"
     if (bundle / MANIFEST).exists():
         try:
@@ -99,6 +99,13 @@ def prepare(directory: Path) -> Path:
     export_bundle(checkpoint, bundle, overwrite=bundle.exists(), report=print)
     write_samples(directory / SAMPLES, run, bundle)
     return bundle
+
+
+def demo_fingerprint() -> str:
+    """Eight hexadecimal digits of the demo's recipe, by which it knows what it made itself."""
+    from training.recipes import load_recipe
+
+    return hashlib.sha256(load_recipe(RECIPE).model_dump_json().encode()).hexdigest()[:8]
 
 
 def write_samples(directory: Path, run: Path, bundle: Path) -> None:

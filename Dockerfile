@@ -1,0 +1,26 @@
+# The server: no torch, not root, the bundle mounted at /bundle.
+#
+#   docker build -t tureen .
+#   docker run --rm -p 8000:8000 -v "$PWD/tureen-demo/bundle:/bundle:ro" tureen
+
+FROM python:3.11-slim AS build
+WORKDIR /src
+COPY pyproject.toml README.md CHANGELOG.md constraints.txt ./
+COPY tureen tureen
+COPY serve serve
+COPY training training
+COPY export export
+RUN pip install --no-cache-dir build -c constraints.txt && python -m build --wheel --outdir /wheels
+
+FROM python:3.11-slim
+COPY --from=build /wheels /wheels
+COPY constraints.txt /
+RUN wheel=$(ls /wheels/*.whl) \
+    && pip install --no-cache-dir -c /constraints.txt "tureen[serve,openvino] @ file://$wheel" \
+    && rm -r /wheels \
+    && useradd --system --uid 10001 tureen
+USER 10001
+ENV TUREEN_BUNDLE=/bundle TUREEN_HOST=0.0.0.0 TUREEN_PORT=8000
+EXPOSE 8000
+HEALTHCHECK --interval=10s --timeout=3s --start-period=30s CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/healthz', timeout=2)"]
+CMD ["tureen", "serve"]

@@ -1,0 +1,78 @@
+"""The digits recipe beside its two specialists: same model, same steps, α = 1 (nominal) and α = 0 (adversarial only).
+
+    python -m benchmarks.digits --seeds 0 1 2
+
+Prints training time, accuracy by β for each seed with its 95 % interval, and the mean over the seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from statistics import mean
+
+from tqdm import tqdm
+
+from benchmarks.machine import describe_machine
+from training.cotrain import Cotraining, best_device
+from training.data import load_digits
+from training.evaluate import evaluate
+from training.recipes import load_recipe
+from tureen.bundle import Accuracy, AccuracyRow
+
+ALPHAS = {"co-trained, two tokens": 0.5, "nominal only (α = 1)": 1.0, "adversarial only (α = 0)": 0.0}
+OWN_BETAS = {0.5: (0.0, 0.25, 0.5, 0.75, 1.0), 1.0: (0.0,), 0.0: (1.0,)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--set", action="append", default=[], dest="settings", metavar="KEY=VALUE")
+    options = parser.parse_args()
+    print(describe_machine())
+    for name, alpha in ALPHAS.items():
+        runs = []
+        for seed in options.seeds:
+            rows, seconds = measure([*options.settings, f"alpha={alpha}", f"seed={seed}"], OWN_BETAS[alpha], name)
+            print(f"\n{name}, seed {seed}, trained in {seconds:.0f} s")
+            for row in rows:
+                print(f"  β = {row.beta:4.2f}   clean {cell(row.clean)}   robust {cell(row.robust)}", flush=True)
+            runs.append(rows)
+        print_mean(name, runs)
+
+
+def measure(settings: Sequence[str], betas: Sequence[float], name: str) -> tuple[list[AccuracyRow], float]:
+    """Train one model and measure it at each β; the seconds are those of training alone."""
+    recipe = load_recipe("digits", settings)
+    data = load_digits()
+    training = Cotraining(recipe, data.train, best_device())
+    with tqdm(total=recipe.epochs, desc=name, unit="epoch", disable=None, leave=False) as bar:
+        while not training.is_finished:
+            training.run_epoch()
+            bar.update()
+    rows = evaluate(
+        training.average.eval(),
+        data.held_out,
+        betas=betas,
+        epsilon_255=recipe.epsilon_255,
+        steps=recipe.evaluation_steps,
+    )
+    return rows, training.seconds
+
+
+def cell(accuracy: Accuracy) -> str:
+    """An accuracy in per cent with its interval."""
+    return f"{100 * accuracy.value:5.1f} % ({100 * accuracy.low:4.1f}–{100 * accuracy.high:5.1f})"
+
+
+def print_mean(name: str, runs: Sequence[Sequence[AccuracyRow]]) -> None:
+    """The mean and the range over the seeds, at each β."""
+    print(f"\n{name}, mean over {len(runs)} seeds (least–most), n = {runs[0][0].n} each:")
+    for at_beta in zip(*runs, strict=True):
+        clean, robust = [row.clean.value for row in at_beta], [row.robust.value for row in at_beta]
+        cells = [f"{100 * mean(v):5.1f} % ({100 * min(v):.1f}–{100 * max(v):.1f})" for v in (clean, robust)]
+        print(f"  β = {at_beta[0].beta:4.2f}   clean {cells[0]}   robust {cells[1]}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

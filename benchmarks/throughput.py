@@ -1,0 +1,167 @@
+"""What the dial costs: mixed-β batches against single-β ones on every engine, and HTTP against the bare engine.
+
+    python -m benchmarks.throughput tureen-demo/bundle
+
+All figures of one run are comparable with each other; on shared cores use the ratios. The load generator runs on the
+same cores as the server, so the HTTP figure is what is left after it took its share.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import io
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from benchmarks.load import closed_loop
+from benchmarks.machine import describe_machine
+from tureen.bundle import Bundle, load_bundle
+from tureen.engines import open_engine
+from tureen.engines.base import Engine
+from tureen.preprocess import pixels_from_bytes
+from tureen.tokens import mix_rows
+
+BATCH = 64
+ROUNDS = 31
+CONNECTIONS = 64
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path, nargs="?", default=Path("tureen-demo/bundle"))
+    parser.add_argument("--seconds", type=float, default=5.0, help="of load on each HTTP measurement")
+    options = parser.parse_args()
+    print(describe_machine())
+    bundle = load_bundle(options.bundle)
+    print(f"{bundle.manifest.name} {bundle.manifest.version}, batch {BATCH}\n")
+    print("Mixed β against one β, on the bare engine:")
+    for row in bundle.manifest.parity:
+        engine = open_engine(bundle, row.engine, row.precision)
+        mixed_against_single(engine, bundle)
+        engine.close()
+    print(f"\nThrough HTTP, {CONNECTIONS} connections, {options.seconds:g} s each:")
+    through_http(bundle, options.seconds)
+
+
+def mixed_against_single(engine: Engine, bundle: Bundle) -> None:
+    """Print both rates, their ratio, and how far a mixed batch is from its rows alone."""
+    pixels = np.resize(bundle.golden.pixels, (BATCH, *bundle.golden.pixels.shape[1:]))
+    betas = np.linspace(0, 1, BATCH)
+    mixed = lambda: engine.run(pixels, mix_rows(bundle.clean_token, bundle.robust_token, betas))  # noqa: E731
+    single = lambda: engine.run(pixels, mix_rows(bundle.clean_token, bundle.robust_token, [0.5] * BATCH))  # noqa: E731
+    seconds = interleaved([mixed, single])
+    rates = [BATCH / s for s in seconds]
+    alone = np.concatenate([engine.run(pixels[i : i + 1], row(bundle, betas[i])) for i in range(BATCH)])
+    together = mixed()
+    print(
+        f"  {engine.name} {engine.precision:<5} {BATCH} β {rates[0]:9.0f} images/s   one β {rates[1]:9.0f} images/s   "
+        f"ratio {rates[0] / rates[1]:.3f}   batch of {BATCH} β against each alone: "
+        f"largest logit difference {np.abs(together - alone).max():.1e}, "
+        f"same label {(together.argmax(1) == alone.argmax(1)).sum()}/{BATCH}",
+        flush=True,
+    )
+
+
+def row(bundle: Bundle, beta: float) -> NDArray[np.float32]:
+    """One token, float32 (1, D)."""
+    return mix_rows(bundle.clean_token, bundle.robust_token, [beta])
+
+
+def interleaved(functions: Sequence[Callable[[], object]]) -> list[float]:
+    """Median seconds of each function, called in turns after a warm-up; each turn is as many calls as fill 20 ms."""
+    for function in functions:
+        function()
+    start = time.perf_counter()
+    functions[0]()
+    calls = max(1, int(0.02 / (time.perf_counter() - start)))
+    times: list[list[float]] = [[] for _ in functions]
+    for turn in range(ROUNDS):
+        # Who comes first alternates too.
+        order = range(len(functions)) if turn % 2 else reversed(range(len(functions)))
+        for index in order:
+            start = time.perf_counter()
+            for _ in range(calls):
+                functions[index]()
+            times[index].append((time.perf_counter() - start) / calls)
+    return [median(t) for t in times]
+
+
+def through_http(bundle: Bundle, seconds: float) -> None:
+    """Print requests per second with mixed and with one β, beside the bare engine and decoder of the same run."""
+    images = [png(pixels) for pixels in bundle.golden.pixels]
+    with serving(bundle.path) as port:
+        rates = {}
+        for name, betas in (("one β", ["0.5"]), ("mixed β", [f"{b:.3f}" for b in np.linspace(0, 1, 64)])):
+            result = asyncio.run(closed_loop(port, requests(images, betas), CONNECTIONS, seconds))
+            rates[name] = result.rate
+            print(f"  {name:<8} {result}", flush=True)
+        alone = asyncio.run(closed_loop(port, requests(images, ["0.5"]), 1, seconds))
+        print(f"  one connection {alone}", flush=True)
+    engine = open_engine(bundle)
+    pixels = np.resize(bundle.golden.pixels, (32, *bundle.golden.pixels.shape[1:]))
+    tokens = np.repeat(row(bundle, 0.5), 32, axis=0)
+    (engine_s,) = interleaved([lambda: engine.run(pixels, tokens)])
+    (decode_s,) = interleaved([lambda: pixels_from_bytes(images[0], bundle.manifest.preprocess)])
+    engine.close()
+    bare = 32 / engine_s
+    print(f"  mixed against one β through HTTP: ratio {rates['mixed β'] / rates['one β']:.3f}")
+    print(f"  bare engine, {engine.name} {engine.precision}, batch 32: {bare:.0f} images/s")
+    print(f"  through HTTP against the bare engine: ratio {rates['one β'] / bare:.3f}")
+    print(f"  decoding one of these PNG files: {1e6 * decode_s:.0f} µs on one core")
+
+
+def requests(images: Sequence[bytes], betas: Sequence[str]) -> list[bytes]:
+    """Whole HTTP requests, every image at every β."""
+    return [
+        f"POST /classify?beta={beta}&top_k=1 HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n"
+        f"Content-Length: {len(image)}\r\n\r\n".encode()
+        + image
+        for beta in betas
+        for image in images
+    ]
+
+
+def png(pixels: NDArray[np.uint8]) -> bytes:
+    """The pixels, uint8 (H, W, 3), as a PNG file."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@contextmanager
+def serving(bundle: Path) -> Iterator[int]:
+    """A real server process on a free port; ready when entered."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "tureen.cli", "serve", str(bundle), "--port", str(port), "--log-level", "warning"]
+    server = subprocess.Popen(command)
+    try:
+        while True:
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz").close()
+                break
+            except OSError:
+                if server.poll() is not None:
+                    raise
+                time.sleep(0.1)
+        yield port
+    finally:
+        server.terminate()
+        server.wait(60)
+
+
+if __name__ == "__main__":
+    main()

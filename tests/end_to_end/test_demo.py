@@ -1,0 +1,105 @@
+"""`make demo`, from a trained run on: export, samples, server, and the two commands it prints, run as they stand."""
+
+import json
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tureen.demo import demo_fingerprint
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def demo_directory(digits_run, tmp_path_factory):
+    """Where the demo finds its training done already, by the same command and recipe."""
+    directory = tmp_path_factory.mktemp("demo") / "tureen-demo"
+    shutil.copytree(digits_run, directory / f"run-{demo_fingerprint()}")
+    return directory
+
+
+def start(directory):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "tureen.cli", "demo", "--dir", str(directory), "--port", str(port)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def read_until(stream, end):
+    lines = []
+    for line in stream:
+        lines.append(line)
+        if end in line:
+            return "".join(lines)
+    raise AssertionError(f"ended without {end!r}: {''.join(lines)}")
+
+
+def stop(demo):
+    demo.send_signal(signal.SIGTERM)
+    _, error = demo.communicate(timeout=60)
+    assert demo.returncode == 0, error
+
+
+def test_the_demo_serves_what_it_prints_and_again_without_training(demo_directory):
+    demo = start(demo_directory)
+    try:
+        shown = read_until(demo.stdout, "Ctrl-C stops")
+        assert "PGD-40" in shown
+        assert re.search(r"1\.00 +\d\d\.\d \(", shown)
+        commands = re.findall(r"^  (curl .*)$", shown, re.MULTILINE)
+        assert len(commands) == 2
+        answers = [json.loads(subprocess.check_output(["sh", "-c", command])) for command in commands]
+    finally:
+        stop(demo)
+    assert [answer["beta"] for answer in answers] == [0, 1]
+    fooled, right = (answer["predictions"][0]["label"] for answer in answers)
+    assert fooled != right
+
+    again = start(demo_directory)
+    try:
+        shown = read_until(again.stdout, "Ctrl-C stops")
+        assert shown.startswith("reusing ")
+        assert "training" not in shown
+        repeated = [
+            json.loads(subprocess.check_output(["sh", "-c", command]))
+            for command in re.findall(r"^  (curl .*)$", shown, re.MULTILINE)
+        ]
+    finally:
+        stop(again)
+    assert [a["predictions"][0]["label"] for a in repeated] == [fooled, right]
+
+
+def test_the_samples_are_held_out_digits_as_png(demo_directory, checkpoint, soup):
+    samples = demo_directory / "samples"
+    files = sorted(file.name for file in samples.iterdir())
+    assert files == ["attacked.png", *[f"digit-{label}.png" for label in range(10)], "digits.png", "pair.png"]
+    for label in range(10):
+        with Image.open(samples / f"digit-{label}.png") as image:
+            assert image.size == (8, 8)
+        (answer,) = soup.classify([samples / f"digit-{label}.png"], beta="clean")
+        assert answer.predictions[0].label == str(label)
+
+
+def test_a_taken_port_is_told_before_two_minutes_of_training(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        command = [sys.executable, "-m", "tureen.cli", "demo", "--dir", str(tmp_path / "new"), "--port", port]
+        demo = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert demo.returncode == 1
+    assert "is taken" in demo.stderr
+    assert not (tmp_path / "new").exists()
+
+
+def test_make_demo_runs_that_command_on_the_port_asked_for():
+    shown = subprocess.check_output(["make", "--dry-run", "demo", "PORT=8123"], cwd=ROOT, text=True)
+    assert "tureen demo --port 8123" in shown

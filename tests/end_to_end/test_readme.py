@@ -1,0 +1,131 @@
+"""The README cannot lie: every command in it is run, in order, and every answer it shows is compared."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from serve.problems import KINDS
+from serve.settings import Settings
+from tureen.demo import demo_fingerprint
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def workplace(digits_run, tmp_path_factory):
+    """An empty directory in which the demo's training was done already."""
+    directory = tmp_path_factory.mktemp("readme")
+    shutil.copytree(digits_run, directory / "tureen-demo" / f"run-{demo_fingerprint()}")
+    return directory
+
+
+def environment():
+    return {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+
+
+def start_server(command, directory, port):
+    server = subprocess.Popen(
+        [*command.split(), "--port", port], cwd=directory, env=environment(), stdout=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz").close()
+            return server
+        except OSError:
+            assert server.poll() is None, command
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+
+def same_answer(shown, found):
+    """Equal but for the version and the last digits of a probability, which another CPU's training changes."""
+    for prediction, expected in zip(found["predictions"], shown["predictions"], strict=True):
+        assert prediction.pop("probability") == pytest.approx(expected.pop("probability"), abs=0.1)
+    assert re.fullmatch(r"[0-9a-f]{12}", found.pop("version"))
+    shown.pop("version")
+    assert found == shown
+
+
+def test_every_command_runs_and_every_answer_is_true(workplace, digits_run):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    server, answer, ran = None, "", []
+    try:
+        for language, block in BLOCKS:
+            if language == "json":
+                same_answer(json.loads(block), json.loads(answer))
+            if language == "python":
+                subprocess.run([sys.executable, "-c", block], check=True, cwd=workplace, env=environment())
+            if language != "sh":
+                continue
+            for line in block.splitlines():
+                command = line.partition("  #")[0].strip()
+                ran.append(command)
+                if command.startswith("make"):
+                    shown = subprocess.check_output([*command.split(), "--dry-run"], cwd=ROOT, text=True)
+                    assert shown
+                    if command != "make demo":
+                        continue
+                    assert "tureen demo" in shown
+                    command = "tureen demo"
+                if command.startswith(("tureen demo", "tureen serve")):
+                    if server is not None:
+                        server.send_signal(signal.SIGTERM)
+                        assert server.wait(60) == 0
+                    server = start_server(command, workplace, port)
+                    continue
+                if command.startswith("tureen train"):
+                    # The whole training is what made `digits_run`; here the command as written, cut short.
+                    command += " --set epochs=1 --set evaluation_steps=1"
+                answer = subprocess.check_output(
+                    ["sh", "-c", command.replace(":8000", f":{port}")], text=True, cwd=workplace, env=environment()
+                )
+                if command.startswith("tureen train"):
+                    out = workplace / re.search(r"--out (\S+)", command)[1]
+                    shutil.rmtree(out)
+                    shutil.copytree(digits_run, out)
+    finally:
+        if server is not None:
+            server.terminate()
+            assert server.wait(60) == 0
+    assert {"make demo", "make test"} <= set(ran)
+    assert any(command.startswith("curl") for command in ran)
+
+
+def test_a_newcomer_sees_all_that_counts_in_the_first_30_lines():
+    head = "\n".join(README.splitlines()[:30])
+    assert "make demo" in head
+    assert "curl" in head
+    assert '"predictions"' in head
+
+
+def test_the_tree_has_a_line_for_every_folder():
+    for folder in ("tureen", "training", "export", "serve", "tests", "benchmarks", "docs"):
+        assert re.search(rf"^ *{folder}/ +\S", README, re.MULTILINE), folder
+
+
+def test_every_error_code_and_every_limit_is_told():
+    for kind in KINDS.values():
+        assert f"`{kind.code}`" in README, kind.code
+    for name in Settings.model_fields:
+        if name.startswith(("max_", "timeout", "drain")):
+            assert f"--{name.replace('_', '-')}" in README, name
+
+
+def test_no_word_promises_what_robustness_is_not():
+    for word in ("secure", "immune", "certified", "guarantees"):
+        assert word not in README.lower()

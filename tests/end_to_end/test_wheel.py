@@ -1,0 +1,94 @@
+"""The server as it is installed in production: a wheel, its serving extra, an empty environment, no torch."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+import venv
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """The python of a new environment in which only the wheel and its serving extra are installed."""
+    directory = tmp_path_factory.mktemp("wheel")
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(directory), str(ROOT)]
+    subprocess.run(build, check=True, capture_output=True)
+    (wheel,) = directory.glob("tureen-*.whl")
+    venv.create(directory / "venv", with_pip=True)
+    python = directory / "venv" / "bin" / "python"
+    pip = [
+        python,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "-c",
+        ROOT / "constraints.txt",
+        f"tureen[serve] @ {wheel.as_uri()}",
+    ]
+    subprocess.run(pip, check=True)
+    return python
+
+
+def test_a_wheel_with_the_serving_extra_serves_a_bundle_without_torch(installed, bundle_path, digit_png, tmp_path):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL"))}
+    packages = json.loads(
+        subprocess.check_output([installed, "-m", "pip", "list", "--format", "json"], env=environment, cwd=tmp_path)
+    )
+    names = {package["name"].lower() for package in packages}
+    assert "onnxruntime" in names
+    assert not names & {"torch", "onnx", "scikit-learn", "matplotlib"}
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    tureen = installed.parent / "tureen"
+    server = subprocess.Popen([tureen, "serve", bundle_path, "--port", str(port)], env=environment, cwd=tmp_path)
+    try:
+        url = f"http://127.0.0.1:{port}"
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                urllib.request.urlopen(f"{url}/readyz")
+                break
+            except OSError:
+                assert server.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+        with urllib.request.urlopen(f"{url}/classify?beta=0.5", digit_png(0)) as response:
+            assert json.load(response)["beta"] == 0.5
+        check_health(installed, port)
+    finally:
+        server.terminate()
+        assert server.wait(60) == 0
+
+
+def check_health(python, port):
+    """The image's own health check, as its Dockerfile has it, passes against this server and fails against none."""
+    line = next(line for line in (ROOT / "Dockerfile").read_text().splitlines() if line.startswith("HEALTHCHECK"))
+    program = json.loads(line[line.index("[") :])
+    assert program[:2] == ["python", "-c"]
+    for served, code in ((port, 0), (1, 1)):
+        command = [python, "-c", program[2].replace("8000", str(served))]
+        assert subprocess.run(command, capture_output=True).returncode == code
+
+
+def test_the_other_commands_name_the_extra_they_need(installed, tmp_path):
+    for name, extra in (("train", "train"), ("export", "export"), ("demo", "demo")):
+        arguments = [installed.parent / "tureen", name, *(["digits"] if name != "demo" else [])]
+        result = subprocess.run(arguments, capture_output=True, text=True, cwd=tmp_path)
+        assert result.returncode == 1
+        assert f'pip install "tureen[{extra}]"' in result.stderr
+
+
+def test_the_image_has_no_torch_and_no_root():
+    lines = (ROOT / "Dockerfile").read_text().splitlines()
+    assert not any("torch" in line or "[train" in line or "[demo" in line for line in lines if not line.startswith("#"))
+    assert any(line.startswith("USER ") and line.split()[1] not in ("root", "0") for line in lines)

@@ -1,0 +1,171 @@
+import asyncio
+import threading
+
+import pytest
+
+from serve.batcher import Batcher
+from serve.errors import DeadlineError, InferenceError, OverloadedError
+
+
+class Engine:
+    """Doubles each row, in batches it remembers; held back until `gate` opens."""
+
+    def __init__(self):
+        self.batches = []
+        self.gate = threading.Event()
+        self.gate.set()
+        self.entered = threading.Event()
+
+    def run(self, rows):
+        self.entered.set()
+        assert self.gate.wait(10)
+        self.batches.append(list(rows))
+        if "poison" in rows:
+            raise RuntimeError("kernel failed at 0x7f00")
+        return [2 * row for row in rows]
+
+
+def batching(test, *, max_batch=4, max_waiting=100, **options):
+    """Run an async test with an engine and a batcher that is closed afterwards."""
+
+    async def run():
+        engine = Engine()
+        batcher = Batcher(engine.run, max_batch=max_batch, max_waiting=max_waiting, **options)
+        try:
+            await asyncio.wait_for(test(engine, batcher), 20)
+        finally:
+            engine.gate.set()
+            await batcher.close()
+
+    asyncio.run(run())
+
+
+async def held(engine, batcher):
+    """A first request that occupies the engine until the gate opens."""
+    engine.gate.clear()
+    first = asyncio.ensure_future(batcher.submit(0, timeout_ms=10_000))
+    await asyncio.to_thread(engine.entered.wait, 10)
+    return first
+
+
+async def queued(batcher, rows, timeout_ms=10_000):
+    tasks = [asyncio.ensure_future(batcher.submit(row, timeout_ms=timeout_ms)) for row in rows]
+    while batcher.waiting < len(rows):
+        await asyncio.sleep(0)
+    return tasks
+
+
+def test_every_row_gets_its_own_answer():
+    async def test(engine, batcher):
+        answers = await asyncio.gather(*(batcher.submit(row, timeout_ms=10_000) for row in range(50)))
+        assert [answer.result for answer in answers] == [2 * row for row in range(50)]
+        assert all(1 <= answer.batch_size <= 4 for answer in answers)
+
+    batching(test)
+
+
+def test_what_gathers_behind_a_running_batch_goes_together_in_order():
+    sizes = []
+
+    async def test(engine, batcher):
+        first = await held(engine, batcher)
+        tasks = await queued(batcher, [1, 2, 3, 4, 5, 6])
+        engine.gate.set()
+        await asyncio.gather(first, *tasks)
+        assert engine.batches == [[0], [1, 2, 3, 4], [5, 6]]
+        assert sizes == [1, 4, 2]
+
+    batching(test, on_batch=lambda size, seconds: sizes.append(size))
+
+
+def test_a_lone_request_waits_for_nobody():
+    async def test(engine, batcher):
+        assert (await batcher.submit(1, timeout_ms=10_000)).batch_size == 1
+
+    batching(test)
+
+
+def test_a_full_queue_refuses_at_once():
+    async def test(engine, batcher):
+        first = await held(engine, batcher)
+        tasks = await queued(batcher, [1, 2])
+        with pytest.raises(OverloadedError):
+            await batcher.submit(3, timeout_ms=10_000)
+        engine.gate.set()
+        await asyncio.gather(first, *tasks)
+
+    batching(test, max_waiting=2)
+
+
+def test_a_late_request_is_told_so_and_never_reaches_the_engine():
+    dropped = []
+
+    async def test(engine, batcher):
+        first = await held(engine, batcher)
+        late, *sound = await queued(batcher, [1, 2], timeout_ms=1) + await queued(batcher, [])
+        await asyncio.sleep(0.01)
+        engine.gate.set()
+        await first
+        with pytest.raises(DeadlineError, match="within 1 ms"):
+            await late
+        assert all(isinstance(e, DeadlineError) for e in await asyncio.gather(*sound, return_exceptions=True))
+        assert engine.batches == [[0]]
+        assert dropped == [("deadline", 2)]
+
+    batching(test, on_dropped=lambda reason, count: dropped.append((reason, count)))
+
+
+def test_a_cancelled_request_is_dropped_before_batching():
+    dropped = []
+
+    async def test(engine, batcher):
+        first = await held(engine, batcher)
+        gone, stays = await queued(batcher, [1, 2])
+        gone.cancel()
+        await asyncio.sleep(0)
+        engine.gate.set()
+        await asyncio.gather(first, stays)
+        assert engine.batches == [[0], [2]]
+        assert dropped == [("abandoned", 1)]
+
+    batching(test, on_dropped=lambda reason, count: dropped.append((reason, count)))
+
+
+def test_a_failing_batch_answers_every_member_and_the_next_one_runs(caplog):
+    async def test(engine, batcher):
+        first = await held(engine, batcher)
+        tasks = await queued(batcher, ["poison", "sound"])
+        engine.gate.set()
+        await first
+        errors = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [type(error) for error in errors] == [InferenceError, InferenceError]
+        assert "0x7f00" not in str(errors[0])
+        assert (await batcher.submit(3, timeout_ms=10_000)).result == 6
+
+    batching(test)
+    assert "kernel failed" in caplog.text  # the log is where the cause belongs
+
+
+def test_a_result_too_few_fails_the_batch_instead_of_shifting_answers():
+    async def run():
+        batcher = Batcher(lambda rows: rows[1:], max_batch=4, max_waiting=4)
+        with pytest.raises(InferenceError):
+            await batcher.submit(1, timeout_ms=1000)
+        await batcher.close()
+
+    asyncio.run(run())
+
+
+def test_closing_answers_what_waits_and_refuses_what_comes():
+    async def test(engine, batcher):
+        first = await held(engine, batcher)
+        tasks = await queued(batcher, [1, 2, 3, 4, 5])
+        closing = asyncio.ensure_future(batcher.close())
+        await asyncio.sleep(0)
+        with pytest.raises(OverloadedError):
+            await batcher.submit(9, timeout_ms=10_000)
+        engine.gate.set()
+        await closing
+        assert [answer.result for answer in await asyncio.gather(first, *tasks)] == [0, 2, 4, 6, 8, 10]
+
+    batching(test)

@@ -1,0 +1,123 @@
+"""The server as a process: start, readiness, SIGTERM, and what it says when it cannot start."""
+
+import http.client
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import pytest
+from PIL import Image
+
+from tureen.bundle import GOLDEN, MANIFEST, load_bundle, record_files
+
+DEADLINE_S = 60
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextmanager
+def process(*arguments):
+    server = subprocess.Popen(
+        [sys.executable, "-m", "tureen.cli", "serve", *map(str, arguments)], stderr=subprocess.PIPE, text=True
+    )
+    try:
+        yield server
+    finally:
+        server.kill()
+        server.communicate()
+
+
+def request(port, method, path, body=None):
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=DEADLINE_S)
+    try:
+        connection.request(method, path, body)
+        response = connection.getresponse()
+        return response.status, response.read()
+    finally:
+        connection.close()
+
+
+def wait_until_ready(server, port):
+    deadline = time.monotonic() + DEADLINE_S
+    while time.monotonic() < deadline:
+        assert server.poll() is None, server.stderr.read()
+        try:
+            if request(port, "GET", "/readyz")[0] == 200:
+                return
+        except ConnectionRefusedError:
+            pass
+        time.sleep(0.05)
+    raise AssertionError("not ready in time")
+
+
+def test_sigterm_finishes_what_was_accepted_and_exits_with_0(bundle_path, encode):
+    port = free_port()
+    slow = encode(Image.new("L", (4000, 4000)))  # tens of milliseconds to decode, so that much is under way
+    count = 24
+    with (
+        process(bundle_path, "--port", port, "--engine", "onnxruntime") as server,
+        ThreadPoolExecutor(count) as clients,
+    ):
+        wait_until_ready(server, port)
+        answers = [clients.submit(request, port, "POST", f"/classify?beta={i / count}", slow) for i in range(count)]
+        deadline = time.monotonic() + DEADLINE_S
+        while f"tureen_requests_in_flight {count}.0" not in request(port, "GET", "/metrics")[1].decode():
+            done = sum(answer.done() for answer in answers)
+            assert time.monotonic() < deadline
+            if done:  # too fast to be all in flight at once: what is left is what SIGTERM meets
+                break
+        server.send_signal(signal.SIGTERM)
+        for i, answer in enumerate(answers):
+            status, body = answer.result()
+            assert status == 200
+            assert json.loads(body)["beta"] == i / count
+        assert server.wait(DEADLINE_S) == 0
+        with pytest.raises(ConnectionRefusedError):
+            request(port, "GET", "/healthz")
+
+
+def test_every_log_line_is_json(bundle_path, digit_png):
+    port = free_port()
+    with process(bundle_path, "--port", port) as server:
+        wait_until_ready(server, port)
+        assert request(port, "POST", "/classify?beta=0.2", digit_png(0))[0] == 200
+        server.send_signal(signal.SIGTERM)
+        lines = [json.loads(line) for line in server.communicate(timeout=DEADLINE_S)[1].splitlines()]
+        assert server.returncode == 0
+    assert any(line["message"].startswith("ready: digits") for line in lines)
+    (access,) = [line for line in lines if line.get("route") == "/classify"]
+    assert access["beta"] == 0.2
+
+
+def test_an_engine_that_fails_its_golden_rows_never_serves(own_bundle):
+    """A bundle whose golden rows are not this model's: hashes are right, answers are not."""
+    golden = load_bundle(own_bundle).golden
+    golden.logits[0, 0, 0] += 1
+    (own_bundle / GOLDEN).write_bytes(golden.to_bytes())
+    manifest = json.loads((own_bundle / MANIFEST).read_text())
+    manifest["files"][GOLDEN] = record_files({GOLDEN: golden.to_bytes()})[GOLDEN].model_dump()
+    (own_bundle / MANIFEST).write_text(json.dumps(manifest))
+    with process(own_bundle, "--port", free_port()) as server:
+        log = server.communicate(timeout=DEADLINE_S)[1]
+    assert server.returncode == 1
+    assert "does not reproduce the golden rows" in log
+    assert "Traceback" not in log
+
+
+def test_a_taken_port_is_an_error_and_not_a_hang(bundle_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with process(bundle_path, "--port", taken.getsockname()[1]) as server:
+            log = server.communicate(timeout=DEADLINE_S)[1]
+    assert server.returncode == 1
+    assert "address already in use" in log

@@ -1,0 +1,49 @@
+from pathlib import Path
+
+import pytest
+
+from serve.settings import Settings, parse_settings
+
+
+def test_a_flag_beats_a_variable_beats_the_default():
+    environment = {"TUREEN_MAX_BATCH": "4", "TUREEN_PORT": "9000", "TUREEN_UNRELATED": "x", "PATH": "/bin"}
+    settings = parse_settings(["some-bundle", "--port", "9001"], environment)
+    assert (settings.bundle, settings.port, settings.max_batch) == (Path("some-bundle"), 9001, 4)
+    assert settings.max_requests == Settings.model_fields["max_requests"].default
+
+
+def test_the_bundle_may_come_from_the_environment():
+    assert parse_settings([], {"TUREEN_BUNDLE": "/models/digits"}).bundle == Path("/models/digits")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "flag"),
+    [
+        ([], "BUNDLE"),
+        (["b", "--port", "70000"], "--port"),
+        (["b", "--engine", "tensorflow"], "--engine"),
+        (["b", "--default-beta", "2"], "--default-beta"),
+        (["b", "--default-beta", "nan"], "--default-beta"),
+        (["b", "--max-batch", "0"], "--max-batch"),
+        (["b", "--max-batch", "many"], "--max-batch"),
+        (["b", "--max-image-pixels", "99999999999"], "--max-image-pixels"),
+        (["b", "--timeout-ms", "0"], "--timeout-ms"),
+        (["b", "--drain-timeout-s", "-1"], "--drain-timeout-s"),
+    ],
+)
+def test_a_wrong_value_exits_with_2_naming_flag_and_variable(arguments, flag, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        parse_settings(arguments, {})
+    assert exit_.value.code == 2
+    assert f"{flag} (TUREEN_" in capsys.readouterr().err
+
+
+def test_help_lists_every_setting_with_its_default(capsys):
+    with pytest.raises(SystemExit):
+        parse_settings(["--help"], {})
+    shown = capsys.readouterr().out
+    for name, field in Settings.model_fields.items():
+        if name != "bundle":
+            assert f"--{name.replace('_', '-')}" in shown
+        assert field.description
+    assert "default: 8000" in shown

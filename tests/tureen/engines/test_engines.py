@@ -1,0 +1,116 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from tureen.bundle import load_bundle
+from tureen.engines import compile_engine, open_engine
+from tureen.engines.base import golden_tolerance, reproduce_golden
+from tureen.errors import EngineError
+from tureen.tokens import mix_rows
+
+BETAS_64 = np.linspace(0, 1, 64)
+
+
+class Broken:
+    """Another engine with an error added to its logits."""
+
+    def __init__(self, engine, error):
+        self.engine, self.error = engine, error
+        self.name, self.precision, self.version = engine.name, engine.precision, engine.version
+
+    def run(self, pixels, tokens):
+        return self.engine.run(pixels, tokens) + np.float32(self.error)
+
+    def close(self):
+        self.engine.close()
+
+
+@pytest.fixture(scope="module")
+def bundle(bundle_path):
+    return load_bundle(bundle_path)
+
+
+@pytest.fixture(scope="module", params=["onnxruntime fp32", "openvino fp32", "openvino bf16"])
+def engine(request, bundle):
+    name, precision = request.param.split()
+    if bundle.parity(name, precision) is None:
+        pytest.skip(f"this machine has no {request.param}")
+    opened = open_engine(bundle, name, precision)
+    yield opened
+    opened.close()
+
+
+def test_an_engine_reproduces_the_golden_rows(engine, bundle):
+    assert reproduce_golden(engine, bundle) <= golden_tolerance(bundle.parity(engine.name, engine.precision))
+
+
+@pytest.mark.parametrize("error", [0.5, np.nan, np.inf])
+def test_an_engine_that_answers_wrongly_is_refused(bundle, error):
+    engine = Broken(compile_engine(bundle.graph, "onnxruntime"), error)
+    with pytest.raises(EngineError, match="does not reproduce the golden rows"):
+        reproduce_golden(engine, bundle)
+
+
+def test_a_batch_of_64_betas_equals_64_batches_of_one(engine, bundle, checkpoint):
+    pixels = checkpoint.held_out.pixels[:64]
+    tokens = mix_rows(bundle.clean_token, bundle.robust_token, BETAS_64)
+    together = engine.run(pixels, tokens)
+    alone = np.concatenate([engine.run(pixels[i : i + 1], tokens[i : i + 1]) for i in range(64)])
+    if engine.precision == "fp32":
+        # Sums of float32 in another order: the last bits of logits near 10.
+        np.testing.assert_allclose(together, alone, atol=1e-5)
+    np.testing.assert_array_equal(together.argmax(1), alone.argmax(1))
+
+
+def test_neighbours_of_another_beta_change_nothing(engine, bundle, checkpoint):
+    pixels = checkpoint.held_out.pixels[:8]
+    mixed = engine.run(pixels, mix_rows(bundle.clean_token, bundle.robust_token, [0, 1] * 4))
+    clean = engine.run(pixels, mix_rows(bundle.clean_token, bundle.robust_token, [0] * 8))
+    robust = engine.run(pixels, mix_rows(bundle.clean_token, bundle.robust_token, [1] * 8))
+    np.testing.assert_allclose(mixed[::2], clean[::2], atol=1e-5)
+    np.testing.assert_allclose(mixed[1::2], robust[1::2], atol=1e-5)
+    assert np.abs(clean - robust).max() > 1  # the token does something
+
+
+def test_auto_opens_an_engine_that_the_bundle_vouches_for(bundle):
+    engine = open_engine(bundle)
+    assert bundle.parity(engine.name, engine.precision) is not None
+    engine.close()
+
+
+def test_auto_leaves_out_what_the_bundle_does_not_vouch_for(bundle):
+    rows = [row for row in bundle.manifest.parity if row.engine == "onnxruntime"]
+    manifest = bundle.manifest.model_copy(update={"parity": rows})
+    engine = open_engine(dataclasses.replace(bundle, manifest=manifest))
+    assert engine.name == "onnxruntime"
+    engine.close()
+
+
+def test_an_engine_without_parity_is_refused(bundle):
+    manifest = bundle.manifest.model_copy(update={"parity": []})
+    with pytest.raises(EngineError, match="vouches for no such engine"):
+        open_engine(dataclasses.replace(bundle, manifest=manifest), "onnxruntime")
+
+
+def test_an_engine_whose_golden_rows_are_off_is_left_out_with_the_reason(bundle):
+    golden = dataclasses.replace(bundle.golden, logits=bundle.golden.logits + 1)
+    with pytest.raises(EngineError, match=r"onnxruntime fp32.*does not reproduce"):
+        open_engine(dataclasses.replace(bundle, golden=golden))
+
+
+@pytest.mark.parametrize("name", ["tensorflow", ""])
+def test_an_unknown_engine_is_refused_with_the_choice(bundle, name):
+    with pytest.raises(EngineError, match="choose auto, onnxruntime, openvino"):
+        open_engine(bundle, name)
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_a_graph_that_is_none_is_refused(name):
+    with pytest.raises(EngineError, match="cannot load this backbone"):
+        compile_engine(b"not a graph", name)
+
+
+def test_onnxruntime_has_no_bf16(bundle):
+    with pytest.raises(EngineError, match="no bf16 on a CPU"):
+        compile_engine(bundle.graph, "onnxruntime", "bf16")

@@ -1,0 +1,79 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+import tureen
+from tureen.cli import COMMANDS, main
+
+
+def test_without_a_command_usage_is_shown_and_the_use_was_wrong(capsys):
+    assert main([]) == 2
+    assert all(name in capsys.readouterr().out for name in COMMANDS)
+
+
+def test_help_and_version(capsys):
+    assert main(["--help"]) == 0
+    assert main(["--version"]) == 0
+    assert tureen.__version__ in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_with_an_example(name, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main([name, "--help"])
+    assert exit_.value.code == 0
+    assert f"example: tureen {name}" in capsys.readouterr().out
+
+
+def test_an_unknown_command_is_wrong_use(capsys):
+    assert main(["clasify"]) == 2
+    assert "no command 'clasify'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["inspect", "nowhere"], 1, "is not a bundle"),
+        (["export", "nowhere", "--out", "new"], 1, "not a finished checkpoint"),
+        (["evaluate", "nowhere"], 1, "not a finished checkpoint"),
+        (["serve", "nowhere"], 1, "is not a bundle"),
+        (["train", "digits", "--set", "epochs=0"], 2, "epochs"),
+        (["train", "digits", "--set", "epoch=1"], 2, "has no 'epoch'"),
+        (["train", "digits", "--set", "epochs"], 2, "KEY=VALUE"),
+        (["export", "nowhere", "--out", "new", "--default-beta", "2"], 2, "β is"),
+    ],
+)
+def test_an_error_is_one_line_and_a_status(arguments, status, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == status
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["train", "cifar11"], ["evaluate", "x", "--betas", "0:2:1"], ["evaluate", "x", "--steps", "0"], ["serve"]],
+)
+def test_wrong_arguments_exit_with_2(arguments):
+    with pytest.raises(SystemExit) as exit_:
+        main(arguments)
+    assert exit_.value.code == 2
+
+
+def test_inspect_shows_and_verifies(bundle_path, capsys):
+    assert main(["inspect", str(bundle_path)]) == 0
+    shown = capsys.readouterr().out
+    assert "verified" in shown
+    assert "PGD-40" in shown
+    assert "onnxruntime fp32" in shown
+    assert main(["inspect", str(bundle_path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["name"] == "digits"
+
+
+def test_looking_for_help_imports_none_of_the_packages():
+    code = "import sys, tureen.cli as c; c.main(['--help']); print({'torch', 'fastapi', 'onnx'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.endswith("set()\n")

@@ -1,0 +1,86 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tureen.errors import InvalidBetaError
+from tureen.tokens import beta_grid, mix, mix_rows, parse_beta
+
+CLEAN = np.array([1.0, -2.0, 3.0], dtype=np.float32)
+ROBUST = np.array([5.0, 0.5, -1.0], dtype=np.float32)
+
+
+def test_beta_zero_is_exactly_the_clean_token_and_one_exactly_the_robust_one():
+    np.testing.assert_array_equal(mix(CLEAN, ROBUST, 0.0), CLEAN)
+    np.testing.assert_array_equal(mix(CLEAN, ROBUST, 1.0), ROBUST)
+
+
+def test_a_soup_lies_where_its_beta_says():
+    np.testing.assert_allclose(mix(CLEAN, ROBUST, 0.25), [2.0, -1.375, 2.0])
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=9))
+def test_each_row_is_the_soup_of_its_own_beta(betas):
+    rows = mix_rows(CLEAN, ROBUST, betas)
+    assert rows.dtype == np.float32
+    assert rows.shape == (len(betas), 3)
+    for row, beta in zip(rows, betas, strict=True):
+        np.testing.assert_allclose(row, mix(CLEAN, ROBUST, np.float32(beta)), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("text", "beta"),
+    [("clean", 0.0), ("robust", 1.0), ("0.7", 0.7), (" 1 ", 1.0), ("1e-3", 0.001), ("-0.0", 0.0), (1, 1.0), (0.5, 0.5)],
+)
+def test_what_is_a_beta(text, beta):
+    assert parse_beta(text) == beta
+    assert math.copysign(1, parse_beta(text)) == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "nan",
+        "inf",
+        "-inf",
+        "1e309",
+        "2",
+        "-0.1",
+        "abc",
+        "",
+        "0,7",
+        "1_0e-1",
+        "0x1",
+        "Clean",
+        "٠",
+        True,
+        None,
+        1.0001,
+        [1],
+    ],
+)
+def test_what_is_not_a_beta(text):
+    with pytest.raises(InvalidBetaError, match="β is"):
+        parse_beta(text)
+
+
+@given(st.text())
+def test_any_text_is_a_beta_in_range_or_an_error(text):
+    try:
+        assert 0 <= parse_beta(text) <= 1
+    except InvalidBetaError as error:
+        assert len(str(error)) < 200
+
+
+def test_grids():
+    assert beta_grid("0:1:0.25") == [0.0, 0.25, 0.5, 0.75, 1.0]
+    assert beta_grid("0:1:0.3") == [0.0, 0.3, 0.6, 0.9]
+    assert beta_grid("clean,0.5,robust") == [0.0, 0.5, 1.0]
+
+
+@pytest.mark.parametrize("text", ["0:1", "0:1:0", "1:0:0.1", "0:2:0.5", "0:1:0.0001", "", "0::1"])
+def test_what_is_not_a_grid(text):
+    with pytest.raises(InvalidBetaError):
+        beta_grid(text)
