@@ -56,11 +56,12 @@ def export(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     if options.out.exists() and not options.force:
         raise BundleError(f"{options.out} exists already: choose another --out, or add --force")
+    default_beta = parse_beta(options.default_beta)
     manifest = export_bundle(
         load_checkpoint(options.checkpoint),
         options.out,
         name=options.name,
-        default_beta=parse_beta(options.default_beta),
+        default_beta=default_beta,
         engines=options.engine,
         precisions=options.precision,
         limits=ParityLimits(fp32_max_abs_diff=options.max_logit_diff, top1_agreement=options.min_agreement),

@@ -125,14 +125,14 @@ class Batcher(Generic[Row, Result]):
         try:
             results = await asyncio.get_running_loop().run_in_executor(self._thread, self._run, rows)
             pairs = list(zip(decision.batch, results, strict=True))
+            seconds = time.monotonic() - started
+            self._on_batch(len(rows), seconds)
         except Exception:  # whatever an engine raises, every member of its batch gets an answer
             logger.exception("batch of %d failed", len(rows))
             for request in decision.batch:
                 if not request.future.done():
                     request.future.set_exception(InferenceError())
             return
-        seconds = time.monotonic() - started
-        self._on_batch(len(rows), seconds)
         for request, result in pairs:
             if not request.future.done():
                 request.future.set_result(Answer(result, started - request.arrived_s, seconds, len(rows)))

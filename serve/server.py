@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -72,5 +73,11 @@ def run_server(settings: Settings, on_ready: Callable[[], None] = lambda: None) 
             timeout_graceful_shutdown=settings.drain_timeout_s,
         )
     )
-    server.run()
-    return int(failed or not server.started)
+    for signal_number in (signal.SIGTERM, signal.SIGINT):
+        # uvicorn drains and then raises the signal anew; with this handler in place that ends in an exit status.
+        signal.signal(signal_number, server.handle_exit)
+    try:
+        server.run()
+    except SystemExit:  # how uvicorn ends where it cannot listen; it has logged why
+        return 1
+    return int(failed)

@@ -31,7 +31,7 @@ def test_the_graph_has_the_promised_interface(bundle):
         value.name: [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
         for value in (*graph.graph.input, *graph.graph.output)
     }
-    assert shapes == {"pixels": ["batch", 8, 8, 3], "cls_token": ["batch", 64], "logits": ["batch", 10]}
+    assert shapes == {"pixels": ["batch", 8, 8, 3], "cls_token": ["batch", 128], "logits": ["batch", 10]}
     assert [entry.version for entry in graph.opset_import if entry.domain == ""] == [20]
     assert {node.domain for node in graph.graph.node} == {""}
 

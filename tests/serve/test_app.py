@@ -300,7 +300,7 @@ def test_one_structured_log_event_a_request(client, digit_png, caplog):
     caplog.set_level("INFO", logger="tureen.access")
     client.post("/classify?beta=0.5", content=digit_png(0), headers={"x-request-id": "mine"})
     client.get("/healthz")
-    (record,) = caplog.records
+    (record,) = [record for record in caplog.records if record.name == "tureen.access"]
     assert record.fields["request_id"] == "mine"
     assert (record.fields["route"], record.fields["status"], record.fields["beta"]) == ("/classify", 200, 0.5)
     assert {"decode", "queue", "inference", "ms"} <= set(record.fields)

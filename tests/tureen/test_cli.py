@@ -10,7 +10,8 @@ from tureen.cli import COMMANDS, main
 
 def test_without_a_command_usage_is_shown_and_the_use_was_wrong(capsys):
     assert main([]) == 2
-    assert all(name in capsys.readouterr().out for name in COMMANDS)
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in COMMANDS)
 
 
 def test_help_and_version(capsys):
