@@ -51,18 +51,19 @@ async def _capped(request: Request, max_bytes: int, max_image_bytes: int) -> byt
 
 def _image_of_form(content_type: str, body: bytes, max_image_bytes: int) -> bytes:
     """The one field `image`; any other field is an error, since a β hidden there would silently not count."""
-    images: list[bytes] = []
-    names: list[str] = []
+    parts: list[tuple[str, bytes]] = []
+
+    def add(name: bytes | None, data: bytes) -> None:
+        parts.append(((name or b"").decode("utf-8", "replace"), data))
+        if len(parts) > 1:  # refused here, so that a form of a million tiny parts is not read to its end
+            raise _wrong_fields(parts)
 
     def on_field(field: Field) -> None:
-        names.append((field.field_name or b"").decode("utf-8", "replace"))
-        images.append(field.value or b"")
+        add(field.field_name, field.value or b"")
 
     def on_file(file: File) -> None:
-        names.append((file.field_name or b"").decode("utf-8", "replace"))
         file.file_object.seek(0)
-        images.append(file.file_object.read())
-        file.close()
+        add(file.field_name, file.file_object.read())
 
     try:
         # In memory throughout: the body is capped already, and a temporary file would be one more thing to fail.
@@ -72,11 +73,18 @@ def _image_of_form(content_type: str, body: bytes, max_image_bytes: int) -> byte
         parser.finalize()
     except FormParserError:
         raise MalformedFormError("the multipart body cannot be read: check its boundary") from None
-    if names != [IMAGE_FIELD]:
-        raise InvalidParameterError(
-            f"the form holds the fields {names[:5]}; it must hold one field {IMAGE_FIELD!r}, "
-            "and beta and top_k go into the query"
-        )
-    if len(images[0]) > max_image_bytes:
+    if not parts:
+        raise MalformedFormError("the multipart body holds no complete field: check its boundary and its end")
+    name, image = parts[0]
+    if name != IMAGE_FIELD:
+        raise _wrong_fields(parts)
+    if len(image) > max_image_bytes:
         raise ImageTooLargeError("bytes", max_image_bytes)
-    return images[0]
+    return image
+
+
+def _wrong_fields(parts: list[tuple[str, bytes]]) -> InvalidParameterError:
+    names = ", ".join(repr(name[:40]) for name, _ in parts)
+    return InvalidParameterError(
+        f"the form holds the fields {names}; it must hold {IMAGE_FIELD!r} alone, and beta and top_k go into the query"
+    )

@@ -7,6 +7,7 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import TextIO
 
 import torch
 from tqdm import tqdm
@@ -29,8 +30,8 @@ SECONDS_BETWEEN_SAVES = 10.0
 def run(recipe: Recipe, out: Path, *, resume: bool = False) -> Checkpoint:
     """Train `recipe` into the directory `out`, measure the averaged weights at each β, and save the checkpoint.
 
-    The state is saved every ten seconds and at an interrupt, so that `resume` continues where it stopped. Raises
-    CheckpointError where `out` holds a run already and `resume` is false.
+    The state is saved every ten seconds, so that `resume` continues an interrupted run. Raises CheckpointError where
+    `out` holds a finished run, or an unfinished one and `resume` is false.
     """
     state = out / STATE
     if (out / CHECKPOINT).exists():
@@ -84,7 +85,7 @@ def _train(training: Cotraining, out: Path) -> None:
     # Without a terminal there is no bar to look at: ten lines a run say the same.
     every = max(1, recipe.epochs // 10)
     bar = tqdm(initial=training.epoch, total=recipe.epochs, desc=f"train {recipe.name}", unit="epoch", disable=None)
-    with bar, (out / LOG).open("a", encoding="utf-8") as log:
+    with bar, _open_log(out / LOG, training.epoch) as log:
         try:
             while not training.is_finished:
                 epoch = training.run_epoch()
@@ -103,7 +104,15 @@ def _train(training: Cotraining, out: Path) -> None:
                     training.save(state)
                     saved = time.monotonic()
         except KeyboardInterrupt:
-            # Mid-epoch, so the last whole epoch is what `state` keeps.
-            print(f"\nInterrupted; `--resume` continues from {state}", file=sys.stderr)
+            if state.exists():
+                print(f"\ninterrupted; `tureen train {recipe.name} --out {out} --resume` continues", file=sys.stderr)
             raise
     training.save(state)
+
+
+def _open_log(path: Path, epoch: int) -> TextIO:
+    """The log, holding the epochs up to `epoch` alone: what came after the saved state is trained and logged again."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    log = path.open("w", encoding="utf-8")
+    log.writelines(line for line in lines[:epoch])
+    return log

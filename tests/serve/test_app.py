@@ -197,6 +197,13 @@ def test_a_form_holds_one_image_and_nothing_else(client, digit_png):
         [("image", image), ("beta", (None, b"1"))],
     ):
         is_problem(client.post("/classify", files=files), 422, "invalid_parameter")
+    part = b'--x\r\nContent-Disposition: form-data; name="image"\r\n\r\n'
+    for body, status, code in (
+        (part + digit_png(0), 400, "malformed_form"),  # never ended
+        ((part + b"1\r\n") * 100_000 + b"--x--\r\n", 422, "invalid_parameter"),
+    ):
+        response = client.post("/classify", content=body, headers={"content-type": "multipart/form-data; boundary=x"})
+        is_problem(response, status, code)
     for content_type in (
         "multipart/form-data",
         "multipart/form-data; boundary=",

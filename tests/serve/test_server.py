@@ -85,6 +85,18 @@ def test_sigterm_finishes_what_was_accepted_and_exits_with_0(bundle_path, encode
             request(port, "GET", "/healthz")
 
 
+def test_a_request_that_never_ends_is_given_up_after_the_drain_timeout(bundle_path):
+    port = free_port()
+    with process(bundle_path, "--port", port, "--drain-timeout-s", 1) as server:
+        wait_until_ready(server, port)
+        with socket.create_connection(("127.0.0.1", port)) as stuck:
+            stuck.sendall(b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nhalf")
+            while "tureen_requests_in_flight 1.0" not in request(port, "GET", "/metrics")[1].decode():
+                time.sleep(0.01)
+            server.send_signal(signal.SIGTERM)
+            assert server.wait(20) == 0  # well before the 30 s that are the default
+
+
 def test_every_log_line_is_json(bundle_path, digit_png):
     port = free_port()
     with process(bundle_path, "--port", port) as server:
