@@ -20,8 +20,11 @@ from training.evaluate import evaluate
 from training.recipes import load_recipe
 from tureen.bundle import Accuracy, AccuracyRow
 
-ALPHAS = {"co-trained, two tokens": 0.5, "nominal only (α = 1)": 1.0, "adversarial only (α = 0)": 0.0}
-OWN_BETAS = {0.5: (0.0, 0.25, 0.5, 0.75, 1.0), 1.0: (0.0,), 0.0: (1.0,)}
+VARIANTS: dict[str, tuple[list[str], tuple[float, ...]]] = {
+    "co-trained, two tokens": ([], (0.0, 0.25, 0.5, 0.75, 1.0)),
+    "nominal only (α = 1)": (["alpha=1"], (0.0,)),
+    "adversarial only (α = 0)": (["alpha=0"], (1.0,)),
+}
 
 
 def main() -> None:
@@ -30,10 +33,10 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], dest="settings", metavar="KEY=VALUE")
     options = parser.parse_args()
     print(describe_machine())
-    for name, alpha in ALPHAS.items():
+    for name, (changes, betas) in VARIANTS.items():
         runs = []
         for seed in options.seeds:
-            rows, seconds = measure([*options.settings, f"alpha={alpha}", f"seed={seed}"], OWN_BETAS[alpha], name)
+            rows, seconds = measure([*options.settings, *changes, f"seed={seed}"], betas, name)
             print(f"\n{name}, seed {seed}, trained in {seconds:.0f} s")
             for row in rows:
                 print(f"  β = {row.beta:4.2f}   clean {cell(row.clean)}   robust {cell(row.robust)}", flush=True)
