@@ -1,4 +1,4 @@
-"""One structured log event and one set of metrics for each request, and its id."""
+"""One structured log event and one set of metrics for each request, its id, and an answer whatever goes wrong."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.logs import FIELDS
 from serve.metrics import METHODS, Metrics
+from serve.problems import INTERNAL, problem_response
 
 REQUEST_ID = "x-request-id"
 QUIET_ROUTES = frozenset({"/healthz", "/readyz", "/metrics"})
@@ -43,7 +44,7 @@ class AccessMiddleware:
         given = Headers(scope=scope).get(REQUEST_ID, "")
         request_id = given if _SOUND_ID.fullmatch(given) else secrets.token_hex(8)
         fields = access_fields(scope)
-        status = 500
+        status = 0
 
         async def send_named(message: Message) -> None:
             nonlocal status
@@ -54,6 +55,13 @@ class AccessMiddleware:
 
         try:
             await self._app(scope, receive, send_named)
+        except Exception:  # a defect of ours: the log has it under the request's id, the client has the id
+            logger.exception("unhandled", extra={FIELDS: {"request_id": request_id}})
+            fields["code"] = INTERNAL.code
+            if status:
+                raise  # too late for another answer
+            problem = problem_response(INTERNAL, "the server's log says more under this request's id")
+            await problem(scope, receive, send_named)
         finally:
             self._record(scope, status, time.perf_counter() - started, request_id, fields)
 

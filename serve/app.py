@@ -21,7 +21,7 @@ from serve.access import AccessMiddleware, access_fields
 from serve.body import FORM_TYPE, IMAGE_FIELD, IMAGE_TYPES, image_bytes
 from serve.errors import NotReadyError
 from serve.parameters import classify_parameters, openapi_parameters
-from serve.problems import INTERNAL, Problem, http_kind, kind_of, openapi_responses, problem_response
+from serve.problems import INTERNAL, http_kind, kind_of, openapi_responses, problem_response
 from serve.service import BetaSource, Service
 from tureen.errors import TureenError
 from tureen.soup import Prediction
@@ -65,7 +65,6 @@ def create_app(service: Service, lifespan: Lifespan | None = None) -> FastAPI:
     app.add_middleware(AccessMiddleware, metrics=service.metrics)
     app.add_exception_handler(TureenError, _tureen_problem)
     app.add_exception_handler(HTTPException, _http_problem)
-    app.add_exception_handler(Exception, _internal_problem)
     _add_routes(app, service)
     _add_docs(app)
     return app
@@ -88,7 +87,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         "/classify",
         response_model=ClassifyAnswer,
         summary="Classify one image at the β of your choice",
-        responses={**openapi_responses(), 500: {**openapi_responses()[500], "model": Problem}},
+        responses=openapi_responses(),
         openapi_extra={
             "parameters": openapi_parameters(settings.max_top_k),
             "requestBody": {
@@ -159,8 +158,10 @@ def _not_ready() -> dict[int | str, dict[str, object]]:
 
 async def _tureen_problem(request: Request, error: Exception) -> JSONResponse:
     kind = kind_of(error)
+    if kind is INTERNAL:  # not an error of requests at all, so its message is not for clients
+        raise error
     access_fields(request.scope)["code"] = kind.code
-    return problem_response(kind, str(error) if kind is not INTERNAL else "the server's log says more")
+    return problem_response(kind, str(error))
 
 
 async def _http_problem(request: Request, error: Exception) -> JSONResponse:
@@ -171,8 +172,3 @@ async def _http_problem(request: Request, error: Exception) -> JSONResponse:
         f"{request.method} is not for this path, see /docs" if kind.status == 405 else "see /docs for what there is"
     )
     return problem_response(kind, detail, dict(error.headers or {}))
-
-
-async def _internal_problem(request: Request, error: Exception) -> JSONResponse:
-    access_fields(request.scope)["code"] = INTERNAL.code
-    return problem_response(INTERNAL, "the server's log says more under this request's id")

@@ -84,7 +84,7 @@ def openapi_responses() -> dict[int | str, dict[str, Any]]:
     return {
         status: {
             "description": "; ".join(f"`{kind.code}`: {kind.title}" for kind in kinds),
-            "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+            "content": {MEDIA_TYPE: {"schema": Problem.model_json_schema()}},
         }
         for status, kinds in by_status.items()
     }
