@@ -135,5 +135,5 @@ def top_predictions(logits: NDArray[np.float32], labels: Sequence[str], top_k: i
         raise ValueError(f"top_k is {top_k}; give 1 or more")
     exponentials = np.exp(logits.astype(np.float64) - logits.max())
     probabilities = exponentials / exponentials.sum()
-    best = np.argsort(-probabilities, kind="stable")[:top_k]
+    best = np.argsort(-logits, kind="stable")[:top_k]
     return [Prediction(label=labels[i], index=int(i), probability=float(probabilities[i])) for i in best]
