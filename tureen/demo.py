@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 import hashlib
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ from tureen.report import accuracy_table
 from tureen.soup import Soup, load
 
 RECIPE = "digits"
+BUNDLE = "bundle"
 SAMPLES = "samples"
 ATTACKED = "attacked.png"
 PICTURE_SCALE = 32
@@ -43,12 +46,14 @@ def demo(arguments: list[str]) -> int:
     parser.add_argument("--port", type=int, default=8000, help="port to listen on (default: %(default)s)")
     parser.add_argument("--no-serve", action="store_true", help="stop before serving")
     options = parser.parse_args(arguments)
-    if not options.no_serve:
-        _require_free(options.host, options.port)
-    bundle = prepare(options.dir)
-    print(f"\n{accuracy_table(read_manifest(bundle).accuracy)}\n")
     if options.no_serve:
+        print(f"\n{accuracy_table(read_manifest(prepare(options.dir)).accuracy)}\n")
         return 0
+    _require_free(options.host, options.port)
+    # In a process of its own, so that the one which serves is as small as any server's and has no torch in it.
+    preparing = [sys.executable, "-m", "tureen.cli", "demo", "--dir", str(options.dir), "--no-serve"]
+    if status := subprocess.run(preparing, check=False).returncode:  # noqa: S603 - our own command
+        return max(status, 1)  # negative where a signal ended it
 
     from serve.server import run_server
     from serve.settings import Settings
@@ -65,7 +70,7 @@ def demo(arguments: list[str]) -> int:
             f"{options.dir / SAMPLES} has more digits, {url}/docs the rest of the API. Ctrl-C stops.",
         ]
     )
-    settings = Settings(bundle=bundle, host=options.host, port=options.port, log_level="warning")
+    settings = Settings(bundle=options.dir / BUNDLE, host=options.host, port=options.port, log_level="warning")
     return run_server(settings, on_ready=lambda: print(text, flush=True))
 
 
@@ -75,7 +80,7 @@ def prepare(directory: Path) -> Path:
 
     recipe = load_recipe(RECIPE)
     fingerprint = demo_fingerprint()
-    run, bundle = directory / f"run-{fingerprint}", directory / "bundle"
+    run, bundle = directory / f"run-{fingerprint}", directory / BUNDLE
     if (bundle / MANIFEST).exists():
         try:
             if (

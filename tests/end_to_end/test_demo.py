@@ -56,6 +56,8 @@ def test_the_demo_serves_what_it_prints_and_again_without_training(demo_director
         assert re.search(r"1\.00 +\d\d\.\d \(", shown)
         commands = re.findall(r"^  (curl .*)$", shown, re.MULTILINE)
         assert len(commands) == 2
+        # Training and export ran in a process that is gone: what serves is as small as any server.
+        assert "libtorch" not in Path(f"/proc/{demo.pid}/maps").read_text()
         answers = [json.loads(subprocess.check_output(["sh", "-c", command])) for command in commands]
     finally:
         stop(demo)
