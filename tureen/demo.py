@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,11 @@ from PIL import Image
 from tureen.bundle import MANIFEST, read_manifest
 from tureen.errors import BundleError, TureenError
 from tureen.report import accuracy_table
-from tureen.soup import Soup, load
+from tureen.soup import load
+from tureen.tokens import CLEAN_BETA, ROBUST_BETA
+
+if TYPE_CHECKING:
+    from training.checkpoint import Checkpoint
 
 RECIPE = "digits"
 BUNDLE = "bundle"
@@ -102,7 +107,7 @@ def prepare(directory: Path) -> Path:
     checkpoint = load_checkpoint(run)
     checkpoint.provenance["demo"] = fingerprint
     export_bundle(checkpoint, bundle, overwrite=bundle.exists(), report=print)
-    write_samples(directory / SAMPLES, run, bundle)
+    write_samples(directory / SAMPLES, checkpoint, bundle)
     return bundle
 
 
@@ -113,64 +118,55 @@ def demo_fingerprint() -> str:
     return hashlib.sha256(load_recipe(RECIPE).model_dump_json().encode()).hexdigest()[:8]
 
 
-def write_samples(directory: Path, run: Path, bundle: Path) -> None:
-    """Held-out digits as PNG files: one of each label, and one attacked so that the clean token errs.
+def write_samples(directory: Path, checkpoint: Checkpoint, bundle: Path) -> None:
+    """Held-out digits as PNG files: for each label the first that both modes get right, and one attacked.
 
-    digits.png shows all of them, enlarged; pair.png the attacked one beside the original.
+    digits.png shows all of them, enlarged; pair.png the attacked one beside the original. The attack is PGD on the
+    clean token alone, rounded to 8 bits, and the digit one on which the clean mode falls for it and the robust mode
+    does not. It shows what the dial does; the table, where each soup is attacked itself, how far to trust it.
     """
-    from training.checkpoint import load_checkpoint
-
-    checkpoint = load_checkpoint(run)
-    held_out = checkpoint.held_out
-    directory.mkdir(parents=True, exist_ok=True)
-    chosen = [int(np.argmax(held_out.labels == label)) for label in range(len(checkpoint.labels))]
-    for label, index in zip(checkpoint.labels, chosen, strict=True):
-        Image.fromarray(held_out.pixels[index]).save(directory / f"digit-{label}.png")
-    _picture([held_out.pixels[index] for index in chosen]).save(directory / "digits.png")
+    pixels, labels = checkpoint.held_out.pixels, checkpoint.held_out.labels
+    attacked = _attacked(checkpoint)
     with load(bundle) as soup:
-        original, attacked = _attacked_sample(soup, run)
-    _picture([original, attacked]).save(directory / "pair.png")
+
+        def right(images: NDArray[np.uint8], beta: float) -> NDArray[np.bool_]:
+            is_right: NDArray[np.bool_] = soup.logits(images, [beta] * len(images)).argmax(1) == labels
+            return is_right
+
+        sound = right(pixels, CLEAN_BETA) & right(pixels, ROBUST_BETA)
+        telling = sound & ~right(attacked, CLEAN_BETA) & right(attacked, ROBUST_BETA)
+    chosen = [np.flatnonzero(sound & (labels == label)) for label in range(len(checkpoint.labels))]
+    if not telling.any() or not all(map(len, chosen)):
+        raise TureenError("the demo's model has no sample for every label: remove its directory and try again")
+    directory.mkdir(parents=True, exist_ok=True)
+    digits = [pixels[indices[0]] for indices in chosen]
+    for label, digit in zip(checkpoint.labels, digits, strict=True):
+        Image.fromarray(digit).save(directory / f"digit-{label}.png")
+    index = int(np.argmax(telling))
+    _picture(digits).save(directory / "digits.png")
+    _picture([pixels[index], attacked[index]]).save(directory / "pair.png")
     # Last: with it there, the demo counts as prepared.
-    Image.fromarray(attacked).save(directory / ATTACKED)
+    Image.fromarray(attacked[index]).save(directory / ATTACKED)
 
 
-def _attacked_sample(soup: Soup, run: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """A held-out digit right at β = 0 and 1, and its attacked self: wrong at 0, right at 1, in the served engine.
-
-    The attack is PGD on the clean token alone, rounded to 8 bits. It shows what the dial does; the table, where each
-    soup is attacked itself, shows how far to trust it.
-    """
+def _attacked(checkpoint: Checkpoint) -> NDArray[np.uint8]:
+    """The held-out images, uint8 (n, H, W, 3), after PGD on the clean token."""
     import torch
 
     from training.attacks import pgd
-    from training.checkpoint import load_checkpoint
 
-    checkpoint = load_checkpoint(run)
-    radius = checkpoint.recipe.epsilon_255 / 255
-    held_out, model = checkpoint.held_out, checkpoint.model
-    images = torch.from_numpy(held_out.pixels).permute(0, 3, 1, 2).float() / 255
+    recipe, model = checkpoint.recipe, checkpoint.model
+    radius = recipe.epsilon_255 / 255
     adversarial = pgd(
         lambda x: model(x, model.clean_token.expand(len(x), -1)),
-        images,
-        torch.from_numpy(held_out.labels),
+        torch.from_numpy(checkpoint.held_out.pixels).permute(0, 3, 1, 2).float() / 255,
+        torch.from_numpy(checkpoint.held_out.labels),
         epsilon=radius,
-        steps=checkpoint.recipe.evaluation_steps,
-        step_size=radius / 8,
-        generator=torch.Generator().manual_seed(0),
+        steps=recipe.evaluation_steps,
+        step_size=2.5 * radius / recipe.evaluation_steps,
+        generator=torch.Generator().manual_seed(recipe.seed),
     )
-    attacked = (adversarial * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
-    n = len(held_out)
-    answers = {
-        (name, beta): soup.logits(pixels, [beta] * n).argmax(1)
-        for name, pixels in (("original", held_out.pixels), ("attacked", attacked))
-        for beta in (0.0, 1.0)
-    }
-    right = {key: answer == held_out.labels for key, answer in answers.items()}
-    shows = right["original", 0.0] & right["original", 1.0] & ~right["attacked", 0.0] & right["attacked", 1.0]
-    if not shows.any():
-        raise TureenError("the demo's model has no digit on which its two modes differ under attack: train it again")
-    index = int(np.argmax(shows))
-    return held_out.pixels[index], attacked[index]
+    return (adversarial * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
 
 
 def _picture(digits: list[NDArray[np.uint8]]) -> Image.Image:
