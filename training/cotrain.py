@@ -201,7 +201,7 @@ class Cotraining:
         for index, state in self.optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser.{index}.{name}": value for name, value in state.items()}
         tensors["generator"] = self.generator.get_state()
-        metadata = {"recipe": self.recipe.model_dump_json(), "epoch": str(self.epoch), "seconds": repr(self.seconds)}
+        metadata = {"recipe": self.recipe.fingerprint(), "epoch": str(self.epoch), "seconds": repr(self.seconds)}
         replace_file(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata))
 
     def restore(self, path: Path) -> None:
@@ -212,7 +212,7 @@ class Cotraining:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{path} cannot be read: start again without --resume") from error
-        if metadata.get("recipe") != self.recipe.model_dump_json():
+        if metadata.get("recipe") != self.recipe.fingerprint():
             raise CheckpointError(f"{path} is of another recipe or other settings: resume with the same ones")
         self.model.load_state_dict(_under("model.", tensors))
         self.average.load_state_dict(_under("average.", tensors))

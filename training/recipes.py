@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -52,6 +53,11 @@ class Recipe(BaseModel):
             raise ValueError("evaluation_betas must hold 0 and 1, the two modes")
         return self
 
+    def fingerprint(self) -> str:
+        """SHA-256 of all that decides the run, its descriptions left out: equal fingerprints, equal runs."""
+        values = self.model_dump_json(exclude={"source", "expected", "command"})
+        return hashlib.sha256(values.encode()).hexdigest()
+
 
 DIGITS = Recipe(
     name="digits",
@@ -59,7 +65,10 @@ DIGITS = Recipe(
         "Rebuffi, Croce & Gowal, Revisiting adapters with adversarial training, ICLR 2023: two class tokens, Eq. 1. "
         "Model, schedule and attack are ours, chosen for two CPU cores."
     ),
-    expected="see README",
+    expected=(
+        "66 to 92 s of training on two virtual cores of a Xeon; 99.5 % clean at β = 0, 67 % under PGD-40 at β = 1, "
+        "means of three seeds (python -m benchmarks.digits)"
+    ),
     command="tureen train digits --out runs/digits",
     dataset="digits",
     model=ViTConfig(image_size=8, patch_size=4, width=128, depth=4, heads=2, mlp_ratio=2, classes=10),

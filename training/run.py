@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from dataclasses import asdict
@@ -99,7 +100,8 @@ def _train(training: Cotraining, out: Path) -> None:
                 if bar.disable and epoch.epoch % every == 0:
                     losses = ", ".join(f"{name} {value}" for name, value in shown.items())
                     print(f"train {recipe.name}: epoch {epoch.epoch}/{recipe.epochs}, {losses}", file=sys.stderr)
-                log.write(json.dumps(asdict(epoch)) + "\n")
+                entry = {name: None if math.isnan(value) else value for name, value in asdict(epoch).items()}
+                log.write(json.dumps(entry) + "\n")
                 if time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
                     training.save(state)
                     saved = time.monotonic()

@@ -6,7 +6,6 @@ Part of the front door: it alone calls training, export and serve one after the 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import socket
 import subprocess
 import sys
@@ -115,7 +114,7 @@ def demo_fingerprint() -> str:
     """Eight hexadecimal digits of the demo's recipe, by which it knows what it made itself."""
     from training.recipes import load_recipe
 
-    return hashlib.sha256(load_recipe(RECIPE).model_dump_json().encode()).hexdigest()[:8]
+    return load_recipe(RECIPE).fingerprint()[:8]
 
 
 def write_samples(directory: Path, checkpoint: Checkpoint, bundle: Path) -> None:
