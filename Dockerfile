@@ -1,7 +1,7 @@
 # The server: no torch, not root, the bundle mounted at /bundle.
 #
 #   docker build -t tureen .
-#   docker run --rm -p 8000:8000 -v "$PWD/tureen-demo/bundle:/bundle:ro" tureen
+#   docker run --rm --stop-timeout 40 -p 8000:8000 -v "$PWD/tureen-demo/bundle:/bundle:ro" tureen
 
 FROM python:3.11-slim AS build
 WORKDIR /src

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from pathlib import Path
+
+from pydantic import ValidationError
 
 from export.parity import ParityLimits
 from export.pipeline import ENGINE_PRECISIONS, export_bundle
 from training.checkpoint import load_checkpoint
+from tureen.bundle import NAME_PATTERN
 from tureen.errors import BundleError
 from tureen.report import accuracy_table, parity_table
 from tureen.tokens import parse_beta
@@ -56,6 +60,12 @@ def export(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     if options.out.exists() and not options.force:
         raise BundleError(f"{options.out} exists already: choose another --out, or add --force")
+    if options.name is not None and not re.match(NAME_PATTERN, options.name):
+        parser.error(f"argument --name: {options.name!r} is not 1 to 64 letters, digits, dots, dashes and underscores")
+    try:
+        limits = ParityLimits(fp32_max_abs_diff=options.max_logit_diff, top1_agreement=options.min_agreement)
+    except ValidationError:
+        parser.error("--max-logit-diff is above 0, --min-agreement from 0 to 1")
     default_beta = parse_beta(options.default_beta)
     manifest = export_bundle(
         load_checkpoint(options.checkpoint),
@@ -64,7 +74,7 @@ def export(arguments: list[str]) -> int:
         default_beta=default_beta,
         engines=options.engine,
         precisions=options.precision,
-        limits=ParityLimits(fp32_max_abs_diff=options.max_logit_diff, top1_agreement=options.min_agreement),
+        limits=limits,
         overwrite=options.force,
         report=lambda line: print(line, file=sys.stderr),
     )

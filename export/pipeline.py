@@ -119,9 +119,6 @@ def _prove(
             continue
         try:
             row = measure_parity(compiled, expected)
-        finally:
-            compiled.close()
-        try:
             check_parity(row, limits)
         except ParityError as error:
             # Wrong in fp32 is wrong; a lower precision that nobody asked for has to earn its place.
@@ -130,6 +127,8 @@ def _prove(
             reasons.append(str(error))
             report(f"left out: {error}")
             continue
+        finally:
+            compiled.close()
         report(
             f"proven: {engine} {precision}, largest logit difference {row.max_abs_diff:.1e}, "
             f"same label {100 * row.top1_agreement:.2f} % at the worst β"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import secrets
@@ -11,9 +12,10 @@ from typing import Any
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve.errors import ShuttingDownError
 from serve.logs import FIELDS
 from serve.metrics import METHODS, Metrics
-from serve.problems import INTERNAL, problem_response
+from serve.problems import INTERNAL, kind_of, problem_response
 
 REQUEST_ID = "x-request-id"
 QUIET_ROUTES = frozenset({"/healthz", "/readyz", "/metrics"})
@@ -55,6 +57,12 @@ class AccessMiddleware:
 
         try:
             await self._app(scope, receive, send_named)
+        except asyncio.CancelledError:  # the drain's time is over; uvicorn would answer in its own words
+            error = ShuttingDownError()
+            kind = kind_of(error)
+            fields["code"] = kind.code
+            if not status:
+                await problem_response(kind, str(error))(scope, receive, send_named)
         except Exception:  # a defect of ours: the log has it under the request's id, the client has the id
             logger.exception("unhandled", extra={FIELDS: {"request_id": request_id}})
             fields["code"] = INTERNAL.code

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
@@ -14,12 +15,11 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
-from starlette.staticfiles import StaticFiles
 
 import tureen
 from serve.access import AccessMiddleware, access_fields
 from serve.body import FORM_TYPE, IMAGE_FIELD, IMAGE_TYPES, image_bytes
-from serve.errors import NotReadyError
+from serve.errors import BodyTimeoutError, NotReadyError
 from serve.parameters import classify_parameters, openapi_parameters
 from serve.problems import INTERNAL, http_kind, kind_of, openapi_responses, problem_response
 from serve.service import BetaSource, Service
@@ -59,6 +59,7 @@ def create_app(service: Service, lifespan: Lifespan | None = None) -> FastAPI:
         "0 is the clean token, 1 the robust one. Robust is an empirical accuracy under a stated attack, no guarantee.",
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,
         lifespan=lifespan or open_and_close,
     )
     app.state.service = service
@@ -101,7 +102,11 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         with service.admit():
             beta, top_k = classify_parameters(request.query_params, max_top_k=settings.max_top_k)
             choice = service.choose(beta)
-            image = await image_bytes(request, settings.max_image_bytes)
+            try:
+                async with asyncio.timeout(settings.timeout_ms / 1000):
+                    image = await image_bytes(request, settings.max_image_bytes)
+            except TimeoutError:
+                raise BodyTimeoutError(settings.timeout_ms) from None
             result = await service.classify(image, choice, top_k=top_k, arrived_s=arrived_s)
         answer = ClassifyAnswer(
             model=manifest.name,
@@ -139,7 +144,19 @@ def _add_routes(app: FastAPI, service: Service) -> None:
 def _add_docs(app: FastAPI) -> None:
     """Swagger UI at /docs from this server's own files: nothing is loaded from elsewhere."""
     resources = Path(fastapi_swagger.__file__).parent / "resources"
-    app.mount("/docs/static", StaticFiles(directory=resources), name="docs-static")
+    media_types = {
+        "swagger-ui-bundle.js": "text/javascript",
+        "swagger-ui.css": "text/css",
+        "favicon-32x32.png": "image/png",
+    }
+    # Whole from memory: ranges of a file are one more thing that hostile requests could ask for.
+    contents = {name: (resources / name).read_bytes() for name in media_types}
+
+    @app.get("/docs/static/{name}", include_in_schema=False)
+    async def static(name: str) -> Response:
+        if name not in contents:
+            raise HTTPException(404)
+        return Response(contents[name], media_type=media_types[name], headers={"Cache-Control": "max-age=86400"})
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> Response:

@@ -23,14 +23,14 @@ async def image_bytes(request: Request, max_image_bytes: int) -> bytes:
     form); which of the three it is, its bytes decide. Raises ImageTooLargeError as soon as the limit is passed,
     UnsupportedImageTypeError for a body of another declared type, and the errors of `_image_of_form`.
     """
-    if request.headers.get("content-encoding", "identity") != "identity":
-        raise UnsupportedImageTypeError
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise UnsupportedImageTypeError("the body has a Content-Encoding: send the image file as it is")
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type == FORM_TYPE:
         body = await _capped(request, max_image_bytes + FORM_OVERHEAD_BYTES, max_image_bytes)
         return _image_of_form(request.headers["content-type"], body, max_image_bytes)
     if media_type not in IMAGE_TYPES | UNDECLARED_TYPES:
-        raise UnsupportedImageTypeError
+        raise UnsupportedImageTypeError(f"the Content-Type is none of {', '.join(sorted(IMAGE_TYPES))}, {FORM_TYPE}")
     return await _capped(request, max_image_bytes, max_image_bytes)
 
 
@@ -52,6 +52,7 @@ async def _capped(request: Request, max_bytes: int, max_image_bytes: int) -> byt
 def _image_of_form(content_type: str, body: bytes, max_image_bytes: int) -> bytes:
     """The one field `image`; any other field is an error, since a β hidden there would silently not count."""
     parts: list[tuple[str, bytes]] = []
+    ended: list[bool] = []
 
     def add(name: bytes | None, data: bytes) -> None:
         parts.append(((name or b"").decode("utf-8", "replace"), data))
@@ -69,12 +70,13 @@ def _image_of_form(content_type: str, body: bytes, max_image_bytes: int) -> byte
         # In memory throughout: the body is capped already, and a temporary file would be one more thing to fail.
         config = {"MAX_MEMORY_FILE_SIZE": len(body) + 1}
         parser = create_form_parser({"Content-Type": content_type.encode()}, on_field, on_file, config=config)
+        parser.on_end = lambda: ended.append(True)
         parser.write(body)
         parser.finalize()
     except FormParserError:
         raise MalformedFormError("the multipart body cannot be read: check its boundary") from None
-    if not parts:
-        raise MalformedFormError("the multipart body holds no complete field: check its boundary and its end")
+    if not parts or not ended:
+        raise MalformedFormError("the multipart body is cut short: check its boundary and its end")
     name, image = parts[0]
     if name != IMAGE_FIELD:
         raise _wrong_fields(parts)

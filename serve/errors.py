@@ -5,8 +5,10 @@ TureenError
     ├── InvalidParameterError        caller: a query parameter or form field is wrong, unknown or given twice
     ├── MalformedFormError           caller: the multipart body cannot be read
     ├── IncompleteBodyError          caller: the connection ended within the body
+    ├── BodyTimeoutError             caller: the body came too slowly
     ├── OverloadedError              caller, later: every permit is taken
     ├── NotReadyError                caller, later: no engine has reproduced the golden rows yet
+    ├── ShuttingDownError            caller, later: the server stops and waits no longer
     ├── DeadlineError                caller, later: the answer would have come too late
     └── InferenceError               us: the engine failed
 """
@@ -33,6 +35,11 @@ class IncompleteBodyError(ServeError):
         super().__init__("the connection ended before the body did")
 
 
+class BodyTimeoutError(ServeError):
+    def __init__(self, timeout_ms: int) -> None:
+        super().__init__(f"the body did not arrive within {timeout_ms} ms")
+
+
 class OverloadedError(ServeError):
     def __init__(self) -> None:
         super().__init__("the server has as many requests as it takes at a time: try again shortly")
@@ -41,6 +48,11 @@ class OverloadedError(ServeError):
 class NotReadyError(ServeError):
     def __init__(self) -> None:
         super().__init__("the model is still being loaded: try again shortly")
+
+
+class ShuttingDownError(ServeError):
+    def __init__(self) -> None:
+        super().__init__("the server is shutting down: try again shortly")
 
 
 class DeadlineError(ServeError):

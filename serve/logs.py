@@ -30,4 +30,5 @@ def configure_logs(level: str) -> None:
     """Send every logger's records of at least `level` to standard error as JSON."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
+    logging.captureWarnings(True)  # such as Pillow's of damaged EXIF data
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)

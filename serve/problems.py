@@ -44,6 +44,7 @@ KINDS: dict[type[TureenError], Kind] = {
     core_errors.UndecodableImageError: Kind(400, "undecodable_image", "The image cannot be decoded"),
     serve_errors.MalformedFormError: Kind(400, "malformed_form", "The form cannot be read"),
     serve_errors.IncompleteBodyError: Kind(400, "incomplete_body", "The body is incomplete"),
+    serve_errors.BodyTimeoutError: Kind(408, "body_timeout", "The body came too slowly"),
     core_errors.ImageTooLargeError: Kind(413, "image_too_large", "The image is too large"),
     core_errors.UnsupportedImageTypeError: Kind(415, "unsupported_image_type", "Not an image type that is read here"),
     core_errors.InvalidBetaError: Kind(422, "invalid_beta", "β is not valid"),
@@ -51,6 +52,7 @@ KINDS: dict[type[TureenError], Kind] = {
     serve_errors.OverloadedError: Kind(429, "overloaded", "The server is overloaded"),
     serve_errors.InferenceError: Kind(500, "inference_failed", "The engine failed"),
     serve_errors.NotReadyError: Kind(503, "not_ready", "The server is not ready"),
+    serve_errors.ShuttingDownError: Kind(503, "shutting_down", "The server is shutting down"),
     serve_errors.DeadlineError: Kind(504, "deadline_exceeded", "The answer would have come too late"),
 }
 INTERNAL = Kind(500, "internal_error", "Something went wrong here")

@@ -28,11 +28,11 @@ def serve(arguments: list[str]) -> int:
     return run_server(parse_settings(arguments))
 
 
-def run_server(settings: Settings, on_ready: Callable[[], None] = lambda: None) -> int:
+def run_server(settings: Settings, on_ready: Callable[[int], None] = lambda port: None) -> int:
     """Load the bundle, listen, make the engine ready, serve; returns the exit status. Raises BundleError.
 
     The port answers from the start, so that /healthz and /readyz tell a slow load from a dead process. on_ready is
-    called once requests are answered.
+    called with the port once requests are answered.
     """
     configure_logs(settings.log_level)
     disable_created_metrics()  # type: ignore[no-untyped-call] # or every series would come twice
@@ -45,7 +45,7 @@ def run_server(settings: Settings, on_ready: Callable[[], None] = lambda: None) 
             nonlocal failed
             try:
                 await service.open()
-                on_ready()
+                on_ready(listener.getsockname()[1])
             except EngineError as error:
                 logger.error("%s", error)
                 failed = server.should_exit = True
@@ -58,26 +58,28 @@ def run_server(settings: Settings, on_ready: Callable[[], None] = lambda: None) 
         await task
         await service.close()
 
-    server = uvicorn.Server(
-        uvicorn.Config(
-            create_app(service, lifespan),
-            host=settings.host,
-            port=settings.port,
-            loop="uvloop",
-            http="httptools",
-            ws="none",
-            lifespan="on",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=settings.drain_timeout_s,
-        )
+    config = uvicorn.Config(
+        create_app(service, lifespan),
+        host=settings.host,
+        port=settings.port,
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=settings.drain_timeout_s,
     )
+    server = uvicorn.Server(config)
+    try:
+        listener = config.bind_socket()
+    except SystemExit:  # how uvicorn ends where it cannot listen; it has logged why
+        return 1
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         # uvicorn drains and then raises the signal anew; with this handler in place that ends in an exit status.
         signal.signal(signal_number, server.handle_exit)
-    try:
-        server.run()
-    except SystemExit:  # how uvicorn ends where it cannot listen; it has logged why
-        return 1
+    server.run(sockets=[listener])
+    for signal_number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signal_number, signal.SIG_IGN)  # a second one must not turn a clean exit into a crash
     return int(failed)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.batcher import Batcher
-from serve.errors import NotReadyError, OverloadedError
+from serve.errors import DeadlineError, NotReadyError, OverloadedError
 from serve.metrics import Metrics, mode_of
 from serve.settings import Settings
 from tureen.bundle import Bundle
@@ -130,7 +130,9 @@ class Service:
         """The image's top labels at the chosen β; raises ImageError or ServeError. arrived_s: time.monotonic."""
         if self._batcher is None:
             raise NotReadyError
-        pixels, decode_s = await asyncio.get_running_loop().run_in_executor(self._decoders, self._decode, image)
+        pixels, decode_s = await asyncio.get_running_loop().run_in_executor(
+            self._decoders, self._decode, image, arrived_s
+        )
         answer = await self._batcher.submit(
             (pixels, choice.beta), timeout_ms=self.settings.timeout_ms, arrived_s=arrived_s
         )
@@ -152,7 +154,9 @@ class Service:
             size *= 2
         return soup
 
-    def _decode(self, image: bytes) -> tuple[Pixels, float]:
+    def _decode(self, image: bytes, arrived_s: float) -> tuple[Pixels, float]:
+        if time.monotonic() > arrived_s + self.settings.timeout_ms / 1000:
+            raise DeadlineError(self.settings.timeout_ms)
         started = time.perf_counter()
         pixels = pixels_from_bytes(image, self.bundle.manifest.preprocess, self.settings.limits)
         return pixels, time.perf_counter() - started

@@ -7,13 +7,18 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from tureen.engines import available_cpus
 from tureen.preprocess import PILLOW_MAX_PIXELS, ImageLimits
 from tureen.soup import DEFAULT_TOP_K
+from tureen.tokens import parse_beta
+
+
+def _beta_or_none(value: str | float | None) -> float | None:
+    return None if value is None else parse_beta(value)
 
 
 class Settings(BaseModel):
@@ -28,11 +33,8 @@ class Settings(BaseModel):
         default="auto", description="what runs the backbone; auto: the fastest that this machine has"
     )
     precision: Literal["fp32", "bf16"] | None = Field(default=None, description="default: whichever is fastest")
-    default_beta: float | None = Field(
+    default_beta: Annotated[float | None, BeforeValidator(_beta_or_none)] = Field(
         default=None,
-        ge=0,
-        le=1,
-        allow_inf_nan=False,
         description="β of a request that names none; default: the bundle's",
     )
     max_batch: int = Field(default=32, ge=1, le=1024, description="images in one run of the engine, at most")

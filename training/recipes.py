@@ -51,6 +51,8 @@ class Recipe(BaseModel):
     def _measures_both_modes(self) -> Recipe:
         if not {0.0, 1.0} <= set(self.evaluation_betas):
             raise ValueError("evaluation_betas must hold 0 and 1, the two modes")
+        if not all(0 <= beta <= 1 for beta in self.evaluation_betas):
+            raise ValueError("evaluation_betas must lie in [0, 1]")
         return self
 
     def fingerprint(self) -> str:

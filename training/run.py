@@ -17,7 +17,7 @@ import tureen
 from training.checkpoint import CHECKPOINT, Checkpoint, save_checkpoint
 from training.cotrain import Cotraining, best_device
 from training.data import DATASETS, Images
-from training.errors import CheckpointError
+from training.errors import CheckpointError, RecipeError
 from training.evaluate import BATCH, evaluate
 from training.model import DualTokenViT
 from training.recipes import Recipe
@@ -40,6 +40,11 @@ def run(recipe: Recipe, out: Path, *, resume: bool = False) -> Checkpoint:
     if state.exists() and not resume:
         raise CheckpointError(f"{out} holds an unfinished run: add --resume, or choose another --out")
     data = DATASETS[recipe.dataset]()
+    if (recipe.model.image_size, recipe.model.classes) != (data.preprocess.image_size, len(data.labels)):
+        raise RecipeError(
+            f"{recipe.dataset} has images of {data.preprocess.image_size} pixels and {len(data.labels)} labels: set "
+            "model.image_size and model.classes to these"
+        )
     device = best_device()
     training = Cotraining(recipe, data.train, device)
     if state.exists():

@@ -36,6 +36,8 @@ BACKBONE = "backbone.onnx"
 GOLDEN = "golden.npz"
 CARD = "README.md"
 
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+
 PIXELS_INPUT = "pixels"
 TOKEN_INPUT = "cls_token"  # noqa: S105 - not a password
 LOGITS_OUTPUT = "logits"
@@ -89,8 +91,8 @@ class FileRecord(_Record):
 
 class Manifest(_Record):
     schema_version: Literal[1] = SCHEMA_VERSION
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="the model's name")
-    version: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    name: str = Field(pattern=NAME_PATTERN, description="the model's name")
+    version: str = Field(pattern=NAME_PATTERN)
     width: int = Field(gt=0, description="D, the width of a token")
     labels: list[str] = Field(min_length=2, description="K names, in the order of the logits")
     preprocess: PreprocessSpec
@@ -98,7 +100,7 @@ class Manifest(_Record):
     opset: int
     files: dict[FileName, FileRecord]
     parity: list[ParityRow]
-    accuracy: list[AccuracyRow]
+    accuracy: list[AccuracyRow] = Field(min_length=1)
     provenance: dict[str, Any] = Field(description="what made it: versions, recipe, seed, command")
 
 
@@ -267,7 +269,7 @@ def _load_golden(path: Path, data: bytes, manifest: Manifest) -> Golden:
         (golden.betas, np.float32, (betas,)),
         (golden.logits, np.float32, (betas, images, len(manifest.labels))),
     ]
-    if not images or any(array.dtype != dtype or array.shape != shape for array, dtype, shape in expected):
+    if not images or not betas or any(array.dtype != dtype or array.shape != shape for array, dtype, shape in expected):
         raise BundleError(f"{path / GOLDEN} does not fit the manifest: export the model again")
     return golden
 

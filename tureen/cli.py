@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import io
+import os
 import sys
 from dataclasses import dataclass
 
@@ -37,6 +39,9 @@ COMMANDS = {
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; the exit status is 0, 1 where it failed, 2 where it was called wrongly."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without β still gets its table
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_usage())
         return 0 if arguments else EXIT_WRONG_USE
@@ -51,12 +56,22 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         run = getattr(importlib.import_module(command.module), command.function)
         status: int = run(rest)
+        sys.stdout.flush()
     except ModuleNotFoundError as error:
-        print(f'tureen {name}: {error.name} is not installed: pip install "tureen[{command.extra}]"', file=sys.stderr)
+        print(
+            f"tureen {name}: {error.name} is not installed: install Tureen with its extra [{command.extra}]",
+            file=sys.stderr,
+        )
         return EXIT_FAILED
     except TureenError as error:
         print(f"tureen {name}: {error}", file=sys.stderr)
         return EXIT_WRONG_USE if isinstance(error, ValueError) else EXIT_FAILED
+    except BrokenPipeError:  # whoever read our output has had enough; nor can the interpreter's last flush reach them
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+    except OSError as error:
+        print(f"tureen {name}: {error.filename or 'the system'}: {error.strerror}", file=sys.stderr)
+        return EXIT_FAILED
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     return status

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tureen.bundle import MANIFEST, read_manifest
+from tureen.bundle import MANIFEST, load_bundle, read_manifest
 from tureen.errors import BundleError, TureenError
 from tureen.report import accuracy_table
 from tureen.soup import load
@@ -47,7 +47,14 @@ def demo(arguments: list[str]) -> int:
         "--dir", type=Path, default=Path("tureen-demo"), help="where all of it goes (default: %(default)s)"
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=8000, help="port to listen on (default: %(default)s)")
+    parser.add_argument(
+        "--port",
+        type=int,
+        choices=range(65536),
+        metavar="PORT",
+        default=8000,
+        help="port to listen on (default: %(default)s)",
+    )
     parser.add_argument("--no-serve", action="store_true", help="stop before serving")
     options = parser.parse_args(arguments)
     if options.no_serve:
@@ -62,20 +69,16 @@ def demo(arguments: list[str]) -> int:
     from serve.server import run_server
     from serve.settings import Settings
 
-    url = f"http://{options.host}:{options.port}"
-    image = options.dir / SAMPLES / ATTACKED
-    text = "\n".join(
-        [
-            f"{image} is a digit that was changed to fool the clean token. At β = 0, then at β = 1:",
-            "",
-            f"  curl --data-binary @{image} '{url}/classify?beta=0&top_k=1'",
-            f"  curl --data-binary @{image} '{url}/classify?beta=1&top_k=1'",
-            "",
-            f"{options.dir / SAMPLES} has more digits, {url}/docs the rest of the API. Ctrl-C stops.",
-        ]
-    )
+    def invite(port: int) -> None:
+        url = f"http://{options.host}:{port}"
+        image = options.dir / SAMPLES / ATTACKED
+        print(f"{image} is a digit that was changed to fool the clean token. At β = 0, then at β = 1:\n")
+        for beta in (0, 1):
+            print(f"  curl --data-binary @{image} '{url}/classify?beta={beta}&top_k=1'")
+        print(f"\n{image.parent} has more digits, {url}/docs the rest of the API. Ctrl-C stops.", flush=True)
+
     settings = Settings(bundle=options.dir / BUNDLE, host=options.host, port=options.port, log_level="warning")
-    return run_server(settings, on_ready=lambda: print(text, flush=True))
+    return run_server(settings, on_ready=invite)
 
 
 def prepare(directory: Path) -> Path:
@@ -87,10 +90,8 @@ def prepare(directory: Path) -> Path:
     run, bundle = directory / f"run-{fingerprint}", directory / BUNDLE
     if (bundle / MANIFEST).exists():
         try:
-            if (
-                read_manifest(bundle).provenance.get("demo") == fingerprint
-                and (directory / SAMPLES / ATTACKED).exists()
-            ):
+            made_by = load_bundle(bundle).manifest.provenance.get("demo")
+            if made_by == fingerprint and (directory / SAMPLES / ATTACKED).exists():
                 print(f"reusing {bundle}")
                 return bundle
         except BundleError as error:
@@ -178,7 +179,7 @@ def _picture(digits: list[NDArray[np.uint8]]) -> Image.Image:
 
 
 def _require_free(host: str, port: int) -> None:
-    with socket.socket() as probe:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))

@@ -41,8 +41,8 @@ class UndecodableImageError(ImageError):
 
 
 class UnsupportedImageTypeError(ImageError):
-    def __init__(self) -> None:
-        super().__init__("the data is not a JPEG, PNG or WebP image")
+    def __init__(self, what: str = "the data is not a JPEG, PNG or WebP image") -> None:
+        super().__init__(what)
 
 
 class ImageTooLargeError(ImageError):

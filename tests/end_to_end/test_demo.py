@@ -79,6 +79,17 @@ def test_the_demo_serves_what_it_prints_and_again_without_training(demo_director
     assert [a["predictions"][0]["label"] for a in repeated] == [fooled, right]
 
 
+def test_a_damaged_bundle_is_made_again(demo_directory):
+    command = [sys.executable, "-m", "tureen.cli", "demo", "--dir", str(demo_directory), "--no-serve"]
+    with (demo_directory / "bundle" / "backbone.onnx").open("ab") as graph:
+        graph.write(b"x")
+    again = subprocess.run(command, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert "making the bundle again" in again.stdout
+    assert "training" not in again.stdout
+    assert "reusing" in subprocess.run(command, capture_output=True, text=True).stdout
+
+
 def test_the_samples_are_held_out_digits_as_png(demo_directory, checkpoint, soup):
     samples = demo_directory / "samples"
     files = sorted(file.name for file in samples.iterdir())

@@ -43,6 +43,7 @@ def start_server(command, directory, port):
     while True:
         try:
             urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz").close()
+            assert server.poll() is None, command  # or somebody else has answered
             return server
         except OSError:
             assert server.poll() is None, command

@@ -85,7 +85,7 @@ def test_the_other_commands_name_the_extra_they_need(installed, tmp_path):
         arguments = [installed.parent / "tureen", name, *(["digits"] if name != "demo" else [])]
         result = subprocess.run(arguments, capture_output=True, text=True, cwd=tmp_path)
         assert result.returncode == 1
-        assert f'pip install "tureen[{extra}]"' in result.stderr
+        assert f"install Tureen with its extra [{extra}]" in result.stderr
 
 
 def test_the_image_has_no_torch_and_no_root():

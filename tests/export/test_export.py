@@ -95,6 +95,38 @@ def test_an_engine_that_mixes_up_tokens_fails_parity(bundle, expected):
         check_parity(row, ParityLimits())
 
 
+class WrongWhenAlone:
+    """A bf16 engine that is right in batches of 64 and answers something else in a batch of its own size."""
+
+    name, precision, version = "openvino", "bf16", "0"
+
+    def __init__(self, engine, size, error):
+        self.engine, self.size, self.error = engine, size, error
+
+    def run(self, pixels, tokens):
+        logits = self.engine.run(pixels, tokens)
+        if len(pixels) == self.size:
+            logits[:, 0] += self.error
+        return logits
+
+    def close(self):
+        self.engine.close()
+
+
+@pytest.mark.parametrize("size", BATCH_SIZES)
+@pytest.mark.parametrize("error", [20.0, 0.6, np.nan, np.inf])
+def test_an_engine_that_is_wrong_at_one_batch_size_fails_parity(bundle, expected, size, error):
+    engine = WrongWhenAlone(compile_engine(bundle.graph, "onnxruntime"), size, error)
+    with pytest.raises(ParityError):
+        check_parity(measure_parity(engine, expected), ParityLimits())
+
+
+def test_labels_must_agree_at_every_batch_size(bundle, expected):
+    row = measure_parity(WrongWhenAlone(compile_engine(bundle.graph, "onnxruntime"), 1, 20.0), expected)
+    with pytest.raises(ParityError, match="of labels equal"):
+        check_parity(row, ParityLimits(bf16_max_abs_diff=1e9))
+
+
 def test_an_engine_for_other_weights_fails_parity(checkpoint, expected):
     torch.manual_seed(0)
     other = DualTokenViT(checkpoint.model.config).eval()

@@ -179,7 +179,7 @@ def test_odd_images_are_classified(client, encode, photograph):
 def test_the_declared_type_must_be_an_image(client, digit_png):
     for media_type in ("text/plain", "application/json", "image/gif", "image/svg+xml", "application/pickle"):
         response = client.post("/classify", content=digit_png(0), headers={"content-type": media_type})
-        is_problem(response, 415, "unsupported_image_type")
+        assert "Content-Type" in is_problem(response, 415, "unsupported_image_type")["detail"]
     for media_type in ("IMAGE/PNG", "image/jpeg; q=1", "application/octet-stream", "application/x-www-form-urlencoded"):
         assert client.post("/classify", content=digit_png(0), headers={"content-type": media_type}).status_code == 200
 
@@ -200,6 +200,7 @@ def test_a_form_holds_one_image_and_nothing_else(client, digit_png):
     part = b'--x\r\nContent-Disposition: form-data; name="image"\r\n\r\n'
     for body, status, code in (
         (part + digit_png(0), 400, "malformed_form"),  # never ended
+        (part + digit_png(0) + b"\r\n--x\r\nContent-Disp", 400, "malformed_form"),  # ended in a second part
         ((part + b"1\r\n") * 100_000 + b"--x--\r\n", 422, "invalid_parameter"),
     ):
         response = client.post("/classify", content=body, headers={"content-type": "multipart/form-data; boundary=x"})
@@ -254,6 +255,8 @@ def test_a_late_answer_is_a_504(bundle_path, encode):
 
 def test_unknown_paths_and_methods_are_problems(client):
     is_problem(client.get("/nothing/here"), 404, "not_found")
+    is_problem(client.post("/classify/", follow_redirects=False), 404, "not_found")
+    is_problem(client.get("/docs/static/nothing.js"), 404, "not_found")
     response = client.get("/classify")
     is_problem(response, 405, "method_not_allowed")
     assert response.headers["allow"] == "POST"

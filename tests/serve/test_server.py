@@ -94,20 +94,36 @@ def test_a_request_that_never_ends_is_given_up_after_the_drain_timeout(bundle_pa
             while "tureen_requests_in_flight 1.0" not in request(port, "GET", "/metrics")[1].decode():
                 time.sleep(0.01)
             server.send_signal(signal.SIGTERM)
+            server.send_signal(signal.SIGTERM)  # whoever is impatient gets no other exit status for it
+            answer = stuck.makefile("rb").read()
             assert server.wait(20) == 0  # well before the 30 s that are the default
+    assert answer.startswith(b"HTTP/1.1 503")
+    assert b'"code":"shutting_down"' in answer
 
 
-def test_every_log_line_is_json(bundle_path, digit_png):
+def test_a_body_that_trickles_is_answered_408_and_gives_its_permit_back(bundle_path, digit_png):
+    port = free_port()
+    with process(bundle_path, "--port", port, "--timeout-ms", 300, "--max-requests", 1) as server:
+        wait_until_ready(server, port)
+        with socket.create_connection(("127.0.0.1", port)) as slow:
+            slow.sendall(b"POST /classify HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 100\r\n\r\nhalf")
+            assert slow.makefile("rb").readline() == b"HTTP/1.1 408 Request Timeout\r\n"
+        assert request(port, "POST", "/classify", digit_png(0))[0] == 200
+
+
+def test_every_log_line_is_json(bundle_path, digit_png, encode):
     port = free_port()
     with process(bundle_path, "--port", port) as server:
         wait_until_ready(server, port)
         assert request(port, "POST", "/classify?beta=0.2", digit_png(0))[0] == 200
+        damaged_exif = encode(Image.new("RGB", (8, 8)), "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
+        assert request(port, "POST", "/classify", damaged_exif)[0] == 200
         server.send_signal(signal.SIGTERM)
         lines = [json.loads(line) for line in server.communicate(timeout=DEADLINE_S)[1].splitlines()]
         assert server.returncode == 0
     assert any(line["message"].startswith("ready: digits") for line in lines)
-    (access,) = [line for line in lines if line.get("route") == "/classify"]
-    assert access["beta"] == 0.2
+    access = [line for line in lines if line.get("route") == "/classify"]
+    assert [line["beta"] for line in access] == [0.2, 0]
 
 
 def test_an_engine_that_fails_its_golden_rows_never_serves(own_bundle):
@@ -132,4 +148,5 @@ def test_a_taken_port_is_an_error_and_not_a_hang(bundle_path):
         with process(bundle_path, "--port", taken.getsockname()[1]) as server:
             log = server.communicate(timeout=DEADLINE_S)[1]
     assert server.returncode == 1
-    assert "address already in use" in log
+    assert "address already in use" in log.lower()
+    assert "golden rows" not in log

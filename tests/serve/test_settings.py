@@ -12,6 +12,11 @@ def test_a_flag_beats_a_variable_beats_the_default():
     assert settings.max_requests == Settings.model_fields["max_requests"].default
 
 
+@pytest.mark.parametrize(("text", "beta"), [("robust", 1), ("clean", 0), ("0.25", 0.25)])
+def test_the_default_beta_is_a_number_or_a_mode(text, beta):
+    assert parse_settings(["b", "--default-beta", text], {}).default_beta == beta
+
+
 def test_the_bundle_may_come_from_the_environment():
     assert parse_settings([], {"TUREEN_BUNDLE": "/models/digits"}).bundle == Path("/models/digits")
 

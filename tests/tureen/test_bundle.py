@@ -70,7 +70,9 @@ def test_a_file_outside_the_bundle_cannot_be_named(own_bundle, name):
         load_bundle(own_bundle)
 
 
-@pytest.mark.parametrize("change", [{"default_beta": 1.5}, {"labels": ["one"]}, {"width": 0}, {"surprise": 1}])
+@pytest.mark.parametrize(
+    "change", [{"accuracy": []}, {"default_beta": 1.5}, {"labels": ["one"]}, {"width": 0}, {"surprise": 1}]
+)
 def test_a_wrong_value_is_named(own_bundle, change):
     edit_manifest(own_bundle, **change)
     with pytest.raises(BundleError, match=next(iter(change))):

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 
@@ -41,6 +42,10 @@ def test_an_unknown_command_is_wrong_use(capsys):
         (["evaluate", "nowhere"], 1, "not a finished checkpoint"),
         (["serve", "nowhere"], 1, "is not a bundle"),
         (["train", "digits", "--set", "epochs=0"], 2, "epochs"),
+        (["train", "digits", "--set", "model.classes=5"], 2, "10 labels"),
+        (["train", "digits", "--set", "model.image_size=16"], 2, "8 pixels"),
+        (["train", "digits", "--set", "evaluation_betas=0,1,7"], 2, "evaluation_betas"),
+        (["train", "digits", "--out", "/dev/null/x"], 1, "/dev/null/x"),
         (["train", "digits", "--set", "epoch=1"], 2, "has no 'epoch'"),
         (["train", "digits", "--set", "epochs"], 2, "KEY=VALUE"),
         (["export", "nowhere", "--out", "new", "--default-beta", "2"], 2, "β is"),
@@ -57,7 +62,15 @@ def test_an_error_is_one_line_and_a_status(arguments, status, message, capsys, t
 
 @pytest.mark.parametrize(
     "arguments",
-    [["train", "cifar11"], ["evaluate", "x", "--betas", "0:2:1"], ["evaluate", "x", "--steps", "0"], ["serve"]],
+    [
+        ["export", "x", "--out", "y", "--name", "bad name!"],
+        ["export", "x", "--out", "y", "--max-logit-diff", "-1"],
+        ["demo", "--port", "99999"],
+        ["train", "cifar11"],
+        ["evaluate", "x", "--betas", "0:2:1"],
+        ["evaluate", "x", "--steps", "0"],
+        ["serve"],
+    ],
 )
 def test_wrong_arguments_exit_with_2(arguments):
     with pytest.raises(SystemExit) as exit_:
@@ -73,6 +86,18 @@ def test_inspect_shows_and_verifies(bundle_path, capsys):
     assert "onnxruntime fp32" in shown
     assert main(["inspect", str(bundle_path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["name"] == "digits"
+
+
+def test_output_survives_a_reader_who_leaves_and_a_terminal_without_greek(bundle_path):
+    environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    command = [sys.executable, "-m", "tureen.cli", "inspect", str(bundle_path)]
+    shown = subprocess.run(command, capture_output=True, env=environment)
+    assert (shown.returncode, shown.stderr) == (0, b"")
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait() == 1
 
 
 def test_looking_for_help_imports_none_of_the_packages():

@@ -105,6 +105,14 @@ def test_sixteen_bit_grey_is_scaled_not_clipped(encode):
     assert len(np.unique(decoded)) > 250
 
 
+def test_sixteen_bit_grey_keeps_its_transparency(encode):
+    grey = np.full((4, 4), 1000, np.uint16)
+    grey[0, 0] = 2000
+    decoded = np.array(decode(encode(Image.fromarray(grey), transparency=2000)))
+    assert decoded[0, 0].tolist() == [255, 255, 255]
+    assert decoded[1, 1].tolist() == [3, 3, 3]
+
+
 def test_palette_with_alpha_is_laid_over_white(encode):
     image = Image.new("P", (4, 4), 0)
     image.putpalette([255, 0, 0, 0, 0, 255])

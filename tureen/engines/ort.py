@@ -21,7 +21,7 @@ class OrtEngine:
         try:
             import onnxruntime as ort
         except ImportError:
-            raise EngineError('onnxruntime is not installed: pip install "tureen[serve]"') from None
+            raise EngineError("onnxruntime is not installed: install Tureen with its extra [serve]") from None
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL

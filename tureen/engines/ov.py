@@ -23,7 +23,7 @@ class OpenVinoEngine:
         try:
             import openvino as ov
         except ImportError:
-            raise EngineError('openvino is not installed: pip install "tureen[openvino]"') from None
+            raise EngineError("openvino is not installed: install Tureen with its extra [openvino]") from None
         core = ov.Core()
         if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise EngineError("this CPU has no bfloat16 arithmetic: use fp32")
