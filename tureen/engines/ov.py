@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import threading
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +13,14 @@ from tureen.bundle import LOGITS_OUTPUT, PIXELS_INPUT, TOKEN_INPUT, Precision
 from tureen.errors import EngineError
 
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
+
+
+@functools.cache
+def _core() -> Any:
+    """The process's one Core: with several, OpenVINO 2026.4 may crash when they are taken down."""
+    import openvino as ov
+
+    return ov.Core()
 
 
 class OpenVinoEngine:
@@ -24,7 +34,7 @@ class OpenVinoEngine:
             import openvino as ov
         except ImportError:
             raise EngineError("openvino is not installed: install Tureen with its extra [openvino]") from None
-        core = ov.Core()
+        core = _core()
         if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise EngineError("this CPU has no bfloat16 arithmetic: use fp32")
         try:
