@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from export.errors import ExportError
-from training.model import DualTokenViT
+from training.model import DualTokenViT, images_from_pixels
 from tureen.bundle import LOGITS_OUTPUT, PIXELS_INPUT, TOKEN_INPUT
 
 OPSET = 20
@@ -34,8 +34,7 @@ class Backbone(nn.Module):
 
     def forward(self, pixels: Tensor, cls_token: Tensor) -> Tensor:
         """Logits float32 (B, K) of pixels uint8 (B, H, W, 3) and cls_token float32 (B, D)."""
-        images = pixels.permute(0, 3, 1, 2).to(torch.float32) / 255
-        return self.model(images, cls_token)
+        return self.model(images_from_pixels(pixels), cls_token)
 
 
 def onnx_graph(model: DualTokenViT) -> bytes:

@@ -22,7 +22,7 @@ from training.atomic import replace_file
 from training.attacks import pgd
 from training.data import Images
 from training.errors import CheckpointError, DivergedError
-from training.model import DualTokenViT
+from training.model import DualTokenViT, images_from_pixels
 from training.recipes import Recipe
 
 
@@ -137,8 +137,7 @@ class Cotraining:
         self.optimiser = torch.optim.AdamW(
             self.model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
         )
-        pixels = torch.from_numpy(train.pixels).to(device)
-        self._images = pixels.permute(0, 3, 1, 2).float() / 255
+        self._images = images_from_pixels(torch.from_numpy(train.pixels).to(device))
         self._labels = torch.from_numpy(train.labels).to(device)
         self._steps_per_epoch = max(1, len(train) // recipe.batch_size)
 

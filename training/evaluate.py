@@ -13,7 +13,7 @@ from torch import Tensor
 
 from training.attacks import pgd
 from training.data import Images
-from training.model import DualTokenViT
+from training.model import DualTokenViT, images_from_pixels
 from tureen.bundle import Accuracy, AccuracyRow
 
 BATCH = 256
@@ -55,8 +55,7 @@ def evaluate(
         generator = torch.Generator(device).manual_seed(seed)
         clean = robust = 0
         for start in range(0, len(images), BATCH):
-            pixels = torch.from_numpy(images.pixels[start : start + BATCH]).to(device)
-            x = pixels.permute(0, 3, 1, 2).float() / 255
+            x = images_from_pixels(torch.from_numpy(images.pixels[start : start + BATCH]).to(device))
             labels = torch.from_numpy(images.labels[start : start + BATCH]).to(device)
             adversarial = pgd(
                 forward, x, labels, epsilon=radius, steps=steps, step_size=2.5 * radius / steps, generator=generator

@@ -47,6 +47,11 @@ class ViTConfig(BaseModel):
         return (self.image_size // self.patch_size) ** 2
 
 
+def images_from_pixels(pixels: Tensor) -> Tensor:
+    """What the model reads, float32 (B, 3, H, W) in [0, 1], of pixels uint8 (B, H, W, 3)."""
+    return pixels.permute(0, 3, 1, 2).to(torch.float32) / 255
+
+
 class Block(nn.Module):
     """A pre-norm transformer block, (B, 1 + N, D) to the same (Dosovitskiy et al., ICLR 2021)."""
 

@@ -154,12 +154,13 @@ def _attacked(checkpoint: Checkpoint) -> NDArray[np.uint8]:
     import torch
 
     from training.attacks import pgd
+    from training.model import images_from_pixels
 
     recipe, model = checkpoint.recipe, checkpoint.model
     radius = recipe.epsilon_255 / 255
     adversarial = pgd(
         lambda x: model(x, model.clean_token.expand(len(x), -1)),
-        torch.from_numpy(checkpoint.held_out.pixels).permute(0, 3, 1, 2).float() / 255,
+        images_from_pixels(torch.from_numpy(checkpoint.held_out.pixels)),
         torch.from_numpy(checkpoint.held_out.labels),
         epsilon=radius,
         steps=recipe.evaluation_steps,
