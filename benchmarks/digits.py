@@ -14,9 +14,10 @@ from statistics import mean
 from tqdm import tqdm
 
 from benchmarks.machine import describe_machine
-from training.cotrain import Cotraining, best_device
+from training.cotrain import Cotraining
 from training.data import load_digits
 from training.evaluate import evaluate
+from training.processes import best_device
 from training.recipes import load_recipe
 from tureen.bundle import Accuracy, AccuracyRow
 
@@ -48,7 +49,7 @@ def measure(settings: Sequence[str], betas: Sequence[float], name: str) -> tuple
     """Train one model and measure it at each β; the seconds are those of training alone."""
     recipe = load_recipe("digits", settings)
     data = load_digits()
-    training = Cotraining(recipe, data.train, best_device())
+    training = Cotraining(recipe, data, best_device())
     with tqdm(total=recipe.epochs, desc=name, unit="epoch", disable=None, leave=False) as bar:
         while not training.is_finished:
             training.run_epoch()

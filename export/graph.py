@@ -34,15 +34,17 @@ class Backbone(nn.Module):
 
     def forward(self, pixels: Tensor, cls_token: Tensor) -> Tensor:
         """Logits float32 (B, K) of pixels uint8 (B, H, W, 3) and cls_token float32 (B, D)."""
-        return self.model(images_from_pixels(pixels), cls_token)
+        return self.model.with_tokens(images_from_pixels(pixels), cls_token)
 
 
 def onnx_graph(model: DualTokenViT) -> bytes:
     """The backbone of `model` as a single-file ONNX graph, opset 20, both inputs sharing one dynamic batch axis.
 
-    Raises ExportError where the graph would not fit a single file.
+    Raises ExportError where the modes differ in more than the token, or the graph would not fit a single file.
     """
     config = model.config
+    if config.adapter != "token":
+        raise ExportError(f"the model's adapter is {config.adapter!r}: only a class token can be an input of the graph")
     size = 4 * sum(parameter.numel() for parameter in model.parameters())
     if size > MAX_GRAPH_BYTES:
         raise ExportError(f"the backbone has {size:,} bytes of weights; a single ONNX file holds {MAX_GRAPH_BYTES:,}")

@@ -17,7 +17,7 @@ from export.graph import Backbone
 from training.model import DualTokenViT
 from tureen.bundle import ParityRow
 from tureen.engines.base import Engine
-from tureen.tokens import mix_rows
+from tureen.tokens import CLEAN_BETA, ROBUST_BETA, mix_rows
 
 BETAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 BATCH_SIZES = (1, 2, 3, 7, 64)
@@ -48,7 +48,7 @@ class Reference:
 def reference(model: DualTokenViT, pixels: NDArray[np.uint8]) -> Reference:
     """Run PyTorch in fp32 on up to 512 of the images, uint8 (n, H, W, 3), at each of `BETAS`."""
     pixels = pixels[:MAX_IMAGES]
-    clean, robust = model.clean_token.numpy(force=True), model.robust_token.numpy(force=True)
+    clean, robust = (model.soup(beta).numpy(force=True) for beta in (CLEAN_BETA, ROBUST_BETA))
     backbone = Backbone(model).eval()
     logits = []
     with torch.no_grad():

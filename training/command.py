@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from pathlib import Path
 
 from training.checkpoint import load_checkpoint
 from training.recipes import RECIPES, Recipe, load_recipe
-from training.run import measure, run
+from training.run import RunOptions, measure, run
 from tureen.bundle import AccuracyRow
 from tureen.errors import InvalidBetaError
 from tureen.report import accuracy_table
@@ -27,7 +28,16 @@ def train(arguments: list[str]) -> int:
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="settings", help="change a value of the recipe"
     )
+    parser.add_argument(
+        "--data", metavar="DIR", help="images: DIR/CLASS/…, or DIR/train/CLASS/… and DIR/val/CLASS/…, or hf:DATASET"
+    )
+    parser.add_argument("--strict", action="store_true", help="fail at an image that cannot be decoded, not skip it")
     parser.add_argument("--resume", action="store_true", help="continue an interrupted run in --out")
+    parser.add_argument("--compile", action="store_true", help="run the model through torch.compile")
+    parser.add_argument("--tensorboard", action="store_true", help="write TensorBoard events into --out")
+    parser.add_argument(
+        "--workers", type=_positive, default=os.cpu_count() or 1, help="that decode images (default: %(default)s)"
+    )
     parser.add_argument("--show", action="store_true", help="print the recipe with its settings, and stop")
     parser.add_argument("--json", action="store_true", help="print the accuracy at each β as JSON")
     options = parser.parse_args(arguments)
@@ -36,7 +46,20 @@ def train(arguments: list[str]) -> int:
         print(_show(recipe))
         return 0
     out = options.out or Path("runs") / recipe.name
-    checkpoint = run(recipe, out, resume=options.resume)
+    checkpoint = run(
+        recipe,
+        out,
+        RunOptions(
+            data=options.data,
+            is_resumed=options.resume,
+            is_strict=options.strict,
+            is_compiled=options.compile,
+            tensorboard=options.tensorboard,
+            workers=options.workers,
+        ),
+    )
+    if checkpoint is None:  # another process of a distributed run speaks
+        return 0
     _print_accuracy(checkpoint.accuracy, as_json=options.json)
     if not options.json:
         print(f"\ntrained in {checkpoint.provenance['training_seconds']:.0f} s; next: tureen export {out} --out BUNDLE")

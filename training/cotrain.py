@@ -1,4 +1,4 @@
-"""Co-training: one step's loss, the schedules, and the loop that saves itself and can be resumed.
+"""A co-training run in progress: its state, one step after another, saved after any of them and continued exactly.
 
 Knows nothing about files beyond the state it saves, and nothing about how a run is shown.
 """
@@ -6,41 +6,40 @@ Knows nothing about files beyond the state it saves, and nothing about how a run
 from __future__ import annotations
 
 import copy
-import math
 import time
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from training.atomic import replace_file
-from training.attacks import pgd
-from training.data import Images
+from training.augment import augmented, mixed
+from training.data import Dataset, Images
 from training.errors import CheckpointError, DivergedError
+from training.loading import Batch, Loader, MemoryLoader, Order, StreamLoader
 from training.model import DualTokenViT, images_from_pixels
+from training.objective import cotraining_losses, epsilon, eq1, learning_rate
+from training.processes import Processes
 from training.recipes import Recipe
 
 
 @dataclass(frozen=True)
-class Epoch:
-    """What one epoch of training came to; losses are means over its steps, NaN for a half that was not trained."""
+class Progress:
+    """What some steps of training came to; losses are means over them, NaN for a half that was not trained."""
 
-    epoch: int
-    epochs: int
+    step: int
+    epoch: float
     clean_loss: float
     robust_loss: float
     epsilon_255: float
     learning_rate: float
-
-
-def best_device() -> torch.device:
-    """The GPU where there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    images_per_second: float
 
 
 def autocast(recipe: Recipe, device: torch.device) -> AbstractContextManager[object]:
@@ -54,144 +53,134 @@ def autocast(recipe: Recipe, device: torch.device) -> AbstractContextManager[obj
     return nullcontext()
 
 
-def cotraining_losses(
-    model: DualTokenViT, images: Tensor, labels: Tensor, *, recipe: Recipe, epsilon: float, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """The two expectations of Eq. 1 on one batch: mean cross-entropy in clean mode, and in robust mode under attack.
-
-    images: float32 (B, 3, H, W) in [0, 1]. labels: int64 (B,). epsilon: radius in the same range.
-    Both halves go through the model in one forward pass of 2·B rows, each row with its own token; the attack is
-    PGD on the robust mode. Where α is 0 or 1 the half without weight is not computed, and its loss is NaN.
-    """
-    count = len(images)
-    clean_rows = model.clean_token.expand(count, -1)
-    robust_rows = model.robust_token.expand(count, -1)
-    nan = images.new_tensor(math.nan)
-    if recipe.alpha == 1:
-        return F.cross_entropy(model(images, clean_rows).float(), labels), nan
-    robust_mode = robust_rows.detach()
-    adversarial = pgd(
-        lambda x: model(x, robust_mode),
-        images,
-        labels,
-        epsilon=epsilon,
-        steps=recipe.attack_steps,
-        step_size=epsilon * recipe.attack_step,
-        generator=generator,
-    )
-    if recipe.alpha == 0:
-        return nan, F.cross_entropy(model(adversarial, robust_rows).float(), labels)
-    logits = model(torch.cat([images, adversarial]), torch.cat([clean_rows, robust_rows])).float()
-    return F.cross_entropy(logits[:count], labels), F.cross_entropy(logits[count:], labels)
-
-
-def eq1(clean_loss: Tensor, robust_loss: Tensor, alpha: float) -> Tensor:
-    """Eq. 1 of the paper: α·clean + (1 − α)·robust, where a loss without weight may be NaN."""
-    if alpha == 1:
-        return clean_loss
-    return robust_loss if alpha == 0 else alpha * clean_loss + (1 - alpha) * robust_loss
-
-
-def learning_rate(recipe: Recipe, progress: float) -> float:
-    """The learning rate at a share of training in [0, 1]: linear warm-up, then a half cosine to zero."""
-    if progress < recipe.warmup:
-        return recipe.learning_rate * progress / recipe.warmup
-    after = (progress - recipe.warmup) / (1 - recipe.warmup) if recipe.warmup < 1 else 0.0
-    return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * after))
-
-
-def epsilon(recipe: Recipe, progress: float) -> float:
-    """The radius at a share of training in [0, 1], in the range [0, 1] of the images: a linear ramp, then constant."""
-    ramp = min(1.0, progress / recipe.epsilon_ramp) if recipe.epsilon_ramp else 1.0
-    return recipe.epsilon_255 / 255 * ramp
-
-
-def shifted(images: Tensor, pixels: int, generator: torch.Generator) -> Tensor:
-    """Each image translated by its own random offset of up to `pixels` in both directions, zeros moving in."""
-    if not pixels:
-        return images
-    count, _, height, width = images.shape
-    offsets = torch.randint(0, 2 * pixels + 1, (2, count, 1), generator=generator, device=images.device)
-    rows = offsets[0] + torch.arange(height, device=images.device)  # (B, H)
-    columns = offsets[1] + torch.arange(width, device=images.device)  # (B, W)
-    padded = F.pad(images, (pixels,) * 4).permute(0, 2, 3, 1)
-    batch = torch.arange(count, device=images.device)[:, None, None]
-    return padded[batch, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
-
-
 class Cotraining:
-    """A training run in progress: model, its moving average, optimiser, random state and epoch.
+    """A training run in progress: model, its moving average, optimiser, and the step it has come to.
 
-    The same recipe, seed and device give the same run, whether or not it was interrupted.
+    The same recipe, data and device give the same run, whether or not it was interrupted: all that is random in a step
+    comes from the seed, the step's number and the process's rank. Several processes each take a share of every batch.
     """
 
-    def __init__(self, recipe: Recipe, train: Images, device: torch.device) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        data: Dataset,
+        device: torch.device,
+        *,
+        processes: Processes | None = None,
+        workers: int = 0,
+        is_compiled: bool = False,
+        start: DualTokenViT | None = None,
+    ) -> None:
+        """processes: of a distributed run, of which this is one. workers: processes that decode images where these are
+        streamed. is_compiled: run the model through torch.compile. start: a model of the recipe's shape to begin
+        with, instead of random weights."""
         self.recipe = recipe
         self.device = device
-        self.epoch = 0
-        self.seconds = 0.0  # spent in epochs, over all processes that took part
+        self.step = 0
+        self.seconds = 0.0  # spent in steps, over all runs of the program that took part
+        self._data = data.fingerprint()
+        self.processes = processes or Processes()
         torch.manual_seed(recipe.seed)
         self.model = DualTokenViT(recipe.model).to(device)
-        self.average = copy.deepcopy(self.model).requires_grad_(False)
-        self.generator = torch.Generator(device).manual_seed(recipe.seed)
-        self.optimiser = torch.optim.AdamW(
-            self.model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
+        if start is not None:
+            self.model.load_state_dict(start.state_dict())
+        self.average = copy.deepcopy(self.model).requires_grad_(False).eval()
+        self._inner: nn.Module = torch.compile(self.model) if is_compiled else self.model  # type: ignore[assignment]
+        self._outer = DistributedDataParallel(self._inner) if self.processes.count > 1 else self._inner
+        self._generator = torch.Generator(device)
+        self.optimiser = _optimiser(self.model, recipe)
+        self._order = Order(recipe, len(data.train), self.processes.rank, self.processes.count)
+        self._loader: Loader = (
+            MemoryLoader(data.train, device)
+            if isinstance(data.train, Images)
+            else StreamLoader(data.train, recipe, device, workers)
         )
-        self._images = images_from_pixels(torch.from_numpy(train.pixels).to(device))
-        self._labels = torch.from_numpy(train.labels).to(device)
-        self._steps_per_epoch = max(1, len(train) // recipe.batch_size)
+        self._batches: Iterator[Batch] | None = None
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self._order.steps_per_epoch
+
+    @property
+    def steps(self) -> int:
+        """Of the whole run."""
+        return self.recipe.epochs * self.steps_per_epoch
 
     @property
     def is_finished(self) -> bool:
-        return self.epoch >= self.recipe.epochs
+        return self.step >= self.steps
 
-    def run_epoch(self) -> Epoch:
-        """Train one epoch; raises DivergedError where the loss is not finite."""
+    def run_epoch(self, at_most: int | None = None) -> Progress:
+        """Train to the end of the epoch, or so many steps; raises DivergedError where the loss is not finite."""
+        if self._batches is None:
+            self._batches = self._loader.batches(self._order, self.step)
+        left = self.steps_per_epoch - self.step % self.steps_per_epoch
+        steps = left if at_most is None else min(left, at_most)
         started = time.perf_counter()
-        order = torch.randperm(len(self._labels), generator=self.generator, device=self.device)
         sums = torch.zeros(2, device=self.device)
-        for index in range(self._steps_per_epoch):
-            chosen = order[index * self.recipe.batch_size : (index + 1) * self.recipe.batch_size]
-            sums += self._step(chosen, self.epoch * self._steps_per_epoch + index)
-        self.epoch += 1
-        self.seconds += time.perf_counter() - started
-        clean_loss, robust_loss = (sums / self._steps_per_epoch).tolist()
-        progress = self.epoch / self.recipe.epochs
-        return Epoch(
-            epoch=self.epoch,
-            epochs=self.recipe.epochs,
+        images = 0
+        for _ in range(steps):
+            pixels, labels = next(self._batches)
+            images += len(labels)
+            sums += self._train(pixels, labels)
+            self.step += 1
+        losses = self.processes.mean(sums / steps)
+        clean_loss, robust_loss = losses.tolist()
+        seconds = time.perf_counter() - started
+        self.seconds += seconds
+        share = self.step / self.steps
+        progress = Progress(
+            step=self.step,
+            epoch=self.step / self.steps_per_epoch,
             clean_loss=clean_loss,
             robust_loss=robust_loss,
-            epsilon_255=epsilon(self.recipe, progress) * 255,
-            learning_rate=learning_rate(self.recipe, progress),
+            epsilon_255=epsilon(self.recipe, share) * 255,
+            learning_rate=learning_rate(self.recipe, share),
+            images_per_second=images * self.processes.count / seconds,
         )
-
-    def _step(self, chosen: Tensor, step: int) -> Tensor:
-        progress = step / (self.recipe.epochs * self._steps_per_epoch)
-        images = shifted(self._images[chosen], self.recipe.shift_pixels, self.generator)
-        with autocast(self.recipe, self.device):
-            losses = cotraining_losses(
-                self.model,
-                images,
-                self._labels[chosen],
-                recipe=self.recipe,
-                epsilon=epsilon(self.recipe, progress),
-                generator=self.generator,
+        if not eq1(losses[0], losses[1], self.recipe.alpha).isfinite():
+            raise DivergedError(
+                f"the loss is not a number in steps {self.step - steps} to {self.step}: "
+                "lower learning_rate or epsilon_255, or lengthen warmup or epsilon_ramp"
             )
-        loss = eq1(*losses, self.recipe.alpha)
-        if not loss.isfinite():
-            raise DivergedError(f"the loss is {loss.item()} at step {step}: lower learning_rate or epsilon_255")
+        return progress
+
+    def _train(self, pixels: Tensor, labels: Tensor) -> Tensor:
+        """One step on pixels uint8 (B, H, W, 3) and labels int64 (B,); the losses of both halves, (2,)."""
+        recipe, share = self.recipe, self.step / self.steps
+        # Far apart for neighbouring seeds, steps and ranks alike.
+        self._generator.manual_seed((recipe.seed * 2**32 + self.step) * 65_537 + self.processes.rank)
+        images = augmented(images_from_pixels(pixels), recipe.augmentation, self._generator)
+        images, targets = mixed(images, labels, recipe.augmentation, recipe.model.classes, self._generator)
         for group in self.optimiser.param_groups:
-            group["lr"] = learning_rate(self.recipe, progress)
+            group["lr"] = learning_rate(recipe, share)
         self.optimiser.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
+        sums = torch.zeros(2, device=self.device)
+        parts = list(zip(images.chunk(recipe.accumulate), targets.chunk(recipe.accumulate), strict=True))
+        for index, (part, part_targets) in enumerate(parts):
+            is_last = index == len(parts) - 1
+            # Gradients travel between processes once a step, with the last part.
+            waiting = nullcontext() if is_last or self.processes.count == 1 else self._outer.no_sync()  # type: ignore[operator]
+            with waiting:
+                with autocast(recipe, self.device):
+                    losses = cotraining_losses(
+                        self._inner,
+                        part,
+                        part_targets,
+                        recipe=recipe,
+                        epsilon=epsilon(recipe, share),
+                        generator=self._generator,
+                        forward=self._outer,
+                    )
+                weight = len(part) / len(images)
+                (weight * eq1(*losses, recipe.alpha)).backward()
+                sums += weight * torch.stack(losses).detach()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip_norm)
         self.optimiser.step()
-        decay = min(self.recipe.ema_decay, (1 + step) / (10 + step))
+        decay = min(recipe.ema_decay, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
-            for average, parameter in zip(self.average.parameters(), self.model.parameters(), strict=True):
-                average.lerp_(parameter, 1 - decay)
-        return torch.stack(losses).detach()
+            torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
+        return sums
 
     def save(self, path: Path) -> None:
         """Write all that `restore` needs to `path`, atomically; safetensors, no pickle."""
@@ -199,8 +188,12 @@ class Cotraining:
         tensors |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
         for index, state in self.optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser.{index}.{name}": value for name, value in state.items()}
-        tensors["generator"] = self.generator.get_state()
-        metadata = {"recipe": self.recipe.fingerprint(), "epoch": str(self.epoch), "seconds": repr(self.seconds)}
+        metadata = {
+            "recipe": self.recipe.fingerprint(),
+            "data": self._data,
+            "step": str(self.step),
+            "seconds": repr(self.seconds),
+        }
         replace_file(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata))
 
     def restore(self, path: Path) -> None:
@@ -213,6 +206,8 @@ class Cotraining:
             raise CheckpointError(f"{path} cannot be read: start again without --resume") from error
         if metadata.get("recipe") != self.recipe.fingerprint():
             raise CheckpointError(f"{path} is of another recipe or other settings: resume with the same ones")
+        if metadata.get("data") != self._data:
+            raise CheckpointError(f"{path} was trained on other images: resume with the same --data")
         self.model.load_state_dict(_under("model.", tensors))
         self.average.load_state_dict(_under("average.", tensors))
         state: dict[int, dict[str, Tensor]] = {}
@@ -220,9 +215,18 @@ class Cotraining:
             index, _, key = name.partition(".")
             state.setdefault(int(index), {})[key] = tensor
         self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": state})
-        self.generator.set_state(tensors["generator"].cpu())
-        self.epoch = int(metadata["epoch"])
+        self.step = int(metadata["step"])
         self.seconds = float(metadata["seconds"])
+        self._batches = None
+
+
+def _optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """AdamW whose weight decay leaves biases, norms, tokens and position embeddings alone."""
+    decayed = [module.weight for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    names = {id(weight) for weight in decayed}
+    others = [parameter for parameter in model.parameters() if id(parameter) not in names]
+    groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.adam_betas, fused=True)
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

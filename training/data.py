@@ -1,15 +1,34 @@
-"""Labelled images to train on and to measure with."""
+"""Labelled images to train on and to measure with: in memory, or as encoded files that are decoded when needed.
+
+Knows nothing about models, augmentation or batches.
+"""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from tureen.preprocess import PreprocessSpec
+from training.errors import DataError
+from tureen.errors import ImageError
+from tureen.preprocess import PreprocessSpec, decode, pixels_from_image
 
 HELD_OUT = 450
+HELD_OUT_SHARE = 0.1
+HELD_OUT_FOLDERS = ("val", "validation", "test")
+IN_MEMORY_BYTES = 2 * 2**30
+SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
+HUGGING_FACE = "hf:"
+
+Crop = Callable[[Image.Image], NDArray[np.uint8]]
+Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -23,14 +42,83 @@ class Images:
         return len(self.labels)
 
 
+class Encoded(Protocol):
+    """Where encoded images come from: a folder, or a Hugging Face dataset."""
+
+    @property
+    def labels(self) -> NDArray[np.int64]: ...
+
+    def read(self, index: int) -> bytes: ...
+
+    def name(self, index: int) -> str: ...
+
+
+@dataclass(frozen=True)
+class Files:
+    """Image files under one folder and their labels."""
+
+    root: Path
+    paths: list[str]
+    labels: NDArray[np.int64]
+
+    def read(self, index: int) -> bytes:
+        return (self.root / self.paths[index]).read_bytes()
+
+    def name(self, index: int) -> str:
+        return self.paths[index]
+
+
+@dataclass(frozen=True)
+class HuggingFaceSplit:
+    """One split of a Hugging Face dataset, its images left encoded."""
+
+    split: object
+    column: str
+    labels: NDArray[np.int64]
+
+    def read(self, index: int) -> bytes:
+        record = self.split[index][self.column]  # type: ignore[index]
+        data: bytes = record["bytes"] if record["bytes"] is not None else Path(record["path"]).read_bytes()
+        return data
+
+    def name(self, index: int) -> str:
+        return f"image {index}"
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Images too many for memory: those of `source` at `chosen`, decoded each time they are asked for."""
+
+    source: Encoded
+    chosen: NDArray[np.int64]
+    spec: PreprocessSpec
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """int64 (n,)."""
+        return self.source.labels[self.chosen]
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def image(self, index: int) -> Image.Image:
+        """The upright RGB image at `index`, whole."""
+        return decode(self.source.read(int(self.chosen[index])))
+
+
 @dataclass(frozen=True)
 class Dataset:
-    """Images to train on, images held out, and what the labels are called."""
+    """Images to train on, images held out, what the labels are called, and which images could not be read."""
 
-    train: Images
+    train: Images | Stream
     held_out: Images
     labels: list[str]
     preprocess: PreprocessSpec
+    skipped: tuple[str, ...] = ()
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the number, order and labels of the training images: equal for a run and its continuation."""
+        return hashlib.sha256(repr(self.labels).encode() + self.train.labels.tobytes()).hexdigest()
 
 
 def load_digits() -> Dataset:
@@ -38,15 +126,13 @@ def load_digits() -> Dataset:
 
     Grey levels 0–16 become RGB pixels 0–255. The split is stratified and the same at every call.
     """
-    from sklearn import datasets, model_selection
+    from sklearn import datasets
 
     digits = datasets.load_digits()
     grey = np.round(digits.images * (255 / 16)).astype(np.uint8)
     pixels = np.repeat(grey[..., None], 3, axis=3)
     labels = digits.target.astype(np.int64)
-    train, held_out = model_selection.train_test_split(
-        np.arange(len(labels)), test_size=HELD_OUT, random_state=0, stratify=labels
-    )
+    train, held_out = _split(labels, HELD_OUT)
     return Dataset(
         train=Images(pixels[train], labels[train]),
         held_out=Images(pixels[held_out], labels[held_out]),
@@ -55,4 +141,169 @@ def load_digits() -> Dataset:
     )
 
 
-DATASETS = {"digits": load_digits}
+def load_images(
+    location: str,
+    spec: PreprocessSpec,
+    *,
+    held_out: int,
+    stream: bool = False,
+    strict: bool = False,
+    workers: int = 1,
+    on_images: Progress = lambda count: None,
+) -> Dataset:
+    """The labelled images at `location`, each decoded once to see that it can be.
+
+    location: a folder with a folder of images for each class, or one with `train` and `val` (or `validation`, `test`)
+    of that kind; or "hf:" and the name or the directory of a Hugging Face dataset. Without a split a tenth of each
+    class is held out, the same at every call. spec: the evaluation view, `tureen.preprocess`'s. held_out: how many
+    held-out images to keep at most, drawn evenly from the classes, the same at every call. stream: decode training
+    images when they are needed, as is done anyway where they would take more than 2 GiB. strict: raise DataError at
+    an image that cannot be decoded, instead of leaving it out and naming it in `skipped`. on_images: told how many
+    more were decoded. Raises DataError where there is nothing to train on.
+    """
+    train, test, names = _hugging_face(location) if location.startswith(HUGGING_FACE) else _folder(Path(location))
+    if len(names) < 2:
+        raise DataError(f"{location} has one class, {names[0]!r}: a classifier needs at least two")
+    everything = np.arange(len(train.labels))
+    if test is None:
+        _require_two_each(location, train.labels, names)
+        train_indices, test_indices = _split(train.labels, HELD_OUT_SHARE)
+        test = train
+    else:
+        train_indices, test_indices = everything, np.arange(len(test.labels))
+    if len(test_indices) > held_out:
+        if held_out < len(names):
+            raise DataError(f"evaluation_images = {held_out} is less than one for each of the {len(names)} classes")
+        test_indices = test_indices[_split(test.labels[test_indices], held_out)[1]]
+    held_pixels, held_kept, held_skipped = _decoded(test, test_indices, spec, workers, on_images)
+    image_bytes = 3 * spec.image_size**2
+    is_streamed = stream or len(train_indices) * image_bytes > IN_MEMORY_BYTES
+    pixels, kept, skipped = _decoded(train, train_indices, None if is_streamed else spec, workers, on_images)
+    skipped = [*held_skipped, *skipped]
+    if strict and skipped:
+        raise DataError(f"{len(skipped)} images cannot be decoded, the first is {skipped[0]}")
+    for indices, what in ((kept, "to train on"), (held_kept, "held out")):
+        if not len(indices):
+            raise DataError(f"{location} has no image {what} that can be decoded")
+    return Dataset(
+        train=Stream(train, kept, spec) if is_streamed else Images(pixels, train.labels[kept]),
+        held_out=Images(held_pixels, test.labels[held_kept]),
+        labels=names,
+        preprocess=spec,
+        skipped=tuple(skipped),
+    )
+
+
+def _decoded(
+    source: Encoded, indices: NDArray[np.int64], spec: PreprocessSpec | None, workers: int, on_images: Progress
+) -> tuple[NDArray[np.uint8], NDArray[np.int64], list[str]]:
+    """Pixels uint8 (n, H, W, 3) of the images at `indices`, the indices that could be decoded, and the others' names.
+
+    Without a spec the images are decoded and let go: pixels is empty.
+    """
+    size = 0 if spec is None else spec.image_size
+    pixels = np.empty((len(indices), size, size, 3), dtype=np.uint8)
+    is_sound = np.zeros(len(indices), dtype=np.bool_)
+    skipped: list[str] = []
+
+    def load(position: int) -> str | None:
+        try:
+            image = decode(source.read(int(indices[position])))
+        except (ImageError, OSError) as error:
+            return f"{source.name(int(indices[position]))}: {error}"
+        if spec is not None:
+            pixels[position] = pixels_from_image(image, spec)
+        is_sound[position] = True
+        return None
+
+    # Pillow lets go of the interpreter while it decodes, so threads are enough, and an array needs no copying back.
+    with ThreadPoolExecutor(workers) as pool:
+        for problem in pool.map(load, range(len(indices))):
+            if problem is not None:
+                skipped.append(problem)
+            on_images(1)
+    return (pixels if is_sound.all() else pixels[is_sound]), indices[is_sound], skipped
+
+
+def _folder(root: Path) -> tuple[Files, Files | None, list[str]]:
+    if not root.is_dir():
+        raise DataError(f"{root} is not a folder")
+    if not (root / "train").is_dir():
+        names = _class_names(root)
+        return _files(root, names), None, names
+    for name in HELD_OUT_FOLDERS:
+        if (root / name).is_dir():
+            names = _class_names(root / "train")
+            if (others := _class_names(root / name)) != names:
+                differing = sorted(set(names) ^ set(others))
+                raise DataError(f"{root}: train and {name} do not have the same classes: {', '.join(differing[:5])}")
+            return _files(root / "train", names), _files(root / name, names), names
+    raise DataError(f"{root} has a folder train, but none of {', '.join(HELD_OUT_FOLDERS)} beside it")
+
+
+def _class_names(root: Path) -> list[str]:
+    names = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if not names:
+        raise DataError(f"{root} has no folders: Tureen expects one for each class, with that class's images in it")
+    return names
+
+
+def _files(root: Path, names: Sequence[str]) -> Files:
+    paths: list[str] = []
+    labels: list[int] = []
+    for label, name in enumerate(names):
+        found = sorted(
+            str(file.relative_to(root)) for file in (root / name).rglob("*") if file.suffix.lower() in SUFFIXES
+        )
+        if not found:
+            raise DataError(f"{root / name} has no images ({', '.join(SUFFIXES)})")
+        paths += found
+        labels += [label] * len(found)
+    return Files(root, paths, np.array(labels, dtype=np.int64))
+
+
+def _hugging_face(location: str) -> tuple[HuggingFaceSplit, HuggingFaceSplit | None, list[str]]:
+    import datasets
+
+    name = location.removeprefix(HUGGING_FACE)
+    try:
+        found = datasets.load_from_disk(name) if Path(name).is_dir() else datasets.load_dataset(name)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise DataError(f"{name} cannot be loaded as a Hugging Face dataset") from error
+    splits = found if isinstance(found, dict) else {"train": found}
+    if "train" not in splits:
+        raise DataError(f"{name} has no split train, only {', '.join(splits)}")
+    features = splits["train"].features
+    image = next((key for key, feature in features.items() if isinstance(feature, datasets.Image)), None)
+    label = next((key for key, feature in features.items() if isinstance(feature, datasets.ClassLabel)), None)
+    if image is None or label is None:
+        raise DataError(f"{name} needs a column of images and one of class labels, but has {', '.join(features)}")
+
+    def encoded(split: datasets.Dataset) -> HuggingFaceSplit:
+        labels = np.array(split[label], dtype=np.int64)
+        return HuggingFaceSplit(split.cast_column(image, datasets.Image(decode=False)), image, labels)
+
+    test = next((splits[key] for key in HELD_OUT_FOLDERS if key in splits), None)
+    return encoded(splits["train"]), None if test is None else encoded(test), list(features[label].names)
+
+
+def _require_two_each(location: str, labels: NDArray[np.int64], names: Sequence[str]) -> None:
+    counts = np.bincount(labels, minlength=len(names))
+    if counts.min() < 2:
+        name = names[int(counts.argmin())]
+        raise DataError(f"{location} has fewer than two images of {name!r}: one to train on and one to hold out")
+
+
+def _split(labels: NDArray[np.int64], second: int | float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Indices in two stratified parts, the same at every call; `second` is the size of the second, or its share."""
+    from sklearn import model_selection
+
+    size = (
+        max(second, len(np.unique(labels)))
+        if isinstance(second, int)
+        else max(round(second * len(labels)), len(np.unique(labels)))
+    )
+    first, last = model_selection.train_test_split(
+        np.arange(len(labels)), test_size=size, random_state=0, stratify=labels
+    )
+    return first, last

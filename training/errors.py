@@ -3,8 +3,10 @@
 TureenError
 └── TrainingError                    caller
     ├── RecipeError                  a recipe, or a value set in it, is wrong
+    ├── DataError                    the images are missing, not labelled, or not enough
     ├── CheckpointError              a checkpoint is missing, unfinished, damaged or of another kind
     ├── DivergedError                the loss is not a number any more
+    ├── SuspectError                 robustness against one attack step rose while that against many fell
     └── ZeroGradientError            the attack has no gradient to follow, so it measures nothing
 """
 
@@ -21,11 +23,19 @@ class RecipeError(TrainingError, ValueError):
     pass
 
 
+class DataError(TrainingError):
+    pass
+
+
 class CheckpointError(TrainingError):
     pass
 
 
 class DivergedError(TrainingError):
+    pass
+
+
+class SuspectError(TrainingError):
     pass
 
 

@@ -43,14 +43,13 @@ def evaluate(
     White-box: the attack follows the gradient of that soup, `steps` steps of 2.5·ε/steps from a random start (Madry
     et al., ICLR 2018, appendix). An image counts as robust only if it is right without the attack too.
     """
-    device = model.pos_embed.device
+    device = next(model.parameters()).device
     radius = epsilon_255 / 255
     rows = []
     for beta in betas:
-        token = model.soup(beta).detach()
 
-        def forward(x: Tensor, token: Tensor = token) -> Tensor:
-            return model(x, token.expand(len(x), -1))
+        def forward(x: Tensor, beta: float = beta) -> Tensor:
+            return model(x, x.new_full((len(x),), beta))
 
         generator = torch.Generator(device).manual_seed(seed)
         clean = robust = 0

@@ -1,10 +1,12 @@
 """The dual-token Vision Transformer: two classification tokens, every other weight shared.
 
-Knows nothing about attacks, data or how it is trained.
+Also the other adapters that the paper compares the token with: dual LayerNorm, both, none. Knows nothing about attacks,
+data or how it is trained.
 """
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -27,9 +29,17 @@ class ViTConfig(BaseModel):
     heads: int = Field(gt=0, description="attention heads; divides width")
     classes: int = Field(gt=1, description="K, the number of labels")
     mlp_ratio: float = Field(default=4.0, gt=0)
+    stem: Literal["patch", "conv"] = Field(
+        default="patch", description="images to patches: one linear map of each, or 3 × 3 convolutions of stride 2"
+    )
+    adapter: Literal["token", "norm", "both", "none"] = Field(
+        default="token", description="what the two modes have of their own; only `token` can be exported"
+    )
     pool: Literal["mean", "token"] = Field(
         default="mean", description="what the classifier reads: the mean of the patches, or the class token"
     )
+    norm_after_pool: bool = Field(default=False, description="the last LayerNorm follows the pooling (timm's fc_norm)")
+    norm_eps: float = Field(default=1e-6, gt=0, description="ε of every LayerNorm")
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
 
@@ -39,6 +49,8 @@ class ViTConfig(BaseModel):
             raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        if self.stem == "conv" and (self.patch_size < 2 or self.patch_size & (self.patch_size - 1)):
+            raise ValueError(f"patch_size {self.patch_size} is not a power of two, which stem=conv needs")
         return self
 
     @property
@@ -52,6 +64,34 @@ def images_from_pixels(pixels: Tensor) -> Tensor:
     return pixels.permute(0, 3, 1, 2).to(torch.float32) / 255
 
 
+class DualLayerNorm(nn.Module):
+    """A LayerNorm with one scale and offset for each mode, mixed by β like the tokens.
+
+    Source: Rebuffi, Croce & Gowal, ICLR 2023, section 3: the adapter that class tokens are compared with.
+    """
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(2, width))  # clean, robust
+        self.bias = nn.Parameter(torch.zeros(2, width))
+
+    def forward(self, x: Tensor, betas: Tensor) -> Tensor:
+        """The same shape as x, (B, …, D), each row scaled and shifted for its own β of betas (B,)."""
+        column = betas[:, None]
+        scale, offset = (
+            mix(p[0], p[1], column).view(len(x), *[1] * (x.ndim - 2), -1) for p in (self.weight, self.bias)
+        )
+        return F.layer_norm(x, x.shape[-1:], eps=self.eps) * scale + offset
+
+
+class SharedLayerNorm(nn.LayerNorm):
+    """A LayerNorm that is the same in both modes."""
+
+    def forward(self, x: Tensor, betas: Tensor | None = None) -> Tensor:
+        return super().forward(x)
+
+
 class Block(nn.Module):
     """A pre-norm transformer block, (B, 1 + N, D) to the same (Dosovitskiy et al., ICLR 2021)."""
 
@@ -59,16 +99,16 @@ class Block(nn.Module):
         super().__init__()
         hidden = int(config.width * config.mlp_ratio)
         self.heads = config.heads
-        self.norm1 = nn.LayerNorm(config.width, eps=1e-6)
+        self.norm1 = _norm(config)
         self.qkv = nn.Linear(config.width, 3 * config.width)
         self.proj = nn.Linear(config.width, config.width)
-        self.norm2 = nn.LayerNorm(config.width, eps=1e-6)
+        self.norm2 = _norm(config)
         self.fc1 = nn.Linear(config.width, hidden)
         self.fc2 = nn.Linear(hidden, config.width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attention(self.norm1(x))
-        return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
+    def forward(self, x: Tensor, betas: Tensor) -> Tensor:
+        x = x + self.attention(self.norm1(x, betas))
+        return x + self.fc2(F.gelu(self.fc1(self.norm2(x, betas))))
 
     def attention(self, x: Tensor) -> Tensor:
         qkv = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (3, B, heads, 1 + N, D / heads)
@@ -77,12 +117,39 @@ class Block(nn.Module):
         return self.proj(out.transpose(1, 2).flatten(2))  # (B, 1 + N, D)
 
 
+class ChannelNorm(nn.LayerNorm):
+    """LayerNorm over the channels of (B, C, H, W)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def _conv_stem(config: ViTConfig) -> nn.Sequential:
+    """Images to patches by 3 × 3 convolutions of stride 2, and one of 1 × 1 (Xiao et al., NeurIPS 2021).
+
+    With it small ViTs are more robust after adversarial training (Singh, Croce & Hein, NeurIPS 2023).
+    """
+    halvings = config.patch_size.bit_length() - 1
+    channels = [3, *(config.width >> (halvings - 1 - i) for i in range(halvings))]
+    layers: list[nn.Module] = []
+    for before, after in pairwise(channels):
+        layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), ChannelNorm(after, eps=config.norm_eps), nn.GELU()]
+    return nn.Sequential(*layers, nn.Conv2d(config.width, config.width, 1))
+
+
+def _norm(config: ViTConfig) -> nn.Module:
+    if config.adapter in ("norm", "both"):
+        return DualLayerNorm(config.width, config.norm_eps)
+    return SharedLayerNorm(config.width, eps=config.norm_eps)
+
+
 class DualTokenViT(nn.Module):
-    """A Vision Transformer whose class token is an argument, and the two tokens it was trained with.
+    """A Vision Transformer with two classification tokens, mixed by each image's own β.
 
     Source: Rebuffi, Croce & Gowal, *Revisiting adapters with adversarial training*, ICLR 2023, Figure 1: patch
     embedding, blocks and classifier are shared; the token alone tells clean mode, robust mode or a soup of both.
-    The token carries no position embedding.
+    The tokens carry no position embedding. `config.adapter` gives the two modes LayerNorms of their own besides
+    (`both`) or instead (`norm`), or nothing (`none`); with a single token `robust_token` is None.
     """
 
     def __init__(self, config: ViTConfig) -> None:
@@ -92,39 +159,62 @@ class DualTokenViT(nn.Module):
         self.register_buffer("std", torch.tensor(config.std).view(1, 3, 1, 1), persistent=False)
         self.mean: Tensor
         self.std: Tensor
-        self.patch_embed = nn.Conv2d(3, config.width, config.patch_size, stride=config.patch_size)
+        if config.stem == "conv":
+            self.patch_embed: nn.Module = _conv_stem(config)
+        else:
+            self.patch_embed = nn.Conv2d(3, config.width, config.patch_size, stride=config.patch_size)
         self.pos_embed = nn.Parameter(torch.zeros(1, config.patches, config.width))
         self.clean_token = nn.Parameter(torch.zeros(config.width))
-        self.robust_token = nn.Parameter(torch.zeros(config.width))
+        has_two_tokens = config.adapter in ("token", "both")
+        self.robust_token = nn.Parameter(torch.zeros(config.width)) if has_two_tokens else None
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
-        self.norm = nn.LayerNorm(config.width, eps=1e-6)
+        self.norm = _norm(config)
         self.head = nn.Linear(config.width, config.classes)
         self._initialise()
 
     def _initialise(self) -> None:
         for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Conv2d):
+            if isinstance(module, nn.Conv2d):
+                nn.init.trunc_normal_(module.weight, std=module.weight[0].numel() ** -0.5)
+            if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-        fan_in = self.patch_embed.weight[0].numel()
-        nn.init.trunc_normal_(self.patch_embed.weight, std=fan_in**-0.5)
+            if isinstance(module, nn.Linear | nn.Conv2d) and module.bias is not None:
+                nn.init.zeros_(module.bias)
         for parameter in (self.pos_embed, self.clean_token, self.robust_token):
-            nn.init.trunc_normal_(parameter, std=0.02)
+            if parameter is not None:
+                nn.init.trunc_normal_(parameter, std=0.02)
 
-    def forward(self, images: Tensor, tokens: Tensor) -> Tensor:
-        """Logits (B, K) of images float (B, 3, H, W) in [0, 1], each classified with its own row of tokens (B, D)."""
+    def forward(self, images: Tensor, betas: Tensor) -> Tensor:
+        """Logits (B, K) of images float (B, 3, H, W) in [0, 1], each classified at its own β of betas (B,)."""
+        return self.with_tokens(images, self.soup(betas), betas)
+
+    def with_tokens(self, images: Tensor, tokens: Tensor, betas: Tensor | None = None) -> Tensor:
+        """Logits (B, K), each image classified with its own row of tokens (B, D); what export compiles.
+
+        betas (B,) is what dual LayerNorms need besides, and nothing else does.
+        """
         x = self.patch_embed((images - self.mean) / self.std)  # (B, D, H / P, W / P)
         x = x.flatten(2).transpose(1, 2) + self.pos_embed  # (B, N, D)
         x = torch.cat([tokens.unsqueeze(1).to(x.dtype), x], dim=1)  # (B, 1 + N, D)
         for block in self.blocks:
-            x = block(x)
-        x = self.norm(x)
-        pooled = x[:, 0] if self.config.pool == "token" else x[:, 1:].mean(dim=1)
-        return self.head(pooled)
+            x = block(x, betas)
+        if self.config.norm_after_pool:
+            return self.head(self.norm(self._pooled(x), betas))
+        return self.head(self._pooled(self.norm(x, betas)))
+
+    def _pooled(self, x: Tensor) -> Tensor:
+        return x[:, 0] if self.config.pool == "token" else x[:, 1:].mean(dim=1)
 
     def soup(self, beta: float | Tensor) -> Tensor:
         """The token at β, float32 (D,); for a β of shape (B,), one token a row, (B, D)."""
+        robust = self.clean_token if self.robust_token is None else self.robust_token
         if isinstance(beta, Tensor):
-            return mix(self.clean_token[None, :], self.robust_token[None, :], beta[:, None])
-        return mix(self.clean_token, self.robust_token, beta)
+            return mix(self.clean_token[None, :], robust[None, :], beta[:, None])
+        return mix(self.clean_token, robust, beta)
+
+    @property
+    def adapter_parameters(self) -> int:
+        """How many parameters each of the two modes has of its own."""
+        token = 0 if self.robust_token is None else self.config.width
+        norms = sum(m.weight[0].numel() + m.bias[0].numel() for m in self.modules() if isinstance(m, DualLayerNorm))
+        return token + norms

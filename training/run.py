@@ -1,125 +1,193 @@
-"""A whole training run: train with progress on the terminal, measure, leave a checkpoint."""
+"""A whole training run: read the images, train with progress on the terminal, measure, leave a checkpoint."""
 
 from __future__ import annotations
 
-import json
-import math
+import os
 import sys
 import time
-from dataclasses import asdict
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import Any
 
 import torch
 from tqdm import tqdm
 
 import tureen
 from training.checkpoint import CHECKPOINT, Checkpoint, save_checkpoint
-from training.cotrain import Cotraining, best_device
-from training.data import DATASETS, Images
+from training.cotrain import Cotraining
+from training.data import Dataset, load_digits, load_images
 from training.errors import CheckpointError, RecipeError
 from training.evaluate import BATCH, evaluate
 from training.model import DualTokenViT
+from training.monitor import look, require_sound
+from training.processes import Processes, joined
+from training.progress import Report
 from training.recipes import Recipe
 from tureen.bundle import AccuracyRow
+from tureen.preprocess import PreprocessSpec
 
 STATE = "resume.safetensors"
-LOG = "log.jsonl"
+SKIPPED = "skipped.txt"
 SECONDS_BETWEEN_SAVES = 10.0
+STEPS_BETWEEN_REPORTS = 50
+NAMES_SHOWN = 5
 
 
-def run(recipe: Recipe, out: Path, *, resume: bool = False) -> Checkpoint:
+@dataclass(frozen=True)
+class RunOptions:
+    """What a run may be told besides its recipe; none of it changes what is learned."""
+
+    data: str | None = None
+    is_resumed: bool = False
+    is_strict: bool = False
+    is_compiled: bool = False
+    tensorboard: bool = False
+    workers: int = max(1, os.cpu_count() or 1)
+
+
+def run(recipe: Recipe, out: Path, options: RunOptions | None = None) -> Checkpoint | None:
     """Train `recipe` into the directory `out`, measure the averaged weights at each β, and save the checkpoint.
 
-    The state is saved every ten seconds, so that `resume` continues an interrupted run. Raises CheckpointError where
-    `out` holds a finished run, or an unfinished one and `resume` is false.
+    The state is saved every ten seconds, so that an interrupted run can be continued. Under torchrun every process
+    calls this; the first one writes, and returns the checkpoint, the others None. Raises CheckpointError where `out`
+    holds a finished run, or an unfinished one that was not to be continued; RecipeError or DataError where recipe and
+    images do not fit.
     """
+    options = options or RunOptions()
     state = out / STATE
     if (out / CHECKPOINT).exists():
         raise CheckpointError(f"{out} holds a finished run: choose another --out")
-    if state.exists() and not resume:
+    if state.exists() and not options.is_resumed:
         raise CheckpointError(f"{out} holds an unfinished run: add --resume, or choose another --out")
-    data = DATASETS[recipe.dataset]()
-    if (recipe.model.image_size, recipe.model.classes) != (data.preprocess.image_size, len(data.labels)):
-        raise RecipeError(
-            f"{recipe.dataset} has images of {data.preprocess.image_size} pixels and {len(data.labels)} labels: set "
-            "model.image_size and model.classes to these"
+    with joined() as (processes, device):
+        data = load_data(recipe, options, is_shown=processes.is_first)
+        recipe = fitted(recipe, data)
+        training = Cotraining(
+            recipe,
+            data,
+            device,
+            processes=processes,
+            workers=options.workers,
+            is_compiled=options.is_compiled,
+            start=_start(recipe),
         )
-    device = best_device()
-    training = Cotraining(recipe, data.train, device)
-    if state.exists():
-        training.restore(state)
-    out.mkdir(parents=True, exist_ok=True)
-    _train(training, out)
-    model = training.average.eval()
+        if state.exists():
+            training.restore(state)
+        if processes.is_first:
+            out.mkdir(parents=True, exist_ok=True)
+            if data.skipped:
+                (out / SKIPPED).write_text("".join(f"{line}\n" for line in data.skipped), encoding="utf-8")
+        _train(training, data, out, options, processes)
+        if not processes.is_first:
+            return None
+        return _finish(training, data, out)
+
+
+def load_data(recipe: Recipe, options: RunOptions, *, is_shown: bool = True) -> Dataset:
+    """The images the recipe trains on; images that cannot be read are named on the terminal."""
+    if recipe.dataset == "digits":
+        if options.data is not None:
+            raise RecipeError(f"{recipe.name} trains on scikit-learn's digits: it takes no --data")
+        return load_digits()
+    if options.data is None:
+        raise RecipeError(f"{recipe.name} needs --data: a folder with a folder of images for each class")
+    spec = PreprocessSpec(image_size=recipe.model.image_size, crop_fraction=recipe.crop_fraction)
+    with tqdm(desc="read images", unit="image", disable=None if is_shown else True) as bar:
+        data = load_images(
+            options.data,
+            spec,
+            held_out=recipe.evaluation_images,
+            stream=recipe.augmentation.crop_scale < 1,
+            strict=options.is_strict,
+            workers=options.workers,
+            on_images=lambda count: bar.update(count) and None,
+        )
+    if is_shown and data.skipped:
+        print(f"left out {len(data.skipped)} images that cannot be decoded (--strict fails instead):", file=sys.stderr)
+        for line in data.skipped[:NAMES_SHOWN]:
+            print(f"  {line}", file=sys.stderr)
+        if len(data.skipped) > NAMES_SHOWN:
+            print(f"  and {len(data.skipped) - NAMES_SHOWN} more, all in {SKIPPED}", file=sys.stderr)
+    return data
+
+
+def fitted(recipe: Recipe, data: Dataset) -> Recipe:
+    """The recipe with as many classes as the data has; raises RecipeError where it fixes another image size."""
+    if recipe.model.image_size != data.preprocess.image_size:
+        raise RecipeError(
+            f"{recipe.name} has model.image_size {recipe.model.image_size}, its images {data.preprocess.image_size}"
+        )
+    model = recipe.model.model_copy(update={"classes": len(data.labels)})
+    return recipe.model_copy(update={"model": model})
+
+
+def measure(
+    model: DualTokenViT, data: Any, betas: tuple[float, ...] | list[float], epsilon_255: float, steps: int
+) -> list[AccuracyRow]:
+    """`evaluate` with a progress bar."""
+    batches = len(betas) * -(-len(data) // BATCH)
+    with tqdm(total=batches, desc=f"measure, PGD-{steps}", unit="batch", disable=None) as bar:
+        return evaluate(
+            model, data, betas=betas, epsilon_255=epsilon_255, steps=steps, on_batch=lambda: bar.update() and None
+        )
+
+
+def _start(recipe: Recipe) -> DualTokenViT | None:
+    return None
+
+
+def _finish(training: Cotraining, data: Dataset, out: Path) -> Checkpoint:
+    recipe, model = training.recipe, training.average
+    accuracy = measure(model, data.held_out, recipe.evaluation_betas, recipe.epsilon_255, recipe.evaluation_steps)
     checkpoint = Checkpoint(
         model=model,
         held_out=data.held_out,
         recipe=recipe,
         labels=data.labels,
         preprocess=data.preprocess,
-        accuracy=measure(model, data.held_out, recipe.evaluation_betas, recipe.epsilon_255, recipe.evaluation_steps),
+        accuracy=accuracy,
         provenance={
             "tureen": tureen.__version__,
             "torch": torch.__version__,
-            "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+            "device": torch.cuda.get_device_name() if training.device.type == "cuda" else "cpu",
+            "processes": training.processes.count,
             "threads": torch.get_num_threads(),
+            "training_images": len(data.train),
             "training_seconds": round(training.seconds, 1),
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
         },
     )
     save_checkpoint(out, checkpoint)
-    state.unlink(missing_ok=True)
+    (out / STATE).unlink(missing_ok=True)
     return checkpoint
 
 
-def measure(
-    model: DualTokenViT, images: Images, betas: tuple[float, ...] | list[float], epsilon_255: float, steps: int
-) -> list[AccuracyRow]:
-    """`evaluate` with a progress bar."""
-    batches = len(betas) * -(-len(images) // BATCH)
-    with tqdm(total=batches, desc=f"measure, PGD-{steps}", unit="batch", disable=None) as bar:
-        return evaluate(
-            model, images, betas=betas, epsilon_255=epsilon_255, steps=steps, on_batch=lambda: bar.update() and None
-        )
-
-
-def _train(training: Cotraining, out: Path) -> None:
-    state = out / STATE
-    recipe = training.recipe
+def _train(training: Cotraining, data: Dataset, out: Path, options: RunOptions, processes: Processes) -> None:
+    state, recipe = out / STATE, training.recipe
     saved = time.monotonic()
-    # Without a terminal there is no bar to look at: ten lines a run say the same.
-    every = max(1, recipe.epochs // 10)
-    bar = tqdm(initial=training.epoch, total=recipe.epochs, desc=f"train {recipe.name}", unit="epoch", disable=None)
-    with bar, _open_log(out / LOG, training.epoch) as log:
+    every = max(1, round(training.steps * recipe.monitor_share))
+    with Report(training, out, tensorboard=options.tensorboard) if processes.is_first else nullcontext() as report:
+        looks = report.looks if report else []
         try:
             while not training.is_finished:
-                epoch = training.run_epoch()
-                shown = {
-                    "clean": f"{epoch.clean_loss:.3f}",
-                    "robust": f"{epoch.robust_loss:.3f}",
-                    "ε": f"{epoch.epsilon_255:.0f}/255",
-                }
-                bar.set_postfix(shown, refresh=False)
-                bar.update()
-                if bar.disable and epoch.epoch % every == 0:
-                    losses = ", ".join(f"{name} {value}" for name, value in shown.items())
-                    print(f"train {recipe.name}: epoch {epoch.epoch}/{recipe.epochs}, {losses}", file=sys.stderr)
-                entry = {name: None if math.isnan(value) else value for name, value in asdict(epoch).items()}
-                log.write(json.dumps(entry) + "\n")
+                before = training.step
+                progress = training.run_epoch(STEPS_BETWEEN_REPORTS)
+                if report is None:
+                    continue
+                report.progress(progress)
+                if recipe.alpha < 1 and training.step // every > before // every:
+                    looks.append(
+                        look(training.model, data.held_out, epsilon_255=recipe.epsilon_255, step=training.step)
+                    )
+                    report.look(looks[-1])
+                    require_sound(looks)
                 if time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
                     training.save(state)
                     saved = time.monotonic()
         except KeyboardInterrupt:
-            if state.exists():
-                print(f"\ninterrupted; `tureen train {recipe.name} --out {out} --resume` continues", file=sys.stderr)
+            if report and state.exists():
+                print(f"\ninterrupted; the same command with --resume continues from {state}", file=sys.stderr)
             raise
-    training.save(state)
-
-
-def _open_log(path: Path, epoch: int) -> TextIO:
-    """The log, holding the epochs up to `epoch` alone: what came after the saved state is trained and logged again."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    log = path.open("w", encoding="utf-8")
-    log.writelines(line for line in lines[:epoch])
-    return log
+        if report:
+            training.save(state)

@@ -99,11 +99,12 @@ def prepare(directory: Path) -> Path:
 
     from export.pipeline import export_bundle
     from training.checkpoint import CHECKPOINT, load_checkpoint
+    from training.run import RunOptions
     from training.run import run as train
 
     if not (run / CHECKPOINT).exists():
         print(f"training the recipe {RECIPE} into {run}")
-        train(recipe, run, resume=True)
+        train(recipe, run, RunOptions(is_resumed=True))
     checkpoint = load_checkpoint(run)
     checkpoint.provenance["demo"] = fingerprint
     export_bundle(checkpoint, bundle, overwrite=bundle.exists(), report=print)
@@ -159,7 +160,7 @@ def _attacked(checkpoint: Checkpoint) -> NDArray[np.uint8]:
     recipe, model = checkpoint.recipe, checkpoint.model
     radius = recipe.epsilon_255 / 255
     adversarial = pgd(
-        lambda x: model(x, model.clean_token.expand(len(x), -1)),
+        lambda x: model(x, x.new_full((len(x),), CLEAN_BETA)),
         images_from_pixels(torch.from_numpy(checkpoint.held_out.pixels)),
         torch.from_numpy(checkpoint.held_out.labels),
         epsilon=radius,

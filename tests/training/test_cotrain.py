@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -6,27 +7,37 @@ import torch
 import torch.nn.functional as F
 
 from training.attacks import pgd
-from training.cotrain import Cotraining, cotraining_losses, epsilon, eq1, learning_rate, shifted
-from training.data import Images
+from training.cotrain import Cotraining
+from training.data import Dataset, Images
 from training.errors import CheckpointError, DivergedError
 from training.model import DualTokenViT
+from training.objective import cotraining_losses, epsilon, eq1, learning_rate
 from training.recipes import load_recipe
+from tureen.preprocess import PreprocessSpec
 
 SMALL = ["epochs=4", "batch_size=16", "model.width=16", "model.depth=1"]
 CPU = torch.device("cpu")
 
 
-def images(n=48):
+def data(n=48):
     rng = np.random.default_rng(0)
-    return Images(rng.integers(0, 256, (n, 8, 8, 3), dtype=np.uint8), rng.integers(0, 10, n))
+    images = Images(rng.integers(0, 256, (n, 8, 8, 3), dtype=np.uint8), rng.integers(0, 10, n))
+    return Dataset(images, images, [str(i) for i in range(10)], PreprocessSpec(image_size=8))
 
 
 def weights(training):
     return {name: tensor.clone() for name, tensor in training.average.state_dict().items()}
 
 
+def trained(*settings, **options):
+    training = Cotraining(load_recipe("digits", [*SMALL, *settings]), data(), CPU, **options)
+    while not training.is_finished:
+        training.run_epoch()
+    return training
+
+
 def test_the_losses_are_those_of_two_separate_forward_passes():
-    """One pass over both halves, each row with its own token, is Eq. 1 computed the long way."""
+    """One pass over both halves, each row at its own β, is Eq. 1 computed the long way."""
     recipe = load_recipe("digits", SMALL)
     torch.manual_seed(0)
     model = DualTokenViT(recipe.model)
@@ -35,7 +46,7 @@ def test_the_losses_are_those_of_two_separate_forward_passes():
         model, x, y, recipe=recipe, epsilon=0.1, generator=torch.Generator().manual_seed(3)
     )
     adversarial = pgd(
-        lambda z: model(z, model.robust_token.expand(8, -1)),
+        lambda z: model(z, torch.ones(8)),
         x,
         y,
         epsilon=0.1,
@@ -43,27 +54,35 @@ def test_the_losses_are_those_of_two_separate_forward_passes():
         step_size=0.1 * recipe.attack_step,
         generator=torch.Generator().manual_seed(3),
     )
-    torch.testing.assert_close(clean_loss, F.cross_entropy(model(x, model.clean_token.expand(8, -1)), y))
-    torch.testing.assert_close(robust_loss, F.cross_entropy(model(adversarial, model.robust_token.expand(8, -1)), y))
+    torch.testing.assert_close(clean_loss, F.cross_entropy(model(x, torch.zeros(8)), y))
+    torch.testing.assert_close(robust_loss, F.cross_entropy(model(adversarial, torch.ones(8)), y))
     torch.testing.assert_close(eq1(clean_loss, robust_loss, 0.25), 0.25 * clean_loss + 0.75 * robust_loss)
+
+
+def test_the_attack_uses_the_model_and_the_loss_what_is_wrapped_around_it():
+    """So that DistributedDataParallel sees the one pass whose gradients it must exchange, and no other."""
+    recipe = load_recipe("digits", SMALL)
+    model = DualTokenViT(recipe.model).train()
+    rows, attacked_in = [], []
+
+    def wrapped(images, betas):
+        rows.append(len(images))
+        return model(images, betas)
+
+    model.register_forward_pre_hook(lambda module, _: attacked_in.append(module.training))
+    x, y = torch.rand(4, 3, 8, 8), torch.tensor([0, 1, 2, 3])
+    cotraining_losses(model, x, y, recipe=recipe, epsilon=0.1, generator=torch.Generator(), forward=wrapped)
+    assert rows == [8]
+    assert attacked_in == [False] * recipe.attack_steps + [True]
 
 
 @pytest.mark.parametrize(("alpha", "untouched"), [(1, "robust_token"), (0, "clean_token")])
 def test_at_the_ends_of_alpha_the_other_token_is_not_trained(alpha, untouched):
-    recipe = load_recipe("digits", [*SMALL, f"alpha={alpha}"])
-    model = DualTokenViT(recipe.model)
-    losses = cotraining_losses(
-        model,
-        torch.rand(4, 3, 8, 8),
-        torch.tensor([0, 1, 2, 3]),
-        recipe=recipe,
-        epsilon=0.1,
-        generator=torch.Generator(),
-    )
-    loss = eq1(*losses, recipe.alpha)
-    loss.backward()
-    assert loss.isfinite()
-    assert getattr(model, untouched).grad is None
+    training = trained(f"alpha={alpha}", "epochs=1")
+    fresh = Cotraining(training.recipe, data(), CPU)
+    others = {"clean_token", "robust_token"} - {untouched}
+    assert torch.equal(getattr(training.model, untouched), getattr(fresh.model, untouched))
+    assert not torch.equal(getattr(training.model, others.pop()), fresh.model.clean_token)
 
 
 def test_the_schedules():
@@ -73,72 +92,83 @@ def test_the_schedules():
     assert epsilon(load_recipe("digits", ["epsilon_ramp=0", "epsilon_255=51"]), 0) == pytest.approx(0.2)
 
 
-def test_shifts_move_each_image_by_its_own_offset_and_pull_in_zeros():
-    x = torch.zeros(64, 3, 8, 8)
-    x[:, :, 4, 4] = 1
-    moved = shifted(x, 1, torch.Generator().manual_seed(0))
-    assert torch.equal(moved.sum((1, 2, 3)), x.sum((1, 2, 3)))
-    places = {tuple(place) for place in moved[:, 0].nonzero()[:, 1:].tolist()}
-    assert places == {(row, column) for row in (3, 4, 5) for column in (3, 4, 5)}
-    assert torch.equal(shifted(x, 0, torch.Generator()), x)
-
-
 def test_the_same_seed_trains_the_same_weights_and_another_seed_others():
-    def train(seed):
-        training = Cotraining(load_recipe("digits", [*SMALL, "epochs=1", f"seed={seed}"]), images(), CPU)
-        training.run_epoch()
-        return weights(training)
-
-    first, again, other = train(0), train(0), train(1)
+    first, again, other = (weights(trained("epochs=1", f"seed={seed}")) for seed in (0, 0, 1))
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["head.weight"], other["head.weight"])
 
 
-def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path):
-    recipe = load_recipe("digits", SMALL)
-    whole = Cotraining(recipe, images(), CPU)
-    while not whole.is_finished:
-        whole.run_epoch()
-    first = Cotraining(recipe, images(), CPU)
-    first.run_epoch()
-    first.run_epoch()
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_a_run_interrupted_after_any_step_ends_with_the_weights_of_an_uninterrupted_one(tmp_path, steps):
+    settings = ["augmentation.mixup=0.8", "augmentation.cutmix=1", "augmentation.erasing=0.5"]
+    expected = weights(trained(*settings))
+    first = Cotraining(load_recipe("digits", [*SMALL, *settings]), data(), CPU)
+    while first.step < steps:
+        first.run_epoch(1)
     first.save(tmp_path / "state")
-    second = Cotraining(recipe, images(), CPU)
+    second = Cotraining(first.recipe, data(), CPU)
     second.restore(tmp_path / "state")
-    assert second.epoch == 2
+    assert second.step == steps
     while not second.is_finished:
         second.run_epoch()
-    expected, found = weights(whole), weights(second)
+    found = weights(second)
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
-def test_a_state_of_other_settings_or_a_damaged_one_is_refused(tmp_path):
-    training = Cotraining(load_recipe("digits", SMALL), images(), CPU)
+def test_a_state_of_other_settings_of_other_images_or_a_damaged_one_is_refused(tmp_path):
+    training = Cotraining(load_recipe("digits", SMALL), data(), CPU)
     training.save(tmp_path / "state")
-    other = Cotraining(load_recipe("digits", [*SMALL, "alpha=0.25"]), images(), CPU)
+    other = Cotraining(load_recipe("digits", [*SMALL, "alpha=0.25"]), data(), CPU)
     with pytest.raises(CheckpointError, match="other settings"):
         other.restore(tmp_path / "state")
+    fewer = Cotraining(training.recipe, replace(data(), train=data(47).train), CPU)
+    with pytest.raises(CheckpointError, match="other images"):
+        fewer.restore(tmp_path / "state")
     (tmp_path / "state").write_bytes(b"damaged")
     with pytest.raises(CheckpointError, match="cannot be read"):
         training.restore(tmp_path / "state")
 
 
+def test_a_batch_in_parts_gives_the_gradients_of_the_whole():
+    """ε = 0 takes the attack's noise out, which each part draws for itself; what is left is fp32 summation order."""
+    settings = ["epsilon_255=0", "epochs=2", "augmentation.shift_pixels=0"]
+    whole, parts = (weights(trained(*settings, f"accumulate={n}")) for n in (1, 4))
+    for name in whole:
+        torch.testing.assert_close(parts[name], whole[name], rtol=1e-4, atol=1e-5)
+
+
+def test_weight_decay_leaves_biases_norms_and_tokens_alone():
+    training = Cotraining(load_recipe("digits", [*SMALL, "weight_decay=0.5"]), data(), CPU)
+    decayed = {id(p) for p in training.optimiser.param_groups[0]["params"]}
+    names = {name for name, parameter in training.model.named_parameters() if id(parameter) in decayed}
+    assert training.optimiser.param_groups[1]["weight_decay"] == 0
+    assert names == {
+        name for name, _ in training.model.named_parameters() if name.endswith("weight") and "norm" not in name
+    }
+
+
 def test_a_loss_that_is_not_a_number_stops_the_run():
-    training = Cotraining(load_recipe("digits", SMALL), images(), CPU)
+    training = Cotraining(load_recipe("digits", SMALL), data(), CPU)
     with torch.no_grad():
         training.model.head.bias.fill_(math.nan)
-    with pytest.raises((DivergedError, RuntimeError), match="lower learning_rate"):
+    with pytest.raises(DivergedError, match="lower learning_rate"):
         training.run_epoch()
 
 
 def test_bf16_trains_where_the_recipe_asks_for_it():
-    training = Cotraining(load_recipe("digits", [*SMALL, "precision=bf16"]), images(), CPU)
-    epoch = training.run_epoch()
-    assert math.isfinite(epoch.clean_loss)
+    training = Cotraining(load_recipe("digits", [*SMALL, "precision=bf16"]), data(), CPU)
+    progress = training.run_epoch()
+    assert math.isfinite(progress.clean_loss)
     assert training.model.head.weight.dtype == torch.float32
 
 
 def test_the_average_follows_the_weights():
-    training = Cotraining(load_recipe("digits", [*SMALL, "ema_decay=0"]), images(), CPU)
-    training.run_epoch()
+    training = trained("ema_decay=0", "epochs=1")
     torch.testing.assert_close(training.average.head.weight, training.model.head.weight)
+
+
+def test_a_run_may_begin_with_a_model_that_is_there_already():
+    start = DualTokenViT(load_recipe("digits", SMALL).model)
+    training = Cotraining(load_recipe("digits", [*SMALL, "seed=5"]), data(), CPU, start=start)
+    assert torch.equal(training.model.head.weight, start.head.weight)
+    assert torch.equal(training.average.head.weight, start.head.weight)

@@ -1,0 +1,85 @@
+"""How a run is shown while it goes on: a bar on the terminal, log.jsonl, and TensorBoard where it is asked for."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+
+from tqdm import tqdm
+
+from training.cotrain import Cotraining, Progress
+from training.monitor import Look
+
+LOG = "log.jsonl"
+LINES_WITHOUT_TERMINAL = 10
+
+
+class Report:
+    """Tells of a run that begins at `training.step`; log.jsonl keeps what it held up to that step."""
+
+    def __init__(self, training: Cotraining, out: Path, *, tensorboard: bool) -> None:
+        recipe = training.recipe
+        self._name, self._epochs, self._steps = recipe.name, recipe.epochs, training.steps
+        self._step = training.step
+        self._log_path = out / LOG
+        lines = self._log_path.read_text(encoding="utf-8").splitlines() if self._log_path.exists() else []
+        # What came after the saved state is trained and logged again; a killed run may have left half a line.
+        self._kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= training.step]
+        self._writer = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(out))
+
+    def __enter__(self) -> Report:
+        self._log = self._log_path.open("w", encoding="utf-8")
+        self._log.writelines(f"{line}\n" for line in self._kept)
+        self._bar = tqdm(initial=self._step, total=self._steps, desc=f"train {self._name}", unit="step", disable=None)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._bar.close()
+        self._log.close()
+        if self._writer is not None:
+            self._writer.close()
+
+    @property
+    def looks(self) -> list[Look]:
+        """Those of the part of the run that the log held at the start."""
+        entries = [json.loads(line) for line in self._kept]
+        return [Look(**entry) for entry in entries if "one_step" in entry]
+
+    def progress(self, progress: Progress) -> None:
+        shown = {
+            "epoch": f"{progress.epoch:.1f}/{self._epochs}",
+            "clean": f"{progress.clean_loss:.3f}",
+            "robust": f"{progress.robust_loss:.3f}",
+            "ε": f"{progress.epsilon_255:.1f}/255",
+        }
+        self._bar.set_postfix(shown, refresh=False)
+        self._bar.update(progress.step - self._step)
+        every = self._steps / LINES_WITHOUT_TERMINAL
+        if self._bar.disable and progress.step // every > self._step // every:
+            print(
+                f"train {self._name}: " + ", ".join(f"{key} {value}" for key, value in shown.items()), file=sys.stderr
+            )
+        self._step = progress.step
+        self._write(asdict(progress))
+
+    def look(self, look: Look) -> None:
+        self._write(asdict(look))
+
+    def _write(self, values: dict[str, float]) -> None:
+        finite = {key: None if math.isnan(value) else value for key, value in values.items()}
+        self._log.write(json.dumps(finite) + "\n")
+        self._log.flush()
+        if self._writer is not None:
+            for key, value in finite.items():
+                if value is not None and key != "step":
+                    self._writer.add_scalar(key, value, int(values["step"]))
