@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from tureen.bundle import Manifest
+from tureen.bundle import Evaluation, Manifest
+from tureen.report import check_list, ensemble_table, epsilon_table, matrix_table, shift_table
 
 
 def model_card(manifest: Manifest) -> str:
@@ -40,13 +41,13 @@ Per cent of {first.n} held-out images, with 95 % intervals. Robust: {first.attac
 | β | clean | robust |
 |---|---|---|
 {rows}
-
+{_measured(manifest)}
 ## What robust mode does not do
 
 The robust accuracy above is empirical: what one attack, within one norm and radius, on these images, could not
 break. A stronger attack may break more, and nothing is guaranteed for any single image. The model was not trained
-against, and not measured under, larger radii, other norms (l2, l1, patches), rotations, shifts in distribution,
-or poisoned training data. Whoever may choose β may choose 0.
+against larger radii, other norms (l2, l1, patches), rotations, shifts in distribution, or poisoned training data, and
+not measured under {_unmeasured(manifest.evaluation)}. Whoever may choose β may choose 0.
 
 ## Engines
 
@@ -58,3 +59,29 @@ or poisoned training data. Whoever may choose β may choose 0.
 
 {facts}
 """
+
+
+def _measured(manifest: Manifest) -> str:
+    """A section for each thing that was measured beyond the accuracy at each β."""
+    evaluation = manifest.evaluation
+    sections: list[tuple[str, str]] = []
+    if evaluation.checks:
+        sections.append(("Whether to believe the attack", check_list(evaluation.checks)))
+    if evaluation.matrix:
+        sections.append(("Attacks made for another β", matrix_table(evaluation.matrix)))
+    if evaluation.epsilon_curve:
+        sections.append(("Other radii", epsilon_table(evaluation.epsilon_curve)))
+    if evaluation.shifts:
+        sections.append(("Corruptions and shifts", shift_table(evaluation.shifts)))
+    if evaluation.ensembles:
+        sections.append(("Beside ensembles", ensemble_table(evaluation.ensembles, manifest.accuracy)))
+    return "".join(f"\n### {heading}\n\n```\n{text}\n```\n" for heading, text in sections)
+
+
+def _unmeasured(evaluation: Evaluation) -> str:
+    missing = ["other norms", "poisoned training data"]
+    if not evaluation.epsilon_curve:
+        missing.append("larger radii")
+    if not evaluation.shifts:
+        missing.append("rotations or other shifts in distribution")
+    return ", ".join(missing)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from export.errors import ExportError
 from training.model import DualTokenViT, images_from_pixels
+from training.models import Model
 from tureen.bundle import LOGITS_OUTPUT, PIXELS_INPUT, TOKEN_INPUT
 
 OPSET = 20
@@ -37,14 +38,21 @@ class Backbone(nn.Module):
         return self.model.with_tokens(images_from_pixels(pixels), cls_token)
 
 
+def exportable(model: Model) -> DualTokenViT:
+    """The model itself; raises ExportError where its modes differ in more than the class token."""
+    if not isinstance(model, DualTokenViT) or model.config.adapter != "token":
+        raise ExportError(
+            f"the model's adapter is {model.config.adapter!r}: only a class token can be an input of the graph"
+        )
+    return model
+
+
 def onnx_graph(model: DualTokenViT) -> bytes:
     """The backbone of `model` as a single-file ONNX graph, opset 20, both inputs sharing one dynamic batch axis.
 
-    Raises ExportError where the modes differ in more than the token, or the graph would not fit a single file.
+    Raises ExportError where the graph would not fit a single file.
     """
     config = model.config
-    if config.adapter != "token":
-        raise ExportError(f"the model's adapter is {config.adapter!r}: only a class token can be an input of the graph")
     size = 4 * sum(parameter.numel() for parameter in model.parameters())
     if size > MAX_GRAPH_BYTES:
         raise ExportError(f"the backbone has {size:,} bytes of weights; a single ONNX file holds {MAX_GRAPH_BYTES:,}")

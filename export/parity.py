@@ -5,6 +5,7 @@ Every image in every batch has its own β, so that a batch which mixes them up c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,14 +46,14 @@ class Reference:
     robust: NDArray[np.float32]
 
 
-def reference(model: DualTokenViT, pixels: NDArray[np.uint8]) -> Reference:
-    """Run PyTorch in fp32 on up to 512 of the images, uint8 (n, H, W, 3), at each of `BETAS`."""
+def reference(model: DualTokenViT, pixels: NDArray[np.uint8], betas: Sequence[float] = BETAS) -> Reference:
+    """Run PyTorch in fp32 on up to 512 of the images, uint8 (n, H, W, 3), at each β."""
     pixels = pixels[:MAX_IMAGES]
     clean, robust = (model.soup(beta).numpy(force=True) for beta in (CLEAN_BETA, ROBUST_BETA))
     backbone = Backbone(model).eval()
     logits = []
     with torch.no_grad():
-        for beta in BETAS:
+        for beta in betas:
             tokens = torch.from_numpy(mix_rows(clean, robust, [beta] * len(pixels)))
             parts = zip(torch.from_numpy(pixels).split(64), tokens.split(64), strict=True)
             logits.append(torch.cat([backbone(part, token) for part, token in parts]).numpy())

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,9 +21,9 @@ from safetensors import SafetensorError
 from training.atomic import replace_file
 from training.data import Images
 from training.errors import CheckpointError
-from training.model import DualTokenViT
+from training.models import Model, build
 from training.recipes import Recipe
-from tureen.bundle import AccuracyRow
+from tureen.bundle import AccuracyRow, Evaluation
 from tureen.preprocess import PreprocessSpec
 
 CHECKPOINT = "checkpoint.json"
@@ -41,19 +41,21 @@ class CheckpointRecord(BaseModel):
     labels: list[str]
     preprocess: PreprocessSpec
     accuracy: list[AccuracyRow]
+    evaluation: Evaluation = Evaluation()
     provenance: dict[str, Any]
     sha256: dict[str, str] = Field(description="of the other two files")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    model: DualTokenViT
+    model: Model
     held_out: Images
     recipe: Recipe
     labels: list[str]
     preprocess: PreprocessSpec
     accuracy: list[AccuracyRow]
     provenance: dict[str, Any]
+    evaluation: Evaluation = field(default_factory=Evaluation)
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
@@ -68,6 +70,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         labels=checkpoint.labels,
         preprocess=checkpoint.preprocess,
         accuracy=checkpoint.accuracy,
+        evaluation=checkpoint.evaluation,
         provenance=checkpoint.provenance,
         sha256={name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
     )
@@ -89,7 +92,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     for name, data in files.items():
         if hashlib.sha256(data).hexdigest() != record.sha256.get(name):
             raise CheckpointError(f"{path / name} is not what {CHECKPOINT} describes: train or copy it again")
-    model = DualTokenViT(record.recipe.model)
+    model = build(record.recipe.model)
     try:
         model.load_state_dict(safetensors.torch.load(files[MODEL]))
         with np.load(io.BytesIO(files[HELD_OUT]), allow_pickle=False) as arrays:
@@ -103,5 +106,6 @@ def load_checkpoint(path: Path) -> Checkpoint:
         labels=record.labels,
         preprocess=record.preprocess,
         accuracy=record.accuracy,
+        evaluation=record.evaluation,
         provenance=record.provenance,
     )

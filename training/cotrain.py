@@ -23,7 +23,8 @@ from training.augment import augmented, mixed
 from training.data import Dataset, Images
 from training.errors import CheckpointError, DivergedError
 from training.loading import Batch, Loader, MemoryLoader, Order, StreamLoader
-from training.model import DualTokenViT, images_from_pixels
+from training.model import images_from_pixels
+from training.models import Model, build
 from training.objective import cotraining_losses, epsilon, eq1, learning_rate
 from training.processes import Processes
 from training.recipes import Recipe
@@ -69,7 +70,7 @@ class Cotraining:
         processes: Processes | None = None,
         workers: int = 0,
         is_compiled: bool = False,
-        start: DualTokenViT | None = None,
+        start: Model | None = None,
     ) -> None:
         """processes: of a distributed run, of which this is one. workers: processes that decode images where these are
         streamed. is_compiled: run the model through torch.compile. start: a model of the recipe's shape to begin
@@ -81,7 +82,7 @@ class Cotraining:
         self._data = data.fingerprint()
         self.processes = processes or Processes()
         torch.manual_seed(recipe.seed)
-        self.model = DualTokenViT(recipe.model).to(device)
+        self.model = build(recipe.model).to(device)
         if start is not None:
             self.model.load_state_dict(start.state_dict())
         self.average = copy.deepcopy(self.model).requires_grad_(False).eval()
@@ -180,6 +181,8 @@ class Cotraining:
         decay = min(recipe.ema_decay, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
+            for average, buffer in zip(self.average.buffers(), self.model.buffers(), strict=True):
+                average.copy_(buffer)  # a BatchNorm's statistics, which are a moving average already
         return sums
 
     def save(self, path: Path) -> None:

@@ -9,25 +9,20 @@ import hashlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from training.errors import DataError
+from training.sources import Encoded, open_source
 from tureen.errors import ImageError
 from tureen.preprocess import PreprocessSpec, decode, pixels_from_image
 
 HELD_OUT = 450
 HELD_OUT_SHARE = 0.1
-HELD_OUT_FOLDERS = ("val", "validation", "test")
 IN_MEMORY_BYTES = 2 * 2**30
-SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
-HUGGING_FACE = "hf:"
 
-Crop = Callable[[Image.Image], NDArray[np.uint8]]
 Progress = Callable[[int], None]
 
 
@@ -40,49 +35,6 @@ class Images:
 
     def __len__(self) -> int:
         return len(self.labels)
-
-
-class Encoded(Protocol):
-    """Where encoded images come from: a folder, or a Hugging Face dataset."""
-
-    @property
-    def labels(self) -> NDArray[np.int64]: ...
-
-    def read(self, index: int) -> bytes: ...
-
-    def name(self, index: int) -> str: ...
-
-
-@dataclass(frozen=True)
-class Files:
-    """Image files under one folder and their labels."""
-
-    root: Path
-    paths: list[str]
-    labels: NDArray[np.int64]
-
-    def read(self, index: int) -> bytes:
-        return (self.root / self.paths[index]).read_bytes()
-
-    def name(self, index: int) -> str:
-        return self.paths[index]
-
-
-@dataclass(frozen=True)
-class HuggingFaceSplit:
-    """One split of a Hugging Face dataset, its images left encoded."""
-
-    split: object
-    column: str
-    labels: NDArray[np.int64]
-
-    def read(self, index: int) -> bytes:
-        record = self.split[index][self.column]  # type: ignore[index]
-        data: bytes = record["bytes"] if record["bytes"] is not None else Path(record["path"]).read_bytes()
-        return data
-
-    def name(self, index: int) -> str:
-        return f"image {index}"
 
 
 @dataclass(frozen=True)
@@ -161,7 +113,7 @@ def load_images(
     an image that cannot be decoded, instead of leaving it out and naming it in `skipped`. on_images: told how many
     more were decoded. Raises DataError where there is nothing to train on.
     """
-    train, test, names = _hugging_face(location) if location.startswith(HUGGING_FACE) else _folder(Path(location))
+    train, test, names = open_source(location)
     if len(names) < 2:
         raise DataError(f"{location} has one class, {names[0]!r}: a classifier needs at least two")
     everything = np.arange(len(train.labels))
@@ -194,6 +146,51 @@ def load_images(
     )
 
 
+def load_labelled(
+    location: str,
+    spec: PreprocessSpec,
+    labels: Sequence[str],
+    *,
+    at_most: int,
+    strict: bool = False,
+    workers: int = 1,
+    on_images: Progress = lambda count: None,
+) -> tuple[Images, tuple[str, ...]]:
+    """Images to measure a model on, and the names of those that cannot be decoded.
+
+    location: as for `load_images`; of a ready-made split the held-out part counts, otherwise all there is. labels: the
+    model's, of which the folders' names may be some. at_most: drawn evenly from the classes, the same at every call.
+    Raises DataError for a class that the model does not know, and where nothing can be decoded.
+    """
+    train, test, names = open_source(location)
+    source = test or train
+    if unknown := sorted(set(names) - set(labels)):
+        raise DataError(f"{location} has classes that the model does not: {', '.join(unknown[:5])}")
+    indices = np.arange(len(source.labels))
+    if at_most < len(indices):
+        if at_most < len(names):
+            raise DataError(f"{at_most} images are less than one for each of the {len(names)} classes")
+        indices = _split(source.labels, at_most)[1]
+    pixels, kept, skipped = _decoded(source, indices, spec, workers, on_images)
+    if strict and skipped:
+        raise DataError(f"{len(skipped)} images cannot be decoded, the first is {skipped[0]}")
+    if not len(kept):
+        raise DataError(f"{location} has no image that can be decoded")
+    index_of = np.array([labels.index(name) for name in names])
+    return Images(pixels, index_of[source.labels[kept]]), tuple(skipped)
+
+
+def drawn_evenly(images: Images, at_most: int) -> Images:
+    """Up to that many of the images, drawn evenly from the classes, the same at every call."""
+    if at_most >= len(images):
+        return images
+    classes = len(np.unique(images.labels))
+    if at_most < classes:
+        raise DataError(f"{at_most} images are less than one for each of the {classes} classes")
+    chosen = _split(images.labels, at_most)[1]
+    return Images(images.pixels[chosen], images.labels[chosen])
+
+
 def _decoded(
     source: Encoded, indices: NDArray[np.int64], spec: PreprocessSpec | None, workers: int, on_images: Progress
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64], list[str]]:
@@ -223,68 +220,6 @@ def _decoded(
                 skipped.append(problem)
             on_images(1)
     return (pixels if is_sound.all() else pixels[is_sound]), indices[is_sound], skipped
-
-
-def _folder(root: Path) -> tuple[Files, Files | None, list[str]]:
-    if not root.is_dir():
-        raise DataError(f"{root} is not a folder")
-    if not (root / "train").is_dir():
-        names = _class_names(root)
-        return _files(root, names), None, names
-    for name in HELD_OUT_FOLDERS:
-        if (root / name).is_dir():
-            names = _class_names(root / "train")
-            if (others := _class_names(root / name)) != names:
-                differing = sorted(set(names) ^ set(others))
-                raise DataError(f"{root}: train and {name} do not have the same classes: {', '.join(differing[:5])}")
-            return _files(root / "train", names), _files(root / name, names), names
-    raise DataError(f"{root} has a folder train, but none of {', '.join(HELD_OUT_FOLDERS)} beside it")
-
-
-def _class_names(root: Path) -> list[str]:
-    names = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    if not names:
-        raise DataError(f"{root} has no folders: Tureen expects one for each class, with that class's images in it")
-    return names
-
-
-def _files(root: Path, names: Sequence[str]) -> Files:
-    paths: list[str] = []
-    labels: list[int] = []
-    for label, name in enumerate(names):
-        found = sorted(
-            str(file.relative_to(root)) for file in (root / name).rglob("*") if file.suffix.lower() in SUFFIXES
-        )
-        if not found:
-            raise DataError(f"{root / name} has no images ({', '.join(SUFFIXES)})")
-        paths += found
-        labels += [label] * len(found)
-    return Files(root, paths, np.array(labels, dtype=np.int64))
-
-
-def _hugging_face(location: str) -> tuple[HuggingFaceSplit, HuggingFaceSplit | None, list[str]]:
-    import datasets
-
-    name = location.removeprefix(HUGGING_FACE)
-    try:
-        found = datasets.load_from_disk(name) if Path(name).is_dir() else datasets.load_dataset(name)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(f"{name} cannot be loaded as a Hugging Face dataset") from error
-    splits = found if isinstance(found, dict) else {"train": found}
-    if "train" not in splits:
-        raise DataError(f"{name} has no split train, only {', '.join(splits)}")
-    features = splits["train"].features
-    image = next((key for key, feature in features.items() if isinstance(feature, datasets.Image)), None)
-    label = next((key for key, feature in features.items() if isinstance(feature, datasets.ClassLabel)), None)
-    if image is None or label is None:
-        raise DataError(f"{name} needs a column of images and one of class labels, but has {', '.join(features)}")
-
-    def encoded(split: datasets.Dataset) -> HuggingFaceSplit:
-        labels = np.array(split[label], dtype=np.int64)
-        return HuggingFaceSplit(split.cast_column(image, datasets.Image(decode=False)), image, labels)
-
-    test = next((splits[key] for key in HELD_OUT_FOLDERS if key in splits), None)
-    return encoded(splits["train"]), None if test is None else encoded(test), list(features[label].names)
 
 
 def _require_two_each(location: str, labels: NDArray[np.int64], names: Sequence[str]) -> None:

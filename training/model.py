@@ -97,7 +97,7 @@ class Block(nn.Module):
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
-        hidden = int(config.width * config.mlp_ratio)
+        hidden = round(config.width * config.mlp_ratio)
         self.heads = config.heads
         self.norm1 = _norm(config)
         self.qkv = nn.Linear(config.width, 3 * config.width)

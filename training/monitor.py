@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from training.attacks import pgd
+from training.attacks import ATTACKS
 from training.data import Images
 from training.errors import SuspectError
 from training.model import images_from_pixels
@@ -48,23 +48,21 @@ def require_sound(looks: Sequence[Look]) -> None:
 
 
 def look(model: nn.Module, held_out: Images, *, epsilon_255: float, step: int) -> Look:
-    """Attack the robust mode of `model` on the first 128 held-out images, PGD with one step and with ten."""
+    """Attack the robust mode of `model` on the first 128 held-out images, with FGSM and with PGD-10."""
     device = next(model.parameters()).device
     images = images_from_pixels(torch.from_numpy(held_out.pixels[:IMAGES]).to(device))
     labels = torch.from_numpy(held_out.labels[:IMAGES]).to(device)
     betas = images.new_full((len(images),), ROBUST_BETA)
-    radius = epsilon_255 / 255
     was_training = model.training
     model.eval()
     shares = []
     for steps in (1, STEPS):
-        adversarial = pgd(
+        adversarial = ATTACKS["fgsm" if steps == 1 else "pgd"](
             lambda x: model(x, betas),
             images,
             labels,
-            epsilon=radius,
+            epsilon=epsilon_255 / 255,
             steps=steps,
-            step_size=radius if steps == 1 else 2.5 * radius / steps,
             generator=torch.Generator(device).manual_seed(0),
         )
         with torch.no_grad():

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from training.errors import RecipeError
 from training.model import ViTConfig
+from training.models import ModelConfig
 
 
 class Augmentation(BaseModel):
@@ -43,7 +44,7 @@ class Recipe(BaseModel):
     dataset: Literal["digits", "folder"] = Field(description="folder: the images that --data names")
     crop_fraction: float = Field(default=1.0, gt=0, le=1, description="of the evaluation view: see PreprocessSpec")
     augmentation: Augmentation = Augmentation()
-    model: ViTConfig
+    model: ModelConfig
     start: Literal["random", "pretrained"] = Field(
         default="random", description="pretrained: the weights that --init names, and their shape"
     )

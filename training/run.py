@@ -8,7 +8,6 @@ import time
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -18,13 +17,14 @@ from training.checkpoint import CHECKPOINT, Checkpoint, save_checkpoint
 from training.cotrain import Cotraining
 from training.data import Dataset, load_digits, load_images
 from training.errors import CheckpointError, RecipeError
-from training.evaluate import BATCH, evaluate
-from training.model import DualTokenViT
+from training.measure import Measurement
+from training.models import Model
 from training.monitor import look, require_sound
+from training.pretrained import load_pretrained
 from training.processes import Processes, joined
 from training.progress import Report
 from training.recipes import Recipe
-from tureen.bundle import AccuracyRow
+from tureen.bundle import Evaluation
 from tureen.preprocess import PreprocessSpec
 
 STATE = "resume.safetensors"
@@ -36,9 +36,14 @@ NAMES_SHOWN = 5
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What a run may be told besides its recipe; none of it changes what is learned."""
+    """What a run is told besides its recipe: what it reads, and how it is carried out.
+
+    data, init: images, and weights to begin with. image_size: pixels, where `init` is to be trained at another size.
+    """
 
     data: str | None = None
+    init: Path | None = None
+    image_size: int | None = None
     is_resumed: bool = False
     is_strict: bool = False
     is_compiled: bool = False
@@ -60,6 +65,7 @@ def run(recipe: Recipe, out: Path, options: RunOptions | None = None) -> Checkpo
         raise CheckpointError(f"{out} holds a finished run: choose another --out")
     if state.exists() and not options.is_resumed:
         raise CheckpointError(f"{out} holds an unfinished run: add --resume, or choose another --out")
+    recipe = shaped(recipe, options)
     with joined() as (processes, device):
         data = load_data(recipe, options, is_shown=processes.is_first)
         recipe = fitted(recipe, data)
@@ -70,7 +76,7 @@ def run(recipe: Recipe, out: Path, options: RunOptions | None = None) -> Checkpo
             processes=processes,
             workers=options.workers,
             is_compiled=options.is_compiled,
-            start=_start(recipe),
+            start=None if options.init is None else _start(recipe, options.init, is_shown=processes.is_first),
         )
         if state.exists():
             training.restore(state)
@@ -82,6 +88,19 @@ def run(recipe: Recipe, out: Path, options: RunOptions | None = None) -> Checkpo
         if not processes.is_first:
             return None
         return _finish(training, data, out)
+
+
+def shaped(recipe: Recipe, options: RunOptions) -> Recipe:
+    """The recipe with the shape of the weights it begins with; raises RecipeError where it takes none, or has none."""
+    if recipe.start == "random":
+        if options.init is not None:
+            raise RecipeError(f"{recipe.name} begins with random weights: --init is for the recipe finetune")
+        return recipe
+    if options.init is None:
+        raise RecipeError(f"{recipe.name} needs --init: the weights of a single-token ViT, or a checkpoint of Tureen's")
+    # How many classes there are, the images will tell: any number does until then.
+    config = load_pretrained(options.init, image_size=options.image_size, classes=2).model.config
+    return recipe.model_copy(update={"model": config})
 
 
 def load_data(recipe: Recipe, options: RunOptions, *, is_shown: bool = True) -> Dataset:
@@ -113,40 +132,43 @@ def load_data(recipe: Recipe, options: RunOptions, *, is_shown: bool = True) -> 
 
 
 def fitted(recipe: Recipe, data: Dataset) -> Recipe:
-    """The recipe with as many classes as the data has; raises RecipeError where it fixes another image size."""
-    if recipe.model.image_size != data.preprocess.image_size:
+    """The recipe with as many classes as a folder has; raises RecipeError where it does not fit the digits."""
+    classes, size = len(data.labels), data.preprocess.image_size
+    if recipe.dataset == "digits" and (recipe.model.image_size, recipe.model.classes) != (size, classes):
         raise RecipeError(
-            f"{recipe.name} has model.image_size {recipe.model.image_size}, its images {data.preprocess.image_size}"
+            f"the digits are images of {size} pixels with {classes} labels: set model.image_size and model.classes to "
+            "these"
         )
-    model = recipe.model.model_copy(update={"classes": len(data.labels)})
-    return recipe.model_copy(update={"model": model})
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"classes": classes})})
 
 
-def measure(
-    model: DualTokenViT, data: Any, betas: tuple[float, ...] | list[float], epsilon_255: float, steps: int
-) -> list[AccuracyRow]:
-    """`evaluate` with a progress bar."""
-    batches = len(betas) * -(-len(data) // BATCH)
-    with tqdm(total=batches, desc=f"measure, PGD-{steps}", unit="batch", disable=None) as bar:
-        return evaluate(
-            model, data, betas=betas, epsilon_255=epsilon_255, steps=steps, on_batch=lambda: bar.update() and None
-        )
-
-
-def _start(recipe: Recipe) -> DualTokenViT | None:
-    return None
+def _start(recipe: Recipe, init: Path, *, is_shown: bool) -> Model:
+    pretrained = load_pretrained(init, image_size=recipe.model.image_size, classes=recipe.model.classes)
+    if is_shown:
+        head = "a fresh classifier" if pretrained.head_is_fresh else "its classifier"
+        print(f"beginning with {init}, a checkpoint of {pretrained.library}, and {head}", file=sys.stderr)
+        for sentence in pretrained.assumed:
+            print(f"  {sentence}", file=sys.stderr)
+    return pretrained.model
 
 
 def _finish(training: Cotraining, data: Dataset, out: Path) -> Checkpoint:
     recipe, model = training.recipe, training.average
-    accuracy = measure(model, data.held_out, recipe.evaluation_betas, recipe.epsilon_255, recipe.evaluation_steps)
+    measurement = Measurement(
+        model,
+        data.held_out,
+        attack=recipe.evaluation_attack,
+        steps=recipe.evaluation_steps,
+        epsilon_255=recipe.epsilon_255,
+    )
     checkpoint = Checkpoint(
         model=model,
         held_out=data.held_out,
         recipe=recipe,
         labels=data.labels,
         preprocess=data.preprocess,
-        accuracy=accuracy,
+        accuracy=measurement.accuracy(recipe.evaluation_betas),
+        evaluation=Evaluation(checks=measurement.checks()),
         provenance={
             "tureen": tureen.__version__,
             "torch": torch.__version__,

@@ -42,6 +42,8 @@ PIXELS_INPUT = "pixels"
 TOKEN_INPUT = "cls_token"  # noqa: S105 - not a password
 LOGITS_OUTPUT = "logits"
 
+SHIFT: Final = "shift"  # the family of what is not one of the common corruptions
+
 Precision = Literal["fp32", "bf16"]
 FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Tokens = dict[str, NDArray[np.float32]]
@@ -68,6 +70,64 @@ class AccuracyRow(_Record):
     robust: Accuracy
     attack: str = Field(description="name and number of steps, such as PGD-40")
     epsilon_255: float = Field(ge=0, description="radius of the attack under l∞, in 1/255 of the pixel range")
+
+
+class Check(_Record):
+    """Something that holds of an attack whose figures mean anything, tried at one β on a few of the images."""
+
+    name: str = Field(description="what ought to hold")
+    beta: float
+    n: int = Field(gt=0, description="number of images")
+    has_passed: bool
+    figures: dict[str, float] = Field(description="what was measured, as shares of the images")
+    sentence: str = Field(description="what it means where the check fails")
+
+
+class Suspect(_Record):
+    """An attack at another β that breaks a soup better than the attack on that very soup: which was too weak."""
+
+    attacked: float | None = Field(description="the β attacked; none: all at once, the sum of their losses")
+    served: float = Field(description="the β whose soup fell")
+    p_value: float = Field(ge=0, le=1, description="of a sign test on the images that one attack breaks alone")
+
+
+class TransferMatrix(_Record):
+    """Robust accuracy where the attack was made for one β and the soup served is another, all on the same images."""
+
+    betas: list[float] = Field(min_length=1, description="T β, attacked and served")
+    n: int = Field(gt=0, description="number of images")
+    attack: str = Field(description="name and number of steps, such as PGD-40")
+    epsilon_255: float = Field(ge=0, description="radius of the attack under l∞, in 1/255 of the pixel range")
+    robust: list[list[float]] = Field(description="T rows, one for each β attacked, of T columns, one for each served")
+    joint_attack: str = Field(description="name and number of steps of the attack on all β at once")
+    joint: list[float] = Field(description="the row of the attack on the sum of the losses at all β")
+    worst: list[Accuracy] = Field(
+        description="for each β served, the images that no row breaks, the joint one included"
+    )
+    suspects: list[Suspect] = Field(description="cells lower than the diagonal of their column by more than chance")
+
+
+class ShiftRow(_Record):
+    """Accuracy at one β on images under one corruption or shift, without an attack."""
+
+    name: str = Field(description="of the corruption or shift")
+    family: str = Field(description="noise, blur, weather or digital; or shift")
+    beta: float
+    n: int = Field(gt=0, description="number of images")
+    accuracy: dict[int, float] = Field(min_length=1, description="by severity, 1 (slight) to 5")
+
+
+class Evaluation(_Record):
+    """What was measured beyond the accuracy at each β; empty where it was not."""
+
+    checks: list[Check] = []
+    matrix: TransferMatrix | None = None
+    epsilon_curve: list[AccuracyRow] = Field(default=[], description="a row for each radius and β, radii ascending")
+    shifts: list[ShiftRow] = []
+    ensembles: list[AccuracyRow] = Field(
+        default=[],
+        description="of both modes' probabilities, mixed by β: two forward passes an image, a soup takes one",
+    )
 
 
 class ParityRow(_Record):
@@ -101,12 +161,13 @@ class Manifest(_Record):
     files: dict[FileName, FileRecord]
     parity: list[ParityRow]
     accuracy: list[AccuracyRow] = Field(min_length=1)
+    evaluation: Evaluation = Evaluation()
     provenance: dict[str, Any] = Field(description="what made it: versions, recipe, seed, command")
 
 
 @dataclass(frozen=True)
 class Golden:
-    """PyTorch's own answers, which an engine must reproduce before it may serve."""
+    """PyTorch's own answers to made-up pictures, which an engine must reproduce before it may serve."""
 
     pixels: NDArray[np.uint8]  # (G, H, W, 3)
     betas: NDArray[np.float32]  # (T,)

@@ -29,7 +29,8 @@ class Command:
 COMMANDS = {
     "demo": Command("tureen.demo", "demo", "demo", "train on handwritten digits, export, serve"),
     "train": Command("training.command", "train", "train", "train a dual-token model from a recipe"),
-    "evaluate": Command("training.command", "evaluate", "train", "measure a checkpoint at any β"),
+    "evaluate": Command("training.evaluation_command", "evaluate", "train", "measure a checkpoint at any β"),
+    "tune": Command("training.evaluation_command", "tune", "train", "choose β from a few labelled images"),
     "export": Command("export.command", "export", "export", "compile a checkpoint into a proven bundle"),
     "inspect": Command("tureen.describe", "inspect", "serve", "show what a bundle holds"),
     "serve": Command("serve.server", "serve", "serve", "serve a bundle over HTTP"),

@@ -154,18 +154,16 @@ def _attacked(checkpoint: Checkpoint) -> NDArray[np.uint8]:
     """The held-out images, uint8 (n, H, W, 3), after PGD on the clean token."""
     import torch
 
-    from training.attacks import pgd
+    from training.attacks import ATTACKS
     from training.model import images_from_pixels
 
     recipe, model = checkpoint.recipe, checkpoint.model
-    radius = recipe.epsilon_255 / 255
-    adversarial = pgd(
+    adversarial = ATTACKS["pgd"](
         lambda x: model(x, x.new_full((len(x),), CLEAN_BETA)),
         images_from_pixels(torch.from_numpy(checkpoint.held_out.pixels)),
         torch.from_numpy(checkpoint.held_out.labels),
-        epsilon=radius,
+        epsilon=recipe.epsilon_255 / 255,
         steps=recipe.evaluation_steps,
-        step_size=2.5 * radius / recipe.evaluation_steps,
         generator=torch.Generator().manual_seed(recipe.seed),
     )
     return (adversarial * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()

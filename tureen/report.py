@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
+from statistics import mean
 
-from tureen.bundle import AccuracyRow, ParityRow
+from tureen.bundle import SHIFT, Accuracy, AccuracyRow, Check, ParityRow, ShiftRow, Suspect, TransferMatrix
+from tureen.tokens import CLEAN_BETA, ROBUST_BETA
 
 
 def accuracy_table(rows: Sequence[AccuracyRow]) -> str:
@@ -16,8 +18,129 @@ def accuracy_table(rows: Sequence[AccuracyRow]) -> str:
         f"{'β':>6}  {'clean':>20}  {'robust':>20}",
     ]
     for row in rows:
-        cells = [f"{100 * a.value:5.1f} ({100 * a.low:4.1f}–{100 * a.high:5.1f})" for a in (row.clean, row.robust)]
-        lines.append(f"{row.beta:6.2f}  {cells[0]:>20}  {cells[1]:>20}")
+        cells = [_with_interval(accuracy) for accuracy in (row.clean, row.robust)]
+        lines.append(f"{row.beta:6.2f}{_mark(row.beta)} {cells[0]:>20}  {cells[1]:>20}")
+    return "\n".join([*lines, *_footnote(row.beta for row in rows)])
+
+
+def clean_table(betas: Sequence[float], accuracies: Sequence[Accuracy], n: int) -> str:
+    """Accuracy without an attack, a row a β, in per cent with its 95 % interval."""
+    lines = [f"accuracy on {n} images, % (95 % interval)", f"{'β':>6}  {'clean':>20}"]
+    lines += [f"{beta:6.2f}  {_with_interval(a):>20}" for beta, a in zip(betas, accuracies, strict=True)]
+    return "\n".join(lines)
+
+
+def ensemble_table(ensembles: Sequence[AccuracyRow], soups: Sequence[AccuracyRow]) -> str:
+    """Ensembles beside the soups at the same β that met the same attack, with what each costs."""
+    first = ensembles[0]
+    by_beta = {row.beta: row for row in soups if _measurement(row) == _measurement(first)}
+    lines = [
+        f"soups beside ensembles of both modes' probabilities, mixed by β; accuracy on {first.n} images, %; "
+        f"robust: {first.attack}, l∞ ε = {first.epsilon_255:g}/255, on each itself",
+        f"{'β':>6}  {'':>9}  {'forward passes':>14}  {'clean':>20}  {'robust':>20}",
+    ]
+    for ensemble in ensembles:
+        soup = by_beta.get(ensemble.beta)
+        for name, passes, row in (("soup", 1, soup), ("ensemble", 2, ensemble)):
+            if row is not None:
+                lines.append(
+                    f"{row.beta:6.2f}  {name:<9}  {f'{passes}.0 ×':>14}  {_with_interval(row.clean):>20}  "
+                    f"{_with_interval(row.robust):>20}"
+                )
+    return "\n".join(lines)
+
+
+def matrix_table(matrix: TransferMatrix) -> str:
+    """The transfer matrix as text: a row a β attacked, a column a β served; then what is suspect in it."""
+
+    def line(name: str, shares: Sequence[float], suspected: Collection[float] = ()) -> str:
+        cells = zip(matrix.betas, shares, strict=True)
+        return f"{name:>16}{''.join(f'{100 * share:7.1f}{_flag(beta in suspected)}' for beta, share in cells)}"
+
+    def suspected(attacked: float | None) -> set[float]:
+        return {suspect.served for suspect in matrix.suspects if suspect.attacked == attacked}
+
+    lines = [
+        f"robust accuracy on {matrix.n} images, %; {matrix.attack}, l∞ ε = {matrix.epsilon_255:g}/255; "
+        "down: the β attacked, across: the β served",
+        f"{'':>16}{''.join(f'{beta:7.2f}{_mark(beta)}' for beta in matrix.betas)}",
+        *(
+            line(f"{beta:.2f}{_mark(beta)}", shares, suspected(beta))
+            for beta, shares in zip(matrix.betas, matrix.robust, strict=True)
+        ),
+        line("all at once", matrix.joint, suspected(None)),
+        line("worst, by image", [accuracy.value for accuracy in matrix.worst]),
+        line("95 % from", [accuracy.low for accuracy in matrix.worst]),
+        line("to", [accuracy.high for accuracy in matrix.worst]),
+        f"all at once: {matrix.joint_attack} on the sum of the losses",
+        *(f"! {suspicion(suspect)}" for suspect in matrix.suspects),
+        *_footnote(matrix.betas),
+    ]
+    return "\n".join(lines)
+
+
+def suspicion(suspect: Suspect) -> str:
+    """What a suspect cell of the matrix means, as a sentence."""
+    attacked = "all β at once" if suspect.attacked is None else f"β = {suspect.attacked:g}"
+    return (
+        f"the attack on {attacked} breaks β = {suspect.served:g} better than the attack on it (p = "
+        f"{suspect.p_value:.1g}): gradient masking or an unconverged attack"
+    )
+
+
+def epsilon_table(curve: Sequence[AccuracyRow]) -> str:
+    """Robust accuracy by radius, a row a radius, a column a β."""
+    first = curve[0]
+    betas = list(dict.fromkeys(row.beta for row in curve))
+    shares = {(row.epsilon_255, row.beta): row.robust.value for row in curve}
+    lines = [
+        f"robust accuracy on {first.n} images by radius, %; {first.attack} under l∞, on each soup itself",
+        f"{'ε · 255':>8}{''.join(f'   β = {beta:4.2f}{_mark(beta)}' for beta in betas)}",
+    ]
+    lines += [
+        f"{radius:8g}{''.join(f'{100 * shares[radius, beta]:11.1f} ' for beta in betas)}"
+        for radius in dict.fromkeys(row.epsilon_255 for row in curve)
+    ]
+    return "\n".join([*lines, *_footnote(betas)])
+
+
+def shift_table(rows: Sequence[ShiftRow]) -> str:
+    """Mean accuracy over severities by corruption, the means of the families and of all corruptions, a column a β."""
+    betas = list(dict.fromkeys(row.beta for row in rows))
+    severities = ", ".join(map(str, rows[0].accuracy))
+
+    def line(name: str, chosen: Sequence[ShiftRow]) -> str:
+        means = (mean_accuracy([row for row in chosen if row.beta == beta]) for beta in betas)
+        return f"{name:<24}{''.join(f'{100 * mean:11.1f} ' for mean in means)}"
+
+    lines = [
+        f"accuracy on {rows[0].n} images under corruptions and shifts, %, mean over severity {severities}",
+        f"{'':<24}{''.join(f'   β = {beta:4.2f}{_mark(beta)}' for beta in betas)}",
+    ]
+    for family in dict.fromkeys(row.family for row in rows):
+        members = [row for row in rows if row.family == family]
+        names = dict.fromkeys(row.name for row in members)
+        lines += [line(f"  {name}", [row for row in members if row.name == name]) for name in names]
+        lines.append(line(f"{family}, mean", members))
+    corruptions = [row for row in rows if row.family != SHIFT]
+    if corruptions:
+        lines.append(line("all corruptions, mean", corruptions))
+    return "\n".join([*lines, *_footnote(betas)])
+
+
+def mean_accuracy(rows: Sequence[ShiftRow]) -> float:
+    """The mean over corruptions of the mean over severities, each corruption counting once."""
+    return mean(mean(row.accuracy.values()) for row in rows)
+
+
+def check_list(checks: Sequence[Check]) -> str:
+    """Every check with its figures in per cent; what a failure means stands below it."""
+    lines = [f"checks on the attack, on {' or '.join(str(n) for n in sorted({check.n for check in checks}))} images"]
+    for check in checks:
+        figures = ", ".join(f"{name} {100 * share:.1f} %" for name, share in check.figures.items())
+        lines.append(f"  {'ok    ' if check.has_passed else 'FAILED'}  β = {check.beta:<5g} {check.name}: {figures}")
+        if not check.has_passed:
+            lines.append(f"          {check.sentence}")
     return "\n".join(lines)
 
 
@@ -31,3 +154,23 @@ def parity_table(rows: Sequence[ParityRow]) -> str:
             f"   {row.n} images at each of {len(row.betas)} β, {row.engine} {row.engine_version}"
         )
     return "\n".join(lines)
+
+
+def _with_interval(accuracy: Accuracy) -> str:
+    return f"{100 * accuracy.value:5.1f} ({100 * accuracy.low:4.1f}–{100 * accuracy.high:5.1f})"
+
+
+def _mark(beta: float) -> str:
+    return " " if CLEAN_BETA <= beta <= ROBUST_BETA else "*"
+
+
+def _footnote(betas: Iterable[float]) -> list[str]:
+    return ["* outside [0, 1]: an extension, never served"] if any(_mark(beta) == "*" for beta in betas) else []
+
+
+def _measurement(row: AccuracyRow) -> tuple[int, str, float]:
+    return row.n, row.attack, row.epsilon_255
+
+
+def _flag(is_suspect: bool) -> str:
+    return "!" if is_suspect else " "

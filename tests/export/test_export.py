@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from export.errors import ExportError, ParityError
-from export.graph import Backbone, onnx_graph
+from export.graph import Backbone, exportable, onnx_graph
 from export.parity import BATCH_SIZES, BETAS, ParityLimits, check_parity, measure_parity, reference
 from export.pipeline import export_bundle
 from training.model import DualTokenViT, ViTConfig
+from training.resnet import DualResNet, ResNetConfig
 from tureen.bundle import load_bundle
 from tureen.cli import main
 from tureen.engines import compile_engine
@@ -41,16 +42,26 @@ def test_the_graph_carries_no_path_of_the_machine_that_made_it(bundle):
     assert b"/home" not in bundle.graph
 
 
-@pytest.mark.parametrize("pool", ["mean", "token"])
-def test_other_shapes_and_poolings_export_and_agree(pool):
+@pytest.mark.parametrize(("pool", "stem"), [("mean", "patch"), ("token", "patch"), ("mean", "conv")])
+def test_other_shapes_poolings_and_stems_export_and_agree(pool, stem):
     torch.manual_seed(0)
     config = ViTConfig(
-        image_size=12, patch_size=4, width=24, depth=1, heads=3, classes=3, pool=pool, std=(0.2, 0.3, 0.4)
+        image_size=12, patch_size=4, width=24, depth=1, heads=3, classes=3, pool=pool, stem=stem, std=(0.2, 0.3, 0.4)
     )
     model = DualTokenViT(config).eval().requires_grad_(False)
     pixels = np.random.default_rng(0).integers(0, 256, (5, 12, 12, 3), dtype=np.uint8)
     row = measure_parity(compile_engine(onnx_graph(model), "onnxruntime"), reference(model, pixels))
     check_parity(row, ParityLimits())
+
+
+@pytest.mark.parametrize("adapter", ["norm", "both", "none"])
+def test_only_a_class_token_can_be_an_input_of_the_graph(adapter):
+    config = ViTConfig(image_size=8, patch_size=4, width=16, depth=1, heads=1, classes=2)
+    assert exportable(DualTokenViT(config)).config == config
+    with pytest.raises(ExportError, match=f"the model's adapter is '{adapter}'"):
+        exportable(DualTokenViT(config.model_copy(update={"adapter": adapter})))
+    with pytest.raises(ExportError, match="the model's adapter is 'dual'"):
+        exportable(DualResNet(ResNetConfig(depth=18, image_size=8, classes=2, stem="small", width=8)))
 
 
 def test_the_reference_is_what_was_evaluated(checkpoint, expected):
@@ -137,6 +148,8 @@ def test_an_engine_for_other_weights_fails_parity(checkpoint, expected):
 
 def test_the_golden_rows_are_pytorchs(bundle, checkpoint):
     golden = bundle.golden
+    held_out = checkpoint.held_out.pixels
+    assert not any((held_out == picture).all((1, 2, 3)).any() for picture in golden.pixels)  # nobody's image
     assert golden.betas.tolist() == [0, 0.5, 1]
     backbone = Backbone(checkpoint.model)
     for beta, logits in zip(golden.betas, golden.logits, strict=True):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training.data import Images, Stream, load_digits, load_images
+from training.data import Images, Stream, load_digits, load_images, load_labelled
 from training.errors import DataError
 from tureen.preprocess import PreprocessSpec, pixels_from_bytes
 
@@ -119,6 +119,30 @@ def test_a_folder_in_which_nothing_can_be_decoded_is_refused(tmp_path):
         file.write_bytes(b"nothing")
     with pytest.raises(DataError, match="no image to train on that can be decoded"):
         load_images(str(tmp_path), SPEC, held_out=100)
+
+
+def test_images_to_measure_on_get_the_labels_of_the_model(tmp_path):
+    fill(tmp_path / "shifted", ("dog", "cat"), each=6)
+    (tmp_path / "shifted" / "dog" / "000.png").write_bytes(b"nothing")
+    model_labels = ["dog", "bird", "cat"]
+    images, skipped = load_labelled(str(tmp_path / "shifted"), SPEC, model_labels, at_most=100)
+    assert images.labels.tolist() == [2] * 6 + [0] * 5
+    assert len(skipped) == 1
+    few, _ = load_labelled(str(tmp_path / "shifted"), SPEC, model_labels, at_most=4)
+    assert sorted(few.labels.tolist()) in ([0, 0, 2, 2], [0, 2, 2])  # one of them may be the damaged one
+    with pytest.raises(DataError, match="classes that the model does not: dog"):
+        load_labelled(str(tmp_path / "shifted"), SPEC, ["cat", "bird"], at_most=100)
+    with pytest.raises(DataError, match="less than one for each of the 2 classes"):
+        load_labelled(str(tmp_path / "shifted"), SPEC, model_labels, at_most=1)
+    with pytest.raises(DataError, match="1 images cannot be decoded"):
+        load_labelled(str(tmp_path / "shifted"), SPEC, model_labels, at_most=100, strict=True)
+
+
+def test_of_a_ready_made_split_the_held_out_part_is_measured(tmp_path):
+    fill(tmp_path / "train", each=5)
+    fill(tmp_path / "test", each=2)
+    images, _ = load_labelled(str(tmp_path), SPEC, ["cat", "dog"], at_most=100)
+    assert len(images) == 4
 
 
 def test_a_hugging_face_dataset_is_read_from_disk(tmp_path):

@@ -3,9 +3,10 @@ import pytest
 import torch
 from PIL import Image
 
-from training.data import Files, Images, Stream
+from training.data import Images, Stream
 from training.loading import MemoryLoader, Order, StreamLoader, random_resized_crop
 from training.recipes import load_recipe
+from training.sources import Files
 from tureen.preprocess import PreprocessSpec
 
 CPU = torch.device("cpu")

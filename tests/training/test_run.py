@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from training.checkpoint import load_checkpoint
 from training.errors import CheckpointError, RecipeError
 from training.loading import Order
 from training.recipes import load_recipe
+from training.resnet import DualResNet, ResNetConfig
 from tureen.cli import main
 
 QUICK = ["epochs=6", "evaluation_steps=1", "evaluation_betas=0,1", "model.depth=1", "model.width=16"]
@@ -149,6 +150,48 @@ def test_images_that_cannot_be_trained_on_leave_no_directory(photos, tmp_path, c
     assert not (tmp_path / "run").exists()
 
 
+def test_finetuning_takes_the_shape_and_the_weights_it_is_given(photos, digits_like, tmp_path, capsys):
+    out = tmp_path / "run"
+    settings = ["epochs=1", "evaluation_steps=1", "learning_rate=1e-9", "augmentation.crop_scale=1"]
+    arguments = [word for setting in settings for word in ("--set", setting)]
+    command_line = ["train", "finetune", "--data", str(photos), "--out", str(out), *arguments]
+    assert main([*command_line, "--init", str(digits_like), "--image-size", "16"]) == 0
+    assert "a checkpoint of tureen, and a fresh classifier" in capsys.readouterr().err
+    start, tuned = load_checkpoint(digits_like), load_checkpoint(out)
+    shape = start.recipe.model.model_copy(update={"image_size": 16, "classes": 3})
+    assert tuned.recipe.model == shape
+    torch.testing.assert_close(tuned.model.blocks[0].qkv.weight, start.model.blocks[0].qkv.weight)
+
+
+@pytest.fixture(scope="module")
+def digits_like(tmp_path_factory):
+    """A checkpoint of Tureen's own."""
+    out = tmp_path_factory.mktemp("own") / "run"
+    assert main(command(out, "--set", "epochs=1")) == 0
+    return out
+
+
+@pytest.mark.parametrize(
+    ("recipe", "arguments", "status", "message"),
+    [
+        ("finetune", [], 2, "needs --init"),
+        ("digits", ["--init", "weights"], 2, "--init is for the recipe finetune"),
+        ("finetune", ["--init", "nowhere.safetensors"], 1, "nowhere.safetensors"),
+        ("finetune", ["--init", "resnet.safetensors"], 1, "resnet.safetensors"),
+    ],
+)
+def test_weights_that_cannot_be_begun_with_leave_no_directory(
+    photos, tmp_path, monkeypatch, capsys, recipe, arguments, status, message
+):
+    monkeypatch.chdir(tmp_path)
+    resnet = DualResNet(ResNetConfig(depth=18, image_size=8, classes=2, stem="small", width=8))
+    save_file(resnet.state_dict(), "resnet.safetensors")
+    data = [] if recipe == "digits" else ["--data", str(photos)]
+    assert main(["train", recipe, "--out", "run", *data, *arguments]) == status
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_tensorboard_gets_what_the_log_gets(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -170,15 +213,6 @@ def test_a_checkpoint_that_was_changed_is_refused(tmp_path):
     (out / "checkpoint.json").write_text("{}")
     with pytest.raises(CheckpointError, match="another version"):
         load_checkpoint(out)
-
-
-def test_evaluate_measures_what_is_asked_and_draws_it(digits_run, tmp_path, capsys):
-    plot = tmp_path / "curve.png"
-    arguments = ["evaluate", str(digits_run), "--betas", "0,0.3", "--steps", "2", "--epsilon-255", "8", "--json"]
-    assert main([*arguments, "--plot", str(plot)]) == 0
-    rows = json.loads(capsys.readouterr().out)
-    assert [(row["beta"], row["attack"], row["epsilon_255"]) for row in rows] == [(0, "PGD-2", 8), (0.3, "PGD-2", 8)]
-    assert plot.read_bytes().startswith(b"\x89PNG")
 
 
 def test_settings_reach_the_recipe_by_name():

@@ -1,0 +1,85 @@
+import json
+
+import pytest
+
+from export.card import model_card
+from tureen.bundle import Accuracy, AccuracyRow, Check, Evaluation, Manifest, ShiftRow, TransferMatrix
+from tureen.preprocess import PreprocessSpec
+
+HEADINGS = {
+    "checks": "### Whether to believe the attack",
+    "matrix": "### Attacks made for another β",
+    "epsilon_curve": "### Other radii",
+    "shifts": "### Corruptions and shifts",
+    "ensembles": "### Beside ensembles",
+}
+
+
+def row(beta, robust):
+    share, rest = Accuracy(value=0.9, low=0.8, high=0.95), Accuracy(value=robust, low=0.0, high=1.0)
+    return AccuracyRow(beta=beta, n=100, clean=share, robust=rest, attack="PGD-40", epsilon_255=8)
+
+
+EVERYTHING = Evaluation(
+    checks=[Check(name="it holds", beta=0, n=9, has_passed=False, figures={"PGD-4": 0.125}, sentence="Beware.")],
+    matrix=TransferMatrix(
+        betas=[0, 1],
+        n=100,
+        attack="PGD-40",
+        epsilon_255=8,
+        robust=[[0.2, 0.6], [0.3, 0.5]],
+        joint_attack="PGD-40",
+        joint=[0.25, 0.55],
+        worst=[Accuracy(value=0.19, low=0.1, high=0.3), Accuracy(value=0.49, low=0.4, high=0.6)],
+        suspects=[],
+    ),
+    epsilon_curve=[row(0, 0.4321)],
+    shifts=[ShiftRow(name="fog", family="weather", beta=0, n=100, accuracy={3: 0.765})],
+    ensembles=[row(0.5, 0.1234)],
+)
+
+
+@pytest.fixture
+def manifest():
+    return Manifest(
+        name="digits",
+        version="1",
+        width=8,
+        labels=["0", "1"],
+        preprocess=PreprocessSpec(image_size=8),
+        default_beta=0,
+        opset=20,
+        files={},
+        parity=[],
+        accuracy=[row(0, 0.2), row(1, 0.5)],
+        provenance={"seed": 0},
+    )
+
+
+def test_a_card_has_no_section_for_what_was_not_measured(manifest):
+    card = model_card(manifest)
+    assert "###" not in card
+    assert "larger radii or" not in card
+    assert "not measured under other norms, poisoned training data, larger radii, rotations or other shifts" in card
+
+
+@pytest.mark.parametrize("field", HEADINGS)
+def test_each_thing_measured_has_its_section(manifest, field):
+    evaluation = Evaluation(**{field: getattr(EVERYTHING, field)})
+    card = model_card(manifest.model_copy(update={"evaluation": evaluation}))
+    assert [heading for heading in HEADINGS.values() if heading in card] == [HEADINGS[field]]
+
+
+def test_the_sections_hold_the_figures(manifest):
+    card = model_card(manifest.model_copy(update={"evaluation": EVERYTHING}))
+    for figure in ("FAILED", "Beware.", "12.5 %", "19.0", "43.2", "76.5", "12.3", "2.0 ×"):
+        assert figure in card
+    assert "not measured under other norms, poisoned training data. Whoever" in card.replace("\n", " ")
+
+
+def test_a_manifest_keeps_what_was_measured_and_needs_none_of_it(manifest):
+    complete = manifest.model_copy(update={"evaluation": EVERYTHING})
+    assert Manifest.model_validate_json(complete.model_dump_json()) == complete
+    values = json.loads(manifest.model_dump_json())
+    del values["evaluation"]
+    assert Manifest.model_validate(values).evaluation == Evaluation()

@@ -1,0 +1,246 @@
+"""ResNets with the normalisation layers that the paper compares class tokens with: shared, dual, dual-parameters.
+
+Knows nothing about attacks, data or how it is trained.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+
+from training.errors import RecipeError
+from tureen.tokens import CLEAN_BETA, ROBUST_BETA, mix
+
+GROUPS = 32  # of a GroupNorm (Wu & He, ECCV 2018)
+BLOCKS = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3)}  # in each of the four stages
+
+
+class ResNetConfig(BaseModel):
+    """The shape of a ResNet and what its normalisation layers keep apart.
+
+    | norm         | adapter     | of each mode's own           | called                                       |
+    |--------------|-------------|------------------------------|----------------------------------------------|
+    | any          | shared      | nothing                      | co-training                                  |
+    | batch        | dual        | statistics, scale and offset | AdvProp (Xie et al., CVPR 2020), mixture BN  |
+    | batch        | dual_params | scale and offset             | DualParams BatchNorm                         |
+    | layer, group | dual        | scale and offset             | dual LayerNorm, dual GroupNorm               |
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    depth: Literal[18, 50] = Field(description="weighted layers: 18 of basic blocks, 50 of bottlenecks")
+    image_size: int = Field(gt=0, description="height and width of the input, pixels")
+    classes: int = Field(gt=1, description="K, the number of labels")
+    stem: Literal["imagenet", "small"] = Field(
+        default="imagenet", description="7 × 7 of stride 2 and a max-pool; or 3 × 3 of stride 1, for images up to 64"
+    )
+    width: int = Field(default=64, gt=0, multiple_of=2, description="channels of the first stage; published with 64")
+    norm: Literal["batch", "layer", "group"] = "batch"
+    adapter: Literal["shared", "dual", "dual_params"] = "dual"
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+
+    @model_validator(mode="after")
+    def _has_statistics_to_share(self) -> ResNetConfig:
+        if self.adapter == "dual_params" and self.norm != "batch":
+            raise ValueError(f"norm {self.norm} keeps no statistics, so dual_params is the same as dual: say dual")
+        return self
+
+
+class SharedBatchNorm(nn.BatchNorm2d):
+    """A BatchNorm that is the same in both modes; clean and adversarial rows of a batch share its statistics."""
+
+    def forward(self, x: Tensor, betas: Tensor | None = None) -> Tensor:
+        return super().forward(x)
+
+
+class SharedGroupNorm(nn.GroupNorm):
+    """A GroupNorm that is the same in both modes."""
+
+    def forward(self, x: Tensor, betas: Tensor | None = None) -> Tensor:
+        return super().forward(x)
+
+
+class _DualNorm(nn.Module):
+    """One scale and offset for each mode: `weight` and `bias`, (2, C), the clean mode's first."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(2, channels))
+        self.bias = nn.Parameter(torch.zeros(2, channels))
+
+
+class DualGroupNorm(_DualNorm):
+    """A GroupNorm with one scale and offset for each mode, mixed by β."""
+
+    def __init__(self, groups: int, channels: int) -> None:
+        super().__init__(channels)
+        self.groups = groups
+
+    def forward(self, x: Tensor, betas: Tensor) -> Tensor:
+        """The same shape as x, (B, C, H, W), each row scaled and shifted for its own β of betas (B,)."""
+        return _affine(F.group_norm(x, self.groups), self.weight, self.bias, betas)
+
+
+class DualBatchNorm(_DualNorm):
+    """A BatchNorm with one scale and offset for each mode, and statistics of one mode's own or of both modes together.
+
+    statistics: 2, AdvProp's (Xie et al., CVPR 2020): in training each mode is normalised by the rows of that mode, so
+    every β must be 0 or 1, and a mode without rows keeps its running statistics. 1, DualParams (Rebuffi et al., ICLR
+    2023): all rows of the batch together. `running_mean` and `running_var` are (statistics, C).
+    In eval mode a row's output is (1 − β)·(what the clean mode makes of it) + β·(what the robust mode makes of it).
+    """
+
+    def __init__(self, channels: int, statistics: Literal[1, 2], eps: float = 1e-5, momentum: float = 0.1) -> None:
+        super().__init__(channels)
+        self.eps = eps
+        self.momentum = momentum
+        self.register_buffer("running_mean", torch.zeros(statistics, channels))
+        self.register_buffer("running_var", torch.ones(statistics, channels))
+        self.running_mean: Tensor
+        self.running_var: Tensor
+
+    def forward(self, x: Tensor, betas: Tensor) -> Tensor:
+        """The same shape as x, (B, C, H, W), each row at its own β of betas (B,); raises RecipeError, see above."""
+        if not self.training:  # a linear map of each channel
+            scale = self.weight * (self.running_var + self.eps).rsqrt()
+            return _affine(x, scale, self.bias - self.running_mean * scale, betas)
+        if len(self.running_mean) == 1:
+            return _affine(self._normalised(x, 0), self.weight, self.bias, betas)
+        is_clean, is_robust = betas == CLEAN_BETA, betas == ROBUST_BETA
+        if not (is_clean | is_robust).all():
+            raise RecipeError("dual BatchNorm can be trained at β = 0 and β = 1 only: its statistics are of one mode")
+        out = torch.empty_like(x)
+        for mode, rows in enumerate((is_clean, is_robust)):
+            if rows.any():
+                out[rows] = self._normalised(x[rows], mode)
+        return _affine(out, self.weight, self.bias, betas)
+
+    def _normalised(self, x: Tensor, index: int) -> Tensor:
+        """x by its own mean and variance, which move the running statistics at `index`."""
+        return F.batch_norm(
+            x,
+            self.running_mean[index],
+            self.running_var[index],
+            training=True,
+            momentum=self.momentum,
+            eps=self.eps,
+        )
+
+
+def _affine(x: Tensor, scales: Tensor, offsets: Tensor, betas: Tensor) -> Tensor:
+    """x (B, C, H, W), each row by its own mixture of the two rows of scales and offsets (2, C)."""
+    column = betas[:, None]
+    scale, offset = (mix(pair[0], pair[1], column)[:, :, None, None] for pair in (scales, offsets))
+    return torch.addcmul(offset, x, scale)
+
+
+def _norm(config: ResNetConfig, channels: int) -> nn.Module:
+    if config.norm == "batch":
+        if config.adapter == "shared":
+            return SharedBatchNorm(channels)
+        return DualBatchNorm(channels, statistics=2 if config.adapter == "dual" else 1)
+    # Narrower ResNets have fewer groups, so that each spans as many channels of its layer as published.
+    groups = 1 if config.norm == "layer" else math.gcd(GROUPS, config.width // 2)
+    return SharedGroupNorm(groups, channels) if config.adapter == "shared" else DualGroupNorm(groups, channels)
+
+
+def _conv(before: int, after: int, size: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(before, after, size, stride=stride, padding=size // 2, bias=False)
+
+
+class Downsample(nn.Module):
+    """The shortcut of a block that changes the shape: 1 × 1 convolution and norm."""
+
+    def __init__(self, config: ResNetConfig, before: int, after: int, stride: int) -> None:
+        super().__init__()
+        self.conv = _conv(before, after, 1, stride)
+        self.norm = _norm(config, after)
+
+    def forward(self, x: Tensor, betas: Tensor) -> Tensor:
+        return self.norm(self.conv(x), betas)
+
+
+class Block(nn.Module):
+    """A basic block of two convolutions or a bottleneck of three, (B, before, H, W) to (B, after, H/stride, W/stride).
+
+    The stride is the 3 × 3 convolution's, as in the models whose accuracy is usually quoted (ResNet 1.5).
+    """
+
+    def __init__(self, config: ResNetConfig, before: int, after: int, stride: int) -> None:
+        super().__init__()
+        if config.depth == 18:
+            convs = [_conv(before, after, 3, stride), _conv(after, after, 3)]
+        else:
+            inner = after // 4
+            convs = [_conv(before, inner, 1), _conv(inner, inner, 3, stride), _conv(inner, after, 1)]
+        self.convs = nn.ModuleList(convs)
+        self.norms = nn.ModuleList(_norm(config, conv.out_channels) for conv in convs)
+        has_same_shape = stride == 1 and before == after
+        self.downsample = None if has_same_shape else Downsample(config, before, after, stride)
+
+    def forward(self, x: Tensor, betas: Tensor) -> Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x, betas)
+        last = len(self.convs) - 1
+        for index, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
+            x = norm(conv(x), betas)
+            if index < last:
+                x = F.relu(x)
+        return F.relu(x + shortcut)
+
+
+class DualResNet(nn.Module):
+    """A ResNet (He et al., CVPR 2016) whose normalisation layers tell clean mode from robust mode.
+
+    Source: Rebuffi, Croce & Gowal, *Revisiting adapters with adversarial training*, ICLR 2023, Figure 2; what each
+    combination is called, `ResNetConfig` says. LayerNorm is over channels and positions, which is GroupNorm with one
+    group; the pages of the paper at hand do not say which LayerNorm theirs is.
+    In training BatchNorm sees the rows of one process, not of all. Where a moving average of the weights is kept, the
+    running statistics (buffers) have to follow too.
+    """
+
+    def __init__(self, config: ResNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.register_buffer("mean", torch.tensor(config.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(config.std).view(1, 3, 1, 1), persistent=False)
+        self.mean: Tensor
+        self.std: Tensor
+        is_small = config.stem == "small"
+        self.stem_conv = _conv(3, config.width, 3) if is_small else _conv(3, config.width, 7, 2)
+        self.stem_norm = _norm(config, config.width)
+        self.stem_pool = nn.Identity() if is_small else nn.MaxPool2d(3, stride=2, padding=1)
+        blocks = []
+        before = config.width
+        for stage, count in enumerate(BLOCKS[config.depth]):
+            after = config.width * 2**stage * (4 if config.depth == 50 else 1)
+            for index in range(count):
+                stride = 2 if stage > 0 and index == 0 else 1
+                blocks.append(Block(config, before, after, stride))
+                before = after
+        self.blocks = nn.ModuleList(blocks)
+        self.head = nn.Linear(before, config.classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, images: Tensor, betas: Tensor) -> Tensor:
+        """Logits (B, K) of images float (B, 3, H, W) in [0, 1], each classified at its own β of betas (B,).
+
+        In training mode a dual BatchNorm takes β = 0 and β = 1 only, and raises RecipeError for others.
+        """
+        x = self.stem_conv((images - self.mean) / self.std)
+        x = self.stem_pool(F.relu(self.stem_norm(x, betas)))
+        for block in self.blocks:
+            x = block(x, betas)
+        return self.head(x.mean(dim=(2, 3)))
+
+    @property
+    def adapter_parameters(self) -> int:
+        """How many parameters each of the two modes has of its own; running statistics are none."""
+        return sum(m.weight[0].numel() + m.bias[0].numel() for m in self.modules() if isinstance(m, _DualNorm))
