@@ -61,7 +61,7 @@ def evaluate(arguments: list[str]) -> int:
     parser.add_argument("--attack", choices=list(ATTACKS), help="default: the recipe's")
     parser.add_argument("--steps", type=_positive, help="of the attack (default: the recipe's)")
     parser.add_argument("--epsilon-255", type=float, help="radius in 1/255 (default: the recipe's)")
-    parser.add_argument("--matrix", action="store_true", help="attack each β and serve every other")
+    parser.add_argument("--matrix", action="store_true", help="attack each β by PGD and serve every other")
     parser.add_argument("--epsilon-curve", action="store_true", help="accuracy against the radius")
     parser.add_argument("--ensembles", action="store_true", help="both modes' predictions mixed, at twice the cost")
     parser.add_argument("--corruptions", action="store_true", help="noise, blur, weather, digital; five severities")

@@ -65,6 +65,7 @@ class Measurement:
             )
 
     def matrix(self, betas: Sequence[float]) -> TransferMatrix:
+        """By PGD whatever the attack is: one that stops where its own soup falls is no test of another."""
         with _bar("attacked × served β", (len(betas) + 1) * self._batches, "batch") as advance:
             return transfer_matrix(
                 self._model,
@@ -72,7 +73,6 @@ class Measurement:
                 betas=betas,
                 epsilon_255=self._epsilon_255,
                 steps=self._steps,
-                attack=self._attack,
                 on_batch=advance,
             )
 

@@ -33,7 +33,7 @@ def cotraining_losses(
     Both halves go through the model in one forward pass of 2·B rows, each row with its own β; the attack is PGD on the
     robust mode. Where α is 0 or 1 the half without weight is not computed, and its loss is NaN.
     """
-    forward = forward or model
+    forward = model if forward is None else forward
     clean_betas = images.new_full((len(images),), CLEAN_BETA)
     robust_betas = images.new_full((len(images),), ROBUST_BETA)
     nan = images.new_tensor(math.nan)

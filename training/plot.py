@@ -86,7 +86,8 @@ def plot_matrix(matrix: TransferMatrix, path: Path, *, title: str) -> None:
     footnotes = ["β served", "bold: the soup attacked itself"]
     if matrix.suspects:
         footnotes.append("framed: lower than bold, whose attack was too weak")
-    axes.set(xlabel="\n".join(footnotes), ylabel="β attacked", title=title)
+    axes.set(xlabel="\n".join(footnotes), ylabel="β attacked")
+    axes.set_title(title, pad=12)
     figure.colorbar(
         picture,
         label=f"robust accuracy, %   n = {matrix.n}\n{matrix.attack}, l∞ ε = {matrix.epsilon_255:g}/255",

@@ -59,7 +59,8 @@ def choose_beta(correct: NDArray[np.bool_], betas: Sequence[float]) -> TunedBeta
     correct: bool (T, n), whether image i is right at β t. betas: T of them, ascending, 0 among them.
 
     Few images leave many β equal, and the middle of such a plateau is the furthest from where accuracy falls. Log-loss
-    in the place of accuracy chooses better from 10 shifted digits and worse from 200: it asks which β is surest, too.
+    in the place of accuracy chooses better from 10 or 50 shifted digits and worse from 200: it favours β that are less
+    sure of themselves, right or wrong.
 
     The interval spans every β that is not less accurate than the one chosen by a sign test at the 5 % level. To choose
     again from resampled images, the usual way, promises too much: of such 95 % intervals from 10 digits less than half

@@ -1,6 +1,7 @@
 """`tureen demo`: handwritten digits in, a trained, exported and serving soup out, and two requests to try it with.
 
-Part of the front door: it alone calls training, export and serve one after the other.
+Or a bundle that comes with Tureen, which only needs serving. Part of the front door: it alone calls training, export
+and serve one after the other.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from training.checkpoint import Checkpoint
 
 RECIPE = "digits"
+EXAMPLES = Path(__file__).parent / "examples"
 BUNDLE = "bundle"
 SAMPLES = "samples"
 ATTACKED = "attacked.png"
@@ -37,11 +39,18 @@ class PortTakenError(TureenError):
 
 
 def demo(arguments: list[str]) -> int:
-    """Train, export and serve the digits; a second time, only serve."""
+    """Train, export and serve the digits, a second time only serve; or serve an example."""
     parser = argparse.ArgumentParser(
         prog="tureen demo",
         description="Train a dual-token ViT on handwritten digits (two minutes on two cores), export it, serve it.",
         epilog="example: tureen demo --port 8000",
+    )
+    examples = sorted(manifest.parent.name for manifest in EXAMPLES.glob(f"*/{MANIFEST}"))
+    parser.add_argument(
+        "--bundle",
+        choices=[RECIPE, *examples],
+        default=RECIPE,
+        help="what to serve: digits are trained first, the others come with Tureen (default: %(default)s)",
     )
     parser.add_argument(
         "--dir", type=Path, default=Path("tureen-demo"), help="where all of it goes (default: %(default)s)"
@@ -57,6 +66,8 @@ def demo(arguments: list[str]) -> int:
     )
     parser.add_argument("--no-serve", action="store_true", help="stop before serving")
     options = parser.parse_args(arguments)
+    if options.bundle != RECIPE:
+        return _serve_example(EXAMPLES / options.bundle, options)
     if options.no_serve:
         print(f"\n{accuracy_table(read_manifest(prepare(options.dir)).accuracy)}\n")
         return 0
@@ -78,6 +89,26 @@ def demo(arguments: list[str]) -> int:
         print(f"\n{image.parent} has more digits, {url}/docs the rest of the API. Ctrl-C stops.", flush=True)
 
     settings = Settings(bundle=options.dir / BUNDLE, host=options.host, port=options.port, log_level="warning")
+    return run_server(settings, on_ready=invite)
+
+
+def _serve_example(bundle: Path, options: argparse.Namespace) -> int:
+    from serve.server import run_server
+    from serve.settings import Settings
+
+    manifest = read_manifest(bundle)
+    print(f"{accuracy_table(manifest.accuracy)}\n")
+    if options.no_serve:
+        return 0
+    _require_free(options.host, options.port)
+
+    def invite(port: int) -> None:
+        url = f"http://{options.host}:{port}"
+        print(f"{', '.join(manifest.labels)}: with a picture of one of these,\n")
+        print(f"  curl --data-binary @picture.jpg '{url}/classify?beta=0.5&top_k=3'")
+        print(f"\n{url}/docs has the rest of the API. Ctrl-C stops.", flush=True)
+
+    settings = Settings(bundle=bundle, host=options.host, port=options.port, log_level="warning")
     return run_server(settings, on_ready=invite)
 
 

@@ -167,6 +167,14 @@ def test_the_average_follows_the_weights():
     torch.testing.assert_close(training.average.head.weight, training.model.head.weight)
 
 
+@pytest.mark.slow
+def test_a_compiled_model_trains_the_same_weights():
+    """To fp32 rounding: the compiler fuses what eager mode does one by one."""
+    eager, compiled = (weights(trained("epochs=2", is_compiled=c)) for c in (False, True))
+    for name in eager:
+        torch.testing.assert_close(compiled[name], eager[name], rtol=1e-4, atol=1e-5)
+
+
 def test_a_run_may_begin_with_a_model_that_is_there_already():
     start = DualTokenViT(load_recipe("digits", SMALL).model)
     training = Cotraining(load_recipe("digits", [*SMALL, "seed=5"]), data(), CPU, start=start)

@@ -85,11 +85,11 @@ def test_what_is_saved_travels_into_the_manifest_and_the_card(small_run, tmp_pat
     assert main(["evaluate", str(run), "--epsilon-curve", "--images", "30", "--save"]) == 0
     assert main(["export", str(run), "--out", str(tmp_path / "bundle"), "--engine", "onnxruntime"]) == 0
     manifest = load_bundle(tmp_path / "bundle").manifest
-    assert manifest.evaluation.matrix.attack == "APGD-3 (CE)"  # kept, though measured in an earlier call
+    assert manifest.evaluation.matrix.attack == "PGD-3"  # kept, though measured in an earlier call
     assert manifest.evaluation.epsilon_curve
     assert manifest.accuracy[0].attack == "PGD-2"
     card = (tmp_path / "bundle" / "README.md").read_text()
-    assert "APGD-3 (CE)" in card
+    assert "PGD-3" in card
 
 
 def test_a_bundle_is_measured_through_its_engine(small_bundle, small_run, photos, capsys):
