@@ -68,7 +68,8 @@ def pgd(
     """Projected gradient descent: `steps` ascents of the cross-entropy from a uniformly random start.
 
     Source: Madry et al., *Towards deep learning models resistant to adversarial attacks*, ICLR 2018.
-    step_size: in the units of epsilon. Returns the last point.
+    labels: what `F.cross_entropy` takes with the logits: int64 (B,), distributions (B, K), or int64 (B, T) where the
+    logits are (B, K, T). step_size: in the units of epsilon. Returns the last point.
     """
     lower, upper = _box(images, epsilon)
     adversarial = _random_point(images, lower, upper, epsilon=epsilon, generator=generator)

@@ -40,7 +40,8 @@ class Measurement:
             )
 
     def ensembles(self, betas: Sequence[float]) -> list[AccuracyRow]:
-        chosen = [beta for beta in betas if CLEAN_BETA <= beta <= ROBUST_BETA]
+        """Between the modes alone: at 0 and 1 an ensemble is the mode itself."""
+        chosen = [beta for beta in betas if CLEAN_BETA < beta < ROBUST_BETA]
         with _bar("ensembles", len(chosen) * self._batches, "batch") as advance:
             return evaluate(
                 self._model,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -48,10 +49,11 @@ def require_sound(looks: Sequence[Look]) -> None:
 
 
 def look(model: nn.Module, held_out: Images, *, epsilon_255: float, step: int) -> Look:
-    """Attack the robust mode of `model` on the first 128 held-out images, with FGSM and with PGD-10."""
+    """Attack the robust mode of `model` on 128 of the held-out images, with FGSM and with PGD-10."""
     device = next(model.parameters()).device
-    images = images_from_pixels(torch.from_numpy(held_out.pixels[:IMAGES]).to(device))
-    labels = torch.from_numpy(held_out.labels[:IMAGES]).to(device)
+    chosen = np.random.default_rng(0).permutation(len(held_out))[:IMAGES]  # a folder comes class by class
+    images = images_from_pixels(torch.from_numpy(held_out.pixels[chosen]).to(device))
+    labels = torch.from_numpy(held_out.labels[chosen]).to(device)
     betas = images.new_full((len(images),), ROBUST_BETA)
     was_training = model.training
     model.eval()

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from tureen.bundle import load_bundle
-from tureen.report import accuracy_table, parity_table
+from tureen.report import accuracy_table, check_list, parity_table
 
 
 def inspect(arguments: list[str]) -> int:
@@ -29,6 +29,8 @@ def inspect(arguments: list[str]) -> int:
     for name, record in manifest.files.items():
         print(f"  {name:<20} {record.size:>12,} bytes  sha256 {record.sha256[:16]}…  verified")
     print(f"\n{parity_table(manifest.parity)}\n\n{accuracy_table(manifest.accuracy)}\n")
+    if manifest.evaluation.checks:
+        print(f"{check_list(manifest.evaluation.checks)}\n")
     for key, value in manifest.provenance.items():
         print(f"  {key}: {value}")
     return 0
