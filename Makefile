@@ -16,7 +16,7 @@ demo: setup
 	$(BIN)/tureen demo --port $(PORT)
 
 test: setup
-	$(BIN)/pytest
+	$(BIN)/pytest -m "not slow and not gpu"
 
 test-slow: setup
 	$(BIN)/pytest -m slow

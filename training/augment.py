@@ -42,7 +42,8 @@ def shifted(images: Tensor, pixels: int, generator: torch.Generator) -> Tensor:
 def erased(images: Tensor, probability: float, generator: torch.Generator) -> Tensor:
     """Each image with a rectangle of noise in it, with that probability (Zhong et al., AAAI 2020).
 
-    The rectangle has 2 to 33 % of the image's area and a side ratio between 0.3 and 3.3, as published.
+    The rectangle has 2 to 33 % of the image's area and a side ratio between 0.3 and 3.3, as published; its centre lies
+    anywhere, so that a part of it may lie outside.
     """
     if not probability:
         return images

@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -28,6 +29,9 @@ from training.models import Model, build
 from training.objective import cotraining_losses, epsilon, eq1, learning_rate
 from training.processes import Processes
 from training.recipes import Recipe
+
+ADAMW_STATE = {"step", "exp_avg", "exp_avg_sq"}
+START_AGAIN = "delete it, or choose another --out, to start again"
 
 
 @dataclass(frozen=True)
@@ -149,12 +153,11 @@ class Cotraining:
     def _train(self, pixels: Tensor, labels: Tensor) -> Tensor:
         """One step on pixels uint8 (B, H, W, 3) and labels int64 (B,); the losses of both halves, (2,)."""
         recipe, share = self.recipe, self.step / self.steps
-        # Far apart for neighbouring seeds, steps and ranks alike.
-        self._generator.manual_seed((recipe.seed * 2**32 + self.step) * 65_537 + self.processes.rank)
+        self._generator.manual_seed(_seed(recipe.seed, self.step, self.processes.rank))
         images = augmented(images_from_pixels(pixels), recipe.augmentation, self._generator)
         images, targets = mixed(images, labels, recipe.augmentation, recipe.model.classes, self._generator)
         for group in self.optimiser.param_groups:
-            group["lr"] = learning_rate(recipe, share)
+            group["lr"] = learning_rate(recipe, (self.step + 0.5) / self.steps)  # neither the first nor the last is 0
         self.optimiser.zero_grad()
         sums = torch.zeros(2, device=self.device)
         parts = list(zip(images.chunk(recipe.accumulate), targets.chunk(recipe.accumulate), strict=True))
@@ -176,8 +179,9 @@ class Cotraining:
                 weight = len(part) / len(images)
                 (weight * eq1(*losses, recipe.alpha)).backward()
                 sums += weight * torch.stack(losses).detach()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip_norm)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip_norm)
         self.optimiser.step()
+        sums += 0 * norm  # not a number where the gradient is none, though the loss was one
         decay = min(recipe.ema_decay, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
@@ -206,20 +210,26 @@ class Cotraining:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
         except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{path} cannot be read: start again without --resume") from error
+            raise CheckpointError(f"{path} cannot be read: {START_AGAIN}") from error
         if metadata.get("recipe") != self.recipe.fingerprint():
             raise CheckpointError(f"{path} is of another recipe or other settings: resume with the same ones")
         if metadata.get("data") != self._data:
             raise CheckpointError(f"{path} was trained on other images: resume with the same --data")
-        self.model.load_state_dict(_under("model.", tensors))
-        self.average.load_state_dict(_under("average.", tensors))
         state: dict[int, dict[str, Tensor]] = {}
         for name, tensor in _under("optimiser.", tensors).items():
             index, _, key = name.partition(".")
             state.setdefault(int(index), {})[key] = tensor
-        self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": state})
         self.step = int(metadata["step"])
         self.seconds = float(metadata["seconds"])
+        parameters = sum(len(group["params"]) for group in self.optimiser.param_groups)
+        try:
+            if self.step and any(set(state[index]) != ADAMW_STATE for index in range(parameters)):
+                raise KeyError("optimiser")
+            self.model.load_state_dict(_under("model.", tensors))
+            self.average.load_state_dict(_under("average.", tensors))
+            self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": state})
+        except (RuntimeError, KeyError, ValueError) as error:
+            raise CheckpointError(f"{path} lacks some of the run's state: {START_AGAIN}") from error
         self._batches = None
 
 
@@ -230,6 +240,11 @@ def _optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     others = [parameter for parameter in model.parameters() if id(parameter) not in names]
     groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.adam_betas, fused=True)
+
+
+def _seed(*numbers: int) -> int:
+    """32 bits that depend on all of the numbers: of a longer seed torch's generator on a CPU drops the rest."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

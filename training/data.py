@@ -54,8 +54,18 @@ class Stream:
         return len(self.chosen)
 
     def image(self, index: int) -> Image.Image:
-        """The upright RGB image at `index`, whole."""
-        return decode(self.source.read(int(self.chosen[index])))
+        """The upright RGB image at `index`, whole; raises DataError where it was decoded before and is no more."""
+        position = int(self.chosen[index])
+        try:
+            return decode(self.source.read(position))
+        except (ImageError, OSError) as error:
+            raise DataError(
+                f"{self.source.name(position)} could be read when the run began, and cannot be now"
+            ) from error
+
+    def label(self, index: int) -> int:
+        """The label at `index`, without gathering all of them."""
+        return int(self.source.labels[self.chosen[index]])
 
 
 @dataclass(frozen=True)
@@ -126,7 +136,7 @@ def load_images(
     if len(test_indices) > held_out:
         if held_out < len(names):
             raise DataError(f"evaluation_images = {held_out} is less than one for each of the {len(names)} classes")
-        test_indices = test_indices[_split(test.labels[test_indices], held_out)[1]]
+        test_indices = test_indices[_drawn(test.labels[test_indices], held_out)]
     held_pixels, held_kept, held_skipped = _decoded(test, test_indices, spec, workers, on_images)
     image_bytes = 3 * spec.image_size**2
     is_streamed = stream or len(train_indices) * image_bytes > IN_MEMORY_BYTES
@@ -170,7 +180,7 @@ def load_labelled(
     if at_most < len(indices):
         if at_most < len(names):
             raise DataError(f"{at_most} images are less than one for each of the {len(names)} classes")
-        indices = _split(source.labels, at_most)[1]
+        indices = _drawn(source.labels, at_most)
     pixels, kept, skipped = _decoded(source, indices, spec, workers, on_images)
     if strict and skipped:
         raise DataError(f"{len(skipped)} images cannot be decoded, the first is {skipped[0]}")
@@ -187,7 +197,7 @@ def drawn_evenly(images: Images, at_most: int) -> Images:
     classes = len(np.unique(images.labels))
     if at_most < classes:
         raise DataError(f"{at_most} images are less than one for each of the {classes} classes")
-    chosen = _split(images.labels, at_most)[1]
+    chosen = _drawn(images.labels, at_most)
     return Images(images.pixels[chosen], images.labels[chosen])
 
 
@@ -227,6 +237,18 @@ def _require_two_each(location: str, labels: NDArray[np.int64], names: Sequence[
     if counts.min() < 2:
         name = names[int(counts.argmin())]
         raise DataError(f"{location} has fewer than two images of {name!r}: one to train on and one to hold out")
+
+
+def _drawn(labels: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """Indices of `count` images, drawn from the classes in turn, in a random order; the same at every call."""
+    rng = np.random.default_rng(0)
+    order = rng.permutation(len(labels))
+    turn = np.empty(len(labels), dtype=np.int64)  # how many of its class come before it
+    for label in np.unique(labels):
+        of_class = order[labels[order] == label]
+        turn[of_class] = np.arange(len(of_class))
+    chosen = order[np.argsort(turn[order], kind="stable")][:count]
+    return rng.permutation(chosen)
 
 
 def _split(labels: NDArray[np.int64], second: int | float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

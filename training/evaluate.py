@@ -16,15 +16,16 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from training.attacks import ATTACKS, Attack, Forward, attack_label
+from training.attacks import ATTACKS, DLR_CLASSES, Attack, Forward, attack_label
 from training.data import Images
-from training.errors import RecipeError
+from training.errors import DivergedError, RecipeError
 from training.model import images_from_pixels
 from tureen.bundle import Accuracy, AccuracyRow
 from tureen.preprocess import Pixels
 from tureen.tokens import CLEAN_BETA, ROBUST_BETA, mix
 
 BATCH = 256
+NEED_DLR = ("apgd-t", "apgd", "autoattack")
 Z_95 = 1.959964
 HALF_255 = 127.5
 """The radius from which everything may become mid-grey: no classifier stands it."""
@@ -205,6 +206,13 @@ def attack_named(name: str) -> Attack:
     return ATTACKS[name]
 
 
+def require_attack(name: str, classes: int) -> None:
+    """Raise RecipeError where there is no such attack, or it is not defined for so few classes."""
+    attack_named(name)
+    if name in NEED_DLR and classes < DLR_CLASSES:
+        raise RecipeError(f"{name} needs {DLR_CLASSES} classes, there are {classes}: attack with apgd-ce or pgd")
+
+
 def batches(images: Images, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
     """The images, float32 (B, 3, H, W) in [0, 1], and their labels, int64 (B,), in order."""
     for start in range(0, len(images), BATCH):
@@ -215,7 +223,10 @@ def batches(images: Images, device: torch.device) -> Iterator[tuple[Tensor, Tens
 @torch.no_grad()
 def right(forward: Forward, x: Tensor, labels: Tensor) -> NDArray[np.bool_]:
     """Which images get their label, bool (B,)."""
-    is_right: NDArray[np.bool_] = (forward(x).argmax(1) == labels).cpu().numpy()
+    logits = forward(x)
+    if not logits.isfinite().all():
+        raise DivergedError("the model's logits are no numbers: it diverged in training, or its weights are damaged")
+    is_right: NDArray[np.bool_] = (logits.argmax(1) == labels).cpu().numpy()
     return is_right
 
 

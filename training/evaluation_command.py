@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 from dataclasses import replace
@@ -72,6 +73,8 @@ def evaluate(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     if options.epsilon_255 is not None and not 0 <= options.epsilon_255 <= 255:
         parser.error(f"argument --epsilon-255: {options.epsilon_255} is not between 0 and 255")
+    if options.beyond is not None and not 0 < options.beyond < math.inf:
+        parser.error(f"argument --beyond: {options.beyond} is not a positive number")
     if (options.path / MANIFEST).is_file():
         attacks = ("attack", "steps", "epsilon_255", "matrix", "epsilon_curve", "ensembles", "beyond", "save", "plot")
         if asked := [f"--{name.replace('_', '-')}" for name in attacks if getattr(options, name) not in (None, False)]:
@@ -87,6 +90,8 @@ def evaluate(arguments: list[str]) -> int:
     betas = list(options.betas or checkpoint.recipe.evaluation_betas)
     if options.save and not {CLEAN_BETA, ROBUST_BETA} <= set(betas):
         parser.error("--save needs both modes, β = 0 and 1, among --betas")
+    if options.save and options.epsilon_255 == 0:
+        parser.error("--save keeps robust accuracy: --epsilon-255 0 attacks nothing")
     return _evaluate_checkpoint(checkpoint, betas, options)
 
 
@@ -116,11 +121,11 @@ def _evaluate_checkpoint(checkpoint: Checkpoint, betas: list[float], options: ar
         measured["shifts"] = shifts(predictor(checkpoint.model), images, betas, names)
     evaluation = Evaluation().model_copy(update=measured)
     _print(rows, evaluation, as_json=options.json)
-    if options.plot:
-        _plot(rows, evaluation, options.plot, recipe.name)
     if options.save:
         kept = replace(checkpoint, accuracy=rows, evaluation=checkpoint.evaluation.model_copy(update=measured))
         save_checkpoint(options.path, kept)
+    if options.plot:
+        _plot(rows, evaluation, options.plot, recipe.name)
     return 0
 
 
@@ -243,7 +248,6 @@ def _betas(text: str) -> list[float]:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return int(text)

@@ -35,7 +35,9 @@ class Order:
             raise RecipeError(f"batch_size {recipe.batch_size} does not divide among {processes} processes")
         self._recipe = recipe
         self._images = images
-        self._batch_size = min(recipe.batch_size, images)
+        self._batch_size = min(recipe.batch_size, images // processes * processes)
+        if not self._batch_size:
+            raise RecipeError(f"{images} images are too few for {processes} processes")
         self._rank, self._processes = rank, processes
         self.steps_per_epoch = images // self._batch_size
 
@@ -44,8 +46,7 @@ class Order:
         for step in range(first, self._recipe.epochs * self.steps_per_epoch):
             epoch, within = divmod(step, self.steps_per_epoch)
             if step == first or not within:
-                seed = torch.Generator().manual_seed(self._recipe.seed * 1_000_003 + epoch)
-                order = torch.randperm(self._images, generator=seed).tolist()
+                order = np.random.default_rng((self._recipe.seed, epoch)).permutation(self._images).tolist()
             batch = order[within * self._batch_size : (within + 1) * self._batch_size]
             yield [(epoch, index) for index in batch[self._rank :: self._processes]]
 
@@ -96,8 +97,7 @@ class _Views(TorchDataset[tuple[NDArray[np.uint8], int]]):
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[NDArray[np.uint8], int]:
         epoch, index = key
-        image = self._stream.image(index)
-        label = int(self._stream.labels[index])
+        image, label = self._stream.image(index), self._stream.label(index)
         if self._crop_scale == 1:
             return pixels_from_image(image, self._stream.spec), label
         rng = np.random.default_rng((self._seed, epoch, index))

@@ -32,6 +32,11 @@ class Processes:
             torch.distributed.all_reduce(values)
         return values / self.count
 
+    def agree(self, number: int, device: torch.device) -> bool:
+        """Whether all processes have the same number."""
+        mean = self.mean(torch.tensor([float(number)], dtype=torch.float64, device=device))
+        return self.count == 1 or float(mean) == number
+
 
 @contextmanager
 def joined() -> Iterator[tuple[Processes, torch.device]]:

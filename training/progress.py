@@ -11,6 +11,7 @@ from types import TracebackType
 
 from tqdm import tqdm
 
+from training.atomic import replace_file
 from training.cotrain import Cotraining, Progress
 from training.monitor import Look
 
@@ -28,16 +29,16 @@ class Report:
         self._log_path = out / LOG
         lines = self._log_path.read_text(encoding="utf-8").splitlines() if self._log_path.exists() else []
         # What came after the saved state is trained and logged again; a killed run may have left half a line.
-        self._kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= training.step]
+        self._kept = [line for line in lines if 0 <= _step(line) <= training.step]
         self._writer = None
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(str(out))
+            self._writer = SummaryWriter(str(out), purge_step=training.step + 1)
 
     def __enter__(self) -> Report:
-        self._log = self._log_path.open("w", encoding="utf-8")
-        self._log.writelines(f"{line}\n" for line in self._kept)
+        replace_file(self._log_path, "".join(f"{line}\n" for line in self._kept).encode())
+        self._log = self._log_path.open("a", encoding="utf-8")
         self._bar = tqdm(initial=self._step, total=self._steps, desc=f"train {self._name}", unit="step", disable=None)
         return self
 
@@ -83,3 +84,11 @@ class Report:
             for key, value in finite.items():
                 if value is not None and key != "step":
                     self._writer.add_scalar(key, value, int(values["step"]))
+
+
+def _step(line: str) -> int:
+    """The step of a line of the log; −1 for one that a killed run left damaged."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return -1

@@ -26,8 +26,8 @@ class Augmentation(BaseModel):
     randaugment_ops: int = Field(default=0, ge=0, description="operations RandAugment applies")
     randaugment_magnitude: int = Field(default=9, ge=0, le=30, description="their strength")
     erasing: float = Field(default=0.0, ge=0, le=1, description="probability of a random rectangle of noise")
-    mixup: float = Field(default=0.0, ge=0, description="MixUp's Beta parameter")
-    cutmix: float = Field(default=0.0, ge=0, description="CutMix's Beta parameter")
+    mixup: float = Field(default=0.0, ge=0, allow_inf_nan=False, description="MixUp's Beta parameter")
+    cutmix: float = Field(default=0.0, ge=0, allow_inf_nan=False, description="CutMix's Beta parameter")
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
 
 
@@ -48,7 +48,7 @@ class Recipe(BaseModel):
     start: Literal["random", "pretrained"] = Field(
         default="random", description="pretrained: the weights that --init names, and their shape"
     )
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**32)
 
     epochs: int = Field(gt=0)
     batch_size: int = Field(gt=0, description="clean images a step, over all processes; as many adversarial ones join")
@@ -78,16 +78,20 @@ class Recipe(BaseModel):
     evaluation_betas: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
 
     @model_validator(mode="after")
-    def _measures_both_modes(self) -> Recipe:
+    def _numbers_fit(self) -> Recipe:
         if not {0.0, 1.0} <= set(self.evaluation_betas):
             raise ValueError("evaluation_betas must hold 0 and 1, the two modes")
+        if not all(0 <= beta < 1 for beta in self.adam_betas):
+            raise ValueError("adam_betas must lie from 0 to below 1")
         if not all(0 <= beta <= 1 for beta in self.evaluation_betas):
             raise ValueError("evaluation_betas must lie in [0, 1]")
         return self
 
     def fingerprint(self) -> str:
-        """SHA-256 of all that decides the run, its descriptions left out: equal fingerprints, equal runs."""
-        values = self.model_dump_json(exclude={"source", "expected", "command"})
+        """SHA-256 of all that decides the weights, not how they are measured: equal fingerprints, equal runs."""
+        values = self.model_dump_json(
+            exclude={"source", "expected", "command", "evaluation_attack", "evaluation_steps", "evaluation_betas"}
+        )
         return hashlib.sha256(values.encode()).hexdigest()
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import sys
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,13 +19,14 @@ from training.checkpoint import CHECKPOINT, Checkpoint, save_checkpoint
 from training.cotrain import Cotraining
 from training.data import Dataset, load_digits, load_images
 from training.errors import CheckpointError, RecipeError
+from training.evaluate import require_attack
 from training.measure import Measurement
 from training.models import Model
 from training.monitor import look, require_sound
 from training.pretrained import load_pretrained
 from training.processes import Processes, joined
 from training.progress import Report
-from training.recipes import Recipe
+from training.recipes import RECIPES, Recipe
 from tureen.bundle import Evaluation
 from tureen.preprocess import PreprocessSpec
 
@@ -80,14 +83,17 @@ def run(recipe: Recipe, out: Path, options: RunOptions | None = None) -> Checkpo
         )
         if state.exists():
             training.restore(state)
-        if processes.is_first:
-            out.mkdir(parents=True, exist_ok=True)
+        if not processes.agree(training.step, device):
+            raise CheckpointError(f"not every process found {state}: it must lie where all of them see it")
+        if not processes.is_first:
+            _train(training, data, out, options, processes)
+            return None
+        out.mkdir(parents=True, exist_ok=True)
+        with only_writer(out):
             if data.skipped:
                 (out / SKIPPED).write_text("".join(f"{line}\n" for line in data.skipped), encoding="utf-8")
-        _train(training, data, out, options, processes)
-        if not processes.is_first:
-            return None
-        return _finish(training, data, out)
+            _train(training, data, out, options, processes)
+            return _finish(training, data, out)
 
 
 def shaped(recipe: Recipe, options: RunOptions) -> Recipe:
@@ -95,12 +101,29 @@ def shaped(recipe: Recipe, options: RunOptions) -> Recipe:
     if recipe.start == "random":
         if options.init is not None:
             raise RecipeError(f"{recipe.name} begins with random weights: --init is for the recipe finetune")
+        if options.image_size is not None:
+            raise RecipeError("--image-size is for the recipe finetune: use --set model.image_size=…")
         return recipe
     if options.init is None:
         raise RecipeError(f"{recipe.name} needs --init: the weights of a single-token ViT, or a checkpoint of Tureen's")
+    if recipe.model != RECIPES[recipe.name].model:
+        raise RecipeError(f"the shape of {recipe.name}'s model is that of its weights: it takes no --set model.…")
     # How many classes there are, the images will tell: any number does until then.
     config = load_pretrained(options.init, image_size=options.image_size, classes=2).model.config
     return recipe.model_copy(update={"model": config})
+
+
+@contextmanager
+def only_writer(out: Path) -> Iterator[None]:
+    """Hold the directory `out` for this process; raises CheckpointError where another one does."""
+    directory = os.open(out, os.O_RDONLY)
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise CheckpointError(f"another run is writing into {out}: wait for it, or choose another --out") from None
+    finally:
+        os.close(directory)
 
 
 def load_data(recipe: Recipe, options: RunOptions, *, is_shown: bool = True) -> Dataset:
@@ -132,17 +155,19 @@ def load_data(recipe: Recipe, options: RunOptions, *, is_shown: bool = True) -> 
 
 
 def fitted(recipe: Recipe, data: Dataset) -> Recipe:
-    """The recipe with as many classes as a folder has; raises RecipeError where it does not fit the digits."""
+    """The recipe with as many classes as a folder has; raises RecipeError where it does not fit the images."""
     classes, size = len(data.labels), data.preprocess.image_size
     if recipe.dataset == "digits" and (recipe.model.image_size, recipe.model.classes) != (size, classes):
         raise RecipeError(
             f"the digits are images of {size} pixels with {classes} labels: set model.image_size and model.classes to "
             "these"
         )
+    require_attack(recipe.evaluation_attack, classes)  # better known before a long run than after it
     return recipe.model_copy(update={"model": recipe.model.model_copy(update={"classes": classes})})
 
 
 def _start(recipe: Recipe, init: Path, *, is_shown: bool) -> Model:
+    torch.manual_seed(recipe.seed)  # a fresh classifier is random
     pretrained = load_pretrained(init, image_size=recipe.model.image_size, classes=recipe.model.classes)
     if is_shown:
         head = "a fresh classifier" if pretrained.head_is_fresh else "its classifier"

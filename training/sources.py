@@ -102,13 +102,17 @@ def _files(root: Path, names: Sequence[str]) -> Files:
     labels: list[int] = []
     for label, name in enumerate(names):
         found = sorted(
-            str(file.relative_to(root)) for file in (root / name).rglob("*") if file.suffix.lower() in SUFFIXES
+            str(file.relative_to(root)) for file in (root / name).rglob("*") if _is_image(file.relative_to(root))
         )
         if not found:
             raise DataError(f"{root / name} has no images ({', '.join(SUFFIXES)})")
         paths += found
         labels += [label] * len(found)
     return Files(root, paths, np.array(labels, dtype=np.int64))
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in path.parts)
 
 
 def _hugging_face(location: str) -> tuple[HuggingFaceSplit, HuggingFaceSplit | None, list[str]]:
@@ -130,6 +134,8 @@ def _hugging_face(location: str) -> tuple[HuggingFaceSplit, HuggingFaceSplit | N
 
     def encoded(split: datasets.Dataset) -> HuggingFaceSplit:
         labels = np.array(split[label], dtype=np.int64)
+        if labels.min(initial=0) < 0:
+            raise DataError(f"{name} has images without a label")
         return HuggingFaceSplit(split.cast_column(image, datasets.Image(decode=False)), image, labels)
 
     test = next((splits[key] for key in HELD_OUT_FOLDERS if key in splits), None)

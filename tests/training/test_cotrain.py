@@ -5,9 +5,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from training.attacks import pgd
-from training.cotrain import Cotraining
+from training.cotrain import Cotraining, _seed
 from training.data import Dataset, Images
 from training.errors import CheckpointError, DivergedError
 from training.model import DualTokenViT
@@ -125,8 +127,23 @@ def test_a_state_of_other_settings_of_other_images_or_a_damaged_one_is_refused(t
     with pytest.raises(CheckpointError, match="other images"):
         fewer.restore(tmp_path / "state")
     (tmp_path / "state").write_bytes(b"damaged")
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with pytest.raises(CheckpointError, match="cannot be read: delete it"):
         training.restore(tmp_path / "state")
+
+
+@pytest.mark.parametrize("lost", ["model.head.weight", "average.head.bias", "optimiser.3.exp_avg", "optimiser.3."])
+def test_a_state_that_lacks_a_part_is_refused(tmp_path, lost):
+    training = Cotraining(load_recipe("digits", SMALL), data(), CPU)
+    training.run_epoch()
+    training.save(tmp_path / "state")
+    with safe_open(tmp_path / "state", framework="pt") as file:
+        metadata, names = file.metadata(), list(file.keys())
+        tensors = {name: file.get_tensor(name) for name in names if not name.startswith(lost)}
+    assert len(tensors) < len(names)
+    save_file(tensors, tmp_path / "state", metadata)
+    fresh = Cotraining(training.recipe, data(), CPU)
+    with pytest.raises(CheckpointError, match="lacks some of the run's state"):
+        fresh.restore(tmp_path / "state")
 
 
 def test_a_batch_in_parts_gives_the_gradients_of_the_whole():
@@ -135,6 +152,22 @@ def test_a_batch_in_parts_gives_the_gradients_of_the_whole():
     whole, parts = (weights(trained(*settings, f"accumulate={n}")) for n in (1, 4))
     for name in whole:
         torch.testing.assert_close(parts[name], whole[name], rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_random_in_a_step_depends_on_seed_step_and_process():
+    """In the 32 bits that torch's generator on a CPU keeps, and for any seed that a recipe may have."""
+    seeds = [(seed, step, rank) for seed in (0, 1, 2**32 - 1) for step in (0, 1, 7) for rank in (0, 1)]
+    drawn = {float(torch.rand(1, generator=torch.Generator().manual_seed(_seed(*numbers)))) for numbers in seeds}
+    assert len(drawn) == len(seeds)
+    trained("epochs=1", f"seed={2**32 - 1}")
+
+
+def test_every_step_has_a_learning_rate():
+    """Even the only step of a run that warms up."""
+    training = trained("epochs=1", "batch_size=48", "warmup=1", "ema_decay=0", "weight_decay=0")
+    fresh = Cotraining(training.recipe, data(), CPU)
+    assert training.steps == 1
+    assert not torch.equal(training.model.head.weight, fresh.model.head.weight)
 
 
 def test_weight_decay_leaves_biases_norms_and_tokens_alone():
@@ -155,6 +188,13 @@ def test_a_loss_that_is_not_a_number_stops_the_run():
         training.run_epoch()
 
 
+def test_a_gradient_that_is_not_a_number_stops_the_run_at_its_last_step_too():
+    training = Cotraining(load_recipe("digits", [*SMALL, "epochs=1", "batch_size=48"]), data(), CPU)
+    training.model.head.weight.register_hook(lambda gradient: gradient * math.nan)
+    with pytest.raises(DivergedError, match="lower learning_rate"):
+        training.run_epoch()
+
+
 def test_bf16_trains_where_the_recipe_asks_for_it():
     training = Cotraining(load_recipe("digits", [*SMALL, "precision=bf16"]), data(), CPU)
     progress = training.run_epoch()
@@ -168,6 +208,7 @@ def test_the_average_follows_the_weights():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # of the compiler's own imports
 def test_a_compiled_model_trains_the_same_weights():
     """To fp32 rounding: the compiler fuses what eager mode does one by one."""
     eager, compiled = (weights(trained("epochs=2", is_compiled=c)) for c in (False, True))

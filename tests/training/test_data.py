@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training.data import Images, Stream, load_digits, load_images, load_labelled
+from training.data import Images, Stream, drawn_evenly, load_digits, load_images, load_labelled
 from training.errors import DataError
 from tureen.preprocess import PreprocessSpec, pixels_from_bytes
 
@@ -64,6 +64,22 @@ def test_held_out_images_are_drawn_evenly_where_there_are_more(tmp_path):
     assert np.bincount(data.held_out.labels).tolist() == [3, 3]
     with pytest.raises(DataError, match="less than one for each of the 2 classes"):
         load_images(str(tmp_path), SPEC, held_out=1)
+
+
+@pytest.mark.parametrize("count", range(2, 12))
+def test_any_number_of_images_can_be_drawn_and_classes_share_it(count):
+    """Of one class there is a single image: it is among those drawn, whatever their number."""
+    images = Images(np.zeros((12, 8, 8, 3), dtype=np.uint8), np.array([0] * 11 + [1]))
+    drawn = drawn_evenly(images, count)
+    assert len(drawn) == count
+    assert (drawn.labels == 1).sum() == 1
+
+
+def test_hidden_folders_are_not_images(tmp_path):
+    fill(tmp_path / "train", each=3)
+    fill(tmp_path / "val", each=2)
+    fill(tmp_path / "train" / "cat" / ".ipynb_checkpoints", ("copy",), each=2)
+    assert len(load_images(str(tmp_path), SPEC, held_out=100).train) == 6
 
 
 def test_a_stream_decodes_the_same_images_later(tmp_path):

@@ -1,3 +1,4 @@
+import copy
 import math
 
 import numpy as np
@@ -7,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from training.data import Images
-from training.errors import RecipeError, ZeroGradientError
+from training.errors import DivergedError, RecipeError, ZeroGradientError
 from training.evaluate import (
     ensemble_at,
     epsilon_curve,
@@ -69,6 +70,16 @@ def test_the_digits_are_what_the_readme_says(checkpoint):
     assert rows[1.0].robust.value >= 0.56
     assert rows[1.0].robust.value - rows[0.0].robust.value >= 0.18
     assert rows[0.5].robust.value >= rows[0.0].robust.value
+
+
+def test_logits_that_are_no_numbers_are_an_error_not_an_answer(checkpoint):
+    few = Images(checkpoint.held_out.pixels[:4], checkpoint.held_out.labels[:4])
+    model = copy.deepcopy(checkpoint.model)
+    model.head.bias.fill_(math.nan)
+    with pytest.raises(DivergedError, match="logits are no numbers"):
+        right_answers(predictor(model), few, [0.0])
+    with pytest.raises((DivergedError, ZeroGradientError)):
+        evaluate(model, few, betas=[0.0], epsilon_255=8, steps=1)
 
 
 def test_measuring_again_gives_the_same_rows(checkpoint):

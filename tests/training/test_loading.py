@@ -4,6 +4,7 @@ import torch
 from PIL import Image
 
 from training.data import Images, Stream
+from training.errors import DataError, RecipeError
 from training.loading import MemoryLoader, Order, StreamLoader, random_resized_crop
 from training.recipes import load_recipe
 from training.sources import Files
@@ -46,6 +47,20 @@ def test_processes_share_every_batch_among_them():
     shares = [list(Order(recipe(), 14, rank, 2).from_step(0)) for rank in (0, 1)]
     for batch, first, second in zip(whole, *shares, strict=True):
         assert sorted(batch) == sorted(first + second)
+
+
+def test_shares_are_equal_even_where_images_are_fewer_than_a_batch():
+    shares = [list(Order(recipe(), 3, rank, 2).from_step(0)) for rank in (0, 1)]
+    assert [[len(batch) for batch in share] for share in shares] == [[1, 1], [1, 1]]
+    with pytest.raises(RecipeError, match="1 images are too few for 2 processes"):
+        Order(recipe(), 1, 0, 2)
+
+
+def test_an_image_that_vanishes_during_training_is_named(tmp_path):
+    images = stream(tmp_path)
+    (tmp_path / "3.png").unlink()
+    with pytest.raises(DataError, match=r"3\.png could be read when the run began"):
+        list(StreamLoader(images, recipe("epochs=1"), CPU, 0).batches(Order(recipe("epochs=1"), 12), 0))
 
 
 def test_fewer_images_than_a_batch_are_one_batch():

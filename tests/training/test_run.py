@@ -17,6 +17,7 @@ from training.errors import CheckpointError, RecipeError
 from training.loading import Order
 from training.recipes import load_recipe
 from training.resnet import DualResNet, ResNetConfig
+from training.run import only_writer
 from tureen.cli import main
 
 QUICK = ["epochs=6", "evaluation_steps=1", "evaluation_betas=0,1", "model.depth=1", "model.width=16"]
@@ -190,6 +191,53 @@ def test_weights_that_cannot_be_begun_with_leave_no_directory(
     assert main(["train", recipe, "--out", "run", *data, *arguments]) == status
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--set", "evaluation_attack=nothing"], "there is no attack 'nothing'"),
+        (["--set", "evaluation_attack=apgd"], "apgd needs 4 classes, there are 3"),
+        (["--image-size", "16"], "--image-size is for the recipe finetune"),
+        (["--set", "adam_betas=2,2"], "adam_betas"),
+        (["--set", "augmentation.mixup=inf"], "mixup"),
+        (["--set", "seed=4294967296"], "seed"),
+    ],
+)
+def test_what_would_fail_after_training_fails_before(photos, tmp_path, capsys, arguments, message):
+    assert main(folder_command(tmp_path / "run", "--data", str(photos), *arguments)) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_how_a_run_is_measured_may_change_before_it_is_resumed():
+    recipe = load_recipe("digits", ["evaluation_steps=7", "evaluation_attack=apgd"])
+    assert recipe.fingerprint() == load_recipe("digits").fingerprint()
+    assert recipe.fingerprint() != load_recipe("digits", ["evaluation_images=7"]).fingerprint()
+
+
+def test_two_runs_do_not_write_into_one_directory(tmp_path):
+    with only_writer(tmp_path), pytest.raises(CheckpointError, match="another run is writing"), only_writer(tmp_path):
+        pass
+    with only_writer(tmp_path):
+        pass
+
+
+def test_a_fresh_classifier_is_the_seeds(photos, digits_like, tmp_path):
+    heads = []
+    for name in ("one", "two"):
+        command_line = ["train", "finetune", "--data", str(photos), "--init", str(digits_like)]
+        settings = ["epochs=1", "evaluation_steps=1", "batch_size=16"]
+        arguments = [word for setting in settings for word in ("--set", setting)]
+        assert main([*command_line, "--out", str(tmp_path / name), *arguments]) == 0
+        heads.append(load_checkpoint(tmp_path / name).model.head.weight)
+    assert torch.equal(*heads)
+
+
+def test_the_shape_of_a_finetuned_model_is_not_set(photos, digits_like, tmp_path, capsys):
+    command_line = ["train", "finetune", "--data", str(photos), "--init", str(digits_like)]
+    assert main([*command_line, "--out", str(tmp_path / "run"), "--set", "model.depth=3"]) == 2
+    assert "takes no --set model" in capsys.readouterr().err
 
 
 def test_tensorboard_gets_what_the_log_gets(tmp_path):
