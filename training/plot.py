@@ -49,7 +49,7 @@ def plot_accuracy(rows: Sequence[AccuracyRow], path: Path, *, title: str) -> Non
             axes.text((start + stop) / 2, 50, "never served", rotation=90, ha="center", va="center", color="0.4")
     axes.set(xlabel=BETA_AXIS, ylabel="accuracy, %", ylim=(0, 101), title=title)
     axes.grid(alpha=0.3)
-    axes.legend(title=f"n = {rows[0].n}, 95 % intervals", loc="lower right")
+    figure.legend(title=f"n = {rows[0].n}, 95 % intervals", loc="outside lower center")
     figure.savefig(path, format="png")
 
 

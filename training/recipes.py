@@ -169,7 +169,10 @@ CIFAR10 = Recipe(
 CIFAR10_CPU = CIFAR10.model_copy(
     update={
         "name": "cifar10-cpu",
-        "expected": "not measured yet",
+        "expected": (
+            "84 minutes on one thread of a busy two-core Xeon; 71 % clean at β = 0, 35 % under APGD-20 at β = 1 "
+            "(docs/cifar10.md)"
+        ),
         "command": "tureen train cifar10-cpu --data cifar10 --out runs/cifar10-cpu",
         # 16 patches instead of 64, and a single attack step: a quarter of the work an image.
         "model": CIFAR10.model.model_copy(

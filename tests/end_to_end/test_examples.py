@@ -1,0 +1,45 @@
+"""The bundle that comes with Tureen: served by one command, and right about real photographs."""
+
+import io
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import tureen
+from tureen.cli import main
+from tureen.demo import EXAMPLES
+
+CIFAR10 = Path(__file__).parents[3] / "shared" / "data" / "cifar10-jpeg.tar.gz"
+
+
+def test_the_example_that_comes_with_tureen_is_served_without_training(capsys):
+    bundle = EXAMPLES / "cifar10"
+    assert sum(file.stat().st_size for file in bundle.iterdir()) < 20 * 2**20
+    assert main(["demo", "--bundle", "cifar10", "--no-serve"]) == 0
+    assert "APGD" in capsys.readouterr().out
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8))
+    picture.save(buffer := io.BytesIO(), "JPEG")
+    with tureen.load(bundle) as soup:
+        (answer,) = soup.classify([buffer.getvalue()], beta=[0.5])
+        assert answer.predictions[0].label in soup.labels
+
+
+def test_the_example_classifies_real_photographs(tmp_path):
+    """CIFAR-10's test images, where they are at hand; the model's own figures say 71 % at β = 0."""
+    if not CIFAR10.exists():
+        pytest.skip("the CIFAR-10 archive is not on this machine")
+    images, labels = [], []
+    with tarfile.open(CIFAR10) as tar:
+        for member in tar:
+            parts = member.name.split("/")
+            if member.isfile() and "test" in parts and int(Path(parts[-1]).stem) % 20 == 0:
+                images.append(tar.extractfile(member).read())
+                labels.append(parts[-2])
+    with tureen.load(EXAMPLES / "cifar10") as soup:
+        answers = soup.classify(images, beta=0.0)
+    right = [answer.predictions[0].label == label for answer, label in zip(answers, labels, strict=True)]
+    assert len(right) >= 300
+    assert 0.62 < sum(right) / len(right) < 0.80
