@@ -25,6 +25,7 @@ from tureen.preprocess import Pixels
 from tureen.tokens import CLEAN_BETA, ROBUST_BETA, mix
 
 BATCH = 256
+NO_NUMBERS = "the model's logits are no numbers: it diverged in training, or its weights are damaged"
 NEED_DLR = ("apgd-t", "apgd", "autoattack")
 Z_95 = 1.959964
 HALF_255 = 127.5
@@ -225,7 +226,7 @@ def right(forward: Forward, x: Tensor, labels: Tensor) -> NDArray[np.bool_]:
     """Which images get their label, bool (B,)."""
     logits = forward(x)
     if not logits.isfinite().all():
-        raise DivergedError("the model's logits are no numbers: it diverged in training, or its weights are damaged")
+        raise DivergedError(NO_NUMBERS)
     is_right: NDArray[np.bool_] = (logits.argmax(1) == labels).cpu().numpy()
     return is_right
 
@@ -255,5 +256,7 @@ def right_answers(predict: Predict, images: Images, betas: Sequence[float]) -> N
         part = slice(start, start + BATCH)
         for index, beta in enumerate(betas):
             logits = predict(images.pixels[part], [beta] * len(images.labels[part]))
+            if not np.isfinite(logits).all():
+                raise DivergedError(NO_NUMBERS)
             answers[index, part] = logits.argmax(1) == images.labels[part]
     return answers
