@@ -7,7 +7,7 @@ import platform
 import subprocess
 from pathlib import Path
 
-from tureen.engines import available_cpus
+from tureen.machine import available_cpus, processor
 
 PACKAGES = ("torch", "onnxruntime", "openvino")
 
@@ -16,17 +16,8 @@ def describe_machine() -> str:
     """One line for the head of every benchmark."""
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
     return (
-        f"{_processor()}, {available_cpus()} cores; Python {platform.python_version()}, {versions}; commit {_commit()}"
+        f"{processor()}, {available_cpus()} cores; Python {platform.python_version()}, {versions}; commit {_commit()}"
     )
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _commit() -> str:

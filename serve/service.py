@@ -19,7 +19,8 @@ from serve.errors import DeadlineError, NotReadyError, OverloadedError
 from serve.metrics import Metrics, mode_of
 from serve.settings import Settings
 from tureen.bundle import Bundle
-from tureen.engines import available_cpus, open_engine
+from tureen.engines import open_engine
+from tureen.machine import available_cpus
 from tureen.preprocess import Pixels, pixels_from_bytes
 from tureen.soup import Prediction, Soup, top_predictions
 
@@ -145,7 +146,7 @@ class Service:
 
     def _open_soup(self) -> Soup:
         settings = self.settings
-        engine = open_engine(self.bundle, settings.engine, settings.precision, threads=settings.threads)
+        engine = open_engine(self.bundle, settings.engine, settings.precision, settings.engine_options)
         soup = Soup(self.bundle, engine, settings.limits)
         size = 1
         while size <= settings.max_batch:  # engines compile or allocate for each new batch size

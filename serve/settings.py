@@ -11,7 +11,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from tureen.engines import available_cpus
+from tureen.bundle import EngineName, Precision
+from tureen.engines.base import EngineOptions
+from tureen.machine import available_cpus, default_cache_directory
 from tureen.preprocess import PILLOW_MAX_PIXELS, ImageLimits
 from tureen.soup import DEFAULT_TOP_K
 from tureen.tokens import parse_beta
@@ -29,10 +31,10 @@ class Settings(BaseModel):
     bundle: Path = Field(description="directory that `tureen export` wrote")
     host: str = Field(default="127.0.0.1", description="address to listen on; 0.0.0.0 for all")
     port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0 for any free one")
-    engine: Literal["auto", "onnxruntime", "openvino"] = Field(
+    engine: Literal["auto"] | EngineName = Field(
         default="auto", description="what runs the backbone; auto: the fastest that this machine has"
     )
-    precision: Literal["fp32", "bf16"] | None = Field(default=None, description="default: whichever is fastest")
+    precision: Precision | None = Field(default=None, description="default: whichever is fastest")
     default_beta: Annotated[float | None, BeforeValidator(_beta_or_none)] = Field(
         default=None,
         description="β of a request that names none; default: the bundle's",
@@ -52,7 +54,15 @@ class Settings(BaseModel):
     max_top_k: int = Field(default=1000, ge=DEFAULT_TOP_K, description="a larger top_k is answered 422")
     drain_timeout_s: int = Field(default=30, ge=1, description="seconds that accepted requests have at SIGTERM")
     threads: int = Field(default_factory=available_cpus, ge=1, description="CPU threads of the engine; default: all")
+    cache_dir: Path = Field(
+        default_factory=default_cache_directory,
+        description="keeps compiled models and this machine's timings; default: the user's cache",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="least level logged")
+
+    @property
+    def engine_options(self) -> EngineOptions:
+        return EngineOptions(threads=self.threads, max_batch=self.max_batch, cache=self.cache_dir)
 
     @property
     def limits(self) -> ImageLimits:

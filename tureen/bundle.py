@@ -5,6 +5,7 @@ Knows the names and shapes of the graph's tensors; does not know how a graph is 
     manifest.json        what the rest is, with SHA-256 sums, measured parity and measured accuracy
     tokens.safetensors   named token vectors, float32 (D,); "clean" and "robust" always
     backbone.onnx        pixels uint8 (B, H, W, 3), cls_token float32 (B, D) -> logits float32 (B, K)
+    engines/             optional: the same backbone in other precisions, and plans compiled for one kind of GPU
     golden.npz           pixels uint8 (G, H, W, 3), betas float32 (T,), logits float32 (T, G, K) by PyTorch
     README.md            the model card
 """
@@ -29,12 +30,15 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from tureen.errors import BundleError
 from tureen.preprocess import PreprocessSpec
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
+READABLE_SCHEMAS: Final = (1, 2)  # 2 added what has a default here: engines/, plans, served accuracy
 MANIFEST = "manifest.json"
 TOKENS = "tokens.safetensors"
 BACKBONE = "backbone.onnx"
 GOLDEN = "golden.npz"
 CARD = "README.md"
+ENGINES_DIRECTORY = "engines"
+REQUIRED = (TOKENS, BACKBONE, GOLDEN)
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
@@ -44,8 +48,9 @@ LOGITS_OUTPUT = "logits"
 
 SHIFT: Final = "shift"  # the family of what is not one of the common corruptions
 
-Precision = Literal["fp32", "bf16"]
-FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+Precision = Literal["fp32", "bf16", "fp16", "int8"]
+EngineName = Literal["onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt", "openvino", "tensorrt", "tensorrt-rtx"]
+FileName = Annotated[str, StringConstraints(pattern=rf"^({ENGINES_DIRECTORY}/)?[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Tokens = dict[str, NDArray[np.float32]]
 
 
@@ -130,11 +135,29 @@ class Evaluation(_Record):
     )
 
 
+class ServedAccuracy(_Record):
+    """What an engine makes of one β, beside PyTorch in fp32 on the very same images; shares in [0, 1].
+
+    Transferred: on adversarial images made for PyTorch's soup at this β. What an attack on the engine itself would
+    leave is not known: a compiled graph has no gradients.
+    """
+
+    beta: float
+    n: int = Field(gt=0, description="number of images")
+    clean: float = Field(ge=0, le=1)
+    clean_fp32: float = Field(ge=0, le=1)
+    transferred: float = Field(ge=0, le=1)
+    transferred_fp32: float = Field(ge=0, le=1)
+    attack: str = Field(description="name and number of steps, such as PGD-40")
+    epsilon_255: float = Field(ge=0, description="radius of the attack under l∞, in 1/255 of the pixel range")
+
+
 class ParityRow(_Record):
     """How far an engine's logits are from PyTorch's, on real images at several β; only admitted ones are listed."""
 
     engine: str
     precision: Precision
+    artefact: FileName = Field(default=BACKBONE, description="the file that the engine runs")
     engine_version: str
     max_abs_diff: float = Field(ge=0, description="largest logit difference")
     mean_abs_diff: float = Field(ge=0, description="mean logit difference")
@@ -142,6 +165,19 @@ class ParityRow(_Record):
     n: int = Field(gt=0, description="number of images at each β")
     betas: list[float]
     batch_sizes: list[int]
+    accuracy: list[ServedAccuracy] = Field(default=[], description="a row a β, where labels were at hand")
+
+
+class PlanRecord(_Record):
+    """What a compiled plan is bound to; it is refused anywhere else."""
+
+    engine: str
+    precision: Precision
+    graph_sha256: str = Field(pattern="^[0-9a-f]{64}$", description="of the ONNX graph that it was built from")
+    runtime_version: str = Field(description="of the runtime that built it")
+    device: str = Field(description="name of the GPU that it was built on; empty: built without one")
+    compute_capabilities: list[str] = Field(min_length=1, description='that it runs on, such as "9.0"')
+    batch: tuple[int, int, int] = Field(description="least, best and largest batch")
 
 
 class FileRecord(_Record):
@@ -150,7 +186,7 @@ class FileRecord(_Record):
 
 
 class Manifest(_Record):
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1, 2] = SCHEMA_VERSION
     name: str = Field(pattern=NAME_PATTERN, description="the model's name")
     version: str = Field(pattern=NAME_PATTERN)
     width: int = Field(gt=0, description="D, the width of a token")
@@ -160,6 +196,7 @@ class Manifest(_Record):
     opset: int
     files: dict[FileName, FileRecord]
     parity: list[ParityRow]
+    plans: dict[FileName, PlanRecord] = Field(default={}, description="what each compiled plan is bound to")
     accuracy: list[AccuracyRow] = Field(min_length=1)
     evaluation: Evaluation = Evaluation()
     provenance: dict[str, Any] = Field(description="what made it: versions, recipe, seed, command")
@@ -186,7 +223,7 @@ class Bundle:
     path: Path
     manifest: Manifest
     tokens: Tokens
-    graph: bytes
+    graph: bytes  # backbone.onnx
     golden: Golden
 
     @property
@@ -199,10 +236,31 @@ class Bundle:
         """float32 (D,)"""
         return self.tokens["robust"]
 
+    def artefact(self, name: str) -> bytes:
+        """The verified bytes of a file that an engine runs; those in engines/ are read when asked for.
+
+        Raises BundleError where the file is missing or is not what the manifest describes.
+        """
+        if name == BACKBONE:
+            return self.graph
+        if name not in self.manifest.files:
+            raise BundleError(f"{self.path / MANIFEST} does not list {name}: export the model again")
+        return _read_verified(self.path, name, self.manifest.files[name])
+
     def parity(self, engine: str, precision: str) -> ParityRow | None:
         """The measured parity of an engine at a precision; None where the bundle does not vouch for it."""
         rows = (row for row in self.manifest.parity if (row.engine, row.precision) == (engine, precision))
         return next(rows, None)
+
+
+def graph_name(precision: Precision) -> FileName:
+    """The file that holds the backbone's ONNX graph in a precision; backbone.onnx is the fp32 one."""
+    return BACKBONE if precision == "fp32" else f"{ENGINES_DIRECTORY}/backbone-{precision}.onnx"
+
+
+def plan_name(engine: EngineName, precision: Precision) -> FileName:
+    """The file that holds a plan compiled for that engine in a precision."""
+    return f"{ENGINES_DIRECTORY}/{engine}-{precision}.plan"
 
 
 def record_files(files: Mapping[str, bytes]) -> dict[str, FileRecord]:
@@ -227,13 +285,17 @@ def write_bundle(path: Path, manifest: Manifest, files: Mapping[str, bytes], *, 
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
         fresh = Path(scratch) / "fresh"
         fresh.mkdir(mode=0o755)
+        if any(name.startswith(f"{ENGINES_DIRECTORY}/") for name in files):
+            (fresh / ENGINES_DIRECTORY).mkdir(mode=0o755)
         manifest_json = (manifest.model_dump_json(indent=2) + "\n").encode()
         for name, data in {**files, MANIFEST: manifest_json}.items():
             with (fresh / name).open("wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-        _sync_directory(fresh)
+        for directory in (fresh / ENGINES_DIRECTORY, fresh):
+            if directory.exists():
+                _sync_directory(directory)
         replaced = Path(scratch) / "replaced"
         if path.exists():
             path.rename(replaced)
@@ -250,14 +312,19 @@ def load_bundle(path: Path | str) -> Bundle:
     """Read and verify a bundle: schema version, every file's size and SHA-256, every array's shape and dtype.
 
     Raises BundleError with the file's name and what to do. What was verified is what is returned: no file is
-    read a second time.
+    read a second time. What lies in engines/ is verified when an engine asks for it (`Bundle.artefact`): a damaged one
+    costs that engine alone.
     """
     path = Path(path)
     manifest = read_manifest(path)
-    data = {name: _read_verified(path, name, record) for name, record in manifest.files.items()}
-    for name in (TOKENS, BACKBONE, GOLDEN):
-        if name not in data:
+    for name in REQUIRED:
+        if name not in manifest.files:
             raise BundleError(f"{path / MANIFEST} does not list {name}: export the model again")
+    data = {
+        name: _read_verified(path, name, record)
+        for name, record in manifest.files.items()
+        if not name.startswith(f"{ENGINES_DIRECTORY}/")
+    }
     try:
         tokens = safetensors.numpy.load(data[TOKENS])
     except safetensors.SafetensorError as error:
@@ -281,9 +348,9 @@ def read_manifest(path: Path | str) -> Manifest:
     except (OSError, UnicodeDecodeError) as error:
         raise BundleError(f"{file} cannot be read") from error
     version = _schema_version(file, text)
-    if version != SCHEMA_VERSION:
+    if version not in READABLE_SCHEMAS:
         raise BundleError(
-            f"{file} has schema version {version}, this Tureen reads version {SCHEMA_VERSION}: "
+            f"{file} has schema version {version}, this Tureen reads versions up to {SCHEMA_VERSION}: "
             + ("upgrade Tureen" if version > SCHEMA_VERSION else "export the model again")
         )
     try:

@@ -16,7 +16,8 @@ from pydantic import BaseModel
 
 from tureen.bundle import Bundle, Precision, load_bundle
 from tureen.engines import AUTO, open_engine
-from tureen.engines.base import Engine
+from tureen.engines.base import Engine, EngineOptions
+from tureen.machine import available_cpus, default_cache_directory
 from tureen.preprocess import DEFAULT_LIMITS, ImageLimits, Pixels, pixels_from_bytes, pixels_from_image
 from tureen.tokens import mix_rows, parse_beta
 
@@ -116,14 +117,16 @@ class Soup:
 
 
 def load(
-    path: Path | str, *, engine: str = AUTO, precision: Precision | None = None, threads: int | None = None
+    path: Path | str, *, engine: str = AUTO, precision: Precision | None = None, options: EngineOptions | None = None
 ) -> Soup:
     """The verified bundle at `path` on the best engine that this machine has, or on the one asked for.
 
+    options: how the engine uses the machine; all its CPUs, and the user's cache, where None.
     Raises BundleError or EngineError, whose messages say what to do.
     """
     bundle = load_bundle(path)
-    return Soup(bundle, open_engine(bundle, engine, precision, threads=threads))
+    options = options or EngineOptions(threads=available_cpus(), cache=default_cache_directory())
+    return Soup(bundle, open_engine(bundle, engine, precision, options))
 
 
 def top_predictions(logits: NDArray[np.float32], labels: Sequence[str], top_k: int) -> list[Prediction]:

@@ -32,7 +32,7 @@ def installed(tmp_path_factory):
         "--quiet",
         "-c",
         ROOT / "constraints.txt",
-        f"tureen[serve] @ {wheel.as_uri()}",
+        f"tureen[serve,cpu] @ {wheel.as_uri()}",
     ]
     subprocess.run(pip, check=True)
     return python

@@ -51,8 +51,8 @@ def test_a_file_that_the_manifest_forgets_is_missed(own_bundle):
 
 
 def test_a_newer_schema_asks_for_an_upgrade(own_bundle):
-    edit_manifest(own_bundle, schema_version=2, something_new=True)
-    with pytest.raises(BundleError, match=r"schema version 2.*upgrade Tureen"):
+    edit_manifest(own_bundle, schema_version=3, something_new=True)
+    with pytest.raises(BundleError, match=r"schema version 3.*upgrade Tureen"):
         read_manifest(own_bundle)
 
 

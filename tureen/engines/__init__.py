@@ -6,15 +6,25 @@ Every engine opened here has reproduced the bundle's golden rows.
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from tureen.bundle import Bundle, ParityRow, Precision
-from tureen.engines.base import Engine, reproduce_golden
-from tureen.errors import EngineError
+from tureen.bundle import (
+    BACKBONE,
+    Bundle,
+    EngineName,
+    FileName,
+    ParityRow,
+    PlanRecord,
+    Precision,
+    graph_name,
+)
+from tureen.engines.base import Artefact, Engine, EngineOptions, reproduce_golden
+from tureen.errors import BundleError, EngineError
+from tureen.machine import available_cpus
 
 AUTO = "auto"
 RACE_BATCH = 8
@@ -24,27 +34,47 @@ LOW_PRECISION_HANDICAP = 1.1  # a lower precision has to be this much faster to 
 logger = logging.getLogger("tureen.engines")
 
 
-def compile_engine(graph: bytes, engine: str, precision: Precision = "fp32", *, threads: int | None = None) -> Engine:
-    """The backbone `graph` (ONNX) compiled by the engine of that name, not yet proven against any bundle.
+@dataclass(frozen=True)
+class Runtime:
+    """What can run a backbone: in which precisions, each from which file of the bundle, and how it is opened."""
 
-    threads: how many it may use; all this process may run on where None. Raises EngineError.
+    files: dict[Precision, FileName]
+    open: Callable[[Artefact, Precision, EngineOptions], Engine]
+
+
+def default_options() -> EngineOptions:
+    """All CPUs that this process may use, one run at a time, nothing kept."""
+    return EngineOptions(threads=available_cpus())
+
+
+def compile_engine(
+    data: bytes,
+    engine: str,
+    precision: Precision = "fp32",
+    options: EngineOptions | None = None,
+    *,
+    plan: PlanRecord | None = None,
+) -> Engine:
+    """The backbone in `data` opened by the engine of that name, not yet proven against any bundle.
+
+    data: an ONNX graph, or a compiled plan and what it is bound to. Raises EngineError.
     """
-    threads = available_cpus() if threads is None else threads
-    if engine not in ENGINES:
-        raise EngineError(f"there is no engine {engine!r}: choose {', '.join([AUTO, *ENGINES])}")
-    return ENGINES[engine](graph, precision, threads)
+    runtime = _runtime(engine)
+    if precision not in runtime.files:
+        raise EngineError(f"{engine} has no {precision}: choose {', '.join(runtime.files)}")
+    return runtime.open(Artefact(data, plan), precision, options or default_options())
 
 
 def open_engine(
-    bundle: Bundle, engine: str = AUTO, precision: Precision | None = None, *, threads: int | None = None
+    bundle: Bundle, engine: str = AUTO, precision: Precision | None = None, options: EngineOptions | None = None
 ) -> Engine:
     """An engine that has reproduced the bundle's golden rows on this machine.
 
     engine: a name, or "auto" for the fastest, found by racing all that the bundle's parity vouches for and this
     machine has. precision: None for whichever is fastest. Raises EngineError saying why each one was out.
     """
-    if engine != AUTO and engine not in ENGINES:
-        raise EngineError(f"there is no engine {engine!r}: choose {', '.join([AUTO, *ENGINES])}")
+    if engine != AUTO:
+        _runtime(engine)
     wanted = [
         row for row in bundle.manifest.parity if engine in (AUTO, row.engine) and precision in (None, row.precision)
     ]
@@ -52,8 +82,8 @@ def open_engine(
     proven: list[Engine] = []
     for row in wanted:
         try:
-            proven.append(_prove(bundle, row, threads))
-        except EngineError as error:
+            proven.append(prove(bundle, row, options))
+        except (EngineError, BundleError) as error:
             reasons.append(f"{row.engine} {row.precision}: {error}")
             logger.warning("engine left out: %s", reasons[-1])
     if not proven:
@@ -73,19 +103,22 @@ def open_engine(
     return proven[fastest]
 
 
-def available_cpus() -> int:
-    """The number of CPUs this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _prove(bundle: Bundle, row: ParityRow, threads: int | None) -> Engine:
-    engine = compile_engine(bundle.graph, row.engine, row.precision, threads=threads)
+def prove(bundle: Bundle, row: ParityRow, options: EngineOptions | None = None) -> Engine:
+    """The engine of that row of the bundle's parity, once it has reproduced the golden rows; raises EngineError."""
+    plan = bundle.manifest.plans.get(row.artefact)
+    engine = compile_engine(bundle.artefact(row.artefact), row.engine, row.precision, options, plan=plan)
     try:
         reproduce_golden(engine, bundle)
     except EngineError:
         engine.close()
         raise
     return engine
+
+
+def _runtime(engine: str) -> Runtime:
+    if engine not in RUNTIMES:
+        raise EngineError(f"there is no engine {engine!r}: choose {', '.join([AUTO, *RUNTIMES])}")
+    return RUNTIMES[engine]
 
 
 def _race(engines: Sequence[Engine], bundle: Bundle) -> list[float]:
@@ -102,16 +135,19 @@ def _race(engines: Sequence[Engine], bundle: Bundle) -> list[float]:
     return best
 
 
-def _onnxruntime(graph: bytes, precision: Precision, threads: int) -> Engine:
+def _onnxruntime(artefact: Artefact, precision: Precision, options: EngineOptions) -> Engine:
     from tureen.engines.ort import OrtEngine
 
-    return OrtEngine(graph, precision=precision, threads=threads)
+    return OrtEngine(artefact, precision, options)
 
 
-def _openvino(graph: bytes, precision: Precision, threads: int) -> Engine:
+def _openvino(artefact: Artefact, precision: Precision, options: EngineOptions) -> Engine:
     from tureen.engines.ov import OpenVinoEngine
 
-    return OpenVinoEngine(graph, precision=precision, threads=threads)
+    return OpenVinoEngine(artefact, precision, options)
 
 
-ENGINES: dict[str, Callable[[bytes, Precision, int], Engine]] = {"onnxruntime": _onnxruntime, "openvino": _openvino}
+RUNTIMES: dict[EngineName, Runtime] = {
+    "onnxruntime": Runtime({"fp32": BACKBONE, "int8": graph_name("int8")}, _onnxruntime),
+    "openvino": Runtime({"fp32": BACKBONE, "bf16": BACKBONE, "int8": graph_name("int8")}, _openvino),
+}

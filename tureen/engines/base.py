@@ -5,14 +5,41 @@ Knows no runtime; each one's module holds everything about it and imports it laz
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tureen.bundle import Bundle, ParityRow, Precision
+from tureen.bundle import Bundle, ParityRow, PlanRecord, Precision
 from tureen.errors import EngineError
 from tureen.tokens import mix_rows
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How an engine uses the machine."""
+
+    threads: int  # CPU threads of all its runs together
+    streams: int = 1  # runs at a time, among which the threads are divided; more calls than that wait
+    max_batch: int = 128  # where shapes are fixed beforehand: the largest; a larger batch is run in parts
+    cache: Path | None = None  # directory that keeps compiled models and timings between processes; None: nowhere
+
+    def __post_init__(self) -> None:
+        if min(self.threads, self.streams, self.max_batch) < 1 or self.streams > self.threads:
+            raise EngineError(
+                f"threads {self.threads}, streams {self.streams} and max_batch {self.max_batch} are 1 or more, "
+                "and there are no more streams than threads"
+            )
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """The file that an engine runs, verified; and where it is a compiled plan, what that is bound to."""
+
+    data: bytes
+    plan: PlanRecord | None = None
 
 
 class Engine(Protocol):

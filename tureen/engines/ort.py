@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tureen.bundle import LOGITS_OUTPUT, PIXELS_INPUT, TOKEN_INPUT, Precision
+from tureen.engines.base import Artefact, EngineOptions
 from tureen.errors import EngineError
 
 
@@ -14,22 +15,22 @@ class OrtEngine:
 
     name = "onnxruntime"
 
-    def __init__(self, graph: bytes, *, precision: Precision = "fp32", threads: int) -> None:
+    def __init__(self, artefact: Artefact, precision: Precision, options: EngineOptions) -> None:
         """Raises EngineError where ONNX Runtime is not installed, or the graph does not load."""
-        if precision != "fp32":
-            raise EngineError(f"onnxruntime has no {precision} on a CPU: use fp32, or openvino")
+        if precision not in ("fp32", "int8"):
+            raise EngineError(f"onnxruntime has no {precision} on a CPU: use fp32 or int8, or openvino")
         try:
             import onnxruntime as ort
         except ImportError:
-            raise EngineError("onnxruntime is not installed: install Tureen with its extra [serve]") from None
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+            raise EngineError("onnxruntime is not installed: install Tureen with its extra [cpu]") from None
+        settings = ort.SessionOptions()
+        settings.intra_op_num_threads = max(1, options.threads // options.streams)
+        settings.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
         # A spinning thread takes the core that decodes the next image.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.log_severity_level = 3
+        settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        settings.log_severity_level = 3
         try:
-            self._session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+            self._session = ort.InferenceSession(artefact.data, settings, providers=["CPUExecutionProvider"])
         except Exception as error:  # the runtime's own exceptions have no common base
             raise EngineError("onnxruntime cannot load this backbone: export the model again") from error
         self.precision: Precision = precision
