@@ -23,6 +23,7 @@ OPSET = 20
 MAX_BATCH = 1024
 TRACE_BATCH = 2  # a batch of one would be taken for a constant
 
+MID_GREY = 127.5
 MAX_GRAPH_BYTES = 1_500_000_000  # protobuf, and so a single ONNX file, ends at 2 GiB
 
 
@@ -38,6 +39,37 @@ class Backbone(nn.Module):
         return self.model.with_tokens(images_from_pixels(pixels), cls_token)
 
 
+class FoldedBackbone(nn.Module):
+    """`Backbone` with the normalisation inside the patch embedding, which then reads pixels − 127.5.
+
+    Exact, but for rounding, where patches have no padding, whose border is 0 before or after the normalisation. The
+    pixels are centred first, which is exact in bf16 too: weights that read 0–255 lose most of what bf16 can tell, since
+    the mean's share cancels.
+    """
+
+    def __init__(self, model: DualTokenViT) -> None:
+        super().__init__()
+        embed, scale = model.patch_embed, 1 / (255 * model.std.double())
+        assert isinstance(embed, nn.Conv2d)
+        assert embed.bias is not None
+        self.model = model
+        weight = embed.weight.double()
+        offset = (weight * ((0.5 - model.mean.double()) / model.std.double())).sum(dim=(1, 2, 3))
+        self.patch_embed = nn.Conv2d(3, embed.out_channels, model.config.patch_size, model.config.patch_size)
+        self.patch_embed.weight = nn.Parameter((weight * scale).float(), requires_grad=False)
+        self.patch_embed.bias = nn.Parameter((embed.bias.double() + offset).float(), requires_grad=False)
+
+    def forward(self, pixels: Tensor, cls_token: Tensor) -> Tensor:
+        """Logits float32 (B, K) of pixels uint8 (B, H, W, 3) and cls_token float32 (B, D)."""
+        images = pixels.permute(0, 3, 1, 2).to(torch.float32) - MID_GREY
+        return self.model.with_patches(self.patch_embed(images), cls_token)
+
+
+def can_fold(model: DualTokenViT) -> bool:
+    """Whether the normalisation can be folded into the patch embedding exactly."""
+    return isinstance(model.patch_embed, nn.Conv2d)
+
+
 def exportable(model: Model) -> DualTokenViT:
     """The model itself; raises ExportError where its modes differ in more than the class token."""
     if not isinstance(model, DualTokenViT) or model.config.adapter != "token":
@@ -47,8 +79,8 @@ def exportable(model: Model) -> DualTokenViT:
     return model
 
 
-def onnx_graph(model: DualTokenViT) -> bytes:
-    """The backbone of `model` as a single-file ONNX graph, opset 20, both inputs sharing one dynamic batch axis.
+def onnx_graph(model: DualTokenViT, opset: int = OPSET) -> bytes:
+    """The backbone of `model` as a single-file ONNX graph, both inputs sharing one dynamic batch axis.
 
     Raises ExportError where the graph would not fit a single file.
     """
@@ -63,12 +95,12 @@ def onnx_graph(model: DualTokenViT) -> bytes:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter's own internals
         program = torch.onnx.export(
-            Backbone(model).eval(),
+            (FoldedBackbone(model) if can_fold(model) else Backbone(model)).eval(),
             (pixels, tokens),
             input_names=[PIXELS_INPUT, TOKEN_INPUT],
             output_names=[LOGITS_OUTPUT],
             dynamic_shapes={"pixels": {0: batch}, "cls_token": {0: batch}},
-            opset_version=OPSET,
+            opset_version=opset,
             dynamo=True,
             verbose=False,
         )

@@ -1,109 +1,149 @@
 """How far an engine's logits are from PyTorch's, on real images at several β and batch sizes, and if near enough.
 
-Every image in every batch has its own β, so that a batch which mixes them up cannot pass.
+Every image in every batch has its own β, so that a batch which mixes them up cannot pass. What an engine has to reach
+depends on its precision: fp32 answers the same; a lower precision has to be as accurate, clean and attacked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from export.errors import ParityError
-from export.graph import Backbone
-from training.model import DualTokenViT
-from tureen.bundle import ParityRow
+from export.reference import Attacked, Reference, Sample
+from tureen.bundle import BACKBONE, FileName, ParityRow, ServedAccuracy
 from tureen.engines.base import Engine
-from tureen.tokens import CLEAN_BETA, ROBUST_BETA, mix_rows
+from tureen.tokens import mix_rows
 
-BETAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 BATCH_SIZES = (1, 2, 3, 7, 64)
 ROWS_PER_BATCH_SIZE = 64
-MAX_IMAGES = 512
 
 
 class ParityLimits(BaseModel):
-    """How far an engine may be from PyTorch before the export fails."""
+    """How far an engine may be from PyTorch in fp32. A share may always differ by one image."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     fp32_max_abs_diff: float = Field(default=1e-4, gt=0, description="largest logit difference in fp32")
-    bf16_max_abs_diff: float = Field(default=0.5, gt=0, description="largest logit difference in bf16")
-    top1_agreement: float = Field(default=0.995, ge=0, le=1, description="least share of equal labels at any β")
+    half_max_abs_diff: float = Field(default=0.5, gt=0, description="largest logit difference in bf16 and fp16")
+    top1_agreement: float = Field(
+        default=0.995, ge=0, le=1, description="least share of equal labels at any β, but for int8"
+    )
+    half_accuracy_points: float = Field(
+        default=0.2, ge=0, le=100, description="largest difference in accuracy, clean or attacked, in bf16 and fp16"
+    )
+    int8_accuracy_points: float = Field(
+        default=0.5, ge=0, le=100, description="largest difference in accuracy, clean or attacked, in int8"
+    )
 
 
-@dataclass(frozen=True)
-class Reference:
-    """PyTorch's logits for every image at every β: pixels uint8 (n, H, W, 3), logits float32 (T, n, K)."""
-
-    pixels: NDArray[np.uint8]
-    logits: NDArray[np.float32]
-    clean: NDArray[np.float32]
-    robust: NDArray[np.float32]
-
-
-def reference(model: DualTokenViT, pixels: NDArray[np.uint8], betas: Sequence[float] = BETAS) -> Reference:
-    """Run PyTorch in fp32 on up to 512 of the images, uint8 (n, H, W, 3), at each β."""
-    pixels = pixels[:MAX_IMAGES]
-    clean, robust = (model.soup(beta).numpy(force=True) for beta in (CLEAN_BETA, ROBUST_BETA))
-    backbone = Backbone(model).eval()
-    logits = []
-    with torch.no_grad():
-        for beta in betas:
-            tokens = torch.from_numpy(mix_rows(clean, robust, [beta] * len(pixels)))
-            parts = zip(torch.from_numpy(pixels).split(64), tokens.split(64), strict=True)
-            logits.append(torch.cat([backbone(part, token) for part, token in parts]).numpy())
-    return Reference(pixels, np.stack(logits), clean, robust)
-
-
-def measure_parity(engine: Engine, expected: Reference) -> ParityRow:
+def measure_parity(engine: Engine, expected: Reference, artefact: FileName = BACKBONE) -> ParityRow:
     """Run the engine on every (image, β) pair, shuffled, in batches of 64, and on some in every other batch size.
 
-    A label counts as equal only if it is at every batch size. Raises ParityError for logits that are not finite.
+    A label counts as equal only if it is at every batch size. Where the reference has attacked images, accuracy on
+    them and on the images themselves is measured too. Raises ParityError for logits that are not finite.
     """
-    pairs = [(t, i) for t in range(len(BETAS)) for i in range(len(expected.pixels))]
-    order = np.random.default_rng(0).permutation(len(pairs))
-    betas, images = np.array(pairs)[order].T
-    is_same = np.ones(expected.logits.shape[:2], dtype=bool)  # at every batch size in which the pair was run
+    images = expected.images
+    shape = images.logits.shape[:2]
+    pairs = np.random.default_rng(0).permutation(list(np.ndindex(shape)))
+    is_same = np.ones(shape, dtype=bool)  # at every batch size in which the pair was run
+    labels = np.empty(shape, dtype=np.int64)
     differences: list[NDArray[np.float32]] = []
     for size in BATCH_SIZES:
         rows = len(pairs) if size == max(BATCH_SIZES) else min(len(pairs), ROWS_PER_BATCH_SIZE)
         for start in range(0, rows, size):
-            t, i = betas[start : start + size], images[start : start + size]
-            wanted = expected.logits[t, i]
-            found = engine.run(expected.pixels[i], mix_rows(expected.clean, expected.robust, np.array(BETAS)[t]))
-            if found.shape != wanted.shape or not np.isfinite(found).all():
-                raise ParityError(f"{engine.name} {engine.precision}: logits that are no numbers at batch {len(t)}")
-            is_same[t, i] &= found.argmax(-1) == wanted.argmax(-1)
-            differences.append(np.abs(found - wanted).ravel())
+            t, i = np.moveaxis(pairs[start : min(start + size, rows)], -1, 0)
+            found = _run(engine, expected, images, t, i)
+            labels[t, i] = found.argmax(-1)
+            is_same[t, i] &= labels[t, i] == images.logits[t, i].argmax(-1)
+            differences.append(np.abs(found - images.logits[t, i]).ravel())
     difference = np.concatenate(differences)
     return ParityRow(
         engine=engine.name,
         precision=engine.precision,
+        artefact=artefact,
         engine_version=engine.version,
         max_abs_diff=float(difference.max()),
         mean_abs_diff=float(difference.mean()),
         top1_agreement=float(is_same.mean(axis=1).min()),
-        n=len(expected.pixels),
-        betas=list(BETAS),
+        n=shape[1],
+        betas=list(expected.betas),
         batch_sizes=list(BATCH_SIZES),
+        accuracy=[] if expected.attacked is None else _accuracy(engine, expected, expected.attacked, labels),
     )
 
 
 def check_parity(row: ParityRow, limits: ParityLimits) -> None:
-    """Raise ParityError where the row is beyond the limits."""
+    """Raise ParityError where the row is beyond the limits of its precision."""
     name = f"{row.engine} {row.precision}"
-    allowed = limits.fp32_max_abs_diff if row.precision == "fp32" else limits.bf16_max_abs_diff
-    if row.max_abs_diff > allowed:
+    largest = {"fp32": limits.fp32_max_abs_diff, "int8": float("inf")}.get(row.precision, limits.half_max_abs_diff)
+    if row.max_abs_diff > largest:
         raise ParityError(
-            f"{name}: largest logit difference {row.max_abs_diff:.3g} from PyTorch, allowed {allowed:.3g}"
+            f"{name}: largest logit difference {row.max_abs_diff:.3g} from PyTorch, allowed {largest:.3g}"
         )
-    if row.top1_agreement < limits.top1_agreement:
+    if row.precision != "int8" and row.top1_agreement < limits.top1_agreement:
         raise ParityError(
             f"{name}: {100 * row.top1_agreement:.2f} % of labels equal PyTorch's at the worst β, "
             f"asked {100 * limits.top1_agreement:.2f} %"
         )
+    if row.precision != "fp32":
+        _check_accuracy(row, limits)
+
+
+def _check_accuracy(row: ParityRow, limits: ParityLimits) -> None:
+    name = f"{row.engine} {row.precision}"
+    points = limits.int8_accuracy_points if row.precision == "int8" else limits.half_accuracy_points
+    if row.precision == "int8" and not row.accuracy:
+        raise ParityError(f"{name}: its accuracy could not be measured: give labelled images with --data")
+    for at in row.accuracy:
+        for what, found, wanted in (
+            ("clean", at.clean, at.clean_fp32),
+            (f"{at.attack}, transferred", at.transferred, at.transferred_fp32),
+        ):
+            if round(abs(found - wanted) * at.n) > max(1, points / 100 * at.n):
+                raise ParityError(
+                    f"{name}: accuracy at β = {at.beta:g} ({what}) is {100 * found:.2f} %, in fp32 "
+                    f"{100 * wanted:.2f} %: {100 * abs(found - wanted):.2f} points apart, allowed {points:g}"
+                )
+
+
+def _accuracy(
+    engine: Engine, expected: Reference, attacked: Attacked, labels: NDArray[np.int64]
+) -> list[ServedAccuracy]:
+    """A row a β, from the engine's labels (T, n) for the images, and what it makes of the attacked ones."""
+    n = len(attacked.labels)
+    rows = []
+    for t, beta in enumerate(expected.betas):
+        found = np.empty(n, dtype=np.int64)
+        for start in range(0, n, max(BATCH_SIZES)):
+            i = np.arange(start, min(start + max(BATCH_SIZES), n))
+            found[i] = _run(engine, expected, attacked.sample, np.full_like(i, t), i).argmax(-1)
+        # As in the table of the manifest, an image counts as robust only if it is right unattacked too.
+        clean, clean_fp32 = (a[:n] == attacked.labels for a in (labels[t], expected.images.logits[t].argmax(-1)))
+        robust = clean & (found == attacked.labels)
+        robust_fp32 = clean_fp32 & (attacked.sample.logits[t].argmax(-1) == attacked.labels)
+        rows.append(
+            ServedAccuracy(
+                beta=beta,
+                n=n,
+                clean=float(clean.mean()),
+                clean_fp32=float(clean_fp32.mean()),
+                transferred=float(robust.mean()),
+                transferred_fp32=float(robust_fp32.mean()),
+                attack=attacked.attack,
+                epsilon_255=attacked.epsilon_255,
+            )
+        )
+    return rows
+
+
+def _run(
+    engine: Engine, expected: Reference, sample: Sample, t: NDArray[np.int64], i: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """The engine's logits, float32 (B, K), for image i[b] at β number t[b]."""
+    tokens = mix_rows(expected.clean_token, expected.robust_token, np.array(expected.betas)[t])
+    found = engine.run(sample.pixels[t, i], tokens)
+    if found.shape != sample.logits[t, i].shape or not np.isfinite(found).all():
+        raise ParityError(f"{engine.name} {engine.precision}: logits that are no numbers at batch {len(t)}")
+    return found

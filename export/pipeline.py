@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +12,19 @@ import onnx
 import safetensors.numpy
 import torch
 from PIL import Image
+from tqdm import tqdm
 
 import tureen
 from export.card import model_card
-from export.errors import ExportError, ParityError
+from export.errors import ExportError
 from export.graph import OPSET, exportable, onnx_graph
-from export.parity import ParityLimits, Reference, check_parity, measure_parity, reference
+from export.parity import ParityLimits
+from export.proving import Asked, Graphs, add_later_opset, prove_engines
+from export.reference import BETAS, Reference, attack_images, reference
 from training.checkpoint import Checkpoint
+from training.data import Images
 from training.model import DualTokenViT
+from training.processes import best_device
 from tureen.bundle import (
     BACKBONE,
     CARD,
@@ -26,19 +32,13 @@ from tureen.bundle import (
     TOKENS,
     Golden,
     Manifest,
-    ParityRow,
-    Precision,
     record_files,
     write_bundle,
 )
-from tureen.engines import compile_engine
-from tureen.errors import EngineError
 
-ENGINE_PRECISIONS: tuple[tuple[str, Precision], ...] = (
-    ("onnxruntime", "fp32"),
-    ("openvino", "fp32"),
-    ("openvino", "bf16"),
-)
+ALL = Asked()
+ATTACK_STEPS = 10  # tells engines apart as well as more do; what the model is worth was measured in training
+MAX_IMAGES = 512
 GOLDEN_IMAGES = 8
 GOLDEN_BETAS = (0.0, 0.5, 1.0)
 
@@ -49,17 +49,15 @@ def export_bundle(
     *,
     name: str | None = None,
     default_beta: float = 0.0,
-    engines: Sequence[str] = (),
-    precisions: Sequence[str] = (),
+    asked: Asked = ALL,
     limits: ParityLimits | None = None,
     overwrite: bool = False,
     report: Callable[[str], None] = lambda line: None,
 ) -> Manifest:
     """Compile the checkpoint's backbone, prove each engine against PyTorch, and write the bundle to `out`.
 
-    name: the model's, the recipe's where None. default_beta: β of a request that names none. engines, precisions:
-    which to prove, each of which must then pass; where empty, all that this machine has, and a lower precision that
-    does not pass is left out. report: told each step.
+    name: the model's, the recipe's where None. default_beta: β of a request that names none. asked: what to prove.
+    report: told each step.
     Raises ExportError, ParityError, or BundleError where `out` exists and `overwrite` is false; nothing is written.
     """
     limits = limits or ParityLimits()
@@ -69,21 +67,23 @@ def export_bundle(
     model = exportable(checkpoint.model)
     report(f"compiling {checkpoint.recipe.name} to ONNX, opset {OPSET}")
     graph = onnx_graph(model)
-    report("running PyTorch for reference")
-    expected = reference(model, checkpoint.held_out.pixels)
-    parity = _prove(graph, expected, engines, precisions, limits, report)
-    tokens = safetensors.numpy.save({"clean": expected.clean, "robust": expected.robust})
-    files = {BACKBONE: graph, TOKENS: tokens, GOLDEN: golden_rows(model).to_bytes()}
+    expected = _reference(checkpoint, model, asked, report)
+    proven = prove_engines(Graphs(model, graph, expected, asked, report), expected, asked, limits, report)
+    if asked.has_later_opset:
+        add_later_opset(proven, graph, model, expected, limits, report)
+    tokens = safetensors.numpy.save({"clean": expected.clean_token, "robust": expected.robust_token})
+    files = {BACKBONE: graph, TOKENS: tokens, GOLDEN: golden_rows(model).to_bytes(), **proven.files}
     manifest = Manifest(
         name=name or checkpoint.recipe.name,
         version=hashlib.sha256(graph + tokens).hexdigest()[:12],
-        width=len(expected.clean),
+        width=len(expected.clean_token),
         labels=checkpoint.labels,
         preprocess=checkpoint.preprocess,
         default_beta=default_beta,
         opset=OPSET,
         files=record_files(files),
-        parity=parity,
+        parity=proven.rows,
+        plans=proven.plans,
         accuracy=checkpoint.accuracy,
         evaluation=checkpoint.evaluation,
         provenance={
@@ -101,49 +101,27 @@ def export_bundle(
     return manifest
 
 
-def _prove(
-    graph: bytes,
-    expected: Reference,
-    engines: Sequence[str],
-    precisions: Sequence[str],
-    limits: ParityLimits,
-    report: Callable[[str], None],
-) -> list[ParityRow]:
-    """Parity rows of every engine that was asked for, or of every one that this machine has."""
-    rows: list[ParityRow] = []
-    reasons = []
-    for engine, precision in ENGINE_PRECISIONS:
-        if (engines and engine not in engines) or (precisions and precision not in precisions):
-            continue
-        try:
-            compiled = compile_engine(graph, engine, precision)
-        except EngineError as error:
-            reasons.append(f"{engine} {precision}: {error}")
-            report(f"left out: {reasons[-1]}")
-            continue
-        try:
-            row = measure_parity(compiled, expected)
-            check_parity(row, limits)
-        except ParityError as error:
-            # Wrong in fp32 is wrong; a lower precision that nobody asked for has to earn its place.
-            if precision == "fp32" or precision in precisions:
-                raise
-            reasons.append(str(error))
-            report(f"left out: {error}")
-            continue
-        finally:
-            compiled.close()
-        report(
-            f"proven: {engine} {precision}, largest logit difference {row.max_abs_diff:.1e}, "
-            f"same label {100 * row.top1_agreement:.2f} % at the worst β"
+def _reference(checkpoint: Checkpoint, model: DualTokenViT, asked: Asked, report: Callable[[str], None]) -> Reference:
+    """PyTorch's answers on the held-out images, and on the same attacked at each β."""
+    report("running PyTorch for reference")
+    recipe, images = checkpoint.recipe, checkpoint.held_out
+    images = Images(images.pixels[:MAX_IMAGES], images.labels[:MAX_IMAGES])
+    expected = reference(model, images.pixels)
+    if set(asked.precisions) == {"fp32"}:
+        return expected  # which is held to PyTorch's logits, not to its accuracy
+    total = len(BETAS) * len(images)
+    with tqdm(
+        total=total, desc="attack PyTorch's soups, for the engines to classify", unit="image", disable=None
+    ) as bar:
+        attacked = attack_images(
+            model.to(best_device()),
+            images,
+            epsilon_255=recipe.epsilon_255,
+            steps=min(ATTACK_STEPS, recipe.evaluation_steps),
+            on_images=lambda count: bar.update(count) and None,
         )
-        rows.append(row)
-    missing = [e for e in engines if e not in {row.engine for row in rows}]
-    missing += [p for p in precisions if p not in {row.precision for row in rows}]
-    if missing or not rows:
-        why = "; ".join(reasons) or "no engine has it"
-        raise ExportError(f"{', '.join(missing) or 'every engine'} could not be proven: {why}")
-    return rows
+    model.cpu()
+    return dataclasses.replace(expected, attacked=attacked)
 
 
 def golden_rows(model: DualTokenViT) -> Golden:
@@ -156,4 +134,6 @@ def golden_rows(model: DualTokenViT) -> Golden:
     coarse = rng.integers(0, 256, (GOLDEN_IMAGES, 4, 4, 3), dtype=np.uint8)
     pictures = [Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC) for picture in coarse]
     pixels = np.stack([np.asarray(picture) for picture in pictures])
-    return Golden(pixels, np.array(GOLDEN_BETAS, dtype=np.float32), reference(model, pixels, GOLDEN_BETAS).logits)
+    return Golden(
+        pixels, np.array(GOLDEN_BETAS, dtype=np.float32), reference(model, pixels, GOLDEN_BETAS).images.logits
+    )

@@ -189,12 +189,15 @@ class DualTokenViT(nn.Module):
         return self.with_tokens(images, self.soup(betas), betas)
 
     def with_tokens(self, images: Tensor, tokens: Tensor, betas: Tensor | None = None) -> Tensor:
-        """Logits (B, K), each image classified with its own row of tokens (B, D); what export compiles.
+        """Logits (B, K) of images float (B, 3, H, W) in [0, 1], each with its own row of tokens (B, D).
 
         betas (B,) is what dual LayerNorms need besides, and nothing else does.
         """
-        x = self.patch_embed((images - self.mean) / self.std)  # (B, D, H / P, W / P)
-        x = x.flatten(2).transpose(1, 2) + self.pos_embed  # (B, N, D)
+        return self.with_patches(self.patch_embed((images - self.mean) / self.std), tokens, betas)
+
+    def with_patches(self, patches: Tensor, tokens: Tensor, betas: Tensor | None = None) -> Tensor:
+        """`with_tokens` from the embedded patches on, (B, D, H / P, W / P)."""
+        x = patches.flatten(2).transpose(1, 2) + self.pos_embed  # (B, N, D)
         x = torch.cat([tokens.unsqueeze(1).to(x.dtype), x], dim=1)  # (B, 1 + N, D)
         for block in self.blocks:
             x = block(x, betas)

@@ -7,8 +7,10 @@ import torch
 
 from export.errors import ExportError, ParityError
 from export.graph import Backbone, exportable, onnx_graph
-from export.parity import BATCH_SIZES, BETAS, ParityLimits, check_parity, measure_parity, reference
+from export.parity import BATCH_SIZES, ParityLimits, check_parity, measure_parity
 from export.pipeline import export_bundle
+from export.proving import Asked
+from export.reference import BETAS, reference
 from training.model import DualTokenViT, ViTConfig
 from training.resnet import DualResNet, ResNetConfig
 from tureen.bundle import load_bundle
@@ -67,7 +69,7 @@ def test_only_a_class_token_can_be_an_input_of_the_graph(adapter):
 def test_the_reference_is_what_was_evaluated(checkpoint, expected):
     """Clean accuracy from the export's reference equals the table's: one preprocessing, one meaning of β."""
     for row in checkpoint.accuracy:
-        right = expected.logits[BETAS.index(row.beta)].argmax(1) == checkpoint.held_out.labels
+        right = expected.images.logits[BETAS.index(row.beta)].argmax(1) == checkpoint.held_out.labels
         assert right.mean() == row.clean.value
 
 
@@ -135,7 +137,7 @@ def test_an_engine_that_is_wrong_at_one_batch_size_fails_parity(bundle, expected
 def test_labels_must_agree_at_every_batch_size(bundle, expected):
     row = measure_parity(WrongWhenAlone(compile_engine(bundle.graph, "onnxruntime"), 1, 20.0), expected)
     with pytest.raises(ParityError, match="of labels equal"):
-        check_parity(row, ParityLimits(bf16_max_abs_diff=1e9))
+        check_parity(row, ParityLimits(half_max_abs_diff=1e9))
 
 
 def test_an_engine_for_other_weights_fails_parity(checkpoint, expected):
@@ -159,19 +161,30 @@ def test_the_golden_rows_are_pytorchs(bundle, checkpoint):
 
 
 def test_a_failed_export_writes_nothing(checkpoint, tmp_path):
+    limits = ParityLimits(fp32_max_abs_diff=1e-12)
     with pytest.raises(ParityError):
-        export_bundle(checkpoint, tmp_path / "bundle", limits=ParityLimits(fp32_max_abs_diff=1e-12))
+        export_bundle(checkpoint, tmp_path / "bundle", asked=Asked(precisions=["fp32"]), limits=limits)
     assert not list(tmp_path.iterdir())
 
 
 def test_an_engine_that_was_asked_for_must_be_proven(checkpoint, tmp_path):
     with pytest.raises(ExportError, match="bf16"):
-        export_bundle(checkpoint, tmp_path / "bundle", engines=["onnxruntime"], precisions=["bf16"])
+        export_bundle(checkpoint, tmp_path / "bundle", asked=Asked(engines=["onnxruntime"], precisions=["bf16"]))
 
 
 def test_the_command_exports_what_is_asked_and_overwrites_when_told(digits_run, tmp_path, capsys):
     out = tmp_path / "bundle"
-    arguments = ["export", str(digits_run), "--out", str(out), "--engine", "onnxruntime", "--json"]
+    arguments = [
+        "export",
+        str(digits_run),
+        "--out",
+        str(out),
+        "--engine",
+        "onnxruntime",
+        "--precision",
+        "fp32",
+        "--json",
+    ]
     assert main([*arguments, "--name", "mine", "--default-beta", "robust"]) == 0
     manifest = json.loads(capsys.readouterr().out)
     assert (manifest["name"], manifest["default_beta"]) == ("mine", 1.0)

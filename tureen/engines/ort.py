@@ -1,6 +1,15 @@
-"""ONNX Runtime on the CPU: the engine that runs everywhere."""
+"""ONNX Runtime: on the CPU the engine that runs everywhere, in fp32 and int8.
+
+Also what its CPU and its GPU engines have in common: finding the one package that may be installed, and sessions that
+run where they were asked to or not at all.
+"""
 
 from __future__ import annotations
+
+import importlib.metadata
+import threading
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,38 +18,89 @@ from tureen.bundle import LOGITS_OUTPUT, PIXELS_INPUT, TOKEN_INPUT, Precision
 from tureen.engines.base import Artefact, EngineOptions
 from tureen.errors import EngineError
 
+# Each of them installs the same Python package: the last one wins, and removing one breaks the other.
+PACKAGES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml", "onnxruntime-qnn")
+
+
+def import_onnxruntime(extra: str) -> Any:
+    """The module; raises EngineError where none of its packages is installed, or two are."""
+    require_one_package(filter(_is_installed, PACKAGES))
+    try:
+        import onnxruntime
+    except ImportError:
+        raise EngineError(f"onnxruntime is not installed: install Tureen with its extra [{extra}]") from None
+    return onnxruntime
+
+
+def require_one_package(installed: Iterable[str]) -> None:
+    """Raise EngineError where several packages are installed that overwrite each other's files."""
+    found = sorted(installed)
+    if len(found) > 1:
+        raise EngineError(
+            f"{' and '.join(found)} are both installed, and overwrite each other: pip uninstall {' '.join(found)}, "
+            "then install Tureen with one of its extras [cpu] and [gpu]"
+        )
+
+
+def open_session(ort: Any, graph: bytes, settings: Any, provider: str, provider_options: dict[str, str]) -> Any:
+    """A session that runs on that provider; raises EngineError where it would not, or the graph does not load.
+
+    ONNX Runtime itself falls back to the CPU without a word where a provider's libraries or its GPU are missing.
+    """
+    if provider not in ort.get_available_providers():
+        raise EngineError(f"this onnxruntime has no {provider}: install Tureen with its extra [gpu] instead of [cpu]")
+    settings.log_severity_level = 4  # it reports a missing library, at length, before it falls back
+    try:
+        session = ort.InferenceSession(graph, settings, providers=[(provider, provider_options)])
+    except Exception as error:  # the runtime's own exceptions have no common base
+        raise EngineError("onnxruntime cannot load this backbone: export the model again") from error
+    running = session.get_providers()[0]
+    if running != provider:
+        raise EngineError(
+            f"onnxruntime was asked for {provider} and fell back to {running}: this machine lacks a GPU, its driver, "
+            "or one of the libraries CUDA, cuDNN and TensorRT in the version that onnxruntime was built for"
+        )
+    return session
+
+
+def thread_settings(ort: Any, threads: int) -> Any:
+    """Session options: operators in turn, each on that many threads."""
+    settings = ort.SessionOptions()
+    settings.intra_op_num_threads = threads
+    settings.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    # A spinning thread takes the core that decodes the next image.
+    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return settings
+
 
 class OrtEngine:
-    """A backbone in an ONNX Runtime session; `run` may be called from several threads at once."""
+    """A backbone in an ONNX Runtime session on the CPU; as many calls of `run` at a time as there are streams."""
 
     name = "onnxruntime"
 
     def __init__(self, artefact: Artefact, precision: Precision, options: EngineOptions) -> None:
         """Raises EngineError where ONNX Runtime is not installed, or the graph does not load."""
-        if precision not in ("fp32", "int8"):
-            raise EngineError(f"onnxruntime has no {precision} on a CPU: use fp32 or int8, or openvino")
-        try:
-            import onnxruntime as ort
-        except ImportError:
-            raise EngineError("onnxruntime is not installed: install Tureen with its extra [cpu]") from None
-        settings = ort.SessionOptions()
-        settings.intra_op_num_threads = max(1, options.threads // options.streams)
-        settings.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-        # A spinning thread takes the core that decodes the next image.
-        settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        settings.log_severity_level = 3
-        try:
-            self._session = ort.InferenceSession(artefact.data, settings, providers=["CPUExecutionProvider"])
-        except Exception as error:  # the runtime's own exceptions have no common base
-            raise EngineError("onnxruntime cannot load this backbone: export the model again") from error
+        ort = import_onnxruntime("cpu")
+        settings = thread_settings(ort, options.threads // options.streams)
+        self._session = open_session(ort, artefact.data, settings, "CPUExecutionProvider", {})
+        self._streams = threading.BoundedSemaphore(options.streams)
         self.precision: Precision = precision
         self.version: str = ort.__version__
 
     def run(self, pixels: NDArray[np.uint8], tokens: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits float32 (B, K) of pixels uint8 (B, H, W, 3) and tokens float32 (B, D)."""
         logits: NDArray[np.float32]
-        (logits,) = self._session.run([LOGITS_OUTPUT], {PIXELS_INPUT: pixels, TOKEN_INPUT: tokens})
+        with self._streams:
+            (logits,) = self._session.run([LOGITS_OUTPUT], {PIXELS_INPUT: pixels, TOKEN_INPUT: tokens})
         return logits
 
     def close(self) -> None:
         del self._session
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True

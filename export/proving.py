@@ -1,0 +1,182 @@
+"""Which engines may run a backbone: each one compiled, measured against PyTorch, admitted, or left out with the reason.
+
+What was asked for has to pass. Of what was not, only fp32 has to: a wrong fp32 is a wrong graph, while a lower
+precision has to earn its place.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from export.errors import ExportError, ParityError
+from export.graph import onnx_graph
+from export.parity import ParityLimits, check_parity, measure_parity
+from export.quantization import int8_graph
+from export.reference import Reference
+from training.model import DualTokenViT
+from tureen.bundle import BACKBONE, ENGINES_DIRECTORY, FileName, ParityRow, PlanRecord, Precision
+from tureen.engines import RUNTIMES, compile_engine
+from tureen.engines.base import Engine
+from tureen.errors import EngineError
+from tureen.preprocess import Pixels
+
+LATER_OPSET = 23  # has a single Attention operator
+LATER_GRAPH = f"{ENGINES_DIRECTORY}/backbone-opset{LATER_OPSET}.onnx"
+LATER_GAIN = 1.05  # a second graph of all weights has to be this much faster to be worth its size
+RACE_BATCH = 8
+RACE_RUNS = 9
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What whoever exports wants proven; what is empty means all that this machine has."""
+
+    engines: Sequence[str] = ()
+    precisions: Sequence[str] = ()
+    calibration: Callable[[], Pixels] | None = None  # images for int8; None: there are none, and no int8
+    has_later_opset: bool = False  # try the graph in opset 23 too, and keep it where it is faster
+
+
+@dataclass
+class Proven:
+    """The rows of the manifest, and the files in engines/ that they need."""
+
+    rows: list[ParityRow] = field(default_factory=list)
+    files: dict[FileName, bytes] = field(default_factory=dict)
+    plans: dict[FileName, PlanRecord] = field(default_factory=dict)
+
+
+class Graphs:
+    """The backbone's ONNX graphs by file name, each made when it is first asked for."""
+
+    def __init__(self, model: DualTokenViT, fp32: bytes, expected: Reference, asked: Asked, report: Report) -> None:
+        self._model, self._expected, self._asked, self._report = model, expected, asked, report
+        self._made: dict[FileName, bytes] = {BACKBONE: fp32}
+
+    def get(self, name: FileName, precision: Precision) -> bytes:
+        """Raises ExportError where it cannot be made."""
+        if name not in self._made:
+            self._made[name] = self._make(precision)
+        return self._made[name]
+
+    def _make(self, precision: Precision) -> bytes:
+        if precision != "int8":
+            raise ExportError(f"there is no graph in {precision}")
+        if self._asked.calibration is None:
+            raise ExportError("there are no images to calibrate it on: give some with --data")
+        pixels = self._asked.calibration()
+        self._report(f"quantising to int8, calibrated on {len(pixels)} images at as many β")
+        tokens = self._expected.clean_token, self._expected.robust_token
+        return int8_graph(self._made[BACKBONE], pixels, *tokens)
+
+
+def prove_engines(graphs: Graphs, expected: Reference, asked: Asked, limits: ParityLimits, report: Report) -> Proven:
+    """Every engine and precision that was asked for, or that this machine has, measured.
+
+    Raises ExportError where one that was asked for is missing, or none is left; ParityError where one that has to pass
+    does not.
+    """
+    proven, reasons = Proven(), []
+    for engine, precision, name in _candidates(asked):
+        try:
+            data = graphs.get(name, precision)
+            compiled = compile_engine(data, engine, precision)
+        except (EngineError, ExportError) as error:
+            reasons.append(f"{engine} {precision}: {error}")
+            report(f"left out: {reasons[-1]}")
+            continue
+        try:
+            row = measure_parity(compiled, expected, name)
+            check_parity(row, limits)
+        except ParityError as error:
+            if precision == "fp32" or precision in asked.precisions:
+                raise
+            reasons.append(str(error))
+            report(f"left out: {error}")
+            continue
+        finally:
+            compiled.close()
+        report(_sentence(row))
+        proven.rows.append(row)
+        if name != BACKBONE:
+            proven.files[name] = data
+    missing = [engine for engine in asked.engines if engine not in {row.engine for row in proven.rows}]
+    missing += [precision for precision in asked.precisions if precision not in {row.precision for row in proven.rows}]
+    if missing or not proven.rows:
+        why = "; ".join(reasons) or "no engine has it"
+        raise ExportError(f"{', '.join(missing) or 'every engine'} could not be proven: {why}")
+    return proven
+
+
+def add_later_opset(
+    proven: Proven, fp32: bytes, model: DualTokenViT, expected: Reference, limits: ParityLimits, report: Report
+) -> None:
+    """Let those engines that run backbone.onnx at least 5 % faster in opset 23, and as exactly, run that graph."""
+    later = onnx_graph(model, opset=LATER_OPSET)
+    for index, row in enumerate(proven.rows):
+        if row.artefact != BACKBONE:
+            continue
+        try:
+            engines = [compile_engine(graph, row.engine, row.precision) for graph in (fp32, later)]
+        except EngineError as error:
+            report(f"opset {LATER_OPSET} on {row.engine} {row.precision}: left out, {error}")
+            continue
+        try:
+            gain = _gain(engines, expected)
+            if gain >= LATER_GAIN:
+                found = measure_parity(engines[1], expected, LATER_GRAPH)
+                check_parity(found, limits)
+                proven.rows[index] = found
+                proven.files[LATER_GRAPH] = later
+        except ParityError as error:
+            report(f"opset {LATER_OPSET}: left out, {error}")
+            continue
+        finally:
+            for engine in engines:
+                engine.close()
+        verdict = "kept" if gain >= LATER_GAIN else f"left out, {LATER_GAIN:g} is what its size asks for"
+        report(f"opset {LATER_OPSET} on {row.engine} {row.precision}: {gain:.2f} times as fast, {verdict}")
+
+
+def _candidates(asked: Asked) -> list[tuple[str, Precision, FileName]]:
+    return [
+        (engine, precision, name)
+        for engine, runtime in RUNTIMES.items()
+        for precision, name in runtime.files.items()
+        if (engine in asked.engines or not asked.engines)
+        and (precision in asked.precisions or not asked.precisions)
+        and (precision != "int8" or asked.calibration is not None or "int8" in asked.precisions)
+    ]
+
+
+def _gain(engines: Sequence[Engine], expected: Reference) -> float:
+    """How many times as fast as the first engine the second is, by medians of runs in turns."""
+    pixels = np.resize(expected.images.pixels[0], (RACE_BATCH, *expected.images.pixels.shape[2:]))
+    tokens = np.tile(expected.clean_token, (RACE_BATCH, 1))
+    seconds: list[list[float]] = [[], []]
+    for turn in range(1 + RACE_RUNS):
+        for index, engine in enumerate(engines):
+            start = time.perf_counter()
+            engine.run(pixels, tokens)
+            if turn:  # the first is to warm up
+                seconds[index].append(time.perf_counter() - start)
+    return float(np.median(seconds[0]) / np.median(seconds[1]))
+
+
+def _sentence(row: ParityRow) -> str:
+    parts = [
+        f"proven: {row.engine} {row.precision}, largest logit difference {row.max_abs_diff:.1e}",
+        f"same label {100 * row.top1_agreement:.2f} % at the worst β",
+    ]
+    if row.accuracy:
+        apart = max(
+            max(abs(at.clean - at.clean_fp32), abs(at.transferred - at.transferred_fp32)) for at in row.accuracy
+        )
+        parts.append(f"accuracy within {100 * apart:.2f} points of fp32, clean and attacked")
+    return ", ".join(parts)

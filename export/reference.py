@@ -1,0 +1,122 @@
+"""PyTorch's own answers in fp32, which every engine is held against: on real images, and on the same ones attacked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from export.graph import Backbone
+from training.attacks import ATTACKS, attack_label
+from training.data import Images
+from training.evaluate import at_beta, device_of
+from training.model import DualTokenViT, images_from_pixels
+from tureen.tokens import CLEAN_BETA, ROBUST_BETA, mix_rows
+
+BETAS = (0.0, 0.25, 0.5, 0.75, 1.0)
+BATCH = 64
+ATTACK = "pgd"
+
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Images and PyTorch's logits for them, at each of T β; the images may differ from β to β."""
+
+    pixels: NDArray[np.uint8]  # (T, n, H, W, 3)
+    logits: NDArray[np.float32]  # (T, n, K)
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """The same images, each attacked at each β, and what they show: adversarial for PyTorch's soup at that β."""
+
+    sample: Sample
+    labels: NDArray[np.int64]  # (n,)
+    attack: str
+    epsilon_255: float
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What an engine has to reproduce."""
+
+    betas: tuple[float, ...]  # T
+    images: Sample
+    clean_token: NDArray[np.float32]  # (D,)
+    robust_token: NDArray[np.float32]  # (D,)
+    attacked: Attacked | None = None  # None where no labels are at hand
+
+
+def reference(model: DualTokenViT, pixels: NDArray[np.uint8], betas: Sequence[float] = BETAS) -> Reference:
+    """PyTorch's answers to the images, uint8 (n, H, W, 3), at each β."""
+    clean, robust = (model.soup(beta).numpy(force=True) for beta in (CLEAN_BETA, ROBUST_BETA))
+    repeated = np.broadcast_to(pixels, (len(betas), *pixels.shape))
+    images = Sample(repeated, _logits(model, repeated, betas))
+    return Reference(tuple(betas), images, clean, robust)
+
+
+def attack_images(
+    model: DualTokenViT,
+    images: Images,
+    *,
+    epsilon_255: float,
+    steps: int,
+    betas: Sequence[float] = BETAS,
+    on_images: Progress = lambda count: None,
+) -> Attacked:
+    """The images after PGD on PyTorch's soup at each β, rounded to 8 bits, as an engine reads them.
+
+    on_images: told how many more are done, of betas × images.
+    """
+    labels = images.labels
+    adversarial = np.empty((len(betas), *images.pixels.shape), np.uint8)
+    for t, beta in enumerate(betas):
+        for start in range(0, len(labels), BATCH):
+            part = slice(start, min(start + BATCH, len(labels)))
+            adversarial[t, part] = _adversarial(
+                model, images.pixels[part], labels[part], beta=beta, epsilon_255=epsilon_255, steps=steps
+            )
+            on_images(part.stop - part.start)
+    sample = Sample(adversarial, _logits(model.cpu(), adversarial, betas))
+    return Attacked(sample, labels, attack_label(ATTACK, steps), epsilon_255)
+
+
+def _adversarial(
+    model: DualTokenViT,
+    pixels: NDArray[np.uint8],
+    labels: NDArray[np.int64],
+    *,
+    beta: float,
+    epsilon_255: float,
+    steps: int,
+) -> NDArray[np.uint8]:
+    """uint8 (B, H, W, 3), within ⌊ε⌋ of the pixels: what 8 bits can hold of an attack of radius ε."""
+    device = device_of(model)
+    found = ATTACKS[ATTACK](
+        at_beta(model, beta),
+        images_from_pixels(torch.from_numpy(pixels).to(device)),
+        torch.from_numpy(labels).to(device),
+        epsilon=epsilon_255 / 255,
+        steps=steps,
+        generator=torch.Generator(device).manual_seed(0),
+    )
+    rounded: NDArray[np.uint8] = (found * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    return rounded
+
+
+@torch.no_grad()
+def _logits(model: DualTokenViT, pixels: NDArray[np.uint8], betas: Sequence[float]) -> NDArray[np.float32]:
+    """float32 (T, n, K) of pixels (T, n, H, W, 3), row t at betas[t]."""
+    backbone = Backbone(model).eval()
+    clean, robust = (model.soup(beta).numpy(force=True) for beta in (CLEAN_BETA, ROBUST_BETA))
+    rows = []
+    for beta, images in zip(betas, pixels, strict=True):
+        token = torch.from_numpy(mix_rows(clean, robust, [beta]))
+        parts = (torch.from_numpy(images[start : start + BATCH].copy()) for start in range(0, len(images), BATCH))
+        rows.append(torch.cat([backbone(part, token.expand(len(part), -1)) for part in parts]).numpy())
+    return np.stack(rows)

@@ -1,0 +1,81 @@
+"""Admission: a precision below fp32 is held to its accuracy, on images and on the same images attacked."""
+
+import pytest
+
+from export.errors import ParityError
+from export.parity import ParityLimits, check_parity
+from tureen.bundle import ParityRow, ServedAccuracy
+
+
+def row(precision, *, clean=0.0, transferred=0.0, beta=1.0, n=1000, agreement=1.0, difference=0.1):
+    """A row whose accuracy at one β is that many points above fp32's, and equal at the others."""
+    accuracy = [
+        ServedAccuracy(
+            beta=b,
+            n=n,
+            clean=0.9 + (clean / 100 if b == beta else 0),
+            clean_fp32=0.9,
+            transferred=0.6 + (transferred / 100 if b == beta else 0),
+            transferred_fp32=0.6,
+            attack="PGD-10",
+            epsilon_255=4,
+        )
+        for b in (0.0, 0.25, 0.5, 0.75, 1.0)
+    ]
+    return ParityRow(
+        engine="openvino",
+        precision=precision,
+        engine_version="1",
+        max_abs_diff=difference,
+        mean_abs_diff=difference / 10,
+        top1_agreement=agreement,
+        n=n,
+        betas=[at.beta for at in accuracy],
+        batch_sizes=[1],
+        accuracy=accuracy,
+    )
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.25, 0.5, 0.75, 1.0])
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("what", ["clean", "transferred"])
+@pytest.mark.parametrize(("precision", "points"), [("bf16", 0.2), ("fp16", 0.2), ("int8", 0.5)])
+def test_accuracy_may_differ_by_so_many_points_at_every_beta(precision, points, what, sign, beta):
+    check_parity(row(precision, beta=beta, **{what: sign * points}), ParityLimits())
+    with pytest.raises(ParityError, match=f"accuracy at β = {beta:g}.*0.{round(10 * points) + 1}0 points apart"):
+        check_parity(row(precision, beta=beta, **{what: sign * (points + 0.1)}), ParityLimits())
+
+
+def test_more_accurate_under_transferred_attacks_is_no_merit():
+    """What was made to fool fp32 says nothing of a model so different that it is not fooled."""
+    with pytest.raises(ParityError, match="transferred"):
+        check_parity(row("int8", transferred=5), ParityLimits())
+
+
+def test_one_image_is_never_a_reason():
+    check_parity(row("bf16", clean=1, n=100), ParityLimits())
+    with pytest.raises(ParityError):
+        check_parity(row("bf16", clean=2, n=100), ParityLimits())
+
+
+def test_the_limits_are_settings():
+    check_parity(row("int8", transferred=2), ParityLimits(int8_accuracy_points=2))
+    check_parity(row("bf16", clean=2), ParityLimits(half_accuracy_points=2))
+
+
+def test_labels_must_agree_in_bf16_and_may_not_in_int8():
+    with pytest.raises(ParityError, match="of labels equal"):
+        check_parity(row("bf16", agreement=0.99), ParityLimits())
+    check_parity(row("int8", agreement=0.99, difference=3), ParityLimits())
+
+
+def test_int8_without_measured_accuracy_is_refused():
+    with pytest.raises(ParityError, match="--data"):
+        check_parity(row("int8").model_copy(update={"accuracy": []}), ParityLimits())
+    check_parity(row("bf16").model_copy(update={"accuracy": []}), ParityLimits())
+
+
+def test_fp32_is_held_to_its_logits():
+    with pytest.raises(ParityError, match="largest logit difference"):
+        check_parity(row("fp32", difference=2e-4), ParityLimits())
+    check_parity(row("fp32", difference=1e-5), ParityLimits())
