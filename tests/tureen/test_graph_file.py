@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tureen.bundle import BACKBONE, LOGITS_OUTPUT, PIXELS_INPUT, TOKEN_INPUT
 from tureen.errors import GraphFileError
-from tureen.graph_file import MAX_DEPTH, MAX_FIELDS, MAX_NAME_BYTES, read_graph_file
+from tureen.graph_file import _CHILDREN, MAX_DEPTH, MAX_FIELDS, MAX_NAME_BYTES, read_graph_file
 
 EXAMPLE = Path(__file__).parents[2] / "tureen" / "examples" / "cifar10" / BACKBONE
 
@@ -163,6 +163,24 @@ def with_training(tensor):
     proto = small_model()
     proto.training_info.add().algorithm.CopyFrom(branch(tensor))
     return proto
+
+
+def test_every_field_of_onnx_that_leads_to_a_tensor_is_walked():
+    def leads_to_a_tensor(message, seen=()):
+        return message.name == "TensorProto" or (
+            message.name not in seen
+            and any(leads_to_a_tensor(f.message_type, (*seen, message.name)) for f in message.fields if f.message_type)
+        )
+
+    messages = {
+        "model": onnx.ModelProto, "graph": onnx.GraphProto, "main graph": onnx.GraphProto, "node": onnx.NodeProto,
+        "function": onnx.FunctionProto, "training": onnx.TrainingInfoProto, "attribute": onnx.AttributeProto,
+        "sparse tensor": onnx.SparseTensorProto, "sparse initialiser": onnx.SparseTensorProto,
+    }  # fmt: skip
+    assert set(messages) == set(_CHILDREN)
+    for kind, message in messages.items():
+        fields = [f for f in message.DESCRIPTOR.fields if f.message_type and leads_to_a_tensor(f.message_type)]
+        assert {field.number for field in fields} <= set(_CHILDREN[kind])
 
 
 @pytest.mark.parametrize("place", TENSOR_PLACES)
