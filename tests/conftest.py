@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -88,3 +89,18 @@ def photograph() -> Image.Image:
     """A smooth picture with something different in each quarter, 64 × 48."""
     y, x = np.mgrid[0:48, 0:64]
     return Image.fromarray(np.stack([x * 4, y * 5, 255 - x * 2 - y], axis=-1).astype(np.uint8))
+
+
+@pytest.fixture(scope="session")
+def put_file() -> Callable[..., None]:
+    """Puts a file into a bundle and lists it in the manifest, as somebody who means to deceive would."""
+    return put_listed_file
+
+
+def put_listed_file(bundle: Path, name: str, data: bytes, **changes: object) -> None:
+    """changes: to the manifest, besides the file's record."""
+    (bundle / name).parent.mkdir(exist_ok=True)
+    (bundle / name).write_bytes(data)
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["files"][name] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+    (bundle / "manifest.json").write_text(json.dumps({**manifest, **changes}))

@@ -22,12 +22,13 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 import numpy as np
-import safetensors
-import safetensors.numpy
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from tureen.errors import BundleError
+from tureen.bundle_files import MISSING, read_arrays, read_file, read_vectors, read_verified
+from tureen.errors import BundleError, BundleFileError, printable
+from tureen.graph_check import check_graph
+from tureen.graph_file import GraphFile, TensorInfo
 from tureen.preprocess import PreprocessSpec
 
 SCHEMA_VERSION: Final = 2
@@ -39,6 +40,14 @@ GOLDEN = "golden.npz"
 CARD = "README.md"
 ENGINES_DIRECTORY = "engines"
 REQUIRED = (TOKENS, BACKBONE, GOLDEN)
+
+# A bundle is not trusted: a file beyond its limit is refused by its size, before it is read.
+MAX_MANIFEST_BYTES: Final = 16 * 2**20  # the example's has 4 KiB
+MAX_GRAPH_BYTES: Final = 2**31 - 1  # where one protobuf message, and so one ONNX file, ends
+MAX_PLAN_BYTES: Final = 2**32  # the weights of the largest graph, twice
+MAX_GOLDEN_BYTES: Final = 512 * 2**20  # ten images of 4096 × 4096, the largest that `PreprocessSpec` allows
+MAX_OTHER_BYTES: Final = 16 * 2**20  # of any other file: a thousand tokens of width 4096, or a card
+MAX_FILES: Final = 100  # in a bundle
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
@@ -239,13 +248,19 @@ class Bundle:
     def artefact(self, name: str) -> bytes:
         """The verified bytes of a file that an engine runs; those in engines/ are read when asked for.
 
-        Raises BundleError where the file is missing or is not what the manifest describes.
+        A graph is checked as backbone.onnx is, save that it may be of another opset. Raises BundleError where the file
+        is missing, is not what the manifest describes, or is a plan of which the manifest does not say what for.
         """
         if name == BACKBONE:
             return self.graph
         if name not in self.manifest.files:
             raise BundleError(f"{self.path / MANIFEST} does not list {name}: export the model again")
-        return _read_verified(self.path, name, self.manifest.files[name])
+        if is_plan(name) and name not in self.manifest.plans:
+            raise BundleError(f"{self.path / MANIFEST} does not say what {name} is bound to: export the model again")
+        data = verified_file(self.path, name, self.manifest.files[name])
+        if not is_plan(name):
+            checked_graph(self.path / name, data, self.manifest)
+        return data
 
     def parity(self, engine: str, precision: str) -> ParityRow | None:
         """The measured parity of an engine at a precision; None where the bundle does not vouch for it."""
@@ -261,6 +276,11 @@ def graph_name(precision: Precision) -> FileName:
 def plan_name(engine: EngineName, precision: Precision) -> FileName:
     """The file that holds a plan compiled for that engine in a precision."""
     return f"{ENGINES_DIRECTORY}/{engine}-{precision}.plan"
+
+
+def is_plan(name: str) -> bool:
+    """Whether a file of that name holds a compiled plan; any other that an engine runs holds an ONNX graph."""
+    return name.endswith(".plan")
 
 
 def record_files(files: Mapping[str, bytes]) -> dict[str, FileRecord]:
@@ -309,7 +329,8 @@ def write_bundle(path: Path, manifest: Manifest, files: Mapping[str, bytes], *, 
 
 
 def load_bundle(path: Path | str) -> Bundle:
-    """Read and verify a bundle: schema version, every file's size and SHA-256, every array's shape and dtype.
+    """Read and verify a bundle: schema version, every file's size and SHA-256, every array's shape and dtype, and
+    that the graph is one file with the promised interface.
 
     Raises BundleError with the file's name and what to do. What was verified is what is returned: no file is
     read a second time. What lies in engines/ is verified when an engine asks for it (`Bundle.artefact`): a damaged one
@@ -317,36 +338,33 @@ def load_bundle(path: Path | str) -> Bundle:
     """
     path = Path(path)
     manifest = read_manifest(path)
+    if len(manifest.files) > MAX_FILES:
+        raise BundleError(
+            f"{path / MANIFEST} lists {len(manifest.files):,} files, the limit is {MAX_FILES}: export it again"
+        )
     for name in REQUIRED:
         if name not in manifest.files:
             raise BundleError(f"{path / MANIFEST} does not list {name}: export the model again")
-    data = {
-        name: _read_verified(path, name, record)
-        for name, record in manifest.files.items()
-        if not name.startswith(f"{ENGINES_DIRECTORY}/")
-    }
-    try:
-        tokens = safetensors.numpy.load(data[TOKENS])
-    except safetensors.SafetensorError as error:
-        raise BundleError(f"{path / TOKENS} is not a safetensors file: export the model again") from error
+    for name, record in manifest.files.items():
+        if name not in REQUIRED and not name.startswith(f"{ENGINES_DIRECTORY}/"):
+            verified_file(path, name, record)
+    data = {name: verified_file(path, name, manifest.files[name]) for name in REQUIRED}
+    tokens = read_vectors(path / TOKENS, data[TOKENS])
     for token in ("clean", "robust"):
         if token not in tokens:
             raise BundleError(f"{path / TOKENS} has no {token} token: export the model again")
     for token, vector in tokens.items():
         if vector.dtype != np.float32 or vector.shape != (manifest.width,) or not np.isfinite(vector).all():
             raise BundleError(f"{path / TOKENS}: the {token} token is not {manifest.width} finite float32 numbers")
-    return Bundle(path, manifest, tokens, data[BACKBONE], _load_golden(path, data[GOLDEN], manifest))
+    golden = _load_golden(path, data[GOLDEN], manifest)
+    checked_graph(path / BACKBONE, data[BACKBONE], manifest, opset=manifest.opset)
+    return Bundle(path, manifest, tokens, data[BACKBONE], golden)
 
 
 def read_manifest(path: Path | str) -> Manifest:
     """The manifest of the bundle at `path`, its files not yet verified; raises BundleError."""
     file = Path(path) / MANIFEST
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (FileNotFoundError, NotADirectoryError):
-        raise BundleError(f"{path} is not a bundle: it has no {MANIFEST}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise BundleError(f"{file} cannot be read") from error
+    text = read_manifest_text(path)
     version = _schema_version(file, text)
     if version not in READABLE_SCHEMAS:
         raise BundleError(
@@ -358,7 +376,20 @@ def read_manifest(path: Path | str) -> Manifest:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise BundleError(f"{file}: {where}: {first['msg']}; export the model again") from error
+        raise BundleError(f"{file}: {printable(where)}: {first['msg']}; export the model again") from error
+
+
+def read_manifest_text(path: Path | str) -> str:
+    """The words of a bundle's manifest, whatever they are; raises BundleError."""
+    path = Path(path)
+    try:
+        return read_file(path, MANIFEST, MAX_MANIFEST_BYTES, "export the model again").decode()
+    except UnicodeDecodeError as error:
+        raise BundleError(f"{path / MANIFEST} is not a Tureen manifest: export the model again") from error
+    except BundleFileError as error:
+        if error.state == MISSING:
+            raise BundleError(f"{path} is not a bundle: it has no {MANIFEST}") from None
+        raise
 
 
 def _schema_version(file: Path, text: str) -> int:
@@ -371,27 +402,36 @@ def _schema_version(file: Path, text: str) -> int:
         raise BundleError(f"{file} is not a Tureen manifest: export the model again") from error
 
 
-def _read_verified(path: Path, name: str, record: FileRecord) -> bytes:
-    file = path / name
-    try:
-        data = file.read_bytes()
-    except FileNotFoundError:
-        raise BundleError(f"{file} is missing: copy or export the bundle again") from None
-    except OSError as error:
-        raise BundleError(f"{file} cannot be read") from error
-    if len(data) != record.size or hashlib.sha256(data).hexdigest() != record.sha256:
-        raise BundleError(f"{file} is not what the manifest describes: copy or export the bundle again")
-    return data
+def verified_file(path: Path, name: str, record: FileRecord) -> bytes:
+    """The bytes of a file of the bundle at `path`, which are what the manifest describes; raises BundleFileError."""
+    max_bytes, advice = MAX_OTHER_BYTES, "export the model again"
+    if name.endswith(".onnx"):
+        max_bytes = MAX_GRAPH_BYTES
+        advice = "weights beyond one ONNX file are not supported; export a smaller model, or in a lower precision"
+    elif is_plan(name):
+        max_bytes, advice = MAX_PLAN_BYTES, "export a smaller model, or in a lower precision"
+    elif name == GOLDEN:
+        max_bytes = MAX_GOLDEN_BYTES
+    return read_verified(path, name, size=record.size, sha256=record.sha256, max_bytes=max_bytes, advice=advice)
+
+
+def checked_graph(file: Path, data: bytes, manifest: Manifest, *, opset: int | None = None) -> GraphFile:
+    """What the ONNX graph with these bytes says of itself, once it has the tensors that the manifest promises and,
+    where given, that opset; raises BundleError, naming `file`.
+    """
+    size = manifest.preprocess.image_size
+    inputs = [
+        TensorInfo(name=PIXELS_INPUT, dtype="uint8", shape=["batch", size, size, 3]),
+        TensorInfo(name=TOKEN_INPUT, dtype="float32", shape=["batch", manifest.width]),
+    ]
+    outputs = [TensorInfo(name=LOGITS_OUTPUT, dtype="float32", shape=["batch", len(manifest.labels)])]
+    return check_graph(file, data, inputs=inputs, outputs=outputs, opset=opset)
 
 
 def _load_golden(path: Path, data: bytes, manifest: Manifest) -> Golden:
-    try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            golden = Golden(arrays["pixels"], arrays["betas"], arrays["logits"])
-    except (OSError, ValueError, KeyError) as error:
-        raise BundleError(f"{path / GOLDEN} cannot be read: export the model again") from error
+    golden = Golden(**read_arrays(path / GOLDEN, data, ("pixels", "betas", "logits")))
     size = manifest.preprocess.image_size
-    images, betas = len(golden.pixels), len(golden.betas)
+    images, betas = golden.pixels.size // (size * size * 3), golden.betas.size
     expected: list[tuple[NDArray[Any], type, tuple[int, ...]]] = [
         (golden.pixels, np.uint8, (images, size, size, 3)),
         (golden.betas, np.float32, (betas,)),

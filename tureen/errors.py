@@ -8,6 +8,8 @@
     │   ├── UnsupportedImageTypeError    it is not a JPEG, PNG or WebP image
     │   └── ImageTooLargeError           more bytes or pixels than the limit
     ├── BundleError                      operator: the bundle is missing, damaged or from another version
+    │   ├── BundleFileError              one file of it is
+    │   └── GraphFileError               the bytes are not the ONNX graph that they should be; names no file
     └── EngineError                      operator: the engine is not installed, not vouched for, or answers wrongly
 
 Messages are written here and in the callers, never taken from a library: they may be shown to anybody.
@@ -54,5 +56,22 @@ class BundleError(TureenError):
     """The bundle cannot be used; the message names the file and what to do."""
 
 
+class BundleFileError(BundleError):
+    """A file of a bundle that cannot be used, and in one word or a few, why."""
+
+    def __init__(self, message: str, state: str) -> None:
+        super().__init__(message)
+        self.state = state
+
+
+class GraphFileError(BundleError):
+    """What is wrong with the bytes of an ONNX graph; whoever knows the file adds its name and what to do."""
+
+
 class EngineError(TureenError):
     """The engine cannot be used; the message names it and what to do."""
+
+
+def printable(text: str) -> str:
+    """A text from a file that is not trusted, fit for a terminal or a log: on one line, nothing in it a command."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

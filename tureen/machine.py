@@ -5,9 +5,14 @@ from __future__ import annotations
 import math
 import os
 import platform
+import shutil
+import subprocess
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
+CPUINFO = Path("/proc/cpuinfo")
+GPU_QUERY_S = 10  # nvidia-smi waits for a driver that hangs
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
@@ -19,12 +24,34 @@ def available_cpus() -> int:
 
 def processor() -> str:
     """The processor's name, as its maker or the system gives it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    return _cpuinfo("model name", CPUINFO) or platform.processor() or platform.machine()
+
+
+def cpu_flags(file: Path = CPUINFO) -> frozenset[str]:
+    """What an x86 processor can do, in Linux's words, such as "avx512_bf16"; empty where the system does not say."""
+    return frozenset(_cpuinfo("flags", file).split())
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """An NVIDIA GPU, as its driver describes it."""
+
+    name: str
+    compute_capability: str  # such as "9.0"
+
+
+def nvidia_gpus(program: str = "nvidia-smi") -> list[Gpu]:
+    """The NVIDIA GPUs that the driver's own program lists; none where there is no driver, or it does not answer."""
+    path = shutil.which(program)
+    if path is None:
+        return []
+    command = [path, "--query-gpu=name,compute_cap", "--format=csv,noheader"]
+    try:
+        listed = subprocess.run(command, capture_output=True, text=True, timeout=GPU_QUERY_S, check=True)  # noqa: S603 - ours
+    except (OSError, subprocess.SubprocessError):
+        return []
+    parts = [line.rpartition(", ") for line in listed.stdout.splitlines()]
+    return [Gpu(name, capability) for name, comma, capability in parts if comma]
 
 
 def default_cache_directory(environment: Mapping[str, str] = os.environ) -> Path:
@@ -32,6 +59,15 @@ def default_cache_directory(environment: Mapping[str, str] = os.environ) -> Path
     if given := environment.get("TUREEN_CACHE_DIR"):
         return Path(given)
     return Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tureen"
+
+
+def _cpuinfo(key: str, file: Path) -> str:
+    """What Linux says under that key of the first processor; empty where it does not."""
+    try:
+        lines = file.read_text().splitlines()
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), "")
 
 
 def _quota(file: Path) -> int | None:

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from statistics import mean
 
-from tureen.bundle import SHIFT, Accuracy, AccuracyRow, Check, ParityRow, ShiftRow, Suspect, TransferMatrix
+from tureen.bundle import (
+    SHIFT,
+    Accuracy,
+    AccuracyRow,
+    Check,
+    ParityRow,
+    PlanRecord,
+    ServedAccuracy,
+    ShiftRow,
+    Suspect,
+    TransferMatrix,
+)
 from tureen.tokens import CLEAN_BETA, ROBUST_BETA
 
 
@@ -145,13 +156,44 @@ def check_list(checks: Sequence[Check]) -> str:
 
 
 def parity_table(rows: Sequence[ParityRow]) -> str:
-    """A row for each engine and precision that the bundle vouches for."""
-    lines = [f"{'engine':<22} {'largest |Δ|':>12} {'mean |Δ|':>10} {'same label':>11}   against PyTorch, logits"]
-    for row in rows:
-        name = f"{row.engine} {row.precision}"
+    """A row for each engine and precision that the bundle vouches for; below, what each lower precision is worth."""
+    names = [f"{row.engine} {row.precision}" for row in rows]
+    width = max(22, *map(len, names))
+    lines = [f"{'engine':<{width}} {'largest |Δ|':>12} {'mean |Δ|':>10} {'same label':>11}   against PyTorch, logits"]
+    for name, row in zip(names, rows, strict=True):
         lines.append(
-            f"{name:<22} {row.max_abs_diff:12.1e} {row.mean_abs_diff:10.1e} {100 * row.top1_agreement:10.2f}%"
-            f"   {row.n} images at each of {len(row.betas)} β, {row.engine} {row.engine_version}"
+            f"{name:<{width}} {row.max_abs_diff:12.1e} {row.mean_abs_diff:10.1e} {100 * row.top1_agreement:10.2f}%"
+            f"   {row.n} images at each of {len(row.betas)} β, {row.engine} {row.engine_version}, {row.artefact}"
+        )
+    served = [f"\n{served_table(name, row.accuracy)}" for name, row in zip(names, rows, strict=True) if row.accuracy]
+    return "\n".join([*lines, *served])
+
+
+def served_table(name: str, rows: Sequence[ServedAccuracy]) -> str:
+    """What an engine makes of each β beside PyTorch in fp32, on the same images, in per cent."""
+    first = rows[0]
+    lines = [
+        f"{name} beside PyTorch in fp32, accuracy on {first.n} images, %; transferred: {first.attack}, "
+        f"l∞ ε = {first.epsilon_255:g}/255, on PyTorch's soups",
+        f"{'β':>6}  {'clean':>7} {'in fp32':>8}  {'transferred':>12} {'in fp32':>8}",
+    ]
+    lines += [
+        f"{row.beta:6.2f}  {100 * row.clean:7.1f} {100 * row.clean_fp32:8.1f}  "
+        f"{100 * row.transferred:12.1f} {100 * row.transferred_fp32:8.1f}"
+        for row in rows
+    ]
+    return "\n".join(lines)
+
+
+def plan_table(plans: Mapping[str, PlanRecord]) -> str:
+    """What each compiled plan is bound to."""
+    lines = ["compiled plans, and what each is bound to"]
+    for name, plan in plans.items():
+        least, best, largest = plan.batch
+        lines.append(
+            f"  {name}: {plan.engine} {plan.runtime_version} {plan.precision}, compute capability "
+            f"{', '.join(plan.compute_capabilities)}, built {f'on {plan.device}' if plan.device else 'without a GPU'}, "
+            f"batches of {least} to {largest}, best {best}, from the graph {plan.graph_sha256[:16]}…"
         )
     return "\n".join(lines)
 

@@ -1,4 +1,5 @@
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -7,6 +8,14 @@ import pytest
 
 import tureen
 from tureen.cli import COMMANDS, main
+
+
+@pytest.fixture(autouse=True)
+def leave_no_log_handler():
+    """`tureen serve` logs to the stderr that it finds, which a test closes behind it."""
+    yield
+    for handler in [handler for handler in logging.root.handlers if type(handler) is logging.StreamHandler]:
+        logging.root.removeHandler(handler)
 
 
 def test_without_a_command_usage_is_shown_and_the_use_was_wrong(capsys):

@@ -1,0 +1,132 @@
+"""Reads the files of a bundle that nobody has to trust: each one regular, no larger than allowed, and as listed.
+
+What a file weighs is known before a byte of it is read. Knows no manifest, and not what the files mean.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import stat
+import zipfile
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+from numpy.typing import NDArray
+
+from tureen.errors import BundleError, BundleFileError
+
+MAX_ARRAY_HEADER_BYTES: Final = 10_000  # of a .npy member; NumPy's own limit
+
+VERIFIED = "verified"
+MISSING = "missing"
+CHANGED = "changed"
+TOO_LARGE = "too large"
+NOT_REGULAR = "not a regular file"
+LINK = "a symbolic link"
+UNREADABLE = "cannot be read"
+
+
+def read_file(path: Path, name: str, max_bytes: int, advice: str) -> bytes:
+    """The bytes of the regular file `name` within the directory `path`, at most `max_bytes` of them.
+
+    advice: what to do about one that is larger. Raises BundleFileError; no link is followed, and nothing that could
+    block or have an effect, such as a FIFO or a device, is opened.
+    """
+    file = path / name
+    size = file_size(path, name)
+    if size > max_bytes:
+        raise _too_large(file, size, max_bytes, advice)
+    try:
+        # Had something else come into its place since, it would still neither be followed nor waited for.
+        descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+        with open(descriptor, "rb") as opened:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise _not_regular(file)
+            data = opened.read(size)
+    except OSError as error:
+        raise BundleFileError(f"{file} cannot be read", UNREADABLE) from error
+    return data
+
+
+def file_size(path: Path, name: str) -> int:
+    """The size on disk, in bytes, of the regular file `name` within `path`; raises BundleFileError."""
+    for part in (*Path(name).parents[:-1], Path(name)):  # a directory within the bundle is no way out of it either
+        file = path / part
+        try:
+            status = file.lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            raise BundleFileError(f"{path / name} is missing: copy or export the bundle again", MISSING) from None
+        except OSError as error:
+            raise BundleFileError(f"{file} cannot be read", UNREADABLE) from error
+        if stat.S_ISLNK(status.st_mode):
+            raise BundleFileError(f"{file} is a symbolic link: copy the bundle with its files, as cp -L does", LINK)
+    if not stat.S_ISREG(status.st_mode):
+        raise _not_regular(file)
+    return status.st_size
+
+
+def read_verified(path: Path, name: str, *, size: int, sha256: str, max_bytes: int, advice: str) -> bytes:
+    """The bytes of a file as `read_file` gives them, which have the size and the SHA-256 listed.
+
+    Raises BundleFileError; a file whose size is another is not read.
+    """
+    largest = max(size, file_size(path, name))
+    if largest > max_bytes:
+        raise _too_large(path / name, largest, max_bytes, advice)
+    data = read_file(path, name, size, advice) if file_size(path, name) == size else None
+    if data is None or len(data) != size or hashlib.sha256(data).hexdigest() != sha256:
+        raise BundleFileError(
+            f"{path / name} is not what the manifest describes: copy or export the bundle again", CHANGED
+        )
+    return data
+
+
+def read_arrays(file: Path, data: bytes, names: tuple[str, ...]) -> dict[str, NDArray[Any]]:
+    """The named arrays of an uncompressed .npz file with these bytes, which nothing in it can make larger than it is.
+
+    Raises BundleError, naming `file`.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            return {name: _read_array(archive, f"{name}.npy") for name in names}
+    except BundleError:
+        raise
+    except Exception as error:  # zipfile and NumPy answer damaged input with almost any exception
+        raise BundleError(f"{file} cannot be read: export the model again") from error
+
+
+def _read_array(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
+    member = archive.getinfo(name)
+    if member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size:
+        raise ValueError(f"{name} is compressed, as export never does")
+    stream = io.BytesIO(archive.read(member))
+    version = np.lib.format.read_magic(stream)
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    shape, is_fortran, dtype = readers[version](stream, max_header_size=MAX_ARRAY_HEADER_BYTES)
+    numbers = stream.read()
+    if dtype.hasobject:
+        raise ValueError(f"{name} holds objects")
+    return np.frombuffer(numbers, dtype).reshape(shape, order="F" if is_fortran else "C").copy()
+
+
+def read_vectors(file: Path, data: bytes) -> dict[str, NDArray[Any]]:
+    """The arrays of a safetensors file with these bytes; raises BundleError, naming `file`."""
+    try:
+        return safetensors.numpy.load(data)
+    except (safetensors.SafetensorError, KeyError, ValueError) as error:  # KeyError: of a type that NumPy lacks
+        raise BundleError(
+            f"{file} is not a safetensors file of numbers that NumPy has: export the model again"
+        ) from error
+
+
+def _too_large(file: Path, size: int, max_bytes: int, advice: str) -> BundleFileError:
+    return BundleFileError(f"{file} has {size:,} bytes, the limit is {max_bytes:,}: {advice}", TOO_LARGE)
+
+
+def _not_regular(file: Path) -> BundleFileError:
+    return BundleFileError(f"{file} is not a regular file: copy or export the bundle again", NOT_REGULAR)
