@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnx
 import safetensors.numpy
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 import tureen
@@ -39,6 +41,8 @@ ENGINE_PRECISIONS: tuple[tuple[str, Precision], ...] = (
     ("openvino", "fp32"),
     ("openvino", "bf16"),
 )
+Modes = Literal["two", "one", "equal"]
+
 GOLDEN_IMAGES = 8
 GOLDEN_BETAS = (0.0, 0.5, 1.0)
 
@@ -52,6 +56,7 @@ def export_bundle(
     engines: Sequence[str] = (),
     precisions: Sequence[str] = (),
     limits: ParityLimits | None = None,
+    modes: Modes = "two",
     overwrite: bool = False,
     report: Callable[[str], None] = lambda line: None,
 ) -> Manifest:
@@ -59,12 +64,13 @@ def export_bundle(
 
     name: the model's, the recipe's where None. default_beta: β of a request that names none. engines, precisions:
     which to prove, each of which must then pass; where empty, all that this machine has, and a lower precision that
-    does not pass is left out. report: told each step.
+    does not pass is left out. modes: of a model that is not co-trained, whether a β is refused (one) or changes nothing
+    (equal); it needs no measured accuracy. report: told each step.
     Raises ExportError, ParityError, or BundleError where `out` exists and `overwrite` is false; nothing is written.
     """
     limits = limits or ParityLimits()
     # A table without its ends, or an occupied directory, is better known before a long compilation than after.
-    if not {0.0, 1.0} <= {row.beta for row in checkpoint.accuracy}:
+    if modes == "two" and not {0.0, 1.0} <= {row.beta for row in checkpoint.accuracy}:
         raise ExportError("the checkpoint has no measured accuracy at β = 0 and 1: train it again")
     model = exportable(checkpoint.model)
     report(f"compiling {checkpoint.recipe.name} to ONNX, opset {OPSET}")
@@ -84,6 +90,8 @@ def export_bundle(
         opset=OPSET,
         files=record_files(files),
         parity=parity,
+        is_cotrained=modes == "two",
+        has_two_tokens=modes != "one",
         accuracy=checkpoint.accuracy,
         evaluation=checkpoint.evaluation,
         provenance={
@@ -91,8 +99,7 @@ def export_bundle(
             "tureen": tureen.__version__,
             "torch": torch.__version__,
             "onnx": onnx.__version__,
-            "recipe": checkpoint.recipe.name,
-            "seed": checkpoint.recipe.seed,
+            **({"recipe": checkpoint.recipe.name, "seed": checkpoint.recipe.seed} if modes == "two" else {}),
         },
     )
     files[CARD] = model_card(manifest).encode()
@@ -151,9 +158,12 @@ def golden_rows(model: DualTokenViT) -> Golden:
 
     Made up, so that no image of a training set leaves in a bundle.
     """
-    rng = np.random.default_rng(0)
-    size = (model.config.image_size, model.config.image_size)
-    coarse = rng.integers(0, 256, (GOLDEN_IMAGES, 4, 4, 3), dtype=np.uint8)
-    pictures = [Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC) for picture in coarse]
-    pixels = np.stack([np.asarray(picture) for picture in pictures])
+    pixels = made_up_pictures(GOLDEN_IMAGES, model.config.image_size)
     return Golden(pixels, np.array(GOLDEN_BETAS, dtype=np.float32), reference(model, pixels, GOLDEN_BETAS).logits)
+
+
+def made_up_pictures(count: int, image_size: int) -> NDArray[np.uint8]:
+    """Smooth random pictures, uint8 (count, image_size, image_size, 3), the same at every call."""
+    coarse = np.random.default_rng(0).integers(0, 256, (count, 4, 4, 3), dtype=np.uint8)
+    size = (image_size, image_size)
+    return np.stack([np.asarray(Image.fromarray(p).resize(size, Image.Resampling.BICUBIC)) for p in coarse])

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from tureen.bundle import load_bundle
-from tureen.report import accuracy_table, check_list, parity_table
+from tureen.report import accuracy_summary, check_list, parity_table
 
 
 def inspect(arguments: list[str]) -> int:
@@ -25,10 +25,11 @@ def inspect(arguments: list[str]) -> int:
         return 0
     size = manifest.preprocess.image_size
     print(f"{manifest.name} {manifest.version}: {len(manifest.labels)} labels, RGB {size} × {size}")
-    print(f"tokens of width {manifest.width}, default β {manifest.default_beta:g}, ONNX opset {manifest.opset}\n")
+    default = f"default β {manifest.default_beta:g}" if manifest.has_two_tokens else "no β"
+    print(f"tokens of width {manifest.width}, {default}, ONNX opset {manifest.opset}\n")
     for name, record in manifest.files.items():
         print(f"  {name:<20} {record.size:>12,} bytes  sha256 {record.sha256[:16]}…  verified")
-    print(f"\n{parity_table(manifest.parity)}\n\n{accuracy_table(manifest.accuracy)}\n")
+    print(f"\n{parity_table(manifest.parity)}\n\n{accuracy_summary(manifest)}\n")
     if manifest.evaluation.checks:
         print(f"{check_list(manifest.evaluation.checks)}\n")
     for key, value in manifest.provenance.items():
