@@ -9,29 +9,35 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from export.foreign import FINETUNE, MEASURED_IMAGES, ForeignOptions, is_foreign, load_foreign
 from export.parity import ParityLimits
-from export.pipeline import ENGINE_PRECISIONS, export_bundle
+from export.pipeline import ENGINE_PRECISIONS, Modes, export_bundle
 from training.checkpoint import load_checkpoint
 from tureen.bundle import NAME_PATTERN
-from tureen.errors import BundleError
-from tureen.report import accuracy_table, parity_table
-from tureen.tokens import parse_beta
+from tureen.errors import BundleError, SingleTokenError
+from tureen.report import accuracy_summary, parity_table
+from tureen.tokens import CLEAN_BETA, parse_beta
+
+FOREIGN = ("data", "labels", "images", "epsilon_255", "crop_fraction")  # fields of ForeignOptions, and flags
 
 
 def export(arguments: list[str]) -> int:
-    """Compile a checkpoint into a bundle."""
+    """Compile a checkpoint, or somebody else's model, into a bundle."""
     limits = ParityLimits()
     parser = argparse.ArgumentParser(
         prog="tureen export",
         description="Compile a checkpoint's backbone, prove every engine against PyTorch, and write a bundle.",
         epilog="example: tureen export runs/digits --out digits-bundle --engine openvino --precision bf16",
     )
-    parser.add_argument("checkpoint", type=Path, help="directory that `tureen train` left")
-    parser.add_argument("--out", type=Path, required=True, metavar="BUNDLE", help="directory to write")
-    parser.add_argument("--name", help="the model's name (default: the recipe's)")
     parser.add_argument(
-        "--default-beta", default="0", metavar="BETA", help="β of a request that names none (default: 0)"
+        "checkpoint",
+        type=Path,
+        help="directory that `tureen train` left; or weights of a ViT of timm, transformers or torchvision: a file, or "
+        "a directory as on the Hugging Face hub",
     )
+    parser.add_argument("--out", type=Path, required=True, metavar="BUNDLE", help="directory to write")
+    parser.add_argument("--name", help="the model's name (default: the recipe's, or that of the weights)")
+    parser.add_argument("--default-beta", metavar="BETA", help="β of a request that names none (default: 0)")
     parser.add_argument(
         "--engine",
         action="append",
@@ -55,6 +61,7 @@ def export(arguments: list[str]) -> int:
         default=limits.top1_agreement,
         help="share of equal labels (default: %(default)g)",
     )
+    _add_foreign(parser)
     parser.add_argument("--force", action="store_true", help="overwrite BUNDLE where it exists")
     parser.add_argument("--json", action="store_true", help="print the manifest as JSON")
     options = parser.parse_args(arguments)
@@ -66,17 +73,27 @@ def export(arguments: list[str]) -> int:
         limits = ParityLimits(fp32_max_abs_diff=options.max_logit_diff, top1_agreement=options.min_agreement)
     except ValidationError:
         parser.error("--max-logit-diff is above 0, --min-agreement from 0 to 1")
-    default_beta = parse_beta(options.default_beta)
+    default_beta = parse_beta(options.default_beta or CLEAN_BETA)
+    modes, precisions = _modes(parser, options), options.precision
+    if modes == "one" and options.default_beta is not None:
+        raise SingleTokenError("--default-beta")
+    if modes == "two":
+        checkpoint = load_checkpoint(options.checkpoint)
+    else:
+        said = {field: getattr(options, field) for field in FOREIGN if getattr(options, field) is not None}
+        checkpoint = load_foreign(options.checkpoint, ForeignOptions(**said), report)
+        precisions = precisions or ([] if options.data else ["fp32"])
     manifest = export_bundle(
-        load_checkpoint(options.checkpoint),
+        checkpoint,
         options.out,
         name=options.name,
         default_beta=default_beta,
         engines=options.engine,
-        precisions=options.precision,
+        precisions=precisions,
         limits=limits,
+        modes=modes,
         overwrite=options.force,
-        report=lambda line: print(line, file=sys.stderr),
+        report=report,
     )
     if options.json:
         print(manifest.model_dump_json(indent=2))
@@ -84,5 +101,57 @@ def export(arguments: list[str]) -> int:
         print(f"{options.out}: {manifest.name} {manifest.version}\n")
         print(parity_table(manifest.parity))
         print()
-        print(accuracy_table(manifest.accuracy))
+        print(accuracy_summary(manifest))
+        if modes != "two":
+            data = options.data or "DIR"
+            print(f"\nnext, for a robust mode: tureen train finetune --init {options.checkpoint} --data {data}")
     return 0
+
+
+def report(line: str) -> None:
+    """What happens, on the terminal; standard output is for the result."""
+    print(line, file=sys.stderr)
+
+
+def _add_foreign(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("a model of somebody else, which has one token until it is co-trained")
+    group.add_argument(
+        "--tokens",
+        choices=["one", "equal"],
+        help="one: no request may choose β; equal: any β is accepted and changes nothing (default: one)",
+    )
+    group.add_argument(
+        "--data", metavar="DIR", help="labelled images, a folder for each class: accuracy, and precisions below fp32"
+    )
+    group.add_argument("--labels", type=Path, metavar="FILE", help="what the outputs are called, one a line")
+    group.add_argument(
+        "--images", type=int, help=f"of --data to measure on, at most (default: {MEASURED_IMAGES}, or one a class)"
+    )
+    group.add_argument(
+        "--epsilon-255",
+        type=float,
+        help=f"radius of the attack (PGD-{FINETUNE.evaluation_steps}) in 1/255; 0: none (default: "
+        f"{FINETUNE.epsilon_255:g})",
+    )
+    group.add_argument(
+        "--crop-fraction", type=float, help="of an image's shorter side to keep (default: what the model's files say)"
+    )
+
+
+def _modes(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Modes:
+    """What β chooses between: of somebody else's model what --tokens says. Exits with 2 where options do not fit."""
+    if not is_foreign(options.checkpoint):
+        if given := [name for name in ("tokens", *FOREIGN) if getattr(options, name) is not None]:
+            flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            parser.error(f"{flags}: for a model of somebody else alone; a checkpoint knows its images and labels")
+        return "two"
+    if options.images is not None and options.images < 1:
+        parser.error("argument --images: 1 or more")
+    if options.epsilon_255 is not None and not 0 <= options.epsilon_255 <= 255:
+        parser.error(f"argument --epsilon-255: {options.epsilon_255} is not between 0 and 255")
+    if options.crop_fraction is not None and not 0 < options.crop_fraction <= 1:
+        parser.error(f"argument --crop-fraction: {options.crop_fraction} is not above 0 and up to 1")
+    if options.data is None and set(options.precision) - {"fp32"}:
+        parser.error("argument --precision: below fp32 it is proven on real images alone: add --data")
+    modes: Modes = options.tokens or "one"
+    return modes
