@@ -96,7 +96,7 @@ def test_inspect_says_that_a_model_is_not_cotrained(single_token_bundle, equal_t
     assert main(["inspect", str(equal_tokens_bundle)]) == 0
     assert "two equal tokens: not co-trained, so β may be chosen and changes nothing" in capsys.readouterr().out
     assert main(["inspect", str(single_token_bundle), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["has_two_tokens"] is False
+    assert '"has_two_tokens": false' in capsys.readouterr().out
 
 
 def test_output_survives_a_reader_who_leaves_and_a_terminal_without_greek(bundle_path):
