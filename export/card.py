@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 from tureen.bundle import Evaluation, Manifest
-from tureen.report import check_list, ensemble_table, epsilon_table, matrix_table, shift_table
+from tureen.report import check_list, ensemble_table, epsilon_table, matrix_table, shift_table, single_accuracy
 
 
 def model_card(manifest: Manifest) -> str:
     """Markdown: what the model is, what it scores at each β, and what its robust mode does not defend against."""
-    first = manifest.accuracy[0]
-    rows = "\n".join(
-        f"| {row.beta:g} | {100 * row.clean.value:.1f} ({100 * row.clean.low:.1f}–{100 * row.clean.high:.1f}) "
-        f"| {100 * row.robust.value:.1f} ({100 * row.robust.low:.1f}–{100 * row.robust.high:.1f}) |"
-        for row in manifest.accuracy
-    )
+    what_it_is = _cotrained(manifest) if manifest.is_cotrained else _single_token(manifest)
     parity = "\n".join(
         f"| {row.engine} {row.engine_version} | {row.precision} | {row.max_abs_diff:.1e} "
         f"| {100 * row.top1_agreement:.2f} % |"
@@ -26,6 +21,27 @@ pipeline_tag: image-classification
 ---
 # {manifest.name} {manifest.version}
 
+{what_it_is}
+## Engines
+
+| engine | precision | largest logit difference from PyTorch | same label, worst β |
+|---|---|---|---|
+{parity}
+
+## Provenance
+
+{facts}
+"""
+
+
+def _cotrained(manifest: Manifest) -> str:
+    first = manifest.accuracy[0]
+    rows = "\n".join(
+        f"| {row.beta:g} | {100 * row.clean.value:.1f} ({100 * row.clean.low:.1f}–{100 * row.clean.high:.1f}) "
+        f"| {100 * row.robust.value:.1f} ({100 * row.robust.low:.1f}–{100 * row.robust.high:.1f}) |"
+        for row in manifest.accuracy
+    )
+    return f"""\
 A dual-token Vision Transformer: one backbone, a clean and a robust class token, and every soup of the two,
 `token(β) = (1 − β)·clean + β·robust` (Rebuffi, Croce & Gowal, ICLR 2023). Serve it with `tureen serve`.
 
@@ -48,16 +64,32 @@ The robust accuracy above is empirical: what one attack, within one norm and rad
 break. A stronger attack may break more, and nothing is guaranteed for any single image. The model was not trained
 against larger radii, other norms (l2, l1, patches), rotations, shifts in distribution, or poisoned training data, and
 not measured under {_unmeasured(manifest.evaluation)}. Whoever may choose β may choose 0.
+"""
 
-## Engines
 
-| engine | precision | largest logit difference from PyTorch | same label, worst β |
-|---|---|---|---|
-{parity}
+def _single_token(manifest: Manifest) -> str:
+    size = manifest.preprocess.image_size
+    if manifest.has_two_tokens:
+        beta = "Both tokens of this bundle are that one: a request may name any β, and it changes nothing."
+    else:
+        beta = "So there is no β to choose, and a request that names one is refused."
+    trained_on = "Whether the model was trained on these images is not known here.\n\n" if manifest.accuracy else ""
+    return f"""\
+A Vision Transformer with one class token, not co-trained: it classifies as it did where it comes from. {beta}
+Serve it with `tureen serve`; `tureen train finetune --init` gives it a clean and a robust token.
 
-## Provenance
+- input: RGB, {size} × {size} after preprocessing
+- labels: {len(manifest.labels)}
 
-{facts}
+## Accuracy
+
+{single_accuracy(manifest.accuracy)}
+
+{trained_on}## What it does not defend against
+
+It has no robust mode, and how it was trained is not known here: take it to be fooled by whoever wants to fool it.
+Where accuracy under an attack stands above, it is empirical: what one attack, within one norm and radius, could not
+break. A stronger one may break more, and nothing is guaranteed for any single image.
 """
 
 

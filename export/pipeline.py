@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnx
 import safetensors.numpy
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
@@ -35,6 +37,9 @@ from tureen.bundle import (
     record_files,
     write_bundle,
 )
+from tureen.tokens import CLEAN_BETA
+
+Modes = Literal["two", "one", "equal"]
 
 ALL = Asked()
 ATTACK_STEPS = 10  # tells engines apart as well as more do; what the model is worth was measured in training
@@ -51,23 +56,25 @@ def export_bundle(
     default_beta: float = 0.0,
     asked: Asked = ALL,
     limits: ParityLimits | None = None,
+    modes: Modes = "two",
     overwrite: bool = False,
     report: Callable[[str], None] = lambda line: None,
 ) -> Manifest:
     """Compile the checkpoint's backbone, prove each engine against PyTorch, and write the bundle to `out`.
 
     name: the model's, the recipe's where None. default_beta: β of a request that names none. asked: what to prove.
-    report: told each step.
+    modes: of a model that is not co-trained, whether a β is refused (one) or changes nothing (equal); it needs no
+    measured accuracy. report: told each step.
     Raises ExportError, ParityError, or BundleError where `out` exists and `overwrite` is false; nothing is written.
     """
     limits = limits or ParityLimits()
     # A table without its ends, or an occupied directory, is better known before a long compilation than after.
-    if not {0.0, 1.0} <= {row.beta for row in checkpoint.accuracy}:
+    if modes == "two" and not {0.0, 1.0} <= {row.beta for row in checkpoint.accuracy}:
         raise ExportError("the checkpoint has no measured accuracy at β = 0 and 1: train it again")
     model = exportable(checkpoint.model)
     report(f"compiling {checkpoint.recipe.name} to ONNX, opset {OPSET}")
     graph = onnx_graph(model)
-    expected = _reference(checkpoint, model, asked, report)
+    expected = _reference(checkpoint, model, BETAS if modes == "two" else (CLEAN_BETA,), asked, report)
     proven = prove_engines(Graphs(model, graph, expected, asked, report), expected, asked, limits, report)
     if asked.has_later_opset:
         add_later_opset(proven, graph, model, expected, limits, report)
@@ -84,6 +91,8 @@ def export_bundle(
         files=record_files(files),
         parity=proven.rows,
         plans=proven.plans,
+        is_cotrained=modes == "two",
+        has_two_tokens=modes != "one",
         accuracy=checkpoint.accuracy,
         evaluation=checkpoint.evaluation,
         provenance={
@@ -91,8 +100,7 @@ def export_bundle(
             "tureen": tureen.__version__,
             "torch": torch.__version__,
             "onnx": onnx.__version__,
-            "recipe": checkpoint.recipe.name,
-            "seed": checkpoint.recipe.seed,
+            **({"recipe": checkpoint.recipe.name, "seed": checkpoint.recipe.seed} if modes == "two" else {}),
         },
     )
     files[CARD] = model_card(manifest).encode()
@@ -101,15 +109,21 @@ def export_bundle(
     return manifest
 
 
-def _reference(checkpoint: Checkpoint, model: DualTokenViT, asked: Asked, report: Callable[[str], None]) -> Reference:
+def _reference(
+    checkpoint: Checkpoint,
+    model: DualTokenViT,
+    betas: Sequence[float],
+    asked: Asked,
+    report: Callable[[str], None],
+) -> Reference:
     """PyTorch's answers on the held-out images, and on the same attacked at each β."""
     report("running PyTorch for reference")
     recipe, images = checkpoint.recipe, checkpoint.held_out
     images = Images(images.pixels[:MAX_IMAGES], images.labels[:MAX_IMAGES])
-    expected = reference(model, images.pixels)
+    expected = reference(model, images.pixels, betas)
     if set(asked.precisions) == {"fp32"}:
         return expected  # which is held to PyTorch's logits, not to its accuracy
-    total = len(BETAS) * len(images)
+    total = len(betas) * len(images)
     with tqdm(
         total=total, desc="attack PyTorch's soups, for the engines to classify", unit="image", disable=None
     ) as bar:
@@ -118,6 +132,7 @@ def _reference(checkpoint: Checkpoint, model: DualTokenViT, asked: Asked, report
             images,
             epsilon_255=recipe.epsilon_255,
             steps=min(ATTACK_STEPS, recipe.evaluation_steps),
+            betas=betas,
             on_images=lambda count: bar.update(count) and None,
         )
     model.cpu()
@@ -129,11 +144,13 @@ def golden_rows(model: DualTokenViT) -> Golden:
 
     Made up, so that no image of a training set leaves in a bundle.
     """
-    rng = np.random.default_rng(0)
-    size = (model.config.image_size, model.config.image_size)
-    coarse = rng.integers(0, 256, (GOLDEN_IMAGES, 4, 4, 3), dtype=np.uint8)
-    pictures = [Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC) for picture in coarse]
-    pixels = np.stack([np.asarray(picture) for picture in pictures])
-    return Golden(
-        pixels, np.array(GOLDEN_BETAS, dtype=np.float32), reference(model, pixels, GOLDEN_BETAS).images.logits
-    )
+    pixels = made_up_pictures(GOLDEN_IMAGES, model.config.image_size)
+    answers = reference(model, pixels, GOLDEN_BETAS).images
+    return Golden(pixels, np.array(GOLDEN_BETAS, dtype=np.float32), answers.logits)
+
+
+def made_up_pictures(count: int, image_size: int) -> NDArray[np.uint8]:
+    """Smooth random pictures, uint8 (count, image_size, image_size, 3), the same at every call."""
+    coarse = np.random.default_rng(0).integers(0, 256, (count, 4, 4, 3), dtype=np.uint8)
+    size = (image_size, image_size)
+    return np.stack([np.asarray(Image.fromarray(p).resize(size, Image.Resampling.BICUBIC)) for p in coarse])

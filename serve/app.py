@@ -34,7 +34,9 @@ class ClassifyAnswer(BaseModel):
 
     model: str
     version: str
-    beta: float = Field(ge=0, le=1, description="β that this image was classified at")
+    beta: float | None = Field(
+        ge=0, le=1, description="β that this image was classified at; null where the model has one token"
+    )
     beta_source: BetaSource = Field(description="who chose it: this request, the operator, or the bundle's default")
     revision: int = Field(description="revision of the operator's settings that this request was admitted under")
     predictions: list[Prediction] = Field(description="the most probable first")
@@ -90,7 +92,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         summary="Classify one image at the β of your choice",
         responses=openapi_responses(),
         openapi_extra={
-            "parameters": openapi_parameters(settings.max_top_k),
+            "parameters": openapi_parameters(settings.max_top_k, has_beta=manifest.has_two_tokens),
             "requestBody": {
                 "required": True,
                 "content": {**dict.fromkeys(sorted(IMAGE_TYPES), binary), FORM_TYPE: form},

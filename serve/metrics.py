@@ -30,9 +30,11 @@ class Metrics:
             "tureen_batch_images", "Images in each run of the engine.", buckets=IMAGES, registry=self.registry
         )
         self.classifications = Counter(
-            "tureen_classifications", "Images classified, by β: clean is 0, robust is 1, mixed lies between.",
-            ["mode", "beta_source"], registry=self.registry,
-        )  # fmt: skip
+            "tureen_classifications",
+            "Images classified, by β: clean is 0, robust is 1, mixed lies between; single: the model has one token.",
+            ["mode", "beta_source"],
+            registry=self.registry,
+        )
         self.rejections = Counter(
             "tureen_rejections",
             "Requests answered with an error, by the error's code.",
@@ -46,7 +48,11 @@ class Metrics:
         self.in_flight = Gauge("tureen_requests_in_flight", "Permits taken.", registry=self.registry)
         self.queue_images = Gauge("tureen_queue_images", "Images waiting for a batch.", registry=self.registry)
         self.is_ready = Gauge("tureen_ready", "1 once the golden rows were reproduced.", registry=self.registry)
-        self.default_beta = Gauge("tureen_default_beta", "β of a request that names none.", registry=self.registry)
+        self.default_beta = Gauge(
+            "tureen_default_beta",
+            "β of a request that names none; NaN: the model has one token.",
+            registry=self.registry,
+        )
         self.serving = Info("tureen_serving", "What is served, and on which engine.", registry=self.registry)
 
     def render(self) -> tuple[bytes, str]:
@@ -54,6 +60,6 @@ class Metrics:
         return generate_latest(self.registry), CONTENT_TYPE_LATEST
 
 
-def mode_of(beta: float) -> str:
-    """The label of a β: "clean", "robust" or "mixed"."""
-    return {0.0: "clean", 1.0: "robust"}.get(beta, "mixed")
+def mode_of(beta: float | None) -> str:
+    """The label of a β: "clean", "robust" or "mixed"; "single" where there is none."""
+    return {None: "single", 0.0: "clean", 1.0: "robust"}.get(beta, "mixed")

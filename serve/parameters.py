@@ -32,9 +32,9 @@ def _top_k(text: str, max_top_k: int) -> int:
     return int(text)
 
 
-def openapi_parameters(max_top_k: int) -> list[dict[str, Any]]:
-    """The same parameters for OpenAPI."""
-    return [
+def openapi_parameters(max_top_k: int, *, has_beta: bool) -> list[dict[str, Any]]:
+    """The same parameters for OpenAPI; without β where the model has one token, and so none to choose."""
+    beta = [
         {
             "name": "beta",
             "in": "query",
@@ -47,7 +47,10 @@ def openapi_parameters(max_top_k: int) -> list[dict[str, Any]]:
                 ]
             },
             "examples": {"soup": {"value": 0.7}, "mode": {"value": "robust"}},
-        },
+        }
+    ]
+    return [
+        *(beta if has_beta else ()),
         {
             "name": "top_k",
             "in": "query",

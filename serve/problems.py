@@ -48,6 +48,7 @@ KINDS: dict[type[TureenError], Kind] = {
     core_errors.ImageTooLargeError: Kind(413, "image_too_large", "The image is too large"),
     core_errors.UnsupportedImageTypeError: Kind(415, "unsupported_image_type", "Not an image type that is read here"),
     core_errors.InvalidBetaError: Kind(422, "invalid_beta", "β is not valid"),
+    core_errors.SingleTokenError: Kind(422, "single_token", "The model has one token, and so no β"),
     serve_errors.InvalidParameterError: Kind(422, "invalid_parameter", "A parameter is not valid"),
     serve_errors.OverloadedError: Kind(429, "overloaded", "The server is overloaded"),
     serve_errors.InferenceError: Kind(500, "inference_failed", "The engine failed"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,9 +21,11 @@ from serve.metrics import Metrics, mode_of
 from serve.settings import Settings
 from tureen.bundle import Bundle
 from tureen.engines import open_engine
+from tureen.errors import SingleTokenError
 from tureen.machine import available_cpus
 from tureen.preprocess import Pixels, pixels_from_bytes
 from tureen.soup import Prediction, Soup, top_predictions
+from tureen.tokens import CLEAN_BETA
 
 logger = logging.getLogger("tureen.serve")
 
@@ -34,7 +37,7 @@ BetaSource = Literal["request", "operator", "bundle"]
 class Choice:
     """The β of one request, fixed at its admission: where it comes from, and at which revision of the settings."""
 
-    beta: float
+    beta: float | None  # None: the model has one token
     source: BetaSource
     revision: int
 
@@ -60,11 +63,8 @@ class Service:
         self.soup: Soup | None = None
         self._batcher: Batcher[Row, NDArray[np.float32]] | None = None
         self._decoders = ThreadPoolExecutor(min(8, available_cpus()), thread_name_prefix="decode")
-        default = settings.default_beta
-        self._default = (
-            Choice(bundle.manifest.default_beta, "bundle", 0) if default is None else Choice(default, "operator", 0)
-        )
-        metrics.default_beta.set(self._default.beta)
+        self._default = _default_choice(bundle, settings.default_beta)
+        metrics.default_beta.set(math.nan if self._default.beta is None else self._default.beta)
         metrics.is_ready.set(0)
 
     @property
@@ -124,8 +124,15 @@ class Service:
             self.metrics.in_flight.set(self._permits_taken)
 
     def choose(self, beta: float | None) -> Choice:
-        """The β that a request gets: its own, else the operator's default, else the bundle's."""
-        return self._default if beta is None else Choice(beta, "request", self._default.revision)
+        """The β that a request gets: its own, else the operator's default, else the bundle's.
+
+        Raises SingleTokenError where it names one and the model has a single token.
+        """
+        if beta is None:
+            return self._default
+        if not self.bundle.manifest.has_two_tokens:
+            raise SingleTokenError
+        return Choice(beta, "request", self._default.revision)
 
     async def classify(self, image: bytes, choice: Choice, *, top_k: int, arrived_s: float) -> Classified:
         """The image's top labels at the chosen β; raises ImageError or ServeError. arrived_s: time.monotonic."""
@@ -134,9 +141,8 @@ class Service:
         pixels, decode_s = await asyncio.get_running_loop().run_in_executor(
             self._decoders, self._decode, image, arrived_s
         )
-        answer = await self._batcher.submit(
-            (pixels, choice.beta), timeout_ms=self.settings.timeout_ms, arrived_s=arrived_s
-        )
+        beta = CLEAN_BETA if choice.beta is None else choice.beta  # of one token every β makes the same
+        answer = await self._batcher.submit((pixels, beta), timeout_ms=self.settings.timeout_ms, arrived_s=arrived_s)
         stages = {"decode": decode_s, "queue": answer.queue_s, "inference": answer.inference_s}
         for stage, seconds in stages.items():
             self.metrics.stage_seconds.labels(stage).observe(seconds)
@@ -165,3 +171,12 @@ class Service:
     def _run(self, rows: Sequence[Row]) -> Sequence[NDArray[np.float32]]:
         assert self.soup is not None
         return list(self.soup.logits(np.stack([pixels for pixels, _ in rows]), [beta for _, beta in rows]))
+
+
+def _default_choice(bundle: Bundle, operators: float | None) -> Choice:
+    """The β of a request that names none: the operator's, else the bundle's; raises SingleTokenError."""
+    if not bundle.manifest.has_two_tokens:
+        if operators is not None:
+            raise SingleTokenError("--default-beta")
+        return Choice(None, "bundle", 0)
+    return Choice(bundle.manifest.default_beta, "bundle", 0) if operators is None else Choice(operators, "operator", 0)

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -104,3 +105,99 @@ def put_listed_file(bundle: Path, name: str, data: bytes, **changes: object) -> 
     manifest = json.loads((bundle / "manifest.json").read_text())
     manifest["files"][name] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
     (bundle / "manifest.json").write_text(json.dumps({**manifest, **changes}))
+
+
+@pytest.fixture(scope="session")
+def single_token_weights() -> dict:
+    """A state dict as timm writes it: 32 × 32 pixels, 16 patches, one block of width 192, five classes."""
+    import torch
+
+    from training.model import DualTokenViT, ViTConfig
+
+    torch.manual_seed(0)
+    model = DualTokenViT(ViTConfig(image_size=32, patch_size=8, width=192, depth=1, heads=3, classes=5))
+    weights = {name: tensor for name, tensor in model.state_dict().items() if "token" not in name}
+    weights["cls_token"] = torch.randn(1, 1, 192) * 0.02
+    weights["pos_embed"] = torch.cat([torch.randn(1, 1, 192) * 0.02, weights["pos_embed"]], dim=1)
+    parts = {"qkv": "attn.qkv", "proj": "attn.proj", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}
+    named = {}
+    for name, tensor in weights.items():
+        name = name.replace("patch_embed.", "patch_embed.proj.")
+        for ours, theirs in parts.items():
+            name = name.replace(f".{ours}.", f".{theirs}.") if name.startswith("blocks") else name
+        named[name] = tensor
+    return named
+
+
+@pytest.fixture(scope="session")
+def single_token_file(single_token_weights: dict, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import safetensors.torch
+
+    file = tmp_path_factory.mktemp("weights") / "somebodys.safetensors"
+    safetensors.torch.save_file(single_token_weights, file)
+    return file
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for each of five classes, with a dozen noisy pictures of its colour, 40 × 36; read-only."""
+    root = tmp_path_factory.mktemp("data") / "photos"
+    rng = np.random.default_rng(0)
+    colours = {
+        "cat": (200, 60, 60), "cow": (60, 200, 60), "dog": (60, 60, 200), "hen": (200, 200, 60), "owl": (60, 200, 200)
+    }  # fmt: skip
+    for name, colour in colours.items():
+        (root / name).mkdir(parents=True)
+        for i in range(12):
+            picture = (np.array(colour) + rng.integers(-60, 60, (36, 40, 3))).clip(0, 255).astype(np.uint8)
+            Image.fromarray(picture).save(root / name / f"{i:03}.jpg")
+    return root
+
+
+@pytest.fixture(scope="session")
+def single_token_bundle(single_token_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of a model that has one token, by `tureen export`; read-only."""
+    from tureen.cli import main
+
+    out = tmp_path_factory.mktemp("export") / "single"
+    assert main(["export", str(single_token_file), "--out", str(out), "--engine", "onnxruntime"]) == 0
+    return out
+
+
+@pytest.fixture(scope="session")
+def equal_tokens_bundle(single_token_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of the same model with its token twice, by `tureen export`; read-only."""
+    from tureen.cli import main
+
+    out = tmp_path_factory.mktemp("export") / "equal"
+    arguments = ["export", str(single_token_file), "--out", str(out), "--engine", "onnxruntime", "--tokens", "equal"]
+    assert main(arguments) == 0
+    return out
+
+
+@pytest.fixture(scope="session")
+def torchvision():
+    import torch
+
+    try:
+        return pytest.importorskip("torchvision")
+    except RuntimeError as error:
+        # torchvision's compiled operators need the very build of torch they were made for; without them it fails at
+        # describing two of them, which no ViT uses. Declared, without an implementation, they may be described.
+        if "operator torchvision::nms does not exist" not in str(error):
+            raise
+        for name in ("nms", "qnms"):
+            torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float threshold) -> Tensor")
+        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+            del sys.modules[name]  # what the first attempt left
+        return pytest.importorskip("torchvision")
+
+
+@pytest.fixture(scope="session")
+def timm(torchvision):
+    return pytest.importorskip("timm")
+
+
+@pytest.fixture(scope="session")
+def transformers(torchvision):
+    return pytest.importorskip("transformers")

@@ -5,7 +5,7 @@ soup = tureen.load("tureen-demo/bundle")
 soup.classify([jpeg_bytes, array], beta=[0.0, 0.7])
 """
 
-from tureen.errors import BundleError, EngineError, ImageError, InvalidBetaError, TureenError
+from tureen.errors import BundleError, EngineError, ImageError, InvalidBetaError, SingleTokenError, TureenError
 from tureen.soup import Classification, Prediction, Soup, load
 
 __version__ = "0.1.0"
@@ -17,6 +17,7 @@ __all__ = [
     "ImageError",
     "InvalidBetaError",
     "Prediction",
+    "SingleTokenError",
     "Soup",
     "TureenError",
     "load",

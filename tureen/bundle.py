@@ -3,7 +3,7 @@
 Knows the names and shapes of the graph's tensors; does not know how a graph is made or run.
 
     manifest.json        what the rest is, with SHA-256 sums, measured parity and measured accuracy
-    tokens.safetensors   named token vectors, float32 (D,); "clean" and "robust" always
+    tokens.safetensors   named token vectors, float32 (D,); "clean" and "robust" always, equal where there is but one
     backbone.onnx        pixels uint8 (B, H, W, 3), cls_token float32 (B, D) -> logits float32 (B, K)
     engines/             optional: the same backbone in other precisions, and plans compiled for one kind of GPU
     golden.npz           pixels uint8 (G, H, W, 3), betas float32 (T,), logits float32 (T, G, K) by PyTorch
@@ -23,7 +23,7 @@ from typing import Annotated, Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from tureen.bundle_files import MISSING, read_arrays, read_file, read_vectors, read_verified
 from tureen.errors import BundleError, BundleFileError, printable
@@ -32,7 +32,7 @@ from tureen.graph_file import GraphFile, TensorInfo
 from tureen.preprocess import PreprocessSpec
 
 SCHEMA_VERSION: Final = 2
-READABLE_SCHEMAS: Final = (1, 2)  # 2 added what has a default here: engines/, plans, served accuracy
+READABLE_SCHEMAS: Final = (1, 2)  # 2 added what has a default here: engines/, plans, served accuracy, single tokens
 MANIFEST = "manifest.json"
 TOKENS = "tokens.safetensors"
 BACKBONE = "backbone.onnx"
@@ -206,9 +206,23 @@ class Manifest(_Record):
     files: dict[FileName, FileRecord]
     parity: list[ParityRow]
     plans: dict[FileName, PlanRecord] = Field(default={}, description="what each compiled plan is bound to")
-    accuracy: list[AccuracyRow] = Field(min_length=1)
+    is_cotrained: bool = Field(
+        default=True, description="false: a single-token model as it came, its one token both clean and robust"
+    )
+    has_two_tokens: bool = Field(
+        default=True, description="false: no request may choose β; a model that is not co-trained may still take any"
+    )
+    accuracy: list[AccuracyRow] = Field(description="a row a β; empty only where a single-token model was not measured")
     evaluation: Evaluation = Evaluation()
     provenance: dict[str, Any] = Field(description="what made it: versions, recipe, seed, command")
+
+    @model_validator(mode="after")
+    def _tokens_fit(self) -> Manifest:
+        if self.is_cotrained and not self.accuracy:
+            raise ValueError("accuracy has no row, which only a model that is not co-trained may lack")
+        if self.is_cotrained and not self.has_two_tokens:
+            raise ValueError("has_two_tokens is false, but a co-trained model has two")
+        return self
 
 
 @dataclass(frozen=True)
@@ -376,7 +390,7 @@ def read_manifest(path: Path | str) -> Manifest:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise BundleError(f"{file}: {printable(where)}: {first['msg']}; export the model again") from error
+        raise BundleError(f"{file}: {printable(where) or 'fields'}: {first['msg']}; export the model again") from error
 
 
 def read_manifest_text(path: Path | str) -> str:

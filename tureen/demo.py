@@ -19,7 +19,7 @@ from PIL import Image
 
 from tureen.bundle import MANIFEST, load_bundle, read_manifest
 from tureen.errors import BundleError, TureenError
-from tureen.report import accuracy_table
+from tureen.report import accuracy_summary
 from tureen.soup import load
 from tureen.tokens import CLEAN_BETA, ROBUST_BETA
 
@@ -69,7 +69,7 @@ def demo(arguments: list[str]) -> int:
     if options.bundle != RECIPE:
         return _serve_example(EXAMPLES / options.bundle, options)
     if options.no_serve:
-        print(f"\n{accuracy_table(read_manifest(prepare(options.dir)).accuracy)}\n")
+        print(f"\n{accuracy_summary(read_manifest(prepare(options.dir)))}\n")
         return 0
     _require_free(options.host, options.port)
     # In a process of its own, so that the one which serves is as small as any server's and has no torch in it.
@@ -97,7 +97,7 @@ def _serve_example(bundle: Path, options: argparse.Namespace) -> int:
     from serve.settings import Settings
 
     manifest = read_manifest(bundle)
-    print(f"{accuracy_table(manifest.accuracy)}\n")
+    print(f"{accuracy_summary(manifest)}\n")
     if options.no_serve:
         return 0
     _require_free(options.host, options.port)

@@ -12,7 +12,7 @@ from tureen.bundle import Manifest
 from tureen.errors import BundleError, printable
 from tureen.graph_file import GraphFile
 from tureen.inspection import Inspection, inspect_bundle
-from tureen.report import accuracy_table, check_list, parity_table, plan_table
+from tureen.report import accuracy_summary, check_list, parity_table, plan_table
 
 SHOWN_LABELS = 10
 SHOWN_OPERATORS = 12
@@ -58,7 +58,7 @@ def _parts(inspection: Inspection) -> Iterator[str]:
     yield parity_table(manifest.parity) if manifest.parity else "the bundle vouches for no engine"
     yield _engines(inspection)
     yield plan_table(manifest.plans) if manifest.plans else ""
-    yield accuracy_table(manifest.accuracy)
+    yield accuracy_summary(manifest)
     yield check_list(manifest.evaluation.checks) if manifest.evaluation.checks else ""
     yield "\n".join(f"  {key}: {value}" for key, value in manifest.provenance.items())
 
@@ -67,12 +67,13 @@ def _heading(manifest: Manifest) -> str:
     size, labels = manifest.preprocess.image_size, manifest.labels
     more = f" and {len(labels) - SHOWN_LABELS:,} more" if len(labels) > SHOWN_LABELS else ""
     share = f"{100 * manifest.preprocess.crop_fraction:g} % of the shorter side"
+    default = f"default β {manifest.default_beta:g}" if manifest.has_two_tokens else "no β"
     return "\n".join(
         [
             f"{manifest.name} {manifest.version}: {len(labels)} labels, RGB {size} × {size}",
             f"  labels      {', '.join(labels[:SHOWN_LABELS])}{more}",
             f"  preprocess  centred square of {share}, {manifest.preprocess.interpolation} to {size} × {size}",
-            f"  tokens      of width {manifest.width}, default β {manifest.default_beta:g}",
+            f"  tokens      of width {manifest.width}, {default}",
             f"  manifest    schema version {manifest.schema_version}",
         ]
     )

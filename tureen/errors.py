@@ -2,6 +2,7 @@
 
     TureenError
     ├── InvalidBetaError                 caller: the β is not a number in [0, 1] nor the name of a mode
+    │   └── SingleTokenError             caller: there is no β to choose, the model has one token
     ├── ImageError                       caller
     │   ├── EmptyImageError              there are no bytes
     │   ├── UndecodableImageError        it looks like a JPEG, PNG or WebP image, and cannot be decoded
@@ -26,6 +27,15 @@ class InvalidBetaError(TureenError, ValueError):
     def __init__(self, value: object) -> None:
         shown = repr(value) if len(repr(value)) <= 40 else repr(value)[:37] + "..."
         super().__init__(f'β is {shown}; give a number from 0 (clean) to 1 (robust), or "clean" or "robust"')
+
+
+class SingleTokenError(InvalidBetaError):
+    def __init__(self, what: str = "beta") -> None:
+        Exception.__init__(
+            self,
+            f"this model has one token, so there is no β to choose: leave {what} out, or co-train the model with "
+            "`tureen train finetune --init …`",
+        )
 
 
 class ImageError(TureenError, ValueError):

@@ -10,6 +10,7 @@ from tureen.bundle import (
     Accuracy,
     AccuracyRow,
     Check,
+    Manifest,
     ParityRow,
     PlanRecord,
     ServedAccuracy,
@@ -18,6 +19,34 @@ from tureen.bundle import (
     TransferMatrix,
 )
 from tureen.tokens import CLEAN_BETA, ROBUST_BETA
+
+
+def accuracy_summary(manifest: Manifest) -> str:
+    """The β table of a co-trained model; of one that is not, what it has instead of two modes, and its one row."""
+    if manifest.is_cotrained:
+        return accuracy_table(manifest.accuracy)
+    return f"{tokens_sentence(manifest)}\n{single_accuracy(manifest.accuracy)}"
+
+
+def tokens_sentence(manifest: Manifest) -> str:
+    """What β there is to choose."""
+    if manifest.is_cotrained:
+        return "two tokens, co-trained: 0 is the clean one, 1 the robust one"
+    if manifest.has_two_tokens:
+        return "two equal tokens: not co-trained, so β may be chosen and changes nothing"
+    return "one token: not co-trained, so there is no β to choose"
+
+
+def single_accuracy(rows: Sequence[AccuracyRow]) -> str:
+    """The accuracy of a model whose rows are all equal, or that there is none."""
+    if not rows:
+        return "accuracy: not measured"
+    row = rows[0]
+    clean, robust = (
+        f"{100 * share.value:.1f} ({100 * share.low:.1f}–{100 * share.high:.1f})" for share in (row.clean, row.robust)
+    )
+    attacked = f"; under {row.attack}, white-box, l∞ ε = {row.epsilon_255:g}/255: {robust}" if row.epsilon_255 else ""
+    return f"accuracy on {row.n} images, % (95 % interval): {clean}{attacked}"
 
 
 def accuracy_table(rows: Sequence[AccuracyRow]) -> str:

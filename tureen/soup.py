@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from tureen.bundle import Bundle, Precision, load_bundle
 from tureen.engines import AUTO, open_engine
 from tureen.engines.base import Engine, EngineOptions
+from tureen.errors import SingleTokenError
 from tureen.machine import available_cpus, default_cache_directory
 from tureen.preprocess import DEFAULT_LIMITS, ImageLimits, Pixels, pixels_from_bytes, pixels_from_image
 from tureen.tokens import mix_rows, parse_beta
@@ -35,9 +36,9 @@ class Prediction(BaseModel):
 
 
 class Classification(BaseModel):
-    """The most probable labels of one image at one β, the most probable first."""
+    """The most probable labels of one image at one β, the most probable first; β is None where there is one token."""
 
-    beta: float
+    beta: float | None
     predictions: list[Prediction]
 
 
@@ -65,7 +66,8 @@ class Soup:
 
         images: encoded JPEG, PNG or WebP bytes, paths, PIL images, or uint8 RGB arrays (H, W, 3) of any size.
         beta: one for all or one an image, numbers in [0, 1] or "clean" or "robust"; the bundle's default where None.
-        Raises ImageError, InvalidBetaError, or ValueError where images and β differ in number.
+        Raises ImageError, InvalidBetaError, SingleTokenError for any β where the model has one token, or ValueError
+        where images and β differ in number.
         """
         if isinstance(images, bytes | str | Path | Image.Image):
             raise TypeError("images is one image; give a list of them, such as [image]")
@@ -73,8 +75,9 @@ class Soup:
         if not len(images):
             return []
         logits = self.logits(np.stack([self._pixels(image) for image in images]), betas)
+        has_two_tokens = self.bundle.manifest.has_two_tokens
         return [
-            Classification(beta=b, predictions=top_predictions(row, self.labels, top_k))
+            Classification(beta=b if has_two_tokens else None, predictions=top_predictions(row, self.labels, top_k))
             for b, row in zip(betas, logits, strict=True)
         ]
 
@@ -97,6 +100,8 @@ class Soup:
     def _betas(self, beta: float | str | Sequence[float | str] | None, count: int) -> list[float]:
         if beta is None:
             return [self.bundle.manifest.default_beta] * count
+        if not self.bundle.manifest.has_two_tokens:
+            raise SingleTokenError
         if isinstance(beta, str | int | float):
             return [parse_beta(beta)] * count
         if len(beta) != count:

@@ -13,10 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.torch
-import torch
 from PIL import Image
 
-from training.model import DualTokenViT, ViTConfig
 from training.recipes import RECIPES
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
@@ -28,7 +26,7 @@ SMALL = ["model.depth=1", "model.width=32"]
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory):
+def workplace(single_token_weights, tmp_path_factory):
     """An empty directory with `photos`, four classes of noisy pictures, and `vit.safetensors`, a single-token ViT."""
     directory = tmp_path_factory.mktemp("guide")
     rng = np.random.default_rng(0)
@@ -39,25 +37,8 @@ def workplace(tmp_path_factory):
             level = np.array([(200, 60, 60), (60, 200, 60), (60, 60, 200), (200, 200, 60)][label])
             picture = (level + rng.integers(-60, 60, (36, 40, 3))).clip(0, 255).astype(np.uint8)
             Image.fromarray(picture).save(folder / f"{i:03}.jpg")
-    torch.manual_seed(0)
-    safetensors.torch.save_file(single_token_vit(), directory / "vit.safetensors")
+    safetensors.torch.save_file(single_token_weights, directory / "vit.safetensors")
     return directory
-
-
-def single_token_vit():
-    """A state dict as timm writes it: 32 × 32 pixels, 16 patches, one block of width 192."""
-    model = DualTokenViT(ViTConfig(image_size=32, patch_size=8, width=192, depth=1, heads=3, classes=5))
-    weights = {name: tensor for name, tensor in model.state_dict().items() if "token" not in name}
-    weights["cls_token"] = torch.randn(1, 1, 192) * 0.02
-    weights["pos_embed"] = torch.cat([torch.randn(1, 1, 192) * 0.02, weights["pos_embed"]], dim=1)
-    parts = {"qkv": "attn.qkv", "proj": "attn.proj", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}
-    named = {}
-    for name, tensor in weights.items():
-        name = name.replace("patch_embed.", "patch_embed.proj.")
-        for ours, theirs in parts.items():
-            name = name.replace(f".{ours}.", f".{theirs}.") if name.startswith("blocks") else name
-        named[name] = tensor
-    return named
 
 
 def run(command, directory):

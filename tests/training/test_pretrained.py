@@ -2,7 +2,6 @@
 
 import json
 import math
-import sys
 
 import numpy as np
 import pytest
@@ -33,32 +32,6 @@ TRANSFORMERS_SHAPE = {
     "num_attention_heads": 4,
     "intermediate_size": 100,
 }
-
-
-@pytest.fixture(scope="module")
-def torchvision():
-    try:
-        return pytest.importorskip("torchvision")
-    except RuntimeError as error:
-        # torchvision's compiled operators need the very build of torch they were made for; without them it fails at
-        # describing two of them, which no ViT uses. Declared, without an implementation, they may be described.
-        if "operator torchvision::nms does not exist" not in str(error):
-            raise
-        for name in ("nms", "qnms"):
-            torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float threshold) -> Tensor")
-        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
-            del sys.modules[name]  # what the first attempt left
-        return pytest.importorskip("torchvision")
-
-
-@pytest.fixture(scope="module")
-def timm(torchvision):
-    return pytest.importorskip("timm")
-
-
-@pytest.fixture(scope="module")
-def transformers(torchvision):
-    return pytest.importorskip("transformers")
 
 
 @pytest.fixture(autouse=True)

@@ -79,6 +79,18 @@ def test_a_wrong_value_is_named(own_bundle, change):
         load_bundle(own_bundle)
 
 
+def test_only_a_single_token_model_may_lack_accuracy_or_a_second_token(own_bundle):
+    rows = json.loads((own_bundle / MANIFEST).read_text())["accuracy"]
+    edit_manifest(own_bundle, is_cotrained=False, has_two_tokens=False, accuracy=[])
+    assert read_manifest(own_bundle).accuracy == []
+    edit_manifest(own_bundle, is_cotrained=True)
+    with pytest.raises(BundleError, match="accuracy has no row"):
+        read_manifest(own_bundle)
+    edit_manifest(own_bundle, accuracy=rows)
+    with pytest.raises(BundleError, match="has_two_tokens is false"):
+        read_manifest(own_bundle)
+
+
 def test_tokens_of_another_width_are_refused(own_bundle):
     edit_manifest(own_bundle, width=65)
     with pytest.raises(BundleError, match="token is not 65 finite float32"):

@@ -1,7 +1,15 @@
 import pytest
 
 from tureen.bundle import Accuracy, AccuracyRow, Check, ShiftRow, Suspect, TransferMatrix
-from tureen.report import accuracy_table, check_list, ensemble_table, epsilon_table, matrix_table, shift_table
+from tureen.report import (
+    accuracy_table,
+    check_list,
+    ensemble_table,
+    epsilon_table,
+    matrix_table,
+    shift_table,
+    single_accuracy,
+)
 
 FOOTNOTE = "* outside [0, 1]: an extension, never served"
 
@@ -37,6 +45,15 @@ def test_an_ensemble_stands_beside_the_soup_that_met_the_same_attack():
     assert [line.split()[:4] for line in lines[2:]] == [["0.50", "soup", "1.0", "×"], ["0.50", "ensemble", "2.0", "×"]]
     assert " 40.0 (" in lines[2]
     assert " 45.0 (" in lines[3]
+
+
+def test_a_single_token_model_has_one_line_of_accuracy():
+    assert single_accuracy([]) == "accuracy: not measured"
+    assert single_accuracy([row(0.0, 0.2), row(1.0, 0.2)]) == (
+        "accuracy on 100 images, % (95 % interval): 90.0 (85.0–95.0); "
+        "under PGD-40, white-box, l∞ ε = 8/255: 20.0 (15.0–25.0)"
+    )
+    assert "PGD" not in single_accuracy([row(0.0, 0.9, epsilon_255=0)])
 
 
 @pytest.fixture

@@ -72,3 +72,11 @@ def test_probabilities_add_up_whatever_the_logits(logits, top_k):
 def test_top_k_of_zero_is_refused():
     with pytest.raises(ValueError, match="give 1 or more"):
         top_predictions(np.zeros(3, np.float32), list("abc"), 0)
+
+
+def test_a_model_of_one_token_answers_without_a_beta_and_refuses_any(single_token_bundle, photograph):
+    with tureen.load(single_token_bundle, engine="onnxruntime") as soup:
+        assert soup.classify([photograph])[0].beta is None
+        for beta in (0, "robust", [0.5], ["clean"]):
+            with pytest.raises(tureen.SingleTokenError, match="leave beta out"):
+                soup.classify([photograph], beta=beta)
