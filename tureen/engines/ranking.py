@@ -117,7 +117,7 @@ def recall(bundle: Bundle, options: EngineOptions) -> Ranking | None:
     file = _file(options.cache, here)
     try:
         ranking = Ranking.model_validate_json(file.read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValidationError) as error:
         logger.warning("what was measured of the engines is ignored: %s cannot be read (%s)", file, _short(error))
@@ -157,7 +157,12 @@ def explain(bundle: Bundle, options: EngineOptions) -> str | None:
         return None
     first, *others = (f"{t.engine} {t.precision} {t.images_per_second:.0f}" for t in ranking.timings)
     by = "bench" if ranking.by == "bench" else "a race"
-    return ", ".join([f"measured {ranking.measured_on} by {by} at batch {ranking.batch}: {first} images/s", *others])
+    listed = ", ".join([f"{first} images/s", *others])
+    fastest = max(ranking.timings, key=lambda timing: timing.images_per_second)
+    handicap = f"; a lower precision has to be {LOW_PRECISION_HANDICAP} × as fast"
+    return f"measured {ranking.measured_on} by {by} at batch {ranking.batch}: {listed}" + (
+        handicap if fastest != ranking.timings[0] else ""
+    )
 
 
 def _file(cache: Path, here: Conditions) -> Path:

@@ -207,6 +207,13 @@ def test_an_explanation_says_what_was_measured_when_and_how(two, options):
     )
 
 
+def test_an_explanation_says_why_the_fastest_was_passed_over(bundle, options):
+    known(bundle, options, 10, 100, 105)
+    assert explain(bundle, options).endswith(
+        "openvino fp32 100 images/s, openvino bf16 105, onnxruntime fp32 10; a lower precision has to be 1.1 × as fast"
+    )
+
+
 def test_the_gpus_are_those_that_the_driver_lists(tmp_path):
     for bus, model in (("0000:01:00.0", "NVIDIA H100 80GB HBM3"), ("0000:02:00.0", "NVIDIA L4")):
         (tmp_path / bus).mkdir()
