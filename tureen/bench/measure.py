@@ -61,7 +61,7 @@ def measure(
     max_turn_s = seconds / SHORTEST_TURNS
     with ExitStack() as processes:
         for assignment in _assignments(bundle, threads, streams, max_batch):
-            on_progress(f"open {assignment.name}, streams: {assignment.streams}")
+            on_progress(f"open {assignment.name}, streams {assignment.streams}")
             try:
                 worker = Worker(assignment)
                 processes.callback(worker.close)
@@ -69,8 +69,8 @@ def measure(
             except EngineError as error:
                 left_out.append(_left_out(assignment, str(error)))
         turns = _turns(contestants, max_turn_s)
-        on_progress(f"time {len(contestants)} engines in turns, for about {seconds:.0f} s")
-        results = in_turns([partial(_take, contestant, turn) for contestant, turn in turns], seconds=seconds)
+        takes = [partial(_take, contestant, turn, on_progress) for contestant, turn in turns]
+        results = in_turns(takes, seconds=seconds)
     times_of: dict[_Contestant, dict[Turn, list[Times]]] = {contestant: {} for contestant in contestants}
     for (contestant, turn), times in zip(turns, results, strict=True):
         times_of[contestant].setdefault(turn, []).extend(t for t in times if t is not None)
@@ -144,9 +144,11 @@ def _turns(contestants: Sequence[_Contestant], max_turn_s: float) -> list[tuple[
     return turns
 
 
-def _take(contestant: _Contestant, turn: Turn) -> Times | None:
+def _take(contestant: _Contestant, turn: Turn, on_progress: Callable[[str], None]) -> Times | None:
     if contestant.lost:
         return None
+    assignment = contestant.worker.assignment
+    on_progress(f"time {assignment.name}, streams {assignment.streams}, batch {turn.batch}")
     try:
         return contestant.worker.turn(turn)
     except EngineError as error:

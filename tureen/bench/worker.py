@@ -11,13 +11,14 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from pydantic import ValidationError
 
 from tureen.bench.records import Assignment, Opened, Times, Turn
-from tureen.bundle import Bundle, load_bundle
+from tureen.bundle import load_bundle
 from tureen.engines import prove
 from tureen.engines.base import EngineOptions
 from tureen.errors import EngineError, TureenError
@@ -113,8 +114,7 @@ def main(arguments: list[str]) -> int:
 
         assignment = Assignment.model_validate_json(arguments[0])
         try:
-            bundle = load_bundle(assignment.bundle)
-            soup, opened = _open(bundle, assignment)
+            soup, opened = _open(assignment)
             reply(opened.model_dump_json())
             on_streams = Streams(soup, assignment.streams)
             for line in sys.stdin:
@@ -125,7 +125,8 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _open(bundle: Bundle, assignment: Assignment) -> tuple[Soup, Opened]:
+def _open(assignment: Assignment) -> tuple[Soup, Opened]:
+    bundle = load_bundle(assignment.bundle)
     row = bundle.parity(assignment.engine, assignment.precision)
     if row is None:
         raise EngineError("the bundle does not vouch for it")
@@ -134,7 +135,7 @@ def _open(bundle: Bundle, assignment: Assignment) -> tuple[Soup, Opened]:
     started = time.perf_counter()
     engine = prove(bundle, row, options)
     load_s = time.perf_counter() - started
-    soup = Soup(bundle, engine)
+    soup = Soup(replace(bundle, graph=b""), engine)  # as many workers as engines: none keeps what it needs no more
     Streams(soup, assignment.streams).turn(Turn(batch=min(FIRST_BATCH, assignment.max_batch), calls=1))
     peak = _memory("VmHWM")
     return soup, Opened(
