@@ -24,7 +24,7 @@ def benchmark_text(benchmark: Benchmark, bundle: Path) -> str:
             )
         )
     parts += [
-        f"for throughput, {throughput.images_per_second:.0f} images/s:\n  tureen serve {bundle} {throughput.flags}",
+        f"for throughput, {_rate(throughput.images_per_second)} images/s:\n  tureen serve {bundle} {throughput.flags}",
         f"for latency, {latency.p50_ms:.3g} ms for one image:\n  tureen serve {bundle} {latency.flags}",
     ]
     return "\n\n".join(parts)
@@ -44,11 +44,15 @@ def _rates(benchmark: Benchmark) -> str:
     ]
     for engine in benchmark.engines:
         rates = (engine.rate(batch) for batch in batches)
-        cells = "".join(f"{'—' if rate is None else f'{rate:.{0 if rate >= 99.5 else 1}f}':>8}" for rate in rates)
+        cells = "".join(f"{'—' if rate is None else _rate(rate):>8}" for rate in rates)
         lines.append(f"{engine.name:<28}{engine.streams:>7}{cells}")
     if any(engine.skipped for engine in benchmark.engines):
         lines.append(f"— skipped: expected to take longer than {benchmark.max_turn_s:.2g} s; raise --seconds for it")
     return "\n".join(lines)
+
+
+def _rate(images_per_second: float) -> str:
+    return f"{images_per_second:.{0 if images_per_second >= 99.5 else 1}f}"
 
 
 def _costs(benchmark: Benchmark) -> str:

@@ -155,7 +155,10 @@ def explain(bundle: Bundle, options: EngineOptions) -> str | None:
     ranking = recall(bundle, options)
     if ranking is None:
         return None
-    first, *others = (f"{t.engine} {t.precision} {t.images_per_second:.0f}" for t in ranking.timings)
+    first, *others = (
+        f"{t.engine} {t.precision} {t.images_per_second:.{0 if t.images_per_second >= 99.5 else 1}f}"
+        for t in ranking.timings
+    )
     by = "bench" if ranking.by == "bench" else "a race"
     listed = ", ".join([f"{first} images/s", *others])
     fastest = max(ranking.timings, key=lambda timing: timing.images_per_second)

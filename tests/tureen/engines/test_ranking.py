@@ -210,7 +210,7 @@ def test_an_explanation_says_what_was_measured_when_and_how(two, options):
 def test_an_explanation_says_why_the_fastest_was_passed_over(bundle, options):
     known(bundle, options, 10, 100, 105)
     assert explain(bundle, options).endswith(
-        "openvino fp32 100 images/s, openvino bf16 105, onnxruntime fp32 10; a lower precision has to be 1.1 × as fast"
+        "openvino fp32 100 images/s, openvino bf16 105, onnxruntime fp32 10.0; a lower precision has to be 1.1 × as fast"
     )
 
 
