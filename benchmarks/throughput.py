@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
@@ -31,10 +31,10 @@ from tureen.bundle import Bundle, load_bundle
 from tureen.engines import open_engine
 from tureen.engines.base import Engine
 from tureen.preprocess import pixels_from_bytes
+from tureen.timing import interleaved
 from tureen.tokens import mix_rows
 
 BATCH = 64
-ROUNDS = 31
 CONNECTIONS = 64
 HTTP_ROUNDS = 7
 
@@ -78,25 +78,6 @@ def mixed_against_single(engine: Engine, bundle: Bundle) -> None:
 def row(bundle: Bundle, beta: float) -> NDArray[np.float32]:
     """One token, float32 (1, D)."""
     return mix_rows(bundle.clean_token, bundle.robust_token, [beta])
-
-
-def interleaved(functions: Sequence[Callable[[], object]]) -> list[float]:
-    """Median seconds of each function, called in turns after a warm-up; each turn is as many calls as fill 20 ms."""
-    for function in functions:
-        function()
-    start = time.perf_counter()
-    functions[0]()
-    calls = max(1, int(0.02 / (time.perf_counter() - start)))
-    times: list[list[float]] = [[] for _ in functions]
-    for turn in range(ROUNDS):
-        # Who comes first alternates too.
-        order = range(len(functions)) if turn % 2 else reversed(range(len(functions)))
-        for index in order:
-            start = time.perf_counter()
-            for _ in range(calls):
-                functions[index]()
-            times[index].append((time.perf_counter() - start) / calls)
-    return [median(t) for t in times]
 
 
 def through_http(bundle: Bundle, seconds: float) -> None:

@@ -1,7 +1,7 @@
-"""Gathers concurrent requests into batches and runs them, one batch at a time, on a thread of its own.
+"""Gathers concurrent requests into batches and runs them on threads of its own, one batch on each stream.
 
-While one batch runs the next one gathers, so nobody waits for a timer. Knows nothing about HTTP, images or models:
-what a row is and what running means is the caller's.
+While every stream is busy the next batch gathers, so nobody waits for a timer. Knows nothing about HTTP, images or
+models: what a row is and what running means is the caller's.
 """
 
 from __future__ import annotations
@@ -55,10 +55,12 @@ class Batcher(Generic[Row, Result]):
         *,
         max_batch: int,
         max_waiting: int,
+        streams: int = 1,
         on_batch: Callable[[int, float], None] = lambda size, seconds: None,
         on_dropped: Callable[[str, int], None] = lambda reason, count: None,
     ) -> None:
-        """run: called with 1 to max_batch rows on a thread of its own, never twice at a time; returns as many results.
+        """run: called with 1 to max_batch rows, up to `streams` calls at a time, each on a thread of the batcher's;
+        returns as many results.
 
         on_batch: told the size and seconds of each batch that ran. on_dropped: told how many requests left the
         queue unanswered by the engine, and why: "deadline" or "abandoned".
@@ -71,7 +73,8 @@ class Batcher(Generic[Row, Result]):
         self._queue: list[_Request[Row, Result]] = []
         self._changed = asyncio.Event()
         self._is_closing = False
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="inference")
+        self._free_streams = asyncio.Semaphore(streams)
+        self._threads = ThreadPoolExecutor(streams, thread_name_prefix="inference")
         self._loop_task = asyncio.get_running_loop().create_task(self._serve())
 
     @property
@@ -99,37 +102,43 @@ class Batcher(Generic[Row, Result]):
         self._is_closing = True
         self._changed.set()
         await self._loop_task
-        self._thread.shutdown()
+        self._threads.shutdown()
 
     async def _serve(self) -> None:
-        while True:
-            await self._changed.wait()
-            self._changed.clear()
-            while self._queue:
-                await self._run_next()
-            if self._is_closing:
-                return
+        async with asyncio.TaskGroup() as running:
+            while not (self._is_closing and not self._queue):
+                await self._changed.wait()
+                self._changed.clear()
+                while self._queue:
+                    await self._free_streams.acquire()  # nobody is given a place in a batch before it can run
+                    running.create_task(self._run_batch(self._next_batch())).add_done_callback(
+                        lambda _: self._free_streams.release()
+                    )
 
-    async def _run_next(self) -> None:
-        started = time.monotonic()
-        decision = next_batch(self._queue, now_s=started, max_batch=self._max_batch)
+    def _next_batch(self) -> list[_Request[Row, Result]]:
+        """Take the next batch, which may be empty, from the queue, and answer those that left it otherwise."""
+        decision = next_batch(self._queue, now_s=time.monotonic(), max_batch=self._max_batch)
         self._queue = decision.waiting
         for request in decision.expired:
             request.future.set_exception(DeadlineError(request.timeout_ms))
         for reason, dropped in (("deadline", decision.expired), ("abandoned", decision.abandoned)):
             if dropped:
                 self._on_dropped(reason, len(dropped))
-        if not decision.batch:
+        return decision.batch
+
+    async def _run_batch(self, batch: list[_Request[Row, Result]]) -> None:
+        if not batch:
             return
-        rows = [request.row for request in decision.batch]
+        started = time.monotonic()
+        rows = [request.row for request in batch]
         try:
-            results = await asyncio.get_running_loop().run_in_executor(self._thread, self._run, rows)
-            pairs = list(zip(decision.batch, results, strict=True))
+            results = await asyncio.get_running_loop().run_in_executor(self._threads, self._run, rows)
+            pairs = list(zip(batch, results, strict=True))
             seconds = time.monotonic() - started
             self._on_batch(len(rows), seconds)
         except Exception:  # whatever an engine raises, every member of its batch gets an answer
             logger.exception("batch of %d failed", len(rows))
-            for request in decision.batch:
+            for request in batch:
                 if not request.future.done():
                     request.future.set_exception(InferenceError())
             return

@@ -21,6 +21,7 @@ from serve.metrics import Metrics, mode_of
 from serve.settings import Settings
 from tureen.bundle import Bundle
 from tureen.engines import open_engine
+from tureen.engines.ranking import explain
 from tureen.errors import SingleTokenError
 from tureen.machine import available_cpus
 from tureen.preprocess import Pixels, pixels_from_bytes
@@ -81,6 +82,7 @@ class Service:
             self._run,
             max_batch=self.settings.max_batch,
             max_waiting=self.settings.max_requests,
+            streams=self.settings.streams,
             on_batch=lambda size, seconds: self.metrics.batch_images.observe(size),
             on_dropped=lambda reason, count: self.metrics.dropped.labels(reason).inc(count),
         )
@@ -98,7 +100,9 @@ class Service:
         model = f"{self.bundle.manifest.name} {self.bundle.manifest.version}"
         runtime = f"{engine.name} {engine.precision}"
         seconds = time.monotonic() - started
-        logger.info("ready: %s on %s, golden rows reproduced, after %.1f s", model, runtime, seconds)
+        why = explain(self.bundle, self.settings.engine_options)
+        known = f"; {why}" if why else ""
+        logger.info("ready: %s on %s, golden rows reproduced, after %.1f s%s", model, runtime, seconds, known)
 
     async def close(self) -> None:
         """Answer what was accepted, then free engine and threads."""

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from tureen.bundle import EngineName, Precision
 from tureen.engines.base import EngineOptions
@@ -54,15 +54,28 @@ class Settings(BaseModel):
     max_top_k: int = Field(default=1000, ge=DEFAULT_TOP_K, description="a larger top_k is answered 422")
     drain_timeout_s: int = Field(default=30, ge=1, description="seconds that accepted requests have at SIGTERM")
     threads: int = Field(default_factory=available_cpus, ge=1, description="CPU threads of the engine; default: all")
+    streams: int = Field(
+        default=1,
+        ge=1,
+        description="batches run at a time, among which the threads are divided: 1 for latency, more for throughput",
+    )
     cache_dir: Path = Field(
         default_factory=default_cache_directory,
         description="keeps compiled models and this machine's timings; default: the user's cache",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="least level logged")
 
+    @field_validator("streams")
+    @classmethod
+    def _has_threads(cls, streams: int, info: ValidationInfo) -> int:
+        threads = info.data.get("threads")
+        if threads is not None and streams > threads:
+            raise ValueError(f"{streams} streams need as many threads, and there are {threads}: lower it")
+        return streams
+
     @property
     def engine_options(self) -> EngineOptions:
-        return EngineOptions(threads=self.threads, max_batch=self.max_batch, cache=self.cache_dir)
+        return EngineOptions(threads=self.threads, streams=self.streams, max_batch=self.max_batch, cache=self.cache_dir)
 
     @property
     def limits(self) -> ImageLimits:

@@ -18,6 +18,14 @@ ROOT = Path(__file__).parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nothing that a test starts reads or writes what the user has in their cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TUREEN_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def digits_run(request: pytest.FixtureRequest) -> Path:
     """A run of the recipe `digits` as it stands, by `tureen train`; kept between sessions until training/ changes."""

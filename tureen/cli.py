@@ -33,6 +33,7 @@ COMMANDS = {
     "tune": Command("training.evaluation_command", "tune", "train", "choose β from a few labelled images"),
     "export": Command("export.command", "export", "export", "compile a checkpoint into a proven bundle"),
     "inspect": Command("tureen.describe", "inspect", "serve", "show what a bundle holds"),
+    "bench": Command("tureen.bench.command", "bench", "serve", "time the engines, name the best settings"),
     "serve": Command("serve.server", "serve", "serve", "serve a bundle over HTTP"),
 }
 

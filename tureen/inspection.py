@@ -6,7 +6,7 @@ Gathers the facts, and raises only for what is no bundle at all; `tureen.describ
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
@@ -29,6 +29,7 @@ from tureen.bundle_files import VERIFIED, file_size
 from tureen.engines import open_engine, prove
 from tureen.engines.base import EngineOptions, reproduce_golden
 from tureen.engines.presence import what_is_missing
+from tureen.engines.ranking import explain, recall
 from tureen.errors import BundleError, BundleFileError, EngineError, GraphFileError, printable
 from tureen.graph_file import GraphFile, read_graph_file
 from tureen.machine import available_cpus, cpu_flags, default_cache_directory, nvidia_gpus
@@ -36,8 +37,6 @@ from tureen.machine import available_cpus, cpu_flags, default_cache_directory, n
 NOT_A_GRAPH = "not an ONNX graph"
 UNLISTED = "not in the manifest"
 MAX_NAME_CHARACTERS: Final = 100  # of a name in a manifest that this Tureen cannot read
-
-Choose = Callable[[Bundle], str | None]
 
 
 class _Facts(BaseModel):
@@ -91,11 +90,10 @@ class _Outline(BaseModel):
     files: dict[str, Any] = {}
 
 
-def inspect_bundle(path: Path, *, is_trial: bool = False, known_choice: Choose = lambda bundle: None) -> Inspection:
+def inspect_bundle(path: Path, *, is_trial: bool = False) -> Inspection:
     """The facts about the bundle at `path`.
 
-    is_trial: open each engine, have it reproduce the golden rows, and let "auto" choose. known_choice: what "auto"
-    chooses without opening anything, as "engine precision", where that is known.
+    is_trial: open each engine, have it reproduce the golden rows, and let "auto" choose.
     Raises BundleError where there is no manifest, or nothing in it that can be shown.
     """
     outline = _read_outline(path)
@@ -114,7 +112,7 @@ def inspect_bundle(path: Path, *, is_trial: bool = False, known_choice: Choose =
         damaged = _damaged_artefacts(bundle)
         error = next(iter(damaged.values()), None)
         engines = _try_engines(bundle) if is_trial else _look_for_engines(bundle, damaged)
-        auto = _try_auto(bundle) if is_trial else _expect_auto(engines, known_choice(bundle))
+        auto = _try_auto(bundle) if is_trial else _expect_auto(bundle, engines)
     return Inspection(
         path=str(path),
         name=printable(outline.name)[:MAX_NAME_CHARACTERS],
@@ -191,7 +189,7 @@ def _look_for_engines(bundle: Bundle, damaged: dict[str, str]) -> list[EngineHer
     engines = []
     for row in bundle.manifest.parity:
         plan = bundle.manifest.plans.get(row.artefact)
-        missing = damaged.get(row.artefact) or what_is_missing(row, plan, gpus=gpus, flags=flags)
+        missing = damaged.get(row.artefact) or what_is_missing(row.engine, row.precision, plan, gpus=gpus, flags=flags)
         engines.append(
             EngineHere(
                 engine=row.engine,
@@ -234,13 +232,15 @@ def _try_auto(bundle: Bundle) -> Auto:
         return Auto(engine=None, why=str(error))
     chosen = f"{engine.name} {engine.precision}"
     engine.close()
-    return Auto(engine=chosen, why="which is what it opened just now")
+    return Auto(engine=chosen, why=explain(bundle, _options()) or "the only one that opened")
 
 
-def _expect_auto(engines: Sequence[EngineHere], known: str | None) -> Auto:
+def _expect_auto(bundle: Bundle, engines: Sequence[EngineHere]) -> Auto:
+    """What "auto" would come to, as far as it can be told without opening anything."""
+    if ranking := recall(bundle, _options()):
+        first = ranking.timings[0]
+        return Auto(engine=f"{first.engine} {first.precision}", why=explain(bundle, _options()) or "")
     names = [f"{engine.engine} {engine.precision}" for engine in engines if engine.can_run]
-    if known is not None:
-        return Auto(engine=known, why="known from an earlier race on this machine")
     if not names:
         return Auto(engine=None, why="this machine can run no engine that the bundle vouches for")
     if len(names) == 1:

@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +69,12 @@ def _cpuinfo(key: str, file: Path) -> str:
     except OSError:
         return ""
     return next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), "")
+
+
+def make_writable(directory: Path) -> None:
+    """Make the directory where it is missing, for this user alone; raises OSError where no file can be made in it."""
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=directory).close()
 
 
 def _quota(file: Path) -> int | None:

@@ -169,3 +169,41 @@ def test_closing_answers_what_waits_and_refuses_what_comes():
         assert [answer.result for answer in await asyncio.gather(first, *tasks)] == [0, 2, 4, 6, 8, 10]
 
     batching(test)
+
+
+def test_as_many_batches_run_at_a_time_as_there_are_streams_and_no_more():
+    streams, batches = 2, 6
+    inside, most = [], []
+    together = threading.Barrier(streams)
+
+    def run(rows):
+        inside.append(rows)
+        most.append(len(inside))
+        together.wait(10)  # breaks, and fails the batch, unless another one is running
+        inside.remove(rows)
+        return rows
+
+    async def submit_all():
+        batcher = Batcher(run, max_batch=1, max_waiting=batches, streams=streams)
+        answers = await asyncio.gather(*(batcher.submit(row, timeout_ms=10_000) for row in range(batches)))
+        await batcher.close()
+        assert [answer.result for answer in answers] == list(range(batches))
+
+    asyncio.run(submit_all())
+    assert max(most) == streams
+
+
+def test_closing_waits_for_every_stream():
+    async def test(engine, batcher):
+        engine.gate.clear()
+        running = [asyncio.ensure_future(batcher.submit(row, timeout_ms=10_000)) for row in range(3)]
+        while batcher.waiting or not engine.entered.is_set():
+            await asyncio.sleep(0.001)
+        closing = asyncio.ensure_future(batcher.close())
+        await asyncio.sleep(0)
+        assert not closing.done()
+        engine.gate.set()
+        await closing
+        assert [answer.result for answer in await asyncio.gather(*running)] == [0, 2, 4]
+
+    batching(test, max_batch=1, streams=3)

@@ -150,3 +150,21 @@ def test_a_taken_port_is_an_error_and_not_a_hang(bundle_path):
     assert server.returncode == 1
     assert "address already in use" in log.lower()
     assert "golden rows" not in log
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_batches_on_two_streams_give_every_request_its_own_answer(bundle_path, engine, digit_png, soup):
+    port = free_port()
+    images = [digit_png(index) for index in range(48)]
+    betas = [index / 47 for index in range(48)]
+    flags = ("--port", port, "--engine", engine, "--precision", "fp32", "--threads", 2, "--streams", 2)
+    with process(bundle_path, *flags, "--max-batch", 4) as server, ThreadPoolExecutor(16) as clients:
+        wait_until_ready(server, port)
+        paths = [f"/classify?beta={beta}&top_k=10" for beta in betas]
+        answers = list(clients.map(lambda path, image: request(port, "POST", path, image), paths, images))
+    expected = soup.classify(images, betas, top_k=10)
+    for (status, body), classification in zip(answers, expected, strict=True):
+        assert status == 200
+        served = {p["label"]: p["probability"] for p in json.loads(body)["predictions"]}
+        # Another engine sums float32 in another order.
+        assert served == pytest.approx({p.label: p.probability for p in classification.predictions}, abs=1e-4)

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from serve.settings import Settings, parse_settings
+from tureen.engines.base import EngineOptions
 
 
 def test_a_flag_beats_a_variable_beats_the_default():
@@ -34,6 +35,8 @@ def test_the_bundle_may_come_from_the_environment():
         (["b", "--max-image-pixels", "99999999999"], "--max-image-pixels"),
         (["b", "--timeout-ms", "0"], "--timeout-ms"),
         (["b", "--drain-timeout-s", "-1"], "--drain-timeout-s"),
+        (["b", "--streams", "0"], "--streams"),
+        (["b", "--streams", "3", "--threads", "2"], "--streams"),
     ],
 )
 def test_a_wrong_value_exits_with_2_naming_flag_and_variable(arguments, flag, capsys):
@@ -41,6 +44,12 @@ def test_a_wrong_value_exits_with_2_naming_flag_and_variable(arguments, flag, ca
         parse_settings(arguments, {})
     assert exit_.value.code == 2
     assert f"{flag} (TUREEN_" in capsys.readouterr().err
+
+
+def test_threads_and_streams_reach_the_engine(tmp_path):
+    environment = {"TUREEN_STREAMS": "2", "TUREEN_CACHE_DIR": str(tmp_path)}
+    options = parse_settings(["b", "--threads", "4", "--max-batch", "8"], environment).engine_options
+    assert options == EngineOptions(threads=4, streams=2, max_batch=8, cache=tmp_path)
 
 
 def test_help_lists_every_setting_with_its_default(capsys):

@@ -49,6 +49,7 @@ def test_an_unknown_command_is_wrong_use(capsys):
         (["inspect", "nowhere"], 1, "is not a bundle"),
         (["export", "nowhere", "--out", "new"], 1, "not a finished checkpoint"),
         (["evaluate", "nowhere"], 1, "not a finished checkpoint"),
+        (["bench", "nowhere"], 1, "is not a bundle"),
         (["serve", "nowhere"], 1, "is not a bundle"),
         (["train", "digits", "--set", "epochs=0"], 2, "epochs"),
         (["train", "digits", "--set", "model.classes=5"], 2, "10 labels"),
@@ -78,6 +79,9 @@ def test_an_error_is_one_line_and_a_status(arguments, status, message, capsys, t
         ["train", "cifar11"],
         ["evaluate", "x", "--betas", "0:2:1"],
         ["evaluate", "x", "--steps", "0"],
+        ["bench", "x", "--seconds", "0"],
+        ["bench", "x", "--max-batch", "0"],
+        ["bench", "x", "--threads", "1", "--streams", "1", "2"],
         ["serve"],
     ],
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -23,13 +23,13 @@ from tureen.bundle import (
     graph_name,
 )
 from tureen.engines.base import Artefact, Engine, EngineOptions, reproduce_golden
+from tureen.engines.ranking import Timing, keep, rank, recall
 from tureen.errors import BundleError, EngineError
-from tureen.machine import available_cpus
+from tureen.machine import available_cpus, make_writable
 
 AUTO = "auto"
 RACE_BATCH = 8
 RACE_RUNS = 15
-LOW_PRECISION_HANDICAP = 1.1  # a lower precision has to be this much faster to be worth its error
 
 logger = logging.getLogger("tureen.engines")
 
@@ -70,37 +70,44 @@ def open_engine(
 ) -> Engine:
     """An engine that has reproduced the bundle's golden rows on this machine.
 
-    engine: a name, or "auto" for the fastest, found by racing all that the bundle's parity vouches for and this
-    machine has. precision: None for whichever is fastest. Raises EngineError saying why each one was out.
+    engine: a name, or "auto" for the fastest of all that the bundle's parity vouches for and this machine has: the one
+    that was fastest when they were last measured here, where `options.cache` keeps that, else the winner of a race.
+    precision: None for whichever is fastest. Raises EngineError saying why each one was out.
     """
     if engine != AUTO:
         _runtime(engine)
+    options = options or default_options()
     wanted = [
         row for row in bundle.manifest.parity if engine in (AUTO, row.engine) and precision in (None, row.precision)
     ]
+    known = recall(bundle, options) if len(wanted) > 1 else None
+    places = {(timing.engine, timing.precision): i for i, timing in enumerate(known.timings)} if known else {}
+    measured = sorted((row for row in wanted if _key(row) in places), key=lambda row: places[_key(row)])
+    options = _with_usable_cache(options)
     reasons: list[str] = []
-    proven: list[Engine] = []
-    for row in wanted:
+
+    def attempt(row: ParityRow) -> Engine | None:
         try:
-            proven.append(prove(bundle, row, options))
+            return prove(bundle, row, options)
         except (EngineError, BundleError) as error:
             reasons.append(f"{row.engine} {row.precision}: {error}")
             logger.warning("engine left out: %s", reasons[-1])
+            return None
+
+    # Whatever was out when the others were measured is out still, or all are measured anew.
+    proven = [opened for row in wanted if row not in measured and (opened := attempt(row))]
+    if known and not proven:
+        for row in measured:
+            if opened := attempt(row):
+                logger.info("engine chosen: %s %s, measured %s by %s", *_key(row), known.measured_on, known.by)
+                return opened
+    else:
+        proven += [opened for row in measured if (opened := attempt(row))]
     if not proven:
         asked = f"{engine} {precision or ''}".strip()
         why = "; ".join(reasons) or "the bundle vouches for no such engine"
         raise EngineError(f"no engine for {asked!r} can serve {bundle.path}: {why}")
-    if len(proven) == 1:
-        return proven[0]
-    seconds = _race(proven, bundle)
-    for candidate, s in zip(proven, seconds, strict=True):
-        logger.info("engine race: %s %s, %.0f images/s", candidate.name, candidate.precision, RACE_BATCH / s)
-    handicaps = [1.0 if candidate.precision == "fp32" else LOW_PRECISION_HANDICAP for candidate in proven]
-    fastest = int(np.argmin(np.multiply(seconds, handicaps)))
-    for index, candidate in enumerate(proven):
-        if index != fastest:
-            candidate.close()
-    return proven[fastest]
+    return proven[0] if len(proven) == 1 else _fastest(proven, bundle, options)
 
 
 def prove(bundle: Bundle, row: ParityRow, options: EngineOptions | None = None) -> Engine:
@@ -115,10 +122,44 @@ def prove(bundle: Bundle, row: ParityRow, options: EngineOptions | None = None) 
     return engine
 
 
+def _key(row: ParityRow) -> tuple[str, Precision]:
+    return row.engine, row.precision
+
+
+def _with_usable_cache(options: EngineOptions) -> EngineOptions:
+    """The options, without a cache where nothing can be written to it: some runtimes refuse to run with such a one."""
+    if options.cache is None:
+        return options
+    try:
+        make_writable(options.cache)
+    except OSError as error:
+        logger.warning("nothing is kept for the next start: %s: %s", options.cache, error.strerror)
+        return replace(options, cache=None)
+    return options
+
+
 def _runtime(engine: str) -> Runtime:
     if engine not in RUNTIMES:
         raise EngineError(f"there is no engine {engine!r}: choose {', '.join([AUTO, *RUNTIMES])}")
     return RUNTIMES[engine]
+
+
+def _fastest(engines: Sequence[Engine], bundle: Bundle, options: EngineOptions) -> Engine:
+    """The winner of a race, which is kept; the others are closed."""
+    timings = [
+        Timing(engine=engine.name, precision=engine.precision, images_per_second=RACE_BATCH / seconds)
+        for engine, seconds in zip(engines, _race(engines, bundle), strict=True)
+    ]
+    for timing in timings:
+        logger.info("engine race: %s %s, %.0f images/s", timing.engine, timing.precision, timing.images_per_second)
+    ranking = rank(bundle, options, timings, batch=RACE_BATCH, by="race")
+    keep(ranking, options.cache)
+    first = ranking.timings[0]
+    fastest = next(e for e in engines if (e.name, e.precision) == (first.engine, first.precision))
+    for engine in engines:
+        if engine is not fastest:
+            engine.close()
+    return fastest
 
 
 def _race(engines: Sequence[Engine], bundle: Bundle) -> list[float]:

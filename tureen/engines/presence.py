@@ -10,7 +10,7 @@ import importlib.util
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from tureen.bundle import ParityRow, PlanRecord
+from tureen.bundle import PlanRecord
 from tureen.engines import RUNTIMES
 from tureen.machine import Gpu
 
@@ -38,21 +38,22 @@ NEEDS = {
 
 
 def what_is_missing(
-    row: ParityRow, plan: PlanRecord | None, *, gpus: Sequence[Gpu], flags: Collection[str]
+    engine: str, precision: str, plan: PlanRecord | None = None, *, gpus: Sequence[Gpu], flags: Collection[str]
 ) -> str | None:
-    """Why this machine cannot run the engine of that row, in words; None where nothing is seen to be missing.
+    """Why this machine cannot run that engine in that precision, in words; None where nothing is seen to be missing.
 
-    plan: what the row's artefact is bound to, where it is a plan. gpus, flags: what the machine has; no flags: unknown.
+    plan: what the file that it runs is bound to, where that is a plan. gpus, flags: what the machine has, no flags
+    where that is not known.
     """
-    need = NEEDS.get(row.engine)
-    if need is None or row.engine not in RUNTIMES:
+    need = NEEDS.get(engine)
+    if need is None or engine not in RUNTIMES:
         return "this Tureen has no such engine: upgrade Tureen"
     version = _version(need)
     if version is None:
         return f"{need.distributions[0]} is not installed: install Tureen with its extra [{need.extra}]"
     if need.needs_gpu and not gpus:
         return "no NVIDIA GPU is seen here"
-    if row.engine == "openvino" and row.precision == "bf16" and flags and not BF16_FLAGS & set(flags):
+    if engine == "openvino" and precision == "bf16" and flags and not BF16_FLAGS & set(flags):
         return "this CPU has no bfloat16 arithmetic"
     if plan is None:
         return None
@@ -60,7 +61,7 @@ def what_is_missing(
         here = ", ".join(f"{gpu.name} has {gpu.compute_capability}" for gpu in gpus)
         return f"the plan is for compute capability {', '.join(plan.compute_capabilities)}; {here}"
     if plan.runtime_version != version:
-        return f"the plan is for {row.engine} {plan.runtime_version}, installed is {version}"
+        return f"the plan is for {engine} {plan.runtime_version}, installed is {version}"
     return None
 
 

@@ -1,0 +1,72 @@
+"""A benchmark as text for a terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tureen.bench.records import Benchmark, Measured
+
+
+def benchmark_text(benchmark: Benchmark, bundle: Path) -> str:
+    """All that was measured, what was left out and why, and the best settings as commands."""
+    throughput, latency = benchmark.throughput, benchmark.latency
+    parts = [
+        f"{benchmark.model} {benchmark.version} on {machine(benchmark)}, "
+        f"{', '.join(f'{name} {version}' for name, version in benchmark.runtimes.items())}",
+        _rates(benchmark),
+        _costs(benchmark),
+    ]
+    if benchmark.left_out:
+        parts.append(
+            "\n".join(
+                f"left out: {out.engine} {out.precision}, streams {out.streams}: {out.reason}"
+                for out in benchmark.left_out
+            )
+        )
+    parts += [
+        f"for throughput, {_rate(throughput.images_per_second)} images/s:\n  tureen serve {bundle} {throughput.flags}",
+        f"for latency, {latency.p50_ms:.3g} ms for one image:\n  tureen serve {bundle} {latency.flags}",
+    ]
+    return "\n\n".join(parts)
+
+
+def machine(benchmark: Benchmark) -> str:
+    """What the figures were measured on."""
+    threads = f"{benchmark.threads} thread{'s' if benchmark.threads > 1 else ''}"
+    return ", ".join([benchmark.processor, threads, *benchmark.gpus])
+
+
+def _rates(benchmark: Benchmark) -> str:
+    batches = sorted({batch for e in benchmark.engines for batch in (*(r.batch for r in e.rates), *e.skipped)})
+    lines = [
+        f"images/s by batch, medians of {benchmark.rounds} rounds in turns",
+        f"{'engine':<28}{'streams':>7}{''.join(f'{batch:>8}' for batch in batches)}",
+    ]
+    for engine in benchmark.engines:
+        rates = (engine.rate(batch) for batch in batches)
+        cells = "".join(f"{'—' if rate is None else _rate(rate):>8}" for rate in rates)
+        lines.append(f"{engine.name:<28}{engine.streams:>7}{cells}")
+    if any(engine.skipped for engine in benchmark.engines):
+        lines.append(f"— skipped: expected to take longer than {benchmark.max_turn_s:.2g} s; raise --seconds for it")
+    return "\n".join(lines)
+
+
+def _rate(images_per_second: float) -> str:
+    return f"{images_per_second:.{0 if images_per_second >= 99.5 else 1}f}"
+
+
+def _costs(benchmark: Benchmark) -> str:
+    lines = [
+        f"{'engine':<28}{'streams':>7}{'load':>9}{'memory':>10}{'p50':>11}{'p99':>11}   mixed β / one β",
+        *(_cost(engine) for engine in benchmark.engines),
+        "load: runtime, backbone and golden rows; memory: growth of the process at its peak; p50, p99: one image",
+    ]
+    return "\n".join(lines)
+
+
+def _cost(engine: Measured) -> str:
+    memory = "—" if engine.memory_bytes is None else f"{engine.memory_bytes / 1e6:.0f} MB"
+    return (
+        f"{engine.name:<28}{engine.streams:>7}{f'{engine.load_s:.2f} s':>9}{memory:>10}{f'{engine.p50_ms:.3g} ms':>11}"
+        f"{f'{engine.p99_ms:.3g} ms':>11}   {engine.mixed_ratio:.3f} at batch {engine.mixed_batch}"
+    )
