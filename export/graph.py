@@ -7,6 +7,7 @@ Cast, layout change and normalisation are inside. Knows nothing about engines or
 
 from __future__ import annotations
 
+import copy
 import logging
 import warnings
 
@@ -17,11 +18,13 @@ from torch import Tensor, nn
 from export.errors import ExportError
 from training.model import DualTokenViT, images_from_pixels
 from training.models import Model
-from tureen.bundle import LOGITS_OUTPUT, PIXELS_INPUT, TOKEN_INPUT
+from tureen.bundle import LOGITS_OUTPUT, PIXELS_INPUT, TOKEN_INPUT, Precision
 
 OPSET = 20
 MAX_BATCH = 1024
 TRACE_BATCH = 2  # a batch of one would be taken for a constant
+
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 MAX_GRAPH_BYTES = 1_500_000_000  # protobuf, and so a single ONNX file, ends at 2 GiB
 
@@ -35,7 +38,36 @@ class Backbone(nn.Module):
 
     def forward(self, pixels: Tensor, cls_token: Tensor) -> Tensor:
         """Logits float32 (B, K) of pixels uint8 (B, H, W, 3) and cls_token float32 (B, D)."""
-        return self.model.with_tokens(images_from_pixels(pixels), cls_token)
+        # Cast before all else: TensorRT does nothing but cast a uint8 tensor.
+        return self.model.with_tokens(images_from_pixels(pixels.to(torch.float32)), cls_token).to(torch.float32)
+
+
+class Cast(nn.Module):
+    """A tensor of any shape, in another dtype."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.to(self.dtype)
+
+
+def in_precision(model: DualTokenViT, precision: Precision) -> DualTokenViT:
+    """The model itself in fp32; otherwise a copy whose blocks and head have weights of that precision.
+
+    Normalisation and patch embedding stay float32, and what comes of them is cast once: ONNX has no bf16 convolution
+    before opset 22, and raw pixels are where rounding costs most. Raises ExportError for a precision that is none of
+    torch's.
+    """
+    if precision not in DTYPES:
+        raise ExportError(f"torch has no {precision}: choose {', '.join(DTYPES)}")
+    if precision == "fp32":
+        return model
+    low = copy.deepcopy(model).to(DTYPES[precision])
+    low.mean, low.std = model.mean, model.std
+    low.patch_embed = nn.Sequential(model.patch_embed, Cast(DTYPES[precision]))
+    return low
 
 
 def exportable(model: Model) -> DualTokenViT:
@@ -47,10 +79,11 @@ def exportable(model: Model) -> DualTokenViT:
     return model
 
 
-def onnx_graph(model: DualTokenViT) -> bytes:
+def onnx_graph(model: DualTokenViT, precision: Precision = "fp32") -> bytes:
     """The backbone of `model` as a single-file ONNX graph, opset 20, both inputs sharing one dynamic batch axis.
 
-    Raises ExportError where the graph would not fit a single file.
+    precision: that of the blocks and the head; the types of inputs and logits are the same in all.
+    Raises ExportError where the graph would not fit a single file, or torch has no such precision.
     """
     config = model.config
     size = 4 * sum(parameter.numel() for parameter in model.parameters())
@@ -63,7 +96,7 @@ def onnx_graph(model: DualTokenViT) -> bytes:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter's own internals
         program = torch.onnx.export(
-            Backbone(model).eval(),
+            Backbone(in_precision(model, precision)).eval(),
             (pixels, tokens),
             input_names=[PIXELS_INPUT, TOKEN_INPUT],
             output_names=[LOGITS_OUTPUT],

@@ -5,6 +5,7 @@ Every engine opened here has reproduced the bundle's golden rows.
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ from tureen.bundle import (
     PlanRecord,
     Precision,
     graph_name,
+    plan_name,
 )
 from tureen.engines.base import Artefact, Engine, EngineOptions, reproduce_golden
 from tureen.errors import BundleError, EngineError
@@ -106,6 +108,8 @@ def open_engine(
 def prove(bundle: Bundle, row: ParityRow, options: EngineOptions | None = None) -> Engine:
     """The engine of that row of the bundle's parity, once it has reproduced the golden rows; raises EngineError."""
     plan = bundle.manifest.plans.get(row.artefact)
+    if plan is not None and plan.graph_sha256 != bundle.manifest.files[BACKBONE].sha256:
+        raise EngineError(f"{row.artefact} was compiled from another backbone: export again with --engine {row.engine}")
     engine = compile_engine(bundle.artefact(row.artefact), row.engine, row.precision, options, plan=plan)
     try:
         reproduce_golden(engine, bundle)
@@ -147,7 +151,20 @@ def _openvino(artefact: Artefact, precision: Precision, options: EngineOptions) 
     return OpenVinoEngine(artefact, precision, options)
 
 
+def _tensorrt(name: EngineName, artefact: Artefact, precision: Precision, options: EngineOptions) -> Engine:
+    from tureen.engines.trt import TensorRtEngine
+
+    return TensorRtEngine(artefact, precision, options, engine=name)
+
+
+def _plans(engine: EngineName) -> Runtime:
+    precisions: tuple[Precision, ...] = ("fp32", "fp16", "bf16")
+    return Runtime({p: plan_name(engine, p) for p in precisions}, functools.partial(_tensorrt, engine))
+
+
 RUNTIMES: dict[EngineName, Runtime] = {
     "onnxruntime": Runtime({"fp32": BACKBONE, "int8": graph_name("int8")}, _onnxruntime),
     "openvino": Runtime({"fp32": BACKBONE, "bf16": BACKBONE, "int8": graph_name("int8")}, _openvino),
+    "tensorrt": _plans("tensorrt"),
+    "tensorrt-rtx": _plans("tensorrt-rtx"),
 }
