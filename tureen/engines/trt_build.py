@@ -130,7 +130,7 @@ def _compile(
             if target is None or not config.set_compute_capability(target, index):
                 raise EngineError(f"{engine} cannot build for compute capability {capability}: use tensorrt there")
     if timings is not None:
-        _attach_timings(config, timings)
+        attach_timings(config, timings)
     if on_progress is not None:
         config.progress_monitor = _progress_monitor(engine, on_progress)
     built = builder.build_serialized_network(network, config)
@@ -141,7 +141,7 @@ def _compile(
             "try another precision or GPU"
         )
     if timings is not None:
-        _keep_timings(config, timings)
+        keep_timings(config, timings)
     return bytes(built)
 
 
@@ -153,7 +153,7 @@ def _refuse(parser: trt.OnnxParser, engine: EngineName) -> None:
     raise EngineError(f"{engine} has no {', '.join(operators)} as this graph uses it: use another engine")
 
 
-def _attach_timings(config: trt.IBuilderConfig, file: Path) -> None:
+def attach_timings(config: trt.IBuilderConfig, file: Path) -> None:
     """Give the builder the timings of earlier builds, so that it does not measure the same kernels again."""
     known = file.read_bytes() if file.exists() else b""
     # A damaged file makes no cache: begin anew. One from another GPU is refused, and the file's name tells them apart.
@@ -161,7 +161,7 @@ def _attach_timings(config: trt.IBuilderConfig, file: Path) -> None:
     config.set_timing_cache(cache, ignore_mismatch=False)
 
 
-def _keep_timings(config: trt.IBuilderConfig, file: Path) -> None:
+def keep_timings(config: trt.IBuilderConfig, file: Path) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as fresh:
