@@ -130,7 +130,7 @@ class TensorRtEngine:
             if opened is None:
                 raise EngineError(f"{engine} cannot open the plan: export again on this machine with --engine {engine}")
             for _ in range(options.streams):
-                self._lanes.put(_Lane(trt, opened, self._cuda, self._sizes))
+                self._lanes.put(_Lane(trt, opened, self._cuda, self._sizes, is_rtx=FLAVOURS[engine].is_rtx))
         except EngineError:
             self._cuda.close()
             raise
@@ -158,7 +158,9 @@ class _Lane:
     share their scratch memory, since a stream runs one at a time.
     """
 
-    def __init__(self, library: Any, engine: trt.ICudaEngine, cuda: Cuda, sizes: Sequence[int]) -> None:
+    def __init__(
+        self, library: Any, engine: trt.ICudaEngine, cuda: Cuda, sizes: Sequence[int], *, is_rtx: bool
+    ) -> None:
         if TYPE_CHECKING:
             import tensorrt_rtx as trt
         else:
@@ -167,7 +169,7 @@ class _Lane:
         outputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.OUTPUT]
         if sorted(set(names) - set(outputs)) != sorted([PIXELS_INPUT, TOKEN_INPUT]) or len(outputs) != 1:
             raise EngineError("the plan's inputs and outputs are not a backbone's: export again on this machine")
-        self._engine, self._cuda = engine, cuda
+        self._engine, self._cuda, self._is_rtx = engine, cuda, is_rtx
         self._names = (PIXELS_INPUT, TOKEN_INPUT, outputs[0])
         self._stream = cuda.stream()
         dtypes = (np.uint8, np.float32, np.float32)
@@ -197,7 +199,7 @@ class _Lane:
         enqueue()
         self._cuda.synchronize(self._stream)
         # TensorRT-RTX cannot be captured everywhere, and says so.
-        if hasattr(context, "is_stream_capturable") and not context.is_stream_capturable(self._stream):
+        if self._is_rtx and not context.is_stream_capturable(self._stream):
             return enqueue
         return functools.partial(self._cuda.launch, self._cuda.capture(self._stream, enqueue), self._stream)
 
@@ -207,7 +209,7 @@ class _Lane:
         else:
             trt = library
         strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        if hasattr(trt, "DynamicShapesKernelSpecializationStrategy"):  # TensorRT-RTX
+        if self._is_rtx:
             config = self._engine.create_runtime_config()
             config.set_execution_context_allocation_strategy(strategy)
             # Compile for this very size at once: a captured graph would keep the kernels that do for any.
