@@ -10,6 +10,8 @@ setup: .venv/installed
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	# For its types alone: what calls it is checked against them. To import it takes a GPU and TensorRT.
+	$(BIN)/pip install --disable-pip-version-check --no-deps torch-tensorrt==2.13.0
 	touch $@
 
 demo: setup

@@ -11,6 +11,7 @@ from typing import get_args
 
 from pydantic import ValidationError
 
+from export.artefacts import PlanBuilder
 from export.foreign import FINETUNE, ForeignOptions, is_foreign, load_foreign
 from export.parity import ParityLimits
 from export.pipeline import MAX_IMAGES, Modes, export_bundle
@@ -21,6 +22,7 @@ from training.data import drawn_evenly
 from tureen.bundle import NAME_PATTERN, Precision
 from tureen.engines import RUNTIMES
 from tureen.errors import BundleError, SingleTokenError
+from tureen.machine import default_cache_directory
 from tureen.report import accuracy_summary, parity_table
 from tureen.tokens import CLEAN_BETA, parse_beta
 
@@ -83,6 +85,12 @@ def export(arguments: list[str]) -> int:
         default=limits.top1_agreement,
         help="share of equal labels (default: %(default)g)",
     )
+    parser.add_argument(
+        "--plan-builder",
+        choices=get_args(PlanBuilder),
+        default="onnx",
+        help="what compiles plans for TensorRT: its own ONNX parser, or torch-tensorrt (default: %(default)s)",
+    )
     for precision, points in (("half", limits.half_accuracy_points), ("int8", limits.int8_accuracy_points)):
         parser.add_argument(
             f"--max-{precision}-points",
@@ -131,10 +139,12 @@ def export(arguments: list[str]) -> int:
             precisions=precisions,
             calibration=calibration(checkpoint, options.data),
             has_later_opset=options.has_later_opset,
+            builder=options.plan_builder,
         ),
         limits=limits,
         modes=modes,
         overwrite=options.force,
+        cache=default_cache_directory(),
         report=report,
     )
     if options.json:

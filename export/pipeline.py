@@ -17,11 +17,12 @@ from PIL import Image
 from tqdm import tqdm
 
 import tureen
+from export.artefacts import Artefacts
 from export.card import model_card
 from export.errors import ExportError
 from export.graph import OPSET, exportable, onnx_graph
 from export.parity import ParityLimits
-from export.proving import Asked, Graphs, add_later_opset, prove_engines
+from export.proving import Asked, add_later_opset, prove_engines
 from export.reference import BETAS, Reference, attack_images, reference
 from training.checkpoint import Checkpoint
 from training.data import Images
@@ -58,13 +59,14 @@ def export_bundle(
     limits: ParityLimits | None = None,
     modes: Modes = "two",
     overwrite: bool = False,
+    cache: Path | None = None,
     report: Callable[[str], None] = lambda line: None,
 ) -> Manifest:
     """Compile the checkpoint's backbone, prove each engine against PyTorch, and write the bundle to `out`.
 
     name: the model's, the recipe's where None. default_beta: β of a request that names none. asked: what to prove.
     modes: of a model that is not co-trained, whether a β is refused (one) or changes nothing (equal); it needs no
-    measured accuracy. report: told each step.
+    measured accuracy. cache: directory for the timings of a GPU's kernels. report: told each step.
     Raises ExportError, ParityError, or BundleError where `out` exists and `overwrite` is false; nothing is written.
     """
     limits = limits or ParityLimits()
@@ -75,7 +77,10 @@ def export_bundle(
     report(f"compiling {checkpoint.recipe.name} to ONNX, opset {OPSET}")
     graph = onnx_graph(model)
     expected = _reference(checkpoint, model, BETAS if modes == "two" else (CLEAN_BETA,), asked, report)
-    proven = prove_engines(Graphs(model, graph, expected, asked, report), expected, asked, limits, report)
+    artefacts = Artefacts(
+        model, graph, expected, calibration=asked.calibration, builder=asked.builder, cache=cache, report=report
+    )
+    proven = prove_engines(artefacts, expected, asked, limits, report=report)
     if asked.has_later_opset:
         add_later_opset(proven, graph, model, expected, limits, report)
     tokens = safetensors.numpy.save({"clean": expected.clean_token, "robust": expected.robust_token})

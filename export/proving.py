@@ -12,16 +12,18 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from export.artefacts import Artefacts, PlanBuilder
 from export.errors import ExportError, ParityError
 from export.graph import onnx_graph
 from export.parity import ParityLimits, check_parity, measure_parity
-from export.quantization import int8_graph
 from export.reference import Reference
 from training.model import DualTokenViT
-from tureen.bundle import BACKBONE, ENGINES_DIRECTORY, FileName, ParityRow, PlanRecord, Precision
-from tureen.engines import RUNTIMES, compile_engine
-from tureen.engines.base import Engine
+from tureen.bundle import BACKBONE, ENGINES_DIRECTORY, EngineName, FileName, ParityRow, PlanRecord, Precision
+from tureen.engines import RUNTIMES, compile_engine, default_options
+from tureen.engines.base import Artefact, Engine
+from tureen.engines.presence import what_is_missing
 from tureen.errors import EngineError
+from tureen.machine import cpu_flags, nvidia_gpus
 from tureen.preprocess import Pixels
 
 LATER_OPSET = 23  # has a single Attention operator
@@ -31,6 +33,12 @@ RACE_BATCH = 8
 RACE_RUNS = 9
 
 Report = Callable[[str], None]
+Open = Callable[[EngineName, Precision, Artefact], Engine]
+
+
+def open_artefact(engine: EngineName, precision: Precision, artefact: Artefact) -> Engine:
+    """The engine, on all of this machine; raises EngineError."""
+    return RUNTIMES[engine].open(artefact, precision, default_options())
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,7 @@ class Asked:
     precisions: Sequence[str] = ()
     calibration: Callable[[], Pixels] | None = None  # images for int8; None: there are none, and no int8
     has_later_opset: bool = False  # try the graph in opset 23 too, and keep it where it is faster
+    builder: PlanBuilder = "onnx"  # what compiles plans
 
 
 @dataclass
@@ -52,31 +61,15 @@ class Proven:
     plans: dict[FileName, PlanRecord] = field(default_factory=dict)
 
 
-class Graphs:
-    """The backbone's ONNX graphs by file name, each made when it is first asked for."""
-
-    def __init__(self, model: DualTokenViT, fp32: bytes, expected: Reference, asked: Asked, report: Report) -> None:
-        self._model, self._expected, self._asked, self._report = model, expected, asked, report
-        self._made: dict[FileName, bytes] = {BACKBONE: fp32}
-
-    def get(self, name: FileName, precision: Precision) -> bytes:
-        """Raises ExportError where it cannot be made."""
-        if name not in self._made:
-            self._made[name] = self._make(precision)
-        return self._made[name]
-
-    def _make(self, precision: Precision) -> bytes:
-        if precision != "int8":
-            raise ExportError(f"there is no graph in {precision}")
-        if self._asked.calibration is None:
-            raise ExportError("there are no images to calibrate it on: give some with --data")
-        pixels = self._asked.calibration()
-        self._report(f"quantising to int8, calibrated on {len(pixels)} images at as many β")
-        tokens = self._expected.clean_token, self._expected.robust_token
-        return int8_graph(self._made[BACKBONE], pixels, *tokens)
-
-
-def prove_engines(graphs: Graphs, expected: Reference, asked: Asked, limits: ParityLimits, report: Report) -> Proven:
+def prove_engines(
+    artefacts: Artefacts,
+    expected: Reference,
+    asked: Asked,
+    limits: ParityLimits,
+    *,
+    open_artefact: Open = open_artefact,
+    report: Report = lambda line: None,
+) -> Proven:
     """Every engine and precision that was asked for, or that this machine has, measured.
 
     Raises ExportError where one that was asked for is missing, or none is left; ParityError where one that has to pass
@@ -84,11 +77,13 @@ def prove_engines(graphs: Graphs, expected: Reference, asked: Asked, limits: Par
     """
     proven, reasons = Proven(), []
     for engine, precision, name in _candidates(asked):
+        built = ""
         try:
-            data = graphs.get(name, precision)
-            compiled = compile_engine(data, engine, precision)
+            artefact = artefacts.get(engine, precision, name)
+            built = "built, but not run here: " if artefact.plan else ""
+            compiled = open_artefact(engine, precision, artefact)
         except (EngineError, ExportError) as error:
-            reasons.append(f"{engine} {precision}: {error}")
+            reasons.append(f"{engine} {precision}: {built}{error}")
             report(f"left out: {reasons[-1]}")
             continue
         try:
@@ -105,7 +100,9 @@ def prove_engines(graphs: Graphs, expected: Reference, asked: Asked, limits: Par
         report(_sentence(row))
         proven.rows.append(row)
         if name != BACKBONE:
-            proven.files[name] = data
+            proven.files[name] = artefact.data
+        if artefact.plan:
+            proven.plans[name] = artefact.plan
     missing = [engine for engine in asked.engines if engine not in {row.engine for row in proven.rows}]
     missing += [precision for precision in asked.precisions if precision not in {row.precision for row in proven.rows}]
     if missing or not proven.rows:
@@ -144,13 +141,16 @@ def add_later_opset(
         report(f"opset {LATER_OPSET} on {row.engine} {row.precision}: {gain:.2f} times as fast, {verdict}")
 
 
-def _candidates(asked: Asked) -> list[tuple[str, Precision, FileName]]:
+def _candidates(asked: Asked) -> list[tuple[EngineName, Precision, FileName]]:
+    """What to try. An engine that nobody asked for is tried where nothing that it needs seems to be missing."""
+    gpus, flags = nvidia_gpus(), cpu_flags()
     return [
         (engine, precision, name)
         for engine, runtime in RUNTIMES.items()
         for precision, name in runtime.files.items()
         if (engine in asked.engines or not asked.engines)
         and (precision in asked.precisions or not asked.precisions)
+        and (asked.engines or not what_is_missing(engine, precision, gpus=gpus, flags=flags))
         and (precision != "int8" or asked.calibration is not None or "int8" in asked.precisions)
     ]
 

@@ -43,7 +43,7 @@ def int8_graph(graph: bytes, pixels: Pixels, clean: NDArray[np.float32], robust:
             import nncf
         except ImportError:
             raise ExportError("nncf is not installed: install Tureen with its extra [export]") from None
-        nncf.set_log_level(logging.ERROR)
+        logging.getLogger("nncf").setLevel(logging.ERROR)
         return _quantized(nncf, graph, pixels, clean, robust)
 
 

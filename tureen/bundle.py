@@ -182,7 +182,7 @@ class PlanRecord(_Record):
 
     engine: str
     precision: Precision
-    graph_sha256: str = Field(pattern="^[0-9a-f]{64}$", description="of the ONNX graph that it was built from")
+    graph_sha256: str = Field(pattern="^[0-9a-f]{64}$", description="of the backbone.onnx whose weights it holds")
     runtime_version: str = Field(description="of the runtime that built it")
     device: str = Field(description="name of the GPU that it was built on; empty: built without one")
     compute_capabilities: list[str] = Field(min_length=1, description='that it runs on, such as "9.0"')

@@ -5,7 +5,7 @@ import onnx
 import pytest
 import torch
 
-from export.graph import Backbone, FoldedBackbone, can_fold, onnx_graph
+from export.graph import Backbone, CompiledBackbone, can_fold, onnx_graph
 from training.model import DualTokenViT, ViTConfig
 from tureen.engines import compile_engine
 
@@ -38,7 +38,7 @@ def images():
 def test_folding_the_normalisation_changes_nothing_but_rounding(model, images):
     pixels, tokens = map(torch.from_numpy, images)
     torch.testing.assert_close(
-        FoldedBackbone(model)(pixels, tokens), Backbone(model)(pixels, tokens), atol=1e-5, rtol=0
+        CompiledBackbone(model)(pixels, tokens), Backbone(model)(pixels, tokens), atol=1e-5, rtol=0
     )
 
 
@@ -58,7 +58,7 @@ def test_a_folded_graph_has_no_normalisation_left(model):
 def test_both_opsets_answer_as_pytorch_does(model, images, opset):
     pixels, tokens = images
     exact = Backbone(model)(torch.from_numpy(pixels), torch.from_numpy(tokens)).numpy()
-    graph = onnx_graph(model, opset)
+    graph = onnx_graph(model, opset=opset)
     assert onnx.load_from_string(graph).opset_import[0].version == opset
     assert ("Attention" in {node.op_type for node in onnx.load_from_string(graph).graph.node}) == (opset == 23)
     for name in ("onnxruntime", "openvino"):

@@ -5,6 +5,7 @@ Every engine opened here has reproduced the bundle's golden rows.
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ from tureen.bundle import (
     PlanRecord,
     Precision,
     graph_name,
+    plan_name,
 )
 from tureen.engines.base import Artefact, Engine, EngineOptions, reproduce_golden
 from tureen.engines.ranking import Timing, keep, rank, recall
@@ -113,6 +115,8 @@ def open_engine(
 def prove(bundle: Bundle, row: ParityRow, options: EngineOptions | None = None) -> Engine:
     """The engine of that row of the bundle's parity, once it has reproduced the golden rows; raises EngineError."""
     plan = bundle.manifest.plans.get(row.artefact)
+    if plan is not None and plan.graph_sha256 != bundle.manifest.files[BACKBONE].sha256:
+        raise EngineError(f"{row.artefact} was compiled from another backbone: export again with --engine {row.engine}")
     engine = compile_engine(bundle.artefact(row.artefact), row.engine, row.precision, options, plan=plan)
     try:
         reproduce_golden(engine, bundle)
@@ -188,7 +192,33 @@ def _openvino(artefact: Artefact, precision: Precision, options: EngineOptions) 
     return OpenVinoEngine(artefact, precision, options)
 
 
+def _onnxruntime_gpu(name: EngineName, artefact: Artefact, precision: Precision, options: EngineOptions) -> Engine:
+    from tureen.engines.ort_gpu import OrtGpuEngine
+
+    return OrtGpuEngine(name, artefact, precision, options)
+
+
+def _tensorrt(name: EngineName, artefact: Artefact, precision: Precision, options: EngineOptions) -> Engine:
+    from tureen.engines.trt import TensorRtEngine
+
+    return TensorRtEngine(artefact, precision, options, engine=name)
+
+
+def _plans(engine: EngineName) -> Runtime:
+    precisions: tuple[Precision, ...] = ("fp32", "fp16", "bf16")
+    return Runtime({p: plan_name(engine, p) for p in precisions}, functools.partial(_tensorrt, engine))
+
+
 RUNTIMES: dict[EngineName, Runtime] = {
     "onnxruntime": Runtime({"fp32": BACKBONE, "int8": graph_name("int8")}, _onnxruntime),
     "openvino": Runtime({"fp32": BACKBONE, "bf16": BACKBONE, "int8": graph_name("int8")}, _openvino),
+    "onnxruntime-cuda": Runtime(
+        {"fp32": BACKBONE, "fp16": graph_name("fp16")}, functools.partial(_onnxruntime_gpu, "onnxruntime-cuda")
+    ),
+    "onnxruntime-tensorrt": Runtime(
+        {"fp32": BACKBONE, "fp16": graph_name("fp16"), "bf16": graph_name("bf16")},
+        functools.partial(_onnxruntime_gpu, "onnxruntime-tensorrt"),
+    ),
+    "tensorrt": _plans("tensorrt"),
+    "tensorrt-rtx": _plans("tensorrt-rtx"),
 }

@@ -1,0 +1,77 @@
+"""What engines run: the backbone's graph in each precision, and plans compiled from it. Each is made when asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from export.errors import ExportError
+from export.graph import DTYPES, onnx_graph
+from export.quantization import int8_graph
+from export.reference import Reference
+from export.torch_plan import build_torch_plan
+from training.model import DualTokenViT
+from tureen.bundle import BACKBONE, EngineName, FileName, PlanRecord, Precision, graph_name, plan_name
+from tureen.engines.base import Artefact
+from tureen.engines.trt_build import build_plan
+from tureen.preprocess import Pixels
+
+PlanBuilder = Literal["onnx", "torch"]
+
+
+class Artefacts:
+    """The files of a bundle that its engines run; a graph is made once, however many engines run it."""
+
+    def __init__(
+        self,
+        model: DualTokenViT,
+        fp32: bytes,
+        expected: Reference,
+        *,
+        calibration: Callable[[], Pixels] | None = None,
+        builder: PlanBuilder = "onnx",
+        cache: Path | None = None,
+        report: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        """fp32: backbone.onnx. calibration: gives images for int8. builder: what compiles plans, TensorRT's own parser
+        or torch-tensorrt. cache: directory for the timings of kernels. report: told each step.
+        """
+        self._model, self._expected = model, expected
+        self._calibration, self._builder, self._cache, self._report = calibration, builder, cache, report
+        self._graphs: dict[FileName, bytes] = {BACKBONE: fp32}
+
+    def get(self, engine: EngineName, precision: Precision, name: FileName) -> Artefact:
+        """The file of that name, for that engine; raises ExportError or EngineError where it cannot be made."""
+        if name != plan_name(engine, precision):
+            return Artefact(self._graph(name, precision))
+        start = time.perf_counter()
+        data, record = self._plan(engine, precision)
+        seconds = time.perf_counter() - start
+        self._report(f"built a plan for {engine} {precision} in {seconds:.1f} s, {len(data):,} bytes")
+        return Artefact(data, record)
+
+    def _graph(self, name: FileName, precision: Precision) -> bytes:
+        if name not in self._graphs:
+            self._graphs[name] = self._int8() if precision == "int8" else onnx_graph(self._model, precision)
+        return self._graphs[name]
+
+    def _int8(self) -> bytes:
+        if self._calibration is None:
+            raise ExportError("there are no images to calibrate it on: give some with --data")
+        pixels = self._calibration()
+        self._report(f"quantising to int8, calibrated on {len(pixels)} images at as many β")
+        tokens = self._expected.clean_token, self._expected.robust_token
+        return int8_graph(self._graphs[BACKBONE], pixels, *tokens)
+
+    def _plan(self, engine: EngineName, precision: Precision) -> tuple[bytes, PlanRecord]:
+        digest = hashlib.sha256(self._graphs[BACKBONE]).hexdigest()
+        if self._builder == "torch":
+            if engine != "tensorrt":
+                raise ExportError(f"torch-tensorrt builds for tensorrt, not for {engine}: leave --plan-builder out")
+            return build_torch_plan(self._model, precision=precision, backbone_sha256=digest, cache=self._cache)
+        assert precision in DTYPES
+        graph = self._graph(graph_name(precision), precision)
+        return build_plan(graph, engine=engine, precision=precision, backbone_sha256=digest, cache=self._cache)

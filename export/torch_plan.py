@@ -1,0 +1,95 @@
+"""Compiles a backbone into a TensorRT plan by torch-tensorrt, from torch's own program and without ONNX.
+
+The plan is one like any other of TensorRT's: `tureen.engines.trt` runs it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from export.errors import ExportError
+from export.graph import TRACE_BATCH, CompiledBackbone
+from training.model import DualTokenViT
+from tureen.bundle import PIXELS_INPUT, TOKEN_INPUT, PlanRecord, Precision
+from tureen.engines.trt_build import DEFAULT_BATCH, plan_record
+
+NO_TORCH_TENSORRT = (
+    "torch-tensorrt cannot be used here: it needs an NVIDIA GPU with its driver, TensorRT, and the torch it was made "
+    "for; export with --engine tensorrt on a machine that has them, or use the ONNX way"
+)
+
+
+def load_torch_tensorrt() -> Any:
+    """The module; raises ExportError where it is not installed, or cannot be imported for want of a driver."""
+    try:
+        # It prints paths of this machine when it fails, and raises a bare Exception.
+        with contextlib.redirect_stdout(io.StringIO()):
+            import torch_tensorrt
+    except Exception as error:
+        raise ExportError(NO_TORCH_TENSORRT) from error
+    if not torch.cuda.is_available():
+        raise ExportError(NO_TORCH_TENSORRT)
+    return torch_tensorrt
+
+
+def build_torch_plan(
+    model: DualTokenViT,
+    *,
+    precision: Precision,
+    backbone_sha256: str,
+    batch: tuple[int, int, int] = DEFAULT_BATCH,
+    cache: Path | None = None,
+) -> tuple[bytes, PlanRecord]:
+    """A plan for the engine "tensorrt" and what it is bound to, like `tureen.engines.trt_build.build_plan`.
+
+    Raises ExportError where torch-tensorrt cannot be used, and EngineError where there is no GPU.
+    """
+    if TYPE_CHECKING:
+        import torch_tensorrt
+    else:
+        torch_tensorrt = load_torch_tensorrt()
+    record = plan_record("tensorrt", precision, backbone_sha256=backbone_sha256, batch=batch)
+    config = model.config
+    shapes = {PIXELS_INPUT: (config.image_size, config.image_size, 3), TOKEN_INPUT: (config.width,)}
+    dtypes = {PIXELS_INPUT: torch.uint8, TOKEN_INPUT: torch.float32}
+    least, best, largest = batch
+    inputs = [
+        torch_tensorrt.Input(
+            min_shape=(least, *shape),
+            opt_shape=(best, *shape),
+            max_shape=(largest, *shape),
+            dtype=dtypes[name],
+            name=name,
+            shared_dims={0: "batch"},
+        )
+        for name, shape in shapes.items()
+    ]
+    program = traced(model, precision, largest, device="cuda")
+    plan = torch_tensorrt.dynamo.convert_exported_program_to_serialized_trt_engine(
+        program,
+        arg_inputs=inputs,
+        require_full_compilation=True,
+        disable_tf32=precision == "fp32",
+        **({"timing_cache_path": str(cache / "torch-tensorrt.timings")} if cache else {}),
+    )
+    return bytes(plan), record
+
+
+def traced(model: DualTokenViT, precision: Precision, largest: int, *, device: str) -> torch.export.ExportedProgram:
+    """The backbone in that precision as torch's program; its inputs have the bundle's names and share a batch axis."""
+    config = model.config
+    pixels = torch.zeros(TRACE_BATCH, config.image_size, config.image_size, 3, dtype=torch.uint8, device=device)
+    tokens = torch.zeros(TRACE_BATCH, config.width, device=device)
+    axis = torch.export.Dim("batch", min=1, max=largest)
+    backbone = copy.deepcopy(CompiledBackbone(model, precision))  # the model itself stays where it is
+    return torch.export.export(
+        backbone.eval().to(device),
+        (pixels, tokens),
+        dynamic_shapes={"pixels": {0: axis}, "cls_token": {0: axis}},
+    )

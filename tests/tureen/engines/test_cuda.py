@@ -1,0 +1,35 @@
+"""What a machine without a GPU can tell of the CUDA layer; test_vendor_types.py checks the calls themselves."""
+
+import pytest
+from cuda.bindings import runtime
+
+from tureen.engines.cuda import Cuda, checked
+from tureen.errors import EngineError
+
+HAS_GPU = runtime.cudaGetDeviceCount()[0] == runtime.cudaError_t.cudaSuccess
+
+
+@pytest.mark.skipif(HAS_GPU, reason="there is a GPU")
+def test_a_machine_without_a_gpu_says_so_once_and_clearly():
+    with pytest.raises(EngineError) as error:
+        Cuda()
+    assert str(error.value) == "this machine has no NVIDIA GPU, or no driver for it"
+
+
+@pytest.mark.skipif(HAS_GPU, reason="there is a GPU")
+def test_every_call_that_fails_says_what_the_gpu_could_not_do():
+    with pytest.raises(EngineError, match=r"could not allocate 8 bytes \(cudaErrorInsufficientDriver\): look at"):
+        checked("allocate 8 bytes", runtime.cudaMalloc(8))
+    with pytest.raises(EngineError, match=r"could not launch a graph \(cudaErrorInsufficientDriver\)"):
+        checked("launch a graph", runtime.cudaGraphLaunch(0, 0))
+
+
+def test_a_full_gpu_says_what_to_make_smaller():
+    with pytest.raises(EngineError, match="use a smaller max_batch or fewer streams"):
+        checked("allocate 8 bytes", (runtime.cudaError_t.cudaErrorMemoryAllocation, None))
+
+
+def test_the_value_beside_a_good_status_is_handed_on():
+    good = runtime.cudaError_t.cudaSuccess
+    assert checked("count", (good, 3)) == 3
+    assert checked("wait", (good,)) is None

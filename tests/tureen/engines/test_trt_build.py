@@ -1,0 +1,169 @@
+"""Plans really compiled, by TensorRT-RTX, which needs no GPU for it; what they answer is not known without one."""
+
+import re
+
+import pytest
+import tensorrt_rtx as trt
+import torch
+from onnx import TensorProto, helper
+
+from export.graph import onnx_graph
+from training.model import DualTokenViT, ViTConfig
+from tureen.bundle import BACKBONE, load_bundle
+from tureen.engines import compile_engine
+from tureen.engines.trt import library_log
+from tureen.engines.trt_build import attach_timings, build_plan, keep_timings
+from tureen.errors import EngineError
+
+VIT_B16 = ViTConfig(image_size=224, patch_size=16, width=768, depth=12, heads=12, classes=1000)
+NO_GPU = "this machine has no NVIDIA GPU, or no driver for it"
+
+
+def build(graph, precision="fp32", engine="tensorrt-rtx", **options):
+    return build_plan(graph, engine=engine, precision=precision, backbone_sha256="a" * 64, **options)
+
+
+def described(plan):
+    """The tensors of a plan, as far as they can be told without a GPU: its names, in its own bytes."""
+    return set(re.findall(rb"pixels|cls_token|logits", plan))
+
+
+@pytest.fixture(scope="module")
+def bundle(bundle_path):
+    return load_bundle(bundle_path)
+
+
+@pytest.fixture(scope="module")
+def graphs(bundle, checkpoint):
+    return {"fp32": bundle.graph, **{p: onnx_graph(checkpoint.model, p) for p in ("fp16", "bf16")}}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_a_plan_is_built_without_a_gpu_and_its_record_says_what_it_is_bound_to(graphs, precision):
+    plan, record = build(graphs[precision], precision, batch=(1, 4, 16))
+    assert len(plan) > len(graphs[precision])
+    assert described(plan) == {b"pixels", b"cls_token", b"logits"}
+    assert (record.engine, record.precision, record.graph_sha256) == ("tensorrt-rtx", precision, "a" * 64)
+    assert record.runtime_version == trt.__version__
+    assert record.batch == (1, 4, 16)
+    assert record.device == ""
+    assert record.compute_capabilities == ["8.0", "8.6", "8.9", "12.0", "12.1"]
+
+
+def test_halved_weights_make_a_smaller_plan(graphs):
+    assert len(build(graphs["fp16"], "fp16")[0]) < 0.75 * len(build(graphs["fp32"])[0])
+
+
+def test_the_compute_capabilities_asked_for_are_what_it_is_built_for(graphs):
+    _, record = build(graphs["fp16"], "fp16", compute_capabilities=["7.5", "8.9"])
+    assert record.compute_capabilities == ["7.5", "8.9"]
+
+
+def test_a_gpu_that_lacks_the_precision_is_named(graphs):
+    with pytest.raises(EngineError, match=r"cannot compile this graph in bf16 for compute capability 7\.5: try"):
+        build(graphs["bf16"], "bf16", compute_capabilities=["7.5"])
+
+
+def test_a_gpu_that_rtx_does_not_know_is_refused_with_what_to_use(graphs):
+    with pytest.raises(EngineError, match=r"cannot build for compute capability 9\.0: use tensorrt there"):
+        build(graphs["fp32"], compute_capabilities=["9.0"])
+
+
+def test_opening_a_plan_without_a_gpu_says_so(graphs):
+    plan, record = build(graphs["fp32"])
+    with pytest.raises(EngineError, match=NO_GPU):
+        compile_engine(plan, "tensorrt-rtx", plan=record)
+
+
+def test_the_same_graph_is_taken_from_a_bundle(bundle):
+    digest = bundle.manifest.files[BACKBONE].sha256
+    _, record = build_plan(bundle.graph, engine="tensorrt-rtx", precision="fp32", backbone_sha256=digest)
+    assert record.graph_sha256 == digest
+
+
+@pytest.mark.parametrize(
+    ("depth", "precision"),
+    [(1, "fp16"), *(pytest.param(12, precision, marks=pytest.mark.slow) for precision in ("fp32", "fp16", "bf16"))],
+)
+def test_a_vit_b16_is_built(depth, precision):
+    torch.manual_seed(0)
+    graph = onnx_graph(DualTokenViT(VIT_B16.model_copy(update={"depth": depth})).eval(), precision)
+    plan, _ = build(graph, precision)
+    assert len(plan) > len(graph)
+
+
+def test_progress_is_told_step_by_step(graphs):
+    steps = []
+    build(graphs["fp32"], on_progress=lambda done, of: steps.append((done, of)))
+    assert steps == sorted(steps)
+    assert all(1 <= done <= of for done, of in steps)
+    assert len(steps) > 1
+
+
+@pytest.mark.parametrize("batch", [(4, 2, 8), (1, 16, 8)])
+def test_a_batch_range_that_does_not_ascend_is_refused(graphs, batch):
+    with pytest.raises(EngineError, match="the least, the best and the largest ascend"):
+        build(graphs["fp32"], batch=batch)
+
+
+@pytest.mark.parametrize("graph", [b"", b"not ONNX" * 100, b"\0"])
+def test_what_is_no_graph_is_refused(graph):
+    with pytest.raises(EngineError, match="export the model again"):
+        build(graph)
+
+
+def test_a_damaged_graph_is_refused(graphs):
+    with pytest.raises(EngineError, match="export the model again"):
+        build(graphs["fp32"][:100_000])
+
+
+def single_node(operator, pixel_type=TensorProto.UINT8):
+    pixels = helper.make_tensor_value_info("pixels", pixel_type, ["batch", 3])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 3])
+    node = helper.make_node(operator, ["pixels"], ["logits"], name="/home/somebody/secret")
+    proto = helper.make_model(
+        helper.make_graph([node], "graph", [pixels], [logits]), opset_imports=[helper.make_opsetid("", 20)]
+    )
+    return proto.SerializeToString()
+
+
+def test_an_operator_that_it_lacks_is_named_and_nothing_else_of_the_library_is_told():
+    with pytest.raises(EngineError) as error:
+        build(single_node("Nonsense"))
+    assert str(error.value) == "tensorrt-rtx has no Nonsense as this graph uses it: use another engine"
+
+
+def test_a_graph_that_is_no_backbone_is_refused():
+    with pytest.raises(EngineError, match="given a graph that is no backbone"):
+        build(single_node("Relu", TensorProto.FLOAT))
+
+
+def test_a_plan_for_tensorrt_is_built_only_where_it_is_installed(graphs):
+    with pytest.raises(
+        EngineError, match=r"is not installed: install Tureen with its extra \[tensorrt\]|no NVIDIA GPU"
+    ):
+        build(graphs["fp32"], engine="tensorrt")
+
+
+@pytest.mark.filterwarnings("ignore:.*Timing cache operations are no-ops")  # there the same calls keep nothing
+@pytest.mark.parametrize("kept", [None, b"damaged"])
+def test_timings_are_kept_beside_nothing_else_and_a_damaged_file_is_replaced(tmp_path, kept):
+    file = tmp_path / "cache" / "GPU.timings"
+    if kept is not None:
+        file.parent.mkdir()
+        file.write_bytes(kept)
+    config = trt.Builder(library_log(trt)).create_builder_config()
+    attach_timings(config, file)
+    keep_timings(config, file)
+    assert file.read_bytes() not in (b"", kept)
+    assert list(file.parent.iterdir()) == [file]
+    attach_timings(config, file)
+
+
+@pytest.mark.filterwarnings("ignore:.*Timing cache operations are no-ops")
+def test_timings_that_cannot_be_kept_cost_no_plan(tmp_path, caplog):
+    (tmp_path / "cache").write_bytes(b"")  # a file where the directory should be
+    config = trt.Builder(library_log(trt)).create_builder_config()
+    attach_timings(config, tmp_path / "GPU.timings")
+    keep_timings(config, tmp_path / "cache" / "GPU.timings")
+    assert "could not be kept" in caplog.text

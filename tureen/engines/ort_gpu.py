@@ -1,0 +1,176 @@
+"""ONNX Runtime on an NVIDIA GPU: its CUDA provider, and its TensorRT provider.
+
+Both run batches of fixed sizes from buffers that stay where they are (I/O binding), so that each size is one CUDA
+graph; a batch between two sizes is padded. Knows nothing of TensorRT's own Python API, which is `trt`'s.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import re
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tureen.bundle import LOGITS_OUTPUT, PIXELS_INPUT, TOKEN_INPUT, Precision
+from tureen.engines.base import Artefact, EngineOptions
+from tureen.engines.buckets import bucket_sizes, cut
+from tureen.engines.cuda import Cuda
+from tureen.engines.ort import import_onnxruntime, open_session, thread_settings
+from tureen.errors import EngineError
+from tureen.graph_file import read_graph_file
+
+CUDA = "CUDAExecutionProvider"
+TENSORRT = "TensorrtExecutionProvider"
+BEST_BATCH = 32
+TENSORRT_MAJOR = 10  # libnvinfer.so.10 is what onnxruntime-gpu 1.30 and 1.31 are linked with
+
+
+@dataclass(frozen=True)
+class _Bucket:
+    """The buffers of one batch size, bound once."""
+
+    binding: Any
+    inputs: Mapping[str, Any]  # OrtValues on the device
+    logits: Any
+    run_options: Any
+
+
+class BoundSession:
+    """A session that runs batches of up to the largest size from fixed buffers; concurrent calls take turns."""
+
+    def __init__(self, ort: Any, session: Any, *, device: str, max_batch: int, has_graphs: bool) -> None:
+        """device: ONNX Runtime's name for it, "cuda" or "cpu". has_graphs: the provider was told to record them."""
+        self._ort, self._session, self._device, self._has_graphs = ort, session, device, has_graphs
+        self._sizes = bucket_sizes(max_batch)
+        self._buckets: dict[int, _Bucket] = {}
+        self._lock = threading.Lock()
+        self._rows = {value.name: tuple(value.shape[1:]) for value in (*session.get_inputs(), *session.get_outputs())}
+
+    def run(self, pixels: NDArray[np.uint8], tokens: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits float32 (B, K) of pixels uint8 (B, H, W, 3) and tokens float32 (B, D)."""
+        logits = np.empty((len(pixels), *self._rows[LOGITS_OUTPUT]), np.float32)
+        with self._lock:
+            for rows, size in cut(len(pixels), self._sizes):
+                logits[rows] = self._run(size, pixels[rows], tokens[rows])
+        return logits
+
+    def _run(self, size: int, pixels: NDArray[np.uint8], tokens: NDArray[np.float32]) -> NDArray[np.float32]:
+        if size not in self._buckets:
+            self._buckets[size] = self._bind(size)
+        bucket = self._buckets[size]
+        for name, rows in ((PIXELS_INPUT, pixels), (TOKEN_INPUT, tokens)):
+            bucket.inputs[name].update_inplace(_padded(rows, size))
+        self._session.run_with_iobinding(bucket.binding, bucket.run_options)
+        answer: NDArray[np.float32] = bucket.logits.numpy()[: len(pixels)]
+        return answer
+
+    def _bind(self, size: int) -> _Bucket:
+        def buffer(name: str, dtype: type[np.generic]) -> Any:
+            return self._ort.OrtValue.ortvalue_from_numpy(np.zeros((size, *self._rows[name]), dtype), self._device, 0)
+
+        inputs = {PIXELS_INPUT: buffer(PIXELS_INPUT, np.uint8), TOKEN_INPUT: buffer(TOKEN_INPUT, np.float32)}
+        logits = buffer(LOGITS_OUTPUT, np.float32)
+        binding = self._session.io_binding()
+        for name, value in inputs.items():
+            binding.bind_ortvalue_input(name, value)
+        binding.bind_ortvalue_output(LOGITS_OUTPUT, logits)
+        run_options = self._ort.RunOptions()
+        if self._has_graphs:
+            run_options.add_run_config_entry("gpu_graph_id", str(self._sizes.index(size) + 1))
+        return _Bucket(binding, inputs, logits, run_options)
+
+
+class OrtGpuEngine:
+    """A backbone in an ONNX Runtime session on the GPU, through its CUDA or its TensorRT provider."""
+
+    def __init__(self, name: str, artefact: Artefact, precision: Precision, options: EngineOptions) -> None:
+        """Raises EngineError where the package, the GPU or a library is missing, or the graph does not load."""
+        ort = import_onnxruntime("gpu")
+        if hasattr(ort, "preload_dlls"):
+            ort.preload_dlls()  # CUDA and cuDNN from the nvidia-… wheels
+        if name == "onnxruntime-cuda":
+            provider, provider_options = CUDA, {"enable_cuda_graph": "1"}
+        else:
+            require_tensorrt_10(importlib.metadata.version)
+            provider = TENSORRT
+            provider_options = tensorrt_options(
+                artefact.data, options, version=ort.__version__, device=Cuda().device.name
+            )
+        session = open_session(ort, artefact.data, thread_settings(ort, 1), provider, provider_options)
+        self._session: BoundSession | None = BoundSession(
+            ort, session, device="cuda", max_batch=options.max_batch, has_graphs=provider == CUDA
+        )
+        self.name = name
+        self.precision: Precision = precision
+        self.version: str = ort.__version__
+
+    def run(self, pixels: NDArray[np.uint8], tokens: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits float32 (B, K) of pixels uint8 (B, H, W, 3) and tokens float32 (B, D)."""
+        assert self._session is not None
+        return self._session.run(pixels, tokens)
+
+    def close(self) -> None:
+        self._session = None
+
+
+def require_tensorrt_10(version: Callable[[str], str]) -> None:
+    """Raise EngineError where another TensorRT is installed than ONNX Runtime's provider is linked with.
+
+    version: `importlib.metadata.version`. A TensorRT that pip does not know of is left for the provider to find.
+    """
+    for package in ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"):
+        try:
+            installed = version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        if int(installed.partition(".")[0]) != TENSORRT_MAJOR:
+            raise EngineError(
+                f"onnxruntime's TensorRT provider needs TensorRT {TENSORRT_MAJOR}, installed is {package} {installed}: "
+                f"use --engine tensorrt or onnxruntime-cuda, or install {package}=={TENSORRT_MAJOR}.*"
+            )
+
+
+def tensorrt_options(graph: bytes, options: EngineOptions, *, version: str, device: str) -> dict[str, str]:
+    """The provider's options: one profile from 1 to the largest batch, CUDA graphs, engine and timings kept if allowed.
+
+    version: ONNX Runtime's. device: the GPU's name. Precision is the graph's own. ONNX Runtime does not notice that a
+    kept engine is of another model, version or GPU, so all of them are in the name of its directory.
+    """
+    rows = {tensor.name: (tensor.shape or [])[1:] for tensor in read_graph_file(graph).inputs}
+
+    def shapes(batch: int) -> str:
+        return ",".join(f"{name}:{'x'.join(map(str, (batch, *shape)))}" for name, shape in rows.items())
+
+    chosen = {
+        "trt_profile_min_shapes": shapes(1),
+        "trt_profile_opt_shapes": shapes(min(BEST_BATCH, options.max_batch)),
+        "trt_profile_max_shapes": shapes(options.max_batch),
+        "trt_cuda_graph_enable": "1",
+    }
+    if options.cache is None:
+        return chosen
+    gpu = re.sub(r"[^A-Za-z0-9]+", "-", device)
+    name = f"{hashlib.sha256(graph).hexdigest()[:16]}-{version}-{gpu}-{options.max_batch}"
+    directory = options.cache / "onnxruntime-tensorrt" / name
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return chosen | {
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_path": str(directory),
+        "trt_timing_cache_enable": "1",
+        "trt_timing_cache_path": str(directory),
+    }
+
+
+def _padded(rows: NDArray[Any], size: int) -> NDArray[Any]:
+    """The rows, then zeros, `size` in all, in one piece of memory."""
+    if len(rows) == size:
+        return np.ascontiguousarray(rows)
+    padded = np.zeros((size, *rows.shape[1:]), rows.dtype)
+    padded[: len(rows)] = rows
+    return padded

@@ -1,0 +1,240 @@
+"""TensorRT and TensorRT-RTX: runs a compiled plan on the GPU it is bound to. One code for both.
+
+Knows nothing of a bundle's files; `trt_build` compiles plans. A plan is executable: open only what you trust.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import logging
+import queue
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tureen.bundle import PIXELS_INPUT, TOKEN_INPUT, EngineName, PlanRecord, Precision
+from tureen.engines.base import Artefact, EngineOptions
+from tureen.engines.buckets import bucket_sizes, cut
+from tureen.engines.cuda import Cuda, Device
+from tureen.errors import EngineError
+
+if TYPE_CHECKING:
+    import tensorrt_rtx as trt  # at run time the flavour's own module, by load_library; they share their names
+
+logger = logging.getLogger("tureen.engines.trt")
+
+
+@dataclass(frozen=True)
+class Flavour:
+    """What tells the two libraries apart."""
+
+    module: str
+    is_rtx: bool  # builds for the compute capabilities it is told, GPU or none, and finishes the kernels when it runs
+    without_gpu: tuple[str, ...] = ()  # compute capabilities that it builds for where there is no GPU to ask
+
+
+FLAVOURS: dict[EngineName, Flavour] = {
+    "tensorrt": Flavour("tensorrt", is_rtx=False),
+    # Turing, 7.5, has fp16 products only, so it has to be asked for.
+    "tensorrt-rtx": Flavour("tensorrt_rtx", is_rtx=True, without_gpu=("8.0", "8.6", "8.9", "12.0", "12.1")),
+}
+
+
+def load_library(engine: EngineName) -> Any:
+    """The module `tensorrt` or `tensorrt_rtx`; raises EngineError where it is not installed."""
+    try:
+        return importlib.import_module(FLAVOURS[engine].module)
+    except (ImportError, OSError):  # OSError: the package is there, what it loads is not
+        raise EngineError(f"{engine} is not installed: install Tureen with its extra [{engine}]") from None
+
+
+@functools.cache
+def library_log(library: Any) -> trt.ILogger:
+    """What the library says, passed to Python's logging; none of it is in an error of ours."""
+    if TYPE_CHECKING:
+        import tensorrt_rtx as trt
+    else:
+        trt = library
+    complaints = (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR)
+
+    class Log(trt.ILogger):  # type: ignore[misc]  # untyped where the library has no stubs
+        def log(self, severity: trt.ILogger.Severity, msg: str) -> None:
+            logger.log(logging.INFO if severity in complaints else logging.DEBUG, "%s", msg)
+
+    return Log()
+
+
+def check_plan(plan: PlanRecord | None, engine: EngineName, precision: Precision, version: str) -> PlanRecord:
+    """The plan's record, where that engine in that version may open it; raises EngineError."""
+    again = f"export again on this machine with --engine {engine}"
+    if plan is None:
+        raise EngineError(f"{engine} runs compiled plans, and this is none: {again}")
+    if (plan.engine, plan.precision) != (engine, precision):
+        raise EngineError(f"the plan is for {plan.engine} {plan.precision}, not for {engine} {precision}: {again}")
+    if plan.runtime_version != version:
+        raise EngineError(f"the plan is for {engine} {plan.runtime_version}, installed is {version}: {again}")
+    return plan
+
+
+def check_device(plan: PlanRecord, device: Device) -> None:
+    """Raise EngineError where the plan was built for another GPU than this one."""
+    again = f"export again on this machine with --engine {plan.engine}"
+    if plan.device not in ("", device.name):
+        raise EngineError(f"the plan was built on {plan.device}, and this machine has {device.name}: {again}")
+    if device.compute_capability not in plan.compute_capabilities:
+        built_for = ", ".join(plan.compute_capabilities)
+        raise EngineError(
+            f"the plan is for compute capability {built_for}, and this machine has {device.compute_capability}: {again}"
+        )
+
+
+class TensorRtEngine:
+    """A plan on the GPU, with one lane for each stream; more calls of `run` wait for one.
+
+    Every batch is padded to one of a few sizes, each a CUDA graph captured when the engine is opened.
+    """
+
+    def __init__(
+        self,
+        artefact: Artefact,
+        precision: Precision,
+        options: EngineOptions,
+        *,
+        engine: EngineName = "tensorrt",
+        library: Any = None,
+        cuda: Cuda | None = None,
+    ) -> None:
+        """library, cuda: what to run on, the installed ones where None.
+
+        Raises EngineError where library or GPU are missing, or the plan is bound to others.
+        """
+        if TYPE_CHECKING:
+            import tensorrt_rtx as trt
+        else:
+            trt = library or load_library(engine)
+        plan = check_plan(artefact.plan, engine, precision, trt.__version__)
+        self.name: str = engine
+        self.precision: Precision = precision
+        self.version: str = trt.__version__
+        self._sizes = bucket_sizes(min(options.max_batch, plan.batch[2]))
+        self._cuda = cuda or Cuda()
+        self._lanes: queue.SimpleQueue[_Lane] = queue.SimpleQueue()
+        try:
+            check_device(plan, self._cuda.device)
+            runtime = trt.Runtime(library_log(trt))
+            opened = runtime.deserialize_cuda_engine(artefact.data)
+            if opened is None:
+                raise EngineError(f"{engine} cannot open the plan: export again on this machine with --engine {engine}")
+            for _ in range(options.streams):
+                self._lanes.put(_Lane(trt, opened, self._cuda, self._sizes, is_rtx=FLAVOURS[engine].is_rtx))
+        except EngineError:
+            self._cuda.close()
+            raise
+
+    def run(self, pixels: NDArray[np.uint8], tokens: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits float32 (B, K) of pixels uint8 (B, H, W, 3) and tokens float32 (B, D)."""
+        lane = self._lanes.get()
+        try:
+            logits = np.empty((len(pixels), lane.classes), dtype=np.float32)
+            for part, size in cut(len(pixels), self._sizes):
+                logits[part] = lane.run(pixels[part], tokens[part], size)
+            return logits
+        finally:
+            self._lanes.put(lane)
+
+    def close(self) -> None:
+        del self._lanes  # contexts before the memory they use
+        self._cuda.close()
+
+
+class _Lane:
+    """A stream with buffers for the largest batch, and for each size a context and what begins a run of it.
+
+    A graph holds the state of the context that it was captured from, so each size has a context of its own. They
+    share their scratch memory, since a stream runs one at a time.
+    """
+
+    def __init__(
+        self, library: Any, engine: trt.ICudaEngine, cuda: Cuda, sizes: Sequence[int], *, is_rtx: bool
+    ) -> None:
+        if TYPE_CHECKING:
+            import tensorrt_rtx as trt
+        else:
+            trt = library
+        names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+        outputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.OUTPUT]
+        if sorted(set(names) - set(outputs)) != sorted([PIXELS_INPUT, TOKEN_INPUT]) or len(outputs) != 1:
+            raise EngineError("the plan's inputs and outputs are not a backbone's: export again on this machine")
+        self._engine, self._cuda, self._is_rtx = engine, cuda, is_rtx
+        self._names = (PIXELS_INPUT, TOKEN_INPUT, outputs[0])
+        self._stream = cuda.stream()
+        dtypes = (np.uint8, np.float32, np.float32)
+        shapes = [tuple(engine.get_tensor_shape(name))[1:] for name in self._names]
+        self._host = [cuda.pinned((sizes[-1], *shape), dtype) for shape, dtype in zip(shapes, dtypes, strict=True)]
+        self._device = [cuda.memory(array.nbytes) for array in self._host]
+        self._scratch_size = max(1, engine.device_memory_size_v2)
+        self._scratch = cuda.memory(self._scratch_size)
+        self._contexts: list[trt.IExecutionContext] = []
+        self._begin = {size: self._prepare(trt, size) for size in sizes}
+        self.classes: int = shapes[-1][0]
+
+    def run(self, pixels: NDArray[np.uint8], tokens: NDArray[np.float32], size: int) -> NDArray[np.float32]:
+        """Logits (B, K) of B rows, run as `size` of them; the array is overwritten by the next run."""
+        rows = len(pixels)
+        self._host[0][:rows], self._host[1][:rows] = pixels, tokens  # the rest is padding, whatever it holds
+        self._begin[size]()
+        self._cuda.synchronize(self._stream)
+        logits: NDArray[np.float32] = self._host[2][:rows]
+        return logits
+
+    def _prepare(self, library: Any, size: int) -> Callable[[], None]:
+        """What begins a run of that size: launching its graph, captured after a warm run."""
+        context = self._context(library, size)
+        self._contexts.append(context)
+        enqueue = functools.partial(self._enqueue, context, size)
+        enqueue()
+        self._cuda.synchronize(self._stream)
+        # TensorRT-RTX cannot be captured everywhere, and says so.
+        if self._is_rtx and not context.is_stream_capturable(self._stream):
+            return enqueue
+        return functools.partial(self._cuda.launch, self._cuda.capture(self._stream, enqueue), self._stream)
+
+    def _context(self, library: Any, size: int) -> trt.IExecutionContext:
+        if TYPE_CHECKING:
+            import tensorrt_rtx as trt
+        else:
+            trt = library
+        strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        if self._is_rtx:
+            config = self._engine.create_runtime_config()
+            config.set_execution_context_allocation_strategy(strategy)
+            # Compile for this very size at once: a captured graph would keep the kernels that do for any.
+            config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+            context = self._engine.create_execution_context(config)
+        else:
+            context = self._engine.create_execution_context(strategy)
+        if context is None:
+            raise EngineError("the GPU has no room for the engine: use a smaller max_batch or fewer streams")
+        context.set_device_memory(self._scratch, self._scratch_size)
+        is_bound = [
+            context.set_input_shape(name, (size, *array.shape[1:]))
+            for name, array in zip(self._names[:2], self._host[:2], strict=True)
+        ]
+        is_bound += [
+            context.set_tensor_address(n, address) for n, address in zip(self._names, self._device, strict=True)
+        ]
+        if not all(is_bound):
+            raise EngineError(f"the plan has no batch of {size}: export again on this machine")
+        return context
+
+    def _enqueue(self, context: trt.IExecutionContext, size: int) -> None:
+        pixels, tokens, logits = (array[:size] for array in self._host)
+        self._cuda.upload(self._device[0], pixels, self._stream)
+        self._cuda.upload(self._device[1], tokens, self._stream)
+        if not context.execute_async_v3(self._stream):
+            raise EngineError(f"the engine could not begin a batch of {size}: look at nvidia-smi, and start again")
+        self._cuda.download(logits, self._device[2], self._stream)

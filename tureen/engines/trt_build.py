@@ -1,0 +1,197 @@
+"""Compiles a backbone's ONNX graph into a plan for TensorRT or TensorRT-RTX.
+
+One code for both, and for TensorRT 10.12 to 11: types come from the graph ("strongly typed"), batch sizes from one
+optimisation profile. Knows nothing of a bundle's files, nor how a plan is run.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tureen.bundle import LOGITS_OUTPUT, PIXELS_INPUT, TOKEN_INPUT, EngineName, PlanRecord, Precision
+from tureen.engines.cuda import NO_GPU, Cuda, Device
+from tureen.engines.trt import FLAVOURS, library_log, load_library
+from tureen.errors import EngineError
+
+if TYPE_CHECKING:
+    import tensorrt_rtx as trt  # at run time the flavour's own module, by load_library; they share their names
+
+logger = logging.getLogger("tureen.engines.trt_build")
+
+Progress = Callable[[int, int], None]  # steps done, of how many
+
+DEFAULT_BATCH = (1, 32, 128)
+
+
+def gpu() -> Device | None:
+    """This machine's GPU; None where it has none."""
+    try:
+        return Cuda().device
+    except EngineError:
+        return None
+
+
+def plan_record(
+    engine: EngineName,
+    precision: Precision,
+    *,
+    backbone_sha256: str,
+    batch: tuple[int, int, int],
+    compute_capabilities: Sequence[str] = (),
+) -> PlanRecord:
+    """What a plan is bound to that is built on this machine; see `build_plan`. Raises EngineError."""
+    version, device = load_library(engine).__version__, gpu()
+    if device is None and not FLAVOURS[engine].is_rtx:
+        raise EngineError(f"{NO_GPU}: {engine} builds a plan only on the GPU that is to run it")
+    own = [device.compute_capability] if device else list(FLAVOURS[engine].without_gpu)
+    return PlanRecord(
+        engine=engine,
+        precision=precision,
+        graph_sha256=backbone_sha256,
+        runtime_version=version,
+        device=device.name if device else "",
+        compute_capabilities=list(compute_capabilities) if FLAVOURS[engine].is_rtx and compute_capabilities else own,
+        batch=batch,
+    )
+
+
+def build_plan(
+    graph: bytes,
+    *,
+    engine: EngineName,
+    precision: Precision,
+    backbone_sha256: str,
+    batch: tuple[int, int, int] = DEFAULT_BATCH,
+    compute_capabilities: Sequence[str] = (),
+    cache: Path | None = None,
+    on_progress: Progress | None = None,
+) -> tuple[bytes, PlanRecord]:
+    """A plan compiled from an ONNX graph whose own types are those of `precision`, and what the plan is bound to.
+
+    backbone_sha256: of the bundle's backbone.onnx, whose weights the graph holds. batch: least, best and largest.
+    compute_capabilities: such as "8.6"; heeded by TensorRT-RTX, which needs no GPU to build; where empty, those of this
+    machine's GPU, or without one all that can run every precision. cache: directory that keeps kernels' timings.
+    Raises EngineError where the library or the GPU it needs is missing, and where it cannot compile the graph.
+    """
+    record = plan_record(
+        engine,
+        precision,
+        backbone_sha256=backbone_sha256,
+        batch=batch,
+        compute_capabilities=compute_capabilities,
+    )
+    timings = None
+    if cache is not None and not FLAVOURS[engine].is_rtx:  # RTX times nothing
+        gpu_name = re.sub(r"[^A-Za-z0-9]+", "-", record.device)
+        timings = cache / engine / f"{record.runtime_version}-{gpu_name}.timings"
+    return _compile(graph, record, engine, timings, on_progress), record
+
+
+def _compile(
+    graph: bytes, record: PlanRecord, engine: EngineName, timings: Path | None, on_progress: Progress | None
+) -> bytes:
+    if TYPE_CHECKING:
+        import tensorrt_rtx as trt
+    else:
+        trt = load_library(engine)
+    log = library_log(trt)
+    builder = trt.Builder(log)
+    # TensorRT 11 knows no other kind of network, and ignores the flag.
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, log)
+    if not parser.parse(graph):
+        _refuse(parser, engine)
+    inputs = [network.get_input(index) for index in range(network.num_inputs)]
+    outputs = [network.get_output(index) for index in range(network.num_outputs)]
+    types = {tensor.name: tensor.dtype for tensor in (*inputs, *outputs)}
+    if types != {PIXELS_INPUT: trt.uint8, TOKEN_INPUT: trt.float32, LOGITS_OUTPUT: trt.float32}:
+        raise EngineError(f"{engine} was given a graph that is no backbone: export the model again")
+
+    config = builder.create_builder_config()
+    profile = builder.create_optimization_profile()
+    for tensor in inputs:
+        least, best, largest = (trt.Dims((rows, *tuple(tensor.shape)[1:])) for rows in record.batch)
+        profile.set_shape(tensor.name, least, best, largest)
+    if config.add_optimization_profile(profile) < 0:
+        raise EngineError(f"{engine} cannot have batches {record.batch}: the least, the best and the largest ascend")
+    if record.precision == "fp32":
+        config.clear_flag(trt.BuilderFlag.TF32)  # it rounds float32 to 10 bits
+    if FLAVOURS[engine].is_rtx:
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)  # or no CUDA graph may be captured
+        config.num_compute_capabilities = len(record.compute_capabilities)
+        for index, capability in enumerate(record.compute_capabilities):
+            target = getattr(trt.ComputeCapability, f"SM{capability.replace('.', '')}", None)
+            if target is None or not config.set_compute_capability(target, index):
+                raise EngineError(f"{engine} cannot build for compute capability {capability}: use tensorrt there")
+    if timings is not None:
+        attach_timings(config, timings)
+    if on_progress is not None:
+        config.progress_monitor = _progress_monitor(engine, on_progress)
+    built = builder.build_serialized_network(network, config)
+    if built is None:
+        targets = ", ".join(record.compute_capabilities)
+        raise EngineError(
+            f"{engine} cannot compile this graph in {record.precision} for compute capability {targets}: "
+            "try another precision or GPU"
+        )
+    if timings is not None:
+        keep_timings(config, timings)
+    return bytes(built)
+
+
+def _refuse(parser: trt.OnnxParser, engine: EngineName) -> None:
+    errors = [parser.get_error(index) for index in range(parser.num_errors)]
+    operators = sorted({error.node_operator() for error in errors} - {""})
+    if not operators:
+        raise EngineError(f"{engine} cannot read this graph, it is damaged: export the model again")
+    raise EngineError(f"{engine} has no {', '.join(operators)} as this graph uses it: use another engine")
+
+
+def attach_timings(config: trt.IBuilderConfig, file: Path) -> None:
+    """Give the builder the timings of earlier builds, so that it does not measure the same kernels again."""
+    known = file.read_bytes() if file.exists() else b""
+    # A damaged file makes no cache: begin anew. One from another GPU is refused, and the file's name tells them apart.
+    cache = config.create_timing_cache(known) or config.create_timing_cache(b"")
+    config.set_timing_cache(cache, ignore_mismatch=False)
+
+
+def keep_timings(config: trt.IBuilderConfig, file: Path) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as fresh:
+            fresh.write(bytes(config.get_timing_cache().serialize()))
+        os.replace(fresh.name, file)
+    except OSError:
+        logger.warning("the timings could not be kept in %s: the next build takes as long", file)
+
+
+def _progress_monitor(engine: EngineName, on_progress: Progress) -> trt.IProgressMonitor:
+    if TYPE_CHECKING:
+        import tensorrt_rtx as trt
+    else:
+        trt = load_library(engine)
+
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+        """Passes on the steps of the outermost phase; the others are within it."""
+
+        outermost, steps = "", 0
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: Any) -> None:
+            if not parent_phase:
+                self.outermost, self.steps = phase_name, int(num_steps)
+
+        def step_complete(self, phase_name: str, step: Any) -> bool:
+            if phase_name == self.outermost:
+                on_progress(int(step) + 1, self.steps)
+            return True  # go on
+
+        def phase_finish(self, phase_name: str) -> None:
+            pass
+
+    return Monitor()
