@@ -19,7 +19,7 @@ from training.data import load_digits
 from training.evaluate import evaluate
 from training.processes import best_device
 from training.recipes import load_recipe
-from tureen.bundle import Accuracy, AccuracyRow
+from tureen.manifest import Accuracy, AccuracyRow
 
 VARIANTS: dict[str, tuple[list[str], tuple[float, ...]]] = {
     "co-trained, two tokens": ([], (0.0, 0.25, 0.5, 0.75, 1.0)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tureen.bundle import Evaluation, Manifest
+from tureen.manifest import Evaluation, Manifest
 from tureen.report import check_list, ensemble_table, epsilon_table, matrix_table, shift_table, single_accuracy
 
 

@@ -19,10 +19,10 @@ from export.proving import Asked
 from export.quantization import calibration
 from training.checkpoint import load_checkpoint
 from training.data import drawn_evenly
-from tureen.bundle import NAME_PATTERN, Precision
 from tureen.engines import RUNTIMES
 from tureen.errors import BundleError, SingleTokenError
 from tureen.machine import default_cache_directory
+from tureen.manifest import NAME_PATTERN, Precision
 from tureen.report import accuracy_summary, parity_table
 from tureen.tokens import CLEAN_BETA, parse_beta
 

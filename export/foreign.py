@@ -29,7 +29,7 @@ from training.pretrained import Pretrained, load_pretrained
 from training.processes import best_device
 from training.recipes import RECIPES, Recipe
 from training.sources import open_source
-from tureen.bundle import AccuracyRow
+from tureen.manifest import AccuracyRow
 from tureen.preprocess import PreprocessSpec
 from tureen.tokens import CLEAN_BETA, ROBUST_BETA
 

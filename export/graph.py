@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from export.errors import ExportError
 from training.model import DualTokenViT, images_from_pixels
 from training.models import Model
-from tureen.bundle import LOGITS_OUTPUT, PIXELS_INPUT, TOKEN_INPUT, Precision
+from tureen.bundle import LOGITS_OUTPUT, PIXELS_INPUT, TOKEN_INPUT
+from tureen.manifest import Precision
 
 OPSET = 20
 MAX_BATCH = 1024

@@ -28,16 +28,8 @@ from training.checkpoint import Checkpoint
 from training.data import Images
 from training.model import DualTokenViT
 from training.processes import best_device
-from tureen.bundle import (
-    BACKBONE,
-    CARD,
-    GOLDEN,
-    TOKENS,
-    Golden,
-    Manifest,
-    record_files,
-    write_bundle,
-)
+from tureen.bundle import CARD, GOLDEN, TOKENS, Golden, record_files, write_bundle
+from tureen.manifest import BACKBONE, Manifest
 from tureen.tokens import CLEAN_BETA
 
 Modes = Literal["two", "one", "equal"]
@@ -76,7 +68,12 @@ def export_bundle(
     model = exportable(checkpoint.model)
     report(f"compiling {checkpoint.recipe.name} to ONNX, opset {OPSET}")
     graph = onnx_graph(model)
-    expected = _reference(checkpoint, model, BETAS if modes == "two" else (CLEAN_BETA,), asked, report)
+    report("running PyTorch for reference")
+    betas = BETAS if modes == "two" else (CLEAN_BETA,)
+    if set(asked.precisions) == {"fp32"}:  # which is held to PyTorch's logits, not to its accuracy
+        expected = reference(model, checkpoint.held_out.pixels[:MAX_IMAGES], betas)
+    else:
+        expected = attacked_reference(checkpoint, model, betas)
     artefacts = Artefacts(
         model, graph, expected, calibration=asked.calibration, builder=asked.builder, cache=cache, report=report
     )
@@ -114,24 +111,12 @@ def export_bundle(
     return manifest
 
 
-def _reference(
-    checkpoint: Checkpoint,
-    model: DualTokenViT,
-    betas: Sequence[float],
-    asked: Asked,
-    report: Callable[[str], None],
-) -> Reference:
-    """PyTorch's answers on the held-out images, and on the same attacked at each β."""
-    report("running PyTorch for reference")
-    recipe, images = checkpoint.recipe, checkpoint.held_out
-    images = Images(images.pixels[:MAX_IMAGES], images.labels[:MAX_IMAGES])
-    expected = reference(model, images.pixels, betas)
-    if set(asked.precisions) == {"fp32"}:
-        return expected  # which is held to PyTorch's logits, not to its accuracy
-    total = len(betas) * len(images)
-    with tqdm(
-        total=total, desc="attack PyTorch's soups, for the engines to classify", unit="image", disable=None
-    ) as bar:
+def attacked_reference(checkpoint: Checkpoint, model: DualTokenViT, betas: Sequence[float] = BETAS) -> Reference:
+    """PyTorch's answers on up to 512 held-out images at each β, and on the same attacked."""
+    recipe, held_out = checkpoint.recipe, checkpoint.held_out
+    images = Images(held_out.pixels[:MAX_IMAGES], held_out.labels[:MAX_IMAGES])
+    total, what = len(betas) * len(images), "attack PyTorch's soups, for the engines to classify"
+    with tqdm(total=total, desc=what, unit="image", disable=None) as bar:
         attacked = attack_images(
             model.to(best_device()),
             images,
@@ -140,8 +125,7 @@ def _reference(
             betas=betas,
             on_images=lambda count: bar.update(count) and None,
         )
-    model.cpu()
-    return dataclasses.replace(expected, attacked=attacked)
+    return dataclasses.replace(reference(model.cpu(), images.pixels, betas), attacked=attacked)
 
 
 def golden_rows(model: DualTokenViT) -> Golden:

@@ -18,12 +18,12 @@ from export.graph import onnx_graph
 from export.parity import ParityLimits, check_parity, measure_parity
 from export.reference import Reference
 from training.model import DualTokenViT
-from tureen.bundle import BACKBONE, ENGINES_DIRECTORY, EngineName, FileName, ParityRow, PlanRecord, Precision
 from tureen.engines import RUNTIMES, compile_engine, default_options
 from tureen.engines.base import Artefact, Engine
 from tureen.engines.presence import what_is_missing
 from tureen.errors import EngineError
 from tureen.machine import cpu_flags, nvidia_gpus
+from tureen.manifest import BACKBONE, ENGINES_DIRECTORY, EngineName, FileName, ParityRow, PlanRecord, Precision
 from tureen.preprocess import Pixels
 
 LATER_OPSET = 23  # has a single Attention operator
@@ -76,7 +76,8 @@ def prove_engines(
     does not.
     """
     proven, reasons = Proven(), []
-    for engine, precision, name in _candidates(asked):
+    chosen = candidates(asked.engines, asked.precisions, has_calibration=asked.calibration is not None)
+    for engine, precision, name in chosen:
         built = ""
         try:
             artefact = artefacts.get(engine, precision, name)
@@ -141,17 +142,19 @@ def add_later_opset(
         report(f"opset {LATER_OPSET} on {row.engine} {row.precision}: {gain:.2f} times as fast, {verdict}")
 
 
-def _candidates(asked: Asked) -> list[tuple[EngineName, Precision, FileName]]:
+def candidates(
+    engines: Sequence[str] = (), precisions: Sequence[str] = (), *, has_calibration: bool
+) -> list[tuple[EngineName, Precision, FileName]]:
     """What to try. An engine that nobody asked for is tried where nothing that it needs seems to be missing."""
     gpus, flags = nvidia_gpus(), cpu_flags()
     return [
         (engine, precision, name)
         for engine, runtime in RUNTIMES.items()
         for precision, name in runtime.files.items()
-        if (engine in asked.engines or not asked.engines)
-        and (precision in asked.precisions or not asked.precisions)
-        and (asked.engines or not what_is_missing(engine, precision, gpus=gpus, flags=flags))
-        and (precision != "int8" or asked.calibration is not None or "int8" in asked.precisions)
+        if (engine in engines or not engines)
+        and (precision in precisions or not precisions)
+        and (engines or not what_is_missing(engine, precision, gpus=gpus, flags=flags))
+        and (precision != "int8" or has_calibration or "int8" in precisions)
     ]
 
 

@@ -16,8 +16,9 @@ import torch
 from export.errors import ExportError
 from export.graph import TRACE_BATCH, CompiledBackbone
 from training.model import DualTokenViT
-from tureen.bundle import PIXELS_INPUT, TOKEN_INPUT, PlanRecord, Precision
+from tureen.bundle import PIXELS_INPUT, TOKEN_INPUT
 from tureen.engines.trt_build import DEFAULT_BATCH, plan_record
+from tureen.manifest import PlanRecord, Precision
 
 NO_TORCH_TENSORRT = (
     "torch-tensorrt cannot be used here: it needs an NVIDIA GPU with its driver, TensorRT, and the torch it was made "

@@ -11,9 +11,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from tureen.bundle import EngineName, Precision
 from tureen.engines.base import EngineOptions
 from tureen.machine import available_cpus, default_cache_directory
+from tureen.manifest import EngineName, Precision
 from tureen.preprocess import PILLOW_MAX_PIXELS, ImageLimits
 from tureen.soup import DEFAULT_TOP_K
 from tureen.tokens import parse_beta

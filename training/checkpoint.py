@@ -23,7 +23,7 @@ from training.data import Images
 from training.errors import CheckpointError
 from training.models import Model, build
 from training.recipes import Recipe
-from tureen.bundle import AccuracyRow, Evaluation
+from tureen.manifest import AccuracyRow, Evaluation
 from tureen.preprocess import PreprocessSpec
 
 CHECKPOINT = "checkpoint.json"

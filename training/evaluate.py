@@ -20,7 +20,7 @@ from training.attacks import ATTACKS, DLR_CLASSES, Attack, Forward, attack_label
 from training.data import Images
 from training.errors import DivergedError, RecipeError
 from training.model import images_from_pixels
-from tureen.bundle import Accuracy, AccuracyRow
+from tureen.manifest import Accuracy, AccuracyRow
 from tureen.preprocess import Pixels
 from tureen.tokens import CLEAN_BETA, ROBUST_BETA, mix
 

@@ -25,8 +25,9 @@ from training.sanity import check_radii
 from training.shifts import SHIFTS
 from training.tune import tune as choose
 from training.tune import tuned_table
-from tureen.bundle import MANIFEST, AccuracyRow, Evaluation
+from tureen.bundle import MANIFEST
 from tureen.errors import InvalidBetaError
+from tureen.manifest import AccuracyRow, Evaluation
 from tureen.preprocess import PreprocessSpec
 from tureen.report import (
     accuracy_table,

@@ -15,7 +15,7 @@ from training.evaluate import BATCH, Predict, ensemble_at, epsilon_curve, epsilo
 from training.sanity import CHECKS, sanity_checks
 from training.shift_evaluation import evaluate_shifts
 from training.transfer import transfer_matrix
-from tureen.bundle import AccuracyRow, Check, ShiftRow, TransferMatrix
+from tureen.manifest import AccuracyRow, Check, ShiftRow, TransferMatrix
 from tureen.tokens import CLEAN_BETA, ROBUST_BETA
 
 

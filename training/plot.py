@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING
 
-from tureen.bundle import Accuracy, AccuracyRow, ShiftRow, TransferMatrix
+from tureen.manifest import Accuracy, AccuracyRow, ShiftRow, TransferMatrix
 from tureen.tokens import CLEAN_BETA, ROBUST_BETA
 
 if TYPE_CHECKING:

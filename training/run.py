@@ -27,7 +27,7 @@ from training.pretrained import load_pretrained
 from training.processes import Processes, joined
 from training.progress import Report
 from training.recipes import RECIPES, Recipe
-from tureen.bundle import Evaluation
+from tureen.manifest import Evaluation
 from tureen.preprocess import PreprocessSpec
 
 STATE = "resume.safetensors"

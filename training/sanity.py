@@ -16,7 +16,7 @@ from torch import nn
 from training.attacks import Forward, attack_label, vanished
 from training.data import Images
 from training.evaluate import HALF_255, at_beta, attacked, batches, device_of, right, sign_test
-from tureen.bundle import AccuracyRow, Check
+from tureen.manifest import AccuracyRow, Check
 from tureen.tokens import CLEAN_BETA, ROBUST_BETA
 
 IMAGES = 128

@@ -11,7 +11,7 @@ from training.corruptions import CORRUPTIONS, FAMILIES, SEVERITIES, corrupt
 from training.data import Images
 from training.evaluate import Predict, right_answers
 from training.shifts import SHIFTS
-from tureen.bundle import SHIFT, ShiftRow
+from tureen.manifest import SHIFT, ShiftRow
 
 
 def evaluate_shifts(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from training.attacks import Forward, attack_label, pgd
 from training.data import Images
 from training.evaluate import at_beta, attack_named, batches, device_of, right, sign_test, wilson
-from tureen.bundle import Suspect, TransferMatrix
+from tureen.manifest import Suspect, TransferMatrix
 
 SIGNIFICANCE = 0.05
 """Of all the matrix's tests together: each is held to its share (Bonferroni)."""

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from training.data import Images
 from training.errors import DataError, RecipeError
 from training.evaluate import Z_95, Predict, right_answers, sign_test, wilson
-from tureen.bundle import Accuracy
+from tureen.manifest import Accuracy
 from tureen.tokens import CLEAN_BETA
 
 SIGNIFICANCE = 0.05

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tureen.bundle import Manifest
 from tureen.errors import BundleError, printable
 from tureen.graph_file import GraphFile
 from tureen.inspection import Inspection, inspect_bundle
+from tureen.manifest import Manifest
 from tureen.report import accuracy_summary, check_list, parity_table, plan_table
 
 SHOWN_LABELS = 10

@@ -13,18 +13,7 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from tureen.bundle import (
-    MANIFEST,
-    MAX_FILES,
-    Bundle,
-    FileName,
-    FileRecord,
-    Manifest,
-    load_bundle,
-    read_manifest,
-    read_manifest_text,
-    verified_file,
-)
+from tureen.bundle import MANIFEST, MAX_FILES, Bundle, load_bundle, read_manifest, read_manifest_text, verified_file
 from tureen.bundle_files import VERIFIED, file_size
 from tureen.engines import open_engine, prove
 from tureen.engines.base import EngineOptions, reproduce_golden
@@ -33,6 +22,7 @@ from tureen.engines.ranking import explain, recall
 from tureen.errors import BundleError, BundleFileError, EngineError, GraphFileError, printable
 from tureen.graph_file import GraphFile, read_graph_file
 from tureen.machine import available_cpus, cpu_flags, default_cache_directory, nvidia_gpus
+from tureen.manifest import FileName, FileRecord, Manifest
 
 NOT_A_GRAPH = "not an ONNX graph"
 UNLISTED = "not in the manifest"

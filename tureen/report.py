@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from statistics import mean
 
-from tureen.bundle import (
+from tureen.manifest import (
     SHIFT,
     Accuracy,
     AccuracyRow,

@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import BaseModel
 
-from tureen.bundle import Bundle, Precision, load_bundle
+from tureen.bundle import Bundle, load_bundle
 from tureen.engines import AUTO, open_engine
 from tureen.engines.base import Engine, EngineOptions
 from tureen.errors import SingleTokenError
 from tureen.machine import available_cpus, default_cache_directory
+from tureen.manifest import Precision
 from tureen.preprocess import DEFAULT_LIMITS, ImageLimits, Pixels, pixels_from_bytes, pixels_from_image
 from tureen.tokens import mix_rows, parse_beta
 

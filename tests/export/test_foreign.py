@@ -16,8 +16,9 @@ from serve.metrics import Metrics
 from serve.service import Service
 from serve.settings import Settings
 from training.pretrained import HALF, IMAGENET_MEAN, IMAGENET_STD
-from tureen.bundle import NAME_PATTERN, load_bundle
+from tureen.bundle import load_bundle
 from tureen.cli import main
+from tureen.manifest import NAME_PATTERN
 from tureen.preprocess import pixels_from_bytes
 
 ROUNDING = 1e-4  # what export itself allows in fp32

@@ -6,7 +6,7 @@ from PIL import Image
 
 from training.evaluate import wilson
 from training.plot import BLUE, VERMILION, plot_accuracy, plot_epsilon_curve, plot_matrix, plot_shifts
-from tureen.bundle import AccuracyRow, ShiftRow, Suspect, TransferMatrix
+from tureen.manifest import AccuracyRow, ShiftRow, Suspect, TransferMatrix
 
 BETAS = [0.0, 0.25, 0.5, 0.75, 1.0]
 NEVER_SERVED = "#e6e6e6"

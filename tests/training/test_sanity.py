@@ -6,7 +6,7 @@ import torch
 from training.errors import ZeroGradientError
 from training.evaluate import wilson
 from training.sanity import CHECKS, check_radii, sanity_checks
-from tureen.bundle import AccuracyRow
+from tureen.manifest import AccuracyRow
 
 LEVELS = range(28, 228)
 TWICE_WEAKER, TWICE_STRONGER = "twice the steps are never weaker", "twice the steps are hardly stronger"

@@ -3,8 +3,9 @@ import json
 import numpy as np
 import pytest
 
-from tureen.bundle import BACKBONE, GOLDEN, MANIFEST, TOKENS, load_bundle, read_manifest, record_files, write_bundle
+from tureen.bundle import GOLDEN, MANIFEST, TOKENS, load_bundle, read_manifest, record_files, write_bundle
 from tureen.errors import BundleError
+from tureen.manifest import BACKBONE
 
 
 def edit_manifest(path, **changes):

@@ -12,7 +12,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tureen.bundle import (
-    BACKBONE,
     GOLDEN,
     MANIFEST,
     MAX_FILES,
@@ -28,6 +27,7 @@ from tureen.bundle import (
 )
 from tureen.bundle_files import MAX_ARRAY_HEADER_BYTES, read_arrays, read_file, read_vectors
 from tureen.errors import BundleError
+from tureen.manifest import BACKBONE
 
 PLAN = "engines/tensorrt-fp16.plan"
 ENGINE_GRAPH = "engines/backbone-int8.onnx"

@@ -5,8 +5,9 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from tureen.bundle import BACKBONE, load_bundle
+from tureen.bundle import load_bundle
 from tureen.errors import BundleError
+from tureen.manifest import BACKBONE
 
 INT8 = "engines/backbone-int8.onnx"
 

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from tureen.bundle import BACKBONE, LOGITS_OUTPUT, PIXELS_INPUT, TOKEN_INPUT
+from tureen.bundle import LOGITS_OUTPUT, PIXELS_INPUT, TOKEN_INPUT
 from tureen.errors import GraphFileError
 from tureen.graph_file import _CHILDREN, MAX_DEPTH, MAX_FIELDS, MAX_NAME_BYTES, read_graph_file
+from tureen.manifest import BACKBONE
 
 EXAMPLE = Path(__file__).parents[2] / "tureen" / "examples" / "cifar10" / BACKBONE
 

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from onnx import TensorProto
 
 import tureen
-from tureen.bundle import BACKBONE, GOLDEN, MANIFEST, MAX_GRAPH_BYTES, TOKENS
+from tureen.bundle import GOLDEN, MANIFEST, MAX_GRAPH_BYTES, TOKENS
 from tureen.cli import main
 from tureen.inspection import inspect_bundle
+from tureen.manifest import BACKBONE
 
 INT8 = "engines/backbone-int8.onnx"
 PLAN = "engines/tensorrt-fp16.plan"

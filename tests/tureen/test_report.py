@@ -1,6 +1,6 @@
 import pytest
 
-from tureen.bundle import Accuracy, AccuracyRow, Check, ShiftRow, Suspect, TransferMatrix
+from tureen.manifest import Accuracy, AccuracyRow, Check, ShiftRow, Suspect, TransferMatrix
 from tureen.report import (
     accuracy_table,
     check_list,

@@ -13,21 +13,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tureen.bundle import (
-    BACKBONE,
-    Bundle,
-    EngineName,
-    FileName,
-    ParityRow,
-    PlanRecord,
-    Precision,
-    graph_name,
-    plan_name,
-)
+from tureen.bundle import Bundle
 from tureen.engines.base import Artefact, Engine, EngineOptions, reproduce_golden
 from tureen.engines.ranking import Timing, keep, rank, recall
 from tureen.errors import BundleError, EngineError
 from tureen.machine import available_cpus, make_writable
+from tureen.manifest import BACKBONE, EngineName, FileName, ParityRow, PlanRecord, Precision, graph_name, plan_name
 
 AUTO = "auto"
 RACE_BATCH = 8

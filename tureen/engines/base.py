@@ -12,8 +12,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from tureen.bundle import Bundle, ParityRow, PlanRecord, Precision
+from tureen.bundle import Bundle
 from tureen.errors import EngineError
+from tureen.manifest import ParityRow, PlanRecord, Precision
 from tureen.tokens import mix_rows
 
 

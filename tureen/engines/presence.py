@@ -10,9 +10,9 @@ import importlib.util
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from tureen.bundle import PlanRecord
 from tureen.engines import RUNTIMES
 from tureen.machine import Gpu
+from tureen.manifest import PlanRecord
 
 BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
 

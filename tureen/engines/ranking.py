@@ -21,9 +21,10 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from tureen.bundle import Bundle, Precision
+from tureen.bundle import Bundle
 from tureen.engines.base import EngineOptions
 from tureen.machine import available_cpus, nvidia_gpus, processor
+from tureen.manifest import Precision
 
 LOW_PRECISION_HANDICAP = 1.1  # a lower precision has to be this much faster to be worth its error
 DIRECTORY = "rankings"

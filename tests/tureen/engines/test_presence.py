@@ -1,9 +1,9 @@
 import pytest
 
-from tureen.bundle import PlanRecord
 from tureen.engines import RUNTIMES
 from tureen.engines.presence import NEEDS, what_is_missing
 from tureen.machine import Gpu
+from tureen.manifest import PlanRecord
 
 H100 = Gpu("NVIDIA H100", "9.0")
 

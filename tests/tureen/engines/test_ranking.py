@@ -8,10 +8,11 @@ import stat
 import pytest
 
 import tureen
-from tureen.bundle import FileRecord, ParityRow, load_bundle
+from tureen.bundle import load_bundle
 from tureen.engines import open_engine
 from tureen.engines.base import EngineOptions
 from tureen.engines.ranking import LOW_PRECISION_HANDICAP, Ranking, Timing, conditions, explain, keep, rank, recall
+from tureen.manifest import FileRecord, ParityRow
 
 
 @pytest.fixture(scope="module")
