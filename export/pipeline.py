@@ -112,9 +112,11 @@ def export_bundle(
 
 
 def attacked_reference(checkpoint: Checkpoint, model: DualTokenViT, betas: Sequence[float] = BETAS) -> Reference:
-    """PyTorch's answers on up to 512 held-out images at each β, and on the same attacked."""
+    """PyTorch's answers on up to 512 held-out images at each β; where the recipe has a radius, on the same attacked."""
     recipe, held_out = checkpoint.recipe, checkpoint.held_out
     images = Images(held_out.pixels[:MAX_IMAGES], held_out.labels[:MAX_IMAGES])
+    if not recipe.epsilon_255:
+        return reference(model, images.pixels, betas)
     total, what = len(betas) * len(images), "attack PyTorch's soups, for the engines to classify"
     with tqdm(total=total, desc=what, unit="image", disable=None) as bar:
         attacked = attack_images(

@@ -6,8 +6,10 @@ graph; a batch between two sizes is padded. Knows nothing of TensorRT's own Pyth
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
+import io
 import re
 import threading
 from collections.abc import Callable, Mapping
@@ -93,7 +95,7 @@ class OrtGpuEngine:
     def __init__(self, name: str, artefact: Artefact, precision: Precision, options: EngineOptions) -> None:
         """Raises EngineError where the package, the GPU or a library is missing, or the graph does not load."""
         ort = import_onnxruntime("gpu")
-        if hasattr(ort, "preload_dlls"):
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find; the session will tell
             ort.preload_dlls()  # CUDA and cuDNN from the nvidia-… wheels
         if name == "onnxruntime-cuda":
             provider, provider_options = CUDA, {"enable_cuda_graph": "1"}
