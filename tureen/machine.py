@@ -59,7 +59,11 @@ def default_cache_directory(environment: Mapping[str, str] = os.environ) -> Path
     """Where compiled models and measurements of this machine are kept: TUREEN_CACHE_DIR, else the user's cache."""
     if given := environment.get("TUREEN_CACHE_DIR"):
         return Path(given)
-    return Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tureen"
+    try:
+        home = Path.home()
+    except RuntimeError:  # a user without an entry, as containers have them
+        home = Path(tempfile.mkdtemp(prefix="tureen-"))  # for this process alone: nobody else can have prepared it
+    return Path(environment.get("XDG_CACHE_HOME") or home / ".cache") / "tureen"
 
 
 def _cpuinfo(key: str, file: Path) -> str:

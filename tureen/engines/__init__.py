@@ -105,6 +105,8 @@ def open_engine(
 
 def prove(bundle: Bundle, row: ParityRow, options: EngineOptions | None = None) -> Engine:
     """The engine of that row of the bundle's parity, once it has reproduced the golden rows; raises EngineError."""
+    if row.artefact.endswith(".plan") != any(name.endswith(".plan") for name in _runtime(row.engine).files.values()):
+        raise EngineError(f"{row.engine} does not run {row.artefact}: export the model again")
     plan = bundle.manifest.plans.get(row.artefact)
     if plan is not None and plan.graph_sha256 != bundle.manifest.files[BACKBONE].sha256:
         raise EngineError(f"{row.artefact} was compiled from another backbone: export again with --engine {row.engine}")

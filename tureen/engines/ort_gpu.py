@@ -98,7 +98,7 @@ class OrtGpuEngine:
         with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find; the session will tell
             ort.preload_dlls()  # CUDA and cuDNN from the nvidia-… wheels
         if name == "onnxruntime-cuda":
-            provider, provider_options = CUDA, {"enable_cuda_graph": "1"}
+            provider, provider_options = CUDA, {"enable_cuda_graph": "1", "use_tf32": "0"}
         else:
             require_tensorrt_10(importlib.metadata.version)
             provider = TENSORRT
@@ -140,7 +140,7 @@ def require_tensorrt_10(version: Callable[[str], str]) -> None:
 
 
 def tensorrt_options(graph: bytes, options: EngineOptions, *, version: str, device: str) -> dict[str, str]:
-    """The provider's options: one profile from 1 to the largest batch, CUDA graphs, engine and timings kept if allowed.
+    """The provider's options: one profile from 1 to the largest batch, engine and timings kept if allowed.
 
     version: ONNX Runtime's. device: the GPU's name. Precision is the graph's own. ONNX Runtime does not notice that a
     kept engine is of another model, version or GPU, so all of them are in the name of its directory.
@@ -154,7 +154,6 @@ def tensorrt_options(graph: bytes, options: EngineOptions, *, version: str, devi
         "trt_profile_min_shapes": shapes(1),
         "trt_profile_opt_shapes": shapes(min(BEST_BATCH, options.max_batch)),
         "trt_profile_max_shapes": shapes(options.max_batch),
-        "trt_cuda_graph_enable": "1",
     }
     if options.cache is None:
         return chosen
