@@ -143,7 +143,10 @@ def _run(
 ) -> NDArray[np.float32]:
     """The engine's logits, float32 (B, K), for image i[b] at β number t[b]."""
     tokens = mix_rows(expected.clean_token, expected.robust_token, np.array(expected.betas)[t])
-    found = engine.run(sample.pixels[t, i], tokens)
+    try:
+        found = engine.run(sample.pixels[t, i], tokens)
+    except Exception as error:  # the runtimes' own exceptions have no common base
+        raise ParityError(f"{engine.name} {engine.precision}: the runtime failed at batch {len(t)}") from error
     if found.shape != sample.logits[t, i].shape or not np.isfinite(found).all():
         raise ParityError(f"{engine.name} {engine.precision}: logits that are no numbers at batch {len(t)}")
     return found
