@@ -227,8 +227,10 @@ def _try_auto(bundle: Bundle) -> Auto:
 
 def _expect_auto(bundle: Bundle, engines: Sequence[EngineHere]) -> Auto:
     """What "auto" would come to, as far as it can be told without opening anything."""
-    if ranking := recall(bundle, _options()):
-        first = ranking.timings[0]
+    runnable = {(engine.engine, engine.precision) for engine in engines if engine.can_run}
+    ranking = recall(bundle, _options())
+    first = ranking.timings[0] if ranking else None
+    if first and (first.engine, first.precision) in runnable:
         return Auto(engine=f"{first.engine} {first.precision}", why=explain(bundle, _options()) or "")
     names = [f"{engine.engine} {engine.precision}" for engine in engines if engine.can_run]
     if not names:

@@ -35,7 +35,7 @@ class Worker:
     def __init__(self, assignment: Assignment) -> None:
         self.assignment = assignment
         self._process = subprocess.Popen(  # noqa: S603 - our own module, by our own interpreter
-            [sys.executable, "-m", "tureen.bench.worker", assignment.model_dump_json()],
+            [sys.executable, "-P", "-m", "tureen.bench.worker", assignment.model_dump_json()],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
