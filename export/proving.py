@@ -1,14 +1,14 @@
 """Which engines may run a backbone: each one compiled, measured against PyTorch, admitted, or left out with the reason.
 
-What was asked for has to pass. Of what was not, only fp32 has to: a wrong fp32 is a wrong graph, while a lower
-precision has to earn its place.
+A precision that was asked for has to pass. Of what was not, only fp32 on the CPU has to: wrong there, the graph itself
+is wrong, while a lower precision has to earn its place, and a GPU may round as it likes.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -18,13 +18,14 @@ from export.graph import onnx_graph
 from export.parity import ParityLimits, check_parity, measure_parity
 from export.reference import Reference
 from training.model import DualTokenViT
-from tureen.engines import RUNTIMES, compile_engine, default_options
+from tureen.engines import RUNTIMES, compile_engine
 from tureen.engines.base import Artefact, Engine
 from tureen.engines.presence import NEEDS, what_is_missing
 from tureen.errors import EngineError
 from tureen.machine import cpu_flags, nvidia_gpus
 from tureen.manifest import BACKBONE, ENGINES_DIRECTORY, EngineName, FileName, ParityRow, PlanRecord, Precision
 from tureen.preprocess import Pixels
+from tureen.timing import interleaved
 
 LATER_OPSET = 23  # has a single Attention operator
 LATER_GRAPH = f"{ENGINES_DIRECTORY}/backbone-opset{LATER_OPSET}.onnx"
@@ -38,7 +39,7 @@ Open = Callable[[EngineName, Precision, Artefact], Engine]
 
 def open_artefact(engine: EngineName, precision: Precision, artefact: Artefact) -> Engine:
     """The engine, on all of this machine; raises EngineError."""
-    return RUNTIMES[engine].open(artefact, precision, default_options())
+    return compile_engine(artefact.data, engine, precision, plan=artefact.plan)
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def prove_engines(
             row = measure_parity(compiled, expected, name)
             check_parity(row, limits)
         except ParityError as error:
-            is_portable = precision == "fp32" and not NEEDS[engine].needs_gpu  # wrong here, the graph itself is wrong
+            is_portable = precision == "fp32" and not NEEDS[engine].needs_gpu
             if is_portable or precision in asked.precisions:
                 raise
             reasons.append(str(error))
@@ -163,14 +164,8 @@ def _gain(engines: Sequence[Engine], expected: Reference) -> float:
     """How many times as fast as the first engine the second is, by medians of runs in turns."""
     pixels = np.resize(expected.images.pixels[0], (RACE_BATCH, *expected.images.pixels.shape[2:]))
     tokens = np.tile(expected.clean_token, (RACE_BATCH, 1))
-    seconds: list[list[float]] = [[], []]
-    for turn in range(1 + RACE_RUNS):
-        for index, engine in enumerate(engines):
-            start = time.perf_counter()
-            engine.run(pixels, tokens)
-            if turn:  # the first is to warm up
-                seconds[index].append(time.perf_counter() - start)
-    return float(np.median(seconds[0]) / np.median(seconds[1]))
+    first, second = interleaved([partial(engine.run, pixels, tokens) for engine in engines], rounds=RACE_RUNS)
+    return first / second
 
 
 def _sentence(row: ParityRow) -> str:

@@ -95,7 +95,7 @@ def _adversarial(
     epsilon_255: float,
     steps: int,
 ) -> NDArray[np.uint8]:
-    """uint8 (B, H, W, 3), within ⌊ε⌋ of the pixels: what 8 bits can hold of an attack of radius ε."""
+    """uint8 (B, H, W, 3), the attack rounded to 8 bits, which may put half a level on a fractional radius."""
     device = device_of(model)
     found = ATTACKS[ATTACK](
         at_beta(model, beta),

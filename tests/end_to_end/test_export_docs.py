@@ -1,14 +1,8 @@
 """docs/export.md cannot lie: every command in it is run, in order, on small data."""
 
 import json
-import os
 import re
 import shutil
-import signal
-import socket
-import subprocess
-import sys
-import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -32,23 +26,15 @@ def workplace(single_token_file, photos, tmp_path_factory):
     return directory
 
 
-def run(command, directory):
-    environment = {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "OMP_NUM_THREADS": "1",
-    }
-    return subprocess.run(["sh", "-c", command], cwd=directory, env=environment, capture_output=True, text=True)
-
-
-def test_every_command_of_the_page_runs_and_leaves_what_it_says(workplace):
+def test_every_command_of_the_page_runs_and_leaves_what_it_says(workplace, run_command, served):
     assert len(COMMANDS) >= 5
     for command in COMMANDS:
         if command.startswith("tureen serve"):
-            assert_served_without_a_beta(command, workplace)
+            with served(command, workplace) as url:
+                assert_served_without_a_beta(url, workplace)
             continue
         # As it stands, but on fewer images where any are measured.
-        result = run(command.replace("--data photos", "--data photos --images 10"), workplace)
+        result = run_command(command.replace("--data photos", "--data photos --images 10"), workplace)
         assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
     for name, has_two_tokens in {"vit-bundle": False, "vit-unmeasured": False, "vit-equal": True}.items():
         manifest = read_manifest(workplace / name)
@@ -56,35 +42,14 @@ def test_every_command_of_the_page_runs_and_leaves_what_it_says(workplace):
         assert bool(manifest.accuracy) == (name == "vit-bundle")
 
 
-def assert_served_without_a_beta(command, directory):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    arguments = command.replace("8000", port).split()
-    server = subprocess.Popen(
-        [str(Path(sys.executable).parent / arguments[0]), *arguments[1:]], cwd=directory, stdout=subprocess.DEVNULL
-    )
-    url = f"http://127.0.0.1:{port}"
+def assert_served_without_a_beta(url, directory):
     image = (directory / "photos" / "dog" / "001.jpg").read_bytes()
-    try:
-        deadline = time.monotonic() + 120
-        while True:
-            try:
-                urllib.request.urlopen(f"{url}/readyz").close()
-                break
-            except OSError:
-                assert server.poll() is None
-                assert time.monotonic() < deadline
-                time.sleep(0.1)
-        with urllib.request.urlopen(f"{url}/classify", data=image) as answer:
-            assert json.loads(answer.read())["beta"] is None
-        with pytest.raises(urllib.error.HTTPError) as refused:
-            urllib.request.urlopen(f"{url}/classify?beta=0.5", data=image)
-        assert refused.value.code == 422
-        assert json.loads(refused.value.read())["code"] == "single_token"
-    finally:
-        server.send_signal(signal.SIGTERM)
-        assert server.wait(60) == 0
+    with urllib.request.urlopen(f"{url}/classify", data=image) as answer:
+        assert json.loads(answer.read())["beta"] is None
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(f"{url}/classify?beta=0.5", data=image)
+    assert refused.value.code == 422
+    assert json.loads(refused.value.read())["code"] == "single_token"
 
 
 def test_what_is_usual_is_what_the_page_says():

@@ -1,12 +1,6 @@
 """docs/training.md cannot lie: every command in it is run, in order, on a small folder of images."""
 
-import os
 import re
-import signal
-import socket
-import subprocess
-import sys
-import time
 import urllib.request
 from pathlib import Path
 
@@ -41,15 +35,6 @@ def workplace(single_token_weights, tmp_path_factory):
     return directory
 
 
-def run(command, directory):
-    environment = {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "OMP_NUM_THREADS": "1",
-    }
-    return subprocess.run(["sh", "-c", command], cwd=directory, env=environment, capture_output=True, text=True)
-
-
 def shortened(command):
     if " train " not in command or "--show" in command:
         return command
@@ -57,42 +42,21 @@ def shortened(command):
     return command + "".join(f" --set {setting}" for setting in settings)
 
 
-def test_every_command_of_the_guide_runs(workplace):
+def test_every_command_of_the_guide_runs(workplace, run_command, served):
     assert len(COMMANDS) >= 10
     for command in COMMANDS:
         if command.startswith("tureen serve"):
-            assert serves(command, workplace)
+            image = (workplace / "photos" / "dog" / "001.jpg").read_bytes()
+            with (
+                served(command, workplace) as url,
+                urllib.request.urlopen(f"{url}/classify?beta=0.5", data=image) as answer,
+            ):
+                assert b'"label"' in answer.read()
             continue
-        result = run(shortened(command), workplace)
+        result = run_command(shortened(command), workplace)
         assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
     pictures = {file.name for file in (workplace / "runs" / "photos").glob("*.png")}
     assert pictures == {"accuracy.png", "closer.png", "closer-matrix.png", "closer-epsilon.png"}
-
-
-def serves(command, directory):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    arguments = command.replace("8000", port).split()
-    server = subprocess.Popen(
-        [str(Path(sys.executable).parent / arguments[0]), *arguments[1:]], cwd=directory, stdout=subprocess.DEVNULL
-    )
-    try:
-        deadline = time.monotonic() + 120
-        while True:
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz").close()
-                break
-            except OSError:
-                assert server.poll() is None
-                assert time.monotonic() < deadline
-                time.sleep(0.1)
-        image = (directory / "photos" / "dog" / "001.jpg").read_bytes()
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/classify?beta=0.5", data=image) as answer:
-            return b'"label"' in answer.read()
-    finally:
-        server.send_signal(signal.SIGTERM)
-        assert server.wait(60) == 0
 
 
 def test_every_recipe_is_in_the_guide_and_no_other():

@@ -18,7 +18,17 @@ from tureen.engines.base import Artefact, Engine, EngineOptions, reproduce_golde
 from tureen.engines.ranking import Timing, keep, rank, recall
 from tureen.errors import BundleError, EngineError
 from tureen.machine import available_cpus, make_writable
-from tureen.manifest import BACKBONE, EngineName, FileName, ParityRow, PlanRecord, Precision, graph_name, plan_name
+from tureen.manifest import (
+    BACKBONE,
+    EngineName,
+    FileName,
+    ParityRow,
+    PlanRecord,
+    Precision,
+    graph_name,
+    is_plan,
+    plan_name,
+)
 
 AUTO = "auto"
 RACE_BATCH = 8
@@ -55,6 +65,8 @@ def compile_engine(
     runtime = _runtime(engine)
     if precision not in runtime.files:
         raise EngineError(f"{engine} has no {precision}: choose {', '.join(runtime.files)}")
+    if plan is not None and not is_plan(runtime.files[precision]):  # as which a graph would pass unchecked
+        raise EngineError(f"{engine} runs no compiled plan: export the model again")
     return runtime.open(Artefact(data, plan), precision, options or default_options())
 
 
@@ -105,8 +117,6 @@ def open_engine(
 
 def prove(bundle: Bundle, row: ParityRow, options: EngineOptions | None = None) -> Engine:
     """The engine of that row of the bundle's parity, once it has reproduced the golden rows; raises EngineError."""
-    if row.artefact.endswith(".plan") != any(name.endswith(".plan") for name in _runtime(row.engine).files.values()):
-        raise EngineError(f"{row.engine} does not run {row.artefact}: export the model again")
     plan = bundle.manifest.plans.get(row.artefact)
     if plan is not None and plan.graph_sha256 != bundle.manifest.files[BACKBONE].sha256:
         raise EngineError(f"{row.artefact} was compiled from another backbone: export again with --engine {row.engine}")

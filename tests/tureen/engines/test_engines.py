@@ -1,4 +1,5 @@
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -114,3 +115,17 @@ def test_a_graph_that_is_none_is_refused(name):
 def test_onnxruntime_has_no_bf16(bundle):
     with pytest.raises(EngineError, match="onnxruntime has no bf16: choose fp32, int8"):
         compile_engine(bundle.graph, "onnxruntime", "bf16")
+
+
+def test_a_graph_does_not_pass_for_a_plan(own_bundle, put_file):
+    """Plans are not read as ONNX; under a plan's name a graph could refer to any file of the machine."""
+    name, graph = "engines/onnxruntime-fp32.plan", (own_bundle / "backbone.onnx").read_bytes()
+    manifest = json.loads((own_bundle / "manifest.json").read_text())
+    record = {
+        "engine": "onnxruntime", "precision": "fp32", "graph_sha256": manifest["files"]["backbone.onnx"]["sha256"],
+        "runtime_version": "1", "device": "", "compute_capabilities": ["9.0"], "batch": [1, 8, 32],
+    }  # fmt: skip
+    rows = [{**row, "artefact": name} for row in manifest["parity"] if row["engine"] == "onnxruntime"]
+    put_file(own_bundle, name, graph, plans={name: record}, parity=rows)
+    with pytest.raises(EngineError, match="onnxruntime runs no compiled plan"):
+        open_engine(load_bundle(own_bundle))

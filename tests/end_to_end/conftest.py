@@ -1,0 +1,60 @@
+"""How the tests of the documentation run its commands and its servers."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def run_command() -> Callable[..., subprocess.CompletedProcess]:
+    """Runs a command as the documentation has it, in a directory."""
+
+    def run(command, directory):
+        environment = {
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "OMP_NUM_THREADS": "1",
+        }
+        return subprocess.run(["sh", "-c", command], cwd=directory, env=environment, capture_output=True, text=True)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def served() -> Callable:
+    """Runs a `tureen serve … --port 8000` on a free port, in a directory; its URL once it is ready."""
+
+    @contextmanager
+    def serve(command, directory):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = str(probe.getsockname()[1])
+        arguments = command.replace("8000", port).split()
+        server = subprocess.Popen(
+            [str(Path(sys.executable).parent / arguments[0]), *arguments[1:]], cwd=directory, stdout=subprocess.DEVNULL
+        )
+        try:
+            deadline = time.monotonic() + 120
+            while True:
+                try:
+                    urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz").close()
+                    break
+                except OSError:
+                    assert server.poll() is None
+                    assert time.monotonic() < deadline
+                    time.sleep(0.1)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            server.send_signal(signal.SIGTERM)
+            assert server.wait(60) == 0
+
+    return serve
