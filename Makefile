@@ -32,3 +32,5 @@ check: setup
 bench: setup
 	$(BIN)/python -m benchmarks.digits
 	$(BIN)/python -m benchmarks.throughput
+	$(BIN)/python -m benchmarks.engines
+	$(BIN)/python -m benchmarks.precisions tureen-demo/run-*
