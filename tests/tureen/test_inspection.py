@@ -85,7 +85,8 @@ def test_a_trial_tells_what_each_engine_makes_of_the_golden_rows(bundle_path, ca
     assert "largest difference from the golden logits" in out
 
 
-def test_what_auto_chose_before_is_told_where_it_is_known(bundle_path):
+def test_what_auto_chose_before_is_told_where_it_is_known(bundle_path, monkeypatch, tmp_path):
+    monkeypatch.setenv("TUREEN_CACHE_DIR", str(tmp_path))  # other tests leave what they measured in the common one
     tureen.load(bundle_path).close()
     auto = inspect_bundle(bundle_path).auto
     assert auto.engine in ("onnxruntime fp32", "openvino fp32", "openvino bf16")

@@ -1,7 +1,8 @@
 """ONNX Runtime on an NVIDIA GPU: its CUDA provider, and its TensorRT provider.
 
-Both run batches of fixed sizes from buffers that stay where they are (I/O binding), so that each size is one CUDA
-graph; a batch between two sizes is padded. Knows nothing of TensorRT's own Python API, which is `trt`'s.
+Both run batches of fixed sizes from buffers that stay where they are (I/O binding); a batch between two sizes is
+padded. The CUDA provider records each size as a CUDA graph; TensorRT's would replay the first for all sizes. Knows
+nothing of TensorRT's own Python API, which is `trt`'s.
 """
 
 from __future__ import annotations
