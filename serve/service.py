@@ -85,9 +85,9 @@ class Service:
             streams=self.settings.streams,
             on_batch=lambda size, seconds: self.metrics.batch_images.observe(size),
             on_dropped=lambda reason, count: self.metrics.dropped.labels(reason).inc(count),
+            on_waiting=self.metrics.queue_images.set,
         )
-        self.metrics.queue_images.set_function(lambda: self._batcher.waiting if self._batcher else 0)
-        self.metrics.serving.info(
+        self.metrics.serves(
             {
                 "model": self.bundle.manifest.name,
                 "version": self.bundle.manifest.version,
