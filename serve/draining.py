@@ -26,7 +26,7 @@ from uvicorn.server import ServerState
 from serve.listening import accept_waiting, refuse_more
 
 HANDSHAKE_S = 0.1  # for connections that have begun when no more may
-QUIET_S = 0.5  # a connection that has said nothing for as long has no request under way to us
+QUIET_S = 1.0  # a connection that has said nothing for as long has no request under way to us
 
 logger = logging.getLogger("tureen.serve")
 
