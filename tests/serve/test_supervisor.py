@@ -75,17 +75,17 @@ def test_any_worker_answers_for_the_metrics_of_all_and_leaves_no_file(start_serv
 
 
 class Asking(threading.Thread):
-    """Asks on one kept connection, made anew where it breaks; remembers the id of the last answer before each break."""
+    """Asks on one kept connection, made anew where it breaks; remembers the first answer's id of each that broke."""
 
     def __init__(self, port, until):
         super().__init__(daemon=True)
         self.port = port
         self.until = until
         self.statuses = set()
-        self.answered_before_break = []
+        self.broken = []
 
     def run(self):
-        answered = None
+        first = None  # not the last: who is killed may have answered without having logged it
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=DEADLINE_S)
         while not self.until.is_set():
             try:
@@ -93,9 +93,10 @@ class Asking(threading.Thread):
                 response = connection.getresponse()
                 response.read()
                 self.statuses.add(response.status)
-                answered = response.headers["x-request-id"]
+                first = first or response.headers["x-request-id"]
             except (OSError, http.client.HTTPException):
-                self.answered_before_break.append(answered)
+                self.broken.append(first)
+                first = None
                 connection.close()
         connection.close()
 
@@ -117,8 +118,8 @@ def test_of_a_killed_worker_only_its_own_connections_break_and_another_takes_its
         client.join(DEADLINE_S)
         assert client.statuses == {404}
     served_by = {line["request_id"]: line["worker"] for line in server.log("request")}
-    broken = [answered for client in clients for answered in client.answered_before_break]
-    assert {served_by[answered] for answered in broken} <= {killed[0]}
+    broken = [first for client in clients for first in client.broken]
+    assert {served_by[first] for first in broken} <= {killed[0]}
     assert len(broken) <= len(clients)
     (died,) = server.log("worker died")
     assert (died["worker"], died["pid"], died["signal"]) == (*killed, "SIGKILL")
