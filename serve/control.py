@@ -44,6 +44,12 @@ class Reload(BaseModel):
     kind: Literal["reload"] = "reload"
 
 
+class Pulse(BaseModel):
+    """To a worker and back: its event loop turns."""
+
+    kind: Literal["pulse"] = "pulse"
+
+
 class Ready(BaseModel):
     """From a worker: it has reproduced the golden rows."""
 
@@ -57,7 +63,7 @@ class Reloaded(BaseModel):
     ok: bool
 
 
-Message = Annotated[Orders | Accept | Drain | Reload | Ready | Reloaded, Field(discriminator="kind")]
+Message = Annotated[Orders | Accept | Drain | Reload | Pulse | Ready | Reloaded, Field(discriminator="kind")]
 _MESSAGE: TypeAdapter[Message] = TypeAdapter(Message)
 
 

@@ -107,9 +107,9 @@ class DrainingServer(uvicorn.Server):
         self._accepting: dict[int, asyncio.AbstractServer] = {}
         self._is_hurried = asyncio.Event()
 
-    def drain(self) -> None:
-        """Begin to end; called again, without the rest of the delay."""
-        if self.should_exit:
+    def drain(self, *, at_once: bool = False) -> None:
+        """Begin to end; at once, or called again, without the rest of the delay."""
+        if at_once or self.should_exit:
             self._is_hurried.set()
         self.should_exit = True
 
@@ -126,7 +126,7 @@ class DrainingServer(uvicorn.Server):
             )
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self.force_exit = self.should_exit and sig == signal.SIGINT  # Ctrl-C twice: whoever waits, waits in vain
+        self.force_exit |= self.should_exit and sig == signal.SIGINT  # Ctrl-C twice: whoever waits, waits in vain
         self.drain()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -155,13 +155,12 @@ class DrainingServer(uvicorn.Server):
         logger.info("drained")
 
     async def _stop_listening(self) -> None:
-        if not self._accepting:
-            return
-        for number in self._accepting:
+        accepting = dict(self._accepting)
+        for number in accepting:
             refuse_more(self._listeners[number])
         await asyncio.sleep(HANDSHAKE_S)
         loop = asyncio.get_running_loop()
-        for number, server in self._accepting.items():
+        for number, server in accepting.items():
             server.close()
             for connection in accept_waiting(self._listeners[number]):
                 await loop.connect_accepted_socket(self._connection, connection)

@@ -132,7 +132,7 @@ class ServerProcess:
         except Exception:
             logger.exception("the engine could not be opened")
         self._has_failed = True
-        self.server.drain()
+        self.server.drain(at_once=True)
 
     @asynccontextmanager
     async def _close_last(self, app: FastAPI) -> AsyncIterator[None]:

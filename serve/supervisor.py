@@ -22,13 +22,15 @@ from pathlib import Path
 
 from prometheus_client.multiprocess import mark_process_dead
 
-from serve.control import Accept, Drain, Line, Orders, Ready, Reload, Reloaded
+from serve.control import Accept, Drain, Line, Orders, Pulse, Ready, Reload, Reloaded
 from serve.logs import FIELDS
 from serve.metrics import SHARED_DIRECTORY
 from serve.settings import Settings
 
 SOUND_S = 10.0  # a worker that was ready for as long died of something else than its start
 LONGEST_PAUSE_S = 30.0
+PULSE_S = 5.0
+MOST_UNANSWERED = 6  # pulses, after which an event loop does not turn slowly but not at all
 KILL_AFTER_S = 5.0  # beyond what a worker has to drain, it is stuck
 
 logger = logging.getLogger("tureen.supervisor")
@@ -68,6 +70,7 @@ class Worker:
     process: subprocess.Popen[bytes]
     line: Line
     ready_s: float | None = None  # time.monotonic
+    unanswered: int = 0  # pulses since it last said anything
     reloaded: asyncio.Queue[bool] = field(default_factory=asyncio.Queue)
 
     @property
@@ -98,11 +101,12 @@ class Supervisor:
         for signal_number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signal_number, self._stop)
         loop.add_signal_handler(signal.SIGHUP, self._reload_wanted.set)
-        reloading = asyncio.create_task(self._reload_when_wanted())
+        beside = [asyncio.create_task(work) for work in (self._reload_when_wanted(), self._feel_pulses())]
         async with asyncio.TaskGroup() as group:
             for number in range(self._settings.workers):
                 group.create_task(self._keep(number))
-        reloading.cancel()
+        for task in beside:
+            task.cancel()
         return int(self._has_failed)
 
     async def _keep(self, number: int) -> None:
@@ -147,11 +151,12 @@ class Supervisor:
         _log(logging.INFO, "worker started", worker)
         self._share_out()
         if self._stopping.is_set():
-            worker.line.say(Drain())
+            process.kill()
         return worker
 
     async def _listen_to(self, worker: Worker) -> None:
         async for message in worker.line.messages():
+            worker.unanswered = 0
             match message:
                 case Ready():
                     worker.ready_s = time.monotonic()
@@ -176,6 +181,18 @@ class Supervisor:
             its = {number} if not ready else {number} | orphaned if number in ready else set()
             worker.line.say(Accept(listeners=its))
 
+    async def _feel_pulses(self) -> None:
+        """Kill a worker whose event loop stands still: who probes the port meets the others too, and may not notice."""
+        while True:
+            await asyncio.sleep(PULSE_S)
+            for worker in self._workers.values():
+                if worker.unanswered >= MOST_UNANSWERED:
+                    _log(logging.ERROR, "worker killed: it has not answered for long", worker)
+                    worker.process.kill()
+                elif worker.ready_s is not None:  # compiling an engine may hold a loop up
+                    worker.unanswered += 1
+                    worker.line.say(Pulse())
+
     async def _reload_when_wanted(self) -> None:
         while True:
             await self._reload_wanted.wait()
@@ -194,13 +211,16 @@ class Supervisor:
         """Have every worker drain; called again, without delay."""
         if not self._stopping.is_set():
             self._stopping.set()
-            logger.info("stopping: %d workers drain", len(self._workers))
+            logger.info("stopping: the workers drain")
             for listener in self._listeners:
                 listener.close()
             bound_s = self._settings.drain_delay_s + self._settings.drain_timeout_s + KILL_AFTER_S
             asyncio.get_running_loop().call_later(bound_s, self._kill)
         for worker in self._workers.values():
-            worker.line.say(Drain())
+            if worker.ready_s is None:
+                worker.process.kill()  # it has accepted nothing, and an engine being compiled cannot be interrupted
+            else:
+                worker.line.say(Drain())
 
     def _kill(self) -> None:
         self._has_failed = True
@@ -212,8 +232,6 @@ class Supervisor:
         logger.error("giving up: no worker became ready; each has said above why it could not")
         self._has_failed = True
         self._stop()
-        for worker in self._workers.values():
-            worker.process.kill()  # none was ready, so none has anything to finish
 
 
 def _cause(status: int) -> dict[str, object]:

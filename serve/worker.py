@@ -13,7 +13,7 @@ import sys
 from collections.abc import Coroutine
 from pathlib import Path
 
-from serve.control import Accept, Drain, Line, Orders, Ready, Reload, Reloaded, read_orders
+from serve.control import Accept, Drain, Line, Orders, Pulse, Ready, Reload, Reloaded, read_orders
 from serve.logs import configure_logs
 from serve.metrics import Metrics, share_metrics
 from serve.server import ServerProcess
@@ -51,16 +51,17 @@ class Worker(ServerProcess):
                     await self.server.accept_from(message.listeners)
                 case Reload():
                     self._start_task(self._reload())
+                case Pulse():
+                    self._say(message)
                 case Drain():
                     self.server.drain()
         logger.error("the supervisor is no more: ending")
-        self.server.drain()
-        self.server.drain()  # without delay: whoever starts the next server needs the port
+        self.server.drain(at_once=True)  # whoever starts the next server needs the port
 
     async def _reload(self) -> None:
         self._say(Reloaded(ok=await self.reload()))
 
-    def _say(self, message: Ready | Reloaded) -> None:
+    def _say(self, message: Pulse | Ready | Reloaded) -> None:
         assert self._line is not None
         self._line.say(message)
 

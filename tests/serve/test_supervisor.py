@@ -153,6 +153,17 @@ def test_where_no_worker_can_become_ready_the_server_gives_up_and_says_why(
     assert "Traceback" not in log
 
 
+@pytest.mark.slow  # half a minute without an answer is what it takes
+def test_a_worker_that_stands_still_is_replaced(start_server):
+    server = start_server("--workers", 2)
+    server.wait_until_ready(2)
+    os.kill(server.worker_pids()[0], signal.SIGSTOP)
+    server.wait_for(lambda: len(server.log("worker started")) == 3, "replaced")
+    (died,) = server.log("worker died")
+    assert (died["worker"], died["signal"]) == (0, "SIGKILL")
+    server.wait_until_ready(2)
+
+
 def test_no_worker_outlives_its_supervisor(start_server):
     server = start_server("--workers", 2)
     server.wait_until_ready(2)
