@@ -16,7 +16,7 @@ from tureen.preprocess import pixels_from_bytes
 from tureen.tokens import mix_rows
 
 BATCHES = (1, 4, 8, 16, 32)
-TURNS = 8  # of the engine, in each round
+TURNS = 4  # of each engine at each batch, in each round
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,9 @@ class Cost:
 
     decode_s: float  # mean over the images, one thread, the other cores idle
     busy_decode_s: float  # the same while every core decodes
-    engine_s: float  # cores × seconds for an image, at the best batch
+    engine_s: float  # cores × seconds for an image, at the best batch and number of streams
     best_batch: int
+    best_streams: int
     alone_s: float  # decoding and inference at batch 1, one after the other: median over the images
 
     @property
@@ -36,14 +37,19 @@ class Cost:
 
 
 class Bare:
-    """Decoder and engine of the server in this process, measured round by round."""
+    """Decoder and engine of the server in this process, measured round by round.
+
+    The engine runs as one stream of all cores and as a stream for each core, whatever the server chose: the better of
+    the two is what the machine can do.
+    """
 
     def __init__(self, subject: Subject) -> None:
         self._subject = subject
-        self._engine: Engine = subject.open_engine()
+        self._engines: dict[int, Engine] = {n: subject.open_engine(n) for n in sorted({1, available_cpus()})}
         self._decode: list[list[float]] = []  # round by round, CPU seconds for each image
         self._busy_decode: list[float] = []
-        self._runs: dict[int, list[float]] = {batch: [] for batch in BATCHES}
+        self._runs: dict[tuple[int, int], list[float]] = {(n, b): [] for n in self._engines for b in BATCHES}
+        self._cores = ThreadPoolExecutor(available_cpus())
         spec = subject.bundle.manifest.preprocess
         self._pixels = np.stack([pixels_from_bytes(image, spec) for image in subject.images[: max(BATCHES)]])
 
@@ -51,28 +57,30 @@ class Bare:
         """One round, all cores to itself: every image decoded, the engine at each batch."""
         images = self._subject.images
         self._decode.append([self._decode_s(image) for image in images])
-        with ThreadPoolExecutor(available_cpus()) as pool:
-            self._busy_decode.append(mean(pool.map(self._decode_s, images)))
-        for batch, seconds in self._runs.items():
-            for _ in range(TURNS):
-                seconds.append(self._run_s(batch))
+        self._busy_decode.append(mean(self._cores.map(self._decode_s, images)))
+        for _ in range(TURNS):
+            for (streams, batch), seconds in self._runs.items():
+                seconds.append(self._run_s(streams, batch))
 
     @property
     def cost(self) -> Cost:
         """Medians of the rounds so far."""
         each = np.median(np.array(self._decode), axis=0)
-        runs = {batch: median(seconds) for batch, seconds in self._runs.items()}
-        best = min(runs, key=lambda batch: runs[batch] / batch)
+        runs = {key: median(seconds) for key, seconds in self._runs.items()}
+        streams, batch = min(runs, key=lambda key: runs[key] / (key[0] * key[1]))
         return Cost(
             decode_s=float(each.mean()),
             busy_decode_s=median(self._busy_decode),
-            engine_s=available_cpus() * runs[best] / best,
-            best_batch=best,
-            alone_s=float(np.median(each)) + runs[1],
+            engine_s=available_cpus() * runs[streams, batch] / (streams * batch),
+            best_batch=batch,
+            best_streams=streams,
+            alone_s=float(np.median(each)) + runs[1, 1],
         )
 
     def close(self) -> None:
-        self._engine.close()
+        self._cores.shutdown()
+        for engine in self._engines.values():
+            engine.close()
 
     def _decode_s(self, image: bytes) -> float:
         # The thread's own CPU time: what others do on this machine counts for nothing.
@@ -80,12 +88,12 @@ class Bare:
         pixels_from_bytes(image, self._subject.bundle.manifest.preprocess)
         return time.thread_time() - started
 
-    def _run_s(self, batch: int) -> float:
-        bundle = self._subject.bundle
+    def _run_s(self, streams: int, batch: int) -> float:
+        bundle, engine = self._subject.bundle, self._engines[streams]
         pixels = np.resize(self._pixels, (batch, *self._pixels.shape[1:]))
         tokens = mix_rows(bundle.clean_token, bundle.robust_token, [0.5] * batch)
         started = time.perf_counter()
-        self._engine.run(pixels, tokens)
+        list(self._cores.map(lambda _: engine.run(pixels, tokens), range(streams)))
         return time.perf_counter() - started
 
 
@@ -99,10 +107,10 @@ def limit(subject: Subject) -> None:
 
 
 def print_cost(cost: Cost, subject: Subject) -> None:
+    best = f"{subject.engine} {subject.precision}, {cost.best_streams} × batch {cost.best_batch}"
     print(
-        f"limit {cost.limit:.1f} images/s = {available_cpus()} cores / ({1000 * cost.decode_s:.2f} ms decode + "
-        f"{1000 * cost.engine_s:.2f} ms {subject.engine} {subject.precision} at batch {cost.best_batch}); "
-        f"decode while all cores decode {1000 * cost.busy_decode_s:.2f} ms; "
-        f"one image alone {1000 * cost.alone_s:.2f} ms",
+        f"limit {cost.limit:.1f} images/s = {available_cpus()} cores / "
+        f"({1000 * cost.decode_s:.2f} ms decode + {1000 * cost.engine_s:.2f} ms {best}); "
+        f"decode on all cores at once {1000 * cost.busy_decode_s:.2f} ms; one image alone {1000 * cost.alone_s:.2f} ms",
         flush=True,
     )

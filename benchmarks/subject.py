@@ -53,14 +53,14 @@ class Subject:
     def server_flags(self) -> tuple[str, ...]:
         return ("--engine", self.engine, "--precision", self.precision, *self.flags)
 
-    def open_engine(self) -> Engine:
-        """The engine that the server has, at the server's settings."""
-        return open_engine(self.bundle, self.engine, self.precision, engine_options())  # type: ignore[arg-type]
+    def open_engine(self, streams: int) -> Engine:
+        """The engine that the server has, all cores divided among so many streams."""
+        return open_engine(self.bundle, self.engine, self.precision, engine_options(streams))  # type: ignore[arg-type]
 
 
-def engine_options() -> EngineOptions:
-    """How the server opens its engine by default."""
-    return EngineOptions(threads=available_cpus(), cache=default_cache_directory())
+def engine_options(streams: int = 1) -> EngineOptions:
+    """How the server opens its engine, by default as one stream."""
+    return EngineOptions(threads=available_cpus(), streams=streams, cache=default_cache_directory())
 
 
 def photographs(archive: Path) -> list[bytes]:
