@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.bare import limit
+from benchmarks.beside_litserve import beside_litserve
 from benchmarks.machine import describe_machine
 from benchmarks.speed import mixed_betas, saturation
 from benchmarks.subject import PHOTOGRAPHS, Subject, engine_options, photographs, random_bundle
@@ -26,6 +27,7 @@ from tureen.engines import open_engine
 SECTIONS: dict[str, Callable[[Subject], None]] = {
     "limit": limit,
     "saturation": saturation,
+    "litserve": beside_litserve,
     "mixed": mixed_betas,
 }
 
