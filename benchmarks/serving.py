@@ -19,6 +19,8 @@ from pathlib import Path
 from benchmarks.bare import limit
 from benchmarks.beside_litserve import beside_litserve
 from benchmarks.machine import describe_machine
+from benchmarks.overload import overload
+from benchmarks.soak import soak
 from benchmarks.speed import mixed_betas, saturation
 from benchmarks.subject import PHOTOGRAPHS, Subject, engine_options, photographs, random_bundle
 from tureen.bundle import load_bundle
@@ -29,6 +31,8 @@ SECTIONS: dict[str, Callable[[Subject], None]] = {
     "saturation": saturation,
     "litserve": beside_litserve,
     "mixed": mixed_betas,
+    "overload": overload,
+    "soak": soak,
 }
 
 
@@ -41,6 +45,8 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, help="to be served instead of a ViT-Ti/16 of random weights")
     parser.add_argument("--seconds", type=float, default=10, help="of load in each round (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="of which the median counts (default: %(default)s)")
+    parser.add_argument("--requests", type=int, default=100_000, help="of the soak (default: %(default)s)")
+    parser.add_argument("--times", type=int, default=50, help="that the server is stopped (default: %(default)s)")
     parser.add_argument("--flags", default="", help="more flags of `tureen serve`, as one argument")
     options = parser.parse_args()
     names = options.only.split(",")
@@ -59,6 +65,8 @@ def main() -> None:
             flags=tuple(shlex.split(options.flags)),
             seconds=options.seconds,
             rounds=options.rounds,
+            requests=options.requests,
+            times=options.times,
         )
         engine.close()
         print(f"{bundle.manifest.name}, {len(images)} images; tureen serve {' '.join(subject.server_flags)}")

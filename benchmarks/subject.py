@@ -48,6 +48,8 @@ class Subject:
     flags: tuple[str, ...]  # of `tureen serve`, beside engine and precision
     seconds: float  # of load in each round
     rounds: int
+    requests: int  # of the soak
+    times: int  # that the server is stopped, killed and reloaded
 
     @property
     def server_flags(self) -> tuple[str, ...]:
