@@ -87,6 +87,11 @@ class Connection(asyncio.Protocol):
         self.is_open = False
         self.transport.abort()
 
+    def forget(self) -> None:
+        """End the connection, and do not call back."""
+        self._answered = None
+        self.close()
+
     def _answer(self, answer: Answer) -> None:
         answered, self._answered = self._answered, None
         if answered is not None:

@@ -18,11 +18,13 @@ from pathlib import Path
 
 from benchmarks.bare import limit
 from benchmarks.beside_litserve import beside_litserve
+from benchmarks.interruptions import killed_worker, reload, sigterm
 from benchmarks.machine import describe_machine
 from benchmarks.overload import overload
 from benchmarks.soak import soak
 from benchmarks.speed import mixed_betas, saturation
 from benchmarks.subject import PHOTOGRAPHS, Subject, engine_options, photographs, random_bundle
+from benchmarks.tricklers import tricklers
 from tureen.bundle import load_bundle
 from tureen.engines import open_engine
 
@@ -33,6 +35,10 @@ SECTIONS: dict[str, Callable[[Subject], None]] = {
     "mixed": mixed_betas,
     "overload": overload,
     "soak": soak,
+    "tricklers": tricklers,
+    "sigterm": sigterm,
+    "sigkill": killed_worker,
+    "reload": reload,
 }
 
 
