@@ -51,7 +51,7 @@ def saturation(subject: Subject) -> None:
     print(
         f"  core-milliseconds a request at 64 connections: server {1000 * server_s / answered:.2f}, of which "
         f"bare decode and engine {engine_and_decode_ms:.2f}; load generator {1000 * generator_s / answered:.2f}; "
-        f"idle {1000 * (available_cpus() * wall_s - server_s - generator_s) / answered:.2f}",
+        f"idle, or others' {1000 * (available_cpus() * wall_s - server_s - generator_s) / answered:.2f}",
         flush=True,
     )
 
