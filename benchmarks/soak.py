@@ -49,6 +49,11 @@ class Soak:
         rss = [bytes_held for _, bytes_held in self.settled()]
         return median(rss[-SETTLED:]) / median(rss[:SETTLED]) - 1
 
+    def curve(self) -> str:
+        """Memory at each tenth of the run: a cache that fills levels off, a leak does not."""
+        tenths = self.rss[:: max(1, len(self.rss) // 10)]
+        return "MiB by requests: " + ", ".join(f"{rss / 2**20:.1f} at {sent:,}" for sent, rss in tenths)
+
     @property
     def bytes_per_request(self) -> float:
         """Slope of a straight line through the samples after the warm-up."""
@@ -59,13 +64,14 @@ class Soak:
 def soak(subject: Subject) -> None:
     """Memory, descriptors and threads after `subject.requests` requests; and the same of a server that leaks."""
     sound, before, after = run(subject.requests, TUREEN)
-    print(f"  {dict(sound.answers.most_common())}", flush=True)
+    print(f"  {dict(sound.answers.most_common())}\n  {sound.curve()}", flush=True)
     note = f"{sound.bytes_per_request:+.1f} bytes a request, {sound.sent:,} requests, {after.rss_bytes / 2**20:.0f} MiB"
     line("soak: memory growth after warm-up", "<", LARGEST_GROWTH, sound.growth, note)
     line("soak: more file descriptors", "≤", 0, after.descriptors - before.descriptors)
     line("soak: more threads", "≤", 0, after.threads - before.threads)
     line("soak: answers with status 500", "=", 0, sum(n for what, n in sound.answers.items() if what.endswith(" 500")))
     leaking, *_ = run(subject.requests, LEAKING)
+    print(f"  {leaking.curve()}", flush=True)
     note = f"{leaking.bytes_per_request:+.1f} bytes a request"
     line("soak: memory growth of a server that leaks 1 KiB", "≥", LARGEST_GROWTH, leaking.growth, note)
 
