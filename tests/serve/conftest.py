@@ -61,7 +61,8 @@ class RunningServer:
             except OSError:
                 pass
             time.sleep(0.02)
-        raise AssertionError(f"not in time: {what}\n{self.log_file.read_text()}")
+        events = [str(line) for line in self.log() if line["message"] != "request"]
+        raise AssertionError("\n".join([f"not in time: {what}", *events]))
 
     def wait_until_ready(self, processes=1):
         self.wait_for(lambda: self.metric("tureen_ready") == processes, f"{processes} processes ready")

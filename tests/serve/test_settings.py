@@ -35,6 +35,8 @@ def test_the_bundle_may_come_from_the_environment():
         (["b", "--max-image-pixels", "99999999999"], "--max-image-pixels"),
         (["b", "--timeout-ms", "0"], "--timeout-ms"),
         (["b", "--drain-timeout-s", "-1"], "--drain-timeout-s"),
+        (["b", "--drain-delay-s", "-1"], "--drain-delay-s"),
+        (["b", "--workers", "0"], "--workers"),
         (["b", "--streams", "0"], "--streams"),
         (["b", "--streams", "3", "--threads", "2"], "--streams"),
     ],
