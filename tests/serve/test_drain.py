@@ -92,9 +92,9 @@ def test_readiness_goes_first_and_requests_are_answered_through_the_delay(start_
     server = start_server("--workers", workers, "--drain-delay-s", DEADLINE_S)
     server.wait_until_ready(workers)
     server.process.send_signal(signal.SIGTERM)
-    server.wait_for(lambda: server.ask("GET", "/readyz")[0] == 503, "not ready")
-    assert server.metric("tureen_ready") == 0
+    server.wait_for(lambda: server.metric("tureen_ready") == 0, "not ready")
     for _ in range(8):  # of several workers, probably each
+        assert server.ask("GET", "/readyz")[0] == 503
         assert server.ask("GET", "/healthz")[0] == 200
         status, headers, _ = server.ask("POST", "/classify", png())
         assert (status, headers["Connection"]) == (200, "close")
