@@ -64,8 +64,9 @@ def test_any_worker_answers_for_the_metrics_of_all_and_leaves_no_file(start_serv
     server.wait_until_ready(2)
     for _ in range(40):
         assert server.ask("GET", READ)[0] == 404
-    counts = {server.metric('tureen_requests_total{method="GET",route="unmatched",status="404"}') for _ in range(8)}
-    assert counts == {40}
+    counted = 'tureen_requests_total{method="GET",route="unmatched",status="404"}'
+    server.wait_for(lambda: server.metric(counted) == 40, "all counted")  # each is once its answer is out
+    assert {server.metric(counted) for _ in range(8)} == {40}
     assert server.metric("tureen_process_starts_total") == 2
     assert {line["worker"] for line in server.log("request")} == {0, 1}
     assert len(list(temporary.glob("tureen-*"))) == 1
