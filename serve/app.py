@@ -1,10 +1,8 @@
-"""The HTTP surface: routes, answers and errors. What happens to an image is `serve.service`'s."""
+"""The HTTP application: its routes, health, documentation, and what errors become."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -13,33 +11,17 @@ import fastapi_swagger
 from fastapi import FastAPI, Request, Response
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 import tureen
 from serve.access import AccessMiddleware, access_fields
-from serve.body import FORM_TYPE, IMAGE_FIELD, IMAGE_TYPES, image_bytes
-from serve.errors import BodyTimeoutError, NotReadyError
-from serve.parameters import classify_parameters, openapi_parameters
-from serve.problems import INTERNAL, http_kind, kind_of, openapi_responses, problem_response
-from serve.service import BetaSource, Service
+from serve.errors import NotReadyError
+from serve.problems import INTERNAL, headers_of, http_kind, kind_of, openapi_responses, problem_response
+from serve.routes import add_routes
+from serve.service import Service
 from tureen.errors import TureenError
-from tureen.soup import Prediction
 
 logger = logging.getLogger("tureen.serve")
-
-
-class ClassifyAnswer(BaseModel):
-    """The answer of /classify: which model, which β and why, and the labels."""
-
-    model: str
-    version: str
-    beta: float | None = Field(
-        ge=0, le=1, description="β that this image was classified at; null where the model has one token"
-    )
-    beta_source: BetaSource = Field(description="who chose it: this request, the operator, or the bundle's default")
-    revision: int = Field(description="revision of the operator's settings that this request was admitted under")
-    predictions: list[Prediction] = Field(description="the most probable first")
 
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
@@ -68,65 +50,13 @@ def create_app(service: Service, lifespan: Lifespan | None = None) -> FastAPI:
     app.add_middleware(AccessMiddleware, metrics=service.metrics)
     app.add_exception_handler(TureenError, _tureen_problem)
     app.add_exception_handler(HTTPException, _http_problem)
-    _add_routes(app, service)
+    add_routes(app, service)
+    _add_health(app, service)
     _add_docs(app)
     return app
 
 
-def _add_routes(app: FastAPI, service: Service) -> None:
-    manifest = service.bundle.manifest
-    settings = service.settings
-    binary = {"schema": {"type": "string", "format": "binary"}}
-    form = {
-        "schema": {
-            "type": "object",
-            "properties": {IMAGE_FIELD: {"type": "string", "format": "binary"}},
-            "required": [IMAGE_FIELD],
-            "additionalProperties": False,
-        }
-    }
-
-    @app.post(
-        "/classify",
-        response_model=ClassifyAnswer,
-        summary="Classify one image at the β of your choice",
-        responses=openapi_responses(),
-        openapi_extra={
-            "parameters": openapi_parameters(settings.max_top_k, has_beta=manifest.has_two_tokens),
-            "requestBody": {
-                "required": True,
-                "content": {**dict.fromkeys(sorted(IMAGE_TYPES), binary), FORM_TYPE: form},
-            },
-        },
-    )
-    async def classify(request: Request) -> Response:
-        arrived_s = time.monotonic()
-        with service.admit():
-            beta, top_k = classify_parameters(request.query_params, max_top_k=settings.max_top_k)
-            choice = service.choose(beta)
-            try:
-                async with asyncio.timeout(settings.timeout_ms / 1000):
-                    image = await image_bytes(request, settings.max_image_bytes)
-            except TimeoutError:
-                raise BodyTimeoutError(settings.timeout_ms) from None
-            result = await service.classify(image, choice, top_k=top_k, arrived_s=arrived_s)
-        answer = ClassifyAnswer(
-            model=manifest.name,
-            version=manifest.version,
-            beta=choice.beta,
-            beta_source=choice.source,
-            revision=choice.revision,
-            predictions=result.predictions,
-        )
-        stages = {"decode": result.decode_s, "queue": result.queue_s, "inference": result.inference_s}
-        timing = {stage: round(1000 * seconds, 3) for stage, seconds in stages.items()}
-        access_fields(request.scope).update(beta=choice.beta, beta_source=choice.source, **timing)
-        return Response(
-            answer.model_dump_json(),
-            media_type="application/json",
-            headers={"Server-Timing": ", ".join(f"{stage};dur={ms}" for stage, ms in timing.items())},
-        )
-
+def _add_health(app: FastAPI, service: Service) -> None:
     @app.get("/healthz", summary="Is the process alive?")
     async def healthz() -> dict[str, str]:
         return {"status": "alive"}
@@ -180,7 +110,7 @@ async def _tureen_problem(request: Request, error: Exception) -> JSONResponse:
     if kind is INTERNAL:  # not an error of requests at all, so its message is not for clients
         raise error
     access_fields(request.scope)["code"] = kind.code
-    return problem_response(kind, str(error))
+    return problem_response(kind, str(error), headers_of(error))
 
 
 async def _http_problem(request: Request, error: Exception) -> JSONResponse:

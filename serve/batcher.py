@@ -1,4 +1,4 @@
-"""Gathers concurrent requests into batches and runs them on threads of its own, one batch on each stream.
+"""Gathers concurrent rows into batches and runs them on threads of its own, one batch on each stream.
 
 While every stream is busy the next batch gathers, so nobody waits for a timer. Knows nothing about HTTP, images or
 models: what a row is and what running means is the caller's.
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from serve.errors import DeadlineError, InferenceError, OverloadedError
-from serve.policy import next_batch
+from serve.policy import Priority, next_batch
 
 Row = TypeVar("Row")
 Result = TypeVar("Result")
@@ -34,9 +34,9 @@ class Answer(Generic[Result]):
 
 
 @dataclass(frozen=True, eq=False)
-class _Request(Generic[Row, Result]):
+class _Waiting(Generic[Row, Result]):
     row: Row
-    timeout_ms: int
+    priority: Priority
     arrived_s: float
     deadline_s: float
     future: asyncio.Future[Answer[Result]]
@@ -63,9 +63,9 @@ class Batcher(Generic[Row, Result]):
         """run: called with 1 to max_batch rows, up to `streams` calls at a time, each on a thread of the batcher's;
         returns as many results.
 
-        on_batch: told the size and seconds of each batch that ran. on_dropped: told how many requests left the
-        queue unanswered by the engine, and why: "deadline" or "abandoned". on_waiting: told how many rows wait,
-        whenever that changed.
+        on_batch: told the size and seconds of each batch that ran. on_dropped: told how many rows left the queue
+        unanswered by the engine, and why: "deadline" or "abandoned". on_waiting: told how many rows wait, whenever
+        that changed.
         """
         self._run = run
         self._max_batch = max_batch
@@ -73,7 +73,7 @@ class Batcher(Generic[Row, Result]):
         self._on_batch = on_batch
         self._on_dropped = on_dropped
         self._on_waiting = on_waiting
-        self._queue: list[_Request[Row, Result]] = []
+        self._queue: list[_Waiting[Row, Result]] = []
         self._changed = asyncio.Event()
         self._is_closing = False
         self._free_streams = asyncio.Semaphore(streams)
@@ -85,24 +85,22 @@ class Batcher(Generic[Row, Result]):
         """Rows in the queue."""
         return len(self._queue)
 
-    async def submit(self, row: Row, *, timeout_ms: int, arrived_s: float | None = None) -> Answer[Result]:
-        """The row's answer.
+    async def submit(self, row: Row, *, deadline_s: float, priority: Priority = Priority.ONLINE) -> Answer[Result]:
+        """The row's answer. Whoever stops waiting for it, by cancelling, takes the row out of the queue.
 
-        timeout_ms counts from arrived_s (time.monotonic), now where None. Raises OverloadedError where the queue is
-        full, DeadlineError where the row's turn comes too late, InferenceError where the engine failed.
+        deadline_s: by when (time.monotonic) the row must be in a batch. Raises OverloadedError at once,
+        DeadlineError where the row's turn comes too late, InferenceError where the engine failed on it.
         """
-        now = time.monotonic()
         if self._is_closing or len(self._queue) >= self._max_waiting:
             raise OverloadedError
         future: asyncio.Future[Answer[Result]] = asyncio.get_running_loop().create_future()
-        deadline_s = (now if arrived_s is None else arrived_s) + timeout_ms / 1000
-        self._queue.append(_Request(row, timeout_ms, now, deadline_s, future))
+        self._queue.append(_Waiting(row, priority, time.monotonic(), deadline_s, future))
         self._on_waiting(len(self._queue))
         self._changed.set()
         return await future
 
     async def close(self) -> None:
-        """Refuse new rows, answer those that wait, and stop."""
+        """Refuse more rows, answer those that wait, and stop."""
         self._is_closing = True
         self._changed.set()
         await self._loop_task
@@ -115,38 +113,46 @@ class Batcher(Generic[Row, Result]):
                 self._changed.clear()
                 while self._queue:
                     await self._free_streams.acquire()  # nobody is given a place in a batch before it can run
-                    running.create_task(self._run_batch(self._next_batch())).add_done_callback(
+                    batch, self._queue = self._living(self._queue, self._max_batch)
+                    self._on_waiting(len(self._queue))
+                    running.create_task(self._run_batch(batch)).add_done_callback(
                         lambda _: self._free_streams.release()
                     )
 
-    def _next_batch(self) -> list[_Request[Row, Result]]:
-        """Take the next batch, which may be empty, from the queue, and answer those that left it otherwise."""
-        decision = next_batch(self._queue, now_s=time.monotonic(), max_batch=self._max_batch)
-        self._queue = decision.waiting
-        self._on_waiting(len(self._queue))
-        for request in decision.expired:
-            request.future.set_exception(DeadlineError(request.timeout_ms))
+    def _living(
+        self, rows: list[_Waiting[Row, Result]], max_batch: int
+    ) -> tuple[list[_Waiting[Row, Result]], list[_Waiting[Row, Result]]]:
+        """The next batch, which may be empty, and who waits on; those who are in neither are answered."""
+        decision = next_batch(rows, now_s=time.monotonic(), max_batch=max_batch)
+        for row in decision.expired:
+            row.future.set_exception(DeadlineError())
         for reason, dropped in (("deadline", decision.expired), ("abandoned", decision.abandoned)):
             if dropped:
                 self._on_dropped(reason, len(dropped))
-        return decision.batch
+        return decision.batch, decision.waiting
 
-    async def _run_batch(self, batch: list[_Request[Row, Result]]) -> None:
+    async def _run_batch(self, batch: list[_Waiting[Row, Result]]) -> None:
+        """Run it; where it fails, run each half, and so on, until only the rows that break it have failed."""
         if not batch:
             return
         started = time.monotonic()
-        rows = [request.row for request in batch]
+        rows = [waiting.row for waiting in batch]
         try:
             results = await asyncio.get_running_loop().run_in_executor(self._threads, self._run, rows)
             pairs = list(zip(batch, results, strict=True))
-            seconds = time.monotonic() - started
-            self._on_batch(len(rows), seconds)
-        except Exception:  # whatever an engine raises, every member of its batch gets an answer
-            logger.exception("batch of %d failed", len(rows))
-            for request in batch:
-                if not request.future.done():
-                    request.future.set_exception(InferenceError())
+        except Exception as error:  # whatever an engine raises, every member of its batch gets an answer
+            if len(batch) > 1:
+                logger.warning("a batch of %d failed (%s): each half is run alone", len(batch), type(error).__name__)
+                middle = len(batch) // 2
+                for half in (batch[:middle], batch[middle:]):
+                    await self._run_batch(self._living(half, len(half))[0])
+                return
+            logger.exception("the engine failed on an image alone")
+            if not batch[0].future.done():
+                batch[0].future.set_exception(InferenceError())
             return
-        for request, result in pairs:
-            if not request.future.done():
-                request.future.set_result(Answer(result, started - request.arrived_s, seconds, len(rows)))
+        seconds = time.monotonic() - started
+        self._on_batch(len(rows), seconds)
+        for waiting, result in pairs:
+            if not waiting.future.done():
+                waiting.future.set_result(Answer(result, started - waiting.arrived_s, seconds, len(rows)))

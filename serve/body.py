@@ -1,63 +1,98 @@
-"""The bytes of the image in a request: a raw body, or the field `image` of a multipart form. Capped before parsed."""
+"""The images in a body, each with its β where it names one: a raw image, a multipart form, or JSON.
+
+Pure: bytes in, images out. What a body may weigh is checked before, by `serve.receiving`.
+"""
 
 from __future__ import annotations
 
+import base64
+import binascii
+from dataclasses import dataclass
+from typing import Any
+
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import Field, File, create_form_parser
-from starlette.requests import ClientDisconnect, Request
 
-from serve.errors import IncompleteBodyError, InvalidParameterError, MalformedFormError
+from serve.errors import InvalidParameterError, MalformedFormError
+from serve.json_body import parse_json
 from tureen.errors import ImageTooLargeError, UnsupportedImageTypeError
+from tureen.tokens import parse_beta
 
 IMAGE_FIELD = "image"
+BETA_FIELD = "beta"
 IMAGE_TYPES = frozenset({"image/jpeg", "image/png", "image/webp"})
 UNDECLARED_TYPES = frozenset({"", "application/octet-stream", "application/x-www-form-urlencoded"})
 FORM_TYPE = "multipart/form-data"
-FORM_OVERHEAD_BYTES = 64 * 1024  # boundaries and part headers, beside the image itself
+JSON_TYPE = "application/json"
+MAX_JSON_DEPTH = 4  # {"images": [{…}]} is 3 deep
 
 
-async def image_bytes(request: Request, max_image_bytes: int) -> bytes:
-    """The encoded image in the request.
+@dataclass(frozen=True)
+class BodyLimits:
+    """What a body may hold, all of it settings."""
+
+    max_image_bytes: int
+    max_request_bytes: int
+    max_images: int
+
+
+@dataclass(frozen=True)
+class Images:
+    """The encoded images of a request, and the β that each names. is_list: whether the answer is a list too."""
+
+    images: list[bytes]
+    betas: list[float | None]
+    is_list: bool
+
+
+def media_type_of(content_type: str) -> str:
+    """The media type without its parameters; raises UnsupportedImageTypeError for one that is not read here."""
+    media_type = content_type.partition(";")[0].strip().lower()
+    if media_type not in IMAGE_TYPES | UNDECLARED_TYPES | {FORM_TYPE, JSON_TYPE}:
+        known = ", ".join((*sorted(IMAGE_TYPES), FORM_TYPE, JSON_TYPE))
+        raise UnsupportedImageTypeError(f"the Content-Type is none of {known}")
+    return media_type
+
+
+def max_body_bytes(media_type: str, limits: BodyLimits) -> int:
+    """How many bytes a body of this type may have: of a raw image the image's, else the request's."""
+    return limits.max_request_bytes if media_type in (FORM_TYPE, JSON_TYPE) else limits.max_image_bytes
+
+
+def images_of(body: bytes, content_type: str, limits: BodyLimits) -> Images:
+    """The images of a body.
 
     A raw body may be declared as image/jpeg, image/png, image/webp or not at all (curl's --data-binary declares a
-    form); which of the three it is, its bytes decide. Raises ImageTooLargeError as soon as the limit is passed,
-    UnsupportedImageTypeError for a body of another declared type, and the errors of `_image_of_form`.
+    form); which of the three it is, its bytes decide. Raises UnsupportedImageTypeError, MalformedFormError,
+    InvalidParameterError, InvalidBetaError or ImageTooLargeError.
     """
-    if request.headers.get("content-encoding", "identity").lower() != "identity":
-        raise UnsupportedImageTypeError("the body has a Content-Encoding: send the image file as it is")
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    media_type = media_type_of(content_type)
     if media_type == FORM_TYPE:
-        body = await _capped(request, max_image_bytes + FORM_OVERHEAD_BYTES, max_image_bytes)
-        return _image_of_form(request.headers["content-type"], body, max_image_bytes)
-    if media_type not in IMAGE_TYPES | UNDECLARED_TYPES:
-        raise UnsupportedImageTypeError(f"the Content-Type is none of {', '.join(sorted(IMAGE_TYPES))}, {FORM_TYPE}")
-    return await _capped(request, max_image_bytes, max_image_bytes)
+        found = _images_of_form(content_type, body, limits)
+    elif media_type == JSON_TYPE:
+        found = _images_of_json(body, limits)
+    else:
+        return Images([body], [None], is_list=False)
+    if any(len(image) > limits.max_image_bytes for image in found.images):
+        raise ImageTooLargeError("bytes", limits.max_image_bytes)
+    return found
 
 
-async def _capped(request: Request, max_bytes: int, max_image_bytes: int) -> bytes:
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > max_bytes:
-        raise ImageTooLargeError("bytes", max_image_bytes)
-    body = bytearray()
-    try:
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > max_bytes:
-                raise ImageTooLargeError("bytes", max_image_bytes)
-    except ClientDisconnect:
-        raise IncompleteBodyError from None
-    return bytes(body)
-
-
-def _image_of_form(content_type: str, body: bytes, max_image_bytes: int) -> bytes:
-    """The one field `image`; any other field is an error, since a β hidden there would silently not count."""
+def _images_of_form(content_type: str, body: bytes, limits: BodyLimits) -> Images:
+    """The parts `image`, one or several, and as many parts `beta` or none; any other part is an error."""
     parts: list[tuple[str, bytes]] = []
     ended: list[bool] = []
 
     def add(name: bytes | None, data: bytes) -> None:
         parts.append(((name or b"").decode("utf-8", "replace"), data))
-        if len(parts) > 1:  # refused here, so that a form of a million tiny parts is not read to its end
-            raise _wrong_fields(parts)
+        # Refused here, so that a form of a million tiny parts is not read to its end.
+        if parts[-1][0] not in (IMAGE_FIELD, BETA_FIELD):
+            raise InvalidParameterError(
+                f"the form holds the field {parts[-1][0][:40]!r}; it holds {IMAGE_FIELD!r}, once or more, and "
+                f"{BETA_FIELD!r} for each where wanted; all else goes into the query"
+            )
+        if len(parts) > 2 * limits.max_images:
+            raise _too_many(limits)
 
     def on_field(field: Field) -> None:
         add(field.field_name, field.value or b"")
@@ -77,16 +112,47 @@ def _image_of_form(content_type: str, body: bytes, max_image_bytes: int) -> byte
         raise MalformedFormError("the multipart body cannot be read: check its boundary") from None
     if not parts or not ended:
         raise MalformedFormError("the multipart body is cut short: check its boundary and its end")
-    name, image = parts[0]
-    if name != IMAGE_FIELD:
-        raise _wrong_fields(parts)
-    if len(image) > max_image_bytes:
-        raise ImageTooLargeError("bytes", max_image_bytes)
-    return image
+    images = [data for name, data in parts if name == IMAGE_FIELD]
+    betas: list[float | None] = [
+        parse_beta(data.decode("utf-8", "replace")) for name, data in parts if name == BETA_FIELD
+    ]
+    if not images:
+        raise InvalidParameterError(f"the form holds no field {IMAGE_FIELD!r}")
+    if len(images) > limits.max_images:
+        raise _too_many(limits)
+    if betas and len(betas) != len(images):
+        raise InvalidParameterError(
+            f"the form holds {len(images)} images and {len(betas)} β: give each its own, or none"
+        )
+    return Images(images, betas or [None] * len(images), is_list=len(images) > 1)
 
 
-def _wrong_fields(parts: list[tuple[str, bytes]]) -> InvalidParameterError:
-    names = ", ".join(repr(name[:40]) for name, _ in parts)
-    return InvalidParameterError(
-        f"the form holds the fields {names}; it must hold {IMAGE_FIELD!r} alone, and beta and top_k go into the query"
-    )
+def _images_of_json(body: bytes, limits: BodyLimits) -> Images:
+    """{"images": [{"data": "<base64>", "beta": 0.7}, …]}, β where wanted."""
+    value = parse_json(body, max_bytes=limits.max_request_bytes, max_depth=MAX_JSON_DEPTH)
+    entries = value.get("images") if isinstance(value, dict) and set(value) == {"images"} else None
+    if not isinstance(entries, list) or not entries:
+        raise InvalidParameterError('the JSON is no {"images": [{"data": "<base64>", "beta": 0.7}, …]}')
+    if len(entries) > limits.max_images:
+        raise _too_many(limits)
+    images, betas = zip(*(_json_image(index, entry) for index, entry in enumerate(entries)), strict=True)
+    return Images(list(images), list(betas), is_list=True)
+
+
+def _json_image(index: int, entry: Any) -> tuple[bytes, float | None]:
+    if not isinstance(entry, dict) or not {"data"} <= set(entry) <= {"data", BETA_FIELD}:
+        raise InvalidParameterError(f'image {index} is no object of "data" and, where wanted, "beta"')
+    try:
+        image = base64.b64decode(entry["data"], validate=True)
+    except (binascii.Error, TypeError, ValueError):
+        raise InvalidParameterError(f"the data of image {index} is no base64 text") from None
+    beta = entry.get(BETA_FIELD)
+    if beta is None:
+        return image, None
+    if isinstance(beta, str) and beta not in ("clean", "robust"):
+        raise InvalidParameterError(f'the beta of image {index} is a text: give a number, "clean" or "robust"')
+    return image, parse_beta(beta)
+
+
+def _too_many(limits: BodyLimits) -> InvalidParameterError:
+    return InvalidParameterError(f"the request holds more than {limits.max_images} images: send several requests")

@@ -5,8 +5,10 @@ TureenError
     ├── InvalidParameterError        caller: a query parameter or form field is wrong, unknown or given twice
     ├── MalformedFormError           caller: the multipart body cannot be read
     ├── IncompleteBodyError          caller: the connection ended within the body
+    ├── RequestTooLargeError         caller: a form or JSON beyond the limit
     ├── BodyTimeoutError             caller: the body came too slowly
-    ├── OverloadedError              caller, later: every permit is taken
+    ├── ClientGoneError              nobody: the client has gone, and reads no answer
+    ├── OverloadedError              caller, later: there is more to do than in time can be
     ├── NotReadyError                caller, later: no engine has reproduced the golden rows yet
     ├── ShuttingDownError            caller, later: the server stops and waits no longer
     ├── DeadlineError                caller, later: the answer would have come too late
@@ -40,9 +42,20 @@ class BodyTimeoutError(ServeError):
         super().__init__(f"the body did not arrive within {timeout_ms} ms")
 
 
-class OverloadedError(ServeError):
+class RequestTooLargeError(ServeError):
+    def __init__(self, max_bytes: int) -> None:
+        super().__init__(f"the body has more than {max_bytes:,} bytes, the limit: send fewer images at a time")
+
+
+class ClientGoneError(ServeError):
     def __init__(self) -> None:
-        super().__init__("the server has as many requests as it takes at a time: try again shortly")
+        super().__init__("the client has gone")
+
+
+class OverloadedError(ServeError):
+    def __init__(self, retry_after_s: int = 1) -> None:
+        self.retry_after_s = retry_after_s
+        super().__init__(f"the server has more requests than it can answer in time: try again in {retry_after_s} s")
 
 
 class NotReadyError(ServeError):
@@ -56,8 +69,8 @@ class ShuttingDownError(ServeError):
 
 
 class DeadlineError(ServeError):
-    def __init__(self, timeout_ms: int) -> None:
-        super().__init__(f"no answer within {timeout_ms} ms: try again when the server is less busy")
+    def __init__(self) -> None:
+        super().__init__("the time limit passed before it was the image's turn: try again, or raise timeout_ms")
 
 
 class InferenceError(ServeError):

@@ -72,9 +72,18 @@ class Metrics:
             "tureen_dropped", "Requests that left the queue before the engine saw them.", ["reason"],
             registry=self.registry,
         )  # fmt: skip
+        self.mode_comparisons = Counter(
+            "tureen_mode_comparisons",
+            "Answers of which the other mode was asked too: agree, disagree or dropped. A signal, no detector.",
+            ["outcome"], registry=self.registry,
+        )  # fmt: skip
         self.in_flight = Gauge(
             "tureen_requests_in_flight", "Permits taken.", multiprocess_mode="livesum", registry=self.registry
         )
+        self.body_bytes = Gauge(
+            "tureen_body_bytes", "Bytes of the bodies being received.", multiprocess_mode="livesum",
+            registry=self.registry,
+        )  # fmt: skip
         self.queue_images = Gauge(
             "tureen_queue_images", "Images waiting for a batch.", multiprocess_mode="livesum", registry=self.registry
         )

@@ -1,60 +1,93 @@
-"""The query parameters of /classify: strict, since a misspelt `beta` must not silently mean the default."""
+"""The query parameters: strict, since a misspelt `beta` must not silently mean the default."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.datastructures import QueryParams
 
 from serve.errors import InvalidParameterError
+from serve.settings import Settings
 from tureen.soup import DEFAULT_TOP_K
-from tureen.tokens import MODE_BETAS, parse_beta
+from tureen.tokens import MODE_BETAS, beta_grid, parse_beta
+
+DEFAULT_SWEEP = "0:1:0.1"
 
 
-def classify_parameters(query: QueryParams, *, max_top_k: int) -> tuple[float | None, int]:
-    """β (None where not given) and top_k; raises InvalidBetaError or InvalidParameterError."""
+@dataclass(frozen=True)
+class Parameters:
+    """What a query says, defaults filled in; beta None: not given. betas: of a sweep alone."""
+
+    beta: float | None
+    betas: list[float]
+    top_k: int
+    timeout_ms: int
+
+
+def classify_parameters(query: QueryParams, settings: Settings) -> Parameters:
+    """beta, top_k and timeout_ms; raises InvalidBetaError or InvalidParameterError."""
+    return _parameters(query, ("beta", "top_k", "timeout_ms"), settings)
+
+
+def sweep_parameters(query: QueryParams, settings: Settings) -> Parameters:
+    """betas, top_k and timeout_ms; raises InvalidBetaError or InvalidParameterError."""
+    return _parameters(query, ("betas", "top_k", "timeout_ms"), settings)
+
+
+def _parameters(query: QueryParams, names: tuple[str, ...], settings: Settings) -> Parameters:
     values: dict[str, str] = {}
     for name, value in query.multi_items():
-        if name not in ("beta", "top_k"):
-            raise InvalidParameterError(f"there is no parameter {name[:40]!r}: use beta and top_k")
+        if name not in names:
+            raise InvalidParameterError(f"there is no parameter {name[:40]!r}: use {', '.join(names)}")
         if name in values:
             raise InvalidParameterError(f"{name} is given more than once")
         values[name] = value
-    beta = parse_beta(values["beta"]) if "beta" in values else None
-    return beta, _top_k(values["top_k"], max_top_k) if "top_k" in values else DEFAULT_TOP_K
+    betas = beta_grid(values.get("betas", DEFAULT_SWEEP))
+    if len(betas) > settings.max_sweep_betas:
+        raise InvalidParameterError(f"betas are {len(betas)}; give at most {settings.max_sweep_betas}")
+    return Parameters(
+        beta=parse_beta(values["beta"]) if "beta" in values else None,
+        betas=sorted(set(betas)),
+        top_k=_whole("top_k", values.get("top_k", str(DEFAULT_TOP_K)), settings.max_top_k),
+        timeout_ms=_whole("timeout_ms", values.get("timeout_ms", str(settings.timeout_ms)), settings.timeout_ms),
+    )
 
 
-def _top_k(text: str, max_top_k: int) -> int:
+def _whole(name: str, text: str, most: int) -> int:
     # int() also reads "1_0", " 1" and non-ASCII digits; the length keeps a huge number from being computed.
     is_number = text.isascii() and text.isdecimal() and len(text) <= 9
-    if not is_number or not 1 <= int(text) <= max_top_k:
-        raise InvalidParameterError(f"top_k is {text[:40]!r}; give a whole number from 1 to {max_top_k}")
+    if not is_number or not 1 <= int(text) <= most:
+        raise InvalidParameterError(f"{name} is {text[:40]!r}; give a whole number from 1 to {most}")
     return int(text)
 
 
-def openapi_parameters(max_top_k: int, *, has_beta: bool) -> list[dict[str, Any]]:
+def openapi_parameters(settings: Settings, *, has_beta: bool = False, has_betas: bool = False) -> list[dict[str, Any]]:
     """The same parameters for OpenAPI; without β where the model has one token, and so none to choose."""
-    beta = [
-        {
-            "name": "beta",
-            "in": "query",
-            "description": "0 or `clean`: the clean token; 1 or `robust`: the robust one; between: their soup. "
-            "Left out: the default of this service.",
-            "schema": {
-                "anyOf": [
-                    {"type": "number", "minimum": 0, "maximum": 1},
-                    {"type": "string", "enum": sorted(MODE_BETAS)},
-                ]
-            },
-            "examples": {"soup": {"value": 0.7}, "mode": {"value": "robust"}},
-        }
-    ]
-    return [
-        *(beta if has_beta else ()),
-        {
-            "name": "top_k",
-            "in": "query",
-            "description": "how many labels, the most probable first",
-            "schema": {"type": "integer", "minimum": 1, "maximum": max_top_k, "default": DEFAULT_TOP_K},
+    beta = {
+        "name": "beta",
+        "in": "query",
+        "description": "0 or `clean`: the clean token; 1 or `robust`: the robust one; between: their soup. "
+        "Left out: the default of this service. Of several images, for those that name none.",
+        "schema": {
+            "anyOf": [{"type": "number", "minimum": 0, "maximum": 1}, {"type": "string", "enum": sorted(MODE_BETAS)}]
         },
+        "examples": {"soup": {"value": 0.7}, "mode": {"value": "robust"}},
+    }
+    betas = {
+        "name": "betas",
+        "in": "query",
+        "description": f"start:stop:step, or a list such as 0,0.5,1; at most {settings.max_sweep_betas}",
+        "schema": {"type": "string", "default": DEFAULT_SWEEP},
+    }
+    return [
+        *([beta] if has_beta else ()),
+        *([betas] if has_betas else ()),
+        _openapi_whole("top_k", "how many labels, the most probable first", settings.max_top_k, DEFAULT_TOP_K),
+        _openapi_whole("timeout_ms", "time limit of this request", settings.timeout_ms, settings.timeout_ms),
     ]
+
+
+def _openapi_whole(name: str, description: str, most: int, default: int) -> dict[str, Any]:
+    schema = {"type": "integer", "minimum": 1, "maximum": most, "default": default}
+    return {"name": name, "in": "query", "description": description, "schema": schema}

@@ -1,14 +1,25 @@
-"""Decides which waiting requests form the next batch. Knows nothing about HTTP, images or models."""
+"""Decides which waiting rows form the next batch. Knows nothing about HTTP, images or models."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Generic, Protocol, TypeVar
 
 
+class Priority(IntEnum):
+    """Whose rows go first: somebody waits for an online row, nobody for one of a batch job."""
+
+    ONLINE = 0
+    BATCH = 1
+
+
 class Waiting(Protocol):
-    """What the policy needs to know of a request in the queue."""
+    """What the policy needs to know of a row in the queue."""
+
+    @property
+    def priority(self) -> Priority: ...
 
     @property
     def deadline_s(self) -> float: ...
@@ -22,7 +33,7 @@ W = TypeVar("W", bound=Waiting)
 
 @dataclass(frozen=True)
 class Decision(Generic[W]):
-    """Every request of the queue, in exactly one of four places, each in the order of the queue."""
+    """Every row of the queue, in exactly one of four places. The last three keep the order of the queue."""
 
     batch: list[W]
     expired: list[W]
@@ -31,19 +42,21 @@ class Decision(Generic[W]):
 
 
 def next_batch(queue: Iterable[W], *, now_s: float, max_batch: int) -> Decision[W]:
-    """Take what waits, the oldest first, up to max_batch; never wait for more.
+    """Take what waits, up to max_batch: online rows first, of each priority the oldest first. Never wait for more.
 
-    A request whose client has gone, or whose deadline (same clock as now_s) has passed, takes no place in a batch.
-    β plays no part: neighbours may have any.
+    A row whose client has gone, or whose deadline (same clock as now_s) has passed, takes no place in a batch. β plays
+    no part: neighbours may have any. Of max_batch online rows, a steady stream leaves none to batch jobs: they get
+    what is left.
     """
-    decision: Decision[W] = Decision([], [], [], [])
-    for request in queue:
-        if request.is_abandoned:
-            decision.abandoned.append(request)
-        elif request.deadline_s <= now_s:
-            decision.expired.append(request)
-        elif len(decision.batch) < max_batch:
-            decision.batch.append(request)
+    abandoned, expired, living = [], [], []
+    for row in queue:
+        if row.is_abandoned:
+            abandoned.append(row)
+        elif row.deadline_s <= now_s:
+            expired.append(row)
         else:
-            decision.waiting.append(request)
-    return decision
+            living.append(row)
+    by_priority = sorted(living, key=lambda row: row.priority)  # stable: the order of the queue within each
+    batch = by_priority[:max_batch]
+    taken = set(map(id, batch))
+    return Decision(batch, expired, abandoned, [row for row in living if id(row) not in taken])

@@ -44,11 +44,13 @@ KINDS: dict[type[TureenError], Kind] = {
     core_errors.UndecodableImageError: Kind(400, "undecodable_image", "The image cannot be decoded"),
     serve_errors.MalformedFormError: Kind(400, "malformed_form", "The form cannot be read"),
     serve_errors.IncompleteBodyError: Kind(400, "incomplete_body", "The body is incomplete"),
+    serve_errors.ClientGoneError: Kind(499, "client_gone", "The client has gone"),
     serve_errors.BodyTimeoutError: Kind(408, "body_timeout", "The body came too slowly"),
     core_errors.ImageTooLargeError: Kind(413, "image_too_large", "The image is too large"),
     core_errors.UnsupportedImageTypeError: Kind(415, "unsupported_image_type", "Not an image type that is read here"),
     core_errors.InvalidBetaError: Kind(422, "invalid_beta", "β is not valid"),
     core_errors.SingleTokenError: Kind(422, "single_token", "The model has one token, and so no β"),
+    serve_errors.RequestTooLargeError: Kind(413, "request_too_large", "The request is too large"),
     serve_errors.InvalidParameterError: Kind(422, "invalid_parameter", "A parameter is not valid"),
     serve_errors.OverloadedError: Kind(429, "overloaded", "The server is overloaded"),
     serve_errors.InferenceError: Kind(500, "inference_failed", "The engine failed"),
@@ -69,8 +71,22 @@ def problem_response(kind: Kind, detail: str, headers: dict[str, str] | None = N
     body = Problem(title=kind.title, status=kind.status, code=kind.code, detail=detail)
     headers = dict(headers or {})
     if kind.status in (429, 503):
-        headers["Retry-After"] = str(RETRY_AFTER_S)
+        headers.setdefault("Retry-After", str(RETRY_AFTER_S))
     return JSONResponse(body.model_dump(), kind.status, headers, MEDIA_TYPE)
+
+
+def headers_of(error: Exception) -> dict[str, str]:
+    """What an error's answer says in headers."""
+    if isinstance(error, serve_errors.OverloadedError):
+        return {"Retry-After": str(error.retry_after_s)}
+    return {}
+
+
+def problem_of(error: TureenError) -> Problem:
+    """An error as part of an answer to several images."""
+    kind = kind_of(error)
+    detail = "the server's log says more under this request's id" if kind is INTERNAL else str(error)
+    return Problem(title=kind.title, status=kind.status, code=kind.code, detail=detail)
 
 
 def http_kind(status: int) -> Kind:

@@ -1,10 +1,11 @@
-"""A bundle being served: engine, decoding threads, batcher and permits. Knows nothing about HTTP."""
+"""What is served: the current model, who is admitted to it, and its replacement. Knows nothing about HTTP."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import math
+import random
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,45 +13,30 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
-from serve.batcher import Batcher
-from serve.errors import DeadlineError, NotReadyError, OverloadedError
+from serve.admission import QueueTime, retry_after_s
+from serve.errors import NotReadyError, OverloadedError
 from serve.metrics import Metrics, mode_of
+from serve.model import Answered, Asked, Model, open_soup
+from serve.policy import Priority
 from serve.settings import Settings
-from tureen.bundle import Bundle
-from tureen.engines import open_engine
+from tureen.bundle import Bundle, load_bundle
 from tureen.engines.ranking import explain
-from tureen.errors import SingleTokenError
-from tureen.machine import available_cpus
-from tureen.preprocess import Pixels, pixels_from_bytes
-from tureen.soup import Prediction, Soup, top_predictions
-from tureen.tokens import CLEAN_BETA
+from tureen.errors import SingleTokenError, TureenError
+from tureen.preprocess import Pixels
+from tureen.tokens import CLEAN_BETA, ROBUST_BETA
 
 logger = logging.getLogger("tureen.serve")
 
-Row = tuple[Pixels, float]
 BetaSource = Literal["request", "operator", "bundle"]
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The β of one request, fixed at its admission: where it comes from, and at which revision of the settings."""
+    """The β of one image, fixed at its request's admission: where it comes from, and at which revision."""
 
     beta: float | None  # None: the model has one token
     source: BetaSource
     revision: int
-
-
-@dataclass(frozen=True)
-class Classified:
-    """One image's answer, and the seconds that each stage took."""
-
-    predictions: list[Prediction]
-    decode_s: float
-    queue_s: float
-    inference_s: float
 
 
 class Service:
@@ -58,132 +44,239 @@ class Service:
 
     def __init__(self, settings: Settings, bundle: Bundle, metrics: Metrics) -> None:
         self.settings = settings
-        self.bundle = bundle
         self.metrics = metrics
+        self._first_bundle = bundle
+        self._model: Model | None = None
+        self._admitted: dict[Model, set[Admission]] = {}
+        self._retired: set[asyncio.Task[None]] = set()
+        self._signals: set[asyncio.Task[None]] = set()
+        self._queue_time = QueueTime(image_s=0.0)
         self._permits_taken = 0
         self._is_draining = False
-        self.soup: Soup | None = None
-        self._batcher: Batcher[Row, NDArray[np.float32]] | None = None
-        self._decoders = ThreadPoolExecutor(min(8, available_cpus()), thread_name_prefix="decode")
-        self._default = _default_choice(bundle, settings.default_beta)
-        metrics.default_beta.set(math.nan if self._default.beta is None else self._default.beta)
+        self._decoders = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
+        self._show_default(bundle)
         metrics.is_ready.set(0)
 
     @property
     def is_ready(self) -> bool:
-        """Whether an engine has reproduced the golden rows here."""
-        return self._batcher is not None and not self._is_draining
+        """Whether an engine has reproduced the golden rows here, and requests shall come."""
+        return self._model is not None and not self._is_draining
+
+    @property
+    def bundle(self) -> Bundle:
+        """What is served, or will be."""
+        return self._first_bundle if self._model is None else self._model.bundle
+
+    @property
+    def model(self) -> Model:
+        """What is served; raises NotReadyError."""
+        if self._model is None:
+            raise NotReadyError
+        return self._model
+
+    async def open(self) -> None:
+        """Compile, prove and warm the engine on a thread, then take requests; raises EngineError."""
+        await self._serve(self._first_bundle)
+        self.metrics.is_ready.set(1)
+
+    async def reload(self) -> None:
+        """Serve the bundle that lies there now, without refusing or failing a request.
+
+        It is loaded, proven and warm before the next request gets it; who was admitted before is answered by the one
+        before, which is closed after the last. Raises BundleError or EngineError, and then nothing has changed.
+        """
+        before = self.model
+        await self._serve(await asyncio.to_thread(load_bundle, self.settings.bundle))
+        retired = asyncio.create_task(self._retire(before))
+        self._retired.add(retired)
+        retired.add_done_callback(self._retired.discard)
 
     def drain(self) -> None:
         """Be no longer ready; requests are answered all the same."""
         self._is_draining = True
         self.metrics.is_ready.set(0)
 
-    async def reload(self) -> None:
-        raise NotImplementedError
+    async def close(self) -> None:
+        """Answer what was accepted, then free engines and threads."""
+        await asyncio.gather(*self._signals, *self._retired, return_exceptions=True)
+        if self._model is not None:
+            await self._model.close()
+        self._decoders.shutdown()
 
-    async def open(self) -> None:
-        """Compile, prove and warm the engine on a thread, then take requests; raises EngineError."""
+    def refusal(self, images: int = 1, timeout_ms: int | None = None) -> OverloadedError | NotReadyError | None:
+        """Why so many more images would not be taken now, as is told before a body is read; None where they would.
+
+        They would not where all permits are taken, or where by what was measured they would wait longer than
+        max_queue_ms, or than their own time limit.
+        """
+        if self._model is None:
+            return NotReadyError()
+        limit_s = min(self.settings.max_queue_ms, timeout_ms or self.settings.timeout_ms) / 1000
+        expected_s = self._queue_time.expected_s(images)
+        # Whoever comes to an idle machine is taken, however slow it is.
+        if self._permits_taken and (self._permits_taken >= self.settings.max_requests or expected_s > limit_s):
+            return OverloadedError(retry_after_s(expected_s, limit_s))
+        return None
+
+    @contextmanager
+    def admit(
+        self, images: int = 1, timeout_ms: int | None = None, arrived_s: float | None = None
+    ) -> Iterator[Admission]:
+        """A permit for a request of so many images, held until it is answered.
+
+        arrived_s: from when its time limit counts (time.monotonic), now where None. Raises NotReadyError or
+        OverloadedError at once.
+        """
+        if (refusal := self.refusal(images, timeout_ms)) is not None:
+            raise refusal
+        now = time.monotonic()
+        arrived_s = now if arrived_s is None else arrived_s
+        admission = Admission(self, self.model, arrived_s, timeout_ms or self.settings.timeout_ms)
+        self._permits_taken += 1
+        self._queue_time.enter(images, now)
+        self._admitted[admission.model].add(admission)
+        self.metrics.in_flight.set(self._permits_taken)
+        try:
+            yield admission
+        finally:
+            self._permits_taken -= 1
+            self._queue_time.leave(images, time.monotonic(), was_run=admission.was_run)
+            self._leave(admission)
+            self.metrics.in_flight.set(self._permits_taken)
+
+    def compare_modes(self, admission: Admission, answered: Answered, beta: float) -> None:
+        """For a share of answers: ask the other mode too, of the pixels at hand, behind everybody who waits.
+
+        How often the modes disagree is a signal that something may be odd with the traffic; it detects nothing.
+        """
+        if random.random() >= self.settings.disagreement_share:  # noqa: S311 - a sample
+            return
+        other = ROBUST_BETA if beta < (CLEAN_BETA + ROBUST_BETA) / 2 else CLEAN_BETA
+        task = asyncio.create_task(self._compare(admission, answered, other))
+        self._signals.add(task)
+        task.add_done_callback(self._signals.discard)
+
+    async def _compare(self, admission: Admission, answered: Answered, other: float) -> None:
+        model = admission.model
+        held = Admission(self, model, time.monotonic(), admission.timeout_ms)
+        self._admitted[model].add(held)
+        try:
+            asked = Asked(answered.pixels, (other,))
+            reply = await model.ask(asked, deadline_s=held.deadline_s, priority=Priority.BATCH)
+        except TureenError:
+            self.metrics.mode_comparisons.labels("dropped").inc()
+        else:
+            agree = answered.logits[0].argmax() == reply.logits[0].argmax()
+            self.metrics.mode_comparisons.labels("agree" if agree else "disagree").inc()
+        finally:
+            self._leave(held)
+
+    async def _serve(self, bundle: Bundle) -> None:
         started = time.monotonic()
-        self.soup = await asyncio.to_thread(self._open_soup)
-        engine = self.soup.engine
-        self._batcher = Batcher(
-            self._run,
-            max_batch=self.settings.max_batch,
-            max_waiting=self.settings.max_requests,
-            streams=self.settings.streams,
-            on_batch=lambda size, seconds: self.metrics.batch_images.observe(size),
-            on_dropped=lambda reason, count: self.metrics.dropped.labels(reason).inc(count),
-            on_waiting=self.metrics.queue_images.set,
-        )
+        _default_choice(bundle, self.settings.default_beta)  # refused before the work where it has one token
+        soup, image_s = await asyncio.to_thread(open_soup, bundle, self.settings)
+        model = Model(soup, self.settings, self.metrics, self._decoders)
+        if self._model is None:
+            self._queue_time.image_s = image_s
+        self._admitted[model] = set()
+        self._model = model
+        self._show_default(bundle)
+        manifest, engine = bundle.manifest, soup.engine
         self.metrics.serves(
             {
-                "model": self.bundle.manifest.name,
-                "version": self.bundle.manifest.version,
+                "model": manifest.name,
+                "version": manifest.version,
                 "engine": engine.name,
                 "engine_version": engine.version,
                 "precision": engine.precision,
             }
         )
-        self.metrics.is_ready.set(1)
-        model = f"{self.bundle.manifest.name} {self.bundle.manifest.version}"
-        runtime = f"{engine.name} {engine.precision}"
-        seconds = time.monotonic() - started
-        why = explain(self.bundle, self.settings.engine_options)
+        why = explain(bundle, self.settings.engine_options)
         known = f"; {why}" if why else ""
-        logger.info("ready: %s on %s, golden rows reproduced, after %.1f s%s", model, runtime, seconds, known)
+        logger.info(
+            "ready: %s %s on %s %s, golden rows reproduced, after %.1f s%s",
+            manifest.name, manifest.version, engine.name, engine.precision, time.monotonic() - started, known,
+        )  # fmt: skip
 
-    async def close(self) -> None:
-        """Answer what was accepted, then free engine and threads."""
-        if self._batcher is not None:
-            await self._batcher.close()
-        if self.soup is not None:
-            self.soup.close()
-        self._decoders.shutdown()
+    def _leave(self, admission: Admission) -> None:
+        admitted = self._admitted[admission.model]
+        admitted.discard(admission)
+        if not admitted and admission.model is not self._model:
+            admission.model.is_unused.set()
 
-    @contextmanager
-    def admit(self) -> Iterator[None]:
-        """A permit for one request, held until it is answered; raises NotReadyError or OverloadedError at once."""
-        if self._batcher is None:
-            raise NotReadyError
-        if self._permits_taken >= self.settings.max_requests:
-            raise OverloadedError
-        self._permits_taken += 1
-        self.metrics.in_flight.set(self._permits_taken)
-        try:
-            yield
-        finally:
-            self._permits_taken -= 1
-            self.metrics.in_flight.set(self._permits_taken)
+    async def _retire(self, model: Model) -> None:
+        if self._admitted[model]:
+            await model.is_unused.wait()
+        del self._admitted[model]
+        await model.close()
+        logger.info("closed: %s %s", model.bundle.manifest.name, model.bundle.manifest.version)
+
+    def _show_default(self, bundle: Bundle) -> None:
+        beta = _default_choice(bundle, self.settings.default_beta).beta
+        self.metrics.default_beta.set(math.nan if beta is None else beta)
+
+
+class Admission:
+    """A request that was taken, with all that is fixed by then, whatever an operator or a reload does meanwhile."""
+
+    def __init__(self, service: Service, model: Model, arrived_s: float, timeout_ms: int) -> None:
+        self.model = model
+        self.timeout_ms = timeout_ms
+        self.deadline_s = arrived_s + timeout_ms / 1000
+        self.default = _default_choice(model.bundle, service.settings.default_beta)
+        self.was_run = False
+        self._service = service
 
     def choose(self, beta: float | None) -> Choice:
-        """The β that a request gets: its own, else the operator's default, else the bundle's.
+        """The β of an image: its own, else the operator's default, else the bundle's.
 
         Raises SingleTokenError where it names one and the model has a single token.
         """
         if beta is None:
-            return self._default
-        if not self.bundle.manifest.has_two_tokens:
+            return self.default
+        if not self.model.bundle.manifest.has_two_tokens:
             raise SingleTokenError
-        return Choice(beta, "request", self._default.revision)
+        return Choice(beta, "request", self.default.revision)
 
-    async def classify(self, image: bytes, choice: Choice, *, top_k: int, arrived_s: float) -> Classified:
-        """The image's top labels at the chosen β; raises ImageError or ServeError. arrived_s: time.monotonic."""
-        if self._batcher is None:
-            raise NotReadyError
-        pixels, decode_s = await asyncio.get_running_loop().run_in_executor(
-            self._decoders, self._decode, image, arrived_s
-        )
-        beta = CLEAN_BETA if choice.beta is None else choice.beta  # of one token every β makes the same
-        answer = await self._batcher.submit((pixels, beta), timeout_ms=self.settings.timeout_ms, arrived_s=arrived_s)
-        stages = {"decode": decode_s, "queue": answer.queue_s, "inference": answer.inference_s}
+    async def answer(
+        self, asked: Sequence[Asked], priority: Priority = Priority.ONLINE
+    ) -> list[Answered | TureenError]:
+        """One for each image. In the place of a bad image is its ImageError; neighbours are unharmed."""
+        return list(await asyncio.gather(*(self._answer(one, priority) for one in asked)))
+
+    async def classify(self, image: bytes, choice: Choice) -> Answered:
+        """One image at the β chosen for it; raises an ImageError or a ServeError."""
+        (answered,) = await self.classify_all([image], [choice])
+        if isinstance(answered, TureenError):
+            raise answered
+        return answered
+
+    async def classify_all(
+        self, images: Sequence[bytes | Pixels], choices: Sequence[Choice]
+    ) -> list[Answered | TureenError]:
+        """Each image at the β chosen for it, as `answer` has it; counted, and for a share the modes are compared."""
+        # Of one token every β makes the same.
+        betas = [CLEAN_BETA if choice.beta is None else choice.beta for choice in choices]
+        asked = [Asked(image, (beta,)) for image, beta in zip(images, betas, strict=True)]
+        replies = await self.answer(asked)
+        for reply, choice, beta in zip(replies, choices, betas, strict=True):
+            if isinstance(reply, TureenError):
+                continue
+            self._service.metrics.classifications.labels(mode_of(choice.beta), choice.source).inc()
+            if choice.beta is not None:
+                self._service.compare_modes(self, reply, beta)
+        return replies
+
+    async def _answer(self, asked: Asked, priority: Priority) -> Answered | TureenError:
+        try:
+            answered = await self.model.ask(asked, deadline_s=self.deadline_s, priority=priority)
+        except TureenError as error:
+            return error
+        self.was_run = True
+        stages = {"decode": answered.decode_s, "queue": answered.queue_s, "inference": answered.inference_s}
         for stage, seconds in stages.items():
-            self.metrics.stage_seconds.labels(stage).observe(seconds)
-        self.metrics.classifications.labels(mode_of(choice.beta), choice.source).inc()
-        predictions = top_predictions(answer.result, self.bundle.manifest.labels, top_k)
-        return Classified(predictions, decode_s, answer.queue_s, answer.inference_s)
-
-    def _open_soup(self) -> Soup:
-        settings = self.settings
-        engine = open_engine(self.bundle, settings.engine, settings.precision, settings.engine_options)
-        soup = Soup(self.bundle, engine, settings.limits)
-        size = 1
-        while size <= settings.max_batch:  # engines compile or allocate for each new batch size
-            shape = (size, *self.bundle.golden.pixels.shape[1:])
-            soup.logits(np.zeros(shape, np.uint8), [0.0] * size)
-            size *= 2
-        return soup
-
-    def _decode(self, image: bytes, arrived_s: float) -> tuple[Pixels, float]:
-        if time.monotonic() > arrived_s + self.settings.timeout_ms / 1000:
-            raise DeadlineError(self.settings.timeout_ms)
-        started = time.perf_counter()
-        pixels = pixels_from_bytes(image, self.bundle.manifest.preprocess, self.settings.limits)
-        return pixels, time.perf_counter() - started
-
-    def _run(self, rows: Sequence[Row]) -> Sequence[NDArray[np.float32]]:
-        assert self.soup is not None
-        return list(self.soup.logits(np.stack([pixels for pixels, _ in rows]), [beta for _, beta in rows]))
+            self._service.metrics.stage_seconds.labels(stage).observe(seconds)
+        return answered
 
 
 def _default_choice(bundle: Bundle, operators: float | None) -> Choice:

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
+from serve.body import BodyLimits
 from tureen.engines.base import EngineOptions
 from tureen.machine import available_cpus, default_cache_directory
 from tureen.manifest import EngineName, Precision
@@ -41,7 +42,26 @@ class Settings(BaseModel):
     )
     max_batch: int = Field(default=32, ge=1, le=1024, description="images in one run of the engine, at most")
     max_requests: int = Field(default=256, ge=1, description="requests at a time; one more is answered 429")
-    timeout_ms: int = Field(default=10_000, ge=1, description="a request not in a batch by then is answered 504")
+    max_waiting_images: int = Field(
+        default=8192, ge=1, description="rows that wait for a batch, an image at one β each; one more is answered 429"
+    )
+    max_queue_ms: int = Field(
+        default=500,
+        ge=1,
+        description="a request that would be answered later than this, by what was measured, is answered 429 at once",
+    )
+    timeout_ms: int = Field(
+        default=10_000,
+        ge=1,
+        description="time limit of a request that names none, and the longest it may name; not in a batch by then "
+        "it is answered 504",
+    )
+    max_body_memory: int = Field(
+        default=512 * 2**20, ge=1, description="bytes of all bodies being received; beyond it a request is answered 429"
+    )
+    disagreement_share: float = Field(
+        default=0.0, ge=0, le=1, description="share of requests of which the other mode is asked too, as a signal"
+    )
     max_image_bytes: int = Field(
         default=ImageLimits().max_image_bytes, ge=1, description="an image of more bytes is answered 413"
     )
@@ -51,6 +71,11 @@ class Settings(BaseModel):
         le=PILLOW_MAX_PIXELS,
         description="an image of more width × height is answered 413",
     )
+    max_images_per_request: int = Field(default=64, ge=1, le=4096, description="images in one request, at most")
+    max_request_bytes: int = Field(
+        default=32 * 2**20, ge=1, le=2**31 - 1, description="a form or JSON of more bytes is answered 413"
+    )
+    max_sweep_betas: int = Field(default=101, ge=2, le=1001, description="β in one sweep, at most")
     max_top_k: int = Field(default=1000, ge=DEFAULT_TOP_K, description="a larger top_k is answered 422")
     drain_delay_s: float = Field(
         default=0,
@@ -67,6 +92,11 @@ class Settings(BaseModel):
         description="processes, each with its engine, among which threads and max_requests are divided",
     )
     threads: int = Field(default_factory=available_cpus, ge=1, description="CPU threads of the engine; default: all")
+    decode_threads: int = Field(
+        default_factory=lambda: min(8, available_cpus()),
+        ge=1,
+        description="images decoded at a time; default: CPUs, at most 8",
+    )
     streams: int = Field(
         default=1,
         ge=1,
@@ -85,6 +115,10 @@ class Settings(BaseModel):
         if threads is not None and streams > threads:
             raise ValueError(f"{streams} streams need as many threads, and there are {threads}: lower it")
         return streams
+
+    @property
+    def body_limits(self) -> BodyLimits:
+        return BodyLimits(self.max_image_bytes, self.max_request_bytes, self.max_images_per_request)
 
     @property
     def engine_options(self) -> EngineOptions:

@@ -27,6 +27,7 @@ from serve.logs import FIELDS
 from serve.metrics import SHARED_DIRECTORY
 from serve.settings import Settings
 
+DIVIDED = ("max_requests", "max_waiting_images", "max_body_memory")
 SOUND_S = 10.0  # a worker that was ready for as long died of something else than its start
 LONGEST_PAUSE_S = 30.0
 PULSE_S = 5.0
@@ -52,7 +53,8 @@ def share_of(settings: Settings) -> Settings:
         "workers": 1,
         "threads": threads,
         "streams": min(settings.streams, threads),
-        "max_requests": -(-settings.max_requests // settings.workers),
+        "decode_threads": max(1, settings.decode_threads // settings.workers),
+        **{name: -(-getattr(settings, name) // settings.workers) for name in DIVIDED},
     }
     return settings.model_copy(update=divided)
 

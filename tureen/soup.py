@@ -142,7 +142,13 @@ def top_predictions(logits: NDArray[np.float32], labels: Sequence[str], top_k: i
     """
     if top_k < 1:
         raise ValueError(f"top_k is {top_k}; give 1 or more")
-    exponentials = np.exp(logits.astype(np.float64) - logits.max())
-    probabilities = exponentials / exponentials.sum()
+    row = probabilities(logits)
     best = np.argsort(-logits, kind="stable")[:top_k]
-    return [Prediction(label=labels[i], index=int(i), probability=float(probabilities[i])) for i in best]
+    return [Prediction(label=labels[i], index=int(i), probability=float(row[i])) for i in best]
+
+
+def probabilities(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """The softmax over the last axis, in float64."""
+    exponentials = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
+    total: NDArray[np.float64] = exponentials / exponentials.sum(axis=-1, keepdims=True)
+    return total

@@ -177,7 +177,7 @@ def test_odd_images_are_classified(client, encode, photograph):
 
 
 def test_the_declared_type_must_be_an_image(client, digit_png):
-    for media_type in ("text/plain", "application/json", "image/gif", "image/svg+xml", "application/pickle"):
+    for media_type in ("text/plain", "application/xml", "image/gif", "image/svg+xml", "application/pickle"):
         response = client.post("/classify", content=digit_png(0), headers={"content-type": media_type})
         assert "Content-Type" in is_problem(response, 415, "unsupported_image_type")["detail"]
     for media_type in ("IMAGE/PNG", "image/jpeg; q=1", "application/octet-stream", "application/x-www-form-urlencoded"):
@@ -189,14 +189,17 @@ def test_a_compressed_body_is_refused(client, digit_png):
     is_problem(response, 415, "unsupported_image_type")
 
 
-def test_a_form_holds_one_image_and_nothing_else(client, digit_png):
+def test_a_form_holds_images_and_their_betas_and_nothing_else(client, digit_png):
     image = ("7.png", digit_png(0), "image/png")
     for files in (
         [("file", image)],
-        [("image", image), ("image", image)],
-        [("image", image), ("beta", (None, b"1"))],
+        [("image", image), ("top_k", (None, b"1"))],
+        [("beta", (None, b"1"))],
+        [("image", image), ("image", image), ("beta", (None, b"1"))],
     ):
         is_problem(client.post("/classify", files=files), 422, "invalid_parameter")
+    files = [("image", image), ("beta", (None, b"2"))]
+    is_problem(client.post("/classify", files=files), 422, "invalid_beta")
     part = b'--x\r\nContent-Disposition: form-data; name="image"\r\n\r\n'
     for body, status, code in (
         (part + digit_png(0), 400, "malformed_form"),  # never ended
@@ -274,7 +277,7 @@ class Failing:
 
 def test_a_failing_engine_is_a_500_that_says_nothing_of_its_insides(bundle_path, digit_png):
     with serving(bundle_path) as client:
-        soup = client.app.state.service.soup
+        soup = client.app.state.service.model.soup
         sound, soup.engine = soup.engine, Failing()
         is_problem(client.post("/classify", content=digit_png(0)), 500, "inference_failed")
         soup.engine = sound
@@ -336,7 +339,7 @@ def test_openapi_tells_every_status_of_the_table_and_docs_load_nothing_from_else
     schema = client.get("/openapi.json").json()
     classify = schema["paths"]["/classify"]["post"]
     assert {str(kind.status) for kind in KINDS.values()} | {"200"} == set(classify["responses"])
-    assert {parameter["name"] for parameter in classify["parameters"]} == {"beta", "top_k"}
+    assert {parameter["name"] for parameter in classify["parameters"]} == {"beta", "top_k", "timeout_ms"}
     assert all(list(r["content"]) == [MEDIA_TYPE] for status, r in classify["responses"].items() if status != "200")
     assert "multipart/form-data" in classify["requestBody"]["content"]
     json.dumps(schema)

@@ -91,7 +91,7 @@ def test_a_request_that_never_ends_is_given_up_after_the_drain_timeout(bundle_pa
         wait_until_ready(server, port)
         with socket.create_connection(("127.0.0.1", port)) as stuck:
             stuck.sendall(b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nhalf")
-            while "tureen_requests_in_flight 1.0" not in request(port, "GET", "/metrics")[1].decode():
+            while "tureen_body_bytes 4.0" not in request(port, "GET", "/metrics")[1].decode():
                 time.sleep(0.01)
             server.send_signal(signal.SIGTERM)
             server.send_signal(signal.SIGTERM)  # whoever is impatient gets no other exit status for it

@@ -52,7 +52,7 @@ def test_what_is_no_beta_at_all_is_still_that(client, image):
 def test_openapi_offers_no_beta_and_lets_an_answer_have_none(client):
     schema = client.get("/openapi.json").json()
     parameters = schema["paths"]["/classify"]["post"]["parameters"]
-    assert [parameter["name"] for parameter in parameters] == ["top_k"]
+    assert [parameter["name"] for parameter in parameters] == ["top_k", "timeout_ms"]
     beta = schema["components"]["schemas"]["ClassifyAnswer"]["properties"]["beta"]
     assert {"type": "null"} in beta["anyOf"]
     assert "beta" in schema["components"]["schemas"]["ClassifyAnswer"]["required"]

@@ -1,0 +1,123 @@
+"""One loaded bundle: its engine, proven and warm, and the batcher that feeds it. Knows nothing about HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serve.batcher import Batcher
+from serve.errors import DeadlineError
+from serve.metrics import Metrics
+from serve.policy import Priority
+from serve.settings import Settings
+from tureen.bundle import Bundle
+from tureen.engines import open_engine
+from tureen.preprocess import Pixels, pixels_from_bytes
+from tureen.soup import Soup
+
+Row = tuple[Pixels, float]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """An image and every β it is asked at: encoded bytes, or pixels uint8 (H, W, 3) of the model's size."""
+
+    image: bytes | Pixels
+    betas: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Answered:
+    """An image's logits, float32 (len(betas), K), and what the slowest of its rows spent in each stage."""
+
+    logits: NDArray[np.float32]
+    pixels: Pixels
+    decode_s: float
+    queue_s: float
+    inference_s: float
+
+
+class Model:
+    """A bundle that can be asked. Made by `open_model`; whoever made it closes it once nobody asks any more."""
+
+    def __init__(self, soup: Soup, settings: Settings, metrics: Metrics, decoders: Executor) -> None:
+        """Called in the running loop. decoders: where images are decoded."""
+        self.soup = soup
+        self.bundle = soup.bundle
+        self.is_unused = asyncio.Event()  # set where nobody asks it any more, after another took its place
+        self._settings = settings
+        self._decoders = decoders
+        self._batcher: Batcher[Row, NDArray[np.float32]] = Batcher(
+            self._run,
+            max_batch=settings.max_batch,
+            max_waiting=settings.max_waiting_images,
+            streams=settings.streams,
+            on_batch=lambda size, seconds: metrics.batch_images.observe(size),
+            on_dropped=lambda reason, count: metrics.dropped.labels(reason).inc(count),
+            on_waiting=metrics.queue_images.set,
+        )
+
+    async def ask(self, asked: Asked, *, deadline_s: float, priority: Priority = Priority.ONLINE) -> Answered:
+        """Decode the image once, run a row for each β; raises an ImageError or a ServeError.
+
+        deadline_s: by when (time.monotonic) it must be decoded, and each row in a batch.
+        """
+        if isinstance(asked.image, bytes):
+            pixels, decode_s = await asyncio.get_running_loop().run_in_executor(
+                self._decoders, self._decode, asked.image, deadline_s
+            )
+        else:
+            pixels, decode_s = asked.image, 0.0
+        answers = await asyncio.gather(
+            *(self._batcher.submit((pixels, beta), deadline_s=deadline_s, priority=priority) for beta in asked.betas)
+        )
+        return Answered(
+            logits=np.stack([answer.result for answer in answers]),
+            pixels=pixels,
+            decode_s=decode_s,
+            queue_s=max(answer.queue_s for answer in answers),
+            inference_s=max(answer.inference_s for answer in answers),
+        )
+
+    async def close(self) -> None:
+        """Answer what waits, then free engine and threads."""
+        await self._batcher.close()
+        self.soup.close()
+
+    def _decode(self, image: bytes, deadline_s: float) -> tuple[Pixels, float]:
+        if time.monotonic() > deadline_s:
+            raise DeadlineError
+        started = time.perf_counter()
+        pixels = pixels_from_bytes(image, self.bundle.manifest.preprocess, self._settings.limits)
+        return pixels, time.perf_counter() - started
+
+    def _run(self, rows: Sequence[Row]) -> Sequence[NDArray[np.float32]]:
+        logits = self.soup.logits(np.stack([pixels for pixels, _ in rows]), [beta for _, beta in rows])
+        if not np.isfinite(logits).all():
+            raise ArithmeticError("logits that are no numbers")  # the batcher finds the row
+        return list(logits)
+
+
+def open_soup(bundle: Bundle, settings: Settings) -> tuple[Soup, float]:
+    """The bundle's engine, proven on the golden rows and warm at each size of batch, and the seconds an image took.
+
+    Blocks for as long as that takes; raises EngineError.
+    """
+    engine = open_engine(bundle, settings.engine, settings.precision, settings.engine_options)
+    soup = Soup(bundle, engine, settings.limits)
+    for size in (*warm_sizes(settings.max_batch), settings.max_batch):  # engines compile or allocate for each
+        started = time.perf_counter()
+        soup.logits(np.zeros((size, *bundle.golden.pixels.shape[1:]), np.uint8), [0.0] * size)
+        image_s = (time.perf_counter() - started) / size
+    return soup, image_s
+
+
+def warm_sizes(max_batch: int) -> list[int]:
+    """Sizes of batch: the powers of two below the largest, and the largest."""
+    return [*(1 << n for n in range(max_batch.bit_length()) if 1 << n < max_batch), max_batch]

@@ -1,0 +1,172 @@
+"""Tureen's own API: /classify and /sweep. From a request to the service and back; what is in between is others'."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from pydantic import BaseModel
+
+from serve.access import access_fields
+from serve.answers import ClassifyAnswer, ClassifyAnswers, SweepAnswer, classified, served, sweep_answer, unclassified
+from serve.body import FORM_TYPE, IMAGE_FIELD, IMAGE_TYPES, JSON_TYPE, Images, images_of, max_body_bytes, media_type_of
+from serve.errors import InvalidParameterError, RequestTooLargeError
+from serve.model import Answered, Asked
+from serve.parameters import Parameters, classify_parameters, openapi_parameters, sweep_parameters
+from serve.problems import openapi_responses
+from serve.receiving import BodyMemory, receive_body, unless_gone
+from serve.service import Admission, Service
+from tureen.errors import SingleTokenError, TureenError
+
+BINARY = {"schema": {"type": "string", "format": "binary"}}
+
+
+def add_routes(app: FastAPI, service: Service) -> None:
+    """Register both on the application."""
+    has_two_tokens = service.bundle.manifest.has_two_tokens
+    settings = service.settings
+    memory = BodyMemory(settings.max_body_memory, service.metrics.body_bytes.set)
+
+    async def receive(request: Request, parameters: Parameters) -> Images:
+        """The images of the request, refused before its body is read where they would be afterwards."""
+        if (refusal := service.refusal(timeout_ms=parameters.timeout_ms)) is not None:
+            raise refusal
+        content_type = request.headers.get("content-type", "")
+        limits = settings.body_limits
+        media_type = media_type_of(content_type)
+        body = await receive_body(
+            request,
+            memory,
+            max_bytes=max_body_bytes(media_type, limits),
+            timeout_ms=parameters.timeout_ms,
+            too_large=RequestTooLargeError(limits.max_request_bytes) if media_type in (FORM_TYPE, JSON_TYPE) else None,
+        )
+        return images_of(body, content_type, limits)
+
+    @app.post(
+        "/classify",
+        response_model=ClassifyAnswer | ClassifyAnswers,
+        summary="Classify one image, or several, each at the β of your choice",
+        responses=openapi_responses(),
+        openapi_extra={
+            "parameters": openapi_parameters(settings, has_beta=has_two_tokens),
+            "requestBody": _openapi_body(several=True),
+        },
+    )
+    async def classify(request: Request) -> Response:
+        arrived_s = time.monotonic()
+        parameters = classify_parameters(request.query_params, settings)
+        images = await receive(request, parameters)
+        answer: ClassifyAnswer | ClassifyAnswers
+        with service.admit(len(images.images), parameters.timeout_ms, arrived_s) as admission:
+            if images.is_list:
+                answer, answered = await unless_gone(request, _classify_several(admission, images, parameters))
+            else:
+                choice = admission.choose(_first(images.betas[0], parameters.beta))
+                one = await unless_gone(request, admission.classify(images.images[0], choice))
+                labels = admission.model.bundle.manifest.labels
+                result = classified(one.logits[0], choice, labels, parameters.top_k)
+                answer = ClassifyAnswer(
+                    **served(admission),
+                    beta=result.beta,
+                    beta_source=result.beta_source,
+                    predictions=result.predictions,
+                )
+                answered = [one]
+                access_fields(request.scope).update(beta=choice.beta, beta_source=choice.source)
+        return _response(request, answer, answered)
+
+    @app.post(
+        "/sweep",
+        response_model=SweepAnswer,
+        summary="Classify one image at many β, in one batch: where does its answer change?",
+        responses=openapi_responses(),
+        openapi_extra={
+            "parameters": openapi_parameters(settings, has_betas=True),
+            "requestBody": _openapi_body(several=False),
+        },
+    )
+    async def sweep(request: Request) -> Response:
+        arrived_s = time.monotonic()
+        parameters = sweep_parameters(request.query_params, settings)
+        images = await receive(request, parameters)
+        if len(images.images) != 1 or images.betas != [None]:
+            raise InvalidParameterError("a sweep is of one image, and its β are the parameter betas")
+        with service.admit(len(parameters.betas), parameters.timeout_ms, arrived_s) as admission:
+            if not admission.model.bundle.manifest.has_two_tokens:
+                raise SingleTokenError
+            asked = Asked(images.images[0], tuple(parameters.betas))
+            (one,) = await unless_gone(request, admission.answer([asked]))
+            if isinstance(one, TureenError):
+                raise one
+            answer = sweep_answer(admission, parameters.betas, one.logits, parameters.top_k)
+        return _response(request, answer, [one])
+
+
+async def _classify_several(
+    admission: Admission, images: Images, parameters: Parameters
+) -> tuple[ClassifyAnswers, list[Answered]]:
+    choices = [admission.choose(_first(beta, parameters.beta)) for beta in images.betas]
+    replies = await admission.classify_all(images.images, choices)
+    labels = admission.model.bundle.manifest.labels
+    results = [
+        unclassified(reply)
+        if isinstance(reply, TureenError)
+        else classified(reply.logits[0], choice, labels, parameters.top_k)
+        for reply, choice in zip(replies, choices, strict=True)
+    ]
+    answer = ClassifyAnswers(**served(admission), results=results)
+    return answer, [reply for reply in replies if isinstance(reply, Answered)]
+
+
+def _first(own: float | None, of_all: float | None) -> float | None:
+    return of_all if own is None else own
+
+
+def _response(request: Request, answer: BaseModel, answered: list[Answered]) -> Response:
+    """The answer, and in Server-Timing what its slowest image spent in each stage."""
+    stages = {
+        stage: round(1000 * max((getattr(one, f"{stage}_s") for one in answered), default=0.0), 3)
+        for stage in ("decode", "queue", "inference")
+    }
+    access_fields(request.scope).update(stages)
+    return Response(
+        answer.model_dump_json(),
+        media_type="application/json",
+        headers={"Server-Timing": ", ".join(f"{stage};dur={ms}" for stage, ms in stages.items())},
+    )
+
+
+def _openapi_body(*, several: bool) -> dict[str, Any]:
+    file = {"type": "string", "format": "binary"}
+    form: dict[str, Any] = {
+        "schema": {
+            "type": "object",
+            "properties": {IMAGE_FIELD: file},
+            "required": [IMAGE_FIELD],
+            "additionalProperties": False,
+        }
+    }
+    beta = {"type": "number", "minimum": 0, "maximum": 1}
+    image = {
+        "type": "object",
+        "properties": {"data": {"type": "string", "contentEncoding": "base64"}, "beta": beta},
+        "required": ["data"],
+        "additionalProperties": False,
+    }
+    listed = {
+        "schema": {
+            "type": "object",
+            "properties": {"images": {"type": "array", "items": image, "minItems": 1}},
+            "required": ["images"],
+            "additionalProperties": False,
+        }
+    }
+    if several:
+        form["schema"]["properties"] = {
+            IMAGE_FIELD: {"oneOf": [file, {"type": "array", "items": file}]},
+            "beta": {"type": "array", "items": beta},
+        }
+    content = {**dict.fromkeys(sorted(IMAGE_TYPES), BINARY), FORM_TYPE: form, JSON_TYPE: listed}
+    return {"required": True, "content": content}

@@ -1,0 +1,166 @@
+"""The service without HTTP: who is admitted, what a reload changes, and what is asked beside."""
+
+import asyncio
+import json
+import shutil
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from serve.errors import OverloadedError
+from serve.metrics import Metrics
+from serve.model import Answered, Asked
+from serve.service import Service
+from serve.settings import Settings
+from tureen.bundle import MANIFEST, load_bundle
+from tureen.errors import BundleError, UndecodableImageError
+
+
+def serving(bundle_path, test, **changes):
+    """Run an async test with an open service, closed afterwards."""
+
+    async def run():
+        settings = Settings(bundle=bundle_path, engine="onnxruntime", max_batch=8, **changes)
+        service = Service(settings, load_bundle(bundle_path), Metrics())
+        await service.open()
+        try:
+            return await asyncio.wait_for(test(service), 60)
+        finally:
+            await service.close()
+
+    return asyncio.run(run())
+
+
+def value(service, series):
+    (line,) = [line for line in service.metrics.render()[0].decode().splitlines() if line.startswith(series + " ")]
+    return float(line.split()[-1])
+
+
+def test_an_image_is_decoded_once_and_answered_at_each_beta(bundle_path, digit_png, soup):
+    async def test(service):
+        with service.admit(3) as admission:
+            return await admission.answer([Asked(digit_png(0), (0.0, 0.5, 1.0)), Asked(b"\xff\xd8\xff", (0.5,))])
+
+    sound, broken = serving(bundle_path, test)
+    expected = soup.logits(np.stack([sound.pixels] * 3), [0, 0.5, 1])
+    assert np.abs(sound.logits - expected).max() < 1e-4  # another batch sums in another order
+    assert isinstance(broken, UndecodableImageError)
+
+
+def test_whoever_would_wait_too_long_is_refused_at_once_and_an_idle_machine_takes_anybody(bundle_path):
+    async def test(service):
+        service._queue_time.image_s = 0.2
+        with service.admit() as first:
+            assert first.model is service.model
+            with service.admit(), pytest.raises(OverloadedError) as refused, service.admit():
+                pass
+            assert refused.value.retry_after_s == 1
+        service._queue_time.image_s = 100.0
+        with service.admit():
+            pass
+
+    serving(bundle_path, test, max_queue_ms=500)
+
+
+def test_a_request_that_would_expire_in_the_queue_is_refused_instead(bundle_path):
+    async def test(service):
+        service._queue_time.image_s = 0.01
+        with service.admit():
+            assert service.refusal(timeout_ms=1000) is None
+            assert isinstance(service.refusal(timeout_ms=10), OverloadedError)
+
+    serving(bundle_path, test)
+
+
+@pytest.fixture
+def own_bundle(bundle_path, tmp_path):
+    """A copy that a test may replace."""
+    return shutil.copytree(bundle_path, tmp_path / "bundle")
+
+
+def replace_version(path, version):
+    manifest = json.loads((path / MANIFEST).read_text())
+    (path / MANIFEST).write_text(json.dumps({**manifest, "version": version}))
+
+
+class Slow:
+    """An engine that answers when it is let."""
+
+    def __init__(self, engine):
+        self.name, self.precision, self.version = engine.name, engine.precision, engine.version
+        self._engine = engine
+        self.gate, self.entered, self.is_closed = threading.Event(), threading.Event(), False
+
+    def run(self, pixels, tokens):
+        self.entered.set()
+        assert self.gate.wait(30)
+        return self._engine.run(pixels, tokens)
+
+    def close(self):
+        self.is_closed = True
+        self._engine.close()
+
+
+def test_after_a_reload_the_admitted_are_answered_by_the_bundle_before(own_bundle, digit_png):
+    async def test(service):
+        before = service.model
+        slow = before.soup.engine = Slow(before.soup.engine)
+        with service.admit() as admission:
+            answer = asyncio.create_task(admission.answer([Asked(digit_png(0), (0.5,))]))
+            await asyncio.to_thread(slow.entered.wait, 30)
+            replace_version(own_bundle, "after")
+            await service.reload()
+            with service.admit() as later:
+                assert later.model.bundle.manifest.version == "after"
+                (reply,) = await later.answer([Asked(digit_png(0), (0.5,))])
+                assert isinstance(reply, Answered)
+            assert not slow.is_closed
+            slow.gate.set()
+            assert isinstance((await answer)[0], Answered)
+        while not slow.is_closed:
+            await asyncio.sleep(0.01)
+
+    serving(own_bundle, test)
+
+
+def test_a_broken_bundle_leaves_the_one_served_in_its_place(own_bundle, digit_png):
+    async def test(service):
+        (own_bundle / MANIFEST).write_text("{")
+        with pytest.raises(BundleError):
+            await service.reload()
+        with service.admit() as admission:
+            assert isinstance((await admission.answer([Asked(digit_png(0), (0.5,))]))[0], Answered)
+
+    serving(own_bundle, test)
+
+
+def test_for_a_share_of_answers_the_other_mode_is_asked_too(bundle_path, digit_png):
+    async def test(service):
+        for index in range(20):
+            with service.admit() as admission:
+                await admission.classify(digit_png(index), admission.choose(index % 2 * 1.0))
+        await asyncio.gather(*service._signals)
+        return [value(service, f'tureen_mode_comparisons_total{{outcome="{outcome}"}}') for outcome in ("agree",)]
+
+    (agree,) = serving(bundle_path, test, disagreement_share=1.0)
+    assert 10 <= agree <= 20
+
+
+def test_by_default_no_other_mode_is_asked(bundle_path, digit_png):
+    async def test(service):
+        with service.admit() as admission:
+            await admission.classify(digit_png(0), admission.choose(None))
+        return service.metrics.render()[0].decode()
+
+    assert "tureen_mode_comparisons_total{" not in serving(bundle_path, test)
+
+
+def test_the_time_limit_counts_from_the_arrival(bundle_path, digit_png):
+    async def test(service):
+        with service.admit(timeout_ms=1000, arrived_s=time.monotonic() - 2) as admission:
+            (reply,) = await admission.answer([Asked(digit_png(0), (0.5,))])
+            assert type(reply).__name__ == "DeadlineError"
+
+    serving(bundle_path, test)
