@@ -31,6 +31,9 @@ class Settings(BaseModel):
     bundle: Path = Field(description="directory that `tureen export` wrote")
     host: str = Field(default="127.0.0.1", description="address to listen on; 0.0.0.0 for all")
     port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0 for any free one")
+    grpc_port: int | None = Field(
+        default=None, ge=0, le=65535, description="port for gRPC, 0 for any free one; default: no gRPC"
+    )
     engine: Literal["auto"] | EngineName = Field(
         default="auto", description="what runs the backbone; auto: the fastest that this machine has"
     )
@@ -50,6 +53,12 @@ class Settings(BaseModel):
         ge=1,
         le=PILLOW_MAX_PIXELS,
         description="an image of more width × height is answered 413",
+    )
+    max_images_per_request: int = Field(
+        default=64, ge=1, le=4096, description="images in one inference request under /v2 or over gRPC, at most"
+    )
+    max_request_bytes: int = Field(
+        default=64 * 2**20, ge=1, le=2**31 - 1, description="the same request of more bytes is answered 413"
     )
     max_top_k: int = Field(default=1000, ge=DEFAULT_TOP_K, description="a larger top_k is answered 422")
     drain_timeout_s: int = Field(default=30, ge=1, description="seconds that accepted requests have at SIGTERM")
