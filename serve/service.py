@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 from serve.batcher import Batcher
 from serve.errors import DeadlineError, NotReadyError, OverloadedError
 from serve.metrics import Metrics, mode_of
+from serve.model import Model
 from serve.settings import Settings
 from tureen.bundle import Bundle
 from tureen.engines import open_engine
 from tureen.engines.ranking import explain
-from tureen.errors import SingleTokenError
+from tureen.errors import SingleTokenError, TureenError
 from tureen.machine import available_cpus
 from tureen.preprocess import Pixels, pixels_from_bytes
 from tureen.soup import Prediction, Soup, top_predictions
@@ -41,6 +42,48 @@ class Choice:
     beta: float | None  # None: the model has one token
     source: BetaSource
     revision: int
+
+
+@dataclass(frozen=True)
+class Asked:
+    image: bytes | Pixels
+    betas: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Answered:
+    logits: NDArray[np.float32]
+    decode_s: float
+    queue_s: float
+    inference_s: float
+
+
+class Admission:
+    def __init__(self, service: Service, timeout_ms: int) -> None:
+        self.service, self.model, self.timeout_ms = service, service.model, timeout_ms
+        self.arrived_s = time.monotonic()
+        self.deadline_s = self.arrived_s + timeout_ms / 1000
+
+    def choose(self, beta: float | None) -> Choice:
+        return self.service.choose(beta)
+
+    async def _one(self, asked: Asked) -> Answered | TureenError:
+        s = self.service
+        try:
+            if isinstance(asked.image, bytes):
+                pixels, decode_s = await asyncio.get_running_loop().run_in_executor(
+                    s._decoders, s._decode, asked.image, self.arrived_s
+                )
+            else:
+                pixels, decode_s = asked.image, 0.0
+            assert s._batcher is not None
+            a = await s._batcher.submit((pixels, asked.betas[0]), timeout_ms=self.timeout_ms, arrived_s=self.arrived_s)
+            return Answered(a.result[None], decode_s, a.queue_s, a.inference_s)
+        except TureenError as error:
+            return error
+
+    async def answer(self, asked: Sequence[Asked]) -> list[Answered | TureenError]:
+        return list(await asyncio.gather(*(self._one(a) for a in asked)))
 
 
 @dataclass(frozen=True)
@@ -112,8 +155,14 @@ class Service:
             self.soup.close()
         self._decoders.shutdown()
 
+    @property
+    def model(self) -> Model:
+        if self.soup is None or not self.is_ready:
+            raise NotReadyError
+        return Model(self.bundle, self.soup)
+
     @contextmanager
-    def admit(self) -> Iterator[None]:
+    def admit(self, timeout_ms: int | None = None) -> Iterator[Admission]:
         """A permit for one request, held until it is answered; raises NotReadyError or OverloadedError at once."""
         if not self.is_ready:
             raise NotReadyError
@@ -122,7 +171,7 @@ class Service:
         self._permits_taken += 1
         self.metrics.in_flight.set(self._permits_taken)
         try:
-            yield
+            yield Admission(self, timeout_ms or self.settings.timeout_ms)
         finally:
             self._permits_taken -= 1
             self.metrics.in_flight.set(self._permits_taken)
