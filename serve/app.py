@@ -20,6 +20,8 @@ import tureen
 from serve.access import AccessMiddleware, access_fields
 from serve.body import FORM_TYPE, IMAGE_FIELD, IMAGE_TYPES, image_bytes
 from serve.errors import BodyTimeoutError, NotReadyError
+from serve.oip.errors import is_oip, oip_kind, oip_response
+from serve.oip.routes import add_oip_routes
 from serve.parameters import classify_parameters, openapi_parameters
 from serve.problems import INTERNAL, http_kind, kind_of, openapi_responses, problem_response
 from serve.service import BetaSource, Service
@@ -69,6 +71,7 @@ def create_app(service: Service, lifespan: Lifespan | None = None) -> FastAPI:
     app.add_exception_handler(TureenError, _tureen_problem)
     app.add_exception_handler(HTTPException, _http_problem)
     _add_routes(app, service)
+    add_oip_routes(app, service)
     _add_docs(app)
     return app
 
@@ -176,11 +179,12 @@ def _not_ready() -> dict[int | str, dict[str, object]]:
 
 
 async def _tureen_problem(request: Request, error: Exception) -> JSONResponse:
-    kind = kind_of(error)
+    kind = oip_kind(error) if is_oip(request.scope) else kind_of(error)
     if kind is INTERNAL:  # not an error of requests at all, so its message is not for clients
         raise error
     access_fields(request.scope)["code"] = kind.code
-    return problem_response(kind, str(error))
+    respond = oip_response if is_oip(request.scope) else problem_response
+    return respond(kind, str(error))
 
 
 async def _http_problem(request: Request, error: Exception) -> JSONResponse:
@@ -190,4 +194,5 @@ async def _http_problem(request: Request, error: Exception) -> JSONResponse:
     detail = (
         f"{request.method} is not for this path, see /docs" if kind.status == 405 else "see /docs for what there is"
     )
-    return problem_response(kind, detail, dict(error.headers or {}))
+    respond = oip_response if is_oip(request.scope) else problem_response
+    return respond(kind, detail, dict(error.headers or {}))

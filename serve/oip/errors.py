@@ -11,8 +11,13 @@ ServeError
 
 from __future__ import annotations
 
+from starlette.responses import JSONResponse
+from starlette.types import Scope
+
 from serve.errors import ServeError
-from serve.problems import Kind, kind_of
+from serve.problems import Kind, kind_of, problem_response
+
+PREFIX = "/v2"
 
 
 class OipError(ServeError):
@@ -56,3 +61,16 @@ def oip_kind(error: Exception) -> Kind:
             return OIP_KINDS[cls]
     kind = kind_of(error)
     return Kind(400, kind.code, kind.title) if kind.status in (415, 422) else kind
+
+
+def is_oip(scope: Scope) -> bool:
+    """Whether a request is one of this protocol, known route or not, so that its errors are told in its words."""
+    path: str = scope["path"]
+    return path == PREFIX or path.startswith(f"{PREFIX}/")
+
+
+def oip_response(kind: Kind, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    """The answer that tells one error: `{"error": …}`, which is all that the protocol's clients read."""
+    problem = problem_response(kind, detail, headers)
+    kept = {name: value for name, value in problem.headers.items() if not name.startswith("content-")}
+    return JSONResponse({"error": detail}, kind.status, kept)
