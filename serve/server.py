@@ -7,6 +7,7 @@ import logging
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 import uvicorn
 from fastapi import FastAPI
@@ -15,10 +16,15 @@ from prometheus_client import disable_created_metrics
 from serve.app import create_app
 from serve.logs import configure_logs
 from serve.metrics import Metrics
+from serve.oip.errors import PortTakenError
+from serve.oip.statistics import Statistics
 from serve.service import Service
 from serve.settings import Settings, parse_settings
 from tureen.bundle import load_bundle
 from tureen.errors import EngineError
+
+if TYPE_CHECKING:
+    from serve.oip.rpc import RpcServer
 
 logger = logging.getLogger("tureen.serve")
 
@@ -41,12 +47,16 @@ def run_server(settings: Settings, on_ready: Callable[[int], None] = lambda port
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        rpc: RpcServer | None = None
+
         async def make_ready() -> None:
-            nonlocal failed
+            nonlocal failed, rpc
             try:
                 await service.open()
+                if settings.grpc_port is not None:
+                    rpc = await open_rpc(service, app.state.statistics)
                 on_ready(listener.getsockname()[1])
-            except EngineError as error:
+            except (EngineError, PortTakenError) as error:
                 logger.error("%s", error)
                 failed = server.should_exit = True
             except Exception:
@@ -56,6 +66,8 @@ def run_server(settings: Settings, on_ready: Callable[[int], None] = lambda port
         task = asyncio.create_task(make_ready())
         yield
         await task
+        if rpc is not None:
+            await rpc.close(settings.drain_timeout_s)
         await service.close()
 
     config = uvicorn.Config(
@@ -83,3 +95,13 @@ def run_server(settings: Settings, on_ready: Callable[[int], None] = lambda port
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signal_number, signal.SIG_IGN)  # a second one must not turn a clean exit into a crash
     return int(failed)
+
+
+async def open_rpc(service: Service, statistics: Statistics) -> RpcServer:
+    """gRPC, listening; imported here, since the extra that it needs is not everybody's. Raises PortTakenError."""
+    from serve.oip.rpc import RpcServer
+
+    server = RpcServer(service, statistics)
+    port = await server.open()
+    logger.info("gRPC listens on port %d", port)
+    return server

@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -58,7 +59,7 @@ class Settings(BaseModel):
         default=64, ge=1, le=4096, description="images in one inference request under /v2 or over gRPC, at most"
     )
     max_request_bytes: int = Field(
-        default=64 * 2**20, ge=1, le=2**31 - 1, description="the same request of more bytes is answered 413"
+        default=32 * 2**20, ge=1, le=2**31 - 1, description="the same request of more bytes is answered 413"
     )
     max_top_k: int = Field(default=1000, ge=DEFAULT_TOP_K, description="a larger top_k is answered 422")
     drain_timeout_s: int = Field(default=30, ge=1, description="seconds that accepted requests have at SIGTERM")
@@ -73,6 +74,13 @@ class Settings(BaseModel):
         description="keeps compiled models and this machine's timings; default: the user's cache",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="least level logged")
+
+    @field_validator("grpc_port")
+    @classmethod
+    def _has_grpc(cls, grpc_port: int | None) -> int | None:
+        if grpc_port is not None and find_spec("grpc_health") is None:
+            raise ValueError("gRPC is not installed: leave the option out, or pip install 'tureen[grpc]'")
+        return grpc_port
 
     @field_validator("streams")
     @classmethod
