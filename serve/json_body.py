@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import json
-import re
 from typing import Any
+
+import numpy as np
 
 from serve.errors import InvalidParameterError
 
-_TOKENS = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]')
+# All bytes but these leave the text before its depth is counted: a loop over brackets in Python would cost seconds.
+_BESIDES_BRACKETS_AND_QUOTES = bytes(set(range(256)) - set(b'[]{}"'))
+_STEPS = np.zeros(256, np.int8)
+_STEPS[list(b"[{")] = 1
+_STEPS[list(b"]}")] = -1
 
 
 def parse_json(body: bytes, *, max_bytes: int, max_depth: int) -> Any:
-    """The value of a JSON text; raises InvalidParameterError where it is none, too large or too deep."""
+    """The value of a JSON text in UTF-8; raises InvalidParameterError where it is none, too large or too deep."""
     if len(body) > max_bytes:
         raise InvalidParameterError(f"the JSON has more than {max_bytes:,} bytes, the limit")
-    depth = 0
-    for token in _TOKENS.finditer(body):
-        depth += {b"[": 1, b"{": 1, b"]": -1, b"}": -1}.get(token[0], 0)
-        if depth > max_depth:
-            raise InvalidParameterError(f"the JSON is nested more than {max_depth} deep, the limit")
+    if _depth(body) > max_depth:
+        raise InvalidParameterError(f"the JSON is nested more than {max_depth} deep, the limit")
     try:
-        return json.loads(body)
+        return json.loads(body.decode())
     except (ValueError, RecursionError):
         raise InvalidParameterError("the body is not JSON") from None
+
+
+def _depth(body: bytes) -> int:
+    """How deep arrays and objects are nested, brackets within strings aside; of JSON in UTF-8."""
+    unescaped = body.replace(rb"\\", b"").replace(rb"\"", b"")
+    outside_strings = unescaped.translate(None, _BESIDES_BRACKETS_AND_QUOTES).split(b'"')[::2]
+    brackets = np.frombuffer(b"".join(outside_strings), np.uint8)
+    return int(np.cumsum(_STEPS[brackets], dtype=np.int32).max(initial=0))

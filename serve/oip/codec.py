@@ -28,7 +28,7 @@ from serve.oip.request import (
 from serve.oip.tensors import BYTES, Tensor, TensorHead, raw_data, tensor_from_raw, tensor_from_values
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
-MAX_JSON_BYTES = 8 * 2**20  # numbers cost Python some 50 ns each to read: tenths of a second at this size
+MAX_JSON_BYTES = 4 * 2**20  # numbers fill it in a tenth of a second, the costliest text (empty lists) in half a second
 MAX_JSON_DEPTH = 16  # pixels lie ten deep
 
 
