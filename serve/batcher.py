@@ -58,18 +58,21 @@ class Batcher(Generic[Row, Result]):
         streams: int = 1,
         on_batch: Callable[[int, float], None] = lambda size, seconds: None,
         on_dropped: Callable[[str, int], None] = lambda reason, count: None,
+        on_waiting: Callable[[int], None] = lambda count: None,
     ) -> None:
         """run: called with 1 to max_batch rows, up to `streams` calls at a time, each on a thread of the batcher's;
         returns as many results.
 
         on_batch: told the size and seconds of each batch that ran. on_dropped: told how many requests left the
-        queue unanswered by the engine, and why: "deadline" or "abandoned".
+        queue unanswered by the engine, and why: "deadline" or "abandoned". on_waiting: told how many rows wait,
+        whenever that changed.
         """
         self._run = run
         self._max_batch = max_batch
         self._max_waiting = max_waiting
         self._on_batch = on_batch
         self._on_dropped = on_dropped
+        self._on_waiting = on_waiting
         self._queue: list[_Request[Row, Result]] = []
         self._changed = asyncio.Event()
         self._is_closing = False
@@ -94,6 +97,7 @@ class Batcher(Generic[Row, Result]):
         future: asyncio.Future[Answer[Result]] = asyncio.get_running_loop().create_future()
         deadline_s = (now if arrived_s is None else arrived_s) + timeout_ms / 1000
         self._queue.append(_Request(row, timeout_ms, now, deadline_s, future))
+        self._on_waiting(len(self._queue))
         self._changed.set()
         return await future
 
@@ -119,6 +123,7 @@ class Batcher(Generic[Row, Result]):
         """Take the next batch, which may be empty, from the queue, and answer those that left it otherwise."""
         decision = next_batch(self._queue, now_s=time.monotonic(), max_batch=self._max_batch)
         self._queue = decision.waiting
+        self._on_waiting(len(self._queue))
         for request in decision.expired:
             request.future.set_exception(DeadlineError(request.timeout_ms))
         for reason, dropped in (("deadline", decision.expired), ("abandoned", decision.abandoned)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
 
 FIELDS = "fields"
@@ -13,12 +14,18 @@ FIELDS = "fields"
 class JsonFormatter(logging.Formatter):
     """A record as one line of JSON; what is passed as `extra={"fields": {…}}` becomes keys of it."""
 
+    def __init__(self, constant: Mapping[str, object]) -> None:
+        """constant: keys of every line."""
+        super().__init__()
+        self._constant = constant
+
     def format(self, record: logging.LogRecord) -> str:
         entry = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
+            **self._constant,
             **getattr(record, FIELDS, {}),
         }
         if record.exc_info:
@@ -26,9 +33,9 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(entry, ensure_ascii=False, default=str)
 
 
-def configure_logs(level: str) -> None:
-    """Send every logger's records of at least `level` to standard error as JSON."""
+def configure_logs(level: str, **constant: object) -> None:
+    """Send every logger's records of at least `level` to standard error as JSON, each with the constant fields."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter())
+    handler.setFormatter(JsonFormatter(constant))
     logging.captureWarnings(True)  # such as Pillow's of damaged EXIF data
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)

@@ -1,19 +1,46 @@
-"""Every metric the server exports, in one place. Labels come from closed sets: never a raw β, never a file name."""
+"""Every metric the server exports, in one place. Labels come from closed sets: never a raw β, never a file name.
+
+One process keeps them in memory. Several keep them in files of a shared directory, and any of them answers for all:
+counters and histograms are added up; of a gauge, `multiprocess_mode` says what becomes. Neither Info nor
+Gauge.set_function can be kept in files, so neither is used.
+"""
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, values
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.multiprocess import MultiProcessCollector
 
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 IMAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
+SHARED_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"  # where prometheus_client looks for the name of the directory
+SERVING = ("model", "version", "engine", "engine_version", "precision")
+
+
+def share_metrics(directory: Path, worker: int) -> None:
+    """Keep this process' metrics in files of the directory, under the worker's number; before any Metrics are made.
+
+    The number, not the process' id: the worker that takes a dead one's place goes on with its counters, so that they
+    never fall and the files never grow in number.
+    """
+    os.environ[SHARED_DIRECTORY] = str(directory)
+    values.ValueClass = values.MultiProcessValue(process_identifier=lambda: worker)  # type: ignore[no-untyped-call]
+
+
 class Metrics:
     """One server's metrics, in a registry of their own."""
 
-    def __init__(self) -> None:
+    def __init__(self, shared: Path | None = None) -> None:
+        """shared: the directory that was given to share_metrics, where several processes make up the server."""
+        self._shared = shared
+        self._serving_before: tuple[str, ...] | None = None
         self.registry = CollectorRegistry()
         self.requests = Counter(
             "tureen_requests", "Requests answered.", ["route", "method", "status"], registry=self.registry
@@ -45,19 +72,48 @@ class Metrics:
             "tureen_dropped", "Requests that left the queue before the engine saw them.", ["reason"],
             registry=self.registry,
         )  # fmt: skip
-        self.in_flight = Gauge("tureen_requests_in_flight", "Permits taken.", registry=self.registry)
-        self.queue_images = Gauge("tureen_queue_images", "Images waiting for a batch.", registry=self.registry)
-        self.is_ready = Gauge("tureen_ready", "1 once the golden rows were reproduced.", registry=self.registry)
-        self.default_beta = Gauge(
-            "tureen_default_beta",
-            "β of a request that names none; NaN: the model has one token.",
-            registry=self.registry,
+        self.in_flight = Gauge(
+            "tureen_requests_in_flight", "Permits taken.", multiprocess_mode="livesum", registry=self.registry
         )
-        self.serving = Info("tureen_serving", "What is served, and on which engine.", registry=self.registry)
+        self.queue_images = Gauge(
+            "tureen_queue_images", "Images waiting for a batch.", multiprocess_mode="livesum", registry=self.registry
+        )
+        self.is_ready = Gauge(
+            "tureen_ready", "Processes whose engine has reproduced the golden rows.",
+            multiprocess_mode="livesum", registry=self.registry,
+        )  # fmt: skip
+        self.default_beta = Gauge(
+            "tureen_default_beta", "β of a request that names none; NaN: the model has one token.",
+            multiprocess_mode="livemostrecent", registry=self.registry,
+        )  # fmt: skip
+        self._serving = Gauge(
+            "tureen_serving_info", "1 for what is served, and on which engine; 0 for what was served before.", SERVING,
+            multiprocess_mode="livemax", registry=self.registry,
+        )  # fmt: skip
+        self.reloads = Counter(
+            "tureen_reloads", "Reloads of the bundle, by outcome: ok, or failed where the old one serves on.",
+            ["outcome"], registry=self.registry,
+        )  # fmt: skip
+        self.process_starts = Counter(
+            "tureen_process_starts", "Server processes started; each beyond --workers took a dead one's place.",
+            registry=self.registry,
+        )  # fmt: skip
+
+    def serves(self, what: Mapping[str, str]) -> None:
+        """Say what is served from now on, by the names in SERVING."""
+        values_in_order = tuple(what[name] for name in SERVING)
+        if self._serving_before not in (None, values_in_order):
+            self._serving.labels(*self._serving_before).set(0)  # files cannot forget a series
+        self._serving.labels(*values_in_order).set(1)
+        self._serving_before = values_in_order
 
     def render(self) -> tuple[bytes, str]:
-        """The metrics in Prometheus' text format, and its media type."""
-        return generate_latest(self.registry), CONTENT_TYPE_LATEST
+        """The metrics of every process in Prometheus' text format, and its media type."""
+        if self._shared is None:
+            return generate_latest(self.registry), CONTENT_TYPE_LATEST
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry, str(self._shared))  # type: ignore[no-untyped-call]
+        return generate_latest(registry), CONTENT_TYPE_LATEST
 
 
 def mode_of(beta: float | None) -> str:

@@ -1,11 +1,12 @@
-"""Runs the application under uvicorn until it is told to stop, finishing what was accepted."""
+"""`tureen serve`: one process that answers requests until it is told to stop, or the supervisor of several."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import signal
-from collections.abc import AsyncIterator, Callable
+import socket
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -14,14 +15,17 @@ from fastapi import FastAPI
 from prometheus_client import disable_created_metrics
 
 from serve.app import create_app
+from serve.draining import DrainingProtocol, DrainingServer
+from serve.listening import bind
 from serve.logs import configure_logs
 from serve.metrics import Metrics
 from serve.oip.errors import PortTakenError
 from serve.oip.statistics import Statistics
 from serve.service import Service
 from serve.settings import Settings, parse_settings
-from tureen.bundle import load_bundle
-from tureen.errors import EngineError
+from serve.supervisor import supervise
+from tureen.bundle import Bundle, load_bundle
+from tureen.errors import EngineError, TureenError
 
 if TYPE_CHECKING:
     from serve.oip.rpc import RpcServer
@@ -41,67 +45,150 @@ def run_server(settings: Settings, on_ready: Callable[[int], None] = lambda port
     called with the port once requests are answered.
     """
     configure_logs(settings.log_level)
-    disable_created_metrics()  # type: ignore[no-untyped-call] # or every series would come twice
-    service = Service(settings, load_bundle(settings.bundle), Metrics())
-    failed = False
+    bundle = load_bundle(settings.bundle)
+    try:
+        listeners = bind(settings.host, settings.port, settings.workers)
+    except OSError as error:
+        logger.error("cannot listen on %s port %d: %s", settings.host, settings.port, error.strerror or error)
+        return 1
+    port = listeners[0].getsockname()[1]
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    logger.info("listening on http://%s:%d", host, port)
+    if settings.workers > 1:
+        del bundle  # each worker loads its own; that it can be read is known
+        return supervise(settings, listeners, on_ready=lambda: on_ready(port))
+    return OnlyProcess(settings, bundle, listeners, on_ready=lambda: on_ready(port)).run()
+
+
+class ServerProcess:
+    """A bundle served by this process. Who starts it says from which listeners, and what its signals mean."""
+
+    obeys_signals = True
+
+    def __init__(
+        self, settings: Settings, bundle: Bundle, listeners: Sequence[socket.socket], metrics: Metrics
+    ) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call] # or every series would come twice
+        metrics.process_starts.inc()
+        self.service = Service(settings, bundle, metrics)
+        self._has_failed = False
+        self._rpc: RpcServer | None = None
+        self._opening: asyncio.Task[None] | None = None
+        self._reloading = asyncio.Lock()
+        self._app = create_app(self.service, self._close_last)
+        config = uvicorn.Config(
+            self._app,
+            loop="uvloop",
+            http=DrainingProtocol,
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=settings.drain_timeout_s,
+        )
+        self.server = DrainingServer(
+            config,
+            listeners,
+            delay_s=settings.drain_delay_s,
+            on_start=self._start,
+            on_drain=self.service.drain,
+            obeys_signals=self.obeys_signals,
+        )
+
+    async def begin(self) -> None:
+        """Called in the loop before anything is accepted."""
+        raise NotImplementedError
+
+    def become_ready(self) -> None:
+        """Called when the engine has reproduced the golden rows."""
+        raise NotImplementedError
+
+    def run(self) -> int:
+        """Serve until told to stop; 0 then, 1 where no engine could be opened."""
+        self.server.run()
+        return int(self._has_failed)
+
+    async def reload(self) -> bool:
+        """Serve the bundle that lies there now; where it is no good, go on with the one there is, and say so."""
+        async with self._reloading:
+            if self._opening is not None:
+                await self._opening
+            try:
+                await self.service.reload()
+            except TureenError as error:
+                logger.error("reload failed, the bundle served so far serves on: %s", error)
+            except Exception:
+                logger.exception("reload failed, the bundle served so far serves on")
+            else:
+                self.service.metrics.reloads.labels("ok").inc()
+                return True
+            self.service.metrics.reloads.labels("failed").inc()
+            return False
+
+    async def _start(self) -> None:
+        await self.begin()
+        self._opening = asyncio.create_task(self._open())
+
+    async def _open(self) -> None:
+        try:
+            await self.service.open()
+            if self.service.settings.grpc_port is not None:
+                self._rpc = await open_rpc(self.service, self._app.state.statistics)
+            self.become_ready()
+            return
+        except (EngineError, PortTakenError) as error:
+            logger.error("%s", error)
+        except Exception:
+            logger.exception("the engine could not be opened")
+        self._has_failed = True
+        self.server.drain(at_once=True)
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        rpc: RpcServer | None = None
-
-        async def make_ready() -> None:
-            nonlocal failed, rpc
-            try:
-                await service.open()
-                if settings.grpc_port is not None:
-                    rpc = await open_rpc(service, app.state.statistics)
-                on_ready(listener.getsockname()[1])
-            except (EngineError, PortTakenError) as error:
-                logger.error("%s", error)
-                failed = server.should_exit = True
-            except Exception:
-                logger.exception("the engine could not be opened")
-                failed = server.should_exit = True
-
-        task = asyncio.create_task(make_ready())
+    async def _close_last(self, app: FastAPI) -> AsyncIterator[None]:
         yield
-        await task
-        if rpc is not None:
-            await rpc.close(settings.drain_timeout_s)
-        await service.close()
+        if self._opening is not None:
+            await self._opening
+        if self._rpc is not None:
+            await self._rpc.close(self.service.settings.drain_timeout_s)
+        await self.service.close()
 
-    config = uvicorn.Config(
-        create_app(service, lifespan),
-        host=settings.host,
-        port=settings.port,
-        loop="uvloop",
-        http="httptools",
-        ws="none",
-        lifespan="on",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=settings.drain_timeout_s,
-    )
-    server = uvicorn.Server(config)
-    try:
-        listener = config.bind_socket()
-    except SystemExit:  # how uvicorn ends where it cannot listen; it has logged why
-        return 1
-    for signal_number in (signal.SIGTERM, signal.SIGINT):
-        # uvicorn drains and then raises the signal anew; with this handler in place that ends in an exit status.
-        signal.signal(signal_number, server.handle_exit)
-    server.run(sockets=[listener])
-    for signal_number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(signal_number, signal.SIG_IGN)  # a second one must not turn a clean exit into a crash
-    return int(failed)
+
+class OnlyProcess(ServerProcess):
+    """A server in one process: SIGTERM and SIGINT drain it, SIGHUP reloads the bundle."""
+
+    def __init__(
+        self, settings: Settings, bundle: Bundle, listeners: Sequence[socket.socket], on_ready: Callable[[], None]
+    ) -> None:
+        super().__init__(settings, bundle, listeners, Metrics())
+        self._on_ready = on_ready
+        self._reload: asyncio.Task[bool] | None = None
+
+    async def begin(self) -> None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload_soon)
+        await self.server.accept_from({0})
+
+    def become_ready(self) -> None:
+        self._on_ready()
+
+    def run(self) -> int:
+        for signal_number in (signal.SIGTERM, signal.SIGINT):
+            # Before uvicorn's handlers and after them: neither an early nor a late signal is another end than draining.
+            signal.signal(signal_number, self.server.handle_exit)
+        status = super().run()
+        for signal_number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(signal_number, signal.SIG_IGN)  # a second one must not turn a clean exit into a crash
+        return status
+
+    def _reload_soon(self) -> None:
+        self._reload = asyncio.get_running_loop().create_task(self.reload())
 
 
 async def open_rpc(service: Service, statistics: Statistics) -> RpcServer:
     """gRPC, listening; imported here, since the extra that it needs is not everybody's. Raises PortTakenError."""
     from serve.oip.rpc import RpcServer
 
-    server = RpcServer(service, statistics)
+    server = RpcServer(service, statistics, shares_port=service.settings.workers > 1)
     port = await server.open()
     logger.info("gRPC listens on port %d", port)
     return server

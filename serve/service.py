@@ -104,6 +104,7 @@ class Service:
         self.bundle = bundle
         self.metrics = metrics
         self._permits_taken = 0
+        self._is_draining = False
         self.soup: Soup | None = None
         self._batcher: Batcher[Row, NDArray[np.float32]] | None = None
         self._decoders = ThreadPoolExecutor(min(8, available_cpus()), thread_name_prefix="decode")
@@ -114,7 +115,15 @@ class Service:
     @property
     def is_ready(self) -> bool:
         """Whether an engine has reproduced the golden rows here."""
-        return self._batcher is not None
+        return self._batcher is not None and not self._is_draining
+
+    def drain(self) -> None:
+        """Be no longer ready; requests are answered all the same."""
+        self._is_draining = True
+        self.metrics.is_ready.set(0)
+
+    async def reload(self) -> None:
+        raise NotImplementedError
 
     async def open(self) -> None:
         """Compile, prove and warm the engine on a thread, then take requests; raises EngineError."""
@@ -128,9 +137,9 @@ class Service:
             streams=self.settings.streams,
             on_batch=lambda size, seconds: self.metrics.batch_images.observe(size),
             on_dropped=lambda reason, count: self.metrics.dropped.labels(reason).inc(count),
+            on_waiting=self.metrics.queue_images.set,
         )
-        self.metrics.queue_images.set_function(lambda: self._batcher.waiting if self._batcher else 0)
-        self.metrics.serving.info(
+        self.metrics.serves(
             {
                 "model": self.bundle.manifest.name,
                 "version": self.bundle.manifest.version,
@@ -157,14 +166,14 @@ class Service:
 
     @property
     def model(self) -> Model:
-        if self.soup is None or not self.is_ready:
+        if self.soup is None or self._batcher is None:
             raise NotReadyError
         return Model(self.bundle, self.soup)
 
     @contextmanager
     def admit(self, timeout_ms: int | None = None) -> Iterator[Admission]:
         """A permit for one request, held until it is answered; raises NotReadyError or OverloadedError at once."""
-        if not self.is_ready:
+        if self._batcher is None:
             raise NotReadyError
         if self._permits_taken >= self.settings.max_requests:
             raise OverloadedError

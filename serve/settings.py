@@ -62,7 +62,20 @@ class Settings(BaseModel):
         default=32 * 2**20, ge=1, le=2**31 - 1, description="the same request of more bytes is answered 413"
     )
     max_top_k: int = Field(default=1000, ge=DEFAULT_TOP_K, description="a larger top_k is answered 422")
+    drain_delay_s: float = Field(
+        default=0,
+        ge=0,
+        le=3600,
+        description="seconds at SIGTERM in which /readyz says 503 and requests are still taken, "
+        "for a load balancer that needs as long to hear of it; under Kubernetes 5 to 10",
+    )
     drain_timeout_s: int = Field(default=30, ge=1, description="seconds that accepted requests have at SIGTERM")
+    workers: int = Field(
+        default=1,
+        ge=1,
+        le=256,
+        description="processes, each with its engine, among which threads and max_requests are divided",
+    )
     threads: int = Field(default_factory=available_cpus, ge=1, description="CPU threads of the engine; default: all")
     streams: int = Field(
         default=1,

@@ -44,9 +44,9 @@ def free_port():
 
 
 @contextmanager
-def server(bundle):
+def server(bundle, workers):
     http, grpc = free_port(), free_port()
-    flags = ["--port", str(http), "--grpc-port", str(grpc), "--engine", "onnxruntime"]
+    flags = ["--port", str(http), "--grpc-port", str(grpc), "--engine", "onnxruntime", "--workers", str(workers)]
     process = subprocess.Popen(
         [sys.executable, "-m", "tureen.cli", "serve", str(bundle.path), *flags], stderr=subprocess.PIPE, text=True
     )
@@ -71,9 +71,9 @@ def server(bundle):
 
 
 # One process each: both register the protocol's messages under the same names.
-@pytest.mark.parametrize("client", ["tritonclient", "kserve"])
+@pytest.mark.parametrize(("client", "workers"), [("tritonclient", 1), ("kserve", 2)])
 def test_the_real_clients_get_the_answers_of_the_library(
-    client, clients_python, bundle, library, images, pixels, tmp_path
+    client, workers, clients_python, bundle, library, images, pixels, tmp_path
 ):
     np.savez(
         tmp_path / "known.npz",
@@ -83,7 +83,7 @@ def test_the_real_clients_get_the_answers_of_the_library(
     )
     for index, image in enumerate(images):
         (tmp_path / f"{index}.jpg").write_bytes(image)
-    with server(bundle) as (http, grpc):
+    with server(bundle, workers) as (http, grpc):
         environment = {**os.environ, "HTTP_ADDRESS": http, "GRPC_ADDRESS": grpc, "KNOWN": str(tmp_path)}
         environment.pop("PYTHONPATH", None)  # the clients' environment has packages of its own
         isolated = ["-c", os.devnull, "--rootdir", HERE, "--noconftest", "-p", "no:cacheprovider"]

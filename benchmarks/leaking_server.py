@@ -1,0 +1,48 @@
+"""Tureen's server with a leak of 1 KiB for each request, so that the soak test shows that it finds one.
+
+python -m benchmarks.leaking_server BUNDLE --port 9000
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+import serve.app
+
+LEAK_BYTES = 1024
+
+
+class Leak:
+    """Keeps something of every request for ever."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._kept: list[bytes] = []
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            self._kept.append(os.urandom(LEAK_BYTES))
+        await self._app(scope, receive, send)
+
+
+def main() -> int:
+    create_app = serve.app.create_app
+
+    def create_leaking_app(*arguments: Any, **options: Any) -> Any:
+        app = create_app(*arguments, **options)
+        app.add_middleware(Leak)
+        return app
+
+    # Before the server is imported, which takes the function by name.
+    serve.app.create_app = create_leaking_app
+    from serve.server import serve as run
+
+    return run(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,129 @@
+"""What the serving benchmarks ask for: the 200 photographs, and a ViT of random weights as a real bundle.
+
+Random weights run as fast as trained ones, and what is measured here is speed, never accuracy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import safetensors.numpy
+import torch
+
+from benchmarks.engines import SHAPES
+from export.graph import OPSET, onnx_graph
+from export.parity import measure_parity
+from export.pipeline import golden_rows
+from export.reference import reference
+from training.model import DualTokenViT, ViTConfig
+from tureen.bundle import BACKBONE, GOLDEN, TOKENS, Bundle, load_bundle, record_files, write_bundle
+from tureen.engines import compile_engine, open_engine
+from tureen.engines.base import Engine, EngineOptions
+from tureen.errors import EngineError
+from tureen.machine import available_cpus, default_cache_directory
+from tureen.manifest import Manifest, ParityRow
+from tureen.preprocess import PreprocessSpec, pixels_from_bytes
+
+ROOT = Path(__file__).parents[1]
+PHOTOGRAPHS = ROOT.parent / "shared" / "data" / "imagenet-sample-200.tar"
+SMALL_BUNDLE = ROOT / "tureen" / "examples" / "cifar10"
+CROP_FRACTION = 0.875
+PARITY_IMAGES = 4  # the engines are proven to run the graph; how near they come is other benchmarks' matter
+ENGINES = (("openvino", "bf16"), ("openvino", "fp32"), ("onnxruntime", "fp32"))
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is served, what is asked of it, and how: the same for every server of a run."""
+
+    bundle: Bundle
+    images: list[bytes]
+    engine: str
+    precision: str
+    flags: tuple[str, ...]  # of `tureen serve`, beside engine and precision
+    seconds: float  # of load in each round
+    rounds: int
+    requests: int  # of the soak
+    times: int  # that the server is stopped, killed and reloaded
+
+    @property
+    def server_flags(self) -> tuple[str, ...]:
+        return ("--engine", self.engine, "--precision", self.precision, *self.flags)
+
+    def open_engine(self, streams: int) -> Engine:
+        """The engine that the server has, all cores divided among so many streams."""
+        return open_engine(self.bundle, self.engine, self.precision, engine_options(streams))  # type: ignore[arg-type]
+
+
+def engine_options(streams: int = 1) -> EngineOptions:
+    """How the server opens its engine, by default as one stream."""
+    return EngineOptions(threads=available_cpus(), streams=streams, cache=default_cache_directory())
+
+
+def photographs(archive: Path) -> list[bytes]:
+    """The encoded images of a tar file, in the order of their names."""
+    with tarfile.open(archive) as tar:
+        members = sorted((m for m in tar.getmembers() if m.isfile()), key=lambda member: member.name)
+        return [tar.extractfile(member).read() for member in members]  # type: ignore[union-attr]
+
+
+def classify_requests(
+    images: Sequence[bytes], betas: Sequence[float] = (0.5,), media_type: str = "image/jpeg"
+) -> list[bytes]:
+    """Whole HTTP requests, the images in turns and the β in turns, as many as make every image and β come."""
+    count = max(len(images), len(betas))
+    return [
+        f"POST /classify?beta={betas[i % len(betas)]:.3f} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {media_type}\r\n"
+        f"Content-Length: {len(images[i % len(images)])}\r\n\r\n".encode()
+        + images[i % len(images)]
+        for i in range(count)
+    ]
+
+
+def random_bundle(directory: Path, images: Sequence[bytes], key: str = "ti") -> Bundle:
+    """A dual-token ViT at 224 with random weights, written as a bundle that vouches for this machine's CPU engines."""
+    name, width, depth, heads = SHAPES[key]
+    torch.manual_seed(0)
+    config = ViTConfig(image_size=224, patch_size=16, width=width, depth=depth, heads=heads, classes=1000)
+    model = DualTokenViT(config).eval().requires_grad_(False)
+    spec = PreprocessSpec(image_size=224, crop_fraction=CROP_FRACTION)
+    pixels = np.stack([pixels_from_bytes(image, spec) for image in images[:PARITY_IMAGES]])
+    expected = reference(model, pixels)
+    graph = onnx_graph(model)
+    files = {
+        BACKBONE: graph,
+        TOKENS: safetensors.numpy.save({"clean": expected.clean_token, "robust": expected.robust_token}),
+        GOLDEN: golden_rows(model).to_bytes(),
+    }
+
+    def parity() -> Iterator[ParityRow]:
+        for engine, precision in ENGINES:
+            try:
+                compiled = compile_engine(graph, engine, precision)  # type: ignore[arg-type]
+            except EngineError as error:
+                print(f"{engine} {precision} left out: {error}")
+                continue
+            yield measure_parity(compiled, expected)
+            compiled.close()
+
+    manifest = Manifest(
+        name=name.lower().replace("/", "-"),
+        version=hashlib.sha256(graph).hexdigest()[:12],
+        width=width,
+        labels=[f"class {i}" for i in range(config.classes)],
+        preprocess=spec,
+        default_beta=0.5,
+        opset=OPSET,
+        files=record_files(files),
+        parity=list(parity()),
+        is_cotrained=False,
+        accuracy=[],
+        provenance={"weights": "random"},
+    )
+    write_bundle(directory, manifest, files)
+    return load_bundle(directory)

@@ -1,0 +1,119 @@
+"""`tureen serve` as a process of its own, with the example bundle that needs no training, and a client to ask it."""
+
+import contextlib
+import http.client
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tureen.bundle import GOLDEN, MANIFEST, load_bundle, record_files
+from tureen.demo import EXAMPLES
+
+DEADLINE_S = 60  # how long anything may take before a test fails; no measure of how long it should
+
+
+@dataclass
+class RunningServer:
+    """A server process, its port, and what it has logged."""
+
+    process: subprocess.Popen
+    port: int
+    log_file: Path
+
+    def ask(self, method, path, body=None):
+        """Status, headers and body, over a connection of its own."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=DEADLINE_S)
+        with contextlib.closing(connection):
+            connection.request(method, path, body)
+            response = connection.getresponse()
+            return response.status, response.headers, response.read()
+
+    def log(self, message=None):
+        """The log's lines, only those of that message where one is given."""
+        lines = [json.loads(line) for line in self.log_file.read_text().splitlines() if line.startswith("{")]
+        return [line for line in lines if message in (None, line["message"])]
+
+    def metric(self, series):
+        """The value of one series."""
+        for line in self.ask("GET", "/metrics")[2].decode().splitlines():
+            name, _, value = line.rpartition(" ")
+            if name == series:
+                return float(value)
+        return None
+
+    def wait_for(self, statement, what):
+        """Until the statement is true; fails where the process ends first."""
+        deadline = time.monotonic() + DEADLINE_S
+        while time.monotonic() < deadline:
+            assert self.process.poll() is None, self.log_file.read_text()
+            try:
+                if statement():
+                    return
+            except OSError:
+                pass
+            time.sleep(0.02)
+        raise AssertionError(f"not in time: {what}\n{self.log_file.read_text()}")
+
+    def wait_until_ready(self, processes=1):
+        self.wait_for(lambda: self.metric("tureen_ready") == processes, f"{processes} processes ready")
+
+    def worker_pids(self):
+        """The process of each worker, by number: the last one that was started."""
+        return {line["worker"]: line["pid"] for line in self.log("worker started")}
+
+    def end(self, signal_number=signal.SIGTERM):
+        """Send the signal and return the exit status."""
+        self.process.send_signal(signal_number)
+        return self.process.wait(DEADLINE_S)
+
+
+@pytest.fixture
+def start_server(tmp_path):
+    """Starts `tureen serve BUNDLE --port … FLAGS…`; killed when the test ends."""
+    with contextlib.ExitStack() as stack:
+
+        def start(*flags, bundle=EXAMPLES / "cifar10", engine="onnxruntime", **environment):
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", 0))
+                port = probe.getsockname()[1]
+            log_file = tmp_path / f"{port}.log"
+            command = ["-m", "tureen.cli", "serve", bundle, "--port", port, "--engine", engine, *flags]
+            with log_file.open("w") as log:
+                process = subprocess.Popen(
+                    [sys.executable, *map(str, command)], stderr=log, env={**os.environ, **environment}
+                )
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+            return RunningServer(process, port, log_file)
+
+        yield start
+
+
+@pytest.fixture
+def example_bundle(tmp_path):
+    """A copy of the example bundle that a test may change."""
+    return Path(shutil.copytree(EXAMPLES / "cifar10", tmp_path / "bundle"))
+
+
+@pytest.fixture(scope="session")
+def break_golden_rows():
+    """Makes a bundle of sound files whose golden rows are another model's."""
+
+    def break_them(bundle):
+        golden = load_bundle(bundle).golden
+        golden.logits[0, 0, 0] += 1
+        (bundle / GOLDEN).write_bytes(golden.to_bytes())
+        manifest = json.loads((bundle / MANIFEST).read_text())
+        manifest["files"][GOLDEN] = record_files({GOLDEN: golden.to_bytes()})[GOLDEN].model_dump()
+        (bundle / MANIFEST).write_text(json.dumps(manifest))
+
+    return break_them

@@ -1,0 +1,140 @@
+"""SIGTERM: whoever got through to the server gets an answer, and who comes later finds the port closed."""
+
+import http.client
+import io
+import signal
+import socket
+import threading
+import time
+from collections import Counter
+
+import numpy as np
+import pytest
+from PIL import Image
+
+DEADLINE_S = 60
+
+
+def png():
+    buffer = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    Image.fromarray(noise).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+class Client(threading.Thread):
+    """Asks without pause until nobody can be reached any more; counts its answers, and keeps what was no answer."""
+
+    def __init__(self, port, *, keeps_connections):
+        super().__init__(daemon=True)
+        self.port = port
+        self.keeps_connections = keeps_connections
+        self.statuses = Counter()
+        self.lost = []
+
+    def run(self):
+        image = png()
+        connection = None
+        while True:
+            if connection is None:
+                connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=DEADLINE_S)
+                try:
+                    connection.connect()
+                except ConnectionRefusedError:
+                    return
+            try:
+                connection.request("POST", "/classify?beta=0.5&top_k=1", image)
+                response = connection.getresponse()
+                response.read()
+                self.statuses[response.status] += 1
+            except (OSError, http.client.HTTPException) as error:
+                self.lost.append(repr(error))
+                connection.close()
+                connection = None
+                continue
+            if response.will_close or not self.keeps_connections:
+                connection.close()
+                connection = None
+
+
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("rounds", [2, pytest.param(50, marks=pytest.mark.slow)])
+def test_sigterm_under_load_loses_no_request(start_server, workers, rounds):
+    """Not even one that a client sends on a kept connection while it is being closed, as long as it is a busy one."""
+    answered = 0
+    for _ in range(rounds):
+        server = start_server("--workers", workers, "--log-level", "warning")
+        server.wait_until_ready(workers)
+        clients = [Client(server.port, keeps_connections=bool(number % 2)) for number in range(8)]
+        for client in clients:
+            client.start()
+        before = server.metric('tureen_requests_total{method="POST",route="/classify",status="200"}') or 0
+        server.wait_for(
+            lambda before=before, server=server: (
+                (server.metric('tureen_requests_total{method="POST",route="/classify",status="200"}') or 0)
+                > before + 200
+            ),
+            "under load",
+        )
+        assert server.end() == 0, server.log_file.read_text()
+        for client in clients:
+            client.join(DEADLINE_S)
+            assert not client.is_alive()
+            assert client.lost == []
+            assert client.statuses.keys() == {200}
+        answered += sum(client.statuses.total() for client in clients)
+    print(f"{rounds} times, {workers} workers: {answered} requests answered, none lost")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_readiness_goes_first_and_requests_are_answered_through_the_delay(start_server, workers):
+    server = start_server("--workers", workers, "--drain-delay-s", DEADLINE_S)
+    server.wait_until_ready(workers)
+    server.process.send_signal(signal.SIGTERM)
+    server.wait_for(lambda: server.ask("GET", "/readyz")[0] == 503, "not ready")
+    assert server.metric("tureen_ready") == 0
+    for _ in range(8):  # of several workers, probably each
+        assert server.ask("GET", "/healthz")[0] == 200
+        status, headers, _ = server.ask("POST", "/classify", png())
+        assert (status, headers["Connection"]) == (200, "close")
+    began = time.monotonic()
+    assert server.end() == 0  # the second signal ends the delay
+    assert time.monotonic() - began < DEADLINE_S / 2
+    with pytest.raises(ConnectionRefusedError):
+        server.ask("GET", "/healthz")
+
+
+def head(path="/healthz"):
+    return f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+
+
+def answer(connection):
+    response = http.client.HTTPResponse(connection)
+    response.begin()
+    response.read()
+    return response.status, response.headers.get("Connection")
+
+
+def test_a_connection_whose_request_comes_during_the_end_gets_its_answer(start_server):
+    server = start_server()
+    server.wait_until_ready()
+    address = ("127.0.0.1", server.port)
+    with socket.create_connection(address) as kept, socket.create_connection(address) as silent:
+        kept.sendall(head())
+        assert answer(kept) == (200, None)
+        server.process.send_signal(signal.SIGTERM)
+        server.wait_for(lambda: server.log("Shutting down"), "no more connections")
+        kept.sendall(head())
+        silent.sendall(head())
+        assert answer(kept) == (200, "close")
+        assert answer(silent) == (200, "close")
+        assert server.process.wait(DEADLINE_S) == 0
+
+
+def test_connections_that_say_nothing_do_not_hold_the_end_up(start_server):
+    server = start_server("--drain-timeout-s", 3600)
+    server.wait_until_ready()
+    with socket.create_connection(("127.0.0.1", server.port)) as silent:
+        assert server.end() == 0
+        assert silent.recv(1) == b""

@@ -1,0 +1,59 @@
+"""Listening sockets: shared out evenly, taken by one server only, closed without losing a connection."""
+
+import socket
+import sys
+import time
+
+import pytest
+
+from serve.listening import accept_waiting, bind, refuse_more
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="what Linux alone can do")
+
+
+def close(sockets):
+    for each in sockets:
+        each.close()
+
+
+@linux
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_connections_are_spread_over_the_listeners_of_a_port(host):
+    listeners = bind(host, 0, 4)
+    address = listeners[0].getsockname()[:2]
+    clients = [socket.create_connection(address) for _ in range(200)]
+    accepted = [accept_waiting(listener) for listener in listeners]
+    assert sum(map(len, accepted)) == len(clients)
+    # Each expects 50 with a standard deviation of 6; five of these are left to chance.
+    assert all(20 < len(connections) < 80 for connections in accepted)
+    close([*clients, *listeners, *(connection for each in accepted for connection in each)])
+
+
+def test_a_port_belongs_to_one_server():
+    listeners = bind("127.0.0.1", 0, 2)
+    port = listeners[0].getsockname()[1]
+    for count in (1, 2):
+        with pytest.raises(OSError, match="in use"):
+            bind("127.0.0.1", port, count)
+    close(listeners)
+
+
+@linux
+def test_what_began_before_the_end_is_accepted_and_nothing_after_it():
+    (listener,) = bind("127.0.0.1", 0)
+    address = listener.getsockname()
+    clients = [socket.create_connection(address) for _ in range(10)]
+    refuse_more(listener)
+    late = socket.socket()
+    late.settimeout(0.2)
+    with pytest.raises(TimeoutError):
+        late.connect(address)
+    for number, client in enumerate(clients):  # data is still received on connections that nobody accepted yet
+        client.sendall(bytes([number]))
+    accepted = accept_waiting(listener)
+    time.sleep(0.05)
+    assert sorted(connection.recv(1)[0] for connection in accepted) == list(range(10))
+    listener.close()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(address)
+    close([late, *clients, *accepted])
