@@ -8,6 +8,7 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 import uvicorn
 from fastapi import FastAPI
@@ -18,11 +19,16 @@ from serve.draining import DrainingProtocol, DrainingServer
 from serve.listening import bind
 from serve.logs import configure_logs
 from serve.metrics import Metrics
+from serve.oip.errors import PortTakenError
+from serve.oip.statistics import Statistics
 from serve.service import Service
 from serve.settings import Settings, parse_settings
 from serve.supervisor import supervise
 from tureen.bundle import Bundle, load_bundle
 from tureen.errors import EngineError, TureenError
+
+if TYPE_CHECKING:
+    from serve.oip.rpc import RpcServer
 
 logger = logging.getLogger("tureen.serve")
 
@@ -66,10 +72,12 @@ class ServerProcess:
         metrics.process_starts.inc()
         self.service = Service(settings, bundle, metrics)
         self._has_failed = False
+        self._rpc: RpcServer | None = None
         self._opening: asyncio.Task[None] | None = None
         self._reloading = asyncio.Lock()
+        self._app = create_app(self.service, self._close_last)
         config = uvicorn.Config(
-            create_app(self.service, self._close_last),
+            self._app,
             loop="uvloop",
             http=DrainingProtocol,
             ws="none",
@@ -125,9 +133,11 @@ class ServerProcess:
     async def _open(self) -> None:
         try:
             await self.service.open()
+            if self.service.settings.grpc_port is not None:
+                self._rpc = await open_rpc(self.service, self._app.state.statistics)
             self.become_ready()
             return
-        except EngineError as error:
+        except (EngineError, PortTakenError) as error:
             logger.error("%s", error)
         except Exception:
             logger.exception("the engine could not be opened")
@@ -139,6 +149,8 @@ class ServerProcess:
         yield
         if self._opening is not None:
             await self._opening
+        if self._rpc is not None:
+            await self._rpc.close(self.service.settings.drain_timeout_s)
         await self.service.close()
 
 
@@ -170,3 +182,13 @@ class OnlyProcess(ServerProcess):
 
     def _reload_soon(self) -> None:
         self._reload = asyncio.get_running_loop().create_task(self.reload())
+
+
+async def open_rpc(service: Service, statistics: Statistics) -> RpcServer:
+    """gRPC, listening; imported here, since the extra that it needs is not everybody's. Raises PortTakenError."""
+    from serve.oip.rpc import RpcServer
+
+    server = RpcServer(service, statistics, shares_port=service.settings.workers > 1)
+    port = await server.open()
+    logger.info("gRPC listens on port %d", port)
+    return server

@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -32,6 +33,9 @@ class Settings(BaseModel):
     bundle: Path = Field(description="directory that `tureen export` wrote")
     host: str = Field(default="127.0.0.1", description="address to listen on; 0.0.0.0 for all")
     port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0 for any free one")
+    grpc_port: int | None = Field(
+        default=None, ge=0, le=65535, description="port for gRPC, 0 for any free one; default: no gRPC"
+    )
     engine: Literal["auto"] | EngineName = Field(
         default="auto", description="what runs the backbone; auto: the fastest that this machine has"
     )
@@ -107,6 +111,13 @@ class Settings(BaseModel):
         description="keeps compiled models and this machine's timings; default: the user's cache",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="least level logged")
+
+    @field_validator("grpc_port")
+    @classmethod
+    def _has_grpc(cls, grpc_port: int | None) -> int | None:
+        if grpc_port is not None and find_spec("grpc_health") is None:
+            raise ValueError("gRPC is not installed: leave the option out, or pip install 'tureen[grpc]'")
+        return grpc_port
 
     @field_validator("streams")
     @classmethod
