@@ -50,7 +50,7 @@ class Settings(BaseModel):
         default=8192, ge=1, description="rows that wait for a batch, an image at one β each; one more is answered 429"
     )
     max_queue_ms: int = Field(
-        default=500,
+        default=1000,
         ge=1,
         description="a request that would be answered later than this, by what was measured, is answered 429 at once",
     )
@@ -101,10 +101,11 @@ class Settings(BaseModel):
         ge=1,
         description="images decoded at a time; default: CPUs, at most 8",
     )
-    streams: int = Field(
-        default=1,
+    streams: int | None = Field(
+        default=None,
         ge=1,
-        description="batches run at a time, among which the threads are divided: 1 for latency, more for throughput",
+        description="batches run at a time, among which the threads are divided; on a CPU an image that comes alone "
+        "has all threads nevertheless, unless it is 1; default: 2 where there are as many threads",
     )
     cache_dir: Path = Field(
         default_factory=default_cache_directory,
@@ -121,9 +122,9 @@ class Settings(BaseModel):
 
     @field_validator("streams")
     @classmethod
-    def _has_threads(cls, streams: int, info: ValidationInfo) -> int:
+    def _has_threads(cls, streams: int | None, info: ValidationInfo) -> int | None:
         threads = info.data.get("threads")
-        if threads is not None and streams > threads:
+        if streams is not None and threads is not None and streams > threads:
             raise ValueError(f"{streams} streams need as many threads, and there are {threads}: lower it")
         return streams
 
@@ -133,7 +134,8 @@ class Settings(BaseModel):
 
     @property
     def engine_options(self) -> EngineOptions:
-        return EngineOptions(threads=self.threads, streams=self.streams, max_batch=self.max_batch, cache=self.cache_dir)
+        streams = self.streams or min(2, self.threads)
+        return EngineOptions(threads=self.threads, streams=streams, max_batch=self.max_batch, cache=self.cache_dir)
 
     @property
     def limits(self) -> ImageLimits:
