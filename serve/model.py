@@ -95,7 +95,8 @@ class Model:
         if time.monotonic() > deadline_s:
             raise DeadlineError
         started = time.perf_counter()
-        pixels = pixels_from_bytes(image, self.bundle.manifest.preprocess, self._settings.limits)
+        spec, settings = self.bundle.manifest.preprocess, self._settings
+        pixels = pixels_from_bytes(image, spec, settings.limits, jpeg_scaling=settings.jpeg_scaling)
         return pixels, time.perf_counter() - started
 
     def _run(self, rows: Sequence[Row]) -> Sequence[NDArray[np.float32]]:

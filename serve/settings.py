@@ -75,6 +75,14 @@ class Settings(BaseModel):
         le=PILLOW_MAX_PIXELS,
         description="an image of more width × height is answered 413",
     )
+    max_jpeg_scans: int = Field(
+        default=ImageLimits().max_jpeg_scans, ge=1, description="a progressive JPEG of more scans is answered 413"
+    )
+    jpeg_scaling: bool = Field(
+        default=False,
+        description="decode a large JPEG at a fraction of its size: a little faster, and other pixels than accuracy "
+        "was measured on",
+    )
     max_images_per_request: int = Field(default=64, ge=1, le=4096, description="images in one request, at most")
     max_request_bytes: int = Field(
         default=32 * 2**20, ge=1, le=2**31 - 1, description="a form or JSON of more bytes is answered 413"
@@ -139,7 +147,11 @@ class Settings(BaseModel):
 
     @property
     def limits(self) -> ImageLimits:
-        return ImageLimits(max_image_bytes=self.max_image_bytes, max_image_pixels=self.max_image_pixels)
+        return ImageLimits(
+            max_image_bytes=self.max_image_bytes,
+            max_image_pixels=self.max_image_pixels,
+            max_jpeg_scans=self.max_jpeg_scans,
+        )
 
 
 def parse_settings(arguments: list[str], environment: Mapping[str, str] = os.environ) -> Settings:
