@@ -14,10 +14,12 @@ from fastapi import FastAPI
 from prometheus_client import disable_created_metrics
 
 from serve.app import create_app
-from serve.draining import DrainingProtocol, DrainingServer
+from serve.draining import DrainingServer
+from serve.gate import gate_of
 from serve.listening import bind
 from serve.logs import configure_logs
 from serve.metrics import Metrics
+from serve.protocol import protocol_class
 from serve.service import Service
 from serve.settings import Settings, parse_settings
 from serve.supervisor import supervise
@@ -71,7 +73,7 @@ class ServerProcess:
         config = uvicorn.Config(
             create_app(self.service, self._close_last),
             loop="uvloop",
-            http=DrainingProtocol,
+            http=protocol_class(settings.wire_limits, gate_of(self.service), metrics),
             ws="none",
             lifespan="on",
             log_config=None,
