@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from serve.body import BodyLimits
-from serve.wire import WireLimits, trusted_hosts
+from serve.wire import WireLimits, is_host_name, trusted_hosts
 from tureen.engines.base import EngineOptions
 from tureen.machine import available_cpus, default_cache_directory
 from tureen.manifest import EngineName, Precision
@@ -27,7 +27,13 @@ def _beta_or_none(value: str | float | None) -> float | None:
 
 def _names(value: str | Iterable[str] | None) -> Iterable[str] | None:
     """A list with commas as the names in it."""
-    return [name.strip() for name in value.split(",")] if isinstance(value, str) else value
+    if value is None:
+        return None
+    names = [name.strip() for name in value.split(",")] if isinstance(value, str) else list(value)
+    for name in names:
+        if name != "*" and not is_host_name(name):
+            raise ValueError(f"{name!r} is no name or address without a port; write an IPv6 address as [::1]")
+    return names
 
 
 class Settings(BaseModel):

@@ -49,6 +49,12 @@ class WireLimits:
         return elapsed_s > self.body_timeout_s or received < due
 
 
+def is_host_name(text: str) -> bool:
+    """Whether a Host header may be this text, which has no port."""
+    match = _HOST.fullmatch(text)
+    return match is not None and match[2] is None
+
+
 def trusted_hosts(allowed: Iterable[str] | None, listening_on: str) -> frozenset[str] | None:
     """The names of the setting; where there is none, those of loopback if that is where the server listens, else any.
 

@@ -113,6 +113,25 @@ def test_a_body_that_trickles_is_answered_408_and_gives_its_permit_back(bundle_p
         assert request(port, "POST", "/classify", digit_png(0))[0] == 200
 
 
+def test_head_is_answered_as_get_without_its_body(bundle_path):
+    port = free_port()
+    with process(bundle_path, "--port", port) as server:
+        wait_until_ready(server, port)
+        for path in ("/healthz", "/readyz", "/metrics", "/docs", "/openapi.json"):
+            assert request(port, "HEAD", path) == (200, b"")
+        assert request(port, "HEAD", "/classify")[0] == 405
+        assert request(port, "HEAD", "/nowhere")[0] == 404
+
+
+def test_a_page_whose_name_was_rebound_to_loopback_is_refused(bundle_path):
+    port = free_port()
+    with process(bundle_path, "--port", port) as server:
+        wait_until_ready(server, port)
+        with socket.create_connection(("127.0.0.1", port)) as page:
+            page.sendall(b"GET /metrics HTTP/1.1\r\nHost: evil.example\r\n\r\n")
+            assert page.makefile("rb").readline() == b"HTTP/1.1 421 Misdirected Request\r\n"
+
+
 def test_every_log_line_is_json(bundle_path, digit_png, encode):
     port = free_port()
     with process(bundle_path, "--port", port) as server:
