@@ -16,7 +16,7 @@ from prometheus_client import disable_created_metrics
 from serve.app import create_app
 from serve.draining import DrainingServer
 from serve.gate import gate_of
-from serve.listening import bind
+from serve.listening import allow_open_files, bind
 from serve.logs import configure_logs
 from serve.metrics import Metrics
 from serve.protocol import protocol_class
@@ -66,6 +66,7 @@ class ServerProcess:
     ) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call] # or every series would come twice
         metrics.process_starts.inc()
+        allow_open_files(settings.max_connections)
         self.service = Service(settings, bundle, metrics)
         self._has_failed = False
         self._opening: asyncio.Task[None] | None = None
