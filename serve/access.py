@@ -7,18 +7,21 @@ import logging
 import re
 import secrets
 import time
+from collections.abc import Callable
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.errors import ShuttingDownError
 from serve.logs import FIELDS
 from serve.metrics import METHODS, Metrics
+from serve.oip.errors import is_oip, oip_response
 from serve.problems import INTERNAL, Kind, kind_of, problem_response
 
 REQUEST_ID = "x-request-id"
-QUIET_ROUTES = frozenset({"/healthz", "/readyz", "/metrics"})
+QUIET_ROUTES = frozenset({"/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"})
 _FIELDS_KEY = "tureen.access"
 _ID_KEY = "tureen.request_id"
 _ANSWERED_KEY = "tureen.answered"
@@ -94,13 +97,17 @@ class AccessMiddleware:
             kind = kind_of(error)
             fields["code"] = kind.code
             if not status:
-                await problem_response(kind, str(error))(scope, receive, send_named)
+                await _respond(scope)(kind, str(error))(scope, receive, send_named)
         except Exception:  # a defect of ours: the log has it under the request's id, the client has the id
             logger.exception("unhandled", extra={FIELDS: {"request_id": request_id}})
             fields["code"] = INTERNAL.code
             if status:
                 raise  # too late for another answer
-            problem = problem_response(INTERNAL, "the server's log says more under this request's id")
+            problem = _respond(scope)(INTERNAL, "the server's log says more under this request's id")
             await problem(scope, receive, send_named)
         finally:
             record(self._metrics, scope, status, time.perf_counter() - started)
+
+
+def _respond(scope: Scope) -> Callable[[Kind, str], JSONResponse]:
+    return oip_response if is_oip(scope) else problem_response

@@ -17,7 +17,10 @@ from starlette.exceptions import HTTPException
 import tureen
 from serve.access import AccessMiddleware, access_fields
 from serve.errors import NotReadyError
+from serve.oip.errors import is_oip, oip_kind, oip_response
+from serve.oip.routes import add_oip_routes
 from serve.problems import INTERNAL, headers_of, http_kind, kind_of, openapi_responses, problem_response
+from serve.receiving import BodyMemory
 from serve.routes import add_routes
 from serve.service import Service
 from tureen.errors import TureenError
@@ -51,8 +54,10 @@ def create_app(service: Service, lifespan: Lifespan | None = None) -> FastAPI:
     app.add_middleware(AccessMiddleware, metrics=service.metrics)
     app.add_exception_handler(TureenError, _tureen_problem)
     app.add_exception_handler(HTTPException, _http_problem)
-    add_routes(app, service)
+    memory = BodyMemory(service.settings.max_body_memory, service.metrics.body_bytes.set)
+    add_routes(app, service, memory)
     _add_health(app, service)
+    add_oip_routes(app, service, memory)
     _add_docs(app)
     _answer_head(app)
     return app
@@ -121,11 +126,12 @@ def _not_ready() -> dict[int | str, dict[str, object]]:
 
 
 async def _tureen_problem(request: Request, error: Exception) -> JSONResponse:
-    kind = kind_of(error)
+    kind = oip_kind(error) if is_oip(request.scope) else kind_of(error)
     if kind is INTERNAL:  # not an error of requests at all, so its message is not for clients
         raise error
     access_fields(request.scope)["code"] = kind.code
-    return problem_response(kind, str(error), headers_of(error))
+    respond = oip_response if is_oip(request.scope) else problem_response
+    return respond(kind, str(error), headers_of(error))
 
 
 async def _http_problem(request: Request, error: Exception) -> JSONResponse:
@@ -135,4 +141,5 @@ async def _http_problem(request: Request, error: Exception) -> JSONResponse:
     detail = (
         f"{request.method} is not for this path, see /docs" if kind.status == 405 else "see /docs for what there is"
     )
-    return problem_response(kind, detail, dict(error.headers or {}))
+    respond = oip_response if is_oip(request.scope) else problem_response
+    return respond(kind, detail, dict(error.headers or {}))

@@ -69,7 +69,7 @@ class WireProtocol(DrainingProtocol):
         self._received = 0  # bytes of the head beyond its first read, of the body, or dropped
         self._chunks = 0
         self._begun = 0  # requests in this read
-        self._path = b""
+        self._path = ""
         self._is_refused = False  # the request under way, which is not the application's
         self._is_last = False  # no further request is read from this connection
         self._unsent_since_s: float | None = None
@@ -134,7 +134,8 @@ class WireProtocol(DrainingProtocol):
 
     def on_headers_complete(self) -> None:
         version, method = self.parser.get_http_version(), self.parser.get_method()
-        self._path = self.url.partition(b"?")[0]
+        path = self.url.partition(b"?")[0]
+        self._path = path.decode("latin-1")
         self.scope["method"] = method.decode("ascii")
         if (fault := fault_of_head(self.limits, version, self.url, self.headers)) is not None:
             self._fail_and_stop(fault)
@@ -144,7 +145,7 @@ class WireProtocol(DrainingProtocol):
         )
         if is_upgrade and has_body:  # the parser would leave the body to the protocol that is upgraded to
             self._fail_and_stop(MalformedRequestError("there is nothing to upgrade to: send the body as HTTP/1.1"))
-        refused = self.gate(method, self._path)
+        refused = self.gate(method, path)
         self._enter(Phase.BODY)
         if refused is not None:
             route, error = refused
@@ -325,7 +326,7 @@ class WireProtocol(DrainingProtocol):
 
     def _forget_request(self) -> None:
         self.scope = cast(Any, None)
-        self._path = b""
+        self._path = ""
         self._is_refused = False
         self._chunks = 0
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from serve.access import REQUEST_ID
+from serve.oip.errors import is_oip, oip_response
 from serve.problems import Kind, headers_of, kind_of, problem_response
 from tureen.errors import TureenError
 
@@ -32,16 +33,12 @@ class Refusal:
         return b"".join([STATUS_LINE[self.kind.status], *lines, b"\r\n", body])
 
 
-def refusal_of(error: TureenError, path: bytes = b"") -> Refusal:
-    """The answer for an error: a problem, or what clients of the Open Inference Protocol expect below /v2."""
-    is_protocols = path == b"/v2" or path.startswith(b"/v2/")
-    return _refusal(kind_of(error), str(error), tuple(headers_of(error).items()), is_protocols)
+def refusal_of(error: TureenError, path: str = "") -> Refusal:
+    """The answer for an error: a problem, or what clients of the Open Inference Protocol expect on its paths."""
+    return _refusal(kind_of(error), str(error), tuple(headers_of(error).items()), is_oip({"path": path}))
 
 
 @lru_cache(maxsize=256)
 def _refusal(kind: Kind, detail: str, headers: tuple[tuple[str, str], ...], is_protocols: bool) -> Refusal:
-    response = problem_response(kind, detail, dict(headers))
-    if is_protocols:
-        kept = {name: response.headers[name] for name in response.headers if name == "retry-after"}
-        response = JSONResponse({"error": detail}, kind.status, kept)
-    return Refusal(kind, response)
+    respond = oip_response if is_protocols else problem_response
+    return Refusal(kind, respond(kind, detail, dict(headers)))

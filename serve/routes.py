@@ -22,11 +22,10 @@ from tureen.errors import SingleTokenError, TureenError
 BINARY = {"schema": {"type": "string", "format": "binary"}}
 
 
-def add_routes(app: FastAPI, service: Service) -> None:
-    """Register both on the application."""
+def add_routes(app: FastAPI, service: Service, memory: BodyMemory) -> None:
+    """Register both on the application. memory: of all its bodies."""
     has_two_tokens = service.bundle.manifest.has_two_tokens
     settings = service.settings
-    memory = BodyMemory(settings.max_body_memory, service.metrics.body_bytes.set)
 
     async def receive(request: Request, parameters: Parameters) -> Images:
         """The images of the request, refused before its body is read where they would be afterwards."""

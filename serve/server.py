@@ -8,6 +8,7 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 import uvicorn
 from fastapi import FastAPI
@@ -19,12 +20,17 @@ from serve.gate import gate_of
 from serve.listening import allow_open_files, bind
 from serve.logs import configure_logs
 from serve.metrics import Metrics
+from serve.oip.errors import PortTakenError
+from serve.oip.statistics import Statistics
 from serve.protocol import protocol_class
 from serve.service import Service
 from serve.settings import Settings, parse_settings
 from serve.supervisor import supervise
 from tureen.bundle import Bundle, load_bundle
 from tureen.errors import EngineError, TureenError
+
+if TYPE_CHECKING:
+    from serve.oip.rpc import RpcServer
 
 logger = logging.getLogger("tureen.serve")
 
@@ -69,10 +75,12 @@ class ServerProcess:
         allow_open_files(settings.max_connections)
         self.service = Service(settings, bundle, metrics)
         self._has_failed = False
+        self._rpc: RpcServer | None = None
         self._opening: asyncio.Task[None] | None = None
         self._reloading = asyncio.Lock()
+        self._app = create_app(self.service, self._close_last)
         config = uvicorn.Config(
-            create_app(self.service, self._close_last),
+            self._app,
             loop="uvloop",
             http=protocol_class(settings.wire_limits, gate_of(self.service), metrics),
             ws="none",
@@ -128,9 +136,11 @@ class ServerProcess:
     async def _open(self) -> None:
         try:
             await self.service.open()
+            if self.service.settings.grpc_port is not None:
+                self._rpc = await open_rpc(self.service, self._app.state.statistics)
             self.become_ready()
             return
-        except EngineError as error:
+        except (EngineError, PortTakenError) as error:
             logger.error("%s", error)
         except Exception:
             logger.exception("the engine could not be opened")
@@ -142,6 +152,8 @@ class ServerProcess:
         yield
         if self._opening is not None:
             await self._opening
+        if self._rpc is not None:
+            await self._rpc.close(self.service.settings.drain_timeout_s)
         await self.service.close()
 
 
@@ -173,3 +185,13 @@ class OnlyProcess(ServerProcess):
 
     def _reload_soon(self) -> None:
         self._reload = asyncio.get_running_loop().create_task(self.reload())
+
+
+async def open_rpc(service: Service, statistics: Statistics) -> RpcServer:
+    """gRPC, listening; imported here, since the extra that it needs is not everybody's. Raises PortTakenError."""
+    from serve.oip.rpc import RpcServer
+
+    server = RpcServer(service, statistics, shares_port=service.settings.workers > 1)
+    port = await server.open()
+    logger.info("gRPC listens on port %d", port)
+    return server

@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Iterable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -44,6 +45,9 @@ class Settings(BaseModel):
     bundle: Path = Field(description="directory that `tureen export` wrote")
     host: str = Field(default="127.0.0.1", description="address to listen on; 0.0.0.0 for all")
     port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0 for any free one")
+    grpc_port: int | None = Field(
+        default=None, ge=0, le=65535, description="port for gRPC, 0 for any free one; default: no gRPC"
+    )
     engine: Literal["auto"] | EngineName = Field(
         default="auto", description="what runs the backbone; auto: the fastest that this machine has"
     )
@@ -58,7 +62,7 @@ class Settings(BaseModel):
         default=8192, ge=1, description="rows that wait for a batch, an image at one β each; one more is answered 429"
     )
     max_queue_ms: int = Field(
-        default=500,
+        default=1000,
         ge=1,
         description="a request that would be answered later than this, by what was measured, is answered 429 at once",
     )
@@ -82,6 +86,14 @@ class Settings(BaseModel):
         ge=1,
         le=PILLOW_MAX_PIXELS,
         description="an image of more width × height is answered 413",
+    )
+    max_jpeg_scans: int = Field(
+        default=ImageLimits().max_jpeg_scans, ge=1, description="a progressive JPEG of more scans is answered 413"
+    )
+    jpeg_scaling: bool = Field(
+        default=False,
+        description="decode a large JPEG at a fraction of its size: a little faster, and other pixels than accuracy "
+        "was measured on",
     )
     max_images_per_request: int = Field(default=64, ge=1, le=4096, description="images in one request, at most")
     max_request_bytes: int = Field(
@@ -129,10 +141,11 @@ class Settings(BaseModel):
         ge=1,
         description="images decoded at a time; default: CPUs, at most 8",
     )
-    streams: int = Field(
-        default=1,
+    streams: int | None = Field(
+        default=None,
         ge=1,
-        description="batches run at a time, among which the threads are divided: 1 for latency, more for throughput",
+        description="batches run at a time, among which the threads are divided; on a CPU an image that comes alone "
+        "has all threads nevertheless, unless it is 1; default: 2 where there are as many threads",
     )
     cache_dir: Path = Field(
         default_factory=default_cache_directory,
@@ -140,11 +153,18 @@ class Settings(BaseModel):
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="least level logged")
 
+    @field_validator("grpc_port")
+    @classmethod
+    def _has_grpc(cls, grpc_port: int | None) -> int | None:
+        if grpc_port is not None and find_spec("grpc_health") is None:
+            raise ValueError("gRPC is not installed: leave the option out, or pip install 'tureen[grpc]'")
+        return grpc_port
+
     @field_validator("streams")
     @classmethod
-    def _has_threads(cls, streams: int, info: ValidationInfo) -> int:
+    def _has_threads(cls, streams: int | None, info: ValidationInfo) -> int | None:
         threads = info.data.get("threads")
-        if threads is not None and streams > threads:
+        if streams is not None and threads is not None and streams > threads:
             raise ValueError(f"{streams} streams need as many threads, and there are {threads}: lower it")
         return streams
 
@@ -165,11 +185,16 @@ class Settings(BaseModel):
 
     @property
     def engine_options(self) -> EngineOptions:
-        return EngineOptions(threads=self.threads, streams=self.streams, max_batch=self.max_batch, cache=self.cache_dir)
+        streams = self.streams or min(2, self.threads)
+        return EngineOptions(threads=self.threads, streams=streams, max_batch=self.max_batch, cache=self.cache_dir)
 
     @property
     def limits(self) -> ImageLimits:
-        return ImageLimits(max_image_bytes=self.max_image_bytes, max_image_pixels=self.max_image_pixels)
+        return ImageLimits(
+            max_image_bytes=self.max_image_bytes,
+            max_image_pixels=self.max_image_pixels,
+            max_jpeg_scans=self.max_jpeg_scans,
+        )
 
 
 def parse_settings(arguments: list[str], environment: Mapping[str, str] = os.environ) -> Settings:

@@ -14,8 +14,6 @@ from tureen.bundle import MANIFEST
 
 DEADLINE_S = 60
 
-pytestmark = pytest.mark.skip("Service.reload is not there yet")
-
 
 def png():
     buffer = io.BytesIO()

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import shutil
 import threading
 import time
 
@@ -72,12 +71,6 @@ def test_a_request_that_would_expire_in_the_queue_is_refused_instead(bundle_path
             assert isinstance(service.refusal(timeout_ms=10), OverloadedError)
 
     serving(bundle_path, test)
-
-
-@pytest.fixture
-def own_bundle(bundle_path, tmp_path):
-    """A copy that a test may replace."""
-    return shutil.copytree(bundle_path, tmp_path / "bundle")
 
 
 def replace_version(path, version):

@@ -93,3 +93,8 @@ def test_help_lists_every_setting_with_its_default(capsys):
             assert f"--{name.replace('_', '-')}" in shown
         assert field.description
     assert "default: 8000" in shown
+
+
+def test_a_port_for_grpc_is_none_of_the_defaults():
+    assert parse_settings(["b"], {}).grpc_port is None
+    assert parse_settings(["b", "--grpc-port", "9001"], {}).grpc_port == 9001

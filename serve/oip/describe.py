@@ -1,0 +1,87 @@
+"""What the server says of itself and its model: metadata, configuration, statistics and index, as JSON has them.
+
+gRPC's messages have the same fields, so that one description serves both.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tureen
+from serve.metrics import Metrics
+from serve.model import Model
+from serve.oip.errors import UnknownModelError
+from serve.oip.request import BETA, IMAGE, INPUT_DATATYPES, OUTPUTS, PIXELS
+from serve.oip.statistics import Statistics
+from serve.service import Service
+from serve.settings import Settings
+
+EXTENSIONS = ["binary_tensor_data", "classification", "model_configuration", "parameters", "statistics"]
+CONFIG_DATATYPES = {"BYTES": "TYPE_STRING", "UINT8": "TYPE_UINT8", "FP32": "TYPE_FP32"}
+
+
+def known_model(service: Service, name: str, version: str = "") -> Model:
+    """The model of that name, and of that version unless it is empty; raises UnknownModelError or NotReadyError."""
+    model = service.model
+    manifest = model.bundle.manifest
+    if name != manifest.name or version not in ("", manifest.version):
+        wanted = f"{name[:40]!r}" + (f" version {version[:40]!r}" if version else "")
+        raise UnknownModelError(f"there is no model {wanted}: this is {manifest.name!r} version {manifest.version!r}")
+    return model
+
+
+def server_metadata() -> dict[str, Any]:
+    return {"name": "tureen", "version": tureen.__version__, "extensions": EXTENSIONS}
+
+
+def model_metadata(model: Model) -> dict[str, Any]:
+    manifest = model.bundle.manifest
+    return {
+        "name": manifest.name,
+        "versions": [manifest.version],
+        "platform": "tureen",
+        "inputs": [
+            {"name": name, "datatype": INPUT_DATATYPES[name], "shape": [-1, *dims]}
+            for name, dims in _input_dims(model).items()
+        ],
+        "outputs": [{"name": name, "datatype": "FP32", "shape": [-1, len(manifest.labels)]} for name in OUTPUTS],
+    }
+
+
+def model_config(model: Model, settings: Settings) -> dict[str, Any]:
+    """As Triton tells it: dims are without the batch's, of which max_batch_size is a request's greatest."""
+    manifest = model.bundle.manifest
+    return {
+        "name": manifest.name,
+        "platform": "tureen",
+        "backend": model.soup.engine.name,
+        "max_batch_size": settings.max_images_per_request,
+        # None of them is needed in itself: one of image and pixels is.
+        "input": [
+            {"name": name, "data_type": CONFIG_DATATYPES[INPUT_DATATYPES[name]], "dims": dims, "optional": True}
+            for name, dims in _input_dims(model).items()
+        ],
+        "output": [{"name": name, "data_type": "TYPE_FP32", "dims": [len(manifest.labels)]} for name in OUTPUTS],
+        "dynamic_batching": {"preferred_batch_size": [settings.max_batch], "max_queue_delay_microseconds": 0},
+    }
+
+
+def model_statistics(model: Model, statistics: Statistics, metrics: Metrics) -> dict[str, Any]:
+    manifest = model.bundle.manifest
+    batches = metrics.registry.get_sample_value("tureen_batch_images_count") or 0
+    told = {"name": manifest.name, "version": manifest.version, **statistics.told(round(batches))}
+    return {"model_stats": [told]}
+
+
+def repository_index(model: Model, *, is_ready: bool) -> list[dict[str, str]]:
+    manifest = model.bundle.manifest
+    state = {"state": "READY"} if is_ready else {"state": "UNAVAILABLE", "reason": "the server is shutting down"}
+    return [{"name": manifest.name, "version": manifest.version, **state}]
+
+
+def _input_dims(model: Model) -> dict[str, list[int]]:
+    """Each input's dimensions behind the batch's; no β where the model has one token, and so none to choose."""
+    manifest = model.bundle.manifest
+    size = manifest.preprocess.image_size
+    dims = {IMAGE: [1], PIXELS: [size, size, 3]}
+    return {**dims, BETA: [1]} if manifest.has_two_tokens else dims

@@ -1,0 +1,230 @@
+"""The protocol over gRPC: inference.GRPCInferenceService, and grpc.health.v1 for probes."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
+
+import grpc
+import grpc.aio
+from google.protobuf import message_factory
+from google.protobuf.json_format import ParseDict
+from google.protobuf.message import Message
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from serve.errors import NotReadyError
+from serve.logs import FIELDS
+from serve.oip.describe import (
+    known_model,
+    model_config,
+    model_metadata,
+    model_statistics,
+    repository_index,
+    server_metadata,
+)
+from serve.oip.errors import PortTakenError, UnknownModelError, oip_kind
+from serve.oip.infer import infer, request_limits
+from serve.oip.messages import decode_message, encode_message
+from serve.oip.proto import inference_pb2 as pb
+from serve.oip.statistics import Statistics
+from serve.problems import INTERNAL
+from serve.service import Service
+
+SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
+CODES = {
+    400: grpc.StatusCode.INVALID_ARGUMENT,
+    404: grpc.StatusCode.NOT_FOUND,
+    413: grpc.StatusCode.INVALID_ARGUMENT,  # not RESOURCE_EXHAUSTED, which asks for another attempt
+    429: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    503: grpc.StatusCode.UNAVAILABLE,
+    504: grpc.StatusCode.DEADLINE_EXCEEDED,
+}
+STREAM_ROUTE = f"/{SERVICE.full_name}/ModelStreamInfer"
+INFER_ROUTES = frozenset({f"/{SERVICE.full_name}/ModelInfer", STREAM_ROUTE})
+METHOD = "RPC"  # in place of an HTTP method, in metrics and logs
+
+logger = logging.getLogger("tureen.access")
+
+Context = grpc.aio.ServicerContext[Any, Any]
+Unary = Callable[[Any, Context], Coroutine[Any, Any, Message]]
+
+
+class RpcServer:
+    """A gRPC server for one service; it opens after the service and closes before it."""
+
+    def __init__(self, service: Service, statistics: Statistics, *, shares_port: bool = False) -> None:
+        """statistics: shared with the routes under /v2. shares_port: with other processes, as workers do."""
+        self._service = service
+        self._address = f"{service.settings.host}:{service.settings.grpc_port}"
+        self._server = grpc.aio.server(
+            # A message is read before its permit is asked for, so that messages are bounded too. The permits are fewer,
+            # which leaves room for health and metadata while every permit is taken.
+            maximum_concurrent_rpcs=2 * service.settings.max_requests,
+            options=[
+                ("grpc.max_receive_message_length", service.settings.max_request_bytes),
+                ("grpc.so_reuseport", int(shares_port)),
+                ("grpc.compression_enabled_algorithms_bitset", 1),  # none but identity: no bombs
+            ],
+        )
+        handlers = _Methods(service, statistics).handlers()
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE.full_name, handlers),))
+        health_pb2_grpc.add_HealthServicer_to_server(_Health(service), self._server)
+
+    async def open(self) -> int:
+        """Listen and answer; returns the port. Raises PortTakenError."""
+        try:
+            port = self._server.add_insecure_port(self._address)
+        except RuntimeError:
+            raise PortTakenError(self._address) from None
+        await self._server.start()
+        return port
+
+    async def close(self, grace_s: float) -> None:
+        """Refuse new requests, and let those under way finish within grace_s."""
+        await self._server.stop(grace_s)
+
+
+class _Methods:
+    """The protocol's methods."""
+
+    def __init__(self, service: Service, statistics: Statistics) -> None:
+        self._service = service
+        self._statistics = statistics
+
+    def handlers(self) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
+        """Each method by its name in inference.proto, with its messages."""
+        answers: dict[str, Unary] = {
+            "ServerLive": self._server_live,
+            "ServerReady": self._server_ready,
+            "ModelReady": self._model_ready,
+            "ServerMetadata": self._server_metadata,
+            "ModelMetadata": self._model_metadata,
+            "ModelInfer": self._infer,
+            "ModelConfig": self._model_config,
+            "ModelStatistics": self._model_statistics,
+            "RepositoryIndex": self._repository_index,
+        }
+        handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+        for method in SERVICE.methods:
+            messages: dict[str, Any] = {
+                "request_deserializer": message_factory.GetMessageClass(method.input_type).FromString,
+                "response_serializer": message_factory.GetMessageClass(method.output_type).SerializeToString,
+            }
+            if method.name == "ModelStreamInfer":
+                handlers[method.name] = grpc.stream_stream_rpc_method_handler(self._stream, **messages)
+            else:
+                answer = self._telling_errors(answers[method.name], f"/{SERVICE.full_name}/{method.name}")
+                handlers[method.name] = grpc.unary_unary_rpc_method_handler(answer, **messages)
+        return handlers
+
+    def _telling_errors(self, answer: Unary, route: str) -> Unary:
+        """The method with its errors told by their codes, counted and logged as a request over HTTP is."""
+
+        async def handle(request: Message, context: Context) -> Message:
+            started = time.perf_counter()
+            status, detail = grpc.StatusCode.CANCELLED, ""
+            try:
+                response = await answer(request, context)
+                status = grpc.StatusCode.OK
+                return response
+            except Exception as error:  # noqa: BLE001 - whatever it is, the client gets a code and none of our insides
+                status, detail = self._told(error)
+            finally:
+                self._record(route, status, time.perf_counter() - started)
+            return await context.abort(status, detail)
+
+        return handle
+
+    async def _stream(self, requests: AsyncIterator[pb.ModelInferRequest], context: Context) -> AsyncIterator[Message]:
+        """One answer after another, in the order of the requests; an error answers its own request alone."""
+        async for request in requests:
+            started = time.perf_counter()
+            status = grpc.StatusCode.CANCELLED
+            try:
+                response = pb.ModelStreamInferResponse(infer_response=await self._infer(request, context))
+                status = grpc.StatusCode.OK
+            except Exception as error:  # noqa: BLE001 - as in a request by itself
+                status, detail = self._told(error)
+                response = pb.ModelStreamInferResponse(
+                    error_message=detail, infer_response=pb.ModelInferResponse(id=request.id)
+                )
+            finally:
+                self._record(STREAM_ROUTE, status, time.perf_counter() - started)
+            yield response
+
+    async def _infer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
+        known_model(self._service, request.model_name, request.model_version)
+        remaining_s = context.time_remaining()
+        timeout_ms = self._service.settings.timeout_ms
+        if remaining_s is not None:
+            timeout_ms = min(timeout_ms, max(1, math.ceil(1000 * remaining_s)))
+        with self._statistics.request():
+            wanted = decode_message(request, request_limits(self._service))
+            with self._service.admit(len(wanted.images), timeout_ms) as admission:
+                return encode_message(await infer(wanted, admission, self._statistics))
+
+    async def _server_live(self, request: pb.ServerLiveRequest, context: Context) -> Message:
+        return pb.ServerLiveResponse(live=True)
+
+    async def _server_ready(self, request: pb.ServerReadyRequest, context: Context) -> Message:
+        return pb.ServerReadyResponse(ready=self._service.is_ready)
+
+    async def _model_ready(self, request: pb.ModelReadyRequest, context: Context) -> Message:
+        try:
+            known_model(self._service, request.name, request.version)
+        except (UnknownModelError, NotReadyError):
+            return pb.ModelReadyResponse(ready=False)  # the answer to the question, as over HTTP any error is
+        return pb.ModelReadyResponse(ready=self._service.is_ready)
+
+    async def _server_metadata(self, request: pb.ServerMetadataRequest, context: Context) -> Message:
+        return ParseDict(server_metadata(), pb.ServerMetadataResponse())
+
+    async def _model_metadata(self, request: pb.ModelMetadataRequest, context: Context) -> Message:
+        model = known_model(self._service, request.name, request.version)
+        return ParseDict(model_metadata(model), pb.ModelMetadataResponse())
+
+    async def _model_config(self, request: pb.ModelConfigRequest, context: Context) -> Message:
+        model = known_model(self._service, request.name, request.version)
+        return ParseDict({"config": model_config(model, self._service.settings)}, pb.ModelConfigResponse())
+
+    async def _model_statistics(self, request: pb.ModelStatisticsRequest, context: Context) -> Message:
+        name = request.name or self._service.model.bundle.manifest.name  # empty: of all models, of which there is one
+        model = known_model(self._service, name, request.version)
+        told = model_statistics(model, self._statistics, self._service.metrics)
+        return ParseDict(told, pb.ModelStatisticsResponse())
+
+    async def _repository_index(self, request: pb.RepositoryIndexRequest, context: Context) -> Message:
+        models = repository_index(self._service.model, is_ready=self._service.is_ready)
+        return ParseDict({"models": models}, pb.RepositoryIndexResponse())
+
+    def _told(self, error: Exception) -> tuple[grpc.StatusCode, str]:
+        kind = oip_kind(error)
+        self._service.metrics.rejections.labels(kind.code).inc()
+        if kind is INTERNAL:  # not an error of requests at all, so its message is not for clients
+            logger.error("unhandled", exc_info=error)
+            return grpc.StatusCode.INTERNAL, "something went wrong here; the server's log says more"
+        return CODES.get(kind.status, grpc.StatusCode.INTERNAL), str(error)
+
+    def _record(self, route: str, status: grpc.StatusCode, seconds: float) -> None:
+        self._service.metrics.requests.labels(route, METHOD, status.name).inc()
+        self._service.metrics.request_seconds.labels(route).observe(seconds)
+        event = {"method": METHOD, "route": route, "status": status.name, "ms": round(1000 * seconds, 3)}
+        logger.log(logging.INFO if route in INFER_ROUTES else logging.DEBUG, "request", extra={FIELDS: event})
+
+
+class _Health(health_pb2_grpc.HealthServicer):
+    """Check alone, which is what probes call: SERVING while the service is ready, for the server as for the model."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def Check(  # noqa: N802 - the name that grpc.health.v1 gives it
+        self, request: health_pb2.HealthCheckRequest, context: Context
+    ) -> health_pb2.HealthCheckResponse:
+        if request.service not in ("", SERVICE.full_name):
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"there is no such service: use {SERVICE.full_name}")
+        status = health_pb2.HealthCheckResponse
+        return status(status=status.SERVING if self._service.is_ready else status.NOT_SERVING)

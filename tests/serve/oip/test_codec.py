@@ -1,0 +1,348 @@
+"""The bodies of inference over HTTP: every detail of the wire that clients rely on, and no input that is not a 4xx."""
+
+import base64
+import json
+import struct
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serve.oip.codec import MAX_JSON_BYTES, InferAnswer, decode_request, encode_answer
+from serve.oip.errors import InvalidRequestError, RequestTooLargeError, oip_kind
+from serve.oip.request import RequestLimits, WantedOutput
+from serve.oip.tensors import Tensor
+from tureen.errors import InvalidBetaError, TureenError
+
+LIMITS = RequestLimits(image_size=4, max_images=8)
+ONE_PIXELS = {"name": "pixels", "datatype": "UINT8", "shape": [1, 4, 4, 3]}
+ONE_IMAGE = {"name": "image", "datatype": "BYTES", "shape": [1]}
+
+
+def in_json(*inputs, **rest):
+    return json.dumps({"inputs": inputs, **rest}).encode()
+
+
+def base64_image(*images, shape=None, **changes):
+    data = [base64.b64encode(image).decode() for image in images]
+    return {"name": "image", "datatype": "BYTES", "shape": shape or [len(images)], "data": data, **changes}
+
+
+def in_binary(*inputs, **rest):
+    """A body and its header, as tritonclient makes them: pairs of what the JSON says and the data behind it."""
+    told = [{**head, "parameters": {"binary_data_size": len(raw)}} for head, raw in inputs]
+    text = in_json(*told, **rest)
+    return text + b"".join(raw for _, raw in inputs), str(len(text))
+
+
+def decode(body, header=None, **options):
+    return decode_request(body, header, **{"limits": LIMITS, **options})
+
+
+def framed(*elements):
+    return b"".join(struct.pack("<I", len(element)) + element for element in elements)
+
+
+def refuses(words, body, header=None, **options):
+    with pytest.raises(TureenError, match=words) as caught:
+        decode(body, header, **options)
+    assert oip_kind(caught.value).status in (400, 413)
+
+
+@given(images=st.lists(st.binary(max_size=50), min_size=1, max_size=8), is_column=st.booleans())
+def test_encoded_images_arrive_the_same_from_base64_as_from_binary(images, is_column):
+    shape = [len(images), 1] if is_column else [len(images)]
+    head = {**ONE_IMAGE, "shape": shape}
+    assert decode(in_json(base64_image(*images, shape=shape))).images == tuple(images)
+    assert decode(*in_binary((head, framed(*images)))).images == tuple(images)
+
+
+@given(count=st.integers(1, 8), seed=st.integers(0, 2**32 - 1))
+def test_pixels_arrive_the_same_nested_flat_and_in_binary(count, seed):
+    pixels = np.random.default_rng(seed).integers(0, 256, (count, 4, 4, 3), dtype=np.uint8)
+    head = {**ONE_PIXELS, "shape": list(pixels.shape)}
+    bodies = [
+        (in_json({**head, "data": pixels.tolist()}), None),
+        (in_json({**head, "data": pixels.ravel().tolist()}), None),
+        in_binary((head, pixels.tobytes())),
+    ]
+    for body in bodies:
+        images = decode(*body).images
+        assert all(image.dtype == np.uint8 for image in images)
+        np.testing.assert_array_equal(np.stack(images), pixels)
+
+
+@given(betas=st.lists(st.floats(0, 1, width=32), min_size=1, max_size=8))
+def test_the_betas_of_a_tensor_are_those_numbers_one_an_image(betas):
+    images = base64_image(*[b"x"] * len(betas))
+    column = {"name": "beta", "datatype": "FP32", "shape": [len(betas), 1]}
+    binary = np.array(betas, "<f4").tobytes()
+    for got in (
+        decode(in_json(images, {**column, "data": betas})),
+        decode(
+            *in_binary(({**ONE_IMAGE, "shape": [len(betas)]}, framed(*[b"x"] * len(betas))), (column, binary)),
+        ),
+    ):
+        np.testing.assert_array_equal(np.array(got.betas, np.float32), np.array(betas, np.float32))
+
+
+def test_a_beta_of_float32_is_told_as_the_decimal_that_was_meant():
+    body = in_binary(
+        (ONE_IMAGE, framed(b"x")), ({"name": "beta", "datatype": "FP32", "shape": [1]}, b"\x33\x33\x33\x3f")
+    )
+    assert decode(*body).betas == (0.7,)
+
+
+def test_which_beta_counts_tensor_above_parameter_above_query():
+    tensor = {"name": "beta", "datatype": "FP32", "shape": [1, 1], "data": [0.25]}
+    image, parameters = base64_image(b"x"), {"beta": 0.5}
+    assert decode(in_json(image, tensor, parameters=parameters), query_beta="1").betas == (0.25,)
+    assert decode(in_json(image, parameters=parameters), query_beta="1").betas == (0.5,)
+    assert decode(in_json(image), query_beta="1").betas == (1.0,)
+    assert decode(in_json(image)).betas == (None,)
+
+
+@pytest.mark.parametrize(("value", "beta"), [("robust", 1), ("clean", 0), ("0.7", 0.7), (0.7, 0.7), (1, 1), (0, 0)])
+def test_a_beta_parameter_is_a_number_its_text_or_a_mode(value, beta):
+    assert decode(in_json(base64_image(b"x", b"y"), parameters={"beta": value})).betas == (beta, beta)
+
+
+@pytest.mark.parametrize("value", [True, None, [0.5], {}, "0,7", 1.5, -1, 10**400, "nan", "", 2**63])
+def test_what_is_no_beta_is_refused_by_name(value):
+    with pytest.raises(InvalidBetaError):
+        decode(in_json(base64_image(b"x"), parameters={"beta": value}))
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-0.1", "1.01", "3e38"])
+def test_one_wrong_beta_in_a_tensor_refuses_the_request(value):
+    beta = {"name": "beta", "datatype": "FP32", "shape": [1, 1]}
+    body = in_binary((ONE_IMAGE, framed(b"x")), (beta, np.array([value], "<f4").tobytes()))
+    refuses("β is", *body)
+
+
+def test_a_length_of_zero_means_that_the_body_is_the_image_itself():
+    request = decode(b"\xff\xd8\xff the file", "0", query_beta="robust")
+    assert request.images == (b"\xff\xd8\xff the file",)
+    assert request.betas == (1.0,)
+    assert not any(output.is_binary for output in request.outputs)
+
+
+def test_outputs_are_all_in_json_unless_they_are_asked_for():
+    image = base64_image(b"x")
+    both = (WantedOutput("logits"), WantedOutput("probabilities"))
+    assert decode(in_json(image)).outputs == both
+    assert decode(in_json(image, outputs=[])).outputs == both
+    binary = decode(in_json(image, parameters={"binary_data_output": True})).outputs
+    assert binary == (WantedOutput("logits", 0, True), WantedOutput("probabilities", 0, True))
+
+
+def test_an_output_says_for_itself_whether_it_is_binary_and_how_many_labels_it_wants():
+    outputs = [
+        {"name": "probabilities", "parameters": {"classification": 3, "binary_data": False}},
+        {"name": "logits"},
+    ]
+    got = decode(in_json(base64_image(b"x"), outputs=outputs, parameters={"binary_data_output": True})).outputs
+    assert got == (WantedOutput("probabilities", 3, False), WantedOutput("logits", 0, True))
+
+
+def test_id_and_timeout_are_taken_and_what_clients_send_of_their_own_accord_is_no_error():
+    parameters = {"timeout": 250_000, "priority": 1, "headers": "x", "triton_enable_empty_final_response": True}
+    request = decode(in_json(base64_image(b"x"), id="order-66", parameters=parameters))
+    assert (request.id, request.timeout_us) == ("order-66", 250_000)
+    assert decode(in_json(base64_image(b"x"), parameters={"timeout": 0})).timeout_us is None
+
+
+@pytest.mark.parametrize(
+    ("words", "body"),
+    [
+        ("empty", b""),
+        ("JSON", b"{"),
+        ("JSON", b"\xff\xfe"),
+        ("must be a JSON object", b"[]"),
+        ("inputs must be a list", b"{}"),
+        ("inputs must be a list", b'{"inputs": {}}'),
+        ("each of inputs", b'{"inputs": [1]}'),
+        ("one of the inputs", b'{"inputs": []}'),
+        ("no input 'picture'", in_json(base64_image(b"x", name="picture"))),
+        ("no input None", in_json({})),
+        ("datatype is BYTES", in_json(base64_image(b"x", datatype="UINT8"))),
+        ("list of sizes", in_json(base64_image(b"x", shape="1"))),
+        ("list of sizes", in_json(base64_image(b"x", shape=[-1]))),
+        ("list of sizes", in_json(base64_image(b"x", shape=[True]))),
+        ("list of sizes", in_json(base64_image(b"x", shape=[2**31]))),
+        ("5 dimensions", in_json(base64_image(b"x", shape=[1] * 5))),
+        ("must be \\[-1\\]", in_json(base64_image(b"x", b"y", shape=[1, 2]))),
+        ("holds 2 elements, not 1", in_json(base64_image(b"x", shape=[2]))),
+        ("holds 1 elements, not more", in_json(base64_image(b"x", b"y", shape=[1]))),
+        ("0 images", in_json({**ONE_IMAGE, "shape": [0], "data": []})),
+        ("9 images", in_json(base64_image(*[b"x"] * 9))),
+        ("base64", in_json({**ONE_IMAGE, "data": ["not base64!"]})),
+        ("base64", in_json({**ONE_IMAGE, "data": ["é"]})),
+        ("base64", in_json({**ONE_IMAGE, "data": [5]})),
+        ("neither a list as data", in_json(ONE_IMAGE)),
+        ("neither a list as data", in_json({**ONE_IMAGE, "data": "aGk="})),
+        ("must be \\[-1, 4, 4, 3\\]", in_json({**ONE_PIXELS, "shape": [1, 5, 5, 3], "data": [0] * 75})),
+        ("unevenly", in_json({**ONE_PIXELS, "data": [[0], 1]})),
+        ("whole numbers from 0 to 255", in_json({**ONE_PIXELS, "data": [256] * 48})),
+        ("whole numbers from 0 to 255", in_json({**ONE_PIXELS, "data": [-1] * 48})),
+        ("whole numbers from 0 to 255", in_json({**ONE_PIXELS, "data": [0.5] * 48})),
+        ("whole numbers from 0 to 255", in_json({**ONE_PIXELS, "data": [10**30] * 48})),
+        ("whole numbers from 0 to 255", in_json({**ONE_PIXELS, "data": ["1"] * 48})),
+        ("more than once", in_json(base64_image(b"x"), base64_image(b"x"))),
+        ("one of the inputs", in_json(base64_image(b"x"), {**ONE_PIXELS, "data": [0] * 48})),
+        ("at most 3", in_json(*[base64_image(b"x")] * 4)),
+        ("\\[1, 1\\]", in_json(base64_image(b"x"), {"name": "beta", "datatype": "FP32", "shape": [2], "data": [0, 1]})),
+        ("no parameter 'Beta'", in_json(base64_image(b"x"), parameters={"Beta": 1})),
+        ("must be a JSON object", in_json(base64_image(b"x"), parameters=[])),
+        ("timeout is '5'", in_json(base64_image(b"x"), parameters={"timeout": "5"})),
+        ("timeout is -1", in_json(base64_image(b"x"), parameters={"timeout": -1})),
+        ("binary_data_output", in_json(base64_image(b"x"), parameters={"binary_data_output": "yes"})),
+        ("id is not a text", in_json(base64_image(b"x"), id=5)),
+        ("257 characters", in_json(base64_image(b"x"), id="x" * 257)),
+        ("no output 'labels'", in_json(base64_image(b"x"), outputs=[{"name": "labels"}])),
+        ("asked for more than once", in_json(base64_image(b"x"), outputs=[{"name": "logits"}] * 2)),
+        ("at most 2", in_json(base64_image(b"x"), outputs=[{"name": "logits"}] * 3)),
+        (
+            "classification is -1",
+            in_json(base64_image(b"x"), outputs=[{"name": "logits", "parameters": {"classification": -1}}]),
+        ),
+        (
+            "binary_data is 1",
+            in_json(base64_image(b"x"), outputs=[{"name": "logits", "parameters": {"binary_data": 1}}]),
+        ),
+        ("shared memory", in_json(base64_image(b"x", parameters={"shared_memory_region": "r"}))),
+    ],
+)
+def test_what_is_wrong_is_said(words, body):
+    refuses(words, body)
+
+
+@pytest.mark.parametrize("header", ["-1", "1_0", " 1", "+5", "x", "", "9999", "9" * 5000, "٣"])
+def test_a_length_that_is_none_or_beyond_the_body_is_refused(header):
+    refuses("Inference-Header-Content-Length", in_json(base64_image(b"x")), header)
+
+
+def test_the_binary_sizes_must_be_what_follows_the_json():
+    body, header = in_binary((ONE_IMAGE, framed(b"image")))
+    refuses("bytes follow the JSON, and the inputs name", body + b"x", header)
+    refuses("binary_data_size must be", body[:-1], header)
+    for size in (True, -1, "9", 9.0, None):
+        text = in_json({**ONE_IMAGE, "parameters": {"binary_data_size": size}})
+        refuses("binary_data_size must be", text + framed(b"image"), str(len(text)))
+    text = in_json(base64_image(b"x", parameters={"binary_data_size": 0}))
+    refuses("in place of data", text, str(len(text)))
+
+
+@pytest.mark.parametrize(
+    "raw", [b"", b"\1", b"\1\0\0", b"\5\0\0\0abc", b"\xff\xff\xff\xff", framed(b"a", b"b"), framed(b"a") + b"\0"]
+)
+def test_bytes_elements_cut_short_or_too_many_are_refused(raw):
+    refuses("input image", *in_binary((ONE_IMAGE, raw)))
+
+
+def test_pixels_of_another_number_of_bytes_are_refused():
+    refuses("48 bytes, and there are 47", *in_binary((ONE_PIXELS, bytes(47))))
+
+
+def test_json_is_limited_in_size_and_depth():
+    with pytest.raises(RequestTooLargeError, match="binary"):
+        decode(b" " * (MAX_JSON_BYTES + 1))
+    refuses("JSON", b'{"inputs": ' + b"[" * 100_000 + b"]" * 100_000 + b"}")
+
+
+@given(body=st.binary(max_size=300), header=st.none() | st.integers(-1, 300).map(str) | st.text(max_size=5))
+def test_whatever_the_bytes_only_our_errors_come_of_it(body, header):
+    try:
+        assert decode(body, header).images
+    except TureenError as error:
+        assert oip_kind(error).status == 400
+
+
+leaves = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
+values = st.recursive(leaves, lambda v: st.lists(v, max_size=3) | st.dictionaries(st.text(max_size=5), v, max_size=3))
+names = st.sampled_from(["image", "pixels", "beta", "logits", "probabilities"])
+heads = st.fixed_dictionaries(
+    {"name": names, "datatype": st.sampled_from(["BYTES", "UINT8", "FP32"]) | leaves},
+    optional={
+        "shape": st.lists(st.integers(-1, 5), max_size=5) | values,
+        "data": values,
+        "parameters": st.dictionaries(
+            st.sampled_from(["binary_data_size", "classification", "binary_data"]), st.integers(-1, 20) | values
+        )
+        | values,
+    },
+)
+requests = st.fixed_dictionaries(
+    {"inputs": st.lists(heads, max_size=4) | values},
+    optional={
+        "id": values,
+        "outputs": st.lists(heads, max_size=3) | values,
+        "parameters": st.dictionaries(st.sampled_from(["beta", "timeout", "binary_data_output"]), values) | values,
+    },
+)
+
+
+@given(request=requests, rest=st.binary(max_size=40))
+def test_whatever_the_json_only_our_errors_come_of_it(request, rest):
+    text = json.dumps(request).encode()
+    try:
+        assert decode(text + rest, str(len(text))).images
+    except TureenError as error:
+        assert oip_kind(error).status == 400
+
+
+def answer(*outputs, id="7"):
+    return InferAnswer("digits", "v1", id, {"beta": 0.7, "beta_source": "request", "revision": 3}, outputs)
+
+
+LOGITS = Tensor("logits", "FP32", (2, 3), np.arange(6, dtype=np.float32).reshape(2, 3) / 8)
+LABELS = Tensor("probabilities", "BYTES", (2, 1), ["0.900000:3:Käse".encode(), b"1.000000:0:a"])
+
+
+def test_an_answer_in_json_has_no_length_header():
+    body, headers = encode_answer(answer(LOGITS, LABELS), [WantedOutput("logits"), WantedOutput("probabilities", 1)])
+    assert headers == {"Content-Type": "application/json"}
+    assert json.loads(body) == {
+        "model_name": "digits",
+        "model_version": "v1",
+        "id": "7",
+        "parameters": {"beta": 0.7, "beta_source": "request", "revision": 3},
+        "outputs": [
+            {"name": "logits", "datatype": "FP32", "shape": [2, 3], "data": [0, 0.125, 0.25, 0.375, 0.5, 0.625]},
+            {
+                "name": "probabilities",
+                "datatype": "BYTES",
+                "shape": [2, 1],
+                "data": ["0.900000:3:Käse", "1.000000:0:a"],
+            },
+        ],
+    }
+
+
+def test_an_answer_in_binary_has_its_data_behind_the_json_in_the_order_of_the_outputs():
+    wanted = [WantedOutput("probabilities", 1, True), WantedOutput("logits", 0, True)]
+    body, headers = encode_answer(answer(LABELS, LOGITS, id=""), wanted)
+    length = int(headers["Inference-Header-Content-Length"])
+    head, rest = json.loads(body[:length]), body[length:]
+    assert "id" not in head
+    sizes = [output["parameters"]["binary_data_size"] for output in head["outputs"]]
+    assert rest[: sizes[0]] == framed(*LABELS.data)
+    np.testing.assert_array_equal(np.frombuffer(rest[sizes[0] :], "<f4").reshape(2, 3), LOGITS.data)
+    assert sum(sizes) == len(rest)
+
+
+def test_one_output_may_be_binary_and_the_other_json():
+    body, headers = encode_answer(
+        answer(LOGITS, LABELS), [WantedOutput("logits", 0, True), WantedOutput("probabilities")]
+    )
+    length = int(headers["Inference-Header-Content-Length"])
+    logits, labels = json.loads(body[:length])["outputs"]
+    assert "data" not in logits
+    assert labels["data"] == ["0.900000:3:Käse", "1.000000:0:a"]
+    assert body[length:] == LOGITS.data.tobytes()
+
+
+def test_invalid_request_error_is_a_400_and_never_the_422_of_other_routes():
+    assert oip_kind(InvalidRequestError("x")).status == 400
+    assert oip_kind(InvalidBetaError("x")).status == 400

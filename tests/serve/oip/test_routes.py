@@ -1,0 +1,304 @@
+"""The protocol over HTTP in one process: what its clients read, on the example bundle, with and without binary data."""
+
+import base64
+import json
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+from PIL import Image
+from starlette.testclient import TestClient
+
+import tureen
+from serve.app import create_app
+from serve.metrics import Metrics
+from serve.service import Service
+from serve.settings import Settings
+
+INFER = "/v2/models/cifar10/infer"
+HEADER = "Inference-Header-Content-Length"
+
+
+@contextmanager
+def serving(bundle, **changes):
+    settings = Settings(bundle=bundle.path, engine="onnxruntime", max_batch=8, **changes)
+    with TestClient(create_app(Service(settings, bundle, Metrics())), raise_server_exceptions=False) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def client(bundle):
+    with serving(bundle) as client:
+        yield client
+
+
+def image_input(images):
+    data = [base64.b64encode(image).decode() for image in images]
+    return {"name": "image", "datatype": "BYTES", "shape": [len(images), 1], "data": data}
+
+
+def beta_input(*betas):
+    return {"name": "beta", "datatype": "FP32", "shape": [len(betas), 1], "data": betas}
+
+
+def infer(client, *inputs, path=INFER, **rest):
+    return client.post(path, json={"inputs": inputs, **rest})
+
+
+def tensor(response, name="logits"):
+    assert response.status_code == 200, response.text
+    (output,) = [output for output in response.json()["outputs"] if output["name"] == name]
+    return np.array(output["data"], np.float32).reshape(output["shape"])
+
+
+def is_error(response, status, words=""):
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/json"
+    body = response.json()
+    assert list(body) == ["error"]
+    assert words in body["error"]
+    for leak in ("0x", "PIL", "Traceback", ".py", "/work", "site-packages", "object at"):
+        assert leak not in body["error"]
+
+
+def test_health_has_the_keys_that_kserve_reads(client):
+    assert client.get("/v2/health/live").json() == {"live": True}
+    assert client.get("/v2/health/ready").json() == {"ready": True}
+    for path in ("/v2/models/cifar10/ready", f"/v2/models/cifar10/versions/{version(client)}/ready"):
+        assert client.get(path).json() == {"name": "cifar10", "ready": True}
+
+
+def version(client):
+    return client.get("/v2/models/cifar10").json()["versions"][0]
+
+
+def test_metadata_names_what_there_is_and_no_more(client, bundle):
+    server = client.get("/v2").json()
+    assert (server["name"], server["version"]) == ("tureen", tureen.__version__)
+    assert not {"sequence", "system_shared_memory", "trace", "logging", "model_repository"} & set(server["extensions"])
+    assert client.get("/v2/models/cifar10").json() == {
+        "name": "cifar10",
+        "versions": [bundle.manifest.version],
+        "platform": "tureen",
+        "inputs": [
+            {"name": "image", "datatype": "BYTES", "shape": [-1, 1]},
+            {"name": "pixels", "datatype": "UINT8", "shape": [-1, 32, 32, 3]},
+            {"name": "beta", "datatype": "FP32", "shape": [-1, 1]},
+        ],
+        "outputs": [
+            {"name": "logits", "datatype": "FP32", "shape": [-1, 10]},
+            {"name": "probabilities", "datatype": "FP32", "shape": [-1, 10]},
+        ],
+    }
+
+
+def test_the_configuration_has_what_perf_analyzer_asks_for(client):
+    config = client.get("/v2/models/cifar10/config").json()
+    assert config["max_batch_size"] == 64
+    assert config["input"][1] == {
+        "name": "pixels",
+        "data_type": "TYPE_UINT8",
+        "dims": [32, 32, 3],
+        "optional": True,
+    }
+    assert config["output"][0] == {"name": "logits", "data_type": "TYPE_FP32", "dims": [10]}
+    assert config["dynamic_batching"]["max_queue_delay_microseconds"] == 0
+
+
+def test_the_repository_index_lists_the_model(client, bundle):
+    index = client.post("/v2/repository/index", json={}).json()
+    assert index == [{"name": "cifar10", "version": bundle.manifest.version, "state": "READY"}]
+
+
+def test_an_image_answers_as_the_library_does_with_its_beta_and_whose_it_was(client, library, images):
+    response = infer(client, image_input(images[:1]), id="order-66", parameters={"beta": 0.7})
+    answer = response.json()
+    assert (answer["model_name"], answer["model_version"], answer["id"]) == ("cifar10", version(client), "order-66")
+    assert answer["parameters"] == {"beta": 0.7, "beta_source": "request", "revision": 0}
+    (expected,) = library.classify(images[:1], beta=0.7, top_k=10)
+    probabilities = tensor(response, "probabilities")[0]
+    for prediction in expected.predictions:
+        assert probabilities[prediction.index] == pytest.approx(prediction.probability, abs=1e-5)
+
+
+def test_pixels_images_json_and_binary_all_give_the_same_logits(client, images, pixels):
+    encoded = tensor(infer(client, image_input(images)))
+    head = {"name": "pixels", "datatype": "UINT8", "shape": list(pixels.shape)}
+    np.testing.assert_allclose(tensor(infer(client, {**head, "data": pixels.tolist()})), encoded, atol=1e-5)
+    told = {"inputs": [{**head, "parameters": {"binary_data_size": pixels.nbytes}}]}
+    text = json.dumps({**told, "parameters": {"binary_data_output": True}}).encode()
+    response = client.post(INFER, content=text + pixels.tobytes(), headers={HEADER.lower(): str(len(text))})
+    assert response.status_code == 200
+    length = int(response.headers[HEADER])
+    answer = json.loads(response.content[:length])
+    assert [output["parameters"]["binary_data_size"] for output in answer["outputs"]] == [120, 120]
+    logits = np.frombuffer(response.content[length : length + 120], "<f4").reshape(3, 10)
+    np.testing.assert_allclose(logits, encoded, atol=1e-5)
+
+
+def test_mixed_betas_in_one_request_equal_each_in_a_request_of_its_own(client, images):
+    betas = [0.0, 0.3, 1.0]
+    response = infer(client, image_input(images), beta_input(*betas))
+    assert response.json()["parameters"]["beta"] == "0.0,0.3,1.0"
+    alone = [
+        tensor(infer(client, image_input([image]), parameters={"beta": beta}))
+        for image, beta in zip(images, betas, strict=True)
+    ]
+    # Another batch size sums float32 in another order.
+    np.testing.assert_allclose(tensor(response), np.concatenate(alone), atol=1e-4)
+
+
+def test_beta_may_come_in_the_query_and_counts_below_the_parameter(client, images):
+    path = f"{INFER}?beta=robust"
+    assert infer(client, image_input(images), path=path).json()["parameters"]["beta"] == 1.0
+    assert infer(client, image_input(images), path=path, parameters={"beta": 0.5}).json()["parameters"]["beta"] == 0.5
+    assert infer(client, image_input(images)).json()["parameters"] == {
+        "beta": 0.0,
+        "beta_source": "bundle",
+        "revision": 0,
+    }
+    is_error(infer(client, image_input(images), path=f"{path}&beta=0"), 400, "more than once")
+    is_error(infer(client, image_input(images), path=f"{INFER}?Beta=0"), 400, "beta alone")
+
+
+def test_a_body_that_is_an_image_itself_needs_no_json(client, images):
+    response = client.post(f"{INFER}?beta=0.5", content=images[0], headers={HEADER: "0"})
+    alone = infer(client, image_input(images[:1]), parameters={"beta": 0.5})
+    np.testing.assert_array_equal(tensor(response), tensor(alone))
+
+
+def test_classification_gives_values_indices_and_labels_the_best_first(client, library, images):
+    wanted = [{"name": "probabilities", "parameters": {"classification": 3}}]
+    (output,) = infer(client, image_input(images), outputs=wanted).json()["outputs"]
+    assert (output["datatype"], output["shape"]) == ("BYTES", [3, 3])
+    best = [prediction for c in library.classify(images, top_k=3) for prediction in c.predictions]
+    for text, prediction in zip(output["data"], best, strict=True):
+        value, index, label = text.split(":", 2)
+        assert (int(index), label) == (prediction.index, prediction.label)
+        assert float(value) == pytest.approx(prediction.probability, abs=1e-4)
+
+
+def test_more_labels_than_there_are_gives_them_all(client, images):
+    wanted = [{"name": "logits", "parameters": {"classification": 5000}}]
+    assert infer(client, image_input(images), outputs=wanted).json()["outputs"][0]["shape"] == [3, 10]
+
+
+def test_one_bad_image_is_named_and_neighbouring_requests_are_unharmed(client, images):
+    with ThreadPoolExecutor(4) as clients:
+        bad = clients.submit(infer, client, image_input([images[0], images[1][:200], images[2]]))
+        good = [clients.submit(infer, client, image_input([image])) for image in images]
+    is_error(bad.result(), 400, "image 1: ")
+    assert [response.result().status_code for response in good] == [200] * 3
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("POST", "/v2/models/other/infer", 404),
+        ("POST", "/v2/models/cifar10/versions/9/infer", 404),
+        ("GET", "/v2/models/other", 404),
+        ("GET", "/v2/models/other/ready", 404),
+        ("GET", "/v2/models/other/config", 404),
+        ("GET", "/v2/models/other/stats", 404),
+        ("GET", "/v2/nothing/here", 404),
+        ("GET", "/v2/", 404),
+        ("GET", INFER, 405),
+        ("POST", "/v2", 405),
+        ("DELETE", "/v2/models/cifar10", 405),
+        ("GET", "/v2/systemsharedmemory/status", 501),
+        ("POST", "/v2/cudasharedmemory/region/r/register", 501),
+        ("GET", "/v2/trace/setting", 501),
+        ("POST", "/v2/logging", 501),
+        ("POST", "/v2/repository/models/cifar10/unload", 501),
+    ],
+)
+def test_whatever_is_not_there_is_told_in_the_protocols_words(client, method, path, status):
+    is_error(client.request(method, path), status)
+
+
+def test_a_name_that_only_begins_like_the_protocol_is_told_as_a_problem(client):
+    assert client.get("/v2x").json()["code"] == "not_found"
+
+
+def test_wrong_images_betas_and_framing_are_400s(client, images):
+    is_error(infer(client, image_input([b"no image"])), 400, "not a JPEG, PNG or WebP")
+    is_error(infer(client, image_input([b""])), 400, "empty")
+    is_error(infer(client, image_input(images), parameters={"beta": "0,7"}), 400, "β is '0,7'")
+    is_error(client.post(INFER, content=b"{"), 400, "JSON")
+    is_error(client.post(INFER, content=b"{}", headers={HEADER: "3"}), 400, HEADER)
+    is_error(client.post(INFER, content=b"{}", headers={"content-encoding": "gzip"}), 400, "Content-Encoding")
+
+
+def test_a_body_or_an_image_beyond_its_limit_is_a_413(bundle, images, encode):
+    with serving(bundle, max_request_bytes=5000, max_image_pixels=10_000) as client:
+        is_error(client.post(INFER, content=b" " * 5001), 413, "5,000 bytes")
+        is_error(client.post(INFER, content=iter([b" " * 3000] * 2)), 413, "5,000 bytes")
+        is_error(infer(client, image_input([encode(Image.new("RGB", (101, 100)), "JPEG", quality=5)])), 413, "10,000")
+        assert infer(client, image_input(images[:1])).status_code == 200
+
+
+def test_too_many_images_are_a_400_that_tells_the_limit(bundle, images):
+    with serving(bundle, max_images_per_request=2) as client:
+        assert client.get("/v2/models/cifar10/config").json()["max_batch_size"] == 2
+        is_error(infer(client, image_input(images)), 400, "send 1 to 2")
+
+
+def test_overload_is_a_429_with_a_retry_after(bundle, images):
+    with serving(bundle, max_requests=1) as client, client.app.state.service.admit():
+        response = infer(client, image_input(images))
+        is_error(response, 429)
+        assert int(response.headers["retry-after"]) >= 1
+
+
+def test_before_it_is_ready_the_server_lives_and_the_model_is_a_503(bundle, images):
+    service = Service(Settings(bundle=bundle.path), bundle, Metrics())
+    client = TestClient(create_app(service))  # not entered: the engine is never opened
+    assert client.get("/v2/health/live").status_code == 200
+    assert client.get("/v2").status_code == 200
+    for path in ("/v2/health/ready", "/v2/models/cifar10/ready", "/v2/models/cifar10"):
+        is_error(client.get(path), 503)
+    is_error(infer(client, image_input(images)), 503)
+
+
+def test_a_timeout_in_microseconds_is_a_504_when_it_passes(client, encode):
+    large = encode(Image.new("L", (4000, 4000)))  # some 10 ms to decode
+    is_error(infer(client, image_input([large]), parameters={"timeout": 1000}), 504, "time limit")
+    assert infer(client, image_input([large]), parameters={"timeout": 60_000_000}).status_code == 200
+
+
+def test_a_defect_of_ours_is_a_500_in_the_protocols_words(bundle):
+    with serving(bundle) as client:
+
+        @client.app.get("/v2/defect")
+        async def defect():
+            raise KeyError("/etc/passwd")
+
+        is_error(client.get("/v2/defect"), 500)
+
+
+def test_statistics_count_requests_images_and_stages(bundle, images):
+    with serving(bundle) as client:
+        infer(client, image_input(images))
+        infer(client, image_input(images[:1]))
+        infer(client, image_input([b"no image"]))
+        for path in ("/v2/models/cifar10/stats", "/v2/models/stats"):
+            (stats,) = client.get(path).json()["model_stats"]
+            assert (stats["name"], stats["inference_count"]) == ("cifar10", 4)
+            assert 2 <= stats["execution_count"] <= 4
+            assert stats["last_inference"] > 1.7e12
+            counts = {name: duration["count"] for name, duration in stats["inference_stats"].items()}
+            assert counts.pop("fail") == 1
+            assert set(counts.values()) == {2}
+            assert stats["inference_stats"]["compute_infer"]["ns"] > 0
+
+
+def test_requests_are_logged_with_their_beta_and_counted_by_route(client, images, caplog):
+    caplog.set_level("INFO", logger="tureen.access")
+    infer(client, image_input(images), parameters={"beta": 0.5})
+    (record,) = [record for record in caplog.records if record.name == "tureen.access"]
+    assert (record.fields["route"], record.fields["images"], record.fields["beta"]) == (
+        "/v2/models/{name}/infer",
+        3,
+        0.5,
+    )
