@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from serve.body import BodyLimits
+from serve.wire import WireLimits, is_host_name, trusted_hosts
 from tureen.engines.base import EngineOptions
 from tureen.machine import available_cpus, default_cache_directory
 from tureen.manifest import EngineName, Precision
@@ -23,6 +24,17 @@ from tureen.tokens import parse_beta
 
 def _beta_or_none(value: str | float | None) -> float | None:
     return None if value is None else parse_beta(value)
+
+
+def _names(value: str | Iterable[str] | None) -> Iterable[str] | None:
+    """A list with commas as the names in it."""
+    if value is None:
+        return None
+    names = [name.strip() for name in value.split(",")] if isinstance(value, str) else list(value)
+    for name in names:
+        if name != "*" and not is_host_name(name):
+            raise ValueError(f"{name!r} is no name or address without a port; write an IPv6 address as [::1]")
+    return names
 
 
 class Settings(BaseModel):
@@ -89,6 +101,26 @@ class Settings(BaseModel):
     )
     max_sweep_betas: int = Field(default=101, ge=2, le=1001, description="β in one sweep, at most")
     max_top_k: int = Field(default=1000, ge=DEFAULT_TOP_K, description="a larger top_k is answered 422")
+    allowed_hosts: Annotated[frozenset[str] | None, BeforeValidator(_names)] = Field(
+        default=None,
+        description="names, separated by commas, that a request's Host may be, without port, or * for any; default: "
+        "localhost, 127.0.0.1 and [::1] where the host is one of these, else any",
+    )
+    max_connections: int = Field(
+        default=1024, ge=1, description="connections to a process at a time; one more is answered 503"
+    )
+    head_timeout_s: float = Field(
+        default=10, gt=0, allow_inf_nan=False, description="a request whose head is not here by then is answered 408"
+    )
+    body_timeout_s: float = Field(
+        default=30, gt=0, allow_inf_nan=False, description="a request whose body is not here by then is answered 408"
+    )
+    min_body_rate: int = Field(
+        default=1024, ge=0, description="bytes/s; a body that comes more slowly after 2 s is answered 408"
+    )
+    send_timeout_s: float = Field(
+        default=30, gt=0, allow_inf_nan=False, description="a client that has not taken its answer by then is let go"
+    )
     drain_delay_s: float = Field(
         default=0,
         ge=0,
@@ -135,6 +167,17 @@ class Settings(BaseModel):
         if streams is not None and threads is not None and streams > threads:
             raise ValueError(f"{streams} streams need as many threads, and there are {threads}: lower it")
         return streams
+
+    @property
+    def wire_limits(self) -> WireLimits:
+        return WireLimits(
+            hosts=trusted_hosts(self.allowed_hosts, self.host),
+            head_timeout_s=self.head_timeout_s,
+            body_timeout_s=self.body_timeout_s,
+            min_body_rate=self.min_body_rate,
+            send_timeout_s=self.send_timeout_s,
+            max_connections=self.max_connections,
+        )
 
     @property
     def body_limits(self) -> BodyLimits:
