@@ -225,5 +225,8 @@ def parse_settings(arguments: list[str], environment: Mapping[str, str] = os.env
         for wrong in error.errors():
             name = str(wrong["loc"][0])
             flag = "BUNDLE" if name == "bundle" else f"--{name.replace('_', '-')}"
-            print(f"tureen serve: {flag} (TUREEN_{name.upper()}): {wrong['msg']}", file=sys.stderr)
+            print(
+                f"tureen serve: {flag} (TUREEN_{name.upper()}): {wrong['msg'].removeprefix('Value error, ')}",
+                file=sys.stderr,
+            )
         parser.exit(2, "tureen serve: see --help\n")
