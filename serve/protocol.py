@@ -40,6 +40,11 @@ def protocol_class(limits: WireLimits, gate: Gate, metrics: Metrics) -> type[Wir
     return type("ServerProtocol", (WireProtocol,), attributes)
 
 
+# The application is woken for so many bytes, and for a body's end; uvicorn wakes it for whatever comes, and a byte
+# that trickles in costs twice as much.
+WAKING_BYTES = 32 * 1024
+
+
 class Phase(Enum):
     """What a connection waits for."""
 
@@ -169,8 +174,11 @@ class WireProtocol(DrainingProtocol):
             if self._received > self.limits.max_swallowed_bytes:
                 self._close()
                 raise _StopParsing
-        else:
-            super().on_body(body)
+            return
+        self.cycle.body += body
+        if len(self.cycle.body) >= WAKING_BYTES:
+            self.flow.pause_reading()
+            self.cycle.message_event.set()
 
     def on_message_complete(self) -> None:
         if self._phase is Phase.LINGER:
