@@ -8,6 +8,7 @@ and take the answer away. Knows nothing about routes or images; the rules are `s
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Callable
 from enum import Enum, auto
 from typing import Any, NoReturn, cast
@@ -94,7 +95,8 @@ class WireProtocol(DrainingProtocol):
             self.transport = transport
             transport.abort()
             return
-        self._timer = self.loop.call_later(self.limits.tick_s, self._look_at_clock)
+        # The first time at random: connections that began together must not all be dealt with at one moment.
+        self._timer = self.loop.call_later(self.limits.tick_s * random.random(), self._look_at_clock)  # noqa: S311
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._timer is not None:
