@@ -90,8 +90,10 @@ def test_a_request_that_never_ends_is_given_up_after_the_drain_timeout(bundle_pa
     with process(bundle_path, "--port", port, "--drain-timeout-s", 1) as server:
         wait_until_ready(server, port)
         with socket.create_connection(("127.0.0.1", port)) as stuck:
-            stuck.sendall(b"POST /classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\nhalf")
-            while "tureen_body_bytes 4.0" not in request(port, "GET", "/metrics")[1].decode():
+            stuck.sendall(
+                b"POST /classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999\r\n\r\n" + b"a" * 40_000
+            )
+            while "tureen_body_bytes 0.0" in request(port, "GET", "/metrics")[1].decode():
                 time.sleep(0.01)
             server.send_signal(signal.SIGTERM)
             server.send_signal(signal.SIGTERM)  # whoever is impatient gets no other exit status for it
