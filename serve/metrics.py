@@ -15,6 +15,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from tureen.tokens import CLEAN_BETA, ROBUST_BETA
+
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 IMAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -58,8 +60,8 @@ class Metrics:
         )
         self.classifications = Counter(
             "tureen_classifications",
-            "Images classified, by β: clean is 0, robust is 1, mixed lies between; single: the model has one token.",
-            ["mode", "beta_source"],
+            "Images classified, by β: 0 is the clean mode, 1 the robust one; single: the model has one token.",
+            ["beta", "beta_source"],
             registry=self.registry,
         )
         self.rejections = Counter(
@@ -95,6 +97,15 @@ class Metrics:
             "tureen_default_beta", "β of a request that names none; NaN: the model has one token.",
             multiprocess_mode="livemostrecent", registry=self.registry,
         )  # fmt: skip
+        self.revision = Gauge(
+            "tureen_settings_revision", "Revision of the operator's settings.", multiprocess_mode="livemin",
+            registry=self.registry,
+        )  # fmt: skip
+        self.expected_queue = Gauge(
+            "tureen_expected_queue_seconds",
+            "How long a request admitted now would take, by what was measured; at --max-queue-ms it is refused.",
+            multiprocess_mode="livemax", registry=self.registry,
+        )  # fmt: skip
         self._serving = Gauge(
             "tureen_serving_info", "1 for what is served, and on which engine; 0 for what was served before.", SERVING,
             multiprocess_mode="livemax", registry=self.registry,
@@ -125,6 +136,10 @@ class Metrics:
         return generate_latest(registry), CONTENT_TYPE_LATEST
 
 
-def mode_of(beta: float | None) -> str:
-    """The label of a β: "clean", "robust" or "mixed"; "single" where there is none."""
-    return {None: "single", 0.0: "clean", 1.0: "robust"}.get(beta, "mixed")
+def beta_bucket(beta: float | None) -> str:
+    """The label of a β: both modes, the quarters between them, or "single" where there is none."""
+    if beta is None:
+        return "single"
+    if beta in (CLEAN_BETA, ROBUST_BETA):
+        return f"{beta:g}"
+    return next(f"below {bound:g}" for bound in (0.25, 0.5, 0.75, 1.0) if beta < bound)

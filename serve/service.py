@@ -15,7 +15,7 @@ from typing import Literal
 
 from serve.admission import QueueTime, retry_after_s
 from serve.errors import NotReadyError, OverloadedError
-from serve.metrics import Metrics, mode_of
+from serve.metrics import Metrics, beta_bucket
 from serve.model import Answered, Asked, Model, open_soup
 from serve.policy import Priority
 from serve.settings import Settings
@@ -135,14 +135,14 @@ class Service:
         self._permits_taken += 1
         self._queue_time.enter(images, now)
         self._admitted[admission.model].add(admission)
-        self.metrics.in_flight.set(self._permits_taken)
+        self._show_load()
         try:
             yield admission
         finally:
             self._permits_taken -= 1
             self._queue_time.leave(images, time.monotonic(), was_run=admission.was_run)
             self._leave(admission)
-            self.metrics.in_flight.set(self._permits_taken)
+            self._show_load()
 
     def compare_modes(self, admission: Admission, answered: Answered, beta: float) -> None:
         """For a share of answers: ask the other mode too, of the pixels at hand, behind everybody who waits.
@@ -197,6 +197,10 @@ class Service:
             "ready: %s %s on %s %s, golden rows reproduced, after %.1f s%s",
             manifest.name, manifest.version, engine.name, engine.precision, time.monotonic() - started, known,
         )  # fmt: skip
+
+    def _show_load(self) -> None:
+        self.metrics.in_flight.set(self._permits_taken)
+        self.metrics.expected_queue.set(self._queue_time.expected_s())
 
     def _leave(self, admission: Admission) -> None:
         admitted = self._admitted[admission.model]
@@ -262,7 +266,7 @@ class Admission:
         for reply, choice, beta in zip(replies, choices, betas, strict=True):
             if isinstance(reply, TureenError):
                 continue
-            self._service.metrics.classifications.labels(mode_of(choice.beta), choice.source).inc()
+            self._service.metrics.classifications.labels(beta_bucket(choice.beta), choice.source).inc()
             if choice.beta is not None:
                 self._service.compare_modes(self, reply, beta)
         return replies
