@@ -52,6 +52,11 @@ def create_app(service: Service, lifespan: Lifespan | None = None) -> FastAPI:
     )
     app.state.service = service
     app.add_middleware(AccessMiddleware, metrics=service.metrics)
+    if service.settings.otlp_endpoint is not None:
+        from serve.tracing import Tracing, TracingMiddleware
+
+        app.state.tracing = tracing = Tracing(service.settings.otlp_endpoint)
+        app.add_middleware(TracingMiddleware, tracer=tracing.tracer)  # the outermost: all else happens in its span
     app.add_exception_handler(TureenError, _tureen_problem)
     app.add_exception_handler(HTTPException, _http_problem)
     memory = BodyMemory(service.settings.max_body_memory, service.metrics.body_bytes.set)

@@ -155,6 +155,8 @@ class ServerProcess:
         if self._rpc is not None:
             await self._rpc.close(self.service.settings.drain_timeout_s)
         await self.service.close()
+        if self.service.settings.otlp_endpoint is not None:
+            await asyncio.to_thread(self._app.state.tracing.close)
 
 
 class OnlyProcess(ServerProcess):

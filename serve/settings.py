@@ -147,6 +147,11 @@ class Settings(BaseModel):
         description="batches run at a time, among which the threads are divided; on a CPU an image that comes alone "
         "has all threads nevertheless, unless it is 1; default: 2 where there are as many threads",
     )
+    otlp_endpoint: str | None = Field(
+        default=None,
+        pattern="^https?://",
+        description="where traces are sent, such as http://localhost:4318; default: nowhere",
+    )
     cache_dir: Path = Field(
         default_factory=default_cache_directory,
         description="keeps compiled models and this machine's timings; default: the user's cache",
@@ -159,6 +164,13 @@ class Settings(BaseModel):
         if grpc_port is not None and find_spec("grpc_health") is None:
             raise ValueError("gRPC is not installed: leave the option out, or pip install 'tureen[grpc]'")
         return grpc_port
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _has_opentelemetry(cls, endpoint: str | None) -> str | None:
+        if endpoint is not None and find_spec("opentelemetry.exporter") is None:
+            raise ValueError("OpenTelemetry is not installed: leave the option out, or pip install 'tureen[otel]'")
+        return endpoint
 
     @field_validator("streams")
     @classmethod
