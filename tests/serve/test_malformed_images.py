@@ -52,6 +52,15 @@ def test_each_is_refused_or_read_and_no_neighbour_is_harmed(start_server, pictur
 def test_the_enormous_are_refused_by_their_heads_or_decoded_as_the_small_images_they_are(start_server):
     server = start_server()
     server.wait_until_ready()
-    wanted = {"nothing": 400, "40,000 × 40,000": 413, "2³¹ − 1 wide": 413, "a thousand scans": 413, "thirty scans": 200}
+    wanted = {
+        "nothing": 400,
+        "40,000 × 40,000": 413,
+        "2³¹ − 1 wide": 413,
+        "a thousand scans": 413,
+        "thirty scans": 200,
+        "a hundred thousand chunks": 413,
+        "a hundred thousand comments": 413,
+        "a film of ten thousand frames": 200,
+    }
     for name, status in wanted.items():
         assert server.ask("POST", "/classify", ENORMOUS[name])[0] == status, name
