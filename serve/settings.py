@@ -90,6 +90,11 @@ class Settings(BaseModel):
     max_jpeg_scans: int = Field(
         default=ImageLimits().max_jpeg_scans, ge=1, description="a progressive JPEG of more scans is answered 413"
     )
+    max_image_parts: int = Field(
+        default=ImageLimits().max_image_parts,
+        ge=1,
+        description="a JPEG of more segments before its pixels, or a PNG of more chunks, is answered 413",
+    )
     jpeg_scaling: bool = Field(
         default=False,
         description="decode a large JPEG at a fraction of its size: a little faster, and other pixels than accuracy "
@@ -206,6 +211,7 @@ class Settings(BaseModel):
             max_image_bytes=self.max_image_bytes,
             max_image_pixels=self.max_image_pixels,
             max_jpeg_scans=self.max_jpeg_scans,
+            max_image_parts=self.max_image_parts,
         )
 
 

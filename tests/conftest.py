@@ -112,6 +112,17 @@ def photographs() -> list[bytes]:
 
 
 @pytest.fixture(scope="session")
+def pictures(request: pytest.FixtureRequest) -> list[bytes]:
+    """The photographs; where they are absent, drawn ones. JPEG files."""
+    try:
+        return request.getfixturevalue("photographs")
+    except pytest.skip.Exception:
+        rng = np.random.default_rng(0)
+        blocks = [Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)) for _ in range(20)]
+        return [encoded(image.resize((160, 120), Image.Resampling.BICUBIC), "JPEG") for image in blocks]
+
+
+@pytest.fixture(scope="session")
 def put_file() -> Callable[..., None]:
     """Puts a file into a bundle and lists it in the manifest, as somebody who means to deceive would."""
     return put_listed_file

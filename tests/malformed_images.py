@@ -49,8 +49,10 @@ def encoded(image: Image.Image, file_format: str, index: int) -> bytes:
     modes = {"JPEG": ("RGB", "L", "CMYK"), "PNG": ("RGB", "L", "P", "RGBA", "I;16", "1"), "WEBP": ("RGB", "RGBA")}
     mode = modes[file_format][index % len(modes[file_format])]
     options = {"progressive": bool(index % 2)} if file_format == "JPEG" else {}
+    exif = Image.Exif()
+    exif.update({0x010E: "A note on the picture", 0x0112: index % 10, 0x0132: "2026:01:01 00:00:00"})
     buffer = io.BytesIO()
-    (image.convert("L") if mode == "I;16" else image).convert(mode).save(buffer, file_format, **options)
+    (image.convert("L") if mode == "I;16" else image).convert(mode).save(buffer, file_format, exif=exif, **options)
     return buffer.getvalue()
 
 
@@ -110,8 +112,20 @@ def scans(count: int) -> bytes:
     return data[:start] + data[start:-2] * count + b"\xff\xd9"
 
 
+def film(side: int, count: int) -> bytes:
+    """A WebP that says how large it is, and has so many frames of 16 × 16."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (16, 16), "teal").save(buffer, "WEBP")
+    frame = bytes(6) + b"\x0f\0\0" * 2 + bytes(4) + buffer.getvalue()[12:]
+    size = (side - 1).to_bytes(3, "little")
+    parts = [(b"VP8X", b"\x02\0\0\0" + size * 2), (b"ANIM", bytes(6)), *[(b"ANMF", frame)] * count]
+    body = b"WEBP" + b"".join(name + struct.pack("<I", len(data)) + data for name, data in parts)
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
 PIXELS, END = (b"IDAT", zlib.compress(bytes(20_000))), (b"IEND", b"")
-BOMB = zlib.compress(bytes(50_000_000), 9)
+BOMB, MEGABYTE = zlib.compress(bytes(50_000_000), 9), zlib.compress(bytes(10**6), 9)
+ENTRIES = b"".join(struct.pack(">HHII", tag, 7, 60_000, 4) for tag in range(5000))
 ENORMOUS = {
     "nothing": b"",
     "40,000 × 40,000": png(header(40_000, 40_000), PIXELS, END),
@@ -124,6 +138,15 @@ ENORMOUS = {
     "a profile of 50 MB": png(header(10, 10), (b"iCCP", b"k\x00\x00" + BOMB), PIXELS, END),
     "pixels of 50 MB for 10 × 10": png(header(10, 10), (b"IDAT", BOMB), END),
     "a thousand scans": scans(1000),
+    "thirty scans": scans(21),
     "ninety scans": scans(90),
+    "a hundred thousand comments": small()[:2] + b"\xff\xfe\x00\x02" * 100_000 + small()[2:],
+    "ten thousand notes on exposure": small()[:2] + b"\xff\xe1\x00\x08Exif\0\0" * 10_000 + small()[2:],
+    "a note on exposure of five thousand damaged entries": small(exif=b"Exif\0\0MM\0*\0\0\0\x08\x13\x88" + ENTRIES),
+    "a megabyte of 0xff": small()[:2] + b"\xff" * 10**6 + small()[2:],
+    "a hundred thousand chunks": png(header(10, 10), *[(b"IDAT", b"")] * 100_000, PIXELS, END),
+    "a thousand profiles of 1 MB": png(header(10, 10), *[(b"iCCP", b"k\x00\x00" + MEGABYTE)] * 1000, PIXELS, END),
+    "a film of 16,384 × 16,384": film(16_384, 1),
+    "a film of ten thousand frames": film(16, 10_000),
     "a comment of 60 kB, ten times": small()[:2] + (b"\xff\xfe\xff\xf0" + bytes(65_518)) * 10 + small()[2:],
 }

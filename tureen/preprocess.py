@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 try:
     import simplejpeg
-except ImportError:  # an extra brings it; Pillow decodes the same, a few per cent slower
+except ImportError:  # an extra brings it; Pillow decodes the same, as `benchmarks.decoding` shows hardly slower
     simplejpeg = None
 
 from tureen.errors import (
@@ -26,12 +26,11 @@ from tureen.errors import (
     UndecodableImageError,
     UnsupportedImageTypeError,
 )
+from tureen.stripping import JPEG_SIGNATURE, PNG_SIGNATURE, orientation, stripped
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 PILLOW_MAX_PIXELS = 89_478_485  # where Pillow's own decompression-bomb check sets in
 
-_START_OF_SCAN = b"\xff\xda"  # within a scan a byte 0xff is followed by 0x00: it is a marker, there or in a preview
-_EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -67,7 +66,10 @@ class ImageLimits(BaseModel):
         default=25_000_000, gt=0, le=PILLOW_MAX_PIXELS, description="width × height, read from the image's header"
     )
     max_jpeg_scans: int = Field(
-        default=100, gt=0, description="scans of a progressive JPEG, of which each costs as much as a whole decoding"
+        default=32, gt=0, description="scans of a progressive JPEG, each of which costs as much as a whole decoding"
+    )
+    max_image_parts: int = Field(
+        default=10_000, gt=0, description="segments of a JPEG before its pixels, chunks of a PNG"
     )
 
 
@@ -79,7 +81,7 @@ def pixels_from_bytes(
 ) -> Pixels:
     """The pixels, uint8 RGB (image_size, image_size, 3), of an encoded JPEG, PNG or WebP image.
 
-    jpeg_scaling: decode a JPEG at the smallest of its eighths that is still as large as the pixels. A little faster,
+    jpeg_scaling: decode a JPEG at the smallest of ½, ¼ and ⅛ that is still as large as the pixels. A little faster,
     and other pixels than those that accuracy was measured on; `benchmarks.decoding` tells what it costs.
     Raises an ImageError: empty, not one of the three formats, too large (every limit is checked before
     decoding), or damaged. Of an animation the first frame counts.
@@ -119,19 +121,18 @@ def decode(data: bytes, limits: ImageLimits = DEFAULT_LIMITS, *, least_side: int
     # A decoder answers damaged input with almost any exception, and its text may hold addresses or paths: every
     # one of them means "cannot be decoded" to the caller, and none of them is passed on.
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        lean, exif, xmp = stripped(data, max_parts=limits.max_image_parts, max_scans=limits.max_jpeg_scans)
+        with Image.open(io.BytesIO(lean), formats=FORMATS) as image:
             width, height = image.size
             if width * height > limits.max_image_pixels:
                 raise ImageTooLargeError("pixels", limits.max_image_pixels)
-            if image.format == "JPEG":
-                if data.count(_START_OF_SCAN) > limits.max_jpeg_scans:
-                    raise ImageTooLargeError("scans", limits.max_jpeg_scans)
-                if least_side is not None:
-                    image.draft(None, (least_side, least_side))
-                elif (rgb := _fast_jpeg(data, image.mode)) is not None:
-                    return _upright(rgb, image)
+            if image.format == "JPEG" and least_side is not None:
+                image.draft(None, (least_side, least_side))
+            elif image.format == "JPEG" and (rgb := _fast_jpeg(lean, image)) is not None:
+                return _upright(rgb, orientation(exif, xmp))
             image.load()
-            return _upright(_to_rgb(image), image)
+            exif, xmp = exif or image.info.get("exif", b""), xmp or image.info.get("xmp", b"")  # WebP's are there
+            return _upright(_to_rgb(image), orientation(exif, xmp))
     except ImageTooLargeError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -140,23 +141,23 @@ def decode(data: bytes, limits: ImageLimits = DEFAULT_LIMITS, *, least_side: int
         raise UndecodableImageError from error
 
 
-def _fast_jpeg(data: bytes, mode: str) -> Image.Image | None:
+def _fast_jpeg(data: bytes, image: Image.Image) -> Image.Image | None:
     """The JPEG in RGB by simplejpeg, whose pixels are Pillow's own; None where it is missing, or has any doubt.
 
-    It refuses what is damaged in the least, and CMYK is not its own: Pillow decides what becomes of those.
+    It refuses what is damaged in the least, and CMYK is not its own: Pillow decides what becomes of those. image: the
+    same, opened by Pillow, which has checked the size that simplejpeg is held to.
     """
-    if simplejpeg is None or mode not in ("RGB", "L"):
+    if simplejpeg is None or image.mode not in ("RGB", "L"):
         return None
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
     try:
-        decoded = simplejpeg.decode_jpeg(data, "RGB")
+        return Image.fromarray(simplejpeg.decode_jpeg(data, "RGB", buffer=pixels))
     except ValueError:
         return None
-    height, width, _ = decoded.shape
-    return Image.frombuffer("RGB", (width, height), decoded, "raw", "RGB", 0, 1)  # shares the memory
 
 
 def _has_known_signature(data: bytes) -> bool:
-    return data.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")) or (data[:4] == b"RIFF" and data[8:12] == b"WEBP")
+    return data.startswith((JPEG_SIGNATURE, PNG_SIGNATURE)) or (data[:4] == b"RIFF" and data[8:12] == b"WEBP")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -171,10 +172,6 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _upright(rgb: Image.Image, source: Image.Image) -> Image.Image:
-    try:
-        orientation = source.getexif().get(_EXIF_ORIENTATION)
-    except Exception:  # noqa: BLE001 - damaged EXIF data beside a sound picture: the picture counts
-        return rgb
-    transpose = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+def _upright(rgb: Image.Image, orientation: int) -> Image.Image:
+    transpose = _UPRIGHT.get(orientation)
     return rgb if transpose is None else rgb.transpose(transpose)

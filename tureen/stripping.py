@@ -1,0 +1,141 @@
+"""Takes from an encoded image what decides no pixel, before a decoder sees it: comments, profiles, previews, padding.
+
+Pillow reads the parts of a JPEG or PNG file one by one in Python, and unpacks texts and profiles: a file full of them
+would keep a server busy for seconds, and its warnings would fill the log. What is left has few parts, each needed.
+Knows the layout of the files, and nothing of pixels. WebP's parts are read by libwebp, and cost nothing.
+
+JPEG: ITU-T T.81, annex B. PNG: W3C PNG (third edition), section 5. The orientation: Exif 2.32, section 4.6.4.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from typing import NamedTuple
+
+from tureen.errors import ImageTooLargeError, UndecodableImageError
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+JPEG_SIGNATURE = b"\xff\xd8\xff"
+
+# Up to the next marker, never going back: a file may be nothing but 0xff. A marker is any number of 0xff and a code.
+_MARKER = re.compile(rb"(?:[^\xff]*+\xff++\x00)*+[^\xff]*+\xff++([^\x00])")
+# The same behind the beginning of a scan, whose data, restarts and what libjpeg skips there are codes like any other.
+_AFTER_SCAN = re.compile(rb"(?:[^\xff]*+\xff++[\x00-\xbf\xd0-\xd7])*+[^\xff]*+\xff++([\xc0-\xcf\xd8-\xfe])")
+_START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
+_WITHOUT_LENGTH = {0x01, *range(0xD0, 0xD8)}
+_DISPENSABLE = {*range(0xE1, 0xEE), 0xEF, 0xFE}  # applications' and comments; JFIF's and Adobe's tell the colours
+_EXIF, _XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
+
+_PNG_KEPT = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}
+_PNG_XMP = b"XML:com.adobe.xmp\0"
+
+_ORIENTATION = 0x0112
+_UNSIGNED = {3: "H", 4: "I"}  # types of a value, and what struct calls them
+_XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([1-8])')
+
+
+class Stripped(NamedTuple):
+    """data: the image that is left. exif, xmp: what said how to turn it, as it was in the file; else empty."""
+
+    data: bytes
+    exif: bytes = b""
+    xmp: bytes = b""
+
+
+def stripped(data: bytes, *, max_parts: int, max_scans: int) -> Stripped:
+    """A JPEG or PNG image without what decides no pixel; of an animation, the first frame. Others as they are.
+
+    Raises ImageTooLargeError where a file has more parts or scans, UndecodableImageError where it ends before its
+    pixels begin.
+    """
+    if data.startswith(JPEG_SIGNATURE):
+        image, scan = _stripped_jpeg(data, max_parts)
+        _check_scans(image.data, scan, max_parts=max_parts, max_scans=max_scans)
+        return image
+    return _stripped_png(data, max_parts) if data.startswith(PNG_SIGNATURE) else Stripped(data)
+
+
+def orientation(exif: bytes, xmp: bytes) -> int:
+    """From 1, upright, to 8, as Exif numbers them; 1 where neither says anything that can be read."""
+    found = _exif_orientation(exif.removeprefix(_EXIF))
+    if found is None:
+        match = _XMP_ORIENTATION.search(xmp)
+        return int(match[1]) if match else 1
+    return found if 1 <= found <= 8 else 1
+
+
+def _exif_orientation(tiff: bytes) -> int | None:
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
+    if order is None:
+        return None
+    try:
+        (start,) = struct.unpack_from(f"{order}I", tiff, 4)
+        (count,) = struct.unpack_from(f"{order}H", tiff, start)
+        for entry in range(start + 2, start + 2 + 12 * count, 12):
+            tag, kind, length = struct.unpack_from(f"{order}HHI", tiff, entry)
+            if tag == _ORIENTATION and kind in _UNSIGNED and length == 1:
+                value: int = struct.unpack_from(f"{order}{_UNSIGNED[kind]}", tiff, entry + 8)[0]
+                return value
+    except struct.error:  # cut short
+        pass
+    return None
+
+
+def _stripped_jpeg(data: bytes, max_parts: int) -> tuple[Stripped, int]:
+    """The image, and where in it the first scan begins."""
+    kept, exif, xmp, position = [data[:2]], b"", b"", 2
+    for _ in range(max_parts):
+        match = _MARKER.match(data, position)
+        if match is None:
+            raise UndecodableImageError
+        marker, start, position = match[1][0], match.end() - 2, match.end()
+        if marker == _START_OF_SCAN:
+            kept.append(data[start:])
+            image = b"".join(kept)
+            return Stripped(image, exif, xmp), len(image) - len(kept[-1])
+        if marker in _WITHOUT_LENGTH:
+            continue
+        position += max(2, int.from_bytes(data[position : position + 2], "big"))
+        segment = data[start:position]
+        if marker not in _DISPENSABLE:
+            kept.append(segment)
+        elif not exif and segment.startswith(_EXIF, 4):
+            exif = segment[4:]
+        elif not xmp and segment.startswith(_XMP, 4):
+            xmp = segment[4:]
+    raise ImageTooLargeError("segments", max_parts)
+
+
+def _check_scans(data: bytes, position: int, *, max_parts: int, max_scans: int) -> None:
+    """Raises ImageTooLargeError. Each scan costs as much as a whole decoding, however short it is."""
+    # Nearly always enough, and quick. A film behind the picture may hold the two bytes as often as it likes.
+    if data.count(b"\xff\xda", position) <= max_scans:
+        return
+    scans = 0
+    for _ in range(max_parts):
+        match = _AFTER_SCAN.match(data, position)
+        if match is None or match[1][0] == _END_OF_IMAGE:
+            return
+        scans += match[1][0] == _START_OF_SCAN
+        if scans > max_scans:
+            raise ImageTooLargeError("scans", max_scans)
+        position = match.end() + max(2, int.from_bytes(data[match.end() : match.end() + 2], "big"))
+    raise ImageTooLargeError("segments", max_parts)
+
+
+def _stripped_png(data: bytes, max_parts: int) -> Stripped:
+    kept, exif, xmp, position = [data[:8]], b"", b"", 8
+    for _ in range(max_parts):
+        kind = data[position + 4 : position + 8]
+        end = position + 12 + int.from_bytes(data[position : position + 4], "big")
+        if kind in _PNG_KEPT:
+            kept.append(data[position:end])
+        elif kind == b"eXIf":
+            exif = data[position + 8 : end - 4]
+        elif kind == b"iTXt" and data.startswith(_PNG_XMP, position + 8):
+            xmp = data[position + 8 : end - 4]
+        position = end
+        if kind == b"IEND" or position >= len(data):
+            return Stripped(b"".join(kept), exif, xmp)
+    raise ImageTooLargeError("chunks", max_parts)
