@@ -2,12 +2,14 @@
 
 One process keeps them in memory. Several keep them in files of a shared directory, and any of them answers for all:
 counters and histograms are added up; of a gauge, `multiprocess_mode` says what becomes. Neither Info nor
-Gauge.set_function can be kept in files, so neither is used.
+Gauge.set_function can be kept in files, so neither is used. Series of short closed sets exist from the start, or the
+first event would be none to a rate: Prometheus sees an increase only from a value that it has seen.
 """
 
 from __future__ import annotations
 
 import os
+from bisect import bisect_left
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,7 +20,11 @@ from prometheus_client.multiprocess import MultiProcessCollector
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 IMAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-
+STAGES = ("decode", "queue", "inference")
+BETA_BOUNDS = (0.0, 0.25, 0.5, 0.75)
+BETA_BUCKETS = ("0", "(0,0.25]", "(0.25,0.5]", "(0.5,0.75]", "(0.75,1)")  # below each bound and above the last
+ROBUST_BUCKET = "1"
+SINGLE_BUCKET = "single"
 
 SHARED_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"  # where prometheus_client looks for the name of the directory
 SERVING = ("model", "version", "engine", "engine_version", "precision")
@@ -58,8 +64,9 @@ class Metrics:
         )
         self.classifications = Counter(
             "tureen_classifications",
-            "Images classified, by β: clean is 0, robust is 1, mixed lies between; single: the model has one token.",
-            ["mode", "beta_source"],
+            "Images classified, by the interval their β lies in, with 0 and 1 by themselves; single: the model has one "
+            "token.",
+            ["beta_bucket", "beta_source"],
             registry=self.registry,
         )
         self.rejections = Counter(
@@ -87,6 +94,19 @@ class Metrics:
         self.queue_images = Gauge(
             "tureen_queue_images", "Images waiting for a batch.", multiprocess_mode="livesum", registry=self.registry
         )
+        self.expected_seconds = Gauge(
+            "tureen_expected_seconds",
+            "When an image that comes now would be answered, by what was measured; of several processes, the slowest.",
+            multiprocess_mode="livemax", registry=self.registry,
+        )  # fmt: skip
+        self.expected_limit_seconds = Gauge(
+            "tureen_expected_limit_seconds", "max_queue_ms: beyond it a request is answered 429.",
+            multiprocess_mode="livemax", registry=self.registry,
+        )  # fmt: skip
+        self.engine_failures = Counter(
+            "tureen_engine_failures", "Runs of the engine that failed; the images of each are run again in halves.",
+            registry=self.registry,
+        )  # fmt: skip
         self.is_ready = Gauge(
             "tureen_ready", "Processes whose engine has reproduced the golden rows.",
             multiprocess_mode="livesum", registry=self.registry,
@@ -94,6 +114,10 @@ class Metrics:
         self.default_beta = Gauge(
             "tureen_default_beta", "β of a request that names none; NaN: the model has one token.",
             multiprocess_mode="livemostrecent", registry=self.registry,
+        )  # fmt: skip
+        self.settings_revision = Gauge(
+            "tureen_settings_revision", "Revision of the operator's settings that every process has reached.",
+            multiprocess_mode="livemin", registry=self.registry,
         )  # fmt: skip
         self._serving = Gauge(
             "tureen_serving_info", "1 for what is served, and on which engine; 0 for what was served before.", SERVING,
@@ -107,6 +131,17 @@ class Metrics:
             "tureen_process_starts", "Server processes started; each beyond --workers took a dead one's place.",
             registry=self.registry,
         )  # fmt: skip
+        self._start_series()
+
+    def _start_series(self) -> None:
+        for metric, labels in (
+            (self.stage_seconds, STAGES),
+            (self.dropped, ("deadline", "abandoned")),
+            (self.mode_comparisons, ("agree", "disagree", "dropped")),
+            (self.reloads, ("ok", "failed")),
+        ):
+            for label in labels:
+                metric.labels(label)
 
     def serves(self, what: Mapping[str, str]) -> None:
         """Say what is served from now on, by the names in SERVING."""
@@ -125,6 +160,8 @@ class Metrics:
         return generate_latest(registry), CONTENT_TYPE_LATEST
 
 
-def mode_of(beta: float | None) -> str:
-    """The label of a β: "clean", "robust" or "mixed"; "single" where there is none."""
-    return {None: "single", 0.0: "clean", 1.0: "robust"}.get(beta, "mixed")
+def beta_bucket(beta: float | None) -> str:
+    """The label of a β in [0, 1]: the interval it lies in; None: the model has one token."""
+    if beta is None:
+        return SINGLE_BUCKET
+    return ROBUST_BUCKET if beta == 1 else BETA_BUCKETS[bisect_left(BETA_BOUNDS, beta)]

@@ -61,6 +61,7 @@ class Model:
             on_batch=lambda size, seconds: metrics.batch_images.observe(size),
             on_dropped=lambda reason, count: metrics.dropped.labels(reason).inc(count),
             on_waiting=metrics.queue_images.set,
+            on_failed=metrics.engine_failures.inc,
         )
 
     async def ask(self, asked: Asked, *, deadline_s: float, priority: Priority = Priority.ONLINE) -> Answered:

@@ -15,7 +15,7 @@ from typing import Literal
 
 from serve.admission import QueueTime, retry_after_s
 from serve.errors import NotReadyError, OverloadedError
-from serve.metrics import Metrics, mode_of
+from serve.metrics import STAGES, Metrics, beta_bucket
 from serve.model import Answered, Asked, Model, open_soup
 from serve.policy import Priority
 from serve.settings import Settings
@@ -56,6 +56,7 @@ class Service:
         self._decoders = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
         self._show_default(bundle)
         metrics.is_ready.set(0)
+        metrics.expected_limit_seconds.set(settings.max_queue_ms / 1000)
 
     @property
     def is_ready(self) -> bool:
@@ -135,14 +136,14 @@ class Service:
         self._permits_taken += 1
         self._queue_time.enter(images, now)
         self._admitted[admission.model].add(admission)
-        self.metrics.in_flight.set(self._permits_taken)
+        self._show_load()
         try:
             yield admission
         finally:
             self._permits_taken -= 1
             self._queue_time.leave(images, time.monotonic(), was_run=admission.was_run)
             self._leave(admission)
-            self.metrics.in_flight.set(self._permits_taken)
+            self._show_load()
 
     def compare_modes(self, admission: Admission, answered: Answered, beta: float) -> None:
         """For a share of answers: ask the other mode too, of the pixels at hand, behind everybody who waits.
@@ -178,6 +179,7 @@ class Service:
         model = Model(soup, self.settings, self.metrics, self._decoders)
         if self._model is None:
             self._queue_time.image_s = image_s
+            self._show_load()
         self._admitted[model] = set()
         self._model = model
         self._show_default(bundle)
@@ -212,8 +214,13 @@ class Service:
         logger.info("closed: %s %s", model.bundle.manifest.name, model.bundle.manifest.version)
 
     def _show_default(self, bundle: Bundle) -> None:
-        beta = _default_choice(bundle, self.settings.default_beta).beta
-        self.metrics.default_beta.set(math.nan if beta is None else beta)
+        default = _default_choice(bundle, self.settings.default_beta)
+        self.metrics.default_beta.set(math.nan if default.beta is None else default.beta)
+        self.metrics.settings_revision.set(default.revision)
+
+    def _show_load(self) -> None:
+        self.metrics.in_flight.set(self._permits_taken)
+        self.metrics.expected_seconds.set(self._queue_time.expected_s())
 
 
 class Admission:
@@ -262,7 +269,7 @@ class Admission:
         for reply, choice, beta in zip(replies, choices, betas, strict=True):
             if isinstance(reply, TureenError):
                 continue
-            self._service.metrics.classifications.labels(mode_of(choice.beta), choice.source).inc()
+            self._service.metrics.classifications.labels(beta_bucket(choice.beta), choice.source).inc()
             if choice.beta is not None:
                 self._service.compare_modes(self, reply, beta)
         return replies
@@ -273,8 +280,8 @@ class Admission:
         except TureenError as error:
             return error
         self.was_run = True
-        stages = {"decode": answered.decode_s, "queue": answered.queue_s, "inference": answered.inference_s}
-        for stage, seconds in stages.items():
+        seconds_of = (answered.decode_s, answered.queue_s, answered.inference_s)
+        for stage, seconds in zip(STAGES, seconds_of, strict=True):
             self._service.metrics.stage_seconds.labels(stage).observe(seconds)
         return answered
 

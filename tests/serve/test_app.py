@@ -308,8 +308,8 @@ def test_metrics_count_what_happened(bundle_path, digit_png):
         client.post("/classify?beta=2", content=digit_png(0))
         text = client.get("/metrics").text
     assert 'tureen_requests_total{method="POST",route="/classify",status="200"} 5.0' in text
-    assert 'tureen_classifications_total{beta_source="request",mode="mixed"} 2.0' in text
-    assert 'tureen_classifications_total{beta_source="bundle",mode="clean"} 1.0' in text
+    assert 'tureen_classifications_total{beta_bucket="(0.25,0.5]",beta_source="request"} 1.0' in text
+    assert 'tureen_classifications_total{beta_bucket="0",beta_source="bundle"} 1.0' in text
     assert 'tureen_rejections_total{code="invalid_beta"} 1.0' in text
     assert 'tureen_stage_seconds_count{stage="inference"} 5.0' in text
     assert "tureen_batch_images_count 5.0" in text

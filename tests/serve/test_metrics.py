@@ -7,7 +7,7 @@ import sys
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from serve.metrics import Metrics
+from serve.metrics import Metrics, beta_bucket
 
 # What a process of the server does to its metrics, and what it then answers at /metrics.
 PROCESS = """
@@ -78,3 +78,21 @@ def test_who_takes_a_dead_ones_place_goes_on_with_its_counters(tmp_path):
 def test_only_known_words_describe_what_is_served():
     with pytest.raises(KeyError):
         Metrics().serves({"model": "m"})
+
+
+@pytest.mark.parametrize(
+    ("beta", "bucket"),
+    [
+        (None, "single"),
+        (0.0, "0"),
+        (1e-9, "(0,0.25]"),
+        (0.25, "(0,0.25]"),
+        (0.2500001, "(0.25,0.5]"),
+        (0.5, "(0.25,0.5]"),
+        (0.75, "(0.5,0.75]"),
+        (0.9999999, "(0.75,1)"),
+        (1.0, "1"),
+    ],
+)
+def test_a_beta_is_counted_in_the_interval_that_holds_it(beta, bucket):
+    assert beta_bucket(beta) == bucket
