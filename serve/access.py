@@ -8,17 +8,21 @@ import re
 import secrets
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.errors import ShuttingDownError
+from serve.journey import JOURNEY, Journey
 from serve.logs import FIELDS
 from serve.metrics import METHODS, Metrics
 from serve.oip.errors import is_oip, oip_response
 from serve.problems import INTERNAL, Kind, kind_of, problem_response
+
+if TYPE_CHECKING:
+    from serve.tracing import Tracing
 
 REQUEST_ID = "x-request-id"
 QUIET_ROUTES = frozenset({"/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"})
@@ -37,9 +41,10 @@ def access_fields(scope: Scope) -> dict[str, Any]:
 class AccessMiddleware:
     """Counts, times, logs and names every request; takes the client's X-Request-ID where it is a sound one."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, tracing: Tracing | None = None) -> None:
         self._app = app
         self._metrics = metrics
+        self._tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -49,6 +54,8 @@ class AccessMiddleware:
         given = Headers(scope=scope).get(REQUEST_ID, "")
         request_id = given if _SOUND_ID.fullmatch(given) else secrets.token_hex(8)
         fields = access_fields(scope)
+        if self._tracing is not None:
+            JOURNEY.set(Journey())
         status = 0
 
         async def send_named(message: Message) -> None:
@@ -83,6 +90,24 @@ class AccessMiddleware:
         self._metrics.request_seconds.labels(route).observe(seconds)
         if "code" in fields:
             self._metrics.rejections.labels(fields["code"]).inc()
+        journey = JOURNEY.get()
+        if self._tracing is not None and journey is not None and route not in QUIET_ROUTES:
+            fields["trace_id"] = self._tracing.record(
+                f"{method} {route}",
+                Headers(scope=scope),
+                journey,
+                seconds=seconds,
+                is_failed=status >= 500,
+                attributes={
+                    "http.request.method": method,
+                    "http.route": route,
+                    "http.response.status_code": status,
+                    "error.type": fields.get("code"),
+                    "tureen.request_id": request_id,
+                    "tureen.beta": fields.get("beta"),
+                    "tureen.beta_source": fields.get("beta_source"),
+                },
+            )
         level = logging.DEBUG if route in QUIET_ROUTES else logging.INFO
         if logger.isEnabledFor(level):
             event = {"request_id": request_id, "method": method, "route": route, "status": status}

@@ -25,10 +25,11 @@ logger = logging.getLogger("tureen.serve")
 
 @dataclass(frozen=True)
 class Answer(Generic[Result]):
-    """A row's result, how long it waited for its batch, and how long the batch ran."""
+    """A row's result, how long it waited for its batch, when that began (time.monotonic), and how long it ran."""
 
     result: Result
     queue_s: float
+    batch_began_s: float
     inference_s: float
     batch_size: int
 
@@ -158,4 +159,4 @@ class Batcher(Generic[Row, Result]):
         self._on_batch(len(rows), seconds)
         for waiting, result in pairs:
             if not waiting.future.done():
-                waiting.future.set_result(Answer(result, started - waiting.arrived_s, seconds, len(rows)))
+                waiting.future.set_result(Answer(result, started - waiting.arrived_s, started, seconds, len(rows)))

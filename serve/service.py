@@ -15,6 +15,7 @@ from typing import Literal
 
 from serve.admission import QueueTime, retry_after_s
 from serve.errors import NotReadyError, OverloadedError
+from serve.journey import JOURNEY
 from serve.metrics import STAGES, Metrics, beta_bucket
 from serve.model import Answered, Asked, Model, open_soup
 from serve.policy import Priority
@@ -133,6 +134,8 @@ class Service:
         now = time.monotonic()
         arrived_s = now if arrived_s is None else arrived_s
         admission = Admission(self, self.model, arrived_s, timeout_ms or self.settings.timeout_ms)
+        if (journey := JOURNEY.get()) is not None:
+            journey.manifest = admission.model.bundle.manifest
         self._permits_taken += 1
         self._queue_time.enter(images, now)
         self._admitted[admission.model].add(admission)
@@ -280,6 +283,8 @@ class Admission:
         except TureenError as error:
             return error
         self.was_run = True
+        if (journey := JOURNEY.get()) is not None:
+            journey.images.append((asked.betas, answered))
         seconds_of = (answered.decode_s, answered.queue_s, answered.inference_s)
         for stage, seconds in zip(STAGES, seconds_of, strict=True):
             self._service.metrics.stage_seconds.labels(stage).observe(seconds)

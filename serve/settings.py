@@ -25,6 +25,13 @@ def _beta_or_none(value: str | float | None) -> float | None:
     return None if value is None else parse_beta(value)
 
 
+def _is_installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # of the package it is in
+        return False
+
+
 class Settings(BaseModel):
     """Everything that decides how a server runs; frozen, built at the edge, passed down."""
 
@@ -110,6 +117,12 @@ class Settings(BaseModel):
         default_factory=default_cache_directory,
         description="keeps compiled models and this machine's timings; default: the user's cache",
     )
+    otlp_endpoint: str | None = Field(
+        default=None,
+        pattern="^https?://",
+        description="OpenTelemetry collector that a trace of each request is sent to, such as http://127.0.0.1:4318; "
+        "default: no traces",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="least level logged")
 
     @field_validator("grpc_port")
@@ -118,6 +131,13 @@ class Settings(BaseModel):
         if grpc_port is not None and find_spec("grpc_health") is None:
             raise ValueError("gRPC is not installed: leave the option out, or pip install 'tureen[grpc]'")
         return grpc_port
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _has_otel(cls, otlp_endpoint: str | None) -> str | None:
+        if otlp_endpoint is not None and not _is_installed("opentelemetry.exporter.otlp.proto.http"):
+            raise ValueError("OpenTelemetry is not installed: leave the option out, or pip install 'tureen[otel]'")
+        return otlp_endpoint
 
     @field_validator("streams")
     @classmethod
