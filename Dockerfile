@@ -16,11 +16,11 @@ FROM python:3.11-slim
 COPY --from=build /wheels /wheels
 COPY constraints.txt /
 RUN wheel=$(ls /wheels/*.whl) \
-    && pip install --no-cache-dir -c /constraints.txt "tureen[serve,cpu,openvino] @ file://$wheel" \
+    && pip install --no-cache-dir -c /constraints.txt "tureen[serve,grpc,cpu,openvino] @ file://$wheel" \
     && rm -r /wheels \
     && useradd --system --uid 10001 tureen
 USER 10001
-ENV TUREEN_BUNDLE=/bundle TUREEN_HOST=0.0.0.0 TUREEN_PORT=8000
+ENV TUREEN_BUNDLE=/bundle TUREEN_HOST=0.0.0.0 TUREEN_PORT=8000 TUREEN_CACHE_DIR=/tmp/tureen
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=3s --start-period=30s CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/healthz', timeout=2)"]
 CMD ["tureen", "serve"]

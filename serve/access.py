@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 REQUEST_ID = "x-request-id"
 QUIET_ROUTES = frozenset({"/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"})
 _FIELDS_KEY = "tureen.access"
+_ID_KEY = "tureen.request_id"
+_ANSWERED_KEY = "tureen.answered"
 _SOUND_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 logger = logging.getLogger("tureen.access")
@@ -36,6 +38,37 @@ def access_fields(scope: Scope) -> dict[str, Any]:
     """The request's own fields of its log event, to be added to by whoever knows more."""
     fields: dict[str, Any] = scope.setdefault(_FIELDS_KEY, {})
     return fields
+
+
+def request_id_of(scope: Scope) -> str:
+    """The request's id: the client's where it is a sound one, else one of ours."""
+    if _ID_KEY not in scope:
+        given = Headers(scope=scope).get(REQUEST_ID, "")
+        scope[_ID_KEY] = given if _SOUND_ID.fullmatch(given) else secrets.token_hex(8)
+    request_id: str = scope[_ID_KEY]
+    return request_id
+
+
+def answered_elsewhere(scope: Scope, kind: Kind) -> None:
+    """Say that the client has got this error already, whatever the application makes of its request."""
+    scope[_ANSWERED_KEY] = kind
+
+
+def record(metrics: Metrics, scope: Scope, status: int, seconds: float) -> None:
+    """Count, time and log one answered request, whoever answered it; the scope may be of a head that was cut short."""
+    fields = dict(access_fields(scope))
+    status, code = _told(scope, status)
+    route = fields.pop("route", None) or getattr(scope.get("route"), "path", "unmatched")
+    method = scope["method"] if scope.get("method") in METHODS else "other"
+    metrics.requests.labels(route, method, str(status)).inc()
+    metrics.request_seconds.labels(route).observe(seconds)
+    if code is not None:
+        fields["code"] = code
+        metrics.rejections.labels(code).inc()
+    level = logging.DEBUG if route in QUIET_ROUTES else logging.INFO
+    if logger.isEnabledFor(level):
+        event = {"request_id": request_id_of(scope), "method": method, "route": route, "status": status}
+        logger.log(level, "request", extra={FIELDS: {**event, "ms": round(1000 * seconds, 3), **fields}})
 
 
 class AccessMiddleware:
@@ -51,8 +84,7 @@ class AccessMiddleware:
             await self._app(scope, receive, send)
             return
         started = time.perf_counter()
-        given = Headers(scope=scope).get(REQUEST_ID, "")
-        request_id = given if _SOUND_ID.fullmatch(given) else secrets.token_hex(8)
+        request_id = request_id_of(scope)
         fields = access_fields(scope)
         if self._tracing is not None:
             JOURNEY.set(Journey())
@@ -81,37 +113,41 @@ class AccessMiddleware:
             problem = _respond(scope)(INTERNAL, "the server's log says more under this request's id")
             await problem(scope, receive, send_named)
         finally:
-            self._record(scope, status, time.perf_counter() - started, request_id, fields)
+            seconds = time.perf_counter() - started
+            if self._tracing is not None:
+                _trace(self._tracing, scope, status, seconds)
+            record(self._metrics, scope, status, seconds)
 
-    def _record(self, scope: Scope, status: int, seconds: float, request_id: str, fields: dict[str, Any]) -> None:
-        route = getattr(scope.get("route"), "path", "unmatched")
-        method = scope["method"] if scope["method"] in METHODS else "other"
-        self._metrics.requests.labels(route, method, str(status)).inc()
-        self._metrics.request_seconds.labels(route).observe(seconds)
-        if "code" in fields:
-            self._metrics.rejections.labels(fields["code"]).inc()
-        journey = JOURNEY.get()
-        if self._tracing is not None and journey is not None and route not in QUIET_ROUTES:
-            fields["trace_id"] = self._tracing.record(
-                f"{method} {route}",
-                Headers(scope=scope),
-                journey,
-                seconds=seconds,
-                is_failed=status >= 500,
-                attributes={
-                    "http.request.method": method,
-                    "http.route": route,
-                    "http.response.status_code": status,
-                    "error.type": fields.get("code"),
-                    "tureen.request_id": request_id,
-                    "tureen.beta": fields.get("beta"),
-                    "tureen.beta_source": fields.get("beta_source"),
-                },
-            )
-        level = logging.DEBUG if route in QUIET_ROUTES else logging.INFO
-        if logger.isEnabledFor(level):
-            event = {"request_id": request_id, "method": method, "route": route, "status": status}
-            logger.log(level, "request", extra={FIELDS: {**event, "ms": round(1000 * seconds, 3), **fields}})
+
+def _trace(tracing: Tracing, scope: Scope, status: int, seconds: float) -> None:
+    """Make the request's trace, and have its log event name it."""
+    fields, journey = access_fields(scope), JOURNEY.get()
+    route = getattr(scope.get("route"), "path", "unmatched")
+    if journey is None or route in QUIET_ROUTES:
+        return
+    status, code = _told(scope, status)
+    fields["trace_id"] = tracing.record(
+        f"{scope['method']} {route}",
+        Headers(scope=scope),
+        journey,
+        seconds=seconds,
+        is_failed=status >= 500,
+        attributes={
+            "http.request.method": scope["method"],
+            "http.route": route,
+            "http.response.status_code": status,
+            "error.type": code,
+            "tureen.request_id": request_id_of(scope),
+            "tureen.beta": fields.get("beta"),
+            "tureen.beta_source": fields.get("beta_source"),
+        },
+    )
+
+
+def _told(scope: Scope, status: int) -> tuple[int, str | None]:
+    """The status and the error's code that the client has got, whoever answered it."""
+    answered: Kind | None = scope.get(_ANSWERED_KEY)
+    return (status, access_fields(scope).get("code")) if answered is None else (answered.status, answered.code)
 
 
 def _respond(scope: Scope) -> Callable[[Kind, str], JSONResponse]:

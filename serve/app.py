@@ -12,6 +12,7 @@ import fastapi_swagger
 from fastapi import FastAPI, Request, Response
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
 import tureen
@@ -65,6 +66,7 @@ def create_app(service: Service, lifespan: Lifespan | None = None, tracing: Trac
     _add_health(app, service)
     add_oip_routes(app, service, memory)
     _add_docs(app)
+    _answer_head(app)
     return app
 
 
@@ -111,6 +113,19 @@ def _add_docs(app: FastAPI) -> None:
             swagger_css_url="docs/static/swagger-ui.css",
             swagger_favicon_url="docs/static/favicon-32x32.png",
         )
+
+
+def _answer_head(app: FastAPI) -> None:
+    """HEAD wherever GET is answered, as load balancers and uptime checks ask; uvicorn keeps the body back."""
+    for route in list(app.routes):
+        if isinstance(route, APIRoute) and "GET" in (route.methods or ()):
+            app.add_api_route(
+                route.path,
+                route.endpoint,
+                methods=["HEAD"],
+                include_in_schema=False,
+                response_class=route.response_class,
+            )
 
 
 def _not_ready() -> dict[int | str, dict[str, object]]:

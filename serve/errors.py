@@ -2,11 +2,18 @@
 
 TureenError
 └── ServeError
+    ├── MalformedRequestError        caller: what came is no sound HTTP request
+    ├── HeadTooLargeError            caller: its head is too large
+    ├── HeadTimeoutError             caller: its head came too slowly
+    ├── UntrustedHostError           caller: its Host is none that this server answers to
+    ├── TooManyChunksError           caller: its body comes in too many pieces
+    ├── TooManyConnectionsError      caller, later: the process has as many connections as it takes
     ├── InvalidParameterError        caller: a query parameter or form field is wrong, unknown or given twice
     ├── MalformedFormError           caller: the multipart body cannot be read
     ├── IncompleteBodyError          caller: the connection ended within the body
     ├── RequestTooLargeError         caller: a form or JSON beyond the limit
     ├── BodyTimeoutError             caller: the body came too slowly
+    │   └── SlowBodyError            caller: below the least rate
     ├── ClientGoneError              nobody: the client has gone, and reads no answer
     ├── OverloadedError              caller, later: there is more to do than in time can be
     ├── NotReadyError                caller, later: no engine has reproduced the golden rows yet
@@ -22,6 +29,34 @@ from tureen.errors import TureenError
 
 class ServeError(TureenError):
     """Base of the errors of this package."""
+
+
+class MalformedRequestError(ServeError):
+    pass
+
+
+class HeadTooLargeError(ServeError):
+    pass
+
+
+class HeadTimeoutError(ServeError):
+    def __init__(self, timeout_s: float) -> None:
+        super().__init__(f"the request's head did not arrive within {timeout_s:g} s")
+
+
+class UntrustedHostError(ServeError):
+    def __init__(self) -> None:
+        super().__init__("the server does not answer to this Host: its operator can name it in --allowed-hosts")
+
+
+class TooManyChunksError(ServeError):
+    def __init__(self, max_chunks: int) -> None:
+        super().__init__(f"the body has more than {max_chunks:,} chunks, the limit: send larger ones")
+
+
+class TooManyConnectionsError(ServeError):
+    def __init__(self) -> None:
+        super().__init__("the server has as many connections as it takes: try again shortly")
 
 
 class InvalidParameterError(ServeError):
@@ -40,6 +75,11 @@ class IncompleteBodyError(ServeError):
 class BodyTimeoutError(ServeError):
     def __init__(self, timeout_ms: int) -> None:
         super().__init__(f"the body did not arrive within {timeout_ms} ms")
+
+
+class SlowBodyError(BodyTimeoutError):
+    def __init__(self, min_rate: int, timeout_s: float) -> None:
+        ServeError.__init__(self, f"the body came at less than {min_rate:,} bytes/s, or took more than {timeout_s:g} s")
 
 
 class RequestTooLargeError(ServeError):

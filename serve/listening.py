@@ -6,14 +6,19 @@ Knows nothing about HTTP or about who accepts.
 from __future__ import annotations
 
 import ctypes
+import logging
+import resource
 import socket
 import struct
 import sys
 
 BACKLOG = 2048
+OTHER_FILES = 256  # the process' own: models, threads, pipes
 _SO_ATTACH_FILTER = 26  # include/uapi/asm-generic/socket.h; Python has no name for it
 # Classic BPF over a TCP header: drop a segment whose SYN flag (bit 1 of byte 13) is set, take every other.
 _DROP_SYN = ((0x30, 0, 0, 13), (0x45, 0, 1, 0x02), (0x06, 0, 0, 0), (0x06, 0, 0, 0xFFFFFFFF))
+
+logger = logging.getLogger("tureen.serve")
 
 
 def bind(host: str, port: int, count: int = 1) -> list[socket.socket]:
@@ -71,3 +76,20 @@ def _bound(host: str, port: int, *options: int) -> socket.socket:
         listener.close()
         raise
     return listener
+
+
+def allow_open_files(max_connections: int) -> None:
+    """Raise the process' limit of open files, as far as it may, to what so many connections and their refusals need.
+
+    At that limit the kernel's refusal is a reset, where ours is an answer.
+    """
+    needed = 2 * max_connections + OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    if allowed < needed:
+        logger.warning(
+            "%d connections need %d open files and the limit is %d: raise it (ulimit -n) or lower --max-connections",
+            max_connections, needed, allowed,
+        )  # fmt: skip

@@ -9,7 +9,6 @@ first event would be none to a rate: Prometheus sees an increase only from a val
 from __future__ import annotations
 
 import os
-from bisect import bisect_left
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,14 +16,12 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from tureen.tokens import CLEAN_BETA, ROBUST_BETA
+
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 IMAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 STAGES = ("decode", "queue", "inference")
-BETA_BOUNDS = (0.0, 0.25, 0.5, 0.75)
-BETA_BUCKETS = ("0", "(0,0.25]", "(0.25,0.5]", "(0.5,0.75]", "(0.75,1)")  # below each bound and above the last
-ROBUST_BUCKET = "1"
-SINGLE_BUCKET = "single"
 
 SHARED_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"  # where prometheus_client looks for the name of the directory
 SERVING = ("model", "version", "engine", "engine_version", "precision")
@@ -64,9 +61,8 @@ class Metrics:
         )
         self.classifications = Counter(
             "tureen_classifications",
-            "Images classified, by the interval their β lies in, with 0 and 1 by themselves; single: the model has one "
-            "token.",
-            ["beta_bucket", "beta_source"],
+            "Images classified, by β: 0 is the clean mode, 1 the robust one; single: the model has one token.",
+            ["beta", "beta_source"],
             registry=self.registry,
         )
         self.rejections = Counter(
@@ -94,15 +90,6 @@ class Metrics:
         self.queue_images = Gauge(
             "tureen_queue_images", "Images waiting for a batch.", multiprocess_mode="livesum", registry=self.registry
         )
-        self.expected_seconds = Gauge(
-            "tureen_expected_seconds",
-            "When an image that comes now would be answered, by what was measured; of several processes, the slowest.",
-            multiprocess_mode="livemax", registry=self.registry,
-        )  # fmt: skip
-        self.expected_limit_seconds = Gauge(
-            "tureen_expected_limit_seconds", "max_queue_ms: beyond it a request is answered 429.",
-            multiprocess_mode="livemax", registry=self.registry,
-        )  # fmt: skip
         self.engine_failures = Counter(
             "tureen_engine_failures", "Runs of the engine that failed; the images of each are run again in halves.",
             registry=self.registry,
@@ -115,9 +102,18 @@ class Metrics:
             "tureen_default_beta", "β of a request that names none; NaN: the model has one token.",
             multiprocess_mode="livemostrecent", registry=self.registry,
         )  # fmt: skip
-        self.settings_revision = Gauge(
+        self.revision = Gauge(
             "tureen_settings_revision", "Revision of the operator's settings that every process has reached.",
             multiprocess_mode="livemin", registry=self.registry,
+        )  # fmt: skip
+        self.expected_queue = Gauge(
+            "tureen_expected_queue_seconds",
+            "How long a request admitted now would take, by what was measured; of several processes, at the slowest.",
+            multiprocess_mode="livemax", registry=self.registry,
+        )  # fmt: skip
+        self.expected_queue_limit = Gauge(
+            "tureen_expected_queue_limit_seconds", "--max-queue-ms: whoever would take longer is answered 429.",
+            multiprocess_mode="livemax", registry=self.registry,
         )  # fmt: skip
         self._serving = Gauge(
             "tureen_serving_info", "1 for what is served, and on which engine; 0 for what was served before.", SERVING,
@@ -161,7 +157,9 @@ class Metrics:
 
 
 def beta_bucket(beta: float | None) -> str:
-    """The label of a β in [0, 1]: the interval it lies in; None: the model has one token."""
+    """The label of a β: both modes, the quarters between them, or "single" where there is none."""
     if beta is None:
-        return SINGLE_BUCKET
-    return ROBUST_BUCKET if beta == 1 else BETA_BUCKETS[bisect_left(BETA_BOUNDS, beta)]
+        return "single"
+    if beta in (CLEAN_BETA, ROBUST_BETA):
+        return f"{beta:g}"
+    return next(f"below {bound:g}" for bound in (0.25, 0.5, 0.75, 1.0) if beta < bound)

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from serve.policy import Priority
 from serve.settings import Settings
 from tureen.bundle import Bundle
 from tureen.engines import open_engine
+from tureen.engines.paired import CPU_ENGINES, PairedEngine
 from tureen.preprocess import Pixels, pixels_from_bytes
 from tureen.soup import Soup
 
@@ -63,7 +64,7 @@ class Model:
             self._run,
             max_batch=settings.max_batch,
             max_waiting=settings.max_waiting_images,
-            streams=settings.streams,
+            streams=settings.engine_options.streams,
             on_batch=lambda size, seconds: metrics.batch_images.observe(size),
             on_dropped=lambda reason, count: metrics.dropped.labels(reason).inc(count),
             on_waiting=metrics.queue_images.set,
@@ -105,7 +106,8 @@ class Model:
         began_s = time.monotonic()
         if began_s > deadline_s:
             raise DeadlineError
-        pixels = pixels_from_bytes(image, self.bundle.manifest.preprocess, self._settings.limits)
+        spec, settings = self.bundle.manifest.preprocess, self._settings
+        pixels = pixels_from_bytes(image, spec, settings.limits, jpeg_scaling=settings.jpeg_scaling)
         return pixels, began_s, time.monotonic() - began_s
 
     def _run(self, rows: Sequence[Row]) -> Sequence[NDArray[np.float32]]:
@@ -121,6 +123,9 @@ def open_soup(bundle: Bundle, settings: Settings) -> tuple[Soup, float]:
     Blocks for as long as that takes; raises EngineError.
     """
     engine = open_engine(bundle, settings.engine, settings.precision, settings.engine_options)
+    if settings.engine_options.streams > 1 and engine.name in CPU_ENGINES:
+        alone = open_engine(bundle, engine.name, engine.precision, replace(settings.engine_options, streams=1))
+        engine = PairedEngine(alone, engine)
     soup = Soup(bundle, engine, settings.limits)
     for size in (*warm_sizes(settings.max_batch), settings.max_batch):  # engines compile or allocate for each
         started = time.perf_counter()

@@ -40,6 +40,12 @@ class Kind:
 
 
 KINDS: dict[type[TureenError], Kind] = {
+    serve_errors.MalformedRequestError: Kind(400, "malformed_request", "The request is malformed"),
+    serve_errors.HeadTimeoutError: Kind(408, "head_timeout", "The request's head came too slowly"),
+    serve_errors.TooManyChunksError: Kind(413, "too_many_chunks", "The body has too many chunks"),
+    serve_errors.UntrustedHostError: Kind(421, "untrusted_host", "The Host is none of this server's"),
+    serve_errors.HeadTooLargeError: Kind(431, "head_too_large", "The request's head is too large"),
+    serve_errors.TooManyConnectionsError: Kind(503, "too_many_connections", "The server has too many connections"),
     core_errors.EmptyImageError: Kind(400, "empty_image", "The request holds no image"),
     core_errors.UndecodableImageError: Kind(400, "undecodable_image", "The image cannot be decoded"),
     serve_errors.MalformedFormError: Kind(400, "malformed_form", "The form cannot be read"),

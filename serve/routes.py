@@ -10,7 +10,17 @@ from pydantic import BaseModel
 
 from serve.access import access_fields
 from serve.answers import ClassifyAnswer, ClassifyAnswers, SweepAnswer, classified, served, sweep_answer, unclassified
-from serve.body import FORM_TYPE, IMAGE_FIELD, IMAGE_TYPES, JSON_TYPE, Images, images_of, max_body_bytes, media_type_of
+from serve.body import (
+    BETA_FIELD,
+    FORM_TYPE,
+    IMAGE_FIELD,
+    IMAGE_TYPES,
+    JSON_TYPE,
+    Images,
+    images_of,
+    max_body_bytes,
+    media_type_of,
+)
 from serve.errors import InvalidParameterError, RequestTooLargeError
 from serve.model import Answered, Asked
 from serve.parameters import Parameters, classify_parameters, openapi_parameters, sweep_parameters
@@ -18,6 +28,7 @@ from serve.problems import openapi_responses
 from serve.receiving import BodyMemory, receive_body, unless_gone
 from serve.service import Admission, Service
 from tureen.errors import SingleTokenError, TureenError
+from tureen.tokens import MODE_BETAS
 
 BINARY = {"schema": {"type": "string", "format": "binary"}}
 
@@ -147,25 +158,35 @@ def _openapi_body(*, several: bool) -> dict[str, Any]:
             "additionalProperties": False,
         }
     }
-    beta = {"type": "number", "minimum": 0, "maximum": 1}
-    image = {
+    beta = {
+        "anyOf": [
+            {"type": "number", "minimum": 0, "maximum": 1},
+            {"type": "string", "enum": sorted(MODE_BETAS)},
+            {"type": "null"},
+        ]
+    }
+    image: dict[str, Any] = {
         "type": "object",
-        "properties": {"data": {"type": "string", "contentEncoding": "base64"}, "beta": beta},
+        "properties": {"data": {"type": "string", "contentEncoding": "base64", "pattern": "^[A-Za-z0-9+/]*={0,2}$"}},
         "required": ["data"],
         "additionalProperties": False,
     }
+    if several:
+        image["properties"]["beta"] = beta
+    images = {"type": "array", "items": image, "minItems": 1, **({} if several else {"maxItems": 1})}
     listed = {
         "schema": {
             "type": "object",
-            "properties": {"images": {"type": "array", "items": image, "minItems": 1}},
+            "properties": {"images": images},
             "required": ["images"],
             "additionalProperties": False,
         }
     }
     if several:
+        one = {"type": "string", "description": "a number, clean or robust"}
         form["schema"]["properties"] = {
-            IMAGE_FIELD: {"oneOf": [file, {"type": "array", "items": file}]},
-            "beta": {"type": "array", "items": beta},
+            name: {"anyOf": [part, {"type": "array", "items": part}]}  # of a form one part is a list of one
+            for name, part in ((IMAGE_FIELD, file), (BETA_FIELD, one))
         }
     content = {**dict.fromkeys(sorted(IMAGE_TYPES), BINARY), FORM_TYPE: form, JSON_TYPE: listed}
     return {"required": True, "content": content}

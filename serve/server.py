@@ -15,12 +15,14 @@ from fastapi import FastAPI
 from prometheus_client import disable_created_metrics
 
 from serve.app import create_app
-from serve.draining import DrainingProtocol, DrainingServer
-from serve.listening import bind
+from serve.draining import DrainingServer
+from serve.gate import gate_of
+from serve.listening import allow_open_files, bind
 from serve.logs import configure_logs
 from serve.metrics import Metrics
 from serve.oip.errors import PortTakenError
 from serve.oip.statistics import Statistics
+from serve.protocol import protocol_class
 from serve.service import Service
 from serve.settings import Settings, parse_settings
 from serve.supervisor import supervise
@@ -71,6 +73,7 @@ class ServerProcess:
     ) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call] # or every series would come twice
         metrics.process_starts.inc()
+        allow_open_files(settings.max_connections)
         self.service = Service(settings, bundle, metrics)
         self._has_failed = False
         self._rpc: RpcServer | None = None
@@ -81,7 +84,7 @@ class ServerProcess:
         config = uvicorn.Config(
             self._app,
             loop="uvloop",
-            http=DrainingProtocol,
+            http=protocol_class(settings.wire_limits, gate_of(self.service), metrics),
             ws="none",
             lifespan="on",
             log_config=None,

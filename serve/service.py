@@ -57,7 +57,7 @@ class Service:
         self._decoders = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
         self._show_default(bundle)
         metrics.is_ready.set(0)
-        metrics.expected_limit_seconds.set(settings.max_queue_ms / 1000)
+        metrics.expected_queue_limit.set(settings.max_queue_ms / 1000)
 
     @property
     def is_ready(self) -> bool:
@@ -203,6 +203,10 @@ class Service:
             manifest.name, manifest.version, engine.name, engine.precision, time.monotonic() - started, known,
         )  # fmt: skip
 
+    def _show_load(self) -> None:
+        self.metrics.in_flight.set(self._permits_taken)
+        self.metrics.expected_queue.set(self._queue_time.expected_s())
+
     def _leave(self, admission: Admission) -> None:
         admitted = self._admitted[admission.model]
         admitted.discard(admission)
@@ -219,11 +223,7 @@ class Service:
     def _show_default(self, bundle: Bundle) -> None:
         default = _default_choice(bundle, self.settings.default_beta)
         self.metrics.default_beta.set(math.nan if default.beta is None else default.beta)
-        self.metrics.settings_revision.set(default.revision)
-
-    def _show_load(self) -> None:
-        self.metrics.in_flight.set(self._permits_taken)
-        self.metrics.expected_seconds.set(self._queue_time.expected_s())
+        self.metrics.revision.set(default.revision)
 
 
 class Admission:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from serve.body import BodyLimits
+from serve.wire import WireLimits, is_host_name, trusted_hosts
 from tureen.engines.base import EngineOptions
 from tureen.machine import available_cpus, default_cache_directory
 from tureen.manifest import EngineName, Precision
@@ -30,6 +31,17 @@ def _is_installed(module: str) -> bool:
         return find_spec(module) is not None
     except ModuleNotFoundError:  # of the package it is in
         return False
+
+
+def _names(value: str | Iterable[str] | None) -> Iterable[str] | None:
+    """A list with commas as the names in it."""
+    if value is None:
+        return None
+    names = [name.strip() for name in value.split(",")] if isinstance(value, str) else list(value)
+    for name in names:
+        if name != "*" and not is_host_name(name):
+            raise ValueError(f"{name!r} is no name or address without a port; write an IPv6 address as [::1]")
+    return names
 
 
 class Settings(BaseModel):
@@ -57,7 +69,7 @@ class Settings(BaseModel):
         default=8192, ge=1, description="rows that wait for a batch, an image at one β each; one more is answered 429"
     )
     max_queue_ms: int = Field(
-        default=500,
+        default=1000,
         ge=1,
         description="a request that would be answered later than this, by what was measured, is answered 429 at once",
     )
@@ -82,12 +94,40 @@ class Settings(BaseModel):
         le=PILLOW_MAX_PIXELS,
         description="an image of more width × height is answered 413",
     )
+    max_jpeg_scans: int = Field(
+        default=ImageLimits().max_jpeg_scans, ge=1, description="a progressive JPEG of more scans is answered 413"
+    )
+    jpeg_scaling: bool = Field(
+        default=False,
+        description="decode a large JPEG at a fraction of its size: a little faster, and other pixels than accuracy "
+        "was measured on",
+    )
     max_images_per_request: int = Field(default=64, ge=1, le=4096, description="images in one request, at most")
     max_request_bytes: int = Field(
         default=32 * 2**20, ge=1, le=2**31 - 1, description="a form or JSON of more bytes is answered 413"
     )
     max_sweep_betas: int = Field(default=101, ge=2, le=1001, description="β in one sweep, at most")
     max_top_k: int = Field(default=1000, ge=DEFAULT_TOP_K, description="a larger top_k is answered 422")
+    allowed_hosts: Annotated[frozenset[str] | None, BeforeValidator(_names)] = Field(
+        default=None,
+        description="names, separated by commas, that a request's Host may be, without port, or * for any; default: "
+        "localhost, 127.0.0.1 and [::1] where the host is one of these, else any",
+    )
+    max_connections: int = Field(
+        default=1024, ge=1, description="connections to a process at a time; one more is answered 503"
+    )
+    head_timeout_s: float = Field(
+        default=10, gt=0, allow_inf_nan=False, description="a request whose head is not here by then is answered 408"
+    )
+    body_timeout_s: float = Field(
+        default=30, gt=0, allow_inf_nan=False, description="a request whose body is not here by then is answered 408"
+    )
+    min_body_rate: int = Field(
+        default=1024, ge=0, description="bytes/s; a body that comes more slowly after 2 s is answered 408"
+    )
+    send_timeout_s: float = Field(
+        default=30, gt=0, allow_inf_nan=False, description="a client that has not taken its answer by then is let go"
+    )
     drain_delay_s: float = Field(
         default=0,
         ge=0,
@@ -108,20 +148,20 @@ class Settings(BaseModel):
         ge=1,
         description="images decoded at a time; default: CPUs, at most 8",
     )
-    streams: int = Field(
-        default=1,
+    streams: int | None = Field(
+        default=None,
         ge=1,
-        description="batches run at a time, among which the threads are divided: 1 for latency, more for throughput",
-    )
-    cache_dir: Path = Field(
-        default_factory=default_cache_directory,
-        description="keeps compiled models and this machine's timings; default: the user's cache",
+        description="batches run at a time, among which the threads are divided; on a CPU an image that comes alone "
+        "has all threads nevertheless, unless it is 1; default: 2 where there are as many threads",
     )
     otlp_endpoint: str | None = Field(
         default=None,
         pattern="^https?://",
-        description="OpenTelemetry collector that a trace of each request is sent to, such as http://127.0.0.1:4318; "
-        "default: no traces",
+        description="where traces are sent, such as http://localhost:4318; default: nowhere",
+    )
+    cache_dir: Path = Field(
+        default_factory=default_cache_directory,
+        description="keeps compiled models and this machine's timings; default: the user's cache",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="least level logged")
 
@@ -134,18 +174,29 @@ class Settings(BaseModel):
 
     @field_validator("otlp_endpoint")
     @classmethod
-    def _has_otel(cls, otlp_endpoint: str | None) -> str | None:
-        if otlp_endpoint is not None and not _is_installed("opentelemetry.exporter.otlp.proto.http"):
+    def _has_opentelemetry(cls, endpoint: str | None) -> str | None:
+        if endpoint is not None and not _is_installed("opentelemetry.exporter.otlp.proto.http"):
             raise ValueError("OpenTelemetry is not installed: leave the option out, or pip install 'tureen[otel]'")
-        return otlp_endpoint
+        return endpoint
 
     @field_validator("streams")
     @classmethod
-    def _has_threads(cls, streams: int, info: ValidationInfo) -> int:
+    def _has_threads(cls, streams: int | None, info: ValidationInfo) -> int | None:
         threads = info.data.get("threads")
-        if threads is not None and streams > threads:
+        if streams is not None and threads is not None and streams > threads:
             raise ValueError(f"{streams} streams need as many threads, and there are {threads}: lower it")
         return streams
+
+    @property
+    def wire_limits(self) -> WireLimits:
+        return WireLimits(
+            hosts=trusted_hosts(self.allowed_hosts, self.host),
+            head_timeout_s=self.head_timeout_s,
+            body_timeout_s=self.body_timeout_s,
+            min_body_rate=self.min_body_rate,
+            send_timeout_s=self.send_timeout_s,
+            max_connections=self.max_connections,
+        )
 
     @property
     def body_limits(self) -> BodyLimits:
@@ -153,11 +204,16 @@ class Settings(BaseModel):
 
     @property
     def engine_options(self) -> EngineOptions:
-        return EngineOptions(threads=self.threads, streams=self.streams, max_batch=self.max_batch, cache=self.cache_dir)
+        streams = self.streams or min(2, self.threads)
+        return EngineOptions(threads=self.threads, streams=streams, max_batch=self.max_batch, cache=self.cache_dir)
 
     @property
     def limits(self) -> ImageLimits:
-        return ImageLimits(max_image_bytes=self.max_image_bytes, max_image_pixels=self.max_image_pixels)
+        return ImageLimits(
+            max_image_bytes=self.max_image_bytes,
+            max_image_pixels=self.max_image_pixels,
+            max_jpeg_scans=self.max_jpeg_scans,
+        )
 
 
 def parse_settings(arguments: list[str], environment: Mapping[str, str] = os.environ) -> Settings:
@@ -188,5 +244,8 @@ def parse_settings(arguments: list[str], environment: Mapping[str, str] = os.env
         for wrong in error.errors():
             name = str(wrong["loc"][0])
             flag = "BUNDLE" if name == "bundle" else f"--{name.replace('_', '-')}"
-            print(f"tureen serve: {flag} (TUREEN_{name.upper()}): {wrong['msg']}", file=sys.stderr)
+            print(
+                f"tureen serve: {flag} (TUREEN_{name.upper()}): {wrong['msg'].removeprefix('Value error, ')}",
+                file=sys.stderr,
+            )
         parser.exit(2, "tureen serve: see --help\n")

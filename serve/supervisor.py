@@ -52,7 +52,7 @@ def share_of(settings: Settings) -> Settings:
     divided = {
         "workers": 1,
         "threads": threads,
-        "streams": min(settings.streams, threads),
+        "streams": settings.streams and min(settings.streams, threads),
         "decode_threads": max(1, settings.decode_threads // settings.workers),
         **{name: -(-getattr(settings, name) // settings.workers) for name in DIVIDED},
     }

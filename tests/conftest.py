@@ -7,6 +7,7 @@ import io
 import json
 import shutil
 import sys
+import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -98,6 +99,16 @@ def photograph() -> Image.Image:
     """A smooth picture with something different in each quarter, 64 × 48."""
     y, x = np.mgrid[0:48, 0:64]
     return Image.fromarray(np.stack([x * 4, y * 5, 255 - x * 2 - y], axis=-1).astype(np.uint8))
+
+
+@pytest.fixture(scope="session")
+def photographs() -> list[bytes]:
+    """The 200 JPEG files beside the repository; skips where they are absent."""
+    if not (file := SHARED_DATA / "imagenet-sample-200.tar").exists():
+        pytest.skip("no photographs beside the repository")
+    with tarfile.open(file) as archive:
+        members = sorted((m for m in archive if m.isfile() and m.name.endswith(".JPEG")), key=lambda m: m.name)
+        return [archive.extractfile(m).read() for m in members if "/._" not in m.name]
 
 
 @pytest.fixture(scope="session")

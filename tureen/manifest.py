@@ -186,6 +186,13 @@ class Manifest(_Record):
             raise ValueError("has_two_tokens is false, but a co-trained model has two")
         return self
 
+    @model_validator(mode="after")
+    def _parity_is_told_once(self) -> Manifest:
+        told = [(row.engine, row.precision) for row in self.parity]
+        if len(set(told)) < len(told):
+            raise ValueError("parity has two rows of one engine and precision")
+        return self
+
 
 def graph_name(precision: Precision) -> FileName:
     """The file that holds the backbone's ONNX graph in a precision; backbone.onnx is the fp32 one."""

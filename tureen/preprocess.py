@@ -7,12 +7,18 @@ served. Knows nothing about models; normalisation is inside the graph.
 from __future__ import annotations
 
 import io
+import math
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
+
+try:
+    import simplejpeg
+except ImportError:  # an extra brings it; Pillow decodes the same, a few per cent slower
+    simplejpeg = None
 
 from tureen.errors import (
     EmptyImageError,
@@ -24,6 +30,7 @@ from tureen.errors import (
 FORMATS = ("JPEG", "PNG", "WEBP")
 PILLOW_MAX_PIXELS = 89_478_485  # where Pillow's own decompression-bomb check sets in
 
+_START_OF_SCAN = b"\xff\xda"  # within a scan a byte 0xff is followed by 0x00: it is a marker, there or in a preview
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -59,18 +66,26 @@ class ImageLimits(BaseModel):
     max_image_pixels: int = Field(
         default=25_000_000, gt=0, le=PILLOW_MAX_PIXELS, description="width × height, read from the image's header"
     )
+    max_jpeg_scans: int = Field(
+        default=100, gt=0, description="scans of a progressive JPEG, of which each costs as much as a whole decoding"
+    )
 
 
 DEFAULT_LIMITS = ImageLimits()
 
 
-def pixels_from_bytes(data: bytes, spec: PreprocessSpec, limits: ImageLimits = DEFAULT_LIMITS) -> Pixels:
+def pixels_from_bytes(
+    data: bytes, spec: PreprocessSpec, limits: ImageLimits = DEFAULT_LIMITS, *, jpeg_scaling: bool = False
+) -> Pixels:
     """The pixels, uint8 RGB (image_size, image_size, 3), of an encoded JPEG, PNG or WebP image.
 
-    Raises an ImageError: empty, not one of the three formats, too large (both limits are checked before
+    jpeg_scaling: decode a JPEG at the smallest of its eighths that is still as large as the pixels. A little faster,
+    and other pixels than those that accuracy was measured on; `benchmarks.decoding` tells what it costs.
+    Raises an ImageError: empty, not one of the three formats, too large (every limit is checked before
     decoding), or damaged. Of an animation the first frame counts.
     """
-    return pixels_from_image(decode(data, limits), spec)
+    least_side = math.ceil(spec.image_size / spec.crop_fraction) if jpeg_scaling else None
+    return pixels_from_image(decode(data, limits, least_side=least_side), spec)
 
 
 def pixels_from_image(image: Image.Image, spec: PreprocessSpec) -> Pixels:
@@ -88,8 +103,10 @@ def pixels_from_image(image: Image.Image, spec: PreprocessSpec) -> Pixels:
     return np.array(resized)
 
 
-def decode(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
+def decode(data: bytes, limits: ImageLimits = DEFAULT_LIMITS, *, least_side: int | None = None) -> Image.Image:
     """An upright RGB image of the encoded bytes; raises an ImageError as `pixels_from_bytes` does.
+
+    least_side: of a JPEG, decode as small as leaves both sides that long; None: in full.
 
     EXIF orientation is applied; transparency is laid over white; 16-bit grey is scaled to 8 bits; CMYK is converted.
     """
@@ -106,6 +123,13 @@ def decode(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
             width, height = image.size
             if width * height > limits.max_image_pixels:
                 raise ImageTooLargeError("pixels", limits.max_image_pixels)
+            if image.format == "JPEG":
+                if data.count(_START_OF_SCAN) > limits.max_jpeg_scans:
+                    raise ImageTooLargeError("scans", limits.max_jpeg_scans)
+                if least_side is not None:
+                    image.draft(None, (least_side, least_side))
+                elif (rgb := _fast_jpeg(data, image.mode)) is not None:
+                    return _upright(rgb, image)
             image.load()
             return _upright(_to_rgb(image), image)
     except ImageTooLargeError:
@@ -114,6 +138,21 @@ def decode(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
         raise ImageTooLargeError("pixels", limits.max_image_pixels) from None
     except Exception as error:
         raise UndecodableImageError from error
+
+
+def _fast_jpeg(data: bytes, mode: str) -> Image.Image | None:
+    """The JPEG in RGB by simplejpeg, whose pixels are Pillow's own; None where it is missing, or has any doubt.
+
+    It refuses what is damaged in the least, and CMYK is not its own: Pillow decides what becomes of those.
+    """
+    if simplejpeg is None or mode not in ("RGB", "L"):
+        return None
+    try:
+        decoded = simplejpeg.decode_jpeg(data, "RGB")
+    except ValueError:
+        return None
+    height, width, _ = decoded.shape
+    return Image.frombuffer("RGB", (width, height), decoded, "raw", "RGB", 0, 1)  # shares the memory
 
 
 def _has_known_signature(data: bytes) -> bool:

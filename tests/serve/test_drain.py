@@ -106,7 +106,7 @@ def test_readiness_goes_first_and_requests_are_answered_through_the_delay(start_
 
 
 def head(path="/healthz"):
-    return f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+    return f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
 
 
 def answer(connection):

@@ -1,12 +1,14 @@
 """Listening sockets: shared out evenly, taken by one server only, closed without losing a connection."""
 
+import logging
+import resource
 import socket
 import sys
 import time
 
 import pytest
 
-from serve.listening import accept_waiting, bind, refuse_more
+from serve.listening import OTHER_FILES, accept_waiting, allow_open_files, bind, refuse_more
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="what Linux alone can do")
 
@@ -57,3 +59,20 @@ def test_what_began_before_the_end_is_accepted_and_nothing_after_it():
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(address)
     close([late, *clients, *accepted])
+
+
+def test_open_files_are_allowed_for_all_connections_or_the_operator_is_told(caplog):
+    soft, hard = before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    connections = (soft - OTHER_FILES) // 2 - 100
+    lower = 2 * connections + OTHER_FILES - 50
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lower, hard))
+        with caplog.at_level(logging.WARNING):
+            allow_open_files(connections)
+            assert resource.getrlimit(resource.RLIMIT_NOFILE) == (2 * connections + OTHER_FILES, hard)
+            assert not caplog.records
+            if hard != resource.RLIM_INFINITY:
+                allow_open_files(hard)
+                assert "--max-connections" in caplog.text
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)

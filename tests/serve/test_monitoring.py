@@ -114,7 +114,7 @@ def test_every_expression_asks_for_what_a_running_server_tells(exposed):
         ('tureen_requests_total{path="/classify"}', ["tureen_requests_total{path}"]),
         ('tureen_stage_seconds_count{stage=~"decode|waiting"}', ["tureen_stage_seconds_count{stage} waiting"]),
         ("sum by (mode) (tureen_classifications_total)", ["mode"]),
-        ('sum by (beta_bucket) (rate(tureen_classifications_total{beta_bucket="0"}[5m])) > 1', []),
+        ('sum by (beta) (rate(tureen_classifications_total{beta="0"}[5m])) > 1', []),
     ],
 )
 def test_what_no_server_tells_is_found(expression, wrong, exposed):

@@ -90,8 +90,10 @@ def test_a_request_that_never_ends_is_given_up_after_the_drain_timeout(bundle_pa
     with process(bundle_path, "--port", port, "--drain-timeout-s", 1) as server:
         wait_until_ready(server, port)
         with socket.create_connection(("127.0.0.1", port)) as stuck:
-            stuck.sendall(b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nhalf")
-            while "tureen_body_bytes 4.0" not in request(port, "GET", "/metrics")[1].decode():
+            stuck.sendall(
+                b"POST /classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999\r\n\r\n" + b"a" * 40_000
+            )
+            while "tureen_body_bytes 0.0" in request(port, "GET", "/metrics")[1].decode():
                 time.sleep(0.01)
             server.send_signal(signal.SIGTERM)
             server.send_signal(signal.SIGTERM)  # whoever is impatient gets no other exit status for it
@@ -106,9 +108,30 @@ def test_a_body_that_trickles_is_answered_408_and_gives_its_permit_back(bundle_p
     with process(bundle_path, "--port", port, "--timeout-ms", 300, "--max-requests", 1) as server:
         wait_until_ready(server, port)
         with socket.create_connection(("127.0.0.1", port)) as slow:
-            slow.sendall(b"POST /classify HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 100\r\n\r\nhalf")
+            slow.sendall(
+                b"POST /classify HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: 100\r\n\r\nhalf"
+            )
             assert slow.makefile("rb").readline() == b"HTTP/1.1 408 Request Timeout\r\n"
         assert request(port, "POST", "/classify", digit_png(0))[0] == 200
+
+
+def test_head_is_answered_as_get_without_its_body(bundle_path):
+    port = free_port()
+    with process(bundle_path, "--port", port) as server:
+        wait_until_ready(server, port)
+        for path in ("/healthz", "/readyz", "/metrics", "/docs", "/openapi.json"):
+            assert request(port, "HEAD", path) == (200, b"")
+        assert request(port, "HEAD", "/classify")[0] == 405
+        assert request(port, "HEAD", "/nowhere")[0] == 404
+
+
+def test_a_page_whose_name_was_rebound_to_loopback_is_refused(bundle_path):
+    port = free_port()
+    with process(bundle_path, "--port", port) as server:
+        wait_until_ready(server, port)
+        with socket.create_connection(("127.0.0.1", port)) as page:
+            page.sendall(b"GET /metrics HTTP/1.1\r\nHost: evil.example\r\n\r\n")
+            assert page.makefile("rb").readline() == b"HTTP/1.1 421 Misdirected Request\r\n"
 
 
 def test_every_log_line_is_json(bundle_path, digit_png, encode):

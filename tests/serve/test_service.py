@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import shutil
 import threading
 import time
 
@@ -59,9 +58,9 @@ def test_whoever_would_wait_too_long_is_refused_at_once_and_an_idle_machine_take
             assert refused.value.retry_after_s == 1
         service._queue_time.image_s = 100.0
         with service.admit():
-            assert value(service, "tureen_expected_seconds") == 200.0
-        assert value(service, "tureen_expected_seconds") == 100.0
-        assert value(service, "tureen_expected_limit_seconds") == 0.5
+            assert value(service, "tureen_expected_queue_seconds") == 200.0
+        assert value(service, "tureen_expected_queue_seconds") == 100.0
+        assert value(service, "tureen_expected_queue_limit_seconds") == 0.5
 
     serving(bundle_path, test, max_queue_ms=500)
 
@@ -74,12 +73,6 @@ def test_a_request_that_would_expire_in_the_queue_is_refused_instead(bundle_path
             assert isinstance(service.refusal(timeout_ms=10), OverloadedError)
 
     serving(bundle_path, test)
-
-
-@pytest.fixture
-def own_bundle(bundle_path, tmp_path):
-    """A copy that a test may replace."""
-    return shutil.copytree(bundle_path, tmp_path / "bundle")
 
 
 def replace_version(path, version):

@@ -35,6 +35,14 @@ def test_the_bundle_may_come_from_the_environment():
         (["b", "--max-image-pixels", "99999999999"], "--max-image-pixels"),
         (["b", "--timeout-ms", "0"], "--timeout-ms"),
         (["b", "--drain-timeout-s", "-1"], "--drain-timeout-s"),
+        (["b", "--max-connections", "0"], "--max-connections"),
+        (["b", "--head-timeout-s", "0"], "--head-timeout-s"),
+        (["b", "--body-timeout-s", "inf"], "--body-timeout-s"),
+        (["b", "--min-body-rate", "-1"], "--min-body-rate"),
+        (["b", "--send-timeout-s", "nan"], "--send-timeout-s"),
+        (["b", "--allowed-hosts", "a.example, "], "--allowed-hosts"),
+        (["b", "--allowed-hosts", "http://a.example"], "--allowed-hosts"),
+        (["b", "--allowed-hosts", "a.example:80"], "--allowed-hosts"),
         (["b", "--drain-delay-s", "-1"], "--drain-delay-s"),
         (["b", "--workers", "0"], "--workers"),
         (["b", "--streams", "0"], "--streams"),
@@ -52,6 +60,28 @@ def test_threads_and_streams_reach_the_engine(tmp_path):
     environment = {"TUREEN_STREAMS": "2", "TUREEN_CACHE_DIR": str(tmp_path)}
     options = parse_settings(["b", "--threads", "4", "--max-batch", "8"], environment).engine_options
     assert options == EngineOptions(threads=4, streams=2, max_batch=8, cache=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("flags", "hosts"),
+    [
+        ([], {"localhost", "127.0.0.1", "[::1]"}),
+        (["--host", "127.0.0.2"], {"localhost", "127.0.0.1", "[::1]", "127.0.0.2"}),
+        (["--host", "0.0.0.0"], None),
+        (["--host", "tureen.example"], None),
+        (["--allowed-hosts", "*"], None),
+        (["--host", "0.0.0.0", "--allowed-hosts", "A.example, b.example,[::1]"], {"a.example", "b.example", "[::1]"}),
+    ],
+)
+def test_which_hosts_are_trusted(flags, hosts):
+    assert parse_settings(["b", *flags], {}).wire_limits.hosts == hosts
+
+
+def test_limits_of_connections_reach_the_protocol():
+    flags = ("--head-timeout-s", "1", "--body-timeout-s", "2", "--min-body-rate", "3", "--send-timeout-s", "4")
+    limits = parse_settings(["b", *flags, "--max-connections", "5"], {}).wire_limits
+    assert (limits.head_timeout_s, limits.body_timeout_s, limits.min_body_rate) == (1, 2, 3)
+    assert (limits.send_timeout_s, limits.max_connections) == (4, 5)
 
 
 def test_help_lists_every_setting_with_its_default(capsys):

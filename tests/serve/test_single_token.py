@@ -63,7 +63,7 @@ def test_metrics_keep_to_closed_sets(single_token_bundle, image):
         client.post("/classify", content=image)
         client.post("/classify?beta=1", content=image)
         text = client.get("/metrics").text
-    assert 'tureen_classifications_total{beta_bucket="single",beta_source="bundle"} 1.0' in text
+    assert 'tureen_classifications_total{beta="single",beta_source="bundle"} 1.0' in text
     assert 'tureen_rejections_total{code="single_token"} 1.0' in text
     assert "tureen_default_beta NaN" in text
 

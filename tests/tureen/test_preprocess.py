@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from tureen import preprocess
 from tureen.errors import (
     EmptyImageError,
     ImageError,
@@ -201,3 +202,44 @@ def test_flipped_bytes_give_pixels_or_an_image_error(encode, photograph, data):
     except ImageError as error:
         assert "0x" not in str(error)
         assert io.__name__ not in str(error)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"quality": 30, "subsampling": 2}, {"optimize": True}])
+def test_the_fast_decoder_gives_the_pixels_of_pillow(encode, photograph, monkeypatch, mode, options):
+    data = encode(photograph.resize((301, 207)).convert(mode), "JPEG", **options)
+    assert preprocess.simplejpeg is not None
+    fast = np.asarray(decode(data))
+    monkeypatch.setattr(preprocess, "simplejpeg", None)
+    np.testing.assert_array_equal(fast, np.asarray(decode(data)))
+
+
+def test_on_photographs_the_fast_decoder_gives_the_pixels_of_pillow(photographs, monkeypatch):
+    fast = [np.asarray(decode(data)) for data in photographs[:30]]
+    monkeypatch.setattr(preprocess, "simplejpeg", None)
+    for data, pixels in zip(photographs, fast, strict=False):
+        np.testing.assert_array_equal(pixels, np.asarray(decode(data)))
+
+
+def progressive_with_scans(encode, photograph, count):
+    """A progressive JPEG with one scan repeated: each costs a whole decoding and adds nothing."""
+    data = encode(photograph, "JPEG", progressive=True)
+    start = data.rindex(b"\xff\xda")
+    return data[:start] + data[start:-2] * count + b"\xff\xd9"
+
+
+def test_a_jpeg_of_a_thousand_scans_is_refused_before_it_is_decoded(encode, photograph):
+    with pytest.raises(ImageTooLargeError, match="more than 100 scans"):
+        decode(progressive_with_scans(encode, photograph, 1000))
+    assert decode(progressive_with_scans(encode, photograph, 5), ImageLimits(max_jpeg_scans=50)).size == photograph.size
+    with pytest.raises(ImageTooLargeError, match="more than 3 scans"):
+        decode(encode(photograph, "JPEG", progressive=True), ImageLimits(max_jpeg_scans=3))
+
+
+def test_scaling_a_jpeg_as_it_is_decoded_is_asked_for_and_close(encode, photograph):
+    large = encode(photograph.resize((640, 480), Image.Resampling.BICUBIC), "JPEG", quality=95)
+    whole, scaled = (pixels_from_bytes(large, SPEC, jpeg_scaling=asked) for asked in (False, True))
+    assert (whole != scaled).any()
+    assert np.abs(whole.astype(int) - scaled).mean() < 3  # a smooth picture: the two filters see much the same
+    small = encode(photograph, "PNG")
+    np.testing.assert_array_equal(pixels_from_bytes(small, SPEC), pixels_from_bytes(small, SPEC, jpeg_scaling=True))

@@ -1,0 +1,112 @@
+"""How fast images are decoded, and what decoding a JPEG at a fraction of its size costs in accuracy.
+
+    python -m benchmarks.decoding
+
+Speed on the 200 photographs, one core, in turns. Accuracy of the example bundle on CIFAR-10 test images (JPEG 75) that
+were enlarged to 512 × 512 and saved at quality 90: of a photograph's size, with labels that the model knows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import tarfile
+from collections.abc import Callable
+
+import numpy as np
+from PIL import Image
+
+import tureen
+from benchmarks.machine import describe_machine
+from benchmarks.subject import PHOTOGRAPHS, photographs
+from tureen import preprocess
+from tureen.demo import EXAMPLES
+from tureen.preprocess import Pixels, PreprocessSpec, pixels_from_bytes
+from tureen.timing import interleaved
+
+SPEC = PreprocessSpec(image_size=224, crop_fraction=0.875)
+CIFAR10 = PHOTOGRAPHS.with_name("cifar10-jpeg.tar.gz")
+ENLARGED = 512
+BETAS = (0.0, 0.5, 1.0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=2000, help="of the CIFAR-10 test set")
+    options = parser.parse_args()
+    print(describe_machine())
+    speed(photographs(PHOTOGRAPHS))
+    accuracy(options.images)
+
+
+def by_pillow(data: bytes) -> Pixels:
+    """As where simplejpeg is not installed."""
+    fast, preprocess.simplejpeg = preprocess.simplejpeg, None
+    try:
+        return pixels_from_bytes(data, SPEC)
+    finally:
+        preprocess.simplejpeg = fast
+
+
+def speed(images: list[bytes]) -> None:
+    """Print images per second of each way, and how far its pixels are from Pillow's."""
+    ways: dict[str, Callable[[bytes], Pixels]] = {
+        "Pillow": by_pillow,
+        "simplejpeg (the default)": lambda data: pixels_from_bytes(data, SPEC),
+        "JPEG scaling (--jpeg-scaling)": lambda data: pixels_from_bytes(data, SPEC, jpeg_scaling=True),
+    }
+    seconds = interleaved([lambda way=way: [way(data) for data in images] for way in ways.values()], rounds=5)
+    print(f"\n{len(images)} photographs to {SPEC.image_size} × {SPEC.image_size}, one core")
+    for (name, way), s in zip(ways.items(), seconds, strict=True):
+        apart = np.stack([np.abs(way(data).astype(int) - by_pillow(data)) for data in images])
+        print(
+            f"  {name:<30}{len(images) / s:6.0f} images/s   {seconds[0] / s:.2f} × Pillow   "
+            f"pixels apart: mean {apart.mean():.2f}, largest {apart.max()} of 255"
+        )
+
+
+def accuracy(count: int) -> None:
+    """Print clean accuracy at three β with and without scaling, and how often the labels agree."""
+    with tureen.load(EXAMPLES / "cifar10") as soup:
+        spec = soup.bundle.manifest.preprocess
+        truth, files = enlarged_test_images(count, soup.labels)
+        whole = np.stack([pixels_from_bytes(data, spec) for data in files])
+        scaled = np.stack([pixels_from_bytes(data, spec, jpeg_scaling=True) for data in files])
+        print(f"\nCIFAR-10 (JPEG 75), {len(files)} test images enlarged to {ENLARGED} × {ENLARGED}, clean accuracy")
+        for beta in BETAS:
+            labels = [
+                np.concatenate(
+                    [soup.logits(p[i : i + 100], [beta] * len(p[i : i + 100])) for i in range(0, len(p), 100)]
+                ).argmax(axis=1)
+                for p in (whole, scaled)
+            ]
+            in_full, in_part = (100 * (found == truth).mean() for found in labels)
+            differences = (labels[1] == truth).astype(float) - (labels[0] == truth)
+            half_width = 196 * differences.std() / np.sqrt(len(truth))
+            print(
+                f"  β = {beta:<4g} in full {in_full:.1f} %   scaled {in_part:.1f} %   "
+                f"difference {in_part - in_full:+.2f} ± {half_width:.2f} points (95 %, paired)   "
+                f"same label {100 * (labels[0] == labels[1]).mean():.1f} %"
+            )
+
+
+def enlarged_test_images(count: int, labels: list[str]) -> tuple[np.ndarray, list[bytes]]:
+    """Indices of the true labels, and the enlarged JPEG files; drawn evenly over the classes."""
+    truth, files = [], []
+    with tarfile.open(CIFAR10) as archive:
+        for member in archive:
+            parts = member.name.split("/")
+            if not member.isfile() or "test" not in parts or int(parts[-1].split(".")[0]) >= 1 + count // len(labels):
+                continue
+            content = archive.extractfile(member)
+            assert content is not None
+            image = Image.open(io.BytesIO(content.read())).convert("RGB")
+            buffer = io.BytesIO()
+            image.resize((ENLARGED, ENLARGED), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
+            truth.append(labels.index(parts[-2]))
+            files.append(buffer.getvalue())
+    return np.array(truth), files
+
+
+if __name__ == "__main__":
+    main()

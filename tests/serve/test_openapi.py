@@ -1,0 +1,34 @@
+"""The server does what its OpenAPI says, and never fails, whatever schemathesis makes of it."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+# A schema cannot say which bytes are an image, nor which text is base64 of one: such "valid" data is rightly refused.
+BEYOND_A_SCHEMA = "positive_data_acceptance"
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("examples", [20, pytest.param(3000, marks=pytest.mark.slow)])
+def test_every_answer_is_one_that_the_openapi_tells(start_server, tmp_path, examples):
+    server = start_server("--log-level", "warning")
+    server.wait_until_ready()
+    command = [
+        *(str(Path(sys.executable).with_name("schemathesis")), "run", f"http://127.0.0.1:{server.port}/openapi.json"),
+        *("--checks", "all", "--exclude-checks", BEYOND_A_SCHEMA, "--workers", "1", "--no-color"),
+        *("--max-examples", str(examples), "--seed", "7"),
+    ]
+    environment = {**os.environ, "SCHEMATHESIS_HOOKS": "openapi_images", "PYTHONPATH": str(HERE)}
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    print(result.stdout)
+    assert result.returncode == 0
+    (cases,) = re.findall(r"(\d+) generated", result.stdout)
+    assert int(cases) > (5000 if examples > 1000 else 100)
+    assert server.metric('tureen_requests_total{method="POST",route="/classify",status="200"}') > 0
+    assert server.process.poll() is None
+    assert "unhandled" not in server.log_file.read_text()

@@ -1,0 +1,28 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serve.wire import WireLimits, fault_of_head
+
+
+@given(
+    pieces=st.lists(st.tuples(st.floats(0, 5), st.integers(0, 5000)), max_size=30),
+    rate=st.integers(0, 2000),
+)
+def test_a_body_is_late_exactly_where_it_is_below_the_rate_after_the_grace_or_past_its_end(pieces, rate):
+    limits = WireLimits(min_body_rate=rate, body_grace_s=2, body_timeout_s=30)
+    elapsed, received = 0.0, 0
+    for seconds, count in pieces:
+        elapsed, received = elapsed + seconds, received + count
+        is_below = elapsed > 2 and received < rate * (elapsed - 2)
+        assert limits.is_late(elapsed, received) == (is_below or elapsed > 30)
+
+
+@given(
+    host=st.sampled_from([b"localhost", b"LocalHost", b"[::1]", b"::1", b"localhost."]) | st.binary(max_size=12),
+    port=st.none() | st.integers(0, 99999),
+)
+def test_only_a_trusted_name_passes_whatever_the_bytes(host, port):
+    limits = WireLimits(hosts=frozenset({"localhost", "[::1]"}))
+    value = host if port is None else host + b":%d" % port
+    passes = fault_of_head(limits, "1.1", b"/", [(b"host", value)]) is None
+    assert passes == (host.lower() in (b"localhost", b"[::1]"))
