@@ -8,17 +8,21 @@ import re
 import secrets
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.errors import ShuttingDownError
+from serve.journey import JOURNEY, Journey
 from serve.logs import FIELDS
 from serve.metrics import METHODS, Metrics
 from serve.oip.errors import is_oip, oip_response
 from serve.problems import INTERNAL, Kind, kind_of, problem_response
+
+if TYPE_CHECKING:
+    from serve.tracing import Tracing
 
 REQUEST_ID = "x-request-id"
 QUIET_ROUTES = frozenset({"/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"})
@@ -53,14 +57,14 @@ def answered_elsewhere(scope: Scope, kind: Kind) -> None:
 def record(metrics: Metrics, scope: Scope, status: int, seconds: float) -> None:
     """Count, time and log one answered request, whoever answered it; the scope may be of a head that was cut short."""
     fields = dict(access_fields(scope))
-    if (answered := scope.get(_ANSWERED_KEY)) is not None:
-        status, fields["code"] = answered.status, answered.code
+    status, code = _told(scope, status)
     route = fields.pop("route", None) or getattr(scope.get("route"), "path", "unmatched")
     method = scope["method"] if scope.get("method") in METHODS else "other"
     metrics.requests.labels(route, method, str(status)).inc()
     metrics.request_seconds.labels(route).observe(seconds)
-    if "code" in fields:
-        metrics.rejections.labels(fields["code"]).inc()
+    if code is not None:
+        fields["code"] = code
+        metrics.rejections.labels(code).inc()
     level = logging.DEBUG if route in QUIET_ROUTES else logging.INFO
     if logger.isEnabledFor(level):
         event = {"request_id": request_id_of(scope), "method": method, "route": route, "status": status}
@@ -70,9 +74,10 @@ def record(metrics: Metrics, scope: Scope, status: int, seconds: float) -> None:
 class AccessMiddleware:
     """Counts, times, logs and names every request; takes the client's X-Request-ID where it is a sound one."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, tracing: Tracing | None = None) -> None:
         self._app = app
         self._metrics = metrics
+        self._tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -81,6 +86,8 @@ class AccessMiddleware:
         started = time.perf_counter()
         request_id = request_id_of(scope)
         fields = access_fields(scope)
+        if self._tracing is not None:
+            JOURNEY.set(Journey())
         status = 0
 
         async def send_named(message: Message) -> None:
@@ -106,7 +113,41 @@ class AccessMiddleware:
             problem = _respond(scope)(INTERNAL, "the server's log says more under this request's id")
             await problem(scope, receive, send_named)
         finally:
-            record(self._metrics, scope, status, time.perf_counter() - started)
+            seconds = time.perf_counter() - started
+            if self._tracing is not None:
+                _trace(self._tracing, scope, status, seconds)
+            record(self._metrics, scope, status, seconds)
+
+
+def _trace(tracing: Tracing, scope: Scope, status: int, seconds: float) -> None:
+    """Make the request's trace, and have its log event name it."""
+    fields, journey = access_fields(scope), JOURNEY.get()
+    route = getattr(scope.get("route"), "path", "unmatched")
+    if journey is None or route in QUIET_ROUTES:
+        return
+    status, code = _told(scope, status)
+    fields["trace_id"] = tracing.record(
+        f"{scope['method']} {route}",
+        Headers(scope=scope),
+        journey,
+        seconds=seconds,
+        is_failed=status >= 500,
+        attributes={
+            "http.request.method": scope["method"],
+            "http.route": route,
+            "http.response.status_code": status,
+            "error.type": code,
+            "tureen.request_id": request_id_of(scope),
+            "tureen.beta": fields.get("beta"),
+            "tureen.beta_source": fields.get("beta_source"),
+        },
+    )
+
+
+def _told(scope: Scope, status: int) -> tuple[int, str | None]:
+    """The status and the error's code that the client has got, whoever answered it."""
+    answered: Kind | None = scope.get(_ANSWERED_KEY)
+    return (status, access_fields(scope).get("code")) if answered is None else (answered.status, answered.code)
 
 
 def _respond(scope: Scope) -> Callable[[Kind, str], JSONResponse]:

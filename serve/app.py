@@ -6,6 +6,7 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import fastapi_swagger
 from fastapi import FastAPI, Request, Response
@@ -25,14 +26,20 @@ from serve.routes import add_routes
 from serve.service import Service
 from tureen.errors import TureenError
 
+if TYPE_CHECKING:
+    from serve.tracing import Tracing
+
 logger = logging.getLogger("tureen.serve")
 
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 
-def create_app(service: Service, lifespan: Lifespan | None = None) -> FastAPI:
-    """The application for one service, which it opens first and closes last unless another lifespan is given."""
+def create_app(service: Service, lifespan: Lifespan | None = None, tracing: Tracing | None = None) -> FastAPI:
+    """The application for one service, which it opens first and closes last unless another lifespan is given.
+
+    tracing: where a trace of each request goes; whoever made it closes it.
+    """
 
     @asynccontextmanager
     async def open_and_close(app: FastAPI) -> AsyncIterator[None]:
@@ -51,12 +58,7 @@ def create_app(service: Service, lifespan: Lifespan | None = None) -> FastAPI:
         lifespan=lifespan or open_and_close,
     )
     app.state.service = service
-    app.add_middleware(AccessMiddleware, metrics=service.metrics)
-    if service.settings.otlp_endpoint is not None:
-        from serve.tracing import Tracing, TracingMiddleware
-
-        app.state.tracing = tracing = Tracing(service.settings.otlp_endpoint)
-        app.add_middleware(TracingMiddleware, tracer=tracing.tracer)  # the outermost: all else happens in its span
+    app.add_middleware(AccessMiddleware, metrics=service.metrics, tracing=tracing)
     app.add_exception_handler(TureenError, _tureen_problem)
     app.add_exception_handler(HTTPException, _http_problem)
     memory = BodyMemory(service.settings.max_body_memory, service.metrics.body_bytes.set)

@@ -25,10 +25,11 @@ logger = logging.getLogger("tureen.serve")
 
 @dataclass(frozen=True)
 class Answer(Generic[Result]):
-    """A row's result, how long it waited for its batch, and how long the batch ran."""
+    """A row's result, how long it waited for its batch, when that began (time.monotonic), and how long it ran."""
 
     result: Result
     queue_s: float
+    batch_began_s: float
     inference_s: float
     batch_size: int
 
@@ -59,13 +60,14 @@ class Batcher(Generic[Row, Result]):
         on_batch: Callable[[int, float], None] = lambda size, seconds: None,
         on_dropped: Callable[[str, int], None] = lambda reason, count: None,
         on_waiting: Callable[[int], None] = lambda count: None,
+        on_failed: Callable[[], None] = lambda: None,
     ) -> None:
         """run: called with 1 to max_batch rows, up to `streams` calls at a time, each on a thread of the batcher's;
         returns as many results.
 
         on_batch: told the size and seconds of each batch that ran. on_dropped: told how many rows left the queue
         unanswered by the engine, and why: "deadline" or "abandoned". on_waiting: told how many rows wait, whenever
-        that changed.
+        that changed. on_failed: told of each run that failed.
         """
         self._run = run
         self._max_batch = max_batch
@@ -73,6 +75,7 @@ class Batcher(Generic[Row, Result]):
         self._on_batch = on_batch
         self._on_dropped = on_dropped
         self._on_waiting = on_waiting
+        self._on_failed = on_failed
         self._queue: list[_Waiting[Row, Result]] = []
         self._changed = asyncio.Event()
         self._is_closing = False
@@ -141,6 +144,7 @@ class Batcher(Generic[Row, Result]):
             results = await asyncio.get_running_loop().run_in_executor(self._threads, self._run, rows)
             pairs = list(zip(batch, results, strict=True))
         except Exception as error:  # whatever an engine raises, every member of its batch gets an answer
+            self._on_failed()
             if len(batch) > 1:
                 logger.warning("a batch of %d failed (%s): each half is run alone", len(batch), type(error).__name__)
                 middle = len(batch) // 2
@@ -155,4 +159,4 @@ class Batcher(Generic[Row, Result]):
         self._on_batch(len(rows), seconds)
         for waiting, result in pairs:
             if not waiting.future.done():
-                waiting.future.set_result(Answer(result, started - waiting.arrived_s, seconds, len(rows)))
+                waiting.future.set_result(Answer(result, started - waiting.arrived_s, started, seconds, len(rows)))

@@ -2,7 +2,8 @@
 
 One process keeps them in memory. Several keep them in files of a shared directory, and any of them answers for all:
 counters and histograms are added up; of a gauge, `multiprocess_mode` says what becomes. Neither Info nor
-Gauge.set_function can be kept in files, so neither is used.
+Gauge.set_function can be kept in files, so neither is used. Series of short closed sets exist from the start, or the
+first event would be none to a rate: Prometheus sees an increase only from a value that it has seen.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from tureen.tokens import CLEAN_BETA, ROBUST_BETA
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 IMAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-
+STAGES = ("decode", "queue", "inference")
 
 SHARED_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"  # where prometheus_client looks for the name of the directory
 SERVING = ("model", "version", "engine", "engine_version", "precision")
@@ -89,6 +90,10 @@ class Metrics:
         self.queue_images = Gauge(
             "tureen_queue_images", "Images waiting for a batch.", multiprocess_mode="livesum", registry=self.registry
         )
+        self.engine_failures = Counter(
+            "tureen_engine_failures", "Runs of the engine that failed; the images of each are run again in halves.",
+            registry=self.registry,
+        )  # fmt: skip
         self.is_ready = Gauge(
             "tureen_ready", "Processes whose engine has reproduced the golden rows.",
             multiprocess_mode="livesum", registry=self.registry,
@@ -98,12 +103,16 @@ class Metrics:
             multiprocess_mode="livemostrecent", registry=self.registry,
         )  # fmt: skip
         self.revision = Gauge(
-            "tureen_settings_revision", "Revision of the operator's settings.", multiprocess_mode="livemin",
-            registry=self.registry,
+            "tureen_settings_revision", "Revision of the operator's settings that every process has reached.",
+            multiprocess_mode="livemin", registry=self.registry,
         )  # fmt: skip
         self.expected_queue = Gauge(
             "tureen_expected_queue_seconds",
-            "How long a request admitted now would take, by what was measured; at --max-queue-ms it is refused.",
+            "How long a request admitted now would take, by what was measured; of several processes, at the slowest.",
+            multiprocess_mode="livemax", registry=self.registry,
+        )  # fmt: skip
+        self.expected_queue_limit = Gauge(
+            "tureen_expected_queue_limit_seconds", "--max-queue-ms: whoever would take longer is answered 429.",
             multiprocess_mode="livemax", registry=self.registry,
         )  # fmt: skip
         self._serving = Gauge(
@@ -118,6 +127,17 @@ class Metrics:
             "tureen_process_starts", "Server processes started; each beyond --workers took a dead one's place.",
             registry=self.registry,
         )  # fmt: skip
+        self._start_series()
+
+    def _start_series(self) -> None:
+        for metric, labels in (
+            (self.stage_seconds, STAGES),
+            (self.dropped, ("deadline", "abandoned")),
+            (self.mode_comparisons, ("agree", "disagree", "dropped")),
+            (self.reloads, ("ok", "failed")),
+        ):
+            for label in labels:
+                metric.labels(label)
 
     def serves(self, what: Mapping[str, str]) -> None:
         """Say what is served from now on, by the names in SERVING."""

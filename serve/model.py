@@ -35,13 +35,19 @@ class Asked:
 
 @dataclass(frozen=True)
 class Answered:
-    """An image's logits, float32 (len(betas), K), and what the slowest of its rows spent in each stage."""
+    """An image's logits, float32 (len(betas), K), and what the last of its rows spent in each stage.
+
+    When a stage began is time.monotonic.
+    """
 
     logits: NDArray[np.float32]
     pixels: Pixels
+    decode_began_s: float
     decode_s: float
     queue_s: float
+    batch_began_s: float
     inference_s: float
+    batch_size: int
 
 
 class Model:
@@ -62,6 +68,7 @@ class Model:
             on_batch=lambda size, seconds: metrics.batch_images.observe(size),
             on_dropped=lambda reason, count: metrics.dropped.labels(reason).inc(count),
             on_waiting=metrics.queue_images.set,
+            on_failed=metrics.engine_failures.inc,
         )
 
     async def ask(self, asked: Asked, *, deadline_s: float, priority: Priority = Priority.ONLINE) -> Answered:
@@ -70,20 +77,24 @@ class Model:
         deadline_s: by when (time.monotonic) it must be decoded, and each row in a batch.
         """
         if isinstance(asked.image, bytes):
-            pixels, decode_s = await asyncio.get_running_loop().run_in_executor(
+            pixels, decode_began_s, decode_s = await asyncio.get_running_loop().run_in_executor(
                 self._decoders, self._decode, asked.image, deadline_s
             )
         else:
-            pixels, decode_s = asked.image, 0.0
+            pixels, decode_began_s, decode_s = asked.image, time.monotonic(), 0.0
         answers = await asyncio.gather(
             *(self._batcher.submit((pixels, beta), deadline_s=deadline_s, priority=priority) for beta in asked.betas)
         )
+        last = max(answers, key=lambda answer: answer.batch_began_s)
         return Answered(
             logits=np.stack([answer.result for answer in answers]),
             pixels=pixels,
+            decode_began_s=decode_began_s,
             decode_s=decode_s,
-            queue_s=max(answer.queue_s for answer in answers),
-            inference_s=max(answer.inference_s for answer in answers),
+            queue_s=last.queue_s,
+            batch_began_s=last.batch_began_s,
+            inference_s=last.inference_s,
+            batch_size=last.batch_size,
         )
 
     async def close(self) -> None:
@@ -91,13 +102,13 @@ class Model:
         await self._batcher.close()
         self.soup.close()
 
-    def _decode(self, image: bytes, deadline_s: float) -> tuple[Pixels, float]:
-        if time.monotonic() > deadline_s:
+    def _decode(self, image: bytes, deadline_s: float) -> tuple[Pixels, float, float]:
+        began_s = time.monotonic()
+        if began_s > deadline_s:
             raise DeadlineError
-        started = time.perf_counter()
         spec, settings = self.bundle.manifest.preprocess, self._settings
         pixels = pixels_from_bytes(image, spec, settings.limits, jpeg_scaling=settings.jpeg_scaling)
-        return pixels, time.perf_counter() - started
+        return pixels, began_s, time.monotonic() - began_s
 
     def _run(self, rows: Sequence[Row]) -> Sequence[NDArray[np.float32]]:
         logits = self.soup.logits(np.stack([pixels for pixels, _ in rows]), [beta for _, beta in rows])

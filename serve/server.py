@@ -31,6 +31,7 @@ from tureen.errors import EngineError, TureenError
 
 if TYPE_CHECKING:
     from serve.oip.rpc import RpcServer
+    from serve.tracing import Tracing
 
 logger = logging.getLogger("tureen.serve")
 
@@ -78,7 +79,8 @@ class ServerProcess:
         self._rpc: RpcServer | None = None
         self._opening: asyncio.Task[None] | None = None
         self._reloading = asyncio.Lock()
-        self._app = create_app(self.service, self._close_last)
+        self._tracing = open_tracing(settings.otlp_endpoint)
+        self._app = create_app(self.service, self._close_last, self._tracing)
         config = uvicorn.Config(
             self._app,
             loop="uvloop",
@@ -137,7 +139,7 @@ class ServerProcess:
         try:
             await self.service.open()
             if self.service.settings.grpc_port is not None:
-                self._rpc = await open_rpc(self.service, self._app.state.statistics)
+                self._rpc = await open_rpc(self.service, self._app.state.statistics, self._tracing)
             self.become_ready()
             return
         except (EngineError, PortTakenError) as error:
@@ -155,8 +157,8 @@ class ServerProcess:
         if self._rpc is not None:
             await self._rpc.close(self.service.settings.drain_timeout_s)
         await self.service.close()
-        if self.service.settings.otlp_endpoint is not None:
-            await asyncio.to_thread(self._app.state.tracing.close)
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.close)
 
 
 class OnlyProcess(ServerProcess):
@@ -189,11 +191,20 @@ class OnlyProcess(ServerProcess):
         self._reload = asyncio.get_running_loop().create_task(self.reload())
 
 
-async def open_rpc(service: Service, statistics: Statistics) -> RpcServer:
+def open_tracing(endpoint: str | None) -> Tracing | None:
+    """Where traces go; imported here, since the extra that it needs is not everybody's."""
+    if endpoint is None:
+        return None
+    from serve.tracing import Tracing
+
+    return Tracing(endpoint)
+
+
+async def open_rpc(service: Service, statistics: Statistics, tracing: Tracing | None = None) -> RpcServer:
     """gRPC, listening; imported here, since the extra that it needs is not everybody's. Raises PortTakenError."""
     from serve.oip.rpc import RpcServer
 
-    server = RpcServer(service, statistics, shares_port=service.settings.workers > 1)
+    server = RpcServer(service, statistics, shares_port=service.settings.workers > 1, tracing=tracing)
     port = await server.open()
     logger.info("gRPC listens on port %d", port)
     return server

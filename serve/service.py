@@ -15,7 +15,8 @@ from typing import Literal
 
 from serve.admission import QueueTime, retry_after_s
 from serve.errors import NotReadyError, OverloadedError
-from serve.metrics import Metrics, beta_bucket
+from serve.journey import JOURNEY
+from serve.metrics import STAGES, Metrics, beta_bucket
 from serve.model import Answered, Asked, Model, open_soup
 from serve.policy import Priority
 from serve.settings import Settings
@@ -56,6 +57,7 @@ class Service:
         self._decoders = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
         self._show_default(bundle)
         metrics.is_ready.set(0)
+        metrics.expected_queue_limit.set(settings.max_queue_ms / 1000)
 
     @property
     def is_ready(self) -> bool:
@@ -132,6 +134,8 @@ class Service:
         now = time.monotonic()
         arrived_s = now if arrived_s is None else arrived_s
         admission = Admission(self, self.model, arrived_s, timeout_ms or self.settings.timeout_ms)
+        if (journey := JOURNEY.get()) is not None:
+            journey.manifest = admission.model.bundle.manifest
         self._permits_taken += 1
         self._queue_time.enter(images, now)
         self._admitted[admission.model].add(admission)
@@ -178,6 +182,7 @@ class Service:
         model = Model(soup, self.settings, self.metrics, self._decoders)
         if self._model is None:
             self._queue_time.image_s = image_s
+            self._show_load()
         self._admitted[model] = set()
         self._model = model
         self._show_default(bundle)
@@ -216,8 +221,9 @@ class Service:
         logger.info("closed: %s %s", model.bundle.manifest.name, model.bundle.manifest.version)
 
     def _show_default(self, bundle: Bundle) -> None:
-        beta = _default_choice(bundle, self.settings.default_beta).beta
-        self.metrics.default_beta.set(math.nan if beta is None else beta)
+        default = _default_choice(bundle, self.settings.default_beta)
+        self.metrics.default_beta.set(math.nan if default.beta is None else default.beta)
+        self.metrics.revision.set(default.revision)
 
 
 class Admission:
@@ -277,8 +283,10 @@ class Admission:
         except TureenError as error:
             return error
         self.was_run = True
-        stages = {"decode": answered.decode_s, "queue": answered.queue_s, "inference": answered.inference_s}
-        for stage, seconds in stages.items():
+        if (journey := JOURNEY.get()) is not None:
+            journey.images.append((asked.betas, answered))
+        seconds_of = (answered.decode_s, answered.queue_s, answered.inference_s)
+        for stage, seconds in zip(STAGES, seconds_of, strict=True):
             self._service.metrics.stage_seconds.labels(stage).observe(seconds)
         return answered
 

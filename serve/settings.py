@@ -26,6 +26,13 @@ def _beta_or_none(value: str | float | None) -> float | None:
     return None if value is None else parse_beta(value)
 
 
+def _is_installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # of the package it is in
+        return False
+
+
 def _names(value: str | Iterable[str] | None) -> Iterable[str] | None:
     """A list with commas as the names in it."""
     if value is None:
@@ -173,7 +180,7 @@ class Settings(BaseModel):
     @field_validator("otlp_endpoint")
     @classmethod
     def _has_opentelemetry(cls, endpoint: str | None) -> str | None:
-        if endpoint is not None and find_spec("opentelemetry.exporter") is None:
+        if endpoint is not None and not _is_installed("opentelemetry.exporter.otlp.proto.http"):
             raise ValueError("OpenTelemetry is not installed: leave the option out, or pip install 'tureen[otel]'")
         return endpoint
 

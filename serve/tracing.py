@@ -1,93 +1,100 @@
-"""Traces for whoever collects them by OpenTelemetry: a span for each request, and one in it for each of its stages.
+"""Sends a trace of each request to an OpenTelemetry collector: a server span, and in it decode, queue and inference.
 
-Imported only where an endpoint is set. The batcher and the engine know nothing of it: the stages' durations are theirs,
-and their places are reckoned back from the answer. How much is sampled, and every other setting of the SDK, is
-OpenTelemetry's own environment variables'.
+Spans are made when a request is over, from the times that were measured anyway: nothing is done for them before. The
+SDK sends them from a thread of its own, and drops them where the collector does not keep up. Imported where an
+endpoint is set; the extra [otel] brings what it needs.
 """
 
 from __future__ import annotations
 
+import threading
 import time
+from collections.abc import Mapping
+from typing import Any
 
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from opentelemetry.trace import Span, SpanKind, StatusCode, Tracer, set_span_in_context
+from opentelemetry.trace import SpanKind, Status, StatusCode, format_trace_id, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import tureen
-from serve.access import access_fields, request_id_of
+from serve.journey import Journey
 
-STAGES = ("decode", "queue", "inference")
-NS_PER_MS = 1_000_000
+EXPORT_PATH = "/v1/traces"  # where OTLP over HTTP takes them
+CLOSE_S = 3.0  # the longest that the last spans hold up the end of the process, where the collector hangs
 
 
 class Tracing:
-    """Where spans go, until it is closed."""
+    """The spans of one process, on their way to the collector."""
 
     def __init__(self, endpoint: str) -> None:
-        """endpoint: of an OTLP receiver over HTTP, such as http://localhost:4318."""
-        resource = Resource.create({"service.name": "tureen", "service.version": tureen.__version__})
-        self._provider = TracerProvider(resource=resource)
-        exporter = OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces")
+        """endpoint: the collector's base URL; every other setting of the SDK is its own OTEL_… variable."""
+        own = Resource.create({"service.name": "tureen", "service.version": tureen.__version__})
+        resource = own.merge(OTELResourceDetector().detect())  # OTEL_SERVICE_NAME before the name given here
+        self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+        exporter = OTLPSpanExporter(endpoint.rstrip("/") + EXPORT_PATH)
         self._provider.add_span_processor(BatchSpanProcessor(exporter))
-        self.tracer: Tracer = self._provider.get_tracer("tureen.serve")
-
-    def close(self) -> None:
-        """Send what is left."""
-        self._provider.shutdown()
-
-
-class TracingMiddleware:
-    """A server span around each request, in the trace of its `traceparent` where it has one."""
-
-    def __init__(self, app: ASGIApp, tracer: Tracer) -> None:
-        self._app = app
-        self._tracer = tracer
+        self._tracer = self._provider.get_tracer("tureen.serve", tureen.__version__)
         self._propagator = TraceContextTextMapPropagator()
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        parent = self._propagator.extract(dict(Headers(scope=scope)))
-        span = self._tracer.start_span(scope["method"], parent, SpanKind.SERVER)
-        if span.is_recording():
-            access_fields(scope)["trace_id"] = f"{span.get_span_context().trace_id:032x}"
+    def record(
+        self,
+        name: str,
+        headers: Mapping[str, str],
+        journey: Journey,
+        *,
+        seconds: float,
+        is_failed: bool,
+        attributes: Mapping[str, Any],
+    ) -> str:
+        """The request that is just over, as a trace; returns its id.
 
-        async def send_seen(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                span.set_attribute("http.response.status_code", message["status"])
-                if message["status"] >= 500:
-                    span.set_status(StatusCode.ERROR)
-            await send(message)
+        headers: with lower-case names; where they have a sound W3C traceparent, the trace goes on. seconds: how long
+        the request took. is_failed: whether the fault is ours.
+        """
+        clock_ns = time.time_ns() - time.monotonic_ns()  # what makes monotonic time the time of day
 
-        try:
-            await self._app(scope, receive, send_seen)
-        finally:
-            if span.is_recording():
-                self._describe(span, scope)
-            span.end()
+        def at(monotonic_s: float) -> int:
+            return clock_ns + round(1e9 * monotonic_s)
 
-    def _describe(self, span: Span, scope: Scope) -> None:
-        fields = access_fields(scope)
-        route = getattr(scope.get("route"), "path", "unmatched")
-        span.update_name(f"{scope['method']} {route}")
-        span.set_attributes(
-            {
-                "http.request.method": scope["method"],
-                "http.route": route,
-                "tureen.request_id": request_id_of(scope),
-                **{f"tureen.{name}": fields[name] for name in ("beta", "code") if fields.get(name) is not None},
-            }
+        end_s = time.monotonic()
+        span = self._tracer.start_span(
+            name,
+            self._propagator.extract(headers),
+            SpanKind.SERVER,
+            {**_known(attributes), **_known(_model_of(journey))},
+            start_time=at(end_s - seconds),
         )
-        durations_ns = [round(fields.get(stage, 0) * NS_PER_MS) for stage in STAGES]
-        start_ns = time.time_ns() - sum(durations_ns)
-        for stage, duration_ns in zip(STAGES, durations_ns, strict=True):
-            if stage in fields:
-                child = self._tracer.start_span(stage, set_span_in_context(span), start_time=start_ns)
-                child.end(start_ns + duration_ns)
-            start_ns += duration_ns
+        if is_failed:
+            span.set_status(Status(StatusCode.ERROR))
+        inside = set_span_in_context(span)
+        for betas, answered in journey.images if span.is_recording() else ():
+            decoded_s, batched_s = answered.decode_began_s, answered.batch_began_s
+            of_batch: dict[str, Any] = {"tureen.betas": betas, "tureen.batch_size": answered.batch_size}
+            for stage, from_s, to_s, attributes_of_stage in (
+                ("decode", decoded_s, decoded_s + answered.decode_s, None),
+                ("queue", batched_s - answered.queue_s, batched_s, None),
+                ("inference", batched_s, batched_s + answered.inference_s, of_batch),
+            ):
+                child = self._tracer.start_span(stage, inside, attributes=attributes_of_stage, start_time=at(from_s))
+                child.end(at(to_s))
+        span.end(at(end_s))
+        return format_trace_id(span.get_span_context().trace_id)
+
+    def close(self) -> None:
+        """Send what is left, for CLOSE_S at most. Blocks."""
+        ending = threading.Thread(target=self._provider.shutdown, name="last spans", daemon=True)
+        ending.start()
+        ending.join(CLOSE_S)
+
+
+def _model_of(journey: Journey) -> dict[str, Any]:
+    if journey.manifest is None:  # refused before any model was to answer it
+        return {}
+    return {"tureen.model": journey.manifest.name, "tureen.version": journey.manifest.version}
+
+
+def _known(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in attributes.items() if value is not None}

@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
@@ -16,6 +16,7 @@ from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serve.errors import NotReadyError
+from serve.journey import JOURNEY, Journey
 from serve.logs import FIELDS
 from serve.oip.describe import (
     known_model,
@@ -33,6 +34,9 @@ from serve.oip.statistics import Statistics
 from serve.problems import INTERNAL
 from serve.service import Service
 
+if TYPE_CHECKING:
+    from serve.tracing import Tracing
+
 SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 CODES = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
@@ -42,6 +46,7 @@ CODES = {
     503: grpc.StatusCode.UNAVAILABLE,
     504: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
+OUR_FAULTS = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
 STREAM_ROUTE = f"/{SERVICE.full_name}/ModelStreamInfer"
 INFER_ROUTES = frozenset({f"/{SERVICE.full_name}/ModelInfer", STREAM_ROUTE})
 METHOD = "RPC"  # in place of an HTTP method, in metrics and logs
@@ -55,8 +60,13 @@ Unary = Callable[[Any, Context], Coroutine[Any, Any, Message]]
 class RpcServer:
     """A gRPC server for one service; it opens after the service and closes before it."""
 
-    def __init__(self, service: Service, statistics: Statistics, *, shares_port: bool = False) -> None:
-        """statistics: shared with the routes under /v2. shares_port: with other processes, as workers do."""
+    def __init__(
+        self, service: Service, statistics: Statistics, *, shares_port: bool = False, tracing: Tracing | None = None
+    ) -> None:
+        """statistics: shared with the routes under /v2. shares_port: with other processes, as workers do.
+
+        tracing: where a trace of each inference goes.
+        """
         self._service = service
         self._address = f"{service.settings.host}:{service.settings.grpc_port}"
         self._server = grpc.aio.server(
@@ -69,7 +79,7 @@ class RpcServer:
                 ("grpc.compression_enabled_algorithms_bitset", 1),  # none but identity: no bombs
             ],
         )
-        handlers = _Methods(service, statistics).handlers()
+        handlers = _Methods(service, statistics, tracing).handlers()
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE.full_name, handlers),))
         health_pb2_grpc.add_HealthServicer_to_server(_Health(service), self._server)
 
@@ -90,9 +100,10 @@ class RpcServer:
 class _Methods:
     """The protocol's methods."""
 
-    def __init__(self, service: Service, statistics: Statistics) -> None:
+    def __init__(self, service: Service, statistics: Statistics, tracing: Tracing | None) -> None:
         self._service = service
         self._statistics = statistics
+        self._tracing = tracing
 
     def handlers(self) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
         """Each method by its name in inference.proto, with its messages."""
@@ -124,7 +135,7 @@ class _Methods:
         """The method with its errors told by their codes, counted and logged as a request over HTTP is."""
 
         async def handle(request: Message, context: Context) -> Message:
-            started = time.perf_counter()
+            started = self._begin()
             status, detail = grpc.StatusCode.CANCELLED, ""
             try:
                 response = await answer(request, context)
@@ -133,7 +144,7 @@ class _Methods:
             except Exception as error:  # noqa: BLE001 - whatever it is, the client gets a code and none of our insides
                 status, detail = self._told(error)
             finally:
-                self._record(route, status, time.perf_counter() - started)
+                self._record(route, status, time.perf_counter() - started, context)
             return await context.abort(status, detail)
 
         return handle
@@ -141,7 +152,7 @@ class _Methods:
     async def _stream(self, requests: AsyncIterator[pb.ModelInferRequest], context: Context) -> AsyncIterator[Message]:
         """One answer after another, in the order of the requests; an error answers its own request alone."""
         async for request in requests:
-            started = time.perf_counter()
+            started = self._begin()
             status = grpc.StatusCode.CANCELLED
             try:
                 response = pb.ModelStreamInferResponse(infer_response=await self._infer(request, context))
@@ -152,7 +163,7 @@ class _Methods:
                     error_message=detail, infer_response=pb.ModelInferResponse(id=request.id)
                 )
             finally:
-                self._record(STREAM_ROUTE, status, time.perf_counter() - started)
+                self._record(STREAM_ROUTE, status, time.perf_counter() - started, context)
             yield response
 
     async def _infer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
@@ -208,10 +219,30 @@ class _Methods:
             return grpc.StatusCode.INTERNAL, "something went wrong here; the server's log says more"
         return CODES.get(kind.status, grpc.StatusCode.INTERNAL), str(error)
 
-    def _record(self, route: str, status: grpc.StatusCode, seconds: float) -> None:
+    def _begin(self) -> float:
+        if self._tracing is not None:
+            JOURNEY.set(Journey())
+        return time.perf_counter()
+
+    def _record(self, route: str, status: grpc.StatusCode, seconds: float, context: Context) -> None:
         self._service.metrics.requests.labels(route, METHOD, status.name).inc()
         self._service.metrics.request_seconds.labels(route).observe(seconds)
         event = {"method": METHOD, "route": route, "status": status.name, "ms": round(1000 * seconds, 3)}
+        journey = JOURNEY.get()
+        if self._tracing is not None and journey is not None and route in INFER_ROUTES:
+            event["trace_id"] = self._tracing.record(
+                route.removeprefix("/"),
+                {name: value for name, value in context.invocation_metadata() or () if isinstance(value, str)},
+                journey,
+                seconds=seconds,
+                is_failed=status in OUR_FAULTS,
+                attributes={
+                    "rpc.system": "grpc",
+                    "rpc.service": SERVICE.full_name,
+                    "rpc.method": route.rpartition("/")[2],
+                    "rpc.grpc.status_code": status.value[0],
+                },
+            )
         logger.log(logging.INFO if route in INFER_ROUTES else logging.DEBUG, "request", extra={FIELDS: event})
 
 

@@ -29,11 +29,11 @@ class RunningServer:
     port: int
     log_file: Path
 
-    def ask(self, method, path, body=None):
+    def ask(self, method, path, body=None, headers=None):
         """Status, headers and body, over a connection of its own."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=DEADLINE_S)
         with contextlib.closing(connection):
-            connection.request(method, path, body)
+            connection.request(method, path, body, headers or {})
             response = connection.getresponse()
             return response.status, response.headers, response.read()
 

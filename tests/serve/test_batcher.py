@@ -142,6 +142,8 @@ def test_a_cancelled_request_is_dropped_before_batching():
 
 
 def test_a_row_that_breaks_its_batch_harms_no_neighbour(caplog):
+    failed = []
+
     async def test(engine, batcher):
         first = await held(engine, batcher)
         tasks = await queued(batcher, [1, "poison", 3, 4])
@@ -153,7 +155,8 @@ def test_a_row_that_breaks_its_batch_harms_no_neighbour(caplog):
         assert "0x7f00" not in str(poison)
         assert engine.batches == [[0], [1, "poison", 3, 4], [1, "poison"], [1], ["poison"], [3, 4]]
 
-    batching(test)
+    batching(test, on_failed=lambda: failed.append(True))
+    assert len(failed) == 3  # of four, of two, and alone
     assert "kernel failed" in caplog.text  # the log is where the cause belongs
 
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from serve.metrics import Metrics
+from serve.metrics import Metrics, beta_bucket
 
 # What a process of the server does to its metrics, and what it then answers at /metrics.
 PROCESS = """
@@ -78,3 +78,19 @@ def test_who_takes_a_dead_ones_place_goes_on_with_its_counters(tmp_path):
 def test_only_known_words_describe_what_is_served():
     with pytest.raises(KeyError):
         Metrics().serves({"model": "m"})
+
+
+@pytest.mark.parametrize(
+    ("beta", "label"),
+    [
+        (None, "single"),
+        (0.0, "0"),
+        (1e-9, "below 0.25"),
+        (0.25, "below 0.5"),
+        (0.7, "below 0.75"),
+        (0.9999999, "below 1"),
+        (1, "1"),
+    ],
+)
+def test_traffic_is_told_apart_by_buckets_of_beta(beta, label):
+    assert beta_bucket(beta) == label

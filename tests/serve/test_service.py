@@ -58,7 +58,9 @@ def test_whoever_would_wait_too_long_is_refused_at_once_and_an_idle_machine_take
             assert refused.value.retry_after_s == 1
         service._queue_time.image_s = 100.0
         with service.admit():
-            pass
+            assert value(service, "tureen_expected_queue_seconds") == 200.0
+        assert value(service, "tureen_expected_queue_seconds") == 100.0
+        assert value(service, "tureen_expected_queue_limit_seconds") == 0.5
 
     serving(bundle_path, test, max_queue_ms=500)
 
@@ -145,9 +147,10 @@ def test_by_default_no_other_mode_is_asked(bundle_path, digit_png):
     async def test(service):
         with service.admit() as admission:
             await admission.classify(digit_png(0), admission.choose(None))
-        return service.metrics.render()[0].decode()
+        outcomes = ("agree", "disagree", "dropped")
+        return [value(service, f'tureen_mode_comparisons_total{{outcome="{outcome}"}}') for outcome in outcomes]
 
-    assert "tureen_mode_comparisons_total{" not in serving(bundle_path, test)
+    assert serving(bundle_path, test) == [0, 0, 0]
 
 
 def test_the_time_limit_counts_from_the_arrival(bundle_path, digit_png):

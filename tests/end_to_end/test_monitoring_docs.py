@@ -1,0 +1,72 @@
+"""docs/monitoring.md cannot lie: its commands run, its metrics, alerts and options are those that there are."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from serve.metrics import Metrics
+from serve.settings import Settings
+from tureen.bundle import load_bundle
+from tureen.demo import EXAMPLES
+
+GUIDE = (Path(__file__).parents[2] / "docs" / "monitoring.md").read_text()
+BLOCKS = re.findall(r"^```sh\n(.*?)^```", GUIDE, re.MULTILINE | re.DOTALL)
+COMMANDS = [line for block in BLOCKS for line in block.splitlines()]
+WATCHED, TRACED = [command for command in COMMANDS if command.startswith("tureen serve")]
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("guide")
+    shutil.copytree(EXAMPLES / "cifar10", directory / "bundle")
+    Image.fromarray(load_bundle(directory / "bundle").golden.pixels[0]).save(directory / "photo.jpg")
+    return directory
+
+
+def test_every_command_of_the_page_runs_and_leaves_what_it_says(workplace, run_command, served):
+    outputs = []
+    with served(WATCHED, workplace) as url:
+        for command in COMMANDS:
+            if not command.startswith("tureen serve"):
+                result = run_command(command.replace("8000", url.rpartition(":")[2]), workplace)
+                assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
+                outputs.append(result.stdout)
+    answer, metrics, *_ = outputs
+    assert "x-request-id: order-66" in answer
+    assert "server-timing: decode;dur=" in answer.lower()
+    assert "tureen_requests_total" in metrics
+    assert json.loads((workplace / "dashboard.json").read_text())["title"] == "Tureen"
+    rules = yaml.safe_load((workplace / "alerts.yml").read_text())["groups"][0]["rules"]
+    assert [rule["alert"] for rule in rules] == re.findall(r"^\| (Tureen\w+) \|", GUIDE, re.MULTILINE)
+
+
+def test_where_no_collector_listens_the_server_serves_and_ends(workplace, run_command, served):
+    with served(TRACED, workplace) as url:
+        asked = f"curl --silent --fail --data-binary @photo.jpg {url}/classify"
+        assert run_command(asked, workplace).returncode == 0
+
+
+def test_the_table_has_every_metric_with_its_labels():
+    told = dict(re.findall(r"^\| `(tureen_\w+)` \| ([^|]*) \|", GUIDE, re.MULTILINE))
+    there = {}
+    for collector in Metrics().registry._collector_to_names:
+        name = collector._name + ("_total" if collector._type == "counter" else "")
+        there[name] = ", ".join(collector._labelnames)
+    assert {name: labels.strip() for name, labels in told.items()} == there
+    assert set(re.findall(r"tureen_\w+", GUIDE)) == there.keys()
+
+
+def test_every_option_of_the_page_exists():
+    named = set(re.findall(r"--([a-z-]+)", "".join(re.findall(r"`--[^`\n]+`|^tureen.+$", GUIDE, re.MULTILINE))))
+    assert named <= {name.replace("_", "-") for name in Settings.model_fields}
+    assert {"max-queue-ms", "otlp-endpoint", "disagreement-share"} <= named
+
+
+def test_the_scrape_configuration_names_the_job_that_the_alerts_ask_for():
+    (block,) = re.findall(r"^```yaml\n(.*?)^```", GUIDE, re.MULTILINE | re.DOTALL)
+    assert [job["job_name"] for job in yaml.safe_load(block)["scrape_configs"]] == ["tureen"]
