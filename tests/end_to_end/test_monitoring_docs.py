@@ -52,7 +52,7 @@ def test_where_no_collector_listens_the_server_serves_and_ends(workplace, run_co
 
 
 def test_the_table_has_every_metric_with_its_labels():
-    told = dict(re.findall(r"^\| `(tureen_\w+)` \| ([^|]*) \|", GUIDE, re.MULTILINE))
+    told = dict(re.findall(r"^\| `(tureen_\w+)` \|([^|]*)\|", GUIDE, re.MULTILINE))
     there = {}
     for collector in Metrics().registry._collector_to_names:
         name = collector._name + ("_total" if collector._type == "counter" else "")
