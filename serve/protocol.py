@@ -13,7 +13,6 @@ from collections.abc import Callable
 from enum import Enum, auto
 from typing import Any, NoReturn, cast
 
-import httptools
 from starlette.types import Receive, Scope, Send
 
 from serve.access import access_fields, answered_elsewhere, record, request_id_of
@@ -27,6 +26,7 @@ from serve.errors import (
     TooManyConnectionsError,
 )
 from serve.metrics import Metrics
+from serve.parsing import StopParsing, parse
 from serve.refusal import Refusal, refusal_of
 from serve.wire import WireLimits, fault_of_head
 from tureen.errors import TureenError
@@ -46,6 +46,9 @@ def protocol_class(limits: WireLimits, gate: Gate, metrics: Metrics) -> type[Wir
 WAKING_BYTES = 32 * 1024
 
 
+CHUNK_BYTES = 32  # that a chunk has beside its data, amply
+
+
 class Phase(Enum):
     """What a connection waits for."""
 
@@ -54,10 +57,6 @@ class Phase(Enum):
     ANSWER = auto()  # our own answer
     IDLE = auto()  # the next request of a kept connection
     LINGER = auto()  # its end: all is written, and whatever still comes is dropped
-
-
-class _StopParsing(Exception):  # noqa: N818 - no error: how a callback ends the parser's run
-    pass
 
 
 class WireProtocol(DrainingProtocol):
@@ -74,6 +73,7 @@ class WireProtocol(DrainingProtocol):
         self._since_s = self.loop.time()  # of the phase
         self._received = 0  # bytes of the head beyond its first read, of the body, or dropped
         self._chunks = 0
+        self._framing = 0  # bytes of the body that are chunks' sizes and extensions, or trailers
         self._begun = 0  # requests in this read
         self._path = ""
         self._is_refused = False  # the request under way, which is not the application's
@@ -113,31 +113,40 @@ class WireProtocol(DrainingProtocol):
             self._enter(Phase.HEAD)
             self._forget_request()
         self._begun = 0
-        was_in_head = self._phase is Phase.HEAD
-        try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            pass  # the request is answered as the HTTP/1.1 it is
-        except httptools.HttpParserError:
-            if self._phase is not Phase.LINGER and not self._is_last:
-                self._fail(MalformedRequestError("the request is not sound HTTP/1.1"))
-        if was_in_head and self._phase is Phase.HEAD and not self._begun:
-            self._received += len(data)
-            if self._received > self.limits.max_head_bytes:
-                limit = f"{self.limits.max_head_bytes:,} bytes"
-                self._fail(HeadTooLargeError(f"the request's head has more than {limit}, the limit"))
+        phase, received = self._phase, self._received
+        error = parse(self, data)
+        if error is not None and self._phase is not Phase.LINGER and not self._is_last:
+            self._fail(error)
+        if self._phase is phase and not self._begun:
+            self._limit_overhead(len(data) - (self._received - received))
+
+    def _limit_overhead(self, count: int) -> None:
+        """So many more bytes came that are no body: of a head, or of what frames a body, which the parser gathers."""
+        limit = self.limits.max_head_bytes
+        if self._phase is Phase.HEAD:
+            self._received += count
+            if self._received > limit:
+                self._fail(HeadTooLargeError(f"the request's head has more than {limit:,} bytes, the limit"))
+        elif self._phase is Phase.BODY:
+            self._framing += count
+            if self._framing > limit + CHUNK_BYTES * self._chunks:
+                self._fail(MalformedRequestError("too much of the body is chunk extensions or trailers: send it bare"))
 
     # The parser's callbacks
 
     def on_message_begin(self) -> None:
         self._begun += 1
         if self._is_last:
-            raise _StopParsing
+            raise StopParsing
         if self._begun > self.limits.max_pipelined:
             self._fail_and_stop(MalformedRequestError("too many requests at a time on one connection"))
         self._enter(Phase.HEAD)
         self._forget_request()
         super().on_message_begin()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._phase is Phase.HEAD:  # a trailer must not pass for a header that was looked at
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         version, method = self.parser.get_http_version(), self.parser.get_method()
@@ -146,23 +155,26 @@ class WireProtocol(DrainingProtocol):
         self.scope["method"] = method.decode("ascii")
         if (fault := fault_of_head(self.limits, version, self.url, self.headers)) is not None:
             self._fail_and_stop(fault)
-        is_upgrade = self.parser.should_upgrade()
+        if self.parser.should_upgrade():
+            if method == b"CONNECT":
+                self._fail_and_stop(MalformedRequestError("CONNECT is for proxies"))
+            self._begun -= 1  # it comes again, without the offer
+            return
         has_body = any(
             name == b"transfer-encoding" or (name == b"content-length" and int(value)) for name, value in self.headers
         )
-        if is_upgrade and has_body:  # the parser would leave the body to the protocol that is upgraded to
-            self._fail_and_stop(MalformedRequestError("there is nothing to upgrade to: send the body as HTTP/1.1"))
         refused = self.gate(method, path)
-        self._enter(Phase.BODY)
         if refused is not None:
+            self._enter(Phase.BODY)
             route, error = refused
             access_fields(self._scope())["route"] = route
             self._refuse(refusal_of(error, self._path))
             return
         super().on_headers_complete()
+        self._enter(Phase.BODY)
         cast(Any, self.cycle).transport = _LingeringTransport(self)
         # A client that waits for 100 and gets another answer may send its body or not: nobody could tell what is next.
-        if is_upgrade or (has_body and self.expect_100_continue):
+        if has_body and self.expect_100_continue:
             self.cycle.keep_alive = False
 
     def on_chunk_header(self) -> None:
@@ -175,7 +187,7 @@ class WireProtocol(DrainingProtocol):
         if self._is_refused or self.cycle.response_complete:
             if self._received > self.limits.max_swallowed_bytes:
                 self._close()
-                raise _StopParsing
+                raise StopParsing
             return
         self.cycle.body += body
         if len(self.cycle.body) >= WAKING_BYTES:
@@ -183,7 +195,7 @@ class WireProtocol(DrainingProtocol):
             self.cycle.message_event.set()
 
     def on_message_complete(self) -> None:
-        if self._phase is Phase.LINGER:
+        if self._phase is Phase.LINGER or self.parser.should_upgrade():
             return
         if self._is_refused or self.cycle.response_complete:
             self._enter(Phase.IDLE)
@@ -254,7 +266,6 @@ class WireProtocol(DrainingProtocol):
             self.parser.should_keep_alive()
             and not self.server_state.is_draining
             and not self.expect_100_continue
-            and not self.parser.should_upgrade()
             and sum(lengths) <= self.limits.max_swallowed_bytes
         )
         if self._is_answering():  # requests before this one, whose answers come first
@@ -265,8 +276,9 @@ class WireProtocol(DrainingProtocol):
             cast(Any, self.cycle).transport = _LingeringTransport(self)
             return
         if self.flow.write_paused:  # so many answers lie here unread that one more would only fill memory
+            self._is_last = True
             self.transport.abort()
-            raise _StopParsing
+            raise StopParsing
         self._write(refusal, keep_alive=keep_alive)
         self._is_refused = True
         if not keep_alive:
@@ -275,7 +287,7 @@ class WireProtocol(DrainingProtocol):
     def _refused(self, refusal: Refusal) -> Any:
         async def answer(scope: Scope, receive: Receive, send: Send) -> None:
             self._count(refusal, scope)
-            await refusal.response(scope, receive, send)
+            await refusal.send(send, request_id_of(scope))
 
         return answer
 
@@ -307,7 +319,7 @@ class WireProtocol(DrainingProtocol):
 
     def _fail_and_stop(self, error: TureenError) -> NoReturn:
         self._fail(error)
-        raise _StopParsing
+        raise StopParsing
 
     def _is_answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
@@ -339,6 +351,7 @@ class WireProtocol(DrainingProtocol):
         self._path = ""
         self._is_refused = False
         self._chunks = 0
+        self._framing = 0
 
     # The end
 

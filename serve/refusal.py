@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from starlette.responses import Response
+from starlette.types import Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from serve.access import REQUEST_ID
@@ -25,12 +26,20 @@ class Refusal:
 
     def to_bytes(self, request_id: str, more_headers: Headers, *, keep_alive: bool, is_head: bool) -> bytes:
         """The whole answer; is_head: to the method HEAD, so without its body."""
-        headers = [*more_headers, *self.response.raw_headers, (REQUEST_ID.encode(), request_id.encode())]
+        headers = [*more_headers, *self._headers(request_id)]
         if not keep_alive:
             headers.append((b"connection", b"close"))
         lines = [b"%b: %b\r\n" % header for header in headers]
         body = b"" if is_head else bytes(self.response.body)
         return b"".join([STATUS_LINE[self.kind.status], *lines, b"\r\n", body])
+
+    async def send(self, send: Send, request_id: str) -> None:
+        """The same answer by ASGI."""
+        await send({"type": "http.response.start", "status": self.kind.status, "headers": self._headers(request_id)})
+        await send({"type": "http.response.body", "body": self.response.body})
+
+    def _headers(self, request_id: str) -> Headers:
+        return [*self.response.raw_headers, (REQUEST_ID.encode(), request_id.encode())]
 
 
 def refusal_of(error: TureenError, path: str = "") -> Refusal:

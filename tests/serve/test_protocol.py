@@ -31,7 +31,10 @@ GET = b"GET /hello HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 async def echo(scope, receive, send):
-    """Answers with method, path and the body's size; /early before the body is read, /big with 20 MB."""
+    """Answers with method, path and the body's size; /early before the body is read, /big with 20 MB.
+
+    /headers answers with their names.
+    """
     size = 0
     if scope["path"] != "/early":
         more = True
@@ -43,7 +46,12 @@ async def echo(scope, receive, send):
             more = message["more_body"]
     if scope["path"] == "/slow":
         await asyncio.sleep(0.3)
-    body = b"x" * 20_000_000 if scope["path"] == "/big" else f"{scope['method']} {scope['path']} {size}".encode()
+    if scope["path"] == "/headers":
+        body = b" ".join(name for name, _ in scope["headers"])
+    elif scope["path"] == "/big":
+        body = b"x" * 20_000_000
+    else:
+        body = f"{scope['method']} {scope['path']} {size}".encode()
     await send(
         {"type": "http.response.start", "status": 200, "headers": [(b"content-length", str(len(body)).encode())]}
     )
@@ -51,6 +59,8 @@ async def echo(scope, receive, send):
 
 
 def refuse_overload(method, path):
+    if path == b"/defect":
+        raise ZeroDivisionError
     return ("/full", OverloadedError(7)) if path in (b"/full", b"/v2/full") else None
 
 
@@ -194,7 +204,7 @@ CHUNKED = b"POST / HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n"
         b"GET /\r\n\r\n",
         b"GET / HTTP/0.9\r\n\r\n",
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-        b"POST / HTTP/1.1\r\n" + HOST + b"Connection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: 3\r\n\r\nabc",
+        b"CONNECT /hello HTTP/1.1\r\n" + HOST + b"\r\n",
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
         b"NONSENSE\r\n\r\n",
     ],
@@ -226,9 +236,55 @@ def test_too_many_pipelined_requests_end_the_connection(usual):
     assert 0 < len(answers) <= 65
 
 
-def test_an_offer_to_upgrade_is_answered_as_plain_http(usual):
-    (answer,) = usual.ask(b"GET /hello HTTP/1.1\r\n" + HOST + b"Connection: Upgrade\r\nUpgrade: h2c\r\n\r\n" + GET)
-    assert answer[2] == b"GET /hello 0"
+OFFER = HOST + b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQ\r\n"  # as curl's
+
+
+@pytest.mark.parametrize(
+    "body", [b"Content-Length: 3\r\n\r\nabc", b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"]
+)
+@pytest.mark.parametrize("piece", [1, 100, 1000])
+def test_an_offer_to_upgrade_is_declined_and_the_request_with_its_body_answered(usual, body, piece):
+    data = b"POST /hello HTTP/1.1\r\n" + OFFER + body + b"GET /full HTTP/1.1\r\n" + OFFER + b"\r\n" + GET
+    with usual.connect() as client:
+        for start in range(0, len(data), piece):
+            client.send(data[start : start + piece])
+        assert client.answer()[2] == b"POST /hello 3"
+        is_problem(client.answer(), 429, "overloaded")
+        assert client.answer()[2] == b"GET /hello 0"
+
+
+def test_a_defect_of_ours_is_logged_and_not_told_as_the_senders_fault(usual, caplog):
+    (answer,) = usual.ask(b"POST /defect HTTP/1.1\r\n" + HOST + b"Content-Length: 3\r\n\r\nabc" + GET)
+    is_problem(answer, 500, "internal_error")
+    assert caplog.records[0].exc_info[0] is ZeroDivisionError
+
+
+def test_a_trailer_is_no_header(usual):
+    trailers = b"X-Request-ID: trailer\r\nHost: evil\r\n"
+    with usual.connect() as client:
+        client.send(CHUNKED.replace(b" / ", b" /headers ") + b"3\r\nabc\r\n0\r\n" + trailers + b"\r\n" + GET)
+        assert client.answer()[2] == b"host transfer-encoding"
+        assert client.answer()[0] == 200
+
+
+@pytest.mark.parametrize("framing", [b"0\r\nX: ", b"1;"])
+def test_a_body_whose_framing_never_ends_is_answered_400(usual, framing):
+    with usual.connect() as client:
+        client.send(CHUNKED + framing)
+        with contextlib.suppress(OSError):
+            for _ in range(200):
+                client.send(b"a" * 1000)
+                time.sleep(0.001)
+        is_problem(client.answer(), 400, "malformed_request")
+
+
+def test_the_framing_of_many_small_chunks_is_no_fault(usual):
+    with usual.connect() as client:
+        client.send(CHUNKED.replace(b" / ", b" /hello "))
+        for _ in range(60):
+            client.send(b"00000001;a\r\na\r\n" * 1000)
+        client.send(b"0\r\n\r\n")
+        assert client.answer()[2] == b"POST /hello 60000"
 
 
 def test_http_1_0_is_answered_and_closed(usual):
