@@ -22,7 +22,7 @@ from pathlib import Path
 
 from prometheus_client.multiprocess import mark_process_dead
 
-from serve.control import Accept, Drain, Line, Orders, Pulse, Ready, Reload, Reloaded
+from serve.line import Accept, Drain, Line, Orders, Pulse, Ready, Reload, Reloaded
 from serve.logs import FIELDS
 from serve.metrics import SHARED_DIRECTORY
 from serve.settings import Settings

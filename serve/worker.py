@@ -13,7 +13,7 @@ import sys
 from collections.abc import Coroutine
 from pathlib import Path
 
-from serve.control import Accept, Drain, Line, Orders, Pulse, Ready, Reload, Reloaded, read_orders
+from serve.line import Accept, Drain, Line, Orders, Pulse, Ready, Reload, Reloaded, read_orders
 from serve.logs import configure_logs
 from serve.metrics import Metrics, share_metrics
 from serve.server import ServerProcess

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from serve.control import Accept, Orders, Reloaded, read_orders
+from serve.line import Accept, Orders, Reloaded, read_orders
 from serve.settings import Settings
 from serve.supervisor import LONGEST_PAUSE_S, pause_s, share_of
 from tureen.demo import EXAMPLES
