@@ -29,6 +29,7 @@ QUIET_ROUTES = frozenset({"/healthz", "/readyz", "/metrics", "/v2/health/live", 
 _FIELDS_KEY = "tureen.access"
 _ID_KEY = "tureen.request_id"
 _ANSWERED_KEY = "tureen.answered"
+_ARRIVED_KEY = "tureen.arrived_s"
 _SOUND_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 logger = logging.getLogger("tureen.access")
@@ -47,6 +48,14 @@ def request_id_of(scope: Scope) -> str:
         scope[_ID_KEY] = given if _SOUND_ID.fullmatch(given) else secrets.token_hex(8)
     request_id: str = scope[_ID_KEY]
     return request_id
+
+
+def arrived_s(scope: Scope) -> float:
+    """When the request's head was here (time.monotonic); by the first call at the latest."""
+    if _ARRIVED_KEY not in scope:
+        scope[_ARRIVED_KEY] = time.monotonic()
+    arrived: float = scope[_ARRIVED_KEY]
+    return arrived
 
 
 def answered_elsewhere(scope: Scope, kind: Kind) -> None:
@@ -83,7 +92,7 @@ class AccessMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started = time.perf_counter()
+        started = arrived_s(scope)
         request_id = request_id_of(scope)
         fields = access_fields(scope)
         if self._tracing is not None:
@@ -113,7 +122,7 @@ class AccessMiddleware:
             problem = _respond(scope)(INTERNAL, "the server's log says more under this request's id")
             await problem(scope, receive, send_named)
         finally:
-            seconds = time.perf_counter() - started
+            seconds = time.monotonic() - started
             if self._tracing is not None:
                 _trace(self._tracing, scope, status, seconds)
             record(self._metrics, scope, status, seconds)

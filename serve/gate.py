@@ -20,9 +20,10 @@ _WORK = {
 def gate_of(service: Service) -> Gate:
     """The gate before a service; everything but work passes it, health and metrics all the while."""
 
-    def refused(method: bytes, path: bytes) -> tuple[str, TureenError] | None:
-        if method != b"POST" or (error := service.refusal()) is None:
+    def gate(method: bytes, path: bytes) -> tuple[str, TureenError | None] | None:
+        if method != b"POST":
             return None
-        return next(((route, error) for pattern, route in _WORK.items() if pattern.fullmatch(path)), None)
+        route = next((route for pattern, route in _WORK.items() if pattern.fullmatch(path)), None)
+        return None if route is None else (route, service.refusal())
 
-    return refused
+    return gate

@@ -15,11 +15,11 @@ from typing import Any, NoReturn, cast
 
 from starlette.types import Receive, Scope, Send
 
-from serve.access import access_fields, answered_elsewhere, record, request_id_of
-from serve.draining import DrainingProtocol
+from serve.access import access_fields, answered_elsewhere, arrived_s, record, request_id_of
 from serve.errors import (
     HeadTimeoutError,
     HeadTooLargeError,
+    IncompleteBodyError,
     MalformedRequestError,
     SlowBodyError,
     TooManyChunksError,
@@ -28,22 +28,18 @@ from serve.errors import (
 from serve.metrics import Metrics
 from serve.parsing import StopParsing, parse
 from serve.refusal import Refusal, refusal_of
+from serve.waking import WakingProtocol
 from serve.wire import WireLimits, fault_of_head
 from tureen.errors import TureenError
 
-Gate = Callable[[bytes, bytes], tuple[str, TureenError] | None]
-"""Asked for each sound head, by method and path as sent: its route and why it is refused unread, or None."""
+Gate = Callable[[bytes, bytes], tuple[str, TureenError | None] | None]
+"""Asked for each sound head, by method and path as sent: the route of what is work, and why it is refused unread."""
 
 
 def protocol_class(limits: WireLimits, gate: Gate, metrics: Metrics) -> type[WireProtocol]:
     """The protocol of one server, as uvicorn.Config takes it."""
     attributes = {"limits": limits, "gate": staticmethod(gate), "metrics": metrics, "surplus": set()}
     return type("ServerProtocol", (WireProtocol,), attributes)
-
-
-# The application is woken for so many bytes, and for a body's end; uvicorn wakes it for whatever comes, and a byte
-# that trickles in costs twice as much.
-WAKING_BYTES = 32 * 1024
 
 
 CHUNK_BYTES = 32  # that a chunk has beside its data, amply
@@ -59,7 +55,7 @@ class Phase(Enum):
     LINGER = auto()  # its end: all is written, and whatever still comes is dropped
 
 
-class WireProtocol(DrainingProtocol):
+class WireProtocol(WakingProtocol):
     """One connection. The attributes without values are `protocol_class`'s to give."""
 
     limits: WireLimits
@@ -102,6 +98,9 @@ class WireProtocol(DrainingProtocol):
         if self._timer is not None:
             self._timer.cancel()
         self.surplus.discard(self)
+        if not self.is_started:
+            self._unstarted = None
+            self._count(refusal_of(IncompleteBodyError(), self._path), self._scope())
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -163,13 +162,14 @@ class WireProtocol(DrainingProtocol):
         has_body = any(
             name == b"transfer-encoding" or (name == b"content-length" and int(value)) for name, value in self.headers
         )
-        refused = self.gate(method, path)
-        if refused is not None:
-            self._enter(Phase.BODY)
-            route, error = refused
+        arrived_s(self._scope())
+        if (work := self.gate(method, path)) is not None:
+            route, error = work
             access_fields(self._scope())["route"] = route
-            self._refuse(refusal_of(error, self._path))
-            return
+            if error is not None:
+                self._enter(Phase.BODY)
+                self._refuse(refusal_of(error, self._path))
+                return
         super().on_headers_complete()
         self._enter(Phase.BODY)
         cast(Any, self.cycle).transport = _LingeringTransport(self)
@@ -189,10 +189,7 @@ class WireProtocol(DrainingProtocol):
                 self._close()
                 raise StopParsing
             return
-        self.cycle.body += body
-        if len(self.cycle.body) >= WAKING_BYTES:
-            self.flow.pause_reading()
-            self.cycle.message_event.set()
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         if self._phase is Phase.LINGER or self.parser.should_upgrade():
@@ -311,8 +308,10 @@ class WireProtocol(DrainingProtocol):
             self._close()
             return
         refusal = refusal_of(error, self._path)
-        answered_elsewhere(self._scope(), refusal.kind)
-        self._write(refusal, keep_alive=False, is_counted=False)
+        if self.is_started:
+            answered_elsewhere(self._scope(), refusal.kind)
+        self._write(refusal, keep_alive=False, is_counted=not self.is_started)
+        self._unstarted = None
         self.cycle.disconnected = True
         self.cycle.message_event.set()
         self._linger()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from pydantic import BaseModel
 
-from serve.access import access_fields
+from serve.access import access_fields, arrived_s
 from serve.answers import ClassifyAnswer, ClassifyAnswers, SweepAnswer, classified, served, sweep_answer, unclassified
 from serve.body import (
     BETA_FIELD,
@@ -65,11 +64,10 @@ def add_routes(app: FastAPI, service: Service, memory: BodyMemory) -> None:
         },
     )
     async def classify(request: Request) -> Response:
-        arrived_s = time.monotonic()
         parameters = classify_parameters(request.query_params, settings)
         images = await receive(request, parameters)
         answer: ClassifyAnswer | ClassifyAnswers
-        with service.admit(len(images.images), parameters.timeout_ms, arrived_s) as admission:
+        with service.admit(len(images.images), parameters.timeout_ms, arrived_s(request.scope)) as admission:
             if images.is_list:
                 answer, answered = await unless_gone(request, _classify_several(admission, images, parameters))
             else:
@@ -98,12 +96,11 @@ def add_routes(app: FastAPI, service: Service, memory: BodyMemory) -> None:
         },
     )
     async def sweep(request: Request) -> Response:
-        arrived_s = time.monotonic()
         parameters = sweep_parameters(request.query_params, settings)
         images = await receive(request, parameters)
         if len(images.images) != 1 or images.betas != [None]:
             raise InvalidParameterError("a sweep is of one image, and its β are the parameter betas")
-        with service.admit(len(parameters.betas), parameters.timeout_ms, arrived_s) as admission:
+        with service.admit(len(parameters.betas), parameters.timeout_ms, arrived_s(request.scope)) as admission:
             if not admission.model.bundle.manifest.has_two_tokens:
                 raise SingleTokenError
             asked = Asked(images.images[0], tuple(parameters.betas))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
-from serve.access import access_fields
+from serve.access import access_fields, arrived_s
 from serve.errors import NotReadyError
 from serve.model import Model
 from serve.oip.codec import HEADER_LENGTH, decode_request, encode_answer
@@ -109,7 +108,6 @@ def _add_model_routes(
 
     @router.post(f"{path}/infer")
     async def infer_images(request: Request) -> Response:
-        arrived_s = time.monotonic()
         model_of(request)
         with statistics.request():
             if (refusal := service.refusal()) is not None:
@@ -124,7 +122,7 @@ def _add_model_routes(
             )
             header_length = request.headers.get(HEADER_LENGTH)
             wanted = decode_request(body, header_length, query_beta=query_beta, limits=request_limits(service))
-            with service.admit(len(wanted.images), arrived_s=arrived_s) as admission:
+            with service.admit(len(wanted.images), arrived_s=arrived_s(request.scope)) as admission:
                 answer = await unless_gone(request, infer(wanted, admission, statistics))
         content, headers = encode_answer(answer, wanted.outputs)
         access_fields(request.scope).update(images=len(wanted.images), **answer.parameters)
