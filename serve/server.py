@@ -14,6 +14,7 @@ import uvicorn
 from fastapi import FastAPI
 from prometheus_client import disable_created_metrics
 
+from serve.allocator import return_large_blocks
 from serve.app import create_app
 from serve.draining import DrainingServer
 from serve.gate import gate_of
@@ -73,6 +74,7 @@ class ServerProcess:
     ) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call] # or every series would come twice
         metrics.process_starts.inc()
+        return_large_blocks()
         allow_open_files(settings.max_connections)
         self.service = Service(settings, bundle, metrics)
         self._has_failed = False
