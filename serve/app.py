@@ -56,6 +56,7 @@ def create_app(service: Service, lifespan: Lifespan | None = None, tracing: Trac
         redoc_url=None,
         redirect_slashes=False,
         lifespan=lifespan or open_and_close,
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # ours is serve.tracing's and serve.metrics'
     )
     app.state.service = service
     app.add_middleware(AccessMiddleware, metrics=service.metrics, tracing=tracing)

@@ -128,6 +128,7 @@ class Metrics:
             registry=self.registry,
         )  # fmt: skip
         self._start_series()
+        self._stages = [self.stage_seconds.labels(stage) for stage in STAGES]
 
     def _start_series(self) -> None:
         for metric, labels in (
@@ -138,6 +139,11 @@ class Metrics:
         ):
             for label in labels:
                 metric.labels(label)
+
+    def observe_stages(self, *seconds: float) -> None:
+        """How long a classification spent in each of the STAGES."""
+        for stage, spent in zip(self._stages, seconds, strict=True):
+            stage.observe(spent)
 
     def serves(self, what: Mapping[str, str]) -> None:
         """Say what is served from now on, by the names in SERVING."""

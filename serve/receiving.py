@@ -70,15 +70,26 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
 
     Raises ClientGoneError then, for the log and the metrics: nobody reads the answer.
     """
-    working = asyncio.ensure_future(work)
+    waiter = asyncio.current_task()
+    assert waiter is not None
+    is_waiting, is_gone = True, False
+
+    def leave(left: asyncio.Future[None]) -> None:
+        nonlocal is_gone
+        if is_waiting and not left.cancelled():
+            is_gone = True
+            waiter.cancel()
+
     leaving = asyncio.ensure_future(_disconnected(request))
+    leaving.add_done_callback(leave)
     try:
-        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientGoneError
-        return working.result()
+        return await work  # in this task: one of its own would cost every request as much as reading its query
+    except asyncio.CancelledError:
+        if is_gone and not waiter.uncancel():
+            raise ClientGoneError from None
+        raise
     finally:
-        working.cancel()
+        is_waiting = False
         leaving.cancel()
 
 

@@ -92,6 +92,7 @@ class ServerProcess:
             log_config=None,
             access_log=False,
             server_header=False,
+            proxy_headers=False,  # nobody here asks for the client's address
             timeout_graceful_shutdown=settings.drain_timeout_s,
         )
         self.server = DrainingServer(

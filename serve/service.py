@@ -16,7 +16,7 @@ from typing import Literal
 from serve.admission import QueueTime, retry_after_s
 from serve.errors import NotReadyError, OverloadedError
 from serve.journey import JOURNEY
-from serve.metrics import STAGES, Metrics, beta_bucket
+from serve.metrics import Metrics, beta_bucket
 from serve.model import Answered, Asked, Model, open_soup
 from serve.policy import Priority
 from serve.settings import Settings
@@ -252,6 +252,8 @@ class Admission:
         self, asked: Sequence[Asked], priority: Priority = Priority.ONLINE
     ) -> list[Answered | TureenError]:
         """One for each image. In the place of a bad image is its ImageError; neighbours are unharmed."""
+        if len(asked) == 1:
+            return [await self._answer(asked[0], priority)]  # without a task of its own
         return list(await asyncio.gather(*(self._answer(one, priority) for one in asked)))
 
     async def classify(self, image: bytes, choice: Choice) -> Answered:
@@ -285,9 +287,7 @@ class Admission:
         self.was_run = True
         if (journey := JOURNEY.get()) is not None:
             journey.images.append((asked.betas, answered))
-        seconds_of = (answered.decode_s, answered.queue_s, answered.inference_s)
-        for stage, seconds in zip(STAGES, seconds_of, strict=True):
-            self._service.metrics.stage_seconds.labels(stage).observe(seconds)
+        self._service.metrics.observe_stages(answered.decode_s, answered.queue_s, answered.inference_s)
         return answered
 
 

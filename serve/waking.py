@@ -10,7 +10,7 @@ from typing import Any
 
 from serve.draining import DrainingProtocol
 
-WAKING_BYTES = 32 * 1024
+WAKING_BYTES = 128 * 1024  # most photographs: of these the application never waits
 
 
 class WakingProtocol(DrainingProtocol):

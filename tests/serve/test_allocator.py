@@ -29,7 +29,7 @@ def blocks(count, size):
 for block in blocks(1, 30 << 20):
     libc.free(block)
 before = rss()
-large = blocks(8, 4 << 20)
+large = blocks(4, 9 << 20)
 last = libc.malloc(100 << 10)
 for block in large:
     libc.free(block)

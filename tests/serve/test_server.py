@@ -91,7 +91,7 @@ def test_a_request_that_never_ends_is_given_up_after_the_drain_timeout(bundle_pa
         wait_until_ready(server, port)
         with socket.create_connection(("127.0.0.1", port)) as stuck:
             stuck.sendall(
-                b"POST /classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999\r\n\r\n" + b"a" * 40_000
+                b"POST /classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: 999999\r\n\r\n" + b"a" * 200_000
             )
             while "tureen_body_bytes 0.0" in request(port, "GET", "/metrics")[1].decode():
                 time.sleep(0.01)
@@ -101,6 +101,18 @@ def test_a_request_that_never_ends_is_given_up_after_the_drain_timeout(bundle_pa
             assert server.wait(20) == 0  # well before the 30 s that are the default
     assert answer.startswith(b"HTTP/1.1 503")
     assert b'"code":"shutting_down"' in answer
+
+
+def test_a_request_that_had_hardly_begun_does_not_hold_the_drain_up(bundle_path):
+    port = free_port()
+    with process(bundle_path, "--port", port, "--drain-timeout-s", 1) as server:
+        wait_until_ready(server, port)
+        with socket.create_connection(("127.0.0.1", port)) as stuck:
+            stuck.sendall(b"POST /classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999\r\n\r\nhalf")
+            time.sleep(0.1)
+            server.send_signal(signal.SIGTERM)
+            assert server.wait(20) == 0
+            assert stuck.makefile("rb").read() == b""
 
 
 def test_a_body_that_trickles_is_answered_408_and_gives_its_permit_back(bundle_path, digit_png):
