@@ -10,7 +10,7 @@ import ctypes
 import platform
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
-LARGE_BYTES = 2**23  # of 1 MiB, each batch of pixels would be pages anew, at 2 % of the throughput
+LARGE_BYTES = 2**21  # of 1 MiB, each batch of pixels would be pages anew, at 2 % of the throughput
 
 
 def return_large_blocks() -> None:
