@@ -82,9 +82,8 @@ class Model:
             )
         else:
             pixels, decode_began_s, decode_s = asked.image, time.monotonic(), 0.0
-        answers = await asyncio.gather(
-            *(self._batcher.submit((pixels, beta), deadline_s=deadline_s, priority=priority) for beta in asked.betas)
-        )
+        rows = [self._batcher.submit((pixels, beta), deadline_s=deadline_s, priority=priority) for beta in asked.betas]
+        answers = await asyncio.gather(*rows) if len(rows) > 1 else [await rows[0]]  # one needs no task
         last = max(answers, key=lambda answer: answer.batch_began_s)
         return Answered(
             logits=np.stack([answer.result for answer in answers]),
