@@ -1,0 +1,96 @@
+"""Who may look at the operator's settings and who may change them: bearer tokens, of which the hash alone is kept."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Literal, get_args
+
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
+
+from serve.control.errors import InvalidChangeError
+from serve.control.state import text_of
+from serve.control.store import Store
+
+Role = Literal["read", "operate"]
+ROLES: tuple[Role, ...] = get_args(Role)
+PREFIX = "tureen_"  # so that a secret that got into a log or a repository is recognised
+
+_METADATA = sa.MetaData()
+_CREDENTIALS = sa.Table(
+    "tureen_credentials",
+    _METADATA,
+    sa.Column("name", sa.String(63), primary_key=True),
+    sa.Column("role", sa.String(16), nullable=False),
+    sa.Column("sha256", sa.String(64), nullable=False),
+    sa.Column("made_at", sa.String(32), nullable=False),
+)
+
+
+@dataclass(frozen=True)
+class Credential:
+    """Whom a bearer token stands for."""
+
+    name: str
+    role: Role
+    sha256: str
+    made_at: str
+
+    @property
+    def may_operate(self) -> bool:
+        return self.role == "operate"
+
+
+def digest(secret: str) -> str:
+    """SHA-256 in hexadecimal: of 256 random bits it needs neither salt nor slowness."""
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def make_secret(prefix: str = PREFIX) -> str:
+    """256 random bits as text."""
+    return prefix + secrets.token_urlsafe(32)
+
+
+class Credentials:
+    """The credentials in a store. Blocks: called on threads; every method raises ControlStoreError."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        with store.told():
+            _METADATA.create_all(store.engine)
+
+    def make(self, name: str, role: Role, secret: str | None = None) -> str:
+        """A credential; returns its secret, which nobody can show again. Raises InvalidChangeError for a taken name."""
+        secret = secret or make_secret()
+        row = {"name": name, "role": role, "sha256": digest(secret), "made_at": text_of(datetime.now(UTC))}
+        with self._store.told():
+            try:
+                with self._store.engine.begin() as connection:
+                    connection.execute(_CREDENTIALS.insert().values(**row))
+            except IntegrityError:
+                raise InvalidChangeError(f"there is a credential {name} already: revoke it first") from None
+        return secret
+
+    def revoke(self, name: str) -> None:
+        """From its next request on nobody is let in by it; raises InvalidChangeError where there is none."""
+        with self._store.told(), self._store.engine.begin() as connection:
+            if connection.execute(_CREDENTIALS.delete().where(_CREDENTIALS.c.name == name)).rowcount == 0:
+                raise InvalidChangeError(f"there is no credential {name}")
+
+    def all(self) -> list[Credential]:
+        """Every credential, by name."""
+        with self._store.told(), self._store.engine.connect() as connection:
+            return [Credential(**row._mapping) for row in connection.execute(_CREDENTIALS.select().order_by("name"))]
+
+    def of(self, secret: str) -> Credential | None:
+        """Whom the secret stands for; as long in coming for one that is nobody's."""
+        sought = digest(secret)
+        found = None
+        for credential in self.all():
+            if hmac.compare_digest(credential.sha256, sought):
+                found = credential
+        return found

@@ -1,0 +1,189 @@
+"""Where the operator's settings are kept: one table to which rows are added, state and history in one.
+
+A change is one INSERT of the next revision, whose number is the primary key: of two writers one wins, and neither a
+change without its history nor a history without its change can be. Each row holds the hash of the one before it.
+SQLite by default, PostgreSQL by URL; the same statements for both. Blocks: called on threads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
+
+from serve.control.errors import BrokenHistoryError, ControlStoreError, StaleRevisionError, UnknownRevisionError
+from serve.control.state import ControlState, text_of
+
+CHANNEL = "tureen_revisions"  # of PostgreSQL's NOTIFY
+TIMEOUT_S = 5  # for another writer, or for a server that does not answer
+_FIRST_HASH = "0" * 64
+
+_METADATA = sa.MetaData()
+_REVISIONS = sa.Table(
+    "tureen_revisions",
+    _METADATA,
+    sa.Column("revision", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("at", sa.String(32), nullable=False),
+    sa.Column("who", sa.Text, nullable=False),
+    sa.Column("action", sa.String(32), nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("before", sa.Text, nullable=False),
+    sa.Column("after", sa.Text, nullable=False),
+    sa.Column("previous_hash", sa.String(64), nullable=False),
+    sa.Column("hash", sa.String(64), nullable=False),
+)
+
+
+@dataclass(frozen=True)
+class Revision:
+    """One row of the history. at: UTC, ISO 8601. before, after: JSON of ControlState."""
+
+    revision: int
+    at: str
+    who: str
+    action: str
+    reason: str
+    before: str
+    after: str
+    previous_hash: str
+    hash: str
+
+    @property
+    def state(self) -> ControlState:
+        """What was in force from then on."""
+        return ControlState.model_validate_json(self.after)
+
+    def expected_hash(self) -> str:
+        """SHA-256, in hexadecimal, of all the rest of the row."""
+        rest = [getattr(self, column.name) for column in _REVISIONS.columns if column.name != "hash"]
+        return hashlib.sha256(json.dumps(rest, separators=(",", ":")).encode()).hexdigest()
+
+
+_DEFAULTS = ControlState().model_dump_json()
+BEFORE_ALL = Revision(0, "", "", "", "", _DEFAULTS, _DEFAULTS, _FIRST_HASH, _FIRST_HASH)
+"""The head of a history in which nothing has happened yet."""
+
+
+def next_revision(head: Revision, after: ControlState, *, at: datetime, who: str, action: str, reason: str) -> Revision:
+    """The row that follows on the head."""
+    row = Revision(
+        revision=head.revision + 1,
+        at=text_of(at),
+        who=who,
+        action=action,
+        reason=reason,
+        before=head.after,
+        after=after.model_dump_json(),
+        previous_hash=head.hash,
+        hash="",
+    )
+    return Revision(**{**vars(row), "hash": row.expected_hash()})
+
+
+class Store:
+    """One service's settings in a database. Whoever opened it closes it."""
+
+    def __init__(self, url: str) -> None:
+        """url: sqlite:///PATH or postgresql+psycopg://…; raises ControlStoreError where it cannot be used."""
+        self.url = sa.make_url(url) if isinstance(url, str) else url
+        self.is_sqlite = self.url.get_backend_name() == "sqlite"
+        with self.told():
+            options = {"timeout": TIMEOUT_S} if self.is_sqlite else {"connect_timeout": TIMEOUT_S}
+            # A connection for each use, which is seldom: a kept one sees nothing of a file or server that was replaced.
+            self.engine = sa.create_engine(self.url, connect_args=options, poolclass=sa.NullPool)
+            if self.is_sqlite:
+                sa.event.listen(self.engine, "connect", _make_durable)
+            _METADATA.create_all(self.engine)
+
+    def head(self) -> Revision:
+        """The last revision, which is in force; raises ControlStoreError."""
+        with self.told(), self.engine.connect() as connection:
+            return _head(connection)
+
+    def append(self, row: Revision) -> None:
+        """Add what `next_revision` made.
+
+        Raises StaleRevisionError where its head is no longer the last one, ControlStoreError where nobody knows
+        whether it was added: look at the head.
+        """
+        with self.told():
+            try:
+                with self.engine.begin() as connection:
+                    head = _head(connection)
+                    if head.hash != row.previous_hash:
+                        raise StaleRevisionError(head.revision)
+                    connection.execute(_REVISIONS.insert().values(**vars(row)))
+                    if not self.is_sqlite:
+                        connection.execute(sa.select(sa.func.pg_notify(CHANNEL, str(row.revision))))
+            except IntegrityError:
+                raise StaleRevisionError(self.head().revision) from None
+
+    def revision(self, number: int) -> Revision:
+        """One row; raises UnknownRevisionError or ControlStoreError."""
+        if number == 0:
+            return BEFORE_ALL
+        with self.told(), self.engine.connect() as connection:
+            found = connection.execute(_REVISIONS.select().where(_REVISIONS.c.revision == number)).one_or_none()
+        if found is None:
+            raise UnknownRevisionError(number)
+        return Revision(**found._mapping)
+
+    def history(self, limit: int, before: int | None = None) -> list[Revision]:
+        """So many rows, the newest first, of those before a revision where one is given; raises ControlStoreError."""
+        wanted = _REVISIONS.select().order_by(_REVISIONS.c.revision.desc()).limit(limit)
+        if before is not None:
+            wanted = wanted.where(_REVISIONS.c.revision < before)
+        with self.told(), self.engine.connect() as connection:
+            return [Revision(**row._mapping) for row in connection.execute(wanted)]
+
+    def verify(self) -> int:
+        """Walk the whole history; how many rows it has. Raises BrokenHistoryError or ControlStoreError.
+
+        Finds every row that was changed, taken out or put in. Rows taken off the end leave no trace in what is left:
+        who must know of these keeps the last hash elsewhere, as the server's log does.
+        """
+        last = BEFORE_ALL
+        with self.told(), self.engine.connect() as connection:
+            for found in connection.execute(_REVISIONS.select().order_by(_REVISIONS.c.revision)):
+                row = Revision(**found._mapping)
+                if row.revision != last.revision + 1:
+                    raise BrokenHistoryError(last.revision + 1, "it is missing")
+                if row.previous_hash != last.hash or row.before != last.after:
+                    raise BrokenHistoryError(row.revision, "it does not follow on the one before")
+                if row.hash != row.expected_hash():
+                    raise BrokenHistoryError(row.revision, "its hash is not that of its content")
+                last = row
+        return last.revision
+
+    def close(self) -> None:
+        """End every connection."""
+        self.engine.dispose()
+
+    @contextmanager
+    def told(self) -> Iterator[None]:
+        """A database's errors as ours, without the URL, which may hold a password."""
+        try:
+            yield
+        except (SQLAlchemyError, ModuleNotFoundError, ValueError) as error:
+            cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
+            where = self.url.render_as_string(hide_password=True)
+            first_line = (str(cause).splitlines() or [""])[0]
+            raise ControlStoreError(f"the store of the operator's settings, {where}, failed: {first_line}") from error
+
+
+def _head(connection: sa.Connection) -> Revision:
+    found = connection.execute(_REVISIONS.select().order_by(_REVISIONS.c.revision.desc()).limit(1)).one_or_none()
+    return BEFORE_ALL if found is None else Revision(**found._mapping)
+
+
+def _make_durable(connection: Any, record: Any) -> None:
+    """What is acknowledged survives a power cut, and readers never wait for a writer."""
+    for pragma in ("journal_mode=WAL", "synchronous=FULL"):
+        connection.execute(f"PRAGMA {pragma}")

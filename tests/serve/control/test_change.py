@@ -1,0 +1,181 @@
+"""What a change does to the settings, what it may not do, and what follows later."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serve.control.change import (
+    cancelled,
+    changed,
+    due,
+    next_due,
+    parse_change,
+    rolled_back,
+    with_key,
+    without_key,
+)
+from serve.control.errors import InvalidChangeError
+from serve.control.state import ControlState, KeyPolicy
+
+NOW = datetime(2027, 1, 31, 8, tzinfo=UTC)
+
+
+def apply(state, in_force=0.2, now=NOW, **settings):
+    change = parse_change({"reason": "a test", **settings})
+    return changed(state, change, who="ada", now=now, in_force=in_force)
+
+
+def after_s(seconds):
+    return NOW + timedelta(seconds=seconds)
+
+
+def test_what_is_left_out_stays():
+    state = apply(ControlState(), default_beta=0.6, beta_min=0.5, policies={"uploads": 0.9})
+    state = apply(state, clients_may_choose=False)
+    assert (state.default_beta, state.beta_min, state.clients_may_choose) == (0.6, 0.5, False)
+    assert state.policies == {"uploads": 0.9}
+
+
+def test_null_gives_the_default_back_to_the_server():
+    assert apply(ControlState(default_beta=0.6), default_beta=None).default_beta is None
+
+
+@pytest.mark.parametrize("beta", [float("nan"), float("inf"), "0.5", True, [], {}, -0.1, 1.0000001, 1e309, "clean"])
+@pytest.mark.parametrize("name", ["default_beta", "beta_min", "beta_max"])
+def test_no_beta_but_a_number_from_0_to_1(name, beta):
+    with pytest.raises(InvalidChangeError, match=name):
+        apply(ControlState(), **{name: beta})
+
+
+def test_minus_zero_is_stored_as_zero():
+    assert "-0" not in apply(ControlState(default_beta=1), default_beta=-0.0).model_dump_json()
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({}, "nothing is to change"),
+        ({"beta": 0.5}, "there is no setting 'beta'"),
+        ({"default_beta": 0.5, "reason": " "}, "reason"),
+        ({"default_beta": 0.5, "reason": "a\nb"}, "reason"),
+        ({"default_beta": 0.5, "reason": "x" * 501}, "reason"),
+        ({"default_beta": 0.5, "ttl_s": 0}, "ttl_s: whole seconds"),
+        ({"default_beta": 0.5, "ttl_s": 1.5}, "ttl_s: whole seconds"),
+        ({"default_beta": 0.5, "ttl_s": True}, "ttl_s: whole seconds"),
+        ({"ttl_s": 60}, "nothing is to change"),
+        ({"beta_min": 0.1, "ttl_s": 60}, "ttl_s is for default_beta"),
+        ({"default_beta": None, "ramp_s": 60}, "ramp_s needs"),
+        ({"default_beta": 0.5, "ramp_s": 60, "ttl_s": 60}, "ttl_s ends before the ramp"),
+        ({"default_beta": 0.5, "at": "2027-01-31T07:00:00Z"}, "at is 2027-01-31T07:00:00"),
+        ({"default_beta": 0.5, "at": "2029-01-31T07:00:00Z"}, "at is 2029"),
+        ({"default_beta": 0.5, "at": "2027-01-31T09:00:00"}, "at: "),
+        ({"default_beta": 0.5, "at": "2027-01-31T09:00:00Z", "ttl_s": 5}, "at is for default_beta alone"),
+        ({"beta_min": 0.8, "beta_max": 0.7}, "beta_min 0.8 is above beta_max 0.7"),
+        ({"default_beta": 0.1, "beta_min": 0.5}, "default_beta 0.1 is outside the bounds 0.5 to 1"),
+        ({"canary": {"beta": 0.5, "share": 1}}, "canary: "),
+        ({"canary": {"beta": 0.9, "share": 0.1}, "beta_max": 0.8}, "the canary's β 0.9 is outside"),
+        ({"policies": {"Up loads": 0.5}}, "policies: "),
+        ({"clients_may_choose": 1}, "clients_may_choose: true or false"),
+    ],
+)
+def test_a_wrong_change_is_told_by_field_and_rule(settings, said):
+    with pytest.raises(InvalidChangeError) as caught:
+        apply(ControlState(), **settings)
+    assert said in str(caught.value)
+    assert "pydantic" not in str(caught.value)
+
+
+def test_a_ttl_reverts_to_what_was_before():
+    state = apply(ControlState(default_beta=0.3), default_beta=0.9, ttl_s=3600)
+    assert state.default_beta == 0.9
+    assert next_due(state) == after_s(3600)
+    assert due(state, after_s(3599)) is None
+    reverted, plan = due(state, after_s(3600))
+    assert (reverted.default_beta, reverted.pending, plan.kind) == (0.3, (), "revert")
+
+
+def test_a_ramp_goes_in_steps_and_ends_exactly():
+    state = apply(ControlState(), default_beta=0.7, ramp_s=600, ramp_steps=4, in_force=0.1)
+    assert state.default_beta is None
+    seen = []
+    for minute in range(11):
+        while (done := due(state, after_s(60 * minute))) is not None:
+            state = done[0]
+            seen.append((minute, round(state.default_beta, 10)))
+    assert seen == [(3, 0.25), (5, 0.4), (8, 0.55), (10, 0.7)]
+    assert state.default_beta == 0.7
+    assert state.pending == ()
+
+
+def test_who_comes_late_finds_the_last_step_done_and_no_other():
+    state = apply(ControlState(), default_beta=0.7, ramp_s=600)
+    late, plan = due(state, after_s(6000))
+    assert (late.default_beta, late.pending, plan.kind) == (0.7, (), "ramp")
+
+
+def test_a_ramp_with_a_ttl_reverts_after_it():
+    state = apply(ControlState(default_beta=0.5), default_beta=0.7, ramp_s=600, ttl_s=1200)
+    state, _ = due(state, after_s(600))
+    assert state.default_beta == 0.7
+    state, plan = due(state, after_s(1200))
+    assert (state.default_beta, plan.kind) == (0.5, "revert")
+
+
+def test_another_default_takes_the_place_of_what_was_under_way_but_not_of_what_is_scheduled():
+    state = apply(ControlState(), default_beta=0.4, at="2027-02-01T08:00:00Z")
+    state = apply(state, default_beta=0.9, ttl_s=3600)
+    state = apply(state, default_beta=0.8)
+    assert [plan.kind for plan in state.pending] == ["schedule"]
+    assert state.default_beta == 0.8
+
+
+def test_a_plan_is_cancelled_by_its_id_with_all_its_steps():
+    state = apply(ControlState(), default_beta=0.7, ramp_s=600)
+    (plan_id,) = {plan.id for plan in state.pending}
+    assert cancelled(state, plan_id).pending == ()
+    with pytest.raises(InvalidChangeError, match="nothing is planned"):
+        cancelled(state, "none")
+
+
+def test_bounds_do_not_strand_what_is_planned():
+    state = apply(ControlState(default_beta=0.3), default_beta=0.9, ttl_s=3600)
+    with pytest.raises(InvalidChangeError, match="planned"):
+        apply(state, beta_min=0.5)
+
+
+def test_a_policy_may_lie_outside_the_bounds_and_stays_while_a_key_stands_for_it():
+    state = apply(ControlState(), policies={"internal": 0.0}, beta_min=0.5)
+    state = with_key(state, "ab", KeyPolicy(name="crawler", policy="internal"))
+    with pytest.raises(InvalidChangeError, match="crawler"):
+        apply(state, policies={"internal": None})
+    assert apply(without_key(state, "crawler"), policies={"internal": None}).policies == {}
+
+
+def test_a_rollback_brings_no_plan_and_no_removed_key_back():
+    state = with_key(apply(ControlState(), policies={"a": 0.1}), "ab", KeyPolicy(name="k", policy="a"))
+    earlier = apply(state, default_beta=0.9, ttl_s=60)
+    assert rolled_back(without_key(earlier, "k"), earlier) == ControlState(default_beta=0.9, policies={"a": 0.1})
+
+
+betas = st.floats(0, 1)
+settings = st.fixed_dictionaries(
+    {"default_beta": st.none() | betas},
+    optional={"ttl_s": st.integers(601, 10_000), "beta_min": betas, "beta_max": betas},
+)
+
+
+@given(st.lists(st.tuples(settings, st.integers(0, 5000)), max_size=8))
+def test_whatever_is_done_the_state_is_sound_and_time_settles_it(steps):
+    state, now = ControlState(), NOW
+    for wanted, seconds in steps:
+        try:
+            state = apply(state, now=now, **wanted)
+        except InvalidChangeError:
+            continue
+        now += timedelta(seconds=seconds)
+        while (done := due(state, now)) is not None:
+            state = done[0]
+        assert ControlState.model_validate_json(state.model_dump_json()) == state
+    assert all(plan.at > now for plan in state.pending)

@@ -1,0 +1,191 @@
+"""The settings in force in a server: others' changes, what is due, and a store that goes away and comes back."""
+
+import asyncio
+import contextlib
+import shutil
+import time
+from datetime import UTC, datetime
+
+import pytest
+
+from serve.control.change import changed, parse_change
+from serve.control.errors import ControlStoreError, StaleRevisionError
+from serve.control.plane import ControlPlane, read_snapshot, write_snapshot
+from serve.control.state import ControlState
+from serve.control.store import BEFORE_ALL, Store, next_revision
+
+SOON_S = 20  # how long anything may take before a test fails
+
+
+@contextlib.asynccontextmanager
+async def plane_of(url, snapshot=None):
+    with contextlib.closing(Store(url)) as store:
+        plane = ControlPlane(store, snapshot)
+        plane.seen = []
+        plane.reachable = []
+        await plane.open()
+        plane.tell(lambda row: plane.seen.append(row.revision), plane.reachable.append)
+        try:
+            yield plane
+        finally:
+            await plane.close()
+
+
+async def change(plane, **settings):
+    after = changed(
+        plane.state, parse_change({"reason": "a test", **settings}), who="ada", now=datetime.now(UTC), in_force=0.5
+    )
+    return await plane.append(plane.head, after, who="ada", action="set", reason="a test")
+
+
+async def until(is_so):
+    async with asyncio.timeout(SOON_S):
+        while not is_so():
+            await asyncio.sleep(0.01)
+
+
+def test_a_change_is_told_at_once_and_survives_the_process(store_url):
+    async def first():
+        async with plane_of(store_url) as plane:
+            await change(plane, default_beta=0.8)
+            assert plane.seen == [0, 1]
+
+    async def second():
+        async with plane_of(store_url) as plane:
+            assert plane.seen == [1]
+            assert plane.state.default_beta == 0.8
+
+    asyncio.run(first())
+    asyncio.run(second())
+
+
+def test_two_servers_on_one_store_follow_each_other(store_url):
+    async def both():
+        async with plane_of(store_url) as one, plane_of(store_url) as other:
+            for n in range(5):
+                await change(one if n % 2 else other, default_beta=n / 10)
+                await until(lambda n=n: one.head.revision == other.head.revision == n + 1)
+            assert one.seen == other.seen == list(range(6))
+            stale = one.head
+            await change(other, default_beta=0.9)
+            with pytest.raises(StaleRevisionError):
+                await one.append(stale, ControlState(), who="ada", action="set", reason="too late")
+            assert one.state.default_beta == 0.9
+
+    asyncio.run(both())
+
+
+def test_what_is_due_is_done_once_by_whichever_server_is_first(store_url):
+    async def both():
+        async with plane_of(store_url) as one, plane_of(store_url) as other:
+            await change(one, default_beta=0.9, ttl_s=1)
+            await until(lambda: one.head.revision == other.head.revision == 2)
+            assert one.state == other.state == ControlState()
+            await asyncio.sleep(0.3)
+            assert [row.action for row in one.store.history(9)] == ["revert", "set"]
+
+    asyncio.run(both())
+
+
+def test_what_was_due_while_no_server_ran_is_done_at_the_start(store_url):
+    async def run():
+        async with plane_of(store_url) as plane:
+            await change(plane, default_beta=0.9, ttl_s=1)
+        await asyncio.sleep(1.1)
+        async with plane_of(store_url) as plane:
+            await until(lambda: plane.state.default_beta is None)
+
+    asyncio.run(run())
+
+
+def test_waiting_for_a_revision_ends_with_it_or_with_the_time(store_url):
+    async def run():
+        async with plane_of(store_url) as plane:
+            await plane.wait_beyond(0, 0.05)
+            waiting = asyncio.create_task(plane.wait_beyond(0, SOON_S))
+            await asyncio.sleep(0.01)
+            await change(plane, default_beta=0.9)
+            await asyncio.wait_for(waiting, 1)
+
+    asyncio.run(run())
+
+
+def test_a_postgresql_that_goes_away_leaves_what_was_known_in_force(postgres, tmp_path):
+    async def run():
+        async with plane_of(postgres.url, tmp_path / "snapshot.json") as plane:
+            await change(plane, default_beta=0.8)
+            await until(lambda: read_snapshot(tmp_path / "snapshot.json") == plane.head)
+            postgres.stop()
+            await until(lambda: plane.reachable[-1] is False)
+            assert plane.state.default_beta == 0.8
+            with pytest.raises(ControlStoreError):
+                await change(plane, default_beta=0.1)
+            assert plane.state.default_beta == 0.8
+        with pytest.raises(ControlStoreError), contextlib.closing(Store(postgres.url)):
+            pass
+        postgres.start()
+        async with plane_of(postgres.url, tmp_path / "snapshot.json") as plane:
+            postgres.stop()
+            await until(lambda: plane.reachable[-1] is False)
+            postgres.start()
+            await until(lambda: plane.reachable[-1] is True)
+            await change(plane, default_beta=0.3)
+
+    try:
+        asyncio.run(run())
+    finally:
+        with contextlib.suppress(Exception):
+            postgres.start()
+
+
+def test_a_start_without_the_store_serves_what_was_last_known(tmp_path):
+    row = next_revision(
+        BEFORE_ALL, ControlState(default_beta=0.8), at=datetime.now(UTC), who="ada", action="set", reason="r"
+    )
+    write_snapshot(tmp_path / "snapshot.json", row)
+
+    async def run(snapshot):
+        (tmp_path / "store").mkdir()
+        url = f"sqlite:///{tmp_path / 'store' / 'control.db'}"
+        with contextlib.closing(Store(url)) as store:
+            shutil.rmtree(tmp_path / "store")
+            plane = ControlPlane(store, snapshot)
+            await plane.open()
+            assert (plane.head, plane.unreachable_since is None) == (row, False)
+            await plane.close()
+
+    asyncio.run(run(tmp_path / "snapshot.json"))
+    (tmp_path / "snapshot.json").write_text((tmp_path / "snapshot.json").read_text().replace("0.8", "0.1"))
+    with pytest.raises(ControlStoreError):  # a snapshot that was tampered with is none
+        asyncio.run(run(tmp_path / "snapshot.json"))
+
+
+def test_a_store_that_was_replaced_by_an_older_one_is_not_followed(tmp_path):
+    file = tmp_path / "control.db"
+
+    async def run():
+        async with plane_of(f"sqlite:///{file}") as plane:
+            await change(plane, default_beta=0.9)
+            for name in tmp_path.iterdir():
+                name.unlink()
+            with contextlib.closing(Store(f"sqlite:///{file}")):
+                await until(lambda: plane.reachable[-1] is False)
+            assert plane.state.default_beta == 0.9
+
+    asyncio.run(run())
+
+
+def test_a_change_by_another_process_is_seen_soon_on_sqlite(tmp_path):
+    url = f"sqlite:///{tmp_path / 'control.db'}"
+
+    async def run():
+        async with plane_of(url) as one, plane_of(url) as other:
+            took = []
+            for n in range(10):
+                began = time.monotonic()
+                await change(one, default_beta=n / 10)
+                await until(lambda n=n: other.head.revision == n + 1)
+                took.append(time.monotonic() - began)
+            print(f"longest {max(took):.3f} s")
+
+    asyncio.run(run())
