@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
+from serve.control.choice import BetaSource, Choice
 from serve.problems import Problem, problem_of
-from serve.service import Admission, BetaSource, Choice
+from serve.service import Admission
 from tureen.errors import TureenError
 from tureen.soup import Prediction, probabilities, top_predictions
 
@@ -30,7 +31,9 @@ class Classified(BaseModel):
     beta: float | None = Field(
         ge=0, le=1, description="β that this image was classified at; null where the model has one token"
     )
-    beta_source: BetaSource = Field(description="who chose it: this request, the operator, or the bundle's default")
+    beta_source: BetaSource = Field(
+        description="who chose it: this request, a policy it names, its API key, a canary, the operator, or the bundle"
+    )
     predictions: list[Prediction] = Field(description="the most probable first")
 
 
@@ -87,7 +90,7 @@ class ServedFields(TypedDict):
 def served(admission: Admission) -> ServedFields:
     """Which model answered the request, and under which settings."""
     manifest = admission.model.bundle.manifest
-    return {"model": manifest.name, "version": manifest.version, "revision": admission.default.revision}
+    return {"model": manifest.name, "version": manifest.version, "revision": admission.in_force.revision}
 
 
 def classified(logits: NDArray[np.float32], choice: Choice, labels: Sequence[str], top_k: int) -> Classified:

@@ -23,9 +23,21 @@ def parse_json(body: bytes, *, max_bytes: int, max_depth: int) -> Any:
     if _depth(body) > max_depth:
         raise InvalidParameterError(f"the JSON is nested more than {max_depth} deep, the limit")
     try:
-        return json.loads(body.decode())
+        return json.loads(body.decode(), object_pairs_hook=_object, parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
-        raise InvalidParameterError("the body is not JSON") from None
+        raise InvalidParameterError("the body is not JSON, or says a name twice") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of names that each come once: of two, one would silently mean nothing."""
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        raise ValueError
+    return value
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(name)  # NaN and infinities, which are no JSON
 
 
 def _depth(body: bytes) -> int:

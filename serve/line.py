@@ -12,7 +12,24 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, TypeAdapter
 
+from serve.control.state import ControlState
 from serve.settings import Settings
+
+
+class Control(BaseModel):
+    """To a worker: the operator's settings in force from now on; answered with Applied."""
+
+    kind: Literal["control"] = "control"
+    revision: int
+    state: ControlState
+    is_reachable: bool = Field(description="whether the store that they come from can be reached")
+
+
+class Applied(BaseModel):
+    """From a worker: whoever is admitted from now on is admitted under this revision."""
+
+    kind: Literal["applied"] = "applied"
+    revision: int
 
 
 class Orders(BaseModel):
@@ -23,6 +40,7 @@ class Orders(BaseModel):
     settings: Settings = Field(description="its share of the server's")
     listeners: list[int] = Field(description="file descriptors, by number")
     metrics: str = Field(description="directory that the workers share their metrics in")
+    control: Control | None = Field(default=None, description="the operator's settings in force at its start")
 
 
 class Accept(BaseModel):
@@ -63,7 +81,9 @@ class Reloaded(BaseModel):
     ok: bool
 
 
-Message = Annotated[Orders | Accept | Drain | Reload | Pulse | Ready | Reloaded, Field(discriminator="kind")]
+Message = Annotated[
+    Orders | Accept | Control | Applied | Drain | Reload | Pulse | Ready | Reloaded, Field(discriminator="kind")
+]
 _MESSAGE: TypeAdapter[Message] = TypeAdapter(Message)
 
 

@@ -106,6 +106,11 @@ class Metrics:
             "tureen_settings_revision", "Revision of the operator's settings that every process has reached.",
             multiprocess_mode="livemin", registry=self.registry,
         )  # fmt: skip
+        self.control_reachable = Gauge(
+            "tureen_control_store_reachable",
+            "1 while the store of the operator's settings can be reached; else what was last known is in force.",
+            multiprocess_mode="livemin", registry=self.registry,
+        )  # fmt: skip
         self.expected_queue = Gauge(
             "tureen_expected_queue_seconds",
             "How long a request admitted now would take, by what was measured; of several processes, at the slowest.",

@@ -7,6 +7,7 @@ from typing import Any
 
 from starlette.datastructures import QueryParams
 
+from serve.control.state import POLICY_NAME
 from serve.errors import InvalidParameterError
 from serve.settings import Settings
 from tureen.soup import DEFAULT_TOP_K
@@ -20,14 +21,15 @@ class Parameters:
     """What a query says, defaults filled in; beta None: not given. betas: of a sweep alone."""
 
     beta: float | None
+    policy: str | None
     betas: list[float]
     top_k: int
     timeout_ms: int
 
 
 def classify_parameters(query: QueryParams, settings: Settings) -> Parameters:
-    """beta, top_k and timeout_ms; raises InvalidBetaError or InvalidParameterError."""
-    return _parameters(query, ("beta", "top_k", "timeout_ms"), settings)
+    """beta or policy, top_k and timeout_ms; raises InvalidBetaError or InvalidParameterError."""
+    return _parameters(query, ("beta", "policy", "top_k", "timeout_ms"), settings)
 
 
 def sweep_parameters(query: QueryParams, settings: Settings) -> Parameters:
@@ -43,11 +45,14 @@ def _parameters(query: QueryParams, names: tuple[str, ...], settings: Settings) 
         if name in values:
             raise InvalidParameterError(f"{name} is given more than once")
         values[name] = value
+    if "beta" in values and "policy" in values:
+        raise InvalidParameterError("beta and policy both choose: give one of them")
     betas = beta_grid(values.get("betas", DEFAULT_SWEEP))
     if len(betas) > settings.max_sweep_betas:
         raise InvalidParameterError(f"betas are {len(betas)}; give at most {settings.max_sweep_betas}")
     return Parameters(
         beta=parse_beta(values["beta"]) if "beta" in values else None,
+        policy=values.get("policy"),
         betas=sorted(set(betas)),
         top_k=_whole("top_k", values.get("top_k", str(DEFAULT_TOP_K)), settings.max_top_k),
         timeout_ms=_whole("timeout_ms", values.get("timeout_ms", str(settings.timeout_ms)), settings.timeout_ms),
@@ -74,6 +79,12 @@ def openapi_parameters(settings: Settings, *, has_beta: bool = False, has_betas:
         },
         "examples": {"soup": {"value": 0.7}, "mode": {"value": "robust"}},
     }
+    policy = {
+        "name": "policy",
+        "in": "query",
+        "description": "name of a policy that the operator keeps, in the place of beta",
+        "schema": {"type": "string", "pattern": f"^{POLICY_NAME}$"},
+    }
     betas = {
         "name": "betas",
         "in": "query",
@@ -81,7 +92,7 @@ def openapi_parameters(settings: Settings, *, has_beta: bool = False, has_betas:
         "schema": {"type": "string", "default": DEFAULT_SWEEP},
     }
     return [
-        *([beta] if has_beta else ()),
+        *([beta, policy] if has_beta else ()),
         *([betas] if has_betas else ()),
         _openapi_whole("top_k", "how many labels, the most probable first", settings.max_top_k, DEFAULT_TOP_K),
         _openapi_whole("timeout_ms", "time limit of this request", settings.timeout_ms, settings.timeout_ms),

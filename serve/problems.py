@@ -13,6 +13,8 @@ from pydantic import BaseModel, Field
 from starlette.responses import JSONResponse
 
 from serve import errors as serve_errors
+from serve.admin import errors as admin_errors
+from serve.control import errors as control_errors
 from tureen import errors as core_errors
 from tureen.errors import TureenError
 
@@ -58,18 +60,33 @@ KINDS: dict[type[TureenError], Kind] = {
     core_errors.SingleTokenError: Kind(422, "single_token", "The model has one token, and so no β"),
     serve_errors.RequestTooLargeError: Kind(413, "request_too_large", "The request is too large"),
     serve_errors.InvalidParameterError: Kind(422, "invalid_parameter", "A parameter is not valid"),
+    control_errors.UnknownApiKeyError: Kind(401, "unknown_api_key", "The API key is unknown"),
+    control_errors.ChoiceNotAllowedError: Kind(403, "choice_not_allowed", "Clients choose no β here"),
+    control_errors.BetaOutOfBoundsError: Kind(422, "beta_out_of_bounds", "β is outside the operator's bounds"),
+    control_errors.UnknownPolicyError: Kind(422, "unknown_policy", "There is no such policy"),
     serve_errors.OverloadedError: Kind(429, "overloaded", "The server is overloaded"),
     serve_errors.InferenceError: Kind(500, "inference_failed", "The engine failed"),
     serve_errors.NotReadyError: Kind(503, "not_ready", "The server is not ready"),
     serve_errors.ShuttingDownError: Kind(503, "shutting_down", "The server is shutting down"),
     serve_errors.DeadlineError: Kind(504, "deadline_exceeded", "The answer would have come too late"),
 }
+OPERATOR_KINDS: dict[type[TureenError], Kind] = {  # of the operator's listener alone
+    admin_errors.UnauthorizedError: Kind(401, "unauthorized", "The bearer token is missing or wrong"),
+    admin_errors.ForbiddenError: Kind(403, "forbidden", "The credential may not change anything"),
+    control_errors.UnknownRevisionError: Kind(404, "unknown_revision", "There is no such revision"),
+    control_errors.StaleRevisionError: Kind(412, "stale_revision", "The settings have changed since"),
+    control_errors.InvalidChangeError: Kind(422, "invalid_change", "The change is not valid"),
+    admin_errors.IfMatchRequiredError: Kind(428, "if_match_required", "The change names no revision"),
+    control_errors.BrokenHistoryError: Kind(500, "history_broken", "The history is broken"),
+    control_errors.ControlStoreError: Kind(503, "store_unreachable", "The settings cannot be reached"),
+}
 INTERNAL = Kind(500, "internal_error", "Something went wrong here")
 
 
 def kind_of(error: Exception) -> Kind:
-    """The row of the table for an exception; the one of an internal error where it has none."""
-    return next((KINDS[cls] for cls in type(error).__mro__ if cls in KINDS), INTERNAL)
+    """The row of the tables for an exception; the one of an internal error where it has none."""
+    kinds = KINDS | OPERATOR_KINDS
+    return next((kinds[cls] for cls in type(error).__mro__ if cls in kinds), INTERNAL)
 
 
 def problem_response(kind: Kind, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
@@ -85,6 +102,8 @@ def headers_of(error: Exception) -> dict[str, str]:
     """What an error's answer says in headers."""
     if isinstance(error, serve_errors.OverloadedError):
         return {"Retry-After": str(error.retry_after_s)}
+    if isinstance(error, admin_errors.UnauthorizedError):
+        return {"WWW-Authenticate": "Bearer"}
     return {}
 
 

@@ -22,6 +22,7 @@ from serve.body import (
     max_body_bytes,
     media_type_of,
 )
+from serve.control.choice import Asker
 from serve.errors import InvalidParameterError, RequestTooLargeError
 from serve.model import Answered, Asked
 from serve.parameters import Parameters, classify_parameters, openapi_parameters, sweep_parameters
@@ -82,9 +83,13 @@ def add_routes(app: FastAPI, service: Service, memory: BodyMemory) -> None:
         answer: ClassifyAnswer | ClassifyAnswers
         with service.admit(len(images.images), parameters.timeout_ms, arrived_s(request.scope)) as admission:
             if images.is_list:
-                answer, answered = await unless_gone(request, _classify_several(admission, images, parameters))
+                answer, answered = await unless_gone(
+                    request, _classify_several(admission, images, parameters, asker_of(request, parameters.policy))
+                )
             else:
-                choice = admission.choose(_first(images.betas[0], parameters.beta))
+                choice = admission.choose(
+                    _first(images.betas[0], parameters.beta), asker_of(request, parameters.policy)
+                )
                 one = await unless_gone(request, admission.classify(images.images[0], choice))
                 labels = admission.model.bundle.manifest.labels
                 result = classified(one.logits[0], choice, labels, parameters.top_k)
@@ -116,6 +121,7 @@ def add_routes(app: FastAPI, service: Service, memory: BodyMemory) -> None:
         with service.admit(len(parameters.betas), parameters.timeout_ms, arrived_s(request.scope)) as admission:
             if not admission.model.bundle.manifest.has_two_tokens:
                 raise SingleTokenError
+            admission.in_force.check(parameters.betas)
             asked = Asked(images.images[0], tuple(parameters.betas))
             (one,) = await unless_gone(request, admission.answer([asked]))
             if isinstance(one, TureenError):
@@ -127,9 +133,9 @@ def add_routes(app: FastAPI, service: Service, memory: BodyMemory) -> None:
 
 
 async def _classify_several(
-    admission: Admission, images: Images, parameters: Parameters
+    admission: Admission, images: Images, parameters: Parameters, asker: Asker
 ) -> tuple[ClassifyAnswers, list[Answered]]:
-    choices = [admission.choose(_first(beta, parameters.beta)) for beta in images.betas]
+    choices = [admission.choose(_first(beta, parameters.beta), asker) for beta in images.betas]
     replies = await admission.classify_all(images.images, choices)
     labels = admission.model.bundle.manifest.labels
     results = [
@@ -140,6 +146,13 @@ async def _classify_several(
     ]
     answer = ClassifyAnswers(**served(admission), results=results)
     return answer, [reply for reply in replies if isinstance(reply, Answered)]
+
+
+def asker_of(request: Request, policy: str | None = None) -> Asker:
+    """What the request says of itself: its policy, its API key, and what keeps it on one side of a canary."""
+    api_key = request.headers.get("x-api-key")
+    address = request.client.host if request.client is not None else ""
+    return Asker(policy, api_key, request.headers.get("x-request-key") or api_key or address)
 
 
 def _first(own: float | None, of_all: float | None) -> float | None:

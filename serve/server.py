@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -14,8 +15,11 @@ import uvicorn
 from fastapi import FastAPI
 from prometheus_client import disable_created_metrics
 
+from serve.admin.desk import AdminDesk
 from serve.allocator import return_large_blocks
 from serve.app import create_app
+from serve.control.desk import WorkerState
+from serve.control.store import Revision
 from serve.draining import DrainingServer
 from serve.gate import gate_of
 from serve.listening import allow_open_files, bind
@@ -58,10 +62,24 @@ def run_server(settings: Settings, on_ready: Callable[[int], None] = lambda port
     port = listeners[0].getsockname()[1]
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     logger.info("listening on http://%s:%d", host, port)
+    admin_port = settings.admin_port if settings.admin_port is not None else (port + 1) % 65536
+    try:
+        (admin,) = bind(settings.admin_host, admin_port)
+    except OSError as error:
+        logger.error(
+            "cannot listen for operators on %s port %d: %s; give another --admin-port",
+            settings.admin_host, admin_port, error.strerror or error,
+        )  # fmt: skip
+        return 1
+    logger.info("operators reach http://%s:%d", settings.admin_host, admin.getsockname()[1])
     if settings.workers > 1:
-        del bundle  # each worker loads its own; that it can be read is known
-        return supervise(settings, listeners, on_ready=lambda: on_ready(port))
-    return OnlyProcess(settings, bundle, listeners, on_ready=lambda: on_ready(port)).run()
+        return supervise(
+            settings,
+            listeners,
+            on_ready=lambda: on_ready(port),
+            open_desk=lambda metrics: AdminDesk(settings, bundle, admin, Metrics(metrics)),
+        )
+    return OnlyProcess(settings, bundle, listeners, on_ready=lambda: on_ready(port), admin=admin).run()
 
 
 class ServerProcess:
@@ -107,6 +125,9 @@ class ServerProcess:
     async def begin(self) -> None:
         """Called in the loop before anything is accepted."""
         raise NotImplementedError
+
+    async def end(self) -> None:
+        """Called in the loop after the last answer."""
 
     def become_ready(self) -> None:
         """Called when the engine has reproduced the golden rows."""
@@ -160,6 +181,7 @@ class ServerProcess:
         if self._rpc is not None:
             await self._rpc.close(self.service.settings.drain_timeout_s)
         await self.service.close()
+        await self.end()
         if self._tracing is not None:
             await asyncio.to_thread(self._tracing.close)
 
@@ -168,14 +190,22 @@ class OnlyProcess(ServerProcess):
     """A server in one process: SIGTERM and SIGINT drain it, SIGHUP reloads the bundle."""
 
     def __init__(
-        self, settings: Settings, bundle: Bundle, listeners: Sequence[socket.socket], on_ready: Callable[[], None]
+        self,
+        settings: Settings,
+        bundle: Bundle,
+        listeners: Sequence[socket.socket],
+        on_ready: Callable[[], None],
+        admin: socket.socket,
     ) -> None:
-        super().__init__(settings, bundle, listeners, Metrics())
+        metrics = Metrics()
+        super().__init__(settings, bundle, listeners, metrics)
         self._on_ready = on_ready
+        self._desk = AdminDesk(settings, bundle, admin, metrics)
         self._reload: asyncio.Task[bool] | None = None
 
     async def begin(self) -> None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload_soon)
+        await self._desk.open(self._follow, self._states)
         await self.server.accept_from({0})
 
     def become_ready(self) -> None:
@@ -189,6 +219,16 @@ class OnlyProcess(ServerProcess):
         for signal_number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(signal_number, signal.SIG_IGN)  # a second one must not turn a clean exit into a crash
         return status
+
+    async def end(self) -> None:
+        await self._desk.close()
+
+    def _follow(self, row: Revision, is_reachable: bool) -> None:
+        self.service.follow(row.revision, row.state)
+        self.service.metrics.control_reachable.set(is_reachable)
+
+    def _states(self) -> list[WorkerState]:
+        return [WorkerState(0, os.getpid(), self.service.is_ready, self.service.in_force.revision)]
 
     def _reload_soon(self) -> None:
         self._reload = asyncio.get_running_loop().create_task(self.reload())

@@ -10,10 +10,11 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import replace
 
 from serve.admission import QueueTime, retry_after_s
+from serve.control.choice import ANYBODY, Asker, Choice, InForce
+from serve.control.state import ControlState
 from serve.errors import NotReadyError, OverloadedError
 from serve.journey import JOURNEY
 from serve.metrics import Metrics, beta_bucket
@@ -27,17 +28,6 @@ from tureen.preprocess import Pixels
 from tureen.tokens import CLEAN_BETA, ROBUST_BETA
 
 logger = logging.getLogger("tureen.serve")
-
-BetaSource = Literal["request", "operator", "bundle"]
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The β of one image, fixed at its request's admission: where it comes from, and at which revision."""
-
-    beta: float | None  # None: the model has one token
-    source: BetaSource
-    revision: int
 
 
 class Service:
@@ -55,7 +45,9 @@ class Service:
         self._permits_taken = 0
         self._is_draining = False
         self._decoders = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
-        self._show_default(bundle)
+        self._revision, self._control = 0, ControlState()
+        self.in_force = in_force(bundle, settings.default_beta)
+        self._show_in_force()
         metrics.is_ready.set(0)
         metrics.expected_queue_limit.set(settings.max_queue_ms / 1000)
 
@@ -92,6 +84,14 @@ class Service:
         retired = asyncio.create_task(self._retire(before))
         self._retired.add(retired)
         retired.add_done_callback(self._retired.discard)
+
+    def follow(self, revision: int, control: ControlState) -> None:
+        """Have these settings in force for whoever is admitted from now on; an older revision changes nothing."""
+        if revision < self._revision:
+            return
+        self._revision, self._control = revision, control
+        self.in_force = replace(self.in_force, revision=revision, state=control)
+        self._show_in_force()
 
     def drain(self) -> None:
         """Be no longer ready; requests are answered all the same."""
@@ -177,7 +177,7 @@ class Service:
 
     async def _serve(self, bundle: Bundle) -> None:
         started = time.monotonic()
-        _default_choice(bundle, self.settings.default_beta)  # refused before the work where it has one token
+        own = in_force(bundle, self.settings.default_beta)  # refused before the work where it has one token
         soup, image_s = await asyncio.to_thread(open_soup, bundle, self.settings)
         model = Model(soup, self.settings, self.metrics, self._decoders)
         if self._model is None:
@@ -185,7 +185,8 @@ class Service:
             self._show_load()
         self._admitted[model] = set()
         self._model = model
-        self._show_default(bundle)
+        self.in_force = replace(own, revision=self._revision, state=self._control)
+        self._show_in_force()
         manifest, engine = bundle.manifest, soup.engine
         self.metrics.serves(
             {
@@ -220,8 +221,8 @@ class Service:
         await model.close()
         logger.info("closed: %s %s", model.bundle.manifest.name, model.bundle.manifest.version)
 
-    def _show_default(self, bundle: Bundle) -> None:
-        default = _default_choice(bundle, self.settings.default_beta)
+    def _show_in_force(self) -> None:
+        default = self.in_force.default
         self.metrics.default_beta.set(math.nan if default.beta is None else default.beta)
         self.metrics.revision.set(default.revision)
 
@@ -233,20 +234,13 @@ class Admission:
         self.model = model
         self.timeout_ms = timeout_ms
         self.deadline_s = arrived_s + timeout_ms / 1000
-        self.default = _default_choice(model.bundle, service.settings.default_beta)
+        self.in_force = service.in_force
         self.was_run = False
         self._service = service
 
-    def choose(self, beta: float | None) -> Choice:
-        """The β of an image: its own, else the operator's default, else the bundle's.
-
-        Raises SingleTokenError where it names one and the model has a single token.
-        """
-        if beta is None:
-            return self.default
-        if not self.model.bundle.manifest.has_two_tokens:
-            raise SingleTokenError
-        return Choice(beta, "request", self.default.revision)
+    def choose(self, beta: float | None, asker: Asker = ANYBODY) -> Choice:
+        """The β of an image that names this one, or none; raises as `InForce.choose` does."""
+        return self.in_force.choose(beta, asker)
 
     async def answer(
         self, asked: Sequence[Asked], priority: Priority = Priority.ONLINE
@@ -291,10 +285,10 @@ class Admission:
         return answered
 
 
-def _default_choice(bundle: Bundle, operators: float | None) -> Choice:
-    """The β of a request that names none: the operator's, else the bundle's; raises SingleTokenError."""
+def in_force(bundle: Bundle, setting: float | None) -> InForce:
+    """What decides on β before an operator has decided anything; raises SingleTokenError."""
     if not bundle.manifest.has_two_tokens:
-        if operators is not None:
+        if setting is not None:
             raise SingleTokenError("--default-beta")
-        return Choice(None, "bundle", 0)
-    return Choice(bundle.manifest.default_beta, "bundle", 0) if operators is None else Choice(operators, "operator", 0)
+        return InForce(None, "bundle")
+    return InForce(bundle.manifest.default_beta, "bundle") if setting is None else InForce(setting, "operator")

@@ -15,7 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from serve.body import BodyLimits
 from serve.wire import WireLimits, is_host_name, trusted_hosts
 from tureen.engines.base import EngineOptions
-from tureen.machine import available_cpus, default_cache_directory
+from tureen.machine import available_cpus, default_cache_directory, default_state_directory
 from tureen.manifest import EngineName, Precision
 from tureen.preprocess import PILLOW_MAX_PIXELS, ImageLimits
 from tureen.soup import DEFAULT_TOP_K
@@ -54,6 +54,20 @@ class Settings(BaseModel):
     port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0 for any free one")
     grpc_port: int | None = Field(
         default=None, ge=0, le=65535, description="port for gRPC, 0 for any free one; default: no gRPC"
+    )
+    admin_host: str = Field(
+        default="127.0.0.1", description="address that operators reach; loopback alone needs no care"
+    )
+    admin_port: int | None = Field(
+        default=None, ge=0, le=65535, description="port that operators reach, 0 for any free one; default: port + 1"
+    )
+    store: str | None = Field(
+        default=None,
+        description="URL of the operator's settings, such as postgresql+psycopg://…; default: a file in state_dir",
+    )
+    state_dir: Path = Field(
+        default_factory=default_state_directory,
+        description="keeps the operator's settings and token; default: the user's state",
     )
     engine: Literal["auto"] | EngineName = Field(
         default="auto", description="what runs the backbone; auto: the fastest that this machine has"

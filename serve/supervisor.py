@@ -22,7 +22,9 @@ from pathlib import Path
 
 from prometheus_client.multiprocess import mark_process_dead
 
-from serve.line import Accept, Drain, Line, Orders, Pulse, Ready, Reload, Reloaded
+from serve.control.desk import Desk, WorkerState
+from serve.control.store import Revision
+from serve.line import Accept, Applied, Control, Drain, Line, Orders, Pulse, Ready, Reload, Reloaded
 from serve.logs import FIELDS
 from serve.metrics import SHARED_DIRECTORY
 from serve.settings import Settings
@@ -37,13 +39,20 @@ KILL_AFTER_S = 5.0  # beyond what a worker has to drain, it is stuck
 logger = logging.getLogger("tureen.supervisor")
 
 
-def supervise(settings: Settings, listeners: Sequence[socket.socket], on_ready: Callable[[], None]) -> int:
+def supervise(
+    settings: Settings,
+    listeners: Sequence[socket.socket],
+    on_ready: Callable[[], None],
+    open_desk: Callable[[Path], Desk] | None = None,
+) -> int:
     """Run the workers until SIGTERM or SIGINT; 0 then, 1 where none ever became ready or one had to be killed.
 
-    on_ready is called when the first worker is. SIGHUP has each reload the bundle, one after the other.
+    on_ready is called when the first worker is. SIGHUP has each reload the bundle, one after the other. open_desk:
+    makes what the operator's settings come from, given the directory that the workers share their metrics in.
     """
     with tempfile.TemporaryDirectory(prefix="tureen-metrics-") as metrics:
-        return asyncio.run(Supervisor(settings, listeners, Path(metrics), on_ready).run())
+        desk = None if open_desk is None else open_desk(Path(metrics))
+        return asyncio.run(Supervisor(settings, listeners, Path(metrics), on_ready, desk).run())
 
 
 def share_of(settings: Settings) -> Settings:
@@ -72,6 +81,7 @@ class Worker:
     process: subprocess.Popen[bytes]
     line: Line
     ready_s: float | None = None  # time.monotonic
+    applied: int = 0  # revision of the operator's settings
     unanswered: int = 0  # pulses since it last said anything
     reloaded: asyncio.Queue[bool] = field(default_factory=asyncio.Queue)
 
@@ -84,13 +94,20 @@ class Supervisor:
     """The processes of one server, by the number of their listener."""
 
     def __init__(
-        self, settings: Settings, listeners: Sequence[socket.socket], metrics: Path, on_ready: Callable[[], None]
+        self,
+        settings: Settings,
+        listeners: Sequence[socket.socket],
+        metrics: Path,
+        on_ready: Callable[[], None],
+        desk: Desk | None = None,
     ) -> None:
         self._settings = settings
         self._share = share_of(settings)
         self._listeners = listeners
         self._metrics = metrics
         self._on_ready = on_ready
+        self._desk = desk
+        self._control: Control | None = None
         self._workers: dict[int, Worker] = {}
         self._was_ready = False
         self._stillborn = 0
@@ -103,12 +120,16 @@ class Supervisor:
         for signal_number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signal_number, self._stop)
         loop.add_signal_handler(signal.SIGHUP, self._reload_wanted.set)
+        if self._desk is not None:
+            await self._desk.open(self._spread, self._states)
         beside = [asyncio.create_task(work) for work in (self._reload_when_wanted(), self._feel_pulses())]
         async with asyncio.TaskGroup() as group:
             for number in range(self._settings.workers):
                 group.create_task(self._keep(number))
         for task in beside:
             task.cancel()
+        if self._desk is not None:
+            await self._desk.close()
         return int(self._has_failed)
 
     async def _keep(self, number: int) -> None:
@@ -147,7 +168,14 @@ class Supervisor:
                 env={**os.environ, SHARED_DIRECTORY: str(self._metrics)},
             )
         worker = Worker(number, process, await Line.on(ours))
-        orders = Orders(worker=number, settings=self._share, listeners=listeners, metrics=str(self._metrics))
+        orders = Orders(
+            worker=number,
+            settings=self._share,
+            listeners=listeners,
+            metrics=str(self._metrics),
+            control=self._control,
+        )
+        worker.applied = 0 if self._control is None else self._control.revision
         worker.line.say(orders)
         self._workers[number] = worker
         _log(logging.INFO, "worker started", worker)
@@ -166,6 +194,8 @@ class Supervisor:
                     if not self._was_ready:
                         self._was_ready = True
                         self._on_ready()
+                case Applied():
+                    worker.applied = message.revision
                 case Reloaded():
                     worker.reloaded.put_nowait(message.ok)
         worker.reloaded.put_nowait(False)
@@ -182,6 +212,18 @@ class Supervisor:
         for number, worker in self._workers.items():
             its = {number} if not ready else {number} | orphaned if number in ready else set()
             worker.line.say(Accept(listeners=its))
+
+    def _spread(self, row: Revision, is_reachable: bool) -> None:
+        """Have every worker follow; one that starts meanwhile has it among its orders."""
+        self._control = Control(revision=row.revision, state=row.state, is_reachable=is_reachable)
+        for worker in self._workers.values():
+            worker.line.say(self._control)
+
+    def _states(self) -> list[WorkerState]:
+        return [
+            WorkerState(worker.number, worker.process.pid, worker.ready_s is not None, worker.applied)
+            for worker in self._workers.values()
+        ]
 
     async def _feel_pulses(self) -> None:
         """Kill a worker whose event loop stands still: who probes the port meets the others too, and may not notice."""

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Coroutine
 from pathlib import Path
 
-from serve.line import Accept, Drain, Line, Orders, Pulse, Ready, Reload, Reloaded, read_orders
+from serve.line import Accept, Applied, Control, Drain, Line, Orders, Pulse, Ready, Reload, Reloaded, read_orders
 from serve.logs import configure_logs
 from serve.metrics import Metrics, share_metrics
 from serve.server import ServerProcess
@@ -35,6 +35,8 @@ class Worker(ServerProcess):
         self._end = end
         self._line: Line | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        if orders.control is not None:
+            self._follow(orders.control)
 
     async def begin(self) -> None:
         # A copy: the original stays open to this process' last moment, so that its end tells the process' end.
@@ -49,6 +51,9 @@ class Worker(ServerProcess):
             match message:
                 case Accept():
                     await self.server.accept_from(message.listeners)
+                case Control():
+                    self._follow(message)
+                    self._say(Applied(revision=message.revision))
                 case Reload():
                     self._start_task(self._reload())
                 case Pulse():
@@ -58,10 +63,14 @@ class Worker(ServerProcess):
         logger.error("the supervisor is no more: ending")
         self.server.drain(at_once=True)  # whoever starts the next server needs the port
 
+    def _follow(self, control: Control) -> None:
+        self.service.follow(control.revision, control.state)
+        self.service.metrics.control_reachable.set(control.is_reachable)
+
     async def _reload(self) -> None:
         self._say(Reloaded(ok=await self.reload()))
 
-    def _say(self, message: Pulse | Ready | Reloaded) -> None:
+    def _say(self, message: Applied | Pulse | Ready | Reloaded) -> None:
         assert self._line is not None
         self._line.say(message)
 

@@ -21,9 +21,11 @@ SHARED_DATA = ROOT.parent / "shared" / "data"
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Nothing that a test starts reads or writes what the user has in their cache."""
+    """Nothing that a test starts reads or writes what the user has in their cache or their state."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TUREEN_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("TUREEN_STATE_DIR", str(tmp_path_factory.mktemp("state")))
+        patch.setenv("TUREEN_ADMIN_PORT", "0")  # of many servers at a time, no two on one
         yield
 
 

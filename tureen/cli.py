@@ -34,6 +34,8 @@ COMMANDS = {
     "export": Command("export.command", "export", "export", "compile a checkpoint into a proven bundle"),
     "inspect": Command("tureen.describe", "inspect", "serve", "show what a bundle holds"),
     "bench": Command("tureen.bench.command", "bench", "serve", "time the engines, name the best settings"),
+    "beta": Command("serve.admin.command", "beta", "serve", "change the default β of a running service"),
+    "credentials": Command("serve.admin.credentials_command", "credentials", "serve", "who may change it"),
     "serve": Command("serve.server", "serve", "serve", "serve a bundle over HTTP"),
 }
 

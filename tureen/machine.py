@@ -59,11 +59,21 @@ def default_cache_directory(environment: Mapping[str, str] = os.environ) -> Path
     """Where compiled models and measurements of this machine are kept: TUREEN_CACHE_DIR, else the user's cache."""
     if given := environment.get("TUREEN_CACHE_DIR"):
         return Path(given)
+    return Path(environment.get("XDG_CACHE_HOME") or _home() / ".cache") / "tureen"
+
+
+def default_state_directory(environment: Mapping[str, str] = os.environ) -> Path:
+    """Where what must survive a restart is kept: TUREEN_STATE_DIR, else the user's state."""
+    if given := environment.get("TUREEN_STATE_DIR"):
+        return Path(given)
+    return Path(environment.get("XDG_STATE_HOME") or _home() / ".local" / "state") / "tureen"
+
+
+def _home() -> Path:
     try:
-        home = Path.home()
+        return Path.home()
     except RuntimeError:  # a user without an entry, as containers have them
-        home = Path(tempfile.mkdtemp(prefix="tureen-"))  # for this process alone: nobody else can have prepared it
-    return Path(environment.get("XDG_CACHE_HOME") or home / ".cache") / "tureen"
+        return Path(tempfile.mkdtemp(prefix="tureen-"))  # for this process alone: nobody else can have prepared it
 
 
 def _cpuinfo(key: str, file: Path) -> str:

@@ -87,10 +87,15 @@ class Credentials:
             return [Credential(**row._mapping) for row in connection.execute(_CREDENTIALS.select().order_by("name"))]
 
     def of(self, secret: str) -> Credential | None:
-        """Whom the secret stands for; as long in coming for one that is nobody's."""
+        """Whom the secret stands for."""
+        return self.among(self.all(), secret)
+
+    @staticmethod
+    def among(known: list[Credential], secret: str) -> Credential | None:
+        """Whom of these the secret stands for; as long in coming for one that is nobody's."""
         sought = digest(secret)
         found = None
-        for credential in self.all():
+        for credential in known:
             if hmac.compare_digest(credential.sha256, sought):
                 found = credential
         return found

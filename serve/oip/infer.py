@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from serve.control.choice import ANYBODY, Asker, Choice
 from serve.errors import DeadlineError
 from serve.model import Answered
 from serve.oip.codec import InferAnswer
@@ -16,7 +17,7 @@ from serve.oip.errors import InvalidRequestError
 from serve.oip.request import LOGITS, InferRequest, RequestLimits, WantedOutput
 from serve.oip.statistics import Statistics
 from serve.oip.tensors import BYTES, Tensor
-from serve.service import Admission, Choice, Service
+from serve.service import Admission, Service
 from tureen.errors import ImageError, TureenError
 from tureen.soup import probabilities
 
@@ -27,12 +28,14 @@ def request_limits(service: Service) -> RequestLimits:
     return RequestLimits(image_size, service.settings.max_images_per_request)
 
 
-async def infer(request: InferRequest, admission: Admission, statistics: Statistics) -> InferAnswer:
+async def infer(
+    request: InferRequest, admission: Admission, statistics: Statistics, asker: Asker = ANYBODY
+) -> InferAnswer:
     """The answer to all images of the request, or one error for all: a tensor has no place for a row that failed.
 
     Raises TureenError. A `timeout` beyond the admission's deadline does not extend it.
     """
-    choices = [admission.choose(beta) for beta in request.betas]
+    choices = [admission.choose(beta, asker) for beta in request.betas]
     answers = await _answers(request, choices, admission)
     for index, answer in enumerate(answers):
         if isinstance(answer, ImageError) and len(answers) > 1:

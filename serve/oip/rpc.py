@@ -15,6 +15,7 @@ from google.protobuf.json_format import ParseDict
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from serve.control.choice import Asker
 from serve.errors import NotReadyError
 from serve.journey import JOURNEY, Journey
 from serve.logs import FIELDS
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 CODES = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
+    401: grpc.StatusCode.UNAUTHENTICATED,
+    403: grpc.StatusCode.PERMISSION_DENIED,
     404: grpc.StatusCode.NOT_FOUND,
     413: grpc.StatusCode.INVALID_ARGUMENT,  # not RESOURCE_EXHAUSTED, which asks for another attempt
     429: grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -175,7 +178,7 @@ class _Methods:
         with self._statistics.request():
             wanted = decode_message(request, request_limits(self._service))
             with self._service.admit(len(wanted.images), timeout_ms) as admission:
-                return encode_message(await infer(wanted, admission, self._statistics))
+                return encode_message(await infer(wanted, admission, self._statistics, _asker(context)))
 
     async def _server_live(self, request: pb.ServerLiveRequest, context: Context) -> Message:
         return pb.ServerLiveResponse(live=True)
@@ -244,6 +247,13 @@ class _Methods:
                 },
             )
         logger.log(logging.INFO if route in INFER_ROUTES else logging.DEBUG, "request", extra={FIELDS: event})
+
+
+def _asker(context: Context) -> Asker:
+    """What the call's metadata says, as over HTTP the headers of the same names."""
+    said = {name: value for name, value in context.invocation_metadata() or () if isinstance(value, str)}
+    api_key = said.get("x-api-key")
+    return Asker(None, api_key, said.get("x-request-key") or api_key or context.peer())
 
 
 class _Health(health_pb2_grpc.HealthServicer):

@@ -1,0 +1,102 @@
+"""Asks a running server's operator listener. Knows the contract of its routes and nothing of terminals."""
+
+from __future__ import annotations
+
+import json
+import os
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from serve.admin.desk import TOKEN_FILE
+from serve.admin.errors import AdminError
+from tureen.machine import default_state_directory
+
+TIMEOUT_S = 10.0
+TOKEN_VARIABLE = "TUREEN_ADMIN_TOKEN"  # noqa: S105 - a name
+
+
+class RefusedError(AdminError):
+    """The server answered with an error. code: as in its body."""
+
+    def __init__(self, code: str, detail: str) -> None:
+        self.code = code
+        super().__init__(detail)
+
+
+class AdminClient:
+    """One server's settings, by its operator listener."""
+
+    def __init__(self, url: str, token: str | None = None) -> None:
+        """token: else TUREEN_ADMIN_TOKEN, else what the server left in the state directory; raises AdminError."""
+        if not url.startswith(("http://", "https://")):
+            raise RefusedError("wrong_url", f"{url!r} is no URL: give one such as http://127.0.0.1:8001")
+        self._url = url.rstrip("/")
+        self._token = token or os.environ.get(TOKEN_VARIABLE) or _token_of(default_state_directory())
+
+    def state(self, after: int | None = None, wait_s: float = 0) -> dict[str, Any]:
+        """What is in force; with after, once a later revision is, or wait_s have passed."""
+        query = "" if after is None else "?" + urlencode({"after": after, "wait_s": wait_s})
+        return self._ask("GET", f"/admin/beta{query}", timeout_s=TIMEOUT_S + wait_s)
+
+    def change(self, revision: int, change: dict[str, Any], *, dry_run: bool = False) -> dict[str, Any]:
+        """What is in force after the change on that revision, or would be; raises RefusedError."""
+        return self._ask("PUT", f"/admin/beta{'?dry_run=true' if dry_run else ''}", change, revision)
+
+    def rollback(self, revision: int, to: int, reason: str) -> dict[str, Any]:
+        """What is in force after going back to an earlier revision's settings."""
+        return self._ask("POST", "/admin/beta/rollback", {"revision": to, "reason": reason}, revision)
+
+    def cancel(self, revision: int, plan_id: str, reason: str) -> dict[str, Any]:
+        """What is in force without what was planned under that id."""
+        path = f"/admin/beta/pending/{quote(plan_id, safe='')}?{urlencode({'reason': reason})}"
+        return self._ask("DELETE", path, None, revision)
+
+    def history(self, limit: int) -> list[dict[str, Any]]:
+        """The newest revisions, the newest first."""
+        revisions: list[dict[str, Any]] = self._ask("GET", f"/admin/beta/history?limit={limit}")["revisions"]
+        return revisions
+
+    def verify(self) -> int:
+        """How many revisions the server has checked, all sound; raises RefusedError."""
+        verified: int = self._ask("GET", "/admin/beta/history/verify")["verified"]
+        return verified
+
+    def _ask(
+        self, method: str, path: str, body: Any = None, revision: int | None = None, timeout_s: float = TIMEOUT_S
+    ) -> dict[str, Any]:
+        headers = {"Authorization": f"Bearer {self._token}"}
+        if revision is not None:
+            headers["If-Match"] = f'"{revision}"'
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self._url + path, data, headers, method=method)  # noqa: S310 - see __init__
+        try:
+            with urllib.request.urlopen(request, timeout=timeout_s) as answer:  # noqa: S310
+                content: dict[str, Any] = json.load(answer)
+                return content
+        except urllib.error.HTTPError as error:
+            with error:
+                raise _refused(error.code, error.read()) from None
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "reason", error)
+            raise RefusedError("unreachable", f"no operator listener answers at {self._url}: {reason}") from None
+
+
+def _refused(status: int, body: bytes) -> RefusedError:
+    try:
+        problem = json.loads(body)
+        return RefusedError(problem["code"], problem["detail"])
+    except (ValueError, KeyError, TypeError):
+        return RefusedError("unknown", f"the answer is a {status} that is none of Tureen's: is this the right port?")
+
+
+def _token_of(directory: Path) -> str:
+    try:
+        return (directory / TOKEN_FILE).read_text().strip()
+    except OSError:
+        raise RefusedError(
+            "no_token",
+            f"no token: give --token, set {TOKEN_VARIABLE}, or run where {directory / TOKEN_FILE} can be read",
+        ) from None

@@ -1,0 +1,185 @@
+"""`tureen beta`: the operator's default β of a running service, looked at and changed from a terminal."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from typing import Any
+
+from serve.admin.client import AdminClient
+from tureen.tokens import parse_beta
+
+DEFAULT_URL = "http://127.0.0.1:8001"
+WAIT_S = 30.0
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+EXIT_NOT_DONE = 1
+
+
+def beta(arguments: list[str]) -> int:
+    """`tureen beta`: 0, or 1 where the operator said no; raises AdminError."""
+    options = _parser().parse_args(arguments)
+    client = AdminClient(options.url, options.token)
+    run = {"get": _get, "set": _set, "history": _history, "rollback": _rollback, "cancel": _cancel, "watch": _watch}
+    status: int = run[options.command](client, options)
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="tureen beta",
+        description="Look at and change the default β of a running service.",
+        epilog='example: tureen beta set 0.8 --reason "attack on uploads" --for 1h',
+    )
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--url", default=DEFAULT_URL, help="the server's operator listener (default: %(default)s)")
+    common.add_argument("--token", help="default: TUREEN_ADMIN_TOKEN, else what a server on this machine has left")
+    common.add_argument("--json", action="store_true", help="for programs")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("get", parents=[common], help="what is in force, and what is planned")
+    change = commands.add_parser("set", parents=[common], help="change the default β")
+    change.add_argument("beta", type=_beta, help="0 to 1, clean or robust; server: the server's own default")
+    when = change.add_mutually_exclusive_group()
+    when.add_argument("--for", dest="ttl_s", type=_duration, metavar="TIME", help="revert after 90s, 30m, 1h or 2d")
+    when.add_argument("--at", metavar="TIME", help="not now but then, such as 2027-01-31T08:00:00Z")
+    change.add_argument("--over", dest="ramp_s", type=_duration, metavar="TIME", help="move there in ten steps")
+    history = commands.add_parser("history", parents=[common], help="who changed what, when and why")
+    history.add_argument("--limit", type=int, default=20, help="revisions shown (default: %(default)s)")
+    history.add_argument("--verify", action="store_true", help="check the chain of hashes over the whole history")
+    rollback = commands.add_parser("rollback", parents=[common], help="back to an earlier revision, as a new one")
+    rollback.add_argument("revision", type=int)
+    cancel = commands.add_parser("cancel", parents=[common], help="take back what is planned")
+    cancel.add_argument("id", help="as `tureen beta get` shows it")
+    for command in (change, rollback, cancel):
+        command.add_argument("--reason", required=True, help="for whoever reads the history")
+    for command in (change, rollback):
+        command.add_argument("--yes", action="store_true", help="do not ask")
+    commands.add_parser("watch", parents=[common], help="show every change as it happens, until Ctrl-C")
+    return parser
+
+
+def _get(client: AdminClient, options: argparse.Namespace) -> int:
+    state = client.state()
+    print(json.dumps(state) if options.json else shown(state))
+    return 0
+
+
+def _set(client: AdminClient, options: argparse.Namespace) -> int:
+    given = {"ttl_s": options.ttl_s, "ramp_s": options.ramp_s, "at": options.at}
+    change = {"default_beta": options.beta, "reason": options.reason}
+    change |= {name: value for name, value in given.items() if value is not None}
+    state = client.state()
+    would_be = client.change(state["revision"], change, dry_run=True)
+    if not options.yes:
+        print(f"now       {line_of(state)}")
+        print(f"then      {line_of(would_be)}")
+        for plan in would_be["pending"]:
+            print(f"planned   {plan_line(plan)}")
+        if not _agreed():
+            return EXIT_NOT_DONE
+    return _done(client.change(state["revision"], change), options)
+
+
+def _rollback(client: AdminClient, options: argparse.Namespace) -> int:
+    state = client.state()
+    if not options.yes:
+        print(f"now       {line_of(state)}\nthen      the settings of revision {options.revision}")
+        if not _agreed():
+            return EXIT_NOT_DONE
+    return _done(client.rollback(state["revision"], options.revision, options.reason), options)
+
+
+def _cancel(client: AdminClient, options: argparse.Namespace) -> int:
+    return _done(client.cancel(client.state()["revision"], options.id, options.reason), options)
+
+
+def _history(client: AdminClient, options: argparse.Namespace) -> int:
+    verified = client.verify() if options.verify else None
+    rows = client.history(options.limit)
+    if options.json:
+        print(json.dumps({"revisions": rows, "verified": verified}))
+        return 0
+    for row in rows:
+        before, after = (_told(row[side]["default_beta"]) for side in ("before", "after"))
+        what = f"β {before} → {after}" if before != after else "β unchanged"
+        print(f"{row['revision']:>6}  {row['at'][:19]}Z  {row['who']}  {row['action']}: {what}  “{row['reason']}”")
+    if verified is not None:
+        print(f"{verified} revisions, each with the hash of the one before: sound")
+    return 0
+
+
+def _watch(client: AdminClient, options: argparse.Namespace) -> int:
+    seen = -1
+    while True:
+        state = client.state(None if seen < 0 else seen, 0 if seen < 0 else WAIT_S)
+        if state["revision"] != seen:
+            seen = state["revision"]
+            print(json.dumps(state) if options.json else line_of(state), flush=True)
+
+
+def _done(state: dict[str, Any], options: argparse.Namespace) -> int:
+    print(json.dumps(state) if options.json else shown(state))
+    return 0
+
+
+def _agreed() -> bool:
+    if not sys.stdin.isatty():
+        print("tureen beta: nobody can be asked here: give --yes", file=sys.stderr)
+        return False
+    return input("Change it? [y/N] ").strip().lower() in ("y", "yes")
+
+
+def shown(state: dict[str, Any]) -> str:
+    """What is in force, for people."""
+    lines = [line_of(state)]
+    if state["changed"] is not None:
+        changed = state["changed"]
+        lines.append(f"          {changed['at'][:19]}Z by {changed['who']}: {changed['action']}, “{changed['reason']}”")
+    choice = f"from {state['beta_min']:g} to {state['beta_max']:g}" if state["clients_may_choose"] else "nothing"
+    lines.append(f"clients   choose {choice}")
+    lines += [f"policy    {name} → {beta:g}" for name, beta in state["policies"].items()]
+    if state["canary"] is not None:
+        lines.append(f"canary    {100 * state['canary']['share']:g} % at β {state['canary']['beta']:g}")
+    lines += [f"planned   {plan_line(plan)}" for plan in state["pending"]]
+    followed = ", ".join(f"{worker['worker']} at {worker['revision']}" for worker in state["workers"])
+    lines.append(f"workers   {followed or 'none'}")
+    if not state["store"]["is_reachable"]:
+        lines.append(f"store     unreachable since {state['store']['unreachable_since']}: this is what was last known")
+    return "\n".join(lines)
+
+
+def line_of(state: dict[str, Any]) -> str:
+    """The default β and what it promises, in a line."""
+    beta = "none, the model has one token" if state["default_beta"] is None else f"{state['default_beta']:g}"
+    text = f"revision {state['revision']}: default β {beta} ({state['default_beta_source']})"
+    expected = state["expected"]
+    if expected is None:
+        return text
+    clean, robust = (
+        f"{100 * share['value']:.1f} % ({100 * share['low']:.1f}–{100 * share['high']:.1f})"
+        for share in (expected["clean"], expected["robust"])
+    )
+    attack = f"{expected['attack']}, ε = {expected['epsilon_255']:g}/255, n = {expected['n']}"
+    between = "; between two measured β" if expected["interpolated"] else ""
+    return f"{text}, clean accuracy {clean}, robust {robust} under {attack}{between}"
+
+
+def plan_line(plan: dict[str, Any]) -> str:
+    """Something to come, in a line."""
+    return f"{plan['at'][:19]}Z {plan['kind']} to β {_told(plan['default_beta'])}, id {plan['id']}"
+
+
+def _told(beta: float | None) -> str:
+    return "the server's own" if beta is None else f"{beta:g}"
+
+
+def _beta(text: str) -> float | None:
+    return None if text == "server" else parse_beta(text)
+
+
+def _duration(text: str) -> int:
+    match = re.fullmatch(r"([0-9]{1,7})([smhd])", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time: give one such as 90s, 30m, 1h or 2d")
+    return int(match[1]) * _SECONDS[match[2]]

@@ -1,0 +1,59 @@
+"""A server with an operator's listener, and an operator to ask it."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+
+class Operator:
+    """Asks a running server's operator listener, with the token that the server left."""
+
+    def __init__(self, server, state_dir):
+        self.server = server
+        (line,) = [line for line in server.log() if line["message"].startswith("operators reach")]
+        self.port = int(re.search(r":(\d+)$", line["message"])[1])
+        self.token = (state_dir / "admin-token").read_text().strip()
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    def ask(self, method, path, body=None, *, revision=None, token=None, **headers):
+        """Status, headers and JSON."""
+        headers = {name.replace("_", "-"): value for name, value in headers.items()}
+        headers["Authorization"] = f"Bearer {token or self.token}"
+        if revision is not None:
+            headers["If-Match"] = f'"{revision}"'
+        data = json.dumps(body) if isinstance(body, dict) else body
+        status, head, content = type(self.server)(None, self.port, None).ask(method, path, data, headers)
+        return status, head, json.loads(content)
+
+    def change(self, **change):
+        """Make a change on whatever is in force; the state after it."""
+        revision = self.ask("GET", "/admin/beta")[2]["revision"]
+        status, _, state = self.ask("PUT", "/admin/beta", {"reason": "a test", **change}, revision=revision)
+        assert status == 200, state
+        return state
+
+
+@pytest.fixture
+def start_operated(start_server, tmp_path):
+    """A ready server whose settings begin at revision 0, and its operator."""
+
+    def start(*flags, processes=1):
+        server = start_server("--state-dir", tmp_path / "state", *flags)
+        server.wait_until_ready(processes)
+        return server, Operator(server, tmp_path / "state")
+
+    return start
+
+
+@pytest.fixture
+def run_tureen():
+    """Runs the command as a person would, with nobody at its terminal."""
+
+    def run(*arguments):
+        command = [sys.executable, "-m", "tureen.cli", *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=60)
+
+    return run
