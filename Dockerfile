@@ -18,9 +18,12 @@ COPY constraints.txt /
 RUN wheel=$(ls /wheels/*.whl) \
     && pip install --no-cache-dir -c /constraints.txt "tureen[serve,grpc,cpu,openvino] @ file://$wheel" \
     && rm -r /wheels \
-    && useradd --system --uid 10001 tureen
+    && useradd --system --uid 10001 tureen \
+    && install --directory --owner 10001 --mode 0700 /var/lib/tureen
 USER 10001
-ENV TUREEN_BUNDLE=/bundle TUREEN_HOST=0.0.0.0 TUREEN_PORT=8000 TUREEN_CACHE_DIR=/tmp/tureen
+ENV TUREEN_BUNDLE=/bundle TUREEN_HOST=0.0.0.0 TUREEN_PORT=8000 TUREEN_CACHE_DIR=/tmp/tureen TUREEN_STATE_DIR=/var/lib/tureen
 EXPOSE 8000
+# The operator's settings. Their listener stays on the container's loopback: docker exec … tureen beta get
+VOLUME /var/lib/tureen
 HEALTHCHECK --interval=10s --timeout=3s --start-period=30s CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/healthz', timeout=2)"]
 CMD ["tureen", "serve"]

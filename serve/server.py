@@ -201,11 +201,19 @@ class OnlyProcess(ServerProcess):
         super().__init__(settings, bundle, listeners, metrics)
         self._on_ready = on_ready
         self._desk = AdminDesk(settings, bundle, admin, metrics)
+        self._is_operated = False
         self._reload: asyncio.Task[bool] | None = None
 
     async def begin(self) -> None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload_soon)
-        await self._desk.open(self._follow, self._states)
+        try:
+            await self._desk.open(self._follow, self._states)
+        except TureenError as error:
+            logger.error("%s", error)
+            self._has_failed = True
+            self.server.drain(at_once=True)
+            return
+        self._is_operated = True
         await self.server.accept_from({0})
 
     def become_ready(self) -> None:
@@ -221,7 +229,8 @@ class OnlyProcess(ServerProcess):
         return status
 
     async def end(self) -> None:
-        await self._desk.close()
+        if self._is_operated:
+            await self._desk.close()
 
     def _follow(self, row: Revision, is_reachable: bool) -> None:
         self.service.follow(row.revision, row.state)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import sys
 from typing import Any
@@ -33,7 +34,11 @@ def _parser() -> argparse.ArgumentParser:
         epilog='example: tureen beta set 0.8 --reason "attack on uploads" --for 1h',
     )
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--url", default=DEFAULT_URL, help="the server's operator listener (default: %(default)s)")
+    common.add_argument(
+        "--url",
+        default=os.environ.get("TUREEN_ADMIN_URL", DEFAULT_URL),
+        help=f"the server's operator listener; default: TUREEN_ADMIN_URL, else {DEFAULT_URL}",
+    )
     common.add_argument("--token", help="default: TUREEN_ADMIN_TOKEN, else what a server on this machine has left")
     common.add_argument("--json", action="store_true", help="for programs")
     commands = parser.add_subparsers(dest="command", required=True)

@@ -1,0 +1,54 @@
+"""docs/operating.md cannot lie: every command in it is run, in order, against the server it starts."""
+
+import json
+import re
+import shutil
+import socket
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tureen.bundle import load_bundle
+from tureen.demo import EXAMPLES
+
+GUIDE = (Path(__file__).parents[2] / "docs" / "operating.md").read_text()
+BLOCKS = re.findall(r"^```sh\n(.*?)^```", GUIDE, re.MULTILINE | re.DOTALL)
+SERVE, *COMMANDS = [line for block in BLOCKS for line in block.splitlines()]
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    shutil.copytree(EXAMPLES / "cifar10", tmp_path / "bundle")
+    pixels = load_bundle(tmp_path / "bundle").golden.pixels[0]
+    Image.fromarray(pixels).save(tmp_path / "photo.jpg", quality=95)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    monkeypatch.setenv("TUREEN_STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.setenv("TUREEN_ADMIN_PORT", str(port))
+    monkeypatch.setenv("TUREEN_ADMIN_URL", f"http://127.0.0.1:{port}")
+    return tmp_path, str(port)
+
+
+def test_the_day_of_an_attack_goes_as_the_page_has_it(workplace, run_command, served, monkeypatch):
+    directory, admin_port = workplace
+    said = []
+    with served(SERVE, directory) as url:
+        monkeypatch.setenv("TUREEN_ADMIN_TOKEN", (directory / "state" / "admin-token").read_text().strip())
+        for command in COMMANDS:
+            here = command.replace("8000", url.rpartition(":")[2]).replace("8001", admin_port)
+            result = run_command(here, directory)
+            assert result.returncode == 0, f"{here}\n{result.stdout}\n{result.stderr}"
+            said.append(result.stdout)
+    looked, turned_up, answer, floor, by_policy, rolled_back, history, token, known = said
+    assert "default β 0 (bundle), clean accuracy" in looked
+    assert "default β 0.9 (operator)" in turned_up
+    assert "planned" in turned_up
+    assert json.loads(answer)["beta"] == 0.9
+    assert json.loads(floor)["beta_min"] == 0.5
+    assert json.loads(by_policy)["beta_source"] == "policy"
+    assert "default β 0 (bundle)" in rolled_back
+    assert "3 revisions" in history
+    assert token.startswith("tureen_")
+    assert "ada  operate" in known
