@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 
 import tureen
 from serve.access import AccessMiddleware, access_fields
+from serve.console.routes import add_console
 from serve.errors import NotReadyError
 from serve.oip.errors import is_oip, oip_kind, oip_response
 from serve.oip.routes import add_oip_routes
@@ -67,6 +68,7 @@ def create_app(service: Service, lifespan: Lifespan | None = None, tracing: Trac
     _add_health(app, service)
     add_oip_routes(app, service, memory)
     _add_docs(app)
+    add_console(app, lambda: (service.bundle.manifest, service.in_force), is_operators=False)
     _answer_head(app)
     return app
 

@@ -22,6 +22,7 @@ from serve.access import AccessMiddleware, access_fields
 from serve.admin.desk import AdminDesk
 from serve.admin.errors import ForbiddenError, IfMatchRequiredError, UnauthorizedError
 from serve.admin.expected import expected
+from serve.console.routes import add_console
 from serve.control.change import Reason, cancelled, changed, parse_change, rolled_back, with_key, without_key
 from serve.control.credentials import Credential, digest, make_secret
 from serve.control.errors import InvalidChangeError, StaleRevisionError
@@ -179,6 +180,7 @@ def create_admin_app(desk: AdminDesk) -> FastAPI:
         return Response(body, media_type=media_type)
 
     app.include_router(router)
+    add_console(app, desk.shown, is_operators=True)
     return app
 
 
@@ -207,6 +209,7 @@ async def _write(
     if dry_run:
         return _state(desk, head, state, dry_run=True, before=before)
     row = await desk.plane.append(head, state, who=who.name, action=action, reason=reason)
+    await desk.followed(row.revision)
     return _state(desk, row, before=before)
 
 

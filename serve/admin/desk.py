@@ -8,12 +8,14 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import uvicorn
 
 from serve.admin.errors import AdminListenerError
 from serve.control.change import Change
+from serve.control.choice import InForce
 from serve.control.credentials import Credential, Credentials, make_secret
 from serve.control.desk import Follow, WorkerState
 from serve.control.errors import ControlStoreError
@@ -28,9 +30,13 @@ from serve.settings import Settings
 from serve.wire import LOOPBACK_NAMES, WireLimits, trusted_hosts
 from tureen.bundle import Bundle
 from tureen.errors import SingleTokenError
+from tureen.manifest import Manifest
 
 LOCAL = "local"  # the credential of whoever can read the server's state directory
 TOKEN_FILE = "admin-token"  # noqa: S105 - a name
+
+FOLLOWED_S = 1.0
+LOOK_S = 0.002
 
 logger = logging.getLogger("tureen.admin")
 
@@ -78,6 +84,19 @@ class AdminDesk:
         with contextlib.suppress(ControlStoreError):
             self._known = await asyncio.to_thread(self._credentials.all)
         return self._credentials.among(self._known, secret)
+
+    async def followed(self, revision: int) -> None:
+        """Return once every ready process follows that revision, so that who asks it after an acknowledged change
+        gets the change; after FOLLOWED_S at the latest, since a stuck process must not hold an operator up.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FOLLOWED_S):
+                while any(worker.is_ready and worker.revision < revision for worker in self.workers()):
+                    await asyncio.sleep(LOOK_S)
+
+    def shown(self) -> tuple[Manifest, InForce]:
+        """The model, and what is in force."""
+        return self.manifest, replace(self._own, revision=self.plane.head.revision, state=self.plane.state)
 
     def effective(self, state: ControlState) -> float | None:
         """The default β under that state; None where the model has one token."""

@@ -1,6 +1,8 @@
 """Finds in a log of what writers and readers saw whatever a register with compare-and-set must never show."""
 
+from bisect import bisect_left
 from dataclasses import dataclass
+from itertools import accumulate
 
 
 @dataclass(frozen=True)
@@ -38,11 +40,17 @@ def violations(writes, reads):
         follower = by_revision.get(write.made + 1)
         if follower is not None and follower.ended < write.began:
             found.append(f"revision {follower.made} was there before {write.made} was begun")
+    acknowledged = sorted((write.ended, write.made) for write in made)
+    times = [ended for ended, _ in acknowledged]
+    newest = list(accumulate((revision for _, revision in acknowledged), max))
     last_seen = {}
     for read in sorted(reads, key=lambda read: read.began):
         if read.revision < last_seen.get(read.reader, 0):
             found.append(f"{read.reader} went back from {last_seen[read.reader]} to {read.revision}")
         last_seen[read.reader] = max(read.revision, last_seen.get(read.reader, 0))
+        before = bisect_left(times, read.began)
+        if before and newest[before - 1] > read.revision:
+            found.append(f"{read.reader} saw {read.revision} after {newest[before - 1]} was acknowledged")
         if read.revision in by_revision and by_revision[read.revision].began > read.ended:
             found.append(f"{read.reader} saw revision {read.revision} before it was begun")
     for refused in (write for write in writes if write.made is None):

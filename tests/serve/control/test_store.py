@@ -175,6 +175,7 @@ def test_writers_and_readers_in_processes_of_their_own_see_one_history(store, st
         ([Write(0, 1, 0, 1), Write(2, 3, 0, 2)], [], "a stale one, or a lost update"),
         ([Write(0, 1, 0, 1)], [Read(2, 3, "r", 1), Read(4, 5, "r", 0)], "r went back from 1 to 0"),
         ([Write(4, 5, 0, 1)], [Read(0, 1, "r", 1)], "before it was begun"),
+        ([Write(0, 1, 0, 1)], [Read(2, 3, "r", 0)], "saw 0 after 1 was acknowledged"),
         ([Write(0, 1, 0, None)], [], "was refused"),
         ([Write(4, 5, 0, 1), Write(0, 1, 1, 2)], [], "was there before"),
     ],

@@ -1,0 +1,226 @@
+"""The console in a real Chromium, on real servers: what a person does with it, and that nothing is amiss meanwhile.
+
+CONSOLE_PICTURES=DIRECTORY writes the pictures of the documentation there.
+"""
+
+import contextlib
+import io
+import os
+import shutil
+from pathlib import Path
+
+import axe_playwright_python
+import pytest
+from PIL import Image
+from playwright.sync_api import expect, sync_playwright
+
+from tests.serve.admin.conftest import Operator
+from tureen.bundle import load_bundle
+from tureen.demo import EXAMPLES
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+AXE = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text()
+PHONE = {"width": 390, "height": 844}
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: install Debian's package chromium")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser):
+    """Opens a page of which every word on the console, every error and every foreign address fails the test."""
+    with contextlib.ExitStack() as stack:
+        said = []
+
+        def open_page(url, refused=(), **options):
+            context = browser.new_context(**options)
+            stack.callback(context.close)
+            page = context.new_page()
+            # A refusal that the test is about is told by the browser on its console too.
+            page.on(
+                "console",
+                lambda message: any(str(code) in message.text for code in refused) or said.append(message.text),
+            )
+            page.on("pageerror", lambda error: said.append(str(error)))
+            page.on("request", lambda r: r.url.startswith((url, "blob:", "data:")) or said.append(r.url))
+            page.goto(f"{url}/ui")
+            page.wait_for_selector("body[data-loaded]")
+            return page
+
+        yield open_page
+        assert said == []
+
+
+@pytest.fixture
+def image_file(tmp_path):
+    pixels = load_bundle(EXAMPLES / "cifar10").golden.pixels[0]
+    Image.fromarray(pixels).resize((256, 256), Image.Resampling.BICUBIC).save(tmp_path / "image.png")
+    return tmp_path / "image.png"
+
+
+@pytest.fixture
+def operated(start_server, tmp_path):
+    server = start_server("--state-dir", tmp_path / "state")
+    server.wait_until_ready()
+    return server, Operator(server, tmp_path / "state")
+
+
+def is_accessible(page):
+    """axe-core's rules for WCAG 2 A and AA: nothing serious, nothing critical."""
+    # Through the debugger's protocol, which a Content-Security-Policy does not bind.
+    found = page.evaluate(f"async () => {{ {AXE}; return (await axe.run()).violations }}")
+    return [
+        (violation["id"], [node["html"] for node in violation["nodes"]])
+        for violation in found
+        if violation["impact"] in ("serious", "critical")
+    ] == []
+
+
+def fits(page):
+    return page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+
+
+def picture(page, name):
+    if directory := os.environ.get("CONSOLE_PICTURES"):
+        shot = Image.open(io.BytesIO(page.screenshot(full_page=True)))
+        shot.convert("P", palette=Image.Palette.ADAPTIVE).save(Path(directory) / f"{name}.png", optimize=True)
+
+
+def test_an_image_is_seen_at_every_beta_from_one_sweep(operated, open_page, image_file):
+    server, _ = operated
+    page = open_page(f"http://127.0.0.1:{server.port}")
+    sweeps = []
+    page.on("request", lambda request: "/sweep" in request.url and sweeps.append(request.url))
+    page.set_input_files("#file", image_file)
+    expect(page.locator("#bars .bar")).to_have_count(5)
+    first = page.inner_text("#bars")
+    assert page.inner_text("#beta-value") == "0.00"
+    page.focus("#beta")
+    page.keyboard.press("End")
+    assert page.inner_text("#beta-value") == "1.00"
+    assert page.inner_text("#bars") != first
+    assert page.get_attribute("#marker", "x1") == "500"
+    page.keyboard.press("ArrowLeft")
+    assert page.inner_text("#beta-value") == "0.95"
+    assert len(sweeps) == 1
+    assert page.locator("#curve polyline").count() == 5
+    assert page.inner_text("#answer-changes")
+    rows = load_bundle(EXAMPLES / "cifar10").manifest.accuracy
+    assert page.locator("#accuracy tbody tr").count() == len(rows)
+    assert f"{100 * rows[0].clean.value:.1f} %" in page.inner_text("#accuracy")
+    assert "empirical" in page.inner_text("#honest")
+    assert is_accessible(page)
+    picture(page, "console")
+
+
+def test_it_fits_a_phone_and_the_dark(operated, open_page, image_file):
+    server, _ = operated
+    page = open_page(f"http://127.0.0.1:{server.port}", viewport=PHONE, color_scheme="dark")
+    assert page.get_attribute("html", "data-theme") == "dark"
+    page.set_input_files("#file", image_file)
+    expect(page.locator("#bars .bar")).to_have_count(5)
+    assert fits(page)
+    assert is_accessible(page)
+    picture(page, "console-phone")
+    page.click("#theme")
+    assert page.get_attribute("html", "data-theme") == "light"
+    assert is_accessible(page)
+
+
+def test_what_is_no_image_is_told_and_the_next_one_is_taken(operated, open_page, image_file, tmp_path):
+    server, _ = operated
+    page = open_page(f"http://127.0.0.1:{server.port}", refused=(415,))
+    (tmp_path / "words.txt").write_text("these are words")
+    page.set_input_files("#file", tmp_path / "words.txt")
+    expect(page.locator("#error")).to_contain_text("Not an image type")
+    page.set_input_files("#file", image_file)
+    expect(page.locator("#bars .bar")).to_have_count(5)
+    assert page.is_hidden("#error")
+
+
+def test_an_operator_changes_the_default_and_rolls_it_back(operated, open_page, image_file):
+    server, operator = operated
+    for beta in (0, 0.3, 0.7, 0.7, 1):
+        assert server.ask("POST", f"/classify?beta={beta}", image_file.read_bytes())[0] == 200
+    page = open_page(operator.url, refused=(401,))
+    page.on("dialog", lambda dialog: dialog.accept())
+    assert page.is_hidden("#try")
+    page.fill("#token", "wrong")
+    page.keyboard.press("Enter")
+    expect(page.locator("#error")).to_contain_text("bearer token is missing or wrong")
+    page.fill("#token", operator.token)
+    page.keyboard.press("Enter")
+    expect(page.locator("#in-force")).to_contain_text("β 0 (bundle), revision 0")
+    assert operator.token not in page.url
+    expect(page.locator("#desk")).to_be_visible()
+    page.focus("#dial")
+    page.keyboard.press("End")
+    expect(page.locator("#promise")).to_contain_text("Then: clean")
+    page.fill("#reason", "attack on uploads")
+    page.select_option("#ttl", "3600")
+    page.click("#set")
+    expect(page.locator("#in-force")).to_contain_text("β 1 (operator), revision 1")
+    expect(page.locator("#planned")).to_contain_text("revert to β of the server")
+    expect(page.locator("#history tbody tr")).to_have_count(1)
+    expect(page.locator("#history")).to_contain_text("attack on uploads")
+    assert operator.ask("GET", "/admin/beta")[2]["default_beta"] == 1
+    expect(page.locator("#traffic .bar")).to_have_count(4)  # 0, below 0.5, below 0.75 and 1
+    expect(page.locator("#live")).to_contain_text("p50 within")
+    assert is_accessible(page)
+    picture(page, "console-operator")
+    page.click("#planned button")
+    expect(page.locator("#history tbody tr")).to_have_count(2)
+    page.click("#history tbody tr:nth-child(2) button")
+    expect(page.locator("#in-force")).to_contain_text("revision 3")
+    assert operator.ask("GET", "/admin/beta")[2]["changed"]["action"] == "rollback to 1"
+
+
+def test_an_operator_who_was_too_slow_is_told_and_changes_nothing(operated, open_page):
+    _, operator = operated
+    page = open_page(operator.url, refused=(412,))
+    page.fill("#token", operator.token)
+    page.keyboard.press("Enter")
+    expect(page.locator("#in-force")).to_contain_text("revision 0")
+    page.fill("#reason", "too late")
+
+    def accept(dialog):
+        operator.change(default_beta=0.3)  # somebody else, while this one is asked
+        dialog.accept()
+
+    page.on("dialog", accept)
+    page.click("#set")
+    expect(page.locator("#error")).to_contain_text("Somebody else changed the settings")
+    expect(page.locator("#in-force")).to_contain_text("β 0.3 (operator), revision 1")
+
+
+def test_a_planted_fault_of_accessibility_is_found(operated, open_page):
+    server, _ = operated
+    page = open_page(f"http://127.0.0.1:{server.port}")
+    assert is_accessible(page)
+    page.evaluate("document.getElementById('theme').textContent = ''")
+    assert not is_accessible(page)
+
+
+def test_the_page_may_load_and_send_nothing_elsewhere(operated):
+    server, _ = operated
+    for path in ("/ui", "/ui/static/console.js", "/ui/static/console.css"):
+        status, head, _ = server.ask("GET", path)
+        assert status == 200
+        assert "default-src 'none'" in head["Content-Security-Policy"]
+    assert server.ask("GET", "/ui/static/..%2froutes.py")[0] == 404
