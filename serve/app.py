@@ -84,6 +84,9 @@ def _add_health(app: FastAPI, service: Service) -> None:
             raise NotReadyError
         return {"status": "ready"}
 
+    if not service.settings.has_public_metrics:
+        return
+
     @app.get("/metrics", summary="Prometheus metrics", response_class=Response)
     async def metrics() -> Response:
         body, media_type = service.metrics.render()

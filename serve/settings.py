@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from serve.body import BodyLimits
-from serve.wire import WireLimits, is_host_name, trusted_hosts
+from serve.wire import WireLimits, is_host_name, is_loopback, trusted_hosts
 from tureen.engines.base import EngineOptions
 from tureen.machine import available_cpus, default_cache_directory, default_state_directory
 from tureen.manifest import EngineName, Precision
@@ -68,6 +68,11 @@ class Settings(BaseModel):
     state_dir: Path = Field(
         default_factory=default_state_directory,
         description="keeps the operator's settings and token; default: the user's state",
+    )
+    public_metrics: bool | None = Field(
+        default=None,
+        description="answer GET /metrics without a token on the public listener too; default: where the host is a "
+        "loopback address",
     )
     engine: Literal["auto"] | EngineName = Field(
         default="auto", description="what runs the backbone; auto: the fastest that this machine has"
@@ -216,6 +221,10 @@ class Settings(BaseModel):
             send_timeout_s=self.send_timeout_s,
             max_connections=self.max_connections,
         )
+
+    @property
+    def has_public_metrics(self) -> bool:
+        return is_loopback(self.host) if self.public_metrics is None else self.public_metrics
 
     @property
     def body_limits(self) -> BodyLimits:

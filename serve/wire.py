@@ -55,6 +55,14 @@ def is_host_name(text: str) -> bool:
     return match is not None and match[2] is None
 
 
+def is_loopback(address: str) -> bool:
+    """Whether this machine alone reaches what listens there."""
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return address == "localhost"
+
+
 def trusted_hosts(allowed: Iterable[str] | None, listening_on: str) -> frozenset[str] | None:
     """The names of the setting; where there is none, those of loopback if that is where the server listens, else any.
 
@@ -63,11 +71,7 @@ def trusted_hosts(allowed: Iterable[str] | None, listening_on: str) -> frozenset
     if allowed is not None:
         names = frozenset(name.lower() for name in allowed)
         return None if "*" in names else names
-    try:
-        is_loopback = ipaddress.ip_address(listening_on).is_loopback
-    except ValueError:
-        is_loopback = listening_on == "localhost"
-    if not is_loopback:
+    if not is_loopback(listening_on):
         return None
     return LOOPBACK_NAMES | {f"[{listening_on}]" if ":" in listening_on else listening_on}
 

@@ -16,6 +16,7 @@ DEFAULT_URL = "http://127.0.0.1:8001"
 WAIT_S = 30.0
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 EXIT_NOT_DONE = 1
+SERVERS_OWN = "server"
 
 
 def beta(arguments: list[str]) -> int:
@@ -43,8 +44,17 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument("--json", action="store_true", help="for programs")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("get", parents=[common], help="what is in force, and what is planned")
-    change = commands.add_parser("set", parents=[common], help="change the default β")
-    change.add_argument("beta", type=_beta, help="0 to 1, clean or robust; server: the server's own default")
+    change = commands.add_parser("set", parents=[common], help="change the default β, or what clients may choose")
+    change.add_argument("beta", nargs="?", type=_beta, help="0 to 1, clean or robust; server: the server's own default")
+    change.add_argument("--min", dest="beta_min", type=parse_beta, metavar="β", help="least β that clients may choose")
+    change.add_argument("--max", dest="beta_max", type=parse_beta, metavar="β", help="greatest β that they may choose")
+    change.add_argument("--clients-may-choose", choices=("yes", "no"), help="no: a request that chooses gets 403")
+    change.add_argument(
+        "--policy", dest="policies", type=_policy, action="append", metavar="NAME=β", help="NAME= takes it away"
+    )
+    change.add_argument(
+        "--canary", type=_canary, metavar="β:SHARE", help="0.9:0.1 gives a tenth of the traffic 0.9; none ends it"
+    )
     when = change.add_mutually_exclusive_group()
     when.add_argument("--for", dest="ttl_s", type=_duration, metavar="TIME", help="revert after 90s, 30m, 1h or 2d")
     when.add_argument("--at", metavar="TIME", help="not now but then, such as 2027-01-31T08:00:00Z")
@@ -71,19 +81,33 @@ def _get(client: AdminClient, options: argparse.Namespace) -> int:
 
 
 def _set(client: AdminClient, options: argparse.Namespace) -> int:
-    given = {"ttl_s": options.ttl_s, "ramp_s": options.ramp_s, "at": options.at}
-    change = {"default_beta": options.beta, "reason": options.reason}
-    change |= {name: value for name, value in given.items() if value is not None}
+    change = _change(options)
     state = client.state()
     would_be = client.change(state["revision"], change, dry_run=True)
     if not options.yes:
         print(f"now       {line_of(state)}")
+        for line in _rules(state):
+            print(line)
         print(f"then      {line_of(would_be)}")
-        for plan in would_be["pending"]:
-            print(f"planned   {plan_line(plan)}")
+        for line in _rules(would_be):
+            print(line)
         if not _agreed():
             return EXIT_NOT_DONE
     return _done(client.change(state["revision"], change), options)
+
+
+def _change(options: argparse.Namespace) -> dict[str, Any]:
+    names = ("ttl_s", "ramp_s", "at", "beta_min", "beta_max")
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    if options.beta is not None:
+        given["default_beta"] = None if options.beta == SERVERS_OWN else options.beta
+    if options.clients_may_choose is not None:
+        given["clients_may_choose"] = options.clients_may_choose == "yes"
+    if options.policies is not None:
+        given["policies"] = dict(options.policies)
+    if options.canary is not None:
+        given["canary"] = options.canary or None
+    return {**given, "reason": options.reason}
 
 
 def _rollback(client: AdminClient, options: argparse.Namespace) -> int:
@@ -141,17 +165,22 @@ def shown(state: dict[str, Any]) -> str:
     if state["changed"] is not None:
         changed = state["changed"]
         lines.append(f"          {changed['at'][:19]}Z by {changed['who']}: {changed['action']}, “{changed['reason']}”")
-    choice = f"from {state['beta_min']:g} to {state['beta_max']:g}" if state["clients_may_choose"] else "nothing"
-    lines.append(f"clients   choose {choice}")
-    lines += [f"policy    {name} → {beta:g}" for name, beta in state["policies"].items()]
-    if state["canary"] is not None:
-        lines.append(f"canary    {100 * state['canary']['share']:g} % at β {state['canary']['beta']:g}")
-    lines += [f"planned   {plan_line(plan)}" for plan in state["pending"]]
+    lines += _rules(state)
     followed = ", ".join(f"{worker['worker']} at {worker['revision']}" for worker in state["workers"])
     lines.append(f"workers   {followed or 'none'}")
     if not state["store"]["is_reachable"]:
         lines.append(f"store     unreachable since {state['store']['unreachable_since']}: this is what was last known")
     return "\n".join(lines)
+
+
+def _rules(state: dict[str, Any]) -> list[str]:
+    """What holds beside the default β, and what is planned."""
+    choice = f"from {state['beta_min']:g} to {state['beta_max']:g}" if state["clients_may_choose"] else "nothing"
+    lines = [f"clients   choose {choice}"]
+    lines += [f"policy    {name} → {beta:g}" for name, beta in state["policies"].items()]
+    if state["canary"] is not None:
+        lines.append(f"canary    {100 * state['canary']['share']:g} % at β {state['canary']['beta']:g}")
+    return [*lines, *(f"planned   {plan_line(plan)}" for plan in state["pending"])]
 
 
 def line_of(state: dict[str, Any]) -> str:
@@ -179,8 +208,26 @@ def _told(beta: float | None) -> str:
     return "the server's own" if beta is None else f"{beta:g}"
 
 
-def _beta(text: str) -> float | None:
-    return None if text == "server" else parse_beta(text)
+def _beta(text: str) -> float | str:
+    return SERVERS_OWN if text == SERVERS_OWN else parse_beta(text)
+
+
+def _policy(text: str) -> tuple[str, float | None]:
+    name, separator, beta = text.partition("=")
+    if not separator:
+        raise argparse.ArgumentTypeError(f"{text!r} is no policy: give NAME=β, such as uploads=0.9")
+    return name, parse_beta(beta) if beta else None
+
+
+def _canary(text: str) -> dict[str, float]:
+    """Empty for none."""
+    if text == "none":
+        return {}
+    beta, _, share = text.partition(":")
+    try:
+        return {"beta": parse_beta(beta), "share": float(share)}
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no canary: give β:SHARE, such as 0.9:0.1, or none") from None
 
 
 def _duration(text: str) -> int:

@@ -27,7 +27,7 @@ from serve.metrics import Metrics
 from serve.protocol import protocol_class
 from serve.service import in_force
 from serve.settings import Settings
-from serve.wire import LOOPBACK_NAMES, WireLimits, trusted_hosts
+from serve.wire import WireLimits, is_loopback, trusted_hosts
 from tureen.bundle import Bundle
 from tureen.errors import SingleTokenError
 from tureen.manifest import Manifest
@@ -177,8 +177,3 @@ def _read_or_make(file: Path) -> str:
         with os.fdopen(descriptor, "w") as new:
             new.write(make_secret() + "\n")
     return file.read_text().strip()
-
-
-def is_loopback(host: str) -> bool:
-    """Whether nobody on another machine can reach a listener there."""
-    return trusted_hosts(None, host) is not None or host in LOOPBACK_NAMES

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +36,7 @@ async def infer(
 
     Raises TureenError. A `timeout` beyond the admission's deadline does not extend it.
     """
+    asker = replace(asker, policy=request.policy)
     choices = [admission.choose(beta, asker) for beta in request.betas]
     answers = await _answers(request, choices, admission)
     for index, answer in enumerate(answers):

@@ -22,6 +22,7 @@ from tureen.preprocess import Pixels
 from tureen.tokens import parse_beta
 
 IMAGE, PIXELS, BETA = "image", "pixels", "beta"
+POLICY = "policy"
 LOGITS, PROBABILITIES = "logits", "probabilities"
 INPUT_DATATYPES = {IMAGE: BYTES, PIXELS: "UINT8", BETA: "FP32"}
 OUTPUTS = (LOGITS, PROBABILITIES)
@@ -60,6 +61,7 @@ class InferRequest:
     betas: tuple[float | None, ...]  # one an image; None: the default
     outputs: tuple[WantedOutput, ...]
     timeout_us: int | None
+    policy: str | None = None  # that the operator keeps, in the place of β
 
 
 def input_head(name: object, datatype: object, shape: object) -> TensorHead:
@@ -108,8 +110,8 @@ def understand(
     if len(id) > MAX_ID_CHARACTERS:
         raise InvalidRequestError(f"the id has {len(id):,} characters, the limit is {MAX_ID_CHARACTERS}")
     for name in parameters:
-        if name not in (BETA, "timeout", *IGNORED_PARAMETERS) and not name.startswith(IGNORED_PREFIX):
-            raise InvalidRequestError(f"there is no parameter {_shown(name)}: use beta and timeout")
+        if name not in (BETA, POLICY, "timeout", *IGNORED_PARAMETERS) and not name.startswith(IGNORED_PREFIX):
+            raise InvalidRequestError(f"there is no parameter {_shown(name)}: use beta, policy and timeout")
     tensors = _by_name(inputs)
     images = _images(tensors, limits)
     if BETA in tensors:
@@ -118,10 +120,15 @@ def understand(
         betas = (_parameter_beta(parameters[BETA]),) * len(images)
     else:
         betas = (None if query_beta is None else parse_beta(query_beta),) * len(images)
+    policy = parameters.get(POLICY)
+    if policy is not None and not isinstance(policy, str):
+        raise InvalidRequestError(f"policy is {_shown(policy)}; give the name of one")
+    if policy is not None and (BETA in tensors or BETA in parameters or query_beta is not None):
+        raise InvalidRequestError("beta and policy both choose: give one of them")
     names = [output.name for output in outputs]
     if len(set(names)) < len(names):
         raise InvalidRequestError("an output is asked for more than once")
-    return InferRequest(id, images, betas, tuple(outputs), _timeout(parameters.get("timeout", 0)))
+    return InferRequest(id, images, betas, tuple(outputs), _timeout(parameters.get("timeout", 0)), policy)
 
 
 def _by_name(inputs: Sequence[Tensor]) -> dict[str, Tensor]:

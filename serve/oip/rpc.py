@@ -253,7 +253,8 @@ def _asker(context: Context) -> Asker:
     """What the call's metadata says, as over HTTP the headers of the same names."""
     said = {name: value for name, value in context.invocation_metadata() or () if isinstance(value, str)}
     api_key = said.get("x-api-key")
-    return Asker(None, api_key, said.get("x-request-key") or api_key or context.peer())
+    address = context.peer().rpartition(":")[0]  # without the port, another one for each connection
+    return Asker(None, api_key, said.get("x-request-key") or api_key or address)
 
 
 class _Health(health_pb2_grpc.HealthServicer):

@@ -46,6 +46,20 @@ def is_problem(response, status, code):
     return body
 
 
+@pytest.mark.parametrize(
+    ("options", "status"),
+    [
+        ({}, 200),
+        ({"host": "0.0.0.0"}, 404),
+        ({"host": "0.0.0.0", "public_metrics": True}, 200),
+        ({"public_metrics": False}, 404),
+    ],
+)
+def test_metrics_are_public_where_this_machine_alone_can_ask(bundle_path, options, status):
+    with serving(bundle_path, **options) as client:
+        assert client.get("/metrics").status_code == status
+
+
 def test_a_digit_is_classified_at_the_beta_of_the_request(client, digit_png, checkpoint):
     response = client.post("/classify?beta=0.7&top_k=3", content=digit_png(0), headers=PNG)
     assert response.status_code == 200

@@ -225,6 +225,13 @@ function quantile(values, share) {
   return all ? buckets.find(([, count]) => count >= share * all)[0] : null;
 }
 
+function rules() {
+  const told = [state.clients_may_choose ? `may choose β ${state.beta_min} to ${state.beta_max}` : "choose no β"];
+  for (const [name, beta] of Object.entries(state.policies)) told.push(`policy ${name}: β ${beta}`);
+  if (state.canary) told.push(`canary: ${percent(state.canary.share, 0)} at β ${state.canary.beta}`);
+  return told.join("; ");
+}
+
 async function showLive() {
   const values = {}, at = performance.now();
   for (const line of (await (await asOperator("metrics")).text()).split("\n")) {
@@ -250,6 +257,7 @@ async function showLive() {
     ["Expected queue", `${(1000 * (values.tureen_expected_queue_seconds ?? 0)).toFixed(1)} ms`],
     ["Latency", latency[0] === null ? "no request yet" : `p50 within ${1000 * latency[0]} ms, p99 within ${1000 * latency[1]} ms, since the start`],
     ["Modes disagree", agree + disagree ? `${percent(disagree / (agree + disagree))} of ${agree + disagree}; a signal, no detector` : "not sampled"],
+    ["Clients", rules()],
     ["Workers", state.workers.map((one) => `${one.worker} at revision ${one.revision}`).join(", ")],
     ["Store", state.store.is_reachable ? "reachable" : `unreachable since ${state.store.unreachable_since}`],
   ];

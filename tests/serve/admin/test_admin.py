@@ -1,5 +1,6 @@
 """The operator's listener of real servers: what changes, what everybody is told, and who is kept out."""
 
+import base64
 import io
 import json
 import os
@@ -98,6 +99,22 @@ def test_bounds_hold_for_what_clients_choose_and_a_key_stands_for_what_the_opera
     assert classify(server, image, "?beta=0.9")[1]["code"] == "choice_not_allowed"
     assert classify(server, image)[1]["beta"] == 0.8
     assert operator.ask("DELETE", "/admin/keys/crawler?reason=left", revision=3)[0] == 200
+
+
+def test_a_policy_is_chosen_over_the_inference_protocol_too(start_operated, image):
+    server, operator = start_operated()
+    operator.change(policies={"uploads": 0.9})
+    tensor = {"name": "image", "datatype": "BYTES", "shape": [1], "data": [base64.b64encode(image).decode()]}
+
+    def infer(**parameters):
+        body = {"inputs": [tensor], "parameters": parameters}
+        status, _, answer = server.ask("POST", "/v2/models/cifar10/infer", json.dumps(body))
+        return status, json.loads(answer)
+
+    status, answer = infer(policy="uploads")
+    assert (status, answer["parameters"]["beta"], answer["parameters"]["beta_source"]) == (200, 0.9, "policy")
+    for wrong in ({"policy": "none"}, {"policy": "uploads", "beta": 0.9}, {"policy": 1}):
+        assert infer(**wrong)[0] == 400
 
 
 def test_a_canary_gets_its_share_and_whoever_is_on_it_stays(start_operated, image):
@@ -238,6 +255,16 @@ def test_tureen_beta_is_all_an_operator_needs(start_operated, run_tureen):
     assert "local  set: β the server's own → 0.8  “attack”" in history
     assert "2 revisions" in history
     assert json.loads(run_tureen("beta", "get", "--json", *where).stdout)["revision"] == 2
+    rules = ("--min", "0.2", "--policy", "uploads=0.9", "--canary", "0.9:0.1", "--clients-may-choose", "no")
+    assert run_tureen("beta", "set", *rules, "--reason", "rules", "--yes", *where).returncode == 0
+    shown = run_tureen("beta", "get", *where).stdout
+    assert "clients   choose nothing\npolicy    uploads → 0.9\ncanary    10 % at β 0.9" in shown
+    undone = ("--policy", "uploads=", "--canary", "none", "--clients-may-choose", "yes")
+    assert run_tureen("beta", "set", *undone, "--reason", "rules", "--yes", *where).returncode == 0
+    assert "clients   choose from 0.2 to 1\nworkers" in run_tureen("beta", "get", *where).stdout
+    for odd in (("--canary", "0.9"), ("--policy", "uploads"), ("--min", "2")):
+        assert run_tureen("beta", "set", *odd, "--reason", "rules", "--yes", *where).returncode == 2
+    assert "nothing is to change" in run_tureen("beta", "set", "--reason", "rules", "--yes", *where).stderr
     wrong = run_tureen("beta", "set", "1.8", "--reason", "r", "--yes", *where)
     assert (wrong.returncode, "Traceback" in wrong.stderr) == (2, False)
     nobody = run_tureen("beta", "get", "--url", "http://127.0.0.1:1", "--token", "x")

@@ -182,12 +182,14 @@ def test_an_operator_changes_the_default_and_rolls_it_back(operated, open_page, 
     assert operator.ask("GET", "/admin/beta")[2]["default_beta"] == 1
     expect(page.locator("#traffic .bar")).to_have_count(4)  # 0, below 0.5, below 0.75 and 1
     expect(page.locator("#live")).to_contain_text("p50 within")
+    operator.change(beta_min=0.2, policies={"uploads": 0.9}, canary={"beta": 0.9, "share": 0.1})
+    expect(page.locator("#live")).to_contain_text("may choose β 0.2 to 1; policy uploads: β 0.9; canary: 10 % at β 0.9")
     assert is_accessible(page)
     picture(page, "console-operator")
     page.click("#planned button")
-    expect(page.locator("#history tbody tr")).to_have_count(2)
-    page.click("#history tbody tr:nth-child(2) button")
-    expect(page.locator("#in-force")).to_contain_text("revision 3")
+    expect(page.locator("#history tbody tr")).to_have_count(3)
+    page.click("#history tbody tr:nth-child(3) button")
+    expect(page.locator("#in-force")).to_contain_text("revision 4")
     assert operator.ask("GET", "/admin/beta")[2]["changed"]["action"] == "rollback to 1"
 
 
