@@ -119,9 +119,9 @@ def running(
 def serving(bundle: Path, *flags: str, command: Sequence[str] = TUREEN) -> Iterator[Server]:
     """Tureen's server of that bundle, without a log line for each request, as the other servers have none."""
     port = free_port()
-    with running(
-        [*command, str(bundle), "--port", str(port), "--log-level", "warning", *flags], port, "/readyz"
-    ) as server:
+    # Its operator's listener may be any, which by default is the port after: another server's here.
+    options = ("--port", str(port), "--admin-port", "0", "--log-level", "warning", *flags)
+    with running([*command, str(bundle), *options], port, "/readyz") as server:
         yield server
 
 

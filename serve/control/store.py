@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -96,11 +97,32 @@ class Store:
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         with self.told():
             options = {"timeout": TIMEOUT_S} if self.is_sqlite else {"connect_timeout": TIMEOUT_S}
-            # A connection for each use, which is seldom: a kept one sees nothing of a file or server that was replaced.
-            self.engine = sa.create_engine(self.url, connect_args=options, poolclass=sa.NullPool)
+            # A connection for each use, which is seldom: a kept one sees nothing of a server that was replaced. One to
+            # a file is kept, and its file looked at before each use.
+            pool = sa.QueuePool if self.is_sqlite else sa.NullPool
+            self.engine = sa.create_engine(self.url, connect_args=options, poolclass=pool)
             if self.is_sqlite:
-                sa.event.listen(self.engine, "connect", _make_durable)
+                sa.event.listen(self.engine, "connect", self._begin_with_file)
+                sa.event.listen(self.engine, "checkout", self._is_same_file)
             _METADATA.create_all(self.engine)
+
+    def _begin_with_file(self, connection: Any, record: Any) -> None:
+        """What is acknowledged survives a power cut, and readers never wait for a writer."""
+        for pragma in ("journal_mode=WAL", "synchronous=FULL"):
+            connection.execute(f"PRAGMA {pragma}")
+        record.info["file"] = self._file()
+
+    def _is_same_file(self, connection: Any, record: Any, proxy: Any) -> None:
+        """Has the pool connect anew where the file is no longer the one that the connection is to."""
+        if record.info["file"] != self._file():
+            raise sa.exc.DisconnectionError
+
+    def _file(self) -> tuple[int, int] | None:
+        try:
+            status = os.stat(self.url.database or "")
+        except OSError:
+            return None
+        return status.st_dev, status.st_ino
 
     def head(self) -> Revision:
         """The last revision, which is in force; raises ControlStoreError."""
@@ -181,9 +203,3 @@ class Store:
 def _head(connection: sa.Connection) -> Revision:
     found = connection.execute(_REVISIONS.select().order_by(_REVISIONS.c.revision.desc()).limit(1)).one_or_none()
     return BEFORE_ALL if found is None else Revision(**found._mapping)
-
-
-def _make_durable(connection: Any, record: Any) -> None:
-    """What is acknowledged survives a power cut, and readers never wait for a writer."""
-    for pragma in ("journal_mode=WAL", "synchronous=FULL"):
-        connection.execute(f"PRAGMA {pragma}")
