@@ -1,0 +1,216 @@
+"""`tureen batch`: many images from files, a row for each and each β, into shards that any analysis reads."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+import tureen
+from serve.jobs.errors import InputError, OutputError
+from serve.jobs.inputs import Source, open_source
+from serve.jobs.job import INPUTS, Job, Spec, Summary, begin, begun, check_same, list_inputs, locked
+from tureen.engines import AUTO
+from tureen.engines.base import EngineOptions
+from tureen.errors import InvalidBetaError, SingleTokenError
+from tureen.machine import available_cpus, default_cache_directory
+from tureen.preprocess import ImageLimits
+from tureen.soup import DEFAULT_TOP_K, Soup
+from tureen.tokens import beta_grid, parse_beta
+
+SHARD_ROWS = 4096
+BATCH_ROWS = 32
+
+
+def batch(arguments: list[str]) -> int:
+    """`tureen batch`: 0 once every image has its rows; raises JobError, BundleError or EngineError."""
+    options = _parser().parse_args(arguments)
+    if options.format == "parquet":
+        import pyarrow  # noqa: F401 - the front door tells of the extra before anything is begun
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what is done is kept
+    with closing(open_source(options.input)) as source, locked(options.output):
+        earlier = begun(options.output)
+        if earlier is not None and not (options.resume or options.retry_failed):
+            raise OutputError(f"{options.output} holds a job already: give --resume, or another directory")
+        with _soup(options, earlier) as soup:
+            job = Job(options.output, _pinned(options, source, soup, earlier), soup, source)
+            summary = _run(job, options)
+    _tell(summary, options)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="tureen batch",
+        description="Classify many images: a row for each, in shards that are there whole or not at all.",
+        epilog="example: tureen batch digits-bundle photos results --beta 0.7",
+    )
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="directory that `tureen export` wrote")
+    parser.add_argument(
+        "input",
+        metavar="INPUT",
+        help="a folder, a glob in quotes, a tar or zip, a manifest (.csv, .jsonl or .parquet with a column path and "
+        "perhaps id and beta), or a folder at an fsspec URL such as s3://bucket/photos",
+    )
+    parser.add_argument("output", type=Path, metavar="OUTPUT", help="directory for the shards; new, or of this job")
+    beta = parser.add_mutually_exclusive_group()
+    beta.add_argument("--beta", type=_beta, help="0 to 1, clean or robust; default: the bundle's")
+    beta.add_argument("--betas", type=_grid, metavar="0:1:0.25", help="a row at each of these, from one decoding")
+    parser.add_argument("--top-k", type=_positive, help=f"classes in a row (default: {DEFAULT_TOP_K})")
+    parser.add_argument("--format", choices=("parquet", "jsonl", "csv"), help="of the shards (default: parquet)")
+    parser.add_argument("--resume", action="store_true", help="go on with the job that OUTPUT holds")
+    parser.add_argument("--retry-failed", action="store_true", help="the same, and try those again that failed")
+    parser.add_argument(
+        "--max-error-rate", type=_share, default=1.0, help="stop beyond this share of errors (default: never)"
+    )
+    parser.add_argument("--engine", default=AUTO, help="default: the fastest that this machine has")
+    parser.add_argument("--precision", help="default: whichever is fastest")
+    parser.add_argument("--shard-rows", type=_positive, help=f"rows in a shard, about (default: {SHARD_ROWS})")
+    parser.add_argument("--max-batch", type=_positive, help=f"rows in a run of the engine (default: {BATCH_ROWS})")
+    cpus = available_cpus()
+    parser.add_argument("--threads", type=_positive, default=cpus, help="CPU threads of the engine (default: all)")
+    parser.add_argument("--streams", type=_positive, help="runs at a time, sharing the threads (default: 2)")
+    parser.add_argument("--decode-threads", type=_positive, default=min(8, cpus), help="(default: CPUs, at most 8)")
+    parser.add_argument("--jpeg-scaling", action="store_true", help="decode large JPEGs smaller: other pixels, faster")
+    for name, field in ImageLimits.model_fields.items():
+        flag = f"--{name.replace('_', '-')}"
+        parser.add_argument(flag, type=_positive, help=f"{field.description} (default: {field.default})")
+    parser.add_argument("--json", action="store_true", help="print the summary as JSON")
+    return parser
+
+
+def _soup(options: argparse.Namespace, earlier: Spec | None) -> Soup:
+    """The model on its engine: a job that goes on has the one that it began with."""
+    name, precision = options.engine, options.precision
+    if earlier is not None and name == AUTO:
+        name, precision = earlier.engine, precision or earlier.precision
+    threads = options.threads
+    engine = EngineOptions(
+        threads=threads,
+        streams=options.streams or min(2, threads),
+        max_batch=options.max_batch or (earlier.batch_rows if earlier else BATCH_ROWS),
+        cache=default_cache_directory(),
+    )
+    soup = tureen.load(options.bundle, engine=name, precision=precision, options=engine)
+    given = {name: getattr(options, name) for name in ImageLimits.model_fields if getattr(options, name) is not None}
+    soup.limits = ImageLimits(**{**(earlier.limits.model_dump() if earlier else {}), **given})
+    return soup
+
+
+def _pinned(options: argparse.Namespace, source: Source, soup: Soup, earlier: Spec | None) -> Spec:
+    """The job's specification: as it is pinned in OUTPUT, or now for the first time. What is not given stays."""
+    manifest = soup.bundle.manifest
+    listing = options.output / f"{INPUTS}.new"
+    with tqdm(desc="list", unit="image", disable=None) as bar:
+        digest, images, has_own_betas = list_inputs(source, listing, lambda count: bar.update(count - bar.n) and None)
+
+    def of(name: str, given: Any, default: Any) -> Any:
+        return given if given is not None else getattr(earlier, name) if earlier is not None else default
+
+    own_default = (manifest.default_beta if manifest.has_two_tokens else None,)
+    given_betas = options.betas if options.betas is not None else None if options.beta is None else [options.beta]
+    if not manifest.has_two_tokens and (given_betas is not None or has_own_betas):
+        raise SingleTokenError
+    if has_own_betas and options.betas is not None:
+        raise InputError("the manifest has its own β: leave --betas out, or the column beta")
+    betas = tuple(of("betas", given_betas, own_default))
+    spec = Spec(
+        inputs=digest,
+        images=images,
+        has_own_betas=has_own_betas,
+        model=manifest.name,
+        version=manifest.version,
+        engine=soup.engine.name,
+        precision=soup.engine.precision,
+        engine_version=soup.engine.version,
+        betas=betas,
+        top_k=min(of("top_k", options.top_k, DEFAULT_TOP_K), len(manifest.labels)),
+        format=of("format", options.format, "parquet"),
+        shard_images=of(
+            "shard_images",
+            options.shard_rows and max(1, options.shard_rows // len(betas)),
+            max(1, SHARD_ROWS // len(betas)),
+        ),
+        batch_rows=of("batch_rows", options.max_batch, BATCH_ROWS),
+        limits=soup.limits,
+        jpeg_scaling=options.jpeg_scaling or (earlier is not None and earlier.jpeg_scaling),
+    )
+    if earlier is not None:
+        check_same(earlier, spec)
+        listing.unlink()
+    else:
+        begin(options.output, spec, listing)
+    return spec
+
+
+def _run(job: Job, options: argparse.Namespace) -> Summary:
+    spec, failures = job.spec, 0
+    told = f"{spec.model} {spec.version[:12]} on {spec.engine} {spec.precision}, β {_betas(spec)}"
+    print(f"{spec.images:,} images in {spec.shards:,} shards, {told}", file=sys.stderr)
+    with tqdm(total=spec.images, desc="classify", unit="image", disable=None, smoothing=0.05) as bar:
+
+        def on_images(done: int, failed: int) -> None:
+            nonlocal failures
+            failures += failed
+            bar.update(done)
+            if failed:
+                bar.set_postfix(failed=failures, refresh=False)
+
+        try:
+            return job.run(
+                streams=options.streams or min(2, options.threads),
+                decode_threads=options.decode_threads,
+                retry_failed=options.retry_failed,
+                max_error_rate=options.max_error_rate,
+                on_images=on_images,
+            )
+        except (KeyboardInterrupt, OSError):
+            print(f"tureen batch: what is done is kept in {job.output}: go on with --resume", file=sys.stderr)
+            raise
+
+
+def _tell(summary: Summary, options: argparse.Namespace) -> None:
+    if options.json:
+        print(summary.model_dump_json())
+        return
+    print(f"{summary.rows:,} rows of {summary.images:,} images in {options.output}, β {_betas(summary)}")
+    if summary.failed_rows:
+        codes = ", ".join(f"{count:,} {code}" for code, count in summary.error_codes.items())
+        print(f"{summary.failed_rows:,} of them are errors: {codes}; --retry-failed tries these again")
+
+
+def _betas(job: Spec | Summary) -> str:
+    return ", ".join("none" if beta is None else f"{beta:g}" for beta in job.betas)
+
+
+def _beta(text: str) -> float:
+    try:
+        return parse_beta(text)
+    except InvalidBetaError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _grid(text: str) -> list[float]:
+    try:
+        return beta_grid(text)
+    except InvalidBetaError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return value
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value

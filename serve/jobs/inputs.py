@@ -1,0 +1,359 @@
+"""Where a job's images come from: a folder, a glob, an archive, a manifest, here or at an fsspec URL.
+
+Each source lists its images in an order that is the same each time, one by one, and reads any of them later.
+"""
+
+from __future__ import annotations
+
+import csv
+import glob
+import json
+import os
+import re
+import stat
+import tarfile
+import threading
+import zipfile
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import urlsplit
+
+from serve.jobs.errors import InputError, UnreadableError
+from tureen.errors import ImageTooLargeError, InvalidBetaError
+from tureen.tokens import parse_beta
+
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+MANIFEST_SUFFIXES = (".csv", ".jsonl", ".parquet")
+MAX_LINE = 1 << 20  # bytes of one line of a manifest
+_HAS_SCHEME = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image of the input. where: what its source needs to find it again."""
+
+    id: str
+    path: str
+    beta: float | None  # the manifest's own for it
+    where: str
+
+
+class Source(ABC):
+    """Lists images, and reads them from any thread; closed by whoever opened it."""
+
+    is_sequential = False  # reading in another order than listed is very slow
+
+    @abstractmethod
+    def items(self) -> Iterator[Item]:
+        """Every image, in the same order each time; raises InputError."""
+
+    @abstractmethod
+    def read(self, item: Item, most: int) -> bytes:
+        """The bytes of an image; raises ImageTooLargeError beyond `most`, or UnreadableError."""
+
+    def close(self) -> None:  # noqa: B027 - most have nothing to close
+        """Read no more."""
+
+
+def open_source(given: str) -> Source:
+    """The source that INPUT names; raises InputError."""
+    if _HAS_SCHEME.match(given):
+        return _open_remote(given)
+    path = Path(given)
+    if path.is_dir():
+        return Folder(path)
+    if path.is_file():
+        if given.lower().endswith(TAR_SUFFIXES):
+            return Tar(path)
+        if path.suffix.lower() == ".zip":
+            return Zip(path)
+        if path.suffix.lower() in MANIFEST_SUFFIXES:
+            return Manifest(path)
+        raise InputError(
+            f"{given} is one file: give a folder, a glob, a .tar, a .zip, or a manifest {MANIFEST_SUFFIXES}"
+        )
+    if glob.has_magic(given):
+        return Glob(given)
+    raise InputError(f"there is no {given}")
+
+
+class Folder(Source):
+    """All files under a folder, but for hidden ones; links to files are followed, links to folders are not."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def items(self) -> Iterator[Item]:
+        for path in _files_under(self._root):
+            name = path.relative_to(self._root).as_posix()
+            yield Item(name, name, None, name)
+
+    def read(self, item: Item, most: int) -> bytes:
+        return read_file(self._root / item.where, most)
+
+
+class Glob(Source):
+    """The files that a pattern matches; ** goes down any number of folders."""
+
+    def __init__(self, pattern: str) -> None:
+        self._pattern = pattern
+
+    def items(self) -> Iterator[Item]:
+        for name in sorted(glob.iglob(self._pattern, recursive=True)):
+            if not os.path.isdir(name):
+                yield Item(name, name, None, name)
+
+    def read(self, item: Item, most: int) -> bytes:
+        return read_file(Path(item.where), most)
+
+
+class Tar(Source):
+    """The regular files of a tar; a compressed one is read from front to back, again from the front where need be."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        self._stream: tarfile.TarFile | None = None
+        self._is_plain = path.suffix.lower() == ".tar"
+        self.is_sequential = not self._is_plain
+        self._file = path.open("rb")
+
+    def items(self) -> Iterator[Item]:
+        try:
+            with tarfile.open(self._path, "r:" if self._is_plain else "r|*") as archive:
+                for member in archive:
+                    if member.isfile() and not _is_hidden(member.name):
+                        yield Item(member.name, member.name, None, f"{member.offset_data}:{member.size}")
+                    archive.members.clear()  # type: ignore[attr-defined]  # which grows with every one
+        except (tarfile.TarError, OSError, EOFError) as error:
+            raise InputError(f"{self._path} cannot be read as a tar: {error}") from error
+
+    def read(self, item: Item, most: int) -> bytes:
+        offset, size = map(int, item.where.split(":"))
+        if size > most:
+            raise ImageTooLargeError("bytes", most)
+        try:
+            data = os.pread(self._file.fileno(), size, offset) if self._is_plain else self._streamed(offset, size)
+        except (tarfile.TarError, OSError, EOFError) as error:
+            raise UnreadableError("the archive cannot be read there") from error
+        if len(data) < size:
+            raise UnreadableError("the archive ends before the image does")
+        return data
+
+    def close(self) -> None:
+        self._file.close()
+        if self._stream is not None:
+            self._stream.close()
+
+    def _streamed(self, offset: int, size: int) -> bytes:
+        with self._lock:
+            if self._stream is not None and self._stream.fileobj.tell() > offset:
+                self._stream.close()
+                self._stream = None
+            if self._stream is None:
+                self._stream = tarfile.open(self._path, "r|*")  # noqa: SIM115 - read from again
+            stream = self._stream.fileobj
+            assert stream is not None
+            stream.seek(offset)
+            return stream.read(size)
+
+
+class Zip(Source):
+    """The files of a zip."""
+
+    def __init__(self, path: Path) -> None:
+        self._lock = threading.Lock()
+        try:
+            self._archive = zipfile.ZipFile(path)
+        except (zipfile.BadZipFile, OSError) as error:
+            raise InputError(f"{path} cannot be read as a zip: {error}") from error
+        self._members = self._archive.infolist()
+
+    def items(self) -> Iterator[Item]:
+        for n, member in enumerate(self._members):
+            if not member.is_dir() and not _is_hidden(member.filename):
+                yield Item(member.filename, member.filename, None, str(n))
+
+    def read(self, item: Item, most: int) -> bytes:
+        member = self._members[int(item.where)]
+        try:
+            with self._archive.open(member) as file:
+                data = file.read(most + 1)  # whatever its head says of the size
+        except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError, EOFError, ValueError) as error:
+            raise UnreadableError("the archive cannot be read there") from error
+        except Exception as error:  # zlib's, lzma's and bz2's own, which have no common base
+            raise UnreadableError("the archive is damaged there") from error
+        if len(data) > most:
+            raise ImageTooLargeError("bytes", most)
+        return data
+
+    def close(self) -> None:
+        self._archive.close()
+
+
+class Manifest(Source):
+    """A table with a column `path`, from its own folder, and perhaps `id` and `beta`."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def items(self) -> Iterator[Item]:
+        rows = {".csv": _csv_rows, ".jsonl": _json_rows, ".parquet": _parquet_rows}[self._path.suffix.lower()]
+        for n, row in enumerate(rows(self._path), start=1):
+            place = f"{self._path}, row {n}"
+            path = row.get("path")
+            if not isinstance(path, str) or not path or "\0" in path:
+                raise InputError(f"{place}: there is no path in the column path")
+            identity = row.get("id")
+            yield Item(path if identity in (None, "") else str(identity), path, _beta(row.get("beta"), place), path)
+
+    def read(self, item: Item, most: int) -> bytes:
+        return read_file(self._path.parent / item.where, most)
+
+
+class Remote(Source):
+    """A folder or glob at an fsspec URL."""
+
+    def __init__(self, url: str) -> None:
+        self._files, self._root = _filesystem(url)
+
+    def items(self) -> Iterator[Item]:
+        try:
+            is_glob = glob.has_magic(self._root)
+            found = iter(sorted(self._files.glob(self._root))) if is_glob else self._files_under(self._root)
+            for path in found:
+                if not _is_hidden(path):
+                    yield Item(path, path, None, path)
+        except (OSError, ValueError) as error:
+            raise InputError(f"{self._root} cannot be listed: {error}") from error
+
+    def _files_under(self, folder: str) -> Iterator[str]:
+        for entry in sorted(self._files.ls(folder, detail=True), key=lambda entry: str(entry["name"])):
+            if entry["type"] == "directory":
+                yield from self._files_under(entry["name"])
+            elif entry["name"].rstrip("/") != folder.rstrip("/"):  # some stores keep an empty object for a folder
+                yield entry["name"]
+
+    def read(self, item: Item, most: int) -> bytes:
+        try:
+            with self._files.open(item.where, "rb") as file:
+                data: bytes = file.read(most + 1)
+        except Exception as error:  # each store has its own
+            raise UnreadableError("it cannot be read from there") from error
+        if len(data) > most:
+            raise ImageTooLargeError("bytes", most)
+        return data
+
+
+def read_file(path: Path, most: int) -> bytes:
+    """The bytes of a regular file; raises ImageTooLargeError beyond `most`, or UnreadableError."""
+    try:
+        # A FIFO is opened without waiting for whoever would write to it, and then refused.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(descriptor, "rb") as file:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise UnreadableError("it is no regular file")
+            if status.st_size > most:
+                raise ImageTooLargeError("bytes", most)
+            return file.read(most + 1)
+    except (OSError, ValueError) as error:
+        if isinstance(error, UnreadableError | ImageTooLargeError):
+            raise
+        raise UnreadableError(getattr(error, "strerror", None) or "it cannot be read") from error
+
+
+def _files_under(folder: Path) -> Iterator[Path]:
+    try:
+        with os.scandir(folder) as found:
+            entries = sorted(found, key=lambda entry: entry.name)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be listed: {error.strerror}") from error
+    for entry in entries:
+        if _is_hidden(entry.name):
+            continue
+        if entry.is_dir(follow_symlinks=False):
+            yield from _files_under(Path(entry.path))
+        elif not entry.is_dir():
+            yield Path(entry.path)
+
+
+def _is_hidden(name: str) -> bool:
+    return PurePosixPath(name).name.startswith((".", "_SUCCESS"))
+
+
+def _beta(value: object, place: str) -> float | None:
+    if value is None or value == "":
+        return None
+    try:
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            raise InvalidBetaError(value)
+        return parse_beta(value)
+    except InvalidBetaError as error:
+        raise InputError(f"{place}: {error}") from error
+
+
+def _csv_rows(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        try:
+            rows = csv.DictReader(file, strict=True)
+            if rows.fieldnames is None or "path" not in rows.fieldnames:
+                raise InputError(f"{path} has no column path: its first line names the columns")
+            yield from rows
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise InputError(f"{path} cannot be read as CSV in UTF-8: {error}") from error
+
+
+def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open("rb") as file:
+        n = 0
+        while line := file.readline(MAX_LINE):
+            n += 1
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise InputError(f"{path}, line {n}, is no JSON") from error
+            if not isinstance(row, dict):
+                raise InputError(f"{path}, line {n}, is no JSON object")
+            yield row
+
+
+def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as table:
+            if "path" not in table.schema_arrow.names:
+                raise InputError(f"{path} has no column path")
+            columns = [name for name in ("path", "id", "beta") if name in table.schema_arrow.names]
+            for batch in table.iter_batches(batch_size=8192, columns=columns):
+                yield from batch.to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path} cannot be read as Parquet: {error}") from error
+
+
+def _filesystem(url: str) -> tuple[Any, str]:
+    try:
+        import fsspec
+    except ModuleNotFoundError:
+        raise InputError(f"{url} needs fsspec: pip install 'tureen[batch]'") from None
+    try:
+        files, path = fsspec.core.url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        raise InputError(f"{url}: {error}") from error
+    return files, path
+
+
+def _open_remote(url: str) -> Source:
+    suffix = PurePosixPath(urlsplit(url).path).suffix.lower()
+    if suffix in (".zip", ".csv", ".jsonl", ".parquet") or url.lower().endswith(TAR_SUFFIXES):
+        raise InputError(
+            f"{url}: archives and manifests are read from this machine alone; copy it here, or give a folder"
+        )
+    return Remote(url)

@@ -1,0 +1,286 @@
+"""One job in its output directory: what pins it, which shards are done, and the end of it.
+
+    OUTPUT/_job/job.json       the specification, whose hash is the job's fingerprint
+    OUTPUT/_job/inputs.jsonl   the listing: a line for each image
+    OUTPUT/part-00000.parquet  a shard: there with all its rows, or not there
+    OUTPUT/_SUCCESS            counts and fingerprint, written once every shard is there
+
+Whatever ends the process, what is there is whole, and the job goes on with what is not.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from serve.jobs.errors import InputError, JobStoppedError, OutputError
+from serve.jobs.inputs import Item, Source
+from serve.jobs.pipeline import Pipeline, Work
+from serve.jobs.shard import Format, Shard, Told, read_shard, sync_directory, write_shard
+from tureen.manifest import Precision
+from tureen.preprocess import ImageLimits
+from tureen.soup import Soup
+
+SUCCESS, JOB, INPUTS = "_SUCCESS", "_job/job.json", "_job/inputs.jsonl"
+LEAST_FOR_RATE = 100  # images before a share of errors says anything
+
+
+class Spec(BaseModel):
+    """What decides the rows of a job."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: int = 1
+    inputs: str  # SHA-256 of the listing
+    images: int
+    has_own_betas: bool  # the listing has a β for some images
+    model: str
+    version: str
+    engine: str
+    precision: Precision
+    engine_version: str
+    betas: tuple[float | None, ...]
+    top_k: int
+    format: Format
+    shard_images: int
+    batch_rows: int
+    limits: ImageLimits
+    jpeg_scaling: bool
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256, hexadecimal."""
+        return hashlib.sha256(json.dumps(self.model_dump(), sort_keys=True).encode()).hexdigest()
+
+    @property
+    def shards(self) -> int:
+        return -(-self.images // self.shard_images)
+
+
+class Summary(BaseModel):
+    """What a finished job comes to; the content of _SUCCESS."""
+
+    fingerprint: str
+    images: int
+    rows: int
+    failed_rows: int
+    error_codes: dict[str, int]
+    shards: int
+    model: str
+    version: str
+    engine: str
+    precision: Precision
+    betas: tuple[float | None, ...]
+
+
+@contextmanager
+def locked(output: Path) -> Iterator[None]:
+    """The directory, made where it is not there, for this process alone; raises OutputError."""
+    (output / "_job").mkdir(parents=True, exist_ok=True)
+    with (output / "_job/lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise OutputError(f"another process is at work in {output}") from None
+        yield
+
+
+def begun(output: Path) -> Spec | None:
+    """The job that a directory holds; None where it holds nothing. Raises OutputError where it holds something else."""
+    file = output / JOB
+    if file.is_file():
+        try:
+            return Spec.model_validate_json(file.read_bytes())
+        except ValidationError as error:
+            raise OutputError(f"{file} is not of this version of Tureen: give another directory") from error
+    if output.is_dir() and any(entry.name != "_job" for entry in output.iterdir()):
+        raise OutputError(f"{output} is not empty, and what it holds is no job: give another directory")
+    return None
+
+
+def list_inputs(source: Source, file: Path, on_images: Callable[[int], None]) -> tuple[str, int, bool]:
+    """Writes the listing; its SHA-256, the number of images, and whether some have a β of their own."""
+    digest, images, has_own_betas = hashlib.sha256(), 0, False
+    with file.open("wb") as listing:
+        for item in source.items():
+            line = json.dumps([item.id, item.path, item.beta, item.where]).encode() + b"\n"
+            digest.update(line)
+            listing.write(line)
+            images += 1
+            has_own_betas |= item.beta is not None
+            on_images(images)
+        listing.flush()
+        os.fsync(listing.fileno())
+    if not images:
+        raise InputError("the input holds no file")
+    return digest.hexdigest(), images, has_own_betas
+
+
+def begin(output: Path, spec: Spec, listing: Path) -> None:
+    """Pins the job: from here on it can only go on as it is."""
+    listing.rename(output / INPUTS)
+    write_whole(output / JOB, spec.model_dump_json(indent=2) + "\n")
+
+
+def check_same(spec: Spec, now: Spec) -> None:
+    """Raises OutputError with what is another than when the job began."""
+    before, after = spec.model_dump(), now.model_dump()
+    changed = [name for name in before if before[name] != after[name]]
+    if changed:
+        told = "; ".join(f"{name} was {_short(before[name])}, is {_short(after[name])}" for name in changed)
+        raise OutputError(f"the job that the output holds is another one: {told}. Give another directory")
+
+
+class Job:
+    """A job that has begun, and is run as far as it goes."""
+
+    def __init__(self, output: Path, spec: Spec, soup: Soup, source: Source) -> None:
+        self.output, self.spec, self._soup, self._source = output, spec, soup, source
+        manifest = soup.bundle.manifest
+        self._told = Told(manifest.labels, spec.model, spec.version, spec.engine, spec.precision)
+        self._metadata = {
+            "tureen.fingerprint": spec.fingerprint,
+            "tureen.model": spec.model,
+            "tureen.version": spec.version,
+            "tureen.engine": f"{spec.engine} {spec.precision}",
+            "tureen.betas": json.dumps(spec.betas),
+        }
+        self._codes: dict[int, Counter[str]] = {}  # of the rows of each shard
+
+    def path(self, number: int) -> Path:
+        """The file of a shard."""
+        return self.output / f"part-{number:05}.{self.spec.format}"
+
+    def missing(self) -> list[int]:
+        """The shards that are still to be made."""
+        return [number for number in range(self.spec.shards) if not self.path(number).is_file()]
+
+    def run(
+        self,
+        *,
+        streams: int,
+        decode_threads: int,
+        retry_failed: bool = False,
+        max_error_rate: float = 1.0,
+        on_images: Callable[[int, int], None] = lambda done, failed: None,
+    ) -> Summary:
+        """Makes what is missing and says what the job comes to.
+
+        retry_failed: classifies anew the images of rows that are errors. on_images: told of images done and of those
+        among them that failed, those of earlier runs at once. Raises JobError, or OSError where the disk fails.
+        """
+        (self.output / SUCCESS).unlink(missing_ok=True)  # until it is true again
+        missing = self.missing()
+        for number in sorted(set(range(self.spec.shards)) - set(missing)):
+            shard = self._read(number)
+            self._count(number, shard)
+            failed, images = len(self._rows_of_images(shard.failed)), self._images_in(number)
+            on_images(images - failed if retry_failed else images, 0 if retry_failed else failed)
+        works = self._works(missing, retry_failed=retry_failed)
+        pipeline = Pipeline(
+            self._soup,
+            self._source,
+            self.spec.betas,
+            batch_rows=self.spec.batch_rows,
+            streams=streams,
+            decode_threads=decode_threads,
+            jpeg_scaling=self.spec.jpeg_scaling,
+            on_images=on_images,
+        )
+        for finished in pipeline.run(works):
+            write_shard(self.path(finished.number), finished.shard, self._told, self.spec.format, self._metadata)
+            self._count(finished.number, finished.shard)
+            self._check_rate(max_error_rate)
+        return self._finish()
+
+    def _works(self, missing: Sequence[int], *, retry_failed: bool) -> Iterator[Work]:
+        width, todo = len(self.spec.betas), set(missing)
+        with (self.output / INPUTS).open("rb") as listing:
+            for number in range(self.spec.shards):
+                lines = [listing.readline() for _ in range(self._images_in(number))]
+                if number in todo:
+                    items = enumerate(map(_item, lines))
+                    yield Work(
+                        number, Shard(width * len(lines), self.spec.top_k), ((width * n, one) for n, one in items)
+                    )
+                elif retry_failed and self._codes[number]:
+                    shard = self._read(number)
+                    again = self._rows_of_images(shard.failed)
+                    yield Work(number, shard, [(row, _item(lines[row // width])) for row in again])
+
+    def _rows_of_images(self, rows: Sequence[int]) -> list[int]:
+        """The first row of each image that these rows are of."""
+        width = len(self.spec.betas)
+        return sorted({row - row % width for row in rows})
+
+    def _images_in(self, number: int) -> int:
+        return min(self.spec.shard_images, self.spec.images - number * self.spec.shard_images)
+
+    def _read(self, number: int) -> Shard:
+        shard = read_shard(self.path(number), self.spec.format, self.spec.top_k)
+        if len(shard) != self._images_in(number) * len(self.spec.betas):
+            raise OutputError(
+                f"{self.path(number)} has {len(shard)} rows, another number than it was made with: remove it"
+            )
+        return shard
+
+    def _count(self, number: int, shard: Shard) -> None:
+        self._codes[number] = Counter(code for code in shard.error_codes if code is not None)
+
+    def _check_rate(self, most: float) -> None:
+        failed = sum(codes.total() for codes in self._codes.values())
+        rows = sum(self._images_in(number) for number in self._codes) * len(self.spec.betas)
+        if rows >= LEAST_FOR_RATE * len(self.spec.betas) and failed > most * rows:
+            raise JobStoppedError(
+                f"{failed:,} of {rows:,} rows are errors, more than --max-error-rate {most:g}; what is done is kept: "
+                "look at error_code, then --resume with another rate"
+            )
+
+    def _finish(self) -> Summary:
+        spec = self.spec
+        codes = sum(self._codes.values(), Counter[str]())
+        summary = Summary(
+            fingerprint=spec.fingerprint,
+            images=spec.images,
+            rows=spec.images * len(spec.betas),
+            failed_rows=codes.total(),
+            error_codes=dict(sorted(codes.items())),
+            shards=spec.shards,
+            model=spec.model,
+            version=spec.version,
+            engine=spec.engine,
+            precision=spec.precision,
+            betas=spec.betas,
+        )
+        assert not self.missing()
+        write_whole(self.output / SUCCESS, summary.model_dump_json(indent=2) + "\n")
+        return summary
+
+
+def write_whole(path: Path, text: str) -> None:
+    """A small file with all of the text or as it was before."""
+    aside = path.with_name(f".{path.name}.part")
+    with aside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.rename(path)
+    sync_directory(path.parent)
+
+
+def _item(line: bytes) -> Item:
+    return Item(*json.loads(line))
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"

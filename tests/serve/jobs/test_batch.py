@@ -1,0 +1,283 @@
+"""`tureen batch`: every kind of input, the rows that come of it, and what it refuses."""
+
+import csv
+import io
+import json
+import os
+import tarfile
+import zipfile
+
+import duckdb
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import serve.jobs.pipeline
+import tureen
+from serve.jobs.errors import InputError, JobError, JobStoppedError, OutputError
+from serve.jobs.job import SUCCESS
+from serve.problems import KINDS
+from tests.serve.jobs.conftest import BUNDLE
+from tests.serve.jobs.tables import rows_of
+
+
+def packed(photos, path):
+    """The photos in an archive, under their names."""
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for file in sorted(photos.rglob("*.*")):
+                archive.write(file, file.relative_to(photos))
+    else:
+        with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w") as archive:
+            for file in sorted(photos.rglob("*.*")):
+                archive.add(file, file.relative_to(photos))
+    return path
+
+
+def listed(photos, path):
+    """A manifest of the photos."""
+    table = pd.DataFrame({"path": [f"photos/{file.relative_to(photos)}" for file in sorted(photos.rglob("*.*"))]})
+    table["id"] = [str(n) for n in range(len(table))]
+    if path.suffix == ".csv":
+        table.to_csv(path, index=False)
+    elif path.suffix == ".jsonl":
+        table.to_json(path, orient="records", lines=True)
+    else:
+        table.to_parquet(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "kind", ["glob", "x.tar", "x.tar.gz", "x.zip", "x.csv", "x.jsonl", "x.parquet", "file://", "memory://"]
+)
+def test_every_kind_of_input_gives_the_rows_of_the_folder(run_batch, photos, tmp_path, kind):
+    assert run_batch(photos, tmp_path / "one") == 0
+    if kind == "glob":
+        given = f"{photos}/**/*.*"
+    elif kind == "file://":
+        given = f"file://{photos}"
+    elif kind == "memory://":
+        import fsspec
+
+        memory = fsspec.filesystem("memory")
+        memory.put(str(photos), "/bucket", recursive=True)
+        given = "memory://bucket"
+    else:
+        given = (packed if "." in kind and kind.endswith(("tar", "gz", "zip")) else listed)(photos, tmp_path / kind)
+    assert run_batch(given, tmp_path / "other") == 0
+    one, other = rows_of(tmp_path / "one"), rows_of(tmp_path / "other")
+    assert len(other) == 23
+    for row in (*one, *other):
+        del row["id"], row["path"]
+    assert other == one
+
+
+def test_each_row_is_what_the_model_says_alone_at_each_beta(run_batch, photos, tmp_path):
+    assert (
+        run_batch(photos, tmp_path / "out", "--betas", "0:1:0.25", "--top-k", 3, "--shard-rows", 40, "--max-batch", 7)
+        == 0
+    )
+    rows = rows_of(tmp_path / "out")
+    assert len(rows) == 23 * 5
+    assert len(list((tmp_path / "out").glob("part-*"))) == 3
+    with tureen.load(BUNDLE, engine="onnxruntime") as soup:
+        for row in rows:
+            (alone,) = soup.classify([photos / row["path"]], beta=row["beta"], top_k=3)
+            assert [one["label"] for one in row["top_k"]] == [one.label for one in alone.predictions]
+            assert row["probability"] == pytest.approx(alone.predictions[0].probability, abs=1e-5)
+            assert (row["label"], row["index"]) == (row["top_k"][0]["label"], row["top_k"][0]["index"])
+    summary = json.loads((tmp_path / "out" / SUCCESS).read_text())
+    assert (summary["images"], summary["rows"], summary["failed_rows"]) == (23, 115, 0)
+    metadata = pq.read_schema(tmp_path / "out" / "part-00000.parquet").metadata
+    assert metadata[b"tureen.fingerprint"].decode() == summary["fingerprint"]
+    assert json.loads(metadata[b"tureen.betas"]) == [0, 0.25, 0.5, 0.75, 1]
+
+
+def test_a_manifest_has_a_beta_for_each_image(run_batch, photos, tmp_path):
+    names = sorted(str(file.relative_to(tmp_path)) for file in photos.rglob("*.*"))[:4]
+    lines = [f"{name},{beta}" for name, beta in zip(names, ("0.25", "", "robust", "0"), strict=True)]
+    (tmp_path / "list.csv").write_text("path,beta\n" + "\n".join(lines))
+    assert run_batch(tmp_path / "list.csv", tmp_path / "out", "--beta", 0.5) == 0
+    assert [row["beta"] for row in rows_of(tmp_path / "out")] == [0.25, 0.5, 1.0, 0.0]
+    with pytest.raises(InputError, match="its own β"):
+        run_batch(tmp_path / "list.csv", tmp_path / "grid", "--betas", "0,1")
+
+
+def test_what_is_no_image_is_a_row_with_an_error_and_the_others_are_classified(run_batch, photos, tmp_path):
+    odd = {
+        "empty.jpg": (b"", "empty_image"),
+        "words.jpg": (b"these are words", "unsupported_image_type"),
+        "half.png": (sorted(photos.rglob("*.png"))[0].read_bytes()[:90], "undecodable_image"),
+        "large.jpg": (b"\xff\xd8\xff" + bytes(30_000), "image_too_large"),
+    }
+    for name, (content, _) in odd.items():
+        (photos / name).write_bytes(content)
+    os.mkfifo(photos / "pipe.jpg")
+    (photos / "nowhere.jpg").symlink_to(tmp_path / "gone")
+    (photos / os.fsdecode(b"\xff\xfe.jpg")).write_bytes(b"x")
+    arguments = ("--max-image-bytes", max(file.stat().st_size for file in photos.rglob("image*.*")))
+    assert run_batch(photos, tmp_path / "out", *arguments) == 0
+    codes = {row["path"]: row["error_code"] for row in rows_of(tmp_path / "out") if row["status"] == "error"}
+    wanted = {name: code for name, (_, code) in odd.items()}
+    wanted |= {"pipe.jpg": "unreadable_image", "nowhere.jpg": "unreadable_image", "??.jpg": "unsupported_image_type"}
+    assert codes == wanted
+    summary = json.loads((tmp_path / "out" / SUCCESS).read_text())
+    assert summary["images"] == 30
+    assert summary["failed_rows"] == sum(summary["error_codes"].values()) == 7
+
+
+def test_what_failed_is_tried_again_and_nothing_else(run_batch, photos, tmp_path, monkeypatch):
+    whole = sorted(photos.rglob("*.png"))[0]
+    content = whole.read_bytes()
+    whole.write_bytes(content[:90])
+    arguments = (photos, tmp_path / "out", "--betas", "0,1", "--shard-rows", 8)
+    assert run_batch(*arguments) == 0
+    before = {path: path.stat().st_ino for path in (tmp_path / "out").glob("part-*")}
+    assert sum(row["status"] == "error" for row in rows_of(tmp_path / "out")) == 2
+    whole.write_bytes(content)
+    read = []
+    real = serve.jobs.pipeline.pixels_from_bytes
+    monkeypatch.setattr(
+        serve.jobs.pipeline, "pixels_from_bytes", lambda data, *a, **b: read.append(data) or real(data, *a, **b)
+    )
+    assert run_batch(*arguments, "--retry-failed") == 0
+    assert read == [content]
+    assert sum(path.stat().st_ino != before[path] for path in before) == 1
+    assert run_batch(photos, tmp_path / "fresh", *arguments[2:]) == 0
+    again, fresh = rows_of(tmp_path / "out"), rows_of(tmp_path / "fresh")
+    for row, other in zip(again, fresh, strict=True):
+        assert row["label"] == other["label"]
+        assert row["probability"] == pytest.approx(other["probability"], abs=1e-5)
+
+
+def test_a_job_goes_on_as_it_is_or_not_at_all(run_batch, photos, tmp_path):
+    out = tmp_path / "out"
+    assert run_batch(photos, out, "--shard-rows", 8, "--beta", 0.7) == 0
+    with pytest.raises(OutputError, match="holds a job already"):
+        run_batch(photos, out)
+    for other, told in ((("--beta", 0.6), "betas was"), (("--top-k", 2), "top_k"), (("--format", "csv"), "format")):
+        with pytest.raises(OutputError, match=told):
+            run_batch(photos, out, "--resume", *other)
+    rows = rows_of(out)
+    (out / "part-00001.parquet").unlink()
+    assert run_batch(photos, out, "--resume") == 0
+    assert rows_of(out) == rows
+    (photos / "one more.png").write_bytes(b"")
+    with pytest.raises(OutputError, match="inputs was"):
+        run_batch(photos, out, "--resume")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").touch()
+    with pytest.raises(OutputError, match="is not empty"):
+        run_batch(photos, tmp_path / "mine")
+    assert (tmp_path / "mine" / "thesis.txt").exists()
+
+
+def test_too_many_errors_stop_a_job_which_goes_on_when_told(run_batch, photos, tmp_path):
+    for n in range(200):
+        (photos / f"z {n:03}.jpg").write_bytes(b"no image")
+    arguments = (photos, tmp_path / "out", "--shard-rows", 50)
+    with pytest.raises(JobStoppedError, match="77 of 100 rows are errors"):
+        run_batch(*arguments, "--max-error-rate", 0.5)
+    assert not (tmp_path / "out" / SUCCESS).exists()
+    assert run_batch(*arguments, "--resume") == 0
+
+
+def live(cell):
+    """What a cell of text says, without the apostrophe in front."""
+    return cell[1:] if cell.startswith("'") else cell
+
+
+@pytest.mark.parametrize("format", ["csv", "jsonl"])
+def test_a_table_opens_in_a_spreadsheet_without_running_anything(run_batch, photos, tmp_path, format):
+    image = sorted(photos.rglob("*.png"))[0].read_bytes()
+    payloads = ["=1+1", "+1", "-1", "@SUM(A1)", " =1", "\t=1", "＝1", "'quoted", "plain", '=cmd|"/c calc"!A0', ""]
+    with (tmp_path / "list.jsonl").open("w") as file:
+        for n, payload in enumerate(payloads):
+            name = f"{n}.png"
+            (tmp_path / name).write_bytes(image if n % 2 else b"no image")
+            file.write(json.dumps({"path": name, "id": payload}) + "\n")
+    arguments = (tmp_path / "list.jsonl", tmp_path / "out", "--format", format)
+    assert run_batch(*arguments) == 0
+    (part,) = (tmp_path / "out").glob("part-*")
+    ids = [payload or f"{len(payloads) - 1}.png" for payload in payloads]
+    if format == "csv":
+        for row in csv.reader(io.StringIO(part.read_text())):
+            for cell in row:
+                assert cell.strip()[:1] not in tuple("=+@-＝＋－＠") or cell[:1].isdigit(), cell
+        assert [live(row["id"]) for row in rows_of(tmp_path / "out")] == ids
+        probabilities = [float(row["probability"]) for row in rows_of(tmp_path / "out") if row["probability"]]
+        assert len(probabilities) == 5
+    else:
+        assert [row["id"] for row in rows_of(tmp_path / "out")] == ids
+    for n in range(0, len(payloads), 2):
+        (tmp_path / f"{n}.png").write_bytes(image)
+    assert run_batch(*arguments, "--retry-failed") == 0
+    assert {row["status"] for row in rows_of(tmp_path / "out")} == {"ok"}
+    assert [live(row["id"]) if format == "csv" else row["id"] for row in rows_of(tmp_path / "out")] == ids
+
+
+def test_pandas_polars_and_duckdb_read_the_shards(run_batch, photos, tmp_path):
+    (photos / "words.jpg").write_bytes(b"words")
+    assert run_batch(photos, tmp_path / "out", "--shard-rows", 10) == 0
+    glob = str(tmp_path / "out" / "*.parquet")
+    frame = pd.read_parquet(tmp_path / "out")
+    other = pl.read_parquet(glob)
+    query = f"select count(*), count(label), avg(probability), count(distinct top_k[1].label) from '{glob}'"
+    rows, labels, mean, _ = duckdb.sql(query).fetchall()[0]
+    assert (rows, labels) == (len(frame), frame.label.notna().sum()) == (len(other), other["label"].count()) == (24, 23)
+    assert mean == pytest.approx(frame.probability.mean()) == pytest.approx(other["probability"].mean())
+    spark = {pa.string(), pa.int32(), pa.float64()}
+    schema = pq.read_schema(next((tmp_path / "out").glob("part-*")))
+    assert all(field.type in spark or pa.types.is_list(field.type) for field in schema)
+
+
+def test_one_token_has_no_beta_and_a_missing_input_is_named(run_batch, photos, tmp_path, monkeypatch):
+    for given, told in ((tmp_path / "none", "there is no"), (sorted(photos.rglob("*.png"))[0], "is one file")):
+        with pytest.raises(InputError, match=told):
+            run_batch(given, tmp_path / "out")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="holds no file"):
+        run_batch(tmp_path / "empty", tmp_path / "out")
+    for name, content in (
+        ("a.csv", "file\nx"),
+        ("a.jsonl", '{"path": 1}'),
+        ("a.jsonl", "nope"),
+        ("a.parquet", "x"),
+        ("a.zip", "x"),
+        ("a.tar", "x"),
+    ):
+        (tmp_path / name).write_text(content)
+        with pytest.raises(InputError):
+            run_batch(tmp_path / name, tmp_path / "out")
+
+
+def test_an_engine_that_fails_on_one_image_costs_one_row_and_one_that_fails_on_all_the_job(
+    run_batch, photos, tmp_path, monkeypatch
+):
+    broken = set()
+    real = tureen.Soup.logits
+
+    def logits(self, pixels, betas):
+        if not broken or any(row.tobytes() in broken for row in pixels):
+            raise RuntimeError("of a runtime")
+        return real(self, pixels, betas)
+
+    monkeypatch.setattr(tureen.Soup, "logits", logits)
+    with pytest.raises(JobError, match="fails on every image"):
+        run_batch(photos, tmp_path / "all")
+    spec = tureen.bundle.load_bundle(BUNDLE).manifest.preprocess
+    first = sorted(photos.rglob("*.png"))[0]
+    broken.add(tureen.preprocess.pixels_from_bytes(first.read_bytes(), spec).tobytes())
+    assert run_batch(photos, tmp_path / "one") == 0
+    failed = [row for row in rows_of(tmp_path / "one") if row["status"] == "error"]
+    assert [(row["path"], row["error_code"]) for row in failed] == [
+        (str(first.relative_to(photos)), "inference_failed")
+    ]
+
+
+def test_the_codes_are_those_of_the_server():
+    for cls, code in serve.jobs.pipeline.CODES.items():
+        if cls in KINDS:
+            assert KINDS[cls].code == code
