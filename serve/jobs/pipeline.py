@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +40,7 @@ CODES: dict[type[ImageError], str] = {  # as the server answers them
     UnreadableError: "unreadable_image",
 }
 INFERENCE_FAILED = "inference_failed"
+CHUNK = 8  # images decoded by a thread before it takes more: handing over costs as much as decoding a small one
 
 
 @dataclass(frozen=True)
@@ -146,18 +148,27 @@ class Pipeline:
         self, items: Iterable[tuple[int, Item]], decoders: ThreadPoolExecutor
     ) -> Iterator[tuple[int, Item, _Read]]:
         """Every image in order, while as many as a batch are decoded ahead."""
+        is_sequential = self._source.is_sequential
+        chunk = 1 if is_sequential else min(CHUNK, self._batch_rows)
         ahead = (
-            2 * self._decode_threads if self._source.is_sequential else max(self._batch_rows, 4 * self._decode_threads)
+            2 * self._decode_threads if is_sequential else max(-(-self._batch_rows // chunk), 2 * self._decode_threads)
         )
-        decoding: deque[tuple[int, Item, Future[_Read]]] = deque()
-        for row, item in items:
-            given = self._bytes(item) if self._source.is_sequential else item
-            decoding.append((row, item, decoders.submit(self._read, given)))
-            if len(decoding) > ahead:
-                row, item, future = decoding.popleft()
-                yield row, item, future.result()
-        for row, item, future in decoding:
-            yield row, item, future.result()
+        decoding: deque[tuple[list[tuple[int, Item]], Future[list[_Read]]]] = deque()
+        remaining = iter(items)
+        while True:
+            some = list(islice(remaining, chunk))
+            if some:
+                given = [self._bytes(item) if is_sequential else item for _, item in some]
+                decoding.append((some, decoders.submit(self._read_some, given)))
+            while decoding and (not some or len(decoding) > ahead):
+                done, future = decoding.popleft()
+                for (row, item), read in zip(done, future.result(), strict=True):
+                    yield row, item, read
+            if not some:
+                return
+
+    def _read_some(self, given: Sequence[Item | bytes | ImageError]) -> list[_Read]:
+        return [self._read(one) for one in given]
 
     def _bytes(self, item: Item) -> bytes | ImageError:
         try:

@@ -1,0 +1,140 @@
+"""`tureen batch` against what the machine's cores can do, and its memory from few images to many.
+
+    python -m benchmarks.batch
+
+The 10,000 test images of CIFAR-10 with the example bundle, and the 200 photographs, repeated to 5,000, with a ViT-Ti/16
+of random weights at 224. Throughput is of a job from its first image to `_SUCCESS`, without opening the engine; the
+limit is of the same run (DESIGN.md, Measuring). Memory is a process's largest, by the system's own count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from contextlib import closing
+from pathlib import Path
+from statistics import median
+
+from benchmarks.asked import line
+from benchmarks.bare import Bare, print_cost
+from benchmarks.machine import describe_machine
+from benchmarks.subject import PHOTOGRAPHS, SMALL_BUNDLE, Subject, photographs, random_bundle
+from serve.jobs.command import BATCH_ROWS, SHARD_ROWS
+from serve.jobs.inputs import open_source
+from serve.jobs.job import Job, Spec, begin, list_inputs, locked
+from tureen.bundle import load_bundle
+from tureen.machine import available_cpus
+from tureen.preprocess import ImageLimits
+from tureen.soup import Soup
+
+CIFAR10 = PHOTOGRAPHS.parent / "cifar10-jpeg.tar.gz"
+
+
+def seconds_of(subject: Subject, manifest: Path, output: Path) -> float:
+    """A job over the manifest, from its first image to its end."""
+    streams = min(2, available_cpus())
+    with (
+        closing(open_source(str(manifest))) as source,
+        locked(output),
+        Soup(subject.bundle, subject.open_engine(streams)) as soup,
+    ):
+        listing = output / "_job" / "listing"
+        digest, images, has_own_betas = list_inputs(source, listing, lambda count: None)
+        spec = Spec(
+            inputs=digest,
+            images=images,
+            has_own_betas=has_own_betas,
+            model=subject.bundle.manifest.name,
+            version=subject.bundle.manifest.version,
+            engine=soup.engine.name,
+            precision=soup.engine.precision,
+            engine_version=soup.engine.version,
+            betas=(0.5,),
+            top_k=5,
+            format="parquet",
+            shard_images=SHARD_ROWS,
+            batch_rows=BATCH_ROWS,
+            limits=ImageLimits(),
+            jpeg_scaling=False,
+        )
+        begin(output, spec, listing)
+        started = time.perf_counter()
+        Job(output, spec, soup, source).run(streams=streams, decode_threads=min(8, available_cpus()))
+        return time.perf_counter() - started
+
+
+def manifest_of(files: list[Path], count: int, path: Path) -> Path:
+    """A manifest of so many rows, the files in turns."""
+    with path.open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["path"])
+        rows.writerows([files[n % len(files)]] for n in range(count))
+    return path
+
+
+def throughput(subject: Subject, files: list[Path], count: int, work: Path) -> None:
+    bare, shares = Bare(subject), []
+    manifest = manifest_of(files, count, work / f"{subject.bundle.manifest.name}.csv")
+    for n in range(subject.rounds):
+        bare.measure()
+        took = seconds_of(subject, manifest, work / f"{subject.bundle.manifest.name} {n}")
+        shares.append(count / took)
+        print(f"  {count / took:,.1f} images/s", flush=True)
+    print_cost(bare.cost, subject)
+    line(f"{subject.bundle.manifest.name}, {count:,} images: of the limit", "≥", 0.95, median(shares) / bare.cost.limit)
+    bare.close()
+
+
+def peak_bytes(manifest: Path, output: Path) -> int:
+    command = [sys.executable, "-m", "tureen.cli", "batch", str(SMALL_BUNDLE), str(manifest), str(output)]
+    process = subprocess.Popen(
+        [*command, "--engine", "onnxruntime"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    return used.ru_maxrss * 1024
+
+
+def memory(files: list[Path], work: Path) -> None:
+    few, many = (
+        peak_bytes(manifest_of(files, count, work / f"memory {count}.csv"), work / f"memory {count}")
+        for count in (1_000, 50_000)
+    )
+    note = f"{few / 2**20:.0f} and {many / 2**20:.0f} MiB"
+    line("memory at 50,000 images / at 1,000", "≤", 1.1, many / few, note)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    print(describe_machine())
+    with tempfile.TemporaryDirectory() as directory:
+        work = Path(directory)
+        with tarfile.open(CIFAR10) as archive:
+            archive.extractall(work / "cifar10", filter="data")
+        small = sorted((work / "cifar10" / "test").rglob("*.jpg"))
+        large = []
+        for n, image in enumerate(photographs(PHOTOGRAPHS)):
+            large.append(work / f"photo {n:03}.jpg")
+            large[-1].write_bytes(image)
+
+        def subject(bundle: Path, files: list[Path], engine: str, precision: str) -> Subject:
+            images = [file.read_bytes() for file in files[:200]]
+            return Subject(load_bundle(bundle), images, engine, precision, (), 0, options.rounds, 0, 0)
+
+        memory(small, work)
+        throughput(subject(SMALL_BUNDLE, small, "onnxruntime", "fp32"), small, 10_000, work)
+        vit = random_bundle(work / "vit", photographs(PHOTOGRAPHS))
+        throughput(subject(vit.path, large, "openvino", "bf16"), large, 5_000, work)
+
+
+if __name__ == "__main__":
+    main()
