@@ -11,6 +11,8 @@ import pytest
 HERE = Path(__file__).parent
 # A schema cannot say which bytes are an image, nor which text is base64 of one: such "valid" data is rightly refused.
 BEYOND_A_SCHEMA = "positive_data_acceptance"
+# A request that gives itself 1 ms may rightly be answered that it was too late, which is no failure of the server.
+CONFIGURATION = 'checks.not_a_server_error.expected-statuses = ["2xx", "3xx", "4xx", "504"]'
 
 
 @pytest.mark.timeout(900)
@@ -18,6 +20,7 @@ BEYOND_A_SCHEMA = "positive_data_acceptance"
 def test_every_answer_is_one_that_the_openapi_tells(start_server, tmp_path, examples):
     server = start_server("--log-level", "warning")
     server.wait_until_ready()
+    (tmp_path / "schemathesis.toml").write_text(CONFIGURATION)
     command = [
         *(str(Path(sys.executable).with_name("schemathesis")), "run", f"http://127.0.0.1:{server.port}/openapi.json"),
         *("--checks", "all", "--exclude-checks", BEYOND_A_SCHEMA, "--workers", "1", "--no-color"),
