@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import uvloop
 from prometheus_client.multiprocess import mark_process_dead
 
 from serve.control.desk import Desk, WorkerState
@@ -52,7 +53,7 @@ def supervise(
     """
     with tempfile.TemporaryDirectory(prefix="tureen-metrics-") as metrics:
         desk = None if open_desk is None else open_desk(Path(metrics))
-        return asyncio.run(Supervisor(settings, listeners, Path(metrics), on_ready, desk).run())
+        return uvloop.run(Supervisor(settings, listeners, Path(metrics), on_ready, desk).run())
 
 
 def share_of(settings: Settings) -> Settings:

@@ -40,6 +40,14 @@ def test_a_port_belongs_to_one_server():
     close(listeners)
 
 
+def test_no_answer_waits_for_the_acknowledgement_of_its_first_part():
+    listener, *_ = bind("127.0.0.1", 0)
+    with listener, socket.create_connection(listener.getsockname()):
+        (accepted,) = accept_waiting(listener)
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 @linux
 def test_what_began_before_the_end_is_accepted_and_nothing_after_it():
     (listener,) = bind("127.0.0.1", 0)
