@@ -35,7 +35,7 @@ def bind(host: str, port: int, count: int = 1) -> list[socket.socket]:
     else:
         sockets += [first.dup() for _ in range(count - 1)]
     for listener in sockets:
-        # Accepted connections inherit it; asyncio sets it on none of these, and an answer of two writes would wait 40 ms.
+        # Accepted connections inherit it; asyncio sets it on none of these, and an answer of two writes waits 40 ms.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         listener.listen(BACKLOG)
         listener.setblocking(False)
