@@ -25,12 +25,13 @@ from benchmarks.asked import line
 from benchmarks.bare import Bare, print_cost
 from benchmarks.machine import describe_machine
 from benchmarks.subject import PHOTOGRAPHS, SMALL_BUNDLE, Subject, photographs, random_bundle
-from serve.jobs.command import BATCH_ROWS, SHARD_ROWS
-from serve.jobs.inputs import open_source
-from serve.jobs.job import Job, Spec, begin, list_inputs, locked
+from serve.jobs.inputs import ANY, open_source
+from serve.jobs.job import Job, locked
+from serve.jobs.pinning import Wanted, pin
+from serve.jobs.pipeline import Pipeline
+from serve.jobs.reading import Decoding, on_threads
 from tureen.bundle import load_bundle
 from tureen.machine import available_cpus
-from tureen.preprocess import ImageLimits
 from tureen.soup import Soup
 
 CIFAR10 = PHOTOGRAPHS.parent / "cifar10-jpeg.tar.gz"
@@ -41,32 +42,17 @@ def seconds_of(subject: Subject, manifest: Path, output: Path) -> float:
     streams = min(2, available_cpus())
     with (
         closing(open_source(str(manifest))) as source,
-        locked(output),
+        ANY.place(output) as place,
+        locked(place),
         Soup(subject.bundle, subject.open_engine(streams)) as soup,
     ):
-        listing = output / "_job" / "listing"
-        digest, images, has_own_betas = list_inputs(source, listing, lambda count: None)
-        spec = Spec(
-            inputs=digest,
-            images=images,
-            has_own_betas=has_own_betas,
-            model=subject.bundle.manifest.name,
-            version=subject.bundle.manifest.version,
-            engine=soup.engine.name,
-            precision=soup.engine.precision,
-            engine_version=soup.engine.version,
-            betas=(0.5,),
-            top_k=5,
-            format="parquet",
-            shard_images=SHARD_ROWS,
-            batch_rows=BATCH_ROWS,
-            limits=ImageLimits(),
-            jpeg_scaling=False,
-        )
-        begin(output, spec, listing)
-        started = time.perf_counter()
-        Job(output, spec, soup, source).run(streams=streams, decode_threads=min(8, available_cpus()))
-        return time.perf_counter() - started
+        bundle = subject.bundle.manifest
+        spec = pin(place, source, bundle, soup.engine, soup.limits, Wanted(betas=(0.5,)), None)
+        with on_threads(source, Decoding(bundle.preprocess, soup.limits, False), min(8, available_cpus())) as readers:
+            pipeline = Pipeline(soup.logits, readers, spec.betas, batch_rows=spec.batch_rows, streams=streams)
+            started = time.perf_counter()
+            Job(place, spec, bundle.labels).run(pipeline)
+            return time.perf_counter() - started
 
 
 def manifest_of(files: list[Path], count: int, path: Path) -> Path:

@@ -7,24 +7,24 @@ import signal
 import sys
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
 import tureen
-from serve.jobs.errors import InputError, OutputError
-from serve.jobs.inputs import Source, open_source
-from serve.jobs.job import INPUTS, Job, Spec, Summary, begin, begun, check_same, list_inputs, locked
+from serve.jobs.errors import OutputError
+from serve.jobs.files import Place
+from serve.jobs.inputs import ANY, Source, open_source
+from serve.jobs.job import Job, Spec, Summary, begun, locked
+from serve.jobs.pinning import BATCH_ROWS, SHARD_ROWS, Wanted, pin
+from serve.jobs.pipeline import Pipeline
+from serve.jobs.reading import Decoding, on_threads
 from tureen.engines import AUTO
 from tureen.engines.base import EngineOptions
-from tureen.errors import InvalidBetaError, SingleTokenError
+from tureen.errors import InvalidBetaError
 from tureen.machine import available_cpus, default_cache_directory
 from tureen.preprocess import ImageLimits
 from tureen.soup import DEFAULT_TOP_K, Soup
 from tureen.tokens import beta_grid, parse_beta
-
-SHARD_ROWS = 4096
-BATCH_ROWS = 32
 
 
 def batch(arguments: list[str]) -> int:
@@ -33,13 +33,13 @@ def batch(arguments: list[str]) -> int:
     if options.format == "parquet":
         import pyarrow  # noqa: F401 - the front door tells of the extra before anything is begun
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what is done is kept
-    with closing(open_source(options.input)) as source, locked(options.output):
-        earlier = begun(options.output)
+    with closing(open_source(options.input)) as source, ANY.place(options.output) as place, locked(place):
+        earlier = begun(place)
         if earlier is not None and not (options.resume or options.retry_failed):
             raise OutputError(f"{options.output} holds a job already: give --resume, or another directory")
         with _soup(options, earlier) as soup:
-            job = Job(options.output, _pinned(options, source, soup, earlier), soup, source)
-            summary = _run(job, options)
+            spec = _pinned(options, place, source, soup, earlier)
+            summary = _run(Job(place, spec, soup.bundle.manifest.labels), source, soup, options)
     _tell(summary, options)
     return 0
 
@@ -102,57 +102,31 @@ def _soup(options: argparse.Namespace, earlier: Spec | None) -> Soup:
     return soup
 
 
-def _pinned(options: argparse.Namespace, source: Source, soup: Soup, earlier: Spec | None) -> Spec:
-    """The job's specification: as it is pinned in OUTPUT, or now for the first time. What is not given stays."""
-    manifest = soup.bundle.manifest
-    listing = options.output / f"{INPUTS}.new"
-    with tqdm(desc="list", unit="image", disable=None) as bar:
-        digest, images, has_own_betas = list_inputs(source, listing, lambda count: bar.update(count - bar.n) and None)
-
-    def of(name: str, given: Any, default: Any) -> Any:
-        return given if given is not None else getattr(earlier, name) if earlier is not None else default
-
-    own_default = (manifest.default_beta if manifest.has_two_tokens else None,)
-    given_betas = options.betas if options.betas is not None else None if options.beta is None else [options.beta]
-    if not manifest.has_two_tokens and (given_betas is not None or has_own_betas):
-        raise SingleTokenError
-    if has_own_betas and options.betas is not None:
-        raise InputError("the manifest has its own β: leave --betas out, or the column beta")
-    betas = tuple(of("betas", given_betas, own_default))
-    spec = Spec(
-        inputs=digest,
-        images=images,
-        has_own_betas=has_own_betas,
-        model=manifest.name,
-        version=manifest.version,
-        engine=soup.engine.name,
-        precision=soup.engine.precision,
-        engine_version=soup.engine.version,
-        betas=betas,
-        top_k=min(of("top_k", options.top_k, DEFAULT_TOP_K), len(manifest.labels)),
-        format=of("format", options.format, "parquet"),
-        shard_images=of(
-            "shard_images",
-            options.shard_rows and max(1, options.shard_rows // len(betas)),
-            max(1, SHARD_ROWS // len(betas)),
-        ),
-        batch_rows=of("batch_rows", options.max_batch, BATCH_ROWS),
-        limits=soup.limits,
-        jpeg_scaling=options.jpeg_scaling or (earlier is not None and earlier.jpeg_scaling),
+def _pinned(options: argparse.Namespace, place: Place, source: Source, soup: Soup, earlier: Spec | None) -> Spec:
+    wanted = Wanted(
+        betas=tuple(options.betas) if options.betas is not None else None if options.beta is None else (options.beta,),
+        top_k=options.top_k,
+        format=options.format,
+        shard_rows=options.shard_rows,
+        batch_rows=options.max_batch,
+        jpeg_scaling=options.jpeg_scaling,
     )
-    if earlier is not None:
-        check_same(earlier, spec)
-        listing.unlink()
-    else:
-        begin(options.output, spec, listing)
-    return spec
+    with tqdm(desc="list", unit="image", disable=None) as bar:
+        on_listed = lambda count: bar.update(count - bar.n) and None  # noqa: E731
+        return pin(place, source, soup.bundle.manifest, soup.engine, soup.limits, wanted, earlier, on_listed)
 
 
-def _run(job: Job, options: argparse.Namespace) -> Summary:
+def _run(job: Job, source: Source, soup: Soup, options: argparse.Namespace) -> Summary:
     spec, failures = job.spec, 0
     told = f"{spec.model} {spec.version[:12]} on {spec.engine} {spec.precision}, β {_betas(spec)}"
     print(f"{spec.images:,} images in {spec.shards:,} shards, {told}", file=sys.stderr)
-    with tqdm(total=spec.images, desc="classify", unit="image", disable=None, smoothing=0.05) as bar:
+    decoding = Decoding(soup.bundle.manifest.preprocess, soup.limits, spec.jpeg_scaling)
+    with (
+        tqdm(total=spec.images, desc="classify", unit="image", disable=None, smoothing=0.05) as bar,
+        on_threads(source, decoding, options.decode_threads) as readers,
+    ):
+        streams = options.streams or min(2, options.threads)
+        pipeline = Pipeline(soup.logits, readers, spec.betas, batch_rows=spec.batch_rows, streams=streams)
 
         def on_images(done: int, failed: int) -> None:
             nonlocal failures
@@ -163,14 +137,13 @@ def _run(job: Job, options: argparse.Namespace) -> Summary:
 
         try:
             return job.run(
-                streams=options.streams or min(2, options.threads),
-                decode_threads=options.decode_threads,
+                pipeline,
                 retry_failed=options.retry_failed,
                 max_error_rate=options.max_error_rate,
                 on_images=on_images,
             )
         except (KeyboardInterrupt, OSError):
-            print(f"tureen batch: what is done is kept in {job.output}: go on with --resume", file=sys.stderr)
+            print(f"tureen batch: what is done is kept in {job.place.name}: go on with --resume", file=sys.stderr)
             raise
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 from tureen.errors import ImageError, TureenError
 
 
@@ -15,6 +18,16 @@ class InputError(JobError, ValueError):
 
 class OutputError(JobError, ValueError):
     """An output directory that holds something else, or another job."""
+
+
+class OutputTakenError(OutputError):
+    """Another process is at work in the output."""
+
+
+class OutsideRootsError(JobError, ValueError):
+    def __init__(self, path: str, roots: Sequence[Path]) -> None:
+        listed = ", ".join(map(str, roots)) or "no directory"
+        super().__init__(f"{path!r} is not below what jobs may use, {listed}, or is no plain absolute path")
 
 
 class JobStoppedError(JobError):

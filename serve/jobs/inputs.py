@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import csv
 import glob
+import io
 import json
 import os
 import re
-import stat
 import tarfile
 import threading
 import zipfile
@@ -18,16 +18,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 from serve.jobs.errors import InputError, UnreadableError
+from serve.jobs.files import Files, Rooted
 from tureen.errors import ImageTooLargeError, InvalidBetaError
 from tureen.tokens import parse_beta
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 MANIFEST_SUFFIXES = (".csv", ".jsonl", ".parquet")
 MAX_LINE = 1 << 20  # bytes of one line of a manifest
+ANY = Files()
 _HAS_SCHEME = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 
 
@@ -58,41 +60,53 @@ class Source(ABC):
         """Read no more."""
 
 
-def open_source(given: str) -> Source:
-    """The source that INPUT names; raises InputError."""
-    if _HAS_SCHEME.match(given):
+def open_source(given: str, files: Files = ANY) -> Source:
+    """The source that INPUT names; raises InputError. Below roots there are neither globs nor URLs."""
+    if isinstance(files, Rooted):
+        files.check_input(given)
+    elif _HAS_SCHEME.match(given):
         return _open_remote(given)
     path = Path(given)
-    if path.is_dir():
-        return Folder(path)
-    if path.is_file():
+    is_folder = files.is_folder(path)
+    if is_folder:
+        return Folder(path, files)
+    if is_folder is False:
         if given.lower().endswith(TAR_SUFFIXES):
-            return Tar(path)
+            return Tar(path, files)
         if path.suffix.lower() == ".zip":
-            return Zip(path)
+            return Zip(path, files)
         if path.suffix.lower() in MANIFEST_SUFFIXES:
-            return Manifest(path)
+            return Manifest(path, files)
         raise InputError(
             f"{given} is one file: give a folder, a glob, a .tar, a .zip, or a manifest {MANIFEST_SUFFIXES}"
         )
-    if glob.has_magic(given):
+    if glob.has_magic(given) and not isinstance(files, Rooted):
         return Glob(given)
     raise InputError(f"there is no {given}")
 
 
 class Folder(Source):
-    """All files under a folder, but for hidden ones; links to files are followed, links to folders are not."""
+    """All files under a folder, but for hidden ones; links to folders are not followed."""
 
-    def __init__(self, root: Path) -> None:
-        self._root = root
+    def __init__(self, root: Path, files: Files) -> None:
+        self._root, self._files = root, files
 
     def items(self) -> Iterator[Item]:
-        for path in _files_under(self._root):
-            name = path.relative_to(self._root).as_posix()
+        for name in self._names_under(""):
             yield Item(name, name, None, name)
 
     def read(self, item: Item, most: int) -> bytes:
-        return read_file(self._root / item.where, most)
+        return _read(self._files, self._root / item.where, most)
+
+    def _names_under(self, folder: str) -> Iterator[str]:
+        for name, is_folder in self._files.scan(self._root / folder):
+            if _is_hidden(name):
+                continue
+            path = f"{folder}{name}"
+            if is_folder:
+                yield from self._names_under(f"{path}/")
+            else:
+                yield path
 
 
 class Glob(Source):
@@ -107,23 +121,23 @@ class Glob(Source):
                 yield Item(name, name, None, name)
 
     def read(self, item: Item, most: int) -> bytes:
-        return read_file(Path(item.where), most)
+        return _read(ANY, Path(item.where), most)
 
 
 class Tar(Source):
     """The regular files of a tar; a compressed one is read from front to back, again from the front where need be."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, files: Files) -> None:
         self._path = path
         self._lock = threading.Lock()
         self._stream: tarfile.TarFile | None = None
         self._is_plain = path.suffix.lower() == ".tar"
         self.is_sequential = not self._is_plain
-        self._file = path.open("rb")
+        self._file = _opened(files, path)
 
     def items(self) -> Iterator[Item]:
         try:
-            with tarfile.open(self._path, "r:" if self._is_plain else "r|*") as archive:
+            with self._open() as archive:
                 for member in archive:
                     if member.isfile() and not _is_hidden(member.name):
                         yield Item(member.name, member.name, None, f"{member.offset_data}:{member.size}")
@@ -148,13 +162,17 @@ class Tar(Source):
         if self._stream is not None:
             self._stream.close()
 
+    def _open(self) -> tarfile.TarFile:
+        self._file.seek(0)
+        return tarfile.open(fileobj=self._file, mode="r:" if self._is_plain else "r|*")
+
     def _streamed(self, offset: int, size: int) -> bytes:
         with self._lock:
             if self._stream is not None and self._stream.fileobj.tell() > offset:
                 self._stream.close()
                 self._stream = None
             if self._stream is None:
-                self._stream = tarfile.open(self._path, "r|*")  # noqa: SIM115 - read from again
+                self._stream = self._open()
             stream = self._stream.fileobj
             assert stream is not None
             stream.seek(offset)
@@ -164,11 +182,12 @@ class Tar(Source):
 class Zip(Source):
     """The files of a zip."""
 
-    def __init__(self, path: Path) -> None:
-        self._lock = threading.Lock()
+    def __init__(self, path: Path, files: Files) -> None:
+        self._file = _opened(files, path)
         try:
-            self._archive = zipfile.ZipFile(path)
+            self._archive = zipfile.ZipFile(self._file)
         except (zipfile.BadZipFile, OSError) as error:
+            self._file.close()
             raise InputError(f"{path} cannot be read as a zip: {error}") from error
         self._members = self._archive.infolist()
 
@@ -192,26 +211,28 @@ class Zip(Source):
 
     def close(self) -> None:
         self._archive.close()
+        self._file.close()
 
 
 class Manifest(Source):
     """A table with a column `path`, from its own folder, and perhaps `id` and `beta`."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, files: Files) -> None:
+        self._path, self._files = path, files
 
     def items(self) -> Iterator[Item]:
         rows = {".csv": _csv_rows, ".jsonl": _json_rows, ".parquet": _parquet_rows}[self._path.suffix.lower()]
-        for n, row in enumerate(rows(self._path), start=1):
-            place = f"{self._path}, row {n}"
-            path = row.get("path")
-            if not isinstance(path, str) or not path or "\0" in path:
-                raise InputError(f"{place}: there is no path in the column path")
-            identity = row.get("id")
-            yield Item(path if identity in (None, "") else str(identity), path, _beta(row.get("beta"), place), path)
+        with _opened(self._files, self._path) as file:
+            for n, row in enumerate(rows(file, self._path), start=1):
+                place = f"{self._path}, row {n}"
+                path = row.get("path")
+                if not isinstance(path, str) or not path or "\0" in path:
+                    raise InputError(f"{place}: there is no path in the column path")
+                identity = row.get("id")
+                yield Item(path if identity in (None, "") else str(identity), path, _beta(row.get("beta"), place), path)
 
     def read(self, item: Item, most: int) -> bytes:
-        return read_file(self._path.parent / item.where, most)
+        return _read(self._files, self._path.parent / item.where, most)
 
 
 class Remote(Source):
@@ -248,37 +269,23 @@ class Remote(Source):
         return data
 
 
-def read_file(path: Path, most: int) -> bytes:
+def _read(files: Files, path: Path, most: int) -> bytes:
     """The bytes of a regular file; raises ImageTooLargeError beyond `most`, or UnreadableError."""
-    try:
-        # A FIFO is opened without waiting for whoever would write to it, and then refused.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(descriptor, "rb") as file:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                raise UnreadableError("it is no regular file")
-            if status.st_size > most:
+    with files.open(path) as file:
+        try:
+            if os.fstat(file.fileno()).st_size > most:
                 raise ImageTooLargeError("bytes", most)
             return file.read(most + 1)
-    except (OSError, ValueError) as error:
-        if isinstance(error, UnreadableError | ImageTooLargeError):
-            raise
-        raise UnreadableError(getattr(error, "strerror", None) or "it cannot be read") from error
+        except OSError as error:
+            raise UnreadableError(error.strerror or "it cannot be read") from error
 
 
-def _files_under(folder: Path) -> Iterator[Path]:
+def _opened(files: Files, path: Path) -> BinaryIO:
+    """An archive or a manifest; raises InputError."""
     try:
-        with os.scandir(folder) as found:
-            entries = sorted(found, key=lambda entry: entry.name)
-    except OSError as error:
-        raise InputError(f"{folder} cannot be listed: {error.strerror}") from error
-    for entry in entries:
-        if _is_hidden(entry.name):
-            continue
-        if entry.is_dir(follow_symlinks=False):
-            yield from _files_under(Path(entry.path))
-        elif not entry.is_dir():
-            yield Path(entry.path)
+        return files.open(path)
+    except UnreadableError as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 def _is_hidden(name: str) -> bool:
@@ -296,39 +303,40 @@ def _beta(value: object, place: str) -> float | None:
         raise InputError(f"{place}: {error}") from error
 
 
-def _csv_rows(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
+def _csv_rows(file: BinaryIO, path: Path) -> Iterator[dict[str, Any]]:
+    text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+    try:
+        rows = csv.DictReader(text, strict=True)
+        if rows.fieldnames is None or "path" not in rows.fieldnames:
+            raise InputError(f"{path} has no column path: its first line names the columns")
+        yield from rows
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read as CSV in UTF-8: {error}") from error
+    finally:
+        text.detach()  # whoever opened the file closes it
+
+
+def _json_rows(file: BinaryIO, path: Path) -> Iterator[dict[str, Any]]:
+    n = 0
+    while line := file.readline(MAX_LINE):
+        n += 1
+        if not line.strip():
+            continue
         try:
-            rows = csv.DictReader(file, strict=True)
-            if rows.fieldnames is None or "path" not in rows.fieldnames:
-                raise InputError(f"{path} has no column path: its first line names the columns")
-            yield from rows
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise InputError(f"{path} cannot be read as CSV in UTF-8: {error}") from error
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{path}, line {n}, is no JSON") from error
+        if not isinstance(row, dict):
+            raise InputError(f"{path}, line {n}, is no JSON object")
+        yield row
 
 
-def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open("rb") as file:
-        n = 0
-        while line := file.readline(MAX_LINE):
-            n += 1
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise InputError(f"{path}, line {n}, is no JSON") from error
-            if not isinstance(row, dict):
-                raise InputError(f"{path}, line {n}, is no JSON object")
-            yield row
-
-
-def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
+def _parquet_rows(file: BinaryIO, path: Path) -> Iterator[dict[str, Any]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path) as table:
+        with pq.ParquetFile(file) as table:
             if "path" not in table.schema_arrow.names:
                 raise InputError(f"{path} has no column path")
             columns = [name for name in ("path", "id", "beta") if name in table.schema_arrow.names]

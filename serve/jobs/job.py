@@ -22,15 +22,17 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from serve.jobs.errors import InputError, JobStoppedError, OutputError
+from serve.jobs.durable import create, reopen, sync, write_whole
+from serve.jobs.errors import InputError, JobStoppedError, OutputError, OutputTakenError
+from serve.jobs.files import OWN, Place
 from serve.jobs.inputs import Item, Source
-from serve.jobs.pipeline import Pipeline, Work
-from serve.jobs.shard import Format, Shard, Told, read_shard, sync_directory, write_shard
+from serve.jobs.pipeline import OnImages, Pipeline, Work
+from serve.jobs.shard import Format, Shard, Told, read_shard, write_shard
 from tureen.manifest import Precision
 from tureen.preprocess import ImageLimits
-from tureen.soup import Soup
 
-SUCCESS, JOB, INPUTS = "_SUCCESS", "_job/job.json", "_job/inputs.jsonl"
+SUCCESS = "_SUCCESS"
+JOB, INPUTS, NEW_INPUTS, LOCK = "job.json", "inputs.jsonl", "inputs.jsonl.new", "lock"
 LEAST_FOR_RATE = 100  # images before a share of errors says anything
 
 
@@ -83,34 +85,39 @@ class Summary(BaseModel):
 
 
 @contextmanager
-def locked(output: Path) -> Iterator[None]:
-    """The directory, made where it is not there, for this process alone; raises OutputError."""
-    (output / "_job").mkdir(parents=True, exist_ok=True)
-    with (output / "_job/lock").open("w") as file:
+def locked(place: Place) -> Iterator[None]:
+    """The output for this process alone; raises OutputError."""
+    try:
+        descriptor = os.open(place.own / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+    except OSError as error:
+        raise OutputError(f"{place.name} cannot be written to: {error.strerror}") from error
+    try:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise OutputError(f"another process is at work in {output}") from None
+            raise OutputTakenError(f"another process is at work in {place.name}") from None
         yield
+    finally:
+        os.close(descriptor)
 
 
-def begun(output: Path) -> Spec | None:
-    """The job that a directory holds; None where it holds nothing. Raises OutputError where it holds something else."""
-    file = output / JOB
-    if file.is_file():
+def begun(place: Place) -> Spec | None:
+    """The job that an output holds; None where it holds nothing. Raises OutputError where it holds something else."""
+    if os.path.lexists(place.own / JOB):
         try:
-            return Spec.model_validate_json(file.read_bytes())
-        except ValidationError as error:
-            raise OutputError(f"{file} is not of this version of Tureen: give another directory") from error
-    if output.is_dir() and any(entry.name != "_job" for entry in output.iterdir()):
-        raise OutputError(f"{output} is not empty, and what it holds is no job: give another directory")
+            with reopen(place.own / JOB) as file:
+                return Spec.model_validate_json(file.read())
+        except (OSError, ValidationError) as error:
+            raise OutputError(f"{place.name} holds a job of another version: give another directory") from error
+    if any(entry.name != OWN for entry in place.output.iterdir()):
+        raise OutputError(f"{place.name} is not empty, and what it holds is no job: give another directory")
     return None
 
 
-def list_inputs(source: Source, file: Path, on_images: Callable[[int], None]) -> tuple[str, int, bool]:
+def list_inputs(source: Source, place: Place, on_images: Callable[[int], None]) -> tuple[str, int, bool]:
     """Writes the listing; its SHA-256, the number of images, and whether some have a β of their own."""
     digest, images, has_own_betas = hashlib.sha256(), 0, False
-    with file.open("wb") as listing:
+    with create(place.own / NEW_INPUTS) as listing:
         for item in source.items():
             line = json.dumps([item.id, item.path, item.beta, item.where]).encode() + b"\n"
             digest.update(line)
@@ -118,17 +125,16 @@ def list_inputs(source: Source, file: Path, on_images: Callable[[int], None]) ->
             images += 1
             has_own_betas |= item.beta is not None
             on_images(images)
-        listing.flush()
-        os.fsync(listing.fileno())
+        sync(listing)
     if not images:
         raise InputError("the input holds no file")
     return digest.hexdigest(), images, has_own_betas
 
 
-def begin(output: Path, spec: Spec, listing: Path) -> None:
+def begin(place: Place, spec: Spec) -> None:
     """Pins the job: from here on it can only go on as it is."""
-    listing.rename(output / INPUTS)
-    write_whole(output / JOB, spec.model_dump_json(indent=2) + "\n")
+    (place.own / NEW_INPUTS).rename(place.own / INPUTS)
+    _write_json(place.own / JOB, spec)
 
 
 def check_same(spec: Spec, now: Spec) -> None:
@@ -143,10 +149,9 @@ def check_same(spec: Spec, now: Spec) -> None:
 class Job:
     """A job that has begun, and is run as far as it goes."""
 
-    def __init__(self, output: Path, spec: Spec, soup: Soup, source: Source) -> None:
-        self.output, self.spec, self._soup, self._source = output, spec, soup, source
-        manifest = soup.bundle.manifest
-        self._told = Told(manifest.labels, spec.model, spec.version, spec.engine, spec.precision)
+    def __init__(self, place: Place, spec: Spec, labels: Sequence[str]) -> None:
+        self.place, self.spec = place, spec
+        self._told = Told(labels, spec.model, spec.version, spec.engine, spec.precision)
         self._metadata = {
             "tureen.fingerprint": spec.fingerprint,
             "tureen.model": spec.model,
@@ -158,7 +163,7 @@ class Job:
 
     def path(self, number: int) -> Path:
         """The file of a shard."""
-        return self.output / f"part-{number:05}.{self.spec.format}"
+        return self.place.output / f"part-{number:05}.{self.spec.format}"
 
     def missing(self) -> list[int]:
         """The shards that are still to be made."""
@@ -166,37 +171,25 @@ class Job:
 
     def run(
         self,
+        pipeline: Pipeline,
         *,
-        streams: int,
-        decode_threads: int,
         retry_failed: bool = False,
         max_error_rate: float = 1.0,
-        on_images: Callable[[int, int], None] = lambda done, failed: None,
+        on_images: OnImages = lambda done, failed: None,
     ) -> Summary:
         """Makes what is missing and says what the job comes to.
 
         retry_failed: classifies anew the images of rows that are errors. on_images: told of images done and of those
         among them that failed, those of earlier runs at once. Raises JobError, or OSError where the disk fails.
         """
-        (self.output / SUCCESS).unlink(missing_ok=True)  # until it is true again
+        (self.place.output / SUCCESS).unlink(missing_ok=True)  # until it is true again
         missing = self.missing()
         for number in sorted(set(range(self.spec.shards)) - set(missing)):
             shard = self._read(number)
             self._count(number, shard)
             failed, images = len(self._rows_of_images(shard.failed)), self._images_in(number)
             on_images(images - failed if retry_failed else images, 0 if retry_failed else failed)
-        works = self._works(missing, retry_failed=retry_failed)
-        pipeline = Pipeline(
-            self._soup,
-            self._source,
-            self.spec.betas,
-            batch_rows=self.spec.batch_rows,
-            streams=streams,
-            decode_threads=decode_threads,
-            jpeg_scaling=self.spec.jpeg_scaling,
-            on_images=on_images,
-        )
-        for finished in pipeline.run(works):
+        for finished in pipeline.run(self._works(missing, retry_failed=retry_failed), on_images):
             write_shard(self.path(finished.number), finished.shard, self._told, self.spec.format, self._metadata)
             self._count(finished.number, finished.shard)
             self._check_rate(max_error_rate)
@@ -204,7 +197,7 @@ class Job:
 
     def _works(self, missing: Sequence[int], *, retry_failed: bool) -> Iterator[Work]:
         width, todo = len(self.spec.betas), set(missing)
-        with (self.output / INPUTS).open("rb") as listing:
+        with reopen(self.place.own / INPUTS) as listing:
             for number in range(self.spec.shards):
                 lines = [listing.readline() for _ in range(self._images_in(number))]
                 if number in todo:
@@ -262,19 +255,12 @@ class Job:
             betas=spec.betas,
         )
         assert not self.missing()
-        write_whole(self.output / SUCCESS, summary.model_dump_json(indent=2) + "\n")
+        _write_json(self.place.output / SUCCESS, summary)
         return summary
 
 
-def write_whole(path: Path, text: str) -> None:
-    """A small file with all of the text or as it was before."""
-    aside = path.with_name(f".{path.name}.part")
-    with aside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.rename(path)
-    sync_directory(path.parent)
+def _write_json(path: Path, content: BaseModel) -> None:
+    write_whole(path, lambda file: file.write(content.model_dump_json(indent=2).encode() + b"\n"))
 
 
 def _item(line: bytes) -> Item:

@@ -5,7 +5,6 @@ A batch never holds rows of two shards, and its rows follow the listing: a shard
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,28 +16,14 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.jobs.errors import JobError, UnreadableError
-from serve.jobs.inputs import Item, Source
+from serve.jobs.errors import JobError
+from serve.jobs.inputs import Item
+from serve.jobs.reading import Read, Readers
 from serve.jobs.shard import Shard
-from tureen.errors import (
-    EmptyImageError,
-    ImageError,
-    ImageTooLargeError,
-    UndecodableImageError,
-    UnsupportedImageTypeError,
-)
-from tureen.preprocess import Pixels, pixels_from_bytes
-from tureen.soup import Soup
+from tureen.preprocess import Pixels
 
 logger = logging.getLogger("tureen.jobs")
 
-CODES: dict[type[ImageError], str] = {  # as the server answers them
-    EmptyImageError: "empty_image",
-    UndecodableImageError: "undecodable_image",
-    UnsupportedImageTypeError: "unsupported_image_type",
-    ImageTooLargeError: "image_too_large",
-    UnreadableError: "unreadable_image",
-}
 INFERENCE_FAILED = "inference_failed"
 CHUNK = 8  # images decoded by a thread before it takes more: handing over costs as much as decoding a small one
 
@@ -61,13 +46,6 @@ class Finished:
 
 
 @dataclass
-class _Read:
-    sha256: str | None
-    pixels: Pixels | None
-    error: ImageError | None = None
-
-
-@dataclass
 class _Batch:
     shard: Shard
     at: list[int] = field(default_factory=list)
@@ -75,40 +53,40 @@ class _Batch:
     betas: list[float] = field(default_factory=list)
 
 
+Classify = Callable[[NDArray[np.uint8], Sequence[float]], NDArray[np.float32]]
+"""Logits (N, K) of pixels (N, H, W, 3), each at its β; may be called from several threads."""
+OnImages = Callable[[int, int], None]
+"""Told of images done and of those among them that failed; what it raises ends the job."""
+
+
 class Pipeline:
-    """Classifies the images of a source on a soup.
+    """Classifies the images that readers read.
 
     betas: of each image, None alone where the model has one token; an item's own takes their place.
-    batch_rows: rows in a run of the engine. on_images: told of images done and of those among them that failed.
+    batch_rows: rows in a run of the engine; streams: such runs at a time.
     """
 
     def __init__(
         self,
-        soup: Soup,
-        source: Source,
+        classify: Classify,
+        readers: Readers,
         betas: Sequence[float | None],
         *,
         batch_rows: int,
         streams: int,
-        decode_threads: int,
-        jpeg_scaling: bool = False,
-        on_images: Callable[[int, int], None] = lambda done, failed: None,
     ) -> None:
-        self._soup, self._source, self._betas = soup, source, betas
-        self._batch_rows, self._streams, self._decode_threads = batch_rows, streams, decode_threads
-        self._jpeg_scaling, self._on_images = jpeg_scaling, on_images
+        self._classify, self._readers, self._betas = classify, readers, betas
+        self._batch_rows, self._streams = batch_rows, streams
 
-    def run(self, works: Iterable[Work]) -> Iterator[Finished]:
+    def run(self, works: Iterable[Work], on_images: OnImages) -> Iterator[Finished]:
         """Each work's shard, in order; the next ones are under way while one is written."""
         with ExitStack() as stack:
-            decoders = stack.enter_context(ThreadPoolExecutor(self._decode_threads, "decode"))
             runners = stack.enter_context(ThreadPoolExecutor(self._streams, "engine"))
             # Where the caller stops, what waits is dropped and what runs is waited for.
             stack.callback(runners.shutdown, wait=False, cancel_futures=True)
-            stack.callback(decoders.shutdown, wait=False, cancel_futures=True)
             running: deque[Future[None] | Finished] = deque()
             for work in works:
-                for batch in self._batches(work, decoders):
+                for batch in self._batches(work, on_images):
                     running.append(runners.submit(self._run, batch))
                     yield from self._done(running, self._streams + 1)
                 running.append(Finished(work.number, work.shard))
@@ -127,9 +105,9 @@ class Pipeline:
             else:
                 first.result()
 
-    def _batches(self, work: Work, decoders: ThreadPoolExecutor) -> Iterator[_Batch]:
+    def _batches(self, work: Work, on_images: OnImages) -> Iterator[_Batch]:
         batch = _Batch(work.shard)
-        for row, item, read in self._read_all(work.items, decoders):
+        for row, item, read in self._read_all(work.items):
             betas = self._betas if item.beta is None else [item.beta]
             for at, beta in enumerate(betas, start=row):
                 _name(work.shard, at, item, read, beta)
@@ -140,52 +118,27 @@ class Pipeline:
                 if len(batch.at) == self._batch_rows:
                     yield batch
                     batch = _Batch(work.shard)
-            self._on_images(1, 0 if read.error is None else 1)
+            on_images(1, 0 if read.error_code is None else 1)
         if batch.at:
             yield batch
 
-    def _read_all(
-        self, items: Iterable[tuple[int, Item]], decoders: ThreadPoolExecutor
-    ) -> Iterator[tuple[int, Item, _Read]]:
+    def _read_all(self, items: Iterable[tuple[int, Item]]) -> Iterator[tuple[int, Item, Read]]:
         """Every image in order, while as many as a batch are decoded ahead."""
-        is_sequential = self._source.is_sequential
-        chunk = 1 if is_sequential else min(CHUNK, self._batch_rows)
-        ahead = (
-            2 * self._decode_threads if is_sequential else max(-(-self._batch_rows // chunk), 2 * self._decode_threads)
-        )
-        decoding: deque[tuple[list[tuple[int, Item]], Future[list[_Read]]]] = deque()
+        readers = self._readers
+        chunk = 1 if readers.is_sequential else min(CHUNK, self._batch_rows)
+        ahead = 2 * readers.count if readers.is_sequential else max(-(-self._batch_rows // chunk), 2 * readers.count)
+        decoding: deque[tuple[list[tuple[int, Item]], Future[list[Read]]]] = deque()
         remaining = iter(items)
         while True:
             some = list(islice(remaining, chunk))
             if some:
-                given = [self._bytes(item) if is_sequential else item for _, item in some]
-                decoding.append((some, decoders.submit(self._read_some, given)))
+                decoding.append((some, readers.submit([item for _, item in some])))
             while decoding and (not some or len(decoding) > ahead):
                 done, future = decoding.popleft()
                 for (row, item), read in zip(done, future.result(), strict=True):
                     yield row, item, read
             if not some:
                 return
-
-    def _read_some(self, given: Sequence[Item | bytes | ImageError]) -> list[_Read]:
-        return [self._read(one) for one in given]
-
-    def _bytes(self, item: Item) -> bytes | ImageError:
-        try:
-            return self._source.read(item, self._soup.limits.max_image_bytes)
-        except ImageError as error:
-            return error
-
-    def _read(self, given: Item | bytes | ImageError) -> _Read:
-        data = self._bytes(given) if isinstance(given, Item) else given
-        if isinstance(data, ImageError):
-            return _Read(None, None, data)
-        sha256 = hashlib.sha256(data).hexdigest()
-        try:
-            spec = self._soup.bundle.manifest.preprocess
-            return _Read(sha256, pixels_from_bytes(data, spec, self._soup.limits, jpeg_scaling=self._jpeg_scaling))
-        except ImageError as error:
-            return _Read(sha256, None, error)
 
     def _run(self, batch: _Batch) -> None:
         failed = self._fill(batch.shard, batch.at, np.stack(batch.pixels), batch.betas)
@@ -195,7 +148,9 @@ class Pipeline:
     def _fill(self, shard: Shard, at: list[int], pixels: NDArray[np.uint8], betas: list[float]) -> int:
         """The rows, or where the engine fails their halves; how many rows it failed on alone, which are errors."""
         try:
-            shard.fill(at, self._soup.logits(pixels, betas))
+            shard.fill(at, self._classify(pixels, betas))
+        except JobError:
+            raise
         except Exception as error:  # noqa: BLE001 - the runtimes' exceptions have no common base
             if len(at) == 1:
                 logger.error("the engine failed on an image alone: %s", error)
@@ -208,12 +163,10 @@ class Pipeline:
         return 0
 
 
-def _name(shard: Shard, at: int, item: Item, read: _Read, beta: float | None) -> None:
+def _name(shard: Shard, at: int, item: Item, read: Read, beta: float | None) -> None:
     shard.ids[at], shard.paths[at] = _printable(item.id), _printable(item.path)
     shard.sha256[at], shard.betas[at] = read.sha256, beta
-    error = read.error
-    shard.error_codes[at] = None if error is None else next(CODES[cls] for cls in type(error).__mro__ if cls in CODES)
-    shard.errors[at] = None if error is None else str(error)
+    shard.error_codes[at], shard.errors[at] = read.error_code, read.error
 
 
 def _printable(name: str) -> str:

@@ -17,18 +17,19 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, BinaryIO, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from serve.jobs.durable import reopen, write_whole
 from serve.jobs.errors import OutputError
 from tureen.soup import probabilities
 
+T = TypeVar("T")
 Format = Literal["parquet", "jsonl", "csv"]
 COLUMNS = (
     "id", "path", "sha256", "status", "error_code", "error", "label", "index", "probability", "top_k", "beta",
@@ -118,35 +119,26 @@ def shard_of(rows: Sequence[Mapping[str, Any]], top_k: int) -> Shard:
 
 
 def write_shard(path: Path, shard: Shard, told: Told, format: Format, metadata: Mapping[str, str]) -> None:
-    """The file with all rows or none: written aside, synced, renamed, and the directory synced."""
-    aside = path.parent / f".{path.name}.part"
-    try:
-        with aside.open("wb") as file:
-            _WRITERS[format](file, shard, told, metadata)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.rename(path)
-        sync_directory(path.parent)
-    except OSError:
-        aside.unlink(missing_ok=True)
-        raise
+    """The file with all rows or none; raises OSError."""
+    write_whole(path, lambda file: _WRITERS[format](file, shard, told, metadata))
 
 
 def read_shard(path: Path, format: Format, top_k: int) -> Shard:
     """The rows of a shard; raises OutputError where it is none."""
+    return _read(path, lambda file: shard_of(_READERS[format](file), top_k))
+
+
+def read_rows(path: Path, format: Format) -> list[dict[str, Any]]:
+    """The same by name of column."""
+    return _read(path, _READERS[format])
+
+
+def _read(path: Path, read: Callable[[BinaryIO], T]) -> T:
     try:
-        return shard_of(_READERS[format](path), top_k)
+        with reopen(path) as file:
+            return read(file)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise OutputError(f"{path} cannot be read back: remove it, and --resume makes it again") from error
-
-
-def sync_directory(path: Path) -> None:
-    """Make the names in a directory durable."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _write_parquet(file: IO[bytes], shard: Shard, told: Told, metadata: Mapping[str, str]) -> None:
@@ -183,11 +175,11 @@ def _write_parquet(file: IO[bytes], shard: Shard, told: Told, metadata: Mapping[
     pq.write_table(table, file, compression="zstd")
 
 
-def _read_parquet(path: Path) -> list[dict[str, Any]]:
+def _read_parquet(file: BinaryIO) -> list[dict[str, Any]]:
     import pyarrow.parquet as pq
 
-    with pq.ParquetFile(path) as file:
-        rows: list[dict[str, Any]] = file.read(columns=list(COLUMNS)).to_pylist()
+    with pq.ParquetFile(file) as table:
+        rows: list[dict[str, Any]] = table.read(columns=list(COLUMNS)).to_pylist()
         return rows
 
 
@@ -196,9 +188,8 @@ def _write_jsonl(file: IO[bytes], shard: Shard, told: Told, metadata: Mapping[st
         file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
 
 
-def _read_jsonl(path: Path) -> list[dict[str, Any]]:
-    with path.open(encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
+def _read_jsonl(file: BinaryIO) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file]
 
 
 def _write_csv(file: IO[bytes], shard: Shard, told: Told, metadata: Mapping[str, str]) -> None:
@@ -211,16 +202,18 @@ def _write_csv(file: IO[bytes], shard: Shard, told: Told, metadata: Mapping[str,
     text.detach()  # flushed; whoever opened the file closes it
 
 
-def _read_csv(path: Path) -> list[dict[str, Any]]:
+def _read_csv(file: BinaryIO) -> list[dict[str, Any]]:
     kinds: dict[str, Callable[[str], Any]] = {"index": int, "probability": float, "beta": float, "top_k": json.loads}
-    with path.open(encoding="utf-8", newline="") as file:
-        return [
-            {
-                name: kinds.get(name, str)(_live(cell)) if cell or name in ("id", "path") else None
-                for name, cell in row.items()
-            }
-            for row in csv.DictReader(file, strict=True)
-        ]
+    text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+    rows = [
+        {
+            name: kinds.get(name, str)(_live(cell)) if cell or name in ("id", "path") else None
+            for name, cell in row.items()
+        }
+        for row in csv.DictReader(text, strict=True)
+    ]
+    text.detach()  # whoever opened the file closes it
+    return rows
 
 
 def _inert(text: str) -> str:

@@ -58,7 +58,7 @@ class Disk:
         return counted
 
     def open(self, path, mode="r", *arguments, **options):
-        if "w" not in mode:
+        if "w" not in mode and "x" not in mode:
             return open(path, mode, *arguments, **options)
         self.passes()
         disk = self
@@ -68,7 +68,7 @@ class Disk:
                 disk.passes()
                 return super().write(data)
 
-        raw = io.BufferedWriter(Counted(path, "w"))
+        raw = io.BufferedWriter(Counted(path, mode.strip("b")))
         return raw if "b" in mode else io.TextIOWrapper(raw, encoding=options.get("encoding"))
 
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import serve.jobs.pipeline
+import serve.jobs.reading
 import tureen
 from serve.jobs.errors import InputError, JobError, JobStoppedError, OutputError
 from serve.jobs.job import SUCCESS
@@ -138,9 +138,9 @@ def test_what_failed_is_tried_again_and_nothing_else(run_batch, photos, tmp_path
     assert sum(row["status"] == "error" for row in rows_of(tmp_path / "out")) == 2
     whole.write_bytes(content)
     read = []
-    real = serve.jobs.pipeline.pixels_from_bytes
+    real = serve.jobs.reading.pixels_from_bytes
     monkeypatch.setattr(
-        serve.jobs.pipeline, "pixels_from_bytes", lambda data, *a, **b: read.append(data) or real(data, *a, **b)
+        serve.jobs.reading, "pixels_from_bytes", lambda data, *a, **b: read.append(data) or real(data, *a, **b)
     )
     assert run_batch(*arguments, "--retry-failed") == 0
     assert read == [content]
@@ -278,6 +278,6 @@ def test_an_engine_that_fails_on_one_image_costs_one_row_and_one_that_fails_on_a
 
 
 def test_the_codes_are_those_of_the_server():
-    for cls, code in serve.jobs.pipeline.CODES.items():
+    for cls, code in serve.jobs.reading.CODES.items():
         if cls in KINDS:
             assert KINDS[cls].code == code
