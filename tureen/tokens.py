@@ -55,7 +55,7 @@ def parse_beta(value: str | float) -> float:
             raise InvalidBetaError(value)
     try:
         beta = float(value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise InvalidBetaError(value) from error
     if not math.isfinite(beta) or not CLEAN_BETA <= beta <= ROBUST_BETA:
         raise InvalidBetaError(value)

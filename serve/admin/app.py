@@ -37,6 +37,7 @@ MAX_BODY_BYTES = 64 * 1024
 MAX_BODY_DEPTH = 4
 MAX_HISTORY = 1000
 MAX_WAIT_S = 60
+MAX_REVISION = 2**31 - 1
 V = TypeVar("V", bound=Value)
 _ETAG = re.compile(r'"([0-9]{1,18})"')
 
@@ -44,7 +45,7 @@ _ETAG = re.compile(r'"([0-9]{1,18})"')
 class Rollback(Value):
     """Back to the settings of an earlier revision."""
 
-    revision: Annotated[int, Query(strict=True, ge=0)]
+    revision: Annotated[int, Query(strict=True, ge=0, le=MAX_REVISION)]
     reason: Reason
 
 
@@ -64,6 +65,18 @@ async def reader(request: Request) -> Credential:
         raise UnauthorizedError
     access_fields(request.scope)["who"] = who.name
     return who
+
+
+async def known_query(request: Request) -> None:
+    """Raises InvalidParameterError for a parameter that the route does not have, or has twice: on a misspelt dry_run
+    the change must not be made.
+    """
+    known = {field.alias for field in request.scope["route"].dependant.query_params}
+    for name in request.query_params:
+        if name not in known:
+            raise InvalidParameterError(f"there is no parameter {name[:40]!r} here")
+        if len(request.query_params.getlist(name)) > 1:
+            raise InvalidParameterError(f"the parameter {name} comes twice")
 
 
 async def operator(who: Annotated[Credential, Depends(reader)]) -> Credential:
@@ -92,7 +105,7 @@ def create_admin_app(desk: AdminDesk) -> FastAPI:
     app.add_exception_handler(HTTPException, _http_problem)
     app.add_exception_handler(RequestValidationError, _query_problem)
 
-    router = APIRouter(dependencies=[Depends(reader)])
+    router = APIRouter(dependencies=[Depends(reader), Depends(known_query)])
 
     @router.get("/admin/me")
     async def me(who: Annotated[Credential, Depends(reader)]) -> dict[str, str]:
@@ -119,7 +132,7 @@ def create_admin_app(desk: AdminDesk) -> FastAPI:
         return await _write(desk, request, who, "set", wanted.reason, after, dry_run=dry_run)
 
     @router.post("/admin/beta/rollback")
-    async def rollback(request: Request, who: Operator) -> Response:
+    async def rollback(request: Request, who: Operator, dry_run: bool = False) -> Response:
         wanted = _parsed(Rollback, await _json(request), "a revision and a reason")
         earlier = (await asyncio.to_thread(desk.store.revision, wanted.revision)).state
         return await _write(
@@ -129,6 +142,7 @@ def create_admin_app(desk: AdminDesk) -> FastAPI:
             f"rollback to {wanted.revision}",
             wanted.reason,
             lambda state: rolled_back(state, earlier),
+            dry_run=dry_run,
         )
 
     @router.delete("/admin/beta/pending/{plan_id}")
@@ -137,8 +151,10 @@ def create_admin_app(desk: AdminDesk) -> FastAPI:
 
     @router.get("/admin/beta/history")
     async def history(
-        limit: Annotated[int, Query(ge=1, le=MAX_HISTORY)] = 50, before: Annotated[int | None, Query(ge=1)] = None
+        limit: Annotated[int, Query(ge=1, le=MAX_HISTORY)] = 50,
+        before: Annotated[int | None, Query(ge=1, le=MAX_REVISION)] = None,
     ) -> JSONResponse:
+        desk.plane.check()
         rows = await asyncio.to_thread(desk.store.history, limit, before)
         shown = [
             {
@@ -153,6 +169,7 @@ def create_admin_app(desk: AdminDesk) -> FastAPI:
 
     @router.get("/admin/beta/history/verify")
     async def verify() -> dict[str, int]:
+        desk.plane.check()
         return {"verified": await asyncio.to_thread(desk.store.verify)}
 
     @router.put("/admin/keys/{name}")
@@ -164,7 +181,7 @@ def create_admin_app(desk: AdminDesk) -> FastAPI:
         except ValueError:
             raise InvalidChangeError("a key's name and policy are of a-z, 0-9, - and _") from None
         answer = await _write(
-            desk, request, who, "key", wanted.reason, lambda state: with_key(state, digest(secret), key)
+            desk, request, who, "make key", wanted.reason, lambda state: with_key(state, digest(secret), key)
         )
         return JSONResponse(
             {"name": name, "policy": key.policy, "key": secret}, headers={"ETag": answer.headers["etag"]}
@@ -172,7 +189,7 @@ def create_admin_app(desk: AdminDesk) -> FastAPI:
 
     @router.delete("/admin/keys/{name}")
     async def remove_key(request: Request, name: str, who: Operator, reason: Annotated[Reason, Query()]) -> Response:
-        return await _write(desk, request, who, "key", reason, lambda state: without_key(state, name))
+        return await _write(desk, request, who, "remove key", reason, lambda state: without_key(state, name))
 
     @router.get("/metrics")
     async def metrics() -> Response:
@@ -201,6 +218,7 @@ async def _write(
     head = desk.plane.head
     if int(match[1]) != head.revision:
         await desk.plane.refresh()  # a change elsewhere may not have come here yet
+        desk.plane.check()
         head = desk.plane.head
         if int(match[1]) != head.revision:
             raise StaleRevisionError(head.revision)

@@ -8,7 +8,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, urlencode, urlsplit
 
 from serve.admin.desk import TOKEN_FILE
 from serve.admin.errors import AdminError
@@ -29,12 +29,15 @@ class RefusedError(AdminError):
 class AdminClient:
     """One server's settings, by its operator listener."""
 
-    def __init__(self, url: str, token: str | None = None) -> None:
-        """token: else TUREEN_ADMIN_TOKEN, else what the server left in the state directory; raises AdminError."""
-        if not url.startswith(("http://", "https://")):
-            raise RefusedError("wrong_url", f"{url!r} is no URL: give one such as http://127.0.0.1:8001")
+    def __init__(self, url: str, token: str | None = None, state_dir: Path | None = None) -> None:
+        """token: else TUREEN_ADMIN_TOKEN, else what a server left in state_dir; raises AdminError."""
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
+            raise RefusedError("wrong_url", "that is no URL of a listener: give one such as http://127.0.0.1:8001")
         self._url = url.rstrip("/")
-        self._token = token or os.environ.get(TOKEN_VARIABLE) or _token_of(default_state_directory())
+        self._token = token or os.environ.get(TOKEN_VARIABLE) or _token_of(state_dir or default_state_directory())
+        if not (self._token.isascii() and self._token.isprintable() and " " not in self._token):
+            raise RefusedError("wrong_token", "the token has spaces, line ends or letters that no token has")
 
     def state(self, after: int | None = None, wait_s: float = 0) -> dict[str, Any]:
         """What is in force; with after, once a later revision is, or wait_s have passed."""
@@ -45,18 +48,20 @@ class AdminClient:
         """What is in force after the change on that revision, or would be; raises RefusedError."""
         return self._ask("PUT", f"/admin/beta{'?dry_run=true' if dry_run else ''}", change, revision)
 
-    def rollback(self, revision: int, to: int, reason: str) -> dict[str, Any]:
-        """What is in force after going back to an earlier revision's settings."""
-        return self._ask("POST", "/admin/beta/rollback", {"revision": to, "reason": reason}, revision)
+    def rollback(self, revision: int, to: int, reason: str, *, dry_run: bool = False) -> dict[str, Any]:
+        """What is in force after going back to an earlier revision's settings, or would be."""
+        path = f"/admin/beta/rollback{'?dry_run=true' if dry_run else ''}"
+        return self._ask("POST", path, {"revision": to, "reason": reason}, revision)
 
     def cancel(self, revision: int, plan_id: str, reason: str) -> dict[str, Any]:
         """What is in force without what was planned under that id."""
         path = f"/admin/beta/pending/{quote(plan_id, safe='')}?{urlencode({'reason': reason})}"
         return self._ask("DELETE", path, None, revision)
 
-    def history(self, limit: int) -> list[dict[str, Any]]:
-        """The newest revisions, the newest first."""
-        revisions: list[dict[str, Any]] = self._ask("GET", f"/admin/beta/history?limit={limit}")["revisions"]
+    def history(self, limit: int, before: int | None = None) -> list[dict[str, Any]]:
+        """The newest revisions, the newest first, of those before one where it is given."""
+        query = urlencode({"limit": limit} | ({} if before is None else {"before": before}))
+        revisions: list[dict[str, Any]] = self._ask("GET", f"/admin/beta/history?{query}")["revisions"]
         return revisions
 
     def verify(self) -> int:
@@ -87,6 +92,10 @@ class AdminClient:
 def _refused(status: int, body: bytes) -> RefusedError:
     try:
         problem = json.loads(body)
+        if status == 404 and problem["code"] == "not_found":
+            return RefusedError(
+                "not_found", "this is a server, and not its operators' listener: is this the right port?"
+            )
         return RefusedError(problem["code"], problem["detail"])
     except (ValueError, KeyError, TypeError):
         return RefusedError("unknown", f"the answer is a {status} that is none of Tureen's: is this the right port?")

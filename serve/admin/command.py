@@ -7,13 +7,19 @@ import json
 import os
 import re
 import sys
+import time
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
 from typing import Any
 
-from serve.admin.client import AdminClient
+from serve.admin.client import AdminClient, RefusedError
+from tureen.errors import InvalidBetaError
 from tureen.tokens import parse_beta
 
 DEFAULT_URL = "http://127.0.0.1:8001"
 WAIT_S = 30.0
+RETRY_S = 2.0
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 EXIT_NOT_DONE = 1
 SERVERS_OWN = "server"
@@ -22,7 +28,7 @@ SERVERS_OWN = "server"
 def beta(arguments: list[str]) -> int:
     """`tureen beta`: 0, or 1 where the operator said no; raises AdminError."""
     options = _parser().parse_args(arguments)
-    client = AdminClient(options.url, options.token)
+    client = AdminClient(options.url, options.token, options.state_dir)
     run = {"get": _get, "set": _set, "history": _history, "rollback": _rollback, "cancel": _cancel, "watch": _watch}
     status: int = run[options.command](client, options)
     return status
@@ -41,13 +47,14 @@ def _parser() -> argparse.ArgumentParser:
         help=f"the server's operator listener; default: TUREEN_ADMIN_URL, else {DEFAULT_URL}",
     )
     common.add_argument("--token", help="default: TUREEN_ADMIN_TOKEN, else what a server on this machine has left")
+    common.add_argument("--state-dir", type=Path, help="as given to `tureen serve`, whose token is there")
     common.add_argument("--json", action="store_true", help="for programs")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("get", parents=[common], help="what is in force, and what is planned")
     change = commands.add_parser("set", parents=[common], help="change the default β, or what clients may choose")
     change.add_argument("beta", nargs="?", type=_beta, help="0 to 1, clean or robust; server: the server's own default")
-    change.add_argument("--min", dest="beta_min", type=parse_beta, metavar="β", help="least β that clients may choose")
-    change.add_argument("--max", dest="beta_max", type=parse_beta, metavar="β", help="greatest β that they may choose")
+    change.add_argument("--min", dest="beta_min", type=_number, metavar="β", help="least β that clients may choose")
+    change.add_argument("--max", dest="beta_max", type=_number, metavar="β", help="greatest β that they may choose")
     change.add_argument("--clients-may-choose", choices=("yes", "no"), help="no: a request that chooses gets 403")
     change.add_argument(
         "--policy", dest="policies", type=_policy, action="append", metavar="NAME=β", help="NAME= takes it away"
@@ -57,13 +64,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     when = change.add_mutually_exclusive_group()
     when.add_argument("--for", dest="ttl_s", type=_duration, metavar="TIME", help="revert after 90s, 30m, 1h or 2d")
-    when.add_argument("--at", metavar="TIME", help="not now but then, such as 2027-01-31T08:00:00Z")
+    when.add_argument("--at", type=_time, metavar="TIME", help="not now but then, such as 2027-01-31T08:00:00Z")
     change.add_argument("--over", dest="ramp_s", type=_duration, metavar="TIME", help="move there in ten steps")
     history = commands.add_parser("history", parents=[common], help="who changed what, when and why")
-    history.add_argument("--limit", type=int, default=20, help="revisions shown (default: %(default)s)")
+    history.add_argument("--limit", type=_limit, default=20, help="revisions shown, 1 to 1000 (default: %(default)s)")
+    history.add_argument("--before", type=_revision, metavar="REVISION", help="older ones than this")
     history.add_argument("--verify", action="store_true", help="check the chain of hashes over the whole history")
     rollback = commands.add_parser("rollback", parents=[common], help="back to an earlier revision, as a new one")
-    rollback.add_argument("revision", type=int)
+    rollback.add_argument("revision", type=_revision)
     cancel = commands.add_parser("cancel", parents=[common], help="take back what is planned")
     cancel.add_argument("id", help="as `tureen beta get` shows it")
     for command in (change, rollback, cancel):
@@ -84,15 +92,8 @@ def _set(client: AdminClient, options: argparse.Namespace) -> int:
     change = _change(options)
     state = client.state()
     would_be = client.change(state["revision"], change, dry_run=True)
-    if not options.yes:
-        print(f"now       {line_of(state)}")
-        for line in _rules(state):
-            print(line)
-        print(f"then      {line_of(would_be)}")
-        for line in _rules(would_be):
-            print(line)
-        if not _agreed():
-            return EXIT_NOT_DONE
+    if not options.yes and not _agreed(state, would_be):
+        return EXIT_NOT_DONE
     return _done(client.change(state["revision"], change), options)
 
 
@@ -112,10 +113,9 @@ def _change(options: argparse.Namespace) -> dict[str, Any]:
 
 def _rollback(client: AdminClient, options: argparse.Namespace) -> int:
     state = client.state()
-    if not options.yes:
-        print(f"now       {line_of(state)}\nthen      the settings of revision {options.revision}")
-        if not _agreed():
-            return EXIT_NOT_DONE
+    would_be = client.rollback(state["revision"], options.revision, options.reason, dry_run=True)
+    if not options.yes and not _agreed(state, would_be):
+        return EXIT_NOT_DONE
     return _done(client.rollback(state["revision"], options.revision, options.reason), options)
 
 
@@ -125,13 +125,12 @@ def _cancel(client: AdminClient, options: argparse.Namespace) -> int:
 
 def _history(client: AdminClient, options: argparse.Namespace) -> int:
     verified = client.verify() if options.verify else None
-    rows = client.history(options.limit)
+    rows = client.history(options.limit, options.before)
     if options.json:
         print(json.dumps({"revisions": rows, "verified": verified}))
         return 0
     for row in rows:
-        before, after = (_told(row[side]["default_beta"]) for side in ("before", "after"))
-        what = f"β {before} → {after}" if before != after else "β unchanged"
+        what = ", ".join(_differences(row["before"], row["after"])) or "nothing changed"
         print(f"{row['revision']:>6}  {row['at'][:19]}Z  {row['who']}  {row['action']}: {what}  “{row['reason']}”")
     if verified is not None:
         print(f"{verified} revisions, each with the hash of the one before: sound")
@@ -139,12 +138,23 @@ def _history(client: AdminClient, options: argparse.Namespace) -> int:
 
 
 def _watch(client: AdminClient, options: argparse.Namespace) -> int:
-    seen = -1
+    seen, is_there = (-1, True), True
     while True:
-        state = client.state(None if seen < 0 else seen, 0 if seen < 0 else WAIT_S)
-        if state["revision"] != seen:
-            seen = state["revision"]
-            print(json.dumps(state) if options.json else line_of(state), flush=True)
+        try:
+            state = client.state(None if seen[0] < 0 else seen[0], 0 if seen[0] < 0 else WAIT_S)
+        except RefusedError as error:
+            if error.code != "unreachable" or seen[0] < 0:
+                raise
+            if is_there:
+                print(f"tureen beta: {error}: trying again", file=sys.stderr)
+            is_there = False
+            time.sleep(RETRY_S)
+            continue
+        is_there = True
+        now = (state["revision"], state["store"]["is_reachable"])
+        if now != seen:
+            seen = now
+            print(json.dumps(state) if options.json else shown(state), flush=True)
 
 
 def _done(state: dict[str, Any], options: argparse.Namespace) -> int:
@@ -152,11 +162,17 @@ def _done(state: dict[str, Any], options: argparse.Namespace) -> int:
     return 0
 
 
-def _agreed() -> bool:
+def _agreed(state: dict[str, Any], would_be: dict[str, Any]) -> bool:
+    """Show what is and what would be, and ask."""
+    for when, shown_state in (("now ", state), ("then", would_be)):
+        print("\n".join((f"{when}      {line_of(shown_state)}", *_rules(shown_state))))
     if not sys.stdin.isatty():
         print("tureen beta: nobody can be asked here: give --yes", file=sys.stderr)
         return False
-    return input("Change it? [y/N] ").strip().lower() in ("y", "yes")
+    try:
+        return input("Change it? [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:
+        return False
 
 
 def shown(state: dict[str, Any]) -> str:
@@ -179,7 +195,7 @@ def _rules(state: dict[str, Any]) -> list[str]:
     lines = [f"clients   choose {choice}"]
     lines += [f"policy    {name} → {beta:g}" for name, beta in state["policies"].items()]
     if state["canary"] is not None:
-        lines.append(f"canary    {100 * state['canary']['share']:g} % at β {state['canary']['beta']:g}")
+        lines.append(f"canary    {_canary_line(state['canary'])}")
     return [*lines, *(f"planned   {plan_line(plan)}" for plan in state["pending"])]
 
 
@@ -208,15 +224,74 @@ def _told(beta: float | None) -> str:
     return "the server's own" if beta is None else f"{beta:g}"
 
 
+def _differences(before: dict[str, Any], after: dict[str, Any]) -> Iterator[str]:
+    """What a revision changed, setting by setting."""
+    if before["default_beta"] != after["default_beta"]:
+        yield f"β {_told(before['default_beta'])} → {_told(after['default_beta'])}"
+    for name, what in (("beta_min", "least β"), ("beta_max", "greatest β")):
+        if before[name] != after[name]:
+            yield f"{what} {before[name]:g} → {after[name]:g}"
+    if before["clients_may_choose"] != after["clients_may_choose"]:
+        yield "clients may choose" if after["clients_may_choose"] else "clients choose nothing"
+    for name in sorted(before["policies"].keys() | after["policies"].keys()):
+        old, new = (side["policies"].get(name) for side in (before, after))
+        if old != new:
+            yield f"policy {name} {_given(old)} → {_given(new)}"
+    if before["canary"] != after["canary"]:
+        yield f"canary {_canary_line(before['canary'])} → {_canary_line(after['canary'])}"
+    old_keys, new_keys = ({key["name"]: key["policy"] for key in side["keys"]} for side in (before, after))
+    yield from (f"key {name} for {new_keys[name]} made" for name in sorted(new_keys.keys() - old_keys.keys()))
+    yield from (f"key {name} removed" for name in sorted(old_keys.keys() - new_keys.keys()))
+    planned = [plan for plan in after["pending"] if plan not in before["pending"]]
+    if planned:
+        yield f"planned: {plan_line(planned[-1])}"
+
+
+def _given(beta: float | None) -> str:
+    return "none" if beta is None else f"{beta:g}"
+
+
+def _canary_line(canary: dict[str, float] | None) -> str:
+    return "none" if canary is None else f"{100 * canary['share']:g} % at β {canary['beta']:g}"
+
+
 def _beta(text: str) -> float | str:
-    return SERVERS_OWN if text == SERVERS_OWN else parse_beta(text)
+    return SERVERS_OWN if text == SERVERS_OWN else _number(text)
+
+
+def _number(text: str) -> float:
+    try:
+        return parse_beta(text)
+    except InvalidBetaError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _time(text: str) -> str:
+    try:
+        if datetime.fromisoformat(text).tzinfo is not None:
+            return text
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is no time: give one such as 2027-01-31T08:00:00Z")
+
+
+def _limit(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 1000:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to 1000")
+    return int(text)
+
+
+def _revision(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no revision: see `tureen beta history`")
+    return int(text)
 
 
 def _policy(text: str) -> tuple[str, float | None]:
     name, separator, beta = text.partition("=")
     if not separator:
         raise argparse.ArgumentTypeError(f"{text!r} is no policy: give NAME=β, such as uploads=0.9")
-    return name, parse_beta(beta) if beta else None
+    return name, _number(beta) if beta else None
 
 
 def _canary(text: str) -> dict[str, float]:

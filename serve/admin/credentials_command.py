@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import sys
 from pathlib import Path
 
 from serve.admin.desk import store_url
@@ -35,6 +36,7 @@ def credentials(arguments: list[str]) -> int:
     settings = Settings(bundle=options.bundle, store=options.store, state_dir=options.state_dir)
     url = store_url(settings, load_bundle(options.bundle).manifest.name)
     with contextlib.closing(Store(url)) as store:
+        print(f"in {store.url.render_as_string()}", file=sys.stderr)  # the password hidden
         known = Credentials(store)
         if options.command == "make":
             print(known.make(options.name, options.role))

@@ -60,8 +60,8 @@ class AdminDesk:
         self.store = await asyncio.to_thread(Store, store_url(self._settings, self.manifest.name))
         self._credentials = await asyncio.to_thread(Credentials, self.store)
         await asyncio.to_thread(prepare_credentials, self._credentials, self._settings)
-        directory = self._settings.state_dir
-        snapshot = None if self.store.is_sqlite else directory / f"{self.manifest.name}.last-known.json"
+        self._known = await asyncio.to_thread(self._credentials.all)
+        snapshot = self._settings.state_dir / f"{self.manifest.name}.last-known.json"
         self.plane = ControlPlane(self.store, snapshot)
         await self.plane.open()
 
@@ -80,10 +80,15 @@ class AdminDesk:
         await asyncio.to_thread(self.store.close)
 
     async def credential_of(self, secret: str) -> Credential | None:
-        """Whom a bearer token stands for; while the store cannot be reached, by what was last known of it."""
+        """Whom a bearer token stands for; where the store cannot be reached, or lies behind, by what was last known."""
         with contextlib.suppress(ControlStoreError):
-            self._known = await asyncio.to_thread(self._credentials.all)
+            revision, known = await asyncio.to_thread(self._look)
+            if revision >= self.plane.head.revision:
+                self._known = known
         return self._credentials.among(self._known, secret)
+
+    def _look(self) -> tuple[int, list[Credential]]:
+        return self.store.head().revision, self._credentials.all()
 
     async def followed(self, revision: int) -> None:
         """Return once every ready process follows that revision, so that who asks it after an acknowledged change
@@ -100,9 +105,7 @@ class AdminDesk:
 
     def effective(self, state: ControlState) -> float | None:
         """The default β under that state; None where the model has one token."""
-        if self._own.own_default is None or state.default_beta is None:
-            return self._own.own_default
-        return state.default_beta
+        return replace(self._own, state=state).default.beta
 
     def refuse_beta(self, change: Change) -> None:
         """Raises SingleTokenError: the model has no β for an operator to choose."""
@@ -160,13 +163,16 @@ def prepare_credentials(credentials: Credentials, settings: Settings) -> None:
     if not is_loopback(settings.admin_host) and all(credential.name == LOCAL for credential in known):
         raise AdminListenerError(
             f"--admin-host {settings.admin_host} can be reached from elsewhere, and no credential was made: run "
-            "`tureen credentials make NAME` first, or leave it at 127.0.0.1"
+            "`tureen credentials BUNDLE make NAME` first, or leave it at 127.0.0.1"
         )
     if known:
         return
     file = settings.state_dir / TOKEN_FILE
     settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     secret = _read_or_make(file)
+    if credentials.is_revoked(secret):
+        logger.warning("nobody has a credential, and %s was revoked: run `tureen credentials BUNDLE make NAME`", file)
+        return
     credentials.make(LOCAL, "operate", secret)
     logger.info("the operator's token is in %s", file)
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import secrets
+import unicodedata
 from datetime import datetime, timedelta
 from typing import Annotated, Any
 
-from pydantic import Field, StrictBool, StringConstraints, ValidationError, model_validator
+from pydantic import AfterValidator, Field, StrictBool, StringConstraints, ValidationError, model_validator
 
 from serve.control.errors import InvalidChangeError
 from serve.control.state import Beta, Canary, ControlState, KeyPolicy, Name, Pending, Time, Value, text_of
@@ -17,8 +18,16 @@ MAX_RAMP_S = 7 * DAY_S
 MAX_AHEAD = timedelta(days=366)
 MAX_PENDING = 200
 
+
+def _one_line(text: str) -> str:
+    """Nothing that a terminal obeys or hides: no control characters, no turning of the direction, no line ends."""
+    if not all(character.isprintable() or unicodedata.category(character) == "Zs" for character in text):
+        raise ValueError("1 to 500 characters on one line, without control characters")
+    return text
+
+
 Reason = Annotated[
-    str, StringConstraints(strip_whitespace=True, min_length=1, max_length=500, pattern=r"^[^\x00-\x1f]*$")
+    str, StringConstraints(strip_whitespace=True, min_length=1, max_length=500), AfterValidator(_one_line)
 ]
 Whole = Annotated[int, Field(strict=True)]
 
@@ -78,8 +87,8 @@ def parse_change(document: Any) -> Change:
 def changed(state: ControlState, change: Change, *, who: str, now: datetime, in_force: float) -> ControlState:
     """The state after the change. in_force: the default β that requests get before it, where a ramp begins.
 
-    Another default β takes the place of ramps and reverts under way; what is scheduled stays. Raises
-    InvalidChangeError.
+    Another default β takes the place of ramps and reverts under way; what is scheduled stays. One for a while, made
+    while another for a while holds or moves, reverts to where that would have ended. Raises InvalidChangeError.
     """
     given = change.model_fields_set
     update: dict[str, Any] = {
@@ -122,14 +131,22 @@ def _plans(state: ControlState, change: Change, who: str, now: datetime, in_forc
             beta = target if step == steps else in_force + (target - in_force) * step / steps
             plans.append(plan("ramp", now + timedelta(seconds=change.ramp_s * step / steps), beta))
     if change.ttl_s is not None:
-        plans.append(plan("revert", now + timedelta(seconds=change.ttl_s), state.default_beta))
+        plans.append(plan("revert", now + timedelta(seconds=change.ttl_s), _lasting(state)))
     return plans
 
 
+def _lasting(state: ControlState) -> float | None:
+    """The default β once what is under way for a while, or step by step, has come to its end."""
+    under_way = [plan for plan in state.pending if plan.kind != "schedule"]
+    reverts = [plan for plan in under_way if plan.kind == "revert"]
+    last = max(reverts or under_way, key=lambda plan: plan.at, default=None)
+    return state.default_beta if last is None else last.default_beta
+
+
 def rolled_back(state: ControlState, earlier: ControlState) -> ControlState:
-    """The settings of an earlier revision, with nothing planned; API keys that were taken away since stay so."""
-    keys = {key: policy for key, policy in earlier.api_keys.items() if key in state.api_keys}
-    return earlier.model_copy(update={"pending": (), "api_keys": keys})
+    """The settings of an earlier revision, with nothing planned. API keys, and the policies they stand for, stay."""
+    needed = {key.policy: state.policies[key.policy] for key in state.api_keys.values()}
+    return earlier.model_copy(update={"pending": (), "api_keys": state.api_keys, "policies": needed | earlier.policies})
 
 
 def cancelled(state: ControlState, plan_id: str) -> ControlState:
@@ -156,18 +173,17 @@ def without_key(state: ControlState, name: str) -> ControlState:
 
 
 def due(state: ControlState, now: datetime) -> tuple[ControlState, Pending] | None:
-    """The state once what is due by now is done, and the plan that was; None where nothing is due.
+    """The state once the first of what is due by now is done, and the plan that was; None where nothing is due.
 
-    Of several the last counts: whoever comes late finds things as if they had been done in time.
+    Whoever comes late does one after the other, and finds things as if each had been done in time.
     """
-    overdue = sorted((plan for plan in state.pending if plan.at <= now), key=lambda plan: plan.at)
-    if not overdue:
+    plan = min(state.pending, key=lambda plan: plan.at, default=None)
+    if plan is None or plan.at > now:
         return None
-    last = overdue[-1]
-    kept = [plan for plan in state.pending if plan not in overdue]
-    if last.kind != "ramp":  # it takes the place of what else was under way
-        kept = [plan for plan in kept if plan.kind == "schedule"]
-    return state.model_copy(update={"default_beta": last.default_beta, "pending": tuple(kept)}), last
+    kept = [other for other in state.pending if other is not plan]
+    if plan.kind != "ramp":  # it takes the place of what else was under way
+        kept = [other for other in kept if other.kind == "schedule"]
+    return state.model_copy(update={"default_beta": plan.default_beta, "pending": tuple(kept)}), plan
 
 
 def next_due(state: ControlState) -> datetime | None:

@@ -1,7 +1,7 @@
 """Which β an image gets: the request's, a policy's, a canary's, the operator's, or the bundle's. Pure.
 
-Whatever a client chooses by itself lies within the operator's bounds; what an API key stands for was the operator's
-choice, and may lie outside.
+Whatever a client chooses by itself, or gets by choosing nothing, lies within the operator's bounds; what an API key
+stands for was the operator's choice, and may lie outside.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from serve.control.errors import (
     UnknownApiKeyError,
     UnknownPolicyError,
 )
-from serve.control.state import ControlState
+from serve.control.state import ControlState, KeyPolicy
 from tureen.errors import SingleTokenError
 
 BetaSource = Literal["request", "policy", "key", "canary", "operator", "bundle"]
@@ -60,9 +60,11 @@ class InForce:
         """The choice for whoever chooses nothing, canaries aside."""
         if self.own_default is None:
             return Choice(None, "bundle", self.revision)
-        if self.state.default_beta is None:
-            return Choice(self.own_default, self.own_source, self.revision)
-        return Choice(self.state.default_beta, "operator", self.revision)
+        state = self.state
+        if state.default_beta is not None:
+            return Choice(state.default_beta, "operator", self.revision)
+        within = min(max(self.own_default, state.beta_min), state.beta_max)
+        return Choice(within, self.own_source if within == self.own_default else "operator", self.revision)
 
     def choose(self, beta: float | None, asker: Asker = ANYBODY) -> Choice:
         """The choice for an image that names this β, or none, in a request of that asker.
@@ -73,16 +75,14 @@ class InForce:
             if beta is not None or asker.policy is not None:
                 raise SingleTokenError
             return self.default
+        key = self._key_of(asker)
         if beta is not None:
             return self._chosen_by_client(beta, "request")
         if asker.policy is not None:
             if asker.policy not in self.state.policies:
                 raise UnknownPolicyError
             return self._chosen_by_client(self.state.policies[asker.policy], "policy")
-        if asker.api_key is not None and self.state.api_keys:
-            key = self.state.api_keys.get(hashlib.sha256(asker.api_key.encode()).hexdigest())
-            if key is None:
-                raise UnknownApiKeyError
+        if key is not None:
             return Choice(self.state.policies[key.policy], "key", self.revision)
         canary = self.state.canary
         if canary is not None and position(asker.sticky) < canary.share:
@@ -93,6 +93,14 @@ class InForce:
         """Whether a client may ask for all of these at a time; raises ChoiceNotAllowedError or BetaOutOfBoundsError."""
         for beta in betas:
             self._chosen_by_client(beta, "request")
+
+    def _key_of(self, asker: Asker) -> KeyPolicy | None:
+        if asker.api_key is None or not self.state.api_keys:
+            return None
+        key = self.state.api_keys.get(hashlib.sha256(asker.api_key.encode()).hexdigest())
+        if key is None:
+            raise UnknownApiKeyError
+        return key
 
     def _chosen_by_client(self, beta: float, source: BetaSource) -> Choice:
         state = self.state

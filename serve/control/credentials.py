@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 import secrets
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,7 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from serve.control.errors import InvalidChangeError
-from serve.control.state import text_of
+from serve.control.state import POLICY_NAME, text_of
 from serve.control.store import Store
 
 Role = Literal["read", "operate"]
@@ -28,6 +29,12 @@ _CREDENTIALS = sa.Table(
     sa.Column("role", sa.String(16), nullable=False),
     sa.Column("sha256", sa.String(64), nullable=False),
     sa.Column("made_at", sa.String(32), nullable=False),
+)
+_REVOKED = sa.Table(
+    "tureen_revoked_credentials",
+    _METADATA,
+    sa.Column("sha256", sa.String(64), primary_key=True),
+    sa.Column("at", sa.String(32), nullable=False),
 )
 
 
@@ -64,7 +71,12 @@ class Credentials:
             _METADATA.create_all(store.engine)
 
     def make(self, name: str, role: Role, secret: str | None = None) -> str:
-        """A credential; returns its secret, which nobody can show again. Raises InvalidChangeError for a taken name."""
+        """A credential; returns its secret, which nobody can show again.
+
+        Raises InvalidChangeError for a name that is taken, or not of a-z, 0-9, - and _.
+        """
+        if re.fullmatch(POLICY_NAME, name) is None:
+            raise InvalidChangeError(f"{name!r} is no name: give 1 to 63 of a-z, 0-9, - and _")
         secret = secret or make_secret()
         row = {"name": name, "role": role, "sha256": digest(secret), "made_at": text_of(datetime.now(UTC))}
         with self._store.told():
@@ -76,10 +88,20 @@ class Credentials:
         return secret
 
     def revoke(self, name: str) -> None:
-        """From its next request on nobody is let in by it; raises InvalidChangeError where there is none."""
+        """From its next request on nobody is let in by it, ever; raises InvalidChangeError where there is none."""
         with self._store.told(), self._store.engine.begin() as connection:
-            if connection.execute(_CREDENTIALS.delete().where(_CREDENTIALS.c.name == name)).rowcount == 0:
+            its = _CREDENTIALS.c.name == name
+            found = connection.execute(sa.select(_CREDENTIALS.c.sha256).where(its)).one_or_none()
+            if found is None:
                 raise InvalidChangeError(f"there is no credential {name}")
+            connection.execute(_CREDENTIALS.delete().where(its))
+            connection.execute(_REVOKED.insert().values(sha256=found.sha256, at=text_of(datetime.now(UTC))))
+
+    def is_revoked(self, secret: str) -> bool:
+        """Whether the secret let somebody in once and shall not again."""
+        with self._store.told(), self._store.engine.connect() as connection:
+            found = connection.execute(_REVOKED.select().where(_REVOKED.c.sha256 == digest(secret)))
+            return found.one_or_none() is not None
 
     def all(self) -> list[Credential]:
         """Every credential, by name."""

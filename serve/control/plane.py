@@ -26,6 +26,7 @@ from serve.logs import FIELDS
 
 logger = logging.getLogger("tureen.control")
 
+RETRY_S = 1.0
 Told = Callable[[Revision], None]
 
 
@@ -48,6 +49,8 @@ class ControlPlane:
         self.head: Revision = BEFORE_ALL
         self.state: ControlState = BEFORE_ALL.state
         self.unreachable_since: datetime | None = None
+        self._fault: ControlStoreError | None = None
+        self._unwritten: ControlStoreError | None = None  # why what is due cannot be done
         self._snapshot = snapshot
         self._told: list[Told] = []
         self._on_reachable: list[Callable[[bool], None]] = []
@@ -59,17 +62,15 @@ class ControlPlane:
     async def open(self) -> None:
         """Get the settings in force, and follow them from then on.
 
-        From the store, else from the snapshot; raises ControlStoreError where neither can be had: a server that began
-        with defaults would take back what an operator had set.
+        From the store, else from the snapshot, also where the store lies behind that; raises ControlStoreError where
+        neither can be had: a server that began with defaults would take back what an operator had set.
         """
-        try:
-            self._take(await asyncio.to_thread(self.store.head))
-        except ControlStoreError as error:
-            last_known = read_snapshot(self._snapshot)
-            if last_known is None:
-                raise
+        last_known = await asyncio.to_thread(read_snapshot, self._snapshot)
+        if last_known is not None:
             self._take(last_known)
-            self._set_reachable(error)
+            await self.refresh()
+        else:
+            self._take(await asyncio.to_thread(self.store.head))
         work = (self._follow(), self._do_what_is_due(), self._keep())
         self._tasks = [asyncio.create_task(one) for one in work]
 
@@ -96,8 +97,10 @@ class ControlPlane:
             await asyncio.to_thread(self.store.append, row)
         except StaleRevisionError:
             await self.refresh()
+            self.check()
             raise
         self._take(row)
+        self._unwritten = None
         self._set_reachable(None)
         return row
 
@@ -109,13 +112,18 @@ class ControlPlane:
             if row.revision < known.revision or (row.revision == known.revision and row.hash != known.hash):
                 raise ControlStoreError(
                     f"the store of the operator's settings is at revision {row.revision}, not at the {known.revision} "
-                    "in force: it was replaced by another"
+                    f"in force: it was replaced by another. Put the right one back{self._or_accept}"
                 )
         except ControlStoreError as error:
             self._set_reachable(error)
         else:
             self._take(row)
-            self._set_reachable(None)
+            self._set_reachable(self._unwritten)
+
+    def check(self) -> None:
+        """Raises ControlStoreError where the store cannot be reached, or lies behind what is in force."""
+        if self._fault is not None:
+            raise self._fault
 
     async def wait_beyond(self, revision: int, timeout_s: float) -> None:
         """Return once a later revision is in force, or the time is over."""
@@ -125,6 +133,10 @@ class ControlPlane:
                     await self._changed.wait()
         except TimeoutError:
             return
+
+    @property
+    def _or_accept(self) -> str:
+        return "" if self._snapshot is None else f", or stop the servers, remove {self._snapshot} and start again"
 
     def _take(self, row: Revision) -> None:
         """Have the row in force, where it is later than what is."""
@@ -141,7 +153,7 @@ class ControlPlane:
         changed.set()
 
     def _set_reachable(self, error: ControlStoreError | None) -> None:
-        is_reachable = error is None
+        is_reachable, self._fault = error is None, error
         if is_reachable == (self.unreachable_since is None):
             return
         self.unreachable_since = None if is_reachable else datetime.now(UTC)
@@ -185,10 +197,12 @@ class ControlPlane:
             try:
                 await self.append(head, after, who=plan.who, action=plan.kind, reason=plan.reason)
             except StaleRevisionError:  # another server was first
-                continue
+                if self.head.revision == head.revision:
+                    await asyncio.sleep(RETRY_S)
             except ControlStoreError as error:
+                self._unwritten = error
                 self._set_reachable(error)
-                await asyncio.sleep(1.0)
+                await asyncio.sleep(RETRY_S)
 
 
 def write_snapshot(file: Path, row: Revision) -> None:

@@ -2,28 +2,61 @@
 
 from __future__ import annotations
 
+import math
 from datetime import UTC, datetime
 from typing import Annotated, Literal
 
-from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    model_validator,
+)
 
 from tureen.tokens import CLEAN_BETA, ROBUST_BETA, parse_beta
 
 POLICY_NAME = r"[a-z0-9][a-z0-9_-]{0,62}"
 MAX_POLICIES = 100
 MAX_KEYS = 1000
+WHEN = "a time is such as 2027-01-31T08:00:00Z"
 
 
 def _number(value: object) -> float:
     """β as a number alone: in a setting for everybody, a text that looks like one is somebody's mistake."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError("β is a number from 0 to 1")
-    return parse_beta(value)
+    beta = parse_beta(value)
+    if math.copysign(1, value) < 0:
+        raise ValueError("β is a number from 0 to 1, and −0 is somebody's mistake")
+    return beta
+
+
+def _text(value: object) -> object:
+    """A time as text alone: a number is seconds to one and milliseconds to another."""
+    if not isinstance(value, str | datetime):
+        raise ValueError(WHEN)
+    return value
+
+
+def _in_utc(at: datetime) -> datetime:
+    try:
+        return at.astimezone(UTC)
+    except OverflowError:
+        raise ValueError(WHEN) from None
 
 
 Beta = Annotated[float, BeforeValidator(_number)]
 Name = Annotated[str, Field(pattern=f"^{POLICY_NAME}$")]
-Time = Annotated[AwareDatetime, PlainSerializer(lambda at: text_of(at), return_type=str)]
+Time = Annotated[
+    AwareDatetime,
+    BeforeValidator(_text),
+    AfterValidator(_in_utc),
+    PlainSerializer(lambda at: text_of(at), return_type=str),
+]
 
 
 class Value(BaseModel):
@@ -36,7 +69,7 @@ class Canary(Value):
     """Another default β for a share of the traffic."""
 
     beta: Beta
-    share: float = Field(gt=0, lt=1, description="of the requests that take the default")
+    share: float = Field(strict=True, gt=0, lt=1, description="of the requests that take the default")
 
 
 class KeyPolicy(Value):

@@ -17,6 +17,7 @@ from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
+from pydantic import ValidationError
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 
 from serve.control.errors import BrokenHistoryError, ControlStoreError, StaleRevisionError, UnknownRevisionError
@@ -93,7 +94,13 @@ class Store:
 
     def __init__(self, url: str) -> None:
         """url: sqlite:///PATH or postgresql+psycopg://…; raises ControlStoreError where it cannot be used."""
-        self.url = sa.make_url(url) if isinstance(url, str) else url
+        try:
+            self.url = sa.make_url(url) if isinstance(url, str) else url
+        except (SQLAlchemyError, ValueError):  # whose words may hold a part of the password
+            raise ControlStoreError(
+                "the store is no URL: give one such as postgresql+psycopg://user:password@host/database, with @, : and "
+                "/ in a password written as %40, %3A and %2F"
+            ) from None
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         with self.told():
             options = {"timeout": TIMEOUT_S} if self.is_sqlite else {"connect_timeout": TIMEOUT_S}
@@ -127,7 +134,15 @@ class Store:
     def head(self) -> Revision:
         """The last revision, which is in force; raises ControlStoreError."""
         with self.told(), self.engine.connect() as connection:
-            return _head(connection)
+            row = _head(connection)
+        try:
+            row.state  # noqa: B018 - read, and so readable
+        except ValidationError:
+            raise ControlStoreError(
+                f"revision {row.revision} of the operator's settings cannot be read by this version of Tureen: a newer "
+                "one wrote it"
+            ) from None
+        return row
 
     def append(self, row: Revision) -> None:
         """Add what `next_revision` made.

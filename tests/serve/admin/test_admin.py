@@ -1,16 +1,20 @@
 """The operator's listener of real servers: what changes, what everybody is told, and who is kept out."""
 
 import base64
+import contextlib
 import io
 import json
 import os
 import signal
+import sqlite3
 import time
 
 import pytest
 from PIL import Image
 
 from serve.admin.expected import expected
+from serve.control.credentials import Credentials
+from serve.control.store import Store
 from tureen.bundle import load_bundle
 from tureen.demo import EXAMPLES
 
@@ -94,11 +98,63 @@ def test_bounds_hold_for_what_clients_choose_and_a_key_stands_for_what_the_opera
     answer = classify(server, image, x_api_key=key)[1]
     assert (answer["beta"], answer["beta_source"]) == (0.0, "key")
     assert classify(server, image, x_api_key="wrong")[0] == 401
+    assert classify(server, image, "?beta=0.9", x_api_key="wrong")[0] == 401
     assert key not in json.dumps(operator.ask("GET", "/admin/beta/history")[2])
     operator.change(clients_may_choose=False)
     assert classify(server, image, "?beta=0.9")[1]["code"] == "choice_not_allowed"
     assert classify(server, image)[1]["beta"] == 0.8
     assert operator.ask("DELETE", "/admin/keys/crawler?reason=left", revision=3)[0] == 200
+
+
+def test_nobody_gets_less_than_the_floor_by_choosing_nothing(start_operated, image):
+    server, operator = start_operated()
+    assert classify(server, image)[1]["beta"] == 0
+    assert operator.change(beta_min=0.5)["default_beta"] == 0.5
+    answer = classify(server, image)[1]
+    assert (answer["beta"], answer["beta_source"]) == (0.5, "operator")
+
+
+def test_an_old_store_in_the_place_of_the_one_in_force_lets_nobody_in_again(start_operated, tmp_path):
+    server, operator = start_operated()
+    file = next((tmp_path / "state").glob("*.db"))
+    with contextlib.closing(Store(f"sqlite:///{file}")) as store:
+        credentials = Credentials(store)
+        ada = credentials.make("ada", "operate")
+        operator.change(default_beta=0.4)
+        with (
+            contextlib.closing(sqlite3.connect(file)) as now,
+            contextlib.closing(sqlite3.connect(tmp_path / "old")) as old,
+        ):
+            now.backup(old)
+        operator.change(default_beta=0.9)
+        credentials.revoke("ada")
+    assert operator.ask("GET", "/admin/beta", token=ada)[0] == 401
+    (tmp_path / "old").replace(file)
+    for side in ("-wal", "-shm"):
+        file.with_name(file.name + side).unlink(missing_ok=True)
+    assert operator.ask("GET", "/admin/beta", token=ada)[0] == 401
+    status, _, state = operator.ask("GET", "/admin/beta")
+    assert (status, state["default_beta"]) == (200, 0.9)
+    status, _, refusal = operator.ask("PUT", "/admin/beta", {"default_beta": 0.1, "reason": "r"}, revision=2)
+    assert (status, refusal["code"]) == (503, "store_unreachable")
+    assert operator.ask("GET", "/admin/beta/history")[0] == 503
+    server.end()
+    _, operator = start_operated()  # what is in force holds over a restart
+    assert operator.ask("GET", "/admin/beta")[2]["default_beta"] == 0.9
+
+
+def test_who_was_revoked_stays_so_over_a_restart(start_operated, run_tureen, tmp_path):
+    server, operator = start_operated()
+    where = ("credentials", EXAMPLES / "cifar10", "--state-dir", tmp_path / "state")
+    assert run_tureen(*where, "revoke", "local").returncode == 0
+    assert operator.ask("GET", "/admin/beta")[0] == 401
+    server.end()
+    server, operator = start_operated()
+    assert operator.ask("GET", "/admin/beta")[0] == 401
+    assert "was revoked" in server.log_file.read_text()
+    for name in ("", "a b", "x" * 64, "two\nlines"):
+        assert run_tureen(*where, "make", name).returncode == 1
+    assert operator.ask("GET", "/admin/beta", token=run_tureen(*where, "make", "ada").stdout.strip())[0] == 200
 
 
 def test_a_policy_is_chosen_over_the_inference_protocol_too(start_operated, image):
@@ -152,7 +208,21 @@ def test_an_address_of_everybodys_needs_a_credential_that_was_made(start_server,
     assert "credential" in server.log_file.read_text()
 
 
-WRONG_BETAS = ["NaN", "Infinity", "-Infinity", "1e309", '"0.5"', "true", "[]", "{}", "-0.1", "1.1", '"robust"']
+WRONG_BETAS = [
+    "-0.0",
+    "1" + "0" * 400,
+    "NaN",
+    "Infinity",
+    "-Infinity",
+    "1e309",
+    '"0.5"',
+    "true",
+    "[]",
+    "{}",
+    "-0.1",
+    "1.1",
+    '"robust"',
+]
 WAYS_IN = [
     *(
         ("PUT", "/admin/beta", f'{{"default_beta": {beta}, "reason": "r"}}', {"If-Match": '"0"'})
@@ -176,6 +246,12 @@ WAYS_IN = [
     ("POST", "/admin/beta/rollback", '{"revision": 7, "reason": "r"}', {"If-Match": '"0"'}),
     ("POST", "/admin/beta/rollback", '{"revision": true, "reason": "r"}', {"If-Match": '"0"'}),
     ("POST", "/admin/beta/rollback", '{"revision": -1, "reason": "r"}', {"If-Match": '"0"'}),
+    ("POST", "/admin/beta/rollback", '{"revision": 9223372036854775808, "reason": "r"}', {"If-Match": '"0"'}),
+    ("POST", "/admin/beta/rollback?dryrun=true", '{"revision": 0, "reason": "r"}', {"If-Match": '"0"'}),
+    ("PUT", "/admin/beta?dryrun=true", '{"default_beta": 0.5, "reason": "r"}', {"If-Match": '"0"'}),
+    ("PUT", "/admin/beta?dry_run=true&dry_run=false", '{"default_beta": 0.5, "reason": "r"}', {"If-Match": '"0"'}),
+    ("PUT", "/admin/keys/a?dry_run=true", '{"policy": "p", "reason": "r"}', {"If-Match": '"0"'}),
+    ("GET", "/admin/beta/history?before=1000000000000000000000000000000", None, {}),
     ("DELETE", "/admin/beta", None, {"If-Match": '"0"'}),
     ("DELETE", "/admin/beta/pending/..%2f..?reason=r", None, {"If-Match": '"0"'}),
     ("PUT", "/admin/keys/..%2fbeta", '{"policy": "p", "reason": "r"}', {"If-Match": '"0"'}),
@@ -252,7 +328,7 @@ def test_tureen_beta_is_all_an_operator_needs(start_operated, run_tureen):
     assert "revert to β the server's own" in done.stdout
     assert run_tureen("beta", "rollback", "0", "--reason", "over", "--yes", *where).returncode == 0
     history = run_tureen("beta", "history", "--verify", *where).stdout
-    assert "local  set: β the server's own → 0.8  “attack”" in history
+    assert "local  set: β the server's own → 0.8, planned: " in history
     assert "2 revisions" in history
     assert json.loads(run_tureen("beta", "get", "--json", *where).stdout)["revision"] == 2
     rules = ("--min", "0.2", "--policy", "uploads=0.9", "--canary", "0.9:0.1", "--clients-may-choose", "no")
@@ -262,11 +338,20 @@ def test_tureen_beta_is_all_an_operator_needs(start_operated, run_tureen):
     undone = ("--policy", "uploads=", "--canary", "none", "--clients-may-choose", "yes")
     assert run_tureen("beta", "set", *undone, "--reason", "rules", "--yes", *where).returncode == 0
     assert "clients   choose from 0.2 to 1\nworkers" in run_tureen("beta", "get", *where).stdout
-    for odd in (("--canary", "0.9"), ("--policy", "uploads"), ("--min", "2")):
+    rules = (
+        "local  set: least β 0 → 0.2, clients choose nothing, policy uploads none → 0.9, canary none → 10 % at β 0.9"
+    )
+    assert rules in run_tureen("beta", "history", "--limit", "1", "--before", "4", *where).stdout
+    for odd in (("--canary", "0.9"), ("--policy", "uploads"), ("--min", "2"), ("--min", "nan"), ("--at", "tomorrow")):
         assert run_tureen("beta", "set", *odd, "--reason", "rules", "--yes", *where).returncode == 2
     assert "nothing is to change" in run_tureen("beta", "set", "--reason", "rules", "--yes", *where).stderr
     wrong = run_tureen("beta", "set", "1.8", "--reason", "r", "--yes", *where)
     assert (wrong.returncode, "Traceback" in wrong.stderr) == (2, False)
+    public = f"http://127.0.0.1:{operator.server.port}"
+    assert "not its operators' listener" in run_tureen("beta", "get", "--url", public, "--token", "x").stderr
+    for url, token in ((operator.url, "SECRET\nabc"), ("http://user:SECRET@127.0.0.1:1", "x")):
+        shown = run_tureen("beta", "get", "--url", url, "--token", token)
+        assert (shown.returncode, "SECRET" in shown.stdout + shown.stderr) == (1, False)
     nobody = run_tureen("beta", "get", "--url", "http://127.0.0.1:1", "--token", "x")
     assert (nobody.returncode, "no operator listener answers" in nobody.stderr) == (1, True)
 

@@ -4,9 +4,11 @@ import asyncio
 import contextlib
 import shutil
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
+import sqlalchemy as sa
 
 from serve.control.change import changed, parse_change
 from serve.control.errors import ControlStoreError, StaleRevisionError
@@ -187,5 +189,63 @@ def test_a_change_by_another_process_is_seen_soon_on_sqlite(tmp_path):
                 await until(lambda n=n: other.head.revision == n + 1)
                 took.append(time.monotonic() - began)
             print(f"longest {max(took):.3f} s")
+
+    asyncio.run(run())
+
+
+def test_a_row_of_a_newer_version_is_told_and_what_was_known_stays(store_url):
+    async def run():
+        async with plane_of(store_url) as plane:
+            await change(plane, default_beta=0.7)
+            unknown = replace(plane.head, revision=2, after='{"default_beta": 0.1, "of_a_newer_version": 1}')
+            with plane.store.engine.begin() as connection:
+                values = ", ".join(f":{name}" for name in vars(unknown))
+                connection.execute(sa.text(f"INSERT INTO tureen_revisions VALUES ({values})"), vars(unknown))
+            await until(lambda: plane.reachable[-1] is False)
+            with pytest.raises(ControlStoreError, match="newer"):
+                plane.check()
+            with plane.store.engine.begin() as connection:
+                connection.execute(sa.text("DELETE FROM tureen_revisions WHERE revision = 2"))
+            await until(lambda: plane.reachable[-1] is True)
+            assert plane.state.default_beta == 0.7
+
+    asyncio.run(run())
+
+
+def test_what_is_due_and_cannot_be_written_is_an_alarm_until_it_can(store_url, monkeypatch):
+    tried = []
+
+    def full(row):
+        tried.append(row)
+        raise ControlStoreError("the disk is full")
+
+    async def run():
+        async with plane_of(store_url) as plane:
+            await change(plane, default_beta=0.9, ttl_s=1)
+            with monkeypatch.context() as patch:
+                patch.setattr(plane.store, "append", full)
+                await until(lambda: len(tried) >= 2)
+                await plane.refresh()
+                assert plane.reachable[-1] is False
+            await until(lambda: plane.reachable[-1] is True)
+            assert plane.state.default_beta is None
+
+    asyncio.run(run())
+
+
+def test_what_is_due_on_a_store_that_lies_behind_is_tried_now_and_then_and_not_without_pause(tmp_path, monkeypatch):
+    tried = []
+
+    def stale(row):
+        tried.append(row)
+        raise StaleRevisionError(row.revision - 2)
+
+    async def run():
+        async with plane_of(f"sqlite:///{tmp_path / 'control.db'}") as plane:
+            await change(plane, default_beta=0.9, ttl_s=1)
+            monkeypatch.setattr(plane.store, "append", stale)
+            await until(lambda: tried)
+            await asyncio.sleep(0.5)
+            assert len(tried) <= 2
 
     asyncio.run(run())

@@ -97,6 +97,8 @@ def test_a_row_that_was_taken_out_is_found(store):
         "sqlite:////nowhere/at/all.db",
         "postgresql+psycopg://ada:secret@127.0.0.1:1/none",
         "nonsense://x",
+        "foo",
+        "postgresql+psycopg://ada:secret@ss:wo@h:secretport/x",
         "mysql://ada:secret@127.0.0.1/none",
     ],
 )
