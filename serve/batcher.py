@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic, TypeVar
 
 from serve.errors import DeadlineError, InferenceError, OverloadedError
@@ -19,6 +22,8 @@ from serve.policy import Priority, next_batch
 
 Row = TypeVar("Row")
 Result = TypeVar("Result")
+
+QUIET_S = 0.5  # without an online row: then rows that nobody waits for may have the whole machine
 
 logger = logging.getLogger("tureen.serve")
 
@@ -57,6 +62,7 @@ class Batcher(Generic[Row, Result]):
         max_batch: int,
         max_waiting: int,
         streams: int = 1,
+        background_run_s: float = math.inf,
         on_batch: Callable[[int, float], None] = lambda size, seconds: None,
         on_dropped: Callable[[str, int], None] = lambda reason, count: None,
         on_waiting: Callable[[int], None] = lambda count: None,
@@ -65,6 +71,8 @@ class Batcher(Generic[Row, Result]):
         """run: called with 1 to max_batch rows, up to `streams` calls at a time, each on a thread of the batcher's;
         returns as many results.
 
+        background_run_s: how long a run of rows that nobody waits for takes at most, about, while online rows come;
+        one such run at a time then, and none beside an online one.
         on_batch: told the size and seconds of each batch that ran. on_dropped: told how many rows left the queue
         unanswered by the engine, and why: "deadline" or "abandoned". on_waiting: told how many rows wait, whenever
         that changed. on_failed: told of each run that failed.
@@ -76,6 +84,10 @@ class Batcher(Generic[Row, Result]):
         self._on_dropped = on_dropped
         self._on_waiting = on_waiting
         self._on_failed = on_failed
+        self._background_run_s = background_run_s
+        self._background_rows = 1  # of which a run takes as long, by what was measured
+        self._last_online_s = -math.inf  # when an online row came or was answered last
+        self._running: Counter[Priority] = Counter()  # runs
         self._queue: list[_Waiting[Row, Result]] = []
         self._changed = asyncio.Event()
         self._is_closing = False
@@ -97,7 +109,10 @@ class Batcher(Generic[Row, Result]):
         if self._is_closing or len(self._queue) >= self._max_waiting:
             raise OverloadedError
         future: asyncio.Future[Answer[Result]] = asyncio.get_running_loop().create_future()
-        self._queue.append(_Waiting(row, priority, time.monotonic(), deadline_s, future))
+        now_s = time.monotonic()
+        if priority is Priority.ONLINE:
+            self._last_online_s = now_s
+        self._queue.append(_Waiting(row, priority, now_s, deadline_s, future))
         self._on_waiting(len(self._queue))
         self._changed.set()
         return await future
@@ -116,17 +131,33 @@ class Batcher(Generic[Row, Result]):
                 self._changed.clear()
                 while self._queue:
                     await self._free_streams.acquire()  # nobody is given a place in a batch before it can run
-                    batch, self._queue = self._living(self._queue, self._max_batch)
+                    batch, self._queue = self._living(self._queue, self._max_batch, self._room_for_background())
                     self._on_waiting(len(self._queue))
-                    running.create_task(self._run_batch(batch)).add_done_callback(
-                        lambda _: self._free_streams.release()
-                    )
+                    if not batch:  # what waits does so for a run to end, or for an online row to come
+                        self._free_streams.release()
+                        break
+                    priority = batch[0].priority
+                    self._running[priority] += 1
+                    running.create_task(self._run_batch(batch)).add_done_callback(partial(self._has_run, priority))
+
+    def _has_run(self, priority: Priority, _: asyncio.Task[None]) -> None:
+        self._running[priority] -= 1
+        if priority is Priority.ONLINE:
+            self._last_online_s = time.monotonic()
+        self._free_streams.release()
+        self._changed.set()
+
+    def _room_for_background(self) -> int:
+        """How many rows that nobody waits for may run now."""
+        if time.monotonic() - self._last_online_s > QUIET_S:
+            return self._max_batch
+        return 0 if self._running.total() else self._background_rows
 
     def _living(
-        self, rows: list[_Waiting[Row, Result]], max_batch: int
+        self, rows: list[_Waiting[Row, Result]], max_batch: int, max_background: int
     ) -> tuple[list[_Waiting[Row, Result]], list[_Waiting[Row, Result]]]:
         """The next batch, which may be empty, and who waits on; those who are in neither are answered."""
-        decision = next_batch(rows, now_s=time.monotonic(), max_batch=max_batch)
+        decision = next_batch(rows, now_s=time.monotonic(), max_batch=max_batch, max_background=max_background)
         for row in decision.expired:
             row.future.set_exception(DeadlineError())
         for reason, dropped in (("deadline", decision.expired), ("abandoned", decision.abandoned)):
@@ -149,13 +180,16 @@ class Batcher(Generic[Row, Result]):
                 logger.warning("a batch of %d failed (%s): each half is run alone", len(batch), type(error).__name__)
                 middle = len(batch) // 2
                 for half in (batch[:middle], batch[middle:]):
-                    await self._run_batch(self._living(half, len(half))[0])
+                    await self._run_batch(self._living(half, len(half), len(half))[0])
                 return
             logger.exception("the engine failed on an image alone")
             if not batch[0].future.done():
                 batch[0].future.set_exception(InferenceError())
             return
         seconds = time.monotonic() - started
+        if batch[0].priority is Priority.BATCH:
+            fitting = self._background_run_s * len(rows) / max(seconds, 1e-6)
+            self._background_rows = max(1, int(min(fitting, 2 * len(rows), self._max_batch)))
         self._on_batch(len(rows), seconds)
         for waiting, result in pairs:
             if not waiting.future.done():

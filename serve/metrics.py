@@ -132,6 +132,10 @@ class Metrics:
             "tureen_process_starts", "Server processes started; each beyond --workers took a dead one's place.",
             registry=self.registry,
         )  # fmt: skip
+        self.jobs = Counter(
+            "tureen_jobs", "Batch jobs that stopped, by the state they are in then.", ["state"], registry=self.registry
+        )
+        self.job_rows = Counter("tureen_job_rows", "Rows of batch jobs that the engine ran.", registry=self.registry)
         self._start_series()
         self._stages = [self.stage_seconds.labels(stage) for stage in STAGES]
 
@@ -141,6 +145,7 @@ class Metrics:
             (self.dropped, ("deadline", "abandoned")),
             (self.mode_comparisons, ("agree", "disagree", "dropped")),
             (self.reloads, ("ok", "failed")),
+            (self.jobs, ("succeeded", "partially_succeeded", "failed", "cancelled", "paused")),
         ):
             for label in labels:
                 metric.labels(label)

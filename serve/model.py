@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Sequence
 from concurrent.futures import Executor
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.batcher import Batcher
-from serve.errors import DeadlineError
+from serve.errors import DeadlineError, OverloadedError
 from serve.metrics import Metrics
 from serve.policy import Priority
 from serve.settings import Settings
@@ -23,6 +24,7 @@ from tureen.preprocess import Pixels, pixels_from_bytes
 from tureen.soup import Soup
 
 Row = tuple[Pixels, float]
+FULL_S = 0.1  # before rows for which nobody waits are tried again where the queue was full
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class Model:
             max_batch=settings.max_batch,
             max_waiting=settings.max_waiting_images,
             streams=settings.engine_options.streams,
+            background_run_s=settings.job_run_ms / 1000,
             on_batch=lambda size, seconds: metrics.batch_images.observe(size),
             on_dropped=lambda reason, count: metrics.dropped.labels(reason).inc(count),
             on_waiting=metrics.queue_images.set,
@@ -95,6 +98,28 @@ class Model:
             inference_s=last.inference_s,
             batch_size=last.batch_size,
         )
+
+    async def logits(self, pixels: NDArray[np.uint8], betas: Sequence[float]) -> NDArray[np.float32]:
+        """float32 (B, K) of pixels uint8 (B, H, W, 3), each at its β, for nobody who waits: behind every request.
+
+        Raises InferenceError.
+        """
+        logits: dict[int, NDArray[np.float32]] = {}
+        while len(logits) < len(betas):
+            missing = [row for row in range(len(betas)) if row not in logits]
+            submitted = (
+                self._batcher.submit((pixels[row], betas[row]), deadline_s=math.inf, priority=Priority.BATCH)
+                for row in missing
+            )
+            answers = await asyncio.gather(*submitted, return_exceptions=True)
+            for row, answer in zip(missing, answers, strict=True):
+                if not isinstance(answer, BaseException):
+                    logits[row] = answer.result
+                elif not isinstance(answer, OverloadedError):
+                    raise answer
+            if len(logits) < len(betas):
+                await asyncio.sleep(FULL_S)
+        return np.stack([logits[row] for row in range(len(betas))])
 
     async def close(self) -> None:
         """Answer what waits, then free engine and threads."""

@@ -41,12 +41,12 @@ class Decision(Generic[W]):
     waiting: list[W]
 
 
-def next_batch(queue: Iterable[W], *, now_s: float, max_batch: int) -> Decision[W]:
-    """Take what waits, up to max_batch: online rows first, of each priority the oldest first. Never wait for more.
+def next_batch(queue: Iterable[W], *, now_s: float, max_batch: int, max_background: int) -> Decision[W]:
+    """Take what waits, up to max_batch, the oldest first. Never wait for more.
 
     A row whose client has gone, or whose deadline (same clock as now_s) has passed, takes no place in a batch. β plays
-    no part: neighbours may have any. Of max_batch online rows, a steady stream leaves none to batch jobs: they get
-    what is left.
+    no part: neighbours may have any. Rows of batch jobs never share a batch with online rows, which would be longer for
+    it: they get runs of their own, of at most max_background rows, when no online row waits.
     """
     abandoned, expired, living = [], [], []
     for row in queue:
@@ -56,7 +56,7 @@ def next_batch(queue: Iterable[W], *, now_s: float, max_batch: int) -> Decision[
             expired.append(row)
         else:
             living.append(row)
-    by_priority = sorted(living, key=lambda row: row.priority)  # stable: the order of the queue within each
-    batch = by_priority[:max_batch]
+    online = [row for row in living if row.priority is Priority.ONLINE]
+    batch = online[:max_batch] if online else living[: min(max_background, max_batch)]
     taken = set(map(id, batch))
     return Decision(batch, expired, abandoned, [row for row in living if id(row) not in taken])

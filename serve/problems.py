@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse
 from serve import errors as serve_errors
 from serve.admin import errors as admin_errors
 from serve.control import errors as control_errors
+from serve.jobs import errors as job_errors
 from tureen import errors as core_errors
 from tureen.errors import TureenError
 
@@ -76,6 +77,14 @@ OPERATOR_KINDS: dict[type[TureenError], Kind] = {  # of the operator's listener 
     control_errors.UnknownRevisionError: Kind(404, "unknown_revision", "There is no such revision"),
     control_errors.StaleRevisionError: Kind(412, "stale_revision", "The settings have changed since"),
     control_errors.InvalidChangeError: Kind(422, "invalid_change", "The change is not valid"),
+    job_errors.JobsUnavailableError: Kind(404, "no_jobs", "The server takes no jobs"),
+    job_errors.UnknownJobError: Kind(404, "unknown_job", "There is no such job"),
+    job_errors.NoResultError: Kind(404, "no_result", "There is no such result"),
+    job_errors.JobStateError: Kind(409, "job_state", "The job is in another state"),
+    job_errors.InputError: Kind(422, "invalid_job", "The job is not valid"),
+    job_errors.OutputError: Kind(422, "invalid_output", "The output cannot be used"),
+    job_errors.OutsideRootsError: Kind(422, "outside_roots", "The path is outside what jobs may use"),
+    job_errors.TooManyJobsError: Kind(429, "too_many_jobs", "Too many jobs have not ended"),
     admin_errors.IfMatchRequiredError: Kind(428, "if_match_required", "The change names no revision"),
     control_errors.BrokenHistoryError: Kind(500, "history_broken", "The history is broken"),
     control_errors.ControlStoreError: Kind(503, "store_unreachable", "The settings cannot be reached"),

@@ -15,10 +15,11 @@ import uvicorn
 from fastapi import FastAPI
 from prometheus_client import disable_created_metrics
 
-from serve.admin.desk import AdminDesk
+from serve.admin.desk import AdminDesk, store_url
 from serve.allocator import return_large_blocks
 from serve.app import create_app
 from serve.control.desk import WorkerState
+from serve.control.errors import ControlStoreError
 from serve.control.store import Revision
 from serve.draining import DrainingServer
 from serve.gate import gate_of
@@ -35,6 +36,7 @@ from tureen.bundle import Bundle, load_bundle
 from tureen.errors import EngineError, TureenError
 
 if TYPE_CHECKING:
+    from serve.jobs.runner import JobRunner
     from serve.oip.rpc import RpcServer
     from serve.tracing import Tracing
 
@@ -97,6 +99,7 @@ class ServerProcess:
         self.service = Service(settings, bundle, metrics)
         self._has_failed = False
         self._rpc: RpcServer | None = None
+        self._jobs: JobRunner | None = None
         self._opening: asyncio.Task[None] | None = None
         self._reloading = asyncio.Lock()
         self._tracing = open_tracing(settings.otlp_endpoint)
@@ -164,9 +167,11 @@ class ServerProcess:
             await self.service.open()
             if self.service.settings.grpc_port is not None:
                 self._rpc = await open_rpc(self.service, self._app.state.statistics, self._tracing)
+            if self.service.settings.takes_jobs:
+                self._jobs = await open_jobs(self.service)
             self.become_ready()
             return
-        except (EngineError, PortTakenError) as error:
+        except (EngineError, PortTakenError, ControlStoreError) as error:
             logger.error("%s", error)
         except Exception:
             logger.exception("the engine could not be opened")
@@ -180,6 +185,8 @@ class ServerProcess:
             await self._opening
         if self._rpc is not None:
             await self._rpc.close(self.service.settings.drain_timeout_s)
+        if self._jobs is not None:
+            await self._jobs.close()
         await self.service.close()
         await self.end()
         if self._tracing is not None:
@@ -250,6 +257,15 @@ def open_tracing(endpoint: str | None) -> Tracing | None:
     from serve.tracing import Tracing
 
     return Tracing(endpoint)
+
+
+async def open_jobs(service: Service) -> JobRunner:
+    """The runner of batch jobs, looking for some; imported here, since the extra that it needs is not everybody's."""
+    from serve.jobs.runner import JobRunner
+
+    runner = JobRunner(service, store_url(service.settings, service.bundle.manifest.name))
+    await runner.open()
+    return runner
 
 
 async def open_rpc(service: Service, statistics: Statistics, tracing: Tracing | None = None) -> RpcServer:

@@ -9,7 +9,7 @@ import random
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 
 from serve.admission import QueueTime, retry_after_s
@@ -161,17 +161,27 @@ class Service:
         task.add_done_callback(self._signals.discard)
 
     async def _compare(self, admission: Admission, answered: Answered, other: float) -> None:
-        model = admission.model
-        held = Admission(self, model, time.monotonic(), admission.timeout_ms)
+        with self._held(admission.model) as model:
+            try:
+                asked = Asked(answered.pixels, (other,))
+                deadline_s = time.monotonic() + admission.timeout_ms / 1000
+                reply = await model.ask(asked, deadline_s=deadline_s, priority=Priority.BATCH)
+            except TureenError:
+                self.metrics.mode_comparisons.labels("dropped").inc()
+            else:
+                agree = answered.logits[0].argmax() == reply.logits[0].argmax()
+                self.metrics.mode_comparisons.labels("agree" if agree else "disagree").inc()
+
+    def background(self) -> AbstractContextManager[Model]:
+        """The model, not closed before this ends, for work that stands behind every request; raises NotReadyError."""
+        return self._held(self.model)
+
+    @contextmanager
+    def _held(self, model: Model) -> Iterator[Model]:
+        held = Admission(self, model, time.monotonic(), self.settings.timeout_ms)
         self._admitted[model].add(held)
         try:
-            asked = Asked(answered.pixels, (other,))
-            reply = await model.ask(asked, deadline_s=held.deadline_s, priority=Priority.BATCH)
-        except TureenError:
-            self.metrics.mode_comparisons.labels("dropped").inc()
-        else:
-            agree = answered.logits[0].argmax() == reply.logits[0].argmax()
-            self.metrics.mode_comparisons.labels("agree" if agree else "disagree").inc()
+            yield model
         finally:
             self._leave(held)
 

@@ -44,6 +44,15 @@ def _names(value: str | Iterable[str] | None) -> Iterable[str] | None:
     return names
 
 
+def _directories(value: str | Iterable[str | Path]) -> list[str]:
+    """Directories that there are, as absolute paths."""
+    paths = [os.path.abspath(path) for path in (value.split(os.pathsep) if isinstance(value, str) else value)]
+    for path in paths:
+        if not os.path.isdir(path):
+            raise ValueError(f"there is no directory {path}")
+    return paths
+
+
 class Settings(BaseModel):
     """Everything that decides how a server runs; frozen, built at the edge, passed down."""
 
@@ -73,6 +82,28 @@ class Settings(BaseModel):
         default=None,
         description="answer GET /metrics without a token on the public listener too; default: where the host is a "
         "loopback address",
+    )
+    job_input_roots: Annotated[tuple[Path, ...], BeforeValidator(_directories)] = Field(
+        default=(), description="directories, separated by :, whose files batch jobs may read; default: no jobs"
+    )
+    job_output_roots: Annotated[tuple[Path, ...], BeforeValidator(_directories)] = Field(
+        default=(), description="directories, separated by :, that batch jobs may write below; default: no jobs"
+    )
+    max_jobs: int = Field(default=1000, ge=1, description="batch jobs that have not ended; one more is answered 429")
+    max_job_images: int = Field(default=10_000_000, ge=1, description="a batch job of more images fails")
+    job_retention_days: float = Field(
+        default=30, gt=0, allow_inf_nan=False, description="after which a job that ended is forgotten, its output kept"
+    )
+    job_run_ms: float = Field(
+        default=5,
+        gt=0,
+        allow_inf_nan=False,
+        description="how long a run of the engine for a job takes, about, while requests come; one image at least",
+    )
+    job_decode_processes: int = Field(
+        default_factory=lambda: max(1, min(4, available_cpus() // 2)),
+        ge=1,
+        description="processes that decode a job's images, at the lowest priority; default: half the CPUs, at most 4",
     )
     engine: Literal["auto"] | EngineName = Field(
         default="auto", description="what runs the backbone; auto: the fastest that this machine has"
@@ -196,6 +227,13 @@ class Settings(BaseModel):
             raise ValueError("gRPC is not installed: leave the option out, or pip install 'tureen[grpc]'")
         return grpc_port
 
+    @field_validator("job_output_roots")
+    @classmethod
+    def _has_pyarrow(cls, roots: tuple[Path, ...]) -> tuple[Path, ...]:
+        if roots and find_spec("pyarrow") is None:
+            raise ValueError("jobs need pyarrow: leave the option out, or pip install 'tureen[batch]'")
+        return roots
+
     @field_validator("otlp_endpoint")
     @classmethod
     def _has_opentelemetry(cls, endpoint: str | None) -> str | None:
@@ -221,6 +259,10 @@ class Settings(BaseModel):
             send_timeout_s=self.send_timeout_s,
             max_connections=self.max_connections,
         )
+
+    @property
+    def takes_jobs(self) -> bool:
+        return bool(self.job_input_roots and self.job_output_roots)
 
     @property
     def has_public_metrics(self) -> bool:

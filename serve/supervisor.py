@@ -64,6 +64,7 @@ def share_of(settings: Settings) -> Settings:
         "threads": threads,
         "streams": settings.streams and min(settings.streams, threads),
         "decode_threads": max(1, settings.decode_threads // settings.workers),
+        "job_decode_processes": max(1, settings.job_decode_processes // settings.workers),
         **{name: -(-getattr(settings, name) // settings.workers) for name in DIVIDED},
     }
     return settings.model_copy(update=divided)

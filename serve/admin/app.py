@@ -19,9 +19,11 @@ from starlette.exceptions import HTTPException
 
 import tureen
 from serve.access import AccessMiddleware, access_fields
+from serve.admin.access import Operator, json_body, known_query, reader
 from serve.admin.desk import AdminDesk
-from serve.admin.errors import ForbiddenError, IfMatchRequiredError, UnauthorizedError
+from serve.admin.errors import IfMatchRequiredError
 from serve.admin.expected import expected
+from serve.admin.jobs import add_jobs
 from serve.console.routes import add_console
 from serve.control.change import Reason, cancelled, changed, parse_change, rolled_back, with_key, without_key
 from serve.control.credentials import Credential, digest, make_secret
@@ -29,12 +31,9 @@ from serve.control.errors import InvalidChangeError, StaleRevisionError
 from serve.control.state import ControlState, KeyPolicy, Value
 from serve.control.store import Revision
 from serve.errors import InvalidParameterError
-from serve.json_body import parse_json
 from serve.problems import INTERNAL, headers_of, http_kind, kind_of, problem_response
 from tureen.errors import TureenError
 
-MAX_BODY_BYTES = 64 * 1024
-MAX_BODY_DEPTH = 4
 MAX_HISTORY = 1000
 MAX_WAIT_S = 60
 MAX_REVISION = 2**31 - 1
@@ -54,39 +53,6 @@ class ForKey(Value):
 
     policy: str
     reason: Reason
-
-
-async def reader(request: Request) -> Credential:
-    """Whoever the bearer token stands for; raises UnauthorizedError."""
-    scheme, _, secret = request.headers.get("authorization", "").partition(" ")
-    desk: AdminDesk = request.app.state.desk
-    who = await desk.credential_of(secret.strip()) if scheme.lower() == "bearer" else None
-    if who is None:
-        raise UnauthorizedError
-    access_fields(request.scope)["who"] = who.name
-    return who
-
-
-async def known_query(request: Request) -> None:
-    """Raises InvalidParameterError for a parameter that the route does not have, or has twice: on a misspelt dry_run
-    the change must not be made.
-    """
-    known = {field.alias for field in request.scope["route"].dependant.query_params}
-    for name in request.query_params:
-        if name not in known:
-            raise InvalidParameterError(f"there is no parameter {name[:40]!r} here")
-        if len(request.query_params.getlist(name)) > 1:
-            raise InvalidParameterError(f"the parameter {name} comes twice")
-
-
-async def operator(who: Annotated[Credential, Depends(reader)]) -> Credential:
-    """The same, where it may change something; raises ForbiddenError."""
-    if not who.may_operate:
-        raise ForbiddenError
-    return who
-
-
-Operator = Annotated[Credential, Depends(operator)]
 
 
 def create_admin_app(desk: AdminDesk) -> FastAPI:
@@ -121,7 +87,7 @@ def create_admin_app(desk: AdminDesk) -> FastAPI:
 
     @router.put("/admin/beta")
     async def change(request: Request, who: Operator, dry_run: bool = False) -> Response:
-        wanted = parse_change(await _json(request))
+        wanted = parse_change(await json_body(request))
         in_force = desk.effective(desk.plane.state)
 
         def after(state: ControlState) -> ControlState:
@@ -133,7 +99,7 @@ def create_admin_app(desk: AdminDesk) -> FastAPI:
 
     @router.post("/admin/beta/rollback")
     async def rollback(request: Request, who: Operator, dry_run: bool = False) -> Response:
-        wanted = _parsed(Rollback, await _json(request), "a revision and a reason")
+        wanted = _parsed(Rollback, await json_body(request), "a revision and a reason")
         earlier = (await asyncio.to_thread(desk.store.revision, wanted.revision)).state
         return await _write(
             desk,
@@ -174,7 +140,7 @@ def create_admin_app(desk: AdminDesk) -> FastAPI:
 
     @router.put("/admin/keys/{name}")
     async def make_key(request: Request, name: str, who: Operator) -> Response:
-        wanted = _parsed(ForKey, await _json(request), "a policy and a reason")
+        wanted = _parsed(ForKey, await json_body(request), "a policy and a reason")
         secret = make_secret("tureen_key_")
         try:
             key = KeyPolicy(name=name, policy=wanted.policy)
@@ -196,6 +162,7 @@ def create_admin_app(desk: AdminDesk) -> FastAPI:
         body, media_type = desk.metrics.render()
         return Response(body, media_type=media_type)
 
+    add_jobs(router, desk)
     app.include_router(router)
     add_console(app, desk.shown, is_operators=True)
     return app
@@ -258,15 +225,6 @@ def _public(state: ControlState) -> dict[str, Any]:
     """The settings without the hashes of API keys."""
     content = state.model_dump(mode="json", exclude={"api_keys"})
     return {**content, "keys": [key.model_dump() for key in state.api_keys.values()]}
-
-
-async def _json(request: Request) -> Any:
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            raise InvalidParameterError(f"the JSON has more than {MAX_BODY_BYTES:,} bytes, the limit")
-    return parse_json(bytes(body), max_bytes=MAX_BODY_BYTES, max_depth=MAX_BODY_DEPTH)
 
 
 def _parsed(model: type[V], document: Any, what: str) -> V:

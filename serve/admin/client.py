@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import urllib.error
 import urllib.request
+from http.client import HTTPResponse
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
@@ -69,24 +71,78 @@ class AdminClient:
         verified: int = self._ask("GET", "/admin/beta/history/verify")["verified"]
         return verified
 
+    def submit_job(self, request: dict[str, Any]) -> dict[str, Any]:
+        """The job, queued; raises RefusedError."""
+        return self._ask("POST", "/jobs", request)
+
+    def jobs(self, limit: int, state: str | None = None) -> list[dict[str, Any]]:
+        """The newest jobs, the newest first."""
+        query = urlencode({"limit": limit} | ({} if state is None else {"state": state}))
+        found: list[dict[str, Any]] = self._ask("GET", f"/jobs?{query}")["jobs"]
+        return found
+
+    def job(self, job_id: str) -> dict[str, Any]:
+        """One job, and how far it is."""
+        return self._ask("GET", _path_of(job_id))
+
+    def job_action(self, job_id: str, action: str) -> dict[str, Any]:
+        """The job once it was asked to cancel, pause or resume; one that runs follows within a second."""
+        return self._ask("POST", f"{_path_of(job_id)}/{action}")
+
+    def job_errors(self, job_id: str, limit: int) -> list[dict[str, Any]]:
+        """The first rows that are errors."""
+        found: list[dict[str, Any]] = self._ask("GET", f"{_path_of(job_id)}/errors?limit={limit}")["errors"]
+        return found
+
+    def job_results(self, job_id: str) -> list[dict[str, Any]]:
+        """Name and bytes of each file that the job has written so far."""
+        found: list[dict[str, Any]] = self._ask("GET", f"{_path_of(job_id)}/results")["files"]
+        return found
+
+    def save_job_result(self, job_id: str, name: str, file: Path) -> None:
+        """Copy one of them here, whole or not at all."""
+        aside = file.with_name(f".{file.name}.part")
+        with (
+            self._answer("GET", f"{_path_of(job_id)}/results/{quote(name, safe='')}") as answer,
+            aside.open("wb") as new,
+        ):
+            shutil.copyfileobj(answer, new)
+        aside.rename(file)
+
     def _ask(
         self, method: str, path: str, body: Any = None, revision: int | None = None, timeout_s: float = TIMEOUT_S
     ) -> dict[str, Any]:
+        with self._answer(method, path, body, revision, timeout_s) as answer:
+            try:
+                content: dict[str, Any] = json.load(answer)
+            except (OSError, ValueError) as error:
+                raise self._unreachable(error) from None
+            return content
+
+    def _answer(
+        self, method: str, path: str, body: Any = None, revision: int | None = None, timeout_s: float = TIMEOUT_S
+    ) -> HTTPResponse:
         headers = {"Authorization": f"Bearer {self._token}"}
         if revision is not None:
             headers["If-Match"] = f'"{revision}"'
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self._url + path, data, headers, method=method)  # noqa: S310 - see __init__
         try:
-            with urllib.request.urlopen(request, timeout=timeout_s) as answer:  # noqa: S310
-                content: dict[str, Any] = json.load(answer)
-                return content
+            answer: HTTPResponse = urllib.request.urlopen(request, timeout=timeout_s)  # noqa: S310
+            return answer
         except urllib.error.HTTPError as error:
             with error:
                 raise _refused(error.code, error.read()) from None
         except (OSError, ValueError) as error:
-            reason = getattr(error, "reason", error)
-            raise RefusedError("unreachable", f"no operator listener answers at {self._url}: {reason}") from None
+            raise self._unreachable(error) from None
+
+    def _unreachable(self, error: Exception) -> RefusedError:
+        reason = getattr(error, "reason", error)
+        return RefusedError("unreachable", f"no operator listener answers at {self._url}: {reason}")
+
+
+def _path_of(job_id: str) -> str:
+    return f"/jobs/{quote(job_id, safe='')}"
 
 
 def _refused(status: int, body: bytes) -> RefusedError:

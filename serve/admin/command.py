@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import sys
 import time
 from collections.abc import Iterator
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from serve.admin.client import AdminClient, RefusedError
+from serve.admin.terminal import listener_options
 from tureen.errors import InvalidBetaError
 from tureen.tokens import parse_beta
 
-DEFAULT_URL = "http://127.0.0.1:8001"
 WAIT_S = 30.0
 RETRY_S = 2.0
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
@@ -40,15 +38,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Look at and change the default β of a running service.",
         epilog='example: tureen beta set 0.8 --reason "attack on uploads" --for 1h',
     )
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument(
-        "--url",
-        default=os.environ.get("TUREEN_ADMIN_URL", DEFAULT_URL),
-        help=f"the server's operator listener; default: TUREEN_ADMIN_URL, else {DEFAULT_URL}",
-    )
-    common.add_argument("--token", help="default: TUREEN_ADMIN_TOKEN, else what a server on this machine has left")
-    common.add_argument("--state-dir", type=Path, help="as given to `tureen serve`, whose token is there")
-    common.add_argument("--json", action="store_true", help="for programs")
+    common = listener_options()
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("get", parents=[common], help="what is in force, and what is planned")
     change = commands.add_parser("set", parents=[common], help="change the default β, or what clients may choose")

@@ -23,6 +23,8 @@ from serve.control.plane import ControlPlane
 from serve.control.state import ControlState
 from serve.control.store import Revision, Store
 from serve.draining import DrainingState
+from serve.jobs.files import Rooted
+from serve.jobs.records import JobRecords
 from serve.metrics import Metrics
 from serve.protocol import protocol_class
 from serve.service import in_force
@@ -53,12 +55,17 @@ class AdminDesk:
         self._settings = settings
         self._listener = listener
         self._known: list[Credential] = []
+        self.jobs: tuple[JobRecords, Rooted] | None = None
+        self.max_jobs = settings.max_jobs
 
     async def open(self, follow: Follow, workers: Callable[[], list[WorkerState]]) -> None:
         """Have the settings followed, then listen; raises ControlStoreError."""
         self.workers = workers
         self.store = await asyncio.to_thread(Store, store_url(self._settings, self.manifest.name))
         self._credentials = await asyncio.to_thread(Credentials, self.store)
+        if self._settings.takes_jobs:
+            files = Rooted(self._settings.job_input_roots, self._settings.job_output_roots)
+            self.jobs = await asyncio.to_thread(JobRecords, self.store), files
         await asyncio.to_thread(prepare_credentials, self._credentials, self._settings)
         self._known = await asyncio.to_thread(self._credentials.all)
         snapshot = self._settings.state_dir / f"{self.manifest.name}.last-known.json"

@@ -81,7 +81,7 @@ def parse_change(document: Any) -> Change:
     try:
         return Change.model_validate(document)
     except ValidationError as error:
-        raise InvalidChangeError(_first_fault(error, Change)) from None
+        raise InvalidChangeError(first_fault(error, Change)) from None
 
 
 def changed(state: ControlState, change: Change, *, who: str, now: datetime, in_force: float) -> ControlState:
@@ -201,10 +201,10 @@ def _replaced(state: ControlState, update: dict[str, Any]) -> ControlState:
     try:
         return ControlState.model_validate({**dict(state), **update})
     except ValidationError as error:
-        raise InvalidChangeError(_first_fault(error, ControlState)) from None
+        raise InvalidChangeError(first_fault(error, ControlState)) from None
 
 
-def _first_fault(error: ValidationError, model: type[Value]) -> str:
+def first_fault(error: ValidationError, model: type[Value]) -> str:
     """The field and what it may be; never the validating library's own words."""
     fault = error.errors(include_url=False, include_input=False)[0]
     cause = fault.get("ctx", {}).get("error")

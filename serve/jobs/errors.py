@@ -36,3 +36,32 @@ class JobStoppedError(JobError):
 
 class UnreadableError(ImageError):
     """One file of the input that cannot be read: it is missing, no regular file, or the disk fails."""
+
+
+class UnknownJobError(JobError):
+    def __init__(self, job_id: str) -> None:
+        super().__init__(f"there is no job {job_id[:32]!r}: ask /jobs for those there are")
+
+
+class JobStateError(JobError):
+    def __init__(self, state: str, wanted: str) -> None:
+        super().__init__(f"a job that is {state.replace('_', ' ')} cannot be {wanted}")
+
+
+class TooManyJobsError(JobError):
+    def __init__(self, most: int) -> None:
+        super().__init__(f"{most:,} jobs have not ended, as many as there may be: wait, or cancel some")
+
+
+class JobsUnavailableError(JobError):
+    def __init__(self) -> None:
+        super().__init__("this server takes no jobs: start it with --job-input-roots and --job-output-roots")
+
+
+class NoResultError(JobError):
+    def __init__(self) -> None:
+        super().__init__("there is no such result of the job here: ask /jobs/ID/results for those there are")
+
+
+class JobInterruptedError(JobError):
+    """Whoever runs the job stops before its end: it was paused or cancelled, or the server ends."""

@@ -102,14 +102,14 @@ class Rooted(Files):
             raise OutsideRootsError(path, self._outputs)
 
     @contextmanager
-    def place(self, output: Path) -> Iterator[Place]:
+    def place(self, output: Path, *, make: bool = True) -> Iterator[Place]:
         """Held by descriptors: whatever is put in a folder's place meanwhile, files go into the folder that was opened.
 
-        Raises OutsideRootsError or OutputError.
+        make: where it is not there. Raises OutsideRootsError, OutputError, or else FileNotFoundError.
         """
         self.check_output(str(output))
         try:
-            with _descended(output, self._outputs, make=True) as folder, _within(folder, OWN, make=True) as own:
+            with _descended(output, self._outputs, make=make) as folder, _within(folder, OWN, make=make) as own:
                 yield Place(_DESCRIPTORS / str(folder), _DESCRIPTORS / str(own), str(output))
         except NotADirectoryError as error:
             raise OutputError(f"{output} is no directory, or leads over a link: give another") from error
@@ -118,7 +118,14 @@ class Rooted(Files):
 def _scanned(found: Iterator[os.DirEntry[str]]) -> list[tuple[str, bool]]:
     entries = sorted(found, key=lambda entry: entry.name)
     folders = [(entry, entry.is_dir(follow_symlinks=False)) for entry in entries]
-    return [(entry.name, is_folder) for entry, is_folder in folders if is_folder or not entry.is_dir()]
+    return [(entry.name, is_folder) for entry, is_folder in folders if is_folder or not _leads_to_folder(entry)]
+
+
+def _leads_to_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def _split(path: str, roots: Sequence[Path]) -> tuple[Path, tuple[str, ...]]:

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import socket
 from pathlib import Path
 
 from PIL import Image
@@ -15,21 +16,36 @@ GUIDE = (Path(__file__).parents[2] / "docs" / "batch.md").read_text()
 COMMANDS = [line for block in re.findall(r"^```sh\n(.*?)^```", GUIDE, re.M | re.S) for line in block.splitlines()]
 
 
-def test_every_command_of_the_page_runs(tmp_path, run_command):
+def test_every_command_of_the_page_runs(tmp_path, run_command, served, monkeypatch):
     shutil.copytree(EXAMPLES / "cifar10", tmp_path / "bundle")
     (tmp_path / "photos").mkdir()
     for n, pixels in enumerate(load_bundle(tmp_path / "bundle").golden.pixels):
         Image.fromarray(pixels).save(tmp_path / "photos" / f"{n}.jpg")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    monkeypatch.setenv("TUREEN_STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.setenv("TUREEN_ADMIN_PORT", str(port))
+    monkeypatch.setenv("TUREEN_ADMIN_URL", f"http://127.0.0.1:{port}")
     said = []
-    for command in COMMANDS:
-        result = run_command(command, tmp_path)
-        assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
-        said.append(result.stdout)
+
+    def run(commands):
+        for command in commands:
+            result = run_command(command, tmp_path)
+            assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
+            said.append(result.stdout)
+
+    (serve,) = [n for n, command in enumerate(COMMANDS) if command.startswith("tureen serve")]
+    run(COMMANDS[:serve])
+    with served(COMMANDS[serve], tmp_path):
+        run(COMMANDS[serve + 1 :])
     images = len(list((tmp_path / "photos").iterdir()))
     assert f"{images} rows of {images} images in results, β 0.7" in said[0]
     assert f"{5 * images} rows" in said[1]
     assert "label" in said[2]
     assert said[3] == said[4] == said[0]
+    assert f"succeeded            {images}/{images}, 0 failed" in said[6]
+    assert said[7] == said[6].splitlines(keepends=True)[0]
 
 
 def test_the_tables_have_every_column_and_every_kind_of_input():

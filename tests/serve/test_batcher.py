@@ -190,9 +190,28 @@ def test_online_rows_go_before_those_of_batch_jobs():
         online = await queued(batcher, [4, 5])
         engine.gate.set()
         await asyncio.gather(first, *jobs, *online)
-        assert engine.batches == [[0], [4, 5, 1, 2], [3]]
+        assert engine.batches == [[0], [4, 5], [1], [2, 3]]
 
     batching(test)
+
+
+def test_beside_online_rows_jobs_have_one_short_run_at_a_time_and_alone_the_whole_machine():
+    async def test(engine, batcher):
+        alone = await queued(batcher, [1, 2, 3, 4, 5], priority=Priority.BATCH)
+        await asyncio.gather(*alone)
+        assert engine.batches == [[1, 2, 3, 4], [5]]
+        await batcher.submit(6, deadline_s=within(10))
+        beside = await queued(batcher, [7, 8, 9], priority=Priority.BATCH)
+        await asyncio.gather(*beside)
+        assert engine.batches[2:] == [[6], [7], [8], [9]]
+        first = await held(engine, batcher)
+        waiting = await queued(batcher, [10], priority=Priority.BATCH)
+        await asyncio.sleep(0.05)
+        assert batcher.waiting == 1  # though a stream is free
+        engine.gate.set()
+        await asyncio.gather(first, *waiting)
+
+    batching(test, streams=2, background_run_s=1e-9)
 
 
 def test_a_result_too_few_fails_the_batch_instead_of_shifting_answers():
