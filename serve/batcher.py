@@ -23,7 +23,8 @@ from serve.policy import Priority, next_batch
 Row = TypeVar("Row")
 Result = TypeVar("Result")
 
-QUIET_S = 0.5  # without an online row: then rows that nobody waits for may have the whole machine
+QUIET_S = 10.0  # without an online row: then rows that nobody waits for have every stream, for longer runs
+QUIET_TIMES = 10  # as long: the first online row after that waits for so much and no more
 
 logger = logging.getLogger("tureen.serve")
 
@@ -63,6 +64,7 @@ class Batcher(Generic[Row, Result]):
         max_waiting: int,
         streams: int = 1,
         background_run_s: float = math.inf,
+        is_idle: Callable[[], bool] = lambda: True,
         on_batch: Callable[[int, float], None] = lambda size, seconds: None,
         on_dropped: Callable[[str, int], None] = lambda reason, count: None,
         on_waiting: Callable[[int], None] = lambda count: None,
@@ -72,7 +74,8 @@ class Batcher(Generic[Row, Result]):
         returns as many results.
 
         background_run_s: how long a run of rows that nobody waits for takes at most, about, while online rows come;
-        one such run at a time then, and none beside an online one.
+        one such run at a time then, and only where `is_idle`; `wake` has it looked at again. Where none came for
+        QUIET_S, they have every stream, and runs QUIET_TIMES as long.
         on_batch: told the size and seconds of each batch that ran. on_dropped: told how many rows left the queue
         unanswered by the engine, and why: "deadline" or "abandoned". on_waiting: told how many rows wait, whenever
         that changed. on_failed: told of each run that failed.
@@ -84,8 +87,8 @@ class Batcher(Generic[Row, Result]):
         self._on_dropped = on_dropped
         self._on_waiting = on_waiting
         self._on_failed = on_failed
-        self._background_run_s = background_run_s
-        self._background_rows = 1  # of which a run takes as long, by what was measured
+        self._background_run_s, self._is_idle = background_run_s, is_idle
+        self._background_rows = {False: 1, True: 1}  # of which a run takes as long, where it is quiet or not
         self._last_online_s = -math.inf  # when an online row came or was answered last
         self._running: Counter[Priority] = Counter()  # runs
         self._queue: list[_Waiting[Row, Result]] = []
@@ -116,6 +119,11 @@ class Batcher(Generic[Row, Result]):
         self._on_waiting(len(self._queue))
         self._changed.set()
         return await future
+
+    def wake(self) -> None:
+        """Look again whether rows that nobody waits for may run."""
+        if self._queue:
+            self._changed.set()
 
     async def close(self) -> None:
         """Refuse more rows, answer those that wait, and stop."""
@@ -149,9 +157,12 @@ class Batcher(Generic[Row, Result]):
 
     def _room_for_background(self) -> int:
         """How many rows that nobody waits for may run now."""
-        if time.monotonic() - self._last_online_s > QUIET_S:
-            return self._max_batch
-        return 0 if self._running.total() else self._background_rows
+        if self._is_quiet():
+            return self._background_rows[True]
+        return self._background_rows[False] if self._is_idle() and not self._running.total() else 0
+
+    def _is_quiet(self) -> bool:
+        return time.monotonic() - self._last_online_s > QUIET_S
 
     def _living(
         self, rows: list[_Waiting[Row, Result]], max_batch: int, max_background: int
@@ -188,8 +199,9 @@ class Batcher(Generic[Row, Result]):
             return
         seconds = time.monotonic() - started
         if batch[0].priority is Priority.BATCH:
-            fitting = self._background_run_s * len(rows) / max(seconds, 1e-6)
-            self._background_rows = max(1, int(min(fitting, 2 * len(rows), self._max_batch)))
+            for is_quiet, times in ((False, 1), (True, QUIET_TIMES)):
+                fitting = times * self._background_run_s * len(rows) / max(seconds, 1e-6)
+                self._background_rows[is_quiet] = max(1, int(min(fitting, 2 * len(rows), self._max_batch)))
         self._on_batch(len(rows), seconds)
         for waiting, result in pairs:
             if not waiting.future.done():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 
@@ -55,8 +55,10 @@ class Answered:
 class Model:
     """A bundle that can be asked. Made by `open_model`; whoever made it closes it once nobody asks any more."""
 
-    def __init__(self, soup: Soup, settings: Settings, metrics: Metrics, decoders: Executor) -> None:
-        """Called in the running loop. decoders: where images are decoded."""
+    def __init__(
+        self, soup: Soup, settings: Settings, metrics: Metrics, decoders: Executor, is_idle: Callable[[], bool]
+    ) -> None:
+        """Called in the running loop. decoders: where images are decoded. is_idle: whether no request is here now."""
         self.soup = soup
         self.bundle = soup.bundle
         self.is_unused = asyncio.Event()  # set where nobody asks it any more, after another took its place
@@ -67,6 +69,7 @@ class Model:
             max_batch=settings.max_batch,
             max_waiting=settings.max_waiting_images,
             streams=settings.engine_options.streams,
+            is_idle=is_idle,
             background_run_s=settings.job_run_ms / 1000,
             on_batch=lambda size, seconds: metrics.batch_images.observe(size),
             on_dropped=lambda reason, count: metrics.dropped.labels(reason).inc(count),
@@ -120,6 +123,10 @@ class Model:
             if len(logits) < len(betas):
                 await asyncio.sleep(FULL_S)
         return np.stack([logits[row] for row in range(len(betas))])
+
+    def wake(self) -> None:
+        """Say that it may be idle now."""
+        self._batcher.wake()
 
     async def close(self) -> None:
         """Answer what waits, then free engine and threads."""

@@ -146,6 +146,8 @@ class Service:
             self._permits_taken -= 1
             self._queue_time.leave(images, time.monotonic(), was_run=admission.was_run)
             self._leave(admission)
+            if self._permits_taken == 0:
+                admission.model.wake()
             self._show_load()
 
     def compare_modes(self, admission: Admission, answered: Answered, beta: float) -> None:
@@ -189,7 +191,7 @@ class Service:
         started = time.monotonic()
         own = in_force(bundle, self.settings.default_beta)  # refused before the work where it has one token
         soup, image_s = await asyncio.to_thread(open_soup, bundle, self.settings)
-        model = Model(soup, self.settings, self.metrics, self._decoders)
+        model = Model(soup, self.settings, self.metrics, self._decoders, lambda: self._permits_taken == 0)
         if self._model is None:
             self._queue_time.image_s = image_s
             self._show_load()

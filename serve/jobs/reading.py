@@ -146,6 +146,7 @@ def _begin(given: str, files: Files, decoding: Decoding, parent: int) -> None:
         signal.signal(signal_number, signal.SIG_IGN)  # a terminal's and a service manager's are for the server
     os.nice(NICE)
     if sys.platform == "linux":
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))  # a processor that it has counts as a free one
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:
             os._exit(1)

@@ -195,23 +195,36 @@ def test_online_rows_go_before_those_of_batch_jobs():
     batching(test)
 
 
-def test_beside_online_rows_jobs_have_one_short_run_at_a_time_and_alone_the_whole_machine():
+def test_alone_jobs_have_runs_that_grow_as_long_as_they_are_short_enough():
     async def test(engine, batcher):
-        alone = await queued(batcher, [1, 2, 3, 4, 5], priority=Priority.BATCH)
-        await asyncio.gather(*alone)
-        assert engine.batches == [[1, 2, 3, 4], [5]]
-        await batcher.submit(6, deadline_s=within(10))
-        beside = await queued(batcher, [7, 8, 9], priority=Priority.BATCH)
-        await asyncio.gather(*beside)
-        assert engine.batches[2:] == [[6], [7], [8], [9]]
+        await asyncio.gather(*await queued(batcher, range(1, 12), priority=Priority.BATCH))
+        assert [len(batch) for batch in engine.batches] == [1, 2, 4, 4]
+
+    batching(test)
+
+
+def test_beside_online_rows_jobs_have_one_short_run_at_a_time_and_only_while_no_request_is_here():
+    is_idle = True
+
+    async def test(engine, batcher):
+        nonlocal is_idle
+        await batcher.submit(0, deadline_s=within(10))
+        await asyncio.gather(*await queued(batcher, [7, 8, 9], priority=Priority.BATCH))
+        assert engine.batches == [[0], [7], [8], [9]]
         first = await held(engine, batcher)
         waiting = await queued(batcher, [10], priority=Priority.BATCH)
         await asyncio.sleep(0.05)
         assert batcher.waiting == 1  # though a stream is free
+        is_idle = False
         engine.gate.set()
-        await asyncio.gather(first, *waiting)
+        await first
+        await asyncio.sleep(0.05)
+        assert batcher.waiting == 1  # a request is being decoded, perhaps
+        is_idle = True
+        batcher.wake()
+        await asyncio.gather(*waiting)
 
-    batching(test, streams=2, background_run_s=1e-9)
+    batching(test, streams=2, background_run_s=1e-9, is_idle=lambda: is_idle)
 
 
 def test_a_result_too_few_fails_the_batch_instead_of_shifting_answers():
