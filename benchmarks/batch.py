@@ -51,7 +51,8 @@ def seconds_of(subject: Subject, manifest: Path, output: Path) -> float:
         with on_threads(source, Decoding(bundle.preprocess, soup.limits, False), min(8, available_cpus())) as readers:
             pipeline = Pipeline(soup.logits, readers, spec.betas, batch_rows=spec.batch_rows, streams=streams)
             started = time.perf_counter()
-            Job(place, spec, bundle.labels).run(pipeline)
+            job = Job(place, spec, bundle.labels)
+            job.run(lambda parts: job.make(pipeline, parts, lambda done, failed: None))
             return time.perf_counter() - started
 
 

@@ -137,7 +137,7 @@ def _run(job: Job, source: Source, soup: Soup, options: argparse.Namespace) -> S
 
         try:
             return job.run(
-                pipeline,
+                lambda parts: job.make(pipeline, parts, on_images),
                 retry_failed=options.retry_failed,
                 max_error_rate=options.max_error_rate,
                 on_images=on_images,

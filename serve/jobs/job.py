@@ -15,8 +15,9 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,23 @@ class Summary(BaseModel):
     engine: str
     precision: Precision
     betas: tuple[float | None, ...]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A shard to be made. offset: in the listing, of its first line. is_again: only the images that failed."""
+
+    number: int
+    offset: int
+    is_again: bool
+
+
+@dataclass(frozen=True)
+class Made:
+    """A shard that is there now, and how many of its rows are errors, by code."""
+
+    number: int
+    codes: Mapping[str, int]
 
 
 @contextmanager
@@ -171,67 +189,76 @@ class Job:
 
     def run(
         self,
-        pipeline: Pipeline,
+        make: Callable[[Iterator[Part]], Iterator[Made]],
         *,
         retry_failed: bool = False,
         max_error_rate: float = 1.0,
         on_images: OnImages = lambda done, failed: None,
     ) -> Summary:
-        """Makes what is missing and says what the job comes to.
+        """Has what is missing made and says what the job comes to.
 
-        retry_failed: classifies anew the images of rows that are errors. on_images: told of images done and of those
-        among them that failed, those of earlier runs at once. Raises JobError, or OSError where the disk fails.
+        make: makes parts, in any order. retry_failed: classifies anew the images of rows that are errors. on_images:
+        told of images done by earlier runs and of those among them that failed. Raises JobError, or OSError where the
+        disk fails.
         """
         (self.place.output / SUCCESS).unlink(missing_ok=True)  # until it is true again
         missing = self.missing()
         for number in sorted(set(range(self.spec.shards)) - set(missing)):
             shard = self._read(number)
-            self._count(number, shard)
-            failed, images = len(self._rows_of_images(shard.failed)), self._images_in(number)
+            self._codes[number] = _codes(shard)
+            failed, images = len(self._rows_of_images(shard.failed)), self.images_in(number)
             on_images(images - failed if retry_failed else images, 0 if retry_failed else failed)
-        for finished in pipeline.run(self._works(missing, retry_failed=retry_failed), on_images):
-            write_shard(self.path(finished.number), finished.shard, self._told, self.spec.format, self._metadata)
-            self._count(finished.number, finished.shard)
+        for made in make(self._parts(missing, retry_failed=retry_failed)):
+            self._codes[made.number] = Counter(made.codes)
             self._check_rate(max_error_rate)
         return self._finish()
 
-    def _works(self, missing: Sequence[int], *, retry_failed: bool) -> Iterator[Work]:
-        width, todo = len(self.spec.betas), set(missing)
+    def make(self, pipeline: Pipeline, parts: Iterable[Part], on_images: OnImages) -> Iterator[Made]:
+        """Makes the shards here, the next under way while one is written."""
+        for finished in pipeline.run(map(self._work, parts), on_images):
+            write_shard(self.path(finished.number), finished.shard, self._told, self.spec.format, self._metadata)
+            yield Made(finished.number, dict(_codes(finished.shard)))
+
+    def _parts(self, missing: Sequence[int], *, retry_failed: bool) -> Iterator[Part]:
+        todo = set(missing)
         with reopen(self.place.own / INPUTS) as listing:
             for number in range(self.spec.shards):
-                lines = [listing.readline() for _ in range(self._images_in(number))]
-                if number in todo:
-                    items = enumerate(map(_item, lines))
-                    yield Work(
-                        number, Shard(width * len(lines), self.spec.top_k), ((width * n, one) for n, one in items)
-                    )
-                elif retry_failed and self._codes[number]:
-                    shard = self._read(number)
-                    again = self._rows_of_images(shard.failed)
-                    yield Work(number, shard, [(row, _item(lines[row // width])) for row in again])
+                if number in todo or (retry_failed and self._codes[number]):
+                    yield Part(number, listing.tell(), is_again=number not in todo)
+                for _ in range(self.images_in(number)):
+                    listing.readline()
+
+    def _work(self, part: Part) -> Work:
+        width, number = len(self.spec.betas), part.number
+        with reopen(self.place.own / INPUTS) as listing:
+            listing.seek(part.offset)
+            lines = [listing.readline() for _ in range(self.images_in(number))]
+        if not part.is_again:
+            items = enumerate(map(_item, lines))
+            return Work(number, Shard(width * len(lines), self.spec.top_k), ((width * n, one) for n, one in items))
+        shard = self._read(number)
+        return Work(number, shard, [(row, _item(lines[row // width])) for row in self._rows_of_images(shard.failed)])
 
     def _rows_of_images(self, rows: Sequence[int]) -> list[int]:
         """The first row of each image that these rows are of."""
         width = len(self.spec.betas)
         return sorted({row - row % width for row in rows})
 
-    def _images_in(self, number: int) -> int:
+    def images_in(self, number: int) -> int:
+        """How many images a shard is of."""
         return min(self.spec.shard_images, self.spec.images - number * self.spec.shard_images)
 
     def _read(self, number: int) -> Shard:
         shard = read_shard(self.path(number), self.spec.format, self.spec.top_k)
-        if len(shard) != self._images_in(number) * len(self.spec.betas):
+        if len(shard) != self.images_in(number) * len(self.spec.betas):
             raise OutputError(
                 f"{self.path(number)} has {len(shard)} rows, another number than it was made with: remove it"
             )
         return shard
 
-    def _count(self, number: int, shard: Shard) -> None:
-        self._codes[number] = Counter(code for code in shard.error_codes if code is not None)
-
     def _check_rate(self, most: float) -> None:
         failed = sum(codes.total() for codes in self._codes.values())
-        rows = sum(self._images_in(number) for number in self._codes) * len(self.spec.betas)
+        rows = sum(self.images_in(number) for number in self._codes) * len(self.spec.betas)
         if rows >= LEAST_FOR_RATE * len(self.spec.betas) and failed > most * rows:
             raise JobStoppedError(
                 f"{failed:,} of {rows:,} rows are errors, more than --max-error-rate {most:g}; what is done is kept: "
@@ -261,6 +288,10 @@ class Job:
 
 def _write_json(path: Path, content: BaseModel) -> None:
     write_whole(path, lambda file: file.write(content.model_dump_json(indent=2).encode() + b"\n"))
+
+
+def _codes(shard: Shard) -> Counter[str]:
+    return Counter(code for code in shard.error_codes if code is not None)
 
 
 def _item(line: bytes) -> Item:

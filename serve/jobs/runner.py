@@ -251,8 +251,9 @@ def run_job(
         decoding = Decoding(manifest.preprocess, soup.limits, spec.jpeg_scaling)
         with in_processes(request.input, files, source, decoding, decode_processes) as readers:
             pipeline = Pipeline(classify, readers, spec.betas, batch_rows=spec.batch_rows, streams=streams)
-            return Job(place, spec, manifest.labels).run(
-                pipeline,
+            job = Job(place, spec, manifest.labels)
+            return job.run(
+                lambda parts: job.make(pipeline, parts, progress.on_images),
                 retry_failed=record.retries_failed,
                 max_error_rate=request.max_error_rate,
                 on_images=progress.on_images,
