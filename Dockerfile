@@ -16,7 +16,7 @@ FROM python:3.11-slim
 COPY --from=build /wheels /wheels
 COPY constraints.txt /
 RUN wheel=$(ls /wheels/*.whl) \
-    && pip install --no-cache-dir -c /constraints.txt "tureen[serve,grpc,cpu,openvino] @ file://$wheel" \
+    && pip install --no-cache-dir -c /constraints.txt "tureen[serve,batch,grpc,postgres,cpu,openvino] @ file://$wheel" \
     && rm -r /wheels \
     && useradd --system --uid 10001 tureen \
     && install --directory --owner 10001 --mode 0700 /var/lib/tureen

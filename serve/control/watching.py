@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
+import threading
 from collections.abc import AsyncGenerator
 
 from serve.control.store import CHANNEL, TIMEOUT_S, Store
@@ -30,32 +31,60 @@ def hints(store: Store) -> AsyncGenerator[None, None]:
 
 async def _sqlite_changes(store: Store) -> AsyncGenerator[None, None]:
     looks, seen = 0, -1
-    connection: sqlite3.Connection | None = None
+    counter = _Counter(store.url.database or "")
     try:
         while True:
             try:
-                if connection is None:
-                    path = store.url.database or ""
-                    connection = await asyncio.to_thread(
-                        sqlite3.connect, path, TIMEOUT_S, check_same_thread=False, isolation_level=None
-                    )
-                version = await asyncio.to_thread(_data_version, connection)
+                version = await asyncio.to_thread(counter.read)
             except sqlite3.Error:
-                connection, version = None, seen  # whoever looks at the head says what is wrong
+                version = seen  # whoever looks at the head says what is wrong
             looks += 1
             if version != seen or looks * SQLITE_LOOK_S >= AT_LEAST_EVERY_S:
                 seen, looks = version, 0
                 yield
             await asyncio.sleep(SQLITE_LOOK_S)
     finally:
-        if connection is not None:
-            connection.close()
+        counter.close()
 
 
-def _data_version(connection: sqlite3.Connection) -> int:
-    """Another number whenever another connection has committed."""
-    (version,) = connection.execute("PRAGMA data_version").fetchone()
-    return int(version)
+class _Counter:
+    """Another number whenever another connection has committed to the file.
+
+    Whoever waits for a thread may be cancelled while that goes on: SQLite's connection must not be closed under it.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        self._connection: sqlite3.Connection | None = None
+        self._is_closed = False
+
+    def read(self) -> int:
+        """On any thread; raises sqlite3.Error, after which the next call connects anew."""
+        with self._lock:
+            if self._is_closed:
+                return 0
+            try:
+                if self._connection is None:
+                    self._connection = sqlite3.connect(
+                        self._path, TIMEOUT_S, check_same_thread=False, isolation_level=None
+                    )
+                (version,) = self._connection.execute("PRAGMA data_version").fetchone()
+            except sqlite3.Error:
+                self._disconnect()
+                raise
+            return int(version)
+
+    def close(self) -> None:
+        """Once a read that is under way is done."""
+        with self._lock:
+            self._is_closed = True
+            self._disconnect()
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
 
 
 async def _notifications(store: Store) -> AsyncGenerator[None, None]:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
+import socket
 import sys
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
 from tqdm import tqdm
 
 import tureen
-from serve.jobs.errors import OutputError
+from serve.jobs.errors import JobError, OutputError
 from serve.jobs.files import Place
 from serve.jobs.inputs import ANY, Source, open_source
-from serve.jobs.job import Job, Spec, Summary, begun, locked
+from serve.jobs.job import Job, Made, Part, Spec, Summary, begun, locked
 from serve.jobs.pinning import BATCH_ROWS, SHARD_ROWS, Wanted, pin
-from serve.jobs.pipeline import Pipeline
+from serve.jobs.pipeline import OnImages, Pipeline
 from serve.jobs.reading import Decoding, on_threads
 from tureen.engines import AUTO
 from tureen.engines.base import EngineOptions
@@ -26,22 +29,46 @@ from tureen.preprocess import ImageLimits
 from tureen.soup import DEFAULT_TOP_K, Soup
 from tureen.tokens import beta_grid, parse_beta
 
+LOCAL = "local"  # a Ray cluster of this machine alone
+CONNECT_S = 5.0
+
 
 def batch(arguments: list[str]) -> int:
     """`tureen batch`: 0 once every image has its rows; raises JobError, BundleError or EngineError."""
     options = _parser().parse_args(arguments)
     if options.format == "parquet":
         import pyarrow  # noqa: F401 - the front door tells of the extra before anything is begun
+    if options.ray is not None:
+        _check_ray(options.ray)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what is done is kept
     with closing(open_source(options.input)) as source, ANY.place(options.output) as place, locked(place):
         earlier = begun(place)
         if earlier is not None and not (options.resume or options.retry_failed):
             raise OutputError(f"{options.output} holds a job already: give --resume, or another directory")
-        with _soup(options, earlier) as soup:
+        engine = _engine_options(options, earlier)
+        with _soup(options, earlier, engine) as soup:
             spec = _pinned(options, place, source, soup, earlier)
-            summary = _run(Job(place, spec, soup.bundle.manifest.labels), source, soup, options)
+            job = Job(place, spec, soup.bundle.manifest.labels)
+            if options.ray is None:
+                summary = _here(job, source, soup, engine, options)
+        if options.ray is not None:  # with the engine of this process closed, so that a worker may have its place
+            summary = _on_cluster(job, engine, options)
     _tell(summary, options)
     return 0
+
+
+def _check_ray(address: str) -> None:
+    """Before anything is begun: Ray itself waits for minutes."""
+    try:
+        import ray.data  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise JobError(f"--ray needs {error.name}: install Tureen with its extra [ray]") from None
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), CONNECT_S).close()
+        except OSError as error:
+            raise JobError(f"no Ray cluster answers at {address}: {error.strerror or error}") from None
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -80,22 +107,35 @@ def _parser() -> argparse.ArgumentParser:
     for name, field in ImageLimits.model_fields.items():
         flag = f"--{name.replace('_', '-')}"
         parser.add_argument(flag, type=_positive, help=f"{field.description} (default: {field.default})")
+    parser.add_argument(
+        "--ray",
+        nargs="?",
+        const=LOCAL,
+        metavar="ADDRESS",
+        help="have the shards made by a Ray cluster, such as auto; without an address by one of this machine; every "
+        "machine has bundle, input and output under the same absolute paths",
+    )
+    parser.add_argument(
+        "--ray-workers", type=_positive, help="of --threads CPUs each (default: as many as the cluster has room for)"
+    )
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
     return parser
 
 
-def _soup(options: argparse.Namespace, earlier: Spec | None) -> Soup:
+def _engine_options(options: argparse.Namespace, earlier: Spec | None) -> EngineOptions:
+    return EngineOptions(
+        threads=options.threads,
+        streams=options.streams or min(2, options.threads),
+        max_batch=options.max_batch or (earlier.batch_rows if earlier else BATCH_ROWS),
+        cache=default_cache_directory(),
+    )
+
+
+def _soup(options: argparse.Namespace, earlier: Spec | None, engine: EngineOptions) -> Soup:
     """The model on its engine: a job that goes on has the one that it began with."""
     name, precision = options.engine, options.precision
     if earlier is not None and name == AUTO:
         name, precision = earlier.engine, precision or earlier.precision
-    threads = options.threads
-    engine = EngineOptions(
-        threads=threads,
-        streams=options.streams or min(2, threads),
-        max_batch=options.max_batch or (earlier.batch_rows if earlier else BATCH_ROWS),
-        cache=default_cache_directory(),
-    )
     soup = tureen.load(options.bundle, engine=name, precision=precision, options=engine)
     given = {name: getattr(options, name) for name in ImageLimits.model_fields if getattr(options, name) is not None}
     soup.limits = ImageLimits(**{**(earlier.limits.model_dump() if earlier else {}), **given})
@@ -116,17 +156,35 @@ def _pinned(options: argparse.Namespace, place: Place, source: Source, soup: Sou
         return pin(place, source, soup.bundle.manifest, soup.engine, soup.limits, wanted, earlier, on_listed)
 
 
-def _run(job: Job, source: Source, soup: Soup, options: argparse.Namespace) -> Summary:
+def _here(job: Job, source: Source, soup: Soup, engine: EngineOptions, options: argparse.Namespace) -> Summary:
+    decoding = Decoding(soup.bundle.manifest.preprocess, soup.limits, job.spec.jpeg_scaling)
+    with on_threads(source, decoding, options.decode_threads) as readers:
+        pipeline = Pipeline(
+            soup.logits, readers, job.spec.betas, batch_rows=job.spec.batch_rows, streams=engine.streams
+        )
+        return _run(job, lambda parts, on_images: job.make(pipeline, parts, on_images), options)
+
+
+def _on_cluster(job: Job, engine: EngineOptions, options: argparse.Namespace) -> Summary:
+    from serve.jobs.cluster import Makers, connected, make_on_cluster, workers_that_fit
+
+    given = options.input if "://" in options.input else os.path.abspath(options.input)
+    makers = Makers(
+        options.bundle.absolute(), given, options.output.absolute(), job.spec, engine, options.decode_threads
+    )
+    with connected(options.ray):
+        workers = options.ray_workers or workers_that_fit(engine.threads)
+        return _run(
+            job, lambda parts, on_images: make_on_cluster(job, makers, parts, on_images, workers=workers), options
+        )
+
+
+def _run(job: Job, make: Callable[[Iterator[Part], OnImages], Iterator[Made]], options: argparse.Namespace) -> Summary:
+    """The job to its end, with progress."""
     spec, failures = job.spec, 0
     told = f"{spec.model} {spec.version[:12]} on {spec.engine} {spec.precision}, β {_betas(spec)}"
     print(f"{spec.images:,} images in {spec.shards:,} shards, {told}", file=sys.stderr)
-    decoding = Decoding(soup.bundle.manifest.preprocess, soup.limits, spec.jpeg_scaling)
-    with (
-        tqdm(total=spec.images, desc="classify", unit="image", disable=None, smoothing=0.05) as bar,
-        on_threads(source, decoding, options.decode_threads) as readers,
-    ):
-        streams = options.streams or min(2, options.threads)
-        pipeline = Pipeline(soup.logits, readers, spec.betas, batch_rows=spec.batch_rows, streams=streams)
+    with tqdm(total=spec.images, desc="classify", unit="image", disable=None, smoothing=0.05) as bar:
 
         def on_images(done: int, failed: int) -> None:
             nonlocal failures
@@ -137,7 +195,7 @@ def _run(job: Job, source: Source, soup: Soup, options: argparse.Namespace) -> S
 
         try:
             return job.run(
-                lambda parts: job.make(pipeline, parts, on_images),
+                lambda parts: make(parts, on_images),
                 retry_failed=options.retry_failed,
                 max_error_rate=options.max_error_rate,
                 on_images=on_images,

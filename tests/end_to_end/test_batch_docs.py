@@ -44,8 +44,9 @@ def test_every_command_of_the_page_runs(tmp_path, run_command, served, monkeypat
     assert f"{5 * images} rows" in said[1]
     assert "label" in said[2]
     assert said[3] == said[4] == said[0]
-    assert f"succeeded            {images}/{images}, 0 failed" in said[6]
-    assert said[7] == said[6].splitlines(keepends=True)[0]
+    assert f"{images} rows of {images} images in elsewhere, β 0.7" in said[5]
+    assert f"succeeded            {images}/{images}, 0 failed" in said[7]
+    assert said[8] == said[7].splitlines(keepends=True)[0]
 
 
 def test_the_tables_have_every_column_and_every_kind_of_input():

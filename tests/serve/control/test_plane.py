@@ -4,12 +4,14 @@ import asyncio
 import contextlib
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
 import sqlalchemy as sa
 
+from serve.control import watching
 from serve.control.change import changed, parse_change
 from serve.control.errors import ControlStoreError, StaleRevisionError
 from serve.control.plane import ControlPlane, read_snapshot, write_snapshot
@@ -249,3 +251,15 @@ def test_what_is_due_on_a_store_that_lies_behind_is_tried_now_and_then_and_not_w
             assert len(tried) <= 2
 
     asyncio.run(run())
+
+
+def test_a_counter_is_not_closed_under_whoever_reads_it(tmp_path):
+    """Such as a server's end just when its thread looks: SQLite would crash the process."""
+    file = tmp_path / "control.db"
+    with contextlib.closing(Store(f"sqlite:///{file}")):
+        for _ in range(300):
+            counter = watching._Counter(str(file))
+            with ThreadPoolExecutor(2) as threads:
+                reads = [threads.submit(counter.read) for _ in range(4)]
+                counter.close()
+                assert all(isinstance(read.result(), int) for read in reads)

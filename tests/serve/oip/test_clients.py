@@ -94,3 +94,8 @@ def test_the_real_clients_get_the_answers_of_the_library(
             text=True,
         )
     assert checks.returncode == 0, checks.stdout + checks.stderr
+
+
+def test_the_inference_service_has_fields_that_kserve_knows(clients_python):
+    manifest = HERE.parents[2] / "deploy" / "kubernetes" / "kserve.yaml"
+    subprocess.run([clients_python, HERE / "with_kserve_models.py", manifest], check=True)

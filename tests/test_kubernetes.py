@@ -1,0 +1,133 @@
+"""deploy/kubernetes is what Kubernetes takes, names what there is, and starts a server that answers its probes."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from serve.metrics import Metrics
+from serve.settings import Settings
+from tureen.demo import EXAMPLES
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "deploy" / "kubernetes"
+KSERVE, KUSTOMIZATION = FOLDER / "kserve.yaml", FOLDER / "kustomization.yaml"
+VERSIONS = ("1.30", "1.37")  # the oldest and the newest that it is checked for
+
+
+def read(path):
+    return yaml.safe_load(path.read_text())
+
+
+BY_KIND = {read(path)["kind"]: read(path) for path in FOLDER.glob("*.yaml")}
+DEPLOYMENT, SERVICE = BY_KIND["Deployment"], BY_KIND["Service"]
+POD = DEPLOYMENT["spec"]["template"]
+PREDICTOR = BY_KIND["InferenceService"]["spec"]["predictor"]
+CONTAINERS = {
+    "deployment": (POD["spec"], POD["spec"]["containers"][0]),
+    "kserve": (PREDICTOR, PREDICTOR["containers"][0]),
+}
+
+
+def environment(container):
+    return {one["name"]: one.get("value") for one in container["env"]}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("kind", ["Deployment", "Service", "HorizontalPodAutoscaler", "PodDisruptionBudget"])
+def test_each_is_what_the_published_schema_has(kind, version):
+    kubernetes_validate.validate(BY_KIND[kind], version, strict=True)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_what_kserve_makes_of_it_is_a_pod(version):
+    spec = {name: value for name, value in PREDICTOR.items() if name not in ("minReplicas", "maxReplicas")}
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, "spec": spec}
+    kubernetes_validate.validate(pod, version, strict=True)
+
+
+def test_a_wrong_field_would_be_found():
+    wrong = {**SERVICE, "spec": {**SERVICE["spec"], "selektor": {}}}
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(wrong, VERSIONS[-1], strict=True)
+
+
+def test_all_of_them_are_applied_and_speak_of_one_another():
+    applied = set(read(KUSTOMIZATION)["resources"])
+    assert applied == {path.name for path in FOLDER.glob("*.yaml")} - {KSERVE.name, KUSTOMIZATION.name}
+    labels = POD["metadata"]["labels"]
+    assert DEPLOYMENT["spec"]["selector"]["matchLabels"] == labels == SERVICE["spec"]["selector"]
+    assert BY_KIND["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"] == labels
+    scaled = BY_KIND["HorizontalPodAutoscaler"]["spec"]
+    assert scaled["scaleTargetRef"]["name"] == DEPLOYMENT["metadata"]["name"]
+    names = {collector._name for collector in Metrics().registry._collector_to_names}
+    (metric,) = [metric["pods"]["metric"]["name"] for metric in scaled["metrics"]]
+    assert metric in names
+    assert metric in (ROOT / "docs" / "kubernetes.md").read_text()
+    (port,) = SERVICE["spec"]["ports"]
+    (listening,) = POD["spec"]["containers"][0]["ports"]
+    assert port["targetPort"] == listening["name"]
+    assert str(listening["containerPort"]) == POD["metadata"]["annotations"]["prometheus.io/port"]
+
+
+@pytest.mark.parametrize("where", CONTAINERS)
+def test_a_pod_has_the_time_that_draining_takes_and_settings_that_there_are(where):
+    pod, container = CONTAINERS[where]
+    given = environment(container)
+    known = {f"TUREEN_{name.upper()}" for name in Settings.model_fields} | {"STORAGE_URI"}
+    assert given.keys() <= known
+    drain_s = float(given["TUREEN_DRAIN_DELAY_S"]) + float(given["TUREEN_DRAIN_TIMEOUT_S"])
+    assert pod["terminationGracePeriodSeconds"] >= drain_s + 10
+    written = {mount["mountPath"] for mount in container["volumeMounts"] if not mount.get("readOnly")}
+    for name in ("TUREEN_STATE_DIR", "TUREEN_CACHE_DIR"):  # the rest of the container cannot be written to
+        assert any(Path(given[name]).is_relative_to(path) for path in written)
+    assert {mount["name"] for mount in container["volumeMounts"]} <= {volume["name"] for volume in pod["volumes"]}
+
+
+@pytest.mark.parametrize("where", CONTAINERS)
+def test_the_server_starts_as_it_is_started_there_and_answers_the_probes(where, tmp_path):
+    _, container = CONTAINERS[where]
+    given = {name: value for name, value in environment(container).items() if value and name.startswith("TUREEN_")}
+    ours = {  # paths and ports of this machine in the place of the container's
+        "TUREEN_BUNDLE": str(EXAMPLES / "cifar10"),
+        "TUREEN_STATE_DIR": str(tmp_path / "state"),
+        "TUREEN_CACHE_DIR": str(tmp_path / "cache"),
+        "TUREEN_PORT": "0",
+        "TUREEN_ADMIN_PORT": "0",
+        "TUREEN_DRAIN_DELAY_S": "0",
+        # On an address of everybody's, as there; operators stay on loopback.
+        "TUREEN_HOST": given["TUREEN_HOST"],
+    }
+    log = tmp_path / "log"
+    with log.open("w") as stream:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "tureen.cli", "serve"], env={**os.environ, **given, **ours}, stderr=stream
+        )
+    try:
+        end = time.monotonic() + 60
+        while not (found := re.search(r"listening on http://[^ ]*:(\d+)", log.read_text())):
+            assert time.monotonic() < end
+            assert server.poll() is None, log.read_text()
+            time.sleep(0.05)
+        probes = [container[f"{name}Probe"]["httpGet"]["path"] for name in ("startup", "readiness", "liveness")]
+        for path in (*probes, "/metrics"):
+            while True:
+                try:
+                    with urllib.request.urlopen(f"http://127.0.0.1:{found[1]}{path}") as answer:
+                        assert answer.status == 200
+                    break
+                except (urllib.error.HTTPError, OSError) as error:
+                    assert getattr(error, "code", 503) == 503
+                    assert time.monotonic() < end
+                    time.sleep(0.05)
+    finally:
+        server.terminate()
+        assert server.wait(60) == 0
