@@ -40,7 +40,16 @@ def batch(arguments: list[str]) -> int:
         import pyarrow  # noqa: F401 - the front door tells of the extra before anything is begun
     if options.ray is not None:
         _check_ray(options.ray)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what is done is kept
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what is done is kept
+    try:
+        summary = _batch(options)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    _tell(summary, options)
+    return 0
+
+
+def _batch(options: argparse.Namespace) -> Summary:
     with closing(open_source(options.input)) as source, ANY.place(options.output) as place, locked(place):
         earlier = begun(place)
         if earlier is not None and not (options.resume or options.retry_failed):
@@ -50,11 +59,9 @@ def batch(arguments: list[str]) -> int:
             spec = _pinned(options, place, source, soup, earlier)
             job = Job(place, spec, soup.bundle.manifest.labels)
             if options.ray is None:
-                summary = _here(job, source, soup, engine, options)
-        if options.ray is not None:  # with the engine of this process closed, so that a worker may have its place
-            summary = _on_cluster(job, engine, options)
-    _tell(summary, options)
-    return 0
+                return _here(job, source, soup, engine, options)
+        # With the engine of this process closed, so that a worker may have its place.
+        return _on_cluster(job, engine, options)
 
 
 def _check_ray(address: str) -> None:
@@ -82,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
         "input",
         metavar="INPUT",
         help="a folder, a glob in quotes, a tar or zip, a manifest (.csv, .jsonl or .parquet with a column path and "
-        "perhaps id and beta), or a folder at an fsspec URL such as s3://bucket/photos",
+        "perhaps id and beta), or any of these at an fsspec URL such as s3://bucket/photos",
     )
     parser.add_argument("output", type=Path, metavar="OUTPUT", help="directory for the shards; new, or of this job")
     beta = parser.add_mutually_exclusive_group()

@@ -12,8 +12,8 @@ import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
-from typing import BinaryIO
+from pathlib import Path, PurePath
+from typing import Any, BinaryIO
 
 from serve.jobs.errors import InputError, OutputError, OutsideRootsError, UnreadableError
 
@@ -35,7 +35,7 @@ class Place:
 class Files:
     """Every file that this process may read."""
 
-    def open(self, path: Path) -> BinaryIO:
+    def open(self, path: PurePath) -> BinaryIO:
         """A regular file, to read; raises UnreadableError."""
         try:
             # A FIFO is opened without waiting for whoever would write to it, and then refused.
@@ -69,7 +69,7 @@ class Rooted(Files):
         """The directories that inputs and outputs may be in, absolute; they themselves may be links."""
         self._inputs, self._outputs = tuple(inputs), tuple(outputs)
 
-    def open(self, path: Path) -> BinaryIO:
+    def open(self, path: PurePath) -> BinaryIO:
         try:
             with _opened(path, self._inputs) as (parent, name):
                 descriptor = os.open(name, _OPEN | os.O_NONBLOCK | os.O_NOFOLLOW, dir_fd=parent)
@@ -115,6 +115,20 @@ class Rooted(Files):
             raise OutputError(f"{output} is no directory, or leads over a link: give another") from error
 
 
+class StoredFiles(Files):
+    """The files of a store that fsspec reaches, by their paths there."""
+
+    def __init__(self, filesystem: Any) -> None:
+        self._filesystem = filesystem
+
+    def open(self, path: PurePath) -> BinaryIO:
+        try:
+            file: BinaryIO = self._filesystem.open(str(path), "rb")
+            return file
+        except Exception as error:  # each store has its own
+            raise UnreadableError("it cannot be read from there") from error
+
+
 def _scanned(found: Iterator[os.DirEntry[str]]) -> list[tuple[str, bool]]:
     entries = sorted(found, key=lambda entry: entry.name)
     folders = [(entry, entry.is_dir(follow_symlinks=False)) for entry in entries]
@@ -153,7 +167,7 @@ def _descended(folder: Path, roots: Sequence[Path], *, make: bool = False) -> It
 
 
 @contextmanager
-def _opened(path: Path, roots: Sequence[Path]) -> Iterator[tuple[int, str]]:
+def _opened(path: PurePath, roots: Sequence[Path]) -> Iterator[tuple[int, str]]:
     """The descriptor of the folder that a path is in, and its name there; of a root itself, `.`."""
     root, parts = _split(str(path), roots)
     if not parts:

@@ -17,12 +17,12 @@ import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 from serve.jobs.errors import InputError, UnreadableError
-from serve.jobs.files import Files, Rooted
+from serve.jobs.files import Files, Rooted, StoredFiles
 from tureen.errors import ImageTooLargeError, InvalidBetaError
 from tureen.tokens import parse_beta
 
@@ -127,13 +127,14 @@ class Glob(Source):
 class Tar(Source):
     """The regular files of a tar; a compressed one is read from front to back, again from the front where need be."""
 
-    def __init__(self, path: Path, files: Files) -> None:
+    def __init__(self, path: PurePath, files: Files) -> None:
         self._path = path
         self._lock = threading.Lock()
         self._stream: tarfile.TarFile | None = None
         self._is_plain = path.suffix.lower() == ".tar"
         self.is_sequential = not self._is_plain
         self._file = _opened(files, path)
+        self._is_local = not isinstance(files, StoredFiles)
 
     def items(self) -> Iterator[Item]:
         try:
@@ -150,7 +151,7 @@ class Tar(Source):
         if size > most:
             raise ImageTooLargeError("bytes", most)
         try:
-            data = os.pread(self._file.fileno(), size, offset) if self._is_plain else self._streamed(offset, size)
+            data = self._at(offset, size) if self._is_plain else self._streamed(offset, size)
         except (tarfile.TarError, OSError, EOFError) as error:
             raise UnreadableError("the archive cannot be read there") from error
         if len(data) < size:
@@ -161,6 +162,13 @@ class Tar(Source):
         self._file.close()
         if self._stream is not None:
             self._stream.close()
+
+    def _at(self, offset: int, size: int) -> bytes:
+        if self._is_local:
+            return os.pread(self._file.fileno(), size, offset)
+        with self._lock:
+            self._file.seek(offset)
+            return self._file.read(size)
 
     def _open(self) -> tarfile.TarFile:
         self._file.seek(0)
@@ -182,7 +190,7 @@ class Tar(Source):
 class Zip(Source):
     """The files of a zip."""
 
-    def __init__(self, path: Path, files: Files) -> None:
+    def __init__(self, path: PurePath, files: Files) -> None:
         self._file = _opened(files, path)
         try:
             self._archive = zipfile.ZipFile(self._file)
@@ -215,9 +223,9 @@ class Zip(Source):
 
 
 class Manifest(Source):
-    """A table with a column `path`, from its own folder, and perhaps `id` and `beta`."""
+    """A table with a column `path`, from its own folder or a URL, and perhaps `id` and `beta`."""
 
-    def __init__(self, path: Path, files: Files) -> None:
+    def __init__(self, path: PurePath, files: Files) -> None:
         self._path, self._files = path, files
 
     def items(self) -> Iterator[Item]:
@@ -232,6 +240,9 @@ class Manifest(Source):
                 yield Item(path if identity in (None, "") else str(identity), path, _beta(row.get("beta"), place), path)
 
     def read(self, item: Item, most: int) -> bytes:
+        if _HAS_SCHEME.match(item.where) and not isinstance(self._files, Rooted):
+            files, path = _store_of(item.where)
+            return _read(files, path, most)
         return _read(self._files, self._path.parent / item.where, most)
 
 
@@ -259,28 +270,22 @@ class Remote(Source):
                 yield entry["name"]
 
     def read(self, item: Item, most: int) -> bytes:
-        try:
-            with self._files.open(item.where, "rb") as file:
-                data: bytes = file.read(most + 1)
-        except Exception as error:  # each store has its own
-            raise UnreadableError("it cannot be read from there") from error
-        if len(data) > most:
-            raise ImageTooLargeError("bytes", most)
-        return data
+        return _read(StoredFiles(self._files), PurePosixPath(item.where), most)
 
 
-def _read(files: Files, path: Path, most: int) -> bytes:
+def _read(files: Files, path: PurePath, most: int) -> bytes:
     """The bytes of a regular file; raises ImageTooLargeError beyond `most`, or UnreadableError."""
     with files.open(path) as file:
         try:
-            if os.fstat(file.fileno()).st_size > most:
-                raise ImageTooLargeError("bytes", most)
-            return file.read(most + 1)
-        except OSError as error:
-            raise UnreadableError(error.strerror or "it cannot be read") from error
+            data = file.read(most + 1)
+        except Exception as error:  # each store has its own
+            raise UnreadableError(getattr(error, "strerror", None) or "it cannot be read") from error
+    if len(data) > most:
+        raise ImageTooLargeError("bytes", most)
+    return data
 
 
-def _opened(files: Files, path: Path) -> BinaryIO:
+def _opened(files: Files, path: PurePath) -> BinaryIO:
     """An archive or a manifest; raises InputError."""
     try:
         return files.open(path)
@@ -303,7 +308,7 @@ def _beta(value: object, place: str) -> float | None:
         raise InputError(f"{place}: {error}") from error
 
 
-def _csv_rows(file: BinaryIO, path: Path) -> Iterator[dict[str, Any]]:
+def _csv_rows(file: BinaryIO, path: PurePath) -> Iterator[dict[str, Any]]:
     text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
     try:
         rows = csv.DictReader(text, strict=True)
@@ -316,7 +321,7 @@ def _csv_rows(file: BinaryIO, path: Path) -> Iterator[dict[str, Any]]:
         text.detach()  # whoever opened the file closes it
 
 
-def _json_rows(file: BinaryIO, path: Path) -> Iterator[dict[str, Any]]:
+def _json_rows(file: BinaryIO, path: PurePath) -> Iterator[dict[str, Any]]:
     n = 0
     while line := file.readline(MAX_LINE):
         n += 1
@@ -331,7 +336,7 @@ def _json_rows(file: BinaryIO, path: Path) -> Iterator[dict[str, Any]]:
         yield row
 
 
-def _parquet_rows(file: BinaryIO, path: Path) -> Iterator[dict[str, Any]]:
+def _parquet_rows(file: BinaryIO, path: PurePath) -> Iterator[dict[str, Any]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -360,8 +365,16 @@ def _filesystem(url: str) -> tuple[Any, str]:
 
 def _open_remote(url: str) -> Source:
     suffix = PurePosixPath(urlsplit(url).path).suffix.lower()
-    if suffix in (".zip", ".csv", ".jsonl", ".parquet") or url.lower().endswith(TAR_SUFFIXES):
-        raise InputError(
-            f"{url}: archives and manifests are read from this machine alone; copy it here, or give a folder"
-        )
+    files, path = _store_of(url)
+    if url.lower().endswith(TAR_SUFFIXES):
+        return Tar(path, files)
+    if suffix == ".zip":
+        return Zip(path, files)
+    if suffix in MANIFEST_SUFFIXES:
+        return Manifest(path, files)
     return Remote(url)
+
+
+def _store_of(url: str) -> tuple[StoredFiles, PurePosixPath]:
+    filesystem, path = _filesystem(url)  # fsspec keeps one for each store
+    return StoredFiles(filesystem), PurePosixPath(path)

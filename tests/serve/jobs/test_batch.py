@@ -49,8 +49,11 @@ def listed(photos, path):
     return path
 
 
+FILES = ["x.tar", "x.tar.gz", "x.zip", "x.csv", "x.jsonl", "x.parquet"]
+
+
 @pytest.mark.parametrize(
-    "kind", ["glob", "x.tar", "x.tar.gz", "x.zip", "x.csv", "x.jsonl", "x.parquet", "file://", "memory://"]
+    "kind", ["glob", *FILES, "file://", "memory://", *(f"memory://{name}" for name in FILES), "urls.csv"]
 )
 def test_every_kind_of_input_gives_the_rows_of_the_folder(run_batch, photos, tmp_path, kind):
     assert run_batch(photos, tmp_path / "one") == 0
@@ -64,6 +67,20 @@ def test_every_kind_of_input_gives_the_rows_of_the_folder(run_batch, photos, tmp
         memory = fsspec.filesystem("memory")
         memory.put(str(photos), "/bucket", recursive=True)
         given = "memory://bucket"
+    elif kind.startswith("memory://"):
+        import fsspec
+
+        memory, name = fsspec.filesystem("memory"), kind.removeprefix("memory://")
+        memory.put(str(photos), "/far/photos", recursive=True)
+        memory.put(
+            str((packed if name.endswith(("tar", "gz", "zip")) else listed)(photos, tmp_path / name)), f"/far/{name}"
+        )
+        given = f"memory://far/{name}"
+    elif kind == "urls.csv":
+        table = pd.read_csv(listed(photos, tmp_path / kind))
+        table["path"] = [f"file://{tmp_path}/{path}" for path in table["path"]]
+        table.to_csv(tmp_path / kind, index=False)
+        given = tmp_path / kind
     else:
         given = (packed if "." in kind and kind.endswith(("tar", "gz", "zip")) else listed)(photos, tmp_path / kind)
     assert run_batch(given, tmp_path / "other") == 0
