@@ -14,6 +14,7 @@ import socket
 import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import BrokenExecutor
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -174,6 +175,8 @@ class JobRunner:
             return "failed", str(error)
         except OSError as error:
             return "failed", f"{error.strerror or error}: resume the job once that is mended"
+        except BrokenExecutor:
+            return "failed", "a process that decodes its images died, for want of memory perhaps: resume the job"
         except Exception:
             logger.exception("a job failed")
             return "failed", "something went wrong here; the server's log has it"

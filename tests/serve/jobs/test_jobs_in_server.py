@@ -6,6 +6,7 @@ import shutil
 import signal
 import time
 
+import psutil
 import pytest
 
 from tests.serve.admin.conftest import run_tureen, start_operated  # noqa: F401 - fixtures
@@ -55,7 +56,7 @@ def has_ended(job):
 def test_a_job_gives_the_rows_of_tureen_batch(start_operated, run_batch, photos, roots, tmp_path):  # noqa: F811
     whole = sorted(photos.rglob("*.png"))[0]
     (photos / "broken.png").write_bytes(whole.read_bytes()[:90])
-    server, operator = start_operated("--engine", "onnxruntime", *roots)
+    server, operator = start_operated(*roots)
     operator.change(default_beta=0.7)
     job_id = submit(operator, input=photos, output=tmp_path / "out/one", shard_rows=10)
     operator.change(default_beta=0.2)  # what was in force when it was submitted holds
@@ -87,7 +88,7 @@ def test_a_job_gives_the_rows_of_tureen_batch(start_operated, run_batch, photos,
 
 
 def test_a_job_is_paused_resumed_and_cancelled(start_operated, many, roots, tmp_path):  # noqa: F811
-    server, operator = start_operated("--engine", "onnxruntime", *roots)
+    server, operator = start_operated(*roots)
     job_id = submit(operator, input=many, output=tmp_path / "out/one", shard_rows=64)
     waiting = submit(operator, input=many, output=tmp_path / "out/two")
     until(operator, job_id, lambda job: job["done"] > 0)
@@ -109,7 +110,7 @@ def test_a_job_is_paused_resumed_and_cancelled(start_operated, many, roots, tmp_
 
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_job_survives_its_server(start_operated, many, roots, tmp_path, signal_number):  # noqa: F811
-    server, operator = start_operated("--engine", "onnxruntime", *roots)
+    server, operator = start_operated(*roots)
     job_id = submit(operator, input=many, output=tmp_path / "out/one", shard_rows=64)
     until(operator, job_id, lambda job: job["done"] > 100)
     server.process.send_signal(signal_number)
@@ -117,15 +118,45 @@ def test_a_job_survives_its_server(start_operated, many, roots, tmp_path, signal
     done = {path: path.stat().st_ino for path in (tmp_path / "out/one").glob("part-*")}
     assert done
     assert not (tmp_path / "out/one/_SUCCESS").exists()
-    _, operator = start_operated("--engine", "onnxruntime", *roots)
+    _, operator = start_operated(*roots)
     assert until(operator, job_id, has_ended)["state"] == "succeeded"
     rows = rows_of(tmp_path / "out/one")
     assert len({row["path"] for row in rows}) == len(rows) == len(list(many.iterdir()))
     assert {path: path.stat().st_ino for path in done} == done  # and nothing is done twice
 
 
+def test_a_job_goes_on_over_a_reload(start_operated, many, roots, tmp_path):  # noqa: F811
+    server, operator = start_operated(*roots)
+    job_id = submit(operator, input=many, output=tmp_path / "out/one", shard_rows=64)
+    until(operator, job_id, lambda job: job["done"] > 100)
+    server.process.send_signal(signal.SIGHUP)  # the same bundle, loaded anew
+    server.wait_for(lambda: any(line["message"].startswith("closed: ") for line in server.log()), "the reload")
+    assert until(operator, job_id, has_ended)["state"] == "succeeded"
+    assert len(rows_of(tmp_path / "out/one")) == len(list(many.iterdir()))
+
+
+def test_a_job_whose_decoder_dies_fails_and_can_be_resumed(start_operated, many, roots, tmp_path):  # noqa: F811
+    server, operator = start_operated(*roots)
+    job_id = submit(operator, input=many, output=tmp_path / "out/one", shard_rows=64)
+    until(operator, job_id, lambda job: job["done"] > 100)
+    decoders = [
+        child
+        for child in psutil.Process(server.process.pid).children()
+        if "multiprocessing.spawn" in " ".join(child.cmdline())
+    ]
+    assert decoders
+    assert all(decoder.nice() == 19 for decoder in decoders)
+    for decoder in decoders:
+        decoder.kill()
+    failed = until(operator, job_id, has_ended)
+    assert (failed["state"], "decodes" in failed["error"]) == ("failed", True)
+    operator.ask("POST", f"/jobs/{job_id}/resume")
+    assert until(operator, job_id, has_ended)["state"] == "succeeded"
+    assert len(rows_of(tmp_path / "out/one")) == len(list(many.iterdir()))
+
+
 def test_what_cannot_be_a_job_is_refused(start_operated, photos, roots, tmp_path):  # noqa: F811
-    _, operator = start_operated("--engine", "onnxruntime", "--max-jobs", "1", *roots)
+    _, operator = start_operated("--max-jobs", "1", *roots)
     good = {"input": str(photos), "output": str(tmp_path / "out/one")}
     for wrong, code in (
         ({}, "invalid_job"),
@@ -166,13 +197,13 @@ def test_what_cannot_be_a_job_is_refused(start_operated, photos, roots, tmp_path
 
 
 def test_a_server_without_roots_takes_no_jobs(start_operated, photos):  # noqa: F811
-    _, operator = start_operated("--engine", "onnxruntime")
+    _, operator = start_operated()
     status, _, problem = operator.ask("POST", "/jobs", {"input": str(photos), "output": "/new"})
     assert (status, problem["code"]) == (404, "no_jobs")
 
 
 def test_tureen_jobs_is_all_that_somebody_needs(start_operated, run_tureen, photos, roots, tmp_path):  # noqa: F811
-    _, operator = start_operated("--engine", "onnxruntime", *roots)
+    _, operator = start_operated(*roots)
     where = ("--url", operator.url, "--state-dir", tmp_path / "state")
 
     def jobs(command, *arguments):
@@ -196,7 +227,7 @@ def test_tureen_jobs_is_all_that_somebody_needs(start_operated, run_tureen, phot
 
 
 def test_jobs_of_several_workers_run_side_by_side(start_operated, many, roots, tmp_path):  # noqa: F811
-    _, operator = start_operated("--engine", "onnxruntime", "--workers", "2", *roots, processes=2)
+    _, operator = start_operated("--workers", "2", *roots, processes=2)
     ids = [submit(operator, input=many, output=tmp_path / f"out/{n}", shard_rows=256) for n in range(2)]
     until(operator, ids[0], lambda job: job["state"] == "running")
     until(operator, ids[1], lambda job: job["state"] == "running")
