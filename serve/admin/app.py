@@ -21,6 +21,7 @@ import tureen
 from serve.access import AccessMiddleware, access_fields
 from serve.admin.access import Operator, json_body, known_query, reader
 from serve.admin.desk import AdminDesk
+from serve.admin.differences import differences
 from serve.admin.errors import IfMatchRequiredError
 from serve.admin.expected import expected
 from serve.admin.jobs import add_jobs
@@ -122,13 +123,10 @@ def create_admin_app(desk: AdminDesk) -> FastAPI:
     ) -> JSONResponse:
         desk.plane.check()
         rows = await asyncio.to_thread(desk.store.history, limit, before)
+        sides = [(_public(ControlState.model_validate_json(row.before)), _public(row.state)) for row in rows]
         shown = [
-            {
-                **asdict(row),
-                "before": _public(ControlState.model_validate_json(row.before)),
-                "after": _public(row.state),
-            }
-            for row in rows
+            {**asdict(row), "before": before, "after": after, "changes": list(differences(before, after))}
+            for row, (before, after) in zip(rows, sides, strict=True)
         ]
         more = rows[-1].revision if rows and rows[-1].revision > 1 else None
         return JSONResponse({"revisions": shown, "next_before": more})

@@ -7,11 +7,11 @@ import json
 import re
 import sys
 import time
-from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
 from serve.admin.client import AdminClient, RefusedError
+from serve.admin.differences import canary_line, plan_line
 from serve.admin.terminal import listener_options
 from tureen.errors import InvalidBetaError
 from tureen.tokens import parse_beta
@@ -120,7 +120,7 @@ def _history(client: AdminClient, options: argparse.Namespace) -> int:
         print(json.dumps({"revisions": rows, "verified": verified}))
         return 0
     for row in rows:
-        what = ", ".join(_differences(row["before"], row["after"])) or "nothing changed"
+        what = ", ".join(row["changes"]) or "nothing changed"
         print(f"{row['revision']:>6}  {row['at'][:19]}Z  {row['who']}  {row['action']}: {what}  “{row['reason']}”")
     if verified is not None:
         print(f"{verified} revisions, each with the hash of the one before: sound")
@@ -185,7 +185,7 @@ def _rules(state: dict[str, Any]) -> list[str]:
     lines = [f"clients   choose {choice}"]
     lines += [f"policy    {name} → {beta:g}" for name, beta in state["policies"].items()]
     if state["canary"] is not None:
-        lines.append(f"canary    {_canary_line(state['canary'])}")
+        lines.append(f"canary    {canary_line(state['canary'])}")
     return [*lines, *(f"planned   {plan_line(plan)}" for plan in state["pending"])]
 
 
@@ -203,46 +203,6 @@ def line_of(state: dict[str, Any]) -> str:
     attack = f"{expected['attack']}, ε = {expected['epsilon_255']:g}/255, n = {expected['n']}"
     between = "; between two measured β" if expected["interpolated"] else ""
     return f"{text}, clean accuracy {clean}, robust {robust} under {attack}{between}"
-
-
-def plan_line(plan: dict[str, Any]) -> str:
-    """Something to come, in a line."""
-    return f"{plan['at'][:19]}Z {plan['kind']} to β {_told(plan['default_beta'])}, id {plan['id']}"
-
-
-def _told(beta: float | None) -> str:
-    return "the server's own" if beta is None else f"{beta:g}"
-
-
-def _differences(before: dict[str, Any], after: dict[str, Any]) -> Iterator[str]:
-    """What a revision changed, setting by setting."""
-    if before["default_beta"] != after["default_beta"]:
-        yield f"β {_told(before['default_beta'])} → {_told(after['default_beta'])}"
-    for name, what in (("beta_min", "least β"), ("beta_max", "greatest β")):
-        if before[name] != after[name]:
-            yield f"{what} {before[name]:g} → {after[name]:g}"
-    if before["clients_may_choose"] != after["clients_may_choose"]:
-        yield "clients may choose" if after["clients_may_choose"] else "clients choose nothing"
-    for name in sorted(before["policies"].keys() | after["policies"].keys()):
-        old, new = (side["policies"].get(name) for side in (before, after))
-        if old != new:
-            yield f"policy {name} {_given(old)} → {_given(new)}"
-    if before["canary"] != after["canary"]:
-        yield f"canary {_canary_line(before['canary'])} → {_canary_line(after['canary'])}"
-    old_keys, new_keys = ({key["name"]: key["policy"] for key in side["keys"]} for side in (before, after))
-    yield from (f"key {name} for {new_keys[name]} made" for name in sorted(new_keys.keys() - old_keys.keys()))
-    yield from (f"key {name} removed" for name in sorted(old_keys.keys() - new_keys.keys()))
-    planned = [plan for plan in after["pending"] if plan not in before["pending"]]
-    if planned:
-        yield f"planned: {plan_line(planned[-1])}"
-
-
-def _given(beta: float | None) -> str:
-    return "none" if beta is None else f"{beta:g}"
-
-
-def _canary_line(canary: dict[str, float] | None) -> str:
-    return "none" if canary is None else f"{100 * canary['share']:g} % at β {canary['beta']:g}"
 
 
 def _beta(text: str) -> float | str:

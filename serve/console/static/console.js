@@ -162,11 +162,17 @@ async function refresh() {
   $("planned").replaceChildren(...state.pending.map((plan) => {
     const line = element("span", `${plan.kind} to β ${plan.default_beta ?? "of the server"} at ${plan.at.slice(0, 19)}Z `);
     const button = element("button", "Cancel", { type: "button" });
-    button.onclick = () => act(() => write("DELETE", `admin/beta/pending/${plan.id}?reason=cancelled+in+the+console`));
+    button.onclick = () => {
+      const reason = prompt(`Cancel ${plan.kind} to β ${plan.default_beta ?? "of the server"}? Say why:`);
+      if (reason) act(() => write("DELETE", `admin/beta/pending/${plan.id}?reason=${encodeURIComponent(reason)}`));
+    };
     line.append(button);
     return line;
   }));
-  if (isOther) await showHistory();
+  if (isOther) {
+    turned();
+    await showHistory();
+  }
   await showLive();
 }
 
@@ -199,14 +205,14 @@ async function act(change) {
 async function showHistory() {
   const { revisions } = await (await asOperator("admin/beta/history?limit=20")).json();
   $("history").tBodies[0].replaceChildren(...revisions.map((row) => {
-    const line = element("tr"), told = (beta) => beta ?? "server’s own";
-    for (const text of [row.revision, `${row.at.slice(0, 19)}Z`, row.who, `${row.action}: β ${told(row.before.default_beta)} → ${told(row.after.default_beta)}`, row.reason])
+    const line = element("tr"), changes = row.changes.join(", ") || "nothing changed";
+    for (const text of [row.revision, `${row.at.slice(0, 19)}Z`, row.who, `${row.action}: ${changes}`, row.reason])
       line.append(element("td", text));
     const cell = element("td"), button = element("button", "Roll back to this", { type: "button" });
     button.disabled = row.revision === state.revision;
     button.onclick = () => {
-      if (confirm(`Go back to the settings of revision ${row.revision}?`))
-        act(() => write("POST", "admin/beta/rollback", { revision: row.revision, reason: `rolled back in the console` }));
+      const reason = prompt(`Go back to the settings of revision ${row.revision}? Say why:`);
+      if (reason) act(() => write("POST", "admin/beta/rollback", { revision: row.revision, reason }));
     };
     cell.append(button);
     line.append(cell);

@@ -159,7 +159,7 @@ def test_an_operator_changes_the_default_and_rolls_it_back(operated, open_page, 
     for beta in (0, 0.3, 0.7, 0.7, 1):
         assert server.ask("POST", f"/classify?beta={beta}", image_file.read_bytes())[0] == 200
     page = open_page(operator.url, refused=(401,))
-    page.on("dialog", lambda dialog: dialog.accept())
+    page.on("dialog", lambda dialog: dialog.accept("it is over" if dialog.type == "prompt" else None))
     assert page.is_hidden("#try")
     page.fill("#token", "wrong")
     page.keyboard.press("Enter")
@@ -190,7 +190,9 @@ def test_an_operator_changes_the_default_and_rolls_it_back(operated, open_page, 
     expect(page.locator("#history tbody tr")).to_have_count(3)
     page.click("#history tbody tr:nth-child(3) button")
     expect(page.locator("#in-force")).to_contain_text("revision 4")
-    assert operator.ask("GET", "/admin/beta")[2]["changed"]["action"] == "rollback to 1"
+    changed = operator.ask("GET", "/admin/beta")[2]["changed"]
+    assert (changed["action"], changed["reason"]) == ("rollback to 1", "it is over")
+    expect(page.locator("#history")).to_contain_text("policy uploads none → 0.9")
 
 
 def test_an_operator_who_was_too_slow_is_told_and_changes_nothing(operated, open_page):
