@@ -107,6 +107,10 @@ class AdminClient:
             aside.open("wb") as new,
         ):
             shutil.copyfileobj(answer, new)
+            new.flush()
+            os.fsync(new.fileno())
+            if new.tell() != int(answer.headers["Content-Length"]):  # which http.client does not look at
+                raise RefusedError("incomplete", f"{name} came to {new.tell():,} bytes and no further: try again")
         aside.rename(file)
 
     def _ask(

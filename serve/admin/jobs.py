@@ -20,12 +20,15 @@ from serve.control.change import first_fault
 from serve.jobs.durable import reopen
 from serve.jobs.errors import InputError, JobsUnavailableError, NoResultError
 from serve.jobs.files import Place, Rooted
+from serve.jobs.inputs import open_source
 from serve.jobs.job import SUCCESS
 from serve.jobs.records import JobRecord, JobRecords, JobRequest, State
+from serve.jobs.runner import holder_of
 from serve.jobs.shard import Format, read_rows
 from tureen.errors import SingleTokenError
 
 MAX_LISTED = 1000
+TIME = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:.]{8,15}Z$"
 CHUNK_BYTES = 1 << 20
 MEDIA_TYPES = {"parquet": "application/vnd.apache.parquet", "jsonl": "application/jsonl", "csv": "text/csv"}
 _SHARD = re.compile(r"part-([0-9]{5,9})\.(parquet|jsonl|csv)")
@@ -41,10 +44,8 @@ def add_jobs(router: APIRouter, desk: AdminDesk) -> None:
         default = desk.effective(desk.plane.state)
         if default is None and (wanted.beta is not None or wanted.betas is not None):
             raise SingleTokenError
-        files.check_input(wanted.input)
         files.check_output(wanted.output)
-        if await asyncio.to_thread(files.is_folder, Path(wanted.input)) is None:
-            raise InputError(f"there is no {wanted.input}, or it leads over a link")
+        await asyncio.to_thread(lambda: open_source(wanted.input, files).close())
         record = await asyncio.to_thread(
             lambda: records.submit(wanted, who=who.name, default_beta=default, most=desk.max_jobs)
         )
@@ -53,7 +54,7 @@ def add_jobs(router: APIRouter, desk: AdminDesk) -> None:
     @router.get("/jobs")
     async def jobs(
         limit: Annotated[int, Query(ge=1, le=MAX_LISTED)] = 50,
-        before: Annotated[str | None, Query(max_length=32)] = None,
+        before: Annotated[str | None, Query(pattern=TIME)] = None,
         state: State | None = None,
     ) -> JSONResponse:
         records, _ = _jobs_of(desk)
@@ -139,6 +140,8 @@ def _shown(record: JobRecord) -> dict[str, Any]:
 def _place(files: Rooted, record: JobRecord) -> Iterator[Place]:
     try:
         with files.place(Path(record.request.output), make=False) as place:
+            if holder_of(place) != record.id:
+                raise NoResultError
             yield place
     except FileNotFoundError:
         raise NoResultError from None

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tureen
 from serve.jobs.command import LOCAL
@@ -23,6 +24,12 @@ from serve.jobs.job import Job, Made, Part, Spec
 from serve.jobs.pipeline import OnImages, Pipeline
 from serve.jobs.reading import Decoding, on_threads
 from tureen.engines.base import EngineOptions
+
+if TYPE_CHECKING:
+    from ray.exceptions import RayError
+
+
+_RAISED = re.compile(r"[\w.]+(Error|Exception): ")
 
 
 @dataclass(frozen=True)
@@ -60,10 +67,13 @@ def connected(address: str) -> Iterator[None]:
 
 
 def workers_that_fit(cpus: int) -> int:
-    """How many workers of so many CPUs the cluster has room for, at least one."""
+    """How many workers of so many CPUs the cluster has room for; raises JobError for none: Ray would wait for ever."""
     import ray
 
-    return max(1, int(ray.cluster_resources().get("CPU", 0)) // cpus)
+    room = sum(int(node["Resources"].get("CPU", 0)) // cpus for node in ray.nodes() if node["Alive"])
+    if room == 0:
+        raise JobError(f"no machine of the cluster has {cpus} CPUs: give fewer --threads")
+    return room
 
 
 def make_on_cluster(
@@ -92,8 +102,14 @@ def make_on_cluster(
             on_images(job.images_in(row["number"]), row["failed_images"])
             yield Made(int(row["number"]), {code: int(count) for code, count in codes.items()})
     except RayError as error:
-        cause = getattr(error, "cause", None) or error
-        raise JobError(f"the cluster could not make a shard: {str(cause).splitlines()[-1]}") from error
+        raise JobError(f"the cluster could not make a shard: {_first_cause(error)}") from error
+
+
+def _first_cause(error: RayError) -> str:
+    """What a worker itself raised, in a line: Ray's text has it among the lines of its own."""
+    lines = str(error).splitlines()
+    raised = [line for line in lines if _RAISED.match(line) and not line.startswith(("ray.", "UserCodeException"))]
+    return (raised or lines or ["nobody knows why"])[-1]
 
 
 class _Maker:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import socket
@@ -17,7 +18,7 @@ import tureen
 from serve.jobs.errors import JobError, OutputError
 from serve.jobs.files import Place
 from serve.jobs.inputs import ANY, Source, open_source
-from serve.jobs.job import Job, Made, Part, Spec, Summary, begun, locked
+from serve.jobs.job import Job, Made, Part, Spec, Summary, begun, locked, refuse_inside
 from serve.jobs.pinning import BATCH_ROWS, SHARD_ROWS, Wanted, pin
 from serve.jobs.pipeline import OnImages, Pipeline
 from serve.jobs.reading import Decoding, on_threads
@@ -50,6 +51,7 @@ def batch(arguments: list[str]) -> int:
 
 
 def _batch(options: argparse.Namespace) -> Summary:
+    refuse_inside(options.output, options.input)
     with closing(open_source(options.input)) as source, ANY.place(options.output) as place, locked(place):
         earlier = begun(place)
         if earlier is not None and not (options.resume or options.retry_failed):
@@ -91,7 +93,9 @@ def _parser() -> argparse.ArgumentParser:
         help="a folder, a glob in quotes, a tar or zip, a manifest (.csv, .jsonl or .parquet with a column path and "
         "perhaps id and beta), or any of these at an fsspec URL such as s3://bucket/photos",
     )
-    parser.add_argument("output", type=Path, metavar="OUTPUT", help="directory for the shards; new, or of this job")
+    parser.add_argument(
+        "output", type=_directory, metavar="OUTPUT", help="directory for the shards; new, or of this job"
+    )
     beta = parser.add_mutually_exclusive_group()
     beta.add_argument("--beta", type=_beta, help="0 to 1, clean or robust; default: the bundle's")
     beta.add_argument("--betas", type=_grid, metavar="0:1:0.25", help="a row at each of these, from one decoding")
@@ -180,7 +184,7 @@ def _on_cluster(job: Job, engine: EngineOptions, options: argparse.Namespace) ->
         options.bundle.absolute(), given, options.output.absolute(), job.spec, engine, options.decode_threads
     )
     with connected(options.ray):
-        workers = options.ray_workers or workers_that_fit(engine.threads)
+        workers = min(options.ray_workers or sys.maxsize, workers_that_fit(engine.threads))
         return _run(
             job, lambda parts, on_images: make_on_cluster(job, makers, parts, on_images, workers=workers), options
         )
@@ -241,14 +245,19 @@ def _grid(text: str) -> list[float]:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
+    return int(text)
 
 
 def _share(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
-    return value
+    with contextlib.suppress(ValueError):
+        if 0 <= float(text) <= 1:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not between 0 and 1")
+
+
+def _directory(text: str) -> Path:
+    if "://" in text:
+        raise argparse.ArgumentTypeError("OUTPUT is a directory of this machine: copy the shards from there")
+    return Path(text)

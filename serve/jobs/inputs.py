@@ -5,17 +5,21 @@ Each source lists its images in an order that is the same each time, one by one,
 
 from __future__ import annotations
 
+import bz2
 import csv
 import glob
+import gzip
 import io
 import json
+import lzma
 import os
 import re
 import tarfile
 import threading
 import zipfile
+import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, BinaryIO
@@ -29,6 +33,13 @@ from tureen.tokens import parse_beta
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 MANIFEST_SUFFIXES = (".csv", ".jsonl", ".parquet")
 MAX_LINE = 1 << 20  # bytes of one line of a manifest
+MAX_NAME = 4096  # characters of a path or an id
+_DECOMPRESSORS: dict[str, Callable[[BinaryIO], Any]] = {
+    ".gz": lambda file: gzip.GzipFile(fileobj=file),
+    ".tgz": lambda file: gzip.GzipFile(fileobj=file),
+    ".bz2": bz2.BZ2File,
+    ".xz": lzma.LZMAFile,
+}
 ANY = Files()
 _HAS_SCHEME = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 
@@ -77,9 +88,8 @@ def open_source(given: str, files: Files = ANY) -> Source:
             return Zip(path, files)
         if path.suffix.lower() in MANIFEST_SUFFIXES:
             return Manifest(path, files)
-        raise InputError(
-            f"{given} is one file: give a folder, a glob, a .tar, a .zip, or a manifest {MANIFEST_SUFFIXES}"
-        )
+        kinds = ", ".join((*TAR_SUFFIXES, ".zip", *MANIFEST_SUFFIXES))
+        raise InputError(f"{given} is one file: give a folder, or a file of {kinds}")
     if glob.has_magic(given) and not isinstance(files, Rooted):
         return Glob(given)
     raise InputError(f"there is no {given}")
@@ -92,21 +102,24 @@ class Folder(Source):
         self._root, self._files = root, files
 
     def items(self) -> Iterator[Item]:
-        for name in self._names_under(""):
+        for name in self._names():
             yield Item(name, name, None, name)
 
     def read(self, item: Item, most: int) -> bytes:
         return _read(self._files, self._root / item.where, most)
 
-    def _names_under(self, folder: str) -> Iterator[str]:
-        for name, is_folder in self._files.scan(self._root / folder):
-            if _is_hidden(name):
-                continue
-            path = f"{folder}{name}"
-            if is_folder:
-                yield from self._names_under(f"{path}/")
-            else:
-                yield path
+    def _names(self) -> Iterator[str]:
+        under = [("", iter(self._files.scan(self._root)))]
+        while under:
+            folder, entries = under[-1]
+            name, is_folder = next(entries, ("", False))
+            if not name:
+                under.pop()
+            elif is_folder and not _is_hidden(name):
+                below = f"{folder}{name}/"
+                under.append((below, iter(self._files.scan(self._root / below))))
+            elif not _is_hidden(name):
+                yield f"{folder}{name}"
 
 
 class Glob(Source):
@@ -125,66 +138,57 @@ class Glob(Source):
 
 
 class Tar(Source):
-    """The regular files of a tar; a compressed one is read from front to back, again from the front where need be."""
+    """The files of a tar; a compressed one is read from front to back, again from the front where need be."""
 
     def __init__(self, path: PurePath, files: Files) -> None:
         self._path = path
         self._lock = threading.Lock()
-        self._stream: tarfile.TarFile | None = None
-        self._is_plain = path.suffix.lower() == ".tar"
-        self.is_sequential = not self._is_plain
         self._file = _opened(files, path)
-        self._is_local = not isinstance(files, StoredFiles)
+        self._is_plain = path.suffix.lower() == ".tar"
+        self._can_pread = self._is_plain and not isinstance(files, StoredFiles)
+        self.is_sequential = not self._is_plain
+        self._data = self._file if self._is_plain else _DECOMPRESSORS[path.suffix.lower()](self._file)
 
     def items(self) -> Iterator[Item]:
         try:
-            with self._open() as archive:
+            self._data.seek(0)
+            with tarfile.open(fileobj=self._data, mode="r:") as archive:
                 for member in archive:
-                    if member.isfile() and not _is_hidden(member.name):
-                        yield Item(member.name, member.name, None, f"{member.offset_data}:{member.size}")
+                    if (member.isfile() or member.islnk() or member.issym()) and not _is_hidden(member.name):
+                        is_whole = member.isfile() and not member.issparse()
+                        where = f"{member.offset_data}:{member.size}" if is_whole else ""
+                        yield Item(member.name, member.name, None, where)
                     archive.members.clear()  # type: ignore[attr-defined]  # which grows with every one
-        except (tarfile.TarError, OSError, EOFError) as error:
+                end = archive.offset
+            self._data.seek(end)
+            while block := self._data.read(1 << 20):  # tarfile takes a damaged header for the end
+                if block.strip(b"\0"):
+                    raise InputError(f"{self._path} is damaged at byte {end:,}, or another archive begins there")
+        except (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError) as error:
             raise InputError(f"{self._path} cannot be read as a tar: {error}") from error
 
     def read(self, item: Item, most: int) -> bytes:
+        if not item.where:
+            raise UnreadableError("it is a link in the archive, or a sparse file")
         offset, size = map(int, item.where.split(":"))
         if size > most:
             raise ImageTooLargeError("bytes", most)
         try:
-            data = self._at(offset, size) if self._is_plain else self._streamed(offset, size)
-        except (tarfile.TarError, OSError, EOFError) as error:
+            if self._can_pread:
+                data = os.pread(self._file.fileno(), size, offset)
+            else:
+                with self._lock:
+                    self._data.seek(offset)
+                    data = self._data.read(size)
+        except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
             raise UnreadableError("the archive cannot be read there") from error
         if len(data) < size:
             raise UnreadableError("the archive ends before the image does")
         return data
 
     def close(self) -> None:
+        self._data.close()
         self._file.close()
-        if self._stream is not None:
-            self._stream.close()
-
-    def _at(self, offset: int, size: int) -> bytes:
-        if self._is_local:
-            return os.pread(self._file.fileno(), size, offset)
-        with self._lock:
-            self._file.seek(offset)
-            return self._file.read(size)
-
-    def _open(self) -> tarfile.TarFile:
-        self._file.seek(0)
-        return tarfile.open(fileobj=self._file, mode="r:" if self._is_plain else "r|*")
-
-    def _streamed(self, offset: int, size: int) -> bytes:
-        with self._lock:
-            if self._stream is not None and self._stream.fileobj.tell() > offset:
-                self._stream.close()
-                self._stream = None
-            if self._stream is None:
-                self._stream = self._open()
-            stream = self._stream.fileobj
-            assert stream is not None
-            stream.seek(offset)
-            return stream.read(size)
 
 
 class Zip(Source):
@@ -237,11 +241,16 @@ class Manifest(Source):
                 if not isinstance(path, str) or not path or "\0" in path:
                     raise InputError(f"{place}: there is no path in the column path")
                 identity = row.get("id")
+                if max(len(path), len(str(identity))) > MAX_NAME:
+                    raise InputError(f"{place}: a path or id has more than {MAX_NAME:,} characters")
                 yield Item(path if identity in (None, "") else str(identity), path, _beta(row.get("beta"), place), path)
 
     def read(self, item: Item, most: int) -> bytes:
         if _HAS_SCHEME.match(item.where) and not isinstance(self._files, Rooted):
-            files, path = _store_of(item.where)
+            try:
+                files, path = _store_of(item.where)
+            except InputError as error:
+                raise UnreadableError("it cannot be read from there") from error
             return _read(files, path, most)
         return _read(self._files, self._path.parent / item.where, most)
 
@@ -257,8 +266,9 @@ class Remote(Source):
             is_glob = glob.has_magic(self._root)
             found = iter(sorted(self._files.glob(self._root))) if is_glob else self._files_under(self._root)
             for path in found:
-                if not _is_hidden(path):
-                    yield Item(path, path, None, path)
+                name = path if is_glob else path.removeprefix(self._root).lstrip("/")
+                if not _is_hidden(PurePosixPath(path).name if is_glob else name):
+                    yield Item(name, name, None, path)
         except (OSError, ValueError) as error:
             raise InputError(f"{self._root} cannot be listed: {error}") from error
 
@@ -294,7 +304,9 @@ def _opened(files: Files, path: PurePath) -> BinaryIO:
 
 
 def _is_hidden(name: str) -> bool:
-    return PurePosixPath(name).name.startswith((".", "_SUCCESS"))
+    """Whether a path, from where the input begins, is of a hidden file or below a hidden folder, or a job's end."""
+    parts = PurePosixPath(name).parts
+    return any(part.startswith(".") and part != ".." for part in parts) or parts[-1:] == ("_SUCCESS",)
 
 
 def _beta(value: object, place: str) -> float | None:

@@ -24,10 +24,11 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from serve.jobs.durable import create, reopen, sync, write_whole
-from serve.jobs.errors import InputError, JobStoppedError, OutputError, OutputTakenError
+from serve.jobs.errors import InputError, JobStoppedError, OutputError, OutputTakenError, UnreadableError
 from serve.jobs.files import OWN, Place
 from serve.jobs.inputs import Item, Source
 from serve.jobs.pipeline import OnImages, Pipeline, Work
+from serve.jobs.reading import CODES
 from serve.jobs.shard import Format, Shard, Told, read_shard, write_shard
 from tureen.manifest import Precision
 from tureen.preprocess import ImageLimits
@@ -119,6 +120,12 @@ def locked(place: Place) -> Iterator[None]:
         os.close(descriptor)
 
 
+def refuse_inside(output: Path, given: str) -> None:
+    """Raises OutputError where the output is in the folder that INPUT is: its files would be images."""
+    if os.path.isdir(given) and Path(os.path.realpath(output)).is_relative_to(os.path.realpath(given)):
+        raise OutputError(f"{output} is inside the input, whose files it would be among: give another directory")
+
+
 def begun(place: Place) -> Spec | None:
     """The job that an output holds; None where it holds nothing. Raises OutputError where it holds something else."""
     if os.path.lexists(place.own / JOB):
@@ -208,14 +215,22 @@ class Job:
             self._codes[number] = _codes(shard)
             failed, images = len(self._rows_of_images(shard.failed)), self.images_in(number)
             on_images(images - failed if retry_failed else images, 0 if retry_failed else failed)
+        if not retry_failed:
+            self._check_rate(max_error_rate)
         for made in make(self._parts(missing, retry_failed=retry_failed)):
             self._codes[made.number] = Counter(made.codes)
             self._check_rate(max_error_rate)
+        self._check_rate(max_error_rate, least=1)
         return self._finish()
 
     def make(self, pipeline: Pipeline, parts: Iterable[Part], on_images: OnImages) -> Iterator[Made]:
         """Makes the shards here, the next under way while one is written."""
         for finished in pipeline.run(map(self._work, parts), on_images):
+            if len(finished.shard) >= LEAST_FOR_RATE and set(finished.shard.error_codes) == {CODES[UnreadableError]}:
+                raise JobStoppedError(
+                    f"no file of shard {finished.number}, {len(finished.shard):,} rows, can be read: is the input "
+                    "still where it was? What is done is kept"
+                )
             write_shard(self.path(finished.number), finished.shard, self._told, self.spec.format, self._metadata)
             yield Made(finished.number, dict(_codes(finished.shard)))
 
@@ -256,13 +271,13 @@ class Job:
             )
         return shard
 
-    def _check_rate(self, most: float) -> None:
+    def _check_rate(self, most: float, least: int = LEAST_FOR_RATE) -> None:
         failed = sum(codes.total() for codes in self._codes.values())
         rows = sum(self.images_in(number) for number in self._codes) * len(self.spec.betas)
-        if rows >= LEAST_FOR_RATE * len(self.spec.betas) and failed > most * rows:
+        if rows >= least * len(self.spec.betas) and failed > most * rows:
             raise JobStoppedError(
-                f"{failed:,} of {rows:,} rows are errors, more than --max-error-rate {most:g}; what is done is kept: "
-                "look at error_code, then --resume with another rate"
+                f"{failed:,} of {rows:,} rows are errors, more than an error rate of {most:g}; what is done is kept: "
+                "look at error_code, then go on with a larger rate"
             )
 
     def _finish(self) -> Summary:

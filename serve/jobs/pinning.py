@@ -48,6 +48,8 @@ def pin(
 
     on_listed: told how many images there are so far. Raises InputError, OutputError or SingleTokenError.
     """
+    if wanted.betas is not None and len(set(wanted.betas)) < len(wanted.betas):
+        raise InputError("a β is given twice: its rows would be the same")
     digest, images, has_own_betas = list_inputs(source, place, on_listed)
 
     def of(name: str, given: Any, default: Any) -> Any:

@@ -171,4 +171,4 @@ def _name(shard: Shard, at: int, item: Item, read: Read, beta: float | None) -> 
 
 def _printable(name: str) -> str:
     """A file's name as UTF-8 can hold it; names of files may be any bytes."""
-    return name.encode("utf-8", "replace").decode()
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

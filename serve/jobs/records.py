@@ -55,6 +55,8 @@ class JobRequest(Value):
     def _has_one_beta(self) -> JobRequest:
         if self.beta is not None and self.betas is not None:
             raise ValueError("give beta or betas")
+        if self.betas is not None and len(set(self.betas)) < len(self.betas):
+            raise ValueError("betas has a number twice: its rows would be the same")
         return self
 
 
@@ -162,6 +164,10 @@ class JobRecords:
         """
         with self._store.told(), self._store.engine.begin() as connection:
             before = _get(connection, job_id)
+            if before.state == "running" and before.wanted == "paused":  # taken back before it was paused
+                is_still = sa.and_(_JOBS.c.id == job_id, _JOBS.c.state == "running", _JOBS.c.wanted == "paused")
+                connection.execute(_JOBS.update().where(is_still).values(wanted=None))
+                return _get(connection, job_id)
             if before.state not in RESUMABLE:
                 raise JobStateError(before.state, "resumed")
             retries = before.retries_failed or before.state == "partially_succeeded"
@@ -171,7 +177,8 @@ class JobRecords:
         """The oldest job that nobody runs, for this owner until its lease runs out."""
         with self._store.told(), self._store.engine.begin() as connection:
             orphaned = sa.and_(_JOBS.c.state == "running", _JOBS.c.lease_until < time.time())
-            free = _JOBS.select().where(sa.or_(_JOBS.c.state == "queued", orphaned))
+            queued = sa.and_(_JOBS.c.state == "queued", _JOBS.c.lease_until < time.time())
+            free = _JOBS.select().where(sa.or_(queued, orphaned))
             found = connection.execute(free.order_by(_JOBS.c.created_at, _JOBS.c.id).limit(1)).one_or_none()
             if found is None:
                 return None
@@ -195,14 +202,18 @@ class JobRecords:
                 raise JobStateError("another's", "renewed")
             return _get(connection, record.id)
 
-    def release(self, record: JobRecord, state: State, error: str | None = None) -> None:
-        """Run it no more; state: `running` for whoever goes on with it. Does nothing where it is another's by now."""
+    def release(self, record: JobRecord, state: State, error: str | None = None, later_s: float = 0.0) -> None:
+        """Run it no more. Does nothing where it is another's by now.
+
+        state: `running` for whoever goes on with it. later_s: for so long nobody begins it, if it is queued.
+        """
         with self._store.told(), self._store.engine.begin() as connection:
             now = _get(connection, record.id)
             if now.owner == record.owner and now.state == "running":
                 values = {name: getattr(record, name) for name in ("images", "done", "failed", "fingerprint")}
                 retries = record.retries_failed and state not in ("succeeded", "partially_succeeded")
-                self._moved(connection, now, state, **values, error=error, retries_failed=retries)
+                lease = {"lease_until": time.time() + later_s if later_s else 0.0}
+                self._moved(connection, now, state, **values, **lease, error=error, retries_failed=retries)
 
     def forget(self, days: float) -> int:
         """Take out the records of jobs that ended so many days ago; how many."""
@@ -219,6 +230,8 @@ class JobRecords:
             before = _get(connection, job_id)
             if before.state not in of:
                 raise JobStateError(before.state, state)
+            if before.wanted == "cancelled" != state:
+                raise JobStateError("about to be cancelled", state)
             if before.state != "running":
                 return self._moved(connection, before, state)
             is_still = sa.and_(_JOBS.c.id == job_id, _JOBS.c.state == "running")

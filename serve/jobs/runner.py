@@ -34,7 +34,7 @@ from serve.jobs.errors import (
 )
 from serve.jobs.files import Place, Rooted
 from serve.jobs.inputs import open_source
-from serve.jobs.job import Job, Spec, Summary, begun, locked
+from serve.jobs.job import Job, Spec, Summary, begun, locked, refuse_inside
 from serve.jobs.pinning import BATCH_ROWS, Wanted, pin
 from serve.jobs.pipeline import Classify, Pipeline
 from serve.jobs.reading import Decoding, in_processes
@@ -152,15 +152,14 @@ class JobRunner:
         _log("job stops", record, state=ended, **({} if error is None else {"error": error}))
         while True:
             try:
-                await asyncio.to_thread(self._records.release, record, ended, error)
+                later_s = AGAIN_S if ended == "queued" else 0.0
+                await asyncio.to_thread(self._records.release, record, ended, error, later_s)
                 break
             except ControlStoreError as fault:
                 logger.error("%s; the job's end is not told yet", fault)
                 if self._is_closing.is_set():
                     break  # its lease runs out
                 await self._pause(LOOK_S)
-        if ended == "queued":
-            await self._pause(AGAIN_S)
 
     @staticmethod
     def _outcome(work: asyncio.Task[Summary], state: State | None) -> tuple[State, str | None]:
@@ -169,8 +168,8 @@ class JobRunner:
             summary = work.result()
         except JobInterruptedError:
             return state or "queued", None
-        except OutputTakenError:  # whoever held the job before has not ended yet
-            return "queued", None
+        except OutputTakenError as error:  # perhaps by whoever held the job before, and has not ended yet
+            return "queued", f"{error}: it is tried again"
         except TureenError as error:
             return "failed", str(error)
         except OSError as error:
@@ -243,6 +242,8 @@ def run_job(
     request, manifest = record.request, soup.bundle.manifest
     betas = request.betas if request.beta is None else (request.beta,)
     wanted = Wanted(betas, record.default_beta, request.top_k, request.format, request.shard_rows, batch_rows)
+    files.check_output(request.output)
+    refuse_inside(Path(request.output), request.input)
     with (
         closing(open_source(request.input, files)) as source,
         files.place(Path(request.output)) as place,
@@ -263,15 +264,20 @@ def run_job(
             )
 
 
-def _begun_by(place: Place, record: JobRecord) -> Spec | None:
-    """What the output holds of this very job; None where it is new. Raises OutputError where it holds anything else."""
+def holder_of(place: Place) -> str | None:
+    """The id of the server's job that an output is of; None where it is of none. Raises OutputError."""
     try:
         with reopen(place.own / ID) as file:
-            holder = file.read(64).decode(errors="replace")
+            return file.read(64).decode(errors="replace")
     except FileNotFoundError:
-        holder = None
+        return None
     except OSError as error:
         raise OutputError(f"{place.name} holds something else: give another directory") from error
+
+
+def _begun_by(place: Place, record: JobRecord) -> Spec | None:
+    """What the output holds of this very job; None where it is new. Raises OutputError where it holds anything else."""
+    holder = holder_of(place)
     earlier = begun(place)
     if holder == record.id:
         return earlier

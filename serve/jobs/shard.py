@@ -37,6 +37,7 @@ COLUMNS = (
 )  # fmt: skip
 _FORMULA = ("=", "+", "-", "@")
 _SUSPECT = (*_FORMULA, "'", "\t", "\r", "\n", "＝", "＋", "－", "＠")
+MAX_CELL = 1 << 28  # characters; top_k of many classes is long
 NONE = -1  # as the index of a class in the row of an error
 
 
@@ -137,7 +138,7 @@ def _read(path: Path, read: Callable[[BinaryIO], T]) -> T:
     try:
         with reopen(path) as file:
             return read(file)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
         raise OutputError(f"{path} cannot be read back: remove it, and --resume makes it again") from error
 
 
@@ -194,7 +195,7 @@ def _read_jsonl(file: BinaryIO) -> list[dict[str, Any]]:
 
 def _write_csv(file: IO[bytes], shard: Shard, told: Told, metadata: Mapping[str, str]) -> None:
     text = io.TextIOWrapper(file, encoding="utf-8", newline="")
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\r\n")  # which has both quoted
     writer.writeheader()
     for row in shard.rows(told):
         row["top_k"] = row["top_k"] and json.dumps(row["top_k"], ensure_ascii=False)
@@ -205,6 +206,7 @@ def _write_csv(file: IO[bytes], shard: Shard, told: Told, metadata: Mapping[str,
 def _read_csv(file: BinaryIO) -> list[dict[str, Any]]:
     kinds: dict[str, Callable[[str], Any]] = {"index": int, "probability": float, "beta": float, "top_k": json.loads}
     text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+    csv.field_size_limit(MAX_CELL)
     rows = [
         {
             name: kinds.get(name, str)(_live(cell)) if cell or name in ("id", "path") else None

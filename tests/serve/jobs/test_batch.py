@@ -1,6 +1,7 @@
 """`tureen batch`: every kind of input, the rows that come of it, and what it refuses."""
 
 import csv
+import gzip
 import io
 import json
 import os
@@ -138,7 +139,11 @@ def test_what_is_no_image_is_a_row_with_an_error_and_the_others_are_classified(r
     assert run_batch(photos, tmp_path / "out", *arguments) == 0
     codes = {row["path"]: row["error_code"] for row in rows_of(tmp_path / "out") if row["status"] == "error"}
     wanted = {name: code for name, (_, code) in odd.items()}
-    wanted |= {"pipe.jpg": "unreadable_image", "nowhere.jpg": "unreadable_image", "??.jpg": "unsupported_image_type"}
+    wanted |= {
+        "pipe.jpg": "unreadable_image",
+        "nowhere.jpg": "unreadable_image",
+        "\\xff\\xfe.jpg": "unsupported_image_type",
+    }
     assert codes == wanted
     summary = json.loads((tmp_path / "out" / SUCCESS).read_text())
     assert summary["images"] == 30
@@ -298,3 +303,113 @@ def test_the_codes_are_those_of_the_server():
     for cls, code in serve.jobs.reading.CODES.items():
         if cls in KINDS:
             assert KINDS[cls].code == code
+
+
+@pytest.fixture
+def photos_tar(photos, tmp_path):
+    return packed(photos, tmp_path / "photos.tar")
+
+
+def headers_of(archive):
+    with tarfile.open(archive) as opened:
+        return [member.offset for member in opened]
+
+
+@pytest.mark.parametrize("how", ["a bit of a header", "cut in a header", "cut in an image", "another archive after it"])
+def test_a_tar_that_is_damaged_is_refused_and_loses_no_image(run_batch, photos_tar, tmp_path, how):
+    whole, header = photos_tar.read_bytes(), headers_of(photos_tar)[10]
+    damaged = {
+        "a bit of a header": whole[: header + 150] + bytes([whole[header + 150] ^ 1]) + whole[header + 151 :],
+        "cut in a header": whole[: header + 100],
+        "cut in an image": whole[: header + 600],
+        "another archive after it": whole + whole,
+    }[how]
+    photos_tar.write_bytes(damaged)
+    with pytest.raises(InputError, match=r"photos\.tar"):
+        run_batch(photos_tar, tmp_path / "out")
+
+
+def test_a_compressed_tar_of_several_parts_is_read_to_its_end(run_batch, photos_tar, tmp_path):
+    whole, header = photos_tar.read_bytes(), headers_of(photos_tar)[10]
+    (tmp_path / "parts.tar.gz").write_bytes(gzip.compress(whole[:header]) + gzip.compress(whole[header:]))
+    assert run_batch(tmp_path / "parts.tar.gz", tmp_path / "out") == 0
+    assert [row["status"] for row in rows_of(tmp_path / "out")] == ["ok"] * 23
+
+
+def test_a_link_in_an_archive_is_a_row_with_an_error(run_batch, photos, tmp_path):
+    os.link(photos / "a" / "image 00.png", photos / "a" / "twin.png")
+    assert run_batch(packed(photos, tmp_path / "x.tar"), tmp_path / "out") == 0
+    (error,) = [row for row in rows_of(tmp_path / "out") if row["status"] == "error"]
+    assert (error["path"], error["error_code"]) == ("a/twin.png", "unreadable_image")
+
+
+def test_the_error_rate_holds_at_the_end_and_for_what_was_done_before(run_batch, photos, tmp_path):
+    for n in range(150):
+        (photos / f"{n}.jpg").write_bytes(b"no image")
+    arguments = (photos, tmp_path / "out", "--max-error-rate", 0.05)
+    for again in ((), ("--resume",), ("--resume",)):
+        with pytest.raises(JobStoppedError):
+            run_batch(*arguments, *again)
+        assert not (tmp_path / "out" / SUCCESS).exists()
+    assert run_batch(photos, tmp_path / "out", "--resume") == 0
+    few = tmp_path / "few"
+    few.mkdir()
+    (few / "x.jpg").write_bytes(b"no image")
+    with pytest.raises(JobStoppedError):
+        run_batch(few, tmp_path / "two", "--max-error-rate", 0)
+
+
+def test_an_input_that_is_not_there_any_more_stops_the_job(run_batch, tmp_path):
+    (tmp_path / "x.csv").write_text("path\n" + "".join(f"gone/{n}.jpg\n" for n in range(300)))
+    with pytest.raises(JobStoppedError, match="still where it was"):
+        run_batch(tmp_path / "x.csv", tmp_path / "out", "--shard-rows", 100)
+
+
+def test_an_output_that_is_in_the_input_or_no_directory_here_is_refused(run_batch, photos, tmp_path, capsys):
+    with pytest.raises(OutputError, match="inside the input"):
+        run_batch(photos, photos / "a" / "out")
+    with pytest.raises(SystemExit):
+        run_batch(photos, "s3://bucket/out")
+    assert "directory of this machine" in capsys.readouterr().err
+
+
+def test_text_of_any_kind_survives_csv(run_batch, photos, tmp_path):
+    odd = ["a\rb", "x\r=1+1", "x\n=1+1", '"', "y" * 4096, "a,b;c\td", "\N{ZERO WIDTH SPACE}=1"]
+    names = sorted(str(file.relative_to(tmp_path)) for file in photos.rglob("*.*"))[: len(odd)]
+    rows = [{"path": name, "id": identity} for name, identity in zip(names, odd, strict=True)]
+    (tmp_path / "odd.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert run_batch(tmp_path / "odd.jsonl", tmp_path / "out", "--format", "csv") == 0
+    with (tmp_path / "out" / "part-00000.csv").open(newline="") as file:
+        assert [row["id"] for row in csv.DictReader(file)] == odd
+    assert run_batch(tmp_path / "odd.jsonl", tmp_path / "out", "--resume") == 0
+    assert len(pd.read_csv(tmp_path / "out" / "part-00000.csv")) == len(odd)
+    (tmp_path / "long.jsonl").write_text(json.dumps({"path": names[0], "id": "y" * 4097}))
+    with pytest.raises(InputError, match="4,096"):
+        run_batch(tmp_path / "long.jsonl", tmp_path / "other")
+
+
+def test_a_row_at_a_store_that_is_not_known_is_an_error_and_no_dead_job(run_batch, photos, tmp_path):
+    name = sorted(str(file.relative_to(tmp_path)) for file in photos.rglob("*.*"))[0]
+    (tmp_path / "x.csv").write_text(f"path\n{name}\nnonsense://x/y.jpg\n")
+    assert run_batch(tmp_path / "x.csv", tmp_path / "out") == 0
+    assert [row["status"] for row in rows_of(tmp_path / "out")] == ["ok", "error"]
+
+
+def test_hidden_files_are_left_out_however_they_come(run_batch, photos, tmp_path):
+    (photos / ".thumbs").mkdir()
+    (photos / ".thumbs" / "x.jpg").write_bytes(b"x")
+    for n, given in enumerate((photos, packed(photos, tmp_path / "x.tar"), f"file://{photos}")):
+        assert run_batch(given, tmp_path / str(n)) == 0
+        rows = rows_of(tmp_path / str(n))
+        assert len(rows) == 23
+        assert rows[0]["path"] == "a/image 00.png"
+
+
+def test_a_folder_of_any_depth_that_has_a_name_is_listed(run_batch, tmp_path, photos):
+    deep = below = tmp_path / "deep"
+    for _ in range(1100):  # more than Python's calls may be nested
+        below.mkdir()
+        below /= "d"
+    (deep / "x.png").write_bytes(sorted(photos.rglob("*.png"))[0].read_bytes())
+    assert run_batch(deep, tmp_path / "out") == 0
+    assert len(rows_of(tmp_path / "out")) == 1

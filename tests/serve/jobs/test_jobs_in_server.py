@@ -166,7 +166,9 @@ def test_what_cannot_be_a_job_is_refused(start_operated, photos, roots, tmp_path
         ({**good, "beta": True}, "invalid_job"),
         ({**good, "beta": 0.5, "betas": [0.5]}, "invalid_job"),
         ({**good, "betas": []}, "invalid_job"),
-        ({**good, "betas": [0.5] * 102}, "invalid_job"),
+        ({**good, "betas": [n / 200 for n in range(102)]}, "invalid_job"),
+        ({**good, "betas": [0.5, 0.5]}, "invalid_job"),
+        ({**good, "input": str(sorted(photos.rglob("*.png"))[0])}, "invalid_job"),
         ({**good, "top_k": 0}, "invalid_job"),
         ({**good, "format": "xlsx"}, "invalid_job"),
         ({**good, "shard_rows": 10_000_000}, "invalid_job"),
@@ -194,6 +196,7 @@ def test_what_cannot_be_a_job_is_refused(start_operated, photos, roots, tmp_path
     assert operator.ask("GET", f"/jobs/{job_id}/results/part-00008.csv")[0] == 404
     taken = until(operator, submit(operator, **good), has_ended)
     assert (taken["state"], "another job" in taken["error"]) == ("failed", True)
+    assert operator.ask("GET", f"/jobs/{taken['id']}/results")[2]["code"] == "no_result"  # which are the other's
 
 
 def test_a_server_without_roots_takes_no_jobs(start_operated, photos):  # noqa: F811

@@ -89,6 +89,22 @@ def test_a_cluster_goes_on_with_what_a_machine_began_and_tries_again_what_failed
 
 
 @pytest.mark.timeout(300)
+def test_what_a_worker_cannot_do_and_what_no_machine_has_is_told(photos, tmp_path, run_batch):
+    assert run_batch(photos, tmp_path / "out") == 0
+    for file in (tmp_path / "out").glob("part-*"):
+        file.unlink()
+    inputs = tmp_path / "out" / "_job" / "inputs.jsonl"
+    before = inputs.read_bytes()
+    waiting = on_cluster(photos, tmp_path / "out", "--resume", "--threads", "64")
+    output, _ = waiting.communicate(timeout=SOON_S)
+    assert (waiting.returncode, "no machine of the cluster has 64 CPUs" in output) == (1, True), output
+    inputs.write_bytes(b"no listing" + before)  # so that a worker fails, and no file
+    failing = on_cluster(photos, tmp_path / "out", "--resume")
+    output, _ = failing.communicate(timeout=SOON_S)
+    assert (failing.returncode, "JSONDecodeError" in output) == (1, True), output
+
+
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "auto"])
 def test_a_cluster_that_is_not_there_is_told(photos, tmp_path, address):
     output, _ = (process := on_cluster(photos, tmp_path / "out", "--ray", address)).communicate(timeout=SOON_S)

@@ -85,6 +85,30 @@ def test_what_is_asked_of_a_job_that_runs_is_told_to_whoever_runs_it(records):
     assert records.cancel(job.id).state == "cancelled"
 
 
+def test_a_cancellation_is_not_undone_and_a_pause_can_be_taken_back(records):
+    job = submit(records)
+    running = records.claim("one")
+    records.pause(job.id)
+    assert records.resume(job.id).wanted is None
+    assert records.renew(running).wanted is None
+    records.pause(job.id)
+    records.cancel(job.id)
+    with pytest.raises(JobStateError, match="about to be cancelled"):
+        records.pause(job.id)
+    assert records.renew(running).wanted == "cancelled"
+
+
+def test_a_job_that_cannot_begin_yet_holds_no_other_up(records, monkeypatch):
+    first, second = submit(records), submit(records)
+    records.release(records.claim("one"), "queued", "its output is taken", later_s=5)
+    assert records.get(first.id).error == "its output is taken"
+    assert records.claim("one").id == second.id
+    assert records.claim("one") is None
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 6)
+    assert records.claim("other").id == first.id
+
+
 @pytest.mark.parametrize("state", STATES)
 def test_each_state_has_its_ways_out_and_no_others(records, state):
     job = submit(records)
