@@ -9,12 +9,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from serve.admin.client import AdminClient
+from serve.admin.client import AdminClient, RefusedError
 from serve.admin.terminal import listener_options
 from tureen.errors import InvalidBetaError
 from tureen.tokens import beta_grid, parse_beta
 
 LOOK_S = 1.0
+PATIENCE_S = 120.0
 EXIT_NOT_SUCCEEDED = 1
 ENDED = ("succeeded", "partially_succeeded", "failed", "cancelled")
 GIVEN = ("beta", "betas", "top_k", "format", "shard_rows", "max_error_rate")
@@ -101,12 +102,24 @@ def _watch(client: AdminClient, options: argparse.Namespace) -> int:
     with tqdm(total=job["images"], initial=job["done"], desc=job["id"], unit="image", disable=None) as bar:
         while job["state"] not in ENDED:
             time.sleep(LOOK_S)
-            job = client.job(options.id)
+            job = _patiently(client, options.id)
             bar.total = job["images"]
             bar.set_postfix_str(f"{job['state']}, {job['failed']} failed", refresh=False)
             bar.update(max(0, job["done"] - bar.n))
     _told(job, options)
     return 0 if job["state"] == "succeeded" else EXIT_NOT_SUCCEEDED
+
+
+def _patiently(client: AdminClient, job_id: str) -> dict[str, Any]:
+    """The job, also over a restart of its server, which it survives; raises RefusedError after PATIENCE_S."""
+    end = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return client.job(job_id)
+        except RefusedError as error:
+            if error.code != "unreachable" or time.monotonic() > end:
+                raise
+            time.sleep(LOOK_S)
 
 
 def _errors(client: AdminClient, options: argparse.Namespace) -> int:

@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 
 import psutil
@@ -112,14 +114,29 @@ def test_a_job_is_paused_resumed_and_cancelled(start_operated, many, roots, tmp_
 def test_a_job_survives_its_server(start_operated, many, roots, tmp_path, signal_number):  # noqa: F811
     server, operator = start_operated(*roots)
     job_id = submit(operator, input=many, output=tmp_path / "out/one", shard_rows=64)
+    watch = [
+        sys.executable,
+        "-m",
+        "tureen.cli",
+        "jobs",
+        "watch",
+        job_id,
+        "--token",
+        operator.token,
+        "--url",
+        operator.url,
+    ]
+    watching = subprocess.Popen(watch, stdout=subprocess.PIPE, text=True)
     until(operator, job_id, lambda job: job["done"] > 100)
     server.process.send_signal(signal_number)
     server.process.wait(SOON_S)
     done = {path: path.stat().st_ino for path in (tmp_path / "out/one").glob("part-*")}
     assert done
     assert not (tmp_path / "out/one/_SUCCESS").exists()
-    _, operator = start_operated(*roots)
+    _, operator = start_operated("--admin-port", operator.port, *roots)
     assert until(operator, job_id, has_ended)["state"] == "succeeded"
+    assert "succeeded" in watching.communicate(timeout=SOON_S)[0]
+    assert watching.returncode == 0
     rows = rows_of(tmp_path / "out/one")
     assert len({row["path"] for row in rows}) == len(rows) == len(list(many.iterdir()))
     assert {path: path.stat().st_ino for path in done} == done  # and nothing is done twice
