@@ -19,7 +19,7 @@ from serve.jobs.errors import JobError, OutputError
 from serve.jobs.files import Place
 from serve.jobs.inputs import ANY, Source, open_source
 from serve.jobs.job import Job, Made, Part, Spec, Summary, begun, locked, refuse_inside
-from serve.jobs.pinning import BATCH_ROWS, SHARD_ROWS, Wanted, pin
+from serve.jobs.pinning import BATCH_ROWS, CPU_BATCH_ROWS, SHARD_ROWS, Wanted, pin
 from serve.jobs.pipeline import OnImages, Pipeline
 from serve.jobs.reading import Decoding, on_threads
 from tureen.engines import AUTO
@@ -109,7 +109,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--engine", default=AUTO, help="default: the fastest that this machine has")
     parser.add_argument("--precision", help="default: whichever is fastest")
     parser.add_argument("--shard-rows", type=_positive, help=f"rows in a shard, about (default: {SHARD_ROWS})")
-    parser.add_argument("--max-batch", type=_positive, help=f"rows in a run of the engine (default: {BATCH_ROWS})")
+    parser.add_argument(
+        "--max-batch",
+        type=_positive,
+        help=f"rows in a run of the engine (default: {BATCH_ROWS}, on a CPU {CPU_BATCH_ROWS})",
+    )
     cpus = available_cpus()
     parser.add_argument("--threads", type=_positive, default=cpus, help="CPU threads of the engine (default: all)")
     parser.add_argument("--streams", type=_positive, help="runs at a time, sharing the threads (default: 2)")

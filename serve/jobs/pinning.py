@@ -12,6 +12,7 @@ from serve.jobs.inputs import Source
 from serve.jobs.job import NEW_INPUTS, Spec, begin, check_same, list_inputs
 from serve.jobs.shard import Format
 from tureen.engines.base import Engine
+from tureen.engines.paired import CPU_ENGINES
 from tureen.errors import SingleTokenError
 from tureen.manifest import Manifest
 from tureen.preprocess import ImageLimits
@@ -19,6 +20,7 @@ from tureen.soup import DEFAULT_TOP_K
 
 SHARD_ROWS = 4096
 BATCH_ROWS = 32
+CPU_BATCH_ROWS = 16  # whose activations stay in the cache: `python -m benchmarks.batch`
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def pin(
             wanted.shard_rows and max(1, wanted.shard_rows // len(betas)),
             max(1, SHARD_ROWS // len(betas)),
         ),
-        batch_rows=of("batch_rows", wanted.batch_rows, BATCH_ROWS),
+        batch_rows=of("batch_rows", wanted.batch_rows, CPU_BATCH_ROWS if engine.name in CPU_ENGINES else BATCH_ROWS),
         limits=limits,
         jpeg_scaling=wanted.jpeg_scaling or (earlier is not None and earlier.jpeg_scaling),
     )
