@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import os
+import subprocess
 import tarfile
 import zipfile
 
@@ -407,9 +408,12 @@ def test_hidden_files_are_left_out_however_they_come(run_batch, photos, tmp_path
 
 def test_a_folder_of_any_depth_that_has_a_name_is_listed(run_batch, tmp_path, photos):
     deep = below = tmp_path / "deep"
-    for _ in range(1100):  # more than Python's calls may be nested
-        below.mkdir()
-        below /= "d"
-    (deep / "x.png").write_bytes(sorted(photos.rglob("*.png"))[0].read_bytes())
-    assert run_batch(deep, tmp_path / "out") == 0
-    assert len(rows_of(tmp_path / "out")) == 1
+    try:
+        for _ in range(1100):  # more than Python's calls may be nested
+            below.mkdir()
+            below /= "d"
+        (deep / "x.png").write_bytes(sorted(photos.rglob("*.png"))[0].read_bytes())
+        assert run_batch(deep, tmp_path / "out") == 0
+        assert len(rows_of(tmp_path / "out")) == 1
+    finally:
+        subprocess.run(["rm", "-r", deep], check=True)  # as pytest itself could not, later
