@@ -13,7 +13,7 @@ from typing import Any
 from serve.admin.client import AdminClient, RefusedError
 from serve.admin.differences import canary_line, plan_line
 from serve.admin.terminal import listener_options
-from tureen.errors import InvalidBetaError
+from serve.arguments import beta_argument
 from tureen.tokens import parse_beta
 
 WAIT_S = 30.0
@@ -43,8 +43,12 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("get", parents=[common], help="what is in force, and what is planned")
     change = commands.add_parser("set", parents=[common], help="change the default β, or what clients may choose")
     change.add_argument("beta", nargs="?", type=_beta, help="0 to 1, clean or robust; server: the server's own default")
-    change.add_argument("--min", dest="beta_min", type=_number, metavar="β", help="least β that clients may choose")
-    change.add_argument("--max", dest="beta_max", type=_number, metavar="β", help="greatest β that they may choose")
+    change.add_argument(
+        "--min", dest="beta_min", type=beta_argument, metavar="β", help="least β that clients may choose"
+    )
+    change.add_argument(
+        "--max", dest="beta_max", type=beta_argument, metavar="β", help="greatest β that they may choose"
+    )
     change.add_argument("--clients-may-choose", choices=("yes", "no"), help="no: a request that chooses gets 403")
     change.add_argument(
         "--policy", dest="policies", type=_policy, action="append", metavar="NAME=β", help="NAME= takes it away"
@@ -206,14 +210,7 @@ def line_of(state: dict[str, Any]) -> str:
 
 
 def _beta(text: str) -> float | str:
-    return SERVERS_OWN if text == SERVERS_OWN else _number(text)
-
-
-def _number(text: str) -> float:
-    try:
-        return parse_beta(text)
-    except InvalidBetaError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+    return SERVERS_OWN if text == SERVERS_OWN else beta_argument(text)
 
 
 def _time(text: str) -> str:
@@ -241,7 +238,7 @@ def _policy(text: str) -> tuple[str, float | None]:
     name, separator, beta = text.partition("=")
     if not separator:
         raise argparse.ArgumentTypeError(f"{text!r} is no policy: give NAME=β, such as uploads=0.9")
-    return name, _number(beta) if beta else None
+    return name, beta_argument(beta) if beta else None
 
 
 def _canary(text: str) -> dict[str, float]:

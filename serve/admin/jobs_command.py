@@ -11,8 +11,7 @@ from typing import Any
 
 from serve.admin.client import AdminClient, RefusedError
 from serve.admin.terminal import listener_options
-from tureen.errors import InvalidBetaError
-from tureen.tokens import beta_grid, parse_beta
+from serve.arguments import beta_argument, betas_argument
 
 LOOK_S = 1.0
 PATIENCE_S = 120.0
@@ -44,8 +43,12 @@ def _parser() -> argparse.ArgumentParser:
     submit.add_argument("input", help="a folder, a .tar or .zip, or a manifest; an absolute path on the server")
     submit.add_argument("output", help="a new directory; an absolute path on the server")
     beta = submit.add_mutually_exclusive_group()
-    beta.add_argument("--beta", type=_beta, help="0 to 1, clean or robust; default: the one in force when submitted")
-    beta.add_argument("--betas", type=_grid, metavar="0:1:0.25", help="a row at each of these, from one decoding")
+    beta.add_argument(
+        "--beta", type=beta_argument, help="0 to 1, clean or robust; default: the one in force when submitted"
+    )
+    beta.add_argument(
+        "--betas", type=betas_argument, metavar="0:1:0.25", help="a row at each of these, from one decoding"
+    )
     submit.add_argument("--top-k", type=int, help="classes in a row")
     submit.add_argument("--format", choices=("parquet", "jsonl", "csv"), help="of the shards (default: parquet)")
     submit.add_argument("--shard-rows", type=int, help="rows in a shard, about")
@@ -176,17 +179,3 @@ def shown(job: dict[str, Any]) -> str:
 
 def _at(item: tuple[str, str]) -> str:
     return item[1]
-
-
-def _beta(text: str) -> float:
-    try:
-        return parse_beta(text)
-    except InvalidBetaError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _grid(text: str) -> list[float]:
-    try:
-        return beta_grid(text)
-    except InvalidBetaError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None

@@ -15,6 +15,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 import tureen
+from serve.arguments import beta_argument, betas_argument
 from serve.jobs.errors import JobError, OutputError
 from serve.jobs.files import Place
 from serve.jobs.inputs import ANY, Source, open_source
@@ -24,11 +25,9 @@ from serve.jobs.pipeline import OnImages, Pipeline
 from serve.jobs.reading import Decoding, on_threads
 from tureen.engines import AUTO
 from tureen.engines.base import EngineOptions
-from tureen.errors import InvalidBetaError
 from tureen.machine import available_cpus, default_cache_directory
 from tureen.preprocess import ImageLimits
 from tureen.soup import DEFAULT_TOP_K, Soup
-from tureen.tokens import beta_grid, parse_beta
 
 LOCAL = "local"  # a Ray cluster of this machine alone
 CONNECT_S = 5.0
@@ -97,8 +96,10 @@ def _parser() -> argparse.ArgumentParser:
         "output", type=_directory, metavar="OUTPUT", help="directory for the shards; new, or of this job"
     )
     beta = parser.add_mutually_exclusive_group()
-    beta.add_argument("--beta", type=_beta, help="0 to 1, clean or robust; default: the bundle's")
-    beta.add_argument("--betas", type=_grid, metavar="0:1:0.25", help="a row at each of these, from one decoding")
+    beta.add_argument("--beta", type=beta_argument, help="0 to 1, clean or robust; default: the bundle's")
+    beta.add_argument(
+        "--betas", type=betas_argument, metavar="0:1:0.25", help="a row at each of these, from one decoding"
+    )
     parser.add_argument("--top-k", type=_positive, help=f"classes in a row (default: {DEFAULT_TOP_K})")
     parser.add_argument("--format", choices=("parquet", "jsonl", "csv"), help="of the shards (default: parquet)")
     parser.add_argument("--resume", action="store_true", help="go on with the job that OUTPUT holds")
@@ -232,20 +233,6 @@ def _tell(summary: Summary, options: argparse.Namespace) -> None:
 
 def _betas(job: Spec | Summary) -> str:
     return ", ".join("none" if beta is None else f"{beta:g}" for beta in job.betas)
-
-
-def _beta(text: str) -> float:
-    try:
-        return parse_beta(text)
-    except InvalidBetaError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _grid(text: str) -> list[float]:
-    try:
-        return beta_grid(text)
-    except InvalidBetaError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _positive(text: str) -> int:

@@ -58,3 +58,15 @@ def served() -> Callable:
             assert server.wait(60) == 0
 
     return serve
+
+
+@pytest.fixture
+def admin_port(tmp_path, monkeypatch):
+    """Where the operators' listener of a documented server is, and its commands look for it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    monkeypatch.setenv("TUREEN_STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.setenv("TUREEN_ADMIN_PORT", str(port))
+    monkeypatch.setenv("TUREEN_ADMIN_URL", f"http://127.0.0.1:{port}")
+    return str(port)

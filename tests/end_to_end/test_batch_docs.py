@@ -2,7 +2,6 @@
 
 import re
 import shutil
-import socket
 from pathlib import Path
 
 from PIL import Image
@@ -16,17 +15,11 @@ GUIDE = (Path(__file__).parents[2] / "docs" / "batch.md").read_text()
 COMMANDS = [line for block in re.findall(r"^```sh\n(.*?)^```", GUIDE, re.M | re.S) for line in block.splitlines()]
 
 
-def test_every_command_of_the_page_runs(tmp_path, run_command, served, monkeypatch):
+def test_every_command_of_the_page_runs(tmp_path, run_command, served, admin_port):
     shutil.copytree(EXAMPLES / "cifar10", tmp_path / "bundle")
     (tmp_path / "photos").mkdir()
     for n, pixels in enumerate(load_bundle(tmp_path / "bundle").golden.pixels):
         Image.fromarray(pixels).save(tmp_path / "photos" / f"{n}.jpg")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    monkeypatch.setenv("TUREEN_STATE_DIR", str(tmp_path / "state"))
-    monkeypatch.setenv("TUREEN_ADMIN_PORT", str(port))
-    monkeypatch.setenv("TUREEN_ADMIN_URL", f"http://127.0.0.1:{port}")
     said = []
 
     def run(commands):

@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import socket
 from pathlib import Path
 
 import pytest
@@ -18,17 +17,11 @@ SERVE, *COMMANDS = [line for block in BLOCKS for line in block.splitlines()]
 
 
 @pytest.fixture
-def workplace(tmp_path, monkeypatch):
+def workplace(tmp_path, admin_port):
     shutil.copytree(EXAMPLES / "cifar10", tmp_path / "bundle")
     pixels = load_bundle(tmp_path / "bundle").golden.pixels[0]
     Image.fromarray(pixels).save(tmp_path / "photo.jpg", quality=95)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    monkeypatch.setenv("TUREEN_STATE_DIR", str(tmp_path / "state"))
-    monkeypatch.setenv("TUREEN_ADMIN_PORT", str(port))
-    monkeypatch.setenv("TUREEN_ADMIN_URL", f"http://127.0.0.1:{port}")
-    return tmp_path, str(port)
+    return tmp_path, admin_port
 
 
 def test_the_day_of_an_attack_goes_as_the_page_has_it(workplace, run_command, served, monkeypatch):
