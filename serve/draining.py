@@ -23,7 +23,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from serve.listening import accept_waiting, refuse_more
+from serve.listening import close_accepting, refuse_more
 
 HANDSHAKE_S = 0.1  # for connections that have begun when no more may
 QUIET_S = 1.0  # a connection that has said nothing for as long has no request under way to us
@@ -73,7 +73,10 @@ class DrainingProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return False
         descriptor = self.transport.get_extra_info("socket").fileno()
-        (unread,) = struct.unpack("i", fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4)))
+        try:
+            (unread,) = struct.unpack("i", fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4)))
+        except OSError:  # a sandbox may forbid it
+            return False
         return bool(unread)
 
 
@@ -156,13 +159,13 @@ class DrainingServer(uvicorn.Server):
 
     async def _stop_listening(self) -> None:
         accepting = dict(self._accepting)
-        for number in accepting:
+        for number, server in accepting.items():
+            server.close()
             refuse_more(self._listeners[number])
         await asyncio.sleep(HANDSHAKE_S)
         loop = asyncio.get_running_loop()
-        for number, server in accepting.items():
-            server.close()
-            for connection in accept_waiting(self._listeners[number]):
+        for number in accepting:
+            for connection in close_accepting(self._listeners[number]):
                 await loop.connect_accepted_socket(self._connection, connection)
         for listener in self._listeners:
             listener.close()

@@ -5,18 +5,17 @@ Knows nothing about HTTP or about who accepts.
 
 from __future__ import annotations
 
-import ctypes
+import contextlib
 import logging
 import resource
 import socket
-import struct
 import sys
 
 BACKLOG = 2048
 OTHER_FILES = 256  # the process' own: models, threads, pipes
-_SO_ATTACH_FILTER = 26  # include/uapi/asm-generic/socket.h; Python has no name for it
-# Classic BPF over a TCP header: drop a segment whose SYN flag (bit 1 of byte 13) is set, take every other.
-_DROP_SYN = ((0x30, 0, 0, 13), (0x45, 0, 1, 0x02), (0x06, 0, 0, 0), (0x06, 0, 0, 0xFFFFFFFF))
+HIGHEST_TTL = 255
+# include/uapi/linux/in.h and in6.h; Python has no names for them.
+_LEAST_TTL = ((socket.IPPROTO_IP, 21), (socket.IPPROTO_IPV6, 73))
 
 logger = logging.getLogger("tureen.serve")
 
@@ -35,8 +34,9 @@ def bind(host: str, port: int, count: int = 1) -> list[socket.socket]:
     else:
         sockets += [first.dup() for _ in range(count - 1)]
     for listener in sockets:
-        # Accepted connections inherit it; asyncio sets it on none of these, and an answer of two writes waits 40 ms.
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with contextlib.suppress(OSError):
+            # Accepted connections inherit it. asyncio does not set it, and a response of two writes then waits 40 ms.
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         listener.listen(BACKLOG)
         listener.setblocking(False)
     return sockets
@@ -45,13 +45,11 @@ def bind(host: str, port: int, count: int = 1) -> list[socket.socket]:
 def refuse_more(listener: socket.socket) -> None:
     """Let no further connection begin, on Linux; those begun can be completed and accepted.
 
-    A client that comes now tries again a second later, and finds the port closed or the next server.
+    A client that comes now tries again a second later, and finds the port closed or the next server. Best effort: the
+    kernel drops segments below the highest TTL, which systems do not send unless told to. A socket filter would drop
+    every SYN, and Linux may refuse one to a process without capabilities.
     """
-    if sys.platform == "linux":
-        program = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *step) for step in _DROP_SYN))
-        listener.setsockopt(
-            socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("@HP", len(_DROP_SYN), ctypes.addressof(program))
-        )
+    _set_least_ttl(listener, HIGHEST_TTL)
 
 
 def accept_waiting(listener: socket.socket) -> list[socket.socket]:
@@ -65,7 +63,28 @@ def accept_waiting(listener: socket.socket) -> list[socket.socket]:
         except OSError:  # none waits, or no descriptor is left for one that does
             return accepted
         connection.setblocking(False)
+        _set_least_ttl(connection, 0)  # inherited where the connection was completed after `refuse_more`
         accepted.append(connection)
+
+
+def close_accepting(listener: socket.socket) -> list[socket.socket]:
+    """Accept what waits and close the listener, for every process that has it; returns the connections.
+
+    Nothing runs between the two, so that a connection is lost only where it was completed in that moment.
+    """
+    accepted = accept_waiting(listener)
+    with contextlib.suppress(OSError):  # other systems shut no listener down
+        listener.shutdown(socket.SHUT_RDWR)
+    listener.close()
+    return accepted
+
+
+def _set_least_ttl(sock: socket.socket, ttl: int) -> None:
+    """Have the kernel drop what comes with a lower TTL, where the kernel can and allows it."""
+    if sys.platform == "linux":
+        for protocol, option in _LEAST_TTL:
+            with contextlib.suppress(OSError):  # such as IPv6's option on an IPv4 socket
+                sock.setsockopt(protocol, option, ttl)
 
 
 def _bound(host: str, port: int, *options: int) -> socket.socket:
@@ -89,9 +108,11 @@ def allow_open_files(max_connections: int) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
     if soft != resource.RLIM_INFINITY and soft < allowed:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
-    if allowed < needed:
+        with contextlib.suppress(OSError, ValueError):  # a sandbox may forbid it
+            resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+            soft = allowed
+    if soft != resource.RLIM_INFINITY and soft < needed:
         logger.warning(
             "%d connections need %d open files and the limit is %d: raise it (ulimit -n) or lower --max-connections",
-            max_connections, needed, allowed,
+            max_connections, needed, soft,
         )  # fmt: skip

@@ -145,6 +145,9 @@ class Supervisor:
             del self._workers[number]
             mark_process_dead(number, str(self._metrics))  # type: ignore[no-untyped-call]
             if self._stopping.is_set():
+                if status and worker.ready_s is not None:  # one that was not ready is killed by `_stop`
+                    self._has_failed = True
+                    _log(logging.ERROR, "worker died while it drained", worker, **_cause(status))
                 return
             self._share_out()
             early_deaths = 0 if worker.is_sound else early_deaths + 1

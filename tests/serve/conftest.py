@@ -82,10 +82,13 @@ class RunningServer:
 
 @pytest.fixture
 def start_server(tmp_path):
-    """Starts `tureen serve BUNDLE --port … FLAGS…`; killed when the test ends."""
+    """Starts `tureen serve BUNDLE --port … FLAGS…`; killed when the test ends.
+
+    before: the command that runs it, such as setpriv. env: the environment in place of this process' own.
+    """
     with contextlib.ExitStack() as stack:
 
-        def start(*flags, bundle=EXAMPLES / "cifar10", engine="onnxruntime", **environment):
+        def start(*flags, bundle=EXAMPLES / "cifar10", engine="onnxruntime", before=(), env=None, **environment):
             with socket.socket() as probe:
                 probe.bind(("127.0.0.1", 0))
                 port = probe.getsockname()[1]
@@ -93,13 +96,25 @@ def start_server(tmp_path):
             command = ["-m", "tureen.cli", "serve", bundle, "--port", port, "--engine", engine, *flags]
             with log_file.open("w") as log:
                 process = subprocess.Popen(
-                    [sys.executable, *map(str, command)], stderr=log, env={**os.environ, **environment}
+                    [*before, sys.executable, *map(str, command)],
+                    stderr=log,
+                    env={**(os.environ if env is None else env), **environment},
                 )
             stack.callback(process.wait)
             stack.callback(process.kill)
             return RunningServer(process, port, log_file)
 
         yield start
+
+
+@pytest.fixture(scope="session")
+def without_capabilities():
+    """The command that runs a program as a user who has no capability, no passwd entry and no group.
+
+    The user is one of a new user namespace, so that it may read what this user may.
+    """
+    user = ["unshare", "--user", "--map-user=12345", "--map-group=12345"]
+    return [*user, "setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs"]
 
 
 @pytest.fixture

@@ -1,5 +1,8 @@
 """SIGTERM: whoever got through to the server gets an answer, and who comes later finds the port closed."""
 
+import asyncio
+import contextlib
+import errno
 import http.client
 import io
 import signal
@@ -10,7 +13,11 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import uvicorn
 from PIL import Image
+
+from serve.draining import DrainingProtocol, DrainingServer
+from serve.listening import bind
 
 DEADLINE_S = 60
 
@@ -138,3 +145,88 @@ def test_connections_that_say_nothing_do_not_hold_the_end_up(start_server):
     with socket.create_connection(("127.0.0.1", server.port)) as silent:
         assert server.end() == 0
         assert silent.recv(1) == b""
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_server_without_capabilities_answers_the_uploads_under_way(start_server, without_capabilities, workers):
+    server = start_server("--workers", workers, before=without_capabilities)
+    server.wait_until_ready(workers)
+    (status,) = [line for line in server_status(server.process.pid) if line.startswith("CapEff:")]
+    assert int(status.split()[1], 16) == 0
+    body = png()
+    uploads = [socket.create_connection(("127.0.0.1", server.port), DEADLINE_S) for _ in range(8)]
+    for upload in uploads:
+        upload.sendall(f"POST /classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode())
+        upload.sendall(body[:100])
+    server.process.send_signal(signal.SIGTERM)
+    server.wait_for(lambda: server.log("Shutting down"), "no more connections")
+    for upload in uploads:
+        upload.sendall(body[100:])
+    assert [answer(upload)[0] for upload in uploads] == [200] * len(uploads)
+    assert server.process.wait(DEADLINE_S) == 0, server.log_file.read_text()
+    assert [line for line in server.log() if line["level"] in ("warning", "error")] == []
+    for upload in uploads:
+        upload.close()
+
+
+def server_status(pid):
+    """What Linux says of that process."""
+    with open(f"/proc/{pid}/status") as file:
+        return file.read().splitlines()
+
+
+class SocketWithoutOptions(socket.socket):
+    """A socket on which no option can be set, as a sandbox may have it."""
+
+    def setsockopt(self, *arguments):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+
+async def answer_200(scope, receive, send):
+    if scope["type"] == "http":
+        while (await receive()).get("more_body"):
+            pass
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body", "body": b""})
+
+
+def test_where_no_socket_option_can_be_set_the_end_loses_no_connection_either():
+    asyncio.run(asyncio.wait_for(drain_without_options(), DEADLINE_S))
+
+
+async def drain_without_options():
+    (listener,) = bind("127.0.0.1", 0)
+    address = listener.getsockname()
+    started = asyncio.Event()
+
+    async def start():
+        await server.accept_from({0})
+        started.set()
+
+    server = DrainingServer(
+        uvicorn.Config(answer_200, http=DrainingProtocol, lifespan="off", log_config=None),
+        [SocketWithoutOptions(fileno=listener.detach())],
+        delay_s=0,
+        on_start=start,
+        on_drain=lambda: None,
+        obeys_signals=False,
+    )
+    serving = asyncio.create_task(server.serve())
+    await started.wait()
+    uploads = [await asyncio.open_connection(*address) for _ in range(8)]
+    for _, writer in uploads:
+        writer.write(b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\n\r\nab")
+    server.drain()
+    late = []
+    with contextlib.suppress(ConnectionRefusedError):
+        while True:
+            late.append(await asyncio.open_connection(*address))
+            late[-1][1].write(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            await asyncio.sleep(0.005)
+    assert late
+    for _, writer in uploads:
+        writer.write(b"cd")
+    for reader, writer in [*uploads, *late]:
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+        writer.close()
+    await serving
