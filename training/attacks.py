@@ -25,7 +25,10 @@ from training.errors import RecipeError, ZeroGradientError
 Forward = Callable[[Tensor], Tensor]
 
 TARGETS = 9  # the wrong classes that a targeted attack tries at most, as in AutoAttack
-DLR_CLASSES = 4  # the loss is made of the four largest logits
+DLR_CLASSES = 3  # the loss is made of the three largest logits
+TARGETED_DLR_CLASSES = 4  # of the four largest
+
+ApgdLoss = Literal["ce", "dlr", "dlr-targeted"]
 
 
 class Attack(Protocol):
@@ -107,7 +110,7 @@ def apgd(
     *,
     epsilon: float,
     steps: int,
-    loss: Literal["ce", "dlr-targeted"] = "ce",
+    loss: ApgdLoss = "ce",
     targets: int = TARGETS,
     until_fooled: bool = True,
     generator: torch.Generator | None = None,
@@ -118,23 +121,27 @@ def apgd(
     attacks*, ICML 2020, section 3 and Algorithm 1. The start is uniform in the box, as in `pgd`. A run costs `steps`
     gradients, and a forward pass for the last point.
 
-    loss: "ce", the cross-entropy; or "dlr-targeted" (section 4), a run for each of the `targets` most likely wrong
-    classes, at most K − 1, on the images that no run before it fooled. The latter is blind to the scale of the logits,
-    so a saturated softmax does not stop it. Raises RecipeError where K < 4: it is not defined there.
+    loss: "ce", the cross-entropy; "dlr", the difference of logits ratio (section 4, Eq. 3); or "dlr-targeted"
+    (Eq. 4), a run for each of the `targets` most likely wrong classes, at most K − 1, on the images that no run before
+    it fooled. The ratio is blind to the scale of the logits, so a saturated softmax does not stop it. Raises
+    RecipeError where it is not defined: "dlr" below three classes, "dlr-targeted" below four.
 
     until_fooled: as an evaluation wants it, an image is done with at the first point that is classified wrong, be it
     the image itself; where none is, the first run's point of highest loss is returned. `forward` is called with part of
     the batch, so it must judge each image alone, as in eval mode. Without it, as training wants it, the batch stays
     whole for all steps and each image's point of highest loss is returned; the cross-entropy alone knows that form.
     """
-    run = partial(_auto_pgd, forward, epsilon=epsilon, steps=steps, generator=generator, until_fooled=until_fooled)
+    run = partial(
+        _auto_pgd, forward, loss=loss, epsilon=epsilon, steps=steps, generator=generator, until_fooled=until_fooled
+    )
     if not until_fooled:
         if loss != "ce":
             raise RecipeError(f"{loss} stops at the first success: set until_fooled, or take the loss ce")
         return run(images, labels, None)[0]
     with torch.no_grad():
         logits = forward(images)
-    runs: list[Tensor | None] = [None] if loss == "ce" else [*_likeliest_wrong(logits, labels, targets)]
+    _require_classes(loss, logits.shape[1])
+    runs: list[Tensor | None] = [*_likeliest_wrong(logits, labels, targets)] if loss == "dlr-targeted" else [None]
     adversarial = images.clone()
     left = (logits.argmax(1) == labels).nonzero().squeeze(1)
     for number, target in enumerate(runs):
@@ -159,11 +166,13 @@ def apgd_both(
     *,
     epsilon: float,
     steps: int,
+    second: ApgdLoss = "dlr-targeted",
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """`apgd` on the cross-entropy, then on the targeted DLR for the images that are still right: each image's worst.
+    """`apgd` on the cross-entropy, then on `second` for the images that are still right: each image's worst.
 
-    The first two parts of AutoAttack, and most of what it finds. Raises ZeroGradientError where neither has a gradient.
+    With the targeted DLR these are the first two parts of AutoAttack, and most of what it finds. Raises
+    ZeroGradientError where neither loss has a gradient.
     """
     run = partial(apgd, forward, epsilon=epsilon, steps=steps, generator=generator)
     is_blind = False
@@ -175,7 +184,7 @@ def apgd_both(
         left = (forward(adversarial).argmax(1) == labels).nonzero().squeeze(1)
     if len(left):
         try:
-            adversarial[left] = run(images[left], labels[left], loss="dlr-targeted")
+            adversarial[left] = run(images[left], labels[left], loss=second)
         except ZeroGradientError:
             if is_blind:
                 raise
@@ -219,6 +228,7 @@ ATTACKS: Mapping[str, Attack] = {
     "apgd-ce": apgd,
     "apgd-t": partial(apgd, loss="dlr-targeted"),
     "apgd": apgd_both,
+    "apgd-dlr": partial(apgd_both, second="dlr"),
     "autoattack": _autoattack,
 }
 
@@ -229,6 +239,7 @@ _LABELS = {
     "apgd-ce": "APGD-{steps} (CE)",
     "apgd-t": "APGD-{steps} (targeted DLR)",
     "apgd": "APGD-{steps} (CE, targeted DLR)",
+    "apgd-dlr": "APGD-{steps} (CE, DLR)",
     "autoattack": "AutoAttack standard",
 }
 
@@ -244,12 +255,13 @@ def _auto_pgd(
     labels: Tensor,
     target: Tensor | None,
     *,
+    loss: ApgdLoss,
     epsilon: float,
     steps: int,
     generator: torch.Generator | None,
     until_fooled: bool,
 ) -> tuple[Tensor, Tensor]:
-    """One run on the cross-entropy, or on the DLR towards `target` (B,): each image's best point, and who was fooled.
+    """One run on the loss, "dlr-targeted" towards `target` (B,): each image's best point, and which images it fooled.
 
     Rows that were fooled leave the forward passes; what is computed for them beside those is not used.
     """
@@ -257,8 +269,8 @@ def _auto_pgd(
     point = _random_point(images, lower, upper, epsilon=epsilon, generator=generator)
     previous = best = point
     gradient = best_gradient = torch.zeros_like(images)
-    loss = images.new_full((len(images),), torch.inf)
-    best_loss = checked_loss = -loss
+    values = images.new_full((len(images),), torch.inf)
+    best_loss = checked_loss = -values
     step_size = images.new_full((len(images), 1, 1, 1), 2 * epsilon)
     is_halved = torch.ones_like(labels, dtype=torch.bool)
     rises = torch.zeros_like(labels)
@@ -271,11 +283,11 @@ def _auto_pgd(
             if step > 1:
                 ascended = (point + 0.75 * (ascended - point) + 0.25 * (point - previous)).clamp_(lower, upper)
             previous, point = point, ascended
-        before, rows = loss, left
+        before, rows = values, left
         x = point[rows].requires_grad_(True)
         with torch.set_grad_enabled(step < steps):  # nothing follows the last point's gradient
             logits = forward(x).float()
-            losses = _losses(logits, labels[rows], None if target is None else target[rows])
+            losses = _losses(loss, logits, labels[rows], None if target is None else target[rows])
         if step < steps:
             gradient = gradient.index_copy(0, rows, torch.autograd.grad(losses.sum(), x)[0])
         if step == 0:
@@ -285,14 +297,14 @@ def _auto_pgd(
             is_wrong = logits.argmax(1) != labels[rows]
             losses[is_wrong] = torch.inf  # no point is better than one that fools
             left = left[~is_wrong]
-        loss = loss.index_copy(0, rows, losses)
-        is_better = loss > best_loss
-        best_loss = torch.where(is_better, loss, best_loss)
+        values = values.index_copy(0, rows, losses)
+        is_better = values > best_loss
+        best_loss = torch.where(is_better, values, best_loss)
         best = torch.where(_per_image(is_better), point, best)
         best_gradient = torch.where(_per_image(is_better), gradient, best_gradient)
         if until_fooled and not len(left):
             break
-        rises += loss > before
+        rises += values > before
         if step in checkpoints:
             # As in the authors' code, whose steps these are: ≤ where Algorithm 1 has <, and after a return to the best
             # point the next loss is compared with that of the point given up.
@@ -317,24 +329,34 @@ def _checkpoints(steps: int) -> set[int]:
     return checkpoints
 
 
-def _losses(logits: Tensor, labels: Tensor, target: Tensor | None) -> Tensor:
-    """What Auto-PGD ascends, (B,): the cross-entropy, or the difference of logits ratio towards `target`."""
-    if target is None:
+def _losses(loss: ApgdLoss, logits: Tensor, labels: Tensor, target: Tensor | None) -> Tensor:
+    """What Auto-PGD ascends, (B,): the cross-entropy, or the difference of logits ratio, towards `target` if given."""
+    if loss == "ce":
         return F.cross_entropy(logits, labels, reduction="none")
-    first, _, third, fourth = logits.topk(DLR_CLASSES).values.unbind(1)
+    if target is None:
+        first, _, third = logits.topk(DLR_CLASSES).values.unbind(1)
+        right = logits.gather(1, labels[:, None]).squeeze(1)
+        wrong = logits.scatter(1, labels[:, None], -torch.inf).amax(1)
+        return (wrong - right) / (first - third + 1e-12)
+    first, _, third, fourth = logits.topk(TARGETED_DLR_CLASSES).values.unbind(1)
     wrong, right = (logits.gather(1, classes[:, None]).squeeze(1) for classes in (target, labels))
     return (wrong - right) / (first - (third + fourth) / 2 + 1e-12)
 
 
 def _likeliest_wrong(logits: Tensor, labels: Tensor, targets: int) -> tuple[Tensor, ...]:
     """For each rank the wrong class of that rank, int64 (B,), the likeliest first."""
-    classes = logits.shape[1]
-    if classes < DLR_CLASSES:
-        raise RecipeError(
-            f"the targeted DLR loss needs {DLR_CLASSES} classes, the model has {classes}: attack with apgd-ce or pgd"
-        )
     wrong = logits.scatter(1, labels[:, None], -torch.inf)
-    return wrong.topk(min(targets, classes - 1)).indices.unbind(1)
+    return wrong.topk(min(targets, logits.shape[1] - 1)).indices.unbind(1)
+
+
+def _require_classes(loss: ApgdLoss, classes: int) -> None:
+    if loss == "dlr" and classes < DLR_CLASSES:
+        raise RecipeError(f"the DLR loss needs {DLR_CLASSES} classes, the model has {classes}: attack with apgd-ce")
+    if loss == "dlr-targeted" and classes < TARGETED_DLR_CLASSES:
+        raise RecipeError(
+            f"the targeted DLR loss needs {TARGETED_DLR_CLASSES} classes, the model has {classes}: attack with "
+            "apgd-dlr, apgd-ce or pgd"
+        )
 
 
 def _gradient(forward: Forward, images: Tensor, labels: Tensor) -> Tensor:

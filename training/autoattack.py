@@ -12,7 +12,7 @@ import pyautoattack
 import torch
 from torch import Tensor
 
-from training.attacks import DLR_CLASSES, TARGETS, Forward
+from training.attacks import TARGETED_DLR_CLASSES, TARGETS, Forward
 from training.errors import RecipeError
 
 
@@ -36,11 +36,13 @@ def autoattack(
     probabilities for logits, zero gradients, Square finding what the others miss) it logs as warnings of the logger
     "auto-attack"; such a warning is a reason to distrust the result.
     """
+    images = images.contiguous()  # the package calls view on the images and on their gradient
     with torch.no_grad():
         classes = forward(images[:1]).shape[1]
-    if classes < DLR_CLASSES:
+    if classes < TARGETED_DLR_CLASSES:
         raise RecipeError(
-            f"AutoAttack needs {DLR_CLASSES} classes, the model has {classes}: attack with apgd-ce or pgd"
+            f"AutoAttack needs {TARGETED_DLR_CLASSES} classes, the model has {classes}: attack with apgd, which then "
+            "takes the plain DLR"
         )
     if not epsilon:
         return images.clone()
@@ -72,4 +74,4 @@ class _ImagesOnly(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (gradient,) = torch.autograd.grad(ctx.logits, ctx.images, gradients)
-        return gradient, None
+        return gradient.contiguous(), None

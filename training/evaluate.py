@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from training.attacks import ATTACKS, DLR_CLASSES, Attack, Forward, attack_label
+from training.attacks import ATTACKS, DLR_CLASSES, TARGETED_DLR_CLASSES, Attack, Forward, attack_label
 from training.data import Images
 from training.errors import DivergedError, RecipeError
 from training.model import images_from_pixels
@@ -26,7 +26,7 @@ from tureen.tokens import CLEAN_BETA, ROBUST_BETA, mix
 
 BATCH = 256
 NO_NUMBERS = "the model's logits are no numbers: it diverged in training, or its weights are damaged"
-NEED_DLR = ("apgd-t", "apgd", "autoattack")
+NEED_TARGETED_DLR = ("apgd-t", "autoattack")
 Z_95 = 1.959964
 HALF_255 = 127.5
 """The radius from which everything may become mid-grey: no classifier stands it."""
@@ -207,11 +207,22 @@ def attack_named(name: str) -> Attack:
     return ATTACKS[name]
 
 
-def require_attack(name: str, classes: int) -> None:
-    """Raise RecipeError where there is no such attack, or it is not defined for so few classes."""
+def attack_for(name: str, classes: int) -> str:
+    """The attack to run for `name` on a model of so many classes: apgd drops to the losses that are defined for them.
+
+    Raises RecipeError where there is no such attack, or it is not defined for so few classes.
+    """
     attack_named(name)
-    if name in NEED_DLR and classes < DLR_CLASSES:
-        raise RecipeError(f"{name} needs {DLR_CLASSES} classes, there are {classes}: attack with apgd-ce or pgd")
+    if name in NEED_TARGETED_DLR and classes < TARGETED_DLR_CLASSES:
+        raise RecipeError(f"{name} needs {TARGETED_DLR_CLASSES} classes, there are {classes}: attack with apgd")
+    if name == "apgd" and classes < TARGETED_DLR_CLASSES:
+        name = "apgd-dlr"
+    return "apgd-ce" if name == "apgd-dlr" and classes < DLR_CLASSES else name
+
+
+def substitution(name: str, chosen: str, classes: int) -> str:
+    """The sentence that tells a user why `attack_for` returned `chosen` for `name`."""
+    return f"{name} needs more than {classes} classes: attacking with {chosen} instead"
 
 
 def batches(images: Images, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:

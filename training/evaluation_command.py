@@ -17,7 +17,7 @@ from training.attacks import ATTACKS
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from training.corruptions import CORRUPTIONS
 from training.data import Images, drawn_evenly, load_labelled
-from training.evaluate import predictor, right_answers, wilson
+from training.evaluate import attack_for, predictor, right_answers, substitution, wilson
 from training.measure import Measurement, shifts
 from training.plot import plot_accuracy, plot_epsilon_curve, plot_matrix, plot_shifts
 from training.processes import best_device
@@ -97,12 +97,15 @@ def evaluate(arguments: list[str]) -> int:
 
 
 def _evaluate_checkpoint(checkpoint: Checkpoint, betas: list[float], options: argparse.Namespace) -> int:
-    recipe = checkpoint.recipe
+    recipe, classes = checkpoint.recipe, len(checkpoint.labels)
+    asked = options.attack or recipe.evaluation_attack
+    if (attack := attack_for(asked, classes)) != asked:
+        print(substitution(asked, attack, classes), file=sys.stderr)
     images = _images(options, checkpoint.held_out, checkpoint.preprocess, checkpoint.labels)
     measurement = Measurement(
         checkpoint.model.to(best_device()),
         images,
-        attack=options.attack or recipe.evaluation_attack,
+        attack=attack,
         steps=options.steps or recipe.evaluation_steps,
         epsilon_255=recipe.epsilon_255 if options.epsilon_255 is None else options.epsilon_255,
     )

@@ -60,8 +60,8 @@ class ViTConfig(BaseModel):
 
 
 def images_from_pixels(pixels: Tensor) -> Tensor:
-    """What the model reads, float32 (B, 3, H, W) in [0, 1], of pixels uint8 (B, H, W, 3)."""
-    return pixels.permute(0, 3, 1, 2).to(torch.float32) / 255
+    """What the model reads, float32 (B, 3, H, W) in [0, 1] and contiguous, of pixels uint8 (B, H, W, 3)."""
+    return pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format) / 255
 
 
 class DualLayerNorm(nn.Module):

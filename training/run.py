@@ -19,7 +19,7 @@ from training.checkpoint import CHECKPOINT, Checkpoint, save_checkpoint
 from training.cotrain import Cotraining
 from training.data import Dataset, load_digits, load_images
 from training.errors import CheckpointError, RecipeError
-from training.evaluate import require_attack
+from training.evaluate import attack_for, substitution
 from training.measure import Measurement
 from training.models import Model
 from training.monitor import look, require_sound
@@ -71,7 +71,7 @@ def run(recipe: Recipe, out: Path, options: RunOptions | None = None) -> Checkpo
     recipe = shaped(recipe, options)
     with joined() as (processes, device):
         data = load_data(recipe, options, is_shown=processes.is_first)
-        recipe = fitted(recipe, data)
+        recipe = fitted(recipe, data, is_shown=processes.is_first)
         training = Cotraining(
             recipe,
             data,
@@ -154,16 +154,22 @@ def load_data(recipe: Recipe, options: RunOptions, *, is_shown: bool = True) -> 
     return data
 
 
-def fitted(recipe: Recipe, data: Dataset) -> Recipe:
-    """The recipe with as many classes as a folder has; raises RecipeError where it does not fit the images."""
+def fitted(recipe: Recipe, data: Dataset, *, is_shown: bool = True) -> Recipe:
+    """The recipe with as many classes as the data has, and an attack that is defined for so many.
+
+    Raises RecipeError where it does not fit the images.
+    """
     classes, size = len(data.labels), data.preprocess.image_size
     if recipe.dataset == "digits" and (recipe.model.image_size, recipe.model.classes) != (size, classes):
         raise RecipeError(
             f"the digits are images of {size} pixels with {classes} labels: set model.image_size and model.classes to "
             "these"
         )
-    require_attack(recipe.evaluation_attack, classes)  # better known before a long run than after it
-    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"classes": classes})})
+    attack = attack_for(recipe.evaluation_attack, classes)  # raises before a long run, not after it
+    if is_shown and attack != recipe.evaluation_attack:
+        print(substitution(recipe.evaluation_attack, attack, classes), file=sys.stderr)
+    model = recipe.model.model_copy(update={"classes": classes})
+    return recipe.model_copy(update={"model": model, "evaluation_attack": attack})
 
 
 def _start(recipe: Recipe, init: Path, *, is_shown: bool) -> Model:

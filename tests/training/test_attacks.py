@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from training.attacks import ATTACKS, apgd, attack_label, fgsm, mi_fgsm, pgd, vanished
 from training.errors import RecipeError, ZeroGradientError
+from training.evaluate import attack_for
 
 EPSILON = 8 / 255
 LARGE = 0.2  # at which the network below falls to any attack at once
@@ -148,7 +149,13 @@ def test_a_saturated_softmax_is_an_error_for_attacks_on_the_cross_entropy(name):
         run(name, forward, images, labels)
 
 
-@pytest.mark.parametrize("name", ["apgd-t", "apgd", "autoattack"])
+def test_the_plain_ratio_needs_three_classes():
+    images = torch.full((2, 3, 8, 8), 0.5)
+    with pytest.raises(RecipeError, match="DLR loss needs 3 classes, the model has 2: attack with apgd-ce"):
+        apgd(lambda x: x.flatten(1)[:, :2], images, torch.zeros(2, dtype=torch.int64), epsilon=0.1, steps=2, loss="dlr")
+
+
+@pytest.mark.parametrize("name", ["apgd-t", "apgd", "apgd-dlr", "autoattack"])
 def test_a_saturated_softmax_saves_no_model_from_the_logits_ratio(name):
     forward = network(scale=1e4)
     images, labels = sure_images(forward, 16)
@@ -326,15 +333,18 @@ def test_in_training_the_batch_stays_whole_and_each_image_keeps_its_worst_point(
     torch.testing.assert_close(worst, losses.max(dim=0).values)
 
 
-@pytest.mark.parametrize("name", ["apgd-t", "apgd", "autoattack"])
-def test_the_targeted_ratio_says_what_to_do_with_three_classes(name):
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [("apgd-t", "apgd-dlr, apgd-ce or pgd"), ("apgd", "apgd-dlr, apgd-ce or pgd"), ("autoattack", "apgd")],
+)
+def test_the_targeted_ratio_says_what_to_do_with_three_classes(name, advice):
     weight = torch.randn(192, 3, generator=torch.Generator().manual_seed(0))
     images = torch.full((2, 3, 8, 8), 0.5)
 
     def forward(x):
         return (x - 0.5).flatten(1) @ weight + torch.tensor([100.0, 0.0, 0.0])
 
-    with pytest.raises(RecipeError, match="4 classes, the model has 3: attack with apgd-ce or pgd"):
+    with pytest.raises(RecipeError, match=f"4 classes, the model has 3: attack with {advice}"):
         run(name, forward, images, torch.zeros(2, dtype=torch.int64), epsilon=1e-3)
 
 
@@ -404,3 +414,18 @@ def test_every_attack_has_a_label(name):
 def test_labels_are_what_a_report_prints():
     assert attack_label("pgd", 40) == "PGD-40"
     assert attack_label("apgd", 100) == "APGD-100 (CE, targeted DLR)"
+    assert attack_label("apgd-dlr", 100) == "APGD-100 (CE, DLR)"
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "chosen"),
+    [
+        ("apgd", 4, "apgd"),
+        ("apgd", 3, "apgd-dlr"),
+        ("apgd", 2, "apgd-ce"),
+        ("apgd-dlr", 2, "apgd-ce"),
+        ("pgd", 2, "pgd"),
+    ],
+)
+def test_an_attack_drops_to_the_losses_that_so_few_classes_define(name, classes, chosen):
+    assert attack_for(name, classes) == chosen

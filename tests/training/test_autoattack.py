@@ -149,7 +149,7 @@ def test_both_losses_leave_no_more_than_either(shares):
     assert shares["ours", "apgd"] <= min(shares["ours", "apgd-ce"], shares["ours", "apgd-t"]) + TOLERANCE
 
 
-@pytest.mark.parametrize("loss", ["ce", "dlr-targeted"])
+@pytest.mark.parametrize("loss", ["ce", "dlr", "dlr-targeted"])
 def test_auto_pgd_takes_the_steps_of_its_authors(loss):
     """On a function rough enough to use all their rules, from the same start: to the same point for every image."""
     torch.manual_seed(0)
@@ -164,8 +164,8 @@ def test_auto_pgd_takes_the_steps_of_its_authors(loss):
     labels = network(images).argmax(1)
     noise = torch.rand(images.shape, generator=torch.Generator().manual_seed(0))
     start = (images + epsilon * (2 * noise - 1)).clamp(images - epsilon, images + epsilon).clamp(0, 1)
-    if loss == "ce":
-        theirs = APGDAttack(network, eps=epsilon, n_iter=STEPS)
+    if loss != "dlr-targeted":
+        theirs = APGDAttack(network, eps=epsilon, n_iter=STEPS, loss=loss)
     else:
         theirs = APGDAttack_targeted(network, eps=epsilon, n_iter=STEPS)
         theirs.y_target = network(images).topk(2).indices[:, 1]

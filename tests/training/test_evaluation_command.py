@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from training.attacks import ATTACKS, attack_label
 from tureen.bundle import load_bundle
 from tureen.cli import main
 
@@ -18,6 +19,20 @@ def small_run(tmp_path_factory):
     settings = [word for setting in SMALL for word in ("--set", setting)]
     assert main(["train", "digits", "--out", str(out), *settings]) == 0
     return out
+
+
+@pytest.fixture(scope="module")
+def three_class_run(tmp_path_factory):
+    root = tmp_path_factory.mktemp("three")
+    rng = np.random.default_rng(0)
+    for name in ("cat", "dog", "owl"):
+        (root / "photos" / name).mkdir(parents=True)
+        for i in range(6):
+            Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(root / "photos" / name / f"{i}.png")
+    small = ["epochs=1", "batch_size=8", "model.image_size=16", "model.depth=1", "model.width=16", "evaluation_steps=1"]
+    settings = [word for setting in small for word in ("--set", setting)]
+    assert main(["train", "cifar10-cpu", "--data", str(root / "photos"), "--out", str(root / "run"), *settings]) == 0
+    return root / "run"
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +79,41 @@ def test_what_is_asked_is_measured_and_drawn(small_run, tmp_path, capsys):
     pictures = sorted(file.name for file in tmp_path.iterdir())
     assert pictures == ["curve-epsilon.png", "curve-matrix.png", "curve-shifts.png", "curve.png"]
     assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_every_attack_of_the_command_runs_on_a_real_checkpoint(small_run, capsys, attack):
+    """The radius is large, so that AutoAttack fools every digit in its first parts, in seconds."""
+    arguments = ["evaluate", small_run, "--attack", attack, "--steps", "2", "--images", "10", "--betas", "0,1"]
+    found = measured([*arguments, "--epsilon-255", "100"], capsys)
+    assert [row["attack"] for row in found["accuracy"]] == [attack_label(attack, 2)] * 2
+    assert all(0 <= row["robust"]["value"] <= row["clean"]["value"] for row in found["accuracy"])
+
+
+@pytest.mark.slow
+def test_every_part_of_autoattack_runs_on_a_real_checkpoint(small_run, capsys):
+    """At a radius that leaves digits for the last part, Square, which makes 5,000 queries."""
+    arguments = [
+        "evaluate",
+        small_run,
+        "--attack",
+        "autoattack",
+        "--images",
+        "10",
+        "--betas",
+        "0",
+        "--epsilon-255",
+        "2",
+    ]
+    (row,) = measured(arguments, capsys)["accuracy"]
+    assert row["robust"]["value"] > 0
+
+
+def test_apgd_on_three_classes_takes_the_plain_ratio_and_says_so(three_class_run, capsys):
+    assert main(["evaluate", str(three_class_run), "--attack", "apgd", "--steps", "2", "--betas", "0,1"]) == 0
+    said = capsys.readouterr()
+    assert "apgd needs more than 3 classes: attacking with apgd-dlr instead" in said.err
+    assert "APGD-2 (CE, DLR)" in said.out
 
 
 def test_nothing_but_accuracy_and_the_checks_is_measured_unasked(small_run, capsys):

@@ -197,7 +197,7 @@ def test_weights_that_cannot_be_begun_with_leave_no_directory(
     ("arguments", "message"),
     [
         (["--set", "evaluation_attack=nothing"], "there is no attack 'nothing'"),
-        (["--set", "evaluation_attack=apgd"], "apgd needs 4 classes, there are 3"),
+        (["--set", "evaluation_attack=autoattack"], "autoattack needs 4 classes, there are 3: attack with apgd"),
         (["--image-size", "16"], "--image-size is for the recipe finetune"),
         (["--set", "adam_betas=2,2"], "adam_betas"),
         (["--set", "augmentation.mixup=inf"], "mixup"),
