@@ -52,7 +52,7 @@ def test_the_demo_serves_what_it_prints_and_again_without_training(demo_director
     demo = start(demo_directory)
     try:
         shown = read_until(demo.stdout, "Ctrl-C stops")
-        assert "PGD-40" in shown
+        assert "PGD-10" in shown
         assert re.search(r"1\.00 +\d\d\.\d \(", shown)
         commands = re.findall(r"^  (curl .*)$", shown, re.MULTILINE)
         assert len(commands) == 2

@@ -197,7 +197,7 @@ def test_the_command_exports_what_is_asked_and_overwrites_when_told(digits_run, 
 
 def test_the_card_says_what_was_measured_and_what_is_not_defended(bundle):
     card = (bundle.path / "README.md").read_text()
-    assert "PGD-40 under l∞" in card
+    assert "PGD-10 under l∞" in card
     assert "nothing is guaranteed" in card
     for row in bundle.manifest.accuracy:
         assert f"| {row.beta:g} | {100 * row.clean.value:.1f}" in card

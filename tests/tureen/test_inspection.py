@@ -56,7 +56,7 @@ def test_a_sound_bundle_is_described_in_full(bundle_path, capsys):
     for part in (
         "10 labels, RGB 8 × 8", "0, 1, 2", "bicubic to 8 × 8", "opset ONNX 20", "bytes of weights",
         "in      pixels uint8 (batch, 8, 8, 3)", "out     logits float32 (batch, 10)", "LayerNormalization", "verified",
-        "backbone.onnx", "same label", "onnxruntime fp32", "seems to run", "auto", "PGD-40", "seed",
+        "backbone.onnx", "same label", "onnxruntime fp32", "seems to run", "auto", "PGD-10", "seed",
     ):  # fmt: skip
         assert part in out
 
@@ -114,7 +114,7 @@ def test_the_state_of_every_file_is_told(own_bundle, put_file, capsys):
     status, out, err = shown(capsys, own_bundle)
     assert status == 1
     assert "digits" in out
-    assert "PGD-40" in out
+    assert "PGD-10" in out
     assert inspection.error in err
 
 
