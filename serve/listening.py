@@ -42,6 +42,13 @@ def bind(host: str, port: int, count: int = 1) -> list[socket.socket]:
     return sockets
 
 
+def hold_port(host: str, port: int) -> socket.socket:
+    """A socket that has the port, does not listen, and lets sockets with SO_REUSEPORT listen there; raises OSError."""
+    holder = _bound(host, port)  # without SO_REUSEPORT: it fails where another server has the port
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    return holder
+
+
 def refuse_more(listener: socket.socket) -> None:
     """Let no further connection begin, on Linux; those begun can be completed and accepted.
 

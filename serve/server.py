@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -23,14 +24,14 @@ from serve.control.errors import ControlStoreError
 from serve.control.store import Revision
 from serve.draining import DrainingServer
 from serve.gate import gate_of
-from serve.listening import allow_open_files, bind
+from serve.listening import allow_open_files, bind, hold_port
 from serve.logs import configure_logs
 from serve.metrics import Metrics
 from serve.oip.errors import PortTakenError
 from serve.oip.statistics import Statistics
 from serve.protocol import protocol_class
 from serve.service import Service
-from serve.settings import Settings, parse_settings
+from serve.settings import Settings, grpc_address, parse_settings
 from serve.supervisor import supervise
 from tureen.bundle import Bundle, load_bundle
 from tureen.errors import EngineError, TureenError
@@ -75,12 +76,20 @@ def run_server(settings: Settings, on_ready: Callable[[int], None] = lambda port
         return 1
     logger.info("operators reach http://%s:%d", settings.admin_host, admin.getsockname()[1])
     if settings.workers > 1:
-        return supervise(
-            settings,
-            listeners,
-            on_ready=lambda: on_ready(port),
-            open_desk=lambda metrics: AdminDesk(settings, bundle, admin, Metrics(metrics)),
-        )
+        with contextlib.ExitStack() as stack:
+            if settings.grpc_port is not None:
+                try:
+                    holder = stack.enter_context(hold_port(settings.host, settings.grpc_port))
+                except OSError:
+                    logger.error("%s", PortTakenError(grpc_address(settings)))
+                    return 1
+                settings = settings.model_copy(update={"grpc_port": holder.getsockname()[1]})
+            return supervise(
+                settings,
+                listeners,
+                on_ready=lambda: on_ready(port),
+                open_desk=lambda metrics: AdminDesk(settings, bundle, admin, Metrics(metrics)),
+            )
     return OnlyProcess(settings, bundle, listeners, on_ready=lambda: on_ready(port), admin=admin).run()
 
 
@@ -88,6 +97,7 @@ class ServerProcess:
     """A bundle served by this process. Who starts it says from which listeners, and what its signals mean."""
 
     obeys_signals = True
+    shares_ports = False  # with other processes
 
     def __init__(
         self, settings: Settings, bundle: Bundle, listeners: Sequence[socket.socket], metrics: Metrics
@@ -166,7 +176,9 @@ class ServerProcess:
         try:
             await self.service.open()
             if self.service.settings.grpc_port is not None:
-                self._rpc = await open_rpc(self.service, self._app.state.statistics, self._tracing)
+                self._rpc = await open_rpc(
+                    self.service, self._app.state.statistics, self._tracing, shares_port=self.shares_ports
+                )
             if self.service.settings.takes_jobs:
                 self._jobs = await open_jobs(self.service)
             self.become_ready()
@@ -268,11 +280,13 @@ async def open_jobs(service: Service) -> JobRunner:
     return runner
 
 
-async def open_rpc(service: Service, statistics: Statistics, tracing: Tracing | None = None) -> RpcServer:
+async def open_rpc(
+    service: Service, statistics: Statistics, tracing: Tracing | None, *, shares_port: bool
+) -> RpcServer:
     """gRPC, listening; imported here, since the extra that it needs is not everybody's. Raises PortTakenError."""
     from serve.oip.rpc import RpcServer
 
-    server = RpcServer(service, statistics, shares_port=service.settings.workers > 1, tracing=tracing)
+    server = RpcServer(service, statistics, shares_port=shares_port, tracing=tracing)
     port = await server.open()
     logger.info("gRPC listens on port %d", port)
     return server

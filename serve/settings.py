@@ -287,6 +287,12 @@ class Settings(BaseModel):
         )
 
 
+def grpc_address(settings: Settings) -> str:
+    """The host and the port of gRPC, as gRPC writes them."""
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return f"{host}:{settings.grpc_port}"
+
+
 def parse_settings(arguments: list[str], environment: Mapping[str, str] = os.environ) -> Settings:
     """Settings from flags, else from TUREEN_… variables, else the defaults; exits with status 2 on a wrong value."""
     parser = argparse.ArgumentParser(

@@ -27,6 +27,7 @@ class Worker(ServerProcess):
     """A server process that accepts, drains and reloads as it is told, and by no signal."""
 
     obeys_signals = False
+    shares_ports = True
 
     def __init__(self, orders: Orders, end: socket.socket) -> None:
         listeners = [socket.socket(fileno=descriptor) for descriptor in orders.listeners]

@@ -34,6 +34,7 @@ from serve.oip.proto import inference_pb2 as pb
 from serve.oip.statistics import Statistics
 from serve.problems import INTERNAL
 from serve.service import Service
+from serve.settings import grpc_address
 
 if TYPE_CHECKING:
     from serve.tracing import Tracing
@@ -71,7 +72,7 @@ class RpcServer:
         tracing: where a trace of each inference goes.
         """
         self._service = service
-        self._address = f"{service.settings.host}:{service.settings.grpc_port}"
+        self._address = grpc_address(service.settings)
         self._server = grpc.aio.server(
             # A message is read before its permit is asked for, so that messages are bounded too. The permits are fewer,
             # which leaves room for health and metadata while every permit is taken.

@@ -31,10 +31,11 @@ class RunningServer:
     process: subprocess.Popen
     port: int
     log_file: Path
+    host: str = "127.0.0.1"
 
     def ask(self, method, path, body=None, headers=None):
         """Status, headers and body, over a connection of its own."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=DEADLINE_S)
+        connection = http.client.HTTPConnection(self.host, self.port, timeout=DEADLINE_S)
         with contextlib.closing(connection):
             connection.request(method, path, body, headers or {})
             response = connection.getresponse()

@@ -10,7 +10,9 @@ import threading
 import time
 from pathlib import Path
 
+import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serve.line import Accept, Orders, Reloaded, read_orders
 from serve.settings import Settings
@@ -152,6 +154,37 @@ def test_where_no_worker_can_become_ready_the_server_gives_up_and_says_why(
     assert "does not reproduce the golden rows" in log
     assert "giving up: no worker became ready" in log
     assert "Traceback" not in log
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_every_worker_answers_grpc_on_one_port(start_server, host):
+    server = start_server("--workers", 3, "--host", host, "--grpc-port", 0, "--log-level", "debug")
+    server.host = host
+    server.wait_until_ready(3)
+    (port,) = {line["message"].rpartition(" ")[2] for line in server.log() if "gRPC listens on" in line["message"]}
+
+    def every_worker_has_answered():
+        # A connection of its own each time, which the kernel gives to any of the workers.
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        with grpc.insecure_channel(f"[{host}]:{port}" if ":" in host else f"{host}:{port}", options) as channel:
+            check = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=DEADLINE_S)
+            assert check.status == check.SERVING
+            server_ready = channel.unary_unary("/inference.GRPCInferenceService/ServerReady")
+            assert server_ready(b"", timeout=DEADLINE_S) == b"\x08\x01"  # ready: true
+        return {line["worker"] for line in server.log("request") if line["method"] == "RPC"} == {0, 1, 2}
+
+    server.wait_for(every_worker_has_answered, "an answer of every worker over gRPC")
+    assert server.log("worker died") == []
+    assert server.end() == 0
+
+
+def test_a_taken_grpc_port_ends_the_server_at_once_with_its_name(start_server):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        server = start_server("--workers", 2, "--grpc-port", port)
+        assert server.process.wait(DEADLINE_S) == 1
+    (error,) = [line["message"] for line in server.log() if line["level"] == "error"]
+    assert f"127.0.0.1:{port}" in error
 
 
 @pytest.mark.slow  # half a minute without an answer is what it takes
