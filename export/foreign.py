@@ -67,7 +67,7 @@ def load_foreign(path: Path, options: ForeignOptions, report: Callable[[str], No
     view = evaluation_view(
         pretrained.library, folder, image_size=model.config.image_size, crop_fraction=options.crop_fraction
     )
-    folders = None if options.data is None else open_source(options.data)[2]
+    folders = None if options.data is None else open_source(options.data).names
     labels, note = _labels(path, options, model.config.classes, folders)
     assumed = [*pretrained.assumed, *view.notes, *note]
     report(f"{path} is a checkpoint of {pretrained.library}, with one token")

@@ -90,7 +90,7 @@ def calibration_pixels(location: str, spec: PreprocessSpec, measured: Pixels) ->
     location: as for `tureen train --data`. measured: those on which accuracy is measured, which are left out, as is
     what cannot be decoded. Raises ExportError where nothing is left.
     """
-    source, _, _ = open_source(location)
+    source = open_source(location).train
     taken = {image.tobytes() for image in measured}
     wanted = np.unique(np.linspace(0, len(source.labels) - 1, CALIBRATION_IMAGES).astype(int))
     images = (_decoded(source.read(int(i)), spec) for i in wanted)

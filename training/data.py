@@ -77,6 +77,7 @@ class Dataset:
     labels: list[str]
     preprocess: PreprocessSpec
     skipped: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()  # folders beside a ready-made split, which were not read
 
     def fingerprint(self) -> str:
         """SHA-256 of the number, order and labels of the training images: equal for a run and its continuation."""
@@ -115,15 +116,16 @@ def load_images(
 ) -> Dataset:
     """The labelled images at `location`, each decoded once to see that it can be.
 
-    location: a folder with a folder of images for each class, or one with `train` and `val` (or `validation`, `test`)
-    of that kind; or "hf:" and the name or the directory of a Hugging Face dataset. Without a split a tenth of each
+    location: a folder with a folder of images for each class, or one with `train` and `val` (or `validation`, `test`,
+    in any spelling that `training.sources.split_of` knows) of that kind; or "hf:" and the name or the directory of a Hugging Face dataset. Without a split a tenth of each
     class is held out, the same at every call. spec: the evaluation view, `tureen.preprocess`'s. held_out: how many
     held-out images to keep at most, drawn evenly from the classes, the same at every call. stream: decode training
     images when they are needed, as is done anyway where they would take more than 2 GiB. strict: raise DataError at
     an image that cannot be decoded, instead of leaving it out and naming it in `skipped`. on_images: told how many
     more were decoded. Raises DataError where there is nothing to train on.
     """
-    train, test, names = open_source(location)
+    source = open_source(location)
+    train, test, names = source.train, source.held_out, source.names
     if len(names) < 2:
         raise DataError(f"{location} has one class, {names[0]!r}: a classifier needs at least two")
     everything = np.arange(len(train.labels))
@@ -153,6 +155,7 @@ def load_images(
         labels=names,
         preprocess=spec,
         skipped=tuple(skipped),
+        ignored=source.ignored,
     )
 
 
@@ -172,8 +175,8 @@ def load_labelled(
     model's, of which the folders' names may be some. at_most: drawn evenly from the classes, the same at every call.
     Raises DataError for a class that the model does not know, and where nothing can be decoded.
     """
-    train, test, names = open_source(location)
-    source = test or train
+    found = open_source(location)
+    source, names = found.held_out or found.train, found.names
     if unknown := sorted(set(names) - set(labels)):
         raise DataError(f"{location} has classes that the model does not: {', '.join(unknown[:5])}")
     indices = np.arange(len(source.labels))

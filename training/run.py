@@ -11,6 +11,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -35,6 +36,7 @@ SKIPPED = "skipped.txt"
 SECONDS_BETWEEN_SAVES = 10.0
 STEPS_BETWEEN_REPORTS = 50
 NAMES_SHOWN = 5
+CLASSES_SHOWN = 20
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,8 @@ def run(recipe: Recipe, out: Path, options: RunOptions | None = None) -> Checkpo
     with joined() as (processes, device):
         data = load_data(recipe, options, is_shown=processes.is_first)
         recipe = fitted(recipe, data, is_shown=processes.is_first)
+        if processes.is_first:
+            print(class_counts(data), file=sys.stderr)
         training = Cotraining(
             recipe,
             data,
@@ -152,6 +156,21 @@ def load_data(recipe: Recipe, options: RunOptions, *, is_shown: bool = True) -> 
         if len(data.skipped) > NAMES_SHOWN:
             print(f"  and {len(data.skipped) - NAMES_SHOWN} more, all in {SKIPPED}", file=sys.stderr)
     return data
+
+
+def class_counts(data: Dataset) -> str:
+    """How many images of each class there are to train on and held out, as text for a terminal."""
+    labels, shown = data.labels, data.labels[:CLASSES_SHOWN]
+    train, held_out = (np.bincount(part.labels, minlength=len(labels)) for part in (data.train, data.held_out))
+    lines = [f"{len(labels)} classes: {len(data.train)} images to train on, {len(data.held_out)} held out"]
+    width = max(map(len, shown))
+    lines += [f"  {name:<{width}}  {train[index]:>6}  {held_out[index]:>6}" for index, name in enumerate(shown)]
+    if more := len(labels) - len(shown):
+        rest = train[len(shown) :]
+        lines.append(f"  and {more} classes more, of {rest.min()} to {rest.max()} images to train on")
+    if data.ignored:
+        lines.append(f"not read, since they are neither of the two splits: {', '.join(data.ignored)}")
+    return "\n".join(lines)
 
 
 def fitted(recipe: Recipe, data: Dataset, *, is_shown: bool = True) -> Recipe:

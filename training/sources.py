@@ -5,17 +5,37 @@ Knows nothing about pixels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from training.errors import DataError
 
-HELD_OUT_FOLDERS = ("val", "validation", "test")
+SplitKind = Literal["train", "val", "test"]
+SPLITS: Mapping[str, SplitKind] = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "development": "val",
+    "eval": "val",
+    "evaluation": "val",
+    "heldout": "val",
+    "holdout": "val",
+    "test": "test",
+    "testing": "test",
+}
+HELD_OUT_FOLDERS = ("val", "validation", "test")  # as messages name them
+HIDDEN = (".", "__MACOSX")  # the second is what macOS adds to its archives
+NAMES_SHOWN = 5
 SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
 HUGGING_FACE = "hf:"
 
@@ -66,32 +86,108 @@ class HuggingFaceSplit:
 Split = Files | HuggingFaceSplit
 
 
-def open_source(location: str) -> tuple[Split, Split | None, list[str]]:
-    """The images to train on, those held out where `location` says which, and the names of the classes.
+@dataclass(frozen=True)
+class Source:
+    """Labelled images: those to train on, those held out where the location says which, and the classes' names."""
 
-    location: as for `training.data.load_images`. Raises DataError where it holds no labelled images.
+    train: Split
+    held_out: Split | None
+    names: list[str]
+    ignored: tuple[str, ...] = ()  # folders beside a ready-made split, which are not read
+
+
+def open_source(location: str) -> Source:
+    """The labelled images at `location`, as for `training.data.load_images`.
+
+    Raises DataError where it holds no labelled images, or folders that may be splits or classes.
     """
     return _hugging_face(location) if location.startswith(HUGGING_FACE) else _folder(Path(location))
 
 
-def _folder(root: Path) -> tuple[Files, Files | None, list[str]]:
+def split_of(name: str) -> SplitKind | None:
+    """Which split a folder of that name is, in any case and common spelling: "Train", "training_set", "valid"."""
+    word = re.sub(r"[\W_]+", "", name).casefold()
+    return SPLITS.get(word) or SPLITS.get(re.sub(r"(set|dataset|data|split|images)$", "", word))
+
+
+def _folder(root: Path) -> Source:
+    """Folders called as splits are splits where they hold folders of classes; otherwise they are classes."""
     if not root.is_dir():
         raise DataError(f"{root} is not a folder")
-    if not (root / "train").is_dir():
-        names = _class_names(root)
-        return _files(root, names), None, names
-    for name in HELD_OUT_FOLDERS:
-        if (root / name).is_dir():
-            names = _class_names(root / "train")
-            if (others := _class_names(root / name)) != names:
-                differing = sorted(set(names) ^ set(others))
-                raise DataError(f"{root}: train and {name} do not have the same classes: {', '.join(differing[:5])}")
-            return _files(root / "train", names), _files(root / name, names), names
-    raise DataError(f"{root} has a folder train, but none of {', '.join(HELD_OUT_FOLDERS)} beside it")
+    contents = {name: _contents(root / name) for name in _folder_names(root)}
+    kinds = {name: kind for name in contents if (kind := split_of(name)) is not None}
+    splits = {name: kind for name, kind in kinds.items() if contents[name].folders}
+    train = _only(root, [name for name, kind in splits.items() if kind == "train"])
+    held_out = None
+    for kind in ("val", "test"):
+        held_out = held_out or _only(root, [name for name in splits if splits[name] == kind])
+    if train is not None and held_out is not None:
+        names = _class_names(root / train)
+        if (others := _class_names(root / held_out)) != names:
+            differing = sorted(set(names) ^ set(others))
+            raise DataError(
+                f"{root}: {train} and {held_out} do not have the same classes: {', '.join(differing[:NAMES_SHOWN])}"
+            )
+        ignored = tuple(name for name in contents if name not in (train, held_out))
+        return Source(_files(root / train, names), _files(root / held_out, names), names, ignored)
+    if train is not None:
+        raise DataError(
+            f"{root} has a folder {train} of classes, but none of held-out images ({', '.join(HELD_OUT_FOLDERS)}) "
+            f"beside it: add one, or give {root / train}, of which a tenth is held out"
+        )
+    if kinds and len(kinds) == len(contents):
+        raise DataError(
+            f"{root} holds {', '.join(contents)}, which are splits: a folder train and a folder val are expected, each "
+            "with a folder of images for each class"
+        )
+    _refuse_unknown_splits(root, contents)
+    names = _class_names(root)
+    return Source(_files(root, names), None, names)
+
+
+def _refuse_unknown_splits(root: Path, contents: Mapping[str, _Contents]) -> None:
+    """Classes seldom have two subfolders in common and no image of their own; splits always do."""
+    common = set.intersection(*(set(content.folders) for content in contents.values())) if len(contents) > 1 else set()
+    if len(common) > 1 and not any(content.has_images for content in contents.values()):
+        raise DataError(
+            f"{root} holds {_shown(list(contents))}, and each of them holds {_shown(sorted(common))}: these look like "
+            "splits, not classes. Call the splits train and val, or give the folder of one of them; where they are "
+            "classes, put their images directly into them"
+        )
+
+
+@dataclass(frozen=True)
+class _Contents:
+    folders: list[str]
+    has_images: bool
+
+
+def _contents(folder: Path) -> _Contents:
+    with os.scandir(folder) as entries:
+        found = [(entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith(HIDDEN)]
+    return _Contents(
+        folders=sorted(name for name, is_folder in found if is_folder),
+        has_images=any(_is_image(Path(name)) for name, is_folder in found if not is_folder),
+    )
+
+
+def _only(root: Path, names: Sequence[str]) -> str | None:
+    if len(names) > 1:
+        raise DataError(f"{root} holds {' and '.join(names)}, which are the same split: leave one of them there")
+    return names[0] if names else None
+
+
+def _shown(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+    return ", ".join(names[:NAMES_SHOWN]) + more
+
+
+def _folder_names(root: Path) -> list[str]:
+    return _contents(root).folders
 
 
 def _class_names(root: Path) -> list[str]:
-    names = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    names = _folder_names(root)
     if not names:
         raise DataError(f"{root} has no folders: Tureen expects one for each class, with that class's images in it")
     return names
@@ -115,7 +211,7 @@ def _is_image(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in path.parts)
 
 
-def _hugging_face(location: str) -> tuple[HuggingFaceSplit, HuggingFaceSplit | None, list[str]]:
+def _hugging_face(location: str) -> Source:
     import datasets
 
     name = location.removeprefix(HUGGING_FACE)
@@ -124,9 +220,11 @@ def _hugging_face(location: str) -> tuple[HuggingFaceSplit, HuggingFaceSplit | N
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise DataError(f"{name} cannot be loaded as a Hugging Face dataset") from error
     splits = found if isinstance(found, dict) else {"train": found}
-    if "train" not in splits:
-        raise DataError(f"{name} has no split train, only {', '.join(splits)}")
-    features = splits["train"].features
+    named = {kind: key for key in reversed(splits) if (kind := split_of(str(key))) is not None}
+    if "train" not in named:
+        raise DataError(f"{name} has no split train, only {', '.join(map(str, splits))}")
+    train = splits[named["train"]]
+    features = train.features
     image = next((key for key, feature in features.items() if isinstance(feature, datasets.Image)), None)
     label = next((key for key, feature in features.items() if isinstance(feature, datasets.ClassLabel)), None)
     if image is None or label is None:
@@ -138,5 +236,5 @@ def _hugging_face(location: str) -> tuple[HuggingFaceSplit, HuggingFaceSplit | N
             raise DataError(f"{name} has images without a label")
         return HuggingFaceSplit(split.cast_column(image, datasets.Image(decode=False)), image, labels)
 
-    test = next((splits[key] for key in HELD_OUT_FOLDERS if key in splits), None)
-    return encoded(splits["train"]), None if test is None else encoded(test), list(features[label].names)
+    held_out = named.get("val", named.get("test"))
+    return Source(encoded(train), None if held_out is None else encoded(splits[held_out]), list(features[label].names))

@@ -6,6 +6,7 @@ from PIL import Image
 
 from training.data import Images, Stream, drawn_evenly, load_digits, load_images, load_labelled
 from training.errors import DataError
+from training.run import class_counts
 from tureen.preprocess import PreprocessSpec, pixels_from_bytes
 
 SPEC = PreprocessSpec(image_size=8)
@@ -41,12 +42,66 @@ def test_a_folder_of_classes_is_split_evenly_and_always_alike(tmp_path):
     assert data.fingerprint() == again.fingerprint()
 
 
-@pytest.mark.parametrize("held_out", ["val", "validation", "test"])
-def test_a_ready_made_split_is_taken_as_it_is(tmp_path, held_out):
-    fill(tmp_path / "train", each=6)
+@pytest.mark.parametrize(
+    ("train", "held_out"),
+    [
+        ("train", "val"),
+        ("train", "validation"),
+        ("train", "test"),
+        ("Train", "Val"),
+        ("TRAIN", "TEST"),
+        ("training", "valid"),
+        ("training_set", "test_set"),
+        ("trainset", "validation-set"),
+        ("Training Data", "dev"),
+        ("train_images", "eval"),
+    ],
+)
+def test_a_ready_made_split_is_taken_as_it_is(tmp_path, train, held_out):
+    fill(tmp_path / train, each=6)
     fill(tmp_path / held_out, each=3)
     data = load_images(str(tmp_path), SPEC, held_out=100)
+    assert data.labels == ["cat", "dog"]
     assert (len(data.train), len(data.held_out)) == (12, 6)
+
+
+def test_of_two_held_out_splits_the_validation_split_is_read_and_the_other_named(tmp_path):
+    fill(tmp_path / "train", each=6)
+    fill(tmp_path / "valid", each=3)
+    fill(tmp_path / "test", each=2)
+    data = load_images(str(tmp_path), SPEC, held_out=100)
+    assert (len(data.held_out), data.ignored) == (6, ("test",))
+    assert "neither of the two splits: test" in class_counts(data)
+
+
+@pytest.mark.parametrize("classes", [("cat", "dog", "test"), ("bus", "plane", "train"), ("Train", "tram", "val")])
+def test_a_class_may_be_called_as_a_split_beside_others(tmp_path, classes):
+    fill(tmp_path, classes, each=3)
+    assert load_images(str(tmp_path), SPEC, held_out=100).labels == list(classes)
+
+
+@pytest.mark.parametrize("subfolders", [("images",), ("2021", "2022")])
+def test_classes_may_have_subfolders(tmp_path, subfolders):
+    """One in common is how Tiny ImageNet stores a class; two where images lie beside them."""
+    for name in ("cat", "dog"):
+        fill(tmp_path / name, subfolders, each=3)
+        if len(subfolders) > 1:
+            Image.fromarray(np.zeros((8, 8, 3), dtype=np.uint8)).save(tmp_path / name / "own.png")
+    assert load_images(str(tmp_path), SPEC, held_out=100).labels == ["cat", "dog"]
+
+
+def test_what_macos_adds_to_an_archive_is_no_class(tmp_path):
+    fill(tmp_path, ("cat", "dog", "__MACOSX"), each=3)
+    assert load_images(str(tmp_path), SPEC, held_out=100).labels == ["cat", "dog"]
+
+
+def test_of_many_classes_the_first_are_counted_one_by_one(tmp_path):
+    fill(tmp_path, [f"{index:02}" for index in range(24)], each=2)
+    lines = class_counts(load_images(str(tmp_path), SPEC, held_out=100)).splitlines()
+    assert lines[0] == "24 classes: 24 images to train on, 24 held out"
+    assert lines[1].split() == ["00", "1", "1"]
+    assert len(lines) == 22
+    assert lines[-1] == "  and 4 classes more, of 1 to 1 images to train on"
 
 
 def test_the_pixels_are_those_the_server_would_see(tmp_path):
@@ -117,7 +172,21 @@ def test_an_image_that_cannot_be_decoded_is_left_out_and_named(tmp_path, stream)
         (lambda root: fill(root, ("cat",)), "has one class, 'cat'"),
         (lambda root: (root / "cat").mkdir(parents=True), "has no images"),
         (lambda root: fill(root, each=1), "fewer than two images of 'cat'"),
-        (lambda root: fill(root / "train"), "none of val, validation, test"),
+        (
+            lambda root: fill(root / "train"),
+            r"folder train of classes, but none of held-out images \(val, validation, test\)",
+        ),
+        (lambda root: fill(root, ("train", "val")), "holds train, val, which are splits"),
+        (lambda root: (fill(root / "val"), fill(root / "Test")), "holds Test, val, which are splits"),
+        (
+            lambda root: (fill(root / "Train"), fill(root / "training_set"), fill(root / "val")),
+            "Train and training_set, which are the same split",
+        ),
+        (
+            lambda root: (fill(root / "learn"), fill(root / "check", ("cat", "dog", "owl"))),
+            "holds check, learn, and each of them holds cat, dog: these look like splits",
+        ),
+        (lambda root: (fill(root / "learn"), fill(root / "val")), "these look like splits"),
         (lambda root: (fill(root / "train"), fill(root / "val", ("cat", "cow"))), "same classes: cow, dog"),
     ],
 )
@@ -171,7 +240,7 @@ def test_a_hugging_face_dataset_is_read_from_disk(tmp_path):
         "kind": [int(file.parent.name == "dog") for file in files],
     }
     split = datasets.Dataset.from_dict(rows, features=features)
-    datasets.DatasetDict({"train": split, "test": split}).save_to_disk(str(tmp_path / "saved"))
+    datasets.DatasetDict({"Training": split, "test": split}).save_to_disk(str(tmp_path / "saved"))
     data = load_images(f"hf:{tmp_path / 'saved'}", SPEC, held_out=100)
     assert data.labels == ["cat", "dog"]
     assert (len(data.train), len(data.held_out)) == (12, 12)

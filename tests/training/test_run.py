@@ -127,6 +127,7 @@ def test_a_folder_of_images_becomes_a_checkpoint_with_its_labels(photos, tmp_pat
     assert main(folder_command(out, "--data", str(photos), *extra)) == 0
     said = capsys.readouterr().err
     assert "left out 1 images that cannot be decoded" in said
+    assert "3 classes: 53 images to train on, 6 held out\n  bright       18       2\n" in said
     assert "dark/3.png" in said
     assert (out / "skipped.txt").read_text().startswith("dark/3.png: ")
     checkpoint = load_checkpoint(out)
