@@ -117,12 +117,13 @@ def load_images(
     """The labelled images at `location`, each decoded once to see that it can be.
 
     location: a folder with a folder of images for each class, or one with `train` and `val` (or `validation`, `test`,
-    in any spelling that `training.sources.split_of` knows) of that kind; or "hf:" and the name or the directory of a Hugging Face dataset. Without a split a tenth of each
-    class is held out, the same at every call. spec: the evaluation view, `tureen.preprocess`'s. held_out: how many
-    held-out images to keep at most, drawn evenly from the classes, the same at every call. stream: decode training
-    images when they are needed, as is done anyway where they would take more than 2 GiB. strict: raise DataError at
-    an image that cannot be decoded, instead of leaving it out and naming it in `skipped`. on_images: told how many
-    more were decoded. Raises DataError where there is nothing to train on.
+    in any spelling that `training.sources.split_of` knows) of that kind; or "hf:" and the name or the directory of a
+    Hugging Face dataset. Without a split a tenth of each class is held out, the same at every call. spec: the
+    evaluation view, `tureen.preprocess`'s. held_out: how many held-out images to keep at most, drawn evenly from the
+    classes, the same at every call. stream: decode training images when they are needed, as is done anyway where they
+    would take more than 2 GiB. strict: raise DataError at an image that cannot be decoded, instead of leaving it out
+    and naming it in `skipped`. on_images: called with how many more were decoded. Raises DataError where there is
+    nothing to train on.
     """
     source = open_source(location)
     train, test, names = source.train, source.held_out, source.names
