@@ -18,11 +18,12 @@ import tureen
 from serve.arguments import beta_argument, betas_argument
 from serve.jobs.errors import JobError, OutputError
 from serve.jobs.files import Place
-from serve.jobs.inputs import ANY, Source, open_source
+from serve.jobs.inputs import ANY, open_source
 from serve.jobs.job import Job, Made, Part, Spec, Summary, begun, locked, refuse_inside
 from serve.jobs.pinning import BATCH_ROWS, CPU_BATCH_ROWS, SHARD_ROWS, Wanted, pin
 from serve.jobs.pipeline import OnImages, Pipeline
 from serve.jobs.reading import Decoding, on_threads
+from serve.jobs.source import Source
 from tureen.engines import AUTO
 from tureen.engines.base import EngineOptions
 from tureen.machine import available_cpus, default_cache_directory
@@ -85,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Classify many images: a row for each, in shards that are there whole or not at all.",
         epilog="example: tureen batch digits-bundle photos results --beta 0.7",
     )
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="directory that `tureen export` wrote")
+    parser.add_argument("bundle", type=_directory, metavar="BUNDLE", help="directory that `tureen export` wrote")
     parser.add_argument(
         "input",
         metavar="INPUT",
@@ -249,6 +250,8 @@ def _share(text: str) -> float:
 
 
 def _directory(text: str) -> Path:
+    if not text.strip():  # which would be the current one
+        raise argparse.ArgumentTypeError("it is empty: give a directory")
     if "://" in text:
-        raise argparse.ArgumentTypeError("OUTPUT is a directory of this machine: copy the shards from there")
+        raise argparse.ArgumentTypeError("it is a directory of this machine: copy the shards from there")
     return Path(text)

@@ -7,29 +7,48 @@ name too, a hard link, is refused, and so is what is no regular file. After Linu
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from serve.jobs.errors import InputError, OutputError, OutsideRootsError, UnreadableError
 
 OWN = "_job"  # the directory in an output that is the job's own
+MAX_DEPTH = 64  # folders of an output below its root, each of which takes a descriptor while the job runs
 _OPEN = os.O_RDONLY | os.O_CLOEXEC
 _FOLDER = _OPEN | os.O_DIRECTORY
 _DESCRIPTORS = Path("/proc/self/fd")
+_NO_DIRECTORY = "{} is no directory, or leads over a link: give another"
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a job is. output, own: to open files by; name: to tell people."""
+    """Where a job is. output, own: to open files by; name: to tell people; is_new: own was made just now."""
 
     output: Path
     own: Path
     name: str
+    is_new: bool
+
+
+class Entry(NamedTuple):
+    """A name in a folder. is_folder: also of a link to one, where links are followed."""
+
+    name: str
+    is_folder: bool
+    is_link: bool
+
+
+class Listing(NamedTuple):
+    """A folder's entries by name. identity: its device and inode, however it was reached."""
+
+    identity: tuple[int, int]
+    entries: list[Entry]
 
 
 class Files:
@@ -43,11 +62,14 @@ class Files:
         except (OSError, ValueError) as error:
             raise _unreadable(error) from error
 
-    def scan(self, folder: Path) -> list[tuple[str, bool]]:
-        """The names in a folder, in order, and which are folders; links to folders are left out. Raises InputError."""
+    def scan(self, folder: Path) -> Listing:
+        """What is in a folder; raises InputError."""
         try:
-            with os.scandir(folder) as found:
-                return _scanned(found)
+            descriptor = os.open(folder, _FOLDER)
+            try:
+                return _scanned(descriptor, follows_links=True)
+            finally:
+                os.close(descriptor)
         except (OSError, ValueError) as error:
             raise InputError(f"{folder} cannot be listed: {getattr(error, 'strerror', error)}") from error
 
@@ -57,9 +79,16 @@ class Files:
 
     @contextmanager
     def place(self, output: Path) -> Iterator[Place]:
-        """An output directory, made where it is not there."""
-        (output / OWN).mkdir(parents=True, exist_ok=True)
-        yield Place(output, output / OWN, str(output))
+        """An output directory, made where it is not there, and removed again where it stays empty."""
+        own = output / OWN
+        missing = [folder for folder in (own, *own.parents) if not folder.exists()]
+        try:
+            own.mkdir(parents=True, exist_ok=True)
+            yield Place(output, own, str(output), is_new=own in missing)
+        finally:
+            for folder in missing:
+                with suppress(OSError):  # one that holds a file stays
+                    folder.rmdir()
 
 
 class Rooted(Files):
@@ -77,10 +106,10 @@ class Rooted(Files):
         except (OSError, ValueError) as error:
             raise _unreadable(error) from error
 
-    def scan(self, folder: Path) -> list[tuple[str, bool]]:
+    def scan(self, folder: Path) -> Listing:
         try:
-            with _descended(folder, self._inputs) as descriptor, os.scandir(descriptor) as found:
-                return _scanned(found)
+            with _descended(folder, self._inputs) as descriptor:
+                return _scanned(descriptor, follows_links=False)
         except (OSError, ValueError) as error:
             raise InputError(f"{folder} cannot be listed: {getattr(error, 'strerror', error)}") from error
 
@@ -97,22 +126,46 @@ class Rooted(Files):
         _split(path, self._inputs)
 
     def check_output(self, path: str) -> None:
-        """Raises OutsideRootsError where a path is below no root for outputs, or is one itself."""
-        if not _split(path, self._outputs)[1]:
+        """Raises OutsideRootsError where a path is below no root for outputs, or is one itself; or OutputError."""
+        parts = _split(path, self._outputs)[1]
+        if not parts:
             raise OutsideRootsError(path, self._outputs)
+        if len(parts) > MAX_DEPTH:
+            raise OutputError(f"{path[:64]}… is more than {MAX_DEPTH} folders deep: give a shorter path")
+
+    def check_way(self, path: str) -> None:
+        """Raises OutputError where a link or a file lies in the way of an output, as far as its folders are there."""
+        root, parts = _split(path, self._outputs)
+        try:
+            with ExitStack() as stack:
+                folder = _open(root, stack)
+                for part in (*parts, OWN):
+                    folder, _ = _step(folder, part, stack, make=False)
+        except FileNotFoundError:
+            return
+        except NotADirectoryError as error:
+            raise OutputError(_NO_DIRECTORY.format(path)) from error
+        except OSError as error:
+            raise OutputError(f"{path} cannot be opened: {error.strerror}") from error
 
     @contextmanager
     def place(self, output: Path, *, make: bool = True) -> Iterator[Place]:
         """Held by descriptors: whatever is put in a folder's place meanwhile, files go into the folder that was opened.
 
-        make: where it is not there. Raises OutsideRootsError, OutputError, or else FileNotFoundError.
+        make: where it is not there; what stays empty is removed again. Raises OutsideRootsError, OutputError, or else
+        FileNotFoundError.
         """
         self.check_output(str(output))
-        try:
-            with _descended(output, self._outputs, make=make) as folder, _within(folder, OWN, make=make) as own:
-                yield Place(_DESCRIPTORS / str(folder), _DESCRIPTORS / str(own), str(output))
-        except NotADirectoryError as error:
-            raise OutputError(f"{output} is no directory, or leads over a link: give another") from error
+        root, parts = _split(str(output), self._outputs)
+        with ExitStack() as stack:
+            try:
+                folder = _open(root, stack)
+                for part in parts:
+                    folder, _ = _step(folder, part, stack, make=make)
+                own, is_new = _step(folder, OWN, stack, make=make)
+            except NotADirectoryError as error:
+                raise OutputError(_NO_DIRECTORY.format(output)) from error
+            yield Place(_DESCRIPTORS / str(folder), _DESCRIPTORS / str(own), str(output), is_new)
 
 
 class StoredFiles(Files):
@@ -129,15 +182,16 @@ class StoredFiles(Files):
             raise UnreadableError("it cannot be read from there") from error
 
 
-def _scanned(found: Iterator[os.DirEntry[str]]) -> list[tuple[str, bool]]:
-    entries = sorted(found, key=lambda entry: entry.name)
-    folders = [(entry, entry.is_dir(follow_symlinks=False)) for entry in entries]
-    return [(entry.name, is_folder) for entry, is_folder in folders if is_folder or not _leads_to_folder(entry)]
+def _scanned(folder: int, *, follows_links: bool) -> Listing:
+    status = os.fstat(folder)
+    with os.scandir(folder) as found:
+        entries = [Entry(entry.name, _is_folder(entry, follows_links), entry.is_symlink()) for entry in found]
+    return Listing((status.st_dev, status.st_ino), sorted(entries))
 
 
-def _leads_to_folder(entry: os.DirEntry[str]) -> bool:
+def _is_folder(entry: os.DirEntry[str], follows_links: bool) -> bool:
     try:
-        return entry.is_dir()
+        return entry.is_dir(follow_symlinks=follows_links)
     except OSError:  # a link to itself
         return False
 
@@ -152,13 +206,13 @@ def _split(path: str, roots: Sequence[Path]) -> tuple[Path, tuple[str, ...]]:
 
 
 @contextmanager
-def _descended(folder: Path, roots: Sequence[Path], *, make: bool = False) -> Iterator[int]:
-    """The descriptor of a folder below a root, each step a real folder; make: those that are not there."""
+def _descended(folder: Path, roots: Sequence[Path]) -> Iterator[int]:
+    """The descriptor of a folder below a root, each step a real folder."""
     root, parts = _split(str(folder), roots)
     descriptor = os.open(root, _FOLDER)
     try:
         for part in parts:
-            below = _step(descriptor, part, make=make)
+            below = os.open(part, _FOLDER | os.O_NOFOLLOW, dir_fd=descriptor)
             os.close(descriptor)
             descriptor = below
         yield descriptor
@@ -178,20 +232,28 @@ def _opened(path: PurePath, roots: Sequence[Path]) -> Iterator[tuple[int, str]]:
         yield descriptor, parts[-1]
 
 
-@contextmanager
-def _within(folder: int, name: str, *, make: bool) -> Iterator[int]:
-    descriptor = _step(folder, name, make=make)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
+def _open(name: str | Path, stack: ExitStack, parent: int | None = None) -> int:
+    """The descriptor of a folder, which may be a link only where there is no parent, until the stack is left."""
+    descriptor = os.open(name, _FOLDER | (0 if parent is None else os.O_NOFOLLOW), dir_fd=parent)
+    stack.callback(os.close, descriptor)
+    return descriptor
 
 
-def _step(folder: int, name: str, *, make: bool) -> int:
+def _step(parent: int, name: str, stack: ExitStack, *, make: bool) -> tuple[int, bool]:
+    """The descriptor of a folder in another, and whether it was made here; if so it goes with the stack where empty."""
+    is_new = False
     if make:
         with suppress(FileExistsError):
-            os.mkdir(name, dir_fd=folder)
-    return os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=folder)
+            os.mkdir(name, dir_fd=parent)
+            is_new = True
+    if is_new:
+        stack.callback(_remove_empty, parent, name)
+    return _open(name, stack, parent), is_new
+
+
+def _remove_empty(parent: int, name: str) -> None:
+    with suppress(OSError):
+        os.rmdir(name, dir_fd=parent)
 
 
 def _regular(descriptor: int, *, may_have_links: bool) -> BinaryIO:
@@ -209,4 +271,6 @@ def _unreadable(error: Exception) -> UnreadableError:
         return error
     if isinstance(error, OutsideRootsError):
         return UnreadableError("it is outside the directories for inputs")
+    if isinstance(error, OSError) and error.errno == errno.ELOOP:
+        return UnreadableError("it is a link that is not followed, or one that leads to itself")
     return UnreadableError(getattr(error, "strerror", None) or "it cannot be read")

@@ -5,78 +5,44 @@ Each source lists its images in an order that is the same each time, one by one,
 
 from __future__ import annotations
 
-import bz2
+import codecs
 import csv
+import fnmatch
 import glob
-import gzip
 import io
 import json
-import lzma
 import os
 import re
-import tarfile
-import threading
-import zipfile
-import zlib
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
+from serve.jobs.archives import TAR_SUFFIXES, Tar, Zip
 from serve.jobs.errors import InputError, UnreadableError
-from serve.jobs.files import Files, Rooted, StoredFiles
+from serve.jobs.files import Entry, Files, Rooted, StoredFiles
+from serve.jobs.source import MAX_NAME, Item, Source, is_left_out, is_made_by_system, opened
 from tureen.errors import ImageTooLargeError, InvalidBetaError
 from tureen.tokens import parse_beta
 
-TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 MANIFEST_SUFFIXES = (".csv", ".jsonl", ".parquet")
 MAX_LINE = 1 << 20  # bytes of one line of a manifest
-MAX_NAME = 4096  # characters of a path or an id
-_DECOMPRESSORS: dict[str, Callable[[BinaryIO], Any]] = {
-    ".gz": lambda file: gzip.GzipFile(fileobj=file),
-    ".tgz": lambda file: gzip.GzipFile(fileobj=file),
-    ".bz2": bz2.BZ2File,
-    ".xz": lzma.LZMAFile,
-}
 ANY = Files()
 _HAS_SCHEME = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class Item:
-    """One image of the input. where: what its source needs to find it again."""
-
-    id: str
-    path: str
-    beta: float | None  # the manifest's own for it
-    where: str
-
-
-class Source(ABC):
-    """Lists images, and reads them from any thread; closed by whoever opened it."""
-
-    is_sequential = False  # reading in another order than listed is very slow
-
-    @abstractmethod
-    def items(self) -> Iterator[Item]:
-        """Every image, in the same order each time; raises InputError."""
-
-    @abstractmethod
-    def read(self, item: Item, most: int) -> bytes:
-        """The bytes of an image; raises ImageTooLargeError beyond `most`, or UnreadableError."""
-
-    def close(self) -> None:  # noqa: B027 - most have nothing to close
-        """Read no more."""
+_OF_THIS_MACHINE = re.compile(r"(file|local)://", re.IGNORECASE)
+_NOT_UTF8 = "{path} is not in UTF-8: save it anew in that encoding"
 
 
 def open_source(given: str, files: Files = ANY) -> Source:
     """The source that INPUT names; raises InputError. Below roots there are neither globs nor URLs."""
     if isinstance(files, Rooted):
         files.check_input(given)
-    elif _HAS_SCHEME.match(given):
-        return _open_remote(given)
+    else:
+        given = _OF_THIS_MACHINE.sub("", given)
+        if _HAS_SCHEME.match(given):
+            return _open_remote(given)
+        if not given.strip():
+            raise InputError("INPUT is empty: give a folder, a glob, an archive, a manifest or a URL")
     path = Path(given)
     is_folder = files.is_folder(path)
     if is_folder:
@@ -96,145 +62,82 @@ def open_source(given: str, files: Files = ANY) -> Source:
 
 
 class Folder(Source):
-    """All files under a folder, but for hidden ones; links to folders are not followed."""
+    """All files under a folder, but for hidden ones and those of macOS and Windows themselves."""
 
     def __init__(self, root: Path, files: Files) -> None:
+        super().__init__()
         self._root, self._files = root, files
 
     def items(self) -> Iterator[Item]:
-        for name in self._names():
-            yield Item(name, name, None, name)
+        for name, entry in _walk(self._files, self._root):
+            if not entry.is_folder:
+                yield Item(name, name, None, name)
+            elif entry.is_link:
+                self.linked_folders.append(str(self._root / name))
 
     def read(self, item: Item, most: int) -> bytes:
         return _read(self._files, self._root / item.where, most)
 
-    def _names(self) -> Iterator[str]:
-        under = [("", iter(self._files.scan(self._root)))]
-        while under:
-            folder, entries = under[-1]
-            name, is_folder = next(entries, ("", False))
-            if not name:
-                under.pop()
-            elif is_folder and not _is_hidden(name):
-                below = f"{folder}{name}/"
-                under.append((below, iter(self._files.scan(self._root / below))))
-            elif not _is_hidden(name):
-                yield f"{folder}{name}"
-
 
 class Glob(Source):
-    """The files that a pattern matches; ** goes down any number of folders."""
+    """The files that a pattern matches; ** goes down any number of folders.
+
+    As Python's glob, which follows a link that leads upwards until the system refuses.
+    """
 
     def __init__(self, pattern: str) -> None:
-        self._pattern = pattern
+        super().__init__()
+        self._folder = "/" if pattern.startswith("/") else ""
+        self._parts = [part for part in pattern.split("/") if part]
 
     def items(self) -> Iterator[Item]:
-        for name in sorted(glob.iglob(self._pattern, recursive=True)):
-            if not os.path.isdir(name):
+        for name in sorted(set(self._matches(self._folder, self._parts))):
+            if not is_made_by_system(name):
                 yield Item(name, name, None, name)
 
     def read(self, item: Item, most: int) -> bytes:
         return _read(ANY, Path(item.where), most)
 
-
-class Tar(Source):
-    """The files of a tar; a compressed one is read from front to back, again from the front where need be."""
-
-    def __init__(self, path: PurePath, files: Files) -> None:
-        self._path = path
-        self._lock = threading.Lock()
-        self._file = _opened(files, path)
-        self._is_plain = path.suffix.lower() == ".tar"
-        self._can_pread = self._is_plain and not isinstance(files, StoredFiles)
-        self.is_sequential = not self._is_plain
-        self._data = self._file if self._is_plain else _DECOMPRESSORS[path.suffix.lower()](self._file)
-
-    def items(self) -> Iterator[Item]:
-        try:
-            self._data.seek(0)
-            with tarfile.open(fileobj=self._data, mode="r:") as archive:
-                for member in archive:
-                    if (member.isfile() or member.islnk() or member.issym()) and not _is_hidden(member.name):
-                        is_whole = member.isfile() and not member.issparse()
-                        where = f"{member.offset_data}:{member.size}" if is_whole else ""
-                        yield Item(member.name, member.name, None, where)
-                    archive.members.clear()  # type: ignore[attr-defined]  # which grows with every one
-                end = archive.offset
-            self._data.seek(end)
-            while block := self._data.read(1 << 20):  # tarfile takes a damaged header for the end
-                if block.strip(b"\0"):
-                    raise InputError(f"{self._path} is damaged at byte {end:,}, or another archive begins there")
-        except (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError) as error:
-            raise InputError(f"{self._path} cannot be read as a tar: {error}") from error
-
-    def read(self, item: Item, most: int) -> bytes:
-        if not item.where:
-            raise UnreadableError("it is a link in the archive, or a sparse file")
-        offset, size = map(int, item.where.split(":"))
-        if size > most:
-            raise ImageTooLargeError("bytes", most)
-        try:
-            if self._can_pread:
-                data = os.pread(self._file.fileno(), size, offset)
-            else:
-                with self._lock:
-                    self._data.seek(offset)
-                    data = self._data.read(size)
-        except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
-            raise UnreadableError("the archive cannot be read there") from error
-        if len(data) < size:
-            raise UnreadableError("the archive ends before the image does")
-        return data
-
-    def close(self) -> None:
-        self._data.close()
-        self._file.close()
-
-
-class Zip(Source):
-    """The files of a zip."""
-
-    def __init__(self, path: PurePath, files: Files) -> None:
-        self._file = _opened(files, path)
-        try:
-            self._archive = zipfile.ZipFile(self._file)
-        except (zipfile.BadZipFile, OSError) as error:
-            self._file.close()
-            raise InputError(f"{path} cannot be read as a zip: {error}") from error
-        self._members = self._archive.infolist()
-
-    def items(self) -> Iterator[Item]:
-        for n, member in enumerate(self._members):
-            if not member.is_dir() and not _is_hidden(member.filename):
-                yield Item(member.filename, member.filename, None, str(n))
-
-    def read(self, item: Item, most: int) -> bytes:
-        member = self._members[int(item.where)]
-        try:
-            with self._archive.open(member) as file:
-                data = file.read(most + 1)  # whatever its head says of the size
-        except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError, EOFError, ValueError) as error:
-            raise UnreadableError("the archive cannot be read there") from error
-        except Exception as error:  # zlib's, lzma's and bz2's own, which have no common base
-            raise UnreadableError("the archive is damaged there") from error
-        if len(data) > most:
-            raise ImageTooLargeError("bytes", most)
-        return data
-
-    def close(self) -> None:
-        self._archive.close()
-        self._file.close()
+    def _matches(self, folder: str, parts: Sequence[str]) -> Iterator[str]:
+        """The files below a folder whose paths from there match."""
+        if not parts:
+            return
+        part, rest = parts[0], parts[1:]
+        if not glob.has_magic(part):
+            path = os.path.join(folder, part)
+            if os.path.isdir(path):
+                yield from self._matches(path, rest)
+            elif not rest and os.path.lexists(path):
+                yield path
+            return
+        if part == "**":
+            yield from self._matches(folder, rest)
+            for name, entry in _walk(ANY, Path(folder)):
+                path = os.path.join(folder, name)
+                if entry.is_folder:
+                    yield from self._matches(path, rest)
+                elif not rest:
+                    yield path
+            return
+        for entry in ANY.scan(Path(folder)).entries:
+            if fnmatch.fnmatchcase(entry.name, part) and (part.startswith(".") or not entry.name.startswith(".")):
+                path = os.path.join(folder, entry.name)
+                if entry.is_folder:
+                    yield from self._matches(path, rest)
+                elif not rest:
+                    yield path
 
 
 class Manifest(Source):
     """A table with a column `path`, from its own folder or a URL, and perhaps `id` and `beta`."""
 
     def __init__(self, path: PurePath, files: Files) -> None:
+        super().__init__()
         self._path, self._files = path, files
 
     def items(self) -> Iterator[Item]:
         rows = {".csv": _csv_rows, ".jsonl": _json_rows, ".parquet": _parquet_rows}[self._path.suffix.lower()]
-        with _opened(self._files, self._path) as file:
+        with opened(self._files, self._path) as file:
             for n, row in enumerate(rows(file, self._path), start=1):
                 place = f"{self._path}, row {n}"
                 path = row.get("path")
@@ -246,7 +149,11 @@ class Manifest(Source):
                 yield Item(path if identity in (None, "") else str(identity), path, _beta(row.get("beta"), place), path)
 
     def read(self, item: Item, most: int) -> bytes:
-        if _HAS_SCHEME.match(item.where) and not isinstance(self._files, Rooted):
+        if isinstance(self._files, Rooted):
+            return _read(self._files, self._path.parent / item.where, most)
+        if _OF_THIS_MACHINE.match(item.where):
+            return _read(ANY, Path(_OF_THIS_MACHINE.sub("", item.where)), most)
+        if _HAS_SCHEME.match(item.where):
             try:
                 files, path = _store_of(item.where)
             except InputError as error:
@@ -259,6 +166,7 @@ class Remote(Source):
     """A folder or glob at an fsspec URL."""
 
     def __init__(self, url: str) -> None:
+        super().__init__()
         self._files, self._root = _filesystem(url)
 
     def items(self) -> Iterator[Item]:
@@ -267,7 +175,7 @@ class Remote(Source):
             found = iter(sorted(self._files.glob(self._root))) if is_glob else self._files_under(self._root)
             for path in found:
                 name = path if is_glob else path.removeprefix(self._root).lstrip("/")
-                if not _is_hidden(PurePosixPath(path).name if is_glob else name):
+                if not is_left_out(PurePosixPath(path).name if is_glob else name):
                     yield Item(name, name, None, path)
         except (OSError, ValueError) as error:
             raise InputError(f"{self._root} cannot be listed: {error}") from error
@@ -295,18 +203,26 @@ def _read(files: Files, path: PurePath, most: int) -> bytes:
     return data
 
 
-def _opened(files: Files, path: PurePath) -> BinaryIO:
-    """An archive or a manifest; raises InputError."""
-    try:
-        return files.open(path)
-    except UnreadableError as error:
-        raise InputError(f"{path}: {error}") from error
+def _walk(files: Files, root: Path) -> Iterator[tuple[str, Entry]]:
+    """What is under a folder, by path from there, a folder before its content; not what is to be left out.
 
-
-def _is_hidden(name: str) -> bool:
-    """Whether a path, from where the input begins, is of a hidden file or below a hidden folder, or a job's end."""
-    parts = PurePosixPath(name).parts
-    return any(part.startswith(".") and part != ".." for part in parts) or parts[-1:] == ("_SUCCESS",)
+    Links to folders are followed, but for one to a folder that it is in, whose files come in any case.
+    """
+    listing = files.scan(root)
+    under = [("", listing.identity, iter(listing.entries))]
+    while under:
+        folder, _, entries = under[-1]
+        entry = next(entries, None)
+        if entry is None:
+            under.pop()
+        elif not is_left_out(entry.name):
+            name = f"{folder}{entry.name}"
+            if entry.is_folder:
+                listing = files.scan(root / name)
+                if any(listing.identity == above for _, above, _ in under):
+                    continue
+                under.append((f"{name}/", listing.identity, iter(listing.entries)))
+            yield name, entry
 
 
 def _beta(value: object, place: str) -> float | None:
@@ -327,20 +243,26 @@ def _csv_rows(file: BinaryIO, path: PurePath) -> Iterator[dict[str, Any]]:
         if rows.fieldnames is None or "path" not in rows.fieldnames:
             raise InputError(f"{path} has no column path: its first line names the columns")
         yield from rows
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read as CSV in UTF-8: {error}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(_NOT_UTF8.format(path=path)) from error
+    except csv.Error as error:
+        raise InputError(f"{path} cannot be read as CSV: {error}") from error
     finally:
-        text.detach()  # whoever opened the file closes it
+        text.detach()  # the caller closes the file
 
 
 def _json_rows(file: BinaryIO, path: PurePath) -> Iterator[dict[str, Any]]:
     n = 0
     while line := file.readline(MAX_LINE):
         n += 1
+        if n == 1:
+            line = line.removeprefix(codecs.BOM_UTF8)
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise InputError(_NOT_UTF8.format(path=path)) from error
         except (ValueError, RecursionError) as error:
             raise InputError(f"{path}, line {n}, is no JSON") from error
         if not isinstance(row, dict):

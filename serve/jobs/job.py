@@ -16,7 +16,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,14 +26,15 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from serve.jobs.durable import create, reopen, sync, write_whole
 from serve.jobs.errors import InputError, JobStoppedError, OutputError, OutputTakenError, UnreadableError
 from serve.jobs.files import OWN, Place
-from serve.jobs.inputs import Item, Source
 from serve.jobs.pipeline import OnImages, Pipeline, Work
 from serve.jobs.reading import CODES
 from serve.jobs.shard import Format, Shard, Told, read_shard, write_shard
+from serve.jobs.source import Item, Source
 from tureen.manifest import Precision
 from tureen.preprocess import ImageLimits
 
 SUCCESS = "_SUCCESS"
+ID = "id"  # of the server's job, in the job's own directory
 JOB, INPUTS, NEW_INPUTS, LOCK = "job.json", "inputs.jsonl", "inputs.jsonl.new", "lock"
 LEAST_FOR_RATE = 100  # images before a share of errors says anything
 
@@ -105,19 +106,37 @@ class Made:
 
 @contextmanager
 def locked(place: Place) -> Iterator[None]:
-    """The output for this process alone; raises OutputError."""
+    """The output for this process alone; nothing of a job that does not begin stays in it. Raises OutputError."""
+    path = place.own / LOCK
     try:
-        descriptor = os.open(place.own / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+    except FileNotFoundError:  # another process has just removed the folder
+        raise OutputTakenError(f"another process is at work in {place.name}") from None
     except OSError as error:
         raise OutputError(f"{place.name} cannot be written to: {error.strerror}") from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_there = os.path.samestat(os.fstat(descriptor), os.lstat(path))
         except OSError:
-            raise OutputTakenError(f"another process is at work in {place.name}") from None
-        yield
+            is_there = False
+        if not is_there:  # another process holds the lock, or has just removed it
+            raise OutputTakenError(f"another process is at work in {place.name}")
+        try:
+            yield
+        finally:
+            _clear(place)
     finally:
         os.close(descriptor)
+
+
+def _clear(place: Place) -> None:
+    """Removes the listing of a job that was not gone on with, and all files of one that has not begun."""
+    has_begun = not place.is_new or os.path.lexists(place.own / JOB)
+    for name in (NEW_INPUTS,) if has_begun else (NEW_INPUTS, INPUTS, ID, LOCK):
+        if os.path.lexists(place.own / name):
+            with suppress(OSError):
+                (place.own / name).unlink()
 
 
 def refuse_inside(output: Path, given: str) -> None:
@@ -151,6 +170,8 @@ def list_inputs(source: Source, place: Place, on_images: Callable[[int], None]) 
             has_own_betas |= item.beta is not None
             on_images(images)
         sync(listing)
+    for folder in source.linked_folders:
+        refuse_inside(Path(place.name), folder)
     if not images:
         raise InputError("the input holds no file")
     return digest.hexdigest(), images, has_own_betas

@@ -8,9 +8,9 @@ from typing import Any
 
 from serve.jobs.errors import InputError
 from serve.jobs.files import Place
-from serve.jobs.inputs import Source
 from serve.jobs.job import NEW_INPUTS, Spec, begin, check_same, list_inputs
 from serve.jobs.shard import Format
+from serve.jobs.source import Source
 from tureen.engines.base import Engine
 from tureen.engines.paired import CPU_ENGINES
 from tureen.errors import SingleTokenError

@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.jobs.errors import JobError
-from serve.jobs.inputs import Item
 from serve.jobs.reading import Read, Readers
 from serve.jobs.shard import Shard
+from serve.jobs.source import Item
 from tureen.preprocess import Pixels
 
 logger = logging.getLogger("tureen.jobs")

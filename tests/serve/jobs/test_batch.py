@@ -1,10 +1,13 @@
 """`tureen batch`: every kind of input, the rows that come of it, and what it refuses."""
 
+import codecs
 import csv
+import glob
 import gzip
 import io
 import json
 import os
+import shutil
 import subprocess
 import tarfile
 import zipfile
@@ -18,11 +21,14 @@ import pytest
 
 import serve.jobs.reading
 import tureen
+from serve.jobs.command import batch
 from serve.jobs.errors import InputError, JobError, JobStoppedError, OutputError
+from serve.jobs.inputs import open_source
 from serve.jobs.job import SUCCESS
 from serve.problems import KINDS
 from tests.serve.jobs.conftest import BUNDLE
 from tests.serve.jobs.tables import rows_of
+from tureen.errors import TureenError
 
 
 def packed(photos, path):
@@ -337,11 +343,148 @@ def test_a_compressed_tar_of_several_parts_is_read_to_its_end(run_batch, photos_
     assert [row["status"] for row in rows_of(tmp_path / "out")] == ["ok"] * 23
 
 
-def test_a_link_in_an_archive_is_a_row_with_an_error(run_batch, photos, tmp_path):
-    os.link(photos / "a" / "image 00.png", photos / "a" / "twin.png")
-    assert run_batch(packed(photos, tmp_path / "x.tar"), tmp_path / "out") == 0
-    (error,) = [row for row in rows_of(tmp_path / "out") if row["status"] == "error"]
-    assert (error["path"], error["error_code"]) == ("a/twin.png", "unreadable_image")
+def linked_folders(photos, tmp_path):
+    """Photos with links to folders: one within, one to elsewhere, two upwards, one to itself."""
+    (tmp_path / "elsewhere").mkdir()
+    shutil.copy(photos / "a" / "image 00.png", tmp_path / "elsewhere" / "x.png")
+    (photos / "b" / "alias").symlink_to("../a")
+    (photos / "c" / "outside").symlink_to(tmp_path / "elsewhere")
+    (photos / "a" / "up").symlink_to(photos)
+    (photos / "a" / "here").symlink_to(".")
+    (photos / "self").symlink_to("self")
+    return sorted(
+        [str(file.relative_to(photos)) for file in photos.glob("?/image*")]
+        + [f"b/alias/{file.name}" for file in photos.glob("a/image*")]
+        + ["c/outside/x.png"]
+    )
+
+
+def test_links_to_folders_are_followed_once_and_never_upwards(run_batch, photos, tmp_path):
+    wanted = linked_folders(photos, tmp_path)
+    assert run_batch(photos, tmp_path / "out") == 0
+    rows = {row["path"]: row["status"] for row in rows_of(tmp_path / "out")}
+    assert rows.pop("self") == "error"
+    assert rows == dict.fromkeys(wanted, "ok")
+    assert run_batch(photos, tmp_path / "out", "--resume") == 0
+    for n, pattern in enumerate((f"{photos}/**/*.*", f"{photos}/**", f"file://{photos}/**/*.*")):
+        assert run_batch(pattern, tmp_path / str(n)) == 0
+        found = [os.path.relpath(row["path"], photos) for row in rows_of(tmp_path / str(n))]
+        assert sorted(name for name in found if name != "self") == wanted
+
+
+def test_an_output_that_a_link_in_the_input_leads_to_is_refused(run_batch, photos, tmp_path):
+    (photos / "all").symlink_to(tmp_path)
+    with pytest.raises(OutputError, match="inside the input"):
+        run_batch(photos, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("pattern", "found"),
+    [
+        ("*/*.png", {"a/1.png", "b/3.png"}),
+        ("**/*.png", {"a/1.png", "b/3.png", "b/c/4.png", "0.png"}),
+        ("**", {"a/1.png", "a/2.jpg", "b/3.png", "b/c/4.png", "0.png"}),
+        ("b/**/*.png", {"b/3.png", "b/c/4.png"}),
+        ("**/c/**/*.png", {"b/c/4.png"}),
+        ("[ab]/?.*", {"a/1.png", "a/2.jpg", "b/3.png"}),
+        ("*/2.jpg", {"a/2.jpg"}),
+        ("*/c/*", {"b/c/4.png"}),
+        ("./*/../a/[1]*", {"./a/../a/1.png", "./b/../a/1.png"}),
+        (".h/*.png", {".h/5.png"}),
+        (".*/*.png", {".h/5.png"}),
+        ("*/none/*.png", set()),
+        ("*", {"0.png"}),
+        ("*.jpg", set()),
+    ],
+)
+def test_a_glob_matches_as_pythons_does(tmp_path, monkeypatch, pattern, found):
+    for name in ("a/1.png", "a/2.jpg", "b/3.png", "b/c/4.png", ".h/5.png", "0.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "Thumbs.db").touch()
+    monkeypatch.chdir(tmp_path)
+    for start in ("", f"{tmp_path}/"):
+        ours = {item.path for item in open_source(f"{start}{pattern}").items()}
+        pythons = {name for name in glob.glob(f"{start}{pattern}", recursive=True) if os.path.isfile(name)}
+        assert ours == pythons - {f"{start}Thumbs.db"} == {f"{start}{name}" for name in found}
+
+
+def test_files_of_macos_and_windows_are_no_images(run_batch, photos, tmp_path):
+    (photos / "__MACOSX").mkdir()
+    for name in (
+        ".DS_Store",
+        "Thumbs.db",
+        "a/thumbs.db",
+        "a/desktop.ini",
+        "a/._image 00.png",
+        "__MACOSX/x.png",
+        "Icon\r",
+    ):
+        (photos / name).write_bytes(b"x")
+    for n, given in enumerate((photos, packed(photos, tmp_path / "x.zip"), packed(photos, tmp_path / "x.tar"))):
+        assert run_batch(given, tmp_path / str(n)) == 0
+        assert [row["status"] for row in rows_of(tmp_path / str(n))] == ["ok"] * 23
+
+
+@pytest.mark.parametrize("empty", ["", " "])
+def test_an_empty_path_is_refused_and_never_the_current_folder(run_batch, photos, tmp_path, monkeypatch, capsys, empty):
+    monkeypatch.chdir(photos)
+    with pytest.raises(InputError, match="INPUT is empty"):
+        run_batch(empty, tmp_path / "out")
+    with pytest.raises(SystemExit):
+        run_batch(photos, empty)
+    with pytest.raises(SystemExit):
+        batch([empty, str(photos), str(tmp_path / "out")])
+    assert capsys.readouterr().err.count("it is empty: give a directory") == 2
+    assert not (tmp_path / "out").exists()
+    assert {path.name for path in photos.iterdir()} == {"a", "b", "c"}
+
+
+def test_a_job_that_is_refused_leaves_nothing(run_batch, photos, tmp_path):
+    mine, new = tmp_path / "mine", tmp_path / "x" / "y" / "new"
+    mine.mkdir()
+    (mine / "thesis.txt").touch()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bad.csv").write_text("file\nx.png\n")
+    refusals = (
+        (mine, photos, ()),
+        (new, tmp_path / "none", ()),
+        (new, tmp_path / "empty", ()),
+        (new, tmp_path / "bad.csv", ()),
+        (new, photos, ("--betas", "0,0")),
+        (new, photos, ("--precision", "int8")),
+        (tmp_path / "empty", tmp_path / "empty", ()),
+        (tmp_path / "empty", photos, ("--betas", "0,0")),
+    )
+    before = sorted(tmp_path.rglob("*"))
+    for output, given, options in refusals:
+        with pytest.raises(TureenError):
+            run_batch(given, output, *options)
+        assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_refused_job_takes_nothing_from_one_that_has_begun(run_batch, photos, tmp_path):
+    arguments = (photos, tmp_path / "out")
+    assert run_batch(*arguments) == 0
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.*")}
+    names = sorted((tmp_path / "out").rglob("*"))
+    for options in ((), ("--resume", "--top-k", "2"), ("--resume", "--betas", "0,0")):
+        with pytest.raises(TureenError):
+            run_batch(*arguments, *options)
+        assert {path: path.stat().st_mtime_ns for path in before} == before
+        assert sorted((tmp_path / "out").rglob("*")) == names
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_a_manifest_may_begin_with_a_byte_order_mark(run_batch, photos, tmp_path, kind):
+    path = listed(photos, tmp_path / f"x.{kind}")
+    path.write_bytes(codecs.BOM_UTF8 + path.read_bytes())
+    assert run_batch(path, tmp_path / "out") == 0
+    assert [row["status"] for row in rows_of(tmp_path / "out")] == ["ok"] * 23
+    path.write_text(path.read_text("utf-8-sig"), "utf-16")
+    with pytest.raises(InputError, match="is not in UTF-8"):
+        run_batch(path, tmp_path / "other")
 
 
 def test_the_error_rate_holds_at_the_end_and_for_what_was_done_before(run_batch, photos, tmp_path):

@@ -16,11 +16,11 @@ from PIL import Image
 
 import serve.jobs.runner
 from serve.jobs.errors import InputError, JobError, OutputError, OutsideRootsError
-from serve.jobs.files import Rooted
+from serve.jobs.files import MAX_DEPTH, Rooted
 from serve.jobs.inputs import open_source
 from serve.jobs.reading import on_threads
 from serve.jobs.records import JobRecord, JobRequest
-from serve.jobs.runner import Progress, run_job
+from serve.jobs.runner import Progress, check_paths, run_job
 from tests.serve.jobs.conftest import BUNDLE
 from tests.serve.jobs.interrupted import CheapEngine
 from tests.serve.jobs.tables import rows_of
@@ -391,3 +391,51 @@ def test_a_job_that_has_begun_goes_on_and_another_has_no_business_there(world, r
     (world / "out/new/_job/id").write_text("2" * 16)
     with pytest.raises(OutputError, match="another job"):
         run(f"{world}/out/new")
+
+
+def test_links_below_a_root_are_rows_that_say_so(world, files):
+    (world / "in/photos/folder").symlink_to(world / "in")
+    (world / "in/photos/file.png").symlink_to("a.png")
+    with closing(open_source(f"{world}/in/photos", files)) as source:
+        said = {}
+        for item in source.items():
+            try:
+                said[item.id] = source.read(item, MOST)
+            except ImageError as error:
+                said[item.id] = str(error)
+    link = "it is a link that is not followed, or one that leads to itself"
+    assert said == {"a.png": picture(INSIDE), "file.png": link, "folder": link}
+
+
+def ask(world, output, given="photos"):
+    return JobRequest(input=f"{world}/in/{given}", output=f"{world}/{output}")
+
+
+@pytest.mark.parametrize("output", ["out/link", "out/link/new", "out/file", "out/file/new", "out/" + "x" * 300])
+def test_an_output_below_a_link_or_a_file_is_refused_when_it_is_submitted(world, files, output):
+    (world / "out/file").touch()
+    (world / "out/link").symlink_to(world / "secret")
+    check_paths(files, ask(world, "out/new/deep"))
+    with pytest.raises(OutputError):
+        check_paths(files, ask(world, output))
+    assert sorted(os.listdir(world / "out")) == ["file", "link"]
+    assert os.listdir(world / "secret") == ["s.png"]
+
+
+def test_an_output_in_the_input_or_too_deep_is_refused_when_it_is_submitted(world):
+    files = Rooted([world / "in"], [world / "in"])
+    with pytest.raises(OutputError, match="inside the input"):
+        check_paths(files, ask(world, "in/photos/new"))
+    check_paths(files, ask(world, "in/" + "d/" * MAX_DEPTH))
+    with pytest.raises(OutputError, match="more than 64 folders deep"):
+        check_paths(files, ask(world, "in/" + "d/" * (MAX_DEPTH + 1)))
+
+
+def test_a_job_that_cannot_begin_leaves_nothing(world, run):
+    (world / "in/empty").mkdir()
+    (world / "out/mine").mkdir()
+    (world / "out/mine/thesis.txt").touch()
+    for output, given in (("new", "in/empty"), ("deep/new", "in/empty"), ("mine", "in/photos")):
+        with pytest.raises(JobError):
+            run(f"{world}/out/{output}", f"{world}/{given}")
+        assert [path.name for path in (world / "out").rglob("*")] == ["mine", "thesis.txt"]

@@ -1,0 +1,284 @@
+"""Archives as GNU tar, bsdtar, Info-ZIP, 7-Zip, macOS and Windows write them give the rows of the folder."""
+
+import gzip
+import io
+import struct
+import tarfile
+import zipfile
+import zlib
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from serve.jobs.archives import MAX_LINKS, Links, Tar
+from serve.jobs.errors import InputError
+from serve.jobs.inputs import open_source
+from tureen.errors import ImageError, ImageTooLargeError
+
+MADE = Path(__file__).parent / "archives"  # by make.sh there
+MOST = 1 << 20
+SPARSE = bytes(40_000) + b"image 6" + bytes(65_536 - 40_007)
+FILES = {
+    "a/1.png": b"image 1",
+    "a/2.png": b"image 2",
+    "a/sparse.png": SPARSE,
+    "b/3.png": b"image 3",
+    "b/empty.png": b"",
+    "sub dir/é 4.png": b"image 4",
+}
+DEEP = {f"deep/{'x' * 120}/{'y' * 120}/long.png": b"image 5"}
+LINKS = {
+    "alias/1.png": b"image 1",
+    "alias/2.png": b"image 2",
+    "alias/sparse.png": SPARSE,
+    "b/soft.png": b"image 1",
+    "b/softer.png": b"image 1",
+    "b/twin.png": b"image 3",
+}
+DEAD = {"b/dead.png": "it is a link to something that is not in the archive, or to a folder behind another link"}
+
+
+def rows_in(given):
+    """What a job reads: the bytes of each image by its id, or the words of its error."""
+    rows = {}
+    with closing(open_source(str(given))) as source:
+        for item in source.items():
+            assert item.id not in rows
+            assert item.path == item.id
+            try:
+                rows[item.id] = source.read(item, MOST)
+            except ImageError as error:
+                rows[item.id] = str(error)
+    return rows
+
+
+@pytest.mark.parametrize("suffix", [".tar.gz", ".tar"])
+@pytest.mark.parametrize("tool", ["gnu", "gnu-sparse", "pax-sparse", "bsdtar", "v7"])
+def test_a_tar_of_every_tool_gives_the_rows_of_the_folder(tmp_path, tool, suffix):
+    path = MADE / f"{tool}.tar.gz"
+    if suffix == ".tar":
+        path = tmp_path / "x.tar"
+        path.write_bytes(gzip.decompress((MADE / f"{tool}.tar.gz").read_bytes()))
+    assert rows_in(path) == FILES | LINKS | DEAD | ({} if tool == "v7" else DEEP)  # whose names are of 100 characters
+
+
+@pytest.mark.parametrize("tool", ["info-zip", "info-zip-64", "info-zip-streamed", "bsdtar", "7-zip"])
+def test_a_zip_of_every_tool_gives_the_rows_of_the_folder(tool):
+    assert rows_in(MADE / f"{tool}.zip") == FILES | LINKS | DEEP | ({} if tool == "7-zip" else DEAD)
+
+
+@pytest.mark.parametrize("tool", ["info-zip", "7-zip"])
+def test_an_encrypted_zip_says_so(tool):
+    with pytest.raises(InputError, match="is encrypted: unpack it with its password"):
+        open_source(str(MADE / f"{tool}-encrypted.zip"))
+
+
+def test_a_file_that_is_encrypted_among_others_is_an_error_that_says_so(tmp_path):
+    packed(tmp_path / "x.zip", [("1.png", {}), ("2.png", {})])
+    content = bytearray((tmp_path / "x.zip").read_bytes())
+    for signature, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        content[content.rindex(signature) + flags] |= 1
+    (tmp_path / "x.zip").write_bytes(content)
+    assert rows_in(tmp_path / "x.zip") == {"1.png": b"of 1.png", "2.png": "it is encrypted in the archive"}
+
+
+def test_a_way_of_compressing_that_is_not_read_says_so(tmp_path):
+    packed(tmp_path / "x.zip", [("1.png", {})])
+    content = bytearray((tmp_path / "x.zip").read_bytes())
+    for signature, method in ((b"PK\x03\x04", 8), (b"PK\x01\x02", 10)):
+        content[content.rindex(signature) + method] = 9  # Deflate64
+    (tmp_path / "x.zip").write_bytes(content)
+    assert rows_in(tmp_path / "x.zip") == {"1.png": "it is compressed in a way that is not read here: use deflate"}
+
+
+def packed(path, members, kind=zipfile.ZIP_STORED):
+    """A zip of members by name, whose content says the name; with what else their headers are to hold."""
+    with zipfile.ZipFile(path, "w", kind) as archive:
+        for name, fields in members:
+            member = zipfile.ZipInfo(name)
+            for field, value in fields.items():
+                setattr(member, field, value)
+            archive.writestr(member, b"" if name.endswith(("/", "\\")) else f"of {name}".encode())
+    return path
+
+
+def with_names(path, **bytes_of):
+    """Puts bytes in place of ASCII names of the same length, without the flag for UTF-8."""
+    content = path.read_bytes()
+    for name, raw in bytes_of.items():
+        assert len(name) == len(raw)
+        content = content.replace(name.encode(), raw)
+    path.write_bytes(content)
+
+
+def test_names_of_macos_are_utf_8_also_without_the_flag(tmp_path):
+    path = packed(tmp_path / "x.zip", [("NFC1/NFDD2.png", {"create_system": 3}), ("__MACOSX/NFC1/._NFDD2.png", {})])
+    with_names(path, NFC1="üü".encode(), NFDD2="zu\u0308e".encode())
+    assert list(rows_in(path)) == ["üü/zu\u0308e.png"]
+
+
+@pytest.mark.parametrize(
+    ("raw", "name"),
+    [(b"\x82t\x82", "été"), (b"\x95\\\x95", "ò\\ò")],  # code page 437; Shift JIS, where a backslash is half of 表
+)
+def test_names_in_a_code_page_lose_no_image(tmp_path, raw, name):
+    path = packed(tmp_path / "x.zip", [("NAM.png", {"create_system": 0})])
+    with_names(path, NAM=raw)
+    assert list(rows_in(path)) == [f"{name}.png"]
+
+
+def test_a_name_is_that_of_the_extra_field_if_it_is_of_this_name(tmp_path):
+    def field(raw, name):
+        return struct.pack("<HHBI", 0x7075, 5 + len(name), 1, zlib.crc32(raw)) + name
+
+    other = struct.pack("<HH", 0x5455, 1) + b"x"
+    path = packed(
+        tmp_path / "x.zip",
+        [
+            ("NAM.png", {"extra": other + field(b"\x95\\\x95.png", "表.png".encode())}),
+            ("NUM.png", {"extra": field(b"", b"y")}),
+        ],
+    )
+    with_names(path, NAM=b"\x95\\\x95", NUM=b"\x82t\x82")
+    assert list(rows_in(path)) == ["表.png", "été.png"]
+
+
+def test_backslashes_of_windows_are_slashes_and_its_folders_no_images(tmp_path):
+    windows, unix = {"create_system": 0}, {"create_system": 3}
+    path = packed(
+        tmp_path / "x.zip",
+        [
+            ("photos\\", windows),
+            ("photos\\a\\1.png", windows),
+            ("photos\\Thumbs.db", windows),
+            ("photos\\.hidden\\2.png", windows),
+            ("photos/empty", windows | {"external_attr": 0x10}),
+            ("a\\b.png", unix),
+        ],
+    )
+    assert list(rows_in(path)) == ["photos/a/1.png", "a\\b.png"]
+
+
+@pytest.mark.parametrize("after", [0, 40])
+def test_a_zip_that_is_cut_is_never_read_as_one_that_is_stored_in_it(tmp_path, after):
+    inner = packed(tmp_path / "inner.zip", [("secret.png", {})]).read_bytes()
+    with zipfile.ZipFile(tmp_path / "outer.zip", "w") as outer:
+        outer.writestr("1.png", b"image 1")
+        outer.writestr("inner.zip", inner)
+        outer.writestr("2.png", b"image 2")
+    assert list(rows_in(tmp_path / "outer.zip")) == ["1.png", "inner.zip", "2.png"]
+    whole = (tmp_path / "outer.zip").read_bytes()
+    (tmp_path / "cut.zip").write_bytes(whole[: whole.index(inner) + len(inner) + after])
+    with pytest.raises(InputError, match="was cut or is damaged"):
+        open_source(str(tmp_path / "cut.zip"))
+
+
+def test_a_zip_behind_a_program_that_unpacks_it_is_read(tmp_path):
+    path = packed(tmp_path / "x.zip", [("1.png", {})])
+    path.write_bytes(b"MZ" + bytes(1000) + path.read_bytes())
+    assert rows_in(path) == {"1.png": b"of 1.png"}
+
+
+def linked(path, links, kind):
+    """An archive of three files in folders and of symbolic links, name and target."""
+    files = ("d/1.png", "d/e/2.png", "3.png")
+    if kind == "tar":
+        with tarfile.open(path, "w") as archive:
+            for name, target in links:
+                member = tarfile.TarInfo(name)
+                member.type, member.linkname = tarfile.SYMTYPE, target
+                archive.addfile(member)
+            for name in files:
+                member = tarfile.TarInfo(name)
+                member.size = len(name)
+                archive.addfile(member, io.BytesIO(name.encode()))
+    else:
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, target in links:
+                member = zipfile.ZipInfo(name)
+                member.create_system, member.external_attr = 3, 0o120777 << 16
+                archive.writestr(member, target)
+            for name in files:
+                archive.writestr(name, name)
+    rows = rows_in(path)
+    return {name: content for name, content in rows.items() if name not in files}
+
+
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+@pytest.mark.parametrize(
+    ("links", "rows"),
+    [
+        ([("l.png", "3.png")], {"l.png": b"3.png"}),
+        ([("d/l.png", ".././3.png")], {"d/l.png": b"3.png"}),
+        ([("l.png", "d/m.png"), ("d/m.png", "../3.png")], {"l.png": b"3.png", "d/m.png": b"3.png"}),
+        ([("l", "d")], {"l/1.png": b"d/1.png", "l/e/2.png": b"d/e/2.png"}),
+        (
+            [("l", "d/"), ("m.png", "l/e/2.png")],
+            {"l/1.png": b"d/1.png", "l/e/2.png": b"d/e/2.png", "m.png": b"d/e/2.png"},
+        ),
+        (
+            [("l", "d/e"), ("d/e/m.png", "../1.png")],
+            {"l/2.png": b"d/e/2.png", "l/m.png": b"d/1.png", "d/e/m.png": b"d/1.png"},
+        ),
+        ([("d/e/up", "..")], {}),
+        ([("d/e/top", "../..")], {}),
+        ([("d/self", ".")], {}),
+        ([(".l.png", "3.png")], {}),
+        ([("l.png", "none.png")], {"l.png": None}),
+        ([("l.png", "/3.png")], {"l.png": None}),
+        ([("l.png", "../3.png")], {"l.png": None}),
+        ([("d/l.png", "../../d/1.png")], {"d/l.png": None}),
+        ([("l.png", "")], {"l.png": None}),
+        ([("l.png", "l.png")], {"l.png": None}),
+        ([("l.png", "m.png"), ("m.png", "l.png")], {"l.png": None, "m.png": None}),
+        ([(f"{n}.l", f"{n + 1}.l") for n in range(50)], {f"{n}.l": None for n in range(50)}),
+    ],
+)
+def test_a_link_gives_the_rows_that_it_would_give_in_a_folder(tmp_path, links, rows, kind):
+    (dead,) = DEAD.values()
+    assert linked(tmp_path / f"x.{kind}", links, kind) == {name: row or dead for name, row in rows.items()}
+
+
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+def test_links_that_lead_to_each_others_folders_end(tmp_path, kind):
+    """Followed without an end they would be 2 to the power of 40 folders."""
+    links = [(f"{n}/{side}", f"../{n + 1}") for n in range(40) for side in "ab"] + [("40", "d")]
+    rows = linked(tmp_path / f"x.{kind}", links, kind)
+    assert rows["40/1.png"] == b"d/1.png"
+    assert len(rows) < 1000
+
+
+def test_an_archive_of_more_links_than_are_held_is_refused():
+    links = Links(Path("x.tar"))
+    for n in range(MAX_LINKS):
+        links.add(f"{n}.png", "3.png")
+    with pytest.raises(InputError, match=r"x\.tar has more than 100,000 links"):
+        links.add("one-more.png", "3.png")
+
+
+def test_a_header_that_claims_gigabytes_is_refused_and_not_read_into_memory(tmp_path):
+    header = tarfile.TarInfo("././@LongLink")
+    header.type, header.size = tarfile.GNUTYPE_LONGNAME, 4 << 30
+    with gzip.open(tmp_path / "x.tar.gz", "wb") as file:
+        file.write(header.tobuf())
+        file.write(bytes(4 << 20))
+    with pytest.raises(InputError, match="a header of more than"):
+        rows_in(tmp_path / "x.tar.gz")
+
+
+def test_a_sparse_file_is_as_large_as_its_holes_make_it(tmp_path):
+    content = gzip.decompress((MADE / "gnu-sparse.tar.gz").read_bytes())
+    (tmp_path / "x.tar").write_bytes(content)
+    with closing(open_source(str(tmp_path / "x.tar"))) as source:
+        (item,) = [item for item in source.items() if item.id == "a/sparse.png"]
+        with pytest.raises(ImageTooLargeError):
+            source.read(item, len(SPARSE) - 1)
+        assert source.read(item, len(SPARSE)) == SPARSE
+
+
+def test_links_of_a_compressed_tar_are_read_from_front_to_back():
+    with closing(open_source(str(MADE / "gnu.tar.gz"))) as source:
+        assert isinstance(source, Tar)
+        links = [int(item.where.partition(":")[0]) for item in source.items() if item.id in LINKS]
+    assert links == sorted(links)
