@@ -20,10 +20,9 @@ from serve.control.change import first_fault
 from serve.jobs.durable import reopen
 from serve.jobs.errors import InputError, JobsUnavailableError, NoResultError
 from serve.jobs.files import Place, Rooted
-from serve.jobs.inputs import open_source
 from serve.jobs.job import SUCCESS
 from serve.jobs.records import JobRecord, JobRecords, JobRequest, State
-from serve.jobs.runner import holder_of
+from serve.jobs.runner import check_paths, holder_of
 from serve.jobs.shard import Format, read_rows
 from tureen.errors import SingleTokenError
 
@@ -44,8 +43,7 @@ def add_jobs(router: APIRouter, desk: AdminDesk) -> None:
         default = desk.effective(desk.plane.state)
         if default is None and (wanted.beta is not None or wanted.betas is not None):
             raise SingleTokenError
-        files.check_output(wanted.output)
-        await asyncio.to_thread(lambda: open_source(wanted.input, files).close())
+        await asyncio.to_thread(check_paths, files, wanted)
         record = await asyncio.to_thread(
             lambda: records.submit(wanted, who=who.name, default_beta=default, most=desk.max_jobs)
         )

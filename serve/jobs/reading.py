@@ -14,9 +14,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import ClassVar
 
-from serve.jobs.errors import UnreadableError
+from serve.jobs.errors import InputError, JobError, UnreadableError
 from serve.jobs.files import Files
-from serve.jobs.inputs import Item, Source, open_source
+from serve.jobs.inputs import open_source
+from serve.jobs.source import Item, Source
 from tureen.errors import (
     EmptyImageError,
     ImageError,
@@ -134,10 +135,13 @@ def in_processes(given: str, files: Files, source: Source, decoding: Decoding, c
 class _Background:
     """The reader of this process, where it is one of `in_processes`."""
 
-    reader: ClassVar[Reader]
+    reader: ClassVar[Reader | None] = None
+    error = ""  # why there is none
 
     @classmethod
     def read_some(cls, given: Sequence[Given]) -> list[Read]:
+        if cls.reader is None:
+            raise InputError(cls.error)
         return cls.reader.read_some(given)
 
 
@@ -152,7 +156,10 @@ def _begin(given: str, files: Files, decoding: Decoding, parent: int) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:
             os._exit(1)
-    _Background.reader = Reader(open_source(given, files), decoding)
+    try:
+        _Background.reader = Reader(open_source(given, files), decoding)
+    except JobError as error:  # raised here it would be a traceback in the log
+        _Background.error = str(error)
 
 
 def _failed(sha256: str | None, error: ImageError) -> Read:

@@ -34,11 +34,11 @@ from serve.jobs.errors import (
 )
 from serve.jobs.files import Place, Rooted
 from serve.jobs.inputs import open_source
-from serve.jobs.job import Job, Spec, Summary, begun, locked, refuse_inside
+from serve.jobs.job import ID, Job, Spec, Summary, begun, locked, refuse_inside
 from serve.jobs.pinning import BATCH_ROWS, Wanted, pin
 from serve.jobs.pipeline import Classify, Pipeline
 from serve.jobs.reading import Decoding, in_processes
-from serve.jobs.records import JobRecord, JobRecords, State
+from serve.jobs.records import JobRecord, JobRecords, JobRequest, State
 from serve.logs import FIELDS
 from serve.model import Model
 from serve.service import Service
@@ -48,7 +48,6 @@ from tureen.soup import Soup
 LOOK_S = 1.0  # between two looks for a job, and between two at what is wanted of the one that runs
 AGAIN_S = 5.0  # before a job is tried again whose output another process holds
 FORGET_EVERY_S = 3600.0
-ID = "id"  # of the server's job, in the job's own directory
 
 logger = logging.getLogger("tureen.jobs")
 
@@ -146,7 +145,7 @@ class JobRunner:
                         if now.wanted is not None:
                             state = now.wanted
                             progress.stop()
-        ended, error = self._outcome(work, state)
+        ended, error = self._outcome(record, work, state)
         record = progress.shown_in(record)
         self._service.metrics.jobs.labels(ended).inc()
         _log("job stops", record, state=ended, **({} if error is None else {"error": error}))
@@ -162,7 +161,7 @@ class JobRunner:
                 await self._pause(LOOK_S)
 
     @staticmethod
-    def _outcome(work: asyncio.Task[Summary], state: State | None) -> tuple[State, str | None]:
+    def _outcome(record: JobRecord, work: asyncio.Task[Summary], state: State | None) -> tuple[State, str | None]:
         """What became of the job, and why where it failed."""
         try:
             summary = work.result()
@@ -174,10 +173,10 @@ class JobRunner:
             return "failed", str(error)
         except OSError as error:
             return "failed", f"{error.strerror or error}: resume the job once that is mended"
-        except BrokenExecutor:
+        except (BrokenExecutor, MemoryError):
             return "failed", "a process that decodes its images died, for want of memory perhaps: resume the job"
         except Exception:
-            logger.exception("a job failed")
+            logger.exception("a job failed", extra={FIELDS: {"job": record.id}})
             return "failed", "something went wrong here; the server's log has it"
         return ("partially_succeeded" if summary.failed_rows else "succeeded"), None
 
@@ -264,6 +263,14 @@ def run_job(
             )
 
 
+def check_paths(files: Rooted, request: JobRequest) -> None:
+    """Before a job is taken; raises OutsideRootsError, InputError or OutputError."""
+    files.check_output(request.output)
+    open_source(request.input, files).close()
+    refuse_inside(Path(request.output), request.input)
+    files.check_way(request.output)
+
+
 def holder_of(place: Place) -> str | None:
     """The id of the server's job that an output is of; None where it is of none. Raises OutputError."""
     try:
@@ -289,4 +296,4 @@ def _begun_by(place: Place, record: JobRecord) -> Spec | None:
 
 def _log(event: str, record: JobRecord, **fields: object) -> None:
     told = {"job": record.id, "who": record.who, "done": record.done, "failed": record.failed, **fields}
-    logger.info(event, extra={FIELDS: told})
+    logger.log(logging.ERROR if fields.get("state") == "failed" else logging.INFO, event, extra={FIELDS: told})

@@ -42,11 +42,14 @@ def submit(operator, **request):
 
 
 def until(operator, job_id, is_so):
-    end = time.monotonic() + SOON_S
+    """The job once it is so; fails where nothing becomes of it for a while."""
+    before, end = None, time.monotonic() + SOON_S
     while time.monotonic() < end:
         job = operator.ask("GET", f"/jobs/{job_id}")[2]
         if is_so(job):
             return job
+        if job != before:
+            before, end = job, time.monotonic() + SOON_S
         time.sleep(0.1)
     raise AssertionError(job)
 
@@ -167,6 +170,9 @@ def test_a_job_whose_decoder_dies_fails_and_can_be_resumed(start_operated, many,
         decoder.kill()
     failed = until(operator, job_id, has_ended)
     assert (failed["state"], "decodes" in failed["error"]) == ("failed", True)
+    assert "Traceback" not in server.log_file.read_text()
+    (line,) = [line for line in server.log() if line["level"] in ("warning", "error", "critical")]
+    assert (line["message"], line["job"], line["state"]) == ("job stops", job_id, "failed")
     operator.ask("POST", f"/jobs/{job_id}/resume")
     assert until(operator, job_id, has_ended)["state"] == "succeeded"
     assert len(rows_of(tmp_path / "out/one")) == len(list(many.iterdir()))
@@ -175,6 +181,8 @@ def test_a_job_whose_decoder_dies_fails_and_can_be_resumed(start_operated, many,
 def test_what_cannot_be_a_job_is_refused(start_operated, photos, roots, tmp_path):  # noqa: F811
     _, operator = start_operated("--max-jobs", "1", *roots)
     good = {"input": str(photos), "output": str(tmp_path / "out/one")}
+    (tmp_path / "out/link").symlink_to(tmp_path)
+    (tmp_path / "out/file").touch()
     for wrong, code in (
         ({}, "invalid_job"),
         ({"input": good["input"]}, "invalid_job"),
@@ -196,6 +204,8 @@ def test_what_cannot_be_a_job_is_refused(start_operated, photos, roots, tmp_path
         ({**good, "input": "/etc"}, "outside_roots"),
         ({**good, "output": str(photos / "new")}, "outside_roots"),
         ({**good, "output": str(tmp_path / "out")}, "outside_roots"),
+        ({**good, "output": str(tmp_path / "out/link/new")}, "invalid_output"),
+        ({**good, "output": str(tmp_path / "out/file/new")}, "invalid_output"),
     ):
         status, _, problem = operator.ask("POST", "/jobs", wrong)
         assert (status, problem["code"]) == (422, code), wrong
