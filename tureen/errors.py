@@ -3,11 +3,16 @@
     TureenError
     ├── InvalidBetaError                 caller: the β is not a number in [0, 1] nor the name of a mode
     │   └── SingleTokenError             caller: there is no β to choose, the model has one token
-    ├── ImageError                       caller
+    ├── ImageError                       caller: of several images of one call, `index` says which
     │   ├── EmptyImageError              there are no bytes
+    │   ├── UnreadableImageError         a file that cannot be read
     │   ├── UndecodableImageError        it looks like a JPEG, PNG or WebP image, and cannot be decoded
     │   ├── UnsupportedImageTypeError    it is not a JPEG, PNG or WebP image
+    │   ├── InvalidPixelsError           an array of another dtype or shape than asked for
     │   └── ImageTooLargeError           more bytes or pixels than the limit
+    ├── ArgumentError                    caller: a Python argument has a wrong value
+    ├── ArgumentTypeError                caller: a Python argument has a wrong type
+    ├── ClosedError                      caller: the soup is closed
     ├── BundleError                      operator: the bundle is missing, damaged or from another version
     │   ├── BundleFileError              one file of it is
     │   └── GraphFileError               the bytes are not the ONNX graph that they should be; names no file
@@ -18,15 +23,26 @@ Messages are written here and in the callers, never taken from a library: they m
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class TureenError(Exception):
     """Base of every error that Tureen raises on purpose."""
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """So that it crosses to another process as it is, whatever arguments its class takes."""
+        return _restored, (type(self), self.args), self.__dict__
+
+
+def _restored(kind: type[TureenError], arguments: tuple[Any, ...]) -> TureenError:
+    return kind.__new__(kind, *arguments)
+
 
 class InvalidBetaError(TureenError, ValueError):
     def __init__(self, value: object) -> None:
-        shown = repr(value) if len(repr(value)) <= 40 else repr(value)[:37] + "..."
-        super().__init__(f'β is {shown}; give a number from 0 (clean) to 1 (robust), or "clean" or "robust"')
+        super().__init__(
+            f'β is {shortened(repr(value), 40)}; give a number from 0 (clean) to 1 (robust), or "clean" or "robust"'
+        )
 
 
 class SingleTokenError(InvalidBetaError):
@@ -41,15 +57,27 @@ class SingleTokenError(InvalidBetaError):
 class ImageError(TureenError, ValueError):
     """Base of what can be wrong with an image."""
 
+    index: int | None = None
+    """The place of the image among the images of one call, from 0; None where there is one image."""
+
+    def __str__(self) -> str:
+        message = super().__str__()
+        return message if self.index is None else f"images[{self.index}]: {message}"
+
 
 class EmptyImageError(ImageError):
     def __init__(self) -> None:
         super().__init__("the image is empty: send the bytes of a JPEG, PNG or WebP file")
 
 
+class UnreadableImageError(ImageError):
+    def __init__(self, what: str, reason: str) -> None:
+        super().__init__(f"{shortened(printable(what), 200)} cannot be read: {reason}")
+
+
 class UndecodableImageError(ImageError):
-    def __init__(self) -> None:
-        super().__init__("the image cannot be decoded: it is damaged or cut short")
+    def __init__(self, what: str = "the image cannot be decoded: it is damaged or cut short") -> None:
+        super().__init__(what)
 
 
 class UnsupportedImageTypeError(ImageError):
@@ -57,9 +85,29 @@ class UnsupportedImageTypeError(ImageError):
         super().__init__(what)
 
 
+class InvalidPixelsError(ImageError):
+    def __init__(self, name: str, value: object, expected: str) -> None:
+        is_array = hasattr(value, "dtype") and hasattr(value, "shape")
+        shown = f"{value.dtype} {tuple(value.shape)}" if is_array else f"a {type(value).__name__}"  # type: ignore[attr-defined]
+        super().__init__(f"{name} is {shown}: give {expected}")
+
+
 class ImageTooLargeError(ImageError):
     def __init__(self, what: str, limit: int) -> None:
         super().__init__(f"the image has more than {limit:,} {what}, the limit")
+
+
+class ArgumentError(TureenError, ValueError):
+    """A Python argument of a wrong value; the message says which one and what to give."""
+
+
+class ArgumentTypeError(TureenError, TypeError):
+    """A Python argument of a wrong type; the message says which one and what to give."""
+
+
+class ClosedError(TureenError):
+    def __init__(self) -> None:
+        super().__init__("the soup is closed: open another one with tureen.load")
 
 
 class BundleError(TureenError):
@@ -85,3 +133,8 @@ class EngineError(TureenError):
 def printable(text: str) -> str:
     """A text from a file that is not trusted, fit for a terminal or a log: on one line, nothing in it a command."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def shortened(text: str, length: int) -> str:
+    """The text, cut to that many characters where it is longer."""
+    return text if len(text) <= length else f"{text[: length - 3]}..."

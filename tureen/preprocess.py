@@ -130,15 +130,54 @@ def decode(data: bytes, limits: ImageLimits = DEFAULT_LIMITS, *, least_side: int
                 image.draft(None, (least_side, least_side))
             elif image.format == "JPEG" and (rgb := _fast_jpeg(lean, image)) is not None:
                 return _upright(rgb, orientation(exif, xmp))
-            image.load()
-            exif, xmp = exif or image.info.get("exif", b""), xmp or image.info.get("xmp", b"")  # WebP's are there
-            return _upright(_to_rgb(image), orientation(exif, xmp))
+            return _upright_rgb(image, exif, xmp)
     except ImageTooLargeError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ImageTooLargeError("pixels", limits.max_image_pixels) from None
     except Exception as error:
         raise UndecodableImageError from error
+
+
+def upright_rgb(image: Image.Image, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
+    """The Pillow image as `decode` returns the image of its file: upright, in RGB; the image itself is not changed.
+
+    It is turned by the EXIF orientation in its `info`, which `ImageOps.exif_transpose` takes away. Raises
+    EmptyImageError, ImageTooLargeError where it has more pixels than the limit, UndecodableImageError where Pillow
+    cannot load it, and UnsupportedImageTypeError where its mode does not say which value is white.
+    """
+    if not image.width * image.height:
+        raise EmptyImageError
+    if image.width * image.height > limits.max_image_pixels:
+        raise ImageTooLargeError("pixels", limits.max_image_pixels)
+    try:
+        image.load()
+    except Exception as error:  # as in `decode`
+        raise UndecodableImageError(
+            "the Pillow image cannot be loaded: its file is damaged, cut short or closed"
+        ) from error
+    if image.mode == "F" or (image.mode == "I" and not _is_sixteen_bit(image)):
+        raise UnsupportedImageTypeError(
+            f"a Pillow image of mode {image.mode} may have any values: scale it to 0 to 255, and convert it to L or RGB"
+        )
+    try:
+        return _upright_rgb(image)
+    except ValueError as error:
+        raise UnsupportedImageTypeError(
+            f"a Pillow image of mode {image.mode} cannot be converted to RGB: give one of mode L, RGB or RGBA"
+        ) from error
+
+
+def _is_sixteen_bit(image: Image.Image) -> bool:
+    values = np.asarray(image)
+    return bool(values.min() >= 0 and values.max() <= 65_535)
+
+
+def _upright_rgb(image: Image.Image, exif: bytes = b"", xmp: bytes = b"") -> Image.Image:
+    """The one conversion of encoded and of Pillow images. exif, xmp: from the file, where they are not in `info`."""
+    image.load()
+    exif, xmp = exif or image.info.get("exif") or b"", xmp or image.info.get("xmp") or b""
+    return _upright(_to_rgb(image), orientation(exif, xmp))
 
 
 def _fast_jpeg(data: bytes, image: Image.Image) -> Image.Image | None:

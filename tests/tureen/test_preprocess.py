@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from tests.malformed_images import malformed_images
 from tests.sound_images import sound_images
@@ -21,7 +21,14 @@ from tureen.errors import (
     UndecodableImageError,
     UnsupportedImageTypeError,
 )
-from tureen.preprocess import ImageLimits, PreprocessSpec, decode, pixels_from_bytes, pixels_from_image
+from tureen.preprocess import (
+    ImageLimits,
+    PreprocessSpec,
+    decode,
+    pixels_from_bytes,
+    pixels_from_image,
+    upright_rgb,
+)
 
 SPEC = PreprocessSpec(image_size=16)
 
@@ -253,3 +260,109 @@ def test_scaling_a_jpeg_as_it_is_decoded_is_asked_for_and_close(encode, photogra
     assert np.abs(whole.astype(int) - scaled).mean() < 3  # a smooth picture: the two filters see much the same
     small = encode(photograph, "PNG")
     np.testing.assert_array_equal(pixels_from_bytes(small, SPEC), pixels_from_bytes(small, SPEC, jpeg_scaling=True))
+
+
+WRITTEN = {  # the modes that each format holds without loss, and then those that lose a little
+    "PNG": ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"),
+    "WEBP": ("L", "RGB", "RGBA"),
+    "JPEG": ("L", "RGB", "CMYK"),
+}
+
+
+@st.composite
+def written_images(draw):
+    """(file format, image as stored, orientation or None, transparent value or None)"""
+    file_format = draw(st.sampled_from(list(WRITTEN)))
+    mode = draw(st.sampled_from(WRITTEN[file_format]))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    height, width = draw(st.integers(1, 9)), draw(st.integers(1, 9))
+    if mode.startswith("I"):
+        image = Image.fromarray(rng.integers(0, 65_536, (height, width), np.uint16)).convert(mode)
+    else:
+        colours = Image.fromarray(rng.integers(0, 256, (height, width, 4), np.uint8))
+        image = (colours.convert("RGB") if draw(st.booleans()) else colours).convert(mode)
+    transparency = None
+    has_alpha = mode == "P" and image.palette.mode == "RGBA"
+    if file_format == "PNG" and mode in ("L", "P", "RGB", "I;16") and not has_alpha:
+        corner = image.getpixel((0, 0))
+        transparency = draw(st.sampled_from([None, corner, *([bytes([0, 128, 255])] if mode == "P" else [])]))
+    return file_format, image, draw(st.sampled_from([None, *range(10)])), transparency
+
+
+@settings(max_examples=200, deadline=None)
+@given(written=written_images())
+def test_a_file_and_the_pillow_image_of_it_give_the_same_pixels(encode, written):
+    file_format, image, orientation, transparency = written
+    options = {"lossless": True, "exact": True} if file_format == "WEBP" else {}
+    if transparency is not None:
+        options["transparency"] = transparency
+    if orientation is not None:
+        options["exif"] = exif = Image.Exif()
+        exif[0x0112] = orientation
+    data = encode(image, file_format, **options)
+    expected = np.asarray(decode(data))
+    with Image.open(io.BytesIO(data)) as lazy:
+        np.testing.assert_array_equal(np.asarray(upright_rgb(lazy)), expected)
+    with Image.open(io.BytesIO(data)) as loaded:
+        loaded.load()
+        kept = loaded.copy()
+        np.testing.assert_array_equal(np.asarray(upright_rgb(loaded)), expected)
+        np.testing.assert_array_equal(np.asarray(loaded), np.asarray(kept))  # the caller's image stays as it was
+        turned = ImageOps.exif_transpose(loaded)
+        np.testing.assert_array_equal(np.asarray(upright_rgb(turned)), expected)
+    if file_format != "JPEG":  # as a program makes it, without a file
+        if transparency is not None:
+            image.info["transparency"] = transparency
+        if orientation is not None:
+            image.info["exif"] = exif.tobytes()
+        np.testing.assert_array_equal(np.asarray(upright_rgb(image)), expected)
+
+
+def test_of_every_sound_file_the_pillow_image_gives_the_same_pixels(pictures):
+    for name, data, _ in sound_images(Image.open(io.BytesIO(pictures[0])).convert("RGB").resize((48, 40))):
+        with Image.open(io.BytesIO(data)) as image:
+            np.testing.assert_array_equal(np.asarray(upright_rgb(image)), np.asarray(decode(data)), name)
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
+def test_a_pillow_image_of_a_cut_file_is_refused_as_the_file_is(encode, photograph, file_format):
+    data = encode(photograph.resize((200, 200)), file_format)
+    image = Image.open(io.BytesIO(data[: len(data) // 2])) if file_format != "WEBP" else Image.open(io.BytesIO(data))
+    if file_format == "WEBP":  # Pillow reads its whole file when it opens it
+        image.close()
+    with pytest.raises(UndecodableImageError, match="damaged, cut short or closed"):
+        upright_rgb(image)
+
+
+def test_the_limit_of_pixels_holds_for_a_pillow_image_before_it_is_loaded(encode, photograph):
+    upright_rgb(photograph, ImageLimits(max_image_pixels=64 * 48))
+    with (
+        Image.open(io.BytesIO(encode(photograph))) as lazy,
+        pytest.raises(ImageTooLargeError, match=r"3,071 pixels"),
+    ):
+        upright_rgb(lazy, ImageLimits(max_image_pixels=64 * 48 - 1))
+    assert lazy._im is None
+
+
+@pytest.mark.parametrize(
+    ("image", "reason"),
+    [
+        (Image.new("F", (2, 2), 0.5), "mode F may have any values"),
+        (Image.new("I", (2, 2), 70_000), "mode I may have any values"),
+        (Image.new("I", (2, 2), -1), "mode I may have any values"),
+        (Image.new("La", (2, 2)), "mode La cannot be converted"),
+    ],
+)
+def test_a_pillow_image_whose_mode_says_no_colour_is_refused(image, reason):
+    with pytest.raises(UnsupportedImageTypeError, match=reason):
+        upright_rgb(image)
+
+
+def test_whole_numbers_of_32_bits_are_scaled_as_those_of_16_are():
+    deep = Image.fromarray(np.arange(0, 65_536, 4096, dtype=np.uint16).reshape(4, 4))
+    np.testing.assert_array_equal(np.asarray(upright_rgb(deep.convert("I"))), np.asarray(upright_rgb(deep)))
+
+
+def test_a_pillow_image_without_pixels_is_empty():
+    with pytest.raises(EmptyImageError):
+        upright_rgb(Image.new("RGB", (0, 3)))
