@@ -2,19 +2,34 @@
 
 import tureen
 soup = tureen.load("tureen-demo/bundle")
-soup.classify([jpeg_bytes, array], beta=[0.0, 0.7])
+soup.classify(["photo.jpg", jpeg_bytes, array], beta=[0.0, 0.7, "robust"])
 """
 
-from tureen.errors import BundleError, EngineError, ImageError, InvalidBetaError, SingleTokenError, TureenError
+from tureen.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    BundleError,
+    ClosedError,
+    EngineError,
+    ImageError,
+    InvalidBetaError,
+    SingleTokenError,
+    TureenError,
+)
+from tureen.preprocess import ImageLimits
 from tureen.soup import Classification, Prediction, Soup, load
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ArgumentError",
+    "ArgumentTypeError",
     "BundleError",
     "Classification",
+    "ClosedError",
     "EngineError",
     "ImageError",
+    "ImageLimits",
     "InvalidBetaError",
     "Prediction",
     "SingleTokenError",

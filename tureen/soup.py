@@ -5,27 +5,41 @@ For programs of one's own; the server batches requests itself and shares what is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import pickle
+from collections.abc import Iterable, Sequence, Sized
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from pydantic import BaseModel
 
 from tureen.bundle import Bundle, load_bundle
 from tureen.engines import AUTO, open_engine
 from tureen.engines.base import Engine, EngineOptions
-from tureen.errors import SingleTokenError
+from tureen.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    BundleError,
+    ClosedError,
+    ImageError,
+    InvalidBetaError,
+    InvalidPixelsError,
+    SingleTokenError,
+)
+from tureen.image_sources import ACCEPTED, ImageSource, is_one_image, pixels_of
 from tureen.machine import available_cpus, default_cache_directory
 from tureen.manifest import Precision
-from tureen.preprocess import DEFAULT_LIMITS, ImageLimits, Pixels, pixels_from_bytes, pixels_from_image
-from tureen.tokens import mix_rows, parse_beta
+from tureen.preprocess import DEFAULT_LIMITS, ImageLimits, Pixels
+from tureen.tokens import CLEAN_BETA, ROBUST_BETA, mix_rows, parse_beta
 
 DEFAULT_TOP_K = 5
+CHUNK_IMAGES: Final = 16  # decoded, then run at a time by `classify`: what bounds its memory
 
-ImageSource = bytes | Path | Image.Image | NDArray[np.uint8]
+Beta = float | str | np.generic
 
 
 class Prediction(BaseModel):
@@ -50,6 +64,16 @@ class Soup:
         self.bundle = bundle
         self.engine = engine
         self.limits = limits
+        self._is_closed = False
+        self._opening: _Opening | None = None  # None: not opened by `load`
+
+    def __repr__(self) -> str:
+        manifest = self.bundle.manifest
+        default = f"default β {manifest.default_beta:g}" if manifest.has_two_tokens else "one token, no β"
+        return (
+            f"<tureen.Soup {manifest.name} {manifest.version}, {self.engine.name} {self.engine.precision}, "
+            f"{len(manifest.labels)} classes, {default}{', closed' if self._is_closed else ''}>"
+        )
 
     @property
     def labels(self) -> list[str]:
@@ -58,39 +82,70 @@ class Soup:
 
     def classify(
         self,
-        images: Sequence[ImageSource],
-        beta: float | str | Sequence[float | str] | None = None,
+        images: Iterable[ImageSource],
+        beta: Beta | Iterable[Beta] | None = None,
         *,
         top_k: int = DEFAULT_TOP_K,
     ) -> list[Classification]:
-        """The top labels of each image, all in one batch.
+        """The top labels of each image. A few images at a time are decoded and run, so memory does not grow.
 
-        images: encoded JPEG, PNG or WebP bytes, paths, PIL images, or uint8 RGB arrays (H, W, 3) of any size.
+        images: any iterable of paths (str or Path), encoded JPEG, PNG or WebP bytes, files opened in binary mode,
+        Pillow images, or uint8 RGB arrays (H, W, 3) of any size. Wrap it in `tqdm` to see progress.
         beta: one for all or one an image, numbers in [0, 1] or "clean" or "robust"; the bundle's default where None.
-        Raises ImageError, InvalidBetaError, SingleTokenError for any β where the model has one token, or ValueError
-        where images and β differ in number.
+        Raises ImageError or ArgumentTypeError for the first image that cannot be used, naming its place;
+        InvalidBetaError, SingleTokenError for any β where the model has one token, ArgumentError where images and β
+        differ in number, or ClosedError.
         """
-        if isinstance(images, bytes | str | Path | Image.Image):
-            raise TypeError("images is one image; give a list of them, such as [image]")
-        betas = self._betas(beta, len(images))
-        if not len(images):
-            return []
-        logits = self.logits(np.stack([self._pixels(image) for image in images]), betas)
-        has_two_tokens = self.bundle.manifest.has_two_tokens
-        return [
-            Classification(beta=b if has_two_tokens else None, predictions=top_predictions(row, self.labels, top_k))
-            for b, row in zip(betas, logits, strict=True)
-        ]
+        self._check_open()
+        if is_one_image(images):
+            raise ArgumentTypeError("images is one image; give a list of them, such as [image]")
+        if not isinstance(images, Iterable):
+            raise ArgumentTypeError(f"images is a {type(images).__name__}; give a list, each {ACCEPTED}")
+        betas = self._betas(beta)
+        if isinstance(betas, list) and isinstance(images, Sized) and len(images) != len(betas):
+            raise _different_numbers(len(images), len(betas))
+        numbered = enumerate(images)
+        answers: list[Classification] = []
+        while rows := [self._pixels(index, image) for index, image in islice(numbered, CHUNK_IMAGES)]:
+            start = len(answers)
+            chosen = betas[start : start + len(rows)] if isinstance(betas, list) else [betas] * len(rows)
+            if len(chosen) < len(rows):
+                raise _different_numbers(f"more than {start + len(chosen)}", start + len(chosen))
+            answers += [
+                Classification(
+                    beta=b if self.bundle.manifest.has_two_tokens else None,
+                    predictions=top_predictions(row, self.labels, top_k),
+                )
+                for b, row in zip(chosen, self.logits(np.stack(rows), chosen), strict=True)
+            ]
+        if isinstance(betas, list) and len(answers) < len(betas):
+            raise _different_numbers(len(answers), len(betas))
+        return answers
 
     def logits(self, pixels: Pixels, betas: Sequence[float]) -> NDArray[np.float32]:
-        """Logits float32 (B, K) of pixels uint8 (B, H, W, 3), image b at betas[b]."""
-        return self.engine.run(pixels, mix_rows(self.bundle.clean_token, self.bundle.robust_token, betas))
+        """Logits float32 (B, K) of pixels uint8 (B, H, W, 3), H and W the bundle's image size, image b at betas[b].
+
+        The batch is run as one. Raises InvalidPixelsError for pixels of another dtype or shape, InvalidBetaError for a
+        β that is not a number in [0, 1], ArgumentError where there is not one β for each image, or ClosedError.
+        """
+        self._check_open()
+        size, classes = self.bundle.manifest.preprocess.image_size, len(self.labels)
+        if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape[1:] != (size, size, 3):
+            raise InvalidPixelsError("pixels", pixels, f"uint8 (B, {size}, {size}, 3)")
+        column = _checked_betas(betas, len(pixels))
+        if not len(pixels):
+            return np.empty((0, classes), np.float32)
+        tokens = mix_rows(self.bundle.clean_token, self.bundle.robust_token, column)
+        return self.engine.run(np.ascontiguousarray(pixels), tokens)
 
     def close(self) -> None:
-        """Free the engine; the soup is not used again."""
-        self.engine.close()
+        """Free the engine; a soup that is closed already stays so."""
+        if not self._is_closed:
+            self._is_closed = True
+            self.engine.close()
 
     def __enter__(self) -> Soup:
+        self._check_open()
         return self
 
     def __exit__(
@@ -98,50 +153,111 @@ class Soup:
     ) -> None:
         self.close()
 
-    def _betas(self, beta: float | str | Sequence[float | str] | None, count: int) -> list[float]:
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A pickled soup is opened again from its path, by what `load` was called with, where it is unpickled."""
+        self._check_open()
+        if self._opening is None:
+            raise pickle.PicklingError("only a soup that tureen.load opened can be pickled")
+        manifest = self.bundle.manifest
+        return _reopened, (self._opening, self.limits, f"{manifest.name} {manifest.version}")
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise ClosedError
+
+    def _betas(self, beta: Beta | Iterable[Beta] | None) -> float | list[float]:
+        """One β for all images, or a list of one for each."""
         if beta is None:
-            return [self.bundle.manifest.default_beta] * count
+            return self.bundle.manifest.default_beta
         if not self.bundle.manifest.has_two_tokens:
             raise SingleTokenError
-        if isinstance(beta, str | int | float):
-            return [parse_beta(beta)] * count
-        if len(beta) != count:
-            raise ValueError(f"{count} images and {len(beta)} β: give one β, or one for each image")
-        return [parse_beta(b) for b in beta]
+        given = _plain(beta)
+        if isinstance(given, bytes | bytearray):  # of which float() reads the text
+            raise InvalidBetaError(given)
+        has_several = isinstance(given, Iterable) and not isinstance(given, str)
+        return [parse_beta(_plain(b)) for b in given] if has_several else parse_beta(given)
 
-    def _pixels(self, image: ImageSource) -> Pixels:
-        spec = self.bundle.manifest.preprocess
-        if isinstance(image, Path):
-            image = image.read_bytes()
-        if isinstance(image, bytes):
-            return pixels_from_bytes(image, spec, self.limits)
-        if isinstance(image, np.ndarray):
-            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-                raise ValueError(f"an image array is uint8 (H, W, 3), this one is {image.dtype} {image.shape}")
-            image = Image.fromarray(image)
-        return pixels_from_image(image.convert("RGB"), spec)
+    def _pixels(self, index: int, image: ImageSource) -> Pixels:
+        try:
+            return pixels_of(image, self.bundle.manifest.preprocess, self.limits)
+        except ImageError as error:
+            error.index = index
+            raise
+        except ArgumentTypeError as error:
+            raise ArgumentTypeError(f"images[{index}]: {error}") from None
+
+
+@dataclass(frozen=True)
+class _Opening:
+    """What `load` was called with."""
+
+    path: Path  # absolute
+    engine: str
+    precision: Precision | None
+    options: EngineOptions | None
 
 
 def load(
-    path: Path | str, *, engine: str = AUTO, precision: Precision | None = None, options: EngineOptions | None = None
+    path: Path | str,
+    *,
+    engine: str = AUTO,
+    precision: Precision | None = None,
+    options: EngineOptions | None = None,
+    limits: ImageLimits = DEFAULT_LIMITS,
 ) -> Soup:
     """The verified bundle at `path` on the best engine that this machine has, or on the one asked for.
 
-    options: how the engine uses the machine; all its CPUs, and the user's cache, where None.
+    options: how the engine uses the machine; all its CPUs, and the user's cache, where None. limits: the largest image.
     Raises BundleError or EngineError, whose messages say what to do.
     """
     bundle = load_bundle(path)
-    options = options or EngineOptions(threads=available_cpus(), cache=default_cache_directory())
-    return Soup(bundle, open_engine(bundle, engine, precision, options))
+    used = options or EngineOptions(threads=available_cpus(), cache=default_cache_directory())
+    soup = Soup(bundle, open_engine(bundle, engine, precision, used), limits)
+    soup._opening = _Opening(Path(path).absolute(), engine, precision, options)
+    return soup
+
+
+def _reopened(opening: _Opening, limits: ImageLimits, model: str) -> Soup:
+    soup = load(
+        opening.path, engine=opening.engine, precision=opening.precision, options=opening.options, limits=limits
+    )
+    found = f"{soup.bundle.manifest.name} {soup.bundle.manifest.version}"
+    if found != model:
+        soup.close()
+        raise BundleError(f"{opening.path} holds {found}, and the pickled soup was {model}: load the bundle again")
+    return soup
+
+
+def _different_numbers(images: int | str, betas: int) -> ArgumentError:
+    return ArgumentError(f"{images} images and {betas} β: give one β, or one for each image")
+
+
+def _plain(beta: Any) -> Any:
+    """NumPy's scalars and arrays, and torch's, as numbers and lists of Python; everything else as it is."""
+    return beta.tolist() if hasattr(beta, "tolist") else beta
+
+
+def _checked_betas(betas: Sequence[float], count: int) -> NDArray[np.float32]:
+    """float32 (count,), all in [0, 1]; raises ArgumentError or InvalidBetaError."""
+    try:
+        column = np.asarray(betas, dtype=np.float32)
+    except (TypeError, ValueError):
+        raise InvalidBetaError(betas) from None
+    if column.shape != (count,):
+        raise ArgumentError(f"{count} images and β of shape {column.shape}: give one β for each image")
+    is_beta = (column >= CLEAN_BETA) & (column <= ROBUST_BETA)
+    if not is_beta.all():
+        raise InvalidBetaError(betas[int(np.argmin(is_beta))])
+    return column
 
 
 def top_predictions(logits: NDArray[np.float32], labels: Sequence[str], top_k: int) -> list[Prediction]:
     """The top_k labels of one row of logits, float (K,), with their softmax probabilities, the best first.
 
-    Ties keep the order of the labels; a top_k beyond K gives all K. Raises ValueError for a top_k below 1.
+    Ties keep the order of the labels; a top_k beyond K gives all K. Raises ArgumentError for a top_k below 1.
     """
     if top_k < 1:
-        raise ValueError(f"top_k is {top_k}; give 1 or more")
+        raise ArgumentError(f"top_k is {top_k}; give 1 or more")
     row = probabilities(logits)
     best = np.argsort(-logits, kind="stable")[:top_k]
     return [Prediction(label=labels[i], index=int(i), probability=float(row[i])) for i in best]

@@ -1,3 +1,9 @@
+import io
+import pickle
+import shutil
+import weakref
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -6,7 +12,25 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 import tureen
-from tureen.soup import top_predictions
+from tests.conftest import encoded
+from tureen.bundle import Bundle, load_bundle
+from tureen.demo import EXAMPLES
+from tureen.engines.base import EngineOptions
+from tureen.errors import InvalidPixelsError
+from tureen.soup import CHUNK_IMAGES, Soup, top_predictions
+
+PNG = encoded(Image.fromarray(np.random.default_rng(0).integers(0, 256, (7, 9, 3), np.uint8)))
+
+
+@pytest.fixture(scope="module")
+def example() -> Iterator[Soup]:
+    with tureen.load(EXAMPLES / "cifar10", engine="onnxruntime", precision="fp32") as soup:
+        yield soup
+
+
+@pytest.fixture(scope="module")
+def example_bundle() -> Bundle:
+    return load_bundle(EXAMPLES / "cifar10")
 
 
 def test_digits_are_classified_each_at_its_own_beta(soup, checkpoint, digit_png):
@@ -41,24 +65,223 @@ def test_beta_is_one_for_all_or_one_for_each_or_the_bundles_default(soup, digit_
         soup.classify(images, beta=[0, 2])
 
 
-def test_no_images_give_no_answers(soup):
-    assert soup.classify([]) == []
+def test_no_images_give_no_answers(example):
+    assert example.classify([]) == []
 
 
-def test_one_image_is_not_a_list_of_images(soup, digit_png):
+@pytest.mark.parametrize("image", [PNG, "a.png", bytearray(PNG), io.BytesIO(PNG), np.zeros((9, 9, 3), np.uint8)])
+def test_one_image_is_not_a_list_of_images(example, image):
     with pytest.raises(TypeError, match=r"\[image\]"):
-        soup.classify(digit_png(0))
+        example.classify(image)
 
 
-@pytest.mark.parametrize("shape", [(8, 8), (8, 8, 4), (0, 8, 3)])
-def test_an_array_of_another_shape_is_refused(soup, shape):
-    with pytest.raises(ValueError, match=r"uint8 \(H, W, 3\)"):
-        soup.classify([np.zeros(shape, np.uint8)])
+@pytest.mark.parametrize(
+    ("bad", "error"),
+    [
+        (PNG[:60], tureen.ImageError),
+        ("missing.png", tureen.ImageError),
+        (np.zeros((8, 8)), tureen.ImageError),
+        (None, tureen.ArgumentTypeError),
+    ],
+)
+def test_one_bad_image_among_many_is_named_by_its_place(example, bad, error):
+    images = [PNG] * (CHUNK_IMAGES + 5)
+    images[CHUNK_IMAGES + 2] = bad
+    with pytest.raises(error, match=rf"^images\[{CHUNK_IMAGES + 2}\]: ") as caught:
+        example.classify(images)
+    if error is tureen.ImageError:
+        assert caught.value.index == CHUNK_IMAGES + 2
+    assert isinstance(caught.value, tureen.TureenError)
 
 
-def test_a_damaged_image_is_an_image_error(soup, digit_png):
-    with pytest.raises(tureen.ImageError):
-        soup.classify([digit_png(0)[:60]])
+@pytest.mark.parametrize("images", [None, 7, object()])
+def test_what_is_no_list_of_images_is_refused_with_the_types_that_it_may_hold(example, images):
+    with pytest.raises(TypeError, match=f"images is a {type(images).__name__}; give a list, each a path"):
+        example.classify(images)
+
+
+@pytest.mark.parametrize("mode", ["16 bits", "transparent", "turned"])
+def test_a_file_and_the_pillow_image_of_it_have_the_same_answer(example, encode, photograph, mode):
+    deep = Image.fromarray(np.arange(48 * 64, dtype=np.uint16).reshape(48, 64) * 21)
+    clear = photograph.copy()
+    clear.putalpha(photograph.convert("L"))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    file = {"16 bits": encode(deep), "transparent": encode(clear), "turned": encode(photograph, "JPEG", exif=exif)}[
+        mode
+    ]
+    of_file, of_image = example.classify([file, Image.open(io.BytesIO(file))])
+    assert of_file == of_image
+
+
+class CountingEngine:
+    """Answers every image alike, and keeps how many it got at a time."""
+
+    name, precision, version = "onnxruntime", "fp32", "1"
+
+    def __init__(self, classes: int) -> None:
+        self.classes, self.batches, self.closed = classes, [], 0
+
+    def run(self, pixels, tokens):
+        assert pixels.flags.c_contiguous
+        self.batches.append(len(pixels))
+        return np.zeros((len(pixels), self.classes), np.float32)
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+@pytest.fixture
+def counting(example_bundle) -> Soup:
+    return Soup(example_bundle, CountingEngine(len(example_bundle.manifest.labels)))
+
+
+def test_many_images_are_run_a_few_at_a_time_and_held_no_longer(counting):
+    alive: list[weakref.ref] = []
+
+    def pictures():
+        for _ in range(3 * CHUNK_IMAGES + 1):
+            picture = Image.new("RGB", (9, 9))
+            alive.append(weakref.ref(picture))
+            assert sum(ref() is not None for ref in alive) <= CHUNK_IMAGES + 1
+            yield picture
+
+    assert len(counting.classify(pictures())) == 3 * CHUNK_IMAGES + 1
+    assert counting.engine.batches == [CHUNK_IMAGES] * 3 + [1]
+
+
+@given(count=st.integers(0, 40), given_betas=st.integers(0, 40), is_sized=st.booleans())
+def test_one_beta_for_each_image_or_an_error(example_bundle, count, given_betas, is_sized):
+    soup = Soup(example_bundle, CountingEngine(10))
+    images = [PNG] * count
+    betas = [n / 40 for n in range(given_betas)]
+    if count == given_betas:
+        assert [a.beta for a in soup.classify(images if is_sized else iter(images), betas)] == betas
+    else:
+        with pytest.raises(tureen.ArgumentError, match=f"images and {given_betas} β: give one β"):
+            soup.classify(images if is_sized else iter(images), betas)
+        assert not is_sized or not soup.engine.batches
+
+
+@pytest.mark.parametrize(
+    ("beta", "expected"),
+    [
+        (np.float32(0.5), [0.5, 0.5]),
+        (np.int64(1), [1, 1]),
+        (np.array(0.5), [0.5, 0.5]),
+        (np.array([0.5, 1], np.float16), [0.5, 1]),
+        ([np.float32(0.5), np.array(1)], [0.5, 1]),
+        (np.array(["clean", "0.5"]), [0, 0.5]),
+        (iter([0, "robust"]), [0, 1]),
+        ((0, 1), [0, 1]),
+    ],
+)
+def test_betas_of_numpy_are_taken(example, beta, expected):
+    assert [answer.beta for answer in example.classify([PNG] * 2, beta)] == expected
+
+
+@pytest.mark.parametrize(
+    "beta",
+    [np.nan, np.bool_(True), np.array([True, False]), np.array([[0.5], [0.5]]), [np.array([0.5])] * 2, b"0.5", object(),
+     [None, None], {"beta": 0.5, "other": 1}],
+)  # fmt: skip
+def test_what_is_no_beta_is_refused_with_what_is_one(example, beta):
+    with pytest.raises(tureen.InvalidBetaError, match="give a number from 0"):
+        example.classify([PNG] * 2, beta)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "shown"),
+    [
+        (np.zeros((2, 32, 32, 3), np.float32), r"float32 \(2, 32, 32, 3\)"),
+        (np.zeros((2, 3, 32, 32), np.uint8), r"uint8 \(2, 3, 32, 32\)"),
+        (np.zeros((32, 32, 3), np.uint8), r"uint8 \(32, 32, 3\)"),
+        (np.zeros((2, 31, 32, 3), np.uint8), r"uint8 \(2, 31, 32, 3\)"),
+        ([[1]], "a list"),
+    ],
+)
+def test_logits_of_pixels_of_another_dtype_or_shape_are_refused(counting, pixels, shown):
+    with pytest.raises(InvalidPixelsError, match=rf"pixels is {shown}: give uint8 \(B, 32, 32, 3\)"):
+        counting.logits(pixels, [0, 1])
+    assert not counting.engine.batches
+
+
+@pytest.mark.parametrize("betas", [[0, 1.5], [-0.1, 0], [float("nan"), 0], ["clean", 0], [[0], [0, 1]]])
+def test_logits_at_what_is_no_beta_are_refused(counting, betas):
+    with pytest.raises(tureen.InvalidBetaError):
+        counting.logits(np.zeros((2, 32, 32, 3), np.uint8), betas)
+
+
+@pytest.mark.parametrize("betas", [[0], 0, [0, 1, 0], [[0], [1]]])
+def test_logits_need_a_beta_for_each_image(counting, betas):
+    with pytest.raises(tureen.ArgumentError, match=r"2 images and β of shape .*give one β for each image"):
+        counting.logits(np.zeros((2, 32, 32, 3), np.uint8), betas)
+
+
+def test_logits_of_no_image_or_of_strided_pixels_are_right(counting, example):
+    assert counting.logits(np.zeros((0, 32, 32, 3), np.uint8), []).shape == (0, 10)
+    assert not counting.engine.batches
+    strided = np.random.default_rng(0).integers(0, 256, (2, 3, 32, 32), np.uint8).transpose(0, 2, 3, 1)
+    counting.logits(strided, [0, 1])
+    np.testing.assert_array_equal(example.logits(strided, [0, 1]), example.logits(strided.copy(), [0, 1]))
+
+
+def test_a_soup_is_closed_once_and_then_says_so(counting):
+    with counting:
+        counting.close()
+        counting.close()
+    assert counting.engine.closed == 1
+    for use in (
+        lambda: counting.classify([PNG]),
+        lambda: counting.logits(np.zeros((1, 32, 32, 3), np.uint8), [0]),
+        counting.__enter__,
+        lambda: pickle.dumps(counting),
+    ):
+        with pytest.raises(tureen.ClosedError, match="the soup is closed: open another"):
+            use()
+    assert repr(counting).endswith(", closed>")
+
+
+def test_a_soup_is_shown_with_its_model_engine_classes_and_default_beta(example):
+    manifest = example.bundle.manifest
+    shown = f"<tureen.Soup cifar10 {manifest.version}, onnxruntime fp32, 10 classes, default β 0>"
+    assert repr(example) == shown
+
+
+def test_a_soup_is_pickled_by_its_path_and_its_request(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(EXAMPLES / "cifar10", "bundle")
+    options = EngineOptions(threads=1)
+    with tureen.load("bundle", engine="onnxruntime", precision="fp32", options=options) as soup:
+        soup.limits = tureen.ImageLimits(max_image_bytes=len(PNG))
+        pickled = pickle.dumps(soup)
+        answer = soup.classify([PNG], 0.5)
+    assert len(pickled) < 2000
+    monkeypatch.chdir("/")
+    with pickle.loads(pickled) as again:
+        assert again.classify([PNG], 0.5) == answer
+        assert again.limits == soup.limits
+        assert pickle.loads(pickle.dumps(again)).classify([PNG], 0.5) == answer
+    manifest = tmp_path / "bundle" / "manifest.json"
+    text = manifest.read_text()
+    manifest.write_text(text.replace(f'"version": "{soup.bundle.manifest.version}"', '"version": "another"'))
+    with pytest.raises(tureen.BundleError, match="holds cifar10 another, and the pickled soup was cifar10 "):
+        pickle.loads(pickled)
+
+
+def test_a_soup_made_by_hand_is_not_pickled(counting):
+    with pytest.raises(pickle.PicklingError, match=r"only a soup that tureen\.load opened"):
+        pickle.dumps(counting)
+
+
+def test_the_limits_of_an_image_are_an_argument(photograph):
+    with (
+        tureen.load(
+            EXAMPLES / "cifar10", engine="onnxruntime", limits=tureen.ImageLimits(max_image_pixels=100)
+        ) as soup,
+        pytest.raises(tureen.ImageError, match=r"images\[0\]: the image has more than 100 pixels"),
+    ):
+        soup.classify([photograph])
 
 
 @given(hnp.arrays(np.float32, 7, elements=st.floats(-1e4, 1e4, width=32)), st.integers(1, 10))

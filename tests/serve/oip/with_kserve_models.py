@@ -1,4 +1,4 @@
-"""Whether KServe's own models know every field of a manifest. Run by test_clients.py.
+"""Whether KServe's own models know every field of a manifest. Run by test_clients.py, in an environment of its own.
 
 python with_kserve_models.py kserve.yaml
 """

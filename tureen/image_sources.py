@@ -1,0 +1,95 @@
+"""An image as a Python program holds it, to pixels: a path, encoded bytes, an open file, a Pillow image or an array.
+
+Knows no model; how the image is decoded and cropped is `tureen.preprocess`'s.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from tureen.errors import ArgumentTypeError, InvalidPixelsError, UnreadableImageError
+from tureen.preprocess import (
+    ImageLimits,
+    Pixels,
+    PreprocessSpec,
+    pixels_from_bytes,
+    pixels_from_image,
+    upright_rgb,
+)
+
+ACCEPTED = (
+    "a path (str or Path), encoded bytes (bytes, bytearray or memoryview), a file opened in binary mode, a Pillow "
+    "image, or a uint8 RGB array (H, W, 3)"
+)
+
+
+@runtime_checkable
+class BinaryFile(Protocol):
+    """Whatever has `read(size)`, such as an open file, io.BytesIO or the response of an HTTP client."""
+
+    def read(self, size: int, /) -> bytes: ...
+
+
+ImageSource = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryFile | Image.Image | NDArray[np.uint8]
+
+
+def is_one_image(images: object) -> bool:
+    """Whether this is an image itself, which Python would take for a sequence of numbers, lines or rows."""
+    if isinstance(images, np.ndarray):
+        return images.ndim in (2, 3) and images.dtype.kind not in "OU"  # objects and paths are several
+    return isinstance(images, str | os.PathLike | bytes | bytearray | memoryview | BinaryFile | Image.Image)
+
+
+def pixels_of(source: ImageSource, spec: PreprocessSpec, limits: ImageLimits) -> Pixels:
+    """The pixels, uint8 RGB (image_size, image_size, 3), of an image; a file and the Pillow image of it give the same.
+
+    Of a path or a file no more is read than `limits` allow; a file is read from where it stands, and left open.
+    Raises an ImageError, or ArgumentTypeError for what is none of these.
+    """
+    if isinstance(source, np.ndarray):
+        if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3 or not source.size:
+            raise InvalidPixelsError("the array", source, "uint8 RGB (H, W, 3)")
+        source = Image.fromarray(source)
+    if isinstance(source, Image.Image):
+        return pixels_from_image(upright_rgb(source, limits), spec)
+    if isinstance(source, bytes | bytearray | memoryview):
+        return pixels_from_bytes(bytes(source), spec, limits)
+    if isinstance(source, str | os.PathLike):
+        return pixels_from_bytes(_read_path(os.fsdecode(source), limits.max_image_bytes), spec, limits)
+    if isinstance(source, BinaryFile):
+        return pixels_from_bytes(_read_file(source, limits.max_image_bytes), spec, limits)
+    raise ArgumentTypeError(f"type {type(source).__name__} is no image: give {ACCEPTED}")
+
+
+def _read_path(path: str, max_bytes: int) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return _read(file, max_bytes)
+    except OSError as error:
+        raise UnreadableImageError(path, error.strerror or "the system says no more") from error
+    except ValueError as error:
+        raise UnreadableImageError(path, "no path has a null character") from error
+
+
+def _read_file(file: BinaryFile, max_bytes: int) -> bytes:
+    try:
+        return _read(file, max_bytes)
+    except (OSError, ValueError) as error:
+        raise UnreadableImageError("the file", "it is closed, not open for reading, or the disk fails") from error
+
+
+def _read(file: BinaryFile, max_bytes: int) -> bytes:
+    """All that is left in the file, but at most one byte more than the limit, which refuses it."""
+    data = b""
+    while part := file.read(max_bytes + 1 - len(data)):
+        if not isinstance(part, bytes | bytearray | memoryview):
+            raise ArgumentTypeError(f"read() of the file gives {type(part).__name__}: open it in binary mode, 'rb'")
+        data += part
+        if len(data) > max_bytes:
+            break
+    return data
