@@ -7,7 +7,6 @@ labelled images is measured by PyTorch before anything is compiled.
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import sys
 from collections import Counter
@@ -29,6 +28,7 @@ from training.pretrained import Pretrained, load_pretrained
 from training.processes import best_device
 from training.recipes import RECIPES, Recipe
 from training.sources import open_source
+from tureen.machine import available_cpus
 from tureen.manifest import AccuracyRow
 from tureen.preprocess import PreprocessSpec
 from tureen.tokens import CLEAN_BETA, ROBUST_BETA
@@ -152,7 +152,7 @@ def _images(options: ForeignOptions, preprocess: PreprocessSpec, labels: list[st
             preprocess,
             labels,
             at_most=options.images or max(MAX_IMAGES, at_least),
-            workers=os.cpu_count() or 1,
+            workers=available_cpus(),
             on_images=lambda count: bar.update(count) and None,
         )
     for name in skipped:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -24,6 +23,7 @@ from tureen.bundle import LOGITS_OUTPUT, PIXELS_INPUT, TOKEN_INPUT
 from tureen.errors import ImageError
 from tureen.preprocess import Pixels, PreprocessSpec, pixels_from_bytes
 from tureen.tokens import CLEAN_BETA, ROBUST_BETA, mix_rows
+from tureen.vendor_telemetry import disable_vendor_telemetry
 
 CALIBRATION_IMAGES = 300
 
@@ -36,8 +36,7 @@ def int8_graph(graph: bytes, pixels: Pixels, clean: NDArray[np.float32], robust:
     token moves the range of activations. Transformer preset with SmoothQuant (Xiao et al., ICML 2023).
     Raises ExportError where NNCF is missing or fails.
     """
-    # NNCF reports its use to its maker, unless it believes to be in a test of its own.
-    os.environ.setdefault("NNCF_CI", "1")
+    disable_vendor_telemetry()
     with contextlib.redirect_stdout(sys.stderr):  # where its notes and progress belong; standard output is for results
         try:
             import nncf

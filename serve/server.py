@@ -35,6 +35,7 @@ from serve.settings import Settings, grpc_address, parse_settings
 from serve.supervisor import supervise
 from tureen.bundle import Bundle, load_bundle
 from tureen.errors import EngineError, TureenError
+from tureen.machine import is_temporary
 
 if TYPE_CHECKING:
     from serve.jobs.runner import JobRunner
@@ -56,6 +57,11 @@ def run_server(settings: Settings, on_ready: Callable[[int], None] = lambda port
     called with the port once requests are answered.
     """
     configure_logs(settings.log_level)
+    if is_temporary(settings.state_dir):
+        logger.warning(
+            "there is no home directory to write to: the operator's settings and token are in %s until the server "
+            "ends; give --state-dir", settings.state_dir,
+        )  # fmt: skip
     bundle = load_bundle(settings.bundle)
     try:
         listeners = bind(settings.host, settings.port, settings.workers)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from pathlib import Path
 
 from training.recipes import RECIPES, Recipe, load_recipe
 from training.run import RunOptions, run
+from tureen.machine import available_cpus
 from tureen.report import accuracy_table, check_list
 
 
@@ -34,7 +34,7 @@ def train(arguments: list[str]) -> int:
     parser.add_argument("--compile", action="store_true", help="run the model through torch.compile")
     parser.add_argument("--tensorboard", action="store_true", help="write TensorBoard events into --out")
     parser.add_argument(
-        "--workers", type=_positive, default=os.cpu_count() or 1, help="that decode images (default: %(default)s)"
+        "--workers", type=_positive, default=available_cpus(), help="that decode images (default: %(default)s)"
     )
     parser.add_argument("--show", action="store_true", help="print the recipe with its settings, and stop")
     parser.add_argument("--json", action="store_true", help="print the accuracy at each β as JSON")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +26,7 @@ from training.tune import tune as choose
 from training.tune import tuned_table
 from tureen.bundle import MANIFEST
 from tureen.errors import InvalidBetaError
+from tureen.machine import available_cpus
 from tureen.manifest import AccuracyRow, Evaluation
 from tureen.preprocess import PreprocessSpec
 from tureen.report import (
@@ -184,7 +184,7 @@ def _add_images(parser: argparse.ArgumentParser, *, data: str) -> None:
     parser.add_argument("--images", type=_positive, default=ALL_IMAGES, help="at most so many, drawn evenly")
     parser.add_argument("--strict", action="store_true", help="fail at an image that cannot be decoded, not skip it")
     parser.add_argument(
-        "--workers", type=_positive, default=os.cpu_count() or 1, help="that decode images (default: %(default)s)"
+        "--workers", type=_positive, default=available_cpus(), help="that decode images (default: %(default)s)"
     )
 
 

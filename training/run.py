@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,7 @@ from training.pretrained import load_pretrained
 from training.processes import Processes, joined
 from training.progress import Report
 from training.recipes import RECIPES, Recipe
+from tureen.machine import available_cpus
 from tureen.manifest import Evaluation
 from tureen.preprocess import PreprocessSpec
 
@@ -53,7 +54,7 @@ class RunOptions:
     is_strict: bool = False
     is_compiled: bool = False
     tensorboard: bool = False
-    workers: int = max(1, os.cpu_count() or 1)
+    workers: int = field(default_factory=available_cpus)
 
 
 def run(recipe: Recipe, out: Path, options: RunOptions | None = None) -> Checkpoint | None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import tureen
 from tureen.errors import TureenError
+from tureen.vendor_telemetry import disable_vendor_telemetry
 
 EXIT_FAILED = 1
 EXIT_WRONG_USE = 2
@@ -58,6 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"tureen: there is no command {name!r}\n\n{_usage()}", file=sys.stderr)
         return EXIT_WRONG_USE
+    disable_vendor_telemetry()
     command = COMMANDS[name]
     try:
         run = getattr(importlib.import_module(command.module), command.function)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import math
 import os
 import platform
@@ -14,13 +16,15 @@ from pathlib import Path
 
 CPUINFO = Path("/proc/cpuinfo")
 GPU_QUERY_S = 10  # nvidia-smi waits for a driver that hangs
-CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
-def available_cpus() -> int:
-    """How many CPUs this process may keep busy: those it may run on, or its container's quota where that is less."""
+def available_cpus(proc: Path = Path("/proc/self")) -> int:
+    """How many CPUs this process may keep busy: those it may run on, or its least quota, rounded up, where less.
+
+    proc: where Linux describes this process: its control groups, and where they are mounted.
+    """
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(allowed, _quota(CPU_QUOTA) or allowed))
+    return max(1, min([allowed, *map(math.ceil, _cpu_quotas(proc))]))
 
 
 def processor() -> str:
@@ -59,21 +63,37 @@ def default_cache_directory(environment: Mapping[str, str] = os.environ) -> Path
     """Where compiled models and measurements of this machine are kept: TUREEN_CACHE_DIR, else the user's cache."""
     if given := environment.get("TUREEN_CACHE_DIR"):
         return Path(given)
-    return Path(environment.get("XDG_CACHE_HOME") or _home() / ".cache") / "tureen"
+    return Path(environment.get("XDG_CACHE_HOME") or _in_home(".cache")) / "tureen"
 
 
 def default_state_directory(environment: Mapping[str, str] = os.environ) -> Path:
     """Where what must survive a restart is kept: TUREEN_STATE_DIR, else the user's state."""
     if given := environment.get("TUREEN_STATE_DIR"):
         return Path(given)
-    return Path(environment.get("XDG_STATE_HOME") or _home() / ".local" / "state") / "tureen"
+    return Path(environment.get("XDG_STATE_HOME") or _in_home(".local/state")) / "tureen"
 
 
-def _home() -> Path:
+def is_temporary(directory: Path) -> bool:
+    """Whether the directory was made for this process alone, and is removed at its end."""
+    return _temporary_home.cache_info().currsize > 0 and directory.is_relative_to(_temporary_home())
+
+
+def _in_home(name: str) -> Path:
+    """A directory in the user's home; in a temporary one where the user has none or cannot write there."""
     try:
-        return Path.home()
+        directory = Path.home() / name
     except RuntimeError:  # a user without an entry, as containers have them
-        return Path(tempfile.mkdtemp(prefix="tureen-"))  # for this process alone: nobody else can have prepared it
+        return _temporary_home() / name
+    existing = next(path for path in (directory, *directory.parents) if path.exists())
+    return directory if os.access(existing, os.W_OK | os.X_OK) else _temporary_home() / name
+
+
+@functools.cache
+def _temporary_home() -> Path:
+    """A directory for this process alone, which no other user can have prepared; removed at the process' end."""
+    home = tempfile.mkdtemp(prefix="tureen-")
+    atexit.register(shutil.rmtree, home, ignore_errors=True)
+    return Path(home)
 
 
 def _cpuinfo(key: str, file: Path) -> str:
@@ -91,10 +111,38 @@ def make_writable(directory: Path) -> None:
     tempfile.TemporaryFile(dir=directory).close()
 
 
-def _quota(file: Path) -> int | None:
-    """CPUs that a cgroup (version 2) lets its processes use, rounded up; None where it sets no limit."""
+def _cpu_quotas(proc: Path) -> list[float]:
+    """CPUs that each control group of this process allows, and each group around it; versions 1 and 2."""
     try:
-        quota, period = file.read_text().split()
-        return None if quota == "max" else math.ceil(int(quota) / int(period))
-    except (OSError, ValueError, ZeroDivisionError):
-        return None
+        groups = [line.split(":", 2) for line in (proc / "cgroup").read_text().splitlines()]
+        mounts = [line.split() for line in (proc / "mountinfo").read_text().splitlines()]
+    except OSError:
+        return []
+    own = {controller: path for _, controllers, path in groups for controller in controllers.split(",")}
+    quotas = []
+    for fields in mounts:  # proc_pid_mountinfo(5): … root mount-point options … - type source super-options
+        root, mount_point = fields[3], Path(fields[4])
+        kind, _, options = fields[fields.index("-") + 1 :][:3]
+        controller = {"cgroup2": "", "cgroup": "cpu"}.get(kind)
+        if controller not in own or (kind == "cgroup" and "cpu" not in options.split(",")):
+            continue
+        # A container may see its own group as the mount's root, under the name that the host has for it.
+        below = os.path.relpath(own[controller], root) if own[controller].startswith(root) else "."
+        group = Path(os.path.normpath(mount_point / below))
+        for directory in (group, *group.parents):
+            quotas += _quota(directory)
+            if directory == mount_point:
+                break
+    return quotas
+
+
+def _quota(group: Path) -> list[float]:
+    """CPUs that this control group allows, in a list; an empty one where it sets no limit."""
+    for names in (["cpu.max"], ["cpu.cfs_quota_us", "cpu.cfs_period_us"]):
+        try:
+            quota, period = " ".join((group / name).read_text() for name in names).split()
+            if int(quota) > 0:
+                return [int(quota) / int(period)]
+        except (OSError, ValueError, ZeroDivisionError):  # "max" is no limit
+            continue
+    return []

@@ -29,6 +29,7 @@ from tureen.engines.base import EngineOptions
 from tureen.machine import available_cpus, default_cache_directory
 from tureen.preprocess import ImageLimits
 from tureen.soup import DEFAULT_TOP_K, Soup
+from tureen.vendor_telemetry import disable_vendor_telemetry
 
 LOCAL = "local"  # a Ray cluster of this machine alone
 CONNECT_S = 5.0
@@ -68,6 +69,7 @@ def _batch(options: argparse.Namespace) -> Summary:
 
 def _check_ray(address: str) -> None:
     """Before anything is begun: Ray itself waits for minutes."""
+    disable_vendor_telemetry()
     try:
         import ray.data  # noqa: F401
     except ModuleNotFoundError as error:

@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -203,3 +204,24 @@ def test_batches_on_two_streams_give_every_request_its_own_answer(bundle_path, e
         served = {p["label"]: p["probability"] for p in json.loads(body)["predictions"]}
         # Another engine sums float32 in another order.
         assert served == pytest.approx({p.label: p.probability for p in classification.predictions}, abs=1e-4)
+
+
+def test_a_user_without_home_and_passwd_entry_is_served_by_the_engine_that_can_be_imported(
+    start_server, without_capabilities, tmp_path
+):
+    broken = tmp_path / "broken"
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    (broken / "openvino").mkdir(parents=True)
+    (broken / "openvino" / "__init__.py").write_text("raise RuntimeError('no home directory')\n")
+    paths = os.pathsep.join(filter(None, [str(broken), os.environ.get("PYTHONPATH")]))
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": paths, "TMPDIR": str(temporary)}
+    server = start_server("--admin-port", 0, engine="auto", before=without_capabilities, env=environment)
+    server.wait_until_ready()
+    left_out = [line["message"] for line in server.log() if line["message"].startswith("engine left out")]
+    assert left_out
+    assert all("openvino is installed and its import fails: RuntimeError: no home directory" in m for m in left_out)
+    (warning,) = [line["message"] for line in server.log() if "--state-dir" in line["message"]]
+    assert str(temporary) in warning
+    assert server.end() == 0
+    assert list(temporary.iterdir()) == []

@@ -1,4 +1,8 @@
-from tureen.machine import Gpu, cpu_flags, nvidia_gpus
+import os
+
+import pytest
+
+from tureen.machine import Gpu, available_cpus, cpu_flags, default_cache_directory, nvidia_gpus
 
 
 def test_flags_of_the_processor_are_read_where_the_system_tells_them(tmp_path):
@@ -16,3 +20,63 @@ def test_gpus_are_those_that_the_driver_lists(tmp_path):
     program.write_text("#!/bin/sh\necho 'NVIDIA-SMI has failed'\nexit 9\n")
     assert nvidia_gpus(str(program)) == []
     assert nvidia_gpus(str(tmp_path / "nowhere")) == []
+
+
+def describe(proc, groups, mounts):
+    """A /proc/self of these groups, with the file systems mounted where they are given."""
+    proc.mkdir()
+    (proc / "cgroup").write_text("".join(f"{line}\n" for line in groups))
+    (proc / "mountinfo").write_text("".join(f"30 23 0:26 {line}\n" for line in mounts))
+    return proc
+
+
+def limit(group, **files):
+    group.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (group / name.replace("cpu_", "cpu.")).write_text(f"{text}\n")
+
+
+@pytest.fixture
+def cpus(monkeypatch):
+    """Eight processors, whatever this machine has."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+
+
+@pytest.mark.parametrize(
+    ("outer", "inner", "count"),
+    [("max 100000", "max 100000", 8), ("50000 100000", "max 100000", 1), ("400000 100000", "250000 100000", 3)],
+)
+@pytest.mark.usefixtures("cpus")
+def test_the_least_quota_of_nested_groups_counts(tmp_path, outer, inner, count):
+    mounted = tmp_path / "unified"
+    limit(mounted / "system.slice", cpu_max=outer)
+    limit(mounted / "system.slice" / "tureen.service", cpu_max=inner)
+    mounts = ["/ / rw - ext4 /dev/vda rw", f"/ {mounted} rw,nosuid shared:4 - cgroup2 cgroup2 rw"]
+    proc = describe(tmp_path / "proc", ["0::/system.slice/tureen.service"], mounts)
+    assert available_cpus(proc) == count
+
+
+@pytest.mark.parametrize(("quota", "count"), [(-1, 8), (50_000, 1), (250_000, 3)])
+@pytest.mark.usefixtures("cpus")
+def test_a_quota_of_version_1_counts(tmp_path, quota, count):
+    mounted = tmp_path / "cpu,cpuacct"
+    limit(mounted / "docker" / "tureen", cpu_cfs_quota_us=quota, cpu_cfs_period_us=100_000)
+    groups = ["5:memory:/docker/tureen", "4:cpu,cpuacct:/docker/tureen", "0::/"]
+    mounts = [f"/ {tmp_path} rw - cgroup cgroup rw,memory", f"/ {mounted} rw - cgroup cgroup rw,cpu,cpuacct"]
+    assert available_cpus(describe(tmp_path / "proc", groups, mounts)) == count
+
+
+@pytest.mark.usefixtures("cpus")
+def test_a_container_whose_group_is_the_root_of_the_mount_has_its_quota(tmp_path):
+    mounted = tmp_path / "cgroup"
+    limit(mounted, cpu_max="150000 100000")
+    mounts = [f"/docker/tureen {mounted} ro - cgroup2 cgroup rw"]
+    assert available_cpus(describe(tmp_path / "proc", ["0::/docker/tureen"], mounts)) == 2
+    assert available_cpus(tmp_path / "nowhere") == 8
+
+
+def test_a_cache_that_cannot_be_made_in_the_home_is_made_for_this_process_alone(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert default_cache_directory({}) == tmp_path / ".cache" / "tureen"
+    monkeypatch.setenv("HOME", "/proc/1/nowhere")
+    assert not default_cache_directory({}).is_relative_to("/proc")

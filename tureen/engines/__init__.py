@@ -67,7 +67,12 @@ def compile_engine(
         raise EngineError(f"{engine} has no {precision}: choose {', '.join(runtime.files)}")
     if plan is not None and not is_plan(runtime.files[precision]):  # as which a graph would pass unchecked
         raise EngineError(f"{engine} runs no compiled plan: export the model again")
-    return runtime.open(Artefact(data, plan), precision, options or default_options())
+    try:
+        return runtime.open(Artefact(data, plan), precision, options or default_options())
+    except (EngineError, BundleError):
+        raise
+    except Exception as error:  # the runtimes' exceptions have no common base
+        raise EngineError(f"{engine} cannot be opened: {type(error).__name__}: {error}") from error
 
 
 def open_engine(

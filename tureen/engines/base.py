@@ -5,9 +5,10 @@ Knows no runtime; each one's module holds everything about it and imports it laz
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from tureen.bundle import Bundle
 from tureen.errors import EngineError
 from tureen.manifest import ParityRow, PlanRecord, Precision
 from tureen.tokens import mix_rows
+from tureen.vendor_telemetry import disable_vendor_telemetry
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,24 @@ class Engine(Protocol):
     def close(self) -> None:
         """Free the runtime's memory; the engine is not used again."""
         ...
+
+
+def import_runtime(module: str, not_installed: str) -> Any:
+    """The module of a runtime, which sends no reports to its maker.
+
+    Raises EngineError: `not_installed` where the module is absent, else why its import failed.
+    """
+    disable_vendor_telemetry()
+    cause: Exception
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name == module:
+            raise EngineError(not_installed) from None
+        cause = error
+    except Exception as error:  # noqa: BLE001 - a runtime's import does much, and fails in as many ways
+        cause = error
+    raise EngineError(f"{module} is installed and its import fails: {type(cause).__name__}: {cause}") from cause
 
 
 def golden_tolerance(row: ParityRow) -> float:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tureen.bundle import LOGITS_OUTPUT, PIXELS_INPUT, TOKEN_INPUT
-from tureen.engines.base import Artefact, EngineOptions
+from tureen.engines.base import Artefact, EngineOptions, import_runtime
 from tureen.errors import EngineError
 from tureen.manifest import Precision
 
@@ -24,13 +24,9 @@ PACKAGES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxrunti
 
 
 def import_onnxruntime(extra: str) -> Any:
-    """The module; raises EngineError where none of its packages is installed, or two are."""
+    """The module; raises EngineError where none of its packages is installed, or two are, or its import fails."""
     require_one_package(filter(_is_installed, PACKAGES))
-    try:
-        import onnxruntime
-    except ImportError:
-        raise EngineError(f"onnxruntime is not installed: install Tureen with its extra [{extra}]") from None
-    return onnxruntime
+    return import_runtime("onnxruntime", f"onnxruntime is not installed: install Tureen with its extra [{extra}]")
 
 
 def require_one_package(installed: Iterable[str]) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tureen.bundle import LOGITS_OUTPUT, PIXELS_INPUT, TOKEN_INPUT
-from tureen.engines.base import Artefact, EngineOptions
+from tureen.engines.base import Artefact, EngineOptions, import_runtime
 from tureen.errors import EngineError
 from tureen.manifest import Precision
 
@@ -23,11 +23,7 @@ NO_OPENVINO = "openvino is not installed: install Tureen with its extra [openvin
 @functools.cache
 def _core() -> Any:
     """The process's one Core: with several, OpenVINO 2026.4 may crash when they are taken down."""
-    try:
-        import openvino as ov
-    except ImportError:
-        raise EngineError(NO_OPENVINO) from None
-    return ov.Core()
+    return import_runtime("openvino", NO_OPENVINO).Core()
 
 
 class OpenVinoEngine:

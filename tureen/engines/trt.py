@@ -6,7 +6,6 @@ Knows nothing of a bundle's files; `trt_build` compiles plans. A plan is executa
 from __future__ import annotations
 
 import functools
-import importlib
 import logging
 import queue
 from collections.abc import Callable, Sequence
@@ -17,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tureen.bundle import PIXELS_INPUT, TOKEN_INPUT
-from tureen.engines.base import Artefact, EngineOptions
+from tureen.engines.base import Artefact, EngineOptions, import_runtime
 from tureen.engines.buckets import bucket_sizes, cut
 from tureen.engines.cuda import Cuda, Device
 from tureen.errors import EngineError
@@ -46,11 +45,10 @@ FLAVOURS: dict[EngineName, Flavour] = {
 
 
 def load_library(engine: EngineName) -> Any:
-    """The module `tensorrt` or `tensorrt_rtx`; raises EngineError where it is not installed."""
-    try:
-        return importlib.import_module(FLAVOURS[engine].module)
-    except (ImportError, OSError):  # OSError: the package is there, what it loads is not
-        raise EngineError(f"{engine} is not installed: install Tureen with its extra [{engine}]") from None
+    """The module `tensorrt` or `tensorrt_rtx`; raises EngineError where it is absent or its import fails."""
+    return import_runtime(
+        FLAVOURS[engine].module, f"{engine} is not installed: install Tureen with its extra [{engine}]"
+    )
 
 
 @functools.cache

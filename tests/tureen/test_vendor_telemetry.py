@@ -1,0 +1,32 @@
+"""What runtimes would report to their makers: nothing, in a program that only uses the library too."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tureen.demo import EXAMPLES
+
+PROGRAM = """
+import sys, tureen
+with tureen.load(sys.argv[1], engine=sys.argv[2]) as soup:
+    print(soup.engine.name)
+"""
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_a_program_that_loads_a_soup_leaves_no_identifier_in_its_users_home(engine, tmp_path):
+    home, cache = tmp_path / "home", tmp_path / "cache"
+    home.mkdir()
+    # Without the variables of this process: under CI=true the runtimes report nothing.
+    environment = {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
+        "HOME": str(home),
+        "TUREEN_CACHE_DIR": str(cache),
+    }
+    command = [sys.executable, "-c", PROGRAM, EXAMPLES / "cifar10", engine]
+    ran = subprocess.run([*map(str, command)], env=environment, capture_output=True, text=True, timeout=120)
+    assert ran.stdout.strip() == engine, ran.stderr
+    assert list(home.rglob("*")) == []
