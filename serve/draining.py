@@ -15,20 +15,51 @@ import signal
 import socket
 import struct
 import termios
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from types import FrameType
 from typing import Any, cast
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
+from serve.errors import UvicornVersionError
 from serve.listening import close_accepting, refuse_more
 
 HANDSHAKE_S = 0.1  # for connections that have begun when no more may
+# What the classes here and below call or override, none of it documented by uvicorn. Without one of the methods a
+# protection would vanish silently.
+_USED = {
+    HttpToolsProtocol: """connection_made connection_lost data_received on_message_begin on_url on_header on_body
+        on_headers_complete on_message_complete on_response_complete pause_writing resume_writing shutdown
+        timeout_keep_alive_handler _start_asgi_task _unset_keepalive_if_required app config connections cycle
+        expect_100_continue flow headers loop parser pipeline scope server_state tasks timeout_keep_alive
+        timeout_keep_alive_task transport""",
+    RequestResponseCycle: """body disconnected keep_alive message_event more_body response_complete response_started
+        transport waiting_for_100_continue""",
+    ServerState: "connections default_headers tasks",
+    uvicorn.Server: """capture_signals force_exit handle_exit run server_state should_exit shutdown startup""",
+    FlowControl: "pause_reading read_paused resume_reading write_paused",
+}
 QUIET_S = 1.0  # a connection that has said nothing for as long has no request under way to us
 
 logger = logging.getLogger("tureen.serve")
+
+
+def check_uvicorn(used: Mapping[type, str] = _USED) -> None:
+    """Raise UvicornVersionError where the installed uvicorn lacks a method or an attribute that is used here.
+
+    used: by class, the names, which are the class's own or are set by its __init__.
+    """
+    missing = [
+        f"{owner.__name__}.{name}"
+        for owner, names in used.items()
+        for name in names.split()
+        if not hasattr(owner, name) and name not in owner.__init__.__code__.co_names  # type: ignore[misc]
+    ]
+    if missing:
+        raise UvicornVersionError(uvicorn.__version__, missing)
 
 
 class DrainingState(ServerState):

@@ -7,6 +7,7 @@ TureenError
     ├── HeadTimeoutError             caller: its head came too slowly
     ├── UntrustedHostError           caller: its Host is none that this server answers to
     ├── TooManyChunksError           caller: its body comes in too many pieces
+    ├── UvicornVersionError          operator: the installed uvicorn is not one that this server works with
     ├── TooManyConnectionsError      caller, later: the process has as many connections as it takes
     ├── InvalidParameterError        caller: a query parameter or form field is wrong, unknown or given twice
     ├── MalformedFormError           caller: the multipart body cannot be read
@@ -24,7 +25,11 @@ TureenError
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from tureen.errors import TureenError
+
+UVICORN = "uvicorn>=0.53,<0.55"  # as pyproject.toml has it
 
 
 class ServeError(TureenError):
@@ -52,6 +57,12 @@ class UntrustedHostError(ServeError):
 class TooManyChunksError(ServeError):
     def __init__(self, max_chunks: int) -> None:
         super().__init__(f"the body has more than {max_chunks:,} chunks, the limit: send larger ones")
+
+
+class UvicornVersionError(ServeError):
+    def __init__(self, version: str, missing: Iterable[str]) -> None:
+        names = ", ".join(sorted(missing))
+        super().__init__(f"uvicorn {version} has no {names}: pip install '{UVICORN}'")
 
 
 class TooManyConnectionsError(ServeError):

@@ -22,7 +22,7 @@ from serve.app import create_app
 from serve.control.desk import WorkerState
 from serve.control.errors import ControlStoreError
 from serve.control.store import Revision
-from serve.draining import DrainingServer
+from serve.draining import DrainingServer, check_uvicorn
 from serve.gate import gate_of
 from serve.listening import allow_open_files, bind, hold_port
 from serve.logs import configure_logs
@@ -57,6 +57,7 @@ def run_server(settings: Settings, on_ready: Callable[[int], None] = lambda port
     called with the port once requests are answered.
     """
     configure_logs(settings.log_level)
+    check_uvicorn()
     if is_temporary(settings.state_dir):
         logger.warning(
             "there is no home directory to write to: the operator's settings and token are in %s until the server "

@@ -9,6 +9,7 @@ import signal
 import socket
 import threading
 import time
+import tomllib
 from collections import Counter
 
 import numpy as np
@@ -16,7 +17,8 @@ import pytest
 import uvicorn
 from PIL import Image
 
-from serve.draining import DrainingProtocol, DrainingServer
+from serve.draining import DrainingProtocol, DrainingServer, check_uvicorn
+from serve.errors import UVICORN, UvicornVersionError
 from serve.listening import bind
 
 DEADLINE_S = 60
@@ -230,3 +232,24 @@ async def drain_without_options():
         assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
         writer.close()
     await serving
+
+
+class Changed:
+    """A class of another version of uvicorn."""
+
+    def __init__(self):
+        self.loop = None
+
+    def shutdown(self):
+        pass
+
+
+def test_an_uvicorn_without_a_method_that_is_used_is_an_error_at_the_start(request):
+    check_uvicorn()
+    check_uvicorn({Changed: "loop shutdown"})
+    with pytest.raises(UvicornVersionError) as error:
+        check_uvicorn({Changed: "loop shutdown _start_asgi_task cycle"})
+    assert "has no Changed._start_asgi_task, Changed.cycle" in str(error.value)
+    assert UVICORN in str(error.value)
+    project = tomllib.loads((request.config.rootpath / "pyproject.toml").read_text())["project"]
+    assert UVICORN in project["optional-dependencies"]["serve"]
