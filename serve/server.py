@@ -131,6 +131,7 @@ class ServerProcess:
             access_log=False,
             server_header=False,
             proxy_headers=False,  # nobody here asks for the client's address
+            timeout_keep_alive=settings.keep_alive_s,
             timeout_graceful_shutdown=settings.drain_timeout_s,
         )
         self.server = DrainingServer(

@@ -183,6 +183,13 @@ class Settings(BaseModel):
     send_timeout_s: float = Field(
         default=30, gt=0, allow_inf_nan=False, description="a client that has not taken its answer by then is let go"
     )
+    keep_alive_s: int = Field(
+        default=75,
+        ge=1,
+        le=3600,
+        description="seconds that a connection without a request stays open; more than the load balancer's own limit, "
+        "which is 60 with most",
+    )
     drain_delay_s: float = Field(
         default=0,
         ge=0,

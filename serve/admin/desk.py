@@ -131,6 +131,7 @@ class AdminDesk:
             access_log=False,
             server_header=False,
             proxy_headers=False,
+            timeout_keep_alive=self._settings.keep_alive_s,
             timeout_graceful_shutdown=1,  # whoever waits for a revision waits in vain
         )
 

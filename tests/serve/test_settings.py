@@ -84,6 +84,11 @@ def test_limits_of_connections_reach_the_protocol():
     assert (limits.send_timeout_s, limits.max_connections) == (4, 5)
 
 
+def test_a_connection_outlives_the_limit_of_most_balancers():
+    assert parse_settings(["b"], {}).keep_alive_s == 75
+    assert parse_settings(["b"], {"TUREEN_KEEP_ALIVE_S": "620"}).keep_alive_s == 620
+
+
 def test_help_lists_every_setting_with_its_default(capsys):
     with pytest.raises(SystemExit):
         parse_settings(["--help"], {})
