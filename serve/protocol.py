@@ -8,6 +8,7 @@ and take the answer away. Knows nothing about routes or images; the rules are `s
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections.abc import Callable
 from enum import Enum, auto
@@ -29,7 +30,7 @@ from serve.metrics import Metrics
 from serve.parsing import StopParsing, parse
 from serve.refusal import Refusal, refusal_of
 from serve.waking import WakingProtocol
-from serve.wire import WireLimits, fault_of_head
+from serve.wire import PROBES, WireLimits, fault_of_head
 from tureen.errors import TureenError
 
 Gate = Callable[[bytes, bytes], tuple[str, TureenError | None] | None]
@@ -38,7 +39,7 @@ Gate = Callable[[bytes, bytes], tuple[str, TureenError | None] | None]
 
 def protocol_class(limits: WireLimits, gate: Gate, metrics: Metrics) -> type[WireProtocol]:
     """The protocol of one server, as uvicorn.Config takes it."""
-    attributes = {"limits": limits, "gate": staticmethod(gate), "metrics": metrics, "surplus": set()}
+    attributes = {"limits": limits, "gate": staticmethod(gate), "metrics": metrics, "probes": set(), "surplus": set()}
     return type("ServerProtocol", (WireProtocol,), attributes)
 
 
@@ -61,7 +62,8 @@ class WireProtocol(WakingProtocol):
     limits: WireLimits
     gate: Gate
     metrics: Metrics
-    surplus: set[WireProtocol]  # connections beyond the limit, about to end
+    probes: set[WireProtocol]  # connections beyond the limit, each for one probe
+    surplus: set[WireProtocol]  # connections beyond both limits, about to end
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -80,8 +82,11 @@ class WireProtocol(WakingProtocol):
     # The connection
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        if len(self.connections) < self.limits.max_connections:
+        if len(self.connections) - len(self.probes) < self.limits.max_connections:
             super().connection_made(transport)
+        elif len(self.probes) < self.limits.max_probe_connections:
+            super().connection_made(transport)
+            self.probes.add(self)
         elif len(self.surplus) < self.limits.max_connections:
             self.transport = transport
             self.surplus.add(self)
@@ -97,6 +102,7 @@ class WireProtocol(WakingProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         if self._timer is not None:
             self._timer.cancel()
+        self.probes.discard(self)
         self.surplus.discard(self)
         if not self.is_started:
             self._unstarted = None
@@ -163,6 +169,11 @@ class WireProtocol(WakingProtocol):
             name == b"transfer-encoding" or (name == b"content-length" and int(value)) for name, value in self.headers
         )
         arrived_s(self._scope())
+        if self in self.probes and path not in PROBES:
+            self._enter(Phase.BODY)
+            self._refuse(refusal_of(TooManyConnectionsError(), self._path))
+            self._give_up_reserve()
+            return
         if (work := self.gate(method, path)) is not None:
             route, error = work
             access_fields(self._scope())["route"] = route
@@ -174,7 +185,7 @@ class WireProtocol(WakingProtocol):
         self._enter(Phase.BODY)
         cast(Any, self.cycle).transport = _LingeringTransport(self)
         # A client that waits for 100 and gets another answer may send its body or not: nobody could tell what is next.
-        if has_body and self.expect_100_continue:
+        if (has_body and self.expect_100_continue) or self in self.probes:
             self.cycle.keep_alive = False
 
     def on_chunk_header(self) -> None:
@@ -227,8 +238,9 @@ class WireProtocol(WakingProtocol):
         elif self._phase in (Phase.HEAD, Phase.BODY) and self.flow.read_paused:
             self._since_s += limits.tick_s  # paused by us, since the application has not yet taken what is here
         elif self._phase is Phase.HEAD:
-            if elapsed > limits.head_timeout_s:
-                self._fail(HeadTimeoutError(limits.head_timeout_s))
+            timeout_s = min(limits.head_timeout_s, limits.probe_timeout_s if self in self.probes else math.inf)
+            if elapsed > timeout_s:
+                self._fail(HeadTimeoutError(timeout_s))
         elif self._phase is Phase.BODY:
             if limits.is_late(elapsed, self._received):
                 self._fail(SlowBodyError(limits.min_body_rate, limits.body_timeout_s))
@@ -262,6 +274,7 @@ class WireProtocol(WakingProtocol):
         keep_alive = (
             self.parser.should_keep_alive()
             and not self.server_state.is_draining
+            and self not in self.probes
             and not self.expect_100_continue
             and sum(lengths) <= self.limits.max_swallowed_bytes
         )
@@ -360,6 +373,12 @@ class WireProtocol(WakingProtocol):
             self._linger()
         else:
             self.transport.close()
+
+    def _give_up_reserve(self) -> None:
+        """Leave the place to a probe; this connection has its answer."""
+        self.probes.discard(self)
+        self.connections.discard(self)
+        self.surplus.add(self)
 
     def _linger(self) -> None:
         self._is_last = True

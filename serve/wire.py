@@ -17,6 +17,8 @@ LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 MAX_HEADERS = 256
 _HOST = re.compile(r"([A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
 
+PROBES = frozenset({b"/healthz", b"/readyz", b"/v2/health/live", b"/v2/health/ready"})
+
 Headers = list[tuple[bytes, bytes]]
 
 
@@ -36,6 +38,8 @@ class WireLimits:
     max_pipelined: int = 64  # requests in one read
     max_swallowed_bytes: int = 32 * 2**20  # of a body that nobody wants, so that its sender gets to the answer
     max_connections: int = 1024
+    max_probe_connections: int = 16  # beyond max_connections; each may ask whether the server is alive or ready
+    probe_timeout_s: float = 2.0  # in which such a connection sends its head
 
     @property
     def tick_s(self) -> float:

@@ -16,7 +16,7 @@ from serve.draining import DrainingState
 from serve.errors import OverloadedError
 from serve.metrics import Metrics
 from serve.protocol import protocol_class
-from serve.wire import WireLimits
+from serve.wire import PROBES, WireLimits
 
 WAIT_S = 20  # how long anything may take before a test fails
 QUICK = {
@@ -329,7 +329,7 @@ def test_one_chunk_too_many_is_answered_413():
 
 
 def test_connections_beyond_the_limit_are_answered_503_and_later_ones_are_taken_again():
-    with Listening(max_connections=3) as server:
+    with Listening(max_connections=3, max_probe_connections=0) as server:
         with contextlib.ExitStack() as stack:
             clients = [stack.enter_context(server.connect()) for _ in range(3)]
             for client in clients:
@@ -342,6 +342,40 @@ def test_connections_beyond_the_limit_are_answered_503_and_later_ones_are_taken_
             assert clients[0].answer()[0] == 200
         deadline = time.monotonic() + WAIT_S
         while server.ask(GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))[0][0] != 200:
+            assert time.monotonic() < deadline
+
+
+def request_for(path):
+    return b"GET " + path + b" HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+def test_probes_are_answered_at_the_limit_of_connections_and_nothing_else_is():
+    with Listening(max_connections=2, max_probe_connections=2) as server, contextlib.ExitStack() as stack:
+        for _ in range(2):
+            client = stack.enter_context(server.connect())
+            client.send(GET)
+            assert client.answer()[0] == 200
+        for _ in range(5):
+            for path in sorted(PROBES):
+                (answer,) = server.ask(request_for(path))
+                assert (answer[0], answer[1]["connection"]) == (200, "close")
+            for path in (b"/hello", b"/full", b"/healthz/more"):
+                (answer,) = server.ask(request_for(path))
+                is_problem(answer, 503, "too_many_connections")
+
+
+def test_a_silent_connection_does_not_keep_the_place_of_a_probe_for_long():
+    with (
+        Listening(max_connections=1, max_probe_connections=1, probe_timeout_s=0.3) as server,
+        server.connect() as first,
+    ):
+        first.send(GET)
+        assert first.answer()[0] == 200
+        with server.connect() as silent:
+            (answer,) = silent.answers_until_closed()
+            is_problem(answer, 408, "head_timeout")
+        deadline = time.monotonic() + WAIT_S
+        while server.ask(request_for(b"/readyz"))[0][0] != 200:
             assert time.monotonic() < deadline
 
 
