@@ -167,7 +167,7 @@ class Supervisor:
         with theirs:
             # Not a fork: whatever threads this process has, the worker is a fresh interpreter.
             process = subprocess.Popen(  # noqa: S603 - our own module, by our own interpreter
-                [sys.executable, "-P", "-m", "serve.worker", str(theirs.fileno())],
+                [sys.executable, "-P", "-m", "serve.worker_start", str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(), *listeners),
                 env={**os.environ, SHARED_DIRECTORY: str(self._metrics)},

@@ -1,6 +1,6 @@
-"""One of several server processes: does what its supervisor says, and ends when there is none any more.
+"""One of several server processes: does what its supervisor says.
 
-Started as `python -m serve.worker DESCRIPTOR`, where the descriptor is this end of the line to the supervisor.
+`serve.worker_start` starts it, and ends it when the supervisor has ended.
 """
 
 from __future__ import annotations
@@ -61,8 +61,6 @@ class Worker(ServerProcess):
                     self._say(message)
                 case Drain():
                     self.server.drain()
-        logger.error("the supervisor is no more: ending")
-        self.server.drain(at_once=True)  # whoever starts the next server needs the port
 
     def _follow(self, control: Control) -> None:
         self.service.follow(control.revision, control.state)
@@ -97,7 +95,3 @@ def main(descriptor: int) -> int:
     except TureenError as error:  # such as of a bundle that was replaced by a broken one
         logger.error("%s", error)
     return 1
-
-
-if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1])))

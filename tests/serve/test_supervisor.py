@@ -6,6 +6,8 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -17,6 +19,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from serve.line import Accept, Orders, Reloaded, read_orders
 from serve.settings import Settings
 from serve.supervisor import LONGEST_PAUSE_S, pause_s, share_of
+from serve.worker_start import EXIT_WITHOUT_SUPERVISOR
 from tureen.demo import EXAMPLES
 
 DEADLINE_S = 60
@@ -211,10 +214,58 @@ def test_no_worker_outlives_its_supervisor(start_server):
         server.ask("GET", "/healthz")
 
 
+@pytest.mark.parametrize("state", ["while its workers start", "when they are ready"])
+def test_after_the_supervisor_is_killed_a_server_can_be_started_on_its_ports_at_once(start_server, tmp_path, state):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        flags = ["--workers", 2, "--grpc-port", probe.getsockname()[1]]
+    server = start_server(*flags)
+    if state == "when they are ready":
+        server.wait_until_ready(2)
+    else:
+        server.wait_for(lambda: len(server.worker_pids()) == 2, "both workers started")
+    pids = server.worker_pids().values()
+    server.process.kill()
+    server.process.wait(DEADLINE_S)
+    deadline = time.monotonic() + DEADLINE_S
+    while any(is_running(pid) for pid in pids):
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    following = start_server(*flags, "--port", server.port)
+    following.port = server.port
+    following.wait_until_ready(2)
+    assert following.end() == 0
+
+
+def test_a_worker_whose_threads_are_all_busy_ends_with_its_supervisor():
+    """As in a call of the engine, or while a slow engine is compiled."""
+    ours, theirs = socket.socketpair()
+    program = (
+        "import sys, time; from serve.worker_start import watch_supervisor; "
+        "watch_supervisor(int(sys.argv[1])); print(flush=True); time.sleep(3600)"
+    )
+    with ours, theirs:
+        descriptor = theirs.fileno()
+        command = [sys.executable, "-c", program, str(descriptor)]
+        with subprocess.Popen(command, pass_fds=[descriptor], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as worker:
+            theirs.close()
+            try:
+                worker.stdout.readline()
+                ours.sendall(b"a message that nobody reads")
+                with pytest.raises(subprocess.TimeoutExpired):
+                    worker.wait(0.2)
+                ours.close()
+                assert worker.wait(DEADLINE_S) == EXIT_WITHOUT_SUPERVISOR
+                assert b"the supervisor ended" in worker.stderr.read()
+            finally:
+                worker.kill()
+
+
 def is_running(pid):
-    """Whether the process is there, and not only waits for somebody to read its exit status."""
+    """Whether a thread of the process is there; the process may be a zombie, and another thread hold its sockets."""
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        threads = list(Path(f"/proc/{pid}/task").iterdir())
+        return len(threads) > 1 or Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     return False
 
 
