@@ -36,7 +36,7 @@ COMMANDS = {
     "inspect": Command("tureen.describe", "inspect", "serve", "show what a bundle holds"),
     "bench": Command("tureen.bench.command", "bench", "serve", "time the engines, name the best settings"),
     "batch": Command("serve.jobs.command", "batch", "batch", "classify many images into a table"),
-    "jobs": Command("serve.admin.jobs_command", "jobs", "batch", "batch jobs on a running service"),
+    "jobs": Command("serve.admin.jobs_command", "jobs", "serve", "batch jobs on a running service"),
     "beta": Command("serve.admin.command", "beta", "serve", "change the default β of a running service"),
     "credentials": Command("serve.admin.credentials_command", "credentials", "serve", "who may change it"),
     "serve": Command("serve.server", "serve", "serve", "serve a bundle over HTTP"),

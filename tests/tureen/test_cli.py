@@ -3,11 +3,15 @@ import logging
 import os
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import tureen
 from tureen.cli import COMMANDS, main
+from tureen.demo import EXAMPLES
 
 
 @pytest.fixture(autouse=True)
@@ -127,3 +131,59 @@ def test_output_survives_a_reader_who_leaves_and_a_terminal_without_greek(bundle
 def test_looking_for_help_imports_none_of_the_packages():
     code = "import sys, tureen.cli as c; c.main(['--help']); print({'torch', 'fastapi', 'onnx'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.endswith("set()\n")
+
+
+BEYOND_SERVE = ("torch", "onnx", "openvino", "grpc", "pyarrow", "fsspec", "ray", "sklearn", "kornia", "matplotlib")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "printed"),
+    [
+        (["batch", "BUNDLE", "IMAGES", "OUT", "--format", "jsonl"], 0, "1 rows of 1 images"),
+        (["batch", "BUNDLE", "IMAGES", "OUT"], 1, "pyarrow is not installed: install Tureen with its extra [batch]"),
+        (["jobs", "watch", "some-job"], 1, "no operator listener answers"),
+        (
+            ["evaluate", "BUNDLE", "--data", "IMAGES"],
+            1,
+            "torch is not installed: install Tureen with its extra [train]",
+        ),
+        (["tune", "BUNDLE", "--data", "IMAGES"], 1, "torch is not installed: install Tureen with its extra [train]"),
+        (["export", "BUNDLE", "--out", "OUT"], 1, "is not installed: install Tureen with its extra [export]"),
+        (["demo", "--bundle", "cifar10", "--dir", "OUT", "--no-serve"], 0, "APGD"),
+    ],
+)
+def test_with_the_extras_serve_and_cpu_alone_a_command_runs_or_names_the_extra(tmp_path, arguments, status, printed):
+    """As in an environment with nothing else: a finder refuses the other extras' packages."""
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (9, 9)).save(tmp_path / "images" / "a.png")
+    paths = {"BUNDLE": EXAMPLES / "cifar10", "IMAGES": tmp_path / "images", "OUT": tmp_path / "out"}
+    given = [str(paths.get(argument, argument)) for argument in arguments]
+    program = f"""
+import sys
+import tomllib
+from pathlib import Path
+
+class Refusing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {BEYOND_SERVE}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Refusing())
+from tureen.cli import main
+sys.exit(main({given}))
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "TUREEN_ADMIN_TOKEN": "token"},
+    )
+    assert ran.returncode == status, ran.stderr
+    assert printed in ran.stdout + ran.stderr
+    assert "Traceback" not in ran.stderr
+    assert "left out" not in ran.stderr
+
+
+def test_the_extra_serve_brings_what_shows_progress():
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert any(need.startswith("tqdm") for need in project["optional-dependencies"]["serve"])
