@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,6 @@ def inspect(arguments: list[str]) -> int:
     )
     parser.add_argument("--json", action="store_true", help="print the same facts as one JSON object")
     options = parser.parse_args(arguments)
-    logging.getLogger("tureen.engines").addHandler(logging.NullHandler())  # the table says which are left out, and why
     inspection = inspect_bundle(options.bundle, is_trial=options.is_trial)
     if options.json:
         print(inspection.model_dump_json(indent=2))
