@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+from tureen.errors import printable, shortened
 from tureen.preprocess import PreprocessSpec
 
 SCHEMA_VERSION: Final = 2
@@ -184,6 +185,15 @@ class Manifest(_Record):
             raise ValueError("accuracy has no row, which only a model that is not co-trained may lack")
         if self.is_cotrained and not self.has_two_tokens:
             raise ValueError("has_two_tokens is false, but a co-trained model has two")
+        return self
+
+    @model_validator(mode="after")
+    def _labels_differ(self) -> Manifest:
+        if len(set(self.labels)) < len(self.labels):
+            twice = next(label for label in self.labels if self.labels.count(label) > 1)
+            raise ValueError(
+                f"labels has {printable(shortened(twice, 40))!r} twice; give each output a label that no other has"
+            )
         return self
 
     @model_validator(mode="after")

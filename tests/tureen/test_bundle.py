@@ -80,6 +80,12 @@ def test_a_wrong_value_is_named(own_bundle, change):
         load_bundle(own_bundle)
 
 
+def test_a_label_that_two_outputs_share_is_named(own_bundle):
+    edit_manifest(own_bundle, labels=["one", "two", "two", *map(str, range(7))])
+    with pytest.raises(BundleError, match="labels has 'two' twice; give each output a label that no other has"):
+        read_manifest(own_bundle)
+
+
 def test_only_a_single_token_model_may_lack_accuracy_or_a_second_token(own_bundle):
     rows = json.loads((own_bundle / MANIFEST).read_text())["accuracy"]
     edit_manifest(own_bundle, is_cotrained=False, has_two_tokens=False, accuracy=[])
