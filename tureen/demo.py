@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from tureen.bundle import MANIFEST, load_bundle, read_manifest
 from tureen.errors import BundleError, TureenError
@@ -31,6 +31,7 @@ EXAMPLES = Path(__file__).parent / "examples"
 BUNDLE = "bundle"
 SAMPLES = "samples"
 ATTACKED = "attacked.png"
+SHIP = "ship.png"
 PICTURE_SCALE = 32
 
 
@@ -53,7 +54,10 @@ def demo(arguments: list[str]) -> int:
         help="what to serve: digits are trained first, the others come with Tureen (default: %(default)s)",
     )
     parser.add_argument(
-        "--dir", type=Path, default=Path("tureen-demo"), help="where all of it goes (default: %(default)s)"
+        "--dir",
+        type=Path,
+        default=Path("tureen-demo"),
+        help="where pictures to try go, and of the digits the run and the bundle (default: %(default)s)",
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument(
@@ -86,7 +90,7 @@ def demo(arguments: list[str]) -> int:
         print(f"{image} is a digit that was changed to fool the clean token. At β = 0, then at β = 1:\n")
         for beta in (0, 1):
             print(f"  curl --data-binary @{image} '{url}/classify?beta={beta}&top_k=1'")
-        print(f"\n{image.parent} has more digits, {url}/docs the rest of the API. Ctrl-C stops.", flush=True)
+        print(f"\n{image.parent} has more digits. {_pages(url)}", flush=True)
 
     settings = Settings(bundle=options.dir / BUNDLE, host=options.host, port=options.port, log_level="warning")
     return run_server(settings, on_ready=invite)
@@ -98,18 +102,38 @@ def _serve_example(bundle: Path, options: argparse.Namespace) -> int:
 
     manifest = read_manifest(bundle)
     print(f"{accuracy_summary(manifest)}\n")
+    if not options.no_serve:
+        _require_free(options.host, options.port)
+    picture: Path = options.dir / SAMPLES / SHIP
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    drawn_ship().save(picture)
     if options.no_serve:
         return 0
-    _require_free(options.host, options.port)
 
     def invite(port: int) -> None:
         url = f"http://{options.host}:{port}"
-        print(f"{', '.join(manifest.labels)}: with a picture of one of these,\n")
-        print(f"  curl --data-binary @picture.jpg '{url}/classify?beta=0.5&top_k=3'")
-        print(f"\n{url}/docs has the rest of the API. Ctrl-C stops.", flush=True)
+        print(f"The labels are {', '.join(manifest.labels)}. {picture} is a drawing of a ship:\n")
+        print(f"  curl --data-binary @{picture} '{url}/classify?beta=0.5&top_k=3'")
+        print(f"\n{_pages(url)}", flush=True)
 
     settings = Settings(bundle=bundle, host=options.host, port=options.port, log_level="warning")
     return run_server(settings, on_ready=invite)
+
+
+def _pages(url: str) -> str:
+    return f"The console is {url}/ui, the rest of the API {url}/docs. Ctrl-C stops."
+
+
+def drawn_ship() -> Image.Image:
+    """A picture to try the example of CIFAR-10 with, RGB 320 × 320: a ship at sea, in a few shapes."""
+    picture = Image.new("RGB", (320, 320), (150, 190, 225))
+    draw = ImageDraw.Draw(picture)
+    draw.rectangle((0, 200, 320, 320), fill=(40, 80, 120))  # sea
+    draw.polygon([(40, 180), (290, 180), (260, 235), (75, 235)], fill=(60, 50, 55))  # hull
+    draw.rectangle((100, 140, 220, 180), fill=(235, 235, 235))  # decks
+    draw.rectangle((130, 105, 190, 140), fill=(220, 220, 220))
+    draw.rectangle((150, 70, 170, 105), fill=(190, 60, 50))  # funnel
+    return picture
 
 
 def prepare(directory: Path) -> Path:

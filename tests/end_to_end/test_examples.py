@@ -1,6 +1,12 @@
 """The bundle that comes with Tureen: served by one command, and right about real photographs."""
 
 import io
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -15,16 +21,51 @@ from tureen.demo import EXAMPLES
 CIFAR10 = Path(__file__).parents[3] / "shared" / "data" / "cifar10-jpeg.tar.gz"
 
 
-def test_the_example_that_comes_with_tureen_is_served_without_training(capsys):
+def test_the_example_that_comes_with_tureen_is_served_without_training(capsys, tmp_path):
     bundle = EXAMPLES / "cifar10"
     assert sum(file.stat().st_size for file in bundle.iterdir()) < 20 * 2**20
-    assert main(["demo", "--bundle", "cifar10", "--no-serve"]) == 0
+    assert main(["demo", "--bundle", "cifar10", "--no-serve", "--dir", str(tmp_path)]) == 0
     assert "APGD" in capsys.readouterr().out
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8))
     picture.save(buffer := io.BytesIO(), "JPEG")
     with tureen.load(bundle) as soup:
         (answer,) = soup.classify([buffer.getvalue()], beta=[0.5])
         assert answer.predictions[0].label in soup.labels
+
+
+def test_the_example_serves_what_it_prints_on_a_picture_in_the_directory_given(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    command = [
+        sys.executable,
+        "-m",
+        "tureen.cli",
+        "demo",
+        "--bundle",
+        "cifar10",
+        "--dir",
+        str(tmp_path),
+        "--port",
+        port,
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as demo:
+        try:
+            lines = []
+            for line in demo.stdout:
+                lines.append(line)
+                if "Ctrl-C stops" in line:
+                    break
+            shown = "".join(lines)
+            (curl,) = re.findall(r"^  (curl .*)$", shown, re.MULTILINE)
+            answer = json.loads(subprocess.check_output(["sh", "-c", curl]))
+        finally:
+            demo.send_signal(signal.SIGTERM)
+            _, log = demo.communicate(timeout=60)
+    assert (answer["beta"], answer["predictions"][0]["label"]) == (0.5, "ship")
+    assert f"@{tmp_path / 'samples' / 'ship.png'} " in curl
+    assert f"http://127.0.0.1:{port}/ui" in shown
+    assert "left out" not in log
 
 
 def test_the_example_classifies_real_photographs(tmp_path):
