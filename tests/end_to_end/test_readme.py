@@ -102,7 +102,7 @@ def test_every_command_runs_and_every_answer_is_true(workplace, trained_run):
                     continue
                 if command.startswith("tureen train"):
                     # The training itself made `trained_run`; here the command as written, cut short.
-                    command += " --set epochs=1 --set evaluation_steps=1"
+                    command += " --set epochs=1 --set evaluation_steps=1 --set model.depth=1 --set model.width=16"
                 answer = subprocess.check_output(
                     ["sh", "-c", command.replace(":8000", f":{port}")], text=True, cwd=workplace, env=environment()
                 )

@@ -106,8 +106,11 @@ def test_the_tensorrt_provider_wants_the_tensorrt_it_is_linked_with():
 def test_the_tensorrt_provider_has_one_profile_and_caches_of_its_own(bundle, tmp_path):
     options = EngineOptions(threads=1, max_batch=16)
     chosen = tensorrt_options(bundle.graph, options, version="1.31.1", device="NVIDIA H100 80GB HBM3")
-    assert chosen["trt_profile_min_shapes"] == "pixels:1x8x8x3,cls_token:1x128"
-    assert chosen["trt_profile_opt_shapes"] == chosen["trt_profile_max_shapes"] == "pixels:16x8x8x3,cls_token:16x128"
+    width = len(bundle.clean_token)
+    assert chosen["trt_profile_min_shapes"] == f"pixels:1x8x8x3,cls_token:1x{width}"
+    assert (
+        chosen["trt_profile_opt_shapes"] == chosen["trt_profile_max_shapes"] == f"pixels:16x8x8x3,cls_token:16x{width}"
+    )
     assert not any("cache" in key for key in chosen)
     kept = EngineOptions(threads=1, cache=tmp_path)
     directories = {
