@@ -76,8 +76,9 @@ def check_health(python, port):
     program = json.loads(line[line.index("[") :])
     assert program[:2] == ["python", "-c"]
     for served, code in ((port, 0), (1, 1)):
-        command = [python, "-c", program[2].replace("8000", str(served))]
-        assert subprocess.run(command, capture_output=True).returncode == code
+        command = [python, "-c", program[2]]
+        environment = {"TUREEN_PORT": str(served)}
+        assert subprocess.run(command, env=environment, capture_output=True).returncode == code
 
 
 def test_the_other_commands_name_the_extra_they_need(installed, tmp_path):
