@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ from tureen.demo import EXAMPLES
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "deploy" / "kubernetes"
+GUIDE = (ROOT / "docs" / "kubernetes.md").read_text()
 KSERVE, KUSTOMIZATION = FOLDER / "kserve.yaml", FOLDER / "kustomization.yaml"
 VERSIONS = ("1.30", "1.37")  # the oldest and the newest that it is checked for
 
@@ -131,3 +133,25 @@ def test_the_server_starts_as_it_is_started_there_and_answers_the_probes(where, 
     finally:
         server.terminate()
         assert server.wait(60) == 0
+
+
+def test_the_first_credential_is_made_by_the_documented_command_and_is_in_no_pods_directory(tmp_path):
+    (line,) = re.findall(r"^kubectl exec deployment/tureen -- (.* make ada .*)$", GUIDE, re.MULTILINE)
+    assert line in (FOLDER / "deployment.yaml").read_text()
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    pod = {
+        "PATH": path,
+        "TUREEN_BUNDLE": str(EXAMPLES / "cifar10"),
+        "TUREEN_STORE": f"sqlite:///{tmp_path / 'store.db'}",
+    }
+
+    def run(command, state):
+        environment = {**os.environ, **pod, "TUREEN_STATE_DIR": str(tmp_path / state)}
+        return subprocess.check_output(shlex.split(command), env=environment, text=True)
+
+    assert len(run(line, "one").split()) == 1  # the token
+    assert run(line.replace("make ada --role operate", "list"), "another").startswith("ada  operate ")
+
+
+def test_the_guide_makes_a_credential_before_the_first_change():
+    assert GUIDE.index("make ada") < GUIDE.index("tureen beta get")
