@@ -10,8 +10,9 @@ setup: .venv/installed
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --disable-pip-version-check -c constraints.txt -e ".[dev]"
-	# For its types alone: what calls it is checked against them. To import it takes a GPU and TensorRT.
-	$(BIN)/pip install --disable-pip-version-check --no-deps torch-tensorrt==2.13.0
+	# mypy checks export/torch_plan.py against its types, which a machine without a GPU has too. The extra torch-tensorrt
+	# installs it with TensorRT, to run.
+	$(BIN)/pip install --disable-pip-version-check -c constraints.txt --no-deps torch-tensorrt
 	touch $@
 
 demo: setup

@@ -21,8 +21,8 @@ from tureen.engines.trt_build import DEFAULT_BATCH, plan_record
 from tureen.manifest import PlanRecord, Precision
 
 NO_TORCH_TENSORRT = (
-    "torch-tensorrt cannot be used here: it needs an NVIDIA GPU with its driver, TensorRT, and the torch it was made "
-    "for; export with --engine tensorrt on a machine that has them, or use the ONNX way"
+    "torch-tensorrt cannot be used here: it needs the extra [torch-tensorrt] and an NVIDIA GPU with its driver; "
+    "export with --engine tensorrt on a machine that has them, or use the ONNX way"
 )
 
 
