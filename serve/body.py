@@ -5,8 +5,7 @@ Pure: bytes in, images out. What a body may weigh is checked before, by `serve.r
 
 from __future__ import annotations
 
-import base64
-import binascii
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +13,8 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import Field, File, create_form_parser
 
 from serve.errors import InvalidParameterError, MalformedFormError
-from serve.json_body import parse_json
-from tureen.errors import ImageTooLargeError, UnsupportedImageTypeError
+from serve.json_body import decode_base64, parse_json
+from tureen.errors import ImageError, ImageTooLargeError, UndecodableImageError, UnsupportedImageTypeError
 from tureen.tokens import parse_beta
 
 IMAGE_FIELD = "image"
@@ -38,11 +37,21 @@ class BodyLimits:
 
 @dataclass(frozen=True)
 class Images:
-    """The encoded images of a request, and the β that each names. is_list: whether the answer is a list too."""
+    """The encoded images of a request, and the β that each names. is_list: whether the answer is a list too.
 
-    images: list[bytes]
+    In a list, an image that cannot be read is the error that says why.
+    """
+
+    images: Sequence[bytes | ImageError]
     betas: list[float | None]
     is_list: bool
+
+    def only(self) -> bytes:
+        """The first image, of a request that holds one; raises the ImageError in its place."""
+        image = self.images[0]
+        if isinstance(image, ImageError):
+            raise image
+        return image
 
 
 def media_type_of(content_type: str) -> str:
@@ -73,7 +82,7 @@ def images_of(body: bytes, content_type: str, limits: BodyLimits) -> Images:
         found = _images_of_json(body, limits)
     else:
         return Images([body], [None], is_list=False)
-    if any(len(image) > limits.max_image_bytes for image in found.images):
+    if not found.is_list and len(found.only()) > limits.max_image_bytes:
         raise ImageTooLargeError("bytes", limits.max_image_bytes)
     return found
 
@@ -131,21 +140,28 @@ def _images_of_json(body: bytes, limits: BodyLimits) -> Images:
     """{"images": [{"data": "<base64>", "beta": 0.7}, …]}, β where wanted."""
     value = parse_json(body, max_bytes=limits.max_request_bytes, max_depth=MAX_JSON_DEPTH)
     entries = value.get("images") if isinstance(value, dict) and set(value) == {"images"} else None
-    if not isinstance(entries, list) or not entries:
+    if not isinstance(entries, list):
         raise InvalidParameterError('the JSON is no {"images": [{"data": "<base64>", "beta": 0.7}, …]}')
+    if not entries:
+        raise InvalidParameterError(f"the list of images is empty: send 1 to {limits.max_images}")
     if len(entries) > limits.max_images:
         raise _too_many(limits)
     images, betas = zip(*(_json_image(index, entry) for index, entry in enumerate(entries)), strict=True)
-    return Images(list(images), list(betas), is_list=True)
+    return Images(images, list(betas), is_list=True)
 
 
-def _json_image(index: int, entry: Any) -> tuple[bytes, float | None]:
-    if not isinstance(entry, dict) or not {"data"} <= set(entry) <= {"data", BETA_FIELD}:
-        raise InvalidParameterError(f'image {index} is no object of "data" and, where wanted, "beta"')
+def _json_image(index: int, entry: Any) -> tuple[bytes | ImageError, float | None]:
+    if (
+        not isinstance(entry, dict)
+        or not {"data"} <= set(entry) <= {"data", BETA_FIELD}
+        or not isinstance(entry["data"], str)
+    ):
+        raise InvalidParameterError(f'image {index} is not an object of a text "data" and, optionally, "beta"')
+    image: bytes | ImageError
     try:
-        image = base64.b64decode(entry["data"], validate=True)
-    except (binascii.Error, TypeError, ValueError):
-        raise InvalidParameterError(f"the data of image {index} is no base64 text") from None
+        image = decode_base64(entry["data"])
+    except ValueError:
+        image = UndecodableImageError("the data of the image is neither a base64 text nor a data: URL with one")
     beta = entry.get(BETA_FIELD)
     if beta is None:
         return image, None

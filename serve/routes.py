@@ -90,7 +90,7 @@ def add_routes(app: FastAPI, service: Service, memory: BodyMemory) -> None:
                 choice = admission.choose(
                     _first(images.betas[0], parameters.beta), asker_of(request, parameters.policy)
                 )
-                one = await unless_gone(request, admission.classify(images.images[0], choice))
+                one = await unless_gone(request, admission.classify(images.only(), choice))
                 labels = admission.model.bundle.manifest.labels
                 result = classified(one.logits[0], choice, labels, parameters.top_k)
                 answer = ClassifyAnswer(
@@ -122,7 +122,7 @@ def add_routes(app: FastAPI, service: Service, memory: BodyMemory) -> None:
             if not admission.model.bundle.manifest.has_two_tokens:
                 raise SingleTokenError
             admission.in_force.check(parameters.betas)
-            asked = Asked(images.images[0], tuple(parameters.betas))
+            asked = Asked(images.only(), tuple(parameters.betas))
             (one,) = await unless_gone(request, admission.answer([asked]))
             if isinstance(one, TureenError):
                 raise one
@@ -136,7 +136,11 @@ async def _classify_several(
     admission: Admission, images: Images, parameters: Parameters, asker: Asker
 ) -> tuple[ClassifyAnswers, list[Answered]]:
     choices = [admission.choose(_first(beta, parameters.beta), asker) for beta in images.betas]
-    replies = await admission.classify_all(images.images, choices)
+    pairs = [(image, choice) for image, choice in zip(images.images, choices, strict=True) if isinstance(image, bytes)]
+    replies_in_order = iter(
+        await admission.classify_all([image for image, _ in pairs], [choice for _, choice in pairs])
+    )
+    replies = [next(replies_in_order) if isinstance(image, bytes) else image for image in images.images]
     labels = admission.model.bundle.manifest.labels
     results = [
         unclassified(reply)
@@ -192,7 +196,7 @@ def _openapi_body(*, several: bool) -> dict[str, Any]:
     }
     image: dict[str, Any] = {
         "type": "object",
-        "properties": {"data": {"type": "string", "contentEncoding": "base64", "pattern": "^[A-Za-z0-9+/]*={0,2}$"}},
+        "properties": {"data": {"type": "string", "description": "base64, or a data: URL of it"}},
         "required": ["data"],
         "additionalProperties": False,
     }

@@ -218,7 +218,7 @@ def read_manifest_text(path: Path | str) -> str:
     """The words of a bundle's manifest, whatever they are; raises BundleError."""
     path = Path(path)
     try:
-        return read_file(path, MANIFEST, MAX_MANIFEST_BYTES, "export the model again").decode()
+        return read_file(path, MANIFEST, MAX_MANIFEST_BYTES, "export the model again").decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise BundleError(f"{path / MANIFEST} is not a Tureen manifest: export the model again") from error
     except BundleFileError as error:

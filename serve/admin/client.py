@@ -163,8 +163,8 @@ def _refused(status: int, body: bytes) -> RefusedError:
 
 def _token_of(directory: Path) -> str:
     try:
-        return (directory / TOKEN_FILE).read_text().strip()
-    except OSError:
+        return (directory / TOKEN_FILE).read_text("utf-8-sig").strip()
+    except (OSError, UnicodeDecodeError):
         raise RefusedError(
             "no_token",
             f"no token: give --token, set {TOKEN_VARIABLE}, or run where {directory / TOKEN_FILE} can be read",

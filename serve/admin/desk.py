@@ -190,4 +190,4 @@ def _read_or_make(file: Path) -> str:
         descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w") as new:
             new.write(make_secret() + "\n")
-    return file.read_text().strip()
+    return file.read_text("utf-8-sig").strip()

@@ -148,7 +148,9 @@ def _images(tensors: Mapping[str, Tensor], limits: RequestLimits) -> tuple[bytes
     if not tensor.shape or not is_right:
         wanted = "[-1] or [-1, 1]" if tensor.name == IMAGE else [-1, *row]
         raise InvalidRequestError(f"input {tensor.name} has shape {list(tensor.shape)}; it must be {wanted}")
-    if not 1 <= tensor.shape[0] <= limits.max_images:
+    if not tensor.shape[0]:
+        raise InvalidRequestError(f"the batch is empty: send 1 to {limits.max_images} images")
+    if tensor.shape[0] > limits.max_images:
         raise InvalidRequestError(f"the request holds {tensor.shape[0]:,} images; send 1 to {limits.max_images}")
     return tuple(tensor.data)
 

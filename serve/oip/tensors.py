@@ -5,8 +5,7 @@ Knows datatypes and shapes; not which tensors a model has.
 
 from __future__ import annotations
 
-import base64
-import binascii
+import contextlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from serve.json_body import decode_base64
 from serve.oip.errors import InvalidRequestError
 
 BYTES = "BYTES"
@@ -62,7 +62,7 @@ def tensor_from_values(head: TensorHead, values: Sequence[Any]) -> Tensor:
     Raises InvalidRequestError.
     """
     if head.datatype == BYTES:
-        elements = [_bytes_of(head, value) for value in _flat(values)]
+        elements = [_bytes_of(head, index, value) for index, value in enumerate(_flat(values))]
         if len(elements) != head.size:
             raise _wrong_count(head, len(elements))
         return _tensor(head, elements)
@@ -73,7 +73,7 @@ def tensor_from_values(head: TensorHead, values: Sequence[Any]) -> Tensor:
     if array.size != head.size:
         raise _wrong_count(head, array.size)
     is_whole = head.datatype == "UINT8"
-    if array.dtype.kind not in ("iu" if is_whole else "iuf") or (
+    if (array.size and array.dtype.kind not in ("iu" if is_whole else "iuf")) or (
         is_whole and array.size and not 0 <= array.min() <= array.max() <= 255
     ):
         wanted = "whole numbers from 0 to 255" if is_whole else "numbers"
@@ -108,16 +108,14 @@ def _elements(head: TensorHead, raw: memoryview) -> Iterator[bytes]:
         raise _wrong_count(head, count)
 
 
-def _bytes_of(head: TensorHead, value: object) -> bytes:
+def _bytes_of(head: TensorHead, index: int, value: object) -> bytes:
     if isinstance(value, bytes):
         return value
-    try:
+    with contextlib.suppress(ValueError):
         if isinstance(value, str):
-            return base64.b64decode(value, validate=True)
-    except (binascii.Error, ValueError):
-        pass
+            return decode_base64(value)
     raise InvalidRequestError(
-        f"input {head.name}: in JSON each element of BYTES is a base64 text; or send it in binary"
+        f"input {head.name}: element {index} is not a base64 text. Elements of BYTES are base64 in JSON, or binary data"
     )
 
 

@@ -218,6 +218,21 @@ def live(cell):
     return cell[1:] if cell.startswith("'") else cell
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("list.csv", "path,id,beta\nimage.png,first,1\n"),
+        ("list.jsonl", '{"path": "image.png", "id": "first", "beta": 1}\n'),
+        ("list.jsonl", '\n{"path": "image.png", "id": "first", "beta": 1}\n'),
+    ],
+)
+def test_a_byte_order_mark_is_no_part_of_a_manifest(run_batch, photos, tmp_path, name, text):
+    (tmp_path / "image.png").write_bytes(sorted(photos.rglob("*.png"))[0].read_bytes())
+    (tmp_path / name).write_text(text, encoding="utf-8-sig")
+    assert run_batch(tmp_path / name, tmp_path / "out") == 0
+    assert [(row["id"], row["status"]) for row in rows_of(tmp_path / "out")] == [("first", "ok")]
+
+
 @pytest.mark.parametrize("format", ["csv", "jsonl"])
 def test_a_table_opens_in_a_spreadsheet_without_running_anything(run_batch, photos, tmp_path, format):
     image = sorted(photos.rglob("*.png"))[0].read_bytes()

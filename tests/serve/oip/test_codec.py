@@ -17,6 +17,7 @@ from tureen.errors import InvalidBetaError, TureenError
 
 LIMITS = RequestLimits(image_size=4, max_images=8)
 ONE_PIXELS = {"name": "pixels", "datatype": "UINT8", "shape": [1, 4, 4, 3]}
+EMPTY_BETA = {"name": "beta", "datatype": "FP32", "shape": [0, 1], "data": []}
 ONE_IMAGE = {"name": "image", "datatype": "BYTES", "shape": [1]}
 
 
@@ -121,6 +122,11 @@ def test_one_wrong_beta_in_a_tensor_refuses_the_request(value):
     refuses("β is", *body)
 
 
+def test_base64_is_read_as_elsewhere_and_a_byte_order_mark_before_the_json_too():
+    told = {**ONE_IMAGE, "shape": [3], "data": ["data:image/png;base64,-_8", "+/\r\n8=", "-_8="]}
+    assert decode(b"\xef\xbb\xbf" + in_json(told)).images == (b"\xfb\xff",) * 3
+
+
 def test_a_length_of_zero_means_that_the_body_is_the_image_itself():
     request = decode(b"\xff\xd8\xff the file", "0", query_beta="robust")
     assert request.images == (b"\xff\xd8\xff the file",)
@@ -175,7 +181,11 @@ def test_id_and_timeout_are_taken_and_what_clients_send_of_their_own_accord_is_n
         ("must be \\[-1\\]", in_json(base64_image(b"x", b"y", shape=[1, 2]))),
         ("holds 2 elements, not 1", in_json(base64_image(b"x", shape=[2]))),
         ("holds 1 elements, not more", in_json(base64_image(b"x", b"y", shape=[1]))),
-        ("0 images", in_json({**ONE_IMAGE, "shape": [0], "data": []})),
+        ("the batch is empty: send 1 to 8", in_json({**ONE_IMAGE, "shape": [0], "data": []})),
+        ("the batch is empty: send 1 to 8", in_json({**ONE_PIXELS, "shape": [0, 4, 4, 3], "data": []})),
+        ("the batch is empty", in_json({**ONE_IMAGE, "shape": [0, 1], "data": []}, EMPTY_BETA)),
+        ("the batch is empty", in_json({**ONE_PIXELS, "shape": [0, 4, 4, 3], "parameters": {"binary_data_size": 0}})),
+        ("element 1 is not a base64 text", in_json({**ONE_IMAGE, "shape": [2], "data": ["aGk=", "not base64!"]})),
         ("9 images", in_json(base64_image(*[b"x"] * 9))),
         ("base64", in_json({**ONE_IMAGE, "data": ["not base64!"]})),
         ("base64", in_json({**ONE_IMAGE, "data": ["é"]})),
