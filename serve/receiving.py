@@ -1,17 +1,28 @@
 """Receives the body of a request: capped in bytes, in time, and in what all bodies together hold; and tells when the
-client has gone. What the bytes mean is `serve.body`'s.
+client has gone. A compressed body is capped before and after decompression. What the bytes mean is `serve.body`'s.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+import zlib
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 
-from serve.errors import BodyTimeoutError, ClientGoneError, IncompleteBodyError, OverloadedError
+from serve.errors import (
+    BodyTimeoutError,
+    ClientGoneError,
+    IncompleteBodyError,
+    MalformedRequestError,
+    OverloadedError,
+)
 from tureen.errors import ImageTooLargeError, TureenError, UnsupportedImageTypeError
+
+COMPRESSIONS = frozenset({"gzip", "deflate"})
+NOT_ONE_STREAM = "the body is not one whole gzip or zlib stream, which its Content-Encoding says it is"
+PIECE_BYTES = 2**20  # decompressed at a time, in milliseconds; then other requests have their turn
 
 T = TypeVar("T")
 
@@ -34,17 +45,28 @@ class BodyMemory:
 
 
 async def receive_body(
-    request: Request, memory: BodyMemory, *, max_bytes: int, timeout_ms: int, too_large: TureenError | None = None
+    request: Request,
+    memory: BodyMemory,
+    *,
+    max_bytes: int,
+    timeout_ms: int,
+    too_large: TureenError | None = None,
+    decompresses: bool = False,
 ) -> bytes:
-    """The whole body.
+    """The whole body; decompresses: whether it may be compressed with gzip or deflate.
 
-    Raises UnsupportedImageTypeError where it is compressed, ImageTooLargeError (or what is given for it) as soon as it
-    is known to be beyond max_bytes, BodyTimeoutError, IncompleteBodyError, and OverloadedError where all bodies
-    together are too large.
+    Raises UnsupportedImageTypeError where its Content-Encoding is another, ImageTooLargeError (or what is given for it)
+    as soon as it is known to be beyond max_bytes, compressed or decompressed, MalformedRequestError where it cannot be
+    decompressed, BodyTimeoutError, IncompleteBodyError, and OverloadedError where all bodies together are too large.
     """
-    if request.headers.get("content-encoding", "identity").lower() != "identity":
-        raise UnsupportedImageTypeError("the body has a Content-Encoding: send it as it is")
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding != "identity" and not (decompresses and encoding in COMPRESSIONS):
+        advice = "use gzip or deflate, or none" if decompresses else "send it as it is"
+        raise UnsupportedImageTypeError(f"the body has a Content-Encoding that is not read here: {advice}")
     too_large = too_large or ImageTooLargeError("bytes", max_bytes)
+    stream: AsyncIterator[bytes] = request.stream()
+    if encoding != "identity":
+        stream = _decompressed(stream, max_bytes, too_large)
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > max_bytes:
         raise too_large
@@ -52,7 +74,7 @@ async def receive_body(
     held = 0
     try:
         async with asyncio.timeout(timeout_ms / 1000):
-            async for chunk in request.stream():
+            async for chunk in stream:
                 if held + len(chunk) > max_bytes:
                     raise too_large
                 memory.hold(len(chunk))
@@ -66,6 +88,33 @@ async def receive_body(
     finally:
         memory.hold(-held)
     return b"".join(chunks)
+
+
+async def _decompressed(stream: AsyncIterator[bytes], max_bytes: int, too_large: TureenError) -> AsyncIterator[bytes]:
+    """The stream without gzip or deflate, in pieces of at most PIECE_BYTES; it must end where the compression does.
+
+    max_bytes: of the compressed stream. It is counted too, since it may decompress to nothing.
+    """
+    decompressor = zlib.decompressobj(wbits=32 + zlib.MAX_WBITS)  # 32: either header, gzip's or zlib's
+    received = 0
+    async for chunk in stream:
+        received += len(chunk)
+        if received > max_bytes:
+            raise too_large
+        is_full = True
+        while is_full:
+            try:
+                piece = decompressor.decompress(chunk, PIECE_BYTES)
+            except zlib.error:
+                raise MalformedRequestError(NOT_ONE_STREAM) from None
+            chunk = decompressor.unconsumed_tail
+            is_full = len(piece) == PIECE_BYTES
+            yield piece
+            await asyncio.sleep(0)
+        if decompressor.unused_data:
+            raise MalformedRequestError(NOT_ONE_STREAM)
+    if not decompressor.eof:
+        raise MalformedRequestError(NOT_ONE_STREAM)
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:

@@ -120,6 +120,7 @@ def _add_model_routes(
                 max_bytes=settings.max_request_bytes,
                 timeout_ms=settings.timeout_ms,
                 too_large=RequestTooLargeError("body", settings.max_request_bytes, "send fewer images in a request"),
+                decompresses=True,
             )
             header_length = request.headers.get(HEADER_LENGTH)
             wanted = decode_request(body, header_length, query_beta=query_beta, limits=request_limits(service))

@@ -1,7 +1,9 @@
 """The protocol over HTTP in one process: what its clients read, on the example bundle, with and without binary data."""
 
 import base64
+import gzip
 import json
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -302,3 +304,49 @@ def test_requests_are_logged_with_their_beta_and_counted_by_route(client, images
         3,
         0.5,
     )
+
+
+def compressed(client, body, encoding, **headers):
+    return client.post(INFER, content=body, headers={"Content-Encoding": encoding, **headers})
+
+
+def test_a_compressed_body_is_the_body(client, images):
+    body = json.dumps({"inputs": [image_input(images)]}).encode()
+    plain = tensor(client.post(INFER, content=body))
+    for encoding, made in (
+        ("gzip", gzip.compress(body)),
+        ("deflate", zlib.compress(body)),
+        ("GZIP", gzip.compress(body)),
+    ):
+        np.testing.assert_allclose(tensor(compressed(client, made, encoding)), plain, atol=1e-4)  # other batch sizes
+
+
+def test_binary_tensors_may_be_compressed_with_their_json(client, pixels):
+    inputs = [{"name": "pixels", "datatype": "UINT8", "shape": list(pixels.shape)}]
+    inputs[0]["parameters"] = {"binary_data_size": pixels.nbytes}
+    text = json.dumps({"inputs": inputs}).encode()
+    response = compressed(client, gzip.compress(text + pixels.tobytes()), "gzip", **{HEADER: str(len(text))})
+    assert tensor(response).shape == (3, 10)
+
+
+def test_a_body_that_decompresses_beyond_the_limit_is_refused(bundle):
+    with serving(bundle, max_request_bytes=100_000, max_body_memory=3 * 2**20) as client:
+        is_error(compressed(client, gzip.compress(bytes(100_001)), "gzip"), 413, "more than 100,000 bytes")
+        is_error(compressed(client, gzip.compress(bytes(2**29)), "gzip"), 413, "100,000 bytes")
+        is_error(compressed(client, gzip.compress(bytes(100_000)), "gzip"), 400, "JSON")
+        nothing = zlib.compressobj(wbits=31)  # blocks that hold nothing: the output never grows
+        empty = b"".join(nothing.compress(b"") + nothing.flush(zlib.Z_FULL_FLUSH) for _ in range(30_000))
+        is_error(compressed(client, empty, "gzip"), 413, "100,000 bytes")
+        assert client.app.state.service.metrics.registry.get_sample_value("tureen_body_bytes") == 0
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+def test_a_body_that_is_not_what_its_encoding_says_is_refused(client, images, encoding):
+    made = gzip.compress(json.dumps({"inputs": [image_input(images)]}).encode())
+    for body in (b"", b"{}", made[:-1], made[:-9], made + b"x", made + made, b"\0" + made):
+        is_error(compressed(client, body, encoding), 400, "not one whole gzip or zlib stream")
+
+
+def test_another_encoding_is_refused_and_names_those_that_are_read(client):
+    for encoding in ("br", "zstd", "gzip, gzip"):
+        is_error(compressed(client, b"x", encoding), 400, "use gzip or deflate")

@@ -163,10 +163,20 @@ def test_triton_shows_that_a_timeout_in_microseconds_has_passed(triton, images):
         triton.infer(MODEL, [image], timeout=1)
 
 
-def test_triton_shows_that_an_image_is_bad_and_that_compression_is_refused(triton, images):
+def test_triton_shows_that_an_image_is_bad(triton, images):
     image = tensor(triton.module, "image", encoded([images[0], images[1][:100]]))
     with pytest.raises(InferenceServerException, match="image 1: the image cannot be decoded"):
         triton.infer(MODEL, [image])
-    option = "request_compression_algorithm" if triton.module is triton_http else "compression_algorithm"
-    with pytest.raises(InferenceServerException, match=r"Content-Encoding|Compression algorithm 'gzip' is disabled"):
-        triton.infer(MODEL, [tensor(triton.module, "image", encoded(images))], **{option: "gzip"})
+
+
+@pytest.mark.parametrize("algorithm", ["gzip", "deflate"])
+def test_triton_may_compress_its_requests_over_http_and_not_over_grpc(triton, known, algorithm):
+    pixels = tensor(triton.module, "pixels", known["pixels"])
+    if triton.module is triton_http:
+        answer = triton.infer(MODEL, [pixels], request_compression_algorithm=algorithm, parameters={"beta": 1.0})
+        plain = triton.infer(MODEL, [pixels], parameters={"beta": 1.0})
+        np.testing.assert_allclose(answer.as_numpy("logits"), plain.as_numpy("logits"), **CLOSE)
+        triton.infer(MODEL, [pixels], response_compression_algorithm=algorithm)  # which the server may leave undone
+    else:
+        with pytest.raises(InferenceServerException, match=f"Compression algorithm '{algorithm}' is disabled"):
+            triton.infer(MODEL, [pixels], compression_algorithm=algorithm)
