@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 import tureen
 from serve.access import AccessMiddleware, access_fields
 from serve.console.routes import add_console
+from serve.cors import preflight_answer
 from serve.errors import NotReadyError
 from serve.oip.errors import is_oip, oip_kind, oip_response
 from serve.oip.routes import add_oip_routes

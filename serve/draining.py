@@ -36,8 +36,8 @@ _USED = {
         timeout_keep_alive_handler _start_asgi_task _unset_keepalive_if_required app config connections cycle
         expect_100_continue flow headers loop parser pipeline scope server_state tasks timeout_keep_alive
         timeout_keep_alive_task transport""",
-    RequestResponseCycle: """body disconnected keep_alive message_event more_body response_complete response_started
-        transport waiting_for_100_continue""",
+    RequestResponseCycle: """body default_headers disconnected keep_alive message_event more_body response_complete
+        response_started transport waiting_for_100_continue""",
     ServerState: "connections default_headers tasks",
     uvicorn.Server: """capture_signals force_exit handle_exit run server_state should_exit shutdown startup""",
     FlowControl: "pause_reading read_paused resume_reading write_paused",

@@ -17,6 +17,7 @@ from typing import Any, NoReturn, cast
 from starlette.types import Receive, Scope, Send
 
 from serve.access import access_fields, answered_elsewhere, arrived_s, record, request_id_of
+from serve.cors import cors_headers
 from serve.errors import (
     HeadTimeoutError,
     HeadTooLargeError,
@@ -30,7 +31,7 @@ from serve.metrics import Metrics
 from serve.parsing import StopParsing, parse
 from serve.refusal import Refusal, refusal_of
 from serve.waking import WakingProtocol
-from serve.wire import PROBES, WireLimits, fault_of_head
+from serve.wire import PROBES, Headers, WireLimits, fault_of_head
 from tureen.errors import TureenError
 
 Gate = Callable[[bytes, bytes], tuple[str, TureenError | None] | None]
@@ -183,6 +184,7 @@ class WireProtocol(WakingProtocol):
                 return
         super().on_headers_complete()
         self._enter(Phase.BODY)
+        self.cycle.default_headers = self._default_headers()
         cast(Any, self.cycle).transport = _LingeringTransport(self)
         # A client that waits for 100 and gets another answer may send its body or not: nobody could tell what is next.
         if (has_body and self.expect_100_continue) or self in self.probes:
@@ -283,6 +285,7 @@ class WireProtocol(WakingProtocol):
             super().on_headers_complete()
             self.app = self.config.loaded_app
             self.cycle.keep_alive &= keep_alive
+            self.cycle.default_headers = self._default_headers()
             cast(Any, self.cycle).transport = _LingeringTransport(self)
             return
         if self.flow.write_paused:  # so many answers lie here unread that one more would only fill memory
@@ -340,13 +343,18 @@ class WireProtocol(WakingProtocol):
         scope = self._scope()
         answer = refusal.to_bytes(
             request_id_of(scope),
-            self.server_state.default_headers,
+            self._default_headers(),
             keep_alive=keep_alive,
             is_head=scope.get("method") == "HEAD",
         )
         self.transport.write(answer)
         if is_counted:
             self._count(refusal, scope)
+
+    def _default_headers(self) -> Headers:
+        """What every answer to the request has, whoever makes it."""
+        headers = cast(Headers, self._scope()["headers"])
+        return [*self.server_state.default_headers, *cors_headers(self.limits.cors_origins, headers)]
 
     def _count(self, refusal: Refusal, scope: Scope) -> None:
         access_fields(scope)["code"] = refusal.kind.code

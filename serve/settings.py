@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from serve.body import BodyLimits
-from serve.wire import WireLimits, is_host_name, is_loopback, trusted_hosts
+from serve.wire import WireLimits, is_host_name, is_loopback, is_origin, trusted_hosts
 from tureen.engines.base import EngineOptions
 from tureen.machine import available_cpus, default_cache_directory, default_state_directory
 from tureen.manifest import EngineName, Precision
@@ -42,6 +42,15 @@ def _names(value: str | Iterable[str] | None) -> Iterable[str] | None:
         if name != "*" and not is_host_name(name):
             raise ValueError(f"{name!r} is no name or address without a port; write an IPv6 address as [::1]")
     return names
+
+
+def _origins(value: str | Iterable[str]) -> Iterable[str]:
+    """A list with commas as the origins in it."""
+    origins = [origin.strip() for origin in value.split(",")] if isinstance(value, str) else list(value)
+    for origin in origins:
+        if origin != "*" and not is_origin(origin):
+            raise ValueError(f"{origin!r} is not an origin such as https://app.example.com or http://localhost:5173")
+    return origins
 
 
 def _directories(value: str | Iterable[str | Path]) -> list[str]:
@@ -168,6 +177,11 @@ class Settings(BaseModel):
         description="names, separated by commas, that a request's Host may be, without port, or * for any; default: "
         "localhost, 127.0.0.1 and [::1] where the host is one of these, else any",
     )
+    cors_origins: Annotated[frozenset[str], BeforeValidator(_origins)] = Field(
+        default=frozenset(),
+        description="origins, separated by commas, whose pages a browser lets call this server, such as "
+        "https://app.example.com, or * for any; default: none",
+    )
     max_connections: int = Field(
         default=1024, ge=1, description="connections to a process at a time; one more is answered 503"
     )
@@ -260,6 +274,7 @@ class Settings(BaseModel):
     def wire_limits(self) -> WireLimits:
         return WireLimits(
             hosts=trusted_hosts(self.allowed_hosts, self.host),
+            cors_origins=self.cors_origins,
             head_timeout_s=self.head_timeout_s,
             body_timeout_s=self.body_timeout_s,
             min_body_rate=self.min_body_rate,

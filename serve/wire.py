@@ -16,6 +16,7 @@ from serve.errors import HeadTooLargeError, MalformedRequestError, ServeError, U
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 MAX_HEADERS = 256
 _HOST = re.compile(r"([A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
+_ORIGIN = re.compile(rf"[a-z][a-z0-9+.-]*://{_HOST.pattern}")
 
 PROBES = frozenset({b"/healthz", b"/readyz", b"/v2/health/live", b"/v2/health/ready"})
 
@@ -24,9 +25,13 @@ Headers = list[tuple[bytes, bytes]]
 
 @dataclass(frozen=True)
 class WireLimits:
-    """What one connection may cost. hosts: names that requests may be sent to, without ports; None: any."""
+    """What one connection may cost.
+
+    hosts: names that requests may be sent to, without ports; None: any. cors_origins: as `serve.cors` has them.
+    """
 
     hosts: frozenset[str] | None = None
+    cors_origins: frozenset[str] = frozenset()
     head_timeout_s: float = 10.0
     body_timeout_s: float = 30.0
     body_grace_s: float = 2.0
@@ -57,6 +62,11 @@ def is_host_name(text: str) -> bool:
     """Whether a Host header may be this text, which has no port."""
     match = _HOST.fullmatch(text)
     return match is not None and match[2] is None
+
+
+def is_origin(text: str) -> bool:
+    """Whether a browser's Origin header may be this text: scheme, host and port, without the scheme's own port."""
+    return text == "null" or _ORIGIN.fullmatch(text) is not None
 
 
 def is_loopback(address: str) -> bool:
@@ -93,12 +103,14 @@ def fault_of_head(limits: WireLimits, version: str, target: bytes, headers: Head
     encodings = [value for name, value in headers if name == b"transfer-encoding"]
     if encodings and (encodings[0].lower() != b"chunked" or len(encodings) > 1 or version == "1.0"):
         return MalformedRequestError("the Transfer-Encoding is not chunked alone")
-    return _fault_of_host([value for name, value in headers if name == b"host"], limits.hosts, version)
-
-
-def _fault_of_host(hosts: list[bytes], trusted: frozenset[str] | None, version: str) -> ServeError | None:
-    if not hosts and version == "1.0" and trusted is None:
+    hosts = [value for name, value in headers if name == b"host"]
+    # Load balancers check health in HTTP/1.0 without a Host. A browser, which DNS rebinding needs, always sends one.
+    if not hosts and version == "1.0" and (limits.hosts is None or target.partition(b"?")[0] in PROBES):
         return None
+    return _fault_of_host(hosts, limits.hosts)
+
+
+def _fault_of_host(hosts: list[bytes], trusted: frozenset[str] | None) -> ServeError | None:
     if len(hosts) != 1:
         return MalformedRequestError(f"the request has {len(hosts)} Host headers; it must have one")
     match = _HOST.fullmatch(hosts[0].decode("latin-1"))
