@@ -12,7 +12,6 @@ import fastapi_swagger
 from fastapi import FastAPI, Request, Response
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import JSONResponse
-from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
 import tureen
@@ -21,10 +20,11 @@ from serve.console.routes import add_console
 from serve.cors import preflight_answer
 from serve.errors import NotReadyError
 from serve.oip.errors import is_oip, oip_kind, oip_response
+from serve.oip.openapi import TAG as OIP_TAG
 from serve.oip.routes import add_oip_routes
 from serve.problems import INTERNAL, headers_of, http_kind, kind_of, openapi_responses, problem_response
 from serve.receiving import BodyMemory
-from serve.routes import add_routes
+from serve.routes import CLASSIFY_TAG, add_routes, answer_head
 from serve.service import Service
 from tureen.errors import TureenError
 
@@ -33,6 +33,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("tureen.serve")
 
+HEALTH_TAG = "Health"
+TAGS = [
+    {"name": CLASSIFY_TAG, "description": "One image or several, each at its own β"},
+    {"name": OIP_TAG, "description": "The protocol that tritonclient and kserve speak, under `/v2`"},
+    {"name": HEALTH_TAG, "description": "For load balancers and monitoring"},
+]
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
@@ -54,6 +60,7 @@ def create_app(service: Service, lifespan: Lifespan | None = None, tracing: Trac
         version=tureen.__version__,
         description="Classifies images with an adversarial model soup. `beta` chooses the soup for each request: "
         "0 is the clean token, 1 the robust one. Robust is an empirical accuracy under a stated attack, no guarantee.",
+        openapi_tags=TAGS,
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
@@ -70,16 +77,21 @@ def create_app(service: Service, lifespan: Lifespan | None = None, tracing: Trac
     add_oip_routes(app, service, memory)
     _add_docs(app)
     add_console(app, lambda: (service.bundle.manifest, service.in_force), is_operators=False)
-    _answer_head(app)
+    answer_head(app.router)
     return app
 
 
 def _add_health(app: FastAPI, service: Service) -> None:
-    @app.get("/healthz", summary="Is the process alive?")
+    @app.get("/healthz", tags=[HEALTH_TAG], summary="Is the process alive?")
     async def healthz() -> dict[str, str]:
         return {"status": "alive"}
 
-    @app.get("/readyz", summary="Has the engine reproduced the golden rows on this machine?", responses=_not_ready())
+    @app.get(
+        "/readyz",
+        tags=[HEALTH_TAG],
+        summary="Has the engine reproduced the golden rows on this machine?",
+        responses=_not_ready(),
+    )
     async def readyz() -> dict[str, str]:
         if not service.is_ready:
             raise NotReadyError
@@ -88,7 +100,7 @@ def _add_health(app: FastAPI, service: Service) -> None:
     if not service.settings.has_public_metrics:
         return
 
-    @app.get("/metrics", summary="Prometheus metrics", response_class=Response)
+    @app.get("/metrics", tags=[HEALTH_TAG], summary="Prometheus metrics", response_class=Response)
     async def metrics() -> Response:
         body, media_type = service.metrics.render()
         return Response(body, media_type=media_type)
@@ -122,19 +134,6 @@ def _add_docs(app: FastAPI) -> None:
         )
 
 
-def _answer_head(app: FastAPI) -> None:
-    """HEAD wherever GET is answered, as load balancers and uptime checks ask; uvicorn keeps the body back."""
-    for route in list(app.routes):
-        if isinstance(route, APIRoute) and "GET" in (route.methods or ()):
-            app.add_api_route(
-                route.path,
-                route.endpoint,
-                methods=["HEAD"],
-                include_in_schema=False,
-                response_class=route.response_class,
-            )
-
-
 def _not_ready() -> dict[int | str, dict[str, object]]:
     return {503: openapi_responses()[503]}
 
@@ -148,8 +147,12 @@ async def _tureen_problem(request: Request, error: Exception) -> JSONResponse:
     return respond(kind, str(error), headers_of(error))
 
 
-async def _http_problem(request: Request, error: Exception) -> JSONResponse:
+async def _http_problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    if error.status_code == 405 and request.method == "OPTIONS":
+        origins = request.app.state.service.settings.cors_origins
+        if (answer := preflight_answer(origins, request.headers)) is not None:
+            return answer
     kind = http_kind(error.status_code)
     access_fields(request.scope)["code"] = kind.code
     detail = (

@@ -32,6 +32,7 @@ from serve.service import Admission, Service
 from tureen.errors import SingleTokenError, TureenError
 from tureen.tokens import MODE_BETAS
 
+CLASSIFY_TAG = "Classify"
 BINARY = {"schema": {"type": "string", "format": "binary"}}
 
 
@@ -47,7 +48,7 @@ class DirectRoute(APIRoute):
 
 def add_routes(app: FastAPI, service: Service, memory: BodyMemory) -> None:
     """Register both on the application. memory: of all its bodies."""
-    router = APIRouter(route_class=DirectRoute)
+    router = APIRouter(route_class=DirectRoute, tags=[CLASSIFY_TAG])
     has_two_tokens = service.bundle.manifest.has_two_tokens
     settings = service.settings
 
@@ -130,6 +131,22 @@ def add_routes(app: FastAPI, service: Service, memory: BodyMemory) -> None:
         return _response(request, answer, [one])
 
     app.include_router(router)
+
+
+def answer_head(router: APIRouter) -> None:
+    """HEAD wherever GET is answered, as load balancers and uptime checks ask; uvicorn keeps the body back.
+
+    To be called before the router is included: FastAPI does not list the routes of an included one.
+    """
+    for route in list(router.routes):
+        if isinstance(route, APIRoute) and "GET" in (route.methods or ()):
+            router.add_api_route(
+                route.path.removeprefix(router.prefix),
+                route.endpoint,
+                methods=["HEAD"],
+                include_in_schema=False,
+                response_class=route.response_class,
+            )
 
 
 async def _classify_several(

@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from serve.control.choice import InForce
+from serve.routes import answer_head
 from tureen.manifest import Manifest
 
 STATIC = Path(__file__).parent / "static"
@@ -57,4 +58,5 @@ def add_console(app: FastAPI, shown: Callable[[], tuple[Manifest, InForce]], *, 
         }
         return JSONResponse(content, headers=HEADERS)
 
+    answer_head(router)
     app.include_router(router)

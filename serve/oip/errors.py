@@ -11,11 +11,13 @@ ServeError
 
 from __future__ import annotations
 
+from typing import Any
+
 from starlette.responses import JSONResponse
 from starlette.types import Scope
 
 from serve.errors import ServeError
-from serve.problems import Kind, kind_of, problem_response
+from serve.problems import INTERNAL, KINDS, Kind, kind_of, problem_response
 
 PREFIX = "/v2"
 
@@ -59,7 +61,23 @@ def oip_kind(error: Exception) -> Kind:
     for cls in type(error).__mro__:
         if cls in OIP_KINDS:
             return OIP_KINDS[cls]
-    kind = kind_of(error)
+    return _at_most_400(kind_of(error))
+
+
+def oip_openapi_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The errors of these statuses as OpenAPI responses; of every status where none is given."""
+    by_status: dict[int, set[str]] = {}
+    for kind in (*OIP_KINDS.values(), *map(_at_most_400, KINDS.values()), INTERNAL):
+        by_status.setdefault(kind.status, set()).add(kind.title)
+    schema = {"type": "object", "properties": {"error": {"type": "string"}}, "required": ["error"]}
+    return {
+        status: {"description": "; ".join(sorted(titles)), "content": {"application/json": {"schema": schema}}}
+        for status, titles in by_status.items()
+        if not statuses or status in statuses
+    }
+
+
+def _at_most_400(kind: Kind) -> Kind:
     return Kind(400, kind.code, kind.title) if kind.status in (415, 422) else kind
 
 

@@ -19,12 +19,19 @@ from serve.oip.describe import (
     repository_index,
     server_metadata,
 )
-from serve.oip.errors import PREFIX, InvalidRequestError, NotOfferedError, RequestTooLargeError
+from serve.oip.errors import (
+    PREFIX,
+    InvalidRequestError,
+    NotOfferedError,
+    RequestTooLargeError,
+    oip_openapi_responses,
+)
 from serve.oip.infer import infer, request_limits
+from serve.oip.openapi import TAG, infer_body, infer_parameters, infer_response, path_parameters
 from serve.oip.request import BETA
 from serve.oip.statistics import Statistics
 from serve.receiving import BodyMemory, receive_body, unless_gone
-from serve.routes import asker_of
+from serve.routes import answer_head, asker_of
 from serve.service import Service
 
 NOT_OFFERED = (
@@ -44,33 +51,36 @@ def add_oip_routes(app: FastAPI, service: Service, memory: BodyMemory) -> None:
     memory: of all its bodies, and those of the other routes.
     """
     app.state.statistics = statistics = Statistics()
-    router = APIRouter(prefix=PREFIX, include_in_schema=False)  # the protocol has a specification of its own
+    router = APIRouter(prefix=PREFIX, tags=[TAG])
     _add_server_routes(router, service, statistics)
     for path in ("/models/{name}", "/models/{name}/versions/{version}"):
         _add_model_routes(router, path, service, statistics, memory)
+    answer_head(router)
     app.include_router(router)
 
 
 def _add_server_routes(router: APIRouter, service: Service, statistics: Statistics) -> None:
-    @router.get("")
+    @router.get("", summary="The server and the extensions it offers")
     async def metadata() -> JSONResponse:
         return JSONResponse(server_metadata())
 
     # The bodies are for kserve's client, which reads them; tritonclient wants the status alone.
-    @router.get("/health/live")
+    @router.get("/health/live", summary="Is the server alive?")
     async def live() -> JSONResponse:
         return JSONResponse({"live": True})
 
-    @router.get("/health/ready")
+    @router.get("/health/ready", summary="Is the model ready?", responses=oip_openapi_responses(503))
     async def ready() -> JSONResponse:
         _must_be_ready(service)
         return JSONResponse({"ready": True})
 
-    @router.post("/repository/index")
+    @router.post("/repository/index", summary="The models, of which there is one", responses=oip_openapi_responses(503))
     async def index() -> JSONResponse:
         return JSONResponse(repository_index(service.model, is_ready=service.is_ready))
 
-    @router.get("/models/stats")  # of all models, of which there is one
+    @router.get(
+        "/models/stats", summary="Statistics of all models, of which there is one", responses=oip_openapi_responses(503)
+    )
     async def stats() -> JSONResponse:
         return JSONResponse(model_statistics(service.model, statistics, service.metrics))
 
@@ -78,36 +88,44 @@ def _add_server_routes(router: APIRouter, service: Service, statistics: Statisti
         raise NotOfferedError("this server does not offer shared memory, trace and log settings, or loading by request")
 
     for path in NOT_OFFERED:
-        router.add_api_route(path, not_offered, methods=["GET", "POST"])
+        router.add_api_route(path, not_offered, methods=["GET", "POST"], include_in_schema=False)
 
 
 def _add_model_routes(
     router: APIRouter, path: str, service: Service, statistics: Statistics, memory: BodyMemory
 ) -> None:
     settings = service.settings
+    in_path = {"parameters": path_parameters(path)}
+    unknown = oip_openapi_responses(404, 503)
 
     def model_of(request: Request) -> Model:
         return known_model(service, request.path_params["name"], request.path_params.get("version", ""))
 
-    @router.get(path)
+    @router.get(path, summary="Inputs and outputs", openapi_extra=in_path, responses=unknown)
     async def metadata(request: Request) -> JSONResponse:
         return JSONResponse(model_metadata(model_of(request)))
 
-    @router.get(f"{path}/ready")
+    @router.get(f"{path}/ready", summary="Is the model ready?", openapi_extra=in_path, responses=unknown)
     async def ready(request: Request) -> JSONResponse:
         manifest = model_of(request).bundle.manifest
         _must_be_ready(service)
         return JSONResponse({"name": manifest.name, "ready": True})
 
-    @router.get(f"{path}/config")
+    @router.get(f"{path}/config", summary="Configuration", openapi_extra=in_path, responses=unknown)
     async def config(request: Request) -> JSONResponse:
         return JSONResponse(model_config(model_of(request), settings))
 
-    @router.get(f"{path}/stats")
+    @router.get(f"{path}/stats", summary="Statistics", openapi_extra=in_path, responses=unknown)
     async def stats(request: Request) -> JSONResponse:
         return JSONResponse(model_statistics(model_of(request), statistics, service.metrics))
 
-    @router.post(f"{path}/infer")
+    @router.post(
+        f"{path}/infer",
+        summary="Classify images, each at the β of your choice",
+        openapi_extra={"parameters": [*path_parameters(path), *infer_parameters()], "requestBody": infer_body()},
+        responses={200: infer_response(), **oip_openapi_responses()},
+        response_class=Response,
+    )
     async def infer_images(request: Request) -> Response:
         model_of(request)
         with statistics.request():

@@ -8,11 +8,33 @@ from pathlib import Path
 
 import pytest
 
+from serve.app import TAGS, create_app
+from serve.metrics import Metrics
+from serve.service import Service
+from serve.settings import Settings
+from tureen.bundle import load_bundle
+from tureen.demo import EXAMPLES
+
 HERE = Path(__file__).parent
 # A schema cannot say which bytes are an image, nor which text is base64 of one: such "valid" data is rightly refused.
 BEYOND_A_SCHEMA = "positive_data_acceptance"
 # A request that gives itself 1 ms may rightly be answered that it was too late, which is no failure of the server.
 CONFIGURATION = 'checks.not_a_server_error.expected-statuses = ["2xx", "3xx", "4xx", "504"]'
+
+
+def test_every_route_of_the_documentation_is_in_a_group_and_the_inference_protocol_among_them():
+    bundle = load_bundle(EXAMPLES / "cifar10")
+    app = create_app(Service(Settings(bundle=bundle.path), bundle, Metrics()))
+    groups = {}
+    for path, methods in app.openapi()["paths"].items():
+        for operation in methods.values():
+            (tag,) = operation["tags"]
+            assert operation["summary"]
+            groups.setdefault(tag, set()).add(path)
+    assert list(groups) == ["Classify", "Health", "Open Inference Protocol"]
+    assert set(groups) == {tag["name"] for tag in TAGS}
+    assert {"/classify", "/sweep"} == groups["Classify"]
+    assert {"/v2", "/v2/health/ready", "/v2/models/{name}/infer"} <= groups["Open Inference Protocol"]
 
 
 @pytest.mark.timeout(900)

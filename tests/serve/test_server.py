@@ -132,7 +132,7 @@ def test_head_is_answered_as_get_without_its_body(bundle_path):
     port = free_port()
     with process(bundle_path, "--port", port) as server:
         wait_until_ready(server, port)
-        for path in ("/healthz", "/readyz", "/metrics", "/docs", "/openapi.json"):
+        for path in ("/healthz", "/readyz", "/metrics", "/docs", "/openapi.json", "/ui", "/v2", "/v2/health/ready"):
             assert request(port, "HEAD", path) == (200, b"")
         assert request(port, "HEAD", "/classify")[0] == 405
         assert request(port, "HEAD", "/nowhere")[0] == 404

@@ -1,0 +1,100 @@
+"""What OpenAPI says of the protocol's routes. The protocol's own specification says more."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from serve.oip.codec import HEADER_LENGTH
+from serve.oip.request import BETA, INPUT_DATATYPES, MAX_ID_CHARACTERS, OUTPUTS
+from tureen.tokens import MODE_BETAS
+
+TAG = "Open Inference Protocol"
+_TEXT = {"type": "string"}
+_SHAPE = {"type": "array", "items": {"type": "integer", "minimum": 0}}
+
+
+def path_parameters(path: str) -> list[dict[str, Any]]:
+    """The parameters in a route's path."""
+    names = [name for name in ("name", "version") if f"{{{name}}}" in path]
+    return [{"name": name, "in": "path", "required": True, "schema": _TEXT} for name in names]
+
+
+def infer_parameters() -> list[dict[str, Any]]:
+    """The query and header parameters of an inference."""
+    beta = {"anyOf": [{"type": "number", "minimum": 0, "maximum": 1}, {"type": "string", "enum": sorted(MODE_BETAS)}]}
+    return [
+        {
+            "name": BETA,
+            "in": "query",
+            "schema": beta,
+            "description": "β of every image, unless the tensor or the parameter `beta` of the request says another",
+        },
+        {
+            "name": HEADER_LENGTH,
+            "in": "header",
+            "schema": {"type": "integer", "minimum": 0},
+            "description": "length of the JSON, where binary tensors follow it; 0: the body is one encoded image",
+        },
+    ]
+
+
+def infer_body() -> dict[str, Any]:
+    """The request body: JSON, or JSON with binary tensors behind it."""
+    request = {
+        "type": "object",
+        "properties": {
+            "id": {"type": "string", "maxLength": MAX_ID_CHARACTERS},
+            "parameters": {"type": "object"},
+            "inputs": {
+                "type": "array",
+                "items": {
+                    "type": "object",
+                    "properties": {
+                        "name": {"type": "string", "enum": sorted(INPUT_DATATYPES)},
+                        "datatype": {"type": "string", "enum": sorted(set(INPUT_DATATYPES.values()))},
+                        "shape": _SHAPE,
+                        "parameters": {"type": "object"},
+                        "data": {"type": "array", "items": {}},
+                    },
+                    "required": ["name", "datatype", "shape"],
+                },
+            },
+            "outputs": {
+                "type": "array",
+                "items": {
+                    "type": "object",
+                    "properties": {
+                        "name": {"type": "string", "enum": list(OUTPUTS)},
+                        "parameters": {"type": "object"},
+                    },
+                    "required": ["name"],
+                },
+            },
+        },
+        "required": ["inputs"],
+    }
+    binary = {"schema": {"type": "string", "format": "binary"}}
+    return {"required": True, "content": {"application/json": {"schema": request}, "application/octet-stream": binary}}
+
+
+def infer_response() -> dict[str, Any]:
+    """The answer to an inference: JSON, with binary tensors behind it where they were asked for."""
+    output = {
+        "type": "object",
+        "properties": {"name": _TEXT, "datatype": _TEXT, "shape": _SHAPE, "data": {"type": "array", "items": {}}},
+        "required": ["name", "datatype", "shape"],
+    }
+    answer = {
+        "type": "object",
+        "properties": {
+            "model_name": _TEXT,
+            "model_version": _TEXT,
+            "id": _TEXT,
+            "parameters": {"type": "object", "description": "`beta`, `beta_source` and `revision`"},
+            "outputs": {"type": "array", "items": output},
+        },
+        "required": ["model_name", "outputs"],
+    }
+    binary = {"schema": {"type": "string", "format": "binary"}}
+    content = {"application/json": {"schema": answer}, "application/octet-stream": binary}
+    return {"description": "The outputs that the request names", "content": content}
