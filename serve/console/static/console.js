@@ -38,6 +38,7 @@ async function ask(path, options = {}) {
   const wait = answer.headers.get("Retry-After");
   const error = new Error(`${problem.title ?? answer.status}: ${problem.detail ?? ""}${wait ? ` Try again in ${wait} s.` : ""}`);
   error.status = answer.status;
+  error.detail = problem.detail;
   throw error;
 }
 
@@ -52,19 +53,22 @@ function grid() {
   return betas;
 }
 
+let shown = 0;
+
 async function show(file) {
   if (!file) return;
-  tell();
+  const turn = ++shown;
+  clear();
   try {
-    const betas = grid();
-    const answer = await ask(`sweep?betas=${betas.join(",")}&top_k=5`, { method: "POST", body: file });
-    sweep = await answer.json();
+    const found = await sweepOf(file);
+    if (turn !== shown) return; // another file came meanwhile
+    sweep = found;
   } catch (error) {
-    tell(error.message);
+    if (turn === shown) tell(error.message);
     return;
   }
-  URL.revokeObjectURL($("image").src);
   $("image").src = URL.createObjectURL(file);
+  $("image").alt = `The image that was classified: ${file.name}`;
   const nearest = sweep.betas.map((beta) => Math.abs(beta - (model.default_beta ?? 0)));
   $("beta").max = sweep.betas.length - 1;
   $("beta").value = nearest.indexOf(Math.min(...nearest));
@@ -73,17 +77,46 @@ async function show(file) {
   follow();
 }
 
-const X = (beta) => 55 + 445 * beta;
-const Y = (share) => 260 - 240 * share;
+// Nothing of the file before stays beside the name of the next one.
+function clear() {
+  tell();
+  sweep = undefined;
+  $("seen").hidden = $("figure").hidden = true;
+  URL.revokeObjectURL($("image").src);
+  $("image").removeAttribute("src");
+}
+
+async function sweepOf(file) {
+  let body;
+  try {
+    body = await file.arrayBuffer(); // without a type, which the browser takes from the name: the bytes decide
+  } catch {
+    throw new Error(`${file.name} cannot be read: is it a folder, or has it changed?`);
+  }
+  try {
+    return await (await ask(`sweep?betas=${grid().join(",")}&top_k=5`, { method: "POST", body })).json();
+  } catch (error) {
+    throw [400, 413, 415].includes(error.status) ? new Error(`${file.name}: ${error.detail}`) : error;
+  }
+}
+
+// The curve is drawn at the size it is shown at, so that its text is as large on a phone as elsewhere.
+const LEFT = 55, RIGHT = 125, BOTTOM = 260, LINE = 16;
+let width = 640;
+const X = (beta) => LEFT + (width - LEFT - RIGHT) * beta;
+const Y = (share) => BOTTOM - (BOTTOM - 20) * share;
 
 function drawCurve() {
   const svg = $("curve");
+  width = svg.clientWidth;
+  svg.setAttribute("viewBox", `0 0 ${width} 300`);
   svg.replaceChildren($("curve-title"));
   for (const share of [0, 0.5, 1]) {
     svg.append(drawn("line", { class: "axis", x1: X(0), x2: X(1), y1: Y(share), y2: Y(share), "stroke-opacity": share ? 0.3 : 1 }));
     svg.append(drawn("text", { x: 48, y: Y(share) + 4, "text-anchor": "end" }, percent(share, 0)));
   }
-  for (const beta of [0, 0.25, 0.5, 0.75, 1]) svg.append(drawn("text", { x: X(beta), y: 280, "text-anchor": "middle" }, String(beta)));
+  const ticks = X(1) - X(0) < 200 ? [0, 0.5, 1] : [0, 0.25, 0.5, 0.75, 1];
+  for (const beta of ticks) svg.append(drawn("text", { x: X(beta), y: 280, "text-anchor": "middle" }, String(beta)));
   svg.append(drawn("text", { x: X(0.5), y: 297, "text-anchor": "middle" }, "β"));
   const ends = [];
   sweep.curves.forEach((curve, n) => {
@@ -93,11 +126,14 @@ function drawCurve() {
   });
   // Labels stand at their lines' ends, moved apart where these lie on each other: down, then up from the bottom.
   ends.sort((one, other) => one.y - other.y);
-  ends.forEach((end, i) => { if (i) end.y = Math.max(end.y, ends[i - 1].y + 16); });
-  for (let i = ends.length - 1, most = 262; i >= 0; i--, most -= 16) ends[i].y = Math.min(ends[i].y, most);
+  ends.forEach((end, i) => { if (i) end.y = Math.max(end.y, ends[i - 1].y + LINE); });
+  for (let i = ends.length - 1, most = BOTTOM; i >= 0; i--, most -= LINE) ends[i].y = Math.min(ends[i].y, most);
   for (const end of ends) {
-    svg.append(drawn("line", { class: `s${end.n}`, x1: 506, x2: 518, y1: end.y, y2: end.y, "stroke-width": 3 }));
-    svg.append(drawn("text", { x: 523, y: end.y + 4 }, end.label.length > 16 ? `${end.label.slice(0, 15)}…` : end.label));
+    const at = X(1) + 6;
+    svg.append(drawn("line", { class: `s${end.n}`, x1: at, x2: at + 12, y1: end.y, y2: end.y, "stroke-width": 3 }));
+    const label = drawn("text", { x: at + 17, y: end.y + 4 }, end.label);
+    svg.append(label);
+    for (let n = end.label.length - 1; n && at + 17 + label.getComputedTextLength() > width; n--) label.textContent = `${end.label.slice(0, n)}…`;
   }
   svg.append(drawn("line", { class: "marker", id: "marker", y1: Y(1), y2: Y(0) }));
   $("answer-changes").textContent = sweep.changes.length
@@ -291,10 +327,22 @@ for (const kind of ["dragover", "dragleave", "drop"]) {
   document.addEventListener(kind, (event) => {
     event.preventDefault();
     $("drop").classList.toggle("over", kind === "dragover");
-    if (kind === "drop" && !$("try").hidden) show(event.dataTransfer.files[0]);
+    if (kind === "drop") take(event.dataTransfer.files[0]);
   });
 }
-document.addEventListener("paste", (event) => { if (!$("try").hidden) show(event.clipboardData.files[0]); });
+document.addEventListener("paste", (event) => take(event.clipboardData.files[0]));
+
+function take(file) {
+  if (!file || $("try").hidden) return;
+  $("file").value = ""; // it would go on naming the file chosen before
+  show(file);
+}
+
+new ResizeObserver(() => {
+  if (!sweep || $("figure").hidden || $("curve").clientWidth === width) return;
+  drawCurve();
+  follow();
+}).observe($("figure"));
 $("sign-in").onsubmit = (event) => {
   event.preventDefault();
   token = $("token").value.trim();

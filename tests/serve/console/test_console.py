@@ -115,7 +115,7 @@ def test_an_image_is_seen_at_every_beta_from_one_sweep(operated, open_page, imag
     page.keyboard.press("End")
     assert page.inner_text("#beta-value") == "1.00"
     assert page.inner_text("#bars") != first
-    assert page.get_attribute("#marker", "x1") == "500"
+    assert page.get_attribute("#marker", "x1") == page.locator("#curve .axis").first.get_attribute("x2")
     page.keyboard.press("ArrowLeft")
     assert page.inner_text("#beta-value") == "0.95"
     assert len(sweeps) == 1
@@ -148,10 +148,86 @@ def test_what_is_no_image_is_told_and_the_next_one_is_taken(operated, open_page,
     page = open_page(f"http://127.0.0.1:{server.port}", refused=(415,))
     (tmp_path / "words.txt").write_text("these are words")
     page.set_input_files("#file", tmp_path / "words.txt")
-    expect(page.locator("#error")).to_contain_text("Not an image type")
+    expect(page.locator("#error")).to_have_text("words.txt: the data is not a JPEG, PNG or WebP image")
     page.set_input_files("#file", image_file)
     expect(page.locator("#bars .bar")).to_have_count(5)
     assert page.is_hidden("#error")
+
+
+def test_a_bad_file_takes_the_last_picture_and_result_away_and_is_named(operated, open_page, image_file, tmp_path):
+    server, _ = operated
+    page = open_page(f"http://127.0.0.1:{server.port}", refused=(400, 413, 415))
+    (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "words.png").write_text("these are words")
+    (tmp_path / "cut.png").write_bytes(image_file.read_bytes()[:-2000])
+    Image.new("L", (6000, 6000)).save(tmp_path / "large.png")
+    for name, words in (
+        ("empty.png", "the image is empty"),
+        ("words.png", "the data is not a JPEG, PNG or WebP image"),
+        ("cut.png", "it is damaged or cut short"),
+        ("large.png", "more than 25,000,000 pixels"),
+    ):
+        page.set_input_files("#file", image_file)
+        expect(page.locator("#bars")).to_be_visible()
+        assert page.is_hidden("#error")
+        page.set_input_files("#file", tmp_path / name)
+        expect(page.locator("#error")).to_contain_text(f"{name}: ")
+        expect(page.locator("#error")).to_contain_text(words)
+        assert "Content-Type" not in page.inner_text("#error")
+        for part in ("#image", "#bars", "#figure"):
+            assert page.is_hidden(part)
+
+
+def test_the_answer_to_an_earlier_file_never_stands_beside_a_later_one(operated, open_page, image_file, tmp_path):
+    server, _ = operated
+    page = open_page(f"http://127.0.0.1:{server.port}", refused=(415,))
+    held = []
+    page.route("**/sweep*", lambda route: route.continue_() if held else held.append(route))
+    page.set_input_files("#file", image_file)
+    page.wait_for_function("() => document.getElementById('seen').hidden")
+    while not held:
+        page.wait_for_timeout(10)
+    (tmp_path / "words.txt").write_text("these are words")
+    page.set_input_files("#file", tmp_path / "words.txt")
+    expect(page.locator("#error")).to_contain_text("words.txt: ")
+    with page.expect_response("**/sweep*") as answered:
+        held[0].continue_()
+    answered.value.finished()
+    page.evaluate("() => new Promise(requestAnimationFrame)")
+    assert page.is_hidden("#seen")
+    assert "words.txt: " in page.inner_text("#error")
+
+
+def test_on_a_phone_no_text_of_the_curve_is_cut_or_lies_on_another_and_no_table_is_cut(operated, open_page, image_file):
+    server, _ = operated
+    page = open_page(f"http://127.0.0.1:{server.port}", viewport=PHONE)
+    page.set_input_files("#file", image_file)
+    expect(page.locator("#bars .bar")).to_have_count(5)
+    for width in (390, 320, 1280):  # turned and resized while the curve is shown
+        page.set_viewport_size({"width": width, "height": 844})
+        page.wait_for_function(
+            "() => { const curve = document.getElementById('curve');"
+            " return curve.viewBox.baseVal.width === curve.clientWidth }"
+        )
+        around, *boxes = page.evaluate(
+            "() => [...document.querySelectorAll('#curve, #curve text')]"
+            ".map((one) => one.getBoundingClientRect().toJSON())"
+        )
+        assert len(boxes) == (14 if width > 1000 else 12)  # 3 shares, 5 or 3 β, the axis's name, 5 labels
+        for n, box in enumerate(boxes):
+            assert around["left"] <= box["left"] < box["right"] <= around["right"]
+            assert around["top"] <= box["top"] < box["bottom"] <= around["bottom"]
+            for other in boxes[:n]:
+                is_apart = (
+                    box["left"] >= other["right"]
+                    or box["right"] <= other["left"]
+                    or box["top"] >= other["bottom"] - 3  # boxes hold room above capitals and below the line
+                    or box["bottom"] - 3 <= other["top"]
+                )
+                assert is_apart, (box, other)
+        assert fits(page)
+        accuracy = page.locator(".scroll", has=page.locator("#accuracy"))
+        assert width < 390 or accuracy.evaluate("(box) => box.scrollWidth <= box.clientWidth")  # below it scrolls
 
 
 def test_an_operator_changes_the_default_and_rolls_it_back(operated, open_page, image_file):
