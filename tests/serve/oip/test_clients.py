@@ -1,12 +1,14 @@
-"""The field's own clients against the server as a process: tritonclient over HTTP and gRPC, and kserve's."""
+"""The field's own clients and the server in one environment: tritonclient over HTTP and gRPC, and kserve's."""
 
 import hashlib
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
+import tomllib
 import urllib.error
 import urllib.request
 from contextlib import contextmanager
@@ -16,25 +18,39 @@ import numpy as np
 import pytest
 
 HERE = Path(__file__).parent
+ROOT = HERE.parents[2]
 REQUIREMENTS = HERE / "clients.txt"
+EXTRAS = ("serve", "grpc", "cpu")
 BETAS = [0.0, 0.3, 1.0]
 DEADLINE_S = 60
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]  # an environment is installed first
 
 
 @pytest.fixture(scope="module")
-def clients_python(request):
-    """A Python that has the clients, kept until their versions change."""
-    digest = hashlib.sha256(REQUIREMENTS.read_bytes()).hexdigest()[:12]
+def python(request):
+    """A Python that has the server and the clients, kept until their versions change."""
+    texts = [path.read_text() for path in (REQUIREMENTS, ROOT / "pyproject.toml", ROOT / "constraints.txt")]
+    digest = hashlib.sha256("".join(texts).encode()).hexdigest()[:12]
     home = Path(request.config.cache.mkdir("clients")) / digest
     python = home / "bin" / "python"
     if not (home / "installed").exists():
         subprocess.run([sys.executable, "-m", "venv", "--clear", home], check=True)
-        pip = [python, "-m", "pip", "install", "-qq", "--disable-pip-version-check", "-r", REQUIREMENTS]
-        subprocess.run(pip, check=True)
+        (home / "constraints.txt").write_text("\n".join(server_versions()))
+        pip = [python, "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
+        server = ["-e", f"{ROOT}[{','.join(EXTRAS)}]"]
+        subprocess.run([*pip, "-c", home / "constraints.txt", *server, "-r", REQUIREMENTS], check=True)
         (home / "installed").touch()
     return python
+
+
+def server_versions():
+    """The tested versions of what the server names. What its dependencies and the clients name is pip's choice."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = [*project["dependencies"], *(one for extra in EXTRAS for one in project["optional-dependencies"][extra])]
+    names = {re.match(r"[\w-]+", requirement)[0].lower() for requirement in needed}
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    return [line for line in lines if line.partition("==")[0] in names]
 
 
 def free_port():
@@ -44,11 +60,14 @@ def free_port():
 
 
 @contextmanager
-def server(bundle, workers):
+def server(python, environment, bundle, workers):
     http, grpc = free_port(), free_port()
     flags = ["--port", str(http), "--grpc-port", str(grpc), "--engine", "onnxruntime", "--workers", str(workers)]
     process = subprocess.Popen(
-        [sys.executable, "-m", "tureen.cli", "serve", str(bundle.path), *flags], stderr=subprocess.PIPE, text=True
+        [python, "-m", "tureen.cli", "serve", str(bundle.path), *flags],
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     try:
         deadline = time.monotonic() + DEADLINE_S
@@ -73,7 +92,7 @@ def server(bundle, workers):
 # One process each: both register the protocol's messages under the same names.
 @pytest.mark.parametrize(("client", "workers"), [("tritonclient", 1), ("kserve", 2)])
 def test_the_real_clients_get_the_answers_of_the_library(
-    client, workers, clients_python, bundle, library, images, pixels, tmp_path
+    client, workers, python, bundle, library, images, pixels, tmp_path
 ):
     np.savez(
         tmp_path / "known.npz",
@@ -83,19 +102,24 @@ def test_the_real_clients_get_the_answers_of_the_library(
     )
     for index, image in enumerate(images):
         (tmp_path / f"{index}.jpg").write_bytes(image)
-    with server(bundle, workers) as (http, grpc):
-        environment = {**os.environ, "HTTP_ADDRESS": http, "GRPC_ADDRESS": grpc, "KNOWN": str(tmp_path)}
-        environment.pop("PYTHONPATH", None)  # the clients' environment has packages of its own
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    with server(python, environment, bundle, workers) as (http, grpc):
+        known = {"HTTP_ADDRESS": http, "GRPC_ADDRESS": grpc, "KNOWN": str(tmp_path)}
         isolated = ["-c", os.devnull, "--rootdir", HERE, "--noconftest", "-p", "no:cacheprovider"]
         checks = subprocess.run(
-            [clients_python, "-m", "pytest", "-q", *isolated, HERE / f"with_{client}.py"],
-            env=environment,
+            [python, "-m", "pytest", "-q", *isolated, HERE / f"with_{client}.py"],
+            env={**environment, **known},
             capture_output=True,
             text=True,
         )
     assert checks.returncode == 0, checks.stdout + checks.stderr
 
 
-def test_the_inference_service_has_fields_that_kserve_knows(clients_python):
-    manifest = HERE.parents[2] / "deploy" / "kubernetes" / "kserve.yaml"
-    subprocess.run([clients_python, HERE / "with_kserve_models.py", manifest], check=True)
+def test_the_inference_service_has_fields_that_kserve_knows(python):
+    manifest = ROOT / "deploy" / "kubernetes" / "kserve.yaml"
+    subprocess.run([python, HERE / "with_kserve_models.py", manifest], check=True)
+
+
+def test_the_server_and_the_clients_agree_on_every_version(python):
+    checked = subprocess.run([python, "-m", "pip", "check"], capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stdout

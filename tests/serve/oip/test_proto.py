@@ -1,5 +1,7 @@
 """The generated modules are what protoc makes of inference.proto, and the messages carry what the JSON does."""
 
+import re
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +31,13 @@ def test_the_generated_modules_are_those_of_the_proto(tmp_path):
         name = PROTO.replace(".proto", f"_pb2.{suffix}")
         again = f"python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. {PROTO}"
         assert (tmp_path / name).read_text() == (ROOT / name).read_text(), f"run {again}"
+
+
+def test_the_generated_modules_take_the_oldest_protobuf_that_the_extra_allows():
+    stubs = (ROOT / "serve/oip/proto/inference_pb2.py").read_text()
+    (made_for,) = re.findall(r"^# Protobuf Python Version: (.*)$", stubs, re.MULTILINE)
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert f"protobuf>={made_for},<8" in extras["grpc"]
 
 
 @given(count=st.integers(1, 8), seed=st.integers(0, 2**32 - 1), is_raw=st.booleans())

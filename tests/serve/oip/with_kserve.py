@@ -1,4 +1,4 @@
-"""What kserve's client sees of a running server. Run by test_clients.py, in an environment of its own."""
+"""What kserve's client sees of a running server. Run by test_clients.py."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""Whether KServe's own models know every field of a manifest. Run by test_clients.py, in an environment of its own.
+"""Whether KServe's own models know every field of a manifest. Run by test_clients.py.
 
 python with_kserve_models.py kserve.yaml
 """

@@ -1,4 +1,4 @@
-"""What tritonclient sees of a running server. Run by test_clients.py, in an environment of its own."""
+"""What tritonclient sees of a running server. Run by test_clients.py."""
 
 import base64
 import os
