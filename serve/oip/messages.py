@@ -31,6 +31,8 @@ def decode_message(message: pb.ModelInferRequest, limits: RequestLimits) -> Infe
         raise InvalidRequestError(
             f"raw_input_contents holds {len(raw):,} tensors for {len(message.inputs)} inputs: give it for all or none"
         )
+    if raw and any(told.contents.ByteSize() for told in message.inputs):
+        raise InvalidRequestError("an input has contents beside raw_input_contents: send the data in one of them")
     tensors = []
     for index, told in enumerate(message.inputs):
         head = input_head(told.name, told.datatype, list(told.shape))

@@ -6,14 +6,14 @@ import logging
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 import grpc.aio
 from google.protobuf import message_factory
 from google.protobuf.json_format import ParseDict
-from google.protobuf.message import Message
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from google.protobuf.message import DecodeError, Message
+from grpc_health.v1 import health_pb2
 
 from serve.control.choice import Asker
 from serve.errors import NotReadyError
@@ -27,7 +27,7 @@ from serve.oip.describe import (
     repository_index,
     server_metadata,
 )
-from serve.oip.errors import PortTakenError, UnknownModelError, oip_kind
+from serve.oip.errors import InvalidRequestError, PortTakenError, UnknownModelError, oip_kind
 from serve.oip.infer import infer, request_limits
 from serve.oip.messages import decode_message, encode_message
 from serve.oip.proto import inference_pb2 as pb
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from serve.tracing import Tracing
 
 SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
+HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 CODES = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
     401: grpc.StatusCode.UNAUTHENTICATED,
@@ -57,6 +58,7 @@ METHOD = "RPC"  # in place of an HTTP method, in metrics and logs
 
 logger = logging.getLogger("tureen.access")
 
+T = TypeVar("T")
 Context = grpc.aio.ServicerContext[Any, Any]
 Unary = Callable[[Any, Context], Coroutine[Any, Any, Message]]
 
@@ -83,9 +85,13 @@ class RpcServer:
                 ("grpc.compression_enabled_algorithms_bitset", 1),  # none but identity: no bombs
             ],
         )
-        handlers = _Methods(service, statistics, tracing).handlers()
-        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE.full_name, handlers),))
-        health_pb2_grpc.add_HealthServicer_to_server(_Health(service), self._server)
+        handlers = {
+            SERVICE.full_name: _Methods(service, statistics, tracing).handlers(),
+            HEALTH: _Health(service).handlers(),
+        }
+        self._server.add_generic_rpc_handlers(
+            [grpc.method_handlers_generic_handler(name, methods) for name, methods in handlers.items()]
+        )
 
     async def open(self) -> int:
         """Listen and answer; returns the port. Raises PortTakenError."""
@@ -124,10 +130,7 @@ class _Methods:
         }
         handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
         for method in SERVICE.methods:
-            messages: dict[str, Any] = {
-                "request_deserializer": message_factory.GetMessageClass(method.input_type).FromString,
-                "response_serializer": message_factory.GetMessageClass(method.output_type).SerializeToString,
-            }
+            messages = _messages(*map(message_factory.GetMessageClass, (method.input_type, method.output_type)))
             if method.name == "ModelStreamInfer":
                 handlers[method.name] = grpc.stream_stream_rpc_method_handler(self._stream, **messages)
             else:
@@ -138,11 +141,11 @@ class _Methods:
     def _telling_errors(self, answer: Unary, route: str) -> Unary:
         """The method with its errors told by their codes, counted and logged as a request over HTTP is."""
 
-        async def handle(request: Message, context: Context) -> Message:
+        async def handle(request: Message | InvalidRequestError, context: Context) -> Message:
             started = self._begin()
             status, detail = grpc.StatusCode.CANCELLED, ""
             try:
-                response = await answer(request, context)
+                response = await answer(_readable(request), context)
                 status = grpc.StatusCode.OK
                 return response
             except Exception as error:  # noqa: BLE001 - whatever it is, the client gets a code and none of our insides
@@ -153,18 +156,21 @@ class _Methods:
 
         return handle
 
-    async def _stream(self, requests: AsyncIterator[pb.ModelInferRequest], context: Context) -> AsyncIterator[Message]:
+    async def _stream(
+        self, requests: AsyncIterator[pb.ModelInferRequest | InvalidRequestError], context: Context
+    ) -> AsyncIterator[Message]:
         """One answer after another, in the order of the requests; an error answers its own request alone."""
         async for request in requests:
             started = self._begin()
             status = grpc.StatusCode.CANCELLED
             try:
-                response = pb.ModelStreamInferResponse(infer_response=await self._infer(request, context))
+                answer = await self._infer(_readable(request), context)
+                response = pb.ModelStreamInferResponse(infer_response=answer)
                 status = grpc.StatusCode.OK
             except Exception as error:  # noqa: BLE001 - as in a request by itself
                 status, detail = self._told(error)
                 response = pb.ModelStreamInferResponse(
-                    error_message=detail, infer_response=pb.ModelInferResponse(id=request.id)
+                    error_message=detail, infer_response=pb.ModelInferResponse(id=getattr(request, "id", ""))
                 )
             finally:
                 self._record(STREAM_ROUTE, status, time.perf_counter() - started, context)
@@ -258,15 +264,42 @@ def _asker(context: Context) -> Asker:
     return Asker(None, api_key, said.get("x-request-key") or api_key or address)
 
 
-class _Health(health_pb2_grpc.HealthServicer):
+def _messages(request_type: type[Message], response_type: type[Message]) -> dict[str, Any]:
+    """How a method's request is read and its response written.
+
+    gRPC answers an exception of the reader as UNKNOWN with the library's text, so that the error is returned instead.
+    """
+
+    def read(data: bytes) -> Message | InvalidRequestError:
+        try:
+            return request_type.FromString(data)
+        except DecodeError:
+            return InvalidRequestError(f"the request is not a message of the type {request_type.DESCRIPTOR.full_name}")
+
+    return {"request_deserializer": read, "response_serializer": response_type.SerializeToString}
+
+
+def _readable(request: T | InvalidRequestError) -> T:
+    if isinstance(request, InvalidRequestError):
+        raise request
+    return request
+
+
+class _Health:
     """Check alone, which is what probes call: SERVING while the service is ready, for the server as for the model."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
 
-    async def Check(  # noqa: N802 - the name that grpc.health.v1 gives it
-        self, request: health_pb2.HealthCheckRequest, context: Context
+    def handlers(self) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
+        messages = _messages(health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse)
+        return {"Check": grpc.unary_unary_rpc_method_handler(self._check, **messages)}
+
+    async def _check(
+        self, request: health_pb2.HealthCheckRequest | InvalidRequestError, context: Context
     ) -> health_pb2.HealthCheckResponse:
+        if isinstance(request, InvalidRequestError):
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(request))
         if request.service not in ("", SERVICE.full_name):
             await context.abort(grpc.StatusCode.NOT_FOUND, f"there is no such service: use {SERVICE.full_name}")
         status = health_pb2.HealthCheckResponse

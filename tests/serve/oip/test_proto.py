@@ -98,6 +98,15 @@ def test_raw_contents_are_of_all_inputs_or_of_none():
         decode_message(request, LIMITS)
 
 
+def test_contents_beside_raw_contents_are_refused():
+    request = image_request()
+    request.raw_input_contents.append(b"\3\0\0\0raw")
+    with pytest.raises(InvalidRequestError, match="in one of them"):
+        decode_message(request, LIMITS)
+    request.inputs[0].contents.Clear()  # empty, which some clients send beside raw data
+    assert decode_message(request, LIMITS).images == (b"raw",)
+
+
 def test_the_classification_extension_is_a_parameter_of_an_output():
     request = image_request()
     output = request.outputs.add(name="probabilities")

@@ -93,6 +93,32 @@ def test_an_image_answers_as_the_library_does_raw_or_as_contents(bundle, library
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("garbage", [b"\xff\xff\xff garbage", b"\n\x7fcut short"])
+def test_bytes_that_are_no_message_are_an_invalid_argument_of_every_method(bundle, garbage):
+    async def scenario():
+        async with serving(bundle) as client:
+            paths = [f"/{SERVICE.full_name}/{method.name}" for method in SERVICE.methods if not method.client_streaming]
+            for path in (*paths, "/grpc.health.v1.Health/Check"):
+                words = "the request is not a message of the type (inference|grpc.health.v1)"
+                await refused(client.channel.unary_unary(path)(garbage), Code.INVALID_ARGUMENT, words)
+            series = {"route": f"/{SERVICE.full_name}/ModelInfer", "method": "RPC", "status": "INVALID_ARGUMENT"}
+            assert client.service.metrics.registry.get_sample_value("tureen_requests_total", series) == 1
+
+    asyncio.run(scenario())
+
+
+def test_bytes_that_are_no_message_answer_for_themselves_in_a_stream(bundle, images):
+    async def scenario():
+        async with serving(bundle) as client:
+            sound = image_request(images[:1]).SerializeToString()
+            call = client.channel.stream_stream(f"/{SERVICE.full_name}/ModelStreamInfer")(iter([b"\xff", sound]))
+            bad, good = [pb.ModelStreamInferResponse.FromString(data) async for data in call]
+            assert "not a message of the type inference.ModelInferRequest" in bad.error_message
+            assert (good.error_message, good.infer_response.id) == ("", "order-66")
+
+    asyncio.run(scenario())
+
+
 def test_mixed_betas_of_pixels_equal_each_in_a_request_of_its_own(bundle, pixels):
     betas = np.array([[0.0], [0.3], [1.0]], np.float32)
 
