@@ -12,6 +12,7 @@ from typing import get_args
 from pydantic import ValidationError
 
 from export.artefacts import PlanBuilder
+from export.errors import ExportError
 from export.foreign import FINETUNE, ForeignOptions, is_foreign, load_foreign
 from export.parity import ParityLimits
 from export.pipeline import MAX_IMAGES, Modes, export_bundle
@@ -19,6 +20,7 @@ from export.proving import Asked
 from export.quantization import calibration
 from training.checkpoint import load_checkpoint
 from training.data import drawn_evenly
+from training.processes import limit_threads
 from tureen.engines import RUNTIMES
 from tureen.errors import BundleError, SingleTokenError
 from tureen.machine import default_cache_directory
@@ -45,7 +47,7 @@ def export(arguments: list[str]) -> int:
         "a directory as on the Hugging Face hub",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="BUNDLE", help="directory to write")
-    parser.add_argument("--name", help="the model's name (default: the recipe's, or that of the weights)")
+    parser.add_argument("--name", help="the model's name (default: that of its images' folder, or of the weights)")
     parser.add_argument("--default-beta", metavar="BETA", help="β of a request that names none (default: 0)")
     parser.add_argument(
         "--engine",
@@ -103,6 +105,7 @@ def export(arguments: list[str]) -> int:
     parser.add_argument("--force", action="store_true", help="overwrite BUNDLE where it exists")
     parser.add_argument("--json", action="store_true", help="print the manifest as JSON")
     options = parser.parse_args(arguments)
+    limit_threads()
     if options.out.exists() and not options.force:
         raise BundleError(f"{options.out} exists already: choose another --out, or add --force")
     if options.name is not None and not re.match(NAME_PATTERN, options.name):
@@ -116,6 +119,10 @@ def export(arguments: list[str]) -> int:
         )
     except ValidationError:
         parser.error("--max-logit-diff is above 0, --min-agreement from 0 to 1, the points from 0 to 100")
+    if not options.checkpoint.exists():
+        raise ExportError(
+            f"{options.checkpoint} does not exist: give the directory of a finished run, or a file of weights"
+        )
     default_beta = parse_beta(options.default_beta or CLEAN_BETA)
     modes, precisions = _modes(parser, options), options.precision
     if modes == "one" and options.default_beta is not None:

@@ -7,7 +7,6 @@ labelled images is measured by PyTorch before anything is compiled.
 from __future__ import annotations
 
 import hashlib
-import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -19,23 +18,21 @@ from tqdm import tqdm
 
 from export.errors import ExportError
 from export.pipeline import MAX_IMAGES, made_up_pictures
-from export.stated import evaluation_view, read_labels, stated_labels
+from export.stated import distinct, evaluation_view, read_labels, stated_labels
 from training.checkpoint import CHECKPOINT, MODEL, Checkpoint
 from training.data import Images, load_labelled
 from training.errors import CheckpointError
 from training.measure import Measurement
 from training.pretrained import Pretrained, load_pretrained
-from training.processes import best_device
+from training.processes import best_device, cpus_per_process
 from training.recipes import RECIPES, Recipe
-from training.sources import open_source
-from tureen.machine import available_cpus
+from training.sources import name_of, open_source
 from tureen.manifest import AccuracyRow
 from tureen.preprocess import PreprocessSpec
 from tureen.tokens import CLEAN_BETA, ROBUST_BETA
 
 FINETUNE = RECIPES["finetune"]  # what co-training would measure, so that before and after can be compared
 MADE_UP_PICTURES = 64
-NAMELESS = ("model", "pytorch_model")  # how Hugging Face calls every file of weights
 
 
 @dataclass(frozen=True)
@@ -98,13 +95,6 @@ def load_foreign(path: Path, options: ForeignOptions, report: Callable[[str], No
     )
 
 
-def name_of(path: Path) -> str:
-    """A name that a manifest takes, from that of the file or directory."""
-    path = path.resolve()
-    stem = path.name if path.is_dir() else path.parent.name if path.stem in NAMELESS else path.stem
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("._-")[:64] or "model"
-
-
 def _load(path: Path) -> Pretrained:
     try:
         return load_pretrained(path)
@@ -130,6 +120,8 @@ def _labels(
     if labels is None:
         source, labels = str(options.data), list(folders or ())
         assumed.append("the outputs are the folders of --data in alphabetical order: no file says")
+    labels, note = distinct(labels)
+    assumed += [note] if note else []
     if len(labels) != classes:
         raise ExportError(
             f"{source} has {len(labels)} labels, the classifier of {path} {classes} outputs: say with --labels FILE "
@@ -152,7 +144,7 @@ def _images(options: ForeignOptions, preprocess: PreprocessSpec, labels: list[st
             preprocess,
             labels,
             at_most=options.images or max(MAX_IMAGES, at_least),
-            workers=available_cpus(),
+            workers=cpus_per_process(),
             on_images=lambda count: bar.update(count) and None,
         )
     for name in skipped:

@@ -56,7 +56,8 @@ def export_bundle(
 ) -> Manifest:
     """Compile the checkpoint's backbone, prove each engine against PyTorch, and write the bundle to `out`.
 
-    name: the model's, the recipe's where None. default_beta: β of a request that names none. asked: what to prove.
+    name: the model's; that of its images where None, or the recipe's where these have none.
+    default_beta: β of a request that names none. asked: what to prove.
     modes: of a model that is not co-trained, whether a β is refused (one) or changes nothing (equal); it needs no
     measured accuracy. cache: directory for the timings of a GPU's kernels. report: told each step.
     Raises ExportError, ParityError, or BundleError where `out` exists and `overwrite` is false; nothing is written.
@@ -83,7 +84,7 @@ def export_bundle(
     tokens = safetensors.numpy.save({"clean": expected.clean_token, "robust": expected.robust_token})
     files = {BACKBONE: graph, TOKENS: tokens, GOLDEN: golden_rows(model).to_bytes(), **proven.files}
     manifest = Manifest(
-        name=name or checkpoint.recipe.name,
+        name=name or checkpoint.name or checkpoint.recipe.name,
         version=hashlib.sha256(graph + tokens).hexdigest()[:12],
         width=len(expected.clean_token),
         labels=checkpoint.labels,

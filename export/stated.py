@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ def stated_labels(folder: Path) -> list[str] | None:
 def read_labels(file: Path) -> list[str]:
     """The labels in a text file, one a line, in the order of the model's outputs; raises ExportError."""
     try:
-        lines = file.read_text(encoding="utf-8").rstrip().splitlines()
+        lines = file.read_text(encoding="utf-8-sig").rstrip().splitlines()
     except FileNotFoundError:
         raise ExportError(f"{file} does not exist: --labels is a text file with one label a line") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -63,7 +64,23 @@ def read_labels(file: Path) -> list[str]:
     labels = [line.strip() for line in lines]
     if "" in labels:
         raise ExportError(f"{file} has an empty line, number {labels.index('') + 1}: it is one label a line")
+    if repeated := next((label for label, count in Counter(labels).items() if count > 1), None):
+        numbers = " and ".join(str(index + 1) for index, label in enumerate(labels) if label == repeated)
+        raise ExportError(f"{file} has the label {repeated!r} in lines {numbers}: name each output differently")
     return labels
+
+
+def distinct(labels: Sequence[str]) -> tuple[list[str], str | None]:
+    """The labels, each followed by its output's number where several are the same; and a sentence that says so.
+
+    ImageNet's short names have "crane" twice, a bird and a machine.
+    """
+    counts = Counter(labels)
+    named = [f"{label} ({index})" if counts[label] > 1 else label for index, label in enumerate(labels)]
+    repeated = sorted(label for label, count in counts.items() if count > 1)
+    if not repeated:
+        return named, None
+    return named, f"outputs called the same are told apart by their number: {', '.join(repeated)}"
 
 
 def evaluation_view(library: str, folder: Path, *, image_size: int, crop_fraction: float | None) -> View:

@@ -37,6 +37,7 @@ class CheckpointRecord(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     schema_version: Literal[1] = 1
+    name: str | None = Field(default=None, description="of the model: that of its images; None: the recipe's")
     recipe: Recipe
     labels: list[str]
     preprocess: PreprocessSpec
@@ -56,6 +57,7 @@ class Checkpoint:
     accuracy: list[AccuracyRow]
     provenance: dict[str, Any]
     evaluation: Evaluation = field(default_factory=Evaluation)
+    name: str | None = None  # of the model: that of its images; None: the recipe's
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
@@ -66,6 +68,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     weights = {name: tensor.cpu().contiguous() for name, tensor in checkpoint.model.state_dict().items()}
     files = {MODEL: safetensors.torch.save(weights), HELD_OUT: arrays.getvalue()}
     record = CheckpointRecord(
+        name=checkpoint.name,
         recipe=checkpoint.recipe,
         labels=checkpoint.labels,
         preprocess=checkpoint.preprocess,
@@ -81,13 +84,17 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 
 def load_checkpoint(path: Path) -> Checkpoint:
     """The checkpoint in the directory `path`, its model in eval mode on the CPU; raises CheckpointError."""
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist")
+    if not path.is_dir():
+        raise CheckpointError(f"{path} is a file, not the directory of a run that `tureen train` finished")
     try:
-        record = CheckpointRecord.model_validate_json((path / CHECKPOINT).read_bytes())
+        record = CheckpointRecord.model_validate_json((path / CHECKPOINT).read_text(encoding="utf-8-sig"))
         files = {name: (path / name).read_bytes() for name in (MODEL, HELD_OUT)}
     except (FileNotFoundError, NotADirectoryError) as error:
         missing = Path(error.filename).name
         raise CheckpointError(f"{path} is not a finished checkpoint: it has no {missing}; run `tureen train`") from None
-    except (OSError, ValidationError) as error:
+    except (OSError, UnicodeDecodeError, ValidationError) as error:
         raise CheckpointError(f"{path / CHECKPOINT} cannot be read, or was made by another version") from error
     for name, data in files.items():
         if hashlib.sha256(data).hexdigest() != record.sha256.get(name):
@@ -108,4 +115,5 @@ def load_checkpoint(path: Path) -> Checkpoint:
         accuracy=record.accuracy,
         evaluation=record.evaluation,
         provenance=record.provenance,
+        name=record.name,
     )

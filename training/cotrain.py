@@ -6,8 +6,9 @@ Knows nothing about files beyond the state it saves, and nothing about how a run
 from __future__ import annotations
 
 import copy
+import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,9 +30,9 @@ from training.models import Model, build
 from training.objective import cotraining_losses, epsilon, eq1, learning_rate
 from training.processes import Processes
 from training.recipes import Recipe
+from training.resume import START_AGAIN, read_saved_run
 
 ADAMW_STATE = {"step", "exp_avg", "exp_avg_sq"}
-START_AGAIN = "delete it, or choose another --out, to start again"
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,8 @@ class Cotraining:
         self.device = device
         self.step = 0
         self.seconds = 0.0  # spent in steps, over all runs of the program that took part
-        self._data = data.fingerprint()
+        self._data, self._labels = data.fingerprint(), data.labels
+        self._sums = torch.zeros(2, device=device)  # of both losses, since the last report
         self.processes = processes or Processes()
         torch.manual_seed(recipe.seed)
         self.model = build(recipe.model).to(device)
@@ -115,21 +117,34 @@ class Cotraining:
     def is_finished(self) -> bool:
         return self.step >= self.steps
 
-    def run_epoch(self, at_most: int | None = None) -> Progress:
-        """Train to the end of the epoch, or so many steps; raises DivergedError where the loss is not finite."""
+    @property
+    def is_sound(self) -> bool:
+        """Whether the loss was a number in every step since the last report."""
+        return bool(eq1(self._sums[0], self._sums[1], self.recipe.alpha).isfinite())
+
+    def run_epoch(self, at_most: int | None = None, should_stop: Callable[[], bool] = lambda: False) -> Progress:
+        """Train to the next multiple of `at_most` steps in the epoch, or to its end.
+
+        should_stop: called after each step, when the state may be saved; ends the call where it returns true. Raises
+        DivergedError where the loss is not finite.
+        """
         if self._batches is None:
             self._batches = self._loader.batches(self._order, self.step)
-        left = self.steps_per_epoch - self.step % self.steps_per_epoch
-        steps = left if at_most is None else min(left, at_most)
+        within = self.step % self.steps_per_epoch
+        left = self.steps_per_epoch - within
+        steps = left if at_most is None else min(left, at_most - within % at_most)
+        first = self.step
         started = time.perf_counter()
-        sums = torch.zeros(2, device=self.device)
+        self._sums.zero_()
         images = 0
         for _ in range(steps):
             pixels, labels = next(self._batches)
             images += len(labels)
-            sums += self._train(pixels, labels)
+            self._sums += self._train(pixels, labels)
             self.step += 1
-        losses = self.processes.mean(sums / steps)
+            if should_stop():
+                break
+        losses = self.processes.mean(self._sums / (self.step - first))
         clean_loss, robust_loss = losses.tolist()
         seconds = time.perf_counter() - started
         self.seconds += seconds
@@ -145,7 +160,7 @@ class Cotraining:
         )
         if not eq1(losses[0], losses[1], self.recipe.alpha).isfinite():
             raise DivergedError(
-                f"the loss is not a number in steps {self.step - steps} to {self.step}: "
+                f"the loss is not a number in steps {first} to {self.step}: "
                 "lower learning_rate or epsilon_255, or lengthen warmup or epsilon_ramp"
             )
         return progress
@@ -189,29 +204,36 @@ class Cotraining:
                 average.copy_(buffer)  # a BatchNorm's statistics, which are a moving average already
         return sums
 
-    def save(self, path: Path) -> None:
-        """Write all that `restore` needs to `path`, atomically; safetensors, no pickle."""
+    def save(self, path: Path, options: Mapping[str, object] | None = None) -> None:
+        """Write all that `restore` needs to `path`, atomically; safetensors, no pickle.
+
+        options: what the run was started with besides its recipe, for `training.resume.read_saved_run`.
+        """
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         tensors |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
         for index, state in self.optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser.{index}.{name}": value for name, value in state.items()}
         metadata = {
-            "recipe": self.recipe.fingerprint(),
+            "recipe": self.recipe.model_dump_json(),
+            "options": json.dumps(dict(options or {})),
+            "labels": json.dumps(self._labels),
             "data": self._data,
             "step": str(self.step),
+            "steps": str(self.steps),
             "seconds": repr(self.seconds),
         }
         replace_file(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata))
 
     def restore(self, path: Path) -> None:
         """Continue where `save` left off; raises CheckpointError for another recipe's state or a damaged file."""
+        saved = read_saved_run(path)
         try:
             with safe_open(path, framework="pt", device=str(self.device)) as file:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{path} cannot be read: {START_AGAIN}") from error
-        if metadata.get("recipe") != self.recipe.fingerprint():
+        if saved.recipe.fingerprint() != self.recipe.fingerprint():
             raise CheckpointError(f"{path} is of another recipe or other settings: resume with the same ones")
         if metadata.get("data") != self._data:
             raise CheckpointError(f"{path} was trained on other images: resume with the same --data")

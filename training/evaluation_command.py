@@ -19,14 +19,13 @@ from training.data import Images, drawn_evenly, load_labelled
 from training.evaluate import attack_for, predictor, right_answers, substitution, wilson
 from training.measure import Measurement, shifts
 from training.plot import plot_accuracy, plot_epsilon_curve, plot_matrix, plot_shifts
-from training.processes import best_device
+from training.processes import best_device, cpus_per_process, limit_threads
 from training.sanity import check_radii
 from training.shifts import SHIFTS
 from training.tune import tune as choose
 from training.tune import tuned_table
 from tureen.bundle import MANIFEST
 from tureen.errors import InvalidBetaError
-from tureen.machine import available_cpus
 from tureen.manifest import AccuracyRow, Evaluation
 from tureen.preprocess import PreprocessSpec
 from tureen.report import (
@@ -72,6 +71,7 @@ def evaluate(arguments: list[str]) -> int:
     parser.add_argument("--save", action="store_true", help="keep it in the checkpoint, for the manifest and the card")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     options = parser.parse_args(arguments)
+    limit_threads()
     if options.epsilon_255 is not None and not 0 <= options.epsilon_255 <= 255:
         parser.error(f"argument --epsilon-255: {options.epsilon_255} is not between 0 and 255")
     if options.beyond is not None and not 0 < options.beyond < math.inf:
@@ -165,6 +165,7 @@ def tune(arguments: list[str]) -> int:
     parser.add_argument("--betas", type=_betas, default=beta_grid("0:1:0.1"), help="to choose from (default: 0:1:0.1)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args(arguments)
+    limit_threads()
     if options.data is None:
         parser.error("the following arguments are required: --data")
     if (options.path / MANIFEST).is_file():
@@ -184,7 +185,7 @@ def _add_images(parser: argparse.ArgumentParser, *, data: str) -> None:
     parser.add_argument("--images", type=_positive, default=ALL_IMAGES, help="at most so many, drawn evenly")
     parser.add_argument("--strict", action="store_true", help="fail at an image that cannot be decoded, not skip it")
     parser.add_argument(
-        "--workers", type=_positive, default=available_cpus(), help="that decode images (default: %(default)s)"
+        "--workers", type=_positive, default=cpus_per_process(), help="that decode images (default: %(default)s)"
     )
 
 

@@ -6,6 +6,7 @@ Knows nothing about models or what the images are for.
 from __future__ import annotations
 
 import math
+import signal
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -83,10 +84,16 @@ class StreamLoader:
             batch_sampler=order.from_step(first),
             num_workers=self._workers,
             multiprocessing_context="spawn" if self._workers else None,  # a fork of a process with threads may hang
+            worker_init_fn=_ignore_interrupt,
             pin_memory=self._device.type == "cuda",
         )
         for pixels, labels in loader:
             yield pixels.to(self._device, non_blocking=True), labels.to(self._device, non_blocking=True)
+
+
+def _ignore_interrupt(worker: int) -> None:
+    """A terminal sends SIGINT to these processes too, while the step that is to be finished needs their images."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class _Views(TorchDataset[tuple[NDArray[np.uint8], int]]):

@@ -58,16 +58,18 @@ def look(model: nn.Module, held_out: Images, *, epsilon_255: float, step: int) -
     was_training = model.training
     model.eval()
     shares = []
-    for steps in (1, STEPS):
-        adversarial = ATTACKS["fgsm" if steps == 1 else "pgd"](
-            lambda x: model(x, betas),
-            images,
-            labels,
-            epsilon=epsilon_255 / 255,
-            steps=steps,
-            generator=torch.Generator(device).manual_seed(0),
-        )
-        with torch.no_grad():
-            shares.append(float((model(adversarial, betas).argmax(1) == labels).float().mean()))
-    model.train(was_training)
+    try:
+        for steps in (1, STEPS):
+            adversarial = ATTACKS["fgsm" if steps == 1 else "pgd"](
+                lambda x: model(x, betas),
+                images,
+                labels,
+                epsilon=epsilon_255 / 255,
+                steps=steps,
+                generator=torch.Generator(device).manual_seed(0),
+            )
+            with torch.no_grad():
+                shares.append(float((model(adversarial, betas).argmax(1) == labels).float().mean()))
+    finally:
+        model.train(was_training)
     return Look(step, *shares)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,17 @@ LEAST_WIDTH = 192  # ViT-Ti; what is narrower follows no rule
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)
 
-SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+SUFFIXES = (".safetensors", ".pth", ".pth.tar", ".pt", ".ckpt", ".bin")
+WRAPPINGS = ("state_dict", "model")  # where training scripts, such as DeiT's, keep the weights; these first
+ENTRIES_SHOWN = 6
+# What stands in the place of weights, by how the file begins.
+NOT_WEIGHTS = {
+    b"version https://git-lfs": "a Git LFS pointer, not the weights: run `git lfs pull`",
+    b"<!DOCTYPE": "a web page: download the file itself",
+    b"<html": "a web page: download the file itself",
+    b"\x89HDF": "an HDF5 file of Keras: convert it to a state dict of PyTorch",
+    b"\x1f\x8b": "a gzip archive: unpack it first",
+}
 UNUSED = "unused"
 TRANSFORMERS_EPS = 1e-12  # its ViTConfig's default
 
@@ -121,7 +131,7 @@ class Pretrained:
 def load_pretrained(path: Path, *, image_size: int | None = None, classes: int | None = None) -> Pretrained:
     """The dual-token model of a single-token ViT checkpoint: float32, on the CPU, all of it trainable.
 
-    path: a .safetensors file; a .pth, .pt or .bin file, of which nothing but tensors is unpickled; a directory with
+    path: a .safetensors file; another of SUFFIXES, of which nothing but tensors is unpickled; a directory with
     model.safetensors, as on the Hugging Face hub; or a checkpoint of ours. Beside the weights, config.json and
     preprocessor_config.json are read where they exist. Without them the library's custom holds, and `assumed` says so.
 
@@ -212,23 +222,74 @@ def _read(file: Path) -> Weights:
     """The tensors of a file by the names they have there."""
     if not file.is_file():
         raise CheckpointError(f"{file} does not exist: name a file of weights, or a directory with {MODEL}")
-    if file.suffix not in SUFFIXES:
+    if not file.name.lower().endswith(SUFFIXES):
         raise CheckpointError(f"{file} has a suffix that is not read: {', '.join(SUFFIXES)} are")
+    with file.open("rb") as opened:
+        head = opened.read(512)
+    if not head:
+        raise CheckpointError(f"{file} is empty")
+    if found := next((what for start, what in NOT_WEIGHTS.items() if head.startswith(start)), None):
+        raise CheckpointError(f"{file} is {found}")
+    if head[257:262] == b"ustar":
+        raise CheckpointError(f"{file} is a tar archive: unpack it, and give the file of weights in it")
     try:
-        if file.suffix == ".safetensors":
+        if file.name.lower().endswith(".safetensors"):
             loaded: Any = safetensors.torch.load_file(file)
         else:
             loaded = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle answers with almost any
+    except Exception as error:  # a damaged pickle raises almost any
+        if objects := _objects(file):
+            raise CheckpointError(
+                f"{file} holds more than tensors: {_listed(objects)}. To read these would run code of the file: where "
+                "you trust it, load it and save the model's state_dict() alone, best as .safetensors"
+            ) from error
+        raise CheckpointError(f"{file} cannot be read: it is damaged, or no file of PyTorch") from error
+    weights = _state_dict(loaded)
+    if weights is None:
+        entries = [f"{key} ({_kind(value)})" for key, value in loaded.items()] if isinstance(loaded, dict) else []
         raise CheckpointError(
-            f"{file} cannot be read: it is damaged, or holds more than tensors; save the state dict as .safetensors"
-        ) from error
-    for wrapping in ("state_dict", "model"):  # training scripts, such as DeiT's, save more than the weights
-        if isinstance(loaded, dict) and isinstance(loaded.get(wrapping), dict):
-            loaded = loaded[wrapping]
-    if not isinstance(loaded, dict) or not all(isinstance(tensor, Tensor) for tensor in loaded.values()):
-        raise CheckpointError(f"{file} holds no state dict: save what the model's state_dict() returns")
-    return loaded
+            f"{file} holds no state dict, but {_listed(entries) or _kind(loaded)}: save what the model's state_dict() "
+            "returns"
+        )
+    return weights
+
+
+def _state_dict(loaded: object) -> Weights | None:
+    """The tensors by name: the object itself, its entry by a usual name, or else its one entry of that kind."""
+    if not isinstance(loaded, dict):
+        return None
+    if _is_state_dict(loaded):
+        return loaded
+    found = [key for key, value in loaded.items() if _is_state_dict(value)]
+    usual = [key for key in WRAPPINGS if key in found]
+    chosen = usual[0] if usual else found[0] if len(found) == 1 else None
+    return None if chosen is None else loaded[chosen]
+
+
+def _is_state_dict(value: object) -> bool:
+    return isinstance(value, dict) and bool(value) and all(isinstance(tensor, Tensor) for tensor in value.values())
+
+
+def _objects(file: Path) -> list[str]:
+    """The classes and functions that a pickle names and tensors do not need; none where it cannot be read."""
+    try:
+        return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(file))
+    except Exception:  # noqa: BLE001 - a damaged pickle raises almost any
+        return []
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, Tensor):
+        return "a tensor"
+    if _is_state_dict(value):
+        assert isinstance(value, dict)
+        return f"{len(value)} tensors"
+    return type(value).__name__
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - ENTRIES_SHOWN} more" if len(names) > ENTRIES_SHOWN else ""
+    return ", ".join(names[:ENTRIES_SHOWN]) + more
 
 
 def _json(file: Path) -> dict[str, Any]:

@@ -12,6 +12,9 @@ from training.errors import RecipeError
 from training.model import ViTConfig
 from training.models import ModelConfig
 
+NOT_OF_THE_WEIGHTS = {"source", "expected", "command", "evaluation_attack", "evaluation_steps", "evaluation_betas"}
+"""Fields of a Recipe that do not decide what is trained."""
+
 
 class Augmentation(BaseModel):
     """Random changes of training images; everything is off by default."""
@@ -89,9 +92,7 @@ class Recipe(BaseModel):
 
     def fingerprint(self) -> str:
         """SHA-256 of all that decides the weights, not how they are measured: equal fingerprints, equal runs."""
-        values = self.model_dump_json(
-            exclude={"source", "expected", "command", "evaluation_attack", "evaluation_steps", "evaluation_betas"}
-        )
+        values = self.model_dump_json(exclude=NOT_OF_THE_WEIGHTS)
         return hashlib.sha256(values.encode()).hexdigest()
 
 
@@ -272,7 +273,12 @@ def load_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:
     """
     if name not in RECIPES:
         raise RecipeError(f"there is no recipe {name!r}: choose {', '.join(RECIPES)}")
-    values: dict[str, Any] = RECIPES[name].model_dump()
+    return with_settings(RECIPES[name], settings)
+
+
+def with_settings(recipe: Recipe, settings: Sequence[str]) -> Recipe:
+    """The recipe with "key=value" settings applied; raises RecipeError as `load_recipe`."""
+    name, values = recipe.name, recipe.model_dump()
     for setting in settings:
         key, separator, value = setting.partition("=")
         if not separator:

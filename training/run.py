@@ -5,10 +5,9 @@ from __future__ import annotations
 import fcntl
 import os
 import sys
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,20 +20,22 @@ from training.cotrain import Cotraining
 from training.data import Dataset, load_digits, load_images
 from training.errors import CheckpointError, RecipeError
 from training.evaluate import attack_for, substitution
+from training.interruption import InterruptedRun, StopSignals
 from training.measure import Measurement
 from training.models import Model
 from training.monitor import look, require_sound
 from training.pretrained import load_pretrained
-from training.processes import Processes, joined
+from training.processes import Processes, cpus_per_process, joined
 from training.progress import Report
 from training.recipes import RECIPES, Recipe
-from tureen.machine import available_cpus
+from training.resume import SaveClock, SavedRun, absolute, read_saved_run, require_same_recipe
+from training.sources import name_of_images, open_source
 from tureen.manifest import Evaluation
 from tureen.preprocess import PreprocessSpec
 
 STATE = "resume.safetensors"
 SKIPPED = "skipped.txt"
-SECONDS_BETWEEN_SAVES = 10.0
+SAVE_INTERVAL_S = 10.0
 STEPS_BETWEEN_REPORTS = 50
 NAMES_SHOWN = 5
 CLASSES_SHOWN = 20
@@ -42,9 +43,10 @@ CLASSES_SHOWN = 20
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What a run is told besides its recipe: what it reads, and how it is carried out.
+    """The inputs of a run besides its recipe: what it reads, and how it is carried out.
 
     data, init: images, and weights to begin with. image_size: pixels, where `init` is to be trained at another size.
+    save_interval_s: seconds between two saves of the state; longer where saving would take over 2 % of the time.
     """
 
     data: str | None = None
@@ -54,25 +56,53 @@ class RunOptions:
     is_strict: bool = False
     is_compiled: bool = False
     tensorboard: bool = False
-    workers: int = field(default_factory=available_cpus)
+    workers: int = field(default_factory=cpus_per_process)
+    save_interval_s: float = SAVE_INTERVAL_S
+
+    def as_saved(self) -> dict[str, object]:
+        """What the state of a run keeps, to continue it without these options."""
+        return {
+            "data": absolute(self.data),
+            "init": absolute(None if self.init is None else str(self.init)),
+            "is_strict": self.is_strict,
+            "is_compiled": self.is_compiled,
+            "tensorboard": self.tensorboard,
+        }
 
 
 def run(recipe: Recipe, out: Path, options: RunOptions | None = None) -> Checkpoint | None:
     """Train `recipe` into the directory `out`, measure the averaged weights at each β, and save the checkpoint.
 
-    The state is saved every ten seconds, so that an interrupted run can be continued. Under torchrun every process
-    calls this; the first one writes, and returns the checkpoint, the others None. Raises CheckpointError where `out`
-    holds a finished run, or an unfinished one that was not to be continued; RecipeError or DataError where recipe and
-    images do not fit.
+    The state is saved every ten seconds, and at SIGINT and SIGTERM, so that an interrupted run can be continued: with
+    `is_resumed`, by the options it was started with where `options` has none. Under torchrun every process calls this;
+    the first one writes, and returns the checkpoint, the others None. Raises CheckpointError where `out` holds a
+    finished run, an unfinished one and no `is_resumed`, or one of other settings; RecipeError or DataError where recipe
+    and images do not fit; InterruptedRun where a signal ended the run.
     """
-    options = options or RunOptions()
+    signals = StopSignals()
+    try:
+        with signals.installed():
+            return _run(recipe, out, options or RunOptions(), signals)
+    except InterruptedRun as interrupted:
+        saved = read_saved_run(out / STATE) if (out / STATE).exists() else None
+        raise InterruptedRun(interrupted.number, "" if saved is None else str(saved)) from None
+
+
+def _run(recipe: Recipe, out: Path, options: RunOptions, signals: StopSignals) -> Checkpoint | None:
     state = out / STATE
     if (out / CHECKPOINT).exists():
         raise CheckpointError(f"{out} holds a finished run: choose another --out")
-    if state.exists() and not options.is_resumed:
+    saved = read_saved_run(state) if state.exists() else None
+    if saved is None:
+        recipe = shaped(recipe, options)
+    elif not options.is_resumed:
         raise CheckpointError(f"{out} holds an unfinished run: add --resume, or choose another --out")
-    recipe = shaped(recipe, options)
+    else:
+        require_same_recipe(saved, recipe)
+        options = continued(saved, options)
+        recipe = recipe.model_copy(update={"model": saved.recipe.model})
     with joined() as (processes, device):
+        signals.is_patient = processes.count > 1
         data = load_data(recipe, options, is_shown=processes.is_first)
         recipe = fitted(recipe, data, is_shown=processes.is_first)
         if processes.is_first:
@@ -84,21 +114,56 @@ def run(recipe: Recipe, out: Path, options: RunOptions | None = None) -> Checkpo
             processes=processes,
             workers=options.workers,
             is_compiled=options.is_compiled,
-            start=None if options.init is None else _start(recipe, options.init, is_shown=processes.is_first),
+            start=None
+            if saved is not None or options.init is None
+            else _start(recipe, options.init, is_shown=processes.is_first),
         )
-        if state.exists():
+        if saved is not None:
             training.restore(state)
+            if processes.is_first:
+                print(f"continuing {saved}", file=sys.stderr)
         if not processes.agree(training.step, device):
             raise CheckpointError(f"not every process found {state}: it must lie where all of them see it")
         if not processes.is_first:
-            _train(training, data, out, options, processes)
+            _train(training, data, out, options, processes, signals)
             return None
         out.mkdir(parents=True, exist_ok=True)
         with only_writer(out):
             if data.skipped:
                 (out / SKIPPED).write_text("".join(f"{line}\n" for line in data.skipped), encoding="utf-8")
-            _train(training, data, out, options, processes)
-            return _finish(training, data, out)
+            _train(training, data, out, options, processes, signals)
+            name = None if options.data is None else name_of_images(options.data)
+            return _finish(training, data, out, name)
+
+
+def continued(saved: SavedRun, options: RunOptions) -> RunOptions:
+    """The options a saved run goes on with: its own, where `options` has none.
+
+    Raises CheckpointError where an option names other images or weights than the run's, before the images are decoded.
+    """
+    init = absolute(None if options.init is None else str(options.init))
+    size = saved.recipe.model.image_size
+    for flag, before, asked in (("--init", saved.init, init), ("--image-size", size, options.image_size)):
+        if asked is not None and asked != before:
+            raise CheckpointError(
+                f"{saved.path} is of a run with {flag} {before}, not {asked}: leave that out to continue the run, or "
+                "choose another --out"
+            )
+    data = absolute(options.data) or saved.data
+    labels = open_source(data).names if data is not None and saved.recipe.dataset == "folder" else saved.labels
+    if differing := sorted(set(labels) ^ set(saved.labels)):
+        raise CheckpointError(
+            f"{saved.path} is of a run on other classes than those of --data {data}: "
+            f"{', '.join(differing[:NAMES_SHOWN])} are in one of the two alone"
+        )
+    return replace(
+        options,
+        data=data,
+        init=None if saved.init is None else Path(saved.init),
+        is_strict=options.is_strict or saved.is_strict,
+        is_compiled=options.is_compiled or saved.is_compiled,
+        tensorboard=options.tensorboard or saved.tensorboard,
+    )
 
 
 def shaped(recipe: Recipe, options: RunOptions) -> Recipe:
@@ -203,7 +268,7 @@ def _start(recipe: Recipe, init: Path, *, is_shown: bool) -> Model:
     return pretrained.model
 
 
-def _finish(training: Cotraining, data: Dataset, out: Path) -> Checkpoint:
+def _finish(training: Cotraining, data: Dataset, out: Path, name: str | None) -> Checkpoint:
     recipe, model = training.recipe, training.average
     measurement = Measurement(
         model,
@@ -220,6 +285,7 @@ def _finish(training: Cotraining, data: Dataset, out: Path) -> Checkpoint:
         preprocess=data.preprocess,
         accuracy=measurement.accuracy(recipe.evaluation_betas),
         evaluation=Evaluation(checks=measurement.checks()),
+        name=name,
         provenance={
             "tureen": tureen.__version__,
             "torch": torch.__version__,
@@ -236,31 +302,47 @@ def _finish(training: Cotraining, data: Dataset, out: Path) -> Checkpoint:
     return checkpoint
 
 
-def _train(training: Cotraining, data: Dataset, out: Path, options: RunOptions, processes: Processes) -> None:
-    state, recipe = out / STATE, training.recipe
-    saved = time.monotonic()
+def _train(
+    training: Cotraining,
+    data: Dataset,
+    out: Path,
+    options: RunOptions,
+    processes: Processes,
+    signals: StopSignals,
+) -> None:
+    """Train to the end, or to a signal: then every process stops after the same step and raises InterruptedRun."""
+    recipe, clock, received = training.recipe, SaveClock(options.save_interval_s), 0
     every = max(1, round(training.steps * recipe.monitor_share))
-    with Report(training, out, tensorboard=options.tensorboard) if processes.is_first else nullcontext() as report:
+
+    def save() -> None:
+        training.save(out / STATE, options.as_saved())
+
+    def should_stop() -> bool:
+        nonlocal received
+        if processes.is_first and clock.is_due and training.is_sound:
+            clock.save(save)
+        received = processes.largest(signals.received)
+        return received != 0
+
+    with (
+        Report(training, out, tensorboard=options.tensorboard) if processes.is_first else nullcontext() as report,
+        signals.deferred(),
+    ):
         looks = report.looks if report else []
-        try:
-            while not training.is_finished:
-                before = training.step
-                progress = training.run_epoch(STEPS_BETWEEN_REPORTS)
-                if report is None:
-                    continue
-                report.progress(progress)
-                if recipe.alpha < 1 and training.step // every > before // every:
+        while not training.is_finished and not received:
+            before = training.step
+            progress = training.run_epoch(STEPS_BETWEEN_REPORTS, should_stop)
+            if report is None:
+                continue
+            report.progress(progress)
+            if not received and recipe.alpha < 1 and training.step // every > before // every:
+                with suppress(InterruptedRun), signals.deferred(False):
                     looks.append(
                         look(training.model, data.held_out, epsilon_255=recipe.epsilon_255, step=training.step)
                     )
                     report.look(looks[-1])
-                    require_sound(looks)
-                if time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
-                    training.save(state)
-                    saved = time.monotonic()
-        except KeyboardInterrupt:
-            if report and state.exists():
-                print(f"\ninterrupted; the same command with --resume continues from {state}", file=sys.stderr)
-            raise
+                require_sound(looks)
         if report:
-            training.save(state)
+            save()
+    if received:
+        raise InterruptedRun(received)

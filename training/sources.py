@@ -36,6 +36,7 @@ SPLITS: Mapping[str, SplitKind] = {
 HELD_OUT_FOLDERS = ("val", "validation", "test")  # as messages name them
 HIDDEN = (".", "__MACOSX")  # the second is what macOS adds to its archives
 NAMES_SHOWN = 5
+NAMELESS = ("model", "pytorch_model")  # how Hugging Face calls every file of weights
 SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
 HUGGING_FACE = "hf:"
 
@@ -102,6 +103,22 @@ def open_source(location: str) -> Source:
     Raises DataError where it holds no labelled images, or folders that may be splits or classes.
     """
     return _hugging_face(location) if location.startswith(HUGGING_FACE) else _folder(Path(location))
+
+
+def name_of(path: Path) -> str:
+    """A name that a manifest takes, from that of the file or directory."""
+    path = path.resolve()
+    stem = path.name if path.is_dir() else path.parent.name if path.stem in NAMELESS else path.stem
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("._-")[:64] or "model"
+
+
+def name_of_images(location: str) -> str:
+    """A name for a model of the images at `location`: that of their folder or dataset, without the name of a split."""
+    path = Path(location.removeprefix(HUGGING_FACE))
+    if location.startswith(HUGGING_FACE) and not path.is_dir():
+        return name_of(path)
+    path = path.resolve()
+    return name_of(path.parent if split_of(path.name) else path)
 
 
 def split_of(name: str) -> SplitKind | None:

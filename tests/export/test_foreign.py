@@ -9,13 +9,13 @@ import torch
 from starlette.testclient import TestClient
 
 import tureen
-from export.foreign import name_of
-from export.stated import stated_labels
+from export.foreign import ForeignOptions, load_foreign, name_of
+from export.stated import read_labels, stated_labels
 from serve.app import create_app
 from serve.metrics import Metrics
 from serve.service import Service
 from serve.settings import Settings
-from training.pretrained import HALF, IMAGENET_MEAN, IMAGENET_STD
+from training.pretrained import HALF, IMAGENET_MEAN, IMAGENET_STD, load_pretrained
 from tureen.bundle import load_bundle
 from tureen.cli import main
 from tureen.manifest import NAME_PATTERN
@@ -168,6 +168,27 @@ def test_a_file_of_labels_stands_above_all_else(single_token_file, photos, tmp_p
     assert manifest.labels == list(reversed(ANIMALS))
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n"], ids=["Unix", "Windows"])
+def test_a_byte_order_mark_is_no_part_of_the_first_label(tmp_path, end):
+    (tmp_path / "labels.txt").write_bytes(f"\ufeffcat{end}döner{end}".encode())
+    assert read_labels(tmp_path / "labels.txt") == ["cat", "döner"]
+
+
+def test_a_byte_order_mark_in_a_configuration_is_left_out(single_token_weights, tmp_path):
+    path = saved(tmp_path / "marked", single_token_weights, config={"label_names": ANIMALS})
+    (path / "config.json").write_bytes(b"\xef\xbb\xbf" + (path / "config.json").read_bytes())
+    assert stated_labels(path) == ANIMALS
+    assert load_pretrained(path).model.config.classes == 5
+
+
+def test_labels_that_a_configuration_has_twice_are_told_apart(single_token_weights, tmp_path):
+    """As google/vit-base-patch16-224 has "crane", a bird and a machine."""
+    config = {"id2label": dict(enumerate(["crane", "cow", "dog", "crane", "owl"]))}
+    checkpoint = load_foreign(saved(tmp_path / "twice", single_token_weights, config=config), ForeignOptions())
+    assert checkpoint.labels == ["crane (0)", "cow", "dog", "crane (3)", "owl"]
+    assert "told apart by their number: crane" in checkpoint.provenance["assumed"]
+
+
 def saved(folder, weights, **files):
     folder.mkdir()
     safetensors.torch.save_file(weights, folder / "model.safetensors")
@@ -204,6 +225,8 @@ def test_what_is_no_model_is_refused(tmp_path, capsys):
         (tmp_path / name).write_bytes(content)
         assert name in refused(capsys, tmp_path / name, "--out", tmp_path / "bundle")
     assert "not a finished checkpoint" in refused(capsys, tmp_path, "--out", tmp_path / "bundle")
+    absent = tmp_path / "nofile.safetensors"
+    assert f"{absent} does not exist" in refused(capsys, absent, "--out", tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
 
 
@@ -221,7 +244,7 @@ def test_a_model_without_a_classifier_is_sent_to_co_training(single_token_weight
         ([*ANIMALS, "emu"], "has 6 labels, the classifier of"),
         (["cat", "", "dog", "hen", "owl"], "has an empty line, number 2"),
         (["cat", "cow", "dog", "hen", "emu"], "has images of 'owl', as none of the outputs are called in"),
-        (["cat", "cat", "dog", "hen", "owl"], "has images of 'cat', as 2 of the outputs are called in"),
+        (["cat", "dog", "hen", "cat", "owl"], "has the label 'cat' in lines 1 and 4"),
     ],
     ids=["too few", "too many", "empty line", "another", "twice"],
 )

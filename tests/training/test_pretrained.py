@@ -690,16 +690,40 @@ def test_a_pickle_is_read_for_its_tensors_alone(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "weights.pth"
     torch.save({"weights": _Trap()}, path)
-    with pytest.raises(CheckpointError, match="more than tensors"):
+    with pytest.raises(CheckpointError, match=r"holds more than tensors: io\.open\. To read these would run code"):
         load_pretrained(path)
     assert not (tmp_path / "touched").exists()
     torch.save({"model": {"epochs": 3}}, path)
-    with pytest.raises(CheckpointError, match="no state dict"):
+    with pytest.raises(CheckpointError, match=r"no state dict, but model \(dict\): save what"):
+        load_pretrained(path)
+    torch.save({"student": {"w": torch.zeros(1)}, "teacher": {"w": torch.zeros(1)}, "epoch": 3}, path)
+    with pytest.raises(CheckpointError, match=r"but student \(1 tensors\), teacher \(1 tensors\), epoch \(int\)"):
+        load_pretrained(path)
+    torch.save([torch.zeros(1)], path)
+    with pytest.raises(CheckpointError, match="no state dict, but list"):
         load_pretrained(path)
 
 
-@pytest.mark.parametrize("wrapping", ["model", "state_dict"])
-def test_weights_are_found_in_what_a_training_script_saved(tmp_path, wrapping):
+@pytest.mark.parametrize("name", ["weights.pth", "model_best.pth.tar", "last.ckpt", "WEIGHTS.PT"])
+@pytest.mark.parametrize("wrapping", ["model", "state_dict", "model_state_dict"])
+def test_weights_are_found_in_what_a_training_script_saved(tmp_path, wrapping, name):
     weights = timm_weights(**SHAPE)
-    torch.save({wrapping: weights, "epoch": 3}, tmp_path / "weights.pth")
-    assert torch.equal(load_pretrained(tmp_path / "weights.pth").model.head.weight, weights["head.weight"])
+    torch.save({wrapping: weights, "epoch": 3, "optimizer": {"state": {}}}, tmp_path / name)
+    assert torch.equal(load_pretrained(tmp_path / name).model.head.weight, weights["head.weight"])
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "is empty"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "is a Git LFS pointer, not the weights"),
+        (b"<!DOCTYPE html><title>Sign in</title>", "is a web page: download the file itself"),
+        (b"\x00" * 257 + b"ustar" + b"\x00" * 300, "is a tar archive"),
+        (b"nothing known", "is damaged, or no file of PyTorch"),
+    ],
+    ids=["empty", "pointer", "page", "tar", "else"],
+)
+def test_what_stands_in_the_place_of_weights_is_named(tmp_path, content, said):
+    (tmp_path / "last.ckpt").write_bytes(content)
+    with pytest.raises(CheckpointError, match=said):
+        load_pretrained(tmp_path / "last.ckpt")

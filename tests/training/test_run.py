@@ -1,6 +1,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,11 +14,13 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from training.checkpoint import load_checkpoint
+from training.cotrain import Cotraining
 from training.errors import CheckpointError, RecipeError
 from training.loading import Order
 from training.recipes import load_recipe
 from training.resnet import DualResNet, ResNetConfig
-from training.run import only_writer
+from training.resume import SaveClock, read_saved_run
+from training.run import RunOptions, fitted, load_data, only_writer
 from tureen.cli import main
 
 QUICK = ["epochs=6", "evaluation_steps=1", "evaluation_betas=0,1", "model.depth=1", "model.width=16"]
@@ -49,31 +52,208 @@ def test_a_run_leaves_a_checkpoint_a_log_and_nothing_else(tmp_path, capsys):
 
 def test_a_killed_run_resumes_to_the_same_weights(tmp_path):
     """SIGKILL at a random moment after the first state was saved; fp32 on a CPU: the weights are equal to the bit."""
-    # Saved after every epoch instead of every ten seconds, so that there is something to resume.
-    program = "import sys, training.run as r; r.SECONDS_BETWEEN_SAVES = 0; import tureen.cli as c; sys.exit(c.main())"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    long = ["--set", "epochs=25"]
+    long = ["--set", "epochs=25", "--save-interval-s", "0"]  # so that there is soon something to resume
 
-    def start(out, *extra):
-        return subprocess.Popen(
-            [sys.executable, "-c", program, *command(out, *long, *extra)], env=environment, stderr=subprocess.DEVNULL
-        )
-
-    killed = start(tmp_path / "killed")
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "killed" / "resume.safetensors").exists():
-        assert time.monotonic() < deadline
-        assert killed.poll() is None
-        time.sleep(0.01)
+    killed = started(command(tmp_path / "killed", *long))
+    wait_for(tmp_path / "killed" / "resume.safetensors", killed)
     time.sleep(random.random() / 2)
     killed.send_signal(signal.SIGKILL)
-    assert killed.wait() == -signal.SIGKILL
+    killed.communicate()
+    assert killed.returncode == -signal.SIGKILL
     assert not (tmp_path / "killed" / "checkpoint.json").exists()
-    assert start(tmp_path / "killed").wait() == 1  # without --resume it is left alone
-    assert start(tmp_path / "killed", "--resume").wait() == 0
-    assert start(tmp_path / "whole").wait() == 0
+    assert trained(command(tmp_path / "killed", *long)) == 1  # without --resume it is left alone
+    assert trained(command(tmp_path / "killed", *long, "--resume")) == 0
+    assert trained(command(tmp_path / "whole", *long)) == 0
     killed_weights, whole_weights = (load_file(tmp_path / name / "model.safetensors") for name in ("killed", "whole"))
     assert all(torch.equal(killed_weights[name], whole_weights[name]) for name in whole_weights)
+
+
+def started(arguments, *launcher):
+    """The command as a process of its own, its standard error a pipe."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    program = [sys.executable, *(launcher or ["-m", "tureen.cli"]), *arguments]
+    return subprocess.Popen(program, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+
+
+def trained(arguments):
+    """The command in this process, on one thread as in `started`: sums in another order round otherwise."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return main(arguments)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def wait_for(file, process):
+    """Until the process has written something into the file."""
+    while not (file.exists() and file.stat().st_size):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+
+
+NO_CLOCK = ["--save-interval-s", "3600"]  # what is saved then, a signal saved
+
+
+def test_a_signal_saves_the_run_which_resume_alone_continues_to_the_same_weights(tmp_path, capsys):
+    out = tmp_path / "run"
+    process = started(command(out, "--set", "epochs=12", *NO_CLOCK))
+    wait_for(out / "log.jsonl", process)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate()
+    assert process.returncode == 130
+    saved = read_saved_run(out / "resume.safetensors")
+    assert 0 < saved.step <= saved.steps == 12 * 21
+    assert f"interrupted; saved: {saved}" in said
+    assert f"tureen train --resume --out {out}" in said
+    assert trained(["train", "--resume", "--out", str(out)]) == 0
+    assert f"continuing {saved}" in capsys.readouterr().err
+    assert trained(command(tmp_path / "whole", "--set", "epochs=12")) == 0
+    ours, others = (load_file(directory / "model.safetensors") for directory in (out, tmp_path / "whole"))
+    assert all(torch.equal(ours[name], others[name]) for name in others)
+
+
+def test_a_signal_while_the_trained_model_is_measured_loses_no_step(tmp_path):
+    out = tmp_path / "run"
+    process = started(command(out, "--set", "evaluation_steps=100000", *NO_CLOCK))
+    wait_for(out / "resume.safetensors", process)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate()
+    assert process.returncode == 143
+    assert "step 126 of 126 (100 %)" in said
+    assert main(["train", "--resume", "--out", str(out), "--set", "evaluation_steps=1"]) == 0
+    assert load_checkpoint(out).recipe.evaluation_steps == 1
+
+
+def test_a_signal_before_the_first_step_says_that_nothing_is_saved(tmp_path, monkeypatch, capsys):
+    fifo = tmp_path / "photos" / "cat" / "0.png"
+    for name in ("cat", "dog"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(1, 9):
+            Image.fromarray(np.zeros((8, 8, 3), dtype=np.uint8)).save(tmp_path / "photos" / name / f"{i}.png")
+    os.mkfifo(fifo)  # reading it waits for this test
+    process = started(folder_command(tmp_path / "run", "--data", str(tmp_path / "photos")))
+    with fifo.open("wb") as file:  # opens once the process reads it
+        process.send_signal(signal.SIGINT)
+        file.write(b"nothing")
+    _, said = process.communicate()
+    assert process.returncode == 130
+    assert "interrupted before the first step: nothing to continue" in said
+
+
+def test_torchruns_processes_stop_together_and_the_first_saves(tmp_path):
+    out = tmp_path / "run"
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "tureen.cli"]
+    process = started(command(out, "--set", "epochs=2000", *NO_CLOCK), *launcher)
+    wait_for(out / "log.jsonl", process)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate()
+    assert process.returncode != 0
+    saved = read_saved_run(out / "resume.safetensors")
+    assert 0 < saved.step < saved.steps
+    assert said.count("interrupted; saved") == 1
+
+
+def test_what_is_shown_of_a_recipe_is_what_these_images_make_of_it(photos, capsys):
+    assert main(["train", "cifar10-cpu", "--show"]) == 0
+    shown = capsys.readouterr().out
+    assert "84 minutes" in shown
+    assert "model.classes = as many as --data has" in shown
+    assert main(folder_command("run", "--data", str(photos), "--show")) == 0
+    shown = capsys.readouterr().out
+    assert "minutes" not in shown
+    assert "3 classes, about 54 images to train on, 6 steps an epoch, 12 steps in all" in shown
+    assert "model.classes = 3" in shown
+
+
+def saved_folder_run(photos, out):
+    """An unfinished run on the photographs, saved before its first step."""
+    recipe = load_recipe("cifar10-cpu", FOLDER)
+    options = RunOptions(data=str(photos), is_resumed=True)
+    data = load_data(recipe, options)
+    out.mkdir()
+    Cotraining(fitted(recipe, data), data, torch.device("cpu")).save(out / "resume.safetensors", options.as_saved())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--set", "learning_rate=1"], "is of a run with learning_rate = 0.0015, not 1.0: leave that out"),
+        (["--set", "model.depth=2"], "is of a run with model.depth = 1, not 2"),
+        (["--set", "augmentation.flip=false"], "is of a run with augmentation.flip = True, not False"),
+        (["--set", "evaluation_images=7"], "is of a run with evaluation_images = 1000, not 7"),
+        (["digits"], "holds a run of the recipe cifar10-cpu, not digits"),
+        (["--image-size", "8"], "is of a run with --image-size 16, not 8"),
+        (["--init", "vit.safetensors"], "is of a run with --init None, not "),
+        (["--data", "others"], "other classes than those of --data"),
+    ],
+)
+def test_a_setting_that_is_not_the_saved_runs_is_named_before_an_image_is_read(
+    photos, tmp_path, monkeypatch, capsys, arguments, message
+):
+    monkeypatch.chdir(tmp_path)
+    for name in ("bright", "dark", "cat"):
+        (tmp_path / "others" / name).mkdir(parents=True)
+        (tmp_path / "others" / name / "0.png").write_bytes(b"")
+    saved_folder_run(photos, tmp_path / "run")
+    capsys.readouterr()
+    assert main(["train", *arguments, "--resume", "--out", "run"]) == 1
+    said = capsys.readouterr().err
+    assert message in said
+    assert "read images" not in said
+
+
+def test_a_run_resumes_in_another_directory_and_with_its_images_elsewhere(photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(photos.parent)
+    saved_folder_run(photos.name, tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tmp_path / "run", tmp_path / "moved")
+    assert main(["train", "--resume", "--out", "run"]) == 0
+    shutil.copytree(photos, tmp_path / "copy")
+    assert main(["train", "cifar10-cpu", "--resume", "--out", "moved", "--data", "copy"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["--resume"], 2, "name a recipe, or the run to continue"),
+        (["--out", "nothing"], 2, "name a recipe, or the run to continue"),
+        (["--resume", "--out", "nothing"], 1, "nothing holds no interrupted run to continue"),
+    ],
+)
+def test_without_a_recipe_there_must_be_a_run_to_continue(tmp_path, monkeypatch, capsys, arguments, status, message):
+    monkeypatch.chdir(tmp_path)
+    try:
+        assert main(["train", *arguments]) == status
+    except SystemExit as error:
+        assert error.code == status
+    assert message in capsys.readouterr().err
+
+
+def test_saving_takes_two_per_cent_of_the_time_at_most():
+    now = [0.0]
+    clock, saves = SaveClock(10, now=lambda: now[0]), []
+
+    def save():
+        saves.append(now[0])
+        now[0] += 3
+
+    while now[0] < 3000:
+        now[0] += 1  # a step
+        if clock.is_due:
+            clock.save(save)
+    assert saves[0] == 10
+    assert 3 * len(saves) / now[0] < 0.021
+
+
+def test_saving_that_costs_nothing_is_done_at_the_interval():
+    now = [0.0]
+    clock = SaveClock(10, now=lambda: now[0])
+    for second in range(1, 31):
+        now[0] = second
+        assert clock.is_due == (second % 10 == 0)
+        if clock.is_due:
+            clock.save(lambda: None)
 
 
 def test_two_processes_train_what_one_does(tmp_path):
@@ -134,6 +314,7 @@ def test_a_folder_of_images_becomes_a_checkpoint_with_its_labels(photos, tmp_pat
     assert checkpoint.labels == ["bright", "dark", "striped"]
     assert checkpoint.recipe.model.classes == 3
     assert checkpoint.provenance["training_images"] == 53
+    assert checkpoint.name == photos.name
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,79 @@
+"""SIGINT and SIGTERM during a run: the run ends where its state can be saved.
+
+Knows nothing about training or files.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SECOND_AFTER_S = 1.0  # what comes sooner is the same signal again: launchers forward what a terminal sends to all
+
+
+class InterruptedRun(KeyboardInterrupt):
+    """A signal ended the run; `saved` says what can be continued."""
+
+    def __init__(self, number: int, saved: str = "") -> None:
+        super().__init__(saved)
+        self.number = number
+        self.saved = saved
+
+    @property
+    def exit_status(self) -> int:
+        """128 + the signal's number, as a shell reports it: 130 for SIGINT, 143 for SIGTERM."""
+        return 128 + self.number
+
+
+class StopSignals:
+    """Raises InterruptedRun at SIGINT and SIGTERM; inside `deferred` it notes the first one in `received` instead.
+
+    A second signal raises inside `deferred` too, unless `is_patient`: torchrun repeats signals, and kills after 30 s.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self.received = 0  # the number of the last signal, 0 before any
+        self.is_patient = False
+        self._received_at = 0.0
+        self._is_deferred = False
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Handle the signals, in the main thread alone. A signal that is ignored, as by nohup, stays ignored."""
+        before = {}
+        if threading.current_thread() is threading.main_thread():
+            before = {number: signal.getsignal(number) for number in SIGNALS}
+        handled = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}
+        for number in handled:
+            signal.signal(number, self._handle)
+        try:
+            yield
+        finally:
+            for number, handler in handled.items():
+                signal.signal(number, handler)
+
+    @contextmanager
+    def deferred(self, is_deferred: bool = True) -> Iterator[None]:
+        """A step or a save, which a signal does not cut in two; `deferred(False)` inside it is a part that may be."""
+        before, self._is_deferred = self._is_deferred, is_deferred
+        try:
+            yield
+        finally:
+            self._is_deferred = before
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        now = self._now()
+        is_second = bool(self.received) and now - self._received_at > SECOND_AFTER_S
+        if not self.received:
+            self.received, self._received_at = number, now
+            if self._is_deferred:
+                print("\nstopping after this step; a second signal stops at once", file=sys.stderr)
+        if not self._is_deferred or (is_second and not self.is_patient):
+            raise InterruptedRun(self.received)

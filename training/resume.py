@@ -1,0 +1,122 @@
+"""The saved state of an unfinished run: what it was started with, and when to save it.
+
+Reads the header of the file alone; the tensors are `training.cotrain`'s.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+
+from training.errors import CheckpointError
+from training.recipes import NOT_OF_THE_WEIGHTS, RECIPES, Recipe
+from training.sources import HUGGING_FACE
+
+START_AGAIN = "delete it, or choose another --out, to start again"
+SAVING_SHARE = 0.02
+
+
+@dataclass(frozen=True)
+class SavedRun:
+    """An unfinished run: its recipe as it was fitted to the images, and what it was started with.
+
+    data: as `tureen train --data` takes it, absolute where it is a directory.
+    """
+
+    path: Path
+    recipe: Recipe
+    labels: list[str]
+    step: int
+    steps: int
+    data: str | None
+    init: str | None
+    is_strict: bool
+    is_compiled: bool
+    tensorboard: bool
+
+    def __str__(self) -> str:
+        return f"{self.path}, step {self.step} of {self.steps} ({100 * self.step / self.steps:.0f} %)"
+
+
+def read_saved_run(path: Path) -> SavedRun:
+    """What the state at `path` says of its run; raises CheckpointError where it is damaged, or another version's."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+        options = json.loads(metadata["options"])
+        return SavedRun(
+            path=path,
+            recipe=Recipe.model_validate_json(metadata["recipe"]),
+            labels=json.loads(metadata["labels"]),
+            step=int(metadata["step"]),
+            steps=int(metadata["steps"]),
+            data=options.get("data"),
+            init=options.get("init"),
+            is_strict=options.get("is_strict", False),
+            is_compiled=options.get("is_compiled", False),
+            tensorboard=options.get("tensorboard", False),
+        )
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read: {START_AGAIN}") from error
+    except (KeyError, ValueError, ValidationError) as error:
+        raise CheckpointError(f"{path} was saved by another version of Tureen: {START_AGAIN}") from error
+
+
+def require_same_recipe(saved: SavedRun, recipe: Recipe) -> None:
+    """Raise CheckpointError, naming the setting, where `recipe` would give other weights than the saved run's."""
+    before, asked = _flat(saved.recipe), _flat(recipe)
+    follows_images = {"model.classes"} if saved.recipe.dataset == "folder" else set()
+    follows_init = saved.recipe.start == "pretrained" and recipe.model == RECIPES[recipe.name].model
+    for key in sorted(before.keys() | asked.keys(), key=lambda key: (key != "name", key)):
+        if key in follows_images or (follows_init and key.startswith("model.")):
+            continue
+        if before.get(key) != asked.get(key):
+            name = "the recipe" if key == "name" else key
+            raise CheckpointError(
+                f"{saved.path} is of a run with {name} = {before.get(key)}, not {asked.get(key)}: leave that out to "
+                "continue the run, or choose another --out"
+            )
+
+
+def absolute(location: str | None) -> str | None:
+    """A location of images that holds in any working directory."""
+    if location is None:
+        return None
+    prefix = HUGGING_FACE if location.startswith(HUGGING_FACE) else ""
+    path = location.removeprefix(prefix)
+    return location if prefix and not os.path.isdir(path) else prefix + os.path.abspath(path)
+
+
+class SaveClock:
+    """When the next save is due: after `interval_s`, or later where saving would take over 2 % of the time."""
+
+    def __init__(self, interval_s: float, now: Callable[[], float] = time.monotonic) -> None:
+        self._least_s = self._interval_s = interval_s
+        self._now = now
+        self._saved_at = now()
+
+    @property
+    def is_due(self) -> bool:
+        return self._now() - self._saved_at >= self._interval_s
+
+    def save(self, save: Callable[[], None]) -> None:
+        """Call `save`, and put off the next one by its cost."""
+        started = self._now()
+        save()
+        self._saved_at = self._now()
+        self._interval_s = max(self._least_s, (self._saved_at - started) / SAVING_SHARE)
+
+
+def _flat(recipe: Recipe) -> Mapping[str, Any]:
+    values: dict[str, Any] = {}
+    for key, value in recipe.model_dump(exclude=NOT_OF_THE_WEIGHTS).items():
+        values |= {f"{key}.{inner}": v for inner, v in value.items()} if isinstance(value, dict) else {key: value}
+    return values
