@@ -4,7 +4,7 @@
 const $ = (id) => document.getElementById(id);
 const STEP = 0.05;
 const percent = (share, digits = 1) => `${(100 * share).toFixed(digits)} %`;
-const interval = (one) => `${percent(one.value)} (${(100 * one.low).toFixed(1)}–${(100 * one.high).toFixed(1)})`;
+const interval = (one) => `${percent(one.value)} (${(100 * one.low).toFixed(1)}\u2060–\u2060${(100 * one.high).toFixed(1)})`; // kept on one line
 let model, sweep;
 
 function element(name, text = "", attributes = {}) {
