@@ -30,8 +30,12 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Every figure of README.md, in its order, on this machine and its images: hours. Pages of docs name their commands.
 bench: setup
 	$(BIN)/python -m benchmarks.digits
+	$(BIN)/tureen demo --no-serve
 	$(BIN)/python -m benchmarks.throughput
 	$(BIN)/python -m benchmarks.engines
 	$(BIN)/python -m benchmarks.precisions tureen-demo/run-*
+	$(BIN)/python -m benchmarks.serving
+	$(BIN)/python -m benchmarks.propagation

@@ -14,7 +14,6 @@ import csv
 import os
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
 from contextlib import closing
@@ -24,7 +23,7 @@ from statistics import median
 from benchmarks.asked import line
 from benchmarks.bare import Bare, print_cost
 from benchmarks.machine import describe_machine
-from benchmarks.subject import PHOTOGRAPHS, SMALL_BUNDLE, Subject, photographs, random_bundle
+from benchmarks.subject import SMALL_BUNDLE, Subject, photographs, random_bundle, small_images
 from serve.jobs.inputs import ANY, open_source
 from serve.jobs.job import Job, locked
 from serve.jobs.pinning import Wanted, pin
@@ -33,8 +32,6 @@ from serve.jobs.reading import Decoding, on_threads
 from tureen.bundle import load_bundle
 from tureen.machine import available_cpus
 from tureen.soup import Soup
-
-CIFAR10 = PHOTOGRAPHS.parent / "cifar10-jpeg.tar.gz"
 
 
 def seconds_of(subject: Subject, manifest: Path, output: Path) -> float:
@@ -89,10 +86,10 @@ def peak_bytes(manifest: Path, output: Path) -> int:
     return used.ru_maxrss * 1024
 
 
-def memory(files: list[Path], work: Path) -> None:
+def memory(files: list[Path], work: Path, divide: int) -> None:
     few, many = (
         peak_bytes(manifest_of(files, count, work / f"memory {count}.csv"), work / f"memory {count}")
-        for count in (1_000, 50_000)
+        for count in (1_000 // divide, 50_000 // divide)
     )
     note = f"{few / 2**20:.0f} and {many / 2**20:.0f} MiB"
     line("memory at 50,000 images / at 1,000", "≤", 1.1, many / few, note)
@@ -101,15 +98,13 @@ def memory(files: list[Path], work: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--divide", type=int, default=1, help="numbers of images by this: to see that it runs")
     options = parser.parse_args()
     print(describe_machine())
     with tempfile.TemporaryDirectory() as directory:
         work = Path(directory)
-        with tarfile.open(CIFAR10) as archive:
-            archive.extractall(work / "cifar10", filter="data")
-        small = sorted((work / "cifar10" / "test").rglob("*.jpg"))
-        large = []
-        for n, image in enumerate(photographs(PHOTOGRAPHS)):
+        small, large, images = small_images(work), [], photographs()
+        for n, image in enumerate(images):
             large.append(work / f"photo {n:03}.jpg")
             large[-1].write_bytes(image)
 
@@ -117,10 +112,10 @@ def main() -> None:
             images = [file.read_bytes() for file in files[:200]]
             return Subject(load_bundle(bundle), images, engine, precision, (), 0, options.rounds, 0, 0)
 
-        memory(small, work)
-        throughput(subject(SMALL_BUNDLE, small, "onnxruntime", "fp32"), small, 10_000, work)
-        vit = random_bundle(work / "vit", photographs(PHOTOGRAPHS))
-        throughput(subject(vit.path, large, "openvino", "bf16"), large, 5_000, work)
+        memory(small, work, options.divide)
+        throughput(subject(SMALL_BUNDLE, small, "onnxruntime", "fp32"), small, 10_000 // options.divide, work)
+        vit = random_bundle(work / "vit", images)
+        throughput(subject(vit.path, large, "openvino", "bf16"), large, 5_000 // options.divide, work)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from benchmarks.asked import line
 from benchmarks.load import OpenLoad, closed_loop, open_loop
 from benchmarks.machine import describe_machine
 from benchmarks.server_process import Server, free_port, serving
-from benchmarks.subject import PHOTOGRAPHS, classify_requests, photographs, random_bundle
+from benchmarks.subject import classify_requests, photographs, random_bundle
 from serve.admin.client import AdminClient
 
 SHARES = (0.25, 0.5)
@@ -55,9 +55,8 @@ class Side:
 
 
 @contextmanager
-def served(work: Path, flags: list[str]) -> Iterator[tuple[Server, AdminClient]]:
+def served(work: Path, images: list[bytes], flags: list[str]) -> Iterator[tuple[Server, AdminClient]]:
     """A server that takes jobs, ready, and its operator."""
-    images = photographs(PHOTOGRAPHS)
     for folder in ("in", "out", "state"):
         (work / folder).mkdir()
     for n, image in enumerate(images):
@@ -89,10 +88,11 @@ def main() -> None:
     parser.add_argument("--engine", default="openvino")
     options, flags = parser.parse_known_args()
     print(describe_machine())
-    requests = classify_requests(photographs(PHOTOGRAPHS))
+    images = photographs()
+    requests = classify_requests(images)
     with (
         tempfile.TemporaryDirectory() as directory,
-        served(Path(directory), ["--engine", options.engine, *flags]) as (server, client),
+        served(Path(directory), images, ["--engine", options.engine, *flags]) as (server, client),
     ):
         uvloop.run(closed_loop(server.port, requests, CONNECTIONS, 2))
         capacity = uvloop.run(closed_loop(server.port, requests, CONNECTIONS, options.seconds)).rate

@@ -42,6 +42,8 @@ def main() -> None:
     parser.add_argument("--data", help="labelled images, for a bundle")
     parser.add_argument("--images", type=int, default=MAX_IMAGES, help="to measure on (default: %(default)s)")
     options = parser.parse_args()
+    if not options.model.is_dir():
+        parser.error(f"there is no {options.model}: `tureen demo --no-serve` makes tureen-demo/run-…")
     print(describe_machine())
     checkpoint = load_checkpoint(options.model) if (options.model / CHECKPOINT).exists() else restored(options)
     print(f"{checkpoint.recipe.name}, {min(options.images, len(checkpoint.held_out))} images at each β\n")

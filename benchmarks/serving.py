@@ -46,7 +46,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default=",".join(SECTIONS), help="sections, by comma (default: %(default)s)")
     parser.add_argument(
-        "--images", type=Path, default=PHOTOGRAPHS, help="tar file of JPEG files (default: %(default)s)"
+        "--images",
+        type=Path,
+        default=PHOTOGRAPHS,
+        help="tar file of JPEG files (default: 200 photographs, or drawn ones)",
     )
     parser.add_argument("--bundle", type=Path, help="to be served instead of a ViT-Ti/16 of random weights")
     parser.add_argument("--seconds", type=float, default=10, help="of load in each round (default: %(default)s)")
@@ -58,6 +61,8 @@ def main() -> None:
     names = options.only.split(",")
     if unknown := set(names) - set(SECTIONS):
         parser.error(f"there is no section {', '.join(sorted(unknown))}: choose among {', '.join(SECTIONS)}")
+    if options.images != PHOTOGRAPHS and not options.images.is_file():
+        parser.error(f"there is no {options.images}")
     print(describe_machine())
     images = photographs(options.images)
     with tempfile.TemporaryDirectory() as scratch:

@@ -6,6 +6,7 @@ Random weights run as fast as trained ones, and what is measured here is speed, 
 from __future__ import annotations
 
 import hashlib
+import io
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import safetensors.numpy
 import torch
+from PIL import Image
 
 from benchmarks.engines import SHAPES
 from export.graph import OPSET, onnx_graph
@@ -31,7 +33,9 @@ from tureen.preprocess import PreprocessSpec, pixels_from_bytes
 
 ROOT = Path(__file__).parents[1]
 PHOTOGRAPHS = ROOT.parent / "shared" / "data" / "imagenet-sample-200.tar"
+CIFAR10 = PHOTOGRAPHS.with_name("cifar10-jpeg.tar.gz")
 SMALL_BUNDLE = ROOT / "tureen" / "examples" / "cifar10"
+DRAWN_QUALITY = 87  # of 114 kB, the photographs' mean
 CROP_FRACTION = 0.875
 PARITY_IMAGES = 4  # the engines are proven to run the graph; how near they come is other benchmarks' matter
 ENGINES = (("openvino", "bf16"), ("openvino", "fp32"), ("onnxruntime", "fp32"))
@@ -65,11 +69,51 @@ def engine_options(streams: int = 1) -> EngineOptions:
     return EngineOptions(threads=available_cpus(), streams=streams, cache=default_cache_directory())
 
 
-def photographs(archive: Path) -> list[bytes]:
-    """The encoded images of a tar file, in the order of their names."""
+def photographs(archive: Path = PHOTOGRAPHS, count: int = 200) -> list[bytes]:
+    """At most so many images of a tar file, by name, or drawn ones where the photographs are absent; prints which."""
+    if archive == PHOTOGRAPHS and not archive.exists():
+        images = drawn_photographs(count)
+        print(f"images: {len(images)} drawn here of about 114 kB, since {archive.name} is absent: compare ratios alone")
+        return images
     with tarfile.open(archive) as tar:
         members = sorted((m for m in tar.getmembers() if m.isfile()), key=lambda member: member.name)
-        return [tar.extractfile(member).read() for member in members]  # type: ignore[union-attr]
+        images = [tar.extractfile(member).read() for member in members[:count]]  # type: ignore[union-attr]
+    print(f"images: the {len(images)} of {archive.name}")
+    return images
+
+
+def drawn_photographs(count: int) -> list[bytes]:
+    """JPEG files of a photograph's size in pixels and bytes, with less detail the finer it is, as in photographs."""
+    rng = np.random.default_rng(0)
+    height, width = 375, 500
+    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
+    frequency[0, 0] = np.inf
+    images = []
+    for _ in range(count):
+        waves = np.fft.rfft2(rng.standard_normal((3, height, width))) / frequency**0.9  # Field, 1987: about 1/f
+        detail = np.fft.irfft2(waves, s=(height, width))
+        grey = detail.mean(axis=0)  # the channels of a photograph are much alike
+        pixels = 128 + 55 * (0.7 * grey / grey.std() + 0.3 * detail / detail.std()).transpose(1, 2, 0)
+        buffer = io.BytesIO()
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=DRAWN_QUALITY)
+        images.append(buffer.getvalue())
+    return images
+
+
+def small_images(work: Path) -> list[Path]:
+    """The 10,000 test images of CIFAR-10 as files below `work`, or as many of the example's own; prints which."""
+    if CIFAR10.exists():
+        with tarfile.open(CIFAR10) as archive:
+            archive.extractall(work / "cifar10", filter="data")
+        print(f"images: the test set of {CIFAR10.name}")
+        return sorted((work / "cifar10" / "test").rglob("*.jpg"))
+    (work / "cifar10").mkdir()
+    files = []
+    for n, pixels in enumerate(load_bundle(SMALL_BUNDLE).golden.pixels):
+        files.append(work / "cifar10" / f"{n}.jpg")
+        Image.fromarray(pixels).save(files[-1], quality=75)
+    print(f"images: the {len(files)} of the example bundle in turns, since {CIFAR10.name} is absent")
+    return files
 
 
 def classify_requests(

@@ -28,6 +28,7 @@ from PIL import Image
 from benchmarks.load import closed_loop
 from benchmarks.machine import describe_machine
 from tureen.bundle import Bundle, load_bundle
+from tureen.demo import EXAMPLES
 from tureen.engines import open_engine
 from tureen.engines.base import Engine
 from tureen.preprocess import pixels_from_bytes
@@ -41,11 +42,12 @@ HTTP_ROUNDS = 7
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path, nargs="?", default=Path("tureen-demo/bundle"))
+    parser.add_argument("bundle", type=Path, nargs="?", help="default: that of `tureen demo`, else the example")
     parser.add_argument("--seconds", type=float, default=2.0, help="of load in each HTTP round")
     options = parser.parse_args()
     print(describe_machine())
-    bundle = load_bundle(options.bundle)
+    demo = Path("tureen-demo/bundle")
+    bundle = load_bundle(options.bundle or (demo if demo.exists() else EXAMPLES / "cifar10"))
     print(f"{bundle.manifest.name} {bundle.manifest.version}, batch {BATCH}\n")
     print("Mixed β against one β, on the bare engine:")
     for row in bundle.manifest.parity:

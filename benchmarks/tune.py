@@ -51,6 +51,8 @@ def main() -> None:
     parser.add_argument("--betas", type=beta_grid, default="0:1:0.1")
     parser.add_argument("--draws", type=int, default=50)
     options = parser.parse_args()
+    if not options.run.is_dir():
+        parser.error(f"there is no {options.run}: `tureen demo --no-serve` makes tureen-demo/run-…")
     checkpoint = load_checkpoint(options.run)
     held_out, predict = checkpoint.held_out, predictor(checkpoint.model)
     print(describe_machine())

@@ -11,6 +11,8 @@ from tests.serve.jobs.tables import rows_of
 ARGUMENTS = ("--shard-rows", 8, "--max-batch", 4, "--beta", 0.5)
 KILLED = -9
 
+pytestmark = pytest.mark.timeout(900)
+
 
 @pytest.fixture(params=["parquet", "csv"])
 def arguments(request):
@@ -65,7 +67,6 @@ def test_a_disk_that_fails_at_any_call_never_leaves_a_finished_job_with_a_row_mi
 
 
 @pytest.mark.parametrize("times", [20, pytest.param(200, marks=pytest.mark.slow)])
-@pytest.mark.timeout(900)
 def test_jobs_killed_at_random_times_lose_and_repeat_no_row(interrupted, photos, tmp_path, times):
     draw = random.Random(0)
     arguments = (*ARGUMENTS, "--format", "jsonl")

@@ -1,0 +1,89 @@
+"""Benchmarks run in a fresh clone: from a copy of the tree that has no image beside it and no demo in it."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.subject import drawn_photographs
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+NAMED = sorted({name for page in PAGES for name in re.findall(r"python -m benchmarks\.(\w+)", page.read_text())})
+HELPS = """
+import contextlib, io, runpy, sys
+for name in sys.argv[1:]:
+    sys.argv = [name, "--help"]
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        try:
+            runpy.run_module(f"benchmarks.{name}", run_name="__main__", alter_sys=False)
+        except SystemExit as end:
+            assert end.code == 0, name
+    assert "usage: " in said.getvalue(), name
+    print(name)
+"""
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    """What a clone holds that benchmarks need."""
+    root = tmp_path_factory.mktemp("work") / "clone"
+    for package in ("benchmarks", "export", "serve", "tests", "training", "tureen"):
+        shutil.copytree(ROOT / package, root / package, ignore=shutil.ignore_patterns("__pycache__"))
+    return root
+
+
+def run(clone, *arguments):
+    """What a process of that tree prints; it must end well."""
+    result = subprocess.run([sys.executable, *arguments], cwd=clone, capture_output=True, text=True, timeout=280)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_every_benchmark_that_a_page_names_tells_its_use(clone):
+    assert {"serving", "batch", "jobs", "decoding", "propagation"} <= set(NAMED)
+    assert run(clone, "-c", HELPS, *NAMED).split() == NAMED
+
+
+def test_make_bench_runs_every_benchmark_that_the_readme_names():
+    recipe = (ROOT / "Makefile").read_text().partition("\nbench:")[2]
+    in_readme = re.findall(r"python -m benchmarks\.(\w+)", (ROOT / "README.md").read_text())
+    assert set(re.findall(r"python -m benchmarks\.(\w+)", recipe)) == set(in_readme)
+
+
+def test_decoding_is_timed_on_drawn_images_and_says_so(clone):
+    said = run(clone, "-m", "benchmarks.decoding", "--photographs", "2")
+    assert "images: 2 drawn here" in said
+    assert "accuracy is left out" in said
+
+
+def test_drawn_images_are_of_a_photographs_size():
+    sizes = [len(image) for image in drawn_photographs(5)]
+    assert 100_000 < sum(sizes) / len(sizes) < 130_000
+
+
+@pytest.mark.parametrize("name", ["precisions", "tune"])
+def test_a_benchmark_without_its_run_says_how_to_get_one(clone, name):
+    result = subprocess.run(
+        [sys.executable, "-m", f"benchmarks.{name}", "none"], cwd=clone, capture_output=True, text=True, timeout=280
+    )
+    assert (result.returncode, "Traceback" in result.stderr) == (2, False)
+    assert "`tureen demo --no-serve` makes" in result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("throughput", "--seconds", "0.1"), "cifar10"),
+        (("serving", "--only", "limit", "--seconds", "0.5", "--rounds", "1"), "images: 200 drawn here"),
+        (("batch", "--rounds", "1", "--divide", "100"), "of the example bundle in turns"),
+        (("propagation", "--changes", "3", "--seconds", "0.2", "--rounds", "1"), "throughput among changes"),
+        (("engines", "--models", "ti", "--quick"), "ViT-Ti/16"),
+    ],
+)
+def test_a_benchmark_runs_small_in_a_fresh_clone(clone, arguments, says):
+    assert says in run(clone, "-m", f"benchmarks.{arguments[0]}", *arguments[1:])
