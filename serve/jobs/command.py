@@ -38,8 +38,6 @@ CONNECT_S = 5.0
 def batch(arguments: list[str]) -> int:
     """`tureen batch`: 0 once every image has its rows; raises JobError, BundleError or EngineError."""
     options = _parser().parse_args(arguments)
-    if options.format == "parquet":
-        import pyarrow  # noqa: F401 - the front door tells of the extra before anything is begun
     if options.ray is not None:
         _check_ray(options.ray)
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what is done is kept
@@ -57,6 +55,8 @@ def _batch(options: argparse.Namespace) -> Summary:
         earlier = begun(place)
         if earlier is not None and not (options.resume or options.retry_failed):
             raise OutputError(f"{options.output} holds a job already: give --resume, or another directory")
+        if (options.format or (earlier.format if earlier else "parquet")) == "parquet":
+            import pyarrow  # noqa: F401 - where it is missing, tureen.cli names the extra before anything is begun
         engine = _engine_options(options, earlier)
         with _soup(options, earlier, engine) as soup:
             spec = _pinned(options, place, source, soup, earlier)

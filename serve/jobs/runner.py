@@ -269,6 +269,11 @@ def check_paths(files: Rooted, request: JobRequest) -> None:
     open_source(request.input, files).close()
     refuse_inside(Path(request.output), request.input)
     files.check_way(request.output)
+    if request.format in (None, "parquet") or request.input.lower().endswith(".parquet"):
+        try:
+            import pyarrow  # noqa: F401 - the extra batch has it
+        except ModuleNotFoundError:
+            raise InputError("this server has no pyarrow for Parquet: ask for the format jsonl or csv") from None
 
 
 def holder_of(place: Place) -> str | None:
