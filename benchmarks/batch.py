@@ -23,13 +23,14 @@ from statistics import median
 from benchmarks.asked import line
 from benchmarks.bare import Bare, print_cost
 from benchmarks.machine import describe_machine
-from benchmarks.subject import SMALL_BUNDLE, Subject, photographs, random_bundle, small_images
+from benchmarks.subject import SMALL_BUNDLE, Subject, engine_options, photographs, random_bundle, small_images
 from serve.jobs.inputs import ANY, open_source
 from serve.jobs.job import Job, locked
 from serve.jobs.pinning import Wanted, pin
 from serve.jobs.pipeline import Pipeline
 from serve.jobs.reading import Decoding, on_threads
 from tureen.bundle import load_bundle
+from tureen.engines import open_engine
 from tureen.machine import available_cpus
 from tureen.soup import Soup
 
@@ -115,7 +116,10 @@ def main() -> None:
         memory(small, work, options.divide)
         throughput(subject(SMALL_BUNDLE, small, "onnxruntime", "fp32"), small, 10_000 // options.divide, work)
         vit = random_bundle(work / "vit", images)
-        throughput(subject(vit.path, large, "openvino", "bf16"), large, 5_000 // options.divide, work)
+        fastest = open_engine(vit, options=engine_options())
+        fastest.close()
+        of_vit = subject(vit.path, large, fastest.name, fastest.precision)
+        throughput(of_vit, large, 5_000 // options.divide, work)
 
 
 if __name__ == "__main__":

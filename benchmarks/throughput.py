@@ -31,6 +31,7 @@ from tureen.bundle import Bundle, load_bundle
 from tureen.demo import EXAMPLES
 from tureen.engines import open_engine
 from tureen.engines.base import Engine
+from tureen.errors import EngineError
 from tureen.preprocess import pixels_from_bytes
 from tureen.timing import interleaved
 from tureen.tokens import mix_rows
@@ -51,7 +52,11 @@ def main() -> None:
     print(f"{bundle.manifest.name} {bundle.manifest.version}, batch {BATCH}\n")
     print("Mixed β against one β, on the bare engine:")
     for row in bundle.manifest.parity:
-        engine = open_engine(bundle, row.engine, row.precision)
+        try:
+            engine = open_engine(bundle, row.engine, row.precision)
+        except EngineError as error:
+            print(f"  {row.engine} {row.precision} left out: {error}")
+            continue
         mixed_against_single(engine, bundle)
         engine.close()
     print(f"\nThrough HTTP, {CONNECTIONS} connections, {options.seconds:g} s each:")

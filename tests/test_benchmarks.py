@@ -36,9 +36,9 @@ def clone(tmp_path_factory):
     return root
 
 
-def run(clone, *arguments):
+def run(clone, *arguments, timeout_s=280):
     """What a process of that tree prints; it must end well."""
-    result = subprocess.run([sys.executable, *arguments], cwd=clone, capture_output=True, text=True, timeout=280)
+    result = subprocess.run([sys.executable, *arguments], cwd=clone, capture_output=True, text=True, timeout=timeout_s)
     assert result.returncode == 0, result.stderr
     return result.stdout
 
@@ -75,6 +75,7 @@ def test_a_benchmark_without_its_run_says_how_to_get_one(clone, name):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -84,6 +85,7 @@ def test_a_benchmark_without_its_run_says_how_to_get_one(clone, name):
         (("propagation", "--changes", "3", "--seconds", "0.2", "--rounds", "1"), "throughput among changes"),
         (("engines", "--models", "ti", "--quick"), "ViT-Ti/16"),
     ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
 )
 def test_a_benchmark_runs_small_in_a_fresh_clone(clone, arguments, says):
-    assert says in run(clone, "-m", f"benchmarks.{arguments[0]}", *arguments[1:])
+    assert says in run(clone, "-m", f"benchmarks.{arguments[0]}", *arguments[1:], timeout_s=1700)
