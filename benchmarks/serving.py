@@ -18,12 +18,13 @@ from pathlib import Path
 
 from benchmarks.bare import limit
 from benchmarks.beside_litserve import beside_litserve
+from benchmarks.expensive import expensive
 from benchmarks.interruptions import killed_worker, reload, sigterm
 from benchmarks.machine import describe_machine
 from benchmarks.overload import overload
 from benchmarks.soak import soak
 from benchmarks.speed import mixed_betas, saturation
-from benchmarks.subject import PHOTOGRAPHS, Subject, engine_options, photographs, random_bundle
+from benchmarks.subject import PHOTOGRAPHS, SMALL_BUNDLE, Subject, engine_options, photographs, random_bundle
 from benchmarks.tricklers import tricklers
 from tureen.bundle import load_bundle
 from tureen.engines import open_engine
@@ -34,6 +35,7 @@ SECTIONS: dict[str, Callable[[Subject], None]] = {
     "litserve": beside_litserve,
     "mixed": mixed_betas,
     "overload": overload,
+    "expensive": expensive,
     "soak": soak,
     "tricklers": tricklers,
     "sigterm": sigterm,
@@ -64,7 +66,9 @@ def main() -> None:
     if options.images != PHOTOGRAPHS and not options.images.is_file():
         parser.error(f"there is no {options.images}")
     print(describe_machine())
-    images = photographs(options.images)
+    if names == ["expensive"]:  # it draws its images, and serves the bundle of the package
+        options.bundle = SMALL_BUNDLE
+    images = photographs(options.images) if names != ["expensive"] else []
     with tempfile.TemporaryDirectory() as scratch:
         bundle = load_bundle(options.bundle) if options.bundle else random_bundle(Path(scratch) / "bundle", images)
         engine = open_engine(bundle, options=engine_options())

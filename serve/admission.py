@@ -1,50 +1,150 @@
-"""Decides whether one more request is taken, by how long those before it will take. Knows nothing about HTTP.
+"""Decides how long one more request would take, by the work ahead of it and the measured speed of each stage.
 
-By Little's law a request waits for the images in the system times the seconds that each takes of a busy machine; both
-are measured. So the limit is a time, right on a laptop and on a GPU, and no guessed number of requests.
+By Little's law a request waits for the work in the system times the seconds that a unit of it takes. Work is counted in
+decoded pixels and in rows of the engine, because images differ in cost by a factor of 10,000. Knows nothing about HTTP.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
-HALF_LIFE_IMAGES = 64  # after as many images an older measurement counts half
-BUSY_IMAGES = 8  # with fewer in the system the time between two answers tells latency and not capacity
+import numpy as np
+
+from tureen.image_cost import LEAST, ImageCost
+
+HALF_LIFE_S = 2.0  # after which a measurement counts half
+PRIOR_S = 0.02  # seconds of work that the speed measured at the start stands for, beside later measurements
+
+
+class Slowdown:
+    """How many times as long as at the start a stage takes now, from measurements of the last seconds."""
+
+    def __init__(self) -> None:
+        self._expected_s = self._measured_s = 0.0
+        self._last_s = -math.inf
+
+    @property
+    def factor(self) -> float:
+        return (self._measured_s + PRIOR_S) / (self._expected_s + PRIOR_S)
+
+    def measured(self, seconds: float, *, expected_s: float, now_s: float) -> None:
+        """Work that took so long, and would have taken expected_s at the start; now_s: time.monotonic."""
+        kept = 0.5 ** (max(0.0, now_s - self._last_s) / HALF_LIFE_S)
+        self._expected_s = kept * self._expected_s + expected_s
+        self._measured_s = kept * self._measured_s + seconds
+        self._last_s = max(self._last_s, now_s)
+
+    def reset(self) -> None:
+        self._expected_s = self._measured_s = 0.0
+
+
+@dataclass(frozen=True)
+class StartSpeed:
+    """What was measured at the start: seconds for a unit of decoding work, and for a run of each number of rows."""
+
+    decode_s: float
+    run_s: Mapping[int, float]
+
+    def rows_s(self, rows: int) -> float:
+        """Seconds of the engine for as many rows, in runs as large as it takes."""
+        if not rows:
+            return 0.0
+        sizes = sorted(self.run_s)
+        if rows >= sizes[-1]:
+            return rows / sizes[-1] * self.run_s[sizes[-1]]
+        return float(np.interp(rows, sizes, [self.run_s[size] for size in sizes]))
+
+
+class Lane:
+    """Decoders of one kind: the work that they have, how many there are, and how fast they are."""
+
+    def __init__(self, decoders: int) -> None:
+        self.decoders = decoders
+        self.work = 0
+        self.slowdown = Slowdown()
 
 
 class QueueTime:
-    """How long an image admitted now would take to be answered."""
+    """How long a request that is admitted now would take. Every finished decoding and every finished run is measured.
 
-    def __init__(self, image_s: float) -> None:
-        """image_s: seconds of the busy machine that an image takes, until that is measured on real ones."""
-        self.image_s = image_s
-        self.images = 0  # in the system: admitted and not yet answered
-        self._measured_from_s: float | None = None
-        self._answered = 0
+    Where no request is here, the speed is again the one measured at the start, and what ends late says nothing.
+    Expensive images have decoders for themselves, which give way to all others, so the others do not wait for them.
+    """
 
-    def enter(self, images: int, now_s: float) -> None:
-        """So many images are admitted; now_s: time.monotonic."""
-        self.images += images
-        if self._measured_from_s is None and self.images >= BUSY_IMAGES:
-            self._measured_from_s, self._answered = now_s, 0
+    def __init__(self, start: StartSpeed, *, decoders: int) -> None:
+        """decoders: of cheap images, and as many of expensive ones."""
+        self.start = start
+        self.pixels = 0  # of images to be decoded
+        self.rows = 0  # of requests not yet answered, but for images that are still among the expensive ones
+        self._lanes = {False: Lane(decoders), True: Lane(decoders)}
+        self._engine = Slowdown()
+        self._last_run_s = -math.inf
 
-    def leave(self, images: int, now_s: float, *, was_run: bool) -> None:
-        """So many are answered; was_run: by the engine, not refused on the way, so that they tell its speed."""
-        self.images -= images
-        if self._measured_from_s is None:
+    def restart(self, start: StartSpeed) -> None:
+        """Another engine, measured anew: nothing measured before counts."""
+        self.start = start
+        self._forget()
+
+    def enter(self, cost: ImageCost, rows: int) -> None:
+        """An image is admitted, to be run in so many rows."""
+        self.pixels += cost.pixels
+        self._lanes[cost.is_expensive].work += cost.work
+        if not cost.is_expensive:
+            self.rows += rows
+
+    def left_decoder(self, cost: ImageCost, rows: int) -> None:
+        """An admitted image is decoded, or will not be."""
+        self.pixels -= cost.pixels
+        self._lanes[cost.is_expensive].work -= cost.work
+        if cost.is_expensive:
+            self.rows += rows
+
+    def leave(self, rows: int) -> None:
+        """An image whose decoding has ended is answered."""
+        self.rows -= rows
+        if self._is_idle:
+            self._forget()
+
+    def decoded(self, cost: ImageCost, seconds: float, now_s: float) -> None:
+        """An image was decoded, well or not, in so many seconds."""
+        if self._is_idle:
             return
-        self._answered += images * was_run
-        elapsed_s = now_s - self._measured_from_s
-        if self._answered and elapsed_s > 0:
-            weight = 1 - 0.5 ** (self._answered / HALF_LIFE_IMAGES)
-            self.image_s += weight * (elapsed_s / self._answered - self.image_s)
-            self._measured_from_s, self._answered = now_s, 0
-        if self.images < BUSY_IMAGES:
-            self._measured_from_s = None
+        expected_s = cost.work * self.start.decode_s
+        self._lanes[cost.is_expensive].slowdown.measured(seconds, expected_s=expected_s, now_s=now_s)
 
-    def expected_s(self, images: int = 1) -> float:
-        """Seconds until so many more images would be answered."""
-        return (self.images + images) * self.image_s
+    def run(self, rows: int, seconds: float, now_s: float) -> None:
+        """A run of the engine ended. Of runs side by side, each counts for the time since the one before ended."""
+        seconds = max(0.0, min(seconds, now_s - self._last_run_s))
+        self._last_run_s = max(self._last_run_s, now_s)
+        if not self._is_idle:
+            self._engine.measured(seconds, expected_s=self.start.rows_s(rows), now_s=now_s)
+
+    def expected_s(self, costs: Iterable[ImageCost] = (LEAST,), rows: int = 1) -> float:
+        """Seconds until a request of these images would be answered.
+
+        Its own expensive images count where others are ahead of them: one request at a time is taken, however long.
+        """
+        work = {False: 0, True: 0}
+        for cost in costs:
+            work[cost.is_expensive] += cost.work
+        decode_s = self._decode_s(is_expensive=False, work=work[False])
+        if work[True] and self._lanes[True].work:
+            decode_s += self._decode_s(is_expensive=True, work=work[True])
+        return decode_s + self._engine.factor * self.start.rows_s(self.rows + rows)
+
+    def _decode_s(self, *, is_expensive: bool, work: int) -> float:
+        lane = self._lanes[is_expensive]
+        return (lane.work + work) * self.start.decode_s * lane.slowdown.factor / lane.decoders
+
+    @property
+    def _is_idle(self) -> bool:
+        return not self.rows and not self.pixels and not any(lane.work for lane in self._lanes.values())
+
+    def _forget(self) -> None:
+        for slowdown in (self._engine, *(lane.slowdown for lane in self._lanes.values())):
+            slowdown.reset()
 
 
 def retry_after_s(expected_s: float, limit_s: float) -> int:

@@ -46,6 +46,10 @@ class Images:
     betas: list[float | None]
     is_list: bool
 
+    def readable(self) -> list[bytes]:
+        """The images that can be read, in order."""
+        return [image for image in self.images if isinstance(image, bytes)]
+
     def only(self) -> bytes:
         """The first image, of a request that holds one; raises the ImageError in its place."""
         image = self.images[0]

@@ -13,6 +13,7 @@ TureenError
     ├── MalformedFormError           caller: the multipart body cannot be read
     ├── IncompleteBodyError          caller: the connection ended within the body
     ├── RequestTooLargeError         caller: a form or JSON beyond the limit
+    ├── TooManyPixelsError           caller: the images of a request have too many pixels together
     ├── BodyTimeoutError             caller: the body came too slowly
     │   └── SlowBodyError            caller: below the least rate
     ├── ClientGoneError              nobody: the client has gone, and reads no answer
@@ -20,7 +21,8 @@ TureenError
     ├── NotReadyError                caller, later: no engine has reproduced the golden rows yet
     ├── ShuttingDownError            caller, later: the server stops and waits no longer
     ├── DeadlineError                caller, later: the answer would have come too late
-    └── InferenceError               us: the engine failed
+    ├── InferenceError               us: the engine failed
+    └── DecodingError                us: the process that decoded an image ended
 """
 
 from __future__ import annotations
@@ -98,6 +100,13 @@ class RequestTooLargeError(ServeError):
         super().__init__(f"the body has more than {max_bytes:,} bytes, the limit: send fewer images at a time")
 
 
+class TooManyPixelsError(ServeError):
+    def __init__(self, max_pixels: int) -> None:
+        super().__init__(
+            f"the images of the request have more than {max_pixels:,} pixels together, the limit: send fewer at a time"
+        )
+
+
 class ClientGoneError(ServeError):
     def __init__(self) -> None:
         super().__init__("the client has gone")
@@ -127,3 +136,8 @@ class DeadlineError(ServeError):
 class InferenceError(ServeError):
     def __init__(self) -> None:
         super().__init__("the engine failed on this batch; the server's log says more under this request's id")
+
+
+class DecodingError(ServeError):
+    def __init__(self) -> None:
+        super().__init__("the process that decoded the image ended; the server's log says more")

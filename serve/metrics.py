@@ -113,7 +113,8 @@ class Metrics:
         )  # fmt: skip
         self.expected_queue = Gauge(
             "tureen_expected_queue_seconds",
-            "How long a request admitted now would take, by what was measured; of several processes, at the slowest.",
+            "How long a small image admitted now would take, at the speed of the last seconds; of several processes, "
+            "at the slowest.",
             multiprocess_mode="livemax", registry=self.registry,
         )  # fmt: skip
         self.expected_queue_limit = Gauge(

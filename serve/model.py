@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import math
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass, replace
+from statistics import median
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
+from serve.admission import StartSpeed
 from serve.batcher import Batcher
-from serve.errors import DeadlineError, OverloadedError
+from serve.decode_process import Decoding
+from serve.decoding import Decoders
+from serve.errors import OverloadedError
 from serve.metrics import Metrics
 from serve.policy import Priority
 from serve.settings import Settings
 from tureen.bundle import Bundle
 from tureen.engines import open_engine
 from tureen.engines.paired import CPU_ENGINES, PairedEngine
-from tureen.preprocess import Pixels, pixels_from_bytes
+from tureen.image_cost import LEAST, ImageCost, image_cost
+from tureen.preprocess import ImageLimits, Pixels
 from tureen.soup import Soup
 
 Row = tuple[Pixels, float]
@@ -33,6 +39,7 @@ class Asked:
 
     image: bytes | Pixels
     betas: tuple[float, ...]
+    cost: ImageCost = LEAST
 
 
 @dataclass(frozen=True)
@@ -56,14 +63,29 @@ class Model:
     """A bundle that can be asked. Made by `open_model`; whoever made it closes it once nobody asks any more."""
 
     def __init__(
-        self, soup: Soup, settings: Settings, metrics: Metrics, decoders: Executor, is_idle: Callable[[], bool]
+        self,
+        soup: Soup,
+        settings: Settings,
+        metrics: Metrics,
+        decoders: Decoders,
+        *,
+        is_idle: Callable[[], bool],
+        on_run: Callable[[int, float], None],
     ) -> None:
-        """Called in the running loop. decoders: where images are decoded. is_idle: whether no request is here now."""
+        """Called in the running loop. decoders: where images are decoded. is_idle: whether no request is here now.
+
+        on_run: called with the rows and the seconds of each run of the engine.
+        """
         self.soup = soup
         self.bundle = soup.bundle
         self.is_unused = asyncio.Event()  # set where nobody asks it any more, after another took its place
-        self._settings = settings
         self._decoders = decoders
+        self._decoding = Decoding(self.bundle.manifest.preprocess, settings.limits, settings.jpeg_scaling)
+
+        def on_batch(size: int, seconds: float) -> None:
+            metrics.batch_images.observe(size)
+            on_run(size, seconds)
+
         self._batcher: Batcher[Row, NDArray[np.float32]] = Batcher(
             self._run,
             max_batch=settings.max_batch,
@@ -71,23 +93,34 @@ class Model:
             streams=settings.engine_options.streams,
             is_idle=is_idle,
             background_run_s=settings.job_run_ms / 1000,
-            on_batch=lambda size, seconds: metrics.batch_images.observe(size),
+            on_batch=on_batch,
             on_dropped=lambda reason, count: metrics.dropped.labels(reason).inc(count),
             on_waiting=metrics.queue_images.set,
             on_failed=metrics.engine_failures.inc,
         )
 
-    async def ask(self, asked: Asked, *, deadline_s: float, priority: Priority = Priority.ONLINE) -> Answered:
+    async def ask(
+        self,
+        asked: Asked,
+        *,
+        deadline_s: float,
+        priority: Priority = Priority.ONLINE,
+        on_decoded: Callable[[], None] = lambda: None,
+    ) -> Answered:
         """Decode the image once, run a row for each β; raises an ImageError or a ServeError.
 
-        deadline_s: by when (time.monotonic) it must be decoded, and each row in a batch.
+        deadline_s: by when (time.monotonic) it must be decoded, and each row in a batch. on_decoded: called once
+        decoding has ended, however.
         """
-        if isinstance(asked.image, bytes):
-            pixels, decode_began_s, decode_s = await asyncio.get_running_loop().run_in_executor(
-                self._decoders, self._decode, asked.image, deadline_s
-            )
-        else:
-            pixels, decode_began_s, decode_s = asked.image, time.monotonic(), 0.0
+        try:
+            if isinstance(asked.image, bytes):
+                pixels, decode_began_s, decode_s = await self._decoders.decode(
+                    asked.image, asked.cost, self._decoding, deadline_s
+                )
+            else:
+                pixels, decode_began_s, decode_s = asked.image, time.monotonic(), 0.0
+        finally:
+            on_decoded()
         rows = [self._batcher.submit((pixels, beta), deadline_s=deadline_s, priority=priority) for beta in asked.betas]
         answers = await asyncio.gather(*rows) if len(rows) > 1 else [await rows[0]]  # one needs no task
         last = max(answers, key=lambda answer: answer.batch_began_s)
@@ -133,14 +166,6 @@ class Model:
         await self._batcher.close()
         self.soup.close()
 
-    def _decode(self, image: bytes, deadline_s: float) -> tuple[Pixels, float, float]:
-        began_s = time.monotonic()
-        if began_s > deadline_s:
-            raise DeadlineError
-        spec, settings = self.bundle.manifest.preprocess, self._settings
-        pixels = pixels_from_bytes(image, spec, settings.limits, jpeg_scaling=settings.jpeg_scaling)
-        return pixels, began_s, time.monotonic() - began_s
-
     def _run(self, rows: Sequence[Row]) -> Sequence[NDArray[np.float32]]:
         logits = self.soup.logits(np.stack([pixels for pixels, _ in rows]), [beta for _, beta in rows])
         if not np.isfinite(logits).all():
@@ -148,8 +173,8 @@ class Model:
         return list(logits)
 
 
-def open_soup(bundle: Bundle, settings: Settings) -> tuple[Soup, float]:
-    """The bundle's engine, proven on the golden rows and warm at each size of batch, and the seconds an image took.
+def open_soup(bundle: Bundle, settings: Settings) -> tuple[Soup, StartSpeed]:
+    """The bundle's engine, proven on the golden rows and warm at each size of batch, and how fast this machine is.
 
     Blocks for as long as that takes; raises EngineError.
     """
@@ -158,11 +183,29 @@ def open_soup(bundle: Bundle, settings: Settings) -> tuple[Soup, float]:
         alone = open_engine(bundle, engine.name, engine.precision, replace(settings.engine_options, streams=1))
         engine = PairedEngine(alone, engine)
     soup = Soup(bundle, engine, settings.limits)
-    for size in (*warm_sizes(settings.max_batch), settings.max_batch):  # engines compile or allocate for each
+    run_s: dict[int, float] = {}
+    for size in warm_sizes(settings.max_batch):
+        for _ in range(2):  # engines compile or allocate for each size at its first run; the second is measured
+            started = time.perf_counter()
+            soup.logits(np.zeros((size, *bundle.golden.pixels.shape[1:]), np.uint8), [0.0] * size)
+            run_s[size] = time.perf_counter() - started
+    return soup, StartSpeed(_decode_s(bundle, settings), run_s)
+
+
+def _decode_s(bundle: Bundle, settings: Settings) -> float:
+    """Seconds for a unit of decoding work, on a JPEG drawn here."""
+    coarse = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8))
+    buffer = io.BytesIO()
+    coarse.resize((512, 512), Image.Resampling.BICUBIC).save(buffer, "JPEG")
+    image, limits = buffer.getvalue(), ImageLimits()
+    cost = image_cost(image, max_pixels=limits.max_image_pixels, max_scans=limits.max_jpeg_scans)
+    decoding = Decoding(bundle.manifest.preprocess, limits, settings.jpeg_scaling)
+    seconds = []
+    for _ in range(5):
         started = time.perf_counter()
-        soup.logits(np.zeros((size, *bundle.golden.pixels.shape[1:]), np.uint8), [0.0] * size)
-        image_s = (time.perf_counter() - started) / size
-    return soup, image_s
+        decoding.pixels(image)
+        seconds.append(time.perf_counter() - started)
+    return median(seconds) / cost.work
 
 
 def warm_sizes(max_batch: int) -> list[int]:

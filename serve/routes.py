@@ -24,7 +24,7 @@ from serve.body import (
 )
 from serve.control.choice import Asker
 from serve.errors import InvalidParameterError, RequestTooLargeError
-from serve.model import Answered, Asked
+from serve.model import Answered
 from serve.parameters import Parameters, classify_parameters, openapi_parameters, sweep_parameters
 from serve.problems import openapi_responses
 from serve.receiving import BodyMemory, receive_body, unless_gone
@@ -82,7 +82,8 @@ def add_routes(app: FastAPI, service: Service, memory: BodyMemory) -> None:
         parameters = classify_parameters(request.query_params, settings)
         images = await receive(request, parameters)
         answer: ClassifyAnswer | ClassifyAnswers
-        with service.admit(len(images.images), parameters.timeout_ms, arrived_s(request.scope)) as admission:
+        readable = images.readable() if images.is_list else [images.only()]
+        with service.admit(readable, timeout_ms=parameters.timeout_ms, arrived_s=arrived_s(request.scope)) as admission:
             if images.is_list:
                 answer, answered = await unless_gone(
                     request, _classify_several(admission, images, parameters, asker_of(request, parameters.policy))
@@ -91,7 +92,7 @@ def add_routes(app: FastAPI, service: Service, memory: BodyMemory) -> None:
                 choice = admission.choose(
                     _first(images.betas[0], parameters.beta), asker_of(request, parameters.policy)
                 )
-                one = await unless_gone(request, admission.classify(images.only(), choice))
+                one = await unless_gone(request, admission.classify(choice))
                 labels = admission.model.bundle.manifest.labels
                 result = classified(one.logits[0], choice, labels, parameters.top_k)
                 answer = ClassifyAnswer(
@@ -119,12 +120,13 @@ def add_routes(app: FastAPI, service: Service, memory: BodyMemory) -> None:
         images = await receive(request, parameters)
         if len(images.images) != 1 or images.betas != [None]:
             raise InvalidParameterError("a sweep is of one image, and its β are the parameter betas")
-        with service.admit(len(parameters.betas), parameters.timeout_ms, arrived_s(request.scope)) as admission:
+        with service.admit(
+            [images.only()], len(parameters.betas), parameters.timeout_ms, arrived_s(request.scope)
+        ) as admission:
             if not admission.model.bundle.manifest.has_two_tokens:
                 raise SingleTokenError
             admission.in_force.check(parameters.betas)
-            asked = Asked(images.only(), tuple(parameters.betas))
-            (one,) = await unless_gone(request, admission.answer([asked]))
+            (one,) = await unless_gone(request, admission.answer([tuple(parameters.betas)]))
             if isinstance(one, TureenError):
                 raise one
             answer = sweep_answer(admission, parameters.betas, one.logits, parameters.top_k)
@@ -153,10 +155,8 @@ async def _classify_several(
     admission: Admission, images: Images, parameters: Parameters, asker: Asker
 ) -> tuple[ClassifyAnswers, list[Answered]]:
     choices = [admission.choose(_first(beta, parameters.beta), asker) for beta in images.betas]
-    pairs = [(image, choice) for image, choice in zip(images.images, choices, strict=True) if isinstance(image, bytes)]
-    replies_in_order = iter(
-        await admission.classify_all([image for image, _ in pairs], [choice for _, choice in pairs])
-    )
+    readable = [choice for image, choice in zip(images.images, choices, strict=True) if isinstance(image, bytes)]
+    replies_in_order = iter(await admission.classify_all(readable))
     replies = [next(replies_in_order) if isinstance(image, bytes) else image for image in images.images]
     labels = admission.model.bundle.manifest.labels
     results = [

@@ -8,14 +8,14 @@ import math
 import random
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 
-from serve.admission import QueueTime, retry_after_s
+from serve.admission import QueueTime, StartSpeed, retry_after_s
 from serve.control.choice import ANYBODY, Asker, Choice, InForce
 from serve.control.state import ControlState
-from serve.errors import NotReadyError, OverloadedError
+from serve.decoding import Decoders
+from serve.errors import NotReadyError, OverloadedError, TooManyPixelsError
 from serve.journey import JOURNEY
 from serve.metrics import Metrics, beta_bucket
 from serve.model import Answered, Asked, Model, open_soup
@@ -24,6 +24,7 @@ from serve.settings import Settings
 from tureen.bundle import Bundle, load_bundle
 from tureen.engines.ranking import explain
 from tureen.errors import SingleTokenError, TureenError
+from tureen.image_cost import LEAST, NOTHING, ImageCost, image_cost
 from tureen.preprocess import Pixels
 from tureen.tokens import CLEAN_BETA, ROBUST_BETA
 
@@ -38,13 +39,17 @@ class Service:
         self.metrics = metrics
         self._first_bundle = bundle
         self._model: Model | None = None
-        self._admitted: dict[Model, set[Admission]] = {}
+        self._admitted: dict[Model, set[object]] = {}
         self._retired: set[asyncio.Task[None]] = set()
         self._signals: set[asyncio.Task[None]] = set()
-        self._queue_time = QueueTime(image_s=0.0)
+        self._queue_time = QueueTime(StartSpeed(0.0, {1: 0.0}), decoders=settings.decode_threads)
         self._permits_taken = 0
         self._is_draining = False
-        self._decoders = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
+        self._decoders = Decoders(
+            settings.decode_threads,
+            max_memory=settings.max_decode_memory,
+            on_decoded=lambda cost, seconds: self._queue_time.decoded(cost, seconds, time.monotonic()),
+        )
         self._revision, self._control = 0, ControlState()
         self.in_force = in_force(bundle, settings.default_beta)
         self._show_in_force()
@@ -103,52 +108,75 @@ class Service:
         await asyncio.gather(*self._signals, *self._retired, return_exceptions=True)
         if self._model is not None:
             await self._model.close()
-        self._decoders.shutdown()
+        await self._decoders.close()
 
-    def refusal(self, images: int = 1, timeout_ms: int | None = None) -> OverloadedError | NotReadyError | None:
-        """Why so many more images would not be taken now, as is told before a body is read; None where they would.
+    def refusal(
+        self, costs: Sequence[ImageCost] = (LEAST,), rows: int = 1, timeout_ms: int | None = None
+    ) -> TureenError | None:
+        """Why a request of these images and rows would not be taken now; None where it would.
 
-        They would not where all permits are taken, or where by what was measured they would wait longer than
-        max_queue_ms, or than their own time limit.
+        It would not where its images have more pixels than a request may; where all permits are taken; where all
+        images to be decoded have too many pixels; or where by measurement it would wait longer than max_queue_ms, or
+        than its own time limit. An idle machine takes every request within its pixels. Before a body is read, the
+        request is taken for one small image.
         """
         if self._model is None:
             return NotReadyError()
-        limit_s = min(self.settings.max_queue_ms, timeout_ms or self.settings.timeout_ms) / 1000
-        expected_s = self._queue_time.expected_s(images)
-        # Whoever comes to an idle machine is taken, however slow it is.
-        if self._permits_taken and (self._permits_taken >= self.settings.max_requests or expected_s > limit_s):
+        settings, pixels = self.settings, sum(cost.pixels for cost in costs)
+        if pixels > settings.max_request_pixels:
+            return TooManyPixelsError(settings.max_request_pixels)
+        if not self._permits_taken:
+            return None
+        limit_s = min(settings.max_queue_ms, timeout_ms or settings.timeout_ms) / 1000
+        expected_s = self._queue_time.expected_s(costs, rows)
+        waiting_pixels = self._queue_time.pixels
+        if (
+            self._permits_taken >= settings.max_requests
+            or expected_s > limit_s
+            or (waiting_pixels and pixels and waiting_pixels + pixels > settings.max_decode_pixels)
+        ):
             return OverloadedError(retry_after_s(expected_s, limit_s))
         return None
 
     @contextmanager
     def admit(
-        self, images: int = 1, timeout_ms: int | None = None, arrived_s: float | None = None
+        self,
+        images: Sequence[bytes | Pixels] = (),
+        rows: int = 1,
+        timeout_ms: int | None = None,
+        arrived_s: float | None = None,
     ) -> Iterator[Admission]:
-        """A permit for a request of so many images, held until it is answered.
+        """A permit for a request of these images, held until it is answered.
 
-        arrived_s: from when its time limit counts (time.monotonic), now where None. Raises NotReadyError or
-        OverloadedError at once.
+        rows: of the engine for each image. arrived_s: from when its time limit counts
+        (time.monotonic), now where None. Raises NotReadyError, TooManyPixelsError or OverloadedError at once.
         """
-        if (refusal := self.refusal(images, timeout_ms)) is not None:
+        costs = [self._cost(image) for image in images]
+        if (refusal := self.refusal(costs, rows * len(images), timeout_ms)) is not None:
             raise refusal
-        now = time.monotonic()
-        arrived_s = now if arrived_s is None else arrived_s
-        admission = Admission(self, self.model, arrived_s, timeout_ms or self.settings.timeout_ms)
+        arrived_s = time.monotonic() if arrived_s is None else arrived_s
+        admission = Admission(self, images, costs, rows, arrived_s=arrived_s, timeout_ms=timeout_ms)
         if (journey := JOURNEY.get()) is not None:
             journey.manifest = admission.model.bundle.manifest
         self._permits_taken += 1
-        self._queue_time.enter(images, now)
+        for cost in costs:
+            self._queue_time.enter(cost, rows)
         self._admitted[admission.model].add(admission)
         self._show_load()
         try:
             yield admission
         finally:
             self._permits_taken -= 1
-            self._queue_time.leave(images, time.monotonic(), was_run=admission.was_run)
-            self._leave(admission)
+            admission.leave_decoders()
+            self._queue_time.leave(rows * len(costs))
+            self._leave(admission.model, admission)
             if self._permits_taken == 0:
                 admission.model.wake()
             self._show_load()
+
+    def left_decoder(self, cost: ImageCost, rows: int) -> None:
+        """An admitted image of this cost is decoded, or will not be."""
+        self._queue_time.left_decoder(cost, rows)
 
     def compare_modes(self, admission: Admission, answered: Answered, beta: float) -> None:
         """For a share of answers: ask the other mode too, of the pixels at hand, behind everybody who waits.
@@ -180,21 +208,27 @@ class Service:
 
     @contextmanager
     def _held(self, model: Model) -> Iterator[Model]:
-        held = Admission(self, model, time.monotonic(), self.settings.timeout_ms)
+        held = object()
         self._admitted[model].add(held)
         try:
             yield model
         finally:
-            self._leave(held)
+            self._leave(model, held)
 
     async def _serve(self, bundle: Bundle) -> None:
         started = time.monotonic()
         own = in_force(bundle, self.settings.default_beta)  # refused before the work where it has one token
-        soup, image_s = await asyncio.to_thread(open_soup, bundle, self.settings)
-        model = Model(soup, self.settings, self.metrics, self._decoders, lambda: self._permits_taken == 0)
-        if self._model is None:
-            self._queue_time.image_s = image_s
-            self._show_load()
+        soup, start = await asyncio.to_thread(open_soup, bundle, self.settings)
+        model = Model(
+            soup,
+            self.settings,
+            self.metrics,
+            self._decoders,
+            is_idle=lambda: self._permits_taken == 0,
+            on_run=lambda rows, seconds: self._on_run(model, rows, seconds),
+        )
+        self._queue_time.restart(start)
+        self._show_load()
         self._admitted[model] = set()
         self._model = model
         self.in_force = replace(own, revision=self._revision, state=self._control)
@@ -216,15 +250,25 @@ class Service:
             manifest.name, manifest.version, engine.name, engine.precision, time.monotonic() - started, known,
         )  # fmt: skip
 
+    def _cost(self, image: bytes | Pixels) -> ImageCost:
+        if not isinstance(image, bytes):
+            return NOTHING
+        limits = self.settings.limits
+        return image_cost(image, max_pixels=limits.max_image_pixels, max_scans=limits.max_jpeg_scans)
+
+    def _on_run(self, model: Model, rows: int, seconds: float) -> None:
+        if model is self._model:  # one that was replaced says nothing of the one after it
+            self._queue_time.run(rows, seconds, time.monotonic())
+
     def _show_load(self) -> None:
         self.metrics.in_flight.set(self._permits_taken)
         self.metrics.expected_queue.set(self._queue_time.expected_s())
 
-    def _leave(self, admission: Admission) -> None:
-        admitted = self._admitted[admission.model]
-        admitted.discard(admission)
-        if not admitted and admission.model is not self._model:
-            admission.model.is_unused.set()
+    def _leave(self, model: Model, hold: object) -> None:
+        admitted = self._admitted[model]
+        admitted.discard(hold)
+        if not admitted and model is not self._model:
+            model.is_unused.set()
 
     async def _retire(self, model: Model) -> None:
         if self._admitted[model]:
@@ -242,41 +286,46 @@ class Service:
 class Admission:
     """A request that was taken, with all that is fixed by then, whatever an operator or a reload does meanwhile."""
 
-    def __init__(self, service: Service, model: Model, arrived_s: float, timeout_ms: int) -> None:
-        self.model = model
-        self.timeout_ms = timeout_ms
-        self.deadline_s = arrived_s + timeout_ms / 1000
+    def __init__(
+        self,
+        service: Service,
+        images: Sequence[bytes | Pixels],
+        costs: Sequence[ImageCost],
+        rows: int,
+        *,
+        arrived_s: float,
+        timeout_ms: int | None,
+    ) -> None:
+        self.model = service.model
+        self.timeout_ms = timeout_ms or service.settings.timeout_ms
+        self.deadline_s = arrived_s + self.timeout_ms / 1000
         self.in_force = service.in_force
-        self.was_run = False
         self._service = service
+        self._images, self._costs, self._rows = images, costs, rows
+        self._undecoded = set(range(len(images)))
 
     def choose(self, beta: float | None, asker: Asker = ANYBODY) -> Choice:
         """The β of an image that names this one, or none; raises as `InForce.choose` does."""
         return self.in_force.choose(beta, asker)
 
-    async def answer(
-        self, asked: Sequence[Asked], priority: Priority = Priority.ONLINE
-    ) -> list[Answered | TureenError]:
-        """One for each image. In the place of a bad image is its ImageError; neighbours are unharmed."""
-        if len(asked) == 1:
-            return [await self._answer(asked[0], priority)]  # without a task of its own
-        return list(await asyncio.gather(*(self._answer(one, priority) for one in asked)))
+    async def answer(self, betas: Sequence[tuple[float, ...]]) -> list[Answered | TureenError]:
+        """Each image at all of its β. In the place of a bad image is its ImageError; neighbours are unharmed."""
+        if len(betas) == 1:
+            return [await self._answer(0, betas[0])]  # without a task of its own
+        return list(await asyncio.gather(*(self._answer(index, its) for index, its in enumerate(betas))))
 
-    async def classify(self, image: bytes, choice: Choice) -> Answered:
-        """One image at the β chosen for it; raises an ImageError or a ServeError."""
-        (answered,) = await self.classify_all([image], [choice])
+    async def classify(self, choice: Choice) -> Answered:
+        """The only image at the β chosen for it; raises an ImageError or a ServeError."""
+        (answered,) = await self.classify_all([choice])
         if isinstance(answered, TureenError):
             raise answered
         return answered
 
-    async def classify_all(
-        self, images: Sequence[bytes | Pixels], choices: Sequence[Choice]
-    ) -> list[Answered | TureenError]:
+    async def classify_all(self, choices: Sequence[Choice]) -> list[Answered | TureenError]:
         """Each image at the β chosen for it, as `answer` has it; counted, and for a share the modes are compared."""
         # Of one token every β makes the same.
         betas = [CLEAN_BETA if choice.beta is None else choice.beta for choice in choices]
-        asked = [Asked(image, (beta,)) for image, beta in zip(images, betas, strict=True)]
-        replies = await self.answer(asked)
+        replies = await self.answer([(beta,) for beta in betas])
         for reply, choice, beta in zip(replies, choices, betas, strict=True):
             if isinstance(reply, TureenError):
                 continue
@@ -285,14 +334,25 @@ class Admission:
                 self._service.compare_modes(self, reply, beta)
         return replies
 
-    async def _answer(self, asked: Asked, priority: Priority) -> Answered | TureenError:
+    def leave_decoders(self) -> None:
+        """Count none of its images as waiting for a decoder any more."""
+        for index in list(self._undecoded):
+            self._leave_decoder(index)
+
+    def _leave_decoder(self, index: int) -> None:
+        self._undecoded.remove(index)
+        self._service.left_decoder(self._costs[index], self._rows)
+
+    async def _answer(self, index: int, betas: tuple[float, ...]) -> Answered | TureenError:
+        asked = Asked(self._images[index], betas, self._costs[index])
         try:
-            answered = await self.model.ask(asked, deadline_s=self.deadline_s, priority=priority)
+            answered = await self.model.ask(
+                asked, deadline_s=self.deadline_s, on_decoded=lambda: self._leave_decoder(index)
+            )
         except TureenError as error:
             return error
-        self.was_run = True
         if (journey := JOURNEY.get()) is not None:
-            journey.images.append((asked.betas, answered))
+            journey.images.append((betas, answered))
         self._service.metrics.observe_stages(answered.decode_s, answered.queue_s, answered.inference_s)
         return answered
 

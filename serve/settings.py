@@ -153,6 +153,21 @@ class Settings(BaseModel):
         le=PILLOW_MAX_PIXELS,
         description="an image of more width × height is answered 413",
     )
+    max_request_pixels: int = Field(
+        default=128_000_000, ge=1, description="images of more pixels together in one request are answered 413"
+    )
+    max_decode_pixels: int = Field(
+        default=256_000_000,
+        ge=1,
+        description="pixels of all images that are decoded or wait for it; a request beyond it is answered 429, "
+        "unless no other has any",
+    )
+    max_decode_memory: int = Field(
+        default=2**30,
+        ge=1,
+        description="bytes that expensive images being decoded hold, by their headers; others wait, and one at a time "
+        "is decoded whatever it holds",
+    )
     max_jpeg_scans: int = Field(
         default=ImageLimits().max_jpeg_scans, ge=1, description="a progressive JPEG of more scans is answered 413"
     )
@@ -222,7 +237,8 @@ class Settings(BaseModel):
     decode_threads: int = Field(
         default_factory=lambda: min(8, available_cpus()),
         ge=1,
-        description="images decoded at a time; default: CPUs, at most 8",
+        description="images decoded at a time, and as many expensive ones in processes of a lower priority; "
+        "default: CPUs, at most 8",
     )
     streams: int | None = Field(
         default=None,

@@ -30,7 +30,7 @@ from serve.logs import FIELDS
 from serve.metrics import SHARED_DIRECTORY
 from serve.settings import Settings
 
-DIVIDED = ("max_requests", "max_waiting_images", "max_body_memory")
+DIVIDED = ("max_requests", "max_waiting_images", "max_body_memory", "max_decode_pixels", "max_decode_memory")
 SOUND_S = 10.0  # a worker that was ready for as long died of something else than its start
 LONGEST_PAUSE_S = 30.0
 PULSE_S = 5.0

@@ -26,6 +26,7 @@ from tureen.errors import (
     UndecodableImageError,
     UnsupportedImageTypeError,
 )
+from tureen.image_cost import UNKNOWN, read_header
 from tureen.stripping import JPEG_SIGNATURE, PNG_SIGNATURE, orientation, stripped
 
 FORMATS = ("JPEG", "PNG", "WEBP")
@@ -126,6 +127,9 @@ def decode(data: bytes, limits: ImageLimits = DEFAULT_LIMITS, *, least_side: int
             width, height = image.size
             if width * height > limits.max_image_pixels:
                 raise ImageTooLargeError("pixels", limits.max_image_pixels)
+            header = read_header(data, max_scans=limits.max_jpeg_scans)
+            if header is None or (header is not UNKNOWN and header.pixels < width * height):
+                raise UndecodableImageError  # two headers that differ, so that its cost was counted too low
             if image.format == "JPEG" and least_side is not None:
                 image.draft(None, (least_side, least_side))
             elif image.format == "JPEG" and (rgb := _fast_jpeg(lean, image)) is not None:

@@ -63,10 +63,10 @@ async def _answers(
     request: InferRequest, choices: Sequence[Choice], admission: Admission
 ) -> Sequence[Answered | TureenError]:
     if request.timeout_us is None:
-        return await admission.classify_all(request.images, choices)
+        return await admission.classify_all(choices)
     try:
         async with asyncio.timeout(request.timeout_us / 1e6):
-            return await admission.classify_all(request.images, choices)
+            return await admission.classify_all(choices)
     except TimeoutError:
         raise DeadlineError from None
 

@@ -142,7 +142,7 @@ def _add_model_routes(
             )
             header_length = request.headers.get(HEADER_LENGTH)
             wanted = decode_request(body, header_length, query_beta=query_beta, limits=request_limits(service))
-            with service.admit(len(wanted.images), arrived_s=arrived_s(request.scope)) as admission:
+            with service.admit(wanted.images, arrived_s=arrived_s(request.scope)) as admission:
                 answer = await unless_gone(request, infer(wanted, admission, statistics, asker_of(request)))
         content, headers = encode_answer(answer, wanted.outputs)
         access_fields(request.scope).update(images=len(wanted.images), **answer.parameters)

@@ -184,7 +184,7 @@ class _Methods:
             timeout_ms = min(timeout_ms, max(1, math.ceil(1000 * remaining_s)))
         with self._statistics.request():
             wanted = decode_message(request, request_limits(self._service))
-            with self._service.admit(len(wanted.images), timeout_ms) as admission:
+            with self._service.admit(wanted.images, timeout_ms=timeout_ms) as admission:
                 return encode_message(await infer(wanted, admission, self._statistics, _asker(context)))
 
     async def _server_live(self, request: pb.ServerLiveRequest, context: Context) -> Message:

@@ -1,20 +1,26 @@
 """The service without HTTP: who is admitted, what a reload changes, and what is asked beside."""
 
 import asyncio
+import contextlib
 import json
+import shutil
 import threading
 import time
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from serve.errors import OverloadedError
+from serve.admission import StartSpeed
+from serve.errors import OverloadedError, TooManyPixelsError
 from serve.metrics import Metrics
-from serve.model import Answered, Asked
+from serve.model import Answered
 from serve.service import Service
 from serve.settings import Settings
 from tureen.bundle import MANIFEST, load_bundle
+from tureen.demo import EXAMPLES
 from tureen.errors import BundleError, UndecodableImageError
+from tureen.image_cost import LEAST
 
 
 def serving(bundle_path, test, **changes):
@@ -32,6 +38,11 @@ def serving(bundle_path, test, **changes):
     return asyncio.run(run())
 
 
+@pytest.fixture
+def own_cifar10(tmp_path):
+    return shutil.copytree(EXAMPLES / "cifar10", tmp_path / "cifar10")
+
+
 def value(service, series):
     (line,) = [line for line in service.metrics.render()[0].decode().splitlines() if line.startswith(series + " ")]
     return float(line.split()[-1])
@@ -39,8 +50,8 @@ def value(service, series):
 
 def test_an_image_is_decoded_once_and_answered_at_each_beta(bundle_path, digit_png, soup):
     async def test(service):
-        with service.admit(3) as admission:
-            return await admission.answer([Asked(digit_png(0), (0.0, 0.5, 1.0)), Asked(b"\xff\xd8\xff", (0.5,))])
+        with service.admit([digit_png(0), b"\xff\xd8\xff"], rows=2) as admission:
+            return await admission.answer([(0.0, 0.5, 1.0), (0.5,)])
 
     sound, broken = serving(bundle_path, test)
     expected = soup.logits(np.stack([sound.pixels] * 3), [0, 0.5, 1])
@@ -50,14 +61,14 @@ def test_an_image_is_decoded_once_and_answered_at_each_beta(bundle_path, digit_p
 
 def test_whoever_would_wait_too_long_is_refused_at_once_and_an_idle_machine_takes_anybody(bundle_path):
     async def test(service):
-        service._queue_time.image_s = 0.2
-        with service.admit() as first:
+        service._queue_time.restart(StartSpeed(0.0, {1: 0.2, 8: 1.6}))
+        with service.admit([b""]) as first:
             assert first.model is service.model
-            with service.admit(), pytest.raises(OverloadedError) as refused, service.admit():
+            with service.admit([b""]), pytest.raises(OverloadedError) as refused, service.admit([b""]):
                 pass
             assert refused.value.retry_after_s == 1
-        service._queue_time.image_s = 100.0
-        with service.admit():
+        service._queue_time.restart(StartSpeed(0.0, {1: 100.0}))
+        with service.admit([b""]):
             assert value(service, "tureen_expected_queue_seconds") == 200.0
         assert value(service, "tureen_expected_queue_seconds") == 100.0
         assert value(service, "tureen_expected_queue_limit_seconds") == 0.5
@@ -67,8 +78,8 @@ def test_whoever_would_wait_too_long_is_refused_at_once_and_an_idle_machine_take
 
 def test_a_request_that_would_expire_in_the_queue_is_refused_instead(bundle_path):
     async def test(service):
-        service._queue_time.image_s = 0.01
-        with service.admit():
+        service._queue_time.restart(StartSpeed(0.0, {1: 0.01, 2: 0.02}))
+        with service.admit([b""]):
             assert service.refusal(timeout_ms=1000) is None
             assert isinstance(service.refusal(timeout_ms=10), OverloadedError)
 
@@ -102,14 +113,14 @@ def test_after_a_reload_the_admitted_are_answered_by_the_bundle_before(own_bundl
     async def test(service):
         before = service.model
         slow = before.soup.engine = Slow(before.soup.engine)
-        with service.admit() as admission:
-            answer = asyncio.create_task(admission.answer([Asked(digit_png(0), (0.5,))]))
+        with service.admit([digit_png(0)]) as admission:
+            answer = asyncio.create_task(admission.answer([(0.5,)]))
             await asyncio.to_thread(slow.entered.wait, 30)
             replace_version(own_bundle, "after")
             await service.reload()
-            with service.admit() as later:
+            with service.admit([digit_png(0)]) as later:
                 assert later.model.bundle.manifest.version == "after"
-                (reply,) = await later.answer([Asked(digit_png(0), (0.5,))])
+                (reply,) = await later.answer([(0.5,)])
                 assert isinstance(reply, Answered)
             assert not slow.is_closed
             slow.gate.set()
@@ -125,8 +136,8 @@ def test_a_broken_bundle_leaves_the_one_served_in_its_place(own_bundle, digit_pn
         (own_bundle / MANIFEST).write_text("{")
         with pytest.raises(BundleError):
             await service.reload()
-        with service.admit() as admission:
-            assert isinstance((await admission.answer([Asked(digit_png(0), (0.5,))]))[0], Answered)
+        with service.admit([digit_png(0)]) as admission:
+            assert isinstance((await admission.answer([(0.5,)]))[0], Answered)
 
     serving(own_bundle, test)
 
@@ -134,8 +145,8 @@ def test_a_broken_bundle_leaves_the_one_served_in_its_place(own_bundle, digit_pn
 def test_for_a_share_of_answers_the_other_mode_is_asked_too(bundle_path, digit_png):
     async def test(service):
         for index in range(20):
-            with service.admit() as admission:
-                await admission.classify(digit_png(index), admission.choose(index % 2 * 1.0))
+            with service.admit([digit_png(index)]) as admission:
+                await admission.classify(admission.choose(index % 2 * 1.0))
         await asyncio.gather(*service._signals)
         return [value(service, f'tureen_mode_comparisons_total{{outcome="{outcome}"}}') for outcome in ("agree",)]
 
@@ -145,8 +156,8 @@ def test_for_a_share_of_answers_the_other_mode_is_asked_too(bundle_path, digit_p
 
 def test_by_default_no_other_mode_is_asked(bundle_path, digit_png):
     async def test(service):
-        with service.admit() as admission:
-            await admission.classify(digit_png(0), admission.choose(None))
+        with service.admit([digit_png(0)]) as admission:
+            await admission.classify(admission.choose(None))
         outcomes = ("agree", "disagree", "dropped")
         return [value(service, f'tureen_mode_comparisons_total{{outcome="{outcome}"}}') for outcome in outcomes]
 
@@ -155,8 +166,72 @@ def test_by_default_no_other_mode_is_asked(bundle_path, digit_png):
 
 def test_the_time_limit_counts_from_the_arrival(bundle_path, digit_png):
     async def test(service):
-        with service.admit(timeout_ms=1000, arrived_s=time.monotonic() - 2) as admission:
-            (reply,) = await admission.answer([Asked(digit_png(0), (0.5,))])
+        with service.admit([digit_png(0)], timeout_ms=1000, arrived_s=time.monotonic() - 2) as admission:
+            (reply,) = await admission.answer([(0.5,)])
             assert type(reply).__name__ == "DeadlineError"
 
     serving(bundle_path, test)
+
+
+EXPENSIVE = (2000, 1500)  # of one colour: three million pixels in a few kilobytes
+
+
+def test_a_request_of_more_pixels_than_a_request_may_have_is_refused_whoever_else_is_here(encode):
+    image = encode(Image.new("RGB", EXPENSIVE))
+
+    async def test(service):
+        with pytest.raises(TooManyPixelsError, match="5,000,000"), service.admit([image] * 2):
+            pass
+        with service.admit([image]):
+            pass
+
+    serving(EXAMPLES / "cifar10", test, max_request_pixels=5_000_000)
+
+
+def test_images_of_all_requests_that_are_not_yet_decoded_have_so_many_pixels_at_most(encode):
+    image = encode(Image.new("RGB", EXPENSIVE))
+
+    async def test(service):
+        with service.admit([image]) as first:
+            with pytest.raises(OverloadedError), service.admit([image]):
+                pass
+            await first.classify(first.choose(0.5))
+            with service.admit([image]):  # the first is decoded, though not yet answered
+                pass
+
+    serving(EXAMPLES / "cifar10", test, max_decode_pixels=5_000_000, max_queue_ms=100_000)
+
+
+def test_an_idle_server_takes_what_it_took_at_its_start_after_expensive_and_slow_requests(encode):
+    expensive, cheap = encode(Image.new("RGB", EXPENSIVE)), encode(Image.new("RGB", (32, 32)))
+
+    def taken(service):
+        with contextlib.ExitStack() as stack:
+            for count in range(256):
+                try:
+                    stack.enter_context(service.admit([cheap]))
+                except OverloadedError:
+                    return count
+        return 256
+
+    async def test(service):
+        service._queue_time.restart(StartSpeed(1e-9, {1: 0.005, 8: 0.04}))
+        before = taken(service)
+        for _ in range(3):
+            with service.admit([expensive] * 3 + [b"no image"]) as admission:
+                await admission.classify_all([admission.choose(0.5)] * 4)
+        with service.admit([cheap]):
+            service._queue_time.decoded(LEAST, 60.0, time.monotonic())
+            assert taken(service) < before
+        assert 0 < taken(service) == before < 256
+
+    serving(EXAMPLES / "cifar10", test, max_queue_ms=1000)
+
+
+def test_a_reload_measures_anew(own_cifar10):
+    async def test(service):
+        service._queue_time.restart(StartSpeed(1.0, {1: 100.0}))
+        await service.reload()
+        assert value(service, "tureen_expected_queue_seconds") < 100
+
+    serving(own_cifar10, test)

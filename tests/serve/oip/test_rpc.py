@@ -266,7 +266,7 @@ def test_compressed_messages_are_refused_before_they_are_inflated(bundle, images
 
 def test_a_defect_of_ours_is_internal_and_says_nothing_of_its_insides(bundle, images, caplog):
     class Failing:
-        def admit(self, images, timeout_ms):
+        def admit(self, images, *, timeout_ms):
             raise KeyError("/etc/passwd")
 
     async def scenario():
