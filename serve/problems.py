@@ -87,6 +87,7 @@ OPERATOR_KINDS: dict[type[TureenError], Kind] = {  # of the operator's listener 
     job_errors.OutputError: Kind(422, "invalid_output", "The output cannot be used"),
     job_errors.OutsideRootsError: Kind(422, "outside_roots", "The path is outside what jobs may use"),
     job_errors.TooManyJobsError: Kind(429, "too_many_jobs", "Too many jobs have not ended"),
+    admin_errors.AdminListenerError: Kind(503, "no_credential", "No credential was made for this address"),
     admin_errors.IfMatchRequiredError: Kind(428, "if_match_required", "The change names no revision"),
     control_errors.BrokenHistoryError: Kind(500, "history_broken", "The history is broken"),
     control_errors.ControlStoreError: Kind(503, "store_unreachable", "The settings cannot be reached"),

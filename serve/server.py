@@ -16,7 +16,7 @@ import uvicorn
 from fastapi import FastAPI
 from prometheus_client import disable_created_metrics
 
-from serve.admin.desk import AdminDesk, store_url
+from serve.admin.desk import AdminDesk, open_store
 from serve.allocator import return_large_blocks
 from serve.app import create_app
 from serve.control.desk import WorkerState
@@ -283,7 +283,7 @@ async def open_jobs(service: Service) -> JobRunner:
     """The runner of batch jobs, looking for some; imported here, since the extra that it needs is not everybody's."""
     from serve.jobs.runner import JobRunner
 
-    runner = JobRunner(service, store_url(service.settings, service.bundle.manifest.name))
+    runner = JobRunner(service, open_store(service.settings, service.bundle.manifest.name))
     await runner.open()
     return runner
 

@@ -25,6 +25,7 @@ from tureen.bundle import Bundle, load_bundle
 from tureen.engines.ranking import explain
 from tureen.errors import SingleTokenError, TureenError
 from tureen.image_cost import LEAST, NOTHING, ImageCost, image_cost
+from tureen.manifest import Manifest
 from tureen.preprocess import Pixels
 from tureen.tokens import CLEAN_BETA, ROBUST_BETA
 
@@ -51,7 +52,7 @@ class Service:
             on_decoded=lambda cost, seconds: self._queue_time.decoded(cost, seconds, time.monotonic()),
         )
         self._revision, self._control = 0, ControlState()
-        self.in_force = in_force(bundle, settings.default_beta)
+        self.in_force = in_force(bundle.manifest, settings.default_beta)
         self._show_in_force()
         metrics.is_ready.set(0)
         metrics.expected_queue_limit.set(settings.max_queue_ms / 1000)
@@ -217,7 +218,7 @@ class Service:
 
     async def _serve(self, bundle: Bundle) -> None:
         started = time.monotonic()
-        own = in_force(bundle, self.settings.default_beta)  # refused before the work where it has one token
+        own = in_force(bundle.manifest, self.settings.default_beta)  # refused before the work where it has one token
         soup, start = await asyncio.to_thread(open_soup, bundle, self.settings)
         model = Model(
             soup,
@@ -357,10 +358,10 @@ class Admission:
         return answered
 
 
-def in_force(bundle: Bundle, setting: float | None) -> InForce:
+def in_force(manifest: Manifest, setting: float | None) -> InForce:
     """What decides on β before an operator has decided anything; raises SingleTokenError."""
-    if not bundle.manifest.has_two_tokens:
+    if not manifest.has_two_tokens:
         if setting is not None:
             raise SingleTokenError("--default-beta")
         return InForce(None, "bundle")
-    return InForce(bundle.manifest.default_beta, "bundle") if setting is None else InForce(setting, "operator")
+    return InForce(manifest.default_beta, "bundle") if setting is None else InForce(setting, "operator")

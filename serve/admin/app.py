@@ -22,13 +22,13 @@ from serve.access import AccessMiddleware, access_fields
 from serve.admin.access import Operator, json_body, known_query, reader
 from serve.admin.desk import AdminDesk
 from serve.admin.differences import differences
-from serve.admin.errors import IfMatchRequiredError
+from serve.admin.errors import AdminListenerError, IfMatchRequiredError
 from serve.admin.expected import expected
 from serve.admin.jobs import add_jobs
 from serve.console.routes import add_console
 from serve.control.change import Reason, cancelled, changed, parse_change, rolled_back, with_key, without_key
 from serve.control.credentials import Credential, digest, make_secret
-from serve.control.errors import InvalidChangeError, StaleRevisionError
+from serve.control.errors import ControlStoreError, InvalidChangeError, StaleRevisionError
 from serve.control.state import ControlState, KeyPolicy, Value
 from serve.control.store import Revision
 from serve.errors import InvalidParameterError
@@ -39,6 +39,12 @@ MAX_HISTORY = 1000
 MAX_WAIT_S = 60
 MAX_REVISION = 2**31 - 1
 V = TypeVar("V", bound=Value)
+# What these say themselves is for the log: it names paths, addresses and a database's own words.
+_OPERATORS_OWN: dict[type[TureenError], str] = {
+    ControlStoreError: "the store of the operator's settings cannot be used now, and nothing can be changed until it "
+    "can: the server's log has the reason; what was last known stays in force",
+    AdminListenerError: "others can reach this address, and no credential was made for them: the server's log says how",
+}
 _ETAG = re.compile(r'"([0-9]{1,18})"')
 
 
@@ -237,7 +243,8 @@ async def _problem(request: Request, error: Exception) -> JSONResponse:
     if kind is INTERNAL:
         raise error
     access_fields(request.scope)["code"] = kind.code
-    return problem_response(kind, str(error), headers_of(error))
+    detail = next((text for cls, text in _OPERATORS_OWN.items() if isinstance(error, cls)), str(error))
+    return problem_response(kind, detail, headers_of(error))
 
 
 async def _http_problem(request: Request, error: Exception) -> JSONResponse:

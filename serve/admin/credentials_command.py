@@ -8,9 +8,8 @@ import json
 import sys
 from pathlib import Path
 
-from serve.admin.desk import store_url
+from serve.admin.desk import open_store
 from serve.control.credentials import ROLES, Credentials
-from serve.control.store import Store
 from serve.settings import Settings
 from tureen.bundle import load_bundle
 from tureen.machine import default_state_directory
@@ -34,8 +33,7 @@ def credentials(arguments: list[str]) -> int:
     commands.add_parser("revoke", help="let somebody in no longer").add_argument("name")
     options = parser.parse_args(arguments)
     settings = Settings(bundle=options.bundle, store=options.store, state_dir=options.state_dir)
-    url = store_url(settings, load_bundle(options.bundle).manifest.name)
-    with contextlib.closing(Store(url)) as store:
+    with contextlib.closing(open_store(settings, load_bundle(options.bundle).manifest.name)) as store:
         print(f"in {store.url.render_as_string()}", file=sys.stderr)  # the password hidden
         known = Credentials(store)
         if options.command == "make":

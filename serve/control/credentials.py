@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import re
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal, get_args
@@ -67,8 +68,6 @@ class Credentials:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        with store.told():
-            _METADATA.create_all(store.engine)
 
     def make(self, name: str, role: Role, secret: str | None = None) -> str:
         """A credential; returns its secret, which nobody can show again.
@@ -79,17 +78,16 @@ class Credentials:
             raise InvalidChangeError(f"{name!r} is no name: give 1 to 63 of a-z, 0-9, - and _")
         secret = secret or make_secret()
         row = {"name": name, "role": role, "sha256": digest(secret), "made_at": text_of(datetime.now(UTC))}
-        with self._store.told():
+        with self._store.writing() as connection:
             try:
-                with self._store.engine.begin() as connection:
-                    connection.execute(_CREDENTIALS.insert().values(**row))
+                connection.execute(_CREDENTIALS.insert().values(**row))
             except IntegrityError:
                 raise InvalidChangeError(f"there is a credential {name} already: revoke it first") from None
         return secret
 
     def revoke(self, name: str) -> None:
         """From its next request on nobody is let in by it, ever; raises InvalidChangeError where there is none."""
-        with self._store.told(), self._store.engine.begin() as connection:
+        with self._store.writing() as connection:
             its = _CREDENTIALS.c.name == name
             found = connection.execute(sa.select(_CREDENTIALS.c.sha256).where(its)).one_or_none()
             if found is None:
@@ -99,13 +97,13 @@ class Credentials:
 
     def is_revoked(self, secret: str) -> bool:
         """Whether the secret let somebody in once and shall not again."""
-        with self._store.told(), self._store.engine.connect() as connection:
+        with self._store.reading() as connection:
             found = connection.execute(_REVOKED.select().where(_REVOKED.c.sha256 == digest(secret)))
             return found.one_or_none() is not None
 
     def all(self) -> list[Credential]:
         """Every credential, by name."""
-        with self._store.told(), self._store.engine.connect() as connection:
+        with self._store.reading() as connection:
             return [Credential(**row._mapping) for row in connection.execute(_CREDENTIALS.select().order_by("name"))]
 
     def of(self, secret: str) -> Credential | None:
@@ -113,7 +111,7 @@ class Credentials:
         return self.among(self.all(), secret)
 
     @staticmethod
-    def among(known: list[Credential], secret: str) -> Credential | None:
+    def among(known: Sequence[Credential], secret: str) -> Credential | None:
         """Whom of these the secret stands for; as long in coming for one that is nobody's."""
         sought = digest(secret)
         found = None

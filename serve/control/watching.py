@@ -11,6 +11,7 @@ import logging
 import sqlite3
 import threading
 from collections.abc import AsyncGenerator
+from pathlib import Path
 
 from serve.control.store import CHANNEL, TIMEOUT_S, Store
 
@@ -31,7 +32,7 @@ def hints(store: Store) -> AsyncGenerator[None, None]:
 
 async def _sqlite_changes(store: Store) -> AsyncGenerator[None, None]:
     looks, seen = 0, -1
-    counter = _Counter(store.url.database or "")
+    counter = _Counter(store.file or Path())
     try:
         while True:
             try:
@@ -53,8 +54,8 @@ class _Counter:
     Whoever waits for a thread may be cancelled while that goes on: SQLite's connection must not be closed under it.
     """
 
-    def __init__(self, path: str) -> None:
-        self._path = path
+    def __init__(self, file: Path) -> None:
+        self._file = file
         self._lock = threading.Lock()
         self._connection: sqlite3.Connection | None = None
         self._is_closed = False
@@ -66,8 +67,9 @@ class _Counter:
                 return 0
             try:
                 if self._connection is None:
+                    uri = f"{self._file.absolute().as_uri()}?mode=rw"  # never makes the file, which the store does
                     self._connection = sqlite3.connect(
-                        self._path, TIMEOUT_S, check_same_thread=False, isolation_level=None
+                        uri, TIMEOUT_S, uri=True, check_same_thread=False, isolation_level=None
                     )
                 (version,) = self._connection.execute("PRAGMA data_version").fetchone()
             except sqlite3.Error:

@@ -111,14 +111,12 @@ class JobRecords:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        with store.told():
-            _METADATA.create_all(store.engine)
 
     def submit(self, request: JobRequest, *, who: str, default_beta: float | None, most: int) -> JobRecord:
         """A new job, queued; raises TooManyJobsError where so many have not ended."""
         now = text_of(datetime.now(UTC))
         record = JobRecord(secrets.token_hex(8), "queued", who, request, default_beta, now, {"queued": now})
-        with self._store.told(), self._store.engine.begin() as connection:
+        with self._store.writing() as connection:
             waiting = connection.execute(
                 sa.select(sa.func.count()).select_from(_JOBS).where(_JOBS.c.state.in_(WAITING))
             ).scalar_one()
@@ -129,7 +127,7 @@ class JobRecords:
 
     def get(self, job_id: str) -> JobRecord:
         """Raises UnknownJobError."""
-        with self._store.told(), self._store.engine.connect() as connection:
+        with self._store.reading() as connection:
             return _get(connection, job_id)
 
     def list(self, limit: int, before: str | None = None, state: State | None = None) -> Sequence[JobRecord]:
@@ -139,12 +137,12 @@ class JobRecords:
             wanted = wanted.where(_JOBS.c.created_at < before)
         if state is not None:
             wanted = wanted.where(_JOBS.c.state == state)
-        with self._store.told(), self._store.engine.connect() as connection:
+        with self._store.reading() as connection:
             return [_record(row) for row in connection.execute(wanted)]
 
     def counts(self) -> dict[str, int]:
         """How many jobs are in each state."""
-        with self._store.told(), self._store.engine.connect() as connection:
+        with self._store.reading() as connection:
             found = connection.execute(sa.select(_JOBS.c.state, sa.func.count()).group_by(_JOBS.c.state)).all()
         counted: dict[str, int] = {state: count for state, count in found}  # noqa: C416 - a Row is no tuple to mypy
         return {state: counted.get(state, 0) for state in STATES}
@@ -162,7 +160,7 @@ class JobRecords:
 
         Raises UnknownJobError or JobStateError.
         """
-        with self._store.told(), self._store.engine.begin() as connection:
+        with self._store.writing() as connection:
             before = _get(connection, job_id)
             if before.state == "running" and before.wanted == "paused":  # taken back before it was paused
                 is_still = sa.and_(_JOBS.c.id == job_id, _JOBS.c.state == "running", _JOBS.c.wanted == "paused")
@@ -175,7 +173,7 @@ class JobRecords:
 
     def claim(self, owner: str) -> JobRecord | None:
         """The oldest job that nobody runs, for this owner until its lease runs out."""
-        with self._store.told(), self._store.engine.begin() as connection:
+        with self._store.writing() as connection:
             orphaned = sa.and_(_JOBS.c.state == "running", _JOBS.c.lease_until < time.time())
             queued = sa.and_(_JOBS.c.state == "queued", _JOBS.c.lease_until < time.time())
             free = _JOBS.select().where(sa.or_(queued, orphaned))
@@ -194,7 +192,7 @@ class JobRecords:
         Raises JobStateError where it is another's by now.
         """
         values = {name: getattr(record, name) for name in ("images", "done", "failed", "fingerprint")}
-        with self._store.told(), self._store.engine.begin() as connection:
+        with self._store.writing() as connection:
             changed = connection.execute(
                 _JOBS.update().where(self._is_mine(record)).values(**values, lease_until=time.time() + LEASE_S)
             )
@@ -207,7 +205,7 @@ class JobRecords:
 
         state: `running` for whoever goes on with it. later_s: for so long nobody begins it, if it is queued.
         """
-        with self._store.told(), self._store.engine.begin() as connection:
+        with self._store.writing() as connection:
             now = _get(connection, record.id)
             if now.owner == record.owner and now.state == "running":
                 values = {name: getattr(record, name) for name in ("images", "done", "failed", "fingerprint")}
@@ -218,7 +216,7 @@ class JobRecords:
     def forget(self, days: float) -> int:
         """Take out the records of jobs that ended so many days ago; how many."""
         before = text_of(datetime.now(UTC) - timedelta(days=days))
-        with self._store.told(), self._store.engine.begin() as connection:
+        with self._store.writing() as connection:
             ended = connection.execute(_JOBS.select().where(_JOBS.c.state.in_(ENDED), _JOBS.c.created_at < before))
             old = [record.id for record in map(_record, ended) if record.times[record.state] < before]
             if old:
@@ -226,7 +224,7 @@ class JobRecords:
             return len(old)
 
     def _stop(self, job_id: str, state: State, of: Sequence[State]) -> JobRecord:
-        with self._store.told(), self._store.engine.begin() as connection:
+        with self._store.writing() as connection:
             before = _get(connection, job_id)
             if before.state not in of:
                 raise JobStateError(before.state, state)

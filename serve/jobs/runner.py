@@ -87,17 +87,17 @@ class Progress:
 class JobRunner:
     """Opened in a running loop once the service is ready, closed before the service is."""
 
-    def __init__(self, service: Service, store_url: str) -> None:
-        self._service, self._settings, self._url = service, service.settings, store_url
+    def __init__(self, service: Service, store: Store) -> None:
+        """store: of the jobs, which the runner closes."""
+        self._service, self._settings, self._store = service, service.settings, store
+        self._records = JobRecords(store)
         self._files = Rooted(self._settings.job_input_roots, self._settings.job_output_roots)
         self._owner = f"{socket.gethostname()} {os.getpid()} {time.time_ns()}"
         self._is_closing = asyncio.Event()
         self._forgot_s = -FORGET_EVERY_S
 
     async def open(self) -> None:
-        """Look for jobs from now on; raises ControlStoreError."""
-        self._store = await asyncio.to_thread(Store, self._url)
-        self._records = await asyncio.to_thread(JobRecords, self._store)
+        """Look for jobs from now on, also while the store cannot be reached."""
         self._loop = asyncio.get_running_loop()
         self._task = asyncio.create_task(self._run())
 

@@ -22,11 +22,15 @@ def png():
 
 
 def replace_with_version(bundle, version):
-    """Put a bundle of another version in its place, as a deployment would: whole, or not at all."""
+    replace_with(bundle, version=version)
+
+
+def replace_with(bundle, **changes):
+    """Put a bundle of another manifest in its place, as a deployment would: whole, or not at all."""
     following = bundle.with_name("following")
     shutil.copytree(bundle, following)
     manifest = json.loads((following / MANIFEST).read_text())
-    (following / MANIFEST).write_text(json.dumps({**manifest, "version": version}))
+    (following / MANIFEST).write_text(json.dumps({**manifest, **changes}))
     bundle.rename(bundle.with_name("before"))
     following.rename(bundle)
 

@@ -40,8 +40,8 @@ class Operator:
 def start_operated(start_server, tmp_path):
     """A ready server whose settings begin at revision 0, and its operator."""
 
-    def start(*flags, processes=1):
-        server = start_server("--state-dir", tmp_path / "state", *flags)
+    def start(*flags, processes=1, **options):
+        server = start_server("--state-dir", tmp_path / "state", *flags, **options)
         server.wait_until_ready(processes)
         return server, Operator(server, tmp_path / "state")
 

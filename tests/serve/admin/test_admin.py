@@ -365,12 +365,3 @@ def test_expected_accuracy_is_what_was_measured_or_between_two_measured_rows():
     assert middle["interpolated"]
     assert middle["robust"]["value"] == pytest.approx((rows[0].robust.value + rows[1].robust.value) / 2)
     assert expected(manifest, None) is None
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_server_whose_settings_cannot_be_kept_says_so_and_ends(start_server, tmp_path, workers):
-    (tmp_path / "file").write_text("")
-    server = start_server("--state-dir", tmp_path / "file" / "state", "--workers", workers)
-    assert server.process.wait(60) == 1
-    assert "--state-dir or --store" in server.log_file.read_text()
-    assert "Traceback" not in server.log_file.read_text()

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-import shutil
+import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -13,8 +13,9 @@ import sqlalchemy as sa
 
 from serve.control import watching
 from serve.control.change import changed, parse_change
+from serve.control.credentials import Credential
 from serve.control.errors import ControlStoreError, StaleRevisionError
-from serve.control.plane import ControlPlane, read_snapshot, write_snapshot
+from serve.control.plane import ControlPlane, LastKnown, read_snapshot, write_snapshot
 from serve.control.state import ControlState
 from serve.control.store import BEFORE_ALL, Store, next_revision
 
@@ -118,16 +119,17 @@ def test_a_postgresql_that_goes_away_leaves_what_was_known_in_force(postgres, tm
     async def run():
         async with plane_of(postgres.url, tmp_path / "snapshot.json") as plane:
             await change(plane, default_beta=0.8)
-            await until(lambda: read_snapshot(tmp_path / "snapshot.json") == plane.head)
+            await until(lambda: (read_snapshot(tmp_path / "snapshot.json") or plane).head == plane.head)
             postgres.stop()
             await until(lambda: plane.reachable[-1] is False)
             assert plane.state.default_beta == 0.8
             with pytest.raises(ControlStoreError):
                 await change(plane, default_beta=0.1)
             assert plane.state.default_beta == 0.8
-        with pytest.raises(ControlStoreError), contextlib.closing(Store(postgres.url)):
-            pass
-        postgres.start()
+        async with plane_of(postgres.url, tmp_path / "snapshot.json") as plane:
+            assert (plane.state.default_beta, plane.reachable) == (0.8, [False])
+            postgres.start()
+            await until(lambda: plane.reachable[-1] is True)
         async with plane_of(postgres.url, tmp_path / "snapshot.json") as plane:
             postgres.stop()
             await until(lambda: plane.reachable[-1] is False)
@@ -142,26 +144,76 @@ def test_a_postgresql_that_goes_away_leaves_what_was_known_in_force(postgres, tm
             postgres.start()
 
 
-def test_a_start_without_the_store_serves_what_was_last_known(tmp_path):
+def start_without_store(tmp_path, snapshot, earlier=None):
+    """The plane of a server whose store was never there, as it begins."""
+
+    async def run():
+        with contextlib.closing(Store(f"sqlite:///{tmp_path / 'missing' / 'control.db'}")) as store:
+            plane = ControlPlane(store, snapshot, earlier)
+            await plane.open()
+            assert plane.unreachable_since is not None
+            await plane.close()
+            return plane
+
+    return asyncio.run(run())
+
+
+@pytest.fixture
+def known(tmp_path):
     row = next_revision(
         BEFORE_ALL, ControlState(default_beta=0.8), at=datetime.now(UTC), who="ada", action="set", reason="r"
     )
-    write_snapshot(tmp_path / "snapshot.json", row)
+    return LastKnown(row, (Credential("ada", "read", "0" * 64, "2027-01-31T08:00:00Z"),))
 
-    async def run(snapshot):
-        (tmp_path / "store").mkdir()
-        url = f"sqlite:///{tmp_path / 'store' / 'control.db'}"
-        with contextlib.closing(Store(url)) as store:
-            shutil.rmtree(tmp_path / "store")
-            plane = ControlPlane(store, snapshot)
+
+@pytest.mark.parametrize("is_of_earlier_version", [False, True])
+def test_a_start_without_the_store_serves_what_was_last_known(tmp_path, known, is_of_earlier_version):
+    snapshot = tmp_path / "snapshot.json"
+    earlier = tmp_path / "model.last-known.json"
+    write_snapshot(earlier if is_of_earlier_version else snapshot, known)
+    plane = start_without_store(tmp_path, snapshot, earlier)
+    assert (plane.head, plane.credentials) == (known.head, known.credentials)
+
+
+def test_a_snapshot_of_an_earlier_version_holds_no_credentials_and_is_read(tmp_path, known):
+    write_snapshot(tmp_path / "snapshot.json", LastKnown(known.head))
+    document = json.loads((tmp_path / "snapshot.json").read_text())
+    del document["credentials"]
+    (tmp_path / "snapshot.json").write_text(json.dumps(document))
+    plane = start_without_store(tmp_path, tmp_path / "snapshot.json")
+    assert (plane.head, plane.credentials) == (known.head, None)
+
+
+@pytest.mark.parametrize("damage", [lambda text: text.replace("0.8", "0.1"), lambda text: text[:50], lambda text: "[]"])
+def test_a_damaged_snapshot_is_not_used_and_the_log_says_so(tmp_path, known, caplog, damage):
+    snapshot = tmp_path / "snapshot.json"
+    write_snapshot(snapshot, known)
+    snapshot.write_text(damage(snapshot.read_text()))
+    plane = start_without_store(tmp_path, snapshot)
+    assert plane.head == BEFORE_ALL
+    assert "the last known settings in" in caplog.text
+    assert "the server's own defaults are in force" in caplog.text
+
+
+def test_a_server_that_never_reached_its_store_follows_it_once_it_is_there(tmp_path, known):
+    async def run():
+        file = tmp_path / "later" / "control.db"
+        with contextlib.closing(Store(f"sqlite:///{file}")) as store:
+            plane = ControlPlane(store, tmp_path / "snapshot.json")
             await plane.open()
-            assert (plane.head, plane.unreachable_since is None) == (row, False)
+            reachable = []
+            plane.tell(lambda row: None, reachable.append)
+            assert reachable == [False]
+            with contextlib.closing(Store(f"sqlite:///{tmp_path / 'elsewhere.db'}")) as elsewhere:
+                elsewhere.append(known.head)
+            file.parent.mkdir()
+            (tmp_path / "elsewhere.db").rename(file)
+            await until(lambda: reachable[-1])
+            assert plane.head == known.head
+            await until(lambda: read_snapshot(tmp_path / "snapshot.json") == LastKnown(known.head, ()))
             await plane.close()
 
-    asyncio.run(run(tmp_path / "snapshot.json"))
-    (tmp_path / "snapshot.json").write_text((tmp_path / "snapshot.json").read_text().replace("0.8", "0.1"))
-    with pytest.raises(ControlStoreError):  # a snapshot that was tampered with is none
-        asyncio.run(run(tmp_path / "snapshot.json"))
+    asyncio.run(run())
 
 
 def test_a_store_that_was_replaced_by_an_older_one_is_not_followed(tmp_path):
@@ -172,7 +224,8 @@ def test_a_store_that_was_replaced_by_an_older_one_is_not_followed(tmp_path):
             await change(plane, default_beta=0.9)
             for name in tmp_path.iterdir():
                 name.unlink()
-            with contextlib.closing(Store(f"sqlite:///{file}")):
+            with contextlib.closing(Store(f"sqlite:///{file}")) as empty:
+                assert empty.head() == BEFORE_ALL
                 await until(lambda: plane.reachable[-1] is False)
             assert plane.state.default_beta == 0.9
 
@@ -200,13 +253,13 @@ def test_a_row_of_a_newer_version_is_told_and_what_was_known_stays(store_url):
         async with plane_of(store_url) as plane:
             await change(plane, default_beta=0.7)
             unknown = replace(plane.head, revision=2, after='{"default_beta": 0.1, "of_a_newer_version": 1}')
-            with plane.store.engine.begin() as connection:
+            with plane.store.writing() as connection:
                 values = ", ".join(f":{name}" for name in vars(unknown))
                 connection.execute(sa.text(f"INSERT INTO tureen_revisions VALUES ({values})"), vars(unknown))
             await until(lambda: plane.reachable[-1] is False)
             with pytest.raises(ControlStoreError, match="newer"):
                 plane.check()
-            with plane.store.engine.begin() as connection:
+            with plane.store.writing() as connection:
                 connection.execute(sa.text("DELETE FROM tureen_revisions WHERE revision = 2"))
             await until(lambda: plane.reachable[-1] is True)
             assert plane.state.default_beta == 0.7
@@ -256,9 +309,10 @@ def test_what_is_due_on_a_store_that_lies_behind_is_tried_now_and_then_and_not_w
 def test_a_counter_is_not_closed_under_whoever_reads_it(tmp_path):
     """Such as a server's end just when its thread looks: SQLite would crash the process."""
     file = tmp_path / "control.db"
-    with contextlib.closing(Store(f"sqlite:///{file}")):
+    with contextlib.closing(Store(f"sqlite:///{file}")) as store:
+        store.head()
         for _ in range(300):
-            counter = watching._Counter(str(file))
+            counter = watching._Counter(file)
             with ThreadPoolExecutor(2) as threads:
                 reads = [threads.submit(counter.read) for _ in range(4)]
                 counter.close()

@@ -76,7 +76,7 @@ def test_a_row_that_was_tampered_with_is_found(store, column):
     for _ in range(3):
         append(store, store.head())
     value = "9" if column == "revision" else "'x'"
-    with store.engine.begin() as connection:
+    with store.writing() as connection:
         connection.execute(sa.text(f"UPDATE tureen_revisions SET {column} = {value} WHERE revision = 2"))
     with pytest.raises(BrokenHistoryError):
         store.verify()
@@ -85,7 +85,7 @@ def test_a_row_that_was_tampered_with_is_found(store, column):
 def test_a_row_that_was_taken_out_is_found(store):
     for _ in range(3):
         append(store, store.head())
-    with store.engine.begin() as connection:
+    with store.writing() as connection:
         connection.execute(sa.text("DELETE FROM tureen_revisions WHERE revision = 2"))
     with pytest.raises(BrokenHistoryError, match="revision 2: it is missing"):
         store.verify()
@@ -110,7 +110,7 @@ def test_a_store_that_cannot_be_reached_is_told_without_its_password(url):
 
 def test_sqlite_keeps_what_it_acknowledged_through_a_power_cut(tmp_path):
     url = f"sqlite:///{tmp_path / 'control.db'}"
-    with contextlib.closing(Store(url)) as store, store.engine.connect() as connection:
+    with contextlib.closing(Store(url)) as store, store.reading() as connection:
         assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
         assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2  # FULL
 
@@ -123,7 +123,7 @@ def test_a_credential_stands_for_a_name_and_its_secret_is_kept_nowhere(store):
     assert not credentials.of(reader).may_operate
     for wrong in ("", secret[:-1], secret + "x", "tureen_"):
         assert credentials.of(wrong) is None
-    with store.engine.connect() as connection:
+    with store.reading() as connection:
         assert secret not in str(connection.execute(sa.text("SELECT * FROM tureen_credentials")).all())
     with pytest.raises(InvalidChangeError):
         credentials.make("ada", "read")

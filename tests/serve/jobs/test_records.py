@@ -137,7 +137,7 @@ def test_what_ended_long_ago_is_forgotten_and_nothing_else(records, store):
     jobs = [submit(records) for _ in range(3)]
     records.cancel(jobs[0].id)
     records.cancel(jobs[1].id)
-    with store.engine.begin() as connection:
+    with store.writing() as connection:
         old = '{"queued": "2020-01-01T00:00:00.000000Z", "cancelled": "2020-01-01T00:00:00.000000Z"}'
         which = {"id": jobs[0].id, "old": old}
         connection.execute(

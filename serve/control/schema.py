@@ -1,0 +1,116 @@
+"""The tables of the store, as ordered migrations, and the version of the schema. Knows SQL and no rows.
+
+A migration is a list of statements that SQLite and PostgreSQL both take. Each one runs once, under a lock, in one
+transaction with the row that records its version. A migration that was released never changes. A migration leaves
+tables that the version of Tureen before it can still use: a new column has a default, and no column is removed while
+servers of that version may run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+import sqlalchemy as sa
+
+from serve.control.errors import ControlStoreError
+from serve.control.state import text_of
+
+_ADVISORY_LOCK = 0x74757265656E  # "tureen"
+_VERSIONS = sa.Table(
+    "tureen_schema",
+    sa.MetaData(),
+    sa.Column("version", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("at", sa.String(32), nullable=False),
+)
+
+# Version 1 is what the releases before this table made, each table when it was first used: so IF NOT EXISTS.
+VERSION_1 = (
+    """
+    CREATE TABLE IF NOT EXISTS tureen_revisions (
+        revision INTEGER NOT NULL PRIMARY KEY,
+        at VARCHAR(32) NOT NULL,
+        who TEXT NOT NULL,
+        action VARCHAR(32) NOT NULL,
+        reason TEXT NOT NULL,
+        before TEXT NOT NULL,
+        after TEXT NOT NULL,
+        previous_hash VARCHAR(64) NOT NULL,
+        hash VARCHAR(64) NOT NULL
+    )
+    """,
+    """
+    CREATE TABLE IF NOT EXISTS tureen_credentials (
+        name VARCHAR(63) NOT NULL PRIMARY KEY,
+        role VARCHAR(16) NOT NULL,
+        sha256 VARCHAR(64) NOT NULL,
+        made_at VARCHAR(32) NOT NULL
+    )
+    """,
+    """
+    CREATE TABLE IF NOT EXISTS tureen_revoked_credentials (
+        sha256 VARCHAR(64) NOT NULL PRIMARY KEY,
+        at VARCHAR(32) NOT NULL
+    )
+    """,
+    """
+    CREATE TABLE IF NOT EXISTS tureen_jobs (
+        id VARCHAR(32) NOT NULL PRIMARY KEY,
+        state VARCHAR(32) NOT NULL,
+        who TEXT NOT NULL,
+        request TEXT NOT NULL,
+        default_beta FLOAT,
+        created_at VARCHAR(32) NOT NULL,
+        times TEXT NOT NULL,
+        images BIGINT,
+        done BIGINT NOT NULL,
+        failed BIGINT NOT NULL,
+        retries_failed BOOLEAN NOT NULL,
+        error TEXT,
+        fingerprint VARCHAR(64),
+        owner TEXT,
+        lease_until FLOAT NOT NULL,
+        wanted VARCHAR(32)
+    )
+    """,
+    "CREATE INDEX IF NOT EXISTS ix_tureen_jobs_state ON tureen_jobs (state)",
+    "CREATE INDEX IF NOT EXISTS ix_tureen_jobs_created_at ON tureen_jobs (created_at)",
+)
+
+Migrations = Sequence[Sequence[str]]
+MIGRATIONS: Migrations = (VERSION_1,)
+"""The statements that lead to version 1, 2, …, in order."""
+
+
+def migrate(engine: sa.Engine, migrations: Migrations = MIGRATIONS, *, lock_timeout_s: int) -> None:
+    """Bring the tables to the last version. Of several processes one does it, the others wait for it.
+
+    Raises ControlStoreError if a newer Tureen made the tables, a SQLAlchemyError if the database fails.
+    """
+    with engine.connect() as connection:
+        if _version(connection, migrations) == len(migrations):
+            return
+    with engine.begin() as connection:
+        if engine.dialect.name == "sqlite":
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        else:
+            connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{lock_timeout_s}s'")
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_ADVISORY_LOCK)))
+        _VERSIONS.create(connection, checkfirst=True)
+        for version in range(_version(connection, migrations) + 1, len(migrations) + 1):
+            for statement in migrations[version - 1]:
+                connection.exec_driver_sql(statement)
+            connection.execute(_VERSIONS.insert().values(version=version, at=text_of(datetime.now(UTC))))
+
+
+def _version(connection: sa.Connection, migrations: Migrations) -> int:
+    """The version of the tables, 0 without any; raises ControlStoreError for a version after the last migration."""
+    if not sa.inspect(connection).has_table(_VERSIONS.name):
+        return 0
+    version: int = connection.execute(sa.select(sa.func.coalesce(sa.func.max(_VERSIONS.c.version), 0))).scalar_one()
+    if version > len(migrations):
+        raise ControlStoreError(
+            f"the store of the operator's settings has schema version {version}, and this Tureen knows versions up to "
+            f"{len(migrations)}: run the newer Tureen that made it"
+        )
+    return version

@@ -1,0 +1,145 @@
+"""The files of a service in its state directory, and the names that earlier versions gave them.
+
+Earlier versions named the files after the model, so that another model began without the operator's settings. The
+store of that version is renamed, under a lock on the directory, before anything opens a store under the fixed name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from serve.control.errors import ControlStoreError
+
+STORE_FILE = "control.db"
+LAST_KNOWN_FILE = "last-known.json"
+LOCK_TIMEOUT_S = 10.0  # longer than a store waits for another process' lock
+LOCK_RETRY_S = 0.05
+MODE = 0o600
+
+logger = logging.getLogger("tureen.control")
+
+
+def make_state_directory(directory: Path) -> None:
+    """Make the directory for its owner alone, if it is missing; raises ControlStoreError."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise ControlStoreError(
+            f"the state directory {directory} cannot be made ({error.strerror}): give another --state-dir"
+        ) from None
+
+
+def prepare_store_file(directory: Path, model: str) -> None:
+    """Make the directory, and rename the store of an earlier version if there is no store under the fixed name.
+
+    That is the store of this model, else the one that was written last. Others stay as they are. Raises
+    ControlStoreError if the store of the earlier version is in use or damaged: it stays as it is too.
+    """
+    make_state_directory(directory)
+    file = directory / STORE_FILE
+    if not file.exists():
+        with locked(directory):
+            if not file.exists() and (earlier := _earlier_store(directory, model)) is not None:
+                _rename(earlier, file)
+    _close_to_others(file)
+    if file.exists() and (unused := directory / f"{model}.db") != file and unused.exists():
+        logger.warning("%s is not used, since %s is there: a service has one store for all its models", unused, file)
+
+
+def earlier_last_known(directory: Path, model: str, *, has_own_store: bool) -> Path | None:
+    """Where an earlier version kept the last known settings of this service.
+
+    has_own_store: whether the store is the file of this directory.
+    """
+    try:
+        store = _earlier_store(directory, model) if has_own_store else None
+    except OSError:
+        store = None
+    return _last_known_of(store or directory / f"{model}.db")
+
+
+def _last_known_of(store: Path) -> Path:
+    return store.with_name(f"{store.name.removesuffix('.db')}.{LAST_KNOWN_FILE}")
+
+
+def _earlier_store(directory: Path, model: str) -> Path | None:
+    found = [file for file in directory.glob("*.db") if file.name != STORE_FILE and _may_be_store(file)]
+    named = directory / f"{model}.db"
+    return named if named in found else max(found, key=_written_at, default=None)
+
+
+def _may_be_store(file: Path) -> bool:
+    """Whether the file holds revisions, also if it is damaged or locked: only an empty database is certainly none."""
+    try:
+        with contextlib.closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+            return bool(connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'tureen_revisions'").fetchall())
+    except sqlite3.Error:
+        return True
+
+
+def _written_at(file: Path) -> float:
+    times = []
+    for path in (file, file.with_name(f"{file.name}-wal")):
+        with contextlib.suppress(OSError):
+            times.append(path.stat().st_mtime)
+    return max(times, default=0.0)
+
+
+def _rename(earlier: Path, file: Path) -> None:
+    """Move all of the store into its one file, which a process that has it open prevents, then rename the file."""
+    try:
+        uri = f"{earlier.absolute().as_uri()}?mode=rw"
+        with contextlib.closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as connection:
+            (mode,) = connection.execute("PRAGMA journal_mode=DELETE").fetchone()
+        if mode != "delete":
+            raise sqlite3.OperationalError("database is locked")
+        earlier.rename(file)
+        with contextlib.suppress(OSError):  # it follows its store, which has all that it holds
+            if not (file.parent / LAST_KNOWN_FILE).exists():
+                _last_known_of(earlier).rename(file.parent / LAST_KNOWN_FILE)
+    except (sqlite3.Error, OSError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ControlStoreError(
+            f"{earlier}, the store of an earlier version, cannot be renamed to {file.name}: {reason}; stop the servers "
+            "of the earlier version that use it, or restore it"
+        ) from error
+    logger.info("renamed %s, the store of an earlier version, to %s", earlier, file.name)
+    if others := sorted(other.name for other in file.parent.glob("*.db") if other != file):
+        logger.warning("left in %s, and not used: %s", file.parent, ", ".join(others))
+
+
+def _close_to_others(file: Path) -> None:
+    """Take away the rights of others, which earlier versions left to the process' umask."""
+    for path in (file, *(file.with_name(f"{file.name}-{side}") for side in ("wal", "shm"))):
+        with contextlib.suppress(OSError):  # it is missing, or of another user
+            if path.stat().st_mode & 0o077:
+                path.chmod(MODE)
+
+
+@contextlib.contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Hold the lock on the directory, which ends with the process; raises ControlStoreError."""
+    try:
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise ControlStoreError(f"the state directory {directory} cannot be read: {error.strerror}") from None
+    try:
+        deadline_s = time.monotonic() + LOCK_TIMEOUT_S
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline_s:
+                    raise ControlStoreError(f"another process holds the lock on {directory}") from None
+                time.sleep(LOCK_RETRY_S)
+        yield
+    finally:
+        os.close(descriptor)
