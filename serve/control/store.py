@@ -14,6 +14,7 @@ import json
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from serve.control.state import ControlState, text_of
 
 CHANNEL = "tureen_revisions"  # of PostgreSQL's NOTIFY
 TIMEOUT_S = 5  # for another writer, or for a server that does not answer
+BUSY_RETRY_S = 0.02
 _FIRST_HASH = "0" * 64
 _HASHED = ("revision", "at", "who", "action", "reason", "before", "after", "previous_hash")  # a column more is none
 
@@ -179,8 +181,17 @@ class Store:
 
     def _begin_with_file(self, connection: Any, record: Any) -> None:
         """What is acknowledged survives a power cut, and readers never wait for a writer."""
-        for pragma in ("journal_mode=WAL", "synchronous=FULL"):
-            connection.execute(f"PRAGMA {pragma}")
+        deadline_s = time.monotonic() + TIMEOUT_S
+        while True:
+            try:
+                connection.execute("PRAGMA journal_mode=WAL")
+                break
+            except sqlite3.OperationalError as error:
+                # SQLite does not wait for its own timeout where two processes change the mode of a new file at once.
+                if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline_s:
+                    raise
+                time.sleep(BUSY_RETRY_S)
+        connection.execute("PRAGMA synchronous=FULL")
         record.info["file"] = self._file()
 
     def _is_same_file(self, connection: Any, record: Any, proxy: Any) -> None:
