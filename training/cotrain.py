@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from training.atomic import replace_file
 from training.augment import augmented, mixed
@@ -199,7 +200,8 @@ class Cotraining:
         sums += 0 * norm  # not a number where the gradient is none, though the loss was one
         decay = min(recipe.ema_decay, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
-            torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
+            update = get_ema_multi_avg_fn(decay)
+            update(list(self.average.parameters()), list(self.model.parameters()), self.step)
             for average, buffer in zip(self.average.buffers(), self.model.buffers(), strict=True):
                 average.copy_(buffer)  # a BatchNorm's statistics, which are a moving average already
         return sums
