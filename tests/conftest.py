@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import io
 import json
@@ -10,6 +11,7 @@ import shutil
 import sys
 import tarfile
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,8 @@ SHARED_DATA = ROOT.parent / "shared" / "data"
 SHORT_DIGITS = [
     "epochs=20", "model.width=64", "model.depth=2", "attack_steps=1", "learning_rate=0.006", "evaluation_steps=10"
 ]  # fmt: skip
+# A directory with `bundle` and `held_out.npz`, for an environment without torch: the lowest versions are tested in one.
+MADE_DIGITS = os.environ.get("TUREEN_TEST_DIGITS")
 
 # OpenMP threads that spin at a barrier slow a busy machine down many times. Read when torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -56,20 +60,24 @@ def _trained_digits(config: pytest.Config, settings: list[str]) -> Path:
     content = b"".join(source.read_bytes() for source in sources) + json.dumps(settings).encode()
     cache = Path(config.cache.mkdir("short-digits" if settings else "digits"))
     out = cache / hashlib.sha256(content).hexdigest()[:12]
-    if not (out / "checkpoint.json").exists():
-        for stale in cache.iterdir():
-            shutil.rmtree(stale)
-        assert main(["train", "digits", "--out", str(out), *(f"--set={setting}" for setting in settings)]) == 0
+    with (cache / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two sessions in one checkout train once
+        if not (out / "checkpoint.json").exists():
+            for stale in filter(Path.is_dir, cache.iterdir()):
+                shutil.rmtree(stale)
+            assert main(["train", "digits", "--out", str(out), *(f"--set={setting}" for setting in settings)]) == 0
     return out
 
 
 @pytest.fixture(scope="session")
-def bundle_path(digits_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bundle_path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundle of the trained digits, by `tureen export`; read-only: copy it to change it."""
+    if MADE_DIGITS:
+        return Path(MADE_DIGITS) / "bundle"
     from tureen.cli import main
 
     out = tmp_path_factory.mktemp("export") / "digits-bundle"
-    assert main(["export", str(digits_run), "--out", str(out)]) == 0
+    assert main(["export", str(request.getfixturevalue("digits_run")), "--out", str(out)]) == 0
     return out
 
 
@@ -86,6 +94,23 @@ def checkpoint(digits_run: Path):
     return load_checkpoint(digits_run)
 
 
+@dataclass
+class HeldOut:
+    """The digits that no training saw."""
+
+    pixels: np.ndarray  # uint8 (450, 8, 8, 3)
+    labels: np.ndarray  # int64 (450,)
+
+
+@pytest.fixture(scope="session")
+def held_out(request: pytest.FixtureRequest) -> HeldOut:
+    if MADE_DIGITS:
+        with np.load(Path(MADE_DIGITS) / "held_out.npz") as arrays:
+            return HeldOut(arrays["pixels"], arrays["labels"])
+    images = request.getfixturevalue("checkpoint").held_out
+    return HeldOut(images.pixels, images.labels)
+
+
 @pytest.fixture(scope="session")
 def soup(bundle_path: Path) -> Iterator:
     import tureen
@@ -95,11 +120,11 @@ def soup(bundle_path: Path) -> Iterator:
 
 
 @pytest.fixture(scope="session")
-def digit_png(checkpoint) -> Callable[[int], bytes]:
+def digit_png(held_out: HeldOut) -> Callable[[int], bytes]:
     """The held-out digit of that index, as the bytes of a PNG file."""
 
     def make(index: int) -> bytes:
-        return encoded(Image.fromarray(checkpoint.held_out.pixels[index]))
+        return encoded(Image.fromarray(held_out.pixels[index]))
 
     return make
 

@@ -60,13 +60,13 @@ def test_metrics_are_public_where_this_machine_alone_can_ask(bundle_path, option
         assert client.get("/metrics").status_code == status
 
 
-def test_a_digit_is_classified_at_the_beta_of_the_request(client, digit_png, checkpoint):
+def test_a_digit_is_classified_at_the_beta_of_the_request(client, digit_png, held_out):
     response = client.post("/classify?beta=0.7&top_k=3", content=digit_png(0), headers=PNG)
     assert response.status_code == 200
     answer = response.json()
     assert (answer["model"], answer["beta"], answer["beta_source"], answer["revision"]) == ("digits", 0.7, "request", 0)
     assert len(answer["predictions"]) == 3
-    assert answer["predictions"][0]["index"] == checkpoint.held_out.labels[0]
+    assert answer["predictions"][0]["index"] == held_out.labels[0]
     assert [part.split(";")[0] for part in response.headers["server-timing"].split(", ")] == [
         "decode",
         "queue",

@@ -33,8 +33,7 @@ def example_bundle() -> Bundle:
     return load_bundle(EXAMPLES / "cifar10")
 
 
-def test_digits_are_classified_each_at_its_own_beta(soup, checkpoint, digit_png):
-    held_out = checkpoint.held_out
+def test_digits_are_classified_each_at_its_own_beta(soup, held_out, digit_png):
     betas = [0.0, 0.3, 0.7, 1.0] * 5
     answers = soup.classify([digit_png(i) for i in range(20)], beta=betas)
     assert [answer.beta for answer in answers] == betas
@@ -46,10 +45,10 @@ def test_digits_are_classified_each_at_its_own_beta(soup, checkpoint, digit_png)
         assert probabilities == sorted(probabilities, reverse=True)
 
 
-def test_bytes_paths_images_and_arrays_are_the_same_image(soup, checkpoint, digit_png, tmp_path):
+def test_bytes_paths_images_and_arrays_are_the_same_image(soup, held_out, digit_png, tmp_path):
     path = tmp_path / "digit.png"
     path.write_bytes(digit_png(3))
-    array = checkpoint.held_out.pixels[3]
+    array = held_out.pixels[3]
     answers = soup.classify([digit_png(3), path, Image.fromarray(array), array])
     assert all(answer == answers[0] for answer in answers)
 
