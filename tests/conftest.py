@@ -18,6 +18,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.patience import PATIENCE
+
 ROOT = Path(__file__).parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
 SHORT_DIGITS = [
@@ -28,6 +30,14 @@ MADE_DIGITS = os.environ.get("TUREEN_TEST_DIGITS")
 
 # OpenMP threads that spin at a barrier slow a busy machine down many times. Read when torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Multiply the limit of each test by the patience."""
+    for item in items if PATIENCE != 1 else []:
+        marker = item.get_closest_marker("timeout")
+        limit = marker.args[0] if marker else float(config.getini("timeout"))
+        item.add_marker(pytest.mark.timeout(limit * PATIENCE), append=False)
 
 
 @pytest.fixture(scope="session", autouse=True)

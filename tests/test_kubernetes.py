@@ -16,6 +16,7 @@ import yaml
 
 from serve.metrics import Metrics
 from serve.settings import Settings
+from tests.patience import DEADLINE_S
 from tureen.demo import EXAMPLES
 
 ROOT = Path(__file__).parents[1]
@@ -114,7 +115,7 @@ def test_the_server_starts_as_it_is_started_there_and_answers_the_probes(where, 
             [sys.executable, "-m", "tureen.cli", "serve"], env={**os.environ, **given, **ours}, stderr=stream
         )
     try:
-        end = time.monotonic() + 60
+        end = time.monotonic() + DEADLINE_S
         while not (found := re.search(r"listening on http://[^ ]*:(\d+)", log.read_text())):
             assert time.monotonic() < end
             assert server.poll() is None, log.read_text()
@@ -132,7 +133,7 @@ def test_the_server_starts_as_it_is_started_there_and_answers_the_probes(where, 
                     time.sleep(0.05)
     finally:
         server.terminate()
-        assert server.wait(60) == 0
+        assert server.wait(DEADLINE_S) == 0
 
 
 def test_the_first_credential_is_made_by_the_documented_command_and_is_in_no_pods_directory(tmp_path):

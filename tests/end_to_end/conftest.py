@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import DEADLINE_S
+
 
 @pytest.fixture(scope="session")
 def run_command() -> Callable[..., subprocess.CompletedProcess]:
@@ -43,7 +45,7 @@ def served() -> Callable:
             [str(Path(sys.executable).parent / arguments[0]), *arguments[1:]], cwd=directory, stdout=subprocess.DEVNULL
         )
         try:
-            deadline = time.monotonic() + 120
+            deadline = time.monotonic() + DEADLINE_S
             while True:
                 try:
                     urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz").close()
@@ -55,7 +57,7 @@ def served() -> Callable:
             yield f"http://127.0.0.1:{port}"
         finally:
             server.send_signal(signal.SIGTERM)
-            assert server.wait(60) == 0
+            assert server.wait(DEADLINE_S) == 0
 
     return serve
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests.patience import DEADLINE_S
 from tureen.demo import demo_fingerprint
 
 ROOT = Path(__file__).parents[2]
@@ -44,7 +45,7 @@ def read_until(stream, end):
 
 def stop(demo):
     demo.send_signal(signal.SIGTERM)
-    _, error = demo.communicate(timeout=60)
+    _, error = demo.communicate(timeout=DEADLINE_S)
     assert demo.returncode == 0, error
 
 
@@ -107,7 +108,7 @@ def test_a_taken_port_is_told_before_two_minutes_of_training(tmp_path):
         taken.listen()
         port = str(taken.getsockname()[1])
         command = [sys.executable, "-m", "tureen.cli", "demo", "--dir", str(tmp_path / "new"), "--port", port]
-        demo = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        demo = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S)
     assert demo.returncode == 1
     assert "is taken" in demo.stderr
     assert not (tmp_path / "new").exists()

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 import tureen
+from tests.patience import DEADLINE_S
 from tureen.cli import main
 from tureen.demo import EXAMPLES
 
@@ -61,7 +62,7 @@ def test_the_example_serves_what_it_prints_on_a_picture_in_the_directory_given(t
             answer = json.loads(subprocess.check_output(["sh", "-c", curl]))
         finally:
             demo.send_signal(signal.SIGTERM)
-            _, log = demo.communicate(timeout=60)
+            _, log = demo.communicate(timeout=DEADLINE_S)
     assert (answer["beta"], answer["predictions"][0]["label"]) == (0.5, "ship")
     assert f"@{tmp_path / 'samples' / 'ship.png'} " in curl
     assert f"http://127.0.0.1:{port}/ui" in shown

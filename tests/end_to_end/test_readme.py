@@ -16,6 +16,7 @@ import pytest
 
 from serve.problems import KINDS
 from serve.settings import Settings
+from tests.patience import DEADLINE_S
 from training.checkpoint import load_checkpoint
 from training.recipes import load_recipe
 from tureen.demo import demo_fingerprint
@@ -45,7 +46,7 @@ def start_server(command, directory, port):
     server = subprocess.Popen(
         [*command.split(), "--port", port], cwd=directory, env=environment(), stdout=subprocess.DEVNULL
     )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + DEADLINE_S
     while True:
         try:
             urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz").close()
@@ -97,7 +98,7 @@ def test_every_command_runs_and_every_answer_is_true(workplace, trained_run):
                 if command.startswith(("tureen demo", "tureen serve")):
                     if server is not None:
                         server.send_signal(signal.SIGTERM)
-                        assert server.wait(60) == 0
+                        assert server.wait(DEADLINE_S) == 0
                     server = start_server(command, workplace, port)
                     continue
                 if command.startswith("tureen train"):
@@ -113,7 +114,7 @@ def test_every_command_runs_and_every_answer_is_true(workplace, trained_run):
     finally:
         if server is not None:
             server.terminate()
-            assert server.wait(60) == 0
+            assert server.wait(DEADLINE_S) == 0
     assert {"make demo", "make test"} <= set(ran)
     assert any(command.startswith("curl") for command in ran)
 

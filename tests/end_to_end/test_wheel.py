@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import DEADLINE_S
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -53,7 +55,7 @@ def test_a_wheel_with_the_serving_extra_serves_a_bundle_without_torch(installed,
     server = subprocess.Popen([tureen, "serve", bundle_path, "--port", str(port)], env=environment, cwd=tmp_path)
     try:
         url = f"http://127.0.0.1:{port}"
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + DEADLINE_S
         while True:
             try:
                 urllib.request.urlopen(f"{url}/readyz")
@@ -67,7 +69,7 @@ def test_a_wheel_with_the_serving_extra_serves_a_bundle_without_torch(installed,
         check_health(installed, port)
     finally:
         server.terminate()
-        assert server.wait(60) == 0
+        assert server.wait(DEADLINE_S) == 0
 
 
 def check_health(python, port):

@@ -17,11 +17,10 @@ from pathlib import Path
 import pytest
 
 from serve.control.store import Store
+from tests.patience import DEADLINE_S
 from tests.serve.control.postgres import Postgres
 from tureen.bundle import GOLDEN, MANIFEST, load_bundle, record_files
 from tureen.demo import EXAMPLES
-
-DEADLINE_S = 60  # how long anything may take before a test fails; no measure of how long it should
 
 
 @dataclass

@@ -7,6 +7,7 @@ import pytest
 from serve.batcher import Batcher
 from serve.errors import DeadlineError, InferenceError, OverloadedError
 from serve.policy import Priority
+from tests.patience import DEADLINE_S
 
 
 class Engine:
@@ -20,7 +21,7 @@ class Engine:
 
     def run(self, rows):
         self.entered.set()
-        assert self.gate.wait(10)
+        assert self.gate.wait(DEADLINE_S)
         self.batches.append(list(rows))
         if "poison" in rows:
             raise RuntimeError("kernel failed at 0x7f00")
@@ -46,7 +47,7 @@ async def held(engine, batcher):
     """A first request that occupies the engine until the gate opens."""
     engine.gate.clear()
     first = asyncio.ensure_future(batcher.submit(0, deadline_s=within(10)))
-    await asyncio.to_thread(engine.entered.wait, 10)
+    await asyncio.to_thread(engine.entered.wait, DEADLINE_S)
     return first
 
 
@@ -260,7 +261,7 @@ def test_as_many_batches_run_at_a_time_as_there_are_streams_and_no_more():
     def run(rows):
         inside.append(rows)
         most.append(len(inside))
-        together.wait(10)  # breaks, and fails the batch, unless another one is running
+        together.wait(DEADLINE_S)  # breaks, and fails the batch, unless another one is running
         inside.remove(rows)
         return rows
 

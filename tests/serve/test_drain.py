@@ -20,8 +20,7 @@ from PIL import Image
 from serve.draining import DrainingProtocol, DrainingServer, check_uvicorn
 from serve.errors import UVICORN, UvicornVersionError
 from serve.listening import bind
-
-DEADLINE_S = 60
+from tests.patience import DEADLINE_S
 
 
 def png():

@@ -10,6 +10,7 @@ import pytest
 
 from serve.problems import KINDS, MEDIA_TYPE
 from tests.malformed_images import COUNT, ENORMOUS, malformed_images
+from tests.patience import DEADLINE_S
 
 EVERY = 20  # as many malformed images, and then a sound one
 HANG_S = 2
@@ -21,7 +22,7 @@ LEAKS = re.compile(r"0x[0-9a-f]{6}|PIL|Traceback|\.py|site-packages|object at|/h
 def test_each_is_refused_or_read_and_no_neighbour_is_harmed(start_server, pictures, count):
     server = start_server("--log-level", "warning")
     server.wait_until_ready()
-    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)) as connection:
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=DEADLINE_S)) as connection:
 
         def post(image):
             connection.request("POST", "/classify?beta=0.5", image)

@@ -10,9 +10,8 @@ import threading
 import pytest
 from PIL import Image
 
+from tests.patience import DEADLINE_S
 from tureen.bundle import MANIFEST
-
-DEADLINE_S = 60
 
 
 def png():

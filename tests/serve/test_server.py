@@ -14,9 +14,8 @@ from contextlib import contextmanager
 import pytest
 from PIL import Image
 
+from tests.patience import DEADLINE_S
 from tureen.bundle import GOLDEN, MANIFEST, load_bundle, record_files
-
-DEADLINE_S = 60
 
 
 def free_port():
@@ -99,7 +98,7 @@ def test_a_request_that_never_ends_is_given_up_after_the_drain_timeout(bundle_pa
             server.send_signal(signal.SIGTERM)
             server.send_signal(signal.SIGTERM)  # whoever is impatient gets no other exit status for it
             answer = stuck.makefile("rb").read()
-            assert server.wait(20) == 0  # well before the 30 s that are the default
+            assert server.wait(DEADLINE_S / 3) == 0  # well before the 30 s that are the default
     assert answer.startswith(b"HTTP/1.1 503")
     assert b'"code":"shutting_down"' in answer
 
@@ -112,7 +111,7 @@ def test_a_request_that_had_hardly_begun_does_not_hold_the_drain_up(bundle_path)
             stuck.sendall(b"POST /classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999\r\n\r\nhalf")
             time.sleep(0.1)
             server.send_signal(signal.SIGTERM)
-            assert server.wait(20) == 0
+            assert server.wait(DEADLINE_S / 3) == 0
             assert stuck.makefile("rb").read() == b""
 
 

@@ -17,6 +17,7 @@ from serve.metrics import Metrics
 from serve.model import Answered
 from serve.service import Service
 from serve.settings import Settings
+from tests.patience import DEADLINE_S
 from tureen.bundle import MANIFEST, load_bundle
 from tureen.demo import EXAMPLES
 from tureen.errors import BundleError, UndecodableImageError
@@ -101,7 +102,7 @@ class Slow:
 
     def run(self, pixels, tokens):
         self.entered.set()
-        assert self.gate.wait(30)
+        assert self.gate.wait(DEADLINE_S)
         return self._engine.run(pixels, tokens)
 
     def close(self):
@@ -115,7 +116,7 @@ def test_after_a_reload_the_admitted_are_answered_by_the_bundle_before(own_bundl
         slow = before.soup.engine = Slow(before.soup.engine)
         with service.admit([digit_png(0)]) as admission:
             answer = asyncio.create_task(admission.answer([(0.5,)]))
-            await asyncio.to_thread(slow.entered.wait, 30)
+            await asyncio.to_thread(slow.entered.wait, DEADLINE_S)
             replace_version(own_bundle, "after")
             await service.reload()
             with service.admit([digit_png(0)]) as later:

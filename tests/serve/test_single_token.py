@@ -11,6 +11,7 @@ from serve.metrics import Metrics
 from serve.problems import MEDIA_TYPE
 from serve.service import Service
 from serve.settings import Settings
+from tests.patience import DEADLINE_S
 from tureen.bundle import load_bundle
 
 
@@ -70,7 +71,7 @@ def test_metrics_keep_to_closed_sets(single_token_bundle, image):
 
 def test_a_default_beta_fails_at_the_start(single_token_bundle):
     command = [sys.executable, "-m", "tureen.cli", "serve", str(single_token_bundle), "--default-beta", "0.3"]
-    shown = subprocess.run([*command, "--port", "0"], capture_output=True, text=True, timeout=60)
+    shown = subprocess.run([*command, "--port", "0"], capture_output=True, text=True, timeout=DEADLINE_S)
     assert shown.returncode == 2
     assert "one token, so there is no β to choose: leave --default-beta out" in shown.stderr
     assert "Traceback" not in shown.stderr

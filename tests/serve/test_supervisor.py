@@ -20,9 +20,9 @@ from serve.line import Accept, Orders, Reloaded, read_orders
 from serve.settings import Settings
 from serve.supervisor import LONGEST_PAUSE_S, pause_s, share_of
 from serve.worker_start import EXIT_WITHOUT_SUPERVISOR
+from tests.patience import DEADLINE_S
 from tureen.demo import EXAMPLES
 
-DEADLINE_S = 60
 READ = "/v1"  # stands for no route: answered 404 by whichever worker
 
 

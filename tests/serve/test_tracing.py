@@ -17,6 +17,7 @@ from PIL import Image
 
 from serve.oip.proto import inference_pb2 as pb
 from serve.settings import parse_settings
+from tests.patience import DEADLINE_S
 from tureen.bundle import read_manifest
 from tureen.demo import EXAMPLES
 
@@ -168,7 +169,7 @@ def test_a_sweep_and_the_open_inference_protocol_are_traced_too(start_server, co
             request_serializer=pb.ModelInferRequest.SerializeToString,
             response_deserializer=pb.ModelInferResponse.FromString,
         )
-        infer(message, timeout=60, wait_for_ready=True, metadata=[("traceparent", f"00-{TRACE}-{PARENT}-01")])
+        infer(message, timeout=DEADLINE_S, wait_for_ready=True, metadata=[("traceparent", f"00-{TRACE}-{PARENT}-01")])
     server.wait_for(lambda: len(collector.traces()) == 2, "both traces")
     traces = {name: by_name(trace) for trace in collector.traces() for name in by_name(trace)}
     sweep = traces["POST /sweep"]

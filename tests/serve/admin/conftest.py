@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from tests.patience import DEADLINE_S
+
 
 class Operator:
     """Asks a running server's operator listener, with the token that the server left."""
@@ -54,6 +56,6 @@ def run_tureen():
 
     def run(*arguments):
         command = [sys.executable, "-m", "tureen.cli", *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=60)
+        return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=DEADLINE_S)
 
     return run

@@ -15,6 +15,7 @@ from PIL import Image
 from serve.admin.expected import expected
 from serve.control.credentials import Credentials
 from serve.control.store import Store
+from tests.patience import DEADLINE_S
 from tureen.bundle import load_bundle
 from tureen.demo import EXAMPLES
 
@@ -204,7 +205,7 @@ def test_every_worker_follows_and_one_that_is_replaced_begins_where_the_others_a
 
 def test_an_address_of_everybodys_needs_a_credential_that_was_made(start_server, tmp_path):
     server = start_server("--state-dir", tmp_path / "state", "--admin-host", "0.0.0.0")
-    assert server.process.wait(60) == 1
+    assert server.process.wait(DEADLINE_S) == 1
     assert "credential" in server.log_file.read_text()
 
 

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from PIL import Image
 
+from tests.patience import DEADLINE_S
 from tests.serve.control.linearizability import Read, Write, violations
 from tureen.bundle import load_bundle
 from tureen.demo import EXAMPLES
@@ -41,7 +42,7 @@ def read(server, name, image, is_over):
     """Images over connections that a killed worker ends; each reader is one, whichever worker it meets."""
     reads = []
     while not is_over.is_set():
-        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=DEADLINE_S)
         with contextlib.closing(connection), contextlib.suppress(OSError, http.client.HTTPException):
             while not is_over.is_set():
                 began = time.monotonic()

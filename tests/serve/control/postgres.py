@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import DEADLINE_S
+
 PROGRAMS = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
 
 
@@ -48,7 +50,7 @@ class Postgres:
             check=True,
             stdout=subprocess.DEVNULL,
             cwd=self.directory,
-            timeout=120,
+            timeout=DEADLINE_S,
         )
 
 

@@ -25,6 +25,7 @@ from serve.control.errors import (
 )
 from serve.control.state import ControlState
 from serve.control.store import BEFORE_ALL, Store, next_revision
+from tests.patience import DEADLINE_S
 from tests.serve.control.linearizability import Read, Write, violations
 
 
@@ -224,7 +225,7 @@ def test_a_process_killed_at_any_step_leaves_a_change_whole_or_not_made(store, s
         for step in STEPS:
             before = store.head().revision
             program = [sys.executable, "-c", KILLED, store_url, step, str(draw.randrange(1, 6))]
-            killed = subprocess.run(program, stdout=subprocess.PIPE, text=True, timeout=60)
+            killed = subprocess.run(program, stdout=subprocess.PIPE, text=True, timeout=DEADLINE_S)
             assert killed.returncode == -signal.SIGKILL
             acknowledged = [int(line) for line in killed.stdout.split()]
             made = store.verify() - before

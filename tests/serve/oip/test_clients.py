@@ -17,12 +17,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.patience import DEADLINE_S
+
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
 REQUIREMENTS = HERE / "clients.txt"
 EXTRAS = ("serve", "grpc", "cpu")
 BETAS = [0.0, 0.3, 1.0]
-DEADLINE_S = 60
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]  # an environment is installed first
 

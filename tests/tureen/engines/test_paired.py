@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from tests.patience import DEADLINE_S
 from tureen.engines.paired import PairedEngine
 
 
@@ -17,7 +18,7 @@ class Engine:
     def run(self, pixels, tokens):
         self.sizes.append(len(pixels))
         self.entered.set()
-        assert self.gate is None or self.gate.wait(10)
+        assert self.gate is None or self.gate.wait(DEADLINE_S)
         return np.zeros((len(pixels), 3), np.float32)
 
     def close(self):
@@ -46,7 +47,7 @@ def test_an_image_that_is_not_alone_takes_a_share():
     engine = PairedEngine(alone, together)
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(ask, engine, 1)
-        assert alone.entered.wait(10)
+        assert alone.entered.wait(DEADLINE_S)
         ask(engine, 1)
         gate.set()
         first.result()
