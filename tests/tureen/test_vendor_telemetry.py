@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from tests.patience import DEADLINE_S
 from tureen.demo import EXAMPLES
 
 PROGRAM = """
@@ -27,6 +28,6 @@ def test_a_program_that_loads_a_soup_leaves_no_identifier_in_its_users_home(engi
         "TUREEN_CACHE_DIR": str(cache),
     }
     command = [sys.executable, "-c", PROGRAM, EXAMPLES / "cifar10", engine]
-    ran = subprocess.run([*map(str, command)], env=environment, capture_output=True, text=True, timeout=120)
+    ran = subprocess.run([*map(str, command)], env=environment, capture_output=True, text=True, timeout=DEADLINE_S)
     assert ran.stdout.strip() == engine, ran.stderr
     assert list(home.rglob("*")) == []

@@ -15,6 +15,7 @@ from serve.control.schema import MIGRATIONS, migrate
 from serve.control.state import ControlState
 from serve.control.store import BEFORE_ALL, Store, next_revision
 from serve.jobs.records import JobRecords, JobRequest
+from tests.patience import DEADLINE_S
 
 SERVERS, ROUNDS = 6, 10
 STARTED_S = 200  # before a server that has not come fails the test; no measure of how long it should take
@@ -212,7 +213,7 @@ def test_threads_that_use_a_new_store_at_once_wait_for_its_tables(tmp_path):
     with contextlib.closing(Store(f"sqlite:///{tmp_path / 'control.db'}")) as store:
 
         def use():
-            barrier.wait(10)
+            barrier.wait(DEADLINE_S)
             found.append(store.head())
 
         threads = [threading.Thread(target=use) for _ in range(8)]
