@@ -111,7 +111,7 @@ def test_torch_tensorrt_builds_for_tensorrt_alone(graph, checkpoint, expected):
 
 
 def test_torch_tensorrt_without_its_driver_says_what_it_needs(checkpoint, capsys):
-    with pytest.raises((ExportError, EngineError), match="needs an NVIDIA GPU with its driver"):
+    with pytest.raises((ExportError, EngineError), match=r"extra \[torch-tensorrt\] and an NVIDIA GPU with its driver"):
         build_torch_plan(checkpoint.model, precision="fp16", backbone_sha256="0" * 64)
     assert capsys.readouterr().out == ""
 
