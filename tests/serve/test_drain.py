@@ -72,7 +72,7 @@ def test_sigterm_under_load_loses_no_request(start_server, workers, rounds):
     """Not even one that a client sends on a kept connection while it is being closed, as long as it is a busy one."""
     answered = 0
     for _ in range(rounds):
-        server = start_server("--workers", workers, "--log-level", "warning")
+        server = start_server("--workers", workers, "--log-level", "warning", "--max-queue-ms", 60_000)
         server.wait_until_ready(workers)
         clients = [Client(server.port, keeps_connections=bool(number % 2)) for number in range(8)]
         for client in clients:
