@@ -11,11 +11,14 @@ import base64
 import io
 import itertools
 import json
-import threading
+import multiprocessing
+import os
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 
 import numpy as np
@@ -23,7 +26,7 @@ import uvloop
 from PIL import Image
 
 from benchmarks.asked import line
-from benchmarks.load import Connection, OpenLoad, open_loop
+from benchmarks.load import LOST, Connection, OpenLoad, open_loop
 from benchmarks.server_process import Server, serving
 from benchmarks.subject import SMALL_BUNDLE, Subject, classify_requests
 from tureen.bundle import load_bundle
@@ -31,10 +34,11 @@ from tureen.machine import available_cpus
 from tureen.manifest import Manifest
 
 BYTES_PER_S = 100_000  # of worst images, heads of their requests included
-CHEAP_RATE = 20.0  # requests/s of small images, open loop
+CHEAP_RATE = 40.0  # requests/s of small images, open loop
 MOST_WORST = 64  # connections of the stream at a time; what finds none free is dropped, as by a slow attacker
 SIDE = 32  # of a cheap image, as those of CIFAR-10
-LOOK_S = 0.02  # between two looks at the server's memory
+START_S = 2.0  # of the stream before the cheap load: the processes that decode are started by then
+LOOK_S = 0.25  # between two looks at the server's memory
 
 
 @dataclass(frozen=True)
@@ -51,108 +55,134 @@ def expensive(subject: Subject) -> None:
     kinds = worst_kinds(load_bundle(SMALL_BUNDLE).manifest)
     mixed = Worst("mixed", [r for group in itertools.zip_longest(*(k.requests for k in kinds)) for r in group if r])
     ratios: dict[str, list[float]] = {}
-    refused: dict[str, int] = {}
-    with serving(SMALL_BUNDLE, *subject.flags) as server:
-        uvloop.run(open_loop(server.port, requests, CHEAP_RATE, 2))
-        idle = server.cost().rss_bytes
-        with peak_of(server) as peak:
-            for turn in range(subject.rounds):
-                for kind in (*kinds, mixed):
-                    alone = uvloop.run(open_loop(server.port, requests, CHEAP_RATE, subject.seconds, seed=turn))
-                    beside, answers = uvloop.run(beside_stream(server.port, requests, kind, subject.seconds, turn))
-                    ratios.setdefault(kind.name, []).append(p99_ms(beside) / p99_ms(alone))
-                    refused[kind.name] = refused.get(kind.name, 0) + len(requests_not_served(beside))
-                    print(
-                        f"  {kind.name:<34} p99 alone {p99_ms(alone):6.1f} ms, beside {p99_ms(beside):6.1f} ms; "
-                        f"the stream: {answers}; cheap not served: {len(requests_not_served(beside))}",
-                        flush=True,
-                    )
+    refused: Counter[str] = Counter()
+    largest = 0
+    # A process for the stream, so that its own work delays no cheap request that is to be sent.
+    streams = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+    streams.submit(os.getpid).result()
+    with serving(SMALL_BUNDLE, *subject.flags) as server, streams:
+        cheap(server, requests, subject.seconds)
+        idle = peak_bytes(server)
+        for turn in range(subject.rounds):
+            for kind in (*kinds, mixed):
+                alone = cheap(server, requests, subject.seconds, seed=turn)
+                stream = streams.submit(send_stream, server.port, kind.requests, START_S + subject.seconds)
+                beside, peak = uvloop.run(beside_stream(server, requests, subject.seconds, seed=turn))
+                answers = stream.result()
+                largest = max(largest, peak)
+                ratios.setdefault(kind.name, []).append(p99_ms(beside) / p99_ms(alone))
+                refused[kind.name] += not_served(beside)
+                shown = ", ".join(f"{count} {status or 'open'}" for status, count in sorted(answers.items()))
+                print(
+                    f"  {kind.name:<22} p50 {percentile_ms(alone, 50):5.1f} ms alone, {percentile_ms(beside, 50):5.1f} "
+                    f"beside; p99 {p99_ms(alone):6.1f} alone, {p99_ms(beside):6.1f} beside; cheap not served: "
+                    f"{not_served(alone)} alone, {not_served(beside)} beside; the stream: {shown}",
+                    flush=True,
+                )
     for name, values in ratios.items():
-        line(f"expensive: p99 of cheap beside {name} / alone", "≤", 2, median(values))
-    for name, count in refused.items():
-        line(f"expensive: cheap requests refused beside {name}", "=", 0, count)
+        line(f"expensive: p99 beside {name} / alone", "≤", 2, median(values))
+    for name in ratios:
+        line(f"expensive: refused beside {name}", "=", 0, refused[name])
     budget = memory_budget()
-    note = f"{peak.largest / 2**20:.0f} MiB at most, idle {idle / 2**20:.0f} MiB, budget {budget / 2**20:.0f} MiB"
-    line("expensive: peak memory beyond idle / budget", "≤", 1, (peak.largest - idle) / budget, note)
+    note = f"{largest / 2**20:.0f} MiB at most, idle {idle / 2**20:.0f} MiB, budget {budget / 2**20:.0f} MiB beyond it"
+    line("expensive: peak memory beyond idle / budget", "≤", 1, (largest - idle) / budget, note)
 
 
 def memory_budget() -> int:
     """As docs/serving.md states it, at the defaults: expensive images, processes, threads, and the bodies."""
     decoders = min(8, available_cpus())
-    return 2**30 + decoders * (40 + 30) * 2**20 + MOST_WORST * 2**20
+    return 2**30 + (40 * max(1, decoders // 2) + 30 * decoders + MOST_WORST) * 2**20
+
+
+def cheap(server: Server, requests: Sequence[bytes], seconds: float, *, seed: int = 0) -> OpenLoad:
+    """The cheap load, with nothing beside it."""
+    load: OpenLoad = uvloop.run(open_loop(server.port, requests, CHEAP_RATE, seconds, seed=seed))
+    return load
 
 
 async def beside_stream(
-    port: int, requests: Sequence[bytes], kind: Worst, seconds: float, seed: int
-) -> tuple[OpenLoad, dict[int, int]]:
-    """The cheap load while the stream comes; and how often the stream was answered with each status."""
-    answers: dict[int, int] = {}
-    stream = asyncio.create_task(send_stream(port, kind.requests, answers))
-    await asyncio.sleep(1)  # the processes that decode are started by now
-    load = await open_loop(port, requests, CHEAP_RATE, seconds, seed=seed)
-    stream.cancel()
-    await asyncio.gather(stream, return_exceptions=True)
-    return load, dict(sorted(answers.items()))
+    server: Server, requests: Sequence[bytes], seconds: float, *, seed: int
+) -> tuple[OpenLoad, int]:
+    """The cheap load once the stream has begun, and the most memory that the server held."""
+    peak = 0
+
+    async def look() -> None:
+        nonlocal peak
+        while True:
+            peak = max(peak, await asyncio.to_thread(peak_bytes, server))
+            await asyncio.sleep(LOOK_S)
+
+    looking = asyncio.create_task(look())
+    await asyncio.sleep(START_S)
+    load = await open_loop(server.port, requests, CHEAP_RATE, seconds, seed=seed)
+    looking.cancel()
+    return load, peak
 
 
-async def send_stream(port: int, requests: Sequence[bytes], answers: dict[int, int]) -> None:
-    """BYTES_PER_S of the requests in turns, each on a connection of its own, until cancelled."""
+def send_stream(port: int, requests: Sequence[bytes], seconds: float) -> Counter[int]:
+    """BYTES_PER_S of the requests in turns, each on a connection of its own; the answers by status, 0 for none yet."""
+    answers: Counter[int] = uvloop.run(_send_stream(port, requests, seconds))
+    return answers
+
+
+async def _send_stream(port: int, requests: Sequence[bytes], seconds: float) -> Counter[int]:
+    answers: Counter[int] = Counter()
+    free, tasks = asyncio.Semaphore(MOST_WORST), set()
+
+    async def send(request: bytes) -> None:
+        connection = await Connection.open(port)
+        try:
+            answers[(await connection.answer(request)).status] += 1
+            connection.close()
+        except asyncio.CancelledError:
+            connection.forget()
+            answers[LOST] += 1
+        finally:
+            free.release()
+
     began, sent = time.perf_counter(), 0
-    async with asyncio.TaskGroup() as group:
-        sending = asyncio.Semaphore(MOST_WORST)
-
-        async def send(request: bytes) -> None:
-            connection = None
-            try:
-                connection = await Connection.open(port)
-                status = (await connection.answer(request)).status
-                connection.close()
-                answers[status] = answers.get(status, 0) + 1
-            except asyncio.CancelledError:
-                if connection is not None:
-                    connection.forget()
-                raise
-            finally:
-                sending.release()
-
-        for request in itertools.cycle(requests):
-            await asyncio.sleep(max(0, sent / BYTES_PER_S - (time.perf_counter() - began)))
-            sent += len(request)
-            await sending.acquire()
-            group.create_task(send(request))
+    for request in itertools.cycle(requests):
+        await asyncio.sleep(max(0, sent / BYTES_PER_S - (time.perf_counter() - began)))
+        if time.perf_counter() - began > seconds:
+            break
+        sent += len(request)
+        if free.locked():
+            continue
+        await free.acquire()
+        task = asyncio.create_task(send(request))
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks)
+    return answers
 
 
-@dataclass
-class Peak:
-    largest: int = 0
-
-
-@contextmanager
-def peak_of(server: Server) -> Iterator[Peak]:
-    """The most memory that the server and its processes held, looked at all the while."""
-    peak, is_over = Peak(), threading.Event()
-
-    def look() -> None:
-        while not is_over.wait(LOOK_S):
-            peak.largest = max(peak.largest, server.cost().rss_bytes)
-
-    thread = threading.Thread(target=look)
-    thread.start()
-    try:
-        yield peak
-    finally:
-        is_over.set()
-        thread.join()
+def peak_bytes(server: Server) -> int:
+    """The most that each process of the server ever held, added up: no less than they ever held together."""
+    peak = 0
+    for process in server.processes():
+        try:
+            status = Path(f"/proc/{process.pid}/status").read_text()
+        except OSError:  # it has ended
+            continue
+        peak += 1024 * next((int(row.split()[1]) for row in status.splitlines() if row.startswith("VmHWM")), 0)
+    return peak
 
 
 def p99_ms(load: OpenLoad) -> float:
     """Of the requests answered with 200, from their intended times."""
-    return 1000 * float(np.percentile([outcome.latency_s for outcome in load.of_status(200)], 99))
+    return percentile_ms(load, 99)
 
 
-def requests_not_served(load: OpenLoad) -> list[int]:
-    """The statuses of the others."""
-    return [outcome.answer.status for outcome in load.outcomes if outcome.answer.status != 200]
+def percentile_ms(load: OpenLoad, share: float) -> float:
+    """The latency that so many in a hundred of the answers with 200 stay within."""
+    return 1000 * float(np.percentile([outcome.latency_s for outcome in load.of_status(200)], share))
+
+
+def not_served(load: OpenLoad) -> int:
+    """How many requests were answered with anything but 200."""
+    return len(load.outcomes) - len(load.of_status(200))
 
 
 def cheap_images() -> list[bytes]:

@@ -73,12 +73,12 @@ class QueueTime:
     Expensive images have decoders for themselves, which give way to all others, so the others do not wait for them.
     """
 
-    def __init__(self, start: StartSpeed, *, decoders: int) -> None:
-        """decoders: of cheap images, and as many of expensive ones."""
+    def __init__(self, start: StartSpeed, *, decoders: int, expensive_decoders: int) -> None:
+        """How many images of each kind are decoded at a time."""
         self.start = start
         self.pixels = 0  # of images to be decoded
         self.rows = 0  # of requests not yet answered, but for images that are still among the expensive ones
-        self._lanes = {False: Lane(decoders), True: Lane(decoders)}
+        self._lanes = {False: Lane(decoders), True: Lane(expensive_decoders)}
         self._engine = Slowdown()
         self._last_run_s = -math.inf
 

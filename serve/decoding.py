@@ -34,17 +34,19 @@ class Decoders:
 
     def __init__(
         self,
-        count: int,
+        threads: int,
+        processes: int,
         *,
         max_memory: int,
         on_decoded: Callable[[ImageCost, float], None] = lambda cost, seconds: None,
     ) -> None:
-        """count: of threads, and of processes. max_memory: bytes that all images in processes hold; others wait.
+        """threads: for cheap images. processes: for expensive ones.
 
+        max_memory: bytes that all images in processes hold; others wait.
         on_decoded: called in the loop with the cost and the seconds of each decoding, failed ones too.
         """
-        self._threads = ThreadPoolExecutor(count, thread_name_prefix="decode")
-        self._processes = _Processes(count, max_memory)
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        self._processes = _Processes(processes, max_memory)
         self._on_decoded = on_decoded
 
     async def decode(self, image: bytes, cost: ImageCost, decoding: Decoding, deadline_s: float) -> Decoded:

@@ -43,11 +43,16 @@ class Service:
         self._admitted: dict[Model, set[object]] = {}
         self._retired: set[asyncio.Task[None]] = set()
         self._signals: set[asyncio.Task[None]] = set()
-        self._queue_time = QueueTime(StartSpeed(0.0, {1: 0.0}), decoders=settings.decode_threads)
+        self._queue_time = QueueTime(
+            StartSpeed(0.0, {1: 0.0}),
+            decoders=settings.decode_threads,
+            expensive_decoders=settings.decode_processes,
+        )
         self._permits_taken = 0
         self._is_draining = False
         self._decoders = Decoders(
             settings.decode_threads,
+            settings.decode_processes,
             max_memory=settings.max_decode_memory,
             on_decoded=lambda cost, seconds: self._queue_time.decoded(cost, seconds, time.monotonic()),
         )

@@ -237,7 +237,7 @@ class Settings(BaseModel):
     decode_threads: int = Field(
         default_factory=lambda: min(8, available_cpus()),
         ge=1,
-        description="images decoded at a time, and as many expensive ones in processes of a lower priority; "
+        description="small images decoded at a time; half as many expensive ones, in processes of a lower priority; "
         "default: CPUs, at most 8",
     )
     streams: int | None = Field(
@@ -297,6 +297,11 @@ class Settings(BaseModel):
             send_timeout_s=self.send_timeout_s,
             max_connections=self.max_connections,
         )
+
+    @property
+    def decode_processes(self) -> int:
+        """Half as many as threads: with one on every processor, small images take several times as long."""
+        return max(1, self.decode_threads // 2)
 
     @property
     def takes_jobs(self) -> bool:

@@ -12,7 +12,7 @@ LIMIT_S = 0.2
 
 
 def queue_time(start=START, decoders=2):
-    return QueueTime(start, decoders=decoders)
+    return QueueTime(start, decoders=decoders, expensive_decoders=decoders)
 
 
 def enter(queue, cost, count):

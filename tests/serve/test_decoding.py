@@ -41,7 +41,7 @@ def slow(encode):
 def deciding(test, count=1, max_memory=2**40):
     async def run():
         measured = []
-        decoders = Decoders(count, max_memory=max_memory, on_decoded=lambda *decoded: measured.append(decoded))
+        decoders = Decoders(1, count, max_memory=max_memory, on_decoded=lambda *decoded: measured.append(decoded))
         decoders.measured = measured
         try:
             return await asyncio.wait_for(test(decoders), FOREVER_S)
