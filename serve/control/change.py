@@ -17,6 +17,7 @@ MAX_TTL_S = 30 * DAY_S
 MAX_RAMP_S = 7 * DAY_S
 MAX_AHEAD = timedelta(days=366)
 MAX_PENDING = 200
+BETA_DIGITS = 4  # of the steps of a ramp
 
 
 def _one_line(text: str) -> str:
@@ -128,11 +129,18 @@ def _plans(state: ControlState, change: Change, who: str, now: datetime, in_forc
         assert change.default_beta is not None
         steps, target = change.ramp_steps, change.default_beta
         for step in range(1, steps + 1):
-            beta = target if step == steps else in_force + (target - in_force) * step / steps
+            beta = (
+                target if step == steps else _rounded(in_force + (target - in_force) * step / steps, in_force, target)
+            )
             plans.append(plan("ramp", now + timedelta(seconds=change.ramp_s * step / steps), beta))
     if change.ttl_s is not None:
         plans.append(plan("revert", now + timedelta(seconds=change.ttl_s), _lasting(state)))
     return plans
+
+
+def _rounded(beta: float, start: float, end: float) -> float:
+    """β for people to read, 0.44 for 0.44000000000000006, not outside its two ends."""
+    return min(max(round(beta, BETA_DIGITS), min(start, end)), max(start, end))
 
 
 def _lasting(state: ControlState) -> float | None:

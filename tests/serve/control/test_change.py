@@ -3,7 +3,7 @@
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from serve.control.change import (
@@ -105,6 +105,17 @@ def test_a_ramp_goes_in_steps_and_ends_exactly():
     assert seen == [(3, 0.25), (5, 0.4), (8, 0.55), (10, 0.7)]
     assert state.default_beta == 0.7
     assert state.pending == ()
+
+
+@given(st.floats(0, 1), st.floats(0, 1), st.integers(2, 100))
+@example(0.0, 0.8, 10)
+@example(0.12345, 0.12346, 100)
+def test_the_steps_of_a_ramp_are_short_numbers_from_one_end_to_the_other(start, end, steps):
+    state = apply(ControlState(), default_beta=end, ramp_s=600, ramp_steps=steps, in_force=start)
+    betas = [start, *(plan.default_beta for plan in state.pending)]
+    assert betas[-1] == end
+    assert betas == sorted(betas, reverse=end < start)
+    assert all(beta in (start, end) or len(f"{beta}") <= len("0.1234") or beta < 1e-4 for beta in betas)
 
 
 def settled(state, now):
