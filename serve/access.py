@@ -7,14 +7,14 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.errors import ShuttingDownError
+from serve.errors import MalformedRequestError, ShuttingDownError
 from serve.journey import JOURNEY, Journey
 from serve.logs import FIELDS
 from serve.metrics import METHODS, Metrics
@@ -48,6 +48,13 @@ def request_id_of(scope: Scope) -> str:
         scope[_ID_KEY] = given if _SOUND_ID.fullmatch(given) else secrets.token_hex(8)
     request_id: str = scope[_ID_KEY]
     return request_id
+
+
+def only_value(name: str, values: Sequence[str]) -> str | None:
+    """The value of a header that may come once, None without it; raises MalformedRequestError for several."""
+    if len(values) > 1:  # a proxy may read the first, and this server the last
+        raise MalformedRequestError(f"the request has {name} {len(values)} times: send it once")
+    return values[0] if values else None
 
 
 def arrived_s(scope: Scope) -> float:

@@ -9,7 +9,7 @@ from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
-from serve.access import access_fields, arrived_s
+from serve.access import access_fields, arrived_s, only_value
 from serve.answers import ClassifyAnswer, ClassifyAnswers, SweepAnswer, classified, served, sweep_answer, unclassified
 from serve.body import (
     BETA_FIELD,
@@ -80,18 +80,15 @@ def add_routes(app: FastAPI, service: Service, memory: BodyMemory) -> None:
     )
     async def classify(request: Request) -> Response:
         parameters = classify_parameters(request.query_params, settings)
+        asker = asker_of(request, parameters.policy)
         images = await receive(request, parameters)
         answer: ClassifyAnswer | ClassifyAnswers
         readable = images.readable() if images.is_list else [images.only()]
         with service.admit(readable, timeout_ms=parameters.timeout_ms, arrived_s=arrived_s(request.scope)) as admission:
             if images.is_list:
-                answer, answered = await unless_gone(
-                    request, _classify_several(admission, images, parameters, asker_of(request, parameters.policy))
-                )
+                answer, answered = await unless_gone(request, _classify_several(admission, images, parameters, asker))
             else:
-                choice = admission.choose(
-                    _first(images.betas[0], parameters.beta), asker_of(request, parameters.policy)
-                )
+                choice = admission.choose(_first(images.betas[0], parameters.beta), asker)
                 one = await unless_gone(request, admission.classify(choice))
                 labels = admission.model.bundle.manifest.labels
                 result = classified(one.logits[0], choice, labels, parameters.top_k)
@@ -117,6 +114,7 @@ def add_routes(app: FastAPI, service: Service, memory: BodyMemory) -> None:
     )
     async def sweep(request: Request) -> Response:
         parameters = sweep_parameters(request.query_params, settings)
+        asker_of(request)
         images = await receive(request, parameters)
         if len(images.images) != 1 or images.betas != [None]:
             raise InvalidParameterError("a sweep is of one image, and its β are the parameter betas")
@@ -170,10 +168,14 @@ async def _classify_several(
 
 
 def asker_of(request: Request, policy: str | None = None) -> Asker:
-    """What the request says of itself: its policy, its API key, and what keeps it on one side of a canary."""
-    api_key = request.headers.get("x-api-key")
+    """What the request says of itself: its policy, its API key, and what keeps it on one side of a canary.
+
+    Raises MalformedRequestError.
+    """
+    api_key = only_value("X-API-Key", request.headers.getlist("x-api-key"))
+    request_key = only_value("X-Request-Key", request.headers.getlist("x-request-key"))
     address = request.client.host if request.client is not None else ""
-    return Asker(policy, api_key, request.headers.get("x-request-key") or api_key or address)
+    return Asker(policy, api_key, request_key or api_key or address)
 
 
 def _first(own: float | None, of_all: float | None) -> float | None:

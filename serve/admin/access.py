@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import Depends, Request
 
-from serve.access import access_fields
+from serve.access import access_fields, only_value
 from serve.admin.desk import AdminDesk
 from serve.admin.errors import ForbiddenError, UnauthorizedError
 from serve.control.credentials import Credential
@@ -18,8 +18,9 @@ MAX_BODY_DEPTH = 4
 
 
 async def reader(request: Request) -> Credential:
-    """Whoever the bearer token stands for; raises UnauthorizedError."""
-    scheme, _, secret = request.headers.get("authorization", "").partition(" ")
+    """Whoever the bearer token stands for; raises UnauthorizedError or MalformedRequestError."""
+    authorization = only_value("Authorization", request.headers.getlist("authorization")) or ""
+    scheme, _, secret = authorization.partition(" ")
     desk: AdminDesk = request.app.state.desk
     who = await desk.credential_of(secret.strip()) if scheme.lower() == "bearer" else None
     if who is None:

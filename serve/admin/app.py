@@ -18,7 +18,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 import tureen
-from serve.access import AccessMiddleware, access_fields
+from serve.access import AccessMiddleware, access_fields, only_value
 from serve.admin.access import Operator, json_body, known_query, reader
 from serve.admin.desk import AdminDesk
 from serve.admin.differences import differences
@@ -183,7 +183,7 @@ async def _write(
     dry_run: bool = False,
 ) -> Response:
     """Make the change on the revision that If-Match names; raises IfMatchRequiredError, StaleRevisionError and more."""
-    match = _ETAG.fullmatch(request.headers.get("if-match", ""))
+    match = _ETAG.fullmatch(only_value("If-Match", request.headers.getlist("if-match")) or "")
     if match is None:
         raise IfMatchRequiredError
     head = desk.plane.head

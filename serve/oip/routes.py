@@ -132,6 +132,7 @@ def _add_model_routes(
             if (refusal := service.refusal()) is not None:
                 raise refusal
             query_beta = _query_beta(request)
+            asker = asker_of(request)
             body = await receive_body(
                 request,
                 memory,
@@ -143,7 +144,7 @@ def _add_model_routes(
             header_length = request.headers.get(HEADER_LENGTH)
             wanted = decode_request(body, header_length, query_beta=query_beta, limits=request_limits(service))
             with service.admit(wanted.images, arrived_s=arrived_s(request.scope)) as admission:
-                answer = await unless_gone(request, infer(wanted, admission, statistics, asker_of(request)))
+                answer = await unless_gone(request, infer(wanted, admission, statistics, asker))
         content, headers = encode_answer(answer, wanted.outputs)
         access_fields(request.scope).update(images=len(wanted.images), **answer.parameters)
         return Response(content, headers=headers)

@@ -15,6 +15,7 @@ from google.protobuf.json_format import ParseDict
 from google.protobuf.message import DecodeError, Message
 from grpc_health.v1 import health_pb2
 
+from serve.access import only_value
 from serve.control.choice import Asker
 from serve.errors import NotReadyError
 from serve.journey import JOURNEY, Journey
@@ -183,9 +184,10 @@ class _Methods:
         if remaining_s is not None:
             timeout_ms = min(timeout_ms, max(1, math.ceil(1000 * remaining_s)))
         with self._statistics.request():
+            asker = _asker(context)
             wanted = decode_message(request, request_limits(self._service))
             with self._service.admit(wanted.images, timeout_ms=timeout_ms) as admission:
-                return encode_message(await infer(wanted, admission, self._statistics, _asker(context)))
+                return encode_message(await infer(wanted, admission, self._statistics, asker))
 
     async def _server_live(self, request: pb.ServerLiveRequest, context: Context) -> Message:
         return pb.ServerLiveResponse(live=True)
@@ -257,11 +259,15 @@ class _Methods:
 
 
 def _asker(context: Context) -> Asker:
-    """What the call's metadata says, as over HTTP the headers of the same names."""
-    said = {name: value for name, value in context.invocation_metadata() or () if isinstance(value, str)}
-    api_key = said.get("x-api-key")
+    """What the call's metadata says, as over HTTP the headers of the same names; raises MalformedRequestError."""
+
+    def value(name: str) -> str | None:
+        metadata = context.invocation_metadata() or ()
+        return only_value(name, [text for key, text in metadata if key == name and isinstance(text, str)])
+
+    api_key = value("x-api-key")
     address = context.peer().rpartition(":")[0]  # without the port, another one for each connection
-    return Asker(None, api_key, said.get("x-request-key") or api_key or address)
+    return Asker(None, api_key, value("x-request-key") or api_key or address)
 
 
 def _messages(request_type: type[Message], response_type: type[Message]) -> dict[str, Any]:
