@@ -14,6 +14,9 @@ from pydantic import BaseModel, Field, TypeAdapter
 
 from serve.control.state import ControlState
 from serve.settings import Settings
+from tureen.manifest import Manifest
+
+LONGEST_LINE = 2**26  # bytes; a manifest of many labels, or a thousand API keys, is longer than asyncio's 64 KiB
 
 
 class Control(BaseModel):
@@ -74,6 +77,13 @@ class Ready(BaseModel):
     kind: Literal["ready"] = "ready"
 
 
+class Serves(BaseModel):
+    """From a worker: the manifest of the bundle that it serves from now on."""
+
+    kind: Literal["serves"] = "serves"
+    manifest: Manifest
+
+
 class Reloaded(BaseModel):
     """From a worker: whether it serves the bundle that lies there now; if not, it goes on with the one it had."""
 
@@ -82,7 +92,8 @@ class Reloaded(BaseModel):
 
 
 Message = Annotated[
-    Orders | Accept | Control | Applied | Drain | Reload | Pulse | Ready | Reloaded, Field(discriminator="kind")
+    Orders | Accept | Control | Applied | Drain | Reload | Pulse | Ready | Serves | Reloaded,
+    Field(discriminator="kind"),
 ]
 _MESSAGE: TypeAdapter[Message] = TypeAdapter(Message)
 
@@ -96,7 +107,7 @@ class Line:
 
     @classmethod
     async def on(cls, end: socket.socket) -> Line:
-        return cls(*await asyncio.open_connection(sock=end))
+        return cls(*await asyncio.open_connection(sock=end, limit=LONGEST_LINE))
 
     def say(self, message: Message) -> None:
         """Send, where somebody is left to read it."""

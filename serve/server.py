@@ -255,6 +255,11 @@ class OnlyProcess(ServerProcess):
             signal.signal(signal_number, signal.SIG_IGN)  # a second one must not turn a clean exit into a crash
         return status
 
+    async def reload(self) -> bool:
+        is_reloaded = await super().reload()
+        self._desk.shows(self.service.bundle.manifest)
+        return is_reloaded
+
     async def end(self) -> None:
         if self._is_operated:
             await self._desk.close()
@@ -264,7 +269,9 @@ class OnlyProcess(ServerProcess):
         self.service.metrics.control_reachable.set(is_reachable)
 
     def _states(self) -> list[WorkerState]:
-        return [WorkerState(0, os.getpid(), self.service.is_ready, self.service.in_force.revision)]
+        manifest = self.service.bundle.manifest
+        model = f"{manifest.name} {manifest.version}"
+        return [WorkerState(0, os.getpid(), self.service.is_ready, self.service.in_force.revision, model)]
 
     def _reload_soon(self) -> None:
         self._reload = asyncio.get_running_loop().create_task(self.reload())

@@ -25,10 +25,11 @@ from prometheus_client.multiprocess import mark_process_dead
 
 from serve.control.desk import Desk, WorkerState
 from serve.control.store import Revision
-from serve.line import Accept, Applied, Control, Drain, Line, Orders, Pulse, Ready, Reload, Reloaded
+from serve.line import Accept, Applied, Control, Drain, Line, Orders, Pulse, Ready, Reload, Reloaded, Serves
 from serve.logs import FIELDS
 from serve.metrics import SHARED_DIRECTORY
 from serve.settings import Settings
+from tureen.manifest import Manifest
 
 DIVIDED = ("max_requests", "max_waiting_images", "max_body_memory", "max_decode_pixels", "max_decode_memory")
 SOUND_S = 10.0  # a worker that was ready for as long died of something else than its start
@@ -83,6 +84,7 @@ class Worker:
     process: subprocess.Popen[bytes]
     line: Line
     ready_s: float | None = None  # time.monotonic
+    manifest: Manifest | None = None  # of the bundle that it serves
     applied: int = 0  # revision of the operator's settings
     unanswered: int = 0  # pulses since it last said anything
     reloaded: asyncio.Queue[bool] = field(default_factory=asyncio.Queue)
@@ -150,6 +152,7 @@ class Supervisor:
                     _log(logging.ERROR, "worker died while it drained", worker, **_cause(status))
                 return
             self._share_out()
+            self._show_model()
             early_deaths = 0 if worker.is_sound else early_deaths + 1
             pause = pause_s(early_deaths)
             _log(logging.ERROR, "worker died", worker, **_cause(status), restart_in_s=pause)
@@ -199,6 +202,9 @@ class Supervisor:
                     if not self._was_ready:
                         self._was_ready = True
                         self._on_ready()
+                case Serves():
+                    worker.manifest = message.manifest
+                    self._show_model()
                 case Applied():
                     worker.applied = message.revision
                 case Reloaded():
@@ -218,6 +224,12 @@ class Supervisor:
             its = {number} if not ready else {number} | orphaned if number in ready else set()
             worker.line.say(Accept(listeners=its))
 
+    def _show_model(self) -> None:
+        """Show operators the model that every worker serves; while workers differ, the one shown before stays."""
+        served = [worker.manifest for worker in self._workers.values() if worker.manifest is not None]
+        if self._desk is not None and served and all(manifest == served[0] for manifest in served):
+            self._desk.shows(served[0])
+
     def _spread(self, row: Revision, is_reachable: bool) -> None:
         """Have every worker follow; one that starts meanwhile has it among its orders."""
         self._control = Control(revision=row.revision, state=row.state, is_reachable=is_reachable)
@@ -226,7 +238,13 @@ class Supervisor:
 
     def _states(self) -> list[WorkerState]:
         return [
-            WorkerState(worker.number, worker.process.pid, worker.ready_s is not None, worker.applied)
+            WorkerState(
+                worker.number,
+                worker.process.pid,
+                worker.ready_s is not None,
+                worker.applied,
+                None if worker.manifest is None else f"{worker.manifest.name} {worker.manifest.version}",
+            )
             for worker in self._workers.values()
         ]
 
@@ -252,7 +270,9 @@ class Supervisor:
                     continue  # whoever takes its place loads what lies there now
                 worker.line.say(Reload())
                 if not await worker.reloaded.get():
-                    _log(logging.ERROR, "reload stopped: this worker did not take it, no other is asked to", worker)
+                    served = {state.worker: state.model for state in self._states()}
+                    message = "reload stopped: this worker did not take it, no other is asked to"
+                    _log(logging.ERROR, message, worker, served=served)
                     break
                 _log(logging.INFO, "worker reloaded", worker)
 

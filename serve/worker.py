@@ -13,7 +13,20 @@ import sys
 from collections.abc import Coroutine
 from pathlib import Path
 
-from serve.line import Accept, Applied, Control, Drain, Line, Orders, Pulse, Ready, Reload, Reloaded, read_orders
+from serve.line import (
+    Accept,
+    Applied,
+    Control,
+    Drain,
+    Line,
+    Orders,
+    Pulse,
+    Ready,
+    Reload,
+    Reloaded,
+    Serves,
+    read_orders,
+)
 from serve.logs import configure_logs
 from serve.metrics import Metrics, share_metrics
 from serve.server import ServerProcess
@@ -45,6 +58,7 @@ class Worker(ServerProcess):
         self._start_task(self._obey(self._line))
 
     def become_ready(self) -> None:
+        self._say(Serves(manifest=self.service.bundle.manifest))
         self._say(Ready())
 
     async def _obey(self, line: Line) -> None:
@@ -67,9 +81,11 @@ class Worker(ServerProcess):
         self.service.metrics.control_reachable.set(control.is_reachable)
 
     async def _reload(self) -> None:
-        self._say(Reloaded(ok=await self.reload()))
+        is_reloaded = await self.reload()
+        self._say(Serves(manifest=self.service.bundle.manifest))
+        self._say(Reloaded(ok=is_reloaded))
 
-    def _say(self, message: Applied | Pulse | Ready | Reloaded) -> None:
+    def _say(self, message: Applied | Pulse | Ready | Reloaded | Serves) -> None:
         assert self._line is not None
         self._line.say(message)
 

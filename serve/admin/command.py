@@ -178,6 +178,10 @@ def shown(state: dict[str, Any]) -> str:
     lines += _rules(state)
     followed = ", ".join(f"{worker['worker']} at {worker['revision']}" for worker in state["workers"])
     lines.append(f"workers   {followed or 'none'}")
+    models = {worker["model"] for worker in state["workers"]} - {None}
+    if len(models) > 1:
+        served = ", ".join(f"{worker['worker']} serves {worker['model']}" for worker in state["workers"])
+        lines.append(f"models    differ: {served}; the accuracy above is of {' '.join(state['model'].values())}")
     if not state["store"]["is_reachable"]:
         lines.append(f"store     unreachable since {state['store']['unreachable_since']}: this is what was last known")
     return "\n".join(lines)

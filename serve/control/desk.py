@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from serve.control.store import Revision
+from tureen.manifest import Manifest
 
 Follow = Callable[[Revision, bool], None]
 """Told the settings in force, and whether their store can be reached: at once, and whenever either changes."""
@@ -20,6 +21,7 @@ class WorkerState:
     pid: int
     is_ready: bool
     revision: int
+    model: str | None  # name and version of what it serves
 
 
 class Desk(Protocol):
@@ -27,6 +29,9 @@ class Desk(Protocol):
 
     async def open(self, follow: Follow, workers: Callable[[], list[WorkerState]]) -> None:
         """Have the settings followed from now on; raises TureenError where they cannot be had."""
+
+    def shows(self, manifest: Manifest) -> None:
+        """Have operators see this model: every process serves it from now on."""
 
     async def close(self) -> None:
         """Follow no more."""

@@ -1,5 +1,6 @@
 """Several worker processes as one server: one port, one set of metrics, the dead replaced, none left behind."""
 
+import asyncio
 import contextlib
 import http.client
 import json
@@ -16,11 +17,13 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from serve.line import Accept, Orders, Reloaded, read_orders
+from serve.control.state import MAX_KEYS, ControlState, KeyPolicy
+from serve.line import Accept, Control, Line, Orders, Reloaded, Serves, read_orders
 from serve.settings import Settings
 from serve.supervisor import LONGEST_PAUSE_S, pause_s, share_of
 from serve.worker_start import EXIT_WITHOUT_SUPERVISOR
 from tests.patience import DEADLINE_S
+from tureen.bundle import load_bundle
 from tureen.demo import EXAMPLES
 
 READ = "/v1"  # stands for no route: answered 404 by whichever worker
@@ -45,6 +48,26 @@ def test_a_worker_that_keeps_dying_is_started_ever_more_seldom():
     assert pauses[:3] == [0, 0, 0.5]
     assert pauses == sorted(pauses)
     assert pauses[-1] == LONGEST_PAUSE_S
+
+
+def test_a_message_of_many_labels_or_keys_comes_through_the_line_whole():
+    keys = {f"{n:064}": KeyPolicy(name=f"{n:063}", policy="p" * 63) for n in range(MAX_KEYS)}
+    control = Control(revision=1, state=ControlState(policies={"p" * 63: 0.5}, api_keys=keys), is_reachable=True)
+    manifest = load_bundle(EXAMPLES / "cifar10").manifest
+    serves = Serves(manifest=manifest.model_copy(update={"labels": [f"label {n}" for n in range(100_000)]}))
+
+    async def pass_on():
+        ours, theirs = socket.socketpair()
+        sender, receiver = await Line.on(ours), await Line.on(theirs)
+        for message in (control, serves):
+            sender.say(message)
+        messages = receiver.messages()
+        received = [await anext(messages) for _ in range(2)]
+        sender.close()
+        receiver.close()
+        return received
+
+    assert asyncio.run(pass_on()) == [control, serves]
 
 
 def test_orders_come_through_the_line_whole():

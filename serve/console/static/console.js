@@ -63,6 +63,7 @@ async function show(file) {
     const found = await sweepOf(file);
     if (turn !== shown) return; // another file came meanwhile
     sweep = found;
+    if (sweep.model !== model.name || sweep.version !== model.version) await showModel();
   } catch (error) {
     if (turn === shown) tell(error.message);
     return;
@@ -205,10 +206,10 @@ async function refresh() {
     line.append(button);
     return line;
   }));
-  if (isOther) {
-    turned();
-    await showHistory();
-  }
+  const isOtherModel = state.model.name !== model.name || state.model.version !== model.version;
+  if (isOtherModel) await showModel();
+  if (isOther || isOtherModel) turned();
+  if (isOther) await showHistory();
   await showLive();
 }
 
@@ -300,7 +301,7 @@ async function showLive() {
     ["Latency", latency[0] === null ? "no request yet" : `p50 within ${1000 * latency[0]} ms, p99 within ${1000 * latency[1]} ms, since the start`],
     ["Modes disagree", agree + disagree ? `${percent(disagree / (agree + disagree))} of ${agree + disagree}; a signal, no detector` : "not sampled"],
     ["Clients", rules()],
-    ["Workers", state.workers.map((one) => `${one.worker} at revision ${one.revision}`).join(", ")],
+    ["Workers", state.workers.map((one) => `${one.worker} at revision ${one.revision}, serves ${one.model ?? "nothing yet"}`).join("; ")],
     ["Store", state.store.is_reachable ? "reachable" : `unreachable since ${state.store.unreachable_since}`],
   ];
   $("live").replaceChildren(...rows.flatMap(([name, value]) => [element("dt", name), element("dd", value)]));
@@ -356,7 +357,7 @@ $("change").onsubmit = (event) => {
   act(() => write("PUT", "admin/beta", { default_beta: beta, reason: $("reason").value, ...(ttl ? { ttl_s: ttl } : {}) }));
 };
 
-try {
+async function showModel() {
   model = await (await ask("ui/model")).json();
   $("model").textContent = `${model.name} ${model.version}`;
   $("accuracy").tBodies[0].replaceChildren(...model.accuracy.map((row) => {
@@ -368,6 +369,10 @@ try {
   $("honest").textContent = row
     ? `Robust accuracy is empirical: measured white-box on the very soup of each row under ${row.attack}, ε = ${row.epsilon_255}/255, with 95 % intervals. It is no guarantee, and says nothing of other attacks.`
     : "Nothing was measured for this model.";
+}
+
+try {
+  await showModel();
   $("operator").hidden = !model.is_operators;
   $("try").hidden = model.is_operators || !model.has_two_tokens || !model.clients_may_choose;
   if (model.is_operators && token) await signIn();

@@ -5,8 +5,10 @@ CONSOLE_PICTURES=DIRECTORY writes the pictures of the documentation there.
 
 import contextlib
 import io
+import json
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import axe_playwright_python
@@ -15,7 +17,8 @@ from PIL import Image
 from playwright.sync_api import expect, sync_playwright
 
 from tests.serve.admin.conftest import Operator
-from tureen.bundle import load_bundle
+from tests.serve.test_reload import replace_with
+from tureen.bundle import MANIFEST, load_bundle
 from tureen.demo import EXAMPLES
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -269,6 +272,24 @@ def test_an_operator_changes_the_default_and_rolls_it_back(operated, open_page, 
     changed = operator.ask("GET", "/admin/beta")[2]["changed"]
     assert (changed["action"], changed["reason"]) == ("rollback to 1", "it is over")
     expect(page.locator("#history")).to_contain_text("policy uploads none → 0.9")
+
+
+def test_an_operator_sees_the_model_that_serves_after_a_reload(start_server, open_page, example_bundle, tmp_path):
+    server = start_server("--state-dir", tmp_path / "state", bundle=example_bundle)
+    server.wait_until_ready()
+    operator = Operator(server, tmp_path / "state")
+    page = open_page(operator.url)
+    page.fill("#token", operator.token)
+    page.keyboard.press("Enter")
+    expect(page.locator("#desk")).to_be_visible()
+    rows = json.loads((example_bundle / MANIFEST).read_text())["accuracy"]
+    promised = [{**row, "clean": {"value": 0.123, "low": 0.1, "high": 0.2}} for row in rows]
+    replace_with(example_bundle, version="following", accuracy=promised)
+    server.process.send_signal(signal.SIGHUP)
+    server.wait_for(lambda: server.metric('tureen_reloads_total{outcome="ok"}') == 1, "reloaded")
+    expect(page.locator("#model")).to_have_text("cifar10 following")
+    expect(page.locator("#promise")).to_contain_text("Now: clean 12.3 %")
+    expect(page.locator("#accuracy")).to_contain_text("12.3 %")
 
 
 def test_an_operator_who_was_too_slow_is_told_and_changes_nothing(operated, open_page):
