@@ -42,7 +42,8 @@ class RunningServer:
 
     def log(self, message=None):
         """The log's lines, only those of that message where one is given."""
-        lines = [json.loads(line) for line in self.log_file.read_text().splitlines() if line.startswith("{")]
+        complete = self.log_file.read_text().split("\n")[:-1]  # the last line may be half written
+        lines = [json.loads(line) for line in complete if line.startswith("{")]
         return [line for line in lines if message in (None, line["message"])]
 
     def metric(self, series):
