@@ -130,12 +130,14 @@ async def _send_stream(port: int, requests: Sequence[bytes], seconds: float) -> 
     free, tasks = asyncio.Semaphore(MOST_WORST), set()
 
     async def send(request: bytes) -> None:
-        connection = await Connection.open(port)
+        connection = None
         try:
+            connection = await Connection.open(port)
             answers[(await connection.answer(request)).status] += 1
             connection.close()
-        except asyncio.CancelledError:
-            connection.forget()
+        except (asyncio.CancelledError, OSError):
+            if connection is not None:
+                connection.forget()
             answers[LOST] += 1
         finally:
             free.release()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -49,12 +50,15 @@ class StartSpeed:
 
     def rows_s(self, rows: int) -> float:
         """Seconds of the engine for as many rows, in runs as large as it takes."""
-        if not rows:
-            return 0.0
+        largest = len(self._of_rows) - 1
+        return self._of_rows[rows] if rows <= largest else rows / largest * self._of_rows[largest]
+
+    @cached_property
+    def _of_rows(self) -> list[float]:
+        """Seconds of one run by its rows, computed once: every request needs several of them."""
         sizes = sorted(self.run_s)
-        if rows >= sizes[-1]:
-            return rows / sizes[-1] * self.run_s[sizes[-1]]
-        return float(np.interp(rows, sizes, [self.run_s[size] for size in sizes]))
+        between = np.interp(range(1, sizes[-1] + 1), sizes, [self.run_s[size] for size in sizes])
+        return [0.0, *between.tolist()]
 
 
 class Lane:
@@ -64,6 +68,10 @@ class Lane:
         self.decoders = decoders
         self.work = 0
         self.slowdown = Slowdown()
+
+    def expected_s(self, work: int, unit_s: float) -> float:
+        """Seconds until so much more work is done, of which a unit took unit_s at the start."""
+        return (self.work + work) * unit_s * self.slowdown.factor / self.decoders
 
 
 class QueueTime:
@@ -78,7 +86,7 @@ class QueueTime:
         self.start = start
         self.pixels = 0  # of images to be decoded
         self.rows = 0  # of requests not yet answered, but for images that are still among the expensive ones
-        self._lanes = {False: Lane(decoders), True: Lane(expensive_decoders)}
+        self._cheap, self._expensive = Lane(decoders), Lane(expensive_decoders)
         self._engine = Slowdown()
         self._last_run_s = -math.inf
 
@@ -90,14 +98,14 @@ class QueueTime:
     def enter(self, cost: ImageCost, rows: int) -> None:
         """An image is admitted, to be run in so many rows."""
         self.pixels += cost.pixels
-        self._lanes[cost.is_expensive].work += cost.work
+        self._lane(cost).work += cost.work
         if not cost.is_expensive:
             self.rows += rows
 
     def left_decoder(self, cost: ImageCost, rows: int) -> None:
         """An admitted image is decoded, or will not be."""
         self.pixels -= cost.pixels
-        self._lanes[cost.is_expensive].work -= cost.work
+        self._lane(cost).work -= cost.work
         if cost.is_expensive:
             self.rows += rows
 
@@ -112,7 +120,7 @@ class QueueTime:
         if self._is_idle:
             return
         expected_s = cost.work * self.start.decode_s
-        self._lanes[cost.is_expensive].slowdown.measured(seconds, expected_s=expected_s, now_s=now_s)
+        self._lane(cost).slowdown.measured(seconds, expected_s=expected_s, now_s=now_s)
 
     def run(self, rows: int, seconds: float, now_s: float) -> None:
         """A run of the engine ended. Of runs side by side, each counts for the time since the one before ended."""
@@ -126,24 +134,26 @@ class QueueTime:
 
         Its own expensive images count where others are ahead of them: one request at a time is taken, however long.
         """
-        work = {False: 0, True: 0}
+        cheap = expensive = 0
         for cost in costs:
-            work[cost.is_expensive] += cost.work
-        decode_s = self._decode_s(is_expensive=False, work=work[False])
-        if work[True] and self._lanes[True].work:
-            decode_s += self._decode_s(is_expensive=True, work=work[True])
+            if cost.is_expensive:
+                expensive += cost.work
+            else:
+                cheap += cost.work
+        decode_s = self._cheap.expected_s(cheap, self.start.decode_s)
+        if expensive and self._expensive.work:
+            decode_s += self._expensive.expected_s(expensive, self.start.decode_s)
         return decode_s + self._engine.factor * self.start.rows_s(self.rows + rows)
 
-    def _decode_s(self, *, is_expensive: bool, work: int) -> float:
-        lane = self._lanes[is_expensive]
-        return (lane.work + work) * self.start.decode_s * lane.slowdown.factor / lane.decoders
+    def _lane(self, cost: ImageCost) -> Lane:
+        return self._expensive if cost.is_expensive else self._cheap
 
     @property
     def _is_idle(self) -> bool:
-        return not self.rows and not self.pixels and not any(lane.work for lane in self._lanes.values())
+        return not self.rows and not self.pixels and not self._cheap.work and not self._expensive.work
 
     def _forget(self) -> None:
-        for slowdown in (self._engine, *(lane.slowdown for lane in self._lanes.values())):
+        for slowdown in (self._engine, self._cheap.slowdown, self._expensive.slowdown):
             slowdown.reset()
 
 

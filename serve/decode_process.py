@@ -61,6 +61,9 @@ class DecodeProcess:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "serve.decode_process"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
+        # Here and not there, so that its imports are at the low priority too.
+        with suppress(OSError):  # it has ended already
+            os.setpriority(os.PRIO_PROCESS, self._process.pid, os.getpriority(os.PRIO_PROCESS, 0) + NICE)
 
     @property
     def pid(self) -> int:
@@ -106,7 +109,6 @@ def main() -> None:
     """Decode image after image until there is no server any more."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # a terminal and a service manager send these to every process
-    os.nice(NICE)
     _be_ended_first()
     return_large_blocks()
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
