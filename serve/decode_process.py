@@ -1,4 +1,4 @@
-"""A process that decodes expensive images, started as `python -m serve.decode_process`, and the messages to it.
+"""A process that decodes expensive images, started as `python -P -m serve.decode_process`, and the messages to it.
 
 Some decoders hold the interpreter's lock for a second. In a process, at a lower priority, they delay no other request,
 and where the system runs out of memory it ends this process first. Answers are bytes and JSON, never pickled objects:
@@ -59,7 +59,7 @@ class DecodeProcess:
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "serve.decode_process"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            [sys.executable, "-P", "-m", "serve.decode_process"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
         # Here and not there, so that its imports are at the low priority too.
         with suppress(OSError):  # it has ended already
