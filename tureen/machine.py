@@ -84,7 +84,7 @@ def _in_home(name: str) -> Path:
         directory = Path.home() / name
     except RuntimeError:  # a user without an entry, as containers have them
         return _temporary_home() / name
-    existing = next(path for path in (directory, *directory.parents) if path.exists())
+    existing = next(path for path in (directory, *directory.parents) if os.path.exists(path))  # False where not allowed
     return directory if os.access(existing, os.W_OK | os.X_OK) else _temporary_home() / name
 
 

@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -80,3 +82,16 @@ def test_a_cache_that_cannot_be_made_in_the_home_is_made_for_this_process_alone(
     assert default_cache_directory({}) == tmp_path / ".cache" / "tureen"
     monkeypatch.setenv("HOME", "/proc/1/nowhere")
     assert not default_cache_directory({}).is_relative_to("/proc")
+
+
+def test_a_home_that_may_not_be_entered_is_as_good_as_none(tmp_path):
+    home = tmp_path / "home"
+    home.mkdir(mode=0)
+    program = (
+        "import os; from tureen.machine import default_cache_directory, is_temporary; "
+        "os.getuid() or os.setuid(12345); "  # imports come first: the interpreter may lie in a home like this one
+        "print(is_temporary(default_cache_directory({})))"
+    )
+    command = [sys.executable, "-c", program]
+    run = subprocess.run(command, env={**os.environ, "HOME": str(home)}, capture_output=True, text=True)
+    assert (run.stdout, run.stderr) == ("True\n", "")
