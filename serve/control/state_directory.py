@@ -22,6 +22,7 @@ LAST_KNOWN_FILE = "last-known.json"
 LOCK_TIMEOUT_S = 10.0  # longer than a store waits for another process' lock
 LOCK_RETRY_S = 0.05
 MODE = 0o600
+SQLITE_HEADER = b"SQLite format 3\0"
 
 logger = logging.getLogger("tureen.control")
 
@@ -70,9 +71,20 @@ def _last_known_of(store: Path) -> Path:
 
 
 def _earlier_store(directory: Path, model: str) -> Path | None:
-    found = [file for file in directory.glob("*.db") if file.name != STORE_FILE and _may_be_store(file)]
     named = directory / f"{model}.db"
-    return named if named in found else max(found, key=_written_at, default=None)
+    # Every time is read before any file is opened: SQLite leaves new files beside a store that it reads.
+    written_at = {file: _written_at(file) for file in directory.glob("*.db") if file.name != STORE_FILE}
+    found = [file for file in written_at if (file == named or _is_database(file)) and _may_be_store(file)]
+    return named if named in found else max(found, key=written_at.__getitem__, default=None)
+
+
+def _is_database(file: Path) -> bool:
+    """Whether the file begins as SQLite's do."""
+    try:
+        with file.open("rb") as opened:
+            return opened.read(len(SQLITE_HEADER)) == SQLITE_HEADER
+    except OSError:
+        return False
 
 
 def _may_be_store(file: Path) -> bool:
