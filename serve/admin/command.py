@@ -178,7 +178,7 @@ def shown(state: dict[str, Any]) -> str:
     lines += _rules(state)
     followed = ", ".join(f"{worker['worker']} at {worker['revision']}" for worker in state["workers"])
     lines.append(f"workers   {followed or 'none'}")
-    models = {worker["model"] for worker in state["workers"]} - {None}
+    models = {worker.get("model") for worker in state["workers"]} - {None}  # an earlier version's server names none
     if len(models) > 1:
         served = ", ".join(f"{worker['worker']} serves {worker['model']}" for worker in state["workers"])
         lines.append(f"models    differ: {served}; the accuracy above is of {' '.join(state['model'].values())}")

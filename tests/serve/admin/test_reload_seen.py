@@ -6,6 +6,7 @@ import signal
 
 import pytest
 
+from serve.admin.command import shown
 from tests.serve.admin.conftest import Operator
 from tests.serve.admin.test_admin import classify, image  # noqa: F401 - a fixture
 from tests.serve.test_reload import replace_with
@@ -89,3 +90,13 @@ def test_while_workers_serve_different_models_operators_see_which(
     server.process.send_signal(signal.SIGHUP)
     server.wait_for(lambda: operator.ask("GET", "/admin/beta")[2]["model"]["version"] == "following", "one model")
     assert "models" not in run_tureen("beta", "get").stdout
+
+
+def test_the_state_of_a_server_of_an_earlier_version_is_shown(start_server, tmp_path):
+    server = start_server("--state-dir", tmp_path / "state")
+    server.wait_until_ready()
+    state = Operator(server, tmp_path / "state").ask("GET", "/admin/beta")[2]
+    for worker in state["workers"]:
+        del worker["model"]  # which that version does not send
+
+    assert "workers   0 at 0" in shown(state)
