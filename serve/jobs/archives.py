@@ -30,6 +30,8 @@ from tureen.errors import ImageTooLargeError
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 MAX_LINKS = 100_000  # of one archive, since they are held in memory
 MAX_FOLLOWED = 40  # links in the way of one path, as Linux has it
+MAX_FOLDERS = 256  # that a name lies below, or a link's target names; a tree on a disk has tens
+MAX_STEPS = 5_000_000  # folders that all links of one archive lead through; seconds of work
 MAX_HEADER = 1 << 20  # bytes of one extended header of a tar
 _DECOMPRESSORS: dict[str, Callable[[BinaryIO], Any]] = {
     ".gz": lambda file: gzip.GzipFile(fileobj=file),
@@ -230,6 +232,7 @@ class Links:
     def __init__(self, path: PurePath) -> None:
         self._path = path
         self._targets: dict[str, tuple[str, bool]] = {}  # of each link, and whether it counts from the archive's root
+        self._steps = 0
         self._real: dict[str, str | None] = {}  # name that each link leads to in the end; None: out, or in a circle
         self._files: dict[str, str] = {}  # where those files are that links lead to
         self._folders: dict[str, list[tuple[str, str]]] = {}  # names in each folder that links lead to, and where
@@ -241,7 +244,8 @@ class Links:
     def add(self, name: str, target: str, *, is_hard: bool = False) -> None:
         if len(self._targets) == MAX_LINKS:
             raise InputError(f"{self._path} has more than {MAX_LINKS:,} links: unpack it and give the folder")
-        self._targets[name] = target, is_hard
+        is_dead = len(target) > MAX_NAME or target.count("/") > MAX_FOLDERS
+        self._targets[name] = "" if is_dead else target, is_hard
 
     def resolve(self) -> None:
         """Find what each link leads to, from the links alone."""
@@ -302,6 +306,11 @@ class Links:
     def _followed(self, name: str) -> str | None:
         ahead, behind, followed = deque(name.split("/")), list[str](), 0
         while ahead:
+            self._steps += 1
+            if self._steps > MAX_STEPS:
+                raise InputError(
+                    f"{self._path}: its links lead through too many folders: unpack it and give the folder"
+                )
             part = ahead.popleft()
             if part == "..":
                 if not behind:
@@ -335,7 +344,10 @@ def _name(given: str, archive: PurePath) -> str:
     """A member's name as it would be in a folder; raises InputError."""
     if len(given) > MAX_NAME:
         raise InputError(f"{archive}: a name has more than {MAX_NAME:,} characters")
-    return "/".join(_parts(given))
+    parts = _parts(given)
+    if len(parts) > MAX_FOLDERS:
+        raise InputError(f"{archive}: a name lies below more than {MAX_FOLDERS} folders")
+    return "/".join(parts)
 
 
 def _where(member: tarfile.TarInfo) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from serve.jobs.archives import MAX_LINKS, Links, Tar
+from serve.jobs.archives import MAX_LINKS, MAX_STEPS, Links, Tar
 from serve.jobs.errors import InputError
 from serve.jobs.inputs import open_source
 from tureen.errors import ImageError, ImageTooLargeError
@@ -275,6 +275,31 @@ def test_a_sparse_file_is_as_large_as_its_holes_make_it(tmp_path):
         with pytest.raises(ImageTooLargeError):
             source.read(item, len(SPARSE) - 1)
         assert source.read(item, len(SPARSE)) == SPARSE
+
+
+def test_a_link_over_more_folders_than_a_tree_has_is_dead_at_once():
+    links = Links(Path("x.tar"))
+    links.add("deep", "a/" * 60_000 + "x")
+    links.resolve()
+    assert [item.where for item in links.items()] == [""]
+
+
+def test_an_archive_whose_links_lead_through_too_many_folders_is_refused():
+    links = Links(Path("x.tar"))
+    for n in range(MAX_STEPS // 250):
+        links.add(f"{n}", "a/" * 250 + "x")
+    with pytest.raises(InputError, match=r"x\.tar: its links lead through too many folders"):
+        links.resolve()
+
+
+def test_a_name_below_more_folders_than_a_tree_has_is_refused(tmp_path):
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        archive.addfile(tarfile.TarInfo("a/" * 300 + "x.png"))
+    with (
+        closing(open_source(str(tmp_path / "x.tar"))) as source,
+        pytest.raises(InputError, match="a name lies below more than 256 folders"),
+    ):
+        list(source.items())
 
 
 def test_links_of_a_compressed_tar_are_read_from_front_to_back():
