@@ -163,9 +163,9 @@ def _folder(root: Path) -> Source:
 
 
 def _refuse_unknown_splits(root: Path, contents: Mapping[str, _Contents]) -> None:
-    """Classes seldom have two subfolders in common and no image of their own; splits always do."""
+    """Classes seldom have two subfolders in common, and if so each has images of its own; splits always do."""
     common = set.intersection(*(set(content.folders) for content in contents.values())) if len(contents) > 1 else set()
-    if len(common) > 1 and not any(content.has_images for content in contents.values()):
+    if len(common) > 1 and not all(content.has_images for content in contents.values()):
         raise DataError(
             f"{root} holds {_shown(list(contents))}, and each of them holds {_shown(sorted(common))}: these look like "
             "splits, not classes. Call the splits train and val, or give the folder of one of them; where they are "

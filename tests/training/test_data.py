@@ -13,6 +13,11 @@ from tureen.preprocess import PreprocessSpec, pixels_from_bytes
 SPEC = PreprocessSpec(image_size=8)
 
 
+def stray(folder):
+    """A picture beside the folders of classes."""
+    Image.new("RGB", (8, 8)).save(folder / "stray.png")
+
+
 def fill(folder, classes=("cat", "dog"), each=10, size=(12, 10)):
     """PNG files of random pixels, a folder a class."""
     rng = np.random.default_rng(len(str(folder)))
@@ -202,6 +207,7 @@ def test_an_image_that_cannot_be_decoded_is_left_out_and_named(tmp_path, stream)
             "holds check, learn, and each of them holds cat, dog: these look like splits",
         ),
         (lambda root: (fill(root / "learn"), fill(root / "val")), "these look like splits"),
+        (lambda root: (fill(root / "learn"), fill(root / "check"), stray(root / "check")), "these look like splits"),
         (lambda root: (fill(root / "train"), fill(root / "val", ("cat", "cow"))), "same classes: cow, dog"),
     ],
 )
