@@ -5,6 +5,7 @@ Knows no model; how the image is decoded and cropped is `tureen.preprocess`'s.
 
 from __future__ import annotations
 
+import io
 import os
 from typing import Protocol, runtime_checkable
 
@@ -77,10 +78,18 @@ def _read_path(path: str, max_bytes: int) -> bytes:
 
 
 def _read_file(file: BinaryFile, max_bytes: int) -> bytes:
+    if isinstance(file, io.TextIOBase):
+        raise ArgumentTypeError("the file is opened as text: open it in binary mode, 'rb'")
+    if getattr(file, "closed", False):
+        raise UnreadableImageError("the file", "it is closed")
+    if isinstance(file, io.IOBase) and not file.readable():
+        raise UnreadableImageError("the file", "it is not open for reading")
     try:
         return _read(file, max_bytes)
-    except (OSError, ValueError) as error:
-        raise UnreadableImageError("the file", "it is closed, not open for reading, or the disk fails") from error
+    except ArgumentTypeError:
+        raise
+    except Exception as error:  # whatever a file of another library raises, the image is named by its place
+        raise UnreadableImageError("the file", "reading it failed, and it may be cut short or damaged") from error
 
 
 def _read(file: BinaryFile, max_bytes: int) -> bytes:

@@ -1,5 +1,7 @@
+import gzip
 import io
 import os
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +106,28 @@ def test_a_file_in_text_mode_is_refused_with_the_mode_to_give(tmp_path):
     (tmp_path / "text").write_text("text")
     with (tmp_path / "text").open() as text, pytest.raises(ArgumentTypeError, match="binary mode, 'rb'"):
         pixels_of(text, SPEC, DEFAULT_LIMITS)
+
+
+def test_a_picture_opened_as_text_is_refused_with_the_mode_to_give(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    with (tmp_path / "a.png").open() as text, pytest.raises(ArgumentTypeError, match="binary mode, 'rb'"):
+        pixels_of(text, SPEC, DEFAULT_LIMITS)
+
+
+def test_a_file_whose_reading_fails_in_any_way_is_an_image_that_cannot_be_read():
+    encoded = io.BytesIO(gzip.compress(b"x" * 10_000)[:-20])
+    with gzip.open(encoded) as cut, pytest.raises(UnreadableImageError, match="cut short or damaged"):
+        pixels_of(cut, SPEC, DEFAULT_LIMITS)
+    with zipfile.ZipFile(whole := io.BytesIO(), "w") as written:
+        written.writestr("a", b"x" * 100)
+    damaged = bytearray(whole.getvalue())
+    damaged[40] ^= 1
+    with (
+        zipfile.ZipFile(io.BytesIO(damaged)) as archive,
+        archive.open("a") as member,
+        pytest.raises(UnreadableImageError, match="cut short or damaged"),
+    ):
+        pixels_of(member, SPEC, DEFAULT_LIMITS)
 
 
 @pytest.mark.parametrize("source", [None, 7, object(), [b"list"], {"path": "a.png"}])

@@ -67,14 +67,14 @@ def import_runtime(module: str, not_installed: str) -> Any:
     Raises EngineError: `not_installed` where the module is absent, else why its import failed.
     """
     disable_vendor_telemetry()
-    cause: Exception
+    cause: BaseException
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name == module:
             raise EngineError(not_installed) from None
         cause = error
-    except Exception as error:  # noqa: BLE001 - a runtime's import does much, and fails in as many ways
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - a runtime's import does much, and fails in as many ways
         cause = error
     raise EngineError(f"{module} is installed and its import fails: {type(cause).__name__}: {cause}") from cause
 
