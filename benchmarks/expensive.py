@@ -1,4 +1,4 @@
-"""What cheap requests suffer beside the images that cost most to decode for their bytes, and what memory those take.
+"""What ordinary requests suffer beside images that cost most to decode for their bytes, and what memory those take.
 
 The worst images are drawn here: one kilobyte, or a hundred, that decode to 25 million pixels, and a smaller one that
 would cost as much for its bytes. The stream has a rate in bytes a second, which is what an attacker pays for.
@@ -17,16 +17,15 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
 
 import numpy as np
 import uvloop
 from PIL import Image
 
 from benchmarks.asked import line
-from benchmarks.load import LOST, Connection, OpenLoad, open_loop
+from benchmarks.load import LOST, Connection, Outcome, open_loop
 from benchmarks.server_process import Server, serving
 from benchmarks.subject import SMALL_BUNDLE, Subject, classify_requests
 from tureen.bundle import load_bundle
@@ -34,10 +33,11 @@ from tureen.machine import available_cpus
 from tureen.manifest import Manifest
 
 BYTES_PER_S = 100_000  # of worst images, heads of their requests included
-CHEAP_RATE = 40.0  # requests/s of small images, open loop
+SMALL_RATE, PHOTOGRAPH_RATE = 40.0, 20.0  # requests/s, open loop, both at a time
 MOST_WORST = 64  # connections of the stream at a time; what finds none free is dropped, as by a slow attacker
-SIDE = 32  # of a cheap image, as those of CIFAR-10
-START_S = 2.0  # of the stream before the cheap load: the processes that decode are started by then
+SIDE = 32  # of a small image, as those of CIFAR-10
+PHOTOGRAPH = (1280, 960)
+START_S = 2.0  # of the stream before the ordinary requests: the processes that decode are started by then
 LOOK_S = 0.25  # between two looks at the server's memory
 
 
@@ -49,61 +49,85 @@ class Worst:
     requests: list[bytes]
 
 
+@dataclass
+class Ordinary:
+    """What came of the requests for small images and for photographs, of all rounds."""
+
+    small: list[Outcome] = field(default_factory=list)
+    photographs: list[Outcome] = field(default_factory=list)
+
+    def add(self, more: Ordinary) -> None:
+        """Those of another round."""
+        self.small += more.small
+        self.photographs += more.photographs
+
+    def __str__(self) -> str:
+        return f"small {_shown(self.small)}, photographs {_shown(self.photographs)}"
+
+
+@dataclass
+class Requests:
+    """HTTP requests of one image each."""
+
+    small: list[bytes]
+    photographs: list[bytes]
+
+
 def expensive(subject: Subject) -> None:
-    """p99 of cheap requests with each stream of worst images and without, in turns; refusals; peak memory."""
-    requests = classify_requests(cheap_images(), media_type="image/png")
+    """p99 of ordinary requests with each stream of worst images and without, in turns; refusals; peak memory."""
+    requests = Requests(
+        classify_requests(small_images(), media_type="image/png"), classify_requests(drawn_photographs())
+    )
     kinds = worst_kinds(load_bundle(SMALL_BUNDLE).manifest)
     mixed = Worst("mixed", [r for group in itertools.zip_longest(*(k.requests for k in kinds)) for r in group if r])
-    ratios: dict[str, list[float]] = {}
-    refused: Counter[str] = Counter()
+    measured = {kind.name: (Ordinary(), Ordinary()) for kind in (*kinds, mixed)}
     largest = 0
-    # A process for the stream, so that its own work delays no cheap request that is to be sent.
+    # A process for the stream, so that its own work delays no request that is to be sent.
     streams = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
     streams.submit(os.getpid).result()
     with serving(SMALL_BUNDLE, *subject.flags) as server, streams:
-        cheap(server, requests, subject.seconds)
+        uvloop.run(ordinary(server, requests, subject.seconds))
         idle = peak_bytes(server)
         for turn in range(subject.rounds):
             for kind in (*kinds, mixed):
-                alone = cheap(server, requests, subject.seconds, seed=turn)
+                alone = uvloop.run(ordinary(server, requests, subject.seconds, seed=turn))
                 stream = streams.submit(send_stream, server.port, kind.requests, START_S + subject.seconds)
                 beside, peak = uvloop.run(beside_stream(server, requests, subject.seconds, seed=turn))
                 answers = stream.result()
                 largest = max(largest, peak)
-                ratios.setdefault(kind.name, []).append(p99_ms(beside) / p99_ms(alone))
-                refused[kind.name] += not_served(beside)
+                for total, outcomes in zip(measured[kind.name], (alone, beside), strict=True):
+                    total.add(outcomes)
                 shown = ", ".join(f"{count} {status or 'open'}" for status, count in sorted(answers.items()))
-                print(
-                    f"  {kind.name:<22} p50 {percentile_ms(alone, 50):5.1f} ms alone, {percentile_ms(beside, 50):5.1f} "
-                    f"beside; p99 {p99_ms(alone):6.1f} alone, {p99_ms(beside):6.1f} beside; cheap not served: "
-                    f"{not_served(alone)} alone, {not_served(beside)} beside; the stream: {shown}",
-                    flush=True,
-                )
-    for name, values in ratios.items():
-        line(f"expensive: p99 beside {name} / alone", "≤", 2, median(values))
-    for name in ratios:
-        line(f"expensive: refused beside {name}", "=", 0, refused[name])
+                print(f"  {kind.name}\n    alone:  {alone}\n    beside: {beside}; the stream: {shown}", flush=True)
+    for name, (alone, beside) in measured.items():
+        for what in ("small", "photographs"):
+            before, after = getattr(alone, what), getattr(beside, what)
+            note = f"of {len(after)} requests"
+            line(f"expensive: p99 of {what} beside {name} / alone", "≤", 2, p99_ms(after) / p99_ms(before), note)
+            line(f"expensive: {what} not served beside {name}", "=", 0, not_served(after), note)
     budget = memory_budget()
     note = f"{largest / 2**20:.0f} MiB at most, idle {idle / 2**20:.0f} MiB, budget {budget / 2**20:.0f} MiB beyond it"
     line("expensive: peak memory beyond idle / budget", "≤", 1, (largest - idle) / budget, note)
 
 
 def memory_budget() -> int:
-    """As docs/serving.md states it, at the defaults: expensive images, processes, threads, and the bodies."""
+    """As docs/serving.md states it, at the defaults: images, processes, threads, and the bodies."""
     decoders = min(8, available_cpus())
-    return 2**30 + (40 * max(1, decoders // 2) + 30 * decoders + MOST_WORST) * 2**20
+    one_image = 46 * 25_000_000
+    return 2**30 + one_image + (40 * (max(1, decoders // 2) + 1) + 30 * decoders + MOST_WORST) * 2**20
 
 
-def cheap(server: Server, requests: Sequence[bytes], seconds: float, *, seed: int = 0) -> OpenLoad:
-    """The cheap load, with nothing beside it."""
-    load: OpenLoad = uvloop.run(open_loop(server.port, requests, CHEAP_RATE, seconds, seed=seed))
-    return load
+async def ordinary(server: Server, requests: Requests, seconds: float, *, seed: int = 0) -> Ordinary:
+    """Small images and photographs at a time, with nothing beside them."""
+    small, photographs = await asyncio.gather(
+        open_loop(server.port, requests.small, SMALL_RATE, seconds, seed=2 * seed),
+        open_loop(server.port, requests.photographs, PHOTOGRAPH_RATE, seconds, seed=2 * seed + 1),
+    )
+    return Ordinary(small.outcomes, photographs.outcomes)
 
 
-async def beside_stream(
-    server: Server, requests: Sequence[bytes], seconds: float, *, seed: int
-) -> tuple[OpenLoad, int]:
-    """The cheap load once the stream has begun, and the most memory that the server held."""
+async def beside_stream(server: Server, requests: Requests, seconds: float, *, seed: int) -> tuple[Ordinary, int]:
+    """The ordinary requests once the stream has begun, and the most memory that the server held."""
     peak = 0
 
     async def look() -> None:
@@ -114,9 +138,9 @@ async def beside_stream(
 
     looking = asyncio.create_task(look())
     await asyncio.sleep(START_S)
-    load = await open_loop(server.port, requests, CHEAP_RATE, seconds, seed=seed)
+    outcomes = await ordinary(server, requests, seconds, seed=seed)
     looking.cancel()
-    return load, peak
+    return outcomes, peak
 
 
 def send_stream(port: int, requests: Sequence[bytes], seconds: float) -> Counter[int]:
@@ -172,25 +196,38 @@ def peak_bytes(server: Server) -> int:
     return peak
 
 
-def p99_ms(load: OpenLoad) -> float:
+def p99_ms(outcomes: Sequence[Outcome]) -> float:
     """Of the requests answered with 200, from their intended times."""
-    return percentile_ms(load, 99)
+    return percentile_ms(outcomes, 99)
 
 
-def percentile_ms(load: OpenLoad, share: float) -> float:
+def percentile_ms(outcomes: Sequence[Outcome], share: float) -> float:
     """The latency that so many in a hundred of the answers with 200 stay within."""
-    return 1000 * float(np.percentile([outcome.latency_s for outcome in load.of_status(200)], share))
+    return 1000 * float(np.percentile([o.latency_s for o in outcomes if o.answer.status == 200], share))
 
 
-def not_served(load: OpenLoad) -> int:
+def not_served(outcomes: Sequence[Outcome]) -> int:
     """How many requests were answered with anything but 200."""
-    return len(load.outcomes) - len(load.of_status(200))
+    return sum(outcome.answer.status != 200 for outcome in outcomes)
 
 
-def cheap_images() -> list[bytes]:
+def _shown(outcomes: Sequence[Outcome]) -> str:
+    refused = not_served(outcomes)
+    times = f"p50 {percentile_ms(outcomes, 50):.1f} ms, p99 {p99_ms(outcomes):.1f} ms"
+    return f"{times} ({refused} not served)" if refused else times
+
+
+def small_images() -> list[bytes]:
     """Small images of noise."""
     rng = np.random.default_rng(0)
     return [_encoded(Image.fromarray(rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8)), "PNG") for _ in range(50)]
+
+
+def drawn_photographs() -> list[bytes]:
+    """JPEGs of over a million pixels, with as many bytes as a camera's."""
+    rng = np.random.default_rng(0)
+    grain = (rng.integers(0, 256, (PHOTOGRAPH[1] // 4, PHOTOGRAPH[0] // 4, 3), np.uint8) for _ in range(5))
+    return [_encoded(Image.fromarray(g).resize(PHOTOGRAPH), "JPEG", quality=75) for g in grain]
 
 
 def worst_kinds(manifest: Manifest) -> list[Worst]:

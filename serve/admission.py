@@ -1,19 +1,20 @@
 """Decides how long one more request would take, by the work ahead of it and the measured speed of each stage.
 
 By Little's law a request waits for the work in the system times the seconds that a unit of it takes. Work is counted in
-decoded pixels and in rows of the engine, because images differ in cost by a factor of 10,000. Knows nothing about HTTP.
+decoded pixels and in rows of the engine, because images differ in cost by a factor of 10,000. Each kind of image has a
+lane: decoders for itself, whose queue delays no other kind. Knows nothing about HTTP.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
-from tureen.image_cost import LEAST, ImageCost
+from tureen.image_cost import LEAST, ImageCost, ImageKind
 
 HALF_LIFE_S = 2.0  # after which a measurement counts half
 PRIOR_S = 0.02  # seconds of work that the speed measured at the start stands for, beside later measurements
@@ -53,6 +54,11 @@ class StartSpeed:
         largest = len(self._of_rows) - 1
         return self._of_rows[rows] if rows <= largest else rows / largest * self._of_rows[largest]
 
+    def least(self, other: StartSpeed) -> StartSpeed:
+        """The shorter of both times, for each number of rows that was measured here."""
+        run_s = {rows: min(seconds, other.run_s.get(rows, seconds)) for rows, seconds in self.run_s.items()}
+        return StartSpeed(min(self.decode_s, other.decode_s), run_s)
+
     @cached_property
     def _of_rows(self) -> list[float]:
         """Seconds of one run by its rows, computed once: every request needs several of them."""
@@ -62,12 +68,23 @@ class StartSpeed:
 
 
 class Lane:
-    """Decoders of one kind: the work that they have, how many there are, and how fast they are."""
+    """Decoders of one kind of image: what waits for them or is decoded, how many there are, and how fast they are."""
 
     def __init__(self, decoders: int) -> None:
         self.decoders = decoders
-        self.work = 0
+        self.work = self.pixels = 0
+        self.rows = 0  # of the engine, once the images are decoded
         self.slowdown = Slowdown()
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.work and not self.pixels and not self.rows
+
+    def add(self, cost: ImageCost, rows: int, sign: int = 1) -> None:
+        """An image enters; with sign -1 it leaves."""
+        self.work += sign * cost.work
+        self.pixels += sign * cost.pixels
+        self.rows += sign * rows
 
     def expected_s(self, work: int, unit_s: float) -> float:
         """Seconds until so much more work is done, of which a unit took unit_s at the start."""
@@ -77,18 +94,28 @@ class Lane:
 class QueueTime:
     """How long a request that is admitted now would take. Every finished decoding and every finished run is measured.
 
-    Where no request is here, the speed is again the one measured at the start, and what ends late says nothing.
-    Expensive images have decoders for themselves, which give way to all others, so the others do not wait for them.
+    Where no request is here, the speed is again the one measured at the start, and what ends late says nothing. A
+    request waits for the lanes of its own images and for the engine. The engine's queue has the images that are decoded
+    and the small ones, which soon will be.
     """
 
-    def __init__(self, start: StartSpeed, *, decoders: int, expensive_decoders: int) -> None:
-        """How many images of each kind are decoded at a time."""
+    def __init__(self, start: StartSpeed, *, decoders: Mapping[ImageKind, int]) -> None:
+        """decoders: how many images of each kind are decoded at a time."""
         self.start = start
-        self.pixels = 0  # of images to be decoded
-        self.rows = 0  # of requests not yet answered, but for images that are still among the expensive ones
-        self._cheap, self._expensive = Lane(decoders), Lane(expensive_decoders)
+        self._decoded_rows = 0  # of requests not yet answered
+        self._lanes = {kind: Lane(decoders[kind]) for kind in ImageKind}
         self._engine = Slowdown()
         self._last_run_s = -math.inf
+
+    @property
+    def pixels(self) -> int:
+        """Of images to be decoded."""
+        return sum(lane.pixels for lane in self._lanes.values())
+
+    @property
+    def rows(self) -> int:
+        """Of requests not yet answered."""
+        return self._decoded_rows + sum(lane.rows for lane in self._lanes.values())
 
     def restart(self, start: StartSpeed) -> None:
         """Another engine, measured anew: nothing measured before counts."""
@@ -97,21 +124,16 @@ class QueueTime:
 
     def enter(self, cost: ImageCost, rows: int) -> None:
         """An image is admitted, to be run in so many rows."""
-        self.pixels += cost.pixels
-        self._lane(cost).work += cost.work
-        if not cost.is_expensive:
-            self.rows += rows
+        self._lanes[cost.kind].add(cost, rows)
 
     def left_decoder(self, cost: ImageCost, rows: int) -> None:
         """An admitted image is decoded, or will not be."""
-        self.pixels -= cost.pixels
-        self._lane(cost).work -= cost.work
-        if cost.is_expensive:
-            self.rows += rows
+        self._lanes[cost.kind].add(cost, rows, -1)
+        self._decoded_rows += rows
 
     def leave(self, rows: int) -> None:
         """An image whose decoding has ended is answered."""
-        self.rows -= rows
+        self._decoded_rows -= rows
         if self._is_idle:
             self._forget()
 
@@ -120,7 +142,7 @@ class QueueTime:
         if self._is_idle:
             return
         expected_s = cost.work * self.start.decode_s
-        self._lane(cost).slowdown.measured(seconds, expected_s=expected_s, now_s=now_s)
+        self._lanes[cost.kind].slowdown.measured(seconds, expected_s=expected_s, now_s=now_s)
 
     def run(self, rows: int, seconds: float, now_s: float) -> None:
         """A run of the engine ended. Of runs side by side, each counts for the time since the one before ended."""
@@ -130,30 +152,45 @@ class QueueTime:
             self._engine.measured(seconds, expected_s=self.start.rows_s(rows), now_s=now_s)
 
     def expected_s(self, costs: Iterable[ImageCost] = (LEAST,), rows: int = 1) -> float:
-        """Seconds until a request of these images would be answered.
+        """Seconds until a request of these images would be answered, in so many rows.
 
-        Its own expensive images count where others are ahead of them: one request at a time is taken, however long.
+        Lanes decode side by side, so the slowest counts. Images that are not small count where others of their kind are
+        ahead of them: one request of each kind at a time is taken, however long.
         """
-        cheap = expensive = 0
+        work: dict[ImageKind, int] = {}
         for cost in costs:
-            if cost.is_expensive:
-                expensive += cost.work
-            else:
-                cheap += cost.work
-        decode_s = self._cheap.expected_s(cheap, self.start.decode_s)
-        if expensive and self._expensive.work:
-            decode_s += self._expensive.expected_s(expensive, self.start.decode_s)
-        return decode_s + self._engine.factor * self.start.rows_s(self.rows + rows)
+            work[cost.kind] = work.get(cost.kind, 0) + cost.work
+        decode_s = 0.0
+        rows += self._decoded_rows + self._lanes[ImageKind.SMALL].rows
+        for kind, more in work.items():
+            lane = self._lanes[kind]
+            if kind is ImageKind.SMALL or lane.work:
+                decode_s = max(decode_s, lane.expected_s(more, self.start.decode_s))
+            if kind is not ImageKind.SMALL:
+                rows += lane.rows
+        return decode_s + self._engine.factor * self.start.rows_s(rows)
 
-    def _lane(self, cost: ImageCost) -> Lane:
-        return self._expensive if cost.is_expensive else self._cheap
+    def has_room(self, costs: Sequence[ImageCost], max_pixels: int) -> bool:
+        """Whether the images to be decoded would have so many pixels at most, these included.
+
+        Disproportionate images have half of the pixels at most, and the others have all that these leave. Each side is
+        taken whatever its pixels where none of that side are ahead.
+        """
+        bombs = self._lanes[ImageKind.DISPROPORTIONATE].pixels
+        others = self.pixels - bombs
+        more_bombs = sum(cost.pixels for cost in costs if cost.kind is ImageKind.DISPROPORTIONATE)
+        more_others = sum(cost.pixels for cost in costs) - more_bombs
+        half = max_pixels // 2
+        return (not bombs or not more_bombs or bombs + more_bombs <= half) and (
+            not others or not more_others or others + more_others + min(bombs, half) <= max_pixels
+        )
 
     @property
     def _is_idle(self) -> bool:
-        return not self.rows and not self.pixels and not self._cheap.work and not self._expensive.work
+        return not self._decoded_rows and all(lane.is_empty for lane in self._lanes.values())
 
     def _forget(self) -> None:
-        for slowdown in (self._engine, self._cheap.slowdown, self._expensive.slowdown):
+        for slowdown in (self._engine, *(lane.slowdown for lane in self._lanes.values())):
             slowdown.reset()
 
 

@@ -1,4 +1,4 @@
-"""A process that decodes expensive images, started as `python -P -m serve.decode_process`, and the messages to it.
+"""A process that decodes images which are not small: `python -P -m serve.decode_process`, and the messages to it.
 
 Some decoders hold the interpreter's lock for a second. In a process, at a lower priority, they delay no other request,
 and where the system runs out of memory it ends this process first. Answers are bytes and JSON, never pickled objects:
@@ -29,7 +29,6 @@ from tureen.errors import (
 )
 from tureen.preprocess import ImageLimits, Pixels, PreprocessSpec, pixels_from_bytes
 
-NICE = 10  # a tenth of the weight of a thread of the server, so that an image is also decoded on a busy machine
 ERRORS = {
     cls.__name__: cls for cls in (EmptyImageError, ImageTooLargeError, UndecodableImageError, UnsupportedImageTypeError)
 }
@@ -57,17 +56,22 @@ class Decoding:
 class DecodeProcess:
     """One process, which decodes one image at a time. `decode` blocks; `kill` may be called from another thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, nice: int) -> None:
+        """nice: added to that of this process."""
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "serve.decode_process"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
         # Here and not there, so that its imports are at the low priority too.
         with suppress(OSError):  # it has ended already
-            os.setpriority(os.PRIO_PROCESS, self._process.pid, os.getpriority(os.PRIO_PROCESS, 0) + NICE)
+            os.setpriority(os.PRIO_PROCESS, self._process.pid, os.getpriority(os.PRIO_PROCESS, 0) + nice)
 
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    @property
+    def is_running(self) -> bool:
+        return self._process.poll() is None
 
     def decode(self, image: bytes, decoding: Decoding) -> Pixels:
         """The pixels; raises an ImageError, or DecodeProcessEndedError."""

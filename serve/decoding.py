@@ -1,7 +1,7 @@
-"""Where images are decoded: cheap ones on threads of this process, expensive ones in processes of a lower priority.
+"""Where images are decoded: small ones on threads, large and disproportionate ones in processes of lower priorities.
 
-So an expensive image takes no decoder from a cheap one, nor the interpreter's lock, nor a busy processor. Knows nothing
-about HTTP or engines.
+Each kind has decoders for itself. So no image takes a decoder, the interpreter's lock or a busy processor from an image
+of a kind before it. Knows nothing about HTTP or engines.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ from contextlib import suppress
 from serve.decode_process import DecodeProcess, DecodeProcessEndedError, Decoding
 from serve.errors import DeadlineError, DecodingError
 from tureen.errors import ImageError
-from tureen.image_cost import ImageCost
+from tureen.image_cost import ImageCost, ImageKind
 from tureen.preprocess import Pixels
 
-IDLE_S = 60.0  # without an expensive image: then the processes end and free their memory
+LARGE_NICE = 10  # a tenth of the weight of a thread of the server, so that an image is also decoded on a busy machine
+DISPROPORTIONATE_NICE = 19  # a seventh of that again
+IDLE_S = 60.0  # without an image of their kind: then the processes end and free their memory
 
 logger = logging.getLogger("tureen.serve")
 
@@ -30,7 +32,7 @@ Decoded = tuple[Pixels, float, float]
 
 
 class Decoders:
-    """Threads and processes that decode. The processes start with the first expensive images."""
+    """Threads and processes that decode. The processes start with the first images that need them."""
 
     def __init__(
         self,
@@ -40,13 +42,16 @@ class Decoders:
         max_memory: int,
         on_decoded: Callable[[ImageCost, float], None] = lambda cost, seconds: None,
     ) -> None:
-        """threads: for cheap images. processes: for expensive ones.
+        """threads: for small images. processes: for large ones. One process more decodes the disproportionate ones.
 
-        max_memory: bytes that all images in processes hold; others wait.
+        max_memory: bytes that all large images in processes hold; others wait.
         on_decoded: called in the loop with the cost and the seconds of each decoding, failed ones too.
         """
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="decode")
-        self._processes = _Processes(processes, max_memory)
+        self._processes = {
+            ImageKind.LARGE: _Processes(processes, LARGE_NICE, max_memory),
+            ImageKind.DISPROPORTIONATE: _Processes(1, DISPROPORTIONATE_NICE, max_memory),
+        }
         self._on_decoded = on_decoded
 
     async def decode(self, image: bytes, cost: ImageCost, decoding: Decoding, deadline_s: float) -> Decoded:
@@ -54,10 +59,10 @@ class Decoders:
 
         A decoding in a process is stopped where the caller is cancelled or the time limit passes.
         """
-        if cost.is_expensive:
-            work = self._processes.decode(image, cost.memory, decoding, deadline_s)
+        if cost.kind is ImageKind.SMALL:
+            work = asyncio.get_running_loop().run_in_executor(self._threads, _on_thread, image, decoding, deadline_s)
         else:
-            work = asyncio.get_running_loop().run_in_executor(self._threads, _on_thread, image, decoding, deadline_s)  # type: ignore[assignment]
+            work = self._processes[cost.kind].decode(image, cost.memory, decoding, deadline_s)  # type: ignore[assignment]
         result, began_s, seconds = await work
         self._on_decoded(cost, seconds)
         if isinstance(result, ImageError):
@@ -67,7 +72,7 @@ class Decoders:
     async def close(self) -> None:
         """Free threads and processes; called once nothing is being decoded."""
         self._threads.shutdown()
-        await self._processes.close()
+        await asyncio.gather(*(processes.close() for processes in self._processes.values()))
 
 
 _Result = tuple[Pixels | ImageError, float, float]
@@ -116,8 +121,8 @@ class _Job:
 class _Processes:
     """So many processes, first come, first served; an image begins once its memory is free, or where it is alone."""
 
-    def __init__(self, count: int, max_memory: int) -> None:
-        self._count, self._max_memory = count, max_memory
+    def __init__(self, count: int, nice: int, max_memory: int) -> None:
+        self._count, self._nice, self._max_memory = count, nice, max_memory
         self._callers = ThreadPoolExecutor(count, thread_name_prefix="decode-process")
         self._idle: list[DecodeProcess] = []
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
@@ -189,7 +194,7 @@ class _Processes:
         """On a thread of its own, which waits for the process."""
         began_s, is_sound = time.monotonic(), False
         try:
-            process = self._idle.pop() if self._idle else DecodeProcess()
+            process = self._idle_process() or DecodeProcess(self._nice)
         except OSError as error:
             logger.error("a process for decoding cannot be started: %s", error)
             raise DecodingError from None
@@ -208,6 +213,16 @@ class _Processes:
             else:
                 process.close()
         return result, began_s, time.monotonic() - began_s
+
+    def _idle_process(self) -> DecodeProcess | None:
+        """One that still runs. Where memory runs out, the system ends idle ones too."""
+        with suppress(IndexError):  # other threads take meanwhile
+            while True:
+                process = self._idle.pop()
+                if process.is_running:
+                    return process
+                process.close()
+        return None
 
     def _end_idle(self) -> None:
         with suppress(IndexError):  # threads take and give back meanwhile

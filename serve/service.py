@@ -45,8 +45,11 @@ class Service:
         self._signals: set[asyncio.Task[None]] = set()
         self._queue_time = QueueTime(
             StartSpeed(0.0, {1: 0.0}),
-            decoders=settings.decode_threads,
-            expensive_decoders=settings.decode_processes,
+            decoders={
+                ImageKind.SMALL: settings.decode_threads,
+                ImageKind.LARGE: settings.decode_processes,
+                ImageKind.DISPROPORTIONATE: 1,
+            },
         )
         self._permits_taken = 0
         self._is_draining = False
@@ -135,11 +138,10 @@ class Service:
             return None
         limit_s = min(settings.max_queue_ms, timeout_ms or settings.timeout_ms) / 1000
         expected_s = self._queue_time.expected_s(costs, rows)
-        waiting_pixels = self._queue_time.pixels
         if (
             self._permits_taken >= settings.max_requests
             or expected_s > limit_s
-            or (waiting_pixels and pixels and waiting_pixels + pixels > settings.max_decode_pixels)
+            or not self._queue_time.has_room(costs, settings.max_decode_pixels)
         ):
             return OverloadedError(retry_after_s(expected_s, limit_s))
         return None

@@ -160,13 +160,13 @@ class Settings(BaseModel):
         default=256_000_000,
         ge=1,
         description="pixels of all images that are decoded or wait for it; a request beyond it is answered 429, "
-        "unless no other has any",
+        "unless no other has any; at most half for images of more work than their bytes justify",
     )
     max_decode_memory: int = Field(
         default=2**30,
         ge=1,
-        description="bytes that expensive images being decoded hold, by their headers; others wait, and one at a time "
-        "is decoded whatever it holds",
+        description="bytes that large images being decoded hold, by their headers; others wait, and one at a time "
+        "is decoded whatever it holds; one more, of more work than its bytes justify, is decoded beside them",
     )
     max_jpeg_scans: int = Field(
         default=ImageLimits().max_jpeg_scans, ge=1, description="a progressive JPEG of more scans is answered 413"
@@ -237,8 +237,8 @@ class Settings(BaseModel):
     decode_threads: int = Field(
         default_factory=lambda: min(8, available_cpus()),
         ge=1,
-        description="small images decoded at a time; half as many expensive ones, in processes of a lower priority; "
-        "default: CPUs, at most 8",
+        description="small images decoded at a time; half as many large ones, in processes of a lower priority, and "
+        "one image of more work than its bytes justify; default: CPUs, at most 8",
     )
     streams: int | None = Field(
         default=None,
@@ -300,7 +300,7 @@ class Settings(BaseModel):
 
     @property
     def decode_processes(self) -> int:
-        """Half as many as threads: with one on every processor, small images take several times as long."""
+        """Of large images. Half as many as threads: with one on every CPU, small images take several times as long."""
         return max(1, self.decode_threads // 2)
 
     @property

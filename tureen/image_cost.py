@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from enum import Enum, auto
 
 from tureen.stripping import JPEG_SIGNATURE, PNG_SIGNATURE
 
 LEAST_WORK = 4096  # of any image: what a decoder does whatever the size
-FREE_WORK = 65_536  # of an image that is never expensive: receiving and answering its request costs as much
-MOST_WORK = 1_000_000  # of an image that may be cheap; some decoders hold the interpreter's lock while they do it
-WORK_PER_BYTE = 64  # at most, of a cheap image: photographs have 5 to 20, bombs up to 100,000
+FREE_WORK = 65_536  # of an image that is small whatever its bytes: receiving and answering its request costs as much
+MOST_WORK = 1_000_000  # of a small image; some decoders hold the interpreter's lock while they do it
+WORK_PER_BYTE = 64  # beyond it an image is disproportionate: photographs have 5 to 20, bombs up to 1,000,000
 MAX_PARTS_READ = 256  # segments or chunks before the pixels; a photograph has at most about 40
 
 _JPEG_MARKER = re.compile(rb"[^\xff]*+\xff++([^\xff])", re.DOTALL)
@@ -27,6 +28,18 @@ _START_OF_SCAN = 0xDA
 _WITHOUT_LENGTH = frozenset({0x00, 0x01, *range(0xD0, 0xD8)})
 
 
+class ImageKind(Enum):
+    """Small: little work. Large: much work, in proportion to the bytes. Disproportionate: more work than bytes justify.
+
+    A client pays for the work of large images, such as photographs, with bandwidth. For disproportionate ones it does
+    not.
+    """
+
+    SMALL = auto()
+    LARGE = auto()
+    DISPROPORTIONATE = auto()
+
+
 @dataclass(frozen=True)
 class ImageCost:
     """pixels: width × height. work: in decoded pixels of a baseline JPEG. memory: bytes held while it is decoded."""
@@ -34,7 +47,7 @@ class ImageCost:
     pixels: int
     work: int
     memory: int
-    is_expensive: bool
+    kind: ImageKind
 
 
 @dataclass(frozen=True)
@@ -53,8 +66,8 @@ class Header:
         return self.width * self.height
 
 
-NOTHING = ImageCost(0, 0, 0, is_expensive=False)  # pixels that are decoded already
-LEAST = ImageCost(0, LEAST_WORK, 0, is_expensive=False)
+NOTHING = ImageCost(0, 0, 0, ImageKind.SMALL)  # pixels that are decoded already
+LEAST = ImageCost(0, LEAST_WORK, 0, ImageKind.SMALL)
 UNKNOWN = Header(1, 1, 5, 28)  # the dearest of each, where the header is not found near the beginning
 
 
@@ -66,8 +79,13 @@ def image_cost(data: bytes, *, max_pixels: int, max_scans: int) -> ImageCost:
     pixels = max_pixels if header is UNKNOWN else header.pixels
     work = LEAST_WORK + int(pixels * header.pixel_work) + header.height * header.row_work
     memory = pixels * header.pixel_bytes + header.height * header.row_bytes + 2 * len(data)
-    is_expensive = work > max(FREE_WORK, min(MOST_WORK, WORK_PER_BYTE * len(data)))
-    return ImageCost(pixels, work, memory, is_expensive)
+    return ImageCost(pixels, work, memory, _kind(work, len(data)))
+
+
+def _kind(work: int, size: int) -> ImageKind:
+    if work > max(FREE_WORK, WORK_PER_BYTE * size):
+        return ImageKind.DISPROPORTIONATE
+    return ImageKind.SMALL if work <= MOST_WORK else ImageKind.LARGE
 
 
 def read_header(data: bytes, *, max_scans: int) -> Header | None:

@@ -12,12 +12,14 @@ import pytest
 from PIL import Image
 
 from serve.admission import StartSpeed
+from serve.control.choice import ANYBODY
 from serve.errors import OverloadedError, TooManyPixelsError
 from serve.metrics import Metrics
 from serve.model import Answered
 from serve.service import Service
 from serve.settings import Settings
 from tests.patience import DEADLINE_S
+from tests.serve.test_decoding import decode_processes
 from tureen.bundle import MANIFEST, load_bundle
 from tureen.demo import EXAMPLES
 from tureen.errors import BundleError, UndecodableImageError
@@ -174,11 +176,11 @@ def test_the_time_limit_counts_from_the_arrival(bundle_path, digit_png):
     serving(bundle_path, test)
 
 
-EXPENSIVE = (2000, 1500)  # of one colour: three million pixels in a few kilobytes
+LARGE = (2000, 1500)
 
 
 def test_a_request_of_more_pixels_than_a_request_may_have_is_refused_whoever_else_is_here(encode):
-    image = encode(Image.new("RGB", EXPENSIVE))
+    image = encode(Image.new("RGB", LARGE))
 
     async def test(service):
         with pytest.raises(TooManyPixelsError, match="5,000,000"), service.admit([image] * 2):
@@ -190,7 +192,7 @@ def test_a_request_of_more_pixels_than_a_request_may_have_is_refused_whoever_els
 
 
 def test_images_of_all_requests_that_are_not_yet_decoded_have_so_many_pixels_at_most(encode):
-    image = encode(Image.new("RGB", EXPENSIVE))
+    image = encode(Image.new("RGB", LARGE))
 
     async def test(service):
         with service.admit([image]) as first:
@@ -203,14 +205,40 @@ def test_images_of_all_requests_that_are_not_yet_decoded_have_so_many_pixels_at_
     serving(EXAMPLES / "cifar10", test, max_decode_pixels=5_000_000, max_queue_ms=100_000)
 
 
-def test_an_idle_server_takes_what_it_took_at_its_start_after_expensive_and_slow_requests(encode):
-    expensive, cheap = encode(Image.new("RGB", EXPENSIVE)), encode(Image.new("RGB", (32, 32)))
+def test_photographs_and_small_images_are_answered_while_disproportionate_images_fill_their_queue(encode):
+    small, bomb = encode(Image.new("RGB", (32, 32))), encode(Image.new("RGB", (5000, 5000)), "WEBP", lossless=True)
+    grain = np.random.default_rng(0).integers(0, 256, (100, 160, 3), np.uint8)
+    photograph = encode(Image.fromarray(grain).resize((1280, 800)), "JPEG", quality=85)
+
+    async def test(service):
+        service._queue_time.restart(StartSpeed(1e-9, {1: 0.001, 8: 0.002}))
+        choice = service.in_force.choose(0.5, ANYBODY)
+        with service.admit([bomb] * 5) as bombs, contextlib.ExitStack() as stack:
+            waiting = asyncio.create_task(bombs.classify_all([choice] * 5))
+            while not (found := decode_processes()):
+                await asyncio.sleep(0.01)
+            found[0].suspend()  # as on a machine that has no time for it
+            with pytest.raises(OverloadedError), service.admit([bomb]):
+                pass
+            good = [stack.enter_context(service.admit([image])) for image in [photograph, small] * 10]
+            replies = await asyncio.gather(*(admission.classify(choice) for admission in good))
+            assert {type(reply) for reply in replies} == {Answered}
+            assert not waiting.done()
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+
+    serving(EXAMPLES / "cifar10", test, timeout_ms=60_000)
+
+
+def test_an_idle_server_takes_what_it_took_at_its_start_after_large_and_slow_requests(encode):
+    large, small = encode(Image.new("RGB", LARGE)), encode(Image.new("RGB", (32, 32)))
 
     def taken(service):
         with contextlib.ExitStack() as stack:
             for count in range(256):
                 try:
-                    stack.enter_context(service.admit([cheap]))
+                    stack.enter_context(service.admit([small]))
                 except OverloadedError:
                     return count
         return 256
@@ -219,9 +247,9 @@ def test_an_idle_server_takes_what_it_took_at_its_start_after_expensive_and_slow
         service._queue_time.restart(StartSpeed(1e-9, {1: 0.005, 8: 0.04}))
         before = taken(service)
         for _ in range(3):
-            with service.admit([expensive] * 3 + [b"no image"]) as admission:
+            with service.admit([large] * 3 + [b"no image"]) as admission:
                 await admission.classify_all([admission.choose(0.5)] * 4)
-        with service.admit([cheap]):
+        with service.admit([small]):
             service._queue_time.decoded(LEAST, 60.0, time.monotonic())
             assert taken(service) < before
         assert 0 < taken(service) == before < 256

@@ -10,7 +10,7 @@ from PIL import Image
 from tests.malformed_images import ENORMOUS, header, png
 from tests.sound_images import sound_images
 from tureen.errors import ImageError, UndecodableImageError
-from tureen.image_cost import LEAST, UNKNOWN, image_cost, read_header
+from tureen.image_cost import LEAST, UNKNOWN, WORK_PER_BYTE, ImageKind, image_cost, read_header
 from tureen.preprocess import decode
 
 
@@ -25,19 +25,30 @@ def test_the_header_has_the_size_that_the_decoder_finds(photograph):
             assert (found.width, found.height) == image.size, name
 
 
-def test_photographs_that_a_camera_makes_are_cheap_up_to_a_million_pixels(encode):
+def test_photographs_that_a_camera_makes_are_small_up_to_a_million_pixels_and_large_beyond(encode):
     grain = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)
-    for size, is_expensive in (((640, 480), False), ((4000, 3000), True)):
-        image = encode(Image.fromarray(grain).resize(size), "JPEG", quality=90)
-        assert cost(image).is_expensive is is_expensive
+    for size, kind in (((640, 480), ImageKind.SMALL), ((1280, 800), ImageKind.LARGE), ((4000, 3000), ImageKind.LARGE)):
+        image = Image.fromarray(grain).resize(size)
+        assert cost(encode(image, "JPEG", quality=90)).kind is kind
+        assert cost(encode(image, "JPEG", quality=90, progressive=True)).kind is kind
+    assert cost(encode(Image.fromarray(grain).resize((2000, 1500)), "WEBP", quality=80)).kind is ImageKind.LARGE
 
 
 @pytest.mark.parametrize(
     ("file_format", "options"), [("WEBP", {"lossless": True}), ("PNG", {}), ("JPEG", {"progressive": True})]
 )
-def test_a_small_file_of_many_pixels_is_expensive_below_a_million_too(encode, file_format, options):
-    assert cost(encode(Image.new("RGB", (800, 800)), file_format, **options)).is_expensive
-    assert not cost(encode(Image.new("RGB", (64, 64)), file_format, **options)).is_expensive
+def test_a_small_file_of_many_pixels_is_disproportionate_below_a_million_too(encode, file_format, options):
+    for size in (800, 5000):
+        assert cost(encode(Image.new("RGB", (size, size)), file_format, **options)).kind is ImageKind.DISPROPORTIONATE
+    assert cost(encode(Image.new("RGB", (64, 64)), file_format, **options)).kind is ImageKind.SMALL
+
+
+@given(st.integers(1, 5000), st.integers(1, 5000), st.integers(30, 10**7))
+def test_more_bytes_never_make_an_image_disproportionate_and_a_large_one_has_paid_for_its_work(width, height, size):
+    head = b"RIFF\0\0\0\0WEBPVP8L" + bytes(4) + b"/" + struct.pack("<I", (height - 1) << 14 | width - 1)
+    shorter, longer = (cost(head + bytes(length - len(head))) for length in (size, 2 * size))
+    assert longer.kind is shorter.kind or shorter.kind is ImageKind.DISPROPORTIONATE
+    assert shorter.kind is not ImageKind.LARGE or shorter.work <= WORK_PER_BYTE * size
 
 
 def test_a_jpeg_costs_more_with_each_scan_and_holds_its_coefficients(encode):
