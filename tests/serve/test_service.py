@@ -257,6 +257,20 @@ def test_an_idle_server_takes_what_it_took_at_its_start_after_large_and_slow_req
     serving(EXAMPLES / "cifar10", test, max_queue_ms=1000)
 
 
+def test_a_reload_of_the_same_model_under_load_makes_the_speed_of_the_start_no_slower(own_cifar10, bundle_path):
+    async def test(service):
+        fast = StartSpeed(1e-15, {size: size * 1e-9 for size in (1, 2, 4, 8)})
+        service._queue_time.restart(fast)
+        replace_version(own_cifar10, "after")
+        await service.reload()
+        assert service._queue_time.start == fast
+        shutil.copytree(bundle_path, own_cifar10, dirs_exist_ok=True)
+        await service.reload()
+        assert service._queue_time.start.run_s[1] > 1e-6  # of another model the speed says nothing
+
+    serving(own_cifar10, test)
+
+
 def test_a_reload_measures_anew(own_cifar10):
     async def test(service):
         service._queue_time.restart(StartSpeed(1.0, {1: 100.0}))
