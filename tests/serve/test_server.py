@@ -61,10 +61,11 @@ def wait_until_ready(server, port):
 
 def test_sigterm_finishes_what_was_accepted_and_exits_with_0(bundle_path, encode):
     port = free_port()
-    slow = encode(Image.new("L", (4000, 4000)))  # tens of milliseconds to decode, so that much is under way
+    slow = encode(Image.new("L", (2000, 2000)))  # one is decoded at a time, so that much is under way
     count = 24
+    patient = ("--max-queue-ms", 60_000, "--timeout-ms", 60_000, "--drain-timeout-s", 60)  # none is refused or late
     with (
-        process(bundle_path, "--port", port, "--engine", "onnxruntime") as server,
+        process(bundle_path, "--port", port, "--engine", "onnxruntime", *patient) as server,
         ThreadPoolExecutor(count) as clients,
     ):
         wait_until_ready(server, port)
