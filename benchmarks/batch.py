@@ -20,16 +20,16 @@ from contextlib import closing
 from pathlib import Path
 from statistics import median
 
-from benchmarks.asked import line
 from benchmarks.bare import Bare, print_cost
 from benchmarks.machine import describe_machine
 from benchmarks.subject import SMALL_BUNDLE, Subject, engine_options, photographs, random_bundle, small_images
-from serve.jobs.inputs import ANY, open_source
-from serve.jobs.job import Job, locked
-from serve.jobs.pinning import Wanted, pin
+from benchmarks.targets import line
+from serve.jobs.decoding import Decoding, on_threads
+from serve.jobs.input_sources import ANY, open_source
+from serve.jobs.job_output import Job, locked
+from serve.jobs.job_spec import Wanted, pin
 from serve.jobs.pipeline import Pipeline
-from serve.jobs.reading import Decoding, on_threads
-from tureen.bundle import load_bundle
+from tureen.bundle.bundle import load_bundle
 from tureen.engines import open_engine
 from tureen.machine import available_cpus
 from tureen.soup import Soup

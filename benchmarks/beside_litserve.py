@@ -14,11 +14,11 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from statistics import median
 
-from benchmarks.asked import line
 from benchmarks.load import Load
 from benchmarks.server_process import Server, free_port, running, serving
 from benchmarks.speed import CONNECTIONS, ask
 from benchmarks.subject import ROOT, Subject, classify_requests
+from benchmarks.targets import line
 from tureen.machine import available_cpus, default_cache_directory
 
 VERSION = "0.2.19"

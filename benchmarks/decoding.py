@@ -20,7 +20,7 @@ import tureen
 from benchmarks.machine import describe_machine
 from benchmarks.subject import CIFAR10, photographs
 from tureen import preprocess
-from tureen.demo import EXAMPLES
+from tureen.commands.demo import EXAMPLES
 from tureen.preprocess import Pixels, PreprocessSpec, pixels_from_bytes
 from tureen.timing import interleaved
 

@@ -15,11 +15,11 @@ from tqdm import tqdm
 
 from benchmarks.machine import describe_machine
 from training.cotrain import Cotraining
-from training.data import load_digits
-from training.evaluate import evaluate
-from training.processes import best_device
+from training.data.datasets import load_digits
+from training.distributed import best_device
+from training.evaluation.evaluate import evaluate
 from training.recipes import load_recipe
-from tureen.manifest import Accuracy, AccuracyRow
+from tureen.bundle.manifest import Accuracy, AccuracyRow
 
 VARIANTS: dict[str, tuple[list[str], tuple[float, ...]]] = {
     "co-trained, two tokens": ([], (0.0, 0.25, 0.5, 0.75, 1.0)),

@@ -24,13 +24,13 @@ import numpy as np
 import uvloop
 from PIL import Image
 
-from benchmarks.asked import line
 from benchmarks.load import LOST, Connection, Outcome, open_loop
 from benchmarks.server_process import Server, serving
 from benchmarks.subject import SMALL_BUNDLE, Subject, classify_requests
-from tureen.bundle import load_bundle
+from benchmarks.targets import line
+from tureen.bundle.bundle import load_bundle
+from tureen.bundle.manifest import Manifest
 from tureen.machine import available_cpus
-from tureen.manifest import Manifest
 
 BYTES_PER_S = 100_000  # of worst images, heads of their requests included
 SMALL_RATE, PHOTOGRAPH_RATE = 40.0, 20.0  # requests/s, open loop, both at a time

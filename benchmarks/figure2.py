@@ -25,14 +25,14 @@ from tqdm import tqdm
 
 from benchmarks.machine import describe_machine
 from training.atomic import replace_file
-from training.augment import augmented
-from training.data import Images, load_digits
-from training.evaluate import evaluate, predictor, right_answers
-from training.loading import MemoryLoader, Order
-from training.model import images_from_pixels
-from training.objective import cotraining_losses, epsilon, eq1, learning_rate
+from training.data.augment import augmented
+from training.data.datasets import Images, load_digits
+from training.data.loading import MemoryLoader, Order
+from training.evaluation.evaluate import evaluate, predictor, right_answers
+from training.loss import cotraining_losses, epsilon, eq1, learning_rate
+from training.models.resnet import DualResNet, ResNetConfig
+from training.models.vit import images_from_pixels
 from training.recipes import Recipe, load_recipe
-from training.resnet import DualResNet, ResNetConfig
 from tureen.tokens import CLEAN_BETA, ROBUST_BETA
 
 VARIANTS = (

@@ -19,14 +19,14 @@ from pathlib import Path
 import psutil
 import uvloop
 
-from benchmarks.asked import line, none_lost
 from benchmarks.load import LOST, Answer, Connection
 from benchmarks.server_process import Server, serving
 from benchmarks.soak import sound_requests
 from benchmarks.subject import SMALL_BUNDLE, Subject
-from serve.service import Service
+from benchmarks.targets import line, none_lost
+from serve.inference.service import Service
 from serve.settings import Settings
-from tureen.bundle import load_bundle, write_bundle
+from tureen.bundle.bundle import load_bundle, write_bundle
 
 CLIENTS = 16
 BEFORE_S = 0.5  # of load before the signal

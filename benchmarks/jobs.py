@@ -22,12 +22,12 @@ from statistics import median
 import numpy as np
 import uvloop
 
-from benchmarks.asked import line
 from benchmarks.load import OpenLoad, closed_loop, open_loop
 from benchmarks.machine import describe_machine
 from benchmarks.server_process import Server, free_port, serving
 from benchmarks.subject import classify_requests, photographs, random_bundle
-from serve.admin.client import AdminClient
+from benchmarks.targets import line
+from serve.commands.admin_client import AdminClient
 
 SHARES = (0.25, 0.5)
 CONNECTIONS = 16

@@ -11,7 +11,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-import serve.app
+import serve.api.app
 
 LEAK_BYTES = 1024
 
@@ -30,7 +30,7 @@ class Leak:
 
 
 def main() -> int:
-    create_app = serve.app.create_app
+    create_app = serve.api.app.create_app
 
     def create_leaking_app(*arguments: Any, **options: Any) -> Any:
         app = create_app(*arguments, **options)
@@ -38,7 +38,7 @@ def main() -> int:
         return app
 
     # Before the server is imported, which takes the function by name.
-    serve.app.create_app = create_leaking_app
+    serve.api.app.create_app = create_leaking_app
     from serve.server import serve as run
 
     return run(sys.argv[1:])

@@ -15,7 +15,7 @@ import litserve
 import numpy as np
 from fastapi import File
 
-from tureen.bundle import load_bundle
+from tureen.bundle.bundle import load_bundle
 from tureen.engines import open_engine
 from tureen.engines.base import EngineOptions
 from tureen.machine import available_cpus, default_cache_directory

@@ -10,11 +10,11 @@ from statistics import median
 import numpy as np
 import uvloop
 
-from benchmarks.asked import line
 from benchmarks.load import LOST, UNSENT, Connection, OpenLoad, Outcome, open_loop
 from benchmarks.server_process import Server, serving
 from benchmarks.speed import ask
 from benchmarks.subject import Subject, classify_requests
+from benchmarks.targets import line
 
 BELOW, FULL, OVER, AFTER = 0.8, 1.0, 5.0, 0.5  # of capacity, one phase after the other
 # What an operator sets who wants those that are taken to stay fast; by default a second, for bursts.

@@ -27,13 +27,13 @@ from export.pipeline import MAX_IMAGES, attacked_reference
 from export.proving import candidates
 from export.quantization import calibration
 from training.checkpoint import CHECKPOINT, Checkpoint, load_checkpoint
-from training.data import drawn_evenly, load_labelled
-from training.model import DualTokenViT
+from training.data.datasets import drawn_evenly, load_labelled
+from training.models.vit import DualTokenViT
 from training.recipes import load_recipe
-from tureen.bundle import load_bundle
+from tureen.bundle.bundle import load_bundle
+from tureen.bundle.manifest import ParityRow
 from tureen.engines import compile_engine
 from tureen.errors import TureenError
-from tureen.manifest import ParityRow
 
 
 def main() -> None:

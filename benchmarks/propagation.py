@@ -20,15 +20,15 @@ from statistics import median
 import numpy as np
 import uvloop
 
-from benchmarks.asked import line
 from benchmarks.load import closed_loop
 from benchmarks.machine import describe_machine
 from benchmarks.server_process import free_port, serving
 from benchmarks.soak import encoded, golden
 from benchmarks.subject import SMALL_BUNDLE, classify_requests
-from serve.admin.client import AdminClient
+from benchmarks.targets import line
+from serve.commands.admin_client import AdminClient
 from serve.control.credentials import Credentials, make_secret
-from serve.control.store import Store
+from serve.control.revision_store import Store
 from tests.serve.control.postgres import PROGRAMS, Postgres
 
 EVERY_S = 0.01

@@ -26,7 +26,7 @@ from benchmarks.soak import soak
 from benchmarks.speed import mixed_betas, saturation
 from benchmarks.subject import PHOTOGRAPHS, SMALL_BUNDLE, Subject, engine_options, photographs, random_bundle
 from benchmarks.tricklers import tricklers
-from tureen.bundle import load_bundle
+from tureen.bundle.bundle import load_bundle
 from tureen.engines import open_engine
 
 SECTIONS: dict[str, Callable[[Subject], None]] = {

@@ -17,11 +17,11 @@ import numpy as np
 import uvloop
 from PIL import Image
 
-from benchmarks.asked import line
 from benchmarks.load import Connection
 from benchmarks.server_process import LEAKING, TUREEN, Cost, Server, serving
 from benchmarks.subject import SMALL_BUNDLE, Subject, classify_requests
-from tureen.bundle import load_bundle
+from benchmarks.targets import line
+from tureen.bundle.bundle import load_bundle
 
 CONNECTIONS = 16
 WARM_UP = 0.05  # of the requests

@@ -7,11 +7,11 @@ from statistics import median
 import numpy as np
 import uvloop
 
-from benchmarks.asked import line
 from benchmarks.bare import Bare, print_cost
 from benchmarks.load import Load, closed_loop
 from benchmarks.server_process import Server, serving
 from benchmarks.subject import Subject, classify_requests
+from benchmarks.targets import line
 from tureen.machine import available_cpus
 from tureen.timing import in_turns
 

@@ -22,13 +22,13 @@ from export.graph import OPSET, onnx_graph
 from export.parity import measure_parity
 from export.pipeline import golden_rows
 from export.reference import reference
-from training.model import DualTokenViT, ViTConfig
-from tureen.bundle import BACKBONE, GOLDEN, TOKENS, Bundle, load_bundle, record_files, write_bundle
+from training.models.vit import DualTokenViT, ViTConfig
+from tureen.bundle.bundle import BACKBONE, GOLDEN, TOKENS, Bundle, load_bundle, record_files, write_bundle
+from tureen.bundle.manifest import Manifest, ParityRow
 from tureen.engines import compile_engine, open_engine
 from tureen.engines.base import Engine, EngineOptions
 from tureen.errors import EngineError
 from tureen.machine import available_cpus, default_cache_directory
-from tureen.manifest import Manifest, ParityRow
 from tureen.preprocess import PreprocessSpec, pixels_from_bytes
 
 ROOT = Path(__file__).parents[1]

@@ -27,8 +27,8 @@ from PIL import Image
 
 from benchmarks.load import closed_loop
 from benchmarks.machine import describe_machine
-from tureen.bundle import Bundle, load_bundle
-from tureen.demo import EXAMPLES
+from tureen.bundle.bundle import Bundle, load_bundle
+from tureen.commands.demo import EXAMPLES
 from tureen.engines import open_engine
 from tureen.engines.base import Engine
 from tureen.errors import EngineError

@@ -22,9 +22,9 @@ from tqdm import tqdm
 
 from benchmarks.machine import describe_machine
 from training.cotrain import Cotraining, autocast
-from training.data import Dataset, Images
-from training.model import images_from_pixels
-from training.processes import best_device
+from training.data.datasets import Dataset, Images
+from training.distributed import best_device
+from training.models.vit import images_from_pixels
 from training.recipes import RECIPES, Recipe, load_recipe
 from tureen.preprocess import PreprocessSpec
 

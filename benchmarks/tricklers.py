@@ -9,10 +9,10 @@ from statistics import median
 
 import uvloop
 
-from benchmarks.asked import line
 from benchmarks.load import Answer, Connection, Load, closed_loop
 from benchmarks.server_process import serving
 from benchmarks.subject import Subject, classify_requests
+from benchmarks.targets import line
 
 TRICKLERS = 500
 BYTE_S = 1.0

@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 
 from benchmarks.machine import describe_machine
 from training.checkpoint import load_checkpoint
-from training.corruptions import corrupt
-from training.data import Images
-from training.evaluate import predictor, right_answers
-from training.tune import choose_beta
+from training.data.datasets import Images
+from training.evaluation.corruptions import corrupt
+from training.evaluation.evaluate import predictor, right_answers
+from training.evaluation.tune import choose_beta
 from tureen.tokens import beta_grid
 
 CORRUPTIONS = ("gaussian_noise", "defocus_blur", "motion_blur", "fog", "contrast", "pixelate", "translation")

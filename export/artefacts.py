@@ -13,10 +13,10 @@ from export.graph import DTYPES, onnx_graph
 from export.quantization import int8_graph
 from export.reference import Reference
 from export.torch_plan import build_torch_plan
-from training.model import DualTokenViT
+from training.models.vit import DualTokenViT
+from tureen.bundle.manifest import BACKBONE, EngineName, FileName, PlanRecord, Precision, graph_name, plan_name
 from tureen.engines.base import Artefact
 from tureen.engines.trt_build import build_plan
-from tureen.manifest import BACKBONE, EngineName, FileName, PlanRecord, Precision, graph_name, plan_name
 from tureen.preprocess import Pixels
 
 PlanBuilder = Literal["onnx", "torch"]

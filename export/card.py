@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tureen.manifest import Evaluation, Manifest
-from tureen.report import check_list, ensemble_table, epsilon_table, matrix_table, shift_table, single_accuracy
+from tureen.bundle.manifest import Evaluation, Manifest
+from tureen.commands.report import check_list, ensemble_table, epsilon_table, matrix_table, shift_table, single_accuracy
 
 
 def model_card(manifest: Manifest) -> str:

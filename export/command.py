@@ -19,13 +19,13 @@ from export.pipeline import MAX_IMAGES, Modes, export_bundle
 from export.proving import Asked
 from export.quantization import calibration
 from training.checkpoint import load_checkpoint
-from training.data import drawn_evenly
-from training.processes import limit_threads
+from training.data.datasets import drawn_evenly
+from training.distributed import limit_threads
+from tureen.bundle.manifest import NAME_PATTERN, Precision
+from tureen.commands.report import accuracy_summary, parity_table
 from tureen.engines import RUNTIMES
 from tureen.errors import BundleError, SingleTokenError
 from tureen.machine import default_cache_directory
-from tureen.manifest import NAME_PATTERN, Precision
-from tureen.report import accuracy_summary, parity_table
 from tureen.tokens import CLEAN_BETA, parse_beta
 
 UNTOLD = ("labels", "epsilon_255", "crop_fraction")  # what a checkpoint of ours says itself

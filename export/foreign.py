@@ -18,16 +18,16 @@ from tqdm import tqdm
 
 from export.errors import ExportError
 from export.pipeline import MAX_IMAGES, made_up_pictures
-from export.stated import distinct, evaluation_view, read_labels, stated_labels
+from export.source_config import distinct, evaluation_view, read_labels, stated_labels
 from training.checkpoint import CHECKPOINT, MODEL, Checkpoint
-from training.data import Images, load_labelled
+from training.data.datasets import Images, load_labelled
+from training.data.sources import name_of, open_source
+from training.distributed import best_device, cpus_per_process
 from training.errors import CheckpointError
-from training.measure import Measurement
-from training.pretrained import Pretrained, load_pretrained
-from training.processes import best_device, cpus_per_process
+from training.evaluation.measure import Measurement
+from training.models.pretrained import Pretrained, load_pretrained
 from training.recipes import RECIPES, Recipe
-from training.sources import name_of, open_source
-from tureen.manifest import AccuracyRow
+from tureen.bundle.manifest import AccuracyRow
 from tureen.preprocess import PreprocessSpec
 from tureen.tokens import CLEAN_BETA, ROBUST_BETA
 
@@ -39,7 +39,7 @@ MADE_UP_PICTURES = 64
 class ForeignOptions:
     """What whoever exports somebody else's model may say of it."""
 
-    data: str | None = None  # labelled images, as for `training.data.load_labelled`
+    data: str | None = None  # labelled images, as for `training.data.datasets.load_labelled`
     labels: Path | None = None  # a text file, one label a line
     images: int | None = None  # to measure on, at most; 512 where None, or one of each class where these are more
     epsilon_255: float = FINETUNE.epsilon_255  # radius of the attack; 0: none

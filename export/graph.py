@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from export.errors import ExportError
-from training.model import DualTokenViT, images_from_pixels
-from training.models import Model
-from tureen.bundle import LOGITS_OUTPUT, PIXELS_INPUT, TOKEN_INPUT
-from tureen.manifest import Precision
+from training.models.registry import Model
+from training.models.vit import DualTokenViT, images_from_pixels
+from tureen.bundle.bundle import LOGITS_OUTPUT, PIXELS_INPUT, TOKEN_INPUT
+from tureen.bundle.manifest import Precision
 
 OPSET = 20
 MAX_BATCH = 1024

@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from export.errors import ParityError
 from export.reference import Attacked, Reference, Sample
+from tureen.bundle.manifest import BACKBONE, FileName, ParityRow, ServedAccuracy
 from tureen.engines.base import Engine
-from tureen.manifest import BACKBONE, FileName, ParityRow, ServedAccuracy
 from tureen.tokens import mix_rows
 
 BATCH_SIZES = (1, 2, 3, 7, 64)

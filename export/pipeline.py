@@ -25,11 +25,11 @@ from export.parity import ParityLimits
 from export.proving import Asked, add_later_opset, prove_engines
 from export.reference import BETAS, Reference, attack_images, reference
 from training.checkpoint import Checkpoint
-from training.data import Images
-from training.model import DualTokenViT
-from training.processes import best_device
-from tureen.bundle import CARD, GOLDEN, TOKENS, Golden, record_files, write_bundle
-from tureen.manifest import BACKBONE, Manifest
+from training.data.datasets import Images
+from training.distributed import best_device
+from training.models.vit import DualTokenViT
+from tureen.bundle.bundle import CARD, GOLDEN, TOKENS, Golden, record_files, write_bundle
+from tureen.bundle.manifest import BACKBONE, Manifest
 from tureen.tokens import CLEAN_BETA
 
 Modes = Literal["two", "one", "equal"]

@@ -17,13 +17,13 @@ from export.errors import ExportError, ParityError
 from export.graph import onnx_graph
 from export.parity import ParityLimits, check_parity, measure_parity
 from export.reference import Reference
-from training.model import DualTokenViT
+from training.models.vit import DualTokenViT
+from tureen.bundle.manifest import BACKBONE, ENGINES_DIRECTORY, EngineName, FileName, ParityRow, PlanRecord, Precision
 from tureen.engines import RUNTIMES, compile_engine
 from tureen.engines.base import Artefact, Engine
-from tureen.engines.presence import NEEDS, what_is_missing
+from tureen.engines.detection import NEEDS, what_is_missing
 from tureen.errors import EngineError
 from tureen.machine import cpu_flags, nvidia_gpus
-from tureen.manifest import BACKBONE, ENGINES_DIRECTORY, EngineName, FileName, ParityRow, PlanRecord, Precision
 from tureen.preprocess import Pixels
 from tureen.timing import interleaved
 

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from export.errors import ExportError
 from training.checkpoint import Checkpoint
-from training.data import Images, load_digits
-from training.sources import open_source
-from tureen.bundle import LOGITS_OUTPUT, PIXELS_INPUT, TOKEN_INPUT
+from training.data.datasets import Images, load_digits
+from training.data.sources import open_source
+from tureen.bundle.bundle import LOGITS_OUTPUT, PIXELS_INPUT, TOKEN_INPUT
 from tureen.errors import ImageError
 from tureen.preprocess import Pixels, PreprocessSpec, pixels_from_bytes
 from tureen.tokens import CLEAN_BETA, ROBUST_BETA, mix_rows

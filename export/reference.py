@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 
 from export.graph import Backbone
-from training.attacks import ATTACKS, attack_label
-from training.data import Images
-from training.evaluate import at_beta, device_of
-from training.model import DualTokenViT, images_from_pixels
+from training.attacks.gradient import ATTACKS, attack_label
+from training.data.datasets import Images
+from training.evaluation.evaluate import at_beta, device_of
+from training.models.vit import DualTokenViT, images_from_pixels
 from tureen.tokens import CLEAN_BETA, ROBUST_BETA, mix_rows
 
 BETAS = (0.0, 0.25, 0.5, 0.75, 1.0)

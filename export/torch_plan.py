@@ -15,10 +15,10 @@ import torch
 
 from export.errors import ExportError
 from export.graph import TRACE_BATCH, CompiledBackbone
-from training.model import DualTokenViT
-from tureen.bundle import PIXELS_INPUT, TOKEN_INPUT
+from training.models.vit import DualTokenViT
+from tureen.bundle.bundle import PIXELS_INPUT, TOKEN_INPUT
+from tureen.bundle.manifest import PlanRecord, Precision
 from tureen.engines.trt_build import DEFAULT_BATCH, plan_record
-from tureen.manifest import PlanRecord, Precision
 
 NO_TORCH_TENSORRT = (
     "torch-tensorrt cannot be used here: it needs the extra [torch-tensorrt] and an NVIDIA GPU with its driver; "

@@ -1,4 +1,4 @@
-"""What can go wrong between a request and its answer, and who must act. `serve.problems` maps it to HTTP.
+"""What can go wrong between a request and its answer, and who must act. `serve.http.problems` maps it to HTTP.
 
 TureenError
 └── ServeError

@@ -16,31 +16,31 @@ import uvicorn
 from fastapi import FastAPI
 from prometheus_client import disable_created_metrics
 
-from serve.admin.desk import AdminDesk, open_store
-from serve.allocator import return_large_blocks
-from serve.app import create_app
-from serve.control.desk import WorkerState
+from serve.admin.operations import AdminDesk, open_store
+from serve.api.admission_gate import gate_of
+from serve.api.app import create_app
+from serve.connection.graceful_shutdown import DrainingServer, check_uvicorn
+from serve.connection.http_connection import protocol_class
+from serve.connection.sockets import allow_open_files, bind, hold_port
 from serve.control.errors import ControlStoreError
-from serve.control.store import Revision
-from serve.draining import DrainingServer, check_uvicorn
-from serve.gate import gate_of
-from serve.listening import allow_open_files, bind, hold_port
-from serve.logs import configure_logs
-from serve.metrics import Metrics
+from serve.control.revision_store import Revision
+from serve.control.worker_state import WorkerState
+from serve.inference.service import Service
 from serve.oip.errors import PortTakenError
 from serve.oip.statistics import Statistics
-from serve.protocol import protocol_class
-from serve.service import Service
+from serve.processes.memory import return_large_blocks
+from serve.processes.supervisor import supervise
 from serve.settings import Settings, grpc_address, parse_settings
-from serve.supervisor import supervise
-from tureen.bundle import Bundle, load_bundle
+from serve.telemetry.logs import configure_logs
+from serve.telemetry.metrics import Metrics
+from tureen.bundle.bundle import Bundle, load_bundle
 from tureen.errors import EngineError, TureenError
 from tureen.machine import is_temporary
 
 if TYPE_CHECKING:
     from serve.jobs.runner import JobRunner
     from serve.oip.rpc import RpcServer
-    from serve.tracing import Tracing
+    from serve.telemetry.tracing import Tracing
 
 logger = logging.getLogger("tureen.serve")
 
@@ -281,7 +281,7 @@ def open_tracing(endpoint: str | None) -> Tracing | None:
     """Where traces go; imported here, since the extra that it needs is not everybody's."""
     if endpoint is None:
         return None
-    from serve.tracing import Tracing
+    from serve.telemetry.tracing import Tracing
 
     return Tracing(endpoint)
 

@@ -12,11 +12,11 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from serve.body import BodyLimits
-from serve.wire import WireLimits, is_host_name, is_loopback, is_origin, trusted_hosts
+from serve.api.images import BodyLimits
+from serve.connection.head_rules import WireLimits, is_host_name, is_loopback, is_origin, trusted_hosts
+from tureen.bundle.manifest import EngineName, Precision
 from tureen.engines.base import EngineOptions
 from tureen.machine import available_cpus, default_cache_directory, default_state_directory
-from tureen.manifest import EngineName, Precision
 from tureen.preprocess import PILLOW_MAX_PIXELS, ImageLimits
 from tureen.soup import DEFAULT_TOP_K
 from tureen.tokens import parse_beta

@@ -66,7 +66,7 @@ def _trained_digits(config: pytest.Config, settings: list[str]) -> Path:
     """Runs `tureen train digits`; pytest's cache keeps the run until training/ or the settings change."""
     from tureen.cli import main
 
-    sources = [*sorted((ROOT / "training").glob("*.py")), ROOT / "tureen" / "tokens.py"]
+    sources = [*sorted((ROOT / "training").rglob("*.py")), ROOT / "tureen" / "tokens.py"]
     content = b"".join(source.read_bytes() for source in sources) + json.dumps(settings).encode()
     cache = Path(config.cache.mkdir("short-digits" if settings else "digits"))
     out = cache / hashlib.sha256(content).hexdigest()[:12]
@@ -198,7 +198,7 @@ def single_token_weights() -> dict:
     """A state dict as timm writes it: 32 × 32 pixels, 16 patches, one block of width 192, five classes."""
     import torch
 
-    from training.model import DualTokenViT, ViTConfig
+    from training.models.vit import DualTokenViT, ViTConfig
 
     torch.manual_seed(0)
     model = DualTokenViT(ViTConfig(image_size=32, patch_size=8, width=192, depth=1, heads=3, classes=5))

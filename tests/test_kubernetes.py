@@ -14,10 +14,10 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from serve.metrics import Metrics
 from serve.settings import Settings
+from serve.telemetry.metrics import Metrics
 from tests.patience import DEADLINE_S
-from tureen.demo import EXAMPLES
+from tureen.commands.demo import EXAMPLES
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "deploy" / "kubernetes"

@@ -19,11 +19,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 
 from training.atomic import replace_file
-from training.data import Images
+from training.data.datasets import Images
 from training.errors import CheckpointError
-from training.models import Model, build
+from training.models.registry import Model, build
 from training.recipes import Recipe
-from tureen.manifest import AccuracyRow, Evaluation
+from tureen.bundle.manifest import AccuracyRow, Evaluation
 from tureen.preprocess import PreprocessSpec
 
 CHECKPOINT = "checkpoint.json"

@@ -22,14 +22,14 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from training.atomic import replace_file
-from training.augment import augmented, mixed
-from training.data import Dataset, Images
+from training.data.augment import augmented, mixed
+from training.data.datasets import Dataset, Images
+from training.data.loading import Batch, Loader, MemoryLoader, Order, StreamLoader
+from training.distributed import Processes
 from training.errors import CheckpointError, DivergedError
-from training.loading import Batch, Loader, MemoryLoader, Order, StreamLoader
-from training.model import images_from_pixels
-from training.models import Model, build
-from training.objective import cotraining_losses, epsilon, eq1, learning_rate
-from training.processes import Processes
+from training.loss import cotraining_losses, epsilon, eq1, learning_rate
+from training.models.registry import Model, build
+from training.models.vit import images_from_pixels
 from training.recipes import Recipe
 from training.resume import START_AGAIN, read_saved_run
 

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from training.atomic import replace_file
 from training.cotrain import Cotraining, Progress
-from training.monitor import Look
+from training.overfitting import Look
 
 LOG = "log.jsonl"
 LINES_WITHOUT_TERMINAL = 10

@@ -9,8 +9,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from training.errors import RecipeError
-from training.model import ViTConfig
-from training.models import ModelConfig
+from training.models.registry import ModelConfig
+from training.models.vit import ViTConfig
 
 NOT_OF_THE_WEIGHTS = {"source", "expected", "command", "evaluation_attack", "evaluation_steps", "evaluation_betas"}
 """Fields of a Recipe that do not decide what is trained."""

@@ -16,9 +16,9 @@ from typing import Any
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 
+from training.data.sources import HUGGING_FACE
 from training.errors import CheckpointError
 from training.recipes import NOT_OF_THE_WEIGHTS, RECIPES, Recipe
-from training.sources import HUGGING_FACE
 
 START_AGAIN = "delete it, or choose another --out, to start again"
 SAVING_SHARE = 0.02

@@ -17,20 +17,20 @@ from tqdm import tqdm
 import tureen
 from training.checkpoint import CHECKPOINT, Checkpoint, save_checkpoint
 from training.cotrain import Cotraining
-from training.data import Dataset, load_digits, load_images
+from training.data.datasets import Dataset, load_digits, load_images
+from training.data.sources import name_of_images, open_source
+from training.distributed import Processes, cpus_per_process, joined
 from training.errors import CheckpointError, RecipeError
-from training.evaluate import attack_for, substitution
+from training.evaluation.evaluate import attack_for, substitution
+from training.evaluation.measure import Measurement
 from training.interruption import InterruptedRun, StopSignals
-from training.measure import Measurement
-from training.models import Model
-from training.monitor import look, require_sound
-from training.pretrained import load_pretrained
-from training.processes import Processes, cpus_per_process, joined
+from training.models.pretrained import load_pretrained
+from training.models.registry import Model
+from training.overfitting import look, require_sound
 from training.progress import Report
 from training.recipes import RECIPES, Recipe
 from training.resume import SaveClock, SavedRun, absolute, read_saved_run, require_same_recipe
-from training.sources import name_of_images, open_source
-from tureen.manifest import Evaluation
+from tureen.bundle.manifest import Evaluation
 from tureen.preprocess import PreprocessSpec
 
 STATE = "resume.safetensors"

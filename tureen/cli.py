@@ -28,17 +28,17 @@ class Command:
 
 
 COMMANDS = {
-    "demo": Command("tureen.demo", "demo", "demo", "train on handwritten digits, export, serve"),
-    "train": Command("training.command", "train", "train", "train a dual-token model from a recipe"),
-    "evaluate": Command("training.evaluation_command", "evaluate", "train", "measure a checkpoint at any β"),
-    "tune": Command("training.evaluation_command", "tune", "train", "choose β from a few labelled images"),
+    "demo": Command("tureen.commands.demo", "demo", "demo", "train on handwritten digits, export, serve"),
+    "train": Command("training.commands.train", "train", "train", "train a dual-token model from a recipe"),
+    "evaluate": Command("training.commands.evaluate", "evaluate", "train", "measure a checkpoint at any β"),
+    "tune": Command("training.commands.evaluate", "tune", "train", "choose β from a few labelled images"),
     "export": Command("export.command", "export", "export", "compile a checkpoint into a proven bundle"),
-    "inspect": Command("tureen.describe", "inspect", "serve", "show what a bundle holds"),
+    "inspect": Command("tureen.commands.inspect", "inspect", "serve", "show what a bundle holds"),
     "bench": Command("tureen.bench.command", "bench", "serve", "time the engines, name the best settings"),
-    "batch": Command("serve.jobs.command", "batch", "batch", "classify many images into a table"),
-    "jobs": Command("serve.admin.jobs_command", "jobs", "serve", "batch jobs on a running service"),
-    "beta": Command("serve.admin.command", "beta", "serve", "change the default β of a running service"),
-    "credentials": Command("serve.admin.credentials_command", "credentials", "serve", "who may change it"),
+    "batch": Command("serve.commands.batch", "batch", "batch", "classify many images into a table"),
+    "jobs": Command("serve.commands.jobs", "jobs", "serve", "batch jobs on a running service"),
+    "beta": Command("serve.commands.beta", "beta", "serve", "change the default β of a running service"),
+    "credentials": Command("serve.commands.credentials", "credentials", "serve", "who may change it"),
     "serve": Command("serve.server", "serve", "serve", "serve a bundle over HTTP"),
 }
 

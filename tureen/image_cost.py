@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from tureen.stripping import JPEG_SIGNATURE, PNG_SIGNATURE
+from tureen.image_metadata import JPEG_SIGNATURE, PNG_SIGNATURE
 
 LEAST_WORK = 4096  # of any image: what a decoder does whatever the size
 FREE_WORK = 65_536  # of an image that is small whatever its bytes: receiving and answering its request costs as much

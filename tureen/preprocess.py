@@ -27,7 +27,7 @@ from tureen.errors import (
     UnsupportedImageTypeError,
 )
 from tureen.image_cost import UNKNOWN, read_header
-from tureen.stripping import JPEG_SIGNATURE, PNG_SIGNATURE, orientation, stripped
+from tureen.image_metadata import JPEG_SIGNATURE, PNG_SIGNATURE, orientation, stripped
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 PILLOW_MAX_PIXELS = 89_478_485  # where Pillow's own decompression-bomb check sets in

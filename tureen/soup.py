@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
-from tureen.bundle import Bundle, load_bundle
+from tureen.bundle.bundle import Bundle, load_bundle
+from tureen.bundle.manifest import Precision
 from tureen.engines import AUTO, open_engine
 from tureen.engines.base import Engine, EngineOptions
 from tureen.errors import (
@@ -32,7 +33,6 @@ from tureen.errors import (
 )
 from tureen.image_sources import ACCEPTED, ImageSource, is_one_image, pixels_of
 from tureen.machine import available_cpus, default_cache_directory
-from tureen.manifest import Precision
 from tureen.preprocess import DEFAULT_LIMITS, ImageLimits, Pixels
 from tureen.tokens import CLEAN_BETA, ROBUST_BETA, mix_rows, parse_beta
 

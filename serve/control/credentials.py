@@ -15,8 +15,8 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from serve.control.errors import InvalidChangeError
-from serve.control.state import POLICY_NAME, text_of
-from serve.control.store import Store
+from serve.control.revision_store import Store
+from serve.control.settings_state import POLICY_NAME, text_of
 
 Role = Literal["read", "operate"]
 ROLES: tuple[Role, ...] = get_args(Role)

@@ -23,8 +23,8 @@ from pathlib import PurePath
 from typing import Any, BinaryIO
 
 from serve.jobs.errors import InputError, UnreadableError
-from serve.jobs.files import Files, StoredFiles
-from serve.jobs.source import MAX_NAME, Item, Source, is_left_out, opened
+from serve.jobs.image_source import MAX_NAME, Item, Source, is_left_out, opened
+from serve.jobs.rooted_files import Files, StoredFiles
 from tureen.errors import ImageTooLargeError
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")

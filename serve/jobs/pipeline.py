@@ -16,10 +16,10 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
+from serve.jobs.decoding import Read, Readers
 from serve.jobs.errors import JobError
-from serve.jobs.reading import Read, Readers
+from serve.jobs.image_source import Item
 from serve.jobs.shard import Shard
-from serve.jobs.source import Item
 from tureen.preprocess import Pixels
 
 logger = logging.getLogger("tureen.jobs")

@@ -23,8 +23,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.control.errors import ControlStoreError
-from serve.control.store import Store
-from serve.jobs.durable import reopen, write_whole
+from serve.control.revision_store import Store
+from serve.inference.loaded_model import Model
+from serve.inference.service import Service
+from serve.jobs.atomic_files import reopen, write_whole
+from serve.jobs.decoding import Decoding, in_processes
 from serve.jobs.errors import (
     InputError,
     JobInterruptedError,
@@ -32,16 +35,13 @@ from serve.jobs.errors import (
     OutputError,
     OutputTakenError,
 )
-from serve.jobs.files import Place, Rooted
-from serve.jobs.inputs import open_source
-from serve.jobs.job import ID, Job, Spec, Summary, begun, locked, refuse_inside
-from serve.jobs.pinning import BATCH_ROWS, Wanted, pin
+from serve.jobs.input_sources import open_source
+from serve.jobs.job_output import ID, Job, Spec, Summary, begun, locked, refuse_inside
+from serve.jobs.job_spec import BATCH_ROWS, Wanted, pin
+from serve.jobs.job_store import JobRecord, JobRecords, JobRequest, State
 from serve.jobs.pipeline import Classify, Pipeline
-from serve.jobs.reading import Decoding, in_processes
-from serve.jobs.records import JobRecord, JobRecords, JobRequest, State
-from serve.logs import FIELDS
-from serve.model import Model
-from serve.service import Service
+from serve.jobs.rooted_files import Place, Rooted
+from serve.telemetry.logs import FIELDS
 from tureen.errors import TureenError
 from tureen.soup import Soup
 

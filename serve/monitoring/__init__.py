@@ -1,1 +1,1 @@
-"""A Grafana dashboard and Prometheus alert rules for the metrics of `serve.metrics`."""
+"""A Grafana dashboard and Prometheus alert rules for the metrics of `serve.telemetry.metrics`."""

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from serve.json_body import parse_json
+from serve.http.json_body import parse_json
 from serve.oip.errors import InvalidRequestError, RequestTooLargeError
 from serve.oip.request import (
     IMAGE,

@@ -8,13 +8,13 @@ from __future__ import annotations
 from typing import Any
 
 import tureen
-from serve.metrics import Metrics
-from serve.model import Model
+from serve.inference.loaded_model import Model
+from serve.inference.service import Service
 from serve.oip.errors import UnknownModelError
 from serve.oip.request import BETA, IMAGE, INPUT_DATATYPES, OUTPUTS, PIXELS
 from serve.oip.statistics import Statistics
-from serve.service import Service
 from serve.settings import Settings
+from serve.telemetry.metrics import Metrics
 
 EXTENSIONS = ["binary_tensor_data", "classification", "model_configuration", "parameters", "statistics"]
 CONFIG_DATATYPES = {"BYTES": "TYPE_STRING", "UINT8": "TYPE_UINT8", "FP32": "TYPE_FP32"}

@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse
 from starlette.types import Scope
 
 from serve.errors import ServeError
-from serve.problems import INTERNAL, KINDS, Kind, kind_of, problem_response
+from serve.http.problems import INTERNAL, KINDS, Kind, kind_of, problem_response
 
 PREFIX = "/v2"
 

@@ -10,15 +10,15 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.control.choice import ANYBODY, Asker, Choice
+from serve.control.beta_choice import ANYBODY, Asker, Choice
 from serve.errors import DeadlineError
-from serve.model import Answered
+from serve.inference.loaded_model import Answered
+from serve.inference.service import Admission, Service
 from serve.oip.codec import InferAnswer
 from serve.oip.errors import InvalidRequestError
 from serve.oip.request import LOGITS, InferRequest, RequestLimits, WantedOutput
 from serve.oip.statistics import Statistics
 from serve.oip.tensors import BYTES, Tensor
-from serve.service import Admission, Service
 from tureen.errors import ImageError, TureenError
 from tureen.soup import probabilities
 

@@ -7,9 +7,12 @@ from typing import Any
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
-from serve.access import access_fields, arrived_s
+from serve.api.classify import answer_head, asker_of
 from serve.errors import NotReadyError
-from serve.model import Model
+from serve.http.body_stream import BodyMemory, receive_body, unless_gone
+from serve.http.request_log import access_fields, arrived_s
+from serve.inference.loaded_model import Model
+from serve.inference.service import Service
 from serve.oip.codec import HEADER_LENGTH, decode_request, encode_answer
 from serve.oip.describe import (
     known_model,
@@ -19,6 +22,7 @@ from serve.oip.describe import (
     repository_index,
     server_metadata,
 )
+from serve.oip.documented_routes import TAG, infer_body, infer_parameters, infer_response, path_parameters
 from serve.oip.errors import (
     PREFIX,
     InvalidRequestError,
@@ -27,12 +31,8 @@ from serve.oip.errors import (
     oip_openapi_responses,
 )
 from serve.oip.infer import infer, request_limits
-from serve.oip.openapi import TAG, infer_body, infer_parameters, infer_response, path_parameters
 from serve.oip.request import BETA
 from serve.oip.statistics import Statistics
-from serve.receiving import BodyMemory, receive_body, unless_gone
-from serve.routes import answer_head, asker_of
-from serve.service import Service
 
 NOT_OFFERED = (
     "/systemsharedmemory/{rest:path}",

@@ -15,11 +15,11 @@ from google.protobuf.json_format import ParseDict
 from google.protobuf.message import DecodeError, Message
 from grpc_health.v1 import health_pb2
 
-from serve.access import only_value
-from serve.control.choice import Asker
+from serve.control.beta_choice import Asker
 from serve.errors import NotReadyError
-from serve.journey import JOURNEY, Journey
-from serve.logs import FIELDS
+from serve.http.problems import INTERNAL
+from serve.http.request_log import only_value
+from serve.inference.service import Service
 from serve.oip.describe import (
     known_model,
     model_config,
@@ -33,12 +33,12 @@ from serve.oip.infer import infer, request_limits
 from serve.oip.messages import decode_message, encode_message
 from serve.oip.proto import inference_pb2 as pb
 from serve.oip.statistics import Statistics
-from serve.problems import INTERNAL
-from serve.service import Service
 from serve.settings import grpc_address
+from serve.telemetry.logs import FIELDS
+from serve.telemetry.request_trace import JOURNEY, Journey
 
 if TYPE_CHECKING:
-    from serve.tracing import Tracing
+    from serve.telemetry.tracing import Tracing
 
 SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name

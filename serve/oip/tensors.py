@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.json_body import decode_base64
+from serve.http.json_body import decode_base64
 from serve.oip.errors import InvalidRequestError
 
 BYTES = "BYTES"

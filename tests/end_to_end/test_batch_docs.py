@@ -6,10 +6,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from serve.jobs.inputs import MANIFEST_SUFFIXES, TAR_SUFFIXES
+from serve.jobs.input_sources import MANIFEST_SUFFIXES, TAR_SUFFIXES
 from serve.jobs.shard import COLUMNS
-from tureen.bundle import load_bundle
-from tureen.demo import EXAMPLES
+from tureen.bundle.bundle import load_bundle
+from tureen.commands.demo import EXAMPLES
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "batch.md").read_text()
 COMMANDS = [line for block in re.findall(r"^```sh\n(.*?)^```", GUIDE, re.M | re.S) for line in block.splitlines()]

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from tests.patience import DEADLINE_S
-from tureen.demo import demo_fingerprint
+from tureen.commands.demo import demo_fingerprint
 
 ROOT = Path(__file__).parents[2]
 

@@ -17,7 +17,7 @@ from PIL import Image
 import tureen
 from tests.patience import DEADLINE_S
 from tureen.cli import main
-from tureen.demo import EXAMPLES
+from tureen.commands.demo import EXAMPLES
 
 CIFAR10 = Path(__file__).parents[3] / "shared" / "data" / "cifar10-jpeg.tar.gz"
 

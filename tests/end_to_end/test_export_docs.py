@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from export.stated import USUAL_CROP
-from tureen.bundle import read_manifest
+from export.source_config import USUAL_CROP
+from tureen.bundle.bundle import read_manifest
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "export.md").read_text()
 BLOCKS = re.findall(r"^```sh\n(.*?)^```", GUIDE, re.MULTILINE | re.DOTALL)

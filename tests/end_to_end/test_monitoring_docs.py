@@ -9,10 +9,10 @@ import pytest
 import yaml
 from PIL import Image
 
-from serve.metrics import Metrics
 from serve.settings import Settings
-from tureen.bundle import load_bundle
-from tureen.demo import EXAMPLES
+from serve.telemetry.metrics import Metrics
+from tureen.bundle.bundle import load_bundle
+from tureen.commands.demo import EXAMPLES
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "monitoring.md").read_text()
 BLOCKS = re.findall(r"^```sh\n(.*?)^```", GUIDE, re.MULTILINE | re.DOTALL)

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import sys
-from tureen.bundle import load_bundle
+from tureen.bundle.bundle import load_bundle
 from tureen.engines import compile_engine
 from tureen.errors import EngineError
 bundle = load_bundle(sys.argv[1])

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tureen.bundle import load_bundle
-from tureen.demo import EXAMPLES
+from tureen.bundle.bundle import load_bundle
+from tureen.commands.demo import EXAMPLES
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "operating.md").read_text()
 BLOCKS = re.findall(r"^```sh\n(.*?)^```", GUIDE, re.MULTILINE | re.DOTALL)

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from serve.problems import KINDS
+from serve.http.problems import KINDS
 from serve.settings import Settings
 from tests.patience import DEADLINE_S
 from training.checkpoint import load_checkpoint
 from training.recipes import load_recipe
-from tureen.demo import demo_fingerprint
+from tureen.commands.demo import demo_fingerprint
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()

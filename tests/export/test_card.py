@@ -3,7 +3,7 @@ import json
 import pytest
 
 from export.card import model_card
-from tureen.manifest import Accuracy, AccuracyRow, Check, Evaluation, Manifest, ShiftRow, TransferMatrix
+from tureen.bundle.manifest import Accuracy, AccuracyRow, Check, Evaluation, Manifest, ShiftRow, TransferMatrix
 from tureen.preprocess import PreprocessSpec
 
 HEADINGS = {

@@ -11,9 +11,9 @@ from export.parity import BATCH_SIZES, ParityLimits, check_parity, measure_parit
 from export.pipeline import export_bundle
 from export.proving import Asked
 from export.reference import BETAS, reference
-from training.model import DualTokenViT, ViTConfig
-from training.resnet import DualResNet, ResNetConfig
-from tureen.bundle import load_bundle
+from training.models.resnet import DualResNet, ResNetConfig
+from training.models.vit import DualTokenViT, ViTConfig
+from tureen.bundle.bundle import load_bundle
 from tureen.cli import main
 from tureen.engines import compile_engine
 

@@ -10,15 +10,15 @@ from starlette.testclient import TestClient
 
 import tureen
 from export.foreign import ForeignOptions, load_foreign, name_of
-from export.stated import read_labels, stated_labels
-from serve.app import create_app
-from serve.metrics import Metrics
-from serve.service import Service
+from export.source_config import read_labels, stated_labels
+from serve.api.app import create_app
+from serve.inference.service import Service
 from serve.settings import Settings
-from training.pretrained import HALF, IMAGENET_MEAN, IMAGENET_STD, load_pretrained
-from tureen.bundle import load_bundle
+from serve.telemetry.metrics import Metrics
+from training.models.pretrained import HALF, IMAGENET_MEAN, IMAGENET_STD, load_pretrained
+from tureen.bundle.bundle import load_bundle
+from tureen.bundle.manifest import NAME_PATTERN
 from tureen.cli import main
-from tureen.manifest import NAME_PATTERN
 from tureen.preprocess import pixels_from_bytes
 
 ROUNDING = 1e-4  # what export itself allows in fp32

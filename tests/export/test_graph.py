@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from export.graph import Backbone, CompiledBackbone, can_fold, onnx_graph
-from training.model import DualTokenViT, ViTConfig
+from training.models.vit import DualTokenViT, ViTConfig
 from tureen.engines import compile_engine
 
 CONFIG = ViTConfig(

@@ -4,7 +4,7 @@ import pytest
 
 from export.errors import ParityError
 from export.parity import ParityLimits, check_parity
-from tureen.manifest import ParityRow, ServedAccuracy
+from tureen.bundle.manifest import ParityRow, ServedAccuracy
 
 
 def row(precision, *, clean=0.0, transferred=0.0, beta=1.0, n=1000, agreement=1.0, difference=0.1):

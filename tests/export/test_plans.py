@@ -12,7 +12,7 @@ from export.parity import ParityLimits
 from export.proving import Asked, prove_engines
 from export.reference import reference
 from export.torch_plan import build_torch_plan, traced
-from tureen.bundle import load_bundle
+from tureen.bundle.bundle import load_bundle
 from tureen.cli import main
 from tureen.engines import compile_engine
 from tureen.errors import EngineError

@@ -13,10 +13,10 @@ from export.parity import ParityLimits
 from export.pipeline import export_bundle
 from export.proving import Asked
 from export.quantization import calibration, calibration_pixels, int8_graph
-from tureen.bundle import load_bundle
+from tureen.bundle.bundle import load_bundle
+from tureen.bundle.manifest import graph_name
 from tureen.cli import main
 from tureen.engines import compile_engine, open_engine
-from tureen.manifest import graph_name
 from tureen.preprocess import PreprocessSpec
 from tureen.tokens import mix_rows
 

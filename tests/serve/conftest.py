@@ -16,11 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from serve.control.store import Store
+from serve.control.revision_store import Store
 from tests.patience import DEADLINE_S
 from tests.serve.control.postgres import Postgres
-from tureen.bundle import GOLDEN, MANIFEST, load_bundle, record_files
-from tureen.demo import EXAMPLES
+from tureen.bundle.bundle import GOLDEN, MANIFEST, load_bundle, record_files
+from tureen.commands.demo import EXAMPLES
 
 
 @dataclass

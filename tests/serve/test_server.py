@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from tests.patience import DEADLINE_S
-from tureen.bundle import GOLDEN, MANIFEST, load_bundle, record_files
+from tureen.bundle.bundle import GOLDEN, MANIFEST, load_bundle, record_files
 
 
 def free_port():

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from training.data import Images
+from training.data.datasets import Images
 
 
 class MarginModel(torch.nn.Module):

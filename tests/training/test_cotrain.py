@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from training.attacks import pgd
+from training.attacks.gradient import pgd
 from training.cotrain import Cotraining, _seed
-from training.data import Dataset, Images
+from training.data.datasets import Dataset, Images
 from training.errors import CheckpointError, DivergedError
-from training.model import DualTokenViT
-from training.objective import cotraining_losses, epsilon, eq1, learning_rate
+from training.loss import cotraining_losses, epsilon, eq1, learning_rate
+from training.models.vit import DualTokenViT
 from training.recipes import load_recipe
 from tureen.preprocess import PreprocessSpec
 

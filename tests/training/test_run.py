@@ -15,10 +15,10 @@ from safetensors.torch import load_file, save_file
 
 from training.checkpoint import load_checkpoint
 from training.cotrain import Cotraining
+from training.data.loading import Order
 from training.errors import CheckpointError, RecipeError
-from training.loading import Order
+from training.models.resnet import DualResNet, ResNetConfig
 from training.recipes import load_recipe
-from training.resnet import DualResNet, ResNetConfig
 from training.resume import SaveClock, read_saved_run
 from training.run import RunOptions, fitted, load_data, only_writer
 from tureen.cli import main

@@ -16,10 +16,10 @@ from tureen.bench.advice import best_for_latency, best_for_throughput
 from tureen.bench.records import Assignment, Benchmark, Measured, Rate, Turn
 from tureen.bench.table import benchmark_text
 from tureen.bench.worker import Worker
-from tureen.bundle import MANIFEST, load_bundle
+from tureen.bundle.bundle import MANIFEST, load_bundle
 from tureen.engines import open_engine
 from tureen.engines.base import EngineOptions
-from tureen.engines.ranking import explain
+from tureen.engines.timings_cache import explain
 from tureen.errors import EngineError
 
 NO_FILE = "engines/backbone-int8.onnx"

@@ -11,7 +11,7 @@ from PIL import Image
 
 import tureen
 from tureen.cli import COMMANDS, main
-from tureen.demo import EXAMPLES
+from tureen.commands.demo import EXAMPLES
 
 
 @pytest.fixture(autouse=True)

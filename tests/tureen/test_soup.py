@@ -13,8 +13,8 @@ from PIL import Image
 
 import tureen
 from tests.conftest import encoded
-from tureen.bundle import Bundle, load_bundle
-from tureen.demo import EXAMPLES
+from tureen.bundle.bundle import Bundle, load_bundle
+from tureen.commands.demo import EXAMPLES
 from tureen.engines.base import EngineOptions
 from tureen.errors import InvalidPixelsError
 from tureen.soup import CHUNK_IMAGES, Soup, top_predictions

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from tests.patience import DEADLINE_S
-from tureen.demo import EXAMPLES
+from tureen.commands.demo import EXAMPLES
 
 PROGRAM = """
 import sys, tureen

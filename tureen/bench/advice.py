@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from tureen.bench.records import Benchmark, Measured, Setting
-from tureen.bundle import Bundle
+from tureen.bundle.bundle import Bundle
 from tureen.engines.base import EngineOptions
-from tureen.engines.ranking import LOW_PRECISION_HANDICAP, Ranking, Timing, rank
+from tureen.engines.timings_cache import LOW_PRECISION_HANDICAP, Ranking, Timing, rank
 
 ENOUGH = 0.95  # of the best rate: a larger batch for the rest would only make its images wait
 SLOWER = 2.0  # than one image alone: where latency counts, a larger batch is not worth it

@@ -10,8 +10,8 @@ from pathlib import Path
 from tureen.bench.advice import rankings
 from tureen.bench.measure import measure
 from tureen.bench.table import benchmark_text
-from tureen.bundle import load_bundle
-from tureen.engines.ranking import keep
+from tureen.bundle.bundle import load_bundle
+from tureen.engines.timings_cache import keep
 from tureen.machine import available_cpus, default_cache_directory
 
 

@@ -17,9 +17,9 @@ import numpy as np
 from tureen.bench.advice import best_for_latency, best_for_throughput
 from tureen.bench.records import Assignment, Benchmark, LeftOut, Measured, Rate, Times, Turn
 from tureen.bench.worker import Worker
-from tureen.bundle import Bundle
+from tureen.bundle.bundle import Bundle
 from tureen.engines.base import EngineOptions
-from tureen.engines.ranking import conditions
+from tureen.engines.timings_cache import conditions
 from tureen.errors import EngineError
 from tureen.timing import TURN_S, calls_to_fill, in_turns
 

@@ -6,7 +6,7 @@ import datetime
 
 from pydantic import BaseModel, ConfigDict, Field, computed_field
 
-from tureen.manifest import Precision
+from tureen.bundle.manifest import Precision
 
 
 class _Record(BaseModel):

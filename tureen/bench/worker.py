@@ -18,7 +18,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from tureen.bench.records import Assignment, Opened, Times, Turn
-from tureen.bundle import load_bundle
+from tureen.bundle.bundle import load_bundle
 from tureen.engines import prove
 from tureen.engines.base import EngineOptions
 from tureen.errors import EngineError, TureenError

@@ -13,12 +13,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tureen.bundle import Bundle
-from tureen.engines.base import Artefact, Engine, EngineOptions, reproduce_golden
-from tureen.engines.ranking import Timing, keep, rank, recall
-from tureen.errors import BundleError, EngineError
-from tureen.machine import available_cpus, make_writable
-from tureen.manifest import (
+from tureen.bundle.bundle import Bundle
+from tureen.bundle.manifest import (
     BACKBONE,
     EngineName,
     FileName,
@@ -29,6 +25,10 @@ from tureen.manifest import (
     is_plan,
     plan_name,
 )
+from tureen.engines.base import Artefact, Engine, EngineOptions, reproduce_golden
+from tureen.engines.timings_cache import Timing, keep, rank, recall
+from tureen.errors import BundleError, EngineError
+from tureen.machine import available_cpus, make_writable
 
 AUTO = "auto"
 RACE_BATCH = 8

@@ -13,9 +13,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from tureen.bundle import Bundle
+from tureen.bundle.bundle import Bundle
+from tureen.bundle.manifest import ParityRow, PlanRecord, Precision
 from tureen.errors import EngineError
-from tureen.manifest import ParityRow, PlanRecord, Precision
 from tureen.tokens import mix_rows
 from tureen.vendor_telemetry import disable_vendor_telemetry
 

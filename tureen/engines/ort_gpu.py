@@ -20,14 +20,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tureen.bundle import LOGITS_OUTPUT, PIXELS_INPUT, TOKEN_INPUT
+from tureen.bundle.bundle import LOGITS_OUTPUT, PIXELS_INPUT, TOKEN_INPUT
+from tureen.bundle.graph import read_graph_file
+from tureen.bundle.manifest import Precision
 from tureen.engines.base import Artefact, EngineOptions
 from tureen.engines.buckets import bucket_sizes, cut
 from tureen.engines.cuda import Cuda
 from tureen.engines.ort import import_onnxruntime, open_session, thread_settings
 from tureen.errors import EngineError
-from tureen.graph_file import read_graph_file
-from tureen.manifest import Precision
 
 CUDA = "CUDAExecutionProvider"
 TENSORRT = "TensorrtExecutionProvider"

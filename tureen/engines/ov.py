@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tureen.bundle import LOGITS_OUTPUT, PIXELS_INPUT, TOKEN_INPUT
+from tureen.bundle.bundle import LOGITS_OUTPUT, PIXELS_INPUT, TOKEN_INPUT
+from tureen.bundle.manifest import Precision
 from tureen.engines.base import Artefact, EngineOptions, import_runtime
 from tureen.errors import EngineError
-from tureen.manifest import Precision
 
 NO_OPENVINO = "openvino is not installed: install Tureen with its extra [openvino]"
 

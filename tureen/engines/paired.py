@@ -12,8 +12,8 @@ import threading
 import numpy as np
 from numpy.typing import NDArray
 
+from tureen.bundle.manifest import Precision
 from tureen.engines.base import Engine
-from tureen.manifest import Precision
 
 CPU_ENGINES = frozenset({"onnxruntime", "openvino"})  # a GPU has nothing to share out
 

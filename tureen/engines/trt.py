@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tureen.bundle import PIXELS_INPUT, TOKEN_INPUT
+from tureen.bundle.bundle import PIXELS_INPUT, TOKEN_INPUT
+from tureen.bundle.manifest import EngineName, PlanRecord, Precision
 from tureen.engines.base import Artefact, EngineOptions, import_runtime
 from tureen.engines.buckets import bucket_sizes, cut
 from tureen.engines.cuda import Cuda, Device
 from tureen.errors import EngineError
-from tureen.manifest import EngineName, PlanRecord, Precision
 
 if TYPE_CHECKING:
     import tensorrt_rtx as trt  # at run time the flavour's own module, by load_library; they share their names

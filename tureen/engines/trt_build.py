@@ -14,11 +14,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tureen.bundle import LOGITS_OUTPUT, PIXELS_INPUT, TOKEN_INPUT
+from tureen.bundle.bundle import LOGITS_OUTPUT, PIXELS_INPUT, TOKEN_INPUT
+from tureen.bundle.manifest import EngineName, PlanRecord, Precision
 from tureen.engines.cuda import NO_GPU, Cuda, Device
 from tureen.engines.trt import FLAVOURS, library_log, load_library
 from tureen.errors import EngineError
-from tureen.manifest import EngineName, PlanRecord, Precision
 
 if TYPE_CHECKING:
     import tensorrt_rtx as trt  # at run time the flavour's own module, by load_library; they share their names

@@ -6,11 +6,11 @@ import signal
 
 import pytest
 
-from serve.admin.command import shown
+from serve.commands.beta import shown
 from tests.serve.admin.conftest import Operator
-from tests.serve.admin.test_admin import classify, image  # noqa: F401 - a fixture
-from tests.serve.test_reload import replace_with
-from tureen.bundle import MANIFEST
+from tests.serve.admin.test_settings_routes import classify, image  # noqa: F401 - a fixture
+from tests.serve.inference.test_reload import replace_with
+from tureen.bundle.bundle import MANIFEST
 
 PROMISED = {"value": 0.5, "low": 0.4, "high": 0.6}
 

@@ -10,7 +10,7 @@ import grpc
 import pytest
 
 from serve.oip.proto import inference_pb2 as pb
-from tests.serve.admin.test_admin import image  # noqa: F401 - a fixture
+from tests.serve.admin.test_settings_routes import image  # noqa: F401 - a fixture
 
 
 def ask(port, method, path, body, headers):

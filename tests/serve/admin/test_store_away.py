@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 
 from serve.control.credentials import Credentials
-from serve.control.store import Store
+from serve.control.revision_store import Store
 from tests.serve.admin.conftest import Operator
-from tests.serve.admin.test_admin import classify, image  # noqa: F401 - a fixture
-from tests.serve.test_reload import replace_with
-from tureen.demo import EXAMPLES
+from tests.serve.admin.test_settings_routes import classify, image  # noqa: F401 - a fixture
+from tests.serve.inference.test_reload import replace_with
+from tureen.commands.demo import EXAMPLES
 
 UNREACHABLE = (503, "store_unreachable")
 REFUSING = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"]  # root without its right to write everywhere

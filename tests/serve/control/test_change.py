@@ -17,7 +17,7 @@ from serve.control.change import (
     without_key,
 )
 from serve.control.errors import InvalidChangeError
-from serve.control.state import ControlState, KeyPolicy
+from serve.control.settings_state import ControlState, KeyPolicy
 
 NOW = datetime(2027, 1, 31, 8, tzinfo=UTC)
 

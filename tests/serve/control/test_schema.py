@@ -11,10 +11,10 @@ import sqlalchemy as sa
 
 from serve.control.credentials import Credentials
 from serve.control.errors import ControlStoreError
+from serve.control.revision_store import BEFORE_ALL, Store, next_revision
 from serve.control.schema import MIGRATIONS, migrate
-from serve.control.state import ControlState
-from serve.control.store import BEFORE_ALL, Store, next_revision
-from serve.jobs.records import JobRecords, JobRequest
+from serve.control.settings_state import ControlState
+from serve.jobs.job_store import JobRecords, JobRequest
 from tests.patience import DEADLINE_S
 
 SERVERS, ROUNDS = 6, 10

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from serve.jobs.command import batch
-from tureen.bundle import load_bundle
-from tureen.demo import EXAMPLES
+from serve.commands.batch import batch
+from tureen.bundle.bundle import load_bundle
+from tureen.commands.demo import EXAMPLES
 
 BUNDLE = EXAMPLES / "cifar10"
 ROOT = Path(__file__).parents[3]

@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 
 import tureen
-from serve.jobs.command import batch
-from tureen.bundle import load_bundle
-from tureen.demo import EXAMPLES
+from serve.commands.batch import batch
+from tureen.bundle.bundle import load_bundle
+from tureen.commands.demo import EXAMPLES
 from tureen.errors import TureenError
 from tureen.soup import Soup
 

@@ -13,7 +13,7 @@ import pytest
 
 from serve.jobs.archives import MAX_LINKS, MAX_STEPS, Links, Tar
 from serve.jobs.errors import InputError
-from serve.jobs.inputs import open_source
+from serve.jobs.input_sources import open_source
 from tureen.errors import ImageError, ImageTooLargeError
 
 MADE = Path(__file__).parent / "archives"  # by make.sh there

@@ -19,13 +19,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import serve.jobs.reading
+import serve.jobs.decoding
 import tureen
-from serve.jobs.command import batch
+from serve.commands.batch import batch
+from serve.http.problems import KINDS
 from serve.jobs.errors import InputError, JobError, JobStoppedError, OutputError
-from serve.jobs.inputs import open_source
-from serve.jobs.job import SUCCESS
-from serve.problems import KINDS
+from serve.jobs.input_sources import open_source
+from serve.jobs.job_output import SUCCESS
 from tests.serve.jobs.conftest import BUNDLE
 from tests.serve.jobs.tables import rows_of
 from tureen.errors import TureenError
@@ -167,9 +167,9 @@ def test_what_failed_is_tried_again_and_nothing_else(run_batch, photos, tmp_path
     assert sum(row["status"] == "error" for row in rows_of(tmp_path / "out")) == 2
     whole.write_bytes(content)
     read = []
-    real = serve.jobs.reading.pixels_from_bytes
+    real = serve.jobs.decoding.pixels_from_bytes
     monkeypatch.setattr(
-        serve.jobs.reading, "pixels_from_bytes", lambda data, *a, **b: read.append(data) or real(data, *a, **b)
+        serve.jobs.decoding, "pixels_from_bytes", lambda data, *a, **b: read.append(data) or real(data, *a, **b)
     )
     assert run_batch(*arguments, "--retry-failed") == 0
     assert read == [content]
@@ -311,7 +311,7 @@ def test_an_engine_that_fails_on_one_image_costs_one_row_and_one_that_fails_on_a
     monkeypatch.setattr(tureen.Soup, "logits", logits)
     with pytest.raises(JobError, match="fails on every image"):
         run_batch(photos, tmp_path / "all")
-    spec = tureen.bundle.load_bundle(BUNDLE).manifest.preprocess
+    spec = tureen.bundle.bundle.load_bundle(BUNDLE).manifest.preprocess
     first = sorted(photos.rglob("*.png"))[0]
     broken.add(tureen.preprocess.pixels_from_bytes(first.read_bytes(), spec).tobytes())
     assert run_batch(photos, tmp_path / "one") == 0
@@ -322,7 +322,7 @@ def test_an_engine_that_fails_on_one_image_costs_one_row_and_one_that_fails_on_a
 
 
 def test_the_codes_are_those_of_the_server():
-    for cls, code in serve.jobs.reading.CODES.items():
+    for cls, code in serve.jobs.decoding.CODES.items():
         if cls in KINDS:
             assert KINDS[cls].code == code
 

@@ -28,8 +28,8 @@ SUBMIT = (
     + """
 from pathlib import Path
 from serve.jobs.errors import InputError
-from serve.jobs.files import Rooted
-from serve.jobs.records import JobRequest
+from serve.jobs.rooted_files import Rooted
+from serve.jobs.job_store import JobRequest
 from serve.jobs.runner import check_paths
 folder = Path(sys.argv[1])
 for format in ("csv", "jsonl", "parquet", None):

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from serve.jobs.job import SUCCESS
+from serve.jobs.job_output import SUCCESS
 from tests.serve.jobs.tables import rows_of
 
 ARGUMENTS = ("--shard-rows", 8, "--max-batch", 4, "--beta", 0.5)

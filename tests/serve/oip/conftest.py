@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 import tureen
-from tureen.bundle import load_bundle
+from tureen.bundle.bundle import load_bundle
 from tureen.preprocess import pixels_from_bytes
 
 BUNDLE = "tureen/examples/cifar10"

@@ -13,10 +13,10 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 import tureen
-from serve.app import create_app
-from serve.metrics import Metrics
-from serve.service import Service
+from serve.api.app import create_app
+from serve.inference.service import Service
 from serve.settings import Settings
+from serve.telemetry.metrics import Metrics
 
 INFER = "/v2/models/cifar10/infer"
 HEADER = "Inference-Header-Content-Length"

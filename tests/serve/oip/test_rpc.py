@@ -11,13 +11,13 @@ from google.protobuf import message_factory
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from PIL import Image
 
-from serve.metrics import Metrics
+from serve.inference.service import Service
 from serve.oip.errors import PortTakenError
 from serve.oip.proto import inference_pb2 as pb
 from serve.oip.rpc import SERVICE, RpcServer
 from serve.oip.statistics import Statistics
-from serve.service import Service
 from serve.settings import Settings
+from serve.telemetry.metrics import Metrics
 
 Code = grpc.StatusCode
 

@@ -4,7 +4,7 @@ import json
 import numpy as np
 import pytest
 
-from tureen.bundle import load_bundle
+from tureen.bundle.bundle import load_bundle
 from tureen.engines import compile_engine, open_engine
 from tureen.engines.base import golden_tolerance, reproduce_golden
 from tureen.errors import EngineError

@@ -7,7 +7,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from tureen.bundle import load_bundle
+from tureen.bundle.bundle import load_bundle
 from tureen.engines import compile_engine
 from tureen.engines.base import EngineOptions
 from tureen.engines.ort import PACKAGES, open_session, require_one_package, thread_settings

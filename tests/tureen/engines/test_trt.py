@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import tensorrt_rtx
 
-from tureen.bundle import load_bundle
+from tureen.bundle.bundle import load_bundle
+from tureen.bundle.manifest import PlanRecord
 from tureen.engines import compile_engine, default_options, open_engine, prove
 from tureen.engines.base import Artefact, EngineOptions
 from tureen.engines.cuda import Device
 from tureen.engines.trt import TensorRtEngine
 from tureen.errors import EngineError
-from tureen.manifest import PlanRecord
 from tureen.tokens import mix_rows
 
 VERSION = "11.0.0"

@@ -8,13 +8,13 @@ import torch
 from onnx import TensorProto, helper
 
 from export.graph import onnx_graph
-from training.model import DualTokenViT, ViTConfig
-from tureen.bundle import load_bundle
+from training.models.vit import DualTokenViT, ViTConfig
+from tureen.bundle.bundle import load_bundle
+from tureen.bundle.manifest import BACKBONE
 from tureen.engines import compile_engine
 from tureen.engines.trt import library_log
 from tureen.engines.trt_build import attach_timings, build_plan, keep_timings
 from tureen.errors import EngineError
-from tureen.manifest import BACKBONE
 
 VIT_B16 = ViTConfig(image_size=224, patch_size=16, width=768, depth=12, heads=12, classes=1000)
 NO_GPU = "this machine has no NVIDIA GPU, or no driver for it"

@@ -1,0 +1,192 @@
+"""The routes of batch jobs on the operator's listener: what somebody asks of the store's records and of an output."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+from pydantic import ValidationError
+
+from serve.admin.auth import Operator, json_body
+from serve.admin.operations import AdminDesk
+from serve.control.change import first_fault
+from serve.jobs.atomic_files import reopen
+from serve.jobs.errors import InputError, JobsUnavailableError, NoResultError
+from serve.jobs.job_output import SUCCESS
+from serve.jobs.job_store import JobRecord, JobRecords, JobRequest, State
+from serve.jobs.rooted_files import Place, Rooted
+from serve.jobs.runner import check_paths, holder_of
+from serve.jobs.shard import Format, read_rows
+from tureen.errors import SingleTokenError
+
+MAX_LISTED = 1000
+TIME = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:.]{8,15}Z$"
+CHUNK_BYTES = 1 << 20
+MEDIA_TYPES = {"parquet": "application/vnd.apache.parquet", "jsonl": "application/jsonl", "csv": "text/csv"}
+_SHARD = re.compile(r"part-([0-9]{5,9})\.(parquet|jsonl|csv)")
+
+
+def add_jobs(router: APIRouter, desk: AdminDesk) -> None:
+    """Add the routes to those of a desk; each raises JobsUnavailableError where the server takes no jobs."""
+
+    @router.post("/jobs", status_code=202)
+    async def submit(request: Request, who: Operator) -> Response:
+        records, files = _jobs_of(desk)
+        wanted = _parsed(await json_body(request))
+        default = desk.effective(desk.plane.state)
+        if default is None and (wanted.beta is not None or wanted.betas is not None):
+            raise SingleTokenError
+        await asyncio.to_thread(check_paths, files, wanted)
+        record = await asyncio.to_thread(
+            lambda: records.submit(wanted, who=who.name, default_beta=default, most=desk.max_jobs)
+        )
+        return JSONResponse(_shown(record), 202, {"Location": f"/jobs/{record.id}"})
+
+    @router.get("/jobs")
+    async def jobs(
+        limit: Annotated[int, Query(ge=1, le=MAX_LISTED)] = 50,
+        before: Annotated[str | None, Query(pattern=TIME)] = None,
+        state: State | None = None,
+    ) -> JSONResponse:
+        records, _ = _jobs_of(desk)
+        found = await asyncio.to_thread(records.list, limit, before, state)
+        following = found[-1].created_at if len(found) == limit else None
+        return JSONResponse({"jobs": [_shown(record) for record in found], "next_before": following})
+
+    @router.get("/jobs/{job_id}")
+    async def job(job_id: str) -> JSONResponse:
+        records, _ = _jobs_of(desk)
+        return JSONResponse(_shown(await asyncio.to_thread(records.get, job_id)))
+
+    @router.post("/jobs/{job_id}/cancel")
+    async def cancel(job_id: str, who: Operator) -> JSONResponse:
+        return await _asked(_jobs_of(desk)[0].cancel, job_id)
+
+    @router.post("/jobs/{job_id}/pause")
+    async def pause(job_id: str, who: Operator) -> JSONResponse:
+        return await _asked(_jobs_of(desk)[0].pause, job_id)
+
+    @router.post("/jobs/{job_id}/resume")
+    async def resume(job_id: str, who: Operator) -> JSONResponse:
+        return await _asked(_jobs_of(desk)[0].resume, job_id)
+
+    @router.get("/jobs/{job_id}/results")
+    async def results(job_id: str) -> JSONResponse:
+        records, files = _jobs_of(desk)
+        record = await asyncio.to_thread(records.get, job_id)
+        return JSONResponse({"files": await asyncio.to_thread(_listed, files, record)})
+
+    @router.get("/jobs/{job_id}/results/{name}")
+    async def result(job_id: str, name: str) -> Response:
+        records, files = _jobs_of(desk)
+        record = await asyncio.to_thread(records.get, job_id)
+        size, chunks = await asyncio.to_thread(_chunks, files, record, name)
+        media_type = MEDIA_TYPES.get(name.rpartition(".")[2], "application/json")
+        headers = {"Content-Length": str(size), "Content-Disposition": f'attachment; filename="{name}"'}
+        return StreamingResponse(chunks, media_type=media_type, headers=headers)
+
+    @router.get("/jobs/{job_id}/errors")
+    async def errors(job_id: str, limit: Annotated[int, Query(ge=1, le=MAX_LISTED)] = 100) -> JSONResponse:
+        records, files = _jobs_of(desk)
+        record = await asyncio.to_thread(records.get, job_id)
+        return JSONResponse({"errors": await asyncio.to_thread(_errors, files, record, limit)})
+
+
+def _jobs_of(desk: AdminDesk) -> tuple[JobRecords, Rooted]:
+    if desk.jobs is None:
+        raise JobsUnavailableError
+    return desk.jobs
+
+
+def _parsed(document: Any) -> JobRequest:
+    try:
+        return JobRequest.model_validate(document)
+    except ValidationError as error:
+        raise InputError(first_fault(error, JobRequest)) from None
+
+
+async def _asked(ask: Callable[[str], JobRecord], job_id: str) -> JSONResponse:
+    return JSONResponse(_shown(await asyncio.to_thread(ask, job_id)), 202)
+
+
+def _shown(record: JobRecord) -> dict[str, Any]:
+    """A job as clients see it."""
+    return {
+        "id": record.id,
+        "state": record.state,
+        "wanted": record.wanted,
+        "who": record.who,
+        "request": record.request.model_dump(mode="json"),
+        "default_beta": record.default_beta,
+        "times": record.times,
+        "images": record.images,
+        "done": record.done,
+        "failed": record.failed,
+        "error": record.error,
+        "fingerprint": record.fingerprint,
+    }
+
+
+@contextmanager
+def _place(files: Rooted, record: JobRecord) -> Iterator[Place]:
+    try:
+        with files.place(Path(record.request.output), make=False) as place:
+            if holder_of(place) != record.id:
+                raise NoResultError
+            yield place
+    except FileNotFoundError:
+        raise NoResultError from None
+
+
+def _listed(files: Rooted, record: JobRecord) -> list[dict[str, Any]]:
+    with _place(files, record) as place:
+        names = sorted(name for name in os.listdir(place.output) if name == SUCCESS or _SHARD.fullmatch(name))
+        return [{"name": name, "bytes": os.lstat(place.output / name).st_size} for name in names]
+
+
+def _chunks(files: Rooted, record: JobRecord, name: str) -> tuple[int, Iterator[bytes]]:
+    """The size of a result and its bytes; raises NoResultError."""
+    if name != SUCCESS and not _SHARD.fullmatch(name):
+        raise NoResultError
+    with _place(files, record) as place:
+        try:
+            file = reopen(place.output / name)
+        except OSError:
+            raise NoResultError from None
+    status = os.fstat(file.fileno())
+    if status.st_nlink != 1:  # another file's content under a result's name
+        file.close()
+        raise NoResultError
+
+    def chunks() -> Iterator[bytes]:
+        with file:
+            while chunk := file.read(CHUNK_BYTES):
+                yield chunk
+
+    return status.st_size, chunks()
+
+
+def _errors(files: Rooted, record: JobRecord, limit: int) -> list[dict[str, Any]]:
+    """The first rows that are errors, of the shards that are there."""
+    found: list[dict[str, Any]] = []
+    if record.failed == 0:
+        return found
+    with _place(files, record) as place:
+        for name in sorted(os.listdir(place.output)):
+            shard = _SHARD.fullmatch(name)
+            if shard is None:
+                continue
+            shard_format: Format = shard[2]  # type: ignore[assignment] # as the pattern has it
+            for row in read_rows(place.output / name, shard_format):
+                if row["error_code"] is not None:
+                    found.append({key: row[key] for key in ("id", "path", "sha256", "beta", "error_code", "error")})
+                    if len(found) == limit:
+                        return found
+    return found

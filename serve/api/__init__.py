@@ -1,0 +1,1 @@
+"""The public HTTP routes: classify, sweep, health, documentation and the console."""

@@ -1,0 +1,209 @@
+"""Ends an uvicorn server without losing a request: what was accepted is answered, and kept connections are told.
+
+Knows nothing about images, models or other processes. In order, once `drain` is called: readiness goes, answers say
+`Connection: close`; after the delay no connection begins any more, those that wait are accepted; connections that
+are quiet are closed; the others have the timeout to get their answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import signal
+import socket
+import struct
+import termios
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from types import FrameType
+from typing import Any, cast
+
+import uvicorn
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import ServerState
+
+from serve.connection.sockets import close_accepting, refuse_more
+from serve.errors import UvicornVersionError
+
+HANDSHAKE_S = 0.1  # for connections that have begun when no more may
+# What the classes here and below call or override, none of it documented by uvicorn. Without one of the methods a
+# protection would vanish silently.
+_USED = {
+    HttpToolsProtocol: """connection_made connection_lost data_received on_message_begin on_url on_header on_body
+        on_headers_complete on_message_complete on_response_complete pause_writing resume_writing shutdown
+        timeout_keep_alive_handler _start_asgi_task _unset_keepalive_if_required app config connections cycle
+        expect_100_continue flow headers loop parser pipeline scope server_state tasks timeout_keep_alive
+        timeout_keep_alive_task transport""",
+    RequestResponseCycle: """body default_headers disconnected keep_alive message_event more_body response_complete
+        response_started transport waiting_for_100_continue""",
+    ServerState: "connections default_headers tasks",
+    uvicorn.Server: """capture_signals force_exit handle_exit run server_state should_exit shutdown startup""",
+    FlowControl: "pause_reading read_paused resume_reading write_paused",
+}
+QUIET_S = 1.0  # a connection that has said nothing for as long has no request under way to us
+
+logger = logging.getLogger("tureen.serve")
+
+
+def check_uvicorn(used: Mapping[type, str] = _USED) -> None:
+    """Raise UvicornVersionError where the installed uvicorn lacks a method or an attribute that is used here.
+
+    used: by class, the names, which are the class's own or are set by its __init__.
+    """
+    missing = [
+        f"{owner.__name__}.{name}"
+        for owner, names in used.items()
+        for name in names.split()
+        if not hasattr(owner, name) and name not in owner.__init__.__code__.co_names  # type: ignore[misc]
+    ]
+    if missing:
+        raise UvicornVersionError(uvicorn.__version__, missing)
+
+
+class DrainingState(ServerState):
+    """What the connections of a server share with it."""
+
+    is_draining = False
+
+
+class DrainingProtocol(HttpToolsProtocol):
+    """A connection that, at the server's end, is closed between two requests and never under one."""
+
+    server_state: DrainingState
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if self.server_state.is_draining:
+            self.shutdown()
+
+    def on_headers_complete(self) -> None:
+        super().on_headers_complete()
+        if self.server_state.is_draining:
+            self.cycle.keep_alive = False
+
+    def drain(self) -> None:
+        """Have the answer under way say that it is the last; one whose head is out leaves another for that."""
+        if self.cycle is not None and not self.cycle.response_started:
+            self.cycle.keep_alive = False
+
+    def shutdown(self) -> None:
+        """Close once it has been quiet for a while, where uvicorn closes at once, a request on its way or not."""
+        self.drain()
+        self.timeout_keep_alive = QUIET_S  # type: ignore[assignment] # from its next answer on
+        if self.cycle is None or self.cycle.response_complete:
+            self._unset_keepalive_if_required()
+            self.timeout_keep_alive_task = self.loop.call_later(QUIET_S, self.timeout_keep_alive_handler)
+
+    def timeout_keep_alive_handler(self) -> None:
+        if not self._has_unread():  # else the loop is about to hand it over
+            super().timeout_keep_alive_handler()
+
+    def _has_unread(self) -> bool:
+        if self.transport.is_closing():
+            return False
+        descriptor = self.transport.get_extra_info("socket").fileno()
+        try:
+            (unread,) = struct.unpack("i", fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4)))
+        except OSError:  # a sandbox may forbid it
+            return False
+        return bool(unread)
+
+
+class DrainingServer(uvicorn.Server):
+    """Accepts from some of its listeners, which may change, until it is told to drain."""
+
+    server_state: DrainingState
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        listeners: Sequence[socket.socket],
+        *,
+        delay_s: float,
+        on_start: Callable[[], Awaitable[None]],
+        on_drain: Callable[[], None],
+        obeys_signals: bool,
+    ) -> None:
+        """on_start: awaited once the application has started; has the server accept from its listeners.
+
+        on_drain: called first of all at the end. delay_s: how long requests are accepted after that.
+        obeys_signals: whether SIGTERM and SIGINT end the server.
+        """
+        super().__init__(config)
+        self.server_state = DrainingState()
+        self._listeners = listeners
+        self._delay_s = delay_s
+        self._on_start = on_start
+        self._on_drain = on_drain
+        self._obeys_signals = obeys_signals
+        self._accepting: dict[int, asyncio.AbstractServer] = {}
+        self._is_hurried = asyncio.Event()
+
+    def drain(self, *, at_once: bool = False) -> None:
+        """Begin to end; at once, or called again, without the rest of the delay."""
+        if at_once or self.should_exit:
+            self._is_hurried.set()
+        self.should_exit = True
+
+    async def accept_from(self, wanted: set[int]) -> None:
+        """Accept from the listeners of these numbers and from no others; what waits at the others stays there."""
+        if self.server_state.is_draining:
+            return
+        for number in self._accepting.keys() - wanted:
+            self._accepting.pop(number).close()
+        for number in wanted - self._accepting.keys():
+            listener = self._listeners[number].dup()  # the loop closes what it listens on
+            self._accepting[number] = await asyncio.get_running_loop().create_server(
+                self._connection, sock=listener, backlog=self.config.backlog
+            )
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.force_exit |= self.should_exit and sig == signal.SIGINT  # Ctrl-C twice: whoever waits, waits in vain
+        self.drain()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets=[])
+        await self._on_start()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        if self._obeys_signals:
+            with super().capture_signals():
+                yield
+        else:
+            yield
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        logger.info("draining: no longer ready, accepting for another %g s", self._delay_s)
+        self.server_state.is_draining = True
+        self._on_drain()
+        for connection in list(self.server_state.connections):
+            cast(DrainingProtocol, connection).drain()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._delay_s):
+                await self._is_hurried.wait()
+        await self._stop_listening()
+        await super().shutdown()
+        logger.info("drained")
+
+    async def _stop_listening(self) -> None:
+        accepting = dict(self._accepting)
+        for number, server in accepting.items():
+            server.close()
+            refuse_more(self._listeners[number])
+        await asyncio.sleep(HANDSHAKE_S)
+        loop = asyncio.get_running_loop()
+        for number in accepting:
+            for connection in close_accepting(self._listeners[number]):
+                await loop.connect_accepted_socket(self._connection, connection)
+        for listener in self._listeners:
+            listener.close()
+
+    def _connection(self) -> asyncio.Protocol:
+        make = cast(Callable[..., Any], self.config.http_protocol_class)
+        protocol: asyncio.Protocol = make(
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+        return protocol

@@ -1,0 +1,1 @@
+"""From an image and β to logits: admission, decoding, batching, the engine. Knows no HTTP."""

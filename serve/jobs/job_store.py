@@ -1,0 +1,270 @@
+"""The jobs of a service, in the operator's store: what was asked for, how far it is, and whose it is meanwhile.
+
+    queued ─→ running ─→ succeeded | partially_succeeded | failed | cancelled
+      └─ paused ─┘   a paused, failed or partially succeeded job can be resumed, which queues it again
+
+Whoever runs a job holds a lease on it and renews that; of a process that died the lease runs out, and another, or the
+same after its start, goes on with the job. Two that took it both would write the same rows into the same files. SQLite
+by default, PostgreSQL by URL; the same statements for both. Blocks: called on threads; raises ControlStoreError.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, Literal, get_args
+
+import sqlalchemy as sa
+from pydantic import Field, StringConstraints, TypeAdapter, model_validator
+
+from serve.control.revision_store import Store
+from serve.control.settings_state import Beta, Value, text_of
+from serve.jobs.errors import JobStateError, TooManyJobsError, UnknownJobError
+from serve.jobs.shard import Format
+
+State = Literal["queued", "running", "paused", "succeeded", "partially_succeeded", "failed", "cancelled"]
+STATES: tuple[State, ...] = get_args(State)
+WAITING: tuple[State, ...] = ("queued", "running", "paused")
+ENDED: tuple[State, ...] = ("succeeded", "partially_succeeded", "failed", "cancelled")
+RESUMABLE: tuple[State, ...] = ("paused", "failed", "partially_succeeded")
+LEASE_S = 15.0
+MAX_BETAS = 101
+
+FilePath = Annotated[str, StringConstraints(min_length=1, max_length=4096, pattern=r"^/[^\x00]*$")]
+Whole = Annotated[int, Field(strict=True, ge=1)]
+
+
+class JobRequest(Value):
+    """What somebody wants classified, and where to."""
+
+    input: FilePath = Field(description="a folder, a .tar or .zip, or a manifest, below a directory for inputs")
+    output: FilePath = Field(description="a directory that is new, below one for outputs")
+    beta: Beta | None = Field(default=None, description="a number from 0 to 1; default: the one in force now")
+    betas: Annotated[tuple[Beta, ...], Field(min_length=1, max_length=MAX_BETAS)] | None = Field(
+        default=None, description=f"a row at each of these, 1 to {MAX_BETAS}"
+    )
+    top_k: Annotated[Whole, Field(le=1000)] | None = Field(default=None, description="classes in a row, 1 to 1000")
+    format: Format | None = Field(default=None, description="parquet, jsonl or csv")
+    shard_rows: Annotated[Whole, Field(le=1_000_000)] | None = Field(default=None, description="rows in a shard")
+    max_error_rate: float = Field(default=1.0, strict=True, ge=0, le=1, description="stop beyond this share of errors")
+
+    @model_validator(mode="after")
+    def _has_one_beta(self) -> JobRequest:
+        if self.beta is not None and self.betas is not None:
+            raise ValueError("give beta or betas")
+        if self.betas is not None and len(set(self.betas)) < len(self.betas):
+            raise ValueError("betas has a number twice: its rows would be the same")
+        return self
+
+
+@dataclass(frozen=True)
+class JobRecord:
+    """A job as the store has it. times: UTC, ISO 8601, by the state that began then, the last of each."""
+
+    id: str
+    state: State
+    who: str
+    request: JobRequest
+    default_beta: float | None  # in force when it was submitted; null: the model has one token
+    created_at: str
+    times: dict[str, str]
+    images: int | None = None  # null until they are listed
+    done: int = 0
+    failed: int = 0
+    retries_failed: bool = False
+    error: str | None = None
+    fingerprint: str | None = None
+    owner: str | None = None
+    lease_until: float = 0.0  # seconds since 1970
+    wanted: State | None = None  # of whoever runs it: to be paused or cancelled
+
+
+_METADATA = sa.MetaData()
+_JOBS = sa.Table(
+    "tureen_jobs",
+    _METADATA,
+    sa.Column("id", sa.String(32), primary_key=True),
+    sa.Column("state", sa.String(32), nullable=False, index=True),
+    sa.Column("who", sa.Text, nullable=False),
+    sa.Column("request", sa.Text, nullable=False),
+    sa.Column("default_beta", sa.Float),
+    sa.Column("created_at", sa.String(32), nullable=False, index=True),
+    sa.Column("times", sa.Text, nullable=False),
+    sa.Column("images", sa.BigInteger),
+    sa.Column("done", sa.BigInteger, nullable=False),
+    sa.Column("failed", sa.BigInteger, nullable=False),
+    sa.Column("retries_failed", sa.Boolean, nullable=False),
+    sa.Column("error", sa.Text),
+    sa.Column("fingerprint", sa.String(64)),
+    sa.Column("owner", sa.Text),
+    sa.Column("lease_until", sa.Float, nullable=False),
+    sa.Column("wanted", sa.String(32)),
+)
+_TIMES: TypeAdapter[dict[str, str]] = TypeAdapter(dict[str, str])
+
+
+class JobRecords:
+    """The jobs in a store."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def submit(self, request: JobRequest, *, who: str, default_beta: float | None, most: int) -> JobRecord:
+        """A new job, queued; raises TooManyJobsError where so many have not ended."""
+        now = text_of(datetime.now(UTC))
+        record = JobRecord(secrets.token_hex(8), "queued", who, request, default_beta, now, {"queued": now})
+        with self._store.writing() as connection:
+            waiting = connection.execute(
+                sa.select(sa.func.count()).select_from(_JOBS).where(_JOBS.c.state.in_(WAITING))
+            ).scalar_one()
+            if waiting >= most:
+                raise TooManyJobsError(most)
+            connection.execute(_JOBS.insert().values(**_row(record)))
+        return record
+
+    def get(self, job_id: str) -> JobRecord:
+        """Raises UnknownJobError."""
+        with self._store.reading() as connection:
+            return _get(connection, job_id)
+
+    def list(self, limit: int, before: str | None = None, state: State | None = None) -> Sequence[JobRecord]:
+        """So many jobs, the newest first, of those submitted before a time where one is given."""
+        wanted = _JOBS.select().order_by(_JOBS.c.created_at.desc(), _JOBS.c.id).limit(limit)
+        if before is not None:
+            wanted = wanted.where(_JOBS.c.created_at < before)
+        if state is not None:
+            wanted = wanted.where(_JOBS.c.state == state)
+        with self._store.reading() as connection:
+            return [_record(row) for row in connection.execute(wanted)]
+
+    def counts(self) -> dict[str, int]:
+        """How many jobs are in each state."""
+        with self._store.reading() as connection:
+            found = connection.execute(sa.select(_JOBS.c.state, sa.func.count()).group_by(_JOBS.c.state)).all()
+        counted: dict[str, int] = {state: count for state, count in found}  # noqa: C416 - a Row is no tuple to mypy
+        return {state: counted.get(state, 0) for state in STATES}
+
+    def cancel(self, job_id: str) -> JobRecord:
+        """End a job that has not ended; what is done is kept. Raises UnknownJobError or JobStateError."""
+        return self._stop(job_id, "cancelled", WAITING)
+
+    def pause(self, job_id: str) -> JobRecord:
+        """Have a job wait until it is resumed; raises UnknownJobError or JobStateError."""
+        return self._stop(job_id, "paused", ("queued", "running"))
+
+    def resume(self, job_id: str) -> JobRecord:
+        """Queue a job that waits or failed; of one that partially succeeded, the images that failed.
+
+        Raises UnknownJobError or JobStateError.
+        """
+        with self._store.writing() as connection:
+            before = _get(connection, job_id)
+            if before.state == "running" and before.wanted == "paused":  # taken back before it was paused
+                is_still = sa.and_(_JOBS.c.id == job_id, _JOBS.c.state == "running", _JOBS.c.wanted == "paused")
+                connection.execute(_JOBS.update().where(is_still).values(wanted=None))
+                return _get(connection, job_id)
+            if before.state not in RESUMABLE:
+                raise JobStateError(before.state, "resumed")
+            retries = before.retries_failed or before.state == "partially_succeeded"
+            return self._moved(connection, before, "queued", retries_failed=retries, error=None)
+
+    def claim(self, owner: str) -> JobRecord | None:
+        """The oldest job that nobody runs, for this owner until its lease runs out."""
+        with self._store.writing() as connection:
+            orphaned = sa.and_(_JOBS.c.state == "running", _JOBS.c.lease_until < time.time())
+            queued = sa.and_(_JOBS.c.state == "queued", _JOBS.c.lease_until < time.time())
+            free = _JOBS.select().where(sa.or_(queued, orphaned))
+            found = connection.execute(free.order_by(_JOBS.c.created_at, _JOBS.c.id).limit(1)).one_or_none()
+            if found is None:
+                return None
+            before = _record(found)
+            state: State = before.wanted or "running"  # whoever ran it died before it did as it was told
+            lease = {"owner": owner, "lease_until": time.time() + LEASE_S} if state == "running" else {}
+            after = self._moved(connection, before, state, **lease)
+            return after if state == "running" and after.owner == owner else None
+
+    def renew(self, record: JobRecord) -> JobRecord:
+        """Say how far it is, and have it for longer; the record with what is wanted of it meanwhile.
+
+        Raises JobStateError where it is another's by now.
+        """
+        values = {name: getattr(record, name) for name in ("images", "done", "failed", "fingerprint")}
+        with self._store.writing() as connection:
+            changed = connection.execute(
+                _JOBS.update().where(self._is_mine(record)).values(**values, lease_until=time.time() + LEASE_S)
+            )
+            if changed.rowcount == 0:
+                raise JobStateError("another's", "renewed")
+            return _get(connection, record.id)
+
+    def release(self, record: JobRecord, state: State, error: str | None = None, later_s: float = 0.0) -> None:
+        """Run it no more. Does nothing where it is another's by now.
+
+        state: `running` for whoever goes on with it. later_s: for so long nobody begins it, if it is queued.
+        """
+        with self._store.writing() as connection:
+            now = _get(connection, record.id)
+            if now.owner == record.owner and now.state == "running":
+                values = {name: getattr(record, name) for name in ("images", "done", "failed", "fingerprint")}
+                retries = record.retries_failed and state not in ("succeeded", "partially_succeeded")
+                lease = {"lease_until": time.time() + later_s if later_s else 0.0}
+                self._moved(connection, now, state, **values, **lease, error=error, retries_failed=retries)
+
+    def forget(self, days: float) -> int:
+        """Take out the records of jobs that ended so many days ago; how many."""
+        before = text_of(datetime.now(UTC) - timedelta(days=days))
+        with self._store.writing() as connection:
+            ended = connection.execute(_JOBS.select().where(_JOBS.c.state.in_(ENDED), _JOBS.c.created_at < before))
+            old = [record.id for record in map(_record, ended) if record.times[record.state] < before]
+            if old:
+                connection.execute(_JOBS.delete().where(_JOBS.c.id.in_(old)))
+            return len(old)
+
+    def _stop(self, job_id: str, state: State, of: Sequence[State]) -> JobRecord:
+        with self._store.writing() as connection:
+            before = _get(connection, job_id)
+            if before.state not in of:
+                raise JobStateError(before.state, state)
+            if before.wanted == "cancelled" != state:
+                raise JobStateError("about to be cancelled", state)
+            if before.state != "running":
+                return self._moved(connection, before, state)
+            is_still = sa.and_(_JOBS.c.id == job_id, _JOBS.c.state == "running")
+            connection.execute(_JOBS.update().where(is_still).values(wanted=state))
+            return replace(before, wanted=state)
+
+    def _moved(self, connection: sa.Connection, before: JobRecord, state: State, **more: Any) -> JobRecord:
+        """The record in another state, where it still is as it was; else as it is by now."""
+        times = before.times if state == before.state else {**before.times, state: text_of(datetime.now(UTC))}
+        after = replace(before, **{"owner": None, "lease_until": 0.0, "wanted": None, **more}, state=state, times=times)
+        unchanged = sa.and_(
+            _JOBS.c.id == before.id, _JOBS.c.state == before.state, _JOBS.c.lease_until == before.lease_until
+        )
+        changed = connection.execute(_JOBS.update().where(unchanged).values(**_row(after)))
+        return after if changed.rowcount else _get(connection, before.id)
+
+    @staticmethod
+    def _is_mine(record: JobRecord) -> sa.ColumnElement[bool]:
+        return sa.and_(_JOBS.c.id == record.id, _JOBS.c.owner == record.owner, _JOBS.c.state == "running")
+
+
+def _get(connection: sa.Connection, job_id: str) -> JobRecord:
+    found = connection.execute(_JOBS.select().where(_JOBS.c.id == job_id)).one_or_none()
+    if found is None:
+        raise UnknownJobError(job_id)
+    return _record(found)
+
+
+def _record(row: sa.Row[Any]) -> JobRecord:
+    values = dict(row._mapping)
+    values["request"] = JobRequest.model_validate_json(values["request"])
+    values["times"] = _TIMES.validate_json(values["times"])
+    return JobRecord(**values)
+
+
+def _row(record: JobRecord) -> dict[str, Any]:
+    times = _TIMES.dump_json(record.times).decode()
+    return {**vars(record), "request": record.request.model_dump_json(), "times": times}

@@ -1,0 +1,368 @@
+"""The operator's listener of real servers: what changes, what everybody is told, and who is kept out."""
+
+import base64
+import contextlib
+import io
+import json
+import os
+import signal
+import sqlite3
+import time
+
+import pytest
+from PIL import Image
+
+from serve.admin.expected_accuracy import expected
+from serve.control.credentials import Credentials
+from serve.control.revision_store import Store
+from tests.patience import DEADLINE_S
+from tureen.bundle.bundle import load_bundle
+from tureen.commands.demo import EXAMPLES
+
+SOON_S = 20
+
+
+@pytest.fixture(scope="module")
+def image():
+    pixels = load_bundle(EXAMPLES / "cifar10").golden.pixels[0]
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "png")
+    return buffer.getvalue()
+
+
+def classify(server, image, query="", **headers):
+    headers = {name.replace("_", "-"): value for name, value in headers.items()}
+    status, _, body = server.ask("POST", f"/classify{query}", image, headers)
+    return status, json.loads(body)
+
+
+def test_an_operator_changes_the_default_and_every_answer_tells_it(start_operated, image):
+    server, operator = start_operated()
+    status, head, before = operator.ask("GET", "/admin/beta")
+    assert (status, head["ETag"], before["default_beta_source"]) == (200, '"0"', "bundle")
+    change = {"default_beta": 0.8, "reason": "attack on uploads"}
+    _, _, would_be = operator.ask("PUT", "/admin/beta?dry_run=true", change, revision=0)
+    assert (would_be["revision"], would_be["default_beta"], would_be["dry_run"]) == (0, 0.8, True)
+    assert classify(server, image)[1]["revision"] == 0
+    status, head, after = operator.ask("PUT", "/admin/beta", change, revision=0)
+    assert (status, head["ETag"], after["default_beta"]) == (200, '"1"', 0.8)
+    assert after["expected"]["robust"]["value"] > after["before"]["robust"]["value"]
+    answer = classify(server, image)[1]
+    assert (answer["beta"], answer["beta_source"], answer["revision"]) == (0.8, "operator", 1)
+    assert operator.ask("PUT", "/admin/beta", change, revision=0)[::2][0] == 412
+    assert operator.ask("PUT", "/admin/beta", change)[0] == 428
+    _, _, back = operator.ask("POST", "/admin/beta/rollback", {"revision": 0, "reason": "over"}, revision=1)
+    assert (back["revision"], back["default_beta_source"]) == (2, "bundle")
+    rows = operator.ask("GET", "/admin/beta/history")[2]["revisions"]
+    assert [(row["who"], row["action"], row["reason"]) for row in rows] == [
+        ("local", "rollback to 0", "over"),
+        ("local", "set", "attack on uploads"),
+    ]
+    assert operator.ask("GET", "/admin/beta/history/verify")[2] == {"verified": 2}
+    assert server.metric("tureen_settings_revision") == 2
+
+
+def test_a_change_for_a_while_reverts_and_one_that_is_planned_can_be_cancelled(start_operated, image):
+    server, operator = start_operated()
+    state = operator.change(default_beta=0.9, ttl_s=1)
+    assert [plan["kind"] for plan in state["pending"]] == ["revert"]
+    waited = operator.ask("GET", f"/admin/beta?after={state['revision']}&wait_s={SOON_S}")[2]
+    assert (waited["revision"], waited["default_beta_source"]) == (2, "bundle")
+    assert classify(server, image)[1]["beta"] == 0.0
+    state = operator.change(default_beta=0.9, ramp_s=600)
+    plan_id = state["pending"][0]["id"]
+    path = f"/admin/beta/pending/{plan_id}?reason=enough"
+    assert operator.ask("DELETE", path, revision=3)[2]["pending"] == []
+    assert operator.ask("DELETE", path, revision=4)[0] == 422
+
+
+def test_settings_survive_the_server(start_operated):
+    server, operator = start_operated()
+    operator.change(default_beta=0.6)
+    assert server.end() == 0
+    _, operator = start_operated()
+    assert operator.ask("GET", "/admin/beta")[2]["default_beta"] == 0.6
+
+
+def test_bounds_hold_for_what_clients_choose_and_a_key_stands_for_what_the_operator_chose(start_operated, image):
+    server, operator = start_operated()
+    operator.change(default_beta=0.8, beta_min=0.5, policies={"uploads": 0.9, "internal": 0.0})
+    assert classify(server, image, "?beta=0.4")[1]["code"] == "beta_out_of_bounds"
+    assert classify(server, image, "?policy=internal")[1]["code"] == "beta_out_of_bounds"
+    assert classify(server, image, "?policy=none")[1]["code"] == "unknown_policy"
+    assert classify(server, image, "?policy=uploads&beta=0.9")[0] == 422
+    assert classify(server, image, "?policy=uploads")[1]["beta_source"] == "policy"
+    assert json.loads(server.ask("POST", "/sweep?betas=0,1", image)[2])["code"] == "beta_out_of_bounds"
+    assert server.ask("POST", "/sweep?betas=0.5,1", image)[0] == 200
+    assert classify(server, image, x_api_key="whatever a gateway uses")[0] == 200
+    key = operator.ask("PUT", "/admin/keys/crawler", {"policy": "internal", "reason": "trusted"}, revision=1)[2]["key"]
+    answer = classify(server, image, x_api_key=key)[1]
+    assert (answer["beta"], answer["beta_source"]) == (0.0, "key")
+    assert classify(server, image, x_api_key="wrong")[0] == 401
+    assert classify(server, image, "?beta=0.9", x_api_key="wrong")[0] == 401
+    assert key not in json.dumps(operator.ask("GET", "/admin/beta/history")[2])
+    operator.change(clients_may_choose=False)
+    assert classify(server, image, "?beta=0.9")[1]["code"] == "choice_not_allowed"
+    assert classify(server, image)[1]["beta"] == 0.8
+    assert operator.ask("DELETE", "/admin/keys/crawler?reason=left", revision=3)[0] == 200
+
+
+def test_nobody_gets_less_than_the_floor_by_choosing_nothing(start_operated, image):
+    server, operator = start_operated()
+    assert classify(server, image)[1]["beta"] == 0
+    assert operator.change(beta_min=0.5)["default_beta"] == 0.5
+    answer = classify(server, image)[1]
+    assert (answer["beta"], answer["beta_source"]) == (0.5, "operator")
+
+
+def test_an_old_store_in_the_place_of_the_one_in_force_lets_nobody_in_again(start_operated, tmp_path):
+    server, operator = start_operated()
+    file = next((tmp_path / "state").glob("*.db"))
+    with contextlib.closing(Store(f"sqlite:///{file}")) as store:
+        credentials = Credentials(store)
+        ada = credentials.make("ada", "operate")
+        operator.change(default_beta=0.4)
+        with (
+            contextlib.closing(sqlite3.connect(file)) as now,
+            contextlib.closing(sqlite3.connect(tmp_path / "old")) as old,
+        ):
+            now.backup(old)
+        operator.change(default_beta=0.9)
+        credentials.revoke("ada")
+    assert operator.ask("GET", "/admin/beta", token=ada)[0] == 401
+    (tmp_path / "old").replace(file)
+    for side in ("-wal", "-shm"):
+        file.with_name(file.name + side).unlink(missing_ok=True)
+    assert operator.ask("GET", "/admin/beta", token=ada)[0] == 401
+    status, _, state = operator.ask("GET", "/admin/beta")
+    assert (status, state["default_beta"]) == (200, 0.9)
+    status, _, refusal = operator.ask("PUT", "/admin/beta", {"default_beta": 0.1, "reason": "r"}, revision=2)
+    assert (status, refusal["code"]) == (503, "store_unreachable")
+    assert operator.ask("GET", "/admin/beta/history")[0] == 503
+    server.end()
+    _, operator = start_operated()  # what is in force holds over a restart
+    assert operator.ask("GET", "/admin/beta")[2]["default_beta"] == 0.9
+
+
+def test_who_was_revoked_stays_so_over_a_restart(start_operated, run_tureen, tmp_path):
+    server, operator = start_operated()
+    where = ("credentials", EXAMPLES / "cifar10", "--state-dir", tmp_path / "state")
+    assert run_tureen(*where, "revoke", "local").returncode == 0
+    assert operator.ask("GET", "/admin/beta")[0] == 401
+    server.end()
+    server, operator = start_operated()
+    assert operator.ask("GET", "/admin/beta")[0] == 401
+    assert "was revoked" in server.log_file.read_text()
+    for name in ("", "a b", "x" * 64, "two\nlines"):
+        assert run_tureen(*where, "make", name).returncode == 1
+    assert operator.ask("GET", "/admin/beta", token=run_tureen(*where, "make", "ada").stdout.strip())[0] == 200
+
+
+def test_a_policy_is_chosen_over_the_inference_protocol_too(start_operated, image):
+    server, operator = start_operated()
+    operator.change(policies={"uploads": 0.9})
+    tensor = {"name": "image", "datatype": "BYTES", "shape": [1], "data": [base64.b64encode(image).decode()]}
+
+    def infer(**parameters):
+        body = {"inputs": [tensor], "parameters": parameters}
+        status, _, answer = server.ask("POST", "/v2/models/cifar10/infer", json.dumps(body))
+        return status, json.loads(answer)
+
+    status, answer = infer(policy="uploads")
+    assert (status, answer["parameters"]["beta"], answer["parameters"]["beta_source"]) == (200, 0.9, "policy")
+    for wrong in ({"policy": "none"}, {"policy": "uploads", "beta": 0.9}, {"policy": 1}):
+        assert infer(**wrong)[0] == 400
+
+
+def test_a_canary_gets_its_share_and_whoever_is_on_it_stays(start_operated, image):
+    server, operator = start_operated()
+    operator.change(default_beta=0.2, canary={"beta": 0.9, "share": 0.3})
+    sides = [classify(server, image, x_request_key=f"user {n}")[1]["beta_source"] for n in range(100)]
+    assert 15 <= sides.count("canary") <= 45
+    assert [classify(server, image, x_request_key=f"user {n}")[1]["beta_source"] for n in range(20)] == sides[:20]
+    operator.change(canary={"beta": 0.9, "share": 0.6})
+    more = [classify(server, image, x_request_key=f"user {n}")[1]["beta_source"] for n in range(100)]
+    assert all(now == "canary" for was, now in zip(sides, more, strict=True) if was == "canary")
+    for source in ("canary", "operator"):
+        assert any(
+            line.startswith("tureen_classifications_total") and f'"{source}"' in line
+            for line in server.ask("GET", "/metrics")[2].decode().splitlines()
+        )
+
+
+def test_every_worker_follows_and_one_that_is_replaced_begins_where_the_others_are(start_operated, image):
+    server, operator = start_operated("--workers", 2, processes=2)
+    operator.change(default_beta=0.7)
+    deadline = time.monotonic() + SOON_S
+    while [w["revision"] for w in operator.ask("GET", "/admin/beta")[2]["workers"]] != [1, 1]:
+        assert time.monotonic() < deadline
+    assert {classify(server, image)[1]["revision"] for _ in range(20)} == {1}
+    os.kill(server.worker_pids()[0], signal.SIGKILL)
+    server.wait_for(lambda: server.metric("tureen_process_starts_total") == 3, "a third process")
+    server.wait_until_ready(2)
+    assert {classify(server, image)[1]["revision"] for _ in range(20)} == {1}
+
+
+def test_an_address_of_everybodys_needs_a_credential_that_was_made(start_server, tmp_path):
+    server = start_server("--state-dir", tmp_path / "state", "--admin-host", "0.0.0.0")
+    assert server.process.wait(DEADLINE_S) == 1
+    assert "credential" in server.log_file.read_text()
+
+
+WRONG_BETAS = [
+    "-0.0",
+    "1" + "0" * 400,
+    "NaN",
+    "Infinity",
+    "-Infinity",
+    "1e309",
+    '"0.5"',
+    "true",
+    "[]",
+    "{}",
+    "-0.1",
+    "1.1",
+    '"robust"',
+]
+WAYS_IN = [
+    *(
+        ("PUT", "/admin/beta", f'{{"default_beta": {beta}, "reason": "r"}}', {"If-Match": '"0"'})
+        for beta in WRONG_BETAS
+    ),
+    ("PUT", "/admin/beta", '{"default_beta": 0.5, "default_beta": 0.9, "reason": "r"}', {"If-Match": '"0"'}),
+    ("PUT", "/admin/beta", '{"default_beta": 0.5}', {"If-Match": '"0"'}),
+    ("PUT", "/admin/beta", '{"default_beta": 0.5, "reason": "r", "who": "root"}', {"If-Match": '"0"'}),
+    ("PUT", "/admin/beta", "[" * 5000, {"If-Match": '"0"'}),
+    ("PUT", "/admin/beta", b"\xff\xfe", {"If-Match": '"0"'}),
+    ("PUT", "/admin/beta", "", {"If-Match": '"0"'}),
+    ("PUT", "/admin/beta", '{"reason": "' + "x" * 70_000 + '"}', {"If-Match": '"0"'}),
+    *(
+        ("PUT", "/admin/beta", '{"default_beta": 0.5, "reason": "r"}', {"If-Match": match})
+        for match in ("*", "0", 'W/"0"', '"-1"', '"1"', '"0", "1"', '""', '"99999999999999999999"')
+    ),
+    ("PUT", "/admin/beta", '{"default_beta": 0.5, "reason": "r"}', {}),
+    ("PUT", "/admin/beta", '{"default_beta": 0.5, "reason": "r"}', {"If-Match": '"0"', "Host": "evil.example"}),
+    ("PUT", "/admin/beta", '{"default_beta": 0.5, "reason": "r"}', {"If-Match": '"0"', "Host": "localhost/docs?"}),
+    ("POST", "/admin/beta", '{"default_beta": 0.5, "reason": "r"}', {"If-Match": '"0"'}),
+    ("POST", "/admin/beta/rollback", '{"revision": 7, "reason": "r"}', {"If-Match": '"0"'}),
+    ("POST", "/admin/beta/rollback", '{"revision": true, "reason": "r"}', {"If-Match": '"0"'}),
+    ("POST", "/admin/beta/rollback", '{"revision": -1, "reason": "r"}', {"If-Match": '"0"'}),
+    ("POST", "/admin/beta/rollback", '{"revision": 9223372036854775808, "reason": "r"}', {"If-Match": '"0"'}),
+    ("POST", "/admin/beta/rollback?dryrun=true", '{"revision": 0, "reason": "r"}', {"If-Match": '"0"'}),
+    ("PUT", "/admin/beta?dryrun=true", '{"default_beta": 0.5, "reason": "r"}', {"If-Match": '"0"'}),
+    ("PUT", "/admin/beta?dry_run=true&dry_run=false", '{"default_beta": 0.5, "reason": "r"}', {"If-Match": '"0"'}),
+    ("PUT", "/admin/keys/a?dry_run=true", '{"policy": "p", "reason": "r"}', {"If-Match": '"0"'}),
+    ("GET", "/admin/beta/history?before=1000000000000000000000000000000", None, {}),
+    ("DELETE", "/admin/beta", None, {"If-Match": '"0"'}),
+    ("DELETE", "/admin/beta/pending/..%2f..?reason=r", None, {"If-Match": '"0"'}),
+    ("PUT", "/admin/keys/..%2fbeta", '{"policy": "p", "reason": "r"}', {"If-Match": '"0"'}),
+    ("PUT", "/admin/keys/a", '{"policy": "none", "reason": "r"}', {"If-Match": '"0"'}),
+    ("GET", "/admin/beta/history?limit=-1", None, {}),
+    ("GET", "/admin/beta/history?limit=1e9", None, {}),
+    ("GET", "/admin/beta?after=-1", None, {}),
+]
+OTHERS = [
+    (method, path, body, {"If-Match": '"0"', **headers})
+    for headers in (
+        {"Authorization": ""},
+        {"Authorization": "Bearer"},
+        {"Authorization": "Bearer wrong"},
+        {"Authorization": "Basic bG9jYWw6"},
+        {"Authorization": "Bearer tureen_"},
+        {"Authorization": "bearer \x00"},
+        {"Cookie": "token=x", "Authorization": "x"},
+        {"X-Forwarded-For": "127.0.0.1", "Authorization": "x"},
+    )
+    for method, path, body in (
+        ("PUT", "/admin/beta", '{"default_beta": 0.5, "reason": "r"}'),
+        ("GET", "/admin/beta", None),
+        ("GET", "/metrics", None),
+    )
+]
+PATHS = ["/admin/beta/", "//admin/beta", "/admin/./beta", "/admin/../admin/beta", "/ADMIN/BETA", "/admin%2fbeta"]
+
+
+def test_more_than_forty_ways_in_are_refused_and_change_nothing(start_operated):
+    server, operator = start_operated()
+    reader = type(server)(None, operator.port, None)
+    ways = [
+        *((m, p, b, {"Authorization": f"Bearer {operator.token}", **h}) for m, p, b, h in WAYS_IN),
+        *OTHERS,
+        *(("PUT", path, '{"default_beta": 0.5, "reason": "r"}', {"If-Match": '"0"'}) for path in PATHS),
+    ]
+    assert len(ways) >= 60
+    for method, path, body, headers in ways:
+        status, _, content = reader.ask(method, path, body, headers)
+        assert 400 <= status < 500, (method, path, body, headers, content)
+        text = content.decode()
+        assert operator.token not in text
+        for secret in ("pydantic", "sqlalchemy", "Traceback", "/state", ".py", "site-packages"):
+            assert secret not in text, (path, text)
+    assert operator.ask("GET", "/admin/beta")[2]["revision"] == 0
+    for path in ("/admin/beta", "/admin/beta/history", "/admin/me"):  # and none of it on the public listener
+        assert server.ask("GET", path, headers={"Authorization": f"Bearer {operator.token}"})[0] == 404
+
+
+def test_whoever_may_only_look_changes_nothing(start_operated, run_tureen, tmp_path):
+    _, operator = start_operated()
+    made = run_tureen("credentials", EXAMPLES / "cifar10", "--state-dir", tmp_path / "state", "make", "dashboard")
+    reader = made.stdout.strip()
+    assert operator.ask("GET", "/admin/beta", token=reader)[0] == 200
+    assert operator.ask("GET", "/admin/me", token=reader)[2] == {"name": "dashboard", "role": "read"}
+    change = {"default_beta": 0.5, "reason": "r"}
+    assert operator.ask("PUT", "/admin/beta", change, revision=0, token=reader)[0] == 403
+    run_tureen("credentials", EXAMPLES / "cifar10", "--state-dir", tmp_path / "state", "revoke", "dashboard")
+    assert operator.ask("GET", "/admin/beta", token=reader)[0] == 401
+
+
+def test_tureen_beta_is_all_an_operator_needs(start_operated, run_tureen):
+    _, operator = start_operated()
+    where = ("--url", operator.url, "--token", operator.token)
+    assert "default β 0 (bundle), clean accuracy" in run_tureen("beta", "get", *where).stdout
+    unasked = run_tureen("beta", "set", "0.8", "--reason", "attack", *where)
+    assert (unasked.returncode, "give --yes" in unasked.stderr) == (1, True)
+    assert "now " in unasked.stdout
+    assert "then " in unasked.stdout
+    done = run_tureen("beta", "set", "0.8", "--reason", "attack", "--for", "1h", "--yes", *where)
+    assert done.returncode == 0, done.stderr
+    assert "revision 1: default β 0.8 (operator)" in done.stdout
+    assert "revert to β the server's own" in done.stdout
+    assert run_tureen("beta", "rollback", "0", "--reason", "over", "--yes", *where).returncode == 0
+    history = run_tureen("beta", "history", "--verify", *where).stdout
+    assert "local  set: β the server's own → 0.8, planned: " in history
+    assert "2 revisions" in history
+    assert json.loads(run_tureen("beta", "get", "--json", *where).stdout)["revision"] == 2
+    rules = ("--min", "0.2", "--policy", "uploads=0.9", "--canary", "0.9:0.1", "--clients-may-choose", "no")
+    assert run_tureen("beta", "set", *rules, "--reason", "rules", "--yes", *where).returncode == 0
+    shown = run_tureen("beta", "get", *where).stdout
+    assert "clients   choose nothing\npolicy    uploads → 0.9\ncanary    10 % at β 0.9" in shown
+    undone = ("--policy", "uploads=", "--canary", "none", "--clients-may-choose", "yes")
+    assert run_tureen("beta", "set", *undone, "--reason", "rules", "--yes", *where).returncode == 0
+    assert "clients   choose from 0.2 to 1\nworkers" in run_tureen("beta", "get", *where).stdout
+    rules = (
+        "local  set: least β 0 → 0.2, clients choose nothing, policy uploads none → 0.9, canary none → 10 % at β 0.9"
+    )
+    assert rules in run_tureen("beta", "history", "--limit", "1", "--before", "4", *where).stdout
+    for odd in (("--canary", "0.9"), ("--policy", "uploads"), ("--min", "2"), ("--min", "nan"), ("--at", "tomorrow")):
+        assert run_tureen("beta", "set", *odd, "--reason", "rules", "--yes", *where).returncode == 2
+    assert "nothing is to change" in run_tureen("beta", "set", "--reason", "rules", "--yes", *where).stderr
+    wrong = run_tureen("beta", "set", "1.8", "--reason", "r", "--yes", *where)
+    assert (wrong.returncode, "Traceback" in wrong.stderr) == (2, False)
+    public = f"http://127.0.0.1:{operator.server.port}"
+    assert "not its operators' listener" in run_tureen("beta", "get", "--url", public, "--token", "x").stderr
+    for url, token in ((operator.url, "SECRET\nabc"), ("http://user:SECRET@127.0.0.1:1", "x")):
+        shown = run_tureen("beta", "get", "--url", url, "--token", token)
+        assert (shown.returncode, "SECRET" in shown.stdout + shown.stderr) == (1, False)
+    nobody = run_tureen("beta", "get", "--url", "http://127.0.0.1:1", "--token", "x")
+    assert (nobody.returncode, "no operator listener answers" in nobody.stderr) == (1, True)
+
+
+def test_expected_accuracy_is_what_was_measured_or_between_two_measured_rows():
+    manifest = load_bundle(EXAMPLES / "cifar10").manifest
+    rows = sorted(manifest.accuracy, key=lambda row: row.beta)
+    exact = expected(manifest, rows[1].beta)
+    assert (exact["clean"]["value"], exact["interpolated"]) == (rows[1].clean.value, False)
+    middle = expected(manifest, (rows[0].beta + rows[1].beta) / 2)
+    assert middle["interpolated"]
+    assert middle["robust"]["value"] == pytest.approx((rows[0].robust.value + rows[1].robust.value) / 2)
+    assert expected(manifest, None) is None

@@ -1,0 +1,327 @@
+"""The console in a real Chromium, on real servers: what a person does with it, and that nothing is amiss meanwhile.
+
+CONSOLE_PICTURES=DIRECTORY writes the pictures of the documentation there.
+"""
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import axe_playwright_python
+import pytest
+from PIL import Image
+from playwright.sync_api import expect, sync_playwright
+
+from tests.serve.admin.conftest import Operator
+from tests.serve.inference.test_reload import replace_with
+from tureen.bundle.bundle import MANIFEST, load_bundle
+from tureen.commands.demo import EXAMPLES
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+AXE = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text()
+PHONE = {"width": 390, "height": 844}
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: install Debian's package chromium")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser):
+    """Opens a page of which every word on the console, every error and every foreign address fails the test."""
+    with contextlib.ExitStack() as stack:
+        said = []
+
+        def open_page(url, refused=(), **options):
+            context = browser.new_context(**options)
+            stack.callback(context.close)
+            page = context.new_page()
+            # A refusal that the test is about is told by the browser on its console too.
+            page.on(
+                "console",
+                lambda message: any(str(code) in message.text for code in refused) or said.append(message.text),
+            )
+            page.on("pageerror", lambda error: said.append(str(error)))
+            page.on("request", lambda r: r.url.startswith((url, "blob:", "data:")) or said.append(r.url))
+            page.goto(f"{url}/ui")
+            page.wait_for_selector("body[data-loaded]")
+            return page
+
+        yield open_page
+        assert said == []
+
+
+@pytest.fixture
+def image_file(tmp_path):
+    pixels = load_bundle(EXAMPLES / "cifar10").golden.pixels[0]
+    Image.fromarray(pixels).resize((256, 256), Image.Resampling.BICUBIC).save(tmp_path / "image.png")
+    return tmp_path / "image.png"
+
+
+@pytest.fixture
+def operated(start_server, tmp_path):
+    server = start_server("--state-dir", tmp_path / "state")
+    server.wait_until_ready()
+    return server, Operator(server, tmp_path / "state")
+
+
+def is_accessible(page):
+    """axe-core's rules for WCAG 2 A and AA: nothing serious, nothing critical."""
+    # Through the debugger's protocol, which a Content-Security-Policy does not bind.
+    found = page.evaluate(f"async () => {{ {AXE}; return (await axe.run()).violations }}")
+    return [
+        (violation["id"], [node["html"] for node in violation["nodes"]])
+        for violation in found
+        if violation["impact"] in ("serious", "critical")
+    ] == []
+
+
+def fits(page):
+    return page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+
+
+def picture(page, name):
+    if directory := os.environ.get("CONSOLE_PICTURES"):
+        shot = Image.open(io.BytesIO(page.screenshot(full_page=True)))
+        shot.convert("P", palette=Image.Palette.ADAPTIVE).save(Path(directory) / f"{name}.png", optimize=True)
+
+
+def test_an_image_is_seen_at_every_beta_from_one_sweep(operated, open_page, image_file):
+    server, _ = operated
+    page = open_page(f"http://127.0.0.1:{server.port}")
+    sweeps = []
+    page.on("request", lambda request: "/sweep" in request.url and sweeps.append(request.url))
+    page.set_input_files("#file", image_file)
+    expect(page.locator("#bars .bar")).to_have_count(5)
+    first = page.inner_text("#bars")
+    assert page.inner_text("#beta-value") == "0.00"
+    page.focus("#beta")
+    page.keyboard.press("End")
+    assert page.inner_text("#beta-value") == "1.00"
+    assert page.inner_text("#bars") != first
+    assert page.get_attribute("#marker", "x1") == page.locator("#curve .axis").first.get_attribute("x2")
+    page.keyboard.press("ArrowLeft")
+    assert page.inner_text("#beta-value") == "0.95"
+    assert len(sweeps) == 1
+    assert page.locator("#curve polyline").count() == 5
+    assert page.inner_text("#answer-changes")
+    rows = load_bundle(EXAMPLES / "cifar10").manifest.accuracy
+    assert page.locator("#accuracy tbody tr").count() == len(rows)
+    assert f"{100 * rows[0].clean.value:.1f} %" in page.inner_text("#accuracy")
+    assert "empirical" in page.inner_text("#honest")
+    assert is_accessible(page)
+    picture(page, "console")
+
+
+def test_it_fits_a_phone_and_the_dark(operated, open_page, image_file):
+    server, _ = operated
+    page = open_page(f"http://127.0.0.1:{server.port}", viewport=PHONE, color_scheme="dark")
+    assert page.get_attribute("html", "data-theme") == "dark"
+    page.set_input_files("#file", image_file)
+    expect(page.locator("#bars .bar")).to_have_count(5)
+    assert fits(page)
+    assert is_accessible(page)
+    picture(page, "console-phone")
+    page.click("#theme")
+    assert page.get_attribute("html", "data-theme") == "light"
+    assert is_accessible(page)
+
+
+def test_what_is_no_image_is_told_and_the_next_one_is_taken(operated, open_page, image_file, tmp_path):
+    server, _ = operated
+    page = open_page(f"http://127.0.0.1:{server.port}", refused=(415,))
+    (tmp_path / "words.txt").write_text("these are words")
+    page.set_input_files("#file", tmp_path / "words.txt")
+    expect(page.locator("#error")).to_have_text("words.txt: the data is not a JPEG, PNG or WebP image")
+    page.set_input_files("#file", image_file)
+    expect(page.locator("#bars .bar")).to_have_count(5)
+    assert page.is_hidden("#error")
+
+
+def test_a_bad_file_takes_the_last_picture_and_result_away_and_is_named(operated, open_page, image_file, tmp_path):
+    server, _ = operated
+    page = open_page(f"http://127.0.0.1:{server.port}", refused=(400, 413, 415))
+    (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "words.png").write_text("these are words")
+    (tmp_path / "cut.png").write_bytes(image_file.read_bytes()[:-2000])
+    Image.new("L", (6000, 6000)).save(tmp_path / "large.png")
+    for name, words in (
+        ("empty.png", "the image is empty"),
+        ("words.png", "the data is not a JPEG, PNG or WebP image"),
+        ("cut.png", "it is damaged or cut short"),
+        ("large.png", "more than 25,000,000 pixels"),
+    ):
+        page.set_input_files("#file", image_file)
+        expect(page.locator("#bars")).to_be_visible()
+        assert page.is_hidden("#error")
+        page.set_input_files("#file", tmp_path / name)
+        expect(page.locator("#error")).to_contain_text(f"{name}: ")
+        expect(page.locator("#error")).to_contain_text(words)
+        assert "Content-Type" not in page.inner_text("#error")
+        for part in ("#image", "#bars", "#figure"):
+            assert page.is_hidden(part)
+
+
+def test_the_answer_to_an_earlier_file_never_stands_beside_a_later_one(operated, open_page, image_file, tmp_path):
+    server, _ = operated
+    page = open_page(f"http://127.0.0.1:{server.port}", refused=(415,))
+    held = []
+    page.route("**/sweep*", lambda route: route.continue_() if held else held.append(route))
+    page.set_input_files("#file", image_file)
+    page.wait_for_function("() => document.getElementById('seen').hidden")
+    while not held:
+        page.wait_for_timeout(10)
+    (tmp_path / "words.txt").write_text("these are words")
+    page.set_input_files("#file", tmp_path / "words.txt")
+    expect(page.locator("#error")).to_contain_text("words.txt: ")
+    with page.expect_response("**/sweep*") as answered:
+        held[0].continue_()
+    answered.value.finished()
+    page.evaluate("() => new Promise(requestAnimationFrame)")
+    assert page.is_hidden("#seen")
+    assert "words.txt: " in page.inner_text("#error")
+
+
+def test_on_a_phone_no_text_of_the_curve_is_cut_or_lies_on_another_and_no_table_is_cut(operated, open_page, image_file):
+    server, _ = operated
+    page = open_page(f"http://127.0.0.1:{server.port}", viewport=PHONE)
+    page.set_input_files("#file", image_file)
+    expect(page.locator("#bars .bar")).to_have_count(5)
+    for width in (390, 320, 1280):  # turned and resized while the curve is shown
+        page.set_viewport_size({"width": width, "height": 844})
+        page.wait_for_function(
+            "() => { const curve = document.getElementById('curve');"
+            " return curve.viewBox.baseVal.width === curve.clientWidth }"
+        )
+        around, *boxes = page.evaluate(
+            "() => [...document.querySelectorAll('#curve, #curve text')]"
+            ".map((one) => one.getBoundingClientRect().toJSON())"
+        )
+        assert len(boxes) == (14 if width > 1000 else 12)  # 3 shares, 5 or 3 β, the axis's name, 5 labels
+        for n, box in enumerate(boxes):
+            assert around["left"] <= box["left"] < box["right"] <= around["right"]
+            assert around["top"] <= box["top"] < box["bottom"] <= around["bottom"]
+            for other in boxes[:n]:
+                is_apart = (
+                    box["left"] >= other["right"]
+                    or box["right"] <= other["left"]
+                    or box["top"] >= other["bottom"] - 3  # boxes hold room above capitals and below the line
+                    or box["bottom"] - 3 <= other["top"]
+                )
+                assert is_apart, (box, other)
+        assert fits(page)
+        accuracy = page.locator(".scroll", has=page.locator("#accuracy"))
+        assert width < 390 or accuracy.evaluate("(box) => box.scrollWidth <= box.clientWidth")  # below it scrolls
+
+
+def test_an_operator_changes_the_default_and_rolls_it_back(operated, open_page, image_file):
+    server, operator = operated
+    for beta in (0, 0.3, 0.7, 0.7, 1):
+        assert server.ask("POST", f"/classify?beta={beta}", image_file.read_bytes())[0] == 200
+    page = open_page(operator.url, refused=(401,))
+    page.on("dialog", lambda dialog: dialog.accept("it is over" if dialog.type == "prompt" else None))
+    assert page.is_hidden("#try")
+    page.fill("#token", "wrong")
+    page.keyboard.press("Enter")
+    expect(page.locator("#error")).to_contain_text("bearer token is missing or wrong")
+    page.fill("#token", operator.token)
+    page.keyboard.press("Enter")
+    expect(page.locator("#in-force")).to_contain_text("β 0 (bundle), revision 0")
+    assert operator.token not in page.url
+    expect(page.locator("#desk")).to_be_visible()
+    page.focus("#dial")
+    page.keyboard.press("End")
+    expect(page.locator("#promise")).to_contain_text("Then: clean")
+    page.fill("#reason", "attack on uploads")
+    page.select_option("#ttl", "3600")
+    page.click("#set")
+    expect(page.locator("#in-force")).to_contain_text("β 1 (operator), revision 1")
+    expect(page.locator("#planned")).to_contain_text("revert to β of the server")
+    expect(page.locator("#history tbody tr")).to_have_count(1)
+    expect(page.locator("#history")).to_contain_text("attack on uploads")
+    assert operator.ask("GET", "/admin/beta")[2]["default_beta"] == 1
+    expect(page.locator("#traffic .bar")).to_have_count(4)  # 0, below 0.5, below 0.75 and 1
+    expect(page.locator("#live")).to_contain_text("p50 within")
+    operator.change(beta_min=0.2, policies={"uploads": 0.9}, canary={"beta": 0.9, "share": 0.1})
+    expect(page.locator("#live")).to_contain_text("may choose β 0.2 to 1; policy uploads: β 0.9; canary: 10 % at β 0.9")
+    assert is_accessible(page)
+    picture(page, "console-operator")
+    page.click("#planned button")
+    expect(page.locator("#history tbody tr")).to_have_count(3)
+    page.click("#history tbody tr:nth-child(3) button")
+    expect(page.locator("#in-force")).to_contain_text("revision 4")
+    changed = operator.ask("GET", "/admin/beta")[2]["changed"]
+    assert (changed["action"], changed["reason"]) == ("rollback to 1", "it is over")
+    expect(page.locator("#history")).to_contain_text("policy uploads none → 0.9")
+
+
+def test_an_operator_sees_the_model_that_serves_after_a_reload(start_server, open_page, example_bundle, tmp_path):
+    server = start_server("--state-dir", tmp_path / "state", bundle=example_bundle)
+    server.wait_until_ready()
+    operator = Operator(server, tmp_path / "state")
+    page = open_page(operator.url)
+    page.fill("#token", operator.token)
+    page.keyboard.press("Enter")
+    expect(page.locator("#desk")).to_be_visible()
+    rows = json.loads((example_bundle / MANIFEST).read_text())["accuracy"]
+    promised = [{**row, "clean": {"value": 0.123, "low": 0.1, "high": 0.2}} for row in rows]
+    replace_with(example_bundle, version="following", accuracy=promised)
+    server.process.send_signal(signal.SIGHUP)
+    server.wait_for(lambda: server.metric('tureen_reloads_total{outcome="ok"}') == 1, "reloaded")
+    expect(page.locator("#model")).to_have_text("cifar10 following")
+    expect(page.locator("#promise")).to_contain_text("Now: clean 12.3 %")
+    expect(page.locator("#accuracy")).to_contain_text("12.3 %")
+
+
+def test_an_operator_who_was_too_slow_is_told_and_changes_nothing(operated, open_page):
+    _, operator = operated
+    page = open_page(operator.url, refused=(412,))
+    page.fill("#token", operator.token)
+    page.keyboard.press("Enter")
+    expect(page.locator("#in-force")).to_contain_text("revision 0")
+    page.fill("#reason", "too late")
+
+    def accept(dialog):
+        operator.change(default_beta=0.3)  # somebody else, while this one is asked
+        dialog.accept()
+
+    page.on("dialog", accept)
+    page.click("#set")
+    expect(page.locator("#error")).to_contain_text("Somebody else changed the settings")
+    expect(page.locator("#in-force")).to_contain_text("β 0.3 (operator), revision 1")
+
+
+def test_a_planted_fault_of_accessibility_is_found(operated, open_page):
+    server, _ = operated
+    page = open_page(f"http://127.0.0.1:{server.port}")
+    assert is_accessible(page)
+    page.evaluate("document.getElementById('theme').textContent = ''")
+    assert not is_accessible(page)
+
+
+def test_the_page_may_load_and_send_nothing_elsewhere(operated):
+    server, _ = operated
+    for path in ("/ui", "/ui/static/console.js", "/ui/static/console.css"):
+        status, head, _ = server.ask("GET", path)
+        assert status == 200
+        assert "default-src 'none'" in head["Content-Security-Policy"]
+    assert server.ask("GET", "/ui/static/..%2froutes.py")[0] == 404

@@ -1,0 +1,319 @@
+"""The settings in force in a server: others' changes, what is due, and a store that goes away and comes back."""
+
+import asyncio
+import contextlib
+import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import pytest
+import sqlalchemy as sa
+
+from serve.control import notifications as watching
+from serve.control.change import changed, parse_change
+from serve.control.credentials import Credential
+from serve.control.errors import ControlStoreError, StaleRevisionError
+from serve.control.replica import ControlPlane, LastKnown, read_snapshot, write_snapshot
+from serve.control.revision_store import BEFORE_ALL, Store, next_revision
+from serve.control.settings_state import ControlState
+
+SOON_S = 20  # how long anything may take before a test fails
+
+
+@contextlib.asynccontextmanager
+async def plane_of(url, snapshot=None):
+    with contextlib.closing(Store(url)) as store:
+        plane = ControlPlane(store, snapshot)
+        plane.seen = []
+        plane.reachable = []
+        await plane.open()
+        plane.tell(lambda row: plane.seen.append(row.revision), plane.reachable.append)
+        try:
+            yield plane
+        finally:
+            await plane.close()
+
+
+async def change(plane, **settings):
+    after = changed(
+        plane.state, parse_change({"reason": "a test", **settings}), who="ada", now=datetime.now(UTC), in_force=0.5
+    )
+    return await plane.append(plane.head, after, who="ada", action="set", reason="a test")
+
+
+async def until(is_so):
+    async with asyncio.timeout(SOON_S):
+        while not is_so():
+            await asyncio.sleep(0.01)
+
+
+def test_a_change_is_told_at_once_and_survives_the_process(store_url):
+    async def first():
+        async with plane_of(store_url) as plane:
+            await change(plane, default_beta=0.8)
+            assert plane.seen == [0, 1]
+
+    async def second():
+        async with plane_of(store_url) as plane:
+            assert plane.seen == [1]
+            assert plane.state.default_beta == 0.8
+
+    asyncio.run(first())
+    asyncio.run(second())
+
+
+def test_two_servers_on_one_store_follow_each_other(store_url):
+    async def both():
+        async with plane_of(store_url) as one, plane_of(store_url) as other:
+            for n in range(5):
+                await change(one if n % 2 else other, default_beta=n / 10)
+                await until(lambda n=n: one.head.revision == other.head.revision == n + 1)
+            assert one.seen == other.seen == list(range(6))
+            stale = one.head
+            await change(other, default_beta=0.9)
+            with pytest.raises(StaleRevisionError):
+                await one.append(stale, ControlState(), who="ada", action="set", reason="too late")
+            assert one.state.default_beta == 0.9
+
+    asyncio.run(both())
+
+
+def test_what_is_due_is_done_once_by_whichever_server_is_first(store_url):
+    async def both():
+        async with plane_of(store_url) as one, plane_of(store_url) as other:
+            await change(one, default_beta=0.9, ttl_s=1)
+            await until(lambda: one.head.revision == other.head.revision == 2)
+            assert one.state == other.state == ControlState()
+            await asyncio.sleep(0.3)
+            assert [row.action for row in one.store.history(9)] == ["revert", "set"]
+
+    asyncio.run(both())
+
+
+def test_what_was_due_while_no_server_ran_is_done_at_the_start(store_url):
+    async def run():
+        async with plane_of(store_url) as plane:
+            await change(plane, default_beta=0.9, ttl_s=1)
+        await asyncio.sleep(1.1)
+        async with plane_of(store_url) as plane:
+            await until(lambda: plane.state.default_beta is None)
+
+    asyncio.run(run())
+
+
+def test_waiting_for_a_revision_ends_with_it_or_with_the_time(store_url):
+    async def run():
+        async with plane_of(store_url) as plane:
+            await plane.wait_beyond(0, 0.05)
+            waiting = asyncio.create_task(plane.wait_beyond(0, SOON_S))
+            await asyncio.sleep(0.01)
+            await change(plane, default_beta=0.9)
+            await asyncio.wait_for(waiting, 1)
+
+    asyncio.run(run())
+
+
+def test_a_postgresql_that_goes_away_leaves_what_was_known_in_force(postgres, tmp_path):
+    async def run():
+        async with plane_of(postgres.url, tmp_path / "snapshot.json") as plane:
+            await change(plane, default_beta=0.8)
+            await until(lambda: (read_snapshot(tmp_path / "snapshot.json") or plane).head == plane.head)
+            postgres.stop()
+            await until(lambda: plane.reachable[-1] is False)
+            assert plane.state.default_beta == 0.8
+            with pytest.raises(ControlStoreError):
+                await change(plane, default_beta=0.1)
+            assert plane.state.default_beta == 0.8
+        async with plane_of(postgres.url, tmp_path / "snapshot.json") as plane:
+            assert (plane.state.default_beta, plane.reachable) == (0.8, [False])
+            postgres.start()
+            await until(lambda: plane.reachable[-1] is True)
+        async with plane_of(postgres.url, tmp_path / "snapshot.json") as plane:
+            postgres.stop()
+            await until(lambda: plane.reachable[-1] is False)
+            postgres.start()
+            await until(lambda: plane.reachable[-1] is True)
+            await change(plane, default_beta=0.3)
+
+    try:
+        asyncio.run(run())
+    finally:
+        with contextlib.suppress(Exception):
+            postgres.start()
+
+
+def start_without_store(tmp_path, snapshot, earlier=None):
+    """The plane of a server whose store was never there, as it begins."""
+
+    async def run():
+        with contextlib.closing(Store(f"sqlite:///{tmp_path / 'missing' / 'control.db'}")) as store:
+            plane = ControlPlane(store, snapshot, earlier)
+            await plane.open()
+            assert plane.unreachable_since is not None
+            await plane.close()
+            return plane
+
+    return asyncio.run(run())
+
+
+@pytest.fixture
+def known(tmp_path):
+    row = next_revision(
+        BEFORE_ALL, ControlState(default_beta=0.8), at=datetime.now(UTC), who="ada", action="set", reason="r"
+    )
+    return LastKnown(row, (Credential("ada", "read", "0" * 64, "2027-01-31T08:00:00Z"),))
+
+
+@pytest.mark.parametrize("is_of_earlier_version", [False, True])
+def test_a_start_without_the_store_serves_what_was_last_known(tmp_path, known, is_of_earlier_version):
+    snapshot = tmp_path / "snapshot.json"
+    earlier = tmp_path / "model.last-known.json"
+    write_snapshot(earlier if is_of_earlier_version else snapshot, known)
+    plane = start_without_store(tmp_path, snapshot, earlier)
+    assert (plane.head, plane.credentials) == (known.head, known.credentials)
+
+
+def test_a_snapshot_of_an_earlier_version_holds_no_credentials_and_is_read(tmp_path, known):
+    write_snapshot(tmp_path / "snapshot.json", LastKnown(known.head))
+    document = json.loads((tmp_path / "snapshot.json").read_text())
+    del document["credentials"]
+    (tmp_path / "snapshot.json").write_text(json.dumps(document))
+    plane = start_without_store(tmp_path, tmp_path / "snapshot.json")
+    assert (plane.head, plane.credentials) == (known.head, None)
+
+
+@pytest.mark.parametrize("damage", [lambda text: text.replace("0.8", "0.1"), lambda text: text[:50], lambda text: "[]"])
+def test_a_damaged_snapshot_is_not_used_and_the_log_says_so(tmp_path, known, caplog, damage):
+    snapshot = tmp_path / "snapshot.json"
+    write_snapshot(snapshot, known)
+    snapshot.write_text(damage(snapshot.read_text()))
+    plane = start_without_store(tmp_path, snapshot)
+    assert plane.head == BEFORE_ALL
+    assert "the last known settings in" in caplog.text
+    assert "the server's own defaults are in force" in caplog.text
+
+
+def test_a_server_that_never_reached_its_store_follows_it_once_it_is_there(tmp_path, known):
+    async def run():
+        file = tmp_path / "later" / "control.db"
+        with contextlib.closing(Store(f"sqlite:///{file}")) as store:
+            plane = ControlPlane(store, tmp_path / "snapshot.json")
+            await plane.open()
+            reachable = []
+            plane.tell(lambda row: None, reachable.append)
+            assert reachable == [False]
+            with contextlib.closing(Store(f"sqlite:///{tmp_path / 'elsewhere.db'}")) as elsewhere:
+                elsewhere.append(known.head)
+            file.parent.mkdir()
+            (tmp_path / "elsewhere.db").rename(file)
+            await until(lambda: reachable[-1])
+            assert plane.head == known.head
+            await until(lambda: read_snapshot(tmp_path / "snapshot.json") == LastKnown(known.head, ()))
+            await plane.close()
+
+    asyncio.run(run())
+
+
+def test_a_store_that_was_replaced_by_an_older_one_is_not_followed(tmp_path):
+    file = tmp_path / "control.db"
+
+    async def run():
+        async with plane_of(f"sqlite:///{file}") as plane:
+            await change(plane, default_beta=0.9)
+            for name in tmp_path.iterdir():
+                name.unlink()
+            with contextlib.closing(Store(f"sqlite:///{file}")) as empty:
+                assert empty.head() == BEFORE_ALL
+                await until(lambda: plane.reachable[-1] is False)
+            assert plane.state.default_beta == 0.9
+
+    asyncio.run(run())
+
+
+def test_a_change_by_another_process_is_seen_soon_on_sqlite(tmp_path):
+    url = f"sqlite:///{tmp_path / 'control.db'}"
+
+    async def run():
+        async with plane_of(url) as one, plane_of(url) as other:
+            took = []
+            for n in range(10):
+                began = time.monotonic()
+                await change(one, default_beta=n / 10)
+                await until(lambda n=n: other.head.revision == n + 1)
+                took.append(time.monotonic() - began)
+            print(f"longest {max(took):.3f} s")
+
+    asyncio.run(run())
+
+
+def test_a_row_of_a_newer_version_is_told_and_what_was_known_stays(store_url):
+    async def run():
+        async with plane_of(store_url) as plane:
+            await change(plane, default_beta=0.7)
+            unknown = replace(plane.head, revision=2, after='{"default_beta": 0.1, "of_a_newer_version": 1}')
+            with plane.store.writing() as connection:
+                values = ", ".join(f":{name}" for name in vars(unknown))
+                connection.execute(sa.text(f"INSERT INTO tureen_revisions VALUES ({values})"), vars(unknown))
+            await until(lambda: plane.reachable[-1] is False)
+            with pytest.raises(ControlStoreError, match="newer"):
+                plane.check()
+            with plane.store.writing() as connection:
+                connection.execute(sa.text("DELETE FROM tureen_revisions WHERE revision = 2"))
+            await until(lambda: plane.reachable[-1] is True)
+            assert plane.state.default_beta == 0.7
+
+    asyncio.run(run())
+
+
+def test_what_is_due_and_cannot_be_written_is_an_alarm_until_it_can(store_url, monkeypatch):
+    tried = []
+
+    def full(row):
+        tried.append(row)
+        raise ControlStoreError("the disk is full")
+
+    async def run():
+        async with plane_of(store_url) as plane:
+            await change(plane, default_beta=0.9, ttl_s=1)
+            with monkeypatch.context() as patch:
+                patch.setattr(plane.store, "append", full)
+                await until(lambda: len(tried) >= 2)
+                await plane.refresh()
+                assert plane.reachable[-1] is False
+            await until(lambda: plane.reachable[-1] is True)
+            assert plane.state.default_beta is None
+
+    asyncio.run(run())
+
+
+def test_what_is_due_on_a_store_that_lies_behind_is_tried_now_and_then_and_not_without_pause(tmp_path, monkeypatch):
+    tried = []
+
+    def stale(row):
+        tried.append(row)
+        raise StaleRevisionError(row.revision - 2)
+
+    async def run():
+        async with plane_of(f"sqlite:///{tmp_path / 'control.db'}") as plane:
+            await change(plane, default_beta=0.9, ttl_s=1)
+            monkeypatch.setattr(plane.store, "append", stale)
+            await until(lambda: tried)
+            await asyncio.sleep(0.5)
+            assert len(tried) <= 2
+
+    asyncio.run(run())
+
+
+def test_a_counter_is_not_closed_under_whoever_reads_it(tmp_path):
+    """Such as a server's end just when its thread looks: SQLite would crash the process."""
+    file = tmp_path / "control.db"
+    with contextlib.closing(Store(f"sqlite:///{file}")) as store:
+        store.head()
+        for _ in range(300):
+            counter = watching._Counter(file)
+            with ThreadPoolExecutor(2) as threads:
+                reads = [threads.submit(counter.read) for _ in range(4)]
+                counter.close()
+                assert all(isinstance(read.result(), int) for read in reads)

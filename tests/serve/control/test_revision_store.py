@@ -1,0 +1,250 @@
+"""The store on SQLite and on a real PostgreSQL: one writer wins, nothing is half done, nothing acknowledged is lost."""
+
+import contextlib
+import dataclasses
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from datetime import UTC, datetime
+from multiprocessing import get_context
+
+import pytest
+import sqlalchemy as sa
+
+from serve.control.credentials import Credentials
+from serve.control.errors import (
+    BrokenHistoryError,
+    ControlStoreError,
+    InvalidChangeError,
+    StaleRevisionError,
+    UnknownRevisionError,
+)
+from serve.control.revision_store import BEFORE_ALL, Store, next_revision
+from serve.control.settings_state import ControlState
+from tests.patience import DEADLINE_S
+from tests.serve.control.linearizability import Read, Write, violations
+
+
+def append(store, head, beta=0.5, reason="a test"):
+    row = next_revision(
+        head, ControlState(default_beta=beta), at=datetime.now(UTC), who="ada", action="set", reason=reason
+    )
+    store.append(row)
+    return row
+
+
+def test_an_empty_store_is_at_revision_0_with_the_defaults(store):
+    assert store.head() == BEFORE_ALL
+    assert store.head().state == ControlState()
+    assert store.verify() == 0
+
+
+def test_a_change_is_kept_with_who_when_and_why(store, store_url):
+    append(store, store.head(), 0.7, "attack on β uploads")
+    with contextlib.closing(Store(store_url)) as another:
+        row = another.head()
+    assert (row.revision, row.who, row.action, row.reason) == (1, "ada", "set", "attack on β uploads")
+    assert row.state.default_beta == 0.7
+    assert abs(datetime.fromisoformat(row.at).timestamp() - time.time()) < 60
+    assert ControlState.model_validate_json(row.before) == ControlState()
+
+
+def test_of_two_writers_who_saw_the_same_one_wins(store):
+    head = store.head()
+    append(store, head, 0.7)
+    with pytest.raises(StaleRevisionError) as stale:
+        append(store, head, 0.8)
+    assert stale.value.head == 1
+    assert store.head().state.default_beta == 0.7
+
+
+def test_history_goes_back_from_the_newest(store):
+    for _ in range(5):
+        append(store, store.head())
+    assert [row.revision for row in store.history(2)] == [5, 4]
+    assert [row.revision for row in store.history(9, before=3)] == [2, 1]
+    assert store.revision(2).revision == 2
+    with pytest.raises(UnknownRevisionError):
+        store.revision(6)
+
+
+@pytest.mark.parametrize("column", [field.name for field in dataclasses.fields(BEFORE_ALL)])
+def test_a_row_that_was_tampered_with_is_found(store, column):
+    for _ in range(3):
+        append(store, store.head())
+    value = "9" if column == "revision" else "'x'"
+    with store.writing() as connection:
+        connection.execute(sa.text(f"UPDATE tureen_revisions SET {column} = {value} WHERE revision = 2"))
+    with pytest.raises(BrokenHistoryError):
+        store.verify()
+
+
+def test_a_row_that_was_taken_out_is_found(store):
+    for _ in range(3):
+        append(store, store.head())
+    with store.writing() as connection:
+        connection.execute(sa.text("DELETE FROM tureen_revisions WHERE revision = 2"))
+    with pytest.raises(BrokenHistoryError, match="revision 2: it is missing"):
+        store.verify()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "sqlite:////nowhere/at/all.db",
+        "postgresql+psycopg://ada:secret@127.0.0.1:1/none",
+        "nonsense://x",
+        "foo",
+        "postgresql+psycopg://ada:secret@ss:wo@h:secretport/x",
+        "mysql://ada:secret@127.0.0.1/none",
+    ],
+)
+def test_a_store_that_cannot_be_reached_is_told_without_its_password(url):
+    with pytest.raises(ControlStoreError) as caught:
+        Store(url).head()
+    assert "secret" not in str(caught.value)
+
+
+def test_sqlite_keeps_what_it_acknowledged_through_a_power_cut(tmp_path):
+    url = f"sqlite:///{tmp_path / 'control.db'}"
+    with contextlib.closing(Store(url)) as store, store.reading() as connection:
+        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+        assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2  # FULL
+
+
+def test_a_credential_stands_for_a_name_and_its_secret_is_kept_nowhere(store):
+    credentials = Credentials(store)
+    secret = credentials.make("ada", "operate")
+    reader = credentials.make("dashboard", "read")
+    assert credentials.of(secret).may_operate
+    assert not credentials.of(reader).may_operate
+    for wrong in ("", secret[:-1], secret + "x", "tureen_"):
+        assert credentials.of(wrong) is None
+    with store.reading() as connection:
+        assert secret not in str(connection.execute(sa.text("SELECT * FROM tureen_credentials")).all())
+    with pytest.raises(InvalidChangeError):
+        credentials.make("ada", "read")
+    credentials.revoke("ada")
+    assert credentials.of(secret) is None
+
+
+def write_many(url, seed, seconds):
+    """Changes by compare-and-set for a while, each on what was last seen, sometimes on what is known to be old."""
+    store, draw, seen, writes = Store(url), random.Random(seed), [], []
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        head = draw.choice(seen[-3:]) if seen and draw.random() < 0.3 else store.head()
+        began = time.monotonic()
+        try:
+            made = append(store, head, draw.random()).revision
+        except StaleRevisionError:
+            made = None
+        writes.append(Write(began, time.monotonic(), head.revision, made))
+        seen.append(store.head())
+    return writes
+
+
+def read_many(url, name, seconds):
+    store, reads = Store(url), []
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        began = time.monotonic()
+        revision = store.head().revision
+        reads.append(Read(began, time.monotonic(), name, revision))
+    return reads
+
+
+def test_writers_and_readers_in_processes_of_their_own_see_one_history(store, store_url):
+    with ProcessPoolExecutor(5, mp_context=get_context("spawn")) as pool:
+        writing = [pool.submit(write_many, store_url, seed, 3) for seed in range(3)]
+        reading = [pool.submit(read_many, store_url, f"reader {n}", 3) for n in range(2)]
+        writes = [write for future in writing for write in future.result()]
+        reads = [read for future in reading for read in future.result()]
+    assert violations(writes, reads) == []
+    made = [write.made for write in writes if write.made is not None]
+    assert sorted(made) == list(range(1, len(made) + 1))
+    assert sum(write.made is None for write in writes) > 5
+    assert store.verify() == len(made) > 0
+
+
+@pytest.mark.parametrize(
+    ("writes", "reads", "said"),
+    [
+        ([Write(0, 1, 0, 1), Write(2, 3, 0, 1)], [], "made twice"),
+        ([Write(0, 1, 0, 1), Write(2, 3, 0, 2)], [], "a stale one, or a lost update"),
+        ([Write(0, 1, 0, 1)], [Read(2, 3, "r", 1), Read(4, 5, "r", 0)], "r went back from 1 to 0"),
+        ([Write(4, 5, 0, 1)], [Read(0, 1, "r", 1)], "before it was begun"),
+        ([Write(0, 1, 0, 1)], [Read(2, 3, "r", 0)], "saw 0 after 1 was acknowledged"),
+        ([Write(0, 1, 0, None)], [], "was refused"),
+        ([Write(4, 5, 0, 1), Write(0, 1, 1, 2)], [], "was there before"),
+    ],
+)
+def test_the_checker_finds_what_was_planted(writes, reads, said):
+    assert any(said in violation for violation in violations(writes, reads))
+
+
+KILLED = """
+import os, signal, sys, time
+from datetime import UTC, datetime
+import sqlalchemy as sa
+from serve.control.settings_state import ControlState
+from serve.control.revision_store import Store, next_revision
+
+store, step, at = Store(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+passed = 0
+
+def die(name):
+    global passed
+    passed += name == step
+    if name == step and passed == at:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+sa.event.listen(store.engine, "begin", lambda connection: die("begin"))
+sa.event.listen(store.engine, "before_cursor_execute", lambda c, cu, statement, *r: die("before " + statement[:6]))
+sa.event.listen(store.engine, "after_cursor_execute", lambda c, cu, statement, *r: die("after " + statement[:6]))
+sa.event.listen(store.engine, "commit", lambda connection: die("before commit"))
+while True:
+    head = store.head()
+    row = next_revision(head, ControlState(default_beta=0.5), at=datetime.now(UTC), who="a", action="set", reason="r")
+    store.append(row)
+    die("after commit")
+    print(row.revision, flush=True)
+"""
+STEPS = ("begin", "before SELECT", "after SELECT", "before INSERT", "after INSERT", "before commit", "after commit")
+
+
+@pytest.mark.parametrize("rounds", [1, pytest.param(30, marks=pytest.mark.slow)])
+def test_a_process_killed_at_any_step_leaves_a_change_whole_or_not_made(store, store_url, rounds):
+    """rounds × 7 steps; of the slow ones 210 for each database."""
+    draw = random.Random(rounds)
+    for _ in range(rounds):
+        for step in STEPS:
+            before = store.head().revision
+            program = [sys.executable, "-c", KILLED, store_url, step, str(draw.randrange(1, 6))]
+            killed = subprocess.run(program, stdout=subprocess.PIPE, text=True, timeout=DEADLINE_S)
+            assert killed.returncode == -signal.SIGKILL
+            acknowledged = [int(line) for line in killed.stdout.split()]
+            made = store.verify() - before
+            assert made - len(acknowledged) in (0, 1), step
+            assert acknowledged == list(range(before + 1, before + 1 + len(acknowledged)))
+
+
+def test_a_process_killed_at_random_has_lost_nothing_it_acknowledged(tmp_path):
+    url = f"sqlite:///{tmp_path / 'control.db'}"
+    store, draw = Store(url), random.Random(0)
+    for _ in range(10):
+        before = store.head().revision
+        program = [sys.executable, "-c", KILLED, url, "", "0"]
+        with subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as process:
+            first = process.stdout.readline()
+            time.sleep(draw.random() * 0.05)
+            process.kill()
+            acknowledged = [int(line) for line in (first + process.stdout.read()).splitlines() if line]
+        assert store.verify() - before - len(acknowledged) in (0, 1)
+    store.close()
+    with contextlib.closing(sqlite3.connect(tmp_path / "control.db")) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)

@@ -1,0 +1,112 @@
+"""SIGHUP: the bundle that lies there now is served from then on, and no request notices but by the version it tells."""
+
+import http.client
+import io
+import json
+import shutil
+import signal
+import threading
+
+import pytest
+from PIL import Image
+
+from tests.patience import DEADLINE_S
+from tureen.bundle.bundle import MANIFEST
+
+
+def png():
+    buffer = io.BytesIO()
+    Image.new("RGB", (32, 32), "red").save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def replace_with_version(bundle, version):
+    replace_with(bundle, version=version)
+
+
+def replace_with(bundle, **changes):
+    """Put a bundle of another manifest in its place, as a deployment would: whole, or not at all."""
+    following = bundle.with_name("following")
+    shutil.copytree(bundle, following)
+    manifest = json.loads((following / MANIFEST).read_text())
+    (following / MANIFEST).write_text(json.dumps({**manifest, **changes}))
+    bundle.rename(bundle.with_name("before"))
+    following.rename(bundle)
+
+
+class Client(threading.Thread):
+    """Asks on one kept connection until it is told to end; remembers each status and version that it was answered."""
+
+    def __init__(self, port, until):
+        super().__init__(daemon=True)
+        self.port = port
+        self.until = until
+        self.answers = []
+
+    def run(self):
+        image = png()
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=DEADLINE_S)
+        while not self.until.is_set():
+            try:
+                connection.request("POST", "/classify?beta=0.5", image)
+                response = connection.getresponse()
+                self.answers.append((response.status, json.loads(response.read()).get("version")))
+            except (OSError, http.client.HTTPException) as error:
+                self.answers.append((repr(error), None))
+                self.until.set()
+        connection.close()
+
+
+def version(server):
+    return json.loads(server.ask("POST", "/classify", png())[2])["version"]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_under_load_every_request_is_answered_by_one_bundle_or_the_other(start_server, example_bundle, workers):
+    server = start_server("--workers", workers, bundle=example_bundle)
+    server.wait_until_ready(workers)
+    before = version(server)
+    until = threading.Event()
+    clients = [Client(server.port, until) for _ in range(8)]
+    for client in clients:
+        client.start()
+    server.wait_for(lambda: min(len(client.answers) for client in clients) > 10, "under load")
+    replace_with_version(example_bundle, "following")
+    server.process.send_signal(signal.SIGHUP)
+    server.wait_for(lambda: server.metric('tureen_reloads_total{outcome="ok"}') == workers, "reloaded")
+    reached = [len(client.answers) for client in clients]
+    server.wait_for(
+        lambda: all(len(client.answers) > count + 5 for client, count in zip(clients, reached, strict=True)), "more"
+    )
+    until.set()
+    for client in clients:
+        client.join(DEADLINE_S)
+        assert not client.is_alive()
+        assert {status for status, _ in client.answers} == {200}
+        versions = [answered for _, answered in client.answers]
+        assert versions == [before] * versions.count(before) + ["following"] * versions.count("following")
+        assert versions[-1] == "following"
+    assert server.metric("tureen_ready") == workers
+    assert server.log("worker died") == []
+    assert server.end() == 0
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_broken_bundle_is_told_of_and_not_served(start_server, example_bundle, break_golden_rows, workers):
+    server = start_server("--workers", workers, bundle=example_bundle)
+    server.wait_until_ready(workers)
+    before = version(server)
+    replace_with_version(example_bundle, "broken")
+    break_golden_rows(example_bundle)
+    server.process.send_signal(signal.SIGHUP)
+    server.wait_for(lambda: server.metric('tureen_reloads_total{outcome="failed"}') == 1, "refused")
+    if workers > 1:
+        server.wait_for(lambda: [line for line in server.log() if "reload stopped" in line["message"]], "stopped")
+    assert any("does not reproduce the golden rows" in line["message"] for line in server.log())
+    assert {version(server) for _ in range(8)} == {before}
+    assert server.metric("tureen_ready") == workers
+    shutil.rmtree(example_bundle)
+    example_bundle.with_name("before").rename(example_bundle)
+    server.process.send_signal(signal.SIGHUP)
+    server.wait_for(lambda: server.metric('tureen_reloads_total{outcome="ok"}') == workers, "reloaded after all")
+    assert server.end() == 0

@@ -1,0 +1,280 @@
+"""The service without HTTP: who is admitted, what a reload changes, and what is asked beside."""
+
+import asyncio
+import contextlib
+import json
+import shutil
+import threading
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from serve.control.beta_choice import ANYBODY
+from serve.errors import OverloadedError, TooManyPixelsError
+from serve.inference.loaded_model import Answered
+from serve.inference.queue_time import StartSpeed
+from serve.inference.service import Service
+from serve.settings import Settings
+from serve.telemetry.metrics import Metrics
+from tests.patience import DEADLINE_S
+from tests.serve.inference.test_image_decoders import decode_processes
+from tureen.bundle.bundle import MANIFEST, load_bundle
+from tureen.commands.demo import EXAMPLES
+from tureen.errors import BundleError, UndecodableImageError
+from tureen.image_cost import LEAST
+
+
+def serving(bundle_path, test, **changes):
+    """Run an async test with an open service, closed afterwards."""
+
+    async def run():
+        settings = Settings(bundle=bundle_path, engine="onnxruntime", max_batch=8, **changes)
+        service = Service(settings, load_bundle(bundle_path), Metrics())
+        await service.open()
+        try:
+            return await asyncio.wait_for(test(service), 60)
+        finally:
+            await service.close()
+
+    return asyncio.run(run())
+
+
+@pytest.fixture
+def own_cifar10(tmp_path):
+    return shutil.copytree(EXAMPLES / "cifar10", tmp_path / "cifar10")
+
+
+def value(service, series):
+    (line,) = [line for line in service.metrics.render()[0].decode().splitlines() if line.startswith(series + " ")]
+    return float(line.split()[-1])
+
+
+def test_an_image_is_decoded_once_and_answered_at_each_beta(bundle_path, digit_png, soup):
+    async def test(service):
+        with service.admit([digit_png(0), b"\xff\xd8\xff"], rows=2) as admission:
+            return await admission.answer([(0.0, 0.5, 1.0), (0.5,)])
+
+    sound, broken = serving(bundle_path, test)
+    expected = soup.logits(np.stack([sound.pixels] * 3), [0, 0.5, 1])
+    assert np.abs(sound.logits - expected).max() < 1e-4  # another batch sums in another order
+    assert isinstance(broken, UndecodableImageError)
+
+
+def test_whoever_would_wait_too_long_is_refused_at_once_and_an_idle_machine_takes_anybody(bundle_path):
+    async def test(service):
+        service._queue_time.restart(StartSpeed(0.0, {1: 0.2, 8: 1.6}))
+        with service.admit([b""]) as first:
+            assert first.model is service.model
+            with service.admit([b""]), pytest.raises(OverloadedError) as refused, service.admit([b""]):
+                pass
+            assert refused.value.retry_after_s == 1
+        service._queue_time.restart(StartSpeed(0.0, {1: 100.0}))
+        with service.admit([b""]):
+            assert value(service, "tureen_expected_queue_seconds") == 200.0
+        assert value(service, "tureen_expected_queue_seconds") == 100.0
+        assert value(service, "tureen_expected_queue_limit_seconds") == 0.5
+
+    serving(bundle_path, test, max_queue_ms=500)
+
+
+def test_a_request_that_would_expire_in_the_queue_is_refused_instead(bundle_path):
+    async def test(service):
+        service._queue_time.restart(StartSpeed(0.0, {1: 0.01, 2: 0.02}))
+        with service.admit([b""]):
+            assert service.refusal(timeout_ms=1000) is None
+            assert isinstance(service.refusal(timeout_ms=10), OverloadedError)
+
+    serving(bundle_path, test)
+
+
+def replace_version(path, version):
+    manifest = json.loads((path / MANIFEST).read_text())
+    (path / MANIFEST).write_text(json.dumps({**manifest, "version": version}))
+
+
+class Slow:
+    """An engine that answers when it is let."""
+
+    def __init__(self, engine):
+        self.name, self.precision, self.version = engine.name, engine.precision, engine.version
+        self._engine = engine
+        self.gate, self.entered, self.is_closed = threading.Event(), threading.Event(), False
+
+    def run(self, pixels, tokens):
+        self.entered.set()
+        assert self.gate.wait(DEADLINE_S)
+        return self._engine.run(pixels, tokens)
+
+    def close(self):
+        self.is_closed = True
+        self._engine.close()
+
+
+def test_after_a_reload_the_admitted_are_answered_by_the_bundle_before(own_bundle, digit_png):
+    async def test(service):
+        before = service.model
+        slow = before.soup.engine = Slow(before.soup.engine)
+        with service.admit([digit_png(0)]) as admission:
+            answer = asyncio.create_task(admission.answer([(0.5,)]))
+            await asyncio.to_thread(slow.entered.wait, DEADLINE_S)
+            replace_version(own_bundle, "after")
+            await service.reload()
+            with service.admit([digit_png(0)]) as later:
+                assert later.model.bundle.manifest.version == "after"
+                (reply,) = await later.answer([(0.5,)])
+                assert isinstance(reply, Answered)
+            assert not slow.is_closed
+            slow.gate.set()
+            assert isinstance((await answer)[0], Answered)
+        while not slow.is_closed:
+            await asyncio.sleep(0.01)
+
+    serving(own_bundle, test)
+
+
+def test_a_broken_bundle_leaves_the_one_served_in_its_place(own_bundle, digit_png):
+    async def test(service):
+        (own_bundle / MANIFEST).write_text("{")
+        with pytest.raises(BundleError):
+            await service.reload()
+        with service.admit([digit_png(0)]) as admission:
+            assert isinstance((await admission.answer([(0.5,)]))[0], Answered)
+
+    serving(own_bundle, test)
+
+
+def test_for_a_share_of_answers_the_other_mode_is_asked_too(bundle_path, digit_png):
+    async def test(service):
+        for index in range(20):
+            with service.admit([digit_png(index)]) as admission:
+                await admission.classify(admission.choose(index % 2 * 1.0))
+        await asyncio.gather(*service._signals)
+        return [value(service, f'tureen_mode_comparisons_total{{outcome="{outcome}"}}') for outcome in ("agree",)]
+
+    (agree,) = serving(bundle_path, test, disagreement_share=1.0)
+    assert 10 <= agree <= 20
+
+
+def test_by_default_no_other_mode_is_asked(bundle_path, digit_png):
+    async def test(service):
+        with service.admit([digit_png(0)]) as admission:
+            await admission.classify(admission.choose(None))
+        outcomes = ("agree", "disagree", "dropped")
+        return [value(service, f'tureen_mode_comparisons_total{{outcome="{outcome}"}}') for outcome in outcomes]
+
+    assert serving(bundle_path, test) == [0, 0, 0]
+
+
+def test_the_time_limit_counts_from_the_arrival(bundle_path, digit_png):
+    async def test(service):
+        with service.admit([digit_png(0)], timeout_ms=1000, arrived_s=time.monotonic() - 2) as admission:
+            (reply,) = await admission.answer([(0.5,)])
+            assert type(reply).__name__ == "DeadlineError"
+
+    serving(bundle_path, test)
+
+
+LARGE = (2000, 1500)
+
+
+def test_a_request_of_more_pixels_than_a_request_may_have_is_refused_whoever_else_is_here(encode):
+    image = encode(Image.new("RGB", LARGE))
+
+    async def test(service):
+        with pytest.raises(TooManyPixelsError, match="5,000,000"), service.admit([image] * 2):
+            pass
+        with service.admit([image]):
+            pass
+
+    serving(EXAMPLES / "cifar10", test, max_request_pixels=5_000_000)
+
+
+def test_images_of_all_requests_that_are_not_yet_decoded_have_so_many_pixels_at_most(encode):
+    image = encode(Image.new("RGB", LARGE))
+
+    async def test(service):
+        with service.admit([image]) as first:
+            with pytest.raises(OverloadedError), service.admit([image]):
+                pass
+            await first.classify(first.choose(0.5))
+            with service.admit([image]):  # the first is decoded, though not yet answered
+                pass
+
+    serving(EXAMPLES / "cifar10", test, max_decode_pixels=5_000_000, max_queue_ms=100_000)
+
+
+def test_photographs_and_small_images_are_answered_while_disproportionate_images_fill_their_queue(encode):
+    small, bomb = encode(Image.new("RGB", (32, 32))), encode(Image.new("RGB", (5000, 5000)), "WEBP", lossless=True)
+    grain = np.random.default_rng(0).integers(0, 256, (100, 160, 3), np.uint8)
+    photograph = encode(Image.fromarray(grain).resize((1280, 800)), "JPEG", quality=85)
+
+    async def test(service):
+        service._queue_time.restart(StartSpeed(1e-9, {1: 0.001, 8: 0.002}))
+        choice = service.in_force.choose(0.5, ANYBODY)
+        with service.admit([bomb] * 5) as bombs, contextlib.ExitStack() as stack:
+            waiting = asyncio.create_task(bombs.classify_all([choice] * 5))
+            while not (found := decode_processes()):
+                await asyncio.sleep(0.01)
+            found[0].suspend()  # as on a machine that has no time for it
+            with pytest.raises(OverloadedError), service.admit([bomb]):
+                pass
+            good = [stack.enter_context(service.admit([image])) for image in [photograph, small] * 10]
+            replies = await asyncio.gather(*(admission.classify(choice) for admission in good))
+            assert {type(reply) for reply in replies} == {Answered}
+            assert not waiting.done()
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+
+    serving(EXAMPLES / "cifar10", test, timeout_ms=60_000)
+
+
+def test_an_idle_server_takes_what_it_took_at_its_start_after_large_and_slow_requests(encode):
+    large, small = encode(Image.new("RGB", LARGE)), encode(Image.new("RGB", (32, 32)))
+
+    def taken(service):
+        with contextlib.ExitStack() as stack:
+            for count in range(256):
+                try:
+                    stack.enter_context(service.admit([small]))
+                except OverloadedError:
+                    return count
+        return 256
+
+    async def test(service):
+        service._queue_time.restart(StartSpeed(1e-9, {1: 0.005, 8: 0.04}))
+        before = taken(service)
+        for _ in range(3):
+            with service.admit([large] * 3 + [b"no image"]) as admission:
+                await admission.classify_all([admission.choose(0.5)] * 4)
+        with service.admit([small]):
+            service._queue_time.decoded(LEAST, 60.0, time.monotonic())
+            assert taken(service) < before
+        assert 0 < taken(service) == before < 256
+
+    serving(EXAMPLES / "cifar10", test, max_queue_ms=1000)
+
+
+def test_a_reload_of_the_same_model_under_load_makes_the_speed_of_the_start_no_slower(own_cifar10, bundle_path):
+    async def test(service):
+        fast = StartSpeed(1e-15, {size: size * 1e-9 for size in (1, 2, 4, 8)})
+        service._queue_time.restart(fast)
+        replace_version(own_cifar10, "after")
+        await service.reload()
+        assert service._queue_time.start == fast
+        shutil.copytree(bundle_path, own_cifar10, dirs_exist_ok=True)
+        await service.reload()
+        assert service._queue_time.start.run_s[1] > 1e-6  # of another model the speed says nothing
+
+    serving(own_cifar10, test)
+
+
+def test_a_reload_measures_anew(own_cifar10):
+    async def test(service):
+        service._queue_time.restart(StartSpeed(1.0, {1: 100.0}))
+        await service.reload()
+        assert value(service, "tureen_expected_queue_seconds") < 100
+
+    serving(own_cifar10, test)

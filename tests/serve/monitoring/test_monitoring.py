@@ -1,0 +1,163 @@
+"""The dashboard and the alert rules ask for nothing that a running server does not tell."""
+
+import io
+import json
+import re
+from importlib.resources import files
+
+import promql_parser as promql
+import pytest
+import yaml
+from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
+
+from serve.http.problems import INTERNAL, KINDS
+from serve.oip.errors import OIP_KINDS
+
+MONITORING = files("serve") / "monitoring"
+DASHBOARD = json.loads((MONITORING / "dashboard.json").read_text())
+RULES = [rule for group in yaml.safe_load((MONITORING / "alerts.yml").read_text())["groups"] for rule in group["rules"]]
+PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
+
+PROMETHEUS_LABELS = {"job", "instance"}  # which it adds to every series
+# Values that a sound server tells only on a bad day.
+ERRORS = {*KINDS.values(), *OIP_KINDS.values(), INTERNAL}
+RARE_VALUES = {
+    "code": {kind.code for kind in ERRORS},
+    # The second ones over gRPC; see CODES in serve.oip.rpc.
+    "status": {str(kind.status) for kind in ERRORS} | {"INTERNAL", "UNAVAILABLE", "DEADLINE_EXCEEDED"},
+    "route": {"/inference.GRPCInferenceService/ServerReady", "/inference.GRPCInferenceService/ServerLive"},
+}
+
+
+@pytest.fixture
+def exposed(start_server):
+    """Of a server that has answered requests: series name -> label -> its values."""
+    server = start_server("--disagreement-share", 1)
+    server.wait_until_ready()
+    buffer = io.BytesIO()
+    Image.new("RGB", (32, 32)).save(buffer, "PNG")
+    for beta in (0, 0.3, 1):
+        assert server.ask("POST", f"/classify?beta={beta}", buffer.getvalue())[0] == 200
+    assert server.ask("POST", "/classify", b"no image")[0] == 415
+    for path in ("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready", "/metrics"):
+        assert server.ask("GET", path)[0] == 200
+    names = {"up": {}}  # which Prometheus makes
+    for family in text_string_to_metric_families(server.ask("GET", "/metrics")[2].decode()):
+        for sample in family.samples:
+            labels = names.setdefault(sample.name, {})
+            for label, value in sample.labels.items():
+                labels.setdefault(label, set()).add(value)
+    return names
+
+
+def concrete(expression):
+    """An expression of the dashboard with Grafana's variables filled in, as it does before it asks Prometheus."""
+    for variable, value in {"$__rate_interval": "5m", "$job": ".*", "$instance": ".*"}.items():
+        expression = expression.replace(variable, value)
+    return expression
+
+
+def parts(expression):
+    """Every node of the expression's tree."""
+    found = []
+    promql.walk(promql.parse(expression), lambda node: found.append(node) or True)
+    return found
+
+
+def unknown(expression, exposed):
+    """What the expression asks for and no server tells: names, labels, values."""
+    wrong, labels_there = [], set(PROMETHEUS_LABELS)
+    for selector in (node for node in parts(expression) if isinstance(node, promql.VectorSelector)):
+        if selector.name not in exposed:
+            wrong.append(selector.name)
+            continue
+        labels = exposed[selector.name]
+        labels_there |= labels.keys()
+        for matcher in selector.matchers.matchers:
+            if matcher.name in PROMETHEUS_LABELS:
+                continue
+            if matcher.name not in labels:
+                wrong.append(f"{selector.name}{{{matcher.name}}}")
+                continue
+            values = labels[matcher.name] | RARE_VALUES.get(matcher.name, set())
+            is_regex = matcher.op in (promql.MatchOp.Re, promql.MatchOp.NotRe)
+            patterns = matcher.value.split("|") if is_regex else [re.escape(matcher.value)]
+            wrong += [
+                f"{selector.name}{{{matcher.name}}} {pattern}"
+                for pattern in patterns
+                if not any(re.fullmatch(pattern, value) for value in values)
+            ]
+    for node in parts(expression):
+        if isinstance(node, promql.AggregateExpr) and node.modifier is not None:
+            wrong += [label for label in node.modifier.labels if label not in labels_there]
+    return wrong
+
+
+def test_every_expression_asks_for_what_a_running_server_tells(exposed):
+    for panel in PANELS:
+        for target in panel["targets"]:
+            assert unknown(concrete(target["expr"]), exposed) == [], panel["title"]
+    for rule in RULES:
+        assert unknown(rule["expr"], exposed) == [], rule["alert"]
+    for variable in DASHBOARD["templating"]["list"]:
+        if variable["type"] == "query":
+            expression, label = re.fullmatch(r"label_values\((.+), (\w+)\)", variable["query"]["query"]).groups()
+            assert unknown(concrete(expression), exposed) == []
+            assert label in PROMETHEUS_LABELS
+
+
+@pytest.mark.parametrize(
+    ("expression", "wrong"),
+    [
+        ("rate(tureen_requests[5m])", ["tureen_requests"]),
+        ('tureen_requests_total{path="/classify"}', ["tureen_requests_total{path}"]),
+        ('tureen_stage_seconds_count{stage=~"decode|waiting"}', ["tureen_stage_seconds_count{stage} waiting"]),
+        ("sum by (mode) (tureen_classifications_total)", ["mode"]),
+        ('sum by (beta) (rate(tureen_classifications_total{beta="0"}[5m])) > 1', []),
+    ],
+)
+def test_what_no_server_tells_is_found(expression, wrong, exposed):
+    assert unknown(expression, exposed) == wrong
+
+
+def test_the_dashboard_is_one_that_grafana_imports():
+    assert DASHBOARD["schemaVersion"] >= 36
+    assert DASHBOARD["templating"]["list"][0]["type"] == "datasource"
+    rows = [panel["title"] for panel in DASHBOARD["panels"] if panel["type"] == "row"]
+    assert rows == ["Traffic", "Latency by stage", "Overload", "Soups", "Engine and processes"]
+    identifiers = [panel["id"] for panel in DASHBOARD["panels"]]
+    assert len(set(identifiers)) == len(identifiers)
+    places = [panel["gridPos"] for panel in DASHBOARD["panels"]]
+    cells = [
+        (x, y)
+        for place in places
+        for x in range(place["x"], place["x"] + place["w"])
+        for y in range(place["y"], place["y"] + place["h"])
+    ]
+    assert len(set(cells)) == len(cells)  # no panel covers another
+    assert max(x for x, _ in cells) < 24
+    for panel in PANELS:
+        assert panel["description"]
+        assert panel["datasource"]["uid"] == "${datasource}"
+        for target in panel["targets"]:
+            labels = {label for node in parts(concrete(target["expr"])) for label in grouping(node)}
+            for label in re.findall(r"{{(\w+)}}", target["legendFormat"]):
+                assert label in labels | PROMETHEUS_LABELS, panel["title"]
+    (disagreement,) = [panel for panel in PANELS if panel["title"] == "Mode disagreement"]
+    assert "no detector" in disagreement["description"]
+
+
+def grouping(node):
+    if isinstance(node, promql.AggregateExpr) and node.modifier is not None:
+        return node.modifier.labels
+    return []
+
+
+def test_every_alert_says_what_it_means_and_what_to_type():
+    assert len({rule["alert"] for rule in RULES}) == len(RULES) >= 8
+    for rule in RULES:
+        assert rule["labels"]["severity"] in ("critical", "warning", "info")
+        assert rule["annotations"].keys() == {"summary", "description", "action"}
+        told = set(re.findall(r"\$labels\.(\w+)", str(rule["annotations"])))
+        assert told <= PROMETHEUS_LABELS, rule["alert"]

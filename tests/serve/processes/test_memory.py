@@ -1,0 +1,48 @@
+"""Memory after large blocks came and went, in a process of its own: what malloc was told holds for the whole of it."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+PROBE = """
+import ctypes, sys
+from serve.processes.memory import return_large_blocks
+
+def rss():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+
+if sys.argv[1] == "told":
+    return_large_blocks()
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+libc.free.argtypes = [ctypes.c_void_p]
+libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+
+def blocks(count, size):
+    made = [libc.malloc(size) for _ in range(count)]
+    for block in made:
+        libc.memset(block, 1, size)
+    return made
+
+for block in blocks(1, 30 << 20):
+    libc.free(block)
+before = rss()
+large = blocks(4, 9 << 20)
+last = libc.malloc(100 << 10)
+for block in large:
+    libc.free(block)
+print((rss() - before) >> 20)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library has no such thresholds")
+def test_large_blocks_are_given_back_with_a_small_one_behind_them():
+    def held_mib(told):
+        return int(
+            subprocess.run([sys.executable, "-c", PROBE, told], capture_output=True, check=True, text=True).stdout
+        )
+
+    assert held_mib("told") <= 1
+    assert held_mib("not told") >= 16  # else this shows nothing

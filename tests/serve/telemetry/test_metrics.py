@@ -1,0 +1,96 @@
+"""One process keeps its metrics in memory, several add theirs up; what is read has the same names."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from serve.telemetry.metrics import Metrics, beta_bucket
+
+# What a process of the server does to its metrics, and what it then answers at /metrics.
+PROCESS = """
+import json, sys
+from pathlib import Path
+from prometheus_client import disable_created_metrics
+from serve.telemetry.metrics import Metrics, share_metrics
+
+disable_created_metrics()
+directory, worker, version = Path(sys.argv[1]) if sys.argv[1] else None, int(sys.argv[2]), sys.argv[3]
+if directory:
+    share_metrics(directory, worker)
+metrics = Metrics(directory)
+metrics.requests.labels("/classify", "POST", "200").inc(2)
+metrics.request_seconds.labels("/classify").observe(0.02)
+metrics.in_flight.set(3)
+metrics.is_ready.set(1)
+metrics.default_beta.set(worker / 10)
+serving = {"model": "m", "engine": "onnxruntime", "engine_version": "1", "precision": "fp32"}
+metrics.serves({**serving, "version": "before"})
+metrics.serves({**serving, "version": version})
+print(metrics.render()[0].decode())
+"""
+
+
+def rendered(directory, worker, version="after"):
+    """The samples that such a process answers with at its end: name and labels -> value."""
+    command = [sys.executable, "-c", PROCESS, str(directory or ""), str(worker), version]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return {
+        (sample.name, json.dumps(sample.labels, sort_keys=True)): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def value(samples, name, **labels):
+    (found,) = [v for (n, given), v in samples.items() if n == name and labels.items() <= json.loads(given).items()]
+    return found
+
+
+def test_several_processes_answer_with_the_series_of_one(tmp_path):
+    assert rendered(tmp_path, 0).keys() == rendered(None, 0).keys()
+
+
+def test_any_process_answers_for_all(tmp_path):
+    rendered(tmp_path, 0)
+    samples = rendered(tmp_path, 1)
+    assert value(samples, "tureen_requests_total") == 4
+    assert value(samples, "tureen_request_seconds_bucket", le="0.025") == 2
+    assert value(samples, "tureen_request_seconds_count") == 2
+    assert value(samples, "tureen_requests_in_flight") == 6
+    assert value(samples, "tureen_ready") == 2
+    assert value(samples, "tureen_default_beta") == 0.1  # the one set last
+    assert value(samples, "tureen_serving_info", version="after") == 1
+    assert value(samples, "tureen_serving_info", version="before") == 0
+
+
+def test_who_takes_a_dead_ones_place_goes_on_with_its_counters(tmp_path):
+    rendered(tmp_path, 0)
+    files = {path.name for path in tmp_path.iterdir()}
+    samples = rendered(tmp_path, 0)
+    assert {path.name for path in tmp_path.iterdir()} == files
+    assert value(samples, "tureen_requests_total") == 4
+    assert value(samples, "tureen_requests_in_flight") == 3
+
+
+def test_only_known_words_describe_what_is_served():
+    with pytest.raises(KeyError):
+        Metrics().serves({"model": "m"})
+
+
+@pytest.mark.parametrize(
+    ("beta", "label"),
+    [
+        (None, "single"),
+        (0.0, "0"),
+        (1e-9, "below 0.25"),
+        (0.25, "below 0.5"),
+        (0.7, "below 0.75"),
+        (0.9999999, "below 1"),
+        (1, "1"),
+    ],
+)
+def test_traffic_is_told_apart_by_buckets_of_beta(beta, label):
+    assert beta_bucket(beta) == label

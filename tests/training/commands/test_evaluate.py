@@ -1,0 +1,192 @@
+"""`tureen evaluate` and `tureen tune`, on a small checkpoint and on the bundle it becomes."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from training.attacks.gradient import ATTACKS, attack_label
+from tureen.bundle.bundle import load_bundle
+from tureen.cli import main
+
+SMALL = ["epochs=8", "model.depth=1", "model.width=32", "evaluation_steps=2", "evaluation_betas=0,1"]
+
+
+@pytest.fixture(scope="module")
+def small_run(tmp_path_factory):
+    out = tmp_path_factory.mktemp("small") / "run"
+    settings = [word for setting in SMALL for word in ("--set", setting)]
+    assert main(["train", "digits", "--out", str(out), *settings]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def three_class_run(tmp_path_factory):
+    root = tmp_path_factory.mktemp("three")
+    rng = np.random.default_rng(0)
+    for name in ("cat", "dog", "owl"):
+        (root / "photos" / name).mkdir(parents=True)
+        for i in range(6):
+            Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(root / "photos" / name / f"{i}.png")
+    small = ["epochs=1", "batch_size=8", "model.image_size=16", "model.depth=1", "model.width=16", "evaluation_steps=1"]
+    settings = [word for setting in small for word in ("--set", setting)]
+    assert main(["train", "cifar10-cpu", "--data", str(root / "photos"), "--out", str(root / "run"), *settings]) == 0
+    return root / "run"
+
+
+@pytest.fixture(scope="module")
+def small_bundle(small_run, tmp_path_factory):
+    out = tmp_path_factory.mktemp("small") / "bundle"
+    assert main(["export", str(small_run), "--out", str(out), "--engine", "onnxruntime"]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Twelve pictures of two of the digits, one file of them damaged."""
+    from training.data.datasets import load_digits
+
+    held_out = load_digits().held_out
+    root = tmp_path_factory.mktemp("photos")
+    for label in (3, 8):
+        (root / str(label)).mkdir()
+        for i, pixels in enumerate(held_out.pixels[held_out.labels == label][:6]):
+            Image.fromarray(pixels).save(root / str(label) / f"{i}.png")
+    (root / "8" / "0.png").write_bytes(b"damaged")
+    return root
+
+
+def measured(arguments, capsys):
+    assert main([*map(str, arguments), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_what_is_asked_is_measured_and_drawn(small_run, tmp_path, capsys):
+    plot = tmp_path / "curve.png"
+    asked = ["--betas", "0,0.3", "--steps", "2", "--epsilon-255", "8", "--images", "40", "--plot", plot]
+    parts = ["--matrix", "--epsilon-curve", "--ensembles", "--shifts"]
+    found = measured(["evaluate", small_run, *asked, *parts], capsys)
+    rows = [(row["beta"], row["attack"], row["epsilon_255"], row["n"]) for row in found["accuracy"]]
+    assert rows == [(0, "PGD-2", 8, 40), (0.3, "PGD-2", 8, 40)]
+    evaluation = found["evaluation"]
+    assert evaluation["matrix"]["betas"] == [0, 0.3]
+    assert {row["epsilon_255"] for row in evaluation["epsilon_curve"]} >= {0, 4, 8}
+    assert [row["beta"] for row in evaluation["ensembles"]] == [0.3]
+    assert {row["name"] for row in evaluation["shifts"]} >= {"rotation", "sketch"}
+    names = {check["name"] for check in evaluation["checks"]}
+    assert len(names) > 5
+    pictures = sorted(file.name for file in tmp_path.iterdir())
+    assert pictures == ["curve-epsilon.png", "curve-matrix.png", "curve-shifts.png", "curve.png"]
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_every_attack_of_the_command_runs_on_a_real_checkpoint(small_run, capsys, attack):
+    """The radius is large, so that AutoAttack fools every digit in its first parts, in seconds."""
+    arguments = ["evaluate", small_run, "--attack", attack, "--steps", "2", "--images", "10", "--betas", "0,1"]
+    found = measured([*arguments, "--epsilon-255", "100"], capsys)
+    assert [row["attack"] for row in found["accuracy"]] == [attack_label(attack, 2)] * 2
+    assert all(0 <= row["robust"]["value"] <= row["clean"]["value"] for row in found["accuracy"])
+
+
+@pytest.mark.slow
+def test_every_part_of_autoattack_runs_on_a_real_checkpoint(small_run, capsys):
+    """At a radius that leaves digits for the last part, Square, which makes 5,000 queries."""
+    arguments = [
+        "evaluate",
+        small_run,
+        "--attack",
+        "autoattack",
+        "--images",
+        "10",
+        "--betas",
+        "0",
+        "--epsilon-255",
+        "2",
+    ]
+    (row,) = measured(arguments, capsys)["accuracy"]
+    assert row["robust"]["value"] > 0
+
+
+def test_apgd_on_three_classes_takes_the_plain_ratio_and_says_so(three_class_run, capsys):
+    assert main(["evaluate", str(three_class_run), "--attack", "apgd", "--steps", "2", "--betas", "0,1"]) == 0
+    said = capsys.readouterr()
+    assert "apgd needs more than 3 classes: attacking with apgd-dlr instead" in said.err
+    assert "APGD-2 (CE, DLR)" in said.out
+
+
+def test_nothing_but_accuracy_and_the_checks_is_measured_unasked(small_run, capsys):
+    assert main(["evaluate", str(small_run), "--images", "20", "--beyond", "0.5"]) == 0
+    said = capsys.readouterr().out
+    assert "-0.50*" in said
+    assert "outside [0, 1]: an extension, never served" in said
+    assert "checks on the attack, on 20 images" in said
+    assert "forward passes" not in said
+
+
+def test_what_is_saved_travels_into_the_manifest_and_the_card(small_run, tmp_path, capsys):
+    import shutil
+
+    run = shutil.copytree(small_run, tmp_path / "run")
+    assert (
+        main(["evaluate", str(run), "--attack", "apgd-ce", "--steps", "3", "--matrix", "--images", "30", "--save"]) == 0
+    )
+    assert main(["evaluate", str(run), "--epsilon-curve", "--images", "30", "--save"]) == 0
+    assert main(["export", str(run), "--out", str(tmp_path / "bundle"), "--engine", "onnxruntime"]) == 0
+    manifest = load_bundle(tmp_path / "bundle").manifest
+    assert manifest.evaluation.matrix.attack == "PGD-3"  # kept, though measured in an earlier call
+    assert manifest.evaluation.epsilon_curve
+    assert manifest.accuracy[0].attack == "PGD-2"
+    card = (tmp_path / "bundle" / "README.md").read_text()
+    assert "PGD-3" in card
+
+
+def test_a_bundle_is_measured_through_its_engine(small_bundle, small_run, photos, capsys):
+    own = measured(["evaluate", small_bundle, "--data", photos, "--betas", "0,1", "--shifts"], capsys)
+    theirs = measured(["evaluate", small_run, "--data", photos, "--betas", "0,1", "--steps", "1"], capsys)
+    assert [row["clean"] for row in own["clean"]] == [row["clean"] for row in theirs["accuracy"]]
+    assert own["clean"][0]["n"] == 11
+    assert own["shifts"]
+    assert main(["evaluate", str(small_bundle), "--data", str(photos)]) == 0
+    said = capsys.readouterr()
+    assert "accuracy on 11 images" in said.out
+    assert "8/0.png" in said.err
+
+
+@pytest.mark.parametrize("path", ["bundle", "run"])
+def test_tune_chooses_a_beta_from_few_images(small_bundle, small_run, photos, capsys, path):
+    arguments = ["tune", small_bundle if path == "bundle" else small_run, "--data", photos, "--betas", "0:1:0.5"]
+    tuned = measured([*arguments, "--images", "8"], capsys)
+    assert tuned["betas"] == [0, 0.5, 1]
+    assert tuned["beta"] in tuned["betas"]
+    assert 7 <= tuned["n"] <= 8
+    assert main([str(a) for a in arguments]) == 0
+    assert "chosen" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["evaluate", "{bundle}"], "add --data"),
+        (["evaluate", "{bundle}", "--data", ".", "--attack", "pgd", "--matrix"], "--attack, --matrix: a bundle has no"),
+        (["evaluate", "{run}", "--save", "--data", "."], "leave out --data"),
+        (["evaluate", "{run}", "--save", "--betas", "0.5"], "--save needs both modes"),
+        (["evaluate", "{run}", "--epsilon-255", "300"], "300.0 is not between 0 and 255"),
+        (["evaluate", "{run}", "--attack", "nothing"], "invalid choice"),
+        (["tune", "{run}"], "--data"),
+    ],
+)
+def test_wrong_use_is_said(small_bundle, small_run, capsys, arguments, message):
+    filled = [argument.format(bundle=small_bundle, run=small_run) for argument in arguments]
+    with pytest.raises(SystemExit, match="2"):
+        main(filled)
+    assert message in capsys.readouterr().err
+
+
+def test_images_of_classes_the_model_does_not_know_are_refused(small_run, tmp_path, capsys):
+    for name in ("3", "cat"):
+        (tmp_path / name).mkdir()
+        Image.fromarray(np.zeros((8, 8, 3), dtype=np.uint8)).save(tmp_path / name / "0.png")
+    assert main(["tune", str(small_run), "--data", str(tmp_path)]) == 1
+    assert "classes that the model does not: cat" in capsys.readouterr().err

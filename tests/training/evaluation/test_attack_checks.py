@@ -1,0 +1,108 @@
+"""A check is worth something if a model that deserves it makes it fail: here is one for each."""
+
+import pytest
+import torch
+
+from training.errors import ZeroGradientError
+from training.evaluation.attack_checks import CHECKS, check_radii, sanity_checks
+from training.evaluation.evaluate import wilson
+from tureen.bundle.manifest import AccuracyRow
+
+LEVELS = range(28, 228)
+TWICE_WEAKER, TWICE_STRONGER = "twice the steps are never weaker", "twice the steps are hardly stronger"
+SINGLE, NOISE = "a single step is never stronger", "random noise is never stronger"
+HALF, VANISHED = "a radius of a half leaves chance at most", "gradients vanish for few images"
+
+
+def failed(model, images, *, epsilon_255=32, steps=8, betas=(0.0,), **how):
+    checks = sanity_checks(model, images, epsilon_255=epsilon_255, steps=steps, betas=betas, **how)
+    return {check.name for check in checks if not check.has_passed}
+
+
+def test_an_honest_model_passes_every_check_at_both_modes(grey_model, grey_images):
+    seen = []
+    checks = sanity_checks(grey_model, grey_images(LEVELS), epsilon_255=10, steps=4, on_check=lambda: seen.append(1))
+    names = [TWICE_WEAKER, TWICE_STRONGER, SINGLE, NOISE, HALF, VANISHED]
+    assert [(check.beta, check.name) for check in checks] == [(beta, name) for beta in (0, 1) for name in names]
+    assert all(check.has_passed and check.n == 128 for check in checks)
+    assert len(seen) == len(checks) == 2 * CHECKS
+    figures = {check.name: check.figures for check in checks[:CHECKS]}
+    assert figures[TWICE_WEAKER]["PGD-4"] == figures[TWICE_WEAKER]["PGD-8"] == figures[SINGLE]["FGSM"]
+    assert figures[HALF] == {"PGD-4, ε 127.5/255": 0, "chance": 0.25}
+    assert figures[NOISE]["worst of 10 draws"] > figures[NOISE]["PGD-4"]
+
+
+def test_the_same_images_are_checked_again_and_not_the_first_alone(grey_model, grey_images):
+    """A folder's images come class by class: its first would all be of one class."""
+    images = grey_images(sorted(list(LEVELS) * 2))
+    first, again = (sanity_checks(grey_model, images, epsilon_255=10, steps=2) for _ in range(2))
+    assert first == again
+    robust = next(check.figures["PGD-2"] for check in first if check.beta == 1 and check.name == SINGLE)
+    assert robust == pytest.approx(0.9, abs=0.08)  # the first 128 are all robust
+
+
+def test_gradients_that_mislead_are_found_out_by_noise_and_by_a_radius_of_a_half(margin_model, grey_images):
+    def misleading(images, betas):
+        margin = 20 * (images - 0.5).mean(dim=(1, 2, 3))
+        return 2 * margin.detach() - margin
+
+    assert failed(margin_model(misleading), grey_images([127, 128] * 64)) == {NOISE, HALF}
+
+
+def trapped(images, betas):
+    """On the way from grey to white, u = 0 to 1 at 8/255, the margin dips at 0.2, recovers until 0.45, then is lost."""
+    u = (images - 128 / 255).mean(dim=(1, 2, 3)) / (8 / 255)
+    dip = torch.where(u < 0.2, 1 - 2.5 * u, 0.5 + 2 * (u - 0.2))
+    return torch.where(u < 0.45, dip, 1 - 3.6 * (u - 0.45))
+
+
+def test_small_steps_that_are_caught_in_a_dip_are_found_out_by_large_ones(margin_model, grey_images):
+    model, images = margin_model(trapped), grey_images([128] * 128)
+    assert failed(model, images, epsilon_255=8, steps=4) == {TWICE_WEAKER}
+    assert failed(model, images, epsilon_255=8, steps=8) == {SINGLE}
+
+
+def test_an_attack_that_has_not_converged_is_found_out_by_more_steps(margin_model, grey_images):
+    """The error lies inside the ball: the steps have to become small to end near it."""
+    inside = 128 / 255 + 8 / 255 * (torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0)) - 0.5)
+
+    def planted(images, betas):
+        return 100 * ((images - inside).abs().mean(dim=(1, 2, 3)) - 0.15 * 8 / 255)
+
+    model, images = margin_model(planted), grey_images([128] * 128)
+    assert TWICE_STRONGER in failed(model, images, epsilon_255=8, steps=5)
+    assert TWICE_STRONGER not in failed(model, images, epsilon_255=8, steps=40)
+
+
+def test_images_without_a_gradient_are_counted(margin_model, grey_images):
+    def saturated_where_bright(images, betas):
+        brightness = (images - 0.5).mean(dim=(1, 2, 3))
+        return torch.where(brightness > 0.3, 1e5, 20.0) * brightness
+
+    model, levels = margin_model(saturated_where_bright), [90] * 100 + [250] * 2
+    assert failed(model, grey_images(levels), epsilon_255=38) == {VANISHED}
+    assert failed(model, grey_images(levels[:100]), epsilon_255=38) == set()
+    with pytest.raises(ZeroGradientError):
+        failed(model, grey_images([250] * 4))
+
+
+def test_what_cannot_be_asked_of_an_attack_is_left_out(grey_model, grey_images):
+    checks = sanity_checks(grey_model, grey_images(LEVELS), epsilon_255=10, steps=4, attack="fgsm", betas=[1.0])
+    assert [check.name for check in checks] == [NOISE, HALF, VANISHED]
+
+
+def row(beta, epsilon_255, right):
+    share = wilson(right, 100)
+    return AccuracyRow(beta=beta, n=100, clean=share, robust=share, attack="PGD-4", epsilon_255=epsilon_255)
+
+
+def test_a_curve_that_rises_with_the_radius_is_found_out():
+    curve = [
+        row(beta, epsilon, right)
+        for beta, shares in {0.0: (90, 50, 52), 1.0: (90, 40, 70)}.items()
+        for epsilon, right in zip((0, 4, 8), shares, strict=True)
+    ]
+    falls, rises = check_radii(curve)
+    assert (falls.beta, falls.has_passed) == (0, True)
+    assert (rises.beta, rises.has_passed) == (1, False)
+    assert rises.figures == {"ε 0/255": 0.9, "ε 4/255": 0.4, "ε 8/255": 0.7}

@@ -1,0 +1,124 @@
+import pytest
+
+from tureen.bundle.manifest import Accuracy, AccuracyRow, Check, ShiftRow, Suspect, TransferMatrix
+from tureen.commands.report import (
+    accuracy_table,
+    check_list,
+    ensemble_table,
+    epsilon_table,
+    matrix_table,
+    shift_table,
+    single_accuracy,
+)
+
+FOOTNOTE = "* outside [0, 1]: an extension, never served"
+
+
+def share(value):
+    return Accuracy(value=value, low=max(0.0, value - 0.05), high=min(1.0, value + 0.05))
+
+
+def row(beta, robust, *, clean=0.9, epsilon_255=8.0, attack="PGD-40"):
+    return AccuracyRow(
+        beta=beta, n=100, clean=share(clean), robust=share(robust), attack=attack, epsilon_255=epsilon_255
+    )
+
+
+def cells(text, name):
+    """The numbers in the line that begins with that name."""
+    (line,) = [line for line in text.splitlines() if line.strip().startswith(name)]
+    return line.strip().removeprefix(name).split()
+
+
+def test_a_beta_that_is_never_served_is_marked():
+    inside = accuracy_table([row(0.0, 0.2), row(1.0, 0.5)])
+    assert "*" not in inside
+    beyond = accuracy_table([row(-0.25, 0.1), row(0.0, 0.2), row(1.0, 0.5)]).splitlines()
+    assert beyond[-1] == FOOTNOTE
+    assert [line.split()[0] for line in beyond[2:-1]] == ["-0.25*", "0.00", "1.00"]
+    assert len({len(line) for line in beyond[1:-1]}) == 1
+
+
+def test_an_ensemble_stands_beside_the_soup_that_met_the_same_attack():
+    soups = [row(0.5, 0.4), row(1.0, 0.5), row(0.5, 0.3, attack="PGD-10"), row(0.5, 0.2, epsilon_255=4)]
+    lines = ensemble_table([row(0.5, 0.45, clean=0.95)], soups).splitlines()
+    assert [line.split()[:4] for line in lines[2:]] == [["0.50", "soup", "1.0", "×"], ["0.50", "ensemble", "2.0", "×"]]
+    assert " 40.0 (" in lines[2]
+    assert " 45.0 (" in lines[3]
+
+
+def test_a_single_token_model_has_one_line_of_accuracy():
+    assert single_accuracy([]) == "accuracy: not measured"
+    assert single_accuracy([row(0.0, 0.2), row(1.0, 0.2)]) == (
+        "accuracy on 100 images, % (95 % interval): 90.0 (85.0–95.0); "
+        "under PGD-40, white-box, l∞ ε = 8/255: 20.0 (15.0–25.0)"
+    )
+    assert "PGD" not in single_accuracy([row(0.0, 0.9, epsilon_255=0)])
+
+
+@pytest.fixture
+def matrix():
+    return TransferMatrix(
+        betas=[0.0, 1.0, 1.5],
+        n=100,
+        attack="PGD-40",
+        epsilon_255=8,
+        robust=[[0.20, 0.60, 0.61], [0.10, 0.50, 0.62], [0.30, 0.55, 0.45]],
+        joint_attack="PGD-10",
+        joint=[0.22, 0.40, 0.46],
+        worst=[share(0.09), share(0.39), share(0.44)],
+        suspects=[Suspect(attacked=1.0, served=0.0, p_value=0.0004), Suspect(attacked=None, served=1.0, p_value=0.002)],
+    )
+
+
+def test_a_matrix_shows_its_rows_its_worst_and_what_is_suspect(matrix):
+    text = matrix_table(matrix)
+    assert text.splitlines()[1].split() == ["0.00", "1.00", "1.50*"]
+    assert text.splitlines()[2].split() == ["0.00", "20.0", "60.0", "61.0"]
+    assert cells(text, "all at once ") == ["22.0", "40.0!", "46.0"]
+    assert cells(text, "worst, by image") == ["9.0", "39.0", "44.0"]
+    assert text.splitlines()[3].split() == ["1.00", "10.0!", "50.0", "62.0"]
+    assert "! the attack on β = 1 breaks β = 0 better than the attack on it (p = 0.0004): gradient masking" in text
+    assert "! the attack on all β at once breaks β = 1 better" in text
+    assert "PGD-10 on the sum of the losses" in text
+    assert text.endswith(FOOTNOTE)
+
+
+def test_radii_go_down_and_betas_across():
+    curve = [
+        row(beta, robust, epsilon_255=e)
+        for e, pair in {0: (0.9, 0.8), 8: (0.1, 0.5)}.items()
+        for beta, robust in zip((0.0, 1.0), pair, strict=True)
+    ]
+    text = epsilon_table(curve)
+    assert cells(text, "0 ") == ["90.0", "80.0"]
+    assert cells(text, "8 ") == ["10.0", "50.0"]
+
+
+def test_every_corruption_counts_once_in_a_mean():
+    values = {("fog", "weather"): (0.5, 0.7), ("snow", "weather"): (0.9, 0.9), ("contrast", "digital"): (0.1, 0.2)}
+    rows = [
+        ShiftRow(name=name, family=family, beta=beta, n=100, accuracy={1: value, 5: value - 0.1})
+        for (name, family), pair in {**values, ("rotation", "shift"): (0.4, 0.4)}.items()
+        for beta, value in zip((0.0, 1.0), pair, strict=True)
+    ]
+    text = shift_table(rows)
+    assert "severity 1, 5" in text
+    assert cells(text, "fog") == ["45.0", "65.0"]
+    assert cells(text, "weather, mean") == ["65.0", "75.0"]
+    assert cells(text, "all corruptions, mean") == ["45.0", "55.0"]
+    assert cells(text, "shift, mean") == ["35.0", "35.0"]
+    assert "all corruptions" not in shift_table(rows[-2:])
+
+
+def test_what_a_failed_check_means_stands_below_it():
+    passed, failed = (
+        Check(name=name, beta=1, n=128, has_passed=has_passed, figures={"PGD-4": 0.5, "FGSM": 0.25}, sentence="Beware.")
+        for name, has_passed in (("one thing holds", True), ("another holds", False))
+    )
+    assert check_list([passed, failed]).splitlines() == [
+        "checks on the attack, on 128 images",
+        "  ok      β = 1     one thing holds: PGD-4 50.0 %, FGSM 25.0 %",
+        "  FAILED  β = 1     another holds: PGD-4 50.0 %, FGSM 25.0 %",
+        "          Beware.",
+    ]

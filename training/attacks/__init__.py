@@ -1,0 +1,1 @@
+"""Attacks within an l∞ ball: PGD, APGD and AutoAttack."""

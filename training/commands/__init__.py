@@ -1,0 +1,1 @@
+"""`tureen train` and `tureen evaluate`."""

@@ -1,0 +1,258 @@
+"""`tureen evaluate` and `tureen tune`: arguments in, exit status out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from tqdm import tqdm
+
+import tureen
+from training.attacks.gradient import ATTACKS
+from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from training.data.datasets import Images, drawn_evenly, load_labelled
+from training.distributed import best_device, cpus_per_process, limit_threads
+from training.evaluation.attack_checks import check_radii
+from training.evaluation.corruptions import CORRUPTIONS
+from training.evaluation.evaluate import attack_for, predictor, right_answers, substitution, wilson
+from training.evaluation.measure import Measurement, shifts
+from training.evaluation.plot import plot_accuracy, plot_epsilon_curve, plot_matrix, plot_shifts
+from training.evaluation.shifts import SHIFTS
+from training.evaluation.tune import tune as choose
+from training.evaluation.tune import tuned_table
+from tureen.bundle.bundle import MANIFEST
+from tureen.bundle.manifest import AccuracyRow, Evaluation
+from tureen.commands.report import (
+    accuracy_table,
+    check_list,
+    clean_table,
+    ensemble_table,
+    epsilon_table,
+    matrix_table,
+    shift_table,
+)
+from tureen.errors import InvalidBetaError
+from tureen.preprocess import PreprocessSpec
+from tureen.tokens import CLEAN_BETA, ROBUST_BETA, beta_grid
+
+ALL_IMAGES = 2**31
+BUNDLE_BETAS = "0:1:0.25"
+
+
+def evaluate(arguments: list[str]) -> int:
+    """Measure a checkpoint, or a bundle without attacks, at any β."""
+    parser = argparse.ArgumentParser(
+        prog="tureen evaluate",
+        description=(
+            "Clean and robust accuracy of a checkpoint at each β, every soup attacked itself; of a bundle, which has "
+            "no gradients, clean accuracy alone."
+        ),
+        epilog="example: tureen evaluate runs/digits --betas 0:1:0.1 --attack apgd --steps 50 --plot curve.png",
+    )
+    parser.add_argument("path", type=Path, metavar="CHECKPOINT|BUNDLE", help="directory of a run, or of a bundle")
+    _add_images(parser, data="images to measure on (default: a checkpoint's own held-out images)")
+    parser.add_argument("--betas", type=_betas, metavar="START:STOP:STEP", help="default: the recipe's")
+    parser.add_argument(
+        "--beyond", type=float, metavar="D", help="measure at −D and 1 + D too: an extension, never served"
+    )
+    parser.add_argument("--attack", choices=list(ATTACKS), help="default: the recipe's")
+    parser.add_argument("--steps", type=_positive, help="of the attack (default: the recipe's)")
+    parser.add_argument("--epsilon-255", type=float, help="radius in 1/255 (default: the recipe's)")
+    parser.add_argument("--matrix", action="store_true", help="attack each β by PGD and serve every other")
+    parser.add_argument("--epsilon-curve", action="store_true", help="accuracy against the radius")
+    parser.add_argument("--ensembles", action="store_true", help="both modes' predictions mixed, at twice the cost")
+    parser.add_argument("--corruptions", action="store_true", help="noise, blur, weather, digital; five severities")
+    parser.add_argument("--shifts", action="store_true", help="rotation, grey, sketch and others; five severities")
+    parser.add_argument("--plot", type=Path, metavar="PNG", help="draw accuracy over β, and beside it the rest")
+    parser.add_argument("--save", action="store_true", help="keep it in the checkpoint, for the manifest and the card")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    options = parser.parse_args(arguments)
+    limit_threads()
+    if options.epsilon_255 is not None and not 0 <= options.epsilon_255 <= 255:
+        parser.error(f"argument --epsilon-255: {options.epsilon_255} is not between 0 and 255")
+    if options.beyond is not None and not 0 < options.beyond < math.inf:
+        parser.error(f"argument --beyond: {options.beyond} is not a positive number")
+    if (options.path / MANIFEST).is_file():
+        attacks = ("attack", "steps", "epsilon_255", "matrix", "epsilon_curve", "ensembles", "beyond", "save", "plot")
+        if asked := [f"--{name.replace('_', '-')}" for name in attacks if getattr(options, name) not in (None, False)]:
+            parser.error(f"{', '.join(asked)}: a bundle has no gradients to attack; evaluate the checkpoint it is from")
+        if options.data is None:
+            parser.error("a bundle has no images of its own: add --data")
+        return _evaluate_bundle(options)
+    if options.save and (options.data is not None or options.beyond is not None):
+        parser.error(
+            "--save keeps figures of the checkpoint's own images at β in [0, 1]: leave out --data and --beyond"
+        )
+    checkpoint = load_checkpoint(options.path)
+    betas = list(options.betas or checkpoint.recipe.evaluation_betas)
+    if options.save and not {CLEAN_BETA, ROBUST_BETA} <= set(betas):
+        parser.error("--save needs both modes, β = 0 and 1, among --betas")
+    if options.save and options.epsilon_255 == 0:
+        parser.error("--save keeps robust accuracy: --epsilon-255 0 attacks nothing")
+    return _evaluate_checkpoint(checkpoint, betas, options)
+
+
+def _evaluate_checkpoint(checkpoint: Checkpoint, betas: list[float], options: argparse.Namespace) -> int:
+    recipe, classes = checkpoint.recipe, len(checkpoint.labels)
+    asked = options.attack or recipe.evaluation_attack
+    if (attack := attack_for(asked, classes)) != asked:
+        print(substitution(asked, attack, classes), file=sys.stderr)
+    images = _images(options, checkpoint.held_out, checkpoint.preprocess, checkpoint.labels)
+    measurement = Measurement(
+        checkpoint.model.to(best_device()),
+        images,
+        attack=attack,
+        steps=options.steps or recipe.evaluation_steps,
+        epsilon_255=recipe.epsilon_255 if options.epsilon_255 is None else options.epsilon_255,
+    )
+    if options.beyond is not None:
+        betas = [CLEAN_BETA - options.beyond, *betas, ROBUST_BETA + options.beyond]
+    rows = measurement.accuracy(betas)
+    checks = measurement.checks()
+    measured: dict[str, object] = {"checks": checks}
+    if options.matrix:
+        measured["matrix"] = measurement.matrix(betas)
+    if options.epsilon_curve:
+        curve = measurement.epsilon_curve(betas)
+        measured |= {"epsilon_curve": curve, "checks": [*checks, *check_radii(curve)]}
+    if options.ensembles:
+        measured["ensembles"] = measurement.ensembles(betas)
+    if names := _shift_names(options):
+        measured["shifts"] = shifts(predictor(checkpoint.model), images, betas, names)
+    evaluation = Evaluation().model_copy(update=measured)
+    _print(rows, evaluation, as_json=options.json)
+    if options.save:
+        kept = replace(checkpoint, accuracy=rows, evaluation=checkpoint.evaluation.model_copy(update=measured))
+        save_checkpoint(options.path, kept)
+    if options.plot:
+        _plot(rows, evaluation, options.plot, recipe.name)
+    return 0
+
+
+def _evaluate_bundle(options: argparse.Namespace) -> int:
+    betas = options.betas or beta_grid(BUNDLE_BETAS)
+    with tureen.load(options.path) as soup:
+        manifest = soup.bundle.manifest
+        images = _images(options, None, manifest.preprocess, manifest.labels)
+        answers = right_answers(soup.logits, images, betas)
+        names = _shift_names(options)
+        rows = shifts(soup.logits, images, betas, names) if names else []
+    accuracies = [wilson(int(right.sum()), len(images)) for right in answers]
+    if options.json:
+        clean = [{"beta": b, "n": len(images), "clean": a.model_dump()} for b, a in zip(betas, accuracies, strict=True)]
+        print(json.dumps({"clean": clean, "shifts": [row.model_dump() for row in rows]}, indent=2))
+        return 0
+    print(clean_table(betas, accuracies, len(images)))
+    if rows:
+        print(f"\n{shift_table(rows)}")
+    return 0
+
+
+def tune(arguments: list[str]) -> int:
+    """Choose β from a few labelled images."""
+    parser = argparse.ArgumentParser(
+        prog="tureen tune",
+        description="From a few labelled images of the kind that will come, the β that serves them best, and how sure "
+        "that is.",
+        epilog="example: tureen tune digits-bundle --data rainy-days --images 50",
+    )
+    parser.add_argument("path", type=Path, metavar="CHECKPOINT|BUNDLE", help="directory of a run, or of a bundle")
+    _add_images(parser, data="the images, a folder for each class")
+    parser.add_argument("--betas", type=_betas, default=beta_grid("0:1:0.1"), help="to choose from (default: 0:1:0.1)")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    options = parser.parse_args(arguments)
+    limit_threads()
+    if options.data is None:
+        parser.error("the following arguments are required: --data")
+    if (options.path / MANIFEST).is_file():
+        with tureen.load(options.path) as soup:
+            manifest = soup.bundle.manifest
+            tuned = choose(soup.logits, _images(options, None, manifest.preprocess, manifest.labels), options.betas)
+    else:
+        checkpoint = load_checkpoint(options.path)
+        images = _images(options, None, checkpoint.preprocess, checkpoint.labels)
+        tuned = choose(predictor(checkpoint.model.to(best_device())), images, options.betas)
+    print(tuned.model_dump_json(indent=2) if options.json else tuned_table(tuned))
+    return 0
+
+
+def _add_images(parser: argparse.ArgumentParser, *, data: str) -> None:
+    parser.add_argument("--data", metavar="DIR", help=data)
+    parser.add_argument("--images", type=_positive, default=ALL_IMAGES, help="at most so many, drawn evenly")
+    parser.add_argument("--strict", action="store_true", help="fail at an image that cannot be decoded, not skip it")
+    parser.add_argument(
+        "--workers", type=_positive, default=cpus_per_process(), help="that decode images (default: %(default)s)"
+    )
+
+
+def _images(options: argparse.Namespace, own: Images | None, preprocess: PreprocessSpec, labels: list[str]) -> Images:
+    """The images of --data, or the checkpoint's own; those that cannot be decoded are named."""
+    if options.data is None:
+        assert own is not None
+        return drawn_evenly(own, options.images)
+    with tqdm(desc="read images", unit="image", disable=None) as bar:
+        images, skipped = load_labelled(
+            options.data,
+            preprocess,
+            labels,
+            at_most=options.images,
+            strict=options.strict,
+            workers=options.workers,
+            on_images=lambda count: bar.update(count) and None,
+        )
+    for name in skipped:
+        print(f"left out, it cannot be decoded: {name}", file=sys.stderr)
+    return images
+
+
+def _shift_names(options: argparse.Namespace) -> list[str]:
+    return [*(CORRUPTIONS if options.corruptions else ()), *(SHIFTS if options.shifts else ())]
+
+
+def _print(rows: list[AccuracyRow], evaluation: Evaluation, *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"accuracy": [row.model_dump() for row in rows], "evaluation": evaluation.model_dump()}))
+        return
+    parts = [accuracy_table(rows)]
+    if evaluation.ensembles:
+        parts.append(ensemble_table(evaluation.ensembles, rows))
+    if evaluation.matrix:
+        parts.append(matrix_table(evaluation.matrix))
+    if evaluation.epsilon_curve:
+        parts.append(epsilon_table(evaluation.epsilon_curve))
+    if evaluation.shifts:
+        parts.append(shift_table(evaluation.shifts))
+    print("\n\n".join([*parts, check_list(evaluation.checks)]))
+
+
+def _plot(rows: list[AccuracyRow], evaluation: Evaluation, path: Path, name: str) -> None:
+    """Accuracy over β at `path`, and the other pictures beside it, `path` with a word more in its name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    plot_accuracy(rows, path, title=f"{name}: one model, every β")
+    if evaluation.matrix:
+        plot_matrix(evaluation.matrix, _beside(path, "matrix"), title=f"{name}: attacked at one β, served at another")
+    if evaluation.epsilon_curve:
+        plot_epsilon_curve(evaluation.epsilon_curve, _beside(path, "epsilon"), title=f"{name}: accuracy against ε")
+    if evaluation.shifts:
+        plot_shifts(evaluation.shifts, _beside(path, "shifts"), title=f"{name}: corruptions and shifts")
+
+
+def _beside(path: Path, word: str) -> Path:
+    return path.with_name(f"{path.stem}-{word}{path.suffix}")
+
+
+def _betas(text: str) -> list[float]:
+    try:
+        return beta_grid(text)
+    except InvalidBetaError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return int(text)

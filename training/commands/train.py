@@ -1,0 +1,153 @@
+"""`tureen train`: arguments in, exit status out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shlex
+import sys
+from pathlib import Path
+
+from training.data.datasets import HELD_OUT_SHARE
+from training.data.loading import Order
+from training.data.sources import open_source
+from training.distributed import cpus_per_process, is_first_process
+from training.errors import CheckpointError
+from training.interruption import InterruptedRun
+from training.recipes import RECIPES, Recipe, load_recipe, with_settings
+from training.resume import read_saved_run
+from training.run import SAVE_INTERVAL_S, STATE, RunOptions, run
+from tureen.commands.report import accuracy_table, check_list
+
+
+def train(arguments: list[str]) -> int:
+    """Train a recipe and measure it."""
+    parser = argparse.ArgumentParser(
+        prog="tureen train",
+        description="Train a dual-token Vision Transformer, measure every soup, and leave a checkpoint.",
+        epilog="example: tureen train digits --out runs/digits --set epochs=50 --set model.depth=3",
+    )
+    parser.add_argument(
+        "recipe", nargs="?", choices=sorted(RECIPES), help="what to train; with --resume that of the run in --out"
+    )
+    parser.add_argument("--out", type=Path, help="directory of the run (default: runs/RECIPE)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="settings", help="change a value of the recipe"
+    )
+    parser.add_argument(
+        "--data", metavar="DIR", help="images: DIR/CLASS/…, or DIR/train/CLASS/… and DIR/val/CLASS/…, or hf:DATASET"
+    )
+    parser.add_argument("--init", type=Path, metavar="PATH", help="weights to begin with, for the recipe finetune")
+    parser.add_argument("--image-size", type=_positive, help="pixels, to finetune at (default: that of the weights)")
+    parser.add_argument("--strict", action="store_true", help="fail at an image that cannot be decoded, not skip it")
+    parser.add_argument(
+        "--resume", action="store_true", help="continue the interrupted run in --out, as it was started"
+    )
+    parser.add_argument(
+        "--save-interval-s",
+        type=_seconds,
+        default=SAVE_INTERVAL_S,
+        metavar="S",
+        help="seconds between two saves of the state; more where saving would take over 2 %% of the time "
+        "(default: %(default)g)",
+    )
+    parser.add_argument("--compile", action="store_true", help="run the model through torch.compile")
+    parser.add_argument("--tensorboard", action="store_true", help="write TensorBoard events into --out")
+    parser.add_argument(
+        "--workers", type=_positive, default=cpus_per_process(), help="that decode images (default: %(default)s)"
+    )
+    parser.add_argument("--show", action="store_true", help="print the recipe with its settings, and stop")
+    parser.add_argument("--json", action="store_true", help="print the accuracy at each β as JSON")
+    options = parser.parse_args(arguments)
+    if options.recipe is None and not (options.resume and options.out):
+        parser.error("name a recipe, or the run to continue: --resume --out DIR")
+    out = options.out or Path("runs") / options.recipe
+    recipe = _recipe(options, out)
+    if options.show:
+        print(_show(recipe, options))
+        return 0
+    run_options = RunOptions(
+        data=options.data,
+        init=options.init,
+        image_size=options.image_size,
+        is_resumed=options.resume,
+        is_strict=options.strict,
+        is_compiled=options.compile,
+        tensorboard=options.tensorboard,
+        workers=options.workers,
+        save_interval_s=options.save_interval_s,
+    )
+    try:
+        checkpoint = run(recipe, out, run_options)
+    except InterruptedRun as interrupted:
+        if interrupted.saved and is_first_process():
+            print(f"\ninterrupted; saved: {interrupted.saved}", file=sys.stderr)
+            print(f"to continue: tureen train --resume --out {shlex.quote(str(out))}", file=sys.stderr)
+        elif is_first_process():
+            print("\ninterrupted before the first step: nothing to continue", file=sys.stderr)
+        return interrupted.exit_status
+    if checkpoint is None:  # another process of a distributed run speaks
+        return 0
+    if options.json:
+        print(json.dumps([row.model_dump() for row in checkpoint.accuracy], indent=2))
+    else:
+        print(f"{accuracy_table(checkpoint.accuracy)}\n\n{check_list(checkpoint.evaluation.checks)}")
+        print(f"\ntrained in {checkpoint.provenance['training_seconds']:.0f} s; next: tureen export {out} --out BUNDLE")
+    return 0
+
+
+def _recipe(options: argparse.Namespace, out: Path) -> Recipe:
+    """The recipe with its settings; with --resume that of the saved run, with the settings that are given again."""
+    state = out / STATE
+    if not options.resume or not state.exists():
+        if options.recipe is None:
+            raise CheckpointError(f"{out} holds no interrupted run to continue: name a recipe to begin one")
+        return load_recipe(options.recipe, options.settings)
+    saved = read_saved_run(state).recipe
+    if options.recipe not in (None, saved.name):
+        raise CheckpointError(f"{out} holds a run of the recipe {saved.name}, not {options.recipe}")
+    return with_settings(saved, options.settings)
+
+
+def _show(recipe: Recipe, options: argparse.Namespace) -> str:
+    """The recipe's values. What it expects and how it is run is quoted only where nothing of it was changed."""
+    lines = [f"# {recipe.name}", f"# source: {recipe.source}"]
+    if options.data is not None:
+        source = open_source(options.data)
+        recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"classes": len(source.names)})})
+        images = len(source.train.labels) - (0 if source.held_out else round(HELD_OUT_SHARE * len(source.train.labels)))
+        steps = Order(recipe, images).steps_per_epoch
+        lines.append(
+            f"# {options.data}: {len(source.names)} classes, about {images} images to train on, {steps} steps an "
+            f"epoch, {recipe.epochs * steps} steps in all"
+        )
+    if options.data is None and recipe == RECIPES[recipe.name]:
+        lines += [f"# expected: {recipe.expected}", f"# {recipe.command}"]
+    else:
+        lines.append(
+            "# expected: not measured with these images and settings; the terminal shows the time while it trains"
+        )
+    values = recipe.model_dump(exclude={"name", "source", "expected", "command"})
+    if recipe.dataset == "folder" and options.data is None:
+        values["model"]["classes"] = "as many as --data has"
+    for key, value in values.items():
+        nested = value.items() if isinstance(value, dict) else None
+        lines += [f"{key}.{inner} = {v}" for inner, v in nested] if nested else [f"{key} = {value}"]
+    return "\n".join(lines)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0")
+    return seconds
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return int(text)

@@ -1,0 +1,132 @@
+"""Batches of training images on a device, in an order fixed by the seed, from any step on.
+
+Knows nothing about models or what the images are for.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from training.data.datasets import Images, Stream
+from training.errors import RecipeError
+from training.recipes import Recipe
+from tureen.preprocess import PreprocessSpec, pixels_from_image
+
+Batch = tuple[Tensor, Tensor]
+CROP_RATIOS = (3 / 4, 4 / 3)
+CROP_TRIES = 10
+
+
+class Order:
+    """Which images each step takes: every epoch in its own random order, the last incomplete batch left out."""
+
+    def __init__(self, recipe: Recipe, images: int, rank: int = 0, processes: int = 1) -> None:
+        if recipe.batch_size % processes:
+            raise RecipeError(f"batch_size {recipe.batch_size} does not divide among {processes} processes")
+        self._recipe = recipe
+        self._images = images
+        self._batch_size = min(recipe.batch_size, images // processes * processes)
+        if not self._batch_size:
+            raise RecipeError(f"{images} images are too few for {processes} processes")
+        self._rank, self._processes = rank, processes
+        self.steps_per_epoch = images // self._batch_size
+
+    def from_step(self, first: int) -> Iterator[list[tuple[int, int]]]:
+        """For each step from `first` to the last, the (epoch, index) of this process's share of the batch."""
+        for step in range(first, self._recipe.epochs * self.steps_per_epoch):
+            epoch, within = divmod(step, self.steps_per_epoch)
+            if step == first or not within:
+                order = np.random.default_rng((self._recipe.seed, epoch)).permutation(self._images).tolist()
+            batch = order[within * self._batch_size : (within + 1) * self._batch_size]
+            yield [(epoch, index) for index in batch[self._rank :: self._processes]]
+
+
+class Loader(Protocol):
+    def batches(self, order: Order, first: int) -> Iterator[Batch]:
+        """pixels uint8 (B, H, W, 3) and labels int64 (B,) of each step from `first`, on the device."""
+
+
+class MemoryLoader:
+    """Images that lie on the device as a whole."""
+
+    def __init__(self, images: Images, device: torch.device) -> None:
+        self._pixels = torch.from_numpy(images.pixels).to(device)
+        self._labels = torch.from_numpy(images.labels).to(device)
+
+    def batches(self, order: Order, first: int) -> Iterator[Batch]:
+        for keys in order.from_step(first):
+            chosen = torch.tensor([index for _, index in keys], device=self._pixels.device)
+            yield self._pixels[chosen], self._labels[chosen]
+
+
+class StreamLoader:
+    """Images that worker processes decode, a few batches ahead of the step that needs them."""
+
+    def __init__(self, stream: Stream, recipe: Recipe, device: torch.device, workers: int) -> None:
+        self._views = _Views(stream, recipe.augmentation.crop_scale, recipe.seed)
+        self._device = device
+        self._workers = workers
+
+    def batches(self, order: Order, first: int) -> Iterator[Batch]:
+        loader = DataLoader(
+            self._views,
+            batch_sampler=order.from_step(first),
+            num_workers=self._workers,
+            multiprocessing_context="spawn" if self._workers else None,  # a fork of a process with threads may hang
+            worker_init_fn=_ignore_interrupt,
+            pin_memory=self._device.type == "cuda",
+        )
+        for pixels, labels in loader:
+            yield pixels.to(self._device, non_blocking=True), labels.to(self._device, non_blocking=True)
+
+
+def _ignore_interrupt(worker: int) -> None:
+    """A terminal sends SIGINT to these processes too, while the step that is to be finished needs their images."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+class _Views(TorchDataset[tuple[NDArray[np.uint8], int]]):
+    """Pixels and label of the image at (epoch, index): a random resized crop, or the evaluation view."""
+
+    def __init__(self, stream: Stream, crop_scale: float, seed: int) -> None:
+        self._stream, self._crop_scale, self._seed = stream, crop_scale, seed
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[NDArray[np.uint8], int]:
+        epoch, index = key
+        image, label = self._stream.image(index), self._stream.label(index)
+        if self._crop_scale == 1:
+            return pixels_from_image(image, self._stream.spec), label
+        rng = np.random.default_rng((self._seed, epoch, index))
+        return random_resized_crop(image, self._stream.spec, self._crop_scale, rng), label
+
+
+def random_resized_crop(
+    image: Image.Image, spec: PreprocessSpec, scale: float, rng: np.random.Generator
+) -> NDArray[np.uint8]:
+    """Pixels uint8 (H, W, 3) of a random part of the image.
+
+    The part has `scale` to all of the image's area and a side ratio from 3:4 to 4:3 (Szegedy et al., CVPR 2015). Falls
+    back to the evaluation view where no such part fits in ten tries.
+    """
+    width, height = image.size
+    for _ in range(CROP_TRIES):
+        area = width * height * rng.uniform(scale, 1)
+        ratio = math.exp(rng.uniform(math.log(CROP_RATIOS[0]), math.log(CROP_RATIOS[1])))
+        w, h = math.sqrt(area * ratio), math.sqrt(area / ratio)
+        if w <= width and h <= height:
+            left, top = rng.uniform(0, width - w), rng.uniform(0, height - h)
+            size = (spec.image_size, spec.image_size)
+            box = (left, top, left + w, top + h)
+            return np.array(image.resize(size, Image.Resampling.BICUBIC, box=box))
+    return pixels_from_image(image, spec)

@@ -1,0 +1,257 @@
+"""Where labelled, encoded images come from: a folder with a folder for each class, or a Hugging Face dataset.
+
+Knows nothing about pixels.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.errors import DataError
+
+SplitKind = Literal["train", "val", "test"]
+SPLITS: Mapping[str, SplitKind] = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "development": "val",
+    "eval": "val",
+    "evaluation": "val",
+    "heldout": "val",
+    "holdout": "val",
+    "test": "test",
+    "testing": "test",
+}
+HELD_OUT_FOLDERS = ("val", "validation", "test")  # as messages name them
+HIDDEN = (".", "__MACOSX")  # the second is what macOS adds to its archives
+NAMES_SHOWN = 5
+NAMELESS = ("model", "pytorch_model")  # how Hugging Face calls every file of weights
+SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
+HUGGING_FACE = "hf:"
+
+
+class Encoded(Protocol):
+    """Where encoded images come from: a folder, or a Hugging Face dataset."""
+
+    @property
+    def labels(self) -> NDArray[np.int64]: ...
+
+    def read(self, index: int) -> bytes: ...
+
+    def name(self, index: int) -> str: ...
+
+
+@dataclass(frozen=True)
+class Files:
+    """Image files under one folder and their labels."""
+
+    root: Path
+    paths: list[str]
+    labels: NDArray[np.int64]
+
+    def read(self, index: int) -> bytes:
+        return (self.root / self.paths[index]).read_bytes()
+
+    def name(self, index: int) -> str:
+        return self.paths[index]
+
+
+@dataclass(frozen=True)
+class HuggingFaceSplit:
+    """One split of a Hugging Face dataset, its images left encoded."""
+
+    split: object
+    column: str
+    labels: NDArray[np.int64]
+
+    def read(self, index: int) -> bytes:
+        record = self.split[index][self.column]  # type: ignore[index]
+        data: bytes = record["bytes"] if record["bytes"] is not None else Path(record["path"]).read_bytes()
+        return data
+
+    def name(self, index: int) -> str:
+        return f"image {index}"
+
+
+Split = Files | HuggingFaceSplit
+
+
+@dataclass(frozen=True)
+class Source:
+    """Labelled images: those to train on, those held out where the location says which, and the classes' names."""
+
+    train: Split
+    held_out: Split | None
+    names: list[str]
+    ignored: tuple[str, ...] = ()  # folders beside a ready-made split, which are not read
+
+
+def open_source(location: str) -> Source:
+    """The labelled images at `location`, as for `training.data.datasets.load_images`.
+
+    Raises DataError where it holds no labelled images, or folders that may be splits or classes.
+    """
+    return _hugging_face(location) if location.startswith(HUGGING_FACE) else _folder(Path(location))
+
+
+def name_of(path: Path) -> str:
+    """A name that a manifest takes, from that of the file or directory."""
+    path = path.resolve()
+    stem = path.name if path.is_dir() else path.parent.name if path.stem in NAMELESS else path.stem
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("._-")[:64] or "model"
+
+
+def name_of_images(location: str) -> str:
+    """A name for a model of the images at `location`: that of their folder or dataset, without the name of a split."""
+    path = Path(location.removeprefix(HUGGING_FACE))
+    if location.startswith(HUGGING_FACE) and not path.is_dir():
+        return name_of(path)
+    path = path.resolve()
+    return name_of(path.parent if split_of(path.name) else path)
+
+
+def split_of(name: str) -> SplitKind | None:
+    """Which split a folder of that name is, in any case and common spelling: "Train", "training_set", "valid"."""
+    word = re.sub(r"[\W_]+", "", name).casefold()
+    return SPLITS.get(word) or SPLITS.get(re.sub(r"(set|dataset|data|split|images)$", "", word))
+
+
+def _folder(root: Path) -> Source:
+    """Folders called as splits are splits where they hold folders of classes; otherwise they are classes."""
+    if not root.is_dir():
+        raise DataError(f"{root} is not a folder")
+    contents = {name: _contents(root / name) for name in _folder_names(root)}
+    kinds = {name: kind for name in contents if (kind := split_of(name)) is not None}
+    splits = {name: kind for name, kind in kinds.items() if contents[name].folders}
+    train = _only(root, [name for name, kind in splits.items() if kind == "train"])
+    held_out = None
+    for kind in ("val", "test"):
+        held_out = held_out or _only(root, [name for name in splits if splits[name] == kind])
+    if train is not None and held_out is not None:
+        names = _class_names(root / train)
+        if (others := _class_names(root / held_out)) != names:
+            differing = sorted(set(names) ^ set(others))
+            raise DataError(
+                f"{root}: {train} and {held_out} do not have the same classes: {', '.join(differing[:NAMES_SHOWN])}"
+            )
+        ignored = tuple(name for name in contents if name not in (train, held_out))
+        return Source(_files(root / train, names), _files(root / held_out, names), names, ignored)
+    if train is not None:
+        raise DataError(
+            f"{root} has a folder {train} of classes, but none of held-out images ({', '.join(HELD_OUT_FOLDERS)}) "
+            f"beside it: add one, or give {root / train}, of which a tenth is held out"
+        )
+    if kinds and len(kinds) == len(contents):
+        raise DataError(
+            f"{root} holds {', '.join(contents)}, which are splits: a folder train and a folder val are expected, each "
+            "with a folder of images for each class"
+        )
+    _refuse_unknown_splits(root, contents)
+    names = _class_names(root)
+    return Source(_files(root, names), None, names)
+
+
+def _refuse_unknown_splits(root: Path, contents: Mapping[str, _Contents]) -> None:
+    """Classes seldom have two subfolders in common, and if so each has images of its own; splits always do."""
+    common = set.intersection(*(set(content.folders) for content in contents.values())) if len(contents) > 1 else set()
+    if len(common) > 1 and not all(content.has_images for content in contents.values()):
+        raise DataError(
+            f"{root} holds {_shown(list(contents))}, and each of them holds {_shown(sorted(common))}: these look like "
+            "splits, not classes. Call the splits train and val, or give the folder of one of them; where they are "
+            "classes, put their images directly into them"
+        )
+
+
+@dataclass(frozen=True)
+class _Contents:
+    folders: list[str]
+    has_images: bool
+
+
+def _contents(folder: Path) -> _Contents:
+    with os.scandir(folder) as entries:
+        found = [(entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith(HIDDEN)]
+    return _Contents(
+        folders=sorted(name for name, is_folder in found if is_folder),
+        has_images=any(_is_image(Path(name)) for name, is_folder in found if not is_folder),
+    )
+
+
+def _only(root: Path, names: Sequence[str]) -> str | None:
+    if len(names) > 1:
+        raise DataError(f"{root} holds {' and '.join(names)}, which are the same split: leave one of them there")
+    return names[0] if names else None
+
+
+def _shown(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+    return ", ".join(names[:NAMES_SHOWN]) + more
+
+
+def _folder_names(root: Path) -> list[str]:
+    return _contents(root).folders
+
+
+def _class_names(root: Path) -> list[str]:
+    names = _folder_names(root)
+    if not names:
+        raise DataError(f"{root} has no folders: Tureen expects one for each class, with that class's images in it")
+    return names
+
+
+def _files(root: Path, names: Sequence[str]) -> Files:
+    paths: list[str] = []
+    labels: list[int] = []
+    for label, name in enumerate(names):
+        found = sorted(
+            str(file.relative_to(root)) for file in (root / name).rglob("*") if _is_image(file.relative_to(root))
+        )
+        if not found:
+            raise DataError(f"{root / name} has no images ({', '.join(SUFFIXES)})")
+        paths += found
+        labels += [label] * len(found)
+    return Files(root, paths, np.array(labels, dtype=np.int64))
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in path.parts)
+
+
+def _hugging_face(location: str) -> Source:
+    import datasets
+
+    name = location.removeprefix(HUGGING_FACE)
+    try:
+        found = datasets.load_from_disk(name) if Path(name).is_dir() else datasets.load_dataset(name)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise DataError(f"{name} cannot be loaded as a Hugging Face dataset") from error
+    splits = found if isinstance(found, dict) else {"train": found}
+    named = {kind: key for key in reversed(splits) if (kind := split_of(str(key))) is not None}
+    if "train" not in named:
+        raise DataError(f"{name} has no split train, only {', '.join(map(str, splits))}")
+    train = splits[named["train"]]
+    features = train.features
+    image = next((key for key, feature in features.items() if isinstance(feature, datasets.Image)), None)
+    label = next((key for key, feature in features.items() if isinstance(feature, datasets.ClassLabel)), None)
+    if image is None or label is None:
+        raise DataError(f"{name} needs a column of images and one of class labels, but has {', '.join(features)}")
+
+    def encoded(split: datasets.Dataset) -> HuggingFaceSplit:
+        labels = np.array(split[label], dtype=np.int64)
+        if labels.min(initial=0) < 0:
+            raise DataError(f"{name} has images without a label")
+        return HuggingFaceSplit(split.cast_column(image, datasets.Image(decode=False)), image, labels)
+
+    held_out = named.get("val", named.get("test"))
+    return Source(encoded(train), None if held_out is None else encoded(splits[held_out]), list(features[label].names))

@@ -1,0 +1,1 @@
+"""Measures accuracy: clean, under attack, under corruptions and shifts, by β."""

@@ -1,0 +1,1 @@
+"""Dual-token models: ViT, ResNet with token adapters, and pretrained weights."""

@@ -1,0 +1,452 @@
+"""Others' weights: plain ViT checkpoints of timm, Hugging Face transformers and torchvision as dual-token models.
+
+The result computes what the original does, at every β, until it is trained. It reads files with none of the three
+libraries, downloads nothing, and knows nothing about training. What it cannot carry over exactly it refuses, by name.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from pydantic import ValidationError
+from torch import Tensor
+
+from training.checkpoint import CHECKPOINT, MODEL, load_checkpoint
+from training.errors import CheckpointError
+from training.models.vit import DualTokenViT, ViTConfig
+
+CONFIG = "config.json"
+PREPROCESSOR = "preprocessor_config.json"
+
+# Heads of the published models that break the rule width / 64: ViT-H (Dosovitskiy et al., ICLR 2021, Table 1),
+# ViT-g and ViT-G (Zhai et al., CVPR 2022, Table 2).
+HEADS = {1280: 16, 1408: 16, 1664: 16}
+LEAST_WIDTH = 192  # ViT-Ti; what is narrower follows no rule
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+HALF = (0.5, 0.5, 0.5)
+
+SUFFIXES = (".safetensors", ".pth", ".pth.tar", ".pt", ".ckpt", ".bin")
+WRAPPINGS = ("state_dict", "model")  # where training scripts, such as DeiT's, keep the weights; these first
+ENTRIES_SHOWN = 6
+# What stands in the place of weights, by how the file begins.
+NOT_WEIGHTS = {
+    b"version https://git-lfs": "a Git LFS pointer, not the weights: run `git lfs pull`",
+    b"<!DOCTYPE": "a web page: download the file itself",
+    b"<html": "a web page: download the file itself",
+    b"\x89HDF": "an HDF5 file of Keras: convert it to a state dict of PyTorch",
+    b"\x1f\x8b": "a gzip archive: unpack it first",
+}
+UNUSED = "unused"
+TRANSFORMERS_EPS = 1e-12  # its ViTConfig's default
+
+Weights = dict[str, Tensor]
+
+# Their names and ours, `*` for the number of the block; a name stands for its .weight and .bias too. Nothing else may
+# be in a checkpoint. `cls_token` and `positions` become our two tokens and pos_embed; q, k and v become qkv.
+TIMM = {
+    "cls_token": "cls_token",
+    "pos_embed": "positions",
+    "patch_embed.proj": "patch_embed",
+    "blocks.*.norm1": "blocks.*.norm1",
+    "blocks.*.attn.qkv": "blocks.*.qkv",
+    "blocks.*.attn.proj": "blocks.*.proj",
+    "blocks.*.norm2": "blocks.*.norm2",
+    "blocks.*.mlp.fc1": "blocks.*.fc1",
+    "blocks.*.mlp.fc2": "blocks.*.fc2",
+    "norm": "norm",
+    "fc_norm": "norm",
+    "pre_logits.fc": "pre_logits",
+    "head": "head",
+}
+TRANSFORMERS = {
+    "embeddings.cls_token": "cls_token",
+    "embeddings.position_embeddings": "positions",
+    "embeddings.patch_embeddings.projection": "patch_embed",
+    # in files, of every version
+    "encoder.layer.*.layernorm_before": "blocks.*.norm1",
+    "encoder.layer.*.attention.attention.query": "blocks.*.q",
+    "encoder.layer.*.attention.attention.key": "blocks.*.k",
+    "encoder.layer.*.attention.attention.value": "blocks.*.v",
+    "encoder.layer.*.attention.output.dense": "blocks.*.proj",
+    "encoder.layer.*.layernorm_after": "blocks.*.norm2",
+    "encoder.layer.*.intermediate.dense": "blocks.*.fc1",
+    "encoder.layer.*.output.dense": "blocks.*.fc2",
+    # in memory, from version 5
+    "layers.*.layernorm_before": "blocks.*.norm1",
+    "layers.*.attention.q_proj": "blocks.*.q",
+    "layers.*.attention.k_proj": "blocks.*.k",
+    "layers.*.attention.v_proj": "blocks.*.v",
+    "layers.*.attention.o_proj": "blocks.*.proj",
+    "layers.*.layernorm_after": "blocks.*.norm2",
+    "layers.*.mlp.fc1": "blocks.*.fc1",
+    "layers.*.mlp.fc2": "blocks.*.fc2",
+    "layernorm": "norm",
+    "pooler.dense": UNUSED,  # ViTModel has it; the classifier does not read it
+    "classifier": "head",
+}
+TORCHVISION = {
+    "class_token": "cls_token",
+    "encoder.pos_embedding": "positions",
+    "conv_proj": "patch_embed",
+    "encoder.layers.encoder_layer_*.ln_1": "blocks.*.norm1",
+    "encoder.layers.encoder_layer_*.self_attention.in_proj_weight": "blocks.*.qkv.weight",
+    "encoder.layers.encoder_layer_*.self_attention.in_proj_bias": "blocks.*.qkv.bias",
+    "encoder.layers.encoder_layer_*.self_attention.out_proj": "blocks.*.proj",
+    "encoder.layers.encoder_layer_*.ln_2": "blocks.*.norm2",
+    "encoder.layers.encoder_layer_*.mlp.0": "blocks.*.fc1",
+    "encoder.layers.encoder_layer_*.mlp.3": "blocks.*.fc2",
+    "encoder.layers.encoder_layer_*.mlp.linear_1": "blocks.*.fc1",  # in the files torchvision publishes
+    "encoder.layers.encoder_layer_*.mlp.linear_2": "blocks.*.fc2",
+    "encoder.ln": "norm",
+    "heads.pre_logits": "pre_logits",
+    "heads.head": "head",
+}
+LIBRARIES = {  # by how the names of the tensors that embed patches start
+    "patch_embed.": ("timm", TIMM),
+    "embeddings.patch_embeddings.": ("transformers", TRANSFORMERS),
+    "conv_proj.": ("torchvision", TORCHVISION),
+}
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A model that starts from others' weights, and what whoever trains it should know."""
+
+    model: DualTokenViT
+    library: str  # timm, transformers, torchvision or tureen: whose checkpoint it was
+    head_is_fresh: bool  # the classifier is random: the checkpoint had none that fits
+    assumed: tuple[str, ...]  # sentences: what no file said, and the library's custom decided
+
+
+def load_pretrained(path: Path, *, image_size: int | None = None, classes: int | None = None) -> Pretrained:
+    """The dual-token model of a single-token ViT checkpoint: float32, on the CPU, all of it trainable.
+
+    path: a .safetensors file; another of SUFFIXES, of which nothing but tensors is unpickled; a directory with
+    model.safetensors, as on the Hugging Face hub; or a checkpoint of ours. Beside the weights, config.json and
+    preprocessor_config.json are read where they exist. Without them the library's custom holds, and `assumed` says so.
+
+    Both tokens start as the class token plus its position embedding, so the logits are the original's at every β, up
+    to float32 rounding. image_size, pixels: if other than the checkpoint's, the patches' position embeddings are
+    resampled. classes, K: if other than the checkpoint's, or if its classifier is none that we have, the head starts
+    anew from torch's global random state (not from zeros, which would leave an attack no gradient to follow).
+
+    Raises CheckpointError for what cannot be read, and for every tensor or setting that a plain pre-norm ViT has not.
+    """
+    source = _ours(path) if (path / CHECKPOINT).is_file() else _theirs(path)
+    shape, weights = source.shape, source.weights
+    kept = len(weights["head.weight"]) if "head.weight" in weights and "pre_logits.weight" not in weights else None
+    if classes is None and kept is None:
+        raise CheckpointError(f"{path} has no linear classifier to keep: say for how many classes one is wanted")
+    shape["classes"] = kept if classes is None else classes
+    shape["image_size"] = shape["image_size"] if image_size is None else image_size
+    try:
+        model = DualTokenViT(ViTConfig.model_validate(shape))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise CheckpointError(f"{path} as a model: {'.'.join(map(str, first['loc']))} {first['msg']}") from error
+    head_is_fresh = shape["classes"] != kept
+    if head_is_fresh:
+        weights = {name: tensor for name, tensor in weights.items() if not name.startswith(("head.", "pre_logits."))}
+        weights |= {f"head.{name}": tensor for name, tensor in model.head.state_dict().items()}
+    weights["pos_embed"] = resampled(weights["pos_embed"], model.config.image_size // model.config.patch_size)
+    _check(weights, model.state_dict(), source.names, path)
+    model.load_state_dict(weights)
+    return Pretrained(model=model, library=source.library, head_is_fresh=head_is_fresh, assumed=source.assumed)
+
+
+def resampled(pos_embed: Tensor, side: int) -> Tensor:
+    """Position embeddings (1, N, D) of a square of patches, for one of side × side: (1, side², D).
+
+    Bicubic and antialiased, as timm's resample_abs_pos_embed; for the same square they are returned as they are.
+    """
+    before = math.isqrt(pos_embed.shape[1])
+    if before == side:
+        return pos_embed
+    grid = pos_embed.unflatten(1, (before, before)).permute(0, 3, 1, 2)  # (1, D, before, before)
+    grid = F.interpolate(grid, size=(side, side), mode="bicubic", antialias=True)
+    return grid.flatten(2).transpose(1, 2)
+
+
+@dataclass
+class _Source:
+    """A checkpoint read: fields of a ViTConfig, float32 tensors by our names, and what they were called in the file."""
+
+    library: str
+    shape: dict[str, Any]
+    weights: Weights
+    names: dict[str, str]
+    assumed: tuple[str, ...]
+
+
+def _ours(path: Path) -> _Source:
+    model = load_checkpoint(path).model
+    if not isinstance(model, DualTokenViT):
+        raise CheckpointError(f"{path} is a ResNet: only a Vision Transformer can be begun with")
+    return _Source("tureen", model.config.model_dump(), model.state_dict(), names={}, assumed=())
+
+
+def _theirs(path: Path) -> _Source:
+    file = path / MODEL if path.is_dir() else path
+    tensors = _read(file)
+    library, names = _our_names(tensors, file)
+    weights = {ours: tensors[name].to(torch.float32) for ours, name in names.items() if not ours.startswith(UNUSED)}
+    try:
+        stated = _stated(library, names, _json(file.with_name(CONFIG)), _json(file.with_name(PREPROCESSOR)))
+    except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+        raise CheckpointError(f"{CONFIG} or {PREPROCESSOR} beside {file} is not as {library} writes it") from error
+    shape = _fold(weights, file)
+    assumed = []
+    if stated["heads"] is None:
+        stated["heads"] = _usual_heads(shape["width"], file)
+        assumed.append(f"{stated['heads']} attention heads, which is usual for width {shape['width']}")
+    if stated["mean"] is None and stated["std"] is None:
+        stated |= {"mean": HALF, "std": HALF}
+        assumed.append("images normalised with mean 0.5 and standard deviation 0.5")
+    if stated["norm_eps"] is None:
+        stated["norm_eps"] = TRANSFORMERS_EPS
+        assumed.append(f"an ε of {TRANSFORMERS_EPS:g} in every LayerNorm")
+    return _Source(library, shape | stated, weights, names, tuple(f"{fact}: no file says" for fact in assumed))
+
+
+def _read(file: Path) -> Weights:
+    """The tensors of a file by the names they have there."""
+    if not file.is_file():
+        raise CheckpointError(f"{file} does not exist: name a file of weights, or a directory with {MODEL}")
+    if not file.name.lower().endswith(SUFFIXES):
+        raise CheckpointError(f"{file} has a suffix that is not read: {', '.join(SUFFIXES)} are")
+    with file.open("rb") as opened:
+        head = opened.read(512)
+    if not head:
+        raise CheckpointError(f"{file} is empty")
+    if found := next((what for start, what in NOT_WEIGHTS.items() if head.startswith(start)), None):
+        raise CheckpointError(f"{file} is {found}")
+    if head[257:262] == b"ustar":
+        raise CheckpointError(f"{file} is a tar archive: unpack it, and give the file of weights in it")
+    try:
+        if file.name.lower().endswith(".safetensors"):
+            loaded: Any = safetensors.torch.load_file(file)
+        else:
+            loaded = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle raises almost any
+        if objects := _objects(file):
+            raise CheckpointError(
+                f"{file} holds more than tensors: {_listed(objects)}. To read these would run code of the file: where "
+                "you trust it, load it and save the model's state_dict() alone, best as .safetensors"
+            ) from error
+        raise CheckpointError(f"{file} cannot be read: it is damaged, or no file of PyTorch") from error
+    weights = _state_dict(loaded)
+    if weights is None:
+        entries = [f"{key} ({_kind(value)})" for key, value in loaded.items()] if isinstance(loaded, dict) else []
+        raise CheckpointError(
+            f"{file} holds no state dict, but {_listed(entries) or _kind(loaded)}: save what the model's state_dict() "
+            "returns"
+        )
+    return weights
+
+
+def _state_dict(loaded: object) -> Weights | None:
+    """The tensors by name: the object itself, its entry by a usual name, or else its one entry of that kind."""
+    if not isinstance(loaded, dict):
+        return None
+    if _is_state_dict(loaded):
+        return loaded
+    found = [key for key, value in loaded.items() if _is_state_dict(value)]
+    usual = [key for key in WRAPPINGS if key in found]
+    chosen = usual[0] if usual else found[0] if len(found) == 1 else None
+    return None if chosen is None else loaded[chosen]
+
+
+def _is_state_dict(value: object) -> bool:
+    return isinstance(value, dict) and bool(value) and all(isinstance(tensor, Tensor) for tensor in value.values())
+
+
+def _objects(file: Path) -> list[str]:
+    """The classes and functions that a pickle names and tensors do not need; none where it cannot be read."""
+    try:
+        return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(file))
+    except Exception:  # noqa: BLE001 - a damaged pickle raises almost any
+        return []
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, Tensor):
+        return "a tensor"
+    if _is_state_dict(value):
+        assert isinstance(value, dict)
+        return f"{len(value)} tensors"
+    return type(value).__name__
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - ENTRIES_SHOWN} more" if len(names) > ENTRIES_SHOWN else ""
+    return ", ".join(names[:ENTRIES_SHOWN]) + more
+
+
+def _json(file: Path) -> dict[str, Any]:
+    """The object in a JSON file, empty if there is no such file; ValueError if it holds anything else."""
+    if not file.is_file():
+        return {}
+    loaded = json.loads(file.read_bytes())
+    if not isinstance(loaded, dict):
+        raise ValueError(f"{file} holds no object")
+    return loaded
+
+
+def _our_names(tensors: Iterable[str], file: Path) -> tuple[str, dict[str, str]]:
+    """Whose tensors they are, and the name of each by ours; refuses any that has none."""
+    found = next(((name, marker) for marker in LIBRARIES for name in tensors if marker in name), None)
+    if found is None:
+        raise CheckpointError(
+            f"{file} is no Vision Transformer of timm, transformers or torchvision: none of its tensors is called "
+            f"{', '.join(LIBRARIES)}…"
+        )
+    marked, marker = found
+    prefix = marked[: marked.index(marker)]  # transformers' "vit.", before all but the classifier
+    library, table = LIBRARIES[marker]
+    names: dict[str, str] = {}
+    for name in sorted(tensors):
+        ours = _our_name(name.removeprefix(prefix), table)
+        if ours is None or ours in names:
+            raise CheckpointError(
+                f"{file}: the tensor {name!r} has no place in a plain pre-norm ViT, and without it the model would be "
+                f"another: choose a model of {library} that has none"
+            )
+        names[ours] = name
+    return library, names
+
+
+def _our_name(name: str, table: Mapping[str, str]) -> str | None:
+    block = re.search(r"\d+", name)  # the first number is the block's in all three
+    general = re.sub(r"\d+", "*", name, count=1)
+    stem, _, leaf = general.rpartition(".")
+    if general in table:
+        ours = table[general]
+    elif stem in table and leaf in ("weight", "bias"):
+        ours = f"{table[stem]}.{leaf}"
+    else:
+        return None
+    return ours if block is None else ours.replace("*", block.group())
+
+
+def _stated(
+    library: str, names: Mapping[str, str], config: Mapping[str, Any], preprocessor: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What the tensors do not show but the files beside them say, fields of a ViTConfig; None where they do not.
+
+    Raises CheckpointError for a setting that makes another model of the same tensors.
+    """
+    heads = config.get("num_attention_heads")
+    if library == "torchvision":
+        return {"heads": heads, "pool": "token", "norm_eps": 1e-6, "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+    if library == "transformers":
+        _refuse_other(config, {"model_type": "vit", "hidden_act": "gelu"})
+        mean, std = _normalisation(preprocessor) if preprocessor else (None, None)
+        return {"heads": heads, "pool": "token", "norm_eps": config.get("layer_norm_eps"), "mean": mean, "std": std}
+    arguments = config.get("model_args") or {}
+    _refuse_other(
+        arguments, {"act_layer": "gelu", "norm_layer": "layernorm", "block_fn": None, "pool_include_prefix": False}
+    )
+    has_fc_norm = names.get("norm.weight") == "fc_norm.weight"
+    pool = arguments.get("global_pool") or config.get("global_pool") or ("avg" if has_fc_norm else "token")
+    if pool not in ("avg", "token"):
+        raise CheckpointError(f"{CONFIG} says global_pool {pool!r}: only avg and token become a model of ours")
+    statistics = config.get("pretrained_cfg") or config  # the hub's older files have no such section
+    return {
+        "heads": arguments.get("num_heads", heads),
+        "pool": "mean" if pool == "avg" else "token",
+        "norm_after_pool": has_fc_norm,
+        "norm_eps": 1e-6,
+        "mean": statistics.get("mean"),
+        "std": statistics.get("std"),
+    }
+
+
+def _refuse_other(config: Mapping[str, Any], plain: Mapping[str, Any]) -> None:
+    for key, value in plain.items():
+        if config.get(key) not in (None, value):
+            raise CheckpointError(
+                f"{CONFIG} says {key} {config[key]!r}: only {value!r} becomes a model of ours exactly"
+            )
+
+
+def _normalisation(preprocessor: Mapping[str, Any]) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation for images in [0, 1] of a transformers image processor, whose start in [0, 255]."""
+    scale = 255 * preprocessor.get("rescale_factor", 1 / 255) if preprocessor.get("do_rescale", True) else 255
+    if not preprocessor.get("do_normalize", True):
+        return [0.0] * 3, [1 / scale] * 3
+    mean, std = preprocessor.get("image_mean", HALF), preprocessor.get("image_std", HALF)
+    return [value / scale for value in mean], [value / scale for value in std]
+
+
+def _fold(weights: Weights, file: Path) -> dict[str, Any]:
+    """Make tokens, position embeddings and qkv ours, in place; returns what the shapes say of the ViTConfig."""
+    for name, dimensions in {"patch_embed.weight": 4, "cls_token": 3, "positions": 3, "blocks.0.fc1.weight": 2}.items():
+        if name not in weights or weights[name].ndim != dimensions:
+            raise CheckpointError(f"{file} has no {name} of {dimensions} dimensions: it is no plain pre-norm ViT")
+    width, _, patch_size, _ = weights["patch_embed.weight"].shape
+    token, positions = weights.pop("cls_token"), weights.pop("positions")
+    length = positions.shape[1]
+    has_class_position = math.isqrt(length) ** 2 != length  # FlexiViT has none for the class token
+    side = math.isqrt(length - has_class_position)
+    if side**2 != length - has_class_position or token.shape != (1, 1, width) or positions.shape != (1, length, width):
+        raise CheckpointError(
+            f"{file}: class token {tuple(token.shape)} and position embeddings {tuple(positions.shape)} are not those "
+            f"of one token and a square of patches of width {width}"
+        )
+    weights["clean_token"] = (token + positions[:, :1] if has_class_position else token).flatten()
+    weights["robust_token"] = weights["clean_token"]
+    weights["pos_embed"] = positions[:, int(has_class_position) :]
+    depth = sum(re.fullmatch(r"blocks\.\d+\.norm1\.weight", name) is not None for name in weights)
+    for i in range(depth):
+        _fold_qkv(weights, f"blocks.{i}.", width)
+    hidden = len(weights["blocks.0.fc1.weight"])
+    return {
+        "image_size": side * patch_size,
+        "patch_size": patch_size,
+        "width": width,
+        "depth": depth,
+        "mlp_ratio": hidden / width,
+    }
+
+
+def _fold_qkv(weights: Weights, block: str, width: int) -> None:
+    """One map for queries, keys and values, in that order; where they have no bias, it is 0."""
+    if f"{block}q.weight" in weights:
+        parts = [(f"{block}{part}.weight", f"{block}{part}.bias") for part in "qkv"]
+        zeros = torch.zeros(width)
+        weights[f"{block}qkv.bias"] = torch.cat([weights.pop(bias, zeros) for _, bias in parts])
+        weights[f"{block}qkv.weight"] = torch.cat([weights.pop(weight, zeros[None]) for weight, _ in parts])
+    weights.setdefault(f"{block}qkv.bias", torch.zeros(3 * width))
+
+
+def _usual_heads(width: int, file: Path) -> int:
+    if width not in HEADS and (width < LEAST_WIDTH or width % 64):
+        raise CheckpointError(
+            f"{file}: how many attention heads a width of {width} has is not known: write "
+            f'{{"num_attention_heads": …}} into a {CONFIG} beside it'
+        )
+    return HEADS.get(width, width // 64)
+
+
+def _check(weights: Weights, expected: Weights, names: Mapping[str, str], file: Path) -> None:
+    """Refuse what is missing, too much or of another shape, by the name it has in the file."""
+    missing = sorted(expected.keys() - weights.keys())
+    if missing:
+        raise CheckpointError(f"{file} has no tensor for {missing[0]}: it is incomplete, or no plain pre-norm ViT")
+    for name, tensor in weights.items():
+        if name not in expected or tensor.shape != expected[name].shape:
+            fits = f"{tuple(expected[name].shape)} would fit" if name in expected else "nothing would fit"
+            raise CheckpointError(
+                f"{file}: the tensor {names.get(name, name)!r} is {tuple(tensor.shape)} where {fits}: "
+                "it is incomplete, or no plain pre-norm ViT"
+            )

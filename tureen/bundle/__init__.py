@@ -1,0 +1,1 @@
+"""The bundle: its format, its files, and their checks."""

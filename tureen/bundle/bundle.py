@@ -1,0 +1,285 @@
+"""The bundle: the directory that export writes and the server loads. Its format, its names, and nothing else.
+
+Knows the names and shapes of the graph's tensors; does not know how a graph is made or run.
+
+    manifest.json        what the rest is, with SHA-256 sums, measured parity and measured accuracy
+    tokens.safetensors   named token vectors, float32 (D,); "clean" and "robust" always, equal where there is but one
+    backbone.onnx        pixels uint8 (B, H, W, 3), cls_token float32 (B, D) -> logits float32 (B, K)
+    engines/             optional: the same backbone in other precisions, and plans compiled for one kind of GPU
+    golden.npz           pixels uint8 (G, H, W, 3), betas float32 (T,), logits float32 (T, G, K) by PyTorch
+    README.md            the model card
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ValidationError
+
+from tureen.bundle.files import MISSING, read_arrays, read_file, read_vectors, read_verified
+from tureen.bundle.graph import GraphFile, TensorInfo
+from tureen.bundle.graph_check import check_graph
+from tureen.bundle.manifest import (
+    BACKBONE,
+    ENGINES_DIRECTORY,
+    READABLE_SCHEMAS,
+    SCHEMA_VERSION,
+    FileRecord,
+    Manifest,
+    ParityRow,
+    is_plan,
+)
+from tureen.errors import BundleError, BundleFileError, printable
+
+MANIFEST = "manifest.json"
+TOKENS = "tokens.safetensors"
+GOLDEN = "golden.npz"
+CARD = "README.md"
+REQUIRED = (TOKENS, BACKBONE, GOLDEN)
+
+# A bundle is not trusted: a file beyond its limit is refused by its size, before it is read.
+MAX_MANIFEST_BYTES: Final = 16 * 2**20  # the example's has 4 KiB
+MAX_GRAPH_BYTES: Final = 2**31 - 1  # where one protobuf message, and so one ONNX file, ends
+MAX_PLAN_BYTES: Final = 2**32  # the weights of the largest graph, twice
+MAX_GOLDEN_BYTES: Final = 512 * 2**20  # ten images of 4096 × 4096, the largest that `PreprocessSpec` allows
+MAX_OTHER_BYTES: Final = 16 * 2**20  # of any other file: a thousand tokens of width 4096, or a card
+MAX_FILES: Final = 100  # in a bundle
+
+PIXELS_INPUT = "pixels"
+TOKEN_INPUT = "cls_token"  # noqa: S105 - not a password
+LOGITS_OUTPUT = "logits"
+
+Tokens = dict[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Golden:
+    """PyTorch's own answers to made-up pictures, which an engine must reproduce before it may serve."""
+
+    pixels: NDArray[np.uint8]  # (G, H, W, 3)
+    betas: NDArray[np.float32]  # (T,)
+    logits: NDArray[np.float32]  # (T, G, K)
+
+    def to_bytes(self) -> bytes:
+        buffer = io.BytesIO()
+        np.savez(buffer, pixels=self.pixels, betas=self.betas, logits=self.logits)
+        return buffer.getvalue()
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A verified bundle in memory."""
+
+    path: Path
+    manifest: Manifest
+    tokens: Tokens
+    graph: bytes  # backbone.onnx
+    golden: Golden
+
+    @property
+    def clean_token(self) -> NDArray[np.float32]:
+        """float32 (D,)"""
+        return self.tokens["clean"]
+
+    @property
+    def robust_token(self) -> NDArray[np.float32]:
+        """float32 (D,)"""
+        return self.tokens["robust"]
+
+    def artefact(self, name: str) -> bytes:
+        """The verified bytes of a file that an engine runs; those in engines/ are read when asked for.
+
+        A graph is checked as backbone.onnx is, save that it may be of another opset. Raises BundleError where the file
+        is missing, is not what the manifest describes, or is a plan of which the manifest does not say what for.
+        """
+        if name == BACKBONE:
+            return self.graph
+        if name not in self.manifest.files:
+            raise BundleError(f"{self.path / MANIFEST} does not list {name}: export the model again")
+        if is_plan(name) and name not in self.manifest.plans:
+            raise BundleError(f"{self.path / MANIFEST} does not say what {name} is bound to: export the model again")
+        data = verified_file(self.path, name, self.manifest.files[name])
+        if not is_plan(name):
+            checked_graph(self.path / name, data, self.manifest)
+        return data
+
+    def parity(self, engine: str, precision: str) -> ParityRow | None:
+        """The measured parity of an engine at a precision; None where the bundle does not vouch for it."""
+        rows = (row for row in self.manifest.parity if (row.engine, row.precision) == (engine, precision))
+        return next(rows, None)
+
+
+def record_files(files: Mapping[str, bytes]) -> dict[str, FileRecord]:
+    """Size and SHA-256 of each file, as the manifest lists them."""
+    return {name: FileRecord(sha256=hashlib.sha256(data).hexdigest(), size=len(data)) for name, data in files.items()}
+
+
+def write_bundle(path: Path, manifest: Manifest, files: Mapping[str, bytes], *, overwrite: bool = False) -> None:
+    """Write the files and the manifest to a temporary directory beside `path`, sync, and rename it into place.
+
+    Raises BundleError where `path` exists and `overwrite` is false, where what would be overwritten is no bundle, or
+    where the manifest does not describe the files. A failure leaves nothing behind, and what stood at `path` as it was.
+    """
+    if path.exists() and not overwrite:
+        raise BundleError(f"{path} exists already: choose another directory, or allow overwriting it")
+    if path.exists() and not (path / MANIFEST).is_file():
+        raise BundleError(f"{path} is not a bundle, so it is not overwritten: choose another directory")
+    if manifest.files != record_files(files):
+        raise BundleError("the manifest does not describe the files to be written")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # A whole directory is made, so that the replaced one can be set aside within it and removed with it.
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
+        fresh = Path(scratch) / "fresh"
+        fresh.mkdir(mode=0o755)
+        if any(name.startswith(f"{ENGINES_DIRECTORY}/") for name in files):
+            (fresh / ENGINES_DIRECTORY).mkdir(mode=0o755)
+        manifest_json = (manifest.model_dump_json(indent=2) + "\n").encode()
+        for name, data in {**files, MANIFEST: manifest_json}.items():
+            with (fresh / name).open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        for directory in (fresh / ENGINES_DIRECTORY, fresh):
+            if directory.exists():
+                _sync_directory(directory)
+        replaced = Path(scratch) / "replaced"
+        if path.exists():
+            path.rename(replaced)
+        try:
+            fresh.rename(path)
+        except OSError:
+            if replaced.exists():
+                replaced.rename(path)
+            raise
+        _sync_directory(path.parent)
+
+
+def load_bundle(path: Path | str) -> Bundle:
+    """Read and verify a bundle: schema version, every file's size and SHA-256, every array's shape and dtype, and
+    that the graph is one file with the promised interface.
+
+    Raises BundleError with the file's name and what to do. What was verified is what is returned: no file is
+    read a second time. What lies in engines/ is verified when an engine asks for it (`Bundle.artefact`): a damaged one
+    costs that engine alone.
+    """
+    path = Path(path)
+    manifest = read_manifest(path)
+    if len(manifest.files) > MAX_FILES:
+        raise BundleError(
+            f"{path / MANIFEST} lists {len(manifest.files):,} files, the limit is {MAX_FILES}: export it again"
+        )
+    for name in REQUIRED:
+        if name not in manifest.files:
+            raise BundleError(f"{path / MANIFEST} does not list {name}: export the model again")
+    for name, record in manifest.files.items():
+        if name not in REQUIRED and not name.startswith(f"{ENGINES_DIRECTORY}/"):
+            verified_file(path, name, record)
+    data = {name: verified_file(path, name, manifest.files[name]) for name in REQUIRED}
+    tokens = read_vectors(path / TOKENS, data[TOKENS])
+    for token in ("clean", "robust"):
+        if token not in tokens:
+            raise BundleError(f"{path / TOKENS} has no {token} token: export the model again")
+    for token, vector in tokens.items():
+        if vector.dtype != np.float32 or vector.shape != (manifest.width,) or not np.isfinite(vector).all():
+            raise BundleError(f"{path / TOKENS}: the {token} token is not {manifest.width} finite float32 numbers")
+    golden = _load_golden(path, data[GOLDEN], manifest)
+    checked_graph(path / BACKBONE, data[BACKBONE], manifest, opset=manifest.opset)
+    return Bundle(path, manifest, tokens, data[BACKBONE], golden)
+
+
+def read_manifest(path: Path | str) -> Manifest:
+    """The manifest of the bundle at `path`, its files not yet verified; raises BundleError."""
+    file = Path(path) / MANIFEST
+    text = read_manifest_text(path)
+    version = _schema_version(file, text)
+    if version not in READABLE_SCHEMAS:
+        raise BundleError(
+            f"{file} has schema version {version}, this Tureen reads versions up to {SCHEMA_VERSION}: "
+            + ("upgrade Tureen" if version > SCHEMA_VERSION else "export the model again")
+        )
+    try:
+        return Manifest.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise BundleError(f"{file}: {printable(where) or 'fields'}: {first['msg']}; export the model again") from error
+
+
+def read_manifest_text(path: Path | str) -> str:
+    """The words of a bundle's manifest, whatever they are; raises BundleError."""
+    path = Path(path)
+    try:
+        return read_file(path, MANIFEST, MAX_MANIFEST_BYTES, "export the model again").decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BundleError(f"{path / MANIFEST} is not a Tureen manifest: export the model again") from error
+    except BundleFileError as error:
+        if error.state == MISSING:
+            raise BundleError(f"{path} is not a bundle: it has no {MANIFEST}") from None
+        raise
+
+
+def _schema_version(file: Path, text: str) -> int:
+    class Versioned(BaseModel):
+        schema_version: int
+
+    try:
+        return Versioned.model_validate_json(text).schema_version
+    except ValidationError as error:
+        raise BundleError(f"{file} is not a Tureen manifest: export the model again") from error
+
+
+def verified_file(path: Path, name: str, record: FileRecord) -> bytes:
+    """The bytes of a file of the bundle at `path`, which are what the manifest describes; raises BundleFileError."""
+    max_bytes, advice = MAX_OTHER_BYTES, "export the model again"
+    if name.endswith(".onnx"):
+        max_bytes = MAX_GRAPH_BYTES
+        advice = "weights beyond one ONNX file are not supported; export a smaller model, or in a lower precision"
+    elif is_plan(name):
+        max_bytes, advice = MAX_PLAN_BYTES, "export a smaller model, or in a lower precision"
+    elif name == GOLDEN:
+        max_bytes = MAX_GOLDEN_BYTES
+    return read_verified(path, name, size=record.size, sha256=record.sha256, max_bytes=max_bytes, advice=advice)
+
+
+def checked_graph(file: Path, data: bytes, manifest: Manifest, *, opset: int | None = None) -> GraphFile:
+    """What the ONNX graph with these bytes says of itself, once it has the tensors that the manifest promises and,
+    where given, that opset; raises BundleError, naming `file`.
+    """
+    size = manifest.preprocess.image_size
+    inputs = [
+        TensorInfo(name=PIXELS_INPUT, dtype="uint8", shape=["batch", size, size, 3]),
+        TensorInfo(name=TOKEN_INPUT, dtype="float32", shape=["batch", manifest.width]),
+    ]
+    outputs = [TensorInfo(name=LOGITS_OUTPUT, dtype="float32", shape=["batch", len(manifest.labels)])]
+    return check_graph(file, data, inputs=inputs, outputs=outputs, opset=opset)
+
+
+def _load_golden(path: Path, data: bytes, manifest: Manifest) -> Golden:
+    golden = Golden(**read_arrays(path / GOLDEN, data, ("pixels", "betas", "logits")))
+    size = manifest.preprocess.image_size
+    images, betas = golden.pixels.size // (size * size * 3), golden.betas.size
+    expected: list[tuple[NDArray[Any], type, tuple[int, ...]]] = [
+        (golden.pixels, np.uint8, (images, size, size, 3)),
+        (golden.betas, np.float32, (betas,)),
+        (golden.logits, np.float32, (betas, images, len(manifest.labels))),
+    ]
+    if not images or not betas or any(array.dtype != dtype or array.shape != shape for array, dtype, shape in expected):
+        raise BundleError(f"{path / GOLDEN} does not fit the manifest: export the model again")
+    return golden
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

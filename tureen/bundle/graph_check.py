@@ -1,0 +1,68 @@
+"""Whether an ONNX file is one that a bundle may hold: one file, with the tensors that were promised.
+
+Knows no manifest: whoever calls says what was promised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tureen.bundle.graph import GraphFile, TensorInfo, read_graph_file
+from tureen.errors import BundleError, GraphFileError, printable
+
+MAX_SHOWN = 4  # tensors or files named in a message
+
+
+def check_graph(
+    file: Path,
+    data: bytes,
+    *,
+    inputs: Sequence[TensorInfo],
+    outputs: Sequence[TensorInfo],
+    opset: int | None = None,
+) -> GraphFile:
+    """What the ONNX file with these bytes says of itself, once it is one that a bundle may hold.
+
+    inputs, outputs: those promised, each with a batch as its first dimension, which the graph may call by any one name.
+    opset: that of ONNX's own operators; None: any. Raises BundleError, naming `file`.
+    """
+    try:
+        graph = read_graph_file(data)
+    except GraphFileError as error:
+        raise BundleError(f"{file} is not an ONNX graph: {error}; export the model again") from error
+    if graph.external_files:
+        # A runtime that is given a graph's bytes looks for such files from its working directory on.
+        named = ", ".join(printable(name) for name in graph.external_files[:MAX_SHOWN] if name)
+        raise BundleError(
+            f"{file} refers to data in other files{f' ({named})' if named else ''}, which are never read: "
+            "export the model again, as one file"
+        )
+    batch = _batch_symbol(graph.inputs[0])
+    found = [sorted(tensors, key=str) for tensors in (graph.inputs, graph.outputs)]
+    promised = [sorted(_with_batch(tensors, batch), key=str) for tensors in (inputs, outputs)]
+    if found != promised:
+        raise BundleError(
+            f"{file} makes {_listed(graph.outputs)} of {_listed(graph.inputs)}, where the manifest promises "
+            f"{_listed(promised[1])} of {_listed(promised[0])}: export the model again"
+        )
+    if opset not in (None, graph.opsets.get("")):
+        raise BundleError(
+            f"{file} is of opset {graph.opsets.get('', 'none')}, the manifest says {opset}: export the model again"
+        )
+    return graph
+
+
+def _batch_symbol(tensor: TensorInfo) -> str:
+    """The graph's own name for the batch; "batch", which it then is not, where its batch is fixed or has no name."""
+    first = tensor.shape[0] if tensor.shape else "?"
+    return first if isinstance(first, str) and first != "?" else "batch"
+
+
+def _with_batch(tensors: Sequence[TensorInfo], batch: str) -> list[TensorInfo]:
+    return [tensor.model_copy(update={"shape": [batch, *(tensor.shape or [])[1:]]}) for tensor in tensors]
+
+
+def _listed(tensors: Sequence[TensorInfo]) -> str:
+    shown = ", ".join(str(tensor) for tensor in tensors[:MAX_SHOWN])
+    return printable(shown if len(tensors) <= MAX_SHOWN else f"{shown} and {len(tensors) - MAX_SHOWN} more")

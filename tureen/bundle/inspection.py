@@ -1,0 +1,253 @@
+"""What can be found out about a bundle, sound or not, and about which of its engines this machine can run.
+
+Gathers the facts, and raises only for what is no bundle at all; `tureen.commands.inspect` puts them into words.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from tureen.bundle.bundle import (
+    MANIFEST,
+    MAX_FILES,
+    Bundle,
+    load_bundle,
+    read_manifest,
+    read_manifest_text,
+    verified_file,
+)
+from tureen.bundle.files import VERIFIED, file_size
+from tureen.bundle.graph import GraphFile, read_graph_file
+from tureen.bundle.manifest import FileName, FileRecord, Manifest
+from tureen.engines import open_engine, prove
+from tureen.engines.base import EngineOptions, reproduce_golden
+from tureen.engines.detection import what_is_missing
+from tureen.engines.timings_cache import explain, recall
+from tureen.errors import BundleError, BundleFileError, EngineError, GraphFileError, printable
+from tureen.machine import available_cpus, cpu_flags, default_cache_directory, nvidia_gpus
+
+NOT_A_GRAPH = "not an ONNX graph"
+UNLISTED = "not in the manifest"
+MAX_NAME_CHARACTERS: Final = 100  # of a name in a manifest that this Tureen cannot read
+
+
+class _Facts(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class FileState(_Facts):
+    name: str
+    size: int | None = Field(description="bytes on disk; none: there is no regular file")
+    sha256: str = Field(description="that the manifest lists; empty: it does not list the file")
+    state: str = Field(description='"verified", or what is wrong with it')
+
+
+class EngineHere(_Facts):
+    """Whether this machine can run an engine that the bundle vouches for."""
+
+    engine: str
+    precision: str
+    artefact: str
+    can_run: bool = Field(description="whether nothing seems to be missing; where it was tried, whether it did")
+    why_not: str = ""
+    largest_difference: float | None = Field(default=None, description="from the golden logits, where it was tried")
+
+
+class Auto(_Facts):
+    """What the engine "auto" comes to on this machine."""
+
+    engine: str | None = Field(description="engine and precision; none: there is none, or it takes a race to know")
+    why: str
+
+
+class Inspection(_Facts):
+    path: str
+    name: str
+    version: str
+    schema_version: int
+    error: str | None = Field(description="why the bundle cannot be used; none: it is sound")
+    manifest: Manifest | None = Field(description="none where this Tureen cannot read it")
+    files: list[FileState]
+    graphs: dict[str, GraphFile] = Field(description="by file, what each ONNX graph that is what is listed says")
+    engines: list[EngineHere] = Field(description="in the order of the manifest's parity")
+    auto: Auto | None = Field(description="none where the bundle cannot be used")
+
+
+class _Outline(BaseModel):
+    """What bundles of any schema have in common."""
+
+    schema_version: int
+    name: str = ""
+    version: str = ""
+    files: dict[str, Any] = {}
+
+
+def inspect_bundle(path: Path, *, is_trial: bool = False) -> Inspection:
+    """The facts about the bundle at `path`.
+
+    is_trial: open each engine, have it reproduce the golden rows, and let "auto" choose.
+    Raises BundleError where there is no manifest, or nothing in it that can be shown.
+    """
+    outline = _read_outline(path)
+    manifest: Manifest | None = None
+    bundle: Bundle | None = None
+    error = None
+    try:
+        manifest = read_manifest(path)
+        bundle = load_bundle(path)
+    except BundleError as refused:
+        error = str(refused)
+    files, graphs = _files(path, outline)
+    engines: list[EngineHere] = []
+    auto = None
+    if bundle is not None:
+        damaged = _damaged_artefacts(bundle)
+        error = next(iter(damaged.values()), None)
+        engines = _try_engines(bundle) if is_trial else _look_for_engines(bundle, damaged)
+        auto = _try_auto(bundle) if is_trial else _expect_auto(bundle, engines)
+    return Inspection(
+        path=str(path),
+        name=printable(outline.name)[:MAX_NAME_CHARACTERS],
+        version=printable(outline.version)[:MAX_NAME_CHARACTERS],
+        schema_version=outline.schema_version,
+        error=error,
+        manifest=manifest,
+        files=files,
+        graphs=graphs,
+        engines=engines,
+        auto=auto,
+    )
+
+
+def _read_outline(path: Path) -> _Outline:
+    try:
+        return _Outline.model_validate(json.loads(read_manifest_text(path)))
+    except (ValidationError, ValueError, RecursionError) as error:
+        raise BundleError(f"{path / MANIFEST} is not a Tureen manifest: export the model again") from error
+
+
+def _files(path: Path, outline: _Outline) -> tuple[list[FileState], dict[str, GraphFile]]:
+    """The state of every file that a manifest of any schema lists, and of some that it does not; and the graphs."""
+    names, record_of = TypeAdapter(FileName), TypeAdapter(FileRecord)
+    files: list[FileState] = []
+    graphs: dict[str, GraphFile] = {}
+    for name, listed in islice(outline.files.items(), MAX_FILES):
+        try:
+            names.validate_python(name)
+            record = record_of.validate_python(listed)
+        except ValidationError:
+            continue  # whoever reads the manifest says so
+        state = VERIFIED
+        try:
+            data = verified_file(path, name, record)
+            if name.endswith(".onnx"):
+                graphs[name] = read_graph_file(data)
+        except BundleFileError as error:
+            state = error.state
+        except GraphFileError:
+            state = NOT_A_GRAPH
+        files.append(FileState(name=name, size=_size(path, name), sha256=record.sha256, state=state))
+    return [*files, *_unlisted(path, outline)], graphs
+
+
+def _unlisted(path: Path, outline: _Outline) -> list[FileState]:
+    found = (entry.name for entry in path.iterdir() if entry.name not in (MANIFEST, *outline.files))
+    directories = {name.partition("/")[0] for name in outline.files if "/" in name}
+    names = sorted(islice((name for name in found if name not in directories), MAX_FILES))
+    return [FileState(name=printable(name), size=_size(path, name), sha256="", state=UNLISTED) for name in names]
+
+
+def _size(path: Path, name: str) -> int | None:
+    try:
+        return file_size(path, name)
+    except BundleError:
+        return None
+
+
+def _damaged_artefacts(bundle: Bundle) -> dict[str, str]:
+    """Why each file that an engine of the bundle's cannot run, cannot be run."""
+    damaged = {}
+    engine_files = [name for name in bundle.manifest.files if "/" in name]
+    for name in dict.fromkeys([*(row.artefact for row in bundle.manifest.parity), *engine_files]):
+        try:
+            bundle.artefact(name)
+        except BundleError as error:
+            damaged[name] = str(error)
+    return damaged
+
+
+def _look_for_engines(bundle: Bundle, damaged: dict[str, str]) -> list[EngineHere]:
+    gpus, flags = nvidia_gpus(), cpu_flags()
+    engines = []
+    for row in bundle.manifest.parity:
+        plan = bundle.manifest.plans.get(row.artefact)
+        missing = damaged.get(row.artefact) or what_is_missing(row.engine, row.precision, plan, gpus=gpus, flags=flags)
+        engines.append(
+            EngineHere(
+                engine=row.engine,
+                precision=row.precision,
+                artefact=row.artefact,
+                can_run=missing is None,
+                why_not=missing or "",
+            )
+        )
+    return engines
+
+
+def _try_engines(bundle: Bundle) -> list[EngineHere]:
+    engines = []
+    for row in bundle.manifest.parity:
+        difference, why_not = None, ""
+        try:
+            engine = prove(bundle, row, _options())
+            difference = reproduce_golden(engine, bundle)
+            engine.close()
+        except (EngineError, BundleError) as error:
+            why_not = str(error)
+        engines.append(
+            EngineHere(
+                engine=row.engine,
+                precision=row.precision,
+                artefact=row.artefact,
+                can_run=difference is not None,
+                why_not=why_not,
+                largest_difference=difference,
+            )
+        )
+    return engines
+
+
+def _try_auto(bundle: Bundle) -> Auto:
+    try:
+        engine = open_engine(bundle, options=_options())
+    except EngineError as error:
+        return Auto(engine=None, why=str(error))
+    chosen = f"{engine.name} {engine.precision}"
+    engine.close()
+    return Auto(engine=chosen, why=explain(bundle, _options()) or "the only one that opened")
+
+
+def _expect_auto(bundle: Bundle, engines: Sequence[EngineHere]) -> Auto:
+    """What "auto" would come to, as far as it can be told without opening anything."""
+    runnable = {(engine.engine, engine.precision) for engine in engines if engine.can_run}
+    ranking = recall(bundle, _options())
+    first = ranking.timings[0] if ranking else None
+    if first and (first.engine, first.precision) in runnable:
+        return Auto(engine=f"{first.engine} {first.precision}", why=explain(bundle, _options()) or "")
+    names = [f"{engine.engine} {engine.precision}" for engine in engines if engine.can_run]
+    if not names:
+        return Auto(engine=None, why="this machine can run no engine that the bundle vouches for")
+    if len(names) == 1:
+        return Auto(engine=names[0], why="the only one that this machine seems to have")
+    return Auto(engine=None, why=f"the fastest of {', '.join(names)}, by a race when it opens them; --try shows it")
+
+
+def _options() -> EngineOptions:
+    """As `tureen.load` has them."""
+    return EngineOptions(threads=available_cpus(), cache=default_cache_directory())

@@ -1,0 +1,1 @@
+"""Commands of the core library: `tureen inspect`, `tureen demo`, and reports."""

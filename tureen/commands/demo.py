@@ -1,0 +1,242 @@
+"""`tureen demo`: handwritten digits in, a trained, exported and serving soup out, and two requests to try it with.
+
+Or a bundle that comes with Tureen, which only needs serving. Part of the front door: it alone calls training, export
+and serve one after the other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from tureen.bundle.bundle import MANIFEST, load_bundle, read_manifest
+from tureen.commands.report import accuracy_summary
+from tureen.errors import BundleError, TureenError
+from tureen.soup import load
+from tureen.tokens import CLEAN_BETA, ROBUST_BETA
+
+if TYPE_CHECKING:
+    from training.checkpoint import Checkpoint
+
+RECIPE = "digits"
+EXAMPLES = Path(__file__).parents[1] / "examples"
+BUNDLE = "bundle"
+SAMPLES = "samples"
+ATTACKED = "attacked.png"
+SHIP = "ship.png"
+PICTURE_SCALE = 32
+
+
+class PortTakenError(TureenError):
+    """operator: something else listens there."""
+
+
+def demo(arguments: list[str]) -> int:
+    """Train, export and serve the digits, a second time only serve; or serve an example."""
+    parser = argparse.ArgumentParser(
+        prog="tureen demo",
+        description="Train a dual-token ViT on handwritten digits (two minutes on two cores), export it, serve it.",
+        epilog="example: tureen demo --port 8000",
+    )
+    examples = sorted(manifest.parent.name for manifest in EXAMPLES.glob(f"*/{MANIFEST}"))
+    parser.add_argument(
+        "--bundle",
+        choices=[RECIPE, *examples],
+        default=RECIPE,
+        help="what to serve: digits are trained first, the others come with Tureen (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--dir",
+        type=Path,
+        default=Path("tureen-demo"),
+        help="where pictures to try go, and of the digits the run and the bundle (default: %(default)s)",
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    parser.add_argument(
+        "--port",
+        type=int,
+        choices=range(65536),
+        metavar="PORT",
+        default=8000,
+        help="port to listen on (default: %(default)s)",
+    )
+    parser.add_argument("--no-serve", action="store_true", help="stop before serving")
+    options = parser.parse_args(arguments)
+    if options.bundle != RECIPE:
+        return _serve_example(EXAMPLES / options.bundle, options)
+    if options.no_serve:
+        print(f"\n{accuracy_summary(read_manifest(prepare(options.dir)))}\n")
+        return 0
+    _require_free(options.host, options.port)
+    # In a process of its own, so that the one which serves is as small as any server's and has no torch in it.
+    preparing = [sys.executable, "-m", "tureen.cli", "demo", "--dir", str(options.dir), "--no-serve"]
+    if status := subprocess.run(preparing, check=False).returncode:  # noqa: S603 - our own command
+        return max(status, 1)  # negative where a signal ended it
+
+    from serve.server import run_server
+    from serve.settings import Settings
+
+    def invite(port: int) -> None:
+        url = f"http://{options.host}:{port}"
+        image = options.dir / SAMPLES / ATTACKED
+        print(f"{image} is a digit that was changed to fool the clean token. At β = 0, then at β = 1:\n")
+        for beta in (0, 1):
+            print(f"  curl --data-binary @{image} '{url}/classify?beta={beta}&top_k=1'")
+        print(f"\n{image.parent} has more digits. {_pages(url)}", flush=True)
+
+    settings = Settings(bundle=options.dir / BUNDLE, host=options.host, port=options.port, log_level="warning")
+    return run_server(settings, on_ready=invite)
+
+
+def _serve_example(bundle: Path, options: argparse.Namespace) -> int:
+    from serve.server import run_server
+    from serve.settings import Settings
+
+    manifest = read_manifest(bundle)
+    print(f"{accuracy_summary(manifest)}\n")
+    if not options.no_serve:
+        _require_free(options.host, options.port)
+    picture: Path = options.dir / SAMPLES / SHIP
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    drawn_ship().save(picture)
+    if options.no_serve:
+        return 0
+
+    def invite(port: int) -> None:
+        url = f"http://{options.host}:{port}"
+        print(f"The labels are {', '.join(manifest.labels)}. {picture} is a drawing of a ship:\n")
+        print(f"  curl --data-binary @{picture} '{url}/classify?beta=0.5&top_k=3'")
+        print(f"\n{_pages(url)}", flush=True)
+
+    settings = Settings(bundle=bundle, host=options.host, port=options.port, log_level="warning")
+    return run_server(settings, on_ready=invite)
+
+
+def _pages(url: str) -> str:
+    return f"The console is {url}/ui, the rest of the API {url}/docs. Ctrl-C stops."
+
+
+def drawn_ship() -> Image.Image:
+    """A picture to try the example of CIFAR-10 with, RGB 320 × 320: a ship at sea, in a few shapes."""
+    picture = Image.new("RGB", (320, 320), (150, 190, 225))
+    draw = ImageDraw.Draw(picture)
+    draw.rectangle((0, 200, 320, 320), fill=(40, 80, 120))  # sea
+    draw.polygon([(40, 180), (290, 180), (260, 235), (75, 235)], fill=(60, 50, 55))  # hull
+    draw.rectangle((100, 140, 220, 180), fill=(235, 235, 235))  # decks
+    draw.rectangle((130, 105, 190, 140), fill=(220, 220, 220))
+    draw.rectangle((150, 70, 170, 105), fill=(190, 60, 50))  # funnel
+    return picture
+
+
+def prepare(directory: Path) -> Path:
+    """The demo's bundle under `directory`, trained and exported only where it is not there already."""
+    from training.recipes import load_recipe
+
+    recipe = load_recipe(RECIPE)
+    fingerprint = demo_fingerprint()
+    run, bundle = directory / f"run-{fingerprint}", directory / BUNDLE
+    if (bundle / MANIFEST).exists():
+        try:
+            made_by = load_bundle(bundle).manifest.provenance.get("demo")
+            if made_by == fingerprint and (directory / SAMPLES / ATTACKED).exists():
+                print(f"reusing {bundle}")
+                return bundle
+        except BundleError as error:
+            print(f"making the bundle again: {error}")
+
+    from export.pipeline import export_bundle
+    from training.checkpoint import CHECKPOINT, load_checkpoint
+    from training.run import RunOptions
+    from training.run import run as train
+
+    if not (run / CHECKPOINT).exists():
+        print(f"training the recipe {RECIPE} into {run}")
+        train(recipe, run, RunOptions(is_resumed=True))
+    checkpoint = load_checkpoint(run)
+    checkpoint.provenance["demo"] = fingerprint
+    export_bundle(checkpoint, bundle, overwrite=bundle.exists(), report=print)
+    write_samples(directory / SAMPLES, checkpoint, bundle)
+    return bundle
+
+
+def demo_fingerprint() -> str:
+    """Eight hexadecimal digits of the demo's recipe, by which it knows what it made itself."""
+    from training.recipes import load_recipe
+
+    return load_recipe(RECIPE).fingerprint()[:8]
+
+
+def write_samples(directory: Path, checkpoint: Checkpoint, bundle: Path) -> None:
+    """Held-out digits as PNG files: for each label the first that both modes get right, and one attacked.
+
+    digits.png shows all of them, enlarged; pair.png the attacked one beside the original. The attack is PGD on the
+    clean token alone, rounded to 8 bits, and the digit one on which the clean mode falls for it and the robust mode
+    does not. It shows what the dial does; the table, where each soup is attacked itself, how far to trust it.
+    """
+    pixels, labels = checkpoint.held_out.pixels, checkpoint.held_out.labels
+    attacked = _attacked(checkpoint)
+    with load(bundle) as soup:
+
+        def right(images: NDArray[np.uint8], beta: float) -> NDArray[np.bool_]:
+            is_right: NDArray[np.bool_] = soup.logits(images, [beta] * len(images)).argmax(1) == labels
+            return is_right
+
+        sound = right(pixels, CLEAN_BETA) & right(pixels, ROBUST_BETA)
+        telling = sound & ~right(attacked, CLEAN_BETA) & right(attacked, ROBUST_BETA)
+    chosen = [np.flatnonzero(sound & (labels == label)) for label in range(len(checkpoint.labels))]
+    if not telling.any() or not all(map(len, chosen)):
+        raise TureenError("the demo's model has no sample for every label: remove its directory and try again")
+    directory.mkdir(parents=True, exist_ok=True)
+    digits = [pixels[indices[0]] for indices in chosen]
+    for label, digit in zip(checkpoint.labels, digits, strict=True):
+        Image.fromarray(digit).save(directory / f"digit-{label}.png")
+    index = int(np.argmax(telling))
+    _picture(digits).save(directory / "digits.png")
+    _picture([pixels[index], attacked[index]]).save(directory / "pair.png")
+    # Last: with it there, the demo counts as prepared.
+    Image.fromarray(attacked[index]).save(directory / ATTACKED)
+
+
+def _attacked(checkpoint: Checkpoint) -> NDArray[np.uint8]:
+    """The held-out images, uint8 (n, H, W, 3), after PGD on the clean token."""
+    import torch
+
+    from training.attacks.gradient import ATTACKS
+    from training.models.vit import images_from_pixels
+
+    recipe, model = checkpoint.recipe, checkpoint.model
+    adversarial = ATTACKS["pgd"](
+        lambda x: model(x, x.new_full((len(x),), CLEAN_BETA)),
+        images_from_pixels(torch.from_numpy(checkpoint.held_out.pixels)),
+        torch.from_numpy(checkpoint.held_out.labels),
+        epsilon=recipe.epsilon_255 / 255,
+        steps=recipe.evaluation_steps,
+        generator=torch.Generator().manual_seed(recipe.seed),
+    )
+    return (adversarial * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def _picture(digits: list[NDArray[np.uint8]]) -> Image.Image:
+    """Digits side by side, each pixel enlarged to a square, a grey line between."""
+    line = np.full((digits[0].shape[0] * PICTURE_SCALE, PICTURE_SCALE // 4, 3), 128, np.uint8)
+    parts: list[NDArray[np.uint8]] = []
+    for digit in digits:
+        parts += [line, digit.repeat(PICTURE_SCALE, axis=0).repeat(PICTURE_SCALE, axis=1)]
+    return Image.fromarray(np.concatenate(parts[1:], axis=1))
+
+
+def _require_free(host: str, port: int) -> None:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except (OSError, OverflowError):
+            raise PortTakenError(f"{host}:{port} is taken or not to be had: choose another --port") from None

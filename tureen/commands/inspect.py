@@ -1,0 +1,131 @@
+"""`tureen inspect`: what a bundle holds, what is wrong with it, and what of it this machine can run, in words."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tureen.bundle.graph import GraphFile
+from tureen.bundle.inspection import Inspection, inspect_bundle
+from tureen.bundle.manifest import Manifest
+from tureen.commands.report import accuracy_summary, check_list, parity_table, plan_table
+from tureen.errors import BundleError, printable
+
+SHOWN_LABELS = 10
+SHOWN_OPERATORS = 12
+
+
+def inspect(arguments: list[str]) -> int:
+    """Show what a bundle holds; the status is 0 where it is sound, 1 where it is not."""
+    parser = argparse.ArgumentParser(
+        prog="tureen inspect",
+        description="Verify a bundle, show what it holds, and which of its engines this machine can run.",
+        epilog="example: tureen inspect tureen-demo/bundle --try",
+    )
+    parser.add_argument("bundle", type=Path, help="directory that `tureen export` wrote")
+    parser.add_argument(
+        "--try",
+        dest="is_trial",
+        action="store_true",
+        help="open each engine, have it reproduce the golden rows, and see which one `auto` chooses",
+    )
+    parser.add_argument("--json", action="store_true", help="print the same facts as one JSON object")
+    options = parser.parse_args(arguments)
+    inspection = inspect_bundle(options.bundle, is_trial=options.is_trial)
+    if options.json:
+        print(inspection.model_dump_json(indent=2))
+    else:
+        print("\n\n".join(part for part in _parts(inspection) if part))
+    if inspection.error is not None:
+        raise BundleError(inspection.error)
+    return 0
+
+
+def _parts(inspection: Inspection) -> Iterator[str]:
+    if inspection.manifest is None:
+        yield f"{inspection.name} {inspection.version}, of schema version {inspection.schema_version}"
+        yield _files(inspection)
+        return
+    manifest = _printable_manifest(inspection.manifest)
+    yield _heading(manifest)
+    for name, graph in inspection.graphs.items():
+        yield _graph(name, graph)
+    yield _files(inspection)
+    yield parity_table(manifest.parity) if manifest.parity else "the bundle vouches for no engine"
+    yield _engines(inspection)
+    yield plan_table(manifest.plans) if manifest.plans else ""
+    yield accuracy_summary(manifest)
+    yield check_list(manifest.evaluation.checks) if manifest.evaluation.checks else ""
+    yield "\n".join(f"  {key}: {value}" for key, value in manifest.provenance.items())
+
+
+def _heading(manifest: Manifest) -> str:
+    size, labels = manifest.preprocess.image_size, manifest.labels
+    more = f" and {len(labels) - SHOWN_LABELS:,} more" if len(labels) > SHOWN_LABELS else ""
+    share = f"{100 * manifest.preprocess.crop_fraction:g} % of the shorter side"
+    default = f"default β {manifest.default_beta:g}" if manifest.has_two_tokens else "no β"
+    return "\n".join(
+        [
+            f"{manifest.name} {manifest.version}: {len(labels)} labels, RGB {size} × {size}",
+            f"  labels      {', '.join(labels[:SHOWN_LABELS])}{more}",
+            f"  preprocess  centred square of {share}, {manifest.preprocess.interpolation} to {size} × {size}",
+            f"  tokens      of width {manifest.width}, {default}",
+            f"  manifest    schema version {manifest.schema_version}",
+        ]
+    )
+
+
+def _graph(name: str, graph: GraphFile) -> str:
+    operators = [f"{count} {printable(operator)}" for operator, count in graph.nodes.items()]
+    more = f" and {len(operators) - SHOWN_OPERATORS} other operators" if len(operators) > SHOWN_OPERATORS else ""
+    opsets = ", ".join(f"{printable(domain) or 'ONNX'} {version}" for domain, version in graph.opsets.items())
+    return "\n".join(
+        [
+            f"{name}: opset {opsets}, {sum(graph.nodes.values()):,} nodes, {graph.weights_bytes:,} bytes of weights",
+            *(f"  in      {printable(str(tensor))}" for tensor in graph.inputs),
+            *(f"  out     {printable(str(tensor))}" for tensor in graph.outputs),
+            f"  nodes   {', '.join(operators[:SHOWN_OPERATORS])}{more}",
+            *(f"  REFERS  to another file: {printable(other)}" for other in graph.external_files),
+        ]
+    )
+
+
+def _files(inspection: Inspection) -> str:
+    width = max((len(file.name) for file in inspection.files), default=0)
+    lines = []
+    for file in inspection.files:
+        size = "" if file.size is None else f"{file.size:,} bytes"
+        digest = f"sha256 {file.sha256[:16]}…" if file.sha256 else ""
+        lines.append(f"  {file.name:<{width}}  {size:>20}  {digest:<24}  {file.state}")
+    return "\n".join(lines)
+
+
+def _engines(inspection: Inspection) -> str:
+    """Which engines this machine can run; nothing is known of it where the bundle cannot be used."""
+    if inspection.auto is None:
+        return ""
+    lines = ["on this machine"]
+    for engine in inspection.engines:
+        verdict = "seems to run"
+        if engine.largest_difference is not None:
+            verdict = f"runs, largest difference from the golden logits {engine.largest_difference:.1e}"
+        elif not engine.can_run:
+            verdict = f"does not run: {engine.why_not}"
+        lines.append(f"  {printable(f'{engine.engine} {engine.precision}'):<26}  {verdict}")
+    auto = inspection.auto
+    return "\n".join([*lines, f"  {'auto':<26}  {f'{auto.engine}, ' if auto.engine else ''}{auto.why}"])
+
+
+def _printable_manifest(manifest: Manifest) -> Manifest:
+    """The manifest with every text in it fit for a terminal: whoever wrote the bundle may mean to deceive."""
+
+    def clean(value: Any) -> Any:
+        if isinstance(value, str):
+            return printable(value)
+        if isinstance(value, dict):
+            return {clean(key): clean(item) for key, item in value.items()}
+        return [clean(item) for item in value] if isinstance(value, list | tuple) else value
+
+    return Manifest.model_validate(clean(manifest.model_dump()))

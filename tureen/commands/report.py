@@ -1,0 +1,247 @@
+"""What a manifest says, as text for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from statistics import mean
+
+from tureen.bundle.manifest import (
+    SHIFT,
+    Accuracy,
+    AccuracyRow,
+    Check,
+    Manifest,
+    ParityRow,
+    PlanRecord,
+    ServedAccuracy,
+    ShiftRow,
+    Suspect,
+    TransferMatrix,
+)
+from tureen.tokens import CLEAN_BETA, ROBUST_BETA
+
+
+def accuracy_summary(manifest: Manifest) -> str:
+    """The β table of a co-trained model; of one that is not, what it has instead of two modes, and its one row."""
+    if manifest.is_cotrained:
+        return accuracy_table(manifest.accuracy)
+    return f"{tokens_sentence(manifest)}\n{single_accuracy(manifest.accuracy)}"
+
+
+def tokens_sentence(manifest: Manifest) -> str:
+    """What β there is to choose."""
+    if manifest.is_cotrained:
+        return "two tokens, co-trained: 0 is the clean one, 1 the robust one"
+    if manifest.has_two_tokens:
+        return "two equal tokens: not co-trained, so β may be chosen and changes nothing"
+    return "one token: not co-trained, so there is no β to choose"
+
+
+def single_accuracy(rows: Sequence[AccuracyRow]) -> str:
+    """The accuracy of a model whose rows are all equal, or that there is none."""
+    if not rows:
+        return "accuracy: not measured"
+    row = rows[0]
+    clean, robust = (
+        f"{100 * share.value:.1f} ({100 * share.low:.1f}–{100 * share.high:.1f})" for share in (row.clean, row.robust)
+    )
+    attacked = f"; under {row.attack}, white-box, l∞ ε = {row.epsilon_255:g}/255: {robust}" if row.epsilon_255 else ""
+    return f"accuracy on {row.n} images, % (95 % interval): {clean}{attacked}"
+
+
+def accuracy_table(rows: Sequence[AccuracyRow]) -> str:
+    """The β table as text, a row a β, each accuracy in per cent with its 95 % interval."""
+    first = rows[0]
+    lines = [
+        f"accuracy on {first.n} held-out images, % (95 % interval); robust: {first.attack}, "
+        f"l∞ ε = {first.epsilon_255:g}/255, on each soup itself",
+        f"{'β':>6}  {'clean':>20}  {'robust':>20}",
+    ]
+    for row in rows:
+        cells = [_with_interval(accuracy) for accuracy in (row.clean, row.robust)]
+        lines.append(f"{row.beta:6.2f}{_mark(row.beta)} {cells[0]:>20}  {cells[1]:>20}")
+    return "\n".join([*lines, *_footnote(row.beta for row in rows)])
+
+
+def clean_table(betas: Sequence[float], accuracies: Sequence[Accuracy], n: int) -> str:
+    """Accuracy without an attack, a row a β, in per cent with its 95 % interval."""
+    lines = [f"accuracy on {n} images, % (95 % interval)", f"{'β':>6}  {'clean':>20}"]
+    lines += [f"{beta:6.2f}  {_with_interval(a):>20}" for beta, a in zip(betas, accuracies, strict=True)]
+    return "\n".join(lines)
+
+
+def ensemble_table(ensembles: Sequence[AccuracyRow], soups: Sequence[AccuracyRow]) -> str:
+    """Ensembles beside the soups at the same β that met the same attack, with what each costs."""
+    first = ensembles[0]
+    by_beta = {row.beta: row for row in soups if _measurement(row) == _measurement(first)}
+    lines = [
+        f"soups beside ensembles of both modes' probabilities, mixed by β; accuracy on {first.n} images, %; "
+        f"robust: {first.attack}, l∞ ε = {first.epsilon_255:g}/255, on each itself",
+        f"{'β':>6}  {'':>9}  {'forward passes':>14}  {'clean':>20}  {'robust':>20}",
+    ]
+    for ensemble in ensembles:
+        soup = by_beta.get(ensemble.beta)
+        for name, passes, row in (("soup", 1, soup), ("ensemble", 2, ensemble)):
+            if row is not None:
+                lines.append(
+                    f"{row.beta:6.2f}  {name:<9}  {f'{passes}.0 ×':>14}  {_with_interval(row.clean):>20}  "
+                    f"{_with_interval(row.robust):>20}"
+                )
+    return "\n".join(lines)
+
+
+def matrix_table(matrix: TransferMatrix) -> str:
+    """The transfer matrix as text: a row a β attacked, a column a β served; then what is suspect in it."""
+
+    def line(name: str, shares: Sequence[float], suspected: Collection[float] = ()) -> str:
+        cells = zip(matrix.betas, shares, strict=True)
+        return f"{name:>16}{''.join(f'{100 * share:7.1f}{_flag(beta in suspected)}' for beta, share in cells)}"
+
+    def suspected(attacked: float | None) -> set[float]:
+        return {suspect.served for suspect in matrix.suspects if suspect.attacked == attacked}
+
+    lines = [
+        f"robust accuracy on {matrix.n} images, %; {matrix.attack}, l∞ ε = {matrix.epsilon_255:g}/255; "
+        "down: the β attacked, across: the β served",
+        f"{'':>16}{''.join(f'{beta:7.2f}{_mark(beta)}' for beta in matrix.betas)}",
+        *(
+            line(f"{beta:.2f}{_mark(beta)}", shares, suspected(beta))
+            for beta, shares in zip(matrix.betas, matrix.robust, strict=True)
+        ),
+        line("all at once", matrix.joint, suspected(None)),
+        line("worst, by image", [accuracy.value for accuracy in matrix.worst]),
+        line("95 % from", [accuracy.low for accuracy in matrix.worst]),
+        line("to", [accuracy.high for accuracy in matrix.worst]),
+        f"all at once: {matrix.joint_attack} on the sum of the losses",
+        *(f"! {suspicion(suspect)}" for suspect in matrix.suspects),
+        *_footnote(matrix.betas),
+    ]
+    return "\n".join(lines)
+
+
+def suspicion(suspect: Suspect) -> str:
+    """What a suspect cell of the matrix means, as a sentence."""
+    attacked = "all β at once" if suspect.attacked is None else f"β = {suspect.attacked:g}"
+    return (
+        f"the attack on {attacked} breaks β = {suspect.served:g} better than the attack on it (p = "
+        f"{suspect.p_value:.1g}): gradient masking or an unconverged attack"
+    )
+
+
+def epsilon_table(curve: Sequence[AccuracyRow]) -> str:
+    """Robust accuracy by radius, a row a radius, a column a β."""
+    first = curve[0]
+    betas = list(dict.fromkeys(row.beta for row in curve))
+    shares = {(row.epsilon_255, row.beta): row.robust.value for row in curve}
+    lines = [
+        f"robust accuracy on {first.n} images by radius, %; {first.attack} under l∞, on each soup itself",
+        f"{'ε · 255':>8}{''.join(f'   β = {beta:4.2f}{_mark(beta)}' for beta in betas)}",
+    ]
+    lines += [
+        f"{radius:8g}{''.join(f'{100 * shares[radius, beta]:11.1f} ' for beta in betas)}"
+        for radius in dict.fromkeys(row.epsilon_255 for row in curve)
+    ]
+    return "\n".join([*lines, *_footnote(betas)])
+
+
+def shift_table(rows: Sequence[ShiftRow]) -> str:
+    """Mean accuracy over severities by corruption, the means of the families and of all corruptions, a column a β."""
+    betas = list(dict.fromkeys(row.beta for row in rows))
+    severities = ", ".join(map(str, rows[0].accuracy))
+
+    def line(name: str, chosen: Sequence[ShiftRow]) -> str:
+        means = (mean_accuracy([row for row in chosen if row.beta == beta]) for beta in betas)
+        return f"{name:<24}{''.join(f'{100 * mean:11.1f} ' for mean in means)}"
+
+    lines = [
+        f"accuracy on {rows[0].n} images under corruptions and shifts, %, mean over severity {severities}",
+        f"{'':<24}{''.join(f'   β = {beta:4.2f}{_mark(beta)}' for beta in betas)}",
+    ]
+    for family in dict.fromkeys(row.family for row in rows):
+        members = [row for row in rows if row.family == family]
+        names = dict.fromkeys(row.name for row in members)
+        lines += [line(f"  {name}", [row for row in members if row.name == name]) for name in names]
+        lines.append(line(f"{family}, mean", members))
+    corruptions = [row for row in rows if row.family != SHIFT]
+    if corruptions:
+        lines.append(line("all corruptions, mean", corruptions))
+    return "\n".join([*lines, *_footnote(betas)])
+
+
+def mean_accuracy(rows: Sequence[ShiftRow]) -> float:
+    """The mean over corruptions of the mean over severities, each corruption counting once."""
+    return mean(mean(row.accuracy.values()) for row in rows)
+
+
+def check_list(checks: Sequence[Check]) -> str:
+    """Every check with its figures in per cent; what a failure means stands below it."""
+    lines = [f"checks on the attack, on {' or '.join(str(n) for n in sorted({check.n for check in checks}))} images"]
+    for check in checks:
+        figures = ", ".join(f"{name} {100 * share:.1f} %" for name, share in check.figures.items())
+        lines.append(f"  {'ok    ' if check.has_passed else 'FAILED'}  β = {check.beta:<5g} {check.name}: {figures}")
+        if not check.has_passed:
+            lines.append(f"          {check.sentence}")
+    return "\n".join(lines)
+
+
+def parity_table(rows: Sequence[ParityRow]) -> str:
+    """A row for each engine and precision that the bundle vouches for; below, what each lower precision is worth."""
+    names = [f"{row.engine} {row.precision}" for row in rows]
+    width = max(22, *map(len, names))
+    lines = [f"{'engine':<{width}} {'largest |Δ|':>12} {'mean |Δ|':>10} {'same label':>11}   against PyTorch, logits"]
+    for name, row in zip(names, rows, strict=True):
+        lines.append(
+            f"{name:<{width}} {row.max_abs_diff:12.1e} {row.mean_abs_diff:10.1e} {100 * row.top1_agreement:10.2f}%"
+            f"   {row.n} images at each of {len(row.betas)} β, {row.engine} {row.engine_version}, {row.artefact}"
+        )
+    served = [f"\n{served_table(name, row.accuracy)}" for name, row in zip(names, rows, strict=True) if row.accuracy]
+    return "\n".join([*lines, *served])
+
+
+def served_table(name: str, rows: Sequence[ServedAccuracy]) -> str:
+    """What an engine makes of each β beside PyTorch in fp32, on the same images, in per cent."""
+    first = rows[0]
+    lines = [
+        f"{name} beside PyTorch in fp32, accuracy on {first.n} images, %; transferred: {first.attack}, "
+        f"l∞ ε = {first.epsilon_255:g}/255, on PyTorch's soups",
+        f"{'β':>6}  {'clean':>7} {'in fp32':>8}  {'transferred':>12} {'in fp32':>8}",
+    ]
+    lines += [
+        f"{row.beta:6.2f}  {100 * row.clean:7.1f} {100 * row.clean_fp32:8.1f}  "
+        f"{100 * row.transferred:12.1f} {100 * row.transferred_fp32:8.1f}"
+        for row in rows
+    ]
+    return "\n".join(lines)
+
+
+def plan_table(plans: Mapping[str, PlanRecord]) -> str:
+    """What each compiled plan is bound to."""
+    lines = ["compiled plans, and what each is bound to"]
+    for name, plan in plans.items():
+        least, best, largest = plan.batch
+        lines.append(
+            f"  {name}: {plan.engine} {plan.runtime_version} {plan.precision}, compute capability "
+            f"{', '.join(plan.compute_capabilities)}, built {f'on {plan.device}' if plan.device else 'without a GPU'}, "
+            f"batches of {least} to {largest}, best {best}, from the graph {plan.graph_sha256[:16]}…"
+        )
+    return "\n".join(lines)
+
+
+def _with_interval(accuracy: Accuracy) -> str:
+    return f"{100 * accuracy.value:5.1f} ({100 * accuracy.low:4.1f}–{100 * accuracy.high:5.1f})"
+
+
+def _mark(beta: float) -> str:
+    return " " if CLEAN_BETA <= beta <= ROBUST_BETA else "*"
+
+
+def _footnote(betas: Iterable[float]) -> list[str]:
+    return ["* outside [0, 1]: an extension, never served"] if any(_mark(beta) == "*" for beta in betas) else []
+
+
+def _measurement(row: AccuracyRow) -> tuple[int, str, float]:
+    return row.n, row.attack, row.epsilon_255
+
+
+def _flag(is_suspect: bool) -> str:
+    return "!" if is_suspect else " "

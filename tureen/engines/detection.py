@@ -1,0 +1,77 @@
+"""Whether this machine seems to have what an engine needs, told without loading a runtime or a graph.
+
+A first look: what it finds missing is missing, and only opening the engine shows that nothing else is.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from tureen.bundle.manifest import PlanRecord
+from tureen.engines import RUNTIMES
+from tureen.machine import Gpu
+
+BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
+
+
+@dataclass(frozen=True)
+class Need:
+    """What an engine needs: an importable module, from one of these distributions, and perhaps a GPU."""
+
+    module: str
+    distributions: tuple[str, ...]
+    extra: str
+    needs_gpu: bool = True
+
+
+NEEDS = {
+    "onnxruntime": Need("onnxruntime", ("onnxruntime", "onnxruntime-gpu"), "cpu", needs_gpu=False),
+    "onnxruntime-cuda": Need("onnxruntime", ("onnxruntime-gpu",), "gpu"),
+    "onnxruntime-tensorrt": Need("onnxruntime", ("onnxruntime-gpu",), "gpu"),
+    "openvino": Need("openvino", ("openvino",), "openvino", needs_gpu=False),
+    "tensorrt": Need("tensorrt", ("tensorrt", "tensorrt-cu13"), "tensorrt"),
+    "tensorrt-rtx": Need("tensorrt_rtx", ("tensorrt-rtx-cu13", "tensorrt-rtx"), "tensorrt-rtx"),
+}
+
+
+def what_is_missing(
+    engine: str, precision: str, plan: PlanRecord | None = None, *, gpus: Sequence[Gpu], flags: Collection[str]
+) -> str | None:
+    """Why this machine cannot run that engine in that precision, in words; None where nothing is seen to be missing.
+
+    plan: what the file that it runs is bound to, where that is a plan. gpus, flags: what the machine has, no flags
+    where that is not known.
+    """
+    need = NEEDS.get(engine)
+    if need is None or engine not in RUNTIMES:
+        return "this Tureen has no such engine: upgrade Tureen"
+    version = _version(need)
+    if version is None:
+        return f"{need.distributions[0]} is not installed: install Tureen with its extra [{need.extra}]"
+    if need.needs_gpu and not gpus:
+        return "no NVIDIA GPU is seen here"
+    if engine == "openvino" and precision == "bf16" and flags and not BF16_FLAGS & set(flags):
+        return "this CPU has no bfloat16 arithmetic"
+    if plan is None:
+        return None
+    if not {gpu.compute_capability for gpu in gpus} & set(plan.compute_capabilities):
+        here = ", ".join(f"{gpu.name} has {gpu.compute_capability}" for gpu in gpus)
+        return f"the plan is for compute capability {', '.join(plan.compute_capabilities)}; {here}"
+    if plan.runtime_version != version:
+        return f"the plan is for {engine} {plan.runtime_version}, installed is {version}"
+    return None
+
+
+def _version(need: Need) -> str | None:
+    """The version of the first of the distributions that is installed; None where none can be imported."""
+    if importlib.util.find_spec(need.module) is None:
+        return None
+    for distribution in need.distributions:
+        try:
+            return importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return None

@@ -1,0 +1,187 @@
+"""What was measured here about a bundle's engines, kept between processes, so that "auto" need not race them again.
+
+One small JSON file for each set of conditions in the directory `EngineOptions.cache`; whatever changes a condition, the
+bundle, the machine or a runtime's version, begins with no knowledge. A file that cannot be read counts as none, and one
+that cannot be written costs the next process a race. It decides only which engine is tried first: every engine still
+has to reproduce the golden rows. Knows no runtime, and measures nothing.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tureen.bundle.bundle import Bundle
+from tureen.bundle.manifest import Precision
+from tureen.engines.base import EngineOptions
+from tureen.machine import available_cpus, nvidia_gpus, processor
+
+LOW_PRECISION_HANDICAP = 1.1  # a lower precision has to be this much faster to be worth its error
+DIRECTORY = "rankings"
+PACKAGES = ("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx-cu13")
+
+logger = logging.getLogger("tureen.engines")
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Conditions(_Record):
+    """All that a ranking depends on; under any other it says nothing."""
+
+    bundle: str = Field(description="the model's name and version")
+    bundle_sha256: str = Field(description="of what the manifest says of the engines: their parity and their files")
+    processor: str
+    cpus: int
+    threads: int
+    streams: int
+    gpus: list[str]
+    runtimes: dict[str, str] = Field(description="version of each runtime's package that is installed")
+    tureen: str
+
+
+class Timing(_Record):
+    """How fast one engine was in one precision."""
+
+    engine: str
+    precision: Precision
+    images_per_second: float = Field(gt=0, allow_inf_nan=False)
+
+    @property
+    def merit(self) -> float:
+        """Images per second, those of a lower precision handicapped for its error."""
+        return self.images_per_second / (1 if self.precision == "fp32" else LOW_PRECISION_HANDICAP)
+
+
+class Ranking(_Record):
+    """How the engines compare under the conditions that it names."""
+
+    conditions: Conditions
+    measured_on: datetime.date
+    by: Literal["bench", "race"]
+    batch: int = Field(gt=0, description="images in each run that was timed")
+    timings: list[Timing] = Field(min_length=1, description="the one to open first comes first")
+
+
+def rank(
+    bundle: Bundle, options: EngineOptions, timings: Iterable[Timing], *, batch: int, by: Literal["bench", "race"]
+) -> Ranking:
+    """The timings as of today and under the conditions here, the one of most merit first."""
+    return Ranking(
+        conditions=conditions(bundle, options),
+        measured_on=datetime.datetime.now(datetime.UTC).date(),
+        by=by,
+        batch=batch,
+        timings=sorted(timings, key=lambda timing: -timing.merit),
+    )
+
+
+def conditions(bundle: Bundle, options: EngineOptions) -> Conditions:
+    """What a ranking of the bundle's engines depends on, here and with these options."""
+    from tureen import __version__
+
+    manifest = bundle.manifest
+    artefacts = {row.artefact for row in manifest.parity}
+    engines = {
+        "parity": [row.model_dump(mode="json") for row in manifest.parity],
+        "files": {name: record.sha256 for name, record in manifest.files.items() if name in artefacts},
+    }
+    return Conditions(
+        bundle=f"{manifest.name} {manifest.version}",
+        bundle_sha256=hashlib.sha256(json.dumps(engines, sort_keys=True).encode()).hexdigest(),
+        processor=processor(),
+        cpus=available_cpus(),
+        threads=options.threads,
+        streams=options.streams,
+        gpus=[gpu.name for gpu in nvidia_gpus()],
+        runtimes=_versions(),
+        tureen=__version__,
+    )
+
+
+def recall(bundle: Bundle, options: EngineOptions) -> Ranking | None:
+    """What is known of the bundle's engines under these very conditions; None where nothing is, or nothing is kept."""
+    if options.cache is None:
+        return None
+    here = conditions(bundle, options)
+    file = _file(options.cache, here)
+    try:
+        ranking = Ranking.model_validate_json(file.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValidationError) as error:
+        logger.warning("what was measured of the engines is ignored: %s cannot be read (%s)", file, _short(error))
+        return None
+    if ranking.conditions != here:
+        logger.warning("what was measured of the engines is ignored: %s is of other conditions", file)
+        return None
+    return ranking
+
+
+def keep(ranking: Ranking, cache: Path | None) -> bool:
+    """Write the ranking where `recall` finds it, in place of an older one; False, with a warning, where that fails."""
+    if cache is None:
+        return False
+    file = _file(cache, ranking.conditions)
+    try:
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Renamed into place: another process reads the old one or this one, never half of it.
+        descriptor, scratch = tempfile.mkstemp(dir=file.parent, prefix=f".{file.stem}.")
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+                stream.write(ranking.model_dump_json(indent=2) + "\n")
+            Path(scratch).replace(file)
+        except BaseException:
+            Path(scratch).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        logger.warning("what was measured of the engines is not kept: %s (%s)", file.parent, _short(error))
+        return False
+    return True
+
+
+def explain(bundle: Bundle, options: EngineOptions) -> str | None:
+    """Why "auto" opens the engine that it opens, as a phrase; None where it would have to race them first."""
+    ranking = recall(bundle, options)
+    if ranking is None:
+        return None
+    first, *others = (
+        f"{t.engine} {t.precision} {t.images_per_second:.{0 if t.images_per_second >= 99.5 else 1}f}"
+        for t in ranking.timings
+    )
+    by = "bench" if ranking.by == "bench" else "a race"
+    listed = ", ".join([f"{first} images/s", *others])
+    fastest = max(ranking.timings, key=lambda timing: timing.images_per_second)
+    handicap = f"; a lower precision has to be {LOW_PRECISION_HANDICAP} × as fast"
+    return f"measured {ranking.measured_on} by {by} at batch {ranking.batch}: {listed}" + (
+        handicap if fastest != ranking.timings[0] else ""
+    )
+
+
+def _file(cache: Path, here: Conditions) -> Path:
+    return cache / DIRECTORY / f"{hashlib.sha256(here.model_dump_json().encode()).hexdigest()[:24]}.json"
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _short(error: OSError | ValidationError) -> str:
+    return (error.strerror or "unknown") if isinstance(error, OSError) else error.errors()[0]["msg"]
