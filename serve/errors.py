@@ -1,35 +1,72 @@
-"""What can go wrong between a request and its answer, and who must act. `serve.http.problems` maps it to HTTP.
+"""The errors of `serve`, and who must act. `serve.http.problems` maps them to HTTP.
 
 TureenError
 └── ServeError
-    ├── MalformedRequestError        caller: what came is no sound HTTP request
-    ├── HeadTooLargeError            caller: its head is too large
-    ├── HeadTimeoutError             caller: its head came too slowly
-    ├── UntrustedHostError           caller: its Host is none that this server answers to
-    ├── TooManyChunksError           caller: its body comes in too many pieces
-    ├── UvicornVersionError          operator: the installed uvicorn is not one that this server works with
-    ├── TooManyConnectionsError      caller, later: the process has as many connections as it takes
-    ├── InvalidParameterError        caller: a query parameter or form field is wrong, unknown or given twice
-    ├── MalformedFormError           caller: the multipart body cannot be read
+    ├── MalformedRequestError        caller: the request is not valid HTTP
+    ├── HeadTooLargeError            caller: the head is too large
+    ├── HeadTimeoutError             caller: the head came too slowly
+    ├── UntrustedHostError           caller: the Host is not one of this server
+    ├── TooManyChunksError           caller: the body has too many chunks
+    ├── InvalidParameterError        caller: a query parameter or form field is wrong, unknown or repeated
+    ├── MalformedFormError           caller: the multipart body cannot be parsed
     ├── IncompleteBodyError          caller: the connection ended within the body
-    ├── RequestTooLargeError         caller: a form or JSON beyond the limit
-    ├── TooManyPixelsError           caller: the images of a request have too many pixels together
+    ├── RequestTooLargeError         caller: the body has too many bytes
+    ├── TooManyPixelsError           caller: the images of a request have too many pixels
     ├── BodyTimeoutError             caller: the body came too slowly
-    │   └── SlowBodyError            caller: below the least rate
-    ├── ClientGoneError              nobody: the client has gone, and reads no answer
-    ├── OverloadedError              caller, later: there is more to do than in time can be
+    │   └── SlowBodyError            caller: the body came below the least rate
+    ├── TooManyConnectionsError      caller, later: the process has reached its limit of connections
+    ├── OverloadedError              caller, later: the expected wait is beyond the limit
     ├── NotReadyError                caller, later: no engine has reproduced the golden rows yet
-    ├── ShuttingDownError            caller, later: the server stops and waits no longer
-    ├── DeadlineError                caller, later: the answer would have come too late
+    ├── ShuttingDownError            caller, later: the server is shutting down
+    ├── DeadlineError                caller, later: the deadline passed before the result was ready
+    ├── ClientGoneError              none: the client closed the connection
     ├── InferenceError               us: the engine failed
-    └── DecodingError                us: the process that decoded an image ended
+    ├── DecodingError                us: the decoding process ended
+    ├── UvicornVersionError          operator: the installed uvicorn is not supported
+    ├── OipError                     errors of the Open Inference Protocol
+    │   ├── InvalidRequestError          caller: the tensors, parameters or framing are wrong
+    │   ├── InferRequestTooLargeError    caller: the request has too many bytes
+    │   ├── UnknownModelError            caller: this server has another model or version
+    │   ├── NotOfferedError              caller: this server leaves out that part of the protocol
+    │   └── GrpcPortTakenError           operator: gRPC cannot listen
+    ├── ControlError                 errors of the operator's settings
+    │   ├── InvalidChangeError           caller: the change is not valid, or its result is not
+    │   ├── StaleRevisionError           caller: the settings have changed since
+    │   ├── UnknownRevisionError         caller: the revision does not exist
+    │   ├── ChoiceNotAllowedError        caller: the operator lets no client choose β
+    │   ├── BetaOutOfBoundsError         caller: β is outside the operator's bounds
+    │   ├── UnknownPolicyError           caller: the policy does not exist
+    │   ├── UnknownApiKeyError           caller: the API key is unknown
+    │   ├── ControlStoreError            operator: the store of the settings cannot be reached
+    │   └── BrokenHistoryError           operator: the history is damaged or was changed
+    ├── AdminError                   errors of the operators' listener
+    │   ├── UnauthorizedError            caller: the bearer token is missing or wrong
+    │   ├── ForbiddenError               caller: the credential may only read
+    │   ├── IfMatchRequiredError         caller: the request names no revision to change
+    │   └── AdminListenerError           operator: the listener cannot be opened, or must not be
+    └── JobError                     errors of batch jobs
+        ├── InputError                   caller: the input is not a folder, archive, glob or manifest, or is unreadable
+        ├── OutputError                  caller: the output directory holds other files, or another job
+        │   └── OutputTakenError         caller: another process writes to the output
+        ├── OutsideRootsError            caller: the path is outside the roots
+        ├── UnknownJobError              caller: the job does not exist
+        ├── JobStateError                caller: the job is in another state
+        ├── NoResultError                caller: the result does not exist
+        ├── TooManyJobsError             caller, later: too many jobs have not ended
+        ├── JobsUnavailableError         operator: the server takes no jobs
+        ├── JobStoppedError              caller: too large a share of the images failed
+        └── JobInterruptedError          none: the job was paused or cancelled, or the server stops
+
+ImageError
+└── UnreadableError                  caller: one input file is missing, not a regular file, or fails to read
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
-from tureen.errors import TureenError
+from tureen.errors import ImageError, TureenError
 
 UVICORN = "uvicorn>=0.53,<0.55"  # as pyproject.toml has it
 
@@ -141,3 +178,160 @@ class InferenceError(ServeError):
 class DecodingError(ServeError):
     def __init__(self) -> None:
         super().__init__("the process that decoded the image ended; the server's log says more")
+
+
+class OipError(ServeError):
+    """Base of the errors of the Open Inference Protocol."""
+
+
+class InvalidRequestError(OipError):
+    pass
+
+
+class InferRequestTooLargeError(OipError):
+    def __init__(self, what: str, limit: int, advice: str) -> None:
+        super().__init__(f"the {what} has more than {limit:,} bytes, the limit: {advice}")
+
+
+class UnknownModelError(OipError):
+    pass
+
+
+class NotOfferedError(OipError):
+    pass
+
+
+class GrpcPortTakenError(OipError):
+    def __init__(self, address: str) -> None:
+        super().__init__(f"gRPC cannot listen on {address}: choose another --grpc-port, or end what listens there")
+
+
+class ControlError(ServeError):
+    """Base of the errors of the operator's settings."""
+
+
+class InvalidChangeError(ControlError):
+    pass
+
+
+class StaleRevisionError(ControlError):
+    def __init__(self, head: int) -> None:
+        self.head = head
+        super().__init__(f"the settings are at revision {head} by now: look at what changed, then change that")
+
+
+class UnknownRevisionError(ControlError):
+    def __init__(self, revision: int) -> None:
+        super().__init__(f"there is no revision {revision}: see the history")
+
+
+class ControlStoreError(ControlError):
+    pass
+
+
+class BrokenHistoryError(ControlError):
+    def __init__(self, revision: int, what: str) -> None:
+        self.revision = revision
+        super().__init__(f"the history is broken at revision {revision}: {what}")
+
+
+class ChoiceNotAllowedError(ControlError):
+    def __init__(self) -> None:
+        super().__init__("the operator lets no client choose here: leave beta, betas and policy out")
+
+
+class BetaOutOfBoundsError(ControlError):
+    def __init__(self, beta: float, least: float, most: float) -> None:
+        super().__init__(f"β is {beta:g}; the operator lets clients choose from {least:g} to {most:g}")
+
+
+class UnknownPolicyError(ControlError):
+    def __init__(self) -> None:
+        super().__init__("there is no policy of this name: leave policy out for the default")
+
+
+class UnknownApiKeyError(ControlError):
+    def __init__(self) -> None:
+        super().__init__("the X-API-Key stands for nothing: leave it out for the default")
+
+
+class AdminError(ServeError):
+    """Base of the errors of the operators' listener."""
+
+
+class UnauthorizedError(AdminError):
+    def __init__(self) -> None:
+        super().__init__("send Authorization: Bearer TOKEN with an operator's token")
+
+
+class ForbiddenError(AdminError):
+    def __init__(self) -> None:
+        super().__init__("this credential may look and not change: it needs the role operate")
+
+
+class IfMatchRequiredError(AdminError):
+    def __init__(self) -> None:
+        super().__init__('send If-Match with the ETag of GET /admin/beta, such as "12": the revision that you change')
+
+
+class AdminListenerError(AdminError):
+    pass
+
+
+class JobError(ServeError):
+    """A job that cannot run or go on."""
+
+
+class InputError(JobError, ValueError):
+    """An input that is no folder, archive, glob or manifest, or one that cannot be read."""
+
+
+class OutputError(JobError, ValueError):
+    """An output directory that holds something else, or another job."""
+
+
+class OutputTakenError(OutputError):
+    """Another process is at work in the output."""
+
+
+class OutsideRootsError(JobError, ValueError):
+    def __init__(self, path: str, roots: Sequence[Path]) -> None:
+        listed = ", ".join(map(str, roots)) or "no directory"
+        super().__init__(f"{path!r} is not below what jobs may use, {listed}, or is no plain absolute path")
+
+
+class JobStoppedError(JobError):
+    """Too large a share of the images failed."""
+
+
+class UnreadableError(ImageError):
+    """One file of the input that cannot be read: it is missing, no regular file, or the disk fails."""
+
+
+class UnknownJobError(JobError):
+    def __init__(self, job_id: str) -> None:
+        super().__init__(f"there is no job {job_id[:32]!r}: ask /jobs for those there are")
+
+
+class JobStateError(JobError):
+    def __init__(self, state: str, wanted: str) -> None:
+        super().__init__(f"a job that is {state.replace('_', ' ')} cannot be {wanted}")
+
+
+class TooManyJobsError(JobError):
+    def __init__(self, most: int) -> None:
+        super().__init__(f"{most:,} jobs have not ended, as many as there may be: wait, or cancel some")
+
+
+class JobsUnavailableError(JobError):
+    def __init__(self) -> None:
+        super().__init__("this server takes no jobs: start it with --job-input-roots and --job-output-roots")
+
+
+class NoResultError(JobError):
+    def __init__(self) -> None:
+        super().__init__("there is no such result of the job here: ask /jobs/ID/results for those there are")
+
+
+class JobInterruptedError(JobError):
+    """Whoever runs the job stops before its end: it was paused or cancelled, or the server ends."""

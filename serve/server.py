@@ -22,11 +22,10 @@ from serve.api.app import create_app
 from serve.connection.graceful_shutdown import DrainingServer, check_uvicorn
 from serve.connection.http_connection import protocol_class
 from serve.connection.sockets import allow_open_files, bind, hold_port
-from serve.control.errors import ControlStoreError
 from serve.control.revision_store import Revision
 from serve.control.worker_state import WorkerState
+from serve.errors import ControlStoreError, GrpcPortTakenError
 from serve.inference.service import Service
-from serve.oip.errors import PortTakenError
 from serve.oip.statistics import Statistics
 from serve.processes.memory import return_large_blocks
 from serve.processes.supervisor import supervise
@@ -88,7 +87,7 @@ def run_server(settings: Settings, on_ready: Callable[[int], None] = lambda port
                 try:
                     holder = stack.enter_context(hold_port(settings.host, settings.grpc_port))
                 except OSError:
-                    logger.error("%s", PortTakenError(grpc_address(settings)))
+                    logger.error("%s", GrpcPortTakenError(grpc_address(settings)))
                     return 1
                 settings = settings.model_copy(update={"grpc_port": holder.getsockname()[1]})
             return supervise(
@@ -191,7 +190,7 @@ class ServerProcess:
                 self._jobs = await open_jobs(self.service)
             self.become_ready()
             return
-        except (EngineError, PortTakenError, ControlStoreError) as error:
+        except (EngineError, GrpcPortTakenError, ControlStoreError) as error:
             logger.error("%s", error)
         except Exception:
             logger.exception("the engine could not be opened")
@@ -298,7 +297,7 @@ async def open_jobs(service: Service) -> JobRunner:
 async def open_rpc(
     service: Service, statistics: Statistics, tracing: Tracing | None, *, shares_port: bool
 ) -> RpcServer:
-    """gRPC, listening; imported here, since the extra that it needs is not everybody's. Raises PortTakenError."""
+    """gRPC, listening; imported here, since the extra that it needs is not everybody's. Raises GrpcPortTakenError."""
     from serve.oip.rpc import RpcServer
 
     server = RpcServer(service, statistics, shares_port=shares_port, tracing=tracing)

@@ -6,10 +6,9 @@ from typing import Annotated, Any
 
 from fastapi import Depends, Request
 
-from serve.admin.errors import ForbiddenError, UnauthorizedError
 from serve.admin.operations import AdminDesk
 from serve.control.credentials import Credential
-from serve.errors import InvalidParameterError
+from serve.errors import ForbiddenError, InvalidParameterError, UnauthorizedError
 from serve.http.json_body import parse_json
 from serve.http.request_log import access_fields, only_value
 

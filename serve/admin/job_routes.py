@@ -17,8 +17,8 @@ from pydantic import ValidationError
 from serve.admin.auth import Operator, json_body
 from serve.admin.operations import AdminDesk
 from serve.control.change import first_fault
+from serve.errors import InputError, JobsUnavailableError, NoResultError
 from serve.jobs.atomic_files import reopen
-from serve.jobs.errors import InputError, JobsUnavailableError, NoResultError
 from serve.jobs.job_output import SUCCESS
 from serve.jobs.job_store import JobRecord, JobRecords, JobRequest, State
 from serve.jobs.rooted_files import Place, Rooted

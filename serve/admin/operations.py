@@ -15,14 +15,12 @@ from pathlib import Path
 import sqlalchemy as sa
 import uvicorn
 
-from serve.admin.errors import AdminListenerError
 from serve.connection.graceful_shutdown import DrainingState
 from serve.connection.head_rules import WireLimits, is_loopback, trusted_hosts
 from serve.connection.http_connection import protocol_class
 from serve.control.beta_choice import InForce
 from serve.control.change import Change
 from serve.control.credentials import Credential, Credentials, make_secret
-from serve.control.errors import ControlStoreError, InvalidChangeError
 from serve.control.replica import ControlPlane
 from serve.control.revision_store import Revision, Store
 from serve.control.settings_state import ControlState
@@ -35,6 +33,7 @@ from serve.control.state_directory import (
     prepare_store_file,
 )
 from serve.control.worker_state import Follow, WorkerState
+from serve.errors import AdminListenerError, ControlStoreError, InvalidChangeError
 from serve.inference.service import in_force
 from serve.jobs.job_store import JobRecords
 from serve.jobs.rooted_files import Rooted

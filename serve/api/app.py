@@ -20,11 +20,20 @@ from serve.api.console.routes import add_console
 from serve.errors import NotReadyError
 from serve.http.body_stream import BodyMemory
 from serve.http.cors import preflight_answer
-from serve.http.problems import INTERNAL, headers_of, http_kind, kind_of, openapi_responses, problem_response
+from serve.http.problems import (
+    INTERNAL,
+    headers_of,
+    http_kind,
+    is_oip,
+    kind_of,
+    oip_kind,
+    oip_response,
+    openapi_responses,
+    problem_response,
+)
 from serve.http.request_log import AccessMiddleware, access_fields
 from serve.inference.service import Service
 from serve.oip.documented_routes import TAG as OIP_TAG
-from serve.oip.errors import is_oip, oip_kind, oip_response
 from serve.oip.routes import add_oip_routes
 from tureen.errors import TureenError
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
-from serve.admin.errors import AdminError
 from serve.admin.operations import TOKEN_FILE
+from serve.errors import AdminError
 from tureen.machine import default_state_directory
 
 TIMEOUT_S = 10.0

@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 import tureen
 from serve.commands.options import beta_argument, betas_argument
+from serve.errors import JobError, OutputError
 from serve.jobs.decoding import Decoding, on_threads
-from serve.jobs.errors import JobError, OutputError
 from serve.jobs.image_source import Source
 from serve.jobs.input_sources import ANY, open_source
 from serve.jobs.job_output import Job, Made, Part, Spec, Summary, begun, locked, refuse_inside

@@ -9,9 +9,8 @@ from starlette.responses import Response
 from starlette.types import Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
-from serve.http.problems import Kind, headers_of, kind_of, problem_response
+from serve.http.problems import Kind, headers_of, is_oip, kind_of, oip_response, problem_response
 from serve.http.request_log import REQUEST_ID
-from serve.oip.errors import is_oip, oip_response
 from tureen.errors import TureenError
 
 Headers = list[tuple[bytes, bytes]]

@@ -10,13 +10,13 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import Literal
 
-from serve.control.errors import (
+from serve.control.settings_state import ControlState, KeyPolicy
+from serve.errors import (
     BetaOutOfBoundsError,
     ChoiceNotAllowedError,
     UnknownApiKeyError,
     UnknownPolicyError,
 )
-from serve.control.settings_state import ControlState, KeyPolicy
 from tureen.errors import SingleTokenError
 
 BetaSource = Literal["request", "policy", "key", "canary", "operator", "bundle"]

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, StrictBool, StringConstraints, ValidationError, model_validator
 
-from serve.control.errors import InvalidChangeError
 from serve.control.settings_state import Beta, Canary, ControlState, KeyPolicy, Name, Pending, Time, Value, text_of
+from serve.errors import InvalidChangeError
 
 DAY_S = 24 * 60 * 60
 MAX_TTL_S = 30 * DAY_S

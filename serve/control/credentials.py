@@ -14,9 +14,9 @@ from typing import Literal, get_args
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
-from serve.control.errors import InvalidChangeError
 from serve.control.revision_store import Store
 from serve.control.settings_state import POLICY_NAME, text_of
+from serve.errors import InvalidChangeError
 
 Role = Literal["read", "operate"]
 ROLES: tuple[Role, ...] = get_args(Role)

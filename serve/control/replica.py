@@ -21,10 +21,10 @@ from pydantic import BaseModel, ValidationError
 
 from serve.control.change import due, next_due
 from serve.control.credentials import Credential, Credentials
-from serve.control.errors import ControlStoreError, StaleRevisionError
 from serve.control.notifications import hints
 from serve.control.revision_store import BEFORE_ALL, Revision, Store, next_revision
 from serve.control.settings_state import ControlState
+from serve.errors import ControlStoreError, StaleRevisionError
 from serve.telemetry.logs import FIELDS
 
 logger = logging.getLogger("tureen.control")

@@ -26,9 +26,9 @@ import sqlalchemy as sa
 from pydantic import ValidationError
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 
-from serve.control.errors import BrokenHistoryError, ControlStoreError, StaleRevisionError, UnknownRevisionError
 from serve.control.schema import migrate
 from serve.control.settings_state import ControlState, text_of
+from serve.errors import BrokenHistoryError, ControlStoreError, StaleRevisionError, UnknownRevisionError
 
 CHANNEL = "tureen_revisions"  # of PostgreSQL's NOTIFY
 TIMEOUT_S = 5  # for another writer, or for a server that does not answer

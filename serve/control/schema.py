@@ -13,8 +13,8 @@ from datetime import UTC, datetime
 
 import sqlalchemy as sa
 
-from serve.control.errors import ControlStoreError
 from serve.control.settings_state import text_of
+from serve.errors import ControlStoreError
 
 _ADVISORY_LOCK = 0x74757265656E  # "tureen"
 _VERSIONS = sa.Table(

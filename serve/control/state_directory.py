@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from serve.control.errors import ControlStoreError
+from serve.errors import ControlStoreError
 
 STORE_FILE = "control.db"
 LAST_KNOWN_FILE = "last-known.json"

@@ -11,15 +11,14 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 from starlette.responses import JSONResponse
+from starlette.types import Scope
 
-from serve import errors as serve_errors
-from serve.admin import errors as admin_errors
-from serve.control import errors as control_errors
-from serve.jobs import errors as job_errors
+from serve import errors
 from tureen import errors as core_errors
 from tureen.errors import TureenError
 
 MEDIA_TYPE = "application/problem+json"
+OIP_PREFIX = "/v2"
 RETRY_AFTER_S = 1
 
 
@@ -43,54 +42,60 @@ class Kind:
 
 
 KINDS: dict[type[TureenError], Kind] = {
-    serve_errors.MalformedRequestError: Kind(400, "malformed_request", "The request is malformed"),
-    serve_errors.HeadTimeoutError: Kind(408, "head_timeout", "The request's head came too slowly"),
-    serve_errors.TooManyChunksError: Kind(413, "too_many_chunks", "The body has too many chunks"),
-    serve_errors.UntrustedHostError: Kind(421, "untrusted_host", "The Host is none of this server's"),
-    serve_errors.HeadTooLargeError: Kind(431, "head_too_large", "The request's head is too large"),
-    serve_errors.TooManyConnectionsError: Kind(503, "too_many_connections", "The server has too many connections"),
+    errors.MalformedRequestError: Kind(400, "malformed_request", "The request is malformed"),
+    errors.HeadTimeoutError: Kind(408, "head_timeout", "The request's head came too slowly"),
+    errors.TooManyChunksError: Kind(413, "too_many_chunks", "The body has too many chunks"),
+    errors.UntrustedHostError: Kind(421, "untrusted_host", "The Host is none of this server's"),
+    errors.HeadTooLargeError: Kind(431, "head_too_large", "The request's head is too large"),
+    errors.TooManyConnectionsError: Kind(503, "too_many_connections", "The server has too many connections"),
     core_errors.EmptyImageError: Kind(400, "empty_image", "The request holds no image"),
     core_errors.UndecodableImageError: Kind(400, "undecodable_image", "The image cannot be decoded"),
-    serve_errors.MalformedFormError: Kind(400, "malformed_form", "The form cannot be read"),
-    serve_errors.IncompleteBodyError: Kind(400, "incomplete_body", "The body is incomplete"),
-    serve_errors.ClientGoneError: Kind(499, "client_gone", "The client has gone"),
-    serve_errors.BodyTimeoutError: Kind(408, "body_timeout", "The body came too slowly"),
+    errors.MalformedFormError: Kind(400, "malformed_form", "The form cannot be read"),
+    errors.IncompleteBodyError: Kind(400, "incomplete_body", "The body is incomplete"),
+    errors.ClientGoneError: Kind(499, "client_gone", "The client has gone"),
+    errors.BodyTimeoutError: Kind(408, "body_timeout", "The body came too slowly"),
     core_errors.ImageTooLargeError: Kind(413, "image_too_large", "The image is too large"),
     core_errors.UnsupportedImageTypeError: Kind(415, "unsupported_image_type", "Not an image type that is read here"),
     core_errors.InvalidBetaError: Kind(422, "invalid_beta", "β is not valid"),
     core_errors.SingleTokenError: Kind(422, "single_token", "The model has one token, and so no β"),
-    serve_errors.TooManyPixelsError: Kind(413, "too_many_pixels", "The images have too many pixels together"),
-    serve_errors.RequestTooLargeError: Kind(413, "request_too_large", "The request is too large"),
-    serve_errors.InvalidParameterError: Kind(422, "invalid_parameter", "A parameter is not valid"),
-    control_errors.UnknownApiKeyError: Kind(401, "unknown_api_key", "The API key is unknown"),
-    control_errors.ChoiceNotAllowedError: Kind(403, "choice_not_allowed", "Clients choose no β here"),
-    control_errors.BetaOutOfBoundsError: Kind(422, "beta_out_of_bounds", "β is outside the operator's bounds"),
-    control_errors.UnknownPolicyError: Kind(422, "unknown_policy", "There is no such policy"),
-    serve_errors.OverloadedError: Kind(429, "overloaded", "The server is overloaded"),
-    serve_errors.InferenceError: Kind(500, "inference_failed", "The engine failed"),
-    serve_errors.DecodingError: Kind(500, "decoding_failed", "The decoder failed"),
-    serve_errors.NotReadyError: Kind(503, "not_ready", "The server is not ready"),
-    serve_errors.ShuttingDownError: Kind(503, "shutting_down", "The server is shutting down"),
-    serve_errors.DeadlineError: Kind(504, "deadline_exceeded", "The answer would have come too late"),
+    errors.TooManyPixelsError: Kind(413, "too_many_pixels", "The images have too many pixels together"),
+    errors.RequestTooLargeError: Kind(413, "request_too_large", "The request is too large"),
+    errors.InvalidParameterError: Kind(422, "invalid_parameter", "A parameter is not valid"),
+    errors.UnknownApiKeyError: Kind(401, "unknown_api_key", "The API key is unknown"),
+    errors.ChoiceNotAllowedError: Kind(403, "choice_not_allowed", "Clients choose no β here"),
+    errors.BetaOutOfBoundsError: Kind(422, "beta_out_of_bounds", "β is outside the operator's bounds"),
+    errors.UnknownPolicyError: Kind(422, "unknown_policy", "There is no such policy"),
+    errors.OverloadedError: Kind(429, "overloaded", "The server is overloaded"),
+    errors.InferenceError: Kind(500, "inference_failed", "The engine failed"),
+    errors.DecodingError: Kind(500, "decoding_failed", "The decoder failed"),
+    errors.NotReadyError: Kind(503, "not_ready", "The server is not ready"),
+    errors.ShuttingDownError: Kind(503, "shutting_down", "The server is shutting down"),
+    errors.DeadlineError: Kind(504, "deadline_exceeded", "The answer would have come too late"),
 }
 OPERATOR_KINDS: dict[type[TureenError], Kind] = {  # of the operator's listener alone
-    admin_errors.UnauthorizedError: Kind(401, "unauthorized", "The bearer token is missing or wrong"),
-    admin_errors.ForbiddenError: Kind(403, "forbidden", "The credential may not change anything"),
-    control_errors.UnknownRevisionError: Kind(404, "unknown_revision", "There is no such revision"),
-    control_errors.StaleRevisionError: Kind(412, "stale_revision", "The settings have changed since"),
-    control_errors.InvalidChangeError: Kind(422, "invalid_change", "The change is not valid"),
-    job_errors.JobsUnavailableError: Kind(404, "no_jobs", "The server takes no jobs"),
-    job_errors.UnknownJobError: Kind(404, "unknown_job", "There is no such job"),
-    job_errors.NoResultError: Kind(404, "no_result", "There is no such result"),
-    job_errors.JobStateError: Kind(409, "job_state", "The job is in another state"),
-    job_errors.InputError: Kind(422, "invalid_job", "The job is not valid"),
-    job_errors.OutputError: Kind(422, "invalid_output", "The output cannot be used"),
-    job_errors.OutsideRootsError: Kind(422, "outside_roots", "The path is outside what jobs may use"),
-    job_errors.TooManyJobsError: Kind(429, "too_many_jobs", "Too many jobs have not ended"),
-    admin_errors.AdminListenerError: Kind(503, "no_credential", "No credential was made for this address"),
-    admin_errors.IfMatchRequiredError: Kind(428, "if_match_required", "The change names no revision"),
-    control_errors.BrokenHistoryError: Kind(500, "history_broken", "The history is broken"),
-    control_errors.ControlStoreError: Kind(503, "store_unreachable", "The settings cannot be reached"),
+    errors.UnauthorizedError: Kind(401, "unauthorized", "The bearer token is missing or wrong"),
+    errors.ForbiddenError: Kind(403, "forbidden", "The credential may not change anything"),
+    errors.UnknownRevisionError: Kind(404, "unknown_revision", "There is no such revision"),
+    errors.StaleRevisionError: Kind(412, "stale_revision", "The settings have changed since"),
+    errors.InvalidChangeError: Kind(422, "invalid_change", "The change is not valid"),
+    errors.JobsUnavailableError: Kind(404, "no_jobs", "The server takes no jobs"),
+    errors.UnknownJobError: Kind(404, "unknown_job", "There is no such job"),
+    errors.NoResultError: Kind(404, "no_result", "There is no such result"),
+    errors.JobStateError: Kind(409, "job_state", "The job is in another state"),
+    errors.InputError: Kind(422, "invalid_job", "The job is not valid"),
+    errors.OutputError: Kind(422, "invalid_output", "The output cannot be used"),
+    errors.OutsideRootsError: Kind(422, "outside_roots", "The path is outside what jobs may use"),
+    errors.TooManyJobsError: Kind(429, "too_many_jobs", "Too many jobs have not ended"),
+    errors.AdminListenerError: Kind(503, "no_credential", "No credential was made for this address"),
+    errors.IfMatchRequiredError: Kind(428, "if_match_required", "The change names no revision"),
+    errors.BrokenHistoryError: Kind(500, "history_broken", "The history is broken"),
+    errors.ControlStoreError: Kind(503, "store_unreachable", "The settings cannot be reached"),
+}
+OIP_KINDS: dict[type[TureenError], Kind] = {
+    errors.InvalidRequestError: Kind(400, "invalid_request", "The inference request is not valid"),
+    errors.UnknownModelError: Kind(404, "unknown_model", "No such model or version"),
+    errors.InferRequestTooLargeError: Kind(413, "request_too_large", "The request is too large"),
+    errors.NotOfferedError: Kind(501, "not_offered", "Not offered by this server"),
 }
 INTERNAL = Kind(500, "internal_error", "Something went wrong here")
 
@@ -112,9 +117,9 @@ def problem_response(kind: Kind, detail: str, headers: dict[str, str] | None = N
 
 def headers_of(error: Exception) -> dict[str, str]:
     """What an error's answer says in headers."""
-    if isinstance(error, serve_errors.OverloadedError):
+    if isinstance(error, errors.OverloadedError):
         return {"Retry-After": str(error.retry_after_s)}
-    if isinstance(error, admin_errors.UnauthorizedError):
+    if isinstance(error, errors.UnauthorizedError):
         return {"WWW-Authenticate": "Bearer"}
     return {}
 
@@ -144,3 +149,41 @@ def openapi_responses() -> dict[int | str, dict[str, Any]]:
         }
         for status, kinds in by_status.items()
     }
+
+
+def oip_kind(error: Exception) -> Kind:
+    """How an error is told under /v2: as elsewhere, save that what is wrong with a request is always a 400."""
+    for cls in type(error).__mro__:
+        if cls in OIP_KINDS:
+            return OIP_KINDS[cls]
+    return _at_most_400(kind_of(error))
+
+
+def oip_openapi_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The errors of these statuses as OpenAPI responses; of every status where none is given."""
+    by_status: dict[int, set[str]] = {}
+    for kind in (*OIP_KINDS.values(), *map(_at_most_400, KINDS.values()), INTERNAL):
+        by_status.setdefault(kind.status, set()).add(kind.title)
+    schema = {"type": "object", "properties": {"error": {"type": "string"}}, "required": ["error"]}
+    return {
+        status: {"description": "; ".join(sorted(titles)), "content": {"application/json": {"schema": schema}}}
+        for status, titles in by_status.items()
+        if not statuses or status in statuses
+    }
+
+
+def _at_most_400(kind: Kind) -> Kind:
+    return Kind(400, kind.code, kind.title) if kind.status in (415, 422) else kind
+
+
+def is_oip(scope: Scope) -> bool:
+    """Whether a request is one of this protocol, known route or not, so that its errors are told in its words."""
+    path: str = scope["path"]
+    return path == OIP_PREFIX or path.startswith(f"{OIP_PREFIX}/")
+
+
+def oip_response(kind: Kind, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    """The answer that tells one error: `{"error": …}`, which is all that the protocol's clients read."""
+    problem = problem_response(kind, detail, headers)
+    kept = {name: value for name, value in problem.headers.items() if not name.startswith("content-")}
+    return JSONResponse({"error": detail}, kind.status, kept)

@@ -15,8 +15,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.errors import MalformedRequestError, ShuttingDownError
-from serve.http.problems import INTERNAL, Kind, kind_of, problem_response
-from serve.oip.errors import is_oip, oip_response
+from serve.http.problems import INTERNAL, Kind, is_oip, kind_of, oip_response, problem_response
 from serve.telemetry.logs import FIELDS
 from serve.telemetry.metrics import METHODS, Metrics
 from serve.telemetry.request_trace import JOURNEY, Journey

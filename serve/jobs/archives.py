@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import PurePath
 from typing import Any, BinaryIO
 
-from serve.jobs.errors import InputError, UnreadableError
+from serve.errors import InputError, UnreadableError
 from serve.jobs.image_source import MAX_NAME, Item, Source, is_left_out, opened
 from serve.jobs.rooted_files import Files, StoredFiles
 from tureen.errors import ImageTooLargeError

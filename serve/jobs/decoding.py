@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import ClassVar
 
-from serve.jobs.errors import InputError, JobError, UnreadableError
+from serve.errors import InputError, JobError, UnreadableError
 from serve.jobs.image_source import Item, Source
 from serve.jobs.input_sources import open_source
 from serve.jobs.rooted_files import Files

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import PurePath, PurePosixPath
 from typing import BinaryIO
 
-from serve.jobs.errors import InputError, UnreadableError
+from serve.errors import InputError, UnreadableError
 from serve.jobs.rooted_files import Files
 
 MAX_NAME = 4096  # characters of a path or an id

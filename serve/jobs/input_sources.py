@@ -18,8 +18,8 @@ from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
+from serve.errors import InputError, UnreadableError
 from serve.jobs.archives import TAR_SUFFIXES, Tar, Zip
-from serve.jobs.errors import InputError, UnreadableError
 from serve.jobs.image_source import MAX_NAME, Item, Source, is_left_out, is_made_by_system, opened
 from serve.jobs.rooted_files import Entry, Files, Rooted, StoredFiles
 from tureen.errors import ImageTooLargeError, InvalidBetaError

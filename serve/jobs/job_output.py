@@ -23,9 +23,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from serve.errors import InputError, JobStoppedError, OutputError, OutputTakenError, UnreadableError
 from serve.jobs.atomic_files import create, reopen, sync, write_whole
 from serve.jobs.decoding import CODES
-from serve.jobs.errors import InputError, JobStoppedError, OutputError, OutputTakenError, UnreadableError
 from serve.jobs.image_source import Item, Source
 from serve.jobs.pipeline import OnImages, Pipeline, Work
 from serve.jobs.rooted_files import OWN, Place

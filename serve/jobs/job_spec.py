@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from serve.jobs.errors import InputError
+from serve.errors import InputError
 from serve.jobs.image_source import Source
 from serve.jobs.job_output import NEW_INPUTS, Spec, begin, check_same, list_inputs
 from serve.jobs.rooted_files import Place

@@ -22,7 +22,7 @@ from pydantic import Field, StringConstraints, TypeAdapter, model_validator
 
 from serve.control.revision_store import Store
 from serve.control.settings_state import Beta, Value, text_of
-from serve.jobs.errors import JobStateError, TooManyJobsError, UnknownJobError
+from serve.errors import JobStateError, TooManyJobsError, UnknownJobError
 from serve.jobs.shard import Format
 
 State = Literal["queued", "running", "paused", "succeeded", "partially_succeeded", "failed", "cancelled"]

@@ -16,8 +16,8 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
+from serve.errors import JobError
 from serve.jobs.decoding import Read, Readers
-from serve.jobs.errors import JobError
 from serve.jobs.image_source import Item
 from serve.jobs.shard import Shard
 from tureen.preprocess import Pixels

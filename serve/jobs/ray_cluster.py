@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import tureen
 from serve.commands.batch import LOCAL
+from serve.errors import JobError
 from serve.jobs.decoding import Decoding, on_threads
-from serve.jobs.errors import JobError
 from serve.jobs.input_sources import ANY, open_source
 from serve.jobs.job_output import Job, Made, Part, Spec
 from serve.jobs.pipeline import OnImages, Pipeline

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO, NamedTuple
 
-from serve.jobs.errors import InputError, OutputError, OutsideRootsError, UnreadableError
+from serve.errors import InputError, OutputError, OutsideRootsError, UnreadableError
 
 OWN = "_job"  # the directory in an output that is the job's own
 MAX_DEPTH = 64  # folders of an output below its root, each of which takes a descriptor while the job runs

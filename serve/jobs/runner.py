@@ -22,19 +22,19 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.control.errors import ControlStoreError
 from serve.control.revision_store import Store
-from serve.inference.loaded_model import Model
-from serve.inference.service import Service
-from serve.jobs.atomic_files import reopen, write_whole
-from serve.jobs.decoding import Decoding, in_processes
-from serve.jobs.errors import (
+from serve.errors import (
+    ControlStoreError,
     InputError,
     JobInterruptedError,
     JobStateError,
     OutputError,
     OutputTakenError,
 )
+from serve.inference.loaded_model import Model
+from serve.inference.service import Service
+from serve.jobs.atomic_files import reopen, write_whole
+from serve.jobs.decoding import Decoding, in_processes
 from serve.jobs.input_sources import open_source
 from serve.jobs.job_output import ID, Job, Spec, Summary, begun, locked, refuse_inside
 from serve.jobs.job_spec import BATCH_ROWS, Wanted, pin

@@ -25,8 +25,8 @@ from typing import IO, Any, BinaryIO, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from serve.errors import OutputError
 from serve.jobs.atomic_files import reopen, write_whole
-from serve.jobs.errors import OutputError
 from tureen.soup import probabilities
 
 T = TypeVar("T")

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from serve.errors import InferRequestTooLargeError, InvalidRequestError
 from serve.http.json_body import parse_json
-from serve.oip.errors import InvalidRequestError, RequestTooLargeError
 from serve.oip.request import (
     IMAGE,
     OUTPUTS,
@@ -48,7 +48,7 @@ def decode_request(
 ) -> InferRequest:
     """The request in a body; header_length: the header's text, None where it is missing.
 
-    Raises InvalidRequestError, RequestTooLargeError, InvalidBetaError, or what `parse_json` raises.
+    Raises InvalidRequestError, InferRequestTooLargeError, InvalidBetaError, or what `parse_json` raises.
     """
     json_bytes = _json_length(header_length, len(body))
     if json_bytes == 0:
@@ -56,7 +56,7 @@ def decode_request(
         all_outputs = [WantedOutput(name) for name in OUTPUTS]
         return understand(inputs=[image], outputs=all_outputs, parameters={}, query_beta=query_beta, limits=limits)
     if json_bytes > MAX_JSON_BYTES:
-        raise RequestTooLargeError("JSON", MAX_JSON_BYTES, "send the tensors as binary data")
+        raise InferRequestTooLargeError("JSON", MAX_JSON_BYTES, "send the tensors as binary data")
     head = _object(parse_json(body[:json_bytes], max_bytes=MAX_JSON_BYTES, max_depth=MAX_JSON_DEPTH), "the request")
     request_id = head.get("id", "")
     if not isinstance(request_id, str):

@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 import tureen
+from serve.errors import UnknownModelError
 from serve.inference.loaded_model import Model
 from serve.inference.service import Service
-from serve.oip.errors import UnknownModelError
 from serve.oip.request import BETA, IMAGE, INPUT_DATATYPES, OUTPUTS, PIXELS
 from serve.oip.statistics import Statistics
 from serve.settings import Settings

@@ -11,11 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.control.beta_choice import ANYBODY, Asker, Choice
-from serve.errors import DeadlineError
+from serve.errors import DeadlineError, InvalidRequestError
 from serve.inference.loaded_model import Answered
 from serve.inference.service import Admission, Service
 from serve.oip.codec import InferAnswer
-from serve.oip.errors import InvalidRequestError
 from serve.oip.request import LOGITS, InferRequest, RequestLimits, WantedOutput
 from serve.oip.statistics import Statistics
 from serve.oip.tensors import BYTES, Tensor

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from serve.errors import InvalidRequestError
 from serve.oip.codec import InferAnswer
-from serve.oip.errors import InvalidRequestError
 from serve.oip.proto import inference_pb2 as pb
 from serve.oip.request import (
     OUTPUTS,

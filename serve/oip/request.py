@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from serve.oip.errors import InvalidRequestError
+from serve.errors import InvalidRequestError
 from serve.oip.tensors import BYTES, Tensor, TensorHead
 from tureen.errors import InvalidBetaError
 from tureen.preprocess import Pixels

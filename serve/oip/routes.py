@@ -8,8 +8,9 @@ from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
 from serve.api.classify import answer_head, asker_of
-from serve.errors import NotReadyError
+from serve.errors import InferRequestTooLargeError, InvalidRequestError, NotOfferedError, NotReadyError
 from serve.http.body_stream import BodyMemory, receive_body, unless_gone
+from serve.http.problems import OIP_PREFIX, oip_openapi_responses
 from serve.http.request_log import access_fields, arrived_s
 from serve.inference.loaded_model import Model
 from serve.inference.service import Service
@@ -23,13 +24,6 @@ from serve.oip.describe import (
     server_metadata,
 )
 from serve.oip.documented_routes import TAG, infer_body, infer_parameters, infer_response, path_parameters
-from serve.oip.errors import (
-    PREFIX,
-    InvalidRequestError,
-    NotOfferedError,
-    RequestTooLargeError,
-    oip_openapi_responses,
-)
 from serve.oip.infer import infer, request_limits
 from serve.oip.request import BETA
 from serve.oip.statistics import Statistics
@@ -51,7 +45,7 @@ def add_oip_routes(app: FastAPI, service: Service, memory: BodyMemory) -> None:
     memory: of all its bodies, and those of the other routes.
     """
     app.state.statistics = statistics = Statistics()
-    router = APIRouter(prefix=PREFIX, tags=[TAG])
+    router = APIRouter(prefix=OIP_PREFIX, tags=[TAG])
     _add_server_routes(router, service, statistics)
     for path in ("/models/{name}", "/models/{name}/versions/{version}"):
         _add_model_routes(router, path, service, statistics, memory)
@@ -138,7 +132,9 @@ def _add_model_routes(
                 memory,
                 max_bytes=settings.max_request_bytes,
                 timeout_ms=settings.timeout_ms,
-                too_large=RequestTooLargeError("body", settings.max_request_bytes, "send fewer images in a request"),
+                too_large=InferRequestTooLargeError(
+                    "body", settings.max_request_bytes, "send fewer images in a request"
+                ),
                 decompresses=True,
             )
             header_length = request.headers.get(HEADER_LENGTH)

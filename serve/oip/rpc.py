@@ -16,8 +16,8 @@ from google.protobuf.message import DecodeError, Message
 from grpc_health.v1 import health_pb2
 
 from serve.control.beta_choice import Asker
-from serve.errors import NotReadyError
-from serve.http.problems import INTERNAL
+from serve.errors import GrpcPortTakenError, InvalidRequestError, NotReadyError, UnknownModelError
+from serve.http.problems import INTERNAL, oip_kind
 from serve.http.request_log import only_value
 from serve.inference.service import Service
 from serve.oip.describe import (
@@ -28,7 +28,6 @@ from serve.oip.describe import (
     repository_index,
     server_metadata,
 )
-from serve.oip.errors import InvalidRequestError, PortTakenError, UnknownModelError, oip_kind
 from serve.oip.infer import infer, request_limits
 from serve.oip.messages import decode_message, encode_message
 from serve.oip.proto import inference_pb2 as pb
@@ -95,11 +94,11 @@ class RpcServer:
         )
 
     async def open(self) -> int:
-        """Listen and answer; returns the port. Raises PortTakenError."""
+        """Listen and answer; returns the port. Raises GrpcPortTakenError."""
         try:
             port = self._server.add_insecure_port(self._address)
         except RuntimeError:
-            raise PortTakenError(self._address) from None
+            raise GrpcPortTakenError(self._address) from None
         await self._server.start()
         return port
 

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from serve.errors import InvalidRequestError
 from serve.http.json_body import decode_base64
-from serve.oip.errors import InvalidRequestError
 
 BYTES = "BYTES"
 DTYPES: dict[str, np.dtype[Any]] = {"UINT8": np.dtype("u1"), "FP32": np.dtype("<f4")}

@@ -16,8 +16,8 @@ from serve.control.change import (
     with_key,
     without_key,
 )
-from serve.control.errors import InvalidChangeError
 from serve.control.settings_state import ControlState, KeyPolicy
+from serve.errors import InvalidChangeError
 
 NOW = datetime(2027, 1, 31, 8, tzinfo=UTC)
 

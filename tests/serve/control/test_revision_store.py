@@ -16,15 +16,15 @@ import pytest
 import sqlalchemy as sa
 
 from serve.control.credentials import Credentials
-from serve.control.errors import (
+from serve.control.revision_store import BEFORE_ALL, Store, next_revision
+from serve.control.settings_state import ControlState
+from serve.errors import (
     BrokenHistoryError,
     ControlStoreError,
     InvalidChangeError,
     StaleRevisionError,
     UnknownRevisionError,
 )
-from serve.control.revision_store import BEFORE_ALL, Store, next_revision
-from serve.control.settings_state import ControlState
 from tests.patience import DEADLINE_S
 from tests.serve.control.linearizability import Read, Write, violations
 

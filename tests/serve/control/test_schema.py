@@ -10,10 +10,10 @@ import pytest
 import sqlalchemy as sa
 
 from serve.control.credentials import Credentials
-from serve.control.errors import ControlStoreError
 from serve.control.revision_store import BEFORE_ALL, Store, next_revision
 from serve.control.schema import MIGRATIONS, migrate
 from serve.control.settings_state import ControlState
+from serve.errors import ControlStoreError
 from serve.jobs.job_store import JobRecords, JobRequest
 from tests.patience import DEADLINE_S
 

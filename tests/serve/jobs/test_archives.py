@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from serve.errors import InputError
 from serve.jobs.archives import MAX_LINKS, MAX_STEPS, Links, Tar
-from serve.jobs.errors import InputError
 from serve.jobs.input_sources import open_source
 from tureen.errors import ImageError, ImageTooLargeError
 

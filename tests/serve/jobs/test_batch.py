@@ -22,8 +22,8 @@ import pytest
 import serve.jobs.decoding
 import tureen
 from serve.commands.batch import batch
+from serve.errors import InputError, JobError, JobStoppedError, OutputError
 from serve.http.problems import KINDS
-from serve.jobs.errors import InputError, JobError, JobStoppedError, OutputError
 from serve.jobs.input_sources import open_source
 from serve.jobs.job_output import SUCCESS
 from tests.serve.jobs.conftest import BUNDLE

@@ -27,7 +27,7 @@ SUBMIT = (
     WITHOUT
     + """
 from pathlib import Path
-from serve.jobs.errors import InputError
+from serve.errors import InputError
 from serve.jobs.rooted_files import Rooted
 from serve.jobs.job_store import JobRequest
 from serve.jobs.runner import check_paths

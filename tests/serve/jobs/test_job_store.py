@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 
 from serve.control.revision_store import Store
-from serve.jobs.errors import JobStateError, TooManyJobsError, UnknownJobError
+from serve.errors import JobStateError, TooManyJobsError, UnknownJobError
 from serve.jobs.job_store import ENDED, RESUMABLE, STATES, WAITING, JobRecords, JobRequest
 
 REQUEST = JobRequest(input="/in", output="/out")

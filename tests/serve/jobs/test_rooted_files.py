@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 import serve.jobs.runner
+from serve.errors import InputError, JobError, OutputError, OutsideRootsError
 from serve.jobs.decoding import on_threads
-from serve.jobs.errors import InputError, JobError, OutputError, OutsideRootsError
 from serve.jobs.input_sources import open_source
 from serve.jobs.job_store import JobRecord, JobRequest
 from serve.jobs.rooted_files import MAX_DEPTH, Rooted

@@ -11,8 +11,7 @@ import yaml
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
-from serve.http.problems import INTERNAL, KINDS
-from serve.oip.errors import OIP_KINDS
+from serve.http.problems import INTERNAL, KINDS, OIP_KINDS
 
 MONITORING = files("serve") / "monitoring"
 DASHBOARD = json.loads((MONITORING / "dashboard.json").read_text())

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from serve.errors import InferRequestTooLargeError, InvalidRequestError
+from serve.http.problems import oip_kind
 from serve.oip.codec import MAX_JSON_BYTES, InferAnswer, decode_request, encode_answer
-from serve.oip.errors import InvalidRequestError, RequestTooLargeError, oip_kind
 from serve.oip.request import RequestLimits, WantedOutput
 from serve.oip.tensors import Tensor
 from tureen.errors import InvalidBetaError, TureenError
@@ -256,7 +257,7 @@ def test_pixels_of_another_number_of_bytes_are_refused():
 
 
 def test_json_is_limited_in_size_and_depth():
-    with pytest.raises(RequestTooLargeError, match="binary"):
+    with pytest.raises(InferRequestTooLargeError, match="binary"):
         decode(b" " * (MAX_JSON_BYTES + 1))
     refuses("JSON", b'{"inputs": ' + b"[" * 100_000 + b"]" * 100_000 + b"}")
 

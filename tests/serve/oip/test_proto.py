@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from serve.errors import InvalidRequestError
 from serve.oip.codec import InferAnswer
-from serve.oip.errors import InvalidRequestError
 from serve.oip.messages import decode_message, encode_message
 from serve.oip.proto import inference_pb2 as pb
 from serve.oip.request import RequestLimits, WantedOutput

@@ -11,8 +11,8 @@ from google.protobuf import message_factory
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from PIL import Image
 
+from serve.errors import GrpcPortTakenError
 from serve.inference.service import Service
-from serve.oip.errors import PortTakenError
 from serve.oip.proto import inference_pb2 as pb
 from serve.oip.rpc import SERVICE, RpcServer
 from serve.oip.statistics import Statistics
@@ -304,5 +304,5 @@ def test_a_taken_port_is_said(bundle):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        with pytest.raises(PortTakenError, match="choose another --grpc-port"):
+        with pytest.raises(GrpcPortTakenError, match="choose another --grpc-port"):
             asyncio.run(scenario(taken.getsockname()[1]))
