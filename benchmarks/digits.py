@@ -17,7 +17,7 @@ from benchmarks.machine import describe_machine
 from training.cotrain import Cotraining
 from training.data.datasets import load_digits
 from training.distributed import best_device
-from training.evaluation.evaluate import evaluate
+from training.evaluation.accuracy import evaluate
 from training.recipes import load_recipe
 from tureen.bundle.manifest import Accuracy, AccuracyRow
 

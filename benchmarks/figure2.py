@@ -28,7 +28,7 @@ from training.atomic import replace_file
 from training.data.augment import augmented
 from training.data.datasets import Images, load_digits
 from training.data.loading import MemoryLoader, Order
-from training.evaluation.evaluate import evaluate, predictor, right_answers
+from training.evaluation.accuracy import evaluate, predictor, right_answers
 from training.loss import cotraining_losses, epsilon, eq1, learning_rate
 from training.models.resnet import DualResNet, ResNetConfig
 from training.models.vit import images_from_pixels

@@ -27,7 +27,7 @@ from benchmarks.soak import encoded, golden
 from benchmarks.subject import SMALL_BUNDLE, classify_requests
 from benchmarks.targets import line
 from serve.commands.admin_client import AdminClient
-from serve.control.credentials import Credentials, make_secret
+from serve.control.credential_file import Credentials, make_secret
 from serve.control.revision_store import Store
 from tests.serve.control.postgres import PROGRAMS, Postgres
 

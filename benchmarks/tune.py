@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from benchmarks.machine import describe_machine
 from training.checkpoint import load_checkpoint
 from training.data.datasets import Images
+from training.evaluation.accuracy import predictor, right_answers
 from training.evaluation.corruptions import corrupt
-from training.evaluation.evaluate import predictor, right_answers
 from training.evaluation.tune import choose_beta
 from tureen.tokens import beta_grid
 

@@ -25,7 +25,7 @@ from training.data.sources import name_of, open_source
 from training.distributed import best_device, cpus_per_process
 from training.errors import CheckpointError
 from training.evaluation.measure import Measurement
-from training.models.pretrained import Pretrained, load_pretrained
+from training.pretrained import Pretrained, load_pretrained
 from training.recipes import RECIPES, Recipe
 from tureen.bundle.manifest import AccuracyRow
 from tureen.preprocess import PreprocessSpec

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from export.graph import Backbone
 from training.attacks.gradient import ATTACKS, attack_label
 from training.data.datasets import Images
-from training.evaluation.evaluate import at_beta, device_of
+from training.evaluation.accuracy import at_beta, device_of
 from training.models.vit import DualTokenViT, images_from_pixels
 from tureen.tokens import CLEAN_BETA, ROBUST_BETA, mix_rows
 

@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from export.errors import ExportError
-from training.models.pretrained import CONFIG, PREPROCESSOR
+from training.pretrained import CONFIG, PREPROCESSOR
 from tureen.preprocess import PreprocessSpec
 
 BICUBIC = 3  # transformers' `resample` is Pillow's number of the filter

@@ -12,8 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from serve.api.images import BodyLimits
-from serve.connection.head_rules import WireLimits, is_host_name, is_loopback, is_origin, trusted_hosts
+from serve.limits import BodyLimits, WireLimits, is_host_name, is_loopback, is_origin, trusted_hosts
 from tureen.bundle.manifest import EngineName, Precision
 from tureen.engines.base import EngineOptions
 from tureen.machine import available_cpus, default_cache_directory, default_state_directory

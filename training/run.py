@@ -21,12 +21,12 @@ from training.data.datasets import Dataset, load_digits, load_images
 from training.data.sources import name_of_images, open_source
 from training.distributed import Processes, cpus_per_process, joined
 from training.errors import CheckpointError, RecipeError
-from training.evaluation.evaluate import attack_for, substitution
+from training.evaluation.accuracy import attack_for, substitution
 from training.evaluation.measure import Measurement
 from training.interruption import InterruptedRun, StopSignals
-from training.models.pretrained import load_pretrained
 from training.models.registry import Model
 from training.overfitting import look, require_sound
+from training.pretrained import load_pretrained
 from training.progress import Report
 from training.recipes import RECIPES, Recipe
 from training.resume import SaveClock, SavedRun, absolute, read_saved_run, require_same_recipe

@@ -7,10 +7,11 @@ from typing import Annotated, Any
 from fastapi import Depends, Request
 
 from serve.admin.operations import AdminDesk
-from serve.control.credentials import Credential
+from serve.control.credential_file import Credential
 from serve.errors import ForbiddenError, InvalidParameterError, UnauthorizedError
+from serve.http.client_identity import only_value
 from serve.http.json_body import parse_json
-from serve.http.request_log import access_fields, only_value
+from serve.http.request_log import access_fields
 
 MAX_BODY_BYTES = 64 * 1024
 MAX_BODY_DEPTH = 4

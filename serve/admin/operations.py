@@ -16,11 +16,10 @@ import sqlalchemy as sa
 import uvicorn
 
 from serve.connection.graceful_shutdown import DrainingState
-from serve.connection.head_rules import WireLimits, is_loopback, trusted_hosts
 from serve.connection.http_connection import protocol_class
 from serve.control.beta_choice import InForce
 from serve.control.change import Change
-from serve.control.credentials import Credential, Credentials, make_secret
+from serve.control.credential_file import Credential, Credentials, make_secret
 from serve.control.replica import ControlPlane
 from serve.control.revision_store import Revision, Store
 from serve.control.settings_state import ControlState
@@ -37,6 +36,7 @@ from serve.errors import AdminListenerError, ControlStoreError, InvalidChangeErr
 from serve.inference.service import in_force
 from serve.jobs.job_store import JobRecords
 from serve.jobs.rooted_files import Rooted
+from serve.limits import WireLimits, is_loopback, trusted_hosts
 from serve.settings import Settings
 from serve.telemetry.metrics import Metrics
 from tureen.bundle.bundle import Bundle

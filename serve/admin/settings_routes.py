@@ -22,9 +22,9 @@ from serve.admin.auth import Operator, json_body, known_query, reader
 from serve.admin.expected_accuracy import expected
 from serve.admin.job_routes import add_jobs
 from serve.admin.operations import AdminDesk
-from serve.api.console.routes import add_console
+from serve.api.console.console_routes import add_console
 from serve.control.change import Reason, cancelled, changed, parse_change, rolled_back, with_key, without_key
-from serve.control.credentials import Credential, digest, make_secret
+from serve.control.credential_file import Credential, digest, make_secret
 from serve.control.revision_diff import differences
 from serve.control.revision_store import Revision
 from serve.control.settings_state import ControlState, KeyPolicy, Value
@@ -36,8 +36,9 @@ from serve.errors import (
     InvalidParameterError,
     StaleRevisionError,
 )
+from serve.http.client_identity import only_value
 from serve.http.problems import INTERNAL, headers_of, http_kind, kind_of, problem_response
-from serve.http.request_log import AccessMiddleware, access_fields, only_value
+from serve.http.request_log import AccessMiddleware, access_fields
 from tureen.errors import TureenError
 
 MAX_HISTORY = 1000

@@ -15,11 +15,12 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 import tureen
-from serve.api.classify import CLASSIFY_TAG, add_routes, answer_head
-from serve.api.console.routes import add_console
+from serve.api.classify import CLASSIFY_TAG, add_routes
+from serve.api.console.console_routes import add_console
 from serve.errors import NotReadyError
 from serve.http.body_stream import BodyMemory
 from serve.http.cors import preflight_answer
+from serve.http.direct_route import answer_head
 from serve.http.problems import (
     INTERNAL,
     headers_of,
@@ -34,7 +35,7 @@ from serve.http.problems import (
 from serve.http.request_log import AccessMiddleware, access_fields
 from serve.inference.service import Service
 from serve.oip.documented_routes import TAG as OIP_TAG
-from serve.oip.routes import add_oip_routes
+from serve.oip.http_routes import add_oip_routes
 from tureen.errors import TureenError
 
 if TYPE_CHECKING:

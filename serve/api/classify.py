@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
-from typing import Any, cast
-
 from fastapi import APIRouter, FastAPI, Request, Response
-from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
 from serve.api.images import (
-    BETA_FIELD,
     FORM_TYPE,
-    IMAGE_FIELD,
-    IMAGE_TYPES,
     JSON_TYPE,
     Images,
     images_of,
     max_body_bytes,
     media_type_of,
 )
-from serve.api.query import Parameters, classify_parameters, openapi_parameters, sweep_parameters
+from serve.api.openapi import _openapi_body, openapi_parameters
+from serve.api.query import Parameters, classify_parameters, sweep_parameters
 from serve.api.responses import (
     ClassifyAnswer,
     ClassifyAnswers,
@@ -33,25 +27,15 @@ from serve.api.responses import (
 from serve.control.beta_choice import Asker
 from serve.errors import InvalidParameterError, RequestTooLargeError
 from serve.http.body_stream import BodyMemory, receive_body, unless_gone
+from serve.http.client_identity import asker_of
+from serve.http.direct_route import DirectRoute
 from serve.http.problems import openapi_responses
-from serve.http.request_log import access_fields, arrived_s, only_value
+from serve.http.request_log import access_fields, arrived_s
 from serve.inference.loaded_model import Answered
 from serve.inference.service import Admission, Service
 from tureen.errors import SingleTokenError, TureenError
-from tureen.tokens import MODE_BETAS
 
 CLASSIFY_TAG = "Classify"
-BINARY = {"schema": {"type": "string", "format": "binary"}}
-
-
-class DirectRoute(APIRoute):
-    """Calls its endpoint with the request and nothing else.
-
-    What FastAPI could do with parameters and bodies is done elsewhere here, and its way there costs every request.
-    """
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        return cast(Callable[[Request], Coroutine[Any, Any, Response]], self.endpoint)
 
 
 def add_routes(app: FastAPI, service: Service, memory: BodyMemory) -> None:
@@ -141,22 +125,6 @@ def add_routes(app: FastAPI, service: Service, memory: BodyMemory) -> None:
     app.include_router(router)
 
 
-def answer_head(router: APIRouter) -> None:
-    """HEAD wherever GET is answered, as load balancers and uptime checks ask; uvicorn keeps the body back.
-
-    To be called before the router is included: FastAPI does not list the routes of an included one.
-    """
-    for route in list(router.routes):
-        if isinstance(route, APIRoute) and "GET" in (route.methods or ()):
-            router.add_api_route(
-                route.path.removeprefix(router.prefix),
-                route.endpoint,
-                methods=["HEAD"],
-                include_in_schema=False,
-                response_class=route.response_class,
-            )
-
-
 async def _classify_several(
     admission: Admission, images: Images, parameters: Parameters, asker: Asker
 ) -> tuple[ClassifyAnswers, list[Answered]]:
@@ -175,17 +143,6 @@ async def _classify_several(
     return answer, [reply for reply in replies if isinstance(reply, Answered)]
 
 
-def asker_of(request: Request, policy: str | None = None) -> Asker:
-    """What the request says of itself: its policy, its API key, and what keeps it on one side of a canary.
-
-    Raises MalformedRequestError.
-    """
-    api_key = only_value("X-API-Key", request.headers.getlist("x-api-key"))
-    request_key = only_value("X-Request-Key", request.headers.getlist("x-request-key"))
-    address = request.client.host if request.client is not None else ""
-    return Asker(policy, api_key, request_key or api_key or address)
-
-
 def _first(own: float | None, of_all: float | None) -> float | None:
     return of_all if own is None else own
 
@@ -202,47 +159,3 @@ def _response(request: Request, answer: BaseModel, answered: list[Answered]) -> 
         media_type="application/json",
         headers={"Server-Timing": ", ".join(f"{stage};dur={ms}" for stage, ms in stages.items())},
     )
-
-
-def _openapi_body(*, several: bool) -> dict[str, Any]:
-    file = {"type": "string", "format": "binary"}
-    form: dict[str, Any] = {
-        "schema": {
-            "type": "object",
-            "properties": {IMAGE_FIELD: file},
-            "required": [IMAGE_FIELD],
-            "additionalProperties": False,
-        }
-    }
-    beta = {
-        "anyOf": [
-            {"type": "number", "minimum": 0, "maximum": 1},
-            {"type": "string", "enum": sorted(MODE_BETAS)},
-            {"type": "null"},
-        ]
-    }
-    image: dict[str, Any] = {
-        "type": "object",
-        "properties": {"data": {"type": "string", "description": "base64, or a data: URL of it"}},
-        "required": ["data"],
-        "additionalProperties": False,
-    }
-    if several:
-        image["properties"]["beta"] = beta
-    images = {"type": "array", "items": image, "minItems": 1, **({} if several else {"maxItems": 1})}
-    listed = {
-        "schema": {
-            "type": "object",
-            "properties": {"images": images},
-            "required": ["images"],
-            "additionalProperties": False,
-        }
-    }
-    if several:
-        one = {"type": "string", "description": "a number, clean or robust"}
-        form["schema"]["properties"] = {
-            name: {"anyOf": [part, {"type": "array", "items": part}]}  # of a form one part is a list of one
-            for name, part in ((IMAGE_FIELD, file), (BETA_FIELD, one))
-        }
-    content = {**dict.fromkeys(sorted(IMAGE_TYPES), BINARY), FORM_TYPE: form, JSON_TYPE: listed}
-    return {"required": True, "content": content}

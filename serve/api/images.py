@@ -14,6 +14,7 @@ from python_multipart.multipart import Field, File, create_form_parser
 
 from serve.errors import InvalidParameterError, MalformedFormError
 from serve.http.json_body import decode_base64, parse_json
+from serve.limits import BodyLimits
 from tureen.errors import ImageError, ImageTooLargeError, UndecodableImageError, UnsupportedImageTypeError
 from tureen.tokens import parse_beta
 
@@ -24,15 +25,6 @@ UNDECLARED_TYPES = frozenset({"", "application/octet-stream", "application/x-www
 FORM_TYPE = "multipart/form-data"
 JSON_TYPE = "application/json"
 MAX_JSON_DEPTH = 4  # {"images": [{…}]} is 3 deep
-
-
-@dataclass(frozen=True)
-class BodyLimits:
-    """What a body may hold, all of it settings."""
-
-    max_image_bytes: int
-    max_request_bytes: int
-    max_images: int
 
 
 @dataclass(frozen=True)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from starlette.datastructures import QueryParams
 
-from serve.control.settings_state import POLICY_NAME
 from serve.errors import InvalidParameterError
 from serve.settings import Settings
 from tureen.soup import DEFAULT_TOP_K
-from tureen.tokens import MODE_BETAS, beta_grid, parse_beta
+from tureen.tokens import beta_grid, parse_beta
 
 DEFAULT_SWEEP = "0:1:0.1"
 
@@ -65,40 +63,3 @@ def _whole(name: str, text: str, most: int) -> int:
     if not is_number or not 1 <= int(text) <= most:
         raise InvalidParameterError(f"{name} is {text[:40]!r}; give a whole number from 1 to {most}")
     return int(text)
-
-
-def openapi_parameters(settings: Settings, *, has_beta: bool = False, has_betas: bool = False) -> list[dict[str, Any]]:
-    """The same parameters for OpenAPI; without β where the model has one token, and so none to choose."""
-    beta = {
-        "name": "beta",
-        "in": "query",
-        "description": "0 or `clean`: the clean token; 1 or `robust`: the robust one; between: their soup. "
-        "Left out: the default of this service. Of several images, for those that name none.",
-        "schema": {
-            "anyOf": [{"type": "number", "minimum": 0, "maximum": 1}, {"type": "string", "enum": sorted(MODE_BETAS)}]
-        },
-        "examples": {"soup": {"value": 0.7}, "mode": {"value": "robust"}},
-    }
-    policy = {
-        "name": "policy",
-        "in": "query",
-        "description": "name of a policy that the operator keeps, in the place of beta",
-        "schema": {"type": "string", "pattern": f"^{POLICY_NAME}$"},
-    }
-    betas = {
-        "name": "betas",
-        "in": "query",
-        "description": f"start:stop:step, or a list such as 0,0.5,1; at most {settings.max_sweep_betas}",
-        "schema": {"type": "string", "default": DEFAULT_SWEEP},
-    }
-    return [
-        *([beta, policy] if has_beta else ()),
-        *([betas] if has_betas else ()),
-        _openapi_whole("top_k", "how many labels, the most probable first", settings.max_top_k, DEFAULT_TOP_K),
-        _openapi_whole("timeout_ms", "time limit of this request", settings.timeout_ms, settings.timeout_ms),
-    ]
-
-
-def _openapi_whole(name: str, description: str, most: int, default: int) -> dict[str, Any]:
-    schema = {"type": "integer", "minimum": 1, "maximum": most, "default": default}
-    return {"name": name, "in": "query", "description": description, "schema": schema}

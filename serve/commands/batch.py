@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import os
 import signal
-import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -16,23 +15,20 @@ from tqdm import tqdm
 
 import tureen
 from serve.commands.options import beta_argument, betas_argument
-from serve.errors import JobError, OutputError
+from serve.errors import OutputError
 from serve.jobs.decoding import Decoding, on_threads
 from serve.jobs.image_source import Source
 from serve.jobs.input_sources import ANY, open_source
 from serve.jobs.job_output import Job, Made, Part, Spec, Summary, begun, locked, refuse_inside
 from serve.jobs.job_spec import BATCH_ROWS, CPU_BATCH_ROWS, SHARD_ROWS, Wanted, pin
 from serve.jobs.pipeline import OnImages, Pipeline
+from serve.jobs.ray_cluster import LOCAL, _check_ray
 from serve.jobs.rooted_files import Place
 from tureen.engines import AUTO
 from tureen.engines.base import EngineOptions
 from tureen.machine import available_cpus, default_cache_directory
 from tureen.preprocess import ImageLimits
 from tureen.soup import DEFAULT_TOP_K, Soup
-from tureen.vendor_telemetry import disable_vendor_telemetry
-
-LOCAL = "local"  # a Ray cluster of this machine alone
-CONNECT_S = 5.0
 
 
 def batch(arguments: list[str]) -> int:
@@ -65,21 +61,6 @@ def _batch(options: argparse.Namespace) -> Summary:
                 return _here(job, source, soup, engine, options)
         # With the engine of this process closed, so that a worker may have its place.
         return _on_cluster(job, engine, options)
-
-
-def _check_ray(address: str) -> None:
-    """Before anything is begun: Ray itself waits for minutes."""
-    disable_vendor_telemetry()
-    try:
-        import ray.data  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise JobError(f"--ray needs {error.name}: install Tureen with its extra [ray]") from None
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if host and port.isdecimal():
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), CONNECT_S).close()
-        except OSError as error:
-            raise JobError(f"no Ray cluster answers at {address}: {error.strerror or error}") from None
 
 
 def _parser() -> argparse.ArgumentParser:

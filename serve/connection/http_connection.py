@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 
 from serve.connection.deferred_start import WakingProtocol
 from serve.connection.error_bytes import Refusal, refusal_of
-from serve.connection.head_rules import PROBES, Headers, WireLimits, fault_of_head
+from serve.connection.head_rules import PROBES, Headers, fault_of_head
 from serve.connection.parser import StopParsing, parse
 from serve.errors import (
     HeadTimeoutError,
@@ -31,6 +31,7 @@ from serve.errors import (
 )
 from serve.http.cors import cors_headers
 from serve.http.request_log import access_fields, answered_elsewhere, arrived_s, record, request_id_of
+from serve.limits import WireLimits
 from serve.telemetry.metrics import Metrics
 from tureen.errors import TureenError
 

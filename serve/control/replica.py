@@ -20,7 +20,7 @@ from pathlib import Path
 from pydantic import BaseModel, ValidationError
 
 from serve.control.change import due, next_due
-from serve.control.credentials import Credential, Credentials
+from serve.control.credential_file import Credential, Credentials
 from serve.control.notifications import hints
 from serve.control.revision_store import BEFORE_ALL, Revision, Store, next_revision
 from serve.control.settings_state import ControlState

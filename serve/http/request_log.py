@@ -7,18 +7,18 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.errors import MalformedRequestError, ShuttingDownError
+from serve.errors import ShuttingDownError
 from serve.http.problems import INTERNAL, Kind, is_oip, kind_of, oip_response, problem_response
 from serve.telemetry.logs import FIELDS
 from serve.telemetry.metrics import METHODS, Metrics
-from serve.telemetry.request_trace import JOURNEY, Journey
+from serve.telemetry.request_trace import REQUEST_TRACE, RequestTrace
 
 if TYPE_CHECKING:
     from serve.telemetry.tracing import Tracing
@@ -47,13 +47,6 @@ def request_id_of(scope: Scope) -> str:
         scope[_ID_KEY] = given if _SOUND_ID.fullmatch(given) else secrets.token_hex(8)
     request_id: str = scope[_ID_KEY]
     return request_id
-
-
-def only_value(name: str, values: Sequence[str]) -> str | None:
-    """The value of a header that may come once, None without it; raises MalformedRequestError for several."""
-    if len(values) > 1:  # a proxy may read the first, and this server the last
-        raise MalformedRequestError(f"the request has {name} {len(values)} times: send it once")
-    return values[0] if values else None
 
 
 def arrived_s(scope: Scope) -> float:
@@ -102,7 +95,7 @@ class AccessMiddleware:
         request_id = request_id_of(scope)
         fields = access_fields(scope)
         if self._tracing is not None:
-            JOURNEY.set(Journey())
+            REQUEST_TRACE.set(RequestTrace())
         status = 0
 
         async def send_named(message: Message) -> None:
@@ -136,15 +129,15 @@ class AccessMiddleware:
 
 def _trace(tracing: Tracing, scope: Scope, status: int, seconds: float) -> None:
     """Make the request's trace, and have its log event name it."""
-    fields, journey = access_fields(scope), JOURNEY.get()
+    fields, trace = access_fields(scope), REQUEST_TRACE.get()
     route = getattr(scope.get("route"), "path", "unmatched")
-    if journey is None or route in QUIET_ROUTES:
+    if trace is None or route in QUIET_ROUTES:
         return
     status, code = _told(scope, status)
     fields["trace_id"] = tracing.record(
         f"{scope['method']} {route}",
         Headers(scope=scope),
-        journey,
+        trace,
         seconds=seconds,
         is_failed=status >= 500,
         attributes={

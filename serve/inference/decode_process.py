@@ -21,7 +21,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from serve.processes.memory import return_large_blocks
+from serve.inference.memory import return_large_blocks
 from tureen.errors import (
     EmptyImageError,
     ImageError,

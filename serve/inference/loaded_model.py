@@ -21,6 +21,7 @@ from serve.inference.image_decoders import Decoders
 from serve.inference.queue_time import StartSpeed
 from serve.settings import Settings
 from serve.telemetry.metrics import Metrics
+from serve.telemetry.request_trace import StageTimes
 from tureen.bundle.bundle import Bundle
 from tureen.engines import open_engine
 from tureen.engines.paired import CPU_ENGINES, PairedEngine
@@ -43,20 +44,11 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Answered:
-    """An image's logits, float32 (len(betas), K), and what the last of its rows spent in each stage.
-
-    When a stage began is time.monotonic.
-    """
+class Answered(StageTimes):
+    """An image's logits, float32 (len(betas), K), its pixels, and the times of the last of its rows."""
 
     logits: NDArray[np.float32]
     pixels: Pixels
-    decode_began_s: float
-    decode_s: float
-    queue_s: float
-    batch_began_s: float
-    inference_s: float
-    batch_size: int
 
 
 class Model:

@@ -20,7 +20,7 @@ from serve.inference.loaded_model import Answered, Asked, Model, open_soup
 from serve.inference.queue_time import QueueTime, StartSpeed, retry_after_s
 from serve.settings import Settings
 from serve.telemetry.metrics import Metrics, beta_bucket
-from serve.telemetry.request_trace import JOURNEY
+from serve.telemetry.request_trace import REQUEST_TRACE
 from tureen.bundle.bundle import Bundle, load_bundle
 from tureen.bundle.manifest import BACKBONE, Manifest
 from tureen.engines.timings_cache import explain
@@ -165,8 +165,8 @@ class Service:
             raise refusal
         arrived_s = time.monotonic() if arrived_s is None else arrived_s
         admission = Admission(self, images, costs, rows, arrived_s=arrived_s, timeout_ms=timeout_ms)
-        if (journey := JOURNEY.get()) is not None:
-            journey.manifest = admission.model.bundle.manifest
+        if (trace := REQUEST_TRACE.get()) is not None:
+            trace.manifest = admission.model.bundle.manifest
         self._permits_taken += 1
         for cost in costs:
             self._queue_time.enter(cost, rows)
@@ -362,8 +362,8 @@ class Admission:
             )
         except TureenError as error:
             return error
-        if (journey := JOURNEY.get()) is not None:
-            journey.images.append((betas, answered))
+        if (trace := REQUEST_TRACE.get()) is not None:
+            trace.images.append((betas, answered))
         self._service.metrics.observe_stages(answered.decode_s, answered.queue_s, answered.inference_s)
         return answered
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
+import socket
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -17,13 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tureen
-from serve.commands.batch import LOCAL
 from serve.errors import JobError
 from serve.jobs.decoding import Decoding, on_threads
 from serve.jobs.input_sources import ANY, open_source
 from serve.jobs.job_output import Job, Made, Part, Spec
 from serve.jobs.pipeline import OnImages, Pipeline
 from tureen.engines.base import EngineOptions
+from tureen.vendor_telemetry import disable_vendor_telemetry
 
 if TYPE_CHECKING:
     from ray.exceptions import RayError
@@ -150,3 +151,24 @@ class _Maker:
             "counts": [list(made.codes.values())],
             "failed_images": [failed],
         }
+
+
+LOCAL = "local"  # a Ray cluster of this machine alone
+
+
+CONNECT_S = 5.0
+
+
+def _check_ray(address: str) -> None:
+    """Before anything is begun: Ray itself waits for minutes."""
+    disable_vendor_telemetry()
+    try:
+        import ray.data  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise JobError(f"--ray needs {error.name}: install Tureen with its extra [ray]") from None
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), CONNECT_S).close()
+        except OSError as error:
+            raise JobError(f"no Ray cluster answers at {address}: {error.strerror or error}") from None

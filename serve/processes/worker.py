@@ -27,7 +27,7 @@ from serve.processes.messages import (
     Serves,
     read_orders,
 )
-from serve.server import ServerProcess
+from serve.processes.server_process import ServerProcess
 from serve.telemetry.logs import configure_logs
 from serve.telemetry.metrics import Metrics, share_metrics
 from tureen.bundle.bundle import load_bundle

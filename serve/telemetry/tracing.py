@@ -20,7 +20,7 @@ from opentelemetry.trace import SpanKind, Status, StatusCode, format_trace_id, s
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 import tureen
-from serve.telemetry.request_trace import Journey
+from serve.telemetry.request_trace import RequestTrace
 
 EXPORT_PATH = "/v1/traces"  # where OTLP over HTTP takes them
 CLOSE_S = 3.0  # the longest that the last spans hold up the end of the process, where the collector hangs
@@ -43,7 +43,7 @@ class Tracing:
         self,
         name: str,
         headers: Mapping[str, str],
-        journey: Journey,
+        trace: RequestTrace,
         *,
         seconds: float,
         is_failed: bool,
@@ -64,13 +64,13 @@ class Tracing:
             name,
             self._propagator.extract(headers),
             SpanKind.SERVER,
-            {**_known(attributes), **_known(_model_of(journey))},
+            {**_known(attributes), **_known(_model_of(trace))},
             start_time=at(end_s - seconds),
         )
         if is_failed:
             span.set_status(Status(StatusCode.ERROR))
         inside = set_span_in_context(span)
-        for betas, answered in journey.images if span.is_recording() else ():
+        for betas, answered in trace.images if span.is_recording() else ():
             decoded_s, batched_s = answered.decode_began_s, answered.batch_began_s
             of_batch: dict[str, Any] = {"tureen.betas": betas, "tureen.batch_size": answered.batch_size}
             for stage, from_s, to_s, attributes_of_stage in (
@@ -90,10 +90,10 @@ class Tracing:
         ending.join(CLOSE_S)
 
 
-def _model_of(journey: Journey) -> dict[str, Any]:
-    if journey.manifest is None:  # refused before any model was to answer it
+def _model_of(trace: RequestTrace) -> dict[str, Any]:
+    if trace.manifest is None:  # refused before any model was to answer it
         return {}
-    return {"tureen.model": journey.manifest.name, "tureen.version": journey.manifest.version}
+    return {"tureen.model": trace.manifest.name, "tureen.version": trace.manifest.version}
 
 
 def _known(attributes: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from serve.api.app import create_app
 from serve.inference.service import Service
 from serve.settings import Settings
 from serve.telemetry.metrics import Metrics
-from training.models.pretrained import HALF, IMAGENET_MEAN, IMAGENET_STD, load_pretrained
+from training.pretrained import HALF, IMAGENET_MEAN, IMAGENET_STD, load_pretrained
 from tureen.bundle.bundle import load_bundle
 from tureen.bundle.manifest import NAME_PATTERN
 from tureen.cli import main

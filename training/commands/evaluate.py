@@ -16,9 +16,9 @@ from training.attacks.gradient import ATTACKS
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from training.data.datasets import Images, drawn_evenly, load_labelled
 from training.distributed import best_device, cpus_per_process, limit_threads
+from training.evaluation.accuracy import attack_for, predictor, right_answers, substitution, wilson
 from training.evaluation.attack_checks import check_radii
 from training.evaluation.corruptions import CORRUPTIONS
-from training.evaluation.evaluate import attack_for, predictor, right_answers, substitution, wilson
 from training.evaluation.measure import Measurement, shifts
 from training.evaluation.plot import plot_accuracy, plot_epsilon_curve, plot_matrix, plot_shifts
 from training.evaluation.shifts import SHIFTS

@@ -15,7 +15,7 @@ from torch import nn
 
 from training.attacks.gradient import Forward, attack_label, vanished
 from training.data.datasets import Images
-from training.evaluation.evaluate import HALF_255, at_beta, attacked, batches, device_of, right, sign_test
+from training.evaluation.accuracy import HALF_255, at_beta, attacked, batches, device_of, right, sign_test
 from tureen.bundle.manifest import AccuracyRow, Check
 from tureen.tokens import CLEAN_BETA, ROBUST_BETA
 

@@ -10,9 +10,9 @@ from tqdm import tqdm
 
 from training.attacks.gradient import attack_label
 from training.data.datasets import Images
+from training.evaluation.accuracy import BATCH, Predict, ensemble_at, epsilon_curve, epsilon_grid, evaluate
 from training.evaluation.attack_checks import CHECKS, sanity_checks
 from training.evaluation.corruptions import SEVERITIES
-from training.evaluation.evaluate import BATCH, Predict, ensemble_at, epsilon_curve, epsilon_grid, evaluate
 from training.evaluation.shift_accuracy import evaluate_shifts
 from training.evaluation.transfer import transfer_matrix
 from tureen.bundle.manifest import AccuracyRow, Check, ShiftRow, TransferMatrix

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from training.data.datasets import Images
+from training.evaluation.accuracy import Predict, right_answers
 from training.evaluation.corruptions import CORRUPTIONS, FAMILIES, SEVERITIES, corrupt
-from training.evaluation.evaluate import Predict, right_answers
 from training.evaluation.shifts import SHIFTS
 from tureen.bundle.manifest import SHIFT, ShiftRow
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from training.attacks.gradient import Forward, attack_label, pgd
 from training.data.datasets import Images
-from training.evaluation.evaluate import at_beta, attack_named, batches, device_of, right, sign_test, wilson
+from training.evaluation.accuracy import at_beta, attack_named, batches, device_of, right, sign_test, wilson
 from tureen.bundle.manifest import Suspect, TransferMatrix
 
 SIGNIFICANCE = 0.05

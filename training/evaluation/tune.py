@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from training.data.datasets import Images
 from training.errors import DataError, RecipeError
-from training.evaluation.evaluate import Z_95, Predict, right_answers, sign_test, wilson
+from training.evaluation.accuracy import Z_95, Predict, right_answers, sign_test, wilson
 from tureen.bundle.manifest import Accuracy
 from tureen.tokens import CLEAN_BETA
 

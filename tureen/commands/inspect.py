@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from tureen.bundle.graph import GraphFile
-from tureen.bundle.inspection import Inspection, inspect_bundle
 from tureen.bundle.manifest import Manifest
+from tureen.commands.inspection import Inspection, inspect_bundle
 from tureen.commands.report import accuracy_summary, check_list, parity_table, plan_table
 from tureen.errors import BundleError, printable
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from serve.admin.expected_accuracy import expected
-from serve.control.credentials import Credentials
+from serve.control.credential_file import Credentials
 from serve.control.revision_store import Store
 from tests.patience import DEADLINE_S
 from tureen.bundle.bundle import load_bundle

@@ -2,7 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve.connection.head_rules import PROBES, WireLimits, fault_of_head, is_origin
+from serve.connection.head_rules import PROBES, fault_of_head
+from serve.limits import WireLimits, is_origin
 
 
 @given(

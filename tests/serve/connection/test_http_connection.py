@@ -12,10 +12,11 @@ import pytest
 import uvicorn
 
 from serve.connection.graceful_shutdown import DrainingState
-from serve.connection.head_rules import PROBES, WireLimits
+from serve.connection.head_rules import PROBES
 from serve.connection.http_connection import protocol_class
 from serve.errors import OverloadedError
 from serve.http.request_log import AccessMiddleware
+from serve.limits import WireLimits
 from serve.telemetry.metrics import Metrics
 
 WAIT_S = 20  # how long anything may take before a test fails

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from serve.control import notifications as watching
 from serve.control.change import changed, parse_change
-from serve.control.credentials import Credential
+from serve.control.credential_file import Credential
 from serve.control.replica import ControlPlane, LastKnown, read_snapshot, write_snapshot
 from serve.control.revision_store import BEFORE_ALL, Store, next_revision
 from serve.control.settings_state import ControlState

@@ -15,7 +15,7 @@ from multiprocessing import get_context
 import pytest
 import sqlalchemy as sa
 
-from serve.control.credentials import Credentials
+from serve.control.credential_file import Credentials
 from serve.control.revision_store import BEFORE_ALL, Store, next_revision
 from serve.control.settings_state import ControlState
 from serve.errors import (

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from serve.errors import InvalidRequestError
 from serve.oip.codec import InferAnswer
-from serve.oip.messages import decode_message, encode_message
+from serve.oip.grpc_messages import decode_message, encode_message
 from serve.oip.proto import inference_pb2 as pb
 from serve.oip.request import RequestLimits, WantedOutput
 from serve.oip.tensors import Tensor

@@ -204,7 +204,9 @@ def test_a_collector_that_is_not_there_harms_no_request_and_holds_up_no_end(star
 
 
 def test_without_an_endpoint_neither_sdk_nor_exporter_is_imported():
-    program = "import sys, serve.server, serve.oip.rpc; print(*sys.modules)"  # FastAPI itself imports the bare API
+    program = (
+        "import sys, serve.server, serve.oip.grpc_server; print(*sys.modules)"  # FastAPI itself imports the bare API
+    )
     modules = run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
     assert "serve.server" in modules
     assert not [name for name in modules if name.startswith(("opentelemetry.sdk", "opentelemetry.exporter"))]

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from training.attacks.gradient import ATTACKS, apgd, attack_label, fgsm, mi_fgsm, pgd, vanished
 from training.errors import RecipeError, ZeroGradientError
-from training.evaluation.evaluate import attack_for
+from training.evaluation.accuracy import attack_for
 
 EPSILON = 8 / 255
 LARGE = 0.2  # at which the network below falls to any attack at once

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from training.errors import ZeroGradientError
+from training.evaluation.accuracy import wilson
 from training.evaluation.attack_checks import CHECKS, check_radii, sanity_checks
-from training.evaluation.evaluate import wilson
 from tureen.bundle.manifest import AccuracyRow
 
 LEVELS = range(28, 228)

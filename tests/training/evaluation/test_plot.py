@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training.evaluation.evaluate import wilson
+from training.evaluation.accuracy import wilson
 from training.evaluation.plot import BLUE, VERMILION, plot_accuracy, plot_epsilon_curve, plot_matrix, plot_shifts
 from tureen.bundle.manifest import AccuracyRow, ShiftRow, Suspect, TransferMatrix
 

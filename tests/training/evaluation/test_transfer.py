@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from training.evaluation.evaluate import evaluate
+from training.evaluation.accuracy import evaluate
 from training.evaluation.transfer import joint_pgd, transfer_matrix
 
 LEVELS = range(28, 228)  # at distances from mid-grey of 0.5, 1.5, … 99.5, twice each

@@ -7,9 +7,10 @@ from typing import Any
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
-from serve.api.classify import answer_head, asker_of
 from serve.errors import InferRequestTooLargeError, InvalidRequestError, NotOfferedError, NotReadyError
 from serve.http.body_stream import BodyMemory, receive_body, unless_gone
+from serve.http.client_identity import asker_of
+from serve.http.direct_route import answer_head
 from serve.http.problems import OIP_PREFIX, oip_openapi_responses
 from serve.http.request_log import access_fields, arrived_s
 from serve.inference.loaded_model import Model

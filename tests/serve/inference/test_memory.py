@@ -8,7 +8,7 @@ import pytest
 
 PROBE = """
 import ctypes, sys
-from serve.processes.memory import return_large_blocks
+from serve.inference.memory import return_large_blocks
 
 def rss():
     return int(open("/proc/self/statm").read().split()[1]) * 4096

@@ -13,8 +13,8 @@ from PIL import Image
 
 from serve.errors import GrpcPortTakenError
 from serve.inference.service import Service
+from serve.oip.grpc_server import SERVICE, RpcServer
 from serve.oip.proto import inference_pb2 as pb
-from serve.oip.rpc import SERVICE, RpcServer
 from serve.oip.statistics import Statistics
 from serve.settings import Settings
 from serve.telemetry.metrics import Metrics

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from training.checkpoint import load_checkpoint
 from training.data.datasets import Images
 from training.errors import DivergedError, RecipeError, ZeroGradientError
-from training.evaluation.evaluate import (
+from training.evaluation.accuracy import (
     ensemble_at,
     epsilon_curve,
     epsilon_grid,

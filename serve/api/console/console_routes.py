@@ -9,8 +9,8 @@ from fastapi import APIRouter, FastAPI, Response
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from serve.api.classify import answer_head
 from serve.control.beta_choice import InForce
+from serve.http.direct_route import answer_head
 from tureen.bundle.manifest import Manifest
 
 STATIC = Path(__file__).parent / "static"

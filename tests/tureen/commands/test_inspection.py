@@ -10,9 +10,9 @@ from onnx import TensorProto
 
 import tureen
 from tureen.bundle.bundle import GOLDEN, MANIFEST, MAX_GRAPH_BYTES, TOKENS
-from tureen.bundle.inspection import inspect_bundle
 from tureen.bundle.manifest import BACKBONE
 from tureen.cli import main
+from tureen.commands.inspection import inspect_bundle
 
 INT8 = "engines/backbone-int8.onnx"
 PLAN = "engines/tensorrt-fp16.plan"

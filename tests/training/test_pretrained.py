@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from training.checkpoint import Checkpoint, save_checkpoint
 from training.data.datasets import Images
 from training.errors import CheckpointError
-from training.models.pretrained import (
+from training.models.vit import DualTokenViT, ViTConfig
+from training.pretrained import (
     HALF,
     HEADS,
     IMAGENET_MEAN,
@@ -21,7 +22,6 @@ from training.models.pretrained import (
     load_pretrained,
     resampled,
 )
-from training.models.vit import DualTokenViT, ViTConfig
 from training.recipes import DIGITS
 from tureen.preprocess import PreprocessSpec
 

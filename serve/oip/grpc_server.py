@@ -17,8 +17,8 @@ from grpc_health.v1 import health_pb2
 
 from serve.control.beta_choice import Asker
 from serve.errors import GrpcPortTakenError, InvalidRequestError, NotReadyError, UnknownModelError
+from serve.http.client_identity import only_value
 from serve.http.problems import INTERNAL, oip_kind
-from serve.http.request_log import only_value
 from serve.inference.service import Service
 from serve.oip.describe import (
     known_model,
@@ -28,13 +28,13 @@ from serve.oip.describe import (
     repository_index,
     server_metadata,
 )
+from serve.oip.grpc_messages import decode_message, encode_message
 from serve.oip.infer import infer, request_limits
-from serve.oip.messages import decode_message, encode_message
 from serve.oip.proto import inference_pb2 as pb
 from serve.oip.statistics import Statistics
 from serve.settings import grpc_address
 from serve.telemetry.logs import FIELDS
-from serve.telemetry.request_trace import JOURNEY, Journey
+from serve.telemetry.request_trace import REQUEST_TRACE, RequestTrace
 
 if TYPE_CHECKING:
     from serve.telemetry.tracing import Tracing
@@ -232,19 +232,19 @@ class _Methods:
 
     def _begin(self) -> float:
         if self._tracing is not None:
-            JOURNEY.set(Journey())
+            REQUEST_TRACE.set(RequestTrace())
         return time.perf_counter()
 
     def _record(self, route: str, status: grpc.StatusCode, seconds: float, context: Context) -> None:
         self._service.metrics.requests.labels(route, METHOD, status.name).inc()
         self._service.metrics.request_seconds.labels(route).observe(seconds)
         event = {"method": METHOD, "route": route, "status": status.name, "ms": round(1000 * seconds, 3)}
-        journey = JOURNEY.get()
-        if self._tracing is not None and journey is not None and route in INFER_ROUTES:
+        trace = REQUEST_TRACE.get()
+        if self._tracing is not None and trace is not None and route in INFER_ROUTES:
             event["trace_id"] = self._tracing.record(
                 route.removeprefix("/"),
                 {name: value for name, value in context.invocation_metadata() or () if isinstance(value, str)},
-                journey,
+                trace,
                 seconds=seconds,
                 is_failed=status in OUR_FAULTS,
                 attributes={

@@ -1,0 +1,179 @@
+"""A process that serves one bundle: opens everything in order, and closes it in reverse."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import uvicorn
+from fastapi import FastAPI
+from prometheus_client import disable_created_metrics
+
+from serve.admin.operations import open_store
+from serve.api.admission_gate import gate_of
+from serve.api.app import create_app
+from serve.connection.graceful_shutdown import DrainingServer
+from serve.connection.http_connection import protocol_class
+from serve.connection.sockets import allow_open_files
+from serve.errors import ControlStoreError, GrpcPortTakenError
+from serve.inference.memory import return_large_blocks
+from serve.inference.service import Service
+from serve.oip.statistics import Statistics
+from serve.settings import Settings
+from serve.telemetry.metrics import Metrics
+from tureen.bundle.bundle import Bundle
+from tureen.errors import EngineError, TureenError
+
+if TYPE_CHECKING:
+    from serve.jobs.runner import JobRunner
+    from serve.oip.grpc_server import RpcServer
+    from serve.telemetry.tracing import Tracing
+
+logger = logging.getLogger("tureen.serve")
+
+
+class ServerProcess:
+    """A bundle served by this process. Who starts it says from which listeners, and what its signals mean."""
+
+    obeys_signals = True
+    shares_ports = False  # with other processes
+
+    def __init__(
+        self, settings: Settings, bundle: Bundle, listeners: Sequence[socket.socket], metrics: Metrics
+    ) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call] # or every series would come twice
+        metrics.process_starts.inc()
+        return_large_blocks()
+        allow_open_files(settings.max_connections)
+        self.service = Service(settings, bundle, metrics)
+        self._has_failed = False
+        self._rpc: RpcServer | None = None
+        self._jobs: JobRunner | None = None
+        self._opening: asyncio.Task[None] | None = None
+        self._reloading = asyncio.Lock()
+        self._tracing = open_tracing(settings.otlp_endpoint)
+        self._app = create_app(self.service, self._close_last, self._tracing)
+        config = uvicorn.Config(
+            self._app,
+            loop="uvloop",
+            http=protocol_class(settings.wire_limits, gate_of(self.service), metrics),
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,  # nobody here asks for the client's address
+            timeout_keep_alive=settings.keep_alive_s,
+            timeout_graceful_shutdown=settings.drain_timeout_s,
+        )
+        self.server = DrainingServer(
+            config,
+            listeners,
+            delay_s=settings.drain_delay_s,
+            on_start=self._start,
+            on_drain=self.service.drain,
+            obeys_signals=self.obeys_signals,
+        )
+
+    async def begin(self) -> None:
+        """Called in the loop before anything is accepted."""
+        raise NotImplementedError
+
+    async def end(self) -> None:
+        """Called in the loop after the last answer."""
+
+    def become_ready(self) -> None:
+        """Called when the engine has reproduced the golden rows."""
+        raise NotImplementedError
+
+    def run(self) -> int:
+        """Serve until told to stop; 0 then, 1 where no engine could be opened."""
+        self.server.run()
+        return int(self._has_failed)
+
+    async def reload(self) -> bool:
+        """Serve the bundle that lies there now; where it is no good, go on with the one there is, and say so."""
+        async with self._reloading:
+            if self._opening is not None:
+                await self._opening
+            try:
+                await self.service.reload()
+            except TureenError as error:
+                logger.error("reload failed, the bundle served so far serves on: %s", error)
+            except Exception:
+                logger.exception("reload failed, the bundle served so far serves on")
+            else:
+                self.service.metrics.reloads.labels("ok").inc()
+                return True
+            self.service.metrics.reloads.labels("failed").inc()
+            return False
+
+    async def _start(self) -> None:
+        await self.begin()
+        self._opening = asyncio.create_task(self._open())
+
+    async def _open(self) -> None:
+        try:
+            await self.service.open()
+            if self.service.settings.grpc_port is not None:
+                self._rpc = await open_rpc(
+                    self.service, self._app.state.statistics, self._tracing, shares_port=self.shares_ports
+                )
+            if self.service.settings.takes_jobs:
+                self._jobs = await open_jobs(self.service)
+            self.become_ready()
+            return
+        except (EngineError, GrpcPortTakenError, ControlStoreError) as error:
+            logger.error("%s", error)
+        except Exception:
+            logger.exception("the engine could not be opened")
+        self._has_failed = True
+        self.server.drain(at_once=True)
+
+    @asynccontextmanager
+    async def _close_last(self, app: FastAPI) -> AsyncIterator[None]:
+        yield
+        if self._opening is not None:
+            await self._opening
+        if self._rpc is not None:
+            await self._rpc.close(self.service.settings.drain_timeout_s)
+        if self._jobs is not None:
+            await self._jobs.close()
+        await self.service.close()
+        await self.end()
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.close)
+
+
+def open_tracing(endpoint: str | None) -> Tracing | None:
+    """Where traces go; imported here, since the extra that it needs is not everybody's."""
+    if endpoint is None:
+        return None
+    from serve.telemetry.tracing import Tracing
+
+    return Tracing(endpoint)
+
+
+async def open_jobs(service: Service) -> JobRunner:
+    """The runner of batch jobs, looking for some; imported here, since the extra that it needs is not everybody's."""
+    from serve.jobs.runner import JobRunner
+
+    runner = JobRunner(service, open_store(service.settings, service.bundle.manifest.name))
+    await runner.open()
+    return runner
+
+
+async def open_rpc(
+    service: Service, statistics: Statistics, tracing: Tracing | None, *, shares_port: bool
+) -> RpcServer:
+    """gRPC, listening; imported here, since the extra that it needs is not everybody's. Raises GrpcPortTakenError."""
+    from serve.oip.grpc_server import RpcServer
+
+    server = RpcServer(service, statistics, shares_port=shares_port, tracing=tracing)
+    port = await server.open()
+    logger.info("gRPC listens on port %d", port)
+    return server
