@@ -28,7 +28,7 @@ from benchmarks.subject import SMALL_BUNDLE, classify_requests
 from benchmarks.targets import line
 from serve.commands.admin_client import AdminClient
 from serve.control.credential_file import Credentials, make_secret
-from serve.control.revision_store import Store
+from serve.control.revision_store import RevisionStore
 from tests.serve.control.postgres import PROGRAMS, Postgres
 
 EVERY_S = 0.01
@@ -69,7 +69,7 @@ def on_two_servers(changes: int) -> None:
     token = make_secret()
     with tempfile.TemporaryDirectory(prefix="tureen-postgres-") as directory:
         postgres = Postgres(Path(directory) / "server")
-        with closing(Store(postgres.url)) as store:
+        with closing(RevisionStore(postgres.url)) as store:
             Credentials(store).make("benchmark", "operate", token)
         flags = ("--store", postgres.url)
         try:

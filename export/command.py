@@ -16,7 +16,7 @@ from export.errors import ExportError
 from export.foreign import FINETUNE, ForeignOptions, is_foreign, load_foreign
 from export.parity import ParityLimits
 from export.pipeline import MAX_IMAGES, Modes, export_bundle
-from export.proving import Asked
+from export.proving import EngineRequest
 from export.quantization import calibration
 from training.checkpoint import load_checkpoint
 from training.data.datasets import drawn_evenly
@@ -141,7 +141,7 @@ def export(arguments: list[str]) -> int:
         options.out,
         name=options.name,
         default_beta=default_beta,
-        asked=Asked(
+        asked=EngineRequest(
             engines=options.engine,
             precisions=precisions,
             calibration=calibration(checkpoint, options.data),

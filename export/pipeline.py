@@ -22,7 +22,7 @@ from export.card import model_card
 from export.errors import ExportError
 from export.graph import OPSET, exportable, onnx_graph
 from export.parity import ParityLimits
-from export.proving import Asked, add_later_opset, prove_engines
+from export.proving import EngineRequest, add_later_opset, prove_engines
 from export.reference import BETAS, Reference, attack_images, reference
 from training.checkpoint import Checkpoint
 from training.data.datasets import Images
@@ -34,7 +34,7 @@ from tureen.tokens import CLEAN_BETA
 
 Modes = Literal["two", "one", "equal"]
 
-ALL = Asked()
+ALL = EngineRequest()
 ATTACK_STEPS = 10  # tells engines apart as well as more do; what the model is worth was measured in training
 MAX_IMAGES = 512
 GOLDEN_IMAGES = 8
@@ -47,7 +47,7 @@ def export_bundle(
     *,
     name: str | None = None,
     default_beta: float = 0.0,
-    asked: Asked = ALL,
+    asked: EngineRequest = ALL,
     limits: ParityLimits | None = None,
     modes: Modes = "two",
     overwrite: bool = False,

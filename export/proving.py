@@ -43,7 +43,7 @@ def open_artefact(engine: EngineName, precision: Precision, artefact: Artefact) 
 
 
 @dataclass(frozen=True)
-class Asked:
+class EngineRequest:
     """What whoever exports wants proven; what is empty means all that this machine has."""
 
     engines: Sequence[str] = ()
@@ -65,7 +65,7 @@ class Proven:
 def prove_engines(
     artefacts: Artefacts,
     expected: Reference,
-    asked: Asked,
+    asked: EngineRequest,
     limits: ParityLimits,
     *,
     open_artefact: Open = open_artefact,

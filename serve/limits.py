@@ -27,7 +27,7 @@ _ORIGIN = re.compile(rf"[a-z][a-z0-9+.-]*://{_HOST.pattern}")
 
 
 @dataclass(frozen=True)
-class WireLimits:
+class ConnectionLimits:
     """What one connection may cost.
 
     hosts: names that requests may be sent to, without ports; None: any. cors_origins: as `serve.http.cors` has them.

@@ -7,11 +7,11 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from serve.admin.operations import AdminDesk
+from serve.admin.operations import AdminOperations
 from serve.connection.graceful_shutdown import check_uvicorn
 from serve.connection.sockets import bind, hold_port
 from serve.errors import GrpcPortTakenError
-from serve.processes.single import OnlyProcess
+from serve.processes.single import SingleProcess
 from serve.processes.supervisor import supervise
 from serve.settings import Settings, grpc_address, parse_settings
 from serve.telemetry.logs import configure_logs
@@ -75,6 +75,6 @@ def run_server(settings: Settings, on_ready: Callable[[int], None] = lambda port
                 settings,
                 listeners,
                 on_ready=lambda: on_ready(port),
-                open_desk=lambda metrics: AdminDesk(settings, bundle, admin, Metrics(metrics)),
+                open_desk=lambda metrics: AdminOperations(settings, bundle, admin, Metrics(metrics)),
             )
-    return OnlyProcess(settings, bundle, listeners, on_ready=lambda: on_ready(port), admin=admin).run()
+    return SingleProcess(settings, bundle, listeners, on_ready=lambda: on_ready(port), admin=admin).run()

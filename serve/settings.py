@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from serve.limits import BodyLimits, WireLimits, is_host_name, is_loopback, is_origin, trusted_hosts
+from serve.limits import BodyLimits, ConnectionLimits, is_host_name, is_loopback, is_origin, trusted_hosts
 from tureen.bundle.manifest import EngineName, Precision
 from tureen.engines.base import EngineOptions
 from tureen.machine import available_cpus, default_cache_directory, default_state_directory
@@ -286,8 +286,8 @@ class Settings(BaseModel):
         return streams
 
     @property
-    def wire_limits(self) -> WireLimits:
-        return WireLimits(
+    def wire_limits(self) -> ConnectionLimits:
+        return ConnectionLimits(
             hosts=trusted_hosts(self.allowed_hosts, self.host),
             cors_origins=self.cors_origins,
             head_timeout_s=self.head_timeout_s,

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import Depends, Request
 
-from serve.admin.operations import AdminDesk
+from serve.admin.operations import AdminOperations
 from serve.control.credential_file import Credential
 from serve.errors import ForbiddenError, InvalidParameterError, UnauthorizedError
 from serve.http.client_identity import only_value
@@ -21,7 +21,7 @@ async def reader(request: Request) -> Credential:
     """Whoever the bearer token stands for; raises UnauthorizedError or MalformedRequestError."""
     authorization = only_value("Authorization", request.headers.getlist("authorization")) or ""
     scheme, _, secret = authorization.partition(" ")
-    desk: AdminDesk = request.app.state.desk
+    desk: AdminOperations = request.app.state.desk
     who = await desk.credential_of(secret.strip()) if scheme.lower() == "bearer" else None
     if who is None:
         raise UnauthorizedError

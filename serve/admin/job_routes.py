@@ -15,7 +15,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import ValidationError
 
 from serve.admin.auth import Operator, json_body
-from serve.admin.operations import AdminDesk
+from serve.admin.operations import AdminOperations
 from serve.control.change import first_fault
 from serve.errors import InputError, JobsUnavailableError, NoResultError
 from serve.jobs.atomic_files import reopen
@@ -33,7 +33,7 @@ MEDIA_TYPES = {"parquet": "application/vnd.apache.parquet", "jsonl": "applicatio
 _SHARD = re.compile(r"part-([0-9]{5,9})\.(parquet|jsonl|csv)")
 
 
-def add_jobs(router: APIRouter, desk: AdminDesk) -> None:
+def add_jobs(router: APIRouter, desk: AdminOperations) -> None:
     """Add the routes to those of a desk; each raises JobsUnavailableError where the server takes no jobs."""
 
     @router.post("/jobs", status_code=202)
@@ -99,7 +99,7 @@ def add_jobs(router: APIRouter, desk: AdminDesk) -> None:
         return JSONResponse({"errors": await asyncio.to_thread(_errors, files, record, limit)})
 
 
-def _jobs_of(desk: AdminDesk) -> tuple[JobRecords, Rooted]:
+def _jobs_of(desk: AdminOperations) -> tuple[JobRecords, Rooted]:
     if desk.jobs is None:
         raise JobsUnavailableError
     return desk.jobs

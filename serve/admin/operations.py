@@ -17,12 +17,12 @@ import uvicorn
 
 from serve.connection.graceful_shutdown import DrainingState
 from serve.connection.http_connection import protocol_class
-from serve.control.beta_choice import InForce
-from serve.control.change import Change
+from serve.control.beta_choice import ActiveSettings
+from serve.control.change import SettingsChange
 from serve.control.credential_file import Credential, Credentials, make_secret
-from serve.control.replica import ControlPlane
-from serve.control.revision_store import Revision, Store
-from serve.control.settings_state import ControlState
+from serve.control.replica import SettingsReplica
+from serve.control.revision_store import Revision, RevisionStore
+from serve.control.settings_state import SettingsState
 from serve.control.state_directory import (
     LAST_KNOWN_FILE,
     STORE_FILE,
@@ -33,10 +33,10 @@ from serve.control.state_directory import (
 )
 from serve.control.worker_state import Follow, WorkerState
 from serve.errors import AdminListenerError, ControlStoreError, InvalidChangeError
-from serve.inference.service import in_force
+from serve.inference.service import active_settings
 from serve.jobs.job_store import JobRecords
 from serve.jobs.rooted_files import Rooted
-from serve.limits import WireLimits, is_loopback, trusted_hosts
+from serve.limits import ConnectionLimits, is_loopback, trusted_hosts
 from serve.settings import Settings
 from serve.telemetry.metrics import Metrics
 from tureen.bundle.bundle import Bundle
@@ -53,7 +53,7 @@ LOOK_S = 0.002
 logger = logging.getLogger("tureen.admin")
 
 
-class AdminDesk:
+class AdminOperations:
     """Where an operator changes the settings of one server."""
 
     def __init__(self, settings: Settings, bundle: Bundle, listener: socket.socket, metrics: Metrics) -> None:
@@ -66,7 +66,7 @@ class AdminDesk:
         self._listener = listener
         self.store = open_store(settings, bundle.manifest.name)
         self._credentials = Credentials(self.store)
-        self.plane = ControlPlane(
+        self.plane = SettingsReplica(
             self.store,
             settings.state_dir / LAST_KNOWN_FILE,
             earlier_last_known(settings.state_dir, bundle.manifest.name, has_own_store=settings.store is None),
@@ -82,7 +82,7 @@ class AdminDesk:
     def shows(self, manifest: Manifest) -> None:
         """Have operators see this model: every process serves it from now on."""
         self.manifest = manifest
-        self._own = in_force(manifest, self._settings.default_beta)
+        self._own = active_settings(manifest, self._settings.default_beta)
         self.own_source = self._own.own_source
 
     async def open(self, follow: Follow, workers: Callable[[], list[WorkerState]]) -> None:
@@ -175,22 +175,22 @@ class AdminDesk:
                 while any(worker.is_ready and worker.revision < revision for worker in self.workers()):
                     await asyncio.sleep(LOOK_S)
 
-    def shown(self) -> tuple[Manifest, InForce]:
+    def shown(self) -> tuple[Manifest, ActiveSettings]:
         """The model, and what is in force."""
         return self.manifest, replace(self._own, revision=self.plane.head.revision, state=self.plane.state)
 
-    def effective(self, state: ControlState) -> float | None:
+    def effective(self, state: SettingsState) -> float | None:
         """The default β under that state; None where the model has one token."""
         return replace(self._own, state=state).default.beta
 
-    def refuse_beta(self, change: Change) -> None:
+    def refuse_beta(self, change: SettingsChange) -> None:
         """Raises SingleTokenError: the model has no β for an operator to choose."""
         raise SingleTokenError("default_beta" if "default_beta" in change.model_fields_set else "bounds and policies")
 
     def _config(self) -> uvicorn.Config:
         from serve.admin.settings_routes import create_admin_app
 
-        limits = WireLimits(hosts=trusted_hosts(self._settings.allowed_hosts, self._settings.admin_host))
+        limits = ConnectionLimits(hosts=trusted_hosts(self._settings.allowed_hosts, self._settings.admin_host))
         return uvicorn.Config(
             create_admin_app(self),
             http=protocol_class(limits, lambda method, path: None, self.metrics),
@@ -217,15 +217,15 @@ class _AdminServer(uvicorn.Server):
         yield
 
 
-def open_store(settings: Settings, model: str) -> Store:
+def open_store(settings: Settings, model: str) -> RevisionStore:
     """The store at the URL given, else the file in the state directory; raises ControlStoreError for a wrong URL.
 
     model: whose name earlier versions gave to that file.
     """
     if settings.store is not None:
-        return Store(settings.store)
+        return RevisionStore(settings.store)
     url = sa.URL.create("sqlite", database=str(settings.state_dir / STORE_FILE))
-    return Store(url, before_first_use=lambda: prepare_store_file(settings.state_dir, model))
+    return RevisionStore(url, before_first_use=lambda: prepare_store_file(settings.state_dir, model))
 
 
 def refuse_open_listener(known: Sequence[Credential], settings: Settings) -> None:

@@ -21,13 +21,13 @@ import tureen
 from serve.admin.auth import Operator, json_body, known_query, reader
 from serve.admin.expected_accuracy import expected
 from serve.admin.job_routes import add_jobs
-from serve.admin.operations import AdminDesk
+from serve.admin.operations import AdminOperations
 from serve.api.console.console_routes import add_console
 from serve.control.change import Reason, cancelled, changed, parse_change, rolled_back, with_key, without_key
 from serve.control.credential_file import Credential, digest, make_secret
 from serve.control.revision_diff import differences
 from serve.control.revision_store import Revision
-from serve.control.settings_state import ControlState, KeyPolicy, Value
+from serve.control.settings_state import KeyPolicy, SettingsState, Value
 from serve.errors import (
     AdminListenerError,
     ControlStoreError,
@@ -38,7 +38,7 @@ from serve.errors import (
 )
 from serve.http.client_identity import only_value
 from serve.http.problems import INTERNAL, headers_of, http_kind, kind_of, problem_response
-from serve.http.request_log import AccessMiddleware, access_fields
+from serve.http.request_log import RequestLogMiddleware, access_fields
 from tureen.errors import TureenError
 
 MAX_HISTORY = 1000
@@ -68,7 +68,7 @@ class ForKey(Value):
     reason: Reason
 
 
-def create_admin_app(desk: AdminDesk) -> FastAPI:
+def create_admin_app(desk: AdminOperations) -> FastAPI:
     """The application of one desk."""
     app = FastAPI(
         title="Tureen, for operators",
@@ -79,7 +79,7 @@ def create_admin_app(desk: AdminDesk) -> FastAPI:
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.desk = desk
-    app.add_middleware(AccessMiddleware, metrics=desk.metrics)
+    app.add_middleware(RequestLogMiddleware, metrics=desk.metrics)
     app.add_exception_handler(TureenError, _problem)
     app.add_exception_handler(HTTPException, _http_problem)
     app.add_exception_handler(RequestValidationError, _query_problem)
@@ -103,7 +103,7 @@ def create_admin_app(desk: AdminDesk) -> FastAPI:
         wanted = parse_change(await json_body(request))
         in_force = desk.effective(desk.plane.state)
 
-        def after(state: ControlState) -> ControlState:
+        def after(state: SettingsState) -> SettingsState:
             if in_force is None:
                 desk.refuse_beta(wanted)
             return changed(state, wanted, who=who.name, now=datetime.now(UTC), in_force=in_force or 0.0)
@@ -135,7 +135,7 @@ def create_admin_app(desk: AdminDesk) -> FastAPI:
     ) -> JSONResponse:
         desk.plane.check()
         rows = await asyncio.to_thread(desk.store.history, limit, before)
-        sides = [(_public(ControlState.model_validate_json(row.before)), _public(row.state)) for row in rows]
+        sides = [(_public(SettingsState.model_validate_json(row.before)), _public(row.state)) for row in rows]
         shown = [
             {**asdict(row), "before": before, "after": after, "changes": list(differences(before, after))}
             for row, (before, after) in zip(rows, sides, strict=True)
@@ -179,12 +179,12 @@ def create_admin_app(desk: AdminDesk) -> FastAPI:
 
 
 async def _write(
-    desk: AdminDesk,
+    desk: AdminOperations,
     request: Request,
     who: Credential,
     action: str,
     reason: str,
-    after: Callable[[ControlState], ControlState],
+    after: Callable[[SettingsState], SettingsState],
     *,
     dry_run: bool = False,
 ) -> Response:
@@ -208,7 +208,7 @@ async def _write(
     return _state(desk, row, before=before)
 
 
-def _state(desk: AdminDesk, row: Revision, state: ControlState | None = None, **more: Any) -> Response:
+def _state(desk: AdminOperations, row: Revision, state: SettingsState | None = None, **more: Any) -> Response:
     """What is in force as of that revision, or would be, as clients see it."""
     state = state or row.state
     manifest, beta = desk.manifest, desk.effective(state)
@@ -231,7 +231,7 @@ def _state(desk: AdminDesk, row: Revision, state: ControlState | None = None, **
     return JSONResponse(content, headers={"ETag": f'"{row.revision}"', "Cache-Control": "no-store"})
 
 
-def _public(state: ControlState) -> dict[str, Any]:
+def _public(state: SettingsState) -> dict[str, Any]:
     """The settings without the hashes of API keys."""
     content = state.model_dump(mode="json", exclude={"api_keys"})
     return {**content, "keys": [key.model_dump() for key in state.api_keys.values()]}

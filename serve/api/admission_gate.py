@@ -17,7 +17,7 @@ _WORK = {
 }
 
 
-def gate_of(service: Service) -> Gate:
+def admission_gate(service: Service) -> Gate:
     """The gate before a service; everything but work passes it, health and metrics all the while."""
 
     def gate(method: bytes, path: bytes) -> tuple[str, TureenError | None] | None:

@@ -20,7 +20,7 @@ from serve.api.console.console_routes import add_console
 from serve.errors import NotReadyError
 from serve.http.body_stream import BodyMemory
 from serve.http.cors import preflight_answer
-from serve.http.direct_route import answer_head
+from serve.http.direct_route import add_head_routes
 from serve.http.problems import (
     INTERNAL,
     headers_of,
@@ -32,7 +32,7 @@ from serve.http.problems import (
     openapi_responses,
     problem_response,
 )
-from serve.http.request_log import AccessMiddleware, access_fields
+from serve.http.request_log import RequestLogMiddleware, access_fields
 from serve.inference.service import Service
 from serve.oip.documented_routes import TAG as OIP_TAG
 from serve.oip.http_routes import add_oip_routes
@@ -78,7 +78,7 @@ def create_app(service: Service, lifespan: Lifespan | None = None, tracing: Trac
         telemetry={"tracing": False, "metrics": False, "logs": False},  # ours is in serve.telemetry
     )
     app.state.service = service
-    app.add_middleware(AccessMiddleware, metrics=service.metrics, tracing=tracing)
+    app.add_middleware(RequestLogMiddleware, metrics=service.metrics, tracing=tracing)
     app.add_exception_handler(TureenError, _tureen_problem)
     app.add_exception_handler(HTTPException, _http_problem)
     memory = BodyMemory(service.settings.max_body_memory, service.metrics.body_bytes.set)
@@ -87,7 +87,7 @@ def create_app(service: Service, lifespan: Lifespan | None = None, tracing: Trac
     add_oip_routes(app, service, memory)
     _add_docs(app)
     add_console(app, lambda: (service.bundle.manifest, service.in_force), is_operators=False)
-    answer_head(app.router)
+    add_head_routes(app.router)
     return app
 
 

@@ -24,14 +24,14 @@ from serve.api.responses import (
     sweep_answer,
     unclassified,
 )
-from serve.control.beta_choice import Asker
+from serve.control.beta_choice import ClientIdentity
 from serve.errors import InvalidParameterError, RequestTooLargeError
 from serve.http.body_stream import BodyMemory, receive_body, unless_gone
-from serve.http.client_identity import asker_of
+from serve.http.client_identity import client_identity_of
 from serve.http.direct_route import DirectRoute
 from serve.http.problems import openapi_responses
 from serve.http.request_log import access_fields, arrived_s
-from serve.inference.loaded_model import Answered
+from serve.inference.loaded_model import InferenceResult
 from serve.inference.service import Admission, Service
 from tureen.errors import SingleTokenError, TureenError
 
@@ -72,7 +72,7 @@ def add_routes(app: FastAPI, service: Service, memory: BodyMemory) -> None:
     )
     async def classify(request: Request) -> Response:
         parameters = classify_parameters(request.query_params, settings)
-        asker = asker_of(request, parameters.policy)
+        asker = client_identity_of(request, parameters.policy)
         images = await receive(request, parameters)
         answer: ClassifyAnswer | ClassifyAnswers
         readable = images.readable() if images.is_list else [images.only()]
@@ -106,7 +106,7 @@ def add_routes(app: FastAPI, service: Service, memory: BodyMemory) -> None:
     )
     async def sweep(request: Request) -> Response:
         parameters = sweep_parameters(request.query_params, settings)
-        asker_of(request)
+        client_identity_of(request)
         images = await receive(request, parameters)
         if len(images.images) != 1 or images.betas != [None]:
             raise InvalidParameterError("a sweep is of one image, and its β are the parameter betas")
@@ -126,8 +126,8 @@ def add_routes(app: FastAPI, service: Service, memory: BodyMemory) -> None:
 
 
 async def _classify_several(
-    admission: Admission, images: Images, parameters: Parameters, asker: Asker
-) -> tuple[ClassifyAnswers, list[Answered]]:
+    admission: Admission, images: Images, parameters: Parameters, asker: ClientIdentity
+) -> tuple[ClassifyAnswers, list[InferenceResult]]:
     choices = [admission.choose(_first(beta, parameters.beta), asker) for beta in images.betas]
     readable = [choice for image, choice in zip(images.images, choices, strict=True) if isinstance(image, bytes)]
     replies_in_order = iter(await admission.classify_all(readable))
@@ -140,14 +140,14 @@ async def _classify_several(
         for reply, choice in zip(replies, choices, strict=True)
     ]
     answer = ClassifyAnswers(**served(admission), results=results)
-    return answer, [reply for reply in replies if isinstance(reply, Answered)]
+    return answer, [reply for reply in replies if isinstance(reply, InferenceResult)]
 
 
 def _first(own: float | None, of_all: float | None) -> float | None:
     return of_all if own is None else own
 
 
-def _response(request: Request, answer: BaseModel, answered: list[Answered]) -> Response:
+def _response(request: Request, answer: BaseModel, answered: list[InferenceResult]) -> Response:
     """The answer, and in Server-Timing what its slowest image spent in each stage."""
     stages = {
         stage: round(1000 * max((getattr(one, f"{stage}_s") for one in answered), default=0.0), 3)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
-from serve.control.beta_choice import BetaSource, Choice
+from serve.control.beta_choice import BetaChoice, BetaSource
 from serve.http.problems import Problem, problem_of
 from serve.inference.service import Admission
 from tureen.errors import TureenError
@@ -61,7 +61,7 @@ class Curve(BaseModel):
     probabilities: list[float]
 
 
-class Change(BaseModel):
+class SweepChange(BaseModel):
     """Two neighbouring β with different answers."""
 
     after_beta: float
@@ -76,7 +76,7 @@ class SweepAnswer(Served):
     betas: list[float]
     answers: list[str] = Field(description="the most probable label at each β")
     curves: list[Curve]
-    changes: list[Change] = Field(description="where the most probable label changes; empty where it never does")
+    changes: list[SweepChange] = Field(description="where the most probable label changes; empty where it never does")
 
 
 class ServedFields(TypedDict):
@@ -93,7 +93,7 @@ def served(admission: Admission) -> ServedFields:
     return {"model": manifest.name, "version": manifest.version, "revision": admission.in_force.revision}
 
 
-def classified(logits: NDArray[np.float32], choice: Choice, labels: Sequence[str], top_k: int) -> Classified:
+def classified(logits: NDArray[np.float32], choice: BetaChoice, labels: Sequence[str], top_k: int) -> Classified:
     """One image's answer from its logits, float32 (K,)."""
     predictions = top_predictions(logits, labels, top_k)
     return Classified(beta=choice.beta, beta_source=choice.source, predictions=predictions)
@@ -115,7 +115,7 @@ def sweep_answer(admission: Admission, betas: list[float], logits: NDArray[np.fl
         answers=answers,
         curves=[Curve(label=labels[i], index=int(i), probabilities=by_beta[:, i].tolist()) for i in shown],
         changes=[
-            Change(after_beta=lower, before_beta=upper, from_label=one, to_label=other)
+            SweepChange(after_beta=lower, before_beta=upper, from_label=one, to_label=other)
             for (lower, upper), (one, other) in zip(pairwise(betas), pairwise(answers), strict=True)
             if one != other
         ],

@@ -13,7 +13,7 @@ from serve.connection.graceful_shutdown import DrainingProtocol
 WAKING_BYTES = 128 * 1024  # most photographs: of these the application never waits
 
 
-class WakingProtocol(DrainingProtocol):
+class DeferredStartProtocol(DrainingProtocol):
     """A connection whose request under way may not have begun for the application."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

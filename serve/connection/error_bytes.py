@@ -17,7 +17,7 @@ Headers = list[tuple[bytes, bytes]]
 
 
 @dataclass(frozen=True)
-class Refusal:
+class ErrorResponse:
     """One error's answer: to be written as it is, or, where others must be written before it, sent by ASGI."""
 
     kind: Kind
@@ -41,12 +41,12 @@ class Refusal:
         return [*self.response.raw_headers, (REQUEST_ID.encode(), request_id.encode())]
 
 
-def refusal_of(error: TureenError, path: str = "") -> Refusal:
+def error_response_of(error: TureenError, path: str = "") -> ErrorResponse:
     """The answer for an error: a problem, or what clients of the Open Inference Protocol expect on its paths."""
     return _refusal(kind_of(error), str(error), tuple(headers_of(error).items()), is_oip({"path": path}))
 
 
 @lru_cache(maxsize=256)
-def _refusal(kind: Kind, detail: str, headers: tuple[tuple[str, str], ...], is_protocols: bool) -> Refusal:
+def _refusal(kind: Kind, detail: str, headers: tuple[tuple[str, str], ...], is_protocols: bool) -> ErrorResponse:
     respond = oip_response if is_protocols else problem_response
-    return Refusal(kind, respond(kind, detail, dict(headers)))
+    return ErrorResponse(kind, respond(kind, detail, dict(headers)))

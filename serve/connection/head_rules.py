@@ -7,7 +7,7 @@ have no use for the leniency and desynchronised proxies have: a target that is n
 from __future__ import annotations
 
 from serve.errors import HeadTooLargeError, MalformedRequestError, ServeError, UntrustedHostError
-from serve.limits import _HOST, WireLimits
+from serve.limits import _HOST, ConnectionLimits
 
 MAX_HEADERS = 256
 
@@ -16,7 +16,7 @@ PROBES = frozenset({b"/healthz", b"/readyz", b"/v2/health/live", b"/v2/health/re
 Headers = list[tuple[bytes, bytes]]
 
 
-def fault_of_head(limits: WireLimits, version: str, target: bytes, headers: Headers) -> ServeError | None:
+def fault_of_head(limits: ConnectionLimits, version: str, target: bytes, headers: Headers) -> ServeError | None:
     """What is wrong with a head that the parser took, or None. Header names are in lower case."""
     if len(headers) > MAX_HEADERS:
         return HeadTooLargeError(f"the request has more than {MAX_HEADERS} headers, the limit")

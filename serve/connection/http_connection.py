@@ -16,8 +16,8 @@ from typing import Any, NoReturn, cast
 
 from starlette.types import Receive, Scope, Send
 
-from serve.connection.deferred_start import WakingProtocol
-from serve.connection.error_bytes import Refusal, refusal_of
+from serve.connection.deferred_start import DeferredStartProtocol
+from serve.connection.error_bytes import ErrorResponse, error_response_of
 from serve.connection.head_rules import PROBES, Headers, fault_of_head
 from serve.connection.parser import StopParsing, parse
 from serve.errors import (
@@ -31,7 +31,7 @@ from serve.errors import (
 )
 from serve.http.cors import cors_headers
 from serve.http.request_log import access_fields, answered_elsewhere, arrived_s, record, request_id_of
-from serve.limits import WireLimits
+from serve.limits import ConnectionLimits
 from serve.telemetry.metrics import Metrics
 from tureen.errors import TureenError
 
@@ -39,10 +39,10 @@ Gate = Callable[[bytes, bytes], tuple[str, TureenError | None] | None]
 """Asked for each sound head, by method and path as sent: the route of what is work, and why it is refused unread."""
 
 
-def protocol_class(limits: WireLimits, gate: Gate, metrics: Metrics) -> type[WireProtocol]:
+def protocol_class(limits: ConnectionLimits, gate: Gate, metrics: Metrics) -> type[HttpConnection]:
     """The protocol of one server, as uvicorn.Config takes it."""
     attributes = {"limits": limits, "gate": staticmethod(gate), "metrics": metrics, "probes": set(), "surplus": set()}
-    return type("ServerProtocol", (WireProtocol,), attributes)
+    return type("ServerProtocol", (HttpConnection,), attributes)
 
 
 CHUNK_BYTES = 32  # that a chunk has beside its data, amply
@@ -58,14 +58,14 @@ class Phase(Enum):
     LINGER = auto()  # its end: all is written, and whatever still comes is dropped
 
 
-class WireProtocol(WakingProtocol):
+class HttpConnection(DeferredStartProtocol):
     """One connection. The attributes without values are `protocol_class`'s to give."""
 
-    limits: WireLimits
+    limits: ConnectionLimits
     gate: Gate
     metrics: Metrics
-    probes: set[WireProtocol]  # connections beyond the limit, each for one probe
-    surplus: set[WireProtocol]  # connections beyond both limits, about to end
+    probes: set[HttpConnection]  # connections beyond the limit, each for one probe
+    surplus: set[HttpConnection]  # connections beyond both limits, about to end
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -92,7 +92,7 @@ class WireProtocol(WakingProtocol):
         elif len(self.surplus) < self.limits.max_connections:
             self.transport = transport
             self.surplus.add(self)
-            self._write(refusal_of(TooManyConnectionsError()), keep_alive=False)
+            self._write(error_response_of(TooManyConnectionsError()), keep_alive=False)
             self._linger()
         else:
             self.transport = transport
@@ -108,7 +108,7 @@ class WireProtocol(WakingProtocol):
         self.surplus.discard(self)
         if not self.is_started:
             self._unstarted = None
-            self._count(refusal_of(IncompleteBodyError(), self._path), self._scope())
+            self._count(error_response_of(IncompleteBodyError(), self._path), self._scope())
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -173,7 +173,7 @@ class WireProtocol(WakingProtocol):
         arrived_s(self._scope())
         if self in self.probes and path not in PROBES:
             self._enter(Phase.BODY)
-            self._refuse(refusal_of(TooManyConnectionsError(), self._path))
+            self._refuse(error_response_of(TooManyConnectionsError(), self._path))
             self._give_up_reserve()
             return
         if (work := self.gate(method, path)) is not None:
@@ -181,7 +181,7 @@ class WireProtocol(WakingProtocol):
             access_fields(self._scope())["route"] = route
             if error is not None:
                 self._enter(Phase.BODY)
-                self._refuse(refusal_of(error, self._path))
+                self._refuse(error_response_of(error, self._path))
                 return
         super().on_headers_complete()
         self._enter(Phase.BODY)
@@ -271,7 +271,7 @@ class WireProtocol(WakingProtocol):
 
     # Refusals
 
-    def _refuse(self, refusal: Refusal) -> None:
+    def _refuse(self, refusal: ErrorResponse) -> None:
         """Answer a sound head, in its turn, without the application; its body is dropped as it comes."""
         lengths = [int(value) for name, value in self.headers if name == b"content-length"]
         keep_alive = (
@@ -298,7 +298,7 @@ class WireProtocol(WakingProtocol):
         if not keep_alive:
             self._linger()
 
-    def _refused(self, refusal: Refusal) -> Any:
+    def _refused(self, refusal: ErrorResponse) -> Any:
         async def answer(scope: Scope, receive: Receive, send: Send) -> None:
             self._count(refusal, scope)
             await refusal.send(send, request_id_of(scope))
@@ -316,7 +316,7 @@ class WireProtocol(WakingProtocol):
             self.cycle.keep_alive = False
             self._enter(Phase.ANSWER)
         else:
-            self._write(refusal_of(error, self._path), keep_alive=False)
+            self._write(error_response_of(error, self._path), keep_alive=False)
             self._linger()
 
     def _fail_in_body(self, error: TureenError) -> None:
@@ -324,7 +324,7 @@ class WireProtocol(WakingProtocol):
         if is_answered or self.pipeline:  # or not yet its turn
             self._close()
             return
-        refusal = refusal_of(error, self._path)
+        refusal = error_response_of(error, self._path)
         if self.is_started:
             answered_elsewhere(self._scope(), refusal.kind)
         self._write(refusal, keep_alive=False, is_counted=not self.is_started)
@@ -340,7 +340,7 @@ class WireProtocol(WakingProtocol):
     def _is_answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
 
-    def _write(self, refusal: Refusal, *, keep_alive: bool, is_counted: bool = True) -> None:
+    def _write(self, refusal: ErrorResponse, *, keep_alive: bool, is_counted: bool = True) -> None:
         scope = self._scope()
         answer = refusal.to_bytes(
             request_id_of(scope),
@@ -357,7 +357,7 @@ class WireProtocol(WakingProtocol):
         headers = cast(Headers, self._scope()["headers"])
         return [*self.server_state.default_headers, *cors_headers(self.limits.cors_origins, headers)]
 
-    def _count(self, refusal: Refusal, scope: Scope) -> None:
+    def _count(self, refusal: ErrorResponse, scope: Scope) -> None:
         access_fields(scope)["code"] = refusal.kind.code
         record(self.metrics, scope, refusal.kind.status, self.loop.time() - self._since_s)
 
@@ -413,7 +413,7 @@ class WireProtocol(WakingProtocol):
 class _LingeringTransport:
     """The transport as an answer under way uses it."""
 
-    def __init__(self, protocol: WireProtocol) -> None:
+    def __init__(self, protocol: HttpConnection) -> None:
         self._protocol = protocol
         self.write = protocol.transport.write
         self.is_closing = protocol.transport.is_closing

@@ -10,7 +10,7 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import Literal
 
-from serve.control.settings_state import ControlState, KeyPolicy
+from serve.control.settings_state import KeyPolicy, SettingsState
 from serve.errors import (
     BetaOutOfBoundsError,
     ChoiceNotAllowedError,
@@ -23,7 +23,7 @@ BetaSource = Literal["request", "policy", "key", "canary", "operator", "bundle"]
 
 
 @dataclass(frozen=True)
-class Choice:
+class BetaChoice:
     """The β of one image, fixed at its request's admission: where it comes from, and at which revision."""
 
     beta: float | None  # None: the model has one token
@@ -32,7 +32,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Asker:
+class ClientIdentity:
     """What a request says of itself beside its β. sticky: whoever says the same is on the same side of a canary."""
 
     policy: str | None = None
@@ -40,11 +40,11 @@ class Asker:
     sticky: str = ""
 
 
-ANYBODY = Asker()
+ANYBODY = ClientIdentity()
 
 
 @dataclass(frozen=True)
-class InForce:
+class ActiveSettings:
     """What decides, as of one moment. own_default: of the server, without an operator; None: the model has one token.
 
     own_source: "operator" where it is the server's setting, else "bundle".
@@ -53,20 +53,20 @@ class InForce:
     own_default: float | None
     own_source: BetaSource
     revision: int = 0
-    state: ControlState = field(default_factory=ControlState)
+    state: SettingsState = field(default_factory=SettingsState)
 
     @property
-    def default(self) -> Choice:
+    def default(self) -> BetaChoice:
         """The choice for whoever chooses nothing, canaries aside."""
         if self.own_default is None:
-            return Choice(None, "bundle", self.revision)
+            return BetaChoice(None, "bundle", self.revision)
         state = self.state
         if state.default_beta is not None:
-            return Choice(state.default_beta, "operator", self.revision)
+            return BetaChoice(state.default_beta, "operator", self.revision)
         within = min(max(self.own_default, state.beta_min), state.beta_max)
-        return Choice(within, self.own_source if within == self.own_default else "operator", self.revision)
+        return BetaChoice(within, self.own_source if within == self.own_default else "operator", self.revision)
 
-    def choose(self, beta: float | None, asker: Asker = ANYBODY) -> Choice:
+    def choose(self, beta: float | None, asker: ClientIdentity = ANYBODY) -> BetaChoice:
         """The choice for an image that names this β, or none, in a request of that asker.
 
         Raises SingleTokenError, ChoiceNotAllowedError, BetaOutOfBoundsError, UnknownPolicyError or UnknownApiKeyError.
@@ -83,10 +83,10 @@ class InForce:
                 raise UnknownPolicyError
             return self._chosen_by_client(self.state.policies[asker.policy], "policy")
         if key is not None:
-            return Choice(self.state.policies[key.policy], "key", self.revision)
+            return BetaChoice(self.state.policies[key.policy], "key", self.revision)
         canary = self.state.canary
         if canary is not None and position(asker.sticky) < canary.share:
-            return Choice(canary.beta, "canary", self.revision)
+            return BetaChoice(canary.beta, "canary", self.revision)
         return self.default
 
     def check(self, betas: list[float]) -> None:
@@ -94,7 +94,7 @@ class InForce:
         for beta in betas:
             self._chosen_by_client(beta, "request")
 
-    def _key_of(self, asker: Asker) -> KeyPolicy | None:
+    def _key_of(self, asker: ClientIdentity) -> KeyPolicy | None:
         if asker.api_key is None or not self.state.api_keys:
             return None
         key = self.state.api_keys.get(hashlib.sha256(asker.api_key.encode()).hexdigest())
@@ -102,13 +102,13 @@ class InForce:
             raise UnknownApiKeyError
         return key
 
-    def _chosen_by_client(self, beta: float, source: BetaSource) -> Choice:
+    def _chosen_by_client(self, beta: float, source: BetaSource) -> BetaChoice:
         state = self.state
         if not state.clients_may_choose:
             raise ChoiceNotAllowedError
         if not state.beta_min <= beta <= state.beta_max:
             raise BetaOutOfBoundsError(beta, state.beta_min, state.beta_max)
-        return Choice(beta, source, self.revision)
+        return BetaChoice(beta, source, self.revision)
 
 
 def position(sticky: str) -> float:

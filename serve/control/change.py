@@ -9,7 +9,17 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, StrictBool, StringConstraints, ValidationError, model_validator
 
-from serve.control.settings_state import Beta, Canary, ControlState, KeyPolicy, Name, Pending, Time, Value, text_of
+from serve.control.settings_state import (
+    Beta,
+    Canary,
+    KeyPolicy,
+    Name,
+    PendingChange,
+    SettingsState,
+    Time,
+    Value,
+    text_of,
+)
 from serve.errors import InvalidChangeError
 
 DAY_S = 24 * 60 * 60
@@ -33,7 +43,7 @@ Reason = Annotated[
 Whole = Annotated[int, Field(strict=True)]
 
 
-class Change(Value):
+class SettingsChange(Value):
     """What an operator wants different; what is left out stays."""
 
     reason: Reason = Field(description="1 to 500 characters on one line, for whoever reads the history")
@@ -61,7 +71,7 @@ class Change(Value):
     at: Time | None = Field(default=None, description="when default_beta is to change, such as 2027-01-31T08:00:00Z")
 
     @model_validator(mode="after")
-    def _is_one_change(self) -> Change:
+    def _is_one_change(self) -> SettingsChange:
         given = self.model_fields_set - {"reason"}
         if not given - {"ttl_s", "ramp_s", "ramp_steps", "at"}:
             raise ValueError("nothing is to change: give default_beta, a bound, or another setting")
@@ -77,15 +87,15 @@ class Change(Value):
         return self
 
 
-def parse_change(document: Any) -> Change:
+def parse_change(document: Any) -> SettingsChange:
     """The change in a JSON document; raises InvalidChangeError with field and rule, in our own words."""
     try:
-        return Change.model_validate(document)
+        return SettingsChange.model_validate(document)
     except ValidationError as error:
-        raise InvalidChangeError(first_fault(error, Change)) from None
+        raise InvalidChangeError(first_fault(error, SettingsChange)) from None
 
 
-def changed(state: ControlState, change: Change, *, who: str, now: datetime, in_force: float) -> ControlState:
+def changed(state: SettingsState, change: SettingsChange, *, who: str, now: datetime, in_force: float) -> SettingsState:
     """The state after the change. in_force: the default β that requests get before it, where a ramp begins.
 
     Another default β takes the place of ramps and reverts under way; what is scheduled stays. One for a while, made
@@ -111,12 +121,14 @@ def changed(state: ControlState, change: Change, *, who: str, now: datetime, in_
     return _replaced(state, update)
 
 
-def _plans(state: ControlState, change: Change, who: str, now: datetime, in_force: float) -> list[Pending]:
+def _plans(
+    state: SettingsState, change: SettingsChange, who: str, now: datetime, in_force: float
+) -> list[PendingChange]:
     """What the change leaves to be done later."""
     plan_id = secrets.token_hex(4)
 
-    def plan(kind: str, at: datetime, beta: float | None) -> Pending:
-        return Pending.model_validate(
+    def plan(kind: str, at: datetime, beta: float | None) -> PendingChange:
+        return PendingChange.model_validate(
             {"id": plan_id, "kind": kind, "at": at, "default_beta": beta, "who": who, "reason": change.reason}
         )
 
@@ -143,7 +155,7 @@ def _rounded(beta: float, start: float, end: float) -> float:
     return min(max(round(beta, BETA_DIGITS), min(start, end)), max(start, end))
 
 
-def _lasting(state: ControlState) -> float | None:
+def _lasting(state: SettingsState) -> float | None:
     """The default β once what is under way for a while, or step by step, has come to its end."""
     under_way = [plan for plan in state.pending if plan.kind != "schedule"]
     reverts = [plan for plan in under_way if plan.kind == "revert"]
@@ -151,13 +163,13 @@ def _lasting(state: ControlState) -> float | None:
     return state.default_beta if last is None else last.default_beta
 
 
-def rolled_back(state: ControlState, earlier: ControlState) -> ControlState:
+def rolled_back(state: SettingsState, earlier: SettingsState) -> SettingsState:
     """The settings of an earlier revision, with nothing planned. API keys, and the policies they stand for, stay."""
     needed = {key.policy: state.policies[key.policy] for key in state.api_keys.values()}
     return earlier.model_copy(update={"pending": (), "api_keys": state.api_keys, "policies": needed | earlier.policies})
 
 
-def cancelled(state: ControlState, plan_id: str) -> ControlState:
+def cancelled(state: SettingsState, plan_id: str) -> SettingsState:
     """Without what is planned under that id; raises InvalidChangeError where nothing is."""
     kept = tuple(plan for plan in state.pending if plan.id != plan_id)
     if len(kept) == len(state.pending):
@@ -165,14 +177,14 @@ def cancelled(state: ControlState, plan_id: str) -> ControlState:
     return _replaced(state, {"pending": kept})
 
 
-def with_key(state: ControlState, digest: str, key: KeyPolicy) -> ControlState:
+def with_key(state: SettingsState, digest: str, key: KeyPolicy) -> SettingsState:
     """With another API key, by the SHA-256 of it; raises InvalidChangeError where the name is taken."""
     if any(known.name == key.name for known in state.api_keys.values()):
         raise InvalidChangeError(f"there is a key {key.name} already: remove it first")
     return _replaced(state, {"api_keys": {**state.api_keys, digest: key}})
 
 
-def without_key(state: ControlState, name: str) -> ControlState:
+def without_key(state: SettingsState, name: str) -> SettingsState:
     """Without that API key; raises InvalidChangeError where there is none."""
     kept = {digest: key for digest, key in state.api_keys.items() if key.name != name}
     if len(kept) == len(state.api_keys):
@@ -180,7 +192,7 @@ def without_key(state: ControlState, name: str) -> ControlState:
     return _replaced(state, {"api_keys": kept})
 
 
-def due(state: ControlState, now: datetime) -> tuple[ControlState, Pending] | None:
+def due(state: SettingsState, now: datetime) -> tuple[SettingsState, PendingChange] | None:
     """The state once the first of what is due by now is done, and the plan that was; None where nothing is due.
 
     Whoever comes late does one after the other, and finds things as if each had been done in time.
@@ -194,22 +206,22 @@ def due(state: ControlState, now: datetime) -> tuple[ControlState, Pending] | No
     return state.model_copy(update={"default_beta": plan.default_beta, "pending": tuple(kept)}), plan
 
 
-def next_due(state: ControlState) -> datetime | None:
+def next_due(state: SettingsState) -> datetime | None:
     """When something is due next."""
     return min((plan.at for plan in state.pending), default=None)
 
 
-def _scheduled(state: ControlState) -> list[Pending]:
+def _scheduled(state: SettingsState) -> list[PendingChange]:
     return [plan for plan in state.pending if plan.kind == "schedule"]
 
 
-def _replaced(state: ControlState, update: dict[str, Any]) -> ControlState:
+def _replaced(state: SettingsState, update: dict[str, Any]) -> SettingsState:
     if len(update.get("pending", ())) > MAX_PENDING:
         raise InvalidChangeError(f"more than {MAX_PENDING} changes are planned: cancel some")
     try:
-        return ControlState.model_validate({**dict(state), **update})
+        return SettingsState.model_validate({**dict(state), **update})
     except ValidationError as error:
-        raise InvalidChangeError(first_fault(error, ControlState)) from None
+        raise InvalidChangeError(first_fault(error, SettingsState)) from None
 
 
 def first_fault(error: ValidationError, model: type[Value]) -> str:

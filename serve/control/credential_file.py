@@ -14,7 +14,7 @@ from typing import Literal, get_args
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
-from serve.control.revision_store import Store
+from serve.control.revision_store import RevisionStore
 from serve.control.settings_state import POLICY_NAME, text_of
 from serve.errors import InvalidChangeError
 
@@ -66,7 +66,7 @@ def make_secret(prefix: str = PREFIX) -> str:
 class Credentials:
     """The credentials in a store. Blocks: called on threads; every method raises ControlStoreError."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: RevisionStore) -> None:
         self._store = store
 
     def make(self, name: str, role: Role, secret: str | None = None) -> str:

@@ -13,7 +13,7 @@ import threading
 from collections.abc import AsyncGenerator
 from pathlib import Path
 
-from serve.control.revision_store import CHANNEL, TIMEOUT_S, Store
+from serve.control.revision_store import CHANNEL, TIMEOUT_S, RevisionStore
 
 SQLITE_LOOK_S = 0.05
 AT_LEAST_EVERY_S = 2.0
@@ -22,7 +22,7 @@ RETRY_S = 1.0
 logger = logging.getLogger("tureen.control")
 
 
-def hints(store: Store) -> AsyncGenerator[None, None]:
+def hints(store: RevisionStore) -> AsyncGenerator[None, None]:
     """Something to look at in the store, perhaps; every few seconds in any case, also where it cannot be reached.
 
     To be closed by whoever asks no more.
@@ -30,7 +30,7 @@ def hints(store: Store) -> AsyncGenerator[None, None]:
     return _sqlite_changes(store) if store.is_sqlite else _notifications(store)
 
 
-async def _sqlite_changes(store: Store) -> AsyncGenerator[None, None]:
+async def _sqlite_changes(store: RevisionStore) -> AsyncGenerator[None, None]:
     looks, seen = 0, -1
     counter = _Counter(store.file or Path())
     try:
@@ -89,7 +89,7 @@ class _Counter:
             self._connection = None
 
 
-async def _notifications(store: Store) -> AsyncGenerator[None, None]:
+async def _notifications(store: RevisionStore) -> AsyncGenerator[None, None]:
     import psycopg  # of an extra that not everybody has
 
     url = store.url.set(drivername="postgresql").render_as_string(hide_password=False)

@@ -22,8 +22,8 @@ from pydantic import BaseModel, ValidationError
 from serve.control.change import due, next_due
 from serve.control.credential_file import Credential, Credentials
 from serve.control.notifications import hints
-from serve.control.revision_store import BEFORE_ALL, Revision, Store, next_revision
-from serve.control.settings_state import ControlState
+from serve.control.revision_store import BEFORE_ALL, Revision, RevisionStore, next_revision
+from serve.control.settings_state import SettingsState
 from serve.errors import ControlStoreError, StaleRevisionError
 from serve.telemetry.logs import FIELDS
 
@@ -53,16 +53,18 @@ class Snapshot(BaseModel):
         return Revision(**self.row)  # type: ignore[arg-type] # read and checked as one by `read_snapshot`
 
 
-class ControlPlane:
+class SettingsReplica:
     """The settings in force, and whoever wants to know of them. Opened and closed in a running loop."""
 
-    def __init__(self, store: Store, snapshot: Path | None = None, earlier_snapshot: Path | None = None) -> None:
+    def __init__(
+        self, store: RevisionStore, snapshot: Path | None = None, earlier_snapshot: Path | None = None
+    ) -> None:
         """snapshot: the file that keeps the last known settings. earlier_snapshot: read without one, then removed."""
         self.store = store
         self._credentials = Credentials(store)
         self.credentials: tuple[Credential, ...] | None = None
         self.head: Revision = BEFORE_ALL
-        self.state: ControlState = BEFORE_ALL.state
+        self.state: SettingsState = BEFORE_ALL.state
         self.unreachable_since: datetime | None = None
         self._fault: ControlStoreError | None = None
         self._unwritten: ControlStoreError | None = None  # why what is due cannot be done
@@ -104,7 +106,7 @@ class ControlPlane:
         told(self.head)
         on_reachable(self.unreachable_since is None)
 
-    async def append(self, head: Revision, after: ControlState, *, who: str, action: str, reason: str) -> Revision:
+    async def append(self, head: Revision, after: SettingsState, *, who: str, action: str, reason: str) -> Revision:
         """Make a change that was decided on by looking at `head`; returns once it is durable and everybody told.
 
         Raises StaleRevisionError or ControlStoreError.

@@ -27,7 +27,7 @@ from pydantic import ValidationError
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 
 from serve.control.schema import migrate
-from serve.control.settings_state import ControlState, text_of
+from serve.control.settings_state import SettingsState, text_of
 from serve.errors import BrokenHistoryError, ControlStoreError, StaleRevisionError, UnknownRevisionError
 
 CHANNEL = "tureen_revisions"  # of PostgreSQL's NOTIFY
@@ -54,7 +54,7 @@ _REVISIONS = sa.Table(
 
 @dataclass(frozen=True)
 class Revision:
-    """One row of the history. at: UTC, ISO 8601. before, after: JSON of ControlState."""
+    """One row of the history. at: UTC, ISO 8601. before, after: JSON of SettingsState."""
 
     revision: int
     at: str
@@ -67,9 +67,9 @@ class Revision:
     hash: str
 
     @property
-    def state(self) -> ControlState:
+    def state(self) -> SettingsState:
         """What was in force from then on."""
-        return ControlState.model_validate_json(self.after)
+        return SettingsState.model_validate_json(self.after)
 
     def expected_hash(self) -> str:
         """SHA-256, in hexadecimal, of all the rest of the row."""
@@ -77,12 +77,14 @@ class Revision:
         return hashlib.sha256(json.dumps(rest, separators=(",", ":")).encode()).hexdigest()
 
 
-_DEFAULTS = ControlState().model_dump_json()
+_DEFAULTS = SettingsState().model_dump_json()
 BEFORE_ALL = Revision(0, "", "", "", "", _DEFAULTS, _DEFAULTS, _FIRST_HASH, _FIRST_HASH)
 """The head of a history in which nothing has happened yet."""
 
 
-def next_revision(head: Revision, after: ControlState, *, at: datetime, who: str, action: str, reason: str) -> Revision:
+def next_revision(
+    head: Revision, after: SettingsState, *, at: datetime, who: str, action: str, reason: str
+) -> Revision:
     """The row that follows on the head."""
     row = Revision(
         revision=head.revision + 1,
@@ -98,7 +100,7 @@ def next_revision(head: Revision, after: ControlState, *, at: datetime, who: str
     return Revision(**{**vars(row), "hash": row.expected_hash()})
 
 
-class Store:
+class RevisionStore:
     """One service's settings in a database. Whoever opened it closes it."""
 
     def __init__(self, url: str | sa.URL, before_first_use: Callable[[], None] = lambda: None) -> None:

@@ -79,7 +79,7 @@ class KeyPolicy(Value):
     policy: Name
 
 
-class Pending(Value):
+class PendingChange(Value):
     """A default β to come. A ramp is several of one id, a step each."""
 
     id: str
@@ -90,7 +90,7 @@ class Pending(Value):
     reason: str
 
 
-class ControlState(Value):
+class SettingsState(Value):
     """Everything an operator decides. β in [0, 1]; null default: the server's own, from its flag or its bundle."""
 
     default_beta: Beta | None = None
@@ -100,10 +100,10 @@ class ControlState(Value):
     policies: dict[Name, Beta] = Field(default={}, max_length=MAX_POLICIES)
     api_keys: dict[str, KeyPolicy] = Field(default={}, max_length=MAX_KEYS, description="by the key's SHA-256")
     canary: Canary | None = None
-    pending: tuple[Pending, ...] = ()
+    pending: tuple[PendingChange, ...] = ()
 
     @model_validator(mode="after")
-    def _is_consistent(self) -> ControlState:
+    def _is_consistent(self) -> SettingsState:
         if self.beta_min > self.beta_max:
             raise ValueError(f"beta_min {self.beta_min:g} is above beta_max {self.beta_max:g}")
         canary = None if self.canary is None else self.canary.beta

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from fastapi import Request
 
-from serve.control.beta_choice import Asker
+from serve.control.beta_choice import ClientIdentity
 from serve.errors import MalformedRequestError
 
 
-def asker_of(request: Request, policy: str | None = None) -> Asker:
+def client_identity_of(request: Request, policy: str | None = None) -> ClientIdentity:
     """What the request says of itself: its policy, its API key, and what keeps it on one side of a canary.
 
     Raises MalformedRequestError.
@@ -18,7 +18,7 @@ def asker_of(request: Request, policy: str | None = None) -> Asker:
     api_key = only_value("X-API-Key", request.headers.getlist("x-api-key"))
     request_key = only_value("X-Request-Key", request.headers.getlist("x-request-key"))
     address = request.client.host if request.client is not None else ""
-    return Asker(policy, api_key, request_key or api_key or address)
+    return ClientIdentity(policy, api_key, request_key or api_key or address)
 
 
 def only_value(name: str, values: Sequence[str]) -> str | None:

@@ -19,7 +19,7 @@ class DirectRoute(APIRoute):
         return cast(Callable[[Request], Coroutine[Any, Any, Response]], self.endpoint)
 
 
-def answer_head(router: APIRouter) -> None:
+def add_head_routes(router: APIRouter) -> None:
     """HEAD wherever GET is answered, as load balancers and uptime checks ask; uvicorn keeps the body back.
 
     To be called before the router is included: FastAPI does not list the routes of an included one.

@@ -79,7 +79,7 @@ def record(metrics: Metrics, scope: Scope, status: int, seconds: float) -> None:
         logger.log(level, "request", extra={FIELDS: {**event, "ms": round(1000 * seconds, 3), **fields}})
 
 
-class AccessMiddleware:
+class RequestLogMiddleware:
     """Counts, times, logs and names every request; takes the client's X-Request-ID where it is a sound one."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics, tracing: Tracing | None = None) -> None:

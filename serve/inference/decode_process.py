@@ -43,7 +43,7 @@ class DecodeProcessEndedError(Exception):
 
 
 @dataclass(frozen=True)
-class Decoding:
+class DecodeOptions:
     """How images become pixels."""
 
     preprocess: PreprocessSpec
@@ -77,7 +77,7 @@ class DecodeProcess:
     def is_running(self) -> bool:
         return self._process.poll() is None
 
-    def decode(self, image: bytes, decoding: Decoding) -> Pixels:
+    def decode(self, image: bytes, decoding: DecodeOptions) -> Pixels:
         """The pixels; raises an ImageError, or DecodeProcessEndedError."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -123,7 +123,7 @@ def main() -> None:
     try:
         while True:
             how, image = _read(requests)
-            decoding = Decoding(
+            decoding = DecodeOptions(
                 PreprocessSpec(**how["preprocess"]), ImageLimits(**how["limits"]), jpeg_scaling=how["jpeg_scaling"]
             )
             try:

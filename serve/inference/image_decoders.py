@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 from serve.errors import DeadlineError, DecodingError
-from serve.inference.decode_process import DecodeProcess, DecodeProcessEndedError, Decoding
+from serve.inference.decode_process import DecodeOptions, DecodeProcess, DecodeProcessEndedError
 from tureen.errors import ImageError
 from tureen.image_cost import ImageCost, ImageKind
 from tureen.preprocess import Pixels
@@ -54,7 +54,7 @@ class Decoders:
         }
         self._on_decoded = on_decoded
 
-    async def decode(self, image: bytes, cost: ImageCost, decoding: Decoding, deadline_s: float) -> Decoded:
+    async def decode(self, image: bytes, cost: ImageCost, decoding: DecodeOptions, deadline_s: float) -> Decoded:
         """Raises an ImageError; DeadlineError where the time limit passes first; DecodingError where a process ended.
 
         A decoding in a process is stopped where the caller is cancelled or the time limit passes.
@@ -78,7 +78,7 @@ class Decoders:
 _Result = tuple[Pixels | ImageError, float, float]
 
 
-def _on_thread(image: bytes, decoding: Decoding, deadline_s: float) -> _Result:
+def _on_thread(image: bytes, decoding: DecodeOptions, deadline_s: float) -> _Result:
     began_s = time.monotonic()
     if began_s > deadline_s:
         raise DeadlineError
@@ -129,7 +129,7 @@ class _Processes:
         self._running = self._memory = 0
         self._ending: asyncio.TimerHandle | None = None
 
-    async def decode(self, image: bytes, memory: int, decoding: Decoding, deadline_s: float) -> _Result:
+    async def decode(self, image: bytes, memory: int, decoding: DecodeOptions, deadline_s: float) -> _Result:
         try:
             async with asyncio.timeout(deadline_s - time.monotonic()):
                 await self._turn(memory)
@@ -174,7 +174,7 @@ class _Processes:
             self._ending.cancel()
         self._ending = asyncio.get_running_loop().call_later(IDLE_S, self._end_idle)
 
-    async def _run(self, image: bytes, memory: int, decoding: Decoding) -> _Result:
+    async def _run(self, image: bytes, memory: int, decoding: DecodeOptions) -> _Result:
         job = _Job()
         running = asyncio.get_running_loop().run_in_executor(self._callers, self._on_caller, job, image, decoding)
 
@@ -190,7 +190,7 @@ class _Processes:
             job.stop()
             raise
 
-    def _on_caller(self, job: _Job, image: bytes, decoding: Decoding) -> _Result:
+    def _on_caller(self, job: _Job, image: bytes, decoding: DecodeOptions) -> _Result:
         """On a thread of its own, which waits for the process."""
         began_s, is_sound = time.monotonic(), False
         try:

@@ -16,7 +16,7 @@ from PIL import Image
 from serve.errors import OverloadedError
 from serve.inference.batch_policy import Priority
 from serve.inference.batcher import Batcher
-from serve.inference.decode_process import Decoding
+from serve.inference.decode_process import DecodeOptions
 from serve.inference.image_decoders import Decoders
 from serve.inference.queue_time import StartSpeed
 from serve.settings import Settings
@@ -35,7 +35,7 @@ FULL_S = 0.1  # before rows for which nobody waits are tried again where the que
 
 
 @dataclass(frozen=True)
-class Asked:
+class InferenceRequest:
     """An image and every β it is asked at: encoded bytes, or pixels uint8 (H, W, 3) of the model's size."""
 
     image: bytes | Pixels
@@ -44,14 +44,14 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Answered(StageTimes):
+class InferenceResult(StageTimes):
     """An image's logits, float32 (len(betas), K), its pixels, and the times of the last of its rows."""
 
     logits: NDArray[np.float32]
     pixels: Pixels
 
 
-class Model:
+class LoadedModel:
     """A bundle that can be asked. Made by `open_model`; whoever made it closes it once nobody asks any more."""
 
     def __init__(
@@ -72,7 +72,7 @@ class Model:
         self.bundle = soup.bundle
         self.is_unused = asyncio.Event()  # set where nobody asks it any more, after another took its place
         self._decoders = decoders
-        self._decoding = Decoding(self.bundle.manifest.preprocess, settings.limits, settings.jpeg_scaling)
+        self._decoding = DecodeOptions(self.bundle.manifest.preprocess, settings.limits, settings.jpeg_scaling)
 
         def on_batch(size: int, seconds: float) -> None:
             metrics.batch_images.observe(size)
@@ -93,12 +93,12 @@ class Model:
 
     async def ask(
         self,
-        asked: Asked,
+        asked: InferenceRequest,
         *,
         deadline_s: float,
         priority: Priority = Priority.ONLINE,
         on_decoded: Callable[[], None] = lambda: None,
-    ) -> Answered:
+    ) -> InferenceResult:
         """Decode the image once, run a row for each β; raises an ImageError or a ServeError.
 
         deadline_s: by when (time.monotonic) it must be decoded, and each row in a batch. on_decoded: called once
@@ -116,7 +116,7 @@ class Model:
         rows = [self._batcher.submit((pixels, beta), deadline_s=deadline_s, priority=priority) for beta in asked.betas]
         answers = await asyncio.gather(*rows) if len(rows) > 1 else [await rows[0]]  # one needs no task
         last = max(answers, key=lambda answer: answer.batch_began_s)
-        return Answered(
+        return InferenceResult(
             logits=np.stack([answer.result for answer in answers]),
             pixels=pixels,
             decode_began_s=decode_began_s,
@@ -192,7 +192,7 @@ def _decode_s(bundle: Bundle, settings: Settings) -> float:
     coarse.resize((512, 512), Image.Resampling.BICUBIC).save(buffer, "JPEG")
     image, limits = buffer.getvalue(), ImageLimits()
     cost = image_cost(image, max_pixels=limits.max_image_pixels, max_scans=limits.max_jpeg_scans)
-    decoding = Decoding(bundle.manifest.preprocess, limits, settings.jpeg_scaling)
+    decoding = DecodeOptions(bundle.manifest.preprocess, limits, settings.jpeg_scaling)
     seconds = []
     for _ in range(START_RUNS):
         started = time.perf_counter()

@@ -11,12 +11,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 
-from serve.control.beta_choice import ANYBODY, Asker, Choice, InForce
-from serve.control.settings_state import ControlState
+from serve.control.beta_choice import ANYBODY, ActiveSettings, BetaChoice, ClientIdentity
+from serve.control.settings_state import SettingsState
 from serve.errors import NotReadyError, OverloadedError, TooManyPixelsError
 from serve.inference.batch_policy import Priority
 from serve.inference.image_decoders import Decoders
-from serve.inference.loaded_model import Answered, Asked, Model, open_soup
+from serve.inference.loaded_model import InferenceRequest, InferenceResult, LoadedModel, open_soup
 from serve.inference.queue_time import QueueTime, StartSpeed, retry_after_s
 from serve.settings import Settings
 from serve.telemetry.metrics import Metrics, beta_bucket
@@ -40,8 +40,8 @@ class Service:
         self.settings = settings
         self.metrics = metrics
         self._first_bundle = bundle
-        self._model: Model | None = None
-        self._admitted: dict[Model, set[object]] = {}
+        self._model: LoadedModel | None = None
+        self._admitted: dict[LoadedModel, set[object]] = {}
         self._retired: set[asyncio.Task[None]] = set()
         self._signals: set[asyncio.Task[None]] = set()
         self._queue_time = QueueTime(
@@ -60,8 +60,8 @@ class Service:
             max_memory=settings.max_decode_memory,
             on_decoded=lambda cost, seconds: self._queue_time.decoded(cost, seconds, time.monotonic()),
         )
-        self._revision, self._control = 0, ControlState()
-        self.in_force = in_force(bundle.manifest, settings.default_beta)
+        self._revision, self._control = 0, SettingsState()
+        self.in_force = active_settings(bundle.manifest, settings.default_beta)
         self._show_in_force()
         metrics.is_ready.set(0)
         metrics.expected_queue_limit.set(settings.max_queue_ms / 1000)
@@ -77,7 +77,7 @@ class Service:
         return self._first_bundle if self._model is None else self._model.bundle
 
     @property
-    def model(self) -> Model:
+    def model(self) -> LoadedModel:
         """What is served; raises NotReadyError."""
         if self._model is None:
             raise NotReadyError
@@ -100,7 +100,7 @@ class Service:
         self._retired.add(retired)
         retired.add_done_callback(self._retired.discard)
 
-    def follow(self, revision: int, control: ControlState) -> None:
+    def follow(self, revision: int, control: SettingsState) -> None:
         """Have these settings in force for whoever is admitted from now on; an older revision changes nothing."""
         if revision < self._revision:
             return
@@ -187,7 +187,7 @@ class Service:
         """An admitted image of this cost is decoded, or will not be."""
         self._queue_time.left_decoder(cost, rows)
 
-    def compare_modes(self, admission: Admission, answered: Answered, beta: float) -> None:
+    def compare_modes(self, admission: Admission, answered: InferenceResult, beta: float) -> None:
         """For a share of answers: ask the other mode too, of the pixels at hand, behind everybody who waits.
 
         How often the modes disagree is a signal that something may be odd with the traffic; it detects nothing.
@@ -199,10 +199,10 @@ class Service:
         self._signals.add(task)
         task.add_done_callback(self._signals.discard)
 
-    async def _compare(self, admission: Admission, answered: Answered, other: float) -> None:
+    async def _compare(self, admission: Admission, answered: InferenceResult, other: float) -> None:
         with self._held(admission.model) as model:
             try:
-                asked = Asked(answered.pixels, (other,))
+                asked = InferenceRequest(answered.pixels, (other,))
                 deadline_s = time.monotonic() + admission.timeout_ms / 1000
                 reply = await model.ask(asked, deadline_s=deadline_s, priority=Priority.BATCH)
             except TureenError:
@@ -211,12 +211,12 @@ class Service:
                 agree = answered.logits[0].argmax() == reply.logits[0].argmax()
                 self.metrics.mode_comparisons.labels("agree" if agree else "disagree").inc()
 
-    def background(self) -> AbstractContextManager[Model]:
+    def background(self) -> AbstractContextManager[LoadedModel]:
         """The model, not closed before this ends, for work that stands behind every request; raises NotReadyError."""
         return self._held(self.model)
 
     @contextmanager
-    def _held(self, model: Model) -> Iterator[Model]:
+    def _held(self, model: LoadedModel) -> Iterator[LoadedModel]:
         held = object()
         self._admitted[model].add(held)
         try:
@@ -226,9 +226,11 @@ class Service:
 
     async def _serve(self, bundle: Bundle) -> None:
         started = time.monotonic()
-        own = in_force(bundle.manifest, self.settings.default_beta)  # refused before the work where it has one token
+        own = active_settings(
+            bundle.manifest, self.settings.default_beta
+        )  # refused before the work where it has one token
         soup, start = await asyncio.to_thread(open_soup, bundle, self.settings)
-        model = Model(
+        model = LoadedModel(
             soup,
             self.settings,
             self.metrics,
@@ -267,7 +269,7 @@ class Service:
         limits = self.settings.limits
         return image_cost(image, max_pixels=limits.max_image_pixels, max_scans=limits.max_jpeg_scans)
 
-    def _on_run(self, model: Model, rows: int, seconds: float) -> None:
+    def _on_run(self, model: LoadedModel, rows: int, seconds: float) -> None:
         if model is self._model:  # one that was replaced says nothing of the one after it
             self._queue_time.run(rows, seconds, time.monotonic())
 
@@ -275,13 +277,13 @@ class Service:
         self.metrics.in_flight.set(self._permits_taken)
         self.metrics.expected_queue.set(self._queue_time.expected_s())
 
-    def _leave(self, model: Model, hold: object) -> None:
+    def _leave(self, model: LoadedModel, hold: object) -> None:
         admitted = self._admitted[model]
         admitted.discard(hold)
         if not admitted and model is not self._model:
             model.is_unused.set()
 
-    async def _retire(self, model: Model) -> None:
+    async def _retire(self, model: LoadedModel) -> None:
         if self._admitted[model]:
             await model.is_unused.wait()
         del self._admitted[model]
@@ -315,24 +317,24 @@ class Admission:
         self._images, self._costs, self._rows = images, costs, rows
         self._undecoded = set(range(len(images)))
 
-    def choose(self, beta: float | None, asker: Asker = ANYBODY) -> Choice:
-        """The β of an image that names this one, or none; raises as `InForce.choose` does."""
+    def choose(self, beta: float | None, asker: ClientIdentity = ANYBODY) -> BetaChoice:
+        """The β of an image that names this one, or none; raises as `ActiveSettings.choose` does."""
         return self.in_force.choose(beta, asker)
 
-    async def answer(self, betas: Sequence[tuple[float, ...]]) -> list[Answered | TureenError]:
+    async def answer(self, betas: Sequence[tuple[float, ...]]) -> list[InferenceResult | TureenError]:
         """Each image at all of its β. In the place of a bad image is its ImageError; neighbours are unharmed."""
         if len(betas) == 1:
             return [await self._answer(0, betas[0])]  # without a task of its own
         return list(await asyncio.gather(*(self._answer(index, its) for index, its in enumerate(betas))))
 
-    async def classify(self, choice: Choice) -> Answered:
+    async def classify(self, choice: BetaChoice) -> InferenceResult:
         """The only image at the β chosen for it; raises an ImageError or a ServeError."""
         (answered,) = await self.classify_all([choice])
         if isinstance(answered, TureenError):
             raise answered
         return answered
 
-    async def classify_all(self, choices: Sequence[Choice]) -> list[Answered | TureenError]:
+    async def classify_all(self, choices: Sequence[BetaChoice]) -> list[InferenceResult | TureenError]:
         """Each image at the β chosen for it, as `answer` has it; counted, and for a share the modes are compared."""
         # Of one token every β makes the same.
         betas = [CLEAN_BETA if choice.beta is None else choice.beta for choice in choices]
@@ -354,8 +356,8 @@ class Admission:
         self._undecoded.remove(index)
         self._service.left_decoder(self._costs[index], self._rows)
 
-    async def _answer(self, index: int, betas: tuple[float, ...]) -> Answered | TureenError:
-        asked = Asked(self._images[index], betas, self._costs[index])
+    async def _answer(self, index: int, betas: tuple[float, ...]) -> InferenceResult | TureenError:
+        asked = InferenceRequest(self._images[index], betas, self._costs[index])
         try:
             answered = await self.model.ask(
                 asked, deadline_s=self.deadline_s, on_decoded=lambda: self._leave_decoder(index)
@@ -374,10 +376,10 @@ def _speed_key(soup: Soup) -> tuple[object, ...]:
     return engine.name, engine.precision, manifest.preprocess, manifest.files[BACKBONE].size
 
 
-def in_force(manifest: Manifest, setting: float | None) -> InForce:
+def active_settings(manifest: Manifest, setting: float | None) -> ActiveSettings:
     """What decides on β before an operator has decided anything; raises SingleTokenError."""
     if not manifest.has_two_tokens:
         if setting is not None:
             raise SingleTokenError("--default-beta")
-        return InForce(None, "bundle")
-    return InForce(manifest.default_beta, "bundle") if setting is None else InForce(setting, "operator")
+        return ActiveSettings(None, "bundle")
+    return ActiveSettings(manifest.default_beta, "bundle") if setting is None else ActiveSettings(setting, "operator")

@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal, get_args
 import sqlalchemy as sa
 from pydantic import Field, StringConstraints, TypeAdapter, model_validator
 
-from serve.control.revision_store import Store
+from serve.control.revision_store import RevisionStore
 from serve.control.settings_state import Beta, Value, text_of
 from serve.errors import JobStateError, TooManyJobsError, UnknownJobError
 from serve.jobs.shard import Format
@@ -109,7 +109,7 @@ _TIMES: TypeAdapter[dict[str, str]] = TypeAdapter(dict[str, str])
 class JobRecords:
     """The jobs in a store."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: RevisionStore) -> None:
         self._store = store
 
     def submit(self, request: JobRequest, *, who: str, default_beta: float | None, most: int) -> JobRecord:

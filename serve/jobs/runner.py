@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.control.revision_store import Store
+from serve.control.revision_store import RevisionStore
 from serve.errors import (
     ControlStoreError,
     InputError,
@@ -31,7 +31,7 @@ from serve.errors import (
     OutputError,
     OutputTakenError,
 )
-from serve.inference.loaded_model import Model
+from serve.inference.loaded_model import LoadedModel
 from serve.inference.service import Service
 from serve.jobs.atomic_files import reopen, write_whole
 from serve.jobs.decoding import Decoding, in_processes
@@ -87,7 +87,7 @@ class Progress:
 class JobRunner:
     """Opened in a running loop once the service is ready, closed before the service is."""
 
-    def __init__(self, service: Service, store: Store) -> None:
+    def __init__(self, service: Service, store: RevisionStore) -> None:
         """store: of the jobs, which the runner closes."""
         self._service, self._settings, self._store = service, service.settings, store
         self._records = JobRecords(store)
@@ -180,7 +180,7 @@ class JobRunner:
             return "failed", "something went wrong here; the server's log has it"
         return ("partially_succeeded" if summary.failed_rows else "succeeded"), None
 
-    def _work(self, record: JobRecord, model: Model, progress: Progress) -> Summary:
+    def _work(self, record: JobRecord, model: LoadedModel, progress: Progress) -> Summary:
         """The whole job, on a thread."""
         return run_job(
             record,
@@ -194,7 +194,7 @@ class JobRunner:
         )
 
     def _classify(
-        self, model: Model, pixels: NDArray[np.uint8], betas: Sequence[float], progress: Progress
+        self, model: LoadedModel, pixels: NDArray[np.uint8], betas: Sequence[float], progress: Progress
     ) -> NDArray[np.float32]:
         """On a thread: the rows wait for the engine behind every request, however long, unless the job is to stop."""
         running = asyncio.run_coroutine_threadsafe(model.logits(pixels, betas), self._loop)

@@ -9,7 +9,7 @@ from typing import Any
 
 import tureen
 from serve.errors import UnknownModelError
-from serve.inference.loaded_model import Model
+from serve.inference.loaded_model import LoadedModel
 from serve.inference.service import Service
 from serve.oip.request import BETA, IMAGE, INPUT_DATATYPES, OUTPUTS, PIXELS
 from serve.oip.statistics import Statistics
@@ -20,7 +20,7 @@ EXTENSIONS = ["binary_tensor_data", "classification", "model_configuration", "pa
 CONFIG_DATATYPES = {"BYTES": "TYPE_STRING", "UINT8": "TYPE_UINT8", "FP32": "TYPE_FP32"}
 
 
-def known_model(service: Service, name: str, version: str = "") -> Model:
+def known_model(service: Service, name: str, version: str = "") -> LoadedModel:
     """The model of that name, and of that version unless it is empty; raises UnknownModelError or NotReadyError."""
     model = service.model
     manifest = model.bundle.manifest
@@ -34,7 +34,7 @@ def server_metadata() -> dict[str, Any]:
     return {"name": "tureen", "version": tureen.__version__, "extensions": EXTENSIONS}
 
 
-def model_metadata(model: Model) -> dict[str, Any]:
+def model_metadata(model: LoadedModel) -> dict[str, Any]:
     manifest = model.bundle.manifest
     return {
         "name": manifest.name,
@@ -48,7 +48,7 @@ def model_metadata(model: Model) -> dict[str, Any]:
     }
 
 
-def model_config(model: Model, settings: Settings) -> dict[str, Any]:
+def model_config(model: LoadedModel, settings: Settings) -> dict[str, Any]:
     """As Triton tells it: dims are without the batch's, of which max_batch_size is a request's greatest."""
     manifest = model.bundle.manifest
     return {
@@ -66,20 +66,20 @@ def model_config(model: Model, settings: Settings) -> dict[str, Any]:
     }
 
 
-def model_statistics(model: Model, statistics: Statistics, metrics: Metrics) -> dict[str, Any]:
+def model_statistics(model: LoadedModel, statistics: Statistics, metrics: Metrics) -> dict[str, Any]:
     manifest = model.bundle.manifest
     batches = metrics.registry.get_sample_value("tureen_batch_images_count") or 0
     told = {"name": manifest.name, "version": manifest.version, **statistics.told(round(batches))}
     return {"model_stats": [told]}
 
 
-def repository_index(model: Model, *, is_ready: bool) -> list[dict[str, str]]:
+def repository_index(model: LoadedModel, *, is_ready: bool) -> list[dict[str, str]]:
     manifest = model.bundle.manifest
     state = {"state": "READY"} if is_ready else {"state": "UNAVAILABLE", "reason": "the server is shutting down"}
     return [{"name": manifest.name, "version": manifest.version, **state}]
 
 
-def _input_dims(model: Model) -> dict[str, list[int]]:
+def _input_dims(model: LoadedModel) -> dict[str, list[int]]:
     """Each input's dimensions behind the batch's; no β where the model has one token, and so none to choose."""
     manifest = model.bundle.manifest
     size = manifest.preprocess.image_size

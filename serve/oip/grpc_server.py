@@ -15,7 +15,7 @@ from google.protobuf.json_format import ParseDict
 from google.protobuf.message import DecodeError, Message
 from grpc_health.v1 import health_pb2
 
-from serve.control.beta_choice import Asker
+from serve.control.beta_choice import ClientIdentity
 from serve.errors import GrpcPortTakenError, InvalidRequestError, NotReadyError, UnknownModelError
 from serve.http.client_identity import only_value
 from serve.http.problems import INTERNAL, oip_kind
@@ -63,7 +63,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 Unary = Callable[[Any, Context], Coroutine[Any, Any, Message]]
 
 
-class RpcServer:
+class GrpcServer:
     """A gRPC server for one service; it opens after the service and closes before it."""
 
     def __init__(
@@ -257,7 +257,7 @@ class _Methods:
         logger.log(logging.INFO if route in INFER_ROUTES else logging.DEBUG, "request", extra={FIELDS: event})
 
 
-def _asker(context: Context) -> Asker:
+def _asker(context: Context) -> ClientIdentity:
     """What the call's metadata says, as over HTTP the headers of the same names; raises MalformedRequestError."""
 
     def value(name: str) -> str | None:
@@ -266,7 +266,7 @@ def _asker(context: Context) -> Asker:
 
     api_key = value("x-api-key")
     address = context.peer().rpartition(":")[0]  # without the port, another one for each connection
-    return Asker(None, api_key, value("x-request-key") or api_key or address)
+    return ClientIdentity(None, api_key, value("x-request-key") or api_key or address)
 
 
 def _messages(request_type: type[Message], response_type: type[Message]) -> dict[str, Any]:

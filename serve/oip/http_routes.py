@@ -9,11 +9,11 @@ from fastapi.responses import JSONResponse
 
 from serve.errors import InferRequestTooLargeError, InvalidRequestError, NotOfferedError, NotReadyError
 from serve.http.body_stream import BodyMemory, receive_body, unless_gone
-from serve.http.client_identity import asker_of
-from serve.http.direct_route import answer_head
+from serve.http.client_identity import client_identity_of
+from serve.http.direct_route import add_head_routes
 from serve.http.problems import OIP_PREFIX, oip_openapi_responses
 from serve.http.request_log import access_fields, arrived_s
-from serve.inference.loaded_model import Model
+from serve.inference.loaded_model import LoadedModel
 from serve.inference.service import Service
 from serve.oip.codec import HEADER_LENGTH, decode_request, encode_answer
 from serve.oip.describe import (
@@ -50,7 +50,7 @@ def add_oip_routes(app: FastAPI, service: Service, memory: BodyMemory) -> None:
     _add_server_routes(router, service, statistics)
     for path in ("/models/{name}", "/models/{name}/versions/{version}"):
         _add_model_routes(router, path, service, statistics, memory)
-    answer_head(router)
+    add_head_routes(router)
     app.include_router(router)
 
 
@@ -93,7 +93,7 @@ def _add_model_routes(
     in_path = {"parameters": path_parameters(path)}
     unknown = oip_openapi_responses(404, 503)
 
-    def model_of(request: Request) -> Model:
+    def model_of(request: Request) -> LoadedModel:
         return known_model(service, request.path_params["name"], request.path_params.get("version", ""))
 
     @router.get(path, summary="Inputs and outputs", openapi_extra=in_path, responses=unknown)
@@ -127,7 +127,7 @@ def _add_model_routes(
             if (refusal := service.refusal()) is not None:
                 raise refusal
             query_beta = _query_beta(request)
-            asker = asker_of(request)
+            asker = client_identity_of(request)
             body = await receive_body(
                 request,
                 memory,

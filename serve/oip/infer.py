@@ -10,9 +10,9 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.control.beta_choice import ANYBODY, Asker, Choice
+from serve.control.beta_choice import ANYBODY, BetaChoice, ClientIdentity
 from serve.errors import DeadlineError, InvalidRequestError
-from serve.inference.loaded_model import Answered
+from serve.inference.loaded_model import InferenceResult
 from serve.inference.service import Admission, Service
 from serve.oip.codec import InferAnswer
 from serve.oip.request import LOGITS, InferRequest, RequestLimits, WantedOutput
@@ -29,7 +29,7 @@ def request_limits(service: Service) -> RequestLimits:
 
 
 async def infer(
-    request: InferRequest, admission: Admission, statistics: Statistics, asker: Asker = ANYBODY
+    request: InferRequest, admission: Admission, statistics: Statistics, asker: ClientIdentity = ANYBODY
 ) -> InferAnswer:
     """The answer to all images of the request, or one error for all: a tensor has no place for a row that failed.
 
@@ -43,7 +43,7 @@ async def infer(
             raise InvalidRequestError(f"image {index}: {answer}") from answer
         if isinstance(answer, TureenError):
             raise answer
-    answered = [answer for answer in answers if isinstance(answer, Answered)]
+    answered = [answer for answer in answers if isinstance(answer, InferenceResult)]
     started = time.perf_counter()
     manifest = admission.model.bundle.manifest
     logits = np.concatenate([answer.logits for answer in answered])
@@ -59,8 +59,8 @@ async def infer(
 
 
 async def _answers(
-    request: InferRequest, choices: Sequence[Choice], admission: Admission
-) -> Sequence[Answered | TureenError]:
+    request: InferRequest, choices: Sequence[BetaChoice], admission: Admission
+) -> Sequence[InferenceResult | TureenError]:
     if request.timeout_us is None:
         return await admission.classify_all(choices)
     try:
@@ -70,7 +70,7 @@ async def _answers(
         raise DeadlineError from None
 
 
-def _told(choices: Sequence[Choice]) -> dict[str, float | int | str]:
+def _told(choices: Sequence[BetaChoice]) -> dict[str, float | int | str]:
     """The effective β, a number where all images have one and else a list as text; whose choice, at what revision."""
     told: dict[str, float | int | str] = {"beta_source": choices[0].source, "revision": choices[0].revision}
     betas = [choice.beta for choice in choices if choice.beta is not None]

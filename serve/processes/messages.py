@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, TypeAdapter
 
-from serve.control.settings_state import ControlState
+from serve.control.settings_state import SettingsState
 from serve.settings import Settings
 from tureen.bundle.manifest import Manifest
 
@@ -24,7 +24,7 @@ class Control(BaseModel):
 
     kind: Literal["control"] = "control"
     revision: int
-    state: ControlState
+    state: SettingsState
     is_reachable: bool = Field(description="whether the store that they come from can be reached")
 
 
@@ -65,7 +65,7 @@ class Reload(BaseModel):
     kind: Literal["reload"] = "reload"
 
 
-class Pulse(BaseModel):
+class Heartbeat(BaseModel):
     """To a worker and back: its event loop turns."""
 
     kind: Literal["pulse"] = "pulse"
@@ -92,13 +92,13 @@ class Reloaded(BaseModel):
 
 
 Message = Annotated[
-    Orders | Accept | Control | Applied | Drain | Reload | Pulse | Ready | Serves | Reloaded,
+    Orders | Accept | Control | Applied | Drain | Reload | Heartbeat | Ready | Serves | Reloaded,
     Field(discriminator="kind"),
 ]
 _MESSAGE: TypeAdapter[Message] = TypeAdapter(Message)
 
 
-class Line:
+class WorkerChannel:
     """One end of the connection between supervisor and worker."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -106,7 +106,7 @@ class Line:
         self._writer = writer
 
     @classmethod
-    async def on(cls, end: socket.socket) -> Line:
+    async def on(cls, end: socket.socket) -> WorkerChannel:
         return cls(*await asyncio.open_connection(sock=end, limit=LONGEST_LINE))
 
     def say(self, message: Message) -> None:

@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from prometheus_client import disable_created_metrics
 
 from serve.admin.operations import open_store
-from serve.api.admission_gate import gate_of
+from serve.api.admission_gate import admission_gate
 from serve.api.app import create_app
 from serve.connection.graceful_shutdown import DrainingServer
 from serve.connection.http_connection import protocol_class
@@ -30,7 +30,7 @@ from tureen.errors import EngineError, TureenError
 
 if TYPE_CHECKING:
     from serve.jobs.runner import JobRunner
-    from serve.oip.grpc_server import RpcServer
+    from serve.oip.grpc_server import GrpcServer
     from serve.telemetry.tracing import Tracing
 
 logger = logging.getLogger("tureen.serve")
@@ -51,7 +51,7 @@ class ServerProcess:
         allow_open_files(settings.max_connections)
         self.service = Service(settings, bundle, metrics)
         self._has_failed = False
-        self._rpc: RpcServer | None = None
+        self._rpc: GrpcServer | None = None
         self._jobs: JobRunner | None = None
         self._opening: asyncio.Task[None] | None = None
         self._reloading = asyncio.Lock()
@@ -60,7 +60,7 @@ class ServerProcess:
         config = uvicorn.Config(
             self._app,
             loop="uvloop",
-            http=protocol_class(settings.wire_limits, gate_of(self.service), metrics),
+            http=protocol_class(settings.wire_limits, admission_gate(self.service), metrics),
             ws="none",
             lifespan="on",
             log_config=None,
@@ -169,11 +169,11 @@ async def open_jobs(service: Service) -> JobRunner:
 
 async def open_rpc(
     service: Service, statistics: Statistics, tracing: Tracing | None, *, shares_port: bool
-) -> RpcServer:
+) -> GrpcServer:
     """gRPC, listening; imported here, since the extra that it needs is not everybody's. Raises GrpcPortTakenError."""
-    from serve.oip.grpc_server import RpcServer
+    from serve.oip.grpc_server import GrpcServer
 
-    server = RpcServer(service, statistics, shares_port=shares_port, tracing=tracing)
+    server = GrpcServer(service, statistics, shares_port=shares_port, tracing=tracing)
     port = await server.open()
     logger.info("gRPC listens on port %d", port)
     return server

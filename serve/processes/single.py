@@ -10,7 +10,7 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from serve.admin.operations import AdminDesk
+from serve.admin.operations import AdminOperations
 from serve.control.revision_store import Revision
 from serve.control.worker_state import WorkerState
 from serve.processes.server_process import ServerProcess
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("tureen.serve")
 
 
-class OnlyProcess(ServerProcess):
+class SingleProcess(ServerProcess):
     """A server in one process: SIGTERM and SIGINT drain it, SIGHUP reloads the bundle."""
 
     def __init__(
@@ -39,7 +39,7 @@ class OnlyProcess(ServerProcess):
         metrics = Metrics()
         super().__init__(settings, bundle, listeners, metrics)
         self._on_ready = on_ready
-        self._desk = AdminDesk(settings, bundle, admin, metrics)
+        self._desk = AdminOperations(settings, bundle, admin, metrics)
         self._is_operated = False
         self._reload: asyncio.Task[bool] | None = None
 

@@ -30,13 +30,13 @@ from serve.processes.messages import (
     Applied,
     Control,
     Drain,
-    Line,
+    Heartbeat,
     Orders,
-    Pulse,
     Ready,
     Reload,
     Reloaded,
     Serves,
+    WorkerChannel,
 )
 from serve.settings import Settings
 from serve.telemetry.logs import FIELDS
@@ -89,12 +89,12 @@ def pause_s(early_deaths: int) -> float:
 
 
 @dataclass
-class Worker:
+class WorkerProcess:
     """A process, the line to it, and what it has said so far."""
 
     number: int
     process: subprocess.Popen[bytes]
-    line: Line
+    line: WorkerChannel
     ready_s: float | None = None  # time.monotonic
     manifest: Manifest | None = None  # of the bundle that it serves
     applied: int = 0  # revision of the operator's settings
@@ -124,7 +124,7 @@ class Supervisor:
         self._on_ready = on_ready
         self._desk = desk
         self._control: Control | None = None
-        self._workers: dict[int, Worker] = {}
+        self._workers: dict[int, WorkerProcess] = {}
         self._was_ready = False
         self._stillborn = 0
         self._has_failed = False
@@ -176,7 +176,7 @@ class Supervisor:
                 async with asyncio.timeout(pause):
                     await self._stopping.wait()
 
-    async def _start(self, number: int) -> Worker:
+    async def _start(self, number: int) -> WorkerProcess:
         ours, theirs = socket.socketpair()
         listeners = [listener.fileno() for listener in self._listeners]
         with theirs:
@@ -187,7 +187,7 @@ class Supervisor:
                 pass_fds=(theirs.fileno(), *listeners),
                 env={**os.environ, SHARED_DIRECTORY: str(self._metrics)},
             )
-        worker = Worker(number, process, await Line.on(ours))
+        worker = WorkerProcess(number, process, await WorkerChannel.on(ours))
         orders = Orders(
             worker=number,
             settings=self._share,
@@ -204,7 +204,7 @@ class Supervisor:
             process.kill()
         return worker
 
-    async def _listen_to(self, worker: Worker) -> None:
+    async def _listen_to(self, worker: WorkerProcess) -> None:
         async for message in worker.line.messages():
             worker.unanswered = 0
             match message:
@@ -270,7 +270,7 @@ class Supervisor:
                     worker.process.kill()
                 elif worker.ready_s is not None:  # compiling an engine may hold a loop up
                     worker.unanswered += 1
-                    worker.line.say(Pulse())
+                    worker.line.say(Heartbeat())
 
     async def _reload_when_wanted(self) -> None:
         while True:
@@ -321,5 +321,5 @@ def _cause(status: int) -> dict[str, object]:
     return {"status": status}
 
 
-def _log(level: int, event: str, worker: Worker, **fields: object) -> None:
+def _log(level: int, event: str, worker: WorkerProcess, **fields: object) -> None:
     logger.log(level, event, extra={FIELDS: {"worker": worker.number, "pid": worker.process.pid, **fields}})

@@ -18,13 +18,13 @@ from serve.processes.messages import (
     Applied,
     Control,
     Drain,
-    Line,
+    Heartbeat,
     Orders,
-    Pulse,
     Ready,
     Reload,
     Reloaded,
     Serves,
+    WorkerChannel,
     read_orders,
 )
 from serve.processes.server_process import ServerProcess
@@ -47,21 +47,21 @@ class Worker(ServerProcess):
         bundle = load_bundle(orders.settings.bundle)
         super().__init__(orders.settings, bundle, listeners, Metrics(Path(orders.metrics)))
         self._end = end
-        self._line: Line | None = None
+        self._line: WorkerChannel | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         if orders.control is not None:
             self._follow(orders.control)
 
     async def begin(self) -> None:
         # A copy: the original stays open to this process' last moment, so that its end tells the process' end.
-        self._line = await Line.on(self._end.dup())
+        self._line = await WorkerChannel.on(self._end.dup())
         self._start_task(self._obey(self._line))
 
     def become_ready(self) -> None:
         self._say(Serves(manifest=self.service.bundle.manifest))
         self._say(Ready())
 
-    async def _obey(self, line: Line) -> None:
+    async def _obey(self, line: WorkerChannel) -> None:
         async for message in line.messages():
             match message:
                 case Accept():
@@ -71,7 +71,7 @@ class Worker(ServerProcess):
                     self._say(Applied(revision=message.revision))
                 case Reload():
                     self._start_task(self._reload())
-                case Pulse():
+                case Heartbeat():
                     self._say(message)
                 case Drain():
                     self.server.drain()
@@ -85,7 +85,7 @@ class Worker(ServerProcess):
         self._say(Serves(manifest=self.service.bundle.manifest))
         self._say(Reloaded(ok=is_reloaded))
 
-    def _say(self, message: Applied | Pulse | Ready | Reloaded | Serves) -> None:
+    def _say(self, message: Applied | Heartbeat | Ready | Reloaded | Serves) -> None:
         assert self._line is not None
         self._line.say(message)
 

@@ -9,7 +9,7 @@ from export.errors import ExportError, ParityError
 from export.graph import Backbone, exportable, onnx_graph
 from export.parity import BATCH_SIZES, ParityLimits, check_parity, measure_parity
 from export.pipeline import export_bundle
-from export.proving import Asked
+from export.proving import EngineRequest
 from export.reference import BETAS, reference
 from training.models.resnet import DualResNet, ResNetConfig
 from training.models.vit import DualTokenViT, ViTConfig
@@ -167,13 +167,15 @@ def test_the_golden_rows_are_pytorchs(bundle, checkpoint):
 def test_a_failed_export_writes_nothing(checkpoint, tmp_path):
     limits = ParityLimits(fp32_max_abs_diff=1e-12)
     with pytest.raises(ParityError):
-        export_bundle(checkpoint, tmp_path / "bundle", asked=Asked(precisions=["fp32"]), limits=limits)
+        export_bundle(checkpoint, tmp_path / "bundle", asked=EngineRequest(precisions=["fp32"]), limits=limits)
     assert not list(tmp_path.iterdir())
 
 
 def test_an_engine_that_was_asked_for_must_be_proven(checkpoint, tmp_path):
     with pytest.raises(ExportError, match="bf16"):
-        export_bundle(checkpoint, tmp_path / "bundle", asked=Asked(engines=["onnxruntime"], precisions=["bf16"]))
+        export_bundle(
+            checkpoint, tmp_path / "bundle", asked=EngineRequest(engines=["onnxruntime"], precisions=["bf16"])
+        )
 
 
 def test_the_command_exports_what_is_asked_and_overwrites_when_told(digits_run, tmp_path, capsys):

@@ -9,7 +9,7 @@ from export.artefacts import Artefacts
 from export.errors import ExportError, ParityError
 from export.graph import Backbone
 from export.parity import ParityLimits
-from export.proving import Asked, prove_engines
+from export.proving import EngineRequest, prove_engines
 from export.reference import reference
 from export.torch_plan import build_torch_plan, traced
 from tureen.bundle.bundle import load_bundle
@@ -62,17 +62,17 @@ def test_without_a_gpu_plans_are_built_and_left_out_with_time_size_and_reason(di
 
 def test_an_engine_that_is_missing_is_told(artefacts, expected):
     with pytest.raises(ExportError, match="tensorrt, fp32 could not be proven: tensorrt fp32: "):
-        prove_engines(artefacts, expected, Asked(engines=["tensorrt"], precisions=["fp32"]), ParityLimits())
+        prove_engines(artefacts, expected, EngineRequest(engines=["tensorrt"], precisions=["fp32"]), ParityLimits())
 
 
 def test_an_engine_that_needs_a_gpu_is_not_tried_where_there_is_none_and_nobody_asked(artefacts, expected):
     lines = []
-    proven = prove_engines(artefacts, expected, Asked(precisions=["fp32"]), ParityLimits(), report=lines.append)
+    proven = prove_engines(artefacts, expected, EngineRequest(precisions=["fp32"]), ParityLimits(), report=lines.append)
     assert {row.engine for row in proven.rows} == {"onnxruntime", "openvino"}
     assert not any("left out" in line for line in lines)
 
 
-RTX_FP32 = Asked(engines=["tensorrt-rtx"], precisions=["fp32"])
+RTX_FP32 = EngineRequest(engines=["tensorrt-rtx"], precisions=["fp32"])
 
 
 def test_a_plan_that_is_as_pytorch_is_proven_and_bound(artefacts, graph, expected):

@@ -11,7 +11,7 @@ from PIL import Image
 from export.errors import ExportError
 from export.parity import ParityLimits
 from export.pipeline import export_bundle
-from export.proving import Asked
+from export.proving import EngineRequest
 from export.quantization import calibration, calibration_pixels, int8_graph
 from tureen.bundle.bundle import load_bundle
 from tureen.bundle.manifest import graph_name
@@ -57,7 +57,7 @@ def test_both_engines_run_it_and_nearly_as_fp32(name, quantized, bundle, checkpo
 def test_int8_that_costs_too_much_stays_out_and_the_export_says_why(checkpoint, tmp_path):
     """On the digits int8 moves accuracy under transferred attacks by a point at β = 0; one image is 0.22."""
     said = []
-    asked = Asked(engines=["openvino"], calibration=calibration(checkpoint, None))
+    asked = EngineRequest(engines=["openvino"], calibration=calibration(checkpoint, None))
     manifest = export_bundle(
         checkpoint, tmp_path / "bundle", asked=asked, limits=ParityLimits(int8_accuracy_points=0), report=said.append
     )
@@ -68,7 +68,9 @@ def test_int8_that_costs_too_much_stays_out_and_the_export_says_why(checkpoint, 
 
 
 def test_int8_that_is_admitted_travels_in_the_bundle_and_is_proven_when_opened(checkpoint, tmp_path):
-    asked = Asked(engines=["openvino", "onnxruntime"], precisions=["int8"], calibration=calibration(checkpoint, None))
+    asked = EngineRequest(
+        engines=["openvino", "onnxruntime"], precisions=["int8"], calibration=calibration(checkpoint, None)
+    )
     out = tmp_path / "bundle"
     export_bundle(checkpoint, out, asked=asked, limits=ParityLimits(int8_accuracy_points=20))
     bundle = load_bundle(out)

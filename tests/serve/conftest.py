@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from serve.control.revision_store import Store
+from serve.control.revision_store import RevisionStore
 from tests.patience import DEADLINE_S
 from tests.serve.control.postgres import Postgres
 from tureen.bundle.bundle import GOLDEN, MANIFEST, load_bundle, record_files
@@ -154,7 +154,7 @@ def store_url(request, tmp_path):
     server = request.getfixturevalue("postgres")
     database = f"t{abs(hash(str(tmp_path)))}"
     with (
-        contextlib.closing(Store(server.url)) as admin,
+        contextlib.closing(RevisionStore(server.url)) as admin,
         admin.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection,
     ):
         connection.exec_driver_sql(f"CREATE DATABASE {database}")
@@ -163,6 +163,6 @@ def store_url(request, tmp_path):
 
 @pytest.fixture
 def store(store_url):
-    store = Store(store_url)
+    store = RevisionStore(store_url)
     yield store
     store.close()

@@ -166,7 +166,7 @@ class Downsample(nn.Module):
         return self.norm(self.conv(x), betas)
 
 
-class Block(nn.Module):
+class ResidualBlock(nn.Module):
     """A basic block of two convolutions or a bottleneck of three, (B, before, H, W) to (B, after, H/stride, W/stride).
 
     The stride is the 3 × 3 convolution's, as in the models whose accuracy is usually quoted (ResNet 1.5).
@@ -221,7 +221,7 @@ class DualResNet(nn.Module):
             after = config.width * 2**stage * (4 if config.depth == 50 else 1)
             for index in range(count):
                 stride = 2 if stage > 0 and index == 0 else 1
-                blocks.append(Block(config, before, after, stride))
+                blocks.append(ResidualBlock(config, before, after, stride))
                 before = after
         self.blocks = nn.ModuleList(blocks)
         self.head = nn.Linear(before, config.classes)

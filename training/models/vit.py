@@ -92,7 +92,7 @@ class SharedLayerNorm(nn.LayerNorm):
         return super().forward(x)
 
 
-class Block(nn.Module):
+class TransformerBlock(nn.Module):
     """A pre-norm transformer block, (B, 1 + N, D) to the same (Dosovitskiy et al., ICLR 2021)."""
 
     def __init__(self, config: ViTConfig) -> None:
@@ -167,7 +167,7 @@ class DualTokenViT(nn.Module):
         self.clean_token = nn.Parameter(torch.zeros(config.width))
         has_two_tokens = config.adapter in ("token", "both")
         self.robust_token = nn.Parameter(torch.zeros(config.width)) if has_two_tokens else None
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(TransformerBlock(config) for _ in range(config.depth))
         self.norm = _norm(config)
         self.head = nn.Linear(config.width, config.classes)
         self._initialise()

@@ -9,8 +9,8 @@ from fastapi import APIRouter, FastAPI, Response
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from serve.control.beta_choice import InForce
-from serve.http.direct_route import answer_head
+from serve.control.beta_choice import ActiveSettings
+from serve.http.direct_route import add_head_routes
 from tureen.bundle.manifest import Manifest
 
 STATIC = Path(__file__).parent / "static"
@@ -24,7 +24,7 @@ HEADERS = {
 }
 
 
-def add_console(app: FastAPI, shown: Callable[[], tuple[Manifest, InForce]], *, is_operators: bool) -> None:
+def add_console(app: FastAPI, shown: Callable[[], tuple[Manifest, ActiveSettings]], *, is_operators: bool) -> None:
     """GET /ui and what it needs. shown: the model and the settings as of now. is_operators: on their listener."""
     # From memory, by name: no path of a request's reaches the file system.
     page = (STATIC / "index.html").read_bytes()
@@ -58,5 +58,5 @@ def add_console(app: FastAPI, shown: Callable[[], tuple[Manifest, InForce]], *, 
         }
         return JSONResponse(content, headers=HEADERS)
 
-    answer_head(router)
+    add_head_routes(router)
     app.include_router(router)

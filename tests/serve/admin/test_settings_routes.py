@@ -14,7 +14,7 @@ from PIL import Image
 
 from serve.admin.expected_accuracy import expected
 from serve.control.credential_file import Credentials
-from serve.control.revision_store import Store
+from serve.control.revision_store import RevisionStore
 from tests.patience import DEADLINE_S
 from tureen.bundle.bundle import load_bundle
 from tureen.commands.demo import EXAMPLES
@@ -118,7 +118,7 @@ def test_nobody_gets_less_than_the_floor_by_choosing_nothing(start_operated, ima
 def test_an_old_store_in_the_place_of_the_one_in_force_lets_nobody_in_again(start_operated, tmp_path):
     server, operator = start_operated()
     file = next((tmp_path / "state").glob("*.db"))
-    with contextlib.closing(Store(f"sqlite:///{file}")) as store:
+    with contextlib.closing(RevisionStore(f"sqlite:///{file}")) as store:
         credentials = Credentials(store)
         ada = credentials.make("ada", "operate")
         operator.change(default_beta=0.4)

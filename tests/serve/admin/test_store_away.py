@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from serve.control.credential_file import Credentials
-from serve.control.revision_store import Store
+from serve.control.revision_store import RevisionStore
 from tests.serve.admin.conftest import Operator
 from tests.serve.admin.test_settings_routes import classify, image  # noqa: F401 - a fixture
 from tests.serve.inference.test_reload import replace_with
@@ -24,7 +24,7 @@ REFUSING = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"]  # root without
 def postgres_url(postgres):
     """A PostgreSQL with an empty database, running again after the test."""
     with (
-        contextlib.closing(Store(postgres.url)) as admin,
+        contextlib.closing(RevisionStore(postgres.url)) as admin,
         admin.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection,
     ):
         connection.exec_driver_sql("DROP DATABASE IF EXISTS away")
@@ -252,7 +252,7 @@ def test_two_servers_that_start_on_the_files_of_an_earlier_version_take_them_ove
     assert logs.count("the store of an earlier version, to control.db") == 1
     assert not list(state.glob(f"{model}.*"))
     assert (state / "control.db").stat().st_mode & 0o777 == 0o600
-    with contextlib.closing(Store(f"sqlite:///{state / 'control.db'}")) as store:
+    with contextlib.closing(RevisionStore(f"sqlite:///{state / 'control.db'}")) as store:
         assert [one.name for one in Credentials(store).all()] == ["local"]
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from serve.api.admission_gate import gate_of
+from serve.api.admission_gate import admission_gate
 from serve.errors import OverloadedError
 
 
@@ -25,12 +25,12 @@ class Service:
 )
 def test_work_is_refused_on_its_head_when_the_service_would_not_take_it(path, route):
     error = OverloadedError(3)
-    assert gate_of(Service(error))(b"POST", path) == (route, error)
-    assert gate_of(Service(None))(b"POST", path) == (route, None)
+    assert admission_gate(Service(error))(b"POST", path) == (route, error)
+    assert admission_gate(Service(None))(b"POST", path) == (route, None)
 
 
 @pytest.mark.parametrize("path", [b"/healthz", b"/readyz", b"/metrics", b"/docs", b"/v2/health/ready", b"/classify/"])
 def test_everything_else_passes_all_the_while(path):
-    gate = gate_of(Service(OverloadedError()))
+    gate = admission_gate(Service(OverloadedError()))
     assert gate(b"GET", path) is None
     assert gate(b"POST", path) is None

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serve.connection.head_rules import PROBES, fault_of_head
-from serve.limits import WireLimits, is_origin
+from serve.limits import ConnectionLimits, is_origin
 
 
 @given(
@@ -11,7 +11,7 @@ from serve.limits import WireLimits, is_origin
     rate=st.integers(0, 2000),
 )
 def test_a_body_is_late_exactly_where_it_is_below_the_rate_after_the_grace_or_past_its_end(pieces, rate):
-    limits = WireLimits(min_body_rate=rate, body_grace_s=2, body_timeout_s=30)
+    limits = ConnectionLimits(min_body_rate=rate, body_grace_s=2, body_timeout_s=30)
     elapsed, received = 0.0, 0
     for seconds, count in pieces:
         elapsed, received = elapsed + seconds, received + count
@@ -24,7 +24,7 @@ def test_a_body_is_late_exactly_where_it_is_below_the_rate_after_the_grace_or_pa
     port=st.none() | st.integers(0, 99999),
 )
 def test_only_a_trusted_name_passes_whatever_the_bytes(host, port):
-    limits = WireLimits(hosts=frozenset({"localhost", "[::1]"}))
+    limits = ConnectionLimits(hosts=frozenset({"localhost", "[::1]"}))
     value = host if port is None else host + b":%d" % port
     passes = fault_of_head(limits, "1.1", b"/", [(b"host", value)]) is None
     assert passes == (host.lower() in (b"localhost", b"[::1]"))
@@ -32,7 +32,7 @@ def test_only_a_trusted_name_passes_whatever_the_bytes(host, port):
 
 @pytest.mark.parametrize("hosts", [None, frozenset({"localhost"})])
 def test_health_is_answered_in_http_1_0_without_a_host_and_nothing_else_where_hosts_are_restricted(hosts):
-    limits = WireLimits(hosts=hosts)
+    limits = ConnectionLimits(hosts=hosts)
     for path in (*PROBES, b"/readyz?verbose"):
         assert fault_of_head(limits, "1.0", path, []) is None
         assert fault_of_head(limits, "1.1", path, []) is not None

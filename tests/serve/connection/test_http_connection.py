@@ -15,8 +15,8 @@ from serve.connection.graceful_shutdown import DrainingState
 from serve.connection.head_rules import PROBES
 from serve.connection.http_connection import protocol_class
 from serve.errors import OverloadedError
-from serve.http.request_log import AccessMiddleware
-from serve.limits import WireLimits
+from serve.http.request_log import RequestLogMiddleware
+from serve.limits import ConnectionLimits
 from serve.telemetry.metrics import Metrics
 
 WAIT_S = 20  # how long anything may take before a test fails
@@ -70,9 +70,9 @@ class Listening:
 
     def __init__(self, keep_alive_s=5, **limits):
         self.metrics = Metrics()
-        self.protocol = protocol_class(WireLimits(**limits), refuse_overload, self.metrics)
+        self.protocol = protocol_class(ConnectionLimits(**limits), refuse_overload, self.metrics)
         config = uvicorn.Config(
-            AccessMiddleware(echo, self.metrics),
+            RequestLogMiddleware(echo, self.metrics),
             loop="uvloop",
             http=self.protocol,
             ws="none",

@@ -16,7 +16,7 @@ from serve.control.change import (
     with_key,
     without_key,
 )
-from serve.control.settings_state import ControlState, KeyPolicy
+from serve.control.settings_state import KeyPolicy, SettingsState
 from serve.errors import InvalidChangeError
 
 NOW = datetime(2027, 1, 31, 8, tzinfo=UTC)
@@ -32,14 +32,14 @@ def after_s(seconds):
 
 
 def test_what_is_left_out_stays():
-    state = apply(ControlState(), default_beta=0.6, beta_min=0.5, policies={"uploads": 0.9})
+    state = apply(SettingsState(), default_beta=0.6, beta_min=0.5, policies={"uploads": 0.9})
     state = apply(state, clients_may_choose=False)
     assert (state.default_beta, state.beta_min, state.clients_may_choose) == (0.6, 0.5, False)
     assert state.policies == {"uploads": 0.9}
 
 
 def test_null_gives_the_default_back_to_the_server():
-    assert apply(ControlState(default_beta=0.6), default_beta=None).default_beta is None
+    assert apply(SettingsState(default_beta=0.6), default_beta=None).default_beta is None
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_null_gives_the_default_back_to_the_server():
 @pytest.mark.parametrize("name", ["default_beta", "beta_min", "beta_max"])
 def test_no_beta_but_a_number_from_0_to_1(name, beta):
     with pytest.raises(InvalidChangeError, match=name):
-        apply(ControlState(), **{name: beta})
+        apply(SettingsState(), **{name: beta})
 
 
 @pytest.mark.parametrize(
@@ -80,13 +80,13 @@ def test_no_beta_but_a_number_from_0_to_1(name, beta):
 )
 def test_a_wrong_change_is_told_by_field_and_rule(settings, said):
     with pytest.raises(InvalidChangeError) as caught:
-        apply(ControlState(), **settings)
+        apply(SettingsState(), **settings)
     assert said in str(caught.value)
     assert "pydantic" not in str(caught.value)
 
 
 def test_a_ttl_reverts_to_what_was_before():
-    state = apply(ControlState(default_beta=0.3), default_beta=0.9, ttl_s=3600)
+    state = apply(SettingsState(default_beta=0.3), default_beta=0.9, ttl_s=3600)
     assert state.default_beta == 0.9
     assert next_due(state) == after_s(3600)
     assert due(state, after_s(3599)) is None
@@ -95,7 +95,7 @@ def test_a_ttl_reverts_to_what_was_before():
 
 
 def test_a_ramp_goes_in_steps_and_ends_exactly():
-    state = apply(ControlState(), default_beta=0.7, ramp_s=600, ramp_steps=4, in_force=0.1)
+    state = apply(SettingsState(), default_beta=0.7, ramp_s=600, ramp_steps=4, in_force=0.1)
     assert state.default_beta is None
     seen = []
     for minute in range(11):
@@ -111,7 +111,7 @@ def test_a_ramp_goes_in_steps_and_ends_exactly():
 @example(0.0, 0.8, 10)
 @example(0.12345, 0.12346, 100)
 def test_the_steps_of_a_ramp_are_short_numbers_from_one_end_to_the_other(start, end, steps):
-    state = apply(ControlState(), default_beta=end, ramp_s=600, ramp_steps=steps, in_force=start)
+    state = apply(SettingsState(), default_beta=end, ramp_s=600, ramp_steps=steps, in_force=start)
     betas = [start, *(plan.default_beta for plan in state.pending)]
     assert betas[-1] == end
     assert betas == sorted(betas, reverse=end < start)
@@ -126,7 +126,7 @@ def settled(state, now):
 
 
 def test_who_comes_late_finds_what_would_be_had_each_been_done_in_time():
-    planned = apply(ControlState(), default_beta=0.3, at="2027-01-31T08:00:06Z")
+    planned = apply(SettingsState(), default_beta=0.3, at="2027-01-31T08:00:06Z")
     planned = apply(planned, default_beta=0.9, ttl_s=12)
     in_time = settled(settled(planned, after_s(6)), after_s(20))
     assert settled(planned, after_s(20)) == in_time
@@ -134,14 +134,14 @@ def test_who_comes_late_finds_what_would_be_had_each_been_done_in_time():
 
 
 def test_a_ttl_that_is_made_longer_reverts_to_what_was_before_the_first():
-    state = apply(ControlState(default_beta=0.2), default_beta=0.9, ttl_s=60)
+    state = apply(SettingsState(default_beta=0.2), default_beta=0.9, ttl_s=60)
     state = apply(state, default_beta=0.9, ttl_s=120, now=after_s(30))
     assert settled(state, after_s(149)).default_beta == 0.9
     assert settled(state, after_s(150)).default_beta == 0.2
 
 
 def test_a_ttl_in_the_middle_of_a_ramp_reverts_to_where_the_ramp_went():
-    state = settled(apply(ControlState(), default_beta=1.0, ramp_s=600, in_force=0.0), after_s(300))
+    state = settled(apply(SettingsState(), default_beta=1.0, ramp_s=600, in_force=0.0), after_s(300))
     assert state.default_beta == 0.5
     state = apply(state, default_beta=0.3, ttl_s=60, now=after_s(300))
     assert settled(state, after_s(360)).default_beta == 1.0
@@ -150,7 +150,7 @@ def test_a_ttl_in_the_middle_of_a_ramp_reverts_to_where_the_ramp_went():
 @pytest.mark.parametrize("reason", ["two\nlines", "a\u009b31m", "a\x7f", "\u202eback", "a\u2028b", " ", "x" * 501])
 def test_a_reason_is_one_line_that_no_terminal_obeys(reason):
     with pytest.raises(InvalidChangeError, match="reason"):
-        apply(ControlState(), default_beta=0.5, reason=reason)
+        apply(SettingsState(), default_beta=0.5, reason=reason)
 
 
 @pytest.mark.parametrize(
@@ -158,16 +158,16 @@ def test_a_reason_is_one_line_that_no_terminal_obeys(reason):
 )
 def test_a_time_is_a_text_with_its_zone_that_there_is(at):
     with pytest.raises(InvalidChangeError, match="at"):
-        apply(ControlState(), default_beta=0.5, at=at)
+        apply(SettingsState(), default_beta=0.5, at=at)
 
 
 def test_a_canarys_share_is_a_number():
     with pytest.raises(InvalidChangeError, match="canary"):
-        apply(ControlState(), canary={"beta": 0.5, "share": "0.1"})
+        apply(SettingsState(), canary={"beta": 0.5, "share": "0.1"})
 
 
 def test_a_ramp_with_a_ttl_reverts_after_it():
-    state = apply(ControlState(default_beta=0.5), default_beta=0.7, ramp_s=600, ttl_s=1200)
+    state = apply(SettingsState(default_beta=0.5), default_beta=0.7, ramp_s=600, ttl_s=1200)
     state = settled(state, after_s(600))
     assert state.default_beta == 0.7
     state, plan = due(state, after_s(1200))
@@ -175,7 +175,7 @@ def test_a_ramp_with_a_ttl_reverts_after_it():
 
 
 def test_another_default_takes_the_place_of_what_was_under_way_but_not_of_what_is_scheduled():
-    state = apply(ControlState(), default_beta=0.4, at="2027-02-01T08:00:00Z")
+    state = apply(SettingsState(), default_beta=0.4, at="2027-02-01T08:00:00Z")
     state = apply(state, default_beta=0.9, ttl_s=3600)
     state = apply(state, default_beta=0.8)
     assert [plan.kind for plan in state.pending] == ["schedule"]
@@ -183,7 +183,7 @@ def test_another_default_takes_the_place_of_what_was_under_way_but_not_of_what_i
 
 
 def test_a_plan_is_cancelled_by_its_id_with_all_its_steps():
-    state = apply(ControlState(), default_beta=0.7, ramp_s=600)
+    state = apply(SettingsState(), default_beta=0.7, ramp_s=600)
     (plan_id,) = {plan.id for plan in state.pending}
     assert cancelled(state, plan_id).pending == ()
     with pytest.raises(InvalidChangeError, match="nothing is planned"):
@@ -191,13 +191,13 @@ def test_a_plan_is_cancelled_by_its_id_with_all_its_steps():
 
 
 def test_bounds_do_not_strand_what_is_planned():
-    state = apply(ControlState(default_beta=0.3), default_beta=0.9, ttl_s=3600)
+    state = apply(SettingsState(default_beta=0.3), default_beta=0.9, ttl_s=3600)
     with pytest.raises(InvalidChangeError, match="planned"):
         apply(state, beta_min=0.5)
 
 
 def test_a_policy_may_lie_outside_the_bounds_and_stays_while_a_key_stands_for_it():
-    state = apply(ControlState(), policies={"internal": 0.0}, beta_min=0.5)
+    state = apply(SettingsState(), policies={"internal": 0.0}, beta_min=0.5)
     state = with_key(state, "ab", KeyPolicy(name="crawler", policy="internal"))
     with pytest.raises(InvalidChangeError, match="crawler"):
         apply(state, policies={"internal": None})
@@ -205,14 +205,14 @@ def test_a_policy_may_lie_outside_the_bounds_and_stays_while_a_key_stands_for_it
 
 
 def test_a_rollback_brings_no_plan_and_no_removed_key_back():
-    state = with_key(apply(ControlState(), policies={"a": 0.1}), "ab", KeyPolicy(name="k", policy="a"))
+    state = with_key(apply(SettingsState(), policies={"a": 0.1}), "ab", KeyPolicy(name="k", policy="a"))
     earlier = apply(state, default_beta=0.9, ttl_s=60)
-    assert rolled_back(without_key(earlier, "k"), earlier) == ControlState(default_beta=0.9, policies={"a": 0.1})
+    assert rolled_back(without_key(earlier, "k"), earlier) == SettingsState(default_beta=0.9, policies={"a": 0.1})
 
 
 def test_a_rollback_takes_no_key_away_nor_the_policy_that_it_stands_for():
-    state = with_key(apply(ControlState(), policies={"a": 0.1, "b": 0.2}), "ab", KeyPolicy(name="k", policy="a"))
-    back = rolled_back(state, ControlState(default_beta=0.4, policies={"c": 0.3}))
+    state = with_key(apply(SettingsState(), policies={"a": 0.1, "b": 0.2}), "ab", KeyPolicy(name="k", policy="a"))
+    back = rolled_back(state, SettingsState(default_beta=0.4, policies={"c": 0.3}))
     assert (back.default_beta, back.policies) == (0.4, {"a": 0.1, "c": 0.3})
     assert back.api_keys == state.api_keys
 
@@ -226,7 +226,7 @@ settings = st.fixed_dictionaries(
 
 @given(st.lists(st.tuples(settings, st.integers(0, 5000)), max_size=8))
 def test_whatever_is_done_the_state_is_sound_and_time_settles_it(steps):
-    state, now = ControlState(), NOW
+    state, now = SettingsState(), NOW
     for wanted, seconds in steps:
         try:
             state = apply(state, now=now, **wanted)
@@ -235,5 +235,5 @@ def test_whatever_is_done_the_state_is_sound_and_time_settles_it(steps):
         now += timedelta(seconds=seconds)
         while (done := due(state, now)) is not None:
             state = done[0]
-        assert ControlState.model_validate_json(state.model_dump_json()) == state
+        assert SettingsState.model_validate_json(state.model_dump_json()) == state
     assert all(plan.at > now for plan in state.pending)

@@ -14,9 +14,9 @@ import sqlalchemy as sa
 from serve.control import notifications as watching
 from serve.control.change import changed, parse_change
 from serve.control.credential_file import Credential
-from serve.control.replica import ControlPlane, LastKnown, read_snapshot, write_snapshot
-from serve.control.revision_store import BEFORE_ALL, Store, next_revision
-from serve.control.settings_state import ControlState
+from serve.control.replica import LastKnown, SettingsReplica, read_snapshot, write_snapshot
+from serve.control.revision_store import BEFORE_ALL, RevisionStore, next_revision
+from serve.control.settings_state import SettingsState
 from serve.errors import ControlStoreError, StaleRevisionError
 
 SOON_S = 20  # how long anything may take before a test fails
@@ -24,8 +24,8 @@ SOON_S = 20  # how long anything may take before a test fails
 
 @contextlib.asynccontextmanager
 async def plane_of(url, snapshot=None):
-    with contextlib.closing(Store(url)) as store:
-        plane = ControlPlane(store, snapshot)
+    with contextlib.closing(RevisionStore(url)) as store:
+        plane = SettingsReplica(store, snapshot)
         plane.seen = []
         plane.reachable = []
         await plane.open()
@@ -74,7 +74,7 @@ def test_two_servers_on_one_store_follow_each_other(store_url):
             stale = one.head
             await change(other, default_beta=0.9)
             with pytest.raises(StaleRevisionError):
-                await one.append(stale, ControlState(), who="ada", action="set", reason="too late")
+                await one.append(stale, SettingsState(), who="ada", action="set", reason="too late")
             assert one.state.default_beta == 0.9
 
     asyncio.run(both())
@@ -85,7 +85,7 @@ def test_what_is_due_is_done_once_by_whichever_server_is_first(store_url):
         async with plane_of(store_url) as one, plane_of(store_url) as other:
             await change(one, default_beta=0.9, ttl_s=1)
             await until(lambda: one.head.revision == other.head.revision == 2)
-            assert one.state == other.state == ControlState()
+            assert one.state == other.state == SettingsState()
             await asyncio.sleep(0.3)
             assert [row.action for row in one.store.history(9)] == ["revert", "set"]
 
@@ -148,8 +148,8 @@ def start_without_store(tmp_path, snapshot, earlier=None):
     """The plane of a server whose store was never there, as it begins."""
 
     async def run():
-        with contextlib.closing(Store(f"sqlite:///{tmp_path / 'missing' / 'control.db'}")) as store:
-            plane = ControlPlane(store, snapshot, earlier)
+        with contextlib.closing(RevisionStore(f"sqlite:///{tmp_path / 'missing' / 'control.db'}")) as store:
+            plane = SettingsReplica(store, snapshot, earlier)
             await plane.open()
             assert plane.unreachable_since is not None
             await plane.close()
@@ -161,7 +161,7 @@ def start_without_store(tmp_path, snapshot, earlier=None):
 @pytest.fixture
 def known(tmp_path):
     row = next_revision(
-        BEFORE_ALL, ControlState(default_beta=0.8), at=datetime.now(UTC), who="ada", action="set", reason="r"
+        BEFORE_ALL, SettingsState(default_beta=0.8), at=datetime.now(UTC), who="ada", action="set", reason="r"
     )
     return LastKnown(row, (Credential("ada", "read", "0" * 64, "2027-01-31T08:00:00Z"),))
 
@@ -198,13 +198,13 @@ def test_a_damaged_snapshot_is_not_used_and_the_log_says_so(tmp_path, known, cap
 def test_a_server_that_never_reached_its_store_follows_it_once_it_is_there(tmp_path, known):
     async def run():
         file = tmp_path / "later" / "control.db"
-        with contextlib.closing(Store(f"sqlite:///{file}")) as store:
-            plane = ControlPlane(store, tmp_path / "snapshot.json")
+        with contextlib.closing(RevisionStore(f"sqlite:///{file}")) as store:
+            plane = SettingsReplica(store, tmp_path / "snapshot.json")
             await plane.open()
             reachable = []
             plane.tell(lambda row: None, reachable.append)
             assert reachable == [False]
-            with contextlib.closing(Store(f"sqlite:///{tmp_path / 'elsewhere.db'}")) as elsewhere:
+            with contextlib.closing(RevisionStore(f"sqlite:///{tmp_path / 'elsewhere.db'}")) as elsewhere:
                 elsewhere.append(known.head)
             file.parent.mkdir()
             (tmp_path / "elsewhere.db").rename(file)
@@ -224,7 +224,7 @@ def test_a_store_that_was_replaced_by_an_older_one_is_not_followed(tmp_path):
             await change(plane, default_beta=0.9)
             for name in tmp_path.iterdir():
                 name.unlink()
-            with contextlib.closing(Store(f"sqlite:///{file}")) as empty:
+            with contextlib.closing(RevisionStore(f"sqlite:///{file}")) as empty:
                 assert empty.head() == BEFORE_ALL
                 await until(lambda: plane.reachable[-1] is False)
             assert plane.state.default_beta == 0.9
@@ -309,7 +309,7 @@ def test_what_is_due_on_a_store_that_lies_behind_is_tried_now_and_then_and_not_w
 def test_a_counter_is_not_closed_under_whoever_reads_it(tmp_path):
     """Such as a server's end just when its thread looks: SQLite would crash the process."""
     file = tmp_path / "control.db"
-    with contextlib.closing(Store(f"sqlite:///{file}")) as store:
+    with contextlib.closing(RevisionStore(f"sqlite:///{file}")) as store:
         store.head()
         for _ in range(300):
             counter = watching._Counter(file)

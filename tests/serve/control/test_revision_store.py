@@ -16,8 +16,8 @@ import pytest
 import sqlalchemy as sa
 
 from serve.control.credential_file import Credentials
-from serve.control.revision_store import BEFORE_ALL, Store, next_revision
-from serve.control.settings_state import ControlState
+from serve.control.revision_store import BEFORE_ALL, RevisionStore, next_revision
+from serve.control.settings_state import SettingsState
 from serve.errors import (
     BrokenHistoryError,
     ControlStoreError,
@@ -31,7 +31,7 @@ from tests.serve.control.linearizability import Read, Write, violations
 
 def append(store, head, beta=0.5, reason="a test"):
     row = next_revision(
-        head, ControlState(default_beta=beta), at=datetime.now(UTC), who="ada", action="set", reason=reason
+        head, SettingsState(default_beta=beta), at=datetime.now(UTC), who="ada", action="set", reason=reason
     )
     store.append(row)
     return row
@@ -39,18 +39,18 @@ def append(store, head, beta=0.5, reason="a test"):
 
 def test_an_empty_store_is_at_revision_0_with_the_defaults(store):
     assert store.head() == BEFORE_ALL
-    assert store.head().state == ControlState()
+    assert store.head().state == SettingsState()
     assert store.verify() == 0
 
 
 def test_a_change_is_kept_with_who_when_and_why(store, store_url):
     append(store, store.head(), 0.7, "attack on β uploads")
-    with contextlib.closing(Store(store_url)) as another:
+    with contextlib.closing(RevisionStore(store_url)) as another:
         row = another.head()
     assert (row.revision, row.who, row.action, row.reason) == (1, "ada", "set", "attack on β uploads")
     assert row.state.default_beta == 0.7
     assert abs(datetime.fromisoformat(row.at).timestamp() - time.time()) < 60
-    assert ControlState.model_validate_json(row.before) == ControlState()
+    assert SettingsState.model_validate_json(row.before) == SettingsState()
 
 
 def test_of_two_writers_who_saw_the_same_one_wins(store):
@@ -105,13 +105,13 @@ def test_a_row_that_was_taken_out_is_found(store):
 )
 def test_a_store_that_cannot_be_reached_is_told_without_its_password(url):
     with pytest.raises(ControlStoreError) as caught:
-        Store(url).head()
+        RevisionStore(url).head()
     assert "secret" not in str(caught.value)
 
 
 def test_sqlite_keeps_what_it_acknowledged_through_a_power_cut(tmp_path):
     url = f"sqlite:///{tmp_path / 'control.db'}"
-    with contextlib.closing(Store(url)) as store, store.reading() as connection:
+    with contextlib.closing(RevisionStore(url)) as store, store.reading() as connection:
         assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
         assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2  # FULL
 
@@ -134,7 +134,7 @@ def test_a_credential_stands_for_a_name_and_its_secret_is_kept_nowhere(store):
 
 def write_many(url, seed, seconds):
     """Changes by compare-and-set for a while, each on what was last seen, sometimes on what is known to be old."""
-    store, draw, seen, writes = Store(url), random.Random(seed), [], []
+    store, draw, seen, writes = RevisionStore(url), random.Random(seed), [], []
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         head = draw.choice(seen[-3:]) if seen and draw.random() < 0.3 else store.head()
@@ -149,7 +149,7 @@ def write_many(url, seed, seconds):
 
 
 def read_many(url, name, seconds):
-    store, reads = Store(url), []
+    store, reads = RevisionStore(url), []
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         began = time.monotonic()
@@ -191,7 +191,7 @@ KILLED = """
 import os, signal, sys, time
 from datetime import UTC, datetime
 import sqlalchemy as sa
-from serve.control.settings_state import ControlState
+from serve.control.settings_state import SettingsState
 from serve.control.revision_store import Store, next_revision
 
 store, step, at = Store(sys.argv[1]), sys.argv[2], int(sys.argv[3])
@@ -209,7 +209,7 @@ sa.event.listen(store.engine, "after_cursor_execute", lambda c, cu, statement, *
 sa.event.listen(store.engine, "commit", lambda connection: die("before commit"))
 while True:
     head = store.head()
-    row = next_revision(head, ControlState(default_beta=0.5), at=datetime.now(UTC), who="a", action="set", reason="r")
+    row = next_revision(head, SettingsState(default_beta=0.5), at=datetime.now(UTC), who="a", action="set", reason="r")
     store.append(row)
     die("after commit")
     print(row.revision, flush=True)
@@ -235,7 +235,7 @@ def test_a_process_killed_at_any_step_leaves_a_change_whole_or_not_made(store, s
 
 def test_a_process_killed_at_random_has_lost_nothing_it_acknowledged(tmp_path):
     url = f"sqlite:///{tmp_path / 'control.db'}"
-    store, draw = Store(url), random.Random(0)
+    store, draw = RevisionStore(url), random.Random(0)
     for _ in range(10):
         before = store.head().revision
         program = [sys.executable, "-c", KILLED, url, "", "0"]

@@ -10,9 +10,9 @@ import pytest
 import sqlalchemy as sa
 
 from serve.control.credential_file import Credentials
-from serve.control.revision_store import BEFORE_ALL, Store, next_revision
+from serve.control.revision_store import BEFORE_ALL, RevisionStore, next_revision
 from serve.control.schema import MIGRATIONS, migrate
-from serve.control.settings_state import ControlState
+from serve.control.settings_state import SettingsState
 from serve.errors import ControlStoreError
 from serve.jobs.job_store import JobRecords, JobRequest
 from tests.patience import DEADLINE_S
@@ -53,7 +53,7 @@ def connected(store):
 
 def use_every_table(url):
     """As a server does at its start."""
-    with contextlib.closing(Store(url)) as store:
+    with contextlib.closing(RevisionStore(url)) as store:
         return store.head().revision, len(Credentials(store).all()), sum(JobRecords(store).counts().values())
 
 
@@ -72,7 +72,7 @@ def test_servers_that_start_at_once_on_an_empty_store_make_its_tables_once(reque
     urls = [f"sqlite:///{tmp_path / str(n)}.db" for n in range(ROUNDS)]
     postgres = request.getfixturevalue("postgres")
     with (
-        contextlib.closing(Store(postgres.url)) as admin,
+        contextlib.closing(RevisionStore(postgres.url)) as admin,
         admin.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection,
     ):
         for n in range(ROUNDS):
@@ -86,7 +86,7 @@ def test_servers_that_start_at_once_on_an_empty_store_make_its_tables_once(reque
     for server in servers:
         server.join()
     assert [server.exitcode for server in servers] == [0] * SERVERS
-    with contextlib.closing(Store(urls[-1])) as store, store.reading() as connection:
+    with contextlib.closing(RevisionStore(urls[-1])) as store, store.reading() as connection:
         versions = connection.execute(sa.text("SELECT version FROM tureen_schema")).scalars().all()
     assert versions == list(range(1, len(MIGRATIONS) + 1))
 
@@ -95,9 +95,9 @@ def test_servers_that_start_at_once_on_an_empty_store_make_its_tables_once(reque
 def test_a_store_without_a_version_keeps_its_rows_and_its_hash_chain(store_url, had_jobs):
     rows = [BEFORE_ALL]
     for n in range(3):
-        state = ControlState(default_beta=n / 10)
+        state = SettingsState(default_beta=n / 10)
         rows.append(next_revision(rows[-1], state, at=datetime.now(UTC), who="ada", action="set", reason="r"))
-    with contextlib.closing(Store(store_url)) as store:
+    with contextlib.closing(RevisionStore(store_url)) as store:
         with connected(store) as connection:
             for statement in (*EARLIER_TABLES, *(EARLIER_JOBS if had_jobs else ())):
                 connection.exec_driver_sql(statement)
@@ -115,8 +115,8 @@ def test_a_store_without_a_version_keeps_its_rows_and_its_hash_chain(store_url, 
 
 
 def test_a_later_migration_runs_once_in_order_and_breaks_no_hash(store_url):
-    with contextlib.closing(Store(store_url)) as store:
-        row = next_revision(BEFORE_ALL, ControlState(), at=datetime.now(UTC), who="ada", action="set", reason="r")
+    with contextlib.closing(RevisionStore(store_url)) as store:
+        row = next_revision(BEFORE_ALL, SettingsState(), at=datetime.now(UTC), who="ada", action="set", reason="r")
         store.append(row)
         later = (
             *MIGRATIONS,
@@ -129,12 +129,12 @@ def test_a_later_migration_runs_once_in_order_and_breaks_no_hash(store_url):
             assert connection.execute(sa.text("SELECT ticket FROM tureen_revisions")).scalars().all() == ["none"]
             versions = sa.text("SELECT version FROM tureen_schema ORDER BY version")
             assert connection.execute(versions).scalars().all() == list(range(1, len(later) + 1))
-        store.append(next_revision(row, ControlState(), at=datetime.now(UTC), who="ada", action="set", reason="r"))
+        store.append(next_revision(row, SettingsState(), at=datetime.now(UTC), who="ada", action="set", reason="r"))
         assert store.verify() == 2
 
 
 def test_a_migration_that_fails_leaves_the_version_before_it(store_url):
-    with contextlib.closing(Store(store_url)) as store:
+    with contextlib.closing(RevisionStore(store_url)) as store:
         store.head()
         broken = (*MIGRATIONS, ("ALTER TABLE tureen_revisions ADD COLUMN ticket TEXT", "SELECT * FROM no_such_table"))
         with pytest.raises(sa.exc.SQLAlchemyError):
@@ -145,14 +145,14 @@ def test_a_migration_that_fails_leaves_the_version_before_it(store_url):
 
 
 def test_a_store_of_a_newer_version_is_refused_and_left_as_it_is(store_url):
-    with contextlib.closing(Store(store_url)) as store, store.writing() as connection:
+    with contextlib.closing(RevisionStore(store_url)) as store, store.writing() as connection:
         connection.execute(sa.text("INSERT INTO tureen_schema VALUES (1000, 't')"))
-    with contextlib.closing(Store(store_url)) as store, pytest.raises(ControlStoreError, match="version 1000"):
+    with contextlib.closing(RevisionStore(store_url)) as store, pytest.raises(ControlStoreError, match="version 1000"):
         store.head()
 
 
 def test_a_migration_waits_for_a_lock_no_longer_than_its_limit(store_url):
-    with contextlib.closing(Store(store_url)) as holder, contextlib.closing(Store(store_url)) as waiter:
+    with contextlib.closing(RevisionStore(store_url)) as holder, contextlib.closing(RevisionStore(store_url)) as waiter:
         holder.head()
         later = (*MIGRATIONS, ("ALTER TABLE tureen_revisions ADD COLUMN ticket TEXT",))
         with holder.engine.begin() as connection:
@@ -178,9 +178,12 @@ def columns_of(connection):
 
 
 def test_the_migrations_make_the_tables_of_the_version_before_them(store_url, tmp_path):
-    with contextlib.closing(Store(store_url)) as store, store.reading() as connection:
+    with contextlib.closing(RevisionStore(store_url)) as store, store.reading() as connection:
         made = columns_of(connection)
-    with contextlib.closing(Store(f"sqlite:///{tmp_path / 'earlier.db'}")) as store, connected(store) as connection:
+    with (
+        contextlib.closing(RevisionStore(f"sqlite:///{tmp_path / 'earlier.db'}")) as store,
+        connected(store) as connection,
+    ):
         for statement in (*EARLIER_TABLES, *EARLIER_JOBS):
             connection.exec_driver_sql(statement)
         earlier = columns_of(connection)
@@ -193,8 +196,10 @@ def test_the_migrations_make_the_tables_of_the_version_before_them(store_url, tm
 
 def test_the_file_of_a_store_is_its_owners_alone(tmp_path):
     file = tmp_path / "control.db"
-    with contextlib.closing(Store(f"sqlite:///{file}")) as store:
-        store.append(next_revision(BEFORE_ALL, ControlState(), at=datetime.now(UTC), who="a", action="set", reason="r"))
+    with contextlib.closing(RevisionStore(f"sqlite:///{file}")) as store:
+        store.append(
+            next_revision(BEFORE_ALL, SettingsState(), at=datetime.now(UTC), who="a", action="set", reason="r")
+        )
         modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
     assert modes == dict.fromkeys(("control.db", "control.db-wal", "control.db-shm"), 0o600)
 
@@ -203,14 +208,17 @@ def test_the_file_of_a_store_is_its_owners_alone(tmp_path):
 def test_a_file_that_is_no_database_is_said_to_be_none_and_never_overwritten(tmp_path, content):
     file = tmp_path / "control.db"
     file.write_bytes(content)
-    with contextlib.closing(Store(f"sqlite:///{file}")) as store, pytest.raises(ControlStoreError, match="failed: "):
+    with (
+        contextlib.closing(RevisionStore(f"sqlite:///{file}")) as store,
+        pytest.raises(ControlStoreError, match="failed: "),
+    ):
         store.head()
     assert file.read_bytes() == content
 
 
 def test_threads_that_use_a_new_store_at_once_wait_for_its_tables(tmp_path):
     barrier, found = threading.Barrier(8), []
-    with contextlib.closing(Store(f"sqlite:///{tmp_path / 'control.db'}")) as store:
+    with contextlib.closing(RevisionStore(f"sqlite:///{tmp_path / 'control.db'}")) as store:
 
         def use():
             barrier.wait(DEADLINE_S)

@@ -12,13 +12,13 @@ import pytest
 from PIL import Image
 
 from serve.errors import DeadlineError, DecodingError
-from serve.inference.decode_process import Decoding
+from serve.inference.decode_process import DecodeOptions
 from serve.inference.image_decoders import DISPROPORTIONATE_NICE, LARGE_NICE, Decoders
 from tureen.errors import ImageTooLargeError, UndecodableImageError
 from tureen.image_cost import ImageCost, ImageKind, image_cost
 from tureen.preprocess import ImageLimits, PreprocessSpec
 
-DECODING = Decoding(PreprocessSpec(image_size=32), ImageLimits(), jpeg_scaling=False)
+DECODING = DecodeOptions(PreprocessSpec(image_size=32), ImageLimits(), jpeg_scaling=False)
 FOREVER_S = 60.0
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from serve.control.beta_choice import ANYBODY
 from serve.errors import OverloadedError, TooManyPixelsError
-from serve.inference.loaded_model import Answered
+from serve.inference.loaded_model import InferenceResult
 from serve.inference.queue_time import StartSpeed
 from serve.inference.service import Service
 from serve.settings import Settings
@@ -124,10 +124,10 @@ def test_after_a_reload_the_admitted_are_answered_by_the_bundle_before(own_bundl
             with service.admit([digit_png(0)]) as later:
                 assert later.model.bundle.manifest.version == "after"
                 (reply,) = await later.answer([(0.5,)])
-                assert isinstance(reply, Answered)
+                assert isinstance(reply, InferenceResult)
             assert not slow.is_closed
             slow.gate.set()
-            assert isinstance((await answer)[0], Answered)
+            assert isinstance((await answer)[0], InferenceResult)
         while not slow.is_closed:
             await asyncio.sleep(0.01)
 
@@ -140,7 +140,7 @@ def test_a_broken_bundle_leaves_the_one_served_in_its_place(own_bundle, digit_pn
         with pytest.raises(BundleError):
             await service.reload()
         with service.admit([digit_png(0)]) as admission:
-            assert isinstance((await admission.answer([(0.5,)]))[0], Answered)
+            assert isinstance((await admission.answer([(0.5,)]))[0], InferenceResult)
 
     serving(own_bundle, test)
 
@@ -222,7 +222,7 @@ def test_photographs_and_small_images_are_answered_while_disproportionate_images
                 pass
             good = [stack.enter_context(service.admit([image])) for image in [photograph, small] * 10]
             replies = await asyncio.gather(*(admission.classify(choice) for admission in good))
-            assert {type(reply) for reply in replies} == {Answered}
+            assert {type(reply) for reply in replies} == {InferenceResult}
             assert not waiting.done()
             waiting.cancel()
             with pytest.raises(asyncio.CancelledError):

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import sqlalchemy as sa
 
-from serve.control.revision_store import Store
+from serve.control.revision_store import RevisionStore
 from serve.errors import JobStateError, TooManyJobsError, UnknownJobError
 from serve.jobs.job_store import ENDED, RESUMABLE, STATES, WAITING, JobRecords, JobRequest
 
@@ -157,7 +157,7 @@ def test_of_many_who_want_a_job_at_a_time_one_gets_it(records, store_url):
     jobs = [submit(records) for _ in range(5)]
 
     def claim(name):
-        with contextlib.closing(Store(store_url)) as store:
+        with contextlib.closing(RevisionStore(store_url)) as store:
             return JobRecords(store).claim(str(name))
 
     with ThreadPoolExecutor(8) as threads:

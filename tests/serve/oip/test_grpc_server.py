@@ -13,7 +13,7 @@ from PIL import Image
 
 from serve.errors import GrpcPortTakenError
 from serve.inference.service import Service
-from serve.oip.grpc_server import SERVICE, RpcServer
+from serve.oip.grpc_server import SERVICE, GrpcServer
 from serve.oip.proto import inference_pb2 as pb
 from serve.oip.statistics import Statistics
 from serve.settings import Settings
@@ -45,7 +45,7 @@ async def serving(bundle, *, is_opened=True, **changes):
     service = Service(settings, bundle, Metrics())
     if is_opened:
         await service.open()
-    server = RpcServer(service, Statistics())
+    server = GrpcServer(service, Statistics())
     port = await server.open()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         yield Client(channel, service)
@@ -299,7 +299,7 @@ def test_every_request_is_logged_and_counted_by_its_route_and_code(bundle, image
 def test_a_taken_port_is_said(bundle):
     async def scenario(port):
         settings = Settings(bundle=bundle.path, grpc_port=port)
-        await RpcServer(Service(settings, bundle, Metrics()), Statistics()).open()
+        await GrpcServer(Service(settings, bundle, Metrics()), Statistics()).open()
 
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -17,8 +17,8 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from serve.control.settings_state import MAX_KEYS, ControlState, KeyPolicy
-from serve.processes.messages import Accept, Control, Line, Orders, Reloaded, Serves, read_orders
+from serve.control.settings_state import MAX_KEYS, KeyPolicy, SettingsState
+from serve.processes.messages import Accept, Control, Orders, Reloaded, Serves, WorkerChannel, read_orders
 from serve.processes.supervisor import LONGEST_PAUSE_S, pause_s, share_of
 from serve.processes.worker_start import EXIT_WITHOUT_SUPERVISOR
 from serve.settings import Settings
@@ -52,13 +52,13 @@ def test_a_worker_that_keeps_dying_is_started_ever_more_seldom():
 
 def test_a_message_of_many_labels_or_keys_comes_through_the_line_whole():
     keys = {f"{n:064}": KeyPolicy(name=f"{n:063}", policy="p" * 63) for n in range(MAX_KEYS)}
-    control = Control(revision=1, state=ControlState(policies={"p" * 63: 0.5}, api_keys=keys), is_reachable=True)
+    control = Control(revision=1, state=SettingsState(policies={"p" * 63: 0.5}, api_keys=keys), is_reachable=True)
     manifest = load_bundle(EXAMPLES / "cifar10").manifest
     serves = Serves(manifest=manifest.model_copy(update={"labels": [f"label {n}" for n in range(100_000)]}))
 
     async def pass_on():
         ours, theirs = socket.socketpair()
-        sender, receiver = await Line.on(ours), await Line.on(theirs)
+        sender, receiver = await WorkerChannel.on(ours), await WorkerChannel.on(theirs)
         for message in (control, serves):
             sender.say(message)
         messages = receiver.messages()
