@@ -18,8 +18,7 @@ from tureen.errors import (
 )
 from tureen.preprocess import ImageLimits
 from tureen.soup import Classification, Prediction, Soup, load
-
-__version__ = "0.1.0"
+from tureen.version import __version__
 
 __all__ = [
     "ArgumentError",
@@ -35,5 +34,6 @@ __all__ = [
     "SingleTokenError",
     "Soup",
     "TureenError",
+    "__version__",
     "load",
 ]

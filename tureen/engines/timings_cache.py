@@ -25,6 +25,7 @@ from tureen.bundle.bundle import Bundle
 from tureen.bundle.manifest import Precision
 from tureen.engines.base import EngineOptions
 from tureen.machine import available_cpus, nvidia_gpus, processor
+from tureen.version import __version__
 
 LOW_PRECISION_HANDICAP = 1.1  # a lower precision has to be this much faster to be worth its error
 DIRECTORY = "rankings"
@@ -89,8 +90,6 @@ def rank(
 
 def conditions(bundle: Bundle, options: EngineOptions) -> Conditions:
     """What a ranking of the bundle's engines depends on, here and with these options."""
-    from tureen import __version__
-
     manifest = bundle.manifest
     artefacts = {row.artefact for row in manifest.parity}
     engines = {
