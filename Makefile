@@ -30,7 +30,7 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Every figure of README.md, in its order, on this machine and its images: hours. Pages of docs name their commands.
+# The figures of docs/benchmarks.md, section "What `make bench` prints", in its order: hours. Other pages name their commands.
 bench: setup
 	$(BIN)/python -m benchmarks.digits
 	$(BIN)/tureen demo --no-serve
