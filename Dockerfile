@@ -12,7 +12,7 @@ ARG BASE=python:3.11-slim
 FROM ${BASE} AS build
 WORKDIR /src
 RUN pip install --no-cache-dir build
-COPY pyproject.toml README.md CHANGELOG.md ./
+COPY pyproject.toml README.md CHANGELOG.md LICENSE ./
 COPY tureen tureen
 COPY serve serve
 COPY training training
