@@ -104,4 +104,4 @@ def test_every_command_runs_and_every_route_is_on_the_page(workplace, run_comman
     found = {(method.upper(), re.sub(version, "", path)) for path, methods in public.items() for method in methods}
     assert routes(section("The public listener", "The operators' listener, on")) == found | not_in_the_schema
     found = {(method.upper(), path) for path, methods in operators.items() for method in methods}
-    assert routes(section("The operators' listener, on", "`GET /ui` and")) == found
+    assert routes(section("The operators' listener, on", "`GET /ui`, `GET /ui/model` and")) == found
