@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 PORT ?= 8000
 BIN := .venv/bin
 
-.PHONY: setup demo test test-slow check bench
+.PHONY: setup demo test test-fast test-slow check bench
 
 setup: .venv/installed
 
@@ -20,6 +20,9 @@ demo: setup
 
 test: setup
 	$(BIN)/pytest -m "not slow and not gpu"
+
+test-fast: setup
+	$(BIN)/pytest -m fast
 
 test-slow: setup
 	$(BIN)/pytest -m slow
