@@ -1,4 +1,4 @@
-"""docs/batch.md cannot lie: every command in it is run, in order, and its tables are those of the code."""
+"""Runs every command of docs/batch.md, in order, and compares its tables with the code."""
 
 import re
 import shutil

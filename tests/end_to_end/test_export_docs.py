@@ -1,4 +1,4 @@
-"""docs/export.md cannot lie: every command in it is run, in order, on small data."""
+"""Runs every command of docs/export.md, in order, on small data."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""docs/monitoring.md cannot lie: its commands run, its metrics, alerts and options are those that there are."""
+"""Runs the commands of docs/monitoring.md, and compares its metrics, alerts, options and log texts with the code."""
 
 import json
 import re
@@ -14,7 +14,8 @@ from serve.telemetry.metrics import Metrics
 from tureen.bundle.bundle import load_bundle
 from tureen.commands.demo import EXAMPLES
 
-GUIDE = (Path(__file__).parents[2] / "docs" / "monitoring.md").read_text()
+ROOT = Path(__file__).parents[2]
+GUIDE = (ROOT / "docs" / "monitoring.md").read_text()
 BLOCKS = re.findall(r"^```sh\n(.*?)^```", GUIDE, re.MULTILINE | re.DOTALL)
 COMMANDS = [line for block in BLOCKS for line in block.splitlines()]
 WATCHED, TRACED = [command for command in COMMANDS if command.startswith("tureen serve")]
@@ -70,3 +71,12 @@ def test_every_option_of_the_page_exists():
 def test_the_scrape_configuration_names_the_job_that_the_alerts_ask_for():
     (block,) = re.findall(r"^```yaml\n(.*?)^```", GUIDE, re.MULTILINE | re.DOTALL)
     assert [job["job_name"] for job in yaml.safe_load(block)["scrape_configs"]] == ["tureen"]
+
+
+def test_the_server_logs_every_text_that_the_alerts_send_to_the_log_for():
+    rows = re.findall(r"^\| Tureen\w+ \|[^|]*\|(.*)\|$", GUIDE, re.MULTILINE)
+    texts = {text for row in rows for text in re.findall(r"`([a-z: ]+)`", row)}
+    texts = {text for text in texts if not text.startswith("tureen ")}
+    assert {"golden rows", "worker died", "reload failed"} <= texts
+    sources = "".join(path.read_text() for path in sorted((ROOT / "serve").rglob("*.py")))
+    assert [text for text in sorted(texts) if text not in sources] == []

@@ -1,4 +1,4 @@
-"""docs/operating.md cannot lie: every command in it is run, in order, against the server it starts."""
+"""Runs every command of docs/operating.md, in order, against the server that it starts."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""docs/serving.md cannot lie: every command in it is run, in order, against the server it starts."""
+"""Runs every command of docs/serving.md, in order, against the server that it starts."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""docs/training.md cannot lie: every command in it is run, in order, on a small folder of images."""
+"""Runs every command of docs/training.md, in order, on a small folder of images."""
 
 import re
 import urllib.request
