@@ -1,10 +1,10 @@
-# The server: no torch, not root, the bundle mounted at /bundle.
+# The server, without torch, with a user other than root. The bundle is mounted at /bundle.
 #
 #   docker build -t tureen .
 #   docker run --rm --stop-timeout 40 -p 8000:8000 -v "$PWD/tureen-demo/bundle:/bundle:ro" tureen
 #
-# A tag moves. For the same base in every build, pass its digest, which `docker buildx imagetools inspect python:3.11-slim`
-# prints:
+# A tag can change. For the same base in every build, pass its digest. `docker buildx imagetools inspect python:3.11-slim`
+# prints it:
 #
 #   docker build --build-arg BASE=python:3.11-slim@sha256:... -t tureen .
 ARG BASE=python:3.11-slim
@@ -35,8 +35,8 @@ WORKDIR /
 USER 10001:0
 ENV HOME=/home/tureen TUREEN_BUNDLE=/bundle TUREEN_HOST=0.0.0.0 TUREEN_PORT=8000 TUREEN_CACHE_DIR=/var/cache/tureen TUREEN_STATE_DIR=/var/lib/tureen
 EXPOSE 8000
-# The operator's settings. Their listener stays on the container's loopback: docker exec … tureen beta get
+# The operator's settings. The operators' listener is on the loopback of the container: docker exec … tureen beta get
 VOLUME /var/lib/tureen
-# The port is the one of TUREEN_PORT: change the variable, not the flag --port.
+# The health check reads TUREEN_PORT: to change the port, set the variable, not the option --port.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=30s CMD ["python", "-c", "import os, urllib.request as u; u.urlopen('http://127.0.0.1:' + os.environ['TUREEN_PORT'] + '/healthz', timeout=2)"]
 CMD ["tureen", "serve"]

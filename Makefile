@@ -1,4 +1,4 @@
-# Two commands do everything: `make demo` and `make test`. Each first installs what it needs into .venv.
+# Each target first installs its requirements into .venv. `make demo` runs the demo, `make test` the default tests.
 PYTHON ?= python3.11
 PORT ?= 8000
 BIN := .venv/bin
@@ -10,8 +10,8 @@ setup: .venv/installed
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --disable-pip-version-check -c constraints.txt -e ".[dev]"
-	# mypy checks export/torch_plan.py against its types, which a machine without a GPU has too. The extra torch-tensorrt
-	# installs it with TensorRT, to run.
+	# mypy checks export/torch_plan.py against the types of torch-tensorrt, also without a GPU. To run it, install the
+	# extra torch-tensorrt, which includes TensorRT.
 	$(BIN)/pip install --disable-pip-version-check -c constraints.txt --no-deps torch-tensorrt
 	touch $@
 
@@ -33,7 +33,7 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# The figures of docs/benchmarks.md, section "What `make bench` prints", in its order: hours. Other pages name their commands.
+# Prints the figures of docs/benchmarks.md, section "What `make bench` prints", in its order. Takes hours.
 bench: setup
 	$(BIN)/python -m benchmarks.digits
 	$(BIN)/tureen demo --no-serve
