@@ -1,1 +1,1 @@
-"""What measures: every figure of the README is printed by a command here."""
+"""Benchmarks: each command prints figures that README.md or docs/ publish."""

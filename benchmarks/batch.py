@@ -1,10 +1,10 @@
-"""`tureen batch` against what the machine's cores can do, and its memory from few images to many.
+"""Throughput of `tureen batch` against the limit of the cores, and its peak memory for few and many images.
 
     python -m benchmarks.batch
 
-The 10,000 test images of CIFAR-10 with the example bundle, and the 200 photographs, repeated to 5,000, with a ViT-Ti/16
-of random weights at 224. Throughput is of a job from its first image to `_SUCCESS`, without opening the engine; the
-limit is of the same run (DESIGN.md, Measuring). Memory is a process's largest, by the system's own count.
+Runs the 10,000 test images of CIFAR-10 with the example bundle, and 5,000 photographs (200, repeated) with a ViT-Ti/16
+of random weights at 224. Throughput is measured from the first image to `_SUCCESS`, without opening the engine, and
+compared with the limit of the same run (DESIGN.md, Measuring). Memory is the peak resident size of the process.
 """
 
 from __future__ import annotations
@@ -20,10 +20,17 @@ from contextlib import closing
 from pathlib import Path
 from statistics import median
 
-from benchmarks.bare import Bare, print_cost
+from benchmarks.hardware_limit import LimitMeasurement, print_limit
 from benchmarks.machine import describe_machine
-from benchmarks.subject import SMALL_BUNDLE, Subject, engine_options, photographs, random_bundle, small_images
-from benchmarks.targets import line
+from benchmarks.targets import report_target
+from benchmarks.workload import (
+    SMALL_BUNDLE,
+    Workload,
+    cifar10_files,
+    engine_options,
+    load_photographs,
+    make_random_bundle,
+)
 from serve.jobs.decoding import Decoding, on_threads
 from serve.jobs.input_sources import ANY, open_source
 from serve.jobs.job_output import Job, locked
@@ -35,16 +42,16 @@ from tureen.machine import available_cpus
 from tureen.soup import Soup
 
 
-def seconds_of(subject: Subject, manifest: Path, output: Path) -> float:
-    """A job over the manifest, from its first image to its end."""
+def run_job(workload: Workload, manifest: Path, output: Path) -> float:
+    """Run a job over the manifest; return the seconds from its first image to its end."""
     streams = min(2, available_cpus())
     with (
         closing(open_source(str(manifest))) as source,
         ANY.place(output) as place,
         locked(place),
-        Soup(subject.bundle, subject.open_engine(streams)) as soup,
+        Soup(workload.bundle, workload.open_engine(streams)) as soup,
     ):
-        bundle = subject.bundle.manifest
+        bundle = workload.bundle.manifest
         spec = pin(place, source, bundle, soup.engine, soup.limits, Wanted(betas=(0.5,)), None)
         with on_threads(source, Decoding(bundle.preprocess, soup.limits, False), min(8, available_cpus())) as readers:
             pipeline = Pipeline(soup.logits, readers, spec.betas, batch_rows=spec.batch_rows, streams=streams)
@@ -54,8 +61,8 @@ def seconds_of(subject: Subject, manifest: Path, output: Path) -> float:
             return time.perf_counter() - started
 
 
-def manifest_of(files: list[Path], count: int, path: Path) -> Path:
-    """A manifest of so many rows, the files in turns."""
+def write_manifest(files: list[Path], count: int, path: Path) -> Path:
+    """Write a manifest of `count` rows that repeats the files; return its path."""
     with path.open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["path"])
@@ -63,17 +70,22 @@ def manifest_of(files: list[Path], count: int, path: Path) -> Path:
     return path
 
 
-def throughput(subject: Subject, files: list[Path], count: int, work: Path) -> None:
-    bare, shares = Bare(subject), []
-    manifest = manifest_of(files, count, work / f"{subject.bundle.manifest.name}.csv")
-    for n in range(subject.rounds):
-        bare.measure()
-        took = seconds_of(subject, manifest, work / f"{subject.bundle.manifest.name} {n}")
-        shares.append(count / took)
-        print(f"  {count / took:,.1f} images/s", flush=True)
-    print_cost(bare.cost, subject)
-    line(f"{subject.bundle.manifest.name}, {count:,} images: of the limit", "≥", 0.95, median(shares) / bare.cost.limit)
-    bare.close()
+def measure_throughput(workload: Workload, files: list[Path], count: int, work: Path) -> None:
+    measurement, rates = LimitMeasurement(workload), []
+    manifest = write_manifest(files, count, work / f"{workload.bundle.manifest.name}.csv")
+    for n in range(workload.rounds):
+        measurement.measure_round()
+        seconds = run_job(workload, manifest, work / f"{workload.bundle.manifest.name} {n}")
+        rates.append(count / seconds)
+        print(f"  {count / seconds:,.1f} images/s", flush=True)
+    print_limit(measurement.cost, workload)
+    report_target(
+        f"{workload.bundle.manifest.name}, {count:,} images: throughput / limit",
+        "≥",
+        0.95,
+        median(rates) / measurement.cost.images_per_s,
+    )
+    measurement.close()
 
 
 def peak_bytes(manifest: Path, output: Path) -> int:
@@ -87,39 +99,39 @@ def peak_bytes(manifest: Path, output: Path) -> int:
     return used.ru_maxrss * 1024
 
 
-def memory(files: list[Path], work: Path, divide: int) -> None:
+def measure_memory(files: list[Path], work: Path, divide: int) -> None:
     few, many = (
-        peak_bytes(manifest_of(files, count, work / f"memory {count}.csv"), work / f"memory {count}")
+        peak_bytes(write_manifest(files, count, work / f"memory {count}.csv"), work / f"memory {count}")
         for count in (1_000 // divide, 50_000 // divide)
     )
     note = f"{few / 2**20:.0f} and {many / 2**20:.0f} MiB"
-    line("memory at 50,000 images / at 1,000", "≤", 1.1, many / few, note)
+    report_target("memory at 50,000 images / at 1,000", "≤", 1.1, many / few, note)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--divide", type=int, default=1, help="numbers of images by this: to see that it runs")
+    parser.add_argument("--divide", type=int, default=1, help="divide the numbers of images by this, for a quick trial")
     options = parser.parse_args()
     print(describe_machine())
     with tempfile.TemporaryDirectory() as directory:
         work = Path(directory)
-        small, large, images = small_images(work), [], photographs()
+        small, large, images = cifar10_files(work), [], load_photographs()
         for n, image in enumerate(images):
             large.append(work / f"photo {n:03}.jpg")
             large[-1].write_bytes(image)
 
-        def subject(bundle: Path, files: list[Path], engine: str, precision: str) -> Subject:
+        def workload(bundle: Path, files: list[Path], engine: str, precision: str) -> Workload:
             images = [file.read_bytes() for file in files[:200]]
-            return Subject(load_bundle(bundle), images, engine, precision, (), 0, options.rounds, 0, 0)
+            return Workload(load_bundle(bundle), images, engine, precision, (), 0, options.rounds, 0, 0)
 
-        memory(small, work, options.divide)
-        throughput(subject(SMALL_BUNDLE, small, "onnxruntime", "fp32"), small, 10_000 // options.divide, work)
-        vit = random_bundle(work / "vit", images)
+        measure_memory(small, work, options.divide)
+        measure_throughput(workload(SMALL_BUNDLE, small, "onnxruntime", "fp32"), small, 10_000 // options.divide, work)
+        vit = make_random_bundle(work / "vit", images)
         fastest = open_engine(vit, options=engine_options())
         fastest.close()
-        of_vit = subject(vit.path, large, fastest.name, fastest.precision)
-        throughput(of_vit, large, 5_000 // options.divide, work)
+        of_vit = workload(vit.path, large, fastest.name, fastest.precision)
+        measure_throughput(of_vit, large, 5_000 // options.divide, work)
 
 
 if __name__ == "__main__":

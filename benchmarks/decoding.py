@@ -1,9 +1,9 @@
-"""How fast images are decoded, and what decoding a JPEG at a fraction of its size costs in accuracy.
+"""Measures the speed of the image decoders, and what decoding a JPEG at reduced size costs in accuracy.
 
     python -m benchmarks.decoding
 
-Speed on the 200 photographs, one core, in turns. Accuracy of the example bundle on CIFAR-10 test images (JPEG 75) that
-were enlarged to 512 × 512 and saved at quality 90: of a photograph's size, with labels that the model knows.
+Speed is measured on the 200 photographs, on one core, in turns. Accuracy is that of the example bundle on CIFAR-10 test
+images (JPEG 75), enlarged to 512 × 512 and saved at quality 90: photograph-sized images with labels of the model.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from PIL import Image
 
 import tureen
 from benchmarks.machine import describe_machine
-from benchmarks.subject import CIFAR10, photographs
+from benchmarks.workload import CIFAR10, load_photographs
 from tureen import preprocess
 from tureen.commands.demo import EXAMPLES
 from tureen.preprocess import Pixels, PreprocessSpec, pixels_from_bytes
@@ -31,19 +31,23 @@ BETAS = (0.0, 0.5, 1.0)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=2000, help="of the CIFAR-10 test set")
-    parser.add_argument("--photographs", type=int, default=200, help="to time (default: %(default)s)")
+    parser.add_argument(
+        "--images", type=int, default=2000, help="number of CIFAR-10 test images (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--photographs", type=int, default=200, help="number of photographs to time (default: %(default)s)"
+    )
     options = parser.parse_args()
     print(describe_machine())
-    speed(photographs(count=options.photographs))
+    measure_speed(load_photographs(count=options.photographs))
     if CIFAR10.exists():
-        accuracy(options.images)
+        measure_accuracy(options.images)
     else:
-        print(f"\naccuracy is left out, since {CIFAR10.name} is absent: it takes labelled images")
+        print(f"\nskipped accuracy: it needs labelled images, and {CIFAR10.name} is absent")
 
 
-def by_pillow(data: bytes) -> Pixels:
-    """As where simplejpeg is not installed."""
+def decode_with_pillow(data: bytes) -> Pixels:
+    """Decode as if simplejpeg were not installed."""
     fast, preprocess.simplejpeg = preprocess.simplejpeg, None
     try:
         return pixels_from_bytes(data, SPEC)
@@ -51,24 +55,26 @@ def by_pillow(data: bytes) -> Pixels:
         preprocess.simplejpeg = fast
 
 
-def speed(images: list[bytes]) -> None:
-    """Print images per second of each way, and how far its pixels are from Pillow's."""
-    ways: dict[str, Callable[[bytes], Pixels]] = {
-        "Pillow": by_pillow,
+def measure_speed(images: list[bytes]) -> None:
+    """Print images per second of each decoder, and the difference of its pixels from those of Pillow."""
+    decoders: dict[str, Callable[[bytes], Pixels]] = {
+        "Pillow": decode_with_pillow,
         "simplejpeg (the default)": lambda data: pixels_from_bytes(data, SPEC),
         "JPEG scaling (--jpeg-scaling)": lambda data: pixels_from_bytes(data, SPEC, jpeg_scaling=True),
     }
-    seconds = interleaved([lambda way=way: [way(data) for data in images] for way in ways.values()], rounds=5)
+    seconds = interleaved(
+        [lambda decode=decode: [decode(data) for data in images] for decode in decoders.values()], rounds=5
+    )
     print(f"\n{len(images)} photographs to {SPEC.image_size} × {SPEC.image_size}, one core")
-    for (name, way), s in zip(ways.items(), seconds, strict=True):
-        apart = np.stack([np.abs(way(data).astype(int) - by_pillow(data)) for data in images])
+    for (name, decode), s in zip(decoders.items(), seconds, strict=True):
+        differences = np.stack([np.abs(decode(data).astype(int) - decode_with_pillow(data)) for data in images])
         print(
             f"  {name:<30}{len(images) / s:6.0f} images/s   {seconds[0] / s:.2f} × Pillow   "
-            f"pixels apart: mean {apart.mean():.2f}, largest {apart.max()} of 255"
+            f"pixel difference: mean {differences.mean():.2f}, largest {differences.max()} of 255"
         )
 
 
-def accuracy(count: int) -> None:
+def measure_accuracy(count: int) -> None:
     """Print clean accuracy at three β with and without scaling, and how often the labels agree."""
     with tureen.load(EXAMPLES / "cifar10") as soup:
         spec = soup.bundle.manifest.preprocess
@@ -94,7 +100,7 @@ def accuracy(count: int) -> None:
 
 
 def enlarged_test_images(count: int, labels: list[str]) -> tuple[np.ndarray, list[bytes]]:
-    """Indices of the true labels, and the enlarged JPEG files; drawn evenly over the classes."""
+    """Return the indices of the true labels, and the enlarged JPEG files; equally many per class."""
     truth, files = [], []
     with tarfile.open(CIFAR10) as archive:
         for member in archive:

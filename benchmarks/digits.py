@@ -1,4 +1,4 @@
-"""The digits recipe beside its two specialists: same model, same steps, α = 1 (nominal) and α = 0 (adversarial only).
+"""Compares the digits recipe with α = 1 (nominal only) and α = 0 (adversarial only), on the same model and steps.
 
     python -m benchmarks.digits --seeds 0 1 2
 
@@ -37,16 +37,17 @@ def main() -> None:
     for name, (changes, betas) in VARIANTS.items():
         runs = []
         for seed in options.seeds:
-            rows, seconds = measure([*options.settings, *changes, f"seed={seed}"], betas, name)
+            rows, seconds = train_and_evaluate([*options.settings, *changes, f"seed={seed}"], betas, name)
             print(f"\n{name}, seed {seed}, trained in {seconds:.0f} s")
             for row in rows:
-                print(f"  β = {row.beta:4.2f}   clean {cell(row.clean)}   robust {cell(row.robust)}", flush=True)
+                clean, robust = format_accuracy(row.clean), format_accuracy(row.robust)
+                print(f"  β = {row.beta:4.2f}   clean {clean}   robust {robust}", flush=True)
             runs.append(rows)
         print_mean(name, runs)
 
 
-def measure(settings: Sequence[str], betas: Sequence[float], name: str) -> tuple[list[AccuracyRow], float]:
-    """Train one model and measure it at each β; the seconds are those of training alone."""
+def train_and_evaluate(settings: Sequence[str], betas: Sequence[float], name: str) -> tuple[list[AccuracyRow], float]:
+    """Train one model and evaluate it at each β; return the rows and the seconds of training alone."""
     recipe = load_recipe("digits", settings)
     data = load_digits()
     training = Cotraining(recipe, data, best_device())
@@ -64,18 +65,18 @@ def measure(settings: Sequence[str], betas: Sequence[float], name: str) -> tuple
     return rows, training.seconds
 
 
-def cell(accuracy: Accuracy) -> str:
-    """An accuracy in per cent with its interval."""
+def format_accuracy(accuracy: Accuracy) -> str:
+    """Return an accuracy in per cent with its interval as text."""
     return f"{100 * accuracy.value:5.1f} % ({100 * accuracy.low:4.1f}–{100 * accuracy.high:5.1f})"
 
 
 def print_mean(name: str, runs: Sequence[Sequence[AccuracyRow]]) -> None:
-    """The mean and the range over the seeds, at each β."""
-    print(f"\n{name}, mean over {len(runs)} seeds (least–most), n = {runs[0][0].n} each:")
-    for at_beta in zip(*runs, strict=True):
-        clean, robust = [row.clean.value for row in at_beta], [row.robust.value for row in at_beta]
+    """Print the mean and the range over the seeds, at each β."""
+    print(f"\n{name}, mean over {len(runs)} seeds (minimum–maximum), n = {runs[0][0].n} each:")
+    for rows in zip(*runs, strict=True):
+        clean, robust = [row.clean.value for row in rows], [row.robust.value for row in rows]
         cells = [f"{100 * mean(v):5.1f} % ({100 * min(v):.1f}–{100 * max(v):.1f})" for v in (clean, robust)]
-        print(f"  β = {at_beta[0].beta:4.2f}   clean {cells[0]}   robust {cells[1]}", flush=True)
+        print(f"  β = {rows[0].beta:4.2f}   clean {cells[0]}   robust {cells[1]}", flush=True)
 
 
 if __name__ == "__main__":

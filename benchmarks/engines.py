@@ -1,10 +1,10 @@
-"""Every engine of this machine on ViTs of random weights: speed by batch, mixed β, the runtime's own tool, settings.
+"""Measures every engine of this machine on ViTs of random weights: batch sizes, mixed β, settings, benchmark_app.
 
-    python -m benchmarks.engines                     # ViT-Ti/16 and ViT-B/16 at 224: about a quarter of an hour
+    python -m benchmarks.engines                     # ViT-Ti/16 and ViT-B/16 at 224: about 15 minutes
     python -m benchmarks.engines --models ti --quick
 
-All figures of one run are comparable with each other; on shared cores use the ratios. What engines cost in accuracy is
-measured on trained models, by `tureen export`.
+Compare the figures of one run with each other; on shared cores, compare only ratios. `tureen export` measures the
+accuracy of an engine, on trained models.
 """
 
 from __future__ import annotations
@@ -44,15 +44,18 @@ ENGINES = (
     ("openvino", "bf16"),
     ("openvino", "int8"),
 )
-BATCHES = (1, 8, 32)
-CALIBRATION_IMAGES = 32  # enough for speed, which does not depend on the ranges found
+BATCH_SIZES = (1, 8, 32)
+CALIBRATION_IMAGES = 32  # enough, because speed does not depend on the calibrated ranges
 TOOL_S = 10
 
 Run = Callable[[], object]
 
 
 class Model:
-    """A dual-token ViT with random weights, its graphs, and random images and tokens for it."""
+    """A dual-token ViT with random weights, its ONNX graphs, random images and tokens.
+
+    pixels: uint8 (64, 224, 224, 3).
+    """
 
     def __init__(self, key: str) -> None:
         self.name, width, depth, heads = SHAPES[key]
@@ -67,6 +70,7 @@ class Model:
         self.int8 = int8_graph(self.fp32, self.pixels[:CALIBRATION_IMAGES], self.clean, self.robust)
 
     def tokens(self, betas: NDArray[np.float64] | list[float]) -> NDArray[np.float32]:
+        """Return the tokens at these β, float32 (B, D)."""
         return mix_rows(self.clean, self.robust, betas)
 
     def graph(self, precision: str) -> bytes:
@@ -76,7 +80,7 @@ class Model:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=SHAPES, default=list(SHAPES))
-    parser.add_argument("--quick", action="store_true", help="few rounds: to see that it runs, not for figures")
+    parser.add_argument("--quick", action="store_true", help="few rounds, for a quick trial without reliable figures")
     options = parser.parse_args()
     print(describe_machine())
     for key in options.models:
@@ -84,15 +88,15 @@ def main() -> None:
         model = Model(key)
         print(f"\n{model.name} at 224, {len(model.fp32) / 1e6:.0f} MB, {available_cpus()} threads", flush=True)
         engines = open_all(model)
-        by_batch(model, engines, rounds)
-        mixed_against_single(model, engines, rounds)
+        compare_batch_sizes(model, engines, rounds)
+        compare_mixed_betas(model, engines, rounds)
         for engine in engines.values():
             engine.close()
-        opsets(model, rounds)
-        streams(model, rounds)
-        threads_of_onnxruntime(model, rounds)
-        starting(model)
-        against_the_tool(model, 1 if options.quick else 3)
+        compare_opsets(model, rounds)
+        compare_streams(model, rounds)
+        compare_onnxruntime_threads(model, rounds)
+        measure_openvino_start(model)
+        compare_with_benchmark_app(model, 1 if options.quick else 3)
 
 
 def open_all(model: Model) -> dict[str, Engine]:
@@ -101,17 +105,17 @@ def open_all(model: Model) -> dict[str, Engine]:
         try:
             engines[f"{name} {precision}"] = compile_engine(model.graph(precision), name, precision)  # type: ignore[arg-type]
         except EngineError as error:
-            print(f"  {name} {precision} left out: {error}")
+            print(f"  {name} {precision} skipped: {error}")
     return engines
 
 
-def by_batch(model: Model, engines: dict[str, Engine], rounds: int) -> None:
-    print(f"  images per second, medians of {rounds} turns")
-    print(f"  {'batch':<20}" + "".join(f"{batch:>10}" for batch in BATCHES))
+def compare_batch_sizes(model: Model, engines: dict[str, Engine], rounds: int) -> None:
+    print(f"  images per second, medians of {rounds} rounds")
+    print(f"  {'batch':<20}" + "".join(f"{batch:>10}" for batch in BATCH_SIZES))
     rates: dict[str, list[float]] = {name: [] for name in engines}
-    for batch in BATCHES:
+    for batch in BATCH_SIZES:
         tokens = model.tokens([0.5] * batch)
-        seconds = interleaved([runner(e, model.pixels[:batch], tokens) for e in engines.values()], rounds=rounds)
+        seconds = interleaved([run_of(e, model.pixels[:batch], tokens) for e in engines.values()], rounds=rounds)
         for name, s in zip(engines, seconds, strict=True):
             rates[name].append(batch / s)
     for name, row in rates.items():
@@ -124,24 +128,24 @@ def by_batch(model: Model, engines: dict[str, Engine], rounds: int) -> None:
     sys.stdout.flush()
 
 
-def mixed_against_single(model: Model, engines: dict[str, Engine], rounds: int) -> None:
-    print("  batch 32 at 32 β against one β; and 64 β in one batch against each alone")
+def compare_mixed_betas(model: Model, engines: dict[str, Engine], rounds: int) -> None:
+    print("  batch 32 at 32 β against one β; and 64 β in one batch against single rows")
     for name, engine in engines.items():
         one, mixed = model.tokens([0.5] * 32), model.tokens(np.linspace(0, 1, 32))
         pixels = model.pixels[:32]
-        seconds = interleaved([runner(engine, pixels, one), runner(engine, pixels, mixed)], rounds=2 * rounds + 1)
+        seconds = interleaved([run_of(engine, pixels, one), run_of(engine, pixels, mixed)], rounds=2 * rounds + 1)
         tokens = model.tokens(np.linspace(0, 1, 64))
-        together = engine.run(model.pixels, tokens)
-        alone = np.concatenate([engine.run(model.pixels[i : i + 1], tokens[i : i + 1]) for i in range(64)])
-        same = (together.argmax(1) == alone.argmax(1)).sum()
+        batched = engine.run(model.pixels, tokens)
+        one_by_one = np.concatenate([engine.run(model.pixels[i : i + 1], tokens[i : i + 1]) for i in range(64)])
+        same = (batched.argmax(1) == one_by_one.argmax(1)).sum()
         print(
             f"  {name:<20} ratio {seconds[0] / seconds[1]:.3f}   largest logit difference "
-            f"{np.abs(together - alone).max():.1e}, same label {same}/64",
+            f"{np.abs(batched - one_by_one).max():.1e}, same label {same}/64",
             flush=True,
         )
 
 
-def opsets(model: Model, rounds: int) -> None:
+def compare_opsets(model: Model, rounds: int) -> None:
     print(f"  opset {LATER_OPSET} (one Attention operator) against opset 20, batch 1, 8, 32")
     for name, precision in ENGINES:
         if precision == "int8":
@@ -151,23 +155,23 @@ def opsets(model: Model, rounds: int) -> None:
         except EngineError:
             continue
         gains = []
-        for batch in BATCHES:
+        for batch in BATCH_SIZES:
             tokens = model.tokens([0.5] * batch)
-            first, later = interleaved([runner(e, model.pixels[:batch], tokens) for e in pair], rounds=rounds)
+            first, later = interleaved([run_of(e, model.pixels[:batch], tokens) for e in pair], rounds=rounds)
             gains.append(f"{first / later:.2f}")
-        print(f"  {name + ' ' + precision:<20} {'  '.join(gains)} times as fast", flush=True)
+        print(f"  {name + ' ' + precision:<20} {'  '.join(gains)} × as fast", flush=True)
         for engine in pair:
             engine.close()
 
 
-def streams(model: Model, rounds: int) -> None:
-    """Two streams of a thread each against one of two, where two callers keep the engine busy."""
+def compare_streams(model: Model, rounds: int) -> None:
+    """Compare two streams of one thread with one stream of two threads, while two callers keep the engine busy."""
     from concurrent.futures import ThreadPoolExecutor
 
     cpus = available_cpus()
     if cpus < 2:
         return
-    print("  two callers, 8 images each: two streams against one")
+    print("  two callers with 8 images each: two streams against one")
     with ThreadPoolExecutor(2) as pool:
         for name, precision in ENGINES:
             try:
@@ -179,16 +183,16 @@ def streams(model: Model, rounds: int) -> None:
                 continue
             tokens = model.tokens([0.5] * 8)
 
-            def both(engine: Engine, tokens: NDArray[np.float32] = tokens) -> Run:
+            def run_twice(engine: Engine, tokens: NDArray[np.float32] = tokens) -> Run:
                 return lambda: list(pool.map(lambda _: engine.run(model.pixels[:8], tokens), range(2)))
 
-            one, two = interleaved([both(engine) for engine in engines], rounds=rounds)
-            print(f"  {name + ' ' + precision:<20} {one / two:.2f} times as fast, {16 / two:.1f} images/s", flush=True)
+            one, two = interleaved([run_twice(engine) for engine in engines], rounds=rounds)
+            print(f"  {name + ' ' + precision:<20} {one / two:.2f} × as fast, {16 / two:.1f} images/s", flush=True)
             for engine in engines:
                 engine.close()
 
 
-def threads_of_onnxruntime(model: Model, rounds: int) -> None:
+def compare_onnxruntime_threads(model: Model, rounds: int) -> None:
     print("  onnxruntime fp32, threads and spinning, images per second at batch 1, 8")
     settings = [(threads, spins) for threads in (1, available_cpus()) for spins in ("0", "1")]
     sessions = []
@@ -210,8 +214,8 @@ def threads_of_onnxruntime(model: Model, rounds: int) -> None:
         )
 
 
-def starting(model: Model) -> None:
-    """OpenVINO's start with an empty cache and with a full one, each in a process of its own."""
+def measure_openvino_start(model: Model) -> None:
+    """Time the start of OpenVINO with an empty and with a full cache, each in a new process."""
     program = (
         "import sys, time; from pathlib import Path; from tureen.engines import compile_engine; "
         "from tureen.engines.base import EngineOptions; data = Path(sys.argv[1]).read_bytes(); "
@@ -224,11 +228,14 @@ def starting(model: Model) -> None:
         graph.write_bytes(model.fp32)
         command = [sys.executable, "-c", program, str(graph), str(Path(directory) / "cache")]
         first, *later = [float(subprocess.check_output(command)) for _ in range(4)]
-    print(f"  openvino fp32 opened in {first:.2f} s, with what it kept in {median(later):.2f} s", flush=True)
+    print(f"  openvino fp32 opens in {first:.2f} s, and in {median(later):.2f} s with a full cache", flush=True)
 
 
-def against_the_tool(model: Model, turns: int) -> None:
-    """Our engine and OpenVINO's own benchmark_app in turns: same graph, threads, batch and precision, one request."""
+def compare_with_benchmark_app(model: Model, turns: int) -> None:
+    """Compare the Tureen engine with benchmark_app of OpenVINO in turns.
+
+    Both use the same graph, threads, batch size and precision, with one request at a time.
+    """
     tool = Path(sys.executable).parent / "benchmark_app"
     threads = available_cpus()
     for precision in ("bf16", "fp32"):
@@ -240,7 +247,7 @@ def against_the_tool(model: Model, turns: int) -> None:
             graph = Path(directory) / "backbone.onnx"
             graph.write_bytes(model.fp32)
             for batch in (1, 32):
-                run = runner(engine, model.pixels[:batch], model.tokens([0.5] * batch))
+                run = run_of(engine, model.pixels[:batch], model.tokens([0.5] * batch))
                 command = [
                     str(tool), "-m", str(graph), "-d", "CPU", "-api", "sync", "-hint", "none", "-t", str(TOOL_S),
                     "-nstreams", "1", "-nthreads", str(threads),
@@ -249,18 +256,18 @@ def against_the_tool(model: Model, turns: int) -> None:
                 ]  # fmt: skip
                 ours, theirs = [], []
                 for _ in range(turns):
-                    ours.append(batch * rate_for(run, TOOL_S))
-                    theirs.append(batch * tool_rate(command))
+                    ours.append(batch * runs_per_second(run, TOOL_S))
+                    theirs.append(batch * benchmark_app_runs_per_second(command))
                 print(
-                    f"  openvino {precision}, batch {batch}: ours {median(ours):.1f} images/s, benchmark_app "
+                    f"  openvino {precision}, batch {batch}: Tureen {median(ours):.1f} images/s, benchmark_app "
                     f"{median(theirs):.1f}, ratio {median(ours) / median(theirs):.3f}",
                     flush=True,
                 )
         engine.close()
 
 
-def rate_for(run: Run, seconds: float) -> float:
-    """Runs per second over that time, after one to warm up."""
+def runs_per_second(run: Run, seconds: float) -> float:
+    """Return the runs per second over `seconds`, after a run to warm up."""
     run()
     start, count = time.perf_counter(), 0
     while time.perf_counter() - start < seconds:
@@ -269,16 +276,16 @@ def rate_for(run: Run, seconds: float) -> float:
     return count / (time.perf_counter() - start)
 
 
-def tool_rate(command: list[str]) -> float:
-    """Runs per second that benchmark_app reports."""
-    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    count, duration = re.search(r"Count:\s+(\d+)", shown), re.search(r"Duration:\s+([\d.]+) ms", shown)
-    assert count, shown
-    assert duration, shown
+def benchmark_app_runs_per_second(command: list[str]) -> float:
+    """Return the runs per second that benchmark_app reports."""
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    count, duration = re.search(r"Count:\s+(\d+)", output), re.search(r"Duration:\s+([\d.]+) ms", output)
+    assert count, output
+    assert duration, output
     return int(count[1]) / (float(duration[1]) / 1000)
 
 
-def runner(engine: Engine, pixels: NDArray[np.uint8], tokens: NDArray[np.float32]) -> Run:
+def run_of(engine: Engine, pixels: NDArray[np.uint8], tokens: NDArray[np.float32]) -> Run:
     return lambda: engine.run(pixels, tokens)
 
 

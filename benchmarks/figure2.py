@@ -1,14 +1,14 @@
-"""Figure 2 of the paper, small: ResNets co-trained with shared and with dual normalisation, accuracy over training.
+"""Reproduces Figure 2 of the paper at small scale: ResNets co-trained with shared and with dual normalisation.
 
     python -m benchmarks.figure2 --seeds 0 1 2 --out docs/figure2.png --json figure2.json
 
-Trains each norm with each adapter by Eq. 1 with α = ½ on scikit-learn's digits, and measures on the way clean accuracy
-in clean mode and robust accuracy in robust mode, under APGD. Draws them, prints the last values, and says for each norm
-whether the paper's lesson shows: with shared normalisation co-training ends with clearly less robust accuracy. Every
-curve is kept in --json when it is done, so an interrupted benchmark continues.
+Trains each norm with each adapter by Eq. 1 with α = ½ on the digits of scikit-learn. Measures during training the clean
+accuracy in clean mode, and the robust accuracy in robust mode under APGD. Plots the curves, prints the last values, and
+prints for each norm whether the finding of the paper appears: co-training with shared normalisation ends with clearly
+less robust accuracy. Writes each complete curve to --json, so that an interrupted benchmark resumes.
 
 Source: Rebuffi, Croce & Gowal, *Revisiting adapters with adversarial training*, ICLR 2023, Figure 2: ResNet-50 on
-ImageNet. Data, size, schedule and attack here are ours, chosen for one CPU core.
+ImageNet. Data, size, schedule and attack differ from the paper, to suit one CPU core.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4
 POINTS = 6
 ATTACK, ATTACK_STEPS = "apgd", 20
 HELD_OUT = 225
-CLEAR = 0.05  # of accuracy: what the means over the seeds differ by at least where a gap is called clear
+CLEAR_GAP = 0.05  # least difference of the mean accuracies over the seeds for a clear gap
 
 SCALE = f"{SETTINGS}, width {WIDTH}, {ATTACK}-{ATTACK_STEPS}, n = {HELD_OUT}, {POINTS} points"
 
@@ -62,17 +62,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path("figure2.png"))
-    parser.add_argument("--json", type=Path, default=Path("figure2.json"), help="keeps the curves that are done")
+    parser.add_argument(
+        "--json", type=Path, default=Path("figure2.json"), help="file of the complete curves (default: %(default)s)"
+    )
     options = parser.parse_args()
     print(describe_machine())
     curves: dict[str, Curve] = {}
     if options.json.exists():
         kept = json.loads(options.json.read_text())
         if kept["scale"] != SCALE:
-            parser.error(f"{options.json} has curves of another scale: remove it, or choose another --json")
+            parser.error(f"{options.json} has curves of another scale: remove it, or pass another --json")
         curves = kept["curves"]
-    wanted = [(norm, adapter, seed) for seed in options.seeds for norm, adapter in VARIANTS]
-    for norm, adapter, seed in tqdm(wanted, unit="curve", disable=None):
+    runs = [(norm, adapter, seed) for seed in options.seeds for norm, adapter in VARIANTS]
+    for norm, adapter, seed in tqdm(runs, unit="curve", disable=None):
         name = f"{norm} {adapter} {seed}"
         if name not in curves:
             curves[name] = train(norm, adapter, load_recipe("digits", [*SETTINGS, f"seed={seed}"]))
@@ -80,14 +82,14 @@ def main() -> None:
     by_variant = {
         (norm, adapter): [curves[f"{norm} {adapter} {seed}"] for seed in options.seeds] for norm, adapter in VARIANTS
     }
-    sentences = lesson(by_variant)
+    findings = compare_shared_and_dual(by_variant)
     print_table(by_variant)
-    print("\n".join(sentences))
-    draw(by_variant, sentences, options.out)
+    print("\n".join(findings))
+    plot(by_variant, findings, options.out)
 
 
 def train(norm: str, adapter: str, recipe: Recipe) -> Curve:
-    """One curve: SGD with Nesterov momentum, everything else as the recipe has it."""
+    """Train with SGD and Nesterov momentum, and otherwise by the recipe; return the curve."""
     data = load_digits()
     held_out = Images(data.held_out.pixels[:HELD_OUT], data.held_out.labels[:HELD_OUT])
     torch.manual_seed(recipe.seed)
@@ -132,41 +134,43 @@ def train(norm: str, adapter: str, recipe: Recipe) -> Curve:
     return curve
 
 
-def last(curves: list[Curve], key: str) -> list[float]:
-    """The last value of each seed's curve."""
+def last_values(curves: list[Curve], key: str) -> list[float]:
+    """Return the last value of each curve, one per seed."""
     return [curve[key][-1] for curve in curves]
 
 
-def lesson(by_variant: dict[tuple[str, str], list[Curve]]) -> list[str]:
-    """For each norm, whether shared ends with clearly less robust accuracy than what keeps something apart."""
-    sentences = []
+def compare_shared_and_dual(by_variant: dict[tuple[str, str], list[Curve]]) -> list[str]:
+    """Return for each norm and dual adapter whether shared ends with clearly less robust accuracy."""
+    findings = []
     for norm, adapter in VARIANTS:
         if adapter == "shared":
             continue
-        shared, apart = (last(by_variant[norm, which], "robust") for which in ("shared", adapter))
-        gap = mean(apart) - mean(shared)
-        is_clear = gap > CLEAR and min(apart) > max(shared)
-        verdict = "the paper's lesson shows" if is_clear else "the paper's lesson does not show at this scale"
-        sentences.append(f"{norm}: {adapter} ends {100 * gap:+.1f} points of robust accuracy from shared; {verdict}")
-    return sentences
+        shared, dual = (last_values(by_variant[norm, which], "robust") for which in ("shared", adapter))
+        gap = mean(dual) - mean(shared)
+        is_clear = gap > CLEAR_GAP and min(dual) > max(shared)
+        verdict = (
+            "the finding of the paper appears" if is_clear else "the finding of the paper does not appear at this scale"
+        )
+        findings.append(f"{norm}: {adapter} ends {100 * gap:+.1f} points of robust accuracy from shared; {verdict}")
+    return findings
 
 
 def print_table(by_variant: dict[tuple[str, str], list[Curve]]) -> None:
     recipe = load_recipe("digits", SETTINGS)
     print(
-        f"last values, mean over seeds (least–most), %; n = {HELD_OUT}, {ATTACK.upper()}-{ATTACK_STEPS}, "
+        f"last values, mean over seeds (minimum–maximum), %; n = {HELD_OUT}, {ATTACK.upper()}-{ATTACK_STEPS}, "
         f"l∞ ε = {recipe.epsilon_255:g}/255"
     )
     for (norm, adapter), curves in by_variant.items():
         cells = [
             f"{100 * mean(values):5.1f} ({100 * min(values):.1f}–{100 * max(values):.1f})"
-            for values in (last(curves, "clean"), last(curves, "robust"))
+            for values in (last_values(curves, "clean"), last_values(curves, "robust"))
         ]
         print(f"  {norm:<6} {adapter:<12} clean at β = 0 {cells[0]}   robust at β = 1 {cells[1]}", flush=True)
 
 
-def draw(by_variant: dict[tuple[str, str], list[Curve]], sentences: list[str], out: Path) -> None:
-    """Shared on the left, dual on the right; clean accuracy solid, robust dashed; bands from least to most."""
+def plot(by_variant: dict[tuple[str, str], list[Curve]], findings: list[str], out: Path) -> None:
+    """Plot shared on the left, dual on the right; clean solid, robust dashed; bands from minimum to maximum."""
     figure = Figure(figsize=(10, 5.2), dpi=150, layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     for (norm, adapter), curves in by_variant.items():
@@ -189,7 +193,7 @@ def draw(by_variant: dict[tuple[str, str], list[Curve]], sentences: list[str], o
     figure.suptitle(
         f"ResNet-18 of width {WIDTH}, 8 × 8 digits, seeds: {seeds}; {ATTACK.upper()}-{ATTACK_STEPS}, ε = {radius:g}/255"
     )
-    figure.supxlabel("\n".join(sentences), fontsize="small")
+    figure.supxlabel("\n".join(findings), fontsize="small")
     figure.savefig(out, format="png")
 
 

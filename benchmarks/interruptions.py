@@ -1,14 +1,13 @@
-"""Stopping the server, killing one of its workers and reloading its bundle while requests are under way.
+"""Measures lost requests while the server stops, while a worker is killed and while a bundle is reloaded.
 
-Workers and reloading are measured where the server has them. What counts as lost is what a client sees: a request that
-was sent whole and got no answer. A zero is printed with what it says of the true rate.
+A request counts as lost if a client sent all of it and got no response. A measured zero is printed with the bound that
+it puts on the true rate.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import inspect
 import shutil
 import signal
 import tempfile
@@ -19,38 +18,36 @@ from pathlib import Path
 import psutil
 import uvloop
 
-from benchmarks.load import LOST, Answer, Connection
-from benchmarks.server_process import Server, serving
-from benchmarks.soak import sound_requests
-from benchmarks.subject import SMALL_BUNDLE, Subject
-from benchmarks.targets import line, none_lost
-from serve.inference.service import Service
-from serve.settings import Settings
+from benchmarks.load import NO_RESPONSE, Connection, Response
+from benchmarks.server_process import Server, run_tureen
+from benchmarks.soak import valid_requests
+from benchmarks.targets import report_lost, report_target
+from benchmarks.workload import SMALL_BUNDLE, Workload
 from tureen.bundle.bundle import load_bundle, write_bundle
 
 CLIENTS = 16
 BEFORE_S = 0.5  # of load before the signal
-AFTER_S = 5.0  # of load after it, where the server stays
-BACK_S = 5.0
+AFTER_S = 5.0  # of load after the signal, at most, while the server runs
+RECOVERY_S = 5.0
 
 
 @dataclass(frozen=True)
-class Asked:
-    """One request and its end; times by time.perf_counter."""
+class CompletedRequest:
+    """One request and its response; times by time.perf_counter."""
 
     connected_s: float
     sent_s: float
     ended_s: float
-    answer: Answer
+    response: Response
 
 
 @dataclass
 class Traffic:
-    """Clients on keep-alive connections that ask without a pause, until they are told to stop or nobody listens."""
+    """Clients on keep-alive connections that send requests without a pause until `is_over`."""
 
     port: int
     requests: list[bytes]
-    asked: list[Asked] = field(default_factory=list)
+    completed: list[CompletedRequest] = field(default_factory=list)
     refused_connections: int = 0
     is_over: bool = False
 
@@ -70,38 +67,41 @@ class Traffic:
                     await asyncio.sleep(0.01)
                     continue
             sent_s = time.perf_counter()
-            answer = await connection.answer(self.requests[turn % len(self.requests)])
-            self.asked.append(Asked(connected_s, sent_s, time.perf_counter(), answer))
+            response = await connection.request(self.requests[turn % len(self.requests)])
+            self.completed.append(CompletedRequest(connected_s, sent_s, time.perf_counter(), response))
             turn += CLIENTS
         if connection is not None:
             connection.close()
 
     @property
-    def failed(self) -> list[Asked]:
-        """Whatever was not answered with 200."""
-        return [a for a in self.asked if a.answer.status != 200]
+    def failed(self) -> list[CompletedRequest]:
+        """Requests without a response of status 200."""
+        return [r for r in self.completed if r.response.status != 200]
 
 
-def sigterm(subject: Subject) -> None:
-    """SIGTERM under load, many times: every request sent before it is answered, and the process ends in order."""
-    lost = under_way = later = 0
+def measure_sigterm(workload: Workload) -> None:
+    """SIGTERM under load, many times: each request sent before it gets a response, and the process exits with 0."""
+    lost = in_progress = later = 0
     statuses: set[int | None] = set()
     slowest = 0.0
-    for _ in range(subject.times):
-        with serving(SMALL_BUNDLE) as server:
-            traffic, signalled_s, ended_s = uvloop.run(stopped_under_load(server))
+    for _ in range(workload.repetitions):
+        with run_tureen(SMALL_BUNDLE) as server:
+            traffic, signalled_s, ended_s = uvloop.run(stop_under_load(server))
             slowest = max(slowest, ended_s - signalled_s)
             statuses.add(server.process.wait(1))
-        under_way += sum(a.sent_s < signalled_s <= a.ended_s for a in traffic.asked)
-        lost += sum(a.sent_s < signalled_s for a in traffic.failed)
-        later += sum(a.sent_s >= signalled_s and a.answer.status == LOST for a in traffic.failed)
-    note = f"{later} sent after the signal met a closing connection; the slowest took {slowest:.1f} s to end"
-    none_lost(f"SIGTERM × {subject.times}: requests under way lost", lost, under_way, note)
-    line(f"SIGTERM × {subject.times}: exit statuses but 0", "=", 0, len(statuses - {0}), str(statuses))
+        in_progress += sum(r.sent_s < signalled_s <= r.ended_s for r in traffic.completed)
+        lost += sum(r.sent_s < signalled_s for r in traffic.failed)
+        later += sum(r.sent_s >= signalled_s and r.response.status == NO_RESPONSE for r in traffic.failed)
+    note = f"{later} sent after the signal met a closing connection; longest stop {slowest:.1f} s"
+    report_lost(f"SIGTERM × {workload.repetitions}: requests in progress lost", lost, in_progress, note)
+    report_target(
+        f"SIGTERM × {workload.repetitions}: exit statuses other than 0", "=", 0, len(statuses - {0}), str(statuses)
+    )
 
 
-async def stopped_under_load(server: Server) -> tuple[Traffic, float, float]:
-    traffic = Traffic(server.port, sound_requests())
+async def stop_under_load(server: Server) -> tuple[Traffic, float, float]:
+    """Send SIGTERM under load; return the requests, and when the signal was sent and the process ended."""
+    traffic = Traffic(server.port, valid_requests())
     running = asyncio.create_task(traffic.run())
     await asyncio.sleep(BEFORE_S)
     signalled_s = time.perf_counter()
@@ -114,105 +114,103 @@ async def stopped_under_load(server: Server) -> tuple[Traffic, float, float]:
     return traffic, signalled_s, ended_s
 
 
-def killed_worker(subject: Subject) -> None:
-    """SIGKILL of one of two workers under load: only what that worker had is lost, and another takes its place."""
-    if "workers" not in Settings.model_fields:
-        print("  not measured: this server has no --workers")
-        return
-    most = own = others = asked = 0
+def measure_worker_kill(workload: Workload) -> None:
+    """SIGKILL of one of two workers under load: only requests of that worker are lost, and a new worker starts."""
+    held = lost_with_worker = lost_otherwise = sent_later = 0
     slowest = 0.0
-    for _ in range(subject.times):  # each time a server of its own: one that dies again and again may take its time
-        with serving(SMALL_BUNDLE, "--workers", "2") as server:
-            traffic, kill = uvloop.run(killed_under_load(server))
-        most += kill.connections
-        # A request on a connection from before the kill, to the other worker, has no reason to fail.
-        own += sum(a.connected_s < kill.at_s for a in traffic.failed)
-        others += sum(a.connected_s >= kill.at_s for a in traffic.failed)
-        asked += sum(a.sent_s >= kill.at_s for a in traffic.asked)
-        slowest = max(slowest, kill.back_s)
-    line(f"SIGKILL of a worker × {subject.times}: lost of its connections", "≤", most, own)
-    none_lost(f"SIGKILL of a worker × {subject.times}: lost otherwise", others, asked)
-    line("SIGKILL of a worker: seconds until two again", "≤", BACK_S, slowest)
+    for _ in range(workload.repetitions):  # a new server each time, because a restart after repeated deaths is delayed
+        with run_tureen(SMALL_BUNDLE, "--workers", "2") as server:
+            traffic, kill = uvloop.run(kill_under_load(server))
+        held += kill.connections
+        # The connections from before the kill bound the loss; a later connection must not fail.
+        lost_with_worker += sum(r.connected_s < kill.at_s for r in traffic.failed)
+        lost_otherwise += sum(r.connected_s >= kill.at_s for r in traffic.failed)
+        sent_later += sum(r.sent_s >= kill.at_s for r in traffic.completed)
+        slowest = max(slowest, kill.recovery_s)
+    report_target(f"SIGKILL of a worker × {workload.repetitions}: lost of its connections", "≤", held, lost_with_worker)
+    report_lost(f"SIGKILL of a worker × {workload.repetitions}: lost otherwise", lost_otherwise, sent_later)
+    report_target("SIGKILL of a worker: seconds until two workers", "≤", RECOVERY_S, slowest)
 
 
 @dataclass(frozen=True)
-class Kill:
-    """When a worker was killed, how many connections it had, and how long the server was short of it."""
+class WorkerKill:
+    """A killed worker: when, how many connections it had, and how many seconds until its replacement has one."""
 
     at_s: float
     connections: int
-    back_s: float
+    recovery_s: float
 
 
-async def killed_under_load(server: Server) -> tuple[Traffic, Kill]:
-    """Kill a worker that has connections, and wait until a process that was not there before has some."""
+async def kill_under_load(server: Server) -> tuple[Traffic, WorkerKill]:
+    """Kill the worker with most connections, and wait until a new process has a connection."""
     before = server.processes()
-    traffic = Traffic(server.port, sound_requests())
+    traffic = Traffic(server.port, valid_requests())
     running = asyncio.create_task(traffic.run())
     await asyncio.sleep(BEFORE_S)
-    victim = max(before[1:], key=established)
-    held = established(victim)
+    victim = max(before[1:], key=client_connections)
+    held = client_connections(victim)
     victim.kill()
-    at_s, back_s = time.perf_counter(), float("inf")
-    fresh: list[Connection] = []  # the clients stay with the other worker, so somebody has to come anew
-    while back_s == float("inf") and time.perf_counter() < at_s + 2 * BACK_S:
+    at_s, recovery_s = time.perf_counter(), float("inf")
+    fresh: list[Connection] = []  # the clients stay with the other worker, so only new connections reach the new one
+    while recovery_s == float("inf") and time.perf_counter() < at_s + 2 * RECOVERY_S:
         await asyncio.sleep(0.05)
         with contextlib.suppress(OSError):
             fresh.append(await Connection.open(server.port))
-        if any(established(process) for process in server.processes() if process not in before):
-            back_s = time.perf_counter() - at_s
+        if any(client_connections(process) for process in server.processes() if process not in before):
+            recovery_s = time.perf_counter() - at_s
     for connection in fresh:
         connection.close()
     await asyncio.sleep(BEFORE_S)
     traffic.is_over = True
     await running
-    return traffic, Kill(at_s, held, back_s)
+    return traffic, WorkerKill(at_s, held, recovery_s)
 
 
-def established(process: psutil.Process) -> int:
-    """TCP connections that the process has with clients."""
+def client_connections(process: psutil.Process) -> int:
+    """Return the number of established TCP connections of the process."""
     try:
         return sum(c.status == psutil.CONN_ESTABLISHED for c in process.net_connections("tcp"))
     except psutil.NoSuchProcess:
         return 0
 
 
-def reload(subject: Subject) -> None:
-    """SIGHUP under load, each time with another bundle in place: none fails, and the answers change over."""
-    if not inspect.iscoroutinefunction(getattr(Service, "reload", None)):
-        print("  not measured: this server has no reload")
-        return
-    failed = asked = 0
-    changed = 0
+def measure_reload(workload: Workload) -> None:
+    """SIGHUP under load, each time with another bundle: no request fails, and responses come from that bundle."""
+    failed = sent = changed = 0
     slowest = 0.0
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "bundle"
         shutil.copytree(SMALL_BUNDLE, path)
-        with serving(path) as server:
-            for turn in range(subject.times):
+        with run_tureen(path) as server:
+            for turn in range(workload.repetitions):
                 version = f"reload-{turn}"
-                traffic, signalled_s = uvloop.run(reloaded_under_load(server, path, version))
+                traffic, signalled_s = uvloop.run(reload_under_load(server, path, version))
                 failed += len(traffic.failed)
-                asked += len(traffic.asked)
-                changed_s = [a.ended_s for a in traffic.asked if version.encode() in a.answer.body]
+                sent += len(traffic.completed)
+                changed_s = [r.ended_s for r in traffic.completed if version.encode() in r.response.body]
                 changed += bool(changed_s)
                 slowest = max(slowest, min(changed_s, default=float("inf")) - signalled_s)
-    none_lost(f"reload × {subject.times}: requests that failed", failed, asked)
+    report_lost(f"reload × {workload.repetitions}: requests that failed", failed, sent)
     note = f"after {slowest:.1f} s at most"
-    line(f"reload × {subject.times}: answered by the next bundle", "=", subject.times, changed, note)
+    report_target(
+        f"reload × {workload.repetitions}: responses by the next bundle", "=", workload.repetitions, changed, note
+    )
 
 
-async def reloaded_under_load(server: Server, path: Path, version: str) -> tuple[Traffic, float]:
-    """Put the same model in place under another version, and have it loaded."""
+async def reload_under_load(server: Server, path: Path, version: str) -> tuple[Traffic, float]:
+    """Replace the bundle by the same model under another version, and send SIGHUP.
+
+    Returns the requests, and when the signal was sent.
+    """
     bundle = load_bundle(path)
     files = {name: (path / name).read_bytes() for name in bundle.manifest.files}
-    traffic = Traffic(server.port, sound_requests())
+    traffic = Traffic(server.port, valid_requests())
     running = asyncio.create_task(traffic.run())
     await asyncio.sleep(BEFORE_S)
     write_bundle(path, bundle.manifest.model_copy(update={"version": version}), files, overwrite=True)
     signalled_s = time.perf_counter()
     server.process.send_signal(signal.SIGHUP)
-    while time.perf_counter() < signalled_s + AFTER_S and version.encode() not in traffic.asked[-1].answer.body:
+    while time.perf_counter() < signalled_s + AFTER_S and version.encode() not in traffic.completed[-1].response.body:
         await asyncio.sleep(0.05)
     await asyncio.sleep(BEFORE_S)
     traffic.is_over = True

@@ -1,4 +1,4 @@
-"""Tureen's server with a leak of 1 KiB for each request, so that the soak test shows that it finds one.
+"""The Tureen server with a leak of 1 KiB per request, to prove that the soak benchmark detects a leak.
 
 python -m benchmarks.leaking_server BUNDLE --port 9000
 """
@@ -17,7 +17,7 @@ LEAK_BYTES = 1024
 
 
 class Leak:
-    """Keeps something of every request for ever."""
+    """Middleware that keeps LEAK_BYTES for every request."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -37,7 +37,7 @@ def main() -> int:
         app.add_middleware(Leak)
         return app
 
-    # Before the server is imported, which takes the function by name.
+    # Replaced before serve.server is imported, because that imports the function by name.
     serve.api.app.create_app = create_leaking_app
     from serve.server import serve as run
 

@@ -1,10 +1,10 @@
-"""LitServe with Tureen's decoder and engine of a bundle: `benchmarks.beside_litserve` runs it in its own environment.
+"""LitServe with the decoder and the engine of Tureen; `benchmarks.litserve_comparison` starts it.
 
     python -m benchmarks.litserve_server --bundle DIR --port 9000 --engine openvino --precision bf16 --max-batch-size 16
 
-The image is the form's file `request`: LitServe takes JSON and forms, and of these the file costs least.
+Reads the image from the form file `request`. LitServe takes JSON and forms, and a form file costs least.
 """
-# No postponed annotations: LitServe reads decode_request's at run time.
+# No postponed annotations: LitServe reads those of decode_request at run time.
 
 import argparse
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +26,7 @@ BETA = 0.5
 
 
 class Classifier(litserve.LitAPI):
-    """The same work as Tureen's /classify, in LitServe's own hooks."""
+    """The work of POST /classify in the hooks of LitServe."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         super().__init__(max_batch_size=options.max_batch_size, batch_timeout=options.batch_timeout)

@@ -1,8 +1,8 @@
-"""HTTP load from one thread, cheap enough to share the server's cores, on addresses of this machine alone.
+"""Generates HTTP load from one thread, cheap enough to share the cores of the server; loopback only.
 
-Closed loop: so many connections, each sending its next request when the last is answered; it finds what a server can
-do. Open loop: requests leave at times drawn beforehand, whatever becomes of the earlier ones, and latency counts from
-those times; it finds what a server does when more is asked of it. Knows requests as bytes, not what they mean.
+Closed loop: each connection sends its next request when the response to the last one is complete. It measures the
+capacity of a server. Open loop: requests leave at random times that are drawn beforehand, and latency counts from those
+times. It measures the behaviour under overload. Knows requests only as bytes.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from dataclasses import dataclass, field
 import numpy as np
 
 HOST = "127.0.0.1"
-LOST = 0  # the status of a request whose connection ended without an answer
-UNSENT = -1  # the status of a request for which there was no connection left
+NO_RESPONSE = 0  # status of a request whose connection closed before a response
+NOT_SENT = -1  # status of a request that found no free connection
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)")
 
 
 @dataclass(frozen=True)
-class Answer:
-    """One answer; its head in lower case."""
+class Response:
+    """One response; the head is in lower case."""
 
     status: int
     head: bytes = b""
@@ -32,35 +32,35 @@ class Answer:
 
 
 class Connection(asyncio.Protocol):
-    """One keep-alive connection, one request at a time; calls back instead of waking a task, which is cheaper."""
+    """A keep-alive connection with one request at a time. Uses callbacks, which cost less than tasks."""
 
     def __init__(self) -> None:
         self._received = bytearray()
-        self._answered: Callable[[Answer], None] | None = None
+        self._callback: Callable[[Response], None] | None = None
         self.is_open = False
 
     @classmethod
     async def open(cls, port: int) -> Connection:
-        """A new connection; raises OSError where nobody listens."""
+        """Open a connection; raises OSError if no server listens on the port."""
         return (await asyncio.get_running_loop().create_connection(cls, HOST, port))[1]
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport: asyncio.Transport = transport  # type: ignore[assignment] # uvloop's is no asyncio.Transport
+        self.transport: asyncio.Transport = transport  # type: ignore[assignment] # the transport of uvloop does not derive from asyncio.Transport
         self.is_open = True
 
-    def ask(self, request: bytes, answered: Callable[[Answer], None]) -> None:
-        """Send a whole request, and call back with its answer, or with one of status LOST."""
-        self._answered = answered
+    def send(self, request: bytes, callback: Callable[[Response], None]) -> None:
+        """Send a whole request, and call back with its response, or with one of status NO_RESPONSE."""
+        self._callback = callback
         if self.is_open:
             self.transport.write(request)
         else:
             self.connection_lost(None)
 
-    def answer(self, request: bytes) -> asyncio.Future[Answer]:
-        """Send a whole request; its answer, or one of status LOST."""
-        answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self.ask(request, answered.set_result)
-        return answered
+    def request(self, request: bytes) -> asyncio.Future[Response]:
+        """Send a whole request, and return its response, or one of status NO_RESPONSE."""
+        response: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
+        self.send(request, response.set_result)
+        return response
 
     def data_received(self, data: bytes) -> None:
         self._received += data
@@ -76,56 +76,56 @@ class Connection(asyncio.Protocol):
         self._received.clear()
         if b"\r\nconnection: close" in head:
             self.close()
-        self._answer(Answer(int(head[9:12]), head, body))
+        self._call_back(Response(int(head[9:12]), head, body))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.is_open = False
-        self._answer(Answer(LOST))
+        self._call_back(Response(NO_RESPONSE))
 
     def close(self) -> None:
-        """End the connection at once, whatever is under way."""
+        """Abort the connection immediately, even during a request."""
         self.is_open = False
         self.transport.abort()
 
-    def forget(self) -> None:
-        """End the connection, and do not call back."""
-        self._answered = None
+    def abandon(self) -> None:
+        """Abort the connection without calling back."""
+        self._callback = None
         self.close()
 
-    def _answer(self, answer: Answer) -> None:
-        answered, self._answered = self._answered, None
-        if answered is not None:
-            answered(answer)
+    def _call_back(self, response: Response) -> None:
+        callback, self._callback = self._callback, None
+        if callback is not None:
+            callback(response)
 
 
 @dataclass(frozen=True)
-class Load:
-    """What came of a closed loop; latencies in seconds, from sending a request to its whole answer."""
+class ClosedLoopResult:
+    """Counts and latencies of a closed loop; a latency in seconds is from sending a request to its whole response."""
 
-    answered: int
+    succeeded: int  # responses with status 200
     failed: int
     seconds: float
     latencies: list[float]
-    cpu_s: float = 0.0  # that the generator itself took
+    cpu_s: float = 0.0  # of the load generator
 
     @property
     def rate(self) -> float:
-        """Requests answered with 200, a second."""
-        return self.answered / self.seconds
+        """Responses with status 200 per second."""
+        return self.succeeded / self.seconds
 
-    def percentile_ms(self, share: float) -> float:
-        """The latency that so many in a hundred stay within; not a number where nothing was answered."""
-        return 1000 * float(np.percentile(self.latencies, share)) if self.latencies else float("nan")
+    def percentile_ms(self, percent: float) -> float:
+        """The percentile of the latencies in ms; NaN if there is none."""
+        return 1000 * float(np.percentile(self.latencies, percent)) if self.latencies else float("nan")
 
     def __str__(self) -> str:
         p50, p99 = self.percentile_ms(50), self.percentile_ms(99)
         return f"{self.rate:7.0f} requests/s   p50 {p50:6.2f} ms   p99 {p99:6.2f} ms   {self.failed} failed"
 
 
-async def closed_loop(port: int, requests: Sequence[bytes], connections: int, seconds: float) -> Load:
-    """Send the requests in turns over as many connections for as long, after a warm-up of a tenth of it.
+async def closed_loop(port: int, requests: Sequence[bytes], connections: int, seconds: float) -> ClosedLoopResult:
+    """Send the requests in turn over `connections` for `seconds`, after a warm-up of a tenth of that time.
 
-    A connection that the server ends is opened again.
+    Reopens each connection that the server closes.
     """
     turns = itertools.cycle(requests)
     latencies: list[float] = []
@@ -139,10 +139,10 @@ async def closed_loop(port: int, requests: Sequence[bytes], connections: int, se
         while (start := time.perf_counter()) < end:
             if not connection.is_open:
                 connection = await Connection.open(port)
-            answer = await connection.answer(next(turns))
+            response = await connection.request(next(turns))
             if start < measure_from:
                 continue
-            if answer.status == 200:
+            if response.status == 200:
                 latencies.append(time.perf_counter() - start)
             else:
                 failed += 1
@@ -150,87 +150,87 @@ async def closed_loop(port: int, requests: Sequence[bytes], connections: int, se
 
     cpu_s = time.process_time()
     await asyncio.gather(*(client() for _ in range(connections)))
-    return Load(len(latencies), failed, seconds, latencies, time.process_time() - cpu_s)
+    return ClosedLoopResult(len(latencies), failed, seconds, latencies, time.process_time() - cpu_s)
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What became of one request of an open loop; times in seconds since the loop's start."""
+class TimedResponse:
+    """One request of an open loop and its response; times in seconds since the loop started."""
 
     intended_s: float
-    answered_s: float
-    answer: Answer
+    completed_s: float
+    response: Response
 
     @property
     def latency_s(self) -> float:
-        return self.answered_s - self.intended_s
+        return self.completed_s - self.intended_s
 
 
 @dataclass
-class OpenLoad:
-    """What came of an open loop, and how well the generator kept its times."""
+class OpenLoopResult:
+    """The responses of an open loop, and how late the generator sent the requests."""
 
     rate: float
     seconds: float
-    outcomes: list[Outcome] = field(default_factory=list)
-    late_s: list[float] = field(default_factory=list)  # how long after its time each request was written
+    responses: list[TimedResponse] = field(default_factory=list)
+    late_s: list[float] = field(default_factory=list)  # of each request: time of writing − intended time
     connections: int = 0
     cpu_s: float = 0.0
 
     @property
     def goodput(self) -> float:
-        """Answers with 200 that arrived while requests were being sent, a second; the queue's rest counts for nothing.
+        """Responses with status 200 per second, counted only while requests were being sent.
 
-        Of the last nine tenths of the time, so that the filling of an empty queue is left out.
+        Leaves out the first tenth of the time, in which an empty queue fills.
         """
         start = self.seconds / 10
-        good = sum(o.answer.status == 200 and start <= o.answered_s <= self.seconds for o in self.outcomes)
+        good = sum(r.response.status == 200 and start <= r.completed_s <= self.seconds for r in self.responses)
         return good / (self.seconds - start)
 
-    def of_status(self, *statuses: int) -> list[Outcome]:
-        """The requests that were answered so."""
-        return [outcome for outcome in self.outcomes if outcome.answer.status in statuses]
+    def of_status(self, *statuses: int) -> list[TimedResponse]:
+        """Return the responses with one of these statuses."""
+        return [timed for timed in self.responses if timed.response.status in statuses]
 
 
 async def open_loop(
     port: int, requests: Sequence[bytes], rate: float, seconds: float, *, max_connections: int = 4000, seed: int = 0
-) -> OpenLoad:
-    """Send the requests in turns at random times (a Poisson process) of that many a second, then wait for the answers.
+) -> OpenLoopResult:
+    """Send the requests in turn at the times of a Poisson process of `rate` per second, then wait for the responses.
 
-    A request takes an idle connection, or opens one. Where max_connections are open, it is UNSENT.
+    A request takes an idle connection, or opens one. It is NOT_SENT if `max_connections` are open.
     """
     count = int(rate * seconds)
     times = np.cumsum(np.random.default_rng(seed).exponential(1 / rate, count)).tolist()
-    load = OpenLoad(rate, seconds)
+    load = OpenLoopResult(rate, seconds)
     idle: list[Connection] = []
-    all_answered = asyncio.get_running_loop().create_future()
-    cpu_s, began = time.process_time(), time.perf_counter()
+    all_completed = asyncio.get_running_loop().create_future()
+    cpu_s, started = time.process_time(), time.perf_counter()
 
-    def record(intended_s: float, answer: Answer, connection: Connection | None) -> None:
-        load.outcomes.append(Outcome(intended_s, time.perf_counter() - began, answer))
+    def record(intended_s: float, response: Response, connection: Connection | None) -> None:
+        load.responses.append(TimedResponse(intended_s, time.perf_counter() - started, response))
         if connection is not None and connection.is_open:
             idle.append(connection)
         elif connection is not None:
             load.connections -= 1
-        if len(load.outcomes) == count:
-            all_answered.set_result(None)
+        if len(load.responses) == count:
+            all_completed.set_result(None)
 
     def send(connection: Connection, request: bytes, intended_s: float) -> None:
-        load.late_s.append(time.perf_counter() - began - intended_s)
-        connection.ask(request, lambda answer: record(intended_s, answer, connection))
+        load.late_s.append(time.perf_counter() - started - intended_s)
+        connection.send(request, lambda response: record(intended_s, response, connection))
 
     async def open_and_send(request: bytes, intended_s: float) -> None:
         try:
             connection = await Connection.open(port)
         except OSError:
             load.connections -= 1
-            record(intended_s, Answer(LOST), None)
+            record(intended_s, Response(NO_RESPONSE), None)
             return
         send(connection, request, intended_s)
 
     opening: set[asyncio.Task[None]] = set()
     for intended_s, request in zip(times, itertools.cycle(requests), strict=False):
-        if (wait_s := began + intended_s - time.perf_counter()) > 0:
+        if (wait_s := started + intended_s - time.perf_counter()) > 0:
             await asyncio.sleep(wait_s)
         while idle and not idle[-1].is_open:
             idle.pop()
@@ -243,10 +243,10 @@ async def open_loop(
             opening.add(task)
             task.add_done_callback(opening.discard)
         else:
-            record(intended_s, Answer(UNSENT), None)
+            record(intended_s, Response(NOT_SENT), None)
     load.cpu_s = time.process_time() - cpu_s
     if times:
-        await all_answered
+        await all_completed
     for connection in idle:
         connection.close()
     return load

@@ -1,4 +1,4 @@
-"""What a figure was measured on: processor, cores, versions, commit."""
+"""Describes where a figure was measured: processor, cores, versions, commit."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PACKAGES = ("torch", "onnxruntime", "openvino")
 
 
 def describe_machine() -> str:
-    """One line for the head of every benchmark."""
+    """Return the line that every benchmark prints first."""
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
     return (
         f"{processor()}, {available_cpus()} cores; Python {platform.python_version()}, {versions}; commit {_commit()}"

@@ -1,9 +1,9 @@
-"""How soon a change of the operator's settings is in force everywhere, and what changes cost those who ask meanwhile.
+"""Measures how fast a change of the settings takes effect everywhere, and the throughput during changes.
 
     python -m benchmarks.propagation
 
-On one machine with four workers: from sending a change to its acknowledgement, which comes once every worker follows.
-On two servers that share a PostgreSQL: until the other one has it. Throughput with a change every 10 ms against none.
+One server with four workers: from sending a change to its acknowledgement, which is sent when every worker applies it.
+Two servers with one PostgreSQL: until the other server applies it. Throughput: a change every 10 ms against none.
 """
 
 from __future__ import annotations
@@ -22,29 +22,29 @@ import uvloop
 
 from benchmarks.load import closed_loop
 from benchmarks.machine import describe_machine
-from benchmarks.server_process import free_port, serving
-from benchmarks.soak import encoded, golden
-from benchmarks.subject import SMALL_BUNDLE, classify_requests
-from benchmarks.targets import line
+from benchmarks.server_process import free_port, run_tureen
+from benchmarks.soak import encode_image, golden_pixels
+from benchmarks.targets import report_target
+from benchmarks.workload import SMALL_BUNDLE, classify_requests
 from serve.commands.admin_client import AdminClient
 from serve.control.credential_file import Credentials, make_secret
 from serve.control.revision_store import RevisionStore
 from tests.serve.control.postgres import PROGRAMS, Postgres
 
-EVERY_S = 0.01
+CHANGE_INTERVAL_S = 0.01
 CONNECTIONS = 16
 
 
 @contextmanager
-def operated(*flags: str, token: str | None = None) -> Iterator[tuple[int, AdminClient]]:
-    """A server of the small model with a state directory of its own: its port, and its operator.
+def run_operated_server(*flags: str, token: str | None = None) -> Iterator[tuple[int, AdminClient]]:
+    """Run a server of the small model with a new state directory; yield its port and a client of its admin listener.
 
-    token: of the store's credential, where another server has made that.
+    token: of a credential in the store, needed if another server created the first one.
     """
     port = free_port()
     with tempfile.TemporaryDirectory() as state:
-        every = ("--state-dir", state, "--admin-port", str(port), "--engine", "onnxruntime", *flags)
-        with serving(SMALL_BUNDLE, *every) as server:
+        options = ("--state-dir", state, "--admin-port", str(port), "--engine", "onnxruntime", *flags)
+        with run_tureen(SMALL_BUNDLE, *options) as server:
             secret = token or (Path(state) / "admin-token").read_text().strip()
             yield server.port, AdminClient(f"http://127.0.0.1:{port}", secret)
 
@@ -53,19 +53,21 @@ def change(client: AdminClient, revision: int) -> None:
     client.change(revision, {"default_beta": revision % 100 / 100, "reason": "a measurement"})
 
 
-def on_one_machine(changes: int) -> None:
-    with operated("--workers", "4") as (_, client):
-        took = []
+def measure_one_machine(changes: int) -> None:
+    with run_operated_server("--workers", "4") as (_, client):
+        seconds = []
         for revision in range(changes):
-            began = time.perf_counter()
+            started = time.perf_counter()
             change(client, revision)
-            took.append(time.perf_counter() - began)
+            seconds.append(time.perf_counter() - started)
         workers = client.state()["workers"]
         assert all(worker["revision"] == changes for worker in workers), workers
-    line(f"4 workers: p99 until all follow, of {changes:,} changes, ms", "≤", 100, percentile(took), p50(took))
+    report_target(
+        f"4 workers: p99 until all apply it, of {changes:,} changes, ms", "≤", 100, p99_ms(seconds), format_p50(seconds)
+    )
 
 
-def on_two_servers(changes: int) -> None:
+def measure_two_servers(changes: int) -> None:
     token = make_secret()
     with tempfile.TemporaryDirectory(prefix="tureen-postgres-") as directory:
         postgres = Postgres(Path(directory) / "server")
@@ -73,40 +75,50 @@ def on_two_servers(changes: int) -> None:
             Credentials(store).make("benchmark", "operate", token)
         flags = ("--store", postgres.url)
         try:
-            with operated(*flags, token=token) as (_, one), operated(*flags, token=token) as (_, other):
-                took = [until_other(one, other, revision) for revision in range(changes)]
+            with (
+                run_operated_server(*flags, token=token) as (_, one),
+                run_operated_server(*flags, token=token) as (_, other),
+            ):
+                seconds = [seconds_until_other(one, other, revision) for revision in range(changes)]
         finally:
             postgres.stop()
-    line(f"2 servers, PostgreSQL: p99 until the other, of {changes:,}, ms", "≤", 1000, percentile(took), p50(took))
+    report_target(
+        f"2 servers, PostgreSQL: p99 until the other applies it, of {changes:,}, ms",
+        "≤",
+        1000,
+        p99_ms(seconds),
+        format_p50(seconds),
+    )
 
 
-def until_other(one: AdminClient, other: AdminClient, revision: int) -> float:
-    heard = threading.Thread(target=lambda: other.state(after=revision, wait_s=30))
-    heard.start()
-    began = time.perf_counter()
+def seconds_until_other(one: AdminClient, other: AdminClient, revision: int) -> float:
+    """Return the seconds from a change on one server until the other applies it."""
+    waiting = threading.Thread(target=lambda: other.state(after=revision, wait_s=30))
+    waiting.start()
+    started = time.perf_counter()
     change(one, revision)
-    heard.join()
-    return time.perf_counter() - began
+    waiting.join()
+    return time.perf_counter() - started
 
 
-def throughput(seconds: float, rounds: int) -> None:
-    requests = classify_requests([encoded(pixels, "jpeg") for pixels in golden()])
-    ratios, made = [], 0
-    with operated() as (port, client):
+def measure_throughput(seconds: float, rounds: int) -> None:
+    requests = classify_requests([encode_image(pixels, "jpeg") for pixels in golden_pixels()])
+    ratios, changes = [], 0
+    with run_operated_server() as (port, client):
         uvloop.run(closed_loop(port, requests, CONNECTIONS, 1))
         for _ in range(rounds):
             without = uvloop.run(closed_loop(port, requests, CONNECTIONS, seconds))
             is_over = threading.Event()
             changing = threading.Thread(target=keep_changing, args=(client, is_over))
             changing.start()
-            among = uvloop.run(closed_loop(port, requests, CONNECTIONS, seconds))
+            during = uvloop.run(closed_loop(port, requests, CONNECTIONS, seconds))
             is_over.set()
             changing.join()
-            made = client.state()["revision"]
-            print(f"  without {without}\n  among   {among}", flush=True)
-            ratios.append(among.rate / without.rate)
-    note = f"{made / (1.1 * seconds * rounds):.0f} changes a second"
-    line("throughput among changes / without", "≥", 0.99, median(ratios), note)
+            changes = client.state()["revision"]
+            print(f"  without {without}\n  during  {during}", flush=True)
+            ratios.append(during.rate / without.rate)
+    note = f"{changes / (1.1 * seconds * rounds):.0f} changes per second"
+    report_target("throughput during changes / without", "≥", 0.99, median(ratios), note)
 
 
 def keep_changing(client: AdminClient, is_over: threading.Event) -> None:
@@ -114,15 +126,15 @@ def keep_changing(client: AdminClient, is_over: threading.Event) -> None:
     while not is_over.is_set():
         change(client, revision)
         revision += 1
-        due = max(due + EVERY_S, time.perf_counter() - EVERY_S)
+        due = max(due + CHANGE_INTERVAL_S, time.perf_counter() - CHANGE_INTERVAL_S)
         time.sleep(max(0.0, due - time.perf_counter()))
 
 
-def percentile(seconds: list[float]) -> float:
+def p99_ms(seconds: list[float]) -> float:
     return 1000 * float(np.percentile(seconds, 99))
 
 
-def p50(seconds: list[float]) -> str:
+def format_p50(seconds: list[float]) -> str:
     return f"p50 {1000 * median(seconds):.1f}"
 
 
@@ -133,12 +145,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     print(describe_machine())
-    on_one_machine(options.changes)
+    measure_one_machine(options.changes)
     if PROGRAMS:
-        on_two_servers(options.changes)
+        measure_two_servers(options.changes)
     else:
-        print("two servers are left out: they take a PostgreSQL, as Debian's package postgresql brings")
-    throughput(options.seconds, options.rounds)
+        print("skipped two servers: they need PostgreSQL, for example the Debian package postgresql")
+    measure_throughput(options.seconds, options.rounds)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Real server processes to be measured: started on a free port, ready when handed over, ended by SIGTERM.
+"""Runs server processes for measurements: on a free port, yielded when ready, ended by SIGTERM.
 
-Knows what a process costs (memory, CPU, threads, descriptors), and nothing of what is sent to it.
+Reads the resources that a server uses: memory, CPU, threads, descriptors. Knows nothing about requests.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from benchmarks.load import HOST
 
 START_S = 120
 STOP_S = 60
-TUREEN = (sys.executable, "-m", "tureen.cli", "serve")
-LEAKING = (sys.executable, "-m", "benchmarks.leaking_server")
+TUREEN_SERVER = (sys.executable, "-m", "tureen.cli", "serve")
+LEAKING_SERVER = (sys.executable, "-m", "benchmarks.leaking_server")
 
 
 @dataclass(frozen=True)
-class Cost:
-    """What a server's processes hold and have used, all of them together."""
+class ResourceUsage:
+    """Resources of all processes of a server together."""
 
     rss_bytes: int
     cpu_s: float
@@ -37,7 +37,7 @@ class Cost:
 
 
 class Server:
-    """A server process and whatever it has started."""
+    """A server process and its descendants."""
 
     def __init__(self, process: subprocess.Popen[bytes], port: int) -> None:
         self.process = process
@@ -45,15 +45,15 @@ class Server:
         self.pid = process.pid
 
     def processes(self) -> list[psutil.Process]:
-        """The process itself, then those it has started and that are alive."""
+        """Return the server process, then its living descendants."""
         try:
             first = psutil.Process(self.pid)
             return [first, *first.children(recursive=True)]
         except psutil.NoSuchProcess:
             return []
 
-    def cost(self) -> Cost:
-        """As of now."""
+    def usage(self) -> ResourceUsage:
+        """Return the present resource usage."""
         rss, cpu, threads, descriptors = 0, 0.0, 0, 0
         for process in self.processes():
             try:
@@ -65,11 +65,11 @@ class Server:
                     descriptors += process.num_fds()
             except psutil.NoSuchProcess:
                 continue
-        return Cost(rss, cpu, threads, descriptors)
+        return ResourceUsage(rss, cpu, threads, descriptors)
 
     @contextmanager
     def suspended(self) -> Iterator[None]:
-        """Stop the processes, so that a server that nobody asks takes nothing from one that is measured."""
+        """Suspend the processes, so that an idle server takes no CPU from the measured one."""
         processes = self.processes()
         for process in processes:
             process.suspend()
@@ -80,7 +80,7 @@ class Server:
                 process.resume()
 
     def is_ready(self, path: str) -> bool:
-        """Whether the server answers 200 there."""
+        """Return whether GET `path` has status 200."""
         try:
             urllib.request.urlopen(f"http://{HOST}:{self.port}{path}", timeout=5).close()
         except OSError:
@@ -89,44 +89,47 @@ class Server:
 
 
 @contextmanager
-def running(
+def run_server(
     command: Sequence[str], port: int, ready: str, environment: Mapping[str, str] | None = None
 ) -> Iterator[Server]:
-    """The command's server, which listens on `port`, once it answers 200 at `ready`; raises RuntimeError if it ends."""
+    """Run a server that listens on `port`, and yield it when `ready` has status 200.
+
+    Raises RuntimeError if the process exits, or is not ready after START_S.
+    """
     process = subprocess.Popen(command, env={**os.environ, **(environment or {})})
     server = Server(process, port)
     try:
-        until = time.monotonic() + START_S
+        deadline = time.monotonic() + START_S
         while not server.is_ready(ready):
-            if process.poll() is not None or time.monotonic() > until:
-                raise RuntimeError(f"{' '.join(command)} did not become ready, see what it said above")
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"{' '.join(command)} did not become ready: see its output above")
             time.sleep(0.05)
         yield server
     finally:
-        rest = server.processes()[1:]
+        descendants = server.processes()[1:]
         process.terminate()
         try:
             process.wait(STOP_S)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-        for child in rest:  # of a server that leaves its workers behind
+        for child in descendants:  # some servers exit before their workers
             if child.is_running():
                 child.kill()
 
 
 @contextmanager
-def serving(bundle: Path, *flags: str, command: Sequence[str] = TUREEN) -> Iterator[Server]:
-    """Tureen's server of that bundle, without a log line for each request, as the other servers have none."""
+def run_tureen(bundle: Path, *flags: str, command: Sequence[str] = TUREEN_SERVER) -> Iterator[Server]:
+    """Run `tureen serve` with the bundle. It logs no requests, like the servers it is compared with."""
     port = free_port()
-    # Its operator's listener may be any, which by default is the port after: another server's here.
+    # Any free admin port: the default, port + 1, may belong to another server of this benchmark.
     options = ("--port", str(port), "--admin-port", "0", "--log-level", "warning", *flags)
-    with running([*command, str(bundle), *options], port, "/readyz") as server:
+    with run_server([*command, str(bundle), *options], port, "/readyz") as server:
         yield server
 
 
 def free_port() -> int:
-    """A port that nobody listened on a moment ago."""
+    """Return a TCP port that was free a moment ago."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         port: int = probe.getsockname()[1]

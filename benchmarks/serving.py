@@ -1,11 +1,11 @@
-"""What the server must show under load: throughput, latency, overload, leaks, hostile clients and signals.
+"""Measures the server under load: throughput, latency, overload, leaks, hostile clients and signals.
 
-    python -m benchmarks.serving                              # everything, with the full soak: hours
-    python -m benchmarks.serving --only limit,saturation      # some of it
+    python -m benchmarks.serving                              # all sections, with the full soak: hours
+    python -m benchmarks.serving --only limit,saturation      # some sections
     python -m benchmarks.serving --only soak --requests 5000
 
-Every section prints one line for each thing asked. Load and server share the machine's cores: figures of one run are
-comparable with each other, and ratios alone with those of another. A limit asked of a ratio is of the median of rounds.
+Every section prints one line per target. Load generator and server share the cores of the machine. Compare the figures
+of one run with each other, and only ratios with those of another run. A ratio is the median over the rounds.
 """
 
 from __future__ import annotations
@@ -16,63 +16,81 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.bare import limit
-from benchmarks.beside_litserve import beside_litserve
-from benchmarks.expensive import expensive
-from benchmarks.interruptions import killed_worker, reload, sigterm
+from benchmarks.expensive_images import measure_expensive_images
+from benchmarks.hardware_limit import measure_limit
+from benchmarks.interruptions import measure_reload, measure_sigterm, measure_worker_kill
+from benchmarks.litserve_comparison import compare_with_litserve
 from benchmarks.machine import describe_machine
-from benchmarks.overload import overload
-from benchmarks.soak import soak
-from benchmarks.speed import mixed_betas, saturation
-from benchmarks.subject import PHOTOGRAPHS, SMALL_BUNDLE, Subject, engine_options, photographs, random_bundle
-from benchmarks.tricklers import tricklers
+from benchmarks.overload import measure_overload
+from benchmarks.saturation import measure_mixed_betas, measure_saturation
+from benchmarks.slow_clients import measure_slow_clients
+from benchmarks.soak import run_soak
+from benchmarks.workload import (
+    PHOTOGRAPHS,
+    SMALL_BUNDLE,
+    Workload,
+    engine_options,
+    load_photographs,
+    make_random_bundle,
+)
 from tureen.bundle.bundle import load_bundle
 from tureen.engines import open_engine
 
-SECTIONS: dict[str, Callable[[Subject], None]] = {
-    "limit": limit,
-    "saturation": saturation,
-    "litserve": beside_litserve,
-    "mixed": mixed_betas,
-    "overload": overload,
-    "expensive": expensive,
-    "soak": soak,
-    "tricklers": tricklers,
-    "sigterm": sigterm,
-    "sigkill": killed_worker,
-    "reload": reload,
+SECTIONS: dict[str, Callable[[Workload], None]] = {
+    "limit": measure_limit,
+    "saturation": measure_saturation,
+    "litserve": compare_with_litserve,
+    "mixed": measure_mixed_betas,
+    "overload": measure_overload,
+    "expensive": measure_expensive_images,
+    "soak": run_soak,
+    "tricklers": measure_slow_clients,
+    "sigterm": measure_sigterm,
+    "sigkill": measure_worker_kill,
+    "reload": measure_reload,
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default=",".join(SECTIONS), help="sections, by comma (default: %(default)s)")
+    parser.add_argument(
+        "--only", default=",".join(SECTIONS), help="sections, separated by commas (default: %(default)s)"
+    )
     parser.add_argument(
         "--images",
         type=Path,
         default=PHOTOGRAPHS,
-        help="tar file of JPEG files (default: 200 photographs, or drawn ones)",
+        help="tar file of JPEG files (default: 200 photographs, or synthetic ones if that file is absent)",
     )
-    parser.add_argument("--bundle", type=Path, help="to be served instead of a ViT-Ti/16 of random weights")
-    parser.add_argument("--seconds", type=float, default=10, help="of load in each round (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=5, help="of which the median counts (default: %(default)s)")
-    parser.add_argument("--requests", type=int, default=100_000, help="of the soak (default: %(default)s)")
-    parser.add_argument("--times", type=int, default=50, help="that the server is stopped (default: %(default)s)")
-    parser.add_argument("--flags", default="", help="more flags of `tureen serve`, as one argument")
+    parser.add_argument("--bundle", type=Path, help="bundle to serve (default: a ViT-Ti/16 of random weights)")
+    parser.add_argument(
+        "--seconds", type=float, default=10, help="seconds of load in each round (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="number of rounds, of which the median counts (default: %(default)s)"
+    )
+    parser.add_argument("--requests", type=int, default=100_000, help="requests of the soak (default: %(default)s)")
+    parser.add_argument(
+        "--times",
+        type=int,
+        default=50,
+        help="how often the server is stopped, killed and reloaded (default: %(default)s)",
+    )
+    parser.add_argument("--flags", default="", help="additional flags for `tureen serve`, as one argument")
     options = parser.parse_args()
     names = options.only.split(",")
     if unknown := set(names) - set(SECTIONS):
-        parser.error(f"there is no section {', '.join(sorted(unknown))}: choose among {', '.join(SECTIONS)}")
+        parser.error(f"no section {', '.join(sorted(unknown))}: choose from {', '.join(SECTIONS)}")
     if options.images != PHOTOGRAPHS and not options.images.is_file():
-        parser.error(f"there is no {options.images}")
+        parser.error(f"no file {options.images}")
     print(describe_machine())
-    if names == ["expensive"]:  # it draws its images, and serves the bundle of the package
+    if names == ["expensive"]:  # it generates its images, and serves the example bundle
         options.bundle = SMALL_BUNDLE
-    images = photographs(options.images) if names != ["expensive"] else []
+    images = load_photographs(options.images) if names != ["expensive"] else []
     with tempfile.TemporaryDirectory() as scratch:
-        bundle = load_bundle(options.bundle) if options.bundle else random_bundle(Path(scratch) / "bundle", images)
+        bundle = load_bundle(options.bundle) if options.bundle else make_random_bundle(Path(scratch) / "bundle", images)
         engine = open_engine(bundle, options=engine_options())
-        subject = Subject(
+        workload = Workload(
             bundle=bundle,
             images=images,
             engine=engine.name,
@@ -81,13 +99,13 @@ def main() -> None:
             seconds=options.seconds,
             rounds=options.rounds,
             requests=options.requests,
-            times=options.times,
+            repetitions=options.times,
         )
         engine.close()
-        print(f"{bundle.manifest.name}, {len(images)} images; tureen serve {' '.join(subject.server_flags)}")
+        print(f"{bundle.manifest.name}, {len(images)} images; tureen serve {' '.join(workload.server_flags)}")
         for name in names:
             print(f"\n{name}", flush=True)
-            SECTIONS[name](subject)
+            SECTIONS[name](workload)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Very many requests, a tenth of them malformed and a tenth given up midway: whether the server keeps anything of them.
+"""Sends very many requests, a tenth malformed and a tenth abandoned, and measures whether the server leaks.
 
-On a small model, since it is the server's own memory that is looked for. The same load then meets a server that leaks
-on purpose, which has to be found out: a test that cannot fail shows nothing.
+Uses a small model, because the measurement is of the memory of the server. The same load then runs on a server that
+leaks on purpose, to prove that the measurement detects a leak.
 """
 
 from __future__ import annotations
@@ -18,78 +18,84 @@ import uvloop
 from PIL import Image
 
 from benchmarks.load import Connection
-from benchmarks.server_process import LEAKING, TUREEN, Cost, Server, serving
-from benchmarks.subject import SMALL_BUNDLE, Subject, classify_requests
-from benchmarks.targets import line
+from benchmarks.server_process import LEAKING_SERVER, TUREEN_SERVER, ResourceUsage, Server, run_tureen
+from benchmarks.targets import report_target
+from benchmarks.workload import SMALL_BUNDLE, Workload, classify_requests
 from tureen.bundle.bundle import load_bundle
 
 CONNECTIONS = 16
 WARM_UP = 0.05  # of the requests
-SAMPLES = 200  # of the server's memory, over the whole run
-SETTLED = 10  # samples at either end whose median counts
+SAMPLES = 200  # of memory, over the whole run
+GROWTH_SAMPLES = 10  # samples at either end, of which the medians are compared
 LARGEST_GROWTH = 0.01
-AFTERWARDS_S = 3  # for the server to see that every connection has ended
+SETTLE_S = 3  # for the server to notice that every connection is closed
 
 
 @dataclass
-class Soak:
-    """What came of it."""
+class SoakResult:
+    """Counts of the responses, and memory over the run."""
 
-    answers: Counter[str] = field(default_factory=Counter)
+    counts: Counter[str] = field(default_factory=Counter)
     sent: int = 0
-    rss: list[tuple[int, int]] = field(default_factory=list)  # after how many requests, bytes
+    rss: list[tuple[int, int]] = field(default_factory=list)  # (requests sent, bytes)
 
-    def settled(self) -> list[tuple[int, int]]:
-        """The samples after the warm-up."""
+    def samples_after_warm_up(self) -> list[tuple[int, int]]:
+        """Return the memory samples after the warm-up."""
         return [(sent, rss) for sent, rss in self.rss if sent >= WARM_UP * self.sent]
 
     @property
     def growth(self) -> float:
-        """Share by which memory grew from the end of the warm-up to the end of the run."""
-        rss = [bytes_held for _, bytes_held in self.settled()]
-        return median(rss[-SETTLED:]) / median(rss[:SETTLED]) - 1
+        """Relative growth of memory from the end of the warm-up to the end of the run."""
+        rss = [bytes_held for _, bytes_held in self.samples_after_warm_up()]
+        return median(rss[-GROWTH_SAMPLES:]) / median(rss[:GROWTH_SAMPLES]) - 1
 
     def curve(self) -> str:
-        """Memory at each tenth of the run: a cache that fills levels off, a leak does not."""
+        """Return the memory at each tenth of the run as text: a cache levels off, a leak does not."""
         tenths = self.rss[:: max(1, len(self.rss) // 10)]
         return "MiB by requests: " + ", ".join(f"{rss / 2**20:.1f} at {sent:,}" for sent, rss in tenths)
 
     @property
     def bytes_per_request(self) -> float:
-        """Slope of a straight line through the samples after the warm-up."""
-        sent, rss = np.array(self.settled(), dtype=float).T
+        """Slope of a linear fit of the samples after the warm-up."""
+        sent, rss = np.array(self.samples_after_warm_up(), dtype=float).T
         return float(np.polyfit(sent, rss, 1)[0])
 
 
-def soak(subject: Subject) -> None:
-    """Memory, descriptors and threads after `subject.requests` requests; and the same of a server that leaks."""
-    sound, before, after = run(subject.requests, TUREEN)
-    print(f"  {dict(sound.answers.most_common())}\n  {sound.curve()}", flush=True)
-    note = f"{sound.bytes_per_request:+.1f} bytes a request, {sound.sent:,} requests, {after.rss_bytes / 2**20:.0f} MiB"
-    line("soak: memory growth after warm-up", "<", LARGEST_GROWTH, sound.growth, note)
-    line("soak: more file descriptors", "≤", 0, after.descriptors - before.descriptors)
-    line("soak: more threads", "≤", 0, after.threads - before.threads)
-    line("soak: answers with status 500", "=", 0, sum(n for what, n in sound.answers.items() if what.endswith(" 500")))
-    leaking, *_ = run(subject.requests, LEAKING)
+def run_soak(workload: Workload) -> None:
+    """Memory, descriptors and threads after `workload.requests` requests; then the same for a leaking server."""
+    result, before, after = run_requests(workload.requests, TUREEN_SERVER)
+    print(f"  {dict(result.counts.most_common())}\n  {result.curve()}", flush=True)
+    mib = after.rss_bytes / 2**20
+    note = f"{result.bytes_per_request:+.1f} bytes per request, {result.sent:,} requests, {mib:.0f} MiB"
+    report_target("soak: memory growth after warm-up", "<", LARGEST_GROWTH, result.growth, note)
+    report_target("soak: additional file descriptors", "≤", 0, after.descriptors - before.descriptors)
+    report_target("soak: additional threads", "≤", 0, after.threads - before.threads)
+    report_target(
+        "soak: responses with status 500",
+        "=",
+        0,
+        sum(n for outcome, n in result.counts.items() if outcome.endswith(" 500")),
+    )
+    leaking, *_ = run_requests(workload.requests, LEAKING_SERVER)
     print(f"  {leaking.curve()}", flush=True)
-    note = f"{leaking.bytes_per_request:+.1f} bytes a request"
-    line("soak: memory growth of a server that leaks 1 KiB", "≥", LARGEST_GROWTH, leaking.growth, note)
+    note = f"{leaking.bytes_per_request:+.1f} bytes per request"
+    report_target("soak: memory growth of a server that leaks 1 KiB", "≥", LARGEST_GROWTH, leaking.growth, note)
 
 
-def run(requests: int, command: tuple[str, ...]) -> tuple[Soak, Cost, Cost]:
-    """What came of the requests, and what the server held after the warm-up and at the end, with no connection open."""
-    result = Soak()
+def run_requests(requests: int, command: tuple[str, ...]) -> tuple[SoakResult, ResourceUsage, ResourceUsage]:
+    """Send the requests; return the result, and the idle resources after the warm-up and at the end."""
+    result = SoakResult()
     step = max(1, requests // SAMPLES)
-    with serving(SMALL_BUNDLE, command=command) as server:
-        uvloop.run(send(server, result, until=int(WARM_UP * requests), step=step))
-        before = server.cost()
-        uvloop.run(send(server, result, until=requests, step=step))
-        return result, before, server.cost()
+    with run_tureen(SMALL_BUNDLE, command=command) as server:
+        uvloop.run(send_mixed_requests(server, result, until=int(WARM_UP * requests), step=step))
+        before = server.usage()
+        uvloop.run(send_mixed_requests(server, result, until=requests, step=step))
+        return result, before, server.usage()
 
 
-async def send(server: Server, result: Soak, *, until: int, step: int) -> None:
-    """Requests over several connections, until so many are sent; their order is the same each time."""
-    good, bad = sound_requests(), malformed_requests()
+async def send_mixed_requests(server: Server, result: SoakResult, *, until: int, step: int) -> None:
+    """Send requests over CONNECTIONS until `until` are sent, in an order that every run repeats."""
+    valid, malformed = valid_requests(), malformed_requests()
     draw = random.Random(result.sent)
 
     async def client() -> None:
@@ -97,33 +103,35 @@ async def send(server: Server, result: Soak, *, until: int, step: int) -> None:
         while result.sent < until:
             result.sent += 1
             if result.sent % step == 0:
-                result.rss.append((result.sent, server.cost().rss_bytes))
+                result.rss.append((result.sent, server.usage().rss_bytes))
             kind = draw.random()
             if not connection.is_open:
                 connection = await Connection.open(server.port)
             if kind < 0.1:
-                await give_up(connection, draw.choice(good), draw)
-                result.answers["given up"] += 1
+                await abandon_request(connection, draw.choice(valid), draw)
+                result.counts["abandoned"] += 1
                 continue
-            what, among = ("malformed", bad) if kind < 0.2 else ("sound", good)
-            result.answers[f"{what} {(await connection.answer(draw.choice(among))).status}"] += 1
+            label, choices = ("malformed", malformed) if kind < 0.2 else ("valid", valid)
+            result.counts[f"{label} {(await connection.request(draw.choice(choices))).status}"] += 1
         connection.close()
 
     await asyncio.gather(*(client() for _ in range(CONNECTIONS)))
-    await asyncio.sleep(AFTERWARDS_S)
+    await asyncio.sleep(SETTLE_S)
 
 
-async def give_up(connection: Connection, request: bytes, draw: random.Random) -> None:
-    """Send some of a request or all of it, and end the connection without waiting for the answer."""
+async def abandon_request(connection: Connection, request: bytes, draw: random.Random) -> None:
+    """Send a request, or the beginning of one, and close the connection without waiting for the response."""
     whole = draw.random() < 0.5
     connection.transport.write(request if whole else request[: draw.randrange(1, len(request))])
     await asyncio.sleep(draw.random() * 0.01)
     connection.close()
 
 
-def sound_requests() -> list[bytes]:
-    """The model's golden pictures in each type of image that is read, at a few β."""
-    images = [(encoded(pixels, kind), f"image/{kind}") for pixels in golden() for kind in ("png", "jpeg", "webp")]
+def valid_requests() -> list[bytes]:
+    """Return requests with the golden images of the bundle in each supported format, at three β."""
+    images = [
+        (encode_image(pixels, kind), f"image/{kind}") for pixels in golden_pixels() for kind in ("png", "jpeg", "webp")
+    ]
     return [
         request
         for image, media_type in images
@@ -132,12 +140,12 @@ def sound_requests() -> list[bytes]:
 
 
 def malformed_requests() -> list[bytes]:
-    """The same cut short, with bytes changed, of other types, empty, or declared as something else."""
+    """Return requests whose images are truncated, corrupted, empty, of other types or of a wrong media type."""
     draw = np.random.default_rng(0)
     images: list[bytes] = [b"", b"\xff\xd8\xff", b"GIF89a" + bytes(100), b"%PDF-1.7", bytes(1000)]
-    for pixels in golden():
+    for pixels in golden_pixels():
         for kind in ("png", "jpeg", "webp"):
-            image = encoded(pixels, kind)
+            image = encode_image(pixels, kind)
             images += [image[: len(image) * part // 8] for part in range(1, 8)]
             for _ in range(8):
                 changed = np.frombuffer(image, np.uint8).copy()
@@ -146,12 +154,13 @@ def malformed_requests() -> list[bytes]:
     return [*classify_requests(images), *classify_requests([images[5]], media_type="text/plain")]
 
 
-def golden() -> list[np.ndarray]:
+def golden_pixels() -> list[np.ndarray]:
+    """Return the golden images of the example bundle, uint8 (H, W, 3)."""
     return list(load_bundle(SMALL_BUNDLE).golden.pixels)
 
 
-def encoded(pixels: np.ndarray, kind: str) -> bytes:
-    """The pixels, uint8 (H, W, 3), as an image file."""
+def encode_image(pixels: np.ndarray, kind: str) -> bytes:
+    """Return the pixels, uint8 (H, W, 3), as an image file of the format `kind`."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, kind)
     return buffer.getvalue()

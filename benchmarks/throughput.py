@@ -1,9 +1,9 @@
-"""What the dial costs: mixed-β batches against single-β ones on every engine, and HTTP against the bare engine.
+"""Measures what mixed β cost: against a single β on every engine, and through HTTP against the bare engine.
 
     python -m benchmarks.throughput tureen-demo/bundle
 
-All figures of one run are comparable with each other; on shared cores use the ratios. The load generator runs on the
-same cores as the server, so the HTTP figure is what is left after it took its share.
+Compare the figures of one run with each other; on shared cores, compare only ratios. The load generator shares the
+cores of the server, which lowers the HTTP figures.
 """
 
 from __future__ import annotations
@@ -11,13 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import io
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
@@ -27,6 +21,7 @@ from PIL import Image
 
 from benchmarks.load import closed_loop
 from benchmarks.machine import describe_machine
+from benchmarks.server_process import run_tureen
 from tureen.bundle.bundle import Bundle, load_bundle
 from tureen.commands.demo import EXAMPLES
 from tureen.engines import open_engine
@@ -43,8 +38,12 @@ HTTP_ROUNDS = 7
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path, nargs="?", help="default: that of `tureen demo`, else the example")
-    parser.add_argument("--seconds", type=float, default=2.0, help="of load in each HTTP round")
+    parser.add_argument(
+        "bundle", type=Path, nargs="?", help="default: the bundle of `tureen demo`, or else the example"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=2.0, help="seconds of load in each HTTP round (default: %(default)s)"
+    )
     options = parser.parse_args()
     print(describe_machine())
     demo = Path("tureen-demo/bundle")
@@ -55,55 +54,55 @@ def main() -> None:
         try:
             engine = open_engine(bundle, row.engine, row.precision)
         except EngineError as error:
-            print(f"  {row.engine} {row.precision} left out: {error}")
+            print(f"  {row.engine} {row.precision} skipped: {error}")
             continue
-        mixed_against_single(engine, bundle)
+        print_mixed_against_single(engine, bundle)
         engine.close()
     print(f"\nThrough HTTP, {CONNECTIONS} connections, {options.seconds:g} s each:")
-    through_http(bundle, options.seconds)
+    print_through_http(bundle, options.seconds)
 
 
-def mixed_against_single(engine: Engine, bundle: Bundle) -> None:
-    """Print both rates, their ratio, and how far a mixed batch is from its rows alone."""
+def print_mixed_against_single(engine: Engine, bundle: Bundle) -> None:
+    """Print both rates, their ratio, and how a mixed batch differs from its rows one at a time."""
     pixels = np.resize(bundle.golden.pixels, (BATCH, *bundle.golden.pixels.shape[1:]))
     betas = np.linspace(0, 1, BATCH)
     mixed = lambda: engine.run(pixels, mix_rows(bundle.clean_token, bundle.robust_token, betas))  # noqa: E731
     single = lambda: engine.run(pixels, mix_rows(bundle.clean_token, bundle.robust_token, [0.5] * BATCH))  # noqa: E731
     seconds = interleaved([mixed, single])
     rates = [BATCH / s for s in seconds]
-    alone = np.concatenate([engine.run(pixels[i : i + 1], row(bundle, betas[i])) for i in range(BATCH)])
-    together = mixed()
+    one_by_one = np.concatenate([engine.run(pixels[i : i + 1], token_row(bundle, betas[i])) for i in range(BATCH)])
+    batched = mixed()
     print(
         f"  {engine.name} {engine.precision:<5} {BATCH} β {rates[0]:9.0f} images/s   one β {rates[1]:9.0f} images/s   "
-        f"ratio {rates[0] / rates[1]:.3f}   batch of {BATCH} β against each alone: "
-        f"largest logit difference {np.abs(together - alone).max():.1e}, "
-        f"same label {(together.argmax(1) == alone.argmax(1)).sum()}/{BATCH}",
+        f"ratio {rates[0] / rates[1]:.3f}   batch of {BATCH} β against single rows: "
+        f"largest logit difference {np.abs(batched - one_by_one).max():.1e}, "
+        f"same label {(batched.argmax(1) == one_by_one.argmax(1)).sum()}/{BATCH}",
         flush=True,
     )
 
 
-def row(bundle: Bundle, beta: float) -> NDArray[np.float32]:
-    """One token, float32 (1, D)."""
+def token_row(bundle: Bundle, beta: float) -> NDArray[np.float32]:
+    """Return the token at β, float32 (1, D)."""
     return mix_rows(bundle.clean_token, bundle.robust_token, [beta])
 
 
-def through_http(bundle: Bundle, seconds: float) -> None:
-    """Print requests per second with mixed and with one β, beside the bare engine and decoder of the same run."""
-    images = [png(pixels) for pixels in bundle.golden.pixels]
-    with serving(bundle.path) as port:
+def print_through_http(bundle: Bundle, seconds: float) -> None:
+    """Print requests per second with mixed and with one β, and those of the bare engine and decoder of the same run."""
+    images = [encode_png(pixels) for pixels in bundle.golden.pixels]
+    with run_tureen(bundle.path) as server:
         rates: dict[str, list[float]] = {"one β": [], "mixed β": []}
         mixes = {"one β": ["0.5"] * BATCH, "mixed β": [f"{beta:.3f}" for beta in np.linspace(0, 1, BATCH)]}
         for turn in range(HTTP_ROUNDS):
             for name in sorted(mixes, reverse=bool(turn % 2)):
-                result = asyncio.run(closed_loop(port, requests(images, mixes[name]), CONNECTIONS, seconds))
+                result = asyncio.run(closed_loop(server.port, png_requests(images, mixes[name]), CONNECTIONS, seconds))
                 rates[name].append(result.rate)
                 print(f"  {name:<8} {result}", flush=True)
         one, mixed = median(rates["one β"]), median(rates["mixed β"])
-        alone = asyncio.run(closed_loop(port, requests(images, ["0.5"]), 1, seconds))
+        alone = asyncio.run(closed_loop(server.port, png_requests(images, ["0.5"]), 1, seconds))
         print(f"  one connection {alone}", flush=True)
     engine = open_engine(bundle)
     pixels = np.resize(bundle.golden.pixels, (32, *bundle.golden.pixels.shape[1:]))
-    tokens = np.repeat(row(bundle, 0.5), 32, axis=0)
+    tokens = np.repeat(token_row(bundle, 0.5), 32, axis=0)
     (engine_s,) = interleaved([lambda: engine.run(pixels, tokens)])
     (decode_s,) = interleaved([lambda: pixels_from_bytes(images[0], bundle.manifest.preprocess)])
     engine.close()
@@ -114,8 +113,8 @@ def through_http(bundle: Bundle, seconds: float) -> None:
     print(f"  decoding one of these PNG files: {1e6 * decode_s:.0f} µs on one core")
 
 
-def requests(images: Sequence[bytes], betas: Sequence[str]) -> list[bytes]:
-    """Whole HTTP requests, every image at every β."""
+def png_requests(images: Sequence[bytes], betas: Sequence[str]) -> list[bytes]:
+    """Return whole HTTP requests: every image at every β."""
     return [
         f"POST /classify?beta={beta}&top_k=1 HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n"
         f"Content-Length: {len(image)}\r\n\r\n".encode()
@@ -125,34 +124,11 @@ def requests(images: Sequence[bytes], betas: Sequence[str]) -> list[bytes]:
     ]
 
 
-def png(pixels: NDArray[np.uint8]) -> bytes:
-    """The pixels, uint8 (H, W, 3), as a PNG file."""
+def encode_png(pixels: NDArray[np.uint8]) -> bytes:
+    """Return the pixels, uint8 (H, W, 3), as a PNG file."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()
-
-
-@contextmanager
-def serving(bundle: Path) -> Iterator[int]:
-    """A real server process on a free port; ready when entered."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "tureen.cli", "serve", str(bundle), "--port", str(port), "--log-level", "warning"]
-    server = subprocess.Popen(command)
-    try:
-        while True:
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz").close()
-                break
-            except OSError:
-                if server.poll() is not None:
-                    raise
-                time.sleep(0.1)
-        yield port
-    finally:
-        server.terminate()
-        server.wait(60)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""What co-training costs: its steps against nominal training's, and against the arithmetic floor.
+"""Measures the time of a co-training step against a nominal step, and against an arithmetic lower bound.
 
     python -m benchmarks.training_speed --recipe cifar10-cpu --attack-steps 1 2 3
     python -m benchmarks.training_speed --recipe cifar10 --compile
 
-The floor of a step with k attack steps is k passes that compute the gradient of the images alone, then one forward and
-backward pass over twice the batch: no optimiser, no moving average, no augmentation, no random start. All parts take
-turns in one process, so that their ratios hold on a machine whose speed varies; printed are medians over the rounds.
+The lower bound ("floor") of a step with k attack steps is k passes that compute the gradient of the images alone, and
+one forward and backward pass over twice the batch. It has no optimiser, moving average, augmentation or random start.
+All parts run in turn in one process, so that the ratios hold on a machine whose speed varies. Prints medians over
+rounds.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def main() -> None:
 
 
 def measure(recipe: Recipe, device: torch.device, *, rounds: int, is_compiled: bool) -> dict[str, float]:
-    """Seconds, medians over the rounds: of a nominal and a co-training step, and of the floor's two kinds of pass."""
+    """Return the median seconds of a nominal step, a co-training step, and the two kinds of pass of the floor."""
     data = random_images(recipe)
     nominal_recipe = recipe.model_copy(update={"alpha": 1.0})
     nominal, cotraining = (Cotraining(r, data, device, is_compiled=is_compiled) for r in (nominal_recipe, recipe))
@@ -98,7 +99,7 @@ def report(recipe: Recipe, seconds: dict[str, float]) -> None:
 
 
 def random_images(recipe: Recipe) -> Dataset:
-    """Images of the recipe's shape, enough for many steps; what is in them does not matter to the time."""
+    """Return random images of the shape of the recipe, enough for many steps; content does not affect time."""
     size, count = recipe.model.image_size, 4 * recipe.batch_size
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (count, size, size, 3), dtype=np.uint8)

@@ -1,11 +1,10 @@
-"""What `tureen tune` gains on shifted images, and how many labelled ones that takes.
+"""Measures what `tureen tune` gains on shifted images, by the number of labelled images.
 
     python -m benchmarks.tune runs/digits
 
-Corrupts the run's held-out images, chooses β from a random few of them, and measures on the others: accuracy at the β
-chosen, at the β that would have been best there, and at β = 0; how often the interval told holds that best β; and how
-far the accuracy told is from the one found. Means over the draws. A bundle holds no images to try this on, so it takes
-the run that was exported.
+Corrupts the held-out images of the run, chooses β on a random sample, and measures accuracy on the other images: at the
+chosen β, at the best β there, and at β = 0. Also prints how often the reported interval contains the best β, and the
+accuracy that tuning reports. Figures are means over the samples. A bundle holds no images, so this takes the run.
 """
 
 from __future__ import annotations
@@ -31,20 +30,23 @@ CORRUPTIONS = ("gaussian_noise", "defocus_blur", "motion_blur", "fog", "contrast
 
 
 @dataclass(frozen=True)
-class Draw:
-    """What one random draw of images came to, on those not drawn."""
+class DrawResult:
+    """Result of one random sample: accuracies on the images outside the sample.
+
+    reported: the accuracy that tuning reports, on the sample. width: of the reported interval of β.
+    """
 
     chosen: float
     best: float
     clean: float
-    told: float
+    reported: float
     holds_best: bool
     width: float
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="directory that `tureen train` left")
+    parser.add_argument("run", type=Path, help="output directory of `tureen train`")
     parser.add_argument("--corruptions", nargs="+", default=CORRUPTIONS)
     parser.add_argument("--severities", type=int, nargs="+", default=[3, 5])
     parser.add_argument("--images", type=int, nargs="+", default=[10, 50, 200])
@@ -52,27 +54,32 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=50)
     options = parser.parse_args()
     if not options.run.is_dir():
-        parser.error(f"there is no {options.run}: `tureen demo --no-serve` makes tureen-demo/run-…")
+        parser.error(f"no directory {options.run}: `tureen demo --no-serve` creates tureen-demo/run-…")
     checkpoint = load_checkpoint(options.run)
     held_out, predict = checkpoint.held_out, predictor(checkpoint.model)
     print(describe_machine())
     print(f"{checkpoint.recipe.name}, {len(held_out)} held-out images, {options.draws} draws, accuracy in %")
-    print(f"{'corruption':<26}{'images':>7}{'chosen':>8}{'best β':>8}{'β = 0':>8}{'told':>8}{'holds':>8}{'width':>8}")
-    everything: dict[int, list[Draw]] = {count: [] for count in options.images}
+    print(
+        f"{'corruption':<26}{'images':>7}{'chosen':>8}{'best β':>8}{'β = 0':>8}{'reported':>10}{'holds':>8}{'width':>8}"
+    )
+    everything: dict[int, list[DrawResult]] = {count: [] for count in options.images}
     for name in options.corruptions:
         for severity in options.severities:
             images = Images(corrupt(held_out.pixels, name, severity), held_out.labels)
             correct = right_answers(predict, images, options.betas)
             for count in options.images:
-                draws = draw(correct, options.betas, count=count, draws=options.draws)
+                draws = evaluate_draws(correct, options.betas, count=count, draws=options.draws)
                 everything[count] += draws
-                print(f"{f'{name}, severity {severity}':<26}{line(count, draws)}", flush=True)
+                print(f"{f'{name}, severity {severity}':<26}{format_means(count, draws)}", flush=True)
     for count, draws in everything.items():
-        print(f"{'all, mean':<26}{line(count, draws)}")
+        print(f"{'all, mean':<26}{format_means(count, draws)}")
 
 
-def draw(correct: NDArray[np.bool_], betas: Sequence[float], *, count: int, draws: int) -> list[Draw]:
-    """Choose β from `count` of the images, correct (T, n), and judge it on the rest, as often as `draws`."""
+def evaluate_draws(correct: NDArray[np.bool_], betas: Sequence[float], *, count: int, draws: int) -> list[DrawResult]:
+    """Choose β on `count` random images and evaluate it on the others, `draws` times.
+
+    correct: bool (T, n), whether each image is classified correctly at each β.
+    """
     generator = np.random.default_rng(0)
     results = []
     for _ in range(draws):
@@ -81,11 +88,11 @@ def draw(correct: NDArray[np.bool_], betas: Sequence[float], *, count: int, draw
         accuracy = dict(zip(betas, correct[:, order[count:]].mean(axis=1), strict=True))
         best = max(accuracy.values())
         results.append(
-            Draw(
+            DrawResult(
                 chosen=accuracy[tuned.beta],
                 best=best,
                 clean=accuracy[0.0],
-                told=tuned.accuracy.value,
+                reported=tuned.accuracy.value,
                 holds_best=any(tuned.low <= beta <= tuned.high for beta in betas if accuracy[beta] == best),
                 width=tuned.high - tuned.low,
             )
@@ -93,11 +100,11 @@ def draw(correct: NDArray[np.bool_], betas: Sequence[float], *, count: int, draw
     return results
 
 
-def line(count: int, draws: Sequence[Draw]) -> str:
-    """Means over the draws, in per cent but for the interval's width."""
+def format_means(count: int, draws: Sequence[DrawResult]) -> str:
+    """Return the means over the draws as text: in per cent, except the width of the interval."""
     shares = [
         100 * mean(float(getattr(draw, name)) for draw in draws)
-        for name in ("chosen", "best", "clean", "told", "holds_best")
+        for name in ("chosen", "best", "clean", "reported", "holds_best")
     ]
     return f"{count:>7}{''.join(f'{share:8.1f}' for share in shares)}{mean(draw.width for draw in draws):8.2f}"
 

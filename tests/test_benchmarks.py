@@ -1,4 +1,4 @@
-"""Benchmarks run in a fresh clone: from a copy of the tree that has no image beside it and no demo in it."""
+"""Benchmarks run in a fresh clone: a copy of the tree without photographs beside it and without a demo run."""
 
 import re
 import shutil
@@ -8,28 +8,28 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.subject import drawn_photographs
+from benchmarks.workload import synthetic_photographs
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-NAMED = sorted({name for page in PAGES for name in re.findall(r"python -m benchmarks\.(\w+)", page.read_text())})
-HELPS = """
+BENCHMARKS = sorted({name for page in PAGES for name in re.findall(r"python -m benchmarks\.(\w+)", page.read_text())})
+PRINT_HELP = """
 import contextlib, io, runpy, sys
 for name in sys.argv[1:]:
     sys.argv = [name, "--help"]
-    with contextlib.redirect_stdout(io.StringIO()) as said:
+    with contextlib.redirect_stdout(io.StringIO()) as output:
         try:
             runpy.run_module(f"benchmarks.{name}", run_name="__main__", alter_sys=False)
         except SystemExit as end:
             assert end.code == 0, name
-    assert "usage: " in said.getvalue(), name
+    assert "usage: " in output.getvalue(), name
     print(name)
 """
 
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory):
-    """What a clone holds that benchmarks need."""
+    """A copy of the packages that benchmarks need."""
     root = tmp_path_factory.mktemp("work") / "clone"
     for package in ("benchmarks", "export", "serve", "tests", "training", "tureen"):
         shutil.copytree(ROOT / package, root / package, ignore=shutil.ignore_patterns("__pycache__"))
@@ -37,15 +37,15 @@ def clone(tmp_path_factory):
 
 
 def run(clone, *arguments, timeout_s=280):
-    """What a process of that tree prints; it must end well."""
+    """Return the stdout of a Python process in the clone; asserts exit status 0."""
     result = subprocess.run([sys.executable, *arguments], cwd=clone, capture_output=True, text=True, timeout=timeout_s)
     assert result.returncode == 0, result.stderr
     return result.stdout
 
 
-def test_every_benchmark_that_a_page_names_tells_its_use(clone):
-    assert {"serving", "batch", "jobs", "decoding", "propagation"} <= set(NAMED)
-    assert run(clone, "-c", HELPS, *NAMED).split() == NAMED
+def test_every_benchmark_that_a_page_names_prints_its_usage(clone):
+    assert {"serving", "batch", "jobs", "decoding", "propagation"} <= set(BENCHMARKS)
+    assert run(clone, "-c", PRINT_HELP, *BENCHMARKS).split() == BENCHMARKS
 
 
 def test_make_bench_runs_every_benchmark_that_its_section_and_the_readme_name():
@@ -59,38 +59,38 @@ def test_make_bench_runs_every_benchmark_that_its_section_and_the_readme_name():
     assert in_readme <= in_section
 
 
-def test_decoding_is_timed_on_drawn_images_and_says_so(clone):
-    said = run(clone, "-m", "benchmarks.decoding", "--photographs", "2")
-    assert "images: 2 drawn here" in said
-    assert "accuracy is left out" in said
+def test_decoding_prints_that_it_uses_synthetic_images(clone):
+    output = run(clone, "-m", "benchmarks.decoding", "--photographs", "2")
+    assert "images: 2 synthetic" in output
+    assert "skipped accuracy" in output
 
 
-def test_drawn_images_are_of_a_photographs_size():
-    sizes = [len(image) for image in drawn_photographs(5)]
+def test_synthetic_images_have_the_size_of_photographs():
+    sizes = [len(image) for image in synthetic_photographs(5)]
     assert 100_000 < sum(sizes) / len(sizes) < 130_000
 
 
 @pytest.mark.parametrize("name", ["precisions", "tune"])
-def test_a_benchmark_without_its_run_says_how_to_get_one(clone, name):
+def test_a_benchmark_without_its_run_names_the_command_that_creates_one(clone, name):
     result = subprocess.run(
         [sys.executable, "-m", f"benchmarks.{name}", "none"], cwd=clone, capture_output=True, text=True, timeout=280
     )
     assert (result.returncode, "Traceback" in result.stderr) == (2, False)
-    assert "`tureen demo --no-serve` makes" in result.stderr
+    assert "`tureen demo --no-serve` creates" in result.stderr
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "expected_output"),
     [
         (("throughput", "--seconds", "0.1"), "cifar10"),
-        (("serving", "--only", "limit", "--seconds", "0.5", "--rounds", "1"), "images: 200 drawn here"),
-        (("batch", "--rounds", "1", "--divide", "100"), "of the example bundle in turns"),
-        (("propagation", "--changes", "3", "--seconds", "0.2", "--rounds", "1"), "throughput among changes"),
+        (("serving", "--only", "limit", "--seconds", "0.5", "--rounds", "1"), "images: 200 synthetic"),
+        (("batch", "--rounds", "1", "--divide", "100"), "of the example bundle, repeated"),
+        (("propagation", "--changes", "3", "--seconds", "0.2", "--rounds", "1"), "throughput during changes"),
         (("engines", "--models", "ti", "--quick"), "ViT-Ti/16"),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else "",
 )
-def test_a_benchmark_runs_small_in_a_fresh_clone(clone, arguments, says):
-    assert says in run(clone, "-m", f"benchmarks.{arguments[0]}", *arguments[1:], timeout_s=1700)
+def test_a_benchmark_runs_at_small_scale_in_a_fresh_clone(clone, arguments, expected_output):
+    assert expected_output in run(clone, "-m", f"benchmarks.{arguments[0]}", *arguments[1:], timeout_s=1700)

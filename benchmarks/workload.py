@@ -1,6 +1,6 @@
-"""What the serving benchmarks ask for: the 200 photographs, and a ViT of random weights as a real bundle.
+"""Provides what the serving benchmarks serve and send: the 200 photographs, and a ViT of random weights as a bundle.
 
-Random weights run as fast as trained ones, and what is measured here is speed, never accuracy.
+Random weights run as fast as trained ones, and these benchmarks measure speed, never accuracy.
 """
 
 from __future__ import annotations
@@ -35,45 +35,46 @@ ROOT = Path(__file__).parents[1]
 PHOTOGRAPHS = ROOT.parent / "shared" / "data" / "imagenet-sample-200.tar"
 CIFAR10 = PHOTOGRAPHS.with_name("cifar10-jpeg.tar.gz")
 SMALL_BUNDLE = ROOT / "tureen" / "examples" / "cifar10"
-DRAWN_QUALITY = 87  # of 114 kB, the photographs' mean
+SYNTHETIC_QUALITY = 87  # gives files of 114 kB, the mean size of the photographs
 CROP_FRACTION = 0.875
-PARITY_IMAGES = 4  # the engines are proven to run the graph; how near they come is other benchmarks' matter
+PARITY_IMAGES = 4  # enough to show that an engine runs the graph; benchmarks.precisions measures how accurately
 ENGINES = (("openvino", "bf16"), ("openvino", "fp32"), ("onnxruntime", "fp32"))
 
 
 @dataclass(frozen=True)
-class Subject:
-    """What is served, what is asked of it, and how: the same for every server of a run."""
+class Workload:
+    """The bundle, the images and the amount of load: the same for every server of a run."""
 
     bundle: Bundle
     images: list[bytes]
     engine: str
     precision: str
-    flags: tuple[str, ...]  # of `tureen serve`, beside engine and precision
+    flags: tuple[str, ...]  # of `tureen serve`, besides engine and precision
     seconds: float  # of load in each round
     rounds: int
     requests: int  # of the soak
-    times: int  # that the server is stopped, killed and reloaded
+    repetitions: int  # how often the server is stopped, killed and reloaded
 
     @property
     def server_flags(self) -> tuple[str, ...]:
+        """All flags of `tureen serve`."""
         return ("--engine", self.engine, "--precision", self.precision, *self.flags)
 
     def open_engine(self, streams: int) -> Engine:
-        """The engine that the server has, all cores divided among so many streams."""
+        """Open the engine of the server, with all cores divided among `streams`."""
         return open_engine(self.bundle, self.engine, self.precision, engine_options(streams))  # type: ignore[arg-type]
 
 
 def engine_options(streams: int = 1) -> EngineOptions:
-    """How the server opens its engine, by default as one stream."""
+    """Return the options with which the server opens its engine: by default one stream."""
     return EngineOptions(threads=available_cpus(), streams=streams, cache=default_cache_directory())
 
 
-def photographs(archive: Path = PHOTOGRAPHS, count: int = 200) -> list[bytes]:
-    """At most so many images of a tar file, by name, or drawn ones where the photographs are absent; prints which."""
+def load_photographs(archive: Path = PHOTOGRAPHS, count: int = 200) -> list[bytes]:
+    """Return at most `count` images of a tar file, or synthetic ones if the photographs are absent."""
     if archive == PHOTOGRAPHS and not archive.exists():
-        images = drawn_photographs(count)
-        print(f"images: {len(images)} drawn here of about 114 kB, since {archive.name} is absent: compare ratios alone")
+        images = synthetic_photographs(count)
+        print(f"images: {len(images)} synthetic of about 114 kB, because {archive.name} is absent: compare only ratios")
         return images
     with tarfile.open(archive) as tar:
         members = sorted((m for m in tar.getmembers() if m.isfile()), key=lambda member: member.name)
@@ -82,8 +83,8 @@ def photographs(archive: Path = PHOTOGRAPHS, count: int = 200) -> list[bytes]:
     return images
 
 
-def drawn_photographs(count: int) -> list[bytes]:
-    """JPEG files of a photograph's size in pixels and bytes, with less detail the finer it is, as in photographs."""
+def synthetic_photographs(count: int) -> list[bytes]:
+    """Return JPEG files with the size of photographs in pixels and bytes, and with their spectrum of detail."""
     rng = np.random.default_rng(0)
     height, width = 375, 500
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
@@ -92,16 +93,16 @@ def drawn_photographs(count: int) -> list[bytes]:
     for _ in range(count):
         waves = np.fft.rfft2(rng.standard_normal((3, height, width))) / frequency**0.9  # Field, 1987: about 1/f
         detail = np.fft.irfft2(waves, s=(height, width))
-        grey = detail.mean(axis=0)  # the channels of a photograph are much alike
+        grey = detail.mean(axis=0)  # the channels of a photograph are correlated
         pixels = 128 + 55 * (0.7 * grey / grey.std() + 0.3 * detail / detail.std()).transpose(1, 2, 0)
         buffer = io.BytesIO()
-        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=DRAWN_QUALITY)
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=SYNTHETIC_QUALITY)
         images.append(buffer.getvalue())
     return images
 
 
-def small_images(work: Path) -> list[Path]:
-    """The 10,000 test images of CIFAR-10 as files below `work`, or as many of the example's own; prints which."""
+def cifar10_files(work: Path) -> list[Path]:
+    """Write the 10,000 test images of CIFAR-10 below `work`, or the images of the example bundle; return the files."""
     if CIFAR10.exists():
         with tarfile.open(CIFAR10) as archive:
             archive.extractall(work / "cifar10", filter="data")
@@ -112,14 +113,14 @@ def small_images(work: Path) -> list[Path]:
     for n, pixels in enumerate(load_bundle(SMALL_BUNDLE).golden.pixels):
         files.append(work / "cifar10" / f"{n}.jpg")
         Image.fromarray(pixels).save(files[-1], quality=75)
-    print(f"images: the {len(files)} of the example bundle in turns, since {CIFAR10.name} is absent")
+    print(f"images: the {len(files)} of the example bundle, repeated, because {CIFAR10.name} is absent")
     return files
 
 
 def classify_requests(
     images: Sequence[bytes], betas: Sequence[float] = (0.5,), media_type: str = "image/jpeg"
 ) -> list[bytes]:
-    """Whole HTTP requests, the images in turns and the β in turns, as many as make every image and β come."""
+    """Return whole HTTP requests that use each image and each β at least once, both in turn."""
     count = max(len(images), len(betas))
     return [
         f"POST /classify?beta={betas[i % len(betas)]:.3f} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {media_type}\r\n"
@@ -129,8 +130,8 @@ def classify_requests(
     ]
 
 
-def random_bundle(directory: Path, images: Sequence[bytes], key: str = "ti") -> Bundle:
-    """A dual-token ViT at 224 with random weights, written as a bundle that vouches for this machine's CPU engines."""
+def make_random_bundle(directory: Path, images: Sequence[bytes], key: str = "ti") -> Bundle:
+    """Write a bundle of a dual-token ViT at 224 with random weights, with parity rows of the CPU engines; return it."""
     name, width, depth, heads = SHAPES[key]
     torch.manual_seed(0)
     config = ViTConfig(image_size=224, patch_size=16, width=width, depth=depth, heads=heads, classes=1000)
@@ -150,7 +151,7 @@ def random_bundle(directory: Path, images: Sequence[bytes], key: str = "ti") -> 
             try:
                 compiled = compile_engine(graph, engine, precision)  # type: ignore[arg-type]
             except EngineError as error:
-                print(f"{engine} {precision} left out: {error}")
+                print(f"{engine} {precision} skipped: {error}")
                 continue
             yield measure_parity(compiled, expected)
             compiled.close()
