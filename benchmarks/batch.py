@@ -31,10 +31,11 @@ from benchmarks.workload import (
     load_photographs,
     make_random_bundle,
 )
-from serve.jobs.decoding import Decoding, on_threads
-from serve.jobs.input_sources import ANY, open_source
-from serve.jobs.job_output import Job, locked
-from serve.jobs.job_spec import Wanted, pin
+from serve.inference.decode_process import DecodeOptions
+from serve.jobs.decoding import decode_in_threads
+from serve.jobs.input_sources import ALL_FILES, open_source
+from serve.jobs.job_output import Job, lock_output, start_or_resume
+from serve.jobs.job_spec import JobOptions
 from serve.jobs.pipeline import Pipeline
 from tureen.bundle.bundle import load_bundle
 from tureen.engines import open_engine
@@ -47,17 +48,18 @@ def run_job(workload: Workload, manifest: Path, output: Path) -> float:
     streams = min(2, available_cpus())
     with (
         closing(open_source(str(manifest))) as source,
-        ANY.place(output) as place,
-        locked(place),
+        ALL_FILES.open_output(output) as job_output,
+        lock_output(job_output),
         Soup(workload.bundle, workload.open_engine(streams)) as soup,
     ):
         bundle = workload.bundle.manifest
-        spec = pin(place, source, bundle, soup.engine, soup.limits, Wanted(betas=(0.5,)), None)
-        with on_threads(source, Decoding(bundle.preprocess, soup.limits, False), min(8, available_cpus())) as readers:
-            pipeline = Pipeline(soup.logits, readers, spec.betas, batch_rows=spec.batch_rows, streams=streams)
+        spec = start_or_resume(job_output, source, bundle, soup.engine, soup.limits, JobOptions(betas=(0.5,)), None)
+        decode_options = DecodeOptions(bundle.preprocess, soup.limits, jpeg_scaling=False)
+        with decode_in_threads(source, decode_options, min(8, available_cpus())) as pool:
+            pipeline = Pipeline(soup.logits, pool, spec.betas, batch_rows=spec.batch_rows, streams=streams)
             started = time.perf_counter()
-            job = Job(place, spec, bundle.labels)
-            job.run(lambda parts: job.make(pipeline, parts, lambda done, failed: None))
+            job = Job(job_output, spec, bundle.labels)
+            job.run(lambda tasks: job.make_shards(pipeline, tasks, lambda done, failed: None))
             return time.perf_counter() - started
 
 

@@ -18,11 +18,11 @@ from serve.admin.auth import Operator, json_body
 from serve.admin.operations import AdminOperations
 from serve.control.change import first_fault
 from serve.errors import InputError, JobsUnavailableError, NoResultError
-from serve.jobs.atomic_files import reopen
-from serve.jobs.job_output import SUCCESS
+from serve.jobs.atomic_files import open_regular_file
+from serve.jobs.job_output import SUCCESS_FILE, read_job_id
 from serve.jobs.job_store import JobRecord, JobRecords, JobRequest, State
-from serve.jobs.rooted_files import Place, Rooted
-from serve.jobs.runner import check_paths, holder_of
+from serve.jobs.rooted_files import OutputDirectory, RootedFiles
+from serve.jobs.runner import check_paths
 from serve.jobs.shard import Format, read_rows
 from tureen.errors import SingleTokenError
 
@@ -45,7 +45,7 @@ def add_jobs(router: APIRouter, desk: AdminOperations) -> None:
             raise SingleTokenError
         await asyncio.to_thread(check_paths, files, wanted)
         record = await asyncio.to_thread(
-            lambda: records.submit(wanted, who=who.name, default_beta=default, most=desk.max_jobs)
+            lambda: records.submit(wanted, who=who.name, default_beta=default, max_jobs=desk.max_jobs)
         )
         return JSONResponse(_shown(record), 202, {"Location": f"/jobs/{record.id}"})
 
@@ -99,7 +99,7 @@ def add_jobs(router: APIRouter, desk: AdminOperations) -> None:
         return JSONResponse({"errors": await asyncio.to_thread(_errors, files, record, limit)})
 
 
-def _jobs_of(desk: AdminOperations) -> tuple[JobRecords, Rooted]:
+def _jobs_of(desk: AdminOperations) -> tuple[JobRecords, RootedFiles]:
     if desk.jobs is None:
         raise JobsUnavailableError
     return desk.jobs
@@ -135,29 +135,29 @@ def _shown(record: JobRecord) -> dict[str, Any]:
 
 
 @contextmanager
-def _place(files: Rooted, record: JobRecord) -> Iterator[Place]:
+def _place(files: RootedFiles, record: JobRecord) -> Iterator[OutputDirectory]:
     try:
-        with files.place(Path(record.request.output), make=False) as place:
-            if holder_of(place) != record.id:
+        with files.open_output(Path(record.request.output), create=False) as place:
+            if read_job_id(place) != record.id:
                 raise NoResultError
             yield place
     except FileNotFoundError:
         raise NoResultError from None
 
 
-def _listed(files: Rooted, record: JobRecord) -> list[dict[str, Any]]:
+def _listed(files: RootedFiles, record: JobRecord) -> list[dict[str, Any]]:
     with _place(files, record) as place:
-        names = sorted(name for name in os.listdir(place.output) if name == SUCCESS or _SHARD.fullmatch(name))
-        return [{"name": name, "bytes": os.lstat(place.output / name).st_size} for name in names]
+        names = sorted(name for name in os.listdir(place.path) if name == SUCCESS_FILE or _SHARD.fullmatch(name))
+        return [{"name": name, "bytes": os.lstat(place.path / name).st_size} for name in names]
 
 
-def _chunks(files: Rooted, record: JobRecord, name: str) -> tuple[int, Iterator[bytes]]:
+def _chunks(files: RootedFiles, record: JobRecord, name: str) -> tuple[int, Iterator[bytes]]:
     """The size of a result and its bytes; raises NoResultError."""
-    if name != SUCCESS and not _SHARD.fullmatch(name):
+    if name != SUCCESS_FILE and not _SHARD.fullmatch(name):
         raise NoResultError
     with _place(files, record) as place:
         try:
-            file = reopen(place.output / name)
+            file = open_regular_file(place.path / name)
         except OSError:
             raise NoResultError from None
     status = os.fstat(file.fileno())
@@ -173,18 +173,18 @@ def _chunks(files: Rooted, record: JobRecord, name: str) -> tuple[int, Iterator[
     return status.st_size, chunks()
 
 
-def _errors(files: Rooted, record: JobRecord, limit: int) -> list[dict[str, Any]]:
+def _errors(files: RootedFiles, record: JobRecord, limit: int) -> list[dict[str, Any]]:
     """The first rows that are errors, of the shards that are there."""
     found: list[dict[str, Any]] = []
     if record.failed == 0:
         return found
     with _place(files, record) as place:
-        for name in sorted(os.listdir(place.output)):
+        for name in sorted(os.listdir(place.path)):
             shard = _SHARD.fullmatch(name)
             if shard is None:
                 continue
             shard_format: Format = shard[2]  # type: ignore[assignment] # as the pattern has it
-            for row in read_rows(place.output / name, shard_format):
+            for row in read_rows(place.path / name, shard_format):
                 if row["error_code"] is not None:
                     found.append({key: row[key] for key in ("id", "path", "sha256", "beta", "error_code", "error")})
                     if len(found) == limit:

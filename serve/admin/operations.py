@@ -35,7 +35,7 @@ from serve.control.worker_state import Follow, WorkerState
 from serve.errors import AdminListenerError, ControlStoreError, InvalidChangeError
 from serve.inference.service import active_settings
 from serve.jobs.job_store import JobRecords
-from serve.jobs.rooted_files import Rooted
+from serve.jobs.rooted_files import RootedFiles
 from serve.limits import ConnectionLimits, is_loopback, trusted_hosts
 from serve.settings import Settings
 from serve.telemetry.metrics import Metrics
@@ -71,9 +71,9 @@ class AdminOperations:
             settings.state_dir / LAST_KNOWN_FILE,
             earlier_last_known(settings.state_dir, bundle.manifest.name, has_own_store=settings.store is None),
         )
-        self.jobs: tuple[JobRecords, Rooted] | None = None
+        self.jobs: tuple[JobRecords, RootedFiles] | None = None
         if settings.takes_jobs:
-            self.jobs = JobRecords(self.store), Rooted(settings.job_input_roots, settings.job_output_roots)
+            self.jobs = JobRecords(self.store), RootedFiles(settings.job_input_roots, settings.job_output_roots)
         self.max_jobs = settings.max_jobs
         self._is_reachable = asyncio.Event()
         self._are_credentials_prepared = False

@@ -1,4 +1,4 @@
-"""`tureen batch`: many images from files, a row for each and each β, into shards that any analysis reads."""
+"""`tureen batch`: classifies many images from files and writes a row for each image and β, in shards."""
 
 from __future__ import annotations
 
@@ -16,14 +16,24 @@ from tqdm import tqdm
 import tureen
 from serve.commands.options import beta_argument, betas_argument
 from serve.errors import OutputError
-from serve.jobs.decoding import Decoding, on_threads
-from serve.jobs.image_source import Source
-from serve.jobs.input_sources import ANY, open_source
-from serve.jobs.job_output import Job, Made, Part, Spec, Summary, begun, locked, refuse_inside
-from serve.jobs.job_spec import BATCH_ROWS, CPU_BATCH_ROWS, SHARD_ROWS, Wanted, pin
+from serve.inference.decode_process import DecodeOptions
+from serve.jobs.decoding import decode_in_threads
+from serve.jobs.image_source import ImageSource
+from serve.jobs.input_sources import ALL_FILES, open_source
+from serve.jobs.job_output import (
+    Job,
+    JobSummary,
+    ShardResult,
+    ShardTask,
+    check_not_inside,
+    lock_output,
+    read_job_spec,
+    start_or_resume,
+)
+from serve.jobs.job_spec import BATCH_ROWS, CPU_BATCH_ROWS, SHARD_ROWS, JobOptions, JobSpec
 from serve.jobs.pipeline import OnImages, Pipeline
-from serve.jobs.ray_cluster import LOCAL, _check_ray
-from serve.jobs.rooted_files import Place
+from serve.jobs.ray_cluster import LOCAL_CLUSTER, WorkerConfig, check_ray, connect, make_shards, max_workers
+from serve.jobs.rooted_files import OutputDirectory
 from tureen.engines import AUTO
 from tureen.engines.base import EngineOptions
 from tureen.machine import available_cpus, default_cache_directory
@@ -32,41 +42,45 @@ from tureen.soup import DEFAULT_TOP_K, Soup
 
 
 def batch(arguments: list[str]) -> int:
-    """`tureen batch`: 0 once every image has its rows; raises JobError, BundleError or EngineError."""
+    """Runs `tureen batch`. Returns 0 when every image has its rows. Raises JobError, BundleError or EngineError."""
     options = _parser().parse_args(arguments)
     if options.ray is not None:
-        _check_ray(options.ray)
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what is done is kept
+        check_ray(options.ray)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: finished shards are kept
     try:
-        summary = _batch(options)
+        summary = _run_job(options)
     finally:
         signal.signal(signal.SIGTERM, before)
-    _tell(summary, options)
+    _print_summary(summary, options)
     return 0
 
 
-def _batch(options: argparse.Namespace) -> Summary:
-    refuse_inside(options.output, options.input)
-    with closing(open_source(options.input)) as source, ANY.place(options.output) as place, locked(place):
-        earlier = begun(place)
+def _run_job(options: argparse.Namespace) -> JobSummary:
+    check_not_inside(options.output, options.input)
+    with (
+        closing(open_source(options.input)) as source,
+        ALL_FILES.open_output(options.output) as output,
+        lock_output(output),
+    ):
+        earlier = read_job_spec(output)
         if earlier is not None and not (options.resume or options.retry_failed):
             raise OutputError(f"{options.output} holds a job already: give --resume, or another directory")
         if (options.format or (earlier.format if earlier else "parquet")) == "parquet":
-            import pyarrow  # noqa: F401 - where it is missing, tureen.cli names the extra before anything is begun
+            import pyarrow  # noqa: F401 - where it is missing, tureen.cli names the extra before the job starts
         engine = _engine_options(options, earlier)
-        with _soup(options, earlier, engine) as soup:
-            spec = _pinned(options, place, source, soup, earlier)
-            job = Job(place, spec, soup.bundle.manifest.labels)
+        with _load_soup(options, earlier, engine) as soup:
+            spec = _start_or_resume(options, output, source, soup, earlier)
+            job = Job(output, spec, soup.bundle.manifest.labels)
             if options.ray is None:
-                return _here(job, source, soup, engine, options)
-        # With the engine of this process closed, so that a worker may have its place.
-        return _on_cluster(job, engine, options)
+                return _run_on_machine(job, source, soup, engine, options)
+        # The engine of this process is closed, so that a worker can use its processors and memory.
+        return _run_on_cluster(job, engine, options)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="tureen batch",
-        description="Classify many images: a row for each, in shards that are there whole or not at all.",
+        description="Classify many images and write a row for each. Each file of rows, a shard, is written atomically.",
         epilog="example: tureen batch digits-bundle photos results --beta 0.7",
     )
     parser.add_argument("bundle", type=_directory, metavar="BUNDLE", help="directory that `tureen export` wrote")
@@ -74,55 +88,78 @@ def _parser() -> argparse.ArgumentParser:
         "input",
         metavar="INPUT",
         help="a folder, a glob in quotes, a tar or zip, a manifest (.csv, .jsonl or .parquet with a column path and "
-        "perhaps id and beta), or any of these at an fsspec URL such as s3://bucket/photos",
+        "optional columns id and beta), or any of these at an fsspec URL such as s3://bucket/photos",
     )
     parser.add_argument(
-        "output", type=_directory, metavar="OUTPUT", help="directory for the shards; new, or of this job"
+        "output", type=_directory, metavar="OUTPUT", help="directory for the shards: a new one, or that of this job"
     )
     beta = parser.add_mutually_exclusive_group()
-    beta.add_argument("--beta", type=beta_argument, help="0 to 1, clean or robust; default: the bundle's")
+    beta.add_argument("--beta", type=beta_argument, help="0 to 1, clean or robust (default: that of the bundle)")
     beta.add_argument(
-        "--betas", type=betas_argument, metavar="0:1:0.25", help="a row at each of these, from one decoding"
+        "--betas",
+        type=betas_argument,
+        metavar="0:1:0.25",
+        help="classify each image at each of these β, with one decoding",
     )
-    parser.add_argument("--top-k", type=_positive, help=f"classes in a row (default: {DEFAULT_TOP_K})")
-    parser.add_argument("--format", choices=("parquet", "jsonl", "csv"), help="of the shards (default: parquet)")
-    parser.add_argument("--resume", action="store_true", help="go on with the job that OUTPUT holds")
-    parser.add_argument("--retry-failed", action="store_true", help="the same, and try those again that failed")
+    parser.add_argument("--top-k", type=_positive, help=f"classes per row (default: {DEFAULT_TOP_K})")
     parser.add_argument(
-        "--max-error-rate", type=_share, default=1.0, help="stop beyond this share of errors (default: never)"
+        "--format", choices=("parquet", "jsonl", "csv"), help="file format of the shards (default: parquet)"
     )
-    parser.add_argument("--engine", default=AUTO, help="default: the fastest that this machine has")
-    parser.add_argument("--precision", help="default: whichever is fastest")
-    parser.add_argument("--shard-rows", type=_positive, help=f"rows in a shard, about (default: {SHARD_ROWS})")
+    parser.add_argument("--resume", action="store_true", help="continue the job in OUTPUT")
+    parser.add_argument(
+        "--retry-failed", action="store_true", help="continue the job in OUTPUT, and classify the failed images again"
+    )
+    parser.add_argument(
+        "--max-error-rate",
+        type=_share,
+        default=1.0,
+        help="stop the job above this share of errors, 0 to 1 (default: never)",
+    )
+    parser.add_argument(
+        "--engine", default=AUTO, help="engine that runs the model (default: the fastest on this machine)"
+    )
+    parser.add_argument("--precision", help="precision of the engine (default: the fastest)")
+    parser.add_argument("--shard-rows", type=_positive, help=f"approximate rows per shard (default: {SHARD_ROWS})")
     parser.add_argument(
         "--max-batch",
         type=_positive,
-        help=f"rows in a run of the engine (default: {BATCH_ROWS}, on a CPU {CPU_BATCH_ROWS})",
+        help=f"rows per run of the engine (default: {BATCH_ROWS}, on a CPU {CPU_BATCH_ROWS})",
     )
     cpus = available_cpus()
     parser.add_argument("--threads", type=_positive, default=cpus, help="CPU threads of the engine (default: all)")
-    parser.add_argument("--streams", type=_positive, help="runs at a time, sharing the threads (default: 2)")
-    parser.add_argument("--decode-threads", type=_positive, default=min(8, cpus), help="(default: CPUs, at most 8)")
-    parser.add_argument("--jpeg-scaling", action="store_true", help="decode large JPEGs smaller: other pixels, faster")
+    parser.add_argument(
+        "--streams", type=_positive, help="simultaneous runs of the engine, which share the threads (default: 2)"
+    )
+    parser.add_argument(
+        "--decode-threads",
+        type=_positive,
+        default=min(8, cpus),
+        help="threads that decode images (default: one per CPU, at most 8)",
+    )
+    parser.add_argument(
+        "--jpeg-scaling",
+        action="store_true",
+        help="decode large JPEGs at a reduced size: faster, with slightly different pixels",
+    )
     for name, field in ImageLimits.model_fields.items():
         flag = f"--{name.replace('_', '-')}"
         parser.add_argument(flag, type=_positive, help=f"{field.description} (default: {field.default})")
     parser.add_argument(
         "--ray",
         nargs="?",
-        const=LOCAL,
+        const=LOCAL_CLUSTER,
         metavar="ADDRESS",
-        help="have the shards made by a Ray cluster, such as auto; without an address by one of this machine; every "
-        "machine has bundle, input and output under the same absolute paths",
+        help="make the shards on the Ray cluster at ADDRESS, such as auto; without ADDRESS, on a cluster of this "
+        "machine; every machine needs bundle, input and output under the same absolute paths",
     )
     parser.add_argument(
-        "--ray-workers", type=_positive, help="of --threads CPUs each (default: as many as the cluster has room for)"
+        "--ray-workers", type=_positive, help="workers of --threads CPUs each (default: as many as fit in the cluster)"
     )
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
     return parser
 
 
-def _engine_options(options: argparse.Namespace, earlier: Spec | None) -> EngineOptions:
+def _engine_options(options: argparse.Namespace, earlier: JobSpec | None) -> EngineOptions:
     return EngineOptions(
         threads=options.threads,
         streams=options.streams or min(2, options.threads),
@@ -131,8 +168,8 @@ def _engine_options(options: argparse.Namespace, earlier: Spec | None) -> Engine
     )
 
 
-def _soup(options: argparse.Namespace, earlier: Spec | None, engine: EngineOptions) -> Soup:
-    """The model on its engine: a job that goes on has the one that it began with."""
+def _load_soup(options: argparse.Namespace, earlier: JobSpec | None, engine: EngineOptions) -> Soup:
+    """Loads the model. A resumed job uses the engine, precision and limits of its first run."""
     name, precision = options.engine, options.precision
     if earlier is not None and name == AUTO:
         name, precision = earlier.engine, precision or earlier.precision
@@ -142,8 +179,10 @@ def _soup(options: argparse.Namespace, earlier: Spec | None, engine: EngineOptio
     return soup
 
 
-def _pinned(options: argparse.Namespace, place: Place, source: Source, soup: Soup, earlier: Spec | None) -> Spec:
-    wanted = Wanted(
+def _start_or_resume(
+    options: argparse.Namespace, output: OutputDirectory, source: ImageSource, soup: Soup, earlier: JobSpec | None
+) -> JobSpec:
+    job_options = JobOptions(
         betas=tuple(options.betas) if options.betas is not None else None if options.beta is None else (options.beta,),
         top_k=options.top_k,
         format=options.format,
@@ -153,37 +192,39 @@ def _pinned(options: argparse.Namespace, place: Place, source: Source, soup: Sou
     )
     with tqdm(desc="list", unit="image", disable=None) as bar:
         on_listed = lambda count: bar.update(count - bar.n) and None  # noqa: E731
-        return pin(place, source, soup.bundle.manifest, soup.engine, soup.limits, wanted, earlier, on_listed)
-
-
-def _here(job: Job, source: Source, soup: Soup, engine: EngineOptions, options: argparse.Namespace) -> Summary:
-    decoding = Decoding(soup.bundle.manifest.preprocess, soup.limits, job.spec.jpeg_scaling)
-    with on_threads(source, decoding, options.decode_threads) as readers:
-        pipeline = Pipeline(
-            soup.logits, readers, job.spec.betas, batch_rows=job.spec.batch_rows, streams=engine.streams
+        return start_or_resume(
+            output, source, soup.bundle.manifest, soup.engine, soup.limits, job_options, earlier, on_listed
         )
-        return _run(job, lambda parts, on_images: job.make(pipeline, parts, on_images), options)
 
 
-def _on_cluster(job: Job, engine: EngineOptions, options: argparse.Namespace) -> Summary:
-    from serve.jobs.ray_cluster import Makers, connected, make_on_cluster, workers_that_fit
+def _run_on_machine(
+    job: Job, source: ImageSource, soup: Soup, engine: EngineOptions, options: argparse.Namespace
+) -> JobSummary:
+    decode_options = DecodeOptions(soup.bundle.manifest.preprocess, soup.limits, job.spec.jpeg_scaling)
+    with decode_in_threads(source, decode_options, options.decode_threads) as pool:
+        pipeline = Pipeline(soup.logits, pool, job.spec.betas, batch_rows=job.spec.batch_rows, streams=engine.streams)
+        return _run_with_progress(job, lambda tasks, on_images: job.make_shards(pipeline, tasks, on_images), options)
 
-    given = options.input if "://" in options.input else os.path.abspath(options.input)
-    makers = Makers(
-        options.bundle.absolute(), given, options.output.absolute(), job.spec, engine, options.decode_threads
+
+def _run_on_cluster(job: Job, engine: EngineOptions, options: argparse.Namespace) -> JobSummary:
+    input_path = options.input if "://" in options.input else os.path.abspath(options.input)
+    config = WorkerConfig(
+        options.bundle.absolute(), input_path, options.output.absolute(), job.spec, engine, options.decode_threads
     )
-    with connected(options.ray):
-        workers = min(options.ray_workers or sys.maxsize, workers_that_fit(engine.threads))
-        return _run(
-            job, lambda parts, on_images: make_on_cluster(job, makers, parts, on_images, workers=workers), options
+    with connect(options.ray):
+        workers = min(options.ray_workers or sys.maxsize, max_workers(engine.threads))
+        return _run_with_progress(
+            job, lambda tasks, on_images: make_shards(job, config, tasks, on_images, workers=workers), options
         )
 
 
-def _run(job: Job, make: Callable[[Iterator[Part], OnImages], Iterator[Made]], options: argparse.Namespace) -> Summary:
-    """The job to its end, with progress."""
+def _run_with_progress(
+    job: Job, make: Callable[[Iterator[ShardTask], OnImages], Iterator[ShardResult]], options: argparse.Namespace
+) -> JobSummary:
+    """Runs the job to its end and shows its progress on the terminal."""
     spec, failures = job.spec, 0
-    told = f"{spec.model} {spec.version[:12]} on {spec.engine} {spec.precision}, β {_betas(spec)}"
-    print(f"{spec.images:,} images in {spec.shards:,} shards, {told}", file=sys.stderr)
+    model = f"{spec.model} {spec.version[:12]} on {spec.engine} {spec.precision}, β {_betas(spec)}"
+    print(f"{spec.images:,} images in {spec.shards:,} shards, {model}", file=sys.stderr)
     with tqdm(total=spec.images, desc="classify", unit="image", disable=None, smoothing=0.05) as bar:
 
         def on_images(done: int, failed: int) -> None:
@@ -195,27 +236,30 @@ def _run(job: Job, make: Callable[[Iterator[Part], OnImages], Iterator[Made]], o
 
         try:
             return job.run(
-                lambda parts: make(parts, on_images),
+                lambda tasks: make(tasks, on_images),
                 retry_failed=options.retry_failed,
                 max_error_rate=options.max_error_rate,
                 on_images=on_images,
             )
         except (KeyboardInterrupt, OSError):
-            print(f"tureen batch: what is done is kept in {job.place.name}: go on with --resume", file=sys.stderr)
+            print(
+                f"tureen batch: the finished shards are kept in {job.output.name}: continue with --resume",
+                file=sys.stderr,
+            )
             raise
 
 
-def _tell(summary: Summary, options: argparse.Namespace) -> None:
+def _print_summary(summary: JobSummary, options: argparse.Namespace) -> None:
     if options.json:
         print(summary.model_dump_json())
         return
     print(f"{summary.rows:,} rows of {summary.images:,} images in {options.output}, β {_betas(summary)}")
     if summary.failed_rows:
         codes = ", ".join(f"{count:,} {code}" for code, count in summary.error_codes.items())
-        print(f"{summary.failed_rows:,} of them are errors: {codes}; --retry-failed tries these again")
+        print(f"{summary.failed_rows:,} of them are errors: {codes}; --retry-failed classifies them again")
 
 
-def _betas(job: Spec | Summary) -> str:
+def _betas(job: JobSpec | JobSummary) -> str:
     return ", ".join("none" if beta is None else f"{beta:g}" for beta in job.betas)
 
 
@@ -233,8 +277,10 @@ def _share(text: str) -> float:
 
 
 def _directory(text: str) -> Path:
-    if not text.strip():  # which would be the current one
+    if not text.strip():  # an empty path would be the current directory
         raise argparse.ArgumentTypeError("it is empty: give a directory")
     if "://" in text:
-        raise argparse.ArgumentTypeError("it is a directory of this machine: copy the shards from there")
+        raise argparse.ArgumentTypeError(
+            "OUTPUT must be a directory of this machine: copy the shards to the URL afterwards"
+        )
     return Path(text)

@@ -1,4 +1,4 @@
-"""`tureen jobs`: batch jobs on a running server's engine, submitted, looked at and ended from a terminal."""
+"""`tureen jobs`: submits, shows and stops the batch jobs of a running server."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from serve.commands.admin_client import AdminClient, RefusedError
 from serve.commands.options import beta_argument, betas_argument
 from serve.commands.terminal import listener_options
 
-LOOK_S = 1.0
-PATIENCE_S = 120.0
+POLL_S = 1.0
+RECONNECT_S = 120.0  # how long `watch` tries to reach a server that restarts
 EXIT_NOT_SUCCEEDED = 1
 ENDED = ("succeeded", "partially_succeeded", "failed", "cancelled")
-GIVEN = ("beta", "betas", "top_k", "format", "shard_rows", "max_error_rate")
+REQUEST_OPTIONS = ("beta", "betas", "top_k", "format", "shard_rows", "max_error_rate")
 
 
 def jobs(arguments: list[str]) -> int:
-    """`tureen jobs`: 0, or 1 where a watched job did not succeed; raises AdminError."""
+    """Runs `tureen jobs`. Returns 0, or 1 where a watched job did not succeed. Raises AdminError."""
     options = _parser().parse_args(arguments)
     client = AdminClient(options.url, options.token, options.state_dir)
     run = {"submit": _submit, "list": _list, "show": _show, "watch": _watch, "errors": _errors, "results": _results}
     if options.command in run:
         status: int = run[options.command](client, options)
         return status
-    return _told(client.job_action(options.id, options.command), options)
+    return _print_job(client.job_action(options.id, options.command), options)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="tureen jobs",
-        description="Batch jobs on the engine of a running service, behind every request. Paths are the server's.",
+        description="Batch jobs on the engine of a running server. Requests come first. Paths are paths on the server.",
         epilog="example: tureen jobs submit /data/photos /data/results/monday --beta 0.7 --watch",
     )
     common = listener_options()
@@ -44,44 +44,53 @@ def _parser() -> argparse.ArgumentParser:
     submit.add_argument("output", help="a new directory; an absolute path on the server")
     beta = submit.add_mutually_exclusive_group()
     beta.add_argument(
-        "--beta", type=beta_argument, help="0 to 1, clean or robust; default: the one in force when submitted"
+        "--beta",
+        type=beta_argument,
+        help="0 to 1, clean or robust (default: that of the server at submission)",
     )
     beta.add_argument(
-        "--betas", type=betas_argument, metavar="0:1:0.25", help="a row at each of these, from one decoding"
+        "--betas",
+        type=betas_argument,
+        metavar="0:1:0.25",
+        help="classify each image at each of these β, with one decoding",
     )
-    submit.add_argument("--top-k", type=int, help="classes in a row")
-    submit.add_argument("--format", choices=("parquet", "jsonl", "csv"), help="of the shards (default: parquet)")
-    submit.add_argument("--shard-rows", type=int, help="rows in a shard, about")
-    submit.add_argument("--max-error-rate", type=float, help="stop beyond this share of errors (default: never)")
-    submit.add_argument("--watch", action="store_true", help="and wait for its end, as `tureen jobs watch` does")
-    listed = commands.add_parser("list", parents=[common], help="the newest jobs")
-    listed.add_argument("--limit", type=int, default=20, help="how many (default: %(default)s)")
-    listed.add_argument("--state", help="those in this state alone")
+    submit.add_argument("--top-k", type=int, help="classes per row")
+    submit.add_argument(
+        "--format", choices=("parquet", "jsonl", "csv"), help="file format of the shards (default: parquet)"
+    )
+    submit.add_argument("--shard-rows", type=int, help="approximate rows per shard")
+    submit.add_argument(
+        "--max-error-rate", type=float, help="stop the job above this share of errors, 0 to 1 (default: never)"
+    )
+    submit.add_argument("--watch", action="store_true", help="wait until the job ends, as `tureen jobs watch` does")
+    listed = commands.add_parser("list", parents=[common], help="list the newest jobs")
+    listed.add_argument("--limit", type=int, default=20, help="number of jobs (default: %(default)s)")
+    listed.add_argument("--state", help="only jobs in this state")
     for name, text in (
-        ("show", "one job"),
-        ("watch", "one job until its end; the exit status is 1 where it did not succeed"),
-        ("cancel", "end a job; what is done is kept"),
-        ("pause", "have a job wait until it is resumed"),
-        ("resume", "go on with a job that waits or failed; of a partially succeeded one, with what failed"),
+        ("show", "show one job"),
+        ("watch", "wait until a job ends; the exit status is 1 where it did not succeed"),
+        ("cancel", "cancel a job; its finished shards stay"),
+        ("pause", "pause a job until it is resumed"),
+        ("resume", "continue a paused or failed job; of a partially succeeded one, classify the failed images again"),
     ):
         commands.add_parser(name, parents=[common], help=text).add_argument("id")
-    errors = commands.add_parser("errors", parents=[common], help="the rows of a job that are errors")
+    errors = commands.add_parser("errors", parents=[common], help="list the rows of a job that have an error")
     errors.add_argument("id")
-    errors.add_argument("--limit", type=int, default=100, help="how many (default: %(default)s)")
-    results = commands.add_parser("results", parents=[common], help="the files that a job has written")
+    errors.add_argument("--limit", type=int, default=100, help="number of rows (default: %(default)s)")
+    results = commands.add_parser("results", parents=[common], help="list the files that a job has written")
     results.add_argument("id")
-    results.add_argument("--to", type=Path, metavar="DIRECTORY", help="copy them here")
+    results.add_argument("--to", type=Path, metavar="DIRECTORY", help="copy the files to this directory")
     return parser
 
 
 def _submit(client: AdminClient, options: argparse.Namespace) -> int:
-    given = {name: getattr(options, name) for name in GIVEN if getattr(options, name) is not None}
-    job = client.submit_job({"input": options.input, "output": options.output, **given})
+    request = {name: getattr(options, name) for name in REQUEST_OPTIONS if getattr(options, name) is not None}
+    job = client.submit_job({"input": options.input, "output": options.output, **request})
     if options.watch:
         print(job["id"], file=sys.stderr)
         options.id = job["id"]
         return _watch(client, options)
-    return _told(job, options)
+    return _print_job(job, options)
 
 
 def _list(client: AdminClient, options: argparse.Namespace) -> int:
@@ -90,12 +99,12 @@ def _list(client: AdminClient, options: argparse.Namespace) -> int:
         print(json.dumps({"jobs": found}))
     else:
         for job in found:
-            print(line_of(job))
+            print(format_job_line(job))
     return 0
 
 
 def _show(client: AdminClient, options: argparse.Namespace) -> int:
-    return _told(client.job(options.id), options)
+    return _print_job(client.job(options.id), options)
 
 
 def _watch(client: AdminClient, options: argparse.Namespace) -> int:
@@ -104,25 +113,25 @@ def _watch(client: AdminClient, options: argparse.Namespace) -> int:
     job = client.job(options.id)
     with tqdm(total=job["images"], initial=job["done"], desc=job["id"], unit="image", disable=None) as bar:
         while job["state"] not in ENDED:
-            time.sleep(LOOK_S)
-            job = _patiently(client, options.id)
+            time.sleep(POLL_S)
+            job = _job_with_retries(client, options.id)
             bar.total = job["images"]
             bar.set_postfix_str(f"{job['state']}, {job['failed']} failed", refresh=False)
             bar.update(max(0, job["done"] - bar.n))
-    _told(job, options)
+    _print_job(job, options)
     return 0 if job["state"] == "succeeded" else EXIT_NOT_SUCCEEDED
 
 
-def _patiently(client: AdminClient, job_id: str) -> dict[str, Any]:
-    """The job, also over a restart of its server, which it survives; raises RefusedError after PATIENCE_S."""
-    end = time.monotonic() + PATIENCE_S
+def _job_with_retries(client: AdminClient, job_id: str) -> dict[str, Any]:
+    """Returns the job. Retries while the server restarts, because jobs survive that. Raises RefusedError."""
+    end = time.monotonic() + RECONNECT_S
     while True:
         try:
             return client.job(job_id)
         except RefusedError as error:
             if error.code != "unreachable" or time.monotonic() > end:
                 raise
-            time.sleep(LOOK_S)
+            time.sleep(POLL_S)
 
 
 def _errors(client: AdminClient, options: argparse.Namespace) -> int:
@@ -149,33 +158,30 @@ def _results(client: AdminClient, options: argparse.Namespace) -> int:
     return 0
 
 
-def _told(job: dict[str, Any], options: argparse.Namespace) -> int:
-    print(json.dumps(job) if options.json else shown(job))
+def _print_job(job: dict[str, Any], options: argparse.Namespace) -> int:
+    print(json.dumps(job) if options.json else format_job(job))
     return 0
 
 
-def line_of(job: dict[str, Any]) -> str:
-    """A job in a line."""
+def format_job_line(job: dict[str, Any]) -> str:
+    """Returns a job as one line of text."""
     state = job["state"] if job["wanted"] is None else f"{job['state']}, to be {job['wanted']}"
     images = "?" if job["images"] is None else f"{job['images']:,}"
     return f"{job['id']}  {state:<19}  {job['done']:,}/{images}, {job['failed']:,} failed  {job['request']['output']}"
 
 
-def shown(job: dict[str, Any]) -> str:
-    """A job, for people."""
+def format_job(job: dict[str, Any]) -> str:
+    """Returns a job as several lines of text."""
     request = job["request"]
     betas = request["betas"] or [job["default_beta"] if request["beta"] is None else request["beta"]]
+    states = sorted(job["times"].items(), key=lambda state_and_time: state_and_time[1])
     lines = [
-        line_of(job),
+        format_job_line(job),
         f"  input   {request['input']}",
         f"  β       {', '.join('none' if beta is None else f'{beta:g}' for beta in betas)}",
         f"  who     {job['who']}",
-        *(f"  {state.replace('_', ' ')} since {at[:19]}Z" for state, at in sorted(job["times"].items(), key=_at)),
+        *(f"  {state.replace('_', ' ')} since {at[:19]}Z" for state, at in states),
     ]
     if job["error"] is not None:
         lines.append(f"  error   {job['error']}")
     return "\n".join(lines)
-
-
-def _at(item: tuple[str, str]) -> str:
-    return item[1]

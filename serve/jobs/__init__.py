@@ -1,1 +1,1 @@
-"""Batch jobs: many images from files, rows into shards, each exactly once. Knows no HTTP."""
+"""Batch jobs: classifies many images from files and writes exactly one row per image and β. Knows no HTTP."""

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, whatever ends the process; never through a link that lies in the way."""
+"""Writes files atomically: after a crash a file exists with all its content or not at all. Never follows a link."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import IO, BinaryIO
 
 
 def create(path: Path) -> IO[bytes]:
-    """A new file to write, in place of whatever has the name."""
+    """Opens a new file for writing. Removes an existing file of this name first."""
     path.unlink(missing_ok=True)
     return path.open("xb")
 
 
-def reopen(path: Path) -> BinaryIO:
-    """A regular file that was made here, to read; raises OSError where a link or something else has its name."""
+def open_regular_file(path: Path) -> BinaryIO:
+    """Opens a regular file for reading. Raises OSError where the path is a link or no regular file."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
@@ -25,28 +25,31 @@ def reopen(path: Path) -> BinaryIO:
     return open(descriptor, "rb")
 
 
-def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """The file with all that `write` writes: aside, synced, renamed, and the directory synced; raises OSError."""
-    aside = path.with_name(f".{path.name}.part")
+def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Calls `write` with a temporary file, syncs that file, renames it to `path`, and syncs the directory.
+
+    Raises OSError. Removes the temporary file then.
+    """
+    temporary = path.with_name(f".{path.name}.part")
     try:
-        with create(aside) as file:
+        with create(temporary) as file:
             write(file)
             sync(file)
-        aside.rename(path)
+        temporary.rename(path)
         sync_directory(path.parent)
     except OSError:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
 def sync(file: IO[bytes]) -> None:
-    """Make what was written durable."""
+    """Makes the written content durable."""
     file.flush()
     os.fsync(file.fileno())
 
 
 def sync_directory(path: Path) -> None:
-    """Make the names in a directory durable, where the file system can sync a directory."""
+    """Makes the names in a directory durable, if the file system can sync directories."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""Images read and decoded several at a time, on threads, or in processes that stand behind whatever else runs here."""
+"""Reads and decodes images in parallel: on threads, or in processes of the lowest priority."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from serve.errors import InputError, JobError, UnreadableError
-from serve.jobs.image_source import Item, Source
+from serve.inference.decode_process import DecodeOptions
+from serve.jobs.image_source import ImageSource, InputImage
 from serve.jobs.input_sources import open_source
 from serve.jobs.rooted_files import Files
 from tureen.errors import (
@@ -25,22 +26,25 @@ from tureen.errors import (
     UndecodableImageError,
     UnsupportedImageTypeError,
 )
-from tureen.preprocess import ImageLimits, Pixels, PreprocessSpec, pixels_from_bytes
+from tureen.preprocess import Pixels
 
-CODES: dict[type[ImageError], str] = {  # as the server answers them
+ERROR_CODES: dict[type[ImageError], str] = {  # the codes of the server's HTTP responses
     EmptyImageError: "empty_image",
     UndecodableImageError: "undecodable_image",
     UnsupportedImageTypeError: "unsupported_image_type",
     ImageTooLargeError: "image_too_large",
     UnreadableError: "unreadable_image",
 }
-NICE = 19  # the least that a process can ask of the scheduler
+NICE = 19  # the lowest priority that a process can request
 _PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
 
 
 @dataclass(frozen=True)
-class Read:
-    """What became of an image's bytes: their SHA-256, and pixels of the model's size or an error's code and words."""
+class DecodeResult:
+    """The SHA-256 of an image's bytes, and either pixels of the model's size or an error code and message.
+
+    sha256: None where the bytes could not be read.
+    """
 
     sha256: str | None
     pixels: Pixels | None
@@ -48,120 +52,125 @@ class Read:
     error: str | None = None
 
 
-Given = Item | bytes | Read
-"""An image to read, one whose bytes are there, or one that could not be read."""
+DecodeInput = InputImage | bytes | DecodeResult
+"""An image to read and decode, bytes to decode, or the result for an image that could not be read."""
 
 
-@dataclass(frozen=True)
-class Decoding:
-    """How the images of a job become pixels."""
+class ImageReader:
+    """Reads and decodes images on the calling thread."""
 
-    preprocess: PreprocessSpec
-    limits: ImageLimits
-    jpeg_scaling: bool
+    def __init__(self, source: ImageSource, options: DecodeOptions) -> None:
+        self.source, self._options = source, options
 
-
-class Reader:
-    """Reads and decodes in the thread that calls it."""
-
-    def __init__(self, source: Source, decoding: Decoding) -> None:
-        self.source, self._decoding = source, decoding
-
-    def bytes_of(self, item: Item) -> bytes | Read:
+    def read_bytes(self, image: InputImage) -> bytes | DecodeResult:
+        """Returns the bytes of an image, or a result with the error."""
         try:
-            return self.source.read(item, self._decoding.limits.max_image_bytes)
+            return self.source.read(image, self._options.limits.max_image_bytes)
         except ImageError as error:
-            return _failed(None, error)
+            return _error_result(None, error)
 
-    def read(self, given: Given) -> Read:
-        data = self.bytes_of(given) if isinstance(given, Item) else given
-        if isinstance(data, Read):
+    def decode(self, given: DecodeInput) -> DecodeResult:
+        """Returns the pixels or the error of one image."""
+        data = self.read_bytes(given) if isinstance(given, InputImage) else given
+        if isinstance(data, DecodeResult):
             return data
-        sha256, how = hashlib.sha256(data).hexdigest(), self._decoding
+        sha256 = hashlib.sha256(data).hexdigest()
         try:
-            pixels = pixels_from_bytes(data, how.preprocess, how.limits, jpeg_scaling=how.jpeg_scaling)
-            return Read(sha256, pixels)
+            return DecodeResult(sha256, self._options.pixels(data))
         except ImageError as error:
-            return _failed(sha256, error)
+            return _error_result(sha256, error)
 
-    def read_some(self, given: Sequence[Given]) -> list[Read]:
-        return [self.read(one) for one in given]
+    def decode_many(self, given: Sequence[DecodeInput]) -> list[DecodeResult]:
+        """Returns one result per image, in order."""
+        return [self.decode(one) for one in given]
 
 
-class Readers:
-    """Several readers; made by `on_threads` or `in_processes`."""
+class DecodePool:
+    """Threads or processes that read and decode. `decode_in_threads` and `decode_in_processes` open one.
+
+    count: how many. is_sequential: the source reads its images only in the order of the listing.
+    """
 
     def __init__(
-        self, reader: Reader, executor: Executor, read_some: Callable[[Sequence[Given]], list[Read]], count: int
+        self,
+        reader: ImageReader,
+        executor: Executor,
+        decode_many: Callable[[Sequence[DecodeInput]], list[DecodeResult]],
+        count: int,
     ) -> None:
-        self._reader, self._executor, self._read_some, self.count = reader, executor, read_some, count
+        self._reader, self._executor, self._decode_many, self.count = reader, executor, decode_many, count
         self.is_sequential = reader.source.is_sequential
 
-    def submit(self, items: Sequence[Item]) -> Future[list[Read]]:
-        """One Read for each; a source that is read from front to back is read here and now, in the caller's order."""
-        given = [self._reader.bytes_of(item) for item in items] if self.is_sequential else items
-        return self._executor.submit(self._read_some, given)
+    def submit(self, images: Sequence[InputImage]) -> Future[list[DecodeResult]]:
+        """Schedules some images and returns a future with one result per image.
+
+        Reads the bytes on the calling thread where the source is sequential, so that reads keep their order.
+        """
+        given = [self._reader.read_bytes(image) for image in images] if self.is_sequential else images
+        return self._executor.submit(self._decode_many, given)
 
 
 @contextmanager
-def on_threads(source: Source, decoding: Decoding, count: int) -> Iterator[Readers]:
-    """Readers that share the process with the engine."""
-    reader = Reader(source, decoding)
+def decode_in_threads(source: ImageSource, options: DecodeOptions, count: int) -> Iterator[DecodePool]:
+    """Opens a pool of threads, which share the process with the engine."""
+    reader = ImageReader(source, options)
     executor = ThreadPoolExecutor(count, "decode")
     try:
-        yield Readers(reader, executor, reader.read_some, count)
+        yield DecodePool(reader, executor, reader.decode_many, count)
     finally:
         executor.shutdown(wait=False, cancel_futures=True)
 
 
 @contextmanager
-def in_processes(given: str, files: Files, source: Source, decoding: Decoding, count: int) -> Iterator[Readers]:
-    """Readers that take neither the interpreter nor, while others want it, a processor from whoever answers requests.
+def decode_in_processes(
+    input_path: str, files: Files, source: ImageSource, options: DecodeOptions, count: int
+) -> Iterator[DecodePool]:
+    """Opens a pool of processes that leave the interpreter lock and busy processors to the server's requests.
 
-    given, files: as the source was opened, which each opens for itself.
+    input_path, files: the arguments that `source` was opened with. Each process opens its own source with them.
     """
     executor = ProcessPoolExecutor(
         count,
         multiprocessing.get_context("spawn"),  # a fork of a process with threads may hang
-        initializer=_begin,
-        initargs=(given, files, decoding, os.getpid()),
+        initializer=_initialize_process,
+        initargs=(input_path, files, options, os.getpid()),
     )
     try:
-        yield Readers(Reader(source, decoding), executor, _Background.read_some, count)
+        yield DecodePool(ImageReader(source, options), executor, _ProcessReader.decode_many, count)
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
 
 
-class _Background:
-    """The reader of this process, where it is one of `in_processes`."""
+class _ProcessReader:
+    """The reader of this process, if the process belongs to `decode_in_processes`."""
 
-    reader: ClassVar[Reader | None] = None
-    error = ""  # why there is none
+    reader: ClassVar[ImageReader | None] = None
+    error = ""  # why the source could not be opened
 
     @classmethod
-    def read_some(cls, given: Sequence[Given]) -> list[Read]:
+    def decode_many(cls, given: Sequence[DecodeInput]) -> list[DecodeResult]:
         if cls.reader is None:
             raise InputError(cls.error)
-        return cls.reader.read_some(given)
+        return cls.reader.decode_many(given)
 
 
-def _begin(given: str, files: Files, decoding: Decoding, parent: int) -> None:
+def _initialize_process(input_path: str, files: Files, options: DecodeOptions, parent: int) -> None:
     for signal_number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(signal_number, signal.SIG_IGN)  # a terminal's and a service manager's are for the server
-    with suppress(OSError):  # a sandbox may forbid either
+        signal.signal(signal_number, signal.SIG_IGN)  # a terminal or service manager sends these for the server
+    with suppress(OSError):  # a sandbox may forbid it
         os.nice(NICE)
     if sys.platform == "linux":
-        with suppress(OSError):
-            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))  # a processor that it has counts as a free one
+        with suppress(OSError):  # a sandbox may forbid it
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))  # the scheduler treats its processor as free
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:
             os._exit(1)
     try:
-        _Background.reader = Reader(open_source(given, files), decoding)
-    except JobError as error:  # raised here it would be a traceback in the log
-        _Background.error = str(error)
+        _ProcessReader.reader = ImageReader(open_source(input_path, files), options)
+    except JobError as error:  # raised in an initializer it would only be a traceback in the log
+        _ProcessReader.error = str(error)
 
 
-def _failed(sha256: str | None, error: ImageError) -> Read:
-    code = next(CODES[cls] for cls in type(error).__mro__ if cls in CODES)
-    return Read(sha256, None, code, str(error))
+def _error_result(sha256: str | None, error: ImageError) -> DecodeResult:
+    code = next(ERROR_CODES[cls] for cls in type(error).__mro__ if cls in ERROR_CODES)
+    return DecodeResult(sha256, None, code, str(error))

@@ -1,4 +1,4 @@
-"""What every kind of input has in common: it lists its images in one order and reads any of them later."""
+"""The interface of every kind of input: it lists images in a fixed order and reads each of them later."""
 
 from __future__ import annotations
 
@@ -17,50 +17,54 @@ SYSTEM_FILES = ("_success", "thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "de
 
 
 @dataclass(frozen=True)
-class Item:
-    """One image of the input. where: what its source needs to find it again."""
+class InputImage:
+    """One image of the input.
+
+    beta: the β that the manifest gives this image; None where it gives none.
+    location: where the source finds the image again: a path, an index, or an offset and a size.
+    """
 
     id: str
     path: str
-    beta: float | None  # the manifest's own for it
-    where: str
+    beta: float | None
+    location: str
 
 
-class Source(ABC):
-    """Lists images, and reads them from any thread; closed by the code that opened it."""
+class ImageSource(ABC):
+    """Lists images and reads them. Any thread may call `read`. The code that opens a source closes it."""
 
-    is_sequential = False  # reading in another order than listed is very slow
+    is_sequential = False  # True: reading in another order than the listing is very slow
 
     def __init__(self) -> None:
-        self.linked_folders: list[str] = []  # paths of the links that the listing followed into a folder
+        self.linked_folders: list[str] = []  # paths of links to folders that the listing has followed
 
     @abstractmethod
-    def items(self) -> Iterator[Item]:
-        """Every image, in the same order each time; raises InputError."""
+    def list_images(self) -> Iterator[InputImage]:
+        """Yields every image, in the same order at each call. Raises InputError."""
 
     @abstractmethod
-    def read(self, item: Item, most: int) -> bytes:
-        """The bytes of an image; raises ImageTooLargeError beyond `most`, or UnreadableError."""
+    def read(self, image: InputImage, max_bytes: int) -> bytes:
+        """Returns the bytes of an image. Raises ImageTooLargeError above `max_bytes`, or UnreadableError."""
 
-    def close(self) -> None:  # noqa: B027 - most have nothing to close
-        """Read no more."""
+    def close(self) -> None:  # noqa: B027 - most sources have nothing to close
+        """Closes the files that the source holds open."""
 
 
-def opened(files: Files, path: PurePath) -> BinaryIO:
-    """An archive or a manifest; raises InputError."""
+def open_input_file(files: Files, path: PurePath) -> BinaryIO:
+    """Opens an archive or a manifest. Raises InputError."""
     try:
         return files.open(path)
     except UnreadableError as error:
         raise InputError(f"{path}: {error}") from error
 
 
-def is_left_out(name: str) -> bool:
-    """Whether a path within the input is of a hidden file, in a hidden folder, or of a file that no person made."""
+def is_excluded(name: str) -> bool:
+    """Returns whether a path within the input is hidden, lies in a hidden folder, or is a system file."""
     parts = PurePosixPath(name).parts
-    return any(part.startswith(".") and part != ".." for part in parts) or is_made_by_system(name)
+    return any(part.startswith(".") and part != ".." for part in parts) or is_system_file(name)
 
 
-def is_made_by_system(name: str) -> bool:
-    """Whether macOS, Windows or a batch job itself made the file, for purposes other than being an image."""
+def is_system_file(name: str) -> bool:
+    """Returns whether macOS, Windows or a batch job wrote the file for its own use: such a file is no input image."""
     *folders, last = PurePosixPath(name).parts or ("",)
     return last.lower() in SYSTEM_FILES or any(part in SYSTEM_FOLDERS for part in (*folders, last))

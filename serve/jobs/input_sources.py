@@ -1,6 +1,6 @@
-"""Where a job's images come from: a folder, a glob, an archive, a manifest, here or at an fsspec URL.
+"""The input sources of a job: a folder, a glob, an archive or a manifest, on this machine or at an fsspec URL.
 
-Each source lists its images in an order that is the same each time, one by one, and reads any of them later.
+Each source lists its images one by one, in the same order each time, and reads any of them later.
 """
 
 from __future__ import annotations
@@ -19,70 +19,70 @@ from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 from serve.errors import InputError, UnreadableError
-from serve.jobs.archives import TAR_SUFFIXES, Tar, Zip
-from serve.jobs.image_source import MAX_NAME, Item, Source, is_left_out, is_made_by_system, opened
-from serve.jobs.rooted_files import Entry, Files, Rooted, StoredFiles
+from serve.jobs.archives import TAR_SUFFIXES, TarSource, ZipSource
+from serve.jobs.image_source import MAX_NAME, ImageSource, InputImage, is_excluded, is_system_file, open_input_file
+from serve.jobs.rooted_files import Files, FolderEntry, RemoteFiles, RootedFiles
 from tureen.errors import ImageTooLargeError, InvalidBetaError
 from tureen.tokens import parse_beta
 
 MANIFEST_SUFFIXES = (".csv", ".jsonl", ".parquet")
 MAX_LINE = 1 << 20  # bytes of one line of a manifest
-ANY = Files()
+ALL_FILES = Files()
 _HAS_SCHEME = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
-_OF_THIS_MACHINE = re.compile(r"(file|local)://", re.IGNORECASE)
-_NOT_UTF8 = "{path} is not in UTF-8: save it anew in that encoding"
+_LOCAL_SCHEME = re.compile(r"(file|local)://", re.IGNORECASE)
+_NOT_UTF8 = "{path} is not in UTF-8: save it in UTF-8"
 
 
-def open_source(given: str, files: Files = ANY) -> Source:
-    """The source that INPUT names; raises InputError. Below roots there are neither globs nor URLs."""
-    if isinstance(files, Rooted):
-        files.check_input(given)
+def open_source(input_path: str, files: Files = ALL_FILES) -> ImageSource:
+    """Returns the source that INPUT names. RootedFiles allow neither globs nor URLs. Raises InputError."""
+    if isinstance(files, RootedFiles):
+        files.check_input(input_path)
     else:
-        given = _OF_THIS_MACHINE.sub("", given)
-        if _HAS_SCHEME.match(given):
-            return _open_remote(given)
-        if not given.strip():
+        input_path = _LOCAL_SCHEME.sub("", input_path)
+        if _HAS_SCHEME.match(input_path):
+            return _open_url(input_path)
+        if not input_path.strip():
             raise InputError("INPUT is empty: give a folder, a glob, an archive, a manifest or a URL")
-    path = Path(given)
+    path = Path(input_path)
     is_folder = files.is_folder(path)
     if is_folder:
-        return Folder(path, files)
+        return FolderSource(path, files)
     if is_folder is False:
-        if given.lower().endswith(TAR_SUFFIXES):
-            return Tar(path, files)
+        if input_path.lower().endswith(TAR_SUFFIXES):
+            return TarSource(path, files)
         if path.suffix.lower() == ".zip":
-            return Zip(path, files)
+            return ZipSource(path, files)
         if path.suffix.lower() in MANIFEST_SUFFIXES:
-            return Manifest(path, files)
+            return ManifestSource(path, files)
         kinds = ", ".join((*TAR_SUFFIXES, ".zip", *MANIFEST_SUFFIXES))
-        raise InputError(f"{given} is one file: give a folder, or a file of {kinds}")
-    if glob.has_magic(given) and not isinstance(files, Rooted):
-        return Glob(given)
-    raise InputError(f"there is no {given}")
+        raise InputError(f"{input_path} is one file: give a folder, or a file of {kinds}")
+    if glob.has_magic(input_path) and not isinstance(files, RootedFiles):
+        return GlobSource(input_path)
+    raise InputError(f"there is no {input_path}")
 
 
-class Folder(Source):
-    """All files under a folder, but for hidden ones and those of macOS and Windows themselves."""
+class FolderSource(ImageSource):
+    """All files below a folder, without hidden files and system files of macOS and Windows."""
 
     def __init__(self, root: Path, files: Files) -> None:
         super().__init__()
         self._root, self._files = root, files
 
-    def items(self) -> Iterator[Item]:
+    def list_images(self) -> Iterator[InputImage]:
         for name, entry in _walk(self._files, self._root):
             if not entry.is_folder:
-                yield Item(name, name, None, name)
+                yield InputImage(name, name, None, name)
             elif entry.is_link:
                 self.linked_folders.append(str(self._root / name))
 
-    def read(self, item: Item, most: int) -> bytes:
-        return _read(self._files, self._root / item.where, most)
+    def read(self, image: InputImage, max_bytes: int) -> bytes:
+        return _read_file(self._files, self._root / image.location, max_bytes)
 
 
-class Glob(Source):
-    """The files that a pattern matches; ** goes down any number of folders.
+class GlobSource(ImageSource):
+    """The files that a pattern matches; `**` matches any number of folders.
 
-    As Python's glob, which follows a link that leads upwards until the system refuses.
+    Matches as Python's glob does, except that `**` does not follow a link to a folder that contains the link.
     """
 
     def __init__(self, pattern: str) -> None:
@@ -90,16 +90,16 @@ class Glob(Source):
         self._folder = "/" if pattern.startswith("/") else ""
         self._parts = [part for part in pattern.split("/") if part]
 
-    def items(self) -> Iterator[Item]:
+    def list_images(self) -> Iterator[InputImage]:
         for name in sorted(set(self._matches(self._folder, self._parts))):
-            if not is_made_by_system(name):
-                yield Item(name, name, None, name)
+            if not is_system_file(name):
+                yield InputImage(name, name, None, name)
 
-    def read(self, item: Item, most: int) -> bytes:
-        return _read(ANY, Path(item.where), most)
+    def read(self, image: InputImage, max_bytes: int) -> bytes:
+        return _read_file(ALL_FILES, Path(image.location), max_bytes)
 
     def _matches(self, folder: str, parts: Sequence[str]) -> Iterator[str]:
-        """The files below a folder whose paths from there match."""
+        """Yields the files below a folder whose relative paths match."""
         if not parts:
             return
         part, rest = parts[0], parts[1:]
@@ -112,14 +112,14 @@ class Glob(Source):
             return
         if part == "**":
             yield from self._matches(folder, rest)
-            for name, entry in _walk(ANY, Path(folder)):
+            for name, entry in _walk(ALL_FILES, Path(folder)):
                 path = os.path.join(folder, name)
                 if entry.is_folder:
                     yield from self._matches(path, rest)
                 elif not rest:
                     yield path
             return
-        for entry in ANY.scan(Path(folder)).entries:
+        for entry in ALL_FILES.list_folder(Path(folder)).entries:
             if fnmatch.fnmatchcase(entry.name, part) and (part.startswith(".") or not entry.name.startswith(".")):
                 path = os.path.join(folder, entry.name)
                 if entry.is_folder:
@@ -128,104 +128,105 @@ class Glob(Source):
                     yield path
 
 
-class Manifest(Source):
-    """A table with a column `path`, from its own folder or a URL, and perhaps `id` and `beta`."""
+class ManifestSource(ImageSource):
+    """A table with a column `path`, and optionally `id` and `beta`. A path is a URL or relative to the manifest."""
 
     def __init__(self, path: PurePath, files: Files) -> None:
         super().__init__()
         self._path, self._files = path, files
 
-    def items(self) -> Iterator[Item]:
-        rows = {".csv": _csv_rows, ".jsonl": _json_rows, ".parquet": _parquet_rows}[self._path.suffix.lower()]
-        with opened(self._files, self._path) as file:
+    def list_images(self) -> Iterator[InputImage]:
+        rows = {".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}[self._path.suffix.lower()]
+        with open_input_file(self._files, self._path) as file:
             for n, row in enumerate(rows(file, self._path), start=1):
-                place = f"{self._path}, row {n}"
+                row_name = f"{self._path}, row {n}"
                 path = row.get("path")
                 if not isinstance(path, str) or not path or "\0" in path:
-                    raise InputError(f"{place}: there is no path in the column path")
+                    raise InputError(f"{row_name}: the column path holds no path")
                 identity = row.get("id")
                 if max(len(path), len(str(identity))) > MAX_NAME:
-                    raise InputError(f"{place}: a path or id has more than {MAX_NAME:,} characters")
-                yield Item(path if identity in (None, "") else str(identity), path, _beta(row.get("beta"), place), path)
+                    raise InputError(f"{row_name}: a path or id has more than {MAX_NAME:,} characters")
+                image_id = path if identity in (None, "") else str(identity)
+                yield InputImage(image_id, path, _parse_beta(row.get("beta"), row_name), path)
 
-    def read(self, item: Item, most: int) -> bytes:
-        if isinstance(self._files, Rooted):
-            return _read(self._files, self._path.parent / item.where, most)
-        if _OF_THIS_MACHINE.match(item.where):
-            return _read(ANY, Path(_OF_THIS_MACHINE.sub("", item.where)), most)
-        if _HAS_SCHEME.match(item.where):
+    def read(self, image: InputImage, max_bytes: int) -> bytes:
+        if isinstance(self._files, RootedFiles):
+            return _read_file(self._files, self._path.parent / image.location, max_bytes)
+        if _LOCAL_SCHEME.match(image.location):
+            return _read_file(ALL_FILES, Path(_LOCAL_SCHEME.sub("", image.location)), max_bytes)
+        if _HAS_SCHEME.match(image.location):
             try:
-                files, path = _store_of(item.where)
+                files, path = _open_store(image.location)
             except InputError as error:
                 raise UnreadableError("it cannot be read from there") from error
-            return _read(files, path, most)
-        return _read(self._files, self._path.parent / item.where, most)
+            return _read_file(files, path, max_bytes)
+        return _read_file(self._files, self._path.parent / image.location, max_bytes)
 
 
-class Remote(Source):
+class RemoteSource(ImageSource):
     """A folder or glob at an fsspec URL."""
 
     def __init__(self, url: str) -> None:
         super().__init__()
-        self._files, self._root = _filesystem(url)
+        self._files, self._root = _open_filesystem(url)
 
-    def items(self) -> Iterator[Item]:
+    def list_images(self) -> Iterator[InputImage]:
         try:
             is_glob = glob.has_magic(self._root)
-            found = iter(sorted(self._files.glob(self._root))) if is_glob else self._files_under(self._root)
+            found = iter(sorted(self._files.glob(self._root))) if is_glob else self._list_files(self._root)
             for path in found:
                 name = path if is_glob else path.removeprefix(self._root).lstrip("/")
-                if not is_left_out(PurePosixPath(path).name if is_glob else name):
-                    yield Item(name, name, None, path)
+                if not is_excluded(PurePosixPath(path).name if is_glob else name):
+                    yield InputImage(name, name, None, path)
         except (OSError, ValueError) as error:
             raise InputError(f"{self._root} cannot be listed: {error}") from error
 
-    def _files_under(self, folder: str) -> Iterator[str]:
+    def _list_files(self, folder: str) -> Iterator[str]:
         for entry in sorted(self._files.ls(folder, detail=True), key=lambda entry: str(entry["name"])):
             if entry["type"] == "directory":
-                yield from self._files_under(entry["name"])
-            elif entry["name"].rstrip("/") != folder.rstrip("/"):  # some stores keep an empty object for a folder
+                yield from self._list_files(entry["name"])
+            elif entry["name"].rstrip("/") != folder.rstrip("/"):  # some stores keep an empty object for each folder
                 yield entry["name"]
 
-    def read(self, item: Item, most: int) -> bytes:
-        return _read(StoredFiles(self._files), PurePosixPath(item.where), most)
+    def read(self, image: InputImage, max_bytes: int) -> bytes:
+        return _read_file(RemoteFiles(self._files), PurePosixPath(image.location), max_bytes)
 
 
-def _read(files: Files, path: PurePath, most: int) -> bytes:
-    """The bytes of a regular file; raises ImageTooLargeError beyond `most`, or UnreadableError."""
+def _read_file(files: Files, path: PurePath, max_bytes: int) -> bytes:
+    """Returns the bytes of a regular file. Raises ImageTooLargeError above `max_bytes`, or UnreadableError."""
     with files.open(path) as file:
         try:
-            data = file.read(most + 1)
-        except Exception as error:  # each store has its own
+            data = file.read(max_bytes + 1)
+        except Exception as error:  # each store raises its own exceptions
             raise UnreadableError(getattr(error, "strerror", None) or "it cannot be read") from error
-    if len(data) > most:
-        raise ImageTooLargeError("bytes", most)
+    if len(data) > max_bytes:
+        raise ImageTooLargeError("bytes", max_bytes)
     return data
 
 
-def _walk(files: Files, root: Path) -> Iterator[tuple[str, Entry]]:
-    """What is under a folder, by path from there, a folder before its content; not what is to be left out.
+def _walk(files: Files, root: Path) -> Iterator[tuple[str, FolderEntry]]:
+    """Yields the entries below a folder by relative path, a folder before its content, without excluded names.
 
-    Links to folders are followed, but for one to a folder that it is in, whose files come in any case.
+    Follows a link to a folder, except to a folder that contains the link: its files are listed in any case.
     """
-    listing = files.scan(root)
-    under = [("", listing.identity, iter(listing.entries))]
-    while under:
-        folder, _, entries = under[-1]
+    listing = files.list_folder(root)
+    open_folders = [("", listing.identity, iter(listing.entries))]
+    while open_folders:
+        folder, _, entries = open_folders[-1]
         entry = next(entries, None)
         if entry is None:
-            under.pop()
-        elif not is_left_out(entry.name):
+            open_folders.pop()
+        elif not is_excluded(entry.name):
             name = f"{folder}{entry.name}"
             if entry.is_folder:
-                listing = files.scan(root / name)
-                if any(listing.identity == above for _, above, _ in under):
+                listing = files.list_folder(root / name)
+                if any(listing.identity == above for _, above, _ in open_folders):
                     continue
-                under.append((f"{name}/", listing.identity, iter(listing.entries)))
+                open_folders.append((f"{name}/", listing.identity, iter(listing.entries)))
             yield name, entry
 
 
-def _beta(value: object, place: str) -> float | None:
+def _parse_beta(value: object, row_name: str) -> float | None:
     if value is None or value == "":
         return None
     try:
@@ -233,10 +234,10 @@ def _beta(value: object, place: str) -> float | None:
             raise InvalidBetaError(value)
         return parse_beta(value)
     except InvalidBetaError as error:
-        raise InputError(f"{place}: {error}") from error
+        raise InputError(f"{row_name}: {error}") from error
 
 
-def _csv_rows(file: BinaryIO, path: PurePath) -> Iterator[dict[str, Any]]:
+def _read_csv(file: BinaryIO, path: PurePath) -> Iterator[dict[str, Any]]:
     text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
     try:
         rows = csv.DictReader(text, strict=True)
@@ -251,7 +252,7 @@ def _csv_rows(file: BinaryIO, path: PurePath) -> Iterator[dict[str, Any]]:
         text.detach()  # the caller closes the file
 
 
-def _json_rows(file: BinaryIO, path: PurePath) -> Iterator[dict[str, Any]]:
+def _read_jsonl(file: BinaryIO, path: PurePath) -> Iterator[dict[str, Any]]:
     n = 0
     while line := file.readline(MAX_LINE):
         n += 1
@@ -270,7 +271,7 @@ def _json_rows(file: BinaryIO, path: PurePath) -> Iterator[dict[str, Any]]:
         yield row
 
 
-def _parquet_rows(file: BinaryIO, path: PurePath) -> Iterator[dict[str, Any]]:
+def _read_parquet(file: BinaryIO, path: PurePath) -> Iterator[dict[str, Any]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -285,7 +286,7 @@ def _parquet_rows(file: BinaryIO, path: PurePath) -> Iterator[dict[str, Any]]:
         raise InputError(f"{path} cannot be read as Parquet: {error}") from error
 
 
-def _filesystem(url: str) -> tuple[Any, str]:
+def _open_filesystem(url: str) -> tuple[Any, str]:
     try:
         import fsspec
     except ModuleNotFoundError:
@@ -297,18 +298,18 @@ def _filesystem(url: str) -> tuple[Any, str]:
     return files, path
 
 
-def _open_remote(url: str) -> Source:
+def _open_url(url: str) -> ImageSource:
     suffix = PurePosixPath(urlsplit(url).path).suffix.lower()
-    files, path = _store_of(url)
+    files, path = _open_store(url)
     if url.lower().endswith(TAR_SUFFIXES):
-        return Tar(path, files)
+        return TarSource(path, files)
     if suffix == ".zip":
-        return Zip(path, files)
+        return ZipSource(path, files)
     if suffix in MANIFEST_SUFFIXES:
-        return Manifest(path, files)
-    return Remote(url)
+        return ManifestSource(path, files)
+    return RemoteSource(url)
 
 
-def _store_of(url: str) -> tuple[StoredFiles, PurePosixPath]:
-    filesystem, path = _filesystem(url)  # fsspec keeps one for each store
-    return StoredFiles(filesystem), PurePosixPath(path)
+def _open_store(url: str) -> tuple[RemoteFiles, PurePosixPath]:
+    filesystem, path = _open_filesystem(url)  # fsspec caches one per store
+    return RemoteFiles(filesystem), PurePosixPath(path)

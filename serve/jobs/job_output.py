@@ -1,11 +1,13 @@
-"""One job in its output directory: what pins it, which shards are done, and the end of it.
+"""A job and its output directory: the lock, the specification, the listing, the shards and the summary.
 
-    OUTPUT/_job/job.json       the specification, whose hash is the job's fingerprint
-    OUTPUT/_job/inputs.jsonl   the listing: a line for each image
-    OUTPUT/part-00000.parquet  a shard: there with all its rows, or not there
-    OUTPUT/_SUCCESS            counts and fingerprint, written once every shard is there
+    OUTPUT/_job/job.json       the specification; its hash is the fingerprint of the job
+    OUTPUT/_job/inputs.jsonl   the listing: one line per image
+    OUTPUT/_job/id             the id of the job in the server's store, if a server runs it
+    OUTPUT/_job/lock           locked by the process that runs the job
+    OUTPUT/part-00000.parquet  a shard with all its rows
+    OUTPUT/_SUCCESS            counts and fingerprint, written when every shard exists
 
-Whatever ends the process, what is there is whole, and the job goes on with what is not.
+Specification, listing, shards and summary appear atomically. After a crash the job resumes with the missing shards.
 """
 
 from __future__ import annotations
@@ -19,60 +21,29 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from serve.errors import InputError, JobStoppedError, OutputError, OutputTakenError, UnreadableError
-from serve.jobs.atomic_files import create, reopen, sync, write_whole
-from serve.jobs.decoding import CODES
-from serve.jobs.image_source import Item, Source
-from serve.jobs.pipeline import OnImages, Pipeline, Work
-from serve.jobs.rooted_files import OWN, Place
-from serve.jobs.shard import Format, Shard, Told, read_shard, write_shard
-from tureen.bundle.manifest import Precision
+from serve.jobs.atomic_files import create, open_regular_file, sync, write_atomically
+from serve.jobs.decoding import ERROR_CODES
+from serve.jobs.image_source import ImageSource, InputImage
+from serve.jobs.job_spec import InputSummary, JobOptions, JobSpec, build_spec, check_betas, check_unchanged
+from serve.jobs.pipeline import OnImages, Pipeline, ShardInput
+from serve.jobs.rooted_files import JOB_FOLDER, OutputDirectory
+from serve.jobs.shard import ModelInfo, Shard, read_shard, write_shard
+from tureen.bundle.manifest import Manifest, Precision
+from tureen.engines.base import Engine
 from tureen.preprocess import ImageLimits
 
-SUCCESS = "_SUCCESS"
-ID = "id"  # of the server's job, in the job's own directory
-JOB, INPUTS, NEW_INPUTS, LOCK = "job.json", "inputs.jsonl", "inputs.jsonl.new", "lock"
-LEAST_FOR_RATE = 100  # images before a share of errors says anything
+SUCCESS_FILE = "_SUCCESS"
+SPEC_FILE, LISTING_FILE, NEW_LISTING_FILE = "job.json", "inputs.jsonl", "inputs.jsonl.new"
+JOB_ID_FILE, LOCK_FILE = "id", "lock"
+MIN_IMAGES_FOR_RATE = 100  # an error rate of fewer images is not significant
 
 
-class Spec(BaseModel):
-    """What decides the rows of a job."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    schema_version: int = 1
-    inputs: str  # SHA-256 of the listing
-    images: int
-    has_own_betas: bool  # the listing has a β for some images
-    model: str
-    version: str
-    engine: str
-    precision: Precision
-    engine_version: str
-    betas: tuple[float | None, ...]
-    top_k: int
-    format: Format
-    shard_images: int
-    batch_rows: int
-    limits: ImageLimits
-    jpeg_scaling: bool
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256, hexadecimal."""
-        return hashlib.sha256(json.dumps(self.model_dump(), sort_keys=True).encode()).hexdigest()
-
-    @property
-    def shards(self) -> int:
-        return -(-self.images // self.shard_images)
-
-
-class Summary(BaseModel):
-    """What a finished job comes to; the content of _SUCCESS."""
+class JobSummary(BaseModel):
+    """The result of a finished job; the content of _SUCCESS."""
 
     fingerprint: str
     images: int
@@ -88,116 +59,151 @@ class Summary(BaseModel):
 
 
 @dataclass(frozen=True)
-class Part:
-    """A shard to be made. offset: in the listing, of its first line. is_again: only the images that failed."""
+class ShardTask:
+    """A shard to make.
+
+    offset: byte offset of the shard's first line in the listing. is_retry: the shard exists, and only its failed images
+    are classified again.
+    """
 
     number: int
     offset: int
-    is_again: bool
+    is_retry: bool
 
 
 @dataclass(frozen=True)
-class Made:
-    """A shard that is there now, and how many of its rows are errors, by code."""
+class ShardResult:
+    """A shard that was written. error_codes: the number of rows with each error code."""
 
     number: int
-    codes: Mapping[str, int]
+    error_codes: Mapping[str, int]
 
 
 @contextmanager
-def locked(place: Place) -> Iterator[None]:
-    """The output for this process alone; nothing of a job that does not begin stays in it. Raises OutputError."""
-    path = place.own / LOCK
+def lock_output(output: OutputDirectory) -> Iterator[None]:
+    """Locks the output for this process. Afterwards removes the files of a job that did not start.
+
+    Raises OutputTakenError where another process holds the lock, or OutputError.
+    """
+    path = output.job_folder / LOCK_FILE
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
     except FileNotFoundError:  # another process has just removed the folder
-        raise OutputTakenError(f"another process is at work in {place.name}") from None
+        raise OutputTakenError(f"another process is at work in {output.name}") from None
     except OSError as error:
-        raise OutputError(f"{place.name} cannot be written to: {error.strerror}") from error
+        raise OutputError(f"{output.name} cannot be written to: {error.strerror}") from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            is_there = os.path.samestat(os.fstat(descriptor), os.lstat(path))
+            is_ours = os.path.samestat(os.fstat(descriptor), os.lstat(path))
         except OSError:
-            is_there = False
-        if not is_there:  # another process holds the lock, or has just removed it
-            raise OutputTakenError(f"another process is at work in {place.name}")
+            is_ours = False
+        if not is_ours:  # another process holds the lock, or has just removed the file
+            raise OutputTakenError(f"another process is at work in {output.name}")
         try:
             yield
         finally:
-            _clear(place)
+            _remove_unused(output)
     finally:
         os.close(descriptor)
 
 
-def _clear(place: Place) -> None:
-    """Removes the listing of a job that was not gone on with, and all files of one that has not begun."""
-    has_begun = not place.is_new or os.path.lexists(place.own / JOB)
-    for name in (NEW_INPUTS,) if has_begun else (NEW_INPUTS, INPUTS, ID, LOCK):
-        if os.path.lexists(place.own / name):
+def _remove_unused(output: OutputDirectory) -> None:
+    """Removes the new listing, which a started job has renamed, and all job files where no job has started."""
+    has_job = not output.is_new or os.path.lexists(output.job_folder / SPEC_FILE)
+    for name in (NEW_LISTING_FILE,) if has_job else (NEW_LISTING_FILE, LISTING_FILE, JOB_ID_FILE, LOCK_FILE):
+        if os.path.lexists(output.job_folder / name):
             with suppress(OSError):
-                (place.own / name).unlink()
+                (output.job_folder / name).unlink()
 
 
-def refuse_inside(output: Path, given: str) -> None:
-    """Raises OutputError where the output is in the folder that INPUT is: its files would be images."""
-    if os.path.isdir(given) and Path(os.path.realpath(output)).is_relative_to(os.path.realpath(given)):
-        raise OutputError(f"{output} is inside the input, whose files it would be among: give another directory")
+def check_not_inside(output: Path, input_path: str) -> None:
+    """Raises OutputError where the output lies in the input folder: the job would list its own files as images."""
+    if os.path.isdir(input_path) and Path(os.path.realpath(output)).is_relative_to(os.path.realpath(input_path)):
+        raise OutputError(f"{output} is inside the input, so its files would be input files: give another directory")
 
 
-def begun(place: Place) -> Spec | None:
-    """The job that an output holds; None where it holds nothing. Raises OutputError where it holds something else."""
-    if os.path.lexists(place.own / JOB):
+def read_job_spec(output: OutputDirectory) -> JobSpec | None:
+    """Returns the specification of the job in an output; None in an empty one. Raises OutputError for other content."""
+    if os.path.lexists(output.job_folder / SPEC_FILE):
         try:
-            with reopen(place.own / JOB) as file:
-                return Spec.model_validate_json(file.read())
+            with open_regular_file(output.job_folder / SPEC_FILE) as file:
+                return JobSpec.model_validate_json(file.read())
         except (OSError, ValidationError) as error:
-            raise OutputError(f"{place.name} holds a job of another version: give another directory") from error
-    if any(entry.name != OWN for entry in place.output.iterdir()):
-        raise OutputError(f"{place.name} is not empty, and what it holds is no job: give another directory")
+            raise OutputError(f"{output.name} holds a job of another version: give another directory") from error
+    if any(entry.name != JOB_FOLDER for entry in output.path.iterdir()):
+        raise OutputError(f"{output.name} is not empty and holds no job: give another directory")
     return None
 
 
-def list_inputs(source: Source, place: Place, on_images: Callable[[int], None]) -> tuple[str, int, bool]:
-    """Writes the listing; its SHA-256, the number of images, and whether some have a β of their own."""
+def list_inputs(source: ImageSource, output: OutputDirectory, on_listed: Callable[[int], None]) -> InputSummary:
+    """Writes the listing to a new file, one JSON line per image, and returns its summary.
+
+    on_listed: receives the number of images so far. Raises InputError, or OutputError where a linked folder in the
+    input contains the output.
+    """
     digest, images, has_own_betas = hashlib.sha256(), 0, False
-    with create(place.own / NEW_INPUTS) as listing:
-        for item in source.items():
-            line = json.dumps([item.id, item.path, item.beta, item.where]).encode() + b"\n"
+    with create(output.job_folder / NEW_LISTING_FILE) as listing:
+        for image in source.list_images():
+            line = json.dumps([image.id, image.path, image.beta, image.location]).encode() + b"\n"
             digest.update(line)
             listing.write(line)
             images += 1
-            has_own_betas |= item.beta is not None
-            on_images(images)
+            has_own_betas |= image.beta is not None
+            on_listed(images)
         sync(listing)
     for folder in source.linked_folders:
-        refuse_inside(Path(place.name), folder)
+        check_not_inside(Path(output.name), folder)
     if not images:
         raise InputError("the input holds no file")
-    return digest.hexdigest(), images, has_own_betas
+    return InputSummary(digest.hexdigest(), images, has_own_betas)
 
 
-def begin(place: Place, spec: Spec) -> None:
-    """Pins the job: from here on it can only go on as it is."""
-    (place.own / NEW_INPUTS).rename(place.own / INPUTS)
-    _write_json(place.own / JOB, spec)
+def read_job_id(output: OutputDirectory) -> str | None:
+    """Returns the id of the server's job in an output, or None where there is none. Raises OutputError."""
+    try:
+        with open_regular_file(output.job_folder / JOB_ID_FILE) as file:
+            return file.read(64).decode(errors="replace")
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise OutputError(f"{output.name} holds no readable job: give another directory") from error
 
 
-def check_same(spec: Spec, now: Spec) -> None:
-    """Raises OutputError with what is another than when the job began."""
-    before, after = spec.model_dump(), now.model_dump()
-    changed = [name for name in before if before[name] != after[name]]
-    if changed:
-        told = "; ".join(f"{name} was {_short(before[name])}, is {_short(after[name])}" for name in changed)
-        raise OutputError(f"the job that the output holds is another one: {told}. Give another directory")
+def start_or_resume(
+    output: OutputDirectory,
+    source: ImageSource,
+    manifest: Manifest,
+    engine: Engine,
+    limits: ImageLimits,
+    options: JobOptions,
+    earlier: JobSpec | None,
+    on_listed: Callable[[int], None] = lambda images: None,
+) -> JobSpec:
+    """Lists the input and writes the specification of the job; for an `earlier` run checks that both are unchanged.
+
+    earlier: from `read_job_spec`. on_listed: receives the number of images listed so far. Raises InputError,
+    OutputError or SingleTokenError.
+    """
+    check_betas(options)
+    inputs = list_inputs(source, output, on_listed)
+    spec = build_spec(options, inputs, manifest, engine, limits, earlier)
+    new_listing = output.job_folder / NEW_LISTING_FILE
+    if earlier is None:
+        new_listing.rename(output.job_folder / LISTING_FILE)
+        _write_json(output.job_folder / SPEC_FILE, spec)
+    else:
+        check_unchanged(earlier, spec)
+        new_listing.unlink()
+    return spec
 
 
 class Job:
-    """A job that has begun, and is run as far as it goes."""
+    """A job that has a specification and a listing. Makes the shards that are missing."""
 
-    def __init__(self, place: Place, spec: Spec, labels: Sequence[str]) -> None:
-        self.place, self.spec = place, spec
-        self._told = Told(labels, spec.model, spec.version, spec.engine, spec.precision)
+    def __init__(self, output: OutputDirectory, spec: JobSpec, labels: Sequence[str]) -> None:
+        self.output, self.spec = output, spec
+        self._model_info = ModelInfo(labels, spec.model, spec.version, spec.engine, spec.precision)
         self._metadata = {
             "tureen.fingerprint": spec.fingerprint,
             "tureen.model": spec.model,
@@ -205,106 +211,108 @@ class Job:
             "tureen.engine": f"{spec.engine} {spec.precision}",
             "tureen.betas": json.dumps(spec.betas),
         }
-        self._codes: dict[int, Counter[str]] = {}  # of the rows of each shard
+        self._error_codes: dict[int, Counter[str]] = {}  # by shard, of the shards that exist
 
-    def path(self, number: int) -> Path:
-        """The file of a shard."""
-        return self.place.output / f"part-{number:05}.{self.spec.format}"
+    def shard_path(self, number: int) -> Path:
+        """Returns the path of a shard."""
+        return self.output.path / f"part-{number:05}.{self.spec.format}"
 
-    def missing(self) -> list[int]:
-        """The shards that are still to be made."""
-        return [number for number in range(self.spec.shards) if not self.path(number).is_file()]
+    def missing_shards(self) -> list[int]:
+        """Returns the numbers of the shards that do not exist yet."""
+        return [number for number in range(self.spec.shards) if not self.shard_path(number).is_file()]
 
     def run(
         self,
-        make: Callable[[Iterator[Part]], Iterator[Made]],
+        make_shards: Callable[[Iterator[ShardTask]], Iterator[ShardResult]],
         *,
         retry_failed: bool = False,
         max_error_rate: float = 1.0,
         on_images: OnImages = lambda done, failed: None,
-    ) -> Summary:
-        """Has what is missing made and says what the job comes to.
+    ) -> JobSummary:
+        """Makes the missing shards, writes the summary and returns it.
 
-        make: makes parts, in any order. retry_failed: classifies anew the images of rows that are errors. on_images:
-        told of images done by earlier runs and of those among them that failed. Raises JobError, or OSError where the
-        disk fails.
+        make_shards: makes and writes the shards of the tasks, in any order. retry_failed: classifies images again
+        whose rows have an error. on_images: called for the images of earlier runs. Raises JobError, or OSError where
+        the disk fails.
         """
-        (self.place.output / SUCCESS).unlink(missing_ok=True)  # until it is true again
-        missing = self.missing()
+        (self.output.path / SUCCESS_FILE).unlink(missing_ok=True)  # written again at the end
+        missing = self.missing_shards()
         for number in sorted(set(range(self.spec.shards)) - set(missing)):
             shard = self._read(number)
-            self._codes[number] = _codes(shard)
-            failed, images = len(self._rows_of_images(shard.failed)), self.images_in(number)
+            self._error_codes[number] = _count_codes(shard)
+            failed, images = len(self._first_rows(shard.failed_rows)), self.images_in(number)
             on_images(images - failed if retry_failed else images, 0 if retry_failed else failed)
         if not retry_failed:
             self._check_rate(max_error_rate)
-        for made in make(self._parts(missing, retry_failed=retry_failed)):
-            self._codes[made.number] = Counter(made.codes)
+        for result in make_shards(self._tasks(missing, retry_failed=retry_failed)):
+            self._error_codes[result.number] = Counter(result.error_codes)
             self._check_rate(max_error_rate)
-        self._check_rate(max_error_rate, least=1)
+        self._check_rate(max_error_rate, min_images=1)
         return self._finish()
 
-    def make(self, pipeline: Pipeline, parts: Iterable[Part], on_images: OnImages) -> Iterator[Made]:
-        """Makes the shards here, the next under way while one is written."""
-        for finished in pipeline.run(map(self._work, parts), on_images):
-            if len(finished.shard) >= LEAST_FOR_RATE and set(finished.shard.error_codes) == {CODES[UnreadableError]}:
+    def make_shards(self, pipeline: Pipeline, tasks: Iterable[ShardTask], on_images: OnImages) -> Iterator[ShardResult]:
+        """Makes and writes shards in this process. The next shards are in progress while one is written."""
+        for finished in pipeline.run(map(self._shard_input, tasks), on_images):
+            number, shard = finished.number, finished.shard
+            if len(shard) >= MIN_IMAGES_FOR_RATE and set(shard.error_codes) == {ERROR_CODES[UnreadableError]}:
                 raise JobStoppedError(
-                    f"no file of shard {finished.number}, {len(finished.shard):,} rows, can be read: is the input "
-                    "still where it was? What is done is kept"
+                    f"no file of shard {number}, {len(shard):,} rows, can be read: is the input still where it was? "
+                    "The finished shards are kept"
                 )
-            write_shard(self.path(finished.number), finished.shard, self._told, self.spec.format, self._metadata)
-            yield Made(finished.number, dict(_codes(finished.shard)))
+            write_shard(self.shard_path(number), shard, self._model_info, self.spec.format, self._metadata)
+            yield ShardResult(number, dict(_count_codes(shard)))
 
-    def _parts(self, missing: Sequence[int], *, retry_failed: bool) -> Iterator[Part]:
-        todo = set(missing)
-        with reopen(self.place.own / INPUTS) as listing:
+    def _tasks(self, missing: Sequence[int], *, retry_failed: bool) -> Iterator[ShardTask]:
+        to_make = set(missing)
+        with open_regular_file(self.output.job_folder / LISTING_FILE) as listing:
             for number in range(self.spec.shards):
-                if number in todo or (retry_failed and self._codes[number]):
-                    yield Part(number, listing.tell(), is_again=number not in todo)
+                if number in to_make or (retry_failed and self._error_codes[number]):
+                    yield ShardTask(number, listing.tell(), is_retry=number not in to_make)
                 for _ in range(self.images_in(number)):
                     listing.readline()
 
-    def _work(self, part: Part) -> Work:
-        width, number = len(self.spec.betas), part.number
-        with reopen(self.place.own / INPUTS) as listing:
-            listing.seek(part.offset)
+    def _shard_input(self, task: ShardTask) -> ShardInput:
+        width, number = len(self.spec.betas), task.number
+        with open_regular_file(self.output.job_folder / LISTING_FILE) as listing:
+            listing.seek(task.offset)
             lines = [listing.readline() for _ in range(self.images_in(number))]
-        if not part.is_again:
-            items = enumerate(map(_item, lines))
-            return Work(number, Shard(width * len(lines), self.spec.top_k), ((width * n, one) for n, one in items))
+        images = [InputImage(*json.loads(line)) for line in lines]
+        if not task.is_retry:
+            shard = Shard(width * len(images), self.spec.top_k)
+            return ShardInput(number, shard, [(width * n, image) for n, image in enumerate(images)])
         shard = self._read(number)
-        return Work(number, shard, [(row, _item(lines[row // width])) for row in self._rows_of_images(shard.failed)])
+        return ShardInput(number, shard, [(row, images[row // width]) for row in self._first_rows(shard.failed_rows)])
 
-    def _rows_of_images(self, rows: Sequence[int]) -> list[int]:
-        """The first row of each image that these rows are of."""
+    def _first_rows(self, rows: Sequence[int]) -> list[int]:
+        """Returns the first row of each image that these rows belong to."""
         width = len(self.spec.betas)
         return sorted({row - row % width for row in rows})
 
     def images_in(self, number: int) -> int:
-        """How many images a shard is of."""
+        """Returns the number of images of a shard."""
         return min(self.spec.shard_images, self.spec.images - number * self.spec.shard_images)
 
     def _read(self, number: int) -> Shard:
-        shard = read_shard(self.path(number), self.spec.format, self.spec.top_k)
+        shard = read_shard(self.shard_path(number), self.spec.format, self.spec.top_k)
         if len(shard) != self.images_in(number) * len(self.spec.betas):
             raise OutputError(
-                f"{self.path(number)} has {len(shard)} rows, another number than it was made with: remove it"
+                f"{self.shard_path(number)} has {len(shard)} rows, not the number that the job wrote: remove the file"
             )
         return shard
 
-    def _check_rate(self, most: float, least: int = LEAST_FOR_RATE) -> None:
-        failed = sum(codes.total() for codes in self._codes.values())
-        rows = sum(self.images_in(number) for number in self._codes) * len(self.spec.betas)
-        if rows >= least * len(self.spec.betas) and failed > most * rows:
+    def _check_rate(self, max_error_rate: float, min_images: int = MIN_IMAGES_FOR_RATE) -> None:
+        failed = sum(codes.total() for codes in self._error_codes.values())
+        rows = sum(self.images_in(number) for number in self._error_codes) * len(self.spec.betas)
+        if rows >= min_images * len(self.spec.betas) and failed > max_error_rate * rows:
             raise JobStoppedError(
-                f"{failed:,} of {rows:,} rows are errors, more than an error rate of {most:g}; what is done is kept: "
-                "look at error_code, then go on with a larger rate"
+                f"{failed:,} of {rows:,} rows are errors, above the error rate of {max_error_rate:g}. The finished "
+                "shards are kept: look at error_code, then resume with a larger rate"
             )
 
-    def _finish(self) -> Summary:
+    def _finish(self) -> JobSummary:
         spec = self.spec
-        codes = sum(self._codes.values(), Counter[str]())
-        summary = Summary(
+        codes = sum(self._error_codes.values(), Counter[str]())
+        summary = JobSummary(
             fingerprint=spec.fingerprint,
             images=spec.images,
             rows=spec.images * len(spec.betas),
@@ -317,23 +325,14 @@ class Job:
             precision=spec.precision,
             betas=spec.betas,
         )
-        assert not self.missing()
-        _write_json(self.place.output / SUCCESS, summary)
+        assert not self.missing_shards()
+        _write_json(self.output.path / SUCCESS_FILE, summary)
         return summary
 
 
 def _write_json(path: Path, content: BaseModel) -> None:
-    write_whole(path, lambda file: file.write(content.model_dump_json(indent=2).encode() + b"\n"))
+    write_atomically(path, lambda file: file.write(content.model_dump_json(indent=2).encode() + b"\n"))
 
 
-def _codes(shard: Shard) -> Counter[str]:
+def _count_codes(shard: Shard) -> Counter[str]:
     return Counter(code for code in shard.error_codes if code is not None)
-
-
-def _item(line: bytes) -> Item:
-    return Item(*json.loads(line))
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}…"

@@ -1,17 +1,17 @@
-"""What pins a job: its specification, from what was asked for, what the input lists and what classifies it."""
+"""The specification of a job: everything that decides its rows. Reads and writes no file."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+import json
 from dataclasses import dataclass
 from typing import Any
 
-from serve.errors import InputError
-from serve.jobs.image_source import Source
-from serve.jobs.job_output import NEW_INPUTS, Spec, begin, check_same, list_inputs
-from serve.jobs.rooted_files import Place
+from pydantic import BaseModel, ConfigDict
+
+from serve.errors import InputError, OutputError
 from serve.jobs.shard import Format
-from tureen.bundle.manifest import Manifest
+from tureen.bundle.manifest import Manifest, Precision
 from tureen.engines.base import Engine
 from tureen.engines.paired import CPU_ENGINES
 from tureen.errors import SingleTokenError
@@ -20,15 +20,47 @@ from tureen.soup import DEFAULT_TOP_K
 
 SHARD_ROWS = 4096
 BATCH_ROWS = 32
-CPU_BATCH_ROWS = 16  # whose activations stay in the cache: `python -m benchmarks.batch`
+CPU_BATCH_ROWS = 16  # its activations stay in the cache: `python -m benchmarks.batch`
+
+
+class JobSpec(BaseModel):
+    """Everything that decides the rows of a job; the content of job.json."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: int = 1
+    inputs: str  # SHA-256 of the listing
+    images: int
+    has_own_betas: bool  # the listing has a β for some images
+    model: str
+    version: str
+    engine: str
+    precision: Precision
+    engine_version: str
+    betas: tuple[float | None, ...]
+    top_k: int
+    format: Format
+    shard_images: int
+    batch_rows: int
+    limits: ImageLimits
+    jpeg_scaling: bool
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the specification, hexadecimal."""
+        return hashlib.sha256(json.dumps(self.model_dump(), sort_keys=True).encode()).hexdigest()
+
+    @property
+    def shards(self) -> int:
+        return -(-self.images // self.shard_images)
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What somebody asked for; None: as when the job began, or the default."""
+class JobOptions:
+    """The options of a caller. None: the value of the earlier run of this job, or else the default."""
 
     betas: tuple[float, ...] | None = None
-    default_beta: float | None = None  # where betas are None, and the model has two tokens; None: the bundle's
+    default_beta: float | None = None  # used where betas is None and the model has two tokens; None: the bundle's
     top_k: int | None = None
     format: Format | None = None
     shard_rows: int | None = None
@@ -36,57 +68,73 @@ class Wanted:
     jpeg_scaling: bool = False
 
 
-def pin(
-    place: Place,
-    source: Source,
+@dataclass(frozen=True)
+class InputSummary:
+    """The listing of a job in three values. sha256: hexadecimal. has_own_betas: some images have their own β."""
+
+    sha256: str
+    images: int
+    has_own_betas: bool
+
+
+def check_betas(options: JobOptions) -> None:
+    """Raises InputError where the options name a β twice."""
+    if options.betas is not None and len(set(options.betas)) < len(options.betas):
+        raise InputError("a β is given twice: its rows would be the same")
+
+
+def build_spec(
+    options: JobOptions,
+    inputs: InputSummary,
     manifest: Manifest,
     engine: Engine,
     limits: ImageLimits,
-    wanted: Wanted,
-    earlier: Spec | None,
-    on_listed: Callable[[int], None] = lambda images: None,
-) -> Spec:
-    """Begins the job, or makes sure that `earlier`, which the output holds, is this one.
+    earlier: JobSpec | None,
+) -> JobSpec:
+    """Returns the specification of a job. earlier: that of the job's first run, where there was one.
 
-    on_listed: told how many images there are so far. Raises InputError, OutputError or SingleTokenError.
+    Raises InputError or SingleTokenError.
     """
-    if wanted.betas is not None and len(set(wanted.betas)) < len(wanted.betas):
-        raise InputError("a β is given twice: its rows would be the same")
-    digest, images, has_own_betas = list_inputs(source, place, on_listed)
-
-    def of(name: str, given: Any, default: Any) -> Any:
-        return given if given is not None else getattr(earlier, name) if earlier is not None else default
-
-    if not manifest.has_two_tokens and (wanted.betas is not None or has_own_betas):
+    if not manifest.has_two_tokens and (options.betas is not None or inputs.has_own_betas):
         raise SingleTokenError
-    if has_own_betas and wanted.betas is not None and len(wanted.betas) > 1:
+    if inputs.has_own_betas and options.betas is not None and len(options.betas) > 1:
         raise InputError("the manifest has its own β: leave --betas out, or the column beta")
-    default = manifest.default_beta if wanted.default_beta is None else wanted.default_beta
-    betas = tuple(of("betas", wanted.betas, (default if manifest.has_two_tokens else None,)))
-    spec = Spec(
-        inputs=digest,
-        images=images,
-        has_own_betas=has_own_betas,
+
+    def first_of(option: Any, name: str, default: Any) -> Any:
+        return option if option is not None else getattr(earlier, name) if earlier is not None else default
+
+    default_beta = manifest.default_beta if options.default_beta is None else options.default_beta
+    betas = tuple(first_of(options.betas, "betas", (default_beta if manifest.has_two_tokens else None,)))
+    shard_images = options.shard_rows and max(1, options.shard_rows // len(betas))
+    default_batch_rows = CPU_BATCH_ROWS if engine.name in CPU_ENGINES else BATCH_ROWS
+    return JobSpec(
+        inputs=inputs.sha256,
+        images=inputs.images,
+        has_own_betas=inputs.has_own_betas,
         model=manifest.name,
         version=manifest.version,
         engine=engine.name,
         precision=engine.precision,
         engine_version=engine.version,
         betas=betas,
-        top_k=min(of("top_k", wanted.top_k, DEFAULT_TOP_K), len(manifest.labels)),
-        format=of("format", wanted.format, "parquet"),
-        shard_images=of(
-            "shard_images",
-            wanted.shard_rows and max(1, wanted.shard_rows // len(betas)),
-            max(1, SHARD_ROWS // len(betas)),
-        ),
-        batch_rows=of("batch_rows", wanted.batch_rows, CPU_BATCH_ROWS if engine.name in CPU_ENGINES else BATCH_ROWS),
+        top_k=min(first_of(options.top_k, "top_k", DEFAULT_TOP_K), len(manifest.labels)),
+        format=first_of(options.format, "format", "parquet"),
+        shard_images=first_of(shard_images, "shard_images", max(1, SHARD_ROWS // len(betas))),
+        batch_rows=first_of(options.batch_rows, "batch_rows", default_batch_rows),
         limits=limits,
-        jpeg_scaling=wanted.jpeg_scaling or (earlier is not None and earlier.jpeg_scaling),
+        jpeg_scaling=options.jpeg_scaling or (earlier is not None and earlier.jpeg_scaling),
     )
-    if earlier is None:
-        begin(place, spec)
-    else:
-        check_same(earlier, spec)
-        (place.own / NEW_INPUTS).unlink()
-    return spec
+
+
+def check_unchanged(earlier: JobSpec, current: JobSpec) -> None:
+    """Raises OutputError with the fields that differ between two runs of a job."""
+    before, after = earlier.model_dump(), current.model_dump()
+    changed = [name for name in before if before[name] != after[name]]
+    if changed:
+        differences = "; ".join(f"{name} was {_short(before[name])}, is {_short(after[name])}" for name in changed)
+        raise OutputError(f"the output holds another job: {differences}. Give another directory")
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"

@@ -1,11 +1,13 @@
-"""The jobs of a service, in the operator's store: what was asked for, how far it is, and whose it is meanwhile.
+"""Stores the jobs of a service in the database of the operator's settings: request, progress, state and lease.
 
     queued ─→ running ─→ succeeded | partially_succeeded | failed | cancelled
-      └─ paused ─┘   a paused, failed or partially succeeded job can be resumed, which queues it again
+      └─ paused ─┘   resume queues a paused, failed or partially succeeded job again
 
-Whoever runs a job holds a lease on it and renews that; of a process that died the lease runs out, and another, or the
-same after its start, goes on with the job. Two that took it both would write the same rows into the same files. SQLite
-by default, PostgreSQL by URL; the same statements for both. Blocks: called on threads; raises ControlStoreError.
+The process that runs a job holds a lease on it and renews the lease. When the process dies, the lease expires, and
+another process continues the job. If two processes ran one job, they would write equal rows into the same files.
+
+SQLite by default, PostgreSQL by URL, with the same statements. The calls block: call them on threads. They raise
+ControlStoreError.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ Whole = Annotated[int, Field(strict=True, ge=1)]
 
 
 class JobRequest(Value):
-    """What somebody wants classified, and where to."""
+    """The request for a job; the body of POST /jobs."""
 
     input: FilePath = Field(description="a folder, a .tar or .zip, or a manifest, below a directory for inputs")
     output: FilePath = Field(description="a directory that is new, below one for outputs")
@@ -62,16 +64,16 @@ class JobRequest(Value):
 
 @dataclass(frozen=True)
 class JobRecord:
-    """A job as the store has it. times: UTC, ISO 8601, by the state that began then, the last of each."""
+    """A job in the store. times: when the job last entered each state, UTC, ISO 8601."""
 
     id: str
     state: State
     who: str
     request: JobRequest
-    default_beta: float | None  # in force when it was submitted; null: the model has one token
+    default_beta: float | None  # in force at submission; None: the model has one token
     created_at: str
     times: dict[str, str]
-    images: int | None = None  # null until they are listed
+    images: int | None = None  # None until the input is listed
     done: int = 0
     failed: int = 0
     retries_failed: bool = False
@@ -79,7 +81,7 @@ class JobRecord:
     fingerprint: str | None = None
     owner: str | None = None
     lease_until: float = 0.0  # seconds since 1970
-    wanted: State | None = None  # of whoever runs it: to be paused or cancelled
+    wanted: State | None = None  # paused or cancelled: the state that the running process has to enter
 
 
 _METADATA = sa.MetaData()
@@ -107,72 +109,72 @@ _TIMES: TypeAdapter[dict[str, str]] = TypeAdapter(dict[str, str])
 
 
 class JobRecords:
-    """The jobs in a store."""
+    """Reads and changes the jobs in a store."""
 
     def __init__(self, store: RevisionStore) -> None:
         self._store = store
 
-    def submit(self, request: JobRequest, *, who: str, default_beta: float | None, most: int) -> JobRecord:
-        """A new job, queued; raises TooManyJobsError where so many have not ended."""
+    def submit(self, request: JobRequest, *, who: str, default_beta: float | None, max_jobs: int) -> JobRecord:
+        """Queues a new job and returns it. Raises TooManyJobsError where `max_jobs` have not ended."""
         now = text_of(datetime.now(UTC))
         record = JobRecord(secrets.token_hex(8), "queued", who, request, default_beta, now, {"queued": now})
         with self._store.writing() as connection:
             waiting = connection.execute(
                 sa.select(sa.func.count()).select_from(_JOBS).where(_JOBS.c.state.in_(WAITING))
             ).scalar_one()
-            if waiting >= most:
-                raise TooManyJobsError(most)
+            if waiting >= max_jobs:
+                raise TooManyJobsError(max_jobs)
             connection.execute(_JOBS.insert().values(**_row(record)))
         return record
 
     def get(self, job_id: str) -> JobRecord:
-        """Raises UnknownJobError."""
+        """Returns a job. Raises UnknownJobError."""
         with self._store.reading() as connection:
             return _get(connection, job_id)
 
     def list(self, limit: int, before: str | None = None, state: State | None = None) -> Sequence[JobRecord]:
-        """So many jobs, the newest first, of those submitted before a time where one is given."""
-        wanted = _JOBS.select().order_by(_JOBS.c.created_at.desc(), _JOBS.c.id).limit(limit)
+        """Returns at most `limit` jobs, newest first. before: only jobs submitted earlier than this time."""
+        query = _JOBS.select().order_by(_JOBS.c.created_at.desc(), _JOBS.c.id).limit(limit)
         if before is not None:
-            wanted = wanted.where(_JOBS.c.created_at < before)
+            query = query.where(_JOBS.c.created_at < before)
         if state is not None:
-            wanted = wanted.where(_JOBS.c.state == state)
+            query = query.where(_JOBS.c.state == state)
         with self._store.reading() as connection:
-            return [_record(row) for row in connection.execute(wanted)]
+            return [_record(row) for row in connection.execute(query)]
 
     def counts(self) -> dict[str, int]:
-        """How many jobs are in each state."""
+        """Returns the number of jobs in each state."""
         with self._store.reading() as connection:
             found = connection.execute(sa.select(_JOBS.c.state, sa.func.count()).group_by(_JOBS.c.state)).all()
         counted: dict[str, int] = {state: count for state, count in found}  # noqa: C416 - a Row is no tuple to mypy
         return {state: counted.get(state, 0) for state in STATES}
 
     def cancel(self, job_id: str) -> JobRecord:
-        """End a job that has not ended; what is done is kept. Raises UnknownJobError or JobStateError."""
+        """Cancels a job that has not ended. Its finished shards stay. Raises UnknownJobError or JobStateError."""
         return self._stop(job_id, "cancelled", WAITING)
 
     def pause(self, job_id: str) -> JobRecord:
-        """Have a job wait until it is resumed; raises UnknownJobError or JobStateError."""
+        """Pauses a job until it is resumed. Raises UnknownJobError or JobStateError."""
         return self._stop(job_id, "paused", ("queued", "running"))
 
     def resume(self, job_id: str) -> JobRecord:
-        """Queue a job that waits or failed; of one that partially succeeded, the images that failed.
+        """Queues a paused or failed job again. Of a partially succeeded job, only the failed images run again.
 
         Raises UnknownJobError or JobStateError.
         """
         with self._store.writing() as connection:
             before = _get(connection, job_id)
-            if before.state == "running" and before.wanted == "paused":  # taken back before it was paused
-                is_still = sa.and_(_JOBS.c.id == job_id, _JOBS.c.state == "running", _JOBS.c.wanted == "paused")
-                connection.execute(_JOBS.update().where(is_still).values(wanted=None))
+            if before.state == "running" and before.wanted == "paused":  # revokes the pause before it takes effect
+                unchanged = sa.and_(_JOBS.c.id == job_id, _JOBS.c.state == "running", _JOBS.c.wanted == "paused")
+                connection.execute(_JOBS.update().where(unchanged).values(wanted=None))
                 return _get(connection, job_id)
             if before.state not in RESUMABLE:
                 raise JobStateError(before.state, "resumed")
             retries = before.retries_failed or before.state == "partially_succeeded"
-            return self._moved(connection, before, "queued", retries_failed=retries, error=None)
+            return self._change_state(connection, before, "queued", retries_failed=retries, error=None)
 
     def claim(self, owner: str) -> JobRecord | None:
-        """The oldest job that nobody runs, for this owner until its lease runs out."""
+        """Leases the oldest job without a running process to this owner. Returns None where there is no such job."""
         with self._store.writing() as connection:
             orphaned = sa.and_(_JOBS.c.state == "running", _JOBS.c.lease_until < time.time())
             queued = sa.and_(_JOBS.c.state == "queued", _JOBS.c.lease_until < time.time())
@@ -181,40 +183,40 @@ class JobRecords:
             if found is None:
                 return None
             before = _record(found)
-            state: State = before.wanted or "running"  # whoever ran it died before it did as it was told
+            state: State = before.wanted or "running"  # its process died before it paused or cancelled the job
             lease = {"owner": owner, "lease_until": time.time() + LEASE_S} if state == "running" else {}
-            after = self._moved(connection, before, state, **lease)
+            after = self._change_state(connection, before, state, **lease)
             return after if state == "running" and after.owner == owner else None
 
     def renew(self, record: JobRecord) -> JobRecord:
-        """Say how far it is, and have it for longer; the record with what is wanted of it meanwhile.
+        """Stores the progress of a job, extends its lease, and returns the stored record, with its `wanted` state.
 
-        Raises JobStateError where it is another's by now.
+        Raises JobStateError where another process holds the lease.
         """
         values = {name: getattr(record, name) for name in ("images", "done", "failed", "fingerprint")}
         with self._store.writing() as connection:
             changed = connection.execute(
-                _JOBS.update().where(self._is_mine(record)).values(**values, lease_until=time.time() + LEASE_S)
+                _JOBS.update().where(self._holds_lease(record)).values(**values, lease_until=time.time() + LEASE_S)
             )
             if changed.rowcount == 0:
-                raise JobStateError("another's", "renewed")
+                raise JobStateError("held by another process", "renewed")
             return _get(connection, record.id)
 
-    def release(self, record: JobRecord, state: State, error: str | None = None, later_s: float = 0.0) -> None:
-        """Run it no more. Does nothing where it is another's by now.
+    def release(self, record: JobRecord, state: State, error: str | None = None, delay_s: float = 0.0) -> None:
+        """Ends the lease and stores the state. Does nothing where another process holds the lease.
 
-        state: `running` for whoever goes on with it. later_s: for so long nobody begins it, if it is queued.
+        state: `running` where another process is to continue the job. delay_s: no process claims a queued job earlier.
         """
         with self._store.writing() as connection:
             now = _get(connection, record.id)
             if now.owner == record.owner and now.state == "running":
                 values = {name: getattr(record, name) for name in ("images", "done", "failed", "fingerprint")}
                 retries = record.retries_failed and state not in ("succeeded", "partially_succeeded")
-                lease = {"lease_until": time.time() + later_s if later_s else 0.0}
-                self._moved(connection, now, state, **values, **lease, error=error, retries_failed=retries)
+                lease = {"lease_until": time.time() + delay_s if delay_s else 0.0}
+                self._change_state(connection, now, state, **values, **lease, error=error, retries_failed=retries)
 
-    def forget(self, days: float) -> int:
-        """Take out the records of jobs that ended so many days ago; how many."""
+    def delete_old(self, days: float) -> int:
+        """Deletes the records of jobs that ended more than `days` ago. Returns how many."""
         before = text_of(datetime.now(UTC) - timedelta(days=days))
         with self._store.writing() as connection:
             ended = connection.execute(_JOBS.select().where(_JOBS.c.state.in_(ENDED), _JOBS.c.created_at < before))
@@ -223,21 +225,21 @@ class JobRecords:
                 connection.execute(_JOBS.delete().where(_JOBS.c.id.in_(old)))
             return len(old)
 
-    def _stop(self, job_id: str, state: State, of: Sequence[State]) -> JobRecord:
+    def _stop(self, job_id: str, state: State, allowed: Sequence[State]) -> JobRecord:
         with self._store.writing() as connection:
             before = _get(connection, job_id)
-            if before.state not in of:
+            if before.state not in allowed:
                 raise JobStateError(before.state, state)
             if before.wanted == "cancelled" != state:
                 raise JobStateError("about to be cancelled", state)
             if before.state != "running":
-                return self._moved(connection, before, state)
-            is_still = sa.and_(_JOBS.c.id == job_id, _JOBS.c.state == "running")
-            connection.execute(_JOBS.update().where(is_still).values(wanted=state))
+                return self._change_state(connection, before, state)
+            unchanged = sa.and_(_JOBS.c.id == job_id, _JOBS.c.state == "running")
+            connection.execute(_JOBS.update().where(unchanged).values(wanted=state))
             return replace(before, wanted=state)
 
-    def _moved(self, connection: sa.Connection, before: JobRecord, state: State, **more: Any) -> JobRecord:
-        """The record in another state, where it still is as it was; else as it is by now."""
+    def _change_state(self, connection: sa.Connection, before: JobRecord, state: State, **more: Any) -> JobRecord:
+        """Stores another state and returns the new record. If the stored record has changed, returns that instead."""
         times = before.times if state == before.state else {**before.times, state: text_of(datetime.now(UTC))}
         after = replace(before, **{"owner": None, "lease_until": 0.0, "wanted": None, **more}, state=state, times=times)
         unchanged = sa.and_(
@@ -247,7 +249,7 @@ class JobRecords:
         return after if changed.rowcount else _get(connection, before.id)
 
     @staticmethod
-    def _is_mine(record: JobRecord) -> sa.ColumnElement[bool]:
+    def _holds_lease(record: JobRecord) -> sa.ColumnElement[bool]:
         return sa.and_(_JOBS.c.id == record.id, _JOBS.c.owner == record.owner, _JOBS.c.state == "running")
 
 

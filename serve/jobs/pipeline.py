@@ -1,6 +1,7 @@
-"""Images in, shards out: reading and decoding on threads, beside them the engine, all windows bounded.
+"""Turns the images of shards into finished shards: reads and decodes on a pool while the engine runs.
 
-A batch never holds rows of two shards, and its rows follow the listing: a shard that is made again is the same.
+Every queue is bounded. A batch never holds rows of two shards, and its rows follow the order of the listing, so a shard
+that is made again has the same content.
 """
 
 from __future__ import annotations
@@ -17,29 +18,38 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.errors import JobError
-from serve.jobs.decoding import Read, Readers
-from serve.jobs.image_source import Item
+from serve.jobs.decoding import DecodePool, DecodeResult
+from serve.jobs.image_source import InputImage
 from serve.jobs.shard import Shard
 from tureen.preprocess import Pixels
 
 logger = logging.getLogger("tureen.jobs")
 
 INFERENCE_FAILED = "inference_failed"
-CHUNK = 8  # images decoded by a thread before it takes more: handing over costs as much as decoding a small one
+CHUNK = 8  # images per task of the pool: the hand-over of a task costs as much as one small image
+
+Classify = Callable[[NDArray[np.uint8], Sequence[float]], NDArray[np.float32]]
+"""Returns logits (N, K) for pixels (N, H, W, 3) and one β per image. Several threads may call it."""
+OnImages = Callable[[int, int], None]
+"""Receives the number of finished images and how many of them failed. An exception from it ends the job."""
 
 
 @dataclass(frozen=True)
-class Work:
-    """Images of one shard to be classified, each at all β or at its own, and the row where each begins."""
+class ShardInput:
+    """The images of one shard that are to be classified.
+
+    images: the first row of each image in the shard, and the image. An image has a row for each β of the job, or one
+    row where it has its own β.
+    """
 
     number: int
     shard: Shard
-    items: Iterable[tuple[int, Item]]
+    images: Iterable[tuple[int, InputImage]]
 
 
 @dataclass
-class Finished:
-    """A shard with every row filled in."""
+class FinishedShard:
+    """A shard with all its rows."""
 
     number: int
     shard: Shard
@@ -48,127 +58,124 @@ class Finished:
 @dataclass
 class _Batch:
     shard: Shard
-    at: list[int] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)
     pixels: list[Pixels] = field(default_factory=list)
     betas: list[float] = field(default_factory=list)
 
 
-Classify = Callable[[NDArray[np.uint8], Sequence[float]], NDArray[np.float32]]
-"""Logits (N, K) of pixels (N, H, W, 3), each at its β; may be called from several threads."""
-OnImages = Callable[[int, int], None]
-"""Told of images done and of those among them that failed; what it raises ends the job."""
-
-
 class Pipeline:
-    """Classifies the images that readers read.
+    """Classifies images in batches on `streams` threads.
 
-    betas: of each image, None alone where the model has one token; an item's own takes their place.
-    batch_rows: rows in a run of the engine; streams: such runs at a time.
+    betas: the β of the job, each a row of every image; an image's own β replaces them. (None,) where the model has one
+    token. batch_rows: rows in one run of the engine. streams: simultaneous runs.
     """
 
     def __init__(
         self,
         classify: Classify,
-        readers: Readers,
+        decode_pool: DecodePool,
         betas: Sequence[float | None],
         *,
         batch_rows: int,
         streams: int,
     ) -> None:
-        self._classify, self._readers, self._betas = classify, readers, betas
+        self._classify, self._decode_pool, self._betas = classify, decode_pool, betas
         self._batch_rows, self._streams = batch_rows, streams
 
-    def run(self, works: Iterable[Work], on_images: OnImages) -> Iterator[Finished]:
-        """Each work's shard, in order; the next ones are under way while one is written."""
+    def run(self, inputs: Iterable[ShardInput], on_images: OnImages) -> Iterator[FinishedShard]:
+        """Yields the finished shards in order. The next shards are in progress while the caller writes one."""
         with ExitStack() as stack:
-            runners = stack.enter_context(ThreadPoolExecutor(self._streams, "engine"))
-            # Where the caller stops, what waits is dropped and what runs is waited for.
-            stack.callback(runners.shutdown, wait=False, cancel_futures=True)
-            running: deque[Future[None] | Finished] = deque()
-            for work in works:
-                for batch in self._batches(work, on_images):
-                    running.append(runners.submit(self._run, batch))
-                    yield from self._done(running, self._streams + 1)
-                running.append(Finished(work.number, work.shard))
-            yield from self._done(running, 0)
+            threads = stack.enter_context(ThreadPoolExecutor(self._streams, "engine"))
+            # Where the caller stops early: cancel the queued runs, and wait for the active ones.
+            stack.callback(threads.shutdown, wait=False, cancel_futures=True)
+            pending: deque[Future[None] | FinishedShard] = deque()
+            for shard_input in inputs:
+                for batch in self._batches(shard_input, on_images):
+                    pending.append(threads.submit(self._run, batch))
+                    yield from self._finished(pending, self._streams + 1)
+                pending.append(FinishedShard(shard_input.number, shard_input.shard))
+            yield from self._finished(pending, 0)
 
-    def _done(self, running: deque[Future[None] | Finished], most: int) -> Iterator[Finished]:
-        """Takes from the front until at most so many batches run, and shards whose batches are all done."""
-        while running and (
-            isinstance(running[0], Finished)
-            or running[0].done()
-            or sum(isinstance(one, Future) for one in running) > most
+    def _finished(self, pending: deque[Future[None] | FinishedShard], max_runs: int) -> Iterator[FinishedShard]:
+        """Removes finished runs and shards from the front, and waits until at most `max_runs` runs are pending."""
+        while pending and (
+            isinstance(pending[0], FinishedShard)
+            or pending[0].done()
+            or sum(isinstance(one, Future) for one in pending) > max_runs
         ):
-            first = running.popleft()
-            if isinstance(first, Finished):
+            first = pending.popleft()
+            if isinstance(first, FinishedShard):
                 yield first
             else:
                 first.result()
 
-    def _batches(self, work: Work, on_images: OnImages) -> Iterator[_Batch]:
-        batch = _Batch(work.shard)
-        for row, item, read in self._read_all(work.items):
-            betas = self._betas if item.beta is None else [item.beta]
-            for at, beta in enumerate(betas, start=row):
-                _name(work.shard, at, item, read, beta)
-                if read.pixels is not None:
-                    batch.at.append(at)
-                    batch.pixels.append(read.pixels)
+    def _batches(self, shard_input: ShardInput, on_images: OnImages) -> Iterator[_Batch]:
+        batch = _Batch(shard_input.shard)
+        for first_row, image, result in self._decode_all(shard_input.images):
+            betas = self._betas if image.beta is None else [image.beta]
+            for row, beta in enumerate(betas, start=first_row):
+                _fill_columns(shard_input.shard, row, image, result, beta)
+                if result.pixels is not None:
+                    batch.rows.append(row)
+                    batch.pixels.append(result.pixels)
                     batch.betas.append(0.0 if beta is None else beta)
-                if len(batch.at) == self._batch_rows:
+                if len(batch.rows) == self._batch_rows:
                     yield batch
-                    batch = _Batch(work.shard)
-            on_images(1, 0 if read.error_code is None else 1)
-        if batch.at:
+                    batch = _Batch(shard_input.shard)
+            on_images(1, 0 if result.error_code is None else 1)
+        if batch.rows:
             yield batch
 
-    def _read_all(self, items: Iterable[tuple[int, Item]]) -> Iterator[tuple[int, Item, Read]]:
-        """Every image in order, while as many as a batch are decoded ahead."""
-        readers = self._readers
-        chunk = 1 if readers.is_sequential else min(CHUNK, self._batch_rows)
-        ahead = 2 * readers.count if readers.is_sequential else max(-(-self._batch_rows // chunk), 2 * readers.count)
-        decoding: deque[tuple[list[tuple[int, Item]], Future[list[Read]]]] = deque()
-        remaining = iter(items)
+    def _decode_all(self, images: Iterable[tuple[int, InputImage]]) -> Iterator[tuple[int, InputImage, DecodeResult]]:
+        """Yields every image with its result, in order. The pool decodes about one batch ahead."""
+        pool = self._decode_pool
+        chunk = 1 if pool.is_sequential else min(CHUNK, self._batch_rows)
+        max_ahead = 2 * pool.count if pool.is_sequential else max(-(-self._batch_rows // chunk), 2 * pool.count)
+        ahead: deque[tuple[list[tuple[int, InputImage]], Future[list[DecodeResult]]]] = deque()
+        remaining = iter(images)
         while True:
             some = list(islice(remaining, chunk))
             if some:
-                decoding.append((some, readers.submit([item for _, item in some])))
-            while decoding and (not some or len(decoding) > ahead):
-                done, future = decoding.popleft()
-                for (row, item), read in zip(done, future.result(), strict=True):
-                    yield row, item, read
+                ahead.append((some, pool.submit([image for _, image in some])))
+            while ahead and (not some or len(ahead) > max_ahead):
+                decoded, future = ahead.popleft()
+                for (row, image), result in zip(decoded, future.result(), strict=True):
+                    yield row, image, result
             if not some:
                 return
 
     def _run(self, batch: _Batch) -> None:
-        failed = self._fill(batch.shard, batch.at, np.stack(batch.pixels), batch.betas)
-        if failed == len(batch.at) > 1:
-            raise JobError(f"the engine fails on every image of a batch of {failed}; the log has its words")
+        failed = self._fill(batch.shard, batch.rows, np.stack(batch.pixels), batch.betas)
+        if failed == len(batch.rows) > 1:
+            raise JobError(f"the engine fails on every image of a batch of {failed}; the log has the engine's message")
 
-    def _fill(self, shard: Shard, at: list[int], pixels: NDArray[np.uint8], betas: list[float]) -> int:
-        """The rows, or where the engine fails their halves; how many rows it failed on alone, which are errors."""
+    def _fill(self, shard: Shard, rows: list[int], pixels: NDArray[np.uint8], betas: list[float]) -> int:
+        """Classifies some rows; where the engine fails, each half separately.
+
+        Returns how many rows failed alone. Those become rows with an error.
+        """
         try:
-            shard.fill(at, self._classify(pixels, betas))
+            shard.fill(rows, self._classify(pixels, betas))
         except JobError:
             raise
-        except Exception as error:  # noqa: BLE001 - the runtimes' exceptions have no common base
-            if len(at) == 1:
+        except Exception as error:  # noqa: BLE001 - the runtimes' exceptions have no common base class
+            if len(rows) == 1:
                 logger.error("the engine failed on an image alone: %s", error)
-                shard.error_codes[at[0]], shard.errors[at[0]] = INFERENCE_FAILED, "the engine failed on this image"
+                shard.error_codes[rows[0]], shard.errors[rows[0]] = INFERENCE_FAILED, "the engine failed on this image"
                 return 1
-            half = len(at) // 2
-            return self._fill(shard, at[:half], pixels[:half], betas[:half]) + self._fill(
-                shard, at[half:], pixels[half:], betas[half:]
+            half = len(rows) // 2
+            return self._fill(shard, rows[:half], pixels[:half], betas[:half]) + self._fill(
+                shard, rows[half:], pixels[half:], betas[half:]
             )
         return 0
 
 
-def _name(shard: Shard, at: int, item: Item, read: Read, beta: float | None) -> None:
-    shard.ids[at], shard.paths[at] = _printable(item.id), _printable(item.path)
-    shard.sha256[at], shard.betas[at] = read.sha256, beta
-    shard.error_codes[at], shard.errors[at] = read.error_code, read.error
+def _fill_columns(shard: Shard, row: int, image: InputImage, result: DecodeResult, beta: float | None) -> None:
+    shard.ids[row], shard.paths[row] = _printable(image.id), _printable(image.path)
+    shard.sha256[row], shard.betas[row] = result.sha256, beta
+    shard.error_codes[row], shard.errors[row] = result.error_code, result.error
 
 
 def _printable(name: str) -> str:
-    """A file's name as UTF-8 can hold it; names of files may be any bytes."""
+    """Returns a file name in valid UTF-8; bytes of a name that are no UTF-8 become escapes such as `\\xff`."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -1,8 +1,8 @@
-"""A job's shards made by the workers of a Ray cluster, each with the model on an engine of its own.
+"""Makes the shards of a job on the workers of a Ray cluster. Each worker loads the model on its own engine.
 
-A part is a shard's number and its place in the listing; whoever makes it writes it as a job on one machine does. So a
-worker that dies costs the shards that it had begun, which another makes, and rows, fingerprint and `--resume` are those
-of any job. Every machine of the cluster has bundle, input and output under the same paths.
+The head sends shard tasks; a worker writes each shard in the same way as a job on one machine. When a worker dies,
+another worker makes its unfinished shards. Rows, fingerprint and `--resume` are the same as without a cluster. Every
+machine of the cluster needs bundle, input and output under the same paths.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 import tureen
 from serve.errors import JobError
-from serve.jobs.decoding import Decoding, on_threads
-from serve.jobs.input_sources import ANY, open_source
-from serve.jobs.job_output import Job, Made, Part, Spec
+from serve.inference.decode_process import DecodeOptions
+from serve.jobs.decoding import decode_in_threads
+from serve.jobs.input_sources import ALL_FILES, open_source
+from serve.jobs.job_output import Job, ShardResult, ShardTask
+from serve.jobs.job_spec import JobSpec
 from serve.jobs.pipeline import OnImages, Pipeline
 from tureen.engines.base import EngineOptions
 from tureen.vendor_telemetry import disable_vendor_telemetry
@@ -30,29 +32,31 @@ if TYPE_CHECKING:
     from ray.exceptions import RayError
 
 
+LOCAL_CLUSTER = "local"  # the address of a Ray cluster on this machine alone
+CONNECT_S = 5.0
 _RAISED = re.compile(r"[\w.]+(Error|Exception): ")
 
 
 @dataclass(frozen=True)
-class Makers:
-    """What each worker of the cluster makes shards with."""
+class WorkerConfig:
+    """The arguments that every worker of the cluster receives."""
 
     bundle: Path
-    given: str  # INPUT
+    input_path: str  # INPUT
     output: Path
-    spec: Spec
+    spec: JobSpec
     engine: EngineOptions
     decode_threads: int
 
 
 @contextlib.contextmanager
-def connected(address: str) -> Iterator[None]:
-    """A connection to a cluster, or a cluster of this machine alone; raises JobError."""
+def connect(address: str) -> Iterator[None]:
+    """Connects to a cluster, or starts one on this machine where the address is LOCAL_CLUSTER. Raises JobError."""
     import ray
 
     try:
         ray.init(
-            address=None if address == LOCAL else address,
+            address=None if address == LOCAL_CLUSTER else address,
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,
@@ -60,107 +64,107 @@ def connected(address: str) -> Iterator[None]:
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise JobError(f"no Ray cluster answers at {address}: {str(error).splitlines()[0]}") from error
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    ray.data.DataContext.get_current().enable_progress_bars = False  # ours tells more
+    ray.data.DataContext.get_current().enable_progress_bars = False  # the progress bar of `tureen batch` shows more
     try:
         yield
     finally:
         ray.shutdown()
 
 
-def workers_that_fit(cpus: int) -> int:
-    """How many workers of so many CPUs the cluster has room for; raises JobError for none: Ray would wait for ever."""
+def max_workers(cpus: int) -> int:
+    """Returns how many workers with `cpus` CPUs each fit in the cluster.
+
+    Raises JobError where none fits: Ray would wait without end.
+    """
     import ray
 
-    room = sum(int(node["Resources"].get("CPU", 0)) // cpus for node in ray.nodes() if node["Alive"])
-    if room == 0:
+    workers = sum(int(node["Resources"].get("CPU", 0)) // cpus for node in ray.nodes() if node["Alive"])
+    if workers == 0:
         raise JobError(f"no machine of the cluster has {cpus} CPUs: give fewer --threads")
-    return room
+    return workers
 
 
-def make_on_cluster(
-    job: Job, makers: Makers, parts: Iterable[Part], on_images: OnImages, *, workers: int
-) -> Iterator[Made]:
-    """Has the parts made by that many workers, which Ray Data replaces where they die.
+def make_shards(
+    job: Job, config: WorkerConfig, tasks: Iterable[ShardTask], on_images: OnImages, *, workers: int
+) -> Iterator[ShardResult]:
+    """Makes the shards of the tasks on `workers` workers. Ray Data replaces a worker that dies.
 
-    on_images: told of each shard when it is there. Raises JobError.
+    on_images: called after each shard. Raises JobError.
     """
     import ray
     from ray.exceptions import RayError
 
-    rows = [asdict(part) for part in parts]
+    rows = [asdict(task) for task in tasks]
     if not rows:
         return
-    made = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-        _Maker,
-        fn_constructor_args=[makers],
+    results = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+        _ShardWorker,
+        fn_constructor_args=[config],
         batch_size=1,
         concurrency=min(workers, len(rows)),
-        num_cpus=makers.engine.threads,
+        num_cpus=config.engine.threads,
     )
     try:
-        for row in made.iter_rows():
+        for row in results.iter_rows():
             codes = dict(zip(row["codes"], row["counts"], strict=True))
             on_images(job.images_in(row["number"]), row["failed_images"])
-            yield Made(int(row["number"]), {code: int(count) for code, count in codes.items()})
+            yield ShardResult(int(row["number"]), {code: int(count) for code, count in codes.items()})
     except RayError as error:
         raise JobError(f"the cluster could not make a shard: {_first_cause(error)}") from error
 
 
 def _first_cause(error: RayError) -> str:
-    """What a worker itself raised, in a line: Ray's text has it among the lines of its own."""
+    """Returns the line of Ray's message with the exception that the worker raised."""
     lines = str(error).splitlines()
     raised = [line for line in lines if _RAISED.match(line) and not line.startswith(("ray.", "UserCodeException"))]
-    return (raised or lines or ["nobody knows why"])[-1]
+    return (raised or lines or ["Ray gives no reason"])[-1]
 
 
-class _Maker:
-    """One worker: opens the model once, then makes shard after shard."""
+class _ShardWorker:
+    """One worker: loads the model once, then makes one shard per call."""
 
-    def __init__(self, makers: Makers) -> None:
-        spec = makers.spec
+    def __init__(self, config: WorkerConfig) -> None:
+        spec = config.spec
         stack = ExitStack()
-        source = stack.enter_context(contextlib.closing(open_source(makers.given)))
-        place = stack.enter_context(ANY.place(makers.output))
+        source = stack.enter_context(contextlib.closing(open_source(config.input_path)))
+        output = stack.enter_context(ALL_FILES.open_output(config.output))
         soup = stack.enter_context(
-            tureen.load(makers.bundle, engine=spec.engine, precision=spec.precision, options=makers.engine)
+            tureen.load(config.bundle, engine=spec.engine, precision=spec.precision, options=config.engine)
         )
         if (soup.bundle.manifest.version, soup.engine.version) != (spec.version, spec.engine_version):
-            raise JobError("a worker of the cluster has another bundle or engine than the job began with")
+            raise JobError("a worker of the cluster has a different bundle or engine than the job")
         soup.limits = spec.limits
-        decoding = Decoding(soup.bundle.manifest.preprocess, spec.limits, spec.jpeg_scaling)
-        readers = stack.enter_context(on_threads(source, decoding, makers.decode_threads))
-        self._job = Job(place, spec, soup.bundle.manifest.labels)
+        decode_options = DecodeOptions(soup.bundle.manifest.preprocess, spec.limits, spec.jpeg_scaling)
+        pool = stack.enter_context(decode_in_threads(source, decode_options, config.decode_threads))
+        self._job = Job(output, spec, soup.bundle.manifest.labels)
         self._pipeline = Pipeline(
-            soup.logits, readers, spec.betas, batch_rows=spec.batch_rows, streams=makers.engine.streams
+            soup.logits, pool, spec.betas, batch_rows=spec.batch_rows, streams=config.engine.streams
         )
-        self._open = stack  # for as long as the worker lives
+        self._stack = stack  # stays open as long as the worker lives
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """The shard of the one part in the batch, written, and what it came to."""
-        part = Part(int(batch["number"][0]), int(batch["offset"][0]), is_again=bool(batch["is_again"][0]))
+        """Makes and writes the shard of the one task in the batch, and returns its number and its counts of errors."""
+        task = ShardTask(int(batch["number"][0]), int(batch["offset"][0]), is_retry=bool(batch["is_retry"][0]))
         failed = 0
 
         def on_images(done: int, failed_now: int) -> None:
             nonlocal failed
             failed += failed_now
 
-        (made,) = self._job.make(self._pipeline, [part], on_images)
+        (result,) = self._job.make_shards(self._pipeline, [task], on_images)
         return {
-            "number": [made.number],
-            "codes": [list(made.codes)],
-            "counts": [list(made.codes.values())],
+            "number": [result.number],
+            "codes": [list(result.error_codes)],
+            "counts": [list(result.error_codes.values())],
             "failed_images": [failed],
         }
 
 
-LOCAL = "local"  # a Ray cluster of this machine alone
+def check_ray(address: str) -> None:
+    """Raises JobError where Ray is not installed or no cluster answers.
 
-
-CONNECT_S = 5.0
-
-
-def _check_ray(address: str) -> None:
-    """Before anything is begun: Ray itself waits for minutes."""
+    Called before the job starts, because Ray itself waits for minutes.
+    """
     disable_vendor_telemetry()
     try:
         import ray.data  # noqa: F401

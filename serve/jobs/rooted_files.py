@@ -1,8 +1,9 @@
-"""The files that jobs read and write: any of this machine, or none but those below an operator's roots.
+"""The files that jobs read and write: any file of this machine, or only files below the roots of an operator.
 
-Below roots a path is walked component by component from the root's own descriptor and no link is followed, so that
-neither `..`, nor a link, nor one that is put in a folder's place meanwhile leads out. What is below a root by another
-name too, a hard link, is refused, and so is what is no regular file. After Linux' openat(2).
+Below a root a path is opened component by component, from the descriptor of the root, and no link is followed. So
+neither `..`, nor a link, nor a link that replaces a folder during the walk leads out of the root. A file with a second
+hard link is refused, because its other name may lie outside. So is everything that is no regular file. After Linux'
+openat(2).
 """
 
 from __future__ import annotations
@@ -18,129 +19,138 @@ from typing import Any, BinaryIO, NamedTuple
 
 from serve.errors import InputError, OutputError, OutsideRootsError, UnreadableError
 
-OWN = "_job"  # the directory in an output that is the job's own
-MAX_DEPTH = 64  # folders of an output below its root, each of which takes a descriptor while the job runs
+JOB_FOLDER = "_job"  # the folder in an output directory that holds the files of the job itself
+MAX_DEPTH = 64  # folders between a root and an output; a running job holds a descriptor for each
 _OPEN = os.O_RDONLY | os.O_CLOEXEC
-_FOLDER = _OPEN | os.O_DIRECTORY
+_OPEN_FOLDER = _OPEN | os.O_DIRECTORY
 _DESCRIPTORS = Path("/proc/self/fd")
 _NO_DIRECTORY = "{} is no directory, or leads over a link: give another"
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a job is. output, own: to open files by; name: to tell people; is_new: own was made just now."""
+class OutputDirectory:
+    """The output directory of a job.
 
-    output: Path
-    own: Path
+    path, job_folder: paths to open files by. They may go through /proc/self/fd.
+    name: the path to show to people.
+    is_new: the call that opened the output created `job_folder`.
+    """
+
+    path: Path
+    job_folder: Path
     name: str
     is_new: bool
 
 
-class Entry(NamedTuple):
-    """A name in a folder. is_folder: also of a link to one, where links are followed."""
+class FolderEntry(NamedTuple):
+    """A name in a folder. is_folder: True also for a link to a folder, where links are followed."""
 
     name: str
     is_folder: bool
     is_link: bool
 
 
-class Listing(NamedTuple):
-    """A folder's entries by name. identity: its device and inode, however it was reached."""
+class FolderListing(NamedTuple):
+    """The entries of a folder, sorted by name. identity: device and inode of the folder."""
 
     identity: tuple[int, int]
-    entries: list[Entry]
+    entries: list[FolderEntry]
 
 
 class Files:
     """Every file that this process may read."""
 
     def open(self, path: PurePath) -> BinaryIO:
-        """A regular file, to read; raises UnreadableError."""
+        """Opens a regular file for reading. Raises UnreadableError."""
         try:
-            # A FIFO is opened without waiting for whoever would write to it, and then refused.
-            return _regular(os.open(path, _OPEN | os.O_NONBLOCK), may_have_links=True)
+            # O_NONBLOCK opens a FIFO without a wait for its writer; _open_regular then refuses the FIFO.
+            return _open_regular(os.open(path, _OPEN | os.O_NONBLOCK), may_have_links=True)
         except (OSError, ValueError) as error:
-            raise _unreadable(error) from error
+            raise _unreadable_error(error) from error
 
-    def scan(self, folder: Path) -> Listing:
-        """What is in a folder; raises InputError."""
+    def list_folder(self, folder: Path) -> FolderListing:
+        """Returns the entries of a folder. Raises InputError."""
         try:
-            descriptor = os.open(folder, _FOLDER)
+            descriptor = os.open(folder, _OPEN_FOLDER)
             try:
-                return _scanned(descriptor, follows_links=True)
+                return _list_descriptor(descriptor, follows_links=True)
             finally:
                 os.close(descriptor)
         except (OSError, ValueError) as error:
             raise InputError(f"{folder} cannot be listed: {getattr(error, 'strerror', error)}") from error
 
     def is_folder(self, path: Path) -> bool | None:
-        """Whether a path names a folder or a regular file; None where it names neither."""
+        """Returns True for a folder, False for a regular file, None for anything else."""
         return True if path.is_dir() else False if path.is_file() else None
 
     @contextmanager
-    def place(self, output: Path) -> Iterator[Place]:
-        """An output directory, made where it is not there, and removed again where it stays empty."""
-        own = output / OWN
-        missing = [folder for folder in (own, *own.parents) if not folder.exists()]
+    def open_output(self, output: Path) -> Iterator[OutputDirectory]:
+        """Creates the output directory where it is missing. Removes the created folders again if they stay empty."""
+        job_folder = output / JOB_FOLDER
+        missing = [folder for folder in (job_folder, *job_folder.parents) if not folder.exists()]
         try:
-            own.mkdir(parents=True, exist_ok=True)
-            yield Place(output, own, str(output), is_new=own in missing)
+            job_folder.mkdir(parents=True, exist_ok=True)
+            yield OutputDirectory(output, job_folder, str(output), is_new=job_folder in missing)
         finally:
             for folder in missing:
-                with suppress(OSError):  # one that holds a file stays
+                with suppress(OSError):  # a folder that holds a file stays
                     folder.rmdir()
 
 
-class Rooted(Files):
-    """The files below some directories, whatever those who can write there do. Linux's /proc is needed for outputs."""
+class RootedFiles(Files):
+    """The files below some root directories, even if an attacker can write there. Outputs need /proc of Linux."""
 
     def __init__(self, inputs: Sequence[Path], outputs: Sequence[Path]) -> None:
-        """The directories that inputs and outputs may be in, absolute; they themselves may be links."""
+        """inputs, outputs: absolute root directories. A root may itself be a link."""
         self._inputs, self._outputs = tuple(inputs), tuple(outputs)
 
     def open(self, path: PurePath) -> BinaryIO:
         try:
-            with _opened(path, self._inputs) as (parent, name):
+            with _open_parent(path, self._inputs) as (parent, name):
                 descriptor = os.open(name, _OPEN | os.O_NONBLOCK | os.O_NOFOLLOW, dir_fd=parent)
-                return _regular(descriptor, may_have_links=False)
+                return _open_regular(descriptor, may_have_links=False)
         except (OSError, ValueError) as error:
-            raise _unreadable(error) from error
+            raise _unreadable_error(error) from error
 
-    def scan(self, folder: Path) -> Listing:
+    def list_folder(self, folder: Path) -> FolderListing:
         try:
-            with _descended(folder, self._inputs) as descriptor:
-                return _scanned(descriptor, follows_links=False)
+            with _open_folder(folder, self._inputs) as descriptor:
+                return _list_descriptor(descriptor, follows_links=False)
         except (OSError, ValueError) as error:
             raise InputError(f"{folder} cannot be listed: {getattr(error, 'strerror', error)}") from error
 
     def is_folder(self, path: Path) -> bool | None:
         try:
-            with _opened(path, self._inputs) as (parent, name):
+            with _open_parent(path, self._inputs) as (parent, name):
                 mode = os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode
         except (OSError, ValueError):
             return None
         return True if stat.S_ISDIR(mode) else False if stat.S_ISREG(mode) else None
 
     def check_input(self, path: str) -> None:
-        """Raises OutsideRootsError where a path is below no root for inputs."""
+        """Raises OutsideRootsError where no root for inputs contains the path."""
         _split(path, self._inputs)
 
     def check_output(self, path: str) -> None:
-        """Raises OutsideRootsError where a path is below no root for outputs, or is one itself; or OutputError."""
+        """Checks the path of an output without a look at the disk.
+
+        Raises OutsideRootsError where the path is a root or no root for outputs contains it. Raises OutputError where
+        it is too deep.
+        """
         parts = _split(path, self._outputs)[1]
         if not parts:
             raise OutsideRootsError(path, self._outputs)
         if len(parts) > MAX_DEPTH:
             raise OutputError(f"{path[:64]}… is more than {MAX_DEPTH} folders deep: give a shorter path")
 
-    def check_way(self, path: str) -> None:
-        """Raises OutputError where a link or a file lies in the way of an output, as far as its folders are there."""
+    def check_output_folders(self, path: str) -> None:
+        """Raises OutputError where an existing component of an output is a link or a file."""
         root, parts = _split(path, self._outputs)
         try:
             with ExitStack() as stack:
-                folder = _open(root, stack)
-                for part in (*parts, OWN):
-                    folder, _ = _step(folder, part, stack, make=False)
+                folder = _open_in(None, root, stack)
+                for part in (*parts, JOB_FOLDER):
+                    folder, _ = _enter_folder(folder, part, stack, create=False)
         except FileNotFoundError:
             return
         except NotADirectoryError as error:
@@ -149,27 +159,29 @@ class Rooted(Files):
             raise OutputError(f"{path} cannot be opened: {error.strerror}") from error
 
     @contextmanager
-    def place(self, output: Path, *, make: bool = True) -> Iterator[Place]:
-        """Held by descriptors: whatever is put in a folder's place meanwhile, files go into the folder that was opened.
+    def open_output(self, output: Path, *, create: bool = True) -> Iterator[OutputDirectory]:
+        """Holds the output directory open by descriptors: a folder that replaces it later receives no file.
 
-        make: where it is not there; what stays empty is removed again. Raises OutsideRootsError, OutputError, or else
-        FileNotFoundError.
+        create: create missing folders, and remove them again if they stay empty. Raises OutsideRootsError or
+        OutputError, and FileNotFoundError for a missing folder where `create` is False.
         """
         self.check_output(str(output))
         root, parts = _split(str(output), self._outputs)
         with ExitStack() as stack:
             try:
-                folder = _open(root, stack)
+                folder = _open_in(None, root, stack)
                 for part in parts:
-                    folder, _ = _step(folder, part, stack, make=make)
-                own, is_new = _step(folder, OWN, stack, make=make)
+                    folder, _ = _enter_folder(folder, part, stack, create=create)
+                job_folder, is_new = _enter_folder(folder, JOB_FOLDER, stack, create=create)
             except NotADirectoryError as error:
                 raise OutputError(_NO_DIRECTORY.format(output)) from error
-            yield Place(_DESCRIPTORS / str(folder), _DESCRIPTORS / str(own), str(output), is_new)
+            yield OutputDirectory(
+                _DESCRIPTORS / str(folder), _DESCRIPTORS / str(job_folder), str(output), is_new=is_new
+            )
 
 
-class StoredFiles(Files):
-    """The files of a store that fsspec reaches, by their paths there."""
+class RemoteFiles(Files):
+    """The files of a store that fsspec reaches, by their paths in the store."""
 
     def __init__(self, filesystem: Any) -> None:
         self._filesystem = filesystem
@@ -178,15 +190,15 @@ class StoredFiles(Files):
         try:
             file: BinaryIO = self._filesystem.open(str(path), "rb")
             return file
-        except Exception as error:  # each store has its own
+        except Exception as error:  # each store raises its own exceptions
             raise UnreadableError("it cannot be read from there") from error
 
 
-def _scanned(folder: int, *, follows_links: bool) -> Listing:
+def _list_descriptor(folder: int, *, follows_links: bool) -> FolderListing:
     status = os.fstat(folder)
     with os.scandir(folder) as found:
-        entries = [Entry(entry.name, _is_folder(entry, follows_links), entry.is_symlink()) for entry in found]
-    return Listing((status.st_dev, status.st_ino), sorted(entries))
+        entries = [FolderEntry(entry.name, _is_folder(entry, follows_links), entry.is_symlink()) for entry in found]
+    return FolderListing((status.st_dev, status.st_ino), sorted(entries))
 
 
 def _is_folder(entry: os.DirEntry[str], follows_links: bool) -> bool:
@@ -197,7 +209,7 @@ def _is_folder(entry: os.DirEntry[str], follows_links: bool) -> bool:
 
 
 def _split(path: str, roots: Sequence[Path]) -> tuple[Path, tuple[str, ...]]:
-    """The root that a path is below, and the components from there; raises OutsideRootsError."""
+    """Returns the root that contains a path, and the components below the root. Raises OutsideRootsError."""
     if "\0" not in path and ".." not in path.split("/"):
         for root in roots:
             if Path(path).is_relative_to(root):
@@ -206,13 +218,13 @@ def _split(path: str, roots: Sequence[Path]) -> tuple[Path, tuple[str, ...]]:
 
 
 @contextmanager
-def _descended(folder: Path, roots: Sequence[Path]) -> Iterator[int]:
-    """The descriptor of a folder below a root, each step a real folder."""
+def _open_folder(folder: Path, roots: Sequence[Path]) -> Iterator[int]:
+    """Yields the descriptor of a folder below a root. Follows no link."""
     root, parts = _split(str(folder), roots)
-    descriptor = os.open(root, _FOLDER)
+    descriptor = os.open(root, _OPEN_FOLDER)
     try:
         for part in parts:
-            below = os.open(part, _FOLDER | os.O_NOFOLLOW, dir_fd=descriptor)
+            below = os.open(part, _OPEN_FOLDER | os.O_NOFOLLOW, dir_fd=descriptor)
             os.close(descriptor)
             descriptor = below
         yield descriptor
@@ -221,34 +233,37 @@ def _descended(folder: Path, roots: Sequence[Path]) -> Iterator[int]:
 
 
 @contextmanager
-def _opened(path: PurePath, roots: Sequence[Path]) -> Iterator[tuple[int, str]]:
-    """The descriptor of the folder that a path is in, and its name there; of a root itself, `.`."""
+def _open_parent(path: PurePath, roots: Sequence[Path]) -> Iterator[tuple[int, str]]:
+    """Yields the descriptor of the folder that contains a path, and the name in it. The name of a root is `.`."""
     root, parts = _split(str(path), roots)
     if not parts:
-        with _descended(root, roots) as descriptor:
+        with _open_folder(root, roots) as descriptor:
             yield descriptor, "."
         return
-    with _descended(root.joinpath(*parts[:-1]), roots) as descriptor:
+    with _open_folder(root.joinpath(*parts[:-1]), roots) as descriptor:
         yield descriptor, parts[-1]
 
 
-def _open(name: str | Path, stack: ExitStack, parent: int | None = None) -> int:
-    """The descriptor of a folder, which may be a link only where there is no parent, until the stack is left."""
-    descriptor = os.open(name, _FOLDER | (0 if parent is None else os.O_NOFOLLOW), dir_fd=parent)
+def _open_in(parent: int | None, name: str | Path, stack: ExitStack) -> int:
+    """Returns the descriptor of a folder, which the stack closes. Follows a link only where `parent` is None."""
+    descriptor = os.open(name, _OPEN_FOLDER | (0 if parent is None else os.O_NOFOLLOW), dir_fd=parent)
     stack.callback(os.close, descriptor)
     return descriptor
 
 
-def _step(parent: int, name: str, stack: ExitStack, *, make: bool) -> tuple[int, bool]:
-    """The descriptor of a folder in another, and whether it was made here; if so it goes with the stack where empty."""
+def _enter_folder(parent: int, name: str, stack: ExitStack, *, create: bool) -> tuple[int, bool]:
+    """Returns the descriptor of a folder in `parent`, and whether this call created it.
+
+    The stack removes a created folder that is empty.
+    """
     is_new = False
-    if make:
+    if create:
         with suppress(FileExistsError):
             os.mkdir(name, dir_fd=parent)
             is_new = True
     if is_new:
         stack.callback(_remove_empty, parent, name)
-    return _open(name, stack, parent), is_new
+    return _open_in(parent, name, stack), is_new
 
 
 def _remove_empty(parent: int, name: str) -> None:
@@ -256,8 +271,8 @@ def _remove_empty(parent: int, name: str) -> None:
         os.rmdir(name, dir_fd=parent)
 
 
-def _regular(descriptor: int, *, may_have_links: bool) -> BinaryIO:
-    """The file of a descriptor, which is closed where it is none; raises UnreadableError."""
+def _open_regular(descriptor: int, *, may_have_links: bool) -> BinaryIO:
+    """Returns the file of a descriptor. Closes the descriptor and raises UnreadableError where it is no such file."""
     status = os.fstat(descriptor)
     is_regular = stat.S_ISREG(status.st_mode)
     if is_regular and (may_have_links or status.st_nlink == 1):
@@ -266,7 +281,7 @@ def _regular(descriptor: int, *, may_have_links: bool) -> BinaryIO:
     raise UnreadableError("it has another name too, a hard link" if is_regular else "it is no regular file")
 
 
-def _unreadable(error: Exception) -> UnreadableError:
+def _unreadable_error(error: Exception) -> UnreadableError:
     if isinstance(error, UnreadableError):
         return error
     if isinstance(error, OutsideRootsError):

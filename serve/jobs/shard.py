@@ -1,15 +1,16 @@
-"""One row for each image and β, and the files they are kept in: Parquet, JSONL or CSV, written aside, then renamed.
+"""The rows of a shard, one for each image and β, and their files in Parquet, JSONL or CSV.
 
-    id, path       string    of the input
-    sha256         string    of the bytes; null where they could not be read
-    status         string    ok or error
-    error_code, error        string, null where ok
-    label, index, probability  of the most probable class; null where not ok
-    top_k          list of label, index and probability, the most probable first; JSON in CSV; null where not ok
-    beta           double    null: the model has one token
-    model, version, engine, precision  string
+    id, path           string; of the image in the input
+    sha256             string; of the image's bytes; null where they could not be read
+    status             string; ok or error
+    error_code, error  string; null where the status is ok
+    label, index, probability   the most probable class; null where the status is error
+    top_k              list of label, index and probability, most probable first; JSON in CSV; null where the status
+                       is error
+    beta               double; null where the model has one token
+    model, version, engine, precision   string
 
-CSV is safe to open in a spreadsheet: a text that would begin a formula gets an apostrophe in front.
+A spreadsheet can open the CSV safely: a text that would start a formula gets an apostrophe in front.
 """
 
 from __future__ import annotations
@@ -26,24 +27,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.errors import OutputError
-from serve.jobs.atomic_files import reopen, write_whole
+from serve.jobs.atomic_files import open_regular_file, write_atomically
 from tureen.soup import probabilities
 
 T = TypeVar("T")
 Format = Literal["parquet", "jsonl", "csv"]
+MODEL_COLUMNS = ("model", "version", "engine", "precision")
 COLUMNS = (
     "id", "path", "sha256", "status", "error_code", "error", "label", "index", "probability", "top_k", "beta",
-    "model", "version", "engine", "precision",
+    *MODEL_COLUMNS,
 )  # fmt: skip
 _FORMULA = ("=", "+", "-", "@")
 _SUSPECT = (*_FORMULA, "'", "\t", "\r", "\n", "＝", "＋", "－", "＠")
-MAX_CELL = 1 << 28  # characters; top_k of many classes is long
-NONE = -1  # as the index of a class in the row of an error
+MAX_CELL = 1 << 28  # characters; the top_k of many classes is long
+NO_CLASS = -1  # class index in the row of an error
 
 
 @dataclass(frozen=True)
-class Told:
-    """What is the same in every row of a job, and the names of its classes."""
+class ModelInfo:
+    """The columns that are equal in every row of a job, and the labels of the classes, in the order of the logits."""
 
     labels: Sequence[str]
     model: str
@@ -53,7 +55,7 @@ class Told:
 
 
 class Shard:
-    """R rows, to be filled in: of images that failed at once, of the others as their batches come back."""
+    """The columns of R rows. The pipeline fills the class columns of a row when the batch of the row is finished."""
 
     def __init__(self, rows: int, top_k: int) -> None:
         self.ids, self.paths = [""] * rows, [""] * rows
@@ -61,32 +63,32 @@ class Shard:
         self.error_codes: list[str | None] = [None] * rows
         self.errors: list[str | None] = [None] * rows
         self.betas: list[float | None] = [None] * rows
-        self.indices = np.full((rows, top_k), NONE, np.int32)
+        self.indices = np.full((rows, top_k), NO_CLASS, np.int32)
         self.probabilities = np.zeros((rows, top_k))
 
     def __len__(self) -> int:
         return len(self.ids)
 
     @property
-    def failed(self) -> list[int]:
-        """The rows of errors."""
+    def failed_rows(self) -> list[int]:
+        """The indices of the rows with an error."""
         return [n for n, code in enumerate(self.error_codes) if code is not None]
 
-    def fill(self, at: Sequence[int], logits: NDArray[np.float32]) -> None:
-        """Rows `at` get the classes of logits float32 (len(at), K); ties keep the order of the labels."""
+    def fill(self, rows: Sequence[int], logits: NDArray[np.float32]) -> None:
+        """Sets the classes of some rows from logits float32 (len(rows), K). Ties keep the order of the labels."""
         shares = probabilities(logits)
         best = np.argsort(-logits, axis=1, kind="stable")[:, : self.indices.shape[1]]
-        self.indices[at] = best
-        self.probabilities[at] = np.take_along_axis(shares, best, axis=1)
+        self.indices[rows] = best
+        self.probabilities[rows] = np.take_along_axis(shares, best, axis=1)
 
-    def rows(self, told: Told) -> Iterator[dict[str, Any]]:
-        """Each row by name of column."""
-        every = {"model": told.model, "version": told.version, "engine": told.engine, "precision": told.precision}
+    def rows(self, info: ModelInfo) -> Iterator[dict[str, Any]]:
+        """Yields each row as a dictionary by column name."""
+        model_columns = {name: getattr(info, name) for name in MODEL_COLUMNS}
         for n in range(len(self)):
             top = None
             if self.error_codes[n] is None:
                 pairs = zip(self.indices[n].tolist(), self.probabilities[n].tolist(), strict=True)
-                top = [{"label": told.labels[i], "index": i, "probability": share} for i, share in pairs]
+                top = [{"label": info.labels[i], "index": i, "probability": share} for i, share in pairs]
             first: dict[str, Any] = top[0] if top else {"label": None, "index": None, "probability": None}
             yield {
                 "id": self.ids[n],
@@ -98,12 +100,12 @@ class Shard:
                 **first,
                 "top_k": top,
                 "beta": self.betas[n],
-                **every,
+                **model_columns,
             }
 
 
-def shard_of(rows: Sequence[Mapping[str, Any]], top_k: int) -> Shard:
-    """The shard that holds these rows."""
+def shard_from_rows(rows: Sequence[Mapping[str, Any]], top_k: int) -> Shard:
+    """Returns the shard with these rows."""
     shard = Shard(len(rows), top_k)
     for n, row in enumerate(rows):
         shard.ids[n], shard.paths[n], shard.sha256[n], shard.betas[n] = (
@@ -119,43 +121,43 @@ def shard_of(rows: Sequence[Mapping[str, Any]], top_k: int) -> Shard:
     return shard
 
 
-def write_shard(path: Path, shard: Shard, told: Told, format: Format, metadata: Mapping[str, str]) -> None:
-    """The file with all rows or none; raises OSError."""
-    write_whole(path, lambda file: _WRITERS[format](file, shard, told, metadata))
+def write_shard(path: Path, shard: Shard, info: ModelInfo, format: Format, metadata: Mapping[str, str]) -> None:
+    """Writes a shard to a file atomically. Only Parquet stores the metadata. Raises OSError."""
+    write_atomically(path, lambda file: _WRITERS[format](file, shard, info, metadata))
 
 
 def read_shard(path: Path, format: Format, top_k: int) -> Shard:
-    """The rows of a shard; raises OutputError where it is none."""
-    return _read(path, lambda file: shard_of(_READERS[format](file), top_k))
+    """Returns the shard in a file. Raises OutputError where the file is unreadable."""
+    return _read(path, lambda file: shard_from_rows(_READERS[format](file), top_k))
 
 
 def read_rows(path: Path, format: Format) -> list[dict[str, Any]]:
-    """The same by name of column."""
+    """Returns the rows in a file as dictionaries by column name. Raises OutputError where the file is unreadable."""
     return _read(path, _READERS[format])
 
 
 def _read(path: Path, read: Callable[[BinaryIO], T]) -> T:
     try:
-        with reopen(path) as file:
+        with open_regular_file(path) as file:
             return read(file)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
         raise OutputError(f"{path} cannot be read back: remove it, and --resume makes it again") from error
 
 
-def _write_parquet(file: IO[bytes], shard: Shard, told: Told, metadata: Mapping[str, str]) -> None:
+def _write_parquet(file: IO[bytes], shard: Shard, info: ModelInfo, metadata: Mapping[str, str]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     rows, top_k = shard.indices.shape
-    is_error = shard.indices[:, 0] == NONE
-    labels = pa.array(told.labels, pa.string())
+    is_error = shard.indices[:, 0] == NO_CLASS
+    labels = pa.array(info.labels, pa.string())
     best = pa.array(shard.indices[:, 0], pa.int32(), mask=is_error)
     flat = shard.indices[~is_error].ravel()
     top = pa.StructArray.from_arrays(
         [labels.take(pa.array(flat)), pa.array(flat), pa.array(shard.probabilities[~is_error].ravel())],
         names=["label", "index", "probability"],
     )
-    # One offset more than rows; that of a null list is null.
+    # There is one more offset than rows. The offset of a null list is null.
     ends = np.concatenate([[0], np.cumsum(~is_error) * top_k]).astype(np.int32)
     offsets = pa.array(ends, mask=np.append(is_error, False))
     columns = {
@@ -170,7 +172,7 @@ def _write_parquet(file: IO[bytes], shard: Shard, told: Told, metadata: Mapping[
         "probability": pa.array(shard.probabilities[:, 0], mask=is_error),
         "top_k": pa.ListArray.from_arrays(offsets, top),
         "beta": pa.array(shard.betas, pa.float64()),
-        **{name: pa.repeat(getattr(told, name), rows) for name in ("model", "version", "engine", "precision")},
+        **{name: pa.repeat(getattr(info, name), rows) for name in MODEL_COLUMNS},
     }
     table = pa.table({name: columns[name] for name in COLUMNS}).replace_schema_metadata(dict(metadata))
     pq.write_table(table, file, compression="zstd")
@@ -184,8 +186,8 @@ def _read_parquet(file: BinaryIO) -> list[dict[str, Any]]:
         return rows
 
 
-def _write_jsonl(file: IO[bytes], shard: Shard, told: Told, metadata: Mapping[str, str]) -> None:
-    for row in shard.rows(told):
+def _write_jsonl(file: IO[bytes], shard: Shard, info: ModelInfo, metadata: Mapping[str, str]) -> None:
+    for row in shard.rows(info):
         file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
 
 
@@ -193,14 +195,14 @@ def _read_jsonl(file: BinaryIO) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file]
 
 
-def _write_csv(file: IO[bytes], shard: Shard, told: Told, metadata: Mapping[str, str]) -> None:
+def _write_csv(file: IO[bytes], shard: Shard, info: ModelInfo, metadata: Mapping[str, str]) -> None:
     text = io.TextIOWrapper(file, encoding="utf-8", newline="")
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\r\n")  # which has both quoted
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\r\n")  # the writer quotes cells that contain either
     writer.writeheader()
-    for row in shard.rows(told):
+    for row in shard.rows(info):
         row["top_k"] = row["top_k"] and json.dumps(row["top_k"], ensure_ascii=False)
-        writer.writerow({name: _inert(cell) if isinstance(cell, str) else cell for name, cell in row.items()})
-    text.detach()  # flushed; whoever opened the file closes it
+        writer.writerow({name: _escape_formula(cell) if isinstance(cell, str) else cell for name, cell in row.items()})
+    text.detach()  # flushes the text; the caller closes the file
 
 
 def _read_csv(file: BinaryIO) -> list[dict[str, Any]]:
@@ -209,21 +211,21 @@ def _read_csv(file: BinaryIO) -> list[dict[str, Any]]:
     csv.field_size_limit(MAX_CELL)
     rows = [
         {
-            name: kinds.get(name, str)(_live(cell)) if cell or name in ("id", "path") else None
+            name: kinds.get(name, str)(_unescape_formula(cell)) if cell or name in ("id", "path") else None
             for name, cell in row.items()
         }
         for row in csv.DictReader(text, strict=True)
     ]
-    text.detach()  # whoever opened the file closes it
+    text.detach()  # the caller closes the file
     return rows
 
 
-def _inert(text: str) -> str:
-    """The text such that no spreadsheet takes it for a formula; one that begins with an apostrophe gets another."""
+def _escape_formula(text: str) -> str:
+    """Returns the text with an apostrophe in front where a spreadsheet could run it, or where it has one already."""
     return f"'{text}" if text.startswith(_SUSPECT) or text.lstrip().startswith(_FORMULA) else text
 
 
-def _live(cell: str) -> str:
+def _unescape_formula(cell: str) -> str:
     return cell.removeprefix("'")
 
 

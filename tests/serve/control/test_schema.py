@@ -110,7 +110,7 @@ def test_a_store_without_a_version_keeps_its_rows_and_its_hash_chain(store_url, 
         assert store.verify() == 3
         assert [one.name for one in Credentials(store).all()] == ["ada"]
         records = JobRecords(store)
-        record = records.submit(JobRequest(input="/in", output="/out"), who="ada", default_beta=None, most=10)
+        record = records.submit(JobRequest(input="/in", output="/out"), who="ada", default_beta=None, max_jobs=10)
         assert records.get(record.id) == record
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from serve.errors import InputError
-from serve.jobs.archives import MAX_LINKS, MAX_STEPS, Links, Tar
+from serve.jobs.archive_links import MAX_LINKS, MAX_STEPS, ArchiveLinks
+from serve.jobs.archives import TarSource
 from serve.jobs.input_sources import open_source
 from tureen.errors import ImageError, ImageTooLargeError
 
@@ -43,13 +44,13 @@ def rows_in(given):
     """What a job reads: the bytes of each image by its id, or the words of its error."""
     rows = {}
     with closing(open_source(str(given))) as source:
-        for item in source.items():
-            assert item.id not in rows
-            assert item.path == item.id
+        for image in source.list_images():
+            assert image.id not in rows
+            assert image.path == image.id
             try:
-                rows[item.id] = source.read(item, MOST)
+                rows[image.id] = source.read(image, MOST)
             except ImageError as error:
-                rows[item.id] = str(error)
+                rows[image.id] = str(error)
     return rows
 
 
@@ -250,7 +251,7 @@ def test_links_that_lead_to_each_others_folders_end(tmp_path, kind):
 
 
 def test_an_archive_of_more_links_than_are_held_is_refused():
-    links = Links(Path("x.tar"))
+    links = ArchiveLinks(Path("x.tar"))
     for n in range(MAX_LINKS):
         links.add(f"{n}.png", "3.png")
     with pytest.raises(InputError, match=r"x\.tar has more than 100,000 links"):
@@ -271,21 +272,21 @@ def test_a_sparse_file_is_as_large_as_its_holes_make_it(tmp_path):
     content = gzip.decompress((MADE / "gnu-sparse.tar.gz").read_bytes())
     (tmp_path / "x.tar").write_bytes(content)
     with closing(open_source(str(tmp_path / "x.tar"))) as source:
-        (item,) = [item for item in source.items() if item.id == "a/sparse.png"]
+        (image,) = [image for image in source.list_images() if image.id == "a/sparse.png"]
         with pytest.raises(ImageTooLargeError):
-            source.read(item, len(SPARSE) - 1)
-        assert source.read(item, len(SPARSE)) == SPARSE
+            source.read(image, len(SPARSE) - 1)
+        assert source.read(image, len(SPARSE)) == SPARSE
 
 
 def test_a_link_over_more_folders_than_a_tree_has_is_dead_at_once():
-    links = Links(Path("x.tar"))
+    links = ArchiveLinks(Path("x.tar"))
     links.add("deep", "a/" * 60_000 + "x")
     links.resolve()
-    assert [item.where for item in links.items()] == [""]
+    assert [image.location for image in links.images()] == [""]
 
 
 def test_an_archive_whose_links_lead_through_too_many_folders_is_refused():
-    links = Links(Path("x.tar"))
+    links = ArchiveLinks(Path("x.tar"))
     for n in range(MAX_STEPS // 250):
         links.add(f"{n}", "a/" * 250 + "x")
     with pytest.raises(InputError, match=r"x\.tar: its links lead through too many folders"):
@@ -299,11 +300,11 @@ def test_a_name_below_more_folders_than_a_tree_has_is_refused(tmp_path):
         closing(open_source(str(tmp_path / "x.tar"))) as source,
         pytest.raises(InputError, match="a name lies below more than 256 folders"),
     ):
-        list(source.items())
+        list(source.list_images())
 
 
 def test_links_of_a_compressed_tar_are_read_from_front_to_back():
     with closing(open_source(str(MADE / "gnu.tar.gz"))) as source:
-        assert isinstance(source, Tar)
-        links = [int(item.where.partition(":")[0]) for item in source.items() if item.id in LINKS]
+        assert isinstance(source, TarSource)
+        links = [int(image.location.partition(":")[0]) for image in source.list_images() if image.id in LINKS]
     assert links == sorted(links)

@@ -19,13 +19,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import serve.inference.decode_process
 import serve.jobs.decoding
 import tureen
 from serve.commands.batch import batch
 from serve.errors import InputError, JobError, JobStoppedError, OutputError
 from serve.http.problems import KINDS
 from serve.jobs.input_sources import open_source
-from serve.jobs.job_output import SUCCESS
+from serve.jobs.job_output import SUCCESS_FILE
 from tests.serve.jobs.conftest import BUNDLE
 from tests.serve.jobs.tables import rows_of
 from tureen.errors import TureenError
@@ -113,7 +114,7 @@ def test_each_row_is_what_the_model_says_alone_at_each_beta(run_batch, photos, t
             assert [one["label"] for one in row["top_k"]] == [one.label for one in alone.predictions]
             assert row["probability"] == pytest.approx(alone.predictions[0].probability, abs=1e-5)
             assert (row["label"], row["index"]) == (row["top_k"][0]["label"], row["top_k"][0]["index"])
-    summary = json.loads((tmp_path / "out" / SUCCESS).read_text())
+    summary = json.loads((tmp_path / "out" / SUCCESS_FILE).read_text())
     assert (summary["images"], summary["rows"], summary["failed_rows"]) == (23, 115, 0)
     metadata = pq.read_schema(tmp_path / "out" / "part-00000.parquet").metadata
     assert metadata[b"tureen.fingerprint"].decode() == summary["fingerprint"]
@@ -152,7 +153,7 @@ def test_what_is_no_image_is_a_row_with_an_error_and_the_others_are_classified(r
         "\\xff\\xfe.jpg": "unsupported_image_type",
     }
     assert codes == wanted
-    summary = json.loads((tmp_path / "out" / SUCCESS).read_text())
+    summary = json.loads((tmp_path / "out" / SUCCESS_FILE).read_text())
     assert summary["images"] == 30
     assert summary["failed_rows"] == sum(summary["error_codes"].values()) == 7
 
@@ -167,9 +168,11 @@ def test_what_failed_is_tried_again_and_nothing_else(run_batch, photos, tmp_path
     assert sum(row["status"] == "error" for row in rows_of(tmp_path / "out")) == 2
     whole.write_bytes(content)
     read = []
-    real = serve.jobs.decoding.pixels_from_bytes
+    real = serve.inference.decode_process.pixels_from_bytes
     monkeypatch.setattr(
-        serve.jobs.decoding, "pixels_from_bytes", lambda data, *a, **b: read.append(data) or real(data, *a, **b)
+        serve.inference.decode_process,
+        "pixels_from_bytes",
+        lambda data, *a, **b: read.append(data) or real(data, *a, **b),
     )
     assert run_batch(*arguments, "--retry-failed") == 0
     assert read == [content]
@@ -209,7 +212,7 @@ def test_too_many_errors_stop_a_job_which_goes_on_when_told(run_batch, photos, t
     arguments = (photos, tmp_path / "out", "--shard-rows", 50)
     with pytest.raises(JobStoppedError, match="77 of 100 rows are errors"):
         run_batch(*arguments, "--max-error-rate", 0.5)
-    assert not (tmp_path / "out" / SUCCESS).exists()
+    assert not (tmp_path / "out" / SUCCESS_FILE).exists()
     assert run_batch(*arguments, "--resume") == 0
 
 
@@ -322,7 +325,7 @@ def test_an_engine_that_fails_on_one_image_costs_one_row_and_one_that_fails_on_a
 
 
 def test_the_codes_are_those_of_the_server():
-    for cls, code in serve.jobs.decoding.CODES.items():
+    for cls, code in serve.jobs.decoding.ERROR_CODES.items():
         if cls in KINDS:
             assert KINDS[cls].code == code
 
@@ -420,7 +423,7 @@ def test_a_glob_matches_as_pythons_does(tmp_path, monkeypatch, pattern, found):
     (tmp_path / "Thumbs.db").touch()
     monkeypatch.chdir(tmp_path)
     for start in ("", f"{tmp_path}/"):
-        ours = {item.path for item in open_source(f"{start}{pattern}").items()}
+        ours = {item.path for item in open_source(f"{start}{pattern}").list_images()}
         pythons = {name for name in glob.glob(f"{start}{pattern}", recursive=True) if os.path.isfile(name)}
         assert ours == pythons - {f"{start}Thumbs.db"} == {f"{start}{name}" for name in found}
 
@@ -509,7 +512,7 @@ def test_the_error_rate_holds_at_the_end_and_for_what_was_done_before(run_batch,
     for again in ((), ("--resume",), ("--resume",)):
         with pytest.raises(JobStoppedError):
             run_batch(*arguments, *again)
-        assert not (tmp_path / "out" / SUCCESS).exists()
+        assert not (tmp_path / "out" / SUCCESS_FILE).exists()
     assert run_batch(photos, tmp_path / "out", "--resume") == 0
     few = tmp_path / "few"
     few.mkdir()

@@ -28,14 +28,14 @@ SUBMIT = (
     + """
 from pathlib import Path
 from serve.errors import InputError
-from serve.jobs.rooted_files import Rooted
+from serve.jobs.rooted_files import RootedFiles
 from serve.jobs.job_store import JobRequest
 from serve.jobs.runner import check_paths
 folder = Path(sys.argv[1])
 for format in ("csv", "jsonl", "parquet", None):
     request = JobRequest(input=str(folder / "photos"), output=str(folder / "out"), format=format)
     try:
-        check_paths(Rooted([folder], [folder]), request)
+        check_paths(RootedFiles([folder], [folder]), request)
         print("taken")
     except InputError as error:
         print(error)

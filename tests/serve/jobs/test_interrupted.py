@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from serve.jobs.job_output import SUCCESS
+from serve.jobs.job_output import SUCCESS_FILE
 from tests.serve.jobs.tables import rows_of
 
 ARGUMENTS = ("--shard-rows", 8, "--max-batch", 4, "--beta", 0.5)
@@ -34,7 +34,7 @@ def is_sound(output, rows):
     """No shard is half there, and the end is not announced before it has come."""
     there = rows_of(output)
     assert all(row in rows for row in there)
-    if (output / SUCCESS).exists():
+    if (output / SUCCESS_FILE).exists():
         assert there == rows
 
 
@@ -61,7 +61,9 @@ def test_a_disk_that_fails_at_any_call_never_leaves_a_finished_job_with_a_row_mi
         status, _ = interrupted(at, how, photos, output, *arguments)
         is_sound(output, rows)
         if status != 0:
-            assert not (output / SUCCESS).exists() or json.loads((output / SUCCESS).read_text())["rows"] == len(rows)
+            assert not (output / SUCCESS_FILE).exists() or json.loads((output / SUCCESS_FILE).read_text())[
+                "rows"
+            ] == len(rows)
         assert interrupted(0, "kill", photos, output, *arguments, "--resume")[0] == 0
         assert rows_of(output) == rows
 

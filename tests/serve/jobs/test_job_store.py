@@ -21,7 +21,7 @@ def records(store):
 
 
 def submit(records, most=100):
-    return records.submit(REQUEST, who="ada", default_beta=0.5, most=most)
+    return records.submit(REQUEST, who="ada", default_beta=0.5, max_jobs=most)
 
 
 def test_a_job_goes_from_the_queue_to_its_end_with_a_time_for_each_state(records):
@@ -100,7 +100,7 @@ def test_a_cancellation_is_not_undone_and_a_pause_can_be_taken_back(records):
 
 def test_a_job_that_cannot_begin_yet_holds_no_other_up(records, monkeypatch):
     first, second = submit(records), submit(records)
-    records.release(records.claim("one"), "queued", "its output is taken", later_s=5)
+    records.release(records.claim("one"), "queued", "its output is taken", delay_s=5)
     assert records.get(first.id).error == "its output is taken"
     assert records.claim("one").id == second.id
     assert records.claim("one") is None
@@ -148,7 +148,7 @@ def test_what_ended_long_ago_is_forgotten_and_nothing_else(records, store):
             sa.text("UPDATE tureen_jobs SET created_at = '2020-01-01T00:00:00.000000Z' WHERE id = :id"),
             {"id": jobs[2].id},
         )
-    assert records.forget(30) == 1
+    assert records.delete_old(30) == 1
     assert {job.id for job in records.list(5)} == {jobs[1].id, jobs[2].id}
     assert set(ENDED) >= {"cancelled"}
 

@@ -8,7 +8,7 @@ import time
 import psutil
 import pytest
 
-from serve.jobs.job_output import JOB, SUCCESS
+from serve.jobs.job_output import SPEC_FILE, SUCCESS_FILE
 from tests.serve.jobs.conftest import BUNDLE
 from tests.serve.jobs.tables import rows_of
 
@@ -63,7 +63,7 @@ def test_two_workers_of_which_one_is_killed_give_the_rows_of_one_machine(run_bat
     assert len(seen) >= 3  # another took its place
     assert run_batch(many, tmp_path / "here", *flags) == 0
     assert rows_of(tmp_path / "cluster") == rows_of(tmp_path / "here")
-    for name in (SUCCESS, f"_job/{JOB}"):
+    for name in (SUCCESS_FILE, f"_job/{SPEC_FILE}"):
         assert (tmp_path / "cluster" / name).read_bytes() == (tmp_path / "here" / name).read_bytes()
 
 

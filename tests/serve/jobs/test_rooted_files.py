@@ -16,11 +16,11 @@ from PIL import Image
 
 import serve.jobs.runner
 from serve.errors import InputError, JobError, OutputError, OutsideRootsError
-from serve.jobs.decoding import on_threads
+from serve.jobs.decoding import decode_in_threads
 from serve.jobs.input_sources import open_source
 from serve.jobs.job_store import JobRecord, JobRequest
-from serve.jobs.rooted_files import MAX_DEPTH, Rooted
-from serve.jobs.runner import Progress, check_paths, run_job
+from serve.jobs.rooted_files import MAX_DEPTH, RootedFiles
+from serve.jobs.runner import JobProgress, check_paths, run_job
 from tests.serve.jobs.conftest import BUNDLE
 from tests.serve.jobs.interrupted import CheapEngine
 from tests.serve.jobs.tables import rows_of
@@ -52,22 +52,22 @@ def world(tmp_path):
 
 @pytest.fixture
 def files(world):
-    return Rooted([world / "in"], [world / "out"])
+    return RootedFiles([world / "in"], [world / "out"])
 
 
 def read_by(given, files):
     """What a job would read of an input: the bytes of every image that can be."""
     contents = []
     with closing(open_source(given, files)) as source:
-        for item in source.items():
+        for image in source.list_images():
             with suppress(ImageError):
-                contents.append(source.read(item, MOST))
+                contents.append(source.read(image, MOST))
     return contents
 
 
 def test_what_is_below_a_root_is_read_also_where_the_root_itself_is_a_link(world):
     (world / "alias").symlink_to(world / "in")
-    files = Rooted([world / "alias"], [])
+    files = RootedFiles([world / "alias"], [])
     for given in (f"{world}/alias/photos", f"{world}/alias//photos/./", f"{world}/alias"):
         assert read_by(given, files) == [picture(INSIDE)]
 
@@ -240,17 +240,17 @@ def run(world, files, monkeypatch):
 
     @contextmanager
     def on_one_thread(given, files, source, decoding, count):
-        with on_threads(source, decoding, count) as readers:
+        with decode_in_threads(source, decoding, count) as readers:
             yield readers
 
-    monkeypatch.setattr(serve.jobs.runner, "in_processes", on_one_thread)
+    monkeypatch.setattr(serve.jobs.runner, "decode_in_processes", on_one_thread)
     what = partial(run_job, files=files, soup=soup, classify=soup.logits, batch_rows=4, streams=1, decode_processes=1)
 
     def started(output, given=None):
         request = JobRequest.model_construct(**JobRequest(input="/x", output="/x").model_dump())
         request = request.model_copy(update={"input": given or f"{world}/in/photos", "output": output})
         record = JobRecord("1" * 16, "running", "ada", request, 0.5, "", {})
-        return what(record, progress=Progress(1000))
+        return what(record, progress=JobProgress(1000))
 
     return started
 
@@ -398,11 +398,11 @@ def test_links_below_a_root_are_rows_that_say_so(world, files):
     (world / "in/photos/file.png").symlink_to("a.png")
     with closing(open_source(f"{world}/in/photos", files)) as source:
         said = {}
-        for item in source.items():
+        for image in source.list_images():
             try:
-                said[item.id] = source.read(item, MOST)
+                said[image.id] = source.read(image, MOST)
             except ImageError as error:
-                said[item.id] = str(error)
+                said[image.id] = str(error)
     link = "it is a link that is not followed, or one that leads to itself"
     assert said == {"a.png": picture(INSIDE), "file.png": link, "folder": link}
 
@@ -423,7 +423,7 @@ def test_an_output_below_a_link_or_a_file_is_refused_when_it_is_submitted(world,
 
 
 def test_an_output_in_the_input_or_too_deep_is_refused_when_it_is_submitted(world):
-    files = Rooted([world / "in"], [world / "in"])
+    files = RootedFiles([world / "in"], [world / "in"])
     with pytest.raises(OutputError, match="inside the input"):
         check_paths(files, ask(world, "in/photos/new"))
     check_paths(files, ask(world, "in/" + "d/" * MAX_DEPTH))
