@@ -1,19 +1,30 @@
-"""Images of the example bundle as files, and jobs in processes of their own."""
+"""Images of the example bundle as files, batch jobs in processes, and jobs below the roots of a server."""
 
+import io
 import json
 import subprocess
 import sys
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+import serve.jobs.runner
 from serve.commands.batch import batch
+from serve.jobs.decoding import decode_in_threads
+from serve.jobs.job_store import JobRecord, JobRequest
+from serve.jobs.rooted_files import RootedFiles
+from serve.jobs.runner import JobProgress, run_job
+from tests.serve.jobs.interrupted import CheapEngine
 from tureen.bundle.bundle import load_bundle
 from tureen.commands.demo import EXAMPLES
+from tureen.soup import Soup
 
 BUNDLE = EXAMPLES / "cifar10"
 ROOT = Path(__file__).parents[3]
+INSIDE, SECRET = (13, 17, 19), (200, 1, 2)
 
 
 @pytest.fixture
@@ -51,3 +62,47 @@ def interrupted():
 
         yield run
         process.stdin.close()
+
+
+def picture(colour):
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), colour).save(buffer, "png")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def world(tmp_path):
+    """Roots with a picture in them, and beside them what nobody may reach."""
+    for name in ("in/photos", "out", "secret", "in-evil", "out-evil"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "in/photos/a.png").write_bytes(picture(INSIDE))
+    (tmp_path / "secret/s.png").write_bytes(picture(SECRET))
+    (tmp_path / "in-evil/s.png").write_bytes(picture(SECRET))
+    return tmp_path
+
+
+@pytest.fixture
+def files(world):
+    return RootedFiles([world / "in"], [world / "out"])
+
+
+@pytest.fixture
+def run_on_server(world, files, monkeypatch):
+    """Runs a job as a server does, on CheapEngine and with decoding on a thread."""
+    soup = Soup(load_bundle(BUNDLE), CheapEngine())
+
+    @contextmanager
+    def on_one_thread(input_path, files, source, options, count):
+        with decode_in_threads(source, options, count) as pool:
+            yield pool
+
+    monkeypatch.setattr(serve.jobs.runner, "decode_in_processes", on_one_thread)
+    run = partial(run_job, files=files, soup=soup, classify=soup.logits, batch_rows=4, streams=1, decode_processes=1)
+
+    def started(output, given=None):
+        request = JobRequest.model_construct(**JobRequest(input="/x", output="/x").model_dump())
+        request = request.model_copy(update={"input": given or f"{world}/in/photos", "output": output})
+        record = JobRecord("1" * 16, "running", "ada", request, 0.5, "", {})
+        return run(record, progress=JobProgress(1000))
+
+    return started

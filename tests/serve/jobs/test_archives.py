@@ -15,6 +15,8 @@ from serve.errors import InputError
 from serve.jobs.archive_links import MAX_LINKS, MAX_STEPS, ArchiveLinks
 from serve.jobs.archives import TarSource
 from serve.jobs.input_sources import open_source
+from tests.serve.jobs.photo_files import pack
+from tests.serve.jobs.tables import rows_of
 from tureen.errors import ImageError, ImageTooLargeError
 
 MADE = Path(__file__).parent / "archives"  # by make.sh there
@@ -308,3 +310,34 @@ def test_links_of_a_compressed_tar_are_read_from_front_to_back():
         assert isinstance(source, TarSource)
         links = [int(image.location.partition(":")[0]) for image in source.list_images() if image.id in LINKS]
     assert links == sorted(links)
+
+
+@pytest.fixture
+def photos_tar(photos, tmp_path):
+    return pack(photos, tmp_path / "photos.tar")
+
+
+def headers_of(archive):
+    with tarfile.open(archive) as opened:
+        return [member.offset for member in opened]
+
+
+@pytest.mark.parametrize("how", ["a bit of a header", "cut in a header", "cut in an image", "another archive after it"])
+def test_a_tar_that_is_damaged_is_refused_and_loses_no_image(run_batch, photos_tar, tmp_path, how):
+    whole, header = photos_tar.read_bytes(), headers_of(photos_tar)[10]
+    damaged = {
+        "a bit of a header": whole[: header + 150] + bytes([whole[header + 150] ^ 1]) + whole[header + 151 :],
+        "cut in a header": whole[: header + 100],
+        "cut in an image": whole[: header + 600],
+        "another archive after it": whole + whole,
+    }[how]
+    photos_tar.write_bytes(damaged)
+    with pytest.raises(InputError, match=r"photos\.tar"):
+        run_batch(photos_tar, tmp_path / "out")
+
+
+def test_a_compressed_tar_of_several_parts_is_read_to_its_end(run_batch, photos_tar, tmp_path):
+    whole, header = photos_tar.read_bytes(), headers_of(photos_tar)[10]
+    (tmp_path / "parts.tar.gz").write_bytes(gzip.compress(whole[:header]) + gzip.compress(whole[header:]))
+    assert run_batch(tmp_path / "parts.tar.gz", tmp_path / "out") == 0
+    assert [row["status"] for row in rows_of(tmp_path / "out")] == ["ok"] * 23

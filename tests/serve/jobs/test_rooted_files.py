@@ -1,58 +1,25 @@
 """Jobs in the server read below their input roots and write below their output roots, whoever prepares the paths."""
 
 import ctypes
-import io
 import os
 import socket
 import tarfile
 import threading
 import zipfile
-from contextlib import closing, contextmanager, suppress
-from functools import partial
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
-import serve.jobs.runner
-from serve.errors import InputError, JobError, OutputError, OutsideRootsError
-from serve.jobs.decoding import decode_in_threads
+from serve.errors import InputError, JobError, OutsideRootsError
 from serve.jobs.input_sources import open_source
-from serve.jobs.job_store import JobRecord, JobRequest
-from serve.jobs.rooted_files import MAX_DEPTH, RootedFiles
-from serve.jobs.runner import JobProgress, check_paths, run_job
-from tests.serve.jobs.conftest import BUNDLE
-from tests.serve.jobs.interrupted import CheapEngine
+from serve.jobs.rooted_files import RootedFiles
+from tests.serve.jobs.conftest import INSIDE, SECRET, picture
 from tests.serve.jobs.tables import rows_of
-from tureen.bundle.bundle import load_bundle
 from tureen.errors import ImageError
-from tureen.soup import Soup
 
 MOST = 1 << 20
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
-INSIDE, SECRET = (13, 17, 19), (200, 1, 2)
-
-
-def picture(colour):
-    buffer = io.BytesIO()
-    Image.new("RGB", (8, 8), colour).save(buffer, "png")
-    return buffer.getvalue()
-
-
-@pytest.fixture
-def world(tmp_path):
-    """Roots with a picture in them, and beside them what nobody may reach."""
-    for name in ("in/photos", "out", "secret", "in-evil", "out-evil"):
-        (tmp_path / name).mkdir(parents=True)
-    (tmp_path / "in/photos/a.png").write_bytes(picture(INSIDE))
-    (tmp_path / "secret/s.png").write_bytes(picture(SECRET))
-    (tmp_path / "in-evil/s.png").write_bytes(picture(SECRET))
-    return tmp_path
-
-
-@pytest.fixture
-def files(world):
-    return RootedFiles([world / "in"], [world / "out"])
 
 
 def read_by(given, files):
@@ -233,28 +200,6 @@ def test_members_of_an_archive_are_its_own_whatever_they_are_called(world, files
     assert picture(SECRET) not in contents
 
 
-@pytest.fixture
-def run(world, files, monkeypatch):
-    """A job of a server, on an engine that costs nothing, decoding on a thread."""
-    soup = Soup(load_bundle(BUNDLE), CheapEngine())
-
-    @contextmanager
-    def on_one_thread(given, files, source, decoding, count):
-        with decode_in_threads(source, decoding, count) as readers:
-            yield readers
-
-    monkeypatch.setattr(serve.jobs.runner, "decode_in_processes", on_one_thread)
-    what = partial(run_job, files=files, soup=soup, classify=soup.logits, batch_rows=4, streams=1, decode_processes=1)
-
-    def started(output, given=None):
-        request = JobRequest.model_construct(**JobRequest(input="/x", output="/x").model_dump())
-        request = request.model_copy(update={"input": given or f"{world}/in/photos", "output": output})
-        record = JobRecord("1" * 16, "running", "ada", request, 0.5, "", {})
-        return what(record, progress=JobProgress(1000))
-
-    return started
-
-
 def everything_outside(world):
     """Name, kind and content of all that is not below the output root."""
     found = {}
@@ -293,7 +238,7 @@ OUTPUTS = [
 
 
 @pytest.mark.parametrize("output", OUTPUTS)
-def test_no_path_leads_out_of_the_output_roots(world, run, output):
+def test_no_path_leads_out_of_the_output_roots(world, run_on_server, output):
     (world / "out/deep").mkdir()
     (world / "out/file").write_text("x")
     links = (("link", world / "secret"), ("deep/link", world / "secret"), ("up", world), ("proc", "/proc/self/cwd"))
@@ -301,7 +246,7 @@ def test_no_path_leads_out_of_the_output_roots(world, run, output):
         (world / "out" / name).symlink_to(target)
     before = everything_outside(world)
     with pytest.raises((JobError, OSError)):
-        run(output.format(w=world))
+        run_on_server(output.format(w=world))
     assert everything_outside(world) == before
 
 
@@ -323,7 +268,7 @@ PLANTED = [
 
 @pytest.mark.parametrize("kind", ["a link to a file", "a link to nothing", "a hard link"])
 @pytest.mark.parametrize("name", PLANTED)
-def test_nothing_that_lies_in_an_output_leads_out(world, run, name, kind):
+def test_nothing_that_lies_in_an_output_leads_out(world, run_on_server, name, kind):
     trap = world / "out/new" / name
     trap.parent.mkdir(parents=True)
     target = world / "secret" / ("s.png" if kind != "a link to nothing" else "none")
@@ -335,7 +280,7 @@ def test_nothing_that_lies_in_an_output_leads_out(world, run, name, kind):
         trap.symlink_to(target)
     before = everything_outside(world)
     with suppress(JobError, OSError):
-        run(f"{world}/out/new")
+        run_on_server(f"{world}/out/new")
     assert everything_outside(world) == before
     assert (world / "secret/s.png").read_bytes() == picture(SECRET)
 
@@ -347,7 +292,7 @@ def exchange(one, other):
 
 
 @pytest.mark.timeout(120)
-def test_folders_that_are_swapped_for_links_meanwhile_lead_nowhere(world, files, run):
+def test_folders_that_are_swapped_for_links_meanwhile_lead_nowhere(world, files, run_on_server):
     """Somebody exchanges a folder with a link to the secret ones, as fast as they can, while jobs read and write."""
     (world / "in/other").symlink_to(world / "secret")
     (world / "out/other").symlink_to(world / "secret")
@@ -372,7 +317,7 @@ def test_folders_that_are_swapped_for_links_meanwhile_lead_nowhere(world, files,
                 seen.update(read_by(f"{world}/in/photos", files))
             if n % 20 == 0:
                 with suppress(JobError, OSError):
-                    run(f"{world}/out/place/{n}", f"{world}/in/steady")
+                    run_on_server(f"{world}/out/place/{n}", f"{world}/in/steady")
                     done += 1
     finally:
         is_over.set()
@@ -383,14 +328,6 @@ def test_folders_that_are_swapped_for_links_meanwhile_lead_nowhere(world, files,
     for output in (world / "out/place").iterdir():
         with suppress(FileNotFoundError):
             assert all(row["status"] == "ok" for row in rows_of(output))
-
-
-def test_a_job_that_has_begun_goes_on_and_another_has_no_business_there(world, run):
-    assert run(f"{world}/out/new").images == 1
-    assert run(f"{world}/out/new").images == 1
-    (world / "out/new/_job/id").write_text("2" * 16)
-    with pytest.raises(OutputError, match="another job"):
-        run(f"{world}/out/new")
 
 
 def test_links_below_a_root_are_rows_that_say_so(world, files):
@@ -405,37 +342,3 @@ def test_links_below_a_root_are_rows_that_say_so(world, files):
                 said[image.id] = str(error)
     link = "it is a link that is not followed, or one that leads to itself"
     assert said == {"a.png": picture(INSIDE), "file.png": link, "folder": link}
-
-
-def ask(world, output, given="photos"):
-    return JobRequest(input=f"{world}/in/{given}", output=f"{world}/{output}")
-
-
-@pytest.mark.parametrize("output", ["out/link", "out/link/new", "out/file", "out/file/new", "out/" + "x" * 300])
-def test_an_output_below_a_link_or_a_file_is_refused_when_it_is_submitted(world, files, output):
-    (world / "out/file").touch()
-    (world / "out/link").symlink_to(world / "secret")
-    check_paths(files, ask(world, "out/new/deep"))
-    with pytest.raises(OutputError):
-        check_paths(files, ask(world, output))
-    assert sorted(os.listdir(world / "out")) == ["file", "link"]
-    assert os.listdir(world / "secret") == ["s.png"]
-
-
-def test_an_output_in_the_input_or_too_deep_is_refused_when_it_is_submitted(world):
-    files = RootedFiles([world / "in"], [world / "in"])
-    with pytest.raises(OutputError, match="inside the input"):
-        check_paths(files, ask(world, "in/photos/new"))
-    check_paths(files, ask(world, "in/" + "d/" * MAX_DEPTH))
-    with pytest.raises(OutputError, match="more than 64 folders deep"):
-        check_paths(files, ask(world, "in/" + "d/" * (MAX_DEPTH + 1)))
-
-
-def test_a_job_that_cannot_begin_leaves_nothing(world, run):
-    (world / "in/empty").mkdir()
-    (world / "out/mine").mkdir()
-    (world / "out/mine/thesis.txt").touch()
-    for output, given in (("new", "in/empty"), ("deep/new", "in/empty"), ("mine", "in/photos")):
-        with pytest.raises(JobError):
-            run(f"{world}/out/{output}", f"{world}/{given}")
-        assert [path.name for path in (world / "out").rglob("*")] == ["mine", "thesis.txt"]

@@ -1,0 +1,107 @@
+"""The specification of a job: which option wins, what it refuses, and the fingerprint that decides about a resume."""
+
+from dataclasses import dataclass, replace
+
+import pytest
+
+from serve.errors import InputError, OutputError
+from serve.jobs.job_spec import (
+    BATCH_ROWS,
+    CPU_BATCH_ROWS,
+    SHARD_ROWS,
+    InputSummary,
+    JobOptions,
+    build_spec,
+    check_betas,
+    check_unchanged,
+)
+from tests.serve.jobs.conftest import BUNDLE
+from tureen.bundle.bundle import load_bundle
+from tureen.errors import SingleTokenError
+from tureen.preprocess import ImageLimits
+from tureen.soup import DEFAULT_TOP_K
+
+INPUTS = InputSummary(sha256="0" * 64, images=100, has_own_betas=False)
+
+
+@dataclass
+class NamedEngine:
+    name: str = "onnxruntime"
+    precision: str = "fp32"
+    version: str = "1"
+
+
+@pytest.fixture(scope="module")
+def manifest():
+    return load_bundle(BUNDLE).manifest
+
+
+def spec_of(manifest, inputs=INPUTS, earlier=None, engine="onnxruntime", **options):
+    return build_spec(JobOptions(**options), inputs, manifest, NamedEngine(engine), ImageLimits(), earlier)
+
+
+def test_without_options_a_job_has_the_defaults(manifest):
+    spec = spec_of(manifest)
+    assert (spec.betas, spec.top_k, spec.format) == ((manifest.default_beta,), DEFAULT_TOP_K, "parquet")
+    assert (spec.shard_images, spec.batch_rows) == (SHARD_ROWS, CPU_BATCH_ROWS)
+    assert spec_of(manifest, engine="tensorrt").batch_rows == BATCH_ROWS
+    assert spec_of(manifest, default_beta=0.25).betas == (0.25,)
+
+
+@pytest.mark.parametrize(
+    ("options", "field", "value"),
+    [
+        ({"betas": (0.0, 1.0)}, "betas", (0.0, 1.0)),
+        ({"betas": (0.5,), "default_beta": 0.25}, "betas", (0.5,)),
+        ({"top_k": 3}, "top_k", 3),
+        ({"top_k": 1000}, "top_k", 10),  # the classes of CIFAR-10
+        ({"format": "csv"}, "format", "csv"),
+        ({"batch_rows": 7}, "batch_rows", 7),
+        ({"shard_rows": 40}, "shard_images", 40),
+        ({"shard_rows": 40, "betas": (0.0, 0.5, 1.0)}, "shard_images", 13),
+        ({"shard_rows": 1, "betas": (0.0, 1.0)}, "shard_images", 1),
+    ],
+)
+def test_an_option_wins_over_the_earlier_run_and_the_default(manifest, options, field, value):
+    earlier = spec_of(manifest, betas=(0.75,), top_k=2, format="jsonl", shard_rows=9, batch_rows=3)
+    assert getattr(spec_of(manifest, **options), field) == value
+    assert getattr(spec_of(manifest, earlier=earlier, **options), field) == value
+
+
+def test_a_resumed_job_without_options_has_the_specification_of_its_first_run(manifest):
+    earlier = spec_of(manifest, betas=(0.0, 0.75), top_k=2, format="jsonl", shard_rows=9, batch_rows=3)
+    resumed = spec_of(manifest, earlier=earlier)
+    assert resumed == earlier
+    assert resumed.fingerprint == earlier.fingerprint
+    check_unchanged(earlier, resumed)
+
+
+def test_a_difference_is_refused_by_name_with_both_values(manifest):
+    earlier = spec_of(manifest, betas=(0.5,))
+    changed = spec_of(manifest, replace(INPUTS, images=101), betas=(0.75,))
+    assert changed.fingerprint != earlier.fingerprint
+    with pytest.raises(OutputError, match=r"images was 100, is 101; betas was \[0\.5\], is \[0\.75\]"):
+        check_unchanged(earlier, changed)
+
+
+def test_the_last_shard_has_the_remaining_images(manifest):
+    assert [spec_of(manifest, shard_rows=rows).shards for rows in (33, 50, 100, 200)] == [4, 2, 1, 1]
+
+
+def test_betas_of_options_and_manifest_are_checked(manifest):
+    check_betas(JobOptions(betas=(0.0, 1.0)))
+    with pytest.raises(InputError, match="given twice"):
+        check_betas(JobOptions(betas=(0.5, 0.5)))
+    own = replace(INPUTS, has_own_betas=True)
+    assert spec_of(manifest, own, betas=(0.5,)).has_own_betas
+    with pytest.raises(InputError, match="its own β"):
+        spec_of(manifest, own, betas=(0.0, 1.0))
+
+
+def test_a_model_with_one_token_has_no_beta(manifest):
+    single = manifest.model_copy(update={"has_two_tokens": False})
+    assert spec_of(single).betas == (None,)
+    with pytest.raises(SingleTokenError):
+        spec_of(single, betas=(0.5,))
+    with pytest.raises(SingleTokenError):
+        spec_of(single, replace(INPUTS, has_own_betas=True))
