@@ -87,7 +87,9 @@ class TarSource(ImageSource):
             self._data.seek(end)
             while block := self._data.read(1 << 20):  # tarfile treats a damaged header as the end
                 if block.strip(b"\0"):
-                    raise InputError(f"{self._path} is damaged at byte {end:,}, or another archive begins there")
+                    raise InputError(
+                        f"{self._path} is damaged at byte {end:,}, or contains a second archive from that byte"
+                    )
         except _DAMAGED as error:
             raise InputError(f"{self._path} cannot be read as a tar: {error}") from error
 
@@ -107,7 +109,7 @@ class TarSource(ImageSource):
                     self._data.seek(offset)
                     data = self._data.read(size)
         except _DAMAGED as error:
-            raise UnreadableError("the archive cannot be read there") from error
+            raise UnreadableError("the archive cannot be read at this file") from error
         if len(data) < size:
             raise UnreadableError("the archive ends before the image does")
         return data
@@ -120,7 +122,7 @@ class TarSource(ImageSource):
             with tarfile.open(fileobj=bounded, mode="r:") as archive:  # type: ignore[call-overload]
                 member = archive.next()
                 if member is None or not member.isfile():
-                    raise UnreadableError("the archive has changed there")
+                    raise UnreadableError("the archive has changed since it was listed")
                 if member.size > max_bytes:
                     raise ImageTooLargeError("bytes", max_bytes)
                 data: bytes = archive.extractfile(member).read()
@@ -157,11 +159,11 @@ class ZipSource(ImageSource):
             begins_with_member = self._file.read(len(_LOCAL_HEADER)) == _LOCAL_HEADER
         except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, ValueError, struct.error) as error:
             self._file.close()
-            raise InputError(f"{path} is no zip, or a damaged one, or was cut before its end") from error
+            raise InputError(f"{path} is no zip, or is damaged, or is truncated") from error
         try:
             # A truncated zip may end with the directory of another zip that is stored in it.
             if begins_with_member and all(member.header_offset for member in self._members):
-                raise InputError(f"{path} was cut or is damaged: its directory does not name the file it begins with")
+                raise InputError(f"{path} is truncated or damaged: its directory does not name its first file")
             self._check_passwords()
         except InputError:
             self.close()
@@ -209,11 +211,11 @@ class ZipSource(ImageSource):
             with self._archive.open(member) as file:
                 data = file.read(max_bytes + 1)  # the declared size may be wrong
         except NotImplementedError as error:
-            raise UnreadableError("it is compressed in a way that is not read here: use deflate") from error
+            raise UnreadableError("its compression method is not supported: use deflate") from error
         except (zipfile.BadZipFile, OSError, RuntimeError, EOFError, ValueError) as error:
-            raise UnreadableError("the archive cannot be read there") from error
+            raise UnreadableError("the archive cannot be read at this file") from error
         except Exception as error:  # exceptions of zlib, lzma and bz2 have no common base class
-            raise UnreadableError("the archive is damaged there") from error
+            raise UnreadableError("the archive is damaged at this file") from error
         if len(data) > max_bytes:
             raise ImageTooLargeError("bytes", max_bytes)
         return data

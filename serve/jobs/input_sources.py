@@ -58,7 +58,7 @@ def open_source(input_path: str, files: Files = ALL_FILES) -> ImageSource:
         raise InputError(f"{input_path} is one file: give a folder, or a file of {kinds}")
     if glob.has_magic(input_path) and not isinstance(files, RootedFiles):
         return GlobSource(input_path)
-    raise InputError(f"there is no {input_path}")
+    raise InputError(f"{input_path} does not exist")
 
 
 class FolderSource(ImageSource):
@@ -158,7 +158,7 @@ class ManifestSource(ImageSource):
             try:
                 files, path = _open_store(image.location)
             except InputError as error:
-                raise UnreadableError("it cannot be read from there") from error
+                raise UnreadableError("its store cannot be opened") from error
             return _read_file(files, path, max_bytes)
         return _read_file(self._files, self._path.parent / image.location, max_bytes)
 

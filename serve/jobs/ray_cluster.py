@@ -62,7 +62,7 @@ def connect(address: str) -> Iterator[None]:
             logging_level=logging.ERROR,
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise JobError(f"no Ray cluster answers at {address}: {str(error).splitlines()[0]}") from error
+        raise JobError(f"no Ray cluster responds at {address}: {str(error).splitlines()[0]}") from error
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False  # the progress bar of `tureen batch` shows more
     try:
@@ -161,7 +161,7 @@ class _ShardWorker:
 
 
 def check_ray(address: str) -> None:
-    """Raises JobError where Ray is not installed or no cluster answers.
+    """Raises JobError where Ray is not installed or no cluster responds.
 
     Called before the job starts, because Ray itself waits for minutes.
     """
@@ -175,4 +175,4 @@ def check_ray(address: str) -> None:
         try:
             socket.create_connection((host.strip("[]"), int(port)), CONNECT_S).close()
         except OSError as error:
-            raise JobError(f"no Ray cluster answers at {address}: {error.strerror or error}") from None
+            raise JobError(f"no Ray cluster responds at {address}: {error.strerror or error}") from None

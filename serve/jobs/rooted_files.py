@@ -191,7 +191,7 @@ class RemoteFiles(Files):
             file: BinaryIO = self._filesystem.open(str(path), "rb")
             return file
         except Exception as error:  # each store raises its own exceptions
-            raise UnreadableError("it cannot be read from there") from error
+            raise UnreadableError("its store cannot open it") from error
 
 
 def _list_descriptor(folder: int, *, follows_links: bool) -> FolderListing:

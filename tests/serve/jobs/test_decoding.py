@@ -98,6 +98,6 @@ def test_a_process_that_cannot_open_the_input_says_so(photos, tmp_path):
         images = list(source.list_images())
         with (
             decode_in_processes(str(tmp_path / "gone"), ALL_FILES, source, OPTIONS, 1) as pool,
-            pytest.raises(InputError, match="there is no"),
+            pytest.raises(InputError, match="does not exist"),
         ):
             pool.submit(images[:1]).result(60)

@@ -85,7 +85,7 @@ def test_a_byte_order_mark_is_no_part_of_a_manifest(run_batch, photos, tmp_path,
 
 
 def test_one_token_has_no_beta_and_a_missing_input_is_named(run_batch, photos, tmp_path, monkeypatch):
-    for given, told in ((tmp_path / "none", "there is no"), (sorted(photos.rglob("*.png"))[0], "is one file")):
+    for given, told in ((tmp_path / "none", "does not exist"), (sorted(photos.rglob("*.png"))[0], "is one file")):
         with pytest.raises(InputError, match=told):
             run_batch(given, tmp_path / "out")
     (tmp_path / "empty").mkdir()

@@ -109,4 +109,4 @@ def test_what_a_worker_cannot_do_and_what_no_machine_has_is_told(photos, tmp_pat
 def test_a_cluster_that_is_not_there_is_told(photos, tmp_path, address):
     output, _ = (process := on_cluster(photos, tmp_path / "out", "--ray", address)).communicate(timeout=SOON_S)
     assert (process.returncode, "Traceback" in output) == (1, False), output
-    assert f"no Ray cluster answers at {address}" in output
+    assert f"no Ray cluster responds at {address}" in output
