@@ -42,16 +42,22 @@ Whole = Annotated[int, Field(strict=True, ge=1)]
 class JobRequest(Value):
     """The request for a job; the body of POST /jobs."""
 
-    input: FilePath = Field(description="a folder, a .tar or .zip, or a manifest, below a directory for inputs")
-    output: FilePath = Field(description="a directory that is new, below one for outputs")
-    beta: Beta | None = Field(default=None, description="a number from 0 to 1; default: the one in force now")
-    betas: Annotated[tuple[Beta, ...], Field(min_length=1, max_length=MAX_BETAS)] | None = Field(
-        default=None, description=f"a row at each of these, 1 to {MAX_BETAS}"
+    input: FilePath = Field(description="a folder, a .tar or .zip, or a manifest, below a root directory for inputs")
+    output: FilePath = Field(description="a new directory below a root directory for outputs")
+    beta: Beta | None = Field(
+        default=None, description="a number from 0 to 1; default: the default β of the server at submission"
     )
-    top_k: Annotated[Whole, Field(le=1000)] | None = Field(default=None, description="classes in a row, 1 to 1000")
+    betas: Annotated[tuple[Beta, ...], Field(min_length=1, max_length=MAX_BETAS)] | None = Field(
+        default=None, description=f"1 to {MAX_BETAS} β; each image has a row for each"
+    )
+    top_k: Annotated[Whole, Field(le=1000)] | None = Field(default=None, description="classes per row, 1 to 1000")
     format: Format | None = Field(default=None, description="parquet, jsonl or csv")
-    shard_rows: Annotated[Whole, Field(le=1_000_000)] | None = Field(default=None, description="rows in a shard")
-    max_error_rate: float = Field(default=1.0, strict=True, ge=0, le=1, description="stop beyond this share of errors")
+    shard_rows: Annotated[Whole, Field(le=1_000_000)] | None = Field(
+        default=None, description="approximate rows per shard"
+    )
+    max_error_rate: float = Field(
+        default=1.0, strict=True, ge=0, le=1, description="stop the job above this share of errors"
+    )
 
     @model_validator(mode="after")
     def _has_one_beta(self) -> JobRequest:
