@@ -72,7 +72,7 @@ def picture(colour):
 
 @pytest.fixture
 def world(tmp_path):
-    """Roots with a picture in them, and beside them what nobody may reach."""
+    """Root directories with a picture, and beside them directories that no job may reach."""
     for name in ("in/photos", "out", "secret", "in-evil", "out-evil"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "in/photos/a.png").write_bytes(picture(INSIDE))

@@ -27,7 +27,7 @@ REAL = {"fsync": os.fsync, "rename": os.rename, "unlink": os.unlink}
 
 
 class CheapEngine:
-    """Logits that tell pixels, token and nothing else."""
+    """Logits that depend on pixels and token alone."""
 
     name, precision, version = "onnxruntime", "fp32", "cheap"
 

@@ -1,4 +1,4 @@
-"""Jobs in the server read below their input roots and write below their output roots, whoever prepares the paths."""
+"""Jobs in the server read and write below their roots alone, even if an attacker prepares the paths."""
 
 import ctypes
 import os
@@ -293,7 +293,7 @@ def exchange(one, other):
 
 @pytest.mark.timeout(120)
 def test_folders_that_are_swapped_for_links_meanwhile_lead_nowhere(world, files, run_on_server):
-    """Somebody exchanges a folder with a link to the secret ones, as fast as they can, while jobs read and write."""
+    """A thread exchanges a folder with a link to the secret one, as fast as it can, while jobs read and write."""
     (world / "in/other").symlink_to(world / "secret")
     (world / "out/other").symlink_to(world / "secret")
     (world / "out/place").mkdir()
