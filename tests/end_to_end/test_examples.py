@@ -34,7 +34,7 @@ def test_the_example_that_comes_with_tureen_is_served_without_training(capsys, t
         assert answer.predictions[0].label in soup.labels
 
 
-def test_the_example_serves_what_it_prints_on_a_picture_in_the_directory_given(tmp_path):
+def test_the_example_serves_the_printed_command_for_an_image_in_the_given_directory(tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])

@@ -29,7 +29,7 @@ def workplace(tmp_path_factory):
     return directory
 
 
-def test_every_command_of_the_page_runs_and_leaves_what_it_says(workplace, run_command, served):
+def test_every_command_of_the_page_runs_with_the_documented_result(workplace, run_command, served):
     outputs = []
     with served(WATCHED, workplace) as url:
         for command in COMMANDS:
@@ -68,7 +68,7 @@ def test_every_option_of_the_page_exists():
     assert {"max-queue-ms", "otlp-endpoint", "disagreement-share"} <= named
 
 
-def test_the_scrape_configuration_names_the_job_that_the_alerts_ask_for():
+def test_the_scrape_configuration_names_the_job_that_the_alerts_query():
     (block,) = re.findall(r"^```yaml\n(.*?)^```", GUIDE, re.MULTILINE | re.DOTALL)
     assert [job["job_name"] for job in yaml.safe_load(block)["scrape_configs"]] == ["tureen"]
 

@@ -33,7 +33,7 @@ def test_the_dependencies_are_a_layer_before_the_sources():
     assert copied == ["pyproject.toml constraints.txt ./"]
 
 
-def test_that_layer_holds_what_the_wheel_needs():
+def test_that_layer_has_the_requirements_of_the_wheel():
     run = next(step for keyword, step in instructions() if keyword == "RUN" and "requirements.txt" in step)
     command = shlex.split(run.partition(" > ")[0].replace("$EXTRAS", EXTRAS))
     assert command[0] == "python"

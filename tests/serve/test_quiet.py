@@ -19,7 +19,7 @@ def files_below(directory):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="namespaces are Linux's")
-def test_a_server_looks_up_no_name_and_writes_in_its_own_directories_alone(tmp_path, encode, photograph):
+def test_a_server_looks_up_no_name_and_writes_only_in_its_directories(tmp_path, encode, photograph):
     """auto opens OpenVINO and ONNX Runtime, which report to their makers unless they are kept from it."""
     directories = {name: tmp_path / name for name in ("home", "temporary", "state", "cache")}
     for directory in directories.values():

@@ -7,7 +7,7 @@ import pytest
 from tureen.machine import Gpu, available_cpus, cpu_flags, default_cache_directory, nvidia_gpus
 
 
-def test_flags_of_the_processor_are_read_where_the_system_tells_them(tmp_path):
+def test_flags_of_the_processor_are_read_if_the_system_has_them(tmp_path):
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_text("processor\t: 0\nmodel name\t: Xeon\nflags\t\t: fpu avx512_bf16\n\nprocessor\t: 1\n")
     assert cpu_flags(cpuinfo) == {"fpu", "avx512_bf16"}

@@ -33,7 +33,7 @@ def example_bundle() -> Bundle:
     return load_bundle(EXAMPLES / "cifar10")
 
 
-def test_digits_are_classified_each_at_its_own_beta(soup, held_out, digit_png):
+def test_each_digit_is_classified_at_its_beta(soup, held_out, digit_png):
     betas = [0.0, 0.3, 0.7, 1.0] * 5
     answers = soup.classify([digit_png(i) for i in range(20)], beta=betas)
     assert [answer.beta for answer in answers] == betas
@@ -94,7 +94,7 @@ def test_one_bad_image_among_many_is_named_by_its_place(example, bad, error):
 
 
 @pytest.mark.parametrize("images", [None, 7, object()])
-def test_what_is_no_list_of_images_is_refused_with_the_types_that_it_may_hold(example, images):
+def test_a_value_that_is_no_list_of_images_is_refused_with_the_accepted_types(example, images):
     with pytest.raises(TypeError, match=f"images is a {type(images).__name__}; give a list, each a path"):
         example.classify(images)
 
@@ -184,7 +184,7 @@ def test_betas_of_numpy_are_taken(example, beta, expected):
     [np.nan, np.bool_(True), np.array([True, False]), np.array([[0.5], [0.5]]), [np.array([0.5])] * 2, b"0.5", object(),
      [None, None], {"beta": 0.5, "other": 1}],
 )  # fmt: skip
-def test_what_is_no_beta_is_refused_with_what_is_one(example, beta):
+def test_an_invalid_beta_is_refused_with_the_valid_values(example, beta):
     with pytest.raises(tureen.InvalidBetaError, match="give a number from 0"):
         example.classify([PNG] * 2, beta)
 
@@ -206,7 +206,7 @@ def test_logits_of_pixels_of_another_dtype_or_shape_are_refused(counting, pixels
 
 
 @pytest.mark.parametrize("betas", [[0, 1.5], [-0.1, 0], [float("nan"), 0], ["clean", 0], [[0], [0, 1]]])
-def test_logits_at_what_is_no_beta_are_refused(counting, betas):
+def test_logits_at_an_invalid_beta_are_refused(counting, betas):
     with pytest.raises(tureen.InvalidBetaError):
         counting.logits(np.zeros((2, 32, 32, 3), np.uint8), betas)
 
@@ -225,7 +225,7 @@ def test_logits_of_no_image_or_of_strided_pixels_are_right(counting, example):
     np.testing.assert_array_equal(example.logits(strided, [0, 1]), example.logits(strided.copy(), [0, 1]))
 
 
-def test_a_soup_is_closed_once_and_then_says_so(counting):
+def test_a_soup_is_closed_once_and_then_refuses_use(counting):
     with counting:
         counting.close()
         counting.close()
@@ -284,7 +284,7 @@ def test_the_limits_of_an_image_are_an_argument(photograph):
 
 
 @given(hnp.arrays(np.float32, 7, elements=st.floats(-1e4, 1e4, width=32)), st.integers(1, 10))
-def test_probabilities_add_up_whatever_the_logits(logits, top_k):
+def test_probabilities_add_up_for_any_logits(logits, top_k):
     predictions = top_predictions(logits, list("abcdefg"), top_k)
     assert len(predictions) == min(top_k, 7)
     assert predictions[0].index == logits.argmax()

@@ -17,12 +17,12 @@ def test_beta_zero_is_exactly_the_clean_token_and_one_exactly_the_robust_one():
     np.testing.assert_array_equal(mix(CLEAN, ROBUST, 1.0), ROBUST)
 
 
-def test_a_soup_lies_where_its_beta_says():
+def test_a_soup_is_the_mixture_at_its_beta():
     np.testing.assert_allclose(mix(CLEAN, ROBUST, 0.25), [2.0, -1.375, 2.0])
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=9))
-def test_each_row_is_the_soup_of_its_own_beta(betas):
+def test_each_row_is_the_soup_of_its_beta(betas):
     rows = mix_rows(CLEAN, ROBUST, betas)
     assert rows.dtype == np.float32
     assert rows.shape == (len(betas), 3)
@@ -34,7 +34,7 @@ def test_each_row_is_the_soup_of_its_own_beta(betas):
     ("text", "beta"),
     [("clean", 0.0), ("robust", 1.0), ("0.7", 0.7), (" 1 ", 1.0), ("1e-3", 0.001), ("-0.0", 0.0), (1, 1.0), (0.5, 0.5)],
 )
-def test_what_is_a_beta(text, beta):
+def test_a_valid_beta_is_parsed(text, beta):
     assert parse_beta(text) == beta
     assert math.copysign(1, parse_beta(text)) == 1
 
@@ -61,7 +61,7 @@ def test_what_is_a_beta(text, beta):
         [1],
     ],
 )
-def test_what_is_not_a_beta(text):
+def test_an_invalid_beta_is_refused(text):
     with pytest.raises(InvalidBetaError, match="β is"):
         parse_beta(text)
 
@@ -81,6 +81,6 @@ def test_grids():
 
 
 @pytest.mark.parametrize("text", ["0:1", "0:1:0", "1:0:0.1", "0:2:0.5", "0:1:0.0001", "", "0::1"])
-def test_what_is_not_a_grid(text):
+def test_an_invalid_grid_is_refused(text):
     with pytest.raises(InvalidBetaError):
         beta_grid(text)

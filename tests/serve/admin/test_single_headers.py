@@ -37,7 +37,7 @@ def infer(port, body, metadata):
         return call(request, metadata=metadata, timeout=60)
 
 
-def test_a_header_of_which_there_is_one_is_refused_where_there_are_two(start_operated, image):  # noqa: F811
+def test_a_duplicate_of_a_single_header_is_refused(start_operated, image):  # noqa: F811
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         rpc_port = probe.getsockname()[1]

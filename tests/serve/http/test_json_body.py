@@ -23,7 +23,7 @@ def depth(value):
 
 
 @given(value=values, is_ascii=st.booleans())
-def test_a_value_passes_at_its_own_depth_and_not_at_one_less(value, is_ascii):
+def test_a_value_passes_at_its_depth_and_not_at_one_less(value, is_ascii):
     body = json.dumps(value, ensure_ascii=is_ascii).encode()
     assert parse_json(body, max_bytes=len(body), max_depth=depth(value)) == value
     if depth(value):
@@ -32,7 +32,7 @@ def test_a_value_passes_at_its_own_depth_and_not_at_one_less(value, is_ascii):
 
 
 @given(body=st.binary(max_size=50) | st.text('[]{}",:\\1 ', max_size=50).map(str.encode))
-def test_whatever_the_bytes_only_our_error_comes_of_it(body):
+def test_any_bytes_parse_or_raise_the_documented_error(body):
     with contextlib.suppress(InvalidParameterError):
         parse_json(body, max_bytes=50, max_depth=5)
 
@@ -69,6 +69,6 @@ def test_base64_is_read_in_every_form_that_encoders_write(data, head, is_url_saf
 @pytest.mark.parametrize(
     "text", ["%%%", "a", "aaaaa", "aa=a", "aGk===", "é", "data:,aGk=", "data:image/png,aGk=", "aGk,"]
 )
-def test_what_is_not_base64_is_refused(text):
+def test_invalid_base64_is_refused(text):
     with pytest.raises(ValueError, match=r"(?i)base64|padding|ascii|excess|non-alphabet|number of data"):
         decode_base64(text)

@@ -145,7 +145,7 @@ def test_a_job_survives_its_server(start_operated, many, roots, tmp_path, signal
     assert {path: path.stat().st_ino for path in done} == done  # and nothing is done twice
 
 
-def test_a_job_goes_on_over_a_reload(start_operated, many, roots, tmp_path):  # noqa: F811
+def test_a_job_continues_over_a_reload(start_operated, many, roots, tmp_path):  # noqa: F811
     server, operator = start_operated(*roots)
     job_id = submit(operator, input=many, output=tmp_path / "out/one", shard_rows=64)
     until(operator, job_id, lambda job: job["done"] > 100)
@@ -178,7 +178,7 @@ def test_a_job_whose_decoder_dies_fails_and_can_be_resumed(start_operated, many,
     assert len(rows_of(tmp_path / "out/one")) == len(list(many.iterdir()))
 
 
-def test_what_cannot_be_a_job_is_refused(start_operated, photos, roots, tmp_path):  # noqa: F811
+def test_an_invalid_job_is_refused(start_operated, photos, roots, tmp_path):  # noqa: F811
     _, operator = start_operated("--max-jobs", "1", *roots)
     good = {"input": str(photos), "output": str(tmp_path / "out/one")}
     (tmp_path / "out/link").symlink_to(tmp_path)
@@ -232,7 +232,7 @@ def test_a_server_without_roots_takes_no_jobs(start_operated, photos):  # noqa: 
     assert (status, problem["code"]) == (404, "no_jobs")
 
 
-def test_tureen_jobs_is_all_that_somebody_needs(start_operated, run_tureen, photos, roots, tmp_path):  # noqa: F811
+def test_tureen_jobs_covers_the_life_of_a_job(start_operated, run_tureen, photos, roots, tmp_path):  # noqa: F811
     _, operator = start_operated(*roots)
     where = ("--url", operator.url, "--state-dir", tmp_path / "state")
 

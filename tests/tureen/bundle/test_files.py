@@ -93,7 +93,7 @@ def plan_record():
     }
 
 
-def test_a_plan_is_given_only_with_a_record_of_what_it_is_bound_to(own_bundle, put_file):
+def test_a_plan_is_returned_only_with_a_record_of_its_binding(own_bundle, put_file):
     put_file(own_bundle, PLAN, b"a plan, not ONNX")
     with pytest.raises(BundleError, match=f"does not say what {PLAN} is bound to"):
         load_bundle(own_bundle).artefact(PLAN)
@@ -126,7 +126,7 @@ def test_more_files_than_a_bundle_has_are_refused(own_bundle):
 @pytest.mark.parametrize("name", [*REQUIRED, MANIFEST])
 @pytest.mark.parametrize("kind", ["link", "dangling link", "loop", "fifo", "directory"])
 @pytest.mark.timeout(20, func_only=True)
-def test_what_is_no_regular_file_is_refused_without_waiting(own_bundle, tmp_path, name, kind):
+def test_a_special_file_is_refused_without_waiting(own_bundle, tmp_path, name, kind):
     file = own_bundle / name
     data = file.read_bytes()
     file.unlink()
