@@ -1,4 +1,4 @@
-"""What the tests share: one model trained by the real command, one bundle exported from it, images of every kind."""
+"""Shared fixtures: a model that `tureen train` trains, the bundle that `tureen export` makes of it, and images."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ SHARED_DATA = ROOT.parent / "shared" / "data"
 SHORT_DIGITS = [
     "epochs=20", "model.width=64", "model.depth=2", "attack_steps=1", "learning_rate=0.006", "evaluation_steps=10"
 ]  # fmt: skip
-# A directory with `bundle` and `held_out.npz`, for an environment without torch: the lowest versions are tested in one.
-MADE_DIGITS = os.environ.get("TUREEN_TEST_DIGITS")
+# A directory with `bundle` and `held_out.npz`, for an environment without torch (test_lowest_versions.py).
+PREPARED_DIGITS = os.environ.get("TUREEN_TEST_DIGITS")
 
 # What keeps a test out of `make test-fast`: a fixture that trains, exports, or starts a server or a database …
 SLOW_FIXTURES = frozenset({
@@ -46,13 +46,13 @@ SLOW_PATHS = (
     "tureen/engines/test_vendor_types.py",
 )  # fmt: skip
 
-# OpenMP threads that spin at a barrier slow a busy machine down many times. Read when torch is imported.
+# OpenMP threads that spin at a barrier slow down a busy machine. torch reads this variable when it is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses by marker
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark the fast tests, and multiply the limit of each test by the patience."""
+    """Mark the fast tests, and multiply the timeout of each test by PATIENCE."""
     for item in items:
         if is_fast(item):
             item.add_marker(pytest.mark.fast)
@@ -74,29 +74,29 @@ def is_fast(item: pytest.Item) -> bool:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Nothing that a test starts reads or writes what the user has in their cache or their state."""
+def _isolated_directories(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep tests from reading or writing the cache and the state directory of the user."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TUREEN_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("TUREEN_STATE_DIR", str(tmp_path_factory.mktemp("state")))
-        patch.setenv("TUREEN_ADMIN_PORT", "0")  # of many servers at a time, no two on one
+        patch.setenv("TUREEN_ADMIN_PORT", "0")  # a free port for each of many servers
         yield
 
 
 @pytest.fixture(scope="session")
 def digits_run(request: pytest.FixtureRequest) -> Path:
-    """A run of the recipe `digits` on a smaller model and fewer epochs, a tenth of the work: about 95 % clean."""
+    """A run of the recipe `digits` with a smaller model and fewer epochs: a tenth of the work, about 95 % clean."""
     return _trained_digits(request.config, SHORT_DIGITS)
 
 
 @pytest.fixture(scope="session")
 def published_digits_run(request: pytest.FixtureRequest) -> Path:
-    """A run of the recipe `digits` unchanged, for slow tests of published figures. Takes minutes of two cores."""
+    """A run of the unchanged recipe `digits`, for slow tests of published figures. Takes minutes on two cores."""
     return _trained_digits(request.config, [])
 
 
 def _trained_digits(config: pytest.Config, settings: list[str]) -> Path:
-    """Runs `tureen train digits`; pytest's cache keeps the run until training/ or the settings change."""
+    """Run `tureen train digits`; the pytest cache keeps the run until training/ or the settings change."""
     from tureen.cli import main
 
     sources = [*sorted((ROOT / "training").rglob("*.py")), ROOT / "tureen" / "tokens.py"]
@@ -104,7 +104,7 @@ def _trained_digits(config: pytest.Config, settings: list[str]) -> Path:
     cache = Path(config.cache.mkdir("short-digits" if settings else "digits"))
     out = cache / hashlib.sha256(content).hexdigest()[:12]
     with (cache / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # two sessions in one checkout train once
+        fcntl.flock(lock, fcntl.LOCK_EX)  # so that parallel sessions in one checkout train once
         if not (out / "checkpoint.json").exists():
             for stale in filter(Path.is_dir, cache.iterdir()):
                 shutil.rmtree(stale)
@@ -114,9 +114,9 @@ def _trained_digits(config: pytest.Config, settings: list[str]) -> Path:
 
 @pytest.fixture(scope="session")
 def bundle_path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundle of the trained digits, by `tureen export`; read-only: copy it to change it."""
-    if MADE_DIGITS:
-        return Path(MADE_DIGITS) / "bundle"
+    """The exported bundle of the trained digits. Read-only: `own_bundle` is a copy."""
+    if PREPARED_DIGITS:
+        return Path(PREPARED_DIGITS) / "bundle"
     from tureen.cli import main
 
     out = tmp_path_factory.mktemp("export") / "digits-bundle"
@@ -126,7 +126,7 @@ def bundle_path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
 
 @pytest.fixture
 def own_bundle(bundle_path: Path, tmp_path: Path) -> Path:
-    """A copy of the bundle that a test may damage."""
+    """A copy of the bundle that a test may change."""
     return Path(shutil.copytree(bundle_path, tmp_path / "bundle"))
 
 
@@ -139,7 +139,7 @@ def checkpoint(digits_run: Path):
 
 @dataclass
 class HeldOut:
-    """The digits that no training saw."""
+    """The digits that training does not use."""
 
     pixels: np.ndarray  # uint8 (450, 8, 8, 3)
     labels: np.ndarray  # int64 (450,)
@@ -147,8 +147,8 @@ class HeldOut:
 
 @pytest.fixture(scope="session")
 def held_out(request: pytest.FixtureRequest) -> HeldOut:
-    if MADE_DIGITS:
-        with np.load(Path(MADE_DIGITS) / "held_out.npz") as arrays:
+    if PREPARED_DIGITS:
+        with np.load(Path(PREPARED_DIGITS) / "held_out.npz") as arrays:
             return HeldOut(arrays["pixels"], arrays["labels"])
     images = request.getfixturevalue("checkpoint").held_out
     return HeldOut(images.pixels, images.labels)
@@ -164,7 +164,7 @@ def soup(bundle_path: Path) -> Iterator:
 
 @pytest.fixture(scope="session")
 def digit_png(held_out: HeldOut) -> Callable[[int], bytes]:
-    """The held-out digit of that index, as the bytes of a PNG file."""
+    """A function that returns the held-out digit of an index as a PNG file."""
 
     def make(index: int) -> bytes:
         return encoded(Image.fromarray(held_out.pixels[index]))
@@ -185,7 +185,7 @@ def encoded(image: Image.Image, file_format: str = "PNG", **options: object) -> 
 
 @pytest.fixture(scope="session")
 def photograph() -> Image.Image:
-    """A smooth picture with something different in each quarter, 64 × 48."""
+    """A smooth RGB image, 64 × 48, with a different colour in each quarter."""
     y, x = np.mgrid[0:48, 0:64]
     return Image.fromarray(np.stack([x * 4, y * 5, 255 - x * 2 - y], axis=-1).astype(np.uint8))
 
@@ -202,7 +202,7 @@ def photographs() -> list[bytes]:
 
 @pytest.fixture(scope="session")
 def pictures(request: pytest.FixtureRequest) -> list[bytes]:
-    """The photographs; where they are absent, drawn ones. JPEG files."""
+    """The photographs, or synthetic ones if they are absent. JPEG files."""
     try:
         return request.getfixturevalue("photographs")
     except pytest.skip.Exception:
@@ -213,12 +213,12 @@ def pictures(request: pytest.FixtureRequest) -> list[bytes]:
 
 @pytest.fixture(scope="session")
 def put_file() -> Callable[..., None]:
-    """Puts a file into a bundle and lists it in the manifest, as somebody who means to deceive would."""
+    """A function that puts a file into a bundle and lists it in the manifest, like an attacker with write access."""
     return put_listed_file
 
 
 def put_listed_file(bundle: Path, name: str, data: bytes, **changes: object) -> None:
-    """changes: to the manifest, besides the file's record."""
+    """Write the file and its manifest record. changes: to other fields of the manifest."""
     (bundle / name).parent.mkdir(exist_ok=True)
     (bundle / name).write_bytes(data)
     manifest = json.loads((bundle / "manifest.json").read_text())
@@ -228,7 +228,7 @@ def put_listed_file(bundle: Path, name: str, data: bytes, **changes: object) -> 
 
 @pytest.fixture(scope="session")
 def single_token_weights() -> dict:
-    """A state dict as timm writes it: 32 × 32 pixels, 16 patches, one block of width 192, five classes."""
+    """A state dict in the format of timm: 32 × 32 pixels, 16 patches, one block of width 192, five classes."""
     import torch
 
     from training.models.vit import DualTokenViT, ViTConfig
@@ -252,14 +252,14 @@ def single_token_weights() -> dict:
 def single_token_file(single_token_weights: dict, tmp_path_factory: pytest.TempPathFactory) -> Path:
     import safetensors.torch
 
-    file = tmp_path_factory.mktemp("weights") / "somebodys.safetensors"
+    file = tmp_path_factory.mktemp("weights") / "foreign.safetensors"
     safetensors.torch.save_file(single_token_weights, file)
     return file
 
 
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for each of five classes, with a dozen noisy pictures of its colour, 40 × 36; read-only."""
+    """A folder for each of five classes, with 12 noisy images of one colour, 40 × 36. Read-only."""
     root = tmp_path_factory.mktemp("data") / "photos"
     rng = np.random.default_rng(0)
     colours = {
@@ -275,7 +275,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def single_token_bundle(single_token_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundle of a model that has one token, by `tureen export`; read-only."""
+    """The exported bundle of a model with one token. Read-only."""
     from tureen.cli import main
 
     out = tmp_path_factory.mktemp("export") / "single"
@@ -285,7 +285,7 @@ def single_token_bundle(single_token_file: Path, tmp_path_factory: pytest.TempPa
 
 @pytest.fixture(scope="session")
 def equal_tokens_bundle(single_token_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundle of the same model with its token twice, by `tureen export`; read-only."""
+    """The exported bundle of the same model with its token as clean and robust token. Read-only."""
     from tureen.cli import main
 
     out = tmp_path_factory.mktemp("export") / "equal"
@@ -301,14 +301,14 @@ def torchvision():
     try:
         return pytest.importorskip("torchvision")
     except RuntimeError as error:
-        # torchvision's compiled operators need the very build of torch they were made for; without them it fails at
-        # describing two of them, which no ViT uses. Declared, without an implementation, they may be described.
+        # The compiled operators of torchvision need the exact build of torch that they were compiled for. Without them,
+        # the import fails on two operators that no ViT uses. Declarations without an implementation avoid that.
         if "operator torchvision::nms does not exist" not in str(error):
             raise
         for name in ("nms", "qnms"):
             torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float threshold) -> Tensor")
         for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
-            del sys.modules[name]  # what the first attempt left
+            del sys.modules[name]  # partly imported by the failed attempt
         return pytest.importorskip("torchvision")
 
 

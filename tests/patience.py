@@ -1,7 +1,6 @@
-"""How long a test waits for an event before it fails: the same for every event.
+"""DEADLINE_S: how long a test waits for any event before it fails. It does not say how long the event should take.
 
-It is no measure of how long the event should take. For a machine that is slow or busy, TUREEN_TEST_PATIENCE multiplies
-it and pytest's limit on each test.
+TUREEN_TEST_PATIENCE multiplies it and the pytest timeout of each test, for a slow or busy machine.
 """
 
 import os

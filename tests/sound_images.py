@@ -1,4 +1,4 @@
-"""Images as cameras, telephones and programs write them: of every mode, kind and orientation. Each must be read."""
+"""Valid images as cameras and programs write them, in every mode, kind and orientation. Each must be decoded."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 ORIENTATION = 0x0112
-STORED = {  # how a picture lies in the file that each orientation turns upright
+TRANSPOSITIONS = {  # by EXIF orientation: how the stored image is transposed
     1: None,
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -22,7 +22,7 @@ STORED = {  # how a picture lies in the file that each orientation turns upright
 
 
 def sound_images(picture: Image.Image) -> Iterator[tuple[str, bytes, Image.Image]]:
-    """(name, file, what it shows upright in RGB, but for what a lossy format loses) of a picture in RGB."""
+    """Yield (name, file, expected upright RGB image) for an RGB image; lossy formats differ slightly."""
     grey, turned = picture.convert("L"), picture.rotate(180)
     for progressive in (False, True):
         for mode in ("RGB", "L", "CMYK"):
@@ -50,8 +50,8 @@ def sound_images(picture: Image.Image) -> Iterator[tuple[str, bytes, Image.Image
         "WebP": encoded(clear, "WEBP"),
     }.items():
         yield f"{name}, all transparent", file, white
-    for value in (*STORED, 0, 9, 65_535):
-        stored = picture if STORED.get(value) is None else picture.transpose(STORED[value])
+    for value in (*TRANSPOSITIONS, 0, 9, 65_535):
+        stored = picture if TRANSPOSITIONS.get(value) is None else picture.transpose(TRANSPOSITIONS[value])
         exif = Image.Exif()
         exif[ORIENTATION] = value
         for file_format in ("JPEG", "PNG", "WEBP"):

@@ -1,4 +1,4 @@
-"""deploy/kubernetes is what Kubernetes takes, names what there is, and starts a server that answers its probes."""
+"""Checks deploy/kubernetes: valid schemas, consistent references, and a server that passes the probes."""
 
 import os
 import re
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "deploy" / "kubernetes"
 GUIDE = (ROOT / "docs" / "kubernetes.md").read_text()
 KSERVE, KUSTOMIZATION = FOLDER / "kserve.yaml", FOLDER / "kustomization.yaml"
-VERSIONS = ("1.30", "1.37")  # the oldest and the newest that it is checked for
+VERSIONS = ("1.30", "1.37")  # the oldest and the newest checked
 
 
 def read(path):
@@ -41,7 +41,7 @@ CONTAINERS = {
 
 
 def environment(container):
-    return {one["name"]: one.get("value") for one in container["env"]}
+    return {variable["name"]: variable.get("value") for variable in container["env"]}
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -84,35 +84,35 @@ def test_all_of_them_are_applied_and_speak_of_one_another():
 @pytest.mark.parametrize("where", CONTAINERS)
 def test_a_pod_has_the_time_that_draining_takes_and_settings_that_there_are(where):
     pod, container = CONTAINERS[where]
-    given = environment(container)
+    variables = environment(container)
     known = {f"TUREEN_{name.upper()}" for name in Settings.model_fields} | {"STORAGE_URI"}
-    assert given.keys() <= known
-    drain_s = float(given["TUREEN_DRAIN_DELAY_S"]) + float(given["TUREEN_DRAIN_TIMEOUT_S"])
+    assert variables.keys() <= known
+    drain_s = float(variables["TUREEN_DRAIN_DELAY_S"]) + float(variables["TUREEN_DRAIN_TIMEOUT_S"])
     assert pod["terminationGracePeriodSeconds"] >= drain_s + 10
     written = {mount["mountPath"] for mount in container["volumeMounts"] if not mount.get("readOnly")}
-    for name in ("TUREEN_STATE_DIR", "TUREEN_CACHE_DIR"):  # the rest of the container cannot be written to
-        assert any(Path(given[name]).is_relative_to(path) for path in written)
+    for name in ("TUREEN_STATE_DIR", "TUREEN_CACHE_DIR"):  # the rest of the container is read-only
+        assert any(Path(variables[name]).is_relative_to(path) for path in written)
     assert {mount["name"] for mount in container["volumeMounts"]} <= {volume["name"] for volume in pod["volumes"]}
 
 
 @pytest.mark.parametrize("where", CONTAINERS)
 def test_the_server_starts_as_it_is_started_there_and_answers_the_probes(where, tmp_path):
     _, container = CONTAINERS[where]
-    given = {name: value for name, value in environment(container).items() if value and name.startswith("TUREEN_")}
-    ours = {  # paths and ports of this machine in the place of the container's
+    variables = {name: value for name, value in environment(container).items() if value and name.startswith("TUREEN_")}
+    overrides = {  # paths and ports of this machine instead of those in the container
         "TUREEN_BUNDLE": str(EXAMPLES / "cifar10"),
         "TUREEN_STATE_DIR": str(tmp_path / "state"),
         "TUREEN_CACHE_DIR": str(tmp_path / "cache"),
         "TUREEN_PORT": "0",
         "TUREEN_ADMIN_PORT": "0",
         "TUREEN_DRAIN_DELAY_S": "0",
-        # On an address of everybody's, as there; operators stay on loopback.
-        "TUREEN_HOST": given["TUREEN_HOST"],
+        # All interfaces, as in the container; the admin listener stays on loopback.
+        "TUREEN_HOST": variables["TUREEN_HOST"],
     }
     log = tmp_path / "log"
     with log.open("w") as stream:
         server = subprocess.Popen(
-            [sys.executable, "-m", "tureen.cli", "serve"], env={**os.environ, **given, **ours}, stderr=stream
+            [sys.executable, "-m", "tureen.cli", "serve"], env={**os.environ, **variables, **overrides}, stderr=stream
         )
     try:
         end = time.monotonic() + DEADLINE_S
@@ -124,8 +124,8 @@ def test_the_server_starts_as_it_is_started_there_and_answers_the_probes(where, 
         for path in (*probes, "/metrics"):
             while True:
                 try:
-                    with urllib.request.urlopen(f"http://127.0.0.1:{found[1]}{path}") as answer:
-                        assert answer.status == 200
+                    with urllib.request.urlopen(f"http://127.0.0.1:{found[1]}{path}") as response:
+                        assert response.status == 200
                     break
                 except (urllib.error.HTTPError, OSError) as error:
                     assert getattr(error, "code", 503) == 503

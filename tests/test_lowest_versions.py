@@ -1,4 +1,4 @@
-"""The lowest versions that pyproject.toml allows: the server and the library are tested with each direct one."""
+"""Runs the tests of the server and the library with the lowest direct dependencies that pyproject.toml allows."""
 
 import os
 import subprocess
@@ -16,7 +16,7 @@ TOOLS = {
     "duckdb", "httpx2", "hypothesis", "kubernetes-validate", "pandas", "polars", "promql-parser", "psutil", "pytest",
     "pytest-timeout", "pyyaml", "schemathesis",
 }  # fmt: skip
-NEED_MORE = [  # torch, onnx, TensorRT, Ray, a browser, or packages that the extras do not have
+NEED_MORE = [  # torch, onnx, TensorRT, Ray, a browser, or packages outside the extras
     "tests/serve/api/console", "tests/serve/jobs/test_ray_cluster.py", "tests/serve/oip/test_clients.py",
     "tests/serve/api/test_single_token.py", "tests/tureen/engines", "tests/tureen/test_bench.py",
     "tests/tureen/bundle/test_bundle.py", "tests/tureen/test_cli.py", "tests/tureen/bundle/test_graph_check.py",
@@ -25,8 +25,8 @@ NEED_MORE = [  # torch, onnx, TensorRT, Ray, a browser, or packages that the ext
 NEED_TORCH = ["tests/tureen/test_soup.py::test_a_model_of_one_token_answers_without_a_beta_and_refuses_any"]
 
 
-def pinned(names):
-    """The lines of constraints.txt for these packages."""
+def constraint_lines(names):
+    """Return the lines of constraints.txt for these packages."""
     lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
     found = [line for line in lines if Requirement(line).name.lower() in names]
     assert {Requirement(line).name.lower() for line in found} == names
@@ -43,9 +43,9 @@ def test_the_server_and_the_library_work_with_the_lowest_direct_versions(bundle_
     uv = [sys.executable, "-m", "uv", "--quiet"]
     subprocess.run([*uv, "venv", "--python", sys.executable, str(tmp_path / "venv")], check=True)
     install = ["pip", "install", "--python", str(python), "--resolution", "lowest-direct", "-e", f"{ROOT}[{EXTRAS}]"]
-    subprocess.run([*uv, *install, *pinned(TOOLS)], check=True)
-    left_out = [f"--ignore={path}" for path in NEED_MORE] + [f"--deselect={test}" for test in NEED_TORCH]
-    tests = [str(python), "-m", "pytest", "-q", "-m", "not slow and not gpu", *left_out, "tests/serve", "tests/tureen"]
+    subprocess.run([*uv, *install, *constraint_lines(TOOLS)], check=True)
+    excluded = [f"--ignore={path}" for path in NEED_MORE] + [f"--deselect={test}" for test in NEED_TORCH]
+    tests = [str(python), "-m", "pytest", "-q", "-m", "not slow and not gpu", *excluded, "tests/serve", "tests/tureen"]
     environment = {**os.environ, "TUREEN_TEST_DIGITS": str(digits)}
     assert subprocess.run(tests, cwd=ROOT, env=environment).returncode == 0
 

@@ -1,4 +1,4 @@
-"""How the tests of the documentation run its commands and its servers."""
+"""Fixtures that run the commands and the servers of the documentation."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ from tests.patience import DEADLINE_S
 
 @pytest.fixture(scope="session")
 def run_command() -> Callable[..., subprocess.CompletedProcess]:
-    """Runs a command as the documentation has it, in a directory."""
+    """A function that runs a documented command in a directory."""
 
     def run(command, directory):
         environment = {
@@ -33,7 +33,7 @@ def run_command() -> Callable[..., subprocess.CompletedProcess]:
 
 @pytest.fixture(scope="session")
 def served() -> Callable:
-    """Runs a `tureen serve … --port 8000` on a free port, in a directory; its URL once it is ready."""
+    """A context manager that runs a documented `tureen serve … --port 8000` on a free port, and yields its URL."""
 
     @contextmanager
     def serve(command, directory):
@@ -64,7 +64,7 @@ def served() -> Callable:
 
 @pytest.fixture
 def admin_port(tmp_path, monkeypatch):
-    """Where the operators' listener of a documented server is, and its commands look for it."""
+    """The port of the admin listener, set in the environment for documented servers and commands."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

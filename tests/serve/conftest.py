@@ -1,4 +1,4 @@
-"""`tureen serve` as a process of its own, with the example bundle that needs no training, and a client to ask it."""
+"""Fixtures that run `tureen serve` as a process with the example bundle, and an HTTP client for it."""
 
 import contextlib
 import http.client
@@ -25,7 +25,7 @@ from tureen.commands.demo import EXAMPLES
 
 @dataclass
 class RunningServer:
-    """A server process, its port, and what it has logged."""
+    """A server process, its port and its log file."""
 
     process: subprocess.Popen
     port: int
@@ -33,7 +33,7 @@ class RunningServer:
     host: str = "127.0.0.1"
 
     def ask(self, method, path, body=None, headers=None):
-        """Status, headers and body, over a connection of its own."""
+        """Send a request over a new connection; return status, headers and body."""
         connection = http.client.HTTPConnection(self.host, self.port, timeout=DEADLINE_S)
         with contextlib.closing(connection):
             connection.request(method, path, body, headers or {})
@@ -41,38 +41,38 @@ class RunningServer:
             return response.status, response.headers, response.read()
 
     def log(self, message=None):
-        """The log's lines, only those of that message where one is given."""
-        complete = self.log_file.read_text().split("\n")[:-1]  # the last line may be half written
+        """Return the log events, or only those with this message."""
+        complete = self.log_file.read_text().split("\n")[:-1]  # the last line may be incomplete
         lines = [json.loads(line) for line in complete if line.startswith("{")]
         return [line for line in lines if message in (None, line["message"])]
 
     def metric(self, series):
-        """The value of one series."""
+        """Return the value of one series of /metrics, or None."""
         for line in self.ask("GET", "/metrics")[2].decode().splitlines():
             name, _, value = line.rpartition(" ")
             if name == series:
                 return float(value)
         return None
 
-    def wait_for(self, statement, what):
-        """Until the statement is true; fails where the process ends first."""
+    def wait_for(self, condition, description):
+        """Wait until the condition holds; fails if the process ends or the deadline passes."""
         deadline = time.monotonic() + DEADLINE_S
         while time.monotonic() < deadline:
             assert self.process.poll() is None, self.log_file.read_text()
             try:
-                if statement():
+                if condition():
                     return
             except OSError:
                 pass
             time.sleep(0.02)
         events = [str(line) for line in self.log() if line["message"] != "request"]
-        raise AssertionError("\n".join([f"not in time: {what}", *events]))
+        raise AssertionError("\n".join([f"deadline passed: {description}", *events]))
 
     def wait_until_ready(self, processes=1):
         self.wait_for(lambda: self.metric("tureen_ready") == processes, f"{processes} processes ready")
 
     def worker_pids(self):
-        """The process of each worker, by number: the last one that was started."""
+        """Return the pid of the latest process of each worker, by worker number."""
         return {line["worker"]: line["pid"] for line in self.log("worker started")}
 
     def end(self, signal_number=signal.SIGTERM):
@@ -83,9 +83,9 @@ class RunningServer:
 
 @pytest.fixture
 def start_server(tmp_path):
-    """Starts `tureen serve BUNDLE --port … FLAGS…`; killed when the test ends.
+    """A function that starts `tureen serve BUNDLE --port … FLAGS…`. The server is killed when the test ends.
 
-    before: the command that runs it, such as setpriv. env: the environment in place of this process' own.
+    before: a command that runs the server, such as setpriv. env: replaces the environment of this process.
     """
     with contextlib.ExitStack() as stack:
 
@@ -110,9 +110,9 @@ def start_server(tmp_path):
 
 @pytest.fixture(scope="session")
 def without_capabilities():
-    """The command that runs a program as a user who has no capability, no passwd entry and no group.
+    """A command that runs a program as a user without capabilities, passwd entry and group.
 
-    The user is one of a new user namespace, so that it may read what this user may.
+    The user belongs to a new user namespace, so that it may read the files of the present user.
     """
     user = ["unshare", "--user", "--map-user=12345", "--map-group=12345"]
     return [*user, "setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs"]
@@ -126,9 +126,9 @@ def example_bundle(tmp_path):
 
 @pytest.fixture(scope="session")
 def break_golden_rows():
-    """Makes a bundle of sound files whose golden rows are another model's."""
+    """A function that makes the golden rows of a bundle wrong, with valid hashes."""
 
-    def break_them(bundle):
+    def break_rows(bundle):
         golden = load_bundle(bundle).golden
         golden.logits[0, 0, 0] += 1
         (bundle / GOLDEN).write_bytes(golden.to_bytes())
@@ -136,7 +136,7 @@ def break_golden_rows():
         manifest["files"][GOLDEN] = record_files({GOLDEN: golden.to_bytes()})[GOLDEN].model_dump()
         (bundle / MANIFEST).write_text(json.dumps(manifest))
 
-    return break_them
+    return break_rows
 
 
 @pytest.fixture(scope="session")

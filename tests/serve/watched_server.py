@@ -1,7 +1,7 @@
-"""Runs a server in a network of its own, and prints which names were looked up while it ran.
+"""Runs a server in a new network namespace, and prints which host names it looks up.
 
-Started as `unshare --user --map-root-user --net --mount python watched_server.py RESOLV_CONF COMMAND…`, by
-test_quiet.py. The server answers one request and ends. COMMAND… listens on port 8000.
+test_quiet.py starts it as `unshare --user --map-root-user --net --mount python watched_server.py RESOLV_CONF IMAGE
+COMMAND…`. COMMAND… is a server on port 8000. It gets one request, and then SIGTERM.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ import time
 
 DEADLINE_S = 120
 SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 1
-CONTROL = "control.example"  # looked up last, to show that a look-up would have been seen
+CONTROL = "control.example"  # looked up last, to prove that look-ups are detected
 
 
 def raise_loopback():
@@ -28,24 +28,24 @@ def raise_loopback():
         fcntl.ioctl(any_socket, SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", flags | IFF_UP))
 
 
-def name_in(query):
-    """The name that a DNS query asks for (RFC 1035, section 4.1.2)."""
-    labels, at = [], 12
-    while query[at]:
-        labels.append(query[at + 1 : at + 1 + query[at]].decode())
-        at += 1 + query[at]
+def queried_name(query):
+    """Return the name in a DNS query (RFC 1035, section 4.1.2)."""
+    labels, offset = [], 12
+    while query[offset]:
+        labels.append(query[offset + 1 : offset + 1 + query[offset]].decode())
+        offset += 1 + query[offset]
     return ".".join(labels)
 
 
 def resolve(server, names):
-    """Answer every query that there is no such name, and remember the name."""
+    """Reply NXDOMAIN to every query, and record the name."""
     while True:
         query, client = server.recvfrom(4096)
-        names.append(name_in(query))
+        names.append(queried_name(query))
         server.sendto(query[:2] + b"\x81\x83" + query[4:6] + bytes(6) + query[12:], client)
 
 
-def ask(method, path, body=None):
+def request_status(method, path, body=None):
     connection = http.client.HTTPConnection("127.0.0.1", 8000, timeout=DEADLINE_S)
     try:
         connection.request(method, path, body)
@@ -58,7 +58,7 @@ def wait_until_ready(process):
     deadline = time.monotonic() + DEADLINE_S
     while time.monotonic() < deadline and process.poll() is None:
         try:
-            if ask("GET", "/readyz") == 200:
+            if request_status("GET", "/readyz") == 200:
                 return
         except OSError:
             pass
@@ -77,7 +77,7 @@ def main(resolv_conf, image, *command):
     try:
         wait_until_ready(process)
         with open(image, "rb") as file:
-            status = ask("POST", "/classify", file.read())
+            status = request_status("POST", "/classify", file.read())
         process.send_signal(signal.SIGTERM)
         exit_status = process.wait(DEADLINE_S)
     finally:

@@ -1,4 +1,4 @@
-"""Models and images of which one knows by arithmetic what an attack can do."""
+"""Fixtures with models and images for which arithmetic gives the result of an attack."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from training.data.datasets import Images
 
 
 class MarginModel(torch.nn.Module):
-    """Says 0 where the margin (B,) of images and β is positive, else 1; two more classes are out of question."""
+    """Predicts class 0 where the margin (B,) of images and β is positive, else 1, and never the other two classes."""
 
     def __init__(self, margin: Callable[[Tensor, Tensor], Tensor]) -> None:
         super().__init__()
@@ -27,10 +27,10 @@ class MarginModel(torch.nn.Module):
 
 
 def grey_margin(images: Tensor, betas: Tensor) -> Tensor:
-    """How much brighter than grey an image is, on average, and a checkerboard that counts for less the larger β is.
+    """Return the mean of (image − 0.5) × weight, (B,). The weight has a checkerboard that fades from β = 0 to β = 1.
 
-    A grey image of level v, at a distance d = |v − 127.5| from mid-grey, is right until every pixel moves by d / reach,
-    where the reach of an attack on β itself is 3 at β = 0 and 1 at β = 1; that of one on the other β is 1.
+    A grey image of level v has the distance d = |v − 127.5| from mid-grey. It stays correct until every pixel moves by
+    d / reach. The reach of an attack at its own β is 3 for β = 0 and 1 for β = 1; at the other β it is 1.
     """
     rows, columns = torch.meshgrid(torch.arange(8), torch.arange(8), indexing="ij")
     checkerboard = 1.0 - 2 * ((rows + columns) % 2)
@@ -50,7 +50,7 @@ def margin_model() -> type[MarginModel]:
 
 @pytest.fixture
 def grey_images() -> Callable[[Sequence[int]], Images]:
-    """Images 8 × 8 of one grey level each, labelled as `grey_model` sees them."""
+    """A function that returns uniform grey 8 × 8 images with the labels that `grey_model` predicts."""
 
     def make(levels: Sequence[int]) -> Images:
         values = np.asarray(levels, dtype=np.uint8)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.malformed_images import ENORMOUS, header, png
+from tests.malformed_images import ENORMOUS, png_file, png_header
 from tests.sound_images import sound_images
 from tureen.errors import ImageError, UndecodableImageError
 from tureen.image_cost import LEAST, UNKNOWN, WORK_PER_BYTE, ImageKind, image_cost, read_header
@@ -88,7 +88,7 @@ def test_a_header_far_from_the_beginning_costs_the_most(encode):
 
 def test_an_image_with_two_sizes_is_refused_or_costs_the_most():
     pixels = (b"IDAT", b"")
-    two = png(header(10, 10), header(4000, 4000), pixels)
+    two = png_file(png_header(10, 10), png_header(4000, 4000), pixels)
     assert cost(two).pixels == 25_000_000
     webp = io.BytesIO()
     Image.new("RGB", (1000, 1000)).save(webp, "WEBP", lossless=True, exif=b"Exif\0\0MM\0*\0\0\0\x08\0\0")

@@ -1,4 +1,4 @@
-"""A server with an operator's listener, and an operator to ask it."""
+"""Fixtures that run a server with an admin listener, and a client for that listener."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from tests.patience import DEADLINE_S
 
 
 class Operator:
-    """Asks a running server's operator listener, with the token that the server left."""
+    """A client of the admin listener, with the token from the state directory of the server."""
 
     def __init__(self, server, state_dir):
         self.server = server
@@ -21,7 +21,7 @@ class Operator:
         self.url = f"http://127.0.0.1:{self.port}"
 
     def ask(self, method, path, body=None, *, revision=None, token=None, **headers):
-        """Status, headers and JSON."""
+        """Send a request; return status, headers and JSON body."""
         headers = {name.replace("_", "-"): value for name, value in headers.items()}
         headers["Authorization"] = f"Bearer {token or self.token}"
         if revision is not None:
@@ -31,7 +31,7 @@ class Operator:
         return status, head, json.loads(content)
 
     def change(self, **change):
-        """Make a change on whatever is in force; the state after it."""
+        """Change the active settings; return the new state."""
         revision = self.ask("GET", "/admin/beta")[2]["revision"]
         status, _, state = self.ask("PUT", "/admin/beta", {"reason": "a test", **change}, revision=revision)
         assert status == 200, state
@@ -40,7 +40,7 @@ class Operator:
 
 @pytest.fixture
 def start_operated(start_server, tmp_path):
-    """A ready server whose settings begin at revision 0, and its operator."""
+    """A function that starts a server with settings at revision 0; returns it when ready, with its Operator."""
 
     def start(*flags, processes=1, **options):
         server = start_server("--state-dir", tmp_path / "state", *flags, **options)
@@ -52,7 +52,7 @@ def start_operated(start_server, tmp_path):
 
 @pytest.fixture
 def run_tureen():
-    """Runs the command as a person would, with nobody at its terminal."""
+    """A function that runs `tureen` as a process without a terminal."""
 
     def run(*arguments):
         command = [sys.executable, "-m", "tureen.cli", *map(str, arguments)]

@@ -80,7 +80,7 @@ def test_no_update_is_lost_and_no_reader_goes_back_while_workers_die(start_opera
         writes = [one for future in writing for one in future.result()]
         reads = [one for future in reading for one in future.result()]
     assert violations(writes, reads) == []
-    made = [one.made for one in writes if one.made is not None]
+    made = [one.created for one in writes if one.created is not None]
     assert sorted(made) == list(range(1, len(made) + 1))
     assert operator.ask("GET", "/admin/beta/history/verify")[2] == {"verified": len(made)}
     assert killed > 0

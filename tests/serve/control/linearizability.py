@@ -1,4 +1,4 @@
-"""Finds in a log of what writers and readers saw whatever a register with compare-and-set must never show."""
+"""Checks a log of writes and reads for violations of a linearizable compare-and-set register."""
 
 from bisect import bisect_left
 from dataclasses import dataclass
@@ -7,17 +7,17 @@ from itertools import accumulate
 
 @dataclass(frozen=True)
 class Write:
-    """A change of a writer: which revision it had looked at, and which it made; None: it was told that it was stale."""
+    """A write: the revision it expected and the revision it created; None if it was refused as stale."""
 
     began: float
     ended: float
     expected: int
-    made: int | None
+    created: int | None
 
 
 @dataclass(frozen=True)
 class Read:
-    """What a reader saw; readers are named, since each must only ever go forward."""
+    """A read and the revision it returned. Each reader has a name, because its revisions must never decrease."""
 
     began: float
     ended: float
@@ -26,21 +26,21 @@ class Read:
 
 
 def violations(writes, reads):
-    """What is wrong with them, in words; nothing where they could have happened one after the other."""
+    """Return a description of each violation; an empty list if some sequential order explains the log."""
     found = []
-    made = [write for write in writes if write.made is not None]
+    accepted = [write for write in writes if write.created is not None]
     by_revision = {}
-    for write in made:
-        if write.made in by_revision:
-            found.append(f"revision {write.made} was made twice")
-        by_revision[write.made] = write
-        if write.made != write.expected + 1:
-            found.append(f"a write on {write.expected} was accepted as {write.made}: a stale one, or a lost update")
-    for write in made:
-        follower = by_revision.get(write.made + 1)
+    for write in accepted:
+        if write.created in by_revision:
+            found.append(f"revision {write.created} was created twice")
+        by_revision[write.created] = write
+        if write.created != write.expected + 1:
+            found.append(f"a write on {write.expected} was accepted as {write.created}: a stale one, or a lost update")
+    for write in accepted:
+        follower = by_revision.get(write.created + 1)
         if follower is not None and follower.ended < write.began:
-            found.append(f"revision {follower.made} was there before {write.made} was begun")
-    acknowledged = sorted((write.ended, write.made) for write in made)
+            found.append(f"revision {follower.created} existed before the write of {write.created} began")
+    acknowledged = sorted((write.ended, write.created) for write in accepted)
     times = [ended for ended, _ in acknowledged]
     newest = list(accumulate((revision for _, revision in acknowledged), max))
     last_seen = {}
@@ -52,9 +52,11 @@ def violations(writes, reads):
         if before and newest[before - 1] > read.revision:
             found.append(f"{read.reader} saw {read.revision} after {newest[before - 1]} was acknowledged")
         if read.revision in by_revision and by_revision[read.revision].began > read.ended:
-            found.append(f"{read.reader} saw revision {read.revision} before it was begun")
-    for refused in (write for write in writes if write.made is None):
+            found.append(f"{read.reader} saw revision {read.revision} before its write began")
+    for refused in (write for write in writes if write.created is None):
         successor = by_revision.get(refused.expected + 1)
         if successor is None or successor.began > refused.ended:
-            found.append(f"a write on {refused.expected} was refused, and nobody had made {refused.expected + 1}")
+            found.append(
+                f"a write on {refused.expected} was refused, but revision {refused.expected + 1} did not exist"
+            )
     return found

@@ -1,4 +1,4 @@
-"""A real PostgreSQL of the tests' own, from Debian's packages, that can be stopped and started again."""
+"""Runs a PostgreSQL server for tests, from the Debian packages; it can be stopped and restarted."""
 
 import os
 import shutil
@@ -14,11 +14,11 @@ PROGRAMS = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
 
 
 class Postgres:
-    """A server in a directory, on a port of loopback."""
+    """A PostgreSQL server with its data in `directory`, on a loopback port."""
 
     def __init__(self, directory):
         if not PROGRAMS or (os.geteuid() == 0 and shutil.which("setpriv") is None):
-            pytest.skip("no PostgreSQL here: install Debian's package postgresql")
+            pytest.skip("PostgreSQL is not installed: install the Debian package postgresql")
         self.directory = directory
         self.port = _free_port()
         directory.mkdir(parents=True)

@@ -165,22 +165,22 @@ def test_writers_and_readers_in_processes_of_their_own_see_one_history(store, st
         writes = [write for future in writing for write in future.result()]
         reads = [read for future in reading for read in future.result()]
     assert violations(writes, reads) == []
-    made = [write.made for write in writes if write.made is not None]
+    made = [write.created for write in writes if write.created is not None]
     assert sorted(made) == list(range(1, len(made) + 1))
-    assert sum(write.made is None for write in writes) > 5
+    assert sum(write.created is None for write in writes) > 5
     assert store.verify() == len(made) > 0
 
 
 @pytest.mark.parametrize(
     ("writes", "reads", "said"),
     [
-        ([Write(0, 1, 0, 1), Write(2, 3, 0, 1)], [], "made twice"),
+        ([Write(0, 1, 0, 1), Write(2, 3, 0, 1)], [], "created twice"),
         ([Write(0, 1, 0, 1), Write(2, 3, 0, 2)], [], "a stale one, or a lost update"),
         ([Write(0, 1, 0, 1)], [Read(2, 3, "r", 1), Read(4, 5, "r", 0)], "r went back from 1 to 0"),
-        ([Write(4, 5, 0, 1)], [Read(0, 1, "r", 1)], "before it was begun"),
+        ([Write(4, 5, 0, 1)], [Read(0, 1, "r", 1)], "before its write began"),
         ([Write(0, 1, 0, 1)], [Read(2, 3, "r", 0)], "saw 0 after 1 was acknowledged"),
         ([Write(0, 1, 0, None)], [], "was refused"),
-        ([Write(4, 5, 0, 1), Write(0, 1, 1, 2)], [], "was there before"),
+        ([Write(4, 5, 0, 1), Write(0, 1, 1, 2)], [], "existed before"),
     ],
 )
 def test_the_checker_finds_what_was_planted(writes, reads, said):

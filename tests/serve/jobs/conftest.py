@@ -29,7 +29,7 @@ INSIDE, SECRET = (13, 17, 19), (200, 1, 2)
 
 @pytest.fixture
 def photos(tmp_path):
-    """23 images in folders, in the three formats, of which two pairs are the same picture."""
+    """A folder tree of 23 images in the three formats; two pairs have the same content."""
     folder = tmp_path / "photos"
     pixels = load_bundle(BUNDLE).golden.pixels
     for n in range(23):
@@ -41,7 +41,7 @@ def photos(tmp_path):
 
 @pytest.fixture
 def run_batch(tmp_path):
-    """`tureen batch` with the example bundle on ONNX Runtime, in this process; its exit status."""
+    """A function that runs `tureen batch` with the example bundle in this process, and returns its exit status."""
 
     def run(*arguments):
         return batch([str(BUNDLE), *map(str, arguments), "--engine", "onnxruntime", "--threads", "1"])
@@ -51,7 +51,7 @@ def run_batch(tmp_path):
 
 @pytest.fixture(scope="session")
 def interrupted():
-    """Runs `tureen batch` in a process that goes wrong at a call: its exit status, and calls or the error's words."""
+    """A function that runs `tureen batch` with a fault at a disk call; returns exit status, and calls or error text."""
     command = [sys.executable, "-m", "tests.serve.jobs.interrupted"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
 

@@ -1,8 +1,8 @@
-"""`tureen batch` on an engine that costs nothing, in a process that dies or whose disk fails at a given call.
+"""Runs `tureen batch` with a cheap engine in a process that is killed, or whose disk fails, at the n-th disk call.
 
     python -m tests.serve.jobs.interrupted
 
-The n-th of what changes the disk: opening a file to write, each write to it, fsync, rename, unlink.
+Disk calls are: opening a file to write, each write, fsync, rename and unlink.
 """
 
 import errno
@@ -23,7 +23,7 @@ from tureen.commands.demo import EXAMPLES
 from tureen.errors import TureenError
 from tureen.soup import Soup
 
-REAL = {"fsync": os.fsync, "rename": os.rename, "unlink": os.unlink}
+DISK_CALLS = {"fsync": os.fsync, "rename": os.rename, "unlink": os.unlink}
 
 
 class CheapEngine:
@@ -40,19 +40,19 @@ class CheapEngine:
 
 
 class Disk:
-    """Counts the calls; before one of them, does what is to go wrong."""
+    """Counts the disk calls, and runs `fault` before call number `at`."""
 
-    def __init__(self, at, goes_wrong):
-        self.calls, self.at, self.goes_wrong = 0, at, goes_wrong
+    def __init__(self, at, fault):
+        self.calls, self.at, self.fault = 0, at, fault
 
-    def passes(self):
+    def count_call(self):
         self.calls += 1
         if self.calls == self.at:
-            self.goes_wrong()
+            self.fault()
 
-    def wrapped(self, call):
+    def wrap(self, call):
         def counted(*arguments, **options):
-            self.passes()
+            self.count_call()
             return call(*arguments, **options)
 
         return counted
@@ -60,43 +60,43 @@ class Disk:
     def open(self, path, mode="r", *arguments, **options):
         if "w" not in mode and "x" not in mode:
             return open(path, mode, *arguments, **options)
-        self.passes()
+        self.count_call()
         disk = self
 
         class Counted(io.FileIO):
             def write(self, data):
-                disk.passes()
+                disk.count_call()
                 return super().write(data)
 
         raw = io.BufferedWriter(Counted(path, mode.strip("b")))
         return raw if "b" in mode else io.TextIOWrapper(raw, encoding=options.get("encoding"))
 
 
-def killed():
+def kill_process():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def full():
+def disk_full():
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def broken():
+def disk_error():
     raise OSError(errno.EIO, os.strerror(errno.EIO))
 
 
-WAYS = {"kill": killed, "full": full, "broken": broken, "slow": full}
+FAULTS = {"kill": kill_process, "full": disk_full, "broken": disk_error, "slow": disk_full}
 
 
-def run(arguments, at=0, goes_wrong=killed, slowly=False):
-    """The exit status, and how many calls there were; at: 0 for never."""
+def run(arguments, at=0, fault=kill_process, slowly=False):
+    """Run the command; return its exit status and the number of disk calls. at: 0 for no fault."""
     soup = Soup(load_bundle(EXAMPLES / "cifar10"), CheapEngine())
     if slowly:
-        cheap = soup.engine.run
-        soup.engine.run = lambda *both: time.sleep(0.002) or cheap(*both)
+        run_cheap = soup.engine.run
+        soup.engine.run = lambda *inputs: time.sleep(0.002) or run_cheap(*inputs)
     tureen.load = lambda *_, **__: soup
-    disk = Disk(0 if slowly else at, goes_wrong)
-    for name, call in REAL.items():
-        setattr(os, name, disk.wrapped(call))
+    disk = Disk(0 if slowly else at, fault)
+    for name, call in DISK_CALLS.items():
+        setattr(os, name, disk.wrap(call))
     Path.open = lambda path, *arguments, **options: disk.open(path, *arguments, **options)
     try:
         status = batch([str(EXAMPLES / "cifar10"), *map(str, arguments)])
@@ -107,8 +107,8 @@ def run(arguments, at=0, goes_wrong=killed, slowly=False):
 
 
 def main():
-    """For each line of JSON [at, how, arguments] a fork of this process, and its exit status and calls as a line."""
-    import pyarrow.parquet  # noqa: F401 - once, not in each fork
+    """Read lines of JSON [at, how, arguments]; run each in a fork, and print its exit status and calls as JSON."""
+    import pyarrow.parquet  # noqa: F401 - imported once, not in each fork
 
     for line in sys.stdin:
         at, how, arguments = json.loads(line)
@@ -117,17 +117,17 @@ def main():
         if child == 0:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             try:
-                status, calls = run(arguments, at, WAYS[how], slowly=how == "slow")
+                status, calls = run(arguments, at, FAULTS[how], slowly=how == "slow")
             except TureenError as error:
                 status, calls = 1, str(error)
             os.write(writing, json.dumps(calls).encode())
             os._exit(status)
         os.close(writing)
-        if how == "slow":  # at is seconds
+        if how == "slow":  # `at` is in seconds
             time.sleep(at)
             os.kill(child, signal.SIGKILL)
-        with open(reading, "rb") as told:
-            calls = told.read()
+        with open(reading, "rb") as pipe:
+            calls = pipe.read()
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         print(json.dumps([status, json.loads(calls) if calls else None]), flush=True)
 

@@ -1,4 +1,4 @@
-"""The rows of a job's shards, as an analysis would read them."""
+"""Reads the rows of the shards of a job."""
 
 import csv
 import json
@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 
 
 def rows_of(output):
-    """All rows of all shards, in order; those of CSV as text."""
+    """Return all rows of all shards, in order; values from CSV are text."""
     rows = []
     for path in sorted(output.glob("part-*")):
         if path.suffix == ".parquet":

@@ -1,4 +1,4 @@
-"""The example bundle and a few images of it: nothing here needs training."""
+"""Fixtures with the example bundle and a few of its images, without training."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def library(bundle):
 
 @pytest.fixture(scope="session")
 def images(bundle, encode):
-    """Three JPEG files of sizes that are not the model's."""
+    """Three JPEG files whose sizes differ from the input size of the model."""
     pictures = [Image.fromarray(pixels).resize((40 + 5 * i, 50)) for i, pixels in enumerate(bundle.golden.pixels[:3])]
     return [encode(picture, "JPEG") for picture in pictures]
 

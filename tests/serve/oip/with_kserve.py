@@ -1,4 +1,4 @@
-"""What kserve's client sees of a running server. Run by test_clients.py."""
+"""Tests a running server with the kserve client. Run by test_clients.py."""
 
 import asyncio
 import os
@@ -13,12 +13,12 @@ from kserve.inference_client import RESTConfig
 HTTP = os.environ["HTTP_ADDRESS"]
 GRPC = os.environ["GRPC_ADDRESS"]
 MODEL = "cifar10"
-CLOSE = {"atol": 1e-4}  # another batch size sums float32 in another order
+CLOSE = {"atol": 1e-4}  # the batch size changes the order of float32 sums
 
 
 @pytest.fixture(scope="module")
 def known():
-    """pixels uint8 (3, 32, 32, 3), betas (3,), logits float32 (3, 10) of each at its β, all by the library."""
+    """Arrays pixels uint8 (3, 32, 32, 3), betas (3,), and expected logits float32 (3, 10) of each image at its β."""
     return np.load(Path(os.environ["KNOWN"]) / "known.npz")
 
 
@@ -33,9 +33,9 @@ def encoded(images):
 
 def kserve_request(name, array, *, binary, **parameters):
     datatype = {np.object_: "BYTES", np.uint8: "UINT8"}[array.dtype.type]
-    made = InferInput(name=name, shape=list(array.shape), datatype=datatype)
-    made.set_data_from_numpy(array, binary_data=binary)
-    return InferRequest(model_name=MODEL, infer_inputs=[made], request_id="order-66", parameters=parameters)
+    tensor = InferInput(name=name, shape=list(array.shape), datatype=datatype)
+    tensor.set_data_from_numpy(array, binary_data=binary)
+    return InferRequest(model_name=MODEL, infer_inputs=[tensor], request_id="order-66", parameters=parameters)
 
 
 def read(response, name="logits"):
@@ -73,7 +73,7 @@ def test_kserve_over_grpc(known, images):
             assert await client.is_server_ready()
             assert await client.is_model_ready(MODEL)
             assert not await client.is_model_ready("other")
-            beta = str(known["betas"][1])  # this client sends no floats as parameters over gRPC
+            beta = str(known["betas"][1])  # this client cannot send float parameters over gRPC
             for request in (
                 kserve_request("pixels", known["pixels"][1:2], binary=True, beta=beta),
                 kserve_request("pixels", known["pixels"][1:2], binary=False, beta=beta),

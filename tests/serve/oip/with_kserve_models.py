@@ -1,4 +1,4 @@
-"""Whether KServe's own models know every field of a manifest. Run by test_clients.py.
+"""Checks every field of a manifest against the models of KServe. Run by test_clients.py.
 
 python with_kserve_models.py kserve.yaml
 """
@@ -20,25 +20,25 @@ def model_of(name):
 
 
 def check(value, kind, path):
-    """Every field is one that the model has, down to the last; raises AssertionError with the first that is not."""
-    listed = re.fullmatch(r"[Ll]ist\[(.*)\]", kind)
-    mapped = re.fullmatch(r"dict\(str, (.*)\)|Dict\[str, (.*)\]", kind)
+    """Check all fields recursively; raises AssertionError with the first unknown field."""
+    item_kind = re.fullmatch(r"[Ll]ist\[(.*)\]", kind)
+    value_kind = re.fullmatch(r"dict\(str, (.*)\)|Dict\[str, (.*)\]", kind)
     model = model_of(kind)
-    if listed:
+    if item_kind:
         assert isinstance(value, list), path
-        for n, one in enumerate(value):
-            check(one, listed[1], f"{path}[{n}]")
-    elif mapped:
-        for name, one in value.items():
-            check(one, mapped[1] or mapped[2], f"{path}.{name}")
+        for n, item in enumerate(value):
+            check(item, item_kind[1], f"{path}[{n}]")
+    elif value_kind:
+        for name, item in value.items():
+            check(item, value_kind[1] or value_kind[2], f"{path}.{name}")
     elif model is not None:
         attributes = {name: attribute for attribute, name in model.attribute_map.items()}
-        for name, one in value.items():
-            assert name in attributes, f"{path}.{name} is no field of {kind}"
-            check(one, model.openapi_types[attributes[name]], f"{path}.{name}")
+        for name, item in value.items():
+            assert name in attributes, f"{path}.{name} is not a field of {kind}"
+            check(item, model.openapi_types[attributes[name]], f"{path}.{name}")
     else:
         kinds = {"str": str, "int": int, "bool": bool, "float": (int, float), "object": object}
-        assert isinstance(value, kinds[kind]), f"{path} is no {kind}"
+        assert isinstance(value, kinds[kind]), f"{path} is not of type {kind}"
 
 
 def main():
@@ -49,7 +49,7 @@ def main():
         check(manifest, "V1beta1InferenceService", "manifest")
     except AssertionError:
         return
-    raise AssertionError("a wrong field was not found")
+    raise AssertionError("a wrong field was not detected")
 
 
 if __name__ == "__main__":

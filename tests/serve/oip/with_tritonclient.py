@@ -1,4 +1,4 @@
-"""What tritonclient sees of a running server. Run by test_clients.py."""
+"""Tests a running server with tritonclient. Run by test_clients.py."""
 
 import base64
 import os
@@ -13,12 +13,12 @@ from tritonclient.utils import InferenceServerException
 HTTP = os.environ["HTTP_ADDRESS"]
 GRPC = os.environ["GRPC_ADDRESS"]
 MODEL = "cifar10"
-CLOSE = {"atol": 1e-4}  # another batch size sums float32 in another order
+CLOSE = {"atol": 1e-4}  # the batch size changes the order of float32 sums
 
 
 @pytest.fixture(scope="module")
 def known():
-    """pixels uint8 (3, 32, 32, 3), betas (3,), logits float32 (3, 10) of each at its β, all by the library."""
+    """Arrays pixels uint8 (3, 32, 32, 3), betas (3,), and expected logits float32 (3, 10) of each image at its β."""
     return np.load(Path(os.environ["KNOWN"]) / "known.npz")
 
 
@@ -38,9 +38,9 @@ def triton(request):
 
 def tensor(module, name, array, **options):
     datatype = {np.object_: "BYTES", np.uint8: "UINT8", np.float32: "FP32"}[array.dtype.type]
-    made = module.InferInput(name, list(array.shape), datatype)
-    made.set_data_from_numpy(array, **options)
-    return made
+    infer_input = module.InferInput(name, list(array.shape), datatype)
+    infer_input.set_data_from_numpy(array, **options)
+    return infer_input
 
 
 def encoded(images):
@@ -129,20 +129,20 @@ def test_triton_infers_asynchronously(known):
 
 
 def test_triton_streams(known):
-    answers = []
+    responses = []
     client = triton_grpc.InferenceServerClient(GRPC)
-    client.start_stream(callback=lambda result, error: answers.append((result, error)))
+    client.start_stream(callback=lambda result, error: responses.append((result, error)))
     for index, beta in enumerate(known["betas"].tolist()):
         pixels = tensor(triton_grpc, "pixels", known["pixels"][index : index + 1])
         client.async_stream_infer(MODEL, [pixels], parameters={"beta": beta})
     client.stop_stream()
-    assert [error for _, error in answers] == [None] * 3
-    logits = np.concatenate([result.as_numpy("logits") for result, _ in answers])
+    assert [error for _, error in responses] == [None] * 3
+    logits = np.concatenate([result.as_numpy("logits") for result, _ in responses])
     np.testing.assert_allclose(logits, known["logits"], **CLOSE)
 
 
 @pytest.mark.parametrize(
-    ("model", "parameters", "status", "words"),
+    ("model", "parameters", "status", "message"),
     [
         ("other", {}, {"404", "StatusCode.NOT_FOUND"}, "there is no model 'other'"),
         (MODEL, {"beta": "0,7"}, {"400", "StatusCode.INVALID_ARGUMENT"}, "β is '0,7'"),
@@ -150,9 +150,9 @@ def test_triton_streams(known):
         (MODEL, {"Beta": 1}, {"400", "StatusCode.INVALID_ARGUMENT"}, "no parameter 'Beta'"),
     ],
 )
-def test_triton_shows_our_words_where_a_request_is_wrong(triton, known, model, parameters, status, words):
+def test_triton_shows_our_words_where_a_request_is_wrong(triton, known, model, parameters, status, message):
     pixels = tensor(triton.module, "pixels", known["pixels"])
-    with pytest.raises(InferenceServerException, match=words) as caught:
+    with pytest.raises(InferenceServerException, match=message) as caught:
         triton.infer(model, [pixels], parameters=parameters)
     assert caught.value.status() in status
 
@@ -173,10 +173,10 @@ def test_triton_shows_that_an_image_is_bad(triton, images):
 def test_triton_may_compress_its_requests_over_http_and_not_over_grpc(triton, known, algorithm):
     pixels = tensor(triton.module, "pixels", known["pixels"])
     if triton.module is triton_http:
-        answer = triton.infer(MODEL, [pixels], request_compression_algorithm=algorithm, parameters={"beta": 1.0})
+        response = triton.infer(MODEL, [pixels], request_compression_algorithm=algorithm, parameters={"beta": 1.0})
         plain = triton.infer(MODEL, [pixels], parameters={"beta": 1.0})
-        np.testing.assert_allclose(answer.as_numpy("logits"), plain.as_numpy("logits"), **CLOSE)
-        triton.infer(MODEL, [pixels], response_compression_algorithm=algorithm)  # which the server may leave undone
+        np.testing.assert_allclose(response.as_numpy("logits"), plain.as_numpy("logits"), **CLOSE)
+        triton.infer(MODEL, [pixels], response_compression_algorithm=algorithm)  # the server may ignore it
     else:
         with pytest.raises(InferenceServerException, match=f"Compression algorithm '{algorithm}' is disabled"):
             triton.infer(MODEL, [pixels], compression_algorithm=algorithm)
