@@ -72,12 +72,12 @@ def test_a_zip_of_every_tool_gives_the_rows_of_the_folder(tool):
 
 
 @pytest.mark.parametrize("tool", ["info-zip", "7-zip"])
-def test_an_encrypted_zip_says_so(tool):
+def test_an_encrypted_zip_is_refused_by_name(tool):
     with pytest.raises(InputError, match="is encrypted: unpack it with its password"):
         open_source(str(MADE / f"{tool}-encrypted.zip"))
 
 
-def test_a_file_that_is_encrypted_among_others_is_an_error_that_says_so(tmp_path):
+def test_an_encrypted_file_among_others_is_an_error_that_names_it(tmp_path):
     packed(tmp_path / "x.zip", [("1.png", {}), ("2.png", {})])
     content = bytearray((tmp_path / "x.zip").read_bytes())
     for signature, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
@@ -86,7 +86,7 @@ def test_a_file_that_is_encrypted_among_others_is_an_error_that_says_so(tmp_path
     assert rows_in(tmp_path / "x.zip") == {"1.png": b"of 1.png", "2.png": "it is encrypted in the archive"}
 
 
-def test_a_way_of_compressing_that_is_not_read_says_so(tmp_path):
+def test_an_unsupported_compression_method_is_named(tmp_path):
     packed(tmp_path / "x.zip", [("1.png", {})])
     content = bytearray((tmp_path / "x.zip").read_bytes())
     for signature, method in ((b"PK\x03\x04", 8), (b"PK\x01\x02", 10)):
@@ -280,7 +280,7 @@ def test_a_sparse_file_is_as_large_as_its_holes_make_it(tmp_path):
         assert source.read(image, len(SPARSE)) == SPARSE
 
 
-def test_a_link_over_more_folders_than_a_tree_has_is_dead_at_once():
+def test_a_link_through_more_folders_than_a_tree_has_is_dead():
     links = ArchiveLinks(Path("x.tar"))
     links.add("deep", "a/" * 60_000 + "x")
     links.resolve()

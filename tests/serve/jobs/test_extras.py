@@ -66,7 +66,7 @@ def run(code, *arguments):
     )
 
 
-def test_batch_runs_with_serve_and_cpu_alone_and_says_what_parquet_needs(photos, tmp_path):
+def test_batch_runs_with_serve_and_cpu_alone_and_names_the_extra_for_parquet(photos, tmp_path):
     result = run(BATCH, "batch", BUNDLE, photos, tmp_path / "out", "--format", "csv", "--engine", "onnxruntime")
     assert (result.returncode, "23 rows of 23 images" in result.stdout) == (0, True), result.stderr
     result = run(BATCH, "batch", BUNDLE, photos, tmp_path / "other")

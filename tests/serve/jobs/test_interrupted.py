@@ -38,7 +38,7 @@ def is_sound(output, rows):
         assert there == rows
 
 
-def test_a_job_killed_at_any_call_goes_on_to_the_same_rows(interrupted, photos, tmp_path, whole, arguments):
+def test_a_job_killed_at_any_call_resumes_to_the_same_rows(interrupted, photos, tmp_path, whole, arguments):
     rows, calls = whole
     assert calls > 20
     for at in range(1, calls + 1):

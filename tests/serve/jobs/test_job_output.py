@@ -10,7 +10,7 @@ from tests.serve.jobs.tables import rows_of
 from tureen.errors import TureenError
 
 
-def test_what_failed_is_tried_again_and_nothing_else(run_batch, photos, tmp_path, monkeypatch):
+def test_only_failed_rows_are_retried(run_batch, photos, tmp_path, monkeypatch):
     whole = sorted(photos.rglob("*.png"))[0]
     content = whole.read_bytes()
     whole.write_bytes(content[:90])
@@ -36,7 +36,7 @@ def test_what_failed_is_tried_again_and_nothing_else(run_batch, photos, tmp_path
         assert row["probability"] == pytest.approx(other["probability"], abs=1e-5)
 
 
-def test_a_job_goes_on_as_it_is_or_not_at_all(run_batch, photos, tmp_path):
+def test_a_job_resumes_unchanged_or_not_at_all(run_batch, photos, tmp_path):
     out = tmp_path / "out"
     assert run_batch(photos, out, "--shard-rows", 8, "--beta", 0.7) == 0
     with pytest.raises(OutputError, match="holds a job already"):
@@ -58,7 +58,7 @@ def test_a_job_goes_on_as_it_is_or_not_at_all(run_batch, photos, tmp_path):
     assert (tmp_path / "mine" / "thesis.txt").exists()
 
 
-def test_too_many_errors_stop_a_job_which_goes_on_when_told(run_batch, photos, tmp_path):
+def test_too_many_errors_stop_a_job_which_resumes_on_request(run_batch, photos, tmp_path):
     for n in range(200):
         (photos / f"z {n:03}.jpg").write_bytes(b"no image")
     arguments = (photos, tmp_path / "out", "--shard-rows", 50)
@@ -98,7 +98,7 @@ def test_a_job_that_is_refused_leaves_nothing(run_batch, photos, tmp_path):
         assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_refused_job_takes_nothing_from_one_that_has_begun(run_batch, photos, tmp_path):
+def test_a_refused_job_changes_nothing_of_a_started_one(run_batch, photos, tmp_path):
     arguments = (photos, tmp_path / "out")
     assert run_batch(*arguments) == 0
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.*")}
@@ -110,7 +110,7 @@ def test_a_refused_job_takes_nothing_from_one_that_has_begun(run_batch, photos, 
         assert sorted((tmp_path / "out").rglob("*")) == names
 
 
-def test_the_error_rate_holds_at_the_end_and_for_what_was_done_before(run_batch, photos, tmp_path):
+def test_the_error_rate_applies_at_the_end_and_to_earlier_shards(run_batch, photos, tmp_path):
     for n in range(150):
         (photos / f"{n}.jpg").write_bytes(b"no image")
     arguments = (photos, tmp_path / "out", "--max-error-rate", 0.05)
@@ -126,13 +126,13 @@ def test_the_error_rate_holds_at_the_end_and_for_what_was_done_before(run_batch,
         run_batch(few, tmp_path / "two", "--max-error-rate", 0)
 
 
-def test_an_input_that_is_not_there_any_more_stops_the_job(run_batch, tmp_path):
+def test_a_missing_input_stops_the_job(run_batch, tmp_path):
     (tmp_path / "x.csv").write_text("path\n" + "".join(f"gone/{n}.jpg\n" for n in range(300)))
     with pytest.raises(JobStoppedError, match="still where it was"):
         run_batch(tmp_path / "x.csv", tmp_path / "out", "--shard-rows", 100)
 
 
-def test_an_output_that_is_in_the_input_or_no_directory_here_is_refused(run_batch, photos, tmp_path, capsys):
+def test_an_output_inside_the_input_or_outside_a_directory_is_refused(run_batch, photos, tmp_path, capsys):
     with pytest.raises(OutputError, match="inside the input"):
         run_batch(photos, photos / "a" / "out")
     with pytest.raises(SystemExit):

@@ -50,7 +50,7 @@ def test_the_oldest_comes_first_and_the_newest_is_listed_first(records):
     assert [job.id for job in records.list(5, state="running")] == [jobs[0].id]
 
 
-def test_one_that_nobody_runs_any_more_is_gone_on_with(records, monkeypatch):
+def test_a_job_with_an_expired_lease_is_claimed_again(records, monkeypatch):
     job = submit(records)
     first = records.claim("one")
     now = time.time()
@@ -64,7 +64,7 @@ def test_one_that_nobody_runs_any_more_is_gone_on_with(records, monkeypatch):
 
 
 @pytest.mark.parametrize("wanted", ["cancel", "pause"])
-def test_who_died_before_it_did_as_it_was_told_leaves_it_to_the_next(records, monkeypatch, wanted):
+def test_a_request_to_a_dead_runner_is_completed_by_the_next(records, monkeypatch, wanted):
     job = submit(records)
     records.claim("one")
     assert getattr(records, wanted)(job.id).state == "running"
@@ -74,7 +74,7 @@ def test_who_died_before_it_did_as_it_was_told_leaves_it_to_the_next(records, mo
     assert records.get(job.id).state == {"cancel": "cancelled", "pause": "paused"}[wanted]
 
 
-def test_what_is_asked_of_a_job_that_runs_is_told_to_whoever_runs_it(records):
+def test_a_request_for_a_running_job_reaches_its_runner(records):
     job = submit(records)
     running = records.claim("one")
     records.pause(job.id)
@@ -125,7 +125,7 @@ def test_each_state_has_its_ways_out_and_no_others(records, state):
         records.cancel("none")
 
 
-def test_no_more_jobs_wait_than_may(records):
+def test_at_most_the_allowed_number_of_jobs_waits(records):
     jobs = [submit(records, most=2) for _ in range(2)]
     with pytest.raises(TooManyJobsError):
         submit(records, most=2)
@@ -133,7 +133,7 @@ def test_no_more_jobs_wait_than_may(records):
     submit(records, most=2)
 
 
-def test_what_ended_long_ago_is_forgotten_and_nothing_else(records, store):
+def test_only_jobs_that_ended_long_ago_are_deleted(records, store):
     jobs = [submit(records) for _ in range(3)]
     records.cancel(jobs[0].id)
     records.cancel(jobs[1].id)

@@ -68,7 +68,7 @@ def test_two_workers_of_which_one_is_killed_give_the_rows_of_one_machine(run_bat
 
 
 @pytest.mark.timeout(300)
-def test_a_cluster_goes_on_with_what_a_machine_began_and_tries_again_what_failed(run_batch, photos, tmp_path):
+def test_a_cluster_resumes_the_job_of_a_machine_and_retries_failures(run_batch, photos, tmp_path):
     whole = sorted(photos.rglob("*.png"))[0]
     content = whole.read_bytes()
     whole.write_bytes(content[:90])
@@ -89,7 +89,7 @@ def test_a_cluster_goes_on_with_what_a_machine_began_and_tries_again_what_failed
 
 
 @pytest.mark.timeout(300)
-def test_what_a_worker_cannot_do_and_what_no_machine_has_is_told(photos, tmp_path, run_batch):
+def test_failures_of_a_worker_and_missing_resources_are_reported(photos, tmp_path, run_batch):
     assert run_batch(photos, tmp_path / "out") == 0
     for file in (tmp_path / "out").glob("part-*"):
         file.unlink()
@@ -106,7 +106,7 @@ def test_what_a_worker_cannot_do_and_what_no_machine_has_is_told(photos, tmp_pat
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "auto"])
-def test_a_cluster_that_is_not_there_is_told(photos, tmp_path, address):
+def test_a_missing_cluster_is_reported(photos, tmp_path, address):
     output, _ = (process := on_cluster(photos, tmp_path / "out", "--ray", address)).communicate(timeout=SOON_S)
     assert (process.returncode, "Traceback" in output) == (1, False), output
     assert f"no Ray cluster responds at {address}" in output

@@ -32,7 +32,7 @@ def read_by(given, files):
     return contents
 
 
-def test_what_is_below_a_root_is_read_also_where_the_root_itself_is_a_link(world):
+def test_a_file_below_a_root_is_read_even_if_the_root_is_a_link(world):
     (world / "alias").symlink_to(world / "in")
     files = RootedFiles([world / "alias"], [])
     for given in (f"{world}/alias/photos", f"{world}/alias//photos/./", f"{world}/alias"):
@@ -180,7 +180,7 @@ def test_nothing_in_a_folder_leads_out(world, files):
 
 
 @pytest.mark.parametrize("kind", ["tar", "zip"])
-def test_members_of_an_archive_are_its_own_whatever_they_are_called(world, files, kind):
+def test_members_of_an_archive_never_reach_outside_it_by_name(world, files, kind):
     path = world / f"in/list.{kind}"
     if kind == "tar":
         with tarfile.open(path, "w") as archive:
@@ -330,7 +330,7 @@ def test_folders_that_are_swapped_for_links_meanwhile_lead_nowhere(world, files,
             assert all(row["status"] == "ok" for row in rows_of(output))
 
 
-def test_links_below_a_root_are_rows_that_say_so(world, files):
+def test_links_below_a_root_are_rows_with_an_error(world, files):
     (world / "in/photos/folder").symlink_to(world / "in")
     (world / "in/photos/file.png").symlink_to("a.png")
     with closing(open_source(f"{world}/in/photos", files)) as source:

@@ -10,7 +10,7 @@ from serve.jobs.rooted_files import MAX_DEPTH, RootedFiles
 from serve.jobs.runner import check_paths
 
 
-def test_a_job_that_has_begun_goes_on_and_another_has_no_business_there(world, run_on_server):
+def test_a_started_job_resumes_and_another_is_refused_in_its_output(world, run_on_server):
     assert run_on_server(f"{world}/out/new").images == 1
     assert run_on_server(f"{world}/out/new").images == 1
     (world / "out/new/_job/id").write_text("2" * 16)
