@@ -46,7 +46,7 @@ def test_every_command_of_the_page_runs_with_the_documented_result(workplace, ru
     assert [rule["alert"] for rule in rules] == re.findall(r"^\| (Tureen\w+) \|", GUIDE, re.MULTILINE)
 
 
-def test_where_no_collector_listens_the_server_serves_and_ends(workplace, run_command, served):
+def test_without_a_collector_the_server_serves_and_stops(workplace, run_command, served):
     with served(TRACED, workplace) as url:
         asked = f"curl --silent --fail --data-binary @photo.jpg {url}/classify"
         assert run_command(asked, workplace).returncode == 0

@@ -24,7 +24,7 @@ def workplace(tmp_path, admin_port):
     return tmp_path, admin_port
 
 
-def test_the_day_of_an_attack_goes_as_the_page_has_it(workplace, run_command, served, monkeypatch):
+def test_the_commands_for_the_day_of_an_attack_run_as_documented(workplace, run_command, served, monkeypatch):
     directory, admin_port = workplace
     said = []
     with served(SERVE, directory) as url:

@@ -14,7 +14,7 @@ def test_flags_of_the_processor_are_read_if_the_system_has_them(tmp_path):
     assert cpu_flags(tmp_path / "nowhere") == frozenset()
 
 
-def test_gpus_are_those_that_the_driver_lists(tmp_path):
+def test_gpus_come_from_the_list_of_the_driver(tmp_path):
     program = tmp_path / "nvidia-smi"
     program.write_text("#!/bin/sh\necho 'NVIDIA H100 80GB HBM3, 9.0'\necho 'NVIDIA L4, 8.9'\n")
     program.chmod(0o755)
@@ -77,7 +77,7 @@ def test_a_container_whose_group_is_the_root_of_the_mount_has_its_quota(tmp_path
     assert available_cpus(tmp_path / "nowhere") == 8
 
 
-def test_a_cache_that_cannot_be_made_in_the_home_is_made_for_this_process_alone(monkeypatch, tmp_path):
+def test_a_cache_that_cannot_be_created_in_the_home_is_private_to_the_process(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert default_cache_directory({}) == tmp_path / ".cache" / "tureen"
     monkeypatch.setenv("HOME", "/proc/1/nowhere")

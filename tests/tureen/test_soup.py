@@ -64,7 +64,7 @@ def test_beta_is_one_for_all_or_one_for_each_or_the_bundles_default(soup, digit_
         soup.classify(images, beta=[0, 2])
 
 
-def test_no_images_give_no_answers(example):
+def test_no_images_give_no_results(example):
     assert example.classify([]) == []
 
 
@@ -100,7 +100,7 @@ def test_a_value_that_is_no_list_of_images_is_refused_with_the_accepted_types(ex
 
 
 @pytest.mark.parametrize("mode", ["16 bits", "transparent", "turned"])
-def test_a_file_and_the_pillow_image_of_it_have_the_same_answer(example, encode, photograph, mode):
+def test_a_file_and_its_pillow_image_have_the_same_result(example, encode, photograph, mode):
     deep = Image.fromarray(np.arange(48 * 64, dtype=np.uint16).reshape(48, 64) * 21)
     clear = photograph.copy()
     clear.putalpha(photograph.convert("L"))
@@ -175,7 +175,7 @@ def test_one_beta_for_each_image_or_an_error(example_bundle, count, given_betas,
         ((0, 1), [0, 1]),
     ],
 )
-def test_betas_of_numpy_are_taken(example, beta, expected):
+def test_betas_of_numpy_are_accepted(example, beta, expected):
     assert [answer.beta for answer in example.classify([PNG] * 2, beta)] == expected
 
 
@@ -268,7 +268,7 @@ def test_a_soup_is_pickled_by_its_path_and_its_request(tmp_path, monkeypatch):
         pickle.loads(pickled)
 
 
-def test_a_soup_made_by_hand_is_not_pickled(counting):
+def test_a_manually_created_soup_is_not_pickled(counting):
     with pytest.raises(pickle.PicklingError, match=r"only a soup that tureen\.load opened"):
         pickle.dumps(counting)
 
@@ -296,7 +296,7 @@ def test_top_k_of_zero_is_refused():
         top_predictions(np.zeros(3, np.float32), list("abc"), 0)
 
 
-def test_a_model_of_one_token_answers_without_a_beta_and_refuses_any(single_token_bundle, photograph):
+def test_a_model_of_one_token_classifies_without_a_beta_and_refuses_any(single_token_bundle, photograph):
     with tureen.load(single_token_bundle, engine="onnxruntime") as soup:
         assert soup.classify([photograph])[0].beta is None
         for beta in (0, "robust", [0.5], ["clean"]):

@@ -29,7 +29,7 @@ def who_is_in(file):
 
 
 @pytest.mark.parametrize("last", MODELS)
-def test_of_several_stores_the_one_that_was_written_last_is_taken(tmp_path, last):
+def test_of_several_stores_the_last_written_one_is_used(tmp_path, last):
     for model in MODELS:
         leave_store(tmp_path, model, 10 if model == last else 864_000)
 
@@ -38,7 +38,7 @@ def test_of_several_stores_the_one_that_was_written_last_is_taken(tmp_path, last
     assert who_is_in(tmp_path / "control.db") == last
 
 
-def test_the_store_of_the_model_that_serves_is_taken_before_a_later_one(tmp_path):
+def test_the_store_of_the_served_model_precedes_a_later_one(tmp_path):
     leave_store(tmp_path, "aaa", 864_000)
     leave_store(tmp_path, "zzz", 10)
 
@@ -47,7 +47,7 @@ def test_the_store_of_the_model_that_serves_is_taken_before_a_later_one(tmp_path
     assert who_is_in(tmp_path / "control.db") == "aaa"
 
 
-def test_a_file_that_is_no_database_is_never_taken(tmp_path):
+def test_a_file_that_is_no_database_is_never_used(tmp_path):
     leave_store(tmp_path, "aaa", 864_000)
     (tmp_path / "Thumbs.db").write_bytes(b"pictures")
 

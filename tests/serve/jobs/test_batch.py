@@ -13,7 +13,7 @@ from tests.serve.jobs.conftest import BUNDLE
 from tests.serve.jobs.tables import rows_of
 
 
-def test_each_row_is_what_the_model_says_alone_at_each_beta(run_batch, photos, tmp_path):
+def test_each_row_equals_the_result_of_a_single_image_at_each_beta(run_batch, photos, tmp_path):
     assert (
         run_batch(photos, tmp_path / "out", "--betas", "0:1:0.25", "--top-k", 3, "--shard-rows", 40, "--max-batch", 7)
         == 0

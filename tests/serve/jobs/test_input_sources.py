@@ -199,7 +199,7 @@ def test_a_row_at_a_store_that_is_not_known_is_an_error_and_no_dead_job(run_batc
     assert [row["status"] for row in rows_of(tmp_path / "out")] == ["ok", "error"]
 
 
-def test_hidden_files_are_left_out_however_they_come(run_batch, photos, tmp_path):
+def test_hidden_files_are_left_out_in_every_input(run_batch, photos, tmp_path):
     (photos / ".thumbs").mkdir()
     (photos / ".thumbs" / "x.jpg").write_bytes(b"x")
     for n, given in enumerate((photos, pack(photos, tmp_path / "x.tar"), f"file://{photos}")):

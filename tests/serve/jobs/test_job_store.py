@@ -24,7 +24,7 @@ def submit(records, most=100):
     return records.submit(REQUEST, who="ada", default_beta=0.5, max_jobs=most)
 
 
-def test_a_job_goes_from_the_queue_to_its_end_with_a_time_for_each_state(records):
+def test_a_job_has_a_time_for_each_state_from_the_queue_to_its_end(records):
     job = submit(records)
     assert records.get(job.id) == job
     running = records.claim("one")
@@ -42,7 +42,7 @@ def test_a_job_goes_from_the_queue_to_its_end_with_a_time_for_each_state(records
     assert records.claim("one").retries_failed
 
 
-def test_the_oldest_comes_first_and_the_newest_is_listed_first(records):
+def test_the_oldest_job_runs_first_and_the_newest_is_listed_first(records):
     jobs = [submit(records) for _ in range(3)]
     assert [job.id for job in records.list(2)] == [jobs[2].id, jobs[1].id]
     assert [job.id for job in records.list(5, before=jobs[2].created_at)] == [jobs[1].id, jobs[0].id]
@@ -85,7 +85,7 @@ def test_a_request_for_a_running_job_reaches_its_runner(records):
     assert records.cancel(job.id).state == "cancelled"
 
 
-def test_a_cancellation_is_not_undone_and_a_pause_can_be_taken_back(records):
+def test_a_cancellation_is_final_and_a_pause_can_be_withdrawn(records):
     job = submit(records)
     running = records.claim("one")
     records.pause(job.id)
@@ -153,7 +153,7 @@ def test_only_jobs_that_ended_long_ago_are_deleted(records, store):
     assert set(ENDED) >= {"cancelled"}
 
 
-def test_of_many_who_want_a_job_at_a_time_one_gets_it(records, store_url):
+def test_of_many_parallel_claims_of_a_job_one_succeeds(records, store_url):
     jobs = [submit(records) for _ in range(5)]
 
     def claim(name):

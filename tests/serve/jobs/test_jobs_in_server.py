@@ -226,7 +226,7 @@ def test_an_invalid_job_is_refused(start_operated, photos, roots, tmp_path):  # 
     assert operator.ask("GET", f"/jobs/{taken['id']}/results")[2]["code"] == "no_result"  # which are the other's
 
 
-def test_a_server_without_roots_takes_no_jobs(start_operated, photos):  # noqa: F811
+def test_a_server_without_roots_accepts_no_jobs(start_operated, photos):  # noqa: F811
     _, operator = start_operated()
     status, _, problem = operator.ask("POST", "/jobs", {"input": str(photos), "output": "/new"})
     assert (status, problem["code"]) == (404, "no_jobs")

@@ -15,7 +15,7 @@ from tests.serve.jobs.conftest import BUNDLE
 from tests.serve.jobs.tables import rows_of
 
 
-def test_an_engine_that_fails_on_one_image_costs_one_row_and_one_that_fails_on_all_the_job(
+def test_an_engine_failure_on_one_image_fails_one_row_and_on_all_images_the_job(
     run_batch, photos, tmp_path, monkeypatch
 ):
     broken = set()

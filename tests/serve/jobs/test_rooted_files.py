@@ -268,7 +268,7 @@ PLANTED = [
 
 @pytest.mark.parametrize("kind", ["a link to a file", "a link to nothing", "a hard link"])
 @pytest.mark.parametrize("name", PLANTED)
-def test_nothing_that_lies_in_an_output_leads_out(world, run_on_server, name, kind):
+def test_no_entry_of_an_output_leads_outside(world, run_on_server, name, kind):
     trap = world / "out/new" / name
     trap.parent.mkdir(parents=True)
     target = world / "secret" / ("s.png" if kind != "a link to nothing" else "none")

@@ -42,7 +42,7 @@ def test_an_output_in_the_input_or_too_deep_is_refused_when_it_is_submitted(worl
         check_paths(files, ask(world, "in/" + "d/" * (MAX_DEPTH + 1)))
 
 
-def test_a_job_that_cannot_begin_leaves_nothing(world, run_on_server):
+def test_a_job_that_cannot_start_leaves_no_file(world, run_on_server):
     (world / "in/empty").mkdir()
     (world / "out/mine").mkdir()
     (world / "out/mine/thesis.txt").touch()

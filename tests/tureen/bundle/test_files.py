@@ -69,7 +69,7 @@ def test_a_file_beyond_its_limit_is_refused_by_its_size(own_bundle, name, limit,
     assert_refused(own_bundle, rf"{name} has 3,000,000,000 bytes, the limit is {limit:,}: {advice}")
 
 
-def test_a_graph_or_plan_beyond_its_limit_costs_that_engine_alone(own_bundle):
+def test_a_graph_or_plan_beyond_its_limit_disables_only_that_engine(own_bundle):
     list_file(own_bundle, ENGINE_GRAPH, MAX_GRAPH_BYTES + 1)
     list_file(own_bundle, PLAN, MAX_PLAN_BYTES + 1)
     manifest = json.loads((own_bundle / MANIFEST).read_text())

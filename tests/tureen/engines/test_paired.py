@@ -41,7 +41,7 @@ def test_an_image_alone_has_all_threads_and_a_batch_its_share():
     assert together.is_closed
 
 
-def test_an_image_that_is_not_alone_takes_a_share():
+def test_an_image_beside_others_takes_a_share():
     gate = threading.Event()
     alone, together = Engine(gate), Engine()
     engine = PairedEngine(alone, together)
