@@ -33,7 +33,7 @@ from serve.control.state_directory import (
 )
 from serve.control.worker_state import Follow, WorkerState
 from serve.errors import AdminListenerError, ControlStoreError, InvalidChangeError
-from serve.inference.service import active_settings
+from serve.inference.service import initial_settings
 from serve.jobs.job_store import JobRecords
 from serve.jobs.rooted_files import RootedFiles
 from serve.limits import ConnectionLimits, is_loopback, trusted_hosts
@@ -82,7 +82,7 @@ class AdminOperations:
     def shows(self, manifest: Manifest) -> None:
         """Have operators see this model: every process serves it from now on."""
         self.manifest = manifest
-        self._own = active_settings(manifest, self._settings.default_beta)
+        self._own = initial_settings(manifest, self._settings.default_beta)
         self.own_source = self._own.own_source
 
     async def open(self, follow: Follow, workers: Callable[[], list[WorkerState]]) -> None:

@@ -86,7 +86,7 @@ def create_app(service: Service, lifespan: Lifespan | None = None, tracing: Trac
     _add_health(app, service)
     add_oip_routes(app, service, memory)
     _add_docs(app)
-    add_console(app, lambda: (service.bundle.manifest, service.in_force), is_operators=False)
+    add_console(app, lambda: (service.bundle.manifest, service.active_settings), is_operators=False)
     add_head_routes(app.router)
     return app
 

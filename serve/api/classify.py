@@ -81,7 +81,9 @@ def add_routes(app: FastAPI, service: Service, memory: BodyMemory) -> None:
                 answer, answered = await unless_gone(request, _classify_several(admission, images, parameters, asker))
             else:
                 choice = admission.choose(_first(images.betas[0], parameters.beta), asker)
-                one = await unless_gone(request, admission.classify(choice))
+                (one,) = await unless_gone(request, admission.classify([choice]))
+                if isinstance(one, TureenError):
+                    raise one
                 labels = admission.model.bundle.manifest.labels
                 result = classified(one.logits[0], choice, labels, parameters.top_k)
                 answer = ClassifyAnswer(
@@ -115,10 +117,8 @@ def add_routes(app: FastAPI, service: Service, memory: BodyMemory) -> None:
         ) as admission:
             if not admission.model.bundle.manifest.has_two_tokens:
                 raise SingleTokenError
-            admission.in_force.check(parameters.betas)
-            (one,) = await unless_gone(request, admission.answer([tuple(parameters.betas)]))
-            if isinstance(one, TureenError):
-                raise one
+            admission.active_settings.check(parameters.betas)
+            one = await unless_gone(request, admission.sweep(parameters.betas))
             answer = sweep_answer(admission, parameters.betas, one.logits, parameters.top_k)
         return _response(request, answer, [one])
 
@@ -130,7 +130,7 @@ async def _classify_several(
 ) -> tuple[ClassifyAnswers, list[InferenceResult]]:
     choices = [admission.choose(_first(beta, parameters.beta), asker) for beta in images.betas]
     readable = [choice for image, choice in zip(images.images, choices, strict=True) if isinstance(image, bytes)]
-    replies_in_order = iter(await admission.classify_all(readable))
+    replies_in_order = iter(await admission.classify(readable))
     replies = [next(replies_in_order) if isinstance(image, bytes) else image for image in images.images]
     labels = admission.model.bundle.manifest.labels
     results = [

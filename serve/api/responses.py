@@ -90,7 +90,7 @@ class ServedFields(TypedDict):
 def served(admission: Admission) -> ServedFields:
     """Which model answered the request, and under which settings."""
     manifest = admission.model.bundle.manifest
-    return {"model": manifest.name, "version": manifest.version, "revision": admission.in_force.revision}
+    return {"model": manifest.name, "version": manifest.version, "revision": admission.active_settings.revision}
 
 
 def classified(logits: NDArray[np.float32], choice: BetaChoice, labels: Sequence[str], top_k: int) -> Classified:

@@ -1,22 +1,25 @@
-"""Decides which waiting rows form the next batch. Knows nothing about HTTP, images or models."""
+"""Decides which queued rows form the next batch, and how a failed batch runs again.
+
+Knows nothing about HTTP, images or models.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Generic, Protocol, TypeVar
 
 
 class Priority(IntEnum):
-    """Whose rows go first: somebody waits for an online row, nobody for one of a batch job."""
+    """ONLINE: a client waits for the row. BACKGROUND: no client waits, as in batch jobs and mode comparisons."""
 
     ONLINE = 0
-    BATCH = 1
+    BACKGROUND = 1
 
 
-class Waiting(Protocol):
-    """What the policy needs to know of a row in the queue."""
+class QueuedRow(Protocol):
+    """The attributes of a row that the policy reads."""
 
     @property
     def priority(self) -> Priority: ...
@@ -28,25 +31,28 @@ class Waiting(Protocol):
     def is_abandoned(self) -> bool: ...
 
 
-W = TypeVar("W", bound=Waiting)
+R = TypeVar("R", bound=QueuedRow)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Decision(Generic[W]):
-    """Every row of the queue, in exactly one of four places. The last three keep the order of the queue."""
+class Decision(Generic[R]):
+    """Every row of the queue in exactly one of four lists. Each list keeps the order of the queue."""
 
-    batch: list[W]
-    expired: list[W]
-    abandoned: list[W]
-    waiting: list[W]
+    batch: list[R]
+    expired: list[R]
+    abandoned: list[R]
+    waiting: list[R]
 
 
-def next_batch(queue: Iterable[W], *, now_s: float, max_batch: int, max_background: int) -> Decision[W]:
-    """Take what waits, up to max_batch, the oldest first. Never wait for more.
+def next_batch(queue: Iterable[R], *, now_s: float, max_batch: int, max_background: int) -> Decision[R]:
+    """Returns the next batch: the oldest rows, at most max_batch. Does not wait for more rows.
 
-    A row whose client has gone, or whose deadline (same clock as now_s) has passed, takes no place in a batch. β plays
-    no part: neighbours may have any. Rows of batch jobs never share a batch with online rows, which would be longer for
-    it: they get runs of their own, of at most max_background rows, when no online row waits.
+    A row does not enter a batch if its client closed the connection, or if its deadline has passed. Deadlines use the
+    clock of now_s. Rows of one batch may have any β.
+
+    Background rows never share a batch with online rows, because they would make that batch longer. They run in batches
+    of at most max_background rows while no online row waits.
     """
     abandoned, expired, living = [], [], []
     for row in queue:
@@ -60,3 +66,26 @@ def next_batch(queue: Iterable[W], *, now_s: float, max_batch: int, max_backgrou
     batch = online[:max_batch] if online else living[: min(max_background, max_batch)]
     taken = set(map(id, batch))
     return Decision(batch, expired, abandoned, [row for row in living if id(row) not in taken])
+
+
+class BatchParts(Generic[T]):
+    """Iterates over the parts of a batch to run: first the whole batch, then the halves of each part that failed.
+
+    The caller runs each part, and calls `halve` with a part that failed. So one row that breaks its batch fails alone,
+    and every other row gets its result. Parts come in the order of the batch.
+    """
+
+    def __init__(self, batch: Sequence[T]) -> None:
+        self._pending = [batch]
+
+    def __iter__(self) -> Iterator[Sequence[T]]:
+        while self._pending:
+            yield self._pending.pop()
+
+    def halve(self, part: Sequence[T]) -> bool:
+        """Schedules both halves of a failed part as the next parts. Returns False if the part is a single row."""
+        if len(part) < 2:
+            return False
+        middle = len(part) // 2
+        self._pending += [part[middle:], part[:middle]]
+        return True

@@ -1,7 +1,7 @@
-"""Gathers concurrent rows into batches and runs them on threads of its own, one batch on each stream.
+"""Gathers concurrent rows into batches and runs them on a pool of threads, one batch per stream.
 
-While every stream is busy the next batch gathers, so nobody waits for a timer. Knows nothing about HTTP, images or
-models: what a row is and what running means is the caller's.
+The next batch gathers while every stream is busy, so no row waits for a timer. Knows nothing about HTTP, images or
+models: the caller defines what a row is and how a batch runs.
 """
 
 from __future__ import annotations
@@ -18,22 +18,26 @@ from functools import partial
 from typing import Generic, TypeVar
 
 from serve.errors import DeadlineError, InferenceError, OverloadedError
-from serve.inference.batch_policy import Priority, next_batch
+from serve.inference.batch_policy import BatchParts, Priority, next_batch
 
 Row = TypeVar("Row")
-Result = TypeVar("Result")
+Output = TypeVar("Output")
 
-QUIET_S = 10.0  # without an online row: then rows that nobody waits for have every stream, for longer runs
-QUIET_TIMES = 10  # as long: the first online row after that waits for so much and no more
+QUIET_S = 10.0  # without an online row; after that, background rows use every stream, in longer runs
+QUIET_RUN_FACTOR = 10  # by which those runs are longer: the first online row after the quiet waits for one at most
 
 logger = logging.getLogger("tureen.serve")
 
 
 @dataclass(frozen=True)
-class Answer(Generic[Result]):
-    """A row's result, how long it waited for its batch, when that began (time.monotonic), and how long it ran."""
+class RowResult(Generic[Output]):
+    """The output of one row, and the timing of its batch.
 
-    result: Result
+    queue_s: seconds in the queue. batch_began_s: start of the run (time.monotonic). inference_s: seconds of the run.
+    batch_size: rows in the run.
+    """
+
+    output: Output
     queue_s: float
     batch_began_s: float
     inference_s: float
@@ -41,24 +45,24 @@ class Answer(Generic[Result]):
 
 
 @dataclass(frozen=True, eq=False)
-class _Waiting(Generic[Row, Result]):
+class _QueuedRow(Generic[Row, Output]):
     row: Row
     priority: Priority
     arrived_s: float
     deadline_s: float
-    future: asyncio.Future[Answer[Result]]
+    future: asyncio.Future[RowResult[Output]]
 
     @property
     def is_abandoned(self) -> bool:
         return self.future.done()
 
 
-class Batcher(Generic[Row, Result]):
-    """Answers every submitted row exactly once: with its result, or with a ServeError."""
+class Batcher(Generic[Row, Output]):
+    """Completes every submitted row exactly once: with its result or with a ServeError."""
 
     def __init__(
         self,
-        run: Callable[[Sequence[Row]], Sequence[Result]],
+        run: Callable[[Sequence[Row]], Sequence[Output]],
         *,
         max_batch: int,
         max_waiting: int,
@@ -70,15 +74,18 @@ class Batcher(Generic[Row, Result]):
         on_waiting: Callable[[int], None] = lambda count: None,
         on_failed: Callable[[], None] = lambda: None,
     ) -> None:
-        """run: called with 1 to max_batch rows, up to `streams` calls at a time, each on a thread of the batcher's;
-        returns as many results.
+        """run: called with 1 to max_batch rows on a thread of the batcher; returns one output per row. At most
+        `streams` calls run at a time.
 
-        background_run_s: how long a run of rows that nobody waits for takes at most, about, while online rows come;
-        one such run at a time then, and only where `is_idle`; `wake` has it looked at again. Where none came for
-        QUIET_S, they have every stream, and runs QUIET_TIMES as long.
-        on_batch: told the size and seconds of each batch that ran. on_dropped: told how many rows left the queue
-        unanswered by the engine, and why: "deadline" or "abandoned". on_waiting: told how many rows wait, whenever
-        that changed. on_failed: told of each run that failed.
+        max_waiting: rows in the queue, at most.
+        background_run_s: target duration of a run of background rows while online rows arrive. Then one such run is
+        active at a time, and starts only while `is_idle` returns True. After QUIET_S without an online row, background
+        rows use every stream, in runs that are QUIET_RUN_FACTOR times as long.
+        is_idle: whether the caller has no request in progress. After it becomes True, the caller calls `notify_idle`.
+
+        The callbacks run in the event loop. on_batch: the size and the seconds of each successful run. on_dropped: the
+        reason, "deadline" or "abandoned", and how many rows left the queue for it without a run. on_waiting: the
+        length of the queue, after each change. on_failed: called for each failed run.
         """
         self._run = run
         self._max_batch = max_batch
@@ -88,86 +95,86 @@ class Batcher(Generic[Row, Result]):
         self._on_waiting = on_waiting
         self._on_failed = on_failed
         self._background_run_s, self._is_idle = background_run_s, is_idle
-        self._background_rows = {False: 1, True: 1}  # of which a run takes as long, where it is quiet or not
-        self._last_online_s = -math.inf  # when an online row came or was answered last
-        self._running: Counter[Priority] = Counter()  # runs
-        self._queue: list[_Waiting[Row, Result]] = []
-        self._changed = asyncio.Event()
+        self._background_rows = {False: 1, True: 1}  # rows of a run of the target duration, by _is_quiet
+        self._last_online_s = -math.inf  # last arrival or completion of an online row
+        self._active_runs: Counter[Priority] = Counter()
+        self._queue: list[_QueuedRow[Row, Output]] = []
+        self._queue_changed = asyncio.Event()
         self._is_closing = False
         self._free_streams = asyncio.Semaphore(streams)
         self._threads = ThreadPoolExecutor(streams, thread_name_prefix="inference")
-        self._loop_task = asyncio.get_running_loop().create_task(self._serve())
+        self._loop_task = asyncio.get_running_loop().create_task(self._run_queue())
 
     @property
     def waiting(self) -> int:
-        """Rows in the queue."""
+        """The number of rows in the queue."""
         return len(self._queue)
 
-    async def submit(self, row: Row, *, deadline_s: float, priority: Priority = Priority.ONLINE) -> Answer[Result]:
-        """The row's answer. Whoever stops waiting for it, by cancelling, takes the row out of the queue.
+    async def submit(self, row: Row, *, deadline_s: float, priority: Priority = Priority.ONLINE) -> RowResult[Output]:
+        """Returns the result of the row. If the caller is cancelled, the row leaves the queue.
 
-        deadline_s: by when (time.monotonic) the row must be in a batch. Raises OverloadedError at once,
-        DeadlineError where the row's turn comes too late, InferenceError where the engine failed on it.
+        deadline_s: the row must be in a batch by then (time.monotonic). Raises OverloadedError immediately if the queue
+        is full, DeadlineError after the deadline, and InferenceError if the engine failed on this row.
         """
         if self._is_closing or len(self._queue) >= self._max_waiting:
             raise OverloadedError
-        future: asyncio.Future[Answer[Result]] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[RowResult[Output]] = asyncio.get_running_loop().create_future()
         now_s = time.monotonic()
         if priority is Priority.ONLINE:
             self._last_online_s = now_s
-        self._queue.append(_Waiting(row, priority, now_s, deadline_s, future))
+        self._queue.append(_QueuedRow(row, priority, now_s, deadline_s, future))
         self._on_waiting(len(self._queue))
-        self._changed.set()
+        self._queue_changed.set()
         return await future
 
-    def wake(self) -> None:
-        """Look again whether rows that nobody waits for may run."""
+    def notify_idle(self) -> None:
+        """Starts background rows that wait until `is_idle` returns True."""
         if self._queue:
-            self._changed.set()
+            self._queue_changed.set()
 
     async def close(self) -> None:
-        """Refuse more rows, answer those that wait, and stop."""
+        """Refuses further rows, completes the queued ones, and stops."""
         self._is_closing = True
-        self._changed.set()
+        self._queue_changed.set()
         await self._loop_task
         self._threads.shutdown()
 
-    async def _serve(self) -> None:
-        async with asyncio.TaskGroup() as running:
+    async def _run_queue(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
             while not (self._is_closing and not self._queue):
-                await self._changed.wait()
-                self._changed.clear()
+                await self._queue_changed.wait()
+                self._queue_changed.clear()
                 while self._queue:
-                    await self._free_streams.acquire()  # nobody is given a place in a batch before it can run
-                    batch, self._queue = self._living(self._queue, self._max_batch, self._room_for_background())
+                    await self._free_streams.acquire()  # first: a batch is formed only when it can run
+                    batch, self._queue = self._next_batch(self._queue, self._max_batch, self._max_background_rows())
                     self._on_waiting(len(self._queue))
-                    if not batch:  # what waits does so for a run to end, or for an online row to come
+                    if not batch:  # background rows wait for the end of a run, or the queue is empty
                         self._free_streams.release()
                         break
                     priority = batch[0].priority
-                    self._running[priority] += 1
-                    running.create_task(self._run_batch(batch)).add_done_callback(partial(self._has_run, priority))
+                    self._active_runs[priority] += 1
+                    tasks.create_task(self._run_batch(batch)).add_done_callback(partial(self._end_run, priority))
 
-    def _has_run(self, priority: Priority, _: asyncio.Task[None]) -> None:
-        self._running[priority] -= 1
+    def _end_run(self, priority: Priority, _: asyncio.Task[None]) -> None:
+        self._active_runs[priority] -= 1
         if priority is Priority.ONLINE:
             self._last_online_s = time.monotonic()
         self._free_streams.release()
-        self._changed.set()
+        self._queue_changed.set()
 
-    def _room_for_background(self) -> int:
-        """How many rows that nobody waits for may run now."""
+    def _max_background_rows(self) -> int:
+        """Returns how many background rows may run now."""
         if self._is_quiet():
             return self._background_rows[True]
-        return self._background_rows[False] if self._is_idle() and not self._running.total() else 0
+        return self._background_rows[False] if self._is_idle() and not self._active_runs.total() else 0
 
     def _is_quiet(self) -> bool:
         return time.monotonic() - self._last_online_s > QUIET_S
 
-    def _living(
-        self, rows: list[_Waiting[Row, Result]], max_batch: int, max_background: int
-    ) -> tuple[list[_Waiting[Row, Result]], list[_Waiting[Row, Result]]]:
-        """The next batch, which may be empty, and who waits on; those who are in neither are answered."""
+    def _next_batch(
+        self, rows: Sequence[_QueuedRow[Row, Output]], max_batch: int, max_background: int
+    ) -> tuple[list[_QueuedRow[Row, Output]], list[_QueuedRow[Row, Output]]]:
+        """Returns the next batch, which may be empty, and the rows that keep waiting. Completes the expired rows."""
         decision = next_batch(rows, now_s=time.monotonic(), max_batch=max_batch, max_background=max_background)
         for row in decision.expired:
             row.future.set_exception(DeadlineError())
@@ -176,33 +183,38 @@ class Batcher(Generic[Row, Result]):
                 self._on_dropped(reason, len(dropped))
         return decision.batch, decision.waiting
 
-    async def _run_batch(self, batch: list[_Waiting[Row, Result]]) -> None:
-        """Run it; where it fails, run each half, and so on, until only the rows that break it have failed."""
-        if not batch:
-            return
-        started = time.monotonic()
-        rows = [waiting.row for waiting in batch]
-        try:
-            results = await asyncio.get_running_loop().run_in_executor(self._threads, self._run, rows)
-            pairs = list(zip(batch, results, strict=True))
-        except Exception as error:  # whatever an engine raises, every member of its batch gets an answer
-            self._on_failed()
-            if len(batch) > 1:
-                logger.warning("a batch of %d failed (%s): each half is run alone", len(batch), type(error).__name__)
-                middle = len(batch) // 2
-                for half in (batch[:middle], batch[middle:]):
-                    await self._run_batch(self._living(half, len(half), len(half))[0])
-                return
-            logger.exception("the engine failed on an image alone")
-            if not batch[0].future.done():
-                batch[0].future.set_exception(InferenceError())
-            return
-        seconds = time.monotonic() - started
-        if batch[0].priority is Priority.BATCH:
-            for is_quiet, times in ((False, 1), (True, QUIET_TIMES)):
-                fitting = times * self._background_run_s * len(rows) / max(seconds, 1e-6)
-                self._background_rows[is_quiet] = max(1, int(min(fitting, 2 * len(rows), self._max_batch)))
-        self._on_batch(len(rows), seconds)
-        for waiting, result in pairs:
-            if not waiting.future.done():
-                waiting.future.set_result(Answer(result, started - waiting.arrived_s, started, seconds, len(rows)))
+    async def _run_batch(self, batch: Sequence[_QueuedRow[Row, Output]]) -> None:
+        """Runs the batch and completes its rows. If it fails, runs its halves, until only single rows have failed."""
+        parts = BatchParts(batch)
+        for part in parts:
+            if part is not batch:  # during the failed run, clients may have closed and deadlines passed
+                part, _ = self._next_batch(part, len(part), len(part))
+            if not part:
+                continue
+            started = time.monotonic()
+            rows = [queued.row for queued in part]
+            try:
+                outputs = await asyncio.get_running_loop().run_in_executor(self._threads, self._run, rows)
+                pairs = list(zip(part, outputs, strict=True))
+            except Exception as error:  # engines raise anything; every row must complete
+                self._on_failed()
+                if parts.halve(part):
+                    cause = type(error).__name__
+                    logger.warning("a batch of %d failed (%s): running each half separately", len(part), cause)
+                    continue
+                logger.exception("the engine failed on a single image")
+                if not part[0].future.done():
+                    part[0].future.set_exception(InferenceError())
+            else:
+                self._complete(pairs, started)
+
+    def _complete(self, pairs: Sequence[tuple[_QueuedRow[Row, Output], Output]], started: float) -> None:
+        seconds, size = time.monotonic() - started, len(pairs)
+        if pairs[0][0].priority is Priority.BACKGROUND:
+            for is_quiet, factor in ((False, 1), (True, QUIET_RUN_FACTOR)):
+                fitting = factor * self._background_run_s * size / max(seconds, 1e-6)
+                self._background_rows[is_quiet] = max(1, int(min(fitting, 2 * size, self._max_batch)))
+        self._on_batch(size, seconds)
+        for queued, output in pairs:
+            if not queued.future.done():
+                queued.future.set_result(RowResult(output, started - queued.arrived_s, started, seconds, size))

@@ -1,4 +1,4 @@
-"""One loaded bundle: its engine, proven and warm, and the batcher that feeds it. Knows nothing about HTTP."""
+"""Runs one loaded bundle: decodes images, and runs their rows on its engine in batches. Knows nothing about HTTP."""
 
 from __future__ import annotations
 
@@ -21,22 +21,23 @@ from serve.inference.image_decoders import Decoders
 from serve.inference.queue_time import StartSpeed
 from serve.settings import Settings
 from serve.telemetry.metrics import Metrics
-from serve.telemetry.request_trace import StageTimes
+from serve.telemetry.request_trace import REQUEST_TRACE, StageTimes
 from tureen.bundle.bundle import Bundle
 from tureen.engines import open_engine
 from tureen.engines.paired import CPU_ENGINES, PairedEngine
+from tureen.errors import TureenError
 from tureen.image_cost import LEAST, ImageCost, image_cost
 from tureen.preprocess import ImageLimits, Pixels
 from tureen.soup import Soup
 
-Row = tuple[Pixels, float]
-START_RUNS = 3  # by which the speed of the machine is measured
-FULL_S = 0.1  # before rows for which nobody waits are tried again where the queue was full
+Row = tuple[Pixels, float]  # an image and its β
+START_RUNS = 3  # timed runs that measure the speed of the machine
+RETRY_S = 0.1  # between attempts to submit background rows to a full queue
 
 
 @dataclass(frozen=True)
 class InferenceRequest:
-    """An image and every β it is asked at: encoded bytes, or pixels uint8 (H, W, 3) of the model's size."""
+    """An image, and each β to run it at. image: encoded bytes, or pixels uint8 (H, W, 3) at the size of the model."""
 
     image: bytes | Pixels
     betas: tuple[float, ...]
@@ -45,14 +46,14 @@ class InferenceRequest:
 
 @dataclass(frozen=True)
 class InferenceResult(StageTimes):
-    """An image's logits, float32 (len(betas), K), its pixels, and the times of the last of its rows."""
+    """The logits of an image, float32 (len(betas), K), its pixels, and the stage times of its last row."""
 
     logits: NDArray[np.float32]
     pixels: Pixels
 
 
 class LoadedModel:
-    """A bundle that can be asked. Made by `open_model`; whoever made it closes it once nobody asks any more."""
+    """A bundle whose engine is ready to run. Takes ownership of the soup: `close` closes it."""
 
     def __init__(
         self,
@@ -64,13 +65,14 @@ class LoadedModel:
         is_idle: Callable[[], bool],
         on_run: Callable[[int, float], None],
     ) -> None:
-        """Called in the running loop. decoders: where images are decoded. is_idle: whether no request is here now.
+        """Requires a running event loop. is_idle: whether the service has no request in progress.
 
         on_run: called with the rows and the seconds of each run of the engine.
         """
         self.soup = soup
         self.bundle = soup.bundle
-        self.is_unused = asyncio.Event()  # set where nobody asks it any more, after another took its place
+        self.is_unused = asyncio.Event()  # set when another model has replaced this one and its last request ended
+        self._metrics = metrics
         self._decoders = decoders
         self._decoding = DecodeOptions(self.bundle.manifest.preprocess, settings.limits, settings.jpeg_scaling)
 
@@ -91,33 +93,41 @@ class LoadedModel:
             on_failed=metrics.engine_failures.inc,
         )
 
-    async def ask(
+    async def infer(
         self,
-        asked: InferenceRequest,
+        request: InferenceRequest,
         *,
         deadline_s: float,
         priority: Priority = Priority.ONLINE,
         on_decoded: Callable[[], None] = lambda: None,
-    ) -> InferenceResult:
-        """Decode the image once, run a row for each β; raises an ImageError or a ServeError.
+    ) -> InferenceResult | TureenError:
+        """Decodes the image once and runs one row for each β. Returns an ImageError or a ServeError if that fails.
 
-        deadline_s: by when (time.monotonic) it must be decoded, and each row in a batch. on_decoded: called once
-        decoding has ended, however.
+        Errors are returned, not raised, because the other images of a client's request still get their results.
+        deadline_s: decoding ends, and each row is in a batch, by then (time.monotonic). on_decoded: called when
+        decoding ends, also if it fails. An online result is recorded in the metrics and in the trace of the request.
         """
         try:
-            if isinstance(asked.image, bytes):
-                pixels, decode_began_s, decode_s = await self._decoders.decode(
-                    asked.image, asked.cost, self._decoding, deadline_s
-                )
-            else:
-                pixels, decode_began_s, decode_s = asked.image, time.monotonic(), 0.0
-        finally:
-            on_decoded()
-        rows = [self._batcher.submit((pixels, beta), deadline_s=deadline_s, priority=priority) for beta in asked.betas]
-        answers = await asyncio.gather(*rows) if len(rows) > 1 else [await rows[0]]  # one needs no task
-        last = max(answers, key=lambda answer: answer.batch_began_s)
-        return InferenceResult(
-            logits=np.stack([answer.result for answer in answers]),
+            try:
+                if isinstance(request.image, bytes):
+                    pixels, decode_began_s, decode_s = await self._decoders.decode(
+                        request.image, request.cost, self._decoding, deadline_s
+                    )
+                else:
+                    pixels, decode_began_s, decode_s = request.image, time.monotonic(), 0.0
+            finally:
+                on_decoded()
+            rows = [
+                self._batcher.submit((pixels, beta), deadline_s=deadline_s, priority=priority) for beta in request.betas
+            ]
+            row_results = (
+                await asyncio.gather(*rows) if len(rows) > 1 else [await rows[0]]
+            )  # a single row needs no task
+        except TureenError as error:
+            return error
+        last = max(row_results, key=lambda row_result: row_result.batch_began_s)
+        result = InferenceResult(
+            logits=np.stack([row_result.output for row_result in row_results]),
             pixels=pixels,
             decode_began_s=decode_began_s,
             decode_s=decode_s,
@@ -126,49 +136,54 @@ class LoadedModel:
             inference_s=last.inference_s,
             batch_size=last.batch_size,
         )
+        if priority is Priority.ONLINE:
+            if (trace := REQUEST_TRACE.get()) is not None:
+                trace.images.append((request.betas, result))
+            self._metrics.observe_stages(result.decode_s, result.queue_s, result.inference_s)
+        return result
 
     async def logits(self, pixels: NDArray[np.uint8], betas: Sequence[float]) -> NDArray[np.float32]:
-        """float32 (B, K) of pixels uint8 (B, H, W, 3), each at its β, for nobody who waits: behind every request.
+        """Returns float32 (B, K) for pixels uint8 (B, H, W, 3) and B β, as background rows: after every request.
 
-        Raises InferenceError.
+        Waits while the queue is full. Raises InferenceError.
         """
         logits: dict[int, NDArray[np.float32]] = {}
         while len(logits) < len(betas):
             missing = [row for row in range(len(betas)) if row not in logits]
             submitted = (
-                self._batcher.submit((pixels[row], betas[row]), deadline_s=math.inf, priority=Priority.BATCH)
+                self._batcher.submit((pixels[row], betas[row]), deadline_s=math.inf, priority=Priority.BACKGROUND)
                 for row in missing
             )
-            answers = await asyncio.gather(*submitted, return_exceptions=True)
-            for row, answer in zip(missing, answers, strict=True):
-                if not isinstance(answer, BaseException):
-                    logits[row] = answer.result
-                elif not isinstance(answer, OverloadedError):
-                    raise answer
+            row_results = await asyncio.gather(*submitted, return_exceptions=True)
+            for row, row_result in zip(missing, row_results, strict=True):
+                if not isinstance(row_result, BaseException):
+                    logits[row] = row_result.output
+                elif not isinstance(row_result, OverloadedError):
+                    raise row_result
             if len(logits) < len(betas):
-                await asyncio.sleep(FULL_S)
+                await asyncio.sleep(RETRY_S)
         return np.stack([logits[row] for row in range(len(betas))])
 
-    def wake(self) -> None:
-        """Say that it may be idle now."""
-        self._batcher.wake()
+    def notify_idle(self) -> None:
+        """Starts background rows that wait until the service is idle."""
+        self._batcher.notify_idle()
 
     async def close(self) -> None:
-        """Answer what waits, then free engine and threads."""
+        """Completes the queued rows, then frees the engine and its threads."""
         await self._batcher.close()
         self.soup.close()
 
     def _run(self, rows: Sequence[Row]) -> Sequence[NDArray[np.float32]]:
         logits = self.soup.logits(np.stack([pixels for pixels, _ in rows]), [beta for _, beta in rows])
         if not np.isfinite(logits).all():
-            raise ArithmeticError("logits that are no numbers")  # the batcher finds the row
+            raise ArithmeticError("the engine returned logits that are not finite")  # the batcher finds the row
         return list(logits)
 
 
 def open_soup(bundle: Bundle, settings: Settings) -> tuple[Soup, StartSpeed]:
-    """The bundle's engine, proven on the golden rows and warm at each size of batch, and how fast this machine is.
+    """Opens the engine of the bundle, checks it on the golden rows, and runs it at each batch size.
 
-    Blocks for as long as that takes; raises EngineError.
+    Returns the soup and the measured speed of this machine. Blocks; raises EngineError.
     """
     engine = open_engine(bundle, settings.engine, settings.precision, settings.engine_options)
     if settings.engine_options.streams > 1 and engine.name in CPU_ENGINES:
@@ -177,16 +192,16 @@ def open_soup(bundle: Bundle, settings: Settings) -> tuple[Soup, StartSpeed]:
     soup = Soup(bundle, engine, settings.limits)
     run_s: dict[int, float] = {}
     for size in warm_sizes(settings.max_batch):
-        # Engines compile or allocate for each size at its first run. Of more, the quickest is the least disturbed.
+        # The first run of a size compiles or allocates. The shortest of the runs is the least disturbed one.
         for _ in range(1 + START_RUNS):
             started = time.perf_counter()
             soup.logits(np.zeros((size, *bundle.golden.pixels.shape[1:]), np.uint8), [0.0] * size)
             run_s[size] = min(run_s.get(size, math.inf), time.perf_counter() - started)
-    return soup, StartSpeed(_decode_s(bundle, settings), run_s)
+    return soup, StartSpeed(_decode_unit_s(bundle, settings), run_s)
 
 
-def _decode_s(bundle: Bundle, settings: Settings) -> float:
-    """Seconds for a unit of decoding work, on a JPEG drawn here."""
+def _decode_unit_s(bundle: Bundle, settings: Settings) -> float:
+    """Returns the seconds of one unit of decoding work (`ImageCost.work`), measured on a generated JPEG."""
     coarse = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8))
     buffer = io.BytesIO()
     coarse.resize((512, 512), Image.Resampling.BICUBIC).save(buffer, "JPEG")
@@ -202,5 +217,5 @@ def _decode_s(bundle: Bundle, settings: Settings) -> float:
 
 
 def warm_sizes(max_batch: int) -> list[int]:
-    """Sizes of batch: the powers of two below the largest, and the largest."""
+    """Returns the batch sizes to warm up: each power of two below max_batch, and max_batch."""
     return [*(1 << n for n in range(max_batch.bit_length()) if 1 << n < max_batch), max_batch]

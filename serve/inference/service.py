@@ -1,4 +1,7 @@
-"""What is served: the current model, who is admitted to it, and its replacement. Knows nothing about HTTP."""
+"""Admits requests, classifies their images on the current model, and replaces that model on a reload.
+
+Knows nothing about HTTP.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from functools import partial
 
 from serve.control.beta_choice import ANYBODY, ActiveSettings, BetaChoice, ClientIdentity
 from serve.control.settings_state import SettingsState
@@ -34,16 +38,16 @@ logger = logging.getLogger("tureen.serve")
 
 
 class Service:
-    """Classifies images, each at its own β, in shared batches. Not ready until `open` is done."""
+    """Classifies images, each at its own β, in shared batches. Ready when `open` has returned."""
 
     def __init__(self, settings: Settings, bundle: Bundle, metrics: Metrics) -> None:
         self.settings = settings
         self.metrics = metrics
         self._first_bundle = bundle
         self._model: LoadedModel | None = None
-        self._admitted: dict[LoadedModel, set[object]] = {}
-        self._retired: set[asyncio.Task[None]] = set()
-        self._signals: set[asyncio.Task[None]] = set()
+        self._holds: dict[LoadedModel, set[object]] = {}  # admissions and others that keep a model from being closed
+        self._retirements: set[asyncio.Task[None]] = set()
+        self._comparisons: set[asyncio.Task[None]] = set()
         self._queue_time = QueueTime(
             StartSpeed(0.0, {1: 0.0}),
             decoders={
@@ -58,64 +62,65 @@ class Service:
             settings.decode_threads,
             settings.decode_processes,
             max_memory=settings.max_decode_memory,
-            on_decoded=lambda cost, seconds: self._queue_time.decoded(cost, seconds, time.monotonic()),
+            on_decoded=lambda cost, seconds: self._queue_time.record_decoding(cost, seconds, time.monotonic()),
         )
-        self._revision, self._control = 0, SettingsState()
-        self.in_force = active_settings(bundle.manifest, settings.default_beta)
-        self._show_in_force()
+        self._revision, self._state = 0, SettingsState()
+        self.active_settings = initial_settings(bundle.manifest, settings.default_beta)
+        self._export_settings()
         metrics.is_ready.set(0)
         metrics.expected_queue_limit.set(settings.max_queue_ms / 1000)
 
     @property
     def is_ready(self) -> bool:
-        """Whether an engine has reproduced the golden rows here, and requests shall come."""
+        """Whether an engine has reproduced the golden rows and the server is not draining."""
         return self._model is not None and not self._is_draining
 
     @property
     def bundle(self) -> Bundle:
-        """What is served, or will be."""
+        """The bundle of the current model; before `open` has returned, the first bundle."""
         return self._first_bundle if self._model is None else self._model.bundle
 
     @property
     def model(self) -> LoadedModel:
-        """What is served; raises NotReadyError."""
+        """The current model. Raises NotReadyError."""
         if self._model is None:
             raise NotReadyError
         return self._model
 
     async def open(self) -> None:
-        """Compile, prove and warm the engine on a thread, then take requests; raises EngineError."""
-        await self._serve(self._first_bundle)
+        """Loads the first bundle on a thread and becomes ready. Raises EngineError."""
+        await self._load(self._first_bundle)
         self.metrics.is_ready.set(1)
 
     async def reload(self) -> None:
-        """Serve the bundle that lies there now, without refusing or failing a request.
+        """Replaces the model by the bundle that is now on disk. No request is refused or fails.
 
-        It is loaded, proven and warm before the next request gets it; who was admitted before is answered by the one
-        before, which is closed after the last. Raises BundleError or EngineError, and then nothing has changed.
+        The bundle is loaded, checked on its golden rows and warm before it gets a request. Requests that were admitted
+        before get their results from the previous model, which is closed after the last of them. Raises BundleError or
+        EngineError, and then the previous model stays current.
         """
-        before = self.model
-        await self._serve(await asyncio.to_thread(load_bundle, self.settings.bundle))
-        retired = asyncio.create_task(self._retire(before))
-        self._retired.add(retired)
-        retired.add_done_callback(self._retired.discard)
+        previous = self.model
+        await self._load(await asyncio.to_thread(load_bundle, self.settings.bundle))
+        retirement = asyncio.create_task(self._retire(previous))
+        self._retirements.add(retirement)
+        retirement.add_done_callback(self._retirements.discard)
 
-    def follow(self, revision: int, control: SettingsState) -> None:
-        """Have these settings in force for whoever is admitted from now on; an older revision changes nothing."""
+    def apply_settings(self, revision: int, state: SettingsState) -> None:
+        """Applies the operator's settings to requests admitted from now on. Ignores an older revision."""
         if revision < self._revision:
             return
-        self._revision, self._control = revision, control
-        self.in_force = replace(self.in_force, revision=revision, state=control)
-        self._show_in_force()
+        self._revision, self._state = revision, state
+        self.active_settings = replace(self.active_settings, revision=revision, state=state)
+        self._export_settings()
 
     def drain(self) -> None:
-        """Be no longer ready; requests are answered all the same."""
+        """Reports not ready from now on. Requests are still admitted."""
         self._is_draining = True
         self.metrics.is_ready.set(0)
 
     async def close(self) -> None:
-        """Answer what was accepted, then free engines and threads."""
-        await asyncio.gather(*self._signals, *self._retired, return_exceptions=True)
+        """Completes the accepted requests, then frees engines and threads."""
+        await asyncio.gather(*self._comparisons, *self._retirements, return_exceptions=True)
         if self._model is not None:
             await self._model.close()
         await self._decoders.close()
@@ -123,12 +128,12 @@ class Service:
     def refusal(
         self, costs: Sequence[ImageCost] = (LEAST,), rows: int = 1, timeout_ms: int | None = None
     ) -> TureenError | None:
-        """Why a request of these images and rows would not be taken now; None where it would.
+        """Returns the error for a request of these images and rows if it cannot be admitted now, else None.
 
-        It would not where its images have more pixels than a request may; where all permits are taken; where all
-        images to be decoded have too many pixels; or where by measurement it would wait longer than max_queue_ms, or
-        than its own time limit. An idle machine takes every request within its pixels. Before a body is read, the
-        request is taken for one small image.
+        A request is refused while the model is being loaded, and if its images have more than max_request_pixels. While
+        another request is in progress, it is also refused if all permits are taken, if the images to be decoded would
+        have more than max_decode_pixels, or if its expected time exceeds max_queue_ms or its own timeout.
+        By default the request counts as one small image: before the body arrives its images are unknown.
         """
         if self._model is None:
             return NotReadyError()
@@ -155,10 +160,10 @@ class Service:
         timeout_ms: int | None = None,
         arrived_s: float | None = None,
     ) -> Iterator[Admission]:
-        """A permit for a request of these images, held until it is answered.
+        """Holds a permit for a request of these images until the context ends.
 
-        rows: of the engine for each image. arrived_s: from when its time limit counts
-        (time.monotonic), now where None. Raises NotReadyError, TooManyPixelsError or OverloadedError at once.
+        rows: rows of the engine for each image. arrived_s: start of the request's timeout (time.monotonic), by default
+        now. Raises NotReadyError, TooManyPixelsError or OverloadedError immediately.
         """
         costs = [self._cost(image) for image in images]
         if (refusal := self.refusal(costs, rows * len(images), timeout_ms)) is not None:
@@ -169,66 +174,64 @@ class Service:
             trace.manifest = admission.model.bundle.manifest
         self._permits_taken += 1
         for cost in costs:
-            self._queue_time.enter(cost, rows)
-        self._admitted[admission.model].add(admission)
-        self._show_load()
+            self._queue_time.add_image(cost, rows)
+        self._holds[admission.model].add(admission)
+        self._export_load()
         try:
             yield admission
         finally:
             self._permits_taken -= 1
-            admission.leave_decoders()
-            self._queue_time.leave(rows * len(costs))
-            self._leave(admission.model, admission)
+            admission.end_decoding()
+            self._queue_time.remove_rows(rows * len(costs))
+            self._release(admission.model, admission)
             if self._permits_taken == 0:
-                admission.model.wake()
-            self._show_load()
+                admission.model.notify_idle()
+            self._export_load()
 
-    def left_decoder(self, cost: ImageCost, rows: int) -> None:
-        """An admitted image of this cost is decoded, or will not be."""
-        self._queue_time.left_decoder(cost, rows)
+    def end_decoding(self, cost: ImageCost, rows: int) -> None:
+        """Stops counting an admitted image as waiting for a decoder: it is decoded, or will not be."""
+        self._queue_time.end_decoding(cost, rows)
 
-    def compare_modes(self, admission: Admission, answered: InferenceResult, beta: float) -> None:
-        """For a share of answers: ask the other mode too, of the pixels at hand, behind everybody who waits.
+    def compare_modes(self, admission: Admission, result: InferenceResult, beta: float) -> None:
+        """Runs a sample of the classified images in the other mode too, as background rows, on the decoded pixels.
 
-        How often the modes disagree is a signal that something may be odd with the traffic; it detects nothing.
+        Counts how often the modes disagree. The rate is a signal that traffic may be unusual; it detects no attack.
         """
         if random.random() >= self.settings.disagreement_share:  # noqa: S311 - a sample
             return
         other = ROBUST_BETA if beta < (CLEAN_BETA + ROBUST_BETA) / 2 else CLEAN_BETA
-        task = asyncio.create_task(self._compare(admission, answered, other))
-        self._signals.add(task)
-        task.add_done_callback(self._signals.discard)
+        task = asyncio.create_task(self._compare(admission, result, other))
+        self._comparisons.add(task)
+        task.add_done_callback(self._comparisons.discard)
 
-    async def _compare(self, admission: Admission, answered: InferenceResult, other: float) -> None:
-        with self._held(admission.model) as model:
-            try:
-                asked = InferenceRequest(answered.pixels, (other,))
-                deadline_s = time.monotonic() + admission.timeout_ms / 1000
-                reply = await model.ask(asked, deadline_s=deadline_s, priority=Priority.BATCH)
-            except TureenError:
-                self.metrics.mode_comparisons.labels("dropped").inc()
-            else:
-                agree = answered.logits[0].argmax() == reply.logits[0].argmax()
-                self.metrics.mode_comparisons.labels("agree" if agree else "disagree").inc()
+    async def _compare(self, admission: Admission, result: InferenceResult, other: float) -> None:
+        with self._hold(admission.model) as model:
+            request = InferenceRequest(result.pixels, (other,))
+            deadline_s = time.monotonic() + admission.timeout_ms / 1000
+            compared = await model.infer(request, deadline_s=deadline_s, priority=Priority.BACKGROUND)
+        if isinstance(compared, TureenError):
+            outcome = "dropped"
+        else:
+            outcome = "agree" if result.logits[0].argmax() == compared.logits[0].argmax() else "disagree"
+        self.metrics.mode_comparisons.labels(outcome).inc()
 
-    def background(self) -> AbstractContextManager[LoadedModel]:
-        """The model, not closed before this ends, for work that stands behind every request; raises NotReadyError."""
-        return self._held(self.model)
+    def hold_model(self) -> AbstractContextManager[LoadedModel]:
+        """Keeps the current model open until the context ends, for background work. Raises NotReadyError."""
+        return self._hold(self.model)
 
     @contextmanager
-    def _held(self, model: LoadedModel) -> Iterator[LoadedModel]:
-        held = object()
-        self._admitted[model].add(held)
+    def _hold(self, model: LoadedModel) -> Iterator[LoadedModel]:
+        hold = object()
+        self._holds[model].add(hold)
         try:
             yield model
         finally:
-            self._leave(model, held)
+            self._release(model, hold)
 
-    async def _serve(self, bundle: Bundle) -> None:
+    async def _load(self, bundle: Bundle) -> None:
         started = time.monotonic()
-        own = active_settings(
-            bundle.manifest, self.settings.default_beta
-        )  # refused before the work where it has one token
+        # Before the work: raises SingleTokenError.
+        new_settings = initial_settings(bundle.manifest, self.settings.default_beta)
         soup, start = await asyncio.to_thread(open_soup, bundle, self.settings)
         model = LoadedModel(
             soup,
@@ -239,15 +242,15 @@ class Service:
             on_run=lambda rows, seconds: self._on_run(model, rows, seconds),
         )
         if self._model is not None and _speed_key(self._model.soup) == _speed_key(soup):
-            start = start.least(self._queue_time.start)  # a reload under load measures a slower machine than there is
+            start = start.minimum(self._queue_time.start)  # a reload under load measures the machine as too slow
         self._queue_time.restart(start)
-        self._show_load()
-        self._admitted[model] = set()
+        self._export_load()
+        self._holds[model] = set()
         self._model = model
-        self.in_force = replace(own, revision=self._revision, state=self._control)
-        self._show_in_force()
+        self.active_settings = replace(new_settings, revision=self._revision, state=self._state)
+        self._export_settings()
         manifest, engine = bundle.manifest, soup.engine
-        self.metrics.serves(
+        self.metrics.set_serving(
             {
                 "model": manifest.name,
                 "version": manifest.version,
@@ -256,11 +259,11 @@ class Service:
                 "precision": engine.precision,
             }
         )
-        why = explain(bundle, self.settings.engine_options)
-        known = f"; {why}" if why else ""
+        reason = explain(bundle, self.settings.engine_options)
+        suffix = f"; {reason}" if reason else ""
         logger.info(
             "ready: %s %s on %s %s, golden rows reproduced, after %.1f s%s",
-            manifest.name, manifest.version, engine.name, engine.precision, time.monotonic() - started, known,
+            manifest.name, manifest.version, engine.name, engine.precision, time.monotonic() - started, suffix,
         )  # fmt: skip
 
     def _cost(self, image: bytes | Pixels) -> ImageCost:
@@ -270,34 +273,34 @@ class Service:
         return image_cost(image, max_pixels=limits.max_image_pixels, max_scans=limits.max_jpeg_scans)
 
     def _on_run(self, model: LoadedModel, rows: int, seconds: float) -> None:
-        if model is self._model:  # one that was replaced says nothing of the one after it
-            self._queue_time.run(rows, seconds, time.monotonic())
+        if model is self._model:  # the speed of a replaced model does not predict that of its successor
+            self._queue_time.record_run(rows, seconds, time.monotonic())
 
-    def _show_load(self) -> None:
+    def _export_load(self) -> None:
         self.metrics.in_flight.set(self._permits_taken)
         self.metrics.expected_queue.set(self._queue_time.expected_s())
 
-    def _leave(self, model: LoadedModel, hold: object) -> None:
-        admitted = self._admitted[model]
-        admitted.discard(hold)
-        if not admitted and model is not self._model:
+    def _release(self, model: LoadedModel, hold: object) -> None:
+        holds = self._holds[model]
+        holds.discard(hold)
+        if not holds and model is not self._model:
             model.is_unused.set()
 
     async def _retire(self, model: LoadedModel) -> None:
-        if self._admitted[model]:
+        if self._holds[model]:
             await model.is_unused.wait()
-        del self._admitted[model]
+        del self._holds[model]
         await model.close()
         logger.info("closed: %s %s", model.bundle.manifest.name, model.bundle.manifest.version)
 
-    def _show_in_force(self) -> None:
-        default = self.in_force.default
+    def _export_settings(self) -> None:
+        default = self.active_settings.default
         self.metrics.default_beta.set(math.nan if default.beta is None else default.beta)
         self.metrics.revision.set(default.revision)
 
 
 class Admission:
-    """A request that was taken, with all that is fixed by then, whatever an operator or a reload does meanwhile."""
+    """An admitted request. Its model, settings and deadline are fixed: a later change or reload does not affect it."""
 
     def __init__(
         self,
@@ -312,74 +315,73 @@ class Admission:
         self.model = service.model
         self.timeout_ms = timeout_ms or service.settings.timeout_ms
         self.deadline_s = arrived_s + self.timeout_ms / 1000
-        self.in_force = service.in_force
+        self.active_settings = service.active_settings
         self._service = service
         self._images, self._costs, self._rows = images, costs, rows
         self._undecoded = set(range(len(images)))
 
-    def choose(self, beta: float | None, asker: ClientIdentity = ANYBODY) -> BetaChoice:
-        """The β of an image that names this one, or none; raises as `ActiveSettings.choose` does."""
-        return self.in_force.choose(beta, asker)
+    def choose(self, beta: float | None, identity: ClientIdentity = ANYBODY) -> BetaChoice:
+        """Returns the β for an image whose request names this β, or none. Raises as `ActiveSettings.choose` does."""
+        return self.active_settings.choose(beta, identity)
 
-    async def answer(self, betas: Sequence[tuple[float, ...]]) -> list[InferenceResult | TureenError]:
-        """Each image at all of its β. In the place of a bad image is its ImageError; neighbours are unharmed."""
-        if len(betas) == 1:
-            return [await self._answer(0, betas[0])]  # without a task of its own
-        return list(await asyncio.gather(*(self._answer(index, its) for index, its in enumerate(betas))))
+    async def classify(self, choices: Sequence[BetaChoice]) -> list[InferenceResult | TureenError]:
+        """Runs each image at the β of its choice. The result of a failed image is its error; others are unaffected.
 
-    async def classify(self, choice: BetaChoice) -> InferenceResult:
-        """The only image at the β chosen for it; raises an ImageError or a ServeError."""
-        (answered,) = await self.classify_all([choice])
-        if isinstance(answered, TureenError):
-            raise answered
-        return answered
-
-    async def classify_all(self, choices: Sequence[BetaChoice]) -> list[InferenceResult | TureenError]:
-        """Each image at the β chosen for it, as `answer` has it; counted, and for a share the modes are compared."""
-        # Of one token every β makes the same.
+        Counts each classification by β, and compares the modes for a sample.
+        """
+        # A model with one token has no β, and any value gives the same token.
         betas = [CLEAN_BETA if choice.beta is None else choice.beta for choice in choices]
-        replies = await self.answer([(beta,) for beta in betas])
-        for reply, choice, beta in zip(replies, choices, betas, strict=True):
-            if isinstance(reply, TureenError):
+        runs = [
+            self.model.infer(
+                InferenceRequest(self._images[index], (beta,), self._costs[index]),
+                deadline_s=self.deadline_s,
+                on_decoded=partial(self._end_decoding, index),
+            )
+            for index, beta in enumerate(betas)
+        ]
+        results = await asyncio.gather(*runs) if len(runs) > 1 else [await run for run in runs]  # one needs no task
+        for result, choice, beta in zip(results, choices, betas, strict=True):
+            if isinstance(result, TureenError):
                 continue
             self._service.metrics.classifications.labels(beta_bucket(choice.beta), choice.source).inc()
             if choice.beta is not None:
-                self._service.compare_modes(self, reply, beta)
-        return replies
+                self._service.compare_modes(self, result, beta)
+        return results
 
-    def leave_decoders(self) -> None:
-        """Count none of its images as waiting for a decoder any more."""
+    async def sweep(self, betas: Sequence[float]) -> InferenceResult:
+        """Runs the only image at all β. Raises an ImageError or a ServeError."""
+        (image,), (cost,) = self._images, self._costs
+        request = InferenceRequest(image, tuple(betas), cost)
+        result = await self.model.infer(request, deadline_s=self.deadline_s, on_decoded=self.end_decoding)
+        if isinstance(result, TureenError):
+            raise result
+        return result
+
+    def end_decoding(self) -> None:
+        """Stops counting its images as waiting for a decoder."""
         for index in list(self._undecoded):
-            self._leave_decoder(index)
+            self._end_decoding(index)
 
-    def _leave_decoder(self, index: int) -> None:
+    def _end_decoding(self, index: int) -> None:
         self._undecoded.remove(index)
-        self._service.left_decoder(self._costs[index], self._rows)
-
-    async def _answer(self, index: int, betas: tuple[float, ...]) -> InferenceResult | TureenError:
-        asked = InferenceRequest(self._images[index], betas, self._costs[index])
-        try:
-            answered = await self.model.ask(
-                asked, deadline_s=self.deadline_s, on_decoded=lambda: self._leave_decoder(index)
-            )
-        except TureenError as error:
-            return error
-        if (trace := REQUEST_TRACE.get()) is not None:
-            trace.images.append((betas, answered))
-        self._service.metrics.observe_stages(answered.decode_s, answered.queue_s, answered.inference_s)
-        return answered
+        self._service.end_decoding(self._costs[index], self._rows)
 
 
 def _speed_key(soup: Soup) -> tuple[object, ...]:
-    """Equal where an image takes the same work, as with other weights of the same model."""
+    """Equal for two soups if an image takes the same work in both, such as the same model with other weights."""
     manifest, engine = soup.bundle.manifest, soup.engine
     return engine.name, engine.precision, manifest.preprocess, manifest.files[BACKBONE].size
 
 
-def active_settings(manifest: Manifest, setting: float | None) -> ActiveSettings:
-    """What decides on β before an operator has decided anything; raises SingleTokenError."""
+def initial_settings(manifest: Manifest, default_beta: float | None) -> ActiveSettings:
+    """Returns the settings before any change by an operator. default_beta: of the server's settings, if set.
+
+    Raises SingleTokenError if default_beta is set and the model has one token.
+    """
     if not manifest.has_two_tokens:
-        if setting is not None:
+        if default_beta is not None:
             raise SingleTokenError("--default-beta")
         return ActiveSettings(None, "bundle")
-    return ActiveSettings(manifest.default_beta, "bundle") if setting is None else ActiveSettings(setting, "operator")
+    if default_beta is None:
+        return ActiveSettings(manifest.default_beta, "bundle")
+    return ActiveSettings(default_beta, "operator")

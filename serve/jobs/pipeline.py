@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.errors import JobError
+from serve.inference.batch_policy import BatchParts
 from serve.jobs.decoding import DecodePool, DecodeResult
 from serve.jobs.image_source import InputImage
 from serve.jobs.shard import Shard
@@ -145,29 +146,25 @@ class Pipeline:
                 return
 
     def _run(self, batch: _Batch) -> None:
-        failed = self._fill(batch.shard, batch.rows, np.stack(batch.pixels), batch.betas)
+        """Classifies a batch. If the engine fails, runs each half separately; a row that fails alone gets an error."""
+        shard, pixels = batch.shard, np.stack(batch.pixels)
+        failed = 0
+        parts = BatchParts(range(len(batch.rows)))
+        for part in parts:
+            selection = slice(part[0], part[-1] + 1)
+            rows = batch.rows[selection]
+            try:
+                shard.fill(rows, self._classify(pixels[selection], batch.betas[selection]))
+            except JobError:
+                raise
+            except Exception as error:  # noqa: BLE001 - the runtimes' exceptions have no common base class
+                if parts.halve(part):
+                    continue
+                logger.error("the engine failed on a single image: %s", error)
+                shard.error_codes[rows[0]], shard.errors[rows[0]] = INFERENCE_FAILED, "the engine failed on this image"
+                failed += 1
         if failed == len(batch.rows) > 1:
             raise JobError(f"the engine fails on every image of a batch of {failed}; the log has the engine's message")
-
-    def _fill(self, shard: Shard, rows: list[int], pixels: NDArray[np.uint8], betas: list[float]) -> int:
-        """Classifies some rows; where the engine fails, each half separately.
-
-        Returns how many rows failed alone. Those become rows with an error.
-        """
-        try:
-            shard.fill(rows, self._classify(pixels, betas))
-        except JobError:
-            raise
-        except Exception as error:  # noqa: BLE001 - the runtimes' exceptions have no common base class
-            if len(rows) == 1:
-                logger.error("the engine failed on an image alone: %s", error)
-                shard.error_codes[rows[0]], shard.errors[rows[0]] = INFERENCE_FAILED, "the engine failed on this image"
-                return 1
-            half = len(rows) // 2
-            return self._fill(shard, rows[:half], pixels[:half], betas[:half]) + self._fill(
-                shard, rows[half:], pixels[half:], betas[half:]
-            )
-        return 0
 
 
 def _fill_columns(shard: Shard, row: int, image: InputImage, result: DecodeResult, beta: float | None) -> None:

@@ -143,7 +143,7 @@ class JobRunner:
         _log("job begins", record)
         progress = JobProgress(self._settings.max_job_images)
         state: State | None = None
-        with self._service.background() as model:
+        with self._service.hold_model() as model:
             work = asyncio.create_task(asyncio.to_thread(self._run_on_thread, record, model, progress))
             while not work.done():
                 if self._is_closing.is_set() or self._service.model is not model:

@@ -62,10 +62,10 @@ async def _answers(
     request: InferRequest, choices: Sequence[BetaChoice], admission: Admission
 ) -> Sequence[InferenceResult | TureenError]:
     if request.timeout_us is None:
-        return await admission.classify_all(choices)
+        return await admission.classify(choices)
     try:
         async with asyncio.timeout(request.timeout_us / 1e6):
-            return await admission.classify_all(choices)
+            return await admission.classify(choices)
     except TimeoutError:
         raise DeadlineError from None
 

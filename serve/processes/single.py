@@ -77,13 +77,13 @@ class SingleProcess(ServerProcess):
             await self._desk.close()
 
     def _follow(self, row: Revision, is_reachable: bool) -> None:
-        self.service.follow(row.revision, row.state)
+        self.service.apply_settings(row.revision, row.state)
         self.service.metrics.control_reachable.set(is_reachable)
 
     def _states(self) -> list[WorkerState]:
         manifest = self.service.bundle.manifest
         model = f"{manifest.name} {manifest.version}"
-        return [WorkerState(0, os.getpid(), self.service.is_ready, self.service.in_force.revision, model)]
+        return [WorkerState(0, os.getpid(), self.service.is_ready, self.service.active_settings.revision, model)]
 
     def _reload_soon(self) -> None:
         self._reload = asyncio.get_running_loop().create_task(self.reload())

@@ -77,7 +77,7 @@ class Worker(ServerProcess):
                     self.server.drain()
 
     def _follow(self, control: Control) -> None:
-        self.service.follow(control.revision, control.state)
+        self.service.apply_settings(control.revision, control.state)
         self.service.metrics.control_reachable.set(control.is_reachable)
 
     async def _reload(self) -> None:

@@ -156,7 +156,7 @@ class Metrics:
         for stage, spent in zip(self._stages, seconds, strict=True):
             stage.observe(spent)
 
-    def serves(self, what: Mapping[str, str]) -> None:
+    def set_serving(self, what: Mapping[str, str]) -> None:
         """Say what is served from now on, by the names in SERVING."""
         values_in_order = tuple(what[name] for name in SERVING)
         if self._serving_before not in (None, values_in_order):

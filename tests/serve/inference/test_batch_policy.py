@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from serve.inference.batch_policy import Priority, next_batch
+from serve.inference.batch_policy import BatchParts, Priority, next_batch
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,9 +43,9 @@ def test_every_request_is_in_exactly_one_place_in_its_order(queue, now_s, max_ba
         assert place == [request for request in queue if request in place]
     assert decision.batch == [request for request in queue if request in decision.batch]
     assert len({request.priority for request in decision.batch}) <= 1
-    most = {Priority.ONLINE: max_batch, Priority.BATCH: min(max_batch, max_background)}
+    most = {Priority.ONLINE: max_batch, Priority.BACKGROUND: min(max_batch, max_background)}
     waiting_online = [request for request in decision.waiting if request.priority is Priority.ONLINE]
-    kind = decision.batch[0].priority if decision.batch else Priority.BATCH
+    kind = decision.batch[0].priority if decision.batch else Priority.BACKGROUND
     assert len(decision.batch) <= most[kind]
     assert kind is Priority.ONLINE or not waiting_online
     assert all(request.deadline_s > now_s and not request.is_abandoned for request in decision.batch)
@@ -54,11 +54,24 @@ def test_every_request_is_in_exactly_one_place_in_its_order(queue, now_s, max_ba
 
 
 def test_rows_of_jobs_run_when_no_online_row_waits_and_never_with_one():
-    job, online = Waiting(9, priority=Priority.BATCH), Waiting(9)
+    job, online = Waiting(9, priority=Priority.BACKGROUND), Waiting(9)
     assert next_batch([job, online], now_s=0, max_batch=2, max_background=2).batch == [online]
     assert next_batch([job, job, job], now_s=0, max_batch=4, max_background=2).batch == [job, job]
     assert next_batch([job, job, job], now_s=0, max_batch=2, max_background=9).batch == [job, job]
     assert next_batch([job], now_s=0, max_batch=1, max_background=0).batch == []
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=40))
+def test_of_a_failed_batch_every_sound_row_succeeds_once_and_every_broken_row_fails_alone(is_broken):
+    succeeded, failed = [], []
+    parts = BatchParts(range(len(is_broken)))
+    for part in parts:
+        if not any(is_broken[row] for row in part):
+            succeeded += part
+        elif not parts.halve(part):
+            failed += part
+    assert succeeded == [row for row, broken in enumerate(is_broken) if not broken]
+    assert failed == [row for row, broken in enumerate(is_broken) if broken]
 
 
 @dataclass(eq=False)

@@ -68,9 +68,9 @@ async def queued(batcher, rows, timeout_ms=10_000, priority=Priority.ONLINE):
 
 def test_every_row_gets_its_own_answer():
     async def test(engine, batcher):
-        answers = await asyncio.gather(*(batcher.submit(row, deadline_s=within(10)) for row in range(50)))
-        assert [answer.result for answer in answers] == [2 * row for row in range(50)]
-        assert all(1 <= answer.batch_size <= 4 for answer in answers)
+        results = await asyncio.gather(*(batcher.submit(row, deadline_s=within(10)) for row in range(50)))
+        assert [result.output for result in results] == [2 * row for row in range(50)]
+        assert all(1 <= result.batch_size <= 4 for result in results)
 
     batching(test)
 
@@ -151,7 +151,7 @@ def test_a_row_that_breaks_its_batch_harms_no_neighbour(caplog):
         engine.gate.set()
         await first
         one, poison, *others = await asyncio.gather(*tasks, return_exceptions=True)
-        assert [answer.result for answer in (one, *others)] == [2, 6, 8]
+        assert [result.output for result in (one, *others)] == [2, 6, 8]
         assert type(poison) is InferenceError
         assert "0x7f00" not in str(poison)
         assert engine.batches == [[0], [1, "poison", 3, 4], [1, "poison"], [1], ["poison"], [3, 4]]
@@ -178,7 +178,7 @@ def test_of_a_failing_batch_the_late_and_the_gone_are_not_run_again():
         await asyncio.sleep(0.25)
         engine.gate.set()
         results = await asyncio.gather(poison, late, sound, return_exceptions=True)
-        assert [type(result).__name__ for result in results] == ["InferenceError", "DeadlineError", "Answer"]
+        assert [type(result).__name__ for result in results] == ["InferenceError", "DeadlineError", "RowResult"]
         assert engine.batches[2:] == [["poison"], [4]]
 
     batching(test)
@@ -187,7 +187,7 @@ def test_of_a_failing_batch_the_late_and_the_gone_are_not_run_again():
 def test_online_rows_go_before_those_of_batch_jobs():
     async def test(engine, batcher):
         first = await held(engine, batcher)
-        jobs = await queued(batcher, [1, 2, 3], priority=Priority.BATCH)
+        jobs = await queued(batcher, [1, 2, 3], priority=Priority.BACKGROUND)
         online = await queued(batcher, [4, 5])
         engine.gate.set()
         await asyncio.gather(first, *jobs, *online)
@@ -198,7 +198,7 @@ def test_online_rows_go_before_those_of_batch_jobs():
 
 def test_alone_jobs_have_runs_that_grow_as_long_as_they_are_short_enough():
     async def test(engine, batcher):
-        await asyncio.gather(*await queued(batcher, range(1, 12), priority=Priority.BATCH))
+        await asyncio.gather(*await queued(batcher, range(1, 12), priority=Priority.BACKGROUND))
         assert [len(batch) for batch in engine.batches] == [1, 2, 4, 4]
 
     batching(test)
@@ -210,10 +210,10 @@ def test_beside_online_rows_jobs_have_one_short_run_at_a_time_and_only_while_no_
     async def test(engine, batcher):
         nonlocal is_idle
         await batcher.submit(0, deadline_s=within(10))
-        await asyncio.gather(*await queued(batcher, [7, 8, 9], priority=Priority.BATCH))
+        await asyncio.gather(*await queued(batcher, [7, 8, 9], priority=Priority.BACKGROUND))
         assert engine.batches == [[0], [7], [8], [9]]
         first = await held(engine, batcher)
-        waiting = await queued(batcher, [10], priority=Priority.BATCH)
+        waiting = await queued(batcher, [10], priority=Priority.BACKGROUND)
         await asyncio.sleep(0.05)
         assert batcher.waiting == 1  # though a stream is free
         is_idle = False
@@ -222,7 +222,7 @@ def test_beside_online_rows_jobs_have_one_short_run_at_a_time_and_only_while_no_
         await asyncio.sleep(0.05)
         assert batcher.waiting == 1  # a request is being decoded, perhaps
         is_idle = True
-        batcher.wake()
+        batcher.notify_idle()
         await asyncio.gather(*waiting)
 
     batching(test, streams=2, background_run_s=1e-9, is_idle=lambda: is_idle)
@@ -248,7 +248,7 @@ def test_closing_answers_what_waits_and_refuses_what_comes():
             await batcher.submit(9, deadline_s=within(10))
         engine.gate.set()
         await closing
-        assert [answer.result for answer in await asyncio.gather(first, *tasks)] == [0, 2, 4, 6, 8, 10]
+        assert [result.output for result in await asyncio.gather(first, *tasks)] == [0, 2, 4, 6, 8, 10]
 
     batching(test)
 
@@ -267,9 +267,9 @@ def test_as_many_batches_run_at_a_time_as_there_are_streams_and_no_more():
 
     async def submit_all():
         batcher = Batcher(run, max_batch=1, max_waiting=batches, streams=streams)
-        answers = await asyncio.gather(*(batcher.submit(row, deadline_s=within(10)) for row in range(batches)))
+        results = await asyncio.gather(*(batcher.submit(row, deadline_s=within(10)) for row in range(batches)))
         await batcher.close()
-        assert [answer.result for answer in answers] == list(range(batches))
+        assert [result.output for result in results] == list(range(batches))
 
     asyncio.run(submit_all())
     assert max(most) == streams
@@ -286,6 +286,6 @@ def test_closing_waits_for_every_stream():
         assert not closing.done()
         engine.gate.set()
         await closing
-        assert [answer.result for answer in await asyncio.gather(*running)] == [0, 2, 4]
+        assert [result.output for result in await asyncio.gather(*running)] == [0, 2, 4]
 
     batching(test, max_batch=1, streams=3)

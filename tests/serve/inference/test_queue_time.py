@@ -20,45 +20,45 @@ def queue_time(start=START, decoders=2):
 
 def enter(queue, cost, count):
     for _ in range(count):
-        queue.enter(cost, 1)
+        queue.add_image(cost, 1)
 
 
 def taken(queue, cost=SMALL, most=50):
     """How many of as many requests are taken that come at once, and are answered."""
     count = 0
     while count < most and queue.expected_s([cost]) <= LIMIT_S:
-        queue.enter(cost, 1)
+        queue.add_image(cost, 1)
         count += 1
     for _ in range(count):
-        queue.left_decoder(cost, 1)
-        queue.leave(1)
+        queue.end_decoding(cost, 1)
+        queue.remove_rows(1)
     return count
 
 
 def test_the_expected_time_is_that_of_the_work_ahead_and_its_own():
     queue = queue_time()
     enter(queue, SMALL, 3)
-    queue.enter(SMALL, 4)
+    queue.add_image(SMALL, 4)
     decode_s = 5 * SMALL.work * START.decode_s / 2
     assert queue.expected_s([SMALL]) == pytest.approx(decode_s + 0.016)
     assert queue.expected_s([SMALL], rows=25) == pytest.approx(decode_s + 0.06)
 
 
 def test_rows_between_two_sizes_that_were_measured_take_a_time_between():
-    assert START.rows_s(0) == 0
-    assert START.rows_s(1) == 0.004
-    assert 0.004 < START.rows_s(4) < 0.016
-    assert START.rows_s(160) == pytest.approx(0.3)
+    assert START.inference_s(0) == 0
+    assert START.inference_s(1) == 0.004
+    assert 0.004 < START.inference_s(4) < 0.016
+    assert START.inference_s(160) == pytest.approx(0.3)
 
 
 @pytest.mark.parametrize(("cost", "ahead"), [(SMALL, LARGE), (SMALL, BOMB), (LARGE, BOMB), (BOMB, LARGE)])
 def test_images_do_not_wait_for_images_of_another_kind(cost, ahead):
     queue = queue_time()
-    queue.enter(cost, 1)
+    queue.add_image(cost, 1)
     before = queue.expected_s([cost])
     enter(queue, ahead, 50)
     assert queue.expected_s([cost]) == before
-    queue.left_decoder(ahead, 1)
+    queue.end_decoding(ahead, 1)
     assert queue.expected_s([cost]) > before  # it stands in line for the engine by now
 
 
@@ -66,7 +66,7 @@ def test_images_do_not_wait_for_images_of_another_kind(cost, ahead):
 def test_one_image_of_much_work_is_taken_however_long_it_takes_and_a_second_counts_both(kind):
     queue, cost = queue_time(), replace(BOMB, kind=kind)
     assert queue.expected_s([cost]) < LIMIT_S
-    queue.enter(cost, 1)
+    queue.add_image(cost, 1)
     assert queue.expected_s([cost]) > 2 * cost.work * START.decode_s / 2
 
 
@@ -75,14 +75,14 @@ def test_a_request_of_several_kinds_waits_for_the_slowest_of_its_decoders():
     enter(queue, LARGE, 10)
     alone = queue.expected_s([LARGE])
     assert queue.expected_s([SMALL, LARGE]) == pytest.approx(alone)
-    queue.enter(BOMB, 1)
+    queue.add_image(BOMB, 1)
     assert queue.expected_s([SMALL, LARGE, BOMB]) > BOMB.work * START.decode_s > alone
 
 
 def test_large_images_wait_for_the_rows_that_others_ahead_of_them_will_have():
     queue = queue_time()
     enter(queue, LARGE, 100)
-    assert queue.expected_s([LARGE]) > START.rows_s(100)
+    assert queue.expected_s([LARGE]) > START.inference_s(100)
 
 
 def test_images_of_each_side_have_room_whatever_the_others_hold():
@@ -102,64 +102,64 @@ def test_disproportionate_images_have_half_of_the_pixels_and_the_others_what_the
     enter(queue, BOMB, 1)
     assert queue.has_room([BOMB], most)
     assert queue.has_room([LARGE] * 200, most)
-    queue.enter(LARGE, 1)
+    queue.add_image(LARGE, 1)
     assert not queue.has_room([LARGE] * 62, most)
     assert queue.has_room([LARGE] * 61, most)
-    queue.enter(BOMB, 1)
+    queue.add_image(BOMB, 1)
     assert not queue.has_room([BOMB], most)
 
 
 def test_the_least_of_two_speeds_has_the_rows_of_the_one_and_the_shorter_times():
-    assert StartSpeed(2e-8, {1: 0.005, 8: 0.015, 32: 0.1}).least(START) == StartSpeed(
+    assert StartSpeed(2e-8, {1: 0.005, 8: 0.015, 32: 0.1}).minimum(START) == StartSpeed(
         1e-8, {1: 0.004, 8: 0.015, 32: 0.1}
     )
 
 
 def test_the_estimate_rises_when_the_engine_is_slow_and_falls_again():
     queue, now_s = queue_time(), 0.0
-    queue.enter(LEAST, 8)
+    queue.add_image(LEAST, 8)
     before = queue.expected_s()
     for _ in range(3):
         now_s += 0.16
-        queue.run(8, 0.16, now_s)
+        queue.record_run(8, 0.16, now_s)
     slow = queue.expected_s()
     for _ in range(1000):
         now_s += 0.016
-        queue.run(8, 0.016, now_s)
+        queue.record_run(8, 0.016, now_s)
     assert slow > 5 * before
     assert queue.expected_s() == pytest.approx(before, rel=0.05)
 
 
 def test_the_estimate_rises_when_decoding_is_slow_and_falls_again():
     queue, now_s = queue_time(), 0.0
-    queue.enter(SMALL, 1)
+    queue.add_image(SMALL, 1)
     before = queue.expected_s([SMALL])
     for _ in range(30):
         now_s += 0.2
-        queue.decoded(SMALL, 0.2, now_s)
+        queue.record_decoding(SMALL, 0.2, now_s)
     slow = queue.expected_s([SMALL])
     for _ in range(10_000):
         now_s += 0.002
-        queue.decoded(SMALL, SMALL.work * START.decode_s, now_s)
+        queue.record_decoding(SMALL, SMALL.work * START.decode_s, now_s)
     assert slow > 10 * before
     assert queue.expected_s([SMALL]) == pytest.approx(before, rel=0.05)
 
 
 def test_runs_side_by_side_count_for_the_time_that_both_took():
     queue = queue_time()
-    queue.enter(LEAST, 8)
+    queue.add_image(LEAST, 8)
     before, now_s = queue.expected_s(), 0.0
     for _ in range(1000):  # two at a time, each twice as long as one alone
         now_s += 0.032
-        queue.run(8, 0.032, now_s)
-        queue.run(8, 0.032, now_s)
+        queue.record_run(8, 0.032, now_s)
+        queue.record_run(8, 0.032, now_s)
     assert queue.expected_s() == pytest.approx(before, rel=0.05)
 
 
 def test_a_measurement_long_ago_counts_for_nothing():
     slowdown = Slowdown()
-    slowdown.measured(100.0, expected_s=1.0, now_s=0.0)
-    slowdown.measured(1.0, expected_s=1.0, now_s=60.0)
+    slowdown.record(100.0, expected_s=1.0, now_s=0.0)
+    slowdown.record(1.0, expected_s=1.0, now_s=60.0)
     assert slowdown.factor == pytest.approx(1, abs=0.01)
 
 
@@ -183,21 +183,21 @@ def test_after_any_history_an_idle_server_takes_as_many_as_at_its_start(steps, d
             enter(queue, cost, count)
             inside.append((cost, count))
         elif step == "decoded":
-            queue.decoded(cost, seconds, now_s)
+            queue.record_decoding(cost, seconds, now_s)
         elif step == "run":
-            queue.run(count, seconds, now_s)
+            queue.record_run(count, seconds, now_s)
         elif step == "restart":
             queue.restart(START)
         elif step in ("leave", "failed") and inside:
             answered, images = inside.pop()
             for _ in range(images):
-                queue.left_decoder(answered, 1)
-            queue.leave(images)
+                queue.end_decoding(answered, 1)
+            queue.remove_rows(images)
         assert 0 <= queue.expected_s() < float("inf")
     for cost, images in inside:
         for _ in range(images):
-            queue.left_decoder(cost, 1)
-        queue.leave(images)
+            queue.end_decoding(cost, 1)
+        queue.remove_rows(images)
     assert {cost: taken(queue, cost) for cost in at_start} == at_start
     assert all(at_start.values())
     assert queue.pixels == queue.rows == 0
@@ -215,7 +215,7 @@ def test_disproportionate_images_change_nothing_for_others_while_they_are_not_de
         if step == "enter" and queue.has_room([BOMB] * count, 256_000_000):
             enter(queue, BOMB, count)
         elif step == "decoded":
-            queue.decoded(BOMB, seconds, now_s)
+            queue.record_decoding(BOMB, seconds, now_s)
         assert [queue.expected_s([cost]) for cost in (SMALL, LARGE)] == before
         assert queue.has_room([LARGE] * 50, 256_000_000)
 

@@ -53,13 +53,30 @@ def value(service, series):
 
 def test_an_image_is_decoded_once_and_answered_at_each_beta(bundle_path, digit_png, soup):
     async def test(service):
-        with service.admit([digit_png(0), b"\xff\xd8\xff"], rows=2) as admission:
-            return await admission.answer([(0.0, 0.5, 1.0), (0.5,)])
+        with service.admit([digit_png(0)], rows=3) as admission:
+            return await admission.sweep((0.0, 0.5, 1.0))
 
-    sound, broken = serving(bundle_path, test)
+    sound = serving(bundle_path, test)
     expected = soup.logits(np.stack([sound.pixels] * 3), [0, 0.5, 1])
     assert np.abs(sound.logits - expected).max() < 1e-4  # another batch sums in another order
+
+
+def test_an_image_that_cannot_be_decoded_harms_no_neighbour(bundle_path, digit_png, soup):
+    async def test(service):
+        with service.admit([digit_png(0), b"\xff\xd8\xff"]) as admission:
+            return await admission.classify([admission.choose(0.5)] * 2)
+
+    sound, broken = serving(bundle_path, test)
+    assert np.abs(sound.logits - soup.logits(sound.pixels[None], [0.5])).max() < 1e-4
     assert isinstance(broken, UndecodableImageError)
+
+
+def test_a_sweep_of_an_image_that_cannot_be_decoded_raises_its_error(bundle_path):
+    async def test(service):
+        with service.admit([b"\xff\xd8\xff"], rows=2) as admission, pytest.raises(UndecodableImageError):
+            await admission.sweep((0.0, 1.0))
+
+    serving(bundle_path, test)
 
 
 def test_whoever_would_wait_too_long_is_refused_at_once_and_an_idle_machine_takes_anybody(bundle_path):
@@ -117,17 +134,16 @@ def test_after_a_reload_the_admitted_are_answered_by_the_bundle_before(own_bundl
         before = service.model
         slow = before.soup.engine = Slow(before.soup.engine)
         with service.admit([digit_png(0)]) as admission:
-            answer = asyncio.create_task(admission.answer([(0.5,)]))
+            running = asyncio.create_task(admission.sweep([0.5]))
             await asyncio.to_thread(slow.entered.wait, DEADLINE_S)
             replace_version(own_bundle, "after")
             await service.reload()
             with service.admit([digit_png(0)]) as later:
                 assert later.model.bundle.manifest.version == "after"
-                (reply,) = await later.answer([(0.5,)])
-                assert isinstance(reply, InferenceResult)
+                assert isinstance(await later.sweep([0.5]), InferenceResult)
             assert not slow.is_closed
             slow.gate.set()
-            assert isinstance((await answer)[0], InferenceResult)
+            assert isinstance(await running, InferenceResult)
         while not slow.is_closed:
             await asyncio.sleep(0.01)
 
@@ -140,7 +156,7 @@ def test_a_broken_bundle_leaves_the_one_served_in_its_place(own_bundle, digit_pn
         with pytest.raises(BundleError):
             await service.reload()
         with service.admit([digit_png(0)]) as admission:
-            assert isinstance((await admission.answer([(0.5,)]))[0], InferenceResult)
+            assert isinstance(await admission.sweep([0.5]), InferenceResult)
 
     serving(own_bundle, test)
 
@@ -149,8 +165,8 @@ def test_for_a_share_of_answers_the_other_mode_is_asked_too(bundle_path, digit_p
     async def test(service):
         for index in range(20):
             with service.admit([digit_png(index)]) as admission:
-                await admission.classify(admission.choose(index % 2 * 1.0))
-        await asyncio.gather(*service._signals)
+                await admission.classify([admission.choose(index % 2 * 1.0)])
+        await asyncio.gather(*service._comparisons)
         return [value(service, f'tureen_mode_comparisons_total{{outcome="{outcome}"}}') for outcome in ("agree",)]
 
     (agree,) = serving(bundle_path, test, disagreement_share=1.0)
@@ -160,7 +176,7 @@ def test_for_a_share_of_answers_the_other_mode_is_asked_too(bundle_path, digit_p
 def test_by_default_no_other_mode_is_asked(bundle_path, digit_png):
     async def test(service):
         with service.admit([digit_png(0)]) as admission:
-            await admission.classify(admission.choose(None))
+            await admission.classify([admission.choose(None)])
         outcomes = ("agree", "disagree", "dropped")
         return [value(service, f'tureen_mode_comparisons_total{{outcome="{outcome}"}}') for outcome in outcomes]
 
@@ -170,8 +186,8 @@ def test_by_default_no_other_mode_is_asked(bundle_path, digit_png):
 def test_the_time_limit_counts_from_the_arrival(bundle_path, digit_png):
     async def test(service):
         with service.admit([digit_png(0)], timeout_ms=1000, arrived_s=time.monotonic() - 2) as admission:
-            (reply,) = await admission.answer([(0.5,)])
-            assert type(reply).__name__ == "DeadlineError"
+            (result,) = await admission.classify([admission.choose(0.5)])
+            assert type(result).__name__ == "DeadlineError"
 
     serving(bundle_path, test)
 
@@ -198,7 +214,7 @@ def test_images_of_all_requests_that_are_not_yet_decoded_have_so_many_pixels_at_
         with service.admit([image]) as first:
             with pytest.raises(OverloadedError), service.admit([image]):
                 pass
-            await first.classify(first.choose(0.5))
+            await first.classify([first.choose(0.5)])
             with service.admit([image]):  # the first is decoded, though not yet answered
                 pass
 
@@ -212,17 +228,17 @@ def test_photographs_and_small_images_are_answered_while_disproportionate_images
 
     async def test(service):
         service._queue_time.restart(StartSpeed(1e-9, {1: 0.001, 8: 0.002}))
-        choice = service.in_force.choose(0.5, ANYBODY)
+        choice = service.active_settings.choose(0.5, ANYBODY)
         with service.admit([bomb] * 5) as bombs, contextlib.ExitStack() as stack:
-            waiting = asyncio.create_task(bombs.classify_all([choice] * 5))
+            waiting = asyncio.create_task(bombs.classify([choice] * 5))
             while not (found := decode_processes()):
                 await asyncio.sleep(0.01)
             found[0].suspend()  # as on a machine that has no time for it
             with pytest.raises(OverloadedError), service.admit([bomb]):
                 pass
             good = [stack.enter_context(service.admit([image])) for image in [photograph, small] * 10]
-            replies = await asyncio.gather(*(admission.classify(choice) for admission in good))
-            assert {type(reply) for reply in replies} == {InferenceResult}
+            results = await asyncio.gather(*(admission.classify([choice]) for admission in good))
+            assert {type(result) for (result,) in results} == {InferenceResult}
             assert not waiting.done()
             waiting.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -248,9 +264,9 @@ def test_an_idle_server_takes_what_it_took_at_its_start_after_large_and_slow_req
         before = taken(service)
         for _ in range(3):
             with service.admit([large] * 3 + [b"no image"]) as admission:
-                await admission.classify_all([admission.choose(0.5)] * 4)
+                await admission.classify([admission.choose(0.5)] * 4)
         with service.admit([small]):
-            service._queue_time.decoded(LEAST, 60.0, time.monotonic())
+            service._queue_time.record_decoding(LEAST, 60.0, time.monotonic())
             assert taken(service) < before
         assert 0 < taken(service) == before < 256
 

@@ -27,8 +27,8 @@ metrics.in_flight.set(3)
 metrics.is_ready.set(1)
 metrics.default_beta.set(worker / 10)
 serving = {"model": "m", "engine": "onnxruntime", "engine_version": "1", "precision": "fp32"}
-metrics.serves({**serving, "version": "before"})
-metrics.serves({**serving, "version": version})
+metrics.set_serving({**serving, "version": "before"})
+metrics.set_serving({**serving, "version": version})
 print(metrics.render()[0].decode())
 """
 
@@ -77,7 +77,7 @@ def test_who_takes_a_dead_ones_place_goes_on_with_its_counters(tmp_path):
 
 def test_only_known_words_describe_what_is_served():
     with pytest.raises(KeyError):
-        Metrics().serves({"model": "m"})
+        Metrics().set_serving({"model": "m"})
 
 
 @pytest.mark.parametrize(
