@@ -1,1 +1,1 @@
-"""From an image and β to logits: admission, decoding, batching, the engine. Knows no HTTP."""
+"""Turns an image and its β into logits: admission, decoding, batching, the engine. Knows nothing about HTTP."""

@@ -1,10 +1,10 @@
-"""A process that decodes images which are not small, and the messages to it.
+"""Decodes large images in a child process, and defines the messages to it.
 
-`python -P -m serve.inference.decode_process` starts it.
+`python -P -m serve.inference.decode_process` starts the process.
 
-Some decoders hold the interpreter's lock for a second. In a process, at a lower priority, they delay no other request,
-and where the system runs out of memory it ends this process first. Answers are bytes and JSON, never pickled objects:
-a decoder that hostile data took over cannot make the server run anything.
+Some decoders hold the interpreter lock for a second. In a process of lower priority they delay no other request. When
+the system runs out of memory, it ends this process first. Replies are bytes and JSON, never pickled objects: hostile
+data that takes over a decoder cannot run code in the server.
 """
 
 from __future__ import annotations
@@ -34,39 +34,39 @@ from tureen.preprocess import ImageLimits, Pixels, PreprocessSpec, pixels_from_b
 ERRORS = {
     cls.__name__: cls for cls in (EmptyImageError, ImageTooLargeError, UndecodableImageError, UnsupportedImageTypeError)
 }
-_LENGTHS = struct.Struct("!II")  # of JSON and of bytes
+_LENGTHS = struct.Struct("!II")  # of the JSON header and of the data
 STOP_S = 5
 
 
 class DecodeProcessEndedError(Exception):
-    """The process ended before it answered."""
+    """The process ended before it replied."""
 
 
 @dataclass(frozen=True)
 class DecodeOptions:
-    """How images become pixels."""
+    """How encoded images become pixels of the model's size."""
 
     preprocess: PreprocessSpec
     limits: ImageLimits
     jpeg_scaling: bool
 
     def pixels(self, image: bytes) -> Pixels:
-        """Raises an ImageError."""
+        """Returns pixels uint8 (H, W, 3). Raises an ImageError."""
         return pixels_from_bytes(image, self.preprocess, self.limits, jpeg_scaling=self.jpeg_scaling)
 
 
 class DecodeProcess:
-    """One process, which decodes one image at a time. `decode` blocks; `kill` may be called from another thread."""
+    """A child process that decodes one image at a time. `kill` may be called from any thread, also during `decode`."""
 
     def __init__(self, nice: int) -> None:
-        """nice: added to that of this process."""
+        """nice: added to the nice value of this process."""
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "serve.inference.decode_process"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
-        # Here and not there, so that its imports are at the low priority too.
-        with suppress(OSError):  # it has ended already
+        # Set by the parent, so that the imports of the child also run at the low priority.
+        with suppress(OSError):  # the child has already ended
             os.setpriority(os.PRIO_PROCESS, self._process.pid, os.getpriority(os.PRIO_PROCESS, 0) + nice)
 
     @property
@@ -78,66 +78,68 @@ class DecodeProcess:
         return self._process.poll() is None
 
     def decode(self, image: bytes, decoding: DecodeOptions) -> Pixels:
-        """The pixels; raises an ImageError, or DecodeProcessEndedError."""
+        """Returns pixels uint8 (H, W, 3). Blocks. Raises an ImageError or DecodeProcessEndedError."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        how = {
+        header = {
             "preprocess": decoding.preprocess.model_dump(),
             "limits": decoding.limits.model_dump(),
             "jpeg_scaling": decoding.jpeg_scaling,
         }
         try:
-            _write(self._process.stdin, how, image)
-            answer, data = _read(self._process.stdout)
+            _write(self._process.stdin, header, image)
+            reply, data = _read(self._process.stdout)
         except (EOFError, OSError, ValueError):
             raise DecodeProcessEndedError from None
-        if "error" in answer:
-            error = ERRORS.get(str(answer["error"]), UndecodableImageError)
-            raised = error.__new__(error)
-            ImageError.__init__(raised, str(answer["message"]))
-            raise raised
+        if "error" in reply:
+            cls = ERRORS.get(str(reply["error"]), UndecodableImageError)
+            error = cls.__new__(cls)  # without __init__, which would compose the message again
+            ImageError.__init__(error, str(reply["message"]))
+            raise error
         size = decoding.preprocess.image_size
         return np.frombuffer(data, np.uint8).reshape(size, size, 3)
 
     def kill(self) -> None:
-        """End the process at once; a `decode` that waits for it raises."""
+        """Ends the process immediately. A `decode` in progress raises DecodeProcessEndedError."""
         self._process.kill()
 
     def close(self) -> None:
-        """End the process and forget it; called by no thread while another is in `decode`."""
+        """Ends the process and frees its pipes. Not to be called during `decode`."""
         self._process.kill()
         self._process.wait(STOP_S)
         for pipe in (self._process.stdin, self._process.stdout):
             assert pipe is not None
-            with suppress(OSError):  # what was not yet written cannot be any more
+            with suppress(OSError):  # unwritten data is lost with the process
                 pipe.close()
 
 
 def main() -> None:
-    """Decode image after image until there is no server any more."""
+    """Decodes images from standard input until the server ends."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # a terminal and a service manager send these to every process
-    _be_ended_first()
+        signal.signal(number, signal.SIG_IGN)  # terminals and service managers send these to the whole process group
+    _prefer_for_oom_kill()
     return_large_blocks()
-    requests, answers = sys.stdin.buffer, sys.stdout.buffer
+    requests, replies = sys.stdin.buffer, sys.stdout.buffer
     try:
         while True:
-            how, image = _read(requests)
+            header, image = _read(requests)
             decoding = DecodeOptions(
-                PreprocessSpec(**how["preprocess"]), ImageLimits(**how["limits"]), jpeg_scaling=how["jpeg_scaling"]
+                PreprocessSpec(**header["preprocess"]),
+                ImageLimits(**header["limits"]),
+                jpeg_scaling=header["jpeg_scaling"],
             )
             try:
                 pixels = decoding.pixels(image)
             except ImageError as error:
-                _write(answers, {"error": type(error).__name__, "message": str(error)}, b"")
+                _write(replies, {"error": type(error).__name__, "message": str(error)}, b"")
             else:
-                _write(answers, {}, pixels.tobytes())
+                _write(replies, {}, pixels.tobytes())
     except (EOFError, OSError):
         pass
 
 
-def _be_ended_first() -> None:
-    """Where memory runs out, Linux ends this process rather than the server. Needs no capability."""
+def _prefer_for_oom_kill() -> None:
+    """Makes Linux end this process, not the server, when memory runs out. Needs no capability."""
     try:
         with open("/proc/self/oom_score_adj", "w") as file:
             file.write("1000")
@@ -153,12 +155,12 @@ def _write(pipe: IO[bytes], header: dict[str, Any], data: bytes) -> None:
 
 
 def _read(pipe: IO[bytes]) -> tuple[dict[str, Any], bytes]:
-    header_length, data_length = _LENGTHS.unpack(_exactly(pipe, _LENGTHS.size))
-    header: dict[str, Any] = json.loads(_exactly(pipe, header_length))
-    return header, _exactly(pipe, data_length)
+    header_length, data_length = _LENGTHS.unpack(_read_exactly(pipe, _LENGTHS.size))
+    header: dict[str, Any] = json.loads(_read_exactly(pipe, header_length))
+    return header, _read_exactly(pipe, data_length)
 
 
-def _exactly(pipe: IO[bytes], count: int) -> bytes:
+def _read_exactly(pipe: IO[bytes], count: int) -> bytes:
     data = pipe.read(count)
     if len(data) < count:
         raise EOFError

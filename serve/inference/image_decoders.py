@@ -1,7 +1,7 @@
-"""Where images are decoded: small ones on threads, large and disproportionate ones in processes of lower priorities.
+"""Decodes small images on threads, and large or disproportionate ones in processes of lower priority.
 
-Each kind has decoders for itself. So no image takes a decoder, the interpreter's lock or a busy processor from an image
-of a kind before it. Knows nothing about HTTP or engines.
+Each kind of image has its own decoders. So a costly image takes no decoder, interpreter lock or CPU from a cheaper
+kind. Knows nothing about HTTP or engines.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from tureen.errors import ImageError
 from tureen.image_cost import ImageCost, ImageKind
 from tureen.preprocess import Pixels
 
-LARGE_NICE = 10  # a tenth of the weight of a thread of the server, so that an image is also decoded on a busy machine
-DISPROPORTIONATE_NICE = 19  # a seventh of that again
-IDLE_S = 60.0  # without an image of their kind: then the processes end and free their memory
+LARGE_NICE = 10  # a tenth of the weight of a server thread: decoding also progresses on a busy machine
+DISPROPORTIONATE_NICE = 19  # a seventh of the weight of LARGE_NICE
+IDLE_S = 60.0  # after that time without an image of their kind, processes end and free their memory
 
 logger = logging.getLogger("tureen.serve")
 
@@ -32,7 +32,7 @@ Decoded = tuple[Pixels, float, float]
 
 
 class Decoders:
-    """Threads and processes that decode. The processes start with the first images that need them."""
+    """The threads and processes that decode. A process starts with the first image that needs it."""
 
     def __init__(
         self,
@@ -42,10 +42,10 @@ class Decoders:
         max_memory: int,
         on_decoded: Callable[[ImageCost, float], None] = lambda cost, seconds: None,
     ) -> None:
-        """threads: for small images. processes: for large ones. One process more decodes the disproportionate ones.
+        """threads: for small images. processes: for large ones. One further process decodes disproportionate ones.
 
-        max_memory: bytes that all large images in processes hold; others wait.
-        on_decoded: called in the loop with the cost and the seconds of each decoding, failed ones too.
+        max_memory: bytes that all images of one kind may hold in processes; further images wait.
+        on_decoded: called in the event loop with the cost and the seconds of each decoding, also of a failed one.
         """
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         self._processes = {
@@ -55,12 +55,13 @@ class Decoders:
         self._on_decoded = on_decoded
 
     async def decode(self, image: bytes, cost: ImageCost, decoding: DecodeOptions, deadline_s: float) -> Decoded:
-        """Raises an ImageError; DeadlineError where the time limit passes first; DecodingError where a process ended.
+        """Returns the pixels and the timing. deadline_s: in the clock of time.monotonic.
 
-        A decoding in a process is stopped where the caller is cancelled or the time limit passes.
+        Raises an ImageError, DeadlineError after the deadline, and DecodingError if a process ended. A decoding in a
+        process stops at the deadline, or when the caller is cancelled.
         """
         if cost.kind is ImageKind.SMALL:
-            work = asyncio.get_running_loop().run_in_executor(self._threads, _on_thread, image, decoding, deadline_s)
+            work = asyncio.get_running_loop().run_in_executor(self._threads, _decode_small, image, decoding, deadline_s)
         else:
             work = self._processes[cost.kind].decode(image, cost.memory, decoding, deadline_s)  # type: ignore[assignment]
         result, began_s, seconds = await work
@@ -70,7 +71,7 @@ class Decoders:
         return result, began_s, seconds
 
     async def close(self) -> None:
-        """Free threads and processes; called once nothing is being decoded."""
+        """Frees threads and processes. Requires that no image is being decoded."""
         self._threads.shutdown()
         await asyncio.gather(*(processes.close() for processes in self._processes.values()))
 
@@ -78,7 +79,7 @@ class Decoders:
 _Result = tuple[Pixels | ImageError, float, float]
 
 
-def _on_thread(image: bytes, decoding: DecodeOptions, deadline_s: float) -> _Result:
+def _decode_small(image: bytes, decoding: DecodeOptions, deadline_s: float) -> _Result:
     began_s = time.monotonic()
     if began_s > deadline_s:
         raise DeadlineError
@@ -93,8 +94,8 @@ def _pixels_or_error(decode: Callable[[], Pixels]) -> Pixels | ImageError:
         return error
 
 
-class _Job:
-    """One image in a process; `stop` may come before, during and after it."""
+class _DecodeTask:
+    """One image in a process. `stop` may be called before, during and after the decoding."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -119,104 +120,109 @@ class _Job:
 
 
 class _Processes:
-    """So many processes, first come, first served; an image begins once its memory is free, or where it is alone."""
+    """A pool of `count` processes for a first-come, first-served queue of images.
+
+    An image starts when a process and its memory are free. Alone in the pool, it starts whatever its memory.
+    """
 
     def __init__(self, count: int, nice: int, max_memory: int) -> None:
         self._count, self._nice, self._max_memory = count, nice, max_memory
-        self._callers = ThreadPoolExecutor(count, thread_name_prefix="decode-process")
+        self._threads = ThreadPoolExecutor(count, thread_name_prefix="decode-process")
         self._idle: list[DecodeProcess] = []
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
         self._running = self._memory = 0
-        self._ending: asyncio.TimerHandle | None = None
+        self._idle_timer: asyncio.TimerHandle | None = None
 
     async def decode(self, image: bytes, memory: int, decoding: DecodeOptions, deadline_s: float) -> _Result:
         try:
             async with asyncio.timeout(deadline_s - time.monotonic()):
-                await self._turn(memory)
+                await self._acquire(memory)
                 return await self._run(image, memory, decoding)
         except TimeoutError:
             raise DeadlineError from None
 
     async def close(self) -> None:
-        if self._ending is not None:
-            self._ending.cancel()
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
         self._end_idle()
-        await asyncio.to_thread(self._callers.shutdown)
+        await asyncio.to_thread(self._threads.shutdown)
 
-    async def _turn(self, memory: int) -> None:
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((memory, turn))
+    async def _acquire(self, memory: int) -> None:
+        acquired: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((memory, acquired))
         self._start_next()
         try:
-            await turn
+            await acquired
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():  # cancelled with the turn already given
+            if acquired.done() and not acquired.cancelled():  # cancelled after _start_next gave it a process
                 self._release(memory)
             raise
 
     def _start_next(self) -> None:
         while self._waiting:
-            memory, turn = self._waiting[0]
-            if not turn.done():
+            memory, acquired = self._waiting[0]
+            if not acquired.done():
                 is_full = self._running and self._memory + memory > self._max_memory
                 if self._running == self._count or is_full:
                     return
                 self._running += 1
                 self._memory += memory
-                turn.set_result(None)
+                acquired.set_result(None)
             self._waiting.popleft()
 
     def _release(self, memory: int) -> None:
         self._running -= 1
         self._memory -= memory
         self._start_next()
-        if self._ending is not None:
-            self._ending.cancel()
-        self._ending = asyncio.get_running_loop().call_later(IDLE_S, self._end_idle)
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+        self._idle_timer = asyncio.get_running_loop().call_later(IDLE_S, self._end_idle)
 
     async def _run(self, image: bytes, memory: int, decoding: DecodeOptions) -> _Result:
-        job = _Job()
-        running = asyncio.get_running_loop().run_in_executor(self._callers, self._on_caller, job, image, decoding)
+        task = _DecodeTask()
+        running = asyncio.get_running_loop().run_in_executor(
+            self._threads, self._decode_on_thread, task, image, decoding
+        )
 
-        def ended(future: asyncio.Future[_Result]) -> None:
+        def end(future: asyncio.Future[_Result]) -> None:
             self._release(memory)
             if not future.cancelled():
-                future.exception()  # seen, also where the request is gone
+                future.exception()  # marks it as retrieved, also if the request was cancelled
 
-        running.add_done_callback(ended)
+        running.add_done_callback(end)
         try:
             return await asyncio.shield(running)
         except asyncio.CancelledError:
-            job.stop()
+            task.stop()
             raise
 
-    def _on_caller(self, job: _Job, image: bytes, decoding: DecodeOptions) -> _Result:
-        """On a thread of its own, which waits for the process."""
-        began_s, is_sound = time.monotonic(), False
+    def _decode_on_thread(self, task: _DecodeTask, image: bytes, decoding: DecodeOptions) -> _Result:
+        """Runs on a thread, which waits for the process."""
+        began_s, is_reusable = time.monotonic(), False
         try:
             process = self._idle_process() or DecodeProcess(self._nice)
         except OSError as error:
-            logger.error("a process for decoding cannot be started: %s", error)
+            logger.error("a decoding process did not start: %s", error)
             raise DecodingError from None
-        job.begin(process)
+        task.begin(process)
         try:
             result = _pixels_or_error(lambda: process.decode(image, decoding))
-            is_sound = not job.is_stopped
+            is_reusable = not task.is_stopped
         except DecodeProcessEndedError:
-            if not job.is_stopped:
-                logger.warning("a process that decoded an image ended, for want of memory perhaps")
+            if not task.is_stopped:
+                logger.warning("a decoding process ended during an image; the system may be out of memory")
             raise DecodingError from None
         finally:
-            job.end()
-            if is_sound:
+            task.end()
+            if is_reusable:
                 self._idle.append(process)
             else:
                 process.close()
         return result, began_s, time.monotonic() - began_s
 
     def _idle_process(self) -> DecodeProcess | None:
-        """One that still runs. Where memory runs out, the system ends idle ones too."""
-        with suppress(IndexError):  # other threads take meanwhile
+        """Returns an idle process that still runs, or None. When memory runs out, the system ends idle ones too."""
+        with suppress(IndexError):  # empty: other threads take processes concurrently
             while True:
                 process = self._idle.pop()
                 if process.is_running:
@@ -225,6 +231,6 @@ class _Processes:
         return None
 
     def _end_idle(self) -> None:
-        with suppress(IndexError):  # threads take and give back meanwhile
+        with suppress(IndexError):  # empty: threads take and return processes concurrently
             while True:
-                self._callers.submit(self._idle.pop().close)
+                self._threads.submit(self._idle.pop().close)

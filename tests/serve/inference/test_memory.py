@@ -1,4 +1,4 @@
-"""Memory after large blocks came and went, in a process of its own: what malloc was told holds for the whole of it."""
+"""Resident memory after large blocks are freed, in a child process: the thresholds of malloc are process-wide."""
 
 import platform
 import subprocess
@@ -13,7 +13,7 @@ from serve.inference.memory import return_large_blocks
 def rss():
     return int(open("/proc/self/statm").read().split()[1]) * 4096
 
-if sys.argv[1] == "told":
+if sys.argv[1] == "fixed":
     return_large_blocks()
 libc = ctypes.CDLL(None)
 libc.malloc.restype = ctypes.c_void_p
@@ -39,10 +39,10 @@ print((rss() - before) >> 20)
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library has no such thresholds")
 def test_large_blocks_are_given_back_with_a_small_one_behind_them():
-    def held_mib(told):
+    def held_mib(thresholds):
         return int(
-            subprocess.run([sys.executable, "-c", PROBE, told], capture_output=True, check=True, text=True).stdout
+            subprocess.run([sys.executable, "-c", PROBE, thresholds], capture_output=True, check=True, text=True).stdout
         )
 
-    assert held_mib("told") <= 1
-    assert held_mib("not told") >= 16  # else this shows nothing
+    assert held_mib("fixed") <= 1
+    assert held_mib("default") >= 16  # otherwise the first assertion proves nothing
