@@ -19,7 +19,7 @@ from serve.api.classify import CLASSIFY_TAG, add_routes
 from serve.api.console.console_routes import add_console
 from serve.errors import NotReadyError
 from serve.http.body_stream import BodyMemory
-from serve.http.cors import preflight_answer
+from serve.http.cors import preflight_response
 from serve.http.direct_route import add_head_routes
 from serve.http.problems import (
     INTERNAL,
@@ -161,7 +161,7 @@ async def _http_problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if error.status_code == 405 and request.method == "OPTIONS":
         origins = request.app.state.service.settings.cors_origins
-        if (answer := preflight_answer(origins, request.headers)) is not None:
+        if (answer := preflight_response(origins, request.headers)) is not None:
             return answer
     kind = http_kind(error.status_code)
     access_fields(request.scope)["code"] = kind.code

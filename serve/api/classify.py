@@ -26,7 +26,7 @@ from serve.api.responses import (
 )
 from serve.control.beta_choice import ClientIdentity
 from serve.errors import InvalidParameterError, RequestTooLargeError
-from serve.http.body_stream import BodyMemory, receive_body, unless_gone
+from serve.http.body_stream import BodyMemory, cancel_on_disconnect, receive_body
 from serve.http.client_identity import client_identity_of
 from serve.http.direct_route import DirectRoute
 from serve.http.problems import openapi_responses
@@ -78,10 +78,12 @@ def add_routes(app: FastAPI, service: Service, memory: BodyMemory) -> None:
         readable = images.readable() if images.is_list else [images.only()]
         with service.admit(readable, timeout_ms=parameters.timeout_ms, arrived_s=arrived_s(request.scope)) as admission:
             if images.is_list:
-                answer, answered = await unless_gone(request, _classify_several(admission, images, parameters, asker))
+                answer, answered = await cancel_on_disconnect(
+                    request, _classify_several(admission, images, parameters, asker)
+                )
             else:
                 choice = admission.choose(_first(images.betas[0], parameters.beta), asker)
-                (one,) = await unless_gone(request, admission.classify([choice]))
+                (one,) = await cancel_on_disconnect(request, admission.classify([choice]))
                 if isinstance(one, TureenError):
                     raise one
                 labels = admission.model.bundle.manifest.labels
@@ -118,7 +120,7 @@ def add_routes(app: FastAPI, service: Service, memory: BodyMemory) -> None:
             if not admission.model.bundle.manifest.has_two_tokens:
                 raise SingleTokenError
             admission.active_settings.check(parameters.betas)
-            one = await unless_gone(request, admission.sweep(parameters.betas))
+            one = await cancel_on_disconnect(request, admission.sweep(parameters.betas))
             answer = sweep_answer(admission, parameters.betas, one.logits, parameters.top_k)
         return _response(request, answer, [one])
 

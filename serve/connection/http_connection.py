@@ -30,7 +30,7 @@ from serve.errors import (
     TooManyConnectionsError,
 )
 from serve.http.cors import cors_headers
-from serve.http.request_log import access_fields, answered_elsewhere, arrived_s, record, request_id_of
+from serve.http.request_log import access_fields, arrived_s, record, request_id_of, set_refusal
 from serve.limits import ConnectionLimits
 from serve.telemetry.metrics import Metrics
 from tureen.errors import TureenError
@@ -326,7 +326,7 @@ class HttpConnection(DeferredStartProtocol):
             return
         refusal = error_response_of(error, self._path)
         if self.is_started:
-            answered_elsewhere(self._scope(), refusal.kind)
+            set_refusal(self._scope(), refusal.kind)
         self._write(refusal, keep_alive=False, is_counted=not self.is_started)
         self._unstarted = None
         self.cycle.disconnected = True

@@ -1,1 +1,1 @@
-"""What every HTTP surface shares: problems, bodies, CORS, the request log."""
+"""Shared by every HTTP surface: problem responses, bodies, JSON, CORS, client identity, the request log."""

@@ -1,6 +1,7 @@
-"""Receives the body of a request: capped in bytes, in time, and in what all bodies together hold; and tells when the
-client has gone. A compressed body is capped before and after decompression. What the bytes mean is
-`serve.api.images`'s.
+"""Receives the body of a request, and detects a client that closes the connection.
+
+Limits the bytes of a body, the time that it takes, and the memory of all bodies together. The limit on bytes applies
+to a compressed body before and after decompression. Knows nothing about the content; `serve.api.images` reads it.
 """
 
 from __future__ import annotations
@@ -22,23 +23,23 @@ from serve.errors import (
 from tureen.errors import ImageTooLargeError, TureenError, UnsupportedImageTypeError
 
 COMPRESSIONS = frozenset({"gzip", "deflate"})
-NOT_ONE_STREAM = "the body is not one whole gzip or zlib stream, which its Content-Encoding says it is"
-PIECE_BYTES = 2**20  # decompressed at a time, in milliseconds; then other requests have their turn
+NOT_ONE_STREAM = "the body is not one whole gzip or zlib stream, as its Content-Encoding declares"
+PIECE_BYTES = 2**20  # decompressed at a time, which takes milliseconds; between pieces other requests run
 
 T = TypeVar("T")
 
 
 class BodyMemory:
-    """The bytes of all bodies being received, which are bounded whatever number of clients sends them slowly."""
+    """Counts and limits the bytes of all bodies being received, however many clients send slowly."""
 
     def __init__(self, max_bytes: int, on_held: Callable[[int], None] = lambda held: None) -> None:
-        """on_held: told how many bytes are held, whenever that changed."""
+        """on_held: called with the bytes held, after each change."""
         self.held = 0
         self._max_bytes = max_bytes
         self._on_held = on_held
 
     def hold(self, count: int) -> None:
-        """So many more bytes, negative when they are let go; raises OverloadedError beyond the limit."""
+        """Adds count bytes; a negative count releases them. Raises OverloadedError beyond the limit."""
         if count > 0 and self.held + count > self._max_bytes:
             raise OverloadedError
         self.held += count
@@ -54,16 +55,16 @@ async def receive_body(
     too_large: TureenError | None = None,
     decompresses: bool = False,
 ) -> bytes:
-    """The whole body; decompresses: whether it may be compressed with gzip or deflate.
+    """Returns the whole body, decompressed. decompresses: whether it may be compressed with gzip or deflate.
 
-    Raises UnsupportedImageTypeError where its Content-Encoding is another, ImageTooLargeError (or what is given for it)
-    as soon as it is known to be beyond max_bytes, compressed or decompressed, MalformedRequestError where it cannot be
-    decompressed, BodyTimeoutError, IncompleteBodyError, and OverloadedError where all bodies together are too large.
+    Raises UnsupportedImageTypeError for another Content-Encoding. Raises too_large, by default ImageTooLargeError, as
+    soon as the compressed or the decompressed body exceeds max_bytes. Raises MalformedRequestError if decompression
+    fails, BodyTimeoutError, IncompleteBodyError, and OverloadedError if all bodies together exceed `memory`.
     """
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding != "identity" and not (decompresses and encoding in COMPRESSIONS):
-        advice = "use gzip or deflate, or none" if decompresses else "send it as it is"
-        raise UnsupportedImageTypeError(f"the body has a Content-Encoding that is not read here: {advice}")
+        advice = "use gzip or deflate, or none" if decompresses else "send it uncompressed"
+        raise UnsupportedImageTypeError(f"the Content-Encoding of the body is not supported: {advice}")
     too_large = too_large or ImageTooLargeError("bytes", max_bytes)
     stream: AsyncIterator[bytes] = request.stream()
     if encoding != "identity":
@@ -71,7 +72,7 @@ async def receive_body(
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > max_bytes:
         raise too_large
-    chunks: list[bytes] = []  # mostly one, which is the body without another copy
+    chunks: list[bytes] = []  # mostly a single one, which join returns without a copy
     held = 0
     try:
         async with asyncio.timeout(timeout_ms / 1000):
@@ -92,11 +93,11 @@ async def receive_body(
 
 
 async def _decompressed(stream: AsyncIterator[bytes], max_bytes: int, too_large: TureenError) -> AsyncIterator[bytes]:
-    """The stream without gzip or deflate, in pieces of at most PIECE_BYTES; it must end where the compression does.
+    """Decompresses a gzip or zlib stream into pieces of at most PIECE_BYTES. No byte may follow the stream.
 
-    max_bytes: of the compressed stream. It is counted too, since it may decompress to nothing.
+    max_bytes: limit of the compressed stream, which may decompress to nothing.
     """
-    decompressor = zlib.decompressobj(wbits=32 + zlib.MAX_WBITS)  # 32: either header, gzip's or zlib's
+    decompressor = zlib.decompressobj(wbits=32 + zlib.MAX_WBITS)  # 32: detects either header
     received = 0
     async for chunk in stream:
         received += len(chunk)
@@ -118,34 +119,35 @@ async def _decompressed(stream: AsyncIterator[bytes], max_bytes: int, too_large:
         raise MalformedRequestError(NOT_ONE_STREAM)
 
 
-async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """What the work returns; where the client of a received request goes meanwhile, cancels it.
+async def cancel_on_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Returns the result of the work, or cancels it when the client closes the connection.
 
-    Raises ClientGoneError then, for the log and the metrics: nobody reads the answer.
+    Raises ClientGoneError then, for the log and the metrics: no client receives the response. The body of the request
+    must have been received.
     """
     waiter = asyncio.current_task()
     assert waiter is not None
     is_waiting, is_gone = True, False
 
-    def leave(left: asyncio.Future[None]) -> None:
+    def cancel_waiter(disconnection: asyncio.Future[None]) -> None:
         nonlocal is_gone
-        if is_waiting and not left.cancelled():
+        if is_waiting and not disconnection.cancelled():
             is_gone = True
             waiter.cancel()
 
-    leaving = asyncio.ensure_future(_disconnected(request))
-    leaving.add_done_callback(leave)
+    disconnection = asyncio.ensure_future(_wait_for_disconnect(request))
+    disconnection.add_done_callback(cancel_waiter)
     try:
-        return await work  # in this task: one of its own would cost every request as much as reading its query
+        return await work  # in this task: another task costs every request as much as parsing its query
     except asyncio.CancelledError:
         if is_gone and not waiter.uncancel():
             raise ClientGoneError from None
         raise
     finally:
         is_waiting = False
-        leaving.cancel()
+        disconnection.cancel()
 
 
-async def _disconnected(request: Request) -> None:
+async def _wait_for_disconnect(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass

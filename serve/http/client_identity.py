@@ -1,4 +1,4 @@
-"""Reads from a request's headers and address what decides its β: policy, API key, and the key of a canary."""
+"""Reads the identity that decides the β of a request from its headers and address: API key and canary key."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from serve.errors import MalformedRequestError
 
 
 def client_identity_of(request: Request, policy: str | None = None) -> ClientIdentity:
-    """What the request says of itself: its policy, its API key, and what keeps it on one side of a canary.
+    """Returns the identity of the client: its policy, its API key, and the key that fixes its side of a canary.
 
-    Raises MalformedRequestError.
+    The canary key is X-Request-Key, else the API key, else the address. Raises MalformedRequestError.
     """
     api_key = only_value("X-API-Key", request.headers.getlist("x-api-key"))
     request_key = only_value("X-Request-Key", request.headers.getlist("x-request-key"))
@@ -22,7 +22,7 @@ def client_identity_of(request: Request, policy: str | None = None) -> ClientIde
 
 
 def only_value(name: str, values: Sequence[str]) -> str | None:
-    """The value of a header that may come once, None without it; raises MalformedRequestError for several."""
-    if len(values) > 1:  # a proxy may read the first, and this server the last
+    """Returns the value of a header, or None without it. Raises MalformedRequestError for several values."""
+    if len(values) > 1:  # a proxy may read the first value and this server the last
         raise MalformedRequestError(f"the request has {name} {len(values)} times: send it once")
     return values[0] if values else None

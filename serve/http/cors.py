@@ -1,7 +1,7 @@
-"""Which pages from other origins a browser lets read answers (CORS). No credentials: API keys are headers here.
+"""Decides which origins may read responses in a browser (CORS). Credentials are not allowed: API keys are headers.
 
-`serve.connection.http_connection` adds `cors_headers` to every answer, its own refusals too. `serve.api.app` answers
-the preflight.
+`serve.connection.http_connection` adds `cors_headers` to every response, including refusals. `serve.api.app` sends
+`preflight_response`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ Headers = list[tuple[bytes, bytes]]
 
 ANY = "*"
 METHODS = "GET, HEAD, POST"
-# What the server reads and a page may not send unasked.
+# Headers that the server reads and that a page may send only after a preflight.
 REQUEST_HEADERS = (
     "Content-Encoding, Content-Type, Inference-Header-Content-Length, traceparent, tracestate, X-API-Key, "
     "X-Request-ID, X-Request-Key"
@@ -23,7 +23,7 @@ PREFLIGHT_AGE_S = 600
 
 
 def allowed_origin(origins: frozenset[str], request_headers: Headers) -> bytes | None:
-    """The origin whose pages may read the answer to this request, or None. origins: the setting; ANY: all."""
+    """Returns the origin that may read the response to this request, or None. origins: the setting; ANY allows all."""
     if ANY in origins:
         return ANY.encode()
     sent = [value for name, value in request_headers if name == b"origin"]
@@ -31,23 +31,23 @@ def allowed_origin(origins: frozenset[str], request_headers: Headers) -> bytes |
 
 
 def cors_headers(origins: frozenset[str], request_headers: Headers) -> Headers:
-    """The headers that an answer has for the sake of CORS; none where the setting names no origin."""
+    """Returns the CORS headers of a response; an empty list if the setting allows no origin."""
     if not origins:
         return []
-    vary = [] if ANY in origins else [(b"vary", b"Origin")]  # the answer for one origin is not that for another
+    vary = [] if ANY in origins else [(b"vary", b"Origin")]  # caches keep one response per origin
     origin = allowed_origin(origins, request_headers)
     if origin is None:
         return vary
     return [(b"access-control-allow-origin", origin), (b"access-control-expose-headers", EXPOSED), *vary]
 
 
-def preflight_answer(origins: frozenset[str], headers: starlette.datastructures.Headers) -> Response | None:
-    """The answer to a browser that asks what a page may send; None where it does not ask, or the page may not."""
+def preflight_response(origins: frozenset[str], headers: starlette.datastructures.Headers) -> Response | None:
+    """Returns the response to a CORS preflight; None if the request is no preflight or its origin is not allowed."""
     if "access-control-request-method" not in headers or allowed_origin(origins, headers.raw) is None:
         return None
-    answered = {
+    response_headers = {
         "Access-Control-Allow-Methods": METHODS,
         "Access-Control-Allow-Headers": REQUEST_HEADERS,
         "Access-Control-Max-Age": str(PREFLIGHT_AGE_S),
     }
-    return Response(status_code=204, headers=answered)
+    return Response(status_code=204, headers=response_headers)

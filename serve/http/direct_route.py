@@ -1,4 +1,4 @@
-"""Routes whose endpoint reads the request itself, and HEAD for every GET."""
+"""Routes that call their endpoint with the bare request, and HEAD routes for every GET."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from fastapi.routing import APIRoute
 
 
 class DirectRoute(APIRoute):
-    """Calls its endpoint with the request and nothing else.
+    """Calls its endpoint with the request alone.
 
-    What FastAPI could do with parameters and bodies is done elsewhere here, and its way there costs every request.
+    The endpoints parse parameters and bodies themselves. FastAPI's own parsing would add its cost to every request.
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -20,9 +20,9 @@ class DirectRoute(APIRoute):
 
 
 def add_head_routes(router: APIRouter) -> None:
-    """HEAD wherever GET is answered, as load balancers and uptime checks ask; uvicorn keeps the body back.
+    """Adds a HEAD route for every GET route, for load balancers and uptime checks. uvicorn drops the body.
 
-    To be called before the router is included: FastAPI does not list the routes of an included one.
+    Call it before the router is included: FastAPI does not list the routes of an included router.
     """
     for route in list(router.routes):
         if isinstance(route, APIRoute) and "GET" in (route.methods or ()):

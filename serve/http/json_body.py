@@ -1,4 +1,4 @@
-"""JSON from strangers: its size and its depth are checked before it is parsed. And binary data as a text in it."""
+"""Parses untrusted JSON after it has checked the size and the depth, and decodes base64 texts in it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from serve.errors import InvalidParameterError
 
-# All bytes but these leave the text before its depth is counted: a loop over brackets in Python would cost seconds.
+# Brackets and quotes alone are kept to count the depth: a Python loop over all bytes would take seconds.
 _BESIDES_BRACKETS_AND_QUOTES = bytes(set(range(256)) - set(b'[]{}"'))
 _URL_SAFE = bytes.maketrans(b"-_", b"+/")
 _STEPS = np.zeros(256, np.int8)
@@ -19,24 +19,24 @@ _STEPS[list(b"]}")] = -1
 
 
 def parse_json(body: bytes, *, max_bytes: int, max_depth: int) -> Any:
-    """The value of a JSON text in UTF-8, with or without a byte order mark.
+    """Returns the value of a JSON text in UTF-8, with or without a byte order mark.
 
-    Raises InvalidParameterError where it is none, too large or too deep.
+    Raises InvalidParameterError if the body is not JSON, has more than max_bytes, or is nested beyond max_depth.
     """
     if len(body) > max_bytes:
         raise InvalidParameterError(f"the JSON has more than {max_bytes:,} bytes, the limit")
     if _depth(body) > max_depth:
-        raise InvalidParameterError(f"the JSON is nested more than {max_depth} deep, the limit")
+        raise InvalidParameterError(f"the JSON is nested more than {max_depth} levels deep, the limit")
     try:
         return json.loads(body.decode("utf-8-sig"), object_pairs_hook=_object, parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
-        raise InvalidParameterError("the body is not JSON, or says a name twice") from None
+        raise InvalidParameterError("the body is not valid JSON, or an object has a name twice") from None
 
 
 def decode_base64(text: str) -> bytes:
-    """The bytes of a base64 text in the standard or the URL-safe alphabet, or of a `data:` URL that holds one.
+    """Returns the bytes of a base64 text, or of a base64 `data:` URL. Raises ValueError.
 
-    White space is ignored and the padding may be missing. Raises ValueError.
+    Accepts the standard and the URL-safe alphabet, white space, and missing padding.
     """
     if text[:5].lower() == "data:":
         head, _, text = text.partition(",")
@@ -50,7 +50,7 @@ def decode_base64(text: str) -> bytes:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of names that each come once: of two, one would silently mean nothing."""
+    """Returns the object. Refuses a repeated name, of which Python would silently drop one value."""
     value = dict(pairs)
     if len(value) < len(pairs):
         raise ValueError
@@ -58,11 +58,11 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _refuse_constant(name: str) -> float:
-    raise ValueError(name)  # NaN and infinities, which are no JSON
+    raise ValueError(name)  # NaN and infinities are not JSON
 
 
 def _depth(body: bytes) -> int:
-    """How deep arrays and objects are nested, brackets within strings aside; of JSON in UTF-8."""
+    """Returns the nesting depth of arrays and objects in a UTF-8 JSON text. Ignores brackets within strings."""
     unescaped = body.replace(rb"\\", b"").replace(rb"\"", b"")
     outside_strings = unescaped.translate(None, _BESIDES_BRACKETS_AND_QUOTES).split(b'"')[::2]
     brackets = np.frombuffer(b"".join(outside_strings), np.uint8)

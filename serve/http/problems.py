@@ -1,6 +1,7 @@
-"""One table from exceptions to HTTP: status, code and title. Handlers, OpenAPI and the README are fed from it.
+"""Maps exceptions to HTTP responses in one table: status, code and title. Handlers, OpenAPI and the docs use it.
 
-Bodies are application/problem+json (RFC 9457). What a client sees is written in this project, never a library's text.
+Bodies are application/problem+json (RFC 9457); below /v2 they have the form of the Open Inference Protocol. A client
+never gets the text of a library's exception.
 """
 
 from __future__ import annotations
@@ -20,21 +21,22 @@ from tureen.errors import TureenError
 MEDIA_TYPE = "application/problem+json"
 OIP_PREFIX = "/v2"
 RETRY_AFTER_S = 1
+INTERNAL_DETAIL = "the server log has the cause under the id of this request (X-Request-ID)"
 
 
 class Problem(BaseModel):
-    """The body of every error."""
+    """The body of an error response."""
 
     type: str = Field(default="about:blank")
-    title: str = Field(description="what kind of error, the same words each time")
+    title: str = Field(description="kind of error; the same text for each error of this code")
     status: int
-    code: str = Field(description="stable, for programs")
-    detail: str = Field(description="what happened in this request and what to do")
+    code: str = Field(description="stable identifier, for programs")
+    detail: str = Field(description="what happened in this request, and what to do")
 
 
 @dataclass(frozen=True)
 class Kind:
-    """How one exception is told to a client."""
+    """The status, the code and the title that a client gets for one exception class."""
 
     status: int
     code: str
@@ -45,51 +47,51 @@ KINDS: dict[type[TureenError], Kind] = {
     errors.MalformedRequestError: Kind(400, "malformed_request", "The request is malformed"),
     errors.HeadTimeoutError: Kind(408, "head_timeout", "The request's head came too slowly"),
     errors.TooManyChunksError: Kind(413, "too_many_chunks", "The body has too many chunks"),
-    errors.UntrustedHostError: Kind(421, "untrusted_host", "The Host is none of this server's"),
+    errors.UntrustedHostError: Kind(421, "untrusted_host", "The Host is not one of this server"),
     errors.HeadTooLargeError: Kind(431, "head_too_large", "The request's head is too large"),
     errors.TooManyConnectionsError: Kind(503, "too_many_connections", "The server has too many connections"),
     core_errors.EmptyImageError: Kind(400, "empty_image", "The request holds no image"),
     core_errors.UndecodableImageError: Kind(400, "undecodable_image", "The image cannot be decoded"),
     errors.MalformedFormError: Kind(400, "malformed_form", "The form cannot be read"),
     errors.IncompleteBodyError: Kind(400, "incomplete_body", "The body is incomplete"),
-    errors.ClientGoneError: Kind(499, "client_gone", "The client has gone"),
+    errors.ClientGoneError: Kind(499, "client_gone", "The client closed the connection"),
     errors.BodyTimeoutError: Kind(408, "body_timeout", "The body came too slowly"),
     core_errors.ImageTooLargeError: Kind(413, "image_too_large", "The image is too large"),
-    core_errors.UnsupportedImageTypeError: Kind(415, "unsupported_image_type", "Not an image type that is read here"),
+    core_errors.UnsupportedImageTypeError: Kind(415, "unsupported_image_type", "The image type is not supported"),
     core_errors.InvalidBetaError: Kind(422, "invalid_beta", "β is not valid"),
-    core_errors.SingleTokenError: Kind(422, "single_token", "The model has one token, and so no β"),
-    errors.TooManyPixelsError: Kind(413, "too_many_pixels", "The images have too many pixels together"),
+    core_errors.SingleTokenError: Kind(422, "single_token", "The model has one token, so it has no β"),
+    errors.TooManyPixelsError: Kind(413, "too_many_pixels", "The images have too many pixels in total"),
     errors.RequestTooLargeError: Kind(413, "request_too_large", "The request is too large"),
     errors.InvalidParameterError: Kind(422, "invalid_parameter", "A parameter is not valid"),
     errors.UnknownApiKeyError: Kind(401, "unknown_api_key", "The API key is unknown"),
-    errors.ChoiceNotAllowedError: Kind(403, "choice_not_allowed", "Clients choose no β here"),
+    errors.ChoiceNotAllowedError: Kind(403, "choice_not_allowed", "Clients may not choose β"),
     errors.BetaOutOfBoundsError: Kind(422, "beta_out_of_bounds", "β is outside the operator's bounds"),
-    errors.UnknownPolicyError: Kind(422, "unknown_policy", "There is no such policy"),
+    errors.UnknownPolicyError: Kind(422, "unknown_policy", "The policy does not exist"),
     errors.OverloadedError: Kind(429, "overloaded", "The server is overloaded"),
     errors.InferenceError: Kind(500, "inference_failed", "The engine failed"),
     errors.DecodingError: Kind(500, "decoding_failed", "The decoder failed"),
     errors.NotReadyError: Kind(503, "not_ready", "The server is not ready"),
     errors.ShuttingDownError: Kind(503, "shutting_down", "The server is shutting down"),
-    errors.DeadlineError: Kind(504, "deadline_exceeded", "The answer would have come too late"),
+    errors.DeadlineError: Kind(504, "deadline_exceeded", "The deadline of the request has passed"),
 }
-OPERATOR_KINDS: dict[type[TureenError], Kind] = {  # of the operator's listener alone
+OPERATOR_KINDS: dict[type[TureenError], Kind] = {  # on the admin listener only
     errors.UnauthorizedError: Kind(401, "unauthorized", "The bearer token is missing or wrong"),
     errors.ForbiddenError: Kind(403, "forbidden", "The credential may not change anything"),
-    errors.UnknownRevisionError: Kind(404, "unknown_revision", "There is no such revision"),
-    errors.StaleRevisionError: Kind(412, "stale_revision", "The settings have changed since"),
+    errors.UnknownRevisionError: Kind(404, "unknown_revision", "The revision does not exist"),
+    errors.StaleRevisionError: Kind(412, "stale_revision", "The settings have changed since that revision"),
     errors.InvalidChangeError: Kind(422, "invalid_change", "The change is not valid"),
     errors.JobsUnavailableError: Kind(404, "no_jobs", "The server takes no jobs"),
-    errors.UnknownJobError: Kind(404, "unknown_job", "There is no such job"),
-    errors.NoResultError: Kind(404, "no_result", "There is no such result"),
+    errors.UnknownJobError: Kind(404, "unknown_job", "The job does not exist"),
+    errors.NoResultError: Kind(404, "no_result", "The result does not exist"),
     errors.JobStateError: Kind(409, "job_state", "The job is in another state"),
     errors.InputError: Kind(422, "invalid_job", "The job is not valid"),
     errors.OutputError: Kind(422, "invalid_output", "The output cannot be used"),
-    errors.OutsideRootsError: Kind(422, "outside_roots", "The path is outside what jobs may use"),
+    errors.OutsideRootsError: Kind(422, "outside_roots", "The path is outside the directories for jobs"),
     errors.TooManyJobsError: Kind(429, "too_many_jobs", "Too many jobs have not ended"),
-    errors.AdminListenerError: Kind(503, "no_credential", "No credential was made for this address"),
+    errors.AdminListenerError: Kind(503, "no_credential", "The server has no credential for this address"),
     errors.IfMatchRequiredError: Kind(428, "if_match_required", "The change names no revision"),
     errors.BrokenHistoryError: Kind(500, "history_broken", "The history is broken"),
-    errors.ControlStoreError: Kind(503, "store_unreachable", "The settings cannot be reached"),
+    errors.ControlStoreError: Kind(503, "store_unreachable", "The settings store cannot be reached"),
 }
 OIP_KINDS: dict[type[TureenError], Kind] = {
     errors.InvalidRequestError: Kind(400, "invalid_request", "The inference request is not valid"),
@@ -97,17 +99,17 @@ OIP_KINDS: dict[type[TureenError], Kind] = {
     errors.InferRequestTooLargeError: Kind(413, "request_too_large", "The request is too large"),
     errors.NotOfferedError: Kind(501, "not_offered", "Not offered by this server"),
 }
-INTERNAL = Kind(500, "internal_error", "Something went wrong here")
+INTERNAL = Kind(500, "internal_error", "Internal error")
 
 
 def kind_of(error: Exception) -> Kind:
-    """The row of the tables for an exception; the one of an internal error where it has none."""
+    """Returns the table row of an exception, by its nearest base class; INTERNAL if it has none."""
     kinds = KINDS | OPERATOR_KINDS
     return next((kinds[cls] for cls in type(error).__mro__ if cls in kinds), INTERNAL)
 
 
 def problem_response(kind: Kind, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    """The answer that tells one problem."""
+    """Returns the response for one problem. 429 and 503 have a Retry-After."""
     body = Problem(title=kind.title, status=kind.status, code=kind.code, detail=detail)
     headers = dict(headers or {})
     if kind.status in (429, 503):
@@ -116,7 +118,7 @@ def problem_response(kind: Kind, detail: str, headers: dict[str, str] | None = N
 
 
 def headers_of(error: Exception) -> dict[str, str]:
-    """What an error's answer says in headers."""
+    """Returns the headers that an error adds to its response."""
     if isinstance(error, errors.OverloadedError):
         return {"Retry-After": str(error.retry_after_s)}
     if isinstance(error, errors.UnauthorizedError):
@@ -125,20 +127,20 @@ def headers_of(error: Exception) -> dict[str, str]:
 
 
 def problem_of(error: TureenError) -> Problem:
-    """An error as part of an answer to several images."""
+    """Returns an error as the result of one image in a response for several images."""
     kind = kind_of(error)
-    detail = "the server's log says more under this request's id" if kind is INTERNAL else str(error)
+    detail = INTERNAL_DETAIL if kind is INTERNAL else str(error)
     return Problem(title=kind.title, status=kind.status, code=kind.code, detail=detail)
 
 
 def http_kind(status: int) -> Kind:
-    """The kind of an error that the framework raised by number, such as 404 and 405."""
+    """Returns the kind of an error that the framework raised with a status alone, such as 404 or 405."""
     phrase = HTTPStatus(status).phrase
     return Kind(status, phrase.lower().replace(" ", "_"), phrase)
 
 
 def openapi_responses() -> dict[int | str, dict[str, Any]]:
-    """The errors of the table as OpenAPI responses, by status."""
+    """Returns the errors of the public API as OpenAPI responses, by status."""
     by_status: dict[int, list[Kind]] = {}
     for kind in (*KINDS.values(), INTERNAL):
         by_status.setdefault(kind.status, []).append(kind)
@@ -152,7 +154,7 @@ def openapi_responses() -> dict[int | str, dict[str, Any]]:
 
 
 def oip_kind(error: Exception) -> Kind:
-    """How an error is told under /v2: as elsewhere, save that what is wrong with a request is always a 400."""
+    """Returns the kind of an error under /v2. There 415 and 422 become 400; the rest is as elsewhere."""
     for cls in type(error).__mro__:
         if cls in OIP_KINDS:
             return OIP_KINDS[cls]
@@ -160,7 +162,7 @@ def oip_kind(error: Exception) -> Kind:
 
 
 def oip_openapi_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The errors of these statuses as OpenAPI responses; of every status where none is given."""
+    """Returns the errors under /v2 with these statuses as OpenAPI responses; without arguments, all of them."""
     by_status: dict[int, set[str]] = {}
     for kind in (*OIP_KINDS.values(), *map(_at_most_400, KINDS.values()), INTERNAL):
         by_status.setdefault(kind.status, set()).add(kind.title)
@@ -177,13 +179,13 @@ def _at_most_400(kind: Kind) -> Kind:
 
 
 def is_oip(scope: Scope) -> bool:
-    """Whether a request is one of this protocol, known route or not, so that its errors are told in its words."""
+    """Returns whether the path is below /v2, so that errors have the form of the Open Inference Protocol."""
     path: str = scope["path"]
     return path == OIP_PREFIX or path.startswith(f"{OIP_PREFIX}/")
 
 
 def oip_response(kind: Kind, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    """The answer that tells one error: `{"error": …}`, which is all that the protocol's clients read."""
+    """Returns the error response of the Open Inference Protocol: `{"error": …}`."""
     problem = problem_response(kind, detail, headers)
     kept = {name: value for name, value in problem.headers.items() if not name.startswith("content-")}
     return JSONResponse({"error": detail}, kind.status, kept)

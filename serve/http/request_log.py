@@ -1,4 +1,4 @@
-"""One structured log event and one set of metrics for each request, its id, and an answer whatever goes wrong."""
+"""Logs, counts and times every request, gives it an id, and responds to every unhandled error."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.errors import ShuttingDownError
-from serve.http.problems import INTERNAL, Kind, is_oip, kind_of, oip_response, problem_response
+from serve.http.problems import INTERNAL, INTERNAL_DETAIL, Kind, is_oip, kind_of, oip_response, problem_response
 from serve.telemetry.logs import FIELDS
 from serve.telemetry.metrics import METHODS, Metrics
 from serve.telemetry.request_trace import REQUEST_TRACE, RequestTrace
@@ -25,47 +25,47 @@ if TYPE_CHECKING:
 
 REQUEST_ID = "x-request-id"
 QUIET_ROUTES = frozenset({"/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"})
-_FIELDS_KEY = "tureen.access"
+_FIELDS_KEY = "tureen.access"  # keys of the ASGI scope
 _ID_KEY = "tureen.request_id"
-_ANSWERED_KEY = "tureen.answered"
+_REFUSAL_KEY = "tureen.refusal"
 _ARRIVED_KEY = "tureen.arrived_s"
-_SOUND_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_VALID_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 logger = logging.getLogger("tureen.access")
 
 
 def access_fields(scope: Scope) -> dict[str, Any]:
-    """The request's own fields of its log event, to be added to by whoever knows more."""
+    """Returns the mutable fields of the request's log event. Any code that handles the request may add fields."""
     fields: dict[str, Any] = scope.setdefault(_FIELDS_KEY, {})
     return fields
 
 
 def request_id_of(scope: Scope) -> str:
-    """The request's id: the client's where it is a sound one, else one of ours."""
+    """Returns the id of the request: a valid X-Request-ID from the client, else a generated one."""
     if _ID_KEY not in scope:
-        given = Headers(scope=scope).get(REQUEST_ID, "")
-        scope[_ID_KEY] = given if _SOUND_ID.fullmatch(given) else secrets.token_hex(8)
+        client_id = Headers(scope=scope).get(REQUEST_ID, "")
+        scope[_ID_KEY] = client_id if _VALID_ID.fullmatch(client_id) else secrets.token_hex(8)
     request_id: str = scope[_ID_KEY]
     return request_id
 
 
 def arrived_s(scope: Scope) -> float:
-    """When the request's head was here (time.monotonic); by the first call at the latest."""
+    """Returns when the head of the request was complete (time.monotonic). The first call sets it."""
     if _ARRIVED_KEY not in scope:
         scope[_ARRIVED_KEY] = time.monotonic()
     arrived: float = scope[_ARRIVED_KEY]
     return arrived
 
 
-def answered_elsewhere(scope: Scope, kind: Kind) -> None:
-    """Say that the client has got this error already, whatever the application makes of its request."""
-    scope[_ANSWERED_KEY] = kind
+def set_refusal(scope: Scope, kind: Kind) -> None:
+    """Marks that the connection has already sent this error, so the application's response never reaches the client."""
+    scope[_REFUSAL_KEY] = kind
 
 
 def record(metrics: Metrics, scope: Scope, status: int, seconds: float) -> None:
-    """Count, time and log one answered request, whoever answered it; the scope may be of a head that was cut short."""
+    """Counts, times and logs one completed request. The scope may be incomplete, for a head that was cut short."""
     fields = dict(access_fields(scope))
-    status, code = _told(scope, status)
+    status, code = _sent(scope, status)
     route = fields.pop("route", None) or getattr(scope.get("route"), "path", "unmatched")
     method = scope["method"] if scope.get("method") in METHODS else "other"
     metrics.requests.labels(route, method, str(status)).inc()
@@ -80,7 +80,7 @@ def record(metrics: Metrics, scope: Scope, status: int, seconds: float) -> None:
 
 
 class RequestLogMiddleware:
-    """Counts, times, logs and names every request; takes the client's X-Request-ID where it is a sound one."""
+    """ASGI middleware that records every request, and sets X-Request-ID on its response."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics, tracing: Tracing | None = None) -> None:
         self._app = app
@@ -98,7 +98,7 @@ class RequestLogMiddleware:
             REQUEST_TRACE.set(RequestTrace())
         status = 0
 
-        async def send_named(message: Message) -> None:
+        async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -106,20 +106,20 @@ class RequestLogMiddleware:
             await send(message)
 
         try:
-            await self._app(scope, receive, send_named)
-        except asyncio.CancelledError:  # the drain's time is over; uvicorn would answer in its own words
+            await self._app(scope, receive, send_with_id)
+        except asyncio.CancelledError:  # the drain timeout has passed; uvicorn would send its own error
             error = ShuttingDownError()
             kind = kind_of(error)
             fields["code"] = kind.code
             if not status:
-                await _respond(scope)(kind, str(error))(scope, receive, send_named)
-        except Exception:  # a defect of ours: the log has it under the request's id, the client has the id
+                await _respond(scope)(kind, str(error))(scope, receive, send_with_id)
+        except Exception:  # a defect: the client gets the request id, and the log has the cause under it
             logger.exception("unhandled", extra={FIELDS: {"request_id": request_id}})
             fields["code"] = INTERNAL.code
             if status:
-                raise  # too late for another answer
-            problem = _respond(scope)(INTERNAL, "the server's log says more under this request's id")
-            await problem(scope, receive, send_named)
+                raise  # the response has started
+            problem = _respond(scope)(INTERNAL, INTERNAL_DETAIL)
+            await problem(scope, receive, send_with_id)
         finally:
             seconds = time.monotonic() - started
             if self._tracing is not None:
@@ -128,12 +128,12 @@ class RequestLogMiddleware:
 
 
 def _trace(tracing: Tracing, scope: Scope, status: int, seconds: float) -> None:
-    """Make the request's trace, and have its log event name it."""
+    """Exports the trace of the request, and adds its id to the log event."""
     fields, trace = access_fields(scope), REQUEST_TRACE.get()
     route = getattr(scope.get("route"), "path", "unmatched")
     if trace is None or route in QUIET_ROUTES:
         return
-    status, code = _told(scope, status)
+    status, code = _sent(scope, status)
     fields["trace_id"] = tracing.record(
         f"{scope['method']} {route}",
         Headers(scope=scope),
@@ -152,10 +152,10 @@ def _trace(tracing: Tracing, scope: Scope, status: int, seconds: float) -> None:
     )
 
 
-def _told(scope: Scope, status: int) -> tuple[int, str | None]:
-    """The status and the error's code that the client has got, whoever answered it."""
-    answered: Kind | None = scope.get(_ANSWERED_KEY)
-    return (status, access_fields(scope).get("code")) if answered is None else (answered.status, answered.code)
+def _sent(scope: Scope, status: int) -> tuple[int, str | None]:
+    """Returns the status and the error code that the client received, from the application or the connection."""
+    refusal: Kind | None = scope.get(_REFUSAL_KEY)
+    return (status, access_fields(scope).get("code")) if refusal is None else (refusal.status, refusal.code)
 
 
 def _respond(scope: Scope) -> Callable[[Kind, str], JSONResponse]:

@@ -8,7 +8,7 @@ from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
 from serve.errors import InferRequestTooLargeError, InvalidRequestError, NotOfferedError, NotReadyError
-from serve.http.body_stream import BodyMemory, receive_body, unless_gone
+from serve.http.body_stream import BodyMemory, cancel_on_disconnect, receive_body
 from serve.http.client_identity import client_identity_of
 from serve.http.direct_route import add_head_routes
 from serve.http.problems import OIP_PREFIX, oip_openapi_responses
@@ -141,7 +141,7 @@ def _add_model_routes(
             header_length = request.headers.get(HEADER_LENGTH)
             wanted = decode_request(body, header_length, query_beta=query_beta, limits=request_limits(service))
             with service.admit(wanted.images, arrived_s=arrived_s(request.scope)) as admission:
-                answer = await unless_gone(request, infer(wanted, admission, statistics, asker))
+                answer = await cancel_on_disconnect(request, infer(wanted, admission, statistics, asker))
         content, headers = encode_answer(answer, wanted.outputs)
         access_fields(request.scope).update(images=len(wanted.images), **answer.parameters)
         return Response(content, headers=headers)
