@@ -44,7 +44,7 @@ class ConnectionLimits:
     max_head_bytes: int = 64 * 1024
     max_chunks: int = 65_536
     max_pipelined: int = 64  # requests in one read
-    max_swallowed_bytes: int = 32 * 2**20  # of a body that nobody wants, so that its sender gets to the answer
+    max_discarded_bytes: int = 32 * 2**20  # of a refused body: its sender reads the response after sending
     max_connections: int = 1024
     max_probe_connections: int = 16  # beyond max_connections; each may ask whether the server is alive or ready
     probe_timeout_s: float = 2.0  # in which such a connection sends its head

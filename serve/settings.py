@@ -1,4 +1,4 @@
-"""The server's settings: each one a flag, an environment variable and a line of help, from one definition."""
+"""Defines the settings of the server. Each is a flag, an environment variable and a line of help."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ def _beta_or_none(value: str | float | None) -> float | None:
 def _is_installed(module: str) -> bool:
     try:
         return find_spec(module) is not None
-    except ModuleNotFoundError:  # of the package it is in
+    except ModuleNotFoundError:  # its parent package is missing
         return False
 
 
 def _names(value: str | Iterable[str] | None) -> Iterable[str] | None:
-    """A list with commas as the names in it."""
+    """Splits a comma-separated list of host names. Raises ValueError."""
     if value is None:
         return None
     names = [name.strip() for name in value.split(",")] if isinstance(value, str) else list(value)
     for name in names:
         if name != "*" and not is_host_name(name):
-            raise ValueError(f"{name!r} is no name or address without a port; write an IPv6 address as [::1]")
+            raise ValueError(f"{name!r} is not a host name or address without a port; write an IPv6 address as [::1]")
     return names
 
 
 def _origins(value: str | Iterable[str]) -> Iterable[str]:
-    """A list with commas as the origins in it."""
+    """Splits a comma-separated list of origins. Raises ValueError."""
     origins = [origin.strip() for origin in value.split(",")] if isinstance(value, str) else list(value)
     for origin in origins:
         if origin != "*" and not is_origin(origin):
@@ -53,228 +53,259 @@ def _origins(value: str | Iterable[str]) -> Iterable[str]:
 
 
 def _directories(value: str | Iterable[str | Path]) -> list[str]:
-    """Directories that there are, as absolute paths."""
+    """Returns existing directories as absolute paths. Raises ValueError."""
     paths = [os.path.abspath(path) for path in (value.split(os.pathsep) if isinstance(value, str) else value)]
     for path in paths:
         if not os.path.isdir(path):
-            raise ValueError(f"there is no directory {path}")
+            raise ValueError(f"the directory {path} does not exist")
     return paths
 
 
 class Settings(BaseModel):
-    """Everything that decides how a server runs; frozen, built at the edge, passed down."""
+    """The settings of one server. Frozen; `parse_settings` creates them, and the server passes them down."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    bundle: Path = Field(description="directory that `tureen export` wrote")
-    host: str = Field(default="127.0.0.1", description="address to listen on; 0.0.0.0 for all")
-    port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0 for any free one")
+    bundle: Path = Field(description="directory written by `tureen export`")
+    host: str = Field(default="127.0.0.1", description="address of the public listener; 0.0.0.0: all addresses")
+    port: int = Field(default=8000, ge=0, le=65535, description="port of the public listener; 0: any free port")
     grpc_port: int | None = Field(
-        default=None, ge=0, le=65535, description="port for gRPC, 0 for any free one; default: no gRPC"
+        default=None, ge=0, le=65535, description="port of gRPC; 0: any free port; default: no gRPC"
     )
     admin_host: str = Field(
-        default="127.0.0.1", description="address that operators reach; loopback alone needs no care"
+        default="127.0.0.1", description="address of the admin listener; any address beyond loopback needs a credential"
     )
     admin_port: int | None = Field(
-        default=None, ge=0, le=65535, description="port that operators reach, 0 for any free one; default: port + 1"
+        default=None, ge=0, le=65535, description="port of the admin listener; 0: any free port; default: port + 1"
     )
     store: str | None = Field(
         default=None,
-        description="URL of the operator's settings, such as postgresql+psycopg://…; default: a file in state_dir",
+        description="database URL of the operator's settings, such as postgresql+psycopg://…; default: a file in "
+        "state_dir",
     )
     state_dir: Path = Field(
         default_factory=default_state_directory,
-        description="keeps the operator's settings and token; default: the user's state",
+        description="directory of the operator's settings and token; default: the state directory of the user",
     )
     public_metrics: bool | None = Field(
         default=None,
-        description="answer GET /metrics without a token on the public listener too; default: where the host is a "
-        "loopback address",
+        description="serve GET /metrics on the public listener without a token; default: only if host is a loopback "
+        "address",
     )
     job_input_roots: Annotated[tuple[Path, ...], BeforeValidator(_directories)] = Field(
-        default=(), description="directories, separated by :, whose files batch jobs may read; default: no jobs"
+        default=(), description="directories, separated by :, that batch jobs may read; default: no jobs"
     )
     job_output_roots: Annotated[tuple[Path, ...], BeforeValidator(_directories)] = Field(
-        default=(), description="directories, separated by :, that batch jobs may write below; default: no jobs"
+        default=(), description="directories, separated by :, that batch jobs may write to; default: no jobs"
     )
-    max_jobs: int = Field(default=1000, ge=1, description="batch jobs that have not ended; one more is answered 429")
-    max_job_images: int = Field(default=10_000_000, ge=1, description="a batch job of more images fails")
+    max_jobs: int = Field(
+        default=1000, ge=1, description="maximum of batch jobs that have not ended; a further one gets 429"
+    )
+    max_job_images: int = Field(
+        default=10_000_000, ge=1, description="maximum of images in a batch job; a larger job fails"
+    )
     job_retention_days: float = Field(
-        default=30, gt=0, allow_inf_nan=False, description="after which a job that ended is forgotten, its output kept"
+        default=30,
+        gt=0,
+        allow_inf_nan=False,
+        description="days after which the record of an ended job is deleted; its output stays",
     )
     job_run_ms: float = Field(
         default=5,
         gt=0,
         allow_inf_nan=False,
-        description="how long a run of the engine for a job takes, about, while requests come; one image at least",
+        description="target duration of an engine run for a job while requests arrive; a run has at least one image",
     )
     job_decode_processes: int = Field(
         default_factory=lambda: max(1, min(4, available_cpus() // 2)),
         ge=1,
-        description="processes that decode a job's images, at the lowest priority; default: half the CPUs, at most 4",
+        description="processes that decode images of jobs, at the lowest priority; default: half the CPUs, at most 4",
     )
     engine: Literal["auto"] | EngineName = Field(
-        default="auto", description="what runs the backbone; auto: the fastest that this machine has"
+        default="auto", description="runtime of the backbone; auto: the fastest on this machine"
     )
-    precision: Precision | None = Field(default=None, description="default: whichever is fastest")
+    precision: Precision | None = Field(default=None, description="precision of the backbone; default: the fastest")
     default_beta: Annotated[float | None, BeforeValidator(_beta_or_none)] = Field(
         default=None,
-        description="β of a request that names none; default: the bundle's",
+        description="β of a request without one; default: the default β of the bundle",
     )
-    max_batch: int = Field(default=32, ge=1, le=1024, description="images in one run of the engine, at most")
-    max_requests: int = Field(default=256, ge=1, description="requests at a time; one more is answered 429")
+    max_batch: int = Field(default=32, ge=1, le=1024, description="maximum of images in one engine run")
+    max_requests: int = Field(default=256, ge=1, description="maximum of concurrent requests; a further one gets 429")
     max_waiting_images: int = Field(
-        default=8192, ge=1, description="rows that wait for a batch, an image at one β each; one more is answered 429"
+        default=8192,
+        ge=1,
+        description="maximum of rows that wait for a batch (an image at one β); a further one gets 429",
     )
     max_queue_ms: int = Field(
         default=1000,
         ge=1,
-        description="a request that would be answered later than this, by what was measured, is answered 429 at once",
+        description="maximum of the expected time of a request; a slower one gets 429 immediately",
     )
     timeout_ms: int = Field(
         default=10_000,
         ge=1,
-        description="time limit of a request that names none, and the longest it may name; not in a batch by then "
-        "it is answered 504",
+        description="deadline of a request, and the maximum of its timeout_ms parameter; an image that is not in a "
+        "batch by then gets 504",
     )
     max_body_memory: int = Field(
-        default=512 * 2**20, ge=1, description="bytes of all bodies being received; beyond it a request is answered 429"
+        default=512 * 2**20,
+        ge=1,
+        description="maximum of bytes in all bodies being received; a request beyond it gets 429",
     )
     disagreement_share: float = Field(
-        default=0.0, ge=0, le=1, description="share of requests of which the other mode is asked too, as a signal"
+        default=0.0,
+        ge=0,
+        le=1,
+        description="share of images that also run in the other mode, to count how often the modes disagree",
     )
     max_image_bytes: int = Field(
-        default=ImageLimits().max_image_bytes, ge=1, description="an image of more bytes is answered 413"
+        default=ImageLimits().max_image_bytes, ge=1, description="maximum of bytes in an image; a larger one gets 413"
     )
     max_image_pixels: int = Field(
         default=ImageLimits().max_image_pixels,
         ge=1,
         le=PILLOW_MAX_PIXELS,
-        description="an image of more width × height is answered 413",
+        description="maximum of width × height of an image; a larger one gets 413",
     )
     max_request_pixels: int = Field(
-        default=128_000_000, ge=1, description="images of more pixels together in one request are answered 413"
+        default=128_000_000, ge=1, description="maximum of pixels in all images of a request; a larger request gets 413"
     )
     max_decode_pixels: int = Field(
         default=256_000_000,
         ge=1,
-        description="pixels of all images that are decoded or wait for it; a request beyond it is answered 429, "
-        "unless no other has any; at most half for images of more work than their bytes justify",
+        description="maximum of pixels in all images being decoded or waiting for it; a request beyond it gets 429, "
+        "unless no other image waits; images of disproportionate work for their bytes may have half of "
+        "it",
     )
     max_decode_memory: int = Field(
         default=2**30,
         ge=1,
-        description="bytes that large images being decoded hold, by their headers; others wait, and one at a time "
-        "is decoded whatever it holds; one more, of more work than its bytes justify, is decoded beside them",
+        description="maximum of bytes that large images hold while being decoded, by their headers; further ones "
+        "wait; a single image is decoded whatever its size; one image of disproportionate work is not "
+        "counted",
     )
     max_jpeg_scans: int = Field(
-        default=ImageLimits().max_jpeg_scans, ge=1, description="a progressive JPEG of more scans is answered 413"
+        default=ImageLimits().max_jpeg_scans,
+        ge=1,
+        description="maximum of scans in a progressive JPEG; one with more gets 413",
     )
     max_image_parts: int = Field(
         default=ImageLimits().max_image_parts,
         ge=1,
-        description="a JPEG of more segments before its pixels, or a PNG of more chunks, is answered 413",
+        description="maximum of segments before the pixels of a JPEG, or of chunks in a PNG; an image with more "
+        "gets 413",
     )
     jpeg_scaling: bool = Field(
         default=False,
-        description="decode a large JPEG at a fraction of its size: a little faster, and other pixels than accuracy "
-        "was measured on",
+        description="decode a large JPEG at a fraction of its size; slightly faster, but its pixels differ from "
+        "those on which accuracy was measured",
     )
-    max_images_per_request: int = Field(default=64, ge=1, le=4096, description="images in one request, at most")
+    max_images_per_request: int = Field(default=64, ge=1, le=4096, description="maximum of images in a request")
     max_request_bytes: int = Field(
-        default=32 * 2**20, ge=1, le=2**31 - 1, description="a form or JSON of more bytes is answered 413"
+        default=32 * 2**20,
+        ge=1,
+        le=2**31 - 1,
+        description="maximum of bytes in a form or JSON body; a larger one gets 413",
     )
-    max_sweep_betas: int = Field(default=101, ge=2, le=1001, description="β in one sweep, at most")
-    max_top_k: int = Field(default=1000, ge=DEFAULT_TOP_K, description="a larger top_k is answered 422")
+    max_sweep_betas: int = Field(default=101, ge=2, le=1001, description="maximum of β in a sweep")
+    max_top_k: int = Field(default=1000, ge=DEFAULT_TOP_K, description="maximum of top_k; a larger one gets 422")
     allowed_hosts: Annotated[frozenset[str] | None, BeforeValidator(_names)] = Field(
         default=None,
-        description="names, separated by commas, that a request's Host may be, without port, or * for any; default: "
-        "localhost, 127.0.0.1 and [::1] where the host is one of these, else any",
+        description="allowed names in the Host header, separated by commas, without ports; *: any; default: "
+        "localhost, 127.0.0.1 and [::1] if host is a loopback address, else any",
     )
     cors_origins: Annotated[frozenset[str], BeforeValidator(_origins)] = Field(
         default=frozenset(),
-        description="origins, separated by commas, whose pages a browser lets call this server, such as "
-        "https://app.example.com, or * for any; default: none",
+        description="origins whose pages may call this server from a browser, separated by commas, such as "
+        "https://app.example.com; *: any; default: none",
     )
     max_connections: int = Field(
-        default=1024, ge=1, description="connections to a process at a time; one more is answered 503"
+        default=1024, ge=1, description="maximum of connections to a process; a further one gets 503"
     )
     head_timeout_s: float = Field(
-        default=10, gt=0, allow_inf_nan=False, description="a request whose head is not here by then is answered 408"
+        default=10, gt=0, allow_inf_nan=False, description="seconds for the head of a request; a slower one gets 408"
     )
     body_timeout_s: float = Field(
-        default=30, gt=0, allow_inf_nan=False, description="a request whose body is not here by then is answered 408"
+        default=30, gt=0, allow_inf_nan=False, description="seconds for the body of a request; a slower one gets 408"
     )
     min_body_rate: int = Field(
-        default=1024, ge=0, description="bytes/s; a body that comes more slowly after 2 s is answered 408"
+        default=1024, ge=0, description="minimum rate of a body in bytes/s, after its first 2 s; a slower one gets 408"
     )
     send_timeout_s: float = Field(
-        default=30, gt=0, allow_inf_nan=False, description="a client that has not taken its answer by then is let go"
+        default=30,
+        gt=0,
+        allow_inf_nan=False,
+        description="seconds for a client to read its response; then its connection is closed",
     )
     keep_alive_s: int = Field(
         default=75,
         ge=1,
         le=3600,
-        description="seconds that a connection without a request stays open; more than the load balancer's own limit, "
-        "which is 60 with most",
+        description="seconds that an idle connection stays open; must exceed the idle timeout of the load balancer, "
+        "often 60",
     )
     drain_delay_s: float = Field(
         default=0,
         ge=0,
         le=3600,
-        description="seconds at SIGTERM in which /readyz says 503 and requests are still taken, "
-        "for a load balancer that needs as long to hear of it; under Kubernetes 5 to 10",
+        description="seconds after SIGTERM in which /readyz responds 503 and requests are still accepted, so that "
+        "the load balancer can react; under Kubernetes 5 to 10",
     )
-    drain_timeout_s: int = Field(default=30, ge=1, description="seconds that accepted requests have at SIGTERM")
+    drain_timeout_s: int = Field(default=30, ge=1, description="seconds for accepted requests to end after SIGTERM")
     workers: int = Field(
         default=1,
         ge=1,
         le=256,
-        description="processes, each with its engine, among which threads and max_requests are divided",
+        description="processes, each with its own engine; they divide threads and max_requests",
     )
-    threads: int = Field(default_factory=available_cpus, ge=1, description="CPU threads of the engine; default: all")
+    threads: int = Field(
+        default_factory=available_cpus, ge=1, description="CPU threads of the engine; default: one per CPU"
+    )
     decode_threads: int = Field(
         default_factory=lambda: min(8, available_cpus()),
         ge=1,
-        description="small images decoded at a time; half as many large ones, in processes of a lower priority, and "
-        "one image of more work than its bytes justify; default: CPUs, at most 8",
+        description="threads that decode small images; half as many processes of lower priority decode large "
+        "images, and one decodes images of disproportionate work; default: one per CPU, at most 8",
     )
     streams: int | None = Field(
         default=None,
         ge=1,
-        description="batches run at a time, among which the threads are divided; on a CPU an image that comes alone "
-        "has all threads nevertheless, unless it is 1; default: 2 where there are as many threads",
+        description="concurrent engine runs, which divide the threads; on a CPU with more than one stream, a single "
+        "image gets all threads; default: 2, or 1 with a single thread",
     )
     otlp_endpoint: str | None = Field(
         default=None,
         pattern="^https?://",
-        description="where traces are sent, such as http://localhost:4318; default: nowhere",
+        description="OpenTelemetry endpoint for traces, such as http://localhost:4318; default: no traces",
     )
     cache_dir: Path = Field(
         default_factory=default_cache_directory,
-        description="keeps compiled models and this machine's timings; default: the user's cache",
+        description="directory of compiled models and of timings of this machine; default: the cache directory of "
+        "the user",
     )
-    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="least level logged")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="lowest level that is logged"
+    )
 
     @field_validator("grpc_port")
     @classmethod
     def _has_grpc(cls, grpc_port: int | None) -> int | None:
         if grpc_port is not None and find_spec("grpc_health") is None:
-            raise ValueError("gRPC is not installed: leave the option out, or pip install 'tureen[grpc]'")
+            raise ValueError("gRPC is not installed: remove the option, or pip install 'tureen[grpc]'")
         return grpc_port
 
     @field_validator("job_output_roots")
     @classmethod
     def _has_pyarrow(cls, roots: tuple[Path, ...]) -> tuple[Path, ...]:
         if roots and find_spec("pyarrow") is None:
-            raise ValueError("jobs need pyarrow: leave the option out, or pip install 'tureen[batch]'")
+            raise ValueError("jobs need pyarrow: remove the option, or pip install 'tureen[batch]'")
         return roots
 
     @field_validator("otlp_endpoint")
     @classmethod
     def _has_opentelemetry(cls, endpoint: str | None) -> str | None:
         if endpoint is not None and not _is_installed("opentelemetry.exporter.otlp.proto.http"):
-            raise ValueError("OpenTelemetry is not installed: leave the option out, or pip install 'tureen[otel]'")
+            raise ValueError("OpenTelemetry is not installed: remove the option, or pip install 'tureen[otel]'")
         return endpoint
 
     @field_validator("streams")
@@ -282,11 +313,11 @@ class Settings(BaseModel):
     def _has_threads(cls, streams: int | None, info: ValidationInfo) -> int | None:
         threads = info.data.get("threads")
         if streams is not None and threads is not None and streams > threads:
-            raise ValueError(f"{streams} streams need as many threads, and there are {threads}: lower it")
+            raise ValueError(f"{streams} streams need {streams} threads, and there are {threads}: lower it")
         return streams
 
     @property
-    def wire_limits(self) -> ConnectionLimits:
+    def connection_limits(self) -> ConnectionLimits:
         return ConnectionLimits(
             hosts=trusted_hosts(self.allowed_hosts, self.host),
             cors_origins=self.cors_origins,
@@ -299,7 +330,7 @@ class Settings(BaseModel):
 
     @property
     def decode_processes(self) -> int:
-        """Of large images. Half as many as threads: with one on every CPU, small images take several times as long."""
+        """Half as many as threads: with a process on every CPU, small images would be several times slower."""
         return max(1, self.decode_threads // 2)
 
     @property
@@ -330,35 +361,36 @@ class Settings(BaseModel):
 
 
 def grpc_address(settings: Settings) -> str:
-    """The host and the port of gRPC, as gRPC writes them."""
+    """Returns host and port of gRPC in the notation of gRPC."""
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     return f"{host}:{settings.grpc_port}"
 
 
 def parse_settings(arguments: list[str], environment: Mapping[str, str] = os.environ) -> Settings:
-    """Settings from flags, else from TUREEN_… variables, else the defaults; exits with status 2 on a wrong value."""
+    """Returns settings from flags, else TUREEN_… variables, else defaults. Exits with status 2 on an invalid value."""
     parser = argparse.ArgumentParser(
         prog="tureen serve",
-        description="Serve a bundle over HTTP. Each option is also a variable: --max-batch is TUREEN_MAX_BATCH.",
+        description="Serve a bundle over HTTP. Each option is also an environment variable: --max-batch is "
+        "TUREEN_MAX_BATCH.",
         epilog="example: tureen serve digits-bundle --port 8000 --default-beta 0.3",
     )
     fields = Settings.model_fields
     for name, field in fields.items():
         default = field.get_default(call_default_factory=True, validated_data={})
-        shown = (
+        default_text = (
             ""
             if name == "bundle" or default is None or "default:" in (field.description or "")
             else f" (default: {default})"
         )
-        text = f"{field.description}{shown}".replace("%", "%%")
+        text = f"{field.description}{default_text}".replace("%", "%%")
         if name == "bundle":
             parser.add_argument(name, nargs="?", metavar="BUNDLE", help=text)
         else:
             parser.add_argument(f"--{name.replace('_', '-')}", dest=name, metavar=name.upper(), help=text)
-    given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
+    flags = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
     variables = {name: environment[v] for name in fields if (v := f"TUREEN_{name.upper()}") in environment}
     try:
-        return Settings.model_validate({**variables, **given})
+        return Settings.model_validate({**variables, **flags})
     except ValidationError as error:
         for wrong in error.errors():
             name = str(wrong["loc"][0])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from serve.connection.http_connection import Gate
+from serve.connection.http_connection import AdmissionCheck
 from serve.inference.service import Service
 from tureen.errors import TureenError
 
@@ -17,7 +17,7 @@ _WORK = {
 }
 
 
-def admission_gate(service: Service) -> Gate:
+def admission_gate(service: Service) -> AdmissionCheck:
     """The gate before a service; everything but work passes it, health and metrics all the while."""
 
     def gate(method: bytes, path: bytes) -> tuple[str, TureenError | None] | None:

@@ -1,1 +1,1 @@
-"""HTTP/1.1 connections: parsing, limits, draining. The only room that touches uvicorn's protocol classes."""
+"""HTTP/1.1 connections: parsing, limits, graceful shutdown. The only room that uses uvicorn's protocol classes."""

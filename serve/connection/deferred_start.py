@@ -1,7 +1,7 @@
-"""Starts the application for a request once its body is here, or so much of it that it had better be taken.
+"""Starts the ASGI task of a request when its body is complete or reaches 128 KiB.
 
-uvicorn starts it with the head, and wakes it for every byte that comes: a client that sends its body byte by byte costs
-that much, hundreds of them cost everybody else. Knows nothing about deadlines, limits or answers.
+uvicorn starts the task with the head and resumes it for every read. Hundreds of clients that send their bodies byte by
+byte would then slow down all others. Knows nothing about deadlines, limits or responses.
 """
 
 from __future__ import annotations
@@ -10,39 +10,39 @@ from typing import Any
 
 from serve.connection.graceful_shutdown import DrainingProtocol
 
-WAKING_BYTES = 128 * 1024  # most photographs: of these the application never waits
+START_BYTES = 128 * 1024  # most photographs are smaller, so the application never waits for their bodies
 
 
 class DeferredStartProtocol(DrainingProtocol):
-    """A connection whose request under way may not have begun for the application."""
+    """A connection whose current request may not have an ASGI task yet."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._unstarted: Any = None  # the application that the request under way is for, while it waits for its body
+        self._unstarted: Any = None  # the application, while the current request waits for its body
 
     @property
     def is_started(self) -> bool:
-        """Whether the application has, or has had, the last request."""
+        """Whether the last request has, or had, an ASGI task."""
         return self._unstarted is None
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
-        # Who waits to be told to go on is told so by the application.
-        if cycle.more_body and not cycle.waiting_for_100_continue and len(cycle.body) < WAKING_BYTES:
+        # The application sends "100 Continue", so a client that waits for it needs the task immediately.
+        if cycle.more_body and not cycle.waiting_for_100_continue and len(cycle.body) < START_BYTES:
             self._unstarted = app
         else:
             super()._start_asgi_task(cycle, app)
 
     def on_body(self, body: bytes) -> None:
         self.cycle.body += body
-        if len(self.cycle.body) >= WAKING_BYTES:
+        if len(self.cycle.body) >= START_BYTES:
             self.flow.pause_reading()
-            self._wake()
+            self._start_or_resume()
 
     def on_message_complete(self) -> None:
         self.cycle.more_body = False
-        self._wake()
+        self._start_or_resume()
 
-    def _wake(self) -> None:
+    def _start_or_resume(self) -> None:
         app, self._unstarted = self._unstarted, None
         if app is not None:
             super()._start_asgi_task(self.cycle, app)

@@ -1,4 +1,4 @@
-"""An error as bytes on the wire, made once for all requests that get it: refusing must cost less than serving."""
+"""Encodes error responses as bytes, once per error: a refusal must cost less than a classification."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ Headers = list[tuple[bytes, bytes]]
 
 @dataclass(frozen=True)
 class ErrorResponse:
-    """One error's answer: to be written as it is, or, where others must be written before it, sent by ASGI."""
+    """The response for one error. Written directly, or sent by ASGI if earlier responses of the pipeline are open."""
 
     kind: Kind
     response: Response
 
     def to_bytes(self, request_id: str, more_headers: Headers, *, keep_alive: bool, is_head: bool) -> bytes:
-        """The whole answer; is_head: to the method HEAD, so without its body."""
+        """Returns the whole response. is_head: the method is HEAD, so the body is left out."""
         headers = [*more_headers, *self._headers(request_id)]
         if not keep_alive:
             headers.append((b"connection", b"close"))
@@ -33,7 +33,7 @@ class ErrorResponse:
         return b"".join([STATUS_LINE[self.kind.status], *lines, b"\r\n", body])
 
     async def send(self, send: Send, request_id: str) -> None:
-        """The same answer by ASGI."""
+        """Sends the same response by ASGI."""
         await send({"type": "http.response.start", "status": self.kind.status, "headers": self._headers(request_id)})
         await send({"type": "http.response.body", "body": self.response.body})
 
@@ -42,11 +42,11 @@ class ErrorResponse:
 
 
 def error_response_of(error: TureenError, path: str = "") -> ErrorResponse:
-    """The answer for an error: a problem, or what clients of the Open Inference Protocol expect on its paths."""
-    return _refusal(kind_of(error), str(error), tuple(headers_of(error).items()), is_oip({"path": path}))
+    """Returns the response for an error, in the form of the Open Inference Protocol if the path is below /v2."""
+    return _cached_response(kind_of(error), str(error), tuple(headers_of(error).items()), is_oip({"path": path}))
 
 
 @lru_cache(maxsize=256)
-def _refusal(kind: Kind, detail: str, headers: tuple[tuple[str, str], ...], is_protocols: bool) -> ErrorResponse:
-    respond = oip_response if is_protocols else problem_response
+def _cached_response(kind: Kind, detail: str, headers: tuple[tuple[str, str], ...], is_oip_path: bool) -> ErrorResponse:
+    respond = oip_response if is_oip_path else problem_response
     return ErrorResponse(kind, respond(kind, detail, dict(headers)))

@@ -1,8 +1,10 @@
-"""Ends an uvicorn server without losing a request: what was accepted is answered, and kept connections are told.
+"""Shuts a uvicorn server down without losing a request. Knows nothing about images, models or other processes.
 
-Knows nothing about images, models or other processes. In order, once `drain` is called: readiness goes, answers say
-`Connection: close`; after the delay no connection begins any more, those that wait are accepted; connections that
-are quiet are closed; the others have the timeout to get their answers.
+The steps after `drain`:
+1. The server reports not ready, and responses have `Connection: close`.
+2. After the delay, no connection can start. Connections that wait in the backlog are accepted.
+3. Quiet connections are closed.
+4. The other connections get their responses within the timeout.
 """
 
 from __future__ import annotations
@@ -27,9 +29,9 @@ from uvicorn.server import ServerState
 from serve.connection.sockets import close_accepting, refuse_more
 from serve.errors import UvicornVersionError
 
-HANDSHAKE_S = 0.1  # for connections that have begun when no more may
-# What the classes here and below call or override, none of it documented by uvicorn. Without one of the methods a
-# protection would vanish silently.
+HANDSHAKE_S = 0.1  # for connections whose handshake has started when no further one may
+# The undocumented names of uvicorn that this room calls or overrides. If a method were missing, a protection would
+# be lost without an error.
 _USED = {
     HttpToolsProtocol: """connection_made connection_lost data_received on_message_begin on_url on_header on_body
         on_headers_complete on_message_complete on_response_complete pause_writing resume_writing shutdown
@@ -42,15 +44,15 @@ _USED = {
     uvicorn.Server: """capture_signals force_exit handle_exit run server_state should_exit shutdown startup""",
     FlowControl: "pause_reading read_paused resume_reading write_paused",
 }
-QUIET_S = 1.0  # a connection that has said nothing for as long has no request under way to us
+QUIET_S = 1.0  # a connection without bytes for this time has no request in transit
 
 logger = logging.getLogger("tureen.serve")
 
 
 def check_uvicorn(used: Mapping[type, str] = _USED) -> None:
-    """Raise UvicornVersionError where the installed uvicorn lacks a method or an attribute that is used here.
+    """Raises UvicornVersionError if the installed uvicorn lacks a method or attribute that this room uses.
 
-    used: by class, the names, which are the class's own or are set by its __init__.
+    used: names by class; each is an attribute of the class or set by its __init__.
     """
     missing = [
         f"{owner.__name__}.{name}"
@@ -63,13 +65,13 @@ def check_uvicorn(used: Mapping[type, str] = _USED) -> None:
 
 
 class DrainingState(ServerState):
-    """What the connections of a server share with it."""
+    """The state that a server shares with its connections."""
 
     is_draining = False
 
 
 class DrainingProtocol(HttpToolsProtocol):
-    """A connection that, at the server's end, is closed between two requests and never under one."""
+    """A connection that a shutdown closes between requests, and never during one."""
 
     server_state: DrainingState
 
@@ -84,20 +86,20 @@ class DrainingProtocol(HttpToolsProtocol):
             self.cycle.keep_alive = False
 
     def drain(self) -> None:
-        """Have the answer under way say that it is the last; one whose head is out leaves another for that."""
+        """Makes the current response the last one (`Connection: close`), unless its head is already sent."""
         if self.cycle is not None and not self.cycle.response_started:
             self.cycle.keep_alive = False
 
     def shutdown(self) -> None:
-        """Close once it has been quiet for a while, where uvicorn closes at once, a request on its way or not."""
+        """Closes the connection after QUIET_S without bytes. uvicorn would close immediately and lose requests."""
         self.drain()
-        self.timeout_keep_alive = QUIET_S  # type: ignore[assignment] # from its next answer on
+        self.timeout_keep_alive = QUIET_S  # type: ignore[assignment] # after its next response
         if self.cycle is None or self.cycle.response_complete:
             self._unset_keepalive_if_required()
             self.timeout_keep_alive_task = self.loop.call_later(QUIET_S, self.timeout_keep_alive_handler)
 
     def timeout_keep_alive_handler(self) -> None:
-        if not self._has_unread():  # else the loop is about to hand it over
+        if not self._has_unread():  # otherwise the event loop is about to deliver a request
             super().timeout_keep_alive_handler()
 
     def _has_unread(self) -> bool:
@@ -112,7 +114,7 @@ class DrainingProtocol(HttpToolsProtocol):
 
 
 class DrainingServer(uvicorn.Server):
-    """Accepts from some of its listeners, which may change, until it is told to drain."""
+    """Accepts connections from a changing subset of its listeners, until `drain`."""
 
     server_state: DrainingState
 
@@ -124,12 +126,12 @@ class DrainingServer(uvicorn.Server):
         delay_s: float,
         on_start: Callable[[], Awaitable[None]],
         on_drain: Callable[[], None],
-        obeys_signals: bool,
+        handles_signals: bool,
     ) -> None:
-        """on_start: awaited once the application has started; has the server accept from its listeners.
+        """on_start: awaited when the application has started; calls `accept_from`.
 
-        on_drain: called first of all at the end. delay_s: how long requests are accepted after that.
-        obeys_signals: whether SIGTERM and SIGINT end the server.
+        on_drain: called at the start of the shutdown. delay_s: how long the server accepts requests after that.
+        handles_signals: whether SIGTERM and SIGINT start the shutdown.
         """
         super().__init__(config)
         self.server_state = DrainingState()
@@ -137,30 +139,30 @@ class DrainingServer(uvicorn.Server):
         self._delay_s = delay_s
         self._on_start = on_start
         self._on_drain = on_drain
-        self._obeys_signals = obeys_signals
+        self._handles_signals = handles_signals
         self._accepting: dict[int, asyncio.AbstractServer] = {}
-        self._is_hurried = asyncio.Event()
+        self._skip_delay = asyncio.Event()
 
-    def drain(self, *, at_once: bool = False) -> None:
-        """Begin to end; at once, or called again, without the rest of the delay."""
-        if at_once or self.should_exit:
-            self._is_hurried.set()
+    def drain(self, *, skip_delay: bool = False) -> None:
+        """Starts the shutdown. With skip_delay, or when called again, skips the rest of the delay."""
+        if skip_delay or self.should_exit:
+            self._skip_delay.set()
         self.should_exit = True
 
-    async def accept_from(self, wanted: set[int]) -> None:
-        """Accept from the listeners of these numbers and from no others; what waits at the others stays there."""
+    async def accept_from(self, numbers: set[int]) -> None:
+        """Accepts from the listeners with these numbers only. Connections at other listeners stay in their backlog."""
         if self.server_state.is_draining:
             return
-        for number in self._accepting.keys() - wanted:
+        for number in self._accepting.keys() - numbers:
             self._accepting.pop(number).close()
-        for number in wanted - self._accepting.keys():
-            listener = self._listeners[number].dup()  # the loop closes what it listens on
+        for number in numbers - self._accepting.keys():
+            listener = self._listeners[number].dup()  # the event loop closes the socket it listens on
             self._accepting[number] = await asyncio.get_running_loop().create_server(
                 self._connection, sock=listener, backlog=self.config.backlog
             )
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self.force_exit |= self.should_exit and sig == signal.SIGINT  # Ctrl-C twice: whoever waits, waits in vain
+        self.force_exit |= self.should_exit and sig == signal.SIGINT  # a second Ctrl-C drops requests in progress
         self.drain()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -169,21 +171,21 @@ class DrainingServer(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        if self._obeys_signals:
+        if self._handles_signals:
             with super().capture_signals():
                 yield
         else:
             yield
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        logger.info("draining: no longer ready, accepting for another %g s", self._delay_s)
+        logger.info("draining: not ready, accepting requests for another %g s", self._delay_s)
         self.server_state.is_draining = True
         self._on_drain()
         for connection in list(self.server_state.connections):
             cast(DrainingProtocol, connection).drain()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._delay_s):
-                await self._is_hurried.wait()
+                await self._skip_delay.wait()
         await self._stop_listening()
         await super().shutdown()
         logger.info("drained")

@@ -1,8 +1,8 @@
-"""What happens to bytes before they are a request, and to answers that are not taken: one connection's deadlines.
+"""Applies the limits and deadlines of one HTTP/1.1 connection, and refuses requests before the application starts.
 
-Refuses what should not reach the application: slow, malformed, oversized, or unwanted by the gate. A refusal is written
-at once; what its sender still sends is dropped for a while, since closing on unread bytes would reset the connection
-and take the answer away. Knows nothing about routes or images; the rules are `serve.connection.head_rules`'s.
+Refuses slow, malformed and oversized requests, and those that the admission check rejects. Writes a refusal
+immediately, then discards further bytes for a while: closing a socket with unread bytes resets the connection, and the
+client would lose the response. Knows nothing about routes or images. `serve.connection.head_rules` has the rules.
 """
 
 from __future__ import annotations
@@ -35,49 +35,59 @@ from serve.limits import ConnectionLimits
 from serve.telemetry.metrics import Metrics
 from tureen.errors import TureenError
 
-Gate = Callable[[bytes, bytes], tuple[str, TureenError | None] | None]
-"""Asked for each sound head, by method and path as sent: the route of what is work, and why it is refused unread."""
+AdmissionCheck = Callable[[bytes, bytes], tuple[str, TureenError | None] | None]
+"""Called for each valid head with the method and the raw path.
+
+Returns None for a request that needs no permit. Otherwise returns its route, and the error if it must be refused before
+its body is read.
+"""
 
 
-def protocol_class(limits: ConnectionLimits, gate: Gate, metrics: Metrics) -> type[HttpConnection]:
-    """The protocol of one server, as uvicorn.Config takes it."""
-    attributes = {"limits": limits, "gate": staticmethod(gate), "metrics": metrics, "probes": set(), "surplus": set()}
+def protocol_class(limits: ConnectionLimits, check_admission: AdmissionCheck, metrics: Metrics) -> type[HttpConnection]:
+    """Returns the protocol class of one server, for `http=` of uvicorn.Config."""
+    attributes = {
+        "limits": limits,
+        "check_admission": staticmethod(check_admission),
+        "metrics": metrics,
+        "probes": set(),
+        "surplus": set(),
+    }
     return type("ServerProtocol", (HttpConnection,), attributes)
 
 
-CHUNK_BYTES = 32  # that a chunk has beside its data, amply
+CHUNK_BYTES = 32  # allowed for the size line and the line ends of a chunk
 
 
 class Phase(Enum):
     """What a connection waits for."""
 
-    HEAD = auto()  # the rest of a head, which has a deadline
-    BODY = auto()  # the rest of a body, which has a deadline and a minimum rate
-    ANSWER = auto()  # our own answer
-    IDLE = auto()  # the next request of a kept connection
-    LINGER = auto()  # its end: all is written, and whatever still comes is dropped
+    HEAD = auto()  # the rest of a head, before its deadline
+    BODY = auto()  # the rest of a body, before its deadline and at a minimum rate
+    RESPONSE = auto()  # the response of the application
+    IDLE = auto()  # the next request of a kept-alive connection
+    LINGER = auto()  # the close by the client: the response is written, further bytes are discarded
 
 
 class HttpConnection(DeferredStartProtocol):
-    """One connection. The attributes without values are `protocol_class`'s to give."""
+    """One connection. `protocol_class` sets the attributes without values."""
 
     limits: ConnectionLimits
-    gate: Gate
+    check_admission: AdmissionCheck
     metrics: Metrics
-    probes: set[HttpConnection]  # connections beyond the limit, each for one probe
-    surplus: set[HttpConnection]  # connections beyond both limits, about to end
+    probes: set[HttpConnection]  # connections beyond max_connections, each for one health probe
+    surplus: set[HttpConnection]  # connections beyond both limits, which get a 503 and end
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._phase = Phase.HEAD
-        self._since_s = self.loop.time()  # of the phase
-        self._received = 0  # bytes of the head beyond its first read, of the body, or dropped
+        self._since_s = self.loop.time()  # start of the phase
+        self._received = 0  # in this phase: bytes of the head after its first read, of the body, or discarded
         self._chunks = 0
-        self._framing = 0  # bytes of the body that are chunks' sizes and extensions, or trailers
-        self._begun = 0  # requests in this read
+        self._framing = 0  # bytes of chunk headers, chunk extensions and trailers
+        self._started_in_read = 0  # requests that began in this read
         self._path = ""
-        self._is_refused = False  # the request under way, which is not the application's
-        self._is_last = False  # no further request is read from this connection
+        self._is_refused = False  # the current request has its refusal, and the application never sees it
+        self._is_last = False  # no further request is parsed
         self._unsent_since_s: float | None = None
         self._timer: asyncio.TimerHandle | None = None
 
@@ -98,8 +108,8 @@ class HttpConnection(DeferredStartProtocol):
             self.transport = transport
             transport.abort()
             return
-        # The first time at random: connections that began together must not all be dealt with at one moment.
-        self._timer = self.loop.call_later(self.limits.tick_s * random.random(), self._look_at_clock)  # noqa: S311
+        # The first delay is random, so that connections that opened together are not all checked at one moment.
+        self._timer = self.loop.call_later(self.limits.tick_s * random.random(), self._check_deadlines)  # noqa: S311
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._timer is not None:
@@ -114,45 +124,51 @@ class HttpConnection(DeferredStartProtocol):
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
         if self._is_last and self._phase is not Phase.BODY:
-            self._drop(len(data))
+            self._discard(len(data))
             return
         if self._phase is Phase.IDLE:
             self._enter(Phase.HEAD)
-            self._forget_request()
-        self._begun = 0
+            self._reset_request()
+        self._started_in_read = 0
         phase, received = self._phase, self._received
         error = parse(self, data)
         if error is not None and self._phase is not Phase.LINGER and not self._is_last:
             self._fail(error)
-        if self._phase is phase and not self._begun:
+        if self._phase is phase and not self._started_in_read:
             self._limit_overhead(len(data) - (self._received - received))
 
     def _limit_overhead(self, count: int) -> None:
-        """So many more bytes came that are no body: of a head, or of what frames a body, which the parser gathers."""
+        """Counts bytes that are not body data, which the parser buffers: of a head, or of the framing of a body."""
         limit = self.limits.max_head_bytes
         if self._phase is Phase.HEAD:
             self._received += count
             if self._received > limit:
-                self._fail(HeadTooLargeError(f"the request's head has more than {limit:,} bytes, the limit"))
+                self._fail(HeadTooLargeError(f"the request head has more than {limit:,} bytes, the limit"))
         elif self._phase is Phase.BODY:
             self._framing += count
             if self._framing > limit + CHUNK_BYTES * self._chunks:
-                self._fail(MalformedRequestError("too much of the body is chunk extensions or trailers: send it bare"))
+                self._fail(
+                    MalformedRequestError(
+                        "the body has too many bytes of chunk extensions or trailers: send it without them"
+                    )
+                )
 
     # The parser's callbacks
 
     def on_message_begin(self) -> None:
-        self._begun += 1
+        self._started_in_read += 1
         if self._is_last:
             raise StopParsing
-        if self._begun > self.limits.max_pipelined:
-            self._fail_and_stop(MalformedRequestError("too many requests at a time on one connection"))
+        if self._started_in_read > self.limits.max_pipelined:
+            self._fail_and_stop(
+                MalformedRequestError(f"more than {self.limits.max_pipelined} pipelined requests: wait for responses")
+            )
         self._enter(Phase.HEAD)
-        self._forget_request()
+        self._reset_request()
         super().on_message_begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._phase is Phase.HEAD:  # a trailer must not pass for a header that was looked at
+        if self._phase is Phase.HEAD:  # a trailer must not become a header that bypasses fault_of_head
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
@@ -164,8 +180,8 @@ class HttpConnection(DeferredStartProtocol):
             self._fail_and_stop(fault)
         if self.parser.should_upgrade():
             if method == b"CONNECT":
-                self._fail_and_stop(MalformedRequestError("CONNECT is for proxies"))
-            self._begun -= 1  # it comes again, without the offer
+                self._fail_and_stop(MalformedRequestError("CONNECT is not supported: this server is no proxy"))
+            self._started_in_read -= 1  # the head is parsed again without the upgrade
             return
         has_body = any(
             name == b"transfer-encoding" or (name == b"content-length" and int(value)) for name, value in self.headers
@@ -174,10 +190,10 @@ class HttpConnection(DeferredStartProtocol):
         if self in self.probes and path not in PROBES:
             self._enter(Phase.BODY)
             self._refuse(error_response_of(TooManyConnectionsError(), self._path))
-            self._give_up_reserve()
+            self._leave_probes()
             return
-        if (work := self.gate(method, path)) is not None:
-            route, error = work
+        if (admission := self.check_admission(method, path)) is not None:
+            route, error = admission
             access_fields(self._scope())["route"] = route
             if error is not None:
                 self._enter(Phase.BODY)
@@ -187,7 +203,8 @@ class HttpConnection(DeferredStartProtocol):
         self._enter(Phase.BODY)
         self.cycle.default_headers = self._default_headers()
         cast(Any, self.cycle).transport = _LingeringTransport(self)
-        # A client that waits for 100 and gets another answer may send its body or not: nobody could tell what is next.
+        # A client that waits for "100 Continue" and gets another response may or may not send its body. So the bytes
+        # that follow are ambiguous.
         if (has_body and self.expect_100_continue) or self in self.probes:
             self.cycle.keep_alive = False
 
@@ -199,7 +216,7 @@ class HttpConnection(DeferredStartProtocol):
     def on_body(self, body: bytes) -> None:
         self._received += len(body)
         if self._is_refused or self.cycle.response_complete:
-            if self._received > self.limits.max_swallowed_bytes:
+            if self._received > self.limits.max_discarded_bytes:
                 self._close()
                 raise StopParsing
             return
@@ -212,14 +229,14 @@ class HttpConnection(DeferredStartProtocol):
             self._enter(Phase.IDLE)
         else:
             super().on_message_complete()
-            self._enter(Phase.ANSWER)
+            self._enter(Phase.RESPONSE)
             self._is_last |= not self.cycle.keep_alive
 
     def on_response_complete(self) -> None:
         if self._phase is Phase.LINGER:
             self.pipeline.clear()
             return
-        if self._phase is Phase.ANSWER and not self.pipeline:
+        if self._phase is Phase.RESPONSE and not self.pipeline:
             self._enter(Phase.IDLE)
         super().on_response_complete()
 
@@ -230,16 +247,16 @@ class HttpConnection(DeferredStartProtocol):
         self._since_s = self.loop.time()
         self._received = 0
 
-    def _look_at_clock(self) -> None:
+    def _check_deadlines(self) -> None:
         now = self.loop.time()
         elapsed = now - self._since_s
         limits = self.limits
-        self._timer = self.loop.call_later(limits.tick_s, self._look_at_clock)
+        self._timer = self.loop.call_later(limits.tick_s, self._check_deadlines)
         is_unsent = self.transport.get_write_buffer_size() > 0
         if self._unsent_since_s is not None and now - self._unsent_since_s > limits.send_timeout_s:
             self.transport.abort()
         elif self._phase in (Phase.HEAD, Phase.BODY) and self.flow.read_paused:
-            self._since_s += limits.tick_s  # paused by us, since the application has not yet taken what is here
+            self._since_s += limits.tick_s  # the server paused reading, until the application consumes the buffer
         elif self._phase is Phase.HEAD:
             timeout_s = min(limits.head_timeout_s, limits.probe_timeout_s if self in self.probes else math.inf)
             if elapsed > timeout_s:
@@ -256,7 +273,9 @@ class HttpConnection(DeferredStartProtocol):
             self.transport.abort()
 
     def timeout_keep_alive_handler(self) -> None:
-        if not self.transport.get_write_buffer_size():  # else closing would wait for the client to take it, for ever
+        if (
+            not self.transport.get_write_buffer_size()
+        ):  # otherwise close() would wait for the client to read, without a limit
             super().timeout_keep_alive_handler()
 
     def pause_writing(self) -> None:
@@ -272,24 +291,24 @@ class HttpConnection(DeferredStartProtocol):
     # Refusals
 
     def _refuse(self, refusal: ErrorResponse) -> None:
-        """Answer a sound head, in its turn, without the application; its body is dropped as it comes."""
+        """Responds to a valid head, in pipeline order, without the application. Discards the body as it arrives."""
         lengths = [int(value) for name, value in self.headers if name == b"content-length"]
         keep_alive = (
             self.parser.should_keep_alive()
             and not self.server_state.is_draining
             and self not in self.probes
             and not self.expect_100_continue
-            and sum(lengths) <= self.limits.max_swallowed_bytes
+            and sum(lengths) <= self.limits.max_discarded_bytes
         )
-        if self._is_answering():  # requests before this one, whose answers come first
-            self.app = self._refused(refusal)
+        if self._has_open_response():  # earlier pipelined requests, whose responses come first
+            self.app = self._refusing_app(refusal)
             super().on_headers_complete()
             self.app = self.config.loaded_app
             self.cycle.keep_alive &= keep_alive
             self.cycle.default_headers = self._default_headers()
             cast(Any, self.cycle).transport = _LingeringTransport(self)
             return
-        if self.flow.write_paused:  # so many answers lie here unread that one more would only fill memory
+        if self.flow.write_paused:  # the client does not read its responses: another one would only fill memory
             self._is_last = True
             self.transport.abort()
             raise StopParsing
@@ -298,30 +317,32 @@ class HttpConnection(DeferredStartProtocol):
         if not keep_alive:
             self._linger()
 
-    def _refused(self, refusal: ErrorResponse) -> Any:
-        async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+    def _refusing_app(self, refusal: ErrorResponse) -> Any:
+        async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
             self._count(refusal, scope)
             await refusal.send(send, request_id_of(scope))
 
-        return answer
+        return refuse
 
     def _fail(self, error: TureenError) -> None:
-        """Answer what cannot be a request, where it is its turn to be answered, and end the connection."""
+        """Ends the connection because of an invalid or late request. Sends the error, unless a response is open."""
         self._is_last = True
         if self._phase is Phase.LINGER:
             return
         if self._phase is Phase.BODY:
             self._fail_in_body(error)
-        elif self._is_answering():  # requests before this one; the connection ends with the last of their answers
+        elif (
+            self._has_open_response()
+        ):  # earlier pipelined requests: the connection ends after the last of their responses
             self.cycle.keep_alive = False
-            self._enter(Phase.ANSWER)
+            self._enter(Phase.RESPONSE)
         else:
             self._write(error_response_of(error, self._path), keep_alive=False)
             self._linger()
 
     def _fail_in_body(self, error: TureenError) -> None:
-        is_answered = self._is_refused or self.cycle.response_started
-        if is_answered or self.pipeline:  # or not yet its turn
+        has_response = self._is_refused or self.cycle.response_started
+        if has_response or self.pipeline:  # in the pipeline: earlier responses are still open
             self._close()
             return
         refusal = error_response_of(error, self._path)
@@ -337,23 +358,23 @@ class HttpConnection(DeferredStartProtocol):
         self._fail(error)
         raise StopParsing
 
-    def _is_answering(self) -> bool:
+    def _has_open_response(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
 
     def _write(self, refusal: ErrorResponse, *, keep_alive: bool, is_counted: bool = True) -> None:
         scope = self._scope()
-        answer = refusal.to_bytes(
+        data = refusal.to_bytes(
             request_id_of(scope),
             self._default_headers(),
             keep_alive=keep_alive,
             is_head=scope.get("method") == "HEAD",
         )
-        self.transport.write(answer)
+        self.transport.write(data)
         if is_counted:
             self._count(refusal, scope)
 
     def _default_headers(self) -> Headers:
-        """What every answer to the request has, whoever makes it."""
+        """Returns the headers of every response to the current request."""
         headers = cast(Headers, self._scope()["headers"])
         return [*self.server_state.default_headers, *cors_headers(self.limits.cors_origins, headers)]
 
@@ -362,12 +383,12 @@ class HttpConnection(DeferredStartProtocol):
         record(self.metrics, scope, refusal.kind.status, self.loop.time() - self._since_s)
 
     def _scope(self) -> Scope:
-        """The request's, as far as it was read."""
+        """Returns the ASGI scope of the current request, which may be incomplete."""
         if self.scope is None:
             self.scope = cast(Any, {"headers": []})
         return cast(Scope, self.scope)
 
-    def _forget_request(self) -> None:
+    def _reset_request(self) -> None:
         self.scope = cast(Any, None)
         self._path = ""
         self._is_refused = False
@@ -376,15 +397,15 @@ class HttpConnection(DeferredStartProtocol):
 
     # The end
 
-    def close_after_answer(self) -> None:
-        """Close; not at once where that would take the answer away from a client that is still sending."""
+    def close_after_response(self) -> None:
+        """Closes the connection. Lingers first if the client is still sending, so that it gets the response."""
         if self._phase is Phase.BODY or self._received:
             self._linger()
         else:
             self.transport.close()
 
-    def _give_up_reserve(self) -> None:
-        """Leave the place to a probe; this connection has its answer."""
+    def _leave_probes(self) -> None:
+        """Frees the place for another probe. This connection has its response."""
         self.probes.discard(self)
         self.connections.discard(self)
         self.surplus.add(self)
@@ -404,14 +425,14 @@ class HttpConnection(DeferredStartProtocol):
         self.transport.close()
         self._enter(Phase.LINGER)
 
-    def _drop(self, count: int) -> None:
+    def _discard(self, count: int) -> None:
         self._received += count
-        if self._received > self.limits.max_swallowed_bytes:
+        if self._received > self.limits.max_discarded_bytes:
             self._close()
 
 
 class _LingeringTransport:
-    """The transport as an answer under way uses it."""
+    """The transport that uvicorn's response cycle uses: its close() lingers where necessary."""
 
     def __init__(self, protocol: HttpConnection) -> None:
         self._protocol = protocol
@@ -419,4 +440,4 @@ class _LingeringTransport:
         self.is_closing = protocol.transport.is_closing
 
     def close(self) -> None:
-        self._protocol.close_after_answer()
+        self._protocol.close_after_response()

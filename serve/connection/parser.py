@@ -1,7 +1,6 @@
-"""Runs the HTTP parser over what a connection has read, and tells whose fault it is where that cannot go on.
+"""Feeds received bytes to the HTTP parser, and maps its failures to errors of the client or of the server.
 
-Declines every offer to upgrade. Knows nothing about deadlines, limits or answers; those are
-`serve.connection.http_connection`'s.
+Declines every protocol upgrade. Knows nothing about deadlines, limits or responses.
 """
 
 from __future__ import annotations
@@ -17,12 +16,12 @@ from tureen.errors import TureenError
 logger = logging.getLogger("tureen.serve")
 
 
-class StopParsing(Exception):  # noqa: N818 - no error: how a callback ends the parser's run
+class StopParsing(Exception):  # noqa: N818 - not an error: a callback raises it to end parsing
     pass
 
 
 def parse(protocol: HttpToolsProtocol, data: bytes) -> TureenError | None:
-    """Feed the protocol's parser, which calls the protocol back; what is to be answered where it cannot go on."""
+    """Feeds the parser, which calls back the protocol. Returns the error to send if parsing failed, else None."""
     try:
         _feed(protocol, data)
     except httptools.HttpParserCallbackError as error:
@@ -30,29 +29,29 @@ def parse(protocol: HttpToolsProtocol, data: bytes) -> TureenError | None:
         if isinstance(cause, StopParsing):
             return None
         if not isinstance(cause, httptools.HttpParserError):
-            logger.error("a callback of the parser failed", exc_info=cause)
-            return TureenError("the server could not deal with this request; its log says more")
+            logger.error("a parser callback failed", exc_info=cause)
+            return TureenError("the server failed on this request; its log has the cause")
     except httptools.HttpParserError:
         pass
     else:
         return None
-    return MalformedRequestError("the request is not sound HTTP/1.1")
+    return MalformedRequestError("the request is not valid HTTP/1.1")
 
 
 def _feed(protocol: HttpToolsProtocol, data: bytes) -> None:
-    """An offer to upgrade ends the parser's run with the head, as if all else were another protocol's, a body too.
+    """Feeds the parser. Parses a head with an Upgrade header again, without that header.
 
-    Java's HttpClient makes one (h2c) with its first request, and curl --http2 does; both go on in HTTP/1.1 where it
-    is not taken. So the head is parsed once more, without it.
+    The parser stops after such a head, and treats the rest, also a body, as another protocol. Java's HttpClient and
+    `curl --http2` offer an upgrade (h2c) with their first request, and continue in HTTP/1.1 if the server declines.
     """
     while True:
         parser = protocol.parser
         try:
             parser.feed_data(data)
             return
-        except httptools.HttpParserUpgrade as offer:
+        except httptools.HttpParserUpgrade as upgrade:
             version = parser.get_http_version().encode()
             line = b"%b %b HTTP/%b\r\n" % (parser.get_method(), protocol.url, version)
             kept = [b"%b: %b\r\n" % header for header in protocol.headers if header[0] != b"upgrade"]
-            data = b"".join([line, *kept, b"\r\n", data[offer.args[0] :]])
+            data = b"".join([line, *kept, b"\r\n", data[upgrade.args[0] :]])
             protocol.parser = httptools.HttpRequestParser(protocol)

@@ -1,6 +1,6 @@
-"""Listening sockets: bound once, shared out among processes, and closed without losing a connection.
+"""Opens listening sockets, one per process, and closes them without losing a connection.
 
-Knows nothing about HTTP or about who accepts.
+Knows nothing about HTTP or about the processes that accept.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import socket
 import sys
 
 BACKLOG = 2048
-OTHER_FILES = 256  # the process' own: models, threads, pipes
+OTHER_FILES = 256  # open files of a process besides connections: models, threads, pipes
 HIGHEST_TTL = 255
 # include/uapi/linux/in.h and in6.h; Python has no names for them.
 _LEAST_TTL = ((socket.IPPROTO_IP, 21), (socket.IPPROTO_IPV6, 73))
@@ -21,12 +21,12 @@ logger = logging.getLogger("tureen.serve")
 
 
 def bind(host: str, port: int, count: int = 1) -> list[socket.socket]:
-    """That many listening sockets on one address, each to be accepted from by a process of its own; raises OSError.
+    """Returns `count` listening sockets on one address, one for each process. Raises OSError.
 
-    On Linux the kernel spreads connections evenly over them. With one socket for all, whichever process is awake
-    takes nearly all of a burst.
+    On Linux the kernel distributes connections evenly over them. If all processes shared one socket, a running process
+    would take nearly all connections of a burst.
     """
-    first = _bound(host, port)  # without SO_REUSEPORT: it fails where another server has the port
+    first = _bound(host, port)  # without SO_REUSEPORT, so that it fails if another server has the port
     sockets = [first]
     if sys.platform == "linux":
         first.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
@@ -43,51 +43,51 @@ def bind(host: str, port: int, count: int = 1) -> list[socket.socket]:
 
 
 def hold_port(host: str, port: int) -> socket.socket:
-    """A socket that has the port, does not listen, and lets sockets with SO_REUSEPORT listen there; raises OSError."""
-    holder = _bound(host, port)  # without SO_REUSEPORT: it fails where another server has the port
+    """Returns a socket that reserves the port for sockets with SO_REUSEPORT. It does not listen. Raises OSError."""
+    holder = _bound(host, port)  # without SO_REUSEPORT, so that it fails if another server has the port
     holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     return holder
 
 
 def refuse_more(listener: socket.socket) -> None:
-    """Let no further connection begin, on Linux; those begun can be completed and accepted.
+    """Makes the kernel drop the start of new connections, on Linux. Connections that have started can complete.
 
-    A client that comes now tries again a second later, and finds the port closed or the next server. Best effort: the
-    kernel drops segments below the highest TTL, which systems do not send unless told to. A socket filter would drop
-    every SYN, and Linux may refuse one to a process without capabilities.
+    A new client retries after a second, and finds the port closed or the next server. Best effort: the kernel drops
+    segments below the highest TTL, which systems do not send by default. A socket filter would drop every SYN, but
+    Linux may refuse one to a process without capabilities.
     """
     _set_least_ttl(listener, HIGHEST_TTL)
 
 
 def accept_waiting(listener: socket.socket) -> list[socket.socket]:
-    """Every connection that waits to be accepted; closing the listener would reset them."""
+    """Accepts and returns every connection in the backlog, which closing the listener would reset."""
     accepted: list[socket.socket] = []
     while True:
         try:
             connection, _ = listener.accept()
-        except ConnectionAbortedError:  # its client has given up meanwhile
+        except ConnectionAbortedError:  # the client has closed it
             continue
-        except OSError:  # none waits, or no descriptor is left for one that does
+        except OSError:  # the backlog is empty, or no file descriptor is left
             return accepted
         connection.setblocking(False)
-        _set_least_ttl(connection, 0)  # inherited where the connection was completed after `refuse_more`
+        _set_least_ttl(connection, 0)  # inherited if the connection completed after `refuse_more`
         accepted.append(connection)
 
 
 def close_accepting(listener: socket.socket) -> list[socket.socket]:
-    """Accept what waits and close the listener, for every process that has it; returns the connections.
+    """Accepts the backlog, closes the listener for every process that shares it, and returns the connections.
 
-    Nothing runs between the two, so that a connection is lost only where it was completed in that moment.
+    No other code runs in between, so a connection is lost only if it completes in that moment.
     """
     accepted = accept_waiting(listener)
-    with contextlib.suppress(OSError):  # other systems shut no listener down
+    with contextlib.suppress(OSError):  # systems other than Linux do not shut down a listener
         listener.shutdown(socket.SHUT_RDWR)
     listener.close()
     return accepted
 
 
 def _set_least_ttl(sock: socket.socket, ttl: int) -> None:
-    """Have the kernel drop what comes with a lower TTL, where the kernel can and allows it."""
+    """Makes the kernel drop segments with a lower TTL, if the kernel supports and permits it."""
     if sys.platform == "linux":
         for protocol, option in _LEAST_TTL:
             with contextlib.suppress(OSError):  # such as IPv6's option on an IPv4 socket
@@ -107,9 +107,9 @@ def _bound(host: str, port: int, *options: int) -> socket.socket:
 
 
 def allow_open_files(max_connections: int) -> None:
-    """Raise the process' limit of open files, as far as it may, to what so many connections and their refusals need.
+    """Raises the limit on open files of this process, as far as permitted, for max_connections and their refusals.
 
-    At that limit the kernel's refusal is a reset, where ours is an answer.
+    At the limit the kernel resets connections, where the server would send a response.
     """
     needed = 2 * max_connections + OTHER_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -39,7 +39,7 @@ logger = logging.getLogger("tureen.serve")
 class ServerProcess:
     """A bundle served by this process. Who starts it says from which listeners, and what its signals mean."""
 
-    obeys_signals = True
+    handles_signals = True
     shares_ports = False  # with other processes
 
     def __init__(
@@ -60,7 +60,7 @@ class ServerProcess:
         config = uvicorn.Config(
             self._app,
             loop="uvloop",
-            http=protocol_class(settings.wire_limits, admission_gate(self.service), metrics),
+            http=protocol_class(settings.connection_limits, admission_gate(self.service), metrics),
             ws="none",
             lifespan="on",
             log_config=None,
@@ -76,7 +76,7 @@ class ServerProcess:
             delay_s=settings.drain_delay_s,
             on_start=self._start,
             on_drain=self.service.drain,
-            obeys_signals=self.obeys_signals,
+            handles_signals=self.handles_signals,
         )
 
     async def begin(self) -> None:
@@ -132,7 +132,7 @@ class ServerProcess:
         except Exception:
             logger.exception("the engine could not be opened")
         self._has_failed = True
-        self.server.drain(at_once=True)
+        self.server.drain(skip_delay=True)
 
     @asynccontextmanager
     async def _close_last(self, app: FastAPI) -> AsyncIterator[None]:

@@ -50,7 +50,7 @@ class SingleProcess(ServerProcess):
         except TureenError as error:
             logger.error("%s", error)
             self._has_failed = True
-            self.server.drain(at_once=True)
+            self.server.drain(skip_delay=True)
             return
         self._is_operated = True
         await self.server.accept_from({0})

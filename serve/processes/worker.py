@@ -39,7 +39,7 @@ logger = logging.getLogger("tureen.serve")
 class Worker(ServerProcess):
     """A server process that accepts, drains and reloads as it is told, and by no signal."""
 
-    obeys_signals = False
+    handles_signals = False
     shares_ports = True
 
     def __init__(self, orders: Orders, end: socket.socket) -> None:

@@ -74,12 +74,12 @@ def test_threads_and_streams_reach_the_engine(tmp_path):
     ],
 )
 def test_which_hosts_are_trusted(flags, hosts):
-    assert parse_settings(["b", *flags], {}).wire_limits.hosts == hosts
+    assert parse_settings(["b", *flags], {}).connection_limits.hosts == hosts
 
 
 def test_limits_of_connections_reach_the_protocol():
     flags = ("--head-timeout-s", "1", "--body-timeout-s", "2", "--min-body-rate", "3", "--send-timeout-s", "4")
-    limits = parse_settings(["b", *flags, "--max-connections", "5"], {}).wire_limits
+    limits = parse_settings(["b", *flags, "--max-connections", "5"], {}).connection_limits
     assert (limits.head_timeout_s, limits.body_timeout_s, limits.min_body_rate) == (1, 2, 3)
     assert (limits.send_timeout_s, limits.max_connections) == (4, 5)
 

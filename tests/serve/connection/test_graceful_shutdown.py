@@ -212,7 +212,7 @@ async def drain_without_options():
         delay_s=0,
         on_start=start,
         on_drain=lambda: None,
-        obeys_signals=False,
+        handles_signals=False,
     )
     serving = asyncio.create_task(server.serve())
     await started.wait()

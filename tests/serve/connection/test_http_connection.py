@@ -414,7 +414,7 @@ def test_a_refused_body_is_dropped_and_the_connection_kept(usual):
 
 
 def test_a_client_that_sends_its_body_before_it_reads_gets_the_refusal_and_no_reset():
-    with Listening(max_swallowed_bytes=10_000_000) as server:
+    with Listening(max_discarded_bytes=10_000_000) as server:
         for length, is_kept in ((9_000_000, True), (11_000_000, False)):
             with server.connect() as client:
                 client.send(f"POST /full HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n".encode())
