@@ -68,7 +68,7 @@ from pathlib import Path
 
 from tureen.errors import ImageError, TureenError
 
-UVICORN = "uvicorn>=0.53,<0.55"  # as pyproject.toml has it
+UVICORN = "uvicorn>=0.53,<0.55"  # the same range as in pyproject.toml
 
 
 class ServeError(TureenError):
@@ -85,12 +85,12 @@ class HeadTooLargeError(ServeError):
 
 class HeadTimeoutError(ServeError):
     def __init__(self, timeout_s: float) -> None:
-        super().__init__(f"the request's head did not arrive within {timeout_s:g} s")
+        super().__init__(f"the request head did not arrive within {timeout_s:g} s")
 
 
 class UntrustedHostError(ServeError):
     def __init__(self) -> None:
-        super().__init__("the server does not answer to this Host: its operator can name it in --allowed-hosts")
+        super().__init__("this Host is not allowed: the operator can add it to --allowed-hosts")
 
 
 class TooManyChunksError(ServeError):
@@ -101,12 +101,12 @@ class TooManyChunksError(ServeError):
 class UvicornVersionError(ServeError):
     def __init__(self, version: str, missing: Iterable[str]) -> None:
         names = ", ".join(sorted(missing))
-        super().__init__(f"uvicorn {version} has no {names}: pip install '{UVICORN}'")
+        super().__init__(f"uvicorn {version} is not supported, because it has no {names}: pip install '{UVICORN}'")
 
 
 class TooManyConnectionsError(ServeError):
     def __init__(self) -> None:
-        super().__init__("the server has as many connections as it takes: try again shortly")
+        super().__init__("the server has reached its limit of connections: try again shortly")
 
 
 class InvalidParameterError(ServeError):
@@ -146,7 +146,7 @@ class TooManyPixelsError(ServeError):
 
 class ClientGoneError(ServeError):
     def __init__(self) -> None:
-        super().__init__("the client has gone")
+        super().__init__("the client closed the connection")
 
 
 class OverloadedError(ServeError):
@@ -167,17 +167,17 @@ class ShuttingDownError(ServeError):
 
 class DeadlineError(ServeError):
     def __init__(self) -> None:
-        super().__init__("the time limit passed before it was the image's turn: try again, or raise timeout_ms")
+        super().__init__("the deadline passed before the image was in a batch: try again, or raise timeout_ms")
 
 
 class InferenceError(ServeError):
     def __init__(self) -> None:
-        super().__init__("the engine failed on this batch; the server's log says more under this request's id")
+        super().__init__("the engine failed on this image; the server log has the cause")
 
 
 class DecodingError(ServeError):
     def __init__(self) -> None:
-        super().__init__("the process that decoded the image ended; the server's log says more")
+        super().__init__("the process that decoded the image ended; the server log has the cause")
 
 
 class OipError(ServeError):
@@ -203,7 +203,9 @@ class NotOfferedError(OipError):
 
 class GrpcPortTakenError(OipError):
     def __init__(self, address: str) -> None:
-        super().__init__(f"gRPC cannot listen on {address}: choose another --grpc-port, or end what listens there")
+        super().__init__(
+            f"gRPC cannot listen on {address}: choose another --grpc-port, or stop the program that listens there"
+        )
 
 
 class ControlError(ServeError):
@@ -217,12 +219,12 @@ class InvalidChangeError(ControlError):
 class StaleRevisionError(ControlError):
     def __init__(self, head: int) -> None:
         self.head = head
-        super().__init__(f"the settings are at revision {head} by now: look at what changed, then change that")
+        super().__init__(f"the settings are at revision {head}: review what changed, then repeat your change")
 
 
 class UnknownRevisionError(ControlError):
     def __init__(self, revision: int) -> None:
-        super().__init__(f"there is no revision {revision}: see the history")
+        super().__init__(f"revision {revision} does not exist: see the history")
 
 
 class ControlStoreError(ControlError):
@@ -237,22 +239,22 @@ class BrokenHistoryError(ControlError):
 
 class ChoiceNotAllowedError(ControlError):
     def __init__(self) -> None:
-        super().__init__("the operator lets no client choose here: leave beta, betas and policy out")
+        super().__init__("the operator does not allow clients to choose β: remove beta, betas and policy")
 
 
 class BetaOutOfBoundsError(ControlError):
     def __init__(self, beta: float, least: float, most: float) -> None:
-        super().__init__(f"β is {beta:g}; the operator lets clients choose from {least:g} to {most:g}")
+        super().__init__(f"β is {beta:g}, but the operator allows {least:g} to {most:g}")
 
 
 class UnknownPolicyError(ControlError):
     def __init__(self) -> None:
-        super().__init__("there is no policy of this name: leave policy out for the default")
+        super().__init__("the policy does not exist: remove the parameter policy for the default")
 
 
 class UnknownApiKeyError(ControlError):
     def __init__(self) -> None:
-        super().__init__("the X-API-Key stands for nothing: leave it out for the default")
+        super().__init__("the X-API-Key is unknown: remove the header for the default")
 
 
 class AdminError(ServeError):
@@ -261,17 +263,19 @@ class AdminError(ServeError):
 
 class UnauthorizedError(AdminError):
     def __init__(self) -> None:
-        super().__init__("send Authorization: Bearer TOKEN with an operator's token")
+        super().__init__("send the header Authorization: Bearer TOKEN with the token of an operator")
 
 
 class ForbiddenError(AdminError):
     def __init__(self) -> None:
-        super().__init__("this credential may look and not change: it needs the role operate")
+        super().__init__("this credential may only read: a change needs one with the role operate")
 
 
 class IfMatchRequiredError(AdminError):
     def __init__(self) -> None:
-        super().__init__('send If-Match with the ETag of GET /admin/beta, such as "12": the revision that you change')
+        super().__init__(
+            'send If-Match with the ETag of GET /admin/beta, such as "12", which is the revision to change'
+        )
 
 
 class AdminListenerError(AdminError):
@@ -279,25 +283,25 @@ class AdminListenerError(AdminError):
 
 
 class JobError(ServeError):
-    """A job that cannot run or go on."""
+    """Base of the errors of batch jobs."""
 
 
 class InputError(JobError, ValueError):
-    """An input that is no folder, archive, glob or manifest, or one that cannot be read."""
+    """The input is not a folder, archive, glob or manifest, or cannot be read."""
 
 
 class OutputError(JobError, ValueError):
-    """An output directory that holds something else, or another job."""
+    """The output directory holds other files, or another job."""
 
 
 class OutputTakenError(OutputError):
-    """Another process is at work in the output."""
+    """Another process writes to the output."""
 
 
 class OutsideRootsError(JobError, ValueError):
     def __init__(self, path: str, roots: Sequence[Path]) -> None:
         listed = ", ".join(map(str, roots)) or "no directory"
-        super().__init__(f"{path!r} is not below what jobs may use, {listed}, or is no plain absolute path")
+        super().__init__(f"{path!r} is not a plain absolute path below a directory for jobs ({listed})")
 
 
 class JobStoppedError(JobError):
@@ -305,22 +309,22 @@ class JobStoppedError(JobError):
 
 
 class UnreadableError(ImageError):
-    """One file of the input that cannot be read: it is missing, no regular file, or the disk fails."""
+    """One input file is missing, is not a regular file, or fails to read."""
 
 
 class UnknownJobError(JobError):
     def __init__(self, job_id: str) -> None:
-        super().__init__(f"there is no job {job_id[:32]!r}: ask /jobs for those there are")
+        super().__init__(f"the job {job_id[:32]!r} does not exist: GET /jobs lists the jobs")
 
 
 class JobStateError(JobError):
-    def __init__(self, state: str, wanted: str) -> None:
-        super().__init__(f"a job that is {state.replace('_', ' ')} cannot be {wanted}")
+    def __init__(self, state: str, requested: str) -> None:
+        super().__init__(f"a job that is {state.replace('_', ' ')} cannot be {requested}")
 
 
 class TooManyJobsError(JobError):
     def __init__(self, most: int) -> None:
-        super().__init__(f"{most:,} jobs have not ended, as many as there may be: wait, or cancel some")
+        super().__init__(f"{most:,} jobs have not ended, which is the limit: wait, or cancel some")
 
 
 class JobsUnavailableError(JobError):
@@ -330,8 +334,8 @@ class JobsUnavailableError(JobError):
 
 class NoResultError(JobError):
     def __init__(self) -> None:
-        super().__init__("there is no such result of the job here: ask /jobs/ID/results for those there are")
+        super().__init__("the result does not exist: GET /jobs/ID/results lists the results of a job")
 
 
 class JobInterruptedError(JobError):
-    """Whoever runs the job stops before its end: it was paused or cancelled, or the server ends."""
+    """The job stops before its end: it was paused or cancelled, or the server shuts down."""

@@ -7,7 +7,7 @@ they help attacks by request smuggling between proxies.
 from __future__ import annotations
 
 from serve.errors import HeadTooLargeError, MalformedRequestError, ServeError, UntrustedHostError
-from serve.limits import _HOST, ConnectionLimits
+from serve.limits import HOST_PATTERN, ConnectionLimits
 
 MAX_HEADERS = 256
 
@@ -39,7 +39,7 @@ def fault_of_head(limits: ConnectionLimits, version: str, target: bytes, headers
 def _fault_of_host(hosts: list[bytes], trusted: frozenset[str] | None) -> ServeError | None:
     if len(hosts) != 1:
         return MalformedRequestError(f"the request has {len(hosts)} Host headers; it must have one")
-    match = _HOST.fullmatch(hosts[0].decode("latin-1"))
+    match = HOST_PATTERN.fullmatch(hosts[0].decode("latin-1"))
     if match is None:
         return MalformedRequestError("the Host header is not a host with an optional port")
     if trusted is not None and match[1].lower() not in trusted:

@@ -1,4 +1,4 @@
-"""Structured logs: one JSON object a line, to standard error."""
+"""Writes logs to standard error, one JSON object per line."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ FIELDS = "fields"
 
 
 class JsonFormatter(logging.Formatter):
-    """A record as one line of JSON; what is passed as `extra={"fields": {…}}` becomes keys of it."""
+    """Formats a record as one line of JSON. The items of `extra={"fields": {…}}` become keys of the object."""
 
     def __init__(self, constant: Mapping[str, object]) -> None:
-        """constant: keys of every line."""
+        """constant: keys and values of every line."""
         super().__init__()
         self._constant = constant
 
@@ -34,8 +34,8 @@ class JsonFormatter(logging.Formatter):
 
 
 def configure_logs(level: str, **constant: object) -> None:
-    """Send every logger's records of at least `level` to standard error as JSON, each with the constant fields."""
+    """Writes the records of every logger, from `level` up, to standard error as JSON with the constant fields."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter(constant))
-    logging.captureWarnings(True)  # such as Pillow's of damaged EXIF data
+    logging.captureWarnings(True)  # such as those of Pillow about damaged EXIF data
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)

@@ -1,9 +1,11 @@
-"""Every metric the server exports, in one place. Labels come from closed sets: never a raw β, never a file name.
+"""Declares every metric of the server. Labels come from closed sets: never a raw β, never a file name.
 
-One process keeps them in memory. Several keep them in files of a shared directory, and any of them answers for all:
-counters and histograms are added up; of a gauge, `multiprocess_mode` says what becomes. Neither Info nor
-Gauge.set_function can be kept in files, so neither is used. Series of short closed sets exist from the start, or the
-first event would be none to a rate: Prometheus sees an increase only from a value that it has seen.
+A single process keeps its metrics in memory. Several processes keep them in files of a shared directory, and each can
+export all of them: counters and histograms are summed, and gauges follow their `multiprocess_mode`. Info and
+Gauge.set_function do not work with files, so they are not used.
+
+Series of small closed sets exist from the start. Prometheus computes an increase only from a value that it has seen,
+so a rate would otherwise miss the first event.
 """
 
 from __future__ import annotations
@@ -23,75 +25,78 @@ IMAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 STAGES = ("decode", "queue", "inference")
 
-SHARED_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"  # where prometheus_client looks for the name of the directory
+SHARED_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"  # the variable in which prometheus_client expects the directory
 SERVING = ("model", "version", "engine", "engine_version", "precision")
 
 
 def share_metrics(directory: Path, worker: int) -> None:
-    """Keep this process' metrics in files of the directory, under the worker's number; before any Metrics are made.
+    """Keeps the metrics of this process in files of the directory, by worker number. Call it before Metrics().
 
-    The number, not the process' id: the worker that takes a dead one's place goes on with its counters, so that they
-    never fall and the files never grow in number.
+    The files have the worker number, not the process id, so a restarted worker continues the counters of the previous
+    one. Counters never decrease, and the number of files stays constant.
     """
     os.environ[SHARED_DIRECTORY] = str(directory)
     values.ValueClass = values.MultiProcessValue(process_identifier=lambda: worker)  # type: ignore[no-untyped-call]
 
 
 class Metrics:
-    """One server's metrics, in a registry of their own."""
+    """The metrics of one server, in a separate registry."""
 
     def __init__(self, shared: Path | None = None) -> None:
-        """shared: the directory that was given to share_metrics, where several processes make up the server."""
+        """shared: the directory that share_metrics got, if the server has several processes."""
         self._shared = shared
         self._serving_before: tuple[str, ...] | None = None
         self.registry = CollectorRegistry()
         self.requests = Counter(
-            "tureen_requests", "Requests answered.", ["route", "method", "status"], registry=self.registry
+            "tureen_requests", "Completed requests.", ["route", "method", "status"], registry=self.registry
         )
         self.request_seconds = Histogram(
-            "tureen_request_seconds", "From a request's head to its answer.", ["route"],
+            "tureen_request_seconds", "Seconds from the head of a request to the end of its response.", ["route"],
             buckets=SECONDS, registry=self.registry,
         )  # fmt: skip
         self.stage_seconds = Histogram(
-            "tureen_stage_seconds", "Time of a classification in each stage: decode, queue, inference.", ["stage"],
+            "tureen_stage_seconds", "Seconds of an image in each stage: decode, queue, inference.", ["stage"],
             buckets=SECONDS, registry=self.registry,
         )  # fmt: skip
         self.batch_images = Histogram(
-            "tureen_batch_images", "Images in each run of the engine.", buckets=IMAGES, registry=self.registry
+            "tureen_batch_images", "Images in each engine run.", buckets=IMAGES, registry=self.registry
         )
         self.classifications = Counter(
             "tureen_classifications",
-            "Images classified, by β: 0 is the clean mode, 1 the robust one; single: the model has one token.",
+            "Classified images by β: 0 is the clean mode, 1 the robust mode, single a model with one token.",
             ["beta", "beta_source"],
             registry=self.registry,
         )
         self.rejections = Counter(
             "tureen_rejections",
-            "Requests answered with an error, by the error's code.",
+            "Requests that ended with an error, by error code.",
             ["code"],
             registry=self.registry,
         )
         self.dropped = Counter(
-            "tureen_dropped", "Requests that left the queue before the engine saw them.", ["reason"],
+            "tureen_dropped", "Rows that left the queue without a run: deadline or abandoned.", ["reason"],
             registry=self.registry,
         )  # fmt: skip
         self.mode_comparisons = Counter(
             "tureen_mode_comparisons",
-            "Answers of which the other mode was asked too: agree, disagree or dropped. A signal, no detector.",
+            "Images that also ran in the other mode, by outcome: agree, disagree or dropped. A signal, not a detector.",
             ["outcome"], registry=self.registry,
         )  # fmt: skip
         self.in_flight = Gauge(
-            "tureen_requests_in_flight", "Permits taken.", multiprocess_mode="livesum", registry=self.registry
+            "tureen_requests_in_flight",
+            "Admitted requests in progress.",
+            multiprocess_mode="livesum",
+            registry=self.registry,
         )
         self.body_bytes = Gauge(
-            "tureen_body_bytes", "Bytes of the bodies being received.", multiprocess_mode="livesum",
+            "tureen_body_bytes", "Bytes of all bodies being received.", multiprocess_mode="livesum",
             registry=self.registry,
         )  # fmt: skip
         self.queue_images = Gauge(
-            "tureen_queue_images", "Images waiting for a batch.", multiprocess_mode="livesum", registry=self.registry
+            "tureen_queue_images", "Images that wait for a batch.", multiprocess_mode="livesum", registry=self.registry
         )
         self.engine_failures = Counter(
-            "tureen_engine_failures", "Runs of the engine that failed; the images of each are run again in halves.",
+            "tureen_engine_failures", "Failed engine runs. Each half of a failed batch runs again.",
             registry=self.registry,
         )  # fmt: skip
         self.is_ready = Gauge(
@@ -99,42 +104,42 @@ class Metrics:
             multiprocess_mode="livesum", registry=self.registry,
         )  # fmt: skip
         self.default_beta = Gauge(
-            "tureen_default_beta", "β of a request that names none; NaN: the model has one token.",
+            "tureen_default_beta", "β of a request without one; NaN if the model has one token.",
             multiprocess_mode="livemostrecent", registry=self.registry,
         )  # fmt: skip
         self.revision = Gauge(
-            "tureen_settings_revision", "Revision of the operator's settings that every process has reached.",
+            "tureen_settings_revision", "Revision of the operator's settings that every process has applied.",
             multiprocess_mode="livemin", registry=self.registry,
         )  # fmt: skip
         self.control_reachable = Gauge(
             "tureen_control_store_reachable",
-            "1 while the store of the operator's settings can be reached; else what was last known is in force.",
+            "1 while the settings store can be reached; 0 while the last known settings apply.",
             multiprocess_mode="livemin", registry=self.registry,
         )  # fmt: skip
         self.expected_queue = Gauge(
             "tureen_expected_queue_seconds",
-            "How long a small image admitted now would take, at the speed of the last seconds; of several processes, "
-            "at the slowest.",
+            "Expected seconds of a small image that is admitted now, in the slowest process, at the recent speed.",
             multiprocess_mode="livemax", registry=self.registry,
         )  # fmt: skip
         self.expected_queue_limit = Gauge(
-            "tureen_expected_queue_limit_seconds", "--max-queue-ms: whoever would take longer is answered 429.",
+            "tureen_expected_queue_limit_seconds",
+            "--max-queue-ms in seconds. A request that would take longer gets 429.",
             multiprocess_mode="livemax", registry=self.registry,
         )  # fmt: skip
         self._serving = Gauge(
-            "tureen_serving_info", "1 for what is served, and on which engine; 0 for what was served before.", SERVING,
+            "tureen_serving_info", "1 for the current model and engine; 0 for previous ones.", SERVING,
             multiprocess_mode="livemax", registry=self.registry,
         )  # fmt: skip
         self.reloads = Counter(
-            "tureen_reloads", "Reloads of the bundle, by outcome: ok, or failed where the old one serves on.",
+            "tureen_reloads", "Reloads of the bundle, by outcome: ok, or failed (the previous bundle stays).",
             ["outcome"], registry=self.registry,
         )  # fmt: skip
         self.process_starts = Counter(
-            "tureen_process_starts", "Server processes started; each beyond --workers took a dead one's place.",
+            "tureen_process_starts", "Started server processes; each one beyond --workers replaced a dead process.",
             registry=self.registry,
         )  # fmt: skip
         self.jobs = Counter(
-            "tureen_jobs", "Batch jobs that stopped, by the state they are in then.", ["state"], registry=self.registry
+            "tureen_jobs", "Batch jobs that stopped, by their state after that.", ["state"], registry=self.registry
         )
         self.job_rows = Counter("tureen_job_rows", "Rows of batch jobs that the engine ran.", registry=self.registry)
         self._start_series()
@@ -152,20 +157,20 @@ class Metrics:
                 metric.labels(label)
 
     def observe_stages(self, *seconds: float) -> None:
-        """How long a classification spent in each of the STAGES."""
+        """Records the seconds of one image in each stage, in the order of STAGES."""
         for stage, spent in zip(self._stages, seconds, strict=True):
             stage.observe(spent)
 
-    def set_serving(self, what: Mapping[str, str]) -> None:
-        """Say what is served from now on, by the names in SERVING."""
-        values_in_order = tuple(what[name] for name in SERVING)
+    def set_serving(self, labels: Mapping[str, str]) -> None:
+        """Sets the model and the engine that serve from now on. labels: a value for each name in SERVING."""
+        values_in_order = tuple(labels[name] for name in SERVING)
         if self._serving_before not in (None, values_in_order):
-            self._serving.labels(*self._serving_before).set(0)  # files cannot forget a series
+            self._serving.labels(*self._serving_before).set(0)  # a series in files cannot be removed
         self._serving.labels(*values_in_order).set(1)
         self._serving_before = values_in_order
 
     def render(self) -> tuple[bytes, str]:
-        """The metrics of every process in Prometheus' text format, and its media type."""
+        """Returns the metrics of every process in the text format of Prometheus, and its media type."""
         if self._shared is None:
             return generate_latest(self.registry), CONTENT_TYPE_LATEST
         registry = CollectorRegistry()
@@ -174,7 +179,7 @@ class Metrics:
 
 
 def beta_bucket(beta: float | None) -> str:
-    """The label of a β: both modes, the quarters between them, or "single" where there is none."""
+    """Returns the label of a β: "0", "1", the quarter it is in, or "single" for None."""
     if beta is None:
         return "single"
     if beta in (CLEAN_BETA, ROBUST_BETA):

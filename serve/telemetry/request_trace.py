@@ -1,4 +1,4 @@
-"""What the trace of the request under way needs. Code that records something here needs no OpenTelemetry."""
+"""Collects what the trace of the current request needs. Code that records here does not import OpenTelemetry."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tureen.bundle.manifest import Manifest
 
 @dataclass(frozen=True)
 class StageTimes:
-    """When and how long an image was in each stage: time.monotonic, and seconds; batch_size: rows of its batch."""
+    """The start (time.monotonic) and duration of each stage of an image, and the rows of its batch."""
 
     decode_began_s: float
     decode_s: float
@@ -22,10 +22,10 @@ class StageTimes:
 
 @dataclass
 class RequestTrace:
-    """One request: the model that admitted it, and for each image its β and its times."""
+    """One request: the manifest of the model that admitted it, and the β and the stage times of each image."""
 
     manifest: Manifest | None = None
     images: list[tuple[tuple[float, ...], StageTimes]] = field(default_factory=list)
 
 
-REQUEST_TRACE: ContextVar[RequestTrace | None] = ContextVar("request_trace", default=None)  # None: no tracing
+REQUEST_TRACE: ContextVar[RequestTrace | None] = ContextVar("request_trace", default=None)  # None: tracing is off

@@ -1,8 +1,7 @@
-"""Sends a trace of each request to an OpenTelemetry collector: a server span, and in it decode, queue and inference.
+"""Sends a trace of each request to an OpenTelemetry collector: a server span with decode, queue and inference spans.
 
-Spans are made when a request is over, from the times that were measured anyway: nothing is done for them before. The
-SDK sends them from a thread of its own, and drops them where the collector does not keep up. Imported where an
-endpoint is set; the extra [otel] brings what it needs.
+Creates the spans after the response, from times that are measured in any case. The SDK sends them from a background
+thread, and drops them if the collector is too slow. Imported only if an endpoint is set; needs the extra [otel].
 """
 
 from __future__ import annotations
@@ -22,17 +21,17 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 import tureen
 from serve.telemetry.request_trace import RequestTrace
 
-EXPORT_PATH = "/v1/traces"  # where OTLP over HTTP takes them
-CLOSE_S = 3.0  # the longest that the last spans hold up the end of the process, where the collector hangs
+EXPORT_PATH = "/v1/traces"  # of OTLP over HTTP
+CLOSE_S = 3.0  # maximum delay of the process exit for the last spans, if the collector hangs
 
 
 class Tracing:
-    """The spans of one process, on their way to the collector."""
+    """Exports the spans of one process."""
 
     def __init__(self, endpoint: str) -> None:
-        """endpoint: the collector's base URL; every other setting of the SDK is its own OTEL_… variable."""
+        """endpoint: base URL of the collector. OTEL_… variables set every other option of the SDK."""
         own = Resource.create({"service.name": "tureen", "service.version": tureen.__version__})
-        resource = own.merge(OTELResourceDetector().detect())  # OTEL_SERVICE_NAME before the name given here
+        resource = own.merge(OTELResourceDetector().detect())  # OTEL_SERVICE_NAME takes precedence
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         exporter = OTLPSpanExporter(endpoint.rstrip("/") + EXPORT_PATH)
         self._provider.add_span_processor(BatchSpanProcessor(exporter))
@@ -49,12 +48,12 @@ class Tracing:
         is_failed: bool,
         attributes: Mapping[str, Any],
     ) -> str:
-        """The request that is just over, as a trace; returns its id.
+        """Exports the trace of a request that has just ended. Returns the trace id.
 
-        headers: with lower-case names; where they have a sound W3C traceparent, the trace goes on. seconds: how long
-        the request took. is_failed: whether the fault is ours.
+        headers: lower-case names; a valid W3C traceparent continues the trace of the client. seconds: duration of the
+        request. is_failed: whether the server caused the error.
         """
-        clock_ns = time.time_ns() - time.monotonic_ns()  # what makes monotonic time the time of day
+        clock_ns = time.time_ns() - time.monotonic_ns()  # offset from monotonic time to Unix time
 
         def at(monotonic_s: float) -> int:
             return clock_ns + round(1e9 * monotonic_s)
@@ -64,19 +63,19 @@ class Tracing:
             name,
             self._propagator.extract(headers),
             SpanKind.SERVER,
-            {**_known(attributes), **_known(_model_of(trace))},
+            {**_without_none(attributes), **_without_none(_model_of(trace))},
             start_time=at(end_s - seconds),
         )
         if is_failed:
             span.set_status(Status(StatusCode.ERROR))
         inside = set_span_in_context(span)
-        for betas, answered in trace.images if span.is_recording() else ():
-            decoded_s, batched_s = answered.decode_began_s, answered.batch_began_s
-            of_batch: dict[str, Any] = {"tureen.betas": betas, "tureen.batch_size": answered.batch_size}
+        for betas, times in trace.images if span.is_recording() else ():
+            decoded_s, batched_s = times.decode_began_s, times.batch_began_s
+            of_batch: dict[str, Any] = {"tureen.betas": betas, "tureen.batch_size": times.batch_size}
             for stage, from_s, to_s, attributes_of_stage in (
-                ("decode", decoded_s, decoded_s + answered.decode_s, None),
-                ("queue", batched_s - answered.queue_s, batched_s, None),
-                ("inference", batched_s, batched_s + answered.inference_s, of_batch),
+                ("decode", decoded_s, decoded_s + times.decode_s, None),
+                ("queue", batched_s - times.queue_s, batched_s, None),
+                ("inference", batched_s, batched_s + times.inference_s, of_batch),
             ):
                 child = self._tracer.start_span(stage, inside, attributes=attributes_of_stage, start_time=at(from_s))
                 child.end(at(to_s))
@@ -84,17 +83,17 @@ class Tracing:
         return format_trace_id(span.get_span_context().trace_id)
 
     def close(self) -> None:
-        """Send what is left, for CLOSE_S at most. Blocks."""
+        """Sends the remaining spans. Blocks for at most CLOSE_S."""
         ending = threading.Thread(target=self._provider.shutdown, name="last spans", daemon=True)
         ending.start()
         ending.join(CLOSE_S)
 
 
 def _model_of(trace: RequestTrace) -> dict[str, Any]:
-    if trace.manifest is None:  # refused before any model was to answer it
+    if trace.manifest is None:  # refused before a model admitted it
         return {}
     return {"tureen.model": trace.manifest.name, "tureen.version": trace.manifest.version}
 
 
-def _known(attributes: Mapping[str, Any]) -> dict[str, Any]:
+def _without_none(attributes: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in attributes.items() if value is not None}

@@ -159,7 +159,7 @@ def test_triton_shows_our_words_where_a_request_is_wrong(triton, known, model, p
 
 def test_triton_shows_that_a_timeout_in_microseconds_has_passed(triton, images):
     image = tensor(triton.module, "image", encoded(images))
-    with pytest.raises(InferenceServerException, match="the time limit passed"):
+    with pytest.raises(InferenceServerException, match="the deadline passed"):
         triton.infer(MODEL, [image], timeout=1)
 
 
