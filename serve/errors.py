@@ -33,7 +33,7 @@ TureenError
     │   ├── InvalidChangeError           caller: the change is not valid, or its result is not
     │   ├── StaleRevisionError           caller: the settings have changed since
     │   ├── UnknownRevisionError         caller: the revision does not exist
-    │   ├── ChoiceNotAllowedError        caller: the operator lets no client choose β
+    │   ├── ChoiceNotAllowedError        caller: the operator does not allow clients to choose β
     │   ├── BetaOutOfBoundsError         caller: β is outside the operator's bounds
     │   ├── UnknownPolicyError           caller: the policy does not exist
     │   ├── UnknownApiKeyError           caller: the API key is unknown
@@ -152,7 +152,7 @@ class ClientGoneError(ServeError):
 class OverloadedError(ServeError):
     def __init__(self, retry_after_s: int = 1) -> None:
         self.retry_after_s = retry_after_s
-        super().__init__(f"the server has more requests than it can answer in time: try again in {retry_after_s} s")
+        super().__init__(f"the server has more requests than it can process in time: try again in {retry_after_s} s")
 
 
 class NotReadyError(ServeError):

@@ -16,7 +16,7 @@ PROBES = frozenset({b"/healthz", b"/readyz", b"/v2/health/live", b"/v2/health/re
 Headers = list[tuple[bytes, bytes]]
 
 
-def fault_of_head(limits: ConnectionLimits, version: str, target: bytes, headers: Headers) -> ServeError | None:
+def head_error(limits: ConnectionLimits, version: str, target: bytes, headers: Headers) -> ServeError | None:
     """Returns the error of a head that the parser accepted, or None. Header names are in lower case."""
     if len(headers) > MAX_HEADERS:
         return HeadTooLargeError(f"the request has more than {MAX_HEADERS} headers, the limit")
@@ -33,10 +33,10 @@ def fault_of_head(limits: ConnectionLimits, version: str, target: bytes, headers
     # Load balancers probe in HTTP/1.0 without a Host. DNS rebinding needs a browser, which always sends one.
     if not hosts and version == "1.0" and (limits.hosts is None or target.partition(b"?")[0] in PROBES):
         return None
-    return _fault_of_host(hosts, limits.hosts)
+    return _host_error(hosts, limits.hosts)
 
 
-def _fault_of_host(hosts: list[bytes], trusted: frozenset[str] | None) -> ServeError | None:
+def _host_error(hosts: list[bytes], trusted: frozenset[str] | None) -> ServeError | None:
     if len(hosts) != 1:
         return MalformedRequestError(f"the request has {len(hosts)} Host headers; it must have one")
     match = HOST_PATTERN.fullmatch(hosts[0].decode("latin-1"))

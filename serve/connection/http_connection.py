@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 
 from serve.connection.deferred_start import DeferredStartProtocol
 from serve.connection.error_bytes import ErrorResponse, error_response_of
-from serve.connection.head_rules import PROBES, Headers, fault_of_head
+from serve.connection.head_rules import PROBES, Headers, head_error
 from serve.connection.parser import StopParsing, parse
 from serve.errors import (
     HeadTimeoutError,
@@ -168,7 +168,7 @@ class HttpConnection(DeferredStartProtocol):
         super().on_message_begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._phase is Phase.HEAD:  # a trailer must not become a header that bypasses fault_of_head
+        if self._phase is Phase.HEAD:  # a trailer must not become a header that bypasses head_error
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
@@ -176,8 +176,8 @@ class HttpConnection(DeferredStartProtocol):
         path = self.url.partition(b"?")[0]
         self._path = path.decode("latin-1")
         self.scope["method"] = method.decode("ascii")
-        if (fault := fault_of_head(self.limits, version, self.url, self.headers)) is not None:
-            self._fail_and_stop(fault)
+        if (invalid := head_error(self.limits, version, self.url, self.headers)) is not None:
+            self._fail_and_stop(invalid)
         if self.parser.should_upgrade():
             if method == b"CONNECT":
                 self._fail_and_stop(MalformedRequestError("CONNECT is not supported: this server is no proxy"))

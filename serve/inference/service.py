@@ -130,10 +130,10 @@ class Service:
     ) -> TureenError | None:
         """Returns the error for a request of these images and rows if it cannot be admitted now, else None.
 
-        A request is refused while the model is being loaded, and if its images have more than max_request_pixels. While
-        another request is in progress, it is also refused if all permits are taken, if the images to be decoded would
-        have more than max_decode_pixels, or if its expected time exceeds max_queue_ms or its own timeout.
-        By default the request counts as one small image: before the body arrives its images are unknown.
+        A request is refused while the model is being loaded, and if its images have more than max_request_pixels.
+        While another request is in progress, three further conditions apply. All permits are taken; the images to be
+        decoded would have more than max_decode_pixels; or the expected time exceeds max_queue_ms or the timeout.
+        By default the request counts as one small image, because its images are unknown before the body arrives.
         """
         if self._model is None:
             return NotReadyError()

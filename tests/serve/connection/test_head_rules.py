@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve.connection.head_rules import PROBES, fault_of_head
+from serve.connection.head_rules import PROBES, head_error
 from serve.limits import ConnectionLimits, is_origin
 
 
@@ -26,7 +26,7 @@ def test_a_body_is_late_exactly_where_it_is_below_the_rate_after_the_grace_or_pa
 def test_only_a_trusted_name_passes_whatever_the_bytes(host, port):
     limits = ConnectionLimits(hosts=frozenset({"localhost", "[::1]"}))
     value = host if port is None else host + b":%d" % port
-    passes = fault_of_head(limits, "1.1", b"/", [(b"host", value)]) is None
+    passes = head_error(limits, "1.1", b"/", [(b"host", value)]) is None
     assert passes == (host.lower() in (b"localhost", b"[::1]"))
 
 
@@ -34,11 +34,11 @@ def test_only_a_trusted_name_passes_whatever_the_bytes(host, port):
 def test_health_is_answered_in_http_1_0_without_a_host_and_nothing_else_where_hosts_are_restricted(hosts):
     limits = ConnectionLimits(hosts=hosts)
     for path in (*PROBES, b"/readyz?verbose"):
-        assert fault_of_head(limits, "1.0", path, []) is None
-        assert fault_of_head(limits, "1.1", path, []) is not None
-        assert fault_of_head(limits, "1.0", path, [(b"host", b"a"), (b"host", b"b")]) is not None
+        assert head_error(limits, "1.0", path, []) is None
+        assert head_error(limits, "1.1", path, []) is not None
+        assert head_error(limits, "1.0", path, [(b"host", b"a"), (b"host", b"b")]) is not None
     for path in (b"/classify", b"/healthz/..", b"/ui", b"/v2"):
-        assert (fault_of_head(limits, "1.0", path, []) is None) == (hosts is None)
+        assert (head_error(limits, "1.0", path, []) is None) == (hosts is None)
 
 
 @pytest.mark.parametrize(
