@@ -1,4 +1,4 @@
-"""SIGTERM: whoever got through to the server gets an answer, and who comes later finds the port closed."""
+"""SIGTERM: every accepted connection gets its response, and a later one finds the port closed."""
 
 import asyncio
 import contextlib
@@ -32,7 +32,7 @@ def png():
 
 
 class Client(threading.Thread):
-    """Asks without pause until nobody can be reached any more; counts its answers, and keeps what was no answer."""
+    """Sends requests without pause until the port is closed. Counts the responses, and keeps other outcomes."""
 
     def __init__(self, port, *, keeps_connections):
         super().__init__(daemon=True)
@@ -71,7 +71,7 @@ class Client(threading.Thread):
 @pytest.mark.parametrize("rounds", [2, pytest.param(50, marks=pytest.mark.slow)])
 def test_sigterm_under_load_loses_no_request(start_server, workers, rounds):
     """Not even one that a client sends on a kept connection while it is being closed, as long as it is a busy one."""
-    answered = 0
+    completed = 0
     for _ in range(rounds):
         server = start_server("--workers", workers, "--log-level", "warning", "--max-queue-ms", 60_000)
         server.wait_until_ready(workers)
@@ -92,8 +92,8 @@ def test_sigterm_under_load_loses_no_request(start_server, workers, rounds):
             assert not client.is_alive()
             assert client.lost == []
             assert client.statuses.keys() == {200}
-        answered += sum(client.statuses.total() for client in clients)
-    print(f"{rounds} times, {workers} workers: {answered} requests answered, none lost")
+        completed += sum(client.statuses.total() for client in clients)
+    print(f"{rounds} times, {workers} workers: {completed} requests completed, none lost")
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -118,7 +118,7 @@ def head(path="/healthz"):
     return f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
 
 
-def answer(connection):
+def response_on(connection):
     response = http.client.HTTPResponse(connection)
     response.begin()
     response.read()
@@ -131,13 +131,13 @@ def test_a_connection_whose_request_comes_during_the_end_gets_its_answer(start_s
     address = ("127.0.0.1", server.port)
     with socket.create_connection(address) as kept, socket.create_connection(address) as silent:
         kept.sendall(head())
-        assert answer(kept) == (200, None)
+        assert response_on(kept) == (200, None)
         server.process.send_signal(signal.SIGTERM)
         server.wait_for(lambda: server.log("Shutting down"), "no more connections")
         kept.sendall(head())
         silent.sendall(head())
-        assert answer(kept) == (200, "close")
-        assert answer(silent) == (200, "close")
+        assert response_on(kept) == (200, "close")
+        assert response_on(silent) == (200, "close")
         assert server.process.wait(DEADLINE_S) == 0
 
 
@@ -164,7 +164,7 @@ def test_a_server_without_capabilities_answers_the_uploads_under_way(start_serve
     server.wait_for(lambda: server.log("Shutting down"), "no more connections")
     for upload in uploads:
         upload.sendall(body[100:])
-    assert [answer(upload)[0] for upload in uploads] == [200] * len(uploads)
+    assert [response_on(upload)[0] for upload in uploads] == [200] * len(uploads)
     assert server.process.wait(DEADLINE_S) == 0, server.log_file.read_text()
     assert [line for line in server.log() if line["level"] in ("warning", "error")] == []
     for upload in uploads:

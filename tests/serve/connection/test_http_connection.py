@@ -1,4 +1,4 @@
-"""Raw sockets against uvicorn with our protocol and an application of a few lines: what strangers send, how fast."""
+"""Raw sockets against uvicorn with HttpConnection and a small application: hostile, malformed and slow requests."""
 
 import asyncio
 import contextlib
@@ -32,9 +32,9 @@ GET = b"GET /hello HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 async def echo(scope, receive, send):
-    """Answers with method, path and the body's size; /early before the body is read, /big with 20 MB.
+    """Responds with method, path and body size. /early responds before it reads the body, /big with 20 MB.
 
-    /headers answers with their names.
+    /headers responds with the names of the headers.
     """
     size = 0
     if scope["path"] != "/early":
@@ -101,10 +101,10 @@ class Listening:
         return contextlib.closing(Client(self.port))
 
     def ask(self, data):
-        """Every answer to these bytes until the server closes, which it must in time."""
+        """Returns every response to these bytes until the server closes the connection."""
         with self.connect() as client:
             client.send(data)
-            return client.answers_until_closed()
+            return client.responses_until_closed()
 
     def count(self, name, **labels):
         return self.metrics.registry.get_sample_value(name, labels) or 0
@@ -122,8 +122,8 @@ class Client:
         self.file.close()
         self.socket.close()
 
-    def answer(self, *, is_head=False):
-        """Status, headers and body of the next one; None where the server has closed."""
+    def response(self, *, is_head=False):
+        """Returns status, headers and body of the next response; None if the server has closed the connection."""
         line = self.file.readline()
         if not line:
             return None
@@ -134,15 +134,15 @@ class Client:
         body = b"" if is_head else self.file.read(int(headers.get("content-length", 0)))
         return int(line.split()[1]), headers, body
 
-    def answers_until_closed(self):
-        answers = []
-        while (answer := self.answer()) is not None:
-            answers.append(answer)
-        return answers
+    def responses_until_closed(self):
+        responses = []
+        while (response := self.response()) is not None:
+            responses.append(response)
+        return responses
 
 
-def is_problem(answer, status, code):
-    found, headers, body = answer
+def is_problem(response, status, code):
+    found, headers, body = response
     assert (found, json.loads(body)["code"]) == (status, code)
     assert headers["content-type"] == "application/problem+json"
     assert len(headers["x-request-id"]) == 16
@@ -213,28 +213,28 @@ CHUNKED = b"POST / HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n"
 )
 def test_a_malformed_request_gets_one_400_of_ours_and_what_follows_it_is_never_a_request(usual, data):
     before = usual.count("tureen_rejections_total", code="malformed_request")
-    (answer,) = usual.ask(data + GET)
-    assert is_problem(answer, 400, "malformed_request")["connection"] == "close"
+    (response,) = usual.ask(data + GET)
+    assert is_problem(response, 400, "malformed_request")["connection"] == "close"
     assert usual.count("tureen_rejections_total", code="malformed_request") == before + 1
 
 
 def test_a_malformed_request_behind_a_sound_one_leaves_it_its_answer(usual):
     slow = b"GET /slow HTTP/1.1\r\n" + HOST + b"\r\n"
-    assert [answer[2] for answer in usual.ask(slow + b"GET /\0 HTTP/1.1\r\n\r\n")] == [b"GET /slow 0"]
+    assert [response[2] for response in usual.ask(slow + b"GET /\0 HTTP/1.1\r\n\r\n")] == [b"GET /slow 0"]
 
 
 def test_pipelined_requests_are_answered_in_order_refused_ones_too(usual):
     full = b"POST /full HTTP/1.1\r\n" + HOST + b"Content-Length: 3\r\n\r\nabc"
     slow = b"GET /slow HTTP/1.1\r\n" + HOST + b"\r\n"
     last = b"GET /last HTTP/1.1\r\n" + HOST + b"Connection: close\r\n\r\n"
-    answers = usual.ask(full + slow + full + GET + full + last + GET)
-    assert [answer[0] for answer in answers] == [429, 200, 429, 200, 429, 200]
-    assert [answers[i][2] for i in (1, 3, 5)] == [b"GET /slow 0", b"GET /hello 0", b"GET /last 0"]
+    responses = usual.ask(full + slow + full + GET + full + last + GET)
+    assert [response[0] for response in responses] == [429, 200, 429, 200, 429, 200]
+    assert [responses[i][2] for i in (1, 3, 5)] == [b"GET /slow 0", b"GET /hello 0", b"GET /last 0"]
 
 
 def test_too_many_pipelined_requests_end_the_connection(usual):
-    answers = usual.ask(GET * 1000)
-    assert 0 < len(answers) <= 65
+    responses = usual.ask(GET * 1000)
+    assert 0 < len(responses) <= 65
 
 
 OFFER = HOST + b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQ\r\n"  # as curl's
@@ -249,14 +249,14 @@ def test_an_offer_to_upgrade_is_declined_and_the_request_with_its_body_answered(
     with usual.connect() as client:
         for start in range(0, len(data), piece):
             client.send(data[start : start + piece])
-        assert client.answer()[2] == b"POST /hello 3"
-        is_problem(client.answer(), 429, "overloaded")
-        assert client.answer()[2] == b"GET /hello 0"
+        assert client.response()[2] == b"POST /hello 3"
+        is_problem(client.response(), 429, "overloaded")
+        assert client.response()[2] == b"GET /hello 0"
 
 
 def test_a_defect_of_ours_is_logged_and_not_told_as_the_senders_fault(usual, caplog):
-    (answer,) = usual.ask(b"POST /defect HTTP/1.1\r\n" + HOST + b"Content-Length: 3\r\n\r\nabc" + GET)
-    is_problem(answer, 500, "internal_error")
+    (response,) = usual.ask(b"POST /defect HTTP/1.1\r\n" + HOST + b"Content-Length: 3\r\n\r\nabc" + GET)
+    is_problem(response, 500, "internal_error")
     assert caplog.records[0].exc_info[0] is ZeroDivisionError
 
 
@@ -264,8 +264,8 @@ def test_a_trailer_is_no_header(usual):
     trailers = b"X-Request-ID: trailer\r\nHost: evil\r\n"
     with usual.connect() as client:
         client.send(CHUNKED.replace(b" / ", b" /headers ") + b"3\r\nabc\r\n0\r\n" + trailers + b"\r\n" + GET)
-        assert client.answer()[2] == b"host transfer-encoding"
-        assert client.answer()[0] == 200
+        assert client.response()[2] == b"host transfer-encoding"
+        assert client.response()[0] == 200
 
 
 @pytest.mark.parametrize("framing", [b"0\r\nX: ", b"1;"])
@@ -276,7 +276,7 @@ def test_a_body_whose_framing_never_ends_is_answered_400(usual, framing):
             for _ in range(200):
                 client.send(b"a" * 1000)
                 time.sleep(0.001)
-        is_problem(client.answer(), 400, "malformed_request")
+        is_problem(client.response(), 400, "malformed_request")
 
 
 def test_the_framing_of_many_small_chunks_is_no_fault(usual):
@@ -285,12 +285,12 @@ def test_the_framing_of_many_small_chunks_is_no_fault(usual):
         for _ in range(60):
             client.send(b"00000001;a\r\na\r\n" * 1000)
         client.send(b"0\r\n\r\n")
-        assert client.answer()[2] == b"POST /hello 60000"
+        assert client.response()[2] == b"POST /hello 60000"
 
 
 def test_http_1_0_is_answered_and_closed(usual):
-    (answer,) = usual.ask(b"GET /hello HTTP/1.0\r\n\r\n")
-    assert answer[0] == 200
+    (response,) = usual.ask(b"GET /hello HTTP/1.0\r\n\r\n")
+    assert response[0] == 200
 
 
 # Limits in size
@@ -307,26 +307,26 @@ def test_http_1_0_is_answered_and_closed(usual):
     ids=["value", "endless", "target", "count"],
 )
 def test_a_large_head_is_answered_431(usual, head):
-    (answer,) = usual.ask(head)
-    is_problem(answer, 431, "head_too_large")
+    (response,) = usual.ask(head)
+    is_problem(response, 431, "head_too_large")
 
 
 def test_a_head_within_the_limit_passes_and_a_body_does_not_count(usual):
     head = b"POST /hello HTTP/1.1\r\n" + HOST + b"X: " + b"a" * 60_000 + b"\r\nContent-Length: 300000\r\n\r\n"
     with usual.connect() as client:
         client.send(head + b"b" * 300_000 + head[:100])
-        assert client.answer()[2] == b"POST /hello 300000"
+        assert client.response()[2] == b"POST /hello 300000"
         client.send(head[100:] + b"b" * 300_000)
-        assert client.answer()[2] == b"POST /hello 300000"
+        assert client.response()[2] == b"POST /hello 300000"
 
 
 def test_one_chunk_too_many_is_answered_413():
     with Listening(max_chunks=100) as server:
-        (answer,) = server.ask(CHUNKED + b"1\r\na\r\n" * 101)
-        assert is_problem(answer, 413, "too_many_chunks")["connection"] == "close"
+        (response,) = server.ask(CHUNKED + b"1\r\na\r\n" * 101)
+        assert is_problem(response, 413, "too_many_chunks")["connection"] == "close"
         with server.connect() as client:
             client.send(CHUNKED + b"1\r\na\r\n" * 99 + b"0\r\n\r\n")
-            assert client.answer()[2] == b"POST / 99"
+            assert client.response()[2] == b"POST / 99"
 
 
 def test_connections_beyond_the_limit_are_answered_503_and_later_ones_are_taken_again():
@@ -335,12 +335,12 @@ def test_connections_beyond_the_limit_are_answered_503_and_later_ones_are_taken_
             clients = [stack.enter_context(server.connect()) for _ in range(3)]
             for client in clients:
                 client.send(GET)
-                assert client.answer()[0] == 200
-            (answer,) = server.ask(GET)
-            headers = is_problem(answer, 503, "too_many_connections")
+                assert client.response()[0] == 200
+            (response,) = server.ask(GET)
+            headers = is_problem(response, 503, "too_many_connections")
             assert int(headers["retry-after"]) >= 1
             clients[0].send(GET)
-            assert clients[0].answer()[0] == 200
+            assert clients[0].response()[0] == 200
         deadline = time.monotonic() + WAIT_S
         while server.ask(GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))[0][0] != 200:
             assert time.monotonic() < deadline
@@ -355,14 +355,14 @@ def test_probes_are_answered_at_the_limit_of_connections_and_nothing_else_is():
         for _ in range(2):
             client = stack.enter_context(server.connect())
             client.send(GET)
-            assert client.answer()[0] == 200
+            assert client.response()[0] == 200
         for _ in range(5):
             for path in sorted(PROBES):
-                (answer,) = server.ask(request_for(path))
-                assert (answer[0], answer[1]["connection"]) == (200, "close")
+                (response,) = server.ask(request_for(path))
+                assert (response[0], response[1]["connection"]) == (200, "close")
             for path in (b"/hello", b"/full", b"/healthz/more"):
-                (answer,) = server.ask(request_for(path))
-                is_problem(answer, 503, "too_many_connections")
+                (response,) = server.ask(request_for(path))
+                is_problem(response, 503, "too_many_connections")
 
 
 def test_a_silent_connection_does_not_keep_the_place_of_a_probe_for_long():
@@ -371,10 +371,10 @@ def test_a_silent_connection_does_not_keep_the_place_of_a_probe_for_long():
         server.connect() as first,
     ):
         first.send(GET)
-        assert first.answer()[0] == 200
+        assert first.response()[0] == 200
         with server.connect() as silent:
-            (answer,) = silent.answers_until_closed()
-            is_problem(answer, 408, "head_timeout")
+            (response,) = silent.responses_until_closed()
+            is_problem(response, 408, "head_timeout")
         deadline = time.monotonic() + WAIT_S
         while server.ask(request_for(b"/readyz"))[0][0] != 200:
             assert time.monotonic() < deadline
@@ -384,14 +384,14 @@ def test_a_silent_connection_does_not_keep_the_place_of_a_probe_for_long():
 def test_a_trusted_host_is_answered_with_any_port(host):
     with Listening(hosts=frozenset({"localhost", "127.0.0.1", "[::1]"})) as server, server.connect() as client:
         client.send(f"GET /hello HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
-        assert client.answer()[0] == 200
+        assert client.response()[0] == 200
 
 
 @pytest.mark.parametrize("host", ["evil.example", "localhost.evil.example", "127.0.0.2", "[::2]", "localhost."])
 def test_another_host_is_answered_421(host):
     with Listening(hosts=frozenset({"localhost", "127.0.0.1", "[::1]"})) as server:
-        (answer,) = server.ask(f"GET /hello HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
-        is_problem(answer, 421, "untrusted_host")
+        (response,) = server.ask(f"GET /hello HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+        is_problem(response, 421, "untrusted_host")
 
 
 # Refusals on the head alone
@@ -402,14 +402,14 @@ def test_a_refused_body_is_dropped_and_the_connection_kept(usual):
     with usual.connect() as client:
         for _ in range(3):
             client.send(b"POST /full HTTP/1.1\r\n" + HOST + b"X-Request-ID: mine\r\nContent-Length: 5000000\r\n\r\n")
-            status, headers, _ = client.answer()  # before the body
+            status, headers, _ = client.response()  # before the body
             assert (status, headers["retry-after"], headers["x-request-id"]) == (429, "7", "mine")
             assert "connection" not in headers
             client.send(b"a" * 5_000_000)
         client.send(b"POST /full HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n5\r\nabcde\r\n0\r\n\r\n")
-        is_problem(client.answer(), 429, "overloaded")
+        is_problem(client.response(), 429, "overloaded")
         client.send(GET)
-        assert client.answer()[2] == b"GET /hello 0"
+        assert client.response()[2] == b"GET /hello 0"
     assert usual.count("tureen_requests_total", route="/full", method="POST", status="429") == before + 4
 
 
@@ -419,57 +419,57 @@ def test_a_client_that_sends_its_body_before_it_reads_gets_the_refusal_and_no_re
             with server.connect() as client:
                 client.send(f"POST /full HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n".encode())
                 client.send(b"a" * 9_000_000)
-                status, headers, _ = client.answer()
+                status, headers, _ = client.response()
                 assert (status, "connection" not in headers) == (429, is_kept)
 
 
 def test_an_answer_before_the_body_reaches_a_client_that_asked_to_close(usual):
-    (answer,) = usual.ask(
+    (response,) = usual.ask(
         b"POST /early HTTP/1.1\r\n" + HOST + b"Connection: close\r\nContent-Length: 9000000\r\n\r\n" + b"a" * 9_000_000
     )
-    assert answer[2] == b"POST /early 0"
+    assert response[2] == b"POST /early 0"
 
 
 def test_who_waits_for_100_is_refused_at_once_and_else_told_to_go_on(usual):
     head = b"POST %b HTTP/1.1\r\n" + HOST + b"Expect: 100-continue\r\nContent-Length: 3\r\n\r\n"
-    (answer,) = usual.ask(head % b"/full")
-    assert is_problem(answer, 429, "overloaded")["connection"] == "close"
-    (answer,) = usual.ask(head % b"/early")
-    assert answer[1]["connection"] == "close"
+    (response,) = usual.ask(head % b"/full")
+    assert is_problem(response, 429, "overloaded")["connection"] == "close"
+    (response,) = usual.ask(head % b"/early")
+    assert response[1]["connection"] == "close"
     with usual.connect() as client:
         client.send(head % b"/hello")
-        assert client.answer()[0] == 100
+        assert client.response()[0] == 100
         client.send(b"abc")
-        assert client.answer()[2] == b"POST /hello 3"
+        assert client.response()[2] == b"POST /hello 3"
 
 
 def test_a_refusal_below_v2_is_what_its_clients_expect(usual):
     with usual.connect() as client:
         client.send(b"POST /v2/full HTTP/1.1\r\n" + HOST + b"\r\n")
-        status, headers, body = client.answer()
+        status, headers, body = client.response()
         assert (status, headers["retry-after"], list(json.loads(body))) == (429, "7", ["error"])
 
 
 def test_a_refusal_of_head_has_no_body(usual):
     with usual.connect() as client:
         client.send(b"HEAD /full HTTP/1.1\r\n" + HOST + b"\r\n")
-        assert client.answer(is_head=True)[0] == 429
+        assert client.response(is_head=True)[0] == 429
         client.send(GET)
-        assert client.answer()[2] == b"GET /hello 0"
+        assert client.response()[2] == b"GET /hello 0"
 
 
 # Slow clients
 
 
 def test_a_head_that_does_not_come_is_answered_408(quick):
-    assert [answer[0] for answer in quick.ask(b"")] == [408]
+    assert [response[0] for response in quick.ask(b"")] == [408]
     with quick.connect() as client:
         began = time.monotonic()
         with contextlib.suppress(OSError):
             for byte in GET[:-1]:
                 client.send(bytes([byte]))
                 time.sleep(0.05)
-        is_problem(client.answer(), 408, "head_timeout")
+        is_problem(client.response(), 408, "head_timeout")
         assert time.monotonic() - began > QUICK["head_timeout_s"]
 
 
@@ -477,22 +477,22 @@ def test_a_head_that_does_not_come_is_answered_408(quick):
 def test_the_deadline_counts_for_the_second_head_too(quick, start):
     with quick.connect() as client:
         client.send(GET)
-        assert client.answer()[0] == 200
+        assert client.response()[0] == 200
         time.sleep(QUICK["head_timeout_s"] / 2)
         client.send(start)
-        is_problem(client.answer(), 408, "head_timeout")
-        assert client.answer() is None
+        is_problem(client.response(), 408, "head_timeout")
+        assert client.response() is None
 
 
 @pytest.mark.parametrize("path", [b"/hello", b"/full"])
 def test_an_idle_connection_is_closed_without_a_word(quick, path):
-    """Even where the answer went out before the body was in, so that uvicorn's own clock is stopped by the body."""
+    """Even where the response went out before the body was in, so that uvicorn's own clock is stopped by the body."""
     with quick.connect() as client:
         client.send(b"POST %b HTTP/1.1\r\n" % path + HOST + b"Content-Length: 3\r\n\r\na")
         time.sleep(0.1)
         client.send(b"bc")
-        assert client.answer() is not None
-        assert client.answer() is None
+        assert client.response() is not None
+        assert client.response() is None
 
 
 def test_a_slow_body_is_answered_408_and_counted_once_as_what_the_client_saw(quick):
@@ -504,8 +504,8 @@ def test_a_slow_body_is_answered_408_and_counted_once_as_what_the_client_saw(qui
                 for _ in range(20):
                     client.send(b"1\r\na\r\n")
                     time.sleep(0.05)
-            assert is_problem(client.answer(), 408, "body_timeout")["connection"] == "close"
-            assert client.answer() is None
+            assert is_problem(client.response(), 408, "body_timeout")["connection"] == "close"
+            assert client.response() is None
         assert quick.count("tureen_requests_total", route="unmatched", method="POST", status="408") == before + 1
 
 
@@ -517,7 +517,7 @@ def test_a_body_at_the_least_rate_passes_unless_it_takes_too_long(quick):
                 for _ in range(pieces):
                     client.send(b"a" * size)
                     time.sleep(0.1)
-            return client.answer()
+            return client.response()
 
     assert ask(200, 10)[2] == b"POST /hello 2000"
     is_problem(ask(1000, 40), 408, "body_timeout")
@@ -526,8 +526,8 @@ def test_a_body_at_the_least_rate_passes_unless_it_takes_too_long(quick):
 def test_a_refused_body_that_trickles_ends_the_connection(quick):
     with quick.connect() as client:
         client.send(b"POST /full HTTP/1.1\r\n" + HOST + b"Content-Length: 5000\r\n\r\na")
-        assert client.answer()[0] == 429
-        assert client.answer() is None
+        assert client.response()[0] == 429
+        assert client.response() is None
 
 
 def test_a_client_that_does_not_take_its_answer_is_let_go():
@@ -554,7 +554,7 @@ def test_half_a_request_and_no_more_ends_the_connection(quick):
         with quick.connect() as client:
             client.send(start)
             client.socket.shutdown(socket.SHUT_WR)
-            assert client.answer() is None
+            assert client.response() is None
 
 
 @pytest.mark.parametrize("count", [100, pytest.param(500, marks=pytest.mark.slow)])
@@ -565,7 +565,7 @@ def test_a_normal_client_is_answered_among_clients_that_trickle(count):
             trickler.send(b"POST /hello HTTP/1.1\r\n" + HOST + b"Content-Length: 5000\r\n\r\n")
         normal = stack.enter_context(server.connect())
         normal.send(b"POST /hello HTTP/1.1\r\n" + HOST + b"Content-Length: 3\r\n\r\nabc")
-        assert normal.answer()[2] == b"POST /hello 3"
+        assert normal.response()[2] == b"POST /hello 3"
         with ThreadPoolExecutor(8) as pool:
-            for answer in pool.map(Client.answer, tricklers):
-                is_problem(answer, 408, "body_timeout")
+            for response in pool.map(Client.response, tricklers):
+                is_problem(response, 408, "body_timeout")

@@ -1,4 +1,4 @@
-"""What the pages of other origins may read: every answer of the public listener, no answer of the operators'."""
+"""Pages of an allowed origin may read every response of the public listener, and none of the admin listener."""
 
 import io
 import json
@@ -41,7 +41,7 @@ def allowed(headers):
 def test_a_page_of_an_allowed_origin_may_read_every_answer(start_server, tmp_path, image):
     server = start_server("--state-dir", tmp_path / "state", "--cors-origins", f"{APP}, http://localhost:5173")
     server.wait_until_ready()
-    asked = [
+    requests = [
         ("POST", "/classify", image, 200),
         ("POST", "/classify", b"no image", 415),
         ("GET", "/nowhere", None, 404),
@@ -49,7 +49,7 @@ def test_a_page_of_an_allowed_origin_may_read_every_answer(start_server, tmp_pat
         ("POST", "/v2/models/cifar10/infer", b"{}", 400),
         ("GET", "/" + 70_000 * "x", None, 431),  # refused before it reaches the application
     ]
-    for method, path, body, expected in asked:
+    for method, path, body, expected in requests:
         status, headers, _ = server.ask(method, path, body, {"Origin": APP})
         assert (status, allowed(headers), headers["Vary"]) == (expected, APP, "Origin"), path[:20]
         assert "Server-Timing" in headers["Access-Control-Expose-Headers"]
@@ -89,6 +89,6 @@ def test_a_refusal_for_overload_may_be_read_too_also_behind_another_request():
         head = b" HTTP/1.1\r\nHost: localhost\r\nOrigin: https://app.example.com\r\n\r\n"
         client.send(b"GET /slow" + head + b"POST /full" + head)
         for expected in (200, 429):
-            status, headers, _ = client.answer()
+            status, headers, _ = client.response()
             assert (status, headers["access-control-allow-origin"]) == (expected, APP)
             assert "Retry-After" in headers["access-control-expose-headers"]

@@ -83,7 +83,7 @@ class Row:
 
 
 class QueueOverTime(RuleBasedStateMachine):
-    """Rows come, leave and expire in any order while batches are taken: each meets one fate, once, and in its turn."""
+    """Rows arrive, are abandoned and expire in any order while batches are formed. Each row gets one outcome, once."""
 
     def __init__(self):
         super().__init__()
@@ -116,7 +116,9 @@ class QueueOverTime(RuleBasedStateMachine):
                 row.fate = place
         self.queue = decision.waiting
         assert all(row.deadline_s > self.now_s and not row.is_abandoned for row in decision.batch)
-        for taken in decision.batch:  # nobody is overtaken by his like, and no online row by a job's
+        for (
+            taken
+        ) in decision.batch:  # no row overtakes one of its priority, and no background row overtakes an online one
             for waiting in self.queue:
                 assert (taken.priority, before.index(taken)) < (waiting.priority, before.index(waiting))
 

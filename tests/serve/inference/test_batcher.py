@@ -11,7 +11,7 @@ from tests.patience import DEADLINE_S
 
 
 class Engine:
-    """Doubles each row, in batches it remembers; held back until `gate` opens."""
+    """Doubles each row and remembers its batches. A run waits until `gate` is set."""
 
     def __init__(self):
         self.batches = []
@@ -29,7 +29,7 @@ class Engine:
 
 
 def batching(test, *, max_batch=4, max_waiting=100, **options):
-    """Run an async test with an engine and a batcher that is closed afterwards."""
+    """Runs an async test with an engine and a batcher, which is closed afterwards."""
 
     async def run():
         engine = Engine()
@@ -44,7 +44,7 @@ def batching(test, *, max_batch=4, max_waiting=100, **options):
 
 
 async def held(engine, batcher):
-    """A first request that occupies the engine until the gate opens."""
+    """Submits a first row that occupies the engine until `gate` is set."""
     engine.gate.clear()
     first = asyncio.ensure_future(batcher.submit(0, deadline_s=within(10)))
     await asyncio.to_thread(engine.entered.wait, DEADLINE_S)
@@ -158,7 +158,7 @@ def test_a_row_that_breaks_its_batch_harms_no_neighbour(caplog):
 
     batching(test, on_failed=lambda: failed.append(True))
     assert len(failed) == 3  # of four, of two, and alone
-    assert "kernel failed" in caplog.text  # the log is where the cause belongs
+    assert "kernel failed" in caplog.text  # the log has the cause
 
 
 def test_of_a_failing_batch_the_late_and_the_gone_are_not_run_again():
@@ -220,7 +220,7 @@ def test_beside_online_rows_jobs_have_one_short_run_at_a_time_and_only_while_no_
         engine.gate.set()
         await first
         await asyncio.sleep(0.05)
-        assert batcher.waiting == 1  # a request is being decoded, perhaps
+        assert batcher.waiting == 1  # because a request may be in decoding
         is_idle = True
         batcher.notify_idle()
         await asyncio.gather(*waiting)

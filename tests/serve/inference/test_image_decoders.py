@@ -1,4 +1,4 @@
-"""Where images are decoded: which go to a process, what a failing process does to them, and how they wait."""
+"""Decoders: which images use a process, the effect of a process that fails, and the order of waiting images."""
 
 import asyncio
 import itertools

@@ -24,7 +24,7 @@ def enter(queue, cost, count):
 
 
 def taken(queue, cost=SMALL, most=50):
-    """How many of as many requests are taken that come at once, and are answered."""
+    """Returns how many of these concurrent requests are admitted; all of them end."""
     count = 0
     while count < most and queue.expected_s([cost]) <= LIMIT_S:
         queue.add_image(cost, 1)
@@ -59,7 +59,7 @@ def test_images_do_not_wait_for_images_of_another_kind(cost, ahead):
     enter(queue, ahead, 50)
     assert queue.expected_s([cost]) == before
     queue.end_decoding(ahead, 1)
-    assert queue.expected_s([cost]) > before  # it stands in line for the engine by now
+    assert queue.expected_s([cost]) > before  # it now waits for the engine
 
 
 @pytest.mark.parametrize("kind", [ImageKind.LARGE, ImageKind.DISPROPORTIONATE])
@@ -174,7 +174,7 @@ STEPS = st.tuples(
 
 @given(st.lists(STEPS, max_size=60), st.integers(1, 8))
 def test_after_any_history_an_idle_server_takes_as_many_as_at_its_start(steps, decoders):
-    """Bursts of images of all kinds, answered, failed, cancelled or refused, slow or quick; clocks that step."""
+    """Bursts of images of all kinds that succeed, fail, are cancelled or refused. Speeds vary and clocks step."""
     queue, inside, now_s = queue_time(decoders=decoders), [], 1000.0
     at_start = {cost: taken(queue, cost) for cost in (SMALL, LARGE, BOMB, LEAST)}
     for step, cost, count, seconds, elapsed_s in steps:
@@ -189,9 +189,9 @@ def test_after_any_history_an_idle_server_takes_as_many_as_at_its_start(steps, d
         elif step == "restart":
             queue.restart(START)
         elif step in ("leave", "failed") and inside:
-            answered, images = inside.pop()
+            cost, images = inside.pop()
             for _ in range(images):
-                queue.end_decoding(answered, 1)
+                queue.end_decoding(cost, 1)
             queue.remove_rows(images)
         assert 0 <= queue.expected_s() < float("inf")
     for cost, images in inside:

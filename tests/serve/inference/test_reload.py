@@ -1,4 +1,4 @@
-"""SIGHUP: the bundle that lies there now is served from then on, and no request notices but by the version it tells."""
+"""SIGHUP: the server replaces its bundle, and requests differ only in the version of their responses."""
 
 import http.client
 import io
@@ -25,7 +25,7 @@ def replace_with_version(bundle, version):
 
 
 def replace_with(bundle, **changes):
-    """Put a bundle of another manifest in its place, as a deployment would: whole, or not at all."""
+    """Replaces the bundle by one with another manifest, atomically, as a deployment does."""
     following = bundle.with_name("following")
     shutil.copytree(bundle, following)
     manifest = json.loads((following / MANIFEST).read_text())
@@ -35,13 +35,13 @@ def replace_with(bundle, **changes):
 
 
 class Client(threading.Thread):
-    """Asks on one kept connection until it is told to end; remembers each status and version that it was answered."""
+    """Sends requests on one connection until `until` is set. Keeps the status and version of each response."""
 
     def __init__(self, port, until):
         super().__init__(daemon=True)
         self.port = port
         self.until = until
-        self.answers = []
+        self.responses = []
 
     def run(self):
         image = png()
@@ -50,9 +50,9 @@ class Client(threading.Thread):
             try:
                 connection.request("POST", "/classify?beta=0.5", image)
                 response = connection.getresponse()
-                self.answers.append((response.status, json.loads(response.read()).get("version")))
+                self.responses.append((response.status, json.loads(response.read()).get("version")))
             except (OSError, http.client.HTTPException) as error:
-                self.answers.append((repr(error), None))
+                self.responses.append((repr(error), None))
                 self.until.set()
         connection.close()
 
@@ -70,20 +70,20 @@ def test_under_load_every_request_is_answered_by_one_bundle_or_the_other(start_s
     clients = [Client(server.port, until) for _ in range(8)]
     for client in clients:
         client.start()
-    server.wait_for(lambda: min(len(client.answers) for client in clients) > 10, "under load")
+    server.wait_for(lambda: min(len(client.responses) for client in clients) > 10, "under load")
     replace_with_version(example_bundle, "following")
     server.process.send_signal(signal.SIGHUP)
     server.wait_for(lambda: server.metric('tureen_reloads_total{outcome="ok"}') == workers, "reloaded")
-    reached = [len(client.answers) for client in clients]
+    reached = [len(client.responses) for client in clients]
     server.wait_for(
-        lambda: all(len(client.answers) > count + 5 for client, count in zip(clients, reached, strict=True)), "more"
+        lambda: all(len(client.responses) > count + 5 for client, count in zip(clients, reached, strict=True)), "more"
     )
     until.set()
     for client in clients:
         client.join(DEADLINE_S)
         assert not client.is_alive()
-        assert {status for status, _ in client.answers} == {200}
-        versions = [answered for _, answered in client.answers]
+        assert {status for status, _ in client.responses} == {200}
+        versions = [version for _, version in client.responses]
         assert versions == [before] * versions.count(before) + ["following"] * versions.count("following")
         assert versions[-1] == "following"
     assert server.metric("tureen_ready") == workers

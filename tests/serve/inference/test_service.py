@@ -1,4 +1,4 @@
-"""The service without HTTP: who is admitted, what a reload changes, and what is asked beside."""
+"""The service without HTTP: admission, classification, reloads, and the comparison of modes."""
 
 import asyncio
 import contextlib
@@ -27,7 +27,7 @@ from tureen.image_cost import LEAST
 
 
 def serving(bundle_path, test, **changes):
-    """Run an async test with an open service, closed afterwards."""
+    """Runs an async test with an open service, which is closed afterwards."""
 
     async def run():
         settings = Settings(bundle=bundle_path, engine="onnxruntime", max_batch=8, **changes)
@@ -112,7 +112,7 @@ def replace_version(path, version):
 
 
 class Slow:
-    """An engine that answers when it is let."""
+    """An engine whose runs end after `gate` is set."""
 
     def __init__(self, engine):
         self.name, self.precision, self.version = engine.name, engine.precision, engine.version
@@ -215,7 +215,7 @@ def test_images_of_all_requests_that_are_not_yet_decoded_have_so_many_pixels_at_
             with pytest.raises(OverloadedError), service.admit([image]):
                 pass
             await first.classify([first.choose(0.5)])
-            with service.admit([image]):  # the first is decoded, though not yet answered
+            with service.admit([image]):  # the first image is decoded, and its request has not ended
                 pass
 
     serving(EXAMPLES / "cifar10", test, max_decode_pixels=5_000_000, max_queue_ms=100_000)
@@ -233,7 +233,7 @@ def test_photographs_and_small_images_are_answered_while_disproportionate_images
             waiting = asyncio.create_task(bombs.classify([choice] * 5))
             while not (found := decode_processes()):
                 await asyncio.sleep(0.01)
-            found[0].suspend()  # as on a machine that has no time for it
+            found[0].suspend()  # as if the machine gave it no CPU time
             with pytest.raises(OverloadedError), service.admit([bomb]):
                 pass
             good = [stack.enter_context(service.admit([image])) for image in [photograph, small] * 10]
@@ -282,7 +282,7 @@ def test_a_reload_of_the_same_model_under_load_makes_the_speed_of_the_start_no_s
         assert service._queue_time.start == fast
         shutil.copytree(bundle_path, own_cifar10, dirs_exist_ok=True)
         await service.reload()
-        assert service._queue_time.start.run_s[1] > 1e-6  # of another model the speed says nothing
+        assert service._queue_time.start.run_s[1] > 1e-6  # the speed of another model is measured anew
 
     serving(own_cifar10, test)
 

@@ -1,4 +1,4 @@
-"""One process keeps its metrics in memory, several add theirs up; what is read has the same names."""
+"""Metrics of one process in memory and of several processes in files have the same names and summed values."""
 
 import json
 import subprocess
@@ -9,7 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from serve.telemetry.metrics import Metrics, beta_bucket
 
-# What a process of the server does to its metrics, and what it then answers at /metrics.
+# A process that sets its metrics and prints what it would export at /metrics.
 PROCESS = """
 import json, sys
 from pathlib import Path
@@ -34,7 +34,7 @@ print(metrics.render()[0].decode())
 
 
 def rendered(directory, worker, version="after"):
-    """The samples that such a process answers with at its end: name and labels -> value."""
+    """Returns the samples that such a process prints, by name and labels."""
     command = [sys.executable, "-c", PROCESS, str(directory or ""), str(worker), version]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return {

@@ -87,12 +87,12 @@ def photo():
 
 
 def attributes(of):
-    told = {}
+    attributes = {}
     for pair in of.attributes:
         kind = pair.value.WhichOneof("value")
         value = getattr(pair.value, kind)
-        told[pair.key] = [item.double_value for item in value.values] if kind == "array_value" else value
-    return told
+        attributes[pair.key] = [item.double_value for item in value.values] if kind == "array_value" else value
+    return attributes
 
 
 def by_name(trace):
