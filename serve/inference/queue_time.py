@@ -98,7 +98,7 @@ class Lane:
 class QueueTime:
     """Predicts the time of a request that is admitted now. Learns from every finished decoding and engine run.
 
-    A request waits for the lanes of its own images, and then for the engine. The engine's queue counts the decoded
+    A request waits for the lanes of its images, and then for the engine. The engine's queue counts the decoded
     images and the small ones, which will be decoded soon. When no request is in progress, the speed returns to that at
     start, and work that ends later is not recorded.
     """

@@ -97,7 +97,7 @@ def test_a_request_that_never_ends_is_given_up_after_the_drain_timeout(bundle_pa
             while "tureen_body_bytes 0.0" in request(port, "GET", "/metrics")[1].decode():
                 time.sleep(0.01)
             server.send_signal(signal.SIGTERM)
-            server.send_signal(signal.SIGTERM)  # whoever is impatient gets no other exit status for it
+            server.send_signal(signal.SIGTERM)  # a second signal does not change the exit status
             answer = stuck.makefile("rb").read()
             assert server.wait(DEADLINE_S / 3) == 0  # well before the 30 s that are the default
     assert answer.startswith(b"HTTP/1.1 503")

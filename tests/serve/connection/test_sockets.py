@@ -58,7 +58,7 @@ def test_what_began_before_the_end_is_accepted_and_nothing_after_it():
     late.settimeout(0.2)
     with pytest.raises(TimeoutError):
         late.connect(address)
-    for number, client in enumerate(clients):  # data is still received on connections that nobody accepted yet
+    for number, client in enumerate(clients):  # the kernel receives data on connections in the backlog
         client.sendall(bytes([number]))
     accepted = accept_waiting(listener)
     time.sleep(0.05)

@@ -205,7 +205,7 @@ def test_after_any_history_an_idle_server_takes_as_many_as_at_its_start(steps, d
 
 @given(st.lists(STEPS, max_size=60))
 def test_disproportionate_images_change_nothing_for_others_while_they_are_not_decoded(steps):
-    """One image of its own kind is ahead, because the first is taken whatever its work."""
+    """One image of the same kind is ahead, because the first is admitted whatever its work."""
     queue, now_s = queue_time(), 1000.0
     enter(queue, SMALL, 1)
     enter(queue, LARGE, 1)
