@@ -174,7 +174,9 @@ def test_errors_have_the_codes_that_tell_a_client_whether_to_try_again(bundle, i
             await refused(client.ModelInfer(image_request([bytes(100_000)])), Code.RESOURCE_EXHAUSTED)
             with client.service.admit():
                 await refused(client.ModelInfer(image_request(images)), Code.RESOURCE_EXHAUSTED, "try again")
-            await refused(client.ModelInfer(image_request(images, timeout=1)), Code.DEADLINE_EXCEEDED, "the deadline passed")
+            await refused(
+                client.ModelInfer(image_request(images, timeout=1)), Code.DEADLINE_EXCEEDED, "the deadline passed"
+            )
             assert logits(await client.ModelInfer(image_request(images[:1]))).shape == (1, 10)
 
     asyncio.run(scenario())
