@@ -273,9 +273,7 @@ class HttpConnection(DeferredStartProtocol):
             self.transport.abort()
 
     def timeout_keep_alive_handler(self) -> None:
-        if (
-            not self.transport.get_write_buffer_size()
-        ):  # otherwise close() would wait for the client to read, without a limit
+        if not self.transport.get_write_buffer_size():  # otherwise close() would wait until the client reads
             super().timeout_keep_alive_handler()
 
     def pause_writing(self) -> None:
@@ -331,9 +329,7 @@ class HttpConnection(DeferredStartProtocol):
             return
         if self._phase is Phase.BODY:
             self._fail_in_body(error)
-        elif (
-            self._has_open_response()
-        ):  # earlier pipelined requests: the connection ends after the last of their responses
+        elif self._has_open_response():  # of earlier requests: the connection ends after the last response
             self.cycle.keep_alive = False
             self._enter(Phase.RESPONSE)
         else:

@@ -120,9 +120,8 @@ class LoadedModel:
             rows = [
                 self._batcher.submit((pixels, beta), deadline_s=deadline_s, priority=priority) for beta in request.betas
             ]
-            row_results = (
-                await asyncio.gather(*rows) if len(rows) > 1 else [await rows[0]]
-            )  # a single row needs no task
+            # A single row needs no task.
+            row_results = await asyncio.gather(*rows) if len(rows) > 1 else [await rows[0]]
         except TureenError as error:
             return error
         last = max(row_results, key=lambda row_result: row_result.batch_began_s)
