@@ -42,7 +42,7 @@ def test_size_and_depth_are_refused_before_anything_is_parsed():
         parse_json(b"[1, 2]", max_bytes=5, max_depth=1)
     with pytest.raises(InvalidParameterError, match="nested"):
         parse_json(b"[" * 1_000_000, max_bytes=1_000_000, max_depth=20)
-    with pytest.raises(InvalidParameterError, match="not JSON"):
+    with pytest.raises(InvalidParameterError, match="not valid JSON"):
         parse_json('[1, "é"]'.encode("utf-16"), max_bytes=100, max_depth=1)
 
 
