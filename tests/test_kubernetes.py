@@ -46,24 +46,24 @@ def environment(container):
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("kind", ["Deployment", "Service", "HorizontalPodAutoscaler", "PodDisruptionBudget"])
-def test_each_is_what_the_published_schema_has(kind, version):
+def test_each_manifest_is_valid_by_the_published_schema(kind, version):
     kubernetes_validate.validate(BY_KIND[kind], version, strict=True)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_what_kserve_makes_of_it_is_a_pod(version):
+def test_kserve_derives_a_valid_pod(version):
     spec = {name: value for name, value in PREDICTOR.items() if name not in ("minReplicas", "maxReplicas")}
     pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, "spec": spec}
     kubernetes_validate.validate(pod, version, strict=True)
 
 
-def test_a_wrong_field_would_be_found():
+def test_a_wrong_field_is_detected():
     wrong = {**SERVICE, "spec": {**SERVICE["spec"], "selektor": {}}}
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(wrong, VERSIONS[-1], strict=True)
 
 
-def test_all_of_them_are_applied_and_speak_of_one_another():
+def test_all_manifests_are_applied_and_refer_to_one_another():
     applied = set(read(KUSTOMIZATION)["resources"])
     assert applied == {path.name for path in FOLDER.glob("*.yaml")} - {KSERVE.name, KUSTOMIZATION.name}
     labels = POD["metadata"]["labels"]
@@ -82,7 +82,7 @@ def test_all_of_them_are_applied_and_speak_of_one_another():
 
 
 @pytest.mark.parametrize("where", CONTAINERS)
-def test_a_pod_has_the_time_that_draining_takes_and_settings_that_there_are(where):
+def test_a_pod_has_time_to_drain_and_only_existing_settings(where):
     pod, container = CONTAINERS[where]
     variables = environment(container)
     known = {f"TUREEN_{name.upper()}" for name in Settings.model_fields} | {"STORAGE_URI"}
@@ -96,7 +96,7 @@ def test_a_pod_has_the_time_that_draining_takes_and_settings_that_there_are(wher
 
 
 @pytest.mark.parametrize("where", CONTAINERS)
-def test_the_server_starts_as_it_is_started_there_and_answers_the_probes(where, tmp_path):
+def test_the_server_starts_with_the_settings_of_the_pod_and_passes_the_probes(where, tmp_path):
     _, container = CONTAINERS[where]
     variables = {name: value for name, value in environment(container).items() if value and name.startswith("TUREEN_")}
     overrides = {  # paths and ports of this machine instead of those in the container
@@ -136,7 +136,7 @@ def test_the_server_starts_as_it_is_started_there_and_answers_the_probes(where, 
         assert server.wait(DEADLINE_S) == 0
 
 
-def test_the_first_credential_is_made_by_the_documented_command_and_is_in_no_pods_directory(tmp_path):
+def test_the_documented_command_creates_the_first_credential_outside_pod_directories(tmp_path):
     (line,) = re.findall(r"^kubectl exec deployment/tureen -- (.* make ada .*)$", GUIDE, re.MULTILINE)
     assert line in (FOLDER / "deployment.yaml").read_text()
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

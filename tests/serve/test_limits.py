@@ -33,7 +33,7 @@ def test_a_body_is_late_exactly_where_it_is_below_the_rate_after_the_grace_or_pa
         ("", False),
     ],
 )
-def test_what_is_an_origin(text, is_one):
+def test_origins_are_recognised(text, is_one):
     assert is_origin(text) == is_one
 
 

@@ -97,7 +97,7 @@ def test_sigterm_under_load_loses_no_request(start_server, workers, rounds):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_readiness_goes_first_and_requests_are_answered_through_the_delay(start_server, workers):
+def test_readiness_ends_first_and_requests_succeed_through_the_delay(start_server, workers):
     server = start_server("--workers", workers, "--drain-delay-s", DEADLINE_S)
     server.wait_until_ready(workers)
     server.process.send_signal(signal.SIGTERM)
@@ -125,7 +125,7 @@ def response_on(connection):
     return response.status, response.headers.get("Connection")
 
 
-def test_a_connection_whose_request_comes_during_the_end_gets_its_answer(start_server):
+def test_a_request_that_arrives_during_the_shutdown_gets_its_response(start_server):
     server = start_server()
     server.wait_until_ready()
     address = ("127.0.0.1", server.port)
@@ -141,7 +141,7 @@ def test_a_connection_whose_request_comes_during_the_end_gets_its_answer(start_s
         assert server.process.wait(DEADLINE_S) == 0
 
 
-def test_connections_that_say_nothing_do_not_hold_the_end_up(start_server):
+def test_silent_connections_do_not_delay_the_shutdown(start_server):
     server = start_server("--drain-timeout-s", 3600)
     server.wait_until_ready()
     with socket.create_connection(("127.0.0.1", server.port)) as silent:
@@ -150,7 +150,7 @@ def test_connections_that_say_nothing_do_not_hold_the_end_up(start_server):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_server_without_capabilities_answers_the_uploads_under_way(start_server, without_capabilities, workers):
+def test_a_server_without_capabilities_completes_the_uploads_in_progress(start_server, without_capabilities, workers):
     server = start_server("--workers", workers, before=without_capabilities)
     server.wait_until_ready(workers)
     (status,) = [line for line in server_status(server.process.pid) if line.startswith("CapEff:")]
@@ -192,7 +192,7 @@ async def answer_200(scope, receive, send):
         await send({"type": "http.response.body", "body": b""})
 
 
-def test_where_no_socket_option_can_be_set_the_end_loses_no_connection_either():
+def test_without_socket_options_the_shutdown_loses_no_connection_either():
     # The loop of the server: asyncio's own drops a connection that it accepted just before its listener was closed.
     uvloop.run(asyncio.wait_for(drain_without_options(), DEADLINE_S))
 

@@ -10,7 +10,7 @@ from serve.limits import ConnectionLimits
     host=st.sampled_from([b"localhost", b"LocalHost", b"[::1]", b"::1", b"localhost."]) | st.binary(max_size=12),
     port=st.none() | st.integers(0, 99999),
 )
-def test_only_a_trusted_name_passes_whatever_the_bytes(host, port):
+def test_only_a_trusted_name_passes_for_any_bytes(host, port):
     limits = ConnectionLimits(hosts=frozenset({"localhost", "[::1]"}))
     value = host if port is None else host + b":%d" % port
     passes = head_error(limits, "1.1", b"/", [(b"host", value)]) is None
@@ -18,7 +18,7 @@ def test_only_a_trusted_name_passes_whatever_the_bytes(host, port):
 
 
 @pytest.mark.parametrize("hosts", [None, frozenset({"localhost"})])
-def test_health_is_answered_in_http_1_0_without_a_host_and_nothing_else_where_hosts_are_restricted(hosts):
+def test_only_health_is_served_in_http_1_0_without_a_host_if_hosts_are_restricted(hosts):
     limits = ConnectionLimits(hosts=hosts)
     for path in (*PROBES, b"/readyz?verbose"):
         assert head_error(limits, "1.0", path, []) is None

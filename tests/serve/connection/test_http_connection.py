@@ -211,19 +211,19 @@ CHUNKED = b"POST / HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n"
     ],
     ids=range(36),
 )
-def test_a_malformed_request_gets_one_400_of_ours_and_what_follows_it_is_never_a_request(usual, data):
+def test_a_malformed_request_gets_one_400_and_bytes_after_it_are_never_a_request(usual, data):
     before = usual.count("tureen_rejections_total", code="malformed_request")
     (response,) = usual.ask(data + GET)
     assert is_problem(response, 400, "malformed_request")["connection"] == "close"
     assert usual.count("tureen_rejections_total", code="malformed_request") == before + 1
 
 
-def test_a_malformed_request_behind_a_sound_one_leaves_it_its_answer(usual):
+def test_a_valid_request_before_a_malformed_one_gets_its_response(usual):
     slow = b"GET /slow HTTP/1.1\r\n" + HOST + b"\r\n"
     assert [response[2] for response in usual.ask(slow + b"GET /\0 HTTP/1.1\r\n\r\n")] == [b"GET /slow 0"]
 
 
-def test_pipelined_requests_are_answered_in_order_refused_ones_too(usual):
+def test_pipelined_requests_get_responses_in_order_refused_ones_too(usual):
     full = b"POST /full HTTP/1.1\r\n" + HOST + b"Content-Length: 3\r\n\r\nabc"
     slow = b"GET /slow HTTP/1.1\r\n" + HOST + b"\r\n"
     last = b"GET /last HTTP/1.1\r\n" + HOST + b"Connection: close\r\n\r\n"
@@ -244,7 +244,7 @@ OFFER = HOST + b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Se
     "body", [b"Content-Length: 3\r\n\r\nabc", b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"]
 )
 @pytest.mark.parametrize("piece", [1, 100, 1000])
-def test_an_offer_to_upgrade_is_declined_and_the_request_with_its_body_answered(usual, body, piece):
+def test_an_offer_to_upgrade_is_declined_and_the_request_with_its_body_served(usual, body, piece):
     data = b"POST /hello HTTP/1.1\r\n" + OFFER + body + b"GET /full HTTP/1.1\r\n" + OFFER + b"\r\n" + GET
     with usual.connect() as client:
         for start in range(0, len(data), piece):
@@ -254,7 +254,7 @@ def test_an_offer_to_upgrade_is_declined_and_the_request_with_its_body_answered(
         assert client.response()[2] == b"GET /hello 0"
 
 
-def test_a_defect_of_ours_is_logged_and_not_told_as_the_senders_fault(usual, caplog):
+def test_an_internal_defect_is_logged_and_not_reported_as_a_client_error(usual, caplog):
     (response,) = usual.ask(b"POST /defect HTTP/1.1\r\n" + HOST + b"Content-Length: 3\r\n\r\nabc" + GET)
     is_problem(response, 500, "internal_error")
     assert caplog.records[0].exc_info[0] is ZeroDivisionError
@@ -269,7 +269,7 @@ def test_a_trailer_is_no_header(usual):
 
 
 @pytest.mark.parametrize("framing", [b"0\r\nX: ", b"1;"])
-def test_a_body_whose_framing_never_ends_is_answered_400(usual, framing):
+def test_a_body_whose_framing_never_ends_gets_400(usual, framing):
     with usual.connect() as client:
         client.send(CHUNKED + framing)
         with contextlib.suppress(OSError):
@@ -288,7 +288,7 @@ def test_the_framing_of_many_small_chunks_is_no_fault(usual):
         assert client.response()[2] == b"POST /hello 60000"
 
 
-def test_http_1_0_is_answered_and_closed(usual):
+def test_http_1_0_gets_a_response_and_is_closed(usual):
     (response,) = usual.ask(b"GET /hello HTTP/1.0\r\n\r\n")
     assert response[0] == 200
 
@@ -306,7 +306,7 @@ def test_http_1_0_is_answered_and_closed(usual):
     ],
     ids=["value", "endless", "target", "count"],
 )
-def test_a_large_head_is_answered_431(usual, head):
+def test_a_large_head_gets_431(usual, head):
     (response,) = usual.ask(head)
     is_problem(response, 431, "head_too_large")
 
@@ -320,7 +320,7 @@ def test_a_head_within_the_limit_passes_and_a_body_does_not_count(usual):
         assert client.response()[2] == b"POST /hello 300000"
 
 
-def test_one_chunk_too_many_is_answered_413():
+def test_one_chunk_too_many_gets_413():
     with Listening(max_chunks=100) as server:
         (response,) = server.ask(CHUNKED + b"1\r\na\r\n" * 101)
         assert is_problem(response, 413, "too_many_chunks")["connection"] == "close"
@@ -329,7 +329,7 @@ def test_one_chunk_too_many_is_answered_413():
             assert client.response()[2] == b"POST / 99"
 
 
-def test_connections_beyond_the_limit_are_answered_503_and_later_ones_are_taken_again():
+def test_connections_beyond_the_limit_get_503_and_later_ones_are_accepted_again():
     with Listening(max_connections=3, max_probe_connections=0) as server:
         with contextlib.ExitStack() as stack:
             clients = [stack.enter_context(server.connect()) for _ in range(3)]
@@ -350,7 +350,7 @@ def request_for(path):
     return b"GET " + path + b" HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
-def test_probes_are_answered_at_the_limit_of_connections_and_nothing_else_is():
+def test_only_probes_are_served_at_the_limit_of_connections():
     with Listening(max_connections=2, max_probe_connections=2) as server, contextlib.ExitStack() as stack:
         for _ in range(2):
             client = stack.enter_context(server.connect())
@@ -381,14 +381,14 @@ def test_a_silent_connection_does_not_keep_the_place_of_a_probe_for_long():
 
 
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST:8000", "127.0.0.1:1", "[::1]", "[::1]:8000"])
-def test_a_trusted_host_is_answered_with_any_port(host):
+def test_a_trusted_host_is_served_with_any_port(host):
     with Listening(hosts=frozenset({"localhost", "127.0.0.1", "[::1]"})) as server, server.connect() as client:
         client.send(f"GET /hello HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
         assert client.response()[0] == 200
 
 
 @pytest.mark.parametrize("host", ["evil.example", "localhost.evil.example", "127.0.0.2", "[::2]", "localhost."])
-def test_another_host_is_answered_421(host):
+def test_another_host_gets_421(host):
     with Listening(hosts=frozenset({"localhost", "127.0.0.1", "[::1]"})) as server:
         (response,) = server.ask(f"GET /hello HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
         is_problem(response, 421, "untrusted_host")
@@ -423,14 +423,14 @@ def test_a_client_that_sends_its_body_before_it_reads_gets_the_refusal_and_no_re
                 assert (status, "connection" not in headers) == (429, is_kept)
 
 
-def test_an_answer_before_the_body_reaches_a_client_that_asked_to_close(usual):
+def test_a_response_before_the_body_reaches_a_client_that_requested_close(usual):
     (response,) = usual.ask(
         b"POST /early HTTP/1.1\r\n" + HOST + b"Connection: close\r\nContent-Length: 9000000\r\n\r\n" + b"a" * 9_000_000
     )
     assert response[2] == b"POST /early 0"
 
 
-def test_who_waits_for_100_is_refused_at_once_and_else_told_to_go_on(usual):
+def test_a_client_that_expects_100_gets_the_refusal_or_100(usual):
     head = b"POST %b HTTP/1.1\r\n" + HOST + b"Expect: 100-continue\r\nContent-Length: 3\r\n\r\n"
     (response,) = usual.ask(head % b"/full")
     assert is_problem(response, 429, "overloaded")["connection"] == "close"
@@ -443,7 +443,7 @@ def test_who_waits_for_100_is_refused_at_once_and_else_told_to_go_on(usual):
         assert client.response()[2] == b"POST /hello 3"
 
 
-def test_a_refusal_below_v2_is_what_its_clients_expect(usual):
+def test_a_refusal_below_v2_has_the_format_of_the_protocol(usual):
     with usual.connect() as client:
         client.send(b"POST /v2/full HTTP/1.1\r\n" + HOST + b"\r\n")
         status, headers, body = client.response()
@@ -461,7 +461,7 @@ def test_a_refusal_of_head_has_no_body(usual):
 # Slow clients
 
 
-def test_a_head_that_does_not_come_is_answered_408(quick):
+def test_a_head_that_does_not_arrive_gets_408(quick):
     assert [response[0] for response in quick.ask(b"")] == [408]
     with quick.connect() as client:
         began = time.monotonic()
@@ -495,7 +495,7 @@ def test_an_idle_connection_is_closed_without_a_word(quick, path):
         assert client.response() is None
 
 
-def test_a_slow_body_is_answered_408_and_counted_once_as_what_the_client_saw(quick):
+def test_a_slow_body_gets_408_and_is_counted_once_with_that_status(quick):
     for length in (b"Content-Length: 5000\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\n"):
         before = quick.count("tureen_requests_total", route="unmatched", method="POST", status="408")
         with quick.connect() as client:
@@ -530,7 +530,7 @@ def test_a_refused_body_that_trickles_ends_the_connection(quick):
         assert client.response() is None
 
 
-def test_a_client_that_does_not_take_its_answer_is_let_go():
+def test_a_client_that_does_not_read_its_response_is_disconnected():
     with Listening(**QUICK) as server, server.connect() as client:
         client.send(b"GET /big HTTP/1.1\r\n" + HOST + b"\r\n")
         assert client.file.read(4) == b"HTTP"
@@ -540,7 +540,7 @@ def test_a_client_that_does_not_take_its_answer_is_let_go():
             time.sleep(0.05)
 
 
-def test_a_client_that_only_asks_and_never_reads_is_let_go(quick):
+def test_a_client_that_sends_and_never_reads_is_disconnected(quick):
     def ask_for_ever(client):
         while True:
             client.send((b"POST /full HTTP/1.1\r\n" + HOST + b"\r\n") * 20)
@@ -549,7 +549,7 @@ def test_a_client_that_only_asks_and_never_reads_is_let_go(quick):
         ask_for_ever(client)
 
 
-def test_half_a_request_and_no_more_ends_the_connection(quick):
+def test_an_incomplete_request_ends_the_connection(quick):
     for start in (b"", b"GET /", b"POST /hello HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nabc"):
         with quick.connect() as client:
             client.send(start)
@@ -558,7 +558,7 @@ def test_half_a_request_and_no_more_ends_the_connection(quick):
 
 
 @pytest.mark.parametrize("count", [100, pytest.param(500, marks=pytest.mark.slow)])
-def test_a_normal_client_is_answered_among_clients_that_trickle(count):
+def test_a_normal_client_is_served_among_slow_clients(count):
     with Listening(**QUICK) as server, contextlib.ExitStack() as stack:
         tricklers = [stack.enter_context(server.connect()) for _ in range(count)]
         for trickler in tricklers:

@@ -40,7 +40,7 @@ def test_a_port_belongs_to_one_server():
     close(listeners)
 
 
-def test_no_answer_waits_for_the_acknowledgement_of_its_first_part():
+def test_no_response_waits_for_the_acknowledgement_of_its_first_part():
     listener, *_ = bind("127.0.0.1", 0)
     with listener, socket.create_connection(listener.getsockname()):
         (accepted,) = accept_waiting(listener)
@@ -49,7 +49,7 @@ def test_no_answer_waits_for_the_acknowledgement_of_its_first_part():
 
 
 @linux
-def test_what_began_before_the_end_is_accepted_and_nothing_after_it():
+def test_connections_opened_before_the_shutdown_are_accepted_and_none_after_it():
     (listener,) = bind("127.0.0.1", 0)
     address = listener.getsockname()
     clients = [socket.create_connection(address) for _ in range(10)]
@@ -69,7 +69,7 @@ def test_what_began_before_the_end_is_accepted_and_nothing_after_it():
     close([late, *clients, *accepted])
 
 
-def test_open_files_are_allowed_for_all_connections_or_the_operator_is_told(caplog):
+def test_the_open_files_limit_allows_all_connections_or_a_warning_is_logged(caplog):
     soft, hard = before = resource.getrlimit(resource.RLIMIT_NOFILE)
     connections = (soft - OTHER_FILES) // 2 - 100
     lower = 2 * connections + OTHER_FILES - 50

@@ -38,7 +38,7 @@ def allowed(headers):
     return headers["Access-Control-Allow-Origin"]
 
 
-def test_a_page_of_an_allowed_origin_may_read_every_answer(start_server, tmp_path, image):
+def test_a_page_of_an_allowed_origin_may_read_every_response(start_server, tmp_path, image):
     server = start_server("--state-dir", tmp_path / "state", "--cors-origins", f"{APP}, http://localhost:5173")
     server.wait_until_ready()
     requests = [

@@ -17,14 +17,14 @@ class Waiting:
 requests = st.lists(st.builds(Waiting, st.floats(0, 10), st.booleans(), st.sampled_from(Priority)), max_size=40)
 
 
-def test_what_waits_is_taken_oldest_first_up_to_the_limit():
+def test_the_oldest_waiting_requests_form_the_batch_up_to_the_limit():
     queue = [Waiting(9) for _ in range(5)]
     decision = next_batch(queue, now_s=0, max_batch=3, max_background=1)
     assert decision.batch == queue[:3]
     assert decision.waiting == queue[3:]
 
 
-def test_neither_the_late_nor_the_gone_take_a_place():
+def test_late_and_cancelled_requests_take_no_place():
     late, gone, sound = Waiting(1), Waiting(9, is_abandoned=True), Waiting(9)
     decision = next_batch([late, gone, sound], now_s=1, max_batch=1, max_background=1)
     assert (decision.batch, decision.expired, decision.abandoned) == ([sound], [late], [gone])

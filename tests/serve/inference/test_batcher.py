@@ -66,7 +66,7 @@ async def queued(batcher, rows, timeout_ms=10_000, priority=Priority.ONLINE):
     return tasks
 
 
-def test_every_row_gets_its_own_answer():
+def test_every_row_gets_its_result():
     async def test(engine, batcher):
         results = await asyncio.gather(*(batcher.submit(row, deadline_s=within(10)) for row in range(50)))
         assert [result.output for result in results] == [2 * row for row in range(50)]
@@ -75,7 +75,7 @@ def test_every_row_gets_its_own_answer():
     batching(test)
 
 
-def test_what_gathers_behind_a_running_batch_goes_together_in_order():
+def test_requests_behind_a_running_batch_form_one_batch_in_order():
     sizes = []
 
     async def test(engine, batcher):
@@ -89,14 +89,14 @@ def test_what_gathers_behind_a_running_batch_goes_together_in_order():
     batching(test, on_batch=lambda size, seconds: sizes.append(size))
 
 
-def test_a_lone_request_waits_for_nobody():
+def test_a_single_request_does_not_wait_for_others():
     async def test(engine, batcher):
         assert (await batcher.submit(1, deadline_s=within(10))).batch_size == 1
 
     batching(test)
 
 
-def test_a_full_queue_refuses_at_once():
+def test_a_full_queue_refuses_immediately():
     async def test(engine, batcher):
         first = await held(engine, batcher)
         tasks = await queued(batcher, [1, 2])
@@ -108,7 +108,7 @@ def test_a_full_queue_refuses_at_once():
     batching(test, max_waiting=2)
 
 
-def test_a_late_request_is_told_so_and_never_reaches_the_engine():
+def test_a_late_request_fails_and_never_reaches_the_engine():
     dropped = []
 
     async def test(engine, batcher):
@@ -142,7 +142,7 @@ def test_a_cancelled_request_is_dropped_before_batching():
     batching(test, on_dropped=lambda reason, count: dropped.append((reason, count)))
 
 
-def test_a_row_that_breaks_its_batch_harms_no_neighbour(caplog):
+def test_a_row_that_breaks_its_batch_affects_no_other(caplog):
     failed = []
 
     async def test(engine, batcher):
@@ -161,7 +161,7 @@ def test_a_row_that_breaks_its_batch_harms_no_neighbour(caplog):
     assert "kernel failed" in caplog.text  # the log has the cause
 
 
-def test_of_a_failing_batch_the_late_and_the_gone_are_not_run_again():
+def test_late_and_cancelled_rows_of_a_failing_batch_do_not_run_again():
     async def test(engine, batcher):
         first = await held(engine, batcher)
         gone, poison, late, sound = [
@@ -184,7 +184,7 @@ def test_of_a_failing_batch_the_late_and_the_gone_are_not_run_again():
     batching(test)
 
 
-def test_online_rows_go_before_those_of_batch_jobs():
+def test_online_rows_precede_those_of_batch_jobs():
     async def test(engine, batcher):
         first = await held(engine, batcher)
         jobs = await queued(batcher, [1, 2, 3], priority=Priority.BACKGROUND)
@@ -204,7 +204,7 @@ def test_alone_jobs_have_runs_that_grow_as_long_as_they_are_short_enough():
     batching(test)
 
 
-def test_beside_online_rows_jobs_have_one_short_run_at_a_time_and_only_while_no_request_is_here():
+def test_beside_online_rows_jobs_have_one_short_run_at_a_time_and_only_while_no_request_waits():
     is_idle = True
 
     async def test(engine, batcher):
@@ -228,7 +228,7 @@ def test_beside_online_rows_jobs_have_one_short_run_at_a_time_and_only_while_no_
     batching(test, streams=2, background_run_s=1e-9, is_idle=lambda: is_idle)
 
 
-def test_a_result_too_few_fails_the_batch_instead_of_shifting_answers():
+def test_a_missing_result_fails_the_batch_instead_of_shifting_results():
     async def run():
         batcher = Batcher(lambda rows: rows[1:], max_batch=4, max_waiting=4)
         with pytest.raises(InferenceError):
@@ -238,7 +238,7 @@ def test_a_result_too_few_fails_the_batch_instead_of_shifting_answers():
     asyncio.run(run())
 
 
-def test_closing_answers_what_waits_and_refuses_what_comes():
+def test_closing_completes_waiting_requests_and_refuses_later_ones():
     async def test(engine, batcher):
         first = await held(engine, batcher)
         tasks = await queued(batcher, [1, 2, 3, 4, 5])
@@ -253,7 +253,7 @@ def test_closing_answers_what_waits_and_refuses_what_comes():
     batching(test)
 
 
-def test_as_many_batches_run_at_a_time_as_there_are_streams_and_no_more():
+def test_at_most_one_batch_per_stream_runs_at_a_time():
     streams, batches = 2, 6
     inside, most = [], []
     together = threading.Barrier(streams)

@@ -62,7 +62,7 @@ def version(server):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_under_load_every_request_is_answered_by_one_bundle_or_the_other(start_server, example_bundle, workers):
+def test_under_load_every_response_comes_from_one_bundle_or_the_other(start_server, example_bundle, workers):
     server = start_server("--workers", workers, bundle=example_bundle)
     server.wait_until_ready(workers)
     before = version(server)
@@ -92,7 +92,7 @@ def test_under_load_every_request_is_answered_by_one_bundle_or_the_other(start_s
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_broken_bundle_is_told_of_and_not_served(start_server, example_bundle, break_golden_rows, workers):
+def test_a_broken_bundle_is_reported_and_not_served(start_server, example_bundle, break_golden_rows, workers):
     server = start_server("--workers", workers, bundle=example_bundle)
     server.wait_until_ready(workers)
     before = version(server)

@@ -150,7 +150,7 @@ def test_triton_streams(known):
         (MODEL, {"Beta": 1}, {"400", "StatusCode.INVALID_ARGUMENT"}, "no parameter 'Beta'"),
     ],
 )
-def test_triton_shows_our_words_where_a_request_is_wrong(triton, known, model, parameters, status, message):
+def test_triton_shows_the_error_message_of_a_wrong_request(triton, known, model, parameters, status, message):
     pixels = tensor(triton.module, "pixels", known["pixels"])
     with pytest.raises(InferenceServerException, match=message) as caught:
         triton.infer(model, [pixels], parameters=parameters)

@@ -49,11 +49,11 @@ def value(samples, name, **labels):
     return found
 
 
-def test_several_processes_answer_with_the_series_of_one(tmp_path):
+def test_several_processes_have_the_series_of_one(tmp_path):
     assert rendered(tmp_path, 0).keys() == rendered(None, 0).keys()
 
 
-def test_any_process_answers_for_all(tmp_path):
+def test_any_process_serves_the_metrics_of_all(tmp_path):
     rendered(tmp_path, 0)
     samples = rendered(tmp_path, 1)
     assert value(samples, "tureen_requests_total") == 4
@@ -66,7 +66,7 @@ def test_any_process_answers_for_all(tmp_path):
     assert value(samples, "tureen_serving_info", version="before") == 0
 
 
-def test_who_takes_a_dead_ones_place_goes_on_with_its_counters(tmp_path):
+def test_the_successor_of_a_dead_worker_continues_its_counters(tmp_path):
     rendered(tmp_path, 0)
     files = {path.name for path in tmp_path.iterdir()}
     samples = rendered(tmp_path, 0)
@@ -75,7 +75,7 @@ def test_who_takes_a_dead_ones_place_goes_on_with_its_counters(tmp_path):
     assert value(samples, "tureen_requests_in_flight") == 3
 
 
-def test_only_known_words_describe_what_is_served():
+def test_only_known_labels_describe_the_model():
     with pytest.raises(KeyError):
         Metrics().set_serving({"model": "m"})
 
@@ -92,5 +92,5 @@ def test_only_known_words_describe_what_is_served():
         (1, "1"),
     ],
 )
-def test_traffic_is_told_apart_by_buckets_of_beta(beta, label):
+def test_traffic_is_counted_by_buckets_of_beta(beta, label):
     assert beta_bucket(beta) == label

@@ -139,7 +139,7 @@ def test_a_request_is_one_trace_with_its_stages_inside_and_the_log_names_it(star
     assert (line["request_id"], line["trace_id"]) == ("mine", TRACE)
 
 
-def test_who_is_refused_has_a_trace_of_its_own_and_probes_have_none(start_server, collector, photo):
+def test_a_refused_request_has_a_trace_and_a_probe_has_none(start_server, collector, photo):
     server = start_server("--otlp-endpoint", collector.url, **AT_ONCE)
     server.wait_until_ready()
     for path in ("/healthz", "/readyz", "/metrics"):
@@ -181,7 +181,7 @@ def test_a_sweep_and_the_open_inference_protocol_are_traced_too(start_server, co
     assert attributes(request)["rpc.grpc.status_code"] == 0
 
 
-def test_the_sdks_own_variables_name_the_service_and_sample(start_server, collector, photo):
+def test_the_variables_of_the_sdk_name_the_service_and_sample(start_server, collector, photo):
     variables = {"OTEL_SERVICE_NAME": "digits", "OTEL_EXPORTER_OTLP_HEADERS": "api-key=secret"}
     sampler = {"OTEL_TRACES_SAMPLER": "parentbased_always_off"}
     server = start_server("--otlp-endpoint", collector.url, **AT_ONCE, **variables, **sampler)
@@ -195,7 +195,7 @@ def test_the_sdks_own_variables_name_the_service_and_sample(start_server, collec
     assert collector.headers[0]["api-key"] == "secret"
 
 
-def test_a_collector_that_is_not_there_harms_no_request_and_holds_up_no_end(start_server, photo, free_port):
+def test_a_missing_collector_delays_no_request_and_no_shutdown(start_server, photo, free_port):
     server = start_server("--otlp-endpoint", f"http://127.0.0.1:{free_port}", **AT_ONCE)
     server.wait_until_ready()
     for _ in range(5):
@@ -212,7 +212,7 @@ def test_without_an_endpoint_neither_sdk_nor_exporter_is_imported():
     assert not [name for name in modules if name.startswith(("opentelemetry.sdk", "opentelemetry.exporter"))]
 
 
-def test_an_endpoint_that_is_no_url_is_told_at_the_start(capsys):
+def test_an_endpoint_that_is_no_url_fails_the_start(capsys):
     with pytest.raises(SystemExit):
         parse_settings(["b", "--otlp-endpoint", "collector:4318"], {})
     assert re.search(r"--otlp-endpoint \(TUREEN_OTLP_ENDPOINT\)", capsys.readouterr().err)
