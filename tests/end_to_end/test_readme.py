@@ -32,7 +32,7 @@ def trained_run(request):
 
 @pytest.fixture
 def workplace(trained_run, tmp_path):
-    """An empty directory in which the demo's training was done already."""
+    """A directory that has a finished training run of the demo, and nothing else."""
     shutil.copytree(trained_run, tmp_path / "tureen-demo" / f"run-{demo_fingerprint()}")
     return tmp_path
 
@@ -49,7 +49,7 @@ def start_server(command, directory, port):
     while True:
         try:
             urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz").close()
-            assert server.poll() is None, command  # or somebody else has answered
+            assert server.poll() is None, command  # otherwise another process has responded
             return server
         except OSError:
             assert server.poll() is None, command
@@ -58,9 +58,10 @@ def start_server(command, directory, port):
 
 
 def same_answer(shown, found, *, is_published):
-    """Equal but for the version and the last digits of a probability, which another CPU's training changes.
+    """Asserts that two responses are equal, except for the version and the last digits of a probability.
 
-    A run that is not the published one gives the same labels, by more than half of the probability.
+    Training on another CPU changes these. A run other than the published one gives the same labels, with probabilities
+    above a half.
     """
     for prediction, expected in zip(found["predictions"], shown["predictions"], strict=True):
         probability, published = prediction.pop("probability"), expected.pop("probability")

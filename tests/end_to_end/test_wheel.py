@@ -73,7 +73,7 @@ def test_a_wheel_with_the_serving_extra_serves_a_bundle_without_torch(installed,
 
 
 def check_health(python, port):
-    """The image's own health check, as its Dockerfile has it, passes against this server and fails against none."""
+    """The image's own health check, taken from the Dockerfile, passes against this server and fails against none."""
     line = next(line for line in (ROOT / "Dockerfile").read_text().splitlines() if line.startswith("HEALTHCHECK"))
     program = json.loads(line[line.index("[") :])
     assert program[:2] == ["python", "-c"]
