@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.fast import is_fast
 from tests.patience import PATIENCE
 
 ROOT = Path(__file__).parents[1]
@@ -27,24 +28,6 @@ SHORT_DIGITS = [
 ]  # fmt: skip
 # A directory with `bundle` and `held_out.npz`, for an environment without torch (test_lowest_versions.py).
 PREPARED_DIGITS = os.environ.get("TUREEN_TEST_DIGITS")
-
-# What keeps a test out of `make test-fast`: a fixture that trains, exports, or starts a server or a database …
-SLOW_FIXTURES = frozenset({
-    "bundle_path", "digits_run", "equal_tokens_bundle", "held_out", "interrupted", "postgres", "published_digits_run",
-    "run_batch", "run_command", "single_token_bundle", "start_server",
-})  # fmt: skip
-# … or a file or folder whose tests do so themselves.
-SLOW_PATHS = (
-    "end_to_end", "export/test_foreign.py", "serve/api/test_openapi.py", "serve/connection/test_graceful_shutdown.py",
-    "serve/jobs/test_batch.py", "serve/jobs/test_extras.py", "serve/jobs/test_interrupted.py",
-    "serve/jobs/test_jobs_in_server.py", "serve/jobs/test_ray_cluster.py", "serve/oip/test_clients.py",
-    "serve/oip/test_grpc_server.py", "serve/processes/test_supervisor.py", "serve/telemetry/test_tracing.py",
-    "serve/test_image.py", "serve/test_quiet.py", "serve/test_server.py", "test_benchmarks.py", "test_kubernetes.py",
-    "test_lowest_versions.py", "training/attacks/test_autoattack.py", "training/commands/test_evaluate.py",
-    "training/test_cotrain.py", "training/test_distributed.py", "training/test_interruption.py",
-    "training/test_overfitting.py", "training/test_pretrained.py", "training/test_run.py", "tureen/test_bench.py",
-    "tureen/engines/test_vendor_types.py",
-)  # fmt: skip
 
 # OpenMP threads that spin at a barrier slow down a busy machine. torch reads this variable when it is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -60,17 +43,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         marker = item.get_closest_marker("timeout")
         limit = marker.args[0] if marker else float(config.getini("timeout"))
         item.add_marker(pytest.mark.timeout(limit * PATIENCE), append=False)
-
-
-def is_fast(item: pytest.Item) -> bool:
-    """Whether a test starts no server, trains no model and exports no bundle."""
-    path = item.path.relative_to(ROOT / "tests")
-    if any(path.is_relative_to(slow) for slow in SLOW_PATHS):
-        return False
-    if getattr(item, "callspec", None) and item.callspec.params.get("store_url") == "postgresql":
-        return False
-    has_marker = any(item.get_closest_marker(name) for name in ("slow", "gpu"))
-    return not has_marker and SLOW_FIXTURES.isdisjoint(item.fixturenames)
 
 
 @pytest.fixture(scope="session", autouse=True)

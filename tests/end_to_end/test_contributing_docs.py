@@ -4,6 +4,8 @@ import re
 import subprocess
 from pathlib import Path
 
+from tests.fast import SLOW_FIXTURES, SLOW_PATHS, SLOW_TESTS, TESTS
+
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "CONTRIBUTING.md").read_text()
 
@@ -20,3 +22,10 @@ def test_every_path_of_the_table_exists():
     paths = re.findall(r"(?<![\w/.])(?:tests|serve|deploy)/[\w./]*", PAGE)
     assert len(paths) >= 15
     assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+def test_every_path_test_and_fixture_that_is_left_out_of_the_fast_tests_exists():
+    assert [path for path in SLOW_PATHS if not (TESTS / path).exists()] == []
+    sources = "".join(path.read_text() for path in TESTS.rglob("*.py"))
+    names = SLOW_TESTS | SLOW_FIXTURES
+    assert [name for name in sorted(names) if not re.search(rf"^ *def {name}\(", sources, re.MULTILINE)] == []

@@ -1,0 +1,48 @@
+"""Which tests `make test-fast` runs: those that start no server, train no model and export no bundle."""
+
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+# What keeps a test out of `make test-fast`: a fixture that trains, exports, or starts a server or a database …
+SLOW_FIXTURES = frozenset({
+    "bundle_path", "digits_run", "equal_tokens_bundle", "held_out", "interrupted", "postgres", "published_digits_run",
+    "run_batch", "run_command", "single_token_bundle", "start_server",
+})  # fmt: skip
+# … or a file or folder whose tests do so themselves …
+SLOW_PATHS = (
+    "end_to_end", "export/test_export.py", "export/test_foreign.py", "export/test_graph.py",
+    "export/test_graph_precisions.py", "export/test_plans.py", "export/test_quantization.py",
+    "serve/api/test_openapi.py", "serve/connection/test_graceful_shutdown.py", "serve/jobs/test_batch.py",
+    "serve/jobs/test_extras.py", "serve/jobs/test_interrupted.py", "serve/jobs/test_jobs_in_server.py",
+    "serve/jobs/test_ray_cluster.py", "serve/oip/test_clients.py", "serve/oip/test_grpc_server.py",
+    "serve/processes/test_supervisor.py", "serve/telemetry/test_tracing.py", "serve/test_image.py",
+    "serve/test_quiet.py", "serve/test_server.py", "test_benchmarks.py", "test_kubernetes.py",
+    "test_lowest_versions.py", "training/attacks/test_autoattack.py", "training/commands/test_evaluate.py",
+    "training/test_cotrain.py", "training/test_distributed.py", "training/test_interruption.py",
+    "training/test_overfitting.py", "training/test_pretrained.py", "training/test_run.py",
+    "tureen/test_bench.py", "tureen/engines/test_trt_build.py", "tureen/engines/test_vendor_types.py",
+)  # fmt: skip
+# … or many processes or folders: five seconds or more.
+SLOW_TESTS = frozenset({
+    "test_a_migration_waits_for_a_lock_no_longer_than_its_limit",
+    "test_a_process_killed_at_any_step_leaves_a_change_whole_or_not_made",
+    "test_a_process_killed_at_random_has_lost_nothing_it_acknowledged",
+    "test_an_archive_whose_links_lead_through_too_many_folders_is_refused",
+    "test_servers_that_start_at_once_on_an_empty_store_make_its_tables_once",
+    "test_ten_thousand_malformed_images_give_pixels_or_an_image_error_at_once_and_no_warning",
+    "test_worker_processes_decode_what_one_process_would",
+    "test_writers_and_readers_in_processes_of_their_own_see_one_history",
+})  # fmt: skip
+
+
+def is_fast(item: pytest.Item) -> bool:
+    """Whether a test starts no server, trains no model and exports no bundle."""
+    path = item.path.relative_to(TESTS)
+    if any(path.is_relative_to(slow) for slow in SLOW_PATHS) or getattr(item, "originalname", "") in SLOW_TESTS:
+        return False
+    if getattr(item, "callspec", None) and item.callspec.params.get("store_url") == "postgresql":
+        return False
+    has_marker = any(item.get_closest_marker(name) for name in ("slow", "gpu"))
+    return not has_marker and SLOW_FIXTURES.isdisjoint(item.fixturenames)
