@@ -71,7 +71,7 @@ def same_answer(shown, found, *, is_published):
     assert found == shown
 
 
-def test_every_command_runs_and_every_answer_is_true(workplace, trained_run):
+def test_every_command_runs_with_the_printed_output(workplace, trained_run):
     is_published = load_checkpoint(trained_run).recipe == load_recipe("digits")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -126,7 +126,7 @@ def test_a_newcomer_sees_all_that_counts_in_the_first_30_lines():
     assert '"predictions"' in head
 
 
-def test_no_word_promises_what_robustness_is_not():
+def test_no_word_promises_more_than_robustness():
     for page in PAGES:
         for word in ("secure", "immune", "certified", "guarantees"):
             assert not re.search(rf"\b{word}\b", page.read_text().lower()), page
