@@ -24,7 +24,6 @@ from torch import nn
 from tqdm import tqdm
 
 from benchmarks.machine import describe_machine
-from training.atomic import replace_file
 from training.data.augment import augmented
 from training.data.datasets import Images, load_digits
 from training.data.loading import MemoryLoader, Order
@@ -33,6 +32,7 @@ from training.loss import cotraining_losses, epsilon, eq1, learning_rate
 from training.models.resnet import DualResNet, ResNetConfig
 from training.models.vit import images_from_pixels
 from training.recipes import Recipe, load_recipe
+from tureen.atomic_file import write_atomically
 from tureen.tokens import CLEAN_BETA, ROBUST_BETA
 
 VARIANTS = (
@@ -78,7 +78,7 @@ def main() -> None:
         name = f"{norm} {adapter} {seed}"
         if name not in curves:
             curves[name] = train(norm, adapter, load_recipe("digits", [*SETTINGS, f"seed={seed}"]))
-            replace_file(options.json, json.dumps({"scale": SCALE, "curves": curves}, indent=1).encode())
+            write_atomically(options.json, json.dumps({"scale": SCALE, "curves": curves}, indent=1).encode())
     by_variant = {
         (norm, adapter): [curves[f"{norm} {adapter} {seed}"] for seed in options.seeds] for norm, adapter in VARIANTS
     }

@@ -18,11 +18,11 @@ import safetensors.torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 
-from training.atomic import replace_file
 from training.data.datasets import Images
 from training.errors import CheckpointError
 from training.models.registry import Model, build
 from training.recipes import Recipe
+from tureen.atomic_file import write_atomically
 from tureen.bundle.manifest import AccuracyRow, Evaluation
 from tureen.preprocess import PreprocessSpec
 
@@ -78,8 +78,8 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         sha256={name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
     )
     for name, data in files.items():
-        replace_file(path / name, data)
-    replace_file(path / CHECKPOINT, (record.model_dump_json(indent=2) + "\n").encode())
+        write_atomically(path / name, data)
+    write_atomically(path / CHECKPOINT, (record.model_dump_json(indent=2) + "\n").encode())
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from training.atomic import replace_file
 from training.data.augment import augmented, mixed
 from training.data.datasets import Dataset, Images
 from training.data.loading import Batch, Loader, MemoryLoader, Order, StreamLoader
@@ -32,6 +31,7 @@ from training.models.registry import Model, build
 from training.models.vit import images_from_pixels
 from training.recipes import Recipe
 from training.resume import START_AGAIN, read_saved_run
+from tureen.atomic_file import write_atomically
 
 ADAMW_STATE = {"step", "exp_avg", "exp_avg_sq"}
 
@@ -224,7 +224,7 @@ class Cotraining:
             "steps": str(self.steps),
             "seconds": repr(self.seconds),
         }
-        replace_file(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata))
+        write_atomically(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata))
 
     def restore(self, path: Path) -> None:
         """Continue where `save` left off; raises CheckpointError for another recipe's state or a damaged file."""

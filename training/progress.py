@@ -11,9 +11,9 @@ from types import TracebackType
 
 from tqdm import tqdm
 
-from training.atomic import replace_file
 from training.cotrain import Cotraining, Progress
 from training.overfitting import Look
+from tureen.atomic_file import write_atomically
 
 LOG = "log.jsonl"
 LINES_WITHOUT_TERMINAL = 10
@@ -37,7 +37,7 @@ class Report:
             self._writer = SummaryWriter(str(out), purge_step=training.step + 1)
 
     def __enter__(self) -> Report:
-        replace_file(self._log_path, "".join(f"{line}\n" for line in self._kept).encode())
+        write_atomically(self._log_path, "".join(f"{line}\n" for line in self._kept).encode())
         self._log = self._log_path.open("a", encoding="utf-8")
         self._bar = tqdm(initial=self._step, total=self._steps, desc=f"train {self._name}", unit="step", disable=None)
         return self

@@ -18,10 +18,9 @@ from serve.admin.auth import Operator, json_body
 from serve.admin.operations import AdminOperations
 from serve.control.change import first_fault
 from serve.errors import InputError, JobsUnavailableError, NoResultError
-from serve.jobs.atomic_files import open_regular_file
 from serve.jobs.job_output import SUCCESS_FILE, read_job_id
 from serve.jobs.job_store import JobRecord, JobRecords, JobRequest, State
-from serve.jobs.rooted_files import OutputDirectory, RootedFiles
+from serve.jobs.rooted_files import OutputDirectory, RootedFiles, open_regular_file
 from serve.jobs.runner import check_paths
 from serve.jobs.shard import Format, read_rows
 from tureen.errors import SingleTokenError

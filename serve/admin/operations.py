@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import socket
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -39,6 +37,7 @@ from serve.jobs.rooted_files import RootedFiles
 from serve.limits import ConnectionLimits, is_loopback, trusted_hosts
 from serve.settings import Settings
 from serve.telemetry.metrics import Metrics
+from tureen.atomic_file import write_atomically
 from tureen.bundle.bundle import Bundle
 from tureen.bundle.manifest import Manifest
 from tureen.errors import SingleTokenError
@@ -275,8 +274,5 @@ def _read_or_make(file: Path) -> tuple[str, bool]:
     with locked(file.parent):  # or another process would read a file that is not written yet
         is_made = not file.exists()
         if is_made:
-            descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=file.name)  # for its owner alone
-            with os.fdopen(descriptor, "w") as temporary:
-                temporary.write(make_secret() + "\n")
-            os.replace(name, file)
+            write_atomically(file, f"{make_secret()}\n".encode(), mode=0o600)
         return file.read_text("utf-8-sig").strip(), is_made

@@ -14,6 +14,7 @@ from urllib.parse import quote, urlencode, urlsplit
 
 from serve.admin.operations import TOKEN_FILE
 from serve.errors import AdminError
+from tureen.atomic_file import atomic_file
 from tureen.machine import default_state_directory
 
 TIMEOUT_S = 10.0
@@ -101,17 +102,13 @@ class AdminClient:
 
     def save_job_result(self, job_id: str, name: str, file: Path) -> None:
         """Copy one of them here, whole or not at all."""
-        aside = file.with_name(f".{file.name}.part")
         with (
             self._answer("GET", f"{_path_of(job_id)}/results/{quote(name, safe='')}") as answer,
-            aside.open("wb") as new,
+            atomic_file(file) as new,
         ):
             shutil.copyfileobj(answer, new)
-            new.flush()
-            os.fsync(new.fileno())
             if new.tell() != int(answer.headers["Content-Length"]):  # which http.client does not look at
                 raise RefusedError("incomplete", f"{name} came to {new.tell():,} bytes and no further: try again")
-        aside.rename(file)
 
     def _ask(
         self, method: str, path: str, body: Any = None, revision: int | None = None, timeout_s: float = TIMEOUT_S

@@ -10,8 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,6 +24,7 @@ from serve.control.revision_store import BEFORE_ALL, Revision, RevisionStore, ne
 from serve.control.settings_state import SettingsState
 from serve.errors import ControlStoreError, StaleRevisionError
 from serve.telemetry.logs import FIELDS
+from tureen.atomic_file import write_atomically
 
 logger = logging.getLogger("tureen.control")
 
@@ -248,17 +247,8 @@ class SettingsReplica:
 def write_snapshot(file: Path, known: LastKnown) -> None:
     """Replace the file as a whole, durably, and make its directory if it is missing; raises OSError."""
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=file.name)
-    try:
-        with os.fdopen(descriptor, "w") as temporary:
-            snapshot = Snapshot(row=vars(known.head), credentials=known.credentials)
-            temporary.write(snapshot.model_dump_json())
-            temporary.flush()
-            os.fsync(temporary.fileno())
-        os.replace(name, file)
-    except BaseException:
-        os.unlink(name)
-        raise
+    snapshot = Snapshot(row=vars(known.head), credentials=known.credentials)
+    write_atomically(file, snapshot.model_dump_json().encode(), mode=0o600, has_other_writers=True)
 
 
 def read_snapshot(file: Path | None) -> LastKnown | None:

@@ -25,13 +25,13 @@ from pathlib import Path
 from pydantic import BaseModel, ValidationError
 
 from serve.errors import InputError, JobStoppedError, OutputError, OutputTakenError, UnreadableError
-from serve.jobs.atomic_files import create, open_regular_file, sync, write_atomically
 from serve.jobs.decoding import ERROR_CODES
 from serve.jobs.image_source import ImageSource, InputImage
 from serve.jobs.job_spec import InputSummary, JobOptions, JobSpec, build_spec, check_betas, check_unchanged
 from serve.jobs.pipeline import OnImages, Pipeline, ShardInput
-from serve.jobs.rooted_files import JOB_FOLDER, OutputDirectory
+from serve.jobs.rooted_files import JOB_FOLDER, OutputDirectory, open_regular_file
 from serve.jobs.shard import ModelInfo, Shard, read_shard, write_shard
+from tureen.atomic_file import atomic_file, write_atomically
 from tureen.bundle.manifest import Manifest, Precision
 from tureen.engines.base import Engine
 from tureen.preprocess import ImageLimits
@@ -143,7 +143,7 @@ def list_inputs(source: ImageSource, output: OutputDirectory, on_listed: Callabl
     input contains the output.
     """
     digest, images, has_own_betas = hashlib.sha256(), 0, False
-    with create(output.job_folder / NEW_LISTING_FILE) as listing:
+    with atomic_file(output.job_folder / NEW_LISTING_FILE) as listing:
         for image in source.list_images():
             line = json.dumps([image.id, image.path, image.beta, image.location]).encode() + b"\n"
             digest.update(line)
@@ -151,7 +151,6 @@ def list_inputs(source: ImageSource, output: OutputDirectory, on_listed: Callabl
             images += 1
             has_own_betas |= image.beta is not None
             on_listed(images)
-        sync(listing)
     for folder in source.linked_folders:
         check_not_inside(Path(output.name), folder)
     if not images:
@@ -331,7 +330,7 @@ class Job:
 
 
 def _write_json(path: Path, content: BaseModel) -> None:
-    write_atomically(path, lambda file: file.write(content.model_dump_json(indent=2).encode() + b"\n"))
+    write_atomically(path, content.model_dump_json(indent=2).encode() + b"\n")
 
 
 def _count_codes(shard: Shard) -> Counter[str]:

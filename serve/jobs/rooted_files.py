@@ -194,6 +194,15 @@ class RemoteFiles(Files):
             raise UnreadableError("its store cannot open it") from error
 
 
+def open_regular_file(path: Path) -> BinaryIO:
+    """Opens a regular file for reading. Raises OSError where the path is a link or no regular file."""
+    descriptor = os.open(path, _OPEN | os.O_NOFOLLOW | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(f"{path} is no regular file")
+    return open(descriptor, "rb")
+
+
 def _list_descriptor(folder: int, *, follows_links: bool) -> FolderListing:
     status = os.fstat(folder)
     with os.scandir(folder) as found:

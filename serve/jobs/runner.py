@@ -34,7 +34,6 @@ from serve.errors import (
 from serve.inference.decode_process import DecodeOptions
 from serve.inference.loaded_model import LoadedModel
 from serve.inference.service import Service
-from serve.jobs.atomic_files import write_atomically
 from serve.jobs.decoding import decode_in_processes
 from serve.jobs.input_sources import open_source
 from serve.jobs.job_output import (
@@ -52,6 +51,7 @@ from serve.jobs.job_store import JobRecord, JobRecords, JobRequest, State
 from serve.jobs.pipeline import Classify, Pipeline
 from serve.jobs.rooted_files import OutputDirectory, RootedFiles
 from serve.telemetry.logs import FIELDS
+from tureen.atomic_file import write_atomically
 from tureen.errors import TureenError
 from tureen.soup import Soup
 
@@ -306,7 +306,7 @@ def _claim_output(output: OutputDirectory, record: JobRecord) -> JobSpec | None:
         return earlier
     if job_id is not None or earlier is not None:
         raise OutputError(f"{output.name} holds another job: give another directory")
-    write_atomically(output.job_folder / JOB_ID_FILE, lambda file: file.write(record.id.encode()))
+    write_atomically(output.job_folder / JOB_ID_FILE, record.id.encode())
     return None
 
 

@@ -27,7 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.errors import OutputError
-from serve.jobs.atomic_files import open_regular_file, write_atomically
+from serve.jobs.rooted_files import open_regular_file
+from tureen.atomic_file import atomic_file
 from tureen.soup import probabilities
 
 T = TypeVar("T")
@@ -123,7 +124,8 @@ def shard_from_rows(rows: Sequence[Mapping[str, Any]], top_k: int) -> Shard:
 
 def write_shard(path: Path, shard: Shard, info: ModelInfo, format: Format, metadata: Mapping[str, str]) -> None:
     """Writes a shard to a file atomically. Only Parquet stores the metadata. Raises OSError."""
-    write_atomically(path, lambda file: _WRITERS[format](file, shard, info, metadata))
+    with atomic_file(path) as file:
+        _WRITERS[format](file, shard, info, metadata)
 
 
 def read_shard(path: Path, format: Format, top_k: int) -> Shard:

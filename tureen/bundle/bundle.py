@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
+from tureen.atomic_file import sync_directory, sync_file
 from tureen.bundle.files import MISSING, read_arrays, read_file, read_vectors, read_verified
 from tureen.bundle.graph import GraphFile, TensorInfo
 from tureen.bundle.graph_check import check_graph
@@ -146,11 +146,10 @@ def write_bundle(path: Path, manifest: Manifest, files: Mapping[str, bytes], *, 
         for name, data in {**files, MANIFEST: manifest_json}.items():
             with (fresh / name).open("wb") as file:
                 file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+                sync_file(file)
         for directory in (fresh / ENGINES_DIRECTORY, fresh):
             if directory.exists():
-                _sync_directory(directory)
+                sync_directory(directory)
         replaced = Path(scratch) / "replaced"
         if path.exists():
             path.rename(replaced)
@@ -160,7 +159,7 @@ def write_bundle(path: Path, manifest: Manifest, files: Mapping[str, bytes], *, 
             if replaced.exists():
                 replaced.rename(path)
             raise
-        _sync_directory(path.parent)
+        sync_directory(path.parent)
 
 
 def load_bundle(path: Path | str) -> Bundle:
@@ -275,11 +274,3 @@ def _load_golden(path: Path, data: bytes, manifest: Manifest) -> Golden:
     if not images or not betas or any(array.dtype != dtype or array.shape != shape for array, dtype, shape in expected):
         raise BundleError(f"{path / GOLDEN} does not fit the manifest: export the model again")
     return golden
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -13,14 +13,13 @@ import hashlib
 import importlib.metadata
 import json
 import logging
-import os
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from tureen.atomic_file import write_atomically
 from tureen.bundle.bundle import Bundle
 from tureen.bundle.manifest import Precision
 from tureen.engines.base import EngineOptions
@@ -135,15 +134,8 @@ def keep(ranking: Ranking, cache: Path | None) -> bool:
     file = _file(cache, ranking.conditions)
     try:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # Renamed into place: another process reads the old one or this one, never half of it.
-        descriptor, scratch = tempfile.mkstemp(dir=file.parent, prefix=f".{file.stem}.")
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-                stream.write(ranking.model_dump_json(indent=2) + "\n")
-            Path(scratch).replace(file)
-        except BaseException:
-            Path(scratch).unlink(missing_ok=True)
-            raise
+        json_lines = (ranking.model_dump_json(indent=2) + "\n").encode()
+        write_atomically(file, json_lines, mode=0o600, has_other_writers=True)
     except OSError as error:
         logger.warning("what was measured of the engines is not kept: %s (%s)", file.parent, _short(error))
         return False

@@ -7,13 +7,12 @@ optimisation profile. Knows nothing of a bundle's files, nor how a plan is run.
 from __future__ import annotations
 
 import logging
-import os
 import re
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tureen.atomic_file import write_atomically
 from tureen.bundle.bundle import LOGITS_OUTPUT, PIXELS_INPUT, TOKEN_INPUT
 from tureen.bundle.manifest import EngineName, PlanRecord, Precision
 from tureen.engines.cuda import NO_GPU, Cuda, Device
@@ -165,9 +164,8 @@ def attach_timings(config: trt.IBuilderConfig, file: Path) -> None:
 def keep_timings(config: trt.IBuilderConfig, file: Path) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as fresh:
-            fresh.write(bytes(config.get_timing_cache().serialize()))
-        os.replace(fresh.name, file)
+        timings = bytes(config.get_timing_cache().serialize())
+        write_atomically(file, timings, mode=0o600, has_other_writers=True)
     except OSError:
         logger.warning("the timings could not be kept in %s: the next build takes as long", file)
 

@@ -2,9 +2,10 @@
 
     python -m tests.serve.jobs.interrupted
 
-Disk calls are: opening a file to write, each write, fsync, rename and unlink.
+Disk calls are: opening a file to write, each write, fsync, rename, replace and unlink.
 """
 
+import builtins
 import errno
 import io
 import json
@@ -23,7 +24,8 @@ from tureen.commands.demo import EXAMPLES
 from tureen.errors import TureenError
 from tureen.soup import Soup
 
-DISK_CALLS = {"fsync": os.fsync, "rename": os.rename, "unlink": os.unlink}
+DISK_CALLS = {"fsync": os.fsync, "rename": os.rename, "replace": os.replace, "unlink": os.unlink}
+REAL_OPEN = open
 
 
 class CheapEngine:
@@ -59,7 +61,7 @@ class Disk:
 
     def open(self, path, mode="r", *arguments, **options):
         if "w" not in mode and "x" not in mode:
-            return open(path, mode, *arguments, **options)
+            return REAL_OPEN(path, mode, *arguments, **options)
         self.count_call()
         disk = self
 
@@ -68,7 +70,7 @@ class Disk:
                 disk.count_call()
                 return super().write(data)
 
-        raw = io.BufferedWriter(Counted(path, mode.strip("b")))
+        raw = io.BufferedWriter(Counted(path, mode.strip("b"), opener=options.get("opener")))
         return raw if "b" in mode else io.TextIOWrapper(raw, encoding=options.get("encoding"))
 
 
@@ -97,6 +99,7 @@ def run(arguments, at=0, fault=kill_process, slowly=False):
     disk = Disk(0 if slowly else at, fault)
     for name, call in DISK_CALLS.items():
         setattr(os, name, disk.wrap(call))
+    builtins.open = disk.open
     Path.open = lambda path, *arguments, **options: disk.open(path, *arguments, **options)
     try:
         status = batch([str(EXAMPLES / "cifar10"), *map(str, arguments)])
