@@ -195,11 +195,6 @@ class Settings(BaseModel):
         description="maximum of segments before the pixels of a JPEG, or of chunks in a PNG; an image with more "
         "gets 413",
     )
-    jpeg_scaling: bool = Field(
-        default=False,
-        description="decode a large JPEG at a fraction of its size; slightly faster, but its pixels differ from "
-        "those on which accuracy was measured",
-    )
     max_images_per_request: int = Field(default=64, ge=1, le=4096, description="maximum of images in a request")
     max_request_bytes: int = Field(
         default=32 * 2**20,

@@ -7,7 +7,6 @@ served. Knows nothing about models; normalisation is inside the graph.
 from __future__ import annotations
 
 import io
-import math
 from typing import Literal
 
 import numpy as np
@@ -77,18 +76,13 @@ class ImageLimits(BaseModel):
 DEFAULT_LIMITS = ImageLimits()
 
 
-def pixels_from_bytes(
-    data: bytes, spec: PreprocessSpec, limits: ImageLimits = DEFAULT_LIMITS, *, jpeg_scaling: bool = False
-) -> Pixels:
+def pixels_from_bytes(data: bytes, spec: PreprocessSpec, limits: ImageLimits = DEFAULT_LIMITS) -> Pixels:
     """The pixels, uint8 RGB (image_size, image_size, 3), of an encoded JPEG, PNG or WebP image.
 
-    jpeg_scaling: decode a JPEG at the smallest of ½, ¼ and ⅛ that is still as large as the pixels. A little faster,
-    and other pixels than those that accuracy was measured on; `benchmarks.decoding` tells what it costs.
     Raises an ImageError: empty, not one of the three formats, too large (every limit is checked before
     decoding), or damaged. Of an animation the first frame counts.
     """
-    least_side = math.ceil(spec.image_size / spec.crop_fraction) if jpeg_scaling else None
-    return pixels_from_image(decode(data, limits, least_side=least_side), spec)
+    return pixels_from_image(decode(data, limits), spec)
 
 
 def pixels_from_image(image: Image.Image, spec: PreprocessSpec) -> Pixels:
@@ -106,10 +100,8 @@ def pixels_from_image(image: Image.Image, spec: PreprocessSpec) -> Pixels:
     return np.array(resized)
 
 
-def decode(data: bytes, limits: ImageLimits = DEFAULT_LIMITS, *, least_side: int | None = None) -> Image.Image:
+def decode(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
     """An upright RGB image of the encoded bytes; raises an ImageError as `pixels_from_bytes` does.
-
-    least_side: of a JPEG, decode as small as leaves both sides that long; None: in full.
 
     EXIF orientation is applied; transparency is laid over white; 16-bit grey is scaled to 8 bits; CMYK is converted.
     """
@@ -130,9 +122,7 @@ def decode(data: bytes, limits: ImageLimits = DEFAULT_LIMITS, *, least_side: int
             header = read_header(data, max_scans=limits.max_jpeg_scans)
             if header is None or (header is not UNKNOWN and header.pixels < width * height):
                 raise UndecodableImageError  # two headers that differ, so that its cost was counted too low
-            if image.format == "JPEG" and least_side is not None:
-                image.draft(None, (least_side, least_side))
-            elif image.format == "JPEG" and (rgb := _fast_jpeg(lean, image)) is not None:
+            if image.format == "JPEG" and (rgb := _fast_jpeg(lean, image)) is not None:
                 return _upright(rgb, orientation(exif, xmp))
             return _upright_rgb(image, exif, xmp)
     except ImageTooLargeError:

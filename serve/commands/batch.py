@@ -136,11 +136,6 @@ def _parser() -> argparse.ArgumentParser:
         default=min(8, cpus),
         help="threads that decode images (default: one per CPU, at most 8)",
     )
-    parser.add_argument(
-        "--jpeg-scaling",
-        action="store_true",
-        help="decode large JPEGs at a reduced size: faster, with slightly different pixels",
-    )
     for name, field in ImageLimits.model_fields.items():
         flag = f"--{name.replace('_', '-')}"
         parser.add_argument(flag, type=_positive, help=f"{field.description} (default: {field.default})")
@@ -188,7 +183,6 @@ def _start_or_resume(
         format=options.format,
         shard_rows=options.shard_rows,
         batch_rows=options.max_batch,
-        jpeg_scaling=options.jpeg_scaling,
     )
     with tqdm(desc="list", unit="image", disable=None) as bar:
         on_listed = lambda count: bar.update(count - bar.n) and None  # noqa: E731
@@ -200,7 +194,7 @@ def _start_or_resume(
 def _run_on_machine(
     job: Job, source: ImageSource, soup: Soup, engine: EngineOptions, options: argparse.Namespace
 ) -> JobSummary:
-    decode_options = DecodeOptions(soup.bundle.manifest.preprocess, soup.limits, job.spec.jpeg_scaling)
+    decode_options = DecodeOptions(soup.bundle.manifest.preprocess, soup.limits)
     with decode_in_threads(source, decode_options, options.decode_threads) as pool:
         pipeline = Pipeline(soup.logits, pool, job.spec.betas, batch_rows=job.spec.batch_rows, streams=engine.streams)
         return _run_with_progress(job, lambda tasks, on_images: job.make_shards(pipeline, tasks, on_images), options)

@@ -48,11 +48,10 @@ class DecodeOptions:
 
     preprocess: PreprocessSpec
     limits: ImageLimits
-    jpeg_scaling: bool
 
     def pixels(self, image: bytes) -> Pixels:
         """Returns pixels uint8 (H, W, 3). Raises an ImageError."""
-        return pixels_from_bytes(image, self.preprocess, self.limits, jpeg_scaling=self.jpeg_scaling)
+        return pixels_from_bytes(image, self.preprocess, self.limits)
 
 
 class DecodeProcess:
@@ -84,7 +83,6 @@ class DecodeProcess:
         header = {
             "preprocess": decoding.preprocess.model_dump(),
             "limits": decoding.limits.model_dump(),
-            "jpeg_scaling": decoding.jpeg_scaling,
         }
         try:
             _write(self._process.stdin, header, image)
@@ -126,7 +124,6 @@ def main() -> None:
             decoding = DecodeOptions(
                 PreprocessSpec(**header["preprocess"]),
                 ImageLimits(**header["limits"]),
-                jpeg_scaling=header["jpeg_scaling"],
             )
             try:
                 pixels = decoding.pixels(image)

@@ -74,7 +74,7 @@ class LoadedModel:
         self.is_unused = asyncio.Event()  # set when another model has replaced this one and its last request ended
         self._metrics = metrics
         self._decoders = decoders
-        self._decoding = DecodeOptions(self.bundle.manifest.preprocess, settings.limits, settings.jpeg_scaling)
+        self._decoding = DecodeOptions(self.bundle.manifest.preprocess, settings.limits)
 
         def on_batch(size: int, seconds: float) -> None:
             metrics.batch_images.observe(size)
@@ -206,7 +206,7 @@ def _decode_unit_s(bundle: Bundle, settings: Settings) -> float:
     coarse.resize((512, 512), Image.Resampling.BICUBIC).save(buffer, "JPEG")
     image, limits = buffer.getvalue(), ImageLimits()
     cost = image_cost(image, max_pixels=limits.max_image_pixels, max_scans=limits.max_jpeg_scans)
-    decoding = DecodeOptions(bundle.manifest.preprocess, limits, settings.jpeg_scaling)
+    decoding = DecodeOptions(bundle.manifest.preprocess, limits)
     seconds = []
     for _ in range(START_RUNS):
         started = time.perf_counter()

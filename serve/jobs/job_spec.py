@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -43,7 +43,7 @@ class JobSpec(BaseModel):
     shard_images: int
     batch_rows: int
     limits: ImageLimits
-    jpeg_scaling: bool
+    jpeg_scaling: Literal[False] = False  # an option of earlier versions; part of the fingerprint
 
     @property
     def fingerprint(self) -> str:
@@ -65,7 +65,6 @@ class JobOptions:
     format: Format | None = None
     shard_rows: int | None = None
     batch_rows: int | None = None
-    jpeg_scaling: bool = False
 
 
 @dataclass(frozen=True)
@@ -122,7 +121,6 @@ def build_spec(
         shard_images=first_of(shard_images, "shard_images", max(1, SHARD_ROWS // len(betas))),
         batch_rows=first_of(options.batch_rows, "batch_rows", default_batch_rows),
         limits=limits,
-        jpeg_scaling=options.jpeg_scaling or (earlier is not None and earlier.jpeg_scaling),
     )
 
 

@@ -134,7 +134,7 @@ class _ShardWorker:
         if (soup.bundle.manifest.version, soup.engine.version) != (spec.version, spec.engine_version):
             raise JobError("a worker of the cluster has a different bundle or engine than the job")
         soup.limits = spec.limits
-        decode_options = DecodeOptions(soup.bundle.manifest.preprocess, spec.limits, spec.jpeg_scaling)
+        decode_options = DecodeOptions(soup.bundle.manifest.preprocess, spec.limits)
         pool = stack.enter_context(decode_in_threads(source, decode_options, config.decode_threads))
         self._job = Job(output, spec, soup.bundle.manifest.labels)
         self._pipeline = Pipeline(

@@ -270,7 +270,7 @@ def run_job(
         earlier = _claim_output(output, record)
         spec = start_or_resume(output, source, manifest, soup.engine, soup.limits, options, earlier, progress.on_listed)
         progress.images, progress.fingerprint = spec.images, spec.fingerprint
-        decode_options = DecodeOptions(manifest.preprocess, soup.limits, spec.jpeg_scaling)
+        decode_options = DecodeOptions(manifest.preprocess, soup.limits)
         with decode_in_processes(request.input, files, source, decode_options, decode_processes) as pool:
             pipeline = Pipeline(classify, pool, spec.betas, batch_rows=spec.batch_rows, streams=streams)
             job = Job(output, spec, manifest.labels)

@@ -253,15 +253,6 @@ def test_ten_thousand_malformed_images_give_pixels_or_an_image_error_at_once_and
             assert not caught, (name, [str(warning.message) for warning in caught])
 
 
-def test_scaling_a_jpeg_as_it_is_decoded_is_asked_for_and_close(encode, photograph):
-    large = encode(photograph.resize((640, 480), Image.Resampling.BICUBIC), "JPEG", quality=95)
-    whole, scaled = (pixels_from_bytes(large, SPEC, jpeg_scaling=asked) for asked in (False, True))
-    assert (whole != scaled).any()
-    assert np.abs(whole.astype(int) - scaled).mean() < 3  # a smooth picture: the two filters see much the same
-    small = encode(photograph, "PNG")
-    np.testing.assert_array_equal(pixels_from_bytes(small, SPEC), pixels_from_bytes(small, SPEC, jpeg_scaling=True))
-
-
 WRITTEN = {  # the modes that each format holds without loss, and then those that lose a little
     "PNG": ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"),
     "WEBP": ("L", "RGB", "RGBA"),

@@ -9,7 +9,7 @@ from serve.inference.decode_process import ERRORS, DecodeOptions, DecodeProcess,
 from tureen.errors import ImageTooLargeError
 from tureen.preprocess import ImageLimits, PreprocessSpec, pixels_from_bytes
 
-DECODING = DecodeOptions(PreprocessSpec(image_size=32), ImageLimits(max_image_pixels=10_000), jpeg_scaling=False)
+DECODING = DecodeOptions(PreprocessSpec(image_size=32), ImageLimits(max_image_pixels=10_000))
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_an_image_error_has_its_class_and_its_message_and_the_process_decodes_th
 
 
 def test_the_limits_are_those_of_the_request(process):
-    larger = DecodeOptions(DECODING.preprocess, ImageLimits(max_image_pixels=20_000), jpeg_scaling=False)
+    larger = DecodeOptions(DECODING.preprocess, ImageLimits(max_image_pixels=20_000))
     with pytest.raises(ImageTooLargeError):
         process.decode(png((110, 110)), DECODING)
     assert process.decode(png((110, 110)), larger).shape == (32, 32, 3)

@@ -18,7 +18,7 @@ from tureen.errors import ImageTooLargeError, UndecodableImageError
 from tureen.image_cost import ImageCost, ImageKind, image_cost
 from tureen.preprocess import ImageLimits, PreprocessSpec
 
-DECODING = DecodeOptions(PreprocessSpec(image_size=32), ImageLimits(), jpeg_scaling=False)
+DECODING = DecodeOptions(PreprocessSpec(image_size=32), ImageLimits())
 FOREVER_S = 60.0
 
 

@@ -19,7 +19,7 @@ from tests.serve.jobs.photo_files import pack
 from tests.serve.jobs.tables import rows_of
 from tureen.preprocess import ImageLimits, PreprocessSpec
 
-OPTIONS = DecodeOptions(PreprocessSpec(image_size=32), ImageLimits(), jpeg_scaling=False)
+OPTIONS = DecodeOptions(PreprocessSpec(image_size=32), ImageLimits())
 
 
 def test_what_is_no_image_is_a_row_with_an_error_and_the_others_are_classified(run_batch, photos, tmp_path):
