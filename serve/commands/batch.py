@@ -14,7 +14,6 @@ from pathlib import Path
 from tqdm import tqdm
 
 import tureen
-from serve.commands.options import beta_argument, betas_argument
 from serve.errors import OutputError
 from serve.inference.decode_process import DecodeOptions
 from serve.jobs.decoding import decode_in_threads
@@ -34,6 +33,7 @@ from serve.jobs.job_spec import BATCH_ROWS, CPU_BATCH_ROWS, SHARD_ROWS, JobOptio
 from serve.jobs.pipeline import OnImages, Pipeline
 from serve.jobs.ray_cluster import LOCAL_CLUSTER, WorkerConfig, check_ray, connect, make_shards, max_workers
 from serve.jobs.rooted_files import OutputDirectory
+from tureen.arguments import beta_argument, betas_argument, positive_int
 from tureen.engines import AUTO
 from tureen.engines.base import EngineOptions
 from tureen.machine import available_cpus, default_cache_directory
@@ -101,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="0:1:0.25",
         help="classify each image at each of these β, with one decoding",
     )
-    parser.add_argument("--top-k", type=_positive, help=f"classes per row (default: {DEFAULT_TOP_K})")
+    parser.add_argument("--top-k", type=positive_int, help=f"classes per row (default: {DEFAULT_TOP_K})")
     parser.add_argument(
         "--format", choices=("parquet", "jsonl", "csv"), help="file format of the shards (default: parquet)"
     )
@@ -119,26 +119,26 @@ def _parser() -> argparse.ArgumentParser:
         "--engine", default=AUTO, help="engine that runs the model (default: the fastest on this machine)"
     )
     parser.add_argument("--precision", help="precision of the engine (default: the fastest)")
-    parser.add_argument("--shard-rows", type=_positive, help=f"approximate rows per shard (default: {SHARD_ROWS})")
+    parser.add_argument("--shard-rows", type=positive_int, help=f"approximate rows per shard (default: {SHARD_ROWS})")
     parser.add_argument(
         "--max-batch",
-        type=_positive,
+        type=positive_int,
         help=f"rows per run of the engine (default: {BATCH_ROWS}, on a CPU {CPU_BATCH_ROWS})",
     )
     cpus = available_cpus()
-    parser.add_argument("--threads", type=_positive, default=cpus, help="CPU threads of the engine (default: all)")
+    parser.add_argument("--threads", type=positive_int, default=cpus, help="CPU threads of the engine (default: all)")
     parser.add_argument(
-        "--streams", type=_positive, help="simultaneous runs of the engine, which share the threads (default: 2)"
+        "--streams", type=positive_int, help="simultaneous runs of the engine, which share the threads (default: 2)"
     )
     parser.add_argument(
         "--decode-threads",
-        type=_positive,
+        type=positive_int,
         default=min(8, cpus),
         help="threads that decode images (default: one per CPU, at most 8)",
     )
     for name, field in ImageLimits.model_fields.items():
         flag = f"--{name.replace('_', '-')}"
-        parser.add_argument(flag, type=_positive, help=f"{field.description} (default: {field.default})")
+        parser.add_argument(flag, type=positive_int, help=f"{field.description} (default: {field.default})")
     parser.add_argument(
         "--ray",
         nargs="?",
@@ -148,7 +148,9 @@ def _parser() -> argparse.ArgumentParser:
         "machine; every machine needs bundle, input and output under the same absolute paths",
     )
     parser.add_argument(
-        "--ray-workers", type=_positive, help="workers of --threads CPUs each (default: as many as fit in the cluster)"
+        "--ray-workers",
+        type=positive_int,
+        help="workers of --threads CPUs each (default: as many as fit in the cluster)",
     )
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
     return parser
@@ -255,12 +257,6 @@ def _print_summary(summary: JobSummary, options: argparse.Namespace) -> None:
 
 def _betas(job: JobSpec | JobSummary) -> str:
     return ", ".join("none" if beta is None else f"{beta:g}" for beta in job.betas)
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
-    return int(text)
 
 
 def _share(text: str) -> float:

@@ -11,9 +11,9 @@ from datetime import datetime
 from typing import Any
 
 from serve.commands.admin_client import AdminClient, RefusedError
-from serve.commands.options import beta_argument
 from serve.commands.terminal import listener_options
 from serve.control.revision_diff import canary_line, plan_line
+from tureen.arguments import beta_argument
 from tureen.tokens import parse_beta
 
 WAIT_S = 30.0

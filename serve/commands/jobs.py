@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from serve.commands.admin_client import AdminClient, RefusedError
-from serve.commands.options import beta_argument, betas_argument
 from serve.commands.terminal import listener_options
+from tureen.arguments import beta_argument, betas_argument
 
 POLL_S = 1.0
 RECONNECT_S = 120.0  # how long `watch` tries to reach a server that restarts

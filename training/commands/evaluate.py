@@ -24,6 +24,7 @@ from training.evaluation.plot import plot_accuracy, plot_epsilon_curve, plot_mat
 from training.evaluation.shifts import SHIFTS
 from training.evaluation.tune import tune as choose
 from training.evaluation.tune import tuned_table
+from tureen.arguments import betas_argument, positive_int
 from tureen.bundle.bundle import MANIFEST
 from tureen.bundle.manifest import AccuracyRow, Evaluation
 from tureen.commands.report import (
@@ -35,7 +36,6 @@ from tureen.commands.report import (
     matrix_table,
     shift_table,
 )
-from tureen.errors import InvalidBetaError
 from tureen.preprocess import PreprocessSpec
 from tureen.tokens import CLEAN_BETA, ROBUST_BETA, beta_grid
 
@@ -55,12 +55,12 @@ def evaluate(arguments: list[str]) -> int:
     )
     parser.add_argument("path", type=Path, metavar="CHECKPOINT|BUNDLE", help="directory of a run, or of a bundle")
     _add_images(parser, data="images to measure on (default: a checkpoint's own held-out images)")
-    parser.add_argument("--betas", type=_betas, metavar="START:STOP:STEP", help="default: the recipe's")
+    parser.add_argument("--betas", type=betas_argument, metavar="START:STOP:STEP", help="default: the recipe's")
     parser.add_argument(
         "--beyond", type=float, metavar="D", help="measure at −D and 1 + D too: an extension, never served"
     )
     parser.add_argument("--attack", choices=list(ATTACKS), help="default: the recipe's")
-    parser.add_argument("--steps", type=_positive, help="of the attack (default: the recipe's)")
+    parser.add_argument("--steps", type=positive_int, help="of the attack (default: the recipe's)")
     parser.add_argument("--epsilon-255", type=float, help="radius in 1/255 (default: the recipe's)")
     parser.add_argument("--matrix", action="store_true", help="attack each β by PGD and serve every other")
     parser.add_argument("--epsilon-curve", action="store_true", help="accuracy against the radius")
@@ -162,7 +162,9 @@ def tune(arguments: list[str]) -> int:
     )
     parser.add_argument("path", type=Path, metavar="CHECKPOINT|BUNDLE", help="directory of a run, or of a bundle")
     _add_images(parser, data="the images, a folder for each class")
-    parser.add_argument("--betas", type=_betas, default=beta_grid("0:1:0.1"), help="to choose from (default: 0:1:0.1)")
+    parser.add_argument(
+        "--betas", type=betas_argument, default=beta_grid("0:1:0.1"), help="to choose from (default: 0:1:0.1)"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args(arguments)
     limit_threads()
@@ -182,10 +184,10 @@ def tune(arguments: list[str]) -> int:
 
 def _add_images(parser: argparse.ArgumentParser, *, data: str) -> None:
     parser.add_argument("--data", metavar="DIR", help=data)
-    parser.add_argument("--images", type=_positive, default=ALL_IMAGES, help="at most so many, drawn evenly")
+    parser.add_argument("--images", type=positive_int, default=ALL_IMAGES, help="at most so many, drawn evenly")
     parser.add_argument("--strict", action="store_true", help="fail at an image that cannot be decoded, not skip it")
     parser.add_argument(
-        "--workers", type=_positive, default=cpus_per_process(), help="that decode images (default: %(default)s)"
+        "--workers", type=positive_int, default=cpus_per_process(), help="that decode images (default: %(default)s)"
     )
 
 
@@ -243,16 +245,3 @@ def _plot(rows: list[AccuracyRow], evaluation: Evaluation, path: Path, name: str
 
 def _beside(path: Path, word: str) -> Path:
     return path.with_name(f"{path.stem}-{word}{path.suffix}")
-
-
-def _betas(text: str) -> list[float]:
-    try:
-        return beta_grid(text)
-    except InvalidBetaError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
-    return int(text)

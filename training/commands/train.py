@@ -18,6 +18,7 @@ from training.interruption import InterruptedRun
 from training.recipes import RECIPES, Recipe, load_recipe, with_settings
 from training.resume import read_saved_run
 from training.run import SAVE_INTERVAL_S, STATE, RunOptions, run
+from tureen.arguments import positive_int
 from tureen.commands.report import accuracy_table, check_list
 
 
@@ -39,7 +40,7 @@ def train(arguments: list[str]) -> int:
         "--data", metavar="DIR", help="images: DIR/CLASS/…, or DIR/train/CLASS/… and DIR/val/CLASS/…, or hf:DATASET"
     )
     parser.add_argument("--init", type=Path, metavar="PATH", help="weights to begin with, for the recipe finetune")
-    parser.add_argument("--image-size", type=_positive, help="pixels, to finetune at (default: that of the weights)")
+    parser.add_argument("--image-size", type=positive_int, help="pixels, to finetune at (default: that of the weights)")
     parser.add_argument("--strict", action="store_true", help="fail at an image that cannot be decoded, not skip it")
     parser.add_argument(
         "--resume", action="store_true", help="continue the interrupted run in --out, as it was started"
@@ -55,7 +56,7 @@ def train(arguments: list[str]) -> int:
     parser.add_argument("--compile", action="store_true", help="run the model through torch.compile")
     parser.add_argument("--tensorboard", action="store_true", help="write TensorBoard events into --out")
     parser.add_argument(
-        "--workers", type=_positive, default=cpus_per_process(), help="that decode images (default: %(default)s)"
+        "--workers", type=positive_int, default=cpus_per_process(), help="that decode images (default: %(default)s)"
     )
     parser.add_argument("--show", action="store_true", help="print the recipe with its settings, and stop")
     parser.add_argument("--json", action="store_true", help="print the accuracy at each β as JSON")
@@ -145,9 +146,3 @@ def _seconds(text: str) -> float:
     if not 0 <= seconds < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0")
     return seconds
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
-    return int(text)

@@ -7,6 +7,7 @@ import importlib
 import sys
 from pathlib import Path
 
+from tureen.arguments import positive_int
 from tureen.bench.advice import rankings
 from tureen.bench.measure import measure
 from tureen.bench.table import benchmark_text
@@ -27,15 +28,15 @@ def bench(arguments: list[str]) -> int:
         epilog="example: tureen bench tureen-demo/bundle --plot bench.png",
     )
     parser.add_argument("bundle", type=Path, help="directory that `tureen export` wrote")
-    parser.add_argument("--threads", type=_positive, default=cpus, help="CPU threads (default: all, %(default)s)")
+    parser.add_argument("--threads", type=positive_int, default=cpus, help="CPU threads (default: all, %(default)s)")
     parser.add_argument(
         "--streams",
-        type=_positive,
+        type=positive_int,
         nargs="+",
         metavar="N",
         help="runs at a time, each with its share of the threads (default: 1 for latency, and as many as threads)",
     )
-    parser.add_argument("--max-batch", type=_positive, default=128, help="largest batch (default: %(default)s)")
+    parser.add_argument("--max-batch", type=positive_int, default=128, help="largest batch (default: %(default)s)")
     parser.add_argument(
         "--seconds",
         type=_seconds,
@@ -85,12 +86,6 @@ def _show(text: str) -> None:
     """One line of progress on a terminal, in place of the last one; nothing where nobody watches."""
     if sys.stderr.isatty():
         print(f"\r\x1b[K{f'bench: {text}' if text else ''}", end="", file=sys.stderr, flush=True)
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number of 1 or more")
-    return int(text)
 
 
 def _seconds(text: str) -> float:

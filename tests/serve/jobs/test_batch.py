@@ -7,7 +7,7 @@ import pytest
 
 import tureen
 from serve.commands.batch import batch
-from serve.errors import InputError
+from serve.errors import InputError, OutputError
 from serve.jobs.job_output import SUCCESS_FILE
 from tests.serve.jobs.conftest import BUNDLE
 from tests.serve.jobs.tables import rows_of
