@@ -16,7 +16,7 @@ from export.torch_plan import build_torch_plan
 from training.models.vit import DualTokenViT
 from tureen.bundle.manifest import BACKBONE, EngineName, FileName, PlanRecord, Precision, graph_name, plan_name
 from tureen.engines.base import Artefact
-from tureen.engines.trt_build import build_plan
+from tureen.engines.tensorrt_build import build_plan
 from tureen.preprocess import Pixels
 
 PlanBuilder = Literal["onnx", "torch"]

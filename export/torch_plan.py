@@ -1,6 +1,6 @@
 """Compiles a backbone into a TensorRT plan by torch-tensorrt, from torch's own program and without ONNX.
 
-The plan is one like any other of TensorRT's: `tureen.engines.trt` runs it.
+The plan is one like any other of TensorRT's: `tureen.engines.tensorrt_run` runs it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from export.graph import TRACE_BATCH, CompiledBackbone
 from training.models.vit import DualTokenViT
 from tureen.bundle.bundle import PIXELS_INPUT, TOKEN_INPUT
 from tureen.bundle.manifest import PlanRecord, Precision
-from tureen.engines.trt_build import DEFAULT_BATCH, plan_record
+from tureen.engines.tensorrt_build import DEFAULT_BATCH, plan_record
 
 NO_TORCH_TENSORRT = (
     "torch-tensorrt cannot be used here: it needs the extra [torch-tensorrt] and an NVIDIA GPU with its driver; "
@@ -47,7 +47,7 @@ def build_torch_plan(
     batch: tuple[int, int, int] = DEFAULT_BATCH,
     cache: Path | None = None,
 ) -> tuple[bytes, PlanRecord]:
-    """A plan for the engine "tensorrt" and what it is bound to, like `tureen.engines.trt_build.build_plan`.
+    """A plan for the engine "tensorrt" and what it is bound to, like `tureen.engines.tensorrt_build.build_plan`.
 
     Raises ExportError where torch-tensorrt cannot be used, and EngineError where there is no GPU.
     """

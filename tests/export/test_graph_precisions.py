@@ -8,7 +8,7 @@ import torch
 from export.errors import ExportError
 from export.graph import Backbone, onnx_graph
 from tureen.engines import compile_engine
-from tureen.engines.ov import _core
+from tureen.engines.openvino_cpu import _core
 from tureen.tokens import mix_rows
 
 ROUNDING = {"fp16": 2.0**-11, "bf16": 2.0**-8}  # half a unit in the last place

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from serve.settings import parse_settings
-from tureen.bench.advice import best_for_latency, best_for_throughput
+from tureen.bench.recommendations import best_for_latency, best_for_throughput
 from tureen.bench.records import Assignment, Benchmark, Measured, Rate, Turn
 from tureen.bench.table import benchmark_text
 from tureen.bench.worker import Worker

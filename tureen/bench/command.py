@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 from tureen.arguments import positive_int
-from tureen.bench.advice import rankings
 from tureen.bench.measure import measure
+from tureen.bench.recommendations import rankings
 from tureen.bench.table import benchmark_text
 from tureen.bundle.bundle import load_bundle
 from tureen.engines.timings_cache import keep

@@ -14,7 +14,7 @@ from statistics import median
 
 import numpy as np
 
-from tureen.bench.advice import best_for_latency, best_for_throughput
+from tureen.bench.recommendations import best_for_latency, best_for_throughput
 from tureen.bench.records import Assignment, Benchmark, LeftOut, Measured, Rate, Times, Turn
 from tureen.bench.worker import Worker
 from tureen.bundle.bundle import Bundle

@@ -189,25 +189,25 @@ def _race(engines: Sequence[Engine], bundle: Bundle) -> list[float]:
 
 
 def _onnxruntime(artefact: Artefact, precision: Precision, options: EngineOptions) -> Engine:
-    from tureen.engines.ort import OrtEngine
+    from tureen.engines.onnxruntime_cpu import OrtEngine
 
     return OrtEngine(artefact, precision, options)
 
 
 def _openvino(artefact: Artefact, precision: Precision, options: EngineOptions) -> Engine:
-    from tureen.engines.ov import OpenVinoEngine
+    from tureen.engines.openvino_cpu import OpenVinoEngine
 
     return OpenVinoEngine(artefact, precision, options)
 
 
 def _onnxruntime_gpu(name: EngineName, artefact: Artefact, precision: Precision, options: EngineOptions) -> Engine:
-    from tureen.engines.ort_gpu import OrtGpuEngine
+    from tureen.engines.onnxruntime_gpu import OrtGpuEngine
 
     return OrtGpuEngine(name, artefact, precision, options)
 
 
 def _tensorrt(name: EngineName, artefact: Artefact, precision: Precision, options: EngineOptions) -> Engine:
-    from tureen.engines.trt import TensorRtEngine
+    from tureen.engines.tensorrt_run import TensorRtEngine
 
     return TensorRtEngine(artefact, precision, options, engine=name)
 

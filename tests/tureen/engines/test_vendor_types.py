@@ -18,7 +18,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[3]
-CHECKED = ["tureen/engines/trt.py", "tureen/engines/trt_build.py", "tureen/engines/cuda.py", "export/torch_plan.py"]
+CHECKED = [
+    "tureen/engines/tensorrt_run.py",
+    "tureen/engines/tensorrt_build.py",
+    "tureen/engines/cuda.py",
+    "export/torch_plan.py",
+]
 
 
 def stubgen(module: str, out: Path) -> Path:
@@ -143,13 +148,18 @@ def test_every_call_fits_the_installed_bindings(complaints):
 
 
 PLANTED = [
-    ("tureen/engines/trt.py", "execute_async_v3(", "execute_async_v4(", 'no attribute "execute_async_v4"'),
-    ("tureen/engines/trt.py", "set_tensor_address(n, address)", "set_tensor_address(address, n)", "incompatible type"),
-    ("tureen/engines/trt.py", "TensorIOMode.OUTPUT", "TensorIOMode.OUTPUTS", 'no attribute "OUTPUTS"'),
-    ("tureen/engines/trt.py", "if opened is None:", "if False:", "ICudaEngine | None"),
-    ("tureen/engines/trt_build.py", "clear_flag(", "clear_flags(", 'no attribute "clear_flags"'),
-    ("tureen/engines/trt_build.py", "error.node_operator()", "error.operator()", 'no attribute "operator"'),
-    ("tureen/engines/trt_build.py", "(cache, ignore_mismatch", "(cache, ignore_mismatches", "ignore_mismatches"),
+    ("tureen/engines/tensorrt_run.py", "execute_async_v3(", "execute_async_v4(", 'no attribute "execute_async_v4"'),
+    (
+        "tureen/engines/tensorrt_run.py",
+        "set_tensor_address(n, address)",
+        "set_tensor_address(address, n)",
+        "incompatible type",
+    ),
+    ("tureen/engines/tensorrt_run.py", "TensorIOMode.OUTPUT", "TensorIOMode.OUTPUTS", 'no attribute "OUTPUTS"'),
+    ("tureen/engines/tensorrt_run.py", "if opened is None:", "if False:", "ICudaEngine | None"),
+    ("tureen/engines/tensorrt_build.py", "clear_flag(", "clear_flags(", 'no attribute "clear_flags"'),
+    ("tureen/engines/tensorrt_build.py", "error.node_operator()", "error.operator()", 'no attribute "operator"'),
+    ("tureen/engines/tensorrt_build.py", "(cache, ignore_mismatch", "(cache, ignore_mismatches", "ignore_mismatches"),
     ("tureen/engines/cuda.py", "cudaGraphLaunch(graph, stream)", "cudaGraphLaunch(graph)", "Missing positional"),
     ("tureen/engines/cuda.py", "cudaMemcpyHostToDevice", "cudaMemcpyHostToGpu", "cudaMemcpyHostToGpu"),
     ("tureen/engines/cuda.py", "array.nbytes, kind, stream", "array.nbytes, stream, kind", "incompatible type"),

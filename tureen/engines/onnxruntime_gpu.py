@@ -26,7 +26,7 @@ from tureen.bundle.manifest import Precision
 from tureen.engines.base import Artefact, EngineOptions
 from tureen.engines.buckets import bucket_sizes, cut
 from tureen.engines.cuda import Cuda
-from tureen.engines.ort import import_onnxruntime, open_session, thread_settings
+from tureen.engines.onnxruntime_cpu import import_onnxruntime, open_session, thread_settings
 from tureen.errors import EngineError
 
 CUDA = "CUDAExecutionProvider"

@@ -16,7 +16,7 @@ from tureen.atomic_file import write_atomically
 from tureen.bundle.bundle import LOGITS_OUTPUT, PIXELS_INPUT, TOKEN_INPUT
 from tureen.bundle.manifest import EngineName, PlanRecord, Precision
 from tureen.engines.cuda import NO_GPU, Cuda, Device
-from tureen.engines.trt import FLAVOURS, library_log, load_library
+from tureen.engines.tensorrt_run import FLAVOURS, library_log, load_library
 from tureen.errors import EngineError
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ import pytest
 from tureen.bundle.bundle import load_bundle
 from tureen.engines import compile_engine
 from tureen.engines.base import EngineOptions
-from tureen.engines.ort import PACKAGES, open_session, require_one_package, thread_settings
-from tureen.engines.ort_gpu import BoundSession, require_tensorrt_10, tensorrt_options
+from tureen.engines.onnxruntime_cpu import PACKAGES, open_session, require_one_package, thread_settings
+from tureen.engines.onnxruntime_gpu import BoundSession, require_tensorrt_10, tensorrt_options
 from tureen.errors import EngineError
 from tureen.tokens import mix_rows
 

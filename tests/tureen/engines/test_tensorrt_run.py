@@ -15,7 +15,7 @@ from tureen.bundle.manifest import PlanRecord
 from tureen.engines import compile_engine, default_options, open_engine, prove
 from tureen.engines.base import Artefact, EngineOptions
 from tureen.engines.cuda import Device
-from tureen.engines.trt import TensorRtEngine
+from tureen.engines.tensorrt_run import TensorRtEngine
 from tureen.errors import EngineError
 from tureen.tokens import mix_rows
 

@@ -12,8 +12,8 @@ from training.models.vit import DualTokenViT, ViTConfig
 from tureen.bundle.bundle import load_bundle
 from tureen.bundle.manifest import BACKBONE
 from tureen.engines import compile_engine
-from tureen.engines.trt import library_log
-from tureen.engines.trt_build import attach_timings, build_plan, keep_timings
+from tureen.engines.tensorrt_build import attach_timings, build_plan, keep_timings
+from tureen.engines.tensorrt_run import library_log
 from tureen.errors import EngineError
 
 VIT_B16 = ViTConfig(image_size=224, patch_size=16, width=768, depth=12, heads=12, classes=1000)
