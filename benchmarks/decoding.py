@@ -16,7 +16,7 @@ from benchmarks.machine import describe_machine
 from benchmarks.workload import load_photographs
 from tureen import preprocess
 from tureen.preprocess import Pixels, PreprocessSpec, pixels_from_bytes
-from tureen.timing import interleaved
+from tureen.timing import median_seconds
 
 SPEC = PreprocessSpec(image_size=224, crop_fraction=0.875)
 
@@ -46,7 +46,7 @@ def measure_speed(images: list[bytes]) -> None:
         "Pillow": decode_with_pillow,
         "simplejpeg (the default)": lambda data: pixels_from_bytes(data, SPEC),
     }
-    seconds = interleaved(
+    seconds = median_seconds(
         [lambda decode=decode: [decode(data) for data in images] for decode in decoders.values()], rounds=5
     )
     print(f"\n{len(images)} photographs to {SPEC.image_size} × {SPEC.image_size}, one core")

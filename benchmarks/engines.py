@@ -33,7 +33,7 @@ from tureen.engines import compile_engine
 from tureen.engines.base import Engine, EngineOptions
 from tureen.errors import EngineError
 from tureen.machine import available_cpus
-from tureen.timing import interleaved
+from tureen.timing import median_seconds
 from tureen.tokens import mix_rows
 
 SHAPES = {"ti": ("ViT-Ti/16", 192, 12, 3), "b": ("ViT-B/16", 768, 12, 12)}
@@ -115,7 +115,7 @@ def compare_batch_sizes(model: Model, engines: dict[str, Engine], rounds: int) -
     rates: dict[str, list[float]] = {name: [] for name in engines}
     for batch in BATCH_SIZES:
         tokens = model.tokens([0.5] * batch)
-        seconds = interleaved([run_of(e, model.pixels[:batch], tokens) for e in engines.values()], rounds=rounds)
+        seconds = median_seconds([run_of(e, model.pixels[:batch], tokens) for e in engines.values()], rounds=rounds)
         for name, s in zip(engines, seconds, strict=True):
             rates[name].append(batch / s)
     for name, row in rates.items():
@@ -133,7 +133,7 @@ def compare_mixed_betas(model: Model, engines: dict[str, Engine], rounds: int) -
     for name, engine in engines.items():
         one, mixed = model.tokens([0.5] * 32), model.tokens(np.linspace(0, 1, 32))
         pixels = model.pixels[:32]
-        seconds = interleaved([run_of(engine, pixels, one), run_of(engine, pixels, mixed)], rounds=2 * rounds + 1)
+        seconds = median_seconds([run_of(engine, pixels, one), run_of(engine, pixels, mixed)], rounds=2 * rounds + 1)
         tokens = model.tokens(np.linspace(0, 1, 64))
         batched = engine.run(model.pixels, tokens)
         one_by_one = np.concatenate([engine.run(model.pixels[i : i + 1], tokens[i : i + 1]) for i in range(64)])
@@ -157,7 +157,7 @@ def compare_opsets(model: Model, rounds: int) -> None:
         gains = []
         for batch in BATCH_SIZES:
             tokens = model.tokens([0.5] * batch)
-            first, later = interleaved([run_of(e, model.pixels[:batch], tokens) for e in pair], rounds=rounds)
+            first, later = median_seconds([run_of(e, model.pixels[:batch], tokens) for e in pair], rounds=rounds)
             gains.append(f"{first / later:.2f}")
         print(f"  {name + ' ' + precision:<20} {'  '.join(gains)} × as fast", flush=True)
         for engine in pair:
@@ -186,7 +186,7 @@ def compare_streams(model: Model, rounds: int) -> None:
             def run_twice(engine: Engine, tokens: NDArray[np.float32] = tokens) -> Run:
                 return lambda: list(pool.map(lambda _: engine.run(model.pixels[:8], tokens), range(2)))
 
-            one, two = interleaved([run_twice(engine) for engine in engines], rounds=rounds)
+            one, two = median_seconds([run_twice(engine) for engine in engines], rounds=rounds)
             print(f"  {name + ' ' + precision:<20} {one / two:.2f} × as fast, {16 / two:.1f} images/s", flush=True)
             for engine in engines:
                 engine.close()
@@ -205,7 +205,7 @@ def compare_onnxruntime_threads(model: Model, rounds: int) -> None:
     for batch in (1, 8):
         feeds = {"pixels": model.pixels[:batch], "cls_token": model.tokens([0.5] * batch)}
         runs: list[Run] = [lambda s=session, f=feeds: s.run(None, f) for session in sessions]  # type: ignore[misc]
-        rates.append([batch / s for s in interleaved(runs, rounds=rounds)])
+        rates.append([batch / s for s in median_seconds(runs, rounds=rounds)])
     for (threads, spins), *row in zip(settings, *rates, strict=True):
         print(
             f"  {threads} threads, {'spinning' if spins == '1' else 'waiting '}  "

@@ -14,7 +14,7 @@ from benchmarks.server_process import Server, run_tureen
 from benchmarks.targets import report_target
 from benchmarks.workload import Workload, classify_requests
 from tureen.machine import available_cpus
-from tureen.timing import in_turns
+from tureen.timing import run_in_turns
 
 CONNECTIONS = 64
 
@@ -67,7 +67,7 @@ def measure_mixed_betas(workload: Workload) -> None:
     with run_tureen(workload.bundle.path, *workload.server_flags) as server:
         run_closed_loop(server, one, CONNECTIONS, 1)
         runs = [partial(run_closed_loop, server, r, CONNECTIONS, workload.seconds) for r in (mixed, one)]
-        mixed_loads, one_loads = in_turns(runs, rounds=2 * workload.rounds)
+        mixed_loads, one_loads = run_in_turns(runs, rounds=2 * workload.rounds)
     ratio = median(m.rate / o.rate for m, o in zip(mixed_loads, one_loads, strict=True))
     note = f"{median(m.rate for m in mixed_loads):.1f}/s against {median(o.rate for o in one_loads):.1f}/s"
     report_target(f"mixed β ({count} values) / one β at 64 connections", "≥", 0.99, ratio, note)

@@ -28,7 +28,7 @@ from tureen.engines import open_engine
 from tureen.engines.base import Engine
 from tureen.errors import EngineError
 from tureen.preprocess import pixels_from_bytes
-from tureen.timing import interleaved
+from tureen.timing import median_seconds
 from tureen.tokens import mix_rows
 
 BATCH = 64
@@ -68,7 +68,7 @@ def print_mixed_against_single(engine: Engine, bundle: Bundle) -> None:
     betas = np.linspace(0, 1, BATCH)
     mixed = lambda: engine.run(pixels, mix_rows(bundle.clean_token, bundle.robust_token, betas))  # noqa: E731
     single = lambda: engine.run(pixels, mix_rows(bundle.clean_token, bundle.robust_token, [0.5] * BATCH))  # noqa: E731
-    seconds = interleaved([mixed, single])
+    seconds = median_seconds([mixed, single])
     rates = [BATCH / s for s in seconds]
     one_by_one = np.concatenate([engine.run(pixels[i : i + 1], token_row(bundle, betas[i])) for i in range(BATCH)])
     batched = mixed()
@@ -103,8 +103,8 @@ def print_through_http(bundle: Bundle, seconds: float) -> None:
     engine = open_engine(bundle)
     pixels = np.resize(bundle.golden.pixels, (32, *bundle.golden.pixels.shape[1:]))
     tokens = np.repeat(token_row(bundle, 0.5), 32, axis=0)
-    (engine_s,) = interleaved([lambda: engine.run(pixels, tokens)])
-    (decode_s,) = interleaved([lambda: pixels_from_bytes(images[0], bundle.manifest.preprocess)])
+    (engine_s,) = median_seconds([lambda: engine.run(pixels, tokens)])
+    (decode_s,) = median_seconds([lambda: pixels_from_bytes(images[0], bundle.manifest.preprocess)])
     engine.close()
     bare = 32 / engine_s
     print(f"  mixed against one β through HTTP, medians of {HTTP_ROUNDS}: ratio {mixed / one:.3f}")

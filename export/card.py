@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from tureen.bundle.manifest import Evaluation, Manifest
-from tureen.commands.report import check_list, ensemble_table, epsilon_table, matrix_table, shift_table, single_accuracy
+from tureen.commands.report import (
+    check_results,
+    ensemble_table,
+    epsilon_table,
+    matrix_table,
+    shift_table,
+    single_token_accuracy,
+)
 
 
 def model_card(manifest: Manifest) -> str:
@@ -83,7 +90,7 @@ Serve it with `tureen serve`; `tureen train finetune --init` gives it a clean an
 
 ## Accuracy
 
-{single_accuracy(manifest.accuracy)}
+{single_token_accuracy(manifest.accuracy)}
 
 {trained_on}## What it does not defend against
 
@@ -98,7 +105,7 @@ def _measured(manifest: Manifest) -> str:
     evaluation = manifest.evaluation
     sections: list[tuple[str, str]] = []
     if evaluation.checks:
-        sections.append(("Whether to believe the attack", check_list(evaluation.checks)))
+        sections.append(("Whether to believe the attack", check_results(evaluation.checks)))
     if evaluation.matrix:
         sections.append(("Attacks made for another β", matrix_table(evaluation.matrix)))
     if evaluation.epsilon_curve:

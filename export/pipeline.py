@@ -28,7 +28,7 @@ from training.checkpoint import Checkpoint
 from training.data.datasets import Images
 from training.distributed import best_device
 from training.models.vit import DualTokenViT
-from tureen.bundle.bundle import CARD, GOLDEN, TOKENS, Golden, record_files, write_bundle
+from tureen.bundle.bundle import GOLDEN, MODEL_CARD, TOKENS, Golden, record_files, write_bundle
 from tureen.bundle.manifest import BACKBONE, Manifest
 from tureen.tokens import CLEAN_BETA
 
@@ -106,7 +106,7 @@ def export_bundle(
             **({"recipe": checkpoint.recipe.name, "seed": checkpoint.recipe.seed} if modes == "two" else {}),
         },
     )
-    files[CARD] = model_card(manifest).encode()
+    files[MODEL_CARD] = model_card(manifest).encode()
     manifest = manifest.model_copy(update={"files": record_files(files)})
     write_bundle(out, manifest, files, overwrite=overwrite)
     return manifest

@@ -21,11 +21,11 @@ from training.models.vit import DualTokenViT
 from tureen.bundle.manifest import BACKBONE, ENGINES_DIRECTORY, EngineName, FileName, ParityRow, PlanRecord, Precision
 from tureen.engines import RUNTIMES, compile_engine
 from tureen.engines.base import Artefact, Engine
-from tureen.engines.detection import NEEDS, what_is_missing
+from tureen.engines.detection import REQUIREMENTS, missing_requirement
 from tureen.errors import EngineError
 from tureen.machine import cpu_flags, nvidia_gpus
 from tureen.preprocess import Pixels
-from tureen.timing import interleaved
+from tureen.timing import median_seconds
 
 LATER_OPSET = 23  # has a single Attention operator
 LATER_GRAPH = f"{ENGINES_DIRECTORY}/backbone-opset{LATER_OPSET}.onnx"
@@ -92,7 +92,7 @@ def prove_engines(
             row = measure_parity(compiled, expected, name)
             check_parity(row, limits)
         except ParityError as error:
-            is_portable = precision == "fp32" and not NEEDS[engine].needs_gpu
+            is_portable = precision == "fp32" and not REQUIREMENTS[engine].needs_gpu
             if is_portable or precision in asked.precisions:
                 raise
             reasons.append(str(error))
@@ -155,7 +155,7 @@ def candidates(
         for precision, name in runtime.files.items()
         if (engine in engines or not engines)
         and (precision in precisions or not precisions)
-        and (engines or not what_is_missing(engine, precision, gpus=gpus, flags=flags))
+        and (engines or not missing_requirement(engine, precision, gpus=gpus, flags=flags))
         and (precision != "int8" or has_calibration or "int8" in precisions)
     ]
 
@@ -164,7 +164,7 @@ def _gain(engines: Sequence[Engine], expected: Reference) -> float:
     """How many times as fast as the first engine the second is, by medians of runs in turns."""
     pixels = np.resize(expected.images.pixels[0], (RACE_BATCH, *expected.images.pixels.shape[2:]))
     tokens = np.tile(expected.clean_token, (RACE_BATCH, 1))
-    first, second = interleaved([partial(engine.run, pixels, tokens) for engine in engines], rounds=RACE_RUNS)
+    first, second = median_seconds([partial(engine.run, pixels, tokens) for engine in engines], rounds=RACE_RUNS)
     return first / second
 
 

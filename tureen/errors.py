@@ -31,17 +31,17 @@ class TureenError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """So that it crosses to another process as it is, whatever arguments its class takes."""
-        return _restored, (type(self), self.args), self.__dict__
+        return _recreate_error, (type(self), self.args), self.__dict__
 
 
-def _restored(kind: type[TureenError], arguments: tuple[Any, ...]) -> TureenError:
+def _recreate_error(kind: type[TureenError], arguments: tuple[Any, ...]) -> TureenError:
     return kind.__new__(kind, *arguments)
 
 
 class InvalidBetaError(TureenError, ValueError):
     def __init__(self, value: object) -> None:
         super().__init__(
-            f'β is {shortened(repr(value), 40)}; give a number from 0 (clean) to 1 (robust), or "clean" or "robust"'
+            f'β is {truncated(repr(value), 40)}; give a number from 0 (clean) to 1 (robust), or "clean" or "robust"'
         )
 
 
@@ -72,7 +72,7 @@ class EmptyImageError(ImageError):
 
 class UnreadableImageError(ImageError):
     def __init__(self, what: str, reason: str) -> None:
-        super().__init__(f"{shortened(printable(what), 200)} cannot be read: {reason}")
+        super().__init__(f"{truncated(printable(what), 200)} cannot be read: {reason}")
 
 
 class UndecodableImageError(ImageError):
@@ -135,6 +135,6 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def shortened(text: str, length: int) -> str:
+def truncated(text: str, length: int) -> str:
     """The text, cut to that many characters where it is longer."""
     return text if len(text) <= length else f"{text[: length - 3]}..."

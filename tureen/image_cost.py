@@ -66,17 +66,17 @@ class Header:
         return self.width * self.height
 
 
-NOTHING = ImageCost(0, 0, 0, ImageKind.SMALL)  # pixels that are decoded already
-LEAST = ImageCost(0, LEAST_WORK, 0, ImageKind.SMALL)
-UNKNOWN = Header(1, 1, 5, 28)  # the dearest of each, where the header is not found near the beginning
+NO_COST = ImageCost(0, 0, 0, ImageKind.SMALL)  # pixels that are decoded already
+LEAST_COST = ImageCost(0, LEAST_WORK, 0, ImageKind.SMALL)
+UNKNOWN_HEADER = Header(1, 1, 5, 28)  # the dearest of each, where the header is not found near the beginning
 
 
 def image_cost(data: bytes, *, max_pixels: int, max_scans: int) -> ImageCost:
     """The cost of decoding the image. One that is refused before it is decoded, or is no image, costs the least."""
     header = read_header(data, max_scans=max_scans)
     if header is None or header.pixels > max_pixels:
-        return LEAST
-    pixels = max_pixels if header is UNKNOWN else header.pixels
+        return LEAST_COST
+    pixels = max_pixels if header is UNKNOWN_HEADER else header.pixels
     work = LEAST_WORK + int(pixels * header.pixel_work) + header.height * header.row_work
     memory = pixels * header.pixel_bytes + header.height * header.row_bytes + 2 * len(data)
     return ImageCost(pixels, work, memory, _kind(work, len(data)))
@@ -94,15 +94,15 @@ def read_header(data: bytes, *, max_scans: int) -> Header | None:
     No decoder allocates more than the header says: `preprocess.decode` refuses an image that turns out larger.
     """
     if data.startswith(JPEG_SIGNATURE):
-        return _jpeg(data, max_scans)
+        return _jpeg_header(data, max_scans)
     if data.startswith(PNG_SIGNATURE):
-        return _png(data)
+        return _png_header(data)
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return _webp(data)
+        return _webp_header(data)
     return None
 
 
-def _jpeg(data: bytes, max_scans: int) -> Header | None:
+def _jpeg_header(data: bytes, max_scans: int) -> Header | None:
     position, width, height, is_sequential, components = 2, 0, 0, True, 0
     for _ in range(MAX_PARTS_READ):
         match = _JPEG_MARKER.match(data, position)
@@ -124,16 +124,16 @@ def _jpeg(data: bytes, max_scans: int) -> Header | None:
             # The coefficients of the whole image are kept, and each scan passes over all of them.
             return Header(width, height, 1 + scans / 5, 14)
         position += max(2, int.from_bytes(data[position : position + 2], "big"))
-    return UNKNOWN
+    return UNKNOWN_HEADER
 
 
-def _png(data: bytes) -> Header | None:
+def _png_header(data: bytes) -> Header | None:
     header, has_transparency, position = None, False, 8
     for _ in range(MAX_PARTS_READ):
         kind = data[position + 4 : position + 8]
         if kind == b"IHDR":
             if header is not None:
-                return UNKNOWN
+                return UNKNOWN_HEADER
             header = data[position + 8 : position + 21]
         elif kind == b"tRNS":
             has_transparency = True
@@ -141,7 +141,7 @@ def _png(data: bytes) -> Header | None:
             break
         position += 12 + int.from_bytes(data[position : position + 4], "big")
     else:
-        return UNKNOWN
+        return UNKNOWN_HEADER
     if header is None or len(header) < 13:
         return None
     width, height = int.from_bytes(header[:4], "big"), int.from_bytes(header[4:8], "big")
@@ -155,7 +155,7 @@ def _png(data: bytes) -> Header | None:
     return Header(width, height, work, held, row_work=8 if is_interlaced else 4, row_bytes=24)
 
 
-def _webp(data: bytes) -> Header | None:
+def _webp_header(data: bytes) -> Header | None:
     kind, chunk = data[12:16], data[20:30]
     if len(chunk) < 10:
         return None

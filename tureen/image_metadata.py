@@ -35,7 +35,7 @@ _UNSIGNED = {3: "H", 4: "I"}  # types of a value, and what struct calls them
 _XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([1-8])')
 
 
-class Stripped(NamedTuple):
+class StrippedImage(NamedTuple):
     """data: the image that is left. exif, xmp: what said how to turn it, as it was in the file; else empty."""
 
     data: bytes
@@ -43,17 +43,17 @@ class Stripped(NamedTuple):
     xmp: bytes = b""
 
 
-def stripped(data: bytes, *, max_parts: int, max_scans: int) -> Stripped:
+def strip_metadata(data: bytes, *, max_parts: int, max_scans: int) -> StrippedImage:
     """A JPEG or PNG image without what decides no pixel; of an animation, the first frame. Others as they are.
 
     Raises ImageTooLargeError where a file has more parts or scans, UndecodableImageError where it ends before its
     pixels begin.
     """
     if data.startswith(JPEG_SIGNATURE):
-        image, scan = _stripped_jpeg(data, max_parts)
+        image, scan = _strip_jpeg(data, max_parts)
         _check_scans(image.data, scan, max_parts=max_parts, max_scans=max_scans)
         return image
-    return _stripped_png(data, max_parts) if data.startswith(PNG_SIGNATURE) else Stripped(data)
+    return _strip_png(data, max_parts) if data.startswith(PNG_SIGNATURE) else StrippedImage(data)
 
 
 def orientation(exif: bytes, xmp: bytes) -> int:
@@ -82,7 +82,7 @@ def _exif_orientation(tiff: bytes) -> int | None:
     return None
 
 
-def _stripped_jpeg(data: bytes, max_parts: int) -> tuple[Stripped, int]:
+def _strip_jpeg(data: bytes, max_parts: int) -> tuple[StrippedImage, int]:
     """The image, and where in it the first scan begins."""
     kept, exif, xmp, position = [data[:2]], b"", b"", 2
     for _ in range(max_parts):
@@ -93,7 +93,7 @@ def _stripped_jpeg(data: bytes, max_parts: int) -> tuple[Stripped, int]:
         if marker == _START_OF_SCAN:
             kept.append(data[start:])
             image = b"".join(kept)
-            return Stripped(image, exif, xmp), len(image) - len(kept[-1])
+            return StrippedImage(image, exif, xmp), len(image) - len(kept[-1])
         if marker in _WITHOUT_LENGTH:
             continue
         position += max(2, int.from_bytes(data[position : position + 2], "big"))
@@ -124,7 +124,7 @@ def _check_scans(data: bytes, position: int, *, max_parts: int, max_scans: int) 
     raise ImageTooLargeError("segments", max_parts)
 
 
-def _stripped_png(data: bytes, max_parts: int) -> Stripped:
+def _strip_png(data: bytes, max_parts: int) -> StrippedImage:
     kept, exif, xmp, position = [data[:8]], b"", b"", 8
     for _ in range(max_parts):
         kind = data[position + 4 : position + 8]
@@ -137,5 +137,5 @@ def _stripped_png(data: bytes, max_parts: int) -> Stripped:
             xmp = data[position + 8 : end - 4]
         position = end
         if kind == b"IEND" or position >= len(data):
-            return Stripped(b"".join(kept), exif, xmp)
+            return StrippedImage(b"".join(kept), exif, xmp)
     raise ImageTooLargeError("chunks", max_parts)

@@ -46,7 +46,7 @@ def is_one_image(images: object) -> bool:
     return isinstance(images, str | os.PathLike | bytes | bytearray | memoryview | BinaryFile | Image.Image)
 
 
-def pixels_of(source: ImageSource, spec: PreprocessSpec, limits: ImageLimits) -> Pixels:
+def pixels_from_source(source: ImageSource, spec: PreprocessSpec, limits: ImageLimits) -> Pixels:
     """The pixels, uint8 RGB (image_size, image_size, 3), of an image; a file and the Pillow image of it give the same.
 
     Of a path or a file no more is read than `limits` allow; a file is read from where it stands, and left open.
@@ -61,23 +61,23 @@ def pixels_of(source: ImageSource, spec: PreprocessSpec, limits: ImageLimits) ->
     if isinstance(source, bytes | bytearray | memoryview):
         return pixels_from_bytes(bytes(source), spec, limits)
     if isinstance(source, str | os.PathLike):
-        return pixels_from_bytes(_read_path(os.fsdecode(source), limits.max_image_bytes), spec, limits)
+        return pixels_from_bytes(_read_file_at(os.fsdecode(source), limits.max_image_bytes), spec, limits)
     if isinstance(source, BinaryFile):
-        return pixels_from_bytes(_read_file(source, limits.max_image_bytes), spec, limits)
+        return pixels_from_bytes(_read_open_file(source, limits.max_image_bytes), spec, limits)
     raise ArgumentTypeError(f"type {type(source).__name__} is no image: give {ACCEPTED}")
 
 
-def _read_path(path: str, max_bytes: int) -> bytes:
+def _read_file_at(path: str, max_bytes: int) -> bytes:
     try:
         with open(path, "rb") as file:
-            return _read(file, max_bytes)
+            return _read_up_to(file, max_bytes)
     except OSError as error:
         raise UnreadableImageError(path, error.strerror or "the system says no more") from error
     except ValueError as error:
         raise UnreadableImageError(path, "no path has a null character") from error
 
 
-def _read_file(file: BinaryFile, max_bytes: int) -> bytes:
+def _read_open_file(file: BinaryFile, max_bytes: int) -> bytes:
     if isinstance(file, io.TextIOBase):
         raise ArgumentTypeError("the file is opened as text: open it in binary mode, 'rb'")
     if getattr(file, "closed", False):
@@ -85,14 +85,14 @@ def _read_file(file: BinaryFile, max_bytes: int) -> bytes:
     if isinstance(file, io.IOBase) and not file.readable():
         raise UnreadableImageError("the file", "it is not open for reading")
     try:
-        return _read(file, max_bytes)
+        return _read_up_to(file, max_bytes)
     except ArgumentTypeError:
         raise
     except Exception as error:  # whatever a file of another library raises, the image is named by its place
         raise UnreadableImageError("the file", "reading it failed, and it may be cut short or damaged") from error
 
 
-def _read(file: BinaryFile, max_bytes: int) -> bytes:
+def _read_up_to(file: BinaryFile, max_bytes: int) -> bytes:
     """All that is left in the file, but at most one byte more than the limit, which refuses it."""
     data = b""
     while part := file.read(max_bytes + 1 - len(data)):

@@ -29,12 +29,12 @@ def available_cpus(proc: Path = Path("/proc/self")) -> int:
 
 def processor() -> str:
     """The processor's name, as its maker or the system gives it."""
-    return _cpuinfo("model name", CPUINFO) or platform.processor() or platform.machine()
+    return _cpuinfo_value("model name", CPUINFO) or platform.processor() or platform.machine()
 
 
 def cpu_flags(file: Path = CPUINFO) -> frozenset[str]:
     """What an x86 processor can do, in Linux's words, such as "avx512_bf16"; empty where the system does not say."""
-    return frozenset(_cpuinfo("flags", file).split())
+    return frozenset(_cpuinfo_value("flags", file).split())
 
 
 @dataclass(frozen=True)
@@ -63,14 +63,14 @@ def default_cache_directory(environment: Mapping[str, str] = os.environ) -> Path
     """Where compiled models and measurements of this machine are kept: TUREEN_CACHE_DIR, else the user's cache."""
     if given := environment.get("TUREEN_CACHE_DIR"):
         return Path(given)
-    return Path(environment.get("XDG_CACHE_HOME") or _in_home(".cache")) / "tureen"
+    return Path(environment.get("XDG_CACHE_HOME") or _home_directory(".cache")) / "tureen"
 
 
 def default_state_directory(environment: Mapping[str, str] = os.environ) -> Path:
     """Where what must survive a restart is kept: TUREEN_STATE_DIR, else the user's state."""
     if given := environment.get("TUREEN_STATE_DIR"):
         return Path(given)
-    return Path(environment.get("XDG_STATE_HOME") or _in_home(".local/state")) / "tureen"
+    return Path(environment.get("XDG_STATE_HOME") or _home_directory(".local/state")) / "tureen"
 
 
 def is_temporary(directory: Path) -> bool:
@@ -78,7 +78,7 @@ def is_temporary(directory: Path) -> bool:
     return _temporary_home.cache_info().currsize > 0 and directory.is_relative_to(_temporary_home())
 
 
-def _in_home(name: str) -> Path:
+def _home_directory(name: str) -> Path:
     """A directory in the user's home; in a temporary one where the user has none or cannot write there."""
     try:
         directory = Path.home() / name
@@ -96,7 +96,7 @@ def _temporary_home() -> Path:
     return Path(home)
 
 
-def _cpuinfo(key: str, file: Path) -> str:
+def _cpuinfo_value(key: str, file: Path) -> str:
     """What Linux says under that key of the first processor; empty where it does not."""
     try:
         lines = file.read_text().splitlines()
@@ -105,7 +105,7 @@ def _cpuinfo(key: str, file: Path) -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), "")
 
 
-def make_writable(directory: Path) -> None:
+def ensure_writable(directory: Path) -> None:
     """Make the directory where it is missing, for this user alone; raises OSError where no file can be made in it."""
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     tempfile.TemporaryFile(dir=directory).close()
@@ -130,13 +130,13 @@ def _cpu_quotas(proc: Path) -> list[float]:
         below = os.path.relpath(own[controller], root) if own[controller].startswith(root) else "."
         group = Path(os.path.normpath(mount_point / below))
         for directory in (group, *group.parents):
-            quotas += _quota(directory)
+            quotas += _cpu_quota(directory)
             if directory == mount_point:
                 break
     return quotas
 
 
-def _quota(group: Path) -> list[float]:
+def _cpu_quota(group: Path) -> list[float]:
     """CPUs that this control group allows, in a list; an empty one where it sets no limit."""
     for names in (["cpu.max"], ["cpu.cfs_quota_us", "cpu.cfs_period_us"]):
         try:

@@ -25,8 +25,8 @@ from tureen.errors import (
     UndecodableImageError,
     UnsupportedImageTypeError,
 )
-from tureen.image_cost import UNKNOWN, read_header
-from tureen.image_metadata import JPEG_SIGNATURE, PNG_SIGNATURE, orientation, stripped
+from tureen.image_cost import UNKNOWN_HEADER, read_header
+from tureen.image_metadata import JPEG_SIGNATURE, PNG_SIGNATURE, orientation, strip_metadata
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 PILLOW_MAX_PIXELS = 89_478_485  # where Pillow's own decompression-bomb check sets in
@@ -114,16 +114,16 @@ def decode(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
     # A decoder answers damaged input with almost any exception, and its text may hold addresses or paths: every
     # one of them means "cannot be decoded" to the caller, and none of them is passed on.
     try:
-        lean, exif, xmp = stripped(data, max_parts=limits.max_image_parts, max_scans=limits.max_jpeg_scans)
+        lean, exif, xmp = strip_metadata(data, max_parts=limits.max_image_parts, max_scans=limits.max_jpeg_scans)
         with Image.open(io.BytesIO(lean), formats=FORMATS) as image:
             width, height = image.size
             if width * height > limits.max_image_pixels:
                 raise ImageTooLargeError("pixels", limits.max_image_pixels)
             header = read_header(data, max_scans=limits.max_jpeg_scans)
-            if header is None or (header is not UNKNOWN and header.pixels < width * height):
+            if header is None or (header is not UNKNOWN_HEADER and header.pixels < width * height):
                 raise UndecodableImageError  # two headers that differ, so that its cost was counted too low
-            if image.format == "JPEG" and (rgb := _fast_jpeg(lean, image)) is not None:
-                return _upright(rgb, orientation(exif, xmp))
+            if image.format == "JPEG" and (rgb := _decode_with_simplejpeg(lean, image)) is not None:
+                return _apply_orientation(rgb, orientation(exif, xmp))
             return _upright_rgb(image, exif, xmp)
     except ImageTooLargeError:
         raise
@@ -171,10 +171,10 @@ def _upright_rgb(image: Image.Image, exif: bytes = b"", xmp: bytes = b"") -> Ima
     """The one conversion of encoded and of Pillow images. exif, xmp: from the file, where they are not in `info`."""
     image.load()
     exif, xmp = exif or image.info.get("exif") or b"", xmp or image.info.get("xmp") or b""
-    return _upright(_to_rgb(image), orientation(exif, xmp))
+    return _apply_orientation(_to_rgb(image), orientation(exif, xmp))
 
 
-def _fast_jpeg(data: bytes, image: Image.Image) -> Image.Image | None:
+def _decode_with_simplejpeg(data: bytes, image: Image.Image) -> Image.Image | None:
     """The JPEG in RGB by simplejpeg, whose pixels are Pillow's own; None where it is missing, or has any doubt.
 
     It refuses what is damaged in the least, and CMYK is not its own: Pillow decides what becomes of those. image: the
@@ -205,6 +205,6 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _upright(rgb: Image.Image, orientation: int) -> Image.Image:
+def _apply_orientation(rgb: Image.Image, orientation: int) -> Image.Image:
     transpose = _UPRIGHT.get(orientation)
     return rgb if transpose is None else rgb.transpose(transpose)

@@ -31,7 +31,7 @@ from tureen.errors import (
     InvalidPixelsError,
     SingleTokenError,
 )
-from tureen.image_sources import ACCEPTED, ImageSource, is_one_image, pixels_of
+from tureen.image_sources import ACCEPTED, ImageSource, is_one_image, pixels_from_source
 from tureen.machine import available_cpus, default_cache_directory
 from tureen.preprocess import DEFAULT_LIMITS, ImageLimits, Pixels
 from tureen.tokens import CLEAN_BETA, ROBUST_BETA, mix_rows, parse_beta
@@ -65,7 +65,7 @@ class Soup:
         self.engine = engine
         self.limits = limits
         self._is_closed = False
-        self._opening: _Opening | None = None  # None: not opened by `load`
+        self._opening: _LoadArguments | None = None  # None: not opened by `load`
 
     def __repr__(self) -> str:
         manifest = self.bundle.manifest
@@ -103,14 +103,14 @@ class Soup:
             raise ArgumentTypeError(f"images is a {type(images).__name__}; give a list, each {ACCEPTED}")
         betas = self._betas(beta)
         if isinstance(betas, list) and isinstance(images, Sized) and len(images) != len(betas):
-            raise _different_numbers(len(images), len(betas))
+            raise _count_mismatch(len(images), len(betas))
         numbered = enumerate(images)
         answers: list[Classification] = []
         while rows := [self._pixels(index, image) for index, image in islice(numbered, CHUNK_IMAGES)]:
             start = len(answers)
             chosen = betas[start : start + len(rows)] if isinstance(betas, list) else [betas] * len(rows)
             if len(chosen) < len(rows):
-                raise _different_numbers(f"more than {start + len(chosen)}", start + len(chosen))
+                raise _count_mismatch(f"more than {start + len(chosen)}", start + len(chosen))
             answers += [
                 Classification(
                     beta=b if self.bundle.manifest.has_two_tokens else None,
@@ -119,7 +119,7 @@ class Soup:
                 for b, row in zip(chosen, self.logits(np.stack(rows), chosen), strict=True)
             ]
         if isinstance(betas, list) and len(answers) < len(betas):
-            raise _different_numbers(len(answers), len(betas))
+            raise _count_mismatch(len(answers), len(betas))
         return answers
 
     def logits(self, pixels: Pixels, betas: Sequence[float]) -> NDArray[np.float32]:
@@ -132,7 +132,7 @@ class Soup:
         size, classes = self.bundle.manifest.preprocess.image_size, len(self.labels)
         if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape[1:] != (size, size, 3):
             raise InvalidPixelsError("pixels", pixels, f"uint8 (B, {size}, {size}, 3)")
-        column = _checked_betas(betas, len(pixels))
+        column = _beta_column(betas, len(pixels))
         if not len(pixels):
             return np.empty((0, classes), np.float32)
         tokens = mix_rows(self.bundle.clean_token, self.bundle.robust_token, column)
@@ -159,7 +159,7 @@ class Soup:
         if self._opening is None:
             raise pickle.PicklingError("only a soup that tureen.load opened can be pickled")
         manifest = self.bundle.manifest
-        return _reopened, (self._opening, self.limits, f"{manifest.name} {manifest.version}")
+        return _load_again, (self._opening, self.limits, f"{manifest.name} {manifest.version}")
 
     def _check_open(self) -> None:
         if self._is_closed:
@@ -171,15 +171,15 @@ class Soup:
             return self.bundle.manifest.default_beta
         if not self.bundle.manifest.has_two_tokens:
             raise SingleTokenError
-        given = _plain(beta)
+        given = _to_python(beta)
         if isinstance(given, bytes | bytearray):  # of which float() reads the text
             raise InvalidBetaError(given)
         has_several = isinstance(given, Iterable) and not isinstance(given, str)
-        return [parse_beta(_plain(b)) for b in given] if has_several else parse_beta(given)
+        return [parse_beta(_to_python(b)) for b in given] if has_several else parse_beta(given)
 
     def _pixels(self, index: int, image: ImageSource) -> Pixels:
         try:
-            return pixels_of(image, self.bundle.manifest.preprocess, self.limits)
+            return pixels_from_source(image, self.bundle.manifest.preprocess, self.limits)
         except ImageError as error:
             error.index = index
             raise
@@ -188,7 +188,7 @@ class Soup:
 
 
 @dataclass(frozen=True)
-class _Opening:
+class _LoadArguments:
     """What `load` was called with."""
 
     path: Path  # absolute
@@ -213,11 +213,11 @@ def load(
     bundle = load_bundle(path)
     used = options or EngineOptions(threads=available_cpus(), cache=default_cache_directory())
     soup = Soup(bundle, open_engine(bundle, engine, precision, used), limits)
-    soup._opening = _Opening(Path(path).absolute(), engine, precision, options)
+    soup._opening = _LoadArguments(Path(path).absolute(), engine, precision, options)
     return soup
 
 
-def _reopened(opening: _Opening, limits: ImageLimits, model: str) -> Soup:
+def _load_again(opening: _LoadArguments, limits: ImageLimits, model: str) -> Soup:
     soup = load(
         opening.path, engine=opening.engine, precision=opening.precision, options=opening.options, limits=limits
     )
@@ -228,16 +228,16 @@ def _reopened(opening: _Opening, limits: ImageLimits, model: str) -> Soup:
     return soup
 
 
-def _different_numbers(images: int | str, betas: int) -> ArgumentError:
+def _count_mismatch(images: int | str, betas: int) -> ArgumentError:
     return ArgumentError(f"{images} images and {betas} β: give one β, or one for each image")
 
 
-def _plain(beta: Any) -> Any:
+def _to_python(beta: Any) -> Any:
     """NumPy's scalars and arrays, and torch's, as numbers and lists of Python; everything else as it is."""
     return beta.tolist() if hasattr(beta, "tolist") else beta
 
 
-def _checked_betas(betas: Sequence[float], count: int) -> NDArray[np.float32]:
+def _beta_column(betas: Sequence[float], count: int) -> NDArray[np.float32]:
     """float32 (count,), all in [0, 1]; raises ArgumentError or InvalidBetaError."""
     try:
         column = np.asarray(betas, dtype=np.float32)

@@ -19,7 +19,7 @@ LEAST_ROUNDS = 3
 TURN_S = 0.02  # shorter, and the clock and the scheduler are what is measured
 
 
-def in_turns(
+def run_in_turns(
     functions: Sequence[Callable[[], Result]], *, rounds: int = ROUNDS, seconds: float = math.inf
 ) -> list[list[Result]]:
     """What each function returned, round by round; who comes first alternates.
@@ -36,16 +36,16 @@ def in_turns(
     return results
 
 
-def interleaved(functions: Sequence[Callable[[], object]], *, rounds: int = ROUNDS) -> list[float]:
+def median_seconds(functions: Sequence[Callable[[], object]], *, rounds: int = ROUNDS) -> list[float]:
     """Median seconds of each function, called in turns after a warm-up; each turn is as many calls as fill 20 ms."""
     for function in functions:
         function()
-    calls = calls_to_fill(TURN_S, seconds_of(functions[0], 1))
-    times = in_turns([partial(seconds_of, function, calls) for function in functions], rounds=rounds)
+    calls = calls_to_fill(TURN_S, time_calls(functions[0], 1))
+    times = run_in_turns([partial(time_calls, function, calls) for function in functions], rounds=rounds)
     return [median(turns) / calls for turns in times]
 
 
-def seconds_of(function: Callable[[], object], calls: int) -> float:
+def time_calls(function: Callable[[], object], calls: int) -> float:
     """How long so many calls take, one after the other."""
     started = time.perf_counter()
     for _ in range(calls):

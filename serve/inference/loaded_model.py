@@ -26,7 +26,7 @@ from tureen.bundle.bundle import Bundle
 from tureen.engines import open_engine
 from tureen.engines.paired import CPU_ENGINES, PairedEngine
 from tureen.errors import TureenError
-from tureen.image_cost import LEAST, ImageCost, image_cost
+from tureen.image_cost import LEAST_COST, ImageCost, image_cost
 from tureen.preprocess import ImageLimits, Pixels
 from tureen.soup import Soup
 
@@ -41,7 +41,7 @@ class InferenceRequest:
 
     image: bytes | Pixels
     betas: tuple[float, ...]
-    cost: ImageCost = LEAST
+    cost: ImageCost = LEAST_COST
 
 
 @dataclass(frozen=True)

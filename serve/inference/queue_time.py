@@ -14,7 +14,7 @@ from functools import cached_property
 
 import numpy as np
 
-from tureen.image_cost import LEAST, ImageCost, ImageKind
+from tureen.image_cost import LEAST_COST, ImageCost, ImageKind
 
 HALF_LIFE_S = 2.0  # a measurement of this age has half its weight
 PRIOR_S = 0.02  # weight of the speed measured at start, in seconds of work beside later measurements
@@ -155,7 +155,7 @@ class QueueTime:
         if not self._is_idle:
             self._engine.record(seconds, expected_s=self.start.inference_s(rows), now_s=now_s)
 
-    def expected_s(self, costs: Iterable[ImageCost] = (LEAST,), rows: int = 1) -> float:
+    def expected_s(self, costs: Iterable[ImageCost] = (LEAST_COST,), rows: int = 1) -> float:
         """Returns the expected seconds of a request of these images, in this many rows.
 
         Lanes decode concurrently, so the slowest lane counts. An image that is not small counts only behind others of

@@ -27,9 +27,9 @@ from serve.telemetry.metrics import Metrics, beta_bucket
 from serve.telemetry.request_trace import REQUEST_TRACE
 from tureen.bundle.bundle import Bundle, load_bundle
 from tureen.bundle.manifest import BACKBONE, Manifest
-from tureen.engines.timings_cache import explain
+from tureen.engines.timings_cache import explain_choice
 from tureen.errors import SingleTokenError, TureenError
-from tureen.image_cost import LEAST, NOTHING, ImageCost, ImageKind, image_cost
+from tureen.image_cost import LEAST_COST, NO_COST, ImageCost, ImageKind, image_cost
 from tureen.preprocess import Pixels
 from tureen.soup import Soup
 from tureen.tokens import CLEAN_BETA, ROBUST_BETA
@@ -126,7 +126,7 @@ class Service:
         await self._decoders.close()
 
     def refusal(
-        self, costs: Sequence[ImageCost] = (LEAST,), rows: int = 1, timeout_ms: int | None = None
+        self, costs: Sequence[ImageCost] = (LEAST_COST,), rows: int = 1, timeout_ms: int | None = None
     ) -> TureenError | None:
         """Returns the error for a request of these images and rows if it cannot be admitted now, else None.
 
@@ -259,7 +259,7 @@ class Service:
                 "precision": engine.precision,
             }
         )
-        reason = explain(bundle, self.settings.engine_options)
+        reason = explain_choice(bundle, self.settings.engine_options)
         suffix = f"; {reason}" if reason else ""
         logger.info(
             "ready: %s %s on %s %s, golden rows reproduced, after %.1f s%s",
@@ -268,7 +268,7 @@ class Service:
 
     def _cost(self, image: bytes | Pixels) -> ImageCost:
         if not isinstance(image, bytes):
-            return NOTHING
+            return NO_COST
         limits = self.settings.limits
         return image_cost(image, max_pixels=limits.max_image_pixels, max_scans=limits.max_jpeg_scans)
 

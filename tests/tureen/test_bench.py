@@ -13,13 +13,13 @@ from PIL import Image
 
 from serve.settings import parse_settings
 from tureen.bench.recommendations import best_for_latency, best_for_throughput
-from tureen.bench.records import Assignment, Benchmark, Measured, Rate, Turn
+from tureen.bench.records import BatchRate, Benchmark, EngineMeasurement, EngineSetup, TimedTurn
 from tureen.bench.table import benchmark_text
 from tureen.bench.worker import Worker
 from tureen.bundle.bundle import MANIFEST, load_bundle
 from tureen.engines import open_engine
 from tureen.engines.base import EngineOptions
-from tureen.engines.timings_cache import explain
+from tureen.engines.timings_cache import explain_choice
 from tureen.errors import EngineError
 
 NO_FILE = "engines/backbone-int8.onnx"
@@ -105,7 +105,7 @@ def test_auto_opens_what_was_measured_best_without_a_race(measured, damaged, str
     caplog.set_level(logging.INFO, "tureen.engines")
     options = EngineOptions(threads=2, streams=streams, cache=out / "cache")
     bundle = load_bundle(damaged)
-    assert f"measured {benchmark.measured_on} by bench at batch" in explain(bundle, options)
+    assert f"measured {benchmark.measured_on} by bench at batch" in explain_choice(bundle, options)
     engine = open_engine(bundle, options=options)
     engine.close()
     engines = [e for e in benchmark.engines if e.streams == streams]
@@ -136,24 +136,24 @@ def test_without_any_engine_the_reasons_are_the_error(damaged, tmp_path):
 
 def test_a_worker_that_dies_is_an_engine_that_is_out(bundle_path):
     worker = Worker(
-        Assignment(bundle=str(bundle_path), engine="onnxruntime", precision="fp32", threads=1, streams=1, max_batch=2)
+        EngineSetup(bundle=str(bundle_path), engine="onnxruntime", precision="fp32", threads=1, streams=1, max_batch=2)
     )
-    assert len(worker.turn(Turn(batch=2, calls=3)).call_seconds) == 3
+    assert len(worker.turn(TimedTurn(batch=2, calls=3)).call_seconds) == 3
     worker._process.kill()
     with pytest.raises(EngineError, match="ended by itself, with status -9"):
-        worker.turn(Turn(batch=1, calls=1))
+        worker.turn(TimedTurn(batch=1, calls=1))
     worker.close()
 
 
 def engine(name, rates, *, p50_ms=1.0, streams=1):
-    return Measured(
+    return EngineMeasurement(
         engine=name.split()[0],
         precision=name.split()[1],
         engine_version="1",
         streams=streams,
         load_s=1,
         memory_bytes=None,
-        rates=[Rate(batch=batch, images_per_second=rate) for batch, rate in rates.items()],
+        rates=[BatchRate(batch=batch, images_per_second=rate) for batch, rate in rates.items()],
         skipped=[batch for batch in (1, 2, 4) if batch not in rates],
         mixed_batch=max(rates),
         mixed_ratio=1.01,

@@ -10,7 +10,7 @@ from PIL import Image
 from tests.malformed_images import ENORMOUS, png_file, png_header
 from tests.sound_images import sound_images
 from tureen.errors import ImageError, UndecodableImageError
-from tureen.image_cost import LEAST, UNKNOWN, WORK_PER_BYTE, ImageKind, image_cost, read_header
+from tureen.image_cost import LEAST_COST, UNKNOWN_HEADER, WORK_PER_BYTE, ImageKind, image_cost, read_header
 from tureen.preprocess import decode
 
 
@@ -72,8 +72,8 @@ def test_deep_transparent_and_narrow_images_cost_more_than_plain_ones(encode):
 
 def test_what_is_refused_before_it_is_decoded_costs_the_least(encode):
     image = encode(Image.new("RGB", (100, 100)))
-    assert cost(image, max_pixels=9_999) is LEAST
-    assert cost(b"") is cost(b"no image") is cost(image[:20]) is LEAST
+    assert cost(image, max_pixels=9_999) is LEAST_COST
+    assert cost(b"") is cost(b"no image") is cost(image[:20]) is LEAST_COST
     assert cost(image, max_pixels=10_000).pixels == 10_000
 
 
@@ -81,7 +81,7 @@ def test_a_header_far_from_the_beginning_costs_the_most(encode):
     comment = b"\xff\xfe" + struct.pack(">H", 2)
     image = encode(Image.new("RGB", (10, 10)), "JPEG")
     hidden = image[:2] + comment * 300 + image[2:]
-    assert read_header(hidden, max_scans=32) is UNKNOWN
+    assert read_header(hidden, max_scans=32) is UNKNOWN_HEADER
     assert cost(hidden).pixels == 25_000_000
     assert decode(hidden).size == (10, 10)
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from tureen.errors import ImageTooLargeError, UndecodableImageError
-from tureen.image_metadata import orientation, stripped
+from tureen.image_metadata import orientation, strip_metadata
 from tureen.preprocess import ImageLimits, decode
 
 LIMITS = {"max_parts": 10_000, "max_scans": 32}
@@ -48,13 +48,13 @@ def pixels(data, **limits):
 def test_comments_profiles_previews_and_padding_go_and_every_pixel_stays(jpeg):
     extra = segment(0xFE, b"a comment") + segment(0xE2, b"ICC_PROFILE\0\1\1" + bytes(500)) + segment(0xED, b"Photoshop")
     crowded = jpeg[:2] + extra + b"\xff" * 9 + jpeg[2:20] + b"junk\xff\0junk" + jpeg[20:]
-    assert stripped(crowded, **LIMITS).data == jpeg
+    assert strip_metadata(crowded, **LIMITS).data == jpeg
     np.testing.assert_array_equal(pixels(crowded), pixels(jpeg))
 
 
 def test_what_tells_a_jpegs_colours_stays(photograph, encode):
     for image in (encode(photograph, "JPEG", keep_rgb=True), encode(photograph.convert("CMYK"), "JPEG")):
-        assert b"Adobe" in stripped(image, **LIMITS).data
+        assert b"Adobe" in strip_metadata(image, **LIMITS).data
         with Image.open(io.BytesIO(image)) as opened:
             np.testing.assert_array_equal(pixels(image), np.asarray(opened.convert("RGB")))
 
@@ -63,14 +63,14 @@ def test_of_a_png_texts_profiles_and_frames_go(photograph, encode):
     plain = encode(photograph)
     crowded = encode(photograph, save_all=True, append_images=[photograph.rotate(90)], icc_profile=bytes(500))
     assert {b"acTL", b"iCCP", b"fdAT"} <= {crowded[i : i + 4] for i in range(len(crowded))}
-    left = stripped(crowded, **LIMITS).data
+    left = strip_metadata(crowded, **LIMITS).data
     assert not {b"acTL", b"iCCP", b"fdAT", b"fcTL"} & {left[i : i + 4] for i in range(len(left))}
     np.testing.assert_array_equal(pixels(crowded), pixels(plain))
 
 
 def test_a_webp_is_left_to_its_library(photograph, encode):
     data = encode(photograph, "WEBP")
-    assert stripped(data, **LIMITS) == (data, b"", b"")
+    assert strip_metadata(data, **LIMITS) == (data, b"", b"")
 
 
 def test_a_photograph_that_cameras_store_with_a_second_one_is_its_first(photograph, encode):
@@ -132,7 +132,7 @@ def test_a_file_of_nothing_but_parts_is_refused(jpeg, photograph, encode):
 
 def test_a_jpeg_without_pixels_is_damaged(jpeg):
     with pytest.raises(UndecodableImageError):
-        stripped(jpeg[: jpeg.index(SCAN)], **LIMITS)
+        strip_metadata(jpeg[: jpeg.index(SCAN)], **LIMITS)
 
 
 def with_scans(progressive, count, before=b""):

@@ -16,7 +16,7 @@ from tureen.errors import (
     UnreadableImageError,
     UnsupportedImageTypeError,
 )
-from tureen.image_sources import is_one_image, pixels_of
+from tureen.image_sources import is_one_image, pixels_from_source
 from tureen.preprocess import DEFAULT_LIMITS, ImageLimits, PreprocessSpec
 
 SPEC = PreprocessSpec(image_size=16)
@@ -58,25 +58,25 @@ def file(encode, photograph, tmp_path_factory) -> Path:
     ],
 )
 def test_every_kind_of_source_gives_the_same_pixels(file, photograph, source):
-    expected = pixels_of(photograph, SPEC, DEFAULT_LIMITS)
-    np.testing.assert_array_equal(pixels_of(source(file), SPEC, DEFAULT_LIMITS), expected)
+    expected = pixels_from_source(photograph, SPEC, DEFAULT_LIMITS)
+    np.testing.assert_array_equal(pixels_from_source(source(file), SPEC, DEFAULT_LIMITS), expected)
 
 
 def test_an_open_file_is_read_and_left_open(file):
     with file.open("rb") as opened:
-        pixels_of(opened, SPEC, DEFAULT_LIMITS)
+        pixels_from_source(opened, SPEC, DEFAULT_LIMITS)
         assert not opened.closed
         with pytest.raises(EmptyImageError):  # it stands at its end
-            pixels_of(opened, SPEC, DEFAULT_LIMITS)
+            pixels_from_source(opened, SPEC, DEFAULT_LIMITS)
 
 
 def test_no_more_is_read_than_the_limit_and_the_byte_that_refuses_it(file):
     trickle = Trickle(file.read_bytes())
     with pytest.raises(ImageTooLargeError):
-        pixels_of(trickle, SPEC, ImageLimits(max_image_bytes=100))
+        pixels_from_source(trickle, SPEC, ImageLimits(max_image_bytes=100))
     assert trickle.given == 101
     with pytest.raises(ImageTooLargeError):
-        pixels_of("/dev/zero", SPEC, DEFAULT_LIMITS)
+        pixels_from_source("/dev/zero", SPEC, DEFAULT_LIMITS)
 
 
 @pytest.mark.parametrize(
@@ -90,34 +90,34 @@ def test_no_more_is_read_than_the_limit_and_the_byte_that_refuses_it(file):
 )
 def test_a_path_that_cannot_be_read_is_named_with_the_reason(path, reason):
     with pytest.raises(UnreadableImageError, match=reason):
-        pixels_of(path, SPEC, DEFAULT_LIMITS)
+        pixels_from_source(path, SPEC, DEFAULT_LIMITS)
 
 
 def test_a_file_that_cannot_be_read_says_what_to_look_at(file):
     with file.open("rb") as closed:
         pass
     with pytest.raises(UnreadableImageError, match="the file cannot be read: it is closed"):
-        pixels_of(closed, SPEC, DEFAULT_LIMITS)
+        pixels_from_source(closed, SPEC, DEFAULT_LIMITS)
     with file.open("ab") as appended, pytest.raises(UnreadableImageError, match="not open for reading"):
-        pixels_of(appended, SPEC, DEFAULT_LIMITS)
+        pixels_from_source(appended, SPEC, DEFAULT_LIMITS)
 
 
 def test_a_file_in_text_mode_is_refused_with_the_mode_to_give(tmp_path):
     (tmp_path / "text").write_text("text")
     with (tmp_path / "text").open() as text, pytest.raises(ArgumentTypeError, match="binary mode, 'rb'"):
-        pixels_of(text, SPEC, DEFAULT_LIMITS)
+        pixels_from_source(text, SPEC, DEFAULT_LIMITS)
 
 
 def test_a_picture_opened_as_text_is_refused_with_the_mode_to_give(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     with (tmp_path / "a.png").open() as text, pytest.raises(ArgumentTypeError, match="binary mode, 'rb'"):
-        pixels_of(text, SPEC, DEFAULT_LIMITS)
+        pixels_from_source(text, SPEC, DEFAULT_LIMITS)
 
 
 def test_a_file_whose_reading_fails_in_any_way_is_an_image_that_cannot_be_read():
     encoded = io.BytesIO(gzip.compress(b"x" * 10_000)[:-20])
     with gzip.open(encoded) as cut, pytest.raises(UnreadableImageError, match="cut short or damaged"):
-        pixels_of(cut, SPEC, DEFAULT_LIMITS)
+        pixels_from_source(cut, SPEC, DEFAULT_LIMITS)
     with zipfile.ZipFile(whole := io.BytesIO(), "w") as written:
         written.writestr("a", b"x" * 100)
     damaged = bytearray(whole.getvalue())
@@ -127,13 +127,13 @@ def test_a_file_whose_reading_fails_in_any_way_is_an_image_that_cannot_be_read()
         archive.open("a") as member,
         pytest.raises(UnreadableImageError, match="cut short or damaged"),
     ):
-        pixels_of(member, SPEC, DEFAULT_LIMITS)
+        pixels_from_source(member, SPEC, DEFAULT_LIMITS)
 
 
 @pytest.mark.parametrize("source", [None, 7, object(), [b"list"], {"path": "a.png"}])
 def test_what_is_no_image_is_refused_with_the_types_that_are(source):
     with pytest.raises(ArgumentTypeError, match=f"type {type(source).__name__} is no image: give a path.*array"):
-        pixels_of(source, SPEC, DEFAULT_LIMITS)
+        pixels_from_source(source, SPEC, DEFAULT_LIMITS)
 
 
 @pytest.mark.parametrize(
@@ -143,12 +143,12 @@ def test_what_is_no_image_is_refused_with_the_types_that_are(source):
 def test_an_array_that_is_no_image_is_refused_with_its_dtype_and_shape(array):
     shown = f"{array.dtype} {array.shape}".replace("(", r"\(").replace(")", r"\)")
     with pytest.raises(InvalidPixelsError, match=rf"is {shown}: give uint8 RGB \(H, W, 3\)"):
-        pixels_of(array, SPEC, DEFAULT_LIMITS)
+        pixels_from_source(array, SPEC, DEFAULT_LIMITS)
 
 
 def test_bytes_that_are_no_image_are_refused():
     with pytest.raises(UnsupportedImageTypeError):
-        pixels_of(memoryview(b"text"), SPEC, DEFAULT_LIMITS)
+        pixels_from_source(memoryview(b"text"), SPEC, DEFAULT_LIMITS)
 
 
 def test_one_image_is_told_from_several(file, photograph):

@@ -1,4 +1,4 @@
-from tureen.timing import LEAST_ROUNDS, calls_to_fill, in_turns, interleaved, seconds_of
+from tureen.timing import LEAST_ROUNDS, calls_to_fill, median_seconds, run_in_turns, time_calls
 
 
 def test_each_has_its_turn_in_every_round_and_who_comes_first_alternates():
@@ -8,16 +8,16 @@ def test_each_has_its_turn_in_every_round_and_who_comes_first_alternates():
         order.append(name)
         return name, len(order)
 
-    results = in_turns([lambda: turn("a"), lambda: turn("b")], rounds=4)
+    results = run_in_turns([lambda: turn("a"), lambda: turn("b")], rounds=4)
     assert [name for name, _ in results[0]] == ["a"] * 4
     assert [name for name, _ in results[1]] == ["b"] * 4
     assert "".join(order) == "baabbaab"
 
 
 def test_where_time_is_up_there_are_three_rounds_still():
-    assert len(in_turns([list], rounds=31, seconds=1e-9)[0]) == LEAST_ROUNDS
-    assert len(in_turns([list], rounds=2, seconds=1e-9)[0]) == 2
-    assert len(in_turns([list], rounds=31, seconds=1e9)[0]) == 31
+    assert len(run_in_turns([list], rounds=31, seconds=1e-9)[0]) == LEAST_ROUNDS
+    assert len(run_in_turns([list], rounds=2, seconds=1e-9)[0]) == 2
+    assert len(run_in_turns([list], rounds=31, seconds=1e9)[0]) == 31
 
 
 def test_every_function_is_called_equally_often():
@@ -26,7 +26,7 @@ def test_every_function_is_called_equally_often():
     def count(name):
         calls[name] += 1
 
-    seconds = interleaved([lambda: count("a"), lambda: count("b")], rounds=3)
+    seconds = median_seconds([lambda: count("a"), lambda: count("b")], rounds=3)
     assert len(seconds) == 2
     assert min(seconds) > 0
     assert calls["a"] == calls["b"] + 1  # the first one tells how long a call takes
@@ -36,4 +36,4 @@ def test_a_turn_is_as_many_calls_as_fill_it_and_one_at_least():
     assert calls_to_fill(0.02, 0.003) == 6
     assert calls_to_fill(0.02, 5) == 1
     assert calls_to_fill(0.02, 0) > 1
-    assert seconds_of(list, 2) > 0
+    assert time_calls(list, 2) > 0

@@ -29,7 +29,7 @@ from tureen.bundle.bundle import MANIFEST
 from tureen.bundle.manifest import AccuracyRow, Evaluation
 from tureen.commands.report import (
     accuracy_table,
-    check_list,
+    check_results,
     clean_table,
     ensemble_table,
     epsilon_table,
@@ -228,7 +228,7 @@ def _print(rows: list[AccuracyRow], evaluation: Evaluation, *, as_json: bool) ->
         parts.append(epsilon_table(evaluation.epsilon_curve))
     if evaluation.shifts:
         parts.append(shift_table(evaluation.shifts))
-    print("\n\n".join([*parts, check_list(evaluation.checks)]))
+    print("\n\n".join([*parts, check_results(evaluation.checks)]))
 
 
 def _plot(rows: list[AccuracyRow], evaluation: Evaluation, path: Path, name: str) -> None:

@@ -19,7 +19,7 @@ from training.recipes import RECIPES, Recipe, load_recipe, with_settings
 from training.resume import read_saved_run
 from training.run import SAVE_INTERVAL_S, STATE, RunOptions, run
 from tureen.arguments import positive_int
-from tureen.commands.report import accuracy_table, check_list
+from tureen.commands.report import accuracy_table, check_results
 
 
 def train(arguments: list[str]) -> int:
@@ -93,7 +93,7 @@ def train(arguments: list[str]) -> int:
     if options.json:
         print(json.dumps([row.model_dump() for row in checkpoint.accuracy], indent=2))
     else:
-        print(f"{accuracy_table(checkpoint.accuracy)}\n\n{check_list(checkpoint.evaluation.checks)}")
+        print(f"{accuracy_table(checkpoint.accuracy)}\n\n{check_results(checkpoint.evaluation.checks)}")
         print(f"\ntrained in {checkpoint.provenance['training_seconds']:.0f} s; next: tureen export {out} --out BUNDLE")
     return 0
 

@@ -12,7 +12,7 @@ from tureen.bench.measure import measure
 from tureen.bench.recommendations import rankings
 from tureen.bench.table import benchmark_text
 from tureen.bundle.bundle import load_bundle
-from tureen.engines.timings_cache import keep
+from tureen.engines.timings_cache import write_ranking
 from tureen.machine import available_cpus, default_cache_directory
 
 
@@ -65,10 +65,10 @@ def bench(arguments: list[str]) -> int:
         streams=streams,
         max_batch=options.max_batch,
         seconds=options.seconds,
-        on_progress=_show,
+        on_progress=_show_progress,
     )
-    _show("")
-    kept = [keep(ranking, options.cache_dir) for ranking in rankings(bundle, benchmark)]
+    _show_progress("")
+    kept = [write_ranking(ranking, options.cache_dir) for ranking in rankings(bundle, benchmark)]
     if options.plot:
         from tureen.bench.plot import plot_benchmark
 
@@ -82,7 +82,7 @@ def bench(arguments: list[str]) -> int:
     return 0
 
 
-def _show(text: str) -> None:
+def _show_progress(text: str) -> None:
     """One line of progress on a terminal, in place of the last one; nothing where nobody watches."""
     if sys.stderr.isatty():
         print(f"\r\x1b[K{f'bench: {text}' if text else ''}", end="", file=sys.stderr, flush=True)

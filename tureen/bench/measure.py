@@ -15,13 +15,21 @@ from statistics import median
 import numpy as np
 
 from tureen.bench.recommendations import best_for_latency, best_for_throughput
-from tureen.bench.records import Assignment, Benchmark, LeftOut, Measured, Rate, Times, Turn
+from tureen.bench.records import (
+    BatchRate,
+    Benchmark,
+    EngineMeasurement,
+    EngineSetup,
+    ExcludedEngine,
+    TimedTurn,
+    TurnTimes,
+)
 from tureen.bench.worker import Worker
 from tureen.bundle.bundle import Bundle
 from tureen.engines.base import EngineOptions
 from tureen.engines.timings_cache import conditions
 from tureen.errors import EngineError
-from tureen.timing import TURN_S, calls_to_fill, in_turns
+from tureen.timing import TURN_S, calls_to_fill, run_in_turns
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 MIXED_BATCH = 32
@@ -31,7 +39,7 @@ SHORTEST_TURNS = 15  # a turn takes at most this part of the time there is
 
 
 @dataclass(eq=False)
-class _Contestant:
+class _Candidate:
     """An engine in its process, and what it takes part in."""
 
     worker: Worker
@@ -56,26 +64,26 @@ def measure(
 
     Raises EngineError where not one of them could be measured, with the reasons.
     """
-    left_out: list[LeftOut] = []
-    contestants: list[_Contestant] = []
+    left_out: list[ExcludedEngine] = []
+    contestants: list[_Candidate] = []
     max_turn_s = seconds / SHORTEST_TURNS
     with ExitStack() as processes:
-        for assignment in _assignments(bundle, threads, streams, max_batch):
+        for assignment in _engine_setups(bundle, threads, streams, max_batch):
             on_progress(f"open {assignment.name}, streams {assignment.streams}")
             try:
                 worker = Worker(assignment)
                 processes.callback(worker.close)
-                contestants.append(_Contestant(worker, _calibrate(worker, max_turn_s)))
+                contestants.append(_Candidate(worker, _calibrate(worker, max_turn_s)))
             except EngineError as error:
-                left_out.append(_left_out(assignment, str(error)))
-        turns = _turns(contestants, max_turn_s)
-        takes = [partial(_take, contestant, turn, on_progress) for contestant, turn in turns]
-        results = in_turns(takes, seconds=seconds)
-    times_of: dict[_Contestant, dict[Turn, list[Times]]] = {contestant: {} for contestant in contestants}
+                left_out.append(_excluded(assignment, str(error)))
+        turns = _plan_round(contestants, max_turn_s)
+        takes = [partial(_run_turn, contestant, turn, on_progress) for contestant, turn in turns]
+        results = run_in_turns(takes, seconds=seconds)
+    times_of: dict[_Candidate, dict[TimedTurn, list[TurnTimes]]] = {contestant: {} for contestant in contestants}
     for (contestant, turn), times in zip(turns, results, strict=True):
         times_of[contestant].setdefault(turn, []).extend(t for t in times if t is not None)
-    left_out += [_left_out(c.worker.assignment, c.lost) for c in contestants if c.lost]
-    measured = [_measured(c, times_of[c], max_batch) for c in contestants if not c.lost]
+    left_out += [_excluded(c.worker.assignment, c.lost) for c in contestants if c.lost]
+    measured = [_measurement(c, times_of[c], max_batch) for c in contestants if not c.lost]
     if not measured:
         reasons = "; ".join(f"{out.engine} {out.precision}: {out.reason}" for out in left_out)
         raise EngineError(f"no engine can run {bundle.path}: {reasons or 'the bundle vouches for none'}")
@@ -98,9 +106,9 @@ def measure(
     )
 
 
-def _assignments(bundle: Bundle, threads: int, streams: Sequence[int], max_batch: int) -> list[Assignment]:
+def _engine_setups(bundle: Bundle, threads: int, streams: Sequence[int], max_batch: int) -> list[EngineSetup]:
     return [
-        Assignment(
+        EngineSetup(
             bundle=str(bundle.path),
             engine=row.engine,
             precision=row.precision,
@@ -120,12 +128,12 @@ def _calibrate(worker: Worker, max_turn_s: float) -> dict[int, float]:
     for batch in BATCHES:
         if batch > worker.assignment.max_batch or 2 * longest > max_turn_s:
             break
-        worker.turn(Turn(batch=batch, calls=1))  # engines compile or allocate for each batch size
-        longest = call_s[batch] = worker.turn(Turn(batch=batch, calls=1)).seconds
+        worker.turn(TimedTurn(batch=batch, calls=1))  # engines compile or allocate for each batch size
+        longest = call_s[batch] = worker.turn(TimedTurn(batch=batch, calls=1)).seconds
     return call_s
 
 
-def _turns(contestants: Sequence[_Contestant], max_turn_s: float) -> list[tuple[_Contestant, Turn]]:
+def _plan_round(contestants: Sequence[_Candidate], max_turn_s: float) -> list[tuple[_Candidate, TimedTurn]]:
     """One round: the engines side by side at each batch; one β and as many as images, one right after the other."""
     turns = []
     for batch in BATCHES:
@@ -135,16 +143,16 @@ def _turns(contestants: Sequence[_Contestant], max_turn_s: float) -> list[tuple[
             calls = calls_to_fill(TURN_S, contestant.call_s[batch])
             if batch == 1:
                 calls = min(max(calls, LATENCY_CALLS), calls_to_fill(max_turn_s, contestant.call_s[batch]))
-            one = Turn(batch=batch, calls=calls)
+            one = TimedTurn(batch=batch, calls=calls)
             if batch == contestant.mixed_batch:
-                pair = [(contestant, one), (contestant, Turn(batch=batch, calls=calls, is_mixed=True))]
+                pair = [(contestant, one), (contestant, TimedTurn(batch=batch, calls=calls, is_mixed=True))]
                 turns += pair * min(MIXED_PAIRS, calls)
             else:
                 turns.append((contestant, one))
     return turns
 
 
-def _take(contestant: _Contestant, turn: Turn, on_progress: Callable[[str], None]) -> Times | None:
+def _run_turn(contestant: _Candidate, turn: TimedTurn, on_progress: Callable[[str], None]) -> TurnTimes | None:
     if contestant.lost:
         return None
     assignment = contestant.worker.assignment
@@ -156,19 +164,21 @@ def _take(contestant: _Contestant, turn: Turn, on_progress: Callable[[str], None
         return None
 
 
-def _measured(contestant: _Contestant, results: dict[Turn, list[Times]], max_batch: int) -> Measured:
+def _measurement(
+    contestant: _Candidate, results: dict[TimedTurn, list[TurnTimes]], max_batch: int
+) -> EngineMeasurement:
     assignment, opened = contestant.worker.assignment, contestant.worker.opened
     alone = {turn.batch: (turn, times) for turn, times in results.items() if not turn.is_mixed}
     ((mixed, mixed_times),) = ((turn, times) for turn, times in results.items() if turn.is_mixed)
     one_beta = alone[mixed.batch][1]
     latencies_ms = [1000 * s for times in alone[1][1] for s in times.call_seconds]
-    return Measured(
+    return EngineMeasurement(
         engine=assignment.engine,
         precision=assignment.precision,
         streams=assignment.streams,
         **opened.model_dump(),
         rates=[
-            Rate(
+            BatchRate(
                 batch=batch,
                 images_per_second=batch * turn.calls * assignment.streams / median(t.seconds for t in times),
             )
@@ -184,5 +194,7 @@ def _measured(contestant: _Contestant, results: dict[Turn, list[Times]], max_bat
     )
 
 
-def _left_out(assignment: Assignment, reason: str) -> LeftOut:
-    return LeftOut(engine=assignment.engine, precision=assignment.precision, streams=assignment.streams, reason=reason)
+def _excluded(assignment: EngineSetup, reason: str) -> ExcludedEngine:
+    return ExcludedEngine(
+        engine=assignment.engine, precision=assignment.precision, streams=assignment.streams, reason=reason
+    )

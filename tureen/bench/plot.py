@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tureen.bench.records import Benchmark
-from tureen.bench.table import machine
+from tureen.bench.table import machine_description
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")  # Okabe & Ito, 2008
 MARKERS = "osD^vPX"
@@ -47,7 +47,7 @@ def plot_benchmark(benchmark: Benchmark, path: Path) -> None:
         axes.set_ylim(bottom=0)
     axes.yaxis.set_major_formatter(lambda rate, _: f"{rate:,.0f}")
     axes.set(xlabel="images in one run", ylabel="images per second")
-    axes.set_title(f"{benchmark.model} {benchmark.version}\n{machine(benchmark)}", fontsize="medium")
+    axes.set_title(f"{benchmark.model} {benchmark.version}\n{machine_description(benchmark)}", fontsize="medium")
     axes.grid(alpha=0.3)
     # Outside the axes it hides no line; the fastest comes first, as in the picture.
     figure.legend(handles=sorted(best, key=lambda line: -best[line]), loc="outside right upper", fontsize="small")

@@ -4,27 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from tureen.bench.records import Benchmark, Measured, Setting
+from tureen.bench.records import Benchmark, EngineMeasurement, RecommendedSettings
 from tureen.bundle.bundle import Bundle
 from tureen.engines.base import EngineOptions
-from tureen.engines.timings_cache import LOW_PRECISION_HANDICAP, Ranking, Timing, rank
+from tureen.engines.timings_cache import LOW_PRECISION_HANDICAP, Ranking, Timing, make_ranking
 
-ENOUGH = 0.95  # of the best rate: a larger batch for the rest would only make its images wait
-SLOWER = 2.0  # than one image alone: where latency counts, a larger batch is not worth it
+NEAR_BEST = 0.95  # of the best rate: a larger batch for the rest would only make its images wait
+MAX_SLOWDOWN = 2.0  # than one image alone: where latency counts, a larger batch is not worth it
 
 
-def best_for_throughput(engines: Iterable[Measured]) -> Setting:
+def best_for_throughput(engines: Iterable[EngineMeasurement]) -> RecommendedSettings:
     """The most images per second, a lower precision handicapped, at the least batch that comes near them."""
     best = max(engines, key=lambda e: max(rate.images_per_second for rate in e.rates) / _handicap(e))
     most = max(rate.images_per_second for rate in best.rates)
-    return _setting(best, min(rate.batch for rate in best.rates if rate.images_per_second >= ENOUGH * most))
+    return _settings_at(best, min(rate.batch for rate in best.rates if rate.images_per_second >= NEAR_BEST * most))
 
 
-def best_for_latency(engines: Iterable[Measured]) -> Setting:
+def best_for_latency(engines: Iterable[EngineMeasurement]) -> RecommendedSettings:
     """The least median time for one image, a lower precision handicapped, and the batch that takes at most twice it."""
     best = min(engines, key=lambda e: e.p50_ms * _handicap(e))
     call_s = {rate.batch: rate.batch * best.streams / rate.images_per_second for rate in best.rates}
-    return _setting(best, max(batch for batch, s in call_s.items() if s <= SLOWER * call_s[1]))
+    return _settings_at(best, max(batch for batch, s in call_s.items() if s <= MAX_SLOWDOWN * call_s[1]))
 
 
 def rankings(bundle: Bundle, benchmark: Benchmark) -> list[Ranking]:
@@ -38,14 +38,14 @@ def rankings(bundle: Bundle, benchmark: Benchmark) -> list[Ranking]:
             for engine in engines
             if (rate := engine.rate(batch))
         ]
-        found.append(rank(bundle, EngineOptions(benchmark.threads, streams), timings, batch=batch, by="bench"))
+        found.append(make_ranking(bundle, EngineOptions(benchmark.threads, streams), timings, batch=batch, by="bench"))
     return found
 
 
-def _setting(engine: Measured, batch: int) -> Setting:
+def _settings_at(engine: EngineMeasurement, batch: int) -> RecommendedSettings:
     rate = engine.rate(batch)
     assert rate is not None
-    return Setting(
+    return RecommendedSettings(
         engine=engine.engine,
         precision=engine.precision,
         streams=engine.streams,
@@ -55,5 +55,5 @@ def _setting(engine: Measured, batch: int) -> Setting:
     )
 
 
-def _handicap(engine: Measured) -> float:
+def _handicap(engine: EngineMeasurement) -> float:
     return 1.0 if engine.precision == "fp32" else LOW_PRECISION_HANDICAP

@@ -13,7 +13,7 @@ class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Assignment(_Record):
+class EngineSetup(_Record):
     """An engine to open, and how it uses the machine."""
 
     bundle: str = Field(description="its directory")
@@ -28,7 +28,7 @@ class Assignment(_Record):
         return f"{self.engine} {self.precision}"
 
 
-class Opened(_Record):
+class OpenedEngine(_Record):
     """An engine that has reproduced the golden rows in a process of its own, where no other one is."""
 
     engine_version: str
@@ -39,7 +39,7 @@ class Opened(_Record):
     )
 
 
-class Turn(_Record):
+class TimedTurn(_Record):
     """What is asked of an engine: on every stream at once, so many runs of one batch after the other."""
 
     batch: int
@@ -47,19 +47,19 @@ class Turn(_Record):
     is_mixed: bool = Field(default=False, description="every image at its own β, instead of all at one")
 
 
-class Times(_Record):
+class TurnTimes(_Record):
     """How long a turn took, and each of its calls; tokens are mixed within them."""
 
     seconds: float
     call_seconds: list[float]
 
 
-class Rate(_Record):
+class BatchRate(_Record):
     batch: int
     images_per_second: float = Field(description="of all streams together; the median over the rounds")
 
 
-class Measured(_Record):
+class EngineMeasurement(_Record):
     """One engine in one precision, with so many streams."""
 
     engine: str
@@ -68,7 +68,7 @@ class Measured(_Record):
     streams: int
     load_s: float
     memory_bytes: int | None
-    rates: list[Rate]
+    rates: list[BatchRate]
     skipped: list[int] = Field(description="batches that would have taken too long")
     mixed_batch: int
     mixed_ratio: float = Field(description="images/s with as many β as images, in parts of images/s with one β")
@@ -85,14 +85,14 @@ class Measured(_Record):
         return next((rate.images_per_second for rate in self.rates if rate.batch == batch), None)
 
 
-class LeftOut(_Record):
+class ExcludedEngine(_Record):
     engine: str
     precision: Precision
     streams: int
     reason: str
 
 
-class Setting(_Record):
+class RecommendedSettings(_Record):
     """Settings of `tureen serve`, and what was measured with them."""
 
     engine: str
@@ -123,7 +123,7 @@ class Benchmark(_Record):
     tureen: str
     rounds: int
     max_turn_s: float = Field(description="batches that take longer are skipped")
-    engines: list[Measured]
-    left_out: list[LeftOut]
-    throughput: Setting
-    latency: Setting
+    engines: list[EngineMeasurement]
+    left_out: list[ExcludedEngine]
+    throughput: RecommendedSettings
+    latency: RecommendedSettings

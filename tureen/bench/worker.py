@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 from pydantic import ValidationError
 
-from tureen.bench.records import Assignment, Opened, Times, Turn
+from tureen.bench.records import EngineSetup, OpenedEngine, TimedTurn, TurnTimes
 from tureen.bundle.bundle import load_bundle
-from tureen.engines import prove
+from tureen.engines import open_verified_engine
 from tureen.engines.base import EngineOptions
 from tureen.errors import EngineError, TureenError
 from tureen.soup import Soup
@@ -32,7 +32,7 @@ STATUS = Path("/proc/self/status")
 class Worker:
     """A process that has opened an engine; raises EngineError where it could not, or where it has died since."""
 
-    def __init__(self, assignment: Assignment) -> None:
+    def __init__(self, assignment: EngineSetup) -> None:
         self.assignment = assignment
         self._process = subprocess.Popen(  # noqa: S603 - our own module, by our own interpreter
             [sys.executable, "-P", "-m", "tureen.bench.worker", assignment.model_dump_json()],
@@ -43,12 +43,12 @@ class Worker:
             start_new_session=True,  # an interrupt reaches the parent alone, which ends its workers
         )
         try:
-            self.opened = Opened.model_validate_json(self._reply())
+            self.opened = OpenedEngine.model_validate_json(self._reply())
         except BaseException:
             self.close()
             raise
 
-    def turn(self, turn: Turn) -> Times:
+    def turn(self, turn: TimedTurn) -> TurnTimes:
         """Let the engine have its turn."""
         assert self._process.stdin is not None
         try:
@@ -56,7 +56,7 @@ class Worker:
             self._process.stdin.flush()
         except BrokenPipeError:
             raise self._death() from None
-        return Times.model_validate_json(self._reply())
+        return TurnTimes.model_validate_json(self._reply())
 
     def close(self) -> None:
         """End the process."""
@@ -76,7 +76,7 @@ class Worker:
         return EngineError(f"its process ended by itself, with status {self._process.wait()}: did memory run out?")
 
 
-class Streams:
+class StreamRunner:
     """The child's half: threads that run batches on one engine, all at once."""
 
     def __init__(self, soup: Soup, streams: int) -> None:
@@ -84,7 +84,7 @@ class Streams:
         self._count = streams
         self._threads = ThreadPoolExecutor(streams)
 
-    def turn(self, turn: Turn) -> Times:
+    def turn(self, turn: TimedTurn) -> TurnTimes:
         """So many runs on every stream at once."""
         golden = self._soup.bundle.golden
         pixels = np.resize(golden.pixels, (turn.batch, *golden.pixels.shape[1:]))
@@ -100,7 +100,7 @@ class Streams:
 
         started = time.perf_counter()
         streams = list(self._threads.map(stream, range(self._count)))
-        return Times(seconds=time.perf_counter() - started, call_seconds=[s for times in streams for s in times])
+        return TurnTimes(seconds=time.perf_counter() - started, call_seconds=[s for times in streams for s in times])
 
 
 def main(arguments: list[str]) -> int:
@@ -112,20 +112,20 @@ def main(arguments: list[str]) -> int:
             replies.write(text.replace("\n", " ") + "\n")
             replies.flush()
 
-        assignment = Assignment.model_validate_json(arguments[0])
+        assignment = EngineSetup.model_validate_json(arguments[0])
         try:
-            soup, opened = _open(assignment)
+            soup, opened = _open_soup(assignment)
             reply(opened.model_dump_json())
-            on_streams = Streams(soup, assignment.streams)
+            on_streams = StreamRunner(soup, assignment.streams)
             for line in sys.stdin:
-                reply(on_streams.turn(Turn.model_validate_json(line)).model_dump_json())
+                reply(on_streams.turn(TimedTurn.model_validate_json(line)).model_dump_json())
         except (TureenError, ValidationError) as error:
             reply(f"{FAILED}{error}")
             return 1
     return 0
 
 
-def _open(assignment: Assignment) -> tuple[Soup, Opened]:
+def _open_soup(assignment: EngineSetup) -> tuple[Soup, OpenedEngine]:
     bundle = load_bundle(assignment.bundle)
     row = bundle.parity(assignment.engine, assignment.precision)
     if row is None:
@@ -133,12 +133,12 @@ def _open(assignment: Assignment) -> tuple[Soup, Opened]:
     options = EngineOptions(assignment.threads, assignment.streams, assignment.max_batch)
     before = _memory("VmRSS")
     started = time.perf_counter()
-    engine = prove(bundle, row, options)
+    engine = open_verified_engine(bundle, row, options)
     load_s = time.perf_counter() - started
     soup = Soup(replace(bundle, graph=b""), engine)  # as many workers as engines: none keeps what it needs no more
-    Streams(soup, assignment.streams).turn(Turn(batch=min(FIRST_BATCH, assignment.max_batch), calls=1))
+    StreamRunner(soup, assignment.streams).turn(TimedTurn(batch=min(FIRST_BATCH, assignment.max_batch), calls=1))
     peak = _memory("VmHWM")
-    return soup, Opened(
+    return soup, OpenedEngine(
         engine_version=engine.version,
         load_s=load_s,
         memory_bytes=None if before is None or peak is None else peak - before,

@@ -43,7 +43,7 @@ from tureen.errors import BundleError, BundleFileError, printable
 MANIFEST = "manifest.json"
 TOKENS = "tokens.safetensors"
 GOLDEN = "golden.npz"
-CARD = "README.md"
+MODEL_CARD = "README.md"
 REQUIRED = (TOKENS, BACKBONE, GOLDEN)
 
 # A bundle is not trusted: a file beyond its limit is refused by its size, before it is read.
@@ -107,9 +107,9 @@ class Bundle:
             raise BundleError(f"{self.path / MANIFEST} does not list {name}: export the model again")
         if is_plan(name) and name not in self.manifest.plans:
             raise BundleError(f"{self.path / MANIFEST} does not say what {name} is bound to: export the model again")
-        data = verified_file(self.path, name, self.manifest.files[name])
+        data = read_listed_file(self.path, name, self.manifest.files[name])
         if not is_plan(name):
-            checked_graph(self.path / name, data, self.manifest)
+            read_checked_graph(self.path / name, data, self.manifest)
         return data
 
     def parity(self, engine: str, precision: str) -> ParityRow | None:
@@ -181,8 +181,8 @@ def load_bundle(path: Path | str) -> Bundle:
             raise BundleError(f"{path / MANIFEST} does not list {name}: export the model again")
     for name, record in manifest.files.items():
         if name not in REQUIRED and not name.startswith(f"{ENGINES_DIRECTORY}/"):
-            verified_file(path, name, record)
-    data = {name: verified_file(path, name, manifest.files[name]) for name in REQUIRED}
+            read_listed_file(path, name, record)
+    data = {name: read_listed_file(path, name, manifest.files[name]) for name in REQUIRED}
     tokens = read_vectors(path / TOKENS, data[TOKENS])
     for token in ("clean", "robust"):
         if token not in tokens:
@@ -191,7 +191,7 @@ def load_bundle(path: Path | str) -> Bundle:
         if vector.dtype != np.float32 or vector.shape != (manifest.width,) or not np.isfinite(vector).all():
             raise BundleError(f"{path / TOKENS}: the {token} token is not {manifest.width} finite float32 numbers")
     golden = _load_golden(path, data[GOLDEN], manifest)
-    checked_graph(path / BACKBONE, data[BACKBONE], manifest, opset=manifest.opset)
+    read_checked_graph(path / BACKBONE, data[BACKBONE], manifest, opset=manifest.opset)
     return Bundle(path, manifest, tokens, data[BACKBONE], golden)
 
 
@@ -236,7 +236,7 @@ def _schema_version(file: Path, text: str) -> int:
         raise BundleError(f"{file} is not a Tureen manifest: export the model again") from error
 
 
-def verified_file(path: Path, name: str, record: FileRecord) -> bytes:
+def read_listed_file(path: Path, name: str, record: FileRecord) -> bytes:
     """The bytes of a file of the bundle at `path`, which are what the manifest describes; raises BundleFileError."""
     max_bytes, advice = MAX_OTHER_BYTES, "export the model again"
     if name.endswith(".onnx"):
@@ -249,7 +249,7 @@ def verified_file(path: Path, name: str, record: FileRecord) -> bytes:
     return read_verified(path, name, size=record.size, sha256=record.sha256, max_bytes=max_bytes, advice=advice)
 
 
-def checked_graph(file: Path, data: bytes, manifest: Manifest, *, opset: int | None = None) -> GraphFile:
+def read_checked_graph(file: Path, data: bytes, manifest: Manifest, *, opset: int | None = None) -> GraphFile:
     """What the ONNX graph with these bytes says of itself, once it has the tensors that the manifest promises and,
     where given, that opset; raises BundleError, naming `file`.
     """

@@ -32,7 +32,7 @@ ELEMENT_TYPES = {
 }  # fmt: skip
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
-Value = int | memoryview | None  # of a field; None: a number of fixed width, which no field read here has
+FieldValue = int | memoryview | None  # of a field; None: a number of fixed width, which no field read here has
 
 # The messages on the way to a tensor: what each field holds. "main graph" is the one whose inputs a runtime feeds.
 _CHILDREN: dict[str, dict[int, str]] = {
@@ -81,7 +81,7 @@ def read_graph_file(data: bytes) -> GraphFile:
     """What the ONNX file with these bytes says of itself; raises GraphFileError for anything that is not one."""
     if data[4:8] == ORT_FORMAT:
         raise GraphFileError("it is in ONNX Runtime's own format")
-    walk = _Walk()
+    walk = _GraphReader()
     walk.message("model", memoryview(data), depth=1)
     if not walk.opsets or not walk.inputs or not walk.outputs:
         raise GraphFileError("it has no opset, no input or no output")
@@ -95,7 +95,7 @@ def read_graph_file(data: bytes) -> GraphFile:
     )
 
 
-class _Walk:
+class _GraphReader:
     """One pass over a file, and what was met on it."""
 
     def __init__(self) -> None:
@@ -113,11 +113,11 @@ class _Walk:
             raise GraphFileError(f"its messages are nested more than {MAX_DEPTH} deep")
         for number, value in self._fields(data):
             if kind == "node" and number == _OP_TYPE:
-                self._count_node(_text(value))
+                self._count_node(_as_text(value))
             child = _CHILDREN[kind].get(number)
             if child is None:
                 continue
-            inner = _bytes(value)
+            inner = _as_bytes(value)
             if child in _CHILDREN:
                 self.message(child, inner, depth + 1)
             elif child == "opset":
@@ -137,7 +137,7 @@ class _Walk:
 
     def _opset(self, data: memoryview) -> None:
         fields = self._single(data)
-        domain, version = _text(fields.get(1, b"")), _number(fields.get(2, 0))
+        domain, version = _as_text(fields.get(1, b"")), _as_int(fields.get(2, 0))
         domain = "" if domain == "ai.onnx" else domain
         if domain in self.opsets:
             raise GraphFileError(f"it imports two opsets of the domain {domain!r}")
@@ -150,26 +150,28 @@ class _Walk:
             if number in _TENSOR_DATA:
                 size += len(value) if isinstance(value, memoryview) else 8
             elif number == _DATA_LOCATION:
-                is_external |= _number(value) != 0
+                is_external |= _as_int(value) != 0
             elif number == _EXTERNAL_DATA:
                 is_external = True
-                entry = self._single(_bytes(value))
-                if _text(entry.get(1, b"")) == "location":
-                    locations.append(_text(entry.get(2, b"")))
+                entry = self._single(_as_bytes(value))
+                if _as_text(entry.get(1, b"")) == "location":
+                    locations.append(_as_text(entry.get(2, b"")))
         if is_external:
             self.external_files.update(dict.fromkeys(locations or [""]))
         return size
 
     def _tensor_info(self, data: memoryview) -> TensorInfo:
         value_info = self._single(data)
-        kinds = self._single(_bytes(value_info.get(2, b"")))
-        name = _text(value_info.get(1, b""))
+        kinds = self._single(_as_bytes(value_info.get(2, b"")))
+        name = _as_text(value_info.get(1, b""))
         if 1 not in kinds:
             return TensorInfo(name=name, dtype="not a tensor", shape=None)
-        tensor = self._single(_bytes(kinds[1]))
-        element = _number(tensor.get(1, 0))
+        tensor = self._single(_as_bytes(kinds[1]))
+        element = _as_int(tensor.get(1, 0))
         shape = (
-            [self._dimension(_bytes(v)) for n, v in self._fields(_bytes(tensor[2])) if n == 1] if 2 in tensor else None
+            [self._dimension(_as_bytes(v)) for n, v in self._fields(_as_bytes(tensor[2])) if n == 1]
+            if 2 in tensor
+            else None
         )
         return TensorInfo(name=name, dtype=ELEMENT_TYPES.get(element, f"element type {element}"), shape=shape)
 
@@ -177,18 +179,18 @@ class _Walk:
         fields = self._single(data)
         if 1 in fields and 2 in fields:
             raise GraphFileError("a dimension has both a size and a name")
-        return _number(fields[1]) if 1 in fields else _text(fields.get(2, b"")) or "?"
+        return _as_int(fields[1]) if 1 in fields else _as_text(fields.get(2, b"")) or "?"
 
-    def _single(self, data: memoryview) -> dict[int, Value]:
+    def _single(self, data: memoryview) -> dict[int, FieldValue]:
         """The fields of a message in which each is given at most once."""
-        fields: dict[int, Value] = {}
+        fields: dict[int, FieldValue] = {}
         for number, value in self._fields(data):
             if number in fields:
                 raise GraphFileError("a value is given twice")
             fields[number] = value
         return fields
 
-    def _fields(self, data: memoryview) -> Iterator[tuple[int, Value]]:
+    def _fields(self, data: memoryview) -> Iterator[tuple[int, FieldValue]]:
         """Number and value of each field of a message."""
         at = 0
         while at < len(data):
@@ -233,21 +235,21 @@ def _varint(data: memoryview, at: int) -> tuple[int, int]:
     return value, at
 
 
-def _number(value: Value | bytes) -> int:
+def _as_int(value: FieldValue | bytes) -> int:
     if not isinstance(value, int):
         raise GraphFileError("something else stands where a number belongs")
     return value
 
 
-def _bytes(value: Value | bytes) -> memoryview:
+def _as_bytes(value: FieldValue | bytes) -> memoryview:
     if value is None or isinstance(value, int):
         raise GraphFileError("a number stands where a message belongs")
     return memoryview(value)
 
 
-def _text(value: Value | bytes) -> str:
+def _as_text(value: FieldValue | bytes) -> str:
     """A short name; what is no UTF-8 in it is marked, for whoever reads the name."""
-    data = _bytes(value)
+    data = _as_bytes(value)
     if len(data) > MAX_NAME_BYTES:
         raise GraphFileError(f"a name in it is longer than {MAX_NAME_BYTES:,} bytes")
     return str(data, "utf-8", errors="replace")

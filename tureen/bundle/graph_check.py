@@ -43,8 +43,8 @@ def check_graph(
     promised = [sorted(_with_batch(tensors, batch), key=str) for tensors in (inputs, outputs)]
     if found != promised:
         raise BundleError(
-            f"{file} makes {_listed(graph.outputs)} of {_listed(graph.inputs)}, where the manifest promises "
-            f"{_listed(promised[1])} of {_listed(promised[0])}: export the model again"
+            f"{file} makes {_format_tensors(graph.outputs)} of {_format_tensors(graph.inputs)}, "
+            f"where the manifest promises {_format_tensors(promised[1])} of {_format_tensors(promised[0])}: export the model again"
         )
     if opset not in (None, graph.opsets.get("")):
         raise BundleError(
@@ -63,6 +63,6 @@ def _with_batch(tensors: Sequence[TensorInfo], batch: str) -> list[TensorInfo]:
     return [tensor.model_copy(update={"shape": [batch, *(tensor.shape or [])[1:]]}) for tensor in tensors]
 
 
-def _listed(tensors: Sequence[TensorInfo]) -> str:
+def _format_tensors(tensors: Sequence[TensorInfo]) -> str:
     shown = ", ".join(str(tensor) for tensor in tensors[:MAX_SHOWN])
     return printable(shown if len(tensors) <= MAX_SHOWN else f"{shown} and {len(tensors) - MAX_SHOWN} more")

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from tureen.errors import printable, shortened
+from tureen.errors import printable, truncated
 from tureen.preprocess import PreprocessSpec
 
 SCHEMA_VERSION: Final = 2
@@ -192,7 +192,7 @@ class Manifest(_Record):
         if len(set(self.labels)) < len(self.labels):
             twice = next(label for label in self.labels if self.labels.count(label) > 1)
             raise ValueError(
-                f"labels has {printable(shortened(twice, 40))!r} twice; give each output a label that no other has"
+                f"labels has {printable(truncated(twice, 40))!r} twice; give each output a label that no other has"
             )
         return self
 

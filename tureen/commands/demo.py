@@ -75,7 +75,7 @@ def demo(arguments: list[str]) -> int:
     if options.no_serve:
         print(f"\n{accuracy_summary(read_manifest(prepare(options.dir)))}\n")
         return 0
-    _require_free(options.host, options.port)
+    _require_free_port(options.host, options.port)
     # In a process of its own, so that the one which serves is as small as any server's and has no torch in it.
     preparing = [sys.executable, "-m", "tureen.cli", "demo", "--dir", str(options.dir), "--no-serve"]
     if status := subprocess.run(preparing, check=False).returncode:  # noqa: S603 - our own command
@@ -90,7 +90,7 @@ def demo(arguments: list[str]) -> int:
         print(f"{image} is a digit that was changed to fool the clean token. At β = 0, then at β = 1:\n")
         for beta in (0, 1):
             print(f"  curl --data-binary @{image} '{url}/classify?beta={beta}&top_k=1'")
-        print(f"\n{image.parent} has more digits. {_pages(url)}", flush=True)
+        print(f"\n{image.parent} has more digits. {_links(url)}", flush=True)
 
     settings = Settings(bundle=options.dir / BUNDLE, host=options.host, port=options.port, log_level="warning")
     return run_server(settings, on_ready=invite)
@@ -103,7 +103,7 @@ def _serve_example(bundle: Path, options: argparse.Namespace) -> int:
     manifest = read_manifest(bundle)
     print(f"{accuracy_summary(manifest)}\n")
     if not options.no_serve:
-        _require_free(options.host, options.port)
+        _require_free_port(options.host, options.port)
     picture: Path = options.dir / SAMPLES / SHIP
     picture.parent.mkdir(parents=True, exist_ok=True)
     drawn_ship().save(picture)
@@ -114,13 +114,13 @@ def _serve_example(bundle: Path, options: argparse.Namespace) -> int:
         url = f"http://{options.host}:{port}"
         print(f"The labels are {', '.join(manifest.labels)}. {picture} is a drawing of a ship:\n")
         print(f"  curl --data-binary @{picture} '{url}/classify?beta=0.5&top_k=3'")
-        print(f"\n{_pages(url)}", flush=True)
+        print(f"\n{_links(url)}", flush=True)
 
     settings = Settings(bundle=bundle, host=options.host, port=options.port, log_level="warning")
     return run_server(settings, on_ready=invite)
 
 
-def _pages(url: str) -> str:
+def _links(url: str) -> str:
     return f"The console is {url}/ui, the rest of the API {url}/docs. Ctrl-C stops."
 
 
@@ -182,7 +182,7 @@ def write_samples(directory: Path, checkpoint: Checkpoint, bundle: Path) -> None
     does not. It shows what the dial does; the table, where each soup is attacked itself, how far to trust it.
     """
     pixels, labels = checkpoint.held_out.pixels, checkpoint.held_out.labels
-    attacked = _attacked(checkpoint)
+    attacked = _attacked_images(checkpoint)
     with load(bundle) as soup:
 
         def right(images: NDArray[np.uint8], beta: float) -> NDArray[np.bool_]:
@@ -199,13 +199,13 @@ def write_samples(directory: Path, checkpoint: Checkpoint, bundle: Path) -> None
     for label, digit in zip(checkpoint.labels, digits, strict=True):
         Image.fromarray(digit).save(directory / f"digit-{label}.png")
     index = int(np.argmax(telling))
-    _picture(digits).save(directory / "digits.png")
-    _picture([pixels[index], attacked[index]]).save(directory / "pair.png")
+    _enlarged(digits).save(directory / "digits.png")
+    _enlarged([pixels[index], attacked[index]]).save(directory / "pair.png")
     # Last: with it there, the demo counts as prepared.
     Image.fromarray(attacked[index]).save(directory / ATTACKED)
 
 
-def _attacked(checkpoint: Checkpoint) -> NDArray[np.uint8]:
+def _attacked_images(checkpoint: Checkpoint) -> NDArray[np.uint8]:
     """The held-out images, uint8 (n, H, W, 3), after PGD on the clean token."""
     import torch
 
@@ -224,7 +224,7 @@ def _attacked(checkpoint: Checkpoint) -> NDArray[np.uint8]:
     return (adversarial * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
 
 
-def _picture(digits: list[NDArray[np.uint8]]) -> Image.Image:
+def _enlarged(digits: list[NDArray[np.uint8]]) -> Image.Image:
     """Digits side by side, each pixel enlarged to a square, a grey line between."""
     line = np.full((digits[0].shape[0] * PICTURE_SCALE, PICTURE_SCALE // 4, 3), 128, np.uint8)
     parts: list[NDArray[np.uint8]] = []
@@ -233,7 +233,7 @@ def _picture(digits: list[NDArray[np.uint8]]) -> Image.Image:
     return Image.fromarray(np.concatenate(parts[1:], axis=1))
 
 
-def _require_free(host: str, port: int) -> None:
+def _require_free_port(host: str, port: int) -> None:
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

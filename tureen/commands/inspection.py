@@ -18,17 +18,17 @@ from tureen.bundle.bundle import (
     MAX_FILES,
     Bundle,
     load_bundle,
+    read_listed_file,
     read_manifest,
     read_manifest_text,
-    verified_file,
 )
 from tureen.bundle.files import VERIFIED, file_size
 from tureen.bundle.graph import GraphFile, read_graph_file
 from tureen.bundle.manifest import FileName, FileRecord, Manifest
-from tureen.engines import open_engine, prove
-from tureen.engines.base import EngineOptions, reproduce_golden
-from tureen.engines.detection import what_is_missing
-from tureen.engines.timings_cache import explain, recall
+from tureen.engines import open_engine, open_verified_engine
+from tureen.engines.base import EngineOptions, check_golden_rows
+from tureen.engines.detection import missing_requirement
+from tureen.engines.timings_cache import explain_choice, read_ranking
 from tureen.errors import BundleError, BundleFileError, EngineError, GraphFileError, printable
 from tureen.machine import available_cpus, cpu_flags, default_cache_directory, nvidia_gpus
 
@@ -48,7 +48,7 @@ class FileState(_Facts):
     state: str = Field(description='"verified", or what is wrong with it')
 
 
-class EngineHere(_Facts):
+class EngineAvailability(_Facts):
     """Whether this machine can run an engine that the bundle vouches for."""
 
     engine: str
@@ -59,7 +59,7 @@ class EngineHere(_Facts):
     largest_difference: float | None = Field(default=None, description="from the golden logits, where it was tried")
 
 
-class Auto(_Facts):
+class AutoChoice(_Facts):
     """What the engine "auto" comes to on this machine."""
 
     engine: str | None = Field(description="engine and precision; none: there is none, or it takes a race to know")
@@ -75,11 +75,11 @@ class Inspection(_Facts):
     manifest: Manifest | None = Field(description="none where this Tureen cannot read it")
     files: list[FileState]
     graphs: dict[str, GraphFile] = Field(description="by file, what each ONNX graph that is what is listed says")
-    engines: list[EngineHere] = Field(description="in the order of the manifest's parity")
-    auto: Auto | None = Field(description="none where the bundle cannot be used")
+    engines: list[EngineAvailability] = Field(description="in the order of the manifest's parity")
+    auto: AutoChoice | None = Field(description="none where the bundle cannot be used")
 
 
-class _Outline(BaseModel):
+class _ManifestOutline(BaseModel):
     """What bundles of any schema have in common."""
 
     schema_version: int
@@ -103,14 +103,14 @@ def inspect_bundle(path: Path, *, is_trial: bool = False) -> Inspection:
         bundle = load_bundle(path)
     except BundleError as refused:
         error = str(refused)
-    files, graphs = _files(path, outline)
-    engines: list[EngineHere] = []
+    files, graphs = _file_states(path, outline)
+    engines: list[EngineAvailability] = []
     auto = None
     if bundle is not None:
         damaged = _damaged_artefacts(bundle)
         error = next(iter(damaged.values()), None)
-        engines = _try_engines(bundle) if is_trial else _look_for_engines(bundle, damaged)
-        auto = _try_auto(bundle) if is_trial else _expect_auto(bundle, engines)
+        engines = _try_engines(bundle) if is_trial else _detect_engines(bundle, damaged)
+        auto = _try_auto(bundle) if is_trial else _predict_auto(bundle, engines)
     return Inspection(
         path=str(path),
         name=printable(outline.name)[:MAX_NAME_CHARACTERS],
@@ -125,14 +125,14 @@ def inspect_bundle(path: Path, *, is_trial: bool = False) -> Inspection:
     )
 
 
-def _read_outline(path: Path) -> _Outline:
+def _read_outline(path: Path) -> _ManifestOutline:
     try:
-        return _Outline.model_validate(json.loads(read_manifest_text(path)))
+        return _ManifestOutline.model_validate(json.loads(read_manifest_text(path)))
     except (ValidationError, ValueError, RecursionError) as error:
         raise BundleError(f"{path / MANIFEST} is not a Tureen manifest: export the model again") from error
 
 
-def _files(path: Path, outline: _Outline) -> tuple[list[FileState], dict[str, GraphFile]]:
+def _file_states(path: Path, outline: _ManifestOutline) -> tuple[list[FileState], dict[str, GraphFile]]:
     """The state of every file that a manifest of any schema lists, and of some that it does not; and the graphs."""
     names, record_of = TypeAdapter(FileName), TypeAdapter(FileRecord)
     files: list[FileState] = []
@@ -145,25 +145,27 @@ def _files(path: Path, outline: _Outline) -> tuple[list[FileState], dict[str, Gr
             continue  # whoever reads the manifest says so
         state = VERIFIED
         try:
-            data = verified_file(path, name, record)
+            data = read_listed_file(path, name, record)
             if name.endswith(".onnx"):
                 graphs[name] = read_graph_file(data)
         except BundleFileError as error:
             state = error.state
         except GraphFileError:
             state = NOT_A_GRAPH
-        files.append(FileState(name=name, size=_size(path, name), sha256=record.sha256, state=state))
-    return [*files, *_unlisted(path, outline)], graphs
+        files.append(FileState(name=name, size=_size_on_disk(path, name), sha256=record.sha256, state=state))
+    return [*files, *_unlisted_files(path, outline)], graphs
 
 
-def _unlisted(path: Path, outline: _Outline) -> list[FileState]:
+def _unlisted_files(path: Path, outline: _ManifestOutline) -> list[FileState]:
     found = (entry.name for entry in path.iterdir() if entry.name not in (MANIFEST, *outline.files))
     directories = {name.partition("/")[0] for name in outline.files if "/" in name}
     names = sorted(islice((name for name in found if name not in directories), MAX_FILES))
-    return [FileState(name=printable(name), size=_size(path, name), sha256="", state=UNLISTED) for name in names]
+    return [
+        FileState(name=printable(name), size=_size_on_disk(path, name), sha256="", state=UNLISTED) for name in names
+    ]
 
 
-def _size(path: Path, name: str) -> int | None:
+def _size_on_disk(path: Path, name: str) -> int | None:
     try:
         return file_size(path, name)
     except BundleError:
@@ -182,14 +184,16 @@ def _damaged_artefacts(bundle: Bundle) -> dict[str, str]:
     return damaged
 
 
-def _look_for_engines(bundle: Bundle, damaged: dict[str, str]) -> list[EngineHere]:
+def _detect_engines(bundle: Bundle, damaged: dict[str, str]) -> list[EngineAvailability]:
     gpus, flags = nvidia_gpus(), cpu_flags()
     engines = []
     for row in bundle.manifest.parity:
         plan = bundle.manifest.plans.get(row.artefact)
-        missing = damaged.get(row.artefact) or what_is_missing(row.engine, row.precision, plan, gpus=gpus, flags=flags)
+        missing = damaged.get(row.artefact) or missing_requirement(
+            row.engine, row.precision, plan, gpus=gpus, flags=flags
+        )
         engines.append(
-            EngineHere(
+            EngineAvailability(
                 engine=row.engine,
                 precision=row.precision,
                 artefact=row.artefact,
@@ -200,18 +204,18 @@ def _look_for_engines(bundle: Bundle, damaged: dict[str, str]) -> list[EngineHer
     return engines
 
 
-def _try_engines(bundle: Bundle) -> list[EngineHere]:
+def _try_engines(bundle: Bundle) -> list[EngineAvailability]:
     engines = []
     for row in bundle.manifest.parity:
         difference, why_not = None, ""
         try:
-            engine = prove(bundle, row, _options())
-            difference = reproduce_golden(engine, bundle)
+            engine = open_verified_engine(bundle, row, _options())
+            difference = check_golden_rows(engine, bundle)
             engine.close()
         except (EngineError, BundleError) as error:
             why_not = str(error)
         engines.append(
-            EngineHere(
+            EngineAvailability(
                 engine=row.engine,
                 precision=row.precision,
                 artefact=row.artefact,
@@ -223,29 +227,31 @@ def _try_engines(bundle: Bundle) -> list[EngineHere]:
     return engines
 
 
-def _try_auto(bundle: Bundle) -> Auto:
+def _try_auto(bundle: Bundle) -> AutoChoice:
     try:
         engine = open_engine(bundle, options=_options())
     except EngineError as error:
-        return Auto(engine=None, why=str(error))
+        return AutoChoice(engine=None, why=str(error))
     chosen = f"{engine.name} {engine.precision}"
     engine.close()
-    return Auto(engine=chosen, why=explain(bundle, _options()) or "the only one that opened")
+    return AutoChoice(engine=chosen, why=explain_choice(bundle, _options()) or "the only one that opened")
 
 
-def _expect_auto(bundle: Bundle, engines: Sequence[EngineHere]) -> Auto:
+def _predict_auto(bundle: Bundle, engines: Sequence[EngineAvailability]) -> AutoChoice:
     """What "auto" would come to, as far as it can be told without opening anything."""
     runnable = {(engine.engine, engine.precision) for engine in engines if engine.can_run}
-    ranking = recall(bundle, _options())
+    ranking = read_ranking(bundle, _options())
     first = ranking.timings[0] if ranking else None
     if first and (first.engine, first.precision) in runnable:
-        return Auto(engine=f"{first.engine} {first.precision}", why=explain(bundle, _options()) or "")
+        return AutoChoice(engine=f"{first.engine} {first.precision}", why=explain_choice(bundle, _options()) or "")
     names = [f"{engine.engine} {engine.precision}" for engine in engines if engine.can_run]
     if not names:
-        return Auto(engine=None, why="this machine can run no engine that the bundle vouches for")
+        return AutoChoice(engine=None, why="this machine can run no engine that the bundle vouches for")
     if len(names) == 1:
-        return Auto(engine=names[0], why="the only one that this machine seems to have")
-    return Auto(engine=None, why=f"the fastest of {', '.join(names)}, by a race when it opens them; --try shows it")
+        return AutoChoice(engine=names[0], why="the only one that this machine seems to have")
+    return AutoChoice(
+        engine=None, why=f"the fastest of {', '.join(names)}, by a race when it opens them; --try shows it"
+    )
 
 
 def _options() -> EngineOptions:

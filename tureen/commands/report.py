@@ -25,7 +25,7 @@ def accuracy_summary(manifest: Manifest) -> str:
     """The β table of a co-trained model; of one that is not, what it has instead of two modes, and its one row."""
     if manifest.is_cotrained:
         return accuracy_table(manifest.accuracy)
-    return f"{tokens_sentence(manifest)}\n{single_accuracy(manifest.accuracy)}"
+    return f"{tokens_sentence(manifest)}\n{single_token_accuracy(manifest.accuracy)}"
 
 
 def tokens_sentence(manifest: Manifest) -> str:
@@ -37,7 +37,7 @@ def tokens_sentence(manifest: Manifest) -> str:
     return "one token: not co-trained, so there is no β to choose"
 
 
-def single_accuracy(rows: Sequence[AccuracyRow]) -> str:
+def single_token_accuracy(rows: Sequence[AccuracyRow]) -> str:
     """The accuracy of a model whose rows are all equal, or that there is none."""
     if not rows:
         return "accuracy: not measured"
@@ -59,7 +59,7 @@ def accuracy_table(rows: Sequence[AccuracyRow]) -> str:
     ]
     for row in rows:
         cells = [_with_interval(accuracy) for accuracy in (row.clean, row.robust)]
-        lines.append(f"{row.beta:6.2f}{_mark(row.beta)} {cells[0]:>20}  {cells[1]:>20}")
+        lines.append(f"{row.beta:6.2f}{_extension_mark(row.beta)} {cells[0]:>20}  {cells[1]:>20}")
     return "\n".join([*lines, *_footnote(row.beta for row in rows)])
 
 
@@ -73,7 +73,7 @@ def clean_table(betas: Sequence[float], accuracies: Sequence[Accuracy], n: int) 
 def ensemble_table(ensembles: Sequence[AccuracyRow], soups: Sequence[AccuracyRow]) -> str:
     """Ensembles beside the soups at the same β that met the same attack, with what each costs."""
     first = ensembles[0]
-    by_beta = {row.beta: row for row in soups if _measurement(row) == _measurement(first)}
+    by_beta = {row.beta: row for row in soups if _measurement_key(row) == _measurement_key(first)}
     lines = [
         f"soups beside ensembles of both modes' probabilities, mixed by β; accuracy on {first.n} images, %; "
         f"robust: {first.attack}, l∞ ε = {first.epsilon_255:g}/255, on each itself",
@@ -95,7 +95,7 @@ def matrix_table(matrix: TransferMatrix) -> str:
 
     def line(name: str, shares: Sequence[float], suspected: Collection[float] = ()) -> str:
         cells = zip(matrix.betas, shares, strict=True)
-        return f"{name:>16}{''.join(f'{100 * share:7.1f}{_flag(beta in suspected)}' for beta, share in cells)}"
+        return f"{name:>16}{''.join(f'{100 * share:7.1f}{_suspect_mark(beta in suspected)}' for beta, share in cells)}"
 
     def suspected(attacked: float | None) -> set[float]:
         return {suspect.served for suspect in matrix.suspects if suspect.attacked == attacked}
@@ -103,9 +103,9 @@ def matrix_table(matrix: TransferMatrix) -> str:
     lines = [
         f"robust accuracy on {matrix.n} images, %; {matrix.attack}, l∞ ε = {matrix.epsilon_255:g}/255; "
         "down: the β attacked, across: the β served",
-        f"{'':>16}{''.join(f'{beta:7.2f}{_mark(beta)}' for beta in matrix.betas)}",
+        f"{'':>16}{''.join(f'{beta:7.2f}{_extension_mark(beta)}' for beta in matrix.betas)}",
         *(
-            line(f"{beta:.2f}{_mark(beta)}", shares, suspected(beta))
+            line(f"{beta:.2f}{_extension_mark(beta)}", shares, suspected(beta))
             for beta, shares in zip(matrix.betas, matrix.robust, strict=True)
         ),
         line("all at once", matrix.joint, suspected(None)),
@@ -113,13 +113,13 @@ def matrix_table(matrix: TransferMatrix) -> str:
         line("95 % from", [accuracy.low for accuracy in matrix.worst]),
         line("to", [accuracy.high for accuracy in matrix.worst]),
         f"all at once: {matrix.joint_attack} on the sum of the losses",
-        *(f"! {suspicion(suspect)}" for suspect in matrix.suspects),
+        *(f"! {suspect_sentence(suspect)}" for suspect in matrix.suspects),
         *_footnote(matrix.betas),
     ]
     return "\n".join(lines)
 
 
-def suspicion(suspect: Suspect) -> str:
+def suspect_sentence(suspect: Suspect) -> str:
     """What a suspect cell of the matrix means, as a sentence."""
     attacked = "all β at once" if suspect.attacked is None else f"β = {suspect.attacked:g}"
     return (
@@ -135,7 +135,7 @@ def epsilon_table(curve: Sequence[AccuracyRow]) -> str:
     shares = {(row.epsilon_255, row.beta): row.robust.value for row in curve}
     lines = [
         f"robust accuracy on {first.n} images by radius, %; {first.attack} under l∞, on each soup itself",
-        f"{'ε · 255':>8}{''.join(f'   β = {beta:4.2f}{_mark(beta)}' for beta in betas)}",
+        f"{'ε · 255':>8}{''.join(f'   β = {beta:4.2f}{_extension_mark(beta)}' for beta in betas)}",
     ]
     lines += [
         f"{radius:8g}{''.join(f'{100 * shares[radius, beta]:11.1f} ' for beta in betas)}"
@@ -155,7 +155,7 @@ def shift_table(rows: Sequence[ShiftRow]) -> str:
 
     lines = [
         f"accuracy on {rows[0].n} images under corruptions and shifts, %, mean over severity {severities}",
-        f"{'':<24}{''.join(f'   β = {beta:4.2f}{_mark(beta)}' for beta in betas)}",
+        f"{'':<24}{''.join(f'   β = {beta:4.2f}{_extension_mark(beta)}' for beta in betas)}",
     ]
     for family in dict.fromkeys(row.family for row in rows):
         members = [row for row in rows if row.family == family]
@@ -173,7 +173,7 @@ def mean_accuracy(rows: Sequence[ShiftRow]) -> float:
     return mean(mean(row.accuracy.values()) for row in rows)
 
 
-def check_list(checks: Sequence[Check]) -> str:
+def check_results(checks: Sequence[Check]) -> str:
     """Every check with its figures in per cent; what a failure means stands below it."""
     lines = [f"checks on the attack, on {' or '.join(str(n) for n in sorted({check.n for check in checks}))} images"]
     for check in checks:
@@ -194,11 +194,13 @@ def parity_table(rows: Sequence[ParityRow]) -> str:
             f"{name:<{width}} {row.max_abs_diff:12.1e} {row.mean_abs_diff:10.1e} {100 * row.top1_agreement:10.2f}%"
             f"   {row.n} images at each of {len(row.betas)} β, {row.engine} {row.engine_version}, {row.artefact}"
         )
-    served = [f"\n{served_table(name, row.accuracy)}" for name, row in zip(names, rows, strict=True) if row.accuracy]
+    served = [
+        f"\n{served_accuracy_table(name, row.accuracy)}" for name, row in zip(names, rows, strict=True) if row.accuracy
+    ]
     return "\n".join([*lines, *served])
 
 
-def served_table(name: str, rows: Sequence[ServedAccuracy]) -> str:
+def served_accuracy_table(name: str, rows: Sequence[ServedAccuracy]) -> str:
     """What an engine makes of each β beside PyTorch in fp32, on the same images, in per cent."""
     first = rows[0]
     lines = [
@@ -231,17 +233,19 @@ def _with_interval(accuracy: Accuracy) -> str:
     return f"{100 * accuracy.value:5.1f} ({100 * accuracy.low:4.1f}–{100 * accuracy.high:5.1f})"
 
 
-def _mark(beta: float) -> str:
+def _extension_mark(beta: float) -> str:
     return " " if CLEAN_BETA <= beta <= ROBUST_BETA else "*"
 
 
 def _footnote(betas: Iterable[float]) -> list[str]:
-    return ["* outside [0, 1]: an extension, never served"] if any(_mark(beta) == "*" for beta in betas) else []
+    return (
+        ["* outside [0, 1]: an extension, never served"] if any(_extension_mark(beta) == "*" for beta in betas) else []
+    )
 
 
-def _measurement(row: AccuracyRow) -> tuple[int, str, float]:
+def _measurement_key(row: AccuracyRow) -> tuple[int, str, float]:
     return row.n, row.attack, row.epsilon_255
 
 
-def _flag(is_suspect: bool) -> str:
+def _suspect_mark(is_suspect: bool) -> str:
     return "!" if is_suspect else " "

@@ -25,10 +25,10 @@ from tureen.bundle.manifest import (
     is_plan,
     plan_name,
 )
-from tureen.engines.base import Artefact, Engine, EngineOptions, reproduce_golden
-from tureen.engines.timings_cache import Timing, keep, rank, recall
+from tureen.engines.base import Artefact, Engine, EngineOptions, check_golden_rows
+from tureen.engines.timings_cache import Timing, make_ranking, read_ranking, write_ranking
 from tureen.errors import BundleError, EngineError
-from tureen.machine import available_cpus, make_writable
+from tureen.machine import available_cpus, ensure_writable
 
 AUTO = "auto"
 RACE_BATCH = 8
@@ -90,7 +90,7 @@ def open_engine(
     wanted = [
         row for row in bundle.manifest.parity if engine in (AUTO, row.engine) and precision in (None, row.precision)
     ]
-    known = recall(bundle, options) if len(wanted) > 1 else None
+    known = read_ranking(bundle, options) if len(wanted) > 1 else None
     places = {(timing.engine, timing.precision): i for i, timing in enumerate(known.timings)} if known else {}
     measured = sorted((row for row in wanted if _key(row) in places), key=lambda row: places[_key(row)])
     options = _with_usable_cache(options)
@@ -98,7 +98,7 @@ def open_engine(
 
     def attempt(row: ParityRow) -> Engine | None:
         try:
-            return prove(bundle, row, options)
+            return open_verified_engine(bundle, row, options)
         except (EngineError, BundleError) as error:
             reasons.append(f"{row.engine} {row.precision}: {error}")
             logger.info("engine left out: %s", reasons[-1])  # where none is left, the error says every reason
@@ -120,14 +120,14 @@ def open_engine(
     return proven[0] if len(proven) == 1 else _fastest(proven, bundle, options)
 
 
-def prove(bundle: Bundle, row: ParityRow, options: EngineOptions | None = None) -> Engine:
+def open_verified_engine(bundle: Bundle, row: ParityRow, options: EngineOptions | None = None) -> Engine:
     """The engine of that row of the bundle's parity, once it has reproduced the golden rows; raises EngineError."""
     plan = bundle.manifest.plans.get(row.artefact)
     if plan is not None and plan.graph_sha256 != bundle.manifest.files[BACKBONE].sha256:
         raise EngineError(f"{row.artefact} was compiled from another backbone: export again with --engine {row.engine}")
     engine = compile_engine(bundle.artefact(row.artefact), row.engine, row.precision, options, plan=plan)
     try:
-        reproduce_golden(engine, bundle)
+        check_golden_rows(engine, bundle)
     except EngineError:
         engine.close()
         raise
@@ -143,7 +143,7 @@ def _with_usable_cache(options: EngineOptions) -> EngineOptions:
     if options.cache is None:
         return options
     try:
-        make_writable(options.cache)
+        ensure_writable(options.cache)
     except OSError as error:
         logger.warning("nothing is kept for the next start: %s: %s", options.cache, error.strerror)
         return replace(options, cache=None)
@@ -164,8 +164,8 @@ def _fastest(engines: Sequence[Engine], bundle: Bundle, options: EngineOptions) 
     ]
     for timing in timings:
         logger.info("engine race: %s %s, %.0f images/s", timing.engine, timing.precision, timing.images_per_second)
-    ranking = rank(bundle, options, timings, batch=RACE_BATCH, by="race")
-    keep(ranking, options.cache)
+    ranking = make_ranking(bundle, options, timings, batch=RACE_BATCH, by="race")
+    write_ranking(ranking, options.cache)
     first = ranking.timings[0]
     fastest = next(e for e in engines if (e.name, e.precision) == (first.engine, first.precision))
     for engine in engines:

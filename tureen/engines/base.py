@@ -87,7 +87,7 @@ def golden_tolerance(row: ParityRow) -> float:
     return max(1e-3, 4 * row.max_abs_diff)
 
 
-def reproduce_golden(engine: Engine, bundle: Bundle) -> float:
+def check_golden_rows(engine: Engine, bundle: Bundle) -> float:
     """Run the golden rows, every β in one batch, and return the largest logit difference from PyTorch's.
 
     Raises EngineError where the bundle does not vouch for this engine and precision, or where the difference is

@@ -14,7 +14,7 @@ def bucket_sizes(max_batch: int) -> tuple[int, ...]:
     return (*powers, max_batch)
 
 
-def cut(rows: int, sizes: Sequence[int]) -> Iterator[tuple[slice, int]]:
+def split_batch(rows: int, sizes: Sequence[int]) -> Iterator[tuple[slice, int]]:
     """Consecutive slices that together are `rows` rows, each with the least of the ascending sizes that holds it."""
     for start in range(0, rows, sizes[-1]):
         part = slice(start, min(start + sizes[-1], rows))

@@ -48,25 +48,25 @@ class Cuda:
         error, count = cuda.cudaGetDeviceCount()
         if error != cuda.cudaError_t.cudaSuccess or not count:
             raise EngineError(NO_GPU)
-        properties = checked("describe itself", cuda.cudaGetDeviceProperties(0))
+        properties = check_status("describe itself", cuda.cudaGetDeviceProperties(0))
         self.device = Device(properties.name.decode(), f"{properties.major}.{properties.minor}")
 
     def stream(self) -> int:
         """A stream that does not wait for the default one."""
-        stream = int(checked("make a stream", cuda.cudaStreamCreateWithFlags(cuda.cudaStreamNonBlocking)))
+        stream = int(check_status("make a stream", cuda.cudaStreamCreateWithFlags(cuda.cudaStreamNonBlocking)))
         self._free.append(lambda: cuda.cudaStreamDestroy(stream))
         return stream
 
     def memory(self, size: int) -> int:
         """The address of `size` bytes on the device, aligned to 256."""
-        address = int(checked(f"allocate {size:,} bytes", cuda.cudaMalloc(size)))
+        address = int(check_status(f"allocate {size:,} bytes", cuda.cudaMalloc(size)))
         self._free.append(lambda: cuda.cudaFree(address))
         return address
 
     def pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
         """Zeros in host memory that the GPU reads and writes without a detour."""
         size = math.prod(shape) * np.dtype(dtype).itemsize
-        address = int(checked(f"pin {size:,} bytes", cuda.cudaHostAlloc(size, cuda.cudaHostAllocDefault)))
+        address = int(check_status(f"pin {size:,} bytes", cuda.cudaHostAlloc(size, cuda.cudaHostAllocDefault)))
         self._free.append(lambda: cuda.cudaFreeHost(address))
         array = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address)).view(dtype).reshape(shape)
         array[...] = 0
@@ -75,30 +75,30 @@ class Cuda:
     def upload(self, address: int, array: NDArray[Any], stream: int) -> None:
         """Begin to copy a pinned, contiguous array to the device."""
         kind = cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
-        checked("copy to it", cuda.cudaMemcpyAsync(address, array.ctypes.data, array.nbytes, kind, stream))
+        check_status("copy to it", cuda.cudaMemcpyAsync(address, array.ctypes.data, array.nbytes, kind, stream))
 
     def download(self, array: NDArray[Any], address: int, stream: int) -> None:
         """Begin to fill a pinned, contiguous array from the device."""
         kind = cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
-        checked("copy from it", cuda.cudaMemcpyAsync(array.ctypes.data, address, array.nbytes, kind, stream))
+        check_status("copy from it", cuda.cudaMemcpyAsync(array.ctypes.data, address, array.nbytes, kind, stream))
 
     def synchronize(self, stream: int) -> None:
         """Wait until the stream has done all that was begun on it."""
-        checked("finish its work", cuda.cudaStreamSynchronize(stream))
+        check_status("finish its work", cuda.cudaStreamSynchronize(stream))
 
     def capture(self, stream: int, enqueue: Callable[[], None]) -> int:
         """A graph of what `enqueue` begins on the stream; nothing of it runs until the graph is launched."""
         # Of this thread alone: what other threads do meanwhile on other streams disturbs nothing.
         mode = cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        checked("begin a capture", cuda.cudaStreamBeginCapture(stream, mode))
+        check_status("begin a capture", cuda.cudaStreamBeginCapture(stream, mode))
         try:
             enqueue()
         except BaseException:
             cuda.cudaStreamEndCapture(stream)
             raise
-        captured = checked("capture a graph", cuda.cudaStreamEndCapture(stream))
+        captured = check_status("capture a graph", cuda.cudaStreamEndCapture(stream))
         try:
-            graph = int(checked("instantiate a graph", cuda.cudaGraphInstantiate(captured, 0)))
+            graph = int(check_status("instantiate a graph", cuda.cudaGraphInstantiate(captured, 0)))
         finally:
             cuda.cudaGraphDestroy(captured)
         self._free.append(lambda: cuda.cudaGraphExecDestroy(graph))
@@ -106,7 +106,7 @@ class Cuda:
 
     def launch(self, graph: int, stream: int) -> None:
         """Begin to run a captured graph."""
-        checked("launch a graph", cuda.cudaGraphLaunch(graph, stream))
+        check_status("launch a graph", cuda.cudaGraphLaunch(graph, stream))
 
     def close(self) -> None:
         """Free everything, the youngest first; what a broken GPU refuses to free is left to the end of the process."""
@@ -114,7 +114,7 @@ class Cuda:
             self._free.pop()()
 
 
-def checked(what: str, result: tuple[Any, ...]) -> Any:
+def check_status(what: str, result: tuple[Any, ...]) -> Any:
     """The value of a CUDA call beside its status; raises EngineError where the status is an error."""
     error, *values = result
     if error != cuda.cudaError_t.cudaSuccess:

@@ -18,7 +18,7 @@ BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
 
 
 @dataclass(frozen=True)
-class Need:
+class Requirements:
     """What an engine needs: an importable module, from one of these distributions, and perhaps a GPU."""
 
     module: str
@@ -27,17 +27,17 @@ class Need:
     needs_gpu: bool = True
 
 
-NEEDS = {
-    "onnxruntime": Need("onnxruntime", ("onnxruntime", "onnxruntime-gpu"), "cpu", needs_gpu=False),
-    "onnxruntime-cuda": Need("onnxruntime", ("onnxruntime-gpu",), "gpu"),
-    "onnxruntime-tensorrt": Need("onnxruntime", ("onnxruntime-gpu",), "gpu"),
-    "openvino": Need("openvino", ("openvino",), "openvino", needs_gpu=False),
-    "tensorrt": Need("tensorrt", ("tensorrt", "tensorrt-cu13"), "tensorrt"),
-    "tensorrt-rtx": Need("tensorrt_rtx", ("tensorrt-rtx-cu13", "tensorrt-rtx"), "tensorrt-rtx"),
+REQUIREMENTS = {
+    "onnxruntime": Requirements("onnxruntime", ("onnxruntime", "onnxruntime-gpu"), "cpu", needs_gpu=False),
+    "onnxruntime-cuda": Requirements("onnxruntime", ("onnxruntime-gpu",), "gpu"),
+    "onnxruntime-tensorrt": Requirements("onnxruntime", ("onnxruntime-gpu",), "gpu"),
+    "openvino": Requirements("openvino", ("openvino",), "openvino", needs_gpu=False),
+    "tensorrt": Requirements("tensorrt", ("tensorrt", "tensorrt-cu13"), "tensorrt"),
+    "tensorrt-rtx": Requirements("tensorrt_rtx", ("tensorrt-rtx-cu13", "tensorrt-rtx"), "tensorrt-rtx"),
 }
 
 
-def what_is_missing(
+def missing_requirement(
     engine: str, precision: str, plan: PlanRecord | None = None, *, gpus: Sequence[Gpu], flags: Collection[str]
 ) -> str | None:
     """Why this machine cannot run that engine in that precision, in words; None where nothing is seen to be missing.
@@ -45,10 +45,10 @@ def what_is_missing(
     plan: what the file that it runs is bound to, where that is a plan. gpus, flags: what the machine has, no flags
     where that is not known.
     """
-    need = NEEDS.get(engine)
+    need = REQUIREMENTS.get(engine)
     if need is None or engine not in RUNTIMES:
         return "this Tureen has no such engine: upgrade Tureen"
-    version = _version(need)
+    version = _installed_version(need)
     if version is None:
         return f"{need.distributions[0]} is not installed: install Tureen with its extra [{need.extra}]"
     if need.needs_gpu and not gpus:
@@ -65,7 +65,7 @@ def what_is_missing(
     return None
 
 
-def _version(need: Need) -> str | None:
+def _installed_version(need: Requirements) -> str | None:
     """The version of the first of the distributions that is installed; None where none can be imported."""
     if importlib.util.find_spec(need.module) is None:
         return None

@@ -60,7 +60,7 @@ def open_session(ort: Any, graph: bytes, settings: Any, provider: str, provider_
     return session
 
 
-def thread_settings(ort: Any, threads: int) -> Any:
+def session_options(ort: Any, threads: int) -> Any:
     """Session options: operators in turn, each on that many threads."""
     settings = ort.SessionOptions()
     settings.intra_op_num_threads = threads
@@ -78,7 +78,7 @@ class OrtEngine:
     def __init__(self, artefact: Artefact, precision: Precision, options: EngineOptions) -> None:
         """Raises EngineError where ONNX Runtime is not installed, or the graph does not load."""
         ort = import_onnxruntime("cpu")
-        settings = thread_settings(ort, options.threads // options.streams)
+        settings = session_options(ort, options.threads // options.streams)
         self._session = open_session(ort, artefact.data, settings, "CPUExecutionProvider", {})
         self._streams = threading.BoundedSemaphore(options.streams)
         self.precision: Precision = precision

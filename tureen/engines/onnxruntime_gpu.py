@@ -24,9 +24,9 @@ from tureen.bundle.bundle import LOGITS_OUTPUT, PIXELS_INPUT, TOKEN_INPUT
 from tureen.bundle.graph import read_graph_file
 from tureen.bundle.manifest import Precision
 from tureen.engines.base import Artefact, EngineOptions
-from tureen.engines.buckets import bucket_sizes, cut
+from tureen.engines.buckets import bucket_sizes, split_batch
 from tureen.engines.cuda import Cuda
-from tureen.engines.onnxruntime_cpu import import_onnxruntime, open_session, thread_settings
+from tureen.engines.onnxruntime_cpu import import_onnxruntime, open_session, session_options
 from tureen.errors import EngineError
 
 CUDA = "CUDAExecutionProvider"
@@ -60,7 +60,7 @@ class BoundSession:
         """Logits float32 (B, K) of pixels uint8 (B, H, W, 3) and tokens float32 (B, D)."""
         logits = np.empty((len(pixels), *self._rows[LOGITS_OUTPUT]), np.float32)
         with self._lock:
-            for rows, size in cut(len(pixels), self._sizes):
+            for rows, size in split_batch(len(pixels), self._sizes):
                 logits[rows] = self._run(size, pixels[rows], tokens[rows])
         return logits
 
@@ -69,7 +69,7 @@ class BoundSession:
             self._buckets[size] = self._bind(size)
         bucket = self._buckets[size]
         for name, rows in ((PIXELS_INPUT, pixels), (TOKEN_INPUT, tokens)):
-            bucket.inputs[name].update_inplace(_padded(rows, size))
+            bucket.inputs[name].update_inplace(_pad_rows(rows, size))
         self._session.run_with_iobinding(bucket.binding, bucket.run_options)
         answer: NDArray[np.float32] = bucket.logits.numpy()[: len(pixels)]
         return answer
@@ -106,7 +106,7 @@ class OrtGpuEngine:
             provider_options = tensorrt_options(
                 artefact.data, options, version=ort.__version__, device=Cuda().device.name
             )
-        session = open_session(ort, artefact.data, thread_settings(ort, 1), provider, provider_options)
+        session = open_session(ort, artefact.data, session_options(ort, 1), provider, provider_options)
         self._session: BoundSession | None = BoundSession(
             ort, session, device="cuda", max_batch=options.max_batch, has_graphs=provider == CUDA
         )
@@ -170,7 +170,7 @@ def tensorrt_options(graph: bytes, options: EngineOptions, *, version: str, devi
     }
 
 
-def _padded(rows: NDArray[Any], size: int) -> NDArray[Any]:
+def _pad_rows(rows: NDArray[Any], size: int) -> NDArray[Any]:
     """The rows, then zeros, `size` in all, in one piece of memory."""
     if len(rows) == size:
         return np.ascontiguousarray(rows)

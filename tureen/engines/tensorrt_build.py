@@ -16,7 +16,7 @@ from tureen.atomic_file import write_atomically
 from tureen.bundle.bundle import LOGITS_OUTPUT, PIXELS_INPUT, TOKEN_INPUT
 from tureen.bundle.manifest import EngineName, PlanRecord, Precision
 from tureen.engines.cuda import NO_GPU, Cuda, Device
-from tureen.engines.tensorrt_run import FLAVOURS, library_log, load_library
+from tureen.engines.tensorrt_run import VARIANTS, library_logger, load_library
 from tureen.errors import EngineError
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ Progress = Callable[[int, int], None]  # steps done, of how many
 DEFAULT_BATCH = (1, 32, 128)
 
 
-def gpu() -> Device | None:
+def detect_gpu() -> Device | None:
     """This machine's GPU; None where it has none."""
     try:
         return Cuda().device
@@ -46,17 +46,17 @@ def plan_record(
     compute_capabilities: Sequence[str] = (),
 ) -> PlanRecord:
     """What a plan is bound to that is built on this machine; see `build_plan`. Raises EngineError."""
-    version, device = load_library(engine).__version__, gpu()
-    if device is None and not FLAVOURS[engine].is_rtx:
+    version, device = load_library(engine).__version__, detect_gpu()
+    if device is None and not VARIANTS[engine].is_rtx:
         raise EngineError(f"{NO_GPU}: {engine} builds a plan only on the GPU that is to run it")
-    own = [device.compute_capability] if device else list(FLAVOURS[engine].without_gpu)
+    own = [device.compute_capability] if device else list(VARIANTS[engine].without_gpu)
     return PlanRecord(
         engine=engine,
         precision=precision,
         graph_sha256=backbone_sha256,
         runtime_version=version,
         device=device.name if device else "",
-        compute_capabilities=list(compute_capabilities) if FLAVOURS[engine].is_rtx and compute_capabilities else own,
+        compute_capabilities=list(compute_capabilities) if VARIANTS[engine].is_rtx and compute_capabilities else own,
         batch=batch,
     )
 
@@ -87,7 +87,7 @@ def build_plan(
         compute_capabilities=compute_capabilities,
     )
     timings = None
-    if cache is not None and not FLAVOURS[engine].is_rtx:  # RTX times nothing
+    if cache is not None and not VARIANTS[engine].is_rtx:  # RTX times nothing
         gpu_name = re.sub(r"[^A-Za-z0-9]+", "-", record.device)
         timings = cache / engine / f"{record.runtime_version}-{gpu_name}.timings"
     return _compile(graph, record, engine, timings, on_progress), record
@@ -100,13 +100,13 @@ def _compile(
         import tensorrt_rtx as trt
     else:
         trt = load_library(engine)
-    log = library_log(trt)
+    log = library_logger(trt)
     builder = trt.Builder(log)
     # TensorRT 11 knows no other kind of network, and ignores the flag.
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log)
     if not parser.parse(graph):
-        _refuse(parser, engine)
+        _raise_parse_error(parser, engine)
     inputs = [network.get_input(index) for index in range(network.num_inputs)]
     outputs = [network.get_output(index) for index in range(network.num_outputs)]
     types = {tensor.name: tensor.dtype for tensor in (*inputs, *outputs)}
@@ -122,7 +122,7 @@ def _compile(
         raise EngineError(f"{engine} cannot have batches {record.batch}: the least, the best and the largest ascend")
     if record.precision == "fp32":
         config.clear_flag(trt.BuilderFlag.TF32)  # it rounds float32 to 10 bits
-    if FLAVOURS[engine].is_rtx:
+    if VARIANTS[engine].is_rtx:
         config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)  # or no CUDA graph may be captured
         config.num_compute_capabilities = len(record.compute_capabilities)
         for index, capability in enumerate(record.compute_capabilities):
@@ -130,7 +130,7 @@ def _compile(
             if target is None or not config.set_compute_capability(target, index):
                 raise EngineError(f"{engine} cannot build for compute capability {capability}: use tensorrt there")
     if timings is not None:
-        attach_timings(config, timings)
+        load_timing_cache(config, timings)
     if on_progress is not None:
         config.progress_monitor = _progress_monitor(engine, on_progress)
     built = builder.build_serialized_network(network, config)
@@ -141,11 +141,11 @@ def _compile(
             "try another precision or GPU"
         )
     if timings is not None:
-        keep_timings(config, timings)
+        save_timing_cache(config, timings)
     return bytes(built)
 
 
-def _refuse(parser: trt.OnnxParser, engine: EngineName) -> None:
+def _raise_parse_error(parser: trt.OnnxParser, engine: EngineName) -> None:
     errors = [parser.get_error(index) for index in range(parser.num_errors)]
     operators = sorted({error.node_operator() for error in errors} - {""})
     if not operators:
@@ -153,7 +153,7 @@ def _refuse(parser: trt.OnnxParser, engine: EngineName) -> None:
     raise EngineError(f"{engine} has no {', '.join(operators)} as this graph uses it: use another engine")
 
 
-def attach_timings(config: trt.IBuilderConfig, file: Path) -> None:
+def load_timing_cache(config: trt.IBuilderConfig, file: Path) -> None:
     """Give the builder the timings of earlier builds, so that it does not measure the same kernels again."""
     known = file.read_bytes() if file.exists() else b""
     # A damaged file makes no cache: begin anew. One from another GPU is refused, and the file's name tells them apart.
@@ -161,7 +161,7 @@ def attach_timings(config: trt.IBuilderConfig, file: Path) -> None:
     config.set_timing_cache(cache, ignore_mismatch=False)
 
 
-def keep_timings(config: trt.IBuilderConfig, file: Path) -> None:
+def save_timing_cache(config: trt.IBuilderConfig, file: Path) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         timings = bytes(config.get_timing_cache().serialize())

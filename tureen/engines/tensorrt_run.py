@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tureen.bundle.bundle import PIXELS_INPUT, TOKEN_INPUT
 from tureen.bundle.manifest import EngineName, PlanRecord, Precision
 from tureen.engines.base import Artefact, EngineOptions, import_runtime
-from tureen.engines.buckets import bucket_sizes, cut
+from tureen.engines.buckets import bucket_sizes, split_batch
 from tureen.engines.cuda import Cuda, Device
 from tureen.errors import EngineError
 
@@ -29,7 +29,7 @@ logger = logging.getLogger("tureen.engines.trt")
 
 
 @dataclass(frozen=True)
-class Flavour:
+class TensorRtVariant:
     """What tells the two libraries apart."""
 
     module: str
@@ -37,22 +37,22 @@ class Flavour:
     without_gpu: tuple[str, ...] = ()  # compute capabilities that it builds for where there is no GPU to ask
 
 
-FLAVOURS: dict[EngineName, Flavour] = {
-    "tensorrt": Flavour("tensorrt", is_rtx=False),
+VARIANTS: dict[EngineName, TensorRtVariant] = {
+    "tensorrt": TensorRtVariant("tensorrt", is_rtx=False),
     # Turing, 7.5, has fp16 products only, so it has to be asked for.
-    "tensorrt-rtx": Flavour("tensorrt_rtx", is_rtx=True, without_gpu=("8.0", "8.6", "8.9", "12.0", "12.1")),
+    "tensorrt-rtx": TensorRtVariant("tensorrt_rtx", is_rtx=True, without_gpu=("8.0", "8.6", "8.9", "12.0", "12.1")),
 }
 
 
 def load_library(engine: EngineName) -> Any:
     """The module `tensorrt` or `tensorrt_rtx`; raises EngineError where it is absent or its import fails."""
     return import_runtime(
-        FLAVOURS[engine].module, f"{engine} is not installed: install Tureen with its extra [{engine}]"
+        VARIANTS[engine].module, f"{engine} is not installed: install Tureen with its extra [{engine}]"
     )
 
 
 @functools.cache
-def library_log(library: Any) -> trt.ILogger:
+def library_logger(library: Any) -> trt.ILogger:
     """What the library says, passed to Python's logging; none of it is in an error of ours."""
     if TYPE_CHECKING:
         import tensorrt_rtx as trt
@@ -121,15 +121,15 @@ class TensorRtEngine:
         self.version: str = trt.__version__
         self._sizes = bucket_sizes(min(options.max_batch, plan.batch[2]))
         self._cuda = cuda or Cuda()
-        self._lanes: queue.SimpleQueue[_Lane] = queue.SimpleQueue()
+        self._lanes: queue.SimpleQueue[_ExecutionStream] = queue.SimpleQueue()
         try:
             check_device(plan, self._cuda.device)
-            runtime = trt.Runtime(library_log(trt))
+            runtime = trt.Runtime(library_logger(trt))
             opened = runtime.deserialize_cuda_engine(artefact.data)
             if opened is None:
                 raise EngineError(f"{engine} cannot open the plan: export again on this machine with --engine {engine}")
             for _ in range(options.streams):
-                self._lanes.put(_Lane(trt, opened, self._cuda, self._sizes, is_rtx=FLAVOURS[engine].is_rtx))
+                self._lanes.put(_ExecutionStream(trt, opened, self._cuda, self._sizes, is_rtx=VARIANTS[engine].is_rtx))
         except EngineError:
             self._cuda.close()
             raise
@@ -139,7 +139,7 @@ class TensorRtEngine:
         lane = self._lanes.get()
         try:
             logits = np.empty((len(pixels), lane.classes), dtype=np.float32)
-            for part, size in cut(len(pixels), self._sizes):
+            for part, size in split_batch(len(pixels), self._sizes):
                 logits[part] = lane.run(pixels[part], tokens[part], size)
             return logits
         finally:
@@ -150,7 +150,7 @@ class TensorRtEngine:
         self._cuda.close()
 
 
-class _Lane:
+class _ExecutionStream:
     """A stream with buffers for the largest batch, and for each size a context and what begins a run of it.
 
     A graph holds the state of the context that it was captured from, so each size has a context of its own. They

@@ -74,7 +74,7 @@ class Ranking(_Record):
     timings: list[Timing] = Field(min_length=1, description="the one to open first comes first")
 
 
-def rank(
+def make_ranking(
     bundle: Bundle, options: EngineOptions, timings: Iterable[Timing], *, batch: int, by: Literal["bench", "race"]
 ) -> Ranking:
     """The timings as of today and under the conditions here, the one of most merit first."""
@@ -103,23 +103,23 @@ def conditions(bundle: Bundle, options: EngineOptions) -> Conditions:
         threads=options.threads,
         streams=options.streams,
         gpus=[gpu.name for gpu in nvidia_gpus()],
-        runtimes=_versions(),
+        runtimes=_runtime_versions(),
         tureen=__version__,
     )
 
 
-def recall(bundle: Bundle, options: EngineOptions) -> Ranking | None:
+def read_ranking(bundle: Bundle, options: EngineOptions) -> Ranking | None:
     """What is known of the bundle's engines under these very conditions; None where nothing is, or nothing is kept."""
     if options.cache is None:
         return None
     here = conditions(bundle, options)
-    file = _file(options.cache, here)
+    file = _ranking_file(options.cache, here)
     try:
         ranking = Ranking.model_validate_json(file.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValidationError) as error:
-        logger.warning("what was measured of the engines is ignored: %s cannot be read (%s)", file, _short(error))
+        logger.warning("what was measured of the engines is ignored: %s cannot be read (%s)", file, _reason(error))
         return None
     if ranking.conditions != here:
         logger.warning("what was measured of the engines is ignored: %s is of other conditions", file)
@@ -127,24 +127,24 @@ def recall(bundle: Bundle, options: EngineOptions) -> Ranking | None:
     return ranking
 
 
-def keep(ranking: Ranking, cache: Path | None) -> bool:
-    """Write the ranking where `recall` finds it, in place of an older one; False, with a warning, where that fails."""
+def write_ranking(ranking: Ranking, cache: Path | None) -> bool:
+    """Writes the file that `read_ranking` reads. Returns False, and logs a warning, if that fails."""
     if cache is None:
         return False
-    file = _file(cache, ranking.conditions)
+    file = _ranking_file(cache, ranking.conditions)
     try:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         json_lines = (ranking.model_dump_json(indent=2) + "\n").encode()
         write_atomically(file, json_lines, mode=0o600, has_other_writers=True)
     except OSError as error:
-        logger.warning("what was measured of the engines is not kept: %s (%s)", file.parent, _short(error))
+        logger.warning("what was measured of the engines is not kept: %s (%s)", file.parent, _reason(error))
         return False
     return True
 
 
-def explain(bundle: Bundle, options: EngineOptions) -> str | None:
+def explain_choice(bundle: Bundle, options: EngineOptions) -> str | None:
     """Why "auto" opens the engine that it opens, as a phrase; None where it would have to race them first."""
-    ranking = recall(bundle, options)
+    ranking = read_ranking(bundle, options)
     if ranking is None:
         return None
     first, *others = (
@@ -160,11 +160,11 @@ def explain(bundle: Bundle, options: EngineOptions) -> str | None:
     )
 
 
-def _file(cache: Path, here: Conditions) -> Path:
+def _ranking_file(cache: Path, here: Conditions) -> Path:
     return cache / DIRECTORY / f"{hashlib.sha256(here.model_dump_json().encode()).hexdigest()[:24]}.json"
 
 
-def _versions() -> dict[str, str]:
+def _runtime_versions() -> dict[str, str]:
     versions = {}
     for package in PACKAGES:
         try:
@@ -174,5 +174,5 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def _short(error: OSError | ValidationError) -> str:
+def _reason(error: OSError | ValidationError) -> str:
     return (error.strerror or "unknown") if isinstance(error, OSError) else error.errors()[0]["msg"]

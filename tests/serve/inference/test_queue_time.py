@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serve.inference.queue_time import QueueTime, Slowdown, StartSpeed, retry_after_s
-from tureen.image_cost import LEAST, LEAST_WORK, ImageCost, ImageKind
+from tureen.image_cost import LEAST_COST, LEAST_WORK, ImageCost, ImageKind
 
 SMALL = ImageCost(187_500, LEAST_WORK + 187_500, 1_500_000, ImageKind.SMALL)
 LARGE = ImageCost(1_200_000, 1_200_000, 9_600_000, ImageKind.LARGE)
@@ -117,7 +117,7 @@ def test_the_least_of_two_speeds_has_the_rows_of_the_one_and_the_shorter_times()
 
 def test_the_estimate_rises_when_the_engine_is_slow_and_falls_again():
     queue, now_s = queue_time(), 0.0
-    queue.add_image(LEAST, 8)
+    queue.add_image(LEAST_COST, 8)
     before = queue.expected_s()
     for _ in range(3):
         now_s += 0.16
@@ -147,7 +147,7 @@ def test_the_estimate_rises_when_decoding_is_slow_and_falls_again():
 
 def test_runs_side_by_side_count_for_the_time_that_both_took():
     queue = queue_time()
-    queue.add_image(LEAST, 8)
+    queue.add_image(LEAST_COST, 8)
     before, now_s = queue.expected_s(), 0.0
     for _ in range(1000):  # two at a time, each twice as long as one alone
         now_s += 0.032
@@ -165,7 +165,7 @@ def test_a_measurement_long_ago_counts_for_nothing():
 
 STEPS = st.tuples(
     st.sampled_from(["enter", "leave", "decoded", "failed", "run", "restart"]),
-    st.sampled_from([SMALL, LARGE, BOMB, LEAST]),
+    st.sampled_from([SMALL, LARGE, BOMB, LEAST_COST]),
     st.integers(1, 64),
     st.floats(0, 100),
     st.floats(-100, 100),
@@ -176,7 +176,7 @@ STEPS = st.tuples(
 def test_after_any_history_an_idle_server_takes_as_many_as_at_its_start(steps, decoders):
     """Bursts of images of all kinds that succeed, fail, are cancelled or refused. Speeds vary and clocks step."""
     queue, inside, now_s = queue_time(decoders=decoders), [], 1000.0
-    at_start = {cost: taken(queue, cost) for cost in (SMALL, LARGE, BOMB, LEAST)}
+    at_start = {cost: taken(queue, cost) for cost in (SMALL, LARGE, BOMB, LEAST_COST)}
     for step, cost, count, seconds, elapsed_s in steps:
         now_s += elapsed_s
         if step == "enter" and queue.expected_s([cost] * count, count) <= 10 * LIMIT_S:

@@ -23,7 +23,7 @@ from tests.serve.inference.test_image_decoders import decode_processes
 from tureen.bundle.bundle import MANIFEST, load_bundle
 from tureen.commands.demo import EXAMPLES
 from tureen.errors import BundleError, UndecodableImageError
-from tureen.image_cost import LEAST
+from tureen.image_cost import LEAST_COST
 
 
 def serving(bundle_path, test, **changes):
@@ -266,7 +266,7 @@ def test_an_idle_server_takes_what_it_took_at_its_start_after_large_and_slow_req
             with service.admit([large] * 3 + [b"no image"]) as admission:
                 await admission.classify([admission.choose(0.5)] * 4)
         with service.admit([small]):
-            service._queue_time.record_decoding(LEAST, 60.0, time.monotonic())
+            service._queue_time.record_decoding(LEAST_COST, 60.0, time.monotonic())
             assert taken(service) < before
         assert 0 < taken(service) == before < 256
 

@@ -3,12 +3,12 @@ import pytest
 from tureen.bundle.manifest import Accuracy, AccuracyRow, Check, ShiftRow, Suspect, TransferMatrix
 from tureen.commands.report import (
     accuracy_table,
-    check_list,
+    check_results,
     ensemble_table,
     epsilon_table,
     matrix_table,
     shift_table,
-    single_accuracy,
+    single_token_accuracy,
 )
 
 FOOTNOTE = "* outside [0, 1]: an extension, never served"
@@ -48,12 +48,12 @@ def test_an_ensemble_stands_beside_the_soup_that_met_the_same_attack():
 
 
 def test_a_single_token_model_has_one_line_of_accuracy():
-    assert single_accuracy([]) == "accuracy: not measured"
-    assert single_accuracy([row(0.0, 0.2), row(1.0, 0.2)]) == (
+    assert single_token_accuracy([]) == "accuracy: not measured"
+    assert single_token_accuracy([row(0.0, 0.2), row(1.0, 0.2)]) == (
         "accuracy on 100 images, % (95 % interval): 90.0 (85.0–95.0); "
         "under PGD-40, white-box, l∞ ε = 8/255: 20.0 (15.0–25.0)"
     )
-    assert "PGD" not in single_accuracy([row(0.0, 0.9, epsilon_255=0)])
+    assert "PGD" not in single_token_accuracy([row(0.0, 0.9, epsilon_255=0)])
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ def test_what_a_failed_check_means_stands_below_it():
         Check(name=name, beta=1, n=128, has_passed=has_passed, figures={"PGD-4": 0.5, "FGSM": 0.25}, sentence="Beware.")
         for name, has_passed in (("one thing holds", True), ("another holds", False))
     )
-    assert check_list([passed, failed]).splitlines() == [
+    assert check_results([passed, failed]).splitlines() == [
         "checks on the attack, on 128 images",
         "  ok      β = 1     one thing holds: PGD-4 50.0 %, FGSM 25.0 %",
         "  FAILED  β = 1     another holds: PGD-4 50.0 %, FGSM 25.0 %",

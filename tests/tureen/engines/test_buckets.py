@@ -3,7 +3,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tureen.engines.buckets import bucket_sizes, cut
+from tureen.engines.buckets import bucket_sizes, split_batch
 
 MAX_BATCH = st.integers(1, 1024)
 
@@ -23,7 +23,7 @@ def test_sizes_are_powers_of_two_and_the_largest():
 @given(rows=st.integers(0, 5000), max_batch=MAX_BATCH)
 def test_a_batch_is_cut_into_parts_that_cover_it_in_order_and_each_fits_its_size(rows, max_batch):
     sizes = bucket_sizes(max_batch)
-    parts = list(cut(rows, sizes))
+    parts = list(split_batch(rows, sizes))
     assert [row for part, _ in parts for row in range(part.start, part.stop)] == list(range(rows))
     assert len(parts) == -(-rows // max_batch)
     for part, size in parts:

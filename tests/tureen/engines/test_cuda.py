@@ -3,7 +3,7 @@
 import pytest
 from cuda.bindings import runtime
 
-from tureen.engines.cuda import Cuda, checked
+from tureen.engines.cuda import Cuda, check_status
 from tureen.errors import EngineError
 
 HAS_GPU = runtime.cudaGetDeviceCount()[0] == runtime.cudaError_t.cudaSuccess
@@ -19,17 +19,17 @@ def test_a_machine_without_a_gpu_says_so_once_and_clearly():
 @pytest.mark.skipif(HAS_GPU, reason="there is a GPU")
 def test_every_call_that_fails_says_what_the_gpu_could_not_do():
     with pytest.raises(EngineError, match=r"could not allocate 8 bytes \(cudaErrorInsufficientDriver\): look at"):
-        checked("allocate 8 bytes", runtime.cudaMalloc(8))
+        check_status("allocate 8 bytes", runtime.cudaMalloc(8))
     with pytest.raises(EngineError, match=r"could not launch a graph \(cudaErrorInsufficientDriver\)"):
-        checked("launch a graph", runtime.cudaGraphLaunch(0, 0))
+        check_status("launch a graph", runtime.cudaGraphLaunch(0, 0))
 
 
 def test_a_full_gpu_says_what_to_make_smaller():
     with pytest.raises(EngineError, match="use a smaller max_batch or fewer streams"):
-        checked("allocate 8 bytes", (runtime.cudaError_t.cudaErrorMemoryAllocation, None))
+        check_status("allocate 8 bytes", (runtime.cudaError_t.cudaErrorMemoryAllocation, None))
 
 
 def test_the_value_beside_a_good_status_is_handed_on():
     good = runtime.cudaError_t.cudaSuccess
-    assert checked("count", (good, 3)) == 3
-    assert checked("wait", (good,)) is None
+    assert check_status("count", (good, 3)) == 3
+    assert check_status("wait", (good,)) is None

@@ -2,7 +2,7 @@ import pytest
 
 from tureen.bundle.manifest import PlanRecord
 from tureen.engines import RUNTIMES
-from tureen.engines.detection import NEEDS, what_is_missing
+from tureen.engines.detection import REQUIREMENTS, missing_requirement
 from tureen.machine import Gpu
 
 H100 = Gpu("NVIDIA H100", "9.0")
@@ -17,36 +17,38 @@ def plan(**changes):
 
 
 def test_every_engine_has_its_needs_told():
-    assert set(RUNTIMES) <= set(NEEDS)
+    assert set(RUNTIMES) <= set(REQUIREMENTS)
 
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
 def test_engines_that_are_installed_and_need_nothing_else_miss_nothing(engine):
-    assert what_is_missing(engine, "fp32", None, gpus=[], flags=[]) is None
+    assert missing_requirement(engine, "fp32", None, gpus=[], flags=[]) is None
 
 
 def test_an_engine_that_nobody_knows_asks_for_an_upgrade():
-    assert "upgrade Tureen" in what_is_missing("warp-drive", "fp32", None, gpus=[], flags=[])
+    assert "upgrade Tureen" in missing_requirement("warp-drive", "fp32", None, gpus=[], flags=[])
 
 
 def test_a_processor_without_bfloat16_runs_no_bf16():
-    assert "no bfloat16" in what_is_missing("openvino", "bf16", None, gpus=[], flags=["fpu", "avx512f"])
-    assert what_is_missing("openvino", "bf16", None, gpus=[], flags=["amx_bf16"]) is None
-    assert what_is_missing("openvino", "bf16", None, gpus=[], flags=[]) is None  # the system does not say
+    assert "no bfloat16" in missing_requirement("openvino", "bf16", None, gpus=[], flags=["fpu", "avx512f"])
+    assert missing_requirement("openvino", "bf16", None, gpus=[], flags=["amx_bf16"]) is None
+    assert missing_requirement("openvino", "bf16", None, gpus=[], flags=[]) is None  # the system does not say
 
 
 def test_an_engine_that_is_not_installed_or_has_no_gpu_is_told(monkeypatch):
     monkeypatch.setitem(RUNTIMES, "tensorrt-rtx", RUNTIMES["openvino"])
-    monkeypatch.setitem(NEEDS, "openvino", NEEDS["openvino"].__class__("no_such_module", ("nothing",), "openvino"))
-    missing = what_is_missing("openvino", "fp32", None, gpus=[], flags=[])
+    monkeypatch.setitem(
+        REQUIREMENTS, "openvino", REQUIREMENTS["openvino"].__class__("no_such_module", ("nothing",), "openvino")
+    )
+    missing = missing_requirement("openvino", "fp32", None, gpus=[], flags=[])
     assert missing == "nothing is not installed: install Tureen with its extra [openvino]"
-    assert "no NVIDIA GPU" in what_is_missing("tensorrt-rtx", "fp32", None, gpus=[], flags=[])
+    assert "no NVIDIA GPU" in missing_requirement("tensorrt-rtx", "fp32", None, gpus=[], flags=[])
 
 
 def test_a_plan_for_another_gpu_or_another_version_is_told():
-    missing = what_is_missing("openvino", "fp32", plan(compute_capabilities=["8.9", "12.0"]), gpus=[H100], flags=[])
+    missing = missing_requirement("openvino", "fp32", plan(compute_capabilities=["8.9", "12.0"]), gpus=[H100], flags=[])
     assert missing == "the plan is for compute capability 8.9, 12.0; NVIDIA H100 has 9.0"
-    missing = what_is_missing("openvino", "fp32", plan(), gpus=[H100], flags=[])
+    missing = missing_requirement("openvino", "fp32", plan(), gpus=[H100], flags=[])
     assert missing.startswith("the plan is for openvino 11.4.0, installed is 20")
     installed = missing.rpartition(" ")[2]
-    assert what_is_missing("openvino", "fp32", plan(runtime_version=installed), gpus=[H100], flags=[]) is None
+    assert missing_requirement("openvino", "fp32", plan(runtime_version=installed), gpus=[H100], flags=[]) is None

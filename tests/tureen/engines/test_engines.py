@@ -6,7 +6,7 @@ import pytest
 
 from tureen.bundle.bundle import load_bundle
 from tureen.engines import compile_engine, open_engine
-from tureen.engines.base import golden_tolerance, reproduce_golden
+from tureen.engines.base import check_golden_rows, golden_tolerance
 from tureen.errors import EngineError
 from tureen.tokens import mix_rows
 
@@ -43,14 +43,14 @@ def engine(request, bundle):
 
 
 def test_an_engine_reproduces_the_golden_rows(engine, bundle):
-    assert reproduce_golden(engine, bundle) <= golden_tolerance(bundle.parity(engine.name, engine.precision))
+    assert check_golden_rows(engine, bundle) <= golden_tolerance(bundle.parity(engine.name, engine.precision))
 
 
 @pytest.mark.parametrize("error", [0.5, np.nan, np.inf])
 def test_an_engine_that_answers_wrongly_is_refused(bundle, error):
     engine = Broken(compile_engine(bundle.graph, "onnxruntime"), error)
     with pytest.raises(EngineError, match="does not reproduce the golden rows"):
-        reproduce_golden(engine, bundle)
+        check_golden_rows(engine, bundle)
 
 
 def test_a_batch_of_64_betas_equals_64_batches_of_one(engine, bundle, checkpoint):

@@ -10,7 +10,7 @@ import pytest
 from tureen.bundle.bundle import load_bundle
 from tureen.engines import compile_engine
 from tureen.engines.base import EngineOptions
-from tureen.engines.onnxruntime_cpu import PACKAGES, open_session, require_one_package, thread_settings
+from tureen.engines.onnxruntime_cpu import PACKAGES, open_session, require_one_package, session_options
 from tureen.engines.onnxruntime_gpu import BoundSession, require_tensorrt_10, tensorrt_options
 from tureen.errors import EngineError
 from tureen.tokens import mix_rows
@@ -43,7 +43,7 @@ class FallingBack:
 
 
 def test_a_provider_that_falls_back_to_the_cpu_is_an_error(bundle):
-    settings = thread_settings(onnxruntime, 1)
+    settings = session_options(onnxruntime, 1)
     with pytest.raises(EngineError, match="asked for CUDAExecutionProvider and fell back to CPUExecutionProvider"):
         open_session(FallingBack(["CUDAExecutionProvider"]), bundle.graph, settings, "CUDAExecutionProvider", {})
 
@@ -76,7 +76,7 @@ def test_streams_run_at_once_and_answer_alike(bundle):
 @pytest.mark.parametrize("rows", [1, 2, 3, 8, 11, 25])
 def test_bound_buffers_answer_what_an_unbound_session_does(bundle, rows):
     """On the CPU: the same code with another device's name, and without CUDA graphs."""
-    settings = thread_settings(onnxruntime, 1)
+    settings = session_options(onnxruntime, 1)
     session = open_session(onnxruntime, bundle.graph, settings, "CPUExecutionProvider", {})
     bound = BoundSession(onnxruntime, session, device="cpu", max_batch=8, has_graphs=False)
     rng = np.random.default_rng(0)

@@ -12,8 +12,8 @@ from training.models.vit import DualTokenViT, ViTConfig
 from tureen.bundle.bundle import load_bundle
 from tureen.bundle.manifest import BACKBONE
 from tureen.engines import compile_engine
-from tureen.engines.tensorrt_build import attach_timings, build_plan, keep_timings
-from tureen.engines.tensorrt_run import library_log
+from tureen.engines.tensorrt_build import build_plan, load_timing_cache, save_timing_cache
+from tureen.engines.tensorrt_run import library_logger
 from tureen.errors import EngineError
 
 VIT_B16 = ViTConfig(image_size=224, patch_size=16, width=768, depth=12, heads=12, classes=1000)
@@ -156,18 +156,18 @@ def test_timings_are_kept_beside_nothing_else_and_a_damaged_file_is_replaced(tmp
     if kept is not None:
         file.parent.mkdir()
         file.write_bytes(kept)
-    config = trt.Builder(library_log(trt)).create_builder_config()
-    attach_timings(config, file)
-    keep_timings(config, file)
+    config = trt.Builder(library_logger(trt)).create_builder_config()
+    load_timing_cache(config, file)
+    save_timing_cache(config, file)
     assert file.read_bytes() not in (b"", kept)
     assert list(file.parent.iterdir()) == [file]
-    attach_timings(config, file)
+    load_timing_cache(config, file)
 
 
 @pytest.mark.filterwarnings("ignore:.*Timing cache operations are no-ops")
 def test_timings_that_cannot_be_kept_cost_no_plan(tmp_path, caplog):
     (tmp_path / "cache").write_bytes(b"")  # a file where the directory should be
-    config = trt.Builder(library_log(trt)).create_builder_config()
-    attach_timings(config, tmp_path / "GPU.timings")
-    keep_timings(config, tmp_path / "cache" / "GPU.timings")
+    config = trt.Builder(library_logger(trt)).create_builder_config()
+    load_timing_cache(config, tmp_path / "GPU.timings")
+    save_timing_cache(config, tmp_path / "cache" / "GPU.timings")
     assert "could not be kept" in caplog.text

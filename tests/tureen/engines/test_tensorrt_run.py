@@ -12,7 +12,7 @@ import tensorrt_rtx
 
 from tureen.bundle.bundle import load_bundle
 from tureen.bundle.manifest import PlanRecord
-from tureen.engines import compile_engine, default_options, open_engine, prove
+from tureen.engines import compile_engine, default_options, open_engine, open_verified_engine
 from tureen.engines.base import Artefact, EngineOptions
 from tureen.engines.cuda import Device
 from tureen.engines.tensorrt_run import TensorRtEngine
@@ -355,7 +355,7 @@ def test_a_plan_compiled_from_another_backbone_is_refused_before_it_is_opened(ow
     row = bundle.manifest.parity[0].model_copy(update={"engine": "tensorrt-rtx", "artefact": name})
     bundle.manifest.plans[name] = record(engine="tensorrt-rtx")
     with pytest.raises(EngineError, match="compiled from another backbone: export again with --engine tensorrt-rtx"):
-        prove(bundle, row)
+        open_verified_engine(bundle, row)
 
 
 def test_asking_for_an_engine_that_the_bundle_has_no_plan_for_says_so(bundle):

@@ -18,10 +18,10 @@ from tureen.engines.timings_cache import (
     Ranking,
     Timing,
     conditions,
-    explain,
-    keep,
-    rank,
-    recall,
+    explain_choice,
+    make_ranking,
+    read_ranking,
+    write_ranking,
 )
 
 
@@ -69,8 +69,8 @@ def two(bundle):
 
 
 def known(bundle, options, *images_per_second):
-    ranking = rank(bundle, options, timings(*images_per_second), batch=32, by="bench")
-    assert keep(ranking, options.cache)
+    ranking = make_ranking(bundle, options, timings(*images_per_second), batch=32, by="bench")
+    assert write_ranking(ranking, options.cache)
     return ranking
 
 
@@ -106,29 +106,29 @@ def test_among_the_precisions_of_one_engine_what_was_measured_decides_too(bundle
 
 
 def test_a_lower_precision_has_to_be_worth_its_error(bundle, options):
-    ranking = rank(bundle, options, timings(1, 100, 99 * LOW_PRECISION_HANDICAP), batch=32, by="bench")
+    ranking = make_ranking(bundle, options, timings(1, 100, 99 * LOW_PRECISION_HANDICAP), batch=32, by="bench")
     assert [timing.precision for timing in ranking.timings] == ["fp32", "bf16", "fp32"]
-    ranking = rank(bundle, options, timings(1, 100, 101 * LOW_PRECISION_HANDICAP), batch=32, by="bench")
+    ranking = make_ranking(bundle, options, timings(1, 100, 101 * LOW_PRECISION_HANDICAP), batch=32, by="bench")
     assert ranking.timings[0].precision == "bf16"
 
 
 def test_nothing_is_kept_where_no_cache_is_given(two, opened, tmp_path):
     for _ in range(2):
         assert "engine race:" in opened(two, EngineOptions(threads=1))[1]
-    assert explain(two, EngineOptions(threads=1)) is None
+    assert explain_choice(two, EngineOptions(threads=1)) is None
 
 
 def test_knowledge_of_other_conditions_is_none(two, bundle, options):
     known(two, options, 1, 2)
-    assert recall(two, options) is not None
-    assert recall(two, dataclasses.replace(options, threads=2)) is None
-    assert recall(two, dataclasses.replace(options, threads=2, streams=2)) is None
-    assert recall(only(bundle, "onnxruntime fp32"), options) is None
+    assert read_ranking(two, options) is not None
+    assert read_ranking(two, dataclasses.replace(options, threads=2)) is None
+    assert read_ranking(two, dataclasses.replace(options, threads=2, streams=2)) is None
+    assert read_ranking(only(bundle, "onnxruntime fp32"), options) is None
     version = two.manifest.model_copy(update={"version": "another"})
-    assert recall(dataclasses.replace(two, manifest=version), options) is None
+    assert read_ranking(dataclasses.replace(two, manifest=version), options) is None
     files = {**two.manifest.files, "backbone.onnx": FileRecord(sha256="0" * 64, size=1)}
     changed = two.manifest.model_copy(update={"files": files})
-    assert recall(dataclasses.replace(two, manifest=changed), options) is None
+    assert read_ranking(dataclasses.replace(two, manifest=changed), options) is None
 
 
 def test_the_conditions_name_machine_runtimes_and_tureen(two, options):
@@ -170,7 +170,7 @@ def test_a_cache_that_cannot_be_written_is_a_warning_and_no_more(two, opened, tm
 def test_keeping_where_nothing_can_be_written_says_so(two, tmp_path):
     (tmp_path / "file").write_text("")
     options = EngineOptions(threads=1, cache=tmp_path / "file")
-    assert not keep(rank(two, options, timings(1, 2), batch=32, by="bench"), options.cache)
+    assert not write_ranking(make_ranking(two, options, timings(1, 2), batch=32, by="bench"), options.cache)
 
 
 def test_what_is_kept_is_for_its_user_alone_and_leaves_no_scratch(two, options):
@@ -195,7 +195,7 @@ def test_where_the_best_one_is_broken_the_next_opens(two, own_bundle, options, o
     )
     damaged = dataclasses.replace(two, path=own_bundle, manifest=manifest)
     best = Timing(engine="openvino", precision="int8", images_per_second=1000)
-    keep(rank(damaged, options, [*timings(200, 100), best], batch=32, by="bench"), options.cache)
+    write_ranking(make_ranking(damaged, options, [*timings(200, 100), best], batch=32, by="bench"), options.cache)
     (engine, _), log = opened(damaged, options)
     # At info: where another engine opens, Python prints nothing in a program that configures no logging.
     assert re.search(r"^INFO +tureen\.engines.*engine left out: openvino int8: ", log, re.MULTILINE)
@@ -211,15 +211,15 @@ def test_an_engine_that_was_out_and_now_opens_is_measured_with_the_others(two, o
 
 
 def test_an_explanation_says_what_was_measured_when_and_how(two, options):
-    assert explain(two, options) is None
+    assert explain_choice(two, options) is None
     ranking = known(two, options, 190.4, 381.2)
-    assert explain(two, options) == (
+    assert explain_choice(two, options) == (
         f"measured {ranking.measured_on} by bench at batch 32: openvino fp32 381 images/s, onnxruntime fp32 190"
     )
 
 
 def test_an_explanation_says_why_the_fastest_was_passed_over(bundle, options):
     known(bundle, options, 9, 80, 85)
-    why = explain(bundle, options)
+    why = explain_choice(bundle, options)
     assert "openvino fp32 80.0 images/s, openvino bf16 85.0, onnxruntime fp32 9.0" in why
     assert why.endswith("; a lower precision has to be 1.1 × as fast")
