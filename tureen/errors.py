@@ -1,24 +1,24 @@
-"""What can go wrong in the core library, and who must act.
+"""The errors of the core library, and who must act on each.
 
     TureenError
     ├── InvalidBetaError                 caller: the β is not a number in [0, 1] nor the name of a mode
     │   └── SingleTokenError             caller: there is no β to choose, the model has one token
-    ├── ImageError                       caller: of several images of one call, `index` says which
+    ├── ImageError                       caller: an image; `index` says which, if the call has several
     │   ├── EmptyImageError              there are no bytes
     │   ├── UnreadableImageError         a file that cannot be read
-    │   ├── UndecodableImageError        it looks like a JPEG, PNG or WebP image, and cannot be decoded
+    │   ├── UndecodableImageError        it begins like a JPEG, PNG or WebP image, and cannot be decoded
     │   ├── UnsupportedImageTypeError    it is not a JPEG, PNG or WebP image
-    │   ├── InvalidPixelsError           an array of another dtype or shape than asked for
+    │   ├── InvalidPixelsError           an array of a wrong dtype or shape
     │   └── ImageTooLargeError           more bytes or pixels than the limit
     ├── ArgumentError                    caller: a Python argument has a wrong value
     ├── ArgumentTypeError                caller: a Python argument has a wrong type
     ├── ClosedError                      caller: the soup is closed
     ├── BundleError                      operator: the bundle is missing, damaged or from another version
-    │   ├── BundleFileError              one file of it is
-    │   └── GraphFileError               the bytes are not the ONNX graph that they should be; names no file
-    └── EngineError                      operator: the engine is not installed, not vouched for, or answers wrongly
+    │   ├── BundleFileError              one file of the bundle is missing or damaged
+    │   └── GraphFileError               the bytes are not a valid ONNX graph; the message names no file
+    └── EngineError                      operator: the engine is not installed, not in the bundle, or wrong
 
-Messages are written here and in the callers, never taken from a library: they may be shown to anybody.
+A client may see the messages for callers, so these contain no text of another library's error.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class TureenError(Exception):
     """Base of every error that Tureen raises on purpose."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """So that it crosses to another process as it is, whatever arguments its class takes."""
+        """Pickles the error with its message and attributes, whatever parameters its class has."""
         return _recreate_error, (type(self), self.args), self.__dict__
 
 
@@ -55,10 +55,10 @@ class SingleTokenError(InvalidBetaError):
 
 
 class ImageError(TureenError, ValueError):
-    """Base of what can be wrong with an image."""
+    """Base of the errors about an image."""
 
     index: int | None = None
-    """The place of the image among the images of one call, from 0; None where there is one image."""
+    """The index of the image among the images of one call; None if the call has one image."""
 
     def __str__(self) -> str:
         message = super().__str__()
@@ -98,11 +98,11 @@ class ImageTooLargeError(ImageError):
 
 
 class ArgumentError(TureenError, ValueError):
-    """A Python argument of a wrong value; the message says which one and what to give."""
+    """A Python argument has a wrong value; the message names it and says what to give."""
 
 
 class ArgumentTypeError(TureenError, TypeError):
-    """A Python argument of a wrong type; the message says which one and what to give."""
+    """A Python argument has a wrong type; the message names it and says what to give."""
 
 
 class ClosedError(TureenError):
@@ -111,11 +111,11 @@ class ClosedError(TureenError):
 
 
 class BundleError(TureenError):
-    """The bundle cannot be used; the message names the file and what to do."""
+    """The bundle cannot be used; the message names the file and says what to do."""
 
 
 class BundleFileError(BundleError):
-    """A file of a bundle that cannot be used, and in one word or a few, why."""
+    """A file of a bundle cannot be used. state: the reason in a few words, such as "missing"."""
 
     def __init__(self, message: str, state: str) -> None:
         super().__init__(message)
@@ -123,18 +123,18 @@ class BundleFileError(BundleError):
 
 
 class GraphFileError(BundleError):
-    """What is wrong with the bytes of an ONNX graph; whoever knows the file adds its name and what to do."""
+    """The bytes are not a valid ONNX graph; the caller adds the file name and what to do."""
 
 
 class EngineError(TureenError):
-    """The engine cannot be used; the message names it and what to do."""
+    """The engine cannot be used; the message names it and says what to do."""
 
 
 def printable(text: str) -> str:
-    """A text from a file that is not trusted, fit for a terminal or a log: on one line, nothing in it a command."""
+    """Escapes a text from an untrusted file for a terminal or a log: one line, without control characters."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def truncated(text: str, length: int) -> str:
-    """The text, cut to that many characters where it is longer."""
+    """The text, cut to `length` characters if it is longer."""
     return text if len(text) <= length else f"{text[: length - 3]}..."

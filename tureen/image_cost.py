@@ -1,7 +1,7 @@
-"""What an encoded image costs to decode, read from its header before anything is decoded.
+"""Estimates the cost of decoding an image from its header. Decodes nothing.
 
-A kilobyte can hold 25 million pixels, so neither bytes nor the number of images say what a request costs. The weights
-are measured; `python -m benchmarks.serving --only expensive` compares them with real decodings. Decodes nothing.
+One kilobyte can encode 25 million pixels, so the cost of a request follows neither from its bytes nor from its number
+of images. The weights are measured: `python -m benchmarks.serving --only expensive` compares them with real decoding.
 
 JPEG: ITU-T T.81, annex B. PNG: W3C PNG (third edition), section 11.2.1. WebP: RFC 9649, section 2, and RFC 6386,
 section 9.1.
@@ -15,10 +15,10 @@ from enum import Enum, auto
 
 from tureen.image_metadata import JPEG_SIGNATURE, PNG_SIGNATURE
 
-LEAST_WORK = 4096  # of any image: what a decoder does whatever the size
-FREE_WORK = 65_536  # of an image that is small whatever its bytes: receiving and answering its request costs as much
-MOST_WORK = 1_000_000  # of a small image; some decoders hold the interpreter's lock while they do it
-WORK_PER_BYTE = 64  # beyond it an image is disproportionate: photographs have 5 to 20, bombs up to 1,000,000
+LEAST_WORK = 4096  # of any image: the work of a decoder that does not depend on the size
+FREE_WORK = 65_536  # an image of less is small whatever its bytes: receiving its request costs as much
+MOST_WORK = 1_000_000  # of a small image; some decoders hold the interpreter lock during it
+WORK_PER_BYTE = 64  # an image with more is disproportionate: photographs have 5 to 20, bombs up to 1,000,000
 MAX_PARTS_READ = 256  # segments or chunks before the pixels; a photograph has at most about 40
 
 _JPEG_MARKER = re.compile(rb"[^\xff]*+\xff++([^\xff])", re.DOTALL)
@@ -29,10 +29,9 @@ _WITHOUT_LENGTH = frozenset({0x00, 0x01, *range(0xD0, 0xD8)})
 
 
 class ImageKind(Enum):
-    """Small: little work. Large: much work, in proportion to the bytes. Disproportionate: more work than bytes justify.
+    """Small: little work. Large: much work, and many bytes. Disproportionate: much work for few bytes.
 
-    A client pays for the work of large images, such as photographs, with bandwidth. For disproportionate ones it does
-    not.
+    For large images, such as photographs, a client pays with bandwidth. For disproportionate ones it does not.
     """
 
     SMALL = auto()
@@ -42,7 +41,7 @@ class ImageKind(Enum):
 
 @dataclass(frozen=True)
 class ImageCost:
-    """pixels: width × height. work: in decoded pixels of a baseline JPEG. memory: bytes held while it is decoded."""
+    """pixels: width × height. work: in decoded pixels of a baseline JPEG. memory: bytes in use during decoding."""
 
     pixels: int
     work: int
@@ -52,7 +51,7 @@ class ImageCost:
 
 @dataclass(frozen=True)
 class Header:
-    """The size that a decoder will find, and how much work and memory each pixel and each row costs."""
+    """The size of the image, and the work and memory per pixel and per row."""
 
     width: int
     height: int
@@ -66,13 +65,13 @@ class Header:
         return self.width * self.height
 
 
-NO_COST = ImageCost(0, 0, 0, ImageKind.SMALL)  # pixels that are decoded already
+NO_COST = ImageCost(0, 0, 0, ImageKind.SMALL)  # of pixels that need no decoding
 LEAST_COST = ImageCost(0, LEAST_WORK, 0, ImageKind.SMALL)
-UNKNOWN_HEADER = Header(1, 1, 5, 28)  # the dearest of each, where the header is not found near the beginning
+UNKNOWN_HEADER = Header(1, 1, 5, 28)  # the highest cost, for a header that is not near the beginning of the file
 
 
 def image_cost(data: bytes, *, max_pixels: int, max_scans: int) -> ImageCost:
-    """The cost of decoding the image. One that is refused before it is decoded, or is no image, costs the least."""
+    """Returns the cost of decoding the image; LEAST_COST if it is no image or is refused before decoding."""
     header = read_header(data, max_scans=max_scans)
     if header is None or header.pixels > max_pixels:
         return LEAST_COST
@@ -89,9 +88,10 @@ def _kind(work: int, size: int) -> ImageKind:
 
 
 def read_header(data: bytes, *, max_scans: int) -> Header | None:
-    """The header of a JPEG, PNG or WebP image; None where it has none, UNKNOWN where it is too far from the beginning.
+    """Returns the header of a JPEG, PNG or WebP image.
 
-    No decoder allocates more than the header says: `preprocess.decode` refuses an image that turns out larger.
+    None if there is none; UNKNOWN_HEADER if it is too far from the beginning. No decoder allocates more than the header
+    says: `preprocess.decode` refuses an image that is larger than its header.
     """
     if data.startswith(JPEG_SIGNATURE):
         return _jpeg_header(data, max_scans)
@@ -118,10 +118,10 @@ def _jpeg_header(data: bytes, max_scans: int) -> Header | None:
             is_sequential = marker in _SEQUENTIAL
         if marker == _START_OF_SCAN:
             of_scan = data[position + 2] if len(data) > position + 2 else 0
-            if is_sequential and of_scan == components:  # one pass; a decoder reads no further scan
+            if is_sequential and of_scan == components:  # all components in one scan; a decoder reads no further one
                 return Header(width, height, 1, 8)
             scans = 1 + min(max_scans, data.count(b"\xff\xda", position))
-            # The coefficients of the whole image are kept, and each scan passes over all of them.
+            # The decoder keeps the coefficients of the whole image, and each scan processes all of them.
             return Header(width, height, 1 + scans / 5, 14)
         position += max(2, int.from_bytes(data[position : position + 2], "big"))
     return UNKNOWN_HEADER

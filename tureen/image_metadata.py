@@ -1,8 +1,8 @@
-"""Takes from an encoded image what decides no pixel, before a decoder sees it: comments, profiles, previews, padding.
+"""Removes the parts of an encoded image that do not change its pixels: comments, profiles, previews, padding.
 
-Pillow reads the parts of a JPEG or PNG file one by one in Python, and unpacks texts and profiles: a file full of them
-would keep a server busy for seconds, and its warnings would fill the log. What is left has few parts, each needed.
-Knows the layout of the files, and nothing of pixels. WebP's parts are read by libwebp, and cost nothing.
+Pillow reads the parts of a JPEG or PNG file in Python and decompresses texts and profiles. A file full of them would
+occupy a server for seconds, and its warnings would fill the log. The stripped image has only the parts that are needed.
+Knows the layout of the files and nothing about pixels. libwebp reads the parts of WebP files at no cost.
 
 JPEG: ITU-T T.81, annex B. PNG: W3C PNG (third edition), section 5. The orientation: Exif 2.32, section 4.6.4.
 """
@@ -18,25 +18,29 @@ from tureen.errors import ImageTooLargeError, UndecodableImageError
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 JPEG_SIGNATURE = b"\xff\xd8\xff"
 
-# Up to the next marker, never going back: a file may be nothing but 0xff. A marker is any number of 0xff and a code.
+# Matches up to the next marker without backtracking, since a file may be all 0xff. A marker: one or more 0xff, a code.
 _MARKER = re.compile(rb"(?:[^\xff]*+\xff++\x00)*+[^\xff]*+\xff++([^\x00])")
-# The same behind the beginning of a scan, whose data, restarts and what libjpeg skips there are codes like any other.
+# The same after the start of a scan: skips its data, its restarts and the codes that libjpeg skips.
 _AFTER_SCAN = re.compile(rb"(?:[^\xff]*+\xff++[\x00-\xbf\xd0-\xd7])*+[^\xff]*+\xff++([\xc0-\xcf\xd8-\xfe])")
 _START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
 _WITHOUT_LENGTH = {0x01, *range(0xD0, 0xD8)}
-_DISPENSABLE = {*range(0xE1, 0xEE), 0xEF, 0xFE}  # applications' and comments; JFIF's and Adobe's tell the colours
+_DISPENSABLE = {
+    *range(0xE1, 0xEE),
+    0xEF,
+    0xFE,
+}  # application segments and comments; JFIF and Adobe define colours
 _EXIF, _XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
 
 _PNG_KEPT = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}
 _PNG_XMP = b"XML:com.adobe.xmp\0"
 
 _ORIENTATION = 0x0112
-_UNSIGNED = {3: "H", 4: "I"}  # types of a value, and what struct calls them
+_UNSIGNED = {3: "H", 4: "I"}  # types of a value, and their struct formats
 _XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([1-8])')
 
 
 class StrippedImage(NamedTuple):
-    """data: the image that is left. exif, xmp: what said how to turn it, as it was in the file; else empty."""
+    """data: the stripped image. exif, xmp: the parts of the file that define the orientation, or empty."""
 
     data: bytes
     exif: bytes = b""
@@ -44,10 +48,10 @@ class StrippedImage(NamedTuple):
 
 
 def strip_metadata(data: bytes, *, max_parts: int, max_scans: int) -> StrippedImage:
-    """A JPEG or PNG image without what decides no pixel; of an animation, the first frame. Others as they are.
+    """Returns a JPEG or PNG image without the parts that do not change its pixels; other images unchanged.
 
-    Raises ImageTooLargeError where a file has more parts or scans, UndecodableImageError where it ends before its
-    pixels begin.
+    Of an animated PNG the first frame is kept. Raises ImageTooLargeError if the file has more parts or scans than
+    allowed, and UndecodableImageError if it ends before its pixels.
     """
     if data.startswith(JPEG_SIGNATURE):
         image, scan = _strip_jpeg(data, max_parts)
@@ -57,7 +61,7 @@ def strip_metadata(data: bytes, *, max_parts: int, max_scans: int) -> StrippedIm
 
 
 def orientation(exif: bytes, xmp: bytes) -> int:
-    """From 1, upright, to 8, as Exif numbers them; 1 where neither says anything that can be read."""
+    """Returns the orientation as Exif numbers it, 1 (upright) to 8; 1 if neither part has a readable one."""
     found = _exif_orientation(exif.removeprefix(_EXIF))
     if found is None:
         match = _XMP_ORIENTATION.search(xmp)
@@ -77,13 +81,13 @@ def _exif_orientation(tiff: bytes) -> int | None:
             if tag == _ORIENTATION and kind in _UNSIGNED and length == 1:
                 value: int = struct.unpack_from(f"{order}{_UNSIGNED[kind]}", tiff, entry + 8)[0]
                 return value
-    except struct.error:  # cut short
+    except struct.error:  # truncated
         pass
     return None
 
 
 def _strip_jpeg(data: bytes, max_parts: int) -> tuple[StrippedImage, int]:
-    """The image, and where in it the first scan begins."""
+    """Returns the stripped image and the index in it of the first scan."""
     kept, exif, xmp, position = [data[:2]], b"", b"", 2
     for _ in range(max_parts):
         match = _MARKER.match(data, position)
@@ -108,8 +112,8 @@ def _strip_jpeg(data: bytes, max_parts: int) -> tuple[StrippedImage, int]:
 
 
 def _check_scans(data: bytes, position: int, *, max_parts: int, max_scans: int) -> None:
-    """Raises ImageTooLargeError. Each scan costs as much as a whole decoding, however short it is."""
-    # Nearly always enough, and quick. A film behind the picture may hold the two bytes as often as it likes.
+    """Raises ImageTooLargeError. Each scan costs as much as decoding the image once, however short it is."""
+    # Fast, and sufficient for nearly all images. Data after the image, such as a film, may contain the bytes often.
     if data.count(b"\xff\xda", position) <= max_scans:
         return
     scans = 0

@@ -1,6 +1,6 @@
-"""An image as a Python program holds it, to pixels: a path, encoded bytes, an open file, a Pillow image or an array.
+"""Turns the images of a Python program into pixels: paths, encoded bytes, open files, Pillow images and arrays.
 
-Knows no model; how the image is decoded and cropped is `tureen.preprocess`'s.
+Knows no model. `tureen.preprocess` decodes and crops.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ACCEPTED = (
 
 @runtime_checkable
 class BinaryFile(Protocol):
-    """Whatever has `read(size)`, such as an open file, io.BytesIO or the response of an HTTP client."""
+    """An object with `read(size)`, such as an open file, io.BytesIO or the response of an HTTP client."""
 
     def read(self, size: int, /) -> bytes: ...
 
@@ -40,17 +40,18 @@ ImageSource = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryFi
 
 
 def is_one_image(images: object) -> bool:
-    """Whether this is an image itself, which Python would take for a sequence of numbers, lines or rows."""
+    """Whether `images` is a single image, although Python can iterate over its numbers, lines or rows."""
     if isinstance(images, np.ndarray):
-        return images.ndim in (2, 3) and images.dtype.kind not in "OU"  # objects and paths are several
+        return images.ndim in (2, 3) and images.dtype.kind not in "OU"  # objects or paths: several images
     return isinstance(images, str | os.PathLike | bytes | bytearray | memoryview | BinaryFile | Image.Image)
 
 
 def pixels_from_source(source: ImageSource, spec: PreprocessSpec, limits: ImageLimits) -> Pixels:
-    """The pixels, uint8 RGB (image_size, image_size, 3), of an image; a file and the Pillow image of it give the same.
+    """Returns the pixels, uint8 RGB (image_size, image_size, 3), of an image.
 
-    Of a path or a file no more is read than `limits` allow; a file is read from where it stands, and left open.
-    Raises an ImageError, or ArgumentTypeError for what is none of these.
+    A file and its Pillow image give the same pixels. Reads at most `limits.max_image_bytes` + 1 bytes of a file. An
+    open file is read from its current position and stays open. Raises an ImageError, or ArgumentTypeError if `source`
+    has another type.
     """
     if isinstance(source, np.ndarray):
         if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3 or not source.size:
@@ -88,12 +89,12 @@ def _read_open_file(file: BinaryFile, max_bytes: int) -> bytes:
         return _read_up_to(file, max_bytes)
     except ArgumentTypeError:
         raise
-    except Exception as error:  # whatever a file of another library raises, the image is named by its place
+    except Exception as error:  # files of other libraries may raise any exception
         raise UnreadableImageError("the file", "reading it failed, and it may be cut short or damaged") from error
 
 
 def _read_up_to(file: BinaryFile, max_bytes: int) -> bytes:
-    """All that is left in the file, but at most one byte more than the limit, which refuses it."""
+    """Reads the rest of the file, but at most one byte more than the limit, which is enough to refuse it."""
     data = b""
     while part := file.read(max_bytes + 1 - len(data)):
         if not isinstance(part, bytes | bytearray | memoryview):

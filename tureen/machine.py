@@ -1,4 +1,4 @@
-"""What this machine is: its processors, and where what was learnt about it is kept between processes."""
+"""Describes this machine: its CPUs and GPUs, and the directories for cache and state."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CPUINFO = Path("/proc/cpuinfo")
-GPU_QUERY_S = 10  # nvidia-smi waits for a driver that hangs
+GPU_QUERY_S = 10  # nvidia-smi may wait for a driver that hangs
 
 
 def available_cpus(proc: Path = Path("/proc/self")) -> int:
-    """How many CPUs this process may keep busy: those it may run on, or its least quota, rounded up, where less.
+    """Returns the number of CPUs that this process may use: its CPU affinity, or its lowest quota if that is less.
 
-    proc: where Linux describes this process: its control groups, and where they are mounted.
+    A quota is rounded up. proc: the directory in which Linux lists the control groups and mounts of this process.
     """
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min([allowed, *map(math.ceil, _cpu_quotas(proc))]))
 
 
 def processor() -> str:
-    """The processor's name, as its maker or the system gives it."""
+    """Returns the name of the processor, from its maker or else from the system."""
     return _cpuinfo_value("model name", CPUINFO) or platform.processor() or platform.machine()
 
 
 def cpu_flags(file: Path = CPUINFO) -> frozenset[str]:
-    """What an x86 processor can do, in Linux's words, such as "avx512_bf16"; empty where the system does not say."""
+    """Returns the features of an x86 processor as Linux names them, such as "avx512_bf16"; empty if unknown."""
     return frozenset(_cpuinfo_value("flags", file).split())
 
 
@@ -46,7 +46,7 @@ class Gpu:
 
 
 def nvidia_gpus(program: str = "nvidia-smi") -> list[Gpu]:
-    """The NVIDIA GPUs that the driver's own program lists; none where there is no driver, or it does not answer."""
+    """Returns the NVIDIA GPUs that nvidia-smi lists; empty if there is no driver, or it does not respond in time."""
     path = shutil.which(program)
     if path is None:
         return []
@@ -60,44 +60,44 @@ def nvidia_gpus(program: str = "nvidia-smi") -> list[Gpu]:
 
 
 def default_cache_directory(environment: Mapping[str, str] = os.environ) -> Path:
-    """Where compiled models and measurements of this machine are kept: TUREEN_CACHE_DIR, else the user's cache."""
+    """Returns the directory for compiled models and measurements: TUREEN_CACHE_DIR, else in the user's cache."""
     if given := environment.get("TUREEN_CACHE_DIR"):
         return Path(given)
     return Path(environment.get("XDG_CACHE_HOME") or _home_directory(".cache")) / "tureen"
 
 
 def default_state_directory(environment: Mapping[str, str] = os.environ) -> Path:
-    """Where what must survive a restart is kept: TUREEN_STATE_DIR, else the user's state."""
+    """Returns the directory for what must survive a restart: TUREEN_STATE_DIR, else in the user's state."""
     if given := environment.get("TUREEN_STATE_DIR"):
         return Path(given)
     return Path(environment.get("XDG_STATE_HOME") or _home_directory(".local/state")) / "tureen"
 
 
 def is_temporary(directory: Path) -> bool:
-    """Whether the directory was made for this process alone, and is removed at its end."""
+    """Whether the directory belongs to this process alone and is removed when it ends."""
     return _temporary_home.cache_info().currsize > 0 and directory.is_relative_to(_temporary_home())
 
 
 def _home_directory(name: str) -> Path:
-    """A directory in the user's home; in a temporary one where the user has none or cannot write there."""
+    """Returns a directory in the user's home; in a temporary one if there is no home or it is not writable."""
     try:
         directory = Path.home() / name
-    except RuntimeError:  # a user without an entry, as containers have them
+    except RuntimeError:  # a user without a passwd entry, as in containers
         return _temporary_home() / name
-    existing = next(path for path in (directory, *directory.parents) if os.path.exists(path))  # False where not allowed
+    existing = next(path for path in (directory, *directory.parents) if os.path.exists(path))  # not if forbidden
     return directory if os.access(existing, os.W_OK | os.X_OK) else _temporary_home() / name
 
 
 @functools.cache
 def _temporary_home() -> Path:
-    """A directory for this process alone, which no other user can have prepared; removed at the process' end."""
+    """Makes a directory that no other user can have prepared; it is removed when this process ends."""
     home = tempfile.mkdtemp(prefix="tureen-")
     atexit.register(shutil.rmtree, home, ignore_errors=True)
     return Path(home)
 
 
 def _cpuinfo_value(key: str, file: Path) -> str:
-    """What Linux says under that key of the first processor; empty where it does not."""
+    """Returns the value of the first line with that key in /proc/cpuinfo; empty if there is none."""
     try:
         lines = file.read_text().splitlines()
     except OSError:
@@ -106,13 +106,13 @@ def _cpuinfo_value(key: str, file: Path) -> str:
 
 
 def ensure_writable(directory: Path) -> None:
-    """Make the directory where it is missing, for this user alone; raises OSError where no file can be made in it."""
+    """Makes the directory, for this user alone, if it is missing. Raises OSError if it is not writable."""
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     tempfile.TemporaryFile(dir=directory).close()
 
 
 def _cpu_quotas(proc: Path) -> list[float]:
-    """CPUs that each control group of this process allows, and each group around it; versions 1 and 2."""
+    """Returns the CPU limits of the control groups of this process and of their parents; versions 1 and 2."""
     try:
         groups = [line.split(":", 2) for line in (proc / "cgroup").read_text().splitlines()]
         mounts = [line.split() for line in (proc / "mountinfo").read_text().splitlines()]
@@ -126,7 +126,7 @@ def _cpu_quotas(proc: Path) -> list[float]:
         controller = {"cgroup2": "", "cgroup": "cpu"}.get(kind)
         if controller not in own or (kind == "cgroup" and "cpu" not in options.split(",")):
             continue
-        # A container may see its own group as the mount's root, under the name that the host has for it.
+        # In a container the mount's root may be its own group, under the name that the host uses.
         below = os.path.relpath(own[controller], root) if own[controller].startswith(root) else "."
         group = Path(os.path.normpath(mount_point / below))
         for directory in (group, *group.parents):
@@ -137,12 +137,12 @@ def _cpu_quotas(proc: Path) -> list[float]:
 
 
 def _cpu_quota(group: Path) -> list[float]:
-    """CPUs that this control group allows, in a list; an empty one where it sets no limit."""
+    """Returns the CPU limit of a control group as a list of one; empty if there is no limit."""
     for names in (["cpu.max"], ["cpu.cfs_quota_us", "cpu.cfs_period_us"]):
         try:
             quota, period = " ".join((group / name).read_text() for name in names).split()
             if int(quota) > 0:
                 return [int(quota) / int(period)]
-        except (OSError, ValueError, ZeroDivisionError):  # "max" is no limit
+        except (OSError, ValueError, ZeroDivisionError):  # "max" means no limit
             continue
     return []

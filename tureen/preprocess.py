@@ -1,7 +1,7 @@
-"""Image bytes to pixels: decode, orient, colour, crop, resize. The one home of all five, driven by the bundle's spec.
+"""Turns image bytes into pixels: decode, orient, convert to RGB, crop and resize, as the bundle's spec says.
 
-Training's evaluation view, parity, server and jobs all call this, so that an accuracy measured is an accuracy
-served. Knows nothing about models; normalisation is inside the graph.
+Evaluation, parity, server and jobs all use this module, so that the measured accuracy applies to served images. Knows
+nothing about models; normalisation is inside the graph.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 try:
     import simplejpeg
-except ImportError:  # an extra brings it; Pillow decodes the same, as `benchmarks.decoding` shows hardly slower
+except ImportError:  # optional: Pillow decodes the same pixels; `benchmarks.decoding` compares the speed
     simplejpeg = None
 
 from tureen.errors import (
@@ -29,7 +29,7 @@ from tureen.image_cost import UNKNOWN_HEADER, read_header
 from tureen.image_metadata import JPEG_SIGNATURE, PNG_SIGNATURE, orientation, strip_metadata
 
 FORMATS = ("JPEG", "PNG", "WEBP")
-PILLOW_MAX_PIXELS = 89_478_485  # where Pillow's own decompression-bomb check sets in
+PILLOW_MAX_PIXELS = 89_478_485  # Pillow's own limit against decompression bombs
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -45,19 +45,19 @@ Pixels = NDArray[np.uint8]
 
 
 class PreprocessSpec(BaseModel):
-    """How an upright RGB image becomes pixels. Stored in the bundle's manifest."""
+    """How an upright RGB image is cropped and resized. Part of the bundle's manifest."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     image_size: int = Field(gt=0, le=4096, description="height and width of the pixels")
     crop_fraction: float = Field(
-        default=1.0, gt=0, le=1, description="side of the centred square that is kept, as a share of the shorter side"
+        default=1.0, gt=0, le=1, description="side of the centred square to keep, as a share of the shorter side"
     )
     interpolation: Literal["bicubic"] = Field(default="bicubic", description="always antialiased")
 
 
 class ImageLimits(BaseModel):
-    """What an encoded image may be, checked before anything is decoded."""
+    """The limits of an encoded image, checked before it is decoded."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -66,10 +66,10 @@ class ImageLimits(BaseModel):
         default=25_000_000, gt=0, le=PILLOW_MAX_PIXELS, description="width × height, read from the image's header"
     )
     max_jpeg_scans: int = Field(
-        default=32, gt=0, description="scans of a progressive JPEG, each of which costs as much as a whole decoding"
+        default=32, gt=0, description="scans of a progressive JPEG; each costs as much as decoding the image once"
     )
     max_image_parts: int = Field(
-        default=10_000, gt=0, description="segments of a JPEG before its pixels, chunks of a PNG"
+        default=10_000, gt=0, description="segments of a JPEG before its pixels, or chunks of a PNG"
     )
 
 
@@ -77,18 +77,19 @@ DEFAULT_LIMITS = ImageLimits()
 
 
 def pixels_from_bytes(data: bytes, spec: PreprocessSpec, limits: ImageLimits = DEFAULT_LIMITS) -> Pixels:
-    """The pixels, uint8 RGB (image_size, image_size, 3), of an encoded JPEG, PNG or WebP image.
+    """Returns the pixels, uint8 RGB (image_size, image_size, 3), of an encoded JPEG, PNG or WebP image.
 
-    Raises an ImageError: empty, not one of the three formats, too large (every limit is checked before
-    decoding), or damaged. Of an animation the first frame counts.
+    Of an animation the first frame is used. Raises an ImageError if the image is empty, of another format, too large or
+    damaged; all limits are checked before decoding.
     """
     return pixels_from_image(decode(data, limits), spec)
 
 
 def pixels_from_image(image: Image.Image, spec: PreprocessSpec) -> Pixels:
-    """The pixels, uint8 (image_size, image_size, 3), of an upright RGB image: centred square crop, then bicubic.
+    """Returns the pixels, uint8 (image_size, image_size, 3), of an upright RGB image: crop, then bicubic.
 
-    The crop is folded into the resize, which is exact to a fraction of a pixel and much cheaper than resizing first.
+    The crop is a centred square. Crop and resize are one operation, which is exact to a fraction of a pixel and much
+    cheaper than two.
     """
     width, height = image.size
     side = min(width, height) * spec.crop_fraction
@@ -101,9 +102,9 @@ def pixels_from_image(image: Image.Image, spec: PreprocessSpec) -> Pixels:
 
 
 def decode(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
-    """An upright RGB image of the encoded bytes; raises an ImageError as `pixels_from_bytes` does.
+    """Returns the upright RGB image that the bytes encode. Raises an ImageError as `pixels_from_bytes` does.
 
-    EXIF orientation is applied; transparency is laid over white; 16-bit grey is scaled to 8 bits; CMYK is converted.
+    Applies the EXIF orientation, blends transparency with white, scales 16-bit grey to 8 bits, and converts CMYK.
     """
     if not data:
         raise EmptyImageError
@@ -111,18 +112,18 @@ def decode(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
         raise ImageTooLargeError("bytes", limits.max_image_bytes)
     if not _has_known_signature(data):
         raise UnsupportedImageTypeError
-    # A decoder answers damaged input with almost any exception, and its text may hold addresses or paths: every
-    # one of them means "cannot be decoded" to the caller, and none of them is passed on.
+    # Decoders raise almost any exception for damaged input, with texts that may hold addresses or paths. The caller
+    # gets an UndecodableImageError instead.
     try:
-        lean, exif, xmp = strip_metadata(data, max_parts=limits.max_image_parts, max_scans=limits.max_jpeg_scans)
-        with Image.open(io.BytesIO(lean), formats=FORMATS) as image:
+        stripped, exif, xmp = strip_metadata(data, max_parts=limits.max_image_parts, max_scans=limits.max_jpeg_scans)
+        with Image.open(io.BytesIO(stripped), formats=FORMATS) as image:
             width, height = image.size
             if width * height > limits.max_image_pixels:
                 raise ImageTooLargeError("pixels", limits.max_image_pixels)
             header = read_header(data, max_scans=limits.max_jpeg_scans)
             if header is None or (header is not UNKNOWN_HEADER and header.pixels < width * height):
-                raise UndecodableImageError  # two headers that differ, so that its cost was counted too low
-            if image.format == "JPEG" and (rgb := _decode_with_simplejpeg(lean, image)) is not None:
+                raise UndecodableImageError  # the two headers differ, so the cost was estimated too low
+            if image.format == "JPEG" and (rgb := _decode_with_simplejpeg(stripped, image)) is not None:
                 return _apply_orientation(rgb, orientation(exif, xmp))
             return _upright_rgb(image, exif, xmp)
     except ImageTooLargeError:
@@ -134,11 +135,11 @@ def decode(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
 
 
 def upright_rgb(image: Image.Image, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
-    """The Pillow image as `decode` returns the image of its file: upright, in RGB; the image itself is not changed.
+    """Returns a copy of the Pillow image as `decode` returns the image of its file: upright and in RGB.
 
-    It is turned by the EXIF orientation in its `info`, which `ImageOps.exif_transpose` takes away. Raises
-    EmptyImageError, ImageTooLargeError where it has more pixels than the limit, UndecodableImageError where Pillow
-    cannot load it, and UnsupportedImageTypeError where its mode does not say which value is white.
+    Applies the EXIF orientation in `image.info`, which `ImageOps.exif_transpose` removes. Raises EmptyImageError;
+    ImageTooLargeError if it has more pixels than the limit; UndecodableImageError if Pillow cannot load it; and
+    UnsupportedImageTypeError if its mode does not define which value is white.
     """
     if not image.width * image.height:
         raise EmptyImageError
@@ -168,17 +169,17 @@ def _is_sixteen_bit(image: Image.Image) -> bool:
 
 
 def _upright_rgb(image: Image.Image, exif: bytes = b"", xmp: bytes = b"") -> Image.Image:
-    """The one conversion of encoded and of Pillow images. exif, xmp: from the file, where they are not in `info`."""
+    """Converts encoded images and Pillow images alike. exif, xmp: from the file, if they are not in `image.info`."""
     image.load()
     exif, xmp = exif or image.info.get("exif") or b"", xmp or image.info.get("xmp") or b""
     return _apply_orientation(_to_rgb(image), orientation(exif, xmp))
 
 
 def _decode_with_simplejpeg(data: bytes, image: Image.Image) -> Image.Image | None:
-    """The JPEG in RGB by simplejpeg, whose pixels are Pillow's own; None where it is missing, or has any doubt.
+    """Returns the JPEG in RGB, decoded by simplejpeg to the same pixels as by Pillow; None if Pillow must decode it.
 
-    It refuses what is damaged in the least, and CMYK is not its own: Pillow decides what becomes of those. image: the
-    same, opened by Pillow, which has checked the size that simplejpeg is held to.
+    simplejpeg may be missing, refuses every damaged image, and cannot decode CMYK. image: the same JPEG opened by
+    Pillow; its checked size is the size of the buffer.
     """
     if simplejpeg is None or image.mode not in ("RGB", "L"):
         return None
@@ -194,7 +195,7 @@ def _has_known_signature(data: bytes) -> bool:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16-bit grey, which convert() would clip instead of scaling
+    if image.mode.startswith("I"):  # 16-bit grey: convert() would clip it instead of scaling it
         deep = np.asarray(image).astype(np.uint32)
         grey = np.where(deep == image.info.get("transparency", -1), 255, deep // 257)
         return Image.fromarray(grey.astype(np.uint8)).convert("RGB")

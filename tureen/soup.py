@@ -1,6 +1,6 @@
-"""A bundle and the engine that runs it, as one object: images and β in, labels out.
+"""The Python API: loads a bundle with an engine, and classifies images at any β.
 
-For programs of one's own; the server batches requests itself and shares what is below.
+The server does not use `Soup`: it batches requests itself, on the same engines.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from tureen.preprocess import DEFAULT_LIMITS, ImageLimits, Pixels
 from tureen.tokens import CLEAN_BETA, ROBUST_BETA, mix_rows, parse_beta
 
 DEFAULT_TOP_K = 5
-CHUNK_IMAGES: Final = 16  # decoded, then run at a time by `classify`: what bounds its memory
+CHUNK_IMAGES: Final = 16  # decoded and run together by `classify`; bounds its memory
 
 Beta = float | str | np.generic
 
@@ -51,21 +51,21 @@ class Prediction(BaseModel):
 
 
 class Classification(BaseModel):
-    """The most probable labels of one image at one β, the most probable first; β is None where there is one token."""
+    """The most probable labels of one image at one β, best first. beta: None if the model has one token."""
 
     beta: float | None
     predictions: list[Prediction]
 
 
 class Soup:
-    """A dual-token model that classifies each image at its own β; a context manager that closes its engine."""
+    """A loaded model, which classifies each image at its own β. As a context manager it closes its engine."""
 
     def __init__(self, bundle: Bundle, engine: Engine, limits: ImageLimits = DEFAULT_LIMITS) -> None:
         self.bundle = bundle
         self.engine = engine
         self.limits = limits
         self._is_closed = False
-        self._opening: _LoadArguments | None = None  # None: not opened by `load`
+        self._load_arguments: _LoadArguments | None = None  # None: not created by `load`
 
     def __repr__(self) -> str:
         manifest = self.bundle.manifest
@@ -87,14 +87,15 @@ class Soup:
         *,
         top_k: int = DEFAULT_TOP_K,
     ) -> list[Classification]:
-        """The top labels of each image. A few images at a time are decoded and run, so memory does not grow.
+        """Returns the top labels of each image. Decodes and runs a few images at a time, to bound the memory.
 
         images: any iterable of paths (str or Path), encoded JPEG, PNG or WebP bytes, files opened in binary mode,
         Pillow images, or uint8 RGB arrays (H, W, 3) of any size. Wrap it in `tqdm` to see progress.
-        beta: one for all or one an image, numbers in [0, 1] or "clean" or "robust"; the bundle's default where None.
-        Raises ImageError or ArgumentTypeError for the first image that cannot be used, naming its place;
-        InvalidBetaError, SingleTokenError for any β where the model has one token, ArgumentError where images and β
-        differ in number, or ClosedError.
+        beta: one for all images or one per image, each a number in [0, 1], "clean" or "robust". None: the bundle's
+        default.
+        Raises ImageError or ArgumentTypeError for the first image that cannot be used, with its index;
+        InvalidBetaError; SingleTokenError for any β if the model has one token; ArgumentError if the numbers of images
+        and β differ; or ClosedError.
         """
         self._check_open()
         if is_one_image(images):
@@ -105,28 +106,29 @@ class Soup:
         if isinstance(betas, list) and isinstance(images, Sized) and len(images) != len(betas):
             raise _count_mismatch(len(images), len(betas))
         numbered = enumerate(images)
-        answers: list[Classification] = []
+        results: list[Classification] = []
         while rows := [self._pixels(index, image) for index, image in islice(numbered, CHUNK_IMAGES)]:
-            start = len(answers)
-            chosen = betas[start : start + len(rows)] if isinstance(betas, list) else [betas] * len(rows)
-            if len(chosen) < len(rows):
-                raise _count_mismatch(f"more than {start + len(chosen)}", start + len(chosen))
-            answers += [
+            start = len(results)
+            chunk_betas = betas[start : start + len(rows)] if isinstance(betas, list) else [betas] * len(rows)
+            if len(chunk_betas) < len(rows):
+                raise _count_mismatch(f"more than {start + len(chunk_betas)}", start + len(chunk_betas))
+            results += [
                 Classification(
                     beta=b if self.bundle.manifest.has_two_tokens else None,
                     predictions=top_predictions(row, self.labels, top_k),
                 )
-                for b, row in zip(chosen, self.logits(np.stack(rows), chosen), strict=True)
+                for b, row in zip(chunk_betas, self.logits(np.stack(rows), chunk_betas), strict=True)
             ]
-        if isinstance(betas, list) and len(answers) < len(betas):
-            raise _count_mismatch(len(answers), len(betas))
-        return answers
+        if isinstance(betas, list) and len(results) < len(betas):
+            raise _count_mismatch(len(results), len(betas))
+        return results
 
     def logits(self, pixels: Pixels, betas: Sequence[float]) -> NDArray[np.float32]:
-        """Logits float32 (B, K) of pixels uint8 (B, H, W, 3), H and W the bundle's image size, image b at betas[b].
+        """Returns logits float32 (B, K) of pixels uint8 (B, H, W, 3), image b at betas[b].
 
-        The batch is run as one. Raises InvalidPixelsError for pixels of another dtype or shape, InvalidBetaError for a
-        β that is not a number in [0, 1], ArgumentError where there is not one β for each image, or ClosedError.
+        H and W are the bundle's image size. Runs the images as one batch. Raises InvalidPixelsError for another dtype
+        or shape; InvalidBetaError for a β that is not a number in [0, 1]; ArgumentError if there is not one β per
+        image; or ClosedError.
         """
         self._check_open()
         size, classes = self.bundle.manifest.preprocess.image_size, len(self.labels)
@@ -139,7 +141,7 @@ class Soup:
         return self.engine.run(np.ascontiguousarray(pixels), tokens)
 
     def close(self) -> None:
-        """Free the engine; a soup that is closed already stays so."""
+        """Frees the engine. Closing a closed soup has no effect."""
         if not self._is_closed:
             self._is_closed = True
             self.engine.close()
@@ -154,28 +156,28 @@ class Soup:
         self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A pickled soup is opened again from its path, by what `load` was called with, where it is unpickled."""
+        """Pickles the arguments of `load`; unpickling loads the bundle from its path again."""
         self._check_open()
-        if self._opening is None:
+        if self._load_arguments is None:
             raise pickle.PicklingError("only a soup that tureen.load opened can be pickled")
         manifest = self.bundle.manifest
-        return _load_again, (self._opening, self.limits, f"{manifest.name} {manifest.version}")
+        return _load_again, (self._load_arguments, self.limits, f"{manifest.name} {manifest.version}")
 
     def _check_open(self) -> None:
         if self._is_closed:
             raise ClosedError
 
     def _betas(self, beta: Beta | Iterable[Beta] | None) -> float | list[float]:
-        """One β for all images, or a list of one for each."""
+        """Returns one β for all images, or a list with one for each."""
         if beta is None:
             return self.bundle.manifest.default_beta
         if not self.bundle.manifest.has_two_tokens:
             raise SingleTokenError
-        given = _to_python(beta)
-        if isinstance(given, bytes | bytearray):  # of which float() reads the text
-            raise InvalidBetaError(given)
-        has_several = isinstance(given, Iterable) and not isinstance(given, str)
-        return [parse_beta(_to_python(b)) for b in given] if has_several else parse_beta(given)
+        value = _to_python(beta)
+        if isinstance(value, bytes | bytearray):  # float() would parse their text
+            raise InvalidBetaError(value)
+        has_several = isinstance(value, Iterable) and not isinstance(value, str)
+        return [parse_beta(_to_python(b)) for b in value] if has_several else parse_beta(value)
 
     def _pixels(self, index: int, image: ImageSource) -> Pixels:
         try:
@@ -189,7 +191,7 @@ class Soup:
 
 @dataclass(frozen=True)
 class _LoadArguments:
-    """What `load` was called with."""
+    """The arguments of `load`."""
 
     path: Path  # absolute
     engine: str
@@ -205,26 +207,31 @@ def load(
     options: EngineOptions | None = None,
     limits: ImageLimits = DEFAULT_LIMITS,
 ) -> Soup:
-    """The verified bundle at `path` on the best engine that this machine has, or on the one asked for.
+    """Loads and verifies the bundle at `path`, and opens the fastest engine of this machine, or the named one.
 
-    options: how the engine uses the machine; all its CPUs, and the user's cache, where None. limits: the largest image.
+    engine: a name such as "openvino", or "auto". precision: None for the fastest. options: how the engine uses the
+    machine; None: all CPUs and the user's cache. limits: the limits of each image.
     Raises BundleError or EngineError, whose messages say what to do.
     """
     bundle = load_bundle(path)
-    used = options or EngineOptions(threads=available_cpus(), cache=default_cache_directory())
-    soup = Soup(bundle, open_engine(bundle, engine, precision, used), limits)
-    soup._opening = _LoadArguments(Path(path).absolute(), engine, precision, options)
+    engine_options = options or EngineOptions(threads=available_cpus(), cache=default_cache_directory())
+    soup = Soup(bundle, open_engine(bundle, engine, precision, engine_options), limits)
+    soup._load_arguments = _LoadArguments(Path(path).absolute(), engine, precision, options)
     return soup
 
 
-def _load_again(opening: _LoadArguments, limits: ImageLimits, model: str) -> Soup:
+def _load_again(arguments: _LoadArguments, limits: ImageLimits, model: str) -> Soup:
     soup = load(
-        opening.path, engine=opening.engine, precision=opening.precision, options=opening.options, limits=limits
+        arguments.path,
+        engine=arguments.engine,
+        precision=arguments.precision,
+        options=arguments.options,
+        limits=limits,
     )
     found = f"{soup.bundle.manifest.name} {soup.bundle.manifest.version}"
     if found != model:
         soup.close()
-        raise BundleError(f"{opening.path} holds {found}, and the pickled soup was {model}: load the bundle again")
+        raise BundleError(f"{arguments.path} holds {found}, and the pickled soup was {model}: load the bundle again")
     return soup
 
 
@@ -233,12 +240,12 @@ def _count_mismatch(images: int | str, betas: int) -> ArgumentError:
 
 
 def _to_python(beta: Any) -> Any:
-    """NumPy's scalars and arrays, and torch's, as numbers and lists of Python; everything else as it is."""
+    """Returns NumPy and torch scalars and arrays as Python numbers and lists; anything else unchanged."""
     return beta.tolist() if hasattr(beta, "tolist") else beta
 
 
 def _beta_column(betas: Sequence[float], count: int) -> NDArray[np.float32]:
-    """float32 (count,), all in [0, 1]; raises ArgumentError or InvalidBetaError."""
+    """Returns the β as float32 (count,), each in [0, 1]. Raises ArgumentError or InvalidBetaError."""
     try:
         column = np.asarray(betas, dtype=np.float32)
     except (TypeError, ValueError):
@@ -252,9 +259,9 @@ def _beta_column(betas: Sequence[float], count: int) -> NDArray[np.float32]:
 
 
 def top_predictions(logits: NDArray[np.float32], labels: Sequence[str], top_k: int) -> list[Prediction]:
-    """The top_k labels of one row of logits, float (K,), with their softmax probabilities, the best first.
+    """Returns the top_k labels of one row of logits, float (K,), with their softmax probabilities, best first.
 
-    Ties keep the order of the labels; a top_k beyond K gives all K. Raises ArgumentError for a top_k below 1.
+    Equal logits keep the order of the labels. A top_k above K returns all K. Raises ArgumentError if top_k is below 1.
     """
     if top_k < 1:
         raise ArgumentError(f"top_k is {top_k}; give 1 or more")
@@ -264,7 +271,7 @@ def top_predictions(logits: NDArray[np.float32], labels: Sequence[str], top_k: i
 
 
 def probabilities(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """The softmax over the last axis, in float64."""
+    """Returns the softmax over the last axis, in float64."""
     exponentials = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
     total: NDArray[np.float64] = exponentials / exponentials.sum(axis=-1, keepdims=True)
     return total

@@ -1,6 +1,6 @@
-"""Comparing what is timed on a machine that others use too: everything in turns, so that a busy moment hits all alike.
+"""Times functions on a shared machine. The functions run in turns, so that a busy moment slows all of them alike.
 
-Does not know what it times.
+Does not know what the functions do.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ Result = TypeVar("Result")
 
 ROUNDS = 31
 LEAST_ROUNDS = 3
-TURN_S = 0.02  # shorter, and the clock and the scheduler are what is measured
+TURN_S = 0.02  # a shorter turn would measure the clock and the scheduler
 
 
 def run_in_turns(
     functions: Sequence[Callable[[], Result]], *, rounds: int = ROUNDS, seconds: float = math.inf
 ) -> list[list[Result]]:
-    """What each function returned, round by round; who comes first alternates.
+    """Returns the results of each function by round. The order alternates from round to round.
 
-    The last round is the one that would still end within `seconds`, but there are three at least, or `rounds`.
+    Stops before the first round that would end after `seconds`, but runs at least three rounds, or `rounds` if fewer.
     """
     results: list[list[Result]] = [[] for _ in functions]
     started = time.monotonic()
@@ -37,7 +37,7 @@ def run_in_turns(
 
 
 def median_seconds(functions: Sequence[Callable[[], object]], *, rounds: int = ROUNDS) -> list[float]:
-    """Median seconds of each function, called in turns after a warm-up; each turn is as many calls as fill 20 ms."""
+    """Returns the median seconds per call of each function. They run in turns of about 20 ms, after a warm-up."""
     for function in functions:
         function()
     calls = calls_to_fill(TURN_S, time_calls(functions[0], 1))
@@ -46,7 +46,7 @@ def median_seconds(functions: Sequence[Callable[[], object]], *, rounds: int = R
 
 
 def time_calls(function: Callable[[], object], calls: int) -> float:
-    """How long so many calls take, one after the other."""
+    """Returns the seconds that `calls` calls take, one after the other."""
     started = time.perf_counter()
     for _ in range(calls):
         function()
@@ -54,5 +54,5 @@ def time_calls(function: Callable[[], object], calls: int) -> float:
 
 
 def calls_to_fill(seconds: float, call_s: float) -> int:
-    """How many calls of that length fit into so many seconds; one at least."""
+    """Returns how many calls of `call_s` seconds fit into `seconds`; at least one."""
     return max(1, int(seconds / max(call_s, 1e-9)))

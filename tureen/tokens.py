@@ -1,4 +1,4 @@
-"""Classification tokens and the soup of two of them: the one home of the mixing formula and of β's direction.
+"""Mixes the clean and the robust token, and parses β. Defines the formula and the direction of β for all packages.
 
 Knows nothing about models, images or servers.
 """
@@ -21,17 +21,17 @@ Vector = TypeVar("Vector")
 
 
 def mix(clean: Vector, robust: Vector, beta: Vector | float) -> Vector:
-    """The soup (1 − β)·clean + β·robust; β = 0 is the clean token, β = 1 the robust one, both exactly.
+    """Returns the soup (1 − β)·clean + β·robust; β = 0 gives exactly the clean token, β = 1 exactly the robust one.
 
     Source: Rebuffi, Croce & Gowal, *Revisiting adapters with adversarial training*, ICLR 2023, Figure 1c.
-    Plain arithmetic, so NumPy arrays and torch tensors mix alike: the tokens are (D,) or (B, D), β a number or
-    broadcastable to them, such as (B, 1). Not limited to [0, 1]; `parse_beta` is.
+    Works for NumPy arrays and torch tensors. The tokens are (D,) or (B, D); β is a number or broadcastable to them,
+    such as (B, 1). β may lie outside [0, 1]; only `parse_beta` checks that.
     """
     return (1 - beta) * clean + beta * robust  # type: ignore[operator,return-value]
 
 
 def mix_rows(clean: NDArray[np.float32], robust: NDArray[np.float32], betas: ArrayLike) -> NDArray[np.float32]:
-    """One soup token a row, for a batch in which every image has its own β.
+    """Returns one soup token per row, for a batch in which every image has its own β.
 
     clean, robust: float32 (D,). betas: (B,), any numbers. Returns float32 (B, D).
     """
@@ -40,9 +40,9 @@ def mix_rows(clean: NDArray[np.float32], robust: NDArray[np.float32], betas: Arr
 
 
 def parse_beta(value: str | float) -> float:
-    """β in [0, 1] from a number, its decimal text, or the name of a mode: "clean" is 0, "robust" is 1.
+    """Returns β in [0, 1] from a number, its decimal text, or the name of a mode: "clean" is 0, "robust" is 1.
 
-    Raises InvalidBetaError for anything else, NaN and infinities included; −0.0 becomes 0.0.
+    −0.0 becomes 0.0. Raises InvalidBetaError for anything else, including NaN and infinities.
     """
     if isinstance(value, bool):
         raise InvalidBetaError(value)
@@ -50,7 +50,7 @@ def parse_beta(value: str | float) -> float:
         text = value.strip()
         if text in MODE_BETAS:
             return MODE_BETAS[text]
-        # float() also reads "1_0", "infinity" and non-ASCII digits: none of them is a β somebody meant to write.
+        # float() also accepts "1_0", "infinity" and non-ASCII digits, none of which is a plausible β.
         if not text.isascii() or "_" in text:
             raise InvalidBetaError(value)
     try:
@@ -63,9 +63,9 @@ def parse_beta(value: str | float) -> float:
 
 
 def beta_grid(text: str) -> list[float]:
-    """The β values of "start:stop:step" (both ends included) or of a comma-separated list such as "0,0.5,robust".
+    """Returns the β of "start:stop:step", including both ends, or of a list such as "0,0.5,robust".
 
-    Raises InvalidBetaError for a value outside [0, 1], a step that is not positive, or more than 1,001 values.
+    Raises InvalidBetaError for a value outside [0, 1], a step that is not positive, or more than 1,001 β.
     """
     if ":" not in text:
         return [parse_beta(part) for part in text.split(",")]

@@ -1,11 +1,11 @@
-"""The bundle: the directory that export writes and the server loads. Its format, its names, and nothing else.
+"""Reads, verifies and writes bundles: the directories that export writes and the server loads.
 
-Knows the names and shapes of the graph's tensors; does not know how a graph is made or run.
+Knows the names and shapes of the graph's tensors. Does not know how a graph is made or run.
 
-    manifest.json        what the rest is, with SHA-256 sums, measured parity and measured accuracy
-    tokens.safetensors   named token vectors, float32 (D,); "clean" and "robust" always, equal where there is but one
+    manifest.json        describes the model and the other files: SHA-256, measured parity, measured accuracy
+    tokens.safetensors   named token vectors, float32 (D,): "clean" and "robust", equal if the model has one token
     backbone.onnx        pixels uint8 (B, H, W, 3), cls_token float32 (B, D) -> logits float32 (B, K)
-    engines/             optional: the same backbone in other precisions, and plans compiled for one kind of GPU
+    engines/             optional: the backbone in other precisions, and plans, each compiled for one kind of GPU
     golden.npz           pixels uint8 (G, H, W, 3), betas float32 (T,), logits float32 (T, G, K) by PyTorch
     README.md            the model card
 """
@@ -46,10 +46,10 @@ GOLDEN = "golden.npz"
 MODEL_CARD = "README.md"
 REQUIRED = (TOKENS, BACKBONE, GOLDEN)
 
-# A bundle is not trusted: a file beyond its limit is refused by its size, before it is read.
-MAX_MANIFEST_BYTES: Final = 16 * 2**20  # the example's has 4 KiB
-MAX_GRAPH_BYTES: Final = 2**31 - 1  # where one protobuf message, and so one ONNX file, ends
-MAX_PLAN_BYTES: Final = 2**32  # the weights of the largest graph, twice
+# A bundle is not trusted: a file that exceeds its limit is refused before it is read.
+MAX_MANIFEST_BYTES: Final = 16 * 2**20  # that of the example bundle has 4 KiB
+MAX_GRAPH_BYTES: Final = 2**31 - 1  # the largest protobuf message, and so the largest ONNX file
+MAX_PLAN_BYTES: Final = 2**32  # twice the weights of the largest graph
 MAX_GOLDEN_BYTES: Final = 512 * 2**20  # ten images of 4096 × 4096, the largest that `PreprocessSpec` allows
 MAX_OTHER_BYTES: Final = 16 * 2**20  # of any other file: a thousand tokens of width 4096, or a card
 MAX_FILES: Final = 100  # in a bundle
@@ -63,7 +63,7 @@ Tokens = dict[str, NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class Golden:
-    """PyTorch's own answers to made-up pictures, which an engine must reproduce before it may serve."""
+    """Generated images and the logits of PyTorch for them, which an engine must reproduce before it serves."""
 
     pixels: NDArray[np.uint8]  # (G, H, W, 3)
     betas: NDArray[np.float32]  # (T,)
@@ -96,10 +96,10 @@ class Bundle:
         return self.tokens["robust"]
 
     def artefact(self, name: str) -> bytes:
-        """The verified bytes of a file that an engine runs; those in engines/ are read when asked for.
+        """Returns the verified bytes of a file that an engine runs. Files in engines/ are read by this call.
 
-        A graph is checked as backbone.onnx is, save that it may be of another opset. Raises BundleError where the file
-        is missing, is not what the manifest describes, or is a plan of which the manifest does not say what for.
+        A graph is checked like backbone.onnx, but may have another opset. Raises BundleError if the file is missing,
+        differs from its record in the manifest, or is a plan without a plan record.
         """
         if name == BACKBONE:
             return self.graph
@@ -109,25 +109,25 @@ class Bundle:
             raise BundleError(f"{self.path / MANIFEST} does not say what {name} is bound to: export the model again")
         data = read_listed_file(self.path, name, self.manifest.files[name])
         if not is_plan(name):
-            read_checked_graph(self.path / name, data, self.manifest)
+            check_backbone_graph(self.path / name, data, self.manifest)
         return data
 
     def parity(self, engine: str, precision: str) -> ParityRow | None:
-        """The measured parity of an engine at a precision; None where the bundle does not vouch for it."""
+        """The measured parity of an engine in a precision; None if the bundle has no such row."""
         rows = (row for row in self.manifest.parity if (row.engine, row.precision) == (engine, precision))
         return next(rows, None)
 
 
 def record_files(files: Mapping[str, bytes]) -> dict[str, FileRecord]:
-    """Size and SHA-256 of each file, as the manifest lists them."""
+    """Returns the size and SHA-256 of each file, in the form of the manifest."""
     return {name: FileRecord(sha256=hashlib.sha256(data).hexdigest(), size=len(data)) for name, data in files.items()}
 
 
 def write_bundle(path: Path, manifest: Manifest, files: Mapping[str, bytes], *, overwrite: bool = False) -> None:
-    """Write the files and the manifest to a temporary directory beside `path`, sync, and rename it into place.
+    """Writes the files and the manifest to a temporary directory beside `path`, syncs it, and renames it to `path`.
 
-    Raises BundleError where `path` exists and `overwrite` is false, where what would be overwritten is no bundle, or
-    where the manifest does not describe the files. A failure leaves nothing behind, and what stood at `path` as it was.
+    Raises BundleError if `path` exists and `overwrite` is false, if `path` exists and is not a bundle, or if the
+    manifest does not describe the files. After a failure the temporary directory is gone and `path` is unchanged.
     """
     if path.exists() and not overwrite:
         raise BundleError(f"{path} exists already: choose another directory, or allow overwriting it")
@@ -136,7 +136,7 @@ def write_bundle(path: Path, manifest: Manifest, files: Mapping[str, bytes], *, 
     if manifest.files != record_files(files):
         raise BundleError("the manifest does not describe the files to be written")
     path.parent.mkdir(parents=True, exist_ok=True)
-    # A whole directory is made, so that the replaced one can be set aside within it and removed with it.
+    # The temporary directory also takes the replaced bundle, which is removed with it.
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
         fresh = Path(scratch) / "fresh"
         fresh.mkdir(mode=0o755)
@@ -163,12 +163,12 @@ def write_bundle(path: Path, manifest: Manifest, files: Mapping[str, bytes], *, 
 
 
 def load_bundle(path: Path | str) -> Bundle:
-    """Read and verify a bundle: schema version, every file's size and SHA-256, every array's shape and dtype, and
-    that the graph is one file with the promised interface.
+    """Reads and verifies a bundle.
 
-    Raises BundleError with the file's name and what to do. What was verified is what is returned: no file is
-    read a second time. What lies in engines/ is verified when an engine asks for it (`Bundle.artefact`): a damaged one
-    costs that engine alone.
+    Verifies the schema version, the size and SHA-256 of every file, the shape and dtype of every array, and that the
+    graph is one file with the expected inputs and outputs. Each file is read once, so the returned content is the
+    verified content. `Bundle.artefact` verifies the files in engines/, so a damaged one affects one engine only.
+    Raises BundleError, which names the file and says what to do.
     """
     path = Path(path)
     manifest = read_manifest(path)
@@ -191,12 +191,12 @@ def load_bundle(path: Path | str) -> Bundle:
         if vector.dtype != np.float32 or vector.shape != (manifest.width,) or not np.isfinite(vector).all():
             raise BundleError(f"{path / TOKENS}: the {token} token is not {manifest.width} finite float32 numbers")
     golden = _load_golden(path, data[GOLDEN], manifest)
-    read_checked_graph(path / BACKBONE, data[BACKBONE], manifest, opset=manifest.opset)
+    check_backbone_graph(path / BACKBONE, data[BACKBONE], manifest, opset=manifest.opset)
     return Bundle(path, manifest, tokens, data[BACKBONE], golden)
 
 
 def read_manifest(path: Path | str) -> Manifest:
-    """The manifest of the bundle at `path`, its files not yet verified; raises BundleError."""
+    """Returns the manifest of the bundle at `path` without verifying the files. Raises BundleError."""
     file = Path(path) / MANIFEST
     text = read_manifest_text(path)
     version = _schema_version(file, text)
@@ -214,7 +214,7 @@ def read_manifest(path: Path | str) -> Manifest:
 
 
 def read_manifest_text(path: Path | str) -> str:
-    """The words of a bundle's manifest, whatever they are; raises BundleError."""
+    """Returns the text of a bundle's manifest without parsing it. Raises BundleError."""
     path = Path(path)
     try:
         return read_file(path, MANIFEST, MAX_MANIFEST_BYTES, "export the model again").decode("utf-8-sig")
@@ -237,7 +237,7 @@ def _schema_version(file: Path, text: str) -> int:
 
 
 def read_listed_file(path: Path, name: str, record: FileRecord) -> bytes:
-    """The bytes of a file of the bundle at `path`, which are what the manifest describes; raises BundleFileError."""
+    """Returns the bytes of a file of the bundle at `path` after comparison with its record. Raises BundleFileError."""
     max_bytes, advice = MAX_OTHER_BYTES, "export the model again"
     if name.endswith(".onnx"):
         max_bytes = MAX_GRAPH_BYTES
@@ -249,9 +249,10 @@ def read_listed_file(path: Path, name: str, record: FileRecord) -> bytes:
     return read_verified(path, name, size=record.size, sha256=record.sha256, max_bytes=max_bytes, advice=advice)
 
 
-def read_checked_graph(file: Path, data: bytes, manifest: Manifest, *, opset: int | None = None) -> GraphFile:
-    """What the ONNX graph with these bytes says of itself, once it has the tensors that the manifest promises and,
-    where given, that opset; raises BundleError, naming `file`.
+def check_backbone_graph(file: Path, data: bytes, manifest: Manifest, *, opset: int | None = None) -> GraphFile:
+    """Returns the description of the ONNX graph in `data` if it has the tensors and the opset that it should have.
+
+    The tensors follow from the manifest. opset: the expected version; None: any. Raises BundleError, naming `file`.
     """
     size = manifest.preprocess.image_size
     inputs = [

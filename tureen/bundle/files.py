@@ -1,6 +1,6 @@
-"""Reads the files of a bundle that nobody has to trust: each one regular, no larger than allowed, and as listed.
+"""Reads the files of an untrusted bundle: each must be regular, within its size limit, and as listed.
 
-What a file weighs is known before a byte of it is read. Knows no manifest, and not what the files mean.
+Checks the size of a file before it reads a byte. Does not know the manifest or the meaning of the files.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from tureen.errors import BundleError, BundleFileError
 
-MAX_ARRAY_HEADER_BYTES: Final = 10_000  # of a .npy member; NumPy's own limit
+MAX_ARRAY_HEADER_BYTES: Final = 10_000  # of a .npy member; the default limit of NumPy
 
 VERIFIED = "verified"
 MISSING = "missing"
@@ -32,17 +32,17 @@ UNREADABLE = "cannot be read"
 
 
 def read_file(path: Path, name: str, max_bytes: int, advice: str) -> bytes:
-    """The bytes of the regular file `name` within the directory `path`, at most `max_bytes` of them.
+    """Returns the bytes of the regular file `name` in the directory `path`, at most `max_bytes`.
 
-    advice: what to do about one that is larger. Raises BundleFileError; no link is followed, and nothing that could
-    block or have an effect, such as a FIFO or a device, is opened.
+    advice: the end of the error message if the file is larger. Follows no link, and opens nothing that could block or
+    have a side effect, such as a FIFO or a device. Raises BundleFileError.
     """
     file = path / name
     size = file_size(path, name)
     if size > max_bytes:
         raise _too_large(file, size, max_bytes, advice)
     try:
-        # Had something else come into its place since, it would still neither be followed nor waited for.
+        # If the file was replaced after the check above, a link is still not followed and a FIFO does not block.
         descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
         with open(descriptor, "rb") as opened:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -54,8 +54,8 @@ def read_file(path: Path, name: str, max_bytes: int, advice: str) -> bytes:
 
 
 def file_size(path: Path, name: str) -> int:
-    """The size on disk, in bytes, of the regular file `name` within `path`; raises BundleFileError."""
-    for part in (*Path(name).parents[:-1], Path(name)):  # a directory within the bundle is no way out of it either
+    """Returns the size on disk, in bytes, of the regular file `name` in `path`. Raises BundleFileError."""
+    for part in (*Path(name).parents[:-1], Path(name)):  # a directory in the bundle must not be a link either
         file = path / part
         try:
             status = file.lstat()
@@ -71,9 +71,9 @@ def file_size(path: Path, name: str) -> int:
 
 
 def read_verified(path: Path, name: str, *, size: int, sha256: str, max_bytes: int, advice: str) -> bytes:
-    """The bytes of a file as `read_file` gives them, which have the size and the SHA-256 listed.
+    """Returns the bytes of a file, as `read_file` does, after a check of its size and SHA-256.
 
-    Raises BundleFileError; a file whose size is another is not read.
+    A file of another size is not read. Raises BundleFileError.
     """
     largest = max(size, file_size(path, name))
     if largest > max_bytes:
@@ -87,16 +87,16 @@ def read_verified(path: Path, name: str, *, size: int, sha256: str, max_bytes: i
 
 
 def read_arrays(file: Path, data: bytes, names: tuple[str, ...]) -> dict[str, NDArray[Any]]:
-    """The named arrays of an uncompressed .npz file with these bytes, which nothing in it can make larger than it is.
+    """Returns the named arrays of the uncompressed .npz file in `data`. They cannot be larger than the file.
 
-    Raises BundleError, naming `file`.
+    Raises BundleError, which names `file`.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             return {name: _read_array(archive, f"{name}.npy") for name in names}
     except BundleError:
         raise
-    except Exception as error:  # zipfile and NumPy answer damaged input with almost any exception
+    except Exception as error:  # zipfile and NumPy raise almost any exception for damaged input
         raise BundleError(f"{file} cannot be read: export the model again") from error
 
 
@@ -115,10 +115,10 @@ def _read_array(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
 
 
 def read_vectors(file: Path, data: bytes) -> dict[str, NDArray[Any]]:
-    """The arrays of a safetensors file with these bytes; raises BundleError, naming `file`."""
+    """Returns the arrays of the safetensors file in `data`. Raises BundleError, which names `file`."""
     try:
         return safetensors.numpy.load(data)
-    except (safetensors.SafetensorError, KeyError, ValueError) as error:  # KeyError: of a type that NumPy lacks
+    except (safetensors.SafetensorError, KeyError, ValueError) as error:  # KeyError: a data type that NumPy lacks
         raise BundleError(
             f"{file} is not a safetensors file of numbers that NumPy has: export the model again"
         ) from error

@@ -1,11 +1,11 @@
-"""An ONNX file's own words, read without the onnx package and without trusting them: what goes in and out, what is
-inside, and which other files it would have a runtime open.
+"""Reads the description of an untrusted ONNX file without the onnx package: its inputs, outputs and operators, and the
+other files that it refers to.
 
-Walks the file's protobuf messages over a memoryview: copies nothing but names, follows no path, and ends within fixed
-bounds whatever the bytes are. Knows nothing about bundles, and nothing of what a runtime makes of a graph.
+Parses the protobuf messages of the file in a memoryview. Copies only names, opens no other file, and stops after a
+fixed number of fields, whatever the bytes are. Knows nothing about bundles or runtimes.
 
-Stricter than protobuf where two readers of one file could disagree: a known field of another wire type, or a single
-value given twice, is an error here. Field numbers: onnx/onnx.proto of ONNX 1.23.
+Stricter than protobuf where two parsers could read one file differently. A known field of another wire type, or a
+second value of a single field, is an error. Field numbers: onnx/onnx.proto of ONNX 1.23.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from pydantic import BaseModel, ConfigDict
 
 from tureen.errors import GraphFileError
 
-MAX_FIELDS: Final = 500_000  # fields of the messages walked, about a second; a ViT of six blocks has 3,300
-MAX_DEPTH: Final = 100  # messages within messages; where protobuf's own readers end too
-MAX_NAME_BYTES: Final = 1024  # of a name that is kept: a tensor's, an operator's, a domain's, a path
+MAX_FIELDS: Final = 500_000  # fields of the messages that are parsed, about a second; a ViT of six blocks has 3,300
+MAX_DEPTH: Final = 100  # nested messages; protobuf's own parsers have the same limit
+MAX_NAME_BYTES: Final = 1024  # of the name of a tensor, an operator or a domain, and of a path
 
-ORT_FORMAT = b"ORTM"  # from byte 4 on: ONNX Runtime then reads its own format, whatever the file is as protobuf
-EXTERNAL_CONTEXT = "EPContext"  # a node of ONNX Runtime's that may name a compiled engine in another file
+ORT_FORMAT = b"ORTM"  # at byte 4: ONNX Runtime then reads its own format and not protobuf
+EXTERNAL_CONTEXT = "EPContext"  # a node type of ONNX Runtime that may name a compiled engine in another file
 
 # onnx.TensorProto.DataType, as NumPy and ml_dtypes spell it
 ELEMENT_TYPES = {
@@ -32,9 +32,9 @@ ELEMENT_TYPES = {
 }  # fmt: skip
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
-FieldValue = int | memoryview | None  # of a field; None: a number of fixed width, which no field read here has
+FieldValue = int | memoryview | None  # None: a number of fixed width; no field that is used has one
 
-# The messages on the way to a tensor: what each field holds. "main graph" is the one whose inputs a runtime feeds.
+# The messages that contain tensors: field number to what the field holds. "main graph" has the inputs of the model.
 _CHILDREN: dict[str, dict[int, str]] = {
     "model": {7: "main graph", 8: "opset", 20: "training", 25: "function"},
     "main graph": {1: "node", 5: "initialiser", 11: "input", 12: "output", 15: "sparse initialiser"},
@@ -47,7 +47,7 @@ _CHILDREN: dict[str, dict[int, str]] = {
     "sparse tensor": {1: "tensor", 2: "tensor"},
 }
 _OP_TYPE = 4  # of a node
-_TENSOR_DATA = frozenset({4, 5, 6, 7, 9, 10, 11})  # a tensor's fields that hold its numbers
+_TENSOR_DATA = frozenset({4, 5, 6, 7, 9, 10, 11})  # fields of a tensor that hold its numbers
 _EXTERNAL_DATA, _DATA_LOCATION = 13, 14  # of a tensor
 
 
@@ -58,45 +58,45 @@ class TensorInfo(BaseModel):
 
     name: str
     dtype: str
-    shape: list[int | str] | None  # a name where a dimension is dynamic, "?" where nothing is said; None: no shape
+    shape: list[int | str] | None  # a dynamic dimension is its name, an unspecified one "?"; None: no shape
 
     def __str__(self) -> str:
         return f"{self.name} {self.dtype} ({'no shape' if self.shape is None else ', '.join(map(str, self.shape))})"
 
 
 class GraphFile(BaseModel):
-    """What an ONNX file says of itself."""
+    """The description of an ONNX file."""
 
     model_config = ConfigDict(frozen=True)
 
     opsets: dict[str, int]  # version by domain; ONNX's own domain is ""
     inputs: list[TensorInfo]
     outputs: list[TensorInfo]
-    nodes: dict[str, int]  # how many of each operator, those of subgraphs and functions included; the most first
-    weights_bytes: int  # that the initialisers' numbers take in the file
-    external_files: list[str]  # that tensors or nodes refer to; "" for one that names none
+    nodes: dict[str, int]  # count by operator, including subgraphs and functions; most frequent first
+    weights_bytes: int  # size of the initialisers in the file
+    external_files: list[str]  # paths that tensors or nodes refer to; "" for a reference without a path
 
 
 def read_graph_file(data: bytes) -> GraphFile:
-    """What the ONNX file with these bytes says of itself; raises GraphFileError for anything that is not one."""
+    """Returns the description of the ONNX file in `data`. Raises GraphFileError for anything else."""
     if data[4:8] == ORT_FORMAT:
         raise GraphFileError("it is in ONNX Runtime's own format")
-    walk = _GraphReader()
-    walk.message("model", memoryview(data), depth=1)
-    if not walk.opsets or not walk.inputs or not walk.outputs:
+    reader = _GraphReader()
+    reader.read_message("model", memoryview(data), depth=1)
+    if not reader.opsets or not reader.inputs or not reader.outputs:
         raise GraphFileError("it has no opset, no input or no output")
     return GraphFile(
-        opsets=walk.opsets,
-        inputs=walk.inputs,
-        outputs=walk.outputs,
-        nodes=dict(walk.nodes.most_common()),
-        weights_bytes=walk.weights_bytes,
-        external_files=list(walk.external_files),
+        opsets=reader.opsets,
+        inputs=reader.inputs,
+        outputs=reader.outputs,
+        nodes=dict(reader.nodes.most_common()),
+        weights_bytes=reader.weights_bytes,
+        external_files=list(reader.external_files),
     )
 
 
 class _GraphReader:
-    """One pass over a file, and what was met on it."""
+    """Parses one file and collects its description."""
 
     def __init__(self) -> None:
         self.opsets: dict[str, int] = {}
@@ -104,11 +104,11 @@ class _GraphReader:
         self.outputs: list[TensorInfo] = []
         self.nodes: Counter[str] = Counter()
         self.weights_bytes = 0
-        self.external_files: dict[str, None] = {}  # in the order met
+        self.external_files: dict[str, None] = {}  # an ordered set
         self._fields_left = MAX_FIELDS
 
-    def message(self, kind: str, data: memoryview, depth: int) -> None:
-        """Walk one message of `_CHILDREN` and all that lies in it."""
+    def read_message(self, kind: str, data: memoryview, depth: int) -> None:
+        """Parses one message of `_CHILDREN` and all messages in it."""
         if depth > MAX_DEPTH:
             raise GraphFileError(f"its messages are nested more than {MAX_DEPTH} deep")
         for number, value in self._fields(data):
@@ -119,15 +119,15 @@ class _GraphReader:
                 continue
             inner = _as_bytes(value)
             if child in _CHILDREN:
-                self.message(child, inner, depth + 1)
+                self.read_message(child, inner, depth + 1)
             elif child == "opset":
-                self._opset(inner)
+                self._read_opset(inner)
             elif child == "input":
-                self.inputs.append(self._tensor_info(inner))
+                self.inputs.append(self._read_tensor_info(inner))
             elif child == "output":
-                self.outputs.append(self._tensor_info(inner))
+                self.outputs.append(self._read_tensor_info(inner))
             else:
-                size = self._tensor(inner)
+                size = self._read_tensor(inner)
                 self.weights_bytes += size if child == "initialiser" else 0
 
     def _count_node(self, op_type: str) -> None:
@@ -135,16 +135,16 @@ class _GraphReader:
         if op_type == EXTERNAL_CONTEXT:
             self.external_files[""] = None
 
-    def _opset(self, data: memoryview) -> None:
-        fields = self._single(data)
+    def _read_opset(self, data: memoryview) -> None:
+        fields = self._unique_fields(data)
         domain, version = _as_text(fields.get(1, b"")), _as_int(fields.get(2, 0))
         domain = "" if domain == "ai.onnx" else domain
         if domain in self.opsets:
             raise GraphFileError(f"it imports two opsets of the domain {domain!r}")
         self.opsets[domain] = version
 
-    def _tensor(self, data: memoryview) -> int:
-        """Bytes of the tensor's numbers in this file; notes where they are in another."""
+    def _read_tensor(self, data: memoryview) -> int:
+        """Returns the size of the tensor's numbers in this file, in bytes; records the other files that hold some."""
         size, is_external, locations = 0, False, list[str]()
         for number, value in self._fields(data):
             if number in _TENSOR_DATA:
@@ -153,36 +153,36 @@ class _GraphReader:
                 is_external |= _as_int(value) != 0
             elif number == _EXTERNAL_DATA:
                 is_external = True
-                entry = self._single(_as_bytes(value))
+                entry = self._unique_fields(_as_bytes(value))
                 if _as_text(entry.get(1, b"")) == "location":
                     locations.append(_as_text(entry.get(2, b"")))
         if is_external:
             self.external_files.update(dict.fromkeys(locations or [""]))
         return size
 
-    def _tensor_info(self, data: memoryview) -> TensorInfo:
-        value_info = self._single(data)
-        kinds = self._single(_as_bytes(value_info.get(2, b"")))
+    def _read_tensor_info(self, data: memoryview) -> TensorInfo:
+        value_info = self._unique_fields(data)
+        kinds = self._unique_fields(_as_bytes(value_info.get(2, b"")))
         name = _as_text(value_info.get(1, b""))
         if 1 not in kinds:
             return TensorInfo(name=name, dtype="not a tensor", shape=None)
-        tensor = self._single(_as_bytes(kinds[1]))
+        tensor = self._unique_fields(_as_bytes(kinds[1]))
         element = _as_int(tensor.get(1, 0))
         shape = (
-            [self._dimension(_as_bytes(v)) for n, v in self._fields(_as_bytes(tensor[2])) if n == 1]
+            [self._read_dimension(_as_bytes(v)) for n, v in self._fields(_as_bytes(tensor[2])) if n == 1]
             if 2 in tensor
             else None
         )
         return TensorInfo(name=name, dtype=ELEMENT_TYPES.get(element, f"element type {element}"), shape=shape)
 
-    def _dimension(self, data: memoryview) -> int | str:
-        fields = self._single(data)
+    def _read_dimension(self, data: memoryview) -> int | str:
+        fields = self._unique_fields(data)
         if 1 in fields and 2 in fields:
             raise GraphFileError("a dimension has both a size and a name")
         return _as_int(fields[1]) if 1 in fields else _as_text(fields.get(2, b"")) or "?"
 
-    def _single(self, data: memoryview) -> dict[int, FieldValue]:
-        """The fields of a message in which each is given at most once."""
+    def _unique_fields(self, data: memoryview) -> dict[int, FieldValue]:
+        """The fields of a message, by number. Raises GraphFileError if one occurs twice."""
         fields: dict[int, FieldValue] = {}
         for number, value in self._fields(data):
             if number in fields:
@@ -191,7 +191,7 @@ class _GraphReader:
         return fields
 
     def _fields(self, data: memoryview) -> Iterator[tuple[int, FieldValue]]:
-        """Number and value of each field of a message."""
+        """Yields the number and the value of each field of a message."""
         at = 0
         while at < len(data):
             self._fields_left -= 1
@@ -218,7 +218,7 @@ class _GraphReader:
 
 
 def _varint(data: memoryview, at: int) -> tuple[int, int]:
-    """The unsigned integer of 64 bits at that place, seven bits a byte, and the place after it."""
+    """Returns the 64-bit unsigned integer at index `at`, seven bits a byte, and the index after it."""
     value = 0
     for shift in range(0, 64, 7):
         if at >= len(data):
@@ -237,18 +237,18 @@ def _varint(data: memoryview, at: int) -> tuple[int, int]:
 
 def _as_int(value: FieldValue | bytes) -> int:
     if not isinstance(value, int):
-        raise GraphFileError("something else stands where a number belongs")
+        raise GraphFileError("a field that must hold a number holds something else")
     return value
 
 
 def _as_bytes(value: FieldValue | bytes) -> memoryview:
     if value is None or isinstance(value, int):
-        raise GraphFileError("a number stands where a message belongs")
+        raise GraphFileError("a field that must hold a message holds a number")
     return memoryview(value)
 
 
 def _as_text(value: FieldValue | bytes) -> str:
-    """A short name; what is no UTF-8 in it is marked, for whoever reads the name."""
+    """A short name. Bytes that are not UTF-8 are replaced by U+FFFD."""
     data = _as_bytes(value)
     if len(data) > MAX_NAME_BYTES:
         raise GraphFileError(f"a name in it is longer than {MAX_NAME_BYTES:,} bytes")

@@ -1,6 +1,6 @@
-"""Whether an ONNX file is one that a bundle may hold: one file, with the tensors that were promised.
+"""Checks that an ONNX graph may be part of a bundle: it is one file and has the expected inputs and outputs.
 
-Knows no manifest: whoever calls says what was promised.
+Does not read the manifest: the caller gives the expected tensors.
 """
 
 from __future__ import annotations
@@ -22,29 +22,30 @@ def check_graph(
     outputs: Sequence[TensorInfo],
     opset: int | None = None,
 ) -> GraphFile:
-    """What the ONNX file with these bytes says of itself, once it is one that a bundle may hold.
+    """Returns the description of the ONNX graph in `data` if a bundle may contain it.
 
-    inputs, outputs: those promised, each with a batch as its first dimension, which the graph may call by any one name.
-    opset: that of ONNX's own operators; None: any. Raises BundleError, naming `file`.
+    inputs, outputs: the expected tensors. The first dimension of each is the batch, for which the graph may use any
+    one name. opset: the expected version of ONNX's own operators; None: any. Raises BundleError, which names `file`.
     """
     try:
         graph = read_graph_file(data)
     except GraphFileError as error:
         raise BundleError(f"{file} is not an ONNX graph: {error}; export the model again") from error
     if graph.external_files:
-        # A runtime that is given a graph's bytes looks for such files from its working directory on.
+        # A runtime that loads a graph from bytes opens such files relative to its working directory.
         named = ", ".join(printable(name) for name in graph.external_files[:MAX_SHOWN] if name)
         raise BundleError(
             f"{file} refers to data in other files{f' ({named})' if named else ''}, which are never read: "
             "export the model again, as one file"
         )
-    batch = _batch_symbol(graph.inputs[0])
+    batch = _batch_name(graph.inputs[0])
     found = [sorted(tensors, key=str) for tensors in (graph.inputs, graph.outputs)]
     promised = [sorted(_with_batch(tensors, batch), key=str) for tensors in (inputs, outputs)]
     if found != promised:
         raise BundleError(
             f"{file} makes {_format_tensors(graph.outputs)} of {_format_tensors(graph.inputs)}, "
-            f"where the manifest promises {_format_tensors(promised[1])} of {_format_tensors(promised[0])}: export the model again"
+            f"where the manifest promises {_format_tensors(promised[1])} of {_format_tensors(promised[0])}: "
+            "export the model again"
         )
     if opset not in (None, graph.opsets.get("")):
         raise BundleError(
@@ -53,8 +54,11 @@ def check_graph(
     return graph
 
 
-def _batch_symbol(tensor: TensorInfo) -> str:
-    """The graph's own name for the batch; "batch", which it then is not, where its batch is fixed or has no name."""
+def _batch_name(tensor: TensorInfo) -> str:
+    """The name that the graph gives to the batch dimension.
+
+    "batch" if that dimension is fixed or has no name; the comparison of shapes then fails.
+    """
     first = tensor.shape[0] if tensor.shape else "?"
     return first if isinstance(first, str) and first != "?" else "batch"
 

@@ -1,6 +1,6 @@
-"""What a bundle's manifest says: the records of manifest.json, and what its files and engines are called.
+"""The records of a bundle's manifest.json, and the names of files and engines.
 
-Knows neither files nor arrays; `tureen.bundle.bundle` reads and writes them.
+Does not read or write files; `tureen.bundle.bundle` does.
 """
 
 from __future__ import annotations
@@ -13,13 +13,16 @@ from tureen.errors import printable, truncated
 from tureen.preprocess import PreprocessSpec
 
 SCHEMA_VERSION: Final = 2
-READABLE_SCHEMAS: Final = (1, 2)  # 2 added what has a default here: engines/, plans, served accuracy, single tokens
+READABLE_SCHEMAS: Final = (
+    1,
+    2,
+)  # 2 added the fields with a default: engines/, plans, served accuracy, single tokens
 BACKBONE = "backbone.onnx"
 ENGINES_DIRECTORY = "engines"
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
-SHIFT: Final = "shift"  # the family of what is not one of the common corruptions
+SHIFT: Final = "shift"  # the family of the shifts that are not common corruptions
 
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
 EngineName = Literal["onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt", "openvino", "tensorrt", "tensorrt-rtx"]
@@ -31,7 +34,7 @@ class _Record(BaseModel):
 
 
 class Accuracy(_Record):
-    """A share of images classified rightly, with its 95 % Wilson interval; all three in [0, 1]."""
+    """The share of images that are classified correctly, with its 95 % Wilson interval; all three in [0, 1]."""
 
     value: float = Field(ge=0, le=1)
     low: float = Field(ge=0, le=1)
@@ -39,7 +42,7 @@ class Accuracy(_Record):
 
 
 class AccuracyRow(_Record):
-    """What one β is worth, measured on held-out images; the attack is white-box on the very soup of this row."""
+    """The accuracy at one β on held-out images. The attack is white-box, on the soup of this row."""
 
     beta: float
     n: int = Field(gt=0, description="number of images")
@@ -50,38 +53,41 @@ class AccuracyRow(_Record):
 
 
 class Check(_Record):
-    """Something that holds of an attack whose figures mean anything, tried at one β on a few of the images."""
+    """A property that a sound attack has, tested at one β on a few of the images."""
 
-    name: str = Field(description="what ought to hold")
+    name: str = Field(description="the property")
     beta: float
     n: int = Field(gt=0, description="number of images")
     has_passed: bool
-    figures: dict[str, float] = Field(description="what was measured, as shares of the images")
-    sentence: str = Field(description="what it means where the check fails")
+    figures: dict[str, float] = Field(description="the measurements, as shares of the images")
+    sentence: str = Field(description="the meaning of a failure")
 
 
 class Suspect(_Record):
-    """An attack at another β that breaks a soup better than the attack on that very soup: which was too weak."""
+    """A cell of the transfer matrix where an attack on another β breaks a soup better than the attack on this soup.
 
-    attacked: float | None = Field(description="the β attacked; none: all at once, the sum of their losses")
-    served: float = Field(description="the β whose soup fell")
-    p_value: float = Field(ge=0, le=1, description="of a sign test on the images that one attack breaks alone")
+    The attack on this soup was then too weak.
+    """
+
+    attacked: float | None = Field(description="the β attacked; none: all together, the sum of their losses")
+    served: float = Field(description="the β of the soup that was broken")
+    p_value: float = Field(ge=0, le=1, description="of a sign test on the images that only one of the attacks breaks")
 
 
 class TransferMatrix(_Record):
-    """Robust accuracy where the attack was made for one β and the soup served is another, all on the same images."""
+    """Robust accuracy by the β that is attacked and the β that is served, all on the same images."""
 
     betas: list[float] = Field(min_length=1, description="T β, attacked and served")
     n: int = Field(gt=0, description="number of images")
     attack: str = Field(description="name and number of steps, such as PGD-40")
     epsilon_255: float = Field(ge=0, description="radius of the attack under l∞, in 1/255 of the pixel range")
-    robust: list[list[float]] = Field(description="T rows, one for each β attacked, of T columns, one for each served")
-    joint_attack: str = Field(description="name and number of steps of the attack on all β at once")
+    robust: list[list[float]] = Field(description="T rows, one per β attacked, of T columns, one per β served")
+    joint_attack: str = Field(description="name and number of steps of the attack on all β together")
     joint: list[float] = Field(description="the row of the attack on the sum of the losses at all β")
     worst: list[Accuracy] = Field(
-        description="for each β served, the images that no row breaks, the joint one included"
+        description="for each β served, the share of images that no row breaks, including the joint one"
     )
-    suspects: list[Suspect] = Field(description="cells lower than the diagonal of their column by more than chance")
+    suspects: list[Suspect] = Field(description="cells that are significantly below the diagonal of their column")
 
 
 class ShiftRow(_Record):
@@ -95,7 +101,7 @@ class ShiftRow(_Record):
 
 
 class Evaluation(_Record):
-    """What was measured beyond the accuracy at each β; empty where it was not."""
+    """Optional measurements beyond the accuracy at each β."""
 
     checks: list[Check] = []
     matrix: TransferMatrix | None = None
@@ -103,15 +109,15 @@ class Evaluation(_Record):
     shifts: list[ShiftRow] = []
     ensembles: list[AccuracyRow] = Field(
         default=[],
-        description="of both modes' probabilities, mixed by β: two forward passes an image, a soup takes one",
+        description="of the probabilities of both modes, mixed by β: two forward passes per image, a soup takes one",
     )
 
 
 class ServedAccuracy(_Record):
-    """What an engine makes of one β, beside PyTorch in fp32 on the very same images; shares in [0, 1].
+    """The accuracy of an engine at one β, and of PyTorch in fp32 on the same images; shares in [0, 1].
 
-    Transferred: on adversarial images made for PyTorch's soup at this β. What an attack on the engine itself would
-    leave is not known: a compiled graph has no gradients.
+    transferred: on adversarial images for PyTorch's soup at this β. An attack on the engine itself is not measured,
+    because a compiled graph has no gradients.
     """
 
     beta: float
@@ -125,7 +131,7 @@ class ServedAccuracy(_Record):
 
 
 class ParityRow(_Record):
-    """How far an engine's logits are from PyTorch's, on real images at several β; only admitted ones are listed."""
+    """How far an engine's logits are from PyTorch's, on real images at several β. Only admitted engines have a row."""
 
     engine: str
     precision: Precision
@@ -133,23 +139,23 @@ class ParityRow(_Record):
     engine_version: str
     max_abs_diff: float = Field(ge=0, description="largest logit difference")
     mean_abs_diff: float = Field(ge=0, description="mean logit difference")
-    top1_agreement: float = Field(ge=0, le=1, description="lowest share of equal first labels over the β")
+    top1_agreement: float = Field(ge=0, le=1, description="lowest share over the β of images with the same first label")
     n: int = Field(gt=0, description="number of images at each β")
     betas: list[float]
     batch_sizes: list[int]
-    accuracy: list[ServedAccuracy] = Field(default=[], description="a row a β, where labels were at hand")
+    accuracy: list[ServedAccuracy] = Field(default=[], description="a row per β, if labels were available")
 
 
 class PlanRecord(_Record):
-    """What a compiled plan is bound to; it is refused anywhere else."""
+    """The engine, version, GPU and batch sizes that a compiled plan needs. With any other it is refused."""
 
     engine: str
     precision: Precision
-    graph_sha256: str = Field(pattern="^[0-9a-f]{64}$", description="of the backbone.onnx whose weights it holds")
+    graph_sha256: str = Field(pattern="^[0-9a-f]{64}$", description="of the backbone.onnx whose weights the plan holds")
     runtime_version: str = Field(description="of the runtime that built it")
     device: str = Field(description="name of the GPU that it was built on; empty: built without one")
     compute_capabilities: list[str] = Field(min_length=1, description='that it runs on, such as "9.0"')
-    batch: tuple[int, int, int] = Field(description="least, best and largest batch")
+    batch: tuple[int, int, int] = Field(description="smallest, best and largest batch")
 
 
 class FileRecord(_Record):
@@ -164,23 +170,23 @@ class Manifest(_Record):
     width: int = Field(gt=0, description="D, the width of a token")
     labels: list[str] = Field(min_length=2, description="K names, in the order of the logits")
     preprocess: PreprocessSpec
-    default_beta: float = Field(ge=0, le=1, description="the β of a request that names none")
+    default_beta: float = Field(ge=0, le=1, description="the β of a request without one")
     opset: int
     files: dict[FileName, FileRecord]
     parity: list[ParityRow]
-    plans: dict[FileName, PlanRecord] = Field(default={}, description="what each compiled plan is bound to")
+    plans: dict[FileName, PlanRecord] = Field(default={}, description="what each compiled plan needs")
     is_cotrained: bool = Field(
-        default=True, description="false: a single-token model as it came, its one token both clean and robust"
+        default=True, description="false: an unchanged single-token model, whose token is both clean and robust"
     )
     has_two_tokens: bool = Field(
-        default=True, description="false: no request may choose β; a model that is not co-trained may still take any"
+        default=True, description="false: no request may choose β; without co-training a model may still accept any β"
     )
-    accuracy: list[AccuracyRow] = Field(description="a row a β; empty only where a single-token model was not measured")
+    accuracy: list[AccuracyRow] = Field(description="a row per β; empty only for an unmeasured single-token model")
     evaluation: Evaluation = Evaluation()
-    provenance: dict[str, Any] = Field(description="what made it: versions, recipe, seed, command")
+    provenance: dict[str, Any] = Field(description="how it was made: versions, recipe, seed, command")
 
     @model_validator(mode="after")
-    def _tokens_fit(self) -> Manifest:
+    def _check_tokens(self) -> Manifest:
         if self.is_cotrained and not self.accuracy:
             raise ValueError("accuracy has no row, which only a model that is not co-trained may lack")
         if self.is_cotrained and not self.has_two_tokens:
@@ -188,32 +194,32 @@ class Manifest(_Record):
         return self
 
     @model_validator(mode="after")
-    def _labels_differ(self) -> Manifest:
+    def _check_labels(self) -> Manifest:
         if len(set(self.labels)) < len(self.labels):
-            twice = next(label for label in self.labels if self.labels.count(label) > 1)
+            repeated = next(label for label in self.labels if self.labels.count(label) > 1)
             raise ValueError(
-                f"labels has {printable(truncated(twice, 40))!r} twice; give each output a label that no other has"
+                f"labels has {printable(truncated(repeated, 40))!r} twice; give each output a label that no other has"
             )
         return self
 
     @model_validator(mode="after")
-    def _parity_is_told_once(self) -> Manifest:
-        told = [(row.engine, row.precision) for row in self.parity]
-        if len(set(told)) < len(told):
+    def _check_parity(self) -> Manifest:
+        engines = [(row.engine, row.precision) for row in self.parity]
+        if len(set(engines)) < len(engines):
             raise ValueError("parity has two rows of one engine and precision")
         return self
 
 
 def graph_name(precision: Precision) -> FileName:
-    """The file that holds the backbone's ONNX graph in a precision; backbone.onnx is the fp32 one."""
+    """The name of the file with the ONNX graph in that precision; fp32 is backbone.onnx."""
     return BACKBONE if precision == "fp32" else f"{ENGINES_DIRECTORY}/backbone-{precision}.onnx"
 
 
 def plan_name(engine: EngineName, precision: Precision) -> FileName:
-    """The file that holds a plan compiled for that engine in a precision."""
+    """The name of the file with the plan for that engine in that precision."""
     return f"{ENGINES_DIRECTORY}/{engine}-{precision}.plan"
 
 
 def is_plan(name: str) -> bool:
-    """Whether a file of that name holds a compiled plan; any other that an engine runs holds an ONNX graph."""
+    """Whether the file of that name is a compiled plan. The other files that engines run are ONNX graphs."""
     return name.endswith(".plan")
