@@ -1,6 +1,6 @@
-"""Opens the engine that runs a bundle's backbone: the one asked for, or the fastest that this machine has.
+"""Opens the engine that runs a bundle's backbone: the named one, or the fastest on this machine.
 
-Every engine opened here has reproduced the bundle's golden rows.
+`open_engine` and `open_verified_engine` return engines that have reproduced the bundle's golden rows.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ logger = logging.getLogger("tureen.engines")
 
 @dataclass(frozen=True)
 class Runtime:
-    """What can run a backbone: in which precisions, each from which file of the bundle, and how it is opened."""
+    """An engine that Tureen can open. files: its precisions, and the bundle's file for each. open: the constructor."""
 
     files: dict[Precision, FileName]
     open: Callable[[Artefact, Precision, EngineOptions], Engine]
 
 
 def default_options() -> EngineOptions:
-    """All CPUs that this process may use, one run at a time, nothing kept."""
+    """All CPUs of this process, one run at a time, no cache."""
     return EngineOptions(threads=available_cpus())
 
 
@@ -58,14 +58,14 @@ def compile_engine(
     *,
     plan: PlanRecord | None = None,
 ) -> Engine:
-    """The backbone in `data` opened by the engine of that name, not yet proven against any bundle.
+    """Opens the backbone in `data` with the engine of that name. Does not check the golden rows of a bundle.
 
-    data: an ONNX graph, or a compiled plan and what it is bound to. Raises EngineError.
+    data: an ONNX graph, or a compiled plan, whose record is `plan`. Raises EngineError.
     """
     runtime = _runtime(engine)
     if precision not in runtime.files:
         raise EngineError(f"{engine} has no {precision}: choose {', '.join(runtime.files)}")
-    if plan is not None and not is_plan(runtime.files[precision]):  # as which a graph would pass unchecked
+    if plan is not None and not is_plan(runtime.files[precision]):  # a graph that passes as a plan would not be checked
         raise EngineError(f"{engine} runs no compiled plan: export the model again")
     try:
         return runtime.open(Artefact(data, plan), precision, options or default_options())
@@ -78,21 +78,21 @@ def compile_engine(
 def open_engine(
     bundle: Bundle, engine: str = AUTO, precision: Precision | None = None, options: EngineOptions | None = None
 ) -> Engine:
-    """An engine that has reproduced the bundle's golden rows on this machine.
+    """Opens an engine that has reproduced the bundle's golden rows on this machine.
 
-    engine: a name, or "auto" for the fastest of all that the bundle's parity vouches for and this machine has: the one
-    that was fastest when they were last measured here, where `options.cache` keeps that, else the winner of a race.
-    precision: None for whichever is fastest. Raises EngineError saying why each one was out.
+    engine: a name, or "auto" for the fastest engine that the bundle lists and this machine can run. "auto" opens the
+    fastest of the ranking in `options.cache`; without a ranking it times the engines in a race.
+    precision: None for the fastest. Raises EngineError, which says why each engine was left out.
     """
     if engine != AUTO:
         _runtime(engine)
     options = options or default_options()
-    wanted = [
+    candidates = [
         row for row in bundle.manifest.parity if engine in (AUTO, row.engine) and precision in (None, row.precision)
     ]
-    known = read_ranking(bundle, options) if len(wanted) > 1 else None
-    places = {(timing.engine, timing.precision): i for i, timing in enumerate(known.timings)} if known else {}
-    measured = sorted((row for row in wanted if _key(row) in places), key=lambda row: places[_key(row)])
+    ranking = read_ranking(bundle, options) if len(candidates) > 1 else None
+    places = {(timing.engine, timing.precision): i for i, timing in enumerate(ranking.timings)} if ranking else {}
+    measured = sorted((row for row in candidates if _key(row) in places), key=lambda row: places[_key(row)])
     options = _with_usable_cache(options)
     reasons: list[str] = []
 
@@ -101,27 +101,27 @@ def open_engine(
             return open_verified_engine(bundle, row, options)
         except (EngineError, BundleError) as error:
             reasons.append(f"{row.engine} {row.precision}: {error}")
-            logger.info("engine left out: %s", reasons[-1])  # where none is left, the error says every reason
+            logger.info("engine left out: %s", reasons[-1])  # the error, if all fail, has every reason
             return None
 
-    # Whatever was out when the others were measured is out still, or all are measured anew.
-    proven = [opened for row in wanted if row not in measured and (opened := attempt(row))]
-    if known and not proven:
+    # An engine without a timing failed when the ranking was made. If it opens now, all engines are timed again.
+    verified = [opened for row in candidates if row not in measured and (opened := attempt(row))]
+    if ranking and not verified:
         for row in measured:
             if opened := attempt(row):
-                logger.info("engine chosen: %s %s, measured %s by %s", *_key(row), known.measured_on, known.by)
+                logger.info("engine chosen: %s %s, measured %s by %s", *_key(row), ranking.measured_on, ranking.by)
                 return opened
     else:
-        proven += [opened for row in measured if (opened := attempt(row))]
-    if not proven:
-        asked = f"{engine} {precision or ''}".strip()
+        verified += [opened for row in measured if (opened := attempt(row))]
+    if not verified:
+        name = f"{engine} {precision or ''}".strip()
         why = "; ".join(reasons) or "the bundle vouches for no such engine"
-        raise EngineError(f"no engine for {asked!r} can serve {bundle.path}: {why}")
-    return proven[0] if len(proven) == 1 else _fastest(proven, bundle, options)
+        raise EngineError(f"no engine for {name!r} can serve {bundle.path}: {why}")
+    return verified[0] if len(verified) == 1 else _fastest(verified, bundle, options)
 
 
 def open_verified_engine(bundle: Bundle, row: ParityRow, options: EngineOptions | None = None) -> Engine:
-    """The engine of that row of the bundle's parity, once it has reproduced the golden rows; raises EngineError."""
+    """Opens the engine of that parity row, and checks that it reproduces the golden rows. Raises EngineError."""
     plan = bundle.manifest.plans.get(row.artefact)
     if plan is not None and plan.graph_sha256 != bundle.manifest.files[BACKBONE].sha256:
         raise EngineError(f"{row.artefact} was compiled from another backbone: export again with --engine {row.engine}")
@@ -139,7 +139,7 @@ def _key(row: ParityRow) -> tuple[str, Precision]:
 
 
 def _with_usable_cache(options: EngineOptions) -> EngineOptions:
-    """The options, without a cache where nothing can be written to it: some runtimes refuse to run with such a one."""
+    """Returns the options, without the cache if it is not writable: some runtimes fail with such a cache."""
     if options.cache is None:
         return options
     try:
@@ -157,7 +157,7 @@ def _runtime(engine: str) -> Runtime:
 
 
 def _fastest(engines: Sequence[Engine], bundle: Bundle, options: EngineOptions) -> Engine:
-    """The winner of a race, which is kept; the others are closed."""
+    """Times the engines, writes the ranking, closes all but the fastest, and returns that."""
     timings = [
         Timing(engine=engine.name, precision=engine.precision, images_per_second=RACE_BATCH / seconds)
         for engine, seconds in zip(engines, _race(engines, bundle), strict=True)
@@ -175,7 +175,7 @@ def _fastest(engines: Sequence[Engine], bundle: Bundle, options: EngineOptions) 
 
 
 def _race(engines: Sequence[Engine], bundle: Bundle) -> list[float]:
-    """Each engine's seconds for one small batch, the best of a few runs; in turns, so that a busy moment hits all."""
+    """Returns the seconds of each engine for one small batch: the best of several runs, which take turns."""
     pixels = np.resize(bundle.golden.pixels, (RACE_BATCH, *bundle.golden.pixels.shape[1:]))
     tokens = np.tile(bundle.clean_token, (RACE_BATCH, 1))
     best = [float("inf")] * len(engines)
@@ -183,7 +183,7 @@ def _race(engines: Sequence[Engine], bundle: Bundle) -> list[float]:
         for index, engine in enumerate(engines):
             start = time.perf_counter()
             engine.run(pixels, tokens)
-            if turn:  # the first is to warm up
+            if turn:  # the first run is the warm-up
                 best[index] = min(best[index], time.perf_counter() - start)
     return best
 

@@ -1,6 +1,6 @@
-"""The seam between Tureen and whatever runs a backbone, and the proof that every engine owes before it serves.
+"""The interface of engines, and the check of the golden rows that each engine must pass before it serves.
 
-Knows no runtime; each one's module holds everything about it and imports it lazily.
+Knows no runtime. Each runtime has its own module, which imports it lazily.
 """
 
 from __future__ import annotations
@@ -24,47 +24,47 @@ from tureen.vendor_telemetry import disable_vendor_telemetry
 class EngineOptions:
     """How an engine uses the machine."""
 
-    threads: int  # CPU threads of all its runs together
-    streams: int = 1  # runs at a time, among which the threads are divided; more calls than that wait
-    max_batch: int = 128  # where shapes are fixed beforehand: the largest; a larger batch is run in parts
-    cache: Path | None = None  # directory that keeps compiled models and timings between processes; None: nowhere
+    threads: int  # CPU threads of all runs together
+    streams: int = 1  # concurrent runs, which share the threads; further calls wait
+    max_batch: int = 128  # the largest batch of an engine with fixed shapes; a larger batch is split
+    cache: Path | None = None  # directory for compiled models and timings; None: nothing is kept
 
     def __post_init__(self) -> None:
         if min(self.threads, self.streams, self.max_batch) < 1 or self.streams > self.threads:
             raise EngineError(
-                f"threads {self.threads}, streams {self.streams} and max_batch {self.max_batch} are 1 or more, "
-                "and there are no more streams than threads"
+                f"threads {self.threads}, streams {self.streams} and max_batch {self.max_batch}: give 1 or more for "
+                "each, and no more streams than threads"
             )
 
 
 @dataclass(frozen=True)
 class Artefact:
-    """The file that an engine runs, verified; and where it is a compiled plan, what that is bound to."""
+    """The verified content of the file that an engine runs; plan: its record if it is a compiled plan."""
 
     data: bytes
     plan: PlanRecord | None = None
 
 
 class Engine(Protocol):
-    """A compiled backbone. `run` may be called from any thread, one call at a time or several."""
+    """A compiled backbone. `run` may be called from several threads at the same time."""
 
     name: str
     precision: Precision
     version: str
 
     def run(self, pixels: NDArray[np.uint8], tokens: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits float32 (B, K) of pixels uint8 (B, H, W, 3), each row with its own token, float32 (B, D)."""
+        """Returns logits float32 (B, K) of pixels uint8 (B, H, W, 3) and tokens float32 (B, D), one token per image."""
         ...
 
     def close(self) -> None:
-        """Free the runtime's memory; the engine is not used again."""
+        """Frees the memory of the runtime. The engine must not be used afterwards."""
         ...
 
 
 def import_runtime(module: str, not_installed: str) -> Any:
-    """The module of a runtime, which sends no reports to its maker.
+    """Imports the module of a runtime with its usage reports turned off.
 
-    Raises EngineError: `not_installed` where the module is absent, else why its import failed.
+    Raises EngineError with the message `not_installed` if the module is absent, else with the cause of the failure.
     """
     disable_vendor_telemetry()
     cause: BaseException
@@ -80,18 +80,18 @@ def import_runtime(module: str, not_installed: str) -> Any:
 
 
 def golden_tolerance(row: ParityRow) -> float:
-    """The largest logit difference at which an engine still counts as the one whose parity was measured.
+    """Returns the largest logit difference with which an engine passes the check of the golden rows.
 
-    Another CPU sums in another order: four times the difference that export measured, and never less than 1e-3.
+    It is four times the difference that export measured, since another CPU adds in another order, and at least 1e-3.
     """
     return max(1e-3, 4 * row.max_abs_diff)
 
 
 def check_golden_rows(engine: Engine, bundle: Bundle) -> float:
-    """Run the golden rows, every β in one batch, and return the largest logit difference from PyTorch's.
+    """Runs the golden rows, all β in one batch, and returns the largest logit difference from PyTorch.
 
-    Raises EngineError where the bundle does not vouch for this engine and precision, or where the difference is
-    beyond `golden_tolerance` or not a number.
+    Raises EngineError if the bundle has no parity row for this engine and precision, or if the difference exceeds
+    `golden_tolerance` or is not a number.
     """
     name = f"{engine.name} {engine.precision}"
     row = bundle.parity(engine.name, engine.precision)
@@ -103,7 +103,7 @@ def check_golden_rows(engine: Engine, bundle: Bundle) -> float:
     tokens = mix_rows(bundle.clean_token, bundle.robust_token, betas)
     try:
         logits = engine.run(pixels, tokens).reshape(golden.logits.shape)
-    except Exception as error:  # of a graph that lies about its shapes; the runtimes' exceptions have no common base
+    except Exception as error:  # such as for a graph of wrong shapes; runtimes have no common exception
         raise EngineError(f"{name} cannot run the golden rows: export the model again") from error
     difference = float(np.abs(logits - golden.logits).max())
     if not difference <= golden_tolerance(row):

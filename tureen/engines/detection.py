@@ -1,6 +1,6 @@
-"""Whether this machine seems to have what an engine needs, told without loading a runtime or a graph.
+"""Detects whether this machine lacks something that an engine needs, without loading a runtime or a graph.
 
-A first look: what it finds missing is missing, and only opening the engine shows that nothing else is.
+If it finds nothing missing, the engine may still fail to open.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
 
 @dataclass(frozen=True)
 class Requirements:
-    """What an engine needs: an importable module, from one of these distributions, and perhaps a GPU."""
+    """What an engine needs: a module, which one of the distributions installs, and perhaps a GPU."""
 
     module: str
     distributions: tuple[str, ...]
@@ -40,10 +40,9 @@ REQUIREMENTS = {
 def missing_requirement(
     engine: str, precision: str, plan: PlanRecord | None = None, *, gpus: Sequence[Gpu], flags: Collection[str]
 ) -> str | None:
-    """Why this machine cannot run that engine in that precision, in words; None where nothing is seen to be missing.
+    """Returns why this machine cannot run the engine in that precision; None if nothing seems to be missing.
 
-    plan: what the file that it runs is bound to, where that is a plan. gpus, flags: what the machine has, no flags
-    where that is not known.
+    plan: the record of the file, if it is a plan. gpus, flags: those of the machine; flags is empty if unknown.
     """
     need = REQUIREMENTS.get(engine)
     if need is None or engine not in RUNTIMES:
@@ -52,21 +51,21 @@ def missing_requirement(
     if version is None:
         return f"{need.distributions[0]} is not installed: install Tureen with its extra [{need.extra}]"
     if need.needs_gpu and not gpus:
-        return "no NVIDIA GPU is seen here"
+        return "no NVIDIA GPU was found"
     if engine == "openvino" and precision == "bf16" and flags and not BF16_FLAGS & set(flags):
         return "this CPU has no bfloat16 arithmetic"
     if plan is None:
         return None
     if not {gpu.compute_capability for gpu in gpus} & set(plan.compute_capabilities):
-        here = ", ".join(f"{gpu.name} has {gpu.compute_capability}" for gpu in gpus)
-        return f"the plan is for compute capability {', '.join(plan.compute_capabilities)}; {here}"
+        found = ", ".join(f"{gpu.name} has {gpu.compute_capability}" for gpu in gpus)
+        return f"the plan is for compute capability {', '.join(plan.compute_capabilities)}; {found}"
     if plan.runtime_version != version:
         return f"the plan is for {engine} {plan.runtime_version}, installed is {version}"
     return None
 
 
 def _installed_version(need: Requirements) -> str | None:
-    """The version of the first of the distributions that is installed; None where none can be imported."""
+    """Returns the version of the first installed distribution; None if there is none or its module is missing."""
     if importlib.util.find_spec(need.module) is None:
         return None
     for distribution in need.distributions:

@@ -1,7 +1,7 @@
-"""ONNX Runtime: on the CPU the engine that runs everywhere, in fp32 and int8.
+"""ONNX Runtime on the CPU, in fp32 and int8: the engine that runs on every machine.
 
-Also what its CPU and its GPU engines have in common: finding the one package that may be installed, and sessions that
-run where they were asked to or not at all.
+Also the code that its CPU and GPU engines share: the check that one package is installed, and sessions that never fall
+back to another device.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from tureen.bundle.manifest import Precision
 from tureen.engines.base import Artefact, EngineOptions, import_runtime
 from tureen.errors import EngineError
 
-# Each of them installs the same Python package: the last one wins, and removing one breaks the other.
+# All install the same Python package: the last one overwrites the others, and removing one breaks the other.
 PACKAGES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml", "onnxruntime-qnn")
 
 
 def import_onnxruntime(extra: str) -> Any:
-    """The module; raises EngineError where none of its packages is installed, or two are, or its import fails."""
+    """Imports onnxruntime. Raises EngineError if none or several of its packages are installed, or the import fails."""
     require_one_package(filter(_is_installed, PACKAGES))
     return import_runtime("onnxruntime", f"onnxruntime is not installed: install Tureen with its extra [{extra}]")
 
 
 def require_one_package(installed: Iterable[str]) -> None:
-    """Raise EngineError where several packages are installed that overwrite each other's files."""
+    """Raises EngineError if several packages are installed, since they overwrite each other's files."""
     found = sorted(installed)
     if len(found) > 1:
         raise EngineError(
@@ -40,16 +40,16 @@ def require_one_package(installed: Iterable[str]) -> None:
 
 
 def open_session(ort: Any, graph: bytes, settings: Any, provider: str, provider_options: dict[str, str]) -> Any:
-    """A session that runs on that provider; raises EngineError where it would not, or the graph does not load.
+    """Opens a session on that provider. Raises EngineError if the graph or the provider does not load.
 
-    ONNX Runtime itself falls back to the CPU without a word where a provider's libraries or its GPU are missing.
+    ONNX Runtime itself silently falls back to the CPU if the libraries or the GPU of a provider are missing.
     """
     if provider not in ort.get_available_providers():
         raise EngineError(f"this onnxruntime has no {provider}: install Tureen with its extra [gpu] instead of [cpu]")
-    settings.log_severity_level = 4  # it reports a missing library, at length, before it falls back
+    settings.log_severity_level = 4  # no long report of a missing library before the fallback
     try:
         session = ort.InferenceSession(graph, settings, providers=[(provider, provider_options)])
-    except Exception as error:  # the runtime's own exceptions have no common base
+    except Exception as error:  # exceptions of the runtime have no common base
         raise EngineError("onnxruntime cannot load this backbone: export the model again") from error
     running = session.get_providers()[0]
     if running != provider:
@@ -61,22 +61,22 @@ def open_session(ort: Any, graph: bytes, settings: Any, provider: str, provider_
 
 
 def session_options(ort: Any, threads: int) -> Any:
-    """Session options: operators in turn, each on that many threads."""
+    """Returns session options: operators run one after the other, each on `threads` threads."""
     settings = ort.SessionOptions()
     settings.intra_op_num_threads = threads
     settings.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-    # A spinning thread takes the core that decodes the next image.
+    # A spinning thread would occupy the core that decodes the next image.
     settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return settings
 
 
 class OrtEngine:
-    """A backbone in an ONNX Runtime session on the CPU; as many calls of `run` at a time as there are streams."""
+    """A backbone in an ONNX Runtime session on the CPU. Runs one call of `run` per stream at a time."""
 
     name = "onnxruntime"
 
     def __init__(self, artefact: Artefact, precision: Precision, options: EngineOptions) -> None:
-        """Raises EngineError where ONNX Runtime is not installed, or the graph does not load."""
+        """Raises EngineError if ONNX Runtime is not installed or the graph does not load."""
         ort = import_onnxruntime("cpu")
         settings = session_options(ort, options.threads // options.streams)
         self._session = open_session(ort, artefact.data, settings, "CPUExecutionProvider", {})
@@ -85,7 +85,7 @@ class OrtEngine:
         self.version: str = ort.__version__
 
     def run(self, pixels: NDArray[np.uint8], tokens: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits float32 (B, K) of pixels uint8 (B, H, W, 3) and tokens float32 (B, D)."""
+        """Returns logits float32 (B, K) of pixels uint8 (B, H, W, 3) and tokens float32 (B, D)."""
         logits: NDArray[np.float32]
         with self._streams:
             (logits,) = self._session.run([LOGITS_OUTPUT], {PIXELS_INPUT: pixels, TOKEN_INPUT: tokens})

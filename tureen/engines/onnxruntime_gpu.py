@@ -1,8 +1,8 @@
-"""ONNX Runtime on an NVIDIA GPU: its CUDA provider, and its TensorRT provider.
+"""ONNX Runtime on an NVIDIA GPU, with its CUDA provider or its TensorRT provider.
 
-Both run batches of fixed sizes from buffers that stay where they are (I/O binding); a batch between two sizes is
-padded. The CUDA provider records each size as a CUDA graph; TensorRT's would replay the first for all sizes. Knows
-nothing of TensorRT's own Python API, which is `trt`'s.
+Both run batches of fixed sizes from fixed buffers (I/O binding). A batch between two sizes is padded. The CUDA provider
+records a CUDA graph for each size; the TensorRT provider would replay the first graph for all sizes. `tensorrt_run`
+uses TensorRT's own Python API.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ TENSORRT_MAJOR = 10  # libnvinfer.so.10 is what onnxruntime-gpu 1.30 and 1.31 ar
 
 @dataclass(frozen=True)
 class _Bucket:
-    """The buffers of one batch size, bound once."""
+    """The bound buffers of one batch size."""
 
     binding: Any
     inputs: Mapping[str, Any]  # OrtValues on the device
@@ -46,10 +46,10 @@ class _Bucket:
 
 
 class BoundSession:
-    """A session that runs batches of up to the largest size from fixed buffers; concurrent calls take turns."""
+    """A session that runs batches from fixed buffers. Concurrent calls run one after the other."""
 
     def __init__(self, ort: Any, session: Any, *, device: str, max_batch: int, has_graphs: bool) -> None:
-        """device: ONNX Runtime's name for it, "cuda" or "cpu". has_graphs: the provider was told to record them."""
+        """device: "cuda" or "cpu", as ONNX Runtime names it. has_graphs: whether the provider records CUDA graphs."""
         self._ort, self._session, self._device, self._has_graphs = ort, session, device, has_graphs
         self._sizes = bucket_sizes(max_batch)
         self._buckets: dict[int, _Bucket] = {}
@@ -57,7 +57,7 @@ class BoundSession:
         self._rows = {value.name: tuple(value.shape[1:]) for value in (*session.get_inputs(), *session.get_outputs())}
 
     def run(self, pixels: NDArray[np.uint8], tokens: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits float32 (B, K) of pixels uint8 (B, H, W, 3) and tokens float32 (B, D)."""
+        """Returns logits float32 (B, K) of pixels uint8 (B, H, W, 3) and tokens float32 (B, D)."""
         logits = np.empty((len(pixels), *self._rows[LOGITS_OUTPUT]), np.float32)
         with self._lock:
             for rows, size in split_batch(len(pixels), self._sizes):
@@ -71,8 +71,8 @@ class BoundSession:
         for name, rows in ((PIXELS_INPUT, pixels), (TOKEN_INPUT, tokens)):
             bucket.inputs[name].update_inplace(_pad_rows(rows, size))
         self._session.run_with_iobinding(bucket.binding, bucket.run_options)
-        answer: NDArray[np.float32] = bucket.logits.numpy()[: len(pixels)]
-        return answer
+        logits: NDArray[np.float32] = bucket.logits.numpy()[: len(pixels)]
+        return logits
 
     def _bind(self, size: int) -> _Bucket:
         def buffer(name: str, dtype: type[np.generic]) -> Any:
@@ -91,12 +91,12 @@ class BoundSession:
 
 
 class OrtGpuEngine:
-    """A backbone in an ONNX Runtime session on the GPU, through its CUDA or its TensorRT provider."""
+    """A backbone in an ONNX Runtime session on the GPU, with the CUDA or the TensorRT provider."""
 
     def __init__(self, name: str, artefact: Artefact, precision: Precision, options: EngineOptions) -> None:
-        """Raises EngineError where the package, the GPU or a library is missing, or the graph does not load."""
+        """Raises EngineError if the package, the GPU or a library is missing, or the graph does not load."""
         ort = import_onnxruntime("gpu")
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find; the session will tell
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints missing libraries; `open_session` reports them
             ort.preload_dlls()  # CUDA and cuDNN from the nvidia-… wheels
         if name == "onnxruntime-cuda":
             provider, provider_options = CUDA, {"enable_cuda_graph": "1", "use_tf32": "0"}
@@ -115,7 +115,7 @@ class OrtGpuEngine:
         self.version: str = ort.__version__
 
     def run(self, pixels: NDArray[np.uint8], tokens: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits float32 (B, K) of pixels uint8 (B, H, W, 3) and tokens float32 (B, D)."""
+        """Returns logits float32 (B, K) of pixels uint8 (B, H, W, 3) and tokens float32 (B, D)."""
         assert self._session is not None
         return self._session.run(pixels, tokens)
 
@@ -124,9 +124,9 @@ class OrtGpuEngine:
 
 
 def require_tensorrt_10(version: Callable[[str], str]) -> None:
-    """Raise EngineError where another TensorRT is installed than ONNX Runtime's provider is linked with.
+    """Raises EngineError if the installed TensorRT has another major version than ONNX Runtime needs.
 
-    version: `importlib.metadata.version`. A TensorRT that pip does not know of is left for the provider to find.
+    version: `importlib.metadata.version`. A TensorRT that was not installed by pip is not checked.
     """
     for package in ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"):
         try:
@@ -141,10 +141,10 @@ def require_tensorrt_10(version: Callable[[str], str]) -> None:
 
 
 def tensorrt_options(graph: bytes, options: EngineOptions, *, version: str, device: str) -> dict[str, str]:
-    """The provider's options: one profile from 1 to the largest batch, engine and timings kept if allowed.
+    """Returns the provider's options: one profile for batches of 1 to the largest, and the cache if there is one.
 
-    version: ONNX Runtime's. device: the GPU's name. Precision is the graph's own. ONNX Runtime does not notice that a
-    kept engine is of another model, version or GPU, so all of them are in the name of its directory.
+    version: that of ONNX Runtime. device: the name of the GPU. The graph defines the precision. ONNX Runtime does not
+    check that a cached engine fits the model, the version and the GPU, so the name of its directory contains all three.
     """
     rows = {tensor.name: (tensor.shape or [])[1:] for tensor in read_graph_file(graph).inputs}
 
@@ -171,7 +171,7 @@ def tensorrt_options(graph: bytes, options: EngineOptions, *, version: str, devi
 
 
 def _pad_rows(rows: NDArray[Any], size: int) -> NDArray[Any]:
-    """The rows, then zeros, `size` in all, in one piece of memory."""
+    """Returns a contiguous array of `size` rows: the given ones, then zeros."""
     if len(rows) == size:
         return np.ascontiguousarray(rows)
     padded = np.zeros((size, *rows.shape[1:]), rows.dtype)

@@ -1,7 +1,4 @@
-"""OpenVINO on the CPU: the fastest engine on x86, in fp32, in bf16 where the CPU has it, and in int8.
-
-Knows how to make an int8 graph too, by NNCF; that graph is ONNX, and ONNX Runtime runs it as well.
-"""
+"""OpenVINO on the CPU, in fp32, int8 and, if the CPU has it, bf16: the fastest engine on x86."""
 
 from __future__ import annotations
 
@@ -22,31 +19,31 @@ NO_OPENVINO = "openvino is not installed: install Tureen with its extra [openvin
 
 @functools.cache
 def _core() -> Any:
-    """The process's one Core: with several, OpenVINO 2026.4 may crash when they are taken down."""
+    """Returns the one Core of this process: with several, OpenVINO 2026.4 may crash at exit."""
     return import_runtime("openvino", NO_OPENVINO).Core()
 
 
 class OpenVinoEngine:
-    """A backbone compiled by OpenVINO, with one infer request for each stream; more calls of `run` wait for one.
+    """A backbone compiled by OpenVINO, with one infer request per stream. Further calls of `run` wait.
 
-    With one stream every run has all threads, for the least latency; with several each has its share, for the most
-    images per second. In int8 the matrix products are; what lies between them is bf16 where the CPU has it.
+    With one stream each run uses all threads, for the lowest latency. With several streams each uses its share, for the
+    highest throughput. int8 applies to the matrix products; the rest runs in bf16 if the CPU has it.
     """
 
     name = "openvino"
 
     def __init__(self, artefact: Artefact, precision: Precision, options: EngineOptions) -> None:
-        """Raises EngineError where OpenVINO is missing, the CPU lacks the precision, or the graph does not load."""
+        """Raises EngineError if OpenVINO is missing, the CPU lacks the precision, or the graph does not load."""
         core = _core()
         import openvino as ov
 
         has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         if precision == "fp16":
-            raise EngineError("openvino has no fp16 on a CPU here: use fp32, bf16 or int8")
+            raise EngineError("openvino does not run fp16 on a CPU: use fp32, bf16 or int8")
         if precision == "bf16" and not has_bf16:
             raise EngineError("this CPU has no bfloat16 arithmetic: use fp32")
         settings: dict[str, Any] = {
-            # Left alone, it picks bf16 where it can.
+            # Without a hint OpenVINO chooses bf16 if it can.
             "INFERENCE_PRECISION_HINT": "bf16" if precision != "fp32" and has_bf16 else "f32",
             "INFERENCE_NUM_THREADS": options.threads,
             "NUM_STREAMS": options.streams,
@@ -65,7 +62,7 @@ class OpenVinoEngine:
         self.version: str = ov.__version__.split("-")[0]
 
     def run(self, pixels: NDArray[np.uint8], tokens: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits float32 (B, K) of pixels uint8 (B, H, W, 3) and tokens float32 (B, D)."""
+        """Returns logits float32 (B, K) of pixels uint8 (B, H, W, 3) and tokens float32 (B, D)."""
         request = self._requests.get()
         try:
             results = request.infer({PIXELS_INPUT: pixels, TOKEN_INPUT: tokens}, share_inputs=True)

@@ -1,8 +1,8 @@
-"""Two engines of one backbone: all threads for an image that comes alone, a share of them for each of several batches.
+"""Two engines of one backbone: one runs a single image on all threads, the other runs several batches on a share each.
 
-On a CPU the two aims need different engines. Threads that work on one batch together wait for each other, and for the
-slowest of them where the decoder has taken its core; batches side by side, each on its share, do not. But of an image
-alone only one share would work. Costs the backbone's memory a second time.
+On a CPU the two goals need two engines. Threads that share a batch wait for each other, and longest for the thread
+whose core the decoder uses. Batches side by side, each on its own threads, do not wait. But a single image would then
+use only its share of the threads. The second engine needs the memory of the backbone again.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from tureen.bundle.manifest import Precision
 from tureen.engines.base import Engine
 
-CPU_ENGINES = frozenset({"onnxruntime", "openvino"})  # a GPU has nothing to share out
+CPU_ENGINES = frozenset({"onnxruntime", "openvino"})  # a GPU has no threads to divide
 
 
 class PairedEngine:
-    """Runs a batch of one on `alone` where nothing else runs, and everything else on `together`; closes both."""
+    """Runs a batch of one on `alone` if no other run is active, and everything else on `together`. Owns both."""
 
     def __init__(self, alone: Engine, together: Engine) -> None:
         self.name: str = together.name
@@ -31,7 +31,7 @@ class PairedEngine:
         self._running = 0
 
     def run(self, pixels: NDArray[np.uint8], tokens: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits float32 (B, K) of pixels uint8 (B, H, W, 3) and tokens float32 (B, D)."""
+        """Returns logits float32 (B, K) of pixels uint8 (B, H, W, 3) and tokens float32 (B, D)."""
         with self._lock:
             engine = self._alone if len(pixels) == 1 and not self._running else self._together
             self._running += 1
@@ -42,6 +42,6 @@ class PairedEngine:
                 self._running -= 1
 
     def close(self) -> None:
-        """Free both."""
+        """Closes both engines."""
         self._alone.close()
         self._together.close()
