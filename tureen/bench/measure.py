@@ -27,7 +27,7 @@ from tureen.bench.records import (
 from tureen.bench.worker import Worker
 from tureen.bundle.bundle import Bundle
 from tureen.engines.base import EngineOptions
-from tureen.engines.timings_cache import conditions
+from tureen.engines.timings_cache import current_conditions
 from tureen.errors import EngineError
 from tureen.timing import TURN_S, calls_to_fill, run_in_turns
 
@@ -87,16 +87,16 @@ def measure(
     if not measured:
         reasons = "; ".join(f"{out.engine} {out.precision}: {out.reason}" for out in left_out)
         raise EngineError(f"no engine can run {bundle.path}: {reasons or 'the bundle vouches for none'}")
-    here = conditions(bundle, EngineOptions(threads))
+    conditions = current_conditions(bundle, EngineOptions(threads))
     return Benchmark(
         model=bundle.manifest.name,
         version=bundle.manifest.version,
         measured_on=datetime.datetime.now(datetime.UTC).date(),
-        processor=here.processor,
-        gpus=here.gpus,
+        processor=conditions.processor,
+        gpus=conditions.gpus,
         threads=threads,
-        runtimes=here.runtimes,
-        tureen=here.tureen,
+        runtimes=conditions.runtimes,
+        tureen=conditions.tureen,
         rounds=len(results[0]),
         max_turn_s=max_turn_s,
         engines=measured,

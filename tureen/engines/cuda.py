@@ -1,6 +1,6 @@
-"""The little of the CUDA runtime that an engine needs: streams, memory, copies, captured graphs.
+"""The functions of the CUDA runtime that an engine needs: streams, memory, copies, captured graphs.
 
-Knows nothing about models. Everything is of the first GPU that this process sees (CUDA_VISIBLE_DEVICES chooses).
+Uses the first GPU that this process sees; CUDA_VISIBLE_DEVICES chooses it. Knows nothing about models.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 else:
     try:
         from cuda.bindings import runtime as cuda
-    except Exception:  # noqa: BLE001 - reported when a GPU is asked for
+    except Exception:  # noqa: BLE001 - reported by `Cuda`
         cuda = None
 
 NO_GPU = "this machine has no NVIDIA GPU, or no driver for it"
@@ -35,13 +35,13 @@ class Device:
 
 
 class Cuda:
-    """The GPU, and what was allocated on it through this object, which `close` frees.
+    """The GPU, and the streams, memory and graphs that were made through this object; `close` frees them.
 
-    Streams and graphs are handles, device memory is addresses. A graph, stream or array is not used after `close`.
+    Streams and graphs are handles; device memory is an address. None of them may be used after `close`.
     """
 
     def __init__(self) -> None:
-        """Raises EngineError where the bindings, the driver or the GPU are missing."""
+        """Raises EngineError if the bindings, the driver or the GPU are missing."""
         if cuda is None:
             raise EngineError(NO_BINDINGS)
         self._free: list[Callable[[], Any]] = []
@@ -51,20 +51,20 @@ class Cuda:
         properties = check_status("describe itself", cuda.cudaGetDeviceProperties(0))
         self.device = Device(properties.name.decode(), f"{properties.major}.{properties.minor}")
 
-    def stream(self) -> int:
-        """A stream that does not wait for the default one."""
+    def make_stream(self) -> int:
+        """Returns a stream that does not wait for the default one."""
         stream = int(check_status("make a stream", cuda.cudaStreamCreateWithFlags(cuda.cudaStreamNonBlocking)))
         self._free.append(lambda: cuda.cudaStreamDestroy(stream))
         return stream
 
-    def memory(self, size: int) -> int:
-        """The address of `size` bytes on the device, aligned to 256."""
+    def allocate(self, size: int) -> int:
+        """Returns the address of `size` new bytes on the device, aligned to 256."""
         address = int(check_status(f"allocate {size:,} bytes", cuda.cudaMalloc(size)))
         self._free.append(lambda: cuda.cudaFree(address))
         return address
 
-    def pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-        """Zeros in host memory that the GPU reads and writes without a detour."""
+    def allocate_pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+        """Returns an array of zeros in pinned host memory, which the GPU reads and writes directly."""
         size = math.prod(shape) * np.dtype(dtype).itemsize
         address = int(check_status(f"pin {size:,} bytes", cuda.cudaHostAlloc(size, cuda.cudaHostAllocDefault)))
         self._free.append(lambda: cuda.cudaFreeHost(address))
@@ -73,22 +73,22 @@ class Cuda:
         return array
 
     def upload(self, address: int, array: NDArray[Any], stream: int) -> None:
-        """Begin to copy a pinned, contiguous array to the device."""
+        """Starts to copy a pinned, contiguous array to the device."""
         kind = cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
         check_status("copy to it", cuda.cudaMemcpyAsync(address, array.ctypes.data, array.nbytes, kind, stream))
 
     def download(self, array: NDArray[Any], address: int, stream: int) -> None:
-        """Begin to fill a pinned, contiguous array from the device."""
+        """Starts to copy from the device to a pinned, contiguous array."""
         kind = cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
         check_status("copy from it", cuda.cudaMemcpyAsync(array.ctypes.data, address, array.nbytes, kind, stream))
 
     def synchronize(self, stream: int) -> None:
-        """Wait until the stream has done all that was begun on it."""
+        """Waits until all work on the stream is done."""
         check_status("finish its work", cuda.cudaStreamSynchronize(stream))
 
     def capture(self, stream: int, enqueue: Callable[[], None]) -> int:
-        """A graph of what `enqueue` begins on the stream; nothing of it runs until the graph is launched."""
-        # Of this thread alone: what other threads do meanwhile on other streams disturbs nothing.
+        """Returns a graph of the work that `enqueue` starts on the stream; only `launch` runs the work."""
+        # Captures this thread only, so that other threads may use other streams at the same time.
         mode = cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         check_status("begin a capture", cuda.cudaStreamBeginCapture(stream, mode))
         try:
@@ -105,17 +105,17 @@ class Cuda:
         return graph
 
     def launch(self, graph: int, stream: int) -> None:
-        """Begin to run a captured graph."""
+        """Starts to run a captured graph."""
         check_status("launch a graph", cuda.cudaGraphLaunch(graph, stream))
 
     def close(self) -> None:
-        """Free everything, the youngest first; what a broken GPU refuses to free is left to the end of the process."""
+        """Frees everything, newest first. Errors of a broken GPU are ignored; the end of the process frees the rest."""
         while self._free:
             self._free.pop()()
 
 
 def check_status(what: str, result: tuple[Any, ...]) -> Any:
-    """The value of a CUDA call beside its status; raises EngineError where the status is an error."""
+    """Returns the value of a CUDA call. Raises EngineError if its status is an error. what: completes "could not"."""
     error, *values = result
     if error != cuda.cudaError_t.cudaSuccess:
         is_full = error == cuda.cudaError_t.cudaErrorMemoryAllocation

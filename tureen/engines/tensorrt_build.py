@@ -1,7 +1,7 @@
 """Compiles a backbone's ONNX graph into a plan for TensorRT or TensorRT-RTX.
 
-One code for both, and for TensorRT 10.12 to 11: types come from the graph ("strongly typed"), batch sizes from one
-optimisation profile. Knows nothing of a bundle's files, nor how a plan is run.
+The same code serves both, and TensorRT 10.12 to 11. The types come from the graph ("strongly typed"), the batch sizes
+from one optimisation profile. Knows nothing about the files of a bundle or about running a plan.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tureen.engines.tensorrt_run import VARIANTS, library_logger, load_library
 from tureen.errors import EngineError
 
 if TYPE_CHECKING:
-    import tensorrt_rtx as trt  # at run time the flavour's own module, by load_library; they share their names
+    import tensorrt_rtx as trt  # at run time `load_library` returns the module of the variant; both use the same names
 
 logger = logging.getLogger("tureen.engines.trt_build")
 
@@ -30,7 +30,7 @@ DEFAULT_BATCH = (1, 32, 128)
 
 
 def detect_gpu() -> Device | None:
-    """This machine's GPU; None where it has none."""
+    """Returns the GPU of this machine; None if there is none."""
     try:
         return Cuda().device
     except EngineError:
@@ -45,10 +45,10 @@ def plan_record(
     batch: tuple[int, int, int],
     compute_capabilities: Sequence[str] = (),
 ) -> PlanRecord:
-    """What a plan is bound to that is built on this machine; see `build_plan`. Raises EngineError."""
+    """Returns the record of a plan that this machine would build; parameters as of `build_plan`. Raises EngineError."""
     version, device = load_library(engine).__version__, detect_gpu()
     if device is None and not VARIANTS[engine].is_rtx:
-        raise EngineError(f"{NO_GPU}: {engine} builds a plan only on the GPU that is to run it")
+        raise EngineError(f"{NO_GPU}: {engine} builds a plan only on the GPU that will run it")
     own = [device.compute_capability] if device else list(VARIANTS[engine].without_gpu)
     return PlanRecord(
         engine=engine,
@@ -72,12 +72,13 @@ def build_plan(
     cache: Path | None = None,
     on_progress: Progress | None = None,
 ) -> tuple[bytes, PlanRecord]:
-    """A plan compiled from an ONNX graph whose own types are those of `precision`, and what the plan is bound to.
+    """Compiles an ONNX graph into a plan. Returns the plan and its record.
 
-    backbone_sha256: of the bundle's backbone.onnx, whose weights the graph holds. batch: least, best and largest.
-    compute_capabilities: such as "8.6"; heeded by TensorRT-RTX, which needs no GPU to build; where empty, those of this
-    machine's GPU, or without one all that can run every precision. cache: directory that keeps kernels' timings.
-    Raises EngineError where the library or the GPU it needs is missing, and where it cannot compile the graph.
+    graph: its tensor types are those of `precision`. backbone_sha256: of the bundle's backbone.onnx, whose weights the
+    graph holds. batch: smallest, best and largest. compute_capabilities: such as "8.6"; for TensorRT-RTX only, which
+    needs no GPU to build. Empty: that of this machine's GPU, or without a GPU all that run every precision.
+    cache: directory for the timings of kernels.
+    Raises EngineError if the library or the GPU is missing, or the graph cannot be compiled.
     """
     record = plan_record(
         engine,
@@ -87,7 +88,7 @@ def build_plan(
         compute_capabilities=compute_capabilities,
     )
     timings = None
-    if cache is not None and not VARIANTS[engine].is_rtx:  # RTX times nothing
+    if cache is not None and not VARIANTS[engine].is_rtx:  # RTX measures no kernels
         gpu_name = re.sub(r"[^A-Za-z0-9]+", "-", record.device)
         timings = cache / engine / f"{record.runtime_version}-{gpu_name}.timings"
     return _compile(graph, record, engine, timings, on_progress), record
@@ -102,7 +103,7 @@ def _compile(
         trt = load_library(engine)
     log = library_logger(trt)
     builder = trt.Builder(log)
-    # TensorRT 11 knows no other kind of network, and ignores the flag.
+    # TensorRT 11 has no other kind of network, and ignores the flag.
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log)
     if not parser.parse(graph):
@@ -111,7 +112,7 @@ def _compile(
     outputs = [network.get_output(index) for index in range(network.num_outputs)]
     types = {tensor.name: tensor.dtype for tensor in (*inputs, *outputs)}
     if types != {PIXELS_INPUT: trt.uint8, TOKEN_INPUT: trt.float32, LOGITS_OUTPUT: trt.float32}:
-        raise EngineError(f"{engine} was given a graph that is no backbone: export the model again")
+        raise EngineError(f"{engine} cannot use this graph, it is not a backbone: export the model again")
 
     config = builder.create_builder_config()
     profile = builder.create_optimization_profile()
@@ -119,11 +120,11 @@ def _compile(
         least, best, largest = (trt.Dims((rows, *tuple(tensor.shape)[1:])) for rows in record.batch)
         profile.set_shape(tensor.name, least, best, largest)
     if config.add_optimization_profile(profile) < 0:
-        raise EngineError(f"{engine} cannot have batches {record.batch}: the least, the best and the largest ascend")
+        raise EngineError(f"{engine} cannot use batches {record.batch}: give the smallest, best and largest, ascending")
     if record.precision == "fp32":
         config.clear_flag(trt.BuilderFlag.TF32)  # it rounds float32 to 10 bits
     if VARIANTS[engine].is_rtx:
-        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)  # or no CUDA graph may be captured
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)  # without it no CUDA graph can be captured
         config.num_compute_capabilities = len(record.compute_capabilities)
         for index, capability in enumerate(record.compute_capabilities):
             target = getattr(trt.ComputeCapability, f"SM{capability.replace('.', '')}", None)
@@ -154,9 +155,9 @@ def _raise_parse_error(parser: trt.OnnxParser, engine: EngineName) -> None:
 
 
 def load_timing_cache(config: trt.IBuilderConfig, file: Path) -> None:
-    """Give the builder the timings of earlier builds, so that it does not measure the same kernels again."""
+    """Passes the timings of earlier builds to the builder, so that it does not measure the same kernels again."""
     known = file.read_bytes() if file.exists() else b""
-    # A damaged file makes no cache: begin anew. One from another GPU is refused, and the file's name tells them apart.
+    # A damaged file is replaced by an empty cache. The file name contains the GPU, as timings of another are refused.
     cache = config.create_timing_cache(known) or config.create_timing_cache(b"")
     config.set_timing_cache(cache, ignore_mismatch=False)
 
@@ -167,7 +168,7 @@ def save_timing_cache(config: trt.IBuilderConfig, file: Path) -> None:
         timings = bytes(config.get_timing_cache().serialize())
         write_atomically(file, timings, mode=0o600, has_other_writers=True)
     except OSError:
-        logger.warning("the timings could not be kept in %s: the next build takes as long", file)
+        logger.warning("the timings could not be saved in %s: the next build takes as long", file)
 
 
 def _progress_monitor(engine: EngineName, on_progress: Progress) -> trt.IProgressMonitor:
@@ -177,7 +178,7 @@ def _progress_monitor(engine: EngineName, on_progress: Progress) -> trt.IProgres
         trt = load_library(engine)
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
-        """Passes on the steps of the outermost phase; the others are within it."""
+        """Reports the steps of the outermost phase, which contains the others."""
 
         outermost, steps = "", 0
 
@@ -188,7 +189,7 @@ def _progress_monitor(engine: EngineName, on_progress: Progress) -> trt.IProgres
         def step_complete(self, phase_name: str, step: Any) -> bool:
             if phase_name == self.outermost:
                 on_progress(int(step) + 1, self.steps)
-            return True  # go on
+            return True  # continue
 
         def phase_finish(self, phase_name: str) -> None:
             pass

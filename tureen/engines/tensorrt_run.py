@@ -1,6 +1,7 @@
-"""TensorRT and TensorRT-RTX: runs a compiled plan on the GPU it is bound to. One code for both.
+"""TensorRT and TensorRT-RTX: runs a compiled plan on the GPU for which it was built. The same code serves both.
 
-Knows nothing of a bundle's files; `trt_build` compiles plans. A plan is executable: open only what you trust.
+Knows nothing about the files of a bundle; `tensorrt_build` compiles plans. A plan is executable code: open only plans
+that you trust.
 """
 
 from __future__ import annotations
@@ -23,29 +24,29 @@ from tureen.engines.cuda import Cuda, Device
 from tureen.errors import EngineError
 
 if TYPE_CHECKING:
-    import tensorrt_rtx as trt  # at run time the flavour's own module, by load_library; they share their names
+    import tensorrt_rtx as trt  # at run time `load_library` returns the module of the variant; both use the same names
 
 logger = logging.getLogger("tureen.engines.trt")
 
 
 @dataclass(frozen=True)
 class TensorRtVariant:
-    """What tells the two libraries apart."""
+    """The differences between the two libraries."""
 
     module: str
-    is_rtx: bool  # builds for the compute capabilities it is told, GPU or none, and finishes the kernels when it runs
-    without_gpu: tuple[str, ...] = ()  # compute capabilities that it builds for where there is no GPU to ask
+    is_rtx: bool  # builds for given compute capabilities without a GPU, and finishes the kernels at run time
+    without_gpu: tuple[str, ...] = ()  # compute capabilities of a build without a GPU
 
 
 VARIANTS: dict[EngineName, TensorRtVariant] = {
     "tensorrt": TensorRtVariant("tensorrt", is_rtx=False),
-    # Turing, 7.5, has fp16 products only, so it has to be asked for.
+    # Without Turing, 7.5, which has fp16 products only: it must be named to be built for.
     "tensorrt-rtx": TensorRtVariant("tensorrt_rtx", is_rtx=True, without_gpu=("8.0", "8.6", "8.9", "12.0", "12.1")),
 }
 
 
 def load_library(engine: EngineName) -> Any:
-    """The module `tensorrt` or `tensorrt_rtx`; raises EngineError where it is absent or its import fails."""
+    """Imports `tensorrt` or `tensorrt_rtx`. Raises EngineError if it is absent or its import fails."""
     return import_runtime(
         VARIANTS[engine].module, f"{engine} is not installed: install Tureen with its extra [{engine}]"
     )
@@ -53,25 +54,25 @@ def load_library(engine: EngineName) -> Any:
 
 @functools.cache
 def library_logger(library: Any) -> trt.ILogger:
-    """What the library says, passed to Python's logging; none of it is in an error of ours."""
+    """Returns a logger that passes the library's messages to Python's logging. No error of ours contains them."""
     if TYPE_CHECKING:
         import tensorrt_rtx as trt
     else:
         trt = library
-    complaints = (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR)
+    errors = (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR)
 
     class Log(trt.ILogger):  # type: ignore[misc]  # untyped where the library has no stubs
         def log(self, severity: trt.ILogger.Severity, msg: str) -> None:
-            logger.log(logging.INFO if severity in complaints else logging.DEBUG, "%s", msg)
+            logger.log(logging.INFO if severity in errors else logging.DEBUG, "%s", msg)
 
     return Log()
 
 
 def check_plan(plan: PlanRecord | None, engine: EngineName, precision: Precision, version: str) -> PlanRecord:
-    """The plan's record, where that engine in that version may open it; raises EngineError."""
+    """Returns the plan's record if that engine in that version may open the plan. Raises EngineError."""
     again = f"export again on this machine with --engine {engine}"
     if plan is None:
-        raise EngineError(f"{engine} runs compiled plans, and this is none: {again}")
+        raise EngineError(f"{engine} runs compiled plans, and this file is not one: {again}")
     if (plan.engine, plan.precision) != (engine, precision):
         raise EngineError(f"the plan is for {plan.engine} {plan.precision}, not for {engine} {precision}: {again}")
     if plan.runtime_version != version:
@@ -80,7 +81,7 @@ def check_plan(plan: PlanRecord | None, engine: EngineName, precision: Precision
 
 
 def check_device(plan: PlanRecord, device: Device) -> None:
-    """Raise EngineError where the plan was built for another GPU than this one."""
+    """Raises EngineError if the plan was built for another GPU."""
     again = f"export again on this machine with --engine {plan.engine}"
     if plan.device not in ("", device.name):
         raise EngineError(f"the plan was built on {plan.device}, and this machine has {device.name}: {again}")
@@ -92,9 +93,9 @@ def check_device(plan: PlanRecord, device: Device) -> None:
 
 
 class TensorRtEngine:
-    """A plan on the GPU, with one lane for each stream; more calls of `run` wait for one.
+    """A plan on the GPU with one or more streams. If all streams are in use, `run` waits.
 
-    Every batch is padded to one of a few sizes, each a CUDA graph captured when the engine is opened.
+    Each batch is padded to one of a few sizes. Each size has a CUDA graph, captured when the engine is opened.
     """
 
     def __init__(
@@ -107,9 +108,9 @@ class TensorRtEngine:
         library: Any = None,
         cuda: Cuda | None = None,
     ) -> None:
-        """library, cuda: what to run on, the installed ones where None.
+        """library, cuda: None for the installed ones.
 
-        Raises EngineError where library or GPU are missing, or the plan is bound to others.
+        Raises EngineError if the library or the GPU is missing, or the plan was built for others.
         """
         if TYPE_CHECKING:
             import tensorrt_rtx as trt
@@ -121,7 +122,7 @@ class TensorRtEngine:
         self.version: str = trt.__version__
         self._sizes = bucket_sizes(min(options.max_batch, plan.batch[2]))
         self._cuda = cuda or Cuda()
-        self._lanes: queue.SimpleQueue[_ExecutionStream] = queue.SimpleQueue()
+        self._streams: queue.SimpleQueue[_ExecutionStream] = queue.SimpleQueue()
         try:
             check_device(plan, self._cuda.device)
             runtime = trt.Runtime(library_logger(trt))
@@ -129,32 +130,34 @@ class TensorRtEngine:
             if opened is None:
                 raise EngineError(f"{engine} cannot open the plan: export again on this machine with --engine {engine}")
             for _ in range(options.streams):
-                self._lanes.put(_ExecutionStream(trt, opened, self._cuda, self._sizes, is_rtx=VARIANTS[engine].is_rtx))
+                self._streams.put(
+                    _ExecutionStream(trt, opened, self._cuda, self._sizes, is_rtx=VARIANTS[engine].is_rtx)
+                )
         except EngineError:
             self._cuda.close()
             raise
 
     def run(self, pixels: NDArray[np.uint8], tokens: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits float32 (B, K) of pixels uint8 (B, H, W, 3) and tokens float32 (B, D)."""
-        lane = self._lanes.get()
+        """Returns logits float32 (B, K) of pixels uint8 (B, H, W, 3) and tokens float32 (B, D)."""
+        stream = self._streams.get()
         try:
-            logits = np.empty((len(pixels), lane.classes), dtype=np.float32)
+            logits = np.empty((len(pixels), stream.classes), dtype=np.float32)
             for part, size in split_batch(len(pixels), self._sizes):
-                logits[part] = lane.run(pixels[part], tokens[part], size)
+                logits[part] = stream.run(pixels[part], tokens[part], size)
             return logits
         finally:
-            self._lanes.put(lane)
+            self._streams.put(stream)
 
     def close(self) -> None:
-        del self._lanes  # contexts before the memory they use
+        del self._streams  # contexts before the memory they use
         self._cuda.close()
 
 
 class _ExecutionStream:
-    """A stream with buffers for the largest batch, and for each size a context and what begins a run of it.
+    """A CUDA stream with buffers for the largest batch, and an execution context and a start function per batch size.
 
-    A graph holds the state of the context that it was captured from, so each size has a context of its own. They
-    share their scratch memory, since a stream runs one at a time.
+    A graph contains the state of the context from which it was captured, so each size has its own context. The contexts
+    share their scratch memory, since a stream runs one batch at a time.
     """
 
     def __init__(
@@ -170,34 +173,36 @@ class _ExecutionStream:
             raise EngineError("the plan's inputs and outputs are not a backbone's: export again on this machine")
         self._engine, self._cuda, self._is_rtx = engine, cuda, is_rtx
         self._names = (PIXELS_INPUT, TOKEN_INPUT, outputs[0])
-        self._stream = cuda.stream()
+        self._stream = cuda.make_stream()
         dtypes = (np.uint8, np.float32, np.float32)
         shapes = [tuple(engine.get_tensor_shape(name))[1:] for name in self._names]
-        self._host = [cuda.pinned((sizes[-1], *shape), dtype) for shape, dtype in zip(shapes, dtypes, strict=True)]
-        self._device = [cuda.memory(array.nbytes) for array in self._host]
+        self._host = [
+            cuda.allocate_pinned((sizes[-1], *shape), dtype) for shape, dtype in zip(shapes, dtypes, strict=True)
+        ]
+        self._device = [cuda.allocate(array.nbytes) for array in self._host]
         self._scratch_size = max(1, engine.device_memory_size_v2)
-        self._scratch = cuda.memory(self._scratch_size)
+        self._scratch = cuda.allocate(self._scratch_size)
         self._contexts: list[trt.IExecutionContext] = []
-        self._begin = {size: self._prepare(trt, size) for size in sizes}
+        self._start = {size: self._prepare(trt, size) for size in sizes}
         self.classes: int = shapes[-1][0]
 
     def run(self, pixels: NDArray[np.uint8], tokens: NDArray[np.float32], size: int) -> NDArray[np.float32]:
-        """Logits (B, K) of B rows, run as `size` of them; the array is overwritten by the next run."""
+        """Returns logits (B, K) of B images, run as a batch of `size`. The next run overwrites the array."""
         rows = len(pixels)
-        self._host[0][:rows], self._host[1][:rows] = pixels, tokens  # the rest is padding, whatever it holds
-        self._begin[size]()
+        self._host[0][:rows], self._host[1][:rows] = pixels, tokens  # the rest is padding and may have any content
+        self._start[size]()
         self._cuda.synchronize(self._stream)
         logits: NDArray[np.float32] = self._host[2][:rows]
         return logits
 
     def _prepare(self, library: Any, size: int) -> Callable[[], None]:
-        """What begins a run of that size: launching its graph, captured after a warm run."""
+        """Returns the function that starts a run of that size: it launches the graph, captured after a warm-up run."""
         context = self._context(library, size)
         self._contexts.append(context)
         enqueue = functools.partial(self._enqueue, context, size)
         enqueue()
         self._cuda.synchronize(self._stream)
-        # TensorRT-RTX cannot be captured everywhere, and says so.
+        # TensorRT-RTX cannot be captured on every machine, and reports whether it can.
         if self._is_rtx and not context.is_stream_capturable(self._stream):
             return enqueue
         return functools.partial(self._cuda.launch, self._cuda.capture(self._stream, enqueue), self._stream)
@@ -211,7 +216,7 @@ class _ExecutionStream:
         if self._is_rtx:
             config = self._engine.create_runtime_config()
             config.set_execution_context_allocation_strategy(strategy)
-            # Compile for this very size at once: a captured graph would keep the kernels that do for any.
+            # Compiles for this size now: a captured graph would keep the generic kernels.
             config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
             context = self._engine.create_execution_context(config)
         else:
@@ -235,5 +240,5 @@ class _ExecutionStream:
         self._cuda.upload(self._device[0], pixels, self._stream)
         self._cuda.upload(self._device[1], tokens, self._stream)
         if not context.execute_async_v3(self._stream):
-            raise EngineError(f"the engine could not begin a batch of {size}: look at nvidia-smi, and start again")
+            raise EngineError(f"the engine could not start a batch of {size}: look at nvidia-smi, and start again")
         self._cuda.download(logits, self._device[2], self._stream)

@@ -1,9 +1,9 @@
-"""What was measured here about a bundle's engines, kept between processes, so that "auto" need not race them again.
+"""Caches the measured speed of a bundle's engines on this machine, so that "auto" need not time them at every start.
 
-One small JSON file for each set of conditions in the directory `EngineOptions.cache`; whatever changes a condition, the
-bundle, the machine or a runtime's version, begins with no knowledge. A file that cannot be read counts as none, and one
-that cannot be written costs the next process a race. It decides only which engine is tried first: every engine still
-has to reproduce the golden rows. Knows no runtime, and measures nothing.
+The directory `EngineOptions.cache` has one JSON file for each set of conditions: bundle, machine and versions of the
+runtimes. A file that cannot be read is ignored. If it cannot be written, the next process times the engines again. A
+ranking only decides which engine is tried first: each must still reproduce the golden rows. Knows no runtime, and
+measures nothing.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tureen.engines.base import EngineOptions
 from tureen.machine import available_cpus, nvidia_gpus, processor
 from tureen.version import __version__
 
-LOW_PRECISION_HANDICAP = 1.1  # a lower precision has to be this much faster to be worth its error
+LOW_PRECISION_HANDICAP = 1.1  # a lower precision must be this many times as fast to be chosen, because of its error
 DIRECTORY = "rankings"
 PACKAGES = ("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx-cu13")
 
@@ -38,21 +38,21 @@ class _Record(BaseModel):
 
 
 class Conditions(_Record):
-    """All that a ranking depends on; under any other it says nothing."""
+    """All conditions that a ranking depends on. It is valid only if all of them are the same."""
 
     bundle: str = Field(description="the model's name and version")
-    bundle_sha256: str = Field(description="of what the manifest says of the engines: their parity and their files")
+    bundle_sha256: str = Field(description="of the parity rows and the engine files in the manifest")
     processor: str
     cpus: int
     threads: int
     streams: int
     gpus: list[str]
-    runtimes: dict[str, str] = Field(description="version of each runtime's package that is installed")
+    runtimes: dict[str, str] = Field(description="version of each installed package of a runtime")
     tureen: str
 
 
 class Timing(_Record):
-    """How fast one engine was in one precision."""
+    """The measured speed of one engine in one precision."""
 
     engine: str
     precision: Precision
@@ -60,26 +60,26 @@ class Timing(_Record):
 
     @property
     def merit(self) -> float:
-        """Images per second, those of a lower precision handicapped for its error."""
+        """Images per second; for a lower precision divided by LOW_PRECISION_HANDICAP."""
         return self.images_per_second / (1 if self.precision == "fp32" else LOW_PRECISION_HANDICAP)
 
 
 class Ranking(_Record):
-    """How the engines compare under the conditions that it names."""
+    """The engines in the order in which "auto" tries them, and the conditions of the measurement."""
 
     conditions: Conditions
     measured_on: datetime.date
     by: Literal["bench", "race"]
-    batch: int = Field(gt=0, description="images in each run that was timed")
-    timings: list[Timing] = Field(min_length=1, description="the one to open first comes first")
+    batch: int = Field(gt=0, description="images in each timed run")
+    timings: list[Timing] = Field(min_length=1, description="the first is opened first")
 
 
 def make_ranking(
     bundle: Bundle, options: EngineOptions, timings: Iterable[Timing], *, batch: int, by: Literal["bench", "race"]
 ) -> Ranking:
-    """The timings as of today and under the conditions here, the one of most merit first."""
+    """Returns a ranking of the timings by merit, best first, with today's date and the current conditions."""
     return Ranking(
-        conditions=conditions(bundle, options),
+        conditions=current_conditions(bundle, options),
         measured_on=datetime.datetime.now(datetime.UTC).date(),
         by=by,
         batch=batch,
@@ -87,8 +87,8 @@ def make_ranking(
     )
 
 
-def conditions(bundle: Bundle, options: EngineOptions) -> Conditions:
-    """What a ranking of the bundle's engines depends on, here and with these options."""
+def current_conditions(bundle: Bundle, options: EngineOptions) -> Conditions:
+    """Returns the conditions of this machine for a ranking of the bundle's engines with these options."""
     manifest = bundle.manifest
     artefacts = {row.artefact for row in manifest.parity}
     engines = {
@@ -109,20 +109,20 @@ def conditions(bundle: Bundle, options: EngineOptions) -> Conditions:
 
 
 def read_ranking(bundle: Bundle, options: EngineOptions) -> Ranking | None:
-    """What is known of the bundle's engines under these very conditions; None where nothing is, or nothing is kept."""
+    """Reads the ranking of the bundle's engines under the current conditions; None if there is none or no cache."""
     if options.cache is None:
         return None
-    here = conditions(bundle, options)
-    file = _ranking_file(options.cache, here)
+    current = current_conditions(bundle, options)
+    file = _ranking_file(options.cache, current)
     try:
         ranking = Ranking.model_validate_json(file.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValidationError) as error:
-        logger.warning("what was measured of the engines is ignored: %s cannot be read (%s)", file, _reason(error))
+        logger.warning("the measured speed of the engines is ignored: %s cannot be read (%s)", file, _reason(error))
         return None
-    if ranking.conditions != here:
-        logger.warning("what was measured of the engines is ignored: %s is of other conditions", file)
+    if ranking.conditions != current:
+        logger.warning("the measured speed of the engines is ignored: %s has other conditions", file)
         return None
     return ranking
 
@@ -137,13 +137,13 @@ def write_ranking(ranking: Ranking, cache: Path | None) -> bool:
         json_lines = (ranking.model_dump_json(indent=2) + "\n").encode()
         write_atomically(file, json_lines, mode=0o600, has_other_writers=True)
     except OSError as error:
-        logger.warning("what was measured of the engines is not kept: %s (%s)", file.parent, _reason(error))
+        logger.warning("the measured speed of the engines could not be saved: %s (%s)", file.parent, _reason(error))
         return False
     return True
 
 
 def explain_choice(bundle: Bundle, options: EngineOptions) -> str | None:
-    """Why "auto" opens the engine that it opens, as a phrase; None where it would have to race them first."""
+    """Returns the reason for the choice of "auto" as a phrase; None if it would have to time the engines first."""
     ranking = read_ranking(bundle, options)
     if ranking is None:
         return None
@@ -152,16 +152,16 @@ def explain_choice(bundle: Bundle, options: EngineOptions) -> str | None:
         for t in ranking.timings
     )
     by = "bench" if ranking.by == "bench" else "a race"
-    listed = ", ".join([f"{first} images/s", *others])
+    speeds = ", ".join([f"{first} images/s", *others])
     fastest = max(ranking.timings, key=lambda timing: timing.images_per_second)
     handicap = f"; a lower precision has to be {LOW_PRECISION_HANDICAP} × as fast"
-    return f"measured {ranking.measured_on} by {by} at batch {ranking.batch}: {listed}" + (
+    return f"measured {ranking.measured_on} by {by} at batch {ranking.batch}: {speeds}" + (
         handicap if fastest != ranking.timings[0] else ""
     )
 
 
-def _ranking_file(cache: Path, here: Conditions) -> Path:
-    return cache / DIRECTORY / f"{hashlib.sha256(here.model_dump_json().encode()).hexdigest()[:24]}.json"
+def _ranking_file(cache: Path, conditions: Conditions) -> Path:
+    return cache / DIRECTORY / f"{hashlib.sha256(conditions.model_dump_json().encode()).hexdigest()[:24]}.json"
 
 
 def _runtime_versions() -> dict[str, str]:

@@ -36,17 +36,17 @@ class FakeCuda:
         recording = getattr(self.capturing, "work", None)
         (self.begun[stream] if recording is None else recording).append(work)
 
-    def stream(self):
+    def make_stream(self):
         stream = 1 + len(self.begun)
         self.begun[stream] = []
         return stream
 
-    def memory(self, size):
+    def allocate(self, size):
         address = 256 * (1 + len(self.allocated))
         self.allocated[address] = np.zeros(size, dtype=np.uint8)
         return address
 
-    def pinned(self, shape, dtype):
+    def allocate_pinned(self, shape, dtype):
         return np.zeros(shape, dtype)
 
     def upload(self, address, array, stream):
@@ -317,7 +317,7 @@ def test_a_plan_of_the_other_flavour_is_refused(opened, cuda):
 
 
 def test_an_onnx_graph_in_a_plans_place_is_refused(bundle):
-    with pytest.raises(EngineError, match="runs compiled plans, and this is none: export again"):
+    with pytest.raises(EngineError, match="runs compiled plans, and this file is not one: export again"):
         compile_engine(bundle.graph, "tensorrt-rtx")
 
 
@@ -343,7 +343,7 @@ def test_an_engine_that_cannot_begin_says_so_and_leaves_the_stream_to_the_next_c
     opened.is_capturable = False  # so that every run begins anew
     running = start(opened, cuda, engine="tensorrt-rtx")
     opened.is_healthy = False
-    with pytest.raises(EngineError, match="could not begin a batch of 8"):
+    with pytest.raises(EngineError, match="could not start a batch of 8"):
         running.run(*rows)
     opened.is_healthy = True
     np.testing.assert_allclose(running.run(*rows), backbone.run(*rows), atol=1e-4)
