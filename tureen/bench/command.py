@@ -1,4 +1,4 @@
-"""`tureen bench`: measure a bundle's engines on this machine, and say which settings to serve it with."""
+"""`tureen bench`: measures a bundle's engines on this machine, and recommends settings for the server."""
 
 from __future__ import annotations
 
@@ -17,14 +17,13 @@ from tureen.machine import available_cpus, default_cache_directory
 
 
 def bench(arguments: list[str]) -> int:
-    """Time every engine, show and keep the result."""
+    """Measures all engines, prints the result and saves it for engine `auto`."""
     cpus = available_cpus()
     parser = argparse.ArgumentParser(
         prog="tureen bench",
-        description="Time a bundle's engines on this machine: images per second by batch, latency, loading, memory, "
-        "and what mixing β costs. Best while nothing else runs. What was measured is kept: from then on engine `auto` "
-        "opens the best one without a race, until the bundle, the machine or a runtime changes. Run it again to "
-        "measure anew.",
+        description="Measure a bundle's engines on this machine: images per second by batch, latency, loading time, "
+        "memory, and the cost of mixed β. Run it while the machine is idle. The result is saved: engine `auto` then "
+        "opens the fastest engine immediately, until the bundle, the machine or a runtime changes.",
         epilog="example: tureen bench tureen-demo/bundle --plot bench.png",
     )
     parser.add_argument("bundle", type=Path, help="directory that `tureen export` wrote")
@@ -34,30 +33,30 @@ def bench(arguments: list[str]) -> int:
         type=positive_int,
         nargs="+",
         metavar="N",
-        help="runs at a time, each with its share of the threads (default: 1 for latency, and as many as threads)",
+        help="concurrent runs, which share the threads (default: 1, for latency, and the number of threads)",
     )
     parser.add_argument("--max-batch", type=positive_int, default=128, help="largest batch (default: %(default)s)")
     parser.add_argument(
         "--seconds",
         type=_seconds,
         default=30.0,
-        help="for the timing, opening the engines comes on top; a batch that takes more than a fifteenth of it is "
-        "skipped, and a slow model takes longer, since each engine has three turns at least (default: %(default)g)",
+        help="time for the measurement, without opening the engines; a batch that takes more than a fifteenth of it "
+        "is skipped; each engine has at least three turns, so a slow model takes longer (default: %(default)g)",
     )
-    parser.add_argument("--json", action="store_true", help="print what was measured as JSON")
-    parser.add_argument("--plot", type=Path, metavar="PNG", help="draw images per second over batch")
+    parser.add_argument("--json", action="store_true", help="print the measurements as JSON")
+    parser.add_argument("--plot", type=Path, metavar="PNG", help="draw images per second by batch")
     parser.add_argument(
         "--cache-dir",
         type=Path,
         default=default_cache_directory(),
-        help="where the result is kept, in place of an older one (TUREEN_CACHE_DIR; default: the user's cache)",
+        help="directory for the result, which replaces an older one (TUREEN_CACHE_DIR; default: the user's cache)",
     )
     options = parser.parse_args(arguments)
     streams = sorted(set(options.streams or (1, options.threads)))
     if streams[-1] > options.threads:
-        parser.error(f"--streams {streams[-1]} needs as many threads, and there are {options.threads}")
+        parser.error(f"--streams {streams[-1]} needs as many threads, and --threads is {options.threads}")
     if options.plot:
-        importlib.import_module("matplotlib")  # missing, it is better missed before the measuring than after
+        importlib.import_module("matplotlib")  # if it is missing, fails before the measurement
     bundle = load_bundle(options.bundle)
     benchmark = measure(
         bundle,
@@ -68,7 +67,7 @@ def bench(arguments: list[str]) -> int:
         on_progress=_show_progress,
     )
     _show_progress("")
-    kept = [write_ranking(ranking, options.cache_dir) for ranking in rankings(bundle, benchmark)]
+    is_saved = [write_ranking(ranking, options.cache_dir) for ranking in rankings(bundle, benchmark)]
     if options.plot:
         from tureen.bench.plot import plot_benchmark
 
@@ -77,13 +76,13 @@ def bench(arguments: list[str]) -> int:
         print(benchmark.model_dump_json(indent=2))
         return 0
     print(benchmark_text(benchmark, options.bundle))
-    if all(kept):
-        print(f"\nKept in {options.cache_dir}: engine `auto` opens the best one here without a race.")
+    if all(is_saved):
+        print(f"\nKept in {options.cache_dir}: engine `auto` now opens the fastest engine immediately.")
     return 0
 
 
 def _show_progress(text: str) -> None:
-    """One line of progress on a terminal, in place of the last one; nothing where nobody watches."""
+    """Replaces the line of progress on a terminal. Prints nothing if standard error is not a terminal."""
     if sys.stderr.isatty():
         print(f"\r\x1b[K{f'bench: {text}' if text else ''}", end="", file=sys.stderr, flush=True)
 
@@ -94,5 +93,5 @@ def _seconds(text: str) -> float:
     except ValueError:
         seconds = 0.0
     if not 0 < seconds < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds above 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
     return seconds

@@ -1,6 +1,6 @@
-"""Measures every engine that a bundle vouches for and this machine has, in turns.
+"""Measures all engines that a bundle lists and this machine can run.
 
-Each engine is in a process of its own (`worker`), all at once, and one at a time has its turn.
+Each engine has its own process (`worker`). All processes are alive together, and one at a time runs a turn.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ from tureen.timing import TURN_S, calls_to_fill, run_in_turns
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 MIXED_BATCH = 32
-MIXED_PAIRS = 3  # in a round, unless a single call fills a turn: their ratio is near 1, and so needs the most care
-LATENCY_CALLS = 34  # in each of three rounds at least: a hundred, so that p99 is not merely the slowest
-SHORTEST_TURNS = 15  # a turn takes at most this part of the time there is
+MIXED_PAIRS = 3  # per round, unless a single call fills a turn: many, since their ratio is near 1
+LATENCY_CALLS = 34  # per round, of which there are at least three: 100 calls make p99 more than the slowest
+SHORTEST_TURNS = 15  # a turn takes at most this fraction of the time
 
 
 @dataclass(eq=False)
 class _Candidate:
-    """An engine in its process, and what it takes part in."""
+    """An engine in its process, with the batches for which it is measured."""
 
     worker: Worker
-    call_s: dict[int, float]  # seconds of one call on every stream, by the batches that are measured
-    lost: str = ""
+    call_s: dict[int, float]  # by measured batch: seconds of one call on all streams
+    failure: str = ""
 
     @property
     def mixed_batch(self) -> int:
@@ -60,33 +60,33 @@ def measure(
     seconds: float,
     on_progress: Callable[[str], None] = lambda text: None,
 ) -> Benchmark:
-    """Time all engines with each number of streams; `seconds` are for the timing, loading comes on top.
+    """Measures all engines with each number of streams. seconds: for the timing, without loading.
 
-    Raises EngineError where not one of them could be measured, with the reasons.
+    Raises EngineError, with the reasons, if no engine could be measured.
     """
     left_out: list[ExcludedEngine] = []
-    contestants: list[_Candidate] = []
+    candidates: list[_Candidate] = []
     max_turn_s = seconds / SHORTEST_TURNS
     with ExitStack() as processes:
-        for assignment in _engine_setups(bundle, threads, streams, max_batch):
-            on_progress(f"open {assignment.name}, streams {assignment.streams}")
+        for setup in _engine_setups(bundle, threads, streams, max_batch):
+            on_progress(f"open {setup.name}, streams {setup.streams}")
             try:
-                worker = Worker(assignment)
+                worker = Worker(setup)
                 processes.callback(worker.close)
-                contestants.append(_Candidate(worker, _calibrate(worker, max_turn_s)))
+                candidates.append(_Candidate(worker, _calibrate(worker, max_turn_s)))
             except EngineError as error:
-                left_out.append(_excluded(assignment, str(error)))
-        turns = _plan_round(contestants, max_turn_s)
-        takes = [partial(_run_turn, contestant, turn, on_progress) for contestant, turn in turns]
-        results = run_in_turns(takes, seconds=seconds)
-    times_of: dict[_Candidate, dict[TimedTurn, list[TurnTimes]]] = {contestant: {} for contestant in contestants}
-    for (contestant, turn), times in zip(turns, results, strict=True):
-        times_of[contestant].setdefault(turn, []).extend(t for t in times if t is not None)
-    left_out += [_excluded(c.worker.assignment, c.lost) for c in contestants if c.lost]
-    measured = [_measurement(c, times_of[c], max_batch) for c in contestants if not c.lost]
+                left_out.append(_excluded(setup, str(error)))
+        turns = _plan_round(candidates, max_turn_s)
+        functions = [partial(_run_turn, candidate, turn, on_progress) for candidate, turn in turns]
+        results = run_in_turns(functions, seconds=seconds)
+    times_of: dict[_Candidate, dict[TimedTurn, list[TurnTimes]]] = {candidate: {} for candidate in candidates}
+    for (candidate, turn), times in zip(turns, results, strict=True):
+        times_of[candidate].setdefault(turn, []).extend(t for t in times if t is not None)
+    left_out += [_excluded(c.worker.setup, c.failure) for c in candidates if c.failure]
+    measured = [_measurement(c, times_of[c], max_batch) for c in candidates if not c.failure]
     if not measured:
         reasons = "; ".join(f"{out.engine} {out.precision}: {out.reason}" for out in left_out)
-        raise EngineError(f"no engine can run {bundle.path}: {reasons or 'the bundle vouches for none'}")
+        raise EngineError(f"no engine can run {bundle.path}: {reasons or 'the bundle lists none'}")
     conditions = current_conditions(bundle, EngineOptions(threads))
     return Benchmark(
         model=bundle.manifest.name,
@@ -122,71 +122,69 @@ def _engine_setups(bundle: Bundle, threads: int, streams: Sequence[int], max_bat
 
 
 def _calibrate(worker: Worker, max_turn_s: float) -> dict[int, float]:
-    """Warm up every batch and time it once, up to the one that would take too long: seconds by batch."""
+    """Warms up and times each batch once, until one would take too long. Returns the seconds by batch."""
     call_s: dict[int, float] = {}
     longest = 0.0
     for batch in BATCHES:
-        if batch > worker.assignment.max_batch or 2 * longest > max_turn_s:
+        if batch > worker.setup.max_batch or 2 * longest > max_turn_s:
             break
-        worker.turn(TimedTurn(batch=batch, calls=1))  # engines compile or allocate for each batch size
-        longest = call_s[batch] = worker.turn(TimedTurn(batch=batch, calls=1)).seconds
+        worker.run_turn(TimedTurn(batch=batch, calls=1))  # engines compile or allocate for each batch size
+        longest = call_s[batch] = worker.run_turn(TimedTurn(batch=batch, calls=1)).seconds
     return call_s
 
 
-def _plan_round(contestants: Sequence[_Candidate], max_turn_s: float) -> list[tuple[_Candidate, TimedTurn]]:
-    """One round: the engines side by side at each batch; one β and as many as images, one right after the other."""
+def _plan_round(candidates: Sequence[_Candidate], max_turn_s: float) -> list[tuple[_Candidate, TimedTurn]]:
+    """Returns the turns of one round: all engines at each batch; runs with one β and with mixed β follow each other."""
     turns = []
     for batch in BATCHES:
-        for contestant in contestants:
-            if batch not in contestant.call_s:
+        for candidate in candidates:
+            if batch not in candidate.call_s:
                 continue
-            calls = calls_to_fill(TURN_S, contestant.call_s[batch])
+            calls = calls_to_fill(TURN_S, candidate.call_s[batch])
             if batch == 1:
-                calls = min(max(calls, LATENCY_CALLS), calls_to_fill(max_turn_s, contestant.call_s[batch]))
-            one = TimedTurn(batch=batch, calls=calls)
-            if batch == contestant.mixed_batch:
-                pair = [(contestant, one), (contestant, TimedTurn(batch=batch, calls=calls, is_mixed=True))]
+                calls = min(max(calls, LATENCY_CALLS), calls_to_fill(max_turn_s, candidate.call_s[batch]))
+            turn = TimedTurn(batch=batch, calls=calls)
+            if batch == candidate.mixed_batch:
+                pair = [(candidate, turn), (candidate, TimedTurn(batch=batch, calls=calls, is_mixed=True))]
                 turns += pair * min(MIXED_PAIRS, calls)
             else:
-                turns.append((contestant, one))
+                turns.append((candidate, turn))
     return turns
 
 
-def _run_turn(contestant: _Candidate, turn: TimedTurn, on_progress: Callable[[str], None]) -> TurnTimes | None:
-    if contestant.lost:
+def _run_turn(candidate: _Candidate, turn: TimedTurn, on_progress: Callable[[str], None]) -> TurnTimes | None:
+    if candidate.failure:
         return None
-    assignment = contestant.worker.assignment
-    on_progress(f"time {assignment.name}, streams {assignment.streams}, batch {turn.batch}")
+    setup = candidate.worker.setup
+    on_progress(f"time {setup.name}, streams {setup.streams}, batch {turn.batch}")
     try:
-        return contestant.worker.turn(turn)
+        return candidate.worker.run_turn(turn)
     except EngineError as error:
-        contestant.lost = str(error)
+        candidate.failure = str(error)
         return None
 
 
-def _measurement(
-    contestant: _Candidate, results: dict[TimedTurn, list[TurnTimes]], max_batch: int
-) -> EngineMeasurement:
-    assignment, opened = contestant.worker.assignment, contestant.worker.opened
-    alone = {turn.batch: (turn, times) for turn, times in results.items() if not turn.is_mixed}
+def _measurement(candidate: _Candidate, results: dict[TimedTurn, list[TurnTimes]], max_batch: int) -> EngineMeasurement:
+    setup, opened = candidate.worker.setup, candidate.worker.opened
+    with_one_beta = {turn.batch: (turn, times) for turn, times in results.items() if not turn.is_mixed}
     ((mixed, mixed_times),) = ((turn, times) for turn, times in results.items() if turn.is_mixed)
-    one_beta = alone[mixed.batch][1]
-    latencies_ms = [1000 * s for times in alone[1][1] for s in times.call_seconds]
+    one_beta = with_one_beta[mixed.batch][1]
+    latencies_ms = [1000 * s for times in with_one_beta[1][1] for s in times.call_seconds]
     return EngineMeasurement(
-        engine=assignment.engine,
-        precision=assignment.precision,
-        streams=assignment.streams,
+        engine=setup.engine,
+        precision=setup.precision,
+        streams=setup.streams,
         **opened.model_dump(),
         rates=[
             BatchRate(
                 batch=batch,
-                images_per_second=batch * turn.calls * assignment.streams / median(t.seconds for t in times),
+                images_per_second=batch * turn.calls * setup.streams / median(t.seconds for t in times),
             )
-            for batch, (turn, times) in alone.items()
+            for batch, (turn, times) in with_one_beta.items()
         ],
-        skipped=[batch for batch in BATCHES if batch <= max_batch and batch not in alone],
+        skipped=[batch for batch in BATCHES if batch <= max_batch and batch not in with_one_beta],
         mixed_batch=mixed.batch,
-        # Round by round: each pair was measured at the same moment.
+        # The ratio of each pair, since both were measured at the same moment.
         mixed_ratio=median(one.seconds / many.seconds for one, many in zip(one_beta, mixed_times, strict=True)),
         p50_ms=float(np.percentile(latencies_ms, 50)),
         p99_ms=float(np.percentile(latencies_ms, 99)),
@@ -194,7 +192,5 @@ def _measurement(
     )
 
 
-def _excluded(assignment: EngineSetup, reason: str) -> ExcludedEngine:
-    return ExcludedEngine(
-        engine=assignment.engine, precision=assignment.precision, streams=assignment.streams, reason=reason
-    )
+def _excluded(setup: EngineSetup, reason: str) -> ExcludedEngine:
+    return ExcludedEngine(engine=setup.engine, precision=setup.precision, streams=setup.streams, reason=reason)

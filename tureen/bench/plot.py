@@ -1,6 +1,6 @@
-"""A benchmark as a picture: images per second over batch, a line for each engine, precision and number of streams.
+"""Draws a benchmark: images per second by batch, one line for each engine, precision and number of streams.
 
-Draws records, and measures nothing. Colours keep apart for colour-blind eyes; markers differ too.
+The colours suit colour-blind readers; the markers differ too.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from tureen.bench.table import machine_description
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")  # Okabe & Ito, 2008
 MARKERS = "osD^vPX"
 DASHES = ("-", "--", ":", "-.")
-WIDE_RANGE = 20  # between the engines' best rates: beyond it the slow ones would lie on the axis
+WIDE_RANGE = 20  # ratio of the engines' best rates, above which the scale is logarithmic
 
 
 def plot_benchmark(benchmark: Benchmark, path: Path) -> None:
-    """Draw it to a PNG at `path`."""
-    from matplotlib.figure import Figure  # not pyplot's, which would keep it
+    """Draws the benchmark into a PNG file at `path`."""
+    from matplotlib.figure import Figure  # not by pyplot, which would keep a reference
 
     figure = Figure(figsize=(8.4, 4.8), dpi=150, layout="constrained")
     axes = figure.subplots()
@@ -26,14 +26,14 @@ def plot_benchmark(benchmark: Benchmark, path: Path) -> None:
     streams = sorted({engine.streams for engine in benchmark.engines})
     best = {}
     for engine in benchmark.engines:
-        look = names.index(engine.name)
+        style = names.index(engine.name)
         rates = [rate.images_per_second for rate in engine.rates]
         (line,) = axes.plot(
             [rate.batch for rate in engine.rates],
             rates,
             DASHES[streams.index(engine.streams) % len(DASHES)],
-            marker=MARKERS[look % len(MARKERS)],
-            color=COLOURS[look % len(COLOURS)],
+            marker=MARKERS[style % len(MARKERS)],
+            color=COLOURS[style % len(COLOURS)],
             label=f"{engine.name}, {engine.streams} stream{'s' if engine.streams > 1 else ''}",
         )
         best[line] = max(rates)
@@ -49,6 +49,6 @@ def plot_benchmark(benchmark: Benchmark, path: Path) -> None:
     axes.set(xlabel="images in one run", ylabel="images per second")
     axes.set_title(f"{benchmark.model} {benchmark.version}\n{machine_description(benchmark)}", fontsize="medium")
     axes.grid(alpha=0.3)
-    # Outside the axes it hides no line; the fastest comes first, as in the picture.
+    # Outside the axes the legend hides no line. The fastest comes first, as in the plot.
     figure.legend(handles=sorted(best, key=lambda line: -best[line]), loc="outside right upper", fontsize="small")
     figure.savefig(path, format="png")

@@ -1,4 +1,4 @@
-"""What follows from a benchmark: the settings to serve with, and what `open_engine` may know from now on."""
+"""Derives the best settings of the server and the rankings for `open_engine` from a benchmark."""
 
 from __future__ import annotations
 
@@ -9,27 +9,33 @@ from tureen.bundle.bundle import Bundle
 from tureen.engines.base import EngineOptions
 from tureen.engines.timings_cache import LOW_PRECISION_HANDICAP, Ranking, Timing, make_ranking
 
-NEAR_BEST = 0.95  # of the best rate: a larger batch for the rest would only make its images wait
-MAX_SLOWDOWN = 2.0  # than one image alone: where latency counts, a larger batch is not worth it
+NEAR_BEST = 0.95  # of the best rate is enough: a larger batch would mainly make images wait
+MAX_SLOWDOWN = 2.0  # compared with one image: for latency a batch may take at most this many times as long
 
 
 def best_for_throughput(engines: Iterable[EngineMeasurement]) -> RecommendedSettings:
-    """The most images per second, a lower precision handicapped, at the least batch that comes near them."""
+    """Returns the engine with the most images per second, at the smallest batch near that rate.
+
+    The rate of a lower precision is divided by LOW_PRECISION_HANDICAP.
+    """
     best = max(engines, key=lambda e: max(rate.images_per_second for rate in e.rates) / _handicap(e))
     most = max(rate.images_per_second for rate in best.rates)
     return _settings_at(best, min(rate.batch for rate in best.rates if rate.images_per_second >= NEAR_BEST * most))
 
 
 def best_for_latency(engines: Iterable[EngineMeasurement]) -> RecommendedSettings:
-    """The least median time for one image, a lower precision handicapped, and the batch that takes at most twice it."""
+    """Returns the engine with the lowest median time for one image, and the largest batch of at most twice that time.
+
+    The time of a lower precision is multiplied by LOW_PRECISION_HANDICAP.
+    """
     best = min(engines, key=lambda e: e.p50_ms * _handicap(e))
     call_s = {rate.batch: rate.batch * best.streams / rate.images_per_second for rate in best.rates}
     return _settings_at(best, max(batch for batch, s in call_s.items() if s <= MAX_SLOWDOWN * call_s[1]))
 
 
 def rankings(bundle: Bundle, benchmark: Benchmark) -> list[Ranking]:
-    """What `open_engine` may know from now on, one ranking for each number of streams."""
-    found = []
+    """Returns the rankings for the cache of `open_engine`, one for each number of streams."""
+    by_streams = []
     for streams in dict.fromkeys(engine.streams for engine in benchmark.engines):
         engines = [engine for engine in benchmark.engines if engine.streams == streams]
         batch = min(engine.mixed_batch for engine in engines)
@@ -38,8 +44,10 @@ def rankings(bundle: Bundle, benchmark: Benchmark) -> list[Ranking]:
             for engine in engines
             if (rate := engine.rate(batch))
         ]
-        found.append(make_ranking(bundle, EngineOptions(benchmark.threads, streams), timings, batch=batch, by="bench"))
-    return found
+        by_streams.append(
+            make_ranking(bundle, EngineOptions(benchmark.threads, streams), timings, batch=batch, by="bench")
+        )
+    return by_streams
 
 
 def _settings_at(engine: EngineMeasurement, batch: int) -> RecommendedSettings:

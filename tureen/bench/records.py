@@ -1,4 +1,4 @@
-"""What `tureen bench` measures, as records; as JSON, its output."""
+"""The records of `tureen bench`. As JSON they are its output."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class _Record(BaseModel):
 
 
 class EngineSetup(_Record):
-    """An engine to open, and how it uses the machine."""
+    """An engine to measure, and its options."""
 
     bundle: str = Field(description="its directory")
     engine: str
@@ -29,26 +29,26 @@ class EngineSetup(_Record):
 
 
 class OpenedEngine(_Record):
-    """An engine that has reproduced the golden rows in a process of its own, where no other one is."""
+    """The cost of opening an engine, alone in its process, including the check of the golden rows."""
 
     engine_version: str
     load_s: float = Field(description="seconds to import the runtime, compile the backbone and run the golden rows")
     memory_bytes: int | None = Field(
-        description="how much the process's memory had grown at its peak, after a first batch on every stream; none: "
-        "this system does not tell"
+        description="peak growth of the process's memory, after a first batch on every stream; none: unknown on this "
+        "system"
     )
 
 
 class TimedTurn(_Record):
-    """What is asked of an engine: on every stream at once, so many runs of one batch after the other."""
+    """One timing of an engine: all streams run the batch `calls` times at the same time."""
 
     batch: int
     calls: int
-    is_mixed: bool = Field(default=False, description="every image at its own β, instead of all at one")
+    is_mixed: bool = Field(default=False, description="each image at its own β, instead of all at one")
 
 
 class TurnTimes(_Record):
-    """How long a turn took, and each of its calls; tokens are mixed within them."""
+    """The seconds of a turn and of each of its calls, which include mixing the tokens."""
 
     seconds: float
     call_seconds: list[float]
@@ -56,11 +56,11 @@ class TurnTimes(_Record):
 
 class BatchRate(_Record):
     batch: int
-    images_per_second: float = Field(description="of all streams together; the median over the rounds")
+    images_per_second: float = Field(description="of all streams together; median of the rounds")
 
 
 class EngineMeasurement(_Record):
-    """One engine in one precision, with so many streams."""
+    """The measurements of one engine in one precision with one number of streams."""
 
     engine: str
     precision: Precision
@@ -69,19 +69,19 @@ class EngineMeasurement(_Record):
     load_s: float
     memory_bytes: int | None
     rates: list[BatchRate]
-    skipped: list[int] = Field(description="batches that would have taken too long")
+    skipped: list[int] = Field(description="batches that would take too long")
     mixed_batch: int
-    mixed_ratio: float = Field(description="images/s with as many β as images, in parts of images/s with one β")
-    p50_ms: float = Field(description="of a run of one image while the other streams do the same")
+    mixed_ratio: float = Field(description="images/s with one β per image, divided by images/s with one β for all")
+    p50_ms: float = Field(description="of one image, while the other streams run one image too")
     p99_ms: float
-    latency_calls: int = Field(description="runs that p50 and p99 are of")
+    latency_calls: int = Field(description="number of runs for p50 and p99")
 
     @property
     def name(self) -> str:
         return f"{self.engine} {self.precision}"
 
     def rate(self, batch: int) -> float | None:
-        """Images per second at that batch; None where it was not measured."""
+        """Returns the images per second at that batch; None if it was not measured."""
         return next((rate.images_per_second for rate in self.rates if rate.batch == batch), None)
 
 
@@ -93,7 +93,7 @@ class ExcludedEngine(_Record):
 
 
 class RecommendedSettings(_Record):
-    """Settings of `tureen serve`, and what was measured with them."""
+    """Recommended settings of `tureen serve`, and the measurements with them."""
 
     engine: str
     precision: Precision
@@ -111,7 +111,7 @@ class RecommendedSettings(_Record):
 
 
 class Benchmark(_Record):
-    """All that was measured of one bundle on one machine."""
+    """All measurements of one bundle on one machine."""
 
     model: str
     version: str

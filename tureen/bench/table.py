@@ -1,4 +1,4 @@
-"""A benchmark as text for a terminal."""
+"""Formats a benchmark as text for a terminal."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tureen.bench.records import Benchmark, EngineMeasurement
 
 
 def benchmark_text(benchmark: Benchmark, bundle: Path) -> str:
-    """All that was measured, what was left out and why, and the best settings as commands."""
+    """Returns all measurements, the excluded engines with the reasons, and the best settings as commands."""
     throughput, latency = benchmark.throughput, benchmark.latency
     parts = [
         f"{benchmark.model} {benchmark.version} on {machine_description(benchmark)}, "
@@ -32,7 +32,7 @@ def benchmark_text(benchmark: Benchmark, bundle: Path) -> str:
 
 
 def machine_description(benchmark: Benchmark) -> str:
-    """What the figures were measured on."""
+    """Returns the processor, the number of threads and the GPUs of the measurement."""
     threads = f"{benchmark.threads} thread{'s' if benchmark.threads > 1 else ''}"
     return ", ".join([benchmark.processor, threads, *benchmark.gpus])
 
@@ -40,7 +40,7 @@ def machine_description(benchmark: Benchmark) -> str:
 def _rate_table(benchmark: Benchmark) -> str:
     batches = sorted({batch for e in benchmark.engines for batch in (*(r.batch for r in e.rates), *e.skipped)})
     lines = [
-        f"images/s by batch, medians of {benchmark.rounds} rounds in turns",
+        f"images/s by batch, median of {benchmark.rounds} rounds",
         f"{'engine':<28}{'streams':>7}{''.join(f'{batch:>8}' for batch in batches)}",
     ]
     for engine in benchmark.engines:
@@ -48,7 +48,7 @@ def _rate_table(benchmark: Benchmark) -> str:
         cells = "".join(f"{'—' if rate is None else _format_rate(rate):>8}" for rate in rates)
         lines.append(f"{engine.name:<28}{engine.streams:>7}{cells}")
     if any(engine.skipped for engine in benchmark.engines):
-        lines.append(f"— skipped: expected to take longer than {benchmark.max_turn_s:.2g} s; raise --seconds for it")
+        lines.append(f"— skipped: would take longer than {benchmark.max_turn_s:.2g} s; raise --seconds to measure it")
     return "\n".join(lines)
 
 
@@ -60,7 +60,7 @@ def _cost_table(benchmark: Benchmark) -> str:
     lines = [
         f"{'engine':<28}{'streams':>7}{'load':>9}{'memory':>10}{'p50':>11}{'p99':>11}   mixed β / one β",
         *(_cost_line(engine) for engine in benchmark.engines),
-        "load: runtime, backbone and golden rows; memory: growth of the process at its peak; p50, p99: one image",
+        "load: runtime, backbone and golden rows; memory: peak growth of the process; p50, p99: one image",
     ]
     return "\n".join(lines)
 

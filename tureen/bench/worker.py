@@ -1,7 +1,7 @@
-"""One engine in a process of its own: what it costs to open, and turns of runs on request.
+"""Runs one engine in a separate process: opens it, and times runs on request.
 
-So that no engine is in another's memory or way, and one that crashes takes no other along. The parent's half is
-`Worker`; the child's is run by `python -m tureen.bench.worker`. They speak in lines of JSON.
+Engines in separate processes share no memory, and a crash ends only one of them. The parent uses `Worker`; the child
+runs `python -m tureen.bench.worker`. They exchange lines of JSON.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ STATUS = Path("/proc/self/status")
 
 
 class Worker:
-    """A process that has opened an engine; raises EngineError where it could not, or where it has died since."""
+    """A child process that has opened an engine. Raises EngineError if the engine cannot open or the process ends."""
 
-    def __init__(self, assignment: EngineSetup) -> None:
-        self.assignment = assignment
+    def __init__(self, setup: EngineSetup) -> None:
+        self.setup = setup
         self._process = subprocess.Popen(  # noqa: S603 - our own module, by our own interpreter
-            [sys.executable, "-P", "-m", "tureen.bench.worker", assignment.model_dump_json()],
+            [sys.executable, "-P", "-m", "tureen.bench.worker", setup.model_dump_json()],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             encoding="utf-8",
-            start_new_session=True,  # an interrupt reaches the parent alone, which ends its workers
+            start_new_session=True,  # an interrupt reaches only the parent, which ends its workers
         )
         try:
             self.opened = OpenedEngine.model_validate_json(self._reply())
@@ -48,8 +48,8 @@ class Worker:
             self.close()
             raise
 
-    def turn(self, turn: TimedTurn) -> TurnTimes:
-        """Let the engine have its turn."""
+    def run_turn(self, turn: TimedTurn) -> TurnTimes:
+        """Runs one turn in the child and returns its times."""
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(turn.model_dump_json() + "\n")
@@ -59,7 +59,7 @@ class Worker:
         return TurnTimes.model_validate_json(self._reply())
 
     def close(self) -> None:
-        """End the process."""
+        """Kills the process."""
         self._process.kill()
         self._process.communicate()
 
@@ -73,19 +73,21 @@ class Worker:
         return line
 
     def _death(self) -> EngineError:
-        return EngineError(f"its process ended by itself, with status {self._process.wait()}: did memory run out?")
+        return EngineError(
+            f"its process ended by itself, with status {self._process.wait()}: it may have run out of memory"
+        )
 
 
 class StreamRunner:
-    """The child's half: threads that run batches on one engine, all at once."""
+    """Runs batches on one engine in several threads of the child at the same time."""
 
     def __init__(self, soup: Soup, streams: int) -> None:
         self._soup = soup
         self._count = streams
         self._threads = ThreadPoolExecutor(streams)
 
-    def turn(self, turn: TimedTurn) -> TurnTimes:
-        """So many runs on every stream at once."""
+    def run_turn(self, turn: TimedTurn) -> TurnTimes:
+        """Runs the calls of the turn on all streams at the same time."""
         golden = self._soup.bundle.golden
         pixels = np.resize(golden.pixels, (turn.batch, *golden.pixels.shape[1:]))
         betas = np.linspace(0, 1, turn.batch).tolist() if turn.is_mixed else [0.5] * turn.batch
@@ -104,39 +106,39 @@ class StreamRunner:
 
 
 def main(arguments: list[str]) -> int:
-    """Open the engine, say what that took, and answer turns until the parent closes the pipe."""
+    """Opens the engine, reports its cost, and runs turns until the parent closes the pipe."""
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as replies:
-        os.dup2(2, 1)  # whatever a runtime prints is no reply
+        os.dup2(2, 1)  # the output of a runtime must not mix with the replies
 
         def reply(text: str) -> None:
             replies.write(text.replace("\n", " ") + "\n")
             replies.flush()
 
-        assignment = EngineSetup.model_validate_json(arguments[0])
+        setup = EngineSetup.model_validate_json(arguments[0])
         try:
-            soup, opened = _open_soup(assignment)
+            soup, opened = _open_soup(setup)
             reply(opened.model_dump_json())
-            on_streams = StreamRunner(soup, assignment.streams)
+            runner = StreamRunner(soup, setup.streams)
             for line in sys.stdin:
-                reply(on_streams.turn(TimedTurn.model_validate_json(line)).model_dump_json())
+                reply(runner.run_turn(TimedTurn.model_validate_json(line)).model_dump_json())
         except (TureenError, ValidationError) as error:
             reply(f"{FAILED}{error}")
             return 1
     return 0
 
 
-def _open_soup(assignment: EngineSetup) -> tuple[Soup, OpenedEngine]:
-    bundle = load_bundle(assignment.bundle)
-    row = bundle.parity(assignment.engine, assignment.precision)
+def _open_soup(setup: EngineSetup) -> tuple[Soup, OpenedEngine]:
+    bundle = load_bundle(setup.bundle)
+    row = bundle.parity(setup.engine, setup.precision)
     if row is None:
-        raise EngineError("the bundle does not vouch for it")
-    options = EngineOptions(assignment.threads, assignment.streams, assignment.max_batch)
+        raise EngineError("the bundle does not list it")
+    options = EngineOptions(setup.threads, setup.streams, setup.max_batch)
     before = _memory("VmRSS")
     started = time.perf_counter()
     engine = open_verified_engine(bundle, row, options)
     load_s = time.perf_counter() - started
-    soup = Soup(replace(bundle, graph=b""), engine)  # as many workers as engines: none keeps what it needs no more
-    StreamRunner(soup, assignment.streams).turn(TimedTurn(batch=min(FIRST_BATCH, assignment.max_batch), calls=1))
+    soup = Soup(replace(bundle, graph=b""), engine)  # there are many workers, so each frees the graph
+    StreamRunner(soup, setup.streams).run_turn(TimedTurn(batch=min(FIRST_BATCH, setup.max_batch), calls=1))
     peak = _memory("VmHWM")
     return soup, OpenedEngine(
         engine_version=engine.version,
@@ -146,9 +148,9 @@ def _open_soup(assignment: EngineSetup) -> tuple[Soup, OpenedEngine]:
 
 
 def _memory(field: str) -> int | None:
-    """Bytes that the kernel counts for this process: VmRSS now, VmHWM at its peak; None where it does not tell.
+    """Returns the memory of this process in bytes: VmRSS is the current value, VmHWM the peak. None if unknown.
 
-    Not getrusage's ru_maxrss, which a process inherits from the one that started it.
+    Not ru_maxrss of getrusage, which a process inherits from its parent.
     """
     try:
         lines = STATUS.read_text().splitlines()
