@@ -1,4 +1,4 @@
-"""The front door: `tureen COMMAND …` finds the command's package, imports it, and turns errors into exit statuses."""
+"""The command `tureen`: imports the module of a sub-command, runs it, and turns errors into exit statuses."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ EXIT_INTERRUPTED = 130
 
 @dataclass(frozen=True)
 class Command:
-    """Where a sub-command lives: a function from its arguments to its exit status."""
+    """A sub-command: a function that takes its arguments and returns its exit status. extra: installs what it needs."""
 
     module: str
     function: str
@@ -30,25 +30,25 @@ class Command:
 COMMANDS = {
     "demo": Command("tureen.commands.demo", "demo", "demo", "train on handwritten digits, export, serve"),
     "train": Command("training.commands.train", "train", "train", "train a dual-token model from a recipe"),
-    "evaluate": Command("training.commands.evaluate", "evaluate", "train", "measure a checkpoint at any β"),
-    "tune": Command("training.commands.evaluate", "tune", "train", "choose β from a few labelled images"),
-    "export": Command("export.command", "export", "export", "compile a checkpoint into a proven bundle"),
-    "inspect": Command("tureen.commands.inspect", "inspect", "serve", "show what a bundle holds"),
-    "bench": Command("tureen.bench.command", "bench", "serve", "time the engines, name the best settings"),
+    "evaluate": Command("training.commands.evaluate", "evaluate", "train", "measure a checkpoint's accuracy at any β"),
+    "tune": Command("training.commands.evaluate", "tune", "train", "choose β by a few labelled images"),
+    "export": Command("export.command", "export", "export", "compile a checkpoint into a verified bundle"),
+    "inspect": Command("tureen.commands.inspect", "inspect", "serve", "show the content of a bundle"),
+    "bench": Command("tureen.bench.command", "bench", "serve", "measure the engines, recommend settings"),
     "batch": Command("serve.commands.batch", "batch", "batch", "classify many images into a table"),
-    "jobs": Command("serve.commands.jobs", "jobs", "serve", "batch jobs on a running service"),
+    "jobs": Command("serve.commands.jobs", "jobs", "serve", "manage batch jobs of a running service"),
     "beta": Command("serve.commands.beta", "beta", "serve", "change the default β of a running service"),
-    "credentials": Command("serve.commands.credentials", "credentials", "serve", "who may change it"),
+    "credentials": Command("serve.commands.credentials", "credentials", "serve", "manage who may change it"),
     "serve": Command("serve.server", "serve", "serve", "serve a bundle over HTTP"),
 }
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; the exit status is 0, 1 where it failed, 2 where it was called wrongly."""
+    """Runs one command. The exit status is 0, 1 after a failure, or 2 for wrong arguments."""
     arguments = sys.argv[1:] if arguments is None else arguments
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal without β still gets its table
+            stream.reconfigure(errors="replace")  # a terminal that cannot show β still gets its table
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_usage())
         return 0 if arguments else EXIT_WRONG_USE
@@ -74,7 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
     except TureenError as error:
         print(f"tureen {name}: {error}", file=sys.stderr)
         return EXIT_WRONG_USE if isinstance(error, ValueError) else EXIT_FAILED
-    except BrokenPipeError:  # whoever read our output has had enough; nor can the interpreter's last flush reach them
+    except BrokenPipeError:  # the reader has closed the pipe, so the interpreter's last flush would fail too
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
     except OSError as error:

@@ -110,7 +110,7 @@ def test_a_taken_port_is_told_before_two_minutes_of_training(tmp_path):
         command = [sys.executable, "-m", "tureen.cli", "demo", "--dir", str(tmp_path / "new"), "--port", port]
         demo = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S)
     assert demo.returncode == 1
-    assert "is taken" in demo.stderr
+    assert "is in use" in demo.stderr
     assert not (tmp_path / "new").exists()
 
 

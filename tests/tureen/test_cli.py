@@ -108,10 +108,10 @@ def test_inspect_shows_and_verifies(bundle_path, capsys):
 def test_inspect_says_that_a_model_is_not_cotrained(single_token_bundle, equal_tokens_bundle, capsys):
     assert main(["inspect", str(single_token_bundle)]) == 0
     shown = capsys.readouterr().out
-    assert "one token: not co-trained, so there is no β to choose\naccuracy: not measured" in shown
+    assert "one token, not co-trained: there is no β to choose\naccuracy: not measured" in shown
     assert "no β" in shown
     assert main(["inspect", str(equal_tokens_bundle)]) == 0
-    assert "two equal tokens: not co-trained, so β may be chosen and changes nothing" in capsys.readouterr().out
+    assert "two equal tokens, not co-trained: any β gives the same result" in capsys.readouterr().out
     assert main(["inspect", str(single_token_bundle), "--json"]) == 0
     assert '"has_two_tokens": false' in capsys.readouterr().out
 

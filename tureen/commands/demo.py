@@ -1,7 +1,6 @@
-"""`tureen demo`: handwritten digits in, a trained, exported and serving soup out, and two requests to try it with.
+"""`tureen demo`: trains on handwritten digits, exports the model, serves it, and prints two requests to try.
 
-Or a bundle that comes with Tureen, which only needs serving. Part of the front door: it alone calls training, export
-and serve one after the other.
+It can also serve an example bundle that is part of Tureen. The only module that calls training, export and serve.
 """
 
 from __future__ import annotations
@@ -36,11 +35,11 @@ PICTURE_SCALE = 32
 
 
 class PortTakenError(TureenError):
-    """operator: something else listens there."""
+    """operator: the address cannot be used to listen."""
 
 
 def demo(arguments: list[str]) -> int:
-    """Train, export and serve the digits, a second time only serve; or serve an example."""
+    """Trains, exports and serves the digits, or serves an example. A second call only serves."""
     parser = argparse.ArgumentParser(
         prog="tureen demo",
         description="Train a dual-token ViT on handwritten digits (two minutes on two cores), export it, serve it.",
@@ -51,13 +50,13 @@ def demo(arguments: list[str]) -> int:
         "--bundle",
         choices=[RECIPE, *examples],
         default=RECIPE,
-        help="what to serve: digits are trained first, the others come with Tureen (default: %(default)s)",
+        help="bundle to serve: digits is trained first, the others are part of Tureen (default: %(default)s)",
     )
     parser.add_argument(
         "--dir",
         type=Path,
         default=Path("tureen-demo"),
-        help="where pictures to try go, and of the digits the run and the bundle (default: %(default)s)",
+        help="directory for sample images, and for the run and the bundle of digits (default: %(default)s)",
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument(
@@ -76,24 +75,24 @@ def demo(arguments: list[str]) -> int:
         print(f"\n{accuracy_summary(read_manifest(prepare(options.dir)))}\n")
         return 0
     _require_free_port(options.host, options.port)
-    # In a process of its own, so that the one which serves is as small as any server's and has no torch in it.
-    preparing = [sys.executable, "-m", "tureen.cli", "demo", "--dir", str(options.dir), "--no-serve"]
-    if status := subprocess.run(preparing, check=False).returncode:  # noqa: S603 - our own command
-        return max(status, 1)  # negative where a signal ended it
+    # In a separate process, so that the server does not import torch and stays small.
+    command = [sys.executable, "-m", "tureen.cli", "demo", "--dir", str(options.dir), "--no-serve"]
+    if status := subprocess.run(command, check=False).returncode:  # noqa: S603 - our own command
+        return max(status, 1)  # negative if a signal ended it
 
     from serve.server import run_server
     from serve.settings import Settings
 
-    def invite(port: int) -> None:
+    def print_examples(port: int) -> None:
         url = f"http://{options.host}:{port}"
         image = options.dir / SAMPLES / ATTACKED
-        print(f"{image} is a digit that was changed to fool the clean token. At β = 0, then at β = 1:\n")
+        print(f"{image} is a digit that an attack changed to fool the clean token. At β = 0, then at β = 1:\n")
         for beta in (0, 1):
             print(f"  curl --data-binary @{image} '{url}/classify?beta={beta}&top_k=1'")
         print(f"\n{image.parent} has more digits. {_links(url)}", flush=True)
 
     settings = Settings(bundle=options.dir / BUNDLE, host=options.host, port=options.port, log_level="warning")
-    return run_server(settings, on_ready=invite)
+    return run_server(settings, on_ready=print_examples)
 
 
 def _serve_example(bundle: Path, options: argparse.Namespace) -> int:
@@ -110,22 +109,22 @@ def _serve_example(bundle: Path, options: argparse.Namespace) -> int:
     if options.no_serve:
         return 0
 
-    def invite(port: int) -> None:
+    def print_examples(port: int) -> None:
         url = f"http://{options.host}:{port}"
         print(f"The labels are {', '.join(manifest.labels)}. {picture} is a drawing of a ship:\n")
         print(f"  curl --data-binary @{picture} '{url}/classify?beta=0.5&top_k=3'")
         print(f"\n{_links(url)}", flush=True)
 
     settings = Settings(bundle=bundle, host=options.host, port=options.port, log_level="warning")
-    return run_server(settings, on_ready=invite)
+    return run_server(settings, on_ready=print_examples)
 
 
 def _links(url: str) -> str:
-    return f"The console is {url}/ui, the rest of the API {url}/docs. Ctrl-C stops."
+    return f"Console: {url}/ui. API: {url}/docs. Ctrl-C stops the server."
 
 
 def drawn_ship() -> Image.Image:
-    """A picture to try the example of CIFAR-10 with, RGB 320 × 320: a ship at sea, in a few shapes."""
+    """Returns a sample image for the CIFAR-10 example, RGB 320 × 320: a simple drawing of a ship."""
     picture = Image.new("RGB", (320, 320), (150, 190, 225))
     draw = ImageDraw.Draw(picture)
     draw.rectangle((0, 200, 320, 320), fill=(40, 80, 120))  # sea
@@ -137,7 +136,7 @@ def drawn_ship() -> Image.Image:
 
 
 def prepare(directory: Path) -> Path:
-    """The demo's bundle under `directory`, trained and exported only where it is not there already."""
+    """Trains and exports the demo's bundle in `directory`, unless it exists, and returns its path."""
     from training.recipes import load_recipe
 
     recipe = load_recipe(RECIPE)
@@ -168,45 +167,45 @@ def prepare(directory: Path) -> Path:
 
 
 def demo_fingerprint() -> str:
-    """Eight hexadecimal digits of the demo's recipe, by which it knows what it made itself."""
+    """Returns eight hexadecimal digits of the recipe's hash, which mark the bundles of this demo."""
     from training.recipes import load_recipe
 
     return load_recipe(RECIPE).fingerprint()[:8]
 
 
 def write_samples(directory: Path, checkpoint: Checkpoint, bundle: Path) -> None:
-    """Held-out digits as PNG files: for each label the first that both modes get right, and one attacked.
+    """Writes held-out digits as PNG files: per label the first that both modes classify correctly, and an attacked one.
 
-    digits.png shows all of them, enlarged; pair.png the attacked one beside the original. The attack is PGD on the
-    clean token alone, rounded to 8 bits, and the digit one on which the clean mode falls for it and the robust mode
-    does not. It shows what the dial does; the table, where each soup is attacked itself, how far to trust it.
+    digits.png shows all of them, enlarged; pair.png shows the attacked digit beside the original. The attack is PGD on
+    the clean token, rounded to 8 bits; it fools the clean mode and not the robust mode. This shows what β does. How
+    far to trust it is in the accuracy table, for which each soup is attacked itself.
     """
     pixels, labels = checkpoint.held_out.pixels, checkpoint.held_out.labels
     attacked = _attacked_images(checkpoint)
     with load(bundle) as soup:
 
-        def right(images: NDArray[np.uint8], beta: float) -> NDArray[np.bool_]:
-            is_right: NDArray[np.bool_] = soup.logits(images, [beta] * len(images)).argmax(1) == labels
-            return is_right
+        def is_correct(images: NDArray[np.uint8], beta: float) -> NDArray[np.bool_]:
+            correct: NDArray[np.bool_] = soup.logits(images, [beta] * len(images)).argmax(1) == labels
+            return correct
 
-        sound = right(pixels, CLEAN_BETA) & right(pixels, ROBUST_BETA)
-        telling = sound & ~right(attacked, CLEAN_BETA) & right(attacked, ROBUST_BETA)
-    chosen = [np.flatnonzero(sound & (labels == label)) for label in range(len(checkpoint.labels))]
-    if not telling.any() or not all(map(len, chosen)):
+        both_correct = is_correct(pixels, CLEAN_BETA) & is_correct(pixels, ROBUST_BETA)
+        fools_clean_only = both_correct & ~is_correct(attacked, CLEAN_BETA) & is_correct(attacked, ROBUST_BETA)
+    chosen = [np.flatnonzero(both_correct & (labels == label)) for label in range(len(checkpoint.labels))]
+    if not fools_clean_only.any() or not all(map(len, chosen)):
         raise TureenError("the demo's model has no sample for every label: remove its directory and try again")
     directory.mkdir(parents=True, exist_ok=True)
     digits = [pixels[indices[0]] for indices in chosen]
     for label, digit in zip(checkpoint.labels, digits, strict=True):
         Image.fromarray(digit).save(directory / f"digit-{label}.png")
-    index = int(np.argmax(telling))
+    index = int(np.argmax(fools_clean_only))
     _enlarged(digits).save(directory / "digits.png")
     _enlarged([pixels[index], attacked[index]]).save(directory / "pair.png")
-    # Last: with it there, the demo counts as prepared.
+    # Written last: `prepare` takes this file as the sign that the demo is complete.
     Image.fromarray(attacked[index]).save(directory / ATTACKED)
 
 
 def _attacked_images(checkpoint: Checkpoint) -> NDArray[np.uint8]:
-    """The held-out images, uint8 (n, H, W, 3), after PGD on the clean token."""
+    """Returns the held-out images, uint8 (n, H, W, 3), after PGD on the clean token."""
     import torch
 
     from training.attacks.gradient import ATTACKS
@@ -225,7 +224,7 @@ def _attacked_images(checkpoint: Checkpoint) -> NDArray[np.uint8]:
 
 
 def _enlarged(digits: list[NDArray[np.uint8]]) -> Image.Image:
-    """Digits side by side, each pixel enlarged to a square, a grey line between."""
+    """Returns the digits side by side, enlarged, with grey lines between them."""
     line = np.full((digits[0].shape[0] * PICTURE_SCALE, PICTURE_SCALE // 4, 3), 128, np.uint8)
     parts: list[NDArray[np.uint8]] = []
     for digit in digits:
@@ -239,4 +238,4 @@ def _require_free_port(host: str, port: int) -> None:
         try:
             probe.bind((host, port))
         except (OSError, OverflowError):
-            raise PortTakenError(f"{host}:{port} is taken or not to be had: choose another --port") from None
+            raise PortTakenError(f"{host}:{port} is in use or not available: choose another --port") from None

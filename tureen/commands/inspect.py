@@ -1,4 +1,4 @@
-"""`tureen inspect`: what a bundle holds, what is wrong with it, and what of it this machine can run, in words."""
+"""`tureen inspect`: shows the content of a bundle, its defects, and which of its engines this machine can run."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ SHOWN_OPERATORS = 12
 
 
 def inspect(arguments: list[str]) -> int:
-    """Show what a bundle holds; the status is 0 where it is sound, 1 where it is not."""
+    """Shows the content of a bundle. The exit status is 0 if the bundle can be used, else 1."""
     parser = argparse.ArgumentParser(
         prog="tureen inspect",
-        description="Verify a bundle, show what it holds, and which of its engines this machine can run.",
+        description="Verify a bundle; show its content, and which of its engines this machine can run.",
         epilog="example: tureen inspect tureen-demo/bundle --try",
     )
     parser.add_argument("bundle", type=Path, help="directory that `tureen export` wrote")
@@ -29,9 +29,9 @@ def inspect(arguments: list[str]) -> int:
         "--try",
         dest="is_trial",
         action="store_true",
-        help="open each engine, have it reproduce the golden rows, and see which one `auto` chooses",
+        help="open each engine, check that it reproduces the golden rows, and show which one `auto` chooses",
     )
-    parser.add_argument("--json", action="store_true", help="print the same facts as one JSON object")
+    parser.add_argument("--json", action="store_true", help="print the same as a JSON object")
     options = parser.parse_args(arguments)
     inspection = inspect_bundle(options.bundle, is_trial=options.is_trial)
     if options.json:
@@ -53,7 +53,7 @@ def _parts(inspection: Inspection) -> Iterator[str]:
     for name, graph in inspection.graphs.items():
         yield _graph(name, graph)
     yield _files(inspection)
-    yield parity_table(manifest.parity) if manifest.parity else "the bundle vouches for no engine"
+    yield parity_table(manifest.parity) if manifest.parity else "the bundle lists no engine"
     yield _engines(inspection)
     yield plan_table(manifest.plans) if manifest.plans else ""
     yield accuracy_summary(manifest)
@@ -103,7 +103,7 @@ def _files(inspection: Inspection) -> str:
 
 
 def _engines(inspection: Inspection) -> str:
-    """Which engines this machine can run; nothing is known of it where the bundle cannot be used."""
+    """Returns which engines this machine can run; empty if the bundle cannot be used."""
     if inspection.auto is None:
         return ""
     lines = ["on this machine"]
@@ -119,7 +119,7 @@ def _engines(inspection: Inspection) -> str:
 
 
 def _printable_manifest(manifest: Manifest) -> Manifest:
-    """The manifest with every text in it fit for a terminal: whoever wrote the bundle may mean to deceive."""
+    """Returns the manifest with all texts escaped for a terminal, since the bundle is not trusted."""
 
     def clean(value: Any) -> Any:
         if isinstance(value, str):

@@ -1,6 +1,6 @@
-"""What can be found out about a bundle, sound or not, and about which of its engines this machine can run.
+"""Collects the facts about a bundle, even a damaged one, and about the engines that this machine can run.
 
-Gathers the facts, and raises only for what is no bundle at all; `tureen.commands.inspect` puts them into words.
+Raises an error only if there is no bundle at all. `tureen.commands.inspect` formats the facts.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from tureen.machine import available_cpus, cpu_flags, default_cache_directory, n
 
 NOT_A_GRAPH = "not an ONNX graph"
 UNLISTED = "not in the manifest"
-MAX_NAME_CHARACTERS: Final = 100  # of a name in a manifest that this Tureen cannot read
+MAX_NAME_CHARACTERS: Final = 100  # of name and version in a manifest that this version of Tureen cannot read
 
 
 class _Facts(BaseModel):
@@ -43,26 +43,26 @@ class _Facts(BaseModel):
 
 class FileState(_Facts):
     name: str
-    size: int | None = Field(description="bytes on disk; none: there is no regular file")
-    sha256: str = Field(description="that the manifest lists; empty: it does not list the file")
-    state: str = Field(description='"verified", or what is wrong with it')
+    size: int | None = Field(description="bytes on disk; none: no regular file")
+    sha256: str = Field(description="as listed in the manifest; empty: the file is not listed")
+    state: str = Field(description='"verified", or what is wrong with the file')
 
 
 class EngineAvailability(_Facts):
-    """Whether this machine can run an engine that the bundle vouches for."""
+    """Whether this machine can run an engine that the bundle lists."""
 
     engine: str
     precision: str
     artefact: str
-    can_run: bool = Field(description="whether nothing seems to be missing; where it was tried, whether it did")
+    can_run: bool = Field(description="after a trial: whether it ran; else whether nothing seems to be missing")
     why_not: str = ""
-    largest_difference: float | None = Field(default=None, description="from the golden logits, where it was tried")
+    largest_difference: float | None = Field(default=None, description="from the golden logits, after a trial")
 
 
 class AutoChoice(_Facts):
-    """What the engine "auto" comes to on this machine."""
+    """The engine that "auto" chooses on this machine."""
 
-    engine: str | None = Field(description="engine and precision; none: there is none, or it takes a race to know")
+    engine: str | None = Field(description="engine and precision; none: there is none, or only a race decides")
     why: str
 
 
@@ -72,15 +72,15 @@ class Inspection(_Facts):
     version: str
     schema_version: int
     error: str | None = Field(description="why the bundle cannot be used; none: it is sound")
-    manifest: Manifest | None = Field(description="none where this Tureen cannot read it")
+    manifest: Manifest | None = Field(description="none if this version of Tureen cannot read it")
     files: list[FileState]
-    graphs: dict[str, GraphFile] = Field(description="by file, what each ONNX graph that is what is listed says")
+    graphs: dict[str, GraphFile] = Field(description="the description of each verified ONNX graph, by file")
     engines: list[EngineAvailability] = Field(description="in the order of the manifest's parity")
-    auto: AutoChoice | None = Field(description="none where the bundle cannot be used")
+    auto: AutoChoice | None = Field(description="none if the bundle cannot be used")
 
 
 class _ManifestOutline(BaseModel):
-    """What bundles of any schema have in common."""
+    """The fields that manifests of all schema versions have."""
 
     schema_version: int
     name: str = ""
@@ -89,10 +89,10 @@ class _ManifestOutline(BaseModel):
 
 
 def inspect_bundle(path: Path, *, is_trial: bool = False) -> Inspection:
-    """The facts about the bundle at `path`.
+    """Returns the facts about the bundle at `path`.
 
-    is_trial: open each engine, have it reproduce the golden rows, and let "auto" choose.
-    Raises BundleError where there is no manifest, or nothing in it that can be shown.
+    is_trial: whether to open each engine, check the golden rows, and let "auto" choose.
+    Raises BundleError if there is no manifest or it has no readable field.
     """
     outline = _read_outline(path)
     manifest: Manifest | None = None
@@ -133,7 +133,7 @@ def _read_outline(path: Path) -> _ManifestOutline:
 
 
 def _file_states(path: Path, outline: _ManifestOutline) -> tuple[list[FileState], dict[str, GraphFile]]:
-    """The state of every file that a manifest of any schema lists, and of some that it does not; and the graphs."""
+    """Returns the state of each listed file and of some unlisted ones, and the descriptions of the graphs."""
     names, record_of = TypeAdapter(FileName), TypeAdapter(FileRecord)
     files: list[FileState] = []
     graphs: dict[str, GraphFile] = {}
@@ -142,7 +142,7 @@ def _file_states(path: Path, outline: _ManifestOutline) -> tuple[list[FileState]
             names.validate_python(name)
             record = record_of.validate_python(listed)
         except ValidationError:
-            continue  # whoever reads the manifest says so
+            continue  # `read_manifest` reports it
         state = VERIFIED
         try:
             data = read_listed_file(path, name, record)
@@ -173,7 +173,7 @@ def _size_on_disk(path: Path, name: str) -> int | None:
 
 
 def _damaged_artefacts(bundle: Bundle) -> dict[str, str]:
-    """Why each file that an engine of the bundle's cannot run, cannot be run."""
+    """Returns the error of each engine file that cannot be used."""
     damaged = {}
     engine_files = [name for name in bundle.manifest.files if "/" in name]
     for name in dict.fromkeys([*(row.artefact for row in bundle.manifest.parity), *engine_files]):
@@ -238,7 +238,7 @@ def _try_auto(bundle: Bundle) -> AutoChoice:
 
 
 def _predict_auto(bundle: Bundle, engines: Sequence[EngineAvailability]) -> AutoChoice:
-    """What "auto" would come to, as far as it can be told without opening anything."""
+    """Returns the choice of "auto" as far as it is known without opening an engine."""
     runnable = {(engine.engine, engine.precision) for engine in engines if engine.can_run}
     ranking = read_ranking(bundle, _options())
     first = ranking.timings[0] if ranking else None
@@ -246,14 +246,14 @@ def _predict_auto(bundle: Bundle, engines: Sequence[EngineAvailability]) -> Auto
         return AutoChoice(engine=f"{first.engine} {first.precision}", why=explain_choice(bundle, _options()) or "")
     names = [f"{engine.engine} {engine.precision}" for engine in engines if engine.can_run]
     if not names:
-        return AutoChoice(engine=None, why="this machine can run no engine that the bundle vouches for")
+        return AutoChoice(engine=None, why="this machine can run no engine that the bundle lists")
     if len(names) == 1:
-        return AutoChoice(engine=names[0], why="the only one that this machine seems to have")
+        return AutoChoice(engine=names[0], why="the only one that this machine seems to run")
     return AutoChoice(
-        engine=None, why=f"the fastest of {', '.join(names)}, by a race when it opens them; --try shows it"
+        engine=None, why=f"the fastest of {', '.join(names)}, by a race at the first start; --try shows it"
     )
 
 
 def _options() -> EngineOptions:
-    """As `tureen.load` has them."""
+    """Returns the options that `tureen.load` uses by default."""
     return EngineOptions(threads=available_cpus(), cache=default_cache_directory())

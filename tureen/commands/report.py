@@ -1,4 +1,4 @@
-"""What a manifest says, as text for a terminal."""
+"""Formats the measurements in a manifest as text for a terminal."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from tureen.tokens import CLEAN_BETA, ROBUST_BETA
 
 
 def accuracy_summary(manifest: Manifest) -> str:
-    """The β table of a co-trained model; of one that is not, what it has instead of two modes, and its one row."""
+    """Returns the β table of a co-trained model; of another model a sentence about its tokens, and its accuracy."""
     if manifest.is_cotrained:
         return accuracy_table(manifest.accuracy)
     return f"{tokens_sentence(manifest)}\n{single_token_accuracy(manifest.accuracy)}"
 
 
 def tokens_sentence(manifest: Manifest) -> str:
-    """What β there is to choose."""
+    """Returns a sentence about the tokens and the choice of β."""
     if manifest.is_cotrained:
-        return "two tokens, co-trained: 0 is the clean one, 1 the robust one"
+        return "two co-trained tokens: β = 0 is the clean one, β = 1 the robust one"
     if manifest.has_two_tokens:
-        return "two equal tokens: not co-trained, so β may be chosen and changes nothing"
-    return "one token: not co-trained, so there is no β to choose"
+        return "two equal tokens, not co-trained: any β gives the same result"
+    return "one token, not co-trained: there is no β to choose"
 
 
 def single_token_accuracy(rows: Sequence[AccuracyRow]) -> str:
-    """The accuracy of a model whose rows are all equal, or that there is none."""
+    """Returns the accuracy of a model whose rows are all equal, or that it was not measured."""
     if not rows:
         return "accuracy: not measured"
     row = rows[0]
@@ -50,7 +50,7 @@ def single_token_accuracy(rows: Sequence[AccuracyRow]) -> str:
 
 
 def accuracy_table(rows: Sequence[AccuracyRow]) -> str:
-    """The β table as text, a row a β, each accuracy in per cent with its 95 % interval."""
+    """Returns the β table: one row per β, each accuracy in per cent with its 95 % interval."""
     first = rows[0]
     lines = [
         f"accuracy on {first.n} held-out images, % (95 % interval); robust: {first.attack}, "
@@ -64,14 +64,14 @@ def accuracy_table(rows: Sequence[AccuracyRow]) -> str:
 
 
 def clean_table(betas: Sequence[float], accuracies: Sequence[Accuracy], n: int) -> str:
-    """Accuracy without an attack, a row a β, in per cent with its 95 % interval."""
+    """Returns the accuracy without an attack: one row per β, in per cent with its 95 % interval."""
     lines = [f"accuracy on {n} images, % (95 % interval)", f"{'β':>6}  {'clean':>20}"]
     lines += [f"{beta:6.2f}  {_with_interval(a):>20}" for beta, a in zip(betas, accuracies, strict=True)]
     return "\n".join(lines)
 
 
 def ensemble_table(ensembles: Sequence[AccuracyRow], soups: Sequence[AccuracyRow]) -> str:
-    """Ensembles beside the soups at the same β that met the same attack, with what each costs."""
+    """Returns the ensembles and the soups at the same β under the same attack, with the cost of each."""
     first = ensembles[0]
     by_beta = {row.beta: row for row in soups if _measurement_key(row) == _measurement_key(first)}
     lines = [
@@ -91,7 +91,7 @@ def ensemble_table(ensembles: Sequence[AccuracyRow], soups: Sequence[AccuracyRow
 
 
 def matrix_table(matrix: TransferMatrix) -> str:
-    """The transfer matrix as text: a row a β attacked, a column a β served; then what is suspect in it."""
+    """Returns the transfer matrix: one row per β attacked, one column per β served; then its suspect cells."""
 
     def line(name: str, shares: Sequence[float], suspected: Collection[float] = ()) -> str:
         cells = zip(matrix.betas, shares, strict=True)
@@ -120,7 +120,7 @@ def matrix_table(matrix: TransferMatrix) -> str:
 
 
 def suspect_sentence(suspect: Suspect) -> str:
-    """What a suspect cell of the matrix means, as a sentence."""
+    """Returns the meaning of a suspect cell of the matrix as a sentence."""
     attacked = "all β at once" if suspect.attacked is None else f"β = {suspect.attacked:g}"
     return (
         f"the attack on {attacked} breaks β = {suspect.served:g} better than the attack on it (p = "
@@ -129,7 +129,7 @@ def suspect_sentence(suspect: Suspect) -> str:
 
 
 def epsilon_table(curve: Sequence[AccuracyRow]) -> str:
-    """Robust accuracy by radius, a row a radius, a column a β."""
+    """Returns the robust accuracy by radius: one row per radius, one column per β."""
     first = curve[0]
     betas = list(dict.fromkeys(row.beta for row in curve))
     shares = {(row.epsilon_255, row.beta): row.robust.value for row in curve}
@@ -145,7 +145,7 @@ def epsilon_table(curve: Sequence[AccuracyRow]) -> str:
 
 
 def shift_table(rows: Sequence[ShiftRow]) -> str:
-    """Mean accuracy over severities by corruption, the means of the families and of all corruptions, a column a β."""
+    """Returns the mean accuracy over the severities: rows for corruptions, families and all, one column per β."""
     betas = list(dict.fromkeys(row.beta for row in rows))
     severities = ", ".join(map(str, rows[0].accuracy))
 
@@ -169,12 +169,12 @@ def shift_table(rows: Sequence[ShiftRow]) -> str:
 
 
 def mean_accuracy(rows: Sequence[ShiftRow]) -> float:
-    """The mean over corruptions of the mean over severities, each corruption counting once."""
+    """Returns the mean over corruptions of the mean over severities. Each corruption counts once."""
     return mean(mean(row.accuracy.values()) for row in rows)
 
 
 def check_results(checks: Sequence[Check]) -> str:
-    """Every check with its figures in per cent; what a failure means stands below it."""
+    """Returns each check with its figures in per cent. Below a failed check is its meaning."""
     lines = [f"checks on the attack, on {' or '.join(str(n) for n in sorted({check.n for check in checks}))} images"]
     for check in checks:
         figures = ", ".join(f"{name} {100 * share:.1f} %" for name, share in check.figures.items())
@@ -185,7 +185,7 @@ def check_results(checks: Sequence[Check]) -> str:
 
 
 def parity_table(rows: Sequence[ParityRow]) -> str:
-    """A row for each engine and precision that the bundle vouches for; below, what each lower precision is worth."""
+    """Returns one row per engine and precision that the bundle lists, then the accuracy of each lower precision."""
     names = [f"{row.engine} {row.precision}" for row in rows]
     width = max(22, *map(len, names))
     lines = [f"{'engine':<{width}} {'largest |Δ|':>12} {'mean |Δ|':>10} {'same label':>11}   against PyTorch, logits"]
@@ -201,7 +201,7 @@ def parity_table(rows: Sequence[ParityRow]) -> str:
 
 
 def served_accuracy_table(name: str, rows: Sequence[ServedAccuracy]) -> str:
-    """What an engine makes of each β beside PyTorch in fp32, on the same images, in per cent."""
+    """Returns the accuracy of an engine and of PyTorch in fp32 on the same images, in per cent, by β."""
     first = rows[0]
     lines = [
         f"{name} beside PyTorch in fp32, accuracy on {first.n} images, %; transferred: {first.attack}, "
@@ -217,8 +217,8 @@ def served_accuracy_table(name: str, rows: Sequence[ServedAccuracy]) -> str:
 
 
 def plan_table(plans: Mapping[str, PlanRecord]) -> str:
-    """What each compiled plan is bound to."""
-    lines = ["compiled plans, and what each is bound to"]
+    """Returns the engine, version, GPU and batches that each compiled plan needs."""
+    lines = ["compiled plans, and what each needs"]
     for name, plan in plans.items():
         least, best, largest = plan.batch
         lines.append(

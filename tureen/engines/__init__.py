@@ -115,7 +115,7 @@ def open_engine(
         verified += [opened for row in measured if (opened := attempt(row))]
     if not verified:
         name = f"{engine} {precision or ''}".strip()
-        why = "; ".join(reasons) or "the bundle vouches for no such engine"
+        why = "; ".join(reasons) or "the bundle lists no such engine"
         raise EngineError(f"no engine for {name!r} can serve {bundle.path}: {why}")
     return verified[0] if len(verified) == 1 else _fastest(verified, bundle, options)
 

@@ -96,7 +96,7 @@ def check_golden_rows(engine: Engine, bundle: Bundle) -> float:
     name = f"{engine.name} {engine.precision}"
     row = bundle.parity(engine.name, engine.precision)
     if row is None:
-        raise EngineError(f"the bundle does not vouch for {name}: export it with that engine and precision")
+        raise EngineError(f"the bundle does not list {name}: export it with that engine and precision")
     golden = bundle.golden
     betas = np.repeat(golden.betas, len(golden.pixels))
     pixels = np.tile(golden.pixels, (len(golden.betas), 1, 1, 1))

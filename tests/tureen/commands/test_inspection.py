@@ -37,7 +37,7 @@ def edit_manifest(bundle, change):
     (bundle / MANIFEST).write_text(json.dumps(manifest))
 
 
-def vouch(bundle, engine, precision, artefact, **changes):
+def add_parity_row(bundle, engine, precision, artefact, **changes):
     """A row of parity for one more engine, as the first row has it."""
     row = {"engine": engine, "precision": precision, "artefact": artefact}
     edit_manifest(bundle, lambda m: m["parity"].append({**m["parity"][0], **row}) or m.update(changes))
@@ -145,7 +145,7 @@ def test_a_graph_with_data_elsewhere_is_shown_and_refused(own_bundle, put_file, 
 
 def test_a_damaged_engine_is_told_though_the_others_could_serve(own_bundle, put_file, capsys):
     put_file(own_bundle, INT8, (own_bundle / BACKBONE).read_bytes())
-    vouch(own_bundle, "openvino", "int8", INT8)
+    add_parity_row(own_bundle, "openvino", "int8", INT8)
     assert inspect_bundle(own_bundle).error is None
     (own_bundle / INT8).write_bytes(b"other")
     inspection = inspect_bundle(own_bundle)
@@ -158,7 +158,7 @@ def test_a_damaged_engine_is_told_though_the_others_could_serve(own_bundle, put_
 
 def test_a_plan_for_another_machine_is_told(own_bundle, put_file, capsys):
     put_file(own_bundle, PLAN, b"a plan")
-    vouch(own_bundle, "tensorrt", "fp16", PLAN, plans={PLAN: plan_record()})
+    add_parity_row(own_bundle, "tensorrt", "fp16", PLAN, plans={PLAN: plan_record()})
     status, out, _ = shown(capsys, own_bundle)
     assert status == 0
     assert "built on NVIDIA L4, batches of 1 to 32" in out

@@ -74,13 +74,13 @@ def test_neighbours_of_another_beta_change_nothing(engine, bundle, checkpoint):
     assert np.abs(clean - robust).max() > 10_000 * 1e-5  # the token does something
 
 
-def test_auto_opens_an_engine_that_the_bundle_vouches_for(bundle):
+def test_auto_opens_an_engine_that_the_bundle_lists(bundle):
     engine = open_engine(bundle)
     assert bundle.parity(engine.name, engine.precision) is not None
     engine.close()
 
 
-def test_auto_leaves_out_what_the_bundle_does_not_vouch_for(bundle):
+def test_auto_leaves_out_what_the_bundle_does_not_list(bundle):
     rows = [row for row in bundle.manifest.parity if row.engine == "onnxruntime"]
     manifest = bundle.manifest.model_copy(update={"parity": rows})
     engine = open_engine(dataclasses.replace(bundle, manifest=manifest))
@@ -90,7 +90,7 @@ def test_auto_leaves_out_what_the_bundle_does_not_vouch_for(bundle):
 
 def test_an_engine_without_parity_is_refused(bundle):
     manifest = bundle.manifest.model_copy(update={"parity": []})
-    with pytest.raises(EngineError, match="vouches for no such engine"):
+    with pytest.raises(EngineError, match="lists no such engine"):
         open_engine(dataclasses.replace(bundle, manifest=manifest), "onnxruntime")
 
 

@@ -359,7 +359,7 @@ def test_a_plan_compiled_from_another_backbone_is_refused_before_it_is_opened(ow
 
 
 def test_asking_for_an_engine_that_the_bundle_has_no_plan_for_says_so(bundle):
-    with pytest.raises(EngineError, match="vouches for no such engine"):
+    with pytest.raises(EngineError, match="lists no such engine"):
         open_engine(bundle, "tensorrt", options=default_options())
 
 

@@ -58,7 +58,7 @@ def timings(*images_per_second):
 
 
 def only(bundle, *names):
-    """The bundle as if it vouched for these engines alone."""
+    """The bundle, as if it listed these engines only."""
     rows = [row for row in bundle.manifest.parity if f"{row.engine} {row.precision}" in names]
     return dataclasses.replace(bundle, manifest=bundle.manifest.model_copy(update={"parity": rows}))
 
