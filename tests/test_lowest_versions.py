@@ -18,7 +18,7 @@ TOOLS = {
 }  # fmt: skip
 NEED_MORE = [  # torch, onnx, TensorRT, Ray, a browser, or packages outside the extras
     "tests/serve/api/console", "tests/serve/jobs/test_ray_cluster.py", "tests/serve/oip/test_clients.py",
-    "tests/serve/api/test_single_token.py", "tests/tureen/engines", "tests/tureen/test_bench.py",
+    "tests/serve/api/test_single_token.py", "tests/tureen/engines", "tests/tureen/bench",
     "tests/tureen/bundle/test_bundle.py", "tests/tureen/test_cli.py", "tests/tureen/bundle/test_graph_check.py",
     "tests/tureen/bundle/test_graph.py", "tests/tureen/commands/test_inspection.py", "tests/tureen/test_preprocess.py",
 ]  # fmt: skip

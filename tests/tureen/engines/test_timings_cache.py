@@ -17,7 +17,7 @@ from tureen.engines.timings_cache import (
     LOW_PRECISION_HANDICAP,
     Ranking,
     Timing,
-    conditions,
+    current_conditions,
     explain_choice,
     make_ranking,
     read_ranking,
@@ -132,7 +132,7 @@ def test_knowledge_of_other_conditions_is_none(two, bundle, options):
 
 
 def test_the_conditions_name_machine_runtimes_and_tureen(two, options):
-    here = conditions(two, options)
+    here = current_conditions(two, options)
     assert {"onnxruntime", "openvino"} <= set(here.runtimes)
     assert here.tureen == tureen.__version__
     assert here.processor
@@ -144,7 +144,7 @@ def test_knowledge_from_another_runtime_version_is_ignored_even_in_the_right_pla
     other = ranking.conditions.model_copy(update={"runtimes": {"onnxruntime": "0.1"}})
     file_of(options).write_text(ranking.model_copy(update={"conditions": other}).model_dump_json())
     _, log = opened(two, options)
-    assert "is of other conditions" in log
+    assert "has other conditions" in log
     assert "engine race:" in log
 
 
