@@ -244,10 +244,10 @@ def test_onnx_runtimes_own_format_is_refused_even_where_it_is_a_graph_too(tmp_pa
         (b"\x80" * 12, "no protobuf message"),
         (b"\x00\x00", "no protobuf message"),
         (b"\x3b", "no protobuf message"),  # a group
-        (b"\x3d\x00\x00\x00\x00", "a number stands"),  # the graph as a number
+        (b"\x3d\x00\x00\x00\x00", "holds a number"),  # the graph as a number
         (b"\x42\x04\x10\x14\x10\x14", "given twice"),
         (b"\x42\x02\x10\x14\x42\x02\x10\x15", "two opsets"),
-        (b"\x42\x04\x0a\x02\x41\x42\x42\x02\x12\x00", "something else stands"),
+        (b"\x42\x04\x0a\x02\x41\x42\x42\x02\x12\x00", "holds something else"),
         (b"<?xml version='1.0'?><net/>", "no protobuf message"),
     ],
 )
