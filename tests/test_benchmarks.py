@@ -44,7 +44,7 @@ def run(clone, *arguments, timeout_s=280):
 
 
 def test_every_benchmark_that_a_page_names_prints_its_usage(clone):
-    assert {"serving", "batch", "jobs", "decoding", "propagation"} <= set(BENCHMARKS)
+    assert {"serving", "batch", "jobs", "propagation"} <= set(BENCHMARKS)
     assert run(clone, "-c", PRINT_HELP, *BENCHMARKS).split() == BENCHMARKS
 
 
@@ -59,10 +59,9 @@ def test_make_bench_runs_every_benchmark_that_its_section_and_the_readme_name():
     assert in_readme <= in_section
 
 
-def test_decoding_prints_that_it_uses_synthetic_images(clone):
-    output = run(clone, "-m", "benchmarks.decoding", "--photographs", "2")
+def test_a_benchmark_without_the_photographs_prints_that_it_uses_synthetic_images(clone):
+    output = run(clone, "-c", "from benchmarks.workload import load_photographs; load_photographs(count=2)")
     assert "images: 2 synthetic" in output
-    assert "2 photographs to 224 × 224, one core" in output
 
 
 def test_synthetic_images_have_the_size_of_photographs():

@@ -14,11 +14,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
-try:
-    import simplejpeg
-except ImportError:  # optional: Pillow decodes the same pixels; `benchmarks.decoding` compares the speed
-    simplejpeg = None
-
 from tureen.errors import (
     EmptyImageError,
     ImageTooLargeError,
@@ -123,8 +118,6 @@ def decode(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
             header = read_header(data, max_scans=limits.max_jpeg_scans)
             if header is None or (header is not UNKNOWN_HEADER and header.pixels < width * height):
                 raise UndecodableImageError  # the two headers differ, so the cost was estimated too low
-            if image.format == "JPEG" and (rgb := _decode_with_simplejpeg(stripped, image)) is not None:
-                return _apply_orientation(rgb, orientation(exif, xmp))
             return _upright_rgb(image, exif, xmp)
     except ImageTooLargeError:
         raise
@@ -173,21 +166,6 @@ def _upright_rgb(image: Image.Image, exif: bytes = b"", xmp: bytes = b"") -> Ima
     image.load()
     exif, xmp = exif or image.info.get("exif") or b"", xmp or image.info.get("xmp") or b""
     return _apply_orientation(_to_rgb(image), orientation(exif, xmp))
-
-
-def _decode_with_simplejpeg(data: bytes, image: Image.Image) -> Image.Image | None:
-    """Returns the JPEG in RGB, decoded by simplejpeg to the same pixels as by Pillow; None if Pillow must decode it.
-
-    simplejpeg may be missing, refuses every damaged image, and cannot decode CMYK. image: the same JPEG opened by
-    Pillow; its checked size is the size of the buffer.
-    """
-    if simplejpeg is None or image.mode not in ("RGB", "L"):
-        return None
-    pixels = np.empty((image.height, image.width, 3), np.uint8)
-    try:
-        return Image.fromarray(simplejpeg.decode_jpeg(data, "RGB", buffer=pixels))
-    except ValueError:
-        return None
 
 
 def _has_known_signature(data: bytes) -> bool:
