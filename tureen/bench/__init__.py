@@ -1,1 +1,1 @@
-"""`tureen bench`: how fast each engine runs a bundle here, and the settings of `tureen serve` that suit it best."""
+"""`tureen bench`: measures how fast each engine runs a bundle on this machine, and recommends server settings."""

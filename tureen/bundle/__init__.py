@@ -1,1 +1,1 @@
-"""The bundle: its format, its files, and their checks."""
+"""Reads, verifies and writes bundles: the model directories that export makes and the server loads."""

@@ -1,1 +1,1 @@
-"""Commands of the core library: `tureen inspect`, `tureen demo`, and reports."""
+"""`tureen inspect` and `tureen demo`, and the tables that several commands print."""

@@ -20,7 +20,7 @@ def test_every_engine_is_measured_with_each_number_of_streams(measured):
         assert engine.memory_bytes is None or 1e6 < engine.memory_bytes < 1e9
 
 
-def test_an_engine_that_is_not_to_be_had_is_named_with_the_reason(measured):
+def test_an_engine_that_is_not_available_is_named_with_the_reason(measured):
     benchmark, _ = measured
     assert [(out.engine, out.precision, out.streams) for out in benchmark.left_out] == [
         ("openvino", "int8", 1),

@@ -1,0 +1,23 @@
+"""What the demo does before it trains; all of it is in tests/end_to_end/test_demo.py."""
+
+import socket
+
+import numpy as np
+import pytest
+
+from tureen.commands.demo import PortTakenError, demo, drawn_ship
+
+
+def test_the_ship_is_a_picture_of_several_colours():
+    ship = drawn_ship()
+    assert (ship.mode, ship.size) == ("RGB", (320, 320))
+    assert len(np.unique(np.asarray(ship).reshape(-1, 3), axis=0)) == 6
+
+
+@pytest.mark.parametrize("bundle", ["digits", "cifar10"])
+def test_a_port_in_use_is_an_error_before_anything_is_made(bundle, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        with pytest.raises(PortTakenError, match=f"127.0.0.1:{port} is in use or not available: choose another --port"):
+            demo(["--bundle", bundle, "--dir", str(tmp_path / "new"), "--port", str(port)])
+    assert not (tmp_path / "new").exists()
