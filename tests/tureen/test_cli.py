@@ -51,8 +51,10 @@ def test_an_unknown_command_is_wrong_use(capsys):
     ("arguments", "status", "message"),
     [
         (["inspect", "nowhere"], 1, "is not a bundle"),
-        (["export", "nowhere", "--out", "new"], 1, "not a finished checkpoint"),
-        (["evaluate", "nowhere"], 1, "not a finished checkpoint"),
+        (["export", "nowhere", "--out", "new"], 1, "nowhere does not exist"),
+        (["export", ".", "--out", "new"], 1, "not a finished checkpoint"),
+        (["evaluate", "nowhere"], 1, "nowhere does not exist"),
+        (["evaluate", "."], 1, "not a finished checkpoint"),
         (["bench", "nowhere"], 1, "is not a bundle"),
         (["serve", "nowhere"], 1, "is not a bundle"),
         (["train", "digits", "--set", "epochs=0"], 2, "epochs"),
@@ -62,7 +64,7 @@ def test_an_unknown_command_is_wrong_use(capsys):
         (["train", "digits", "--out", "/dev/null/x"], 1, "/dev/null/x"),
         (["train", "digits", "--set", "epoch=1"], 2, "has no 'epoch'"),
         (["train", "digits", "--set", "epochs"], 2, "KEY=VALUE"),
-        (["export", "nowhere", "--out", "new", "--default-beta", "2"], 2, "β is"),
+        (["export", ".", "--out", "new", "--default-beta", "2"], 2, "β is"),
     ],
 )
 def test_an_error_is_one_line_and_a_status(arguments, status, message, capsys, tmp_path, monkeypatch):
