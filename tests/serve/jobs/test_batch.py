@@ -7,7 +7,7 @@ import pytest
 
 import tureen
 from serve.commands.batch import batch
-from serve.errors import InputError, OutputError
+from serve.errors import InputError
 from serve.jobs.job_output import SUCCESS_FILE
 from tests.serve.jobs.conftest import BUNDLE
 from tests.serve.jobs.tables import rows_of
@@ -46,18 +46,3 @@ def test_an_empty_path_is_refused_and_never_the_current_folder(run_batch, photos
     assert capsys.readouterr().err.count("it is empty: give a directory") == 2
     assert not (tmp_path / "out").exists()
     assert {path.name for path in photos.iterdir()} == {"a", "b", "c"}
-
-
-def test_a_job_that_decoded_jpeg_at_a_fraction_of_its_size_is_not_continued_and_any_other_earlier_job_is(
-    run_batch, photos, tmp_path
-):
-    """--jpeg-scaling was an option of earlier versions, and job.json names it."""
-    out = tmp_path / "out"
-    assert run_batch(photos, out) == 0
-    job = out / "_job" / "job.json"
-    stored = json.loads(job.read_text())
-    assert stored["jpeg_scaling"] is False
-    assert run_batch(photos, out, "--resume") == 0
-    job.write_text(json.dumps({**stored, "jpeg_scaling": True}))
-    with pytest.raises(OutputError, match="another version: give another directory"):
-        run_batch(photos, out, "--resume")

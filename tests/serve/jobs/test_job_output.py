@@ -1,5 +1,7 @@
 """A job in its output directory: how it starts, resumes and ends, and what stops it."""
 
+import json
+
 import pytest
 
 import serve.inference.decode_process
@@ -138,3 +140,18 @@ def test_an_output_inside_the_input_or_outside_a_directory_is_refused(run_batch,
     with pytest.raises(SystemExit):
         run_batch(photos, "s3://bucket/out")
     assert "directory of this machine" in capsys.readouterr().err
+
+
+def test_a_job_that_decoded_jpeg_at_a_fraction_of_its_size_is_not_continued_and_any_other_earlier_job_is(
+    run_batch, photos, tmp_path
+):
+    """--jpeg-scaling was an option of earlier versions, and job.json names it."""
+    out = tmp_path / "out"
+    assert run_batch(photos, out) == 0
+    job = out / "_job" / "job.json"
+    stored = json.loads(job.read_text())
+    assert stored["jpeg_scaling"] is False
+    assert run_batch(photos, out, "--resume") == 0
+    job.write_text(json.dumps({**stored, "jpeg_scaling": True}))
+    with pytest.raises(OutputError, match="another version: give another directory"):
+        run_batch(photos, out, "--resume")
