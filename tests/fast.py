@@ -22,7 +22,7 @@ SLOW_PATHS = (
     "test_lowest_versions.py", "training/attacks/test_autoattack.py", "training/commands/test_evaluate.py",
     "training/test_cotrain.py", "training/test_distributed.py", "training/test_interruption.py",
     "training/test_overfitting.py", "training/test_pretrained.py", "training/test_run.py",
-    "tureen/test_bench.py", "tureen/engines/test_trt_build.py", "tureen/engines/test_vendor_types.py",
+    "tureen/bench/test_worker.py", "tureen/engines/test_tensorrt_build.py", "tureen/engines/test_vendor_types.py",
 )  # fmt: skip
 # … or many processes or folders: five seconds or more.
 SLOW_TESTS = frozenset({
