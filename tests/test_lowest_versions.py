@@ -50,7 +50,7 @@ def test_the_server_and_the_library_work_with_the_lowest_direct_versions(bundle_
     assert subprocess.run(tests, cwd=ROOT, env=environment).returncode == 0
 
 
-def test_every_path_that_the_lowest_versions_leave_out_is_there():
+def test_every_path_that_the_lowest_versions_leave_out_exists():
     for name in [*NEED_MORE, *NEED_TORCH]:
         path, _, test = name.partition("::")
         assert (ROOT / path).exists(), path

@@ -49,7 +49,7 @@ def stop(demo):
     assert demo.returncode == 0, error
 
 
-def test_the_demo_serves_what_it_prints_and_again_without_training(demo_directory):
+def test_the_demo_serves_the_printed_command_and_a_second_run_does_not_train(demo_directory):
     demo = start(demo_directory)
     try:
         shown = read_until(demo.stdout, "Ctrl-C stops")
@@ -80,7 +80,7 @@ def test_the_demo_serves_what_it_prints_and_again_without_training(demo_director
     assert [a["predictions"][0]["label"] for a in repeated] == [fooled, right]
 
 
-def test_a_damaged_bundle_is_made_again(demo_directory):
+def test_a_damaged_bundle_is_rebuilt(demo_directory):
     command = [sys.executable, "-m", "tureen.cli", "demo", "--dir", str(demo_directory), "--no-serve"]
     with (demo_directory / "bundle" / "backbone.onnx").open("ab") as graph:
         graph.write(b"x")
@@ -102,7 +102,7 @@ def test_the_samples_are_held_out_digits_as_png(demo_directory, checkpoint, soup
         assert answer.predictions[0].label == str(label)
 
 
-def test_a_taken_port_is_told_before_two_minutes_of_training(tmp_path):
+def test_a_taken_port_fails_before_two_minutes_of_training(tmp_path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -114,6 +114,6 @@ def test_a_taken_port_is_told_before_two_minutes_of_training(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-def test_make_demo_runs_that_command_on_the_port_asked_for():
+def test_make_demo_runs_that_command_on_the_given_port():
     shown = subprocess.check_output(["make", "--dry-run", "demo", "PORT=8123"], cwd=ROOT, text=True)
     assert "tureen demo --port 8123" in shown

@@ -70,7 +70,7 @@ def test_deep_transparent_and_narrow_images_cost_more_than_plain_ones(encode):
     assert cost(encode(Image.new("RGB", (1000, 1000)), transparency=(0, 0, 0))).memory > plain.memory
 
 
-def test_what_is_refused_before_it_is_decoded_costs_the_least(encode):
+def test_an_image_refused_before_decoding_costs_the_least(encode):
     image = encode(Image.new("RGB", (100, 100)))
     assert cost(image, max_pixels=9_999) is LEAST_COST
     assert cost(b"") is cost(b"no image") is cost(image[:20]) is LEAST_COST

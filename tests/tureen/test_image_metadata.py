@@ -52,7 +52,7 @@ def test_comments_profiles_previews_and_padding_go_and_every_pixel_stays(jpeg):
     np.testing.assert_array_equal(pixels(crowded), pixels(jpeg))
 
 
-def test_what_tells_a_jpegs_colours_stays(photograph, encode):
+def test_the_colour_marker_of_a_jpeg_stays(photograph, encode):
     for image in (encode(photograph, "JPEG", keep_rgb=True), encode(photograph.convert("CMYK"), "JPEG")):
         assert b"Adobe" in strip_metadata(image, **LIMITS).data
         with Image.open(io.BytesIO(image)) as opened:
@@ -109,7 +109,7 @@ def test_an_orientation_that_is_damaged_or_impossible_is_none(exif):
     assert orientation(exif, b"") == 1
 
 
-def test_an_orientation_in_xmp_counts_where_exif_has_none(photograph, encode):
+def test_an_orientation_in_xmp_counts_if_exif_has_none(photograph, encode):
     xmp = b'<rdf:Description tiff:Orientation="6"/>'
     assert (orientation(b"", xmp), orientation(tiff(3), xmp), orientation(tiff(3, tag=1), xmp)) == (6, 3, 6)
     assert decode(encode(photograph, "JPEG", xmp=xmp)).size == (48, 64)
@@ -149,7 +149,7 @@ def test_scans_are_counted_before_anything_is_decoded(progressive):
         decode(progressive, ImageLimits(max_jpeg_scans=3))
 
 
-def test_scans_do_not_hide_in_a_second_picture_nor_behind_what_libjpeg_skips(progressive, photograph, encode):
+def test_scans_are_found_in_a_second_picture_and_behind_skipped_bytes(progressive, photograph, encode):
     second = encode(photograph, "MPO", save_all=True, append_images=[photograph])
     start = second.index(b"MPF\0") - 4
     length = 2 + int.from_bytes(second[start + 2 : start + 4], "big")
@@ -170,6 +170,6 @@ def test_segments_between_scans_are_counted_too(progressive):
         decode(with_scans(progressive, 1, before=segment(0xFE, b"\xff\xda" * 3) * 20_000))
 
 
-def test_a_film_behind_a_photograph_is_not_taken_for_scans(progressive):
+def test_a_video_behind_a_photograph_does_not_count_as_scans(progressive):
     """As telephones store them: some megabytes of anything, in which the two bytes of a scan occur by chance."""
     np.testing.assert_array_equal(pixels(progressive + SCAN * 1000), pixels(progressive))

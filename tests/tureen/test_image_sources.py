@@ -70,7 +70,7 @@ def test_an_open_file_is_read_and_left_open(file):
             pixels_from_source(opened, SPEC, DEFAULT_LIMITS)
 
 
-def test_no_more_is_read_than_the_limit_and_the_byte_that_refuses_it(file):
+def test_at_most_one_byte_over_the_limit_is_read(file):
     trickle = Trickle(file.read_bytes())
     with pytest.raises(ImageTooLargeError):
         pixels_from_source(trickle, SPEC, ImageLimits(max_image_bytes=100))
@@ -93,7 +93,7 @@ def test_a_path_that_cannot_be_read_is_named_with_the_reason(path, reason):
         pixels_from_source(path, SPEC, DEFAULT_LIMITS)
 
 
-def test_a_file_that_cannot_be_read_says_what_to_look_at(file):
+def test_an_unreadable_file_names_the_cause_to_check(file):
     with file.open("rb") as closed:
         pass
     with pytest.raises(UnreadableImageError, match="the file cannot be read: it is closed"):
@@ -131,7 +131,7 @@ def test_a_file_whose_reading_fails_in_any_way_is_an_image_that_cannot_be_read()
 
 
 @pytest.mark.parametrize("source", [None, 7, object(), [b"list"], {"path": "a.png"}])
-def test_what_is_no_image_is_refused_with_the_types_that_are(source):
+def test_a_value_that_is_no_image_is_refused_with_the_accepted_types(source):
     with pytest.raises(ArgumentTypeError, match=f"type {type(source).__name__} is no image: give a path.*array"):
         pixels_from_source(source, SPEC, DEFAULT_LIMITS)
 
@@ -151,7 +151,7 @@ def test_bytes_that_are_no_image_are_refused():
         pixels_from_source(memoryview(b"text"), SPEC, DEFAULT_LIMITS)
 
 
-def test_one_image_is_told_from_several(file, photograph):
+def test_one_image_is_distinguished_from_several(file, photograph):
     array = np.asarray(photograph)
     with file.open("rb") as opened:
         for one in ("a.png", file, b"", bytearray(), memoryview(b""), opened, photograph, array, array[..., 0]):

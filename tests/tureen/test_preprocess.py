@@ -81,7 +81,7 @@ def test_shrinking_is_antialiased():
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_every_exif_orientation_comes_out_upright(encode, photograph, orientation):
+def test_every_exif_orientation_gives_an_upright_image(encode, photograph, orientation):
     stored = {
         1: photograph,
         2: photograph.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
@@ -105,7 +105,7 @@ def test_an_impossible_orientation_is_ignored(encode, photograph, orientation):
     np.testing.assert_array_equal(np.array(decode(encode(photograph, exif=exif))), np.array(photograph))
 
 
-def test_damaged_exif_beside_a_sound_picture_is_ignored(encode, photograph):
+def test_damaged_exif_of_a_valid_image_is_ignored(encode, photograph):
     assert decode(encode(photograph, "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")).size == photograph.size
 
 
@@ -170,7 +170,7 @@ def test_of_an_animation_the_first_frame_counts(encode):
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", UnsupportedImageTypeError),
     ],
 )
-def test_what_is_not_an_image(data, error):
+def test_a_body_that_is_no_image_is_refused(data, error):
     with pytest.raises(error):
         decode(data)
 
@@ -228,7 +228,7 @@ def test_photographs_without_their_metadata_give_the_pixels_of_the_whole_file(ph
         np.testing.assert_array_equal(np.asarray(decode(data)), np.asarray(whole))
 
 
-def test_every_sound_image_is_read(pictures):
+def test_every_valid_image_is_read(pictures):
     picture = Image.open(io.BytesIO(pictures[0])).convert("RGB").resize((48, 40))
     for name, data, expected in sound_images(picture):
         decoded = decode(data)
@@ -237,7 +237,7 @@ def test_every_sound_image_is_read(pictures):
         assert np.abs(np.asarray(decoded).astype(int) - np.asarray(expected)).mean() < 6, name
 
 
-def test_ten_thousand_malformed_images_give_pixels_or_an_image_error_at_once_and_no_warning(pictures):
+def test_ten_thousand_malformed_images_give_pixels_or_an_image_error_quickly_and_no_warning(pictures):
     """A warning of Pillow's would be a line in the server's log for each image that somebody makes up."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -305,7 +305,7 @@ def test_a_file_and_the_pillow_image_of_it_give_the_same_pixels(encode, written)
         np.testing.assert_array_equal(np.asarray(upright_rgb(image)), expected)
 
 
-def test_of_every_sound_file_the_pillow_image_gives_the_same_pixels(pictures):
+def test_the_pillow_image_of_every_valid_file_gives_the_same_pixels(pictures):
     for name, data, _ in sound_images(Image.open(io.BytesIO(pictures[0])).convert("RGB").resize((48, 40))):
         with Image.open(io.BytesIO(data)) as image:
             np.testing.assert_array_equal(np.asarray(upright_rgb(image)), np.asarray(decode(data)), name)
@@ -340,7 +340,7 @@ def test_the_limit_of_pixels_holds_for_a_pillow_image_before_it_is_loaded(encode
         (Image.new("La", (2, 2)), "mode La cannot be converted"),
     ],
 )
-def test_a_pillow_image_whose_mode_says_no_colour_is_refused(image, reason):
+def test_a_pillow_image_whose_mode_has_no_colour_is_refused(image, reason):
     with pytest.raises(UnsupportedImageTypeError, match=reason):
         upright_rgb(image)
 

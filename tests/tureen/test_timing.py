@@ -1,7 +1,7 @@
 from tureen.timing import LEAST_ROUNDS, calls_to_fill, median_seconds, run_in_turns, time_calls
 
 
-def test_each_has_its_turn_in_every_round_and_who_comes_first_alternates():
+def test_each_runs_once_in_every_round_in_alternating_order():
     order = []
 
     def turn(name):
@@ -14,7 +14,7 @@ def test_each_has_its_turn_in_every_round_and_who_comes_first_alternates():
     assert "".join(order) == "baabbaab"
 
 
-def test_where_time_is_up_there_are_three_rounds_still():
+def test_three_rounds_run_even_if_time_is_up():
     assert len(run_in_turns([list], rounds=31, seconds=1e-9)[0]) == LEAST_ROUNDS
     assert len(run_in_turns([list], rounds=2, seconds=1e-9)[0]) == 2
     assert len(run_in_turns([list], rounds=31, seconds=1e9)[0]) == 31

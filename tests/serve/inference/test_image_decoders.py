@@ -101,7 +101,7 @@ def test_a_small_image_is_decoded_without_a_process(encode):
     deciding(test)
 
 
-def test_an_error_from_a_process_is_the_error_of_a_thread_and_the_process_goes_on(large):
+def test_an_error_from_a_process_equals_that_of_a_thread_and_the_process_continues(large):
     async def test(decoders):
         for broken in (large[:500], bytes(21 * 2**20)):
             with pytest.raises((UndecodableImageError, ImageTooLargeError)) as here:
@@ -117,7 +117,7 @@ def test_an_error_from_a_process_is_the_error_of_a_thread_and_the_process_goes_o
     deciding(test)
 
 
-def test_a_process_that_dies_fails_its_own_image_and_another_takes_its_place(large, slow):
+def test_a_process_that_dies_fails_only_its_image_and_is_replaced(large, slow):
     async def test(decoders):
         doomed = asyncio.create_task(decode(decoders, slow))
         await until(decode_processes)
@@ -130,7 +130,7 @@ def test_a_process_that_dies_fails_its_own_image_and_another_takes_its_place(lar
     deciding(test)
 
 
-def test_a_process_that_died_while_it_had_nothing_to_do_fails_no_image(large):
+def test_a_process_that_died_while_idle_fails_no_image(large):
     async def test(decoders):
         await decode(decoders, large)
         (process,) = decode_processes()
@@ -161,7 +161,7 @@ def test_disproportionate_images_that_wait_delay_no_other_and_are_decoded_one_at
 
 
 @pytest.mark.parametrize("is_cancelled", [True, False])
-def test_a_decoding_that_nobody_waits_for_is_stopped(slow, is_cancelled):
+def test_an_abandoned_decoding_is_stopped(slow, is_cancelled):
     async def test(decoders):
         task = asyncio.create_task(decode(decoders, slow, limit_s=FOREVER_S if is_cancelled else 1))
         (process,) = await until(decode_processes)
@@ -174,7 +174,7 @@ def test_a_decoding_that_nobody_waits_for_is_stopped(slow, is_cancelled):
     deciding(test)
 
 
-def test_images_wait_for_each_other_where_their_memory_is_too_much_together(large):
+def test_images_wait_for_each_other_if_their_memory_exceeds_the_budget(large):
     async def test(decoders):
         half, most = (ImageCost(1, 10**9, size, ImageKind.LARGE) for size in (50, 200))
         tasks = [asyncio.create_task(decode(decoders, large, cost)) for cost in (half, half, most, half)]
@@ -188,7 +188,7 @@ def test_images_wait_for_each_other_where_their_memory_is_too_much_together(larg
     assert began_s[3] >= ended_s[2]
 
 
-def test_whoever_stops_waiting_leaves_the_place_to_the_next(large):
+def test_a_cancelled_waiter_yields_its_place_to_the_next(large):
     async def test(decoders):
         first, second, third = (asyncio.create_task(decode(decoders, large)) for _ in range(3))
         await asyncio.sleep(0)

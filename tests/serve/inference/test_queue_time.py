@@ -35,7 +35,7 @@ def taken(queue, cost=SMALL, most=50):
     return count
 
 
-def test_the_expected_time_is_that_of_the_work_ahead_and_its_own():
+def test_the_expected_time_covers_the_work_ahead_and_the_request():
     queue = queue_time()
     enter(queue, SMALL, 3)
     queue.add_image(SMALL, 4)
@@ -63,7 +63,7 @@ def test_images_do_not_wait_for_images_of_another_kind(cost, ahead):
 
 
 @pytest.mark.parametrize("kind", [ImageKind.LARGE, ImageKind.DISPROPORTIONATE])
-def test_one_image_of_much_work_is_taken_however_long_it_takes_and_a_second_counts_both(kind):
+def test_one_expensive_image_is_accepted_alone_and_a_second_counts_both(kind):
     queue, cost = queue_time(), replace(BOMB, kind=kind)
     assert queue.expected_s([cost]) < LIMIT_S
     queue.add_image(cost, 1)
@@ -85,7 +85,7 @@ def test_large_images_wait_for_the_rows_that_others_ahead_of_them_will_have():
     assert queue.expected_s([LARGE]) > START.inference_s(100)
 
 
-def test_images_of_each_side_have_room_whatever_the_others_hold():
+def test_each_kind_of_image_has_room_regardless_of_the_others():
     queue, most = queue_time(), 100_000_000
     assert queue.has_room([BOMB] * 100, most)
     enter(queue, BOMB, 100)
@@ -97,7 +97,7 @@ def test_images_of_each_side_have_room_whatever_the_others_hold():
     assert queue.has_room([SMALL], most)
 
 
-def test_disproportionate_images_have_half_of_the_pixels_and_the_others_what_these_leave():
+def test_disproportionate_images_have_half_of_the_pixels_and_the_others_the_rest():
     queue, most = queue_time(), 100_000_000
     enter(queue, BOMB, 1)
     assert queue.has_room([BOMB], most)
@@ -173,7 +173,7 @@ STEPS = st.tuples(
 
 
 @given(st.lists(STEPS, max_size=60), st.integers(1, 8))
-def test_after_any_history_an_idle_server_takes_as_many_as_at_its_start(steps, decoders):
+def test_after_any_history_an_idle_server_accepts_as_many_as_at_its_start(steps, decoders):
     """Bursts of images of all kinds that succeed, fail, are cancelled or refused. Speeds vary and clocks step."""
     queue, inside, now_s = queue_time(decoders=decoders), [], 1000.0
     at_start = {cost: taken(queue, cost) for cost in (SMALL, LARGE, BOMB, LEAST_COST)}
@@ -221,5 +221,5 @@ def test_disproportionate_images_change_nothing_for_others_while_they_are_not_de
 
 
 @pytest.mark.parametrize(("expected_s", "seconds"), [(0.1, 1), (0.5, 1), (1.2, 1), (1.6, 2), (9.5, 9)])
-def test_when_to_come_back(expected_s, seconds):
+def test_retry_after_follows_the_expected_queue_time(expected_s, seconds):
     assert retry_after_s(expected_s, 0.5) == seconds

@@ -3,7 +3,7 @@ import re
 from tests.tureen.bench.conftest import run
 
 
-def test_the_table_shows_engines_reasons_and_what_to_type(damaged, tmp_path):
+def test_the_table_shows_engines_reasons_and_commands(damaged, tmp_path):
     result = run(damaged, "--threads", 1, "--max-batch", 2, "--seconds", 0.1, "--cache-dir", tmp_path)
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""  # progress is for a terminal

@@ -11,7 +11,7 @@ from tureen.engines.timings_cache import explain_choice
 
 
 @pytest.mark.parametrize("streams", [1, 2])
-def test_auto_opens_what_was_measured_best_without_a_race(measured, damaged, streams, caplog):
+def test_auto_opens_the_fastest_measured_engine_without_a_race(measured, damaged, streams, caplog):
     benchmark, out = measured
     caplog.set_level(logging.INFO, "tureen.engines")
     options = EngineOptions(threads=2, streams=streams, cache=out / "cache")
@@ -25,12 +25,12 @@ def test_auto_opens_what_was_measured_best_without_a_race(measured, damaged, str
     assert "race: " not in caplog.text
 
 
-def test_throughput_takes_the_least_batch_that_comes_near_the_most():
+def test_throughput_uses_the_smallest_batch_near_the_maximum():
     best = best_for_throughput([engine("a fp32", {1: 50}), engine("b fp32", {1: 10, 2: 60, 4: 97, 8: 100, 16: 99})])
     assert (best.engine, best.max_batch, best.images_per_second) == ("b", 4, 97)
 
 
-def test_latency_takes_the_largest_batch_that_takes_at_most_twice_as_long_as_one_image():
+def test_latency_uses_the_largest_batch_within_twice_the_time_of_one_image():
     engines = [engine("a fp32", {1: 100, 2: 180, 4: 210, 8: 220}, p50_ms=10), engine("b fp32", {1: 50}, p50_ms=20)]
     best = best_for_latency(engines)
     assert (best.engine, best.max_batch) == ("a", 4 if 4 / 210 <= 2 / 100 else 2)

@@ -5,7 +5,7 @@ from tests.tureen.bench.conftest import engine
 from tureen.bench.table import benchmark_text
 
 
-def test_a_batch_that_was_skipped_is_a_dash_and_said(measured):
+def test_a_skipped_batch_is_a_dash_with_a_note(measured):
     benchmark, _ = measured
     engines = [engine("a fp32", {1: 5, 2: 9}), engine("b fp32", {1: 50, 2: 90, 4: 100.4})]
     text = benchmark_text(benchmark.model_copy(update={"engines": engines}), Path("bundle"))

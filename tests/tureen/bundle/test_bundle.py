@@ -63,7 +63,7 @@ def test_a_directory_without_a_manifest_is_no_bundle(tmp_path):
             load_bundle(path)
 
 
-def test_writing_refuses_to_overwrite_unless_told(own_bundle):
+def test_writing_refuses_to_overwrite_without_the_flag(own_bundle):
     manifest = read_manifest(own_bundle)
     files = files_of(own_bundle)
     with pytest.raises(BundleError, match="exists already"):
@@ -82,7 +82,7 @@ def test_only_a_bundle_is_ever_overwritten(own_bundle, tmp_path):
     assert (precious / "thesis.tex").read_text() == "years of work"
 
 
-def test_a_failed_write_leaves_nothing_behind(own_bundle, tmp_path):
+def test_a_failed_write_leaves_no_file(own_bundle, tmp_path):
     files = files_of(own_bundle)
     files["no/such/directory"] = b""
     manifest = read_manifest(own_bundle).model_copy(update={"files": record_files(files)})

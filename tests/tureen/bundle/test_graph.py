@@ -68,7 +68,7 @@ def digits_graph(bundle_path):
 
 
 @pytest.mark.parametrize("source", ["digits", "cifar10"])
-def test_it_reads_what_the_onnx_package_reads(source, digits_graph):
+def test_the_reader_agrees_with_the_onnx_package(source, digits_graph):
     data = digits_graph if source == "digits" else EXAMPLE.read_bytes()
     found, expected = read_graph_file(data), read_by_onnx(data)
     assert found.opsets == expected["opsets"] == {"": 20}
@@ -90,7 +90,7 @@ def test_numbers_in_any_field_of_a_tensor_are_counted():
     assert read_graph_file(data).weights_bytes == read_by_onnx(data)["weights_bytes"]
 
 
-def test_shapes_without_sizes_and_what_is_no_tensor_are_said():
+def test_shapes_without_sizes_and_non_tensors_are_described():
     proto = small_model()
     proto.graph.input.append(helper.make_tensor_value_info("scalar", TensorProto.BFLOAT16, []))
     proto.graph.input.append(helper.make_tensor_value_info("anything", TensorProto.INT64, None))
@@ -222,7 +222,7 @@ def test_a_node_that_may_load_a_compiled_engine_is_external():
     assert read_graph_file(small_model([node]).SerializeToString()).external_files == [""]
 
 
-def test_onnx_runtimes_own_format_is_refused_even_where_it_is_a_graph_too(tmp_path):
+def test_the_ort_format_is_refused_even_if_it_is_a_graph_too(tmp_path):
     small = small_model()
     small.ClearField("ir_version")
     small.ClearField("producer_name")
@@ -251,7 +251,7 @@ def test_onnx_runtimes_own_format_is_refused_even_where_it_is_a_graph_too(tmp_pa
         (b"<?xml version='1.0'?><net/>", "no protobuf message"),
     ],
 )
-def test_what_is_no_graph_is_refused(data, message):
+def test_a_file_that_is_no_graph_is_refused(data, message):
     with pytest.raises(GraphFileError, match=message):
         read_graph_file(data)
 

@@ -97,7 +97,7 @@ def test_the_batch_may_have_any_one_name(own_bundle, put_file, proto):
     load_bundle(own_bundle)
 
 
-def test_the_backbone_is_of_the_opset_that_the_manifest_says(own_bundle, put_file, proto):
+def test_the_backbone_has_the_opset_of_the_manifest(own_bundle, put_file, proto):
     data = proto.SerializeToString()
     proto.opset_import[0].version = 21
     message = refusal(own_bundle, put_file, proto)
@@ -108,6 +108,6 @@ def test_the_backbone_is_of_the_opset_that_the_manifest_says(own_bundle, put_fil
 
 
 @pytest.mark.parametrize("data", [b"", b"not a graph", b"\x3a\xff"])
-def test_what_is_no_graph_is_refused(own_bundle, put_file, data):
+def test_a_file_that_is_no_graph_is_refused(own_bundle, put_file, data):
     assert "is not an ONNX graph" in refusal(own_bundle, put_file, data)
     assert "is not an ONNX graph" in refusal(own_bundle, put_file, data)

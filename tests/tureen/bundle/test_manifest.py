@@ -11,14 +11,14 @@ def edit_manifest(path, **changes):
     (path / MANIFEST).write_text(json.dumps({**manifest, **changes}))
 
 
-def test_a_newer_schema_asks_for_an_upgrade(own_bundle):
+def test_a_newer_schema_requires_an_upgrade(own_bundle):
     edit_manifest(own_bundle, schema_version=3, something_new=True)
     with pytest.raises(BundleError, match=r"schema version 3.*upgrade Tureen"):
         read_manifest(own_bundle)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"schema_version": "x"}', "\x00"])
-def test_what_is_not_a_manifest(own_bundle, text):
+def test_an_invalid_manifest_is_refused(own_bundle, text):
     (own_bundle / MANIFEST).write_text(text)
     with pytest.raises(BundleError, match="not a Tureen manifest"):
         load_bundle(own_bundle)

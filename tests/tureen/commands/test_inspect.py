@@ -51,7 +51,7 @@ def plan_record(**changes):
     }  # fmt: skip
 
 
-def test_a_sound_bundle_is_described_in_full(bundle_path, capsys):
+def test_a_valid_bundle_is_described_in_full(bundle_path, capsys):
     status, out, _ = shown(capsys, bundle_path)
     assert status == 0
     for part in (
@@ -75,7 +75,7 @@ def test_json_holds_the_same_facts(bundle_path, capsys):
     assert facts["auto"]["why"]
 
 
-def test_a_trial_tells_what_each_engine_makes_of_the_golden_rows(bundle_path, capsys, monkeypatch, tmp_path):
+def test_a_trial_reports_the_golden_rows_of_each_engine(bundle_path, capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("TUREEN_CACHE_DIR", str(tmp_path))
     inspection = inspect_bundle(bundle_path, is_trial=True)
     assert all(engine.can_run for engine in inspection.engines)
@@ -86,7 +86,7 @@ def test_a_trial_tells_what_each_engine_makes_of_the_golden_rows(bundle_path, ca
     assert "largest difference from the golden logits" in out
 
 
-def test_the_state_of_every_file_is_told(own_bundle, put_file, capsys):
+def test_the_state_of_every_file_is_reported(own_bundle, put_file, capsys):
     (own_bundle / TOKENS).write_bytes(b"other")
     (own_bundle / GOLDEN).unlink()
     os.mkfifo(own_bundle / GOLDEN)
@@ -123,7 +123,7 @@ def test_a_newer_schema_shows_name_version_and_files(own_bundle, capsys):
     assert (json.loads(out)["schema_version"], json.loads(out)["manifest"]) == (3, None)
 
 
-def test_a_graph_with_data_elsewhere_is_shown_and_refused(own_bundle, put_file, capsys):
+def test_a_graph_with_external_data_is_shown_and_refused(own_bundle, put_file, capsys):
     proto = onnx.load(own_bundle / BACKBONE)
     tensor = proto.graph.initializer[0]
     tensor.data_location = TensorProto.EXTERNAL
@@ -135,7 +135,7 @@ def test_a_graph_with_data_elsewhere_is_shown_and_refused(own_bundle, put_file, 
     assert "never read" in err
 
 
-def test_a_damaged_engine_is_told_though_the_others_could_serve(own_bundle, put_file, capsys):
+def test_a_damaged_engine_is_reported_even_if_others_can_serve(own_bundle, put_file, capsys):
     put_file(own_bundle, INT8, (own_bundle / BACKBONE).read_bytes())
     add_parity_row(own_bundle, "openvino", "int8", INT8)
     assert inspect_bundle(own_bundle).error is None
@@ -148,7 +148,7 @@ def test_a_damaged_engine_is_told_though_the_others_could_serve(own_bundle, put_
     assert "does not run" in out
 
 
-def test_a_plan_for_another_machine_is_told(own_bundle, put_file, capsys):
+def test_a_plan_for_another_machine_is_reported(own_bundle, put_file, capsys):
     put_file(own_bundle, PLAN, b"a plan")
     add_parity_row(own_bundle, "tensorrt", "fp16", PLAN, plans={PLAN: plan_record()})
     status, out, _ = shown(capsys, own_bundle)
@@ -157,7 +157,7 @@ def test_a_plan_for_another_machine_is_told(own_bundle, put_file, capsys):
     assert re.search(r"tensorrt fp16 +does not run: ", out)
 
 
-def test_served_accuracy_stands_beside_that_of_fp32(own_bundle, capsys):
+def test_served_accuracy_is_shown_with_that_of_fp32(own_bundle, capsys):
     served = {
         "beta": 0.5, "n": 100, "clean": 0.91, "clean_fp32": 0.92, "transferred": 0.43, "transferred_fp32": 0.44,
         "attack": "PGD-40", "epsilon_255": 25.5,
@@ -180,7 +180,7 @@ def test_texts_of_a_bundle_give_the_terminal_no_commands(own_bundle, capsys):
         assert r"zero\x1b[31m\n  backbone.onnx verified, 1" in out
 
 
-def test_a_graph_that_lies_about_its_shapes_is_told_by_a_trial(own_bundle, put_file, capsys, monkeypatch, tmp_path):
+def test_a_graph_with_false_shapes_is_reported_by_a_trial(own_bundle, put_file, capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("TUREEN_CACHE_DIR", str(tmp_path))
     proto = onnx.load(own_bundle / BACKBONE)
     for node in proto.graph.node:
@@ -196,7 +196,7 @@ def test_a_graph_that_lies_about_its_shapes_is_told_by_a_trial(own_bundle, put_f
 @pytest.mark.parametrize(
     "text", ["", "[]", "{", "[" * 100_000, '{"schema_version": 1' + "0" * 5000 + "}", "{}", "\ud800"]
 )
-def test_what_is_no_manifest_is_one_line(own_bundle, capsys, text):
+def test_an_invalid_manifest_is_one_line(own_bundle, capsys, text):
     (own_bundle / MANIFEST).write_bytes(text.encode(errors="surrogatepass"))
     status, _, err = shown(capsys, own_bundle)
     assert status == 1

@@ -39,7 +39,7 @@ def test_a_beta_that_is_never_served_is_marked():
     assert len({len(line) for line in beyond[1:-1]}) == 1
 
 
-def test_an_ensemble_stands_beside_the_soup_that_met_the_same_attack():
+def test_an_ensemble_is_shown_with_the_soup_under_the_same_attack():
     soups = [row(0.5, 0.4), row(1.0, 0.5), row(0.5, 0.3, attack="PGD-10"), row(0.5, 0.2, epsilon_255=4)]
     lines = ensemble_table([row(0.5, 0.45, clean=0.95)], soups).splitlines()
     assert [line.split()[:4] for line in lines[2:]] == [["0.50", "soup", "1.0", "×"], ["0.50", "ensemble", "2.0", "×"]]
@@ -71,7 +71,7 @@ def matrix():
     )
 
 
-def test_a_matrix_shows_its_rows_its_worst_and_what_is_suspect(matrix):
+def test_a_matrix_shows_its_rows_its_worst_and_suspect_results(matrix):
     text = matrix_table(matrix)
     assert text.splitlines()[1].split() == ["0.00", "1.00", "1.50*"]
     assert text.splitlines()[2].split() == ["0.00", "20.0", "60.0", "61.0"]
@@ -111,7 +111,7 @@ def test_every_corruption_counts_once_in_a_mean():
     assert "all corruptions" not in shift_table(rows[-2:])
 
 
-def test_what_a_failed_check_means_stands_below_it():
+def test_the_meaning_of_a_failed_check_follows_it():
     passed, failed = (
         Check(name=name, beta=1, n=128, has_passed=has_passed, figures={"PGD-4": 0.5, "FGSM": 0.25}, sentence="Beware.")
         for name, has_passed in (("one thing holds", True), ("another holds", False))

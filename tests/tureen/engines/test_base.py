@@ -41,7 +41,7 @@ def test_an_engine_reproduces_the_golden_rows(engine, bundle):
 
 
 @pytest.mark.parametrize("error", [0.5, np.nan, np.inf])
-def test_an_engine_that_answers_wrongly_is_refused(bundle, error):
+def test_an_engine_with_wrong_results_is_refused(bundle, error):
     engine = Broken(compile_engine(bundle.graph, "onnxruntime"), error)
     with pytest.raises(EngineError, match="does not reproduce the golden rows"):
         check_golden_rows(engine, bundle)

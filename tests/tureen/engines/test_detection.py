@@ -16,7 +16,7 @@ def plan(**changes):
     return PlanRecord(**{**record, **changes})
 
 
-def test_every_engine_has_its_needs_told():
+def test_the_requirements_of_every_engine_are_reported():
     assert set(RUNTIMES) <= set(REQUIREMENTS)
 
 
@@ -25,7 +25,7 @@ def test_engines_that_are_installed_and_need_nothing_else_miss_nothing(engine):
     assert missing_requirement(engine, "fp32", None, gpus=[], flags=[]) is None
 
 
-def test_an_engine_that_nobody_knows_asks_for_an_upgrade():
+def test_an_unknown_engine_requires_an_upgrade():
     assert "upgrade Tureen" in missing_requirement("warp-drive", "fp32", None, gpus=[], flags=[])
 
 
@@ -35,7 +35,7 @@ def test_a_processor_without_bfloat16_runs_no_bf16():
     assert missing_requirement("openvino", "bf16", None, gpus=[], flags=[]) is None  # the system does not say
 
 
-def test_an_engine_that_is_not_installed_or_has_no_gpu_is_told(monkeypatch):
+def test_an_engine_without_its_package_or_gpu_is_reported(monkeypatch):
     monkeypatch.setitem(RUNTIMES, "tensorrt-rtx", RUNTIMES["openvino"])
     monkeypatch.setitem(
         REQUIREMENTS, "openvino", REQUIREMENTS["openvino"].__class__("no_such_module", ("nothing",), "openvino")
@@ -45,7 +45,7 @@ def test_an_engine_that_is_not_installed_or_has_no_gpu_is_told(monkeypatch):
     assert "no NVIDIA GPU" in missing_requirement("tensorrt-rtx", "fp32", None, gpus=[], flags=[])
 
 
-def test_a_plan_for_another_gpu_or_another_version_is_told():
+def test_a_plan_for_another_gpu_or_version_is_reported():
     missing = missing_requirement("openvino", "fp32", plan(compute_capabilities=["8.9", "12.0"]), gpus=[H100], flags=[])
     assert missing == "the plan is for compute capability 8.9, 12.0; NVIDIA H100 has 9.0"
     missing = missing_requirement("openvino", "fp32", plan(), gpus=[H100], flags=[])

@@ -44,7 +44,7 @@ def test_a_provider_that_falls_back_to_the_cpu_is_an_error(bundle):
         open_session(FallingBack(["CUDAExecutionProvider"]), bundle.graph, settings, "CUDAExecutionProvider", {})
 
 
-def test_streams_run_at_once_and_answer_alike(bundle):
+def test_streams_run_in_parallel_with_equal_results(bundle):
     engine = compile_engine(bundle.graph, "onnxruntime", "fp32", EngineOptions(threads=2, streams=2))
     pixels = np.repeat(bundle.golden.pixels, 4, axis=0)
     tokens = mix_rows(bundle.clean_token, bundle.robust_token, np.linspace(0, 1, len(pixels)))

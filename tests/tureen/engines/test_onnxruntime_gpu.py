@@ -21,13 +21,13 @@ def bundle(bundle_path):
 
 
 @pytest.mark.parametrize("engine", ["onnxruntime-cuda", "onnxruntime-tensorrt"])
-def test_the_cpus_package_has_no_gpu_engine_and_says_what_to_install(bundle, engine):
+def test_the_cpu_package_has_no_gpu_engine_and_names_the_package_to_install(bundle, engine):
     with pytest.raises(EngineError, match=r"extra \[gpu\]|no NVIDIA GPU"):
         compile_engine(bundle.graph, engine)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 8, 11, 25])
-def test_bound_buffers_answer_what_an_unbound_session_does(bundle, rows):
+def test_bound_buffers_give_the_logits_of_an_unbound_session(bundle, rows):
     """On the CPU: the same code with another device's name, and without CUDA graphs."""
     settings = session_options(onnxruntime, 1)
     session = open_session(onnxruntime, bundle.graph, settings, "CPUExecutionProvider", {})
@@ -56,7 +56,7 @@ def test_the_tensorrt_provider_wants_the_tensorrt_it_is_linked_with():
         require_tensorrt_10(version_of(tensorrt="11.4.0.106"))
 
 
-def test_the_tensorrt_provider_has_one_profile_and_caches_of_its_own(bundle, tmp_path):
+def test_the_tensorrt_provider_has_one_profile_and_separate_caches(bundle, tmp_path):
     options = EngineOptions(threads=1, max_batch=16)
     chosen = tensorrt_options(bundle.graph, options, version="1.31.1", device="NVIDIA H100 80GB HBM3")
     width = len(bundle.clean_token)

@@ -40,7 +40,7 @@ def graphs(bundle, checkpoint):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
-def test_a_plan_is_built_without_a_gpu_and_its_record_says_what_it_is_bound_to(graphs, precision):
+def test_a_plan_is_built_without_a_gpu_and_its_record_has_its_binding(graphs, precision):
     plan, record = build(graphs[precision], precision, batch=(1, 4, 16))
     assert len(plan) > len(graphs[precision])
     assert described(plan) == {b"pixels", b"cls_token", b"logits"}
@@ -58,7 +58,7 @@ def test_halved_weights_make_a_smaller_plan():
     assert len(build(graphs["fp16"], "fp16")[0]) < 0.75 * len(build(graphs["fp32"])[0])
 
 
-def test_the_compute_capabilities_asked_for_are_what_it_is_built_for(graphs):
+def test_a_plan_is_built_for_the_requested_compute_capabilities(graphs):
     _, record = build(graphs["fp16"], "fp16", compute_capabilities=["7.5", "8.9"])
     assert record.compute_capabilities == ["7.5", "8.9"]
 
@@ -68,12 +68,12 @@ def test_a_gpu_that_lacks_the_precision_is_named(graphs):
         build(graphs["bf16"], "bf16", compute_capabilities=["7.5"])
 
 
-def test_a_gpu_that_rtx_does_not_know_is_refused_with_what_to_use(graphs):
+def test_a_gpu_unknown_to_rtx_is_refused_with_an_alternative(graphs):
     with pytest.raises(EngineError, match=r"cannot build for compute capability 9\.0: use tensorrt there"):
         build(graphs["fp32"], compute_capabilities=["9.0"])
 
 
-def test_opening_a_plan_without_a_gpu_says_so(graphs):
+def test_opening_a_plan_without_a_gpu_fails_by_name(graphs):
     plan, record = build(graphs["fp32"])
     with pytest.raises(EngineError, match=NO_GPU):
         compile_engine(plan, "tensorrt-rtx", plan=record)
@@ -96,7 +96,7 @@ def test_a_vit_b16_is_built(depth, precision):
     assert len(plan) > len(graph)
 
 
-def test_progress_is_told_step_by_step(graphs):
+def test_progress_is_reported_step_by_step(graphs):
     steps = []
     build(graphs["fp32"], on_progress=lambda done, of: steps.append((done, of)))
     assert steps == sorted(steps)
@@ -111,7 +111,7 @@ def test_a_batch_range_that_does_not_ascend_is_refused(graphs, batch):
 
 
 @pytest.mark.parametrize("graph", [b"", b"not ONNX" * 100, b"\0"])
-def test_what_is_no_graph_is_refused(graph):
+def test_a_file_that_is_no_graph_is_refused(graph):
     with pytest.raises(EngineError, match="export the model again"):
         build(graph)
 
@@ -131,7 +131,7 @@ def single_node(operator, pixel_type=TensorProto.UINT8):
     return proto.SerializeToString()
 
 
-def test_an_operator_that_it_lacks_is_named_and_nothing_else_of_the_library_is_told():
+def test_a_missing_operator_is_named_without_other_text_of_the_library():
     with pytest.raises(EngineError) as error:
         build(single_node("Nonsense"))
     assert str(error.value) == "tensorrt-rtx has no Nonsense as this graph uses it: use another engine"
@@ -142,7 +142,7 @@ def test_a_graph_that_is_no_backbone_is_refused():
         build(single_node("Relu", TensorProto.FLOAT))
 
 
-def test_a_plan_for_tensorrt_is_built_only_where_it_is_installed(graphs):
+def test_a_plan_for_tensorrt_is_built_only_if_it_is_installed(graphs):
     with pytest.raises(
         EngineError, match=r"is not installed: install Tureen with its extra \[tensorrt\]|no NVIDIA GPU"
     ):
@@ -151,7 +151,7 @@ def test_a_plan_for_tensorrt_is_built_only_where_it_is_installed(graphs):
 
 @pytest.mark.filterwarnings("ignore:.*Timing cache operations are no-ops")  # there the same calls keep nothing
 @pytest.mark.parametrize("kept", [None, b"damaged"])
-def test_timings_are_kept_beside_nothing_else_and_a_damaged_file_is_replaced(tmp_path, kept):
+def test_timings_are_saved_as_one_file_and_a_damaged_file_is_replaced(tmp_path, kept):
     file = tmp_path / "cache" / "GPU.timings"
     if kept is not None:
         file.parent.mkdir()
@@ -165,7 +165,7 @@ def test_timings_are_kept_beside_nothing_else_and_a_damaged_file_is_replaced(tmp
 
 
 @pytest.mark.filterwarnings("ignore:.*Timing cache operations are no-ops")
-def test_timings_that_cannot_be_kept_cost_no_plan(tmp_path, caplog):
+def test_timings_that_cannot_be_saved_fail_no_plan(tmp_path, caplog):
     (tmp_path / "cache").write_bytes(b"")  # a file where the directory should be
     config = trt.Builder(library_logger(trt)).create_builder_config()
     load_timing_cache(config, tmp_path / "GPU.timings")

@@ -238,7 +238,7 @@ def test_a_batch_is_padded_to_a_captured_size_and_a_larger_one_runs_in_parts(
     np.testing.assert_allclose(logits, backbone.run(pixels, tokens), atol=1e-4)
 
 
-def test_every_stream_captures_each_size_once_and_from_a_context_of_its_own(opened, cuda, rows):
+def test_every_stream_captures_each_size_once_from_a_separate_context(opened, cuda, rows):
     running = start(opened, cuda, EngineOptions(threads=2, streams=2, max_batch=8))
     for count in (1, 2, 3, 5, 8, 19):
         running.run(*(array[:count] for array in rows))
@@ -260,7 +260,7 @@ def test_an_empty_batch_has_no_logits(opened, cuda, rows):
     assert start(opened, cuda).run(*(array[:0] for array in rows)).shape == (0, opened.shapes["logits"][1])
 
 
-def test_calls_from_many_threads_share_the_streams_and_keep_their_own_logits(opened, cuda, backbone, rows):
+def test_calls_from_many_threads_share_the_streams_and_get_their_logits(opened, cuda, backbone, rows):
     pixels, tokens = rows
     running = start(opened, cuda, EngineOptions(threads=2, streams=2, max_batch=8))
     expected = backbone.run(pixels, tokens)
@@ -279,7 +279,7 @@ def test_calls_from_many_threads_share_the_streams_and_keep_their_own_logits(ope
         np.testing.assert_allclose(found[index], expected[index : index + 3], atol=1e-4)
 
 
-def test_what_cannot_be_captured_runs_all_the_same(opened, cuda, backbone, rows):
+def test_a_size_that_cannot_be_captured_runs_without_capture(opened, cuda, backbone, rows):
     opened.is_capturable = False
     logits = start(opened, cuda, engine="tensorrt-rtx").run(*rows)
     assert not cuda.captured
@@ -305,7 +305,7 @@ def test_close_frees_the_gpu(opened, cuda):
         ({"precision": "bf16"}, "is for tensorrt bf16, not for tensorrt fp32"),
     ],
 )
-def test_a_plan_bound_elsewhere_is_refused_with_what_to_do(opened, cuda, changes, message):
+def test_a_plan_bound_to_another_machine_is_refused_with_a_fix(opened, cuda, changes, message):
     with pytest.raises(EngineError, match=message):
         start(opened, cuda, **changes)
 
@@ -339,7 +339,7 @@ def test_a_batch_that_the_plan_does_not_have_is_refused(opened, cuda):
         start(opened, cuda)
 
 
-def test_an_engine_that_cannot_begin_says_so_and_leaves_the_stream_to_the_next_call(opened, cuda, backbone, rows):
+def test_an_engine_that_cannot_start_reports_it_and_frees_the_stream(opened, cuda, backbone, rows):
     opened.is_capturable = False  # so that every run begins anew
     running = start(opened, cuda, engine="tensorrt-rtx")
     opened.is_healthy = False
@@ -358,7 +358,7 @@ def test_a_plan_compiled_from_another_backbone_is_refused_before_it_is_opened(ow
         open_verified_engine(bundle, row)
 
 
-def test_asking_for_an_engine_that_the_bundle_has_no_plan_for_says_so(bundle):
+def test_an_engine_without_a_plan_in_the_bundle_is_refused_by_name(bundle):
     with pytest.raises(EngineError, match="lists no such engine"):
         open_engine(bundle, "tensorrt", options=default_options())
 

@@ -90,14 +90,14 @@ def test_the_first_open_races_and_the_second_knows(two, options, opened):
 
 
 @pytest.mark.parametrize(("rates", "best"), [((200, 100), "onnxruntime"), ((100, 200), "openvino")])
-def test_what_was_measured_best_is_what_opens(two, options, opened, rates, best):
+def test_the_fastest_measured_engine_opens(two, options, opened, rates, best):
     known(two, options, *rates)
     (name, _), log = opened(two, options)
     assert name == best
     assert "race: " not in log
 
 
-def test_among_the_precisions_of_one_engine_what_was_measured_decides_too(bundle, options, opened):
+def test_measurements_decide_among_the_precisions_of_one_engine_too(bundle, options, opened):
     if bundle.parity("openvino", "bf16") is None:
         pytest.skip("this machine has no bf16")
     known(bundle, options, 300, 100, 200)
@@ -112,7 +112,7 @@ def test_a_lower_precision_has_to_be_worth_its_error(bundle, options):
     assert ranking.timings[0].precision == "bf16"
 
 
-def test_nothing_is_kept_where_no_cache_is_given(two, opened, tmp_path):
+def test_without_a_cache_nothing_is_saved(two, opened, tmp_path):
     for _ in range(2):
         assert "engine race:" in opened(two, EngineOptions(threads=1))[1]
     assert explain_choice(two, EngineOptions(threads=1)) is None
@@ -158,7 +158,7 @@ def test_a_damaged_file_is_ignored_with_a_line_in_the_log_and_replaced(two, opti
     assert "engine chosen:" in opened(two, options)[1]
 
 
-def test_a_cache_that_cannot_be_written_is_a_warning_and_no_more(two, opened, tmp_path):
+def test_a_cache_that_cannot_be_written_is_only_a_warning(two, opened, tmp_path):
     (tmp_path / "file").write_text("not a directory")
     for _ in range(2):
         _, log = opened(two, EngineOptions(threads=1, cache=tmp_path / "file"))
@@ -167,13 +167,13 @@ def test_a_cache_that_cannot_be_written_is_a_warning_and_no_more(two, opened, tm
     assert (tmp_path / "file").read_text() == "not a directory"
 
 
-def test_keeping_where_nothing_can_be_written_says_so(two, tmp_path):
+def test_saving_to_an_unwritable_cache_reports_it(two, tmp_path):
     (tmp_path / "file").write_text("")
     options = EngineOptions(threads=1, cache=tmp_path / "file")
     assert not write_ranking(make_ranking(two, options, timings(1, 2), batch=32, by="bench"), options.cache)
 
 
-def test_what_is_kept_is_for_its_user_alone_and_leaves_no_scratch(two, options):
+def test_cached_files_are_private_and_leave_no_temporary_file(two, options):
     known(two, options, 1, 2)
     known(two, options, 3, 4)
     assert stat.S_IMODE(file_of(options).parent.stat().st_mode) == 0o700
@@ -182,7 +182,7 @@ def test_what_is_kept_is_for_its_user_alone_and_leaves_no_scratch(two, options):
     assert Ranking.model_validate_json(file_of(options).read_text()).timings[0].images_per_second == 4
 
 
-def test_where_the_best_one_is_broken_the_next_opens(two, own_bundle, options, opened):
+def test_if_the_best_engine_is_broken_the_next_opens(two, own_bundle, options, opened):
     name = "engines/backbone-int8.onnx"
     (own_bundle / "engines").mkdir()
     (own_bundle / name).write_bytes(b"cut short")
@@ -210,7 +210,7 @@ def test_an_engine_that_was_out_and_now_opens_is_measured_with_the_others(two, o
     assert "race: " not in opened(two, options)[1]
 
 
-def test_an_explanation_says_what_was_measured_when_and_how(two, options):
+def test_an_explanation_has_the_measurements_their_time_and_method(two, options):
     assert explain_choice(two, options) is None
     ranking = known(two, options, 190.4, 381.2)
     assert explain_choice(two, options) == (
@@ -218,7 +218,7 @@ def test_an_explanation_says_what_was_measured_when_and_how(two, options):
     )
 
 
-def test_an_explanation_says_why_the_fastest_was_passed_over(bundle, options):
+def test_an_explanation_has_the_reason_against_the_fastest(bundle, options):
     known(bundle, options, 9, 80, 85)
     why = explain_choice(bundle, options)
     assert "openvino fp32 80.0 images/s, openvino bf16 85.0, onnxruntime fp32 9.0" in why
