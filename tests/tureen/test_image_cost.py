@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.malformed_images import ENORMOUS, png_file, png_header
-from tests.sound_images import sound_images
+from tests.valid_images import valid_images
 from tureen.errors import ImageError, UndecodableImageError
 from tureen.image_cost import LEAST_COST, UNKNOWN_HEADER, WORK_PER_BYTE, ImageKind, image_cost, read_header
 from tureen.preprocess import decode
@@ -19,7 +19,7 @@ def cost(data, max_pixels=25_000_000):
 
 
 def test_the_header_has_the_size_that_the_decoder_finds(photograph):
-    for name, file, _ in sound_images(photograph):
+    for name, file, _ in valid_images(photograph):
         found = read_header(file, max_scans=32)
         with Image.open(io.BytesIO(file)) as image:
             assert (found.width, found.height) == image.size, name

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from tests.malformed_images import malformed_images
-from tests.sound_images import sound_images
+from tests.valid_images import valid_images
 from tureen.errors import (
     EmptyImageError,
     ImageError,
@@ -230,7 +230,7 @@ def test_photographs_without_their_metadata_give_the_pixels_of_the_whole_file(ph
 
 def test_every_valid_image_is_read(pictures):
     picture = Image.open(io.BytesIO(pictures[0])).convert("RGB").resize((48, 40))
-    for name, data, expected in sound_images(picture):
+    for name, data, expected in valid_images(picture):
         decoded = decode(data)
         assert decoded.size == expected.size, name
         # JPEG at 95 and WebP lose up to 3 of a photograph; one that lies wrongly is more than 20 apart.
@@ -306,7 +306,7 @@ def test_a_file_and_the_pillow_image_of_it_give_the_same_pixels(encode, written)
 
 
 def test_the_pillow_image_of_every_valid_file_gives_the_same_pixels(pictures):
-    for name, data, _ in sound_images(Image.open(io.BytesIO(pictures[0])).convert("RGB").resize((48, 40))):
+    for name, data, _ in valid_images(Image.open(io.BytesIO(pictures[0])).convert("RGB").resize((48, 40))):
         with Image.open(io.BytesIO(data)) as image:
             np.testing.assert_array_equal(np.asarray(upright_rgb(image)), np.asarray(decode(data)), name)
 

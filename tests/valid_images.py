@@ -21,7 +21,7 @@ TRANSPOSITIONS = {  # by EXIF orientation: how the stored image is transposed
 }
 
 
-def sound_images(picture: Image.Image) -> Iterator[tuple[str, bytes, Image.Image]]:
+def valid_images(picture: Image.Image) -> Iterator[tuple[str, bytes, Image.Image]]:
     """Yield (name, file, expected upright RGB image) for an RGB image; lossy formats differ slightly."""
     grey, turned = picture.convert("L"), picture.rotate(180)
     for progressive in (False, True):
