@@ -31,6 +31,6 @@ def test_betas_are_a_list_or_a_grid(text, betas):
 
 @pytest.mark.parametrize("read", [beta_argument, betas_argument])
 @pytest.mark.parametrize("text", ["", "1.5", "-0.1", "nan", "clear"])
-def test_a_wrong_beta_is_refused_with_what_to_give(read, text):
+def test_a_wrong_beta_is_refused_with_the_valid_values(read, text):
     with pytest.raises(argparse.ArgumentTypeError, match="give a number from 0"):
         read(text)

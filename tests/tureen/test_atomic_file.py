@@ -45,7 +45,7 @@ def test_readers_see_the_old_content_until_the_block_ends(tmp_path):
 
 
 @pytest.mark.parametrize("has_other_writers", [False, True])
-def test_the_permissions_are_those_asked_for_less_the_umask(tmp_path, has_other_writers):
+def test_the_permissions_are_the_requested_ones_less_the_umask(tmp_path, has_other_writers):
     file = tmp_path / "file"
     umask = os.umask(0o027)
     try:

@@ -62,7 +62,7 @@ def test_rows_of_jobs_run_when_no_online_row_waits_and_never_with_one():
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=40))
-def test_of_a_failed_batch_every_sound_row_succeeds_once_and_every_broken_row_fails_alone(is_broken):
+def test_of_a_failed_batch_every_valid_row_succeeds_once_and_every_broken_row_fails_alone(is_broken):
     succeeded, failed = [], []
     parts = BatchParts(range(len(is_broken)))
     for part in parts:

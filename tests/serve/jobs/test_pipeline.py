@@ -103,7 +103,7 @@ def test_several_streams_give_the_rows_of_one():
         np.testing.assert_array_equal(one.probabilities, three.probabilities)
 
 
-def test_an_image_has_a_row_for_each_beta_or_one_for_its_own():
+def test_an_image_has_a_row_for_each_beta_or_one_for_its_beta():
     shard = Shard(3, 3)
     images = [*images_of(1, width=2), *images_of(2, first_row=2, beta=0.75)]
     run(CountingEngine(), [ShardInput(0, shard, images)], betas=(0.0, 1.0))

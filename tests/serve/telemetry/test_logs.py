@@ -19,7 +19,7 @@ def formatted(*arguments, **options):
     return json.loads(line)
 
 
-def test_a_record_is_one_line_with_the_constant_and_its_own_fields():
+def test_a_record_is_one_line_with_the_constant_and_the_specific_fields():
     entry = formatted("β is %s", 0.5, fields={"request_id": "a"})
     assert entry.pop("time").endswith("+00:00")
     assert entry == {

@@ -3,7 +3,7 @@ from tureen.bundle.bundle import GOLDEN
 from tureen.commands.inspection import inspect_bundle
 
 
-def test_of_a_sound_bundle_every_file_is_verified_and_an_engine_runs(bundle_path):
+def test_of_a_valid_bundle_every_file_is_verified_and_an_engine_runs(bundle_path):
     inspection = inspect_bundle(bundle_path)
     assert inspection.error is None
     assert {file.state for file in inspection.files} == {"verified"}
@@ -19,7 +19,7 @@ def test_of_a_bundle_that_cannot_be_used_no_engine_is_named(own_bundle):
     assert inspection.manifest.name == "digits"
 
 
-def test_what_auto_chose_before_is_named_with_the_reason(bundle_path, monkeypatch, tmp_path):
+def test_the_last_choice_of_auto_is_named_with_the_reason(bundle_path, monkeypatch, tmp_path):
     monkeypatch.setenv("TUREEN_CACHE_DIR", str(tmp_path))  # other tests leave what they measured in the common one
     tureen.load(bundle_path).close()
     auto = inspect_bundle(bundle_path).auto

@@ -54,7 +54,7 @@ def test_auto_opens_an_engine_that_the_bundle_lists(bundle):
     engine.close()
 
 
-def test_auto_leaves_out_what_the_bundle_does_not_list(bundle):
+def test_auto_leaves_out_engines_that_the_bundle_does_not_list(bundle):
     rows = [row for row in bundle.manifest.parity if row.engine == "onnxruntime"]
     manifest = bundle.manifest.model_copy(update={"parity": rows})
     engine = open_engine(dataclasses.replace(bundle, manifest=manifest))
