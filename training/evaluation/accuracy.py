@@ -6,7 +6,6 @@ Whether the attack deserves belief is asked in `training.evaluation.attack_check
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from training.attacks.gradient import ATTACKS, DLR_CLASSES, TARGETED_DLR_CLASSES, Attack, Forward, attack_label
@@ -27,7 +27,6 @@ from tureen.tokens import CLEAN_BETA, ROBUST_BETA, mix
 BATCH = 256
 NO_NUMBERS = "the model's logits are no numbers: it diverged in training, or its weights are damaged"
 NEED_TARGETED_DLR = ("apgd-t", "autoattack")
-Z_95 = 1.959964
 HALF_255 = 127.5
 """The radius from which everything may become mid-grey: no classifier stands it."""
 
@@ -36,26 +35,19 @@ Predict = Callable[[Pixels, Sequence[float]], NDArray[np.float32]]
 
 
 def wilson(correct: int, n: int) -> Accuracy:
-    """A share with its 95 % interval (Wilson, JASA 1927), which stays inside [0, 1] and is sound near its ends."""
-    share = correct / n
-    centre = (share + Z_95**2 / (2 * n)) / (1 + Z_95**2 / n)
-    half = Z_95 / (1 + Z_95**2 / n) * math.sqrt(share * (1 - share) / n + Z_95**2 / (4 * n**2))
-    return Accuracy(value=share, low=max(0.0, min(share, centre - half)), high=min(1.0, max(share, centre + half)))
+    """Return the share correct / n with its 95 % Wilson score interval (JASA 1927), all in [0, 1]."""
+    interval = binomtest(correct, n).proportion_ci(method="wilson")
+    return Accuracy(value=correct / n, low=interval.low, high=interval.high)
 
 
 def sign_test(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
-    """How likely chance alone makes `first` right on so many more images than `second`: a one-sided p-value.
+    """Return the one-sided p-value of the exact sign test: `first` is right on more images than `second` by chance.
 
-    Both bool (n,), on the same images. The exact sign test on the images where the two differ (McNemar, Psychometrika
-    1947, without its approximation); 1 where they do not differ.
+    first, second: bool (n,), on the same images. The test counts the images on which the two differ (McNemar,
+    Psychometrika 1947, without its approximation); the result is 1 if they differ on none.
     """
     gained, lost = int((first & ~second).sum()), int((second & ~first).sum())
-    differing = gained + lost
-    ways = total = math.comb(differing, gained)
-    for k in range(gained, differing):
-        ways = ways * (differing - k) // (k + 1)
-        total += ways
-    return total / 2**differing
+    return float(binomtest(gained, gained + lost, alternative="greater").pvalue) if gained + lost else 1.0
 
 
 def at_beta(model: nn.Module, beta: float) -> Forward:

@@ -93,7 +93,9 @@ def defocus_blur(pixels: Pixels, severity: int, generator: np.random.Generator) 
         at_32=((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1)),
         at_224=((3, 0.1), (4, 0.5), (6, 0.5), (8, 0.5), (10, 0.5)),
     )
-    return to_pixels(filters.convolve(from_pixels(pixels), filters.disc(radius * _enlargement(pixels), softness)))
+    return to_pixels(
+        filters.convolve(from_pixels(pixels), filters.defocus_kernel(radius * _enlargement(pixels), softness))
+    )
 
 
 def glass_blur(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixels:
@@ -131,7 +133,7 @@ def motion_blur(pixels: Pixels, severity: int, generator: np.random.Generator) -
         at_224=((10, 3), (15, 5), (15, 8), (15, 12), (20, 15)),
     )
     angles = np.radians(generator.uniform(-45, 45, size=len(pixels)))
-    return to_pixels(filters.convolve(from_pixels(pixels), _trails(pixels, angles, radius, sigma)))
+    return to_pixels(filters.convolve(from_pixels(pixels), _motion_kernels(pixels, angles, radius, sigma)))
 
 
 def zoom_blur(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixels:
@@ -182,7 +184,7 @@ def snow(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixel
     flakes = filters.zoom(flakes.astype(np.float32), max(1, size * _enlargement(pixels)))
     flakes = np.where(flakes < threshold, 0, np.clip(flakes, 0, 1)).astype(np.float32)
     angles = np.radians(generator.uniform(-135, -45, size=len(pixels)))
-    flakes = filters.convolve(flakes, _trails(pixels, angles, int(radius), sigma))
+    flakes = filters.convolve(flakes, _motion_kernels(pixels, angles, int(radius), sigma))
     whitened = kept * images + (1 - kept) * np.maximum(images, grey * 1.5 + 0.5)
     return to_pixels(whitened + flakes + flakes[..., ::-1, ::-1])
 
@@ -330,9 +332,9 @@ def _enlargement(pixels: Pixels) -> float:
     return max(32, min(pixels.shape[1:3])) / _published_side(pixels)
 
 
-def _trails(pixels: Pixels, angles: NDArray[np.float64], radius: int, sigma: float) -> Floats:
+def _motion_kernels(pixels: Pixels, angles: NDArray[np.float64], radius: int, sigma: float) -> Floats:
     enlargement = _enlargement(pixels)
-    return filters.trails(angles, max(1, round(radius * enlargement)), sigma * enlargement)
+    return filters.motion_kernels(angles, max(1, round(radius * enlargement)), sigma * enlargement)
 
 
 def _each(pixels: Pixels, change: Callable[[Image.Image], Image.Image]) -> Pixels:

@@ -1,6 +1,6 @@
-"""Filters and warps on batches of images: what corruptions and shifts are made of.
+"""Filters and warps on batches of images, by SciPy. Corruptions and shifts are made of them.
 
-Images are float32 (n, C, H, W) in [0, 1] here; beyond their borders they are mirrored, the edge pixel repeated. Knows
+Images are float32 (n, C, H, W) in [0, 1]. Beyond its borders an image is mirrored, the edge pixel repeated. Knows
 nothing about corruptions, severities or models.
 """
 
@@ -10,63 +10,62 @@ import math
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage, signal
 
 Pixels = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 
 
 def from_pixels(pixels: Pixels) -> Floats:
-    """uint8 (n, H, W, 3) to float32 (n, 3, H, W) in [0, 1]."""
+    """Return pixels uint8 (n, H, W, 3) as float32 (n, 3, H, W) in [0, 1]."""
     return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)).astype(np.float32) / np.float32(255)
 
 
 def to_pixels(images: Floats) -> Pixels:
-    """float32 (n, 3, H, W) to uint8 (n, H, W, 3): clipped to [0, 1] and rounded to the nearest level."""
+    """Return images float32 (n, 3, H, W) as uint8 (n, H, W, 3), clipped to [0, 1] and rounded to the nearest level."""
     levels = np.rint(np.clip(images, 0, 1) * 255).astype(np.uint8)
     return np.ascontiguousarray(levels.transpose(0, 2, 3, 1))
 
 
 def luminance(images: Floats) -> Floats:
-    """The grey (n, 1, H, W) of colour images (n, 3, H, W): weights of ITU-R BT.601."""
+    """Return the luminance (n, 1, H, W) of colour images (n, 3, H, W), with the weights of ITU-R BT.601."""
     weights = np.array([0.299, 0.587, 0.114], dtype=np.float32).reshape(3, 1, 1)
     return (images * weights).sum(axis=1, keepdims=True)
 
 
-def separable(images: Floats, rows: Floats, columns: Floats) -> Floats:
-    """Apply a linear map along each axis: rows (H', H) and columns (W', W) to images (…, H, W) give (…, H', W')."""
-    return rows @ (images @ columns.T)
-
-
 def gaussian_blur(images: Floats, sigma: float) -> Floats:
-    """Gaussian blur of standard deviation `sigma` > 0 pixels, cut off at four of them."""
-    height, width = images.shape[-2:]
-    return separable(images, _gaussian(height, sigma), _gaussian(width, sigma))
+    """Return the images (n, C, H, W) blurred by a Gaussian of standard deviation `sigma` > 0 pixels, cut at 4 sigma."""
+    blurred: Floats = ndimage.gaussian_filter(images, sigma, mode="reflect", truncate=4, axes=(2, 3))
+    return blurred
 
 
 def zoom(images: Floats, factor: float) -> Floats:
-    """Magnify about the centre by `factor` >= 1, bilinearly, at the same size (n, C, H, W).
+    """Return the images (n, C, H, W) magnified about the centre by `factor` >= 1, bilinearly, at the same size.
 
-    As Hendrycks & Dietterich's code: a crop of whole pixels is enlarged to whole pixels, so the centre may be half a
-    pixel off, and a factor too near to 1 does nothing.
+    As in Hendrycks & Dietterich's code, a crop of whole pixels is enlarged to whole pixels. So the centre may move by
+    half a pixel, and a factor very near to 1 has no effect.
     """
-    height, width = images.shape[-2:]
-    return separable(images, _magnifier(height, factor), _magnifier(width, factor))
+    top, height = _middle(images.shape[2], factor)
+    left, width = _middle(images.shape[3], factor)
+    crop = images[..., top : top + height, left : left + width]
+    # Rounding may put the last coordinate just beyond the border, where the default mode "constant" draws a black line.
+    enlarged = ndimage.zoom(crop, (1, 1, factor, factor), order=1, mode="nearest")
+    top, left = ((enlarged.shape[axis] - images.shape[axis]) // 2 for axis in (2, 3))
+    return enlarged[..., top : top + images.shape[2], left : left + images.shape[3]]
 
 
 def convolve(images: Floats, kernels: Floats) -> Floats:
-    """Images (n, C, H, W) convolved with a kernel of their own each (n, k, k), or all with one (1, k, k); k odd."""
+    """Return images (n, C, H, W) convolved with a kernel each (n, k, k), or with one for all (1, k, k); k is odd."""
     reach = kernels.shape[-1] // 2
     padded = np.pad(images, ((0, 0), (0, 0), (reach, reach), (reach, reach)), mode="symmetric")
-    size = padded.shape[-2:]
-    spectrum = np.fft.rfft2(padded) * np.fft.rfft2(kernels[:, None], s=size)
-    convolved = np.fft.irfft2(spectrum, s=size)[..., 2 * reach :, 2 * reach :]
-    return convolved.astype(np.float32, copy=False)
+    convolved: Floats = signal.fftconvolve(padded, kernels[:, None], mode="valid", axes=(2, 3))
+    return convolved
 
 
-def disc(radius: float, softness: float) -> Floats:
-    """The kernel (1, k, k) of a lens out of focus: a disc of `radius` pixels, its edge blurred by `softness` pixels.
+def defocus_kernel(radius: float, softness: float) -> Floats:
+    """Return the kernel (1, k, k) of a lens out of focus: a disc of `radius` pixels, blurred by `softness` pixels.
 
-    The blur reaches one pixel, or two from a radius of more than 8, as in Hendrycks & Dietterich's code.
+    The blur reaches one pixel; above a radius of 8 it reaches two, as in Hendrycks & Dietterich's code.
     """
     reach = int(radius) + 2
     offsets = np.arange(-reach, reach + 1)
@@ -78,10 +77,10 @@ def disc(radius: float, softness: float) -> Floats:
     return convolve(kernel, np.outer(weights, weights)[None].astype(np.float32) / weights.sum() ** 2)[0]
 
 
-def trails(angles: NDArray[np.float64], radius: int, sigma: float) -> Floats:
-    """Kernels (n, k, k) of motion: half a Gaussian of `sigma` pixels, 2·radius + 1 long, to one side along each angle.
+def motion_kernels(angles: NDArray[np.float64], radius: int, sigma: float) -> Floats:
+    """Return kernels (n, k, k) of motion blur, as ImageMagick's: half a Gaussian to one side along each angle.
 
-    As ImageMagick's motion blur. angles: (n,) in radians, 0 to the right and π/2 downwards.
+    angles: (n,) in radians, 0 to the right and π/2 downwards. The half has `sigma` and a length of 2·radius + 1 pixels.
     """
     steps = np.arange(2 * radius + 1)
     weights = np.exp(-0.5 * (steps / sigma) ** 2)
@@ -94,22 +93,19 @@ def trails(angles: NDArray[np.float64], radius: int, sigma: float) -> Floats:
 
 
 def sample(images: Floats, rows: NDArray[np.floating], columns: NDArray[np.floating]) -> Floats:
-    """Read images (n, C, H, W) at fractional coordinates (n, H', W') of theirs, bilinearly: (n, C, H', W')."""
-    n, _, height, width = images.shape
-    top, row_weight = _neighbours(rows, height)
-    left, column_weight = _neighbours(columns, width)
-    bottom, right = np.minimum(top + 1, height - 1), np.minimum(left + 1, width - 1)
-    image = np.arange(n)[:, None, None]
-    colours = np.ascontiguousarray(images.transpose(0, 2, 3, 1))
-    down, across = row_weight[..., None], column_weight[..., None]
-    upper = colours[image, top, left] * (1 - across) + colours[image, top, right] * across
-    lower = colours[image, bottom, left] * (1 - across) + colours[image, bottom, right] * across
-    return np.ascontiguousarray((upper * (1 - down) + lower * down).transpose(0, 3, 1, 2))
+    """Return bilinear samples (n, C, H', W') of images (n, C, H, W) at fractional rows and columns (n, H', W')."""
+    return np.stack(
+        [
+            [ndimage.map_coordinates(channel, places, order=1, mode="reflect") for channel in image]
+            for image, *places in zip(images, rows, columns, strict=True)
+        ]
+    )
 
 
 def plasma(shape: tuple[int, int, int], decay: float, generator: np.random.Generator) -> Floats:
-    """Random clouds (n, H, W), each stretched to [0, 1]: diamond–square on a torus, whose noise starts at the size of
-    the whole and falls by decay² at each halving.
+    """Return random clouds (n, H, W), each stretched to [0, 1], by diamond–square on a torus.
+
+    The noise starts at the size of the whole image and falls by decay² at each halving.
 
     Source: Fournier, Fussell & Carpenter, *Computer rendering of stochastic models*, CACM 1982.
     """
@@ -137,37 +133,7 @@ def plasma(shape: tuple[int, int, int], decay: float, generator: np.random.Gener
     return clouds[:, :height, :width]
 
 
-def _gaussian(size: int, sigma: float) -> Floats:
-    """Gaussian blur along one axis, as a matrix (size, size)."""
-    offsets = np.arange(-round(4 * sigma), round(4 * sigma) + 1)
-    weights = np.exp(-0.5 * (offsets / sigma) ** 2)
-    matrix = np.zeros((size, size), dtype=np.float32)
-    output = np.arange(size)[:, None]
-    np.add.at(matrix, (output, np.rint(_mirrored(output + offsets, size)).astype(int)), weights / weights.sum())
-    return matrix
-
-
-def _magnifier(size: int, factor: float) -> Floats:
-    """Bilinear magnification along one axis, as a matrix (size, size): the middle ⌈size / factor⌉ pixels, enlarged."""
+def _middle(size: int, factor: float) -> tuple[int, int]:
+    """Return the first pixel and the number of pixels of the part of an axis that `zoom` enlarges."""
     cropped = math.ceil(size / factor)
-    enlarged = round(cropped * factor)
-    first, trimmed = (size - cropped) // 2, (enlarged - size) // 2
-    output = np.arange(size)
-    low, weight = _neighbours(first + (trimmed + output) * (cropped - 1) / max(1, enlarged - 1), size)
-    matrix = np.zeros((size, size), dtype=np.float32)
-    np.add.at(matrix, (output, low), 1 - weight)
-    np.add.at(matrix, (output, np.minimum(low + 1, size - 1)), weight)
-    return matrix
-
-
-def _neighbours(coordinates: NDArray[np.floating], size: int) -> tuple[NDArray[np.intp], Floats]:
-    """The pixel at or before each coordinate, and the weight of the one after it."""
-    inside = np.clip(_mirrored(coordinates, size), 0, size - 1)
-    low = inside.astype(np.intp)
-    return low, (inside - low).astype(np.float32)
-
-
-def _mirrored(coordinates: NDArray[np.floating] | NDArray[np.integer], size: int) -> NDArray[np.floating]:
-    """Coordinates of pixel centres folded back into [−½, size − ½]."""
-    folded: NDArray[np.floating] = size - 0.5 - np.abs((coordinates + 0.5) % (2 * size) - size)
-    return folded
+    return (size - cropped) // 2, cropped

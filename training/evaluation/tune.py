@@ -13,10 +13,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
+from scipy.stats import norm
 
 from training.data.datasets import Images
 from training.errors import DataError, RecipeError
-from training.evaluation.accuracy import Z_95, Predict, right_answers, sign_test, wilson
+from training.evaluation.accuracy import Predict, right_answers, sign_test, wilson
 from tureen.bundle.manifest import Accuracy
 from tureen.tokens import CLEAN_BETA
 
@@ -127,6 +128,6 @@ def _gain(answers: NDArray[np.bool_], baseline: NDArray[np.bool_]) -> Gain:
     n = len(answers)
     won, lost = int((answers & ~baseline).sum()), int((baseline & ~answers).sum())
     up, down = (won + 1) / (n + 2), (lost + 1) / (n + 2)
-    half = Z_95 * math.sqrt((up + down - (up - down) ** 2) / (n + 2))
+    half = norm.ppf(0.975) * math.sqrt((up + down - (up - down) ** 2) / (n + 2))
     centre, value = up - down, (won - lost) / n
     return Gain(value=value, low=max(-1.0, min(value, centre - half)), high=min(1.0, max(value, centre + half)))

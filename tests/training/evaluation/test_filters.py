@@ -68,18 +68,18 @@ def test_a_zoom_of_one_changes_nothing(images):
 
 @pytest.mark.parametrize(("radius", "pixels"), [(0.3, 1), (1, 5), (3, 29), (10, 317)])
 def test_a_sharp_disc_is_flat_over_the_lattice_points_within_it(radius, pixels):
-    kernel = filters.disc(radius, 0.1)
+    kernel = filters.defocus_kernel(radius, 0.1)
     assert kernel.sum() == pytest.approx(1, abs=1e-5)
     assert np.isclose(kernel, 1 / pixels, atol=1e-5).sum() == pixels
 
 
 def test_a_soft_disc_keeps_its_sum():
-    assert filters.disc(4, 0.5).sum() == pytest.approx(1, abs=1e-5)
-    assert filters.disc(4, 0.5).max() <= filters.disc(4, 0.1).max() + 1e-6
+    assert filters.defocus_kernel(4, 0.5).sum() == pytest.approx(1, abs=1e-5)
+    assert filters.defocus_kernel(4, 0.5).max() <= filters.defocus_kernel(4, 0.1).max() + 1e-6
 
 
 def test_a_trail_lies_to_one_side_along_its_angle():
-    right, down = filters.trails(np.array([0, np.pi / 2]), radius=3, sigma=2)
+    right, down = filters.motion_kernels(np.array([0, np.pi / 2]), radius=3, sigma=2)
     assert right.sum() == pytest.approx(1, abs=1e-6)
     row, columns = right[6], np.arange(13)
     assert row.sum() == pytest.approx(1, abs=1e-6)
