@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from export.graph import Backbone
-from training.attacks.gradient import ATTACKS, attack_label
+from training.attacks.catalogue import ATTACKS, attack_label
 from training.data.datasets import Images
 from training.evaluation.accuracy import at_beta, device_of
 from training.models.vit import DualTokenViT, images_from_pixels

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from training.attacks.gradient import ATTACKS
+from training.attacks.catalogue import ATTACKS
 from training.data.datasets import Images
 from training.errors import SuspectError
 from training.models.vit import images_from_pixels

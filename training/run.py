@@ -15,13 +15,13 @@ import torch
 from tqdm import tqdm
 
 import tureen
+from training.attacks.catalogue import substitution_message, suitable_attack
 from training.checkpoint import CHECKPOINT, Checkpoint, save_checkpoint
 from training.cotrain import Cotraining
 from training.data.datasets import Dataset, load_digits, load_images
 from training.data.sources import name_of_images, open_source
 from training.distributed import Processes, cpus_per_process, joined
 from training.errors import CheckpointError, RecipeError
-from training.evaluation.accuracy import attack_for, substitution
 from training.evaluation.measure import Measurement
 from training.interruption import InterruptedRun, StopSignals
 from training.models.registry import Model
@@ -250,9 +250,9 @@ def fitted(recipe: Recipe, data: Dataset, *, is_shown: bool = True) -> Recipe:
             f"the digits are images of {size} pixels with {classes} labels: set model.image_size and model.classes to "
             "these"
         )
-    attack = attack_for(recipe.evaluation_attack, classes)  # raises before a long run, not after it
+    attack = suitable_attack(recipe.evaluation_attack, classes)  # raises before a long run, not after it
     if is_shown and attack != recipe.evaluation_attack:
-        print(substitution(recipe.evaluation_attack, attack, classes), file=sys.stderr)
+        print(substitution_message(recipe.evaluation_attack, attack, classes), file=sys.stderr)
     model = recipe.model.model_copy(update={"classes": classes})
     return recipe.model_copy(update={"model": model, "evaluation_attack": attack})
 

@@ -12,9 +12,9 @@ not there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -29,21 +29,6 @@ DLR_CLASSES = 3  # the loss is made of the three largest logits
 TARGETED_DLR_CLASSES = 4  # of the four largest
 
 ApgdLoss = Literal["ce", "dlr", "dlr-targeted"]
-
-
-class Attack(Protocol):
-    """An attack as an evaluation calls it: only the radius, the number of steps and the random state are left open."""
-
-    def __call__(
-        self,
-        forward: Forward,
-        images: Tensor,
-        labels: Tensor,
-        *,
-        epsilon: float,
-        steps: int,
-        generator: torch.Generator | None,
-    ) -> Tensor: ...
 
 
 def fgsm(forward: Forward, images: Tensor, labels: Tensor, *, epsilon: float) -> Tensor:
@@ -198,55 +183,6 @@ def vanished(forward: Forward, images: Tensor, labels: Tensor) -> Tensor:
     the result (Carlini et al., *On evaluating adversarial robustness*, 2019).
     """
     return ~_gradient(forward, images, labels).flatten(1).any(1)
-
-
-def _autoattack(
-    forward: Forward,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    epsilon: float,
-    steps: int,
-    generator: torch.Generator | None,
-) -> Tensor:
-    from training.attacks.autoattack import autoattack
-
-    return autoattack(forward, images, labels, epsilon=epsilon, steps=steps, generator=generator)
-
-
-# The step of PGD is that of Madry et al., ICLR 2018, appendix: 2.5 times what it takes to cross the radius.
-ATTACKS: Mapping[str, Attack] = {
-    "fgsm": lambda forward, images, labels, *, epsilon, steps, generator: fgsm(
-        forward, images, labels, epsilon=epsilon
-    ),
-    "pgd": lambda forward, images, labels, *, epsilon, steps, generator: pgd(
-        forward, images, labels, epsilon=epsilon, steps=steps, step_size=2.5 * epsilon / steps, generator=generator
-    ),
-    "mi-fgsm": lambda forward, images, labels, *, epsilon, steps, generator: mi_fgsm(
-        forward, images, labels, epsilon=epsilon, steps=steps
-    ),
-    "apgd-ce": apgd,
-    "apgd-t": partial(apgd, loss="dlr-targeted"),
-    "apgd": apgd_both,
-    "apgd-dlr": partial(apgd_both, second="dlr"),
-    "autoattack": _autoattack,
-}
-
-_LABELS = {
-    "fgsm": "FGSM",
-    "pgd": "PGD-{steps}",
-    "mi-fgsm": "MI-FGSM-{steps}",
-    "apgd-ce": "APGD-{steps} (CE)",
-    "apgd-t": "APGD-{steps} (targeted DLR)",
-    "apgd": "APGD-{steps} (CE, targeted DLR)",
-    "apgd-dlr": "APGD-{steps} (CE, DLR)",
-    "autoattack": "AutoAttack standard",
-}
-
-
-def attack_label(name: str, steps: int) -> str:
-    """What a report prints beside a figure that the attack `name` of ATTACKS gave, such as PGD-40."""
-    return _LABELS[name].format(steps=steps)
 
 
 def _auto_pgd(

@@ -12,11 +12,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 import tureen
-from training.attacks.gradient import ATTACKS
+from training.attacks.catalogue import ATTACKS, substitution_message, suitable_attack
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from training.data.datasets import Images, drawn_evenly, load_labelled
 from training.distributed import best_device, cpus_per_process, limit_threads
-from training.evaluation.accuracy import attack_for, predictor, right_answers, substitution, wilson
+from training.evaluation.accuracy import predictor, right_answers, wilson
 from training.evaluation.attack_checks import check_radii
 from training.evaluation.corruptions import CORRUPTIONS
 from training.evaluation.measure import Measurement, shifts
@@ -99,8 +99,8 @@ def evaluate(arguments: list[str]) -> int:
 def _evaluate_checkpoint(checkpoint: Checkpoint, betas: list[float], options: argparse.Namespace) -> int:
     recipe, classes = checkpoint.recipe, len(checkpoint.labels)
     asked = options.attack or recipe.evaluation_attack
-    if (attack := attack_for(asked, classes)) != asked:
-        print(substitution(asked, attack, classes), file=sys.stderr)
+    if (attack := suitable_attack(asked, classes)) != asked:
+        print(substitution_message(asked, attack, classes), file=sys.stderr)
     images = _images(options, checkpoint.held_out, checkpoint.preprocess, checkpoint.labels)
     measurement = Measurement(
         checkpoint.model.to(best_device()),

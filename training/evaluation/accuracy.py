@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
-from training.attacks.gradient import ATTACKS, DLR_CLASSES, TARGETED_DLR_CLASSES, Attack, Forward, attack_label
+from training.attacks.catalogue import attack_label, find_attack
+from training.attacks.gradient import Forward
 from training.data.datasets import Images
 from training.errors import DivergedError, RecipeError
 from training.models.vit import images_from_pixels
@@ -26,7 +27,6 @@ from tureen.tokens import CLEAN_BETA, ROBUST_BETA, mix
 
 BATCH = 256
 NO_NUMBERS = "the model's logits are no numbers: it diverged in training, or its weights are damaged"
-NEED_TARGETED_DLR = ("apgd-t", "autoattack")
 HALF_255 = 127.5
 """The radius from which everything may become mid-grey: no classifier stands it."""
 
@@ -177,7 +177,7 @@ def attacked(
     on_batch: Callable[[], None] = lambda: None,
 ) -> Outcome:
     """What a white-box attack on `forward`, images (B, 3, H, W) to logits (B, K), leaves of the images."""
-    find_adversarial = attack_named(attack)
+    find_adversarial = find_attack(attack)
     generator = torch.Generator(device).manual_seed(seed)
     clean, robust = [], []
     for x, labels in batches(images, device):
@@ -191,31 +191,6 @@ def attacked(
         robust.append(is_right & right(forward, adversarial, labels))
         on_batch()
     return Outcome(np.concatenate(clean), np.concatenate(robust))
-
-
-def attack_named(name: str) -> Attack:
-    """The attack of that name; raises RecipeError."""
-    if name not in ATTACKS:
-        raise RecipeError(f"there is no attack {name!r}: choose {', '.join(ATTACKS)}")
-    return ATTACKS[name]
-
-
-def attack_for(name: str, classes: int) -> str:
-    """The attack to run for `name` on a model of so many classes: apgd drops to the losses that are defined for them.
-
-    Raises RecipeError where there is no such attack, or it is not defined for so few classes.
-    """
-    attack_named(name)
-    if name in NEED_TARGETED_DLR and classes < TARGETED_DLR_CLASSES:
-        raise RecipeError(f"{name} needs {TARGETED_DLR_CLASSES} classes, there are {classes}: attack with apgd")
-    if name == "apgd" and classes < TARGETED_DLR_CLASSES:
-        name = "apgd-dlr"
-    return "apgd-ce" if name == "apgd-dlr" and classes < DLR_CLASSES else name
-
-
-def substitution(name: str, chosen: str, classes: int) -> str:
-    """The sentence that tells a user why `attack_for` returned `chosen` for `name`."""
-    return f"{name} needs more than {classes} classes: attacking with {chosen} instead"
 
 
 def batches(images: Images, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:

@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from training.attacks.gradient import Forward, attack_label, vanished
+from training.attacks.catalogue import attack_label
+from training.attacks.gradient import Forward, vanished
 from training.data.datasets import Images
 from training.evaluation.accuracy import HALF_255, at_beta, attacked, batches, device_of, right, sign_test
 from tureen.bundle.manifest import AccuracyRow, Check

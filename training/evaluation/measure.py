@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from torch import nn
 from tqdm import tqdm
 
-from training.attacks.gradient import attack_label
+from training.attacks.catalogue import attack_label
 from training.data.datasets import Images
 from training.evaluation.accuracy import BATCH, Predict, ensemble_at, epsilon_curve, epsilon_grid, evaluate
 from training.evaluation.attack_checks import CHECKS, sanity_checks

@@ -14,9 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from training.attacks.gradient import Forward, attack_label, pgd
+from training.attacks.catalogue import attack_label, find_attack
+from training.attacks.gradient import Forward, pgd
 from training.data.datasets import Images
-from training.evaluation.accuracy import at_beta, attack_named, batches, device_of, right, sign_test, wilson
+from training.evaluation.accuracy import at_beta, batches, device_of, right, sign_test, wilson
 from tureen.bundle.manifest import Suspect, TransferMatrix
 
 SIGNIFICANCE = 0.05
@@ -45,7 +46,7 @@ def transfer_matrix(
     A cell is suspect where a sign test finds that its attack breaks more images of that soup than the attack on the
     soup itself does, at a level of 5 % over all comparisons. on_batch: called (T + 1) times a batch of images.
     """
-    find_adversarial, device = attack_named(attack), device_of(model)
+    find_adversarial, device = find_attack(attack), device_of(model)
     soups = [at_beta(model, beta) for beta in betas]
     # Each attack draws from its own stream, so that the diagonal is what `evaluate` measures.
     generators = [torch.Generator(device).manual_seed(seed) for _ in range(len(betas) + 1)]

@@ -208,7 +208,7 @@ def _attacked_images(checkpoint: Checkpoint) -> NDArray[np.uint8]:
     """Returns the held-out images, uint8 (n, H, W, 3), after PGD on the clean token."""
     import torch
 
-    from training.attacks.gradient import ATTACKS
+    from training.attacks.catalogue import ATTACKS
     from training.models.vit import images_from_pixels
 
     recipe, model = checkpoint.recipe, checkpoint.model

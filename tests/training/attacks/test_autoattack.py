@@ -18,7 +18,8 @@ from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
 from sklearn.datasets import load_digits
 
 from training.attacks.autoattack import autoattack
-from training.attacks.gradient import ATTACKS, apgd, fgsm, mi_fgsm, pgd
+from training.attacks.catalogue import ATTACKS
+from training.attacks.gradient import apgd, fgsm, mi_fgsm, pgd
 
 EPSILON = 55 / 255
 STEPS = 100

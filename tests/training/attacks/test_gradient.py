@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from training.attacks.gradient import ATTACKS, apgd, attack_label, fgsm, mi_fgsm, pgd, vanished
+from training.attacks.catalogue import ATTACKS
+from training.attacks.gradient import apgd, fgsm, mi_fgsm, pgd, vanished
 from training.errors import RecipeError, ZeroGradientError
-from training.evaluation.accuracy import attack_for
 
 EPSILON = 8 / 255
 LARGE = 0.2  # at which the network below falls to any attack at once
@@ -403,29 +403,3 @@ def test_vanished_tells_the_images_apart():
 
     images = torch.stack([torch.full((3, 8, 8), 0.3), torch.full((3, 8, 8), 0.7)])
     assert vanished(forward, images, torch.tensor([0, 0])).tolist() == [False, True]
-
-
-@every_attack
-def test_every_attack_has_a_label(name):
-    assert attack_label(name, 40)
-    assert ("40" in attack_label(name, 40)) == (name not in ("fgsm", "autoattack"))
-
-
-def test_labels_are_what_a_report_prints():
-    assert attack_label("pgd", 40) == "PGD-40"
-    assert attack_label("apgd", 100) == "APGD-100 (CE, targeted DLR)"
-    assert attack_label("apgd-dlr", 100) == "APGD-100 (CE, DLR)"
-
-
-@pytest.mark.parametrize(
-    ("name", "classes", "chosen"),
-    [
-        ("apgd", 4, "apgd"),
-        ("apgd", 3, "apgd-dlr"),
-        ("apgd", 2, "apgd-ce"),
-        ("apgd-dlr", 2, "apgd-ce"),
-        ("pgd", 2, "pgd"),
-    ],
-)
-def test_an_attack_drops_to_the_losses_that_so_few_classes_define(name, classes, chosen):
-    assert attack_for(name, classes) == chosen

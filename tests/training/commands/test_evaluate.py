@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training.attacks.gradient import ATTACKS, attack_label
+from training.attacks.catalogue import ATTACKS, attack_label
 from tureen.bundle.bundle import load_bundle
 from tureen.cli import main
 

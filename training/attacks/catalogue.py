@@ -1,0 +1,115 @@
+"""The attacks by name, as `tureen evaluate --attack` names them; chooses one that fits the number of classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from training.attacks.gradient import (
+    DLR_CLASSES,
+    TARGETED_DLR_CLASSES,
+    Forward,
+    apgd,
+    apgd_both,
+    fgsm,
+    mi_fgsm,
+    pgd,
+)
+from training.errors import RecipeError
+
+NEED_TARGETED_DLR = ("apgd-t", "autoattack")
+
+
+class Attack(Protocol):
+    """An attack with the signature that an evaluation calls: radius, number of steps and random state are arguments."""
+
+    def __call__(
+        self,
+        forward: Forward,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        epsilon: float,
+        steps: int,
+        generator: torch.Generator | None,
+    ) -> Tensor: ...
+
+
+def _autoattack(
+    forward: Forward,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    epsilon: float,
+    steps: int,
+    generator: torch.Generator | None,
+) -> Tensor:
+    from training.attacks.autoattack import autoattack
+
+    return autoattack(forward, images, labels, epsilon=epsilon, steps=steps, generator=generator)
+
+
+# The step of PGD, 2.5 · ε / steps, is that of Madry et al., ICLR 2018, appendix.
+ATTACKS: Mapping[str, Attack] = {
+    "fgsm": lambda forward, images, labels, *, epsilon, steps, generator: fgsm(
+        forward, images, labels, epsilon=epsilon
+    ),
+    "pgd": lambda forward, images, labels, *, epsilon, steps, generator: pgd(
+        forward, images, labels, epsilon=epsilon, steps=steps, step_size=2.5 * epsilon / steps, generator=generator
+    ),
+    "mi-fgsm": lambda forward, images, labels, *, epsilon, steps, generator: mi_fgsm(
+        forward, images, labels, epsilon=epsilon, steps=steps
+    ),
+    "apgd-ce": apgd,
+    "apgd-t": partial(apgd, loss="dlr-targeted"),
+    "apgd": apgd_both,
+    "apgd-dlr": partial(apgd_both, second="dlr"),
+    "autoattack": _autoattack,
+}
+
+
+_LABELS = {
+    "fgsm": "FGSM",
+    "pgd": "PGD-{steps}",
+    "mi-fgsm": "MI-FGSM-{steps}",
+    "apgd-ce": "APGD-{steps} (CE)",
+    "apgd-t": "APGD-{steps} (targeted DLR)",
+    "apgd": "APGD-{steps} (CE, targeted DLR)",
+    "apgd-dlr": "APGD-{steps} (CE, DLR)",
+    "autoattack": "AutoAttack standard",
+}
+
+
+def attack_label(name: str, steps: int) -> str:
+    """Return the label of the attack `name` of ATTACKS in a report, such as PGD-40."""
+    return _LABELS[name].format(steps=steps)
+
+
+def find_attack(name: str) -> Attack:
+    """Return the attack of that name; raises RecipeError if there is none."""
+    if name not in ATTACKS:
+        raise RecipeError(f"there is no attack {name!r}: choose {', '.join(ATTACKS)}")
+    return ATTACKS[name]
+
+
+def suitable_attack(name: str, classes: int) -> str:
+    """Return the name of the attack that replaces `name` for a model with that number of classes; mostly `name` itself.
+
+    For few classes "apgd" becomes "apgd-dlr" or "apgd-ce", whose losses are defined for them. Raises RecipeError for an
+    unknown attack, and for any other attack that is not defined for so few classes.
+    """
+    find_attack(name)
+    if name in NEED_TARGETED_DLR and classes < TARGETED_DLR_CLASSES:
+        raise RecipeError(f"{name} needs {TARGETED_DLR_CLASSES} classes, there are {classes}: attack with apgd")
+    if name == "apgd" and classes < TARGETED_DLR_CLASSES:
+        name = "apgd-dlr"
+    return "apgd-ce" if name == "apgd-dlr" and classes < DLR_CLASSES else name
+
+
+def substitution_message(name: str, chosen: str, classes: int) -> str:
+    """Return the message for the user: why `suitable_attack` replaced `name` by `chosen`."""
+    return f"{name} needs more than {classes} classes: attacking with {chosen} instead"
