@@ -17,7 +17,7 @@ from benchmarks.machine import describe_machine
 from training.cotrain import Cotraining
 from training.data.datasets import load_digits
 from training.distributed import best_device
-from training.evaluation.accuracy import evaluate
+from training.evaluation.accuracy import evaluate_accuracy
 from training.recipes import load_recipe
 from tureen.bundle.manifest import Accuracy, AccuracyRow
 
@@ -55,7 +55,7 @@ def train_and_evaluate(settings: Sequence[str], betas: Sequence[float], name: st
         while not training.is_finished:
             training.run_epoch()
             bar.update()
-    rows = evaluate(
+    rows = evaluate_accuracy(
         training.average.eval(),
         data.held_out,
         betas=betas,

@@ -24,11 +24,11 @@ from torch import nn
 from tqdm import tqdm
 
 from benchmarks.machine import describe_machine
-from training.data.augment import augmented
+from training.data.augment import augment_images
 from training.data.datasets import Images, load_digits
-from training.data.loading import MemoryLoader, Order
-from training.evaluation.accuracy import evaluate, predictor, right_answers
-from training.loss import cotraining_losses, epsilon, eq1, learning_rate
+from training.data.loading import BatchOrder, MemoryLoader
+from training.evaluation.accuracy import correct_by_beta, evaluate_accuracy, make_predictor
+from training.loss import combined_loss, cotraining_losses, scheduled_epsilon, scheduled_learning_rate
 from training.models.resnet import DualResNet, ResNetConfig
 from training.models.vit import images_from_pixels
 from training.recipes import Recipe, load_recipe
@@ -100,28 +100,28 @@ def train(norm: str, adapter: str, recipe: Recipe) -> Curve:
     groups = [{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": others}]
     optimiser = torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=MOMENTUM, nesterov=True)
     generator = torch.Generator().manual_seed(recipe.seed)
-    order = Order(recipe, len(data.train))
+    order = BatchOrder(recipe, len(data.train))
     steps = recipe.epochs * order.steps_per_epoch
     curve: Curve = {"step": [], "clean": [], "robust": []}
     for step, (pixels, labels) in enumerate(MemoryLoader(data.train, torch.device("cpu")).batches(order, 0), start=1):
         model.train()
         losses = cotraining_losses(
             model,
-            augmented(images_from_pixels(pixels), recipe.augmentation, generator),
+            augment_images(images_from_pixels(pixels), recipe.augmentation, generator),
             labels,
             recipe=recipe,
-            epsilon=epsilon(recipe, step / steps),
+            epsilon=scheduled_epsilon(recipe, step / steps),
             generator=generator,
         )
         for group in optimiser.param_groups:
-            group["lr"] = learning_rate(recipe, (step - 0.5) / steps)
+            group["lr"] = scheduled_learning_rate(recipe, (step - 0.5) / steps)
         optimiser.zero_grad()
-        eq1(*losses, recipe.alpha).backward()
+        combined_loss(*losses, recipe.alpha).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
         optimiser.step()
         if step * POINTS // steps > (step - 1) * POINTS // steps:
-            clean = right_answers(predictor(model.eval()), held_out, [CLEAN_BETA]).mean()
-            (robust,) = evaluate(
+            clean = correct_by_beta(make_predictor(model.eval()), held_out, [CLEAN_BETA]).mean()
+            (robust,) = evaluate_accuracy(
                 model,
                 held_out,
                 betas=[ROBUST_BETA],

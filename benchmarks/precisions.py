@@ -19,15 +19,15 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from benchmarks.machine import describe_machine
-from export.artefacts import Artefacts
+from export.artefacts import BundleArtefacts
 from export.errors import ParityError
-from export.graph import exportable, onnx_graph
+from export.graph import onnx_graph, require_exportable
 from export.parity import ParityLimits, check_parity, measure_parity
 from export.pipeline import MAX_IMAGES, attacked_reference
-from export.proving import candidates
-from export.quantization import calibration
+from export.proving import candidate_engines
+from export.quantization import calibration_source
 from training.checkpoint import CHECKPOINT, Checkpoint, load_checkpoint
-from training.data.datasets import drawn_evenly, load_labelled
+from training.data.datasets import balanced_sample, load_evaluation_images
 from training.models.vit import DualTokenViT
 from training.recipes import load_recipe
 from tureen.bundle.bundle import load_bundle
@@ -53,11 +53,11 @@ def main() -> None:
 
 
 def print_table(checkpoint: Checkpoint, data: str | None) -> None:
-    model = exportable(checkpoint.model)
+    model = require_exportable(checkpoint.model)
     expected = attacked_reference(checkpoint, model)
-    images = calibration(checkpoint, data)
-    artefacts = Artefacts(model, onnx_graph(model), expected, calibration=images, report=print)
-    for engine, precision, name in candidates(has_calibration=images is not None):
+    images = calibration_source(checkpoint, data)
+    artefacts = BundleArtefacts(model, onnx_graph(model), expected, calibration=images, report=print)
+    for engine, precision, name in candidate_engines(has_calibration=images is not None):
         try:
             compiled = compile_engine(artefacts.get(engine, precision, name).data, engine, precision)
         except TureenError as error:
@@ -98,10 +98,12 @@ def checkpoint_of_bundle(options: argparse.Namespace) -> Checkpoint:
     weights = model_weights(bundle.graph, model)
     weights |= {f"{name}_token": torch.from_numpy(vector) for name, vector in bundle.tokens.items()}
     model.load_state_dict(weights)
-    held_out, _ = load_labelled(options.data, manifest.preprocess, manifest.labels, at_most=options.images, workers=2)
+    held_out, _ = load_evaluation_images(
+        options.data, manifest.preprocess, manifest.labels, at_most=options.images, workers=2
+    )
     return Checkpoint(
         model=model.eval().requires_grad_(False),
-        held_out=drawn_evenly(held_out, options.images),
+        held_out=balanced_sample(held_out, options.images),
         recipe=recipe,
         labels=manifest.labels,
         preprocess=manifest.preprocess,

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from benchmarks.machine import describe_machine
-from training.cotrain import Cotraining, autocast
+from training.cotrain import Cotraining, bf16_autocast
 from training.data.datasets import Dataset, Images
 from training.distributed import best_device
 from training.models.vit import images_from_pixels
@@ -58,12 +58,12 @@ def measure(recipe: Recipe, device: torch.device, *, rounds: int, is_compiled: b
 
     def input_gradient() -> None:
         x = images.clone().requires_grad_(True)
-        with autocast(recipe, device):
+        with bf16_autocast(recipe, device):
             loss = F.cross_entropy(model(x, betas).float(), labels)
         torch.autograd.grad(loss, x)
 
     def double_pass() -> None:
-        with autocast(recipe, device):
+        with bf16_autocast(recipe, device):
             logits = model(torch.cat([images, images]), torch.cat([betas, betas]))
             loss = F.cross_entropy(logits.float(), torch.cat([labels, labels]))
         torch.autograd.grad(loss, parameters)

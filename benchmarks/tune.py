@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from benchmarks.machine import describe_machine
 from training.checkpoint import load_checkpoint
 from training.data.datasets import Images
-from training.evaluation.accuracy import predictor, right_answers
+from training.evaluation.accuracy import correct_by_beta, make_predictor
 from training.evaluation.corruptions import corrupt
 from training.evaluation.tune import choose_beta
 from tureen.tokens import beta_grid
@@ -56,7 +56,7 @@ def main() -> None:
     if not options.run.is_dir():
         parser.error(f"no directory {options.run}: `tureen demo --no-serve` creates tureen-demo/run-…")
     checkpoint = load_checkpoint(options.run)
-    held_out, predict = checkpoint.held_out, predictor(checkpoint.model)
+    held_out, predict = checkpoint.held_out, make_predictor(checkpoint.model)
     print(describe_machine())
     print(f"{checkpoint.recipe.name}, {len(held_out)} held-out images, {options.draws} draws, accuracy in %")
     print(
@@ -66,7 +66,7 @@ def main() -> None:
     for name in options.corruptions:
         for severity in options.severities:
             images = Images(corrupt(held_out.pixels, name, severity), held_out.labels)
-            correct = right_answers(predict, images, options.betas)
+            correct = correct_by_beta(predict, images, options.betas)
             for count in options.images:
                 draws = evaluate_draws(correct, options.betas, count=count, draws=options.draws)
                 everything[count] += draws

@@ -21,7 +21,7 @@ from benchmarks.engines import SHAPES
 from export.graph import OPSET, onnx_graph
 from export.parity import measure_parity
 from export.pipeline import golden_rows
-from export.reference import reference
+from export.reference import compute_reference
 from training.models.vit import DualTokenViT, ViTConfig
 from tureen.bundle.bundle import BACKBONE, GOLDEN, TOKENS, Bundle, load_bundle, record_files, write_bundle
 from tureen.bundle.manifest import Manifest, ParityRow
@@ -138,7 +138,7 @@ def make_random_bundle(directory: Path, images: Sequence[bytes], key: str = "ti"
     model = DualTokenViT(config).eval().requires_grad_(False)
     spec = PreprocessSpec(image_size=224, crop_fraction=CROP_FRACTION)
     pixels = np.stack([pixels_from_bytes(image, spec) for image in images[:PARITY_IMAGES]])
-    expected = reference(model, pixels)
+    expected = compute_reference(model, pixels)
     graph = onnx_graph(model)
     files = {
         BACKBONE: graph,

@@ -1,1 +1,1 @@
-"""Turns a checkpoint into a bundle: the backbone compiled once, proven equal to PyTorch at every β, then written."""
+"""Converts a checkpoint to a bundle: compiles the backbone, compares each engine with PyTorch, and writes the files."""

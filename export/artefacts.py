@@ -1,4 +1,4 @@
-"""What engines run: the backbone's graph in each precision, and plans compiled from it. Each is made when asked for."""
+"""Builds the artefacts of engines on demand: a graph of the backbone in each precision, and plans compiled from it."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from tureen.preprocess import Pixels
 PlanBuilder = Literal["onnx", "torch"]
 
 
-class Artefacts:
-    """The files of a bundle that its engines run; a graph is made once, however many engines run it."""
+class BundleArtefacts:
+    """Builds the files of a bundle that engines run. Each graph is built once and shared by all engines."""
 
     def __init__(
         self,
@@ -36,15 +36,16 @@ class Artefacts:
         cache: Path | None = None,
         report: Callable[[str], None] = lambda line: None,
     ) -> None:
-        """fp32: backbone.onnx. calibration: gives images for int8. builder: what compiles plans, TensorRT's own parser
-        or torch-tensorrt. cache: directory for the timings of kernels. report: told each step.
+        """fp32: the content of backbone.onnx. expected: the logits of PyTorch. calibration: returns images for int8.
+        builder: compiles plans, with the ONNX parser of TensorRT or with torch-tensorrt. cache: directory for kernel
+        timings. report: called with a message for each step.
         """
         self._model, self._expected = model, expected
         self._calibration, self._builder, self._cache, self._report = calibration, builder, cache, report
         self._graphs: dict[FileName, bytes] = {BACKBONE: fp32}
 
     def get(self, engine: EngineName, precision: Precision, name: FileName) -> Artefact:
-        """The file of that name, for that engine; raises ExportError or EngineError where it cannot be made."""
+        """Return the file of that name for that engine; raises ExportError or EngineError if it cannot be built."""
         if name != plan_name(engine, precision):
             return Artefact(self._graph(name, precision))
         start = time.perf_counter()
@@ -60,9 +61,9 @@ class Artefacts:
 
     def _int8(self) -> bytes:
         if self._calibration is None:
-            raise ExportError("there are no images to calibrate it on: give some with --data")
+            raise ExportError("int8 needs images for calibration: add --data")
         pixels = self._calibration()
-        self._report(f"quantising to int8, calibrated on {len(pixels)} images at as many β")
+        self._report(f"quantising to int8, calibrated on {len(pixels)} images, each at a different β")
         tokens = self._expected.clean_token, self._expected.robust_token
         return int8_graph(self._graphs[BACKBONE], pixels, *tokens)
 
@@ -70,7 +71,7 @@ class Artefacts:
         digest = hashlib.sha256(self._graphs[BACKBONE]).hexdigest()
         if self._builder == "torch":
             if engine != "tensorrt":
-                raise ExportError(f"torch-tensorrt builds for tensorrt, not for {engine}: leave --plan-builder out")
+                raise ExportError(f"torch-tensorrt builds plans for tensorrt, not for {engine}: omit --plan-builder")
             return build_torch_plan(self._model, precision=precision, backbone_sha256=digest, cache=self._cache)
         assert precision in DTYPES
         graph = self._graph(graph_name(precision), precision)

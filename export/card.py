@@ -1,4 +1,4 @@
-"""The model card that travels in the bundle."""
+"""Writes the model card of a bundle."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from tureen.commands.report import (
 
 
 def model_card(manifest: Manifest) -> str:
-    """Markdown: what the model is, what it scores at each β, and what its robust mode does not defend against."""
-    what_it_is = _cotrained(manifest) if manifest.is_cotrained else _single_token(manifest)
+    """Return the card as Markdown: the model, its accuracy at each β, and the limits of its robust mode."""
+    description = _cotrained(manifest) if manifest.is_cotrained else _single_token(manifest)
     parity = "\n".join(
         f"| {row.engine} {row.engine_version} | {row.precision} | {row.max_abs_diff:.1e} "
         f"| {100 * row.top1_agreement:.2f} % |"
@@ -28,7 +28,7 @@ pipeline_tag: image-classification
 ---
 # {manifest.name} {manifest.version}
 
-{what_it_is}
+{description}
 ## Engines
 
 | engine | precision | largest logit difference from PyTorch | same label, worst β |
@@ -54,35 +54,35 @@ A dual-token Vision Transformer: one backbone, a clean and a robust class token,
 
 - input: RGB, {manifest.preprocess.image_size} × {manifest.preprocess.image_size} after preprocessing
 - labels: {len(manifest.labels)}
-- β where a request names none: {manifest.default_beta:g}
+- default β, if a request has none: {manifest.default_beta:g}
 
 ## Accuracy
 
 Per cent of {first.n} held-out images, with 95 % intervals. Robust: {first.attack} under l∞,
-ε = {first.epsilon_255:g}/255, white-box, computed on the very soup of the row.
+ε = {first.epsilon_255:g}/255, white-box, on the soup of the same row.
 
 | β | clean | robust |
 |---|---|---|
 {rows}
 {_measured(manifest)}
-## What robust mode does not do
+## Limits of the robust mode
 
-The robust accuracy above is empirical: what one attack, within one norm and radius, on these images, could not
-break. A stronger attack may break more, and nothing is guaranteed for any single image. The model was not trained
-against larger radii, other norms (l2, l1, patches), rotations, shifts in distribution, or poisoned training data, and
-not measured under {_unmeasured(manifest.evaluation)}. Whoever may choose β may choose 0.
+The robust accuracy above is empirical: the share of these images that one attack, with one norm and radius, did not
+break. A stronger attack may break more, and no single image has a guarantee. The model was not trained against larger
+radii, other norms (l2, l1, patches), rotations, distribution shifts, or poisoned training data, and not measured
+under {_unmeasured(manifest.evaluation)}. A client that may choose β may choose 0.
 """
 
 
 def _single_token(manifest: Manifest) -> str:
     size = manifest.preprocess.image_size
     if manifest.has_two_tokens:
-        beta = "Both tokens of this bundle are that one: a request may name any β, and it changes nothing."
+        beta = "Both tokens of this bundle are equal: a request may name any β, which has no effect."
     else:
-        beta = "So there is no β to choose, and a request that names one is refused."
-    trained_on = "Whether the model was trained on these images is not known here.\n\n" if manifest.accuracy else ""
+        beta = "A request that names a β is rejected."
+    trained_on = "The model may have been trained on these images.\n\n" if manifest.accuracy else ""
     return f"""\
-A Vision Transformer with one class token, not co-trained: it classifies as it did where it comes from. {beta}
+A Vision Transformer with one class token, not co-trained: its logits are those of the original model. {beta}
 Serve it with `tureen serve`; `tureen train finetune --init` gives it a clean and a robust token.
 
 - input: RGB, {size} × {size} after preprocessing
@@ -92,28 +92,28 @@ Serve it with `tureen serve`; `tureen train finetune --init` gives it a clean an
 
 {single_token_accuracy(manifest.accuracy)}
 
-{trained_on}## What it does not defend against
+{trained_on}## Limits
 
-It has no robust mode, and how it was trained is not known here: take it to be fooled by whoever wants to fool it.
-Where accuracy under an attack stands above, it is empirical: what one attack, within one norm and radius, could not
-break. A stronger one may break more, and nothing is guaranteed for any single image.
+The model has no robust mode, and its training is unknown: assume that any attacker can fool it. An accuracy under
+attack above is empirical: the share of the images that one attack, with one norm and radius, did not break. A stronger
+attack may break more, and no single image has a guarantee.
 """
 
 
 def _measured(manifest: Manifest) -> str:
-    """A section for each thing that was measured beyond the accuracy at each β."""
+    """Return one section for each measurement besides the accuracy at each β."""
     evaluation = manifest.evaluation
     sections: list[tuple[str, str]] = []
     if evaluation.checks:
-        sections.append(("Whether to believe the attack", check_results(evaluation.checks)))
+        sections.append(("Checks of the attack", check_results(evaluation.checks)))
     if evaluation.matrix:
-        sections.append(("Attacks made for another β", matrix_table(evaluation.matrix)))
+        sections.append(("Attacks on another β", matrix_table(evaluation.matrix)))
     if evaluation.epsilon_curve:
         sections.append(("Other radii", epsilon_table(evaluation.epsilon_curve)))
     if evaluation.shifts:
         sections.append(("Corruptions and shifts", shift_table(evaluation.shifts)))
     if evaluation.ensembles:
-        sections.append(("Beside ensembles", ensemble_table(evaluation.ensembles, manifest.accuracy)))
+        sections.append(("Comparison with ensembles", ensemble_table(evaluation.ensembles, manifest.accuracy)))
     return "".join(f"\n### {heading}\n\n```\n{text}\n```\n" for heading, text in sections)
 
 
@@ -122,5 +122,5 @@ def _unmeasured(evaluation: Evaluation) -> str:
     if not evaluation.epsilon_curve:
         missing.append("larger radii")
     if not evaluation.shifts:
-        missing.append("rotations or other shifts in distribution")
+        missing.append("rotations or other distribution shifts")
     return ", ".join(missing)

@@ -1,8 +1,8 @@
-"""What can go wrong while exporting.
+"""The errors of export, and who must act.
 
 TureenError
 └── ExportError                      caller or operator
-    └── ParityError                  an engine's answers are too far from PyTorch's; no bundle was written
+    └── ParityError                  the logits of an engine differ too much from PyTorch; no bundle was written
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from tureen.errors import TureenError
 
 
 class ExportError(TureenError):
-    """The checkpoint cannot be exported; the message says what to do."""
+    """The checkpoint cannot be exported; the message says what to do next."""
 
 
 class ParityError(ExportError):

@@ -1,8 +1,8 @@
-"""The shared backbone as one ONNX graph, its class token an input.
+"""The shared backbone as one ONNX graph, with the class token as an input.
 
     pixels uint8 (B, H, W, 3), cls_token float32 (B, D)  ->  logits float32 (B, K)
 
-Cast, layout change and normalisation are inside. Knows nothing about engines or bundles' files.
+The graph contains cast, layout change and normalisation. Knows nothing about engines or the files of a bundle.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from tureen.bundle.manifest import Precision
 
 OPSET = 20
 MAX_BATCH = 1024
-TRACE_BATCH = 2  # a batch of one would be taken for a constant
+TRACE_BATCH = 2  # the exporter would treat a batch of one as a constant
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 MID_GREY = 127.5
-MAX_WEIGHTS_BYTES = 1_500_000_000  # protobuf, and so a single ONNX file, ends at 2 GiB
+MAX_WEIGHTS_BYTES = 1_500_000_000  # a protobuf message, and so a single ONNX file, has at most 2 GiB
 
 
 class Backbone(nn.Module):
-    """The model with the bundle's inputs: uint8 pixels in NHWC, one token a row. In fp32, as PyTorch computes it."""
+    """The model with the inputs of a bundle: uint8 pixels in NHWC, and one token for each row. Computes in fp32."""
 
     def __init__(self, model: DualTokenViT) -> None:
         super().__init__()
@@ -43,14 +43,14 @@ class Backbone(nn.Module):
 
 
 class CompiledBackbone(nn.Module):
-    """`Backbone` as engines compile it: normalisation folded away where that is exact, blocks in a precision.
+    """The backbone that engines compile: normalisation folded into weights if that is exact, blocks in a precision.
 
-    Images and patch embedding stay float32, and what comes of them is cast once: ONNX has no bf16 convolution before
-    opset 22, and raw pixels are where rounding costs most.
+    Images and patch embedding stay float32, and the patches are cast once: ONNX has no bf16 convolution before opset
+    22, and rounding costs most accuracy on raw pixels.
     """
 
     def __init__(self, model: DualTokenViT, precision: Precision = "fp32") -> None:
-        """Raises ExportError for a precision that is none of torch's."""
+        """Raises ExportError for a precision that torch lacks."""
         super().__init__()
         if precision not in DTYPES:
             raise ExportError(f"torch has no {precision}: choose {', '.join(DTYPES)}")
@@ -60,13 +60,13 @@ class CompiledBackbone(nn.Module):
 
     def forward(self, pixels: Tensor, cls_token: Tensor) -> Tensor:
         """Logits float32 (B, K) of pixels uint8 (B, H, W, 3) and cls_token float32 (B, D)."""
-        # Cast before all else: TensorRT does nothing but cast a uint8 tensor.
+        # The cast comes first: TensorRT supports no other operation on uint8.
         patches = self.embed(pixels.to(torch.float32).permute(0, 3, 1, 2))
         return self.model.with_patches(patches.to(self.dtype), cls_token).to(torch.float32)
 
 
 class NormalisedEmbedding(nn.Module):
-    """Patches of images float32 (B, 3, H, W) that reach from 0 to 255, normalised first."""
+    """Embeds images float32 (B, 3, H, W) in [0, 255] after normalisation."""
 
     def __init__(self, model: DualTokenViT) -> None:
         super().__init__()
@@ -78,10 +78,10 @@ class NormalisedEmbedding(nn.Module):
 
 
 class FoldedEmbedding(nn.Conv2d):
-    """The same with the normalisation in its weights, which read pixels − 127.5.
+    """Embeds images float32 (B, 3, H, W) in [0, 255] with the normalisation in its weights, for pixels − 127.5.
 
-    The pixels are centred, which is exact in bf16 too: weights that read 0–255 would lose much of what bf16 can tell,
-    since the mean's share cancels.
+    Centred pixels are exact in bf16. Weights for 0–255 would lose precision in bf16, because the contribution of the
+    mean cancels.
     """
 
     def __init__(self, model: DualTokenViT) -> None:
@@ -99,12 +99,12 @@ class FoldedEmbedding(nn.Conv2d):
 
 
 def can_fold(model: DualTokenViT) -> bool:
-    """Whether the patch embedding can normalise: where it pads, the border is 0 after it, and would not be before."""
+    """Return whether normalisation can be folded; not if the embedding pads, since 0 is a normalised value."""
     return isinstance(model.patch_embed, nn.Conv2d)
 
 
-def exportable(model: Model) -> DualTokenViT:
-    """The model itself; raises ExportError where its modes differ in more than the class token."""
+def require_exportable(model: Model) -> DualTokenViT:
+    """Return the model; raises ExportError if its modes differ in more than the class token."""
     if not isinstance(model, DualTokenViT) or model.config.adapter != "token":
         raise ExportError(
             f"the model's adapter is {model.config.adapter!r}: only a class token can be an input of the graph"
@@ -113,21 +113,21 @@ def exportable(model: Model) -> DualTokenViT:
 
 
 def onnx_graph(model: DualTokenViT, precision: Precision = "fp32", *, opset: int = OPSET) -> bytes:
-    """The backbone of `model` as a single-file ONNX graph, both inputs sharing one dynamic batch axis.
+    """Return the backbone of `model` as a single-file ONNX graph, whose inputs share one dynamic batch axis.
 
-    precision: that of the blocks and the head; the types of inputs and logits are the same in all.
-    Raises ExportError where the graph would not fit a single file, or torch has no such precision.
+    precision: of the blocks and the head; the types of inputs and logits do not depend on it.
+    Raises ExportError if the graph does not fit into a single file, or if torch lacks the precision.
     """
     config = model.config
     size = 4 * sum(parameter.numel() for parameter in model.parameters())
     if size > MAX_WEIGHTS_BYTES:
-        raise ExportError(f"the backbone has {size:,} bytes of weights; a bundle holds {MAX_WEIGHTS_BYTES:,}")
+        raise ExportError(f"the backbone has {size:,} bytes of weights; a bundle holds at most {MAX_WEIGHTS_BYTES:,}")
     pixels = torch.zeros(TRACE_BATCH, config.image_size, config.image_size, 3, dtype=torch.uint8)
     tokens = torch.zeros(TRACE_BATCH, config.width)
     batch = torch.export.Dim("batch", min=1, max=MAX_BATCH)
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it reports every operator library that is not installed
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it logs every operator library that is not installed
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter's own internals
+        warnings.simplefilter("ignore")  # warnings of the exporter about its internals
         program = torch.onnx.export(
             CompiledBackbone(model, precision).eval(),
             (pixels, tokens),
@@ -148,7 +148,7 @@ def onnx_graph(model: DualTokenViT, precision: Precision = "fp32", *, opset: int
 
 
 def _strip_metadata(proto: onnx.ModelProto) -> None:
-    """Remove the exporter's notes, stack traces with this machine's paths among them."""
+    """Remove the metadata of the exporter, which contains stack traces with paths of this machine."""
     for message in (proto, proto.graph, *proto.graph.node, *proto.graph.value_info, *proto.graph.initializer):
         message.ClearField("metadata_props")
         message.ClearField("doc_string")
@@ -158,7 +158,7 @@ def _strip_metadata(proto: onnx.ModelProto) -> None:
 
 
 def _check_interface(proto: onnx.ModelProto, image_size: int, width: int, classes: int) -> None:
-    """Assert what the bundle promises of its graph: the exporter may specialise a shape without a word."""
+    """Raise ExportError if inputs or outputs differ from those of a bundle: the exporter may fix a shape silently."""
     expected = {
         PIXELS_INPUT: (onnx.TensorProto.UINT8, ["batch", image_size, image_size, 3]),
         TOKEN_INPUT: (onnx.TensorProto.FLOAT, ["batch", width]),

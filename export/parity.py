@@ -1,7 +1,7 @@
-"""How far an engine's logits are from PyTorch's, on real images at several β and batch sizes, and if near enough.
+"""Measures how far the logits of an engine are from PyTorch, at several β and batch sizes, and checks the limits.
 
-Every image in every batch has its own β, so that a batch which mixes them up cannot pass. What an engine has to reach
-depends on its precision: fp32 answers the same; a lower precision has to be as accurate, clean and attacked.
+Every image of a batch has its own β, so an engine that mixes up the rows of a batch fails. The limits depend on the
+precision: fp32 must give the same logits; lower precisions must have the same accuracy, clean and attacked.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from export.errors import ParityError
-from export.reference import Attacked, Reference, Sample
+from export.reference import AttackedReference, Reference, ReferenceLogits
 from tureen.bundle.manifest import BACKBONE, FileName, ParityRow, ServedAccuracy
 from tureen.engines.base import Engine
 from tureen.tokens import mix_rows
@@ -23,14 +23,14 @@ ROWS_PER_BATCH_SIZE = 64
 
 
 class ParityLimits(BaseModel):
-    """How far an engine may be from PyTorch in fp32. A share may always differ by one image."""
+    """The largest allowed differences between an engine and PyTorch in fp32. A share may always differ by one image."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     fp32_max_abs_diff: float = Field(default=1e-4, gt=0, description="largest logit difference in fp32")
     half_max_abs_diff: float = Field(default=0.5, gt=0, description="largest logit difference in bf16 and fp16")
     top1_agreement: float = Field(
-        default=0.995, ge=0, le=1, description="least share of equal labels at any β, but for int8"
+        default=0.995, ge=0, le=1, description="lowest share of equal labels at any β, except in int8"
     )
     half_accuracy_points: float = Field(
         default=0.2, ge=0, le=100, description="largest difference in accuracy, clean or attacked, in bf16 and fp16"
@@ -41,15 +41,15 @@ class ParityLimits(BaseModel):
 
 
 def measure_parity(engine: Engine, expected: Reference, artefact: FileName = BACKBONE) -> ParityRow:
-    """Run the engine on every (image, β) pair, shuffled, in batches of 64, and on some in every other batch size.
+    """Run the engine on every (image, β) pair, shuffled, in batches of 64, and on some pairs in every other batch size.
 
-    A label counts as equal only if it is at every batch size. Where the reference has attacked images, accuracy on
-    them and on the images themselves is measured too. Raises ParityError for logits that are not finite.
+    A label counts as equal only if it is equal at every batch size. If the reference has attacked images, accuracy on
+    them and on the clean images is measured too. Raises ParityError for logits that are not finite.
     """
     images = expected.images
     shape = images.logits.shape[:2]
     pairs = np.random.default_rng(0).permutation(list(np.ndindex(shape)))
-    is_same = np.ones(shape, dtype=bool)  # at every batch size in which the pair was run
+    is_same = np.ones(shape, dtype=bool)  # equal label at every batch size of the pair
     labels = np.empty(shape, dtype=np.int64)
     differences: list[NDArray[np.float32]] = []
     for size in BATCH_SIZES:
@@ -77,7 +77,7 @@ def measure_parity(engine: Engine, expected: Reference, artefact: FileName = BAC
 
 
 def check_parity(row: ParityRow, limits: ParityLimits) -> None:
-    """Raise ParityError where the row is beyond the limits of its precision."""
+    """Raise ParityError if the row exceeds the limits of its precision."""
     name = f"{row.engine} {row.precision}"
     largest = {"fp32": limits.fp32_max_abs_diff, "int8": float("inf")}.get(row.precision, limits.half_max_abs_diff)
     if row.max_abs_diff > largest:
@@ -86,41 +86,45 @@ def check_parity(row: ParityRow, limits: ParityLimits) -> None:
         )
     if row.precision != "int8" and row.top1_agreement < limits.top1_agreement:
         raise ParityError(
-            f"{name}: {100 * row.top1_agreement:.2f} % of labels equal PyTorch's at the worst β, "
-            f"asked {100 * limits.top1_agreement:.2f} %"
+            f"{name}: {100 * row.top1_agreement:.2f} % of labels equal those of PyTorch at the worst β, "
+            f"required {100 * limits.top1_agreement:.2f} %"
         )
     if row.precision != "fp32":
         _check_accuracy(row, limits)
 
 
 def _check_accuracy(row: ParityRow, limits: ParityLimits) -> None:
-    """One image is always allowed to differ, of at least 80 / points, so that it is 1.25 × the limit at most."""
+    """Raise ParityError for too large a difference in accuracy.
+
+    One image may always differ. At least 80 / points images are required, so that one image is at most 1.25 × the
+    limit.
+    """
     name = f"{row.engine} {row.precision}"
     points = limits.int8_accuracy_points if row.precision == "int8" else limits.half_accuracy_points
-    needed = math.ceil(80 / points) if points else 0  # of a limit of zero one image is beyond it, however many
+    needed = math.ceil(80 / points) if points else 0  # one image always exceeds a limit of zero
     if row.accuracy and row.accuracy[0].n < needed:
         raise ParityError(
-            f"{name}: its accuracy was measured on {row.accuracy[0].n} images, and {needed} are needed to tell "
-            f"{points:g} points: give more with --data and --images"
+            f"{name}: its accuracy was measured on {row.accuracy[0].n} images, but a limit of {points:g} points needs "
+            f"{needed}: give more with --data and --images"
         )
     if row.precision == "int8" and not row.accuracy:
         raise ParityError(f"{name}: its accuracy could not be measured: give labelled images with --data")
     for at in row.accuracy:
-        for what, found, wanted in (
+        for kind, found, expected in (
             ("clean", at.clean, at.clean_fp32),
             (f"{at.attack}, transferred", at.transferred, at.transferred_fp32),
         ):
-            if round(abs(found - wanted) * at.n) > max(1, points / 100 * at.n):
+            if round(abs(found - expected) * at.n) > max(1, points / 100 * at.n):
                 raise ParityError(
-                    f"{name}: accuracy at β = {at.beta:g} ({what}) is {100 * found:.2f} %, in fp32 "
-                    f"{100 * wanted:.2f} %: {100 * abs(found - wanted):.2f} points apart, allowed {points:g}"
+                    f"{name}: accuracy at β = {at.beta:g} ({kind}) is {100 * found:.2f} %, in fp32 "
+                    f"{100 * expected:.2f} %: {100 * abs(found - expected):.2f} points apart, allowed {points:g}"
                 )
 
 
 def _accuracy(
-    engine: Engine, expected: Reference, attacked: Attacked, labels: NDArray[np.int64]
+    engine: Engine, expected: Reference, attacked: AttackedReference, labels: NDArray[np.int64]
 ) -> list[ServedAccuracy]:
-    """A row a β, from the engine's labels (T, n) for the images, and what it makes of the attacked ones."""
+    """Return a row for each β, from the labels (T, n) of the engine for the clean images; runs the attacked ones."""
     n = len(attacked.labels)
     rows = []
     for t, beta in enumerate(expected.betas):
@@ -128,7 +132,7 @@ def _accuracy(
         for start in range(0, n, max(BATCH_SIZES)):
             i = np.arange(start, min(start + max(BATCH_SIZES), n))
             found[i] = _run(engine, expected, attacked.sample, np.full_like(i, t), i).argmax(-1)
-        # As in the table of the manifest, an image counts as robust only if it is right unattacked too.
+        # As in the manifest, an image counts as robust only if it is classified right without the attack too.
         clean, clean_fp32 = (a[:n] == attacked.labels for a in (labels[t], expected.images.logits[t].argmax(-1)))
         robust = clean & (found == attacked.labels)
         robust_fp32 = clean_fp32 & (attacked.sample.logits[t].argmax(-1) == attacked.labels)
@@ -148,14 +152,14 @@ def _accuracy(
 
 
 def _run(
-    engine: Engine, expected: Reference, sample: Sample, t: NDArray[np.int64], i: NDArray[np.int64]
+    engine: Engine, expected: Reference, sample: ReferenceLogits, t: NDArray[np.int64], i: NDArray[np.int64]
 ) -> NDArray[np.float32]:
-    """The engine's logits, float32 (B, K), for image i[b] at β number t[b]."""
+    """Return the logits of the engine, float32 (B, K), for image i[b] at β number t[b]."""
     tokens = mix_rows(expected.clean_token, expected.robust_token, np.array(expected.betas)[t])
     try:
         found = engine.run(sample.pixels[t, i], tokens)
-    except Exception as error:  # the runtimes' own exceptions have no common base
+    except Exception as error:  # the exceptions of the runtimes have no common base class
         raise ParityError(f"{engine.name} {engine.precision}: the runtime failed at batch {len(t)}") from error
     if found.shape != sample.logits[t, i].shape or not np.isfinite(found).all():
-        raise ParityError(f"{engine.name} {engine.precision}: logits that are no numbers at batch {len(t)}")
+        raise ParityError(f"{engine.name} {engine.precision}: logits not finite or of wrong shape at batch {len(t)}")
     return found

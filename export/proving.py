@@ -1,7 +1,7 @@
-"""Which engines may run a backbone: each one compiled, measured against PyTorch, admitted, or left out with the reason.
+"""Decides which engines may run a backbone: compiles each one, compares it with PyTorch, and accepts or rejects it.
 
-A precision that was asked for has to pass. Of what was not, only fp32 on the CPU has to: wrong there, the graph itself
-is wrong, while a lower precision has to earn its place, and a GPU may round as it likes.
+A requested precision must pass. Otherwise only fp32 on the CPU must pass: a failure there means that the graph is
+wrong. A lower precision may fail, and a GPU may round differently.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from functools import partial
 
 import numpy as np
 
-from export.artefacts import Artefacts, PlanBuilder
+from export.artefacts import BundleArtefacts, PlanBuilder
 from export.errors import ExportError, ParityError
 from export.graph import onnx_graph
 from export.parity import ParityLimits, check_parity, measure_parity
@@ -29,33 +29,33 @@ from tureen.timing import median_seconds
 
 LATER_OPSET = 23  # has a single Attention operator
 LATER_GRAPH = f"{ENGINES_DIRECTORY}/backbone-opset{LATER_OPSET}.onnx"
-LATER_GAIN = 1.05  # a second graph of all weights has to be this much faster to be worth its size
+LATER_GAIN = 1.05  # minimum speed-up that justifies the size of a second graph
 RACE_BATCH = 8
 RACE_RUNS = 9
 
-Report = Callable[[str], None]
-Open = Callable[[EngineName, Precision, Artefact], Engine]
+ReportMessage = Callable[[str], None]
+OpenArtefact = Callable[[EngineName, Precision, Artefact], Engine]
 
 
 def open_artefact(engine: EngineName, precision: Precision, artefact: Artefact) -> Engine:
-    """The engine, on all of this machine; raises EngineError."""
+    """Return the compiled engine, which may use the whole machine; raises EngineError."""
     return compile_engine(artefact.data, engine, precision, plan=artefact.plan)
 
 
 @dataclass(frozen=True)
 class EngineRequest:
-    """What whoever exports wants proven; what is empty means all that this machine has."""
+    """The engines and precisions to compare with PyTorch; an empty sequence means all that this machine supports."""
 
     engines: Sequence[str] = ()
     precisions: Sequence[str] = ()
-    calibration: Callable[[], Pixels] | None = None  # images for int8; None: there are none, and no int8
-    has_later_opset: bool = False  # try the graph in opset 23 too, and keep it where it is faster
-    builder: PlanBuilder = "onnx"  # what compiles plans
+    calibration: Callable[[], Pixels] | None = None  # returns images for int8; None: no images, so no int8
+    has_later_opset: bool = False  # try the graph in opset 23 too, and keep it if it is faster
+    builder: PlanBuilder = "onnx"  # compiles plans
 
 
 @dataclass
-class Proven:
-    """The rows of the manifest, and the files in engines/ that they need."""
+class ProvenEngines:
+    """The accepted engines: rows of the manifest, and the files in engines/ that they need."""
 
     rows: list[ParityRow] = field(default_factory=list)
     files: dict[FileName, bytes] = field(default_factory=dict)
@@ -63,26 +63,25 @@ class Proven:
 
 
 def prove_engines(
-    artefacts: Artefacts,
+    artefacts: BundleArtefacts,
     expected: Reference,
-    asked: EngineRequest,
+    request: EngineRequest,
     limits: ParityLimits,
     *,
-    open_artefact: Open = open_artefact,
-    report: Report = lambda line: None,
-) -> Proven:
-    """Every engine and precision that was asked for, or that this machine has, measured.
+    open_artefact: OpenArtefact = open_artefact,
+    report: ReportMessage = lambda line: None,
+) -> ProvenEngines:
+    """Compare every engine and precision that is requested, or that this machine supports, with PyTorch.
 
-    Raises ExportError where one that was asked for is missing, or none is left; ParityError where one that has to pass
-    does not.
+    Raises ExportError if a requested one is missing, or if none remains; ParityError if one that must pass fails.
     """
-    proven, reasons = Proven(), []
-    chosen = candidates(asked.engines, asked.precisions, has_calibration=asked.calibration is not None)
+    proven, reasons = ProvenEngines(), []
+    chosen = candidate_engines(request.engines, request.precisions, has_calibration=request.calibration is not None)
     for engine, precision, name in chosen:
         built = ""
         try:
             artefact = artefacts.get(engine, precision, name)
-            built = "built, but not run here: " if artefact.plan else ""
+            built = "built, but it does not run on this machine: " if artefact.plan else ""
             compiled = open_artefact(engine, precision, artefact)
         except (EngineError, ExportError) as error:
             reasons.append(f"{engine} {precision}: {built}{error}")
@@ -93,31 +92,38 @@ def prove_engines(
             check_parity(row, limits)
         except ParityError as error:
             is_portable = precision == "fp32" and not REQUIREMENTS[engine].needs_gpu
-            if is_portable or precision in asked.precisions:
+            if is_portable or precision in request.precisions:
                 raise
             reasons.append(str(error))
             report(f"left out: {error}")
             continue
         finally:
             compiled.close()
-        report(_sentence(row))
+        report(_summary(row))
         proven.rows.append(row)
         if name != BACKBONE:
             proven.files[name] = artefact.data
         if artefact.plan:
             proven.plans[name] = artefact.plan
-    missing = [engine for engine in asked.engines if engine not in {row.engine for row in proven.rows}]
-    missing += [precision for precision in asked.precisions if precision not in {row.precision for row in proven.rows}]
+    missing = [engine for engine in request.engines if engine not in {row.engine for row in proven.rows}]
+    missing += [
+        precision for precision in request.precisions if precision not in {row.precision for row in proven.rows}
+    ]
     if missing or not proven.rows:
-        why = "; ".join(reasons) or "no engine has it"
+        why = "; ".join(reasons) or "no engine supports it"
         raise ExportError(f"{', '.join(missing) or 'every engine'} could not be proven: {why}")
     return proven
 
 
 def add_later_opset(
-    proven: Proven, fp32: bytes, model: DualTokenViT, expected: Reference, limits: ParityLimits, report: Report
+    proven: ProvenEngines,
+    fp32: bytes,
+    model: DualTokenViT,
+    expected: Reference,
+    limits: ParityLimits,
+    report: ReportMessage,
 ) -> None:
-    """Let those engines that run backbone.onnx at least 5 % faster in opset 23, and as exactly, run that graph."""
+    """Replace backbone.onnx by a graph in opset 23 for engines that run it at least 5 % faster and as exactly."""
     later = onnx_graph(model, opset=LATER_OPSET)
     for index, row in enumerate(proven.rows):
         if row.artefact != BACKBONE:
@@ -128,7 +134,7 @@ def add_later_opset(
             report(f"opset {LATER_OPSET} on {row.engine} {row.precision}: left out, {error}")
             continue
         try:
-            gain = _gain(engines, expected)
+            gain = _speedup(engines, expected)
             if gain >= LATER_GAIN:
                 found = measure_parity(engines[1], expected, LATER_GRAPH)
                 check_parity(found, limits)
@@ -140,14 +146,14 @@ def add_later_opset(
         finally:
             for engine in engines:
                 engine.close()
-        verdict = "kept" if gain >= LATER_GAIN else f"left out, {LATER_GAIN:g} is what its size asks for"
+        verdict = "kept" if gain >= LATER_GAIN else f"left out, its size requires {LATER_GAIN:g}"
         report(f"opset {LATER_OPSET} on {row.engine} {row.precision}: {gain:.2f} times as fast, {verdict}")
 
 
-def candidates(
+def candidate_engines(
     engines: Sequence[str] = (), precisions: Sequence[str] = (), *, has_calibration: bool
 ) -> list[tuple[EngineName, Precision, FileName]]:
-    """What to try. An engine that nobody asked for is tried where nothing that it needs seems to be missing."""
+    """Return what to compare: requested engines, else those for which this machine seems to have everything."""
     gpus, flags = nvidia_gpus(), cpu_flags()
     return [
         (engine, precision, name)
@@ -160,15 +166,16 @@ def candidates(
     ]
 
 
-def _gain(engines: Sequence[Engine], expected: Reference) -> float:
-    """How many times as fast as the first engine the second is, by medians of runs in turns."""
+def _speedup(engines: Sequence[Engine], expected: Reference) -> float:
+    """Return the speed of the second engine relative to the first, by medians of alternating runs."""
     pixels = np.resize(expected.images.pixels[0], (RACE_BATCH, *expected.images.pixels.shape[2:]))
     tokens = np.tile(expected.clean_token, (RACE_BATCH, 1))
     first, second = median_seconds([partial(engine.run, pixels, tokens) for engine in engines], rounds=RACE_RUNS)
     return first / second
 
 
-def _sentence(row: ParityRow) -> str:
+def _summary(row: ParityRow) -> str:
+    """Return the message for an engine that passed."""
     parts = [
         f"proven: {row.engine} {row.precision}, largest logit difference {row.max_abs_diff:.1e}",
         f"same label {100 * row.top1_agreement:.2f} % at the worst β",

@@ -1,6 +1,6 @@
-"""An int8 graph of the backbone, by NNCF: weights per channel, activations as they are on real images over many β.
+"""Quantises the backbone to int8 by NNCF: weights per channel, activations calibrated on real images at many β.
 
-The result is plain ONNX (QuantizeLinear, DequantizeLinear), which OpenVINO and ONNX Runtime both run in int8.
+The result is ONNX with QuantizeLinear and DequantizeLinear, which OpenVINO and ONNX Runtime run in int8.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ CALIBRATION_IMAGES = 300
 
 
 def int8_graph(graph: bytes, pixels: Pixels, clean: NDArray[np.float32], robust: NDArray[np.float32]) -> bytes:
-    """The fp32 ONNX graph quantised: matrix products in int8, but for the classifier; what lies between is untouched.
+    """Return the fp32 ONNX graph with its matrix products in int8, except the classifier; other operations stay.
 
-    pixels: uint8 (n, H, W, 3), images of the kind that will be served, none of those that accuracy is measured on.
-    clean, robust: float32 (D,), the tokens. Every image is shown at a β of its own, spread over [0, 1], since the
-    token moves the range of activations. Transformer preset with SmoothQuant (Xiao et al., ICML 2023).
-    Raises ExportError where NNCF is missing or fails.
+    pixels: uint8 (n, H, W, 3), images like those of production, but not those of the accuracy measurement. clean,
+    robust: float32 (D,), the tokens. Each image is calibrated at a different β, spread over [0, 1], because the token
+    changes the range of activations. Transformer preset with SmoothQuant (Xiao et al., ICML 2023).
+    Raises ExportError if NNCF is missing or fails.
     """
     disable_vendor_telemetry()
-    with contextlib.redirect_stdout(sys.stderr):  # where its notes and progress belong; standard output is for results
+    with contextlib.redirect_stdout(sys.stderr):  # for its notes and progress; standard output is for results
         try:
             import nncf
         except ImportError:
@@ -53,7 +53,7 @@ def _quantized(
     tokens = mix_rows(clean, robust, betas)
     samples = [{PIXELS_INPUT: pixels[i : i + 1], TOKEN_INPUT: tokens[i : i + 1]} for i in range(len(pixels))]
     model = onnx.load_from_string(graph)
-    # Ten times the error in OpenVINO for a thousandth of the work (docs/LOG.md).
+    # In int8 it has ten times the error in OpenVINO, and saves a thousandth of the work (docs/LOG.md).
     classifier = [node.name for node in model.graph.node if LOGITS_OUTPUT in node.output]
     try:
         quantized = nncf.quantize(
@@ -63,13 +63,13 @@ def _quantized(
             subset_size=len(samples),
             ignored_scope=nncf.IgnoredScope(names=classifier),
         )
-    except Exception as error:  # NNCF's and ONNX Runtime's exceptions have no common base
+    except Exception as error:  # the exceptions of NNCF and ONNX Runtime have no common base class
         raise ExportError("nncf cannot quantise this backbone: export it without int8") from error
     return bytes(quantized.SerializeToString(deterministic=True))
 
 
-def calibration(checkpoint: Checkpoint, data: str | None) -> Callable[[], Pixels] | None:
-    """What gives images to calibrate on: those at `data`, or the digits' own; None where there are none."""
+def calibration_source(checkpoint: Checkpoint, data: str | None) -> Callable[[], Pixels] | None:
+    """Return a function that returns images for calibration: those at `data`, or the digits; None if there are none."""
     if data is not None:
         return lambda: calibration_pixels(data, checkpoint.preprocess, checkpoint.held_out.pixels)
     if checkpoint.recipe.dataset == "digits":
@@ -79,23 +79,23 @@ def calibration(checkpoint: Checkpoint, data: str | None) -> Callable[[], Pixels
 
 def _digits() -> Pixels:
     train = load_digits().train
-    assert isinstance(train, Images)  # so few are never streamed
+    assert isinstance(train, Images)  # small enough to be in memory always
     return train.pixels[:CALIBRATION_IMAGES]
 
 
 def calibration_pixels(location: str, spec: PreprocessSpec, measured: Pixels) -> Pixels:
-    """Up to 300 of the images at `location`, spread over its training part, uint8 (n, H, W, 3).
+    """Return up to 300 training images at `location`, evenly spread, uint8 (n, H, W, 3).
 
-    location: as for `tureen train --data`. measured: those on which accuracy is measured, which are left out, as is
-    what cannot be decoded. Raises ExportError where nothing is left.
+    location: as for `tureen train --data`. measured: the images of the accuracy measurement, which are excluded, as are
+    images that cannot be decoded. Raises ExportError if no image remains.
     """
     source = open_source(location).train
-    taken = {image.tobytes() for image in measured}
-    wanted = np.unique(np.linspace(0, len(source.labels) - 1, CALIBRATION_IMAGES).astype(int))
-    images = (_decoded(source.read(int(i)), spec) for i in wanted)
-    kept = [image for image in images if image is not None and image.tobytes() not in taken]
+    excluded = {image.tobytes() for image in measured}
+    indices = np.unique(np.linspace(0, len(source.labels) - 1, CALIBRATION_IMAGES).astype(int))
+    images = (_decoded(source.read(int(i)), spec) for i in indices)
+    kept = [image for image in images if image is not None and image.tobytes() not in excluded]
     if not kept:
-        raise ExportError(f"{location} has no image to calibrate int8 on, other than those that are measured")
+        raise ExportError(f"{location} has no image for int8 calibration besides those of the accuracy measurement")
     return np.stack(kept)
 
 

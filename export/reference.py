@@ -1,4 +1,4 @@
-"""PyTorch's own answers in fp32, which every engine is held against: on real images, and on the same ones attacked."""
+"""Computes the fp32 logits of PyTorch, with which every engine is compared: on real images, and on these attacked."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from export.graph import Backbone
 from training.attacks.catalogue import ATTACKS, attack_label
 from training.data.datasets import Images
-from training.evaluation.accuracy import at_beta, device_of
+from training.evaluation.accuracy import forward_at_beta, model_device
 from training.models.vit import DualTokenViT, images_from_pixels
 from tureen.tokens import CLEAN_BETA, ROBUST_BETA, mix_rows
 
@@ -24,18 +24,18 @@ Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
-class Sample:
-    """Images and PyTorch's logits for them, at each of T β; the images may differ from β to β."""
+class ReferenceLogits:
+    """Images and the logits of PyTorch for them, at each of T β; each β may have different images."""
 
     pixels: NDArray[np.uint8]  # (T, n, H, W, 3)
     logits: NDArray[np.float32]  # (T, n, K)
 
 
 @dataclass(frozen=True)
-class Attacked:
-    """The same images, each attacked at each β, and what they show: adversarial for PyTorch's soup at that β."""
+class AttackedReference:
+    """The images, attacked on the PyTorch soup at each β, with their labels and the attack."""
 
-    sample: Sample
+    sample: ReferenceLogits
     labels: NDArray[np.int64]  # (n,)
     attack: str
     epsilon_255: float
@@ -43,20 +43,20 @@ class Attacked:
 
 @dataclass(frozen=True)
 class Reference:
-    """What an engine has to reproduce."""
+    """The logits that an engine must reproduce, with the tokens."""
 
     betas: tuple[float, ...]  # T
-    images: Sample
+    images: ReferenceLogits
     clean_token: NDArray[np.float32]  # (D,)
     robust_token: NDArray[np.float32]  # (D,)
-    attacked: Attacked | None = None  # None where no labels are at hand
+    attacked: AttackedReference | None = None  # None without labels
 
 
-def reference(model: DualTokenViT, pixels: NDArray[np.uint8], betas: Sequence[float] = BETAS) -> Reference:
-    """PyTorch's answers to the images, uint8 (n, H, W, 3), at each β."""
+def compute_reference(model: DualTokenViT, pixels: NDArray[np.uint8], betas: Sequence[float] = BETAS) -> Reference:
+    """Return the logits of PyTorch for the images, uint8 (n, H, W, 3), at each β."""
     clean, robust = (model.soup(beta).numpy(force=True) for beta in (CLEAN_BETA, ROBUST_BETA))
     repeated = np.broadcast_to(pixels, (len(betas), *pixels.shape))
-    images = Sample(repeated, _logits(model, repeated, betas))
+    images = ReferenceLogits(repeated, _logits(model, repeated, betas))
     return Reference(tuple(betas), images, clean, robust)
 
 
@@ -68,10 +68,10 @@ def attack_images(
     steps: int,
     betas: Sequence[float] = BETAS,
     on_images: Progress = lambda count: None,
-) -> Attacked:
-    """The images after PGD on PyTorch's soup at each β, rounded to 8 bits, as an engine reads them.
+) -> AttackedReference:
+    """Return the images after PGD on the PyTorch soup at each β, rounded to 8 bits, as an engine reads them.
 
-    on_images: told how many more are done, of betas × images.
+    on_images: called with the number of images finished since the last call, of betas × images.
     """
     labels = images.labels
     adversarial = np.empty((len(betas), *images.pixels.shape), np.uint8)
@@ -82,8 +82,8 @@ def attack_images(
                 model, images.pixels[part], labels[part], beta=beta, epsilon_255=epsilon_255, steps=steps
             )
             on_images(part.stop - part.start)
-    sample = Sample(adversarial, _logits(model.cpu(), adversarial, betas))
-    return Attacked(sample, labels, attack_label(ATTACK, steps), epsilon_255)
+    sample = ReferenceLogits(adversarial, _logits(model.cpu(), adversarial, betas))
+    return AttackedReference(sample, labels, attack_label(ATTACK, steps), epsilon_255)
 
 
 def _adversarial(
@@ -95,10 +95,10 @@ def _adversarial(
     epsilon_255: float,
     steps: int,
 ) -> NDArray[np.uint8]:
-    """uint8 (B, H, W, 3), the attack rounded to 8 bits, which may put half a level on a fractional radius."""
-    device = device_of(model)
+    """Return attacked pixels uint8 (B, H, W, 3); rounding may exceed a fractional radius by half a level."""
+    device = model_device(model)
     found = ATTACKS[ATTACK](
-        at_beta(model, beta),
+        forward_at_beta(model, beta),
         images_from_pixels(torch.from_numpy(pixels).to(device)),
         torch.from_numpy(labels).to(device),
         epsilon=epsilon_255 / 255,
@@ -111,7 +111,7 @@ def _adversarial(
 
 @torch.no_grad()
 def _logits(model: DualTokenViT, pixels: NDArray[np.uint8], betas: Sequence[float]) -> NDArray[np.float32]:
-    """float32 (T, n, K) of pixels (T, n, H, W, 3), row t at betas[t]."""
+    """Return logits float32 (T, n, K) of pixels (T, n, H, W, 3), row t at betas[t]."""
     backbone = Backbone(model).eval()
     clean, robust = (model.soup(beta).numpy(force=True) for beta in (CLEAN_BETA, ROBUST_BETA))
     rows = []

@@ -1,6 +1,6 @@
-"""What the files beside others' weights say of labels and of how an image becomes pixels.
+"""Reads labels and preprocessing from the files beside third-party weights.
 
-Reads JSON as timm and transformers write it, and lists of labels; knows nothing about weights or bundles.
+Reads the JSON of timm and transformers, and lists of labels. Knows nothing about weights or bundles.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from export.errors import ExportError
 from training.pretrained import CONFIG, PREPROCESSOR
 from tureen.preprocess import PreprocessSpec
 
-BICUBIC = 3  # transformers' `resample` is Pillow's number of the filter
-# What the library does to the images of a ViT where no file says: timm's vision_transformer._cfg, the defaults of
-# torchvision's ViT weights (256 pixels, of which 224), and transformers' ViTImageProcessor, which cuts nothing off.
-USUAL_CROP = {"timm": 0.9, "torchvision": 224 / 256, "transformers": 1.0}
+BICUBIC = 3  # `resample` of transformers is the number of the filter in Pillow
+# Share of an image that each library keeps by default: vision_transformer._cfg of timm, the defaults of the ViT weights
+# of torchvision (224 of 256 pixels), and ViTImageProcessor of transformers, which does not crop.
+DEFAULT_CROP = {"timm": 0.9, "torchvision": 224 / 256, "transformers": 1.0}
 
 
 @dataclass(frozen=True)
-class View:
-    """How an image becomes pixels, and sentences: what no file says, or what the model's library does otherwise."""
+class EvaluationView:
+    """The preprocessing of a model, and notes for the user: assumptions, and differences from the library."""
 
     preprocess: PreprocessSpec
     notes: tuple[str, ...]
 
 
-def stated_labels(folder: Path) -> list[str] | None:
-    """The names of a model's outputs, in their order, that config.json in the folder has; None where it has none.
+def labels_from_config(folder: Path) -> list[str] | None:
+    """Return the labels of the outputs, in order, from config.json in the folder; None if it has none.
 
-    Raises ExportError where it numbers them otherwise than 0, 1, 2, …
+    Raises ExportError if it does not number them 0, 1, 2, …
     """
     config = _json(folder / CONFIG)
     by_index = config.get("id2label")
@@ -45,16 +45,16 @@ def stated_labels(folder: Path) -> list[str] | None:
             labels = [str(by_index[str(index)]) for index in range(len(by_index))]
         except KeyError as error:
             raise ExportError(
-                f"{folder / CONFIG}: id2label has no label of output {error.args[0]}: name all of them with --labels"
+                f"{folder / CONFIG}: id2label has no label of output {error.args[0]}: name all outputs with --labels"
             ) from None
-        # transformers' placeholders, which it writes where nobody named anything
+        # placeholders of transformers for outputs without names
         return None if all(re.fullmatch(r"LABEL_\d+", label) for label in labels) else labels
     names = config.get("label_names")
     return [str(name) for name in names] if isinstance(names, list) and names else None
 
 
 def read_labels(file: Path) -> list[str]:
-    """The labels in a text file, one a line, in the order of the model's outputs; raises ExportError."""
+    """Return the labels in a text file, one a line, in the order of the outputs; raises ExportError."""
     try:
         lines = file.read_text(encoding="utf-8-sig").rstrip().splitlines()
     except FileNotFoundError:
@@ -63,80 +63,82 @@ def read_labels(file: Path) -> list[str]:
         raise ExportError(f"{file} cannot be read: --labels is a text file in UTF-8, with one label a line") from error
     labels = [line.strip() for line in lines]
     if "" in labels:
-        raise ExportError(f"{file} has an empty line, number {labels.index('') + 1}: it is one label a line")
+        raise ExportError(f"{file} has an empty line, number {labels.index('') + 1}: write one label a line")
     if repeated := next((label for label, count in Counter(labels).items() if count > 1), None):
         numbers = " and ".join(str(index + 1) for index, label in enumerate(labels) if label == repeated)
         raise ExportError(f"{file} has the label {repeated!r} in lines {numbers}: name each output differently")
     return labels
 
 
-def distinct(labels: Sequence[str]) -> tuple[list[str], str | None]:
-    """The labels, each followed by its output's number where several are the same; and a sentence that says so.
+def unique_labels(labels: Sequence[str]) -> tuple[list[str], str | None]:
+    """Return unique labels, with the number of the output added to repeated ones, and a note about these or None.
 
-    ImageNet's short names have "crane" twice, a bird and a machine.
+    The short names of ImageNet have "crane" twice, a bird and a machine.
     """
     counts = Counter(labels)
     named = [f"{label} ({index})" if counts[label] > 1 else label for index, label in enumerate(labels)]
     repeated = sorted(label for label, count in counts.items() if count > 1)
     if not repeated:
         return named, None
-    return named, f"outputs called the same are told apart by their number: {', '.join(repeated)}"
+    return named, f"outputs with the same label have their number added: {', '.join(repeated)}"
 
 
-def evaluation_view(library: str, folder: Path, *, image_size: int, crop_fraction: float | None) -> View:
-    """How the library prepares an image for the model in the folder, as far as it can be done here.
+def evaluation_view(library: str, folder: Path, *, image_size: int, crop_fraction: float | None) -> EvaluationView:
+    """Return the preprocessing of the library for the model in the folder, as far as Tureen supports it.
 
-    image_size, pixels: of the model. crop_fraction: instead of what the files say. Raises ExportError.
+    image_size: of the model, pixels. crop_fraction: overrides the files. Raises ExportError.
     """
     try:
         if library == "transformers":
-            stated, notes = _of_transformers(_json(folder / PREPROCESSOR))
+            crop, notes = _transformers_crop(_json(folder / PREPROCESSOR))
         else:
-            stated, notes = _of_timm(_json(folder / CONFIG)) if library == "timm" else (None, [])
+            crop, notes = _timm_crop(_json(folder / CONFIG)) if library == "timm" else (None, [])
     except (TypeError, AttributeError, KeyError, ZeroDivisionError) as error:
-        raise ExportError(f"{CONFIG} or {PREPROCESSOR} in {folder} is not as {library} writes it") from error
-    fraction = USUAL_CROP[library] if stated is None else stated
+        raise ExportError(f"{CONFIG} or {PREPROCESSOR} in {folder} does not have the format of {library}") from error
+    fraction = DEFAULT_CROP[library] if crop is None else crop
     if crop_fraction is not None:
         fraction = crop_fraction
-    elif stated is None:
-        notes.append(f"the middle {100 * fraction:g} % of an image, as is usual with {library}: no file says")
+    elif crop is None:
+        notes.append(f"the middle {100 * fraction:g} % of an image, as {library} by default (assumed: no file sets it)")
     try:
-        return View(PreprocessSpec(image_size=image_size, crop_fraction=fraction), tuple(notes))
+        return EvaluationView(PreprocessSpec(image_size=image_size, crop_fraction=fraction), tuple(notes))
     except ValidationError as error:
         first = error.errors()[0]
         raise ExportError(f"the images of {folder} cannot be prepared: {first['loc'][0]}: {first['msg']}") from error
 
 
-def _of_timm(config: Mapping[str, Any]) -> tuple[float | None, list[str]]:
-    statistics = config.get("pretrained_cfg") or config  # the hub's older files have no such section
+def _timm_crop(config: Mapping[str, Any]) -> tuple[float | None, list[str]]:
+    """Return the share of an image that is kept, None if the file does not set it, and notes."""
+    statistics = config.get("pretrained_cfg") or config  # older files on the hub have no such section
     notes = []
     if (mode := statistics.get("crop_mode") or "center") != "center":
-        notes.append(f"timm takes an image by crop_mode {mode!r}: here the middle square of it is taken")
+        notes.append(f"timm crops with crop_mode {mode!r}: Tureen takes the middle square instead")
     if (interpolation := statistics.get("interpolation") or "bicubic") != "bicubic":
-        notes.append(f"timm resizes images {interpolation}: here bicubically")
+        notes.append(f"timm resizes with filter {interpolation!r}: Tureen uses bicubic instead")
     return statistics.get("crop_pct"), notes
 
 
-def _of_transformers(preprocessor: Mapping[str, Any]) -> tuple[float | None, list[str]]:
+def _transformers_crop(preprocessor: Mapping[str, Any]) -> tuple[float | None, list[str]]:
+    """Return the share of an image that is kept, None if the file does not set it, and notes."""
     if not preprocessor:
         return None, []
     notes = []
     if preprocessor.get("do_resize", True) and preprocessor.get("resample", BICUBIC) != BICUBIC:
-        notes.append("transformers resizes these images by another filter than bicubic, which is used here")
+        notes.append("transformers resizes with another filter than bicubic: Tureen uses bicubic instead")
     if preprocessor.get("do_center_crop"):
         return _side(preprocessor["crop_size"]) / _side(preprocessor["size"]), notes
-    notes.append("transformers squeezes an image that is no square into one: here the middle square of it is taken")
+    notes.append("transformers stretches an image to a square: Tureen takes the middle square instead")
     return 1.0, notes
 
 
 def _side(size: int | Mapping[str, int]) -> int:
-    """The pixels of a size as transformers writes it: the shorter side, or the height of what is a square."""
+    """Return the pixels of a size in the format of transformers: the shorter side, or the height of a square."""
     if isinstance(size, int):
         return size
     return size["shortest_edge"] if "shortest_edge" in size else size["height"]
 
 
 def _json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file that `load_pretrained` has accepted, empty where there is no such file."""
+    """Return the object in a JSON file that `load_pretrained` has accepted; empty if there is no file."""
     loaded: dict[str, Any] = json.loads(file.read_bytes()) if file.is_file() else {}
     return loaded

@@ -1,6 +1,6 @@
-"""Compiles a backbone into a TensorRT plan by torch-tensorrt, from torch's own program and without ONNX.
+"""Compiles a backbone into a TensorRT plan by torch-tensorrt, from an exported program of torch and without ONNX.
 
-The plan is one like any other of TensorRT's: `tureen.engines.tensorrt_run` runs it.
+`tureen.engines.tensorrt_run` runs the plan like any other plan of TensorRT.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from tureen.bundle.manifest import PlanRecord, Precision
 from tureen.engines.tensorrt_build import DEFAULT_BATCH, plan_record
 
 NO_TORCH_TENSORRT = (
-    "torch-tensorrt cannot be used here: it needs the extra [torch-tensorrt] and an NVIDIA GPU with its driver; "
-    "export with --engine tensorrt on a machine that has them, or use the ONNX way"
+    "torch-tensorrt cannot be used on this machine: it needs the extra [torch-tensorrt], an NVIDIA GPU and its driver; "
+    "export on a machine that has them, or use --plan-builder onnx"
 )
 
 
 def load_torch_tensorrt() -> Any:
-    """The module; raises ExportError where it is not installed, or cannot be imported for want of a driver."""
+    """Return the module; raises ExportError if it is not installed, or cannot be imported without a driver."""
     try:
-        # It prints paths of this machine when it fails, and raises a bare Exception.
+        # On failure it prints paths of this machine, and raises a bare Exception.
         with contextlib.redirect_stdout(io.StringIO()):
             import torch_tensorrt
     except Exception as error:
@@ -47,9 +47,9 @@ def build_torch_plan(
     batch: tuple[int, int, int] = DEFAULT_BATCH,
     cache: Path | None = None,
 ) -> tuple[bytes, PlanRecord]:
-    """A plan for the engine "tensorrt" and what it is bound to, like `tureen.engines.tensorrt_build.build_plan`.
+    """Return a plan for the engine "tensorrt" and its record, like `tureen.engines.tensorrt_build.build_plan`.
 
-    Raises ExportError where torch-tensorrt cannot be used, and EngineError where there is no GPU.
+    Raises ExportError if torch-tensorrt cannot be used, and EngineError if there is no GPU.
     """
     if TYPE_CHECKING:
         import torch_tensorrt
@@ -83,12 +83,12 @@ def build_torch_plan(
 
 
 def traced(model: DualTokenViT, precision: Precision, largest: int, *, device: str) -> torch.export.ExportedProgram:
-    """The backbone in that precision as torch's program; its inputs have the bundle's names and share a batch axis."""
+    """Return the backbone in that precision as an exported program; its inputs share one dynamic batch axis."""
     config = model.config
     pixels = torch.zeros(TRACE_BATCH, config.image_size, config.image_size, 3, dtype=torch.uint8, device=device)
     tokens = torch.zeros(TRACE_BATCH, config.width, device=device)
     axis = torch.export.Dim("batch", min=1, max=largest)
-    backbone = copy.deepcopy(CompiledBackbone(model, precision))  # the model itself stays where it is
+    backbone = copy.deepcopy(CompiledBackbone(model, precision))  # the model stays on its device
     return torch.export.export(
         backbone.eval().to(device),
         (pixels, tokens),

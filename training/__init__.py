@@ -1,1 +1,1 @@
-"""Trains dual-token ViTs on clean and adversarial images at once, and measures every soup of the two tokens."""
+"""Trains dual-token ViTs on clean and adversarial images together, and measures their accuracy at each β."""

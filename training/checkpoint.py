@@ -1,8 +1,8 @@
-"""A trained model on disk: what `tureen train` leaves and `tureen export` reads. Safetensors and JSON, no pickle.
+"""The checkpoint of a trained model, which `tureen train` writes and `tureen export` reads. It contains no pickle.
 
 checkpoint.json      recipe, labels, preprocessing, accuracy at each β, provenance; written last
 model.safetensors    the weights, float32, both tokens among them
-held_out.npz         pixels uint8 (n, H, W, 3) and labels int64 (n,): what the accuracy was measured on
+held_out.npz         pixels uint8 (n, H, W, 3) and labels int64 (n,) of the images on which the accuracy was measured
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 
 from training.data.datasets import Images
 from training.errors import CheckpointError
-from training.models.registry import Model, build
+from training.models.registry import Model, build_model
 from training.recipes import Recipe
 from tureen.atomic_file import write_atomically
 from tureen.bundle.manifest import AccuracyRow, Evaluation
@@ -32,23 +32,27 @@ HELD_OUT = "held_out.npz"
 
 
 class CheckpointRecord(BaseModel):
-    """What checkpoint.json holds."""
+    """The content of checkpoint.json."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     schema_version: Literal[1] = 1
-    name: str | None = Field(default=None, description="of the model: that of its images; None: the recipe's")
+    name: str | None = Field(
+        default=None, description="name of the model, from its images; None: the name of the recipe"
+    )
     recipe: Recipe
     labels: list[str]
     preprocess: PreprocessSpec
     accuracy: list[AccuracyRow]
     evaluation: Evaluation = Evaluation()
     provenance: dict[str, Any]
-    sha256: dict[str, str] = Field(description="of the other two files")
+    sha256: dict[str, str] = Field(description="digests of the other two files")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
+    """A trained model with its recipe, its held-out images and its measured accuracy."""
+
     model: Model
     held_out: Images
     recipe: Recipe
@@ -57,11 +61,11 @@ class Checkpoint:
     accuracy: list[AccuracyRow]
     provenance: dict[str, Any]
     evaluation: Evaluation = field(default_factory=Evaluation)
-    name: str | None = None  # of the model: that of its images; None: the recipe's
+    name: str | None = None  # name of the model, from its images; None: the name of the recipe
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write the checkpoint into the directory `path`; it counts as one from the moment its JSON is there."""
+    """Write the checkpoint into the directory `path`; the JSON file comes last and makes it valid."""
     path.mkdir(parents=True, exist_ok=True)
     arrays = io.BytesIO()
     np.savez_compressed(arrays, pixels=checkpoint.held_out.pixels, labels=checkpoint.held_out.labels)
@@ -83,11 +87,11 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """The checkpoint in the directory `path`, its model in eval mode on the CPU; raises CheckpointError."""
+    """Return the checkpoint in the directory `path`, its model in eval mode on the CPU; raises CheckpointError."""
     if not path.exists():
         raise CheckpointError(f"{path} does not exist")
     if not path.is_dir():
-        raise CheckpointError(f"{path} is a file, not the directory of a run that `tureen train` finished")
+        raise CheckpointError(f"{path} is a file: give the directory of a run that `tureen train` finished")
     try:
         record = CheckpointRecord.model_validate_json((path / CHECKPOINT).read_text(encoding="utf-8-sig"))
         files = {name: (path / name).read_bytes() for name in (MODEL, HELD_OUT)}
@@ -95,17 +99,19 @@ def load_checkpoint(path: Path) -> Checkpoint:
         missing = Path(error.filename).name
         raise CheckpointError(f"{path} is not a finished checkpoint: it has no {missing}; run `tureen train`") from None
     except (OSError, UnicodeDecodeError, ValidationError) as error:
-        raise CheckpointError(f"{path / CHECKPOINT} cannot be read, or was made by another version") from error
+        raise CheckpointError(
+            f"{path / CHECKPOINT} cannot be read, or was written by another version of Tureen"
+        ) from error
     for name, data in files.items():
         if hashlib.sha256(data).hexdigest() != record.sha256.get(name):
-            raise CheckpointError(f"{path / name} is not what {CHECKPOINT} describes: train or copy it again")
-    model = build(record.recipe.model)
+            raise CheckpointError(f"{path / name} does not match its digest in {CHECKPOINT}: train or copy it again")
+    model = build_model(record.recipe.model)
     try:
         model.load_state_dict(safetensors.torch.load(files[MODEL]))
         with np.load(io.BytesIO(files[HELD_OUT]), allow_pickle=False) as arrays:
             held_out = Images(arrays["pixels"], arrays["labels"])
     except (SafetensorError, RuntimeError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path} holds a model of another shape than its recipe") from error
+        raise CheckpointError(f"{path} holds a model whose shape is not that of its recipe") from error
     return Checkpoint(
         model=model.eval().requires_grad_(False),
         held_out=held_out,

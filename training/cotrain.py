@@ -1,6 +1,6 @@
-"""A co-training run in progress: its state, one step after another, saved after any of them and continued exactly.
+"""A co-training run in progress: its steps, and its state, which can be saved after any step and continued exactly.
 
-Knows nothing about files beyond the state it saves, and nothing about how a run is shown.
+Knows nothing about other files, and nothing about the display of a run.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from training.data.augment import augmented, mixed
+from training.data.augment import augment_images, mix_images
 from training.data.datasets import Dataset, Images
-from training.data.loading import Batch, Loader, MemoryLoader, Order, StreamLoader
+from training.data.loading import Batch, BatchOrder, Loader, MemoryLoader, StreamLoader
 from training.distributed import Processes
 from training.errors import CheckpointError, DivergedError
-from training.loss import cotraining_losses, epsilon, eq1, learning_rate
-from training.models.registry import Model, build
+from training.loss import combined_loss, cotraining_losses, scheduled_epsilon, scheduled_learning_rate
+from training.models.registry import Model, build_model
 from training.models.vit import images_from_pixels
 from training.recipes import Recipe
 from training.resume import START_AGAIN, read_saved_run
@@ -37,8 +37,8 @@ ADAMW_STATE = {"step", "exp_avg", "exp_avg_sq"}
 
 
 @dataclass(frozen=True)
-class Progress:
-    """What some steps of training came to; losses are means over them, NaN for a half that was not trained."""
+class StepProgress:
+    """The result of some steps. The losses are means over them, NaN for a term of weight 0; epsilon_255 in 1/255."""
 
     step: int
     epoch: float
@@ -49,8 +49,8 @@ class Progress:
     images_per_second: float
 
 
-def autocast(recipe: Recipe, device: torch.device) -> AbstractContextManager[object]:
-    """bf16 arithmetic inside the model where the recipe wants it and the device has it; the rest stays fp32."""
+def bf16_autocast(recipe: Recipe, device: torch.device) -> AbstractContextManager[object]:
+    """Return the context in which the model computes in bf16, if recipe and device say so; else one without effect."""
     if device.type == "cuda":
         has_bf16 = torch.cuda.is_bf16_supported()
     else:
@@ -61,10 +61,10 @@ def autocast(recipe: Recipe, device: torch.device) -> AbstractContextManager[obj
 
 
 class Cotraining:
-    """A training run in progress: model, its moving average, optimiser, and the step it has come to.
+    """A training run in progress: model, moving average of the weights, optimiser, and the number of finished steps.
 
-    The same recipe, data and device give the same run, whether or not it was interrupted: all that is random in a step
-    comes from the seed, the step's number and the process's rank. Several processes each take a share of every batch.
+    The same recipe, data and device give the same run, interrupted or not: the random numbers of a step depend on seed,
+    step and rank of the process only. Each process takes an equal share of every batch.
     """
 
     def __init__(
@@ -78,18 +78,21 @@ class Cotraining:
         is_compiled: bool = False,
         start: Model | None = None,
     ) -> None:
-        """processes: of a distributed run, of which this is one. workers: processes that decode images where these are
-        streamed. is_compiled: run the model through torch.compile. start: a model of the recipe's shape to begin
-        with, instead of random weights."""
+        """Build model and optimiser on `device`.
+
+        processes: those of a distributed run. workers: number of processes that decode streamed images. is_compiled:
+        run the model through torch.compile. start: a model of the shape of the recipe, whose weights replace the random
+        ones.
+        """
         self.recipe = recipe
         self.device = device
         self.step = 0
-        self.seconds = 0.0  # spent in steps, over all runs of the program that took part
+        self.seconds = 0.0  # spent in steps, over all starts of the program
         self._data, self._labels = data.fingerprint(), data.labels
         self._sums = torch.zeros(2, device=device)  # of both losses, since the last report
         self.processes = processes or Processes()
         torch.manual_seed(recipe.seed)
-        self.model = build(recipe.model).to(device)
+        self.model = build_model(recipe.model).to(device)
         if start is not None:
             self.model.load_state_dict(start.state_dict())
         self.average = copy.deepcopy(self.model).requires_grad_(False).eval()
@@ -97,7 +100,7 @@ class Cotraining:
         self._outer = DistributedDataParallel(self._inner) if self.processes.count > 1 else self._inner
         self._generator = torch.Generator(device)
         self.optimiser = _optimiser(self.model, recipe)
-        self._order = Order(recipe, len(data.train), self.processes.rank, self.processes.count)
+        self._order = BatchOrder(recipe, len(data.train), self.processes.rank, self.processes.count)
         self._loader: Loader = (
             MemoryLoader(data.train, device)
             if isinstance(data.train, Images)
@@ -111,7 +114,7 @@ class Cotraining:
 
     @property
     def steps(self) -> int:
-        """Of the whole run."""
+        """Number of steps of the whole run."""
         return self.recipe.epochs * self.steps_per_epoch
 
     @property
@@ -120,14 +123,14 @@ class Cotraining:
 
     @property
     def is_sound(self) -> bool:
-        """Whether the loss was a number in every step since the last report."""
-        return bool(eq1(self._sums[0], self._sums[1], self.recipe.alpha).isfinite())
+        """Whether the loss was finite in every step since the last report."""
+        return bool(combined_loss(self._sums[0], self._sums[1], self.recipe.alpha).isfinite())
 
-    def run_epoch(self, at_most: int | None = None, should_stop: Callable[[], bool] = lambda: False) -> Progress:
+    def run_epoch(self, at_most: int | None = None, should_stop: Callable[[], bool] = lambda: False) -> StepProgress:
         """Train to the next multiple of `at_most` steps in the epoch, or to its end.
 
-        should_stop: called after each step, when the state may be saved; ends the call where it returns true. Raises
-        DivergedError where the loss is not finite.
+        should_stop: called after each step, when the state may be saved; the call ends if it returns true. Raises
+        DivergedError if the loss is not finite.
         """
         if self._batches is None:
             self._batches = self._loader.batches(self._order, self.step)
@@ -150,66 +153,68 @@ class Cotraining:
         seconds = time.perf_counter() - started
         self.seconds += seconds
         share = self.step / self.steps
-        progress = Progress(
+        progress = StepProgress(
             step=self.step,
             epoch=self.step / self.steps_per_epoch,
             clean_loss=clean_loss,
             robust_loss=robust_loss,
-            epsilon_255=epsilon(self.recipe, share) * 255,
-            learning_rate=learning_rate(self.recipe, share),
+            epsilon_255=scheduled_epsilon(self.recipe, share) * 255,
+            learning_rate=scheduled_learning_rate(self.recipe, share),
             images_per_second=images * self.processes.count / seconds,
         )
-        if not eq1(losses[0], losses[1], self.recipe.alpha).isfinite():
+        if not combined_loss(losses[0], losses[1], self.recipe.alpha).isfinite():
             raise DivergedError(
-                f"the loss is not a number in steps {first} to {self.step}: "
+                f"the loss is not finite in steps {first} to {self.step}: "
                 "lower learning_rate or epsilon_255, or lengthen warmup or epsilon_ramp"
             )
         return progress
 
     def _train(self, pixels: Tensor, labels: Tensor) -> Tensor:
-        """One step on pixels uint8 (B, H, W, 3) and labels int64 (B,); the losses of both halves, (2,)."""
+        """Run one step on pixels uint8 (B, H, W, 3) and labels int64 (B,); returns the clean and robust loss, (2,)."""
         recipe, share = self.recipe, self.step / self.steps
         self._generator.manual_seed(_seed(recipe.seed, self.step, self.processes.rank))
-        images = augmented(images_from_pixels(pixels), recipe.augmentation, self._generator)
-        images, targets = mixed(images, labels, recipe.augmentation, recipe.model.classes, self._generator)
+        images = augment_images(images_from_pixels(pixels), recipe.augmentation, self._generator)
+        images, targets = mix_images(images, labels, recipe.augmentation, recipe.model.classes, self._generator)
         for group in self.optimiser.param_groups:
-            group["lr"] = learning_rate(recipe, (self.step + 0.5) / self.steps)  # neither the first nor the last is 0
+            group["lr"] = scheduled_learning_rate(
+                recipe, (self.step + 0.5) / self.steps
+            )  # neither the first nor the last is 0
         self.optimiser.zero_grad()
         sums = torch.zeros(2, device=self.device)
         parts = list(zip(images.chunk(recipe.accumulate), targets.chunk(recipe.accumulate), strict=True))
         for index, (part, part_targets) in enumerate(parts):
             is_last = index == len(parts) - 1
-            # Gradients travel between processes once a step, with the last part.
-            waiting = nullcontext() if is_last or self.processes.count == 1 else self._outer.no_sync()  # type: ignore[operator]
-            with waiting:
-                with autocast(recipe, self.device):
+            # Processes exchange gradients once a step, with the last part.
+            synchronisation = nullcontext() if is_last or self.processes.count == 1 else self._outer.no_sync()  # type: ignore[operator]
+            with synchronisation:
+                with bf16_autocast(recipe, self.device):
                     losses = cotraining_losses(
                         self._inner,
                         part,
                         part_targets,
                         recipe=recipe,
-                        epsilon=epsilon(recipe, share),
+                        epsilon=scheduled_epsilon(recipe, share),
                         generator=self._generator,
                         forward=self._outer,
                     )
                 weight = len(part) / len(images)
-                (weight * eq1(*losses, recipe.alpha)).backward()
+                (weight * combined_loss(*losses, recipe.alpha)).backward()
                 sums += weight * torch.stack(losses).detach()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip_norm)
         self.optimiser.step()
-        sums += 0 * norm  # not a number where the gradient is none, though the loss was one
+        sums += 0 * norm  # NaN if the gradient is NaN, even if the loss was finite
         decay = min(recipe.ema_decay, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             update = get_ema_multi_avg_fn(decay)
             update(list(self.average.parameters()), list(self.model.parameters()), self.step)
             for average, buffer in zip(self.average.buffers(), self.model.buffers(), strict=True):
-                average.copy_(buffer)  # a BatchNorm's statistics, which are a moving average already
+                average.copy_(buffer)  # statistics of a BatchNorm, which are moving averages already
         return sums
 
     def save(self, path: Path, options: Mapping[str, object] | None = None) -> None:
-        """Write all that `restore` needs to `path`, atomically; safetensors, no pickle.
+        """Write the state that `restore` reads to `path`, atomically; safetensors, no pickle.
 
-        options: what the run was started with besides its recipe, for `training.resume.read_saved_run`.
+        options: those of the start of the run besides its recipe, for `training.resume.read_saved_run`.
         """
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         tensors |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
@@ -227,7 +232,7 @@ class Cotraining:
         write_atomically(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata))
 
     def restore(self, path: Path) -> None:
-        """Continue where `save` left off; raises CheckpointError for another recipe's state or a damaged file."""
+        """Load the state that `save` wrote; raises CheckpointError if it is damaged or of another recipe."""
         saved = read_saved_run(path)
         try:
             with safe_open(path, framework="pt", device=str(self.device)) as file:
@@ -236,11 +241,11 @@ class Cotraining:
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{path} cannot be read: {START_AGAIN}") from error
         if saved.recipe.fingerprint() != self.recipe.fingerprint():
-            raise CheckpointError(f"{path} is of another recipe or other settings: resume with the same ones")
+            raise CheckpointError(f"{path} is of another recipe or other settings: resume with those of the run")
         if metadata.get("data") != self._data:
             raise CheckpointError(f"{path} was trained on other images: resume with the same --data")
         state: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in _under("optimiser.", tensors).items():
+        for name, tensor in _without_prefix("optimiser.", tensors).items():
             index, _, key = name.partition(".")
             state.setdefault(int(index), {})[key] = tensor
         self.step = int(metadata["step"])
@@ -249,8 +254,8 @@ class Cotraining:
         try:
             if self.step and any(set(state[index]) != ADAMW_STATE for index in range(parameters)):
                 raise KeyError("optimiser")
-            self.model.load_state_dict(_under("model.", tensors))
-            self.average.load_state_dict(_under("average.", tensors))
+            self.model.load_state_dict(_without_prefix("model.", tensors))
+            self.average.load_state_dict(_without_prefix("average.", tensors))
             self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": state})
         except (RuntimeError, KeyError, ValueError) as error:
             raise CheckpointError(f"{path} lacks some of the run's state: {START_AGAIN}") from error
@@ -258,7 +263,7 @@ class Cotraining:
 
 
 def _optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """AdamW whose weight decay leaves biases, norms, tokens and position embeddings alone."""
+    """Return AdamW without weight decay of biases, norms, tokens and position embeddings."""
     decayed = [module.weight for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
     names = {id(weight) for weight in decayed}
     others = [parameter for parameter in model.parameters() if id(parameter) not in names]
@@ -267,9 +272,10 @@ def _optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
 
 def _seed(*numbers: int) -> int:
-    """32 bits that depend on all of the numbers: of a longer seed torch's generator on a CPU drops the rest."""
+    """Return a seed of 32 bits from all numbers; the generator of torch on a CPU ignores the bits above these."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
-def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _without_prefix(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors whose names start with `prefix`, by the rest of their names."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

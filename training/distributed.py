@@ -1,6 +1,6 @@
-"""The processes of a distributed run, as torchrun starts them; alone where there is none.
+"""The processes of a distributed run, as torchrun starts them; a single process without torchrun.
 
-The one place that reads torchrun's variables.
+No other module reads the environment variables of torchrun.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from tureen.machine import available_cpus
 
 @dataclass(frozen=True)
 class Processes:
-    """This process's place among `count`; the first, of rank 0, writes files and talks to the terminal."""
+    """The rank of this process among `count` processes; the process of rank 0 writes files and terminal output."""
 
     rank: int = 0
     count: int = 1
-    control: torch.distributed.ProcessGroup | None = None  # between CPUs, for what need not wait for a GPU
+    control: torch.distributed.ProcessGroup | None = None  # group between CPUs, for values that do not depend on a GPU
 
     @property
     def is_first(self) -> bool:
         return self.rank == 0
 
     def mean(self, values: Tensor) -> Tensor:
-        """The mean of `values` over all processes."""
+        """Return the mean of `values` over all processes."""
         if self.count > 1:
             torch.distributed.all_reduce(values)
         return values / self.count
 
     def largest(self, number: int) -> int:
-        """The largest of the numbers that all processes give here."""
+        """Return the largest `number` of all processes."""
         if self.count == 1:
             return number
         largest = torch.tensor([number])
@@ -44,32 +44,32 @@ class Processes:
         return int(largest)
 
     def agree(self, number: int, device: torch.device) -> bool:
-        """Whether all processes have the same number."""
+        """Return whether all processes have the same `number`."""
         mean = self.mean(torch.tensor([float(number)], dtype=torch.float64, device=device))
         return self.count == 1 or float(mean) == number
 
 
 def is_first_process() -> bool:
-    """Whether this is the process that talks to the terminal, also before and after `joined`."""
+    """Return whether this process writes to the terminal; valid outside `process_group` too."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def cpus_per_process() -> int:
-    """CPUs this process may keep busy: its share of those that affinity and quota leave to the machine's processes."""
+    """Return how many CPUs this process may use: its share of those that affinity and quota allow."""
     return max(1, available_cpus() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def limit_threads() -> None:
-    """Let torch use no more threads than there are CPUs for this process; OMP_NUM_THREADS, where set, decides."""
+    """Limit torch to `cpus_per_process` threads; OMP_NUM_THREADS takes precedence if it is set."""
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(min(torch.get_num_threads(), cpus_per_process()))
 
 
 @contextmanager
-def joined() -> Iterator[tuple[Processes, torch.device]]:
-    """The processes torchrun started this one among, and the device that is this one's; left again at the end.
+def process_group() -> Iterator[tuple[Processes, torch.device]]:
+    """Join the process group of torchrun; yields the processes and the device of this process, and leaves at the end.
 
-    NCCL between GPUs, Gloo between CPUs. Without torchrun: one process, and the GPU where there is one.
+    NCCL connects GPUs, Gloo connects CPUs. Without torchrun: one process, on the GPU if there is one.
     """
     limit_threads()
     has_gpu = torch.cuda.is_available()
@@ -88,5 +88,5 @@ def joined() -> Iterator[tuple[Processes, torch.device]]:
 
 
 def best_device() -> torch.device:
-    """The GPU where there is one, else the CPU."""
+    """Return the GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,13 +1,13 @@
-"""What can go wrong in training and evaluation, and who must act.
+"""The errors of training and evaluation, and who must act.
 
 TureenError
 └── TrainingError                    caller
     ├── RecipeError                  a recipe, or a value set in it, is wrong
     ├── DataError                    the images are missing, not labelled, or not enough
-    ├── CheckpointError              a checkpoint is missing, unfinished, damaged or of another kind
-    ├── DivergedError                the loss is not a number any more
-    ├── SuspectError                 robustness against one attack step rose while that against many fell
-    └── ZeroGradientError            the attack has no gradient to follow, so it measures nothing
+    ├── CheckpointError              a checkpoint is missing, unfinished, damaged or does not fit
+    ├── DivergedError                the loss or the logits are NaN or infinite
+    ├── SuspectError                 catastrophic overfitting: robust against one attack step only
+    └── ZeroGradientError            the attack has no gradient, so its result has no meaning
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tureen.errors import TureenError
 
 
 class TrainingError(TureenError):
-    """Base of the errors of this package."""
+    """Base class of all errors of this package."""
 
 
 class RecipeError(TrainingError, ValueError):
@@ -35,7 +35,7 @@ class DivergedError(TrainingError):
     pass
 
 
-class SuspectError(TrainingError):
+class OverfittingError(TrainingError):
     pass
 
 

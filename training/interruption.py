@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM during a run: the run ends where its state can be saved.
+"""Handles SIGINT and SIGTERM during a run, so that it ends at a step whose state can be saved.
 
 Knows nothing about training or files.
 """
@@ -14,11 +14,11 @@ from contextlib import contextmanager
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-SECOND_AFTER_S = 1.0  # what comes sooner is the same signal again: launchers forward what a terminal sends to all
+SECOND_AFTER_S = 1.0  # a launcher forwards a signal that the terminal also sends to every process
 
 
 class InterruptedRun(KeyboardInterrupt):
-    """A signal ended the run; `saved` says what can be continued."""
+    """A signal ended the run. `saved` describes the run that can be continued; it is empty if nothing was saved."""
 
     def __init__(self, number: int, saved: str = "") -> None:
         super().__init__(saved)
@@ -27,26 +27,27 @@ class InterruptedRun(KeyboardInterrupt):
 
     @property
     def exit_status(self) -> int:
-        """128 + the signal's number, as a shell reports it: 130 for SIGINT, 143 for SIGTERM."""
+        """128 + the signal number, as a shell reports it: 130 for SIGINT, 143 for SIGTERM."""
         return 128 + self.number
 
 
 class StopSignals:
-    """Raises InterruptedRun at SIGINT and SIGTERM; inside `deferred` it notes the first one in `received` instead.
+    """Raises InterruptedRun at SIGINT and SIGTERM; inside `deferred` it stores the first signal in `received` instead.
 
-    A second signal raises inside `deferred` too, unless `is_patient`: torchrun repeats signals, and kills after 30 s.
+    A second signal raises inside `deferred` too, unless `ignores_repeats`: torchrun repeats signals, and kills after
+    30 s.
     """
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
-        self.received = 0  # the number of the last signal, 0 before any
-        self.is_patient = False
+        self.received = 0  # the number of the first signal, 0 before any
+        self.ignores_repeats = False
         self._received_at = 0.0
         self._is_deferred = False
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Handle the signals, in the main thread alone. A signal that is ignored, as by nohup, stays ignored."""
+        """Install the signal handlers, in the main thread only. An ignored signal, as under nohup, stays ignored."""
         before = {}
         if threading.current_thread() is threading.main_thread():
             before = {number: signal.getsignal(number) for number in SIGNALS}
@@ -61,7 +62,7 @@ class StopSignals:
 
     @contextmanager
     def deferred(self, is_deferred: bool = True) -> Iterator[None]:
-        """A step or a save, which a signal does not cut in two; `deferred(False)` inside it is a part that may be."""
+        """Defer signals during a step or a save; `deferred(False)` inside it allows interruption again."""
         before, self._is_deferred = self._is_deferred, is_deferred
         try:
             yield
@@ -74,6 +75,6 @@ class StopSignals:
         if not self.received:
             self.received, self._received_at = number, now
             if self._is_deferred:
-                print("\nstopping after this step; a second signal stops at once", file=sys.stderr)
-        if not self._is_deferred or (is_second and not self.is_patient):
+                print("\nstopping after this step; a second signal stops immediately", file=sys.stderr)
+        if not self._is_deferred or (is_second and not self.ignores_repeats):
             raise InterruptedRun(self.received)

@@ -1,4 +1,4 @@
-"""What co-training minimises: Eq. 1 of the paper on one batch; and the schedules of radius and learning rate."""
+"""The co-training loss, Eq. 1 of the paper, and the schedules of radius and learning rate."""
 
 from __future__ import annotations
 
@@ -24,14 +24,15 @@ def cotraining_losses(
     generator: torch.Generator,
     forward: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The two expectations of Eq. 1 on one batch: mean cross-entropy in clean mode, and in robust mode under attack.
+    """Return both terms of Eq. 1 on one batch: mean cross-entropy in clean mode, and in robust mode under PGD.
 
     model: images and β (B,) to logits (B, K). images: float32 (B, 3, H, W) in [0, 1]. targets: int64 (B,), or float32
-    (B, K), distributions over classes. epsilon: radius in the range of the images. forward: what the losses are
-    computed with where that is not the model itself but, say, DistributedDataParallel around it; the attack always
-    goes through `model`, in eval mode, since its gradients are nobody else's.
-    Both halves go through the model in one forward pass of 2·B rows, each row with its own β; the attack is PGD on the
-    robust mode. Where α is 0 or 1 the half without weight is not computed, and its loss is NaN.
+    (B, K), distributions over classes. epsilon: radius in units of the [0, 1] range.
+    forward: computes the losses instead of `model`, for example DistributedDataParallel around it. The attack always
+    runs on `model`, in eval mode, because its gradients are not shared between processes.
+
+    One forward pass of 2·B rows computes both terms, each row with its own β. If α is 0 or 1, the term of weight 0 is
+    not computed and is NaN.
     """
     forward = model if forward is None else forward
     clean_betas = images.new_full((len(images),), CLEAN_BETA)
@@ -58,22 +59,22 @@ def cotraining_losses(
     return F.cross_entropy(clean_logits, targets), F.cross_entropy(robust_logits, targets)
 
 
-def eq1(clean_loss: Tensor, robust_loss: Tensor, alpha: float) -> Tensor:
-    """Eq. 1 of the paper: α·clean + (1 − α)·robust, where a loss without weight may be NaN."""
+def combined_loss(clean_loss: Tensor, robust_loss: Tensor, alpha: float) -> Tensor:
+    """Return Eq. 1 of the paper: α·clean + (1 − α)·robust. A loss of weight 0 may be NaN."""
     if alpha == 1:
         return clean_loss
     return robust_loss if alpha == 0 else alpha * clean_loss + (1 - alpha) * robust_loss
 
 
-def learning_rate(recipe: Recipe, progress: float) -> float:
-    """The learning rate at a share of training in [0, 1]: linear warm-up, then a half cosine to zero."""
+def scheduled_learning_rate(recipe: Recipe, progress: float) -> float:
+    """Return the learning rate at `progress` in [0, 1] of the training: linear warm-up, then half a cosine to zero."""
     if progress < recipe.warmup:
         return recipe.learning_rate * progress / recipe.warmup
     after = (progress - recipe.warmup) / (1 - recipe.warmup) if recipe.warmup < 1 else 0.0
     return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * after))
 
 
-def epsilon(recipe: Recipe, progress: float) -> float:
-    """The radius at a share of training in [0, 1], in the range [0, 1] of the images: a linear ramp, then constant."""
+def scheduled_epsilon(recipe: Recipe, progress: float) -> float:
+    """Return the radius, in units of the [0, 1] range, at `progress` in [0, 1]: a linear ramp, then constant."""
     ramp = min(1.0, progress / recipe.epsilon_ramp) if recipe.epsilon_ramp else 1.0
     return recipe.epsilon_255 / 255 * ramp

@@ -1,7 +1,7 @@
-"""A watch for catastrophic overfitting: training against few attack steps that ends robust against those alone.
+"""Detects catastrophic overfitting: the model becomes robust against the few attack steps of training and no others.
 
-Robust accuracy against a single step then rises while that against many falls (Wong, Rice & Kolter, *Fast is better
-than free*, ICLR 2020). Decides from a list of looks; how the model is attacked for one is at the end.
+Robust accuracy against one step then rises while robust accuracy against many steps falls (Wong, Rice & Kolter, *Fast
+is better than free*, ICLR 2020).
 """
 
 from __future__ import annotations
@@ -15,32 +15,32 @@ from torch import nn
 
 from training.attacks.catalogue import ATTACKS
 from training.data.datasets import Images
-from training.errors import SuspectError
+from training.errors import OverfittingError
 from training.models.vit import images_from_pixels
 from tureen.tokens import ROBUST_BETA
 
 IMAGES = 128
 STEPS = 10
-FALL = 0.15  # three standard errors of a share of 128 images
+MIN_FALL = 0.15  # three standard errors of a share of 128 images
 
 
 @dataclass(frozen=True)
-class Look:
-    """Robust accuracy of the robust mode against one attack step and against ten, at the recipe's full radius."""
+class OverfittingProbe:
+    """Robust accuracy of the robust mode against one and against ten attack steps, at the full radius of the recipe."""
 
     step: int
     one_step: float
     ten_steps: float
 
 
-def require_sound(looks: Sequence[Look]) -> None:
-    """Raise SuspectError where ten steps undo half of the robustness there was, while that against one step grew."""
-    if not looks:
+def check_overfitting(probes: Sequence[OverfittingProbe]) -> None:
+    """Raise OverfittingError if accuracy against ten steps fell by more than half while that against one step rose."""
+    if not probes:
         return
-    best, last = max(looks, key=lambda look: look.ten_steps), looks[-1]
-    has_fallen = best.ten_steps - last.ten_steps > FALL and last.ten_steps < best.ten_steps / 2
+    best, last = max(probes, key=lambda probe: probe.ten_steps), probes[-1]
+    has_fallen = best.ten_steps - last.ten_steps > MIN_FALL and last.ten_steps < best.ten_steps / 2
     if has_fallen and last.one_step > best.one_step:
-        raise SuspectError(
+        raise OverfittingError(
             f"catastrophic overfitting: from step {best.step} to {last.step} robust accuracy against one attack step "
             f"went from {100 * best.one_step:.0f} to {100 * last.one_step:.0f} %, against {STEPS} steps from "
             f"{100 * best.ten_steps:.0f} to {100 * last.ten_steps:.0f} %: raise attack_steps, lengthen epsilon_ramp or "
@@ -48,10 +48,10 @@ def require_sound(looks: Sequence[Look]) -> None:
         )
 
 
-def look(model: nn.Module, held_out: Images, *, epsilon_255: float, step: int) -> Look:
-    """Attack the robust mode of `model` on 128 of the held-out images, with FGSM and with PGD-10."""
+def probe_overfitting(model: nn.Module, held_out: Images, *, epsilon_255: float, step: int) -> OverfittingProbe:
+    """Measure the robust mode of `model` on 128 of the held-out images, under FGSM and under PGD-10."""
     device = next(model.parameters()).device
-    chosen = np.random.default_rng(0).permutation(len(held_out))[:IMAGES]  # a folder comes class by class
+    chosen = np.random.default_rng(0).permutation(len(held_out))[:IMAGES]  # the images of a folder are sorted by class
     images = images_from_pixels(torch.from_numpy(held_out.pixels[chosen]).to(device))
     labels = torch.from_numpy(held_out.labels[chosen]).to(device)
     betas = images.new_full((len(images),), ROBUST_BETA)
@@ -72,4 +72,4 @@ def look(model: nn.Module, held_out: Images, *, epsilon_255: float, step: int) -
                 shares.append(float((model(adversarial, betas).argmax(1) == labels).float().mean()))
     finally:
         model.train(was_training)
-    return Look(step, *shares)
+    return OverfittingProbe(step, *shares)

@@ -1,7 +1,8 @@
-"""Others' weights: plain ViT checkpoints of timm, Hugging Face transformers and torchvision as dual-token models.
+"""Loads third-party weights: plain ViT checkpoints of timm, Hugging Face transformers and torchvision.
 
-The result computes what the original does, at every β, until it is trained. It reads files with none of the three
-libraries, downloads nothing, and knows nothing about training. What it cannot carry over exactly it refuses, by name.
+The resulting dual-token model has the logits of the original at every β until it is trained. A tensor or setting that
+cannot be converted exactly is an error with its name. Uses none of the three libraries, downloads nothing, and knows
+nothing about training.
 """
 
 from __future__ import annotations
@@ -27,18 +28,21 @@ from training.models.vit import DualTokenViT, ViTConfig
 CONFIG = "config.json"
 PREPROCESSOR = "preprocessor_config.json"
 
-# Heads of the published models that break the rule width / 64: ViT-H (Dosovitskiy et al., ICLR 2021, Table 1),
+# Numbers of heads of the published models that differ from width / 64: ViT-H (Dosovitskiy et al., ICLR 2021, Table 1),
 # ViT-g and ViT-G (Zhai et al., CVPR 2022, Table 2).
 HEADS = {1280: 16, 1408: 16, 1664: 16}
-LEAST_WIDTH = 192  # ViT-Ti; what is narrower follows no rule
+MIN_KNOWN_WIDTH = 192  # of ViT-Ti; narrower models follow no rule
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)
 
 SUFFIXES = (".safetensors", ".pth", ".pth.tar", ".pt", ".ckpt", ".bin")
-WRAPPINGS = ("state_dict", "model")  # where training scripts, such as DeiT's, keep the weights; these first
+WRAPPINGS = (
+    "state_dict",
+    "model",
+)  # keys of the weights in files of training scripts such as DeiT's, in order of preference
 ENTRIES_SHOWN = 6
-# What stands in the place of weights, by how the file begins.
+# Files that are not weights, by their first bytes.
 NOT_WEIGHTS = {
     b"version https://git-lfs": "a Git LFS pointer, not the weights: run `git lfs pull`",
     b"<!DOCTYPE": "a web page: download the file itself",
@@ -47,12 +51,13 @@ NOT_WEIGHTS = {
     b"\x1f\x8b": "a gzip archive: unpack it first",
 }
 UNUSED = "unused"
-TRANSFORMERS_EPS = 1e-12  # its ViTConfig's default
+TRANSFORMERS_EPS = 1e-12  # default of its ViTConfig
 
 Weights = dict[str, Tensor]
 
-# Their names and ours, `*` for the number of the block; a name stands for its .weight and .bias too. Nothing else may
-# be in a checkpoint. `cls_token` and `positions` become our two tokens and pos_embed; q, k and v become qkv.
+# Names of tensors in the library and in DualTokenViT. `*` is the number of the block; a name without .weight or .bias
+# covers both. A checkpoint may hold no other tensor. `cls_token` and `positions` become the two tokens and pos_embed;
+# q, k and v become qkv.
 TIMM = {
     "cls_token": "cls_token",
     "pos_embed": "positions",
@@ -91,7 +96,7 @@ TRANSFORMERS = {
     "layers.*.mlp.fc1": "blocks.*.fc1",
     "layers.*.mlp.fc2": "blocks.*.fc2",
     "layernorm": "norm",
-    "pooler.dense": UNUSED,  # ViTModel has it; the classifier does not read it
+    "pooler.dense": UNUSED,  # part of ViTModel; the classifier does not use it
     "classifier": "head",
 }
 TORCHVISION = {
@@ -111,7 +116,7 @@ TORCHVISION = {
     "heads.pre_logits": "pre_logits",
     "heads.head": "head",
 }
-LIBRARIES = {  # by how the names of the tensors that embed patches start
+LIBRARIES = {  # by the prefix of the names of the patch embedding
     "patch_embed.": ("timm", TIMM),
     "embeddings.patch_embeddings.": ("transformers", TRANSFORMERS),
     "conv_proj.": ("torchvision", TORCHVISION),
@@ -120,54 +125,60 @@ LIBRARIES = {  # by how the names of the tensors that embed patches start
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A model that starts from others' weights, and what whoever trains it should know."""
+    """A model with the weights of another checkpoint, and the assumptions that were made to load it."""
 
     model: DualTokenViT
-    library: str  # timm, transformers, torchvision or tureen: whose checkpoint it was
-    head_is_fresh: bool  # the classifier is random: the checkpoint had none that fits
-    assumed: tuple[str, ...]  # sentences: what no file said, and the library's custom decided
+    library: str  # origin of the checkpoint: timm, transformers, torchvision or tureen
+    has_new_head: bool  # the classifier is random, because the checkpoint had none that fits
+    assumed: tuple[
+        str, ...
+    ]  # sentences for the user: settings that no file has, taken from the defaults of the library
 
 
 def load_pretrained(path: Path, *, image_size: int | None = None, classes: int | None = None) -> Pretrained:
-    """The dual-token model of a single-token ViT checkpoint: float32, on the CPU, all of it trainable.
+    """Return a dual-token model with the weights of a single-token ViT: float32, on the CPU, all parameters trainable.
 
-    path: a .safetensors file; another of SUFFIXES, of which nothing but tensors is unpickled; a directory with
-    model.safetensors, as on the Hugging Face hub; or a checkpoint of ours. Beside the weights, config.json and
-    preprocessor_config.json are read where they exist. Without them the library's custom holds, and `assumed` says so.
+    path: a .safetensors file; a file with another of SUFFIXES, of which only tensors are unpickled; a directory with
+    model.safetensors, as on the Hugging Face hub; or a checkpoint of Tureen. config.json and preprocessor_config.json
+    beside the weights are read if they exist. Otherwise the defaults of the library hold, and `assumed` lists them.
 
-    Both tokens start as the class token plus its position embedding, so the logits are the original's at every β, up
-    to float32 rounding. image_size, pixels: if other than the checkpoint's, the patches' position embeddings are
-    resampled. classes, K: if other than the checkpoint's, or if its classifier is none that we have, the head starts
-    anew from torch's global random state (not from zeros, which would leave an attack no gradient to follow).
+    Both tokens start as the class token plus its position embedding, so the logits are those of the original at every
+    β, up to float32 rounding. image_size: pixels; if it differs from the checkpoint, the position embeddings of the
+    patches are resampled. classes: K; if it differs from the checkpoint, or if the classifier is not linear, the head
+    gets random weights from the global random state of torch. Zeros would give an attack no gradient.
 
-    Raises CheckpointError for what cannot be read, and for every tensor or setting that a plain pre-norm ViT has not.
+    Raises CheckpointError for an unreadable file, and for any tensor or setting that a plain pre-norm ViT lacks.
     """
-    source = _ours(path) if (path / CHECKPOINT).is_file() else _theirs(path)
+    source = _read_own(path) if (path / CHECKPOINT).is_file() else _read_third_party(path)
     shape, weights = source.shape, source.weights
-    kept = len(weights["head.weight"]) if "head.weight" in weights and "pre_logits.weight" not in weights else None
-    if classes is None and kept is None:
-        raise CheckpointError(f"{path} has no linear classifier to keep: say for how many classes one is wanted")
-    shape["classes"] = kept if classes is None else classes
+    kept_classes = (
+        len(weights["head.weight"]) if "head.weight" in weights and "pre_logits.weight" not in weights else None
+    )
+    if classes is None and kept_classes is None:
+        raise CheckpointError(f"{path} has no linear classifier to keep: give the number of classes of a new one")
+    shape["classes"] = kept_classes if classes is None else classes
     shape["image_size"] = shape["image_size"] if image_size is None else image_size
     try:
         model = DualTokenViT(ViTConfig.model_validate(shape))
     except ValidationError as error:
         first = error.errors()[0]
-        raise CheckpointError(f"{path} as a model: {'.'.join(map(str, first['loc']))} {first['msg']}") from error
-    head_is_fresh = shape["classes"] != kept
-    if head_is_fresh:
+        raise CheckpointError(
+            f"{path} has a shape that Tureen does not support: {'.'.join(map(str, first['loc']))} {first['msg']}"
+        ) from error
+    has_new_head = shape["classes"] != kept_classes
+    if has_new_head:
         weights = {name: tensor for name, tensor in weights.items() if not name.startswith(("head.", "pre_logits."))}
         weights |= {f"head.{name}": tensor for name, tensor in model.head.state_dict().items()}
-    weights["pos_embed"] = resampled(weights["pos_embed"], model.config.image_size // model.config.patch_size)
-    _check(weights, model.state_dict(), source.names, path)
+    weights["pos_embed"] = resample_positions(weights["pos_embed"], model.config.image_size // model.config.patch_size)
+    _require_shapes(weights, model.state_dict(), source.names, path)
     model.load_state_dict(weights)
-    return Pretrained(model=model, library=source.library, head_is_fresh=head_is_fresh, assumed=source.assumed)
+    return Pretrained(model=model, library=source.library, has_new_head=has_new_head, assumed=source.assumed)
 
 
-def resampled(pos_embed: Tensor, side: int) -> Tensor:
-    """Position embeddings (1, N, D) of a square of patches, for one of side × side: (1, side², D).
+def resample_positions(pos_embed: Tensor, side: int) -> Tensor:
+    """Return position embeddings (1, N, D) of a square of patches, resampled for side × side patches: (1, side², D).
 
-    Bicubic and antialiased, as timm's resample_abs_pos_embed; for the same square they are returned as they are.
+    Bicubic with antialiasing, like resample_abs_pos_embed of timm; unchanged if the side is the same.
     """
     before = math.isqrt(pos_embed.shape[1])
     if before == side:
@@ -178,8 +189,8 @@ def resampled(pos_embed: Tensor, side: int) -> Tensor:
 
 
 @dataclass
-class _Source:
-    """A checkpoint read: fields of a ViTConfig, float32 tensors by our names, and what they were called in the file."""
+class _SourceModel:
+    """The content of a checkpoint: fields of a ViTConfig, float32 tensors by new name, and their names in the file."""
 
     library: str
     shape: dict[str, Any]
@@ -188,47 +199,51 @@ class _Source:
     assumed: tuple[str, ...]
 
 
-def _ours(path: Path) -> _Source:
+def _read_own(path: Path) -> _SourceModel:
     model = load_checkpoint(path).model
     if not isinstance(model, DualTokenViT):
-        raise CheckpointError(f"{path} is a ResNet: only a Vision Transformer can be begun with")
-    return _Source("tureen", model.config.model_dump(), model.state_dict(), names={}, assumed=())
+        raise CheckpointError(f"{path} is a ResNet: training can start from a Vision Transformer only")
+    return _SourceModel("tureen", model.config.model_dump(), model.state_dict(), names={}, assumed=())
 
 
-def _theirs(path: Path) -> _Source:
+def _read_third_party(path: Path) -> _SourceModel:
     file = path / MODEL if path.is_dir() else path
-    tensors = _read(file)
+    tensors = _read_tensors(file)
     library, names = _our_names(tensors, file)
     weights = {ours: tensors[name].to(torch.float32) for ours, name in names.items() if not ours.startswith(UNUSED)}
     try:
-        stated = _stated(library, names, _json(file.with_name(CONFIG)), _json(file.with_name(PREPROCESSOR)))
+        stated = _settings(library, names, _json(file.with_name(CONFIG)), _json(file.with_name(PREPROCESSOR)))
     except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
-        raise CheckpointError(f"{CONFIG} or {PREPROCESSOR} beside {file} is not as {library} writes it") from error
-    shape = _fold(weights, file)
+        raise CheckpointError(
+            f"{CONFIG} or {PREPROCESSOR} beside {file} does not have the format of {library}"
+        ) from error
+    shape = _fold_weights(weights, file)
     assumed = []
     if stated["heads"] is None:
         stated["heads"] = _usual_heads(shape["width"], file)
-        assumed.append(f"{stated['heads']} attention heads, which is usual for width {shape['width']}")
+        assumed.append(f"{stated['heads']} attention heads, the usual number for width {shape['width']}")
     if stated["mean"] is None and stated["std"] is None:
         stated |= {"mean": HALF, "std": HALF}
         assumed.append("images normalised with mean 0.5 and standard deviation 0.5")
     if stated["norm_eps"] is None:
         stated["norm_eps"] = TRANSFORMERS_EPS
         assumed.append(f"an ε of {TRANSFORMERS_EPS:g} in every LayerNorm")
-    return _Source(library, shape | stated, weights, names, tuple(f"{fact}: no file says" for fact in assumed))
+    return _SourceModel(
+        library, shape | stated, weights, names, tuple(f"{fact} (assumed: no file sets it)" for fact in assumed)
+    )
 
 
-def _read(file: Path) -> Weights:
-    """The tensors of a file by the names they have there."""
+def _read_tensors(file: Path) -> Weights:
+    """Return the tensors of a file by their names in it."""
     if not file.is_file():
-        raise CheckpointError(f"{file} does not exist: name a file of weights, or a directory with {MODEL}")
+        raise CheckpointError(f"{file} does not exist: give a file of weights, or a directory with {MODEL}")
     if not file.name.lower().endswith(SUFFIXES):
-        raise CheckpointError(f"{file} has a suffix that is not read: {', '.join(SUFFIXES)} are")
+        raise CheckpointError(f"{file} has an unsupported suffix: use {', '.join(SUFFIXES)}")
     with file.open("rb") as opened:
         head = opened.read(512)
     if not head:
         raise CheckpointError(f"{file} is empty")
-    if found := next((what for start, what in NOT_WEIGHTS.items() if head.startswith(start)), None):
+    if found := next((kind for start, kind in NOT_WEIGHTS.items() if head.startswith(start)), None):
         raise CheckpointError(f"{file} is {found}")
     if head[257:262] == b"ustar":
         raise CheckpointError(f"{file} is a tar archive: unpack it, and give the file of weights in it")
@@ -237,25 +252,25 @@ def _read(file: Path) -> Weights:
             loaded: Any = safetensors.torch.load_file(file)
         else:
             loaded = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle raises almost any
-        if objects := _objects(file):
+    except Exception as error:  # a damaged pickle raises exceptions of many types
+        if objects := _unsafe_globals(file):
             raise CheckpointError(
-                f"{file} holds more than tensors: {_listed(objects)}. To read these would run code of the file: where "
-                "you trust it, load it and save the model's state_dict() alone, best as .safetensors"
+                f"{file} holds more than tensors: {_joined_names(objects)}. Reading these would run code of the file. "
+                "If you trust it, load it and save only the state_dict() of the model, preferably as .safetensors"
             ) from error
-        raise CheckpointError(f"{file} cannot be read: it is damaged, or no file of PyTorch") from error
+        raise CheckpointError(f"{file} cannot be read: it is damaged, or not a file of PyTorch") from error
     weights = _state_dict(loaded)
     if weights is None:
         entries = [f"{key} ({_kind(value)})" for key, value in loaded.items()] if isinstance(loaded, dict) else []
         raise CheckpointError(
-            f"{file} holds no state dict, but {_listed(entries) or _kind(loaded)}: save what the model's state_dict() "
-            "returns"
+            f"{file} holds no state dict, but {_joined_names(entries) or _kind(loaded)}: save the state_dict() of the "
+            "model"
         )
     return weights
 
 
 def _state_dict(loaded: object) -> Weights | None:
-    """The tensors by name: the object itself, its entry by a usual name, or else its one entry of that kind."""
+    """Return the tensors by name: the object itself, its entry with a usual key, or else its only state dict."""
     if not isinstance(loaded, dict):
         return None
     if _is_state_dict(loaded):
@@ -270,11 +285,11 @@ def _is_state_dict(value: object) -> bool:
     return isinstance(value, dict) and bool(value) and all(isinstance(tensor, Tensor) for tensor in value.values())
 
 
-def _objects(file: Path) -> list[str]:
-    """The classes and functions that a pickle names and tensors do not need; none where it cannot be read."""
+def _unsafe_globals(file: Path) -> list[str]:
+    """Return the classes and functions that a pickle names besides those of tensors; none if it cannot be read."""
     try:
         return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(file))
-    except Exception:  # noqa: BLE001 - a damaged pickle raises almost any
+    except Exception:  # noqa: BLE001 - a damaged pickle raises exceptions of many types
         return []
 
 
@@ -287,13 +302,13 @@ def _kind(value: object) -> str:
     return type(value).__name__
 
 
-def _listed(names: Sequence[str]) -> str:
+def _joined_names(names: Sequence[str]) -> str:
     more = f" and {len(names) - ENTRIES_SHOWN} more" if len(names) > ENTRIES_SHOWN else ""
     return ", ".join(names[:ENTRIES_SHOWN]) + more
 
 
 def _json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file, empty if there is no such file; ValueError if it holds anything else."""
+    """Return the object in a JSON file, empty if there is no file; raises ValueError if it holds no object."""
     if not file.is_file():
         return {}
     loaded = json.loads(file.read_bytes())
@@ -303,12 +318,12 @@ def _json(file: Path) -> dict[str, Any]:
 
 
 def _our_names(tensors: Iterable[str], file: Path) -> tuple[str, dict[str, str]]:
-    """Whose tensors they are, and the name of each by ours; refuses any that has none."""
+    """Return the library of the tensors, and each name by that in DualTokenViT; raises CheckpointError."""
     found = next(((name, marker) for marker in LIBRARIES for name in tensors if marker in name), None)
     if found is None:
         raise CheckpointError(
-            f"{file} is no Vision Transformer of timm, transformers or torchvision: none of its tensors is called "
-            f"{', '.join(LIBRARIES)}…"
+            f"{file} is no Vision Transformer of timm, transformers or torchvision: none of its tensors has a name "
+            f"with {', '.join(LIBRARIES)}…"
         )
     marked, marker = found
     prefix = marked[: marked.index(marker)]  # transformers' "vit.", before all but the classifier
@@ -318,15 +333,15 @@ def _our_names(tensors: Iterable[str], file: Path) -> tuple[str, dict[str, str]]
         ours = _our_name(name.removeprefix(prefix), table)
         if ours is None or ours in names:
             raise CheckpointError(
-                f"{file}: the tensor {name!r} has no place in a plain pre-norm ViT, and without it the model would be "
-                f"another: choose a model of {library} that has none"
+                f"{file}: the tensor {name!r} does not exist in a plain pre-norm ViT, and the model needs it: "
+                f"choose a model of {library} without it"
             )
         names[ours] = name
     return library, names
 
 
 def _our_name(name: str, table: Mapping[str, str]) -> str | None:
-    block = re.search(r"\d+", name)  # the first number is the block's in all three
+    block = re.search(r"\d+", name)  # the first number is that of the block in all three libraries
     general = re.sub(r"\d+", "*", name, count=1)
     stem, _, leaf = general.rpartition(".")
     if general in table:
@@ -338,29 +353,29 @@ def _our_name(name: str, table: Mapping[str, str]) -> str | None:
     return ours if block is None else ours.replace("*", block.group())
 
 
-def _stated(
+def _settings(
     library: str, names: Mapping[str, str], config: Mapping[str, Any], preprocessor: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What the tensors do not show but the files beside them say, fields of a ViTConfig; None where they do not.
+    """Return fields of a ViTConfig that the files beside the tensors set; None for those that they do not set.
 
-    Raises CheckpointError for a setting that makes another model of the same tensors.
+    Raises CheckpointError for a setting that DualTokenViT does not support.
     """
     heads = config.get("num_attention_heads")
     if library == "torchvision":
         return {"heads": heads, "pool": "token", "norm_eps": 1e-6, "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
     if library == "transformers":
-        _refuse_other(config, {"model_type": "vit", "hidden_act": "gelu"})
+        _refuse_other_settings(config, {"model_type": "vit", "hidden_act": "gelu"})
         mean, std = _normalisation(preprocessor) if preprocessor else (None, None)
         return {"heads": heads, "pool": "token", "norm_eps": config.get("layer_norm_eps"), "mean": mean, "std": std}
     arguments = config.get("model_args") or {}
-    _refuse_other(
+    _refuse_other_settings(
         arguments, {"act_layer": "gelu", "norm_layer": "layernorm", "block_fn": None, "pool_include_prefix": False}
     )
     has_fc_norm = names.get("norm.weight") == "fc_norm.weight"
     pool = arguments.get("global_pool") or config.get("global_pool") or ("avg" if has_fc_norm else "token")
     if pool not in ("avg", "token"):
-        raise CheckpointError(f"{CONFIG} says global_pool {pool!r}: only avg and token become a model of ours")
-    statistics = config.get("pretrained_cfg") or config  # the hub's older files have no such section
+        raise CheckpointError(f"{CONFIG} has global_pool {pool!r}: Tureen supports avg and token only")
+    statistics = config.get("pretrained_cfg") or config  # older files on the hub have no such section
     return {
         "heads": arguments.get("num_heads", heads),
         "pool": "mean" if pool == "avg" else "token",
@@ -371,16 +386,14 @@ def _stated(
     }
 
 
-def _refuse_other(config: Mapping[str, Any], plain: Mapping[str, Any]) -> None:
+def _refuse_other_settings(config: Mapping[str, Any], plain: Mapping[str, Any]) -> None:
     for key, value in plain.items():
         if config.get(key) not in (None, value):
-            raise CheckpointError(
-                f"{CONFIG} says {key} {config[key]!r}: only {value!r} becomes a model of ours exactly"
-            )
+            raise CheckpointError(f"{CONFIG} has {key} {config[key]!r}: Tureen supports {value!r} only")
 
 
 def _normalisation(preprocessor: Mapping[str, Any]) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation for images in [0, 1] of a transformers image processor, whose start in [0, 255]."""
+    """Return mean and standard deviation for images in [0, 1], from an image processor for images in [0, 255]."""
     scale = 255 * preprocessor.get("rescale_factor", 1 / 255) if preprocessor.get("do_rescale", True) else 255
     if not preprocessor.get("do_normalize", True):
         return [0.0] * 3, [1 / scale] * 3
@@ -388,15 +401,15 @@ def _normalisation(preprocessor: Mapping[str, Any]) -> tuple[list[float], list[f
     return [value / scale for value in mean], [value / scale for value in std]
 
 
-def _fold(weights: Weights, file: Path) -> dict[str, Any]:
-    """Make tokens, position embeddings and qkv ours, in place; returns what the shapes say of the ViTConfig."""
+def _fold_weights(weights: Weights, file: Path) -> dict[str, Any]:
+    """Convert tokens, position embeddings and qkv in place; returns the fields of a ViTConfig from the shapes."""
     for name, dimensions in {"patch_embed.weight": 4, "cls_token": 3, "positions": 3, "blocks.0.fc1.weight": 2}.items():
         if name not in weights or weights[name].ndim != dimensions:
-            raise CheckpointError(f"{file} has no {name} of {dimensions} dimensions: it is no plain pre-norm ViT")
+            raise CheckpointError(f"{file} has no {name} of {dimensions} dimensions: it is not a plain pre-norm ViT")
     width, _, patch_size, _ = weights["patch_embed.weight"].shape
     token, positions = weights.pop("cls_token"), weights.pop("positions")
     length = positions.shape[1]
-    has_class_position = math.isqrt(length) ** 2 != length  # FlexiViT has none for the class token
+    has_class_position = math.isqrt(length) ** 2 != length  # false for FlexiViT
     side = math.isqrt(length - has_class_position)
     if side**2 != length - has_class_position or token.shape != (1, 1, width) or positions.shape != (1, length, width):
         raise CheckpointError(
@@ -420,7 +433,7 @@ def _fold(weights: Weights, file: Path) -> dict[str, Any]:
 
 
 def _fold_qkv(weights: Weights, block: str, width: int) -> None:
-    """One map for queries, keys and values, in that order; where they have no bias, it is 0."""
+    """Join the maps of queries, keys and values into one, in that order; a missing bias becomes 0."""
     if f"{block}q.weight" in weights:
         parts = [(f"{block}{part}.weight", f"{block}{part}.bias") for part in "qkv"]
         zeros = torch.zeros(width)
@@ -430,23 +443,23 @@ def _fold_qkv(weights: Weights, block: str, width: int) -> None:
 
 
 def _usual_heads(width: int, file: Path) -> int:
-    if width not in HEADS and (width < LEAST_WIDTH or width % 64):
+    if width not in HEADS and (width < MIN_KNOWN_WIDTH or width % 64):
         raise CheckpointError(
-            f"{file}: how many attention heads a width of {width} has is not known: write "
+            f"{file}: the number of attention heads for width {width} is unknown: write "
             f'{{"num_attention_heads": …}} into a {CONFIG} beside it'
         )
     return HEADS.get(width, width // 64)
 
 
-def _check(weights: Weights, expected: Weights, names: Mapping[str, str], file: Path) -> None:
-    """Refuse what is missing, too much or of another shape, by the name it has in the file."""
+def _require_shapes(weights: Weights, expected: Weights, names: Mapping[str, str], file: Path) -> None:
+    """Raise CheckpointError for a tensor that is missing, unknown or of a wrong shape, with its name in the file."""
     missing = sorted(expected.keys() - weights.keys())
     if missing:
-        raise CheckpointError(f"{file} has no tensor for {missing[0]}: it is incomplete, or no plain pre-norm ViT")
+        raise CheckpointError(f"{file} has no tensor for {missing[0]}: it is incomplete, or not a plain pre-norm ViT")
     for name, tensor in weights.items():
         if name not in expected or tensor.shape != expected[name].shape:
-            fits = f"{tuple(expected[name].shape)} would fit" if name in expected else "nothing would fit"
+            expectation = f"{tuple(expected[name].shape)} is expected" if name in expected else "none is expected"
             raise CheckpointError(
-                f"{file}: the tensor {names.get(name, name)!r} is {tuple(tensor.shape)} where {fits}: "
-                "it is incomplete, or no plain pre-norm ViT"
+                f"{file}: the tensor {names.get(name, name)!r} is {tuple(tensor.shape)} where {expectation}: "
+                "it is incomplete, or not a plain pre-norm ViT"
             )

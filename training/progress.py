@@ -1,4 +1,4 @@
-"""How a run is shown while it goes on: a bar on the terminal, log.jsonl, and TensorBoard where it is asked for."""
+"""Reports the progress of a run: a bar on the terminal, log.jsonl, and TensorBoard events if enabled."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from types import TracebackType
 
 from tqdm import tqdm
 
-from training.cotrain import Cotraining, Progress
-from training.overfitting import Look
+from training.cotrain import Cotraining, StepProgress
+from training.overfitting import OverfittingProbe
 from tureen.atomic_file import write_atomically
 
 LOG = "log.jsonl"
 LINES_WITHOUT_TERMINAL = 10
 
 
-class Report:
-    """Tells of a run that begins at `training.step`; log.jsonl keeps what it held up to that step."""
+class RunLog:
+    """Writes the progress of a run that starts at `training.step`; log.jsonl keeps its lines up to that step."""
 
     def __init__(self, training: Cotraining, out: Path, *, tensorboard: bool) -> None:
         recipe = training.recipe
@@ -28,7 +28,7 @@ class Report:
         self._step = training.step
         self._log_path = out / LOG
         lines = self._log_path.read_text(encoding="utf-8").splitlines() if self._log_path.exists() else []
-        # What came after the saved state is trained and logged again; a killed run may have left half a line.
+        # Steps after the saved state are trained and logged again. A killed run may have left an incomplete line.
         self._kept = [line for line in lines if 0 <= _step(line) <= training.step]
         self._writer = None
         if tensorboard:
@@ -36,7 +36,7 @@ class Report:
 
             self._writer = SummaryWriter(str(out), purge_step=training.step + 1)
 
-    def __enter__(self) -> Report:
+    def __enter__(self) -> RunLog:
         write_atomically(self._log_path, "".join(f"{line}\n" for line in self._kept).encode())
         self._log = self._log_path.open("a", encoding="utf-8")
         self._bar = tqdm(initial=self._step, total=self._steps, desc=f"train {self._name}", unit="step", disable=None)
@@ -51,30 +51,32 @@ class Report:
             self._writer.close()
 
     @property
-    def looks(self) -> list[Look]:
-        """Those of the part of the run that the log held at the start."""
+    def saved_probes(self) -> list[OverfittingProbe]:
+        """The probes that log.jsonl held when the run was started or continued."""
         entries = [json.loads(line) for line in self._kept]
-        return [Look(**entry) for entry in entries if "one_step" in entry]
+        return [OverfittingProbe(**entry) for entry in entries if "one_step" in entry]
 
-    def progress(self, progress: Progress) -> None:
-        shown = {
+    def add_progress(self, progress: StepProgress) -> None:
+        """Advance the bar and log the values."""
+        fields = {
             "epoch": f"{progress.epoch:.1f}/{self._epochs}",
             "clean": f"{progress.clean_loss:.3f}",
             "robust": f"{progress.robust_loss:.3f}",
             "ε": f"{progress.epsilon_255:.1f}/255",
         }
-        self._bar.set_postfix(shown, refresh=False)
+        self._bar.set_postfix(fields, refresh=False)
         self._bar.update(progress.step - self._step)
         every = self._steps / LINES_WITHOUT_TERMINAL
         if self._bar.disable and progress.step // every > self._step // every:
             print(
-                f"train {self._name}: " + ", ".join(f"{key} {value}" for key, value in shown.items()), file=sys.stderr
+                f"train {self._name}: " + ", ".join(f"{key} {value}" for key, value in fields.items()), file=sys.stderr
             )
         self._step = progress.step
         self._write(asdict(progress))
 
-    def look(self, look: Look) -> None:
-        self._write(asdict(look))
+    def add_probe(self, probe: OverfittingProbe) -> None:
+        """Log the values."""
+        self._write(asdict(probe))
 
     def _write(self, values: dict[str, float]) -> None:
         finite = {key: None if math.isnan(value) else value for key, value in values.items()}
@@ -87,7 +89,7 @@ class Report:
 
 
 def _step(line: str) -> int:
-    """The step of a line of the log; −1 for one that a killed run left damaged."""
+    """Return the step of a line of the log; −1 for a damaged line."""
     try:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""Recipes: everything that decides a training run, as data. Nothing here runs anything."""
+"""Recipes: all values that determine a training run, as data. This module runs nothing."""
 
 from __future__ import annotations
 
@@ -12,8 +12,15 @@ from training.errors import RecipeError
 from training.models.registry import ModelConfig
 from training.models.vit import ViTConfig
 
-NOT_OF_THE_WEIGHTS = {"source", "expected", "command", "evaluation_attack", "evaluation_steps", "evaluation_betas"}
-"""Fields of a Recipe that do not decide what is trained."""
+FIELDS_WITHOUT_EFFECT_ON_WEIGHTS = {
+    "source",
+    "expected",
+    "command",
+    "evaluation_attack",
+    "evaluation_steps",
+    "evaluation_betas",
+}
+"""Fields of a Recipe that do not change the trained weights."""
 
 
 class Augmentation(BaseModel):
@@ -22,47 +29,64 @@ class Augmentation(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     crop_scale: float = Field(
-        default=1.0, gt=0, le=1, description="least share of an image that a random resized crop keeps; 1: no such crop"
+        default=1.0,
+        gt=0,
+        le=1,
+        description="least share of the image area that a random resized crop keeps; 1: no such crop",
     )
     shift_pixels: int = Field(default=0, ge=0, description="random translation of each image, pixels")
     flip: bool = Field(default=False, description="mirror every second image, left to right")
-    randaugment_ops: int = Field(default=0, ge=0, description="operations RandAugment applies")
-    randaugment_magnitude: int = Field(default=9, ge=0, le=30, description="their strength")
+    randaugment_ops: int = Field(default=0, ge=0, description="number of operations of RandAugment")
+    randaugment_magnitude: int = Field(default=9, ge=0, le=30, description="strength of the operations of RandAugment")
     erasing: float = Field(default=0.0, ge=0, le=1, description="probability of a random rectangle of noise")
-    mixup: float = Field(default=0.0, ge=0, allow_inf_nan=False, description="MixUp's Beta parameter")
-    cutmix: float = Field(default=0.0, ge=0, allow_inf_nan=False, description="CutMix's Beta parameter")
+    mixup: float = Field(
+        default=0.0, ge=0, allow_inf_nan=False, description="parameter of the Beta distribution of MixUp"
+    )
+    cutmix: float = Field(
+        default=0.0, ge=0, allow_inf_nan=False, description="parameter of the Beta distribution of CutMix"
+    )
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
 
 
 class Recipe(BaseModel):
-    """One training run: what is trained, on what, how, and what to expect of it."""
+    """One training run: model, data, method, and the expected cost and result."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
-    source: str = Field(description="where the method and the values come from")
-    expected: str = Field(description="cost and result, where measured")
+    source: str = Field(description="origin of the method and of the values")
+    expected: str = Field(description="cost and result, if measured")
     command: str
 
-    dataset: Literal["digits", "folder"] = Field(description="folder: the images that --data names")
-    crop_fraction: float = Field(default=1.0, gt=0, le=1, description="of the evaluation view: see PreprocessSpec")
+    dataset: Literal["digits", "folder"] = Field(description="digits: of scikit-learn; folder: the images of --data")
+    crop_fraction: float = Field(
+        default=1.0, gt=0, le=1, description="share of the shorter side that evaluation keeps; see PreprocessSpec"
+    )
     augmentation: Augmentation = Augmentation()
     model: ModelConfig
     start: Literal["random", "pretrained"] = Field(
-        default="random", description="pretrained: the weights that --init names, and their shape"
+        default="random", description="pretrained: the weights of --init, which also give the shape of the model"
     )
     seed: int = Field(default=0, ge=0, lt=2**32)
 
     epochs: int = Field(gt=0)
-    batch_size: int = Field(gt=0, description="clean images a step, over all processes; as many adversarial ones join")
-    accumulate: int = Field(default=1, gt=0, description="parts a step's batch is computed in, to save memory")
+    batch_size: int = Field(
+        gt=0, description="clean images a step, over all processes; the same number of adversarial ones is added"
+    )
+    accumulate: int = Field(default=1, gt=0, description="number of parts in which a batch is computed, to save memory")
     learning_rate: float = Field(gt=0, description="peak, reached after warm-up, then cosine to zero (AdamW)")
     warmup: float = Field(ge=0, le=1, description="share of all steps over which the learning rate rises")
-    adam_betas: tuple[float, float] = Field(default=(0.9, 0.999), description="AdamW's moving averages")
-    weight_decay: float = Field(ge=0, description="of the weights of linear maps and convolutions")
-    clip_norm: float = Field(gt=0, description="largest norm of the gradient of all weights together")
-    ema_decay: float = Field(ge=0, lt=1, description="of the weights that are kept; follows faster at the start")
-    precision: Literal["fp32", "bf16", "auto"] = Field(description="auto: bf16 where the CPU or GPU has it")
+    adam_betas: tuple[float, float] = Field(
+        default=(0.9, 0.999), description="decay rates of the moving averages of AdamW"
+    )
+    weight_decay: float = Field(ge=0, description="of linear layers and convolutions")
+    clip_norm: float = Field(gt=0, description="maximum norm of the gradient over all weights")
+    ema_decay: float = Field(
+        ge=0,
+        lt=1,
+        description="decay of the moving average of the weights, which the checkpoint holds; lower in the first steps",
+    )
+    precision: Literal["fp32", "bf16", "auto"] = Field(description="auto: bf16 if the CPU or GPU supports it")
 
     alpha: float = Field(
         ge=0, le=1, description="weight of the clean loss in Eq. 1: 1 is nominal training, 0 adversarial training"
@@ -71,13 +95,17 @@ class Recipe(BaseModel):
     epsilon_ramp: float = Field(ge=0, le=1, description="share of all steps over which the radius grows from 0")
     attack_steps: int = Field(gt=0, description="PGD steps in training")
     monitor_share: float = Field(
-        default=0.05, gt=0, le=1, description="share of all steps between looks for catastrophic overfitting"
+        default=0.05, gt=0, le=1, description="share of all steps between two checks for catastrophic overfitting"
     )
     attack_step: float = Field(gt=0, description="size of a PGD step in training, as a share of the radius")
 
-    evaluation_attack: str = Field(default="pgd", description="attack in evaluation, a name in training.attacks")
-    evaluation_steps: int = Field(default=40, gt=0, description="its steps")
-    evaluation_images: int = Field(default=1000, gt=0, description="held-out images measured on, at most")
+    evaluation_attack: str = Field(
+        default="pgd", description="attack in evaluation, a name in training.attacks.catalogue"
+    )
+    evaluation_steps: int = Field(default=40, gt=0, description="number of steps of the attack in evaluation")
+    evaluation_images: int = Field(
+        default=1000, gt=0, description="maximum number of held-out images for the evaluation"
+    )
     evaluation_betas: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
 
     @model_validator(mode="after")
@@ -85,14 +113,14 @@ class Recipe(BaseModel):
         if not {0.0, 1.0} <= set(self.evaluation_betas):
             raise ValueError("evaluation_betas must hold 0 and 1, the two modes")
         if not all(0 <= beta < 1 for beta in self.adam_betas):
-            raise ValueError("adam_betas must lie from 0 to below 1")
+            raise ValueError("adam_betas must be at least 0 and below 1")
         if not all(0 <= beta <= 1 for beta in self.evaluation_betas):
-            raise ValueError("evaluation_betas must lie in [0, 1]")
+            raise ValueError("evaluation_betas must be in [0, 1]")
         return self
 
     def fingerprint(self) -> str:
-        """SHA-256 of all that decides the weights, not how they are measured: equal fingerprints, equal runs."""
-        values = self.model_dump_json(exclude=NOT_OF_THE_WEIGHTS)
+        """Return the SHA-256 of all fields that change the trained weights."""
+        values = self.model_dump_json(exclude=FIELDS_WITHOUT_EFFECT_ON_WEIGHTS)
         return hashlib.sha256(values.encode()).hexdigest()
 
 
@@ -194,12 +222,12 @@ IMAGENET_B16 = Recipe(
     name="imagenet-b16",
     source=(
         f"{PAPER}: ViT-B/16, two class tokens, Eq. 1, ε = 4/255, 300 epochs, AdamW with (0.9, 0.95), weight decay 0.3, "
-        "cosine schedule, RandAugment. Of the paper only the pages up to section 3.3 were at hand; not from them are: "
-        "the mean of the patches as what is classified, batch, learning rate, warm-up, moving average, MixUp, CutMix, "
+        "cosine schedule, RandAugment. Only the pages up to section 3.3 of the paper were available. Other sources: "
+        "mean of the patches as input of the classifier, batch, learning rate, warm-up, moving average, MixUp, CutMix, "
         "label smoothing and crops (He et al., CVPR 2022, ViT-B from scratch; without its stochastic depth), α, the "
         "attack in training and the ramp of ε."
     ),
-    expected="83.76 % clean accuracy in clean mode is the paper's; nobody has run this recipe yet",
+    expected="the paper reports 83.76 % clean accuracy in clean mode; this recipe has not been run yet",
     command="torchrun --nproc-per-node 8 -m tureen.cli train imagenet-b16 --data imagenet --out runs/imagenet-b16",
     dataset="folder",
     crop_fraction=0.875,
@@ -243,9 +271,9 @@ FINETUNE = IMAGENET_B16.model_copy(
     update={
         "name": "finetune",
         "source": (
-            f"{PAPER}: two class tokens and Eq. 1, here from the weights of a single-token ViT (--init), both tokens "
-            "beginning as its own. That robust training gains from clean weights: Singh, Croce & Hein, NeurIPS 2023. "
-            "All other values are ours."
+            f"{PAPER}: two class tokens and Eq. 1. Both tokens start as the class token of the single-token ViT that "
+            "--init names. Robust training gains from clean weights: Singh, Croce & Hein, NeurIPS 2023. All other "
+            "values are ours."
         ),
         "expected": "not measured; the shape of the model is that of the weights",
         "command": "tureen train finetune --init vit.safetensors --data photos --out runs/finetune",
@@ -267,9 +295,9 @@ RECIPES = {recipe.name: recipe for recipe in (DIGITS, CIFAR10, CIFAR10_CPU, IMAG
 
 
 def load_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:
-    """The recipe of that name with "key=value" settings applied, such as "epochs=10" or "model.depth=2".
+    """Return the recipe of that name with "key=value" settings applied, such as "epochs=10" or "model.depth=2".
 
-    Raises RecipeError for an unknown recipe or key, or a value that does not fit.
+    Raises RecipeError for an unknown recipe or key, and for a wrong value.
     """
     if name not in RECIPES:
         raise RecipeError(f"there is no recipe {name!r}: choose {', '.join(RECIPES)}")
@@ -277,7 +305,7 @@ def load_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:
 
 
 def with_settings(recipe: Recipe, settings: Sequence[str]) -> Recipe:
-    """The recipe with "key=value" settings applied; raises RecipeError as `load_recipe`."""
+    """Return the recipe with "key=value" settings applied; raises RecipeError like `load_recipe`."""
     name, values = recipe.name, recipe.model_dump()
     for setting in settings:
         key, separator, value = setting.partition("=")

@@ -1,6 +1,6 @@
-"""The saved state of an unfinished run: what it was started with, and when to save it.
+"""The saved state of an unfinished run: its recipe and options, and the times of saving.
 
-Reads the header of the file alone; the tensors are `training.cotrain`'s.
+Reads the header of the file only. `training.cotrain` reads and writes the tensors.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from training.data.sources import HUGGING_FACE
 from training.errors import CheckpointError
-from training.recipes import NOT_OF_THE_WEIGHTS, RECIPES, Recipe
+from training.recipes import FIELDS_WITHOUT_EFFECT_ON_WEIGHTS, RECIPES, Recipe
 
 START_AGAIN = "delete it, or choose another --out, to start again"
 SAVING_SHARE = 0.02
@@ -26,9 +26,9 @@ SAVING_SHARE = 0.02
 
 @dataclass(frozen=True)
 class SavedRun:
-    """An unfinished run: its recipe as it was fitted to the images, and what it was started with.
+    """An unfinished run: its recipe, fitted to the images, and the options of its first start.
 
-    data: as `tureen train --data` takes it, absolute where it is a directory.
+    data: the argument of `tureen train --data`; absolute if it is a directory.
     """
 
     path: Path
@@ -47,7 +47,7 @@ class SavedRun:
 
 
 def read_saved_run(path: Path) -> SavedRun:
-    """What the state at `path` says of its run; raises CheckpointError where it is damaged, or another version's."""
+    """Return the run whose state is at `path`; raises CheckpointError if it is damaged or of another version."""
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
@@ -71,23 +71,23 @@ def read_saved_run(path: Path) -> SavedRun:
 
 
 def require_same_recipe(saved: SavedRun, recipe: Recipe) -> None:
-    """Raise CheckpointError, naming the setting, where `recipe` would give other weights than the saved run's."""
-    before, asked = _flat(saved.recipe), _flat(recipe)
+    """Raise CheckpointError, with the name of the setting, if `recipe` would give other weights than the saved run."""
+    before, given = _flattened(saved.recipe), _flattened(recipe)
     follows_images = {"model.classes"} if saved.recipe.dataset == "folder" else set()
     follows_init = saved.recipe.start == "pretrained" and recipe.model == RECIPES[recipe.name].model
-    for key in sorted(before.keys() | asked.keys(), key=lambda key: (key != "name", key)):
+    for key in sorted(before.keys() | given.keys(), key=lambda key: (key != "name", key)):
         if key in follows_images or (follows_init and key.startswith("model.")):
             continue
-        if before.get(key) != asked.get(key):
+        if before.get(key) != given.get(key):
             name = "the recipe" if key == "name" else key
             raise CheckpointError(
-                f"{saved.path} is of a run with {name} = {before.get(key)}, not {asked.get(key)}: leave that out to "
+                f"{saved.path} is of a run with {name} = {before.get(key)}, not {given.get(key)}: omit that option to "
                 "continue the run, or choose another --out"
             )
 
 
-def absolute(location: str | None) -> str | None:
-    """A location of images that holds in any working directory."""
+def absolute_location(location: str | None) -> str | None:
+    """Return the location of images in a form that is valid in any working directory."""
     if location is None:
         return None
     prefix = HUGGING_FACE if location.startswith(HUGGING_FACE) else ""
@@ -95,11 +95,11 @@ def absolute(location: str | None) -> str | None:
     return location if prefix and not os.path.isdir(path) else prefix + os.path.abspath(path)
 
 
-class SaveClock:
-    """When the next save is due: after `interval_s`, or later where saving would take over 2 % of the time."""
+class SaveTimer:
+    """Decides when to save: every `interval_s` seconds, or less often if saving would take over 2 % of the time."""
 
     def __init__(self, interval_s: float, now: Callable[[], float] = time.monotonic) -> None:
-        self._least_s = self._interval_s = interval_s
+        self._min_interval_s = self._interval_s = interval_s
         self._now = now
         self._saved_at = now()
 
@@ -108,15 +108,15 @@ class SaveClock:
         return self._now() - self._saved_at >= self._interval_s
 
     def save(self, save: Callable[[], None]) -> None:
-        """Call `save`, and put off the next one by its cost."""
+        """Call `save`, and lengthen the interval if it took long."""
         started = self._now()
         save()
         self._saved_at = self._now()
-        self._interval_s = max(self._least_s, (self._saved_at - started) / SAVING_SHARE)
+        self._interval_s = max(self._min_interval_s, (self._saved_at - started) / SAVING_SHARE)
 
 
-def _flat(recipe: Recipe) -> Mapping[str, Any]:
+def _flattened(recipe: Recipe) -> Mapping[str, Any]:
     values: dict[str, Any] = {}
-    for key, value in recipe.model_dump(exclude=NOT_OF_THE_WEIGHTS).items():
+    for key, value in recipe.model_dump(exclude=FIELDS_WITHOUT_EFFECT_ON_WEIGHTS).items():
         values |= {f"{key}.{inner}": v for inner, v in value.items()} if isinstance(value, dict) else {key: value}
     return values

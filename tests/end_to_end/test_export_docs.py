@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from export.source_config import USUAL_CROP
+from export.source_config import DEFAULT_CROP
 from tureen.bundle.bundle import read_manifest
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "export.md").read_text()
@@ -53,5 +53,5 @@ def assert_served_without_a_beta(url, directory):
 
 
 def test_what_is_usual_is_what_the_page_says():
-    for library, fraction in USUAL_CROP.items():
+    for library, fraction in DEFAULT_CROP.items():
         assert f"{100 * fraction:g} % ({library})" in GUIDE

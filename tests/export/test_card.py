@@ -7,11 +7,11 @@ from tureen.bundle.manifest import Accuracy, AccuracyRow, Check, Evaluation, Man
 from tureen.preprocess import PreprocessSpec
 
 HEADINGS = {
-    "checks": "### Whether to believe the attack",
-    "matrix": "### Attacks made for another β",
+    "checks": "### Checks of the attack",
+    "matrix": "### Attacks on another β",
     "epsilon_curve": "### Other radii",
     "shifts": "### Corruptions and shifts",
-    "ensembles": "### Beside ensembles",
+    "ensembles": "### Comparison with ensembles",
 }
 
 
@@ -60,7 +60,10 @@ def test_a_card_has_no_section_for_what_was_not_measured(manifest):
     card = model_card(manifest)
     assert "###" not in card
     assert "larger radii or" not in card
-    assert "not measured under other norms, poisoned training data, larger radii, rotations or other shifts" in card
+    assert (
+        "not measured under other norms, poisoned training data, larger radii, rotations or other distribution shifts"
+        in card
+    )
 
 
 @pytest.mark.parametrize("field", HEADINGS)
@@ -74,7 +77,7 @@ def test_the_sections_hold_the_figures(manifest):
     card = model_card(manifest.model_copy(update={"evaluation": EVERYTHING}))
     for figure in ("FAILED", "Beware.", "12.5 %", "19.0", "43.2", "76.5", "12.3", "2.0 ×"):
         assert figure in card
-    assert "not measured under other norms, poisoned training data. Whoever" in card.replace("\n", " ")
+    assert "not measured under other norms, poisoned training data. A client" in card.replace("\n", " ")
 
 
 def test_a_manifest_keeps_what_was_measured_and_needs_none_of_it(manifest):

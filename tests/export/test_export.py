@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from export.errors import ExportError, ParityError
-from export.graph import Backbone, exportable, onnx_graph
+from export.graph import Backbone, onnx_graph, require_exportable
 from export.parity import BATCH_SIZES, ParityLimits, check_parity, measure_parity
 from export.pipeline import export_bundle
 from export.proving import EngineRequest
-from export.reference import BETAS, reference
+from export.reference import BETAS, compute_reference
 from training.models.resnet import DualResNet, ResNetConfig
 from training.models.vit import DualTokenViT, ViTConfig
 from tureen.bundle.bundle import load_bundle
@@ -25,7 +25,7 @@ def bundle(bundle_path):
 
 @pytest.fixture(scope="module")
 def expected(checkpoint):
-    return reference(checkpoint.model, checkpoint.held_out.pixels)
+    return compute_reference(checkpoint.model, checkpoint.held_out.pixels)
 
 
 def test_the_graph_has_the_promised_interface(bundle, checkpoint):
@@ -56,18 +56,18 @@ def test_other_shapes_poolings_and_stems_export_and_agree(pool, stem):
     )
     model = DualTokenViT(config).eval().requires_grad_(False)
     pixels = np.random.default_rng(0).integers(0, 256, (5, 12, 12, 3), dtype=np.uint8)
-    row = measure_parity(compile_engine(onnx_graph(model), "onnxruntime"), reference(model, pixels))
+    row = measure_parity(compile_engine(onnx_graph(model), "onnxruntime"), compute_reference(model, pixels))
     check_parity(row, ParityLimits())
 
 
 @pytest.mark.parametrize("adapter", ["norm", "both", "none"])
 def test_only_a_class_token_can_be_an_input_of_the_graph(adapter):
     config = ViTConfig(image_size=8, patch_size=4, width=16, depth=1, heads=1, classes=2)
-    assert exportable(DualTokenViT(config)).config == config
+    assert require_exportable(DualTokenViT(config)).config == config
     with pytest.raises(ExportError, match=f"the model's adapter is '{adapter}'"):
-        exportable(DualTokenViT(config.model_copy(update={"adapter": adapter})))
+        require_exportable(DualTokenViT(config.model_copy(update={"adapter": adapter})))
     with pytest.raises(ExportError, match="the model's adapter is 'dual'"):
-        exportable(DualResNet(ResNetConfig(depth=18, image_size=8, classes=2, stem="small", width=8)))
+        require_exportable(DualResNet(ResNetConfig(depth=18, image_size=8, classes=2, stem="small", width=8)))
 
 
 def test_the_reference_is_what_was_evaluated(checkpoint, expected):
@@ -167,14 +167,14 @@ def test_the_golden_rows_are_pytorchs(bundle, checkpoint):
 def test_a_failed_export_writes_nothing(checkpoint, tmp_path):
     limits = ParityLimits(fp32_max_abs_diff=1e-12)
     with pytest.raises(ParityError):
-        export_bundle(checkpoint, tmp_path / "bundle", asked=EngineRequest(precisions=["fp32"]), limits=limits)
+        export_bundle(checkpoint, tmp_path / "bundle", request=EngineRequest(precisions=["fp32"]), limits=limits)
     assert not list(tmp_path.iterdir())
 
 
 def test_an_engine_that_was_asked_for_must_be_proven(checkpoint, tmp_path):
     with pytest.raises(ExportError, match="bf16"):
         export_bundle(
-            checkpoint, tmp_path / "bundle", asked=EngineRequest(engines=["onnxruntime"], precisions=["bf16"])
+            checkpoint, tmp_path / "bundle", request=EngineRequest(engines=["onnxruntime"], precisions=["bf16"])
         )
 
 
@@ -204,7 +204,7 @@ def test_the_command_exports_what_is_asked_and_overwrites_when_told(digits_run, 
 def test_the_card_says_what_was_measured_and_what_is_not_defended(bundle):
     card = (bundle.path / "README.md").read_text()
     assert "PGD-10 under l∞" in card
-    assert "nothing is guaranteed" in card
+    assert "no single image has a guarantee" in card
     for row in bundle.manifest.accuracy:
         assert f"| {row.beta:g} | {100 * row.clean.value:.1f}" in card
     for word in ("secure", "immune", "certified"):

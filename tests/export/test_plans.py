@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 import torch
 
-from export.artefacts import Artefacts
+from export.artefacts import BundleArtefacts
 from export.errors import ExportError, ParityError
 from export.graph import Backbone
 from export.parity import ParityLimits
 from export.proving import EngineRequest, prove_engines
-from export.reference import reference
+from export.reference import compute_reference
 from export.torch_plan import build_torch_plan, traced
 from tureen.bundle.bundle import load_bundle
 from tureen.cli import main
@@ -26,12 +26,12 @@ def graph(bundle_path):
 
 @pytest.fixture(scope="module")
 def expected(checkpoint):
-    return reference(checkpoint.model, checkpoint.held_out.pixels[:64])
+    return compute_reference(checkpoint.model, checkpoint.held_out.pixels[:64])
 
 
 @pytest.fixture
 def artefacts(graph, checkpoint, expected):
-    return Artefacts(checkpoint.model, graph, expected)
+    return BundleArtefacts(checkpoint.model, graph, expected)
 
 
 class StandIn:
@@ -54,7 +54,7 @@ def test_without_a_gpu_plans_are_built_and_left_out_with_time_size_and_reason(di
     error = capsys.readouterr().err
     for precision in ("fp32", "bf16"):
         assert re.search(rf"built a plan for tensorrt-rtx {precision} in \d+\.\d s, [\d,]+ bytes", error)
-        reason = "built, but not run here: this machine has no NVIDIA GPU, or no driver for it"
+        reason = "built, but it does not run on this machine: this machine has no NVIDIA GPU, or no driver for it"
         assert f"left out: tensorrt-rtx {precision}: {reason}" in error
     assert "tensorrt-rtx, fp32, bf16 could not be proven: " in error
     assert not list(tmp_path.iterdir())
@@ -105,13 +105,13 @@ def test_a_plan_that_answers_wrongly_is_refused(artefacts, graph, expected):
 
 
 def test_torch_tensorrt_builds_for_tensorrt_alone(graph, checkpoint, expected):
-    artefacts = Artefacts(checkpoint.model, graph, expected, builder="torch")
-    with pytest.raises(ExportError, match="not for tensorrt-rtx: leave --plan-builder out"):
+    artefacts = BundleArtefacts(checkpoint.model, graph, expected, builder="torch")
+    with pytest.raises(ExportError, match="not for tensorrt-rtx: omit --plan-builder"):
         artefacts.get("tensorrt-rtx", "fp32", "engines/tensorrt-rtx-fp32.plan")
 
 
 def test_torch_tensorrt_without_its_driver_says_what_it_needs(checkpoint, capsys):
-    with pytest.raises((ExportError, EngineError), match=r"extra \[torch-tensorrt\] and an NVIDIA GPU with its driver"):
+    with pytest.raises((ExportError, EngineError), match=r"extra \[torch-tensorrt\], an NVIDIA GPU and its driver"):
         build_torch_plan(checkpoint.model, precision="fp16", backbone_sha256="0" * 64)
     assert capsys.readouterr().out == ""
 

@@ -12,7 +12,7 @@ from export.errors import ExportError
 from export.parity import ParityLimits
 from export.pipeline import export_bundle
 from export.proving import EngineRequest
-from export.quantization import calibration, calibration_pixels, int8_graph
+from export.quantization import calibration_pixels, calibration_source, int8_graph
 from tureen.bundle.bundle import load_bundle
 from tureen.bundle.manifest import graph_name
 from tureen.cli import main
@@ -28,7 +28,7 @@ def bundle(bundle_path):
 
 @pytest.fixture(scope="module")
 def quantized(bundle, checkpoint):
-    return int8_graph(bundle.graph, calibration(checkpoint, None)(), bundle.clean_token, bundle.robust_token)
+    return int8_graph(bundle.graph, calibration_source(checkpoint, None)(), bundle.clean_token, bundle.robust_token)
 
 
 def test_every_weight_of_a_matrix_product_is_int8_but_the_classifiers(quantized, checkpoint):
@@ -57,9 +57,13 @@ def test_both_engines_run_it_and_nearly_as_fp32(name, quantized, bundle, checkpo
 def test_int8_that_costs_too_much_stays_out_and_the_export_says_why(checkpoint, tmp_path):
     """On the digits int8 moves accuracy under transferred attacks by a point at β = 0; one image is 0.22."""
     said = []
-    asked = EngineRequest(engines=["openvino"], calibration=calibration(checkpoint, None))
+    request = EngineRequest(engines=["openvino"], calibration=calibration_source(checkpoint, None))
     manifest = export_bundle(
-        checkpoint, tmp_path / "bundle", asked=asked, limits=ParityLimits(int8_accuracy_points=0), report=said.append
+        checkpoint,
+        tmp_path / "bundle",
+        request=request,
+        limits=ParityLimits(int8_accuracy_points=0),
+        report=said.append,
     )
     refused = [line for line in said if "int8: accuracy at β" in line]
     assert ("int8" in {row.precision for row in manifest.parity}) == (not refused)
@@ -68,11 +72,11 @@ def test_int8_that_costs_too_much_stays_out_and_the_export_says_why(checkpoint, 
 
 
 def test_int8_that_is_admitted_travels_in_the_bundle_and_is_proven_when_opened(checkpoint, tmp_path):
-    asked = EngineRequest(
-        engines=["openvino", "onnxruntime"], precisions=["int8"], calibration=calibration(checkpoint, None)
+    request = EngineRequest(
+        engines=["openvino", "onnxruntime"], precisions=["int8"], calibration=calibration_source(checkpoint, None)
     )
     out = tmp_path / "bundle"
-    export_bundle(checkpoint, out, asked=asked, limits=ParityLimits(int8_accuracy_points=20))
+    export_bundle(checkpoint, out, request=request, limits=ParityLimits(int8_accuracy_points=20))
     bundle = load_bundle(out)
     rows = {(row.engine, row.precision): row for row in bundle.manifest.parity}
     assert rows.keys() == {("onnxruntime", "int8"), ("openvino", "int8")}
@@ -125,5 +129,5 @@ def test_calibration_takes_no_image_that_is_measured_and_none_that_is_damaged(ph
 
 def test_calibration_with_nothing_left_is_an_error(photos):
     measured = np.stack([picture(index)[0] for index in range(5)])
-    with pytest.raises(ExportError, match="no image to calibrate"):
+    with pytest.raises(ExportError, match="no image for int8 calibration"):
         calibration_pixels(str(photos), PreprocessSpec(image_size=8), measured)

@@ -12,7 +12,7 @@ from training.attacks.gradient import pgd
 from training.cotrain import Cotraining, _seed
 from training.data.datasets import Dataset, Images
 from training.errors import CheckpointError, DivergedError
-from training.loss import cotraining_losses, epsilon, eq1, learning_rate
+from training.loss import combined_loss, cotraining_losses, scheduled_epsilon, scheduled_learning_rate
 from training.models.vit import DualTokenViT
 from training.recipes import load_recipe
 from tureen.preprocess import PreprocessSpec
@@ -58,7 +58,7 @@ def test_the_losses_are_those_of_two_separate_forward_passes():
     )
     torch.testing.assert_close(clean_loss, F.cross_entropy(model(x, torch.zeros(8)), y))
     torch.testing.assert_close(robust_loss, F.cross_entropy(model(adversarial, torch.ones(8)), y))
-    torch.testing.assert_close(eq1(clean_loss, robust_loss, 0.25), 0.25 * clean_loss + 0.75 * robust_loss)
+    torch.testing.assert_close(combined_loss(clean_loss, robust_loss, 0.25), 0.25 * clean_loss + 0.75 * robust_loss)
 
 
 def test_the_attack_uses_the_model_and_the_loss_what_is_wrapped_around_it():
@@ -89,9 +89,9 @@ def test_at_the_ends_of_alpha_the_other_token_is_not_trained(alpha, untouched):
 
 def test_the_schedules():
     recipe = load_recipe("digits", ["warmup=0.2", "learning_rate=1", "epsilon_ramp=0.5", "epsilon_255=51"])
-    assert [learning_rate(recipe, p) for p in (0, 0.1, 0.2, 0.6, 1)] == pytest.approx([0, 0.5, 1, 0.5, 0])
-    assert [epsilon(recipe, p) for p in (0, 0.25, 0.5, 1)] == pytest.approx([0, 0.1, 0.2, 0.2])
-    assert epsilon(load_recipe("digits", ["epsilon_ramp=0", "epsilon_255=51"]), 0) == pytest.approx(0.2)
+    assert [scheduled_learning_rate(recipe, p) for p in (0, 0.1, 0.2, 0.6, 1)] == pytest.approx([0, 0.5, 1, 0.5, 0])
+    assert [scheduled_epsilon(recipe, p) for p in (0, 0.25, 0.5, 1)] == pytest.approx([0, 0.1, 0.2, 0.2])
+    assert scheduled_epsilon(load_recipe("digits", ["epsilon_ramp=0", "epsilon_255=51"]), 0) == pytest.approx(0.2)
 
 
 def test_the_same_seed_trains_the_same_weights_and_another_seed_others():

@@ -30,7 +30,7 @@ def test_a_deferred_signal_is_noted_and_a_second_one_raises():
 def test_under_torchrun_a_second_signal_changes_nothing():
     now = [0.0]
     signals = StopSignals(now=lambda: now[0])
-    signals.is_patient = True
+    signals.ignores_repeats = True
     with signals.installed(), signals.deferred():
         for now[0] in (0, 5, 9):
             signal.raise_signal(signal.SIGTERM)

@@ -20,7 +20,7 @@ from training.pretrained import (
     IMAGENET_STD,
     TRANSFORMERS_EPS,
     load_pretrained,
-    resampled,
+    resample_positions,
 )
 from training.recipes import DIGITS
 from tureen.preprocess import PreprocessSpec
@@ -244,7 +244,7 @@ def test_a_model_of_timm_keeps_its_logits(timm, tmp_path, arguments):
     original.pretrained_cfg |= {"mean": MEAN, "std": STD}
     timm.models.save_for_hf(original, tmp_path, safe_serialization=True)
     pretrained = load_pretrained(tmp_path)
-    assert (pretrained.library, pretrained.head_is_fresh, pretrained.assumed) == ("timm", False, ())
+    assert (pretrained.library, pretrained.has_new_head, pretrained.assumed) == ("timm", False, ())
     assert_same_logits(pretrained, original, mean=MEAN, std=STD)
 
 
@@ -269,7 +269,7 @@ def test_a_model_of_transformers_keeps_its_logits(transformers, tmp_path, saved_
         saved(tmp_path, original.state_dict())
     transformers.ViTImageProcessor(image_mean=MEAN, image_std=STD).save_pretrained(tmp_path)
     pretrained = load_pretrained(tmp_path)
-    assert (pretrained.library, pretrained.head_is_fresh, pretrained.assumed) == ("transformers", False, ())
+    assert (pretrained.library, pretrained.has_new_head, pretrained.assumed) == ("transformers", False, ())
     assert_same_logits(pretrained, lambda images: original(images).logits, mean=MEAN, std=STD)
 
 
@@ -277,7 +277,7 @@ def test_the_features_of_a_headless_model_of_transformers_are_kept(transformers,
     original = randomised(transformers.ViTModel(transformers.ViTConfig(**TRANSFORMERS_SHAPE)))
     original.save_pretrained(tmp_path)
     pretrained = load_pretrained(tmp_path, classes=7)
-    assert pretrained.head_is_fresh
+    assert pretrained.has_new_head
     head = pretrained.model.head
     assert_same_logits(pretrained, lambda images: head(original(images).last_hidden_state[:, 0]), mean=HALF, std=HALF)
 
@@ -291,7 +291,7 @@ def test_a_model_of_torchvision_keeps_its_logits(torchvision, tmp_path, suffix):
         path = tmp_path / "vit.pth"
         torch.save(original.state_dict(), path)
     pretrained = load_pretrained(path)
-    assert (pretrained.library, pretrained.head_is_fresh) == ("torchvision", False)
+    assert (pretrained.library, pretrained.has_new_head) == ("torchvision", False)
     assert_same_logits(pretrained, original, mean=IMAGENET_MEAN, std=IMAGENET_STD)
 
 
@@ -302,7 +302,9 @@ def test_another_image_size_makes_the_same_model_as_in_timm(timm, tmp_path, size
     original.set_input_size(img_size=size)
     assert_same_logits(load_pretrained(tmp_path, image_size=size), original, mean=HALF, std=HALF)
     expected = timm.layers.resample_abs_pos_embed(torch.ones(1, 17, 4).cumsum(1), [5, 5])
-    torch.testing.assert_close(resampled(torch.ones(1, 17, 4).cumsum(1)[:, 1:], 5), expected[:, 1:], rtol=0, atol=0)
+    torch.testing.assert_close(
+        resample_positions(torch.ones(1, 17, 4).cumsum(1)[:, 1:], 5), expected[:, 1:], rtol=0, atol=0
+    )
 
 
 @pytest.mark.parametrize(
@@ -482,9 +484,9 @@ def test_mean_and_deviation_of_timm_are_read_in_either_form_of_its_config(tmp_pa
 
 def test_other_classes_start_with_a_fresh_head_that_an_attack_can_follow(tmp_path):
     path = saved(tmp_path, timm_weights(**SHAPE))
-    assert not load_pretrained(path, classes=5).head_is_fresh
+    assert not load_pretrained(path, classes=5).has_new_head
     fresh = load_pretrained(path, classes=10)
-    assert fresh.head_is_fresh
+    assert fresh.has_new_head
     assert fresh.model.head.weight.shape == (10, 192)
     assert fresh.model.head.weight.std() > 0
     torch.testing.assert_close(fresh.model.blocks.state_dict(), load_pretrained(path).model.blocks.state_dict())
@@ -493,9 +495,9 @@ def test_other_classes_start_with_a_fresh_head_that_an_attack_can_follow(tmp_pat
 def test_a_classifier_is_asked_for_where_there_is_none(tmp_path):
     weights = {name: tensor for name, tensor in timm_weights(**SHAPE).items() if "head" not in name}
     path = saved(tmp_path, weights)
-    with pytest.raises(CheckpointError, match="for how many classes"):
+    with pytest.raises(CheckpointError, match="give the number of classes of a new one"):
         load_pretrained(path)
-    assert load_pretrained(path, classes=5).head_is_fresh
+    assert load_pretrained(path, classes=5).has_new_head
 
 
 @pytest.mark.parametrize("name", ["pre_logits.fc", "heads.pre_logits"])
@@ -504,9 +506,9 @@ def test_a_classifier_behind_a_hidden_layer_is_not_kept_silently(tmp_path, name)
     weights = weights if name.startswith("pre") else torchvision_weights(weights)
     weights |= {f"{name}.weight": torch.randn(192, 192), f"{name}.bias": torch.zeros(192)}
     path = saved(tmp_path, weights)
-    with pytest.raises(CheckpointError, match="for how many classes"):
+    with pytest.raises(CheckpointError, match="give the number of classes of a new one"):
         load_pretrained(path)
-    assert load_pretrained(path, classes=5).head_is_fresh
+    assert load_pretrained(path, classes=5).has_new_head
 
 
 def test_the_pooler_of_transformers_is_left_out(tmp_path):
@@ -536,7 +538,7 @@ def test_another_image_size_resamples_positions_and_leaves_the_tokens(tmp_path):
 def test_resampling_keeps_a_slope_and_which_way_it_runs():
     rows = torch.arange(8.0).repeat_interleave(8)
     columns = torch.arange(8.0).repeat(8)
-    smaller = resampled(torch.stack([rows, columns, torch.ones(64)], dim=1)[None], 4).view(4, 4, 3)
+    smaller = resample_positions(torch.stack([rows, columns, torch.ones(64)], dim=1)[None], 4).view(4, 4, 3)
     inner = torch.tensor([2.5, 4.5])  # the border is clamped, so only the middle of a slope is known
     torch.testing.assert_close(smaller[1:3, 1:3, 0], inner[:, None].expand(2, 2), rtol=0, atol=0.1)
     torch.testing.assert_close(smaller[1:3, 1:3, 1], inner[None, :].expand(2, 2), rtol=0, atol=0.1)
@@ -559,11 +561,11 @@ def test_a_checkpoint_of_ours_passes_through_and_takes_other_sizes_too(tmp_path)
         ),
     )
     pretrained = load_pretrained(tmp_path)
-    assert (pretrained.library, pretrained.head_is_fresh, pretrained.model.config) == ("tureen", False, config)
+    assert (pretrained.library, pretrained.has_new_head, pretrained.model.config) == ("tureen", False, config)
     torch.testing.assert_close(pretrained.model.state_dict(), model.state_dict(), rtol=0, atol=0)
     assert all(parameter.requires_grad for parameter in pretrained.model.parameters())
     other = load_pretrained(tmp_path, image_size=16, classes=7)
-    assert other.head_is_fresh
+    assert other.has_new_head
     assert (other.model.config.image_size, other.model.config.classes) == (16, 7)
 
 
@@ -597,7 +599,7 @@ def test_an_incomplete_checkpoint_is_refused_unless_its_attention_has_no_bias(tm
     if name.endswith("attn.qkv.bias"):
         assert not load_pretrained(path).model.blocks[int(name.split(".")[1])].qkv.bias.any()
     else:
-        with pytest.raises(CheckpointError, match=r"incomplete|no plain pre-norm ViT"):
+        with pytest.raises(CheckpointError, match=r"incomplete|not a plain pre-norm ViT"):
             load_pretrained(path)
 
 
@@ -637,7 +639,7 @@ def test_a_missing_third_of_the_attention_is_refused(tmp_path, part):
 )
 def test_a_tensor_of_another_shape_is_refused(tmp_path, name, shape):
     weights = timm_weights(**SHAPE) | {name: torch.ones(shape)}
-    with pytest.raises(CheckpointError, match=r"no plain pre-norm ViT|square of patches") as caught:
+    with pytest.raises(CheckpointError, match=r"not a plain pre-norm ViT|square of patches") as caught:
         load_pretrained(saved(tmp_path, weights))
     assert str(shape) in str(caught.value) or name == "patch_embed.proj.weight"
 
@@ -698,7 +700,7 @@ def test_a_pickle_is_read_for_its_tensors_alone(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "weights.pth"
     torch.save({"weights": _Trap()}, path)
-    with pytest.raises(CheckpointError, match=r"holds more than tensors: io\.open\. To read these would run code"):
+    with pytest.raises(CheckpointError, match=r"holds more than tensors: io\.open\. Reading these would run code"):
         load_pretrained(path)
     assert not (tmp_path / "touched").exists()
     torch.save({"model": {"epochs": 3}}, path)
@@ -727,7 +729,7 @@ def test_weights_are_found_in_what_a_training_script_saved(tmp_path, wrapping, n
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "is a Git LFS pointer, not the weights"),
         (b"<!DOCTYPE html><title>Sign in</title>", "is a web page: download the file itself"),
         (b"\x00" * 257 + b"ustar" + b"\x00" * 300, "is a tar archive"),
-        (b"nothing known", "is damaged, or no file of PyTorch"),
+        (b"nothing known", "is damaged, or not a file of PyTorch"),
     ],
     ids=["empty", "pointer", "page", "tar", "else"],
 )

@@ -15,12 +15,12 @@ from safetensors.torch import load_file, save_file
 
 from training.checkpoint import load_checkpoint
 from training.cotrain import Cotraining
-from training.data.loading import Order
+from training.data.loading import BatchOrder
 from training.errors import CheckpointError, RecipeError
 from training.models.resnet import DualResNet, ResNetConfig
 from training.recipes import load_recipe
-from training.resume import SaveClock, read_saved_run
-from training.run import RunOptions, fitted, load_data, only_writer
+from training.resume import SaveTimer, read_saved_run
+from training.run import RunOptions, exclusive_writer, fitted_to_images, load_training_data
 from tureen.cli import main
 
 QUICK = ["epochs=6", "evaluation_steps=1", "evaluation_betas=0,1", "model.depth=1", "model.width=16"]
@@ -138,7 +138,7 @@ def test_a_signal_before_the_first_step_says_that_nothing_is_saved(tmp_path, mon
         file.write(b"nothing")
     _, said = process.communicate()
     assert process.returncode == 130
-    assert "interrupted before the first step: nothing to continue" in said
+    assert "interrupted before the first step: there is no saved run to continue" in said
 
 
 def test_torchruns_processes_stop_together_and_the_first_saves(tmp_path):
@@ -158,7 +158,7 @@ def test_what_is_shown_of_a_recipe_is_what_these_images_make_of_it(photos, capsy
     assert main(["train", "cifar10-cpu", "--show"]) == 0
     shown = capsys.readouterr().out
     assert "84 minutes" in shown
-    assert "model.classes = as many as --data has" in shown
+    assert "model.classes = number of classes in --data" in shown
     assert main(folder_command("run", "--data", str(photos), "--show")) == 0
     shown = capsys.readouterr().out
     assert "minutes" not in shown
@@ -170,15 +170,17 @@ def saved_folder_run(photos, out):
     """An unfinished run on the photographs, saved before its first step."""
     recipe = load_recipe("cifar10-cpu", FOLDER)
     options = RunOptions(data=str(photos), is_resumed=True)
-    data = load_data(recipe, options)
+    data = load_training_data(recipe, options)
     out.mkdir()
-    Cotraining(fitted(recipe, data), data, torch.device("cpu")).save(out / "resume.safetensors", options.as_saved())
+    Cotraining(fitted_to_images(recipe, data), data, torch.device("cpu")).save(
+        out / "resume.safetensors", options.as_saved()
+    )
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--set", "learning_rate=1"], "is of a run with learning_rate = 0.0015, not 1.0: leave that out"),
+        (["--set", "learning_rate=1"], "is of a run with learning_rate = 0.0015, not 1.0: omit that option"),
         (["--set", "model.depth=2"], "is of a run with model.depth = 1, not 2"),
         (["--set", "augmentation.flip=false"], "is of a run with augmentation.flip = True, not False"),
         (["--set", "evaluation_images=7"], "is of a run with evaluation_images = 1000, not 7"),
@@ -216,8 +218,8 @@ def test_a_run_resumes_in_another_directory_and_with_its_images_elsewhere(photos
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        (["--resume"], 2, "name a recipe, or the run to continue"),
-        (["--out", "nothing"], 2, "name a recipe, or the run to continue"),
+        (["--resume"], 2, "give a recipe, or the run to continue"),
+        (["--out", "nothing"], 2, "give a recipe, or the run to continue"),
         (["--resume", "--out", "nothing"], 1, "nothing holds no interrupted run to continue"),
     ],
 )
@@ -232,7 +234,7 @@ def test_without_a_recipe_there_must_be_a_run_to_continue(tmp_path, monkeypatch,
 
 def test_saving_takes_two_per_cent_of_the_time_at_most():
     now = [0.0]
-    clock, saves = SaveClock(10, now=lambda: now[0]), []
+    clock, saves = SaveTimer(10, now=lambda: now[0]), []
 
     def save():
         saves.append(now[0])
@@ -248,7 +250,7 @@ def test_saving_takes_two_per_cent_of_the_time_at_most():
 
 def test_saving_that_costs_nothing_is_done_at_the_interval():
     now = [0.0]
-    clock = SaveClock(10, now=lambda: now[0])
+    clock = SaveTimer(10, now=lambda: now[0])
     for second in range(1, 31):
         now[0] = second
         assert clock.is_due == (second % 10 == 0)
@@ -273,7 +275,7 @@ def test_two_processes_train_what_one_does(tmp_path):
 
 def test_a_batch_that_does_not_divide_among_the_processes_is_refused():
     with pytest.raises(RecipeError, match="batch_size 63 does not divide among 2 processes"):
-        Order(load_recipe("digits", ["batch_size=63"]), 1000, rank=0, processes=2)
+        BatchOrder(load_recipe("digits", ["batch_size=63"]), 1000, rank=0, processes=2)
 
 
 @pytest.fixture(scope="module")
@@ -306,7 +308,7 @@ def test_a_folder_of_images_becomes_a_checkpoint_with_its_labels(photos, tmp_pat
     extra = ["--set", f"augmentation.crop_scale={crop_scale}", "--workers", "1"]
     assert main(folder_command(out, "--data", str(photos), *extra)) == 0
     said = capsys.readouterr().err
-    assert "left out 1 images that cannot be decoded" in said
+    assert "skipped 1 images that cannot be decoded" in said
     assert "3 classes: 53 images to train on, 6 held out\n  bright       18       2\n" in said
     assert "dark/3.png" in said
     assert (out / "skipped.txt").read_text().startswith("dark/3.png: ")
@@ -339,7 +341,7 @@ def test_finetuning_takes_the_shape_and_the_weights_it_is_given(photos, digits_l
     arguments = [word for setting in settings for word in ("--set", setting)]
     command_line = ["train", "finetune", "--data", str(photos), "--out", str(out), *arguments]
     assert main([*command_line, "--init", str(digits_like), "--image-size", "16"]) == 0
-    assert "a checkpoint of tureen, and a fresh classifier" in capsys.readouterr().err
+    assert "a checkpoint of tureen, with a new classifier" in capsys.readouterr().err
     start, tuned = load_checkpoint(digits_like), load_checkpoint(out)
     shape = start.recipe.model.model_copy(update={"image_size": 16, "classes": 3})
     assert tuned.recipe.model == shape
@@ -399,9 +401,13 @@ def test_how_a_run_is_measured_may_change_before_it_is_resumed():
 
 
 def test_two_runs_do_not_write_into_one_directory(tmp_path):
-    with only_writer(tmp_path), pytest.raises(CheckpointError, match="another run is writing"), only_writer(tmp_path):
+    with (
+        exclusive_writer(tmp_path),
+        pytest.raises(CheckpointError, match="another run is writing"),
+        exclusive_writer(tmp_path),
+    ):
         pass
-    with only_writer(tmp_path):
+    with exclusive_writer(tmp_path):
         pass
 
 
@@ -419,7 +425,7 @@ def test_a_fresh_classifier_is_the_seeds(photos, digits_like, tmp_path):
 def test_the_shape_of_a_finetuned_model_is_not_set(photos, digits_like, tmp_path, capsys):
     command_line = ["train", "finetune", "--data", str(photos), "--init", str(digits_like)]
     assert main([*command_line, "--out", str(tmp_path / "run"), "--set", "model.depth=3"]) == 2
-    assert "takes no --set model" in capsys.readouterr().err
+    assert "omit --set model" in capsys.readouterr().err
 
 
 def test_tensorboard_gets_what_the_log_gets(tmp_path):
@@ -438,7 +444,7 @@ def test_a_checkpoint_that_was_changed_is_refused(tmp_path):
     model = bytearray((out / "model.safetensors").read_bytes())
     model[-1] ^= 1
     (out / "model.safetensors").write_bytes(model)
-    with pytest.raises(CheckpointError, match=r"model\.safetensors is not what"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors does not match its digest"):
         load_checkpoint(out)
     (out / "checkpoint.json").write_text("{}")
     with pytest.raises(CheckpointError, match="another version"):

@@ -1,6 +1,6 @@
-"""AutoAttack as an evaluation calls it, by the package `pyautoattack`.
+"""AutoAttack by the package `pyautoattack`, with the signature of the other attacks.
 
-Knows what that package does to its surroundings, and undoes it; the attack itself is the package's.
+Restores the global state that the package changes.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ def autoattack(
     steps: int,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """The standard version of AutoAttack: APGD-CE, targeted APGD, targeted FAB and Square, in turn on what is left.
+    """Return images after standard AutoAttack: APGD-CE, targeted APGD, targeted FAB and Square, each on the rest.
 
     Source: Croce & Hein, *Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
-    attacks*, ICML 2020. The words are those of `training.attacks.gradient`; images that nothing
-    fooled come back as they are.
-    steps: ignored, the version sets all numbers; with K < 10 classes the targeted attacks try K − 1. generator: gives
-    the seed. Raises RecipeError where K < 4: targeted APGD is not defined there.
+    attacks*, ICML 2020. The arguments are those of `training.attacks.gradient`. Images that no part
+    fooled are returned unchanged.
+    steps: ignored, the standard version sets all numbers; with K < 10 classes the targeted attacks try K − 1.
+    generator: gives the seed. Raises RecipeError if K < 4, where targeted APGD is not defined.
 
-    Square needs no gradient, so this raises no ZeroGradientError. What the package suspects of a model (randomness,
-    probabilities for logits, zero gradients, Square finding what the others miss) it logs as warnings of the logger
-    "auto-attack"; such a warning is a reason to distrust the result.
+    Square needs no gradient, so this function raises no ZeroGradientError. The package logs suspicions (randomness,
+    probabilities instead of logits, zero gradients, images that only Square breaks) as warnings of the logger
+    "auto-attack". After such a warning the result is not reliable.
     """
-    images = images.contiguous()  # the package calls view on the images and on their gradient
+    images = images.contiguous()  # the package calls view() on the images and on their gradient
     with torch.no_grad():
         classes = forward(images[:1]).shape[1]
     if classes < TARGETED_DLR_CLASSES:
         raise RecipeError(
             f"AutoAttack needs {TARGETED_DLR_CLASSES} classes, the model has {classes}: attack with apgd, which then "
-            "takes the plain DLR"
+            "uses the plain DLR"
         )
     if not epsilon:
         return images.clone()
@@ -52,7 +52,7 @@ def autoattack(
         lambda x: _ImagesOnly.apply(x, forward), eps=epsilon, seed=int(seed), device=images.device
     )
     attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = min(TARGETS, classes - 1)
-    # It seeds the global random state before each part, and takes the debugger's or coverage's trace function away.
+    # The package seeds the global random state before each part, and removes the trace function of a debugger.
     trace = sys.gettrace()
     try:
         with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
@@ -63,7 +63,7 @@ def autoattack(
 
 
 class _ImagesOnly(torch.autograd.Function):
-    """`forward` to float32 logits, its backward pass ending at the images: FAB's would fill every parameter's .grad."""
+    """Calls `forward`. Its backward pass ends at the images, so FAB fills the `.grad` of no parameter."""
 
     @staticmethod
     def forward(ctx: Any, images: Tensor, forward: Forward) -> Tensor:

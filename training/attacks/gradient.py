@@ -1,13 +1,14 @@
 """White-box attacks: functions of (forward, images, labels, …) that return adversarial images.
 
-Know nothing about tokens, modes or β: whoever calls binds them into `forward`.
+They know nothing about tokens, modes or β: the caller binds these into `forward`.
 
-All of them stay under l∞, and share these words. forward: images to logits (B, K). images: float32 (B, 3, H, W) in
-[0, 1]. labels: int64 (B,). epsilon: the radius in units of the [0, 1] range, so 8/255 is 0.0314. generator: on the
-images' device. They return float32 (B, 3, H, W) in [0, 1], nowhere further than epsilon from `images`, detached. Only
-gradients with respect to the images are computed: no parameter's `.grad` is touched. Where the gradient at the start
-vanishes for the whole batch they raise ZeroGradientError: an attack that cannot move would report robustness that is
-not there.
+All attacks stay within an l∞ ball and have these arguments. forward: images to logits (B, K). images: float32
+(B, 3, H, W) in [0, 1]. labels: int64 (B,). epsilon: radius in units of the [0, 1] range, so 8/255 is 0.0314.
+generator: on the device of the images.
+
+They return detached float32 (B, 3, H, W) in [0, 1], at most epsilon from `images` in every value. They compute
+gradients of the images only; the `.grad` of parameters stays unchanged. They raise ZeroGradientError if the gradient at
+the start is zero for the whole batch, because the attack could not move and would report false robustness.
 """
 
 from __future__ import annotations
@@ -24,22 +25,22 @@ from training.errors import RecipeError, ZeroGradientError
 
 Forward = Callable[[Tensor], Tensor]
 
-TARGETS = 9  # the wrong classes that a targeted attack tries at most, as in AutoAttack
-DLR_CLASSES = 3  # the loss is made of the three largest logits
-TARGETED_DLR_CLASSES = 4  # of the four largest
+TARGETS = 9  # maximum number of wrong classes that a targeted attack tries, as in AutoAttack
+DLR_CLASSES = 3  # the loss uses the three largest logits
+TARGETED_DLR_CLASSES = 4  # the loss uses the four largest
 
 ApgdLoss = Literal["ce", "dlr", "dlr-targeted"]
 
 
 def fgsm(forward: Forward, images: Tensor, labels: Tensor, *, epsilon: float) -> Tensor:
-    """The fast gradient sign method: from the image itself, one step of ε along the cross-entropy's gradient.
+    """Return images after the fast gradient sign method: one step of ε along the gradient of the cross-entropy.
 
     Source: Goodfellow et al., *Explaining and harnessing adversarial examples*, ICLR 2015.
-    The variant for training that starts at random is `pgd` with one step of 1.25·ε (Wong et al., *Fast is better than
+    The variant for training with a random start is `pgd` with one step of 1.25·ε (Wong et al., *Fast is better than
     free*, ICLR 2020).
     """
     gradient = _gradient(forward, images, labels)
-    _require_some(gradient)
+    _require_gradient(gradient)
     return (images + epsilon * gradient.sign_()).clamp_(0.0, 1.0)
 
 
@@ -53,35 +54,35 @@ def pgd(
     step_size: float,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Projected gradient descent: `steps` ascents of the cross-entropy from a uniformly random start.
+    """Return images after projected gradient descent: `steps` ascents of the cross-entropy from a uniform random start.
 
     Source: Madry et al., *Towards deep learning models resistant to adversarial attacks*, ICLR 2018.
-    labels: what `F.cross_entropy` takes with the logits: int64 (B,), distributions (B, K), or int64 (B, T) where the
-    logits are (B, K, T). step_size: in the units of epsilon. Returns the last point.
+    labels: as for `F.cross_entropy`: int64 (B,), distributions (B, K), or int64 (B, T) if the logits are (B, K, T).
+    step_size: in the units of epsilon. The result is the last point.
     """
-    lower, upper = _box(images, epsilon)
+    lower, upper = _bounds(images, epsilon)
     adversarial = _random_point(images, lower, upper, epsilon=epsilon, generator=generator)
     for step in range(steps):
         gradient = _gradient(forward, adversarial, labels)
         if step == 0:
-            _require_some(gradient)
+            _require_gradient(gradient)
         adversarial = adversarial.add_(gradient.sign_(), alpha=step_size).clamp_(lower, upper)
     return adversarial
 
 
 def mi_fgsm(forward: Forward, images: Tensor, labels: Tensor, *, epsilon: float, steps: int) -> Tensor:
-    """Momentum iterative FGSM: from the image itself, `steps` of ε/steps along the sum of all gradients so far.
+    """Return images after momentum iterative FGSM: `steps` steps of ε/steps along the sum of all gradients so far.
 
     Source: Dong et al., *Boosting adversarial attacks with momentum*, CVPR 2018, Algorithm 1 with a decay factor of 1.
-    Each gradient is divided by its l1 norm before it is added. Returns the last point.
+    Each gradient is divided by its l1 norm before it is added. The start is the image; the result is the last point.
     """
-    lower, upper = _box(images, epsilon)
+    lower, upper = _bounds(images, epsilon)
     adversarial = images.clone()
     momentum = torch.zeros_like(images)
     for step in range(steps):
         gradient = _gradient(forward, adversarial, labels)
         if step == 0:
-            _require_some(gradient)
+            _require_gradient(gradient)
         norm = gradient.abs().sum(dim=(1, 2, 3), keepdim=True)
         momentum += torch.where(norm > 0, gradient / norm, 0.0)
         adversarial = adversarial.add_(momentum.sign(), alpha=epsilon / steps).clamp_(lower, upper)
@@ -100,28 +101,28 @@ def apgd(
     until_fooled: bool = True,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Auto-PGD: ascent with momentum, its step halved, image by image, where it no longer pays; keeps the best point.
+    """Return images after Auto-PGD: ascent with momentum, whose step size is halved for each image when progress stops.
 
     Source: Croce & Hein, *Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
-    attacks*, ICML 2020, section 3 and Algorithm 1. The start is uniform in the box, as in `pgd`. A run costs `steps`
-    gradients, and a forward pass for the last point.
+    attacks*, ICML 2020, section 3 and Algorithm 1. The start is uniform in the box, as in `pgd`. The result is the
+    best point. A run costs `steps` gradients, and one forward pass for the last point.
 
     loss: "ce", the cross-entropy; "dlr", the difference of logits ratio (section 4, Eq. 3); or "dlr-targeted"
-    (Eq. 4), a run for each of the `targets` most likely wrong classes, at most K − 1, on the images that no run before
-    it fooled. The ratio is blind to the scale of the logits, so a saturated softmax does not stop it. Raises
-    RecipeError where it is not defined: "dlr" below three classes, "dlr-targeted" below four.
+    (Eq. 4), one run for each of the `targets` most likely wrong classes, at most K − 1, on the images not yet fooled.
+    The ratio does not depend on the scale of the logits, so a saturated softmax does not stop it. Raises RecipeError if
+    the loss is not defined: "dlr" below three classes, "dlr-targeted" below four.
 
-    until_fooled: as an evaluation wants it, an image is done with at the first point that is classified wrong, be it
-    the image itself; where none is, the first run's point of highest loss is returned. `forward` is called with part of
-    the batch, so it must judge each image alone, as in eval mode. Without it, as training wants it, the batch stays
-    whole for all steps and each image's point of highest loss is returned; the cross-entropy alone knows that form.
+    until_fooled: for evaluation. The attack on an image ends at the first point that is classified wrong, even the
+    image itself. If there is none, the result is the point of highest loss of the first run. `forward` gets a part of
+    the batch, so its rows must be independent, as in eval mode. False is for training: the whole batch runs all steps,
+    and the result is the point of highest loss of each image; only the loss "ce" supports this.
     """
     run = partial(
         _auto_pgd, forward, loss=loss, epsilon=epsilon, steps=steps, generator=generator, until_fooled=until_fooled
     )
     if not until_fooled:
         if loss != "ce":
-            raise RecipeError(f"{loss} stops at the first success: set until_fooled, or take the loss ce")
+            raise RecipeError(f"{loss} needs until_fooled=True: set it, or use the loss ce")
         return run(images, labels, None)[0]
     with torch.no_grad():
         logits = forward(images)
@@ -137,7 +138,7 @@ def apgd(
         except ZeroGradientError:
             if number == 0:
                 raise
-            continue  # towards a class that ties with the next two the ratio is constant
+            continue  # the ratio is constant for a class whose logit equals the next two
         is_kept = is_fooled | (number == 0)
         adversarial[left[is_kept]] = points[is_kept]
         left = left[~is_fooled]
@@ -154,10 +155,10 @@ def apgd_both(
     second: ApgdLoss = "dlr-targeted",
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """`apgd` on the cross-entropy, then on `second` for the images that are still right: each image's worst.
+    """Return images after `apgd` on the cross-entropy, then on `second` for the images that are still classified right.
 
-    With the targeted DLR these are the first two parts of AutoAttack, and most of what it finds. Raises
-    ZeroGradientError where neither loss has a gradient.
+    With the targeted DLR these are the first two parts of AutoAttack, which find most of its results. Raises
+    ZeroGradientError if neither loss has a gradient.
     """
     run = partial(apgd, forward, epsilon=epsilon, steps=steps, generator=generator)
     is_blind = False
@@ -176,11 +177,11 @@ def apgd_both(
     return adversarial
 
 
-def vanished(forward: Forward, images: Tensor, labels: Tensor) -> Tensor:
-    """Whether the gradient of the cross-entropy is exactly zero at the image itself, bool (B,).
+def has_zero_gradient(forward: Forward, images: Tensor, labels: Tensor) -> Tensor:
+    """Return whether the gradient of the cross-entropy is exactly zero at the image, bool (B,).
 
-    Such an image may look robust because the attack is blind: a share of them that is not small is a reason to distrust
-    the result (Carlini et al., *On evaluating adversarial robustness*, 2019).
+    Such an image may look robust only because the attack has no gradient. If their share is not small, the result is
+    not reliable (Carlini et al., *On evaluating adversarial robustness*, 2019).
     """
     return ~_gradient(forward, images, labels).flatten(1).any(1)
 
@@ -197,11 +198,11 @@ def _auto_pgd(
     generator: torch.Generator | None,
     until_fooled: bool,
 ) -> tuple[Tensor, Tensor]:
-    """One run on the loss, "dlr-targeted" towards `target` (B,): each image's best point, and which images it fooled.
+    """Return the best point of each image and which images it fooled, after one run on the loss, towards `target` (B,).
 
-    Rows that were fooled leave the forward passes; what is computed for them beside those is not used.
+    Fooled rows leave the forward passes; other values computed for them are not used.
     """
-    lower, upper = _box(images, epsilon)
+    lower, upper = _bounds(images, epsilon)
     point = _random_point(images, lower, upper, epsilon=epsilon, generator=generator)
     previous = best = point
     gradient = best_gradient = torch.zeros_like(images)
@@ -221,17 +222,17 @@ def _auto_pgd(
             previous, point = point, ascended
         before, rows = values, left
         x = point[rows].requires_grad_(True)
-        with torch.set_grad_enabled(step < steps):  # nothing follows the last point's gradient
+        with torch.set_grad_enabled(step < steps):  # the gradient of the last point is not used
             logits = forward(x).float()
             losses = _losses(loss, logits, labels[rows], None if target is None else target[rows])
         if step < steps:
             gradient = gradient.index_copy(0, rows, torch.autograd.grad(losses.sum(), x)[0])
         if step == 0:
-            _require_some(gradient)
+            _require_gradient(gradient)
         losses = losses.detach()
         if until_fooled:
             is_wrong = logits.argmax(1) != labels[rows]
-            losses[is_wrong] = torch.inf  # no point is better than one that fools
+            losses[is_wrong] = torch.inf  # a point that fools is the best one
             left = left[~is_wrong]
         values = values.index_copy(0, rows, losses)
         is_better = values > best_loss
@@ -242,8 +243,8 @@ def _auto_pgd(
             break
         rises += values > before
         if step in checkpoints:
-            # As in the authors' code, whose steps these are: ≤ where Algorithm 1 has <, and after a return to the best
-            # point the next loss is compared with that of the point given up.
+            # As in the code of the authors: ≤ where Algorithm 1 has <, and after a return to the best point the next
+            # loss is compared with that of the abandoned point.
             pays_no_more = (rises <= 0.75 * (step - checked)) | (~is_halved & (best_loss == checked_loss))
             step_size = torch.where(_per_image(pays_no_more), step_size / 2, step_size)
             point = torch.where(_per_image(pays_no_more), best, point)
@@ -254,8 +255,8 @@ def _auto_pgd(
 
 
 def _checkpoints(steps: int) -> set[int]:
-    """Before which steps the step size may be halved: at 22 % of the steps, then at ever smaller distances."""
-    # In whole per cent: a sum of 0.22, 0.19, … may end just above a whole step, and the ceiling one too far.
+    """Return the steps before which the step size may be halved: at 22 % of all, then at decreasing distances."""
+    # In whole per cent: rounding of 0.22 + 0.19 + … could raise the ceiling by one step.
     checkpoints = set()
     share = distance = 22
     while share < 100:
@@ -266,7 +267,7 @@ def _checkpoints(steps: int) -> set[int]:
 
 
 def _losses(loss: ApgdLoss, logits: Tensor, labels: Tensor, target: Tensor | None) -> Tensor:
-    """What Auto-PGD ascends, (B,): the cross-entropy, or the difference of logits ratio, towards `target` if given."""
+    """Return the loss of Auto-PGD, (B,): cross-entropy, or the difference of logits ratio (towards `target`)."""
     if loss == "ce":
         return F.cross_entropy(logits, labels, reduction="none")
     if target is None:
@@ -280,7 +281,7 @@ def _losses(loss: ApgdLoss, logits: Tensor, labels: Tensor, target: Tensor | Non
 
 
 def _likeliest_wrong(logits: Tensor, labels: Tensor, targets: int) -> tuple[Tensor, ...]:
-    """For each rank the wrong class of that rank, int64 (B,), the likeliest first."""
+    """Return the most likely wrong classes, one int64 (B,) for each rank, the most likely first."""
     wrong = logits.scatter(1, labels[:, None], -torch.inf)
     return wrong.topk(min(targets, logits.shape[1] - 1)).indices.unbind(1)
 
@@ -296,7 +297,7 @@ def _require_classes(loss: ApgdLoss, classes: int) -> None:
 
 
 def _gradient(forward: Forward, images: Tensor, labels: Tensor) -> Tensor:
-    """The gradient of the cross-entropy, summed over the batch, with respect to the images."""
+    """Return the gradient of the cross-entropy, summed over the batch, with respect to the images."""
     x = images.detach().requires_grad_(True)
     with torch.enable_grad():
         loss = F.cross_entropy(forward(x).float(), labels, reduction="sum")
@@ -304,13 +305,13 @@ def _gradient(forward: Forward, images: Tensor, labels: Tensor) -> Tensor:
     return gradient
 
 
-def _require_some(gradient: Tensor) -> None:
+def _require_gradient(gradient: Tensor) -> None:
     if not gradient.any():
         raise ZeroGradientError("the loss has no gradient with respect to the images: the attack cannot move")
 
 
-def _box(images: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
-    """Lower and upper bound of each pixel: no further than epsilon away, and within [0, 1]."""
+def _bounds(images: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    """Return lower and upper bound of each value: at most epsilon away, and within [0, 1]."""
     return (images - epsilon).clamp_(min=0.0), (images + epsilon).clamp_(max=1.0)
 
 
@@ -322,5 +323,5 @@ def _random_point(
 
 
 def _per_image(values: Tensor) -> Tensor:
-    """(B,) as (B, 1, 1, 1)."""
+    """Return values (B,) as (B, 1, 1, 1)."""
     return values[:, None, None, None]

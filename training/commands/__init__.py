@@ -1,1 +1,1 @@
-"""`tureen train` and `tureen evaluate`."""
+"""The commands `tureen train`, `tureen evaluate` and `tureen tune`."""

@@ -1,4 +1,4 @@
-"""`tureen evaluate` and `tureen tune`: arguments in, exit status out."""
+"""The commands `tureen evaluate` and `tureen tune`."""
 
 from __future__ import annotations
 
@@ -14,16 +14,15 @@ from tqdm import tqdm
 import tureen
 from training.attacks.catalogue import ATTACKS, substitution_message, suitable_attack
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from training.data.datasets import Images, drawn_evenly, load_labelled
+from training.data.datasets import Images, balanced_sample, load_evaluation_images
 from training.distributed import best_device, cpus_per_process, limit_threads
-from training.evaluation.accuracy import predictor, right_answers, wilson
-from training.evaluation.attack_checks import check_radii
+from training.evaluation.accuracy import correct_by_beta, make_predictor, wilson_interval
+from training.evaluation.attack_checks import check_epsilon_curve
 from training.evaluation.corruptions import CORRUPTIONS
-from training.evaluation.measure import Measurement, shifts
+from training.evaluation.measure import Measurement, measure_shifts
 from training.evaluation.plot import plot_accuracy, plot_epsilon_curve, plot_matrix, plot_shifts
 from training.evaluation.shifts import SHIFTS
-from training.evaluation.tune import tune as choose
-from training.evaluation.tune import tuned_table
+from training.evaluation.tune import tune_beta, tuned_table
 from tureen.arguments import betas_argument, positive_int
 from tureen.bundle.bundle import MANIFEST
 from tureen.bundle.manifest import AccuracyRow, Evaluation
@@ -44,31 +43,49 @@ BUNDLE_BETAS = "0:1:0.25"
 
 
 def evaluate(arguments: list[str]) -> int:
-    """Measure a checkpoint, or a bundle without attacks, at any β."""
+    """Measure a checkpoint at any β, or a bundle without attacks; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="tureen evaluate",
         description=(
-            "Clean and robust accuracy of a checkpoint at each β, every soup attacked itself; of a bundle, which has "
-            "no gradients, clean accuracy alone."
+            "Measure clean and robust accuracy of a checkpoint at each β, with an attack on each soup. A bundle has no "
+            "gradients, so only its clean accuracy is measured."
         ),
         epilog="example: tureen evaluate runs/digits --betas 0:1:0.1 --attack apgd --steps 50 --plot curve.png",
     )
     parser.add_argument("path", type=Path, metavar="CHECKPOINT|BUNDLE", help="directory of a run, or of a bundle")
-    _add_images(parser, data="images to measure on (default: a checkpoint's own held-out images)")
-    parser.add_argument("--betas", type=betas_argument, metavar="START:STOP:STEP", help="default: the recipe's")
+    _add_images(parser, data="images to measure on (default: the held-out images of the checkpoint)")
     parser.add_argument(
-        "--beyond", type=float, metavar="D", help="measure at −D and 1 + D too: an extension, never served"
+        "--betas", type=betas_argument, metavar="START:STOP:STEP", help="values of β (default: those of the recipe)"
     )
-    parser.add_argument("--attack", choices=list(ATTACKS), help="default: the recipe's")
-    parser.add_argument("--steps", type=positive_int, help="of the attack (default: the recipe's)")
-    parser.add_argument("--epsilon-255", type=float, help="radius in 1/255 (default: the recipe's)")
-    parser.add_argument("--matrix", action="store_true", help="attack each β by PGD and serve every other")
-    parser.add_argument("--epsilon-curve", action="store_true", help="accuracy against the radius")
-    parser.add_argument("--ensembles", action="store_true", help="both modes' predictions mixed, at twice the cost")
-    parser.add_argument("--corruptions", action="store_true", help="noise, blur, weather, digital; five severities")
-    parser.add_argument("--shifts", action="store_true", help="rotation, grey, sketch and others; five severities")
-    parser.add_argument("--plot", type=Path, metavar="PNG", help="draw accuracy over β, and beside it the rest")
-    parser.add_argument("--save", action="store_true", help="keep it in the checkpoint, for the manifest and the card")
+    parser.add_argument(
+        "--beyond", type=float, metavar="D", help="measure at β = −D and 1 + D too, which are never served"
+    )
+    parser.add_argument("--attack", choices=list(ATTACKS), help="attack (default: that of the recipe)")
+    parser.add_argument("--steps", type=positive_int, help="steps of the attack (default: those of the recipe)")
+    parser.add_argument("--epsilon-255", type=float, help="radius in 1/255 (default: that of the recipe)")
+    parser.add_argument(
+        "--matrix", action="store_true", help="transfer matrix: attack each β by PGD, and measure every other β"
+    )
+    parser.add_argument("--epsilon-curve", action="store_true", help="accuracy at several radii")
+    parser.add_argument(
+        "--ensembles", action="store_true", help="also measure mixed predictions of both modes, at twice the cost"
+    )
+    parser.add_argument(
+        "--corruptions",
+        action="store_true",
+        help="accuracy under noise, blur, weather and digital corruptions at five severities",
+    )
+    parser.add_argument(
+        "--shifts",
+        action="store_true",
+        help="accuracy under rotation, greyscale, sketch and other shifts at five severities",
+    )
+    parser.add_argument(
+        "--plot", type=Path, metavar="PNG", help="draw accuracy over β, and the other results into files beside it"
+    )
+    parser.add_argument(
+        "--save", action="store_true", help="store the results in the checkpoint, for manifest and model card"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     options = parser.parse_args(arguments)
     limit_threads()
@@ -78,29 +95,27 @@ def evaluate(arguments: list[str]) -> int:
         parser.error(f"argument --beyond: {options.beyond} is not a positive number")
     if (options.path / MANIFEST).is_file():
         attacks = ("attack", "steps", "epsilon_255", "matrix", "epsilon_curve", "ensembles", "beyond", "save", "plot")
-        if asked := [f"--{name.replace('_', '-')}" for name in attacks if getattr(options, name) not in (None, False)]:
-            parser.error(f"{', '.join(asked)}: a bundle has no gradients to attack; evaluate the checkpoint it is from")
+        if flags := [f"--{name.replace('_', '-')}" for name in attacks if getattr(options, name) not in (None, False)]:
+            parser.error(f"{', '.join(flags)}: a bundle has no gradients to attack; evaluate its checkpoint")
         if options.data is None:
-            parser.error("a bundle has no images of its own: add --data")
+            parser.error("a bundle contains no images: add --data")
         return _evaluate_bundle(options)
     if options.save and (options.data is not None or options.beyond is not None):
-        parser.error(
-            "--save keeps figures of the checkpoint's own images at β in [0, 1]: leave out --data and --beyond"
-        )
+        parser.error("--save stores results on the held-out images at β in [0, 1]: omit --data and --beyond")
     checkpoint = load_checkpoint(options.path)
     betas = list(options.betas or checkpoint.recipe.evaluation_betas)
     if options.save and not {CLEAN_BETA, ROBUST_BETA} <= set(betas):
-        parser.error("--save needs both modes, β = 0 and 1, among --betas")
+        parser.error("--save needs both modes, β = 0 and 1, in --betas")
     if options.save and options.epsilon_255 == 0:
-        parser.error("--save keeps robust accuracy: --epsilon-255 0 attacks nothing")
+        parser.error("--save stores robust accuracy, but --epsilon-255 0 means no attack")
     return _evaluate_checkpoint(checkpoint, betas, options)
 
 
 def _evaluate_checkpoint(checkpoint: Checkpoint, betas: list[float], options: argparse.Namespace) -> int:
     recipe, classes = checkpoint.recipe, len(checkpoint.labels)
-    asked = options.attack or recipe.evaluation_attack
-    if (attack := suitable_attack(asked, classes)) != asked:
-        print(substitution_message(asked, attack, classes), file=sys.stderr)
+    requested = options.attack or recipe.evaluation_attack
+    if (attack := suitable_attack(requested, classes)) != requested:
+        print(substitution_message(requested, attack, classes), file=sys.stderr)
     images = _images(options, checkpoint.held_out, checkpoint.preprocess, checkpoint.labels)
     measurement = Measurement(
         checkpoint.model.to(best_device()),
@@ -118,11 +133,11 @@ def _evaluate_checkpoint(checkpoint: Checkpoint, betas: list[float], options: ar
         measured["matrix"] = measurement.matrix(betas)
     if options.epsilon_curve:
         curve = measurement.epsilon_curve(betas)
-        measured |= {"epsilon_curve": curve, "checks": [*checks, *check_radii(curve)]}
+        measured |= {"epsilon_curve": curve, "checks": [*checks, *check_epsilon_curve(curve)]}
     if options.ensembles:
         measured["ensembles"] = measurement.ensembles(betas)
     if names := _shift_names(options):
-        measured["shifts"] = shifts(predictor(checkpoint.model), images, betas, names)
+        measured["shifts"] = measure_shifts(make_predictor(checkpoint.model), images, betas, names)
     evaluation = Evaluation().model_copy(update=measured)
     _print(rows, evaluation, as_json=options.json)
     if options.save:
@@ -138,10 +153,10 @@ def _evaluate_bundle(options: argparse.Namespace) -> int:
     with tureen.load(options.path) as soup:
         manifest = soup.bundle.manifest
         images = _images(options, None, manifest.preprocess, manifest.labels)
-        answers = right_answers(soup.logits, images, betas)
+        correct = correct_by_beta(soup.logits, images, betas)
         names = _shift_names(options)
-        rows = shifts(soup.logits, images, betas, names) if names else []
-    accuracies = [wilson(int(right.sum()), len(images)) for right in answers]
+        rows = measure_shifts(soup.logits, images, betas, names) if names else []
+    accuracies = [wilson_interval(int(row.sum()), len(images)) for row in correct]
     if options.json:
         clean = [{"beta": b, "n": len(images), "clean": a.model_dump()} for b, a in zip(betas, accuracies, strict=True)]
         print(json.dumps({"clean": clean, "shifts": [row.model_dump() for row in rows]}, indent=2))
@@ -153,17 +168,19 @@ def _evaluate_bundle(options: argparse.Namespace) -> int:
 
 
 def tune(arguments: list[str]) -> int:
-    """Choose β from a few labelled images."""
+    """Choose β from a few labelled images; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="tureen tune",
-        description="From a few labelled images of the kind that will come, the β that serves them best, and how sure "
-        "that is.",
+        description="Choose the most accurate β for a few labelled images, and print its interval.",
         epilog="example: tureen tune digits-bundle --data rainy-days --images 50",
     )
     parser.add_argument("path", type=Path, metavar="CHECKPOINT|BUNDLE", help="directory of a run, or of a bundle")
-    _add_images(parser, data="the images, a folder for each class")
+    _add_images(parser, data="images, one folder for each class")
     parser.add_argument(
-        "--betas", type=betas_argument, default=beta_grid("0:1:0.1"), help="to choose from (default: 0:1:0.1)"
+        "--betas",
+        type=betas_argument,
+        default=beta_grid("0:1:0.1"),
+        help="values of β to choose from (default: 0:1:0.1)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args(arguments)
@@ -173,31 +190,41 @@ def tune(arguments: list[str]) -> int:
     if (options.path / MANIFEST).is_file():
         with tureen.load(options.path) as soup:
             manifest = soup.bundle.manifest
-            tuned = choose(soup.logits, _images(options, None, manifest.preprocess, manifest.labels), options.betas)
+            tuned = tune_beta(soup.logits, _images(options, None, manifest.preprocess, manifest.labels), options.betas)
     else:
         checkpoint = load_checkpoint(options.path)
         images = _images(options, None, checkpoint.preprocess, checkpoint.labels)
-        tuned = choose(predictor(checkpoint.model.to(best_device())), images, options.betas)
+        tuned = tune_beta(make_predictor(checkpoint.model.to(best_device())), images, options.betas)
     print(tuned.model_dump_json(indent=2) if options.json else tuned_table(tuned))
     return 0
 
 
 def _add_images(parser: argparse.ArgumentParser, *, data: str) -> None:
     parser.add_argument("--data", metavar="DIR", help=data)
-    parser.add_argument("--images", type=positive_int, default=ALL_IMAGES, help="at most so many, drawn evenly")
-    parser.add_argument("--strict", action="store_true", help="fail at an image that cannot be decoded, not skip it")
     parser.add_argument(
-        "--workers", type=positive_int, default=cpus_per_process(), help="that decode images (default: %(default)s)"
+        "--images",
+        type=positive_int,
+        default=ALL_IMAGES,
+        help="maximum number of images, drawn evenly from the classes",
+    )
+    parser.add_argument(
+        "--strict", action="store_true", help="fail if an image cannot be decoded, instead of skipping it"
+    )
+    parser.add_argument(
+        "--workers",
+        type=positive_int,
+        default=cpus_per_process(),
+        help="threads that decode images (default: %(default)s)",
     )
 
 
 def _images(options: argparse.Namespace, own: Images | None, preprocess: PreprocessSpec, labels: list[str]) -> Images:
-    """The images of --data, or the checkpoint's own; those that cannot be decoded are named."""
+    """Return the images of --data, or else `own`; prints the names of images that cannot be decoded."""
     if options.data is None:
         assert own is not None
-        return drawn_evenly(own, options.images)
+        return balanced_sample(own, options.images)
     with tqdm(desc="read images", unit="image", disable=None) as bar:
-        images, skipped = load_labelled(
+        images, skipped = load_evaluation_images(
             options.data,
             preprocess,
             labels,
@@ -207,7 +234,7 @@ def _images(options: argparse.Namespace, own: Images | None, preprocess: Preproc
             on_images=lambda count: bar.update(count) and None,
         )
     for name in skipped:
-        print(f"left out, it cannot be decoded: {name}", file=sys.stderr)
+        print(f"skipped, cannot be decoded: {name}", file=sys.stderr)
     return images
 
 
@@ -232,7 +259,7 @@ def _print(rows: list[AccuracyRow], evaluation: Evaluation, *, as_json: bool) ->
 
 
 def _plot(rows: list[AccuracyRow], evaluation: Evaluation, path: Path, name: str) -> None:
-    """Accuracy over β at `path`, and the other pictures beside it, `path` with a word more in its name."""
+    """Draw accuracy over β at `path`, and the other results to files with a suffix on the name of `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     plot_accuracy(rows, path, title=f"{name}: one model, every β")
     if evaluation.matrix:

@@ -1,4 +1,4 @@
-"""`tureen train`: arguments in, exit status out."""
+"""The command `tureen train`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from training.data.datasets import HELD_OUT_SHARE
-from training.data.loading import Order
+from training.data.loading import BatchOrder
 from training.data.sources import open_source
 from training.distributed import cpus_per_process, is_first_process
 from training.errors import CheckpointError
@@ -23,14 +23,17 @@ from tureen.commands.report import accuracy_table, check_results
 
 
 def train(arguments: list[str]) -> int:
-    """Train a recipe and measure it."""
+    """Train a recipe and measure the model; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="tureen train",
-        description="Train a dual-token Vision Transformer, measure every soup, and leave a checkpoint.",
+        description="Train a dual-token Vision Transformer, measure its accuracy at each β, and write a checkpoint.",
         epilog="example: tureen train digits --out runs/digits --set epochs=50 --set model.depth=3",
     )
     parser.add_argument(
-        "recipe", nargs="?", choices=sorted(RECIPES), help="what to train; with --resume that of the run in --out"
+        "recipe",
+        nargs="?",
+        choices=sorted(RECIPES),
+        help="recipe to train (with --resume: default is the recipe of the run in --out)",
     )
     parser.add_argument("--out", type=Path, help="directory of the run (default: runs/RECIPE)")
     parser.add_argument(
@@ -39,30 +42,37 @@ def train(arguments: list[str]) -> int:
     parser.add_argument(
         "--data", metavar="DIR", help="images: DIR/CLASS/…, or DIR/train/CLASS/… and DIR/val/CLASS/…, or hf:DATASET"
     )
-    parser.add_argument("--init", type=Path, metavar="PATH", help="weights to begin with, for the recipe finetune")
-    parser.add_argument("--image-size", type=positive_int, help="pixels, to finetune at (default: that of the weights)")
-    parser.add_argument("--strict", action="store_true", help="fail at an image that cannot be decoded, not skip it")
+    parser.add_argument("--init", type=Path, metavar="PATH", help="weights to start from, for the recipe finetune")
     parser.add_argument(
-        "--resume", action="store_true", help="continue the interrupted run in --out, as it was started"
+        "--image-size",
+        type=positive_int,
+        help="image size in pixels, for the recipe finetune (default: that of the weights)",
     )
+    parser.add_argument(
+        "--strict", action="store_true", help="fail if an image cannot be decoded, instead of skipping it"
+    )
+    parser.add_argument("--resume", action="store_true", help="continue the interrupted run in --out, with its options")
     parser.add_argument(
         "--save-interval-s",
         type=_seconds,
         default=SAVE_INTERVAL_S,
         metavar="S",
-        help="seconds between two saves of the state; more where saving would take over 2 %% of the time "
+        help="seconds between two saves of the state; more if saving would take over 2 %% of the time "
         "(default: %(default)g)",
     )
     parser.add_argument("--compile", action="store_true", help="run the model through torch.compile")
     parser.add_argument("--tensorboard", action="store_true", help="write TensorBoard events into --out")
     parser.add_argument(
-        "--workers", type=positive_int, default=cpus_per_process(), help="that decode images (default: %(default)s)"
+        "--workers",
+        type=positive_int,
+        default=cpus_per_process(),
+        help="processes or threads that decode images (default: %(default)s)",
     )
-    parser.add_argument("--show", action="store_true", help="print the recipe with its settings, and stop")
+    parser.add_argument("--show", action="store_true", help="print the recipe with its settings, and exit")
     parser.add_argument("--json", action="store_true", help="print the accuracy at each β as JSON")
     options = parser.parse_args(arguments)
     if options.recipe is None and not (options.resume and options.out):
-        parser.error("name a recipe, or the run to continue: --resume --out DIR")
+        parser.error("give a recipe, or the run to continue: --resume --out DIR")
     out = options.out or Path("runs") / options.recipe
     recipe = _recipe(options, out)
     if options.show:
@@ -86,9 +96,9 @@ def train(arguments: list[str]) -> int:
             print(f"\ninterrupted; saved: {interrupted.saved}", file=sys.stderr)
             print(f"to continue: tureen train --resume --out {shlex.quote(str(out))}", file=sys.stderr)
         elif is_first_process():
-            print("\ninterrupted before the first step: nothing to continue", file=sys.stderr)
+            print("\ninterrupted before the first step: there is no saved run to continue", file=sys.stderr)
         return interrupted.exit_status
-    if checkpoint is None:  # another process of a distributed run speaks
+    if checkpoint is None:  # the first process of a distributed run prints the result
         return 0
     if options.json:
         print(json.dumps([row.model_dump() for row in checkpoint.accuracy], indent=2))
@@ -99,11 +109,11 @@ def train(arguments: list[str]) -> int:
 
 
 def _recipe(options: argparse.Namespace, out: Path) -> Recipe:
-    """The recipe with its settings; with --resume that of the saved run, with the settings that are given again."""
+    """Return the recipe with the settings applied; with --resume it is the recipe of the saved run."""
     state = out / STATE
     if not options.resume or not state.exists():
         if options.recipe is None:
-            raise CheckpointError(f"{out} holds no interrupted run to continue: name a recipe to begin one")
+            raise CheckpointError(f"{out} holds no interrupted run to continue: give a recipe to start one")
         return load_recipe(options.recipe, options.settings)
     saved = read_saved_run(state).recipe
     if options.recipe not in (None, saved.name):
@@ -112,13 +122,13 @@ def _recipe(options: argparse.Namespace, out: Path) -> Recipe:
 
 
 def _show(recipe: Recipe, options: argparse.Namespace) -> str:
-    """The recipe's values. What it expects and how it is run is quoted only where nothing of it was changed."""
+    """Return the values of the recipe as text; expected result and command only if no value was changed."""
     lines = [f"# {recipe.name}", f"# source: {recipe.source}"]
     if options.data is not None:
         source = open_source(options.data)
         recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"classes": len(source.names)})})
         images = len(source.train.labels) - (0 if source.held_out else round(HELD_OUT_SHARE * len(source.train.labels)))
-        steps = Order(recipe, images).steps_per_epoch
+        steps = BatchOrder(recipe, images).steps_per_epoch
         lines.append(
             f"# {options.data}: {len(source.names)} classes, about {images} images to train on, {steps} steps an "
             f"epoch, {recipe.epochs * steps} steps in all"
@@ -127,11 +137,11 @@ def _show(recipe: Recipe, options: argparse.Namespace) -> str:
         lines += [f"# expected: {recipe.expected}", f"# {recipe.command}"]
     else:
         lines.append(
-            "# expected: not measured with these images and settings; the terminal shows the time while it trains"
+            "# expected: not measured with these images and settings; the training shows its speed on the terminal"
         )
     values = recipe.model_dump(exclude={"name", "source", "expected", "command"})
     if recipe.dataset == "folder" and options.data is None:
-        values["model"]["classes"] = "as many as --data has"
+        values["model"]["classes"] = "number of classes in --data"
     for key, value in values.items():
         nested = value.items() if isinstance(value, dict) else None
         lines += [f"{key}.{inner} = {v}" for inner, v in nested] if nested else [f"{key} = {value}"]
@@ -144,5 +154,5 @@ def _seconds(text: str) -> float:
     except ValueError:
         seconds = math.nan
     if not 0 <= seconds < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a non-negative number of seconds")
     return seconds

@@ -1,7 +1,7 @@
-"""Random changes of training images, whole batches at a time and on their device.
+"""Random changes of training images, one batch at a time on its device.
 
-Each is off unless a recipe asks for it. Everything random comes from the generator that is passed in, so a step's
-images depend on the seed and the step alone. Knows nothing about models or files.
+A recipe enables each of them. All random numbers come from the generator argument, so the images of a step depend on
+seed and step only. Knows nothing about models or files.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from torch import Tensor
 from training.recipes import Augmentation
 
 
-def augmented(images: Tensor, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
-    """The images float32 (B, 3, H, W) in [0, 1], each changed on its own: shift, flip, RandAugment, erasing."""
-    images = shifted(images, augmentation.shift_pixels, generator)
+def augment_images(images: Tensor, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
+    """Return the images float32 (B, 3, H, W) in [0, 1] after shift, flip, RandAugment and erasing of each image."""
+    images = shift_images(images, augmentation.shift_pixels, generator)
     if augmentation.flip:
         is_flipped = torch.rand(len(images), generator=generator, device=images.device) < 0.5
         images = torch.where(is_flipped[:, None, None, None], images.flip(3), images)
     if augmentation.randaugment_ops:
         images = _randaugmented(images, augmentation, generator)
-    return erased(images, augmentation.erasing, generator)
+    return erase_rectangles(images, augmentation.erasing, generator)
 
 
-def shifted(images: Tensor, pixels: int, generator: torch.Generator) -> Tensor:
-    """Each image translated by its own random offset of up to `pixels` in both directions, zeros moving in."""
+def shift_images(images: Tensor, pixels: int, generator: torch.Generator) -> Tensor:
+    """Return each image translated by a random offset of at most `pixels` in both directions; the border is 0."""
     if not pixels:
         return images
     count, _, height, width = images.shape
@@ -39,11 +39,11 @@ def shifted(images: Tensor, pixels: int, generator: torch.Generator) -> Tensor:
     return padded[batch, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
 
 
-def erased(images: Tensor, probability: float, generator: torch.Generator) -> Tensor:
-    """Each image with a rectangle of noise in it, with that probability (Zhong et al., AAAI 2020).
+def erase_rectangles(images: Tensor, probability: float, generator: torch.Generator) -> Tensor:
+    """Return the images, each with a rectangle of noise with that probability (Zhong et al., AAAI 2020).
 
-    The rectangle has 2 to 33 % of the image's area and a side ratio between 0.3 and 3.3, as published; its centre lies
-    anywhere, so that a part of it may lie outside.
+    As published, the rectangle has 2 to 33 % of the area and a side ratio between 0.3 and 3.3. Its centre is anywhere
+    in the image, so a part of it may be outside.
     """
     if not probability:
         return images
@@ -59,14 +59,14 @@ def erased(images: Tensor, probability: float, generator: torch.Generator) -> Te
     return torch.where(is_erased, noise, images)
 
 
-def mixed(
+def mix_images(
     images: Tensor, labels: Tensor, augmentation: Augmentation, classes: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """The batch after MixUp or CutMix and label smoothing: images as before, targets.
+    """Return images of the same shape, and targets, after MixUp or CutMix and label smoothing.
 
-    labels: int64 (B,). Returns targets int64 (B,) where nothing is asked for, else float32 (B, K), each row a
-    distribution over classes. Where both mixings are on, each batch gets one of them, as in Touvron et al. (DeiT, ICML
-    2021). Sources: Zhang et al., ICLR 2018 (MixUp); Yun et al., ICCV 2019 (CutMix); one weight and one box a batch.
+    labels: int64 (B,). The targets are int64 (B,) if all three are off; else float32 (B, K), each row a distribution
+    over classes. If both mixings are on, each batch gets one of them, as in Touvron et al. (DeiT, ICML 2021).
+    A batch has one weight or one box. Sources: Zhang et al., ICLR 2018 (MixUp); Yun et al., ICCV 2019 (CutMix).
     """
     kinds = [kind for kind in ("mixup", "cutmix") if getattr(augmentation, kind)]
     if not kinds and not augmentation.label_smoothing:
@@ -92,7 +92,7 @@ def mixed(
 
 
 def _boxes(height_share: Tensor, width_share: Tensor, top: Tensor, left: Tensor, height: int, width: int) -> Tensor:
-    """bool (B, 1, H, W): a rectangle a row, its sides and the place of its centre as shares of the image's sides."""
+    """Return masks bool (B, 1, H, W) of one rectangle each; sides and centre are shares of the sides of the image."""
 
     def span(share: Tensor, centre: Tensor, size: int) -> Tensor:
         places = (torch.arange(size, device=share.device) + 0.5) / size
@@ -102,12 +102,12 @@ def _boxes(height_share: Tensor, width_share: Tensor, top: Tensor, left: Tensor,
 
 
 def _randaugmented(images: Tensor, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
-    """RandAugment (Cubuk et al., NeurIPS 2020) by kornia, which chooses the operations once a batch."""
+    """Return the images after RandAugment (Cubuk et al., NeurIPS 2020) by kornia, with the same operations for all."""
     from kornia.augmentation.auto import RandAugment
 
     augment = RandAugment(n=augmentation.randaugment_ops, m=augmentation.randaugment_magnitude)
     seed = _python_random(generator).getrandbits(32)
-    # kornia draws from the global generators of Python and torch, which are left as they were.
+    # kornia uses the global generators of Python and torch; their state is restored.
     state = random.getstate()
     try:
         with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
@@ -119,6 +119,6 @@ def _randaugmented(images: Tensor, augmentation: Augmentation, generator: torch.
 
 
 def _python_random(generator: torch.Generator) -> random.Random:
-    """Python's generator for the few numbers a batch has in common, seeded from torch's."""
+    """Return a Python generator, seeded from the generator of torch, for the numbers common to a batch."""
     drawn = torch.randint(2**62, (1,), generator=generator, device=generator.device)
     return random.Random(int(drawn))  # noqa: S311 - augmentation, not cryptography

@@ -1,4 +1,4 @@
-"""Labelled images to train on and to measure with: in memory, or as encoded files that are decoded when needed.
+"""Labelled images for training and evaluation: in memory, or as encoded files that are decoded on each access.
 
 Knows nothing about models, augmentation or batches.
 """
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from training.data.sources import Encoded, open_source
+from training.data.sources import EncodedImages, open_source
 from training.errors import DataError
 from tureen.errors import ImageError
 from tureen.preprocess import PreprocessSpec, decode, pixels_from_image
@@ -28,7 +28,7 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Images:
-    """pixels uint8 (n, H, W, 3), labels int64 (n,)."""
+    """Images in memory: pixels uint8 (n, H, W, 3), labels int64 (n,)."""
 
     pixels: NDArray[np.uint8]
     labels: NDArray[np.int64]
@@ -38,10 +38,10 @@ class Images:
 
 
 @dataclass(frozen=True)
-class Stream:
-    """Images too many for memory: those of `source` at `chosen`, decoded each time they are asked for."""
+class StreamedImages:
+    """Images too large for memory: those of `source` at the indices `chosen`, decoded on each access."""
 
-    source: Encoded
+    source: EncodedImages
     chosen: NDArray[np.int64]
     spec: PreprocessSpec
 
@@ -54,40 +54,40 @@ class Stream:
         return len(self.chosen)
 
     def image(self, index: int) -> Image.Image:
-        """The upright RGB image at `index`, whole; raises DataError where it was decoded before and is no more."""
+        """Return the whole upright RGB image at `index`; raises DataError if it cannot be decoded any more."""
         position = int(self.chosen[index])
         try:
             return decode(self.source.read(position))
         except (ImageError, OSError) as error:
             raise DataError(
-                f"{self.source.name(position)} could be read when the run began, and cannot be now"
+                f"{self.source.name(position)} could be decoded at the start of the run, but not now: restore the file"
             ) from error
 
     def label(self, index: int) -> int:
-        """The label at `index`, without gathering all of them."""
+        """Return the label at `index` without building the array of all labels."""
         return int(self.source.labels[self.chosen[index]])
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images to train on, images held out, what the labels are called, and which images could not be read."""
+    """Training images, held-out images, the names of the labels, and the images that could not be decoded."""
 
-    train: Images | Stream
+    train: Images | StreamedImages
     held_out: Images
     labels: list[str]
     preprocess: PreprocessSpec
     skipped: tuple[str, ...] = ()
-    ignored: tuple[str, ...] = ()  # folders beside a ready-made split, which were not read
+    ignored: tuple[str, ...] = ()  # folders beside the two splits, which were not read
 
     def fingerprint(self) -> str:
-        """SHA-256 of the number, order and labels of the training images: equal for a run and its continuation."""
+        """Return the SHA-256 of the labels of the training images in order; a resumed run has the same."""
         return hashlib.sha256(repr(self.labels).encode() + self.train.labels.tobytes()).hexdigest()
 
 
 def load_digits() -> Dataset:
-    """1,797 handwritten digits, 8×8, as scikit-learn carries them (UCI ML hand-written digits): 1,347 and 450.
+    """Return the 8×8 handwritten digits of scikit-learn (UCI ML): 1,347 training images and 450 held-out ones.
 
-    Grey levels 0–16 become RGB pixels 0–255. The split is stratified and the same at every call.
+    Grey levels 0–16 become RGB pixels 0–255. The split is stratified and the same in every call.
     """
     from sklearn import datasets
 
@@ -95,7 +95,7 @@ def load_digits() -> Dataset:
     grey = np.round(digits.images * (255 / 16)).astype(np.uint8)
     pixels = np.repeat(grey[..., None], 3, axis=3)
     labels = digits.target.astype(np.int64)
-    train, held_out = _split(labels, HELD_OUT)
+    train, held_out = _stratified_split(labels, HELD_OUT)
     return Dataset(
         train=Images(pixels[train], labels[train]),
         held_out=Images(pixels[held_out], labels[held_out]),
@@ -104,7 +104,7 @@ def load_digits() -> Dataset:
     )
 
 
-def load_images(
+def load_dataset(
     location: str,
     spec: PreprocessSpec,
     *,
@@ -114,16 +114,17 @@ def load_images(
     workers: int = 1,
     on_images: Progress = lambda count: None,
 ) -> Dataset:
-    """The labelled images at `location`, each decoded once to see that it can be.
+    """Return the labelled images at `location`. Decodes each of them once, to find those that cannot be decoded.
 
-    location: a folder with a folder of images for each class, or one with `train` and `val` (or `validation`, `test`,
-    in any spelling that `training.data.sources.split_of` knows) of that kind; or "hf:" and the name or the directory
-    of a Hugging Face dataset. Without a split a tenth of each class is held out, the same at every call. spec: the
-    evaluation view, `tureen.preprocess`'s. held_out: how many held-out images to keep at most, drawn evenly from the
-    classes, the same at every call. stream: decode training images when they are needed, as is done anyway where they
-    would take more than 2 GiB. strict: raise DataError at an image that cannot be decoded, instead of leaving it out
-    and naming it in `skipped`. on_images: called with how many more were decoded. Raises DataError where there is
-    nothing to train on.
+    location: a folder with one folder of images for each class; or a folder with such folders `train` and `val` (or
+    `validation`, `test`, in any spelling that `training.data.sources.split_kind` accepts); or "hf:" and the name or the
+    directory of a Hugging Face dataset. Without a split, a tenth of each class is held out, the same in every call.
+    spec: the evaluation view of `tureen.preprocess`. held_out: maximum number of held-out images, drawn evenly from the
+    classes, the same in every call. stream: decode training images on each access; always so above 2 GiB of pixels.
+    strict: raise DataError for an image that cannot be decoded, instead of skipping it and adding it to `skipped`.
+    on_images: called with the number of images decoded since the last call.
+
+    Raises DataError if there are no training or no held-out images.
     """
     source = open_source(location)
     train, test, names = source.train, source.held_out, source.names
@@ -132,26 +133,26 @@ def load_images(
     everything = np.arange(len(train.labels))
     if test is None:
         _require_two_each(location, train.labels, names)
-        train_indices, test_indices = _split(train.labels, HELD_OUT_SHARE)
+        train_indices, test_indices = _stratified_split(train.labels, HELD_OUT_SHARE)
         test = train
     else:
         train_indices, test_indices = everything, np.arange(len(test.labels))
     if len(test_indices) > held_out:
         if held_out < len(names):
             raise DataError(f"evaluation_images = {held_out} is less than one for each of the {len(names)} classes")
-        test_indices = test_indices[_drawn(test.labels[test_indices], held_out)]
-    held_pixels, held_kept, held_skipped = _decoded(test, test_indices, spec, workers, on_images)
+        test_indices = test_indices[_balanced_indices(test.labels[test_indices], held_out)]
+    held_pixels, held_kept, held_skipped = _decode(test, test_indices, spec, workers, on_images)
     image_bytes = 3 * spec.image_size**2
     is_streamed = stream or len(train_indices) * image_bytes > IN_MEMORY_BYTES
-    pixels, kept, skipped = _decoded(train, train_indices, None if is_streamed else spec, workers, on_images)
+    pixels, kept, skipped = _decode(train, train_indices, None if is_streamed else spec, workers, on_images)
     skipped = [*held_skipped, *skipped]
     if strict and skipped:
         raise DataError(f"{len(skipped)} images cannot be decoded, the first is {skipped[0]}")
-    for indices, what in ((kept, "to train on"), (held_kept, "held out")):
+    for indices, purpose in ((kept, "to train on"), (held_kept, "held out")):
         if not len(indices):
-            raise DataError(f"{location} has no image {what} that can be decoded")
+            raise DataError(f"{location} has no image {purpose} that can be decoded")
     return Dataset(
-        train=Stream(train, kept, spec) if is_streamed else Images(pixels, train.labels[kept]),
+        train=StreamedImages(train, kept, spec) if is_streamed else Images(pixels, train.labels[kept]),
         held_out=Images(held_pixels, test.labels[held_kept]),
         labels=names,
         preprocess=spec,
@@ -160,7 +161,7 @@ def load_images(
     )
 
 
-def load_labelled(
+def load_evaluation_images(
     location: str,
     spec: PreprocessSpec,
     labels: Sequence[str],
@@ -170,22 +171,22 @@ def load_labelled(
     workers: int = 1,
     on_images: Progress = lambda count: None,
 ) -> tuple[Images, tuple[str, ...]]:
-    """Images to measure a model on, and the names of those that cannot be decoded.
+    """Return images for the evaluation of a model, and the names of those that cannot be decoded.
 
-    location: as for `load_images`; of a ready-made split the held-out part counts, otherwise all there is. labels: the
-    model's, of which the folders' names may be some. at_most: drawn evenly from the classes, the same at every call.
-    Raises DataError for a class that the model does not know, and where nothing can be decoded.
+    location: as for `load_dataset`; if it has splits, the held-out split is read, else all images. labels: those of the
+    model; the class names at `location` must be among them. at_most: maximum number of images, drawn evenly from the
+    classes, the same in every call. Raises DataError for a class that the model lacks, and if no image can be decoded.
     """
     found = open_source(location)
     source, names = found.held_out or found.train, found.names
     if unknown := sorted(set(names) - set(labels)):
-        raise DataError(f"{location} has classes that the model does not: {', '.join(unknown[:5])}")
+        raise DataError(f"{location} has classes that the model lacks: {', '.join(unknown[:5])}")
     indices = np.arange(len(source.labels))
     if at_most < len(indices):
         if at_most < len(names):
             raise DataError(f"{at_most} images are less than one for each of the {len(names)} classes")
-        indices = _drawn(source.labels, at_most)
-    pixels, kept, skipped = _decoded(source, indices, spec, workers, on_images)
+        indices = _balanced_indices(source.labels, at_most)
+    pixels, kept, skipped = _decode(source, indices, spec, workers, on_images)
     if strict and skipped:
         raise DataError(f"{len(skipped)} images cannot be decoded, the first is {skipped[0]}")
     if not len(kept):
@@ -194,23 +195,23 @@ def load_labelled(
     return Images(pixels, index_of[source.labels[kept]]), tuple(skipped)
 
 
-def drawn_evenly(images: Images, at_most: int) -> Images:
-    """Up to that many of the images, drawn evenly from the classes, the same at every call."""
+def balanced_sample(images: Images, at_most: int) -> Images:
+    """Return at most `at_most` of the images, drawn evenly from the classes, the same in every call."""
     if at_most >= len(images):
         return images
     classes = len(np.unique(images.labels))
     if at_most < classes:
         raise DataError(f"{at_most} images are less than one for each of the {classes} classes")
-    chosen = _drawn(images.labels, at_most)
+    chosen = _balanced_indices(images.labels, at_most)
     return Images(images.pixels[chosen], images.labels[chosen])
 
 
-def _decoded(
-    source: Encoded, indices: NDArray[np.int64], spec: PreprocessSpec | None, workers: int, on_images: Progress
+def _decode(
+    source: EncodedImages, indices: NDArray[np.int64], spec: PreprocessSpec | None, workers: int, on_images: Progress
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64], list[str]]:
-    """Pixels uint8 (n, H, W, 3) of the images at `indices`, the indices that could be decoded, and the others' names.
+    """Return pixels uint8 (n, H, W, 3) of the images at `indices`, the decodable indices, and the names of the others.
 
-    Without a spec the images are decoded and let go: pixels is empty.
+    Without a spec the images are decoded and discarded: the height and width of the pixels are 0.
     """
     size = 0 if spec is None else spec.image_size
     pixels = np.empty((len(indices), size, size, 3), dtype=np.uint8)
@@ -227,7 +228,7 @@ def _decoded(
         is_sound[position] = True
         return None
 
-    # Pillow lets go of the interpreter while it decodes, so threads are enough, and an array needs no copying back.
+    # Pillow releases the GIL while it decodes, so threads suffice, and no array is copied between processes.
     with ThreadPoolExecutor(workers) as pool:
         for problem in pool.map(load, range(len(indices))):
             if problem is not None:
@@ -243,11 +244,11 @@ def _require_two_each(location: str, labels: NDArray[np.int64], names: Sequence[
         raise DataError(f"{location} has fewer than two images of {name!r}: one to train on and one to hold out")
 
 
-def _drawn(labels: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    """Indices of `count` images, drawn from the classes in turn, in a random order; the same at every call."""
+def _balanced_indices(labels: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """Return indices of `count` images, drawn from the classes in turn, in a random order; the same in every call."""
     rng = np.random.default_rng(0)
     order = rng.permutation(len(labels))
-    turn = np.empty(len(labels), dtype=np.int64)  # how many of its class come before it
+    turn = np.empty(len(labels), dtype=np.int64)  # number of images of the same class before it
     for label in np.unique(labels):
         of_class = order[labels[order] == label]
         turn[of_class] = np.arange(len(of_class))
@@ -255,8 +256,8 @@ def _drawn(labels: NDArray[np.int64], count: int) -> NDArray[np.int64]:
     return rng.permutation(chosen)
 
 
-def _split(labels: NDArray[np.int64], second: int | float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Indices in two stratified parts, the same at every call; `second` is the size of the second, or its share."""
+def _stratified_split(labels: NDArray[np.int64], second: int | float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return indices in two stratified parts, the same in every call; `second` is the size or share of the second."""
     from sklearn import model_selection
 
     size = (

@@ -1,6 +1,6 @@
-"""Batches of training images on a device, in an order fixed by the seed, from any step on.
+"""Batches of training images on a device, in an order that the seed determines, from any step on.
 
-Knows nothing about models or what the images are for.
+Knows nothing about models.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from training.data.datasets import Images, Stream
+from training.data.datasets import Images, StreamedImages
 from training.errors import RecipeError
 from training.recipes import Recipe
 from tureen.preprocess import PreprocessSpec, pixels_from_image
@@ -28,7 +28,7 @@ CROP_RATIOS = (3 / 4, 4 / 3)
 CROP_TRIES = 10
 
 
-class Order:
+class BatchOrder:
     """Which images each step takes: every epoch in its own random order, the last incomplete batch left out."""
 
     def __init__(self, recipe: Recipe, images: int, rank: int = 0, processes: int = 1) -> None:
@@ -43,7 +43,7 @@ class Order:
         self.steps_per_epoch = images // self._batch_size
 
     def from_step(self, first: int) -> Iterator[list[tuple[int, int]]]:
-        """For each step from `first` to the last, the (epoch, index) of this process's share of the batch."""
+        """Yield, for each step from `first` to the last, the (epoch, index) pairs of this process."""
         for step in range(first, self._recipe.epochs * self.steps_per_epoch):
             epoch, within = divmod(step, self.steps_per_epoch)
             if step == first or not within:
@@ -53,32 +53,32 @@ class Order:
 
 
 class Loader(Protocol):
-    def batches(self, order: Order, first: int) -> Iterator[Batch]:
+    def batches(self, order: BatchOrder, first: int) -> Iterator[Batch]:
         """pixels uint8 (B, H, W, 3) and labels int64 (B,) of each step from `first`, on the device."""
 
 
 class MemoryLoader:
-    """Images that lie on the device as a whole."""
+    """Yields batches of images that are all on the device."""
 
     def __init__(self, images: Images, device: torch.device) -> None:
         self._pixels = torch.from_numpy(images.pixels).to(device)
         self._labels = torch.from_numpy(images.labels).to(device)
 
-    def batches(self, order: Order, first: int) -> Iterator[Batch]:
+    def batches(self, order: BatchOrder, first: int) -> Iterator[Batch]:
         for keys in order.from_step(first):
             chosen = torch.tensor([index for _, index in keys], device=self._pixels.device)
             yield self._pixels[chosen], self._labels[chosen]
 
 
 class StreamLoader:
-    """Images that worker processes decode, a few batches ahead of the step that needs them."""
+    """Yields batches that worker processes decode, a few batches before the step that needs them."""
 
-    def __init__(self, stream: Stream, recipe: Recipe, device: torch.device, workers: int) -> None:
-        self._views = _Views(stream, recipe.augmentation.crop_scale, recipe.seed)
+    def __init__(self, stream: StreamedImages, recipe: Recipe, device: torch.device, workers: int) -> None:
+        self._views = _TrainingViews(stream, recipe.augmentation.crop_scale, recipe.seed)
         self._device = device
         self._workers = workers
 
-    def batches(self, order: Order, first: int) -> Iterator[Batch]:
+    def batches(self, order: BatchOrder, first: int) -> Iterator[Batch]:
         loader = DataLoader(
             self._views,
             batch_sampler=order.from_step(first),
@@ -92,14 +92,14 @@ class StreamLoader:
 
 
 def _ignore_interrupt(worker: int) -> None:
-    """A terminal sends SIGINT to these processes too, while the step that is to be finished needs their images."""
+    """Ignore SIGINT: a terminal sends it to these processes too, but the current step still needs their images."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-class _Views(TorchDataset[tuple[NDArray[np.uint8], int]]):
-    """Pixels and label of the image at (epoch, index): a random resized crop, or the evaluation view."""
+class _TrainingViews(TorchDataset[tuple[NDArray[np.uint8], int]]):
+    """Returns pixels and label of the image at (epoch, index): a random resized crop, or the evaluation view."""
 
-    def __init__(self, stream: Stream, crop_scale: float, seed: int) -> None:
+    def __init__(self, stream: StreamedImages, crop_scale: float, seed: int) -> None:
         self._stream, self._crop_scale, self._seed = stream, crop_scale, seed
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[NDArray[np.uint8], int]:
@@ -114,10 +114,10 @@ class _Views(TorchDataset[tuple[NDArray[np.uint8], int]]):
 def random_resized_crop(
     image: Image.Image, spec: PreprocessSpec, scale: float, rng: np.random.Generator
 ) -> NDArray[np.uint8]:
-    """Pixels uint8 (H, W, 3) of a random part of the image.
+    """Return pixels uint8 (H, W, 3) of a random part of the image.
 
-    The part has `scale` to all of the image's area and a side ratio from 3:4 to 4:3 (Szegedy et al., CVPR 2015). Falls
-    back to the evaluation view where no such part fits in ten tries.
+    The part has at least the share `scale` of the area, and a side ratio from 3:4 to 4:3 (Szegedy et al., CVPR 2015).
+    If ten tries find no such part inside the image, the result is the evaluation view.
     """
     width, height = image.size
     for _ in range(CROP_TRIES):

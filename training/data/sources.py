@@ -1,4 +1,4 @@
-"""Where labelled, encoded images come from: a folder with a folder for each class, or a Hugging Face dataset.
+"""The sources of labelled, encoded images: a folder with one folder for each class, or a Hugging Face dataset.
 
 Knows nothing about pixels.
 """
@@ -33,28 +33,31 @@ SPLITS: Mapping[str, SplitKind] = {
     "test": "test",
     "testing": "test",
 }
-HELD_OUT_FOLDERS = ("val", "validation", "test")  # as messages name them
+HELD_OUT_FOLDERS = ("val", "validation", "test")  # named in messages
 HIDDEN = (".", "__MACOSX")  # the second is what macOS adds to its archives
 NAMES_SHOWN = 5
-NAMELESS = ("model", "pytorch_model")  # how Hugging Face calls every file of weights
+NAMELESS = ("model", "pytorch_model")  # the file names of all weights on Hugging Face
 SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
 HUGGING_FACE = "hf:"
 
 
-class Encoded(Protocol):
-    """Where encoded images come from: a folder, or a Hugging Face dataset."""
+class EncodedImages(Protocol):
+    """Encoded images with labels: the files of a folder, or a split of a Hugging Face dataset."""
 
     @property
-    def labels(self) -> NDArray[np.int64]: ...
+    def labels(self) -> NDArray[np.int64]:
+        """int64 (n,)."""
 
-    def read(self, index: int) -> bytes: ...
+    def read(self, index: int) -> bytes:
+        """Return the encoded image at `index`; raises OSError."""
 
-    def name(self, index: int) -> str: ...
+    def name(self, index: int) -> str:
+        """Return the name of the image at `index` for messages."""
 
 
 @dataclass(frozen=True)
-class Files:
-    """Image files under one folder and their labels."""
+class ImageFolder:
+    """The image files under one folder, and their labels."""
 
     root: Path
     paths: list[str]
@@ -69,7 +72,7 @@ class Files:
 
 @dataclass(frozen=True)
 class HuggingFaceSplit:
-    """One split of a Hugging Face dataset, its images left encoded."""
+    """One split of a Hugging Face dataset, with encoded images."""
 
     split: object
     column: str
@@ -84,60 +87,60 @@ class HuggingFaceSplit:
         return f"image {index}"
 
 
-Split = Files | HuggingFaceSplit
+Split = ImageFolder | HuggingFaceSplit
 
 
 @dataclass(frozen=True)
-class Source:
-    """Labelled images: those to train on, those held out where the location says which, and the classes' names."""
+class LabelledSource:
+    """Training images, held-out images if the location has a split for them, and the names of the classes."""
 
     train: Split
     held_out: Split | None
     names: list[str]
-    ignored: tuple[str, ...] = ()  # folders beside a ready-made split, which are not read
+    ignored: tuple[str, ...] = ()  # folders beside the two splits, which are not read
 
 
-def open_source(location: str) -> Source:
-    """The labelled images at `location`, as for `training.data.datasets.load_images`.
+def open_source(location: str) -> LabelledSource:
+    """Return the labelled images at `location`, in a form that `training.data.datasets.load_dataset` accepts.
 
-    Raises DataError where it holds no labelled images, or folders that may be splits or classes.
+    Raises DataError if it holds no labelled images, or folders that may be either splits or classes.
     """
-    return _hugging_face(location) if location.startswith(HUGGING_FACE) else _folder(Path(location))
+    return _open_hugging_face(location) if location.startswith(HUGGING_FACE) else _open_folder(Path(location))
 
 
-def name_of(path: Path) -> str:
-    """A name that a manifest takes, from that of the file or directory."""
+def model_name(path: Path) -> str:
+    """Return a name that is valid in a manifest, made from the name of the file or directory."""
     path = path.resolve()
     stem = path.name if path.is_dir() else path.parent.name if path.stem in NAMELESS else path.stem
     return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("._-")[:64] or "model"
 
 
-def name_of_images(location: str) -> str:
-    """A name for a model of the images at `location`: that of their folder or dataset, without the name of a split."""
+def model_name_from_images(location: str) -> str:
+    """Return a model name made from the folder or dataset of the images at `location`, without the name of a split."""
     path = Path(location.removeprefix(HUGGING_FACE))
     if location.startswith(HUGGING_FACE) and not path.is_dir():
-        return name_of(path)
+        return model_name(path)
     path = path.resolve()
-    return name_of(path.parent if split_of(path.name) else path)
+    return model_name(path.parent if split_kind(path.name) else path)
 
 
-def split_of(name: str) -> SplitKind | None:
-    """Which split a folder of that name is, in any case and common spelling: "Train", "training_set", "valid"."""
+def split_kind(name: str) -> SplitKind | None:
+    """Return the split that a folder name denotes, in any common spelling: "Train", "training_set", "valid"."""
     word = re.sub(r"[\W_]+", "", name).casefold()
     return SPLITS.get(word) or SPLITS.get(re.sub(r"(set|dataset|data|split|images)$", "", word))
 
 
-def _folder(root: Path) -> Source:
-    """Folders called as splits are splits where they hold folders of classes; otherwise they are classes."""
+def _open_folder(root: Path) -> LabelledSource:
+    """Return the images of a folder. A subfolder with the name of a split is a split only if it holds folders."""
     if not root.is_dir():
         raise DataError(f"{root} is not a folder")
     contents = {name: _contents(root / name) for name in _folder_names(root)}
-    kinds = {name: kind for name in contents if (kind := split_of(name)) is not None}
+    kinds = {name: kind for name in contents if (kind := split_kind(name)) is not None}
     splits = {name: kind for name, kind in kinds.items() if contents[name].folders}
-    train = _only(root, [name for name, kind in splits.items() if kind == "train"])
+    train = _single_split(root, [name for name, kind in splits.items() if kind == "train"])
     held_out = None
     for kind in ("val", "test"):
-        held_out = held_out or _only(root, [name for name in splits if splits[name] == kind])
+        held_out = held_out or _single_split(root, [name for name in splits if splits[name] == kind])
     if train is not None and held_out is not None:
         names = _class_names(root / train)
         if (others := _class_names(root / held_out)) != names:
@@ -146,30 +149,30 @@ def _folder(root: Path) -> Source:
                 f"{root}: {train} and {held_out} do not have the same classes: {', '.join(differing[:NAMES_SHOWN])}"
             )
         ignored = tuple(name for name in contents if name not in (train, held_out))
-        return Source(_files(root / train, names), _files(root / held_out, names), names, ignored)
+        return LabelledSource(_image_folder(root / train, names), _image_folder(root / held_out, names), names, ignored)
     if train is not None:
         raise DataError(
             f"{root} has a folder {train} of classes, but none of held-out images ({', '.join(HELD_OUT_FOLDERS)}) "
-            f"beside it: add one, or give {root / train}, of which a tenth is held out"
+            f"beside it: add one, or give {root / train}, of which Tureen holds out a tenth"
         )
     if kinds and len(kinds) == len(contents):
         raise DataError(
-            f"{root} holds {', '.join(contents)}, which are splits: a folder train and a folder val are expected, each "
-            "with a folder of images for each class"
+            f"{root} holds {', '.join(contents)}, which are names of splits: Tureen expects a folder train and a "
+            "folder val, each with one folder of images for each class"
         )
     _refuse_unknown_splits(root, contents)
     names = _class_names(root)
-    return Source(_files(root, names), None, names)
+    return LabelledSource(_image_folder(root, names), None, names)
 
 
 def _refuse_unknown_splits(root: Path, contents: Mapping[str, _Contents]) -> None:
-    """Classes seldom have two subfolders in common, and if so each has images of its own; splits always do."""
+    """Raise DataError if the folders look like splits with unknown names: no images, and common subfolders."""
     common = set.intersection(*(set(content.folders) for content in contents.values())) if len(contents) > 1 else set()
     if len(common) > 1 and not all(content.has_images for content in contents.values()):
         raise DataError(
-            f"{root} holds {_shown(list(contents))}, and each of them holds {_shown(sorted(common))}: these look like "
-            "splits, not classes. Call the splits train and val, or give the folder of one of them; where they are "
-            "classes, put their images directly into them"
+            f"{root} holds {_joined_names(list(contents))}, and each of them holds {_joined_names(sorted(common))}: "
+            "these look like splits, not classes. Name the splits train and val, or give the folder of one of them; "
+            "if they are classes, put their images directly into them"
         )
 
 
@@ -188,13 +191,13 @@ def _contents(folder: Path) -> _Contents:
     )
 
 
-def _only(root: Path, names: Sequence[str]) -> str | None:
+def _single_split(root: Path, names: Sequence[str]) -> str | None:
     if len(names) > 1:
-        raise DataError(f"{root} holds {' and '.join(names)}, which are the same split: leave one of them there")
+        raise DataError(f"{root} holds {' and '.join(names)}, which are the same split: keep only one of them")
     return names[0] if names else None
 
 
-def _shown(names: Sequence[str]) -> str:
+def _joined_names(names: Sequence[str]) -> str:
     more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
     return ", ".join(names[:NAMES_SHOWN]) + more
 
@@ -206,11 +209,11 @@ def _folder_names(root: Path) -> list[str]:
 def _class_names(root: Path) -> list[str]:
     names = _folder_names(root)
     if not names:
-        raise DataError(f"{root} has no folders: Tureen expects one for each class, with that class's images in it")
+        raise DataError(f"{root} has no folders: Tureen expects one folder of images for each class")
     return names
 
 
-def _files(root: Path, names: Sequence[str]) -> Files:
+def _image_folder(root: Path, names: Sequence[str]) -> ImageFolder:
     paths: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(names):
@@ -221,14 +224,14 @@ def _files(root: Path, names: Sequence[str]) -> Files:
             raise DataError(f"{root / name} has no images ({', '.join(SUFFIXES)})")
         paths += found
         labels += [label] * len(found)
-    return Files(root, paths, np.array(labels, dtype=np.int64))
+    return ImageFolder(root, paths, np.array(labels, dtype=np.int64))
 
 
 def _is_image(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in path.parts)
 
 
-def _hugging_face(location: str) -> Source:
+def _open_hugging_face(location: str) -> LabelledSource:
     import datasets
 
     name = location.removeprefix(HUGGING_FACE)
@@ -237,7 +240,7 @@ def _hugging_face(location: str) -> Source:
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise DataError(f"{name} cannot be loaded as a Hugging Face dataset") from error
     splits = found if isinstance(found, dict) else {"train": found}
-    named = {kind: key for key in reversed(splits) if (kind := split_of(str(key))) is not None}
+    named = {kind: key for key in reversed(splits) if (kind := split_kind(str(key))) is not None}
     if "train" not in named:
         raise DataError(f"{name} has no split train, only {', '.join(map(str, splits))}")
     train = splits[named["train"]]
@@ -254,4 +257,6 @@ def _hugging_face(location: str) -> Source:
         return HuggingFaceSplit(split.cast_column(image, datasets.Image(decode=False)), image, labels)
 
     held_out = named.get("val", named.get("test"))
-    return Source(encoded(train), None if held_out is None else encoded(splits[held_out]), list(features[label].names))
+    return LabelledSource(
+        encoded(train), None if held_out is None else encoded(splits[held_out]), list(features[label].names)
+    )

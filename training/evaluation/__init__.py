@@ -1,1 +1,1 @@
-"""Measures accuracy: clean, under attack, under corruptions and shifts, by β."""
+"""Measures accuracy at each β: clean, under attack, under corruptions and shifts."""

@@ -1,16 +1,15 @@
-"""Common corruptions: fifteen, at five severities each, as functions of pixels. What a model is measured on, besides
-clean and attacked images.
+"""Fifteen common corruptions at five severities each, as functions of pixels.
 
 Source: Hendrycks & Dietterich, *Benchmarking neural network robustness to common corruptions and perturbations*, ICLR
 2019; parameters as in the code that made CIFAR-10-C (images of 32 pixels) and ImageNet-C (224).
 
-An image takes the parameters of whichever size is nearer to its shorter side in ratio: CIFAR-10-C's under 85 pixels.
-Lengths in pixels then grow or shrink with the side, except that an image under 32 pixels keeps those of 32: a fraction
-of a pixel would be no corruption. Warps and clouds are shares of the image, and shrink with it.
+An image gets the parameters of the size whose ratio to its shorter side is nearer: those of CIFAR-10-C below 85 pixels.
+Lengths in pixels scale with the side, except below 32 pixels, where those of 32 hold: a fraction of a pixel would be no
+corruption. Warps and clouds are shares of the image, and always scale with it.
 
-Numbers measured here are close to, but not, numbers on the published files: results are rounded where those are
-truncated, ImageNet-C was saved as JPEG besides, borders are mirrored throughout, and frost is drawn where the
-original pastes photographs. What else differs is said at each function.
+Accuracies on these images are close to those on the published files, but not equal. Here results are rounded, not
+truncated; ImageNet-C was also saved as JPEG; borders are mirrored in all cases; and frost is drawn, while the original
+pastes photographs. The docstring of each function names its other differences.
 
 Knows nothing about models, labels or files.
 """
@@ -32,17 +31,16 @@ from training.evaluation.shifts import SHIFTS, Corruption
 
 SEVERITIES = (1, 2, 3, 4, 5)
 PIXELS_AT_ONCE = 2**20
-"""What bounds the memory `corrupt` takes, to some hundred megabytes."""
+"""Limits the memory of `corrupt` to some hundred megabytes."""
 
 T = TypeVar("T")
 
 
 def corrupt(pixels: Pixels, name: str, severity: int, seed: int = 0) -> Pixels:
-    """Images uint8 (n, H, W, 3) under the corruption or shift called `name`, of the same shape.
+    """Return images uint8 (n, H, W, 3) after the corruption or shift `name`, of the same shape.
 
-    severity: 1 (slight) to 5. The same arguments give the same images; an image's noise depends on its place among the
-    others, so other batches give other draws of the same distribution. Raises RecipeError for an unknown name or
-    severity.
+    severity: 1 (slight) to 5. The same arguments give the same images. The noise of an image depends on its index, so
+    another batch gives another draw of the same distribution. Raises RecipeError for an unknown name or severity.
     """
     corruption = CORRUPTIONS.get(name) or SHIFTS.get(name)
     if corruption is None:
@@ -63,20 +61,20 @@ def corrupt(pixels: Pixels, name: str, severity: int, seed: int = 0) -> Pixels:
 
 
 def gaussian_noise(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixels:
-    """Normal noise, independent in every channel, as of a sensor in the dark."""
+    """Add normal noise, independent in every channel, like that of a sensor in the dark."""
     sigma = _level(pixels, severity, at_32=(0.04, 0.06, 0.08, 0.09, 0.10), at_224=(0.08, 0.12, 0.18, 0.26, 0.38))
     images = from_pixels(pixels)
     return to_pixels(images + np.float32(sigma) * generator.standard_normal(images.shape, dtype=np.float32))
 
 
 def shot_noise(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixels:
-    """Poisson noise, where full intensity is so many photons on average."""
+    """Apply Poisson noise; full intensity is `photons` photons on average."""
     photons = _level(pixels, severity, at_32=(500, 250, 100, 75, 50), at_224=(60, 25, 12, 5, 3))
     return to_pixels((generator.poisson(from_pixels(pixels) * photons) / photons).astype(np.float32))
 
 
 def impulse_noise(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixels:
-    """A share of all values, channel by channel, becomes 0 or 255 by even odds: salt and pepper in colour."""
+    """Set a share of all values, in each channel, to 0 or 255 at random: salt-and-pepper noise in colour."""
     share = _level(pixels, severity, at_32=(0.01, 0.02, 0.03, 0.05, 0.07), at_224=(0.03, 0.06, 0.09, 0.17, 0.27))
     draw = generator.random(pixels.shape, dtype=np.float32)
     return np.where(draw < share / 2, np.uint8(0), np.where(draw < share, np.uint8(255), pixels))
@@ -86,7 +84,7 @@ def impulse_noise(pixels: Pixels, severity: int, generator: np.random.Generator)
 
 
 def defocus_blur(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixels:
-    """A lens out of focus: convolution with a disc."""
+    """Blur like a lens out of focus: convolution with a disc."""
     radius, softness = _level(
         pixels,
         severity,
@@ -99,12 +97,12 @@ def defocus_blur(pixels: Pixels, severity: int, generator: np.random.Generator) 
 
 
 def glass_blur(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixels:
-    """Frosted glass: a slight blur, each pixel but those at the border gets the colour of a near one, the blur again.
+    """Blur like frosted glass: a slight blur, a random neighbour for each inner pixel, and the slight blur again.
 
-    The published loop, from the last pixel to the first, means to swap neighbours, but its assignment between NumPy
-    views copies one over the other; so do we, a row at a time. The neighbour is up to `distance` above or left, but
-    one less below or right. The same as the loop at a distance of 1, as in CIFAR-10-C; beyond, a row does not see its
-    own changes.
+    The published loop, from the last pixel to the first, is meant to swap neighbours. Its assignment between NumPy
+    views copies one over the other, and so does this function, one row at a time. The neighbour is up to `distance`
+    above or left, but one less below or right. At a distance of 1, as in CIFAR-10-C, the result is that of the loop. At
+    larger distances a row does not see its own changes.
     """
     sigma, distance, rounds = _level(
         pixels,
@@ -125,7 +123,7 @@ def glass_blur(pixels: Pixels, severity: int, generator: np.random.Generator) ->
 
 
 def motion_blur(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixels:
-    """The camera moves while it exposes, in a direction up to 45° from the horizontal."""
+    """Blur along a line, like a moving camera, in a direction up to 45° from the horizontal."""
     radius, sigma = _level(
         pixels,
         severity,
@@ -137,9 +135,9 @@ def motion_blur(pixels: Pixels, severity: int, generator: np.random.Generator) -
 
 
 def zoom_blur(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixels:
-    """The camera closes in while it exposes: the mean of the image, counted twice, and its magnifications.
+    """Blur like a zooming camera: the mean of the image, counted twice, and its magnifications.
 
-    Under 32 pixels, factors grow until the edge moves as far as that of 32.
+    Below 32 pixels the factors are larger, so that the edge moves as far as with 32 pixels.
     """
     largest, count = _level(
         pixels,
@@ -159,7 +157,7 @@ def zoom_blur(pixels: Pixels, severity: int, generator: np.random.Generator) -> 
 
 
 def snow(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixels:
-    """Flakes drawn out by their fall, twice, over a picture that whitens."""
+    """Add motion-blurred flakes, twice, to a whitened image."""
     mean, spread, size, threshold, radius, sigma, kept = _level(
         pixels,
         severity,
@@ -190,9 +188,10 @@ def snow(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixel
 
 
 def frost(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixels:
-    """Ice on the window. Not the original: that pastes crops of six photographs, which we do not ship.
+    """Blend with ice, with the published weights.
 
-    The published weights blend the picture with rime drawn here: the ridges of rough clouds, a bluish white.
+    The original pastes crops of six photographs, which Tureen does not ship. This ice is drawn: the ridges of rough
+    clouds in bluish white.
     """
     kept, added = _level(
         pixels,
@@ -206,7 +205,7 @@ def frost(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixe
 
 
 def fog(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixels:
-    """White clouds are added, and all is dimmed until the brightest possible value is that of the picture."""
+    """Add white clouds, and scale so that the maximum possible value is that of the image."""
     amount, decay = _level(
         pixels,
         severity,
@@ -220,7 +219,7 @@ def fog(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixels
 
 
 def brightness(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixels:
-    """The value of HSV grows; hue and saturation stay, so channels keep their ratios and black turns grey."""
+    """Raise the value of HSV. Hue and saturation stay, so channels keep their ratios and black becomes grey."""
     amount = _level(pixels, severity, at_32=(0.05, 0.1, 0.15, 0.2, 0.3), at_224=(0.1, 0.2, 0.3, 0.4, 0.5))
     images = from_pixels(pixels)
     value = images.max(axis=1, keepdims=True)
@@ -233,7 +232,7 @@ def brightness(pixels: Pixels, severity: int, generator: np.random.Generator) ->
 
 
 def contrast(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixels:
-    """Each channel shrinks towards its mean over the image."""
+    """Scale each channel towards its mean over the image."""
     kept = _level(pixels, severity, at_32=(0.75, 0.5, 0.4, 0.3, 0.15), at_224=(0.4, 0.3, 0.2, 0.1, 0.05))
     images = from_pixels(pixels)
     mean = images.mean(axis=(2, 3), keepdims=True)
@@ -241,15 +240,15 @@ def contrast(pixels: Pixels, severity: int, generator: np.random.Generator) -> P
 
 
 def elastic_transform(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixels:
-    """A random affine map, then a displacement of every pixel by smoothed noise.
+    """Apply a random affine map, then displace every pixel by smoothed noise, in one interpolation instead of two.
 
-    At 224 pixels severities 1 and 2 are large and smooth, 3 to 5 small and rough: the distance to the original does
-    not grow with severity, as in the published sets. Both steps are one interpolation here, not two.
+    At 224 pixels severities 1 and 2 are large and smooth, 3 to 5 small and rough. So the distance to the original does
+    not grow with severity, as in the published sets.
     """
     strength, sigma, jitter = _level(
         pixels,
         severity,
-        # With a strength of 0 there is no noise to smooth: its sigma, published as 0, is any.
+        # A strength of 0 means no noise, so its sigma, published as 0, has no effect.
         at_32=((0, 1, 2.56), (1.6, 6.4, 2.24), (2.56, 1.92, 1.92), (3.2, 1.28, 1.6), (3.2, 0.96, 0.96)),
         at_224=((488, 170.8, 24.4), (488, 19.52, 48.8), (12.2, 2.44, 4.88), (17.08, 2.44, 4.88), (29.28, 2.44, 4.88)),
     )
@@ -269,7 +268,7 @@ def elastic_transform(pixels: Pixels, severity: int, generator: np.random.Genera
 
 
 def pixelate(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixels:
-    """Reduced to a share of the side and enlarged again, both by box filters: blocks of one colour."""
+    """Reduce to a share of the side and enlarge again, both by box filters: blocks of one colour."""
     share = _level(pixels, severity, at_32=(0.95, 0.9, 0.85, 0.75, 0.65), at_224=(0.6, 0.5, 0.4, 0.3, 0.25))
     height, width = pixels.shape[1:3]
     small = (max(1, int(width * share)), max(1, int(height * share)))
@@ -281,7 +280,7 @@ def pixelate(pixels: Pixels, severity: int, generator: np.random.Generator) -> P
 
 
 def jpeg_compression(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixels:
-    """Encoded as JPEG at a low quality, and decoded again."""
+    """Encode as JPEG at a low quality, and decode."""
     quality = _level(pixels, severity, at_32=(80, 65, 58, 50, 40), at_224=(25, 18, 15, 10, 7))
 
     def recoded(image: Image.Image) -> Image.Image:
@@ -319,7 +318,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
 
 
 def _published_side(pixels: Pixels) -> int:
-    """Whose parameters these images take: 32 or 224, whichever is nearer to the shorter side in ratio."""
+    """Return the published size, 32 or 224, whose ratio to the shorter side is nearer."""
     return 32 if min(pixels.shape[1:3]) ** 2 < 32 * 224 else 224
 
 
@@ -328,7 +327,7 @@ def _level(pixels: Pixels, severity: int, *, at_32: Sequence[T], at_224: Sequenc
 
 
 def _enlargement(pixels: Pixels) -> float:
-    """What a published length in pixels is multiplied by for images of this size."""
+    """Return the factor from a published length in pixels to that for images of this size."""
     return max(32, min(pixels.shape[1:3])) / _published_side(pixels)
 
 

@@ -1,4 +1,4 @@
-"""The evaluation's parts with their progress on the terminal."""
+"""Runs the parts of an evaluation with a progress bar on the terminal."""
 
 from __future__ import annotations
 
@@ -10,8 +10,15 @@ from tqdm import tqdm
 
 from training.attacks.catalogue import attack_label
 from training.data.datasets import Images
-from training.evaluation.accuracy import BATCH, Predict, ensemble_at, epsilon_curve, epsilon_grid, evaluate
-from training.evaluation.attack_checks import CHECKS, sanity_checks
+from training.evaluation.accuracy import (
+    BATCH,
+    Predict,
+    ensemble_forward,
+    epsilon_grid,
+    evaluate_accuracy,
+    evaluate_epsilon_curve,
+)
+from training.evaluation.attack_checks import CHECKS, check_attack
 from training.evaluation.corruptions import SEVERITIES
 from training.evaluation.shift_accuracy import evaluate_shifts
 from training.evaluation.transfer import transfer_matrix
@@ -20,7 +27,7 @@ from tureen.tokens import CLEAN_BETA, ROBUST_BETA
 
 
 class Measurement:
-    """What all parts of an evaluation have in common: model, images, attack, radius."""
+    """Runs the parts of an evaluation on the same model, images, attack and radius; each method shows a bar."""
 
     def __init__(self, model: nn.Module, images: Images, *, attack: str, steps: int, epsilon_255: float) -> None:
         self._model, self._images = model, images
@@ -28,8 +35,9 @@ class Measurement:
         self._batches = -(-len(images) // BATCH)
 
     def accuracy(self, betas: Sequence[float]) -> list[AccuracyRow]:
+        """Return clean and robust accuracy at each β."""
         with _bar(attack_label(self._attack, self._steps), len(betas) * self._batches, "batch") as advance:
-            return evaluate(
+            return evaluate_accuracy(
                 self._model,
                 self._images,
                 betas=betas,
@@ -40,23 +48,24 @@ class Measurement:
             )
 
     def ensembles(self, betas: Sequence[float]) -> list[AccuracyRow]:
-        """Between the modes alone: at 0 and 1 an ensemble is the mode itself."""
+        """Return the rows of ensembles at β strictly between 0 and 1; at 0 and 1 an ensemble is the mode itself."""
         chosen = [beta for beta in betas if CLEAN_BETA < beta < ROBUST_BETA]
         with _bar("ensembles", len(chosen) * self._batches, "batch") as advance:
-            return evaluate(
+            return evaluate_accuracy(
                 self._model,
                 self._images,
                 betas=chosen,
                 epsilon_255=self._epsilon_255,
                 steps=self._steps,
                 attack=self._attack,
-                forward_at=ensemble_at,
+                forward_at=ensemble_forward,
                 on_batch=advance,
             )
 
     def checks(self) -> list[Check]:
+        """Return the results of `check_attack`."""
         with _bar("check the attack", 2 * CHECKS, "check") as advance:
-            return sanity_checks(
+            return check_attack(
                 self._model,
                 self._images,
                 epsilon_255=self._epsilon_255,
@@ -66,7 +75,7 @@ class Measurement:
             )
 
     def matrix(self, betas: Sequence[float]) -> TransferMatrix:
-        """By PGD whatever the attack is: one that stops where its own soup falls is no test of another."""
+        """Return the transfer matrix under PGD, because an attack that stops early on one soup does not test others."""
         with _bar("attacked × served β", (len(betas) + 1) * self._batches, "batch") as advance:
             return transfer_matrix(
                 self._model,
@@ -78,9 +87,10 @@ class Measurement:
             )
 
     def epsilon_curve(self, betas: Sequence[float]) -> list[AccuracyRow]:
+        """Return robust accuracy at each radius of `epsilon_grid` and each β."""
         radii = epsilon_grid(self._epsilon_255)
         with _bar("accuracy against ε", len(radii) * len(betas) * self._batches, "batch") as advance:
-            return epsilon_curve(
+            return evaluate_epsilon_curve(
                 self._model,
                 self._images,
                 betas=betas,
@@ -91,15 +101,15 @@ class Measurement:
             )
 
 
-def shifts(predict: Predict, images: Images, betas: Sequence[float], names: Sequence[str]) -> list[ShiftRow]:
-    """`evaluate_shifts` with a bar."""
+def measure_shifts(predict: Predict, images: Images, betas: Sequence[float], names: Sequence[str]) -> list[ShiftRow]:
+    """Return the rows of `evaluate_shifts`, with a bar."""
     with _bar("corruptions and shifts", len(names) * len(SEVERITIES), "severity") as advance:
         return evaluate_shifts(predict, images, betas=betas, names=names, on_images=advance)
 
 
 @contextmanager
-def _bar(what: str, total: int, unit: str) -> Iterator[Callable[[], None]]:
-    with tqdm(total=total, desc=f"measure, {what}", unit=unit, disable=None) as bar:
+def _bar(part: str, total: int, unit: str) -> Iterator[Callable[[], None]]:
+    with tqdm(total=total, desc=f"measure, {part}", unit=unit, disable=None) as bar:
 
         def advance() -> None:
             bar.update()

@@ -1,7 +1,7 @@
-"""What an evaluation measured, as pictures. Colours keep apart for colour-blind eyes and in grey: lines differ in dash
-or marker too.
+"""Draws the results of an evaluation as PNG files. The colours suit colour-blind readers; lines also differ in dash or
+marker, so that they are distinct in grey.
 
-Draws records, and measures nothing.
+Measures nothing.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def plot_accuracy(rows: Sequence[AccuracyRow], path: Path, *, title: str) -> Non
 
 
 def plot_matrix(matrix: TransferMatrix, path: Path, *, title: str) -> None:
-    """Draw the transfer matrix as a heat map with its numbers, suspect cells framed, to a PNG at `path`."""
+    """Draw the transfer matrix as a heat map with numbers, suspect cells framed, to a PNG at `path`."""
     betas = [f"{beta:g}" for beta in matrix.betas]
     shares = [*matrix.robust, matrix.joint, [accuracy.value for accuracy in matrix.worst]]
     figure = _figure(2.6 + 0.75 * len(betas), 2.3 + 0.55 * len(shares))
@@ -85,7 +85,7 @@ def plot_matrix(matrix: TransferMatrix, path: Path, *, title: str) -> None:
     axes.set_yticks(range(len(shares)), [*betas, "all at once", "worst, by image"])
     footnotes = ["β served", "bold: the soup attacked itself"]
     if matrix.suspects:
-        footnotes.append("framed: lower than bold, whose attack was too weak")
+        footnotes.append("framed: lower than bold, so the attack there was too weak")
     axes.set(xlabel="\n".join(footnotes), ylabel="β attacked")
     axes.set_title(title, pad=12)
     figure.colorbar(
@@ -96,7 +96,7 @@ def plot_matrix(matrix: TransferMatrix, path: Path, *, title: str) -> None:
 
 
 def plot_epsilon_curve(curve: Sequence[AccuracyRow], path: Path, *, title: str) -> None:
-    """Draw robust accuracy over the radius, a line a β with its 95 % intervals, to a PNG at `path`."""
+    """Draw robust accuracy over the radius, one line for each β with 95 % intervals, to a PNG at `path`."""
     figure = _figure(6.4, 4.2)
     axes = figure.subplots()
     betas = list(dict.fromkeys(row.beta for row in curve))
@@ -118,7 +118,7 @@ def plot_epsilon_curve(curve: Sequence[AccuracyRow], path: Path, *, title: str) 
             alpha=0.15,
         )
     positive = [row.epsilon_255 for row in curve if row.epsilon_255]
-    if positive:  # radii double from one to the next; nought has its place before them
+    if positive:  # each radius is twice the one before; 0 is on the linear part
         axes.set_xscale("symlog", linthresh=min(positive), linscale=0.5, base=2)
         axes.set_xticks(sorted({0.0, *positive}), [f"{radius:g}" for radius in sorted({0.0, *positive})])
         axes.minorticks_off()
@@ -129,7 +129,7 @@ def plot_epsilon_curve(curve: Sequence[AccuracyRow], path: Path, *, title: str) 
 
 
 def plot_shifts(rows: Sequence[ShiftRow], path: Path, *, title: str) -> None:
-    """Draw accuracy over severity, a panel a family of corruptions and a line a β, to a PNG at `path`."""
+    """Draw accuracy over severity, one panel for each family of corruptions and one line for each β, to a PNG."""
     families = list(dict.fromkeys(row.family for row in rows))
     betas = list(dict.fromkeys(row.beta for row in rows))
     severities = list(rows[0].accuracy)
@@ -157,7 +157,7 @@ def plot_shifts(rows: Sequence[ShiftRow], path: Path, *, title: str) -> None:
 
 
 def _figure(width: float, height: float) -> Figure:
-    """An empty figure, sides in inches; not pyplot's, which would keep it."""
+    """Return an empty figure, sides in inches; not from pyplot, which would keep a reference to it."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=150, layout="constrained")
@@ -174,7 +174,7 @@ def _percent(shares: Iterable[float]) -> list[float]:
 
 
 def _colour(index: int, count: int) -> tuple[float, float, float, float]:
-    """From dark blue to yellow, and never so light that it is lost on white."""
+    """Return a colour between dark blue and yellow that is visible on white."""
     from matplotlib import colormaps
 
     red, green, blue, alpha = colormaps["viridis"](0.9 * index / max(1, count - 1))

@@ -1,7 +1,7 @@
-"""Simple distribution shifts at five severities, as functions of pixels: the picture moved, drained of colour, drawn.
+"""Simple distribution shifts at five severities, as functions of pixels: geometry, colour, sketch.
 
-Not a published benchmark: the fewest and plainest changes under which the balance between clean and robust features may
-tip. Knows nothing about models, labels or files.
+Not a published benchmark: a few simple changes that may favour clean or robust features. Knows nothing about models,
+labels or files.
 """
 
 from __future__ import annotations
@@ -15,53 +15,54 @@ from training.evaluation import filters
 from training.evaluation.filters import Pixels, from_pixels, to_pixels
 
 Corruption = Callable[[Pixels, int, np.random.Generator], Pixels]
-"""(uint8 (n, H, W, 3), severity from 1 to 5, generator) to uint8 (n, H, W, 3), the argument left as it was."""
+"""(uint8 (n, H, W, 3), severity from 1 to 5, generator) to uint8 (n, H, W, 3). The argument is not changed."""
 
 
 def rotation(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixels:
-    """Turned about the centre by 10° a severity, either way by even odds; mirrored beyond the borders."""
+    """Rotate by 10° times the severity about the centre, in a random direction; mirrored beyond the borders."""
     angles = np.radians(10 * severity * generator.choice([-1, 1], size=len(pixels)))[:, None, None]
     rows, columns = _from_centre(pixels)
     cos, sin = np.cos(angles), np.sin(angles)
-    return _redrawn(pixels, cos * rows - sin * columns, sin * rows + cos * columns)
+    return _resampled(pixels, cos * rows - sin * columns, sin * rows + cos * columns)
 
 
 def translation(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixels:
-    """Moved by 5 % of the shorter side a severity, in any direction; mirrored beyond the borders."""
+    """Move by 5 % of the shorter side times the severity, in a random direction; mirrored beyond the borders."""
     angles = generator.uniform(0, 2 * np.pi, size=(len(pixels), 1, 1))
     distance = 0.05 * severity * min(pixels.shape[1:3])
     rows, columns = _from_centre(pixels)
-    return _redrawn(pixels, rows + distance * np.sin(angles), columns + distance * np.cos(angles))
+    return _resampled(pixels, rows + distance * np.sin(angles), columns + distance * np.cos(angles))
 
 
 def scale(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixels:
-    """Magnified or reduced about the centre, by even odds, by a factor of 1 + 0.15 a severity; mirrored around."""
+    """Magnify or reduce, at random, by 1 + 0.15 times the severity about the centre; mirrored beyond the borders."""
     factors = (1 + 0.15 * severity) ** generator.choice([-1.0, 1.0], size=(len(pixels), 1, 1))
     rows, columns = _from_centre(pixels)
-    return _redrawn(pixels, rows * factors, columns * factors)
+    return _resampled(pixels, rows * factors, columns * factors)
 
 
 def greyscale(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixels:
-    """A fifth of the colour removed a severity, luminance kept; a grey picture stays as it is."""
+    """Remove a fifth of the colour times the severity; luminance stays, and a grey image does not change."""
     images = from_pixels(pixels)
     return to_pixels(_blend(images, filters.luminance(images), severity))
 
 
 def inversion(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixels:
-    """A fifth of the way to the negative a severity: 1 and 2 grey the picture, 3 and 4 its negative, 5 is the negative.
+    """Blend towards the negative, by a fifth times the severity; severity 5 is the negative.
 
-    Contrast is lowest at 2 and 3, a fifth of the original's: the distance grows with severity, the difficulty need not.
+    Contrast is lowest at 2 and 3, a fifth of the original. The distance to the original grows with severity, but the
+    difficulty need not.
     """
     images = from_pixels(pixels)
     return to_pixels(_blend(images, 1 - images, severity))
 
 
 def sketch(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixels:
-    """A fifth of the way a severity to a drawing: edges, as dark as they are steep, on white.
+    """Blend towards a drawing of dark edges on white, by a fifth times the severity.
 
-    In the spirit of ImageNet-Sketch (Wang et al., NeurIPS 2019), whose pictures people drew. An edge's steepness is
-    the length of the gradient of the luminance, blurred by 1/150 of the side, relative to the image's steepest
-    twentieth. On 8×8 digits little of the digit is left.
+    Similar to ImageNet-Sketch (Wang et al., NeurIPS 2019), whose images people drew. The darkness of an edge is the
+    length of the gradient of the luminance, blurred by 1/150 of the side, relative to its 95 % quantile in the image.
+    On 8×8 digits little of the digit remains.
     """
     images = from_pixels(pixels)
     grey = filters.gaussian_blur(filters.luminance(images), min(pixels.shape[1:3]) / 150)
@@ -87,14 +88,14 @@ def _blend(images: filters.Floats, others: filters.Floats, severity: int) -> fil
 
 
 def _from_centre(pixels: Pixels) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Rows (1, H, 1) and columns (1, 1, W) of every pixel, counted from the centre."""
+    """Return rows (1, H, 1) and columns (1, 1, W) of every pixel, relative to the centre."""
     height, width = pixels.shape[1:3]
     rows, columns = np.arange(height) - (height - 1) / 2, np.arange(width) - (width - 1) / 2
     return rows[None, :, None], columns[None, None, :]
 
 
-def _redrawn(pixels: Pixels, rows: NDArray[np.float64], columns: NDArray[np.float64]) -> Pixels:
-    """Each pixel (n, H, W) taken from these coordinates, counted from the centre."""
+def _resampled(pixels: Pixels, rows: NDArray[np.float64], columns: NDArray[np.float64]) -> Pixels:
+    """Return the images resampled at rows and columns (n, H, W) relative to the centre."""
     n, height, width, _ = pixels.shape
     rows = np.broadcast_to(rows + (height - 1) / 2, (n, height, width))
     columns = np.broadcast_to(columns + (width - 1) / 2, (n, height, width))

@@ -1,8 +1,7 @@
-"""The transfer matrix: how far attacks on one β carry to another. Where one does better than the attack on the very
-soup served, that attack was weak, or gradients are masked (Carlini et al., *On evaluating adversarial robustness*,
-2019).
+"""The transfer matrix: robust accuracy at each β under the attack on every other β.
 
-Knows how to count; a suspect found is a reason to distrust a figure, and what to do about it is for people.
+If an attack on another β breaks more images than the attack on the served soup itself, the latter was too weak, or
+gradients are masked (Carlini et al., *On evaluating adversarial robustness*, 2019). Such cells are marked as suspect.
 """
 
 from __future__ import annotations
@@ -17,11 +16,18 @@ from torch import Tensor, nn
 from training.attacks.catalogue import attack_label, find_attack
 from training.attacks.gradient import Forward, pgd
 from training.data.datasets import Images
-from training.evaluation.accuracy import at_beta, batches, device_of, right, sign_test, wilson
+from training.evaluation.accuracy import (
+    forward_at_beta,
+    image_batches,
+    is_correct,
+    model_device,
+    sign_test,
+    wilson_interval,
+)
 from tureen.bundle.manifest import Suspect, TransferMatrix
 
 SIGNIFICANCE = 0.05
-"""Of all the matrix's tests together: each is held to its share (Bonferroni)."""
+"""Level of all tests of a matrix together; each test gets an equal share (Bonferroni)."""
 
 
 def transfer_matrix(
@@ -35,24 +41,23 @@ def transfer_matrix(
     seed: int = 0,
     on_batch: Callable[[], None] = lambda: None,
 ) -> TransferMatrix:
-    """Attack every β, and judge what came of it at every β: T + 1 rows of T robust accuracies on the same images.
+    """Return T + 1 rows of T robust accuracies: each of T β, and all of them together, attacked; each β served.
 
-    The arguments are those of `evaluate`, whose robust accuracies are the diagonal. The row beyond the T is the attack
-    on all β at once, the right one where β is hidden or may change: PGD on the sum of their losses whatever `attack`
-    is, since no single loss of the others is that sum. An image counts in a cell if the soup served is right about it
-    with and without the attack, and in `worst` if it counts in all cells of the column: the worst is taken image by
-    image.
+    The arguments are those of `evaluate_accuracy`, whose robust accuracies are the diagonal. The last row is the attack
+    on all β together, for an attacker who does not know β. It is PGD on the sum of the losses, whatever `attack` is,
+    because the other attacks have no such loss. An image counts in a cell if the served soup classifies it right with
+    and without the attack. It counts in `worst` if it counts in all cells of the column.
 
-    A cell is suspect where a sign test finds that its attack breaks more images of that soup than the attack on the
-    soup itself does, at a level of 5 % over all comparisons. on_batch: called (T + 1) times a batch of images.
+    A cell is suspect if a sign test finds that its attack breaks more images of the served soup than the attack on that
+    soup itself, at a level of 5 % over all comparisons. on_batch: called (T + 1) times for each batch of images.
     """
-    find_adversarial, device = find_attack(attack), device_of(model)
-    soups = [at_beta(model, beta) for beta in betas]
-    # Each attack draws from its own stream, so that the diagonal is what `evaluate` measures.
+    find_adversarial, device = find_attack(attack), model_device(model)
+    soups = [forward_at_beta(model, beta) for beta in betas]
+    # Each attack has its own random stream, so that the diagonal equals the result of `evaluate_accuracy`.
     generators = [torch.Generator(device).manual_seed(seed) for _ in range(len(betas) + 1)]
     parts = []
-    for x, labels in batches(images, device):
-        is_right = np.stack([right(soup, x, labels) for soup in soups])  # (T, B)
+    for x, labels in image_batches(images, device):
+        is_clean = np.stack([is_correct(soup, x, labels) for soup in soups])  # (T, B)
         rows = []
         for index, generator in enumerate(generators):
             if index < len(soups):
@@ -61,7 +66,7 @@ def transfer_matrix(
                 )
             else:
                 adversarial = joint_pgd(soups, x, labels, epsilon=epsilon_255 / 255, steps=steps, generator=generator)
-            rows.append(is_right & np.stack([right(soup, adversarial, labels) for soup in soups]))
+            rows.append(is_clean & np.stack([is_correct(soup, adversarial, labels) for soup in soups]))
             on_batch()
         parts.append(np.stack(rows))
     robust = np.concatenate(parts, axis=2)  # (T + 1, T, n)
@@ -74,8 +79,8 @@ def transfer_matrix(
         robust=shares[:-1],
         joint_attack=attack_label("pgd", steps),
         joint=shares[-1],
-        worst=[wilson(int(robust[:, column].all(axis=0).sum()), len(images)) for column in range(len(betas))],
-        suspects=suspects(robust, betas),
+        worst=[wilson_interval(int(robust[:, column].all(axis=0).sum()), len(images)) for column in range(len(betas))],
+        suspects=suspect_cells(robust, betas),
     )
 
 
@@ -88,9 +93,9 @@ def joint_pgd(
     steps: int,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """PGD on the sum of the cross-entropies of T forwards, in the words of `training.attacks.gradient`.
+    """Return images after PGD on the sum of the cross-entropies of T forwards; as in `training.attacks.gradient`.
 
-    Their logits, (B, K, T), and T labels an image, (B, T), have that sum as their cross-entropy.
+    The cross-entropy of their logits (B, K, T) and of T labels for each image (B, T) is that sum.
     """
 
     def together(x: Tensor) -> Tensor:
@@ -107,8 +112,8 @@ def joint_pgd(
     )
 
 
-def suspects(robust: NDArray[np.bool_], betas: Sequence[float]) -> list[Suspect]:
-    """The cells of robust, bool (T + 1, T, n), that lie below the diagonal of their column by more than chance."""
+def suspect_cells(robust: NDArray[np.bool_], betas: Sequence[float]) -> list[Suspect]:
+    """Return the cells of robust, bool (T + 1, T, n), that are significantly below the diagonal of their column."""
     found = []
     for row, attacked in enumerate([*betas, None]):
         for column, served in enumerate(betas):

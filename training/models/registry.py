@@ -1,4 +1,4 @@
-"""The models that can be co-trained, by their shape."""
+"""Builds the models that can be co-trained, from their configurations."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ ModelConfig = ViTConfig | ResNetConfig
 Model = DualTokenViT | DualResNet
 
 
-def build(config: ModelConfig) -> Model:
-    """A model of that shape with random weights, from torch's global random state."""
+def build_model(config: ModelConfig) -> Model:
+    """Return a model of that shape with random weights, from the global random state of torch."""
     return DualTokenViT(config) if isinstance(config, ViTConfig) else DualResNet(config)

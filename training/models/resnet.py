@@ -1,6 +1,6 @@
-"""ResNets with the normalisation layers that the paper compares class tokens with: shared, dual, dual-parameters.
+"""ResNets with the normalisation layers with which the paper compares class tokens: shared, dual, dual-parameters.
 
-Knows nothing about attacks, data or how it is trained.
+Knows nothing about attacks, data or training.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ BLOCKS = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3)}  # in each of the four stages
 
 
 class ResNetConfig(BaseModel):
-    """The shape of a ResNet and what its normalisation layers keep apart.
+    """The shape of a ResNet, and which parts of its normalisation layers each mode has for itself.
 
-    | norm         | adapter     | of each mode's own           | called                                       |
+    | norm         | adapter     | separate for each mode       | name in the literature                       |
     |--------------|-------------|------------------------------|----------------------------------------------|
     | any          | shared      | nothing                      | co-training                                  |
     | batch        | dual        | statistics, scale and offset | AdvProp (Xie et al., CVPR 2020), mixture BN  |
@@ -48,7 +48,7 @@ class ResNetConfig(BaseModel):
     @model_validator(mode="after")
     def _has_statistics_to_share(self) -> ResNetConfig:
         if self.adapter == "dual_params" and self.norm != "batch":
-            raise ValueError(f"norm {self.norm} keeps no statistics, so dual_params is the same as dual: say dual")
+            raise ValueError(f"norm {self.norm} keeps no statistics, so dual_params is the same as dual: use dual")
         return self
 
 
@@ -83,17 +83,17 @@ class DualGroupNorm(_DualNorm):
         self.groups = groups
 
     def forward(self, x: Tensor, betas: Tensor) -> Tensor:
-        """The same shape as x, (B, C, H, W), each row scaled and shifted for its own β of betas (B,)."""
+        """Return x (B, C, H, W) normalised, each row with scale and offset of its own β of betas (B,)."""
         return _affine(F.group_norm(x, self.groups), self.weight, self.bias, betas)
 
 
 class DualBatchNorm(_DualNorm):
-    """A BatchNorm with one scale and offset for each mode, and statistics of one mode's own or of both modes together.
+    """A BatchNorm with one scale and offset for each mode, and with separate or common statistics.
 
-    statistics: 2, AdvProp's (Xie et al., CVPR 2020): in training each mode is normalised by the rows of that mode, so
-    every β must be 0 or 1, and a mode without rows keeps its running statistics. 1, DualParams (Rebuffi et al., ICLR
-    2023): all rows of the batch together. `running_mean` and `running_var` are (statistics, C).
-    In eval mode a row's output is (1 − β)·(what the clean mode makes of it) + β·(what the robust mode makes of it).
+    statistics: 2 as in AdvProp (Xie et al., CVPR 2020): in training the rows of each mode are normalised by themselves,
+    so every β must be 0 or 1, and a mode without rows keeps its running statistics. 1 as in DualParams (Rebuffi et al.,
+    ICLR 2023): all rows of the batch are normalised together. `running_mean` and `running_var` are (statistics, C).
+    In eval mode the output of a row is (1 − β)·(output of clean mode) + β·(output of robust mode).
     """
 
     def __init__(self, channels: int, statistics: Literal[1, 2], eps: float = 1e-5, momentum: float = 0.1) -> None:
@@ -106,7 +106,10 @@ class DualBatchNorm(_DualNorm):
         self.running_var: Tensor
 
     def forward(self, x: Tensor, betas: Tensor) -> Tensor:
-        """The same shape as x, (B, C, H, W), each row at its own β of betas (B,); raises RecipeError, see above."""
+        """Return x (B, C, H, W) normalised, each row at its own β of betas (B,).
+
+        Raises RecipeError in training with separate statistics for a β other than 0 and 1.
+        """
         if not self.training:  # a linear map of each channel
             scale = self.weight * (self.running_var + self.eps).rsqrt()
             return _affine(x, scale, self.bias - self.running_mean * scale, betas)
@@ -114,7 +117,9 @@ class DualBatchNorm(_DualNorm):
             return _affine(self._normalised(x, 0), self.weight, self.bias, betas)
         is_clean, is_robust = betas == CLEAN_BETA, betas == ROBUST_BETA
         if not (is_clean | is_robust).all():
-            raise RecipeError("dual BatchNorm can be trained at β = 0 and β = 1 only: its statistics are of one mode")
+            raise RecipeError(
+                "dual BatchNorm can be trained at β = 0 and β = 1 only: it has statistics for these two modes"
+            )
         out = torch.empty_like(x)
         for mode, rows in enumerate((is_clean, is_robust)):
             if rows.any():
@@ -122,7 +127,7 @@ class DualBatchNorm(_DualNorm):
         return _affine(out, self.weight, self.bias, betas)
 
     def _normalised(self, x: Tensor, index: int) -> Tensor:
-        """x by its own mean and variance, which move the running statistics at `index`."""
+        """Return x normalised by its mean and variance, and update the running statistics at `index`."""
         return F.batch_norm(
             x,
             self.running_mean[index],
@@ -134,7 +139,7 @@ class DualBatchNorm(_DualNorm):
 
 
 def _affine(x: Tensor, scales: Tensor, offsets: Tensor, betas: Tensor) -> Tensor:
-    """x (B, C, H, W), each row by its own mixture of the two rows of scales and offsets (2, C)."""
+    """Return x (B, C, H, W), each row scaled and shifted by the mix at its β of scales and offsets (2, C)."""
     column = betas[:, None]
     scale, offset = (mix(pair[0], pair[1], column)[:, :, None, None] for pair in (scales, offsets))
     return torch.addcmul(offset, x, scale)
@@ -145,7 +150,7 @@ def _norm(config: ResNetConfig, channels: int) -> nn.Module:
         if config.adapter == "shared":
             return SharedBatchNorm(channels)
         return DualBatchNorm(channels, statistics=2 if config.adapter == "dual" else 1)
-    # Narrower ResNets have fewer groups, so that each spans as many channels of its layer as published.
+    # Narrower ResNets have fewer groups, so that a group has as many channels as published.
     groups = 1 if config.norm == "layer" else math.gcd(GROUPS, config.width // 2)
     return SharedGroupNorm(groups, channels) if config.adapter == "shared" else DualGroupNorm(groups, channels)
 
@@ -169,7 +174,7 @@ class Downsample(nn.Module):
 class ResidualBlock(nn.Module):
     """A basic block of two convolutions or a bottleneck of three, (B, before, H, W) to (B, after, H/stride, W/stride).
 
-    The stride is the 3 × 3 convolution's, as in the models whose accuracy is usually quoted (ResNet 1.5).
+    The 3 × 3 convolution has the stride, as in ResNet 1.5, whose accuracy is usually quoted.
     """
 
     def __init__(self, config: ResNetConfig, before: int, after: int, stride: int) -> None:
@@ -195,13 +200,13 @@ class ResidualBlock(nn.Module):
 
 
 class DualResNet(nn.Module):
-    """A ResNet (He et al., CVPR 2016) whose normalisation layers tell clean mode from robust mode.
+    """A ResNet (He et al., CVPR 2016) whose normalisation layers differ between clean mode and robust mode.
 
-    Source: Rebuffi, Croce & Gowal, *Revisiting adapters with adversarial training*, ICLR 2023, Figure 2; what each
-    combination is called, `ResNetConfig` says. LayerNorm is over channels and positions, which is GroupNorm with one
-    group; the pages of the paper at hand do not say which LayerNorm theirs is.
-    In training BatchNorm sees the rows of one process, not of all. Where a moving average of the weights is kept, the
-    running statistics (buffers) have to follow too.
+    Source: Rebuffi, Croce & Gowal, *Revisiting adapters with adversarial training*, ICLR 2023, Figure 2;
+    `ResNetConfig` names each combination. LayerNorm is over channels and positions, which is GroupNorm with one group;
+    the available pages of the paper do not say which LayerNorm it uses.
+    In training BatchNorm uses the rows of one process, not of all. A moving average of the weights must copy the
+    running statistics (buffers) too.
     """
 
     def __init__(self, config: ResNetConfig) -> None:
@@ -230,9 +235,9 @@ class DualResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, images: Tensor, betas: Tensor) -> Tensor:
-        """Logits (B, K) of images float (B, 3, H, W) in [0, 1], each classified at its own β of betas (B,).
+        """Return logits (B, K) of images float (B, 3, H, W) in [0, 1], each classified at its own β of betas (B,).
 
-        In training mode a dual BatchNorm takes β = 0 and β = 1 only, and raises RecipeError for others.
+        In training mode a dual BatchNorm raises RecipeError for a β other than 0 and 1.
         """
         x = self.stem_conv((images - self.mean) / self.std)
         x = self.stem_pool(F.relu(self.stem_norm(x, betas)))
@@ -242,5 +247,5 @@ class DualResNet(nn.Module):
 
     @property
     def adapter_parameters(self) -> int:
-        """How many parameters each of the two modes has of its own; running statistics are none."""
+        """The number of parameters that each mode has and does not share, without running statistics."""
         return sum(m.weight[0].numel() + m.bias[0].numel() for m in self.modules() if isinstance(m, _DualNorm))

@@ -1,7 +1,7 @@
 """The dual-token Vision Transformer: two classification tokens, every other weight shared.
 
-Also the other adapters that the paper compares the token with: dual LayerNorm, both, none. Knows nothing about attacks,
-data or how it is trained.
+Also the other adapters with which the paper compares the token: dual LayerNorm, both, none. Knows nothing about
+attacks, data or training.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tureen.tokens import mix
 
 
 class ViTConfig(BaseModel):
-    """The shape of a dual-token ViT, as it is stored beside its weights."""
+    """The shape of a dual-token ViT; a checkpoint stores it beside the weights."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -30,13 +30,13 @@ class ViTConfig(BaseModel):
     classes: int = Field(gt=1, description="K, the number of labels")
     mlp_ratio: float = Field(default=4.0, gt=0)
     stem: Literal["patch", "conv"] = Field(
-        default="patch", description="images to patches: one linear map of each, or 3 × 3 convolutions of stride 2"
+        default="patch", description="patch embedding: one linear map a patch, or 3 × 3 convolutions of stride 2"
     )
     adapter: Literal["token", "norm", "both", "none"] = Field(
-        default="token", description="what the two modes have of their own; only `token` can be exported"
+        default="token", description="the parameters that differ between the two modes; only `token` can be exported"
     )
     pool: Literal["mean", "token"] = Field(
-        default="mean", description="what the classifier reads: the mean of the patches, or the class token"
+        default="mean", description="input of the classifier: the mean of the patches, or the class token"
     )
     norm_after_pool: bool = Field(default=False, description="the last LayerNorm follows the pooling (timm's fc_norm)")
     norm_eps: float = Field(default=1e-6, gt=0, description="ε of every LayerNorm")
@@ -60,7 +60,7 @@ class ViTConfig(BaseModel):
 
 
 def images_from_pixels(pixels: Tensor) -> Tensor:
-    """What the model reads, float32 (B, 3, H, W) in [0, 1] and contiguous, of pixels uint8 (B, H, W, 3)."""
+    """Return pixels uint8 (B, H, W, 3) as the input of the model: float32 (B, 3, H, W) in [0, 1], contiguous."""
     return pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format) / 255
 
 
@@ -77,7 +77,7 @@ class DualLayerNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(2, width))
 
     def forward(self, x: Tensor, betas: Tensor) -> Tensor:
-        """The same shape as x, (B, …, D), each row scaled and shifted for its own β of betas (B,)."""
+        """Return x (B, …, D) normalised, each row with scale and offset of its own β of betas (B,)."""
         column = betas[:, None]
         scale, offset = (
             mix(p[0], p[1], column).view(len(x), *[1] * (x.ndim - 2), -1) for p in (self.weight, self.bias)
@@ -125,9 +125,9 @@ class ChannelNorm(nn.LayerNorm):
 
 
 def _conv_stem(config: ViTConfig) -> nn.Sequential:
-    """Images to patches by 3 × 3 convolutions of stride 2, and one of 1 × 1 (Xiao et al., NeurIPS 2021).
+    """Return a patch embedding of 3 × 3 convolutions of stride 2 and one of 1 × 1 (Xiao et al., NeurIPS 2021).
 
-    With it small ViTs are more robust after adversarial training (Singh, Croce & Hein, NeurIPS 2023).
+    Small ViTs with it are more robust after adversarial training (Singh, Croce & Hein, NeurIPS 2023).
     """
     halvings = config.patch_size.bit_length() - 1
     channels = [3, *(config.width >> (halvings - 1 - i) for i in range(halvings))]
@@ -147,9 +147,9 @@ class DualTokenViT(nn.Module):
     """A Vision Transformer with two classification tokens, mixed by each image's own β.
 
     Source: Rebuffi, Croce & Gowal, *Revisiting adapters with adversarial training*, ICLR 2023, Figure 1: patch
-    embedding, blocks and classifier are shared; the token alone tells clean mode, robust mode or a soup of both.
-    The tokens carry no position embedding. `config.adapter` gives the two modes LayerNorms of their own besides
-    (`both`) or instead (`norm`), or nothing (`none`); with a single token `robust_token` is None.
+    embedding, blocks and classifier are shared; the token selects clean mode, robust mode or a soup of both. The tokens
+    have no position embedding. `config.adapter` gives each mode its own LayerNorms in addition to its token (`both`),
+    instead of it (`norm`), or neither (`none`). A model with a single token has `robust_token` None.
     """
 
     def __init__(self, config: ViTConfig) -> None:
@@ -185,18 +185,18 @@ class DualTokenViT(nn.Module):
                 nn.init.trunc_normal_(parameter, std=0.02)
 
     def forward(self, images: Tensor, betas: Tensor) -> Tensor:
-        """Logits (B, K) of images float (B, 3, H, W) in [0, 1], each classified at its own β of betas (B,)."""
+        """Return logits (B, K) of images float (B, 3, H, W) in [0, 1], each classified at its own β of betas (B,)."""
         return self.with_tokens(images, self.soup(betas), betas)
 
     def with_tokens(self, images: Tensor, tokens: Tensor, betas: Tensor | None = None) -> Tensor:
-        """Logits (B, K) of images float (B, 3, H, W) in [0, 1], each with its own row of tokens (B, D).
+        """Return logits (B, K) of images float (B, 3, H, W) in [0, 1], each with its own row of tokens (B, D).
 
-        betas (B,) is what dual LayerNorms need besides, and nothing else does.
+        betas: (B,), needed by dual LayerNorms only.
         """
         return self.with_patches(self.patch_embed((images - self.mean) / self.std), tokens, betas)
 
     def with_patches(self, patches: Tensor, tokens: Tensor, betas: Tensor | None = None) -> Tensor:
-        """`with_tokens` from the embedded patches on, (B, D, H / P, W / P)."""
+        """Return the logits of `with_tokens` from embedded patches (B, D, H / P, W / P)."""
         x = patches.flatten(2).transpose(1, 2) + self.pos_embed  # (B, N, D)
         x = torch.cat([tokens.unsqueeze(1).to(x.dtype), x], dim=1)  # (B, 1 + N, D)
         for block in self.blocks:
@@ -209,7 +209,7 @@ class DualTokenViT(nn.Module):
         return x[:, 0] if self.config.pool == "token" else x[:, 1:].mean(dim=1)
 
     def soup(self, beta: float | Tensor) -> Tensor:
-        """The token at β, float32 (D,); for a β of shape (B,), one token a row, (B, D)."""
+        """Return the token at β, float32 (D,); for a β of shape (B,), one token a row, (B, D)."""
         robust = self.clean_token if self.robust_token is None else self.robust_token
         if isinstance(beta, Tensor):
             return mix(self.clean_token[None, :], robust[None, :], beta[:, None])
@@ -217,7 +217,7 @@ class DualTokenViT(nn.Module):
 
     @property
     def adapter_parameters(self) -> int:
-        """How many parameters each of the two modes has of its own."""
+        """The number of parameters that each mode has and does not share."""
         token = 0 if self.robust_token is None else self.config.width
         norms = sum(m.weight[0].numel() + m.bias[0].numel() for m in self.modules() if isinstance(m, DualLayerNorm))
         return token + norms

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from training.attacks.catalogue import ATTACKS
-from training.attacks.gradient import apgd, fgsm, mi_fgsm, pgd, vanished
+from training.attacks.gradient import apgd, fgsm, has_zero_gradient, mi_fgsm, pgd
 from training.errors import RecipeError, ZeroGradientError
 
 EPSILON = 8 / 255
@@ -144,7 +144,7 @@ def test_an_adversarial_example_planted_in_a_network_is_found(name):
 def test_a_saturated_softmax_is_an_error_for_attacks_on_the_cross_entropy(name):
     forward = network(scale=1e4)
     images, labels = sure_images(forward, 16)
-    assert vanished(forward, images, labels).all()
+    assert has_zero_gradient(forward, images, labels).all()
     with pytest.raises(ZeroGradientError):
         run(name, forward, images, labels)
 
@@ -402,4 +402,4 @@ def test_vanished_tells_the_images_apart():
         return torch.where(is_dark, logits, logits.round())
 
     images = torch.stack([torch.full((3, 8, 8), 0.3), torch.full((3, 8, 8), 0.7)])
-    assert vanished(forward, images, torch.tensor([0, 0])).tolist() == [False, True]
+    assert has_zero_gradient(forward, images, torch.tensor([0, 0])).tolist() == [False, True]

@@ -170,7 +170,7 @@ def test_tune_chooses_a_beta_from_few_images(small_bundle, small_run, photos, ca
     [
         (["evaluate", "{bundle}"], "add --data"),
         (["evaluate", "{bundle}", "--data", ".", "--attack", "pgd", "--matrix"], "--attack, --matrix: a bundle has no"),
-        (["evaluate", "{run}", "--save", "--data", "."], "leave out --data"),
+        (["evaluate", "{run}", "--save", "--data", "."], "omit --data"),
         (["evaluate", "{run}", "--save", "--betas", "0.5"], "--save needs both modes"),
         (["evaluate", "{run}", "--epsilon-255", "300"], "300.0 is not between 0 and 255"),
         (["evaluate", "{run}", "--attack", "nothing"], "invalid choice"),
@@ -189,4 +189,4 @@ def test_images_of_classes_the_model_does_not_know_are_refused(small_run, tmp_pa
         (tmp_path / name).mkdir()
         Image.fromarray(np.zeros((8, 8, 3), dtype=np.uint8)).save(tmp_path / name / "0.png")
     assert main(["tune", str(small_run), "--data", str(tmp_path)]) == 1
-    assert "classes that the model does not: cat" in capsys.readouterr().err
+    assert "classes that the model lacks: cat" in capsys.readouterr().err

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from training.data.augment import augmented, erased, mixed, shifted
+from training.data.augment import augment_images, erase_rectangles, mix_images, shift_images
 from training.recipes import Augmentation
 
 
@@ -12,24 +12,24 @@ def seeded(seed=0):
 def test_shifts_move_each_image_by_its_own_offset_and_pull_in_zeros():
     x = torch.zeros(64, 3, 8, 8)
     x[:, :, 4, 4] = 1
-    moved = shifted(x, 1, seeded())
+    moved = shift_images(x, 1, seeded())
     assert torch.equal(moved.sum((1, 2, 3)), x.sum((1, 2, 3)))
     places = {tuple(place) for place in moved[:, 0].nonzero()[:, 1:].tolist()}
     assert places == {(row, column) for row in (3, 4, 5) for column in (3, 4, 5)}
-    assert torch.equal(shifted(x, 0, seeded()), x)
+    assert torch.equal(shift_images(x, 0, seeded()), x)
 
 
 def test_nothing_is_changed_unless_it_is_asked_for():
     x, y = torch.rand(8, 3, 8, 8), torch.arange(8)
-    assert torch.equal(augmented(x, Augmentation(), seeded()), x)
-    images, targets = mixed(x, y, Augmentation(), 8, seeded())
+    assert torch.equal(augment_images(x, Augmentation(), seeded()), x)
+    images, targets = mix_images(x, y, Augmentation(), 8, seeded())
     assert torch.equal(images, x)
     assert torch.equal(targets, y)
 
 
 def test_half_of_the_images_are_mirrored():
     x = torch.rand(200, 3, 4, 4)
-    flipped = augmented(x, Augmentation(flip=True), seeded())
+    flipped = augment_images(x, Augmentation(flip=True), seeded())
     is_mirrored = (flipped == x.flip(3)).flatten(1).all(1)
     is_same = (flipped == x).flatten(1).all(1)
     assert (is_mirrored | is_same).all()
@@ -38,7 +38,7 @@ def test_half_of_the_images_are_mirrored():
 
 def test_erasing_puts_a_rectangle_of_noise_into_as_many_images_as_it_should():
     x = torch.full((400, 3, 32, 32), 0.5)
-    changed = (erased(x, 0.25, seeded()) != x).any(1)  # (B, H, W)
+    changed = (erase_rectangles(x, 0.25, seeded()) != x).any(1)  # (B, H, W)
     assert 70 < changed.flatten(1).any(1).sum() < 130
     for image in changed[changed.flatten(1).any(1)]:
         rows, columns = image.any(1).nonzero(), image.any(0).nonzero()
@@ -52,13 +52,15 @@ def test_mixing_gives_each_label_the_share_its_image_has(kind):
     levels = torch.tensor([0.0, 0.25, 0.5, 1.0])
     x, y = levels[:, None, None, None].expand(4, 3, 16, 16), torch.arange(4)
     for seed in range(10):
-        images, targets = mixed(x, y, Augmentation(**{kind: 1.0}), 4, seeded(seed))
+        images, targets = mix_images(x, y, Augmentation(**{kind: 1.0}), 4, seeded(seed))
         torch.testing.assert_close(targets.sum(1), torch.ones(4))
         torch.testing.assert_close(images.mean((1, 2, 3)), targets @ levels)
 
 
 def test_label_smoothing_shares_its_part_among_all_classes():
-    _, targets = mixed(torch.rand(2, 3, 4, 4), torch.tensor([0, 1]), Augmentation(label_smoothing=0.1), 4, seeded())
+    _, targets = mix_images(
+        torch.rand(2, 3, 4, 4), torch.tensor([0, 1]), Augmentation(label_smoothing=0.1), 4, seeded()
+    )
     torch.testing.assert_close(targets[0], torch.tensor([0.925, 0.025, 0.025, 0.025]))
 
 
@@ -70,7 +72,7 @@ def test_everything_random_comes_from_the_generator_and_nothing_else_is_disturbe
 
     def change(seed):
         generator = seeded(seed)
-        return mixed(augmented(x, augmentation, generator), y, augmentation, 8, generator)
+        return mix_images(augment_images(x, augmentation, generator), y, augmentation, 8, generator)
 
     first, again, other = change(0), change(0), change(1)
     assert torch.equal(torch.random.get_rng_state(), state)

@@ -4,8 +4,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training.data.datasets import Images, Stream, drawn_evenly, load_digits, load_images, load_labelled
-from training.data.sources import name_of_images
+from training.data.datasets import (
+    Images,
+    StreamedImages,
+    balanced_sample,
+    load_dataset,
+    load_digits,
+    load_evaluation_images,
+)
+from training.data.sources import model_name_from_images
 from training.errors import DataError
 from training.run import class_counts
 from tureen.preprocess import PreprocessSpec, pixels_from_bytes
@@ -40,7 +47,7 @@ def test_the_digits_are_split_once_and_stratified():
 
 def test_a_folder_of_classes_is_split_evenly_and_always_alike(tmp_path):
     fill(tmp_path, ("dog", "cat", "a bird"), each=20)
-    data, again = (load_images(str(tmp_path), SPEC, held_out=100) for _ in range(2))
+    data, again = (load_dataset(str(tmp_path), SPEC, held_out=100) for _ in range(2))
     assert data.labels == ["a bird", "cat", "dog"]
     assert np.bincount(data.train.labels).tolist() == [18, 18, 18]
     assert np.bincount(data.held_out.labels).tolist() == [2, 2, 2]
@@ -66,7 +73,7 @@ def test_a_folder_of_classes_is_split_evenly_and_always_alike(tmp_path):
 def test_a_ready_made_split_is_taken_as_it_is(tmp_path, train, held_out):
     fill(tmp_path / train, each=6)
     fill(tmp_path / held_out, each=3)
-    data = load_images(str(tmp_path), SPEC, held_out=100)
+    data = load_dataset(str(tmp_path), SPEC, held_out=100)
     assert data.labels == ["cat", "dog"]
     assert (len(data.train), len(data.held_out)) == (12, 6)
 
@@ -75,7 +82,7 @@ def test_of_two_held_out_splits_the_validation_split_is_read_and_the_other_named
     fill(tmp_path / "train", each=6)
     fill(tmp_path / "valid", each=3)
     fill(tmp_path / "test", each=2)
-    data = load_images(str(tmp_path), SPEC, held_out=100)
+    data = load_dataset(str(tmp_path), SPEC, held_out=100)
     assert (len(data.held_out), data.ignored) == (6, ("test",))
     assert "neither of the two splits: test" in class_counts(data)
 
@@ -83,7 +90,7 @@ def test_of_two_held_out_splits_the_validation_split_is_read_and_the_other_named
 @pytest.mark.parametrize("classes", [("cat", "dog", "test"), ("bus", "plane", "train"), ("Train", "tram", "val")])
 def test_a_class_may_be_called_as_a_split_beside_others(tmp_path, classes):
     fill(tmp_path, classes, each=3)
-    assert load_images(str(tmp_path), SPEC, held_out=100).labels == list(classes)
+    assert load_dataset(str(tmp_path), SPEC, held_out=100).labels == list(classes)
 
 
 @pytest.mark.parametrize("subfolders", [("images",), ("2021", "2022")])
@@ -93,17 +100,17 @@ def test_classes_may_have_subfolders(tmp_path, subfolders):
         fill(tmp_path / name, subfolders, each=3)
         if len(subfolders) > 1:
             Image.fromarray(np.zeros((8, 8, 3), dtype=np.uint8)).save(tmp_path / name / "own.png")
-    assert load_images(str(tmp_path), SPEC, held_out=100).labels == ["cat", "dog"]
+    assert load_dataset(str(tmp_path), SPEC, held_out=100).labels == ["cat", "dog"]
 
 
 def test_what_macos_adds_to_an_archive_is_no_class(tmp_path):
     fill(tmp_path, ("cat", "dog", "__MACOSX"), each=3)
-    assert load_images(str(tmp_path), SPEC, held_out=100).labels == ["cat", "dog"]
+    assert load_dataset(str(tmp_path), SPEC, held_out=100).labels == ["cat", "dog"]
 
 
 def test_of_many_classes_the_first_are_counted_one_by_one(tmp_path):
     fill(tmp_path, [f"{index:02}" for index in range(24)], each=2)
-    lines = class_counts(load_images(str(tmp_path), SPEC, held_out=100)).splitlines()
+    lines = class_counts(load_dataset(str(tmp_path), SPEC, held_out=100)).splitlines()
     assert lines[0] == "24 classes: 24 images to train on, 24 held out"
     assert lines[1].split() == ["00", "1", "1"]
     assert len(lines) == 22
@@ -121,13 +128,13 @@ def test_of_many_classes_the_first_are_counted_one_by_one(tmp_path):
 )
 def test_a_model_is_called_as_its_images(tmp_path, monkeypatch, location, name):
     monkeypatch.chdir(tmp_path)
-    assert name_of_images(location) == name
+    assert model_name_from_images(location) == name
 
 
 def test_the_pixels_are_those_the_server_would_see(tmp_path):
     fill(tmp_path / "train", each=2)
     fill(tmp_path / "val", each=2)
-    data = load_images(str(tmp_path), SPEC, held_out=100)
+    data = load_dataset(str(tmp_path), SPEC, held_out=100)
     expected = pixels_from_bytes((tmp_path / "train" / "cat" / "001.png").read_bytes(), SPEC)
     np.testing.assert_array_equal(data.train.pixels[1], expected)
 
@@ -135,17 +142,17 @@ def test_the_pixels_are_those_the_server_would_see(tmp_path):
 def test_held_out_images_are_drawn_evenly_where_there_are_more(tmp_path):
     fill(tmp_path / "train", each=2)
     fill(tmp_path / "val", each=10)
-    data = load_images(str(tmp_path), SPEC, held_out=6)
+    data = load_dataset(str(tmp_path), SPEC, held_out=6)
     assert np.bincount(data.held_out.labels).tolist() == [3, 3]
     with pytest.raises(DataError, match="less than one for each of the 2 classes"):
-        load_images(str(tmp_path), SPEC, held_out=1)
+        load_dataset(str(tmp_path), SPEC, held_out=1)
 
 
 @pytest.mark.parametrize("count", range(2, 12))
 def test_any_number_of_images_can_be_drawn_and_classes_share_it(count):
     """Of one class there is a single image: it is among those drawn, whatever their number."""
     images = Images(np.zeros((12, 8, 8, 3), dtype=np.uint8), np.array([0] * 11 + [1]))
-    drawn = drawn_evenly(images, count)
+    drawn = balanced_sample(images, count)
     assert len(drawn) == count
     assert (drawn.labels == 1).sum() == 1
 
@@ -154,15 +161,15 @@ def test_hidden_folders_are_not_images(tmp_path):
     fill(tmp_path / "train", each=3)
     fill(tmp_path / "val", each=2)
     fill(tmp_path / "train" / "cat" / ".ipynb_checkpoints", ("copy",), each=2)
-    assert len(load_images(str(tmp_path), SPEC, held_out=100).train) == 6
+    assert len(load_dataset(str(tmp_path), SPEC, held_out=100).train) == 6
 
 
 def test_a_stream_decodes_the_same_images_later(tmp_path):
     fill(tmp_path / "train", each=3)
     fill(tmp_path / "val", each=2)
-    stream = load_images(str(tmp_path), SPEC, held_out=100, stream=True).train
-    memory = load_images(str(tmp_path), SPEC, held_out=100).train
-    assert isinstance(stream, Stream)
+    stream = load_dataset(str(tmp_path), SPEC, held_out=100, stream=True).train
+    memory = load_dataset(str(tmp_path), SPEC, held_out=100).train
+    assert isinstance(stream, StreamedImages)
     assert isinstance(memory, Images)
     np.testing.assert_array_equal(stream.labels, memory.labels)
     assert stream.image(4).size == (10, 12)
@@ -175,13 +182,13 @@ def test_an_image_that_cannot_be_decoded_is_left_out_and_named(tmp_path, stream)
     (tmp_path / "train" / "cat" / "002.png").write_bytes(b"\x89PNG\r\n\x1a\n damaged")
     (tmp_path / "val" / "dog" / "001.png").write_bytes(b"")
     counted = []
-    data = load_images(str(tmp_path), SPEC, held_out=100, stream=stream, on_images=counted.append)
+    data = load_dataset(str(tmp_path), SPEC, held_out=100, stream=stream, on_images=counted.append)
     assert sum(counted) == 14
     assert (len(data.train), len(data.held_out)) == (9, 3)
     assert data.train.labels.tolist() == [0] * 4 + [1] * 5
     assert [line.split(":")[0] for line in data.skipped] == ["dog/001.png", "cat/002.png"]
     with pytest.raises(DataError, match=r"2 images cannot be decoded, the first is dog/001\.png"):
-        load_images(str(tmp_path), SPEC, held_out=100, stream=stream, strict=True)
+        load_dataset(str(tmp_path), SPEC, held_out=100, stream=stream, strict=True)
 
 
 @pytest.mark.parametrize(
@@ -196,8 +203,8 @@ def test_an_image_that_cannot_be_decoded_is_left_out_and_named(tmp_path, stream)
             lambda root: fill(root / "train"),
             r"folder train of classes, but none of held-out images \(val, validation, test\)",
         ),
-        (lambda root: fill(root, ("train", "val")), "holds train, val, which are splits"),
-        (lambda root: (fill(root / "val"), fill(root / "Test")), "holds Test, val, which are splits"),
+        (lambda root: fill(root, ("train", "val")), "holds train, val, which are names of splits"),
+        (lambda root: (fill(root / "val"), fill(root / "Test")), "holds Test, val, which are names of splits"),
         (
             lambda root: (fill(root / "Train"), fill(root / "training_set"), fill(root / "val")),
             "Train and training_set, which are the same split",
@@ -215,7 +222,7 @@ def test_what_cannot_be_trained_on_is_said(tmp_path, make, message):
     root = tmp_path / "images"
     make(root)
     with pytest.raises(DataError, match=message):
-        load_images(str(root), SPEC, held_out=100)
+        load_dataset(str(root), SPEC, held_out=100)
 
 
 def test_a_folder_in_which_nothing_can_be_decoded_is_refused(tmp_path):
@@ -224,30 +231,30 @@ def test_a_folder_in_which_nothing_can_be_decoded_is_refused(tmp_path):
     for file in (tmp_path / "train").rglob("*.png"):
         file.write_bytes(b"nothing")
     with pytest.raises(DataError, match="no image to train on that can be decoded"):
-        load_images(str(tmp_path), SPEC, held_out=100)
+        load_dataset(str(tmp_path), SPEC, held_out=100)
 
 
 def test_images_to_measure_on_get_the_labels_of_the_model(tmp_path):
     fill(tmp_path / "shifted", ("dog", "cat"), each=6)
     (tmp_path / "shifted" / "dog" / "000.png").write_bytes(b"nothing")
     model_labels = ["dog", "bird", "cat"]
-    images, skipped = load_labelled(str(tmp_path / "shifted"), SPEC, model_labels, at_most=100)
+    images, skipped = load_evaluation_images(str(tmp_path / "shifted"), SPEC, model_labels, at_most=100)
     assert images.labels.tolist() == [2] * 6 + [0] * 5
     assert len(skipped) == 1
-    few, _ = load_labelled(str(tmp_path / "shifted"), SPEC, model_labels, at_most=4)
+    few, _ = load_evaluation_images(str(tmp_path / "shifted"), SPEC, model_labels, at_most=4)
     assert sorted(few.labels.tolist()) in ([0, 0, 2, 2], [0, 2, 2])  # one of them may be the damaged one
-    with pytest.raises(DataError, match="classes that the model does not: dog"):
-        load_labelled(str(tmp_path / "shifted"), SPEC, ["cat", "bird"], at_most=100)
+    with pytest.raises(DataError, match="classes that the model lacks: dog"):
+        load_evaluation_images(str(tmp_path / "shifted"), SPEC, ["cat", "bird"], at_most=100)
     with pytest.raises(DataError, match="less than one for each of the 2 classes"):
-        load_labelled(str(tmp_path / "shifted"), SPEC, model_labels, at_most=1)
+        load_evaluation_images(str(tmp_path / "shifted"), SPEC, model_labels, at_most=1)
     with pytest.raises(DataError, match="1 images cannot be decoded"):
-        load_labelled(str(tmp_path / "shifted"), SPEC, model_labels, at_most=100, strict=True)
+        load_evaluation_images(str(tmp_path / "shifted"), SPEC, model_labels, at_most=100, strict=True)
 
 
 def test_of_a_ready_made_split_the_held_out_part_is_measured(tmp_path):
     fill(tmp_path / "train", each=5)
     fill(tmp_path / "test", each=2)
-    images, _ = load_labelled(str(tmp_path), SPEC, ["cat", "dog"], at_most=100)
+    images, _ = load_evaluation_images(str(tmp_path), SPEC, ["cat", "dog"], at_most=100)
     assert len(images) == 4
 
 
@@ -262,10 +269,10 @@ def test_a_hugging_face_dataset_is_read_from_disk(tmp_path):
     }
     split = datasets.Dataset.from_dict(rows, features=features)
     datasets.DatasetDict({"Training": split, "test": split}).save_to_disk(str(tmp_path / "saved"))
-    data = load_images(f"hf:{tmp_path / 'saved'}", SPEC, held_out=100)
+    data = load_dataset(f"hf:{tmp_path / 'saved'}", SPEC, held_out=100)
     assert data.labels == ["cat", "dog"]
     assert (len(data.train), len(data.held_out)) == (12, 12)
     np.testing.assert_array_equal(data.train.pixels[0], pixels_from_bytes(files[0].read_bytes(), SPEC))
     split.remove_columns("kind").save_to_disk(str(tmp_path / "unlabelled"))
     with pytest.raises(DataError, match="one of class labels, but has picture"):
-        load_images(f"hf:{tmp_path / 'unlabelled'}", SPEC, held_out=100)
+        load_dataset(f"hf:{tmp_path / 'unlabelled'}", SPEC, held_out=100)

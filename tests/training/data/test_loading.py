@@ -3,9 +3,9 @@ import pytest
 import torch
 from PIL import Image
 
-from training.data.datasets import Images, Stream
-from training.data.loading import MemoryLoader, Order, StreamLoader, random_resized_crop
-from training.data.sources import Files
+from training.data.datasets import Images, StreamedImages
+from training.data.loading import BatchOrder, MemoryLoader, StreamLoader, random_resized_crop
+from training.data.sources import ImageFolder
 from training.errors import DataError, RecipeError
 from training.recipes import load_recipe
 from tureen.preprocess import PreprocessSpec
@@ -23,11 +23,11 @@ def stream(folder, count=12):
     paths = [f"{i}.png" for i in range(count)]
     for path in paths:
         Image.fromarray(rng.integers(0, 256, (16, 20, 3), dtype=np.uint8)).save(folder / path)
-    return Stream(Files(folder, paths, np.arange(count)), np.arange(count), SPEC)
+    return StreamedImages(ImageFolder(folder, paths, np.arange(count)), np.arange(count), SPEC)
 
 
 def test_every_epoch_takes_every_image_once_in_an_order_of_its_own():
-    order = Order(recipe(), 14)
+    order = BatchOrder(recipe(), 14)
     keys = [key for batch in order.from_step(0) for key in batch]
     assert order.steps_per_epoch == 3
     for epoch in (0, 1):
@@ -38,39 +38,39 @@ def test_every_epoch_takes_every_image_once_in_an_order_of_its_own():
 
 @pytest.mark.parametrize("first", range(6))
 def test_an_order_can_be_taken_up_at_any_step(first):
-    order = Order(recipe(), 14)
+    order = BatchOrder(recipe(), 14)
     assert list(order.from_step(first)) == list(order.from_step(0))[first:]
 
 
 def test_processes_share_every_batch_among_them():
-    whole = list(Order(recipe(), 14).from_step(0))
-    shares = [list(Order(recipe(), 14, rank, 2).from_step(0)) for rank in (0, 1)]
+    whole = list(BatchOrder(recipe(), 14).from_step(0))
+    shares = [list(BatchOrder(recipe(), 14, rank, 2).from_step(0)) for rank in (0, 1)]
     for batch, first, second in zip(whole, *shares, strict=True):
         assert sorted(batch) == sorted(first + second)
 
 
 def test_shares_are_equal_even_where_images_are_fewer_than_a_batch():
-    shares = [list(Order(recipe(), 3, rank, 2).from_step(0)) for rank in (0, 1)]
+    shares = [list(BatchOrder(recipe(), 3, rank, 2).from_step(0)) for rank in (0, 1)]
     assert [[len(batch) for batch in share] for share in shares] == [[1, 1], [1, 1]]
     with pytest.raises(RecipeError, match="1 images are too few for 2 processes"):
-        Order(recipe(), 1, 0, 2)
+        BatchOrder(recipe(), 1, 0, 2)
 
 
 def test_an_image_that_vanishes_during_training_is_named(tmp_path):
     images = stream(tmp_path)
     (tmp_path / "3.png").unlink()
-    with pytest.raises(DataError, match=r"3\.png could be read when the run began"):
-        list(StreamLoader(images, recipe("epochs=1"), CPU, 0).batches(Order(recipe("epochs=1"), 12), 0))
+    with pytest.raises(DataError, match=r"3\.png could be decoded at the start of the run"):
+        list(StreamLoader(images, recipe("epochs=1"), CPU, 0).batches(BatchOrder(recipe("epochs=1"), 12), 0))
 
 
 def test_fewer_images_than_a_batch_are_one_batch():
-    assert [len(batch) for batch in Order(recipe(), 3).from_step(0)] == [3, 3]
+    assert [len(batch) for batch in BatchOrder(recipe(), 3).from_step(0)] == [3, 3]
 
 
 def test_worker_processes_decode_what_one_process_would(tmp_path):
     """The same crops from the same seed, whoever decodes; batches come in the order's order."""
     images, settings = stream(tmp_path), recipe("augmentation.crop_scale=0.3", "epochs=1")
-    order = Order(settings, len(images))
+    order = BatchOrder(settings, len(images))
     alone, shared = (list(StreamLoader(images, settings, CPU, n).batches(order, 0)) for n in (0, 2))
     for (pixels, labels), (other_pixels, other_labels), keys in zip(alone, shared, order.from_step(0), strict=True):
         assert torch.equal(pixels, other_pixels)
@@ -85,7 +85,7 @@ def test_a_stream_without_crops_gives_what_memory_holds(tmp_path):
     from tureen.preprocess import pixels_from_image
 
     pixels = np.stack([pixels_from_image(images.image(i), SPEC) for i in range(len(images))])
-    order = Order(settings, len(images))
+    order = BatchOrder(settings, len(images))
     streamed = StreamLoader(images, settings, CPU, 0).batches(order, 1)
     memory = MemoryLoader(Images(pixels, images.labels), CPU).batches(order, 1)
     for (a, labels), (b, other_labels) in zip(streamed, memory, strict=True):

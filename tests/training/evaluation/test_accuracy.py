@@ -11,14 +11,14 @@ from training.checkpoint import load_checkpoint
 from training.data.datasets import Images
 from training.errors import DivergedError, RecipeError, ZeroGradientError
 from training.evaluation.accuracy import (
-    ensemble_at,
-    epsilon_curve,
+    correct_by_beta,
+    ensemble_forward,
     epsilon_grid,
-    evaluate,
-    predictor,
-    right_answers,
+    evaluate_accuracy,
+    evaluate_epsilon_curve,
+    make_predictor,
     sign_test,
-    wilson,
+    wilson_interval,
 )
 from training.models.vit import DualTokenViT, ViTConfig
 
@@ -38,13 +38,13 @@ def vit():
 @given(st.integers(1, 5000), st.data())
 def test_an_interval_holds_its_share_and_stays_in_range(n, data):
     correct = data.draw(st.integers(0, n))
-    accuracy = wilson(correct, n)
+    accuracy = wilson_interval(correct, n)
     assert 0 <= accuracy.low <= accuracy.value == correct / n <= accuracy.high <= 1
 
 
 def test_an_interval_is_wilsons():
     # Wilson's interval for 8 of 10, as published tables have it: 0.490 to 0.943.
-    accuracy = wilson(8, 10)
+    accuracy = wilson_interval(8, 10)
     assert (accuracy.low, accuracy.high) == pytest.approx((0.490, 0.943), abs=5e-4)
 
 
@@ -84,15 +84,17 @@ def test_logits_that_are_no_numbers_are_an_error_not_an_answer(checkpoint):
     few = Images(checkpoint.held_out.pixels[:4], checkpoint.held_out.labels[:4])
     model = copy.deepcopy(checkpoint.model)
     model.head.bias.fill_(math.nan)
-    with pytest.raises(DivergedError, match="logits are no numbers"):
-        right_answers(predictor(model), few, [0.0])
+    with pytest.raises(DivergedError, match="logits of the model are not finite"):
+        correct_by_beta(make_predictor(model), few, [0.0])
     with pytest.raises((DivergedError, ZeroGradientError)):
-        evaluate(model, few, betas=[0.0], epsilon_255=8, steps=1)
+        evaluate_accuracy(model, few, betas=[0.0], epsilon_255=8, steps=1)
 
 
 def test_measuring_again_gives_the_same_rows(checkpoint):
     few = Images(checkpoint.held_out.pixels[:60], checkpoint.held_out.labels[:60])
-    first, again = (evaluate(checkpoint.model, few, betas=[0.3, 1.0], epsilon_255=38, steps=5) for _ in range(2))
+    first, again = (
+        evaluate_accuracy(checkpoint.model, few, betas=[0.3, 1.0], epsilon_255=38, steps=5) for _ in range(2)
+    )
     assert first == again
     assert [row.beta for row in first] == [0.3, 1.0]
 
@@ -101,15 +103,15 @@ def test_a_radius_of_a_half_drives_to_chance_and_zero_to_clean(checkpoint):
     """The attack is able: where anything is allowed, nothing is left; where nothing is, everything."""
     few = Images(checkpoint.held_out.pixels[:100], checkpoint.held_out.labels[:100])
     for beta in (0.0, 1.0):
-        (unlimited,) = evaluate(checkpoint.model, few, betas=[beta], epsilon_255=127.5, steps=40)
+        (unlimited,) = evaluate_accuracy(checkpoint.model, few, betas=[beta], epsilon_255=127.5, steps=40)
         assert unlimited.robust.value <= 0.1
-        (none,) = evaluate(checkpoint.model, few, betas=[beta], epsilon_255=0, steps=2)
+        (none,) = evaluate_accuracy(checkpoint.model, few, betas=[beta], epsilon_255=0, steps=2)
         assert none.robust.value == none.clean.value
 
 
 def test_more_steps_are_never_weaker_by_more_than_chance(checkpoint):
     one, many = (
-        evaluate(checkpoint.model, checkpoint.held_out, betas=[1.0], epsilon_255=38, steps=steps)[0]
+        evaluate_accuracy(checkpoint.model, checkpoint.held_out, betas=[1.0], epsilon_255=38, steps=steps)[0]
         for steps in (1, 20)
     )
     assert many.robust.value <= one.robust.value
@@ -122,7 +124,7 @@ def test_every_beta_falls_as_arithmetic_says_to_any_attack(grey_model, grey_imag
     """From 10/255, images nearer to mid-grey than 30 levels fall at β = 0, than 20 at ½, than 10 at 1; beyond 1 alike,
     until the checkerboard counts again."""
     images = grey_images(LEVELS)
-    rows = evaluate(grey_model, images, betas=[0.0, 0.5, 1.0, 2.0], epsilon_255=10, steps=4, attack=attack)
+    rows = evaluate_accuracy(grey_model, images, betas=[0.0, 0.5, 1.0, 2.0], epsilon_255=10, steps=4, attack=attack)
     assert [row.robust.value for row in rows] == pytest.approx([0.7, 0.85, 0.9, 0.7])
     assert all(row.clean.value == 1 and row.n == 200 for row in rows)
     assert {(row.attack, row.epsilon_255) for row in rows} == {(label, 10)}
@@ -131,14 +133,14 @@ def test_every_beta_falls_as_arithmetic_says_to_any_attack(grey_model, grey_imag
 def test_an_image_that_is_wrong_anyway_is_not_robust(grey_model, grey_images):
     images = grey_images([28, 228, 100])
     images.labels[:] = 1 - images.labels
-    (row,) = evaluate(grey_model, images, betas=[1.0], epsilon_255=255, steps=4)
+    (row,) = evaluate_accuracy(grey_model, images, betas=[1.0], epsilon_255=255, steps=4)
     assert (row.clean.value, row.robust.value) == (0, 0)
 
 
 def test_the_curve_over_the_radius_is_the_closed_form_and_ends_with_nothing(grey_model, grey_images):
     """The images further from mid-grey than 3ε at β = 0, than ε at β = 1: none is further than 99.5."""
     seen = []
-    curve = epsilon_curve(
+    curve = evaluate_epsilon_curve(
         grey_model,
         grey_images(LEVELS),
         betas=[0.0, 1.0],
@@ -162,30 +164,30 @@ def test_the_radii_double_up_to_a_half_of_the_range(epsilon_255, grid):
 
 def test_an_unknown_attack_is_named(grey_model, grey_images):
     with pytest.raises(RecipeError, match=r"no attack 'cw': choose fgsm, pgd"):
-        evaluate(grey_model, grey_images([100]), betas=[0.0], epsilon_255=8, steps=4, attack="cw")
+        evaluate_accuracy(grey_model, grey_images([100]), betas=[0.0], epsilon_255=8, steps=4, attack="cw")
 
 
 def test_a_model_without_a_gradient_is_an_error_not_robust(margin_model, grey_images):
     model = margin_model(lambda images, betas: (images - 0.5).mean(dim=(1, 2, 3)).sign())
     with pytest.raises(ZeroGradientError):
-        evaluate(model, grey_images([100, 200]), betas=[0.0], epsilon_255=8, steps=4)
+        evaluate_accuracy(model, grey_images([100, 200]), betas=[0.0], epsilon_255=8, steps=4)
 
 
 def test_an_ensemble_mixes_probabilities(vit):
     x = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     clean, robust = (vit(x, torch.full((6,), beta)).softmax(1) for beta in (0.0, 1.0))
     assert (clean - robust).abs().max() > 0.1
-    torch.testing.assert_close(ensemble_at(vit, 0.25)(x).exp(), 0.75 * clean + 0.25 * robust)
+    torch.testing.assert_close(ensemble_forward(vit, 0.25)(x).exp(), 0.75 * clean + 0.25 * robust)
 
 
 @pytest.mark.parametrize("beta", [0.0, 1.0])
 def test_an_ensemble_of_one_mode_is_that_mode_and_can_be_attacked(vit, beta):
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
-    labels = predictor(vit)(pixels, [beta] * 40).argmax(1)
+    labels = make_predictor(vit)(pixels, [beta] * 40).argmax(1)
     soup, ensemble = (
-        evaluate(vit, Images(pixels, labels), betas=[beta], epsilon_255=4, steps=5, **how)[0]
-        for how in ({}, {"forward_at": ensemble_at})
+        evaluate_accuracy(vit, Images(pixels, labels), betas=[beta], epsilon_255=4, steps=5, **how)[0]
+        for how in ({}, {"forward_at": ensemble_forward})
     )
     assert ensemble.clean == soup.clean
     assert 0 < soup.robust.value < 1
@@ -196,14 +198,14 @@ def test_an_ensemble_of_one_mode_is_that_mode_and_can_be_attacked(vit, beta):
 @pytest.mark.parametrize("beta", [-0.1, 1.1])
 def test_an_ensemble_has_no_beta_beyond_its_modes(vit, beta):
     with pytest.raises(RecipeError, match="lies in"):
-        ensemble_at(vit, beta)
+        ensemble_forward(vit, beta)
 
 
 def test_answers_are_those_of_each_beta_in_batches_too(vit):
     rng = np.random.default_rng(1)
     images = Images(rng.integers(0, 256, (300, 8, 8, 3), dtype=np.uint8), rng.integers(0, 4, 300))
-    answers = right_answers(predictor(vit), images, [0.0, 0.5, 1.0])
+    answers = correct_by_beta(make_predictor(vit), images, [0.0, 0.5, 1.0])
     assert answers.shape == (3, 300)
-    rows = evaluate(vit, images, betas=[0.0, 0.5, 1.0], epsilon_255=0, steps=1)
+    rows = evaluate_accuracy(vit, images, betas=[0.0, 0.5, 1.0], epsilon_255=0, steps=1)
     assert answers.mean(axis=1).tolist() == [row.clean.value for row in rows]
     assert len({row.clean.value for row in rows}) > 1

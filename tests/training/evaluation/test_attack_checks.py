@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from training.errors import ZeroGradientError
-from training.evaluation.accuracy import wilson
-from training.evaluation.attack_checks import CHECKS, check_radii, sanity_checks
+from training.evaluation.accuracy import wilson_interval
+from training.evaluation.attack_checks import CHECKS, check_attack, check_epsilon_curve
 from tureen.bundle.manifest import AccuracyRow
 
 LEVELS = range(28, 228)
@@ -15,13 +15,13 @@ HALF, VANISHED = "a radius of a half leaves chance at most", "gradients vanish f
 
 
 def failed(model, images, *, epsilon_255=32, steps=8, betas=(0.0,), **how):
-    checks = sanity_checks(model, images, epsilon_255=epsilon_255, steps=steps, betas=betas, **how)
+    checks = check_attack(model, images, epsilon_255=epsilon_255, steps=steps, betas=betas, **how)
     return {check.name for check in checks if not check.has_passed}
 
 
 def test_an_honest_model_passes_every_check_at_both_modes(grey_model, grey_images):
     seen = []
-    checks = sanity_checks(grey_model, grey_images(LEVELS), epsilon_255=10, steps=4, on_check=lambda: seen.append(1))
+    checks = check_attack(grey_model, grey_images(LEVELS), epsilon_255=10, steps=4, on_check=lambda: seen.append(1))
     names = [TWICE_WEAKER, TWICE_STRONGER, SINGLE, NOISE, HALF, VANISHED]
     assert [(check.beta, check.name) for check in checks] == [(beta, name) for beta in (0, 1) for name in names]
     assert all(check.has_passed and check.n == 128 for check in checks)
@@ -35,7 +35,7 @@ def test_an_honest_model_passes_every_check_at_both_modes(grey_model, grey_image
 def test_the_same_images_are_checked_again_and_not_the_first_alone(grey_model, grey_images):
     """A folder's images come class by class: its first would all be of one class."""
     images = grey_images(sorted(list(LEVELS) * 2))
-    first, again = (sanity_checks(grey_model, images, epsilon_255=10, steps=2) for _ in range(2))
+    first, again = (check_attack(grey_model, images, epsilon_255=10, steps=2) for _ in range(2))
     assert first == again
     robust = next(check.figures["PGD-2"] for check in first if check.beta == 1 and check.name == SINGLE)
     assert robust == pytest.approx(0.9, abs=0.08)  # the first 128 are all robust
@@ -87,12 +87,12 @@ def test_images_without_a_gradient_are_counted(margin_model, grey_images):
 
 
 def test_what_cannot_be_asked_of_an_attack_is_left_out(grey_model, grey_images):
-    checks = sanity_checks(grey_model, grey_images(LEVELS), epsilon_255=10, steps=4, attack="fgsm", betas=[1.0])
+    checks = check_attack(grey_model, grey_images(LEVELS), epsilon_255=10, steps=4, attack="fgsm", betas=[1.0])
     assert [check.name for check in checks] == [NOISE, HALF, VANISHED]
 
 
 def row(beta, epsilon_255, right):
-    share = wilson(right, 100)
+    share = wilson_interval(right, 100)
     return AccuracyRow(beta=beta, n=100, clean=share, robust=share, attack="PGD-4", epsilon_255=epsilon_255)
 
 
@@ -102,7 +102,7 @@ def test_a_curve_that_rises_with_the_radius_is_found_out():
         for beta, shares in {0.0: (90, 50, 52), 1.0: (90, 40, 70)}.items()
         for epsilon, right in zip((0, 4, 8), shares, strict=True)
     ]
-    falls, rises = check_radii(curve)
+    falls, rises = check_epsilon_curve(curve)
     assert (falls.beta, falls.has_passed) == (0, True)
     assert (rises.beta, rises.has_passed) == (1, False)
     assert rises.figures == {"ε 0/255": 0.9, "ε 4/255": 0.4, "ε 8/255": 0.7}

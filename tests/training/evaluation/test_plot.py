@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training.evaluation.accuracy import wilson
+from training.evaluation.accuracy import wilson_interval
 from training.evaluation.plot import BLUE, VERMILION, plot_accuracy, plot_epsilon_curve, plot_matrix, plot_shifts
 from tureen.bundle.manifest import AccuracyRow, ShiftRow, Suspect, TransferMatrix
 
@@ -17,8 +17,8 @@ def rows(betas, epsilon_255=38.0):
         AccuracyRow(
             beta=beta,
             n=450,
-            clean=wilson(445, 450),
-            robust=wilson(max(0, int(120 + 180 * beta - 3 * (epsilon_255 - 38))), 450),
+            clean=wilson_interval(445, 450),
+            robust=wilson_interval(max(0, int(120 + 180 * beta - 3 * (epsilon_255 - 38))), 450),
             attack="PGD-40",
             epsilon_255=epsilon_255,
         )
@@ -35,7 +35,7 @@ def matrix(suspects=()):
         robust=[[0.27 + 0.06 * abs(i - j) + 0.1 * j for j in range(5)] for i in range(5)],
         joint_attack="PGD-40",
         joint=[0.31, 0.38, 0.55, 0.66, 0.7],
-        worst=[wilson(count, 450) for count in (118, 160, 245, 290, 300)],
+        worst=[wilson_interval(count, 450) for count in (118, 160, 245, 290, 300)],
         suspects=[Suspect(attacked=attacked, served=served, p_value=1e-5) for attacked, served in suspects],
     )
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from training.evaluation.accuracy import evaluate
+from training.evaluation.accuracy import evaluate_accuracy
 from training.evaluation.transfer import joint_pgd, transfer_matrix
 
 LEVELS = range(28, 228)  # at distances from mid-grey of 0.5, 1.5, … 99.5, twice each
@@ -14,7 +14,7 @@ def test_the_diagonal_is_what_evaluation_measures_and_the_rest_transfers(grey_mo
     """An attack of 10/255 moves the margin by 30 levels at β = 0 and 10 at β = 1; made for the other, by 10 and 0."""
     images = grey_images(LEVELS)
     matrix = transfer_matrix(grey_model, images, betas=BETAS, epsilon_255=10, steps=4)
-    rows = evaluate(grey_model, images, betas=BETAS, epsilon_255=10, steps=4)
+    rows = evaluate_accuracy(grey_model, images, betas=BETAS, epsilon_255=10, steps=4)
     assert [matrix.robust[i][i] for i in range(2)] == [row.robust.value for row in rows]
     assert matrix.robust == [pytest.approx([0.7, 1.0]), pytest.approx([0.9, 0.9])]
     assert [worst.value for worst in matrix.worst] == pytest.approx([0.7, 0.9])

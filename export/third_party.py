@@ -1,7 +1,7 @@
-"""Somebody else's model, ready for export: a plain ViT of timm, transformers or torchvision as a checkpoint of ours.
+"""Loads a third-party model for export: a plain ViT of timm, transformers or torchvision.
 
-It has one token until it is co-trained. What no file says of it is assumed, and told; what can be measured of it with
-labelled images is measured by PyTorch before anything is compiled.
+It has one token until it is co-trained. Settings that no file has are assumed and reported. With labelled images,
+PyTorch measures its accuracy before the export compiles anything.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import numpy as np
 from tqdm import tqdm
 
 from export.errors import ExportError
-from export.pipeline import MAX_IMAGES, made_up_pictures
-from export.source_config import distinct, evaluation_view, read_labels, stated_labels
+from export.pipeline import MAX_IMAGES, synthetic_pictures
+from export.source_config import evaluation_view, labels_from_config, read_labels, unique_labels
 from training.checkpoint import CHECKPOINT, MODEL, Checkpoint
-from training.data.datasets import Images, load_labelled
-from training.data.sources import name_of, open_source
+from training.data.datasets import Images, load_evaluation_images
+from training.data.sources import model_name, open_source
 from training.distributed import best_device, cpus_per_process
 from training.errors import CheckpointError
 from training.evaluation.measure import Measurement
@@ -31,32 +31,34 @@ from tureen.bundle.manifest import AccuracyRow
 from tureen.preprocess import PreprocessSpec
 from tureen.tokens import CLEAN_BETA, ROBUST_BETA
 
-FINETUNE = RECIPES["finetune"]  # what co-training would measure, so that before and after can be compared
-MADE_UP_PICTURES = 64
+FINETUNE = RECIPES["finetune"]  # the measurement of co-training, so that accuracies before and after are comparable
+SYNTHETIC_PICTURES = 64
 
 
 @dataclass(frozen=True)
-class ForeignOptions:
-    """What whoever exports somebody else's model may say of it."""
+class ThirdPartyOptions:
+    """The options of an export of a third-party model."""
 
-    data: str | None = None  # labelled images, as for `training.data.datasets.load_labelled`
+    data: str | None = None  # labelled images, as for `training.data.datasets.load_evaluation_images`
     labels: Path | None = None  # a text file, one label a line
-    images: int | None = None  # to measure on, at most; 512 where None, or one of each class where these are more
+    images: int | None = None  # maximum for the measurement; None: 512, or the number of classes if that is larger
     epsilon_255: float = FINETUNE.epsilon_255  # radius of the attack; 0: none
-    crop_fraction: float | None = None  # instead of what the files say
+    crop_fraction: float | None = None  # overrides the files
 
 
-def is_foreign(path: Path) -> bool:
-    """Whether the path is of somebody else's weights: a file, or a directory that holds them and is no run of ours."""
+def is_third_party(path: Path) -> bool:
+    """Return whether the path has third-party weights: a file, or a directory with weights and without a checkpoint."""
     return path.is_file() or ((path / MODEL).is_file() and not (path / CHECKPOINT).is_file())
 
 
-def load_foreign(path: Path, options: ForeignOptions, report: Callable[[str], None] = lambda line: None) -> Checkpoint:
-    """The single-token model at `path` as a checkpoint: both tokens its own, its accuracy measured at β = 0 and 1.
+def load_third_party(
+    path: Path, options: ThirdPartyOptions, report: Callable[[str], None] = lambda line: None
+) -> Checkpoint:
+    """Return the single-token model at `path` as a checkpoint with two equal tokens and accuracy rows at β = 0 and 1.
 
-    Its recipe is `finetune`'s, with the model's name and shape: nothing was trained by it, but it says how accuracy is
-    measured. Without `data` there are made-up pictures to compare engines on, and no accuracy. report: told what was
-    assumed. Raises ExportError, CheckpointError or DataError.
+    Its recipe is `finetune` with the name and shape of the model; it only describes how accuracy is measured. Without
+    `data` the checkpoint has synthetic pictures for the comparison of engines, and no accuracy. report: called with
+    each assumption. Raises ExportError, CheckpointError or DataError.
     """
     pretrained = _load(path)
     model = pretrained.model.eval().requires_grad_(False)
@@ -71,14 +73,14 @@ def load_foreign(path: Path, options: ForeignOptions, report: Callable[[str], No
     for sentence in assumed:
         report(f"  {sentence}")
     recipe = FINETUNE.model_copy(
-        update={"name": name_of(path), "model": model.config, "epsilon_255": options.epsilon_255}
+        update={"name": model_name(path), "model": model.config, "epsilon_255": options.epsilon_255}
     )
     if options.data is None:
-        pictures = made_up_pictures(MADE_UP_PICTURES, model.config.image_size)
-        images, accuracy = Images(pictures, np.full(MADE_UP_PICTURES, -1)), []
+        pictures = synthetic_pictures(SYNTHETIC_PICTURES, model.config.image_size)
+        images, accuracy = Images(pictures, np.full(SYNTHETIC_PICTURES, -1)), []
         report(
-            f"no --data: accuracy is not measured, and engines are proven in fp32 alone, on {MADE_UP_PICTURES} made-up "
-            "pictures; lower precisions need real images"
+            f"no --data: accuracy is not measured, and engines are proven in fp32 only, on {SYNTHETIC_PICTURES} "
+            "synthetic pictures; lower precisions need real images"
         )
     else:
         assert folders is not None
@@ -104,42 +106,46 @@ def _load(path: Path) -> Pretrained:
         except CheckpointError as error:
             raise error from None
         raise ExportError(
-            f"{path} has no linear classifier, so there is nothing to serve: give it one and co-train it with "
+            f"{path} has no linear classifier, so it cannot be served: add one and co-train the model with "
             f"`tureen train finetune --init {path} --data DIR`"
         ) from None
 
 
 def _labels(
-    path: Path, options: ForeignOptions, classes: int, folders: Sequence[str] | None
+    path: Path, options: ThirdPartyOptions, classes: int, folders: Sequence[str] | None
 ) -> tuple[list[str], list[str]]:
-    """What the outputs are called, and what had to be assumed for it; `folders` are the classes of the images."""
+    """Return the names of the outputs, and the assumptions made; `folders` are the classes of the images."""
     source, assumed = str(options.labels or "the config.json beside the weights"), []
-    labels = read_labels(options.labels) if options.labels else stated_labels(path if path.is_dir() else path.parent)
+    labels = (
+        read_labels(options.labels) if options.labels else labels_from_config(path if path.is_dir() else path.parent)
+    )
     if labels is None and folders is None:
-        return [str(index) for index in range(classes)], ["each output is called by its number: no file says"]
+        return [str(index) for index in range(classes)], [
+            "the label of each output is its number (assumed: no file sets it)"
+        ]
     if labels is None:
         source, labels = str(options.data), list(folders or ())
-        assumed.append("the outputs are the folders of --data in alphabetical order: no file says")
-    labels, note = distinct(labels)
+        assumed.append("the outputs are the folders of --data in alphabetical order (assumed: no file sets it)")
+    labels, note = unique_labels(labels)
     assumed += [note] if note else []
     if len(labels) != classes:
         raise ExportError(
-            f"{source} has {len(labels)} labels, the classifier of {path} {classes} outputs: say with --labels FILE "
-            "what each output is called, one a line"
+            f"{source} has {len(labels)} labels, the classifier of {path} {classes} outputs: name each output "
+            "with --labels FILE, one label a line"
         )
     counts = Counter(labels)
     if wrong := [name for name in folders or () if counts[name] != 1]:
         raise ExportError(
-            f"{options.data} has images of {wrong[0]!r}, as {counts[wrong[0]] or 'none'} of the outputs are called in "
-            f"{source}: call the folders as the outputs, or with --labels FILE the outputs as the folders"
+            f"{options.data} has images of {wrong[0]!r}, but {counts[wrong[0]] or 'none'} of the outputs in {source} "
+            "have that name: rename the folders like the outputs, or name the outputs with --labels FILE"
         )
     return labels, assumed
 
 
-def _images(options: ForeignOptions, preprocess: PreprocessSpec, labels: list[str], *, at_least: int) -> Images:
+def _images(options: ThirdPartyOptions, preprocess: PreprocessSpec, labels: list[str], *, at_least: int) -> Images:
     assert options.data is not None
     with tqdm(desc="read images", unit="image", disable=None) as bar:
-        images, skipped = load_labelled(
+        images, skipped = load_evaluation_images(
             options.data,
             preprocess,
             labels,
@@ -148,12 +154,12 @@ def _images(options: ForeignOptions, preprocess: PreprocessSpec, labels: list[st
             on_images=lambda count: bar.update(count) and None,
         )
     for name in skipped:
-        print(f"left out, it cannot be decoded: {name}", file=sys.stderr)
+        print(f"skipped, cannot be decoded: {name}", file=sys.stderr)
     return images
 
 
 def _accuracy(pretrained: Pretrained, images: Images, recipe: Recipe) -> list[AccuracyRow]:
-    """What the token is worth, measured once and told for both modes, which it is."""
+    """Measure the accuracy once, and return it as the row of both modes, which are equal."""
     measurement = Measurement(
         pretrained.model.to(best_device()),
         images,
@@ -172,7 +178,7 @@ def _provenance(
     file = path / MODEL if path.is_dir() else path
     with file.open("rb") as weights:
         digest = hashlib.file_digest(weights, "sha256").hexdigest()
-    measured_on = f"{images} made-up pictures" if data is None else f"{images} images of {Path(data).name}"
+    measured_on = f"{images} synthetic pictures" if data is None else f"{images} images of {Path(data).name}"
     return {
         "library": pretrained.library,
         "weights": file.name,

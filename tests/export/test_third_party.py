@@ -1,4 +1,4 @@
-"""Somebody else's model, from the file its library wrote to a served bundle, against that library's own logits."""
+"""A third-party model, from the file its library wrote to a served bundle, against that library's own logits."""
 
 import json
 
@@ -9,12 +9,13 @@ import torch
 from starlette.testclient import TestClient
 
 import tureen
-from export.foreign import ForeignOptions, load_foreign, name_of
-from export.source_config import read_labels, stated_labels
+from export.source_config import labels_from_config, read_labels
+from export.third_party import ThirdPartyOptions, load_third_party
 from serve.api.app import create_app
 from serve.inference.service import Service
 from serve.settings import Settings
 from serve.telemetry.metrics import Metrics
+from training.data.sources import model_name
 from training.pretrained import HALF, IMAGENET_MEAN, IMAGENET_STD, load_pretrained
 from tureen.bundle.bundle import load_bundle
 from tureen.bundle.manifest import NAME_PATTERN
@@ -131,7 +132,7 @@ def test_without_images_nothing_is_measured_and_only_fp32_is_proven(single_token
     manifest = load_bundle(single_token_bundle).manifest
     assert (manifest.has_two_tokens, manifest.is_cotrained, manifest.accuracy) == (False, False, [])
     assert [(row.precision, row.n) for row in manifest.parity] == [("fp32", 64)]
-    assert manifest.provenance["measured_on"] == "64 made-up pictures"
+    assert manifest.provenance["measured_on"] == "64 synthetic pictures"
     assert not {"recipe", "seed"} & set(manifest.provenance)  # by which nothing was trained
 
 
@@ -158,7 +159,7 @@ def test_how_much_is_measured_and_how_hard_is_ones_choice(single_token_file, pho
     assert (manifest.has_two_tokens, manifest.is_cotrained) == (True, False)
     card = (tmp_path / "bundle" / "README.md").read_text()
     assert "PGD" not in card
-    assert "it changes nothing" in card
+    assert "which has no effect" in card
 
 
 def test_a_file_of_labels_stands_above_all_else(single_token_file, photos, tmp_path):
@@ -177,16 +178,16 @@ def test_a_byte_order_mark_is_no_part_of_the_first_label(tmp_path, end):
 def test_a_byte_order_mark_in_a_configuration_is_left_out(single_token_weights, tmp_path):
     path = saved(tmp_path / "marked", single_token_weights, config={"label_names": ANIMALS})
     (path / "config.json").write_bytes(b"\xef\xbb\xbf" + (path / "config.json").read_bytes())
-    assert stated_labels(path) == ANIMALS
+    assert labels_from_config(path) == ANIMALS
     assert load_pretrained(path).model.config.classes == 5
 
 
 def test_labels_that_a_configuration_has_twice_are_told_apart(single_token_weights, tmp_path):
     """As google/vit-base-patch16-224 has "crane", a bird and a machine."""
     config = {"id2label": dict(enumerate(["crane", "cow", "dog", "crane", "owl"]))}
-    checkpoint = load_foreign(saved(tmp_path / "twice", single_token_weights, config=config), ForeignOptions())
+    checkpoint = load_third_party(saved(tmp_path / "twice", single_token_weights, config=config), ThirdPartyOptions())
     assert checkpoint.labels == ["crane (0)", "cow", "dog", "crane (3)", "owl"]
-    assert "told apart by their number: crane" in checkpoint.provenance["assumed"]
+    assert "have their number added: crane" in checkpoint.provenance["assumed"]
 
 
 def saved(folder, weights, **files):
@@ -208,7 +209,7 @@ def saved(folder, weights, **files):
     ids=["transformers", "placeholders", "timm", "none"],
 )
 def test_labels_come_from_the_configuration(single_token_weights, tmp_path, config, labels):
-    assert stated_labels(saved(tmp_path / "named", single_token_weights, config=config)) == labels
+    assert labels_from_config(saved(tmp_path / "named", single_token_weights, config=config)) == labels
 
 
 def refused(capsys, *arguments, status=1):
@@ -234,7 +235,7 @@ def test_a_model_without_a_classifier_is_sent_to_co_training(single_token_weight
     headless = {name: tensor for name, tensor in single_token_weights.items() if not name.startswith("head.")}
     path = saved(tmp_path / "headless", headless)
     said = refused(capsys, path, "--out", tmp_path / "bundle")
-    assert "no linear classifier, so there is nothing to serve: give it one and co-train it with `tureen train " in said
+    assert "no linear classifier, so it cannot be served: add one and co-train the model with `tureen train " in said
 
 
 @pytest.mark.parametrize(
@@ -243,7 +244,7 @@ def test_a_model_without_a_classifier_is_sent_to_co_training(single_token_weight
         (ANIMALS[:4], "has 4 labels, the classifier of"),
         ([*ANIMALS, "emu"], "has 6 labels, the classifier of"),
         (["cat", "", "dog", "hen", "owl"], "has an empty line, number 2"),
-        (["cat", "cow", "dog", "hen", "emu"], "has images of 'owl', as none of the outputs are called in"),
+        (["cat", "cow", "dog", "hen", "emu"], "has images of 'owl', but none of the outputs in "),
         (["cat", "dog", "hen", "cat", "owl"], "has the label 'cat' in lines 1 and 4"),
     ],
     ids=["too few", "too many", "empty line", "another", "twice"],
@@ -260,7 +261,7 @@ def test_a_classifier_that_does_not_fit_the_images_is_refused(single_token_file,
         (tmp_path / "two" / name / "1.jpg").write_bytes((photos / name / "001.jpg").read_bytes())
     said = refused(capsys, single_token_file, "--out", tmp_path / "bundle", "--data", tmp_path / "two")
     assert "has 2 labels, the classifier of" in said
-    assert "5 outputs: say with --labels FILE" in said
+    assert "5 outputs: name each output with --labels FILE" in said
 
 
 @pytest.mark.parametrize(
@@ -305,7 +306,7 @@ def test_a_checkpoint_of_ours_takes_none_of_these_options(digits_run, tmp_path, 
             ["export", str(digits_run), "--out", str(tmp_path / "bundle"), "--tokens", "equal", "--labels", "names.txt"]
         )
     assert exit_.value.code == 2
-    assert "--tokens, --labels: for a model of somebody else alone" in capsys.readouterr().err
+    assert "--tokens, --labels: only for third-party models" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -322,5 +323,5 @@ def test_a_checkpoint_of_ours_takes_none_of_these_options(digits_run, tmp_path, 
 def test_a_name_is_made_to_fit(tmp_path, path, name):
     import re
 
-    assert name_of(tmp_path / path) == name
+    assert model_name(tmp_path / path) == name
     assert re.match(NAME_PATTERN, name)
