@@ -86,3 +86,13 @@ def test_a_manifest_keeps_what_was_measured_and_needs_none_of_it(manifest):
     values = json.loads(manifest.model_dump_json())
     del values["evaluation"]
     assert Manifest.model_validate(values).evaluation == Evaluation()
+
+
+def test_the_card_says_what_was_measured_and_what_is_not_defended(bundle):
+    card = (bundle.path / "README.md").read_text()
+    assert "PGD-10 under l∞" in card
+    assert "no single image has a guarantee" in card
+    for row in bundle.manifest.accuracy:
+        assert f"| {row.beta:g} | {100 * row.clean.value:.1f}" in card
+    for word in ("secure", "immune", "certified"):
+        assert word not in card.lower()

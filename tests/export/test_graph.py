@@ -5,7 +5,11 @@ import onnx
 import pytest
 import torch
 
-from export.graph import Backbone, CompiledBackbone, can_fold, onnx_graph
+from export.errors import ExportError
+from export.graph import Backbone, CompiledBackbone, can_fold, onnx_graph, require_exportable
+from export.parity import ParityLimits, check_parity, measure_parity
+from export.reference import compute_reference
+from training.models.resnet import DualResNet, ResNetConfig
 from training.models.vit import DualTokenViT, ViTConfig
 from tureen.engines import compile_engine
 
@@ -65,3 +69,45 @@ def test_both_opsets_answer_as_pytorch_does(model, images, opset):
         engine = compile_engine(graph, name)
         np.testing.assert_allclose(engine.run(pixels, tokens), exact, atol=1e-4)  # the export's own limit in fp32
         engine.close()
+
+
+def test_the_graph_has_the_promised_interface(bundle, checkpoint):
+    graph = onnx.load_from_string(bundle.graph)
+    shapes = {
+        value.name: [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        for value in (*graph.graph.input, *graph.graph.output)
+    }
+    assert shapes == {
+        "pixels": ["batch", 8, 8, 3],
+        "cls_token": ["batch", checkpoint.model.config.width],
+        "logits": ["batch", 10],
+    }
+    assert [entry.version for entry in graph.opset_import if entry.domain == ""] == [20]
+    assert {node.domain for node in graph.graph.node} == {""}
+
+
+def test_the_graph_carries_no_path_of_the_machine_that_made_it(bundle):
+    assert b".py" not in bundle.graph
+    assert b"/home" not in bundle.graph
+
+
+@pytest.mark.parametrize(("pool", "stem"), [("mean", "patch"), ("token", "patch"), ("mean", "conv")])
+def test_other_shapes_poolings_and_stems_export_and_agree(pool, stem):
+    torch.manual_seed(0)
+    config = ViTConfig(
+        image_size=12, patch_size=4, width=24, depth=1, heads=3, classes=3, pool=pool, stem=stem, std=(0.2, 0.3, 0.4)
+    )
+    model = DualTokenViT(config).eval().requires_grad_(False)
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 12, 12, 3), dtype=np.uint8)
+    row = measure_parity(compile_engine(onnx_graph(model), "onnxruntime"), compute_reference(model, pixels))
+    check_parity(row, ParityLimits())
+
+
+@pytest.mark.parametrize("adapter", ["norm", "both", "none"])
+def test_only_a_class_token_can_be_an_input_of_the_graph(adapter):
+    config = ViTConfig(image_size=8, patch_size=4, width=16, depth=1, heads=1, classes=2)
+    assert require_exportable(DualTokenViT(config)).config == config
+    with pytest.raises(ExportError, match=f"the model's adapter is '{adapter}'"):
+        require_exportable(DualTokenViT(config.model_copy(update={"adapter": adapter})))
+    with pytest.raises(ExportError, match="the model's adapter is 'dual'"):
+        require_exportable(DualResNet(ResNetConfig(depth=18, image_size=8, classes=2, stem="small", width=8)))

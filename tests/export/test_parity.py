@@ -1,10 +1,16 @@
 """Admission: a precision below fp32 is held to its accuracy, on images and on the same images attacked."""
 
+import numpy as np
 import pytest
+import torch
 
 from export.errors import ParityError
-from export.parity import ParityLimits, check_parity
+from export.graph import onnx_graph
+from export.parity import BATCH_SIZES, ParityLimits, check_parity, measure_parity
+from export.reference import BETAS
+from training.models.vit import DualTokenViT
 from tureen.bundle.manifest import ParityRow, ServedAccuracy
+from tureen.engines import compile_engine
 
 
 def row(precision, *, clean=0.0, transferred=0.0, beta=1.0, n=1000, agreement=1.0, difference=0.1):
@@ -86,3 +92,78 @@ def test_fp32_is_held_to_its_logits():
     with pytest.raises(ParityError, match="largest logit difference"):
         check_parity(row("fp32", difference=2e-4), ParityLimits())
     check_parity(row("fp32", difference=1e-5), ParityLimits())
+
+
+def test_parity_is_measured_and_within_the_issue_of_record(bundle):
+    rows = {(row.engine, row.precision): row for row in bundle.manifest.parity}
+    fp32 = rows["onnxruntime", "fp32"]
+    assert fp32.max_abs_diff <= 1e-4
+    assert fp32.top1_agreement == 1
+    assert fp32.n == 450
+    assert tuple(fp32.betas) == BETAS
+    assert tuple(fp32.batch_sizes) == BATCH_SIZES
+    if ("openvino", "bf16") in rows:
+        assert rows["openvino", "bf16"].top1_agreement >= 0.995
+
+
+class Altered:
+    """An engine that answers row 0 of every batch with row 1's token: what a batch that mixes rows up would do."""
+
+    name, precision, version = "onnxruntime", "fp32", "0"
+
+    def __init__(self, engine):
+        self.engine = engine
+
+    def run(self, pixels, tokens):
+        tokens = tokens.copy()
+        tokens[0] = tokens[-1]
+        return self.engine.run(pixels, tokens)
+
+    def close(self):
+        self.engine.close()
+
+
+def test_an_engine_that_mixes_up_tokens_fails_parity(bundle, expected):
+    row = measure_parity(Altered(compile_engine(bundle.graph, "onnxruntime")), expected)
+    with pytest.raises(ParityError, match="largest logit difference"):
+        check_parity(row, ParityLimits())
+
+
+class WrongWhenAlone:
+    """A bf16 engine that is right in batches of 64 and answers something else in a batch of its own size."""
+
+    name, precision, version = "openvino", "bf16", "0"
+
+    def __init__(self, engine, size, error):
+        self.engine, self.size, self.error = engine, size, error
+
+    def run(self, pixels, tokens):
+        logits = self.engine.run(pixels, tokens)
+        if len(pixels) == self.size:
+            logits[:, 0] += self.error
+        return logits
+
+    def close(self):
+        self.engine.close()
+
+
+@pytest.mark.parametrize("size", BATCH_SIZES)
+@pytest.mark.parametrize("error", [20.0, 0.6, np.nan, np.inf])
+def test_an_engine_that_is_wrong_at_one_batch_size_fails_parity(bundle, expected, size, error):
+    engine = WrongWhenAlone(compile_engine(bundle.graph, "onnxruntime"), size, error)
+    with pytest.raises(ParityError):
+        check_parity(measure_parity(engine, expected), ParityLimits())
+
+
+def test_labels_must_agree_at_every_batch_size(bundle, expected):
+    row = measure_parity(WrongWhenAlone(compile_engine(bundle.graph, "onnxruntime"), 1, 20.0), expected)
+    with pytest.raises(ParityError, match="of labels equal"):
+        check_parity(row, ParityLimits(half_max_abs_diff=1e9))
+
+
+def test_an_engine_for_other_weights_fails_parity(checkpoint, expected):
+    torch.manual_seed(0)
+    other = DualTokenViT(checkpoint.model.config).eval()
+    row = measure_parity(compile_engine(onnx_graph(other), "onnxruntime"), expected)
+    with pytest.raises(ParityError):
+        check_parity(row, ParityLimits(fp32_max_abs_diff=1e9))

@@ -9,16 +9,14 @@ import torch
 from starlette.testclient import TestClient
 
 import tureen
-from export.source_config import labels_from_config, read_labels
+from export.source_config import labels_from_config
 from export.third_party import ThirdPartyOptions, load_third_party
 from serve.api.app import create_app
 from serve.inference.service import Service
 from serve.settings import Settings
 from serve.telemetry.metrics import Metrics
-from training.data.sources import model_name
 from training.pretrained import HALF, IMAGENET_MEAN, IMAGENET_STD, load_pretrained
 from tureen.bundle.bundle import load_bundle
-from tureen.bundle.manifest import NAME_PATTERN
 from tureen.cli import main
 from tureen.preprocess import pixels_from_bytes
 
@@ -169,12 +167,6 @@ def test_a_file_of_labels_stands_above_all_else(single_token_file, photos, tmp_p
     assert manifest.labels == list(reversed(ANIMALS))
 
 
-@pytest.mark.parametrize("end", ["\n", "\r\n"], ids=["Unix", "Windows"])
-def test_a_byte_order_mark_is_no_part_of_the_first_label(tmp_path, end):
-    (tmp_path / "labels.txt").write_bytes(f"\ufeffcat{end}döner{end}".encode())
-    assert read_labels(tmp_path / "labels.txt") == ["cat", "döner"]
-
-
 def test_a_byte_order_mark_in_a_configuration_is_left_out(single_token_weights, tmp_path):
     path = saved(tmp_path / "marked", single_token_weights, config={"label_names": ANIMALS})
     (path / "config.json").write_bytes(b"\xef\xbb\xbf" + (path / "config.json").read_bytes())
@@ -196,20 +188,6 @@ def saved(folder, weights, **files):
     for name, value in files.items():
         (folder / f"{name}.json").write_text(json.dumps(value))
     return folder
-
-
-@pytest.mark.parametrize(
-    ("config", "labels"),
-    [
-        ({"id2label": {str(i): name for i, name in enumerate(ANIMALS)}}, ANIMALS),
-        ({"id2label": {str(i): f"LABEL_{i}" for i in range(5)}}, None),
-        ({"label_names": ANIMALS}, ANIMALS),
-        ({}, None),
-    ],
-    ids=["transformers", "placeholders", "timm", "none"],
-)
-def test_labels_come_from_the_configuration(single_token_weights, tmp_path, config, labels):
-    assert labels_from_config(saved(tmp_path / "named", single_token_weights, config=config)) == labels
 
 
 def refused(capsys, *arguments, status=1):
@@ -307,21 +285,3 @@ def test_a_checkpoint_of_ours_takes_none_of_these_options(digits_run, tmp_path, 
         )
     assert exit_.value.code == 2
     assert "--tokens, --labels: only for third-party models" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("path", "name"),
-    [
-        ("vit.safetensors", "vit"),
-        ("my ViT, süß.pth", "my-ViT-s"),
-        ("google/vit/model.safetensors", "vit"),
-        ("google/vit/pytorch_model.bin", "vit"),
-        (f"{'x' * 80}.pt", "x" * 64),
-        ("…/….pt", "model"),
-    ],
-)
-def test_a_name_is_made_to_fit(tmp_path, path, name):
-    import re
-
-    assert model_name(tmp_path / path) == name
-    assert re.match(NAME_PATTERN, name)

@@ -12,7 +12,6 @@ from training.data.datasets import (
     load_digits,
     load_evaluation_images,
 )
-from training.data.sources import model_name_from_images
 from training.errors import DataError
 from training.run import class_counts
 from tureen.preprocess import PreprocessSpec, pixels_from_bytes
@@ -115,20 +114,6 @@ def test_of_many_classes_the_first_are_counted_one_by_one(tmp_path):
     assert lines[1].split() == ["00", "1", "1"]
     assert len(lines) == 22
     assert lines[-1] == "  and 4 classes more, of 1 to 1 images to train on"
-
-
-@pytest.mark.parametrize(
-    ("location", "name"),
-    [
-        ("my photos", "my-photos"),
-        ("photos/train", "photos"),
-        ("photos/Train/", "photos"),
-        ("hf:uoft-cs/cifar10", "cifar10"),
-    ],
-)
-def test_a_model_is_called_as_its_images(tmp_path, monkeypatch, location, name):
-    monkeypatch.chdir(tmp_path)
-    assert model_name_from_images(location) == name
 
 
 def test_the_pixels_are_those_the_server_would_see(tmp_path):

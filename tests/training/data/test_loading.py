@@ -105,3 +105,8 @@ def test_a_random_crop_keeps_as_much_of_the_image_as_it_should():
         shares.append(width * height * (16 / 15) ** 2 / (200 * 240))
     assert 0.2 < min(shares) < 0.35
     assert 0.8 < max(shares) < 1.1
+
+
+def test_a_batch_that_does_not_divide_among_the_processes_is_refused():
+    with pytest.raises(RecipeError, match="batch_size 63 does not divide among 2 processes"):
+        BatchOrder(load_recipe("digits", ["batch_size=63"]), 1000, rank=0, processes=2)

@@ -1,22 +1,17 @@
+"""Which engines an export accepts."""
+
 import hashlib
-import re
 
 import numpy as np
 import pytest
-import torch
 
 from export.artefacts import BundleArtefacts
 from export.errors import ExportError, ParityError
-from export.graph import Backbone
 from export.parity import ParityLimits
-from export.proving import EngineRequest, prove_engines
+from export.proving import EngineRequest, candidate_engines, prove_engines
 from export.reference import compute_reference
-from export.torch_plan import build_torch_plan, traced
 from tureen.bundle.bundle import load_bundle
-from tureen.cli import main
 from tureen.engines import compile_engine
-from tureen.errors import EngineError
-from tureen.tokens import mix_rows
 
 
 @pytest.fixture(scope="module")
@@ -46,18 +41,6 @@ class StandIn:
 
     def close(self):
         self.is_closed = True
-
-
-def test_without_a_gpu_plans_are_built_and_left_out_with_time_size_and_reason(digits_run, tmp_path, capsys):
-    arguments = ["export", str(digits_run), "--out", str(tmp_path / "bundle"), "--engine", "tensorrt-rtx"]
-    assert main([*arguments, "--precision", "fp32", "--precision", "bf16"]) == 1
-    error = capsys.readouterr().err
-    for precision in ("fp32", "bf16"):
-        assert re.search(rf"built a plan for tensorrt-rtx {precision} in \d+\.\d s, [\d,]+ bytes", error)
-        reason = "built, but it does not run on this machine: this machine has no NVIDIA GPU, or no driver for it"
-        assert f"left out: tensorrt-rtx {precision}: {reason}" in error
-    assert "tensorrt-rtx, fp32, bf16 could not be proven: " in error
-    assert not list(tmp_path.iterdir())
 
 
 def test_an_engine_that_is_missing_is_told(artefacts, expected):
@@ -104,31 +87,10 @@ def test_a_plan_that_answers_wrongly_is_refused(artefacts, graph, expected):
     assert opened[0].is_closed
 
 
-def test_torch_tensorrt_builds_for_tensorrt_alone(graph, checkpoint, expected):
-    artefacts = BundleArtefacts(checkpoint.model, graph, expected, builder="torch")
-    with pytest.raises(ExportError, match="not for tensorrt-rtx: omit --plan-builder"):
-        artefacts.get("tensorrt-rtx", "fp32", "engines/tensorrt-rtx-fp32.plan")
-
-
-def test_torch_tensorrt_without_its_driver_says_what_it_needs(checkpoint, capsys):
-    with pytest.raises((ExportError, EngineError), match=r"extra \[torch-tensorrt\], an NVIDIA GPU and its driver"):
-        build_torch_plan(checkpoint.model, precision="fp16", backbone_sha256="0" * 64)
-    assert capsys.readouterr().out == ""
-
-
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
-def test_the_program_that_torch_tensorrt_compiles_is_the_backbone_at_any_batch(checkpoint, precision):
-    model = checkpoint.model
-    program = traced(model, precision, 128, device="cpu")
-    names = [spec.arg.name for spec in program.graph_signature.input_specs if spec.kind.name == "USER_INPUT"]
-    assert names == ["pixels", "cls_token"]  # and so are the plan's inputs
-    for rows in (1, 3, 128):
-        pixels = checkpoint.held_out.pixels[:rows]
-        tokens = mix_rows(*(model.soup(b).numpy(force=True) for b in (0, 1)), np.linspace(0, 1, rows))
-        inputs = torch.from_numpy(pixels), torch.from_numpy(tokens)
-        with torch.no_grad():
-            logits, wanted = program.module()(*inputs), Backbone(model).eval()(*inputs)
-        assert logits.dtype == torch.float32
-        # Logits near 12, a few roundings of half a unit in the last place each.
-        tolerance = {"fp32": 1e-4, "fp16": 4 * 2**-11 * 12, "bf16": 4 * 2**-8 * 12}[precision]
-        np.testing.assert_allclose(logits.numpy(), wanted.numpy(), atol=tolerance)
+def test_candidates_are_limited_to_the_request_and_int8_needs_images():
+    (fp32,) = candidate_engines(["onnxruntime"], ["fp32"], has_calibration=False)
+    assert fp32 == ("onnxruntime", "fp32", "backbone.onnx")
+    assert not candidate_engines(["onnxruntime"], ["int9"], has_calibration=True)
+    without = {precision for _, precision, _ in candidate_engines(["openvino"], has_calibration=False)}
+    with_images = {precision for _, precision, _ in candidate_engines(["openvino"], has_calibration=True)}
+    assert with_images - without == {"int8"}

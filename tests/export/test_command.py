@@ -1,0 +1,42 @@
+"""The command `tureen export`."""
+
+import json
+import re
+
+from tureen.bundle.bundle import load_bundle
+from tureen.cli import main
+
+
+def test_the_command_exports_what_is_asked_and_overwrites_when_told(digits_run, tmp_path, capsys):
+    out = tmp_path / "bundle"
+    arguments = [
+        "export",
+        str(digits_run),
+        "--out",
+        str(out),
+        "--engine",
+        "onnxruntime",
+        "--precision",
+        "fp32",
+        "--json",
+    ]
+    assert main([*arguments, "--name", "mine", "--default-beta", "robust"]) == 0
+    manifest = json.loads(capsys.readouterr().out)
+    assert (manifest["name"], manifest["default_beta"]) == ("mine", 1.0)
+    assert [(row["engine"], row["precision"]) for row in manifest["parity"]] == [("onnxruntime", "fp32")]
+    assert main(arguments) == 1
+    assert "exists already" in capsys.readouterr().err
+    assert main([*arguments, "--force"]) == 0
+    assert load_bundle(out).manifest.name == "digits"
+
+
+def test_without_a_gpu_plans_are_built_and_left_out_with_time_size_and_reason(digits_run, tmp_path, capsys):
+    arguments = ["export", str(digits_run), "--out", str(tmp_path / "bundle"), "--engine", "tensorrt-rtx"]
+    assert main([*arguments, "--precision", "fp32", "--precision", "bf16"]) == 1
+    error = capsys.readouterr().err
+    for precision in ("fp32", "bf16"):
+        assert re.search(rf"built a plan for tensorrt-rtx {precision} in \d+\.\d s, [\d,]+ bytes", error)
+        reason = "built, but it does not run on this machine: this machine has no NVIDIA GPU, or no driver for it"
+        assert f"left out: tensorrt-rtx {precision}: {reason}" in error
+    assert "tensorrt-rtx, fp32, bf16 could not be proven: " in error
+    assert not list(tmp_path.iterdir())

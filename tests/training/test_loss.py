@@ -1,0 +1,59 @@
+"""Eq. 1 against two separate forward passes, and the schedules."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from training.attacks.gradient import pgd
+from training.loss import combined_loss, cotraining_losses, scheduled_epsilon, scheduled_learning_rate
+from training.models.vit import DualTokenViT
+from training.recipes import load_recipe
+
+SMALL = ["epochs=4", "batch_size=16", "model.width=16", "model.depth=1"]
+
+
+def test_the_losses_are_those_of_two_separate_forward_passes():
+    """One pass over both halves, each row at its own β, is Eq. 1 computed the long way."""
+    recipe = load_recipe("digits", SMALL)
+    torch.manual_seed(0)
+    model = DualTokenViT(recipe.model)
+    x, y = torch.rand(8, 3, 8, 8), torch.randint(0, 10, (8,))
+    clean_loss, robust_loss = cotraining_losses(
+        model, x, y, recipe=recipe, epsilon=0.1, generator=torch.Generator().manual_seed(3)
+    )
+    adversarial = pgd(
+        lambda z: model(z, torch.ones(8)),
+        x,
+        y,
+        epsilon=0.1,
+        steps=recipe.attack_steps,
+        step_size=0.1 * recipe.attack_step,
+        generator=torch.Generator().manual_seed(3),
+    )
+    torch.testing.assert_close(clean_loss, F.cross_entropy(model(x, torch.zeros(8)), y))
+    torch.testing.assert_close(robust_loss, F.cross_entropy(model(adversarial, torch.ones(8)), y))
+    torch.testing.assert_close(combined_loss(clean_loss, robust_loss, 0.25), 0.25 * clean_loss + 0.75 * robust_loss)
+
+
+def test_the_attack_uses_the_model_and_the_loss_what_is_wrapped_around_it():
+    """So that DistributedDataParallel sees the one pass whose gradients it must exchange, and no other."""
+    recipe = load_recipe("digits", SMALL)
+    model = DualTokenViT(recipe.model).train()
+    rows, attacked_in = [], []
+
+    def wrapped(images, betas):
+        rows.append(len(images))
+        return model(images, betas)
+
+    model.register_forward_pre_hook(lambda module, _: attacked_in.append(module.training))
+    x, y = torch.rand(4, 3, 8, 8), torch.tensor([0, 1, 2, 3])
+    cotraining_losses(model, x, y, recipe=recipe, epsilon=0.1, generator=torch.Generator(), forward=wrapped)
+    assert rows == [8]
+    assert attacked_in == [False] * recipe.attack_steps + [True]
+
+
+def test_the_schedules():
+    recipe = load_recipe("digits", ["warmup=0.2", "learning_rate=1", "epsilon_ramp=0.5", "epsilon_255=51"])
+    assert [scheduled_learning_rate(recipe, p) for p in (0, 0.1, 0.2, 0.6, 1)] == pytest.approx([0, 0.5, 1, 0.5, 0])
+    assert [scheduled_epsilon(recipe, p) for p in (0, 0.25, 0.5, 1)] == pytest.approx([0, 0.1, 0.2, 0.2])
+    assert scheduled_epsilon(load_recipe("digits", ["epsilon_ramp=0", "epsilon_255=51"]), 0) == pytest.approx(0.2)

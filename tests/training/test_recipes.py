@@ -1,0 +1,26 @@
+"""Settings of a recipe, and its fingerprint."""
+
+import pytest
+
+from training.errors import RecipeError
+from training.recipes import load_recipe
+
+
+def test_how_a_run_is_measured_may_change_before_it_is_resumed():
+    recipe = load_recipe("digits", ["evaluation_steps=7", "evaluation_attack=apgd"])
+    assert recipe.fingerprint() == load_recipe("digits").fingerprint()
+    assert recipe.fingerprint() != load_recipe("digits", ["evaluation_images=7"]).fingerprint()
+
+
+def test_settings_reach_the_recipe_by_name():
+    recipe = load_recipe("digits", ["epochs=7", "model.depth=2", "evaluation_betas=0,0.1,1"])
+    assert (recipe.epochs, recipe.model.depth, recipe.evaluation_betas) == (7, 2, (0, 0.1, 1))
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["alpha=2", "model=1", "model.patch_size=3", "nothing=1", "model.nothing=1", "evaluation_betas=0.5", "x.y=1"],
+)
+def test_a_wrong_setting_is_named(setting):
+    with pytest.raises(RecipeError):
+        load_recipe("digits", [setting])
