@@ -1,4 +1,4 @@
-"""Graphs whose own types are fp16 or bf16: what runs them on a CPU gives PyTorch's fp32 logits, to their rounding."""
+"""Graphs with fp16 or bf16 types: engines on a CPU give the fp32 logits of PyTorch, up to rounding."""
 
 import numpy as np
 import onnx
@@ -26,7 +26,7 @@ def graph(checkpoint, precision):
 
 @pytest.fixture(scope="module")
 def rows(checkpoint):
-    """Pixels, tokens of as many β, and PyTorch's logits in fp32."""
+    """Pixels, a token for each at a different β, and the fp32 logits of PyTorch."""
     model = checkpoint.model
     pixels = checkpoint.held_out.pixels[:128]
     tokens = mix_rows(*(model.soup(beta).numpy(force=True) for beta in (0, 1)), np.linspace(0, 1, len(pixels)))
@@ -70,7 +70,7 @@ def test_the_models_own_weights_stay_as_they_are(checkpoint, graph):
 
 
 def test_pixels_are_cast_before_all_else(graph):
-    """TensorRT does nothing but cast a uint8 tensor."""
+    """TensorRT supports no operation on a uint8 tensor but a cast."""
     proto = onnx.load_from_string(graph)
     assert [node.op_type for node in proto.graph.node if "pixels" in node.input] == ["Cast"]
 

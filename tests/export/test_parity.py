@@ -1,4 +1,4 @@
-"""Admission: a precision below fp32 is held to its accuracy, on images and on the same images attacked."""
+"""The limits of parity: logits in fp32, accuracy on clean and attacked images in lower precisions."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from tureen.engines import compile_engine
 
 
 def row(precision, *, clean=0.0, transferred=0.0, beta=1.0, n=1000, agreement=1.0, difference=0.1):
-    """A row whose accuracy at one β is that many points above fp32's, and equal at the others."""
+    """Return a row whose accuracy at one β is that many points above fp32, and equal at the others."""
     accuracy = [
         ServedAccuracy(
             beta=b,
@@ -53,7 +53,7 @@ def test_accuracy_may_differ_by_so_many_points_at_every_beta(precision, points, 
 
 
 def test_more_accurate_under_transferred_attacks_is_no_merit():
-    """What was made to fool fp32 says nothing of a model so different that it is not fooled."""
+    """Images that fool fp32 say nothing about a very different model, which they do not fool."""
     with pytest.raises(ParityError, match="transferred"):
         check_parity(row("int8", transferred=5), ParityLimits())
 
@@ -107,7 +107,7 @@ def test_parity_is_measured_and_within_the_issue_of_record(bundle):
 
 
 class Altered:
-    """An engine that answers row 0 of every batch with row 1's token: what a batch that mixes rows up would do."""
+    """An engine that runs row 0 of every batch with the token of the last row, as if it mixed up rows."""
 
     name, precision, version = "onnxruntime", "fp32", "0"
 
@@ -130,7 +130,7 @@ def test_an_engine_that_mixes_up_tokens_fails_parity(bundle, expected):
 
 
 class WrongWhenAlone:
-    """A bf16 engine that is right in batches of 64 and answers something else in a batch of its own size."""
+    """A bf16 engine with wrong logits at one batch size only."""
 
     name, precision, version = "openvino", "bf16", "0"
 

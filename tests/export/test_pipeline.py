@@ -1,4 +1,4 @@
-"""From a checkpoint to a bundle, or to an error and no file."""
+"""The export of a checkpoint to a bundle, or to an error without any file."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Which engines an export accepts."""
+"""The engines that an export accepts or rejects."""
 
 import hashlib
 
@@ -30,7 +30,7 @@ def artefacts(graph, checkpoint, expected):
 
 
 class StandIn:
-    """An engine that stands for a GPU's: the graph in ONNX Runtime, under the plan's name, with an error if told."""
+    """A substitute for a GPU engine: runs the graph in ONNX Runtime, and adds an error to the logits."""
 
     def __init__(self, graph, record, error=0.0):
         self.engine, self.error, self.is_closed = compile_engine(graph, "onnxruntime"), np.float32(error), False

@@ -1,4 +1,4 @@
-"""int8: a real model quantised, run by both engines, and admitted or left out by what it costs."""
+"""int8: a real model quantised, run by both engines, and accepted or rejected by its loss of accuracy."""
 
 import io
 import json
@@ -112,7 +112,7 @@ def picture(seed):
 
 @pytest.fixture
 def photos(tmp_path):
-    """Two classes of three pictures each, one file damaged."""
+    """Two classes of three images each; one file is damaged."""
     for index in range(6):
         folder = tmp_path / "photos" / "ab"[index % 2]
         folder.mkdir(parents=True, exist_ok=True)

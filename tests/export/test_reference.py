@@ -7,7 +7,7 @@ from training.data.datasets import Images
 
 
 def test_the_reference_is_what_was_evaluated(checkpoint, expected):
-    """Clean accuracy from the export's reference equals the table's: one preprocessing, one meaning of β."""
+    """Clean accuracy of the reference equals that of the training: same preprocessing, same meaning of β."""
     for row in checkpoint.accuracy:
         right = expected.images.logits[BETAS.index(row.beta)].argmax(1) == checkpoint.held_out.labels
         assert right.mean() == row.clean.value

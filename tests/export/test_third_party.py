@@ -1,4 +1,4 @@
-"""A third-party model, from the file its library wrote to a served bundle, against that library's own logits."""
+"""Third-party models from file to served bundle, compared with the logits of their library."""
 
 import json
 
@@ -31,7 +31,7 @@ def _seeded():
 
 
 def randomised(model):
-    """The model in eval mode, every parameter moved, so that its logits differ between images."""
+    """Return the model in eval mode with every parameter changed, so that its logits differ between images."""
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -39,14 +39,14 @@ def randomised(model):
 
 
 def exported(path, out, *arguments):
-    """The manifest of the bundle that the command makes of the path."""
+    """Export the path by the command; returns the manifest of the bundle."""
     command = ["export", str(path), "--out", str(out), "--engine", "onnxruntime", *map(str, arguments)]
     assert main(command) == 0
     return load_bundle(out).manifest
 
 
 def assert_same_logits(bundle, photos, original, *, mean, std):
-    """The bundle, loaded and over HTTP, answers to encoded images what the original does to their pixels."""
+    """Compare the bundle, loaded and over HTTP, with the logits of the original for the same images."""
     images = [(photos / name / "003.jpg").read_bytes() for name in ANIMALS]
     with tureen.load(bundle, engine="onnxruntime") as soup:
         spec = soup.bundle.manifest.preprocess
@@ -191,7 +191,7 @@ def saved(folder, weights, **files):
 
 
 def refused(capsys, *arguments, status=1):
-    """What the command says on one line as it fails."""
+    """Run the command, which must fail; returns the last line of its error output."""
     capsys.readouterr()
     assert main(["export", *map(str, arguments)]) == status
     error = capsys.readouterr().err

@@ -97,7 +97,7 @@ def test_a_state_that_lacks_a_part_is_refused(tmp_path, lost):
 
 
 def test_a_batch_in_parts_gives_the_gradients_of_the_whole():
-    """ε = 0 takes the attack's noise out, which each part draws for itself; what is left is fp32 summation order."""
+    """With ε = 0 the random start of the attack, which each part draws, has no effect; only summation order differs."""
     settings = ["epsilon_255=0", "epochs=2", "augmentation.shift_pixels=0"]
     whole, parts = (weights(trained(*settings, f"accumulate={n}")) for n in (1, 4))
     for name in whole:
@@ -105,7 +105,7 @@ def test_a_batch_in_parts_gives_the_gradients_of_the_whole():
 
 
 def test_what_is_random_in_a_step_depends_on_seed_step_and_process():
-    """In the 32 bits that torch's generator on a CPU keeps, and for any seed that a recipe may have."""
+    """The seed fits the 32 bits of the CPU generator of torch, for any seed of a recipe."""
     seeds = [(seed, step, rank) for seed in (0, 1, 2**32 - 1) for step in (0, 1, 7) for rank in (0, 1)]
     drawn = {float(torch.rand(1, generator=torch.Generator().manual_seed(_seed(*numbers)))) for numbers in seeds}
     assert len(drawn) == len(seeds)
@@ -113,7 +113,7 @@ def test_what_is_random_in_a_step_depends_on_seed_step_and_process():
 
 
 def test_every_step_has_a_learning_rate():
-    """Even the only step of a run that warms up."""
+    """Also for the only step of a run with warm-up."""
     training = trained("epochs=1", "batch_size=48", "warmup=1", "ema_decay=0", "weight_decay=0")
     fresh = Cotraining(training.recipe, data(), CPU)
     assert training.steps == 1
@@ -160,7 +160,7 @@ def test_the_average_follows_the_weights():
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # of the compiler's own imports
 def test_a_compiled_model_trains_the_same_weights():
-    """To fp32 rounding: the compiler fuses what eager mode does one by one."""
+    """Up to fp32 rounding, because the compiler fuses operations."""
     eager, compiled = (weights(trained("epochs=2", is_compiled=c)) for c in (False, True))
     for name in eager:
         torch.testing.assert_close(compiled[name], eager[name], rtol=1e-4, atol=1e-5)

@@ -1,4 +1,4 @@
-"""The CPUs a process of training may keep busy."""
+"""The number of CPUs that a training process may use."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""A signal ends a run at once, or where it is deferred after the step; twice it always ends it."""
+"""A signal ends a run immediately, or after the step if it is deferred; a second signal always ends it."""
 
 import signal
 

@@ -13,7 +13,7 @@ SMALL = ["epochs=4", "batch_size=16", "model.width=16", "model.depth=1"]
 
 
 def test_the_losses_are_those_of_two_separate_forward_passes():
-    """One pass over both halves, each row at its own β, is Eq. 1 computed the long way."""
+    """One pass over both halves, each row at its own β, equals Eq. 1 from two separate passes."""
     recipe = load_recipe("digits", SMALL)
     torch.manual_seed(0)
     model = DualTokenViT(recipe.model)
@@ -36,7 +36,7 @@ def test_the_losses_are_those_of_two_separate_forward_passes():
 
 
 def test_the_attack_uses_the_model_and_the_loss_what_is_wrapped_around_it():
-    """So that DistributedDataParallel sees the one pass whose gradients it must exchange, and no other."""
+    """DistributedDataParallel sees only the pass whose gradients it must exchange."""
     recipe = load_recipe("digits", SMALL)
     model = DualTokenViT(recipe.model).train()
     rows, attacked_in = [], []

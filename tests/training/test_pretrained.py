@@ -1,4 +1,4 @@
-"""Others' checkpoints, against the libraries themselves where they are installed, and made by hand everywhere."""
+"""Third-party checkpoints, compared with the installed libraries and with a reference model."""
 
 import json
 import math
@@ -48,7 +48,7 @@ def _seeded():
 
 
 def randomised(model):
-    """The model in eval mode, every parameter moved: no bias is zero, no LayerNorm the identity."""
+    """Return the model in eval mode with every parameter changed: no bias is 0, no LayerNorm the identity."""
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -56,7 +56,7 @@ def randomised(model):
 
 
 def assert_same_logits(pretrained, original, *, mean, std):
-    """The two agree on random images at β = 0, ½ and 1, the original reading images normalised by hand."""
+    """Compare the logits on random images at β = 0, ½ and 1; the original gets normalised images."""
     size = pretrained.model.config.image_size
     images = torch.rand(6, 3, size, size)
     with torch.no_grad():
@@ -67,7 +67,7 @@ def assert_same_logits(pretrained, original, *, mean, std):
 
 
 def timm_weights(*, width, heads, depth, hidden, patch, side, classes):
-    """Random weights by timm's names, of the shapes that its VisionTransformer has."""
+    """Return random weights with the names and shapes of VisionTransformer of timm."""
 
     def vector(size, about=0.0):
         return about + 0.1 * torch.randn(size)
@@ -99,7 +99,7 @@ def timm_weights(*, width, heads, depth, hidden, patch, side, classes):
 
 
 def renamed(weights, names):
-    """The weights under other names, each replaced in turn."""
+    """Return the weights with each pattern in their names replaced in turn."""
     result = {}
     for name, tensor in weights.items():
         for before, after in names:
@@ -109,7 +109,7 @@ def renamed(weights, names):
 
 
 def transformers_weights(weights):
-    """timm's weights by the names that transformers has in files, prefixed but for the classifier."""
+    """Return the weights with the names of transformers in files; all but the classifier have a prefix."""
     split = {}
     for name, tensor in weights.items():
         if "attn.qkv" in name:
@@ -136,7 +136,7 @@ def transformers_weights(weights):
 
 
 def transformers_5_weights(weights):
-    """The same by the names that transformers has in memory from version 5."""
+    """Return the weights with the names of transformers in memory, from version 5."""
     names = [
         ("encoder.layer.", "layers."),
         ("attention.attention.query", "attention.q_proj"),
@@ -150,7 +150,7 @@ def transformers_5_weights(weights):
 
 
 def torchvision_weights(weights, mlp=("mlp.0", "mlp.3")):
-    """timm's weights by torchvision's names."""
+    """Return the weights with the names of torchvision."""
     names = [
         ("cls_token", "class_token"),
         ("pos_embed", "encoder.pos_embedding"),
@@ -169,7 +169,7 @@ def torchvision_weights(weights, mlp=("mlp.0", "mlp.3")):
 
 
 def published_torchvision_weights(weights):
-    """torchvision's names as in the files that it publishes, older than its code."""
+    """Return the weights with the names in the files of torchvision, which are older than its code."""
     return torchvision_weights(weights, mlp=("mlp.linear_1", "mlp.linear_2"))
 
 
@@ -183,7 +183,7 @@ LAYOUTS = [
 
 
 def saved(folder, weights, **files):
-    """The path of the weights as a .safetensors file, JSON files beside it."""
+    """Write the weights as a .safetensors file with JSON files beside it; returns the path."""
     safetensors.torch.save_file(
         {name: tensor.contiguous().clone() for name, tensor in weights.items()}, folder / "model.safetensors"
     )
@@ -193,7 +193,7 @@ def saved(folder, weights, **files):
 
 
 def plain_vit(weights, heads):
-    """The single-token ViT of timm's weights, by Dosovitskiy et al. (ICLR 2021): normalised images to logits."""
+    """The reference ViT (Dosovitskiy et al., ICLR 2021) with the weights of timm: normalised images to logits."""
 
     def linear(x, name):
         return F.linear(x, weights[f"{name}.weight"], weights[f"{name}.bias"])
@@ -414,7 +414,7 @@ def test_the_shape_is_read_off_the_tensors(tmp_path):
 
 @pytest.mark.parametrize("hidden", [115, 122, 230, 384])
 def test_a_hidden_layer_of_any_width_fits(tmp_path, hidden):
-    """Of 224 × (115 / 224) floating point makes 114.99…, which the model would round down to 114."""
+    """In floating point 224 × (115 / 224) is 114.99…, which the model would round down to 114."""
     path = saved(
         tmp_path,
         timm_weights(**SHAPE | {"width": 224, "hidden": hidden, "heads": 4}),

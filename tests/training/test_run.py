@@ -50,7 +50,7 @@ def test_a_run_leaves_a_checkpoint_a_log_and_nothing_else(tmp_path, capsys):
 
 
 def test_a_killed_run_resumes_to_the_same_weights(tmp_path):
-    """SIGKILL at a random moment after the first state was saved; fp32 on a CPU: the weights are equal to the bit."""
+    """SIGKILL at a random moment after the first save; in fp32 on a CPU all bits of the weights are equal."""
     long = ["--set", "epochs=25", "--save-interval-s", "0"]  # so that there is soon something to resume
 
     killed = started(command(tmp_path / "killed", *long))
@@ -68,14 +68,14 @@ def test_a_killed_run_resumes_to_the_same_weights(tmp_path):
 
 
 def started(arguments, *launcher):
-    """The command as a process of its own, its standard error a pipe."""
+    """Start the command as a process, with a pipe for its standard error."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     program = [sys.executable, *(launcher or ["-m", "tureen.cli"]), *arguments]
     return subprocess.Popen(program, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
 
 
 def trained(arguments):
-    """The command in this process, on one thread as in `started`: sums in another order round otherwise."""
+    """Run the command in this process, on one thread as in `started`, so that sums have the same order."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -85,7 +85,7 @@ def trained(arguments):
 
 
 def wait_for(file, process):
-    """Until the process has written something into the file."""
+    """Wait until the process has written into the file."""
     while not (file.exists() and file.stat().st_size):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.01)
@@ -166,7 +166,7 @@ def test_what_is_shown_of_a_recipe_is_what_these_images_make_of_it(photos, capsy
 
 
 def saved_folder_run(photos, out):
-    """An unfinished run on the photographs, saved before its first step."""
+    """Save an unfinished run on the photographs, before its first step."""
     recipe = load_recipe("cifar10-cpu", FOLDER)
     options = RunOptions(data=str(photos), is_resumed=True)
     data = load_training_data(recipe, options)
@@ -232,7 +232,7 @@ def test_without_a_recipe_there_must_be_a_run_to_continue(tmp_path, monkeypatch,
 
 
 def test_two_processes_train_what_one_does(tmp_path):
-    """Under torchrun, Gloo between them. ε = 0 and no shifts: the noise differs by rank, the arithmetic must not."""
+    """Two processes under torchrun with Gloo. ε = 0 and no shifts, because random numbers depend on the rank."""
     still = ["epsilon_255=0", "augmentation.shift_pixels=0", "epochs=3"]
     settings = [word for setting in still for word in ("--set", setting)]
     distributed = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "tureen.cli"]
@@ -248,7 +248,7 @@ def test_two_processes_train_what_one_does(tmp_path):
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """Three classes of bright, dark and striped pictures, one file of which is damaged."""
+    """Three classes of bright, dark and striped images; one file is damaged."""
     root = tmp_path_factory.mktemp("photos")
     rng = np.random.default_rng(0)
     for label, name in enumerate(("bright", "dark", "striped")):
@@ -318,7 +318,7 @@ def test_finetuning_takes_the_shape_and_the_weights_it_is_given(photos, digits_l
 
 @pytest.fixture(scope="module")
 def digits_like(tmp_path_factory):
-    """A checkpoint of Tureen's own."""
+    """The directory of a checkpoint of Tureen."""
     out = tmp_path_factory.mktemp("own") / "run"
     assert main(command(out, "--set", "epochs=1")) == 0
     return out

@@ -1,4 +1,4 @@
-"""Ours, and two packages by others: what one implementation finds, the others find too.
+"""Compares the attacks of this package with those of two other packages.
 
 The network is a small one, trained here against PGD; the radius is larger than in training, so that the attacks
 differ. A share is of 100 images: over ten random starts PGD's lay within two of them, Auto-PGD's within one.
@@ -28,7 +28,7 @@ TOLERANCE = 0.02 + 1e-6
 
 @pytest.fixture(scope="module")
 def digits():
-    """A network, and 100 digits it was not trained on with their labels."""
+    """A trained network, and 100 held-out digits with their labels."""
     data = load_digits()
     generator = torch.Generator().manual_seed(0)
     order = torch.randperm(len(data.target), generator=generator)
@@ -52,7 +52,7 @@ def digits():
 
 @pytest.fixture(scope="module")
 def attacked(digits):
-    """What autoattack makes of the digits, what it printed, and its surroundings before and after."""
+    """The result of autoattack on the digits, its output, and the global state before and after."""
     network, images, labels = digits
 
     def surroundings():
@@ -78,7 +78,7 @@ def attacked(digits):
 
 @pytest.fixture(scope="module")
 def shares(digits, attacked):
-    """The share of the digits that each attack leaves, by who made it and its name here."""
+    """The share of digits that stay right under each attack, by package and name."""
     network, images, labels = digits
 
     def share(adversarial):
@@ -110,7 +110,7 @@ def shares(digits, attacked):
 
 
 def test_autoattack_leaves_its_surroundings_as_they_were(attacked):
-    """Its parts seed the global random state, fill parameters' gradients and take the trace function away."""
+    """Its parts seed the global random state, fill gradients of parameters and remove the trace function."""
     _, printed, before, after = attacked
     assert before["gradients"] == [None] * 4
     assert after == before
@@ -152,7 +152,7 @@ def test_both_losses_leave_no_more_than_either(shares):
 
 @pytest.mark.parametrize("loss", ["ce", "dlr", "dlr-targeted"])
 def test_auto_pgd_takes_the_steps_of_its_authors(loss):
-    """On a function rough enough to use all their rules, from the same start: to the same point for every image."""
+    """Both implementations reach the same point for every image, on a function that uses all their rules."""
     torch.manual_seed(0)
     body = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 32), torch.nn.Tanh(), torch.nn.Linear(32, 5))
     body.requires_grad_(False)

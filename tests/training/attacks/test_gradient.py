@@ -1,4 +1,4 @@
-"""An attack is trusted once it finds what was hidden for it, and refuses where it cannot work."""
+"""Attacks find planted adversarial examples, and raise an error where they cannot work."""
 
 from functools import partial
 
@@ -28,7 +28,7 @@ def seeded(shape, *, seed=1):
 
 
 def four_classes(margin):
-    """Logits of a model that says 0 where the margin (B,) is positive, else 1; two more classes are out of question."""
+    """Return logits: class 0 if the margin (B,) is positive, else class 1; two more classes are never predicted."""
     never = torch.full_like(margin, -20.0)
     return torch.stack([margin / 2, -margin / 2, never, never], dim=1)
 
@@ -42,7 +42,7 @@ def network(scale=1.0):
 
 
 def sure_images(forward, count):
-    """Those of a thousand random images that `forward` is surest of, and the labels it gives them."""
+    """Return the most confidently classified of a thousand random images, with the predicted labels."""
     images = seeded((1000, 3, 8, 8))
     best, second = forward(images).topk(2).values.unbind(1)
     images = images[(best - second).topk(count).indices]
@@ -55,7 +55,7 @@ def share_right(forward, images, labels):
 
 @every_attack
 def test_the_strongest_point_of_a_linear_model_is_found(name):
-    """For a linear model the optimum is known: every pixel moves ε against its weight. Nothing less fools this one."""
+    """The optimum of a linear model is known: every pixel moves by ε against its weight. Nothing less fools it."""
     weight = torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(0))
     reach = EPSILON * weight.abs().sum()
 
@@ -91,7 +91,7 @@ def test_a_linear_model_that_nothing_fools_is_taken_to_its_worst_point(attack):
 
 @every_attack
 def test_a_planted_adversarial_example_is_found(name):
-    """Right everywhere but around one corner of the ε-ball, with a slope that leads there."""
+    """The model is right except around one corner of the ε-ball, with a slope that leads there."""
     images = torch.full((1, 3, 8, 8), 0.5)
     corner = images + EPSILON * (seeded((1, 3, 8, 8)) - 0.5).sign()
 
@@ -105,7 +105,7 @@ def test_a_planted_adversarial_example_is_found(name):
 
 @pytest.mark.parametrize("name", ["pgd", "apgd-ce", "apgd-t", "apgd", "autoattack"])
 def test_an_adversarial_example_planted_inside_the_ball_is_found(name):
-    """No single step leads there: it takes steps that turn back."""
+    """No single step reaches the example; steps must turn back."""
     images = torch.full((1, 3, 8, 8), 0.5)
     inside = images + EPSILON * (2 * seeded((1, 3, 8, 8)) - 1)
 
@@ -119,7 +119,7 @@ def test_an_adversarial_example_planted_inside_the_ball_is_found(name):
 
 @every_attack
 def test_an_adversarial_example_planted_in_a_network_is_found(name):
-    """A linear readout of a network's features that only points as extreme as the planted one get past.
+    """A linear readout of network features that fails only for points as extreme as the planted one.
 
     Source: Zimmermann et al., *Increasing confidence in adversarial robustness evaluations*, NeurIPS 2022.
     """
@@ -163,7 +163,7 @@ def test_a_saturated_softmax_saves_no_model_from_the_logits_ratio(name):
 
 
 def rounded(forward):
-    """The model behind an input of a few levels: constant in steps, its gradient zero everywhere."""
+    """Return the model with a quantised input: piecewise constant, so its gradient is zero everywhere."""
     return lambda x: forward((4 * x).round() / 4)
 
 
@@ -222,7 +222,7 @@ def test_a_radius_of_zero_gives_the_images_back(name):
 
 @every_attack
 def test_a_radius_of_a_half_leaves_nothing(name):
-    """Chance would be 20 %; but the labels are those of the model, so an attack that finds its way leaves none."""
+    """Chance is 20 %, but the labels are predictions of the model, so a working attack leaves 0 %."""
     forward = network()
     images = seeded((16, 3, 8, 8))
     labels = forward(images).argmax(1)
@@ -231,7 +231,7 @@ def test_a_radius_of_a_half_leaves_nothing(name):
 
 @pytest.mark.parametrize("name", ITERATIVE)
 def test_more_steps_are_never_weaker_and_a_single_one_never_stronger(name):
-    """Within one image of 200, which is what a random start is worth here."""
+    """Up to one image of 200, which is the effect of a random start."""
     forward = network()
     images = seeded((200, 3, 8, 8))
     labels = forward(images).argmax(1)
@@ -349,7 +349,7 @@ def test_the_targeted_ratio_says_what_to_do_with_three_classes(name, advice):
 
 
 def test_the_targeted_ratio_tries_the_less_likely_classes_too():
-    """The likeliest wrong class is out of reach, the next within."""
+    """The most likely wrong class cannot be reached, but the next one can."""
     image = torch.full((1, 3, 8, 8), 0.5)
 
     def forward(x):

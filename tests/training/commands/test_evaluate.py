@@ -1,4 +1,4 @@
-"""`tureen evaluate` and `tureen tune`, on a small checkpoint and on the bundle it becomes."""
+"""`tureen evaluate` and `tureen tune`, on a small checkpoint and on its bundle."""
 
 import json
 
@@ -44,7 +44,7 @@ def small_bundle(small_run, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """Twelve pictures of two of the digits, one file of them damaged."""
+    """Twelve images of two digits; one file is damaged."""
     from training.data.datasets import load_digits
 
     held_out = load_digits().held_out
@@ -92,7 +92,7 @@ def test_every_attack_of_the_command_runs_on_a_real_checkpoint(small_run, capsys
 
 @pytest.mark.slow
 def test_every_part_of_autoattack_runs_on_a_real_checkpoint(small_run, capsys):
-    """At a radius that leaves digits for the last part, Square, which makes 5,000 queries."""
+    """The radius leaves digits for the last part, Square, which makes 5,000 queries."""
     arguments = [
         "evaluate",
         small_run,

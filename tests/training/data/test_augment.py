@@ -48,7 +48,7 @@ def test_erasing_puts_a_rectangle_of_noise_into_as_many_images_as_it_should():
 
 @pytest.mark.parametrize("kind", ["mixup", "cutmix"])
 def test_mixing_gives_each_label_the_share_its_image_has(kind):
-    """Each image is one constant level, its label's: the mean level of a mixed image is then that of its targets."""
+    """Each image has one level, that of its label, so the mean level of a mixed image equals that of its targets."""
     levels = torch.tensor([0.0, 0.25, 0.5, 1.0])
     x, y = levels[:, None, None, None].expand(4, 3, 16, 16), torch.arange(4)
     for seed in range(10):

@@ -1,4 +1,4 @@
-"""A folder of images becomes a dataset, or an error says what is wrong with it."""
+"""Loading a folder of images: the dataset, or the error for a wrong folder."""
 
 import numpy as np
 import pytest
@@ -20,12 +20,12 @@ SPEC = PreprocessSpec(image_size=8)
 
 
 def stray(folder):
-    """A picture beside the folders of classes."""
+    """Write an image beside the folders of classes."""
     Image.new("RGB", (8, 8)).save(folder / "stray.png")
 
 
 def fill(folder, classes=("cat", "dog"), each=10, size=(12, 10)):
-    """PNG files of random pixels, a folder a class."""
+    """Write PNG files of random pixels, one folder for each class."""
     rng = np.random.default_rng(len(str(folder)))
     for name in classes:
         (folder / name).mkdir(parents=True)
@@ -94,7 +94,7 @@ def test_a_class_may_be_called_as_a_split_beside_others(tmp_path, classes):
 
 @pytest.mark.parametrize("subfolders", [("images",), ("2021", "2022")])
 def test_classes_may_have_subfolders(tmp_path, subfolders):
-    """One in common is how Tiny ImageNet stores a class; two where images lie beside them."""
+    """Tiny ImageNet has one common subfolder in each class; two are allowed if there are images beside them."""
     for name in ("cat", "dog"):
         fill(tmp_path / name, subfolders, each=3)
         if len(subfolders) > 1:
@@ -135,7 +135,7 @@ def test_held_out_images_are_drawn_evenly_where_there_are_more(tmp_path):
 
 @pytest.mark.parametrize("count", range(2, 12))
 def test_any_number_of_images_can_be_drawn_and_classes_share_it(count):
-    """Of one class there is a single image: it is among those drawn, whatever their number."""
+    """The single image of a class is always drawn, for any number of images."""
     images = Images(np.zeros((12, 8, 8, 3), dtype=np.uint8), np.array([0] * 11 + [1]))
     drawn = balanced_sample(images, count)
     assert len(drawn) == count

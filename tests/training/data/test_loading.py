@@ -68,7 +68,7 @@ def test_fewer_images_than_a_batch_are_one_batch():
 
 
 def test_worker_processes_decode_what_one_process_would(tmp_path):
-    """The same crops from the same seed, whoever decodes; batches come in the order's order."""
+    """The same seed gives the same crops for any number of workers; batches have the order of BatchOrder."""
     images, settings = stream(tmp_path), recipe("augmentation.crop_scale=0.3", "epochs=1")
     order = BatchOrder(settings, len(images))
     alone, shared = (list(StreamLoader(images, settings, CPU, n).batches(order, 0)) for n in (0, 2))
@@ -94,7 +94,7 @@ def test_a_stream_without_crops_gives_what_memory_holds(tmp_path):
 
 
 def test_a_random_crop_keeps_as_much_of_the_image_as_it_should():
-    """An image whose red is the column and whose green is the row: the crop's extent can be read from its pixels."""
+    """Return an image whose red is the column and whose green is the row, so that pixels show the extent of a crop."""
     y, x = np.mgrid[0:200, 0:240]
     image = Image.fromarray(np.stack([x, y, 0 * x], axis=-1).astype(np.uint8))
     rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""Where labelled images are found, and the names made from their location."""
+"""The images and classes of a folder, and the model names made from locations."""
 
 import pytest
 
@@ -58,7 +58,7 @@ def test_a_folder_name_denotes_a_split_in_any_common_spelling(name, kind):
 
 
 def make_images(root, *names):
-    """Empty image files at these paths below the folder."""
+    """Write files at these paths below the folder; the content of each is its path."""
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(name.encode())

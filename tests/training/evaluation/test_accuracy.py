@@ -71,7 +71,7 @@ def test_a_tenth_of_the_training_learns_the_digits_and_measures_them_as_the_reci
 
 @pytest.mark.slow  # the whole recipe is trained
 def test_the_digits_are_what_the_readme_says(published_digits_run):
-    """The aim is 98 % clean, 58 % robust and a dial of 20 points; a seed's luck on 450 images is a point or two."""
+    """The goals are 98 % clean, 58 % robust and a range of 20 points; on 450 images a seed varies by a point or two."""
     rows = {row.beta: row for row in load_checkpoint(published_digits_run).accuracy}
     assert all(row.n == 450 and row.attack == "PGD-40" and row.epsilon_255 == 38 for row in rows.values())
     assert rows[0.0].clean.value >= 0.97
@@ -100,7 +100,7 @@ def test_measuring_again_gives_the_same_rows(checkpoint):
 
 
 def test_a_radius_of_a_half_drives_to_chance_and_zero_to_clean(checkpoint):
-    """The attack is able: where anything is allowed, nothing is left; where nothing is, everything."""
+    """With an unlimited radius no image stays right, and with radius 0 every image does."""
     few = Images(checkpoint.held_out.pixels[:100], checkpoint.held_out.labels[:100])
     for beta in (0.0, 1.0):
         (unlimited,) = evaluate_accuracy(checkpoint.model, few, betas=[beta], epsilon_255=127.5, steps=40)
@@ -121,7 +121,7 @@ def test_more_steps_are_never_weaker_by_more_than_chance(checkpoint):
     ("attack", "label"), [("pgd", "PGD-4"), ("fgsm", "FGSM"), ("apgd", "APGD-4 (CE, targeted DLR)")]
 )
 def test_every_beta_falls_as_arithmetic_says_to_any_attack(grey_model, grey_images, attack, label):
-    """From 10/255, images nearer to mid-grey than 30 levels fall at β = 0, than 20 at ½, than 10 at 1; beyond 1 alike,
+    """At 10/255 images within 30 levels of mid-grey fail at β = 0, within 20 at ½, within 10 at 1; above 1 likewise,
     until the checkerboard counts again."""
     images = grey_images(LEVELS)
     rows = evaluate_accuracy(grey_model, images, betas=[0.0, 0.5, 1.0, 2.0], epsilon_255=10, steps=4, attack=attack)
@@ -138,7 +138,7 @@ def test_an_image_that_is_wrong_anyway_is_not_robust(grey_model, grey_images):
 
 
 def test_the_curve_over_the_radius_is_the_closed_form_and_ends_with_nothing(grey_model, grey_images):
-    """The images further from mid-grey than 3ε at β = 0, than ε at β = 1: none is further than 99.5."""
+    """Images further from mid-grey than 3ε at β = 0, or ε at β = 1, stay right; none is further than 99.5."""
     seen = []
     curve = evaluate_epsilon_curve(
         grey_model,

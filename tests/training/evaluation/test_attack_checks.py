@@ -1,4 +1,4 @@
-"""A check is worth something if a model that deserves it makes it fail: here is one for each."""
+"""Each check fails on a model that is built to fail it."""
 
 import pytest
 import torch
@@ -33,7 +33,7 @@ def test_an_honest_model_passes_every_check_at_both_modes(grey_model, grey_image
 
 
 def test_the_same_images_are_checked_again_and_not_the_first_alone(grey_model, grey_images):
-    """A folder's images come class by class: its first would all be of one class."""
+    """The images of a folder are sorted by class, so the first ones are all of one class."""
     images = grey_images(sorted(list(LEVELS) * 2))
     first, again = (check_attack(grey_model, images, epsilon_255=10, steps=2) for _ in range(2))
     assert first == again
@@ -50,7 +50,7 @@ def test_gradients_that_mislead_are_found_out_by_noise_and_by_a_radius_of_a_half
 
 
 def trapped(images, betas):
-    """On the way from grey to white, u = 0 to 1 at 8/255, the margin dips at 0.2, recovers until 0.45, then is lost."""
+    """From grey to white, u = 0 to 1 at 8/255, the margin dips at 0.2, recovers until 0.45, then becomes negative."""
     u = (images - 128 / 255).mean(dim=(1, 2, 3)) / (8 / 255)
     dip = torch.where(u < 0.2, 1 - 2.5 * u, 0.5 + 2 * (u - 0.2))
     return torch.where(u < 0.45, dip, 1 - 3.6 * (u - 0.45))
@@ -63,7 +63,7 @@ def test_small_steps_that_are_caught_in_a_dip_are_found_out_by_large_ones(margin
 
 
 def test_an_attack_that_has_not_converged_is_found_out_by_more_steps(margin_model, grey_images):
-    """The error lies inside the ball: the steps have to become small to end near it."""
+    """The error is inside the ball, so an attack reaches it with small steps only."""
     inside = 128 / 255 + 8 / 255 * (torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0)) - 0.5)
 
     def planted(images, betas):

@@ -1,4 +1,4 @@
-"""Every corruption at every severity; and where the result can be worked out by hand, that it is that."""
+"""Every corruption at every severity, with results computed by hand for some."""
 
 import colorsys
 import io
@@ -28,7 +28,7 @@ BLURS_AND_WARPS = [
 
 @cache
 def pictures(side, count=2):
-    """Coloured blobs, large and small, with a little grain: uint8 (count, side, side, 3), not to be written to."""
+    """Return coloured blobs with a little grain: uint8 (count, side, side, 3), read-only."""
     generator = np.random.default_rng(0)
     rows, columns = np.mgrid[0 : 1 : side * 1j, 0 : 1 : side * 1j][..., None]
     image = 60 + generator.normal(0, 2, (count, side, side, 3))
@@ -100,7 +100,7 @@ def test_the_distance_to_the_original_grows_with_severity(name):
 
 
 def test_glass_blur_gives_each_pixel_but_the_border_the_colour_of_one_of_four():
-    """At 32 pixels' severity 1 there is no blur worth a level, and one round of neighbours above and to the left."""
+    """Severity 1 at 32 pixels has a blur below one level, and one round of neighbours above and to the left."""
     pixels = np.random.default_rng(0).integers(0, 256, size=(8, 32, 32, 3), dtype=np.uint8)
     moved = corrupt(pixels, "glass_blur", 1)
     inside = moved[:, 2:, 2:]
@@ -119,7 +119,7 @@ def test_glass_blur_moves_pixels_about_more_often_at_the_severities_of_two_round
 
 
 def test_elastic_transform_grows_rougher():
-    """A ramp shows the displacement itself, and its second difference how rough that is."""
+    """On a ramp the values are the displacement, and their second difference is its roughness."""
     ramp = np.broadcast_to(7 * np.arange(32, dtype=np.uint8)[:, None, None], (16, 32, 32, 3))
 
     def roughness(severity):
@@ -145,7 +145,7 @@ def test_gaussian_noise_has_the_published_deviation(side, sigma):
 
 
 def test_shot_noise_has_the_variance_of_counted_photons():
-    """Of a mean of p photons, p is the variance too: at 51/255 of full intensity and 100 photons, p = 20."""
+    """Mean and variance of p photons are both p: at 51/255 of full intensity and 100 photons, p = 20."""
     counted = corrupt(flat(51, 32, 50), "shot_noise", 3) * (100 / 255)
     assert counted.mean() == pytest.approx(20, rel=0.01)
     assert counted.var() == pytest.approx(20, rel=0.03)

@@ -1,4 +1,4 @@
-"""Filters and warps against SciPy's, and clouds against what is said of them."""
+"""Filters and warps against SciPy on single images, and the properties of kernels and clouds."""
 
 import numpy as np
 import pytest

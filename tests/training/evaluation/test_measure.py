@@ -1,4 +1,4 @@
-"""The parts of an evaluation, as the commands run them."""
+"""The parts of an evaluation that the commands run."""
 
 import numpy as np
 import pytest

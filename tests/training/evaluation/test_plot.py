@@ -1,4 +1,4 @@
-"""Pictures are checked by their pixels: that what was measured is there, and what was not is not."""
+"""Checks the pixels of the plots: results appear, and missing results do not."""
 
 import numpy as np
 import pytest
@@ -57,7 +57,7 @@ def shifts(families=("noise", "blur")):
 
 @pytest.fixture
 def drawn(tmp_path):
-    """What a function of plot draws, uint8 (H, W, 3)."""
+    """Return the plot that a function draws, uint8 (H, W, 3)."""
 
     def draw(plot, records):
         path = tmp_path / f"{plot.__name__}.png"
@@ -68,7 +68,7 @@ def drawn(tmp_path):
 
 
 def count(picture, colour):
-    """How many pixels have that colour."""
+    """Return the number of pixels with that colour."""
     return int((picture == [int(colour[i : i + 2], 16) for i in (1, 3, 5)]).all(axis=2).sum())
 
 

@@ -9,7 +9,7 @@ from training.evaluation.shifts import SHIFTS
 
 
 def brighter_than(pixels, betas):
-    """Class 1 where an image is brighter on average than 255·β."""
+    """Return logits for class 1 if an image is brighter on average than 255·β."""
     margin = pixels.mean(axis=(1, 2, 3)) - 255 * np.asarray(betas)
     return np.stack([-margin, margin], axis=1).astype(np.float32)
 

@@ -1,4 +1,4 @@
-"""A shift does what its name says, by as much as its severity says."""
+"""Each shift changes images as its name says, by an amount that follows from its severity."""
 
 import numpy as np
 import pytest
@@ -16,14 +16,14 @@ def pixels():
 
 
 def blob(row, column, count=32, side=65):
-    """Images with one soft white spot."""
+    """Return images with one soft white spot."""
     rows, columns = np.mgrid[:side, :side]
     spot = 255 * np.exp(-((rows - row) ** 2 + (columns - column) ** 2) / 18)
     return np.repeat(np.round(spot).astype(np.uint8)[None, ..., None], 3, axis=3).repeat(count, axis=0)
 
 
 def spots(pixels):
-    """Where the spots are, from the centre: rows and columns (n,)."""
+    """Return rows and columns (n,) of the spots, relative to the centre."""
     weights = pixels[..., 0].astype(float)
     weights /= weights.sum(axis=(1, 2), keepdims=True)
     offsets = np.arange(pixels.shape[1]) - (pixels.shape[1] - 1) / 2

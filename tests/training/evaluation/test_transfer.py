@@ -11,7 +11,7 @@ BETAS = [0.0, 1.0]
 
 
 def test_the_diagonal_is_what_evaluation_measures_and_the_rest_transfers(grey_model, grey_images):
-    """An attack of 10/255 moves the margin by 30 levels at β = 0 and 10 at β = 1; made for the other, by 10 and 0."""
+    """An attack of 10/255 moves the margin by 30 levels at β = 0 and 10 at β = 1; one on the other β, by 10 and 0."""
     images = grey_images(LEVELS)
     matrix = transfer_matrix(grey_model, images, betas=BETAS, epsilon_255=10, steps=4)
     rows = evaluate_accuracy(grey_model, images, betas=BETAS, epsilon_255=10, steps=4)
@@ -24,7 +24,7 @@ def test_the_diagonal_is_what_evaluation_measures_and_the_rest_transfers(grey_mo
 
 
 def masked_at_zero(images, betas):
-    """Brightness at every β; at β < ½ with a small gradient that leads away from every error."""
+    """Return the brightness; at β < ½ it has a small gradient that leads away from every error."""
     margin = 20 * (images - 0.5).mean(dim=(1, 2, 3))
     return torch.where(betas < 0.5, misled(margin), margin)
 
@@ -44,7 +44,7 @@ def test_masked_gradients_are_found_out_by_the_attack_on_another_beta(margin_mod
 
 
 def test_the_worst_is_taken_image_by_image(margin_model, grey_images):
-    """Of dark and bright images the attack on either β breaks one kind alone: the worst is what neither breaks."""
+    """The attack on each β breaks either dark or bright images, so the worst case counts those that neither breaks."""
 
     def one_sided(images, betas):
         brightness = images.mean(dim=(1, 2, 3))
@@ -62,7 +62,7 @@ def test_the_worst_is_taken_image_by_image(margin_model, grey_images):
 
 
 def test_the_joint_attack_breaks_what_no_attack_on_one_beta_does(margin_model, grey_images):
-    """Each β looks at half of the picture: only an attack on both moves both halves."""
+    """Each β reads half of the image, so only an attack on both β changes both halves."""
 
     def half_each(images, betas):
         left, right = (20 * (half - 0.5).mean(dim=(1, 2, 3)) for half in images.chunk(2, dim=3))
@@ -75,7 +75,7 @@ def test_the_joint_attack_breaks_what_no_attack_on_one_beta_does(margin_model, g
 
 
 def test_the_joint_loss_is_the_sum_of_the_losses():
-    """One step along the sign of the gradient of that sum, from the same random start."""
+    """The result is one step along the sign of the gradient of the sum, from the same random start."""
     generator = torch.Generator().manual_seed(0)
     images, labels = torch.rand(5, 3, 4, 4, generator=generator), torch.tensor([0, 1, 2, 0, 1])
     weights = torch.randn(3, 48, 3, generator=generator)

@@ -11,12 +11,12 @@ GRID = [0.0, 0.25, 0.5, 0.75, 1.0]
 
 
 def answers(*rows):
-    """bool (T, n) from strings, a row a β, where 1 is a right answer."""
+    """Return bool (T, n) from strings, one row for each β; 1 means a right prediction."""
     return np.array([[letter == "1" for letter in row] for row in rows])
 
 
 def draw(accuracies, n, seed=0):
-    """Right answers at these rates, where most images are as difficult for one β as for another."""
+    """Return right predictions at these rates; most images are equally difficult at all β."""
     rng = np.random.default_rng(seed)
     own, shared = rng.random((len(accuracies), n)), rng.random(n)
     return np.where(rng.random(own.shape) < 0.8, shared, own) < np.array(accuracies)[:, None]
@@ -66,7 +66,7 @@ def test_the_interval_holds_the_best_beta_more_often_than_it_claims():
 
 
 def test_the_accuracy_told_is_not_flattered_by_the_images_that_chose():
-    """Where no β is better than another, ten images always like one best: what is told stays at one half."""
+    """If all β are equally good, ten images still favour one; the reported accuracy stays at one half."""
     rng = np.random.default_rng(0)
     told, flattered, gain = [], [], []
     for _ in range(200):
@@ -80,7 +80,7 @@ def test_the_accuracy_told_is_not_flattered_by_the_images_that_chose():
 
 
 def test_the_gains_interval_is_bonett_and_prices():
-    """Of 30 images 12 won and 3 lost: (13 − 4)/32 ± 1.96·√((17/32 − (9/32)²)/32), by hand 0.0483 to 0.5142."""
+    """12 of 30 images gained and 3 lost: (13 − 4)/32 ± 1.96·√((17/32 − (9/32)²)/32), by hand 0.0483 to 0.5142."""
     correct = np.zeros((3, 30), dtype=bool)
     correct[0, :3] = True
     correct[1:, 3:15] = True
@@ -113,7 +113,7 @@ def test_one_image_chooses_nothing(n):
 
 
 def test_a_model_is_asked_for_every_image_at_every_beta():
-    """What `tureen.Soup.logits` is called with: pixels, and one β an image."""
+    """A predict function with the arguments of `tureen.Soup.logits`: pixels, and one β for each image."""
     asked = []
 
     def predict(pixels, betas):

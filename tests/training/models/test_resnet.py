@@ -1,4 +1,4 @@
-"""A ResNet's normalisation layers keep apart what the config says, and nothing else."""
+"""The normalisation layers of a ResNet separate the parameters that the config names, and share all others."""
 
 import importlib
 import itertools
@@ -30,7 +30,7 @@ BOTH_MODES = torch.tensor([0.0, 0.0, 0.0, 1.0, 1.0, 1.0])
 
 
 def tiny(norm="batch", adapter="dual", **changes):
-    """A small model whose norms are not as they were initialised: the two modes differ, statistics included."""
+    """Return a small model with random norms, so that the two modes differ, also in their statistics."""
     torch.manual_seed(0)
     model = DualResNet(ResNetConfig.model_validate({**TINY.model_dump(), "norm": norm, "adapter": adapter, **changes}))
     return unsettled(model)
@@ -62,7 +62,7 @@ def test_a_mode_has_the_scales_and_offsets_of_a_shared_model_of_its_own(norm, ad
 
 @pytest.fixture(scope="module")
 def torchvision_models():
-    """torchvision's classifiers, which need none of the compiled operators that a torch of another build lacks."""
+    """Return the classifiers of torchvision, which need none of its compiled operators."""
     try:
         return importlib.import_module("torchvision.models")
     except ImportError:
@@ -89,7 +89,7 @@ def test_logits_are_those_of_torchvision_with_the_same_weights(torchvision_model
 
 
 def our_name(name, depth):
-    """What a tensor of torchvision's ResNet is called in ours."""
+    """Return the name in DualResNet of a tensor of the ResNet of torchvision."""
 
     def block(match):
         return f"blocks.{sum(BLOCKS[depth][: int(match[1]) - 1]) + int(match[2])}."

@@ -66,7 +66,7 @@ def test_the_modes_differ_in_what_the_adapter_says_and_nothing_else(adapter, own
 
 
 def test_a_token_is_a_49th_of_what_dual_norms_take_in_a_vit_b16():
-    """The paper's introduction: "49 times fewer" parameters of their own than dual normalisation layers."""
+    """The introduction of the paper: tokens have "49 times fewer" parameters than dual normalisation layers."""
     with torch.device("meta"):
         config = ViTConfig(image_size=224, patch_size=16, width=768, depth=12, heads=12, classes=1000, adapter="both")
         model = DualTokenViT(config)
