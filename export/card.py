@@ -69,8 +69,8 @@ Per cent of {first.n} held-out images, with 95 % intervals. Robust: {first.attac
 
 The robust accuracy above is empirical: the share of these images that one attack, with one norm and radius, did not
 break. A stronger attack may break more, and no single image has a guarantee. The model was not trained against larger
-radii, other norms (l2, l1, patches), rotations, distribution shifts, or poisoned training data, and not measured
-under {_unmeasured(manifest.evaluation)}. A client that may choose β may choose 0.
+radii, other norms (l2, l1, patches), rotations, distribution shifts, or poisoned training data, and
+not measured under {_unmeasured(manifest.evaluation)}. A client that may choose β may choose 0.
 """
 
 

@@ -104,8 +104,8 @@ def _check_accuracy(row: ParityRow, limits: ParityLimits) -> None:
     needed = math.ceil(80 / points) if points else 0  # one image always exceeds a limit of zero
     if row.accuracy and row.accuracy[0].n < needed:
         raise ParityError(
-            f"{name}: its accuracy was measured on {row.accuracy[0].n} images, but a limit of {points:g} points needs "
-            f"{needed}: give more with --data and --images"
+            f"{name}: its accuracy was measured on {row.accuracy[0].n} images, and {needed} are needed for a "
+            f"limit of {points:g} points: give more with --data and --images"
         )
     if row.precision == "int8" and not row.accuracy:
         raise ParityError(f"{name}: its accuracy could not be measured: give labelled images with --data")

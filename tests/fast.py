@@ -12,17 +12,17 @@ SLOW_FIXTURES = frozenset({
 })  # fmt: skip
 # … or a file or folder whose tests do so themselves …
 SLOW_PATHS = (
-    "end_to_end", "export/test_export.py", "export/test_foreign.py", "export/test_graph.py",
-    "export/test_graph_precisions.py", "export/test_plans.py", "export/test_quantization.py",
-    "serve/api/test_openapi.py", "serve/connection/test_graceful_shutdown.py", "serve/jobs/test_batch.py",
-    "serve/jobs/test_extras.py", "serve/jobs/test_interrupted.py", "serve/jobs/test_jobs_in_server.py",
-    "serve/jobs/test_ray_cluster.py", "serve/oip/test_clients.py", "serve/oip/test_grpc_server.py",
-    "serve/processes/test_supervisor.py", "serve/telemetry/test_tracing.py", "serve/test_image.py",
-    "serve/test_quiet.py", "serve/test_server.py", "test_benchmarks.py", "test_kubernetes.py",
-    "test_lowest_versions.py", "training/attacks/test_autoattack.py", "training/commands/test_evaluate.py",
-    "training/test_cotrain.py", "training/test_distributed.py", "training/test_interruption.py",
-    "training/test_overfitting.py", "training/test_pretrained.py", "training/test_run.py",
-    "tureen/bench/test_worker.py", "tureen/engines/test_tensorrt_build.py", "tureen/engines/test_vendor_types.py",
+    "end_to_end", "export/test_graph.py", "export/test_graph_precisions.py", "export/test_quantization.py",
+    "export/test_third_party.py", "export/test_torch_plan.py", "serve/api/test_openapi.py",
+    "serve/connection/test_graceful_shutdown.py", "serve/jobs/test_batch.py", "serve/jobs/test_extras.py",
+    "serve/jobs/test_interrupted.py", "serve/jobs/test_jobs_in_server.py", "serve/jobs/test_ray_cluster.py",
+    "serve/oip/test_clients.py", "serve/oip/test_grpc_server.py", "serve/processes/test_supervisor.py",
+    "serve/telemetry/test_tracing.py", "serve/test_image.py", "serve/test_quiet.py", "serve/test_server.py",
+    "test_benchmarks.py", "test_kubernetes.py", "test_lowest_versions.py",
+    "training/attacks/test_autoattack.py", "training/commands/test_evaluate.py", "training/test_cotrain.py",
+    "training/test_distributed.py", "training/test_interruption.py", "training/test_overfitting.py",
+    "training/test_pretrained.py", "training/test_run.py", "tureen/bench/test_worker.py",
+    "tureen/engines/test_tensorrt_build.py", "tureen/engines/test_vendor_types.py",
 )  # fmt: skip
 # … or many processes or folders: five seconds or more.
 SLOW_TESTS = frozenset({

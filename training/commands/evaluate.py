@@ -180,7 +180,7 @@ def tune(arguments: list[str]) -> int:
         "--betas",
         type=betas_argument,
         default=beta_grid("0:1:0.1"),
-        help="values of β to choose from (default: 0:1:0.1)",
+        help="β to choose from (default: 0:1:0.1)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args(arguments)
@@ -205,7 +205,7 @@ def _add_images(parser: argparse.ArgumentParser, *, data: str) -> None:
         "--images",
         type=positive_int,
         default=ALL_IMAGES,
-        help="maximum number of images, drawn evenly from the classes",
+        help="maximum number, drawn evenly from the classes",
     )
     parser.add_argument(
         "--strict", action="store_true", help="fail if an image cannot be decoded, instead of skipping it"

@@ -197,7 +197,7 @@ def test_an_ensemble_of_one_mode_is_that_mode_and_can_be_attacked(vit, beta):
 
 @pytest.mark.parametrize("beta", [-0.1, 1.1])
 def test_an_ensemble_has_no_beta_beyond_its_modes(vit, beta):
-    with pytest.raises(RecipeError, match="lies in"):
+    with pytest.raises(RecipeError, match="its β must be in"):
         ensemble_forward(vit, beta)
 
 

@@ -108,7 +108,7 @@ def test_the_grid_ascends_from_zero(betas):
 
 @pytest.mark.parametrize("n", [0, 1])
 def test_one_image_chooses_nothing(n):
-    with pytest.raises(DataError, match=f"from {n} labelled images"):
+    with pytest.raises(DataError, match=f"{n} labelled images are too few to choose β"):
         choose_beta(np.ones((5, n), dtype=bool), GRID)
 
 

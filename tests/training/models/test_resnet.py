@@ -239,7 +239,7 @@ def test_the_stem_decides_the_resolution_of_the_blocks(stem):
 
 @pytest.mark.parametrize("norm", ["layer", "group"])
 def test_dual_params_is_refused_where_there_are_no_statistics(norm):
-    with pytest.raises(ValidationError, match="say dual"):
+    with pytest.raises(ValidationError, match="use dual"):
         ResNetConfig.model_validate({**TINY.model_dump(), "norm": norm, "adapter": "dual_params"})
 
 
