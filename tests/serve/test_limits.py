@@ -41,7 +41,7 @@ def test_origins_are_recognised(text, is_one):
     ("text", "is_one"),
     [("localhost", True), ("A.example", True), ("[::1]", True), ("a.example:80", False), ("::1", False), ("", False)],
 )
-def test_a_host_name_is_read_without_its_port(text, is_one):
+def test_host_names_without_a_port_are_recognised(text, is_one):
     assert is_host_name(text) == is_one
 
 
