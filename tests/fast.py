@@ -32,7 +32,7 @@ SLOW_TESTS = frozenset({
     "test_an_archive_whose_links_lead_through_too_many_folders_is_refused",
     "test_servers_that_start_at_once_on_an_empty_store_make_its_tables_once",
     "test_ten_thousand_malformed_images_give_pixels_or_an_image_error_quickly_and_no_warning",
-    "test_worker_processes_decode_what_one_process_would",
+    "test_worker_processes_decode_like_one_process",
     "test_writers_and_readers_in_processes_of_their_own_see_one_history",
 })  # fmt: skip
 

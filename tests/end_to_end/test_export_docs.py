@@ -26,7 +26,7 @@ def workplace(single_token_file, photos, tmp_path_factory):
     return directory
 
 
-def test_every_command_of_the_page_runs_and_leaves_what_it_says(workplace, run_command, served):
+def test_every_command_of_the_page_runs_with_the_documented_result(workplace, run_command, served):
     assert len(COMMANDS) >= 5
     for command in COMMANDS:
         if command.startswith("tureen serve"):
@@ -52,6 +52,6 @@ def assert_served_without_a_beta(url, directory):
     assert json.loads(refused.value.read())["code"] == "single_token"
 
 
-def test_what_is_usual_is_what_the_page_says():
+def test_the_page_lists_the_usual_crop_fractions():
     for library, fraction in DEFAULT_CROP.items():
         assert f"{100 * fraction:g} % ({library})" in GUIDE

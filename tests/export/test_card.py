@@ -56,7 +56,7 @@ def manifest():
     )
 
 
-def test_a_card_has_no_section_for_what_was_not_measured(manifest):
+def test_a_card_has_no_section_without_a_measurement(manifest):
     card = model_card(manifest)
     assert "###" not in card
     assert "larger radii or" not in card
@@ -80,7 +80,7 @@ def test_the_sections_hold_the_figures(manifest):
     assert "not measured under other norms, poisoned training data. A client" in card.replace("\n", " ")
 
 
-def test_a_manifest_keeps_what_was_measured_and_needs_none_of_it(manifest):
+def test_a_manifest_keeps_optional_measurements(manifest):
     complete = manifest.model_copy(update={"evaluation": EVERYTHING})
     assert Manifest.model_validate_json(complete.model_dump_json()) == complete
     values = json.loads(manifest.model_dump_json())
@@ -88,7 +88,7 @@ def test_a_manifest_keeps_what_was_measured_and_needs_none_of_it(manifest):
     assert Manifest.model_validate(values).evaluation == Evaluation()
 
 
-def test_the_card_says_what_was_measured_and_what_is_not_defended(bundle):
+def test_the_card_states_the_measurements_and_the_limits_of_the_defence(bundle):
     card = (bundle.path / "README.md").read_text()
     assert "PGD-10 under l∞" in card
     assert "no single image has a guarantee" in card

@@ -7,7 +7,7 @@ from tureen.bundle.bundle import load_bundle
 from tureen.cli import main
 
 
-def test_the_command_exports_what_is_asked_and_overwrites_when_told(digits_run, tmp_path, capsys):
+def test_the_command_exports_the_requested_engines_and_overwrites_on_request(digits_run, tmp_path, capsys):
     out = tmp_path / "bundle"
     arguments = [
         "export",

@@ -59,7 +59,7 @@ def test_a_folded_graph_has_no_normalisation_left(model):
 
 
 @pytest.mark.parametrize("opset", [20, 23])
-def test_both_opsets_answer_as_pytorch_does(model, images, opset):
+def test_both_opsets_agree_with_pytorch(model, images, opset):
     pixels, tokens = images
     exact = Backbone(model)(torch.from_numpy(pixels), torch.from_numpy(tokens)).numpy()
     graph = onnx_graph(model, opset=opset)
@@ -86,7 +86,7 @@ def test_the_graph_has_the_promised_interface(bundle, checkpoint):
     assert {node.domain for node in graph.graph.node} == {""}
 
 
-def test_the_graph_carries_no_path_of_the_machine_that_made_it(bundle):
+def test_the_graph_contains_no_path_of_the_exporting_machine(bundle):
     assert b".py" not in bundle.graph
     assert b"/home" not in bundle.graph
 

@@ -65,7 +65,7 @@ def test_blocks_and_head_have_the_precision_and_images_and_patch_embedding_float
     assert any(name.startswith("embed") for name in float32)
 
 
-def test_the_models_own_weights_stay_as_they_are(checkpoint, graph):
+def test_the_weights_of_the_model_are_unchanged(checkpoint, graph):
     assert {parameter.dtype for parameter in checkpoint.model.parameters()} == {torch.float32}
 
 

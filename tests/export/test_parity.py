@@ -58,14 +58,14 @@ def test_more_accurate_under_transferred_attacks_is_no_merit():
         check_parity(row("int8", transferred=5), ParityLimits())
 
 
-def test_one_image_is_never_a_reason_where_there_are_enough():
+def test_one_image_never_decides_among_many():
     check_parity(row("bf16", clean=0.25, n=400), ParityLimits())
     with pytest.raises(ParityError, match="points apart"):
         check_parity(row("bf16", clean=0.5, n=400), ParityLimits())
 
 
 @pytest.mark.parametrize(("precision", "needed"), [("bf16", 400), ("int8", 160)])
-def test_of_too_few_images_one_would_be_more_than_the_limit(precision, needed):
+def test_one_of_too_few_images_exceeds_the_limit(precision, needed):
     check_parity(row(precision, n=needed), ParityLimits())
     with pytest.raises(ParityError, match=f"on {needed - 1} images, and {needed} are needed.*--images"):
         check_parity(row(precision, n=needed - 1), ParityLimits())

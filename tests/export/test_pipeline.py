@@ -32,7 +32,7 @@ def test_a_failed_export_writes_nothing(checkpoint, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_an_engine_that_was_asked_for_must_be_proven(checkpoint, tmp_path):
+def test_a_requested_engine_must_be_proven(checkpoint, tmp_path):
     with pytest.raises(ExportError, match="bf16"):
         export_bundle(
             checkpoint, tmp_path / "bundle", request=EngineRequest(engines=["onnxruntime"], precisions=["bf16"])

@@ -43,12 +43,12 @@ class StandIn:
         self.is_closed = True
 
 
-def test_an_engine_that_is_missing_is_told(artefacts, expected):
+def test_a_missing_engine_is_reported(artefacts, expected):
     with pytest.raises(ExportError, match="tensorrt, fp32 could not be proven: tensorrt fp32: "):
         prove_engines(artefacts, expected, EngineRequest(engines=["tensorrt"], precisions=["fp32"]), ParityLimits())
 
 
-def test_an_engine_that_needs_a_gpu_is_not_tried_where_there_is_none_and_nobody_asked(artefacts, expected):
+def test_an_unrequested_gpu_engine_is_not_tried_without_a_gpu(artefacts, expected):
     lines = []
     proven = prove_engines(artefacts, expected, EngineRequest(precisions=["fp32"]), ParityLimits(), report=lines.append)
     assert {row.engine for row in proven.rows} == {"onnxruntime", "openvino"}
@@ -75,7 +75,7 @@ def test_a_plan_that_is_as_pytorch_is_proven_and_bound(artefacts, graph, expecte
     assert opened[0].is_closed
 
 
-def test_a_plan_that_answers_wrongly_is_refused(artefacts, graph, expected):
+def test_a_plan_with_wrong_results_is_refused(artefacts, graph, expected):
     opened = []
 
     def open_plan(engine, precision, artefact):

@@ -54,7 +54,7 @@ def test_both_engines_run_it_and_nearly_as_fp32(name, quantized, bundle, checkpo
     assert (answers[0].argmax(1) == answers[1].argmax(1)).mean() > 0.95
 
 
-def test_int8_that_costs_too_much_stays_out_and_the_export_says_why(checkpoint, tmp_path):
+def test_int8_that_costs_too_much_is_left_out_with_the_reason(checkpoint, tmp_path):
     """On the digits int8 moves accuracy under transferred attacks by a point at β = 0; one image is 0.22."""
     said = []
     request = EngineRequest(engines=["openvino"], calibration=calibration_source(checkpoint, None))
@@ -92,7 +92,7 @@ def test_int8_that_is_admitted_travels_in_the_bundle_and_is_proven_when_opened(c
         engine.close()
 
 
-def test_asking_for_int8_that_fails_is_an_error_and_writes_nothing(digits_run, tmp_path, capsys):
+def test_requested_int8_that_fails_is_an_error_and_writes_nothing(digits_run, tmp_path, capsys):
     arguments = ["export", str(digits_run), "--out", str(tmp_path / "bundle"), "--precision", "int8", "--json"]
     status = main([*arguments, "--max-int8-points", "0"])
     captured = capsys.readouterr()
@@ -120,7 +120,7 @@ def photos(tmp_path):
     return tmp_path / "photos"
 
 
-def test_calibration_takes_no_image_that_is_measured_and_none_that_is_damaged(photos):
+def test_calibration_uses_no_measured_and_no_damaged_image(photos):
     measured = np.stack([picture(0)[0], picture(1)[0]])
     pixels = calibration_pixels(str(photos), PreprocessSpec(image_size=8), measured)
     found = sorted(image.tobytes() for image in pixels)

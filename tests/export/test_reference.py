@@ -6,7 +6,7 @@ from export.reference import BETAS, attack_images, compute_reference
 from training.data.datasets import Images
 
 
-def test_the_reference_is_what_was_evaluated(checkpoint, expected):
+def test_the_reference_equals_the_evaluated_accuracy(checkpoint, expected):
     """Clean accuracy of the reference equals that of the training: same preprocessing, same meaning of β."""
     for row in checkpoint.accuracy:
         right = expected.images.logits[BETAS.index(row.beta)].argmax(1) == checkpoint.held_out.labels

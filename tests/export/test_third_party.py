@@ -80,7 +80,7 @@ def test_a_model_of_timm_is_served_with_its_logits(timm, photos, tmp_path):
     assert_same_logits(tmp_path / "bundle", photos, original, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))
 
 
-def test_a_state_dict_of_timm_is_served_with_what_is_usual_and_the_card_says_so(timm, photos, tmp_path):
+def test_a_state_dict_of_timm_is_served_with_usual_values_that_the_card_names(timm, photos, tmp_path):
     original = randomised(timm.create_model("vit_tiny_patch16_224", **SIZES))
     torch.save(original.state_dict(), tmp_path / "vit tiny (1).pth")
     manifest = exported(tmp_path / "vit tiny (1).pth", tmp_path / "bundle")
@@ -160,7 +160,7 @@ def test_how_much_is_measured_and_how_hard_is_ones_choice(single_token_file, pho
     assert "which has no effect" in card
 
 
-def test_a_file_of_labels_stands_above_all_else(single_token_file, photos, tmp_path):
+def test_a_file_of_labels_has_priority(single_token_file, photos, tmp_path):
     names = tmp_path / "labels.txt"
     names.write_text("\n".join(reversed(ANIMALS)) + "\n\n")
     manifest = exported(single_token_file, tmp_path / "bundle", "--labels", names, "--data", photos, "--epsilon-255", 0)
@@ -174,7 +174,7 @@ def test_a_byte_order_mark_in_a_configuration_is_left_out(single_token_weights, 
     assert load_pretrained(path).model.config.classes == 5
 
 
-def test_labels_that_a_configuration_has_twice_are_told_apart(single_token_weights, tmp_path):
+def test_duplicate_labels_of_a_configuration_are_made_distinct(single_token_weights, tmp_path):
     """As google/vit-base-patch16-224 has "crane", a bird and a machine."""
     config = {"id2label": dict(enumerate(["crane", "cow", "dog", "crane", "owl"]))}
     checkpoint = load_third_party(saved(tmp_path / "twice", single_token_weights, config=config), ThirdPartyOptions())
@@ -199,7 +199,7 @@ def refused(capsys, *arguments, status=1):
     return error.splitlines()[-1]
 
 
-def test_what_is_no_model_is_refused(tmp_path, capsys):
+def test_a_file_without_a_model_is_refused(tmp_path, capsys):
     for name, content in {"a.safetensors": b"no", "b.pth": b"no", "c.txt": b"no"}.items():
         (tmp_path / name).write_bytes(content)
         assert name in refused(capsys, tmp_path / name, "--out", tmp_path / "bundle")
@@ -257,7 +257,7 @@ def test_a_default_beta_needs_two_tokens(single_token_file, tmp_path, capsys):
     assert "one token, so there is no β to choose: leave --default-beta out" in said
 
 
-def test_a_bundle_of_that_name_is_not_overwritten_unless_told(single_token_file, single_token_bundle, capsys):
+def test_an_existing_bundle_is_not_overwritten_without_the_flag(single_token_file, single_token_bundle, capsys):
     assert "exists already" in refused(capsys, single_token_file, "--out", single_token_bundle)
 
 
@@ -278,7 +278,7 @@ def test_wrong_options_exit_with_2(single_token_file, tmp_path, arguments):
     assert exit_.value.code == 2
 
 
-def test_a_checkpoint_of_ours_takes_none_of_these_options(digits_run, tmp_path, capsys):
+def test_a_tureen_checkpoint_takes_none_of_these_options(digits_run, tmp_path, capsys):
     with pytest.raises(SystemExit) as exit_:
         main(
             ["export", str(digits_run), "--out", str(tmp_path / "bundle"), "--tokens", "equal", "--labels", "names.txt"]

@@ -9,7 +9,7 @@ from tureen.errors import EngineError
 from tureen.tokens import mix_rows
 
 
-def test_torch_tensorrt_without_its_driver_says_what_it_needs(checkpoint, capsys):
+def test_torch_tensorrt_without_its_driver_names_the_requirement(checkpoint, capsys):
     with pytest.raises((ExportError, EngineError), match=r"extra \[torch-tensorrt\], an NVIDIA GPU and its driver"):
         build_torch_plan(checkpoint.model, precision="fp16", backbone_sha256="0" * 64)
     assert capsys.readouterr().out == ""

@@ -59,7 +59,7 @@ def wait_until_ready(server, port):
     raise AssertionError("not ready in time")
 
 
-def test_sigterm_finishes_what_was_accepted_and_exits_with_0(bundle_path, encode):
+def test_sigterm_completes_accepted_requests_and_exits_with_0(bundle_path, encode):
     port = free_port()
     slow = encode(Image.new("L", (2000, 2000)))  # one is decoded at a time, so that much is under way
     count = 24
@@ -104,7 +104,7 @@ def test_a_request_that_never_ends_is_given_up_after_the_drain_timeout(bundle_pa
     assert b'"code":"shutting_down"' in answer
 
 
-def test_a_request_that_had_hardly_begun_does_not_hold_the_drain_up(bundle_path):
+def test_a_request_that_has_hardly_begun_does_not_delay_the_drain(bundle_path):
     port = free_port()
     with process(bundle_path, "--port", port, "--drain-timeout-s", 1) as server:
         wait_until_ready(server, port)
@@ -116,7 +116,7 @@ def test_a_request_that_had_hardly_begun_does_not_hold_the_drain_up(bundle_path)
             assert stuck.makefile("rb").read() == b""
 
 
-def test_a_body_that_trickles_is_answered_408_and_gives_its_permit_back(bundle_path, digit_png):
+def test_a_slow_body_gets_408_and_returns_its_permit(bundle_path, digit_png):
     port = free_port()
     with process(bundle_path, "--port", port, "--timeout-ms", 300, "--max-requests", 1) as server:
         wait_until_ready(server, port)
@@ -128,7 +128,7 @@ def test_a_body_that_trickles_is_answered_408_and_gives_its_permit_back(bundle_p
         assert request(port, "POST", "/classify", digit_png(0))[0] == 200
 
 
-def test_head_is_answered_as_get_without_its_body(bundle_path):
+def test_head_gets_the_response_of_get_without_its_body(bundle_path):
     port = free_port()
     with process(bundle_path, "--port", port) as server:
         wait_until_ready(server, port)
@@ -189,7 +189,7 @@ def test_a_taken_port_is_an_error_and_not_a_hang(bundle_path):
 
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
-def test_batches_on_two_streams_give_every_request_its_own_answer(bundle_path, engine, digit_png, soup):
+def test_batches_on_two_streams_give_every_request_its_result(bundle_path, engine, digit_png, soup):
     port = free_port()
     images = [digit_png(index) for index in range(48)]
     betas = [index / 47 for index in range(48)]

@@ -104,7 +104,7 @@ def test_a_batch_in_parts_gives_the_gradients_of_the_whole():
         torch.testing.assert_close(parts[name], whole[name], rtol=1e-4, atol=1e-5)
 
 
-def test_what_is_random_in_a_step_depends_on_seed_step_and_process():
+def test_randomness_in_a_step_depends_on_seed_step_and_process():
     """The seed fits the 32 bits of the CPU generator of torch, for any seed of a recipe."""
     seeds = [(seed, step, rank) for seed in (0, 1, 2**32 - 1) for step in (0, 1, 7) for rank in (0, 1)]
     drawn = {float(torch.rand(1, generator=torch.Generator().manual_seed(_seed(*numbers)))) for numbers in seeds}
@@ -145,7 +145,7 @@ def test_a_gradient_that_is_not_a_number_stops_the_run_at_its_last_step_too():
         training.run_epoch()
 
 
-def test_bf16_trains_where_the_recipe_asks_for_it():
+def test_bf16_trains_if_the_recipe_requests_it():
     training = Cotraining(load_recipe("digits", [*SMALL, "precision=bf16"]), data(), CPU)
     progress = training.run_epoch()
     assert math.isfinite(progress.clean_loss)
@@ -166,7 +166,7 @@ def test_a_compiled_model_trains_the_same_weights():
         torch.testing.assert_close(compiled[name], eager[name], rtol=1e-4, atol=1e-5)
 
 
-def test_a_run_may_begin_with_a_model_that_is_there_already():
+def test_a_run_may_start_from_an_existing_model():
     start = DualTokenViT(load_recipe("digits", SMALL).model)
     training = Cotraining(load_recipe("digits", [*SMALL, "seed=5"]), data(), CPU, start=start)
     assert torch.equal(training.model.head.weight, start.head.weight)

@@ -37,7 +37,7 @@ def test_under_torchrun_a_second_signal_changes_nothing():
     assert signals.received == signal.SIGTERM
 
 
-def test_what_may_be_cut_in_two_is():
+def test_an_interruptible_section_inside_a_deferred_one_is_interrupted():
     signals = StopSignals()
     with signals.installed(), signals.deferred():
         with pytest.raises(InterruptedRun), signals.deferred(False):

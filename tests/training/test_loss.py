@@ -35,7 +35,7 @@ def test_the_losses_are_those_of_two_separate_forward_passes():
     torch.testing.assert_close(combined_loss(clean_loss, robust_loss, 0.25), 0.25 * clean_loss + 0.75 * robust_loss)
 
 
-def test_the_attack_uses_the_model_and_the_loss_what_is_wrapped_around_it():
+def test_the_attack_uses_the_model_and_the_loss_uses_the_wrapper():
     """DistributedDataParallel sees only the pass whose gradients it must exchange."""
     recipe = load_recipe("digits", SMALL)
     model = DualTokenViT(recipe.model).train()

@@ -21,7 +21,7 @@ from training.recipes import load_recipe
         [OverfittingProbe(1, 0.1, 0.1), OverfittingProbe(2, 0.2, 0.02)],  # too little to tell from chance
     ],
 )
-def test_a_sound_run_goes_on(looks):
+def test_a_healthy_run_continues(looks):
     check_overfitting(looks)
 
 

@@ -327,7 +327,7 @@ def test_another_image_size_makes_the_same_model_as_in_timm(timm, tmp_path, size
         ),
     ],
 )
-def test_another_kind_of_model_of_timm_is_refused_by_the_tensor_that_tells(
+def test_another_kind_of_model_of_timm_is_refused_by_its_distinctive_tensor(
     timm, tmp_path, architecture, arguments, tensor
 ):
     original = timm.create_model(architecture, **TIMM_SHAPE | arguments)
@@ -345,7 +345,9 @@ def test_another_kind_of_model_of_timm_is_refused_by_the_tensor_that_tells(
         ("ViTMSN", "vit_msn"),
     ],
 )
-def test_another_kind_of_model_of_transformers_is_refused_by_what_tells(transformers, tmp_path, kind, tensor):
+def test_another_kind_of_model_of_transformers_is_refused_by_its_distinctive_tensor(
+    transformers, tmp_path, kind, tensor
+):
     config = getattr(transformers, f"{kind}Config")(**TRANSFORMERS_SHAPE)
     task = "ForPreTraining" if kind == "ViTMAE" else "ForImageClassification"
     getattr(transformers, f"{kind}{task}")(config).save_pretrained(tmp_path)
@@ -360,7 +362,7 @@ def test_a_convolutional_stem_of_torchvision_is_refused_by_its_tensor(torchvisio
         load_pretrained(saved(tmp_path, original.state_dict()))
 
 
-def test_what_is_assumed_where_no_file_says_is_the_custom_of_the_library(timm, transformers, torchvision):
+def test_assumed_values_are_the_defaults_of_the_library(timm, transformers, torchvision):
     sizes = ("tiny_patch16", "small_patch16", "base_patch16", "large_patch14", "huge_patch14", "giant_patch14")
     for size in (*sizes, "gigantic_patch14"):
         with torch.device("meta"):
@@ -438,7 +440,7 @@ def test_heads_that_config_json_states_count(tmp_path, config):
 
 
 @pytest.mark.parametrize("width", [64, 200])
-def test_heads_that_nothing_tells_are_asked_for(tmp_path, width):
+def test_an_unknown_number_of_heads_is_required(tmp_path, width):
     weights = timm_weights(**SHAPE | {"width": width})
     with pytest.raises(CheckpointError, match="num_attention_heads"):
         load_pretrained(saved(tmp_path, weights))
@@ -446,7 +448,7 @@ def test_heads_that_nothing_tells_are_asked_for(tmp_path, width):
     assert load_pretrained(path).model.config.heads == 4
 
 
-def test_what_no_file_says_is_said_to_be_assumed(tmp_path):
+def test_values_without_a_file_are_reported_as_assumed(tmp_path):
     weights = timm_weights(**SHAPE)
     for layout, assumed in ((transformers_weights, ["heads", "mean", "ε"]), (torchvision_weights, ["heads"])):
         facts = load_pretrained(saved(tmp_path, layout(weights))).assumed
@@ -492,7 +494,7 @@ def test_other_classes_start_with_a_fresh_head_that_an_attack_can_follow(tmp_pat
     torch.testing.assert_close(fresh.model.blocks.state_dict(), load_pretrained(path).model.blocks.state_dict())
 
 
-def test_a_classifier_is_asked_for_where_there_is_none(tmp_path):
+def test_a_missing_classifier_is_required(tmp_path):
     weights = {name: tensor for name, tensor in timm_weights(**SHAPE).items() if "head" not in name}
     path = saved(tmp_path, weights)
     with pytest.raises(CheckpointError, match="give the number of classes of a new one"):
@@ -545,7 +547,7 @@ def test_resampling_keeps_a_slope_and_which_way_it_runs():
     torch.testing.assert_close(smaller[..., 2], torch.ones(4, 4))
 
 
-def test_a_checkpoint_of_ours_passes_through_and_takes_other_sizes_too(tmp_path):
+def test_a_tureen_checkpoint_passes_through_and_takes_other_sizes_too(tmp_path):
     config = ViTConfig(image_size=8, patch_size=4, width=16, depth=1, heads=2, classes=3, adapter="both")
     model = DualTokenViT(config)
     save_checkpoint(
@@ -718,7 +720,7 @@ def test_a_pickle_is_read_for_its_tensors_alone(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["weights.pth", "model_best.pth.tar", "last.ckpt", "WEIGHTS.PT"])
 @pytest.mark.parametrize("wrapping", ["model", "state_dict", "model_state_dict"])
-def test_weights_are_found_in_what_a_training_script_saved(tmp_path, wrapping, name):
+def test_weights_are_found_in_the_file_of_a_training_script(tmp_path, wrapping, name):
     weights = timm_weights(**SHAPE)
     torch.save({wrapping: weights, "epoch": 3, "optimizer": {"state": {}}}, tmp_path / name)
     assert torch.equal(load_pretrained(tmp_path / name).model.head.weight, weights["head.weight"])
@@ -735,7 +737,7 @@ def test_weights_are_found_in_what_a_training_script_saved(tmp_path, wrapping, n
     ],
     ids=["empty", "pointer", "page", "tar", "else"],
 )
-def test_what_stands_in_the_place_of_weights_is_named(tmp_path, content, said):
+def test_a_value_in_place_of_weights_is_named(tmp_path, content, said):
     (tmp_path / "last.ckpt").write_bytes(content)
     with pytest.raises(CheckpointError, match=said):
         load_pretrained(tmp_path / "last.ckpt")

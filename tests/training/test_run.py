@@ -124,7 +124,7 @@ def test_a_signal_while_the_trained_model_is_measured_loses_no_step(tmp_path):
     assert load_checkpoint(out).recipe.evaluation_steps == 1
 
 
-def test_a_signal_before_the_first_step_says_that_nothing_is_saved(tmp_path, monkeypatch, capsys):
+def test_a_signal_before_the_first_step_reports_that_nothing_is_saved(tmp_path, monkeypatch, capsys):
     fifo = tmp_path / "photos" / "cat" / "0.png"
     for name in ("cat", "dog"):
         (tmp_path / "photos" / name).mkdir(parents=True)
@@ -153,7 +153,7 @@ def test_torchruns_processes_stop_together_and_the_first_saves(tmp_path):
     assert said.count("interrupted; saved") == 1
 
 
-def test_what_is_shown_of_a_recipe_is_what_these_images_make_of_it(photos, capsys):
+def test_the_printed_recipe_is_adapted_to_the_images(photos, capsys):
     assert main(["train", "cifar10-cpu", "--show"]) == 0
     shown = capsys.readouterr().out
     assert "84 minutes" in shown
@@ -222,7 +222,7 @@ def test_a_run_resumes_in_another_directory_and_with_its_images_elsewhere(photos
         (["--resume", "--out", "nothing"], 1, "nothing holds no interrupted run to continue"),
     ],
 )
-def test_without_a_recipe_there_must_be_a_run_to_continue(tmp_path, monkeypatch, capsys, arguments, status, message):
+def test_without_a_recipe_a_run_to_continue_is_required(tmp_path, monkeypatch, capsys, arguments, status, message):
     monkeypatch.chdir(tmp_path)
     try:
         assert main(["train", *arguments]) == status
@@ -231,7 +231,7 @@ def test_without_a_recipe_there_must_be_a_run_to_continue(tmp_path, monkeypatch,
     assert message in capsys.readouterr().err
 
 
-def test_two_processes_train_what_one_does(tmp_path):
+def test_two_processes_train_like_one(tmp_path):
     """Two processes under torchrun with Gloo. ε = 0 and no shifts, because random numbers depend on the rank."""
     still = ["epsilon_255=0", "augmentation.shift_pixels=0", "epochs=3"]
     settings = [word for setting in still for word in ("--set", setting)]
@@ -303,7 +303,7 @@ def test_images_that_cannot_be_trained_on_leave_no_directory(photos, tmp_path, c
     assert not (tmp_path / "run").exists()
 
 
-def test_finetuning_takes_the_shape_and_the_weights_it_is_given(photos, digits_like, tmp_path, capsys):
+def test_finetuning_uses_the_given_shape_and_weights(photos, digits_like, tmp_path, capsys):
     out = tmp_path / "run"
     settings = ["epochs=1", "evaluation_steps=1", "learning_rate=1e-9", "augmentation.crop_scale=1"]
     arguments = [word for setting in settings for word in ("--set", setting)]
@@ -333,7 +333,7 @@ def digits_like(tmp_path_factory):
         ("finetune", ["--init", "resnet.safetensors"], 1, "resnet.safetensors"),
     ],
 )
-def test_weights_that_cannot_be_begun_with_leave_no_directory(
+def test_unusable_initial_weights_leave_no_directory(
     photos, tmp_path, monkeypatch, capsys, recipe, arguments, status, message
 ):
     monkeypatch.chdir(tmp_path)
@@ -356,7 +356,7 @@ def test_weights_that_cannot_be_begun_with_leave_no_directory(
         (["--set", "seed=4294967296"], "seed"),
     ],
 )
-def test_what_would_fail_after_training_fails_before(photos, tmp_path, capsys, arguments, message):
+def test_a_failure_after_training_is_found_before(photos, tmp_path, capsys, arguments, message):
     assert main(folder_command(tmp_path / "run", "--data", str(photos), *arguments)) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
@@ -390,7 +390,7 @@ def test_the_shape_of_a_finetuned_model_is_not_set(photos, digits_like, tmp_path
     assert "omit --set model" in capsys.readouterr().err
 
 
-def test_tensorboard_gets_what_the_log_gets(tmp_path):
+def test_tensorboard_gets_the_values_of_the_log(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     assert main(command(tmp_path / "run", "--tensorboard")) == 0

@@ -109,7 +109,7 @@ def shares(digits, attacked):
     return {key: share(value) for key, value in adversarial.items()}
 
 
-def test_autoattack_leaves_its_surroundings_as_they_were(attacked):
+def test_autoattack_changes_no_global_state(attacked):
     """Its parts seed the global random state, fill gradients of parameters and remove the trace function."""
     _, printed, before, after = attacked
     assert before["gradients"] == [None] * 4
@@ -117,7 +117,7 @@ def test_autoattack_leaves_its_surroundings_as_they_were(attacked):
     assert not printed
 
 
-def test_autoattack_returns_what_nothing_fooled_as_it_was(digits, attacked):
+def test_autoattack_returns_robust_images_unchanged(digits, attacked):
     network, images, labels = digits
     adversarial, *_ = attacked
     is_right = network(adversarial).argmax(1) == labels
@@ -126,7 +126,7 @@ def test_autoattack_returns_what_nothing_fooled_as_it_was(digits, attacked):
     assert (adversarial - images).abs().max() <= EPSILON + 1e-6
 
 
-def test_the_network_tells_the_attacks_apart(digits, shares):
+def test_the_network_distinguishes_the_attacks(digits, shares):
     network, images, labels = digits
     assert (network(images).argmax(1) == labels).float().mean() > 0.9
     assert 0.1 < shares["ours", "autoattack"] < shares["ours", "pgd"] - 0.02
@@ -134,24 +134,24 @@ def test_the_network_tells_the_attacks_apart(digits, shares):
 
 
 @pytest.mark.parametrize("name", ["fgsm", "pgd", "mi-fgsm", "apgd-ce", "apgd-t", "autoattack"])
-def test_an_attack_leaves_what_the_same_attack_by_others_leaves(shares, name):
+def test_an_attack_leaves_as_much_accuracy_as_the_reference_implementation(shares, name):
     others = [share for (maker, of), share in shares.items() if of == name and maker != "ours"]
     assert others
     for other in others:
         assert shares["ours", name] == pytest.approx(other, abs=TOLERANCE)
 
 
-def test_autoattack_leaves_no_more_than_any_other(shares):
+def test_autoattack_leaves_at_most_the_accuracy_of_each_attack(shares):
     for key, share in shares.items():
         assert shares["ours", "autoattack"] <= share + TOLERANCE, key
 
 
-def test_both_losses_leave_no_more_than_either(shares):
+def test_both_losses_leave_at_most_the_accuracy_of_either(shares):
     assert shares["ours", "apgd"] <= min(shares["ours", "apgd-ce"], shares["ours", "apgd-t"]) + TOLERANCE
 
 
 @pytest.mark.parametrize("loss", ["ce", "dlr", "dlr-targeted"])
-def test_auto_pgd_takes_the_steps_of_its_authors(loss):
+def test_auto_pgd_uses_the_steps_of_its_authors(loss):
     """Both implementations reach the same point for every image, on a function that uses all their rules."""
     torch.manual_seed(0)
     body = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 32), torch.nn.Tanh(), torch.nn.Linear(32, 5))
@@ -198,13 +198,13 @@ def test_auto_pgd_takes_the_steps_of_its_authors(loss):
         (partial(mi_fgsm, steps=10), lambda network: torchattacks.MIFGSM(network, eps=EPSILON, alpha=EPSILON / 10)),
     ],
 )
-def test_what_is_not_random_is_the_same_pixel_by_pixel(digits, ours, theirs):
+def test_a_deterministic_attack_gives_the_same_pixels_as_the_reference(digits, ours, theirs):
     network, images, labels = digits
     expected = theirs(network)(images, labels)
     torch.testing.assert_close(ours(network, images, labels, epsilon=EPSILON), expected, atol=1e-5, rtol=0)
 
 
-def test_what_the_package_suspects_reaches_the_log(digits, caplog):
+def test_warnings_of_the_package_reach_the_log(digits, caplog):
     network, images, labels = digits
     with caplog.at_level(logging.WARNING, logger="auto-attack"):
         autoattack(lambda x: network(x).softmax(1), images, (labels + 1) % 10, epsilon=EPSILON, steps=0)

@@ -12,7 +12,7 @@ def test_every_attack_has_a_label(name):
     assert ("40" in attack_label(name, 40)) == (name not in ("fgsm", "autoattack"))
 
 
-def test_labels_are_what_a_report_prints():
+def test_attack_labels_name_attack_and_steps():
     assert attack_label("pgd", 40) == "PGD-40"
     assert attack_label("apgd", 100) == "APGD-100 (CE, targeted DLR)"
     assert attack_label("apgd-dlr", 100) == "APGD-100 (CE, DLR)"

@@ -78,7 +78,7 @@ def test_the_strongest_point_of_a_linear_model_is_found(name):
         partial(apgd, steps=10, loss="dlr-targeted"),
     ],
 )
-def test_a_linear_model_that_nothing_fools_is_taken_to_its_worst_point(attack):
+def test_a_robust_linear_model_is_attacked_to_its_worst_point(attack):
     weight = torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(0))
 
     def forward(x):
@@ -190,7 +190,7 @@ def test_one_image_without_a_gradient_does_not_stop_the_attack_on_another(name):
     assert (rounded_where_bright(adversarial).argmax(1) == labels).tolist() == [False, True]
 
 
-def test_square_breaks_what_has_no_gradient():
+def test_square_breaks_a_model_without_a_gradient():
     forward = rounded(network())
     images, labels = sure_images(forward, 4)
     assert share_right(forward, run("autoattack", forward, images, labels, epsilon=LARGE), labels) == 0
@@ -221,7 +221,7 @@ def test_a_radius_of_zero_gives_the_images_back(name):
 
 
 @every_attack
-def test_a_radius_of_a_half_leaves_nothing(name):
+def test_a_radius_of_a_half_leaves_no_accuracy(name):
     """Chance is 20 %, but the labels are predictions of the model, so a working attack leaves 0 %."""
     forward = network()
     images = seeded((16, 3, 8, 8))
@@ -293,7 +293,7 @@ def test_one_image_is_a_batch(name):
 
 
 @pytest.mark.parametrize("name", ["apgd-ce", "apgd-t", "apgd", "autoattack"])
-def test_an_image_that_is_wrong_already_costs_nothing_and_stays_as_it_is(name):
+def test_a_misclassified_image_costs_nothing_and_is_unchanged(name):
     forward = network()
     images = seeded((8, 3, 8, 8))
     labels = forward(images).argmin(1)
@@ -337,7 +337,7 @@ def test_in_training_the_batch_stays_whole_and_each_image_keeps_its_worst_point(
     ("name", "advice"),
     [("apgd-t", "apgd-dlr, apgd-ce or pgd"), ("apgd", "apgd-dlr, apgd-ce or pgd"), ("autoattack", "apgd")],
 )
-def test_the_targeted_ratio_says_what_to_do_with_three_classes(name, advice):
+def test_the_targeted_ratio_names_the_alternative_for_three_classes(name, advice):
     weight = torch.randn(192, 3, generator=torch.Generator().manual_seed(0))
     images = torch.full((2, 3, 8, 8), 0.5)
 
@@ -362,7 +362,7 @@ def test_the_targeted_ratio_tries_the_less_likely_classes_too():
     assert forward(apgd(forward, image, torch.tensor([0]), targets=2, **options)).argmax() == 2
 
 
-def test_what_nothing_fooled_is_where_the_likeliest_class_took_it():
+def test_a_robust_image_is_returned_at_the_end_of_the_attack_on_the_likeliest_class():
     forward = network()
     images, labels = sure_images(forward, 8)
     one, all_wrong = (
@@ -395,7 +395,7 @@ def test_the_targeted_ratio_has_no_form_for_training():
         )
 
 
-def test_vanished_tells_the_images_apart():
+def test_vanished_gradients_are_found_per_image():
     def forward(x):
         is_dark = x.flatten(1).mean(1, keepdim=True) < 0.5
         logits = x.flatten(1)[:, :4]

@@ -62,7 +62,7 @@ def measured(arguments, capsys):
     return json.loads(capsys.readouterr().out)
 
 
-def test_what_is_asked_is_measured_and_drawn(small_run, tmp_path, capsys):
+def test_the_requested_evaluations_are_measured_and_plotted(small_run, tmp_path, capsys):
     plot = tmp_path / "curve.png"
     asked = ["--betas", "0,0.3", "--steps", "2", "--epsilon-255", "8", "--images", "40", "--plot", plot]
     parts = ["--matrix", "--epsilon-curve", "--ensembles", "--shifts"]
@@ -109,7 +109,7 @@ def test_every_part_of_autoattack_runs_on_a_real_checkpoint(small_run, capsys):
     assert row["robust"]["value"] > 0
 
 
-def test_apgd_on_three_classes_takes_the_plain_ratio_and_says_so(three_class_run, capsys):
+def test_apgd_on_three_classes_takes_the_plain_ratio_and_reports_it(three_class_run, capsys):
     assert main(["evaluate", str(three_class_run), "--attack", "apgd", "--steps", "2", "--betas", "0,1"]) == 0
     said = capsys.readouterr()
     assert "apgd needs more than 3 classes: attacking with apgd-dlr instead" in said.err
@@ -125,7 +125,7 @@ def test_nothing_but_accuracy_and_the_checks_is_measured_unasked(small_run, caps
     assert "forward passes" not in said
 
 
-def test_what_is_saved_travels_into_the_manifest_and_the_card(small_run, tmp_path, capsys):
+def test_saved_results_reach_the_manifest_and_the_card(small_run, tmp_path, capsys):
     import shutil
 
     run = shutil.copytree(small_run, tmp_path / "run")
@@ -177,7 +177,7 @@ def test_tune_chooses_a_beta_from_few_images(small_bundle, small_run, photos, ca
         (["tune", "{run}"], "--data"),
     ],
 )
-def test_wrong_use_is_said(small_bundle, small_run, capsys, arguments, message):
+def test_wrong_use_is_reported(small_bundle, small_run, capsys, arguments, message):
     filled = [argument.format(bundle=small_bundle, run=small_run) for argument in arguments]
     with pytest.raises(SystemExit, match="2"):
         main(filled)

@@ -9,7 +9,7 @@ def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def test_shifts_move_each_image_by_its_own_offset_and_pull_in_zeros():
+def test_shifts_move_each_image_by_a_separate_offset_and_pull_in_zeros():
     x = torch.zeros(64, 3, 8, 8)
     x[:, :, 4, 4] = 1
     moved = shift_images(x, 1, seeded())
@@ -19,7 +19,7 @@ def test_shifts_move_each_image_by_its_own_offset_and_pull_in_zeros():
     assert torch.equal(shift_images(x, 0, seeded()), x)
 
 
-def test_nothing_is_changed_unless_it_is_asked_for():
+def test_nothing_changes_without_an_augmentation():
     x, y = torch.rand(8, 3, 8, 8), torch.arange(8)
     assert torch.equal(augment_images(x, Augmentation(), seeded()), x)
     images, targets = mix_images(x, y, Augmentation(), 8, seeded())

@@ -69,7 +69,7 @@ def test_a_folder_of_classes_is_split_evenly_and_always_alike(tmp_path):
         ("train_images", "eval"),
     ],
 )
-def test_a_ready_made_split_is_taken_as_it_is(tmp_path, train, held_out):
+def test_an_existing_split_is_used_unchanged(tmp_path, train, held_out):
     fill(tmp_path / train, each=6)
     fill(tmp_path / held_out, each=3)
     data = load_dataset(str(tmp_path), SPEC, held_out=100)
@@ -102,7 +102,7 @@ def test_classes_may_have_subfolders(tmp_path, subfolders):
     assert load_dataset(str(tmp_path), SPEC, held_out=100).labels == ["cat", "dog"]
 
 
-def test_what_macos_adds_to_an_archive_is_no_class(tmp_path):
+def test_files_that_macos_adds_to_an_archive_are_no_class(tmp_path):
     fill(tmp_path, ("cat", "dog", "__MACOSX"), each=3)
     assert load_dataset(str(tmp_path), SPEC, held_out=100).labels == ["cat", "dog"]
 
@@ -116,7 +116,7 @@ def test_of_many_classes_the_first_are_counted_one_by_one(tmp_path):
     assert lines[-1] == "  and 4 classes more, of 1 to 1 images to train on"
 
 
-def test_the_pixels_are_those_the_server_would_see(tmp_path):
+def test_the_pixels_equal_those_of_the_server(tmp_path):
     fill(tmp_path / "train", each=2)
     fill(tmp_path / "val", each=2)
     data = load_dataset(str(tmp_path), SPEC, held_out=100)
@@ -124,7 +124,7 @@ def test_the_pixels_are_those_the_server_would_see(tmp_path):
     np.testing.assert_array_equal(data.train.pixels[1], expected)
 
 
-def test_held_out_images_are_drawn_evenly_where_there_are_more(tmp_path):
+def test_held_out_images_are_drawn_evenly_if_there_are_more(tmp_path):
     fill(tmp_path / "train", each=2)
     fill(tmp_path / "val", each=10)
     data = load_dataset(str(tmp_path), SPEC, held_out=6)
@@ -203,7 +203,7 @@ def test_an_image_that_cannot_be_decoded_is_left_out_and_named(tmp_path, stream)
         (lambda root: (fill(root / "train"), fill(root / "val", ("cat", "cow"))), "same classes: cow, dog"),
     ],
 )
-def test_what_cannot_be_trained_on_is_said(tmp_path, make, message):
+def test_unusable_training_data_is_reported(tmp_path, make, message):
     root = tmp_path / "images"
     make(root)
     with pytest.raises(DataError, match=message):
@@ -236,7 +236,7 @@ def test_images_to_measure_on_get_the_labels_of_the_model(tmp_path):
         load_evaluation_images(str(tmp_path / "shifted"), SPEC, model_labels, at_most=100, strict=True)
 
 
-def test_of_a_ready_made_split_the_held_out_part_is_measured(tmp_path):
+def test_the_held_out_part_of_an_existing_split_is_measured(tmp_path):
     fill(tmp_path / "train", each=5)
     fill(tmp_path / "test", each=2)
     images, _ = load_evaluation_images(str(tmp_path), SPEC, ["cat", "dog"], at_most=100)

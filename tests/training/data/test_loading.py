@@ -26,7 +26,7 @@ def stream(folder, count=12):
     return StreamedImages(ImageFolder(folder, paths, np.arange(count)), np.arange(count), SPEC)
 
 
-def test_every_epoch_takes_every_image_once_in_an_order_of_its_own():
+def test_every_epoch_takes_every_image_once_in_a_separate_order():
     order = BatchOrder(recipe(), 14)
     keys = [key for batch in order.from_step(0) for key in batch]
     assert order.steps_per_epoch == 3
@@ -37,7 +37,7 @@ def test_every_epoch_takes_every_image_once_in_an_order_of_its_own():
 
 
 @pytest.mark.parametrize("first", range(6))
-def test_an_order_can_be_taken_up_at_any_step(first):
+def test_an_order_can_resume_at_any_step(first):
     order = BatchOrder(recipe(), 14)
     assert list(order.from_step(first)) == list(order.from_step(0))[first:]
 
@@ -49,7 +49,7 @@ def test_processes_share_every_batch_among_them():
         assert sorted(batch) == sorted(first + second)
 
 
-def test_shares_are_equal_even_where_images_are_fewer_than_a_batch():
+def test_shares_are_equal_even_with_fewer_images_than_a_batch():
     shares = [list(BatchOrder(recipe(), 3, rank, 2).from_step(0)) for rank in (0, 1)]
     assert [[len(batch) for batch in share] for share in shares] == [[1, 1], [1, 1]]
     with pytest.raises(RecipeError, match="1 images are too few for 2 processes"):
@@ -67,7 +67,7 @@ def test_fewer_images_than_a_batch_are_one_batch():
     assert [len(batch) for batch in BatchOrder(recipe(), 3).from_step(0)] == [3, 3]
 
 
-def test_worker_processes_decode_what_one_process_would(tmp_path):
+def test_worker_processes_decode_like_one_process(tmp_path):
     """The same seed gives the same crops for any number of workers; batches have the order of BatchOrder."""
     images, settings = stream(tmp_path), recipe("augmentation.crop_scale=0.3", "epochs=1")
     order = BatchOrder(settings, len(images))
@@ -80,7 +80,7 @@ def test_worker_processes_decode_what_one_process_would(tmp_path):
         assert pixels.dtype == torch.uint8
 
 
-def test_a_stream_without_crops_gives_what_memory_holds(tmp_path):
+def test_a_stream_without_crops_equals_the_images_in_memory(tmp_path):
     images, settings = stream(tmp_path), recipe("epochs=1")
     from tureen.preprocess import pixels_from_image
 

@@ -32,7 +32,7 @@ def test_a_model_is_called_as_its_images(tmp_path, monkeypatch, location, name):
         ("…/….pt", "model"),
     ],
 )
-def test_a_name_is_made_to_fit(tmp_path, path, name):
+def test_a_name_is_converted_to_a_valid_one(tmp_path, path, name):
     import re
 
     assert model_name(tmp_path / path) == name

@@ -64,13 +64,13 @@ def test_the_sign_test_is_exact_for_many_images():
     assert sign_test(first, second) == pytest.approx(ways / 2**differing, rel=1e-12)  # rounding of float64
 
 
-def test_a_tenth_of_the_training_learns_the_digits_and_measures_them_as_the_recipe_says(checkpoint):
+def test_a_tenth_of_the_training_learns_the_digits_and_evaluates_by_the_recipe(checkpoint):
     assert all((row.n, row.attack, row.epsilon_255) == (450, "PGD-10", 38) for row in checkpoint.accuracy)
     assert all(row.clean.value >= 0.9 > row.robust.value for row in checkpoint.accuracy)
 
 
 @pytest.mark.slow  # the whole recipe is trained
-def test_the_digits_are_what_the_readme_says(published_digits_run):
+def test_the_digits_reach_the_published_accuracy(published_digits_run):
     """The goals are 98 % clean, 58 % robust and a range of 20 points; on 450 images a seed varies by a point or two."""
     rows = {row.beta: row for row in load_checkpoint(published_digits_run).accuracy}
     assert all(row.n == 450 and row.attack == "PGD-40" and row.epsilon_255 == 38 for row in rows.values())
@@ -80,7 +80,7 @@ def test_the_digits_are_what_the_readme_says(published_digits_run):
     assert rows[0.5].robust.value >= rows[0.0].robust.value
 
 
-def test_logits_that_are_no_numbers_are_an_error_not_an_answer(checkpoint):
+def test_logits_that_are_no_numbers_are_an_error_not_a_result(checkpoint):
     few = Images(checkpoint.held_out.pixels[:4], checkpoint.held_out.labels[:4])
     model = copy.deepcopy(checkpoint.model)
     model.head.bias.fill_(math.nan)
@@ -120,7 +120,7 @@ def test_more_steps_are_never_weaker_by_more_than_chance(checkpoint):
 @pytest.mark.parametrize(
     ("attack", "label"), [("pgd", "PGD-4"), ("fgsm", "FGSM"), ("apgd", "APGD-4 (CE, targeted DLR)")]
 )
-def test_every_beta_falls_as_arithmetic_says_to_any_attack(grey_model, grey_images, attack, label):
+def test_the_accuracy_of_every_beta_under_any_attack_is_as_calculated(grey_model, grey_images, attack, label):
     """At 10/255 images within 30 levels of mid-grey fail at β = 0, within 20 at ½, within 10 at 1; above 1 likewise,
     until the checkerboard counts again."""
     images = grey_images(LEVELS)
@@ -201,7 +201,7 @@ def test_an_ensemble_has_no_beta_beyond_its_modes(vit, beta):
         ensemble_forward(vit, beta)
 
 
-def test_answers_are_those_of_each_beta_in_batches_too(vit):
+def test_predictions_are_those_of_each_beta_in_batches_too(vit):
     rng = np.random.default_rng(1)
     images = Images(rng.integers(0, 256, (300, 8, 8, 3), dtype=np.uint8), rng.integers(0, 4, 300))
     answers = correct_by_beta(make_predictor(vit), images, [0.0, 0.5, 1.0])

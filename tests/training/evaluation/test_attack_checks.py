@@ -86,7 +86,7 @@ def test_images_without_a_gradient_are_counted(margin_model, grey_images):
         failed(model, grey_images([250] * 4))
 
 
-def test_what_cannot_be_asked_of_an_attack_is_left_out(grey_model, grey_images):
+def test_checks_that_an_attack_does_not_allow_are_left_out(grey_model, grey_images):
     checks = check_attack(grey_model, grey_images(LEVELS), epsilon_255=10, steps=4, attack="fgsm", betas=[1.0])
     assert [check.name for check in checks] == [NOISE, HALF, VANISHED]
 

@@ -247,7 +247,7 @@ def test_brightness_adds_to_the_value_of_hsv():
         assert np.abs(after - expected).max() < 0.51  # rounding
 
 
-def test_contrast_keeps_each_channels_mean_and_shrinks_what_deviates():
+def test_contrast_keeps_each_channels_mean_and_shrinks_deviations():
     pixels = pictures(32).astype(float)
     lower = corrupt(pixels.astype(np.uint8), "contrast", 4)
     mean = pixels.mean(axis=(1, 2), keepdims=True)
@@ -286,7 +286,7 @@ def test_no_images_are_no_images(name):
     assert corrupt(pictures(8)[:0], name, 1).shape == (0, 8, 8, 3)
 
 
-def test_an_unknown_name_is_refused_and_the_known_ones_told():
+def test_an_unknown_name_is_refused_with_the_known_ones():
     with pytest.raises(RecipeError, match=r"'fogg'.*gaussian_noise.*fog.*rotation") as caught:
         corrupt(pictures(8), "fogg", 1)
     assert isinstance(caught.value, TrainingError)

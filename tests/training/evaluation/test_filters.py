@@ -90,7 +90,7 @@ def test_a_trail_lies_to_one_side_along_its_angle():
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (2, 32, 20), (1, 5, 7), (1, 1, 1)])
-def test_clouds_have_the_shape_asked_for_and_lie_between_0_and_1(shape):
+def test_clouds_have_the_requested_shape_and_lie_between_0_and_1(shape):
     clouds = filters.plasma(shape, 2.0, np.random.default_rng(0))
     assert clouds.shape == shape
     assert clouds.min() >= 0

@@ -72,7 +72,7 @@ def count(picture, colour):
     return int((picture == [int(colour[i : i + 2], 16) for i in (1, 3, 5)]).all(axis=2).sum())
 
 
-def test_accuracy_over_beta_has_its_two_lines_and_marks_what_is_never_served(drawn):
+def test_accuracy_over_beta_has_two_lines_and_marks_rows_that_are_never_served(drawn):
     inside, beyond = drawn(plot_accuracy, rows(BETAS)), drawn(plot_accuracy, rows([-0.5, *BETAS, 1.5]))
     for picture in (inside, beyond):
         assert count(picture, BLUE) > 500

@@ -48,7 +48,7 @@ def test_every_beta_is_judged_on_the_same_corrupted_images(images):
     assert [row.accuracy[5] for row in rows] != [row.accuracy[1] for row in rows]
 
 
-def test_all_corruptions_and_shifts_are_measured_where_none_is_named(images):
+def test_all_corruptions_and_shifts_are_measured_if_none_is_named(images):
     rows = evaluate_shifts(brighter_than, images, betas=[0.4], severities=[2])
     assert [row.name for row in rows] == [*CORRUPTIONS, *SHIFTS]
     assert {row.family for row in rows} == {"noise", "blur", "weather", "digital", "shift"}

@@ -10,7 +10,7 @@ CLEAR_LEVELS = [level for level in LEVELS if abs(level - 127.5) > 4]  # from whi
 BETAS = [0.0, 1.0]
 
 
-def test_the_diagonal_is_what_evaluation_measures_and_the_rest_transfers(grey_model, grey_images):
+def test_the_diagonal_equals_the_evaluation_and_the_rest_transfers(grey_model, grey_images):
     """An attack of 10/255 moves the margin by 30 levels at β = 0 and 10 at β = 1; one on the other β, by 10 and 0."""
     images = grey_images(LEVELS)
     matrix = transfer_matrix(grey_model, images, betas=BETAS, epsilon_255=10, steps=4)
@@ -43,7 +43,7 @@ def test_masked_gradients_are_found_out_by_the_attack_on_another_beta(margin_mod
     assert matrix.worst[0].value == 160 / 192
 
 
-def test_the_worst_is_taken_image_by_image(margin_model, grey_images):
+def test_the_worst_attack_is_chosen_per_image(margin_model, grey_images):
     """The attack on each β breaks either dark or bright images, so the worst case counts those that neither breaks."""
 
     def one_sided(images, betas):
@@ -61,7 +61,7 @@ def test_the_worst_is_taken_image_by_image(margin_model, grey_images):
     assert [worst.value for worst in matrix.worst] == pytest.approx([1 - 2 * broken] * 2)
 
 
-def test_the_joint_attack_breaks_what_no_attack_on_one_beta_does(margin_model, grey_images):
+def test_the_joint_attack_breaks_images_that_no_attack_on_one_beta_breaks(margin_model, grey_images):
     """Each β reads half of the image, so only an attack on both β changes both halves."""
 
     def half_each(images, betas):

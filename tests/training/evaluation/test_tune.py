@@ -65,7 +65,7 @@ def test_the_interval_holds_the_best_beta_more_often_than_it_claims():
     assert sum(t.low <= 0.75 <= t.high for t in tuned) >= 95
 
 
-def test_the_accuracy_told_is_not_flattered_by_the_images_that_chose():
+def test_the_reported_accuracy_is_not_biased_by_the_images_that_chose():
     """If all β are equally good, ten images still favour one; the reported accuracy stays at one half."""
     rng = np.random.default_rng(0)
     told, flattered, gain = [], [], []
@@ -91,7 +91,7 @@ def test_the_gains_interval_is_bonett_and_prices():
 
 
 @given(st.integers(2, 30), st.integers(2, 12), st.integers(0, 2**32 - 1))
-def test_whatever_the_answers_the_choice_is_on_the_grid_and_in_its_interval(n, count, seed):
+def test_for_any_predictions_the_choice_is_on_the_grid_and_in_its_interval(n, count, seed):
     correct = np.random.default_rng(seed).random((count, n)) < 0.7
     betas = [index / count for index in range(count)]
     tuned = choose_beta(correct, betas)
@@ -112,7 +112,7 @@ def test_one_image_chooses_nothing(n):
         choose_beta(np.ones((5, n), dtype=bool), GRID)
 
 
-def test_a_model_is_asked_for_every_image_at_every_beta():
+def test_a_model_classifies_every_image_at_every_beta():
     """A predict function with the arguments of `tureen.Soup.logits`: pixels, and one β for each image."""
     asked = []
 

@@ -52,7 +52,7 @@ def test_the_parameters_are_as_many_as_published(depth, published):
 
 
 @pytest.mark.parametrize(("norm", "adapter"), SEPARATE)
-def test_a_mode_has_the_scales_and_offsets_of_a_shared_model_of_its_own(norm, adapter):
+def test_a_mode_has_the_scales_and_offsets_of_a_separate_shared_model(norm, adapter):
     model, shared = tiny(norm, adapter), tiny(norm, "shared")
     norms = [m for m in shared.modules() if isinstance(m, nn.BatchNorm2d | nn.GroupNorm)]
     assert model.adapter_parameters == sum(m.weight.numel() + m.bias.numel() for m in norms) > 0
@@ -177,7 +177,7 @@ def test_half_way_is_the_mean_of_both_modes(norm):
 
 
 @pytest.mark.parametrize(("norm", "adapter"), VARIANTS)
-def test_in_eval_mode_a_row_is_on_its_own(norm, adapter):
+def test_in_eval_mode_rows_are_independent(norm, adapter):
     model = tiny(norm, adapter).eval()
     images, betas = torch.rand(3, 3, 8, 8), torch.tensor([0.0, 0.3, 1.0])
     with torch.no_grad():
@@ -238,7 +238,7 @@ def test_the_stem_decides_the_resolution_of_the_blocks(stem):
 
 
 @pytest.mark.parametrize("norm", ["layer", "group"])
-def test_dual_params_is_refused_where_there_are_no_statistics(norm):
+def test_dual_params_is_refused_without_statistics(norm):
     with pytest.raises(ValidationError, match="use dual"):
         ResNetConfig.model_validate({**TINY.model_dump(), "norm": norm, "adapter": "dual_params"})
 

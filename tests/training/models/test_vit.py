@@ -7,7 +7,7 @@ from training.models.vit import DualTokenViT, ViTConfig
 TINY = ViTConfig(image_size=8, patch_size=4, width=16, depth=2, heads=2, classes=3)
 
 
-def test_a_row_is_classified_by_its_own_token_alone():
+def test_a_row_is_classified_only_by_its_token():
     torch.manual_seed(0)
     model = DualTokenViT(TINY).eval()
     images = torch.rand(4, 3, 8, 8)
@@ -37,7 +37,7 @@ def test_soups_are_the_tokens_at_the_ends():
     torch.testing.assert_close(rows[1], (model.clean_token + model.robust_token) / 2)
 
 
-def test_a_row_is_classified_at_its_own_beta():
+def test_a_row_is_classified_at_its_beta():
     torch.manual_seed(0)
     model = DualTokenViT(TINY)
     images, betas = torch.rand(3, 3, 8, 8), torch.tensor([0.0, 0.3, 1.0])
@@ -48,7 +48,7 @@ def test_a_row_is_classified_at_its_own_beta():
     ("adapter", "own"),
     [("token", 16), ("norm", 5 * 2 * 16), ("both", 5 * 2 * 16 + 16), ("none", 0)],
 )
-def test_the_modes_differ_in_what_the_adapter_says_and_nothing_else(adapter, own):
+def test_the_modes_differ_only_in_the_adapter(adapter, own):
     torch.manual_seed(0)
     model = DualTokenViT(TINY.model_copy(update={"adapter": adapter}))
     assert model.adapter_parameters == own
@@ -65,7 +65,7 @@ def test_the_modes_differ_in_what_the_adapter_says_and_nothing_else(adapter, own
     assert torch.allclose(clean, half) == (adapter == "none")
 
 
-def test_a_token_is_a_49th_of_what_dual_norms_take_in_a_vit_b16():
+def test_a_token_is_a_49th_of_the_dual_norms_in_a_vit_b16():
     """The introduction of the paper: tokens have "49 times fewer" parameters than dual normalisation layers."""
     with torch.device("meta"):
         config = ViTConfig(image_size=224, patch_size=16, width=768, depth=12, heads=12, classes=1000, adapter="both")
