@@ -120,7 +120,7 @@ def _shown(record: JobRecord) -> dict[str, Any]:
     return {
         "id": record.id,
         "state": record.state,
-        "wanted": record.wanted,
+        "wanted": record.requested_state,
         "who": record.who,
         "request": record.request.model_dump(mode="json"),
         "default_beta": record.default_beta,

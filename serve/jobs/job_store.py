@@ -87,7 +87,7 @@ class JobRecord:
     fingerprint: str | None = None
     owner: str | None = None
     lease_until: float = 0.0  # seconds since 1970
-    wanted: State | None = None  # paused or cancelled: the state that the running process has to enter
+    requested_state: State | None = None  # paused or cancelled: the running process has to enter it
 
 
 _METADATA = sa.MetaData()
@@ -109,7 +109,7 @@ _JOBS = sa.Table(
     sa.Column("fingerprint", sa.String(64)),
     sa.Column("owner", sa.Text),
     sa.Column("lease_until", sa.Float, nullable=False),
-    sa.Column("wanted", sa.String(32)),
+    sa.Column("wanted", sa.String(32), key="requested_state"),
 )
 _TIMES: TypeAdapter[dict[str, str]] = TypeAdapter(dict[str, str])
 
@@ -170,9 +170,12 @@ class JobRecords:
         """
         with self._store.writing() as connection:
             before = _get(connection, job_id)
-            if before.state == "running" and before.wanted == "paused":  # revokes the pause before it takes effect
-                unchanged = sa.and_(_JOBS.c.id == job_id, _JOBS.c.state == "running", _JOBS.c.wanted == "paused")
-                connection.execute(_JOBS.update().where(unchanged).values(wanted=None))
+            if before.state == "running" and before.requested_state == "paused":
+                # Revokes the pause before it takes effect.
+                unchanged = sa.and_(
+                    _JOBS.c.id == job_id, _JOBS.c.state == "running", _JOBS.c.requested_state == "paused"
+                )
+                connection.execute(_JOBS.update().where(unchanged).values(requested_state=None))
                 return _get(connection, job_id)
             if before.state not in RESUMABLE:
                 raise JobStateError(before.state, "resumed")
@@ -189,13 +192,13 @@ class JobRecords:
             if found is None:
                 return None
             before = _record(found)
-            state: State = before.wanted or "running"  # its process died before it paused or cancelled the job
+            state: State = before.requested_state or "running"  # its process died before it paused or cancelled the job
             lease = {"owner": owner, "lease_until": time.time() + LEASE_S} if state == "running" else {}
             after = self._change_state(connection, before, state, **lease)
             return after if state == "running" and after.owner == owner else None
 
     def renew(self, record: JobRecord) -> JobRecord:
-        """Stores the progress of a job, extends its lease, and returns the stored record, with its `wanted` state.
+        """Stores the progress of a job, extends its lease, and returns the stored record, with its `requested_state`.
 
         Raises JobStateError where another process holds the lease.
         """
@@ -236,18 +239,20 @@ class JobRecords:
             before = _get(connection, job_id)
             if before.state not in allowed:
                 raise JobStateError(before.state, state)
-            if before.wanted == "cancelled" != state:
+            if before.requested_state == "cancelled" != state:
                 raise JobStateError("about to be cancelled", state)
             if before.state != "running":
                 return self._change_state(connection, before, state)
             unchanged = sa.and_(_JOBS.c.id == job_id, _JOBS.c.state == "running")
-            connection.execute(_JOBS.update().where(unchanged).values(wanted=state))
-            return replace(before, wanted=state)
+            connection.execute(_JOBS.update().where(unchanged).values(requested_state=state))
+            return replace(before, requested_state=state)
 
     def _change_state(self, connection: sa.Connection, before: JobRecord, state: State, **more: Any) -> JobRecord:
         """Stores another state and returns the new record. If the stored record has changed, returns that instead."""
         times = before.times if state == before.state else {**before.times, state: text_of(datetime.now(UTC))}
-        after = replace(before, **{"owner": None, "lease_until": 0.0, "wanted": None, **more}, state=state, times=times)
+        after = replace(
+            before, **{"owner": None, "lease_until": 0.0, "requested_state": None, **more}, state=state, times=times
+        )
         unchanged = sa.and_(
             _JOBS.c.id == before.id, _JOBS.c.state == before.state, _JOBS.c.lease_until == before.lease_until
         )
@@ -270,6 +275,7 @@ def _record(row: sa.Row[Any]) -> JobRecord:
     values = dict(row._mapping)
     values["request"] = JobRequest.model_validate_json(values["request"])
     values["times"] = _TIMES.validate_json(values["times"])
+    values["requested_state"] = values.pop("wanted")
     return JobRecord(**values)
 
 

@@ -158,8 +158,8 @@ class JobRunner:
                     except JobStateError:
                         progress.stop()
                     else:
-                        if now.wanted is not None:
-                            state = now.wanted
+                        if now.requested_state is not None:
+                            state = now.requested_state
                             progress.stop()
         final_state, error = self._outcome(record, work, state)
         record = progress.apply_to(record)

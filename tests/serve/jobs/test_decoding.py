@@ -37,13 +37,13 @@ def test_what_is_no_image_is_a_row_with_an_error_and_the_others_are_classified(r
     arguments = ("--max-image-bytes", max(file.stat().st_size for file in photos.rglob("image*.*")))
     assert run_batch(photos, tmp_path / "out", *arguments) == 0
     codes = {row["path"]: row["error_code"] for row in rows_of(tmp_path / "out") if row["status"] == "error"}
-    wanted = {name: code for name, (_, code) in odd.items()}
-    wanted |= {
+    expected = {name: code for name, (_, code) in odd.items()}
+    expected |= {
         "pipe.jpg": "unreadable_image",
         "nowhere.jpg": "unreadable_image",
         "\\xff\\xfe.jpg": "unsupported_image_type",
     }
-    assert codes == wanted
+    assert codes == expected
     summary = json.loads((tmp_path / "out" / SUCCESS_FILE).read_text())
     assert summary["images"] == 30
     assert summary["failed_rows"] == sum(summary["error_codes"].values()) == 7

@@ -85,8 +85,8 @@ def test_a_byte_order_mark_is_no_part_of_a_manifest(run_batch, photos, tmp_path,
 
 
 def test_one_token_has_no_beta_and_a_missing_input_is_named(run_batch, photos, tmp_path, monkeypatch):
-    for given, told in ((tmp_path / "none", "does not exist"), (sorted(photos.rglob("*.png"))[0], "is one file")):
-        with pytest.raises(InputError, match=told):
+    for given, message in ((tmp_path / "none", "does not exist"), (sorted(photos.rglob("*.png"))[0], "is one file")):
+        with pytest.raises(InputError, match=message):
             run_batch(given, tmp_path / "out")
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="holds no file"):
@@ -121,16 +121,16 @@ def linked_folders(photos, tmp_path):
 
 
 def test_links_to_folders_are_followed_once_and_never_upwards(run_batch, photos, tmp_path):
-    wanted = linked_folders(photos, tmp_path)
+    expected = linked_folders(photos, tmp_path)
     assert run_batch(photos, tmp_path / "out") == 0
     rows = {row["path"]: row["status"] for row in rows_of(tmp_path / "out")}
     assert rows.pop("self") == "error"
-    assert rows == dict.fromkeys(wanted, "ok")
+    assert rows == dict.fromkeys(expected, "ok")
     assert run_batch(photos, tmp_path / "out", "--resume") == 0
     for n, pattern in enumerate((f"{photos}/**/*.*", f"{photos}/**", f"file://{photos}/**/*.*")):
         assert run_batch(pattern, tmp_path / str(n)) == 0
         found = [os.path.relpath(row["path"], photos) for row in rows_of(tmp_path / str(n))]
-        assert sorted(name for name in found if name != "self") == wanted
+        assert sorted(name for name in found if name != "self") == expected
 
 
 @pytest.mark.parametrize(

@@ -43,8 +43,8 @@ def test_a_job_resumes_unchanged_or_not_at_all(run_batch, photos, tmp_path):
     assert run_batch(photos, out, "--shard-rows", 8, "--beta", 0.7) == 0
     with pytest.raises(OutputError, match="holds a job already"):
         run_batch(photos, out)
-    for other, told in ((("--beta", 0.6), "betas was"), (("--top-k", 2), "top_k"), (("--format", "csv"), "format")):
-        with pytest.raises(OutputError, match=told):
+    for other, message in ((("--beta", 0.6), "betas was"), (("--top-k", 2), "top_k"), (("--format", "csv"), "format")):
+        with pytest.raises(OutputError, match=message):
             run_batch(photos, out, "--resume", *other)
     rows = rows_of(out)
     (out / "part-00001.parquet").unlink()

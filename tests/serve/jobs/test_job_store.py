@@ -31,7 +31,7 @@ def test_a_job_has_a_time_for_each_state_from_the_queue_to_its_end(records):
     assert (running.id, running.state, running.owner) == (job.id, "running", "one")
     assert records.claim("other") is None
     renewed = records.renew(replace(running, images=10, done=4, failed=1))
-    assert (renewed.images, renewed.done, renewed.failed, renewed.wanted) == (10, 4, 1, None)
+    assert (renewed.images, renewed.done, renewed.failed, renewed.requested_state) == (10, 4, 1, None)
     records.release(replace(running, images=10, done=10, failed=1), "partially_succeeded")
     ended = records.get(job.id)
     assert (ended.state, ended.done, ended.owner) == ("partially_succeeded", 10, None)
@@ -63,24 +63,24 @@ def test_a_job_with_an_expired_lease_is_claimed_again(records, monkeypatch):
     assert records.get(job.id).state == "running"
 
 
-@pytest.mark.parametrize("wanted", ["cancel", "pause"])
-def test_a_request_to_a_dead_runner_is_completed_by_the_next(records, monkeypatch, wanted):
+@pytest.mark.parametrize("action", ["cancel", "pause"])
+def test_a_request_to_a_dead_runner_is_completed_by_the_next(records, monkeypatch, action):
     job = submit(records)
     records.claim("one")
-    assert getattr(records, wanted)(job.id).state == "running"
+    assert getattr(records, action)(job.id).state == "running"
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now + 60)
     assert records.claim("other") is None
-    assert records.get(job.id).state == {"cancel": "cancelled", "pause": "paused"}[wanted]
+    assert records.get(job.id).state == {"cancel": "cancelled", "pause": "paused"}[action]
 
 
 def test_a_request_for_a_running_job_reaches_its_runner(records):
     job = submit(records)
     running = records.claim("one")
     records.pause(job.id)
-    assert records.renew(running).wanted == "paused"
+    assert records.renew(running).requested_state == "paused"
     records.release(running, "paused")
-    assert (records.get(job.id).state, records.get(job.id).wanted) == ("paused", None)
+    assert (records.get(job.id).state, records.get(job.id).requested_state) == ("paused", None)
     assert records.resume(job.id).state == "queued"
     assert records.cancel(job.id).state == "cancelled"
 
@@ -89,13 +89,13 @@ def test_a_cancellation_is_final_and_a_pause_can_be_withdrawn(records):
     job = submit(records)
     running = records.claim("one")
     records.pause(job.id)
-    assert records.resume(job.id).wanted is None
-    assert records.renew(running).wanted is None
+    assert records.resume(job.id).requested_state is None
+    assert records.renew(running).requested_state is None
     records.pause(job.id)
     records.cancel(job.id)
     with pytest.raises(JobStateError, match="about to be cancelled"):
         records.pause(job.id)
-    assert records.renew(running).wanted == "cancelled"
+    assert records.renew(running).requested_state == "cancelled"
 
 
 def test_a_job_that_cannot_begin_yet_holds_no_other_up(records, monkeypatch):
