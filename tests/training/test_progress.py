@@ -32,7 +32,7 @@ def test_a_log_holds_progress_and_probes_and_null_for_a_loss_that_was_not_comput
     assert second == {"step": 5, "one_step": 0.4, "ten_steps": 0.3}
 
 
-def test_a_resumed_log_loses_what_came_after_the_saved_state_and_a_damaged_line(run, tmp_path):
+def test_a_resumed_log_loses_lines_after_the_saved_state_and_a_damaged_line(run, tmp_path):
     kept = ['{"step": 5, "clean_loss": 0.5}', '{"step": 10, "one_step": 0.4, "ten_steps": 0.3}']
     (tmp_path / "log.jsonl").write_text("\n".join([*kept, '{"step": 15, "clean_loss": 0.4}', '{"step": 1']))
     with RunLog(run, tmp_path, tensorboard=False) as log:

@@ -22,7 +22,7 @@ def leave_no_log_handler():
         logging.root.removeHandler(handler)
 
 
-def test_without_a_command_usage_is_shown_and_the_use_was_wrong(capsys):
+def test_without_a_command_usage_is_printed_with_exit_status_2(capsys):
     assert main([]) == 2
     shown = capsys.readouterr().out
     assert all(name in shown for name in COMMANDS)
@@ -107,7 +107,7 @@ def test_inspect_shows_and_verifies(bundle_path, capsys):
     assert json.loads(capsys.readouterr().out)["name"] == "digits"
 
 
-def test_inspect_says_that_a_model_is_not_cotrained(single_token_bundle, equal_tokens_bundle, capsys):
+def test_inspect_reports_that_a_model_is_not_cotrained(single_token_bundle, equal_tokens_bundle, capsys):
     assert main(["inspect", str(single_token_bundle)]) == 0
     shown = capsys.readouterr().out
     assert "one token, not co-trained: there is no β to choose\naccuracy: not measured" in shown
@@ -118,7 +118,7 @@ def test_inspect_says_that_a_model_is_not_cotrained(single_token_bundle, equal_t
     assert '"has_two_tokens": false' in capsys.readouterr().out
 
 
-def test_output_survives_a_reader_who_leaves_and_a_terminal_without_greek(bundle_path):
+def test_output_survives_a_closed_pipe_and_a_terminal_without_greek(bundle_path):
     environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
     command = [sys.executable, "-m", "tureen.cli", "inspect", str(bundle_path)]
     shown = subprocess.run(command, capture_output=True, env=environment)
@@ -186,6 +186,6 @@ sys.exit(main({given}))
     assert "left out" not in ran.stderr
 
 
-def test_the_extra_serve_brings_what_shows_progress():
+def test_the_extra_serve_includes_the_progress_bar():
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
     assert any(need.startswith("tqdm") for need in project["optional-dependencies"]["serve"])

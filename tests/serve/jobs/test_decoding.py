@@ -22,7 +22,7 @@ from tureen.preprocess import ImageLimits, PreprocessSpec
 OPTIONS = DecodeOptions(PreprocessSpec(image_size=32), ImageLimits())
 
 
-def test_what_is_no_image_is_a_row_with_an_error_and_the_others_are_classified(run_batch, photos, tmp_path):
+def test_a_file_that_is_no_image_is_a_row_with_an_error_and_the_others_are_classified(run_batch, photos, tmp_path):
     odd = {
         "empty.jpg": (b"", "empty_image"),
         "words.jpg": (b"these are words", "unsupported_image_type"),
@@ -93,7 +93,7 @@ def test_an_image_that_cannot_be_read_has_an_error_and_no_hash(photos):
     assert result.error == "No such file or directory"
 
 
-def test_a_process_that_cannot_open_the_input_says_so(photos, tmp_path):
+def test_a_process_that_cannot_open_the_input_reports_it(photos, tmp_path):
     with closing(open_source(str(photos))) as source:
         images = list(source.list_images())
         with (

@@ -77,7 +77,7 @@ def test_an_output_that_a_link_in_the_input_leads_to_is_refused(run_batch, photo
     assert not (tmp_path / "out").exists()
 
 
-def test_a_job_that_is_refused_leaves_nothing(run_batch, photos, tmp_path):
+def test_a_refused_job_leaves_no_file(run_batch, photos, tmp_path):
     mine, new = tmp_path / "mine", tmp_path / "x" / "y" / "new"
     mine.mkdir()
     (mine / "thesis.txt").touch()

@@ -34,7 +34,7 @@ def test_the_curve_begins_without_an_attack_and_the_checks_are_made_in_both_mode
     assert {check.beta for check in measurement.checks()} == {0, 1}
 
 
-def test_the_matrix_is_by_pgd_whatever_the_attack_is(grey_model, images):
+def test_the_matrix_is_by_pgd_for_any_attack(grey_model, images):
     matrix = Measurement(grey_model, images, attack="apgd", steps=4, epsilon_255=20).matrix([0, 1])
     assert (matrix.attack, matrix.betas, np.shape(matrix.robust)) == ("PGD-4", [0, 1], (2, 2))
 
