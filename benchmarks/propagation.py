@@ -27,7 +27,7 @@ from benchmarks.soak import encode_image, golden_pixels
 from benchmarks.targets import report_target
 from benchmarks.workload import SMALL_BUNDLE, classify_requests
 from serve.commands.admin_client import AdminClient
-from serve.control.credential_file import Credentials, make_secret
+from serve.control.credential_store import Credentials, make_secret
 from serve.control.revision_store import RevisionStore
 from tests.serve.control.postgres import PROGRAMS, Postgres
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import Depends, Request
 
 from serve.admin.operations import AdminOperations
-from serve.control.credential_file import Credential
+from serve.control.credential_store import Credential
 from serve.errors import ForbiddenError, InvalidParameterError, UnauthorizedError
 from serve.http.client_identity import only_value
 from serve.http.json_body import parse_json
@@ -17,7 +17,7 @@ MAX_BODY_BYTES = 64 * 1024
 MAX_BODY_DEPTH = 4
 
 
-async def reader(request: Request) -> Credential:
+async def authenticate(request: Request) -> Credential:
     """Whoever the bearer token stands for; raises UnauthorizedError or MalformedRequestError."""
     authorization = only_value("Authorization", request.headers.getlist("authorization")) or ""
     scheme, _, secret = authorization.partition(" ")
@@ -29,7 +29,7 @@ async def reader(request: Request) -> Credential:
     return who
 
 
-async def known_query(request: Request) -> None:
+async def refuse_unknown_parameters(request: Request) -> None:
     """Raises InvalidParameterError for a parameter that the route does not have, or has twice: on a misspelt dry_run
     the change must not be made.
     """
@@ -41,17 +41,17 @@ async def known_query(request: Request) -> None:
             raise InvalidParameterError(f"the parameter {name} comes twice")
 
 
-async def operator(who: Annotated[Credential, Depends(reader)]) -> Credential:
+async def require_operator(who: Annotated[Credential, Depends(authenticate)]) -> Credential:
     """The same, where it may change something; raises ForbiddenError."""
     if not who.may_operate:
         raise ForbiddenError
     return who
 
 
-Operator = Annotated[Credential, Depends(operator)]
+Operator = Annotated[Credential, Depends(require_operator)]
 
 
-async def json_body(request: Request) -> Any:
+async def read_json_body(request: Request) -> Any:
     """The JSON of a body; raises InvalidParameterError."""
     body = bytearray()
     async for chunk in request.stream():

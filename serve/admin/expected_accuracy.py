@@ -7,7 +7,7 @@ from typing import Any
 from tureen.bundle.manifest import Accuracy, Manifest
 
 
-def expected(manifest: Manifest, beta: float | None) -> dict[str, Any] | None:
+def expected_accuracy(manifest: Manifest, beta: float | None) -> dict[str, Any] | None:
     """Clean and robust accuracy at β, each with its 95 % interval, n, attack and ε; None where the table has none.
 
     Outside the measured β there is no number, and none is made up.

@@ -14,9 +14,9 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import ValidationError
 
-from serve.admin.auth import Operator, json_body
+from serve.admin.auth import Operator, read_json_body
 from serve.admin.operations import AdminOperations
-from serve.control.change import first_fault
+from serve.control.change import describe_first_error
 from serve.errors import InputError, JobsUnavailableError, NoResultError
 from serve.jobs.job_output import SUCCESS_FILE, read_job_id
 from serve.jobs.job_store import JobRecord, JobRecords, JobRequest, State
@@ -32,13 +32,13 @@ MEDIA_TYPES = {"parquet": "application/vnd.apache.parquet", "jsonl": "applicatio
 _SHARD = re.compile(r"part-([0-9]{5,9})\.(parquet|jsonl|csv)")
 
 
-def add_jobs(router: APIRouter, desk: AdminOperations) -> None:
+def add_job_routes(router: APIRouter, desk: AdminOperations) -> None:
     """Add the routes to those of a desk; each raises JobsUnavailableError where the server takes no jobs."""
 
     @router.post("/jobs", status_code=202)
     async def submit(request: Request, who: Operator) -> Response:
         records, files = _jobs_of(desk)
-        wanted = _parsed(await json_body(request))
+        wanted = _parsed(await read_json_body(request))
         default = desk.effective(desk.plane.state)
         if default is None and (wanted.beta is not None or wanted.betas is not None):
             raise SingleTokenError
@@ -108,7 +108,7 @@ def _parsed(document: Any) -> JobRequest:
     try:
         return JobRequest.model_validate(document)
     except ValidationError as error:
-        raise InputError(first_fault(error, JobRequest)) from None
+        raise InputError(describe_first_error(error, JobRequest)) from None
 
 
 async def _asked(ask: Callable[[str], JobRecord], job_id: str) -> JSONResponse:

@@ -17,7 +17,7 @@ from serve.connection.graceful_shutdown import DrainingState
 from serve.connection.http_connection import protocol_class
 from serve.control.beta_choice import ActiveSettings
 from serve.control.change import SettingsChange
-from serve.control.credential_file import Credential, Credentials, make_secret
+from serve.control.credential_store import Credential, Credentials, make_secret
 from serve.control.replica import SettingsReplica
 from serve.control.revision_store import Revision, RevisionStore
 from serve.control.settings_state import SettingsState
@@ -29,7 +29,7 @@ from serve.control.state_directory import (
     make_state_directory,
     prepare_store_file,
 )
-from serve.control.worker_state import Follow, WorkerState
+from serve.control.worker_state import ApplySettings, WorkerState
 from serve.errors import AdminListenerError, ControlStoreError, InvalidChangeError
 from serve.inference.service import initial_settings
 from serve.jobs.job_store import JobRecords
@@ -84,7 +84,7 @@ class AdminOperations:
         self._own = initial_settings(manifest, self._settings.default_beta)
         self.own_source = self._own.own_source
 
-    async def open(self, follow: Follow, workers: Callable[[], list[WorkerState]]) -> None:
+    async def open(self, follow: ApplySettings, workers: Callable[[], list[WorkerState]]) -> None:
         """Have the settings followed, then listen, also while the store cannot be reached.
 
         Raises AdminListenerError if the store can be reached and holds no credential for an address of everybody's.

@@ -18,16 +18,16 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 import tureen
-from serve.admin.auth import Operator, json_body, known_query, reader
-from serve.admin.expected_accuracy import expected
-from serve.admin.job_routes import add_jobs
+from serve.admin.auth import Operator, authenticate, read_json_body, refuse_unknown_parameters
+from serve.admin.expected_accuracy import expected_accuracy
+from serve.admin.job_routes import add_job_routes
 from serve.admin.operations import AdminOperations
 from serve.api.console.console_routes import add_console
-from serve.control.change import Reason, cancelled, changed, parse_change, rolled_back, with_key, without_key
-from serve.control.credential_file import Credential, digest, make_secret
-from serve.control.revision_diff import differences
+from serve.control.change import Reason, add_key, apply_change, cancel_plan, parse_change, roll_back
+from serve.control.credential_store import Credential, digest, make_secret
+from serve.control.revision_diff import describe_changes
 from serve.control.revision_store import Revision
-from serve.control.settings_state import KeyPolicy, SettingsState, Value
+from serve.control.settings_state import FrozenModel, KeyPolicy, SettingsState
 from serve.errors import (
     AdminListenerError,
     ControlStoreError,
@@ -44,7 +44,7 @@ from tureen.errors import TureenError
 MAX_HISTORY = 1000
 MAX_WAIT_S = 60
 MAX_REVISION = 2**31 - 1
-V = TypeVar("V", bound=Value)
+V = TypeVar("V", bound=FrozenModel)
 # What these say themselves is for the log: it names paths, addresses and a database's own words.
 _OPERATORS_OWN: dict[type[TureenError], str] = {
     ControlStoreError: "the store of the operator's settings cannot be used now, and nothing can be changed until it "
@@ -54,14 +54,14 @@ _OPERATORS_OWN: dict[type[TureenError], str] = {
 _ETAG = re.compile(r'"([0-9]{1,18})"')
 
 
-class Rollback(Value):
+class RollbackRequest(FrozenModel):
     """Back to the settings of an earlier revision."""
 
     revision: Annotated[int, Query(strict=True, ge=0, le=MAX_REVISION)]
     reason: Reason
 
 
-class ForKey(Value):
+class KeyRequest(FrozenModel):
     """An API key for a policy."""
 
     policy: str
@@ -84,10 +84,10 @@ def create_admin_app(desk: AdminOperations) -> FastAPI:
     app.add_exception_handler(HTTPException, _http_problem)
     app.add_exception_handler(RequestValidationError, _query_problem)
 
-    router = APIRouter(dependencies=[Depends(reader), Depends(known_query)])
+    router = APIRouter(dependencies=[Depends(authenticate), Depends(refuse_unknown_parameters)])
 
     @router.get("/admin/me")
-    async def me(who: Annotated[Credential, Depends(reader)]) -> dict[str, str]:
+    async def me(who: Annotated[Credential, Depends(authenticate)]) -> dict[str, str]:
         return {"name": who.name, "role": who.role}
 
     @router.get("/admin/beta")
@@ -100,19 +100,19 @@ def create_admin_app(desk: AdminOperations) -> FastAPI:
 
     @router.put("/admin/beta")
     async def change(request: Request, who: Operator, dry_run: bool = False) -> Response:
-        wanted = parse_change(await json_body(request))
+        wanted = parse_change(await read_json_body(request))
         in_force = desk.effective(desk.plane.state)
 
         def after(state: SettingsState) -> SettingsState:
             if in_force is None:
                 desk.refuse_beta(wanted)
-            return changed(state, wanted, who=who.name, now=datetime.now(UTC), in_force=in_force or 0.0)
+            return apply_change(state, wanted, who=who.name, now=datetime.now(UTC), in_force=in_force or 0.0)
 
         return await _write(desk, request, who, "set", wanted.reason, after, dry_run=dry_run)
 
     @router.post("/admin/beta/rollback")
     async def rollback(request: Request, who: Operator, dry_run: bool = False) -> Response:
-        wanted = _parsed(Rollback, await json_body(request), "a revision and a reason")
+        wanted = _parsed(RollbackRequest, await read_json_body(request), "a revision and a reason")
         earlier = (await asyncio.to_thread(desk.store.revision, wanted.revision)).state
         return await _write(
             desk,
@@ -120,13 +120,13 @@ def create_admin_app(desk: AdminOperations) -> FastAPI:
             who,
             f"rollback to {wanted.revision}",
             wanted.reason,
-            lambda state: rolled_back(state, earlier),
+            lambda state: roll_back(state, earlier),
             dry_run=dry_run,
         )
 
     @router.delete("/admin/beta/pending/{plan_id}")
     async def cancel(request: Request, plan_id: str, who: Operator, reason: Annotated[Reason, Query()]) -> Response:
-        return await _write(desk, request, who, "cancel", reason, lambda state: cancelled(state, plan_id))
+        return await _write(desk, request, who, "cancel", reason, lambda state: cancel_plan(state, plan_id))
 
     @router.get("/admin/beta/history")
     async def history(
@@ -137,7 +137,7 @@ def create_admin_app(desk: AdminOperations) -> FastAPI:
         rows = await asyncio.to_thread(desk.store.history, limit, before)
         sides = [(_public(SettingsState.model_validate_json(row.before)), _public(row.state)) for row in rows]
         shown = [
-            {**asdict(row), "before": before, "after": after, "changes": list(differences(before, after))}
+            {**asdict(row), "before": before, "after": after, "changes": list(describe_changes(before, after))}
             for row, (before, after) in zip(rows, sides, strict=True)
         ]
         more = rows[-1].revision if rows and rows[-1].revision > 1 else None
@@ -150,14 +150,14 @@ def create_admin_app(desk: AdminOperations) -> FastAPI:
 
     @router.put("/admin/keys/{name}")
     async def make_key(request: Request, name: str, who: Operator) -> Response:
-        wanted = _parsed(ForKey, await json_body(request), "a policy and a reason")
+        wanted = _parsed(KeyRequest, await read_json_body(request), "a policy and a reason")
         secret = make_secret("tureen_key_")
         try:
             key = KeyPolicy(name=name, policy=wanted.policy)
         except ValueError:
             raise InvalidChangeError("a key's name and policy are of a-z, 0-9, - and _") from None
         answer = await _write(
-            desk, request, who, "make key", wanted.reason, lambda state: with_key(state, digest(secret), key)
+            desk, request, who, "make key", wanted.reason, lambda state: add_key(state, digest(secret), key)
         )
         return JSONResponse(
             {"name": name, "policy": key.policy, "key": secret}, headers={"ETag": answer.headers["etag"]}
@@ -165,14 +165,14 @@ def create_admin_app(desk: AdminOperations) -> FastAPI:
 
     @router.delete("/admin/keys/{name}")
     async def remove_key(request: Request, name: str, who: Operator, reason: Annotated[Reason, Query()]) -> Response:
-        return await _write(desk, request, who, "remove key", reason, lambda state: without_key(state, name))
+        return await _write(desk, request, who, "remove key", reason, lambda state: remove_key(state, name))
 
     @router.get("/metrics")
     async def metrics() -> Response:
         body, media_type = desk.metrics.render()
         return Response(body, media_type=media_type)
 
-    add_jobs(router, desk)
+    add_job_routes(router, desk)
     app.include_router(router)
     add_console(app, desk.shown, is_operators=True)
     return app
@@ -200,7 +200,7 @@ async def _write(
         if int(match[1]) != head.revision:
             raise StaleRevisionError(head.revision)
     state = after(head.state)
-    before = expected(desk.manifest, desk.effective(head.state))
+    before = expected_accuracy(desk.manifest, desk.effective(head.state))
     if dry_run:
         return _state(desk, head, state, dry_run=True, before=before)
     row = await desk.plane.append(head, state, who=who.name, action=action, reason=reason)
@@ -220,7 +220,7 @@ def _state(desk: AdminOperations, row: Revision, state: SettingsState | None = N
         "default_beta_source": desk.own_source if state.default_beta is None else "operator",
         "changed": {name: getattr(row, name) for name in ("at", "who", "action", "reason")} if row.revision else None,
         "model": {"name": manifest.name, "version": manifest.version},
-        "expected": expected(manifest, beta),
+        "expected": expected_accuracy(manifest, beta),
         "workers": [asdict(worker) for worker in desk.workers()],
         "store": {
             "is_reachable": unreachable is None,

@@ -12,7 +12,7 @@ from typing import Any
 
 from serve.commands.admin_client import AdminClient, RefusedError
 from serve.commands.terminal import listener_options
-from serve.control.revision_diff import canary_line, plan_line
+from serve.control.revision_diff import format_canary, format_plan
 from tureen.arguments import beta_argument
 from tureen.tokens import parse_beta
 
@@ -78,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _get(client: AdminClient, options: argparse.Namespace) -> int:
     state = client.state()
-    print(json.dumps(state) if options.json else shown(state))
+    print(json.dumps(state) if options.json else format_state(state))
     return 0
 
 
@@ -148,18 +148,18 @@ def _watch(client: AdminClient, options: argparse.Namespace) -> int:
         now = (state["revision"], state["store"]["is_reachable"])
         if now != seen:
             seen = now
-            print(json.dumps(state) if options.json else shown(state), flush=True)
+            print(json.dumps(state) if options.json else format_state(state), flush=True)
 
 
 def _done(state: dict[str, Any], options: argparse.Namespace) -> int:
-    print(json.dumps(state) if options.json else shown(state))
+    print(json.dumps(state) if options.json else format_state(state))
     return 0
 
 
 def _agreed(state: dict[str, Any], would_be: dict[str, Any]) -> bool:
     """Show what is and what would be, and ask."""
     for when, shown_state in (("now ", state), ("then", would_be)):
-        print("\n".join((f"{when}      {line_of(shown_state)}", *_rules(shown_state))))
+        print("\n".join((f"{when}      {format_default(shown_state)}", *_rules(shown_state))))
     if not sys.stdin.isatty():
         print("tureen beta: nobody can be asked here: give --yes", file=sys.stderr)
         return False
@@ -169,9 +169,9 @@ def _agreed(state: dict[str, Any], would_be: dict[str, Any]) -> bool:
         return False
 
 
-def shown(state: dict[str, Any]) -> str:
+def format_state(state: dict[str, Any]) -> str:
     """What is in force, for people."""
-    lines = [line_of(state)]
+    lines = [format_default(state)]
     if state["changed"] is not None:
         changed = state["changed"]
         lines.append(f"          {changed['at'][:19]}Z by {changed['who']}: {changed['action']}, “{changed['reason']}”")
@@ -193,11 +193,11 @@ def _rules(state: dict[str, Any]) -> list[str]:
     lines = [f"clients   choose {choice}"]
     lines += [f"policy    {name} → {beta:g}" for name, beta in state["policies"].items()]
     if state["canary"] is not None:
-        lines.append(f"canary    {canary_line(state['canary'])}")
-    return [*lines, *(f"planned   {plan_line(plan)}" for plan in state["pending"])]
+        lines.append(f"canary    {format_canary(state['canary'])}")
+    return [*lines, *(f"planned   {format_plan(plan)}" for plan in state["pending"])]
 
 
-def line_of(state: dict[str, Any]) -> str:
+def format_default(state: dict[str, Any]) -> str:
     """The default β and what it promises, in a line."""
     beta = "none, the model has one token" if state["default_beta"] is None else f"{state['default_beta']:g}"
     text = f"revision {state['revision']}: default β {beta} ({state['default_beta_source']})"

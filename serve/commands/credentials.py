@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from serve.admin.operations import open_store
-from serve.control.credential_file import ROLES, Credentials
+from serve.control.credential_store import ROLES, Credentials
 from serve.settings import Settings
 from tureen.bundle.bundle import load_bundle
 from tureen.machine import default_state_directory

@@ -40,7 +40,7 @@ class ClientIdentity:
     sticky: str = ""
 
 
-ANYBODY = ClientIdentity()
+ANONYMOUS = ClientIdentity()
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class ActiveSettings:
         within = min(max(self.own_default, state.beta_min), state.beta_max)
         return BetaChoice(within, self.own_source if within == self.own_default else "operator", self.revision)
 
-    def choose(self, beta: float | None, asker: ClientIdentity = ANYBODY) -> BetaChoice:
+    def choose(self, beta: float | None, asker: ClientIdentity = ANONYMOUS) -> BetaChoice:
         """The choice for an image that names this β, or none, in a request of that asker.
 
         Raises SingleTokenError, ChoiceNotAllowedError, BetaOutOfBoundsError, UnknownPolicyError or UnknownApiKeyError.
@@ -85,7 +85,7 @@ class ActiveSettings:
         if key is not None:
             return BetaChoice(self.state.policies[key.policy], "key", self.revision)
         canary = self.state.canary
-        if canary is not None and position(asker.sticky) < canary.share:
+        if canary is not None and canary_position(asker.sticky) < canary.share:
             return BetaChoice(canary.beta, "canary", self.revision)
         return self.default
 
@@ -111,6 +111,6 @@ class ActiveSettings:
         return BetaChoice(beta, source, self.revision)
 
 
-def position(sticky: str) -> float:
+def canary_position(sticky: str) -> float:
     """Where in [0, 1) somebody stands for good: with a growing share of a canary nobody leaves it again."""
     return int.from_bytes(hashlib.sha256(b"canary " + sticky.encode()).digest()[:7], "big") / 2**56

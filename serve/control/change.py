@@ -12,13 +12,13 @@ from pydantic import AfterValidator, Field, StrictBool, StringConstraints, Valid
 from serve.control.settings_state import (
     Beta,
     Canary,
+    FrozenModel,
     KeyPolicy,
-    Name,
     PendingChange,
+    PolicyName,
     SettingsState,
-    Time,
-    Value,
-    text_of,
+    UtcTime,
+    format_time,
 )
 from serve.errors import InvalidChangeError
 
@@ -40,10 +40,10 @@ def _one_line(text: str) -> str:
 Reason = Annotated[
     str, StringConstraints(strip_whitespace=True, min_length=1, max_length=500), AfterValidator(_one_line)
 ]
-Whole = Annotated[int, Field(strict=True)]
+WholeNumber = Annotated[int, Field(strict=True)]
 
 
-class SettingsChange(Value):
+class SettingsChange(FrozenModel):
     """What an operator wants different; what is left out stays."""
 
     reason: Reason = Field(description="1 to 500 characters on one line, for whoever reads the history")
@@ -51,24 +51,24 @@ class SettingsChange(Value):
     beta_min: Beta = Field(default=0.0, description="a number from 0 to 1")
     beta_max: Beta = Field(default=1.0, description="a number from 0 to 1")
     clients_may_choose: StrictBool = Field(default=True, description="true or false")
-    policies: dict[Name, Beta | None] = Field(
+    policies: dict[PolicyName, Beta | None] = Field(
         default={}, description="a number from 0 to 1 for each name of a-z, 0-9, - and _; null takes the policy away"
     )
     canary: Canary | None = Field(default=None, description='{"beta": 0 to 1, "share": between 0 and 1}, or null')
-    ttl_s: Whole | None = Field(
+    ttl_s: WholeNumber | None = Field(
         default=None,
         ge=1,
         le=MAX_TTL_S,
         description=f"whole seconds, 1 to {MAX_TTL_S}, after which default_beta reverts",
     )
-    ramp_s: Whole | None = Field(
+    ramp_s: WholeNumber | None = Field(
         default=None,
         ge=10,
         le=MAX_RAMP_S,
         description=f"whole seconds, 10 to {MAX_RAMP_S}, over which default_beta moves",
     )
-    ramp_steps: Whole = Field(default=10, ge=2, le=100, description="a whole number, 2 to 100")
-    at: Time | None = Field(default=None, description="when default_beta is to change, such as 2027-01-31T08:00:00Z")
+    ramp_steps: WholeNumber = Field(default=10, ge=2, le=100, description="a whole number, 2 to 100")
+    at: UtcTime | None = Field(default=None, description="when default_beta is to change, such as 2027-01-31T08:00:00Z")
 
     @model_validator(mode="after")
     def _is_one_change(self) -> SettingsChange:
@@ -92,10 +92,12 @@ def parse_change(document: Any) -> SettingsChange:
     try:
         return SettingsChange.model_validate(document)
     except ValidationError as error:
-        raise InvalidChangeError(first_fault(error, SettingsChange)) from None
+        raise InvalidChangeError(describe_first_error(error, SettingsChange)) from None
 
 
-def changed(state: SettingsState, change: SettingsChange, *, who: str, now: datetime, in_force: float) -> SettingsState:
+def apply_change(
+    state: SettingsState, change: SettingsChange, *, who: str, now: datetime, in_force: float
+) -> SettingsState:
     """The state after the change. in_force: the default β that requests get before it, where a ramp begins.
 
     Another default β takes the place of ramps and reverts under way; what is scheduled stays. One for a while, made
@@ -134,7 +136,7 @@ def _plans(
 
     if change.at is not None:
         if not now < change.at <= now + MAX_AHEAD:
-            raise InvalidChangeError(f"at is {text_of(change.at)}; give a time from now to a year ahead")
+            raise InvalidChangeError(f"at is {format_time(change.at)}; give a time from now to a year ahead")
         return [plan("schedule", change.at, change.default_beta)]
     plans = []
     if change.ramp_s is not None:
@@ -163,13 +165,13 @@ def _lasting(state: SettingsState) -> float | None:
     return state.default_beta if last is None else last.default_beta
 
 
-def rolled_back(state: SettingsState, earlier: SettingsState) -> SettingsState:
+def roll_back(state: SettingsState, earlier: SettingsState) -> SettingsState:
     """The settings of an earlier revision, with nothing planned. API keys, and the policies they stand for, stay."""
     needed = {key.policy: state.policies[key.policy] for key in state.api_keys.values()}
     return earlier.model_copy(update={"pending": (), "api_keys": state.api_keys, "policies": needed | earlier.policies})
 
 
-def cancelled(state: SettingsState, plan_id: str) -> SettingsState:
+def cancel_plan(state: SettingsState, plan_id: str) -> SettingsState:
     """Without what is planned under that id; raises InvalidChangeError where nothing is."""
     kept = tuple(plan for plan in state.pending if plan.id != plan_id)
     if len(kept) == len(state.pending):
@@ -177,14 +179,14 @@ def cancelled(state: SettingsState, plan_id: str) -> SettingsState:
     return _replaced(state, {"pending": kept})
 
 
-def with_key(state: SettingsState, digest: str, key: KeyPolicy) -> SettingsState:
+def add_key(state: SettingsState, digest: str, key: KeyPolicy) -> SettingsState:
     """With another API key, by the SHA-256 of it; raises InvalidChangeError where the name is taken."""
     if any(known.name == key.name for known in state.api_keys.values()):
         raise InvalidChangeError(f"there is a key {key.name} already: remove it first")
     return _replaced(state, {"api_keys": {**state.api_keys, digest: key}})
 
 
-def without_key(state: SettingsState, name: str) -> SettingsState:
+def remove_key(state: SettingsState, name: str) -> SettingsState:
     """Without that API key; raises InvalidChangeError where there is none."""
     kept = {digest: key for digest, key in state.api_keys.items() if key.name != name}
     if len(kept) == len(state.api_keys):
@@ -192,7 +194,7 @@ def without_key(state: SettingsState, name: str) -> SettingsState:
     return _replaced(state, {"api_keys": kept})
 
 
-def due(state: SettingsState, now: datetime) -> tuple[SettingsState, PendingChange] | None:
+def apply_next_due(state: SettingsState, now: datetime) -> tuple[SettingsState, PendingChange] | None:
     """The state once the first of what is due by now is done, and the plan that was; None where nothing is due.
 
     Whoever comes late does one after the other, and finds things as if each had been done in time.
@@ -206,7 +208,7 @@ def due(state: SettingsState, now: datetime) -> tuple[SettingsState, PendingChan
     return state.model_copy(update={"default_beta": plan.default_beta, "pending": tuple(kept)}), plan
 
 
-def next_due(state: SettingsState) -> datetime | None:
+def next_due_time(state: SettingsState) -> datetime | None:
     """When something is due next."""
     return min((plan.at for plan in state.pending), default=None)
 
@@ -221,10 +223,10 @@ def _replaced(state: SettingsState, update: dict[str, Any]) -> SettingsState:
     try:
         return SettingsState.model_validate({**dict(state), **update})
     except ValidationError as error:
-        raise InvalidChangeError(first_fault(error, SettingsState)) from None
+        raise InvalidChangeError(describe_first_error(error, SettingsState)) from None
 
 
-def first_fault(error: ValidationError, model: type[Value]) -> str:
+def describe_first_error(error: ValidationError, model: type[FrozenModel]) -> str:
     """The field and what it may be; never the validating library's own words."""
     fault = error.errors(include_url=False, include_input=False)[0]
     cause = fault.get("ctx", {}).get("error")

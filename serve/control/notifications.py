@@ -22,7 +22,7 @@ RETRY_S = 1.0
 logger = logging.getLogger("tureen.control")
 
 
-def hints(store: RevisionStore) -> AsyncGenerator[None, None]:
+def store_changes(store: RevisionStore) -> AsyncGenerator[None, None]:
     """Something to look at in the store, perhaps; every few seconds in any case, also where it cannot be reached.
 
     To be closed by whoever asks no more.

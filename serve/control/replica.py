@@ -17,10 +17,10 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
-from serve.control.change import due, next_due
-from serve.control.credential_file import Credential, Credentials
-from serve.control.notifications import hints
-from serve.control.revision_store import BEFORE_ALL, Revision, RevisionStore, next_revision
+from serve.control.change import apply_next_due, next_due_time
+from serve.control.credential_store import Credential, Credentials
+from serve.control.notifications import store_changes
+from serve.control.revision_store import REVISION_0, Revision, RevisionStore, next_revision
 from serve.control.settings_state import SettingsState
 from serve.errors import ControlStoreError, StaleRevisionError
 from serve.telemetry.logs import FIELDS
@@ -30,18 +30,18 @@ logger = logging.getLogger("tureen.control")
 
 RETRY_S = 1.0
 KEEP_AGAIN_S = 10.0  # before the file of the last known settings is tried again
-Told = Callable[[Revision], None]
+OnRevision = Callable[[Revision], None]
 
 
 @dataclass(frozen=True)
-class LastKnown:
+class StoreSnapshot:
     """What was last known of a store. credentials: None if they were never read."""
 
     head: Revision
     credentials: tuple[Credential, ...] | None = None
 
 
-class Snapshot(BaseModel):
+class SnapshotFile(BaseModel):
     """The file that a server starts with if its store cannot be reached."""
 
     row: dict[str, str | int]
@@ -62,15 +62,15 @@ class SettingsReplica:
         self.store = store
         self._credentials = Credentials(store)
         self.credentials: tuple[Credential, ...] | None = None
-        self.head: Revision = BEFORE_ALL
-        self.state: SettingsState = BEFORE_ALL.state
+        self.head: Revision = REVISION_0
+        self.state: SettingsState = REVISION_0.state
         self.unreachable_since: datetime | None = None
         self._fault: ControlStoreError | None = None
         self._unwritten: ControlStoreError | None = None  # why what is due cannot be done
         self._snapshot = snapshot
         self._earlier_snapshot = earlier_snapshot
         self._is_known = False  # by the store or by the snapshot
-        self._told: list[Told] = []
+        self._told: list[OnRevision] = []
         self._on_reachable: list[Callable[[bool], None]] = []
         self._changed = asyncio.Event()  # set, and another put in its place, with every revision
         self._unkept = asyncio.Event()
@@ -98,7 +98,7 @@ class SettingsReplica:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def tell(self, told: Told, on_reachable: Callable[[bool], None] = lambda reachable: None) -> None:
+    def tell(self, told: OnRevision, on_reachable: Callable[[bool], None] = lambda reachable: None) -> None:
         """Have both called in the loop: now, and whenever something changed; revisions only ever grow."""
         self._told.append(told)
         self._on_reachable.append(on_reachable)
@@ -144,7 +144,7 @@ class SettingsReplica:
     def _read_store(self) -> tuple[Revision, tuple[Credential, ...]]:
         return self.store.head(), tuple(self._credentials.all())
 
-    def _read_last_known(self) -> LastKnown | None:
+    def _read_last_known(self) -> StoreSnapshot | None:
         return read_snapshot(self._snapshot) or read_snapshot(self._earlier_snapshot)
 
     def check(self) -> None:
@@ -196,7 +196,7 @@ class SettingsReplica:
             on_reachable(is_reachable)
 
     async def _follow(self) -> None:
-        async with contextlib.aclosing(hints(self.store)) as looks:
+        async with contextlib.aclosing(store_changes(self.store)) as looks:
             async for _ in looks:
                 await self.refresh()
 
@@ -206,7 +206,7 @@ class SettingsReplica:
             await self._unkept.wait()
             self._unkept.clear()
             try:
-                await asyncio.to_thread(write_snapshot, self._snapshot, LastKnown(self.head, self.credentials))
+                await asyncio.to_thread(write_snapshot, self._snapshot, StoreSnapshot(self.head, self.credentials))
                 if self._earlier_snapshot not in (None, self._snapshot):
                     await asyncio.to_thread(_remove, self._earlier_snapshot)
                 is_kept = True
@@ -220,7 +220,7 @@ class SettingsReplica:
     async def _do_what_is_due(self) -> None:
         while True:
             self._planned.clear()
-            at = next_due(self.state)
+            at = next_due_time(self.state)
             wait_s = None if at is None else max(0.0, (at - datetime.now(UTC)).total_seconds())
             try:
                 async with asyncio.timeout(wait_s):
@@ -229,7 +229,7 @@ class SettingsReplica:
             except TimeoutError:
                 pass
             head = self.head
-            done = due(head.state, datetime.now(UTC))
+            done = apply_next_due(head.state, datetime.now(UTC))
             if done is None:
                 continue
             after, plan = done
@@ -244,22 +244,22 @@ class SettingsReplica:
                 await asyncio.sleep(RETRY_S)
 
 
-def write_snapshot(file: Path, known: LastKnown) -> None:
+def write_snapshot(file: Path, known: StoreSnapshot) -> None:
     """Replace the file as a whole, durably, and make its directory if it is missing; raises OSError."""
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    snapshot = Snapshot(row=vars(known.head), credentials=known.credentials)
+    snapshot = SnapshotFile(row=vars(known.head), credentials=known.credentials)
     write_atomically(file, snapshot.model_dump_json().encode(), mode=0o600, has_other_writers=True)
 
 
-def read_snapshot(file: Path | None) -> LastKnown | None:
+def read_snapshot(file: Path | None) -> StoreSnapshot | None:
     """What is kept in the file; None if there is no file, or if it is damaged, which is logged."""
     if file is None:
         return None
     try:
-        snapshot = Snapshot.model_validate_json(file.read_bytes())
+        snapshot = SnapshotFile.model_validate_json(file.read_bytes())
         row = snapshot.revision
-        if row == BEFORE_ALL or (row.hash == row.expected_hash() and row.state):
-            return LastKnown(row, snapshot.credentials)
+        if row == REVISION_0 or (row.hash == row.expected_hash() and row.state):
+            return StoreSnapshot(row, snapshot.credentials)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValidationError, TypeError) as error:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 
-def differences(before: dict[str, Any], after: dict[str, Any]) -> Iterator[str]:
+def describe_changes(before: dict[str, Any], after: dict[str, Any]) -> Iterator[str]:
     """Setting by setting; before, after: as the history shows them."""
     if before["default_beta"] != after["default_beta"]:
         yield f"β {_told(before['default_beta'])} → {_told(after['default_beta'])}"
@@ -20,25 +20,25 @@ def differences(before: dict[str, Any], after: dict[str, Any]) -> Iterator[str]:
         if old != new:
             yield f"policy {name} {_given(old)} → {_given(new)}"
     if before["canary"] != after["canary"]:
-        yield f"canary {canary_line(before['canary'])} → {canary_line(after['canary'])}"
+        yield f"canary {format_canary(before['canary'])} → {format_canary(after['canary'])}"
     old_keys, new_keys = ({key["name"]: key["policy"] for key in side["keys"]} for side in (before, after))
     yield from (f"key {name} for {new_keys[name]} made" for name in sorted(new_keys.keys() - old_keys.keys()))
     yield from (f"key {name} removed" for name in sorted(old_keys.keys() - new_keys.keys()))
     planned = [plan for plan in after["pending"] if plan not in before["pending"]]
     if planned:
-        yield f"planned: {plan_line(planned[-1])}"
+        yield f"planned: {format_plan(planned[-1])}"
 
 
 def _given(beta: float | None) -> str:
     return "none" if beta is None else f"{beta:g}"
 
 
-def canary_line(canary: dict[str, float] | None) -> str:
+def format_canary(canary: dict[str, float] | None) -> str:
     """A canary, in a few words."""
     return "none" if canary is None else f"{100 * canary['share']:g} % at β {canary['beta']:g}"
 
 
-def plan_line(plan: dict[str, Any]) -> str:
+def format_plan(plan: dict[str, Any]) -> str:
     """Something to come, in a line."""
     return f"{plan['at'][:19]}Z {plan['kind']} to β {_told(plan['default_beta'])}, id {plan['id']}"
 

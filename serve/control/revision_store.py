@@ -27,7 +27,7 @@ from pydantic import ValidationError
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 
 from serve.control.schema import migrate
-from serve.control.settings_state import SettingsState, text_of
+from serve.control.settings_state import SettingsState, format_time
 from serve.errors import BrokenHistoryError, ControlStoreError, StaleRevisionError, UnknownRevisionError
 
 CHANNEL = "tureen_revisions"  # of PostgreSQL's NOTIFY
@@ -78,7 +78,7 @@ class Revision:
 
 
 _DEFAULTS = SettingsState().model_dump_json()
-BEFORE_ALL = Revision(0, "", "", "", "", _DEFAULTS, _DEFAULTS, _FIRST_HASH, _FIRST_HASH)
+REVISION_0 = Revision(0, "", "", "", "", _DEFAULTS, _DEFAULTS, _FIRST_HASH, _FIRST_HASH)
 """The head of a history in which nothing has happened yet."""
 
 
@@ -88,7 +88,7 @@ def next_revision(
     """The row that follows on the head."""
     row = Revision(
         revision=head.revision + 1,
-        at=text_of(at),
+        at=format_time(at),
         who=who,
         action=action,
         reason=reason,
@@ -241,7 +241,7 @@ class RevisionStore:
     def revision(self, number: int) -> Revision:
         """One row; raises UnknownRevisionError or ControlStoreError."""
         if number == 0:
-            return BEFORE_ALL
+            return REVISION_0
         with self.reading() as connection:
             found = connection.execute(_REVISIONS.select().where(_REVISIONS.c.revision == number)).one_or_none()
         if found is None:
@@ -262,7 +262,7 @@ class RevisionStore:
         Finds every row that was changed, taken out or put in. Rows taken off the end leave no trace in what is left:
         who must know of these keeps the last hash elsewhere, as the server's log does.
         """
-        last = BEFORE_ALL
+        last = REVISION_0
         with self.reading() as connection:
             for found in connection.execute(_REVISIONS.select().order_by(_REVISIONS.c.revision)):
                 row = Revision(**found._mapping)
@@ -294,4 +294,4 @@ class RevisionStore:
 
 def _head(connection: sa.Connection) -> Revision:
     found = connection.execute(_REVISIONS.select().order_by(_REVISIONS.c.revision.desc()).limit(1)).one_or_none()
-    return BEFORE_ALL if found is None else Revision(**found._mapping)
+    return REVISION_0 if found is None else Revision(**found._mapping)

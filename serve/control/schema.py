@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 
 import sqlalchemy as sa
 
-from serve.control.settings_state import text_of
+from serve.control.settings_state import format_time
 from serve.errors import ControlStoreError
 
 _ADVISORY_LOCK = 0x74757265656E  # "tureen"
@@ -100,7 +100,7 @@ def migrate(engine: sa.Engine, migrations: Migrations = MIGRATIONS, *, lock_time
         for version in range(_version(connection, migrations) + 1, len(migrations) + 1):
             for statement in migrations[version - 1]:
                 connection.exec_driver_sql(statement)
-            connection.execute(_VERSIONS.insert().values(version=version, at=text_of(datetime.now(UTC))))
+            connection.execute(_VERSIONS.insert().values(version=version, at=format_time(datetime.now(UTC))))
 
 
 def _version(connection: sa.Connection, migrations: Migrations) -> int:

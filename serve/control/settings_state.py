@@ -22,7 +22,7 @@ from tureen.tokens import CLEAN_BETA, ROBUST_BETA, parse_beta
 POLICY_NAME = r"[a-z0-9][a-z0-9_-]{0,62}"
 MAX_POLICIES = 100
 MAX_KEYS = 1000
-WHEN = "a time is such as 2027-01-31T08:00:00Z"
+TIME_RULE = "a time is such as 2027-01-31T08:00:00Z"
 
 
 def _number(value: object) -> float:
@@ -38,7 +38,7 @@ def _number(value: object) -> float:
 def _text(value: object) -> object:
     """A time as text alone: a number is seconds to one and milliseconds to another."""
     if not isinstance(value, str | datetime):
-        raise ValueError(WHEN)
+        raise ValueError(TIME_RULE)
     return value
 
 
@@ -46,58 +46,58 @@ def _in_utc(at: datetime) -> datetime:
     try:
         return at.astimezone(UTC)
     except OverflowError:
-        raise ValueError(WHEN) from None
+        raise ValueError(TIME_RULE) from None
 
 
 Beta = Annotated[float, BeforeValidator(_number)]
-Name = Annotated[str, Field(pattern=f"^{POLICY_NAME}$")]
-Time = Annotated[
+PolicyName = Annotated[str, Field(pattern=f"^{POLICY_NAME}$")]
+UtcTime = Annotated[
     AwareDatetime,
     BeforeValidator(_text),
     AfterValidator(_in_utc),
-    PlainSerializer(lambda at: text_of(at), return_type=str),
+    PlainSerializer(lambda at: format_time(at), return_type=str),
 ]
 
 
-class Value(BaseModel):
+class FrozenModel(BaseModel):
     """Base of what is stored: frozen, and nothing that is not known passes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Canary(Value):
+class Canary(FrozenModel):
     """Another default β for a share of the traffic."""
 
     beta: Beta
     share: float = Field(strict=True, gt=0, lt=1, description="of the requests that take the default")
 
 
-class KeyPolicy(Value):
+class KeyPolicy(FrozenModel):
     """What an API key stands for; the key itself is kept nowhere."""
 
-    name: Name
-    policy: Name
+    name: PolicyName
+    policy: PolicyName
 
 
-class PendingChange(Value):
+class PendingChange(FrozenModel):
     """A default β to come. A ramp is several of one id, a step each."""
 
     id: str
     kind: Literal["schedule", "revert", "ramp"]
-    at: Time
+    at: UtcTime
     default_beta: Beta | None = Field(description="null: the server's own default")
     who: str
     reason: str
 
 
-class SettingsState(Value):
+class SettingsState(FrozenModel):
     """Everything an operator decides. β in [0, 1]; null default: the server's own, from its flag or its bundle."""
 
     default_beta: Beta | None = None
     beta_min: Beta = CLEAN_BETA
     beta_max: Beta = ROBUST_BETA
     clients_may_choose: bool = True
-    policies: dict[Name, Beta] = Field(default={}, max_length=MAX_POLICIES)
+    policies: dict[PolicyName, Beta] = Field(default={}, max_length=MAX_POLICIES)
     api_keys: dict[str, KeyPolicy] = Field(default={}, max_length=MAX_KEYS, description="by the key's SHA-256")
     canary: Canary | None = None
     pending: tuple[PendingChange, ...] = ()
@@ -107,7 +107,7 @@ class SettingsState(Value):
         if self.beta_min > self.beta_max:
             raise ValueError(f"beta_min {self.beta_min:g} is above beta_max {self.beta_max:g}")
         canary = None if self.canary is None else self.canary.beta
-        planned = [(f"the β planned for {text_of(plan.at)}", plan.default_beta) for plan in self.pending]
+        planned = [(f"the β planned for {format_time(plan.at)}", plan.default_beta) for plan in self.pending]
         for what, beta in (("default_beta", self.default_beta), ("the canary's β", canary), *planned):
             if beta is not None and not self.beta_min <= beta <= self.beta_max:
                 raise ValueError(
@@ -119,6 +119,6 @@ class SettingsState(Value):
         return self
 
 
-def text_of(at: datetime) -> str:
+def format_time(at: datetime) -> str:
     """A time as it is stored and shown: UTC, to the microsecond, of one length, so that texts sort as times do."""
     return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

@@ -9,7 +9,7 @@ from typing import Protocol
 from serve.control.revision_store import Revision
 from tureen.bundle.manifest import Manifest
 
-Follow = Callable[[Revision, bool], None]
+ApplySettings = Callable[[Revision, bool], None]
 """Told the settings in force, and whether their store can be reached: at once, and whenever either changes."""
 
 
@@ -24,10 +24,10 @@ class WorkerState:
     model: str | None  # name and version of what it serves
 
 
-class Desk(Protocol):
+class AdminServer(Protocol):
     """Where an operator changes settings. Opened before anything is served, closed last, in one loop."""
 
-    async def open(self, follow: Follow, workers: Callable[[], list[WorkerState]]) -> None:
+    async def open(self, follow: ApplySettings, workers: Callable[[], list[WorkerState]]) -> None:
         """Have the settings followed from now on; raises TureenError where they cannot be had."""
 
     def shows(self, manifest: Manifest) -> None:

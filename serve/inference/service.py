@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import partial
 
-from serve.control.beta_choice import ANYBODY, ActiveSettings, BetaChoice, ClientIdentity
+from serve.control.beta_choice import ANONYMOUS, ActiveSettings, BetaChoice, ClientIdentity
 from serve.control.settings_state import SettingsState
 from serve.errors import NotReadyError, OverloadedError, TooManyPixelsError
 from serve.inference.batch_policy import Priority
@@ -320,7 +320,7 @@ class Admission:
         self._images, self._costs, self._rows = images, costs, rows
         self._undecoded = set(range(len(images)))
 
-    def choose(self, beta: float | None, identity: ClientIdentity = ANYBODY) -> BetaChoice:
+    def choose(self, beta: float | None, identity: ClientIdentity = ANONYMOUS) -> BetaChoice:
         """Returns the β for an image whose request names this β, or none. Raises as `ActiveSettings.choose` does."""
         return self.active_settings.choose(beta, identity)
 

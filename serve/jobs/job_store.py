@@ -23,7 +23,7 @@ import sqlalchemy as sa
 from pydantic import Field, StringConstraints, TypeAdapter, model_validator
 
 from serve.control.revision_store import RevisionStore
-from serve.control.settings_state import Beta, Value, text_of
+from serve.control.settings_state import Beta, FrozenModel, format_time
 from serve.errors import JobStateError, TooManyJobsError, UnknownJobError
 from serve.jobs.shard import Format
 
@@ -39,7 +39,7 @@ FilePath = Annotated[str, StringConstraints(min_length=1, max_length=4096, patte
 Whole = Annotated[int, Field(strict=True, ge=1)]
 
 
-class JobRequest(Value):
+class JobRequest(FrozenModel):
     """The request for a job; the body of POST /jobs."""
 
     input: FilePath = Field(description="a folder, a .tar or .zip, or a manifest, below a root directory for inputs")
@@ -122,7 +122,7 @@ class JobRecords:
 
     def submit(self, request: JobRequest, *, who: str, default_beta: float | None, max_jobs: int) -> JobRecord:
         """Queues a new job and returns it. Raises TooManyJobsError where `max_jobs` have not ended."""
-        now = text_of(datetime.now(UTC))
+        now = format_time(datetime.now(UTC))
         record = JobRecord(secrets.token_hex(8), "queued", who, request, default_beta, now, {"queued": now})
         with self._store.writing() as connection:
             waiting = connection.execute(
@@ -226,7 +226,7 @@ class JobRecords:
 
     def delete_old(self, days: float) -> int:
         """Deletes the records of jobs that ended more than `days` ago. Returns how many."""
-        before = text_of(datetime.now(UTC) - timedelta(days=days))
+        before = format_time(datetime.now(UTC) - timedelta(days=days))
         with self._store.writing() as connection:
             ended = connection.execute(_JOBS.select().where(_JOBS.c.state.in_(ENDED), _JOBS.c.created_at < before))
             old = [record.id for record in map(_record, ended) if record.times[record.state] < before]
@@ -249,7 +249,7 @@ class JobRecords:
 
     def _change_state(self, connection: sa.Connection, before: JobRecord, state: State, **more: Any) -> JobRecord:
         """Stores another state and returns the new record. If the stored record has changed, returns that instead."""
-        times = before.times if state == before.state else {**before.times, state: text_of(datetime.now(UTC))}
+        times = before.times if state == before.state else {**before.times, state: format_time(datetime.now(UTC))}
         after = replace(
             before, **{"owner": None, "lease_until": 0.0, "requested_state": None, **more}, state=state, times=times
         )

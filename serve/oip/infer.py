@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.control.beta_choice import ANYBODY, BetaChoice, ClientIdentity
+from serve.control.beta_choice import ANONYMOUS, BetaChoice, ClientIdentity
 from serve.errors import DeadlineError, InvalidRequestError
 from serve.inference.loaded_model import InferenceResult
 from serve.inference.service import Admission, Service
@@ -29,7 +29,7 @@ def request_limits(service: Service) -> RequestLimits:
 
 
 async def infer(
-    request: InferRequest, admission: Admission, statistics: Statistics, asker: ClientIdentity = ANYBODY
+    request: InferRequest, admission: Admission, statistics: Statistics, asker: ClientIdentity = ANONYMOUS
 ) -> InferAnswer:
     """The answer to all images of the request, or one error for all: a tensor has no place for a row that failed.
 

@@ -16,10 +16,10 @@ from serve.control.settings_state import SettingsState
 from serve.settings import Settings
 from tureen.bundle.manifest import Manifest
 
-LONGEST_LINE = 2**26  # bytes; a manifest of many labels, or a thousand API keys, is longer than asyncio's 64 KiB
+MAX_LINE_BYTES = 2**26  # bytes; a manifest of many labels, or a thousand API keys, is longer than asyncio's 64 KiB
 
 
-class Control(BaseModel):
+class SettingsUpdate(BaseModel):
     """To a worker: the operator's settings in force from now on; answered with Applied."""
 
     kind: Literal["control"] = "control"
@@ -28,14 +28,14 @@ class Control(BaseModel):
     is_reachable: bool = Field(description="whether the store that they come from can be reached")
 
 
-class Applied(BaseModel):
+class SettingsApplied(BaseModel):
     """From a worker: whoever is admitted from now on is admitted under this revision."""
 
     kind: Literal["applied"] = "applied"
     revision: int
 
 
-class Orders(BaseModel):
+class WorkerConfig(BaseModel):
     """The first line to a worker: all that it needs to know."""
 
     kind: Literal["orders"] = "orders"
@@ -43,7 +43,7 @@ class Orders(BaseModel):
     settings: Settings = Field(description="its share of the server's")
     listeners: list[int] = Field(description="file descriptors, by number")
     metrics: str = Field(description="directory that the workers share their metrics in")
-    control: Control | None = Field(default=None, description="the operator's settings in force at its start")
+    control: SettingsUpdate | None = Field(default=None, description="the operator's settings in force at its start")
 
 
 class Accept(BaseModel):
@@ -77,14 +77,14 @@ class Ready(BaseModel):
     kind: Literal["ready"] = "ready"
 
 
-class Serves(BaseModel):
+class ServedModel(BaseModel):
     """From a worker: the manifest of the bundle that it serves from now on."""
 
     kind: Literal["serves"] = "serves"
     manifest: Manifest
 
 
-class Reloaded(BaseModel):
+class ReloadResult(BaseModel):
     """From a worker: whether it serves the bundle that lies there now; if not, it goes on with the one it had."""
 
     kind: Literal["reloaded"] = "reloaded"
@@ -92,7 +92,16 @@ class Reloaded(BaseModel):
 
 
 Message = Annotated[
-    Orders | Accept | Control | Applied | Drain | Reload | Heartbeat | Ready | Serves | Reloaded,
+    WorkerConfig
+    | Accept
+    | SettingsUpdate
+    | SettingsApplied
+    | Drain
+    | Reload
+    | Heartbeat
+    | Ready
+    | ServedModel
+    | ReloadResult,
     Field(discriminator="kind"),
 ]
 _MESSAGE: TypeAdapter[Message] = TypeAdapter(Message)
@@ -107,7 +116,7 @@ class WorkerChannel:
 
     @classmethod
     async def on(cls, end: socket.socket) -> WorkerChannel:
-        return cls(*await asyncio.open_connection(sock=end, limit=LONGEST_LINE))
+        return cls(*await asyncio.open_connection(sock=end, limit=MAX_LINE_BYTES))
 
     def say(self, message: Message) -> None:
         """Send, where somebody is left to read it."""
@@ -126,7 +135,7 @@ class WorkerChannel:
         self._writer.close()
 
 
-def read_orders(end: socket.socket) -> Orders:
+def read_worker_config(end: socket.socket) -> WorkerConfig:
     """The first message, before there is a loop to wait in; raises EOFError where the supervisor is gone."""
     line = bytearray()
     while not line.endswith(b"\n"):
@@ -134,4 +143,4 @@ def read_orders(end: socket.socket) -> Orders:
         if not byte:
             raise EOFError("the supervisor ended before it said what to do")
         line += byte
-    return Orders.model_validate_json(line)
+    return WorkerConfig.model_validate_json(line)

@@ -24,19 +24,19 @@ import uvloop
 from prometheus_client.multiprocess import mark_process_dead
 
 from serve.control.revision_store import Revision
-from serve.control.worker_state import Desk, WorkerState
+from serve.control.worker_state import AdminServer, WorkerState
 from serve.processes.messages import (
     Accept,
-    Applied,
-    Control,
     Drain,
     Heartbeat,
-    Orders,
     Ready,
     Reload,
-    Reloaded,
-    Serves,
+    ReloadResult,
+    ServedModel,
+    SettingsApplied,
+    SettingsUpdate,
     WorkerChannel,
+    WorkerConfig,
 )
 from serve.settings import Settings
 from serve.telemetry.logs import FIELDS
@@ -57,7 +57,7 @@ def supervise(
     settings: Settings,
     listeners: Sequence[socket.socket],
     on_ready: Callable[[], None],
-    open_desk: Callable[[Path], Desk] | None = None,
+    open_desk: Callable[[Path], AdminServer] | None = None,
 ) -> int:
     """Run the workers until SIGTERM or SIGINT; 0 then, 1 where none ever became ready or one had to be killed.
 
@@ -115,7 +115,7 @@ class Supervisor:
         listeners: Sequence[socket.socket],
         metrics: Path,
         on_ready: Callable[[], None],
-        desk: Desk | None = None,
+        desk: AdminServer | None = None,
     ) -> None:
         self._settings = settings
         self._share = share_of(settings)
@@ -123,7 +123,7 @@ class Supervisor:
         self._metrics = metrics
         self._on_ready = on_ready
         self._desk = desk
-        self._control: Control | None = None
+        self._control: SettingsUpdate | None = None
         self._workers: dict[int, WorkerProcess] = {}
         self._was_ready = False
         self._stillborn = 0
@@ -188,7 +188,7 @@ class Supervisor:
                 env={**os.environ, SHARED_DIRECTORY: str(self._metrics)},
             )
         worker = WorkerProcess(number, process, await WorkerChannel.on(ours))
-        orders = Orders(
+        orders = WorkerConfig(
             worker=number,
             settings=self._share,
             listeners=listeners,
@@ -214,12 +214,12 @@ class Supervisor:
                     if not self._was_ready:
                         self._was_ready = True
                         self._on_ready()
-                case Serves():
+                case ServedModel():
                     worker.manifest = message.manifest
                     self._show_model()
-                case Applied():
+                case SettingsApplied():
                     worker.applied = message.revision
-                case Reloaded():
+                case ReloadResult():
                     worker.reloaded.put_nowait(message.ok)
         worker.reloaded.put_nowait(False)
 
@@ -244,7 +244,7 @@ class Supervisor:
 
     def _spread(self, row: Revision, is_reachable: bool) -> None:
         """Have every worker follow; one that starts meanwhile has it among its orders."""
-        self._control = Control(revision=row.revision, state=row.state, is_reachable=is_reachable)
+        self._control = SettingsUpdate(revision=row.revision, state=row.state, is_reachable=is_reachable)
         for worker in self._workers.values():
             worker.line.say(self._control)
 

@@ -15,17 +15,17 @@ from pathlib import Path
 
 from serve.processes.messages import (
     Accept,
-    Applied,
-    Control,
     Drain,
     Heartbeat,
-    Orders,
     Ready,
     Reload,
-    Reloaded,
-    Serves,
+    ReloadResult,
+    ServedModel,
+    SettingsApplied,
+    SettingsUpdate,
     WorkerChannel,
-    read_orders,
+    WorkerConfig,
+    read_worker_config,
 )
 from serve.processes.server_process import ServerProcess
 from serve.telemetry.logs import configure_logs
@@ -42,7 +42,7 @@ class Worker(ServerProcess):
     handles_signals = False
     shares_ports = True
 
-    def __init__(self, orders: Orders, end: socket.socket) -> None:
+    def __init__(self, orders: WorkerConfig, end: socket.socket) -> None:
         listeners = [socket.socket(fileno=descriptor) for descriptor in orders.listeners]
         bundle = load_bundle(orders.settings.bundle)
         super().__init__(orders.settings, bundle, listeners, Metrics(Path(orders.metrics)))
@@ -58,7 +58,7 @@ class Worker(ServerProcess):
         self._start_task(self._obey(self._line))
 
     def become_ready(self) -> None:
-        self._say(Serves(manifest=self.service.bundle.manifest))
+        self._say(ServedModel(manifest=self.service.bundle.manifest))
         self._say(Ready())
 
     async def _obey(self, line: WorkerChannel) -> None:
@@ -66,9 +66,9 @@ class Worker(ServerProcess):
             match message:
                 case Accept():
                     await self.server.accept_from(message.listeners)
-                case Control():
+                case SettingsUpdate():
                     self._follow(message)
-                    self._say(Applied(revision=message.revision))
+                    self._say(SettingsApplied(revision=message.revision))
                 case Reload():
                     self._start_task(self._reload())
                 case Heartbeat():
@@ -76,16 +76,16 @@ class Worker(ServerProcess):
                 case Drain():
                     self.server.drain()
 
-    def _follow(self, control: Control) -> None:
+    def _follow(self, control: SettingsUpdate) -> None:
         self.service.apply_settings(control.revision, control.state)
         self.service.metrics.control_reachable.set(control.is_reachable)
 
     async def _reload(self) -> None:
         is_reloaded = await self.reload()
-        self._say(Serves(manifest=self.service.bundle.manifest))
-        self._say(Reloaded(ok=is_reloaded))
+        self._say(ServedModel(manifest=self.service.bundle.manifest))
+        self._say(ReloadResult(ok=is_reloaded))
 
-    def _say(self, message: Applied | Heartbeat | Ready | Reloaded | Serves) -> None:
+    def _say(self, message: SettingsApplied | Heartbeat | Ready | ReloadResult | ServedModel) -> None:
         assert self._line is not None
         self._line.say(message)
 
@@ -102,7 +102,7 @@ def main(descriptor: int) -> int:
         signal.signal(signal_number, signal.SIG_IGN)
     end = socket.socket(fileno=descriptor)
     try:
-        orders = read_orders(end)
+        orders = read_worker_config(end)
         configure_logs(orders.settings.log_level, worker=orders.worker)
         share_metrics(Path(orders.metrics), orders.worker)
         return Worker(orders, end).run()

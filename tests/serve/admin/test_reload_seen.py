@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from serve.commands.beta import shown
+from serve.commands.beta import format_state
 from tests.serve.admin.conftest import Operator
 from tests.serve.admin.test_settings_routes import classify, image  # noqa: F401 - a fixture
 from tests.serve.inference.test_reload import replace_with
@@ -99,4 +99,4 @@ def test_the_state_of_a_server_of_an_earlier_version_is_shown(start_server, tmp_
     for worker in state["workers"]:
         del worker["model"]  # which that version does not send
 
-    assert "workers   0 at 0" in shown(state)
+    assert "workers   0 at 0" in format_state(state)

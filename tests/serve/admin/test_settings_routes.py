@@ -12,8 +12,8 @@ import time
 import pytest
 from PIL import Image
 
-from serve.admin.expected_accuracy import expected
-from serve.control.credential_file import Credentials
+from serve.admin.expected_accuracy import expected_accuracy
+from serve.control.credential_store import Credentials
 from serve.control.revision_store import RevisionStore
 from tests.patience import DEADLINE_S
 from tureen.bundle.bundle import load_bundle
@@ -360,9 +360,9 @@ def test_tureen_beta_is_all_an_operator_needs(start_operated, run_tureen):
 def test_expected_accuracy_is_what_was_measured_or_between_two_measured_rows():
     manifest = load_bundle(EXAMPLES / "cifar10").manifest
     rows = sorted(manifest.accuracy, key=lambda row: row.beta)
-    exact = expected(manifest, rows[1].beta)
+    exact = expected_accuracy(manifest, rows[1].beta)
     assert (exact["clean"]["value"], exact["interpolated"]) == (rows[1].clean.value, False)
-    middle = expected(manifest, (rows[0].beta + rows[1].beta) / 2)
+    middle = expected_accuracy(manifest, (rows[0].beta + rows[1].beta) / 2)
     assert middle["interpolated"]
     assert middle["robust"]["value"] == pytest.approx((rows[0].robust.value + rows[1].robust.value) / 2)
-    assert expected(manifest, None) is None
+    assert expected_accuracy(manifest, None) is None

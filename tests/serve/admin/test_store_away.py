@@ -9,7 +9,7 @@ import sqlite3
 import pytest
 from PIL import Image
 
-from serve.control.credential_file import Credentials
+from serve.control.credential_store import Credentials
 from serve.control.revision_store import RevisionStore
 from tests.serve.admin.conftest import Operator
 from tests.serve.admin.test_settings_routes import classify, image  # noqa: F401 - a fixture

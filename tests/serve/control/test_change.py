@@ -7,14 +7,14 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from serve.control.change import (
-    cancelled,
-    changed,
-    due,
-    next_due,
+    add_key,
+    apply_change,
+    apply_next_due,
+    cancel_plan,
+    next_due_time,
     parse_change,
-    rolled_back,
-    with_key,
-    without_key,
+    remove_key,
+    roll_back,
 )
 from serve.control.settings_state import KeyPolicy, SettingsState
 from serve.errors import InvalidChangeError
@@ -24,7 +24,7 @@ NOW = datetime(2027, 1, 31, 8, tzinfo=UTC)
 
 def apply(state, in_force=0.2, now=NOW, **settings):
     change = parse_change({"reason": "a test", **settings})
-    return changed(state, change, who="ada", now=now, in_force=in_force)
+    return apply_change(state, change, who="ada", now=now, in_force=in_force)
 
 
 def after_s(seconds):
@@ -88,9 +88,9 @@ def test_a_wrong_change_is_told_by_field_and_rule(settings, said):
 def test_a_ttl_reverts_to_what_was_before():
     state = apply(SettingsState(default_beta=0.3), default_beta=0.9, ttl_s=3600)
     assert state.default_beta == 0.9
-    assert next_due(state) == after_s(3600)
-    assert due(state, after_s(3599)) is None
-    reverted, plan = due(state, after_s(3600))
+    assert next_due_time(state) == after_s(3600)
+    assert apply_next_due(state, after_s(3599)) is None
+    reverted, plan = apply_next_due(state, after_s(3600))
     assert (reverted.default_beta, reverted.pending, plan.kind) == (0.3, (), "revert")
 
 
@@ -99,7 +99,7 @@ def test_a_ramp_goes_in_steps_and_ends_exactly():
     assert state.default_beta is None
     seen = []
     for minute in range(11):
-        while (done := due(state, after_s(60 * minute))) is not None:
+        while (done := apply_next_due(state, after_s(60 * minute))) is not None:
             state = done[0]
             seen.append((minute, round(state.default_beta, 10)))
     assert seen == [(3, 0.25), (5, 0.4), (8, 0.55), (10, 0.7)]
@@ -120,7 +120,7 @@ def test_the_steps_of_a_ramp_are_short_numbers_from_one_end_to_the_other(start, 
 
 def settled(state, now):
     """The state once all is done that is due by then."""
-    while (done := due(state, now)) is not None:
+    while (done := apply_next_due(state, now)) is not None:
         state = done[0]
     return state
 
@@ -170,7 +170,7 @@ def test_a_ramp_with_a_ttl_reverts_after_it():
     state = apply(SettingsState(default_beta=0.5), default_beta=0.7, ramp_s=600, ttl_s=1200)
     state = settled(state, after_s(600))
     assert state.default_beta == 0.7
-    state, plan = due(state, after_s(1200))
+    state, plan = apply_next_due(state, after_s(1200))
     assert (state.default_beta, plan.kind) == (0.5, "revert")
 
 
@@ -185,9 +185,9 @@ def test_another_default_takes_the_place_of_what_was_under_way_but_not_of_what_i
 def test_a_plan_is_cancelled_by_its_id_with_all_its_steps():
     state = apply(SettingsState(), default_beta=0.7, ramp_s=600)
     (plan_id,) = {plan.id for plan in state.pending}
-    assert cancelled(state, plan_id).pending == ()
+    assert cancel_plan(state, plan_id).pending == ()
     with pytest.raises(InvalidChangeError, match="nothing is planned"):
-        cancelled(state, "none")
+        cancel_plan(state, "none")
 
 
 def test_bounds_do_not_strand_what_is_planned():
@@ -198,21 +198,21 @@ def test_bounds_do_not_strand_what_is_planned():
 
 def test_a_policy_may_lie_outside_the_bounds_and_stays_while_a_key_stands_for_it():
     state = apply(SettingsState(), policies={"internal": 0.0}, beta_min=0.5)
-    state = with_key(state, "ab", KeyPolicy(name="crawler", policy="internal"))
+    state = add_key(state, "ab", KeyPolicy(name="crawler", policy="internal"))
     with pytest.raises(InvalidChangeError, match="crawler"):
         apply(state, policies={"internal": None})
-    assert apply(without_key(state, "crawler"), policies={"internal": None}).policies == {}
+    assert apply(remove_key(state, "crawler"), policies={"internal": None}).policies == {}
 
 
 def test_a_rollback_brings_no_plan_and_no_removed_key_back():
-    state = with_key(apply(SettingsState(), policies={"a": 0.1}), "ab", KeyPolicy(name="k", policy="a"))
+    state = add_key(apply(SettingsState(), policies={"a": 0.1}), "ab", KeyPolicy(name="k", policy="a"))
     earlier = apply(state, default_beta=0.9, ttl_s=60)
-    assert rolled_back(without_key(earlier, "k"), earlier) == SettingsState(default_beta=0.9, policies={"a": 0.1})
+    assert roll_back(remove_key(earlier, "k"), earlier) == SettingsState(default_beta=0.9, policies={"a": 0.1})
 
 
 def test_a_rollback_takes_no_key_away_nor_the_policy_that_it_stands_for():
-    state = with_key(apply(SettingsState(), policies={"a": 0.1, "b": 0.2}), "ab", KeyPolicy(name="k", policy="a"))
-    back = rolled_back(state, SettingsState(default_beta=0.4, policies={"c": 0.3}))
+    state = add_key(apply(SettingsState(), policies={"a": 0.1, "b": 0.2}), "ab", KeyPolicy(name="k", policy="a"))
+    back = roll_back(state, SettingsState(default_beta=0.4, policies={"c": 0.3}))
     assert (back.default_beta, back.policies) == (0.4, {"a": 0.1, "c": 0.3})
     assert back.api_keys == state.api_keys
 
@@ -233,7 +233,7 @@ def test_whatever_is_done_the_state_is_sound_and_time_settles_it(steps):
         except InvalidChangeError:
             continue
         now += timedelta(seconds=seconds)
-        while (done := due(state, now)) is not None:
+        while (done := apply_next_due(state, now)) is not None:
             state = done[0]
         assert SettingsState.model_validate_json(state.model_dump_json()) == state
     assert all(plan.at > now for plan in state.pending)

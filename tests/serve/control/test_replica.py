@@ -12,10 +12,10 @@ import pytest
 import sqlalchemy as sa
 
 from serve.control import notifications as watching
-from serve.control.change import changed, parse_change
-from serve.control.credential_file import Credential
-from serve.control.replica import LastKnown, SettingsReplica, read_snapshot, write_snapshot
-from serve.control.revision_store import BEFORE_ALL, RevisionStore, next_revision
+from serve.control.change import apply_change, parse_change
+from serve.control.credential_store import Credential
+from serve.control.replica import SettingsReplica, StoreSnapshot, read_snapshot, write_snapshot
+from serve.control.revision_store import REVISION_0, RevisionStore, next_revision
 from serve.control.settings_state import SettingsState
 from serve.errors import ControlStoreError, StaleRevisionError
 
@@ -37,7 +37,7 @@ async def plane_of(url, snapshot=None):
 
 
 async def change(plane, **settings):
-    after = changed(
+    after = apply_change(
         plane.state, parse_change({"reason": "a test", **settings}), who="ada", now=datetime.now(UTC), in_force=0.5
     )
     return await plane.append(plane.head, after, who="ada", action="set", reason="a test")
@@ -161,9 +161,9 @@ def start_without_store(tmp_path, snapshot, earlier=None):
 @pytest.fixture
 def known(tmp_path):
     row = next_revision(
-        BEFORE_ALL, SettingsState(default_beta=0.8), at=datetime.now(UTC), who="ada", action="set", reason="r"
+        REVISION_0, SettingsState(default_beta=0.8), at=datetime.now(UTC), who="ada", action="set", reason="r"
     )
-    return LastKnown(row, (Credential("ada", "read", "0" * 64, "2027-01-31T08:00:00Z"),))
+    return StoreSnapshot(row, (Credential("ada", "read", "0" * 64, "2027-01-31T08:00:00Z"),))
 
 
 @pytest.mark.parametrize("is_of_earlier_version", [False, True])
@@ -176,7 +176,7 @@ def test_a_start_without_the_store_serves_what_was_last_known(tmp_path, known, i
 
 
 def test_a_snapshot_of_an_earlier_version_holds_no_credentials_and_is_read(tmp_path, known):
-    write_snapshot(tmp_path / "snapshot.json", LastKnown(known.head))
+    write_snapshot(tmp_path / "snapshot.json", StoreSnapshot(known.head))
     document = json.loads((tmp_path / "snapshot.json").read_text())
     del document["credentials"]
     (tmp_path / "snapshot.json").write_text(json.dumps(document))
@@ -190,7 +190,7 @@ def test_a_damaged_snapshot_is_not_used_and_the_log_says_so(tmp_path, known, cap
     write_snapshot(snapshot, known)
     snapshot.write_text(damage(snapshot.read_text()))
     plane = start_without_store(tmp_path, snapshot)
-    assert plane.head == BEFORE_ALL
+    assert plane.head == REVISION_0
     assert "the last known settings in" in caplog.text
     assert "the server's own defaults are in force" in caplog.text
 
@@ -210,7 +210,7 @@ def test_a_server_that_never_reached_its_store_follows_it_once_it_is_there(tmp_p
             (tmp_path / "elsewhere.db").rename(file)
             await until(lambda: reachable[-1])
             assert plane.head == known.head
-            await until(lambda: read_snapshot(tmp_path / "snapshot.json") == LastKnown(known.head, ()))
+            await until(lambda: read_snapshot(tmp_path / "snapshot.json") == StoreSnapshot(known.head, ()))
             await plane.close()
 
     asyncio.run(run())
@@ -225,7 +225,7 @@ def test_a_store_that_was_replaced_by_an_older_one_is_not_followed(tmp_path):
             for name in tmp_path.iterdir():
                 name.unlink()
             with contextlib.closing(RevisionStore(f"sqlite:///{file}")) as empty:
-                assert empty.head() == BEFORE_ALL
+                assert empty.head() == REVISION_0
                 await until(lambda: plane.reachable[-1] is False)
             assert plane.state.default_beta == 0.9
 

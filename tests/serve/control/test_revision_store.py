@@ -15,8 +15,8 @@ from multiprocessing import get_context
 import pytest
 import sqlalchemy as sa
 
-from serve.control.credential_file import Credentials
-from serve.control.revision_store import BEFORE_ALL, RevisionStore, next_revision
+from serve.control.credential_store import Credentials
+from serve.control.revision_store import REVISION_0, RevisionStore, next_revision
 from serve.control.settings_state import SettingsState
 from serve.errors import (
     BrokenHistoryError,
@@ -38,7 +38,7 @@ def append(store, head, beta=0.5, reason="a test"):
 
 
 def test_an_empty_store_is_at_revision_0_with_the_defaults(store):
-    assert store.head() == BEFORE_ALL
+    assert store.head() == REVISION_0
     assert store.head().state == SettingsState()
     assert store.verify() == 0
 
@@ -72,7 +72,7 @@ def test_history_goes_back_from_the_newest(store):
         store.revision(6)
 
 
-@pytest.mark.parametrize("column", [field.name for field in dataclasses.fields(BEFORE_ALL)])
+@pytest.mark.parametrize("column", [field.name for field in dataclasses.fields(REVISION_0)])
 def test_a_row_that_was_tampered_with_is_found(store, column):
     for _ in range(3):
         append(store, store.head())

@@ -9,8 +9,8 @@ from multiprocessing import get_context
 import pytest
 import sqlalchemy as sa
 
-from serve.control.credential_file import Credentials
-from serve.control.revision_store import BEFORE_ALL, RevisionStore, next_revision
+from serve.control.credential_store import Credentials
+from serve.control.revision_store import REVISION_0, RevisionStore, next_revision
 from serve.control.schema import MIGRATIONS, migrate
 from serve.control.settings_state import SettingsState
 from serve.errors import ControlStoreError
@@ -93,7 +93,7 @@ def test_servers_that_start_at_once_on_an_empty_store_make_its_tables_once(reque
 
 @pytest.mark.parametrize("had_jobs", [True, False])
 def test_a_store_without_a_version_keeps_its_rows_and_its_hash_chain(store_url, had_jobs):
-    rows = [BEFORE_ALL]
+    rows = [REVISION_0]
     for n in range(3):
         state = SettingsState(default_beta=n / 10)
         rows.append(next_revision(rows[-1], state, at=datetime.now(UTC), who="ada", action="set", reason="r"))
@@ -116,7 +116,7 @@ def test_a_store_without_a_version_keeps_its_rows_and_its_hash_chain(store_url, 
 
 def test_a_later_migration_runs_once_in_order_and_breaks_no_hash(store_url):
     with contextlib.closing(RevisionStore(store_url)) as store:
-        row = next_revision(BEFORE_ALL, SettingsState(), at=datetime.now(UTC), who="ada", action="set", reason="r")
+        row = next_revision(REVISION_0, SettingsState(), at=datetime.now(UTC), who="ada", action="set", reason="r")
         store.append(row)
         later = (
             *MIGRATIONS,
@@ -198,7 +198,7 @@ def test_the_file_of_a_store_is_its_owners_alone(tmp_path):
     file = tmp_path / "control.db"
     with contextlib.closing(RevisionStore(f"sqlite:///{file}")) as store:
         store.append(
-            next_revision(BEFORE_ALL, SettingsState(), at=datetime.now(UTC), who="a", action="set", reason="r")
+            next_revision(REVISION_0, SettingsState(), at=datetime.now(UTC), who="a", action="set", reason="r")
         )
         modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
     assert modes == dict.fromkeys(("control.db", "control.db-wal", "control.db-shm"), 0o600)
@@ -229,6 +229,6 @@ def test_threads_that_use_a_new_store_at_once_wait_for_its_tables(tmp_path):
             thread.start()
         for thread in threads:
             thread.join(30)
-    assert found == [BEFORE_ALL] * 8
+    assert found == [REVISION_0] * 8
     with contextlib.closing(sqlite3.connect(tmp_path / "control.db")) as connection:
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from serve.control.beta_choice import ANYBODY
+from serve.control.beta_choice import ANONYMOUS
 from serve.errors import OverloadedError, TooManyPixelsError
 from serve.inference.loaded_model import InferenceResult
 from serve.inference.queue_time import StartSpeed
@@ -228,7 +228,7 @@ def test_photographs_and_small_images_are_answered_while_disproportionate_images
 
     async def test(service):
         service._queue_time.restart(StartSpeed(1e-9, {1: 0.001, 8: 0.002}))
-        choice = service.active_settings.choose(0.5, ANYBODY)
+        choice = service.active_settings.choose(0.5, ANONYMOUS)
         with service.admit([bomb] * 5) as bombs, contextlib.ExitStack() as stack:
             waiting = asyncio.create_task(bombs.classify([choice] * 5))
             while not (found := decode_processes()):

@@ -18,7 +18,15 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serve.control.settings_state import MAX_KEYS, KeyPolicy, SettingsState
-from serve.processes.messages import Accept, Control, Orders, Reloaded, Serves, WorkerChannel, read_orders
+from serve.processes.messages import (
+    Accept,
+    ReloadResult,
+    ServedModel,
+    SettingsUpdate,
+    WorkerChannel,
+    WorkerConfig,
+    read_worker_config,
+)
 from serve.processes.supervisor import LONGEST_PAUSE_S, pause_s, share_of
 from serve.processes.worker_start import EXIT_WITHOUT_SUPERVISOR
 from serve.settings import Settings
@@ -52,9 +60,11 @@ def test_a_worker_that_keeps_dying_is_started_ever_more_seldom():
 
 def test_a_message_of_many_labels_or_keys_comes_through_the_line_whole():
     keys = {f"{n:064}": KeyPolicy(name=f"{n:063}", policy="p" * 63) for n in range(MAX_KEYS)}
-    control = Control(revision=1, state=SettingsState(policies={"p" * 63: 0.5}, api_keys=keys), is_reachable=True)
+    control = SettingsUpdate(
+        revision=1, state=SettingsState(policies={"p" * 63: 0.5}, api_keys=keys), is_reachable=True
+    )
     manifest = load_bundle(EXAMPLES / "cifar10").manifest
-    serves = Serves(manifest=manifest.model_copy(update={"labels": [f"label {n}" for n in range(100_000)]}))
+    serves = ServedModel(manifest=manifest.model_copy(update={"labels": [f"label {n}" for n in range(100_000)]}))
 
     async def pass_on():
         ours, theirs = socket.socketpair()
@@ -72,17 +82,17 @@ def test_a_message_of_many_labels_or_keys_comes_through_the_line_whole():
 
 def test_orders_come_through_the_line_whole():
     ours, theirs = socket.socketpair()
-    orders = Orders(worker=1, settings=settings(default_beta=0.25), listeners=[5, 6], metrics="/somewhere")
+    orders = WorkerConfig(worker=1, settings=settings(default_beta=0.25), listeners=[5, 6], metrics="/somewhere")
     with ours, theirs:
         ours.sendall(orders.model_dump_json().encode() + b"\n" + Accept(listeners={1}).model_dump_json().encode())
-        assert read_orders(theirs) == orders
+        assert read_worker_config(theirs) == orders
         assert Accept.model_validate_json(theirs.recv(1000)) == Accept(listeners={1})
     ours, theirs = socket.socketpair()
     with theirs:
         ours.close()
         with pytest.raises(EOFError):
-            read_orders(theirs)
-    assert json.loads(Reloaded(ok=False).model_dump_json()) == {"kind": "reloaded", "ok": False}
+            read_worker_config(theirs)
+    assert json.loads(ReloadResult(ok=False).model_dump_json()) == {"kind": "reloaded", "ok": False}
 
 
 def test_any_worker_answers_for_the_metrics_of_all_and_leaves_no_file(start_server, tmp_path):

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from serve.control.revision_store import RevisionStore
-from serve.control.settings_state import POLICY_NAME, text_of
+from serve.control.settings_state import POLICY_NAME, format_time
 from serve.errors import InvalidChangeError
 
 Role = Literal["read", "operate"]
@@ -77,7 +77,7 @@ class Credentials:
         if re.fullmatch(POLICY_NAME, name) is None:
             raise InvalidChangeError(f"{name!r} is no name: give 1 to 63 of a-z, 0-9, - and _")
         secret = secret or make_secret()
-        row = {"name": name, "role": role, "sha256": digest(secret), "made_at": text_of(datetime.now(UTC))}
+        row = {"name": name, "role": role, "sha256": digest(secret), "made_at": format_time(datetime.now(UTC))}
         with self._store.writing() as connection:
             try:
                 connection.execute(_CREDENTIALS.insert().values(**row))
@@ -93,7 +93,7 @@ class Credentials:
             if found is None:
                 raise InvalidChangeError(f"there is no credential {name}")
             connection.execute(_CREDENTIALS.delete().where(its))
-            connection.execute(_REVOKED.insert().values(sha256=found.sha256, at=text_of(datetime.now(UTC))))
+            connection.execute(_REVOKED.insert().values(sha256=found.sha256, at=format_time(datetime.now(UTC))))
 
     def is_revoked(self, secret: str) -> bool:
         """Whether the secret let somebody in once and shall not again."""
