@@ -1,47 +1,44 @@
-"""`tureen serve`: one process that answers requests until it is told to stop, or the supervisor of several."""
+"""`tureen serve`: reads the settings, binds the listeners, and runs one process or a supervisor of several."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from functools import partial
 
-from serve.admin.operations import AdminOperations
+from serve.admin.listener import AdminListener
 from serve.connection.graceful_shutdown import check_uvicorn
 from serve.connection.sockets import bind, hold_port
+from serve.control.revision_store import open_store
 from serve.errors import GrpcPortTakenError
 from serve.processes.single import SingleProcess
 from serve.processes.supervisor import supervise
 from serve.settings import Settings, grpc_address, parse_settings
 from serve.telemetry.logs import configure_logs
-from serve.telemetry.metrics import Metrics
 from tureen.bundle.bundle import load_bundle
 from tureen.machine import is_temporary
-
-if TYPE_CHECKING:
-    pass
 
 logger = logging.getLogger("tureen.serve")
 
 
 def serve(arguments: list[str]) -> int:
-    """`tureen serve`: 0 after SIGTERM or SIGINT, 1 where no engine could be opened or the port is taken."""
+    """`tureen serve`. Returns 0 after SIGTERM or SIGINT, 1 if no engine could be opened or a port is taken."""
     return run_server(parse_settings(arguments))
 
 
 def run_server(settings: Settings, on_ready: Callable[[int], None] = lambda port: None) -> int:
-    """Load the bundle, listen, make the engine ready, serve; returns the exit status. Raises BundleError.
+    """Load the bundle, listen, open the engine and serve. Returns the exit status; raises BundleError.
 
-    The port answers from the start, so that /healthz and /readyz tell a slow load from a dead process. on_ready is
-    called with the port once requests are answered.
+    The port responds before the engine is ready, so that /healthz and /readyz distinguish a slow start from a dead
+    process. on_ready: called with the port when the engine is ready.
     """
     configure_logs(settings.log_level)
     check_uvicorn()
     if is_temporary(settings.state_dir):
         logger.warning(
-            "there is no home directory to write to: the operator's settings and token are in %s until the server "
-            "ends; give --state-dir", settings.state_dir,
+            "the home directory is not writable: the operator's settings and token are in %s until the server ends; "
+            "give --state-dir to keep them", settings.state_dir,
         )  # fmt: skip
     bundle = load_bundle(settings.bundle)
     try:
@@ -62,6 +59,8 @@ def run_server(settings: Settings, on_ready: Callable[[int], None] = lambda port
         )  # fmt: skip
         return 1
     logger.info("operators reach http://%s:%d", settings.admin_host, admin.getsockname()[1])
+    store = open_store(settings, bundle.manifest.name)
+    open_admin = partial(AdminListener.open, settings, bundle.manifest, store, admin)
     if settings.workers > 1:
         with contextlib.ExitStack() as stack:
             if settings.grpc_port is not None:
@@ -71,10 +70,5 @@ def run_server(settings: Settings, on_ready: Callable[[int], None] = lambda port
                     logger.error("%s", GrpcPortTakenError(grpc_address(settings)))
                     return 1
                 settings = settings.model_copy(update={"grpc_port": holder.getsockname()[1]})
-            return supervise(
-                settings,
-                listeners,
-                on_ready=lambda: on_ready(port),
-                open_desk=lambda metrics: AdminOperations(settings, bundle, admin, Metrics(metrics)),
-            )
-    return SingleProcess(settings, bundle, listeners, on_ready=lambda: on_ready(port), admin=admin).run()
+            return supervise(settings, listeners, on_ready=lambda: on_ready(port), open_admin=open_admin)
+    return SingleProcess(settings, bundle, listeners, on_ready=lambda: on_ready(port), open_admin=open_admin).run()

@@ -1,1 +1,1 @@
-"""The operator's listener: HTTP through which the settings of `serve.control` are looked at and changed."""
+"""The operators' listener: HTTP routes that read and change the settings, run batch jobs and return the metrics."""

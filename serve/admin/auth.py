@@ -1,4 +1,4 @@
-"""Who asks on the operator's listener, and what of a request is taken at all."""
+"""Authenticates requests to the operators' listener, and checks their query and body."""
 
 from __future__ import annotations
 
@@ -18,41 +18,42 @@ MAX_BODY_DEPTH = 4
 
 
 async def authenticate(request: Request) -> Credential:
-    """Whoever the bearer token stands for; raises UnauthorizedError or MalformedRequestError."""
+    """Returns the credential of the bearer token; raises UnauthorizedError or MalformedRequestError."""
     authorization = only_value("Authorization", request.headers.getlist("authorization")) or ""
     scheme, _, secret = authorization.partition(" ")
-    desk: AdminOperations = request.app.state.desk
-    who = await desk.credential_of(secret.strip()) if scheme.lower() == "bearer" else None
-    if who is None:
+    operations: AdminOperations = request.app.state.operations
+    credential = await operations.find_credential(secret.strip()) if scheme.lower() == "bearer" else None
+    if credential is None:
         raise UnauthorizedError
-    access_fields(request.scope)["who"] = who.name
-    return who
+    access_fields(request.scope)["who"] = credential.name
+    return credential
 
 
 async def refuse_unknown_parameters(request: Request) -> None:
-    """Raises InvalidParameterError for a parameter that the route does not have, or has twice: on a misspelt dry_run
-    the change must not be made.
+    """Raises InvalidParameterError for an unknown or repeated query parameter.
+
+    A misspelt dry_run must not make the change.
     """
     known = {field.alias for field in request.scope["route"].dependant.query_params}
     for name in request.query_params:
         if name not in known:
-            raise InvalidParameterError(f"there is no parameter {name[:40]!r} here")
+            raise InvalidParameterError(f"the route has no parameter {name[:40]!r}")
         if len(request.query_params.getlist(name)) > 1:
-            raise InvalidParameterError(f"the parameter {name} comes twice")
+            raise InvalidParameterError(f"the parameter {name} is given more than once")
 
 
-async def require_operator(who: Annotated[Credential, Depends(authenticate)]) -> Credential:
-    """The same, where it may change something; raises ForbiddenError."""
-    if not who.may_operate:
+async def require_operator(credential: Annotated[Credential, Depends(authenticate)]) -> Credential:
+    """Returns the credential if its role may change settings; raises ForbiddenError."""
+    if not credential.may_operate:
         raise ForbiddenError
-    return who
+    return credential
 
 
 Operator = Annotated[Credential, Depends(require_operator)]
 
 
 async def read_json_body(request: Request) -> Any:
-    """The JSON of a body; raises InvalidParameterError."""
+    """Returns the JSON of the body; raises InvalidParameterError."""
     body = bytearray()
     async for chunk in request.stream():
         body += chunk

@@ -1,4 +1,4 @@
-"""What accuracy a default β promises by the bundle's table; between two measured β by a straight line, as it says."""
+"""The expected accuracy at a default β, from the table in the bundle, by linear interpolation between measured β."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from tureen.bundle.manifest import Accuracy, Manifest
 
 
 def expected_accuracy(manifest: Manifest, beta: float | None) -> dict[str, Any] | None:
-    """Clean and robust accuracy at β, each with its 95 % interval, n, attack and ε; None where the table has none.
+    """Returns clean and robust accuracy at β with 95 % intervals, n, attack and ε in 1/255.
 
-    Outside the measured β there is no number, and none is made up.
+    Returns None if the table is empty, if the model has no β, or if β is outside the measured range.
     """
     rows = sorted(manifest.accuracy, key=lambda row: row.beta)
     if beta is None or not rows or not rows[0].beta <= beta <= rows[-1].beta:
@@ -19,8 +19,8 @@ def expected_accuracy(manifest: Manifest, beta: float | None) -> dict[str, Any] 
     lower = next(row for row in reversed(rows) if row.beta <= beta)
     share = 0.0 if upper is lower else (beta - lower.beta) / (upper.beta - lower.beta)
     return {
-        "clean": _between(lower.clean, upper.clean, share),
-        "robust": _between(lower.robust, upper.robust, share),
+        "clean": _interpolate(lower.clean, upper.clean, share),
+        "robust": _interpolate(lower.robust, upper.robust, share),
         "n": min(lower.n, upper.n),
         "attack": upper.attack,
         "epsilon_255": upper.epsilon_255,
@@ -28,7 +28,7 @@ def expected_accuracy(manifest: Manifest, beta: float | None) -> dict[str, Any] 
     }
 
 
-def _between(lower: Accuracy, upper: Accuracy, share: float) -> dict[str, float]:
+def _interpolate(lower: Accuracy, upper: Accuracy, share: float) -> dict[str, float]:
     return {
         name: (1 - share) * getattr(lower, name) + share * getattr(upper, name) for name in ("value", "low", "high")
     }

@@ -1,4 +1,4 @@
-"""The routes of batch jobs on the operator's listener: what somebody asks of the store's records and of an output."""
+"""The routes under /jobs: submit, list, show and control batch jobs, and read their results and errors."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ MEDIA_TYPES = {"parquet": "application/vnd.apache.parquet", "jsonl": "applicatio
 _SHARD = re.compile(r"part-([0-9]{5,9})\.(parquet|jsonl|csv)")
 
 
-def add_job_routes(router: APIRouter, desk: AdminOperations) -> None:
-    """Add the routes to those of a desk; each raises JobsUnavailableError where the server takes no jobs."""
+def add_job_routes(router: APIRouter, operations: AdminOperations) -> None:
+    """Add the routes under /jobs to the router; each raises JobsUnavailableError if the server takes no jobs."""
 
     @router.post("/jobs", status_code=202)
-    async def submit(request: Request, who: Operator) -> Response:
-        records, files = _jobs_of(desk)
-        wanted = _parsed(await read_json_body(request))
-        default = desk.effective(desk.plane.state)
-        if default is None and (wanted.beta is not None or wanted.betas is not None):
+    async def submit(request: Request, operator: Operator) -> Response:
+        records, files = _jobs_of(operations)
+        job_request = _parse(await read_json_body(request))
+        default = operations.default_beta(operations.replica.state)
+        if default is None and (job_request.beta is not None or job_request.betas is not None):
             raise SingleTokenError
-        await asyncio.to_thread(check_paths, files, wanted)
+        await asyncio.to_thread(check_paths, files, job_request)
         record = await asyncio.to_thread(
-            lambda: records.submit(wanted, who=who.name, default_beta=default, max_jobs=desk.max_jobs)
+            lambda: records.submit(job_request, who=operator.name, default_beta=default, max_jobs=operations.max_jobs)
         )
-        return JSONResponse(_shown(record), 202, {"Location": f"/jobs/{record.id}"})
+        return JSONResponse(_job_json(record), 202, {"Location": f"/jobs/{record.id}"})
 
     @router.get("/jobs")
     async def jobs(
@@ -54,69 +54,69 @@ def add_job_routes(router: APIRouter, desk: AdminOperations) -> None:
         before: Annotated[str | None, Query(pattern=TIME)] = None,
         state: State | None = None,
     ) -> JSONResponse:
-        records, _ = _jobs_of(desk)
+        records, _ = _jobs_of(operations)
         found = await asyncio.to_thread(records.list, limit, before, state)
-        following = found[-1].created_at if len(found) == limit else None
-        return JSONResponse({"jobs": [_shown(record) for record in found], "next_before": following})
+        next_before = found[-1].created_at if len(found) == limit else None
+        return JSONResponse({"jobs": [_job_json(record) for record in found], "next_before": next_before})
 
     @router.get("/jobs/{job_id}")
     async def job(job_id: str) -> JSONResponse:
-        records, _ = _jobs_of(desk)
-        return JSONResponse(_shown(await asyncio.to_thread(records.get, job_id)))
+        records, _ = _jobs_of(operations)
+        return JSONResponse(_job_json(await asyncio.to_thread(records.get, job_id)))
 
     @router.post("/jobs/{job_id}/cancel")
-    async def cancel(job_id: str, who: Operator) -> JSONResponse:
-        return await _asked(_jobs_of(desk)[0].cancel, job_id)
+    async def cancel(job_id: str, operator: Operator) -> JSONResponse:
+        return await _act(_jobs_of(operations)[0].cancel, job_id)
 
     @router.post("/jobs/{job_id}/pause")
-    async def pause(job_id: str, who: Operator) -> JSONResponse:
-        return await _asked(_jobs_of(desk)[0].pause, job_id)
+    async def pause(job_id: str, operator: Operator) -> JSONResponse:
+        return await _act(_jobs_of(operations)[0].pause, job_id)
 
     @router.post("/jobs/{job_id}/resume")
-    async def resume(job_id: str, who: Operator) -> JSONResponse:
-        return await _asked(_jobs_of(desk)[0].resume, job_id)
+    async def resume(job_id: str, operator: Operator) -> JSONResponse:
+        return await _act(_jobs_of(operations)[0].resume, job_id)
 
     @router.get("/jobs/{job_id}/results")
     async def results(job_id: str) -> JSONResponse:
-        records, files = _jobs_of(desk)
+        records, files = _jobs_of(operations)
         record = await asyncio.to_thread(records.get, job_id)
-        return JSONResponse({"files": await asyncio.to_thread(_listed, files, record)})
+        return JSONResponse({"files": await asyncio.to_thread(_list_results, files, record)})
 
     @router.get("/jobs/{job_id}/results/{name}")
     async def result(job_id: str, name: str) -> Response:
-        records, files = _jobs_of(desk)
+        records, files = _jobs_of(operations)
         record = await asyncio.to_thread(records.get, job_id)
-        size, chunks = await asyncio.to_thread(_chunks, files, record, name)
+        size, chunks = await asyncio.to_thread(_open_result, files, record, name)
         media_type = MEDIA_TYPES.get(name.rpartition(".")[2], "application/json")
         headers = {"Content-Length": str(size), "Content-Disposition": f'attachment; filename="{name}"'}
         return StreamingResponse(chunks, media_type=media_type, headers=headers)
 
     @router.get("/jobs/{job_id}/errors")
     async def errors(job_id: str, limit: Annotated[int, Query(ge=1, le=MAX_LISTED)] = 100) -> JSONResponse:
-        records, files = _jobs_of(desk)
+        records, files = _jobs_of(operations)
         record = await asyncio.to_thread(records.get, job_id)
-        return JSONResponse({"errors": await asyncio.to_thread(_errors, files, record, limit)})
+        return JSONResponse({"errors": await asyncio.to_thread(_read_errors, files, record, limit)})
 
 
-def _jobs_of(desk: AdminOperations) -> tuple[JobRecords, RootedFiles]:
-    if desk.jobs is None:
+def _jobs_of(operations: AdminOperations) -> tuple[JobRecords, RootedFiles]:
+    if operations.jobs is None:
         raise JobsUnavailableError
-    return desk.jobs
+    return operations.jobs
 
 
-def _parsed(document: Any) -> JobRequest:
+def _parse(document: Any) -> JobRequest:
     try:
         return JobRequest.model_validate(document)
     except ValidationError as error:
         raise InputError(describe_first_error(error, JobRequest)) from None
 
 
-async def _asked(ask: Callable[[str], JobRecord], job_id: str) -> JSONResponse:
-    return JSONResponse(_shown(await asyncio.to_thread(ask, job_id)), 202)
+async def _act(action: Callable[[str], JobRecord], job_id: str) -> JSONResponse:
+    return JSONResponse(_job_json(await asyncio.to_thread(action, job_id)), 202)
 
 
-def _shown(record: JobRecord) -> dict[str, Any]:
-    """A job as clients see it."""
+def _job_json(record: JobRecord) -> dict[str, Any]:
+    """Returns a job as clients see it."""
     return {
         "id": record.id,
         "state": record.state,
@@ -134,7 +134,7 @@ def _shown(record: JobRecord) -> dict[str, Any]:
 
 
 @contextmanager
-def _place(files: RootedFiles, record: JobRecord) -> Iterator[OutputDirectory]:
+def _open_output(files: RootedFiles, record: JobRecord) -> Iterator[OutputDirectory]:
     try:
         with files.open_output(Path(record.request.output), create=False) as place:
             if read_job_id(place) != record.id:
@@ -144,23 +144,23 @@ def _place(files: RootedFiles, record: JobRecord) -> Iterator[OutputDirectory]:
         raise NoResultError from None
 
 
-def _listed(files: RootedFiles, record: JobRecord) -> list[dict[str, Any]]:
-    with _place(files, record) as place:
+def _list_results(files: RootedFiles, record: JobRecord) -> list[dict[str, Any]]:
+    with _open_output(files, record) as place:
         names = sorted(name for name in os.listdir(place.path) if name == SUCCESS_FILE or _SHARD.fullmatch(name))
         return [{"name": name, "bytes": os.lstat(place.path / name).st_size} for name in names]
 
 
-def _chunks(files: RootedFiles, record: JobRecord, name: str) -> tuple[int, Iterator[bytes]]:
-    """The size of a result and its bytes; raises NoResultError."""
+def _open_result(files: RootedFiles, record: JobRecord, name: str) -> tuple[int, Iterator[bytes]]:
+    """Returns the size and the content of a result file; raises NoResultError."""
     if name != SUCCESS_FILE and not _SHARD.fullmatch(name):
         raise NoResultError
-    with _place(files, record) as place:
+    with _open_output(files, record) as place:
         try:
             file = open_regular_file(place.path / name)
         except OSError:
             raise NoResultError from None
     status = os.fstat(file.fileno())
-    if status.st_nlink != 1:  # another file's content under a result's name
+    if status.st_nlink != 1:  # a hard link to another file
         file.close()
         raise NoResultError
 
@@ -172,17 +172,17 @@ def _chunks(files: RootedFiles, record: JobRecord, name: str) -> tuple[int, Iter
     return status.st_size, chunks()
 
 
-def _errors(files: RootedFiles, record: JobRecord, limit: int) -> list[dict[str, Any]]:
-    """The first rows that are errors, of the shards that are there."""
+def _read_errors(files: RootedFiles, record: JobRecord, limit: int) -> list[dict[str, Any]]:
+    """Returns the first rows with an error from the shards that exist."""
     found: list[dict[str, Any]] = []
     if record.failed == 0:
         return found
-    with _place(files, record) as place:
+    with _open_output(files, record) as place:
         for name in sorted(os.listdir(place.path)):
             shard = _SHARD.fullmatch(name)
             if shard is None:
                 continue
-            shard_format: Format = shard[2]  # type: ignore[assignment] # as the pattern has it
+            shard_format: Format = shard[2]  # type: ignore[assignment] # by the pattern
             for row in read_rows(place.path / name, shard_format):
                 if row["error_code"] is not None:
                     found.append({key: row[key] for key in ("id", "path", "sha256", "beta", "error_code", "error")})

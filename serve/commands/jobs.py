@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from serve.commands.admin_client import AdminClient, RefusedError
-from serve.commands.terminal import listener_options
+from serve.commands.options import listener_options
 from tureen.arguments import beta_argument, betas_argument
 
 POLL_S = 1.0

@@ -1,1 +1,1 @@
-"""The operator's settings of a running service: what they are, who changed them, and how every process gets them."""
+"""The operator's settings: their values, changes, store and history, and the replica that each server follows."""

@@ -1,7 +1,8 @@
-"""Which β an image gets: the request's, a policy's, a canary's, the operator's, or the bundle's. Pure.
+"""Chooses the β of an image. Pure: knows no HTTP, store or engine.
 
-Whatever a client chooses by itself, or gets by choosing nothing, lies within the operator's bounds; what an API key
-stands for was the operator's choice, and may lie outside.
+The first of these that exists decides: β of the request, policy of the request, policy of the API key, canary,
+operator's default, default of the server (--default-beta) or of the bundle. β of a request, policies that a request
+names, and defaults are within the operator's bounds. The policy of an API key may be outside: the operator chose it.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ BetaSource = Literal["request", "policy", "key", "canary", "operator", "bundle"]
 
 @dataclass(frozen=True)
 class BetaChoice:
-    """The β of one image, fixed at its request's admission: where it comes from, and at which revision."""
+    """The β of one image, its source, and the revision of the settings. Fixed when the request is admitted."""
 
     beta: float | None  # None: the model has one token
     source: BetaSource
@@ -33,11 +34,11 @@ class BetaChoice:
 
 @dataclass(frozen=True)
 class ClientIdentity:
-    """What a request says of itself beside its β. sticky: whoever says the same is on the same side of a canary."""
+    """The policy and identity that a request gives beside its β."""
 
     policy: str | None = None
     api_key: str | None = None
-    sticky: str = ""
+    sticky: str = ""  # requests with the same value are on the same side of a canary
 
 
 ANONYMOUS = ClientIdentity()
@@ -45,59 +46,59 @@ ANONYMOUS = ClientIdentity()
 
 @dataclass(frozen=True)
 class ActiveSettings:
-    """What decides, as of one moment. own_default: of the server, without an operator; None: the model has one token.
+    """The settings in force at one moment."""
 
-    own_source: "operator" where it is the server's setting, else "bundle".
-    """
-
-    own_default: float | None
-    own_source: BetaSource
+    server_default: float | None  # applies if no operator set a default; None: the model has one token
+    server_default_source: BetaSource  # "operator" if set by --default-beta, else "bundle"
     revision: int = 0
     state: SettingsState = field(default_factory=SettingsState)
 
     @property
     def default(self) -> BetaChoice:
-        """The choice for whoever chooses nothing, canaries aside."""
-        if self.own_default is None:
+        """The choice for a request without β, policy and API key, outside a canary."""
+        if self.server_default is None:
             return BetaChoice(None, "bundle", self.revision)
         state = self.state
         if state.default_beta is not None:
             return BetaChoice(state.default_beta, "operator", self.revision)
-        within = min(max(self.own_default, state.beta_min), state.beta_max)
-        return BetaChoice(within, self.own_source if within == self.own_default else "operator", self.revision)
+        beta = min(max(self.server_default, state.beta_min), state.beta_max)
+        is_bounded = beta != self.server_default
+        return BetaChoice(beta, "operator" if is_bounded else self.server_default_source, self.revision)
 
-    def choose(self, beta: float | None, asker: ClientIdentity = ANONYMOUS) -> BetaChoice:
-        """The choice for an image that names this β, or none, in a request of that asker.
+    def choose(self, beta: float | None, client: ClientIdentity = ANONYMOUS) -> BetaChoice:
+        """Returns the choice for an image. beta: of the image or its request, if given.
 
-        Raises SingleTokenError, ChoiceNotAllowedError, BetaOutOfBoundsError, UnknownPolicyError or UnknownApiKeyError.
+        While the operator has API keys, an unknown one is refused, also beside a β. Without keys, it is ignored: a
+        gateway may use the header for itself. Raises SingleTokenError, ChoiceNotAllowedError, BetaOutOfBoundsError,
+        UnknownPolicyError or UnknownApiKeyError.
         """
-        if self.own_default is None:
-            if beta is not None or asker.policy is not None:
+        if self.server_default is None:
+            if beta is not None or client.policy is not None:
                 raise SingleTokenError
             return self.default
-        key = self._key_of(asker)
+        key = self._key_of(client)
         if beta is not None:
             return self._chosen_by_client(beta, "request")
-        if asker.policy is not None:
-            if asker.policy not in self.state.policies:
+        if client.policy is not None:
+            if client.policy not in self.state.policies:
                 raise UnknownPolicyError
-            return self._chosen_by_client(self.state.policies[asker.policy], "policy")
+            return self._chosen_by_client(self.state.policies[client.policy], "policy")
         if key is not None:
             return BetaChoice(self.state.policies[key.policy], "key", self.revision)
         canary = self.state.canary
-        if canary is not None and canary_position(asker.sticky) < canary.share:
+        if canary is not None and canary_position(client.sticky) < canary.share:
             return BetaChoice(canary.beta, "canary", self.revision)
         return self.default
 
     def check(self, betas: list[float]) -> None:
-        """Whether a client may ask for all of these at a time; raises ChoiceNotAllowedError or BetaOutOfBoundsError."""
+        """Raises ChoiceNotAllowedError or BetaOutOfBoundsError unless clients may choose each of these β."""
         for beta in betas:
             self._chosen_by_client(beta, "request")
 
-    def _key_of(self, asker: ClientIdentity) -> KeyPolicy | None:
-        if asker.api_key is None or not self.state.api_keys:
+    def _key_of(self, client: ClientIdentity) -> KeyPolicy | None:
+        if client.api_key is None or not self.state.api_keys:
             return None
-        key = self.state.api_keys.get(hashlib.sha256(asker.api_key.encode()).hexdigest())
+        key = self.state.api_keys.get(hashlib.sha256(client.api_key.encode()).hexdigest())
         if key is None:
             raise UnknownApiKeyError
         return key
@@ -112,5 +113,8 @@ class ActiveSettings:
 
 
 def canary_position(sticky: str) -> float:
-    """Where in [0, 1) somebody stands for good: with a growing share of a canary nobody leaves it again."""
+    """Returns a position in [0, 1) that depends on the text alone. A position below a canary's share is in the canary.
+
+    If the share grows, every client that is in the canary stays in it.
+    """
     return int.from_bytes(hashlib.sha256(b"canary " + sticky.encode()).digest()[:7], "big") / 2**56

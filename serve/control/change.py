@@ -1,4 +1,4 @@
-"""What changes the operator's settings: pure functions from one state to the next, and when the next is due."""
+"""Changes of the operator's settings: pure functions from one state to the next, and the schedule of planned ones."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ MAX_TTL_S = 30 * DAY_S
 MAX_RAMP_S = 7 * DAY_S
 MAX_AHEAD = timedelta(days=366)
 MAX_PENDING = 200
-BETA_DIGITS = 4  # of the steps of a ramp
+RAMP_DIGITS = 4  # decimals of β in the steps of a ramp
 
 
 def _one_line(text: str) -> str:
-    """Nothing that a terminal obeys or hides: no control characters, no turning of the direction, no line ends."""
+    """Refuses what a terminal executes or hides: control characters, changes of direction, line ends."""
     if not all(character.isprintable() or unicodedata.category(character) == "Zs" for character in text):
         raise ValueError("1 to 500 characters on one line, without control characters")
     return text
@@ -44,15 +44,17 @@ WholeNumber = Annotated[int, Field(strict=True)]
 
 
 class SettingsChange(FrozenModel):
-    """What an operator wants different; what is left out stays."""
+    """A change that an operator requests. Settings that it does not give stay."""
 
-    reason: Reason = Field(description="1 to 500 characters on one line, for whoever reads the history")
-    default_beta: Beta | None = Field(default=None, description="a number from 0 to 1, or null: the server's own")
+    reason: Reason = Field(description="1 to 500 characters on one line, for the history")
+    default_beta: Beta | None = Field(
+        default=None, description="a number from 0 to 1, or null: the default of the server"
+    )
     beta_min: Beta = Field(default=0.0, description="a number from 0 to 1")
     beta_max: Beta = Field(default=1.0, description="a number from 0 to 1")
     clients_may_choose: StrictBool = Field(default=True, description="true or false")
     policies: dict[PolicyName, Beta | None] = Field(
-        default={}, description="a number from 0 to 1 for each name of a-z, 0-9, - and _; null takes the policy away"
+        default={}, description="a number from 0 to 1 for each name of a-z, 0-9, - and _; null removes the policy"
     )
     canary: Canary | None = Field(default=None, description='{"beta": 0 to 1, "share": between 0 and 1}, or null')
     ttl_s: WholeNumber | None = Field(
@@ -88,7 +90,7 @@ class SettingsChange(FrozenModel):
 
 
 def parse_change(document: Any) -> SettingsChange:
-    """The change in a JSON document; raises InvalidChangeError with field and rule, in our own words."""
+    """Returns the change in a JSON document. Raises InvalidChangeError with the field and its rule."""
     try:
         return SettingsChange.model_validate(document)
     except ValidationError as error:
@@ -98,10 +100,11 @@ def parse_change(document: Any) -> SettingsChange:
 def apply_change(
     state: SettingsState, change: SettingsChange, *, who: str, now: datetime, in_force: float
 ) -> SettingsState:
-    """The state after the change. in_force: the default β that requests get before it, where a ramp begins.
+    """Returns the state after the change. in_force: the default β before it, where a ramp starts.
 
-    Another default β takes the place of ramps and reverts under way; what is scheduled stays. One for a while, made
-    while another for a while holds or moves, reverts to where that would have ended. Raises InvalidChangeError.
+    A new default β replaces ramps and reverts in progress; scheduled changes stay. If a temporary default replaces a
+    ramp or a temporary default, it reverts to the β at which the earlier one would have ended. Raises
+    InvalidChangeError.
     """
     given = change.model_fields_set
     update: dict[str, Any] = {
@@ -120,13 +123,13 @@ def apply_change(
             update["pending"] = (*_scheduled(state), *plans)
             if change.ramp_s is None:
                 update["default_beta"] = change.default_beta
-    return _replaced(state, update)
+    return _validated_copy(state, update)
 
 
 def _plans(
     state: SettingsState, change: SettingsChange, who: str, now: datetime, in_force: float
 ) -> list[PendingChange]:
-    """What the change leaves to be done later."""
+    """Returns the planned changes that the change makes."""
     plan_id = secrets.token_hex(4)
 
     def plan(kind: str, at: datetime, beta: float | None) -> PendingChange:
@@ -148,68 +151,68 @@ def _plans(
             )
             plans.append(plan("ramp", now + timedelta(seconds=change.ramp_s * step / steps), beta))
     if change.ttl_s is not None:
-        plans.append(plan("revert", now + timedelta(seconds=change.ttl_s), _lasting(state)))
+        plans.append(plan("revert", now + timedelta(seconds=change.ttl_s), _default_after_plans(state)))
     return plans
 
 
 def _rounded(beta: float, start: float, end: float) -> float:
-    """β for people to read, 0.44 for 0.44000000000000006, not outside its two ends."""
-    return min(max(round(beta, BETA_DIGITS), min(start, end)), max(start, end))
+    """Returns β rounded for people, such as 0.44 for 0.44000000000000006, and between start and end."""
+    return min(max(round(beta, RAMP_DIGITS), min(start, end)), max(start, end))
 
 
-def _lasting(state: SettingsState) -> float | None:
-    """The default β once what is under way for a while, or step by step, has come to its end."""
-    under_way = [plan for plan in state.pending if plan.kind != "schedule"]
-    reverts = [plan for plan in under_way if plan.kind == "revert"]
-    last = max(reverts or under_way, key=lambda plan: plan.at, default=None)
+def _default_after_plans(state: SettingsState) -> float | None:
+    """Returns the default β after the last revert or ramp step in progress."""
+    in_progress = [plan for plan in state.pending if plan.kind != "schedule"]
+    reverts = [plan for plan in in_progress if plan.kind == "revert"]
+    last = max(reverts or in_progress, key=lambda plan: plan.at, default=None)
     return state.default_beta if last is None else last.default_beta
 
 
 def roll_back(state: SettingsState, earlier: SettingsState) -> SettingsState:
-    """The settings of an earlier revision, with nothing planned. API keys, and the policies they stand for, stay."""
+    """Returns the settings of an earlier revision without planned changes. API keys and their policies stay."""
     needed = {key.policy: state.policies[key.policy] for key in state.api_keys.values()}
     return earlier.model_copy(update={"pending": (), "api_keys": state.api_keys, "policies": needed | earlier.policies})
 
 
 def cancel_plan(state: SettingsState, plan_id: str) -> SettingsState:
-    """Without what is planned under that id; raises InvalidChangeError where nothing is."""
+    """Returns the state without the planned changes of that id. Raises InvalidChangeError if there are none."""
     kept = tuple(plan for plan in state.pending if plan.id != plan_id)
     if len(kept) == len(state.pending):
         raise InvalidChangeError("nothing is planned under this id: see pending")
-    return _replaced(state, {"pending": kept})
+    return _validated_copy(state, {"pending": kept})
 
 
-def add_key(state: SettingsState, digest: str, key: KeyPolicy) -> SettingsState:
-    """With another API key, by the SHA-256 of it; raises InvalidChangeError where the name is taken."""
+def add_api_key(state: SettingsState, digest: str, key: KeyPolicy) -> SettingsState:
+    """Returns the state with another API key. digest: its SHA-256. Raises InvalidChangeError if the name is taken."""
     if any(known.name == key.name for known in state.api_keys.values()):
-        raise InvalidChangeError(f"there is a key {key.name} already: remove it first")
-    return _replaced(state, {"api_keys": {**state.api_keys, digest: key}})
+        raise InvalidChangeError(f"the key {key.name} exists already: remove it first")
+    return _validated_copy(state, {"api_keys": {**state.api_keys, digest: key}})
 
 
-def remove_key(state: SettingsState, name: str) -> SettingsState:
-    """Without that API key; raises InvalidChangeError where there is none."""
+def remove_api_key(state: SettingsState, name: str) -> SettingsState:
+    """Returns the state without that API key. Raises InvalidChangeError if there is none."""
     kept = {digest: key for digest, key in state.api_keys.items() if key.name != name}
     if len(kept) == len(state.api_keys):
         raise InvalidChangeError("there is no key of this name")
-    return _replaced(state, {"api_keys": kept})
+    return _validated_copy(state, {"api_keys": kept})
 
 
 def apply_next_due(state: SettingsState, now: datetime) -> tuple[SettingsState, PendingChange] | None:
-    """The state once the first of what is due by now is done, and the plan that was; None where nothing is due.
+    """Returns the state after the first planned change that is due, and that change; None if none is due.
 
-    Whoever comes late does one after the other, and finds things as if each had been done in time.
+    A late caller repeats the call. The result is then the same as if each change had been made in time.
     """
     plan = min(state.pending, key=lambda plan: plan.at, default=None)
     if plan is None or plan.at > now:
         return None
     kept = [other for other in state.pending if other is not plan]
-    if plan.kind != "ramp":  # it takes the place of what else was under way
+    if plan.kind != "ramp":  # it replaces ramps and reverts in progress
         kept = [other for other in kept if other.kind == "schedule"]
     return state.model_copy(update={"default_beta": plan.default_beta, "pending": tuple(kept)}), plan
 
 
 def next_due_time(state: SettingsState) -> datetime | None:
-    """When something is due next."""
+    """Returns when the next planned change is due."""
     return min((plan.at for plan in state.pending), default=None)
 
 
@@ -217,7 +220,7 @@ def _scheduled(state: SettingsState) -> list[PendingChange]:
     return [plan for plan in state.pending if plan.kind == "schedule"]
 
 
-def _replaced(state: SettingsState, update: dict[str, Any]) -> SettingsState:
+def _validated_copy(state: SettingsState, update: dict[str, Any]) -> SettingsState:
     if len(update.get("pending", ())) > MAX_PENDING:
         raise InvalidChangeError(f"more than {MAX_PENDING} changes are planned: cancel some")
     try:
@@ -227,16 +230,18 @@ def _replaced(state: SettingsState, update: dict[str, Any]) -> SettingsState:
 
 
 def describe_first_error(error: ValidationError, model: type[FrozenModel]) -> str:
-    """The field and what it may be; never the validating library's own words."""
-    fault = error.errors(include_url=False, include_input=False)[0]
-    cause = fault.get("ctx", {}).get("error")
-    name = str(fault["loc"][0])[:40] if fault["loc"] else ""
+    """Returns the name of the first invalid field and its rule, without the text of the validation library."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    cause = first.get("ctx", {}).get("error")
+    name = str(first["loc"][0])[:40] if first["loc"] else ""
     if not name:
         return str(cause) if cause is not None else "the body is no JSON object of settings"
-    if fault["type"] == "extra_forbidden":
-        return f"there is no setting {name!r}" if len(fault["loc"]) == 1 else f"{name} has a field that it has not"
-    if fault["type"] == "missing" and len(fault["loc"]) == 1:
+    if first["type"] == "extra_forbidden":
+        return f"there is no setting {name!r}" if len(first["loc"]) == 1 else f"{name} has an unknown field"
+    if first["type"] == "missing" and len(first["loc"]) == 1:
         return f"{name} is missing"
     field = model.model_fields.get(name)
-    rule = cause if cause is not None else (field.description if field and field.description else "not what it may be")
+    rule = (
+        cause if cause is not None else (field.description if field and field.description else "the value is not valid")
+    )
     return f"{name}: {rule}"

@@ -1,4 +1,4 @@
-"""Who may look at the operator's settings and who may change them: bearer tokens, of which the hash alone is kept."""
+"""The operators' credentials in a store: name, role and the SHA-256 of a bearer token. Tokens are not stored."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from serve.errors import InvalidChangeError
 
 Role = Literal["read", "operate"]
 ROLES: tuple[Role, ...] = get_args(Role)
-PREFIX = "tureen_"  # so that a secret that got into a log or a repository is recognised
+PREFIX = "tureen_"  # identifies a secret that leaked into a log or a repository
 
 _METADATA = sa.MetaData()
 _CREDENTIALS = sa.Table(
@@ -41,7 +41,7 @@ _REVOKED = sa.Table(
 
 @dataclass(frozen=True)
 class Credential:
-    """Whom a bearer token stands for."""
+    """An operator's credential. sha256: of the bearer token."""
 
     name: str
     role: Role
@@ -54,68 +54,68 @@ class Credential:
 
 
 def digest(secret: str) -> str:
-    """SHA-256 in hexadecimal: of 256 random bits it needs neither salt nor slowness."""
+    """Returns the SHA-256 in hexadecimal. A secret of 256 random bits needs no salt and no slow hash."""
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
 def make_secret(prefix: str = PREFIX) -> str:
-    """256 random bits as text."""
+    """Returns 256 random bits as text after the prefix."""
     return prefix + secrets.token_urlsafe(32)
 
 
 class Credentials:
-    """The credentials in a store. Blocks: called on threads; every method raises ControlStoreError."""
+    """The credentials in a store. Methods block and run on threads; each may raise ControlStoreError."""
 
     def __init__(self, store: RevisionStore) -> None:
         self._store = store
 
     def make(self, name: str, role: Role, secret: str | None = None) -> str:
-        """A credential; returns its secret, which nobody can show again.
+        """Make a credential. Returns its secret, which is not stored.
 
         Raises InvalidChangeError for a name that is taken, or not of a-z, 0-9, - and _.
         """
         if re.fullmatch(POLICY_NAME, name) is None:
-            raise InvalidChangeError(f"{name!r} is no name: give 1 to 63 of a-z, 0-9, - and _")
+            raise InvalidChangeError(f"{name!r} is not a valid name: give 1 to 63 of a-z, 0-9, - and _")
         secret = secret or make_secret()
         row = {"name": name, "role": role, "sha256": digest(secret), "made_at": format_time(datetime.now(UTC))}
         with self._store.writing() as connection:
             try:
                 connection.execute(_CREDENTIALS.insert().values(**row))
             except IntegrityError:
-                raise InvalidChangeError(f"there is a credential {name} already: revoke it first") from None
+                raise InvalidChangeError(f"the credential {name} exists already: revoke it first") from None
         return secret
 
     def revoke(self, name: str) -> None:
-        """From its next request on nobody is let in by it, ever; raises InvalidChangeError where there is none."""
+        """Refuse this credential from the next request on. Raises InvalidChangeError if it does not exist."""
         with self._store.writing() as connection:
-            its = _CREDENTIALS.c.name == name
-            found = connection.execute(sa.select(_CREDENTIALS.c.sha256).where(its)).one_or_none()
+            has_name = _CREDENTIALS.c.name == name
+            found = connection.execute(sa.select(_CREDENTIALS.c.sha256).where(has_name)).one_or_none()
             if found is None:
                 raise InvalidChangeError(f"there is no credential {name}")
-            connection.execute(_CREDENTIALS.delete().where(its))
+            connection.execute(_CREDENTIALS.delete().where(has_name))
             connection.execute(_REVOKED.insert().values(sha256=found.sha256, at=format_time(datetime.now(UTC))))
 
     def is_revoked(self, secret: str) -> bool:
-        """Whether the secret let somebody in once and shall not again."""
+        """Whether the credential of the secret was revoked."""
         with self._store.reading() as connection:
             found = connection.execute(_REVOKED.select().where(_REVOKED.c.sha256 == digest(secret)))
             return found.one_or_none() is not None
 
     def all(self) -> list[Credential]:
-        """Every credential, by name."""
+        """Returns every credential, by name."""
         with self._store.reading() as connection:
             return [Credential(**row._mapping) for row in connection.execute(_CREDENTIALS.select().order_by("name"))]
 
     def of(self, secret: str) -> Credential | None:
-        """Whom the secret stands for."""
-        return self.among(self.all(), secret)
+        """Returns the credential of the secret, if it exists."""
+        return self.find(self.all(), secret)
 
     @staticmethod
-    def among(known: Sequence[Credential], secret: str) -> Credential | None:
-        """Whom of these the secret stands for; as long in coming for one that is nobody's."""
-        sought = digest(secret)
+    def find(credentials: Sequence[Credential], secret: str) -> Credential | None:
+        """Returns the credential of the secret among these. Takes the same time for an unknown secret."""
+        sha256 = digest(secret)
         found = None
-        for credential in known:
-            if hmac.compare_digest(credential.sha256, sought):
+        for credential in credentials:
+            if hmac.compare_digest(credential.sha256, sha256):
                 found = credential
         return found

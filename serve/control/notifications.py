@@ -1,7 +1,7 @@
-"""Says when others may have changed a store: another process on this machine, or another machine.
+"""Notices that another process or machine may have changed a store.
 
-SQLite tells it by a counter, which is cheap to look at; PostgreSQL sends a notification. Either may be missed, so a
-look at the head follows now and then all the same.
+SQLite has a counter, which is cheap to read. PostgreSQL sends a notification. Either may be missed, so a signal comes
+every few seconds in any case.
 """
 
 from __future__ import annotations
@@ -15,43 +15,44 @@ from pathlib import Path
 
 from serve.control.revision_store import CHANNEL, TIMEOUT_S, RevisionStore
 
-SQLITE_LOOK_S = 0.05
-AT_LEAST_EVERY_S = 2.0
+SQLITE_POLL_S = 0.05
+MAX_INTERVAL_S = 2.0
 RETRY_S = 1.0
 
 logger = logging.getLogger("tureen.control")
 
 
 def store_changes(store: RevisionStore) -> AsyncGenerator[None, None]:
-    """Something to look at in the store, perhaps; every few seconds in any case, also where it cannot be reached.
+    """Yields when the store may have changed, and at least every MAX_INTERVAL_S, also while it is unreachable.
 
-    To be closed by whoever asks no more.
+    The caller closes the generator.
     """
     return _sqlite_changes(store) if store.is_sqlite else _notifications(store)
 
 
 async def _sqlite_changes(store: RevisionStore) -> AsyncGenerator[None, None]:
-    looks, seen = 0, -1
-    counter = _Counter(store.file or Path())
+    polls, seen = 0, -1
+    counter = _CommitCounter(store.file or Path())
     try:
         while True:
             try:
                 version = await asyncio.to_thread(counter.read)
             except sqlite3.Error:
-                version = seen  # whoever looks at the head says what is wrong
-            looks += 1
-            if version != seen or looks * SQLITE_LOOK_S >= AT_LEAST_EVERY_S:
-                seen, looks = version, 0
+                version = seen  # reading the head of the store reports the error
+            polls += 1
+            if version != seen or polls * SQLITE_POLL_S >= MAX_INTERVAL_S:
+                seen, polls = version, 0
                 yield
-            await asyncio.sleep(SQLITE_LOOK_S)
+            await asyncio.sleep(SQLITE_POLL_S)
     finally:
         counter.close()
 
 
-class _Counter:
-    """Another number whenever another connection has committed to the file.
+class _CommitCounter:
+    """A number that changes when another connection commits to the file.
 
-    Whoever waits for a thread may be cancelled while that goes on: SQLite's connection must not be closed under it.
+    A task that waits for `read` on a thread may be cancelled while the thread runs. The lock keeps `close` from closing
+    the connection of SQLite during a read.
     """
 
     def __init__(self, file: Path) -> None:
@@ -61,13 +62,13 @@ class _Counter:
         self._is_closed = False
 
     def read(self) -> int:
-        """On any thread; raises sqlite3.Error, after which the next call connects anew."""
+        """Returns the number. Runs on any thread. After a sqlite3.Error, the next call connects again."""
         with self._lock:
             if self._is_closed:
                 return 0
             try:
                 if self._connection is None:
-                    uri = f"{self._file.absolute().as_uri()}?mode=rw"  # never makes the file, which the store does
+                    uri = f"{self._file.absolute().as_uri()}?mode=rw"  # does not create the file: the store does
                     self._connection = sqlite3.connect(
                         uri, TIMEOUT_S, uri=True, check_same_thread=False, isolation_level=None
                     )
@@ -78,7 +79,7 @@ class _Counter:
             return int(version)
 
     def close(self) -> None:
-        """Once a read that is under way is done."""
+        """Close the connection after the current read."""
         with self._lock:
             self._is_closed = True
             self._disconnect()
@@ -90,7 +91,7 @@ class _Counter:
 
 
 async def _notifications(store: RevisionStore) -> AsyncGenerator[None, None]:
-    import psycopg  # of an extra that not everybody has
+    import psycopg  # needs an extra
 
     url = store.url.set(drivername="postgresql").render_as_string(hide_password=False)
     while True:
@@ -101,7 +102,7 @@ async def _notifications(store: RevisionStore) -> AsyncGenerator[None, None]:
                 await connection.execute(f"LISTEN {CHANNEL}")
                 yield
                 while True:
-                    async for _ in connection.notifies(timeout=AT_LEAST_EVERY_S, stop_after=1):
+                    async for _ in connection.notifies(timeout=MAX_INTERVAL_S, stop_after=1):
                         pass
                     yield
         except psycopg.Error:

@@ -1,4 +1,4 @@
-"""What a revision of the operator's settings changed, in words."""
+"""Describes in words what a revision of the operator's settings changed."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 
 
 def describe_changes(before: dict[str, Any], after: dict[str, Any]) -> Iterator[str]:
-    """Setting by setting; before, after: as the history shows them."""
+    """Yields a text for each changed setting. before, after: settings as `GET /admin/beta/history` returns them."""
     if before["default_beta"] != after["default_beta"]:
-        yield f"β {_told(before['default_beta'])} → {_told(after['default_beta'])}"
+        yield f"β {_format_default(before['default_beta'])} → {_format_default(after['default_beta'])}"
     for name, what in (("beta_min", "least β"), ("beta_max", "greatest β")):
         if before[name] != after[name]:
             yield f"{what} {before[name]:g} → {after[name]:g}"
@@ -18,7 +18,7 @@ def describe_changes(before: dict[str, Any], after: dict[str, Any]) -> Iterator[
     for name in sorted(before["policies"].keys() | after["policies"].keys()):
         old, new = (side["policies"].get(name) for side in (before, after))
         if old != new:
-            yield f"policy {name} {_given(old)} → {_given(new)}"
+            yield f"policy {name} {_format_policy(old)} → {_format_policy(new)}"
     if before["canary"] != after["canary"]:
         yield f"canary {format_canary(before['canary'])} → {format_canary(after['canary'])}"
     old_keys, new_keys = ({key["name"]: key["policy"] for key in side["keys"]} for side in (before, after))
@@ -29,19 +29,19 @@ def describe_changes(before: dict[str, Any], after: dict[str, Any]) -> Iterator[
         yield f"planned: {format_plan(planned[-1])}"
 
 
-def _given(beta: float | None) -> str:
+def _format_policy(beta: float | None) -> str:
     return "none" if beta is None else f"{beta:g}"
 
 
 def format_canary(canary: dict[str, float] | None) -> str:
-    """A canary, in a few words."""
+    """Returns the share and β of a canary; "none" without one."""
     return "none" if canary is None else f"{100 * canary['share']:g} % at β {canary['beta']:g}"
 
 
 def format_plan(plan: dict[str, Any]) -> str:
-    """Something to come, in a line."""
-    return f"{plan['at'][:19]}Z {plan['kind']} to β {_told(plan['default_beta'])}, id {plan['id']}"
+    """Returns the time, kind, β and id of a planned change."""
+    return f"{plan['at'][:19]}Z {plan['kind']} to β {_format_default(plan['default_beta'])}, id {plan['id']}"
 
 
-def _told(beta: float | None) -> str:
+def _format_default(beta: float | None) -> str:
     return "the server's own" if beta is None else f"{beta:g}"

@@ -1,8 +1,8 @@
-"""Where the operator's settings are kept: one table to which rows are added, state and history in one.
+"""The store of the operator's settings: one append-only table that is both state and history.
 
-A change is one INSERT of the next revision, whose number is the primary key: of two writers one wins, and neither a
-change without its history nor a history without its change can be. Each row holds the hash of the one before it.
-SQLite by default, PostgreSQL by URL; the same statements for both. Blocks: called on threads.
+A change is one INSERT of the next revision. The number is the primary key, so one of two concurrent writers wins, and
+change and history are always written together. Each row holds the hash of the row before it. SQLite by default,
+PostgreSQL by URL, with the same statements. Methods block and run on threads.
 
 A store connects at its first use, which makes or migrates the tables. If that fails, the next use tries again.
 """
@@ -28,13 +28,24 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 
 from serve.control.schema import migrate
 from serve.control.settings_state import SettingsState, format_time
+from serve.control.state_directory import STORE_FILE, prepare_store_file
 from serve.errors import BrokenHistoryError, ControlStoreError, StaleRevisionError, UnknownRevisionError
+from serve.settings import Settings
 
-CHANNEL = "tureen_revisions"  # of PostgreSQL's NOTIFY
-TIMEOUT_S = 5  # for another writer, or for a server that does not answer
+CHANNEL = "tureen_revisions"  # for NOTIFY of PostgreSQL
+TIMEOUT_S = 5  # for a lock of another writer, and for a database server that does not reply
 BUSY_RETRY_S = 0.02
 _FIRST_HASH = "0" * 64
-_HASHED = ("revision", "at", "who", "action", "reason", "before", "after", "previous_hash")  # a column more is none
+_HASHED = (
+    "revision",
+    "at",
+    "who",
+    "action",
+    "reason",
+    "before",
+    "after",
+    "previous_hash",
+)  # columns that are added later are not hashed
 
 _METADATA = sa.MetaData()
 _REVISIONS = sa.Table(
@@ -54,7 +65,7 @@ _REVISIONS = sa.Table(
 
 @dataclass(frozen=True)
 class Revision:
-    """One row of the history. at: UTC, ISO 8601. before, after: JSON of SettingsState."""
+    """One row of the history. at: UTC, ISO 8601. before, after: SettingsState as JSON."""
 
     revision: int
     at: str
@@ -68,24 +79,24 @@ class Revision:
 
     @property
     def state(self) -> SettingsState:
-        """What was in force from then on."""
+        """The settings in force from this revision on."""
         return SettingsState.model_validate_json(self.after)
 
     def expected_hash(self) -> str:
-        """SHA-256, in hexadecimal, of all the rest of the row."""
+        """Returns the SHA-256, in hexadecimal, of all other columns of the row."""
         rest = [getattr(self, name) for name in _HASHED]
         return hashlib.sha256(json.dumps(rest, separators=(",", ":")).encode()).hexdigest()
 
 
 _DEFAULTS = SettingsState().model_dump_json()
 REVISION_0 = Revision(0, "", "", "", "", _DEFAULTS, _DEFAULTS, _FIRST_HASH, _FIRST_HASH)
-"""The head of a history in which nothing has happened yet."""
+"""The head of an empty history."""
 
 
 def next_revision(
     head: Revision, after: SettingsState, *, at: datetime, who: str, action: str, reason: str
 ) -> Revision:
-    """The row that follows on the head."""
+    """Returns the row that follows the head."""
     row = Revision(
         revision=head.revision + 1,
         at=format_time(at),
@@ -101,34 +112,34 @@ def next_revision(
 
 
 class RevisionStore:
-    """One service's settings in a database. Whoever opened it closes it."""
+    """The settings of one service in a database. The caller that made it closes it."""
 
     def __init__(self, url: str | sa.URL, before_first_use: Callable[[], None] = lambda: None) -> None:
-        """url: sqlite:///PATH or postgresql+psycopg://…; raises ControlStoreError if no store can have this URL.
+        """url: sqlite:///PATH or postgresql+psycopg://…; raises ControlStoreError for an invalid URL.
 
-        before_first_use: prepares what the file of SQLite lies in; raises ControlStoreError.
+        before_first_use: prepares the directory of the SQLite file; raises ControlStoreError.
         """
         try:
             self.url = sa.make_url(url) if isinstance(url, str) else url
-        except (SQLAlchemyError, ValueError):  # whose words may hold a part of the password
+        except (SQLAlchemyError, ValueError):  # whose text may hold a part of the password
             raise ControlStoreError(
-                "the store is no URL: give one such as postgresql+psycopg://user:password@host/database, with @, : and "
-                "/ in a password written as %40, %3A and %2F"
+                "--store is not the URL of a store: give one such as postgresql+psycopg://user:password@host/database; "
+                "write @, : and / in a password as %40, %3A and %2F"
             ) from None
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         self.file = Path(self.url.database or "") if self.is_sqlite else None
         if self.is_sqlite and self.url.database in (None, "", ":memory:"):
-            raise ControlStoreError("the store is no file: give one such as sqlite:////var/lib/tureen/control.db")
+            raise ControlStoreError("--store names no file: give one such as sqlite:////var/lib/tureen/control.db")
         self._before_first_use = before_first_use
         self._is_prepared = False
         self._preparing = threading.Lock()
-        with self.told():
-            # A connection for each use, which is seldom: a kept one sees nothing of a server that was replaced. One to
-            # a file is kept, and its file looked at before each use.
+        with self.translate_errors():
+            # PostgreSQL: a connection for each use, which is rare. A kept one would not notice that the server was
+            # replaced. SQLite: the connection is kept, and its file is checked before each use.
             if self.is_sqlite:
                 self.engine = sa.create_engine(self.url, creator=self._connect_to_file, poolclass=sa.QueuePool)
-                sa.event.listen(self.engine, "connect", self._begin_with_file)
-                sa.event.listen(self.engine, "checkout", self._is_same_file)
+                sa.event.listen(self.engine, "connect", self._configure_connection)
+                sa.event.listen(self.engine, "checkout", self._check_file)
             else:
                 options = {"connect_timeout": TIMEOUT_S}
                 self.engine = sa.create_engine(self.url, connect_args=options, poolclass=sa.NullPool)
@@ -136,7 +147,7 @@ class RevisionStore:
     @contextmanager
     def reading(self) -> Iterator[sa.Connection]:
         """A connection to prepared tables; raises ControlStoreError."""
-        with self.told():
+        with self.translate_errors():
             self._prepare()
             with self.engine.connect() as connection:
                 yield connection
@@ -144,13 +155,13 @@ class RevisionStore:
     @contextmanager
     def writing(self) -> Iterator[sa.Connection]:
         """A connection to prepared tables, in a transaction that ends with the block; raises ControlStoreError."""
-        with self.told():
+        with self.translate_errors():
             self._prepare()
             with self.engine.begin() as connection:
                 yield connection
 
     def _prepare(self) -> None:
-        """Once for each store: a file that is removed later is not made anew, since an empty one has lost settings."""
+        """Make and migrate the file once. A file that is removed later is not made again: it would be empty."""
         with self._preparing:
             if self._is_prepared:
                 return
@@ -161,47 +172,47 @@ class RevisionStore:
             self._is_prepared = True
 
     def _make_file(self, file: Path) -> None:
-        """Make an empty file for its owner alone, if there is none; SQLite gives the files beside it the same mode."""
+        """Make an empty file with access for its owner only, if it is missing. SQLite copies its mode."""
         try:
             os.close(os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         except FileExistsError:
             return
         except OSError as error:
             raise ControlStoreError(
-                f"the store of the operator's settings, {self._shown_url}, cannot be made: {error.strerror}"
+                f"the store of the operator's settings, {self._public_url}, cannot be made: {error.strerror}"
             ) from None
 
     def _connect_to_file(self) -> sqlite3.Connection:
-        """To the file that is there: sqlite3 makes no other in its place."""
+        """Connect to the existing file. sqlite3 does not make a file here."""
         assert self.file is not None
         uri = f"{self.file.absolute().as_uri()}?mode=rw"
         return sqlite3.connect(uri, TIMEOUT_S, uri=True, check_same_thread=False)
 
     @property
-    def _shown_url(self) -> str:
+    def _public_url(self) -> str:
         return self.url.render_as_string(hide_password=True)
 
-    def _begin_with_file(self, connection: Any, record: Any) -> None:
-        """What is acknowledged survives a power cut, and readers never wait for a writer."""
+    def _configure_connection(self, connection: Any, record: Any) -> None:
+        """Set WAL and FULL: an acknowledged change survives a power cut, and readers do not wait for a writer."""
         deadline_s = time.monotonic() + TIMEOUT_S
         while True:
             try:
                 connection.execute("PRAGMA journal_mode=WAL")
                 break
             except sqlite3.OperationalError as error:
-                # SQLite does not wait for its own timeout where two processes change the mode of a new file at once.
+                # SQLite ignores its timeout if two processes change the mode of a new file at the same time.
                 if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline_s:
                     raise
                 time.sleep(BUSY_RETRY_S)
         connection.execute("PRAGMA synchronous=FULL")
-        record.info["file"] = self._file()
+        record.info["file"] = self._file_identity()
 
-    def _is_same_file(self, connection: Any, record: Any, proxy: Any) -> None:
-        """Has the pool connect anew where the file is no longer the one that the connection is to."""
-        if record.info["file"] != self._file():
+    def _check_file(self, connection: Any, record: Any, proxy: Any) -> None:
+        """Make the pool connect again if another file has replaced the file of the connection."""
+        if record.info["file"] != self._file_identity():
             raise sa.exc.DisconnectionError
 
-    def _file(self) -> tuple[int, int] | None:
+    def _file_identity(self) -> tuple[int, int] | None:
         try:
             status = os.stat(self.file or "")
         except OSError:
@@ -209,23 +220,23 @@ class RevisionStore:
         return status.st_dev, status.st_ino
 
     def head(self) -> Revision:
-        """The last revision, which is in force; raises ControlStoreError."""
+        """Returns the last revision, which is in force; raises ControlStoreError."""
         with self.reading() as connection:
             row = _head(connection)
         try:
-            row.state  # noqa: B018 - read, and so readable
+            row.state  # noqa: B018 - raises if it cannot be parsed
         except ValidationError:
             raise ControlStoreError(
                 f"revision {row.revision} of the operator's settings cannot be read by this version of Tureen: a newer "
-                "one wrote it"
+                "version wrote it"
             ) from None
         return row
 
     def append(self, row: Revision) -> None:
-        """Add what `next_revision` made.
+        """Add a row from `next_revision`.
 
-        Raises StaleRevisionError where its head is no longer the last one, ControlStoreError where nobody knows
-        whether it was added: look at the head.
+        Raises StaleRevisionError if its head is no longer the last revision. After a ControlStoreError, the row may or
+        may not be in the store: read the head.
         """
         with self.writing() as connection:
             head = _head(connection)
@@ -239,7 +250,7 @@ class RevisionStore:
                 connection.execute(sa.select(sa.func.pg_notify(CHANNEL, str(row.revision))))
 
     def revision(self, number: int) -> Revision:
-        """One row; raises UnknownRevisionError or ControlStoreError."""
+        """Returns one row; raises UnknownRevisionError or ControlStoreError."""
         if number == 0:
             return REVISION_0
         with self.reading() as connection:
@@ -249,18 +260,18 @@ class RevisionStore:
         return Revision(**found._mapping)
 
     def history(self, limit: int, before: int | None = None) -> list[Revision]:
-        """So many rows, the newest first, of those before a revision where one is given; raises ControlStoreError."""
-        wanted = _REVISIONS.select().order_by(_REVISIONS.c.revision.desc()).limit(limit)
+        """Returns at most limit rows, the newest first. before: only older rows. Raises ControlStoreError."""
+        query = _REVISIONS.select().order_by(_REVISIONS.c.revision.desc()).limit(limit)
         if before is not None:
-            wanted = wanted.where(_REVISIONS.c.revision < before)
+            query = query.where(_REVISIONS.c.revision < before)
         with self.reading() as connection:
-            return [Revision(**row._mapping) for row in connection.execute(wanted)]
+            return [Revision(**row._mapping) for row in connection.execute(query)]
 
     def verify(self) -> int:
-        """Walk the whole history; how many rows it has. Raises BrokenHistoryError or ControlStoreError.
+        """Check the whole history. Returns its number of rows; raises BrokenHistoryError or ControlStoreError.
 
-        Finds every row that was changed, taken out or put in. Rows taken off the end leave no trace in what is left:
-        who must know of these keeps the last hash elsewhere, as the server's log does.
+        Finds every row that was changed, removed or inserted, except rows removed from the end. To find these, compare
+        the last hash with a copy elsewhere, such as in the log of the server.
         """
         last = REVISION_0
         with self.reading() as connection:
@@ -269,27 +280,38 @@ class RevisionStore:
                 if row.revision != last.revision + 1:
                     raise BrokenHistoryError(last.revision + 1, "it is missing")
                 if row.previous_hash != last.hash or row.before != last.after:
-                    raise BrokenHistoryError(row.revision, "it does not follow on the one before")
+                    raise BrokenHistoryError(row.revision, "it does not follow the revision before it")
                 if row.hash != row.expected_hash():
-                    raise BrokenHistoryError(row.revision, "its hash is not that of its content")
+                    raise BrokenHistoryError(row.revision, "its hash does not match its content")
                 last = row
         return last.revision
 
     def close(self) -> None:
-        """End every connection."""
+        """Close every connection."""
         self.engine.dispose()
 
     @contextmanager
-    def told(self) -> Iterator[None]:
-        """A database's errors as ours, without the URL, which may hold a password."""
+    def translate_errors(self) -> Iterator[None]:
+        """Raises errors of the database as ControlStoreError, without the URL, which may hold a password."""
         try:
             yield
         except (SQLAlchemyError, ModuleNotFoundError, ValueError) as error:
             cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
             first_line = (str(cause).splitlines() or [""])[0]
             raise ControlStoreError(
-                f"the store of the operator's settings, {self._shown_url}, failed: {first_line}"
+                f"the store of the operator's settings, {self._public_url}, failed: {first_line}"
             ) from error
+
+
+def open_store(settings: Settings, model: str) -> RevisionStore:
+    """Returns the store at --store, else the file in the state directory; raises ControlStoreError for a wrong URL.
+
+    model: its name. Earlier versions named the file after it.
+    """
+    if settings.store is not None:
+        return RevisionStore(settings.store)
+    url = sa.URL.create("sqlite", database=str(settings.state_dir / STORE_FILE))
+    return RevisionStore(url, before_first_use=lambda: prepare_store_file(settings.state_dir, model))
 
 
 def _head(connection: sa.Connection) -> Revision:

@@ -24,7 +24,7 @@ _VERSIONS = sa.Table(
     sa.Column("at", sa.String(32), nullable=False),
 )
 
-# Version 1 is what the releases before this table made, each table when it was first used: so IF NOT EXISTS.
+# Releases before the table of versions made these tables at their first use. Therefore IF NOT EXISTS.
 VERSION_1 = (
     """
     CREATE TABLE IF NOT EXISTS tureen_revisions (
@@ -83,7 +83,7 @@ MIGRATIONS: Migrations = (VERSION_1,)
 
 
 def migrate(engine: sa.Engine, migrations: Migrations = MIGRATIONS, *, lock_timeout_s: int) -> None:
-    """Bring the tables to the last version. Of several processes one does it, the others wait for it.
+    """Migrate the tables to the last version. One of several processes does it; the others wait.
 
     Raises ControlStoreError if a newer Tureen made the tables, a SQLAlchemyError if the database fails.
     """
@@ -104,7 +104,7 @@ def migrate(engine: sa.Engine, migrations: Migrations = MIGRATIONS, *, lock_time
 
 
 def _version(connection: sa.Connection, migrations: Migrations) -> int:
-    """The version of the tables, 0 without any; raises ControlStoreError for a version after the last migration."""
+    """Returns the version of the tables, 0 if there are none. Raises ControlStoreError for an unknown version."""
     if not sa.inspect(connection).has_table(_VERSIONS.name):
         return 0
     version: int = connection.execute(sa.select(sa.func.coalesce(sa.func.max(_VERSIONS.c.version), 0))).scalar_one()

@@ -1,7 +1,7 @@
-"""The files of a service in its state directory, and the names that earlier versions gave them.
+"""The files in the state directory of a service, and the migration from the file names of earlier versions.
 
-Earlier versions named the files after the model, so that another model began without the operator's settings. The
-store of that version is renamed, under a lock on the directory, before anything opens a store under the fixed name.
+Earlier versions named the files after the model, so another model started without the operator's settings. Such a store
+is renamed, under a lock on the directory, before the store is opened under its fixed name.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from serve.errors import ControlStoreError
 
 STORE_FILE = "control.db"
 LAST_KNOWN_FILE = "last-known.json"
-LOCK_TIMEOUT_S = 10.0  # longer than a store waits for another process' lock
+TOKEN_FILE = "admin-token"  # noqa: S105 - a file name
+LOCK_TIMEOUT_S = 10.0  # longer than a store waits for the lock of another process
 LOCK_RETRY_S = 0.05
 MODE = 0o600
 SQLITE_HEADER = b"SQLite format 3\0"
@@ -28,7 +29,7 @@ logger = logging.getLogger("tureen.control")
 
 
 def make_state_directory(directory: Path) -> None:
-    """Make the directory for its owner alone, if it is missing; raises ControlStoreError."""
+    """Make the directory, if it is missing, with access for its owner only; raises ControlStoreError."""
     try:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
@@ -38,10 +39,10 @@ def make_state_directory(directory: Path) -> None:
 
 
 def prepare_store_file(directory: Path, model: str) -> None:
-    """Make the directory, and rename the store of an earlier version if there is no store under the fixed name.
+    """Make the directory, and rename the store of an earlier version if no store has the fixed name.
 
-    That is the store of this model, else the one that was written last. Others stay as they are. Raises
-    ControlStoreError if the store of the earlier version is in use or damaged: it stays as it is too.
+    Renames the store of this model, else the store that was written last. Other stores stay. Raises ControlStoreError
+    if the store of the earlier version is in use or damaged; then it stays too.
     """
     make_state_directory(directory)
     file = directory / STORE_FILE
@@ -49,15 +50,15 @@ def prepare_store_file(directory: Path, model: str) -> None:
         with locked(directory):
             if not file.exists() and (earlier := _earlier_store(directory, model)) is not None:
                 _rename(earlier, file)
-    _close_to_others(file)
+    _remove_rights_of_others(file)
     if file.exists() and (unused := directory / f"{model}.db") != file and unused.exists():
-        logger.warning("%s is not used, since %s is there: a service has one store for all its models", unused, file)
+        logger.warning("%s is not used, because %s exists: a service has one store for all models", unused, file)
 
 
 def earlier_last_known(directory: Path, model: str, *, has_own_store: bool) -> Path | None:
-    """Where an earlier version kept the last known settings of this service.
+    """Returns the file in which an earlier version kept the last known settings of this service.
 
-    has_own_store: whether the store is the file of this directory.
+    has_own_store: whether the store is in this directory, not at --store.
     """
     try:
         store = _earlier_store(directory, model) if has_own_store else None
@@ -72,14 +73,14 @@ def _last_known_of(store: Path) -> Path:
 
 def _earlier_store(directory: Path, model: str) -> Path | None:
     named = directory / f"{model}.db"
-    # Every time is read before any file is opened: SQLite leaves new files beside a store that it reads.
+    # Read every time before a file is opened: SQLite makes new files beside a store that it reads.
     written_at = {file: _written_at(file) for file in directory.glob("*.db") if file.name != STORE_FILE}
     found = [file for file in written_at if (file == named or _is_database(file)) and _may_be_store(file)]
     return named if named in found else max(found, key=written_at.__getitem__, default=None)
 
 
 def _is_database(file: Path) -> bool:
-    """Whether the file begins as SQLite's do."""
+    """Whether the file has the header of SQLite."""
     try:
         with file.open("rb") as opened:
             return opened.read(len(SQLITE_HEADER)) == SQLITE_HEADER
@@ -88,7 +89,7 @@ def _is_database(file: Path) -> bool:
 
 
 def _may_be_store(file: Path) -> bool:
-    """Whether the file holds revisions, also if it is damaged or locked: only an empty database is certainly none."""
+    """Whether the file may hold revisions. A damaged or locked file may; a readable one without the table does not."""
     try:
         with contextlib.closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as connection:
             return bool(connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'tureen_revisions'").fetchall())
@@ -105,7 +106,7 @@ def _written_at(file: Path) -> float:
 
 
 def _rename(earlier: Path, file: Path) -> None:
-    """Move all of the store into its one file, which a process that has it open prevents, then rename the file."""
+    """Move the write-ahead log into the file, then rename it. Fails if another process has the store open."""
     try:
         uri = f"{earlier.absolute().as_uri()}?mode=rw"
         with contextlib.closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as connection:
@@ -113,7 +114,7 @@ def _rename(earlier: Path, file: Path) -> None:
         if mode != "delete":
             raise sqlite3.OperationalError("database is locked")
         earlier.rename(file)
-        with contextlib.suppress(OSError):  # it follows its store, which has all that it holds
+        with contextlib.suppress(OSError):  # without it nothing is lost: the store holds the same settings
             if not (file.parent / LAST_KNOWN_FILE).exists():
                 _last_known_of(earlier).rename(file.parent / LAST_KNOWN_FILE)
     except (sqlite3.Error, OSError) as error:
@@ -127,17 +128,17 @@ def _rename(earlier: Path, file: Path) -> None:
         logger.warning("left in %s, and not used: %s", file.parent, ", ".join(others))
 
 
-def _close_to_others(file: Path) -> None:
-    """Take away the rights of others, which earlier versions left to the process' umask."""
+def _remove_rights_of_others(file: Path) -> None:
+    """Remove the access rights of other users. Earlier versions made the files with the umask of the process."""
     for path in (file, *(file.with_name(f"{file.name}-{side}") for side in ("wal", "shm"))):
-        with contextlib.suppress(OSError):  # it is missing, or of another user
+        with contextlib.suppress(OSError):  # the file is missing, or belongs to another user
             if path.stat().st_mode & 0o077:
                 path.chmod(MODE)
 
 
 @contextlib.contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Hold the lock on the directory, which ends with the process; raises ControlStoreError."""
+    """Hold the lock on the directory. The lock ends with the process. Raises ControlStoreError."""
     try:
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What a server needs of the operator: to be told what is in force, and to say which process follows what."""
+"""The interface between the processes of a server and its operators' listener. Knows no HTTP and no messages."""
 
 from __future__ import annotations
 
@@ -7,31 +7,44 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from serve.control.revision_store import Revision
+from serve.telemetry.metrics import Metrics
 from tureen.bundle.manifest import Manifest
 
 ApplySettings = Callable[[Revision, bool], None]
-"""Told the settings in force, and whether their store can be reached: at once, and whenever either changes."""
+"""Applies the settings of a revision in the server's processes. The flag says whether their store is reachable.
+
+Called once when the listener opens, then after each change of either.
+"""
 
 
 @dataclass(frozen=True)
 class WorkerState:
-    """A process of the server, and the revision that it admits requests under."""
+    """The state of one process of the server."""
 
     worker: int
     pid: int
     is_ready: bool
-    revision: int
-    model: str | None  # name and version of what it serves
+    revision: int  # of the settings under which it admits requests
+    model: str | None  # name and version of the bundle that it serves
 
 
 class AdminServer(Protocol):
-    """Where an operator changes settings. Opened before anything is served, closed last, in one loop."""
+    """An open operators' listener. It runs in the event loop in which it was opened."""
 
-    async def open(self, follow: ApplySettings, workers: Callable[[], list[WorkerState]]) -> None:
-        """Have the settings followed from now on; raises TureenError where they cannot be had."""
+    def show_model(self, manifest: Manifest) -> None:
+        """Show operators this model. Called when every process serves it."""
 
-    def shows(self, manifest: Manifest) -> None:
-        """Have operators see this model: every process serves it from now on."""
+    def notify_workers_changed(self) -> None:
+        """Wake the requests that wait until every worker has applied a revision."""
 
     async def close(self) -> None:
-        """Follow no more."""
+        """Close the listener and the store of the settings."""
+
+
+class OpenAdminServer(Protocol):
+    """Opens the operators' listener before the server accepts a request; raises TureenError."""
+
+    async def __call__(
+        self, metrics: Metrics, *, apply: ApplySettings, workers: Callable[[], list[WorkerState]]
+    ) -> AdminServer:
+        """metrics: of all processes of the server. workers: returns the state of each process."""

@@ -1,1 +1,1 @@
-"""The supervisor, its worker processes, and the messages between them."""
+"""The processes of a server: a single one, or a supervisor and its workers, and the messages between them."""

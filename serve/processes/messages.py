@@ -1,6 +1,6 @@
-"""What the supervisor and a worker say to each other: lines of JSON on a socket pair, the worker's orders first.
+"""The messages between the supervisor and a worker: lines of JSON on a socket pair. The first one is WorkerConfig.
 
-Whoever reads the end of the stream knows that the other process is no more.
+The end of the stream means that the other process has ended.
 """
 
 from __future__ import annotations
@@ -20,72 +20,72 @@ MAX_LINE_BYTES = 2**26  # bytes; a manifest of many labels, or a thousand API ke
 
 
 class SettingsUpdate(BaseModel):
-    """To a worker: the operator's settings in force from now on; answered with Applied."""
+    """To a worker: apply these settings of the operator. The worker replies SettingsApplied."""
 
     kind: Literal["control"] = "control"
     revision: int
     state: SettingsState
-    is_reachable: bool = Field(description="whether the store that they come from can be reached")
+    is_reachable: bool = Field(description="whether the store of the settings is reachable")
 
 
 class SettingsApplied(BaseModel):
-    """From a worker: whoever is admitted from now on is admitted under this revision."""
+    """From a worker: it admits requests under this revision from now on."""
 
     kind: Literal["applied"] = "applied"
     revision: int
 
 
 class WorkerConfig(BaseModel):
-    """The first line to a worker: all that it needs to know."""
+    """To a worker, first: everything that it needs to start."""
 
     kind: Literal["orders"] = "orders"
-    worker: int = Field(description="its number, which is also that of the listener it accepts from")
-    settings: Settings = Field(description="its share of the server's")
-    listeners: list[int] = Field(description="file descriptors, by number")
-    metrics: str = Field(description="directory that the workers share their metrics in")
-    control: SettingsUpdate | None = Field(default=None, description="the operator's settings in force at its start")
+    worker: int = Field(description="number of the worker and index of its own listener")
+    settings: Settings = Field(description="settings of this worker: its share of threads, permits and memory")
+    listeners: list[int] = Field(description="file descriptors of all listeners, by worker")
+    metrics: str = Field(description="directory for the metrics of all workers")
+    control: SettingsUpdate | None = Field(default=None, description="the operator's settings at the start")
 
 
 class Accept(BaseModel):
-    """To a worker: accept from these listeners and no others."""
+    """To a worker: accept connections from these listeners only."""
 
     kind: Literal["accept"] = "accept"
     listeners: set[int]
 
 
 class Drain(BaseModel):
-    """To a worker: finish what was accepted, and end; a second one: without delay."""
+    """To a worker: finish the accepted requests, then exit. A second one: without delay."""
 
     kind: Literal["drain"] = "drain"
 
 
 class Reload(BaseModel):
-    """To a worker: load the bundle anew; answered with Reloaded."""
+    """To a worker: load the bundle again. The worker replies ReloadResult."""
 
     kind: Literal["reload"] = "reload"
 
 
 class Heartbeat(BaseModel):
-    """To a worker and back: its event loop turns."""
+    """To a worker, which sends it back: its event loop runs."""
 
     kind: Literal["pulse"] = "pulse"
 
 
 class Ready(BaseModel):
-    """From a worker: it has reproduced the golden rows."""
+    """From a worker: it has reproduced the golden rows and takes requests."""
 
     kind: Literal["ready"] = "ready"
 
 
 class ServedModel(BaseModel):
-    """From a worker: the manifest of the bundle that it serves from now on."""
+    """From a worker: the manifest of the bundle that it serves."""
 
     kind: Literal["serves"] = "serves"
     manifest: Manifest
 
 
 class ReloadResult(BaseModel):
-    """From a worker: whether it serves the bundle that lies there now; if not, it goes on with the one it had."""
+    """From a worker: whether it serves the bundle from disk. If not, it still serves the one before."""
 
     kind: Literal["reloaded"] = "reloaded"
     ok: bool
@@ -108,27 +108,27 @@ _MESSAGE: TypeAdapter[Message] = TypeAdapter(Message)
 
 
 class WorkerChannel:
-    """One end of the connection between supervisor and worker."""
+    """One end of the socket pair between supervisor and worker."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
 
     @classmethod
-    async def on(cls, end: socket.socket) -> WorkerChannel:
+    async def connect(cls, end: socket.socket) -> WorkerChannel:
         return cls(*await asyncio.open_connection(sock=end, limit=MAX_LINE_BYTES))
 
-    def say(self, message: Message) -> None:
-        """Send, where somebody is left to read it."""
+    def send(self, message: Message) -> None:
+        """Send the message, unless the channel is closed."""
         if not self._writer.is_closing():
             self._writer.write(message.model_dump_json().encode() + b"\n")
 
     async def messages(self) -> AsyncIterator[Message]:
-        """What the other says, until it is no more."""
+        """Yields the messages of the other process until it ends."""
         try:
             async for line in self._reader:
                 yield _MESSAGE.validate_json(line)
-        except (ConnectionResetError, BrokenPipeError):  # it died with something of ours unread
+        except (ConnectionResetError, BrokenPipeError):  # it ended before it read all of our messages
             return
 
     def close(self) -> None:
@@ -136,11 +136,11 @@ class WorkerChannel:
 
 
 def read_worker_config(end: socket.socket) -> WorkerConfig:
-    """The first message, before there is a loop to wait in; raises EOFError where the supervisor is gone."""
+    """Reads the first message, before the event loop runs. Raises EOFError if the supervisor has ended."""
     line = bytearray()
     while not line.endswith(b"\n"):
         byte = end.recv(1)
         if not byte:
-            raise EOFError("the supervisor ended before it said what to do")
+            raise EOFError("the supervisor ended before it sent the configuration of the worker")
         line += byte
     return WorkerConfig.model_validate_json(line)

@@ -1,4 +1,4 @@
-"""A process that serves one bundle: opens everything in order, and closes it in reverse."""
+"""A process that serves one bundle: opens its parts in order, and closes them in reverse."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import uvicorn
 from fastapi import FastAPI
 from prometheus_client import disable_created_metrics
 
-from serve.admin.operations import open_store
 from serve.api.admission_gate import admission_gate
 from serve.api.app import create_app
 from serve.connection.graceful_shutdown import DrainingServer
 from serve.connection.http_connection import protocol_class
 from serve.connection.sockets import allow_open_files
+from serve.control.revision_store import open_store
 from serve.errors import ControlStoreError, GrpcPortTakenError
 from serve.inference.memory import return_large_blocks
 from serve.inference.service import Service
@@ -37,7 +37,7 @@ logger = logging.getLogger("tureen.serve")
 
 
 class ServerProcess:
-    """A bundle served by this process. Who starts it says from which listeners, and what its signals mean."""
+    """Serves a bundle in this process. Subclasses get the operator's settings and decide what signals do."""
 
     handles_signals = True
     shares_ports = False  # with other processes
@@ -45,13 +45,13 @@ class ServerProcess:
     def __init__(
         self, settings: Settings, bundle: Bundle, listeners: Sequence[socket.socket], metrics: Metrics
     ) -> None:
-        disable_created_metrics()  # type: ignore[no-untyped-call] # or every series would come twice
+        disable_created_metrics()  # type: ignore[no-untyped-call] # otherwise each series has a second one, _created
         metrics.process_starts.inc()
         return_large_blocks()
         allow_open_files(settings.max_connections)
         self.service = Service(settings, bundle, metrics)
         self._has_failed = False
-        self._rpc: GrpcServer | None = None
+        self._grpc: GrpcServer | None = None
         self._jobs: JobRunner | None = None
         self._opening: asyncio.Task[None] | None = None
         self._reloading = asyncio.Lock()
@@ -66,7 +66,7 @@ class ServerProcess:
             log_config=None,
             access_log=False,
             server_header=False,
-            proxy_headers=False,  # nobody here asks for the client's address
+            proxy_headers=False,  # the address of the client is not used
             timeout_keep_alive=settings.keep_alive_s,
             timeout_graceful_shutdown=settings.drain_timeout_s,
         )
@@ -80,32 +80,35 @@ class ServerProcess:
         )
 
     async def begin(self) -> None:
-        """Called in the loop before anything is accepted."""
+        """Called in the event loop before the first connection is accepted."""
         raise NotImplementedError
 
     async def end(self) -> None:
-        """Called in the loop after the last answer."""
+        """Called in the event loop after the last response."""
 
     def become_ready(self) -> None:
         """Called when the engine has reproduced the golden rows."""
         raise NotImplementedError
 
     def run(self) -> int:
-        """Serve until told to stop; 0 then, 1 where no engine could be opened."""
+        """Serve until the server drains. Returns the exit status: 0, or 1 if it could not start."""
         self.server.run()
         return int(self._has_failed)
 
     async def reload(self) -> bool:
-        """Serve the bundle that lies there now; where it is no good, go on with the one there is, and say so."""
+        """Load the bundle from disk again, and serve it. If it fails, log the error and serve the bundle before.
+
+        Returns whether the new bundle is served.
+        """
         async with self._reloading:
             if self._opening is not None:
                 await self._opening
             try:
                 await self.service.reload()
             except TureenError as error:
-                logger.error("reload failed, the bundle served so far serves on: %s", error)
+                logger.error("reload failed, the bundle before is still served: %s", error)
             except Exception:
-                logger.exception("reload failed, the bundle served so far serves on")
+                logger.exception("reload failed, the bundle before is still served")
             else:
                 self.service.metrics.reloads.labels("ok").inc()
                 return True
@@ -120,7 +123,7 @@ class ServerProcess:
         try:
             await self.service.open()
             if self.service.settings.grpc_port is not None:
-                self._rpc = await open_rpc(
+                self._grpc = await open_grpc(
                     self.service, self._app.state.statistics, self._tracing, shares_port=self.shares_ports
                 )
             if self.service.settings.takes_jobs:
@@ -139,8 +142,8 @@ class ServerProcess:
         yield
         if self._opening is not None:
             await self._opening
-        if self._rpc is not None:
-            await self._rpc.close(self.service.settings.drain_timeout_s)
+        if self._grpc is not None:
+            await self._grpc.close(self.service.settings.drain_timeout_s)
         if self._jobs is not None:
             await self._jobs.close()
         await self.service.close()
@@ -150,7 +153,7 @@ class ServerProcess:
 
 
 def open_tracing(endpoint: str | None) -> Tracing | None:
-    """Where traces go; imported here, since the extra that it needs is not everybody's."""
+    """Returns the exporter of traces, if there is an endpoint. Imports it lazily: it needs an extra."""
     if endpoint is None:
         return None
     from serve.telemetry.tracing import Tracing
@@ -159,7 +162,7 @@ def open_tracing(endpoint: str | None) -> Tracing | None:
 
 
 async def open_jobs(service: Service) -> JobRunner:
-    """The runner of batch jobs, looking for some; imported here, since the extra that it needs is not everybody's."""
+    """Returns the runner of batch jobs, which looks for jobs. Imports it lazily: it needs an extra."""
     from serve.jobs.runner import JobRunner
 
     runner = JobRunner(service, open_store(service.settings, service.bundle.manifest.name))
@@ -167,10 +170,10 @@ async def open_jobs(service: Service) -> JobRunner:
     return runner
 
 
-async def open_rpc(
+async def open_grpc(
     service: Service, statistics: Statistics, tracing: Tracing | None, *, shares_port: bool
 ) -> GrpcServer:
-    """gRPC, listening; imported here, since the extra that it needs is not everybody's. Raises GrpcPortTakenError."""
+    """Returns the gRPC server, which listens. Imports it lazily: it needs an extra. Raises GrpcPortTakenError."""
     from serve.oip.grpc_server import GrpcServer
 
     server = GrpcServer(service, statistics, shares_port=shares_port, tracing=tracing)

@@ -1,7 +1,7 @@
-"""Keeps the worker processes of one server: starts them, replaces the dead, reloads in turn, drains all at the end.
+"""Runs the worker processes of one server: starts, restarts, reloads and drains them.
 
-Knows nothing about HTTP, engines or images. It binds and never accepts: each worker accepts from a listener of its
-own, and while one is not ready the ready ones accept from its listener too, so that no connection waits for it.
+Knows nothing about HTTP, engines or images. The supervisor binds the listeners and accepts no connection. Each worker
+accepts from its own listener. While a worker is not ready, the ready workers accept from its listener too.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import uvloop
 from prometheus_client.multiprocess import mark_process_dead
 
 from serve.control.revision_store import Revision
-from serve.control.worker_state import AdminServer, WorkerState
+from serve.control.worker_state import AdminServer, OpenAdminServer, WorkerState
 from serve.processes.messages import (
     Accept,
     Drain,
@@ -40,15 +40,15 @@ from serve.processes.messages import (
 )
 from serve.settings import Settings
 from serve.telemetry.logs import FIELDS
-from serve.telemetry.metrics import SHARED_DIRECTORY
+from serve.telemetry.metrics import SHARED_DIRECTORY, Metrics
 from tureen.bundle.manifest import Manifest
 
 DIVIDED = ("max_requests", "max_waiting_images", "max_body_memory", "max_decode_pixels", "max_decode_memory")
-SOUND_S = 10.0  # a worker that was ready for as long died of something else than its start
-LONGEST_PAUSE_S = 30.0
-PULSE_S = 5.0
-MOST_UNANSWERED = 6  # pulses, after which an event loop does not turn slowly but not at all
-KILL_AFTER_S = 5.0  # beyond what a worker has to drain, it is stuck
+HEALTHY_AFTER_S = 10.0  # a worker that was ready this long did not die of a failed start
+MAX_RESTART_DELAY_S = 30.0
+HEARTBEAT_S = 5.0
+MAX_MISSED_HEARTBEATS = 6  # then the event loop of the worker is blocked
+KILL_AFTER_S = 5.0  # after the time that a worker has to drain
 
 logger = logging.getLogger("tureen.supervisor")
 
@@ -57,20 +57,19 @@ def supervise(
     settings: Settings,
     listeners: Sequence[socket.socket],
     on_ready: Callable[[], None],
-    open_desk: Callable[[Path], AdminServer] | None = None,
+    open_admin: OpenAdminServer,
 ) -> int:
-    """Run the workers until SIGTERM or SIGINT; 0 then, 1 where none ever became ready or one had to be killed.
+    """Run the workers until SIGTERM or SIGINT. SIGHUP makes each worker reload the bundle, one after the other.
 
-    on_ready is called when the first worker is. SIGHUP has each reload the bundle, one after the other. open_desk:
-    makes what the operator's settings come from, given the directory that the workers share their metrics in.
+    Returns the exit status: 0, or 1 if no worker became ready or if one had to be killed. on_ready is called when the
+    first worker is ready. open_admin: opens the operators' listener.
     """
     with tempfile.TemporaryDirectory(prefix="tureen-metrics-") as metrics:
-        desk = None if open_desk is None else open_desk(Path(metrics))
-        return uvloop.run(Supervisor(settings, listeners, Path(metrics), on_ready, desk).run())
+        return uvloop.run(Supervisor(settings, listeners, Path(metrics), on_ready, open_admin).run())
 
 
-def share_of(settings: Settings) -> Settings:
-    """The settings of each worker: what a server has of threads and permits is divided, not multiplied."""
+def worker_settings(settings: Settings) -> Settings:
+    """Returns the settings of each worker: threads, permits and memory of the server are divided among the workers."""
     threads = max(1, settings.threads // settings.workers)
     divided = {
         "workers": 1,
@@ -83,31 +82,31 @@ def share_of(settings: Settings) -> Settings:
     return settings.model_copy(update=divided)
 
 
-def pause_s(early_deaths: int) -> float:
-    """How long to wait before a worker is started again that died so many times in a row before it was sound."""
-    return 0.0 if early_deaths <= 1 else min(LONGEST_PAUSE_S, 0.5 * 2 ** (early_deaths - 2))
+def restart_delay_s(early_deaths: int) -> float:
+    """Returns the delay before a worker is restarted. early_deaths: deaths in a row within HEALTHY_AFTER_S."""
+    return 0.0 if early_deaths <= 1 else min(MAX_RESTART_DELAY_S, 0.5 * 2 ** (early_deaths - 2))
 
 
 @dataclass
 class WorkerProcess:
-    """A process, the line to it, and what it has said so far."""
+    """A worker process, the channel to it, and its state by its messages."""
 
     number: int
     process: subprocess.Popen[bytes]
-    line: WorkerChannel
+    channel: WorkerChannel
     ready_s: float | None = None  # time.monotonic
     manifest: Manifest | None = None  # of the bundle that it serves
-    applied: int = 0  # revision of the operator's settings
-    unanswered: int = 0  # pulses since it last said anything
-    reloaded: asyncio.Queue[bool] = field(default_factory=asyncio.Queue)
+    revision: int = 0  # of the operator's settings that it has applied
+    missed_heartbeats: int = 0  # since its last message
+    reload_results: asyncio.Queue[bool] = field(default_factory=asyncio.Queue)
 
     @property
-    def is_sound(self) -> bool:
-        return self.ready_s is not None and time.monotonic() - self.ready_s >= SOUND_S
+    def is_healthy(self) -> bool:
+        return self.ready_s is not None and time.monotonic() - self.ready_s >= HEALTHY_AFTER_S
 
 
 class Supervisor:
-    """The processes of one server, by the number of their listener."""
+    """The worker processes of one server. The number of a worker is the index of its listener."""
 
     def __init__(
         self,
@@ -115,193 +114,203 @@ class Supervisor:
         listeners: Sequence[socket.socket],
         metrics: Path,
         on_ready: Callable[[], None],
-        desk: AdminServer | None = None,
+        open_admin: OpenAdminServer,
     ) -> None:
         self._settings = settings
-        self._share = share_of(settings)
+        self._worker_settings = worker_settings(settings)
         self._listeners = listeners
         self._metrics = metrics
         self._on_ready = on_ready
-        self._desk = desk
-        self._control: SettingsUpdate | None = None
+        self._open_admin = open_admin
+        self._admin: AdminServer | None = None
+        self._settings_update: SettingsUpdate | None = None
         self._workers: dict[int, WorkerProcess] = {}
         self._was_ready = False
-        self._stillborn = 0
+        self._failed_starts = 0
         self._has_failed = False
         self._stopping = asyncio.Event()
-        self._reload_wanted = asyncio.Event()
+        self._reload_requested = asyncio.Event()
 
     async def run(self) -> int:
         loop = asyncio.get_running_loop()
         for signal_number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signal_number, self._stop)
-        loop.add_signal_handler(signal.SIGHUP, self._reload_wanted.set)
-        if self._desk is not None:
-            await self._desk.open(self._spread, self._states)
-        beside = [asyncio.create_task(work) for work in (self._reload_when_wanted(), self._feel_pulses())]
+        loop.add_signal_handler(signal.SIGHUP, self._reload_requested.set)
+        self._admin = await self._open_admin(
+            Metrics(self._metrics), apply=self._apply_settings, workers=self._worker_states
+        )
+        background = [asyncio.create_task(work) for work in (self._reload_on_request(), self._send_heartbeats())]
         async with asyncio.TaskGroup() as group:
             for number in range(self._settings.workers):
-                group.create_task(self._keep(number))
-        for task in beside:
+                group.create_task(self._keep_running(number))
+        for task in background:
             task.cancel()
-        if self._desk is not None:
-            await self._desk.close()
+        await self._admin.close()
         return int(self._has_failed)
 
-    async def _keep(self, number: int) -> None:
-        """Have a worker of this number for as long as the server runs."""
+    async def _keep_running(self, number: int) -> None:
+        """Run a worker of this number, and start another when it dies, until the server stops."""
         early_deaths = 0
         while not self._stopping.is_set():
             worker = await self._start(number)
-            await self._listen_to(worker)
-            status = worker.process.wait()  # the line has ended, and the process holds it to its last moment
-            worker.line.close()
+            await self._read_messages(worker)
+            status = worker.process.wait()  # its end of the channel closes when the process ends
+            worker.channel.close()
             del self._workers[number]
             mark_process_dead(number, str(self._metrics))  # type: ignore[no-untyped-call]
+            self._worker_changed()
             if self._stopping.is_set():
                 if status and worker.ready_s is not None:  # one that was not ready is killed by `_stop`
                     self._has_failed = True
                     _log(logging.ERROR, "worker died while it drained", worker, **_cause(status))
                 return
-            self._share_out()
-            self._show_model()
-            early_deaths = 0 if worker.is_sound else early_deaths + 1
-            pause = pause_s(early_deaths)
-            _log(logging.ERROR, "worker died", worker, **_cause(status), restart_in_s=pause)
+            self._assign_listeners()
+            early_deaths = 0 if worker.is_healthy else early_deaths + 1
+            delay_s = restart_delay_s(early_deaths)
+            _log(logging.ERROR, "worker died", worker, **_cause(status), restart_in_s=delay_s)
             if not self._was_ready:
-                self._stillborn += 1
-                if self._stillborn >= self._settings.workers:
-                    self._give_up()
+                self._failed_starts += 1
+                if self._failed_starts >= self._settings.workers:
+                    self._stop_after_failed_starts()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(pause):
+                async with asyncio.timeout(delay_s):
                     await self._stopping.wait()
 
     async def _start(self, number: int) -> WorkerProcess:
         ours, theirs = socket.socketpair()
         listeners = [listener.fileno() for listener in self._listeners]
         with theirs:
-            # Not a fork: whatever threads this process has, the worker is a fresh interpreter.
+            # Not a fork: this process has threads. The worker is a fresh interpreter.
             process = subprocess.Popen(  # noqa: S603 - our own module, by our own interpreter
                 [sys.executable, "-P", "-m", "serve.processes.worker_start", str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(), *listeners),
                 env={**os.environ, SHARED_DIRECTORY: str(self._metrics)},
             )
-        worker = WorkerProcess(number, process, await WorkerChannel.on(ours))
-        orders = WorkerConfig(
+        worker = WorkerProcess(number, process, await WorkerChannel.connect(ours))
+        config = WorkerConfig(
             worker=number,
-            settings=self._share,
+            settings=self._worker_settings,
             listeners=listeners,
             metrics=str(self._metrics),
-            control=self._control,
+            control=self._settings_update,
         )
-        worker.applied = 0 if self._control is None else self._control.revision
-        worker.line.say(orders)
+        worker.revision = 0 if self._settings_update is None else self._settings_update.revision
+        worker.channel.send(config)
         self._workers[number] = worker
         _log(logging.INFO, "worker started", worker)
-        self._share_out()
+        self._assign_listeners()
         if self._stopping.is_set():
             process.kill()
         return worker
 
-    async def _listen_to(self, worker: WorkerProcess) -> None:
-        async for message in worker.line.messages():
-            worker.unanswered = 0
+    async def _read_messages(self, worker: WorkerProcess) -> None:
+        async for message in worker.channel.messages():
+            worker.missed_heartbeats = 0
             match message:
                 case Ready():
                     worker.ready_s = time.monotonic()
-                    self._share_out()
+                    self._assign_listeners()
                     if not self._was_ready:
                         self._was_ready = True
                         self._on_ready()
+                    self._worker_changed()
                 case ServedModel():
                     worker.manifest = message.manifest
-                    self._show_model()
+                    self._worker_changed()
                 case SettingsApplied():
-                    worker.applied = message.revision
+                    worker.revision = message.revision
+                    self._worker_changed()
                 case ReloadResult():
-                    worker.reloaded.put_nowait(message.ok)
-        worker.reloaded.put_nowait(False)
+                    worker.reload_results.put_nowait(message.ok)
+        worker.reload_results.put_nowait(False)
 
-    def _share_out(self) -> None:
-        """Tell each worker which listeners are its: its own, and those of workers that are not ready.
+    def _assign_listeners(self) -> None:
+        """Send each worker its listeners: its own, and for a ready worker those of workers that are not ready.
 
-        Until a first one is ready, each answers for itself that it is not.
+        Until the first worker is ready, each worker responds on its own listener that it is not ready.
         """
         if self._stopping.is_set():
             return
         ready = {number for number, worker in self._workers.items() if worker.ready_s is not None}
-        orphaned = set(range(self._settings.workers)) - ready
+        not_ready = set(range(self._settings.workers)) - ready
         for number, worker in self._workers.items():
-            its = {number} if not ready else {number} | orphaned if number in ready else set()
-            worker.line.say(Accept(listeners=its))
+            listeners: set[int] = set()
+            if not ready:
+                listeners = {number}
+            elif number in ready:
+                listeners = {number} | not_ready
+            worker.channel.send(Accept(listeners=listeners))
 
-    def _show_model(self) -> None:
-        """Show operators the model that every worker serves; while workers differ, the one shown before stays."""
+    def _worker_changed(self) -> None:
+        """Show operators the model, if every worker serves the same one, and wake requests that wait for workers."""
+        if self._admin is None:
+            return
         served = [worker.manifest for worker in self._workers.values() if worker.manifest is not None]
-        if self._desk is not None and served and all(manifest == served[0] for manifest in served):
-            self._desk.shows(served[0])
+        if served and all(manifest == served[0] for manifest in served):
+            self._admin.show_model(served[0])
+        self._admin.notify_workers_changed()
 
-    def _spread(self, row: Revision, is_reachable: bool) -> None:
-        """Have every worker follow; one that starts meanwhile has it among its orders."""
-        self._control = SettingsUpdate(revision=row.revision, state=row.state, is_reachable=is_reachable)
+    def _apply_settings(self, row: Revision, is_reachable: bool) -> None:
+        """Send the settings to every worker. A worker that starts later gets them in its WorkerConfig."""
+        self._settings_update = SettingsUpdate(revision=row.revision, state=row.state, is_reachable=is_reachable)
         for worker in self._workers.values():
-            worker.line.say(self._control)
+            worker.channel.send(self._settings_update)
 
-    def _states(self) -> list[WorkerState]:
+    def _worker_states(self) -> list[WorkerState]:
         return [
             WorkerState(
                 worker.number,
                 worker.process.pid,
                 worker.ready_s is not None,
-                worker.applied,
+                worker.revision,
                 None if worker.manifest is None else f"{worker.manifest.name} {worker.manifest.version}",
             )
             for worker in self._workers.values()
         ]
 
-    async def _feel_pulses(self) -> None:
-        """Kill a worker whose event loop stands still: who probes the port meets the others too, and may not notice."""
+    async def _send_heartbeats(self) -> None:
+        """Kill a worker whose event loop is blocked. A probe of the port may reach other workers only."""
         while True:
-            await asyncio.sleep(PULSE_S)
+            await asyncio.sleep(HEARTBEAT_S)
             for worker in self._workers.values():
-                if worker.unanswered >= MOST_UNANSWERED:
-                    _log(logging.ERROR, "worker killed: it has not answered for long", worker)
+                if worker.missed_heartbeats >= MAX_MISSED_HEARTBEATS:
+                    _log(logging.ERROR, "worker killed: it did not answer heartbeats", worker)
                     worker.process.kill()
-                elif worker.ready_s is not None:  # compiling an engine may hold a loop up
-                    worker.unanswered += 1
-                    worker.line.say(Heartbeat())
+                elif worker.ready_s is not None:  # before that, compiling an engine may block the loop
+                    worker.missed_heartbeats += 1
+                    worker.channel.send(Heartbeat())
 
-    async def _reload_when_wanted(self) -> None:
+    async def _reload_on_request(self) -> None:
         while True:
-            await self._reload_wanted.wait()
-            self._reload_wanted.clear()
+            await self._reload_requested.wait()
+            self._reload_requested.clear()
             for number in range(self._settings.workers):
                 worker = self._workers.get(number)
                 if worker is None:
-                    continue  # whoever takes its place loads what lies there now
-                worker.line.say(Reload())
-                if not await worker.reloaded.get():
-                    served = {state.worker: state.model for state in self._states()}
-                    message = "reload stopped: this worker did not take it, no other is asked to"
+                    continue  # the worker that takes its place loads the current bundle
+                worker.channel.send(Reload())
+                if not await worker.reload_results.get():
+                    served = {state.worker: state.model for state in self._worker_states()}
+                    message = "reload stopped: this worker could not load the bundle; later workers are not reloaded"
                     _log(logging.ERROR, message, worker, served=served)
                     break
                 _log(logging.INFO, "worker reloaded", worker)
 
     def _stop(self) -> None:
-        """Have every worker drain; called again, without delay."""
+        """Drain every worker. A second call drains without delay."""
         if not self._stopping.is_set():
             self._stopping.set()
             logger.info("stopping: the workers drain")
             for listener in self._listeners:
                 listener.close()
-            bound_s = self._settings.drain_delay_s + self._settings.drain_timeout_s + KILL_AFTER_S
-            asyncio.get_running_loop().call_later(bound_s, self._kill)
+            limit_s = self._settings.drain_delay_s + self._settings.drain_timeout_s + KILL_AFTER_S
+            asyncio.get_running_loop().call_later(limit_s, self._kill)
         for worker in self._workers.values():
             if worker.ready_s is None:
-                worker.process.kill()  # it has accepted nothing, and an engine being compiled cannot be interrupted
+                worker.process.kill()  # it accepted no request, and compiling an engine cannot be interrupted
             else:
-                worker.line.say(Drain())
+                worker.channel.send(Drain())
 
     def _kill(self) -> None:
         self._has_failed = True
@@ -309,8 +318,8 @@ class Supervisor:
             _log(logging.ERROR, "worker killed: it did not drain in time", worker)
             worker.process.kill()
 
-    def _give_up(self) -> None:
-        logger.error("giving up: no worker became ready; each has said above why it could not")
+    def _stop_after_failed_starts(self) -> None:
+        logger.error("giving up: no worker became ready; each worker logged the reason above")
         self._has_failed = True
         self._stop()
 

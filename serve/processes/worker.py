@@ -1,4 +1,4 @@
-"""One of several server processes: does what its supervisor says.
+"""One worker process of a server: serves the bundle, and follows the messages of the supervisor.
 
 `serve.processes.worker_start` starts it, and ends it when the supervisor has ended.
 """
@@ -37,77 +37,77 @@ logger = logging.getLogger("tureen.serve")
 
 
 class Worker(ServerProcess):
-    """A server process that accepts, drains and reloads as it is told, and by no signal."""
+    """A server process that accepts, drains and reloads when the supervisor says so. It ignores signals."""
 
     handles_signals = False
     shares_ports = True
 
-    def __init__(self, orders: WorkerConfig, end: socket.socket) -> None:
-        listeners = [socket.socket(fileno=descriptor) for descriptor in orders.listeners]
-        bundle = load_bundle(orders.settings.bundle)
-        super().__init__(orders.settings, bundle, listeners, Metrics(Path(orders.metrics)))
+    def __init__(self, config: WorkerConfig, end: socket.socket) -> None:
+        listeners = [socket.socket(fileno=descriptor) for descriptor in config.listeners]
+        bundle = load_bundle(config.settings.bundle)
+        super().__init__(config.settings, bundle, listeners, Metrics(Path(config.metrics)))
         self._end = end
-        self._line: WorkerChannel | None = None
+        self._channel: WorkerChannel | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        if orders.control is not None:
-            self._follow(orders.control)
+        if config.control is not None:
+            self._apply_settings(config.control)
 
     async def begin(self) -> None:
-        # A copy: the original stays open to this process' last moment, so that its end tells the process' end.
-        self._line = await WorkerChannel.on(self._end.dup())
-        self._start_task(self._obey(self._line))
+        # A copy. The original stays open until the process ends, so its end means the end of the process.
+        self._channel = await WorkerChannel.connect(self._end.dup())
+        self._start_task(self._follow_supervisor(self._channel))
 
     def become_ready(self) -> None:
-        self._say(ServedModel(manifest=self.service.bundle.manifest))
-        self._say(Ready())
+        self._send(ServedModel(manifest=self.service.bundle.manifest))
+        self._send(Ready())
 
-    async def _obey(self, line: WorkerChannel) -> None:
-        async for message in line.messages():
+    async def _follow_supervisor(self, channel: WorkerChannel) -> None:
+        async for message in channel.messages():
             match message:
                 case Accept():
                     await self.server.accept_from(message.listeners)
                 case SettingsUpdate():
-                    self._follow(message)
-                    self._say(SettingsApplied(revision=message.revision))
+                    self._apply_settings(message)
+                    self._send(SettingsApplied(revision=message.revision))
                 case Reload():
                     self._start_task(self._reload())
                 case Heartbeat():
-                    self._say(message)
+                    self._send(message)
                 case Drain():
                     self.server.drain()
 
-    def _follow(self, control: SettingsUpdate) -> None:
-        self.service.apply_settings(control.revision, control.state)
-        self.service.metrics.control_reachable.set(control.is_reachable)
+    def _apply_settings(self, update: SettingsUpdate) -> None:
+        self.service.apply_settings(update.revision, update.state)
+        self.service.metrics.control_reachable.set(update.is_reachable)
 
     async def _reload(self) -> None:
         is_reloaded = await self.reload()
-        self._say(ServedModel(manifest=self.service.bundle.manifest))
-        self._say(ReloadResult(ok=is_reloaded))
+        self._send(ServedModel(manifest=self.service.bundle.manifest))
+        self._send(ReloadResult(ok=is_reloaded))
 
-    def _say(self, message: SettingsApplied | Heartbeat | Ready | ReloadResult | ServedModel) -> None:
-        assert self._line is not None
-        self._line.say(message)
+    def _send(self, message: SettingsApplied | Heartbeat | Ready | ReloadResult | ServedModel) -> None:
+        assert self._channel is not None
+        self._channel.send(message)
 
     def _start_task(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)
-        self._tasks.add(task)  # the loop itself holds tasks weakly
+        self._tasks.add(task)  # the loop holds tasks by weak references
         task.add_done_callback(self._tasks.discard)
 
 
 def main(descriptor: int) -> int:
-    """Serve as the supervisor says; returns the exit status."""
+    """Runs a worker. descriptor: the socket to the supervisor. Returns the exit status."""
     for signal_number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        # A terminal or a service manager may send these to every process; the supervisor tells what they mean here.
+        # A terminal or a service manager may send these to every process. The supervisor acts on them.
         signal.signal(signal_number, signal.SIG_IGN)
     end = socket.socket(fileno=descriptor)
     try:
-        orders = read_worker_config(end)
-        configure_logs(orders.settings.log_level, worker=orders.worker)
-        share_metrics(Path(orders.metrics), orders.worker)
-        return Worker(orders, end).run()
+        config = read_worker_config(end)
+        configure_logs(config.settings.log_level, worker=config.worker)
+        share_metrics(Path(config.metrics), config.worker)
+        return Worker(config, end).run()
     except EOFError as error:
         print(f"tureen serve: {error}", file=sys.stderr)
-    except TureenError as error:  # such as of a bundle that was replaced by a broken one
+    except TureenError as error:  # for example, the bundle was replaced by a broken one
         logger.error("%s", error)
     return 1

@@ -1,8 +1,9 @@
-"""Starts a worker process: first the watch over its supervisor, then everything else.
+"""Starts a worker process: first a thread that ends it with its supervisor, then the worker.
 
-Started as `python -m serve.processes.worker_start DESCRIPTOR`, where the descriptor is this end of the line to the
-supervisor.
-Imports nothing large before the watch has begun: imports take seconds, and the next server needs the ports.
+Run as `python -m serve.processes.worker_start DESCRIPTOR`. The descriptor is the socket to the supervisor.
+
+Imports nothing large before the thread runs. Imports take seconds, and a worker without a supervisor would hold the
+ports that the next server needs.
 """
 
 from __future__ import annotations
@@ -16,15 +17,16 @@ EXIT_WITHOUT_SUPERVISOR = 3
 
 
 def watch_supervisor(descriptor: int) -> None:
-    """End this process as soon as the other end of the line is closed, whatever any other thread does.
+    """Start a thread that ends this process when the other end of the socket is closed.
 
-    The supervisor closes its end when this process has ended, so that it closes it before only by dying.
+    It does so even if every other thread is busy. The supervisor closes its end only after this process has ended, so
+    an earlier end means that the supervisor has ended.
     """
-    end = os.dup(descriptor)  # stays open to the process' last moment, whatever the line does with the original
+    end = os.dup(descriptor)  # stays open until the process ends, also if the channel closes the original
 
     def wait() -> None:
         poll = select.poll()
-        poll.register(end, select.POLLHUP)  # and no POLLIN: the line reads what comes
+        poll.register(end, select.POLLHUP)  # not POLLIN: the channel reads the messages
         poll.poll()
         os.write(sys.stderr.fileno(), b"the supervisor ended: its worker ends too\n")
         os._exit(EXIT_WITHOUT_SUPERVISOR)

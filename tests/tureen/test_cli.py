@@ -143,7 +143,7 @@ BEYOND_SERVE = ("torch", "onnx", "openvino", "grpc", "pyarrow", "fsspec", "ray",
     [
         (["batch", "BUNDLE", "IMAGES", "OUT", "--format", "jsonl"], 0, "1 rows of 1 images"),
         (["batch", "BUNDLE", "IMAGES", "OUT"], 1, "pyarrow is not installed: install Tureen with its extra [batch]"),
-        (["jobs", "watch", "some-job"], 1, "no operator listener answers"),
+        (["jobs", "watch", "some-job"], 1, "no operators' listener responds"),
         (
             ["evaluate", "BUNDLE", "--data", "IMAGES"],
             1,

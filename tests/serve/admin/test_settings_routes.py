@@ -354,7 +354,7 @@ def test_tureen_beta_is_all_an_operator_needs(start_operated, run_tureen):
         shown = run_tureen("beta", "get", "--url", url, "--token", token)
         assert (shown.returncode, "SECRET" in shown.stdout + shown.stderr) == (1, False)
     nobody = run_tureen("beta", "get", "--url", "http://127.0.0.1:1", "--token", "x")
-    assert (nobody.returncode, "no operator listener answers" in nobody.stderr) == (1, True)
+    assert (nobody.returncode, "no operators' listener responds" in nobody.stderr) == (1, True)
 
 
 def test_expected_accuracy_is_what_was_measured_or_between_two_measured_rows():

@@ -87,7 +87,7 @@ def test_a_server_starts_on_the_last_known_settings_and_follows_postgresql_once_
     server.wait_until_ready(workers)
     assert server.ask("GET", "/readyz")[0] == 200
     assert server.metric("tureen_control_store_reachable") == 0
-    assert "what was last known stays in force" in server.log_file.read_text()
+    assert "the last known settings stay in force" in server.log_file.read_text()
     assert classify(server, image)[1]["beta"] == 0.7
     assert classify(server, image, x_api_key=key)[1]["beta_source"] == "key"
     assert classify(server, image, x_api_key="wrong")[0] == 401

@@ -7,13 +7,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from serve.control.change import (
-    add_key,
+    add_api_key,
     apply_change,
     apply_next_due,
     cancel_plan,
     next_due_time,
     parse_change,
-    remove_key,
+    remove_api_key,
     roll_back,
 )
 from serve.control.settings_state import KeyPolicy, SettingsState
@@ -198,20 +198,20 @@ def test_bounds_do_not_strand_what_is_planned():
 
 def test_a_policy_may_lie_outside_the_bounds_and_stays_while_a_key_stands_for_it():
     state = apply(SettingsState(), policies={"internal": 0.0}, beta_min=0.5)
-    state = add_key(state, "ab", KeyPolicy(name="crawler", policy="internal"))
+    state = add_api_key(state, "ab", KeyPolicy(name="crawler", policy="internal"))
     with pytest.raises(InvalidChangeError, match="crawler"):
         apply(state, policies={"internal": None})
-    assert apply(remove_key(state, "crawler"), policies={"internal": None}).policies == {}
+    assert apply(remove_api_key(state, "crawler"), policies={"internal": None}).policies == {}
 
 
 def test_a_rollback_brings_no_plan_and_no_removed_key_back():
-    state = add_key(apply(SettingsState(), policies={"a": 0.1}), "ab", KeyPolicy(name="k", policy="a"))
+    state = add_api_key(apply(SettingsState(), policies={"a": 0.1}), "ab", KeyPolicy(name="k", policy="a"))
     earlier = apply(state, default_beta=0.9, ttl_s=60)
-    assert roll_back(remove_key(earlier, "k"), earlier) == SettingsState(default_beta=0.9, policies={"a": 0.1})
+    assert roll_back(remove_api_key(earlier, "k"), earlier) == SettingsState(default_beta=0.9, policies={"a": 0.1})
 
 
 def test_a_rollback_takes_no_key_away_nor_the_policy_that_it_stands_for():
-    state = add_key(apply(SettingsState(), policies={"a": 0.1, "b": 0.2}), "ab", KeyPolicy(name="k", policy="a"))
+    state = add_api_key(apply(SettingsState(), policies={"a": 0.1, "b": 0.2}), "ab", KeyPolicy(name="k", policy="a"))
     back = roll_back(state, SettingsState(default_beta=0.4, policies={"c": 0.3}))
     assert (back.default_beta, back.policies) == (0.4, {"a": 0.1, "c": 0.3})
     assert back.api_keys == state.api_keys

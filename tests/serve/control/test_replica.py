@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 import pytest
 import sqlalchemy as sa
 
-from serve.control import notifications as watching
+from serve.control import notifications
 from serve.control.change import apply_change, parse_change
 from serve.control.credential_store import Credential
 from serve.control.replica import SettingsReplica, StoreSnapshot, read_snapshot, write_snapshot
@@ -23,24 +23,24 @@ SOON_S = 20  # how long anything may take before a test fails
 
 
 @contextlib.asynccontextmanager
-async def plane_of(url, snapshot=None):
+async def replica_of(url, snapshot=None):
     with contextlib.closing(RevisionStore(url)) as store:
-        plane = SettingsReplica(store, snapshot)
-        plane.seen = []
-        plane.reachable = []
-        await plane.open()
-        plane.tell(lambda row: plane.seen.append(row.revision), plane.reachable.append)
+        replica = SettingsReplica(store, snapshot)
+        replica.seen = []
+        replica.reachable = []
+        await replica.open()
+        replica.subscribe(lambda row: replica.seen.append(row.revision), replica.reachable.append)
         try:
-            yield plane
+            yield replica
         finally:
-            await plane.close()
+            await replica.close()
 
 
-async def change(plane, **settings):
+async def change(replica, **settings):
     after = apply_change(
-        plane.state, parse_change({"reason": "a test", **settings}), who="ada", now=datetime.now(UTC), in_force=0.5
+        replica.state, parse_change({"reason": "a test", **settings}), who="ada", now=datetime.now(UTC), in_force=0.5
     )
-    return await plane.append(plane.head, after, who="ada", action="set", reason="a test")
+    return await replica.append(replica.head, after, who="ada", action="set", reason="a test")
 
 
 async def until(is_so):
@@ -51,14 +51,14 @@ async def until(is_so):
 
 def test_a_change_is_told_at_once_and_survives_the_process(store_url):
     async def first():
-        async with plane_of(store_url) as plane:
-            await change(plane, default_beta=0.8)
-            assert plane.seen == [0, 1]
+        async with replica_of(store_url) as replica:
+            await change(replica, default_beta=0.8)
+            assert replica.seen == [0, 1]
 
     async def second():
-        async with plane_of(store_url) as plane:
-            assert plane.seen == [1]
-            assert plane.state.default_beta == 0.8
+        async with replica_of(store_url) as replica:
+            assert replica.seen == [1]
+            assert replica.state.default_beta == 0.8
 
     asyncio.run(first())
     asyncio.run(second())
@@ -66,7 +66,7 @@ def test_a_change_is_told_at_once_and_survives_the_process(store_url):
 
 def test_two_servers_on_one_store_follow_each_other(store_url):
     async def both():
-        async with plane_of(store_url) as one, plane_of(store_url) as other:
+        async with replica_of(store_url) as one, replica_of(store_url) as other:
             for n in range(5):
                 await change(one if n % 2 else other, default_beta=n / 10)
                 await until(lambda n=n: one.head.revision == other.head.revision == n + 1)
@@ -82,7 +82,7 @@ def test_two_servers_on_one_store_follow_each_other(store_url):
 
 def test_what_is_due_is_done_once_by_whichever_server_is_first(store_url):
     async def both():
-        async with plane_of(store_url) as one, plane_of(store_url) as other:
+        async with replica_of(store_url) as one, replica_of(store_url) as other:
             await change(one, default_beta=0.9, ttl_s=1)
             await until(lambda: one.head.revision == other.head.revision == 2)
             assert one.state == other.state == SettingsState()
@@ -94,22 +94,22 @@ def test_what_is_due_is_done_once_by_whichever_server_is_first(store_url):
 
 def test_what_was_due_while_no_server_ran_is_done_at_the_start(store_url):
     async def run():
-        async with plane_of(store_url) as plane:
-            await change(plane, default_beta=0.9, ttl_s=1)
+        async with replica_of(store_url) as replica:
+            await change(replica, default_beta=0.9, ttl_s=1)
         await asyncio.sleep(1.1)
-        async with plane_of(store_url) as plane:
-            await until(lambda: plane.state.default_beta is None)
+        async with replica_of(store_url) as replica:
+            await until(lambda: replica.state.default_beta is None)
 
     asyncio.run(run())
 
 
 def test_waiting_for_a_revision_ends_with_it_or_with_the_time(store_url):
     async def run():
-        async with plane_of(store_url) as plane:
-            await plane.wait_beyond(0, 0.05)
-            waiting = asyncio.create_task(plane.wait_beyond(0, SOON_S))
+        async with replica_of(store_url) as replica:
+            await replica.wait_for_revision_after(0, 0.05)
+            waiting = asyncio.create_task(replica.wait_for_revision_after(0, SOON_S))
             await asyncio.sleep(0.01)
-            await change(plane, default_beta=0.9)
+            await change(replica, default_beta=0.9)
             await asyncio.wait_for(waiting, 1)
 
     asyncio.run(run())
@@ -117,25 +117,25 @@ def test_waiting_for_a_revision_ends_with_it_or_with_the_time(store_url):
 
 def test_a_postgresql_that_goes_away_leaves_what_was_known_in_force(postgres, tmp_path):
     async def run():
-        async with plane_of(postgres.url, tmp_path / "snapshot.json") as plane:
-            await change(plane, default_beta=0.8)
-            await until(lambda: (read_snapshot(tmp_path / "snapshot.json") or plane).head == plane.head)
+        async with replica_of(postgres.url, tmp_path / "snapshot.json") as replica:
+            await change(replica, default_beta=0.8)
+            await until(lambda: (read_snapshot(tmp_path / "snapshot.json") or replica).head == replica.head)
             postgres.stop()
-            await until(lambda: plane.reachable[-1] is False)
-            assert plane.state.default_beta == 0.8
+            await until(lambda: replica.reachable[-1] is False)
+            assert replica.state.default_beta == 0.8
             with pytest.raises(ControlStoreError):
-                await change(plane, default_beta=0.1)
-            assert plane.state.default_beta == 0.8
-        async with plane_of(postgres.url, tmp_path / "snapshot.json") as plane:
-            assert (plane.state.default_beta, plane.reachable) == (0.8, [False])
+                await change(replica, default_beta=0.1)
+            assert replica.state.default_beta == 0.8
+        async with replica_of(postgres.url, tmp_path / "snapshot.json") as replica:
+            assert (replica.state.default_beta, replica.reachable) == (0.8, [False])
             postgres.start()
-            await until(lambda: plane.reachable[-1] is True)
-        async with plane_of(postgres.url, tmp_path / "snapshot.json") as plane:
+            await until(lambda: replica.reachable[-1] is True)
+        async with replica_of(postgres.url, tmp_path / "snapshot.json") as replica:
             postgres.stop()
-            await until(lambda: plane.reachable[-1] is False)
+            await until(lambda: replica.reachable[-1] is False)
             postgres.start()
-            await until(lambda: plane.reachable[-1] is True)
-            await change(plane, default_beta=0.3)
+            await until(lambda: replica.reachable[-1] is True)
+            await change(replica, default_beta=0.3)
 
     try:
         asyncio.run(run())
@@ -145,15 +145,15 @@ def test_a_postgresql_that_goes_away_leaves_what_was_known_in_force(postgres, tm
 
 
 def start_without_store(tmp_path, snapshot, earlier=None):
-    """The plane of a server whose store was never there, as it begins."""
+    """The replica of a server whose store was never there, as it begins."""
 
     async def run():
         with contextlib.closing(RevisionStore(f"sqlite:///{tmp_path / 'missing' / 'control.db'}")) as store:
-            plane = SettingsReplica(store, snapshot, earlier)
-            await plane.open()
-            assert plane.unreachable_since is not None
-            await plane.close()
-            return plane
+            replica = SettingsReplica(store, snapshot, earlier)
+            await replica.open()
+            assert replica.unreachable_since is not None
+            await replica.close()
+            return replica
 
     return asyncio.run(run())
 
@@ -171,8 +171,8 @@ def test_a_start_without_the_store_serves_what_was_last_known(tmp_path, known, i
     snapshot = tmp_path / "snapshot.json"
     earlier = tmp_path / "model.last-known.json"
     write_snapshot(earlier if is_of_earlier_version else snapshot, known)
-    plane = start_without_store(tmp_path, snapshot, earlier)
-    assert (plane.head, plane.credentials) == (known.head, known.credentials)
+    replica = start_without_store(tmp_path, snapshot, earlier)
+    assert (replica.head, replica.credentials) == (known.head, known.credentials)
 
 
 def test_a_snapshot_of_an_earlier_version_holds_no_credentials_and_is_read(tmp_path, known):
@@ -180,8 +180,8 @@ def test_a_snapshot_of_an_earlier_version_holds_no_credentials_and_is_read(tmp_p
     document = json.loads((tmp_path / "snapshot.json").read_text())
     del document["credentials"]
     (tmp_path / "snapshot.json").write_text(json.dumps(document))
-    plane = start_without_store(tmp_path, tmp_path / "snapshot.json")
-    assert (plane.head, plane.credentials) == (known.head, None)
+    replica = start_without_store(tmp_path, tmp_path / "snapshot.json")
+    assert (replica.head, replica.credentials) == (known.head, None)
 
 
 @pytest.mark.parametrize("damage", [lambda text: text.replace("0.8", "0.1"), lambda text: text[:50], lambda text: "[]"])
@@ -189,8 +189,8 @@ def test_a_damaged_snapshot_is_not_used_and_the_log_says_so(tmp_path, known, cap
     snapshot = tmp_path / "snapshot.json"
     write_snapshot(snapshot, known)
     snapshot.write_text(damage(snapshot.read_text()))
-    plane = start_without_store(tmp_path, snapshot)
-    assert plane.head == REVISION_0
+    replica = start_without_store(tmp_path, snapshot)
+    assert replica.head == REVISION_0
     assert "the last known settings in" in caplog.text
     assert "the server's own defaults are in force" in caplog.text
 
@@ -199,19 +199,19 @@ def test_a_server_that_never_reached_its_store_follows_it_once_it_is_there(tmp_p
     async def run():
         file = tmp_path / "later" / "control.db"
         with contextlib.closing(RevisionStore(f"sqlite:///{file}")) as store:
-            plane = SettingsReplica(store, tmp_path / "snapshot.json")
-            await plane.open()
+            replica = SettingsReplica(store, tmp_path / "snapshot.json")
+            await replica.open()
             reachable = []
-            plane.tell(lambda row: None, reachable.append)
+            replica.subscribe(lambda row: None, reachable.append)
             assert reachable == [False]
             with contextlib.closing(RevisionStore(f"sqlite:///{tmp_path / 'elsewhere.db'}")) as elsewhere:
                 elsewhere.append(known.head)
             file.parent.mkdir()
             (tmp_path / "elsewhere.db").rename(file)
             await until(lambda: reachable[-1])
-            assert plane.head == known.head
+            assert replica.head == known.head
             await until(lambda: read_snapshot(tmp_path / "snapshot.json") == StoreSnapshot(known.head, ()))
-            await plane.close()
+            await replica.close()
 
     asyncio.run(run())
 
@@ -220,14 +220,14 @@ def test_a_store_that_was_replaced_by_an_older_one_is_not_followed(tmp_path):
     file = tmp_path / "control.db"
 
     async def run():
-        async with plane_of(f"sqlite:///{file}") as plane:
-            await change(plane, default_beta=0.9)
+        async with replica_of(f"sqlite:///{file}") as replica:
+            await change(replica, default_beta=0.9)
             for name in tmp_path.iterdir():
                 name.unlink()
             with contextlib.closing(RevisionStore(f"sqlite:///{file}")) as empty:
                 assert empty.head() == REVISION_0
-                await until(lambda: plane.reachable[-1] is False)
-            assert plane.state.default_beta == 0.9
+                await until(lambda: replica.reachable[-1] is False)
+            assert replica.state.default_beta == 0.9
 
     asyncio.run(run())
 
@@ -236,7 +236,7 @@ def test_a_change_by_another_process_is_seen_soon_on_sqlite(tmp_path):
     url = f"sqlite:///{tmp_path / 'control.db'}"
 
     async def run():
-        async with plane_of(url) as one, plane_of(url) as other:
+        async with replica_of(url) as one, replica_of(url) as other:
             took = []
             for n in range(10):
                 began = time.monotonic()
@@ -250,19 +250,19 @@ def test_a_change_by_another_process_is_seen_soon_on_sqlite(tmp_path):
 
 def test_a_row_of_a_newer_version_is_told_and_what_was_known_stays(store_url):
     async def run():
-        async with plane_of(store_url) as plane:
-            await change(plane, default_beta=0.7)
-            unknown = replace(plane.head, revision=2, after='{"default_beta": 0.1, "of_a_newer_version": 1}')
-            with plane.store.writing() as connection:
+        async with replica_of(store_url) as replica:
+            await change(replica, default_beta=0.7)
+            unknown = replace(replica.head, revision=2, after='{"default_beta": 0.1, "of_a_newer_version": 1}')
+            with replica.store.writing() as connection:
                 values = ", ".join(f":{name}" for name in vars(unknown))
                 connection.execute(sa.text(f"INSERT INTO tureen_revisions VALUES ({values})"), vars(unknown))
-            await until(lambda: plane.reachable[-1] is False)
+            await until(lambda: replica.reachable[-1] is False)
             with pytest.raises(ControlStoreError, match="newer"):
-                plane.check()
-            with plane.store.writing() as connection:
+                replica.raise_if_unreachable()
+            with replica.store.writing() as connection:
                 connection.execute(sa.text("DELETE FROM tureen_revisions WHERE revision = 2"))
-            await until(lambda: plane.reachable[-1] is True)
-            assert plane.state.default_beta == 0.7
+            await until(lambda: replica.reachable[-1] is True)
+            assert replica.state.default_beta == 0.7
 
     asyncio.run(run())
 
@@ -275,15 +275,15 @@ def test_what_is_due_and_cannot_be_written_is_an_alarm_until_it_can(store_url, m
         raise ControlStoreError("the disk is full")
 
     async def run():
-        async with plane_of(store_url) as plane:
-            await change(plane, default_beta=0.9, ttl_s=1)
+        async with replica_of(store_url) as replica:
+            await change(replica, default_beta=0.9, ttl_s=1)
             with monkeypatch.context() as patch:
-                patch.setattr(plane.store, "append", full)
+                patch.setattr(replica.store, "append", full)
                 await until(lambda: len(tried) >= 2)
-                await plane.refresh()
-                assert plane.reachable[-1] is False
-            await until(lambda: plane.reachable[-1] is True)
-            assert plane.state.default_beta is None
+                await replica.refresh()
+                assert replica.reachable[-1] is False
+            await until(lambda: replica.reachable[-1] is True)
+            assert replica.state.default_beta is None
 
     asyncio.run(run())
 
@@ -296,9 +296,9 @@ def test_what_is_due_on_a_store_that_lies_behind_is_tried_now_and_then_and_not_w
         raise StaleRevisionError(row.revision - 2)
 
     async def run():
-        async with plane_of(f"sqlite:///{tmp_path / 'control.db'}") as plane:
-            await change(plane, default_beta=0.9, ttl_s=1)
-            monkeypatch.setattr(plane.store, "append", stale)
+        async with replica_of(f"sqlite:///{tmp_path / 'control.db'}") as replica:
+            await change(replica, default_beta=0.9, ttl_s=1)
+            monkeypatch.setattr(replica.store, "append", stale)
             await until(lambda: tried)
             await asyncio.sleep(0.5)
             assert len(tried) <= 2
@@ -312,7 +312,7 @@ def test_a_counter_is_not_closed_under_whoever_reads_it(tmp_path):
     with contextlib.closing(RevisionStore(f"sqlite:///{file}")) as store:
         store.head()
         for _ in range(300):
-            counter = watching._Counter(file)
+            counter = notifications._CommitCounter(file)
             with ThreadPoolExecutor(2) as threads:
                 reads = [threads.submit(counter.read) for _ in range(4)]
                 counter.close()

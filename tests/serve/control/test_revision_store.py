@@ -192,9 +192,9 @@ import os, signal, sys, time
 from datetime import UTC, datetime
 import sqlalchemy as sa
 from serve.control.settings_state import SettingsState
-from serve.control.revision_store import Store, next_revision
+from serve.control.revision_store import RevisionStore, next_revision
 
-store, step, at = Store(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+store, step, at = RevisionStore(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 passed = 0
 
 def die(name):

@@ -27,7 +27,7 @@ from serve.processes.messages import (
     WorkerConfig,
     read_worker_config,
 )
-from serve.processes.supervisor import LONGEST_PAUSE_S, pause_s, share_of
+from serve.processes.supervisor import MAX_RESTART_DELAY_S, restart_delay_s, worker_settings
 from serve.processes.worker_start import EXIT_WITHOUT_SUPERVISOR
 from serve.settings import Settings
 from tests.patience import DEADLINE_S
@@ -45,17 +45,17 @@ def settings(**changes):
     ("workers", "threads", "streams", "share"), [(2, 8, 4, (4, 4)), (3, 8, 4, (2, 2)), (4, 2, 2, (1, 1))]
 )
 def test_threads_are_divided_and_not_multiplied(workers, threads, streams, share):
-    divided = share_of(settings(workers=workers, threads=threads, streams=streams, max_requests=10))
+    divided = worker_settings(settings(workers=workers, threads=threads, streams=streams, max_requests=10))
     assert (divided.threads, divided.streams) == share
     assert divided.max_requests * workers >= 10
     assert divided.workers == 1
 
 
 def test_a_worker_that_keeps_dying_is_started_ever_more_seldom():
-    pauses = [pause_s(deaths) for deaths in range(12)]
+    pauses = [restart_delay_s(deaths) for deaths in range(12)]
     assert pauses[:3] == [0, 0, 0.5]
     assert pauses == sorted(pauses)
-    assert pauses[-1] == LONGEST_PAUSE_S
+    assert pauses[-1] == MAX_RESTART_DELAY_S
 
 
 def test_a_message_of_many_labels_or_keys_comes_through_the_line_whole():
@@ -68,9 +68,9 @@ def test_a_message_of_many_labels_or_keys_comes_through_the_line_whole():
 
     async def pass_on():
         ours, theirs = socket.socketpair()
-        sender, receiver = await WorkerChannel.on(ours), await WorkerChannel.on(theirs)
+        sender, receiver = await WorkerChannel.connect(ours), await WorkerChannel.connect(theirs)
         for message in (control, serves):
-            sender.say(message)
+            sender.send(message)
         messages = receiver.messages()
         received = [await anext(messages) for _ in range(2)]
         sender.close()

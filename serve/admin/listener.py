@@ -1,0 +1,162 @@
+"""The operators' listener: its application, and the uvicorn server that runs it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Callable, Iterator
+
+import uvicorn
+from fastapi import APIRouter, Depends, FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+import tureen
+from serve.admin.auth import authenticate, refuse_unknown_parameters
+from serve.admin.job_routes import add_job_routes
+from serve.admin.operations import AdminOperations
+from serve.admin.settings_routes import add_settings_routes
+from serve.api.console.console_routes import add_console
+from serve.connection.graceful_shutdown import DrainingState
+from serve.connection.http_connection import protocol_class
+from serve.control.revision_store import RevisionStore
+from serve.control.worker_state import ApplySettings, WorkerState
+from serve.errors import AdminListenerError, ControlStoreError, InvalidParameterError
+from serve.http.problems import INTERNAL, headers_of, http_kind, kind_of, problem_response
+from serve.http.request_log import RequestLogMiddleware, access_fields
+from serve.limits import ConnectionLimits, trusted_hosts
+from serve.settings import Settings
+from serve.telemetry.metrics import Metrics
+from tureen.bundle.manifest import Manifest
+from tureen.errors import TureenError
+
+# The messages of these errors name paths, addresses and a database's own words. They belong in the log.
+_PUBLIC_DETAILS: dict[type[TureenError], str] = {
+    ControlStoreError: "the store of the operator's settings cannot be used, and nothing can be changed until it can: "
+    "see the server's log for the reason; the last known settings stay in force",
+    AdminListenerError: "other machines reach this address, and no credential was made for them: see the server's log",
+}
+
+
+class AdminListener:
+    """The operators' HTTP listener of one server, from `open` until `close`."""
+
+    def __init__(self, operations: AdminOperations, server: uvicorn.Server, listener: socket.socket) -> None:
+        """Starts to serve. listener: bound."""
+        self._operations = operations
+        self._server = server
+        self._serving = asyncio.create_task(server.serve(sockets=[listener]))
+
+    @classmethod
+    async def open(
+        cls,
+        settings: Settings,
+        manifest: Manifest,
+        store: RevisionStore,
+        listener: socket.socket,
+        metrics: Metrics,
+        *,
+        apply: ApplySettings,
+        workers: Callable[[], list[WorkerState]],
+    ) -> AdminListener:
+        """Apply the settings in force, then listen, also while the store is unreachable.
+
+        Raises AdminListenerError as `AdminOperations.open` does.
+        """
+        operations = await AdminOperations.open(settings, manifest, store, metrics, apply=apply, workers=workers)
+        return cls(operations, _AdminUvicorn(_config(settings, operations)), listener)
+
+    def show_model(self, manifest: Manifest) -> None:
+        """Show operators this model. Called when every process serves it."""
+        self._operations.show_model(manifest)
+
+    def notify_workers_changed(self) -> None:
+        """Wake the requests that wait until every worker has applied a revision."""
+        self._operations.notify_workers_changed()
+
+    async def close(self) -> None:
+        """Stop listening, then close the operations and their store."""
+        self._server.should_exit = True
+        await self._serving
+        await self._operations.close()
+
+
+def create_admin_app(operations: AdminOperations) -> FastAPI:
+    """Returns the application of the operators' listener."""
+    app = FastAPI(
+        title="Tureen, for operators",
+        version=tureen.__version__,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        telemetry={"tracing": False, "metrics": False, "logs": False},
+    )
+    app.state.operations = operations
+    app.add_middleware(RequestLogMiddleware, metrics=operations.metrics)
+    app.add_exception_handler(TureenError, _problem)
+    app.add_exception_handler(HTTPException, _http_problem)
+    app.add_exception_handler(RequestValidationError, _query_problem)
+    router = APIRouter(dependencies=[Depends(authenticate), Depends(refuse_unknown_parameters)])
+    add_settings_routes(router, operations)
+
+    @router.get("/metrics")
+    async def metrics() -> Response:
+        body, media_type = operations.metrics.render()
+        return Response(body, media_type=media_type)
+
+    add_job_routes(router, operations)
+    app.include_router(router)
+    add_console(app, lambda: (operations.manifest, operations.current_settings()), is_operators=True)
+    return app
+
+
+async def _problem(request: Request, error: Exception) -> JSONResponse:
+    kind = kind_of(error)
+    if kind is INTERNAL:
+        raise error
+    access_fields(request.scope)["code"] = kind.code
+    detail = next((text for cls, text in _PUBLIC_DETAILS.items() if isinstance(error, cls)), str(error))
+    return problem_response(kind, detail, headers_of(error))
+
+
+async def _http_problem(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    kind = http_kind(error.status_code)
+    access_fields(request.scope)["code"] = kind.code
+    return problem_response(kind, kind.title, dict(error.headers or {}))
+
+
+async def _query_problem(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    name = str(error.errors()[0]["loc"][-1])[:40]
+    return await _problem(request, InvalidParameterError(f"the parameter {name} has an invalid value"))
+
+
+def _config(settings: Settings, operations: AdminOperations) -> uvicorn.Config:
+    limits = ConnectionLimits(hosts=trusted_hosts(settings.allowed_hosts, settings.admin_host))
+    return uvicorn.Config(
+        create_admin_app(operations),
+        http=protocol_class(limits, lambda method, path: None, operations.metrics),
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=settings.keep_alive_s,
+        timeout_graceful_shutdown=1,  # a request that waits for a revision must not delay the end of the server
+    )
+
+
+class _AdminUvicorn(uvicorn.Server):
+    """Leaves signals to the server that it belongs to."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.server_state = DrainingState()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield

@@ -1,0 +1,72 @@
+"""The first credential of a service, and the file in the state directory that keeps its token."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from serve.control.credential_store import Credential, Credentials, make_secret
+from serve.control.state_directory import TOKEN_FILE, locked, make_state_directory
+from serve.errors import AdminListenerError, ControlStoreError, InvalidChangeError
+from serve.limits import is_loopback
+from serve.settings import Settings
+from tureen.atomic_file import write_atomically
+
+LOCAL = "local"  # the name of the credential whose token is in the state directory
+
+logger = logging.getLogger("tureen.admin")
+
+
+def refuse_open_listener(credentials: Sequence[Credential], settings: Settings) -> None:
+    """Raises AdminListenerError if other machines reach the listener and only the local credential exists.
+
+    The token of the local credential is for this machine alone.
+    """
+    if not is_loopback(settings.admin_host) and all(credential.name == LOCAL for credential in credentials):
+        raise AdminListenerError(
+            f"--admin-host {settings.admin_host} is reachable from other machines, and no credential was made: run "
+            "`tureen credentials BUNDLE make NAME` first, or keep --admin-host at 127.0.0.1"
+        )
+
+
+def prepare_credentials(credentials: Credentials, settings: Settings) -> None:
+    """Make the local credential if the store has no credential, and write its token to the state directory.
+
+    If several servers start on an empty store, one of them makes it. The others have no token in their directories.
+    Raises ControlStoreError or AdminListenerError.
+    """
+    make_state_directory(settings.state_dir)
+    known = credentials.all()
+    refuse_open_listener(known, settings)
+    if known:
+        return
+    file = settings.state_dir / TOKEN_FILE
+    try:
+        secret, is_new = _read_or_make_token(file)
+    except OSError as error:
+        raise ControlStoreError(f"the operator's token cannot be kept in {file}: {error.strerror}") from None
+    if credentials.is_revoked(secret):
+        logger.warning(
+            "the store has no credential, and the token in %s was revoked: run `tureen credentials BUNDLE make NAME`",
+            file,
+        )
+        return
+    try:
+        credentials.make(LOCAL, "operate", secret)
+    except InvalidChangeError:  # another server made it first
+        if credentials.of(secret) is None:
+            if is_new:
+                file.unlink(missing_ok=True)
+            logger.info("the operator's token is in the state directory of the server that started first")
+            return
+    logger.info("the operator's token is in %s", file)
+
+
+def _read_or_make_token(file: Path) -> tuple[str, bool]:
+    """Returns the token, and whether this process made it. Raises OSError or ControlStoreError."""
+    with locked(file.parent):  # otherwise another process could read a file that is not written yet
+        is_new = not file.exists()
+        if is_new:
+            write_atomically(file, f"{make_secret()}\n".encode(), mode=0o600)
+        return file.read_text("utf-8-sig").strip(), is_new
