@@ -34,8 +34,8 @@ from tureen.errors import TureenError
 
 # The messages of these errors name paths, addresses and a database's own words. They belong in the log.
 _PUBLIC_DETAILS: dict[type[TureenError], str] = {
-    ControlStoreError: "the store of the operator's settings cannot be used, and nothing can be changed until it can: "
-    "see the server's log for the reason; the last known settings stay in force",
+    ControlStoreError: "the store of the operator's settings cannot be used; the last known settings stay in force and "
+    "cannot be changed: see the server's log for the reason",
     AdminListenerError: "other machines reach this address, and no credential was made for them: see the server's log",
 }
 

@@ -1,8 +1,15 @@
 """Chooses the β of an image. Pure: knows no HTTP, store or engine.
 
-The first of these that exists decides: β of the request, policy of the request, policy of the API key, canary,
-operator's default, default of the server (--default-beta) or of the bundle. β of a request, policies that a request
-names, and defaults are within the operator's bounds. The policy of an API key may be outside: the operator chose it.
+The first of these that exists decides:
+
+1. β of the request
+2. policy that the request names
+3. policy of the API key
+4. canary
+5. operator's default
+6. default of the server, from --default-beta or the bundle
+
+All but the policy of an API key are within the operator's bounds. That policy may be outside: the operator chose it.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The tables of the store, as ordered migrations, and the version of the schema. Knows SQL and no rows.
 
 A migration is a list of statements that SQLite and PostgreSQL both take. Each one runs once, under a lock, in one
-transaction with the row that records its version. A migration that was released never changes. A migration leaves
-tables that the version of Tureen before it can still use: a new column has a default, and no column is removed while
-servers of that version may run.
+transaction with the row that records its version. A migration that was released never changes. After a
+migration, the version of Tureen before it can still use the tables. A new column has a default. No column is removed
+while servers of that version may run.
 """
 
 from __future__ import annotations

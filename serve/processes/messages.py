@@ -39,7 +39,7 @@ class WorkerConfig(BaseModel):
     """To a worker, first: everything that it needs to start."""
 
     kind: Literal["orders"] = "orders"
-    worker: int = Field(description="number of the worker and index of its own listener")
+    worker: int = Field(description="number of the worker, and index of its listener")
     settings: Settings = Field(description="settings of this worker: its share of threads, permits and memory")
     listeners: list[int] = Field(description="file descriptors of all listeners, by worker")
     metrics: str = Field(description="directory for the metrics of all workers")

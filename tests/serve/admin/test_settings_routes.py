@@ -1,4 +1,4 @@
-"""The operator's listener of real servers: what changes, what everybody is told, and who is kept out."""
+"""The operators' listener of real servers: changes, the responses to them, and refused requests."""
 
 import base64
 import contextlib

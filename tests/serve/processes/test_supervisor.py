@@ -200,7 +200,7 @@ def test_every_worker_answers_grpc_on_one_port(start_server, host):
     (port,) = {line["message"].rpartition(" ")[2] for line in server.log() if "gRPC listens on" in line["message"]}
 
     def every_worker_has_answered():
-        # A connection of its own each time, which the kernel gives to any of the workers.
+        # A separate connection each time, which the kernel gives to any of the workers.
         options = [("grpc.use_local_subchannel_pool", 1)]
         with grpc.insecure_channel(f"[{host}]:{port}" if ":" in host else f"{host}:{port}", options) as channel:
             check = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=DEADLINE_S)
