@@ -22,15 +22,15 @@ RETRY_S = 1.0
 logger = logging.getLogger("tureen.control")
 
 
-def store_changes(store: RevisionStore) -> AsyncGenerator[None, None]:
-    """Yields when the store may have changed, and at least every MAX_INTERVAL_S, also while it is unreachable.
+def store_changes(store: RevisionStore, *, max_interval_s: float = MAX_INTERVAL_S) -> AsyncGenerator[None, None]:
+    """Yields when the store may have changed, and at least every max_interval_s, also while it is unreachable.
 
     The caller closes the generator.
     """
-    return _sqlite_changes(store) if store.is_sqlite else _notifications(store)
+    return _sqlite_changes(store, max_interval_s) if store.is_sqlite else _notifications(store, max_interval_s)
 
 
-async def _sqlite_changes(store: RevisionStore) -> AsyncGenerator[None, None]:
+async def _sqlite_changes(store: RevisionStore, max_interval_s: float) -> AsyncGenerator[None, None]:
     polls, seen = 0, -1
     counter = _CommitCounter(store.file or Path())
     try:
@@ -40,7 +40,7 @@ async def _sqlite_changes(store: RevisionStore) -> AsyncGenerator[None, None]:
             except sqlite3.Error:
                 version = seen  # reading the head of the store reports the error
             polls += 1
-            if version != seen or polls * SQLITE_POLL_S >= MAX_INTERVAL_S:
+            if version != seen or polls * SQLITE_POLL_S >= max_interval_s:
                 seen, polls = version, 0
                 yield
             await asyncio.sleep(SQLITE_POLL_S)
@@ -90,7 +90,7 @@ class _CommitCounter:
             self._connection = None
 
 
-async def _notifications(store: RevisionStore) -> AsyncGenerator[None, None]:
+async def _notifications(store: RevisionStore, max_interval_s: float) -> AsyncGenerator[None, None]:
     import psycopg  # needs an extra
 
     url = store.url.set(drivername="postgresql").render_as_string(hide_password=False)
@@ -102,7 +102,7 @@ async def _notifications(store: RevisionStore) -> AsyncGenerator[None, None]:
                 await connection.execute(f"LISTEN {CHANNEL}")
                 yield
                 while True:
-                    async for _ in connection.notifies(timeout=MAX_INTERVAL_S, stop_after=1):
+                    async for _ in connection.notifies(timeout=max_interval_s, stop_after=1):
                         pass
                     yield
         except psycopg.Error:

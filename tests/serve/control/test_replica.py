@@ -4,14 +4,12 @@ import asyncio
 import contextlib
 import json
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
 import sqlalchemy as sa
 
-from serve.control import notifications
 from serve.control.change import apply_change, parse_change
 from serve.control.credential_store import Credential
 from serve.control.replica import SettingsReplica, StoreSnapshot, read_snapshot, write_snapshot
@@ -304,16 +302,3 @@ def test_what_is_due_on_a_store_that_lies_behind_is_tried_now_and_then_and_not_w
             assert len(tried) <= 2
 
     asyncio.run(run())
-
-
-def test_a_counter_is_not_closed_under_whoever_reads_it(tmp_path):
-    """Such as a server's end just when its thread looks: SQLite would crash the process."""
-    file = tmp_path / "control.db"
-    with contextlib.closing(RevisionStore(f"sqlite:///{file}")) as store:
-        store.head()
-        for _ in range(300):
-            counter = notifications._CommitCounter(file)
-            with ThreadPoolExecutor(2) as threads:
-                reads = [threads.submit(counter.read) for _ in range(4)]
-                counter.close()
-                assert all(isinstance(read.result(), int) for read in reads)

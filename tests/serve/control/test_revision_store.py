@@ -15,13 +15,11 @@ from multiprocessing import get_context
 import pytest
 import sqlalchemy as sa
 
-from serve.control.credential_store import Credentials
 from serve.control.revision_store import REVISION_0, RevisionStore, next_revision
 from serve.control.settings_state import SettingsState
 from serve.errors import (
     BrokenHistoryError,
     ControlStoreError,
-    InvalidChangeError,
     StaleRevisionError,
     UnknownRevisionError,
 )
@@ -114,22 +112,6 @@ def test_sqlite_keeps_what_it_acknowledged_through_a_power_cut(tmp_path):
     with contextlib.closing(RevisionStore(url)) as store, store.reading() as connection:
         assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
         assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2  # FULL
-
-
-def test_a_credential_stands_for_a_name_and_its_secret_is_kept_nowhere(store):
-    credentials = Credentials(store)
-    secret = credentials.make("ada", "operate")
-    reader = credentials.make("dashboard", "read")
-    assert credentials.of(secret).may_operate
-    assert not credentials.of(reader).may_operate
-    for wrong in ("", secret[:-1], secret + "x", "tureen_"):
-        assert credentials.of(wrong) is None
-    with store.reading() as connection:
-        assert secret not in str(connection.execute(sa.text("SELECT * FROM tureen_credentials")).all())
-    with pytest.raises(InvalidChangeError):
-        credentials.make("ada", "read")
-    credentials.revoke("ada")
-    assert credentials.of(secret) is None
 
 
 def write_many(url, seed, seconds):

@@ -1,14 +1,10 @@
 """Several worker processes as one server: one port, one set of metrics, the dead replaced, none left behind."""
 
-import asyncio
 import contextlib
 import http.client
-import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -17,21 +13,9 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from serve.control.settings_state import MAX_KEYS, KeyPolicy, SettingsState
-from serve.processes.messages import (
-    Accept,
-    ReloadResult,
-    ServedModel,
-    SettingsUpdate,
-    WorkerChannel,
-    WorkerConfig,
-    read_worker_config,
-)
 from serve.processes.supervisor import MAX_RESTART_DELAY_S, restart_delay_s, worker_settings
-from serve.processes.worker_start import EXIT_WITHOUT_SUPERVISOR
 from serve.settings import Settings
 from tests.patience import DEADLINE_S
-from tureen.bundle.bundle import load_bundle
 from tureen.commands.demo import EXAMPLES
 
 READ = "/v1"  # stands for no route: answered 404 by whichever worker
@@ -56,43 +40,6 @@ def test_a_worker_that_keeps_dying_is_started_ever_more_seldom():
     assert pauses[:3] == [0, 0, 0.5]
     assert pauses == sorted(pauses)
     assert pauses[-1] == MAX_RESTART_DELAY_S
-
-
-def test_a_message_of_many_labels_or_keys_comes_through_the_line_whole():
-    keys = {f"{n:064}": KeyPolicy(name=f"{n:063}", policy="p" * 63) for n in range(MAX_KEYS)}
-    control = SettingsUpdate(
-        revision=1, state=SettingsState(policies={"p" * 63: 0.5}, api_keys=keys), is_reachable=True
-    )
-    manifest = load_bundle(EXAMPLES / "cifar10").manifest
-    serves = ServedModel(manifest=manifest.model_copy(update={"labels": [f"label {n}" for n in range(100_000)]}))
-
-    async def pass_on():
-        ours, theirs = socket.socketpair()
-        sender, receiver = await WorkerChannel.connect(ours), await WorkerChannel.connect(theirs)
-        for message in (control, serves):
-            sender.send(message)
-        messages = receiver.messages()
-        received = [await anext(messages) for _ in range(2)]
-        sender.close()
-        receiver.close()
-        return received
-
-    assert asyncio.run(pass_on()) == [control, serves]
-
-
-def test_orders_come_through_the_line_whole():
-    ours, theirs = socket.socketpair()
-    orders = WorkerConfig(worker=1, settings=settings(default_beta=0.25), listeners=[5, 6], metrics="/somewhere")
-    with ours, theirs:
-        ours.sendall(orders.model_dump_json().encode() + b"\n" + Accept(listeners={1}).model_dump_json().encode())
-        assert read_worker_config(theirs) == orders
-        assert Accept.model_validate_json(theirs.recv(1000)) == Accept(listeners={1})
-    ours, theirs = socket.socketpair()
-    with theirs:
-        ours.close()
-        with pytest.raises(EOFError):
-            read_worker_config(theirs)
-    assert json.loads(ReloadResult(ok=False).model_dump_json()) == {"kind": "reloaded", "ok": False}
 
 
 def test_any_worker_answers_for_the_metrics_of_all_and_leaves_no_file(start_server, tmp_path):
@@ -268,30 +215,6 @@ def test_after_the_supervisor_is_killed_a_server_can_be_started_on_its_ports_at_
     following.port = server.port
     following.wait_until_ready(2)
     assert following.end() == 0
-
-
-def test_a_worker_whose_threads_are_all_busy_ends_with_its_supervisor():
-    """As in a call of the engine, or while a slow engine is compiled."""
-    ours, theirs = socket.socketpair()
-    program = (
-        "import sys, time; from serve.processes.worker_start import watch_supervisor; "
-        "watch_supervisor(int(sys.argv[1])); print(flush=True); time.sleep(3600)"
-    )
-    with ours, theirs:
-        descriptor = theirs.fileno()
-        command = [sys.executable, "-c", program, str(descriptor)]
-        with subprocess.Popen(command, pass_fds=[descriptor], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as worker:
-            theirs.close()
-            try:
-                worker.stdout.readline()
-                ours.sendall(b"a message that nobody reads")
-                with pytest.raises(subprocess.TimeoutExpired):
-                    worker.wait(0.2)
-                ours.close()
-                assert worker.wait(DEADLINE_S) == EXIT_WITHOUT_SUPERVISOR
-                assert b"the supervisor ended" in worker.stderr.read()
-            finally:
-                worker.kill()
 
 
 def is_running(pid):

@@ -1,0 +1,32 @@
+"""The expected accuracy at a default β, from the measured rows of a bundle."""
+
+import pytest
+
+from serve.admin.expected_accuracy import expected_accuracy
+from tureen.bundle.bundle import load_bundle
+from tureen.commands.demo import EXAMPLES
+
+
+def test_expected_accuracy_is_what_was_measured_or_between_two_measured_rows():
+    manifest = load_bundle(EXAMPLES / "cifar10").manifest
+    rows = sorted(manifest.accuracy, key=lambda row: row.beta)
+    exact = expected_accuracy(manifest, rows[1].beta)
+    assert (exact["clean"]["value"], exact["interpolated"]) == (rows[1].clean.value, False)
+    middle = expected_accuracy(manifest, (rows[0].beta + rows[1].beta) / 2)
+    assert middle["interpolated"]
+    assert middle["robust"]["value"] == pytest.approx((rows[0].robust.value + rows[1].robust.value) / 2)
+
+
+@pytest.mark.parametrize("side", ["below", "above"])
+def test_no_accuracy_is_expected_outside_the_measured_betas(side):
+    manifest = load_bundle(EXAMPLES / "cifar10").manifest
+    rows = sorted(manifest.accuracy, key=lambda row: row.beta)
+    inner = manifest.model_copy(update={"accuracy": rows[1:-1]})
+    assert len(rows) >= 3
+    assert expected_accuracy(inner, rows[0].beta if side == "below" else rows[-1].beta) is None
+
+
+def test_no_accuracy_is_expected_without_a_beta_or_without_measured_rows():
+    manifest = load_bundle(EXAMPLES / "cifar10").manifest
+    assert expected_accuracy(manifest, None) is None
+    assert expected_accuracy(manifest.model_copy(update={"accuracy": []}), 0.5) is None
