@@ -10,6 +10,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+PACKAGES = ("tureen", "training", "export", "serve", "benchmarks")
+# Rooms whose text is not rewritten yet. Remove each from the list with its last ruled-out word.
+UNFINISHED = ("admin", "api", "commands", "control", "oip", "processes", "server.py")
+SOURCES = sorted(
+    path
+    for package in PACKAGES
+    for path in (ROOT / package).rglob("*.py")
+    if "_pb2" not in path.name and not any(path.is_relative_to(ROOT / "serve" / room) for room in UNFINISHED)
+)
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 README = ROOT / "README.md"
 LOG = ROOT / "docs" / "LOG.md"  # experiments as they were noted on their day
@@ -29,11 +38,14 @@ RULED_OUT = {
     r"save that": "except that",
     r"as [^.;:,]{1,40} has it": "as X defines it",
     r"by now": "leave it out",
+    r"(?<!all )(?<!β )at once": "immediately, or at the same time",
+    r"stated": "given, documented, measured",
     r"has it looked at|is looked at|looked at again": "re-checks it",
     r"is made of it": "the name of the operation",
     r"journeys?|wak(?:ing|en)|desks?|riddles?": "the term of the field",
 }
 PATTERN = re.compile("|".join(rf"\b(?:{words})\b" for words in RULED_OUT), re.IGNORECASE)
+TITLE = re.compile(r"(?:What (?:is|comes of|becomes of)|Whatever|Whoever)\b")  # a title names the thing
 MAX_WORDS = 30
 CODE = re.compile(r"``[^`]*``|`[^`\n]*`")
 
@@ -82,6 +94,19 @@ def words(sentence: str) -> int:
 
 def found_in(lines: Iterator[tuple[int, str]]) -> list[str]:
     return [f"line {number}: {match[0]!r}" for number, text in lines for match in PATTERN.finditer(text)]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_docstring_comment_or_message_has_a_word_that_is_ruled_out(path):
+    assert found_in(texts(path.read_text())) == []
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_docstring_begins_with_what_is_or_whoever(path):
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, documented)]
+    docstrings = [ast.get_docstring(node) or "" for node in nodes]
+    assert [text for text in docstrings if TITLE.match(text)] == []
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)

@@ -83,7 +83,7 @@ class DualGroupNorm(_DualNorm):
         self.groups = groups
 
     def forward(self, x: Tensor, betas: Tensor) -> Tensor:
-        """Return x (B, C, H, W) normalised, each row with scale and offset of its own β of betas (B,)."""
+        """Return x (B, C, H, W) normalised, each row with the scale and offset for its β in betas (B,)."""
         return _affine(F.group_norm(x, self.groups), self.weight, self.bias, betas)
 
 

@@ -77,7 +77,7 @@ class DualLayerNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(2, width))
 
     def forward(self, x: Tensor, betas: Tensor) -> Tensor:
-        """Return x (B, …, D) normalised, each row with scale and offset of its own β of betas (B,)."""
+        """Return x (B, …, D) normalised, each row with the scale and offset for its β in betas (B,)."""
         column = betas[:, None]
         scale, offset = (
             mix(p[0], p[1], column).view(len(x), *[1] * (x.ndim - 2), -1) for p in (self.weight, self.bias)
