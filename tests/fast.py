@@ -27,13 +27,13 @@ SLOW_PATHS = (
 # … or many processes or folders: five seconds or more.
 SLOW_TESTS = frozenset({
     "test_a_migration_waits_for_a_lock_no_longer_than_its_limit",
-    "test_a_process_killed_at_any_step_leaves_a_change_whole_or_not_made",
+    "test_a_process_killed_at_any_step_leaves_a_change_complete_or_absent",
     "test_a_process_killed_at_random_has_lost_nothing_it_acknowledged",
     "test_an_archive_whose_links_lead_through_too_many_folders_is_refused",
-    "test_servers_that_start_at_once_on_an_empty_store_make_its_tables_once",
+    "test_servers_that_start_together_on_an_empty_store_create_its_tables_once",
     "test_ten_thousand_malformed_images_give_pixels_or_an_image_error_quickly_and_no_warning",
     "test_worker_processes_decode_like_one_process",
-    "test_writers_and_readers_in_processes_of_their_own_see_one_history",
+    "test_writers_and_readers_in_separate_processes_see_one_history",
 })  # fmt: skip
 
 

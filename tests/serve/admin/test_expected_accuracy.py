@@ -7,7 +7,7 @@ from tureen.bundle.bundle import load_bundle
 from tureen.commands.demo import EXAMPLES
 
 
-def test_expected_accuracy_is_what_was_measured_or_between_two_measured_rows():
+def test_expected_accuracy_is_measured_or_interpolated_between_measured_rows():
     manifest = load_bundle(EXAMPLES / "cifar10").manifest
     rows = sorted(manifest.accuracy, key=lambda row: row.beta)
     exact = expected_accuracy(manifest, rows[1].beta)

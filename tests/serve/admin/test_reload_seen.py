@@ -40,7 +40,7 @@ def replace_with_following(bundle):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_after_a_reload_operators_see_what_the_bundle_that_serves_promises(
+def test_after_a_reload_operators_see_the_accuracy_of_the_active_bundle(
     start_server,
     example_bundle,
     tmp_path,

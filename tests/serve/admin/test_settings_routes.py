@@ -35,7 +35,7 @@ def classify(server, image, query="", **headers):
     return status, json.loads(body)
 
 
-def test_an_operator_changes_the_default_and_every_answer_tells_it(start_operated, image):
+def test_an_operator_changes_the_default_and_every_response_has_it(start_operated, image):
     server, operator = start_operated()
     status, head, before = operator.ask("GET", "/admin/beta")
     assert (status, head["ETag"], before["default_beta_source"]) == (200, '"0"', "bundle")
@@ -61,7 +61,7 @@ def test_an_operator_changes_the_default_and_every_answer_tells_it(start_operate
     assert server.metric("tureen_settings_revision") == 2
 
 
-def test_a_change_for_a_while_reverts_and_one_that_is_planned_can_be_cancelled(start_operated, image):
+def test_a_temporary_change_reverts_and_a_planned_one_can_be_cancelled(start_operated, image):
     server, operator = start_operated()
     state = operator.change(default_beta=0.9, ttl_s=1)
     assert [plan["kind"] for plan in state["pending"]] == ["revert"]
@@ -83,7 +83,7 @@ def test_settings_survive_the_server(start_operated):
     assert operator.ask("GET", "/admin/beta")[2]["default_beta"] == 0.6
 
 
-def test_bounds_hold_for_what_clients_choose_and_a_key_stands_for_what_the_operator_chose(start_operated, image):
+def test_bounds_apply_to_the_beta_of_clients_and_a_key_stands_for_the_beta_of_the_operator(start_operated, image):
     server, operator = start_operated()
     operator.change(default_beta=0.8, beta_min=0.5, policies={"uploads": 0.9, "internal": 0.0})
     assert classify(server, image, "?beta=0.4")[1]["code"] == "beta_out_of_bounds"
@@ -106,7 +106,7 @@ def test_bounds_hold_for_what_clients_choose_and_a_key_stands_for_what_the_opera
     assert operator.ask("DELETE", "/admin/keys/crawler?reason=left", revision=3)[0] == 200
 
 
-def test_nobody_gets_less_than_the_floor_by_choosing_nothing(start_operated, image):
+def test_a_request_without_a_beta_gets_at_least_the_floor(start_operated, image):
     server, operator = start_operated()
     assert classify(server, image)[1]["beta"] == 0
     assert operator.change(beta_min=0.5)["default_beta"] == 0.5
@@ -114,7 +114,7 @@ def test_nobody_gets_less_than_the_floor_by_choosing_nothing(start_operated, ima
     assert (answer["beta"], answer["beta_source"]) == (0.5, "operator")
 
 
-def test_an_old_store_in_the_place_of_the_one_in_force_lets_nobody_in_again(start_operated, tmp_path):
+def test_an_old_copy_of_the_store_does_not_restore_revoked_credentials(start_operated, tmp_path):
     server, operator = start_operated()
     file = next((tmp_path / "state").glob("*.db"))
     with contextlib.closing(RevisionStore(f"sqlite:///{file}")) as store:
@@ -143,7 +143,7 @@ def test_an_old_store_in_the_place_of_the_one_in_force_lets_nobody_in_again(star
     assert operator.ask("GET", "/admin/beta")[2]["default_beta"] == 0.9
 
 
-def test_who_was_revoked_stays_so_over_a_restart(start_operated, run_tureen, tmp_path):
+def test_a_revoked_credential_stays_revoked_after_a_restart(start_operated, run_tureen, tmp_path):
     server, operator = start_operated()
     where = ("credentials", EXAMPLES / "cifar10", "--state-dir", tmp_path / "state")
     assert run_tureen(*where, "revoke", "local").returncode == 0
@@ -173,7 +173,7 @@ def test_a_policy_is_chosen_over_the_inference_protocol_too(start_operated, imag
         assert infer(**wrong)[0] == 400
 
 
-def test_a_canary_gets_its_share_and_whoever_is_on_it_stays(start_operated, image):
+def test_a_canary_gets_its_share_and_its_clients_stay(start_operated, image):
     server, operator = start_operated()
     operator.change(default_beta=0.2, canary={"beta": 0.9, "share": 0.3})
     sides = [classify(server, image, x_request_key=f"user {n}")[1]["beta_source"] for n in range(100)]
@@ -189,7 +189,7 @@ def test_a_canary_gets_its_share_and_whoever_is_on_it_stays(start_operated, imag
         )
 
 
-def test_every_worker_follows_and_one_that_is_replaced_begins_where_the_others_are(start_operated, image):
+def test_every_worker_applies_a_change_and_a_replaced_one_starts_with_it(start_operated, image):
     server, operator = start_operated("--workers", 2, processes=2)
     operator.change(default_beta=0.7)
     deadline = time.monotonic() + SOON_S
@@ -202,7 +202,7 @@ def test_every_worker_follows_and_one_that_is_replaced_begins_where_the_others_a
     assert {classify(server, image)[1]["revision"] for _ in range(20)} == {1}
 
 
-def test_an_address_of_everybodys_needs_a_credential_that_was_made(start_server, tmp_path):
+def test_a_public_admin_address_needs_a_created_credential(start_server, tmp_path):
     server = start_server("--state-dir", tmp_path / "state", "--admin-host", "0.0.0.0")
     assert server.process.wait(DEADLINE_S) == 1
     assert "credential" in server.log_file.read_text()
@@ -302,7 +302,7 @@ def test_more_than_forty_ways_in_are_refused_and_change_nothing(start_operated):
         assert server.ask("GET", path, headers={"Authorization": f"Bearer {operator.token}"})[0] == 404
 
 
-def test_whoever_may_only_look_changes_nothing(start_operated, run_tureen, tmp_path):
+def test_a_read_only_credential_changes_nothing(start_operated, run_tureen, tmp_path):
     _, operator = start_operated()
     made = run_tureen("credentials", EXAMPLES / "cifar10", "--state-dir", tmp_path / "state", "make", "dashboard")
     reader = made.stdout.strip()

@@ -101,7 +101,7 @@ def test_a_server_starts_on_the_last_known_settings_and_follows_postgresql_once_
     assert classify(server, image)[1]["beta"] == 0.3
 
 
-def test_a_server_that_never_knew_its_store_starts_on_its_own_defaults_and_says_so(
+def test_a_server_that_never_reached_its_store_starts_on_its_defaults_and_logs_it(
     start_server,
     postgres,
     postgres_url,
@@ -125,7 +125,7 @@ def test_a_server_that_never_knew_its_store_starts_on_its_own_defaults_and_says_
     assert operator.change(default_beta=0.6)["revision"] == 1
 
 
-def test_an_address_of_everybodys_lets_nobody_in_until_a_credential_was_made(
+def test_a_public_admin_address_refuses_all_until_a_credential_exists(
     start_server, run_tureen, postgres, postgres_url, tmp_path
 ):
     postgres.stop()
@@ -146,7 +146,7 @@ def test_an_address_of_everybodys_lets_nobody_in_until_a_credential_was_made(
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_server_whose_state_directory_cannot_be_made_serves_and_says_so(start_server, tmp_path, image, workers):  # noqa: F811
+def test_a_server_whose_state_directory_cannot_be_created_serves_and_logs_it(start_server, tmp_path, image, workers):  # noqa: F811
     (tmp_path / "file").write_text("")
     server = start_server("--state-dir", tmp_path / "file" / "state", "--workers", workers)
     server.wait_until_ready(workers)
@@ -156,7 +156,7 @@ def test_a_server_whose_state_directory_cannot_be_made_serves_and_says_so(start_
     assert "Traceback" not in server.log_file.read_text()
 
 
-def test_a_server_whose_sqlite_directory_is_read_only_serves_what_was_last_known(start_operated, tmp_path, image):  # noqa: F811
+def test_a_server_whose_sqlite_directory_is_read_only_serves_the_last_known_settings(start_operated, tmp_path, image):  # noqa: F811
     server, operator = start_operated()
     operator.change(default_beta=0.7)
     state = tmp_path / "state"
@@ -176,7 +176,7 @@ def test_a_server_whose_sqlite_directory_is_read_only_serves_what_was_last_known
         state.chmod(0o755)
 
 
-def test_a_server_whose_database_is_damaged_serves_what_was_last_known_and_overwrites_nothing(
+def test_a_server_whose_database_is_damaged_serves_the_last_known_settings_and_overwrites_nothing(
     start_operated,
     tmp_path,
     image,  # noqa: F811
@@ -198,7 +198,7 @@ def test_a_server_whose_database_is_damaged_serves_what_was_last_known_and_overw
     server.wait_for(lambda: server.metric("tureen_control_store_reachable") == 1, "the store back")
 
 
-def test_one_store_serves_whatever_model_lies_there(start_server, example_bundle, tmp_path, image):  # noqa: F811
+def test_the_settings_of_a_store_apply_to_another_bundle(start_server, example_bundle, tmp_path, image):  # noqa: F811
     state = tmp_path / "state"
     server = start_server("--state-dir", state, bundle=example_bundle)
     server.wait_until_ready()
@@ -295,7 +295,7 @@ def test_jobs_begin_once_the_store_that_was_away_is_back(start_server, postgres,
     server.wait_for(lambda: operator.ask("GET", f"/jobs/{record['id']}")[2]["state"] == "succeeded", "the job done")
 
 
-def test_servers_that_start_at_once_on_an_empty_postgresql_all_serve(start_server, postgres_url, tmp_path):
+def test_servers_that_start_together_on_an_empty_postgresql_all_serve(start_server, postgres_url, tmp_path):
     servers = [start_server("--store", postgres_url, "--state-dir", tmp_path / str(n)) for n in range(4)]
     for server in servers:
         server.wait_until_ready()

@@ -29,7 +29,7 @@ def close_to(predictions):
     return [{**p, "probability": pytest.approx(p["probability"], abs=1e-5)} for p in predictions]
 
 
-def test_each_image_has_its_own_beta_and_the_answer_it_would_have_alone(client, digit_png):
+def test_each_image_has_a_beta_and_the_result_of_a_single_request(client, digit_png):
     betas = [0, 0.3, "robust", None]
     answer = client.post("/classify?beta=0.9", json=as_json(*((digit_png(i), b) for i, b in enumerate(betas)))).json()
     assert set(answer) == {"model", "version", "revision", "results"}
@@ -39,7 +39,7 @@ def test_each_image_has_its_own_beta_and_the_answer_it_would_have_alone(client, 
         assert result["predictions"] == close_to(alone["predictions"])
 
 
-def test_a_form_of_several_images_is_answered_as_their_json_is(client, digit_png):
+def test_a_form_of_several_images_gets_the_response_of_their_json(client, digit_png):
     parts = [("image", digit_png(0)), ("beta", (None, b"0.25")), ("image", digit_png(1)), ("beta", (None, b"clean"))]
     formed = client.post("/classify", files=parts)
     listed = client.post("/classify", json=as_json((digit_png(0), 0.25), (digit_png(1), 0)))
@@ -53,7 +53,7 @@ def test_the_beta_of_a_single_image_may_stand_in_its_form(client, digit_png):
     assert (answer["beta"], answer["beta_source"]) == (0.75, "request")
 
 
-def test_a_bad_image_is_a_problem_in_its_place_and_harms_no_neighbour(client, digit_png):
+def test_a_bad_image_is_a_problem_at_its_index_and_affects_no_other(client, digit_png):
     response = client.post("/classify", json=as_json((digit_png(0), 1), (b"GIF89a", 0), (digit_png(2)[:50], None)))
     assert response.status_code == 200
     sound, unsupported, cut = response.json()["results"]
@@ -62,7 +62,7 @@ def test_a_bad_image_is_a_problem_in_its_place_and_harms_no_neighbour(client, di
     assert cut["problem"]["code"] == "undecodable_image"
 
 
-def test_text_that_cannot_be_read_is_a_problem_in_its_place_and_harms_no_neighbour(client, digit_png):
+def test_unreadable_text_is_a_problem_at_its_index_and_affects_no_other(client, digit_png):
     body = as_json((digit_png(0), None), (digit_png(1), None))
     body["images"][1:1] = [{"data": "%%%"}, {"data": "data:image/png,raw", "beta": 1}, {"data": ""}]
     response = client.post("/classify", json=body)
@@ -112,7 +112,7 @@ def test_json_with_a_byte_order_mark_is_read(client, digit_png):
     assert response.json()["results"][0]["beta"] == 1
 
 
-def test_an_empty_list_of_images_says_so(client):
+def test_an_empty_list_of_images_is_refused_by_name(client):
     assert (
         "list of images is empty"
         in is_problem(client.post("/classify", json={"images": []}), 422, "invalid_parameter")["detail"]
@@ -134,12 +134,12 @@ def test_an_empty_list_of_images_says_so(client):
         {"images": [{"data": "aaaa"}], "top_k": 3},
     ],
 )
-def test_what_is_not_the_json_of_images(client, body):
+def test_invalid_json_of_images_is_refused(client, body):
     is_problem(client.post("/classify", json=body), 422, "invalid_parameter")
 
 
 @pytest.mark.parametrize("beta", [2, -0.1, True, [], {}])
-def test_what_is_not_a_beta_in_json(client, digit_png, beta):
+def test_an_invalid_beta_in_json_is_refused(client, digit_png, beta):
     is_problem(client.post("/classify", json=as_json((digit_png(0), beta))), 422, "invalid_beta")
 
 
@@ -152,7 +152,7 @@ def test_how_many_images_and_bytes_a_request_holds_are_settings(bundle_path, dig
         is_problem(client.post("/classify", json=as_json((bytes(2000), None))), 413, "request_too_large")
 
 
-def test_a_sweep_is_the_answer_at_each_beta(client, digit_png):
+def test_a_sweep_has_the_result_at_each_beta(client, digit_png):
     answer = client.post("/sweep?betas=0:1:0.25&top_k=3", content=digit_png(0)).json()
     assert answer["betas"] == [0, 0.25, 0.5, 0.75, 1]
     assert len(answer["curves"]) == 3
@@ -172,7 +172,7 @@ def test_a_sweep_is_the_answer_at_each_beta(client, digit_png):
     assert [(change["after_beta"], change["before_beta"]) for change in answer["changes"]] == changes
 
 
-def test_a_sweep_tells_where_the_answer_changes(client, encode, photograph):
+def test_a_sweep_finds_the_beta_at_which_the_label_changes(client, encode, photograph):
     noisy = photograph.convert("L").resize((8, 8))
     answers = [
         client.post("/sweep?betas=0:1:0.05", content=encode(noisy.rotate(angle), "PNG")).json()
@@ -186,7 +186,7 @@ def test_a_sweep_tells_where_the_answer_changes(client, encode, photograph):
 
 
 @pytest.mark.parametrize("betas", ["0:1", "0:1:0", "1:0:0.1", "0:2:0.5", "x", "", "0:1:0.001", "nan", "0,2"])
-def test_what_is_not_a_sweep(client, digit_png, betas):
+def test_an_invalid_sweep_is_refused(client, digit_png, betas):
     response = client.post("/sweep", params={"betas": betas}, content=digit_png(0))
     assert (response.status_code, response.json()["code"]) in ((422, "invalid_beta"), (422, "invalid_parameter"))
 

@@ -31,7 +31,7 @@ def after_s(seconds):
     return NOW + timedelta(seconds=seconds)
 
 
-def test_what_is_left_out_stays():
+def test_omitted_fields_keep_their_values():
     state = apply(SettingsState(), default_beta=0.6, beta_min=0.5, policies={"uploads": 0.9})
     state = apply(state, clients_may_choose=False)
     assert (state.default_beta, state.beta_min, state.clients_may_choose) == (0.6, 0.5, False)
@@ -78,14 +78,14 @@ def test_no_beta_but_a_number_from_0_to_1(name, beta):
         ({"clients_may_choose": 1}, "clients_may_choose: true or false"),
     ],
 )
-def test_a_wrong_change_is_told_by_field_and_rule(settings, said):
+def test_a_wrong_change_is_refused_by_field_and_rule(settings, said):
     with pytest.raises(InvalidChangeError) as caught:
         apply(SettingsState(), **settings)
     assert said in str(caught.value)
     assert "pydantic" not in str(caught.value)
 
 
-def test_a_ttl_reverts_to_what_was_before():
+def test_a_ttl_reverts_to_the_previous_value():
     state = apply(SettingsState(default_beta=0.3), default_beta=0.9, ttl_s=3600)
     assert state.default_beta == 0.9
     assert next_due_time(state) == after_s(3600)
@@ -125,7 +125,7 @@ def settled(state, now):
     return state
 
 
-def test_who_comes_late_finds_what_would_be_had_each_been_done_in_time():
+def test_late_settlement_gives_the_state_of_settlement_in_time():
     planned = apply(SettingsState(), default_beta=0.3, at="2027-01-31T08:00:06Z")
     planned = apply(planned, default_beta=0.9, ttl_s=12)
     in_time = settled(settled(planned, after_s(6)), after_s(20))
@@ -133,7 +133,7 @@ def test_who_comes_late_finds_what_would_be_had_each_been_done_in_time():
     assert (in_time.default_beta, in_time.pending) == (0.3, ())
 
 
-def test_a_ttl_that_is_made_longer_reverts_to_what_was_before_the_first():
+def test_an_extended_ttl_reverts_to_the_value_before_the_first():
     state = apply(SettingsState(default_beta=0.2), default_beta=0.9, ttl_s=60)
     state = apply(state, default_beta=0.9, ttl_s=120, now=after_s(30))
     assert settled(state, after_s(149)).default_beta == 0.9
@@ -156,7 +156,7 @@ def test_a_reason_is_one_line_that_no_terminal_obeys(reason):
 @pytest.mark.parametrize(
     "at", [1_800_000_000, "9999-12-31T23:59:59-14:00", "0001-01-01T00:00:00+14:00", "2027-02-01T08:00:00", "tomorrow"]
 )
-def test_a_time_is_a_text_with_its_zone_that_there_is(at):
+def test_a_time_is_a_text_with_an_existing_zone(at):
     with pytest.raises(InvalidChangeError, match="at"):
         apply(SettingsState(), default_beta=0.5, at=at)
 
@@ -174,7 +174,7 @@ def test_a_ramp_with_a_ttl_reverts_after_it():
     assert (state.default_beta, plan.kind) == (0.5, "revert")
 
 
-def test_another_default_takes_the_place_of_what_was_under_way_but_not_of_what_is_scheduled():
+def test_another_default_replaces_a_running_change_but_not_a_scheduled_one():
     state = apply(SettingsState(), default_beta=0.4, at="2027-02-01T08:00:00Z")
     state = apply(state, default_beta=0.9, ttl_s=3600)
     state = apply(state, default_beta=0.8)
@@ -190,7 +190,7 @@ def test_a_plan_is_cancelled_by_its_id_with_all_its_steps():
         cancel_plan(state, "none")
 
 
-def test_bounds_do_not_strand_what_is_planned():
+def test_bounds_do_not_contradict_planned_changes():
     state = apply(SettingsState(default_beta=0.3), default_beta=0.9, ttl_s=3600)
     with pytest.raises(InvalidChangeError, match="planned"):
         apply(state, beta_min=0.5)
@@ -225,7 +225,7 @@ settings = st.fixed_dictionaries(
 
 
 @given(st.lists(st.tuples(settings, st.integers(0, 5000)), max_size=8))
-def test_whatever_is_done_the_state_is_sound_and_time_settles_it(steps):
+def test_the_state_is_valid_after_any_changes_and_settles_with_time(steps):
     state, now = SettingsState(), NOW
     for wanted, seconds in steps:
         try:

@@ -7,7 +7,7 @@ from serve.control.credential_store import PREFIX, Credentials, digest, make_sec
 from serve.errors import InvalidChangeError
 
 
-def test_a_credential_stands_for_a_name_and_its_secret_is_kept_nowhere(store):
+def test_a_credential_identifies_a_name_and_its_secret_is_stored_nowhere(store):
     credentials = Credentials(store)
     secret = credentials.make("ada", "operate")
     reader = credentials.make("dashboard", "read")

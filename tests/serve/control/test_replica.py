@@ -47,7 +47,7 @@ async def until(is_so):
             await asyncio.sleep(0.01)
 
 
-def test_a_change_is_told_at_once_and_survives_the_process(store_url):
+def test_a_change_notifies_immediately_and_survives_the_process(store_url):
     async def first():
         async with replica_of(store_url) as replica:
             await change(replica, default_beta=0.8)
@@ -78,7 +78,7 @@ def test_two_servers_on_one_store_follow_each_other(store_url):
     asyncio.run(both())
 
 
-def test_what_is_due_is_done_once_by_whichever_server_is_first(store_url):
+def test_a_due_change_is_applied_once_by_the_first_server(store_url):
     async def both():
         async with replica_of(store_url) as one, replica_of(store_url) as other:
             await change(one, default_beta=0.9, ttl_s=1)
@@ -90,7 +90,7 @@ def test_what_is_due_is_done_once_by_whichever_server_is_first(store_url):
     asyncio.run(both())
 
 
-def test_what_was_due_while_no_server_ran_is_done_at_the_start(store_url):
+def test_a_change_due_while_no_server_ran_is_applied_at_the_start(store_url):
     async def run():
         async with replica_of(store_url) as replica:
             await change(replica, default_beta=0.9, ttl_s=1)
@@ -113,7 +113,7 @@ def test_waiting_for_a_revision_ends_with_it_or_with_the_time(store_url):
     asyncio.run(run())
 
 
-def test_a_postgresql_that_goes_away_leaves_what_was_known_in_force(postgres, tmp_path):
+def test_a_lost_postgresql_keeps_the_known_settings_active(postgres, tmp_path):
     async def run():
         async with replica_of(postgres.url, tmp_path / "snapshot.json") as replica:
             await change(replica, default_beta=0.8)
@@ -165,7 +165,7 @@ def known(tmp_path):
 
 
 @pytest.mark.parametrize("is_of_earlier_version", [False, True])
-def test_a_start_without_the_store_serves_what_was_last_known(tmp_path, known, is_of_earlier_version):
+def test_a_start_without_the_store_serves_the_last_known_settings(tmp_path, known, is_of_earlier_version):
     snapshot = tmp_path / "snapshot.json"
     earlier = tmp_path / "model.last-known.json"
     write_snapshot(earlier if is_of_earlier_version else snapshot, known)
@@ -183,7 +183,7 @@ def test_a_snapshot_of_an_earlier_version_holds_no_credentials_and_is_read(tmp_p
 
 
 @pytest.mark.parametrize("damage", [lambda text: text.replace("0.8", "0.1"), lambda text: text[:50], lambda text: "[]"])
-def test_a_damaged_snapshot_is_not_used_and_the_log_says_so(tmp_path, known, caplog, damage):
+def test_a_damaged_snapshot_is_not_used_and_is_logged(tmp_path, known, caplog, damage):
     snapshot = tmp_path / "snapshot.json"
     write_snapshot(snapshot, known)
     snapshot.write_text(damage(snapshot.read_text()))
@@ -193,7 +193,7 @@ def test_a_damaged_snapshot_is_not_used_and_the_log_says_so(tmp_path, known, cap
     assert "the server's own defaults are in force" in caplog.text
 
 
-def test_a_server_that_never_reached_its_store_follows_it_once_it_is_there(tmp_path, known):
+def test_a_server_that_never_reached_its_store_follows_it_when_it_appears(tmp_path, known):
     async def run():
         file = tmp_path / "later" / "control.db"
         with contextlib.closing(RevisionStore(f"sqlite:///{file}")) as store:
@@ -246,7 +246,7 @@ def test_a_change_by_another_process_is_seen_soon_on_sqlite(tmp_path):
     asyncio.run(run())
 
 
-def test_a_row_of_a_newer_version_is_told_and_what_was_known_stays(store_url):
+def test_a_row_of_a_newer_version_is_reported_and_the_known_settings_stay(store_url):
     async def run():
         async with replica_of(store_url) as replica:
             await change(replica, default_beta=0.7)
@@ -265,7 +265,7 @@ def test_a_row_of_a_newer_version_is_told_and_what_was_known_stays(store_url):
     asyncio.run(run())
 
 
-def test_what_is_due_and_cannot_be_written_is_an_alarm_until_it_can(store_url, monkeypatch):
+def test_a_due_change_that_cannot_be_written_is_an_alarm_until_it_can(store_url, monkeypatch):
     tried = []
 
     def full(row):
@@ -286,7 +286,7 @@ def test_what_is_due_and_cannot_be_written_is_an_alarm_until_it_can(store_url, m
     asyncio.run(run())
 
 
-def test_what_is_due_on_a_store_that_lies_behind_is_tried_now_and_then_and_not_without_pause(tmp_path, monkeypatch):
+def test_a_due_change_on_a_stale_store_is_retried_with_pauses(tmp_path, monkeypatch):
     tried = []
 
     def stale(row):

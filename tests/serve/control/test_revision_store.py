@@ -41,7 +41,7 @@ def test_an_empty_store_is_at_revision_0_with_the_defaults(store):
     assert store.verify() == 0
 
 
-def test_a_change_is_kept_with_who_when_and_why(store, store_url):
+def test_a_change_is_stored_with_operator_time_and_reason(store, store_url):
     append(store, store.head(), 0.7, "attack on β uploads")
     with contextlib.closing(RevisionStore(store_url)) as another:
         row = another.head()
@@ -51,7 +51,7 @@ def test_a_change_is_kept_with_who_when_and_why(store, store_url):
     assert SettingsState.model_validate_json(row.before) == SettingsState()
 
 
-def test_of_two_writers_who_saw_the_same_one_wins(store):
+def test_of_two_writers_at_the_same_revision_one_wins(store):
     head = store.head()
     append(store, head, 0.7)
     with pytest.raises(StaleRevisionError) as stale:
@@ -81,7 +81,7 @@ def test_a_row_that_was_tampered_with_is_found(store, column):
         store.verify()
 
 
-def test_a_row_that_was_taken_out_is_found(store):
+def test_a_deleted_row_is_detected(store):
     for _ in range(3):
         append(store, store.head())
     with store.writing() as connection:
@@ -101,13 +101,13 @@ def test_a_row_that_was_taken_out_is_found(store):
         "mysql://ada:secret@127.0.0.1/none",
     ],
 )
-def test_a_store_that_cannot_be_reached_is_told_without_its_password(url):
+def test_an_unreachable_store_is_reported_without_its_password(url):
     with pytest.raises(ControlStoreError) as caught:
         RevisionStore(url).head()
     assert "secret" not in str(caught.value)
 
 
-def test_sqlite_keeps_what_it_acknowledged_through_a_power_cut(tmp_path):
+def test_sqlite_keeps_acknowledged_changes_through_a_power_cut(tmp_path):
     url = f"sqlite:///{tmp_path / 'control.db'}"
     with contextlib.closing(RevisionStore(url)) as store, store.reading() as connection:
         assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
@@ -140,7 +140,7 @@ def read_many(url, name, seconds):
     return reads
 
 
-def test_writers_and_readers_in_processes_of_their_own_see_one_history(store, store_url):
+def test_writers_and_readers_in_separate_processes_see_one_history(store, store_url):
     with ProcessPoolExecutor(5, mp_context=get_context("spawn")) as pool:
         writing = [pool.submit(write_many, store_url, seed, 3) for seed in range(3)]
         reading = [pool.submit(read_many, store_url, f"reader {n}", 3) for n in range(2)]
@@ -165,7 +165,7 @@ def test_writers_and_readers_in_processes_of_their_own_see_one_history(store, st
         ([Write(4, 5, 0, 1), Write(0, 1, 1, 2)], [], "existed before"),
     ],
 )
-def test_the_checker_finds_what_was_planted(writes, reads, said):
+def test_the_checker_finds_planted_violations(writes, reads, said):
     assert any(said in violation for violation in violations(writes, reads))
 
 
@@ -200,7 +200,7 @@ STEPS = ("begin", "before SELECT", "after SELECT", "before INSERT", "after INSER
 
 
 @pytest.mark.parametrize("rounds", [1, pytest.param(30, marks=pytest.mark.slow)])
-def test_a_process_killed_at_any_step_leaves_a_change_whole_or_not_made(store, store_url, rounds):
+def test_a_process_killed_at_any_step_leaves_a_change_complete_or_absent(store, store_url, rounds):
     """rounds × 7 steps; of the slow ones 210 for each database."""
     draw = random.Random(rounds)
     for _ in range(rounds):

@@ -68,7 +68,7 @@ def start_at_once(urls, barrier):
         raise
 
 
-def test_servers_that_start_at_once_on_an_empty_store_make_its_tables_once(request, tmp_path):
+def test_servers_that_start_together_on_an_empty_store_create_its_tables_once(request, tmp_path):
     urls = [f"sqlite:///{tmp_path / str(n)}.db" for n in range(ROUNDS)]
     postgres = request.getfixturevalue("postgres")
     with (
@@ -205,7 +205,7 @@ def test_the_file_of_a_store_is_its_owners_alone(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"no database at all" * 100, b"SQLite format 3\0" + b"\xff" * 4080])
-def test_a_file_that_is_no_database_is_said_to_be_none_and_never_overwritten(tmp_path, content):
+def test_a_file_that_is_no_database_is_refused_and_never_overwritten(tmp_path, content):
     file = tmp_path / "control.db"
     file.write_bytes(content)
     with (
@@ -216,7 +216,7 @@ def test_a_file_that_is_no_database_is_said_to_be_none_and_never_overwritten(tmp
     assert file.read_bytes() == content
 
 
-def test_threads_that_use_a_new_store_at_once_wait_for_its_tables(tmp_path):
+def test_parallel_threads_on_a_new_store_wait_for_its_tables(tmp_path):
     barrier, found = threading.Barrier(8), []
     with contextlib.closing(RevisionStore(f"sqlite:///{tmp_path / 'control.db'}")) as store:
 

@@ -51,7 +51,7 @@ def value(service, series):
     return float(line.split()[-1])
 
 
-def test_an_image_is_decoded_once_and_answered_at_each_beta(bundle_path, digit_png, soup):
+def test_an_image_is_decoded_once_and_classified_at_each_beta(bundle_path, digit_png, soup):
     async def test(service):
         with service.admit([digit_png(0)], rows=3) as admission:
             return await admission.sweep((0.0, 0.5, 1.0))
@@ -79,7 +79,7 @@ def test_a_sweep_of_an_image_that_cannot_be_decoded_raises_its_error(bundle_path
     serving(bundle_path, test)
 
 
-def test_whoever_would_wait_too_long_is_refused_at_once_and_an_idle_machine_takes_anybody(bundle_path):
+def test_a_request_that_would_wait_too_long_is_refused_and_an_idle_machine_accepts_any(bundle_path):
     async def test(service):
         service._queue_time.restart(StartSpeed(0.0, {1: 0.2, 8: 1.6}))
         with service.admit([b""]) as first:
@@ -129,7 +129,7 @@ class Slow:
         self._engine.close()
 
 
-def test_after_a_reload_the_admitted_are_answered_by_the_bundle_before(own_bundle, digit_png):
+def test_after_a_reload_admitted_requests_use_the_previous_bundle(own_bundle, digit_png):
     async def test(service):
         before = service.model
         slow = before.soup.engine = Slow(before.soup.engine)
@@ -150,7 +150,7 @@ def test_after_a_reload_the_admitted_are_answered_by_the_bundle_before(own_bundl
     serving(own_bundle, test)
 
 
-def test_a_broken_bundle_leaves_the_one_served_in_its_place(own_bundle, digit_png):
+def test_a_broken_bundle_does_not_replace_the_served_one(own_bundle, digit_png):
     async def test(service):
         (own_bundle / MANIFEST).write_text("{")
         with pytest.raises(BundleError):
@@ -161,7 +161,7 @@ def test_a_broken_bundle_leaves_the_one_served_in_its_place(own_bundle, digit_pn
     serving(own_bundle, test)
 
 
-def test_for_a_share_of_answers_the_other_mode_is_asked_too(bundle_path, digit_png):
+def test_a_share_of_requests_also_runs_in_the_other_mode(bundle_path, digit_png):
     async def test(service):
         for index in range(20):
             with service.admit([digit_png(index)]) as admission:
@@ -173,7 +173,7 @@ def test_for_a_share_of_answers_the_other_mode_is_asked_too(bundle_path, digit_p
     assert 10 <= agree <= 20
 
 
-def test_by_default_no_other_mode_is_asked(bundle_path, digit_png):
+def test_by_default_the_other_mode_does_not_run(bundle_path, digit_png):
     async def test(service):
         with service.admit([digit_png(0)]) as admission:
             await admission.classify([admission.choose(None)])
@@ -195,7 +195,7 @@ def test_the_time_limit_counts_from_the_arrival(bundle_path, digit_png):
 LARGE = (2000, 1500)
 
 
-def test_a_request_of_more_pixels_than_a_request_may_have_is_refused_whoever_else_is_here(encode):
+def test_a_request_over_the_pixel_limit_is_refused_regardless_of_others(encode):
     image = encode(Image.new("RGB", LARGE))
 
     async def test(service):
@@ -221,7 +221,7 @@ def test_images_of_all_requests_that_are_not_yet_decoded_have_so_many_pixels_at_
     serving(EXAMPLES / "cifar10", test, max_decode_pixels=5_000_000, max_queue_ms=100_000)
 
 
-def test_photographs_and_small_images_are_answered_while_disproportionate_images_fill_their_queue(encode):
+def test_photographs_and_small_images_are_served_while_disproportionate_images_fill_their_queue(encode):
     small, bomb = encode(Image.new("RGB", (32, 32))), encode(Image.new("RGB", (5000, 5000)), "WEBP", lossless=True)
     grain = np.random.default_rng(0).integers(0, 256, (100, 160, 3), np.uint8)
     photograph = encode(Image.fromarray(grain).resize((1280, 800)), "JPEG", quality=85)
@@ -247,7 +247,7 @@ def test_photographs_and_small_images_are_answered_while_disproportionate_images
     serving(EXAMPLES / "cifar10", test, timeout_ms=60_000)
 
 
-def test_an_idle_server_takes_what_it_took_at_its_start_after_large_and_slow_requests(encode):
+def test_an_idle_server_accepts_as_much_after_large_and_slow_requests_as_at_its_start(encode):
     large, small = encode(Image.new("RGB", LARGE)), encode(Image.new("RGB", (32, 32)))
 
     def taken(service):

@@ -92,7 +92,7 @@ def server(python, environment, bundle, workers):
 
 # One process each: both register the protocol's messages under the same names.
 @pytest.mark.parametrize(("client", "workers"), [("tritonclient", 1), ("kserve", 2)])
-def test_the_real_clients_get_the_answers_of_the_library(
+def test_the_real_clients_get_the_results_of_the_library(
     client, workers, python, bundle, library, images, pixels, tmp_path
 ):
     np.savez(

@@ -77,7 +77,7 @@ async def refused(call, code, words=None):
     assert caught.value.code() == code, caught.value.details()
 
 
-def test_an_image_answers_as_the_library_does_raw_or_as_contents(bundle, library, images, pixels):
+def test_an_image_gets_the_result_of_the_library_raw_or_as_contents(bundle, library, images, pixels):
     expected = library.logits(pixels, [0.7] * 3)
 
     async def scenario():
@@ -107,7 +107,7 @@ def test_bytes_that_are_no_message_are_an_invalid_argument_of_every_method(bundl
     asyncio.run(scenario())
 
 
-def test_bytes_that_are_no_message_answer_for_themselves_in_a_stream(bundle, images):
+def test_bytes_that_are_no_message_fail_alone_in_a_stream(bundle, images):
     async def scenario():
         async with serving(bundle) as client:
             sound = image_request(images[:1]).SerializeToString()
@@ -119,7 +119,7 @@ def test_bytes_that_are_no_message_answer_for_themselves_in_a_stream(bundle, ima
     asyncio.run(scenario())
 
 
-def test_mixed_betas_of_pixels_equal_each_in_a_request_of_its_own(bundle, pixels):
+def test_mixed_betas_of_pixels_equal_single_requests(bundle, pixels):
     betas = np.array([[0.0], [0.3], [1.0]], np.float32)
 
     def request(rows):
@@ -163,7 +163,7 @@ def test_the_server_describes_itself_and_its_model(bundle, images):
     asyncio.run(scenario())
 
 
-def test_errors_have_the_codes_that_tell_a_client_whether_to_try_again(bundle, images):
+def test_errors_have_codes_by_which_a_client_decides_to_retry(bundle, images):
     async def scenario():
         async with serving(bundle, max_requests=1, max_request_bytes=100_000) as client:
             await refused(client.ModelInfer(image_request(images, name="other")), Code.NOT_FOUND, "'cifar10'")
@@ -196,7 +196,7 @@ def test_before_it_is_ready_the_server_lives_and_refuses(bundle, images):
     asyncio.run(scenario())
 
 
-def test_health_and_metadata_answer_while_every_permit_is_taken(bundle, images):
+def test_health_and_metadata_are_served_while_every_permit_is_taken(bundle, images):
     async def scenario():
         async with serving(bundle, max_requests=4) as client:
             with ExitStack() as permits:
@@ -211,7 +211,7 @@ def test_health_and_metadata_answer_while_every_permit_is_taken(bundle, images):
     asyncio.run(scenario())
 
 
-def test_the_health_service_answers_for_the_server_and_for_the_protocol(bundle):
+def test_the_health_service_covers_the_server_and_the_protocol(bundle):
     async def scenario():
         async with serving(bundle) as client:
             health = health_pb2_grpc.HealthStub(client.channel)
@@ -243,7 +243,7 @@ def test_a_client_that_gives_up_gives_its_permit_back_and_its_rows_never_run(bun
     asyncio.run(scenario())
 
 
-def test_a_stream_answers_in_order_and_an_error_costs_its_own_request_alone(bundle, images):
+def test_a_stream_responds_in_order_and_an_error_affects_one_request_alone(bundle, images):
     requests = [image_request([image], beta=beta) for image, beta in zip(images, (0.0, 7.0, 1.0), strict=True)]
 
     async def scenario():
@@ -266,7 +266,7 @@ def test_compressed_messages_are_refused_before_they_are_inflated(bundle, images
     asyncio.run(scenario())
 
 
-def test_a_defect_of_ours_is_internal_and_says_nothing_of_its_insides(bundle, images, caplog):
+def test_an_internal_defect_is_internal_without_details(bundle, images, caplog):
     class Failing:
         def admit(self, images, *, timeout_ms):
             raise KeyError("/etc/passwd")
@@ -298,7 +298,7 @@ def test_every_request_is_logged_and_counted_by_its_route_and_code(bundle, image
     assert [(event["route"], event["status"]) for event in fields] == [(route, "OK"), (route, "INVALID_ARGUMENT")]
 
 
-def test_a_taken_port_is_said(bundle):
+def test_a_taken_port_is_reported(bundle):
     async def scenario(port):
         settings = Settings(bundle=bundle.path, grpc_port=port)
         await GrpcServer(Service(settings, bundle, Metrics()), Statistics()).open()

@@ -75,7 +75,7 @@ def version(client):
     return client.get("/v2/models/cifar10").json()["versions"][0]
 
 
-def test_metadata_names_what_there_is_and_no_more(client, bundle):
+def test_metadata_names_only_existing_tensors_and_extensions(client, bundle):
     server = client.get("/v2").json()
     assert (server["name"], server["version"]) == ("tureen", tureen.__version__)
     assert not {"sequence", "system_shared_memory", "trace", "logging", "model_repository"} & set(server["extensions"])
@@ -95,7 +95,7 @@ def test_metadata_names_what_there_is_and_no_more(client, bundle):
     }
 
 
-def test_the_configuration_has_what_perf_analyzer_asks_for(client):
+def test_the_configuration_has_the_fields_that_perf_analyzer_reads(client):
     config = client.get("/v2/models/cifar10/config").json()
     assert config["max_batch_size"] == 64
     assert config["input"][1] == {
@@ -113,7 +113,7 @@ def test_the_repository_index_lists_the_model(client, bundle):
     assert index == [{"name": "cifar10", "version": bundle.manifest.version, "state": "READY"}]
 
 
-def test_an_image_answers_as_the_library_does_with_its_beta_and_whose_it_was(client, library, images):
+def test_an_image_gets_the_result_of_the_library_with_its_beta_and_source(client, library, images):
     response = infer(client, image_input(images[:1]), id="order-66", parameters={"beta": 0.7})
     answer = response.json()
     assert (answer["model_name"], answer["model_version"], answer["id"]) == ("cifar10", version(client), "order-66")
@@ -139,7 +139,7 @@ def test_pixels_images_json_and_binary_all_give_the_same_logits(client, images, 
     np.testing.assert_allclose(logits, encoded, atol=1e-5)
 
 
-def test_mixed_betas_in_one_request_equal_each_in_a_request_of_its_own(client, images):
+def test_mixed_betas_in_one_request_equal_single_requests(client, images):
     betas = [0.0, 0.3, 1.0]
     response = infer(client, image_input(images), beta_input(*betas))
     assert response.json()["parameters"]["beta"] == "0.0,0.3,1.0"
@@ -181,7 +181,7 @@ def test_classification_gives_values_indices_and_labels_the_best_first(client, l
         assert float(value) == pytest.approx(prediction.probability, abs=1e-4)
 
 
-def test_more_labels_than_there_are_gives_them_all(client, images):
+def test_a_request_for_too_many_labels_gives_all(client, images):
     wanted = [{"name": "logits", "parameters": {"classification": 5000}}]
     assert infer(client, image_input(images), outputs=wanted).json()["outputs"][0]["shape"] == [3, 10]
 
@@ -215,11 +215,11 @@ def test_one_bad_image_is_named_and_neighbouring_requests_are_unharmed(client, i
         ("POST", "/v2/repository/models/cifar10/unload", 501),
     ],
 )
-def test_whatever_is_not_there_is_told_in_the_protocols_words(client, method, path, status):
+def test_an_unknown_route_gets_an_error_of_the_protocol(client, method, path, status):
     is_error(client.request(method, path), status)
 
 
-def test_a_name_that_only_begins_like_the_protocol_is_told_as_a_problem(client):
+def test_a_path_that_only_begins_like_the_protocol_gets_a_problem(client):
     assert client.get("/v2x").json()["code"] == "not_found"
 
 
@@ -240,7 +240,7 @@ def test_a_body_or_an_image_beyond_its_limit_is_a_413(bundle, images, encode):
         assert infer(client, image_input(images[:1])).status_code == 200
 
 
-def test_too_many_images_are_a_400_that_tells_the_limit(bundle, images):
+def test_too_many_images_are_a_400_with_the_limit(bundle, images):
     with serving(bundle, max_images_per_request=2) as client:
         assert client.get("/v2/models/cifar10/config").json()["max_batch_size"] == 2
         is_error(infer(client, image_input(images)), 400, "send 1 to 2")
@@ -269,7 +269,7 @@ def test_a_timeout_in_microseconds_is_a_504_when_it_passes(client, encode):
     assert infer(client, image_input([large]), parameters={"timeout": 60_000_000}).status_code == 200
 
 
-def test_a_defect_of_ours_is_a_500_in_the_protocols_words(bundle):
+def test_an_internal_defect_is_a_500_in_the_format_of_the_protocol(bundle):
     with serving(bundle) as client:
 
         @client.app.get("/v2/defect")
@@ -341,7 +341,7 @@ def test_a_body_that_decompresses_beyond_the_limit_is_refused(bundle):
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate"])
-def test_a_body_that_is_not_what_its_encoding_says_is_refused(client, images, encoding):
+def test_a_body_that_contradicts_its_encoding_is_refused(client, images, encoding):
     made = gzip.compress(json.dumps({"inputs": [image_input(images)]}).encode())
     for body in (b"", b"{}", made[:-1], made[:-9], made + b"x", made + made, b"\0" + made):
         is_error(compressed(client, body, encoding), 400, "not one whole gzip or zlib stream")

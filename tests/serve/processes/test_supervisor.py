@@ -42,7 +42,7 @@ def test_a_worker_that_keeps_dying_is_started_ever_more_seldom():
     assert pauses[-1] == MAX_RESTART_DELAY_S
 
 
-def test_any_worker_answers_for_the_metrics_of_all_and_leaves_no_file(start_server, tmp_path):
+def test_any_worker_serves_the_metrics_of_all_and_leaves_no_file(start_server, tmp_path):
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     server = start_server("--workers", 2, TMPDIR=str(temporary))
@@ -87,7 +87,7 @@ class Asking(threading.Thread):
         connection.close()
 
 
-def test_of_a_killed_worker_only_its_own_connections_break_and_another_takes_its_place(start_server):
+def test_only_the_connections_of_a_killed_worker_break_and_it_is_replaced(start_server):
     server = start_server("--workers", 2)
     server.wait_until_ready(2)
     killed, survivor = server.worker_pids().items()
@@ -114,7 +114,7 @@ def test_of_a_killed_worker_only_its_own_connections_break_and_another_takes_its
     assert server.end() == 0
 
 
-def test_while_a_worker_is_down_the_other_takes_its_connections(start_server, example_bundle):
+def test_while_a_worker_is_down_the_other_accepts_all_connections(start_server, example_bundle):
     server = start_server("--workers", 2, bundle=example_bundle)
     server.wait_until_ready(2)
     (example_bundle / "manifest.json").unlink()  # so that no other can take its place
@@ -127,9 +127,7 @@ def test_while_a_worker_is_down_the_other_takes_its_connections(start_server, ex
     assert server.end() == 0
 
 
-def test_where_no_worker_can_become_ready_the_server_gives_up_and_says_why(
-    start_server, example_bundle, break_golden_rows
-):
+def test_the_server_exits_with_the_reason_if_no_worker_becomes_ready(start_server, example_bundle, break_golden_rows):
     break_golden_rows(example_bundle)
     server = start_server("--workers", 2, bundle=example_bundle)
     assert server.process.wait(DEADLINE_S) == 1
@@ -140,7 +138,7 @@ def test_where_no_worker_can_become_ready_the_server_gives_up_and_says_why(
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
-def test_every_worker_answers_grpc_on_one_port(start_server, host):
+def test_every_worker_serves_grpc_on_one_port(start_server, host):
     server = start_server("--workers", 3, "--host", host, "--grpc-port", 0, "--log-level", "debug")
     server.host = host
     server.wait_until_ready(3)
@@ -161,7 +159,7 @@ def test_every_worker_answers_grpc_on_one_port(start_server, host):
     assert server.end() == 0
 
 
-def test_a_taken_grpc_port_ends_the_server_at_once_with_its_name(start_server):
+def test_a_taken_grpc_port_ends_the_server_immediately_with_its_name(start_server):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         server = start_server("--workers", 2, "--grpc-port", port)
@@ -171,7 +169,7 @@ def test_a_taken_grpc_port_ends_the_server_at_once_with_its_name(start_server):
 
 
 @pytest.mark.slow  # half a minute without an answer is what it takes
-def test_a_worker_that_stands_still_is_replaced(start_server):
+def test_a_stalled_worker_is_replaced(start_server):
     server = start_server("--workers", 2)
     server.wait_until_ready(2)
     os.kill(server.worker_pids()[0], signal.SIGSTOP)
@@ -195,7 +193,7 @@ def test_no_worker_outlives_its_supervisor(start_server):
 
 
 @pytest.mark.parametrize("state", ["while its workers start", "when they are ready"])
-def test_after_the_supervisor_is_killed_a_server_can_be_started_on_its_ports_at_once(start_server, tmp_path, state):
+def test_after_the_supervisor_is_killed_a_server_can_start_on_its_ports_immediately(start_server, tmp_path, state):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         flags = ["--workers", 2, "--grpc-port", probe.getsockname()[1]]
@@ -235,7 +233,7 @@ def test_a_signal_to_every_process_ends_them_as_one_to_the_supervisor_does(start
     assert server.log("worker died") == []
 
 
-def test_a_taken_port_is_an_error_of_several_processes_too(start_server):
+def test_a_taken_port_is_an_error_with_several_processes_too(start_server):
     first = start_server("--workers", 2)
     first.wait_until_ready(2)
     second = start_server("--workers", 2, "--port", first.port)
