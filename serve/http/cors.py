@@ -1,7 +1,7 @@
 """Decides which origins may read responses in a browser (CORS). Credentials are not allowed: API keys are headers.
 
-`serve.connection.http_connection` adds `cors_headers` to every response, including refusals. `serve.api.app` sends
-`preflight_response`.
+`serve.connection.http_connection` adds `cors_headers` to every response, including refusals.
+`serve.http.error_handlers` sends `preflight_response`.
 """
 
 from __future__ import annotations

@@ -1,0 +1,63 @@
+"""Turns the exceptions of the public application into responses, by the table of `serve.http.problems`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from starlette.exceptions import HTTPException
+
+from serve.http.cors import preflight_response
+from serve.http.problems import (
+    INTERNAL,
+    headers_of,
+    http_kind,
+    is_oip,
+    kind_of,
+    oip_kind,
+    oip_response,
+    problem_response,
+)
+from serve.http.request_log import access_fields
+from tureen.errors import TureenError
+
+
+def add_error_handlers(app: FastAPI, cors_origins: frozenset[str]) -> None:
+    """Registers the handlers of our errors and of the framework's. cors_origins: may send a preflight request."""
+    app.add_exception_handler(TureenError, _tureen_error_response)
+    app.add_exception_handler(HTTPException, _http_error_handler(cors_origins))
+
+
+async def _tureen_error_response(request: Request, error: Exception) -> Response:
+    kind = oip_kind(error) if is_oip(request.scope) else kind_of(error)
+    if kind is INTERNAL:  # not in the table, so its message is not for clients
+        raise error
+    access_fields(request.scope)["code"] = kind.code
+    respond = oip_response if is_oip(request.scope) else problem_response
+    return respond(kind, str(error), headers_of(error))
+
+
+def _http_error_handler(
+    cors_origins: frozenset[str],
+) -> Callable[[Request, Exception], Coroutine[Any, Any, Response]]:
+    """The handler of errors that the framework raises by status, such as 404 and 405."""
+
+    async def http_error_response(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        if error.status_code == 405 and request.method == "OPTIONS":
+            preflight = preflight_response(cors_origins, request.headers)
+            if preflight is not None:
+                return preflight
+        kind = http_kind(error.status_code)
+        access_fields(request.scope)["code"] = kind.code
+        is_wrong_method = kind.status == 405
+        detail = (
+            f"this path does not support {request.method}: /docs lists the methods"
+            if is_wrong_method
+            else "/docs lists the paths of this server"
+        )
+        respond = oip_response if is_oip(request.scope) else problem_response
+        return respond(kind, detail, dict(error.headers or {}))
+
+    return http_error_response
