@@ -1,15 +1,14 @@
-"""Swagger UI at /docs. The browser loads every file from this server."""
+"""Swagger UI at /docs. The browser loads every file from this server: `docs_static` holds them, see its README.md."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import fastapi_swagger
 from fastapi import FastAPI, Response
 from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.exceptions import HTTPException
 
-STATIC = Path(fastapi_swagger.__file__).parent / "resources"
+STATIC = Path(__file__).parent / "docs_static"
 MEDIA_TYPES = {
     "swagger-ui-bundle.js": "text/javascript",
     "swagger-ui.css": "text/css",
