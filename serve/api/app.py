@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from fastapi import FastAPI
 
 import tureen
-from serve.api.classify import CLASSIFY_TAG, add_routes
+from serve.api.classify import CLASSIFY_TAG, add_classify_routes
 from serve.api.console.console_routes import add_console
 from serve.api.docs import add_docs_routes
 from serve.api.health import TAG as HEALTH_TAG
@@ -19,8 +19,8 @@ from serve.http.direct_route import add_head_routes
 from serve.http.error_handlers import add_error_handlers
 from serve.http.request_log import RequestLogMiddleware
 from serve.inference.service import Service
-from serve.oip.documented_routes import TAG as OIP_TAG
 from serve.oip.http_routes import add_oip_routes
+from serve.oip.openapi_operations import TAG as OIP_TAG
 
 if TYPE_CHECKING:
     from serve.telemetry.tracing import Tracing
@@ -63,7 +63,7 @@ def create_app(service: Service, lifespan: Lifespan | None = None, tracing: Trac
     app.add_middleware(RequestLogMiddleware, metrics=service.metrics, tracing=tracing)
     add_error_handlers(app, service.settings.cors_origins)
     memory = BodyMemory(service.settings.max_body_memory, service.metrics.body_bytes.set)
-    add_routes(app, service, memory)
+    add_classify_routes(app, service, memory)
     add_health_routes(app, service)
     add_oip_routes(app, service, memory)
     add_docs_routes(app)

@@ -1,30 +1,25 @@
-"""Tureen's own API: /classify and /sweep. From a request to the service and back; what is in between is others'."""
+"""The routes /classify and /sweep: parse the request, have the service classify its images, build the response."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from fastapi import APIRouter, FastAPI, Request, Response
 from pydantic import BaseModel
 
-from serve.api.images import (
-    FORM_TYPE,
-    JSON_TYPE,
-    Images,
-    images_of,
-    max_body_bytes,
-    media_type_of,
-)
-from serve.api.openapi import _openapi_body, openapi_parameters
-from serve.api.query import Parameters, classify_parameters, sweep_parameters
+from serve.api.images import FORM_TYPE, JSON_TYPE, RequestImages, max_body_bytes, parse_images, parse_media_type
+from serve.api.openapi import query_parameters, request_body
+from serve.api.query import QueryParameters, classify_parameters, sweep_parameters
 from serve.api.responses import (
-    ClassifyAnswer,
-    ClassifyAnswers,
-    SweepAnswer,
-    classified,
-    served,
-    sweep_answer,
-    unclassified,
+    ClassifyListResponse,
+    ClassifyResponse,
+    SweepResponse,
+    image_problem,
+    image_result,
+    served_model_fields,
+    sweep_response,
 )
-from serve.control.beta_choice import ClientIdentity
+from serve.control.beta_choice import BetaChoice, ClientIdentity
 from serve.errors import InvalidParameterError, RequestTooLargeError
 from serve.http.body_stream import BodyMemory, cancel_on_disconnect, receive_body
 from serve.http.client_identity import client_identity_of
@@ -38,19 +33,19 @@ from tureen.errors import SingleTokenError, TureenError
 CLASSIFY_TAG = "Classify"
 
 
-def add_routes(app: FastAPI, service: Service, memory: BodyMemory) -> None:
-    """Register both on the application. memory: of all its bodies."""
+def add_classify_routes(app: FastAPI, service: Service, memory: BodyMemory) -> None:
+    """Registers POST /classify and POST /sweep. memory: bounds the bodies of all routes of the application."""
     router = APIRouter(route_class=DirectRoute, tags=[CLASSIFY_TAG])
     has_two_tokens = service.bundle.manifest.has_two_tokens
     settings = service.settings
 
-    async def receive(request: Request, parameters: Parameters) -> Images:
-        """The images of the request, refused before its body is read where they would be afterwards."""
+    async def receive_images(request: Request, parameters: QueryParameters) -> RequestImages:
+        """Returns the images of the request. Raises before it reads the body if the service refuses requests."""
         if (refusal := service.refusal(timeout_ms=parameters.timeout_ms)) is not None:
             raise refusal
         content_type = request.headers.get("content-type", "")
         limits = settings.body_limits
-        media_type = media_type_of(content_type)
+        media_type = parse_media_type(content_type)
         body = await receive_body(
             request,
             memory,
@@ -58,106 +53,109 @@ def add_routes(app: FastAPI, service: Service, memory: BodyMemory) -> None:
             timeout_ms=parameters.timeout_ms,
             too_large=RequestTooLargeError(limits.max_request_bytes) if media_type in (FORM_TYPE, JSON_TYPE) else None,
         )
-        return images_of(body, content_type, limits)
+        return parse_images(body, content_type, limits)
 
     @router.post(
         "/classify",
-        response_model=ClassifyAnswer | ClassifyAnswers,
-        summary="Classify one image, or several, each at the β of your choice",
+        response_model=ClassifyResponse | ClassifyListResponse,
+        summary="Classify one image or several, each at its own β",
         responses=openapi_responses(),
         openapi_extra={
-            "parameters": openapi_parameters(settings, has_beta=has_two_tokens),
-            "requestBody": _openapi_body(several=True),
+            "parameters": query_parameters(settings, has_beta=has_two_tokens),
+            "requestBody": request_body(several=True),
         },
     )
     async def classify(request: Request) -> Response:
         parameters = classify_parameters(request.query_params, settings)
-        asker = client_identity_of(request, parameters.policy)
-        images = await receive(request, parameters)
-        answer: ClassifyAnswer | ClassifyAnswers
-        readable = images.readable() if images.is_list else [images.only()]
+        client = client_identity_of(request, parameters.policy)
+        images = await receive_images(request, parameters)
+        readable = images.readable() if images.is_list else [images.single()]
+        body: ClassifyResponse | ClassifyListResponse
         with service.admit(readable, timeout_ms=parameters.timeout_ms, arrived_s=arrived_s(request.scope)) as admission:
             if images.is_list:
-                answer, answered = await cancel_on_disconnect(
-                    request, _classify_several(admission, images, parameters, asker)
+                body, results = await cancel_on_disconnect(
+                    request, _classify_list(admission, images, parameters, client)
                 )
             else:
-                choice = admission.choose(_first(images.betas[0], parameters.beta), asker)
-                (one,) = await cancel_on_disconnect(request, admission.classify([choice]))
-                if isinstance(one, TureenError):
-                    raise one
-                labels = admission.model.bundle.manifest.labels
-                result = classified(one.logits[0], choice, labels, parameters.top_k)
-                answer = ClassifyAnswer(
-                    **served(admission),
-                    beta=result.beta,
-                    beta_source=result.beta_source,
-                    predictions=result.predictions,
-                )
-                answered = [one]
+                choice = admission.choose(_first_given(images.betas[0], parameters.beta), client)
+                (result,) = await cancel_on_disconnect(request, admission.classify([choice]))
+                if isinstance(result, TureenError):
+                    raise result
+                body, results = _single_response(admission, choice, result, parameters.top_k), [result]
                 access_fields(request.scope).update(beta=choice.beta, beta_source=choice.source)
-        return _response(request, answer, answered)
+        return _response(request, body, results)
 
     @router.post(
         "/sweep",
-        response_model=SweepAnswer,
-        summary="Classify one image at many β, in one batch: where does its answer change?",
+        response_model=SweepResponse,
+        summary="Classify one image at many β in one batch, to see where the label changes",
         responses=openapi_responses(),
         openapi_extra={
-            "parameters": openapi_parameters(settings, has_betas=True),
-            "requestBody": _openapi_body(several=False),
+            "parameters": query_parameters(settings, has_betas=True),
+            "requestBody": request_body(several=False),
         },
     )
     async def sweep(request: Request) -> Response:
         parameters = sweep_parameters(request.query_params, settings)
-        client_identity_of(request)
-        images = await receive(request, parameters)
+        client_identity_of(request)  # raises for a repeated header, though a sweep depends on no client
+        images = await receive_images(request, parameters)
         if len(images.images) != 1 or images.betas != [None]:
-            raise InvalidParameterError("a sweep is of one image, and its β are the parameter betas")
+            raise InvalidParameterError("a sweep takes one image, and its β in the query parameter betas")
         with service.admit(
-            [images.only()], len(parameters.betas), parameters.timeout_ms, arrived_s(request.scope)
+            [images.single()], len(parameters.betas), parameters.timeout_ms, arrived_s(request.scope)
         ) as admission:
             if not admission.model.bundle.manifest.has_two_tokens:
                 raise SingleTokenError
             admission.active_settings.check(parameters.betas)
-            one = await cancel_on_disconnect(request, admission.sweep(parameters.betas))
-            answer = sweep_answer(admission, parameters.betas, one.logits, parameters.top_k)
-        return _response(request, answer, [one])
+            result = await cancel_on_disconnect(request, admission.sweep(parameters.betas))
+            body = sweep_response(admission, parameters.betas, result.logits, parameters.top_k)
+        return _response(request, body, [result])
 
     app.include_router(router)
 
 
-async def _classify_several(
-    admission: Admission, images: Images, parameters: Parameters, asker: ClientIdentity
-) -> tuple[ClassifyAnswers, list[InferenceResult]]:
-    choices = [admission.choose(_first(beta, parameters.beta), asker) for beta in images.betas]
+def _single_response(admission: Admission, choice: BetaChoice, result: InferenceResult, top_k: int) -> ClassifyResponse:
+    image = image_result(result.logits[0], choice, admission.model.bundle.manifest.labels, top_k)
+    return ClassifyResponse(
+        **served_model_fields(admission),
+        beta=image.beta,
+        beta_source=image.beta_source,
+        predictions=image.predictions,
+    )
+
+
+async def _classify_list(
+    admission: Admission, images: RequestImages, parameters: QueryParameters, client: ClientIdentity
+) -> tuple[ClassifyListResponse, list[InferenceResult]]:
+    """Returns the response to several images, and the results of those that were classified."""
+    choices = [admission.choose(_first_given(beta, parameters.beta), client) for beta in images.betas]
     readable = [choice for image, choice in zip(images.images, choices, strict=True) if isinstance(image, bytes)]
-    replies_in_order = iter(await admission.classify(readable))
-    replies = [next(replies_in_order) if isinstance(image, bytes) else image for image in images.images]
+    results = iter(await admission.classify(readable))
+    outcomes = [next(results) if isinstance(image, bytes) else image for image in images.images]
     labels = admission.model.bundle.manifest.labels
-    results = [
-        unclassified(reply)
-        if isinstance(reply, TureenError)
-        else classified(reply.logits[0], choice, labels, parameters.top_k)
-        for reply, choice in zip(replies, choices, strict=True)
+    entries = [
+        image_problem(outcome)
+        if isinstance(outcome, TureenError)
+        else image_result(outcome.logits[0], choice, labels, parameters.top_k)
+        for outcome, choice in zip(outcomes, choices, strict=True)
     ]
-    answer = ClassifyAnswers(**served(admission), results=results)
-    return answer, [reply for reply in replies if isinstance(reply, InferenceResult)]
+    response = ClassifyListResponse(**served_model_fields(admission), results=entries)
+    return response, [outcome for outcome in outcomes if isinstance(outcome, InferenceResult)]
 
 
-def _first(own: float | None, of_all: float | None) -> float | None:
-    return of_all if own is None else own
+def _first_given(image_beta: float | None, query_beta: float | None) -> float | None:
+    return query_beta if image_beta is None else image_beta
 
 
-def _response(request: Request, answer: BaseModel, answered: list[InferenceResult]) -> Response:
-    """The answer, and in Server-Timing what its slowest image spent in each stage."""
+def _response(request: Request, body: BaseModel, results: Sequence[InferenceResult]) -> Response:
+    """Returns the response. Its Server-Timing holds the longest time of any image in each stage, in milliseconds."""
     stages = {
-        stage: round(1000 * max((getattr(one, f"{stage}_s") for one in answered), default=0.0), 3)
+        stage: round(1000 * max((getattr(result, f"{stage}_s") for result in results), default=0.0), 3)
         for stage in ("decode", "queue", "inference")
     }
     access_fields(request.scope).update(stages)
     return Response(
-        answer.model_dump_json(),
+        body.model_dump_json(),
         media_type="application/json",
         headers={"Server-Timing": ", ".join(f"{stage};dur={ms}" for stage, ms in stages.items())},
     )

@@ -1,6 +1,6 @@
-"""The images in a body, each with its β where it names one: a raw image, a multipart form, or JSON.
+"""Parses a request body into images, each with its own β or none. A body is a raw image, a multipart form, or JSON.
 
-Pure: bytes in, images out. What a body may weigh is checked before, by `serve.http.body_stream`.
+Knows nothing about requests and pixels. `serve.http.body_stream` has checked the size of the body.
 """
 
 from __future__ import annotations
@@ -28,73 +28,73 @@ MAX_JSON_DEPTH = 4  # {"images": [{…}]} is 3 deep
 
 
 @dataclass(frozen=True)
-class Images:
-    """The encoded images of a request, and the β that each names. is_list: whether the answer is a list too.
+class RequestImages:
+    """The encoded images of a request, each with its own β or None.
 
-    In a list, an image that cannot be read is the error that says why.
+    An image that cannot be read is an ImageError in its place.
     """
 
     images: Sequence[bytes | ImageError]
-    betas: list[float | None]
-    is_list: bool
+    betas: list[float | None]  # one for each image
+    is_list: bool  # whether the response is a list, too
 
     def readable(self) -> list[bytes]:
-        """The images that can be read, in order."""
+        """Returns the images that can be read, in order."""
         return [image for image in self.images if isinstance(image, bytes)]
 
-    def only(self) -> bytes:
-        """The first image, of a request that holds one; raises the ImageError in its place."""
+    def single(self) -> bytes:
+        """Returns the only image. Raises the ImageError in its place."""
         image = self.images[0]
         if isinstance(image, ImageError):
             raise image
         return image
 
 
-def media_type_of(content_type: str) -> str:
-    """The media type without its parameters; raises UnsupportedImageTypeError for one that is not read here."""
+def parse_media_type(content_type: str) -> str:
+    """Returns the media type without its parameters. Raises UnsupportedImageTypeError for an unsupported one."""
     media_type = content_type.partition(";")[0].strip().lower()
     if media_type not in IMAGE_TYPES | UNDECLARED_TYPES | {FORM_TYPE, JSON_TYPE}:
-        known = ", ".join((*sorted(IMAGE_TYPES), FORM_TYPE, JSON_TYPE))
-        raise UnsupportedImageTypeError(f"the Content-Type is none of {known}")
+        supported = ", ".join((*sorted(IMAGE_TYPES), FORM_TYPE, JSON_TYPE))
+        raise UnsupportedImageTypeError(f"the Content-Type is not supported: use one of {supported}")
     return media_type
 
 
 def max_body_bytes(media_type: str, limits: BodyLimits) -> int:
-    """How many bytes a body of this type may have: of a raw image the image's, else the request's."""
+    """Returns the limit of a body in bytes: that of an image for a raw image, else that of a request."""
     return limits.max_request_bytes if media_type in (FORM_TYPE, JSON_TYPE) else limits.max_image_bytes
 
 
-def images_of(body: bytes, content_type: str, limits: BodyLimits) -> Images:
-    """The images of a body.
+def parse_images(body: bytes, content_type: str, limits: BodyLimits) -> RequestImages:
+    """Returns the images of a body.
 
-    A raw body may be declared as image/jpeg, image/png, image/webp or not at all (curl's --data-binary declares a
-    form); which of the three it is, its bytes decide. Raises UnsupportedImageTypeError, MalformedFormError,
-    InvalidParameterError, InvalidBetaError or ImageTooLargeError.
+    A raw image needs no Content-Type, and may have the form type that curl --data-binary sends. Its format is detected
+    from its bytes. Raises UnsupportedImageTypeError, MalformedFormError, InvalidParameterError, InvalidBetaError or
+    ImageTooLargeError.
     """
-    media_type = media_type_of(content_type)
+    media_type = parse_media_type(content_type)
     if media_type == FORM_TYPE:
-        found = _images_of_form(content_type, body, limits)
+        parsed = _parse_form(content_type, body, limits)
     elif media_type == JSON_TYPE:
-        found = _images_of_json(body, limits)
+        parsed = _parse_json_body(body, limits)
     else:
-        return Images([body], [None], is_list=False)
-    if not found.is_list and len(found.only()) > limits.max_image_bytes:
+        return RequestImages([body], [None], is_list=False)
+    if not parsed.is_list and len(parsed.single()) > limits.max_image_bytes:
         raise ImageTooLargeError("bytes", limits.max_image_bytes)
-    return found
+    return parsed
 
 
-def _images_of_form(content_type: str, body: bytes, limits: BodyLimits) -> Images:
-    """The parts `image`, one or several, and as many parts `beta` or none; any other part is an error."""
+def _parse_form(content_type: str, body: bytes, limits: BodyLimits) -> RequestImages:
+    """Parses the parts `image`, and the parts `beta`: as many, or none. Any other part is an error."""
     parts: list[tuple[str, bytes]] = []
-    ended: list[bool] = []
+    is_complete = False
 
     def add(name: bytes | None, data: bytes) -> None:
         parts.append(((name or b"").decode("utf-8", "replace"), data))
-        # Refused here, so that a form of a million tiny parts is not read to its end.
+        # Checked for each part, so that the parser stops early in a form of a million tiny parts.
         if parts[-1][0] not in (IMAGE_FIELD, BETA_FIELD):
             raise InvalidParameterError(
-                f"the form holds the field {parts[-1][0][:40]!r}; it holds {IMAGE_FIELD!r}, once or more, and "
-                f"{BETA_FIELD!r} for each where wanted; all else goes into the query"
+                f"the form has a field {parts[-1][0][:40]!r}: use {IMAGE_FIELD!r} and, for each image or none, "
+                f"{BETA_FIELD!r}; send all other parameters in the query"
             )
         if len(parts) > 2 * limits.max_images:
             raise _too_many(limits)
@@ -106,65 +106,75 @@ def _images_of_form(content_type: str, body: bytes, limits: BodyLimits) -> Image
         file.file_object.seek(0)
         add(file.field_name, file.file_object.read())
 
+    def on_end() -> None:
+        nonlocal is_complete
+        is_complete = True
+
     try:
-        # In memory throughout: the body is capped already, and a temporary file would be one more thing to fail.
+        # Keeps every part in memory: the body has a limit already, and a temporary file could fail.
         config = {"MAX_MEMORY_FILE_SIZE": len(body) + 1}
         parser = create_form_parser({"Content-Type": content_type.encode()}, on_field, on_file, config=config)
-        parser.on_end = lambda: ended.append(True)
+        parser.on_end = on_end
         parser.write(body)
         parser.finalize()
     except FormParserError:
-        raise MalformedFormError("the multipart body cannot be read: check its boundary") from None
-    if not parts or not ended:
-        raise MalformedFormError("the multipart body is cut short: check its boundary and its end")
+        raise MalformedFormError("the multipart body cannot be parsed: check its boundary") from None
+    if not parts or not is_complete:
+        raise MalformedFormError("the multipart body is incomplete: check its boundary and its end")
     images = [data for name, data in parts if name == IMAGE_FIELD]
     betas: list[float | None] = [
         parse_beta(data.decode("utf-8", "replace")) for name, data in parts if name == BETA_FIELD
     ]
     if not images:
-        raise InvalidParameterError(f"the form holds no field {IMAGE_FIELD!r}")
+        raise InvalidParameterError(f"the form has no field {IMAGE_FIELD!r}: send each image as one")
     if len(images) > limits.max_images:
         raise _too_many(limits)
     if betas and len(betas) != len(images):
         raise InvalidParameterError(
-            f"the form holds {len(images)} images and {len(betas)} β: give each its own, or none"
+            f"the form has {len(images)} images and {len(betas)} β: give one β for each image, or none"
         )
-    return Images(images, betas or [None] * len(images), is_list=len(images) > 1)
+    return RequestImages(images, betas or [None] * len(images), is_list=len(images) > 1)
 
 
-def _images_of_json(body: bytes, limits: BodyLimits) -> Images:
-    """{"images": [{"data": "<base64>", "beta": 0.7}, …]}, β where wanted."""
+def _parse_json_body(body: bytes, limits: BodyLimits) -> RequestImages:
+    """Parses {"images": [{"data": "<base64>", "beta": 0.7}, …]}. beta is optional."""
     value = parse_json(body, max_bytes=limits.max_request_bytes, max_depth=MAX_JSON_DEPTH)
     entries = value.get("images") if isinstance(value, dict) and set(value) == {"images"} else None
     if not isinstance(entries, list):
-        raise InvalidParameterError('the JSON is no {"images": [{"data": "<base64>", "beta": 0.7}, …]}')
+        raise InvalidParameterError(
+            'the JSON has another form: send {"images": [{"data": "<base64>", "beta": 0.7}, …]}'
+        )
     if not entries:
         raise InvalidParameterError(f"the list of images is empty: send 1 to {limits.max_images}")
     if len(entries) > limits.max_images:
         raise _too_many(limits)
-    images, betas = zip(*(_json_image(index, entry) for index, entry in enumerate(entries)), strict=True)
-    return Images(images, list(betas), is_list=True)
+    images, betas = zip(*(_parse_json_image(index, entry) for index, entry in enumerate(entries)), strict=True)
+    return RequestImages(images, list(betas), is_list=True)
 
 
-def _json_image(index: int, entry: Any) -> tuple[bytes | ImageError, float | None]:
+def _parse_json_image(index: int, entry: Any) -> tuple[bytes | ImageError, float | None]:
     if (
         not isinstance(entry, dict)
         or not {"data"} <= set(entry) <= {"data", BETA_FIELD}
         or not isinstance(entry["data"], str)
     ):
-        raise InvalidParameterError(f'image {index} is not an object of a text "data" and, optionally, "beta"')
+        raise InvalidParameterError(
+            f'image {index} has another form: send an object with the string "data" and, optionally, "beta"'
+        )
     image: bytes | ImageError
     try:
         image = decode_base64(entry["data"])
     except ValueError:
-        image = UndecodableImageError("the data of the image is neither a base64 text nor a data: URL with one")
+        image = UndecodableImageError("the data of the image is neither base64 nor a base64 data: URL")
     beta = entry.get(BETA_FIELD)
     if beta is None:
         return image, None
     if isinstance(beta, str) and beta not in ("clean", "robust"):
-        raise InvalidParameterError(f'the beta of image {index} is a text: give a number, "clean" or "robust"')
+        raise InvalidParameterError(f'the beta of image {index} is a string: give a number, "clean" or "robust"')
     return image, parse_beta(beta)
 
 
 def _too_many(limits: BodyLimits) -> InvalidParameterError:
-    return InvalidParameterError(f"the request holds more than {limits.max_images} images: send several requests")
+    return InvalidParameterError(
+        f"the request has more than {limits.max_images} images, the limit: send several requests"
+    )

@@ -1,16 +1,10 @@
-"""What OpenAPI says of the parameters and bodies of /classify and /sweep."""
+"""The parameters and request bodies of /classify and /sweep as OpenAPI objects."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from serve.api.images import (
-    BETA_FIELD,
-    FORM_TYPE,
-    IMAGE_FIELD,
-    IMAGE_TYPES,
-    JSON_TYPE,
-)
+from serve.api.images import BETA_FIELD, FORM_TYPE, IMAGE_FIELD, IMAGE_TYPES, JSON_TYPE
 from serve.api.query import DEFAULT_SWEEP
 from serve.control.settings_state import POLICY_NAME
 from serve.settings import Settings
@@ -20,7 +14,8 @@ from tureen.tokens import MODE_BETAS
 BINARY = {"schema": {"type": "string", "format": "binary"}}
 
 
-def _openapi_body(*, several: bool) -> dict[str, Any]:
+def request_body(*, several: bool) -> dict[str, Any]:
+    """Returns the OpenAPI request body: a raw image, a form or JSON. several: of one image or more, each with its β."""
     file = {"type": "string", "format": "binary"}
     form: dict[str, Any] = {
         "schema": {
@@ -39,14 +34,14 @@ def _openapi_body(*, several: bool) -> dict[str, Any]:
     }
     image: dict[str, Any] = {
         "type": "object",
-        "properties": {"data": {"type": "string", "description": "base64, or a data: URL of it"}},
+        "properties": {"data": {"type": "string", "description": "the image in base64, or a base64 data: URL"}},
         "required": ["data"],
         "additionalProperties": False,
     }
     if several:
         image["properties"]["beta"] = beta
     images = {"type": "array", "items": image, "minItems": 1, **({} if several else {"maxItems": 1})}
-    listed = {
+    json_body = {
         "schema": {
             "type": "object",
             "properties": {"images": images},
@@ -55,22 +50,25 @@ def _openapi_body(*, several: bool) -> dict[str, Any]:
         }
     }
     if several:
-        one = {"type": "string", "description": "a number, clean or robust"}
+        beta_text = {"type": "string", "description": "a number, `clean` or `robust`"}
         form["schema"]["properties"] = {
-            name: {"anyOf": [part, {"type": "array", "items": part}]}  # of a form one part is a list of one
-            for name, part in ((IMAGE_FIELD, file), (BETA_FIELD, one))
+            name: {"anyOf": [part, {"type": "array", "items": part}]}  # a form cannot tell a list of one from its item
+            for name, part in ((IMAGE_FIELD, file), (BETA_FIELD, beta_text))
         }
-    content = {**dict.fromkeys(sorted(IMAGE_TYPES), BINARY), FORM_TYPE: form, JSON_TYPE: listed}
+    content = {**dict.fromkeys(sorted(IMAGE_TYPES), BINARY), FORM_TYPE: form, JSON_TYPE: json_body}
     return {"required": True, "content": content}
 
 
-def openapi_parameters(settings: Settings, *, has_beta: bool = False, has_betas: bool = False) -> list[dict[str, Any]]:
-    """The same parameters for OpenAPI; without β where the model has one token, and so none to choose."""
+def query_parameters(settings: Settings, *, has_beta: bool = False, has_betas: bool = False) -> list[dict[str, Any]]:
+    """Returns the OpenAPI query parameters.
+
+    has_beta: includes beta and policy, which a model of one token does not have. has_betas: includes betas.
+    """
     beta = {
         "name": "beta",
         "in": "query",
-        "description": "0 or `clean`: the clean token; 1 or `robust`: the robust one; between: their soup. "
-        "Left out: the default of this service. Of several images, for those that name none.",
+        "description": "0 or `clean`: the clean token. 1 or `robust`: the robust token. Between: a mixture of both. "
+        "Default: the β of the operator's settings. In a request of several images: the β of images without their own.",
         "schema": {
             "anyOf": [{"type": "number", "minimum": 0, "maximum": 1}, {"type": "string", "enum": sorted(MODE_BETAS)}]
         },
@@ -79,23 +77,25 @@ def openapi_parameters(settings: Settings, *, has_beta: bool = False, has_betas:
     policy = {
         "name": "policy",
         "in": "query",
-        "description": "name of a policy that the operator keeps, in the place of beta",
+        "description": "name of a policy in the operator's settings; use it instead of beta",
         "schema": {"type": "string", "pattern": f"^{POLICY_NAME}$"},
     }
     betas = {
         "name": "betas",
         "in": "query",
-        "description": f"start:stop:step, or a list such as 0,0.5,1; at most {settings.max_sweep_betas}",
+        "description": f"start:stop:step, or a list such as 0,0.5,1; at most {settings.max_sweep_betas} values",
         "schema": {"type": "string", "default": DEFAULT_SWEEP},
     }
     return [
         *([beta, policy] if has_beta else ()),
         *([betas] if has_betas else ()),
-        _openapi_whole("top_k", "how many labels, the most probable first", settings.max_top_k, DEFAULT_TOP_K),
-        _openapi_whole("timeout_ms", "time limit of this request", settings.timeout_ms, settings.timeout_ms),
+        _integer_parameter("top_k", "number of labels, most probable first", settings.max_top_k, DEFAULT_TOP_K),
+        _integer_parameter(
+            "timeout_ms", "time limit of this request in milliseconds", settings.timeout_ms, settings.timeout_ms
+        ),
     ]
 
 
-def _openapi_whole(name: str, description: str, most: int, default: int) -> dict[str, Any]:
-    schema = {"type": "integer", "minimum": 1, "maximum": most, "default": default}
+def _integer_parameter(name: str, description: str, maximum: int, default: int) -> dict[str, Any]:
+    schema = {"type": "integer", "minimum": 1, "maximum": maximum, "default": default}
     return {"name": name, "in": "query", "description": description, "schema": schema}

@@ -1,4 +1,7 @@
-"""The query parameters: strict, since a misspelt `beta` must not silently mean the default."""
+"""Parses the query of /classify and /sweep. An unknown parameter is an error, since a misspelt `beta` would be ignored.
+
+Knows nothing about bodies and images.
+"""
 
 from __future__ import annotations
 
@@ -15,51 +18,53 @@ DEFAULT_SWEEP = "0:1:0.1"
 
 
 @dataclass(frozen=True)
-class Parameters:
-    """What a query says, defaults filled in; beta None: not given. betas: of a sweep alone."""
+class QueryParameters:
+    """The parameters of a query, with defaults for those that it leaves out."""
 
-    beta: float | None
+    beta: float | None  # None: the query names none
     policy: str | None
-    betas: list[float]
+    betas: list[float]  # of a sweep; ascending, without duplicates
     top_k: int
     timeout_ms: int
 
 
-def classify_parameters(query: QueryParams, settings: Settings) -> Parameters:
-    """beta or policy, top_k and timeout_ms; raises InvalidBetaError or InvalidParameterError."""
-    return _parameters(query, ("beta", "policy", "top_k", "timeout_ms"), settings)
+def classify_parameters(query: QueryParams, settings: Settings) -> QueryParameters:
+    """Parses beta or policy, top_k and timeout_ms. Raises InvalidBetaError or InvalidParameterError."""
+    return _parse(query, ("beta", "policy", "top_k", "timeout_ms"), settings)
 
 
-def sweep_parameters(query: QueryParams, settings: Settings) -> Parameters:
-    """betas, top_k and timeout_ms; raises InvalidBetaError or InvalidParameterError."""
-    return _parameters(query, ("betas", "top_k", "timeout_ms"), settings)
+def sweep_parameters(query: QueryParams, settings: Settings) -> QueryParameters:
+    """Parses betas, top_k and timeout_ms. Raises InvalidBetaError or InvalidParameterError."""
+    return _parse(query, ("betas", "top_k", "timeout_ms"), settings)
 
 
-def _parameters(query: QueryParams, names: tuple[str, ...], settings: Settings) -> Parameters:
+def _parse(query: QueryParams, names: tuple[str, ...], settings: Settings) -> QueryParameters:
     values: dict[str, str] = {}
     for name, value in query.multi_items():
         if name not in names:
             raise InvalidParameterError(f"there is no parameter {name[:40]!r}: use {', '.join(names)}")
         if name in values:
-            raise InvalidParameterError(f"{name} is given more than once")
+            raise InvalidParameterError(f"the parameter {name} is given more than once")
         values[name] = value
     if "beta" in values and "policy" in values:
-        raise InvalidParameterError("beta and policy both choose: give one of them")
+        raise InvalidParameterError("the parameters beta and policy exclude each other: give one of them")
     betas = beta_grid(values.get("betas", DEFAULT_SWEEP))
     if len(betas) > settings.max_sweep_betas:
-        raise InvalidParameterError(f"betas are {len(betas)}; give at most {settings.max_sweep_betas}")
-    return Parameters(
+        raise InvalidParameterError(f"betas holds {len(betas)} values: give at most {settings.max_sweep_betas}")
+    return QueryParameters(
         beta=parse_beta(values["beta"]) if "beta" in values else None,
         policy=values.get("policy"),
         betas=sorted(set(betas)),
-        top_k=_whole("top_k", values.get("top_k", str(DEFAULT_TOP_K)), settings.max_top_k),
-        timeout_ms=_whole("timeout_ms", values.get("timeout_ms", str(settings.timeout_ms)), settings.timeout_ms),
+        top_k=_parse_whole_number("top_k", values.get("top_k", str(DEFAULT_TOP_K)), settings.max_top_k),
+        timeout_ms=_parse_whole_number(
+            "timeout_ms", values.get("timeout_ms", str(settings.timeout_ms)), settings.timeout_ms
+        ),
     )
 
 
-def _whole(name: str, text: str, most: int) -> int:
-    # int() also reads "1_0", " 1" and non-ASCII digits; the length keeps a huge number from being computed.
+def _parse_whole_number(name: str, text: str, maximum: int) -> int:
+    # int() also accepts "1_0", " 1" and non-ASCII digits. The length bounds the time that int() takes.
     is_number = text.isascii() and text.isdecimal() and len(text) <= 9
-    if not is_number or not 1 <= int(text) <= most:
-        raise InvalidParameterError(f"{name} is {text[:40]!r}; give a whole number from 1 to {most}")
+    if not is_number or not 1 <= int(text) <= maximum:
+        raise InvalidParameterError(f"{name} is {text[:40]!r}: give a whole number from 1 to {maximum}")
     return int(text)

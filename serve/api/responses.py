@@ -1,4 +1,4 @@
-"""What the routes answer, as OpenAPI tells it, and how logits become it."""
+"""The bodies of the responses of /classify and /sweep, as OpenAPI shows them, and their construction from logits."""
 
 from __future__ import annotations
 
@@ -17,44 +17,42 @@ from tureen.errors import TureenError
 from tureen.soup import Prediction, probabilities, top_predictions
 
 
-class Served(BaseModel):
-    """Which model answered, and under which settings."""
+class ServedModel(BaseModel):
+    """The model of a response, and the revision of the operator's settings."""
 
     model: str
     version: str
-    revision: int = Field(description="revision of the operator's settings that this request was admitted under")
+    revision: int = Field(description="revision of the operator's settings when the server admitted the request")
 
 
-class Classified(BaseModel):
-    """One image's labels."""
+class ImageResult(BaseModel):
+    """The predictions for one image."""
 
-    beta: float | None = Field(
-        ge=0, le=1, description="β that this image was classified at; null where the model has one token"
-    )
+    beta: float | None = Field(ge=0, le=1, description="β of this image; null if the model has one token")
     beta_source: BetaSource = Field(
-        description="who chose it: this request, a policy it names, its API key, a canary, the operator, or the bundle"
+        description="source of β: the request, its policy, its API key, a canary, the operator's default, or the bundle"
     )
-    predictions: list[Prediction] = Field(description="the most probable first")
+    predictions: list[Prediction] = Field(description="in descending order of probability")
 
 
-class ClassifyAnswer(Served, Classified):
-    """The answer of /classify to one image."""
+class ClassifyResponse(ServedModel, ImageResult):
+    """The response of /classify to one image."""
 
 
-class Unclassified(BaseModel):
-    """An image among several that could not be classified; the others are unharmed."""
+class ImageProblem(BaseModel):
+    """The error of one image in a request of several. The other images are not affected."""
 
     problem: Problem
 
 
-class ClassifyAnswers(Served):
-    """The answer of /classify to several images, in their order."""
+class ClassifyListResponse(ServedModel):
+    """The response of /classify to several images, in the order of the request."""
 
-    results: list[Classified | Unclassified]
+    results: list[ImageResult | ImageProblem]
 
 
 class Curve(BaseModel):
-    """One label's probability at each β."""
+    """The probability of one label at each β."""
 
     label: str
     index: int
@@ -62,7 +60,7 @@ class Curve(BaseModel):
 
 
 class SweepChange(BaseModel):
-    """Two neighbouring β with different answers."""
+    """Two neighbouring β with different most probable labels."""
 
     after_beta: float
     before_beta: float
@@ -70,53 +68,57 @@ class SweepChange(BaseModel):
     to_label: str
 
 
-class SweepAnswer(Served):
-    """The answer of /sweep: the labels that are among the most probable at some β, the most probable of all first."""
+class SweepResponse(ServedModel):
+    """The response of /sweep. It holds the top_k labels by their highest probability at any β, highest first."""
 
     betas: list[float]
     answers: list[str] = Field(description="the most probable label at each β")
     curves: list[Curve]
-    changes: list[SweepChange] = Field(description="where the most probable label changes; empty where it never does")
+    changes: list[SweepChange] = Field(description="where the most probable label changes; empty if it never does")
 
 
-class ServedFields(TypedDict):
-    """The fields of Served."""
+class ServedModelFields(TypedDict):
+    """The fields of ServedModel."""
 
     model: str
     version: str
     revision: int
 
 
-def served(admission: Admission) -> ServedFields:
-    """Which model answered the request, and under which settings."""
+def served_model_fields(admission: Admission) -> ServedModelFields:
+    """Returns the model and the settings' revision of an admitted request."""
     manifest = admission.model.bundle.manifest
     return {"model": manifest.name, "version": manifest.version, "revision": admission.active_settings.revision}
 
 
-def classified(logits: NDArray[np.float32], choice: BetaChoice, labels: Sequence[str], top_k: int) -> Classified:
-    """One image's answer from its logits, float32 (K,)."""
+def image_result(logits: NDArray[np.float32], choice: BetaChoice, labels: Sequence[str], top_k: int) -> ImageResult:
+    """Returns the result of one image from its logits, float32 (K,)."""
     predictions = top_predictions(logits, labels, top_k)
-    return Classified(beta=choice.beta, beta_source=choice.source, predictions=predictions)
+    return ImageResult(beta=choice.beta, beta_source=choice.source, predictions=predictions)
 
 
-def unclassified(error: TureenError) -> Unclassified:
-    return Unclassified(problem=problem_of(error))
+def image_problem(error: TureenError) -> ImageProblem:
+    """Returns the problem that stands in the place of an image's result."""
+    return ImageProblem(problem=problem_of(error))
 
 
-def sweep_answer(admission: Admission, betas: list[float], logits: NDArray[np.float32], top_k: int) -> SweepAnswer:
-    """The curves of one image's logits, float32 (len(betas), K)."""
+def sweep_response(admission: Admission, betas: list[float], logits: NDArray[np.float32], top_k: int) -> SweepResponse:
+    """Returns the curves of one image from its logits, float32 (len(betas), K)."""
     labels = admission.model.bundle.manifest.labels
     by_beta = probabilities(logits)
-    answers = [labels[i] for i in logits.argmax(axis=1)]
-    shown = np.argsort(-by_beta.max(axis=0), kind="stable")[:top_k]
-    return SweepAnswer(
-        **served(admission),
+    top_labels = [labels[index] for index in logits.argmax(axis=1)]
+    curve_indices = np.argsort(-by_beta.max(axis=0), kind="stable")[:top_k]
+    return SweepResponse(
+        **served_model_fields(admission),
         betas=betas,
-        answers=answers,
-        curves=[Curve(label=labels[i], index=int(i), probabilities=by_beta[:, i].tolist()) for i in shown],
+        answers=top_labels,
+        curves=[
+            Curve(label=labels[index], index=int(index), probabilities=by_beta[:, index].tolist())
+            for index in curve_indices
+        ],
         changes=[
-            SweepChange(after_beta=lower, before_beta=upper, from_label=one, to_label=other)
-            for (lower, upper), (one, other) in zip(pairwise(betas), pairwise(answers), strict=True)
-            if one != other
+            SweepChange(after_beta=lower, before_beta=upper, from_label=label, to_label=next_label)
+            for (lower, upper), (label, next_label) in zip(pairwise(betas), pairwise(top_labels), strict=True)
+            if label != next_label
         ],
     )

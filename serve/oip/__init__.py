@@ -1,1 +1,1 @@
-"""The Open Inference Protocol v2 over HTTP and gRPC, so that its clients (tritonclient, kserve) just work."""
+"""The Open Inference Protocol v2 over HTTP and gRPC, for clients such as tritonclient and kserve."""

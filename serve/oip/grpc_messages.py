@@ -1,4 +1,7 @@
-"""An inference request and its answer as messages of gRPC; what a request means is `serve.oip.request`'s."""
+"""Decodes the gRPC message of an inference request and encodes that of its response.
+
+`serve.oip.request` validates the tensors and parameters.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +9,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from serve.errors import InvalidRequestError
-from serve.oip.codec import InferAnswer
+from serve.oip.codec import InferResponse
 from serve.oip.proto import inference_pb2 as pb
 from serve.oip.request import (
     OUTPUTS,
     InferRequest,
+    RequestedOutput,
     RequestLimits,
-    WantedOutput,
     check_counts,
-    input_head,
-    understand,
-    wanted_output,
+    make_request,
+    parse_input_metadata,
+    parse_requested_output,
 )
 from serve.oip.tensors import Tensor, raw_data, tensor_from_raw, tensor_from_values
 
@@ -24,57 +27,61 @@ _CONTENTS = {"BYTES": "bytes_contents", "UINT8": "uint_contents", "FP32": "fp32_
 
 
 def decode_message(message: pb.ModelInferRequest, limits: RequestLimits) -> InferRequest:
-    """The request in a message; raises InvalidRequestError or InvalidBetaError."""
+    """Returns the request of a message. Raises InvalidRequestError or InvalidBetaError."""
     check_counts(len(message.inputs), len(message.outputs))
     raw = message.raw_input_contents
     if raw and len(raw) != len(message.inputs):
         raise InvalidRequestError(
-            f"raw_input_contents holds {len(raw):,} tensors for {len(message.inputs)} inputs: give it for all or none"
+            f"raw_input_contents has {len(raw):,} tensors for {len(message.inputs)} inputs: send it for all or none"
         )
-    if raw and any(told.contents.ByteSize() for told in message.inputs):
-        raise InvalidRequestError("an input has contents beside raw_input_contents: send the data in one of them")
-    tensors = []
-    for index, told in enumerate(message.inputs):
-        head = input_head(told.name, told.datatype, list(told.shape))
+    if raw and any(tensor.contents.ByteSize() for tensor in message.inputs):
+        raise InvalidRequestError("an input has both contents and raw_input_contents: send the data in one of them")
+    inputs = []
+    for index, tensor in enumerate(message.inputs):
+        metadata = parse_input_metadata(tensor.name, tensor.datatype, list(tensor.shape))
         if raw:
-            tensors.append(tensor_from_raw(head, memoryview(raw[index])))
+            inputs.append(tensor_from_raw(metadata, memoryview(raw[index])))
         else:
-            tensors.append(tensor_from_values(head, list(getattr(told.contents, _CONTENTS[head.datatype]))))
-    outputs = [wanted_output(told.name, _parameters(told.parameters), is_binary=True) for told in message.outputs]
-    return understand(
+            inputs.append(tensor_from_values(metadata, list(getattr(tensor.contents, _CONTENTS[metadata.datatype]))))
+    outputs = [
+        parse_requested_output(output.name, _decode_parameters(output.parameters), is_binary=True)
+        for output in message.outputs
+    ]
+    return make_request(
         id=message.id,
-        inputs=tensors,
-        outputs=outputs or [WantedOutput(name, is_binary=True) for name in OUTPUTS],
-        parameters=_parameters(message.parameters),
+        inputs=inputs,
+        outputs=outputs or [RequestedOutput(name, is_binary=True) for name in OUTPUTS],
+        parameters=_decode_parameters(message.parameters),
         limits=limits,
     )
 
 
-def encode_message(answer: InferAnswer) -> pb.ModelInferResponse:
-    """The answer as a message, its tensors all in raw_output_contents, as Triton sends them."""
+def encode_message(response: InferResponse) -> pb.ModelInferResponse:
+    """Returns the message of a response. All tensors are in raw_output_contents, as in Triton."""
     return pb.ModelInferResponse(
-        model_name=answer.model_name,
-        model_version=answer.model_version,
-        id=answer.id,
-        parameters={name: _parameter(value) for name, value in answer.parameters.items()},
-        outputs=[_output(tensor) for tensor in answer.outputs],
-        raw_output_contents=[raw_data(tensor) for tensor in answer.outputs],
+        model_name=response.model_name,
+        model_version=response.model_version,
+        id=response.id,
+        parameters={name: _encode_parameter(value) for name, value in response.parameters.items()},
+        outputs=[_encode_output(tensor) for tensor in response.outputs],
+        raw_output_contents=[raw_data(tensor) for tensor in response.outputs],
     )
 
 
-def _output(tensor: Tensor) -> pb.ModelInferResponse.InferOutputTensor:
+def _encode_output(tensor: Tensor) -> pb.ModelInferResponse.InferOutputTensor:
     return pb.ModelInferResponse.InferOutputTensor(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
 
 
-def _parameters(told: Mapping[str, pb.InferParameter]) -> dict[str, Any]:
-    parameters = {}
-    for name, parameter in told.items():
-        choice = parameter.WhichOneof("parameter_choice")
-        parameters[name] = getattr(parameter, choice) if choice else None
-    return parameters
+def _decode_parameters(parameters: Mapping[str, pb.InferParameter]) -> dict[str, Any]:
+    """Returns the value of each parameter, None if it has no value."""
+    values = {}
+    for name, parameter in parameters.items():
+        field = parameter.WhichOneof("parameter_choice")
+        values[name] = getattr(parameter, field) if field else None
+    return values
 
 
-def _parameter(value: float | int | str) -> pb.InferParameter:
+def _encode_parameter(value: float | int | str) -> pb.InferParameter:
     if isinstance(value, str):
         return pb.InferParameter(string_param=value)
     if isinstance(value, float):

@@ -1,4 +1,4 @@
-"""The protocol over gRPC: inference.GRPCInferenceService, and grpc.health.v1 for probes."""
+"""The gRPC server: the service inference.GRPCInferenceService, and grpc.health.v1 for probes."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from serve.errors import GrpcPortTakenError, InvalidRequestError, NotReadyError,
 from serve.http.client_identity import only_value
 from serve.http.problems import INTERNAL, oip_kind
 from serve.inference.service import Service
-from serve.oip.describe import (
-    known_model,
+from serve.oip.grpc_messages import decode_message, encode_message
+from serve.oip.infer import infer, request_limits
+from serve.oip.metadata import (
+    find_model,
     model_config,
     model_metadata,
     model_statistics,
     repository_index,
     server_metadata,
 )
-from serve.oip.grpc_messages import decode_message, encode_message
-from serve.oip.infer import infer, request_limits
 from serve.oip.proto import inference_pb2 as pb
 from serve.oip.statistics import Statistics
 from serve.settings import grpc_address
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
-CODES = {
+STATUS_CODES = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
     401: grpc.StatusCode.UNAUTHENTICATED,
     403: grpc.StatusCode.PERMISSION_DENIED,
@@ -51,7 +51,7 @@ CODES = {
     503: grpc.StatusCode.UNAVAILABLE,
     504: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
-OUR_FAULTS = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
+SERVER_FAULTS = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
 STREAM_ROUTE = f"/{SERVICE.full_name}/ModelStreamInfer"
 INFER_ROUTES = frozenset({f"/{SERVICE.full_name}/ModelInfer", STREAM_ROUTE})
 METHOD = "RPC"  # in place of an HTTP method, in metrics and logs
@@ -64,25 +64,28 @@ Unary = Callable[[Any, Context], Coroutine[Any, Any, Message]]
 
 
 class GrpcServer:
-    """A gRPC server for one service; it opens after the service and closes before it."""
+    """A gRPC server of one service. The caller opens it after the service and closes it before."""
 
     def __init__(
         self, service: Service, statistics: Statistics, *, shares_port: bool = False, tracing: Tracing | None = None
     ) -> None:
-        """statistics: shared with the routes under /v2. shares_port: with other processes, as workers do.
+        """statistics: the counters that the routes under /v2 use, too. tracing: receives a trace of each inference.
 
-        tracing: where a trace of each inference goes.
+        shares_port: whether several worker processes listen on the same port.
         """
         self._service = service
         self._address = grpc_address(service.settings)
         self._server = grpc.aio.server(
-            # A message is read before its permit is asked for, so that messages are bounded too. The permits are fewer,
-            # which leaves room for health and metadata while every permit is taken.
+            # gRPC reads a whole message before the service can admit it, so this bounds the memory of messages. Twice
+            # the permits leave room for health and metadata while inference takes every permit.
             maximum_concurrent_rpcs=2 * service.settings.max_requests,
             options=[
                 ("grpc.max_receive_message_length", service.settings.max_request_bytes),
                 ("grpc.so_reuseport", int(shares_port)),
-                ("grpc.compression_enabled_algorithms_bitset", 1),  # none but identity: no bombs
+                (
+                    "grpc.compression_enabled_algorithms_bitset",
+                    1,
+                ),  # identity only, against compression bombs
             ],
         )
         handlers = {
@@ -94,7 +97,7 @@ class GrpcServer:
         )
 
     async def open(self) -> int:
-        """Listen and answer; returns the port. Raises GrpcPortTakenError."""
+        """Starts to listen, and returns the port. Raises GrpcPortTakenError."""
         try:
             port = self._server.add_insecure_port(self._address)
         except RuntimeError:
@@ -103,12 +106,12 @@ class GrpcServer:
         return port
 
     async def close(self, grace_s: float) -> None:
-        """Refuse new requests, and let those under way finish within grace_s."""
+        """Refuses new requests, and waits at most grace_s seconds for those in progress."""
         await self._server.stop(grace_s)
 
 
 class _Methods:
-    """The protocol's methods."""
+    """The methods of inference.GRPCInferenceService."""
 
     def __init__(self, service: Service, statistics: Statistics, tracing: Tracing | None) -> None:
         self._service = service
@@ -116,8 +119,8 @@ class _Methods:
         self._tracing = tracing
 
     def handlers(self) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
-        """Each method by its name in inference.proto, with its messages."""
-        answers: dict[str, Unary] = {
+        """Returns the handler of each method by its name in inference.proto."""
+        methods: dict[str, Unary] = {
             "ServerLive": self._server_live,
             "ServerReady": self._server_ready,
             "ModelReady": self._model_ready,
@@ -130,26 +133,26 @@ class _Methods:
         }
         handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
         for method in SERVICE.methods:
-            messages = _messages(*map(message_factory.GetMessageClass, (method.input_type, method.output_type)))
+            messages = _serialization(*map(message_factory.GetMessageClass, (method.input_type, method.output_type)))
             if method.name == "ModelStreamInfer":
                 handlers[method.name] = grpc.stream_stream_rpc_method_handler(self._stream, **messages)
             else:
-                answer = self._telling_errors(answers[method.name], f"/{SERVICE.full_name}/{method.name}")
-                handlers[method.name] = grpc.unary_unary_rpc_method_handler(answer, **messages)
+                handle = self._with_status(methods[method.name], f"/{SERVICE.full_name}/{method.name}")
+                handlers[method.name] = grpc.unary_unary_rpc_method_handler(handle, **messages)
         return handlers
 
-    def _telling_errors(self, answer: Unary, route: str) -> Unary:
-        """The method with its errors told by their codes, counted and logged as a request over HTTP is."""
+    def _with_status(self, method: Unary, route: str) -> Unary:
+        """Wraps a method: an exception becomes a gRPC status, and each call is counted, timed and logged."""
 
         async def handle(request: Message | InvalidRequestError, context: Context) -> Message:
             started = self._begin()
             status, detail = grpc.StatusCode.CANCELLED, ""
             try:
-                response = await answer(_readable(request), context)
+                response = await method(_decoded(request), context)
                 status = grpc.StatusCode.OK
                 return response
-            except Exception as error:  # noqa: BLE001 - whatever it is, the client gets a code and none of our insides
-                status, detail = self._told(error)
+            except Exception as error:  # noqa: BLE001 - the client gets a status, and never the text of an unknown error
+                status, detail = self._error_status(error)
             finally:
                 self._record(route, status, time.perf_counter() - started, context)
             return await context.abort(status, detail)
@@ -159,16 +162,16 @@ class _Methods:
     async def _stream(
         self, requests: AsyncIterator[pb.ModelInferRequest | InvalidRequestError], context: Context
     ) -> AsyncIterator[Message]:
-        """One answer after another, in the order of the requests; an error answers its own request alone."""
+        """Yields a response to each request, in order. An error concerns its own request only."""
         async for request in requests:
             started = self._begin()
             status = grpc.StatusCode.CANCELLED
             try:
-                answer = await self._infer(_readable(request), context)
-                response = pb.ModelStreamInferResponse(infer_response=answer)
+                infer_response = await self._infer(_decoded(request), context)
+                response = pb.ModelStreamInferResponse(infer_response=infer_response)
                 status = grpc.StatusCode.OK
-            except Exception as error:  # noqa: BLE001 - as in a request by itself
-                status, detail = self._told(error)
+            except Exception as error:  # noqa: BLE001 - as in _with_status
+                status, detail = self._error_status(error)
                 response = pb.ModelStreamInferResponse(
                     error_message=detail, infer_response=pb.ModelInferResponse(id=getattr(request, "id", ""))
                 )
@@ -177,16 +180,16 @@ class _Methods:
             yield response
 
     async def _infer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
-        known_model(self._service, request.model_name, request.model_version)
+        find_model(self._service, request.model_name, request.model_version)
         remaining_s = context.time_remaining()
         timeout_ms = self._service.settings.timeout_ms
         if remaining_s is not None:
             timeout_ms = min(timeout_ms, max(1, math.ceil(1000 * remaining_s)))
         with self._statistics.request():
-            asker = _asker(context)
-            wanted = decode_message(request, request_limits(self._service))
-            with self._service.admit(wanted.images, timeout_ms=timeout_ms) as admission:
-                return encode_message(await infer(wanted, admission, self._statistics, asker))
+            client = _client_identity(context)
+            inference = decode_message(request, request_limits(self._service))
+            with self._service.admit(inference.images, timeout_ms=timeout_ms) as admission:
+                return encode_message(await infer(inference, admission, self._statistics, client))
 
     async def _server_live(self, request: pb.ServerLiveRequest, context: Context) -> Message:
         return pb.ServerLiveResponse(live=True)
@@ -196,39 +199,39 @@ class _Methods:
 
     async def _model_ready(self, request: pb.ModelReadyRequest, context: Context) -> Message:
         try:
-            known_model(self._service, request.name, request.version)
+            find_model(self._service, request.name, request.version)
         except (UnknownModelError, NotReadyError):
-            return pb.ModelReadyResponse(ready=False)  # the answer to the question, as over HTTP any error is
+            return pb.ModelReadyResponse(ready=False)  # a response and not an error, as clients expect
         return pb.ModelReadyResponse(ready=self._service.is_ready)
 
     async def _server_metadata(self, request: pb.ServerMetadataRequest, context: Context) -> Message:
         return ParseDict(server_metadata(), pb.ServerMetadataResponse())
 
     async def _model_metadata(self, request: pb.ModelMetadataRequest, context: Context) -> Message:
-        model = known_model(self._service, request.name, request.version)
+        model = find_model(self._service, request.name, request.version)
         return ParseDict(model_metadata(model), pb.ModelMetadataResponse())
 
     async def _model_config(self, request: pb.ModelConfigRequest, context: Context) -> Message:
-        model = known_model(self._service, request.name, request.version)
+        model = find_model(self._service, request.name, request.version)
         return ParseDict({"config": model_config(model, self._service.settings)}, pb.ModelConfigResponse())
 
     async def _model_statistics(self, request: pb.ModelStatisticsRequest, context: Context) -> Message:
-        name = request.name or self._service.model.bundle.manifest.name  # empty: of all models, of which there is one
-        model = known_model(self._service, name, request.version)
-        told = model_statistics(model, self._statistics, self._service.metrics)
-        return ParseDict(told, pb.ModelStatisticsResponse())
+        name = request.name or self._service.model.bundle.manifest.name  # "" means all models, and the server has one
+        model = find_model(self._service, name, request.version)
+        return ParseDict(model_statistics(model, self._statistics, self._service.metrics), pb.ModelStatisticsResponse())
 
     async def _repository_index(self, request: pb.RepositoryIndexRequest, context: Context) -> Message:
         models = repository_index(self._service.model, is_ready=self._service.is_ready)
         return ParseDict({"models": models}, pb.RepositoryIndexResponse())
 
-    def _told(self, error: Exception) -> tuple[grpc.StatusCode, str]:
+    def _error_status(self, error: Exception) -> tuple[grpc.StatusCode, str]:
+        """Returns the status and message for the client, and counts the rejection."""
         kind = oip_kind(error)
         self._service.metrics.rejections.labels(kind.code).inc()
-        if kind is INTERNAL:  # not an error of requests at all, so its message is not for clients
+        if kind is INTERNAL:  # not in the table, so its message is not for clients
             logger.error("unhandled", exc_info=error)
-            return grpc.StatusCode.INTERNAL, "something went wrong here; the server's log says more"
-        return CODES.get(kind.status, grpc.StatusCode.INTERNAL), str(error)
+            return grpc.StatusCode.INTERNAL, "internal error: the server's log has the cause"
+        return STATUS_CODES.get(kind.status, grpc.StatusCode.INTERNAL), str(error)
 
     def _begin(self) -> float:
         if self._tracing is not None:
@@ -246,7 +249,7 @@ class _Methods:
                 {name: value for name, value in context.invocation_metadata() or () if isinstance(value, str)},
                 trace,
                 seconds=seconds,
-                is_failed=status in OUR_FAULTS,
+                is_failed=status in SERVER_FAULTS,
                 attributes={
                     "rpc.system": "grpc",
                     "rpc.service": SERVICE.full_name,
@@ -257,47 +260,51 @@ class _Methods:
         logger.log(logging.INFO if route in INFER_ROUTES else logging.DEBUG, "request", extra={FIELDS: event})
 
 
-def _asker(context: Context) -> ClientIdentity:
-    """What the call's metadata says, as over HTTP the headers of the same names; raises MalformedRequestError."""
+def _client_identity(context: Context) -> ClientIdentity:
+    """Returns the client's identity from the call's metadata, whose names are those of the HTTP headers.
+
+    Raises MalformedRequestError for a repeated name.
+    """
 
     def value(name: str) -> str | None:
         metadata = context.invocation_metadata() or ()
         return only_value(name, [text for key, text in metadata if key == name and isinstance(text, str)])
 
     api_key = value("x-api-key")
-    address = context.peer().rpartition(":")[0]  # without the port, another one for each connection
+    address = context.peer().rpartition(":")[0]  # without the port, which differs for each connection
     return ClientIdentity(None, api_key, value("x-request-key") or api_key or address)
 
 
-def _messages(request_type: type[Message], response_type: type[Message]) -> dict[str, Any]:
-    """How a method's request is read and its response written.
+def _serialization(request_type: type[Message], response_type: type[Message]) -> dict[str, Any]:
+    """Returns the functions that decode a method's request and encode its response.
 
-    gRPC answers an exception of the reader as UNKNOWN with the library's text, so that the error is returned instead.
+    The decoder returns an error instead of raising it: gRPC turns an exception into UNKNOWN with the library's text.
     """
 
-    def read(data: bytes) -> Message | InvalidRequestError:
+    def decode(data: bytes) -> Message | InvalidRequestError:
         try:
             return request_type.FromString(data)
         except DecodeError:
             return InvalidRequestError(f"the request is not a message of the type {request_type.DESCRIPTOR.full_name}")
 
-    return {"request_deserializer": read, "response_serializer": response_type.SerializeToString}
+    return {"request_deserializer": decode, "response_serializer": response_type.SerializeToString}
 
 
-def _readable(request: T | InvalidRequestError) -> T:
+def _decoded(request: T | InvalidRequestError) -> T:
+    """Returns the request. Raises the error that the decoder returned instead."""
     if isinstance(request, InvalidRequestError):
         raise request
     return request
 
 
 class _Health:
-    """Check alone, which is what probes call: SERVING while the service is ready, for the server as for the model."""
+    """The method Check, which probes call. The status is SERVING while the service is ready."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
 
     def handlers(self) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
-        messages = _messages(health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse)
+        messages = _serialization(health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse)
         return {"Check": grpc.unary_unary_rpc_method_handler(self._check, **messages)}
 
     async def _check(
@@ -306,6 +313,6 @@ class _Health:
         if isinstance(request, InvalidRequestError):
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(request))
         if request.service not in ("", SERVICE.full_name):
-            await context.abort(grpc.StatusCode.NOT_FOUND, f"there is no such service: use {SERVICE.full_name}")
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"the service is unknown: use {SERVICE.full_name}")
         status = health_pb2.HealthCheckResponse
         return status(status=status.SERVING if self._service.is_ready else status.NOT_SERVING)

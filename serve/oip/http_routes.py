@@ -1,4 +1,7 @@
-"""The protocol's routes under /v2; what a request means is `serve.oip.request`'s, and a body `serve.oip.codec`'s."""
+"""The protocol's HTTP routes under /v2.
+
+`serve.oip.codec` decodes the bodies, and `serve.oip.request` validates the requests.
+"""
 
 from __future__ import annotations
 
@@ -15,17 +18,17 @@ from serve.http.problems import OIP_PREFIX, oip_openapi_responses
 from serve.http.request_log import access_fields, arrived_s
 from serve.inference.loaded_model import LoadedModel
 from serve.inference.service import Service
-from serve.oip.codec import HEADER_LENGTH, decode_request, encode_answer
-from serve.oip.describe import (
-    known_model,
+from serve.oip.codec import HEADER_LENGTH, decode_request, encode_response
+from serve.oip.infer import infer, request_limits
+from serve.oip.metadata import (
+    find_model,
     model_config,
     model_metadata,
     model_statistics,
     repository_index,
     server_metadata,
 )
-from serve.oip.documented_routes import TAG, infer_body, infer_parameters, infer_response, path_parameters
-from serve.oip.infer import infer, request_limits
+from serve.oip.openapi_operations import TAG, infer_body, infer_parameters, infer_response, path_parameters
 from serve.oip.request import BETA
 from serve.oip.statistics import Statistics
 
@@ -41,9 +44,10 @@ NOT_OFFERED = (
 
 
 def add_oip_routes(app: FastAPI, service: Service, memory: BodyMemory) -> None:
-    """Adds every route of the protocol, with and without a version; app.state.statistics is for gRPC to share.
+    """Registers every route of the protocol, with and without a model version.
 
-    memory: of all its bodies, and those of the other routes.
+    Stores the counters in app.state.statistics, which the gRPC server shares. memory: bounds the bodies of all routes
+    of the application.
     """
     app.state.statistics = statistics = Statistics()
     router = APIRouter(prefix=OIP_PREFIX, tags=[TAG])
@@ -55,32 +59,32 @@ def add_oip_routes(app: FastAPI, service: Service, memory: BodyMemory) -> None:
 
 
 def _add_server_routes(router: APIRouter, service: Service, statistics: Statistics) -> None:
-    @router.get("", summary="The server and the extensions it offers")
+    @router.get("", summary="Name, version and extensions of the server")
     async def metadata() -> JSONResponse:
         return JSONResponse(server_metadata())
 
-    # The bodies are for kserve's client, which reads them; tritonclient wants the status alone.
+    # kserve's client reads the bodies. tritonclient reads the status only.
     @router.get("/health/live", summary="Is the server alive?")
     async def live() -> JSONResponse:
         return JSONResponse({"live": True})
 
     @router.get("/health/ready", summary="Is the model ready?", responses=oip_openapi_responses(503))
     async def ready() -> JSONResponse:
-        _must_be_ready(service)
+        _require_ready(service)
         return JSONResponse({"ready": True})
 
-    @router.post("/repository/index", summary="The models, of which there is one", responses=oip_openapi_responses(503))
+    @router.post("/repository/index", summary="Index of the models", responses=oip_openapi_responses(503))
     async def index() -> JSONResponse:
         return JSONResponse(repository_index(service.model, is_ready=service.is_ready))
 
-    @router.get(
-        "/models/stats", summary="Statistics of all models, of which there is one", responses=oip_openapi_responses(503)
-    )
+    @router.get("/models/stats", summary="Statistics of all models", responses=oip_openapi_responses(503))
     async def stats() -> JSONResponse:
         return JSONResponse(model_statistics(service.model, statistics, service.metrics))
 
     async def not_offered() -> None:
-        raise NotOfferedError("this server does not offer shared memory, trace and log settings, or loading by request")
+        raise NotOfferedError(
+            "this server does not support shared memory, trace settings, log settings, and loading models by request"
+        )
 
     for path in NOT_OFFERED:
         router.add_api_route(path, not_offered, methods=["GET", "POST"], include_in_schema=False)
@@ -94,29 +98,29 @@ def _add_model_routes(
     unknown = oip_openapi_responses(404, 503)
 
     def model_of(request: Request) -> LoadedModel:
-        return known_model(service, request.path_params["name"], request.path_params.get("version", ""))
+        return find_model(service, request.path_params["name"], request.path_params.get("version", ""))
 
-    @router.get(path, summary="Inputs and outputs", openapi_extra=in_path, responses=unknown)
+    @router.get(path, summary="Inputs and outputs of the model", openapi_extra=in_path, responses=unknown)
     async def metadata(request: Request) -> JSONResponse:
         return JSONResponse(model_metadata(model_of(request)))
 
     @router.get(f"{path}/ready", summary="Is the model ready?", openapi_extra=in_path, responses=unknown)
     async def ready(request: Request) -> JSONResponse:
         manifest = model_of(request).bundle.manifest
-        _must_be_ready(service)
+        _require_ready(service)
         return JSONResponse({"name": manifest.name, "ready": True})
 
-    @router.get(f"{path}/config", summary="Configuration", openapi_extra=in_path, responses=unknown)
+    @router.get(f"{path}/config", summary="Configuration of the model", openapi_extra=in_path, responses=unknown)
     async def config(request: Request) -> JSONResponse:
         return JSONResponse(model_config(model_of(request), settings))
 
-    @router.get(f"{path}/stats", summary="Statistics", openapi_extra=in_path, responses=unknown)
+    @router.get(f"{path}/stats", summary="Statistics of the model", openapi_extra=in_path, responses=unknown)
     async def stats(request: Request) -> JSONResponse:
         return JSONResponse(model_statistics(model_of(request), statistics, service.metrics))
 
     @router.post(
         f"{path}/infer",
-        summary="Classify images, each at the β of your choice",
+        summary="Classify images, each at its own β",
         openapi_extra={"parameters": [*path_parameters(path), *infer_parameters()], "requestBody": infer_body()},
         responses={200: infer_response(), **oip_openapi_responses()},
         response_class=Response,
@@ -127,7 +131,7 @@ def _add_model_routes(
             if (refusal := service.refusal()) is not None:
                 raise refusal
             query_beta = _query_beta(request)
-            asker = client_identity_of(request)
+            client = client_identity_of(request)
             body = await receive_body(
                 request,
                 memory,
@@ -139,15 +143,15 @@ def _add_model_routes(
                 decompresses=True,
             )
             header_length = request.headers.get(HEADER_LENGTH)
-            wanted = decode_request(body, header_length, query_beta=query_beta, limits=request_limits(service))
-            with service.admit(wanted.images, arrived_s=arrived_s(request.scope)) as admission:
-                answer = await cancel_on_disconnect(request, infer(wanted, admission, statistics, asker))
-        content, headers = encode_answer(answer, wanted.outputs)
-        access_fields(request.scope).update(images=len(wanted.images), **answer.parameters)
+            inference = decode_request(body, header_length, query_beta=query_beta, limits=request_limits(service))
+            with service.admit(inference.images, arrived_s=arrived_s(request.scope)) as admission:
+                response = await cancel_on_disconnect(request, infer(inference, admission, statistics, client))
+        content, headers = encode_response(response, inference.outputs)
+        access_fields(request.scope).update(images=len(inference.images), **response.parameters)
         return Response(content, headers=headers)
 
 
-def _must_be_ready(service: Service) -> None:
+def _require_ready(service: Service) -> None:
     if not service.is_ready:
         raise NotReadyError
 
@@ -155,7 +159,7 @@ def _must_be_ready(service: Service) -> None:
 def _query_beta(request: Request) -> str | None:
     values: list[tuple[str, Any]] = request.query_params.multi_items()
     if any(name != BETA for name, _ in values):
-        raise InvalidRequestError(f"the query may hold {BETA} alone")
+        raise InvalidRequestError(f"the query has an unknown parameter: it may hold {BETA} alone")
     if len(values) > 1:
-        raise InvalidRequestError(f"{BETA} is given more than once")
+        raise InvalidRequestError(f"the query has {BETA} more than once: give it once")
     return values[0][1] if values else None

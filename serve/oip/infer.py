@@ -1,4 +1,4 @@
-"""One understood request, answered: the images through the service, the logits into the outputs that were asked for."""
+"""Runs one inference request: classifies its images and converts the logits into the requested outputs."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from serve.control.beta_choice import ANONYMOUS, BetaChoice, ClientIdentity
 from serve.errors import DeadlineError, InvalidRequestError
 from serve.inference.loaded_model import InferenceResult
 from serve.inference.service import Admission, Service
-from serve.oip.codec import InferAnswer
-from serve.oip.request import LOGITS, InferRequest, RequestLimits, WantedOutput
+from serve.oip.codec import InferResponse
+from serve.oip.request import LOGITS, InferRequest, RequestedOutput, RequestLimits
 from serve.oip.statistics import Statistics
 from serve.oip.tensors import BYTES, Tensor
 from tureen.errors import ImageError, TureenError
@@ -23,42 +23,43 @@ from tureen.soup import probabilities
 
 
 def request_limits(service: Service) -> RequestLimits:
-    """What a request may hold, as the model and the settings have it."""
+    """Returns the limits of a request, from the current model and the settings."""
     image_size = service.model.bundle.manifest.preprocess.image_size
     return RequestLimits(image_size, service.settings.max_images_per_request)
 
 
 async def infer(
-    request: InferRequest, admission: Admission, statistics: Statistics, asker: ClientIdentity = ANONYMOUS
-) -> InferAnswer:
-    """The answer to all images of the request, or one error for all: a tensor has no place for a row that failed.
+    request: InferRequest, admission: Admission, statistics: Statistics, client: ClientIdentity = ANONYMOUS
+) -> InferResponse:
+    """Returns the response to all images of the request.
 
-    Raises TureenError. A `timeout` beyond the admission's deadline does not extend it.
+    Raises the TureenError of the first image that failed, since a tensor cannot hold an error for one row. A `timeout`
+    beyond the admission's deadline does not extend it.
     """
-    asker = replace(asker, policy=request.policy)
-    choices = [admission.choose(beta, asker) for beta in request.betas]
-    answers = await _answers(request, choices, admission)
-    for index, answer in enumerate(answers):
-        if isinstance(answer, ImageError) and len(answers) > 1:
-            raise InvalidRequestError(f"image {index}: {answer}") from answer
-        if isinstance(answer, TureenError):
-            raise answer
-    answered = [answer for answer in answers if isinstance(answer, InferenceResult)]
+    client = replace(client, policy=request.policy)
+    choices = [admission.choose(beta, client) for beta in request.betas]
+    outcomes = await _classify(request, choices, admission)
+    for index, outcome in enumerate(outcomes):
+        if isinstance(outcome, ImageError) and len(outcomes) > 1:
+            raise InvalidRequestError(f"image {index}: {outcome}") from outcome
+        if isinstance(outcome, TureenError):
+            raise outcome
+    results = [outcome for outcome in outcomes if isinstance(outcome, InferenceResult)]
     started = time.perf_counter()
     manifest = admission.model.bundle.manifest
-    logits = np.concatenate([answer.logits for answer in answered])
+    logits = np.concatenate([result.logits for result in results])
     outputs = tuple(_output(output, logits, manifest.labels) for output in request.outputs)
-    statistics.inferred(
-        images=len(answered),
-        decode_s=max(answer.decode_s for answer in answered),
-        queue_s=max(answer.queue_s for answer in answered),
-        inference_s=max(answer.inference_s for answer in answered),
+    statistics.add(
+        images=len(results),
+        decode_s=max(result.decode_s for result in results),
+        queue_s=max(result.queue_s for result in results),
+        inference_s=max(result.inference_s for result in results),
         output_s=time.perf_counter() - started,
     )
-    return InferAnswer(manifest.name, manifest.version, request.id, _told(choices), outputs)
+    return InferResponse(manifest.name, manifest.version, request.id, _response_parameters(choices), outputs)
 
 
-async def _answers(
+async def _classify(
     request: InferRequest, choices: Sequence[BetaChoice], admission: Admission
 ) -> Sequence[InferenceResult | TureenError]:
     if request.timeout_us is None:
@@ -70,26 +71,26 @@ async def _answers(
         raise DeadlineError from None
 
 
-def _told(choices: Sequence[BetaChoice]) -> dict[str, float | int | str]:
-    """The effective β, a number where all images have one and else a list as text; whose choice, at what revision."""
-    told: dict[str, float | int | str] = {"beta_source": choices[0].source, "revision": choices[0].revision}
+def _response_parameters(choices: Sequence[BetaChoice]) -> dict[str, float | int | str]:
+    """Returns beta_source, revision and beta: a number if all images have the same β, else a comma-separated list."""
+    parameters: dict[str, float | int | str] = {"beta_source": choices[0].source, "revision": choices[0].revision}
     betas = [choice.beta for choice in choices if choice.beta is not None]
     if not betas:  # the model has one token
-        return told
-    return {"beta": betas[0] if len(set(betas)) == 1 else ",".join(map(str, betas)), **told}
+        return parameters
+    return {"beta": betas[0] if len(set(betas)) == 1 else ",".join(map(str, betas)), **parameters}
 
 
-def _output(wanted: WantedOutput, logits: NDArray[np.float32], labels: Sequence[str]) -> Tensor:
-    """logits: (B, K)."""
-    values = logits if wanted.name == LOGITS else probabilities(logits).astype(np.float32)
-    if not wanted.classification:
-        return Tensor(wanted.name, "FP32", values.shape, values)
-    count = min(wanted.classification, len(labels))
-    # By the logits, ties in the order of the labels: the same labels as /classify tells, whichever output is asked for.
+def _output(requested: RequestedOutput, logits: NDArray[np.float32], labels: Sequence[str]) -> Tensor:
+    """Returns one output from the logits, float32 (B, K)."""
+    values = logits if requested.name == LOGITS else probabilities(logits).astype(np.float32)
+    if not requested.classification:
+        return Tensor(requested.name, "FP32", values.shape, values)
+    count = min(requested.classification, len(labels))
+    # Sorted by logits, with ties in the order of the labels, so that the labels are those of /classify for each output.
     best = np.argsort(-logits, axis=1, kind="stable")[:, :count]
-    told = [
+    elements = [
         f"{row[index]:.6f}:{index}:{labels[index]}".encode()
         for row, indices in zip(values, best, strict=True)
         for index in indices
     ]
-    return Tensor(wanted.name, BYTES, (len(values), count), told)
+    return Tensor(requested.name, BYTES, (len(values), count), elements)

@@ -1,12 +1,13 @@
-"""What an inference request means: its images, a β for each, and the outputs it wants. Neither HTTP nor gRPC.
+"""An inference request of the protocol: its images, the β of each, and the requested outputs.
 
     image          BYTES (B) or (B, 1)    encoded JPEG, PNG or WebP images, of any size
-    pixels         UINT8 (B, H, W, 3)     in their place: RGB, at the model's size
-    beta           FP32 (B) or (B, 1)     optional: one β an image
+    pixels         UINT8 (B, H, W, 3)     instead of image: RGB, at the model's size
+    beta           FP32 (B) or (B, 1)     optional: one β for each image
     logits         FP32 (B, K)
-    probabilities  FP32 (B, K)            their softmax
+    probabilities  FP32 (B, K)            softmax of the logits
 
-Which β: the tensor's, else the request parameter's, else the query's, else the default of the service.
+β comes from the tensor, else from the request's parameter, else from the query, else from the operator's settings.
+Knows nothing about HTTP and gRPC: `serve.oip.codec` and `serve.oip.grpc_messages` decode their messages.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from serve.errors import InvalidRequestError
-from serve.oip.tensors import BYTES, Tensor, TensorHead
+from serve.oip.tensors import BYTES, Tensor, TensorMetadata
 from tureen.errors import InvalidBetaError
 from tureen.preprocess import Pixels
 from tureen.tokens import parse_beta
@@ -27,8 +28,8 @@ LOGITS, PROBABILITIES = "logits", "probabilities"
 INPUT_DATATYPES = {IMAGE: BYTES, PIXELS: "UINT8", BETA: "FP32"}
 OUTPUTS = (LOGITS, PROBABILITIES)
 
-# What clients send of their own accord and what says nothing here. Any other parameter is refused, since a misspelt
-# `beta` must not silently mean the default.
+# Parameters that clients add by themselves, and that this server ignores. Any other unknown parameter is an error:
+# a misspelt `beta` must not be ignored.
 IGNORED_PARAMETERS = frozenset({"binary_data_output", "headers", "priority"})
 IGNORED_PREFIX = "triton_"
 
@@ -37,15 +38,18 @@ MAX_ID_CHARACTERS = 256
 
 @dataclass(frozen=True)
 class RequestLimits:
-    """What a request may hold."""
+    """The limits of a request."""
 
     image_size: int  # H and W of pixels
     max_images: int
 
 
 @dataclass(frozen=True)
-class WantedOutput:
-    """One output; where classification is not 0, that many of its highest values with their labels in its place."""
+class RequestedOutput:
+    """One requested output.
+
+    classification: if not 0, the output holds that number of highest values with their labels instead.
+    """
 
     name: str
     classification: int = 0
@@ -54,64 +58,66 @@ class WantedOutput:
 
 @dataclass(frozen=True)
 class InferRequest:
-    """A request understood."""
+    """A validated request."""
 
     id: str
     images: tuple[bytes | Pixels, ...]
-    betas: tuple[float | None, ...]  # one an image; None: the default
-    outputs: tuple[WantedOutput, ...]
+    betas: tuple[float | None, ...]  # one for each image; None: the default
+    outputs: tuple[RequestedOutput, ...]
     timeout_us: int | None
-    policy: str | None = None  # that the operator keeps, in the place of β
+    policy: str | None = None  # a policy of the operator, instead of β
 
 
-def input_head(name: object, datatype: object, shape: object) -> TensorHead:
-    """The head of an input tensor, its name, datatype and dimensions checked; raises InvalidRequestError."""
+def parse_input_metadata(name: object, datatype: object, shape: object) -> TensorMetadata:
+    """Returns the validated name, datatype and shape of an input. Raises InvalidRequestError."""
     if not isinstance(name, str) or name not in INPUT_DATATYPES:
-        raise InvalidRequestError(f"there is no input {_shown(name)}: use {', '.join(INPUT_DATATYPES)}")
+        raise InvalidRequestError(f"there is no input {_short(name)}: use {', '.join(INPUT_DATATYPES)}")
     if datatype != INPUT_DATATYPES[name]:
-        raise InvalidRequestError(f"input {name} is {_shown(datatype)}; its datatype is {INPUT_DATATYPES[name]}")
+        raise InvalidRequestError(
+            f"input {name} has the datatype {_short(datatype)}: its datatype is {INPUT_DATATYPES[name]}"
+        )
     if not isinstance(shape, list) or not all(type(size) is int and 0 <= size < 2**31 for size in shape):
-        raise InvalidRequestError(f"input {name}: the shape is not a list of sizes")
+        raise InvalidRequestError(f"input {name}: the shape is not a list of sizes, such as [1, 1]")
     if len(shape) > 4:
-        raise InvalidRequestError(f"input {name}: the shape has {len(shape)} dimensions, at most 4 are meant")
-    return TensorHead(name, datatype, tuple(shape))
+        raise InvalidRequestError(f"input {name}: the shape has {len(shape)} dimensions: give at most 4")
+    return TensorMetadata(name, datatype, tuple(shape))
 
 
-def wanted_output(name: object, parameters: Mapping[str, Any], *, is_binary: bool) -> WantedOutput:
-    """One requested output; is_binary: where its parameters do not say. Raises InvalidRequestError."""
+def parse_requested_output(name: object, parameters: Mapping[str, Any], *, is_binary: bool) -> RequestedOutput:
+    """Returns one requested output. is_binary: default of the parameter binary_data. Raises InvalidRequestError."""
     if not isinstance(name, str) or name not in OUTPUTS:
-        raise InvalidRequestError(f"there is no output {_shown(name)}: use {', '.join(OUTPUTS)}")
+        raise InvalidRequestError(f"there is no output {_short(name)}: use {', '.join(OUTPUTS)}")
     count = parameters.get("classification", 0)
     if type(count) is not int or count < 0:
-        raise InvalidRequestError(f"output {name}: classification is {_shown(count)}; give a number of labels")
+        raise InvalidRequestError(f"output {name}: classification is {_short(count)}: give a number of labels")
     binary = parameters.get("binary_data", is_binary)
     if not isinstance(binary, bool):
-        raise InvalidRequestError(f"output {name}: binary_data is {_shown(binary)}; give true or false")
-    return WantedOutput(name, count, binary)
+        raise InvalidRequestError(f"output {name}: binary_data is {_short(binary)}: give true or false")
+    return RequestedOutput(name, count, binary)
 
 
 def check_counts(inputs: int, outputs: int) -> None:
-    """Refuses, with InvalidRequestError and before any is looked at, more inputs or outputs than there are."""
-    for count, names, what in ((inputs, INPUT_DATATYPES, "inputs"), (outputs, OUTPUTS, "outputs")):
+    """Raises InvalidRequestError for more inputs or outputs than the protocol's names, before any of them is parsed."""
+    for count, names, kind in ((inputs, INPUT_DATATYPES, "inputs"), (outputs, OUTPUTS, "outputs")):
         if count > len(names):
-            raise InvalidRequestError(f"the request has {count:,} {what}, at most {len(names)} are meant")
+            raise InvalidRequestError(f"the request has {count:,} {kind}: send at most {len(names)}")
 
 
-def understand(
+def make_request(
     *,
     id: str = "",
     inputs: Sequence[Tensor],
-    outputs: Sequence[WantedOutput],
+    outputs: Sequence[RequestedOutput],
     parameters: Mapping[str, Any],
     query_beta: str | None = None,
     limits: RequestLimits,
 ) -> InferRequest:
-    """The request that these tensors and parameters make; raises InvalidRequestError or InvalidBetaError."""
+    """Returns the request of these tensors and parameters. Raises InvalidRequestError or InvalidBetaError."""
     if len(id) > MAX_ID_CHARACTERS:
-        raise InvalidRequestError(f"the id has {len(id):,} characters, the limit is {MAX_ID_CHARACTERS}")
+        raise InvalidRequestError(f"the id has {len(id):,} characters: give at most {MAX_ID_CHARACTERS}")
     for name in parameters:
         if name not in (BETA, POLICY, "timeout", *IGNORED_PARAMETERS) and not name.startswith(IGNORED_PREFIX):
-            raise InvalidRequestError(f"there is no parameter {_shown(name)}: use beta, policy and timeout")
+            raise InvalidRequestError(f"there is no parameter {_short(name)}: use beta, policy and timeout")
     tensors = _by_name(inputs)
     images = _images(tensors, limits)
     if BETA in tensors:
@@ -122,12 +128,12 @@ def understand(
         betas = (None if query_beta is None else parse_beta(query_beta),) * len(images)
     policy = parameters.get(POLICY)
     if policy is not None and not isinstance(policy, str):
-        raise InvalidRequestError(f"policy is {_shown(policy)}; give the name of one")
+        raise InvalidRequestError(f"policy is {_short(policy)}: give the name of a policy")
     if policy is not None and (BETA in tensors or BETA in parameters or query_beta is not None):
-        raise InvalidRequestError("beta and policy both choose: give one of them")
+        raise InvalidRequestError("beta and policy exclude each other: give one of them")
     names = [output.name for output in outputs]
     if len(set(names)) < len(names):
-        raise InvalidRequestError("an output is asked for more than once")
+        raise InvalidRequestError("an output is requested more than once")
     return InferRequest(id, images, betas, tuple(outputs), _timeout(parameters.get("timeout", 0)), policy)
 
 
@@ -136,7 +142,7 @@ def _by_name(inputs: Sequence[Tensor]) -> dict[str, Tensor]:
     if len(tensors) < len(inputs):
         raise InvalidRequestError("an input is given more than once")
     if (IMAGE in tensors) == (PIXELS in tensors):
-        raise InvalidRequestError(f"give one of the inputs {IMAGE} and {PIXELS}")
+        raise InvalidRequestError(f"give one of the inputs {IMAGE} and {PIXELS}, and not both")
     return tensors
 
 
@@ -144,40 +150,40 @@ def _images(tensors: Mapping[str, Tensor], limits: RequestLimits) -> tuple[bytes
     tensor = tensors[IMAGE] if IMAGE in tensors else tensors[PIXELS]
     size = limits.image_size
     row = (size, size, 3)
-    is_right = tensor.shape[1:] in ((), (1,)) if tensor.name == IMAGE else tensor.shape[1:] == row
-    if not tensor.shape or not is_right:
-        wanted = "[-1] or [-1, 1]" if tensor.name == IMAGE else [-1, *row]
-        raise InvalidRequestError(f"input {tensor.name} has shape {list(tensor.shape)}; it must be {wanted}")
+    is_valid = tensor.shape[1:] in ((), (1,)) if tensor.name == IMAGE else tensor.shape[1:] == row
+    if not tensor.shape or not is_valid:
+        valid = "[-1] or [-1, 1]" if tensor.name == IMAGE else [-1, *row]
+        raise InvalidRequestError(f"input {tensor.name} has the shape {list(tensor.shape)}: it must be {valid}")
     if not tensor.shape[0]:
         raise InvalidRequestError(f"the batch is empty: send 1 to {limits.max_images} images")
     if tensor.shape[0] > limits.max_images:
-        raise InvalidRequestError(f"the request holds {tensor.shape[0]:,} images; send 1 to {limits.max_images}")
+        raise InvalidRequestError(f"the request has {tensor.shape[0]:,} images: send 1 to {limits.max_images}")
     return tuple(tensor.data)
 
 
 def _tensor_betas(tensor: Tensor, count: int) -> tuple[float, ...]:
     if tensor.shape not in ((count,), (count, 1)):
         raise InvalidRequestError(
-            f"input {BETA} has shape {list(tensor.shape)}; for {count} images it must be [{count}, 1]"
+            f"input {BETA} has the shape {list(tensor.shape)}: for {count} images it must be [{count}, 1]"
         )
     assert not isinstance(tensor.data, list)
-    # The shortest decimal of a float32: a β of 0.7 is then the same 0.7 as in a query, and is told as such.
+    # str() of a float32 is its shortest decimal, so that 0.7 is the same β as 0.7 in a query.
     return tuple(parse_beta(str(beta)) for beta in tensor.data.reshape(-1))
 
 
 def _parameter_beta(value: Any) -> float:
-    if isinstance(value, int) and not 0 <= value <= 1:  # it may have more digits than a float holds
+    if isinstance(value, int) and not 0 <= value <= 1:  # float() fails for an int of many digits
         raise InvalidBetaError(value)
     return parse_beta(value)
 
 
 def _timeout(value: object) -> int | None:
-    """Microseconds; None for 0, which is the protocol's word for none."""
+    """Returns the timeout in microseconds. 0 means no timeout in the protocol, and becomes None."""
     if type(value) is not int or not 0 <= value < 2**63:
-        raise InvalidRequestError(f"timeout is {_shown(value)}; give a whole number of microseconds")
+        raise InvalidRequestError(f"timeout is {_short(value)}: give a whole number of microseconds")
     return value or None
 
 
-def _shown(value: object) -> str:
+def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 40 else text[:37] + "..."

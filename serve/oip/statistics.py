@@ -1,4 +1,4 @@
-"""What the statistics extension counts: requests of this protocol, over HTTP and gRPC, since the server started."""
+"""Counters of the statistics extension: requests of this protocol, over HTTP and gRPC, since the server started."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 @dataclass
 class Duration:
-    """How many, and how long all of them together."""
+    """A number of events, and their total duration in nanoseconds."""
 
     count: int = 0
     ns: int = 0
@@ -20,13 +20,16 @@ class Duration:
         self.count += 1
         self.ns += round(1e9 * seconds)
 
-    def told(self) -> dict[str, int]:
+    def as_dict(self) -> dict[str, int]:
         return {"count": self.count, "ns": self.ns}
 
 
 @dataclass
 class Statistics:
-    """One server's counters, one entry a request; of its images' stages the longest counts, since they overlap."""
+    """The counters of one server. A request counts once in each stage, with the longest time of any of its images.
+
+    The stages of several images overlap, so that their sum would exceed the duration of the request.
+    """
 
     last_inference_ms: int = 0
     images: int = 0
@@ -39,7 +42,7 @@ class Statistics:
 
     @contextmanager
     def request(self) -> Iterator[None]:
-        """Counts what happens within as one request, failed where an exception leaves it."""
+        """Counts and times the body of a `with` statement as one request, which fails if the body raises."""
         started = time.perf_counter()
         outcome = self.fail
         try:
@@ -48,8 +51,8 @@ class Statistics:
         finally:
             outcome.add(time.perf_counter() - started)
 
-    def inferred(self, *, images: int, decode_s: float, queue_s: float, inference_s: float, output_s: float) -> None:
-        """Adds the stages of one answered request."""
+    def add(self, *, images: int, decode_s: float, queue_s: float, inference_s: float, output_s: float) -> None:
+        """Adds the stages of one successful request, in seconds."""
         self.last_inference_ms = round(1000 * time.time())
         self.images += images
         self.compute_input.add(decode_s)
@@ -57,12 +60,12 @@ class Statistics:
         self.compute_infer.add(inference_s)
         self.compute_output.add(output_s)
 
-    def told(self, batches: int) -> dict[str, Any]:
-        """The extension's counters; batches: how often the engine ran, for requests of every protocol."""
+    def as_dict(self, batches: int) -> dict[str, Any]:
+        """Returns the counters under the extension's names. batches: runs of the engine, for all protocols."""
         stages = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output")
         return {
             "last_inference": self.last_inference_ms,
             "inference_count": self.images,
             "execution_count": batches,
-            "inference_stats": {stage: getattr(self, stage).told() for stage in stages},
+            "inference_stats": {stage: getattr(self, stage).as_dict() for stage in stages},
         }

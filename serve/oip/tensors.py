@@ -1,6 +1,6 @@
-"""Tensors on the wire: little-endian bytes or values, and what they must be to become arrays.
+"""Converts the tensors of a request and a response between arrays and the protocol's bytes or values.
 
-Knows datatypes and shapes; not which tensors a model has.
+Knows datatypes and shapes, but not which tensors a model has.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _LENGTH_BYTES = 4  # before each element of a BYTES tensor
 
 
 @dataclass(frozen=True)
-class TensorHead:
-    """What a request says of a tensor besides its data."""
+class TensorMetadata:
+    """The name, datatype and shape of a tensor."""
 
     name: str
     datatype: str  # "BYTES", or a key of DTYPES
@@ -37,85 +37,88 @@ class TensorHead:
 
 
 @dataclass(frozen=True)
-class Tensor(TensorHead):
-    """data: the array of that shape; of BYTES, the elements in row-major order."""
+class Tensor(TensorMetadata):
+    """A tensor with its data: an array of its shape, or the elements of BYTES in row-major order."""
 
     data: NDArray[Any] | list[bytes]
 
 
-def tensor_from_raw(head: TensorHead, raw: memoryview) -> Tensor:
-    """The tensor whose binary data is `raw`; raises InvalidRequestError where their sizes differ."""
-    if head.datatype == BYTES:
-        return _tensor(head, list(_elements(head, raw)))
-    dtype = DTYPES[head.datatype]
-    if len(raw) != head.size * dtype.itemsize:
+def tensor_from_raw(metadata: TensorMetadata, raw: memoryview) -> Tensor:
+    """Returns the tensor of binary data. Raises InvalidRequestError if its size does not match the shape."""
+    if metadata.datatype == BYTES:
+        return _tensor(metadata, list(_elements(metadata, raw)))
+    dtype = DTYPES[metadata.datatype]
+    if len(raw) != metadata.size * dtype.itemsize:
         raise InvalidRequestError(
-            f"input {head.name}: shape {list(head.shape)} of {head.datatype} is {head.size * dtype.itemsize:,} bytes, "
-            f"and there are {len(raw):,}"
+            f"input {metadata.name}: the shape {list(metadata.shape)} of {metadata.datatype} needs "
+            f"{metadata.size * dtype.itemsize:,} bytes, and the data has {len(raw):,}"
         )
-    return _tensor(head, np.frombuffer(raw, dtype).reshape(head.shape))
+    return _tensor(metadata, np.frombuffer(raw, dtype).reshape(metadata.shape))
 
 
-def tensor_from_values(head: TensorHead, values: Sequence[Any]) -> Tensor:
-    """The tensor of values, nested as the shape is or flat: numbers; of BYTES, bytes or base64 text (as JSON has it).
+def tensor_from_values(metadata: TensorMetadata, values: Sequence[Any]) -> Tensor:
+    """Returns the tensor of values, which are flat or nested like the shape.
 
-    Raises InvalidRequestError.
+    A value is a number, and in a BYTES tensor it is bytes or a base64 string. Raises InvalidRequestError.
     """
-    if head.datatype == BYTES:
-        elements = [_bytes_of(head, index, value) for index, value in enumerate(_flat(values))]
-        if len(elements) != head.size:
-            raise _wrong_count(head, len(elements))
-        return _tensor(head, elements)
+    if metadata.datatype == BYTES:
+        elements = [_bytes_of(metadata, index, value) for index, value in enumerate(_flat(values))]
+        if len(elements) != metadata.size:
+            raise _wrong_count(metadata, len(elements))
+        return _tensor(metadata, elements)
     try:
         array = np.asarray(values)
     except ValueError:
-        raise InvalidRequestError(f"input {head.name}: the data is nested unevenly") from None
-    if array.size != head.size:
-        raise _wrong_count(head, array.size)
-    is_whole = head.datatype == "UINT8"
+        raise InvalidRequestError(f"input {metadata.name}: the lists of the data have unequal lengths") from None
+    if array.size != metadata.size:
+        raise _wrong_count(metadata, array.size)
+    is_whole = metadata.datatype == "UINT8"
     if (array.size and array.dtype.kind not in ("iu" if is_whole else "iuf")) or (
         is_whole and array.size and not 0 <= array.min() <= array.max() <= 255
     ):
-        wanted = "whole numbers from 0 to 255" if is_whole else "numbers"
-        raise InvalidRequestError(f"input {head.name}: the data is not all {wanted}")
-    with np.errstate(over="ignore"):  # beyond float32 is infinite, which whoever reads the tensor refuses
-        return _tensor(head, array.astype(DTYPES[head.datatype]).reshape(head.shape))
+        valid = "whole numbers from 0 to 255" if is_whole else "numbers"
+        raise InvalidRequestError(f"input {metadata.name}: the data must be {valid}")
+    with np.errstate(over="ignore"):  # a value beyond float32 becomes infinite, which the caller refuses
+        return _tensor(metadata, array.astype(DTYPES[metadata.datatype]).reshape(metadata.shape))
 
 
 def raw_data(tensor: Tensor) -> bytes:
-    """The tensor's binary data: row-major, little-endian; each element of BYTES after its length in four bytes."""
+    """Returns the binary data of a tensor: row-major and little-endian.
+
+    Each element of BYTES follows its length in four bytes.
+    """
     if isinstance(tensor.data, list):
         return b"".join(len(element).to_bytes(_LENGTH_BYTES, "little") + element for element in tensor.data)
     return tensor.data.astype(DTYPES[tensor.datatype], copy=False).tobytes()
 
 
-def _tensor(head: TensorHead, data: NDArray[Any] | list[bytes]) -> Tensor:
-    return Tensor(head.name, head.datatype, head.shape, data)
+def _tensor(metadata: TensorMetadata, data: NDArray[Any] | list[bytes]) -> Tensor:
+    return Tensor(metadata.name, metadata.datatype, metadata.shape, data)
 
 
-def _elements(head: TensorHead, raw: memoryview) -> Iterator[bytes]:
+def _elements(metadata: TensorMetadata, raw: memoryview) -> Iterator[bytes]:
     position = count = 0
     while position < len(raw):
         start = position + _LENGTH_BYTES
         position = start + int.from_bytes(raw[position:start], "little")
         if start > len(raw) or position > len(raw):
-            raise InvalidRequestError(f"input {head.name}: an element's length points beyond the data's end")
+            raise InvalidRequestError(f"input {metadata.name}: the data ends within an element")
         count += 1
-        if count > head.size:
+        if count > metadata.size:
             break
         yield bytes(raw[start:position])
-    if count != head.size:
-        raise _wrong_count(head, count)
+    if count != metadata.size:
+        raise _wrong_count(metadata, count)
 
 
-def _bytes_of(head: TensorHead, index: int, value: object) -> bytes:
+def _bytes_of(metadata: TensorMetadata, index: int, value: object) -> bytes:
     if isinstance(value, bytes):
         return value
     with contextlib.suppress(ValueError):
         if isinstance(value, str):
             return decode_base64(value)
     raise InvalidRequestError(
-        f"input {head.name}: element {index} is not a base64 text. Elements of BYTES are base64 in JSON, or binary data"
+        f"input {metadata.name}: element {index} is not a base64 string: send base64 in JSON, or binary data"
     )
 
 
@@ -127,6 +130,9 @@ def _flat(values: Sequence[Any]) -> Iterator[Any]:
             yield value
 
 
-def _wrong_count(head: TensorHead, count: int) -> InvalidRequestError:
-    held = f"{count:,}" if count <= head.size else "more"
-    return InvalidRequestError(f"input {head.name}: shape {list(head.shape)} holds {head.size:,} elements, not {held}")
+def _wrong_count(metadata: TensorMetadata, count: int) -> InvalidRequestError:
+    actual = f"{count:,}" if count <= metadata.size else "more"
+    return InvalidRequestError(
+        f"input {metadata.name}: the shape {list(metadata.shape)} holds {metadata.size:,} elements, and the data has "
+        f"{actual}"
+    )

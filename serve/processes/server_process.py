@@ -13,8 +13,8 @@ import uvicorn
 from fastapi import FastAPI
 from prometheus_client import disable_created_metrics
 
-from serve.api.admission_gate import admission_gate
 from serve.api.app import create_app
+from serve.api.early_refusal import make_early_refusal
 from serve.connection.graceful_shutdown import DrainingServer
 from serve.connection.http_connection import protocol_class
 from serve.connection.sockets import allow_open_files
@@ -60,7 +60,7 @@ class ServerProcess:
         config = uvicorn.Config(
             self._app,
             loop="uvloop",
-            http=protocol_class(settings.connection_limits, admission_gate(self.service), metrics),
+            http=protocol_class(settings.connection_limits, make_early_refusal(self.service), metrics),
             ws="none",
             lifespan="on",
             log_config=None,

@@ -1,1 +1,1 @@
-"""The protocol's messages. inference.proto is the source; the modules beside it are what protoc makes of it."""
+"""The protocol's gRPC messages. protoc generates the modules from inference.proto."""

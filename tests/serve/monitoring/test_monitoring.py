@@ -23,7 +23,7 @@ PROMETHEUS_LABELS = {"job", "instance"}  # which it adds to every series
 ERRORS = {*KINDS.values(), *OIP_KINDS.values(), INTERNAL}
 RARE_VALUES = {
     "code": {kind.code for kind in ERRORS},
-    # The second ones over gRPC; see CODES in serve.oip.grpc_server.
+    # The second ones over gRPC; see STATUS_CODES in serve.oip.grpc_server.
     "status": {str(kind.status) for kind in ERRORS} | {"INTERNAL", "UNAVAILABLE", "DEADLINE_EXCEEDED"},
     "route": {"/inference.GRPCInferenceService/ServerReady", "/inference.GRPCInferenceService/ServerLive"},
 }

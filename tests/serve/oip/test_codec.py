@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from serve.errors import InferRequestTooLargeError, InvalidRequestError
 from serve.http.problems import oip_kind
-from serve.oip.codec import MAX_JSON_BYTES, InferAnswer, decode_request, encode_answer
-from serve.oip.request import RequestLimits, WantedOutput
+from serve.oip.codec import MAX_JSON_BYTES, InferResponse, decode_request, encode_response
+from serve.oip.request import RequestedOutput, RequestLimits
 from serve.oip.tensors import Tensor
 from tureen.errors import InvalidBetaError, TureenError
 
@@ -137,11 +137,11 @@ def test_a_length_of_zero_means_that_the_body_is_the_image_itself():
 
 def test_outputs_are_all_in_json_unless_they_are_asked_for():
     image = base64_image(b"x")
-    both = (WantedOutput("logits"), WantedOutput("probabilities"))
+    both = (RequestedOutput("logits"), RequestedOutput("probabilities"))
     assert decode(in_json(image)).outputs == both
     assert decode(in_json(image, outputs=[])).outputs == both
     binary = decode(in_json(image, parameters={"binary_data_output": True})).outputs
-    assert binary == (WantedOutput("logits", 0, True), WantedOutput("probabilities", 0, True))
+    assert binary == (RequestedOutput("logits", 0, True), RequestedOutput("probabilities", 0, True))
 
 
 def test_an_output_says_for_itself_whether_it_is_binary_and_how_many_labels_it_wants():
@@ -150,7 +150,7 @@ def test_an_output_says_for_itself_whether_it_is_binary_and_how_many_labels_it_w
         {"name": "logits"},
     ]
     got = decode(in_json(base64_image(b"x"), outputs=outputs, parameters={"binary_data_output": True})).outputs
-    assert got == (WantedOutput("probabilities", 3, False), WantedOutput("logits", 0, True))
+    assert got == (RequestedOutput("probabilities", 3, False), RequestedOutput("logits", 0, True))
 
 
 def test_id_and_timeout_are_taken_and_what_clients_send_of_their_own_accord_is_no_error():
@@ -180,13 +180,13 @@ def test_id_and_timeout_are_taken_and_what_clients_send_of_their_own_accord_is_n
         ("list of sizes", in_json(base64_image(b"x", shape=[2**31]))),
         ("5 dimensions", in_json(base64_image(b"x", shape=[1] * 5))),
         ("must be \\[-1\\]", in_json(base64_image(b"x", b"y", shape=[1, 2]))),
-        ("holds 2 elements, not 1", in_json(base64_image(b"x", shape=[2]))),
-        ("holds 1 elements, not more", in_json(base64_image(b"x", b"y", shape=[1]))),
+        ("holds 2 elements, and the data has 1", in_json(base64_image(b"x", shape=[2]))),
+        ("holds 1 elements, and the data has more", in_json(base64_image(b"x", b"y", shape=[1]))),
         ("the batch is empty: send 1 to 8", in_json({**ONE_IMAGE, "shape": [0], "data": []})),
         ("the batch is empty: send 1 to 8", in_json({**ONE_PIXELS, "shape": [0, 4, 4, 3], "data": []})),
         ("the batch is empty", in_json({**ONE_IMAGE, "shape": [0, 1], "data": []}, EMPTY_BETA)),
         ("the batch is empty", in_json({**ONE_PIXELS, "shape": [0, 4, 4, 3], "parameters": {"binary_data_size": 0}})),
-        ("element 1 is not a base64 text", in_json({**ONE_IMAGE, "shape": [2], "data": ["aGk=", "not base64!"]})),
+        ("element 1 is not a base64 string", in_json({**ONE_IMAGE, "shape": [2], "data": ["aGk=", "not base64!"]})),
         ("9 images", in_json(base64_image(*[b"x"] * 9))),
         ("base64", in_json({**ONE_IMAGE, "data": ["not base64!"]})),
         ("base64", in_json({**ONE_IMAGE, "data": ["é"]})),
@@ -194,7 +194,7 @@ def test_id_and_timeout_are_taken_and_what_clients_send_of_their_own_accord_is_n
         ("neither a list as data", in_json(ONE_IMAGE)),
         ("neither a list as data", in_json({**ONE_IMAGE, "data": "aGk="})),
         ("must be \\[-1, 4, 4, 3\\]", in_json({**ONE_PIXELS, "shape": [1, 5, 5, 3], "data": [0] * 75})),
-        ("unevenly", in_json({**ONE_PIXELS, "data": [[0], 1]})),
+        ("unequal lengths", in_json({**ONE_PIXELS, "data": [[0], 1]})),
         ("whole numbers from 0 to 255", in_json({**ONE_PIXELS, "data": [256] * 48})),
         ("whole numbers from 0 to 255", in_json({**ONE_PIXELS, "data": [-1] * 48})),
         ("whole numbers from 0 to 255", in_json({**ONE_PIXELS, "data": [0.5] * 48})),
@@ -209,10 +209,10 @@ def test_id_and_timeout_are_taken_and_what_clients_send_of_their_own_accord_is_n
         ("timeout is '5'", in_json(base64_image(b"x"), parameters={"timeout": "5"})),
         ("timeout is -1", in_json(base64_image(b"x"), parameters={"timeout": -1})),
         ("binary_data_output", in_json(base64_image(b"x"), parameters={"binary_data_output": "yes"})),
-        ("id is not a text", in_json(base64_image(b"x"), id=5)),
+        ("id is not a string", in_json(base64_image(b"x"), id=5)),
         ("257 characters", in_json(base64_image(b"x"), id="x" * 257)),
         ("no output 'labels'", in_json(base64_image(b"x"), outputs=[{"name": "labels"}])),
-        ("asked for more than once", in_json(base64_image(b"x"), outputs=[{"name": "logits"}] * 2)),
+        ("requested more than once", in_json(base64_image(b"x"), outputs=[{"name": "logits"}] * 2)),
         ("at most 2", in_json(base64_image(b"x"), outputs=[{"name": "logits"}] * 3)),
         (
             "classification is -1",
@@ -253,7 +253,7 @@ def test_bytes_elements_cut_short_or_too_many_are_refused(raw):
 
 
 def test_pixels_of_another_number_of_bytes_are_refused():
-    refuses("48 bytes, and there are 47", *in_binary((ONE_PIXELS, bytes(47))))
+    refuses("48 bytes, and the data has 47", *in_binary((ONE_PIXELS, bytes(47))))
 
 
 def test_json_is_limited_in_size_and_depth():
@@ -303,8 +303,8 @@ def test_whatever_the_json_only_our_errors_come_of_it(request, rest):
         assert oip_kind(error).status == 400
 
 
-def answer(*outputs, id="7"):
-    return InferAnswer("digits", "v1", id, {"beta": 0.7, "beta_source": "request", "revision": 3}, outputs)
+def response(*outputs, id="7"):
+    return InferResponse("digits", "v1", id, {"beta": 0.7, "beta_source": "request", "revision": 3}, outputs)
 
 
 LOGITS = Tensor("logits", "FP32", (2, 3), np.arange(6, dtype=np.float32).reshape(2, 3) / 8)
@@ -312,7 +312,9 @@ LABELS = Tensor("probabilities", "BYTES", (2, 1), ["0.900000:3:Käse".encode(), 
 
 
 def test_an_answer_in_json_has_no_length_header():
-    body, headers = encode_answer(answer(LOGITS, LABELS), [WantedOutput("logits"), WantedOutput("probabilities", 1)])
+    body, headers = encode_response(
+        response(LOGITS, LABELS), [RequestedOutput("logits"), RequestedOutput("probabilities", 1)]
+    )
     assert headers == {"Content-Type": "application/json"}
     assert json.loads(body) == {
         "model_name": "digits",
@@ -332,8 +334,8 @@ def test_an_answer_in_json_has_no_length_header():
 
 
 def test_an_answer_in_binary_has_its_data_behind_the_json_in_the_order_of_the_outputs():
-    wanted = [WantedOutput("probabilities", 1, True), WantedOutput("logits", 0, True)]
-    body, headers = encode_answer(answer(LABELS, LOGITS, id=""), wanted)
+    wanted = [RequestedOutput("probabilities", 1, True), RequestedOutput("logits", 0, True)]
+    body, headers = encode_response(response(LABELS, LOGITS, id=""), wanted)
     length = int(headers["Inference-Header-Content-Length"])
     head, rest = json.loads(body[:length]), body[length:]
     assert "id" not in head
@@ -344,8 +346,8 @@ def test_an_answer_in_binary_has_its_data_behind_the_json_in_the_order_of_the_ou
 
 
 def test_one_output_may_be_binary_and_the_other_json():
-    body, headers = encode_answer(
-        answer(LOGITS, LABELS), [WantedOutput("logits", 0, True), WantedOutput("probabilities")]
+    body, headers = encode_response(
+        response(LOGITS, LABELS), [RequestedOutput("logits", 0, True), RequestedOutput("probabilities")]
     )
     length = int(headers["Inference-Header-Content-Length"])
     logits, labels = json.loads(body[:length])["outputs"]

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serve.errors import InvalidRequestError
-from serve.oip.codec import InferAnswer
+from serve.oip.codec import InferResponse
 from serve.oip.grpc_messages import decode_message, encode_message
 from serve.oip.proto import inference_pb2 as pb
-from serve.oip.request import RequestLimits, WantedOutput
+from serve.oip.request import RequestedOutput, RequestLimits
 from serve.oip.tensors import Tensor
 from tureen.errors import InvalidBetaError
 
@@ -111,14 +111,14 @@ def test_the_classification_extension_is_a_parameter_of_an_output():
     request = image_request()
     output = request.outputs.add(name="probabilities")
     output.parameters["classification"].int64_param = 3
-    assert decode_message(request, LIMITS).outputs == (WantedOutput("probabilities", 3, True),)
+    assert decode_message(request, LIMITS).outputs == (RequestedOutput("probabilities", 3, True),)
 
 
 def test_an_answers_tensors_are_raw_and_its_parameters_typed():
     logits = Tensor("logits", "FP32", (1, 2), np.array([[1, 2]], np.float32))
     labels = Tensor("probabilities", "BYTES", (1, 1), [b"0.9:1:b"])
     told = {"beta": 0.7, "beta_source": "request", "revision": 3}
-    message = encode_message(InferAnswer("digits", "v1", "7", told, (logits, labels)))
+    message = encode_message(InferResponse("digits", "v1", "7", told, (logits, labels)))
     assert (message.model_name, message.model_version, message.id) == ("digits", "v1", "7")
     assert [(o.name, o.datatype, list(o.shape)) for o in message.outputs] == [
         ("logits", "FP32", [1, 2]),

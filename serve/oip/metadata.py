@@ -1,6 +1,6 @@
-"""What the server says of itself and its model: metadata, configuration, statistics and index, as JSON has them.
+"""Builds the protocol's metadata, configuration, statistics and index as JSON objects.
 
-gRPC's messages have the same fields, so that one description serves both.
+The gRPC messages have the same fields, so that `serve.oip.grpc_server` converts these objects.
 """
 
 from __future__ import annotations
@@ -20,21 +20,25 @@ EXTENSIONS = ["binary_tensor_data", "classification", "model_configuration", "pa
 CONFIG_DATATYPES = {"BYTES": "TYPE_STRING", "UINT8": "TYPE_UINT8", "FP32": "TYPE_FP32"}
 
 
-def known_model(service: Service, name: str, version: str = "") -> LoadedModel:
-    """The model of that name, and of that version unless it is empty; raises UnknownModelError or NotReadyError."""
+def find_model(service: Service, name: str, version: str = "") -> LoadedModel:
+    """Returns the model of a name and a version; "" matches any version. Raises UnknownModelError or NotReadyError."""
     model = service.model
     manifest = model.bundle.manifest
     if name != manifest.name or version not in ("", manifest.version):
-        wanted = f"{name[:40]!r}" + (f" version {version[:40]!r}" if version else "")
-        raise UnknownModelError(f"there is no model {wanted}: this is {manifest.name!r} version {manifest.version!r}")
+        requested = f"{name[:40]!r}" + (f" version {version[:40]!r}" if version else "")
+        raise UnknownModelError(
+            f"there is no model {requested}: this server has {manifest.name!r} version {manifest.version!r}"
+        )
     return model
 
 
 def server_metadata() -> dict[str, Any]:
+    """Returns the server's name, version and extensions."""
     return {"name": "tureen", "version": tureen.__version__, "extensions": EXTENSIONS}
 
 
 def model_metadata(model: LoadedModel) -> dict[str, Any]:
+    """Returns the model's inputs and outputs with datatypes and shapes, in which -1 is the batch."""
     manifest = model.bundle.manifest
     return {
         "name": manifest.name,
@@ -49,14 +53,17 @@ def model_metadata(model: LoadedModel) -> dict[str, Any]:
 
 
 def model_config(model: LoadedModel, settings: Settings) -> dict[str, Any]:
-    """As Triton tells it: dims are without the batch's, of which max_batch_size is a request's greatest."""
+    """Returns the model's configuration in the form of Triton.
+
+    dims leave out the batch dimension. max_batch_size is the largest number of images in a request.
+    """
     manifest = model.bundle.manifest
     return {
         "name": manifest.name,
         "platform": "tureen",
         "backend": model.soup.engine.name,
         "max_batch_size": settings.max_images_per_request,
-        # None of them is needed in itself: one of image and pixels is.
+        # Each is optional, though a request needs either image or pixels.
         "input": [
             {"name": name, "data_type": CONFIG_DATATYPES[INPUT_DATATYPES[name]], "dims": dims, "optional": True}
             for name, dims in _input_dims(model).items()
@@ -67,20 +74,21 @@ def model_config(model: LoadedModel, settings: Settings) -> dict[str, Any]:
 
 
 def model_statistics(model: LoadedModel, statistics: Statistics, metrics: Metrics) -> dict[str, Any]:
+    """Returns the counters of the statistics extension for the only model."""
     manifest = model.bundle.manifest
     batches = metrics.registry.get_sample_value("tureen_batch_images_count") or 0
-    told = {"name": manifest.name, "version": manifest.version, **statistics.told(round(batches))}
-    return {"model_stats": [told]}
+    return {"model_stats": [{"name": manifest.name, "version": manifest.version, **statistics.as_dict(round(batches))}]}
 
 
 def repository_index(model: LoadedModel, *, is_ready: bool) -> list[dict[str, str]]:
+    """Returns the only model with its state."""
     manifest = model.bundle.manifest
     state = {"state": "READY"} if is_ready else {"state": "UNAVAILABLE", "reason": "the server is shutting down"}
     return [{"name": manifest.name, "version": manifest.version, **state}]
 
 
 def _input_dims(model: LoadedModel) -> dict[str, list[int]]:
-    """Each input's dimensions behind the batch's; no β where the model has one token, and so none to choose."""
+    """Returns the dimensions of each input without the batch. A model of one token has no input beta."""
     manifest = model.bundle.manifest
     size = manifest.preprocess.image_size
     dims = {IMAGE: [1], PIXELS: [size, size, 3]}

@@ -1,4 +1,4 @@
-"""What OpenAPI says of the protocol's routes. The protocol's own specification says more."""
+"""The protocol's parameters, bodies and responses as OpenAPI objects. The protocol's specification has the details."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ _SHAPE = {"type": "array", "items": {"type": "integer", "minimum": 0}}
 
 
 def path_parameters(path: str) -> list[dict[str, Any]]:
-    """The parameters in a route's path."""
+    """Returns the parameters in the path of a route."""
     names = [name for name in ("name", "version") if f"{{{name}}}" in path]
     return [{"name": name, "in": "path", "required": True, "schema": _TEXT} for name in names]
 
 
 def infer_parameters() -> list[dict[str, Any]]:
-    """The query and header parameters of an inference."""
+    """Returns the query and header parameters of an inference request."""
     beta = {"anyOf": [{"type": "number", "minimum": 0, "maximum": 1}, {"type": "string", "enum": sorted(MODE_BETAS)}]}
     return [
         {
             "name": BETA,
             "in": "query",
             "schema": beta,
-            "description": "β of every image, unless the tensor or the parameter `beta` of the request says another",
+            "description": "β of every image, unless the request has a tensor or a parameter `beta`",
         },
         {
             "name": HEADER_LENGTH,
             "in": "header",
             "schema": {"type": "integer", "minimum": 0},
-            "description": "length of the JSON, where binary tensors follow it; 0: the body is one encoded image",
+            "description": "length of the JSON in bytes if binary data follows it; 0: the body is one encoded image",
         },
     ]
 
 
 def infer_body() -> dict[str, Any]:
-    """The request body: JSON, or JSON with binary tensors behind it."""
+    """Returns the request body of an inference request: JSON, or JSON that binary data follows."""
     request = {
         "type": "object",
         "properties": {
@@ -78,13 +78,13 @@ def infer_body() -> dict[str, Any]:
 
 
 def infer_response() -> dict[str, Any]:
-    """The answer to an inference: JSON, with binary tensors behind it where they were asked for."""
+    """Returns the response to an inference request: JSON, or on request JSON that binary data follows."""
     output = {
         "type": "object",
         "properties": {"name": _TEXT, "datatype": _TEXT, "shape": _SHAPE, "data": {"type": "array", "items": {}}},
         "required": ["name", "datatype", "shape"],
     }
-    answer = {
+    response = {
         "type": "object",
         "properties": {
             "model_name": _TEXT,
@@ -96,5 +96,5 @@ def infer_response() -> dict[str, Any]:
         "required": ["model_name", "outputs"],
     }
     binary = {"schema": {"type": "string", "format": "binary"}}
-    content = {"application/json": {"schema": answer}, "application/octet-stream": binary}
+    content = {"application/json": {"schema": response}, "application/octet-stream": binary}
     return {"description": "The outputs that the request names", "content": content}
