@@ -1,1 +1,1 @@
-"""The public HTTP routes: classify, sweep, health, documentation and the console."""
+"""The public HTTP application: classify, sweep, health, documentation and the console."""

@@ -1,1 +1,1 @@
-"""The console at /ui: plain HTML, CSS and JavaScript of this server's own; nothing is loaded from elsewhere."""
+"""The console at /ui: plain HTML, CSS and JavaScript, all served by this server."""

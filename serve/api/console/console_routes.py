@@ -1,4 +1,4 @@
-"""The console's routes, the same page for everybody and for operators; what it may do, the API behind it decides."""
+"""The routes of the console: one page for clients and operators. The API decides what each of them may do."""
 
 from __future__ import annotations
 
@@ -24,9 +24,13 @@ HEADERS = {
 }
 
 
-def add_console(app: FastAPI, shown: Callable[[], tuple[Manifest, ActiveSettings]], *, is_operators: bool) -> None:
-    """GET /ui and what it needs. shown: the model and the settings as of now. is_operators: on their listener."""
-    # From memory, by name: no path of a request's reaches the file system.
+def add_console(app: FastAPI, current: Callable[[], tuple[Manifest, ActiveSettings]], *, is_operators: bool) -> None:
+    """Registers GET /ui, its static files and GET /ui/model.
+
+    current: returns the current model's manifest and the active settings. is_operators: whether this is the operators'
+    listener, where the page shows the sign-in.
+    """
+    # Read once, and sent from memory: a request's path never reaches the file system.
     page = (STATIC / "index.html").read_bytes()
     contents = {name: (STATIC / name).read_bytes() for name in MEDIA_TYPES}
     router = APIRouter(include_in_schema=False)
@@ -43,14 +47,14 @@ def add_console(app: FastAPI, shown: Callable[[], tuple[Manifest, ActiveSettings
 
     @router.get("/ui/model")
     async def model() -> JSONResponse:
-        manifest, in_force = shown()
-        state = in_force.state
+        manifest, settings = current()
+        state = settings.state
         content = {
             "name": manifest.name,
             "version": manifest.version,
             "has_two_tokens": manifest.has_two_tokens,
             "accuracy": [row.model_dump() for row in sorted(manifest.accuracy, key=lambda row: row.beta)],
-            "default_beta": in_force.default.beta,
+            "default_beta": settings.default.beta,
             "beta_min": state.beta_min,
             "beta_max": state.beta_max,
             "clients_may_choose": state.clients_may_choose,

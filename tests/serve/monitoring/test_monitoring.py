@@ -144,7 +144,7 @@ def test_the_dashboard_is_one_that_grafana_imports():
             for label in re.findall(r"{{(\w+)}}", target["legendFormat"]):
                 assert label in labels | PROMETHEUS_LABELS, panel["title"]
     (disagreement,) = [panel for panel in PANELS if panel["title"] == "Mode disagreement"]
-    assert "no detector" in disagreement["description"]
+    assert "not a detector" in disagreement["description"]
 
 
 def grouping(node):

@@ -1,50 +1,53 @@
-// The console: what one image's answer does over β, and for operators the default β of the service.
-// Knows the HTTP contract; all text that comes from a server goes in as text, never as markup.
+// The console. It shows the predictions for one image at every β, and lets operators change the default β.
+// It uses the HTTP API only. Text from the server is inserted as text, never as markup.
 
 const $ = (id) => document.getElementById(id);
 const STEP = 0.05;
 const percent = (share, digits = 1) => `${(100 * share).toFixed(digits)} %`;
-const interval = (one) => `${percent(one.value)} (${(100 * one.low).toFixed(1)}\u2060–\u2060${(100 * one.high).toFixed(1)})`; // kept on one line
-let model, sweep;
+const interval = (accuracy) =>
+  `${percent(accuracy.value)} (${(100 * accuracy.low).toFixed(1)}\u2060–\u2060${(100 * accuracy.high).toFixed(1)})`; // U+2060: no line break
+let model, sweep; // the last responses of /ui/model and /sweep
 
 function element(name, text = "", attributes = {}) {
-  const made = document.createElement(name);
-  made.textContent = text;
-  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-  return made;
+  const node = document.createElement(name);
+  node.textContent = text;
+  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+  return node;
 }
 
-function drawn(name, attributes, text = "") {
-  const made = document.createElementNS("http://www.w3.org/2000/svg", name);
-  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-  made.textContent = text;
-  return made;
+function svgElement(name, attributes, text = "") {
+  const node = document.createElementNS("http://www.w3.org/2000/svg", name);
+  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+  node.textContent = text;
+  return node;
 }
 
-function tell(problem) {
-  $("error").hidden = !problem;
-  $("error").textContent = problem ?? "";
+function showError(message) {
+  $("error").hidden = !message;
+  $("error").textContent = message ?? "";
 }
 
-async function ask(path, options = {}) {
-  let answer;
+// Returns the response. Throws an Error with the problem's status and detail if the response is an error.
+async function request(path, options = {}) {
+  let response;
   try {
-    answer = await fetch(path, options);
+    response = await fetch(path, options);
   } catch {
-    throw new Error("The server does not answer.");
+    throw new Error("The server does not respond.");
   }
-  if (answer.ok) return answer;
-  const problem = await answer.json().catch(() => ({}));
-  const wait = answer.headers.get("Retry-After");
-  const error = new Error(`${problem.title ?? answer.status}: ${problem.detail ?? ""}${wait ? ` Try again in ${wait} s.` : ""}`);
-  error.status = answer.status;
+  if (response.ok) return response;
+  const problem = await response.json().catch(() => ({}));
+  const wait = response.headers.get("Retry-After");
+  const error = new Error(`${problem.title ?? response.status}: ${problem.detail ?? ""}${wait ? ` Try again in ${wait} s.` : ""}`);
+  error.status = response.status;
   error.detail = problem.detail;
   throw error;
 }
 
 // An image at every β
 
-function grid() {
+// The β from 0 to 1 in steps of STEP that clients may use.
+function betaGrid() {
   const betas = [];
   for (let n = 0; n <= Math.round(1 / STEP); n++) {
     const beta = +(n * STEP).toFixed(2);
@@ -53,19 +56,19 @@ function grid() {
   return betas;
 }
 
-let shown = 0;
+let latestFile = 0;
 
-async function show(file) {
+async function classifyFile(file) {
   if (!file) return;
-  const turn = ++shown;
-  clear();
+  const number = ++latestFile;
+  clearResult();
   try {
-    const found = await sweepOf(file);
-    if (turn !== shown) return; // another file came meanwhile
-    sweep = found;
+    const response = await sweepFile(file);
+    if (number !== latestFile) return; // the user has chosen another file since
+    sweep = response;
     if (sweep.model !== model.name || sweep.version !== model.version) await showModel();
   } catch (error) {
-    if (turn === shown) tell(error.message);
+    if (number === latestFile) showError(error.message);
     return;
   }
   $("image").src = URL.createObjectURL(file);
@@ -73,39 +76,39 @@ async function show(file) {
   const nearest = sweep.betas.map((beta) => Math.abs(beta - (model.default_beta ?? 0)));
   $("beta").max = sweep.betas.length - 1;
   $("beta").value = nearest.indexOf(Math.min(...nearest));
-  $("seen").hidden = $("figure").hidden = false;
+  $("result").hidden = $("figure").hidden = false;
   drawCurve();
-  follow();
+  showSelectedBeta();
 }
 
-// Nothing of the file before stays beside the name of the next one.
-function clear() {
-  tell();
+// Removes the image and result of the previous file, so that they never stand beside the error of the next one.
+function clearResult() {
+  showError();
   sweep = undefined;
-  $("seen").hidden = $("figure").hidden = true;
+  $("result").hidden = $("figure").hidden = true;
   URL.revokeObjectURL($("image").src);
   $("image").removeAttribute("src");
 }
 
-async function sweepOf(file) {
+async function sweepFile(file) {
   let body;
   try {
-    body = await file.arrayBuffer(); // without a type, which the browser takes from the name: the bytes decide
+    body = await file.arrayBuffer(); // an ArrayBuffer has no Content-Type, so the server detects the type from the bytes
   } catch {
-    throw new Error(`${file.name} cannot be read: is it a folder, or has it changed?`);
+    throw new Error(`${file.name} cannot be read. Choose a file that is not a folder, and choose it again if it has changed.`);
   }
   try {
-    return await (await ask(`sweep?betas=${grid().join(",")}&top_k=5`, { method: "POST", body })).json();
+    return await (await request(`sweep?betas=${betaGrid().join(",")}&top_k=5`, { method: "POST", body })).json();
   } catch (error) {
     throw [400, 413, 415].includes(error.status) ? new Error(`${file.name}: ${error.detail}`) : error;
   }
 }
 
-// The curve is drawn at the size it is shown at, so that its text is as large on a phone as elsewhere.
+// The curve is drawn at the size of its element, so that its text has the same size on a phone.
 const LEFT = 55, RIGHT = 125, BOTTOM = 260, LINE = 16;
 let width = 640;
 const X = (beta) => LEFT + (width - LEFT - RIGHT) * beta;
-const Y = (share) => BOTTOM - (BOTTOM - 20) * share;
+const Y = (probability) => BOTTOM - (BOTTOM - 20) * probability;
 
 function drawCurve() {
   const svg = $("curve");
@@ -113,143 +116,144 @@ function drawCurve() {
   svg.setAttribute("viewBox", `0 0 ${width} 300`);
   svg.replaceChildren($("curve-title"));
   for (const share of [0, 0.5, 1]) {
-    svg.append(drawn("line", { class: "axis", x1: X(0), x2: X(1), y1: Y(share), y2: Y(share), "stroke-opacity": share ? 0.3 : 1 }));
-    svg.append(drawn("text", { x: 48, y: Y(share) + 4, "text-anchor": "end" }, percent(share, 0)));
+    svg.append(svgElement("line", { class: "axis", x1: X(0), x2: X(1), y1: Y(share), y2: Y(share), "stroke-opacity": share ? 0.3 : 1 }));
+    svg.append(svgElement("text", { x: 48, y: Y(share) + 4, "text-anchor": "end" }, percent(share, 0)));
   }
   const ticks = X(1) - X(0) < 200 ? [0, 0.5, 1] : [0, 0.25, 0.5, 0.75, 1];
-  for (const beta of ticks) svg.append(drawn("text", { x: X(beta), y: 280, "text-anchor": "middle" }, String(beta)));
-  svg.append(drawn("text", { x: X(0.5), y: 297, "text-anchor": "middle" }, "β"));
+  for (const beta of ticks) svg.append(svgElement("text", { x: X(beta), y: 280, "text-anchor": "middle" }, String(beta)));
+  svg.append(svgElement("text", { x: X(0.5), y: 297, "text-anchor": "middle" }, "β"));
   const ends = [];
   sweep.curves.forEach((curve, n) => {
     const points = curve.probabilities.map((share, i) => `${X(sweep.betas[i])},${Y(share)}`).join(" ");
-    svg.append(drawn("polyline", { class: `line s${n}`, points }));
+    svg.append(svgElement("polyline", { class: `line s${n}`, points }));
     ends.push({ label: curve.label, n, y: Y(curve.probabilities.at(-1)) });
   });
-  // Labels stand at their lines' ends, moved apart where these lie on each other: down, then up from the bottom.
-  ends.sort((one, other) => one.y - other.y);
+  // Labels are at the right end of their curves. Overlapping labels are moved apart: first down, then up from the bottom.
+  ends.sort((first, second) => first.y - second.y);
   ends.forEach((end, i) => { if (i) end.y = Math.max(end.y, ends[i - 1].y + LINE); });
-  for (let i = ends.length - 1, most = BOTTOM; i >= 0; i--, most -= LINE) ends[i].y = Math.min(ends[i].y, most);
+  for (let i = ends.length - 1, limit = BOTTOM; i >= 0; i--, limit -= LINE) ends[i].y = Math.min(ends[i].y, limit);
   for (const end of ends) {
     const at = X(1) + 6;
-    svg.append(drawn("line", { class: `s${end.n}`, x1: at, x2: at + 12, y1: end.y, y2: end.y, "stroke-width": 3 }));
-    const label = drawn("text", { x: at + 17, y: end.y + 4 }, end.label);
+    svg.append(svgElement("line", { class: `s${end.n}`, x1: at, x2: at + 12, y1: end.y, y2: end.y, "stroke-width": 3 }));
+    const label = svgElement("text", { x: at + 17, y: end.y + 4 }, end.label);
     svg.append(label);
     for (let n = end.label.length - 1; n && at + 17 + label.getComputedTextLength() > width; n--) label.textContent = `${end.label.slice(0, n)}…`;
   }
-  svg.append(drawn("line", { class: "marker", id: "marker", y1: Y(1), y2: Y(0) }));
+  svg.append(svgElement("line", { class: "marker", id: "marker", y1: Y(1), y2: Y(0) }));
   $("answer-changes").textContent = sweep.changes.length
-    ? sweep.changes.map((one) => `Between β ${one.after_beta} and ${one.before_beta} the answer changes from ${one.from_label} to ${one.to_label}.`).join(" ")
-    : `The answer is ${sweep.answers[0]} at every β.`;
+    ? sweep.changes.map((change) => `Between β ${change.after_beta} and ${change.before_beta} the label changes from ${change.from_label} to ${change.to_label}.`).join(" ")
+    : `The label is ${sweep.answers[0]} at every β.`;
 }
 
-function follow() {
+function showSelectedBeta() {
   const at = Number($("beta").value), beta = sweep.betas[at];
   $("beta-value").textContent = beta.toFixed(2);
   $("beta").setAttribute("aria-valuetext", `β ${beta.toFixed(2)}: ${sweep.answers[at]}`);
   for (const end of ["x1", "x2"]) $("marker").setAttribute(end, X(beta));
-  const shares = sweep.curves.map((curve) => [curve.label, curve.probabilities[at]]).sort((one, other) => other[1] - one[1]);
+  const shares = sweep.curves.map((curve) => [curve.label, curve.probabilities[at]]).sort((first, second) => second[1] - first[1]);
   showBars($("bars"), shares.map(([label, share]) => [label, share, percent(share)]));
 }
 
-function showBars(where, rows) {
-  where.replaceChildren(...rows.map(([label, share, text]) => {
-    const row = element("div", "", { class: "bar" }), whole = element("span"), bar = element("i");
+function showBars(parent, rows) {
+  parent.replaceChildren(...rows.map(([label, share, text]) => {
+    const row = element("div", "", { class: "bar" }), track = element("span"), bar = element("i");
     bar.style.width = percent(share, 2).replace(" ", "");
-    whole.append(bar);
-    row.append(element("span", label), whole, element("span", text));
+    track.append(bar);
+    row.append(element("span", label), track, element("span", text));
     return row;
   }));
 }
 
 // For operators
 
-let token = sessionStorage.getItem("tureen-token"), state, before;
+let token = sessionStorage.getItem("tureen-token"), state, previousMetrics;
 
-const asOperator = (path, options = {}) =>
-  ask(path, { ...options, headers: { ...options.headers, Authorization: `Bearer ${token}` } });
+const operatorRequest = (path, options = {}) =>
+  request(path, { ...options, headers: { ...options.headers, Authorization: `Bearer ${token}` } });
 
-const write = (method, path, body) =>
-  asOperator(path, { method, headers: { "If-Match": `"${state.revision}"` }, body: body && JSON.stringify(body) });
+const writeSettings = (method, path, body) =>
+  operatorRequest(path, { method, headers: { "If-Match": `"${state.revision}"` }, body: body && JSON.stringify(body) });
 
 async function signIn() {
   try {
-    await asOperator("admin/me");
+    await operatorRequest("admin/me");
     await refresh();
   } catch (error) {
     sessionStorage.removeItem("tureen-token");
     token = null;
-    tell(error.message);
+    showError(error.message);
     return;
   }
-  tell();
+  showError();
   sessionStorage.setItem("tureen-token", token);
   $("dial").value = state.default_beta ?? 0;
-  turned();
+  showExpected();
   $("sign-in").hidden = true;
-  $("desk").hidden = false;
-  setInterval(() => refresh().catch((error) => tell(error.message)), 2000);
+  $("controls").hidden = false;
+  setInterval(() => refresh().catch((error) => showError(error.message)), 2000);
 }
 
 async function refresh() {
-  const found = await (await asOperator("admin/beta")).json();
-  const isOther = state?.revision !== found.revision;
-  state = found;
+  const response = await (await operatorRequest("admin/beta")).json();
+  const isNewRevision = state?.revision !== response.revision;
+  state = response;
   const by = state.changed ? `, ${state.changed.action} by ${state.changed.who}: “${state.changed.reason}”` : "";
-  $("in-force").textContent = `β ${state.default_beta ?? "none"} (${state.default_beta_source}), revision ${state.revision}${by}`;
-  $("planned").replaceChildren(...state.pending.map((plan) => {
+  $("active").textContent = `β ${state.default_beta ?? "none"} (${state.default_beta_source}), revision ${state.revision}${by}`;
+  $("pending").replaceChildren(...state.pending.map((plan) => {
     const line = element("span", `${plan.kind} to β ${plan.default_beta ?? "of the server"} at ${plan.at.slice(0, 19)}Z `);
     const button = element("button", "Cancel", { type: "button" });
     button.onclick = () => {
-      const reason = prompt(`Cancel ${plan.kind} to β ${plan.default_beta ?? "of the server"}? Say why:`);
-      if (reason) act(() => write("DELETE", `admin/beta/pending/${plan.id}?reason=${encodeURIComponent(reason)}`));
+      const reason = prompt(`Cancel ${plan.kind} to β ${plan.default_beta ?? "of the server"}? Reason:`);
+      if (reason) applyChange(() => writeSettings("DELETE", `admin/beta/pending/${plan.id}?reason=${encodeURIComponent(reason)}`));
     };
     line.append(button);
     return line;
   }));
-  const isOtherModel = state.model.name !== model.name || state.model.version !== model.version;
-  if (isOtherModel) await showModel();
-  if (isOther || isOtherModel) turned();
-  if (isOther) await showHistory();
+  const isNewModel = state.model.name !== model.name || state.model.version !== model.version;
+  if (isNewModel) await showModel();
+  if (isNewRevision || isNewModel) showExpected();
+  if (isNewRevision) await showHistory();
   await showLive();
 }
 
-function promised(beta) {
+// The measured accuracy at a β, interpolated between the two nearest rows of the table.
+function expectedAccuracy(beta) {
   const rows = model.accuracy, upper = rows.findIndex((row) => row.beta >= beta - 1e-9);
-  if (upper < 0 || (upper === 0 && rows[0].beta > beta + 1e-9)) return "nothing was measured there";
+  if (upper < 0 || (upper === 0 && rows[0].beta > beta + 1e-9)) return "not measured";
   const row = rows[upper], exact = Math.abs(row.beta - beta) < 1e-9;
   const low = exact ? row : rows[upper - 1], share = exact ? 0 : (beta - low.beta) / (row.beta - low.beta);
-  const between = (kind) => percent((1 - share) * low[kind].value + share * row[kind].value);
-  return `clean ${between("clean")}, robust ${between("robust")}${exact ? "" : " (between two measured β)"}`;
+  const interpolate = (kind) => percent((1 - share) * low[kind].value + share * row[kind].value);
+  return `clean ${interpolate("clean")}, robust ${interpolate("robust")}${exact ? "" : " (between two measured β)"}`;
 }
 
-function turned() {
+function showExpected() {
   const beta = Number($("dial").value);
   $("dial-value").textContent = beta.toFixed(2);
-  $("promise").textContent = state.default_beta === null ? "" : `Now: ${promised(state.default_beta)}. Then: ${promised(beta)}.`;
+  $("expected").textContent = state.default_beta === null ? "" : `Now: ${expectedAccuracy(state.default_beta)}. Then: ${expectedAccuracy(beta)}.`;
 }
 
-async function act(change) {
+async function applyChange(change) {
   try {
     await change();
-    tell();
+    showError();
   } catch (error) {
-    tell(error.status === 412 ? "Somebody else changed the settings meanwhile: look at what is in force now, and decide again." : error.message);
+    showError(error.status === 412 ? "Another operator changed the settings first. Check the settings above, and try again." : error.message);
   }
-  await refresh().catch((error) => tell(error.message));
-  turned();
+  await refresh().catch((error) => showError(error.message));
+  showExpected();
 }
 
 async function showHistory() {
-  const { revisions } = await (await asOperator("admin/beta/history?limit=20")).json();
+  const { revisions } = await (await operatorRequest("admin/beta/history?limit=20")).json();
   $("history").tBodies[0].replaceChildren(...revisions.map((row) => {
-    const line = element("tr"), changes = row.changes.join(", ") || "nothing changed";
+    const line = element("tr"), changes = row.changes.join(", ") || "no change";
     for (const text of [row.revision, `${row.at.slice(0, 19)}Z`, row.who, `${row.action}: ${changes}`, row.reason])
       line.append(element("td", text));
     const cell = element("td"), button = element("button", "Roll back to this", { type: "button" });
     button.disabled = row.revision === state.revision;
     button.onclick = () => {
-      const reason = prompt(`Go back to the settings of revision ${row.revision}? Say why:`);
-      if (reason) act(() => write("POST", "admin/beta/rollback", { revision: row.revision, reason }));
+      const reason = prompt(`Roll back to the settings of revision ${row.revision}? Reason:`);
+      if (reason) applyChange(() => writeSettings("POST", "admin/beta/rollback", { revision: row.revision, reason }));
     };
     cell.append(button);
     line.append(cell);
@@ -257,51 +261,51 @@ async function showHistory() {
   }));
 }
 
-// The least bound in seconds that so large a share of the classifications stayed within.
-function quantile(values, share) {
-  const buckets = Object.entries(values)
+// The smallest bucket bound in seconds that contains this share of the requests to /classify; null without a request.
+function latencyQuantile(metrics, share) {
+  const buckets = Object.entries(metrics)
     .map(([key, count]) => [/^tureen_request_seconds_bucket\{le="([^"]*)",route="\/classify"\}/.exec(key)?.[1], count])
     .filter(([bound]) => bound !== undefined)
     .map(([bound, count]) => [bound === "+Inf" ? Infinity : Number(bound), count])
-    .sort((one, other) => one[0] - other[0]);
-  const all = buckets.at(-1)?.[1];
-  return all ? buckets.find(([, count]) => count >= share * all)[0] : null;
+    .sort((first, second) => first[0] - second[0]);
+  const total = buckets.at(-1)?.[1];
+  return total ? buckets.find(([, count]) => count >= share * total)[0] : null;
 }
 
-function rules() {
-  const told = [state.clients_may_choose ? `may choose β ${state.beta_min} to ${state.beta_max}` : "choose no β"];
-  for (const [name, beta] of Object.entries(state.policies)) told.push(`policy ${name}: β ${beta}`);
-  if (state.canary) told.push(`canary: ${percent(state.canary.share, 0)} at β ${state.canary.beta}`);
-  return told.join("; ");
+function clientRules() {
+  const rules = [state.clients_may_choose ? `may choose β ${state.beta_min} to ${state.beta_max}` : "may not choose β"];
+  for (const [name, beta] of Object.entries(state.policies)) rules.push(`policy ${name}: β ${beta}`);
+  if (state.canary) rules.push(`canary: ${percent(state.canary.share, 0)} at β ${state.canary.beta}`);
+  return rules.join("; ");
 }
 
 async function showLive() {
-  const values = {}, at = performance.now();
-  for (const line of (await (await asOperator("metrics")).text()).split("\n")) {
+  const metrics = {}, at = performance.now();
+  for (const line of (await (await operatorRequest("metrics")).text()).split("\n")) {
     const match = /^([a-z_]+)(\{[^}]*\})? (\S+)$/.exec(line);
-    if (match) values[match[1] + (match[2] ?? "")] = Number(match[3]);
+    if (match) metrics[match[1] + (match[2] ?? "")] = Number(match[3]);
   }
-  const sums = (name, key) => Object.entries(values).filter(([known]) => known.startsWith(name) && known.includes(key)).reduce((sum, [, value]) => sum + value, 0);
-  const now = { at, values };
-  if (before) {
-    const seconds = (at - before.at) / 1000, rate = (key) => (values[key] - (before.values[key] ?? 0)) / seconds;
+  const sum = (name, label) =>
+    Object.entries(metrics).filter(([key]) => key.startsWith(name) && key.includes(label)).reduce((total, [, value]) => total + value, 0);
+  if (previousMetrics) {
+    const seconds = (at - previousMetrics.at) / 1000, rate = (key) => (metrics[key] - (previousMetrics.metrics[key] ?? 0)) / seconds;
     const traffic = {};
-    for (const key of Object.keys(values)) {
+    for (const key of Object.keys(metrics)) {
       const beta = /^tureen_classifications_total\{beta="([^"]*)"/.exec(key)?.[1];
       if (beta !== undefined) traffic[beta] = (traffic[beta] ?? 0) + rate(key);
     }
-    const total = Object.values(traffic).reduce((sum, one) => sum + one, 0);
-    showBars($("traffic"), Object.entries(traffic).sort().map(([beta, one]) => [`β ${beta}`, total ? one / total : 0, one.toFixed(1)]));
+    const total = Object.values(traffic).reduce((subtotal, images) => subtotal + images, 0);
+    showBars($("traffic"), Object.entries(traffic).sort().map(([beta, images]) => [`β ${beta}`, total ? images / total : 0, images.toFixed(1)]));
   }
-  before = now;
-  const agree = sums("tureen_mode_comparisons_total", '"agree"'), disagree = sums("tureen_mode_comparisons_total", '"disagree"');
-  const latency = [0.5, 0.99].map((share) => quantile(values, share));
+  previousMetrics = { at, metrics };
+  const agree = sum("tureen_mode_comparisons_total", '"agree"'), disagree = sum("tureen_mode_comparisons_total", '"disagree"');
+  const [median, p99] = [0.5, 0.99].map((share) => latencyQuantile(metrics, share));
   const rows = [
-    ["Expected queue", `${(1000 * (values.tureen_expected_queue_seconds ?? 0)).toFixed(1)} ms`],
-    ["Latency", latency[0] === null ? "no request yet" : `p50 within ${1000 * latency[0]} ms, p99 within ${1000 * latency[1]} ms, since the start`],
-    ["Modes disagree", agree + disagree ? `${percent(disagree / (agree + disagree))} of ${agree + disagree}; a signal, no detector` : "not sampled"],
-    ["Clients", rules()],
-    ["Workers", state.workers.map((one) => `${one.worker} at revision ${one.revision}, serves ${one.model ?? "nothing yet"}`).join("; ")],
+    ["Expected queue time", `${(1000 * (metrics.tureen_expected_queue_seconds ?? 0)).toFixed(1)} ms`],
+    ["Latency", median === null ? "no request yet" : `p50 within ${1000 * median} ms, p99 within ${1000 * p99} ms, since the start`],
+    ["Modes disagree", agree + disagree ? `${percent(disagree / (agree + disagree))} of ${agree + disagree}; a signal, not a detector` : "not sampled"],
+    ["Clients", clientRules()],
+    ["Workers", state.workers.map((worker) => `${worker.worker} at revision ${worker.revision}, serves ${worker.model ?? "no model yet"}`).join("; ")],
     ["Store", state.store.is_reachable ? "reachable" : `unreachable since ${state.store.unreachable_since}`],
   ];
   $("live").replaceChildren(...rows.flatMap(([name, value]) => [element("dt", name), element("dd", value)]));
@@ -321,28 +325,28 @@ $("theme").onclick = () => {
   localStorage.setItem("tureen-theme", theme);
   setTheme(theme);
 };
-$("file").onchange = () => show($("file").files[0]);
-$("beta").oninput = follow;
-$("dial").oninput = turned;
+$("file").onchange = () => classifyFile($("file").files[0]);
+$("beta").oninput = showSelectedBeta;
+$("dial").oninput = showExpected;
 for (const kind of ["dragover", "dragleave", "drop"]) {
   document.addEventListener(kind, (event) => {
     event.preventDefault();
     $("drop").classList.toggle("over", kind === "dragover");
-    if (kind === "drop") take(event.dataTransfer.files[0]);
+    if (kind === "drop") takeFile(event.dataTransfer.files[0]);
   });
 }
-document.addEventListener("paste", (event) => take(event.clipboardData.files[0]));
+document.addEventListener("paste", (event) => takeFile(event.clipboardData.files[0]));
 
-function take(file) {
+function takeFile(file) {
   if (!file || $("try").hidden) return;
-  $("file").value = ""; // it would go on naming the file chosen before
-  show(file);
+  $("file").value = ""; // otherwise the input shows the name of the file chosen before
+  classifyFile(file);
 }
 
 new ResizeObserver(() => {
   if (!sweep || $("figure").hidden || $("curve").clientWidth === width) return;
   drawCurve();
-  follow();
+  showSelectedBeta();
 }).observe($("figure"));
 $("sign-in").onsubmit = (event) => {
   event.preventDefault();
@@ -353,12 +357,12 @@ $("sign-in").onsubmit = (event) => {
 $("change").onsubmit = (event) => {
   event.preventDefault();
   const beta = Number($("dial").value), ttl = Number($("ttl").value);
-  if (!confirm(`Change the default β to ${beta}?\n${$("promise").textContent}`)) return;
-  act(() => write("PUT", "admin/beta", { default_beta: beta, reason: $("reason").value, ...(ttl ? { ttl_s: ttl } : {}) }));
+  if (!confirm(`Change the default β to ${beta}?\n${$("expected").textContent}`)) return;
+  applyChange(() => writeSettings("PUT", "admin/beta", { default_beta: beta, reason: $("reason").value, ...(ttl ? { ttl_s: ttl } : {}) }));
 };
 
 async function showModel() {
-  model = await (await ask("ui/model")).json();
+  model = await (await request("ui/model")).json();
   $("model").textContent = `${model.name} ${model.version}`;
   $("accuracy").tBodies[0].replaceChildren(...model.accuracy.map((row) => {
     const line = element("tr");
@@ -366,9 +370,9 @@ async function showModel() {
     return line;
   }));
   const row = model.accuracy[0];
-  $("honest").textContent = row
-    ? `Robust accuracy is empirical: measured white-box on the very soup of each row under ${row.attack}, ε = ${row.epsilon_255}/255, with 95 % intervals. It is no guarantee, and says nothing of other attacks.`
-    : "Nothing was measured for this model.";
+  $("measurement").textContent = row
+    ? `Robust accuracy is empirical. It was measured white-box on the soup of each row under ${row.attack}, ε = ${row.epsilon_255}/255, with 95 % intervals. It is not a guarantee, and does not cover other attacks.`
+    : "No accuracy was measured for this model.";
 }
 
 try {
@@ -377,6 +381,6 @@ try {
   $("try").hidden = model.is_operators || !model.has_two_tokens || !model.clients_may_choose;
   if (model.is_operators && token) await signIn();
 } catch (error) {
-  tell(error.message);
+  showError(error.message);
 }
 document.body.dataset.loaded = "true";

@@ -1,6 +1,6 @@
-"""The console in a real Chromium, on real servers: what a person does with it, and that nothing is amiss meanwhile.
+"""The console in a real Chromium, on real servers.
 
-CONSOLE_PICTURES=DIRECTORY writes the pictures of the documentation there.
+The variable CONSOLE_PICTURES=DIRECTORY writes the pictures of the documentation to that directory.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ FLAGS = (
 AXE = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text()
 PHONE = {"width": 390, "height": 844}
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: install Debian's package chromium")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is missing: install Debian's package chromium")
 
 
 @pytest.fixture(scope="module")
@@ -47,27 +47,27 @@ def browser():
 
 @pytest.fixture
 def open_page(browser):
-    """Opens a page of which every word on the console, every error and every foreign address fails the test."""
+    """Opens a page. The test fails for any message on the console, any error and any request to another server."""
     with contextlib.ExitStack() as stack:
-        said = []
+        failures = []
 
         def open_page(url, refused=(), **options):
             context = browser.new_context(**options)
             stack.callback(context.close)
             page = context.new_page()
-            # A refusal that the test is about is told by the browser on its console too.
+            # The browser logs an error response on the console, too. refused: the statuses that the test expects.
             page.on(
                 "console",
-                lambda message: any(str(code) in message.text for code in refused) or said.append(message.text),
+                lambda message: any(str(code) in message.text for code in refused) or failures.append(message.text),
             )
-            page.on("pageerror", lambda error: said.append(str(error)))
-            page.on("request", lambda r: r.url.startswith((url, "blob:", "data:")) or said.append(r.url))
+            page.on("pageerror", lambda error: failures.append(str(error)))
+            page.on("request", lambda r: r.url.startswith((url, "blob:", "data:")) or failures.append(r.url))
             page.goto(f"{url}/ui")
             page.wait_for_selector("body[data-loaded]")
             return page
 
         yield open_page
-        assert said == []
+        assert failures == []
 
 
 @pytest.fixture
@@ -85,12 +85,12 @@ def operated(start_server, tmp_path):
 
 
 def is_accessible(page):
-    """axe-core's rules for WCAG 2 A and AA: nothing serious, nothing critical."""
-    # Through the debugger's protocol, which a Content-Security-Policy does not bind.
-    found = page.evaluate(f"async () => {{ {AXE}; return (await axe.run()).violations }}")
+    """Returns whether axe-core finds no serious and no critical violation of WCAG 2 A and AA."""
+    # Content-Security-Policy does not apply to scripts that run through the debugger's protocol.
+    violations = page.evaluate(f"async () => {{ {AXE}; return (await axe.run()).violations }}")
     return [
         (violation["id"], [node["html"] for node in violation["nodes"]])
-        for violation in found
+        for violation in violations
         if violation["impact"] in ("serious", "critical")
     ] == []
 
@@ -127,7 +127,7 @@ def test_an_image_is_seen_at_every_beta_from_one_sweep(operated, open_page, imag
     rows = load_bundle(EXAMPLES / "cifar10").manifest.accuracy
     assert page.locator("#accuracy tbody tr").count() == len(rows)
     assert f"{100 * rows[0].clean.value:.1f} %" in page.inner_text("#accuracy")
-    assert "empirical" in page.inner_text("#honest")
+    assert "empirical" in page.inner_text("#measurement")
     assert is_accessible(page)
     picture(page, "console")
 
@@ -187,17 +187,17 @@ def test_the_answer_to_an_earlier_file_never_stands_beside_a_later_one(operated,
     held = []
     page.route("**/sweep*", lambda route: route.continue_() if held else held.append(route))
     page.set_input_files("#file", image_file)
-    page.wait_for_function("() => document.getElementById('seen').hidden")
+    page.wait_for_function("() => document.getElementById('result').hidden")
     while not held:
         page.wait_for_timeout(10)
     (tmp_path / "words.txt").write_text("these are words")
     page.set_input_files("#file", tmp_path / "words.txt")
     expect(page.locator("#error")).to_contain_text("words.txt: ")
-    with page.expect_response("**/sweep*") as answered:
+    with page.expect_response("**/sweep*") as response:
         held[0].continue_()
-    answered.value.finished()
+    response.value.finished()
     page.evaluate("() => new Promise(requestAnimationFrame)")
-    assert page.is_hidden("#seen")
+    assert page.is_hidden("#result")
     assert "words.txt: " in page.inner_text("#error")
 
 
@@ -206,7 +206,7 @@ def test_on_a_phone_no_text_of_the_curve_is_cut_or_lies_on_another_and_no_table_
     page = open_page(f"http://127.0.0.1:{server.port}", viewport=PHONE)
     page.set_input_files("#file", image_file)
     expect(page.locator("#bars .bar")).to_have_count(5)
-    for width in (390, 320, 1280):  # turned and resized while the curve is shown
+    for width in (390, 320, 1280):  # turns and resizes the phone while the page shows the curve
         page.set_viewport_size({"width": width, "height": 844})
         page.wait_for_function(
             "() => { const curve = document.getElementById('curve');"
@@ -214,7 +214,7 @@ def test_on_a_phone_no_text_of_the_curve_is_cut_or_lies_on_another_and_no_table_
         )
         around, *boxes = page.evaluate(
             "() => [...document.querySelectorAll('#curve, #curve text')]"
-            ".map((one) => one.getBoundingClientRect().toJSON())"
+            ".map((node) => node.getBoundingClientRect().toJSON())"
         )
         assert len(boxes) == (14 if width > 1000 else 12)  # 3 shares, 5 or 3 β, the axis's name, 5 labels
         for n, box in enumerate(boxes):
@@ -224,13 +224,13 @@ def test_on_a_phone_no_text_of_the_curve_is_cut_or_lies_on_another_and_no_table_
                 is_apart = (
                     box["left"] >= other["right"]
                     or box["right"] <= other["left"]
-                    or box["top"] >= other["bottom"] - 3  # boxes hold room above capitals and below the line
+                    or box["top"] >= other["bottom"] - 3  # a box has some space above capitals and below the line
                     or box["bottom"] - 3 <= other["top"]
                 )
                 assert is_apart, (box, other)
         assert fits(page)
         accuracy = page.locator(".scroll", has=page.locator("#accuracy"))
-        assert width < 390 or accuracy.evaluate("(box) => box.scrollWidth <= box.clientWidth")  # below it scrolls
+        assert width < 390 or accuracy.evaluate("(box) => box.scrollWidth <= box.clientWidth")  # a narrower page scrolls the table
 
 
 def test_an_operator_changes_the_default_and_rolls_it_back(operated, open_page, image_file):
@@ -245,17 +245,17 @@ def test_an_operator_changes_the_default_and_rolls_it_back(operated, open_page, 
     expect(page.locator("#error")).to_contain_text("bearer token is missing or wrong")
     page.fill("#token", operator.token)
     page.keyboard.press("Enter")
-    expect(page.locator("#in-force")).to_contain_text("β 0 (bundle), revision 0")
+    expect(page.locator("#active")).to_contain_text("β 0 (bundle), revision 0")
     assert operator.token not in page.url
-    expect(page.locator("#desk")).to_be_visible()
+    expect(page.locator("#controls")).to_be_visible()
     page.focus("#dial")
     page.keyboard.press("End")
-    expect(page.locator("#promise")).to_contain_text("Then: clean")
+    expect(page.locator("#expected")).to_contain_text("Then: clean")
     page.fill("#reason", "attack on uploads")
     page.select_option("#ttl", "3600")
     page.click("#set")
-    expect(page.locator("#in-force")).to_contain_text("β 1 (operator), revision 1")
-    expect(page.locator("#planned")).to_contain_text("revert to β of the server")
+    expect(page.locator("#active")).to_contain_text("β 1 (operator), revision 1")
+    expect(page.locator("#pending")).to_contain_text("revert to β of the server")
     expect(page.locator("#history tbody tr")).to_have_count(1)
     expect(page.locator("#history")).to_contain_text("attack on uploads")
     assert operator.ask("GET", "/admin/beta")[2]["default_beta"] == 1
@@ -265,10 +265,10 @@ def test_an_operator_changes_the_default_and_rolls_it_back(operated, open_page, 
     expect(page.locator("#live")).to_contain_text("may choose β 0.2 to 1; policy uploads: β 0.9; canary: 10 % at β 0.9")
     assert is_accessible(page)
     picture(page, "console-operator")
-    page.click("#planned button")
+    page.click("#pending button")
     expect(page.locator("#history tbody tr")).to_have_count(3)
     page.click("#history tbody tr:nth-child(3) button")
-    expect(page.locator("#in-force")).to_contain_text("revision 4")
+    expect(page.locator("#active")).to_contain_text("revision 4")
     changed = operator.ask("GET", "/admin/beta")[2]["changed"]
     assert (changed["action"], changed["reason"]) == ("rollback to 1", "it is over")
     expect(page.locator("#history")).to_contain_text("policy uploads none → 0.9")
@@ -281,14 +281,14 @@ def test_an_operator_sees_the_model_that_serves_after_a_reload(start_server, ope
     page = open_page(operator.url)
     page.fill("#token", operator.token)
     page.keyboard.press("Enter")
-    expect(page.locator("#desk")).to_be_visible()
+    expect(page.locator("#controls")).to_be_visible()
     rows = json.loads((example_bundle / MANIFEST).read_text())["accuracy"]
     promised = [{**row, "clean": {"value": 0.123, "low": 0.1, "high": 0.2}} for row in rows]
     replace_with(example_bundle, version="following", accuracy=promised)
     server.process.send_signal(signal.SIGHUP)
     server.wait_for(lambda: server.metric('tureen_reloads_total{outcome="ok"}') == 1, "reloaded")
     expect(page.locator("#model")).to_have_text("cifar10 following")
-    expect(page.locator("#promise")).to_contain_text("Now: clean 12.3 %")
+    expect(page.locator("#expected")).to_contain_text("Now: clean 12.3 %")
     expect(page.locator("#accuracy")).to_contain_text("12.3 %")
 
 
@@ -297,17 +297,17 @@ def test_an_operator_who_was_too_slow_is_told_and_changes_nothing(operated, open
     page = open_page(operator.url, refused=(412,))
     page.fill("#token", operator.token)
     page.keyboard.press("Enter")
-    expect(page.locator("#in-force")).to_contain_text("revision 0")
+    expect(page.locator("#active")).to_contain_text("revision 0")
     page.fill("#reason", "too late")
 
     def accept(dialog):
-        operator.change(default_beta=0.3)  # somebody else, while this one is asked
+        operator.change(default_beta=0.3)  # another operator, while the dialog is open
         dialog.accept()
 
     page.on("dialog", accept)
     page.click("#set")
-    expect(page.locator("#error")).to_contain_text("Somebody else changed the settings")
-    expect(page.locator("#in-force")).to_contain_text("β 0.3 (operator), revision 1")
+    expect(page.locator("#error")).to_contain_text("Another operator changed the settings first")
+    expect(page.locator("#active")).to_contain_text("β 0.3 (operator), revision 1")
 
 
 def test_a_planted_fault_of_accessibility_is_found(operated, open_page):
