@@ -230,7 +230,8 @@ def test_on_a_phone_no_text_of_the_curve_is_cut_or_lies_on_another_and_no_table_
                 assert is_apart, (box, other)
         assert fits(page)
         accuracy = page.locator(".scroll", has=page.locator("#accuracy"))
-        assert width < 390 or accuracy.evaluate("(box) => box.scrollWidth <= box.clientWidth")  # a narrower page scrolls the table
+        # A page narrower than a phone scrolls the table.
+        assert width < 390 or accuracy.evaluate("(box) => box.scrollWidth <= box.clientWidth")
 
 
 def test_an_operator_changes_the_default_and_rolls_it_back(operated, open_page, image_file):

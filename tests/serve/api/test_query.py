@@ -1,0 +1,122 @@
+"""The query parameters of /classify and /sweep, without a server."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from starlette.datastructures import QueryParams
+
+from serve.api.query import QueryParameters, classify_parameters, sweep_parameters
+from serve.errors import InvalidParameterError
+from serve.settings import Settings
+from tureen.errors import InvalidBetaError, TureenError
+
+SETTINGS = Settings(bundle="bundle", timeout_ms=5000, max_sweep_betas=11, max_top_k=1000)
+TENTHS = [0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1]
+DEFAULTS = QueryParameters(beta=None, policy=None, betas=TENTHS, top_k=5, timeout_ms=5000)
+
+
+def classify(query):
+    return classify_parameters(QueryParams(query), SETTINGS)
+
+
+def sweep(query):
+    return sweep_parameters(QueryParams(query), SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("query", "changes"),
+    [
+        ("", {}),
+        ("beta=0.7", {"beta": 0.7}),
+        ("beta=clean", {"beta": 0.0}),
+        ("beta=robust", {"beta": 1.0}),
+        ("beta=1e-1", {"beta": 0.1}),
+        ("beta=-0", {"beta": 0.0}),
+        ("policy=uploads", {"policy": "uploads"}),
+        ("top_k=1", {"top_k": 1}),
+        ("top_k=1000", {"top_k": 1000}),
+        ("top_k=007", {"top_k": 7}),
+        ("timeout_ms=1", {"timeout_ms": 1}),
+        ("timeout_ms=5000", {"timeout_ms": 5000}),
+        ("timeout_ms=20&top_k=2&beta=1", {"timeout_ms": 20, "top_k": 2, "beta": 1.0}),
+    ],
+)
+def test_classify_parameters_are_those_of_the_query_and_else_the_defaults(query, changes):
+    assert classify(query) == replace(DEFAULTS, **changes)
+
+
+@pytest.mark.parametrize(
+    ("query", "betas"),
+    [
+        ("", TENTHS),
+        ("betas=0:1:0.5", [0, 0.5, 1]),
+        ("betas=0.3,0.1,0.3", [0.1, 0.3]),
+        ("betas=clean,robust", [0, 1]),
+        ("betas=0.5", [0.5]),
+        ("betas=0:1:0.1", TENTHS),
+    ],
+)
+def test_the_betas_of_a_sweep_ascend_without_duplicates(query, betas):
+    assert sweep(query).betas == pytest.approx(betas)
+
+
+@pytest.mark.parametrize(
+    ("query", "words"),
+    [
+        ("betta=1", "there is no parameter 'betta': use beta, policy, top_k, timeout_ms"),
+        ("Beta=1", "no parameter 'Beta'"),
+        ("betas=0:1:0.5", "no parameter 'betas'"),
+        ("=1", "no parameter ''"),
+        ("beta=1&x", "no parameter 'x'"),
+        ("x" * 100 + "=1", f"no parameter '{'x' * 40}'"),
+        ("beta=0&beta=1", "beta is given more than once"),
+        ("top_k=1&top_k=1", "top_k is given more than once"),
+        ("beta=0.5&policy=uploads", "give one of them"),
+        ("top_k=0", "top_k is '0': give a whole number from 1 to 1000"),
+        ("top_k=1001", "from 1 to 1000"),
+        ("top_k=-1", "top_k is '-1'"),
+        ("top_k=1.5", "top_k is '1.5'"),
+        ("top_k=1_0", "top_k is '1_0'"),
+        ("top_k=%201", "top_k is ' 1'"),
+        ("top_k=٣", "top_k is '٣'"),
+        ("top_k=", "top_k is ''"),
+        ("top_k=" + "9" * 5000, f"top_k is '{'9' * 40}': give"),
+        ("timeout_ms=5001", "timeout_ms is '5001': give a whole number from 1 to 5000"),
+        ("timeout_ms=0", "timeout_ms is '0'"),
+    ],
+)
+def test_a_wrong_parameter_of_classify_is_named(query, words):
+    with pytest.raises(InvalidParameterError) as caught:
+        classify(query)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("query", ["beta=0.5", "policy=uploads", "betas=0,0.5&betas=1", "betas=0:1:0.01"])
+def test_a_wrong_parameter_of_a_sweep_is_refused(query):
+    with pytest.raises(InvalidParameterError):
+        sweep(query)
+
+
+@pytest.mark.parametrize("beta", ["nan", "inf", "2", "-0.1", "abc", "", "0,7", "1_0", "true", "%F0%9F%99%82"])
+def test_what_is_not_a_beta_is_refused(beta):
+    with pytest.raises(InvalidBetaError):
+        classify(f"beta={beta}")
+
+
+@pytest.mark.parametrize("betas", ["0:1", "0:1:0", "1:0:0.1", "0:2:0.5", "0,2", "", "x", "0:1:0.0001"])
+def test_what_is_not_a_grid_of_betas_is_refused(betas):
+    with pytest.raises(InvalidBetaError):
+        sweep(f"betas={betas}")
+
+
+@given(items=st.lists(st.tuples(st.sampled_from(["beta", "top_k", "timeout_ms", "policy"]) | st.text(), st.text())))
+def test_any_query_gives_parameters_within_the_limits_or_an_error_of_ours(items):
+    try:
+        parameters = classify_parameters(QueryParams(items), SETTINGS)
+    except TureenError:
+        return
+    assert parameters.beta is None or 0 <= parameters.beta <= 1
+    assert 1 <= parameters.top_k <= 1000
+    assert 1 <= parameters.timeout_ms <= 5000

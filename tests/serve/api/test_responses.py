@@ -1,0 +1,131 @@
+"""The response bodies of /classify and /sweep from logits, without a server."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serve.api.responses import image_problem, image_result, served_model_fields, sweep_response
+from serve.control.beta_choice import ActiveSettings, BetaChoice
+from serve.errors import InferenceError
+from tureen.errors import TureenError, UndecodableImageError
+
+LABELS = ["cat", "dog", "owl"]
+
+
+@dataclass
+class Manifest:
+    name: str = "pets"
+    version: str = "7"
+    labels: list[str] = field(default_factory=lambda: LABELS)
+
+
+@dataclass
+class Model:
+    """A model, and its own bundle: a response reads the manifest only."""
+
+    manifest: Manifest = field(default_factory=Manifest)
+
+    @property
+    def bundle(self):
+        return self
+
+
+@dataclass
+class Admission:
+    """An admitted request, with what a response reads of it."""
+
+    model: Model = field(default_factory=Model)
+    active_settings: ActiveSettings = field(default_factory=lambda: ActiveSettings(0.0, "bundle", revision=12))
+
+
+def logits(*rows):
+    return np.array(rows, np.float32)
+
+
+def test_a_response_names_the_model_and_the_revision_of_the_settings():
+    assert served_model_fields(Admission()) == {"model": "pets", "version": "7", "revision": 12}
+
+
+@pytest.mark.parametrize(
+    ("row", "top_k", "labels"),
+    [
+        ([1, 3, 2], 3, ["dog", "owl", "cat"]),
+        ([1, 3, 2], 1, ["dog"]),
+        ([1, 3, 2], 1000, ["dog", "owl", "cat"]),
+        ([0, 0, 0], 2, ["cat", "dog"]),  # ties keep the order of the labels
+        ([-1e4, 1e4, 0], 3, ["dog", "owl", "cat"]),
+    ],
+)
+def test_an_image_result_holds_the_most_probable_labels_first(row, top_k, labels):
+    result = image_result(logits(row)[0], BetaChoice(0.7, "key", 12), LABELS, top_k)
+    assert (result.beta, result.beta_source) == (0.7, "key")
+    assert [prediction.label for prediction in result.predictions] == labels
+    assert [LABELS[prediction.index] for prediction in result.predictions] == labels
+    probabilities = [prediction.probability for prediction in result.predictions]
+    assert probabilities == sorted(probabilities, reverse=True)
+    if len(labels) == len(LABELS):
+        assert sum(probabilities) == pytest.approx(1)
+
+
+def test_the_beta_of_a_model_of_one_token_is_null():
+    result = image_result(logits([1, 2, 3])[0], BetaChoice(None, "bundle", 0), LABELS, 1)
+    assert result.model_dump()["beta"] is None
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code", "detail"),
+    [
+        (UndecodableImageError("it is cut"), 400, "undecodable_image", "it is cut"),
+        (InferenceError(), 500, "inference_failed", str(InferenceError())),
+        (TureenError("a secret of ours"), 500, "internal_error", "the server's log"),
+    ],
+)
+def test_an_image_problem_is_the_row_of_the_table(error, status, code, detail):
+    problem = image_problem(error).problem
+    assert (problem.status, problem.code) == (status, code)
+    assert detail in problem.detail
+    assert "secret" not in problem.detail
+
+
+def test_a_sweep_has_a_curve_for_each_label_by_its_highest_probability():
+    response = sweep_response(Admission(), [0, 0.5, 1], logits([4, 0, 0], [2, 3, 0], [0, 5, 0]), 2)
+    assert response.answers == ["cat", "dog", "dog"]
+    assert [(curve.label, curve.index) for curve in response.curves] == [("dog", 1), ("cat", 0)]
+    for curve in response.curves:
+        assert len(curve.probabilities) == 3
+    (change,) = response.changes
+    assert (change.after_beta, change.before_beta, change.from_label, change.to_label) == (0, 0.5, "cat", "dog")
+
+
+@pytest.mark.parametrize(
+    ("rows", "changes"),
+    [
+        ([[1, 0, 0]], []),
+        ([[1, 0, 0], [2, 0, 0]], []),
+        ([[1, 0, 0], [0, 1, 0], [0, 0, 1]], [("cat", "dog"), ("dog", "owl")]),
+        ([[1, 0, 0], [0, 1, 0], [1, 0, 0]], [("cat", "dog"), ("dog", "cat")]),
+    ],
+)
+def test_a_sweep_names_every_change_of_the_most_probable_label(rows, changes):
+    betas = [index / 10 for index in range(len(rows))]
+    response = sweep_response(Admission(), betas, logits(*rows), 5)
+    assert [(change.from_label, change.to_label) for change in response.changes] == changes
+
+
+@given(
+    rows=st.lists(st.lists(st.floats(-50, 50, width=32), min_size=3, max_size=3), min_size=1, max_size=6),
+    top_k=st.integers(1, 5),
+)
+def test_the_curves_of_a_sweep_hold_the_label_of_every_answer_when_all_labels_are_shown(rows, top_k):
+    betas = [index / 10 for index in range(len(rows))]
+    response = sweep_response(Admission(), betas, logits(*rows), top_k)
+    assert len(response.curves) == min(top_k, len(LABELS))
+    highest = [max(curve.probabilities) for curve in response.curves]
+    assert highest == sorted(highest, reverse=True)
+    if top_k >= len(LABELS):
+        by_label = {curve.label: curve.probabilities for curve in response.curves}
+        for index, label in enumerate(response.answers):
+            assert by_label[label][index] == max(probabilities[index] for probabilities in by_label.values())
