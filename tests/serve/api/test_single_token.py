@@ -54,9 +54,9 @@ def test_openapi_offers_no_beta_and_lets_an_answer_have_none(client):
     schema = client.get("/openapi.json").json()
     parameters = schema["paths"]["/classify"]["post"]["parameters"]
     assert [parameter["name"] for parameter in parameters] == ["top_k", "timeout_ms"]
-    beta = schema["components"]["schemas"]["ClassifyAnswer"]["properties"]["beta"]
+    beta = schema["components"]["schemas"]["ClassifyResponse"]["properties"]["beta"]
     assert {"type": "null"} in beta["anyOf"]
-    assert "beta" in schema["components"]["schemas"]["ClassifyAnswer"]["required"]
+    assert "beta" in schema["components"]["schemas"]["ClassifyResponse"]["required"]
 
 
 def test_metrics_keep_to_closed_sets(single_token_bundle, image):
