@@ -13,8 +13,8 @@ import uvicorn
 from fastapi import FastAPI
 from prometheus_client import disable_created_metrics
 
+from serve.api.admission_check import make_admission_check
 from serve.api.app import create_app
-from serve.api.early_refusal import make_early_refusal
 from serve.connection.graceful_shutdown import DrainingServer
 from serve.connection.http_connection import protocol_class
 from serve.connection.sockets import allow_open_files
@@ -60,7 +60,7 @@ class ServerProcess:
         config = uvicorn.Config(
             self._app,
             loop="uvloop",
-            http=protocol_class(settings.connection_limits, make_early_refusal(self.service), metrics),
+            http=protocol_class(settings.connection_limits, make_admission_check(self.service), metrics),
             ws="none",
             lifespan="on",
             log_config=None,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from serve.api.early_refusal import make_early_refusal
+from serve.api.admission_check import make_admission_check
 from serve.errors import OverloadedError
 
 
@@ -27,12 +27,12 @@ class Service:
 )
 def test_an_inference_request_is_refused_on_its_head_when_the_service_refuses_requests(path, route):
     error = OverloadedError(3)
-    assert make_early_refusal(Service(error))(b"POST", path) == (route, error)
-    assert make_early_refusal(Service(None))(b"POST", path) == (route, None)
+    assert make_admission_check(Service(error))(b"POST", path) == (route, error)
+    assert make_admission_check(Service(None))(b"POST", path) == (route, None)
 
 
 @pytest.mark.parametrize("path", [b"/healthz", b"/readyz", b"/metrics", b"/docs", b"/v2/health/ready", b"/classify/"])
 def test_every_other_request_passes_under_load(path):
-    early_refusal = make_early_refusal(Service(OverloadedError()))
-    assert early_refusal(b"GET", path) is None
-    assert early_refusal(b"POST", path) is None
+    check_admission = make_admission_check(Service(OverloadedError()))
+    assert check_admission(b"GET", path) is None
+    assert check_admission(b"POST", path) is None

@@ -1,4 +1,4 @@
-"""Refuses an inference request from its method and path alone, before its body is read."""
+"""Decides from its method and path whether to refuse an inference request, before its body is read."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ _INFERENCE_ROUTES = {
 }
 
 
-def make_early_refusal(service: Service) -> AdmissionCheck:
+def make_admission_check(service: Service) -> AdmissionCheck:
     """Returns a function of a method and a path, for the connection to call when the head is complete.
 
     It returns the route of an inference request and the error to refuse it with. The error is None when the service
     accepts requests. For every other request it returns None, so that health and metrics respond under load.
     """
 
-    def early_refusal(method: bytes, path: bytes) -> tuple[str, TureenError | None] | None:
+    def check_admission(method: bytes, path: bytes) -> tuple[str, TureenError | None] | None:
         if method != b"POST":
             return None
         route = next((route for pattern, route in _INFERENCE_ROUTES.items() if pattern.fullmatch(path)), None)
         return None if route is None else (route, service.refusal())
 
-    return early_refusal
+    return check_admission
