@@ -230,7 +230,7 @@ class _Methods:
         self._service.metrics.rejections.labels(kind.code).inc()
         if kind is INTERNAL:  # not in the table, so its message is not for clients
             logger.error("unhandled", exc_info=error)
-            return grpc.StatusCode.INTERNAL, "internal error: the server's log has the cause"
+            return grpc.StatusCode.INTERNAL, "internal error: the server log has the cause"
         return STATUS_CODES.get(kind.status, grpc.StatusCode.INTERNAL), str(error)
 
     def _begin(self) -> float:

@@ -5,7 +5,6 @@ import shutil
 
 import pytest
 from fastapi import FastAPI
-from playwright.sync_api import expect, sync_playwright
 from starlette.testclient import TestClient
 
 from serve.api.docs import MEDIA_TYPES, STATIC, add_docs_routes
@@ -53,20 +52,21 @@ def test_the_files_are_unchanged_copies_with_their_licences():
     assert f'PACKAGE_VERSION:"{version.split("|")[2].strip()}"' in bundle
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: install Debian's package chromium")
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is missing: install Debian's package chromium")
 def test_a_browser_shows_every_route_and_asks_no_other_server(start_server):
+    playwright_api = pytest.importorskip("playwright.sync_api")
     server = start_server()
     server.wait_until_ready()
     address = f"http://127.0.0.1:{server.port}"
     foreign, errors = [], []
-    with sync_playwright() as playwright:
+    with playwright_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
         page = browser.new_page()
         page.on("request", lambda request: request.url.startswith((address, "data:")) or foreign.append(request.url))
         page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(f"{address}/docs")
-        expect(page.locator(".opblock-summary-path", has_text="/sweep")).to_be_visible()
-        expect(page.locator(".opblock-tag")).to_have_count(3)
+        playwright_api.expect(page.locator(".opblock-summary-path", has_text="/sweep")).to_be_visible()
+        playwright_api.expect(page.locator(".opblock-tag")).to_have_count(3)
         browser.close()
     assert (foreign, errors) == ([], [])

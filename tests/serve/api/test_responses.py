@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from serve.api.responses import image_problem, image_result, served_model_fields, sweep_response
 from serve.control.beta_choice import ActiveSettings, BetaChoice
 from serve.errors import InferenceError
+from serve.http.problems import INTERNAL_DETAIL
 from tureen.errors import TureenError, UndecodableImageError
 
 LABELS = ["cat", "dog", "owl"]
@@ -80,7 +81,7 @@ def test_the_beta_of_a_model_of_one_token_is_null():
     [
         (UndecodableImageError("it is cut"), 400, "undecodable_image", "it is cut"),
         (InferenceError(), 500, "inference_failed", str(InferenceError())),
-        (TureenError("a secret of ours"), 500, "internal_error", "the server's log"),
+        (TureenError("a secret of ours"), 500, "internal_error", INTERNAL_DETAIL),
     ],
 )
 def test_an_image_problem_is_the_row_of_the_table(error, status, code, detail):

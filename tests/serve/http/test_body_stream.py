@@ -139,10 +139,11 @@ def test_a_body_that_decompresses_beyond_the_limit_is_refused_and_holds_no_memor
 
 
 def test_a_compressed_body_counts_even_if_it_decompresses_to_nothing():
-    compressor = zlib.compressobj(wbits=31)
-    empty_blocks = b"".join(compressor.flush(zlib.Z_FULL_FLUSH) for _ in range(1000))
+    empty_block = b"\0\0\0\xff\xff"
+    start = gzip.compress(b"")[:10]
+    parts = [start, *[empty_block * 10] * 20]
     with pytest.raises(ImageTooLargeError):
-        receive(*chunks(empty_blocks), decompresses=True, content_encoding="gzip")
+        receive(*chunks(*parts), decompresses=True, content_encoding="gzip")
 
 
 @given(data=st.lists(st.binary(max_size=60), min_size=1, max_size=8), cut=st.none() | st.integers(0, 7))

@@ -1,4 +1,4 @@
-"""Several images in one request, and one image at many β: each answer is that of a request of its own."""
+"""Several images in one request, and one image at many β. Each result is that of a separate request."""
 
 import base64
 import json

@@ -1,0 +1,60 @@
+"""The routes of the console, without a browser."""
+
+import pytest
+from fastapi import FastAPI
+from starlette.testclient import TestClient
+
+from serve.api.console.console_routes import add_console
+from serve.control.beta_choice import ActiveSettings
+from serve.control.settings_state import SettingsState
+from tureen.bundle.bundle import load_bundle
+from tureen.commands.demo import EXAMPLES
+
+MANIFEST = load_bundle(EXAMPLES / "cifar10").manifest
+
+
+def client(settings, *, is_operators=False):
+    app = FastAPI(docs_url=None, openapi_url=None)
+    add_console(app, lambda: (MANIFEST, settings), is_operators=is_operators)
+    return TestClient(app)
+
+
+@pytest.mark.parametrize(
+    ("path", "media_type"),
+    [
+        ("/ui", "text/html"),
+        ("/ui/static/console.js", "text/javascript"),
+        ("/ui/static/console.css", "text/css"),
+        ("/ui/model", "application/json"),
+    ],
+)
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_every_file_has_its_media_type_and_may_load_nothing_from_elsewhere(method, path, media_type):
+    response = client(ActiveSettings(0.0, "bundle")).request(method, path)
+    assert response.status_code == 200
+    assert response.headers["content-type"].partition(";")[0] == media_type
+    assert response.headers["content-security-policy"].startswith("default-src 'none'; script-src 'self'")
+    assert response.headers["x-content-type-options"] == "nosniff"
+
+
+@pytest.mark.parametrize("name", ["nothing.js", "..%2fconsole_routes.py", "index.html"])
+def test_no_other_file_is_served(name):
+    assert client(ActiveSettings(0.0, "bundle")).get(f"/ui/static/{name}").status_code == 404
+
+
+@pytest.mark.parametrize("is_operators", [False, True])
+def test_the_model_has_its_accuracy_by_ascending_beta_and_the_active_settings(is_operators):
+    state = SettingsState(default_beta=0.5, beta_min=0.2, beta_max=0.9, clients_may_choose=False)
+    model = client(ActiveSettings(0.0, "bundle", 3, state), is_operators=is_operators).get("/ui/model").json()
+    betas = [row["beta"] for row in model.pop("accuracy")]
+    assert betas == sorted(row.beta for row in MANIFEST.accuracy)
+    assert model == {
+        "name": MANIFEST.name,
+        "version": MANIFEST.version,
+        "has_two_tokens": True,
+        "default_beta": 0.5,
+        "beta_min": 0.2,
+        "beta_max": 0.9,
+        "clients_may_choose": False,
+        "is_operators": is_operators,
+    }

@@ -1,0 +1,145 @@
+"""The validation of an inference request, whichever way it arrived."""
+
+import numpy as np
+import pytest
+
+from serve.errors import InvalidRequestError
+from serve.oip.request import (
+    InferRequest,
+    RequestedOutput,
+    RequestLimits,
+    check_counts,
+    make_request,
+    parse_input_metadata,
+    parse_requested_output,
+)
+from serve.oip.tensors import Tensor, TensorMetadata
+from tureen.errors import InvalidBetaError
+
+LIMITS = RequestLimits(image_size=4, max_images=3)
+LOGITS = RequestedOutput("logits")
+
+
+def images(count=1):
+    return Tensor("image", "BYTES", (count, 1), [b"image"] * count)
+
+
+def betas(*values):
+    return Tensor("beta", "FP32", (len(values), 1), np.array(values, np.float32))
+
+
+def request(*inputs, outputs=(LOGITS,), parameters=None, **options):
+    return make_request(inputs=inputs, outputs=outputs, parameters=parameters or {}, limits=LIMITS, **options)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "options", "expected"),
+    [
+        ((images(2),), {}, (None, None)),
+        ((images(2),), {"query_beta": "robust"}, (1.0, 1.0)),
+        ((images(2),), {"query_beta": "1", "parameters": {"beta": 0.5}}, (0.5, 0.5)),
+        ((images(2), betas(0.25, 0.7)), {"query_beta": "1", "parameters": {"beta": 0.5}}, (0.25, 0.7)),
+        ((images(2),), {"parameters": {"policy": "uploads"}}, (None, None)),
+    ],
+)
+def test_beta_comes_from_the_tensor_then_the_parameter_then_the_query(inputs, options, expected):
+    assert request(*inputs, **options).betas == expected
+
+
+def test_a_request_holds_what_its_parameters_say():
+    parameters = {"timeout": 250_000, "policy": "uploads", "triton_x": 1, "priority": 2}
+    assert request(images(), id="order-66", parameters=parameters) == InferRequest(
+        "order-66", (b"image",), (None,), (LOGITS,), 250_000, "uploads"
+    )
+
+
+def test_a_timeout_of_zero_is_none():
+    assert request(images(), parameters={"timeout": 0}).timeout_us is None
+
+
+@pytest.mark.parametrize(
+    ("inputs", "options", "words"),
+    [
+        ((), {}, "one of the inputs image and pixels"),
+        ((images(), images()), {}, "more than once"),
+        ((images(0),), {}, "the batch is empty: send 1 to 3"),
+        ((images(4),), {}, "has 4 images: send 1 to 3"),
+        ((Tensor("image", "BYTES", (1, 2), [b"a", b"b"]),), {}, r"must be \[-1\] or \[-1, 1\]"),
+        ((Tensor("image", "BYTES", (), [b"a"]),), {}, "must be"),
+        ((Tensor("pixels", "UINT8", (1, 5, 5, 3), np.zeros((1, 5, 5, 3), np.uint8)),), {}, r"must be \[-1, 4, 4, 3\]"),
+        ((images(2), betas(0.5)), {}, r"for 2 images it must be \[2, 1\]"),
+        ((images(),), {"parameters": {"Beta": 1}}, "no parameter 'Beta'"),
+        ((images(),), {"parameters": {"policy": 5}}, "policy is 5: give the name"),
+        ((images(),), {"parameters": {"policy": "a", "beta": 1}}, "give one of them"),
+        ((images(),), {"parameters": {"policy": "a"}, "query_beta": "1"}, "give one of them"),
+        ((images(),), {"parameters": {"timeout": True}}, "timeout is True"),
+        ((images(),), {"parameters": {"timeout": 2**63}}, "whole number of microseconds"),
+        ((images(),), {"id": "x" * 257}, "257 characters: give at most 256"),
+        ((images(),), {"outputs": (LOGITS, LOGITS)}, "requested more than once"),
+    ],
+)
+def test_a_wrong_request_is_refused(inputs, options, words):
+    with pytest.raises(InvalidRequestError, match=words):
+        request(*inputs, **options)
+
+
+@pytest.mark.parametrize("beta", [2, -1, True, None, "x", [0.5], 10**400, float("nan")])
+def test_a_wrong_beta_is_refused(beta):
+    with pytest.raises(InvalidBetaError):
+        request(images(), parameters={"beta": beta})
+
+
+def test_metadata_of_a_known_input_is_accepted():
+    assert parse_input_metadata("pixels", "UINT8", [1, 4, 4, 3]) == TensorMetadata("pixels", "UINT8", (1, 4, 4, 3))
+
+
+@pytest.mark.parametrize(
+    ("metadata", "words"),
+    [
+        (("picture", "UINT8", [1]), "no input 'picture': use image, pixels, beta"),
+        ((None, "UINT8", [1]), "no input None"),
+        (("pixels", "FP32", [1]), "its datatype is UINT8"),
+        (("pixels", "UINT8", "1"), "not a list of sizes"),
+        (("pixels", "UINT8", [-1]), "not a list of sizes"),
+        (("pixels", "UINT8", [True]), "not a list of sizes"),
+        (("pixels", "UINT8", [2**31]), "not a list of sizes"),
+        (("pixels", "UINT8", [1] * 5), "5 dimensions: give at most 4"),
+    ],
+)
+def test_wrong_metadata_of_an_input_is_refused(metadata, words):
+    with pytest.raises(InvalidRequestError, match=words):
+        parse_input_metadata(*metadata)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "expected"),
+    [
+        ({}, RequestedOutput("logits", 0, True)),
+        ({"binary_data": False}, RequestedOutput("logits", 0, False)),
+        ({"classification": 3}, RequestedOutput("logits", 3, True)),
+    ],
+)
+def test_a_requested_output_has_the_parameters_of_its_extensions(parameters, expected):
+    assert parse_requested_output("logits", parameters, is_binary=True) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("labels", {}),
+        (None, {}),
+        ("logits", {"classification": -1}),
+        ("logits", {"classification": True}),
+        ("logits", {"binary_data": 1}),
+    ],
+)
+def test_a_wrong_requested_output_is_refused(name, parameters):
+    with pytest.raises(InvalidRequestError):
+        parse_requested_output(name, parameters, is_binary=True)
+
+
+@pytest.mark.parametrize(("inputs", "outputs", "words"), [(4, 0, "4 inputs: send at most 3"), (0, 3, "at most 2")])
+def test_more_tensors_than_the_protocol_names_are_refused_before_they_are_parsed(inputs, outputs, words):
+    check_counts(3, 2)
+    with pytest.raises(InvalidRequestError, match=words):
+        check_counts(inputs, outputs)
