@@ -1,4 +1,4 @@
-"""The HTTP surface in one process: what is answered, and that every wrong input is a 4xx with a stable code."""
+"""The public HTTP application in one process: its responses, and a 4xx with a stable code for every wrong input."""
 
 import io
 import json
@@ -40,7 +40,7 @@ def is_problem(response, status, code):
     assert response.headers["content-type"] == MEDIA_TYPE
     assert body["status"] == status
     assert set(body) == {"type", "title", "status", "code", "detail"}
-    assert not re.search("0x[0-9a-f]{6}", response.text)  # an address
+    assert not re.search("0x[0-9a-f]{6}", response.text)  # the address of an object
     for leak in ("PIL", "Traceback", ".py", "/work", "site-packages", "object at"):
         assert leak not in response.text
     return body
@@ -204,8 +204,8 @@ def test_a_form_holds_images_and_their_betas_and_nothing_else(client, digit_png)
     is_problem(client.post("/classify", files=files), 422, "invalid_beta")
     part = b'--x\r\nContent-Disposition: form-data; name="image"\r\n\r\n'
     for body, status, code in (
-        (part + digit_png(0), 400, "malformed_form"),  # never ended
-        (part + digit_png(0) + b"\r\n--x\r\nContent-Disp", 400, "malformed_form"),  # ended in a second part
+        (part + digit_png(0), 400, "malformed_form"),  # without an end
+        (part + digit_png(0) + b"\r\n--x\r\nContent-Disp", 400, "malformed_form"),  # with an end within the second part
         ((part + b"1\r\n") * 100_000 + b"--x--\r\n", 422, "invalid_parameter"),
     ):
         response = client.post("/classify", content=body, headers={"content-type": "multipart/form-data; boundary=x"})
@@ -232,7 +232,7 @@ def test_bytes_and_pixels_have_limits_that_are_settings(bundle_path, encode, pho
         assert client.post("/classify", content=digit_png(0)).status_code == 200
 
 
-def test_a_request_too_many_is_told_when_to_come_back(bundle_path, digit_png):
+def test_a_request_beyond_the_permits_gets_a_retry_after(bundle_path, digit_png):
     with serving(bundle_path, max_requests=1) as client:
         service = client.app.state.service
         with service.admit():
@@ -243,7 +243,7 @@ def test_a_request_too_many_is_told_when_to_come_back(bundle_path, digit_png):
 
 
 def test_a_late_answer_is_a_504(bundle_path, encode):
-    large = encode(Image.new("L", (4000, 4000)))  # some 10 ms to decode
+    large = encode(Image.new("L", (4000, 4000)))  # takes about 10 ms to decode
     with serving(bundle_path, timeout_ms=1) as client:
         is_problem(client.post("/classify", content=large), 504, "deadline_exceeded")
 
@@ -311,7 +311,7 @@ def test_metrics_count_what_happened(bundle_path, digit_png):
     assert "0.123456" not in text  # a raw β is never a label
 
 
-def test_every_answer_has_an_id_and_keeps_a_sound_one(client, digit_png):
+def test_every_response_has_an_id_and_keeps_a_valid_one(client, digit_png):
     assert len(client.get("/healthz").headers["x-request-id"]) == 16
     given = client.post("/classify", content=digit_png(0), headers={"x-request-id": "order-66"})
     assert given.headers["x-request-id"] == "order-66"

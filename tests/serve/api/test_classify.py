@@ -15,7 +15,7 @@ def client(bundle_path):
 
 
 def as_json(*images):
-    """(image, β or None) each, as the JSON body."""
+    """Returns the JSON body of pairs of an image and its β or None."""
     return {
         "images": [
             {"data": base64.b64encode(image).decode(), **({} if beta is None else {"beta": beta})}
@@ -25,7 +25,7 @@ def as_json(*images):
 
 
 def close_to(predictions):
-    """The same labels in the same order; another batch size sums in another order."""
+    """Returns predictions to compare with. Another batch size sums float32 in another order."""
     return [{**p, "probability": pytest.approx(p["probability"], abs=1e-5)} for p in predictions]
 
 
@@ -179,7 +179,7 @@ def test_a_sweep_finds_the_beta_at_which_the_label_changes(client, encode, photo
         for angle in range(0, 360, 20)
     ]
     changed = [answer for answer in answers if answer["changes"]]
-    assert changed  # a picture that is no digit at all: the two tokens rarely agree on every turn of it
+    assert changed  # the picture is not a digit, so the tokens rarely agree at every angle
     for answer in changed:
         (first, *_) = answer["changes"]
         assert first["from_label"] == answer["answers"][0] != first["to_label"]

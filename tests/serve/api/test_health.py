@@ -27,7 +27,7 @@ def test_metrics_are_public_where_this_machine_alone_can_ask(bundle_path, option
 
 def test_before_it_is_ready_the_server_lives_and_says_so(bundle_path, digit_png):
     service = Service(Settings(bundle=bundle_path), load_bundle(bundle_path), Metrics())
-    client = TestClient(create_app(service))  # not entered: the engine is never opened
+    client = TestClient(create_app(service))  # without `with`, so that the engine is never opened
     assert client.get("/healthz").status_code == 200
     for response in (client.get("/readyz"), client.post("/classify", content=digit_png(0))):
         is_problem(response, 503, "not_ready")

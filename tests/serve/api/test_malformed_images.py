@@ -1,4 +1,4 @@
-"""Ten thousand images as nobody should send them, posted to a real server: each is told so, and harms nobody."""
+"""Ten thousand malformed images, sent to a real server. Each gets its error, and affects no other request."""
 
 import contextlib
 import http.client
@@ -12,7 +12,7 @@ from serve.http.problems import KINDS, MEDIA_TYPE
 from tests.malformed_images import COUNT, ENORMOUS, malformed_images
 from tests.patience import DEADLINE_S
 
-EVERY = 20  # as many malformed images, and then a sound one
+EVERY = 20  # malformed images between two valid ones
 HANG_S = 2
 LEAKS = re.compile(r"0x[0-9a-f]{6}|PIL|Traceback|\.py|site-packages|object at|/home|/tmp|/usr")
 
@@ -53,7 +53,7 @@ def test_each_is_refused_or_read_and_no_neighbour_is_harmed(start_server, pictur
 def test_the_enormous_are_refused_by_their_heads_or_decoded_as_the_small_images_they_are(start_server):
     server = start_server()
     server.wait_until_ready()
-    wanted = {
+    expected = {
         "nothing": 400,
         "40,000 × 40,000": 413,
         "2³¹ − 1 wide": 413,
@@ -63,5 +63,5 @@ def test_the_enormous_are_refused_by_their_heads_or_decoded_as_the_small_images_
         "a hundred thousand comments": 413,
         "a film of ten thousand frames": 200,
     }
-    for name, status in wanted.items():
+    for name, status in expected.items():
         assert server.ask("POST", "/classify", ENORMOUS[name])[0] == status, name

@@ -1,4 +1,4 @@
-"""The server does what its OpenAPI says, and never fails, whatever schemathesis makes of it."""
+"""The server conforms to its OpenAPI for the requests that schemathesis generates, and never fails."""
 
 import os
 import re
@@ -16,9 +16,9 @@ from tureen.bundle.bundle import load_bundle
 from tureen.commands.demo import EXAMPLES
 
 HERE = Path(__file__).parent
-# A schema cannot say which bytes are an image, nor which text is base64 of one: such "valid" data is rightly refused.
+# A schema cannot describe which bytes are an image, or which string is base64 of one. The server may refuse such data.
 BEYOND_A_SCHEMA = "positive_data_acceptance"
-# A request that gives itself 1 ms may rightly be answered that it was too late, which is no failure of the server.
+# A request with timeout_ms=1 may get 504, which is not a failure of the server.
 CONFIGURATION = 'checks.not_a_server_error.expected-statuses = ["2xx", "3xx", "4xx", "504"]'
 
 

@@ -25,7 +25,7 @@ class Manifest:
 
 @dataclass
 class Model:
-    """A model, and its own bundle: a response reads the manifest only."""
+    """A model that is also its bundle: a response reads the manifest only."""
 
     manifest: Manifest = field(default_factory=Manifest)
 
@@ -36,7 +36,7 @@ class Model:
 
 @dataclass
 class Admission:
-    """An admitted request, with what a response reads of it."""
+    """The parts of an admitted request that a response reads."""
 
     model: Model = field(default_factory=Model)
     active_settings: ActiveSettings = field(default_factory=lambda: ActiveSettings(0.0, "bundle", revision=12))

@@ -1,4 +1,4 @@
-"""A model of one token over HTTP: it answers, and refuses a β by name instead of ignoring it."""
+"""A model of one token over HTTP: it classifies images, and refuses a β instead of ignoring it."""
 
 import subprocess
 import sys

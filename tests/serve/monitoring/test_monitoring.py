@@ -1,4 +1,4 @@
-"""The dashboard and the alert rules ask for nothing that a running server does not tell."""
+"""The dashboard and the alert rules query only metrics, labels and values that a running server exposes."""
 
 import io
 import json
@@ -18,12 +18,12 @@ DASHBOARD = json.loads((MONITORING / "dashboard.json").read_text())
 RULES = [rule for group in yaml.safe_load((MONITORING / "alerts.yml").read_text())["groups"] for rule in group["rules"]]
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 
-PROMETHEUS_LABELS = {"job", "instance"}  # which it adds to every series
-# Values that a sound server tells only on a bad day.
+PROMETHEUS_LABELS = {"job", "instance"}  # Prometheus adds them to every series
+# Values that a server exposes only after an error.
 ERRORS = {*KINDS.values(), *OIP_KINDS.values(), INTERNAL}
 RARE_VALUES = {
     "code": {kind.code for kind in ERRORS},
-    # The second ones over gRPC; see STATUS_CODES in serve.oip.grpc_server.
+    # gRPC has names instead of numbers: STATUS_CODES in serve.oip.grpc_server.
     "status": {str(kind.status) for kind in ERRORS} | {"INTERNAL", "UNAVAILABLE", "DEADLINE_EXCEEDED"},
     "route": {"/inference.GRPCInferenceService/ServerReady", "/inference.GRPCInferenceService/ServerLive"},
 }
@@ -31,7 +31,7 @@ RARE_VALUES = {
 
 @pytest.fixture
 def exposed(start_server):
-    """Of a server that has answered requests: series name -> label -> its values."""
+    """Returns the series of a server after some requests: name -> label -> values."""
     server = start_server("--disagreement-share", 1)
     server.wait_until_ready()
     buffer = io.BytesIO()
@@ -41,7 +41,7 @@ def exposed(start_server):
     assert server.ask("POST", "/classify", b"no image")[0] == 415
     for path in ("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready", "/metrics"):
         assert server.ask("GET", path)[0] == 200
-    names = {"up": {}}  # which Prometheus makes
+    names = {"up": {}}  # Prometheus makes this series
     for family in text_string_to_metric_families(server.ask("GET", "/metrics")[2].decode()):
         for sample in family.samples:
             labels = names.setdefault(sample.name, {})
@@ -51,28 +51,28 @@ def exposed(start_server):
 
 
 def concrete(expression):
-    """An expression of the dashboard with Grafana's variables filled in, as it does before it asks Prometheus."""
+    """Returns an expression of the dashboard with values for Grafana's variables."""
     for variable, value in {"$__rate_interval": "5m", "$job": ".*", "$instance": ".*"}.items():
         expression = expression.replace(variable, value)
     return expression
 
 
 def parts(expression):
-    """Every node of the expression's tree."""
+    """Returns every node of the expression's syntax tree."""
     found = []
     promql.walk(promql.parse(expression), lambda node: found.append(node) or True)
     return found
 
 
 def unknown(expression, exposed):
-    """What the expression asks for and no server tells: names, labels, values."""
-    wrong, labels_there = [], set(PROMETHEUS_LABELS)
+    """Returns the names, labels and values that the expression queries and the server does not expose."""
+    wrong, known_labels = [], set(PROMETHEUS_LABELS)
     for selector in (node for node in parts(expression) if isinstance(node, promql.VectorSelector)):
         if selector.name not in exposed:
             wrong.append(selector.name)
             continue
         labels = exposed[selector.name]
-        labels_there |= labels.keys()
+        known_labels |= labels.keys()
         for matcher in selector.matchers.matchers:
             if matcher.name in PROMETHEUS_LABELS:
                 continue
@@ -89,7 +89,7 @@ def unknown(expression, exposed):
             ]
     for node in parts(expression):
         if isinstance(node, promql.AggregateExpr) and node.modifier is not None:
-            wrong += [label for label in node.modifier.labels if label not in labels_there]
+            wrong += [label for label in node.modifier.labels if label not in known_labels]
     return wrong
 
 
@@ -158,5 +158,5 @@ def test_every_alert_says_what_it_means_and_what_to_type():
     for rule in RULES:
         assert rule["labels"]["severity"] in ("critical", "warning", "info")
         assert rule["annotations"].keys() == {"summary", "description", "action"}
-        told = set(re.findall(r"\$labels\.(\w+)", str(rule["annotations"])))
-        assert told <= PROMETHEUS_LABELS, rule["alert"]
+        labels = set(re.findall(r"\$labels\.(\w+)", str(rule["annotations"])))
+        assert labels <= PROMETHEUS_LABELS, rule["alert"]

@@ -1,4 +1,4 @@
-"""The field's own clients and the server in one environment: tritonclient over HTTP and gRPC, and kserve's."""
+"""tritonclient and kserve's client against the server, over HTTP and gRPC, in one environment."""
 
 import hashlib
 import os
@@ -25,12 +25,12 @@ REQUIREMENTS = HERE / "clients.txt"
 EXTRAS = ("serve", "grpc", "cpu")
 BETAS = [0.0, 0.3, 1.0]
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]  # an environment is installed first
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]  # the fixture installs an environment
 
 
 @pytest.fixture(scope="module")
 def python(request):
-    """A Python that has the server and the clients, kept until their versions change."""
+    """Returns a Python with the server and the clients. pytest's cache keeps it until a version changes."""
     texts = [path.read_text() for path in (REQUIREMENTS, ROOT / "pyproject.toml", ROOT / "constraints.txt")]
     digest = hashlib.sha256("".join(texts).encode()).hexdigest()[:12]
     home = Path(request.config.cache.mkdir("clients")) / digest
@@ -46,7 +46,7 @@ def python(request):
 
 
 def server_versions():
-    """The tested versions of what the server names. What its dependencies and the clients name is pip's choice."""
+    """Returns the tested versions of the server's direct dependencies. pip chooses the others."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     needed = [*project["dependencies"], *(one for extra in EXTRAS for one in project["optional-dependencies"][extra])]
     names = {re.match(r"[\w-]+", requirement)[0].lower() for requirement in needed}
@@ -90,7 +90,7 @@ def server(python, environment, bundle, workers):
         process.communicate()
 
 
-# One process each: both register the protocol's messages under the same names.
+# Each client has its own process, since both register the protocol's messages under the same names.
 @pytest.mark.parametrize(("client", "workers"), [("tritonclient", 1), ("kserve", 2)])
 def test_the_real_clients_get_the_results_of_the_library(
     client, workers, python, bundle, library, images, pixels, tmp_path

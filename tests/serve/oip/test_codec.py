@@ -1,4 +1,4 @@
-"""The bodies of inference over HTTP: every detail of the wire that clients rely on, and no input that is not a 4xx."""
+"""The HTTP bodies of inference: the format that clients rely on, and a 4xx for every wrong input."""
 
 import base64
 import json
@@ -32,9 +32,9 @@ def base64_image(*images, shape=None, **changes):
 
 
 def in_binary(*inputs, **rest):
-    """A body and its header, as tritonclient makes them: pairs of what the JSON says and the data behind it."""
-    told = [{**head, "parameters": {"binary_data_size": len(raw)}} for head, raw in inputs]
-    text = in_json(*told, **rest)
+    """Returns a body and its header as tritonclient makes them. inputs: pairs of JSON fields and binary data."""
+    fields = [{**head, "parameters": {"binary_data_size": len(raw)}} for head, raw in inputs]
+    text = in_json(*fields, **rest)
     return text + b"".join(raw for _, raw in inputs), str(len(text))
 
 
@@ -89,7 +89,7 @@ def test_the_betas_of_a_tensor_are_those_numbers_one_an_image(betas):
         np.testing.assert_array_equal(np.array(got.betas, np.float32), np.array(betas, np.float32))
 
 
-def test_a_beta_of_float32_is_told_as_the_decimal_that_was_meant():
+def test_a_beta_of_float32_is_its_shortest_decimal():
     body = in_binary(
         (ONE_IMAGE, framed(b"x")), ({"name": "beta", "datatype": "FP32", "shape": [1]}, b"\x33\x33\x33\x3f")
     )
@@ -124,8 +124,8 @@ def test_one_wrong_beta_in_a_tensor_refuses_the_request(value):
 
 
 def test_base64_is_read_as_elsewhere_and_a_byte_order_mark_before_the_json_too():
-    told = {**ONE_IMAGE, "shape": [3], "data": ["data:image/png;base64,-_8", "+/\r\n8=", "-_8="]}
-    assert decode(b"\xef\xbb\xbf" + in_json(told)).images == (b"\xfb\xff",) * 3
+    image = {**ONE_IMAGE, "shape": [3], "data": ["data:image/png;base64,-_8", "+/\r\n8=", "-_8="]}
+    assert decode(b"\xef\xbb\xbf" + in_json(image)).images == (b"\xfb\xff",) * 3
 
 
 def test_a_length_of_zero_means_that_the_body_is_the_image_itself():
@@ -135,7 +135,7 @@ def test_a_length_of_zero_means_that_the_body_is_the_image_itself():
     assert not any(output.is_binary for output in request.outputs)
 
 
-def test_outputs_are_all_in_json_unless_they_are_asked_for():
+def test_outputs_are_all_in_json_by_default():
     image = base64_image(b"x")
     both = (RequestedOutput("logits"), RequestedOutput("probabilities"))
     assert decode(in_json(image)).outputs == both
@@ -334,8 +334,8 @@ def test_an_answer_in_json_has_no_length_header():
 
 
 def test_an_answer_in_binary_has_its_data_behind_the_json_in_the_order_of_the_outputs():
-    wanted = [RequestedOutput("probabilities", 1, True), RequestedOutput("logits", 0, True)]
-    body, headers = encode_response(response(LABELS, LOGITS, id=""), wanted)
+    requested = [RequestedOutput("probabilities", 1, True), RequestedOutput("logits", 0, True)]
+    body, headers = encode_response(response(LABELS, LOGITS, id=""), requested)
     length = int(headers["Inference-Header-Content-Length"])
     head, rest = json.loads(body[:length]), body[length:]
     assert "id" not in head

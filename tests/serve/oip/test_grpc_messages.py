@@ -52,7 +52,7 @@ def image_request(**parameters):
         (pb.InferParameter(double_param=0.7), 0.7),
         (pb.InferParameter(int64_param=1), 1.0),
         (pb.InferParameter(uint64_param=0), 0.0),
-        (pb.InferParameter(string_param="0.7"), 0.7),  # what clients without double_param send
+        (pb.InferParameter(string_param="0.7"), 0.7),  # clients without double_param send a string
         (pb.InferParameter(string_param="robust"), 1.0),
     ],
 )
@@ -80,7 +80,7 @@ def test_contents_beside_raw_contents_are_refused():
     request.raw_input_contents.append(b"\3\0\0\0raw")
     with pytest.raises(InvalidRequestError, match="in one of them"):
         decode_message(request, LIMITS)
-    request.inputs[0].contents.Clear()  # empty, which some clients send beside raw data
+    request.inputs[0].contents.Clear()  # some clients send empty contents beside raw data
     assert decode_message(request, LIMITS).images == (b"raw",)
 
 

@@ -1,4 +1,4 @@
-"""The protocol over gRPC, by a channel to a server in the same process: answers, codes, deadlines and health."""
+"""The protocol over gRPC, with a channel to a server in the same process: responses, codes, deadlines and health."""
 
 import asyncio
 import socket
@@ -23,7 +23,7 @@ Code = grpc.StatusCode
 
 
 class Client:
-    """Each method of the protocol by its name, on one channel."""
+    """Calls each method of the protocol by its name, on one channel."""
 
     def __init__(self, channel, service):
         self.channel = channel
@@ -224,7 +224,7 @@ def test_the_health_service_covers_the_server_and_the_protocol(bundle):
 
 
 def test_a_client_that_gives_up_gives_its_permit_back_and_its_rows_never_run(bundle, encode):
-    large = encode(Image.new("L", (5000, 5000)))  # some 20 ms to decode
+    large = encode(Image.new("L", (5000, 5000)))  # takes about 20 ms to decode
 
     async def scenario():
         async with serving(bundle, max_requests=1) as client:

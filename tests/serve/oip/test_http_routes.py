@@ -1,4 +1,4 @@
-"""The protocol over HTTP in one process: what its clients read, on the example bundle, with and without binary data."""
+"""The protocol over HTTP in one process with the example bundle: responses as JSON and as binary data."""
 
 import base64
 import gzip
@@ -128,8 +128,8 @@ def test_pixels_images_json_and_binary_all_give_the_same_logits(client, images, 
     encoded = tensor(infer(client, image_input(images)))
     head = {"name": "pixels", "datatype": "UINT8", "shape": list(pixels.shape)}
     np.testing.assert_allclose(tensor(infer(client, {**head, "data": pixels.tolist()})), encoded, atol=1e-5)
-    told = {"inputs": [{**head, "parameters": {"binary_data_size": pixels.nbytes}}]}
-    text = json.dumps({**told, "parameters": {"binary_data_output": True}}).encode()
+    fields = {"inputs": [{**head, "parameters": {"binary_data_size": pixels.nbytes}}]}
+    text = json.dumps({**fields, "parameters": {"binary_data_output": True}}).encode()
     response = client.post(INFER, content=text + pixels.tobytes(), headers={HEADER.lower(): str(len(text))})
     assert response.status_code == 200
     length = int(response.headers[HEADER])
@@ -171,8 +171,8 @@ def test_a_body_that_is_an_image_itself_needs_no_json(client, images):
 
 
 def test_classification_gives_values_indices_and_labels_the_best_first(client, library, images):
-    wanted = [{"name": "probabilities", "parameters": {"classification": 3}}]
-    (output,) = infer(client, image_input(images), outputs=wanted).json()["outputs"]
+    outputs = [{"name": "probabilities", "parameters": {"classification": 3}}]
+    (output,) = infer(client, image_input(images), outputs=outputs).json()["outputs"]
     assert (output["datatype"], output["shape"]) == ("BYTES", [3, 3])
     best = [prediction for c in library.classify(images, top_k=3) for prediction in c.predictions]
     for text, prediction in zip(output["data"], best, strict=True):
@@ -181,9 +181,9 @@ def test_classification_gives_values_indices_and_labels_the_best_first(client, l
         assert float(value) == pytest.approx(prediction.probability, abs=1e-4)
 
 
-def test_a_request_for_too_many_labels_gives_all(client, images):
-    wanted = [{"name": "logits", "parameters": {"classification": 5000}}]
-    assert infer(client, image_input(images), outputs=wanted).json()["outputs"][0]["shape"] == [3, 10]
+def test_more_labels_than_there_are_gives_them_all(client, images):
+    outputs = [{"name": "logits", "parameters": {"classification": 5000}}]
+    assert infer(client, image_input(images), outputs=outputs).json()["outputs"][0]["shape"] == [3, 10]
 
 
 def test_one_bad_image_is_named_and_neighbouring_requests_are_unharmed(client, images):
@@ -215,11 +215,11 @@ def test_one_bad_image_is_named_and_neighbouring_requests_are_unharmed(client, i
         ("POST", "/v2/repository/models/cifar10/unload", 501),
     ],
 )
-def test_an_unknown_route_gets_an_error_of_the_protocol(client, method, path, status):
+def test_an_unknown_path_has_an_error_in_the_form_of_the_protocol(client, method, path, status):
     is_error(client.request(method, path), status)
 
 
-def test_a_path_that_only_begins_like_the_protocol_gets_a_problem(client):
+def test_a_path_that_only_begins_like_the_protocol_is_a_problem(client):
     assert client.get("/v2x").json()["code"] == "not_found"
 
 
@@ -255,7 +255,7 @@ def test_overload_is_a_429_with_a_retry_after(bundle, images):
 
 def test_before_it_is_ready_the_server_lives_and_the_model_is_a_503(bundle, images):
     service = Service(Settings(bundle=bundle.path), bundle, Metrics())
-    client = TestClient(create_app(service))  # not entered: the engine is never opened
+    client = TestClient(create_app(service))  # without `with`, so that the engine is never opened
     assert client.get("/v2/health/live").status_code == 200
     assert client.get("/v2").status_code == 200
     for path in ("/v2/health/ready", "/v2/models/cifar10/ready", "/v2/models/cifar10"):
@@ -264,7 +264,7 @@ def test_before_it_is_ready_the_server_lives_and_the_model_is_a_503(bundle, imag
 
 
 def test_a_timeout_in_microseconds_is_a_504_when_it_passes(client, encode):
-    large = encode(Image.new("L", (4000, 4000)))  # some 10 ms to decode
+    large = encode(Image.new("L", (4000, 4000)))  # takes about 10 ms to decode
     is_error(infer(client, image_input([large]), parameters={"timeout": 1000}), 504, "the deadline passed")
     assert infer(client, image_input([large]), parameters={"timeout": 60_000_000}).status_code == 200
 
@@ -334,7 +334,7 @@ def test_a_body_that_decompresses_beyond_the_limit_is_refused(bundle):
         is_error(compressed(client, gzip.compress(bytes(100_001)), "gzip"), 413, "more than 100,000 bytes")
         is_error(compressed(client, gzip.compress(bytes(2**29)), "gzip"), 413, "100,000 bytes")
         is_error(compressed(client, gzip.compress(bytes(100_000)), "gzip"), 400, "JSON")
-        nothing = zlib.compressobj(wbits=31)  # blocks that hold nothing: the output never grows
+        nothing = zlib.compressobj(wbits=31)  # empty blocks, which decompress to nothing
         empty = b"".join(nothing.compress(b"") + nothing.flush(zlib.Z_FULL_FLUSH) for _ in range(30_000))
         is_error(compressed(client, empty, "gzip"), 413, "100,000 bytes")
         assert client.app.state.service.metrics.registry.get_sample_value("tureen_body_bytes") == 0

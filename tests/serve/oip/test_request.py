@@ -1,4 +1,4 @@
-"""The validation of an inference request, whichever way it arrived."""
+"""The validation of an inference request, for HTTP and gRPC alike."""
 
 import numpy as np
 import pytest
