@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.control.beta_choice import ANONYMOUS, BetaChoice, ClientIdentity
+from serve.control.beta_choice import BetaChoice, ClientIdentity
 from serve.errors import DeadlineError, InvalidRequestError
 from serve.inference.loaded_model import InferenceResult
 from serve.inference.service import Admission, Service
@@ -29,7 +29,7 @@ def request_limits(service: Service) -> RequestLimits:
 
 
 async def infer(
-    request: InferRequest, admission: Admission, statistics: Statistics, client: ClientIdentity = ANONYMOUS
+    request: InferRequest, admission: Admission, statistics: Statistics, client: ClientIdentity
 ) -> InferResponse:
     """Returns the response to all images of the request.
 
