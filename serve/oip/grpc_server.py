@@ -82,10 +82,7 @@ class GrpcServer:
             options=[
                 ("grpc.max_receive_message_length", service.settings.max_request_bytes),
                 ("grpc.so_reuseport", int(shares_port)),
-                (
-                    "grpc.compression_enabled_algorithms_bitset",
-                    1,
-                ),  # identity only, against compression bombs
+                ("grpc.compression_enabled_algorithms_bitset", 1),  # identity only, against compression bombs
             ],
         )
         handlers = {
@@ -133,12 +130,14 @@ class _Methods:
         }
         handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
         for method in SERVICE.methods:
-            messages = _serialization(*map(message_factory.GetMessageClass, (method.input_type, method.output_type)))
+            serialization = _serialization(
+                *map(message_factory.GetMessageClass, (method.input_type, method.output_type))
+            )
             if method.name == "ModelStreamInfer":
-                handlers[method.name] = grpc.stream_stream_rpc_method_handler(self._stream, **messages)
+                handlers[method.name] = grpc.stream_stream_rpc_method_handler(self._stream, **serialization)
             else:
                 handle = self._with_status(methods[method.name], f"/{SERVICE.full_name}/{method.name}")
-                handlers[method.name] = grpc.unary_unary_rpc_method_handler(handle, **messages)
+                handlers[method.name] = grpc.unary_unary_rpc_method_handler(handle, **serialization)
         return handlers
 
     def _with_status(self, method: Unary, route: str) -> Unary:
@@ -304,8 +303,8 @@ class _Health:
         self._service = service
 
     def handlers(self) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
-        messages = _serialization(health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse)
-        return {"Check": grpc.unary_unary_rpc_method_handler(self._check, **messages)}
+        serialization = _serialization(health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse)
+        return {"Check": grpc.unary_unary_rpc_method_handler(self._check, **serialization)}
 
     async def _check(
         self, request: health_pb2.HealthCheckRequest | InvalidRequestError, context: Context

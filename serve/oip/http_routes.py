@@ -82,9 +82,7 @@ def _add_server_routes(router: APIRouter, service: Service, statistics: Statisti
         return JSONResponse(model_statistics(service.model, statistics, service.metrics))
 
     async def not_offered() -> None:
-        raise NotOfferedError(
-            "this server does not support shared memory, trace settings, log settings, and loading models by request"
-        )
+        raise NotOfferedError("shared memory, trace and log settings, and loading models by request are not supported")
 
     for path in NOT_OFFERED:
         router.add_api_route(path, not_offered, methods=["GET", "POST"], include_in_schema=False)
