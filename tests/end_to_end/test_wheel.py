@@ -66,6 +66,9 @@ def test_a_wheel_with_the_serving_extra_serves_a_bundle_without_torch(installed,
                 time.sleep(0.1)
         with urllib.request.urlopen(f"{url}/classify?beta=0.5", digit_png(0)) as response:
             assert json.load(response)["beta"] == 0.5
+        for path in ("/docs/static/swagger-ui-bundle.js", "/docs/static/swagger-ui.css", "/ui/static/console.js"):
+            with urllib.request.urlopen(f"{url}{path}") as response:
+                assert response.status == 200
         check_health(installed, port)
     finally:
         server.terminate()
