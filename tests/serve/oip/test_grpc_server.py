@@ -274,7 +274,7 @@ def test_an_internal_defect_is_internal_without_details(bundle, images, caplog):
     async def scenario():
         async with serving(bundle) as client:
             client.service.admit = Failing().admit
-            await refused(client.ModelInfer(image_request(images)), Code.INTERNAL, "server's log says more")
+            await refused(client.ModelInfer(image_request(images)), Code.INTERNAL, "the server log has the cause")
 
     asyncio.run(scenario())
     assert any(record.exc_info for record in caplog.records)
