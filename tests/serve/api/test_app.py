@@ -70,14 +70,14 @@ def test_which_beta_and_whose(client, digit_png, query, beta, source):
     assert len(answer["predictions"]) == 5
 
 
-def test_the_operators_default_stands_above_the_bundles(bundle_path, digit_png):
+def test_the_operator_default_precedes_that_of_the_bundle(bundle_path, digit_png):
     with serving(bundle_path, default_beta=0.4) as client:
         answer = client.post("/classify", content=digit_png(0)).json()
         assert (answer["beta"], answer["beta_source"]) == (0.4, "operator")
         assert client.post("/classify?beta=0", content=digit_png(0)).json()["beta"] == 0
 
 
-def test_the_answer_over_http_is_the_answer_of_the_library(client, soup, digit_png):
+def test_the_result_over_http_equals_that_of_the_library(client, soup, digit_png):
     for index, beta in enumerate([0, 0.25, 0.5, 0.75, 1]):
         (expected,) = soup.classify([digit_png(index)], beta=beta)
         found = client.post(f"/classify?beta={beta}", content=digit_png(index)).json()["predictions"]
@@ -97,7 +97,7 @@ def test_a_multipart_form_carries_the_image(client, digit_png):
 @pytest.mark.parametrize(
     "beta", ["nan", "inf", "-inf", "1e309", "2", "-0.1", "abc", "", "0,7", "true", "null", "٠", "1" * 500, "%00", "🙂"]
 )
-def test_what_is_not_a_beta(client, digit_png, beta):
+def test_an_invalid_beta_is_refused(client, digit_png, beta):
     body = is_problem(client.post("/classify", params={"beta": beta}, content=digit_png(0)), 422, "invalid_beta")
     assert len(body["detail"]) < 200
 
@@ -121,7 +121,7 @@ def test_what_is_not_a_beta(client, digit_png, beta):
         "=1",
     ],
 )
-def test_what_is_not_a_parameter(client, digit_png, query):
+def test_an_unknown_parameter_is_refused(client, digit_png, query):
     is_problem(client.post(f"/classify?{query}", content=digit_png(0)), 422, "invalid_parameter")
 
 
@@ -137,7 +137,7 @@ def bomb():
     )
 
 
-def test_what_is_not_an_image(client, digit_png, encode, photograph):
+def test_a_body_that_is_no_image_is_refused(client, digit_png, encode, photograph):
     wrong = {
         "empty": (b"", 400, "empty_image"),
         "a text file named .jpg": (b"hello, I am a text", 415, "unsupported_image_type"),
@@ -242,7 +242,7 @@ def test_a_request_beyond_the_permits_gets_a_retry_after(bundle_path, digit_png)
         assert client.post("/classify", content=digit_png(0)).status_code == 200
 
 
-def test_a_late_answer_is_a_504(bundle_path, encode):
+def test_a_late_result_is_a_504(bundle_path, encode):
     large = encode(Image.new("L", (4000, 4000)))  # takes about 10 ms to decode
     with serving(bundle_path, timeout_ms=1) as client:
         is_problem(client.post("/classify", content=large), 504, "deadline_exceeded")
@@ -267,7 +267,7 @@ class Failing:
         pass
 
 
-def test_a_failing_engine_is_a_500_that_says_nothing_of_its_insides(bundle_path, digit_png):
+def test_a_failing_engine_is_a_500_without_internal_details(bundle_path, digit_png):
     with serving(bundle_path) as client:
         soup = client.app.state.service.model.soup
         sound, soup.engine = soup.engine, Failing()
@@ -276,7 +276,7 @@ def test_a_failing_engine_is_a_500_that_says_nothing_of_its_insides(bundle_path,
         assert client.post("/classify", content=digit_png(0)).status_code == 200
 
 
-def test_a_defect_of_ours_is_a_500_with_an_id_that_the_log_has_too(bundle_path, caplog):
+def test_an_internal_defect_is_a_500_with_an_id_that_the_log_has_too(bundle_path, caplog):
     with serving(bundle_path) as client:
 
         @client.app.get("/defect")
@@ -292,7 +292,7 @@ def test_a_defect_of_ours_is_a_500_with_an_id_that_the_log_has_too(bundle_path, 
     assert record.fields == {"request_id": "find-me"}
 
 
-def test_metrics_count_what_happened(bundle_path, digit_png):
+def test_metrics_count_requests(bundle_path, digit_png):
     with serving(bundle_path) as client:
         for beta in ("clean", "robust", "0.5", "0.123456"):
             client.post(f"/classify?beta={beta}", content=digit_png(0))
@@ -340,7 +340,7 @@ def test_openapi_tells_every_status_of_the_table(client):
 
 @settings(max_examples=200, deadline=None)
 @given(body=st.binary(max_size=200), query=st.text(max_size=30), content_type=st.text(max_size=30))
-def test_whatever_is_sent_is_never_a_500(client, body, query, content_type):
+def test_no_request_is_a_500(client, body, query, content_type):
     headers = {"content-type": content_type.encode("utf-8", "ignore").replace(b"\r", b"").replace(b"\n", b"")}
     response = client.post("/classify", params={"beta": query}, content=body, headers=headers)
     assert 400 <= response.status_code < 500

@@ -20,12 +20,12 @@ from tureen.bundle.bundle import load_bundle
         ({"public_metrics": False}, 404),
     ],
 )
-def test_metrics_are_public_where_this_machine_alone_can_ask(bundle_path, options, status):
+def test_metrics_are_public_on_loopback(bundle_path, options, status):
     with serving(bundle_path, **options) as client:
         assert client.get("/metrics").status_code == status
 
 
-def test_before_it_is_ready_the_server_lives_and_says_so(bundle_path, digit_png):
+def test_before_it_is_ready_the_server_reports_that_it_lives(bundle_path, digit_png):
     service = Service(Settings(bundle=bundle_path), load_bundle(bundle_path), Metrics())
     client = TestClient(create_app(service))  # without `with`, so that the engine is never opened
     assert client.get("/healthz").status_code == 200

@@ -31,7 +31,7 @@ def image(photos):
     return (photos / "cat" / "001.jpg").read_bytes()
 
 
-def test_an_answer_without_a_beta_says_that_there_is_none(client, image):
+def test_a_response_without_a_beta_has_a_null_beta(client, image):
     answer = client.post("/classify?top_k=2", content=image).json()
     assert (answer["beta"], answer["beta_source"], answer["revision"]) == (None, "bundle", 0)
     assert len(answer["predictions"]) == 2
@@ -46,11 +46,11 @@ def test_every_beta_is_refused_by_its_code(client, image, beta):
     assert "leave beta out, or co-train" in problem["detail"]
 
 
-def test_what_is_no_beta_at_all_is_still_that(client, image):
+def test_an_unparsable_beta_is_invalid_for_a_single_token(client, image):
     assert client.post("/classify?beta=x", content=image).json()["code"] == "invalid_beta"
 
 
-def test_openapi_offers_no_beta_and_lets_an_answer_have_none(client):
+def test_openapi_has_no_beta_parameter_and_an_optional_beta_in_responses(client):
     schema = client.get("/openapi.json").json()
     parameters = schema["paths"]["/classify"]["post"]["parameters"]
     assert [parameter["name"] for parameter in parameters] == ["top_k", "timeout_ms"]
@@ -77,7 +77,7 @@ def test_a_default_beta_fails_at_the_start(single_token_bundle):
     assert "Traceback" not in shown.stderr
 
 
-def test_equal_tokens_take_any_beta_and_answer_the_same(equal_tokens_bundle, image):
+def test_equal_tokens_accept_any_beta_and_give_one_result(equal_tokens_bundle, image):
     with serving(equal_tokens_bundle, default_beta=0.4) as client:
         answers = [client.post(f"/classify{query}", content=image).json() for query in ("", "?beta=0", "?beta=robust")]
     assert [(answer["beta"], answer["beta_source"]) for answer in answers] == [

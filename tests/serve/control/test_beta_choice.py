@@ -86,7 +86,7 @@ def test_the_two_clients_of_this_file_are_on_either_side_of_the_canary():
         (settings(clients_may_choose=False, **CANARY), None, client(sticky=IN_CANARY), 0.8, "canary"),
     ],
 )
-def test_a_request_gets_the_beta_of_the_first_source_that_there_is(active, requested, of, beta, source):
+def test_a_request_gets_the_beta_of_the_first_available_source(active, requested, of, beta, source):
     assert active.choose(requested, of) == BetaChoice(beta, source, REVISION)
 
 
@@ -123,7 +123,7 @@ def test_the_refusal_of_a_beta_names_it_and_the_bounds():
 @pytest.mark.parametrize(
     "state", [{}, {"default_beta": 0.6}, {"beta_min": 0.5}, KEYS, CANARY, {"clients_may_choose": False}]
 )
-def test_a_model_with_one_token_has_no_beta_whatever_the_settings_are(state):
+def test_a_model_with_one_token_has_no_beta_for_any_settings(state):
     active = settings((None, "bundle"), **state)
     for of in (client(), client(key="wrong"), client(key=SECRET), client(sticky=IN_CANARY)):
         assert active.choose(None, of) == BetaChoice(None, "bundle", REVISION)
@@ -155,5 +155,5 @@ def test_a_canary_gets_about_its_share_and_keeps_its_clients_when_it_grows():
     assert 340 < len(large) < 460  # 400 are expected, with a standard deviation of 15.5
 
 
-def test_settings_that_nobody_has_changed_are_those_of_the_bundle_at_revision_0():
+def test_unchanged_settings_are_those_of_the_bundle_at_revision_0():
     assert ActiveSettings(0.2, "bundle").choose(None) == BetaChoice(0.2, "bundle", 0)

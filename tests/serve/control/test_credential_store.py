@@ -49,7 +49,7 @@ def test_credentials_are_listed_by_name_without_their_secrets(store):
     assert [(one.name, one.sha256) for one in credentials.all()] == [(name, digest(secrets[name])) for name in "ab"]
 
 
-def test_a_secret_is_random_and_shows_what_it_is():
+def test_a_secret_is_random_and_has_a_recognisable_prefix():
     secrets = {make_secret() for _ in range(100)}
     assert len(secrets) == 100
     assert all(secret.startswith(PREFIX) and len(secret) > 40 for secret in secrets)

@@ -93,7 +93,7 @@ def unknown(expression, exposed):
     return wrong
 
 
-def test_every_expression_asks_for_what_a_running_server_tells(exposed):
+def test_every_expression_queries_metrics_of_a_running_server(exposed):
     for panel in PANELS:
         for target in panel["targets"]:
             assert unknown(concrete(target["expr"]), exposed) == [], panel["title"]
@@ -116,11 +116,11 @@ def test_every_expression_asks_for_what_a_running_server_tells(exposed):
         ('sum by (beta) (rate(tureen_classifications_total{beta="0"}[5m])) > 1', []),
     ],
 )
-def test_what_no_server_tells_is_found(expression, wrong, exposed):
+def test_an_unknown_metric_is_found(expression, wrong, exposed):
     assert unknown(expression, exposed) == wrong
 
 
-def test_the_dashboard_is_one_that_grafana_imports():
+def test_grafana_can_import_the_dashboard():
     assert DASHBOARD["schemaVersion"] >= 36
     assert DASHBOARD["templating"]["list"][0]["type"] == "datasource"
     rows = [panel["title"] for panel in DASHBOARD["panels"] if panel["type"] == "row"]
@@ -153,7 +153,7 @@ def grouping(node):
     return []
 
 
-def test_every_alert_says_what_it_means_and_what_to_type():
+def test_every_alert_has_a_meaning_and_a_command():
     assert len({rule["alert"] for rule in RULES}) == len(RULES) >= 8
     for rule in RULES:
         assert rule["labels"]["severity"] in ("critical", "warning", "info")

@@ -111,7 +111,7 @@ def test_a_beta_parameter_is_a_number_its_text_or_a_mode(value, beta):
 
 
 @pytest.mark.parametrize("value", [True, None, [0.5], {}, "0,7", 1.5, -1, 10**400, "nan", "", 2**63])
-def test_what_is_no_beta_is_refused_by_name(value):
+def test_an_invalid_beta_is_refused_by_name(value):
     with pytest.raises(InvalidBetaError):
         decode(in_json(base64_image(b"x"), parameters={"beta": value}))
 
@@ -144,7 +144,7 @@ def test_outputs_are_all_in_json_by_default():
     assert binary == (RequestedOutput("logits", 0, True), RequestedOutput("probabilities", 0, True))
 
 
-def test_an_output_says_for_itself_whether_it_is_binary_and_how_many_labels_it_wants():
+def test_each_output_chooses_binary_data_and_its_number_of_labels():
     outputs = [
         {"name": "probabilities", "parameters": {"classification": 3, "binary_data": False}},
         {"name": "logits"},
@@ -153,7 +153,7 @@ def test_an_output_says_for_itself_whether_it_is_binary_and_how_many_labels_it_w
     assert got == (RequestedOutput("probabilities", 3, False), RequestedOutput("logits", 0, True))
 
 
-def test_id_and_timeout_are_taken_and_what_clients_send_of_their_own_accord_is_no_error():
+def test_id_and_timeout_are_read_and_parameters_of_known_clients_are_no_error():
     parameters = {"timeout": 250_000, "priority": 1, "headers": "x", "triton_enable_empty_final_response": True}
     request = decode(in_json(base64_image(b"x"), id="order-66", parameters=parameters))
     assert (request.id, request.timeout_us) == ("order-66", 250_000)
@@ -225,7 +225,7 @@ def test_id_and_timeout_are_taken_and_what_clients_send_of_their_own_accord_is_n
         ("shared memory", in_json(base64_image(b"x", parameters={"shared_memory_region": "r"}))),
     ],
 )
-def test_what_is_wrong_is_said(words, body):
+def test_a_wrong_request_is_refused_by_name(words, body):
     refuses(words, body)
 
 
@@ -234,7 +234,7 @@ def test_a_length_that_is_none_or_beyond_the_body_is_refused(header):
     refuses("Inference-Header-Content-Length", in_json(base64_image(b"x")), header)
 
 
-def test_the_binary_sizes_must_be_what_follows_the_json():
+def test_the_binary_sizes_must_match_the_bytes_after_the_json():
     body, header = in_binary((ONE_IMAGE, framed(b"image")))
     refuses("bytes follow the JSON, and the inputs name", body + b"x", header)
     refuses("binary_data_size must be", body[:-1], header)
@@ -263,7 +263,7 @@ def test_json_is_limited_in_size_and_depth():
 
 
 @given(body=st.binary(max_size=300), header=st.none() | st.integers(-1, 300).map(str) | st.text(max_size=5))
-def test_whatever_the_bytes_only_our_errors_come_of_it(body, header):
+def test_any_bytes_parse_or_raise_documented_errors(body, header):
     try:
         assert decode(body, header).images
     except TureenError as error:
@@ -295,7 +295,7 @@ requests = st.fixed_dictionaries(
 
 
 @given(request=requests, rest=st.binary(max_size=40))
-def test_whatever_the_json_only_our_errors_come_of_it(request, rest):
+def test_any_json_parses_or_raises_documented_errors(request, rest):
     text = json.dumps(request).encode()
     try:
         assert decode(text + rest, str(len(text))).images
@@ -311,7 +311,7 @@ LOGITS = Tensor("logits", "FP32", (2, 3), np.arange(6, dtype=np.float32).reshape
 LABELS = Tensor("probabilities", "BYTES", (2, 1), ["0.900000:3:Käse".encode(), b"1.000000:0:a"])
 
 
-def test_an_answer_in_json_has_no_length_header():
+def test_a_response_in_json_has_no_length_header():
     body, headers = encode_response(
         response(LOGITS, LABELS), [RequestedOutput("logits"), RequestedOutput("probabilities", 1)]
     )
@@ -333,7 +333,7 @@ def test_an_answer_in_json_has_no_length_header():
     }
 
 
-def test_an_answer_in_binary_has_its_data_behind_the_json_in_the_order_of_the_outputs():
+def test_a_binary_response_has_its_data_behind_the_json_in_the_order_of_the_outputs():
     requested = [RequestedOutput("probabilities", 1, True), RequestedOutput("logits", 0, True)]
     body, headers = encode_response(response(LABELS, LOGITS, id=""), requested)
     length = int(headers["Inference-Header-Content-Length"])

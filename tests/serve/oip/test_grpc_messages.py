@@ -91,7 +91,7 @@ def test_the_classification_extension_is_a_parameter_of_an_output():
     assert decode_message(request, LIMITS).outputs == (RequestedOutput("probabilities", 3, True),)
 
 
-def test_an_answers_tensors_are_raw_and_its_parameters_typed():
+def test_the_tensors_of_a_response_are_raw_and_its_parameters_typed():
     logits = Tensor("logits", "FP32", (1, 2), np.array([[1, 2]], np.float32))
     labels = Tensor("probabilities", "BYTES", (1, 1), [b"0.9:1:b"])
     parameters = {"beta": 0.7, "beta_source": "request", "revision": 3}

@@ -181,7 +181,7 @@ def test_classification_gives_values_indices_and_labels_the_best_first(client, l
         assert float(value) == pytest.approx(prediction.probability, abs=1e-4)
 
 
-def test_more_labels_than_there_are_gives_them_all(client, images):
+def test_a_request_for_too_many_labels_gives_all(client, images):
     outputs = [{"name": "logits", "parameters": {"classification": 5000}}]
     assert infer(client, image_input(images), outputs=outputs).json()["outputs"][0]["shape"] == [3, 10]
 

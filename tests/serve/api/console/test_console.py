@@ -146,7 +146,7 @@ def test_it_fits_a_phone_and_the_dark(operated, open_page, image_file):
     assert is_accessible(page)
 
 
-def test_what_is_no_image_is_told_and_the_next_one_is_taken(operated, open_page, image_file, tmp_path):
+def test_a_file_that_is_no_image_is_refused_and_the_next_one_is_accepted(operated, open_page, image_file, tmp_path):
     server, _ = operated
     page = open_page(f"http://127.0.0.1:{server.port}", refused=(415,))
     (tmp_path / "words.txt").write_text("these are words")
@@ -157,7 +157,7 @@ def test_what_is_no_image_is_told_and_the_next_one_is_taken(operated, open_page,
     assert page.is_hidden("#error")
 
 
-def test_a_bad_file_takes_the_last_picture_and_result_away_and_is_named(operated, open_page, image_file, tmp_path):
+def test_a_bad_file_clears_the_last_image_and_result_and_is_named(operated, open_page, image_file, tmp_path):
     server, _ = operated
     page = open_page(f"http://127.0.0.1:{server.port}", refused=(400, 413, 415))
     (tmp_path / "empty.png").write_bytes(b"")
@@ -181,7 +181,7 @@ def test_a_bad_file_takes_the_last_picture_and_result_away_and_is_named(operated
             assert page.is_hidden(part)
 
 
-def test_the_answer_to_an_earlier_file_never_stands_beside_a_later_one(operated, open_page, image_file, tmp_path):
+def test_the_result_of_an_earlier_file_is_never_shown_with_a_later_one(operated, open_page, image_file, tmp_path):
     server, _ = operated
     page = open_page(f"http://127.0.0.1:{server.port}", refused=(415,))
     held = []
@@ -201,7 +201,7 @@ def test_the_answer_to_an_earlier_file_never_stands_beside_a_later_one(operated,
     assert "words.txt: " in page.inner_text("#error")
 
 
-def test_on_a_phone_no_text_of_the_curve_is_cut_or_lies_on_another_and_no_table_is_cut(operated, open_page, image_file):
+def test_on_a_phone_no_text_of_the_curve_is_cut_or_overlaps_and_no_table_is_cut(operated, open_page, image_file):
     server, _ = operated
     page = open_page(f"http://127.0.0.1:{server.port}", viewport=PHONE)
     page.set_input_files("#file", image_file)
@@ -293,7 +293,7 @@ def test_an_operator_sees_the_model_that_serves_after_a_reload(start_server, ope
     expect(page.locator("#accuracy")).to_contain_text("12.3 %")
 
 
-def test_an_operator_who_was_too_slow_is_told_and_changes_nothing(operated, open_page):
+def test_an_operator_with_a_stale_revision_gets_an_error_and_changes_nothing(operated, open_page):
     _, operator = operated
     page = open_page(operator.url, refused=(412,))
     page.fill("#token", operator.token)
