@@ -328,7 +328,7 @@ def test_one_structured_log_event_a_request(client, digit_png, caplog):
     assert {"decode", "queue", "inference", "ms"} <= set(record.fields)
 
 
-def test_openapi_tells_every_status_of_the_table(client):
+def test_openapi_has_every_status_of_the_table(client):
     schema = client.get("/openapi.json").json()
     classify = schema["paths"]["/classify"]["post"]
     assert {str(kind.status) for kind in KINDS.values()} | {"200"} == set(classify["responses"])

@@ -78,7 +78,7 @@ def test_a_form_and_json_may_be_larger_than_a_raw_image(media_type, limit):
 
 
 @pytest.mark.parametrize("content_type", ["", "image/png", "application/x-www-form-urlencoded"])
-def test_a_raw_body_is_one_image_whatever_its_bytes(content_type):
+def test_any_raw_body_is_one_image(content_type):
     assert parse_images(b"\x89PNG", content_type, LIMITS) == RequestImages([b"\x89PNG"], [None], is_list=False)
 
 
@@ -195,7 +195,7 @@ def test_wrong_json_is_refused(value, words):
     body=st.binary(max_size=200) | forms,
     content_type=st.sampled_from([f"{FORM_TYPE}; boundary={BOUNDARY}", JSON_TYPE, "image/png"]),
 )
-def test_any_body_gives_as_many_betas_as_images_or_an_error_of_ours(body, content_type):
+def test_any_body_gives_as_many_betas_as_images_or_a_documented_error(body, content_type):
     try:
         parsed = parse_images(body, content_type, LIMITS)
     except TureenError:

@@ -100,19 +100,19 @@ def test_a_wrong_parameter_of_a_sweep_is_refused(query):
 
 
 @pytest.mark.parametrize("beta", ["nan", "inf", "2", "-0.1", "abc", "", "0,7", "1_0", "true", "%F0%9F%99%82"])
-def test_what_is_not_a_beta_is_refused(beta):
+def test_an_invalid_beta_is_refused(beta):
     with pytest.raises(InvalidBetaError):
         classify(f"beta={beta}")
 
 
 @pytest.mark.parametrize("betas", ["0:1", "0:1:0", "1:0:0.1", "0:2:0.5", "0,2", "", "x", "0:1:0.0001"])
-def test_what_is_not_a_grid_of_betas_is_refused(betas):
+def test_an_invalid_grid_of_betas_is_refused(betas):
     with pytest.raises(InvalidBetaError):
         sweep(f"betas={betas}")
 
 
 @given(items=st.lists(st.tuples(st.sampled_from(["beta", "top_k", "timeout_ms", "policy"]) | st.text(), st.text())))
-def test_any_query_gives_parameters_within_the_limits_or_an_error_of_ours(items):
+def test_any_query_gives_parameters_within_the_limits_or_a_documented_error(items):
     try:
         parameters = classify_parameters(QueryParams(items), SETTINGS)
     except TureenError:

@@ -120,7 +120,7 @@ def test_a_sweep_names_every_change_of_the_most_probable_label(rows, changes):
     rows=st.lists(st.lists(st.floats(-50, 50, width=32), min_size=3, max_size=3), min_size=1, max_size=6),
     top_k=st.integers(1, 5),
 )
-def test_the_curves_of_a_sweep_hold_the_label_of_every_answer_when_all_labels_are_shown(rows, top_k):
+def test_the_curves_of_a_sweep_hold_the_label_of_every_result_when_all_labels_are_shown(rows, top_k):
     betas = [index / 10 for index in range(len(rows))]
     response = sweep_response(Admission(), betas, logits(*rows), top_k)
     assert len(response.curves) == min(top_k, len(LABELS))

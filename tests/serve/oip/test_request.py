@@ -46,7 +46,7 @@ def test_beta_comes_from_the_tensor_then_the_parameter_then_the_query(inputs, op
     assert request(*inputs, **options).betas == expected
 
 
-def test_a_request_holds_what_its_parameters_say():
+def test_a_request_holds_its_parameters():
     parameters = {"timeout": 250_000, "policy": "uploads", "triton_x": 1, "priority": 2}
     assert request(images(), id="order-66", parameters=parameters) == InferRequest(
         "order-66", (b"image",), (None,), (LOGITS,), 250_000, "uploads"
