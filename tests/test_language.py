@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("tureen", "training", "export", "serve", "benchmarks")
 # Rooms whose text is not rewritten yet. Remove each from the list with its last ruled-out word.
-UNFINISHED = ("admin", "api", "commands", "control", "oip", "processes", "server.py")
+UNFINISHED = ("api", "oip")
 SOURCES = sorted(
     path
     for package in PACKAGES
@@ -47,6 +47,7 @@ RULED_OUT = {
 PATTERN = re.compile("|".join(rf"\b(?:{words})\b" for words in RULED_OUT), re.IGNORECASE)
 TITLE = re.compile(r"(?:What (?:is|comes of|becomes of)|Whatever|Whoever)\b")  # a title names the thing
 MAX_WORDS = 30
+SQL = re.compile(r"\s*(?:CREATE|ALTER|SELECT|INSERT|UPDATE|DELETE)\b")  # its names are those of the tables
 CODE = re.compile(r"``[^`]*``|`[^`\n]*`")
 
 
@@ -57,7 +58,8 @@ def texts(source: str) -> Iterator[tuple[int, str]]:
             yield token.start[0], CODE.sub("", token.string)
     for node in ast.walk(ast.parse(source)):
         # A name or a key has no space; a message has one.
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value.strip():
+        is_text = isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value.strip()
+        if is_text and not SQL.match(node.value):
             yield node.lineno, CODE.sub("", node.value)
 
 
