@@ -31,7 +31,7 @@ from serve.jobs.job_output import (
 )
 from serve.jobs.job_spec import BATCH_ROWS, CPU_BATCH_ROWS, SHARD_ROWS, JobOptions, JobSpec
 from serve.jobs.pipeline import OnImages, Pipeline
-from serve.jobs.ray_cluster import LOCAL_CLUSTER, WorkerConfig, check_ray, connect, make_shards, max_workers
+from serve.jobs.ray_cluster import LOCAL_CLUSTER, RayWorkerConfig, check_ray, connect, make_shards, max_workers
 from serve.jobs.rooted_files import OutputDirectory
 from tureen.arguments import beta_argument, betas_argument, positive_int
 from tureen.engines import AUTO
@@ -204,7 +204,7 @@ def _run_on_machine(
 
 def _run_on_cluster(job: Job, engine: EngineOptions, options: argparse.Namespace) -> JobSummary:
     input_path = options.input if "://" in options.input else os.path.abspath(options.input)
-    config = WorkerConfig(
+    config = RayWorkerConfig(
         options.bundle.absolute(), input_path, options.output.absolute(), job.spec, engine, options.decode_threads
     )
     with connect(options.ray):

@@ -38,7 +38,7 @@ _RAISED = re.compile(r"[\w.]+(Error|Exception): ")
 
 
 @dataclass(frozen=True)
-class WorkerConfig:
+class RayWorkerConfig:
     """The arguments that every worker of the cluster receives."""
 
     bundle: Path
@@ -85,7 +85,7 @@ def max_workers(cpus: int) -> int:
 
 
 def make_shards(
-    job: Job, config: WorkerConfig, tasks: Iterable[ShardTask], on_images: OnImages, *, workers: int
+    job: Job, config: RayWorkerConfig, tasks: Iterable[ShardTask], on_images: OnImages, *, workers: int
 ) -> Iterator[ShardResult]:
     """Makes the shards of the tasks on `workers` workers. Ray Data replaces a worker that dies.
 
@@ -123,7 +123,7 @@ def _first_cause(error: RayError) -> str:
 class _ShardWorker:
     """One worker: loads the model once, then makes one shard per call."""
 
-    def __init__(self, config: WorkerConfig) -> None:
+    def __init__(self, config: RayWorkerConfig) -> None:
         spec = config.spec
         stack = ExitStack()
         source = stack.enter_context(contextlib.closing(open_source(config.input_path)))

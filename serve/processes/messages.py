@@ -77,7 +77,7 @@ class Ready(BaseModel):
     kind: Literal["ready"] = "ready"
 
 
-class ServedModel(BaseModel):
+class ServingModel(BaseModel):
     """From a worker: the manifest of the bundle that it serves."""
 
     kind: Literal["serves"] = "serves"
@@ -100,7 +100,7 @@ Message = Annotated[
     | Reload
     | Heartbeat
     | Ready
-    | ServedModel
+    | ServingModel
     | ReloadResult,
     Field(discriminator="kind"),
 ]

@@ -32,7 +32,7 @@ from serve.processes.messages import (
     Ready,
     Reload,
     ReloadResult,
-    ServedModel,
+    ServingModel,
     SettingsApplied,
     SettingsUpdate,
     WorkerChannel,
@@ -215,7 +215,7 @@ class Supervisor:
                         self._was_ready = True
                         self._on_ready()
                     self._worker_changed()
-                case ServedModel():
+                case ServingModel():
                     worker.manifest = message.manifest
                     self._worker_changed()
                 case SettingsApplied():

@@ -20,7 +20,7 @@ from serve.processes.messages import (
     Ready,
     Reload,
     ReloadResult,
-    ServedModel,
+    ServingModel,
     SettingsApplied,
     SettingsUpdate,
     WorkerChannel,
@@ -58,7 +58,7 @@ class Worker(ServerProcess):
         self._start_task(self._follow_supervisor(self._channel))
 
     def become_ready(self) -> None:
-        self._send(ServedModel(manifest=self.service.bundle.manifest))
+        self._send(ServingModel(manifest=self.service.bundle.manifest))
         self._send(Ready())
 
     async def _follow_supervisor(self, channel: WorkerChannel) -> None:
@@ -82,10 +82,10 @@ class Worker(ServerProcess):
 
     async def _reload(self) -> None:
         is_reloaded = await self.reload()
-        self._send(ServedModel(manifest=self.service.bundle.manifest))
+        self._send(ServingModel(manifest=self.service.bundle.manifest))
         self._send(ReloadResult(ok=is_reloaded))
 
-    def _send(self, message: SettingsApplied | Heartbeat | Ready | ReloadResult | ServedModel) -> None:
+    def _send(self, message: SettingsApplied | Heartbeat | Ready | ReloadResult | ServingModel) -> None:
         assert self._channel is not None
         self._channel.send(message)
 

@@ -11,7 +11,7 @@ from serve.processes.messages import (
     Accept,
     Heartbeat,
     ReloadResult,
-    ServedModel,
+    ServingModel,
     SettingsUpdate,
     WorkerChannel,
     WorkerConfig,
@@ -28,7 +28,7 @@ def test_a_message_of_many_labels_or_keys_comes_through_the_channel_whole():
         revision=1, state=SettingsState(policies={"p" * 63: 0.5}, api_keys=keys), is_reachable=True
     )
     manifest = load_bundle(EXAMPLES / "cifar10").manifest
-    serves = ServedModel(manifest=manifest.model_copy(update={"labels": [f"label {n}" for n in range(100_000)]}))
+    serves = ServingModel(manifest=manifest.model_copy(update={"labels": [f"label {n}" for n in range(100_000)]}))
 
     async def pass_on():
         ours, theirs = socket.socketpair()
