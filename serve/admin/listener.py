@@ -24,7 +24,7 @@ from serve.connection.http_connection import protocol_class
 from serve.control.revision_store import RevisionStore
 from serve.control.worker_state import ApplySettings, WorkerState
 from serve.errors import AdminListenerError, ControlStoreError, InvalidParameterError
-from serve.http.problems import INTERNAL, headers_of, http_kind, kind_of, problem_response
+from serve.http.problems import INTERNAL, headers_of, http_problem_type, problem_response, problem_type_of
 from serve.http.request_log import RequestLogMiddleware, access_fields
 from serve.limits import ConnectionLimits, trusted_hosts
 from serve.settings import Settings
@@ -113,7 +113,7 @@ def create_admin_app(operations: AdminOperations) -> FastAPI:
 
 
 async def _problem(request: Request, error: Exception) -> JSONResponse:
-    kind = kind_of(error)
+    kind = problem_type_of(error)
     if kind is INTERNAL:
         raise error
     access_fields(request.scope)["code"] = kind.code
@@ -123,7 +123,7 @@ async def _problem(request: Request, error: Exception) -> JSONResponse:
 
 async def _http_problem(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    kind = http_kind(error.status_code)
+    kind = http_problem_type(error.status_code)
     access_fields(request.scope)["code"] = kind.code
     return problem_response(kind, kind.title, dict(error.headers or {}))
 

@@ -9,7 +9,7 @@ from starlette.responses import Response
 from starlette.types import Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
-from serve.http.problems import Kind, headers_of, is_oip, kind_of, oip_response, problem_response
+from serve.http.problems import ProblemType, headers_of, is_oip, oip_response, problem_response, problem_type_of
 from serve.http.request_log import REQUEST_ID
 from tureen.errors import TureenError
 
@@ -20,7 +20,7 @@ Headers = list[tuple[bytes, bytes]]
 class ErrorResponse:
     """The response for one error. Written directly, or sent by ASGI if earlier responses of the pipeline are open."""
 
-    kind: Kind
+    kind: ProblemType
     response: Response
 
     def to_bytes(self, request_id: str, more_headers: Headers, *, keep_alive: bool, is_head: bool) -> bytes:
@@ -43,10 +43,14 @@ class ErrorResponse:
 
 def error_response_of(error: TureenError, path: str = "") -> ErrorResponse:
     """Returns the response for an error, in the form of the Open Inference Protocol if the path is below /v2."""
-    return _cached_response(kind_of(error), str(error), tuple(headers_of(error).items()), is_oip({"path": path}))
+    return _cached_response(
+        problem_type_of(error), str(error), tuple(headers_of(error).items()), is_oip({"path": path})
+    )
 
 
 @lru_cache(maxsize=256)
-def _cached_response(kind: Kind, detail: str, headers: tuple[tuple[str, str], ...], is_oip_path: bool) -> ErrorResponse:
+def _cached_response(
+    kind: ProblemType, detail: str, headers: tuple[tuple[str, str], ...], is_oip_path: bool
+) -> ErrorResponse:
     respond = oip_response if is_oip_path else problem_response
     return ErrorResponse(kind, respond(kind, detail, dict(headers)))

@@ -12,12 +12,12 @@ from serve.http.cors import preflight_response
 from serve.http.problems import (
     INTERNAL,
     headers_of,
-    http_kind,
+    http_problem_type,
     is_oip,
-    kind_of,
-    oip_kind,
+    oip_problem_type,
     oip_response,
     problem_response,
+    problem_type_of,
 )
 from serve.http.request_log import access_fields
 from tureen.errors import TureenError
@@ -30,7 +30,7 @@ def add_error_handlers(app: FastAPI, cors_origins: frozenset[str]) -> None:
 
 
 async def _tureen_error_response(request: Request, error: Exception) -> Response:
-    kind = oip_kind(error) if is_oip(request.scope) else kind_of(error)
+    kind = oip_problem_type(error) if is_oip(request.scope) else problem_type_of(error)
     if kind is INTERNAL:  # not in the table, so its message is not for clients
         raise error
     access_fields(request.scope)["code"] = kind.code
@@ -49,7 +49,7 @@ def _http_error_handler(
             preflight = preflight_response(cors_origins, request.headers)
             if preflight is not None:
                 return preflight
-        kind = http_kind(error.status_code)
+        kind = http_problem_type(error.status_code)
         access_fields(request.scope)["code"] = kind.code
         is_wrong_method = kind.status == 405
         detail = (

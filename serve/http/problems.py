@@ -35,7 +35,7 @@ class Problem(BaseModel):
 
 
 @dataclass(frozen=True)
-class Kind:
+class ProblemType:
     """The status, the code and the title that a client gets for one exception class."""
 
     status: int
@@ -43,72 +43,74 @@ class Kind:
     title: str
 
 
-KINDS: dict[type[TureenError], Kind] = {
-    errors.MalformedRequestError: Kind(400, "malformed_request", "The request is malformed"),
-    errors.HeadTimeoutError: Kind(408, "head_timeout", "The request's head came too slowly"),
-    errors.TooManyChunksError: Kind(413, "too_many_chunks", "The body has too many chunks"),
-    errors.UntrustedHostError: Kind(421, "untrusted_host", "The Host is not one of this server"),
-    errors.HeadTooLargeError: Kind(431, "head_too_large", "The request's head is too large"),
-    errors.TooManyConnectionsError: Kind(503, "too_many_connections", "The server has too many connections"),
-    core_errors.EmptyImageError: Kind(400, "empty_image", "The request holds no image"),
-    core_errors.UndecodableImageError: Kind(400, "undecodable_image", "The image cannot be decoded"),
-    errors.MalformedFormError: Kind(400, "malformed_form", "The form cannot be read"),
-    errors.IncompleteBodyError: Kind(400, "incomplete_body", "The body is incomplete"),
-    errors.ClientGoneError: Kind(499, "client_gone", "The client closed the connection"),
-    errors.BodyTimeoutError: Kind(408, "body_timeout", "The body came too slowly"),
-    core_errors.ImageTooLargeError: Kind(413, "image_too_large", "The image is too large"),
-    core_errors.UnsupportedImageTypeError: Kind(415, "unsupported_image_type", "The image type is not supported"),
-    core_errors.InvalidBetaError: Kind(422, "invalid_beta", "β is not valid"),
-    core_errors.SingleTokenError: Kind(422, "single_token", "The model has one token, so it has no β"),
-    errors.TooManyPixelsError: Kind(413, "too_many_pixels", "The images have too many pixels in total"),
-    errors.RequestTooLargeError: Kind(413, "request_too_large", "The request is too large"),
-    errors.InvalidParameterError: Kind(422, "invalid_parameter", "A parameter is not valid"),
-    errors.UnknownApiKeyError: Kind(401, "unknown_api_key", "The API key is unknown"),
-    errors.ChoiceNotAllowedError: Kind(403, "choice_not_allowed", "Clients may not choose β"),
-    errors.BetaOutOfBoundsError: Kind(422, "beta_out_of_bounds", "β is outside the operator's bounds"),
-    errors.UnknownPolicyError: Kind(422, "unknown_policy", "The policy does not exist"),
-    errors.OverloadedError: Kind(429, "overloaded", "The server is overloaded"),
-    errors.InferenceError: Kind(500, "inference_failed", "The engine failed"),
-    errors.DecodingError: Kind(500, "decoding_failed", "The decoder failed"),
-    errors.NotReadyError: Kind(503, "not_ready", "The server is not ready"),
-    errors.ShuttingDownError: Kind(503, "shutting_down", "The server is shutting down"),
-    errors.DeadlineError: Kind(504, "deadline_exceeded", "The deadline of the request has passed"),
+PROBLEM_TYPES: dict[type[TureenError], ProblemType] = {
+    errors.MalformedRequestError: ProblemType(400, "malformed_request", "The request is malformed"),
+    errors.HeadTimeoutError: ProblemType(408, "head_timeout", "The request's head came too slowly"),
+    errors.TooManyChunksError: ProblemType(413, "too_many_chunks", "The body has too many chunks"),
+    errors.UntrustedHostError: ProblemType(421, "untrusted_host", "The Host is not one of this server"),
+    errors.HeadTooLargeError: ProblemType(431, "head_too_large", "The request's head is too large"),
+    errors.TooManyConnectionsError: ProblemType(503, "too_many_connections", "The server has too many connections"),
+    core_errors.EmptyImageError: ProblemType(400, "empty_image", "The request holds no image"),
+    core_errors.UndecodableImageError: ProblemType(400, "undecodable_image", "The image cannot be decoded"),
+    errors.MalformedFormError: ProblemType(400, "malformed_form", "The form cannot be read"),
+    errors.IncompleteBodyError: ProblemType(400, "incomplete_body", "The body is incomplete"),
+    errors.ClientGoneError: ProblemType(499, "client_gone", "The client closed the connection"),
+    errors.BodyTimeoutError: ProblemType(408, "body_timeout", "The body came too slowly"),
+    core_errors.ImageTooLargeError: ProblemType(413, "image_too_large", "The image is too large"),
+    core_errors.UnsupportedImageTypeError: ProblemType(
+        415, "unsupported_image_type", "The image type is not supported"
+    ),
+    core_errors.InvalidBetaError: ProblemType(422, "invalid_beta", "β is not valid"),
+    core_errors.SingleTokenError: ProblemType(422, "single_token", "The model has one token, so it has no β"),
+    errors.TooManyPixelsError: ProblemType(413, "too_many_pixels", "The images have too many pixels in total"),
+    errors.RequestTooLargeError: ProblemType(413, "request_too_large", "The request is too large"),
+    errors.InvalidParameterError: ProblemType(422, "invalid_parameter", "A parameter is not valid"),
+    errors.UnknownApiKeyError: ProblemType(401, "unknown_api_key", "The API key is unknown"),
+    errors.ChoiceNotAllowedError: ProblemType(403, "choice_not_allowed", "Clients may not choose β"),
+    errors.BetaOutOfBoundsError: ProblemType(422, "beta_out_of_bounds", "β is outside the operator's bounds"),
+    errors.UnknownPolicyError: ProblemType(422, "unknown_policy", "The policy does not exist"),
+    errors.OverloadedError: ProblemType(429, "overloaded", "The server is overloaded"),
+    errors.InferenceError: ProblemType(500, "inference_failed", "The engine failed"),
+    errors.DecodingError: ProblemType(500, "decoding_failed", "The decoder failed"),
+    errors.NotReadyError: ProblemType(503, "not_ready", "The server is not ready"),
+    errors.ShuttingDownError: ProblemType(503, "shutting_down", "The server is shutting down"),
+    errors.DeadlineError: ProblemType(504, "deadline_exceeded", "The deadline of the request has passed"),
 }
-OPERATOR_KINDS: dict[type[TureenError], Kind] = {  # on the admin listener only
-    errors.UnauthorizedError: Kind(401, "unauthorized", "The bearer token is missing or wrong"),
-    errors.ForbiddenError: Kind(403, "forbidden", "The credential may not change anything"),
-    errors.UnknownRevisionError: Kind(404, "unknown_revision", "The revision does not exist"),
-    errors.StaleRevisionError: Kind(412, "stale_revision", "The settings have changed since that revision"),
-    errors.InvalidChangeError: Kind(422, "invalid_change", "The change is not valid"),
-    errors.JobsUnavailableError: Kind(404, "no_jobs", "The server takes no jobs"),
-    errors.UnknownJobError: Kind(404, "unknown_job", "The job does not exist"),
-    errors.NoResultError: Kind(404, "no_result", "The result does not exist"),
-    errors.JobStateError: Kind(409, "job_state", "The job is in another state"),
-    errors.InputError: Kind(422, "invalid_job", "The job is not valid"),
-    errors.OutputError: Kind(422, "invalid_output", "The output cannot be used"),
-    errors.OutsideRootsError: Kind(422, "outside_roots", "The path is outside the directories for jobs"),
-    errors.TooManyJobsError: Kind(429, "too_many_jobs", "Too many jobs have not ended"),
-    errors.AdminListenerError: Kind(503, "no_credential", "The server has no credential for this address"),
-    errors.IfMatchRequiredError: Kind(428, "if_match_required", "The change names no revision"),
-    errors.BrokenHistoryError: Kind(500, "history_broken", "The history is broken"),
-    errors.ControlStoreError: Kind(503, "store_unreachable", "The settings store cannot be reached"),
+OPERATOR_PROBLEM_TYPES: dict[type[TureenError], ProblemType] = {  # on the admin listener only
+    errors.UnauthorizedError: ProblemType(401, "unauthorized", "The bearer token is missing or wrong"),
+    errors.ForbiddenError: ProblemType(403, "forbidden", "The credential may not change anything"),
+    errors.UnknownRevisionError: ProblemType(404, "unknown_revision", "The revision does not exist"),
+    errors.StaleRevisionError: ProblemType(412, "stale_revision", "The settings have changed since that revision"),
+    errors.InvalidChangeError: ProblemType(422, "invalid_change", "The change is not valid"),
+    errors.JobsUnavailableError: ProblemType(404, "no_jobs", "The server takes no jobs"),
+    errors.UnknownJobError: ProblemType(404, "unknown_job", "The job does not exist"),
+    errors.NoResultError: ProblemType(404, "no_result", "The result does not exist"),
+    errors.JobStateError: ProblemType(409, "job_state", "The job is in another state"),
+    errors.InputError: ProblemType(422, "invalid_job", "The job is not valid"),
+    errors.OutputError: ProblemType(422, "invalid_output", "The output cannot be used"),
+    errors.OutsideRootsError: ProblemType(422, "outside_roots", "The path is outside the directories for jobs"),
+    errors.TooManyJobsError: ProblemType(429, "too_many_jobs", "Too many jobs have not ended"),
+    errors.AdminListenerError: ProblemType(503, "no_credential", "The server has no credential for this address"),
+    errors.IfMatchRequiredError: ProblemType(428, "if_match_required", "The change names no revision"),
+    errors.BrokenHistoryError: ProblemType(500, "history_broken", "The history is broken"),
+    errors.ControlStoreError: ProblemType(503, "store_unreachable", "The settings store cannot be reached"),
 }
-OIP_KINDS: dict[type[TureenError], Kind] = {
-    errors.InvalidRequestError: Kind(400, "invalid_request", "The inference request is not valid"),
-    errors.UnknownModelError: Kind(404, "unknown_model", "No such model or version"),
-    errors.InferRequestTooLargeError: Kind(413, "request_too_large", "The request is too large"),
-    errors.NotOfferedError: Kind(501, "not_offered", "Not offered by this server"),
+OIP_PROBLEM_TYPES: dict[type[TureenError], ProblemType] = {
+    errors.InvalidRequestError: ProblemType(400, "invalid_request", "The inference request is not valid"),
+    errors.UnknownModelError: ProblemType(404, "unknown_model", "No such model or version"),
+    errors.InferRequestTooLargeError: ProblemType(413, "request_too_large", "The request is too large"),
+    errors.NotOfferedError: ProblemType(501, "not_offered", "Not offered by this server"),
 }
-INTERNAL = Kind(500, "internal_error", "Internal error")
+INTERNAL = ProblemType(500, "internal_error", "Internal error")
 
 
-def kind_of(error: Exception) -> Kind:
+def problem_type_of(error: Exception) -> ProblemType:
     """Returns the table row of an exception, by its nearest base class; INTERNAL if it has none."""
-    kinds = KINDS | OPERATOR_KINDS
+    kinds = PROBLEM_TYPES | OPERATOR_PROBLEM_TYPES
     return next((kinds[cls] for cls in type(error).__mro__ if cls in kinds), INTERNAL)
 
 
-def problem_response(kind: Kind, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
+def problem_response(kind: ProblemType, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
     """Returns the response for one problem. 429 and 503 have a Retry-After."""
     body = Problem(title=kind.title, status=kind.status, code=kind.code, detail=detail)
     headers = dict(headers or {})
@@ -128,21 +130,21 @@ def headers_of(error: Exception) -> dict[str, str]:
 
 def problem_of(error: TureenError) -> Problem:
     """Returns an error as the result of one image in a response for several images."""
-    kind = kind_of(error)
+    kind = problem_type_of(error)
     detail = INTERNAL_DETAIL if kind is INTERNAL else str(error)
     return Problem(title=kind.title, status=kind.status, code=kind.code, detail=detail)
 
 
-def http_kind(status: int) -> Kind:
+def http_problem_type(status: int) -> ProblemType:
     """Returns the kind of an error that the framework raised with a status alone, such as 404 or 405."""
     phrase = HTTPStatus(status).phrase
-    return Kind(status, phrase.lower().replace(" ", "_"), phrase)
+    return ProblemType(status, phrase.lower().replace(" ", "_"), phrase)
 
 
 def openapi_responses() -> dict[int | str, dict[str, Any]]:
     """Returns the errors of the public API as OpenAPI responses, by status."""
-    by_status: dict[int, list[Kind]] = {}
-    for kind in (*KINDS.values(), INTERNAL):
+    by_status: dict[int, list[ProblemType]] = {}
+    for kind in (*PROBLEM_TYPES.values(), INTERNAL):
         by_status.setdefault(kind.status, []).append(kind)
     return {
         status: {
@@ -153,18 +155,18 @@ def openapi_responses() -> dict[int | str, dict[str, Any]]:
     }
 
 
-def oip_kind(error: Exception) -> Kind:
+def oip_problem_type(error: Exception) -> ProblemType:
     """Returns the kind of an error under /v2. There 415 and 422 become 400; the rest is as elsewhere."""
     for cls in type(error).__mro__:
-        if cls in OIP_KINDS:
-            return OIP_KINDS[cls]
-    return _at_most_400(kind_of(error))
+        if cls in OIP_PROBLEM_TYPES:
+            return OIP_PROBLEM_TYPES[cls]
+    return _at_most_400(problem_type_of(error))
 
 
 def oip_openapi_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Returns the errors under /v2 with these statuses as OpenAPI responses; without arguments, all of them."""
     by_status: dict[int, set[str]] = {}
-    for kind in (*OIP_KINDS.values(), *map(_at_most_400, KINDS.values()), INTERNAL):
+    for kind in (*OIP_PROBLEM_TYPES.values(), *map(_at_most_400, PROBLEM_TYPES.values()), INTERNAL):
         by_status.setdefault(kind.status, set()).add(kind.title)
     schema = {"type": "object", "properties": {"error": {"type": "string"}}, "required": ["error"]}
     return {
@@ -174,8 +176,8 @@ def oip_openapi_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     }
 
 
-def _at_most_400(kind: Kind) -> Kind:
-    return Kind(400, kind.code, kind.title) if kind.status in (415, 422) else kind
+def _at_most_400(kind: ProblemType) -> ProblemType:
+    return ProblemType(400, kind.code, kind.title) if kind.status in (415, 422) else kind
 
 
 def is_oip(scope: Scope) -> bool:
@@ -184,7 +186,7 @@ def is_oip(scope: Scope) -> bool:
     return path == OIP_PREFIX or path.startswith(f"{OIP_PREFIX}/")
 
 
-def oip_response(kind: Kind, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
+def oip_response(kind: ProblemType, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
     """Returns the error response of the Open Inference Protocol: `{"error": …}`."""
     problem = problem_response(kind, detail, headers)
     kept = {name: value for name, value in problem.headers.items() if not name.startswith("content-")}

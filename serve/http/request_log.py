@@ -15,7 +15,15 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.errors import ShuttingDownError
-from serve.http.problems import INTERNAL, INTERNAL_DETAIL, Kind, is_oip, kind_of, oip_response, problem_response
+from serve.http.problems import (
+    INTERNAL,
+    INTERNAL_DETAIL,
+    ProblemType,
+    is_oip,
+    oip_response,
+    problem_response,
+    problem_type_of,
+)
 from serve.telemetry.logs import FIELDS
 from serve.telemetry.metrics import METHODS, Metrics
 from serve.telemetry.request_trace import REQUEST_TRACE, RequestTrace
@@ -57,7 +65,7 @@ def arrived_s(scope: Scope) -> float:
     return arrived
 
 
-def set_refusal(scope: Scope, kind: Kind) -> None:
+def set_refusal(scope: Scope, kind: ProblemType) -> None:
     """Marks that the connection has already sent this error, so the application's response never reaches the client."""
     scope[_REFUSAL_KEY] = kind
 
@@ -109,7 +117,7 @@ class RequestLogMiddleware:
             await self._app(scope, receive, send_with_id)
         except asyncio.CancelledError:  # the drain timeout has passed; uvicorn would send its own error
             error = ShuttingDownError()
-            kind = kind_of(error)
+            kind = problem_type_of(error)
             fields["code"] = kind.code
             if not status:
                 await _respond(scope)(kind, str(error))(scope, receive, send_with_id)
@@ -154,9 +162,9 @@ def _trace(tracing: Tracing, scope: Scope, status: int, seconds: float) -> None:
 
 def _sent(scope: Scope, status: int) -> tuple[int, str | None]:
     """Returns the status and the error code that the client received, from the application or the connection."""
-    refusal: Kind | None = scope.get(_REFUSAL_KEY)
+    refusal: ProblemType | None = scope.get(_REFUSAL_KEY)
     return (status, access_fields(scope).get("code")) if refusal is None else (refusal.status, refusal.code)
 
 
-def _respond(scope: Scope) -> Callable[[Kind, str], JSONResponse]:
+def _respond(scope: Scope) -> Callable[[ProblemType, str], JSONResponse]:
     return oip_response if is_oip(scope) else problem_response

@@ -18,7 +18,7 @@ from grpc_health.v1 import health_pb2
 from serve.control.beta_choice import ClientIdentity
 from serve.errors import GrpcPortTakenError, InvalidRequestError, NotReadyError, UnknownModelError
 from serve.http.client_identity import only_value
-from serve.http.problems import INTERNAL, oip_kind
+from serve.http.problems import INTERNAL, oip_problem_type
 from serve.inference.service import Service
 from serve.oip.grpc_messages import decode_message, encode_message
 from serve.oip.infer import infer, request_limits
@@ -225,7 +225,7 @@ class _Methods:
 
     def _error_status(self, error: Exception) -> tuple[grpc.StatusCode, str]:
         """Returns the status and message for the client, and counts the rejection."""
-        kind = oip_kind(error)
+        kind = oip_problem_type(error)
         self._service.metrics.rejections.labels(kind.code).inc()
         if kind is INTERNAL:  # not in the table, so its message is not for clients
             logger.error("unhandled", exc_info=error)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from serve.http.problems import INTERNAL, KINDS, OIP_KINDS, OPERATOR_KINDS
+from serve.http.problems import INTERNAL, OIP_PROBLEM_TYPES, OPERATOR_PROBLEM_TYPES, PROBLEM_TYPES
 from serve.settings import Settings
 from tureen.bundle.bundle import load_bundle
 from tureen.commands.demo import EXAMPLES
@@ -52,17 +52,17 @@ def workplace(tmp_path_factory):
 
 def test_every_code_has_its_row_with_its_status_and_no_other_row_exists():
     assert codes(section("## Errors", "The operators' listener has these codes too")) == rows(
-        [*KINDS.values(), INTERNAL]
+        [*PROBLEM_TYPES.values(), INTERNAL]
     )
     assert codes(section("The operators' listener has these codes too", "### Under `/v2`")) == rows(
-        OPERATOR_KINDS.values()
+        OPERATOR_PROBLEM_TYPES.values()
     )
-    assert codes(section("### Under `/v2`", "## Limits")) == rows(OIP_KINDS.values())
+    assert codes(section("### Under `/v2`", "## Limits")) == rows(OIP_PROBLEM_TYPES.values())
 
 
 def test_every_code_in_the_tables_of_limits_exists_with_its_status():
     named = {(int(status), code) for status, code in re.findall(r"\b(\d{3}) `([a-z_]+)`", PAGE)}
-    known = rows([*KINDS.values(), *OPERATOR_KINDS.values(), *OIP_KINDS.values(), INTERNAL])
+    known = rows([*PROBLEM_TYPES.values(), *OPERATOR_PROBLEM_TYPES.values(), *OIP_PROBLEM_TYPES.values(), INTERNAL])
     assert named <= known | {(404, "not_found"), (405, "method_not_allowed")}
     assert len(named) >= 10
 

@@ -14,7 +14,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from serve.api.app import create_app
-from serve.http.problems import KINDS, MEDIA_TYPE
+from serve.http.problems import MEDIA_TYPE, PROBLEM_TYPES
 from serve.inference.service import Service
 from serve.settings import Settings
 from serve.telemetry.metrics import Metrics
@@ -331,7 +331,7 @@ def test_one_structured_log_event_a_request(client, digit_png, caplog):
 def test_openapi_has_every_status_of_the_table(client):
     schema = client.get("/openapi.json").json()
     classify = schema["paths"]["/classify"]["post"]
-    assert {str(kind.status) for kind in KINDS.values()} | {"200"} == set(classify["responses"])
+    assert {str(kind.status) for kind in PROBLEM_TYPES.values()} | {"200"} == set(classify["responses"])
     assert {parameter["name"] for parameter in classify["parameters"]} == {"beta", "policy", "top_k", "timeout_ms"}
     assert all(list(r["content"]) == [MEDIA_TYPE] for status, r in classify["responses"].items() if status != "200")
     assert "multipart/form-data" in classify["requestBody"]["content"]

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from serve.http.problems import KINDS, MEDIA_TYPE
+from serve.http.problems import MEDIA_TYPE, PROBLEM_TYPES
 from tests.malformed_images import COUNT, ENORMOUS, malformed_images
 from tests.patience import DEADLINE_S
 
@@ -30,7 +30,7 @@ def test_each_is_refused_or_read_and_no_neighbour_is_harmed(start_server, pictur
             return response.status, response.headers["Content-Type"], response.read().decode()
 
         _, _, expected = post(pictures[0])
-        codes = {kind.code: kind.status for kind in KINDS.values() if kind.status < 500}
+        codes = {kind.code: kind.status for kind in PROBLEM_TYPES.values() if kind.status < 500}
         statuses: dict[int, int] = {}
         for number, (name, image) in enumerate(malformed_images(pictures, count)):
             began = time.monotonic()

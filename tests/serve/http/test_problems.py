@@ -5,17 +5,17 @@ import pytest
 from serve import errors
 from serve.http.problems import (
     INTERNAL,
-    KINDS,
-    OIP_KINDS,
-    OPERATOR_KINDS,
+    OIP_PROBLEM_TYPES,
+    OPERATOR_PROBLEM_TYPES,
+    PROBLEM_TYPES,
     headers_of,
-    http_kind,
+    http_problem_type,
     is_oip,
-    kind_of,
-    oip_kind,
+    oip_problem_type,
     oip_response,
     problem_of,
     problem_response,
+    problem_type_of,
 )
 from tureen.errors import ImageTooLargeError, InvalidBetaError, UnsupportedImageTypeError
 
@@ -35,14 +35,14 @@ NEVER_SENT = {  # bases, errors that end a command or a job, and errors of a sin
 
 def test_every_error_that_reaches_a_client_has_a_row():
     own = {cls for _, cls in inspect.getmembers(errors, inspect.isclass) if cls.__module__ == errors.__name__}
-    tables = KINDS | OPERATOR_KINDS | OIP_KINDS
+    tables = PROBLEM_TYPES | OPERATOR_PROBLEM_TYPES | OIP_PROBLEM_TYPES
     without = {cls for cls in own if not any(base in tables for base in cls.__mro__)}
     assert without == NEVER_SENT
 
 
 def test_a_subclass_has_the_row_of_its_nearest_base_and_an_unknown_exception_is_internal():
-    assert kind_of(errors.SlowBodyError(1, 2)) is KINDS[errors.BodyTimeoutError]
-    assert kind_of(ZeroDivisionError()) is INTERNAL
+    assert problem_type_of(errors.SlowBodyError(1, 2)) is PROBLEM_TYPES[errors.BodyTimeoutError]
+    assert problem_type_of(ZeroDivisionError()) is INTERNAL
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_a_subclass_has_the_row_of_its_nearest_base_and_an_unknown_exception_is_
     ],
 )
 def test_under_v2_an_invalid_request_is_always_a_400(error, status):
-    assert oip_kind(error).status == status
+    assert oip_problem_type(error).status == status
 
 
 @pytest.mark.parametrize(
@@ -71,11 +71,11 @@ def test_only_paths_below_v2_have_errors_of_the_protocol(path, is_under):
 
 def test_a_client_that_may_retry_gets_the_time_to_wait():
     overloaded = errors.OverloadedError(7)
-    respond = problem_response(kind_of(overloaded), str(overloaded), headers_of(overloaded))
+    respond = problem_response(problem_type_of(overloaded), str(overloaded), headers_of(overloaded))
     assert (respond.status_code, respond.headers["retry-after"]) == (429, "7")
-    assert problem_response(kind_of(errors.NotReadyError()), "").headers["retry-after"] == "1"
+    assert problem_response(problem_type_of(errors.NotReadyError()), "").headers["retry-after"] == "1"
     assert "retry-after" not in problem_response(INTERNAL, "").headers
-    assert oip_response(kind_of(overloaded), "", headers_of(overloaded)).headers["retry-after"] == "7"
+    assert oip_response(problem_type_of(overloaded), "", headers_of(overloaded)).headers["retry-after"] == "7"
 
 
 def test_the_text_of_an_unknown_exception_reaches_no_client():
@@ -85,4 +85,4 @@ def test_the_text_of_an_unknown_exception_reaches_no_client():
 
 
 def test_a_status_of_the_framework_becomes_a_code():
-    assert (http_kind(405).code, http_kind(404).title) == ("method_not_allowed", "Not Found")
+    assert (http_problem_type(405).code, http_problem_type(404).title) == ("method_not_allowed", "Not Found")

@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from serve.errors import NotReadyError, SlowBodyError
-from serve.http.problems import kind_of
+from serve.http.problems import problem_type_of
 from serve.http.request_log import RequestLogMiddleware, access_fields, arrived_s, request_id_of, set_refusal
 from serve.telemetry.metrics import Metrics
 
@@ -78,7 +78,7 @@ def test_probes_are_logged_at_the_level_debug(caplog):
 
 def test_an_error_that_the_connection_has_sent_is_the_one_that_is_counted():
     metrics, request = Metrics(), scope()
-    set_refusal(request, kind_of(SlowBodyError(1, 2)))
+    set_refusal(request, problem_type_of(SlowBodyError(1, 2)))
     run(respond(200), request, metrics)
     assert counted(metrics, "tureen_requests_total", route="unmatched", method="POST", status="408") == 1
     assert counted(metrics, "tureen_rejections_total", code="body_timeout") == 1

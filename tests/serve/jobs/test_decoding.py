@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from serve.errors import InputError
-from serve.http.problems import KINDS
+from serve.http.problems import PROBLEM_TYPES
 from serve.inference.decode_process import DecodeOptions
 from serve.jobs.decoding import ERROR_CODES, ImageReader, decode_in_processes, decode_in_threads
 from serve.jobs.image_source import InputImage
@@ -51,8 +51,8 @@ def test_a_file_that_is_no_image_is_a_row_with_an_error_and_the_others_are_class
 
 def test_the_codes_are_those_of_the_server():
     for cls, code in ERROR_CODES.items():
-        if cls in KINDS:
-            assert KINDS[cls].code == code
+        if cls in PROBLEM_TYPES:
+            assert PROBLEM_TYPES[cls].code == code
 
 
 @contextmanager

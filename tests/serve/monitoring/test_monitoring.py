@@ -11,7 +11,7 @@ import yaml
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
-from serve.http.problems import INTERNAL, KINDS, OIP_KINDS
+from serve.http.problems import INTERNAL, OIP_PROBLEM_TYPES, PROBLEM_TYPES
 
 MONITORING = files("serve") / "monitoring"
 DASHBOARD = json.loads((MONITORING / "dashboard.json").read_text())
@@ -20,7 +20,7 @@ PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 
 PROMETHEUS_LABELS = {"job", "instance"}  # Prometheus adds them to every series
 # Values that a server exposes only after an error.
-ERRORS = {*KINDS.values(), *OIP_KINDS.values(), INTERNAL}
+ERRORS = {*PROBLEM_TYPES.values(), *OIP_PROBLEM_TYPES.values(), INTERNAL}
 RARE_VALUES = {
     "code": {kind.code for kind in ERRORS},
     # gRPC has names instead of numbers: STATUS_CODES in serve.oip.grpc_server.

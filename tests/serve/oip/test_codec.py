@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serve.errors import InferRequestTooLargeError, InvalidRequestError
-from serve.http.problems import oip_kind
+from serve.http.problems import oip_problem_type
 from serve.oip.codec import MAX_JSON_BYTES, InferResponse, decode_request, encode_response
 from serve.oip.request import RequestedOutput, RequestLimits
 from serve.oip.tensors import Tensor
@@ -49,7 +49,7 @@ def framed(*elements):
 def refuses(words, body, header=None, **options):
     with pytest.raises(TureenError, match=words) as caught:
         decode(body, header, **options)
-    assert oip_kind(caught.value).status in (400, 413)
+    assert oip_problem_type(caught.value).status in (400, 413)
 
 
 @given(images=st.lists(st.binary(max_size=50), min_size=1, max_size=8), is_column=st.booleans())
@@ -267,7 +267,7 @@ def test_any_bytes_parse_or_raise_documented_errors(body, header):
     try:
         assert decode(body, header).images
     except TureenError as error:
-        assert oip_kind(error).status == 400
+        assert oip_problem_type(error).status == 400
 
 
 leaves = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
@@ -300,7 +300,7 @@ def test_any_json_parses_or_raises_documented_errors(request, rest):
     try:
         assert decode(text + rest, str(len(text))).images
     except TureenError as error:
-        assert oip_kind(error).status == 400
+        assert oip_problem_type(error).status == 400
 
 
 def response(*outputs, id="7"):
@@ -357,5 +357,5 @@ def test_one_output_may_be_binary_and_the_other_json():
 
 
 def test_invalid_request_error_is_a_400_and_never_the_422_of_other_routes():
-    assert oip_kind(InvalidRequestError("x")).status == 400
-    assert oip_kind(InvalidBetaError("x")).status == 400
+    assert oip_problem_type(InvalidRequestError("x")).status == 400
+    assert oip_problem_type(InvalidBetaError("x")).status == 400
