@@ -164,8 +164,8 @@ class AdminOperations:
         return replace(self._without_operator, state=state).default.beta
 
     def default_beta_source(self, state: SettingsState) -> BetaSource:
-        """Returns "operator" if an operator or --default-beta set the default β, else "bundle"."""
-        return self._without_operator.server_default_source if state.default_beta is None else "operator"
+        """Returns "operator" if an operator, their bounds or --default-beta set the default β, else "bundle"."""
+        return replace(self._without_operator, state=state).default.source
 
     def refuse_beta(self, change: SettingsChange) -> None:
         """Raises SingleTokenError: with one token, an operator has no β to change."""

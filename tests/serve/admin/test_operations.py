@@ -54,6 +54,17 @@ async def change(operations, beta):
     )
 
 
+def test_a_default_that_the_bounds_moved_has_the_source_that_responses_give(tmp_path):
+    async def run():
+        async with opened(tmp_path, Workers()) as operations:
+            beyond = operations.default_beta(SettingsState()) + 0.1
+            state = SettingsState(beta_min=beyond)
+            assert operations.default_beta(state) == beyond
+            assert operations.default_beta_source(state) == "operator"
+
+    asyncio.run(run())
+
+
 def test_a_change_reaches_the_workers_and_is_in_force(tmp_path):
     async def run():
         workers = Workers()
