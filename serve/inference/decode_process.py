@@ -72,10 +72,6 @@ class DecodeProcess:
     def pid(self) -> int:
         return self._process.pid
 
-    @property
-    def is_running(self) -> bool:
-        return self._process.poll() is None
-
     def decode(self, image: bytes, decoding: DecodeOptions) -> Pixels:
         """Returns pixels uint8 (H, W, 3). Blocks. Raises an ImageError or DecodeProcessEndedError."""
         assert self._process.stdin is not None

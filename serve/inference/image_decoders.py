@@ -197,38 +197,48 @@ class _Processes:
             raise
 
     def _decode_on_thread(self, task: _DecodeTask, image: bytes, decoding: DecodeOptions) -> _Result:
-        """Runs on a thread, which waits for the process."""
-        began_s, is_reusable = time.monotonic(), False
+        """Runs on a thread, which waits for the process.
+
+        When memory runs out, the system ends idle processes too. So an image that finds its idle process dead gets a
+        new one, once.
+        """
+        began_s = time.monotonic()
         try:
-            process = self._idle_process() or DecodeProcess(self._nice)
+            with suppress(IndexError):  # none is idle; other threads take processes concurrently
+                idle = self._idle.pop()
+                with suppress(DecodeProcessEndedError):
+                    return self._decode_in(idle, task, image, decoding), began_s, time.monotonic() - began_s
+            if task.is_stopped:
+                raise DecodingError
+            return (
+                self._decode_in(DecodeProcess(self._nice), task, image, decoding),
+                began_s,
+                time.monotonic() - began_s,
+            )
         except OSError as error:
             logger.error("a decoding process did not start: %s", error)
             raise DecodingError from None
-        task.begin(process)
-        try:
-            result = _pixels_or_error(lambda: process.decode(image, decoding))
-            is_reusable = not task.is_stopped
         except DecodeProcessEndedError:
             if not task.is_stopped:
                 logger.warning("a decoding process ended during an image; the system may be out of memory")
             raise DecodingError from None
+
+    def _decode_in(
+        self, process: DecodeProcess, task: _DecodeTask, image: bytes, decoding: DecodeOptions
+    ) -> Pixels | ImageError:
+        """Decodes in that process, which is idle afterwards, or closed. Raises DecodeProcessEndedError."""
+        is_reusable = False
+        task.begin(process)
+        try:
+            result = _pixels_or_error(lambda: process.decode(image, decoding))
+            is_reusable = not task.is_stopped
         finally:
             task.end()
             if is_reusable:
                 self._idle.append(process)
             else:
                 process.close()
-        return result, began_s, time.monotonic() - began_s
-
-    def _idle_process(self) -> DecodeProcess | None:
-        """Returns an idle process that still runs, or None. When memory runs out, the system ends idle ones too."""
-        with suppress(IndexError):  # empty: other threads take processes concurrently
-            while True:
-                process = self._idle.pop()
-                if process.is_running:
-                    return process
-                process.close()
-        return None
+        return result
 
     def _end_idle(self) -> None:
         with suppress(IndexError):  # empty: threads take and return processes concurrently

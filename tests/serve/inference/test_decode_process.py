@@ -2,6 +2,7 @@ import io
 import threading
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
@@ -17,7 +18,7 @@ def process():
     process = DecodeProcess(nice=1)
     yield process
     process.close()
-    assert not process.is_running
+    assert not psutil.pid_exists(process.pid)
 
 
 def png(size, mode="RGB"):
