@@ -28,10 +28,11 @@ from training.data.augment import augment_images
 from training.data.datasets import Images, load_digits
 from training.data.loading import BatchOrder, MemoryLoader
 from training.evaluation.accuracy import correct_by_beta, evaluate_accuracy, make_predictor
-from training.loss import combined_loss, cotraining_losses, scheduled_epsilon, scheduled_learning_rate
+from training.loss import combined_loss, cotraining_losses
 from training.models.resnet import DualResNet, ResNetConfig
 from training.models.vit import images_from_pixels
 from training.recipes import Recipe, load_recipe
+from training.schedules import scheduled_epsilon, scheduled_learning_rate
 from tureen.atomic_file import write_atomically
 from tureen.tokens import CLEAN_BETA, ROBUST_BETA
 

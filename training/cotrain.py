@@ -26,11 +26,12 @@ from training.data.datasets import Dataset, Images
 from training.data.loading import Batch, BatchOrder, Loader, MemoryLoader, StreamLoader
 from training.distributed import Processes
 from training.errors import CheckpointError, DivergedError
-from training.loss import combined_loss, cotraining_losses, scheduled_epsilon, scheduled_learning_rate
+from training.loss import combined_loss, cotraining_losses
 from training.models.registry import Model, build_model
 from training.models.vit import images_from_pixels
 from training.recipes import Recipe
 from training.resume import START_AGAIN, read_saved_run
+from training.schedules import scheduled_epsilon, scheduled_learning_rate
 from tureen.atomic_file import write_atomically
 
 ADAMW_STATE = {"step", "exp_avg", "exp_avg_sq"}

@@ -1,4 +1,4 @@
-"""The co-training loss, Eq. 1 of the paper, and the schedules of radius and learning rate."""
+"""The co-training loss, Eq. 1 of the paper. `training.schedules` has the radius and the learning rate of a step."""
 
 from __future__ import annotations
 
@@ -64,17 +64,3 @@ def combined_loss(clean_loss: Tensor, robust_loss: Tensor, alpha: float) -> Tens
     if alpha == 1:
         return clean_loss
     return robust_loss if alpha == 0 else alpha * clean_loss + (1 - alpha) * robust_loss
-
-
-def scheduled_learning_rate(recipe: Recipe, progress: float) -> float:
-    """Return the learning rate at `progress` in [0, 1] of the training: linear warm-up, then half a cosine to zero."""
-    if progress < recipe.warmup:
-        return recipe.learning_rate * progress / recipe.warmup
-    after = (progress - recipe.warmup) / (1 - recipe.warmup) if recipe.warmup < 1 else 0.0
-    return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * after))
-
-
-def scheduled_epsilon(recipe: Recipe, progress: float) -> float:
-    """Return the radius, in units of the [0, 1] range, at `progress` in [0, 1]: a linear ramp, then constant."""
-    ramp = min(1.0, progress / recipe.epsilon_ramp) if recipe.epsilon_ramp else 1.0
-    return recipe.epsilon_255 / 255 * ramp

@@ -1,11 +1,10 @@
-"""Eq. 1 against two separate forward passes, and the schedules."""
+"""Eq. 1 against two separate forward passes."""
 
-import pytest
 import torch
 import torch.nn.functional as F
 
 from training.attacks.gradient import pgd
-from training.loss import combined_loss, cotraining_losses, scheduled_epsilon, scheduled_learning_rate
+from training.loss import combined_loss, cotraining_losses
 from training.models.vit import DualTokenViT
 from training.recipes import load_recipe
 
@@ -50,10 +49,3 @@ def test_the_attack_uses_the_model_and_the_loss_uses_the_wrapper():
     cotraining_losses(model, x, y, recipe=recipe, epsilon=0.1, generator=torch.Generator(), forward=wrapped)
     assert rows == [8]
     assert attacked_in == [False] * recipe.attack_steps + [True]
-
-
-def test_the_schedules():
-    recipe = load_recipe("digits", ["warmup=0.2", "learning_rate=1", "epsilon_ramp=0.5", "epsilon_255=51"])
-    assert [scheduled_learning_rate(recipe, p) for p in (0, 0.1, 0.2, 0.6, 1)] == pytest.approx([0, 0.5, 1, 0.5, 0])
-    assert [scheduled_epsilon(recipe, p) for p in (0, 0.25, 0.5, 1)] == pytest.approx([0, 0.1, 0.2, 0.2])
-    assert scheduled_epsilon(load_recipe("digits", ["epsilon_ramp=0", "epsilon_255=51"]), 0) == pytest.approx(0.2)
