@@ -129,7 +129,9 @@ class Settings(BaseModel):
         default=None,
         description="β of a request without one; default: the default β of the bundle",
     )
-    max_batch: int = Field(default=32, ge=1, le=1024, description="maximum of images in one engine run")
+    max_batch: int = Field(
+        default=32, ge=1, le=1024, description="maximum of rows in one engine run: one for each image and β"
+    )
     max_requests: int = Field(default=256, ge=1, description="maximum of concurrent requests; a further one gets 429")
     max_waiting_images: int = Field(
         default=8192,

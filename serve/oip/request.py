@@ -164,7 +164,7 @@ def _images(tensors: Mapping[str, Tensor], limits: RequestLimits) -> tuple[bytes
 def _tensor_betas(tensor: Tensor, count: int) -> tuple[float, ...]:
     if tensor.shape not in ((count,), (count, 1)):
         raise InvalidRequestError(
-            f"input {BETA} has the shape {list(tensor.shape)}: for {count} images it must be [{count}, 1]"
+            f"input {BETA} has the shape {list(tensor.shape)}: for {count} images it must be [{count}] or [{count}, 1]"
         )
     assert not isinstance(tensor.data, list)
     # str() of a float32 is its shortest decimal, so that 0.7 is the same β as 0.7 in a query.

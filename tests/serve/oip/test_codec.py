@@ -203,7 +203,10 @@ def test_id_and_timeout_are_read_and_parameters_of_known_clients_are_no_error():
         ("more than once", in_json(base64_image(b"x"), base64_image(b"x"))),
         ("one of the inputs", in_json(base64_image(b"x"), {**ONE_PIXELS, "data": [0] * 48})),
         ("at most 3", in_json(*[base64_image(b"x")] * 4)),
-        ("\\[1, 1\\]", in_json(base64_image(b"x"), {"name": "beta", "datatype": "FP32", "shape": [2], "data": [0, 1]})),
+        (
+            "must be \\[1\\] or \\[1, 1\\]",
+            in_json(base64_image(b"x"), {"name": "beta", "datatype": "FP32", "shape": [2], "data": [0, 1]}),
+        ),
         ("no parameter 'Beta'", in_json(base64_image(b"x"), parameters={"Beta": 1})),
         ("must be a JSON object", in_json(base64_image(b"x"), parameters=[])),
         ("timeout is '5'", in_json(base64_image(b"x"), parameters={"timeout": "5"})),
