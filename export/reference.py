@@ -1,4 +1,7 @@
-"""Computes the fp32 logits of PyTorch, with which every engine is compared: on real images, and on these attacked."""
+"""Computes the fp32 logits of PyTorch, with which every engine is compared.
+
+Computes them on real images, and on adversarial images made from them.
+"""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def labels_from_config(folder: Path) -> list[str] | None:
 
 
 def read_labels(file: Path) -> list[str]:
-    """Return the labels in a text file, one a line, in the order of the outputs; raises ExportError."""
+    """Return the labels in a text file, one per line, in the order of the outputs; raises ExportError."""
     try:
         lines = file.read_text(encoding="utf-8-sig").rstrip().splitlines()
     except FileNotFoundError:

@@ -27,7 +27,7 @@ NO_TORCH_TENSORRT = (
 
 
 def load_torch_tensorrt() -> Any:
-    """Return the module; raises ExportError if it is not installed, or cannot be imported without a driver."""
+    """Return the module torch_tensorrt; raises ExportError if it cannot be imported or torch finds no CUDA GPU."""
     try:
         # On failure it prints paths of this machine, and raises a bare Exception.
         with contextlib.redirect_stdout(io.StringIO()):

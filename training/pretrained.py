@@ -138,13 +138,18 @@ class Pretrained:
 def load_pretrained(path: Path, *, image_size: int | None = None, classes: int | None = None) -> Pretrained:
     """Return a dual-token model with the weights of a single-token ViT: float32, on the CPU, all parameters trainable.
 
-    path: a .safetensors file; a file with another of SUFFIXES, of which only tensors are unpickled; a directory with
-    model.safetensors, as on the Hugging Face hub; or a checkpoint of Tureen. config.json and preprocessor_config.json
-    beside the weights are read if they exist. Otherwise the defaults of the library hold, and `assumed` lists them.
+    path is one of:
+    - a .safetensors file
+    - a file with another of SUFFIXES, of which only tensors are unpickled
+    - a directory with model.safetensors, as on the Hugging Face hub
+    - a checkpoint of Tureen
+
+    config.json and preprocessor_config.json beside the weights are read if they exist. Otherwise the defaults of the
+    library hold, and `assumed` lists them.
 
     Both tokens start as the class token plus its position embedding, so the logits are those of the original at every
     β, up to float32 rounding. image_size: pixels; if it differs from the checkpoint, the position embeddings of the
-    patches are resampled. classes: K; if it differs from the checkpoint, or if the classifier is not linear, the head
+    patches are resampled. classes: K. If it differs from the checkpoint, or if the classifier is not linear, the head
     gets random weights from the global random state of torch. Zeros would give an attack no gradient.
 
     Raises CheckpointError for an unreadable file, and for any tensor or setting that a plain pre-norm ViT lacks.

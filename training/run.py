@@ -75,11 +75,13 @@ def run(recipe: Recipe, out: Path, options: RunOptions | None = None) -> Checkpo
     """Train `recipe` into the directory `out`, measure the averaged weights at each β, and save the checkpoint.
 
     The state is saved every ten seconds, and at SIGINT and SIGTERM. With `is_resumed` an interrupted run is continued;
-    an option that `options` lacks is taken from the saved state. Under torchrun every process calls this function; the
-    first one writes, and returns the checkpoint, the others return None.
+    an option that `options` lacks is taken from the saved state. Under torchrun every process calls this function. The
+    first one writes and returns the checkpoint; the others return None.
 
-    Raises CheckpointError if `out` holds a finished run, an unfinished one without `is_resumed`, or a run of other
-    settings; RecipeError or DataError if recipe and images do not fit; InterruptedRun if a signal ended the run.
+    Raises:
+    - CheckpointError if `out` holds a finished run, an unfinished one without `is_resumed`, or a run of other settings
+    - RecipeError or DataError if recipe and images do not fit
+    - InterruptedRun if a signal ended the run
     """
     signals = StopSignals()
     try:

@@ -2,7 +2,8 @@
 
 Pillow reads the parts of a JPEG or PNG file in Python and decompresses texts and profiles. A file full of them would
 occupy a server for seconds, and its warnings would fill the log. The stripped image has only the parts that are needed.
-Knows the layout of the files and nothing about pixels. libwebp reads the parts of WebP files at no cost.
+Knows the layout of the files and nothing about pixels. libwebp reads the parts of WebP files at no cost. Reads the
+orientation; `tureen.preprocess` applies it.
 
 JPEG: ITU-T T.81, annex B. PNG: W3C PNG (third edition), section 5. The orientation: Exif 2.32, section 4.6.4.
 """

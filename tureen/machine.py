@@ -60,14 +60,20 @@ def nvidia_gpus(program: str = "nvidia-smi") -> list[Gpu]:
 
 
 def default_cache_directory(environment: Mapping[str, str] = os.environ) -> Path:
-    """Returns the directory for compiled models and measurements: TUREEN_CACHE_DIR, else in the user's cache."""
+    """Returns the directory for compiled models and measurements.
+
+    TUREEN_CACHE_DIR, else tureen/ in XDG_CACHE_HOME, by default ~/.cache.
+    """
     if given := environment.get("TUREEN_CACHE_DIR"):
         return Path(given)
     return Path(environment.get("XDG_CACHE_HOME") or _home_directory(".cache")) / "tureen"
 
 
 def default_state_directory(environment: Mapping[str, str] = os.environ) -> Path:
-    """Returns the directory for what must survive a restart: TUREEN_STATE_DIR, else in the user's state."""
+    """Returns the directory for what must survive a restart.
+
+    TUREEN_STATE_DIR, else tureen/ in XDG_STATE_HOME, by default ~/.local/state.
+    """
     if given := environment.get("TUREEN_STATE_DIR"):
         return Path(given)
     return Path(environment.get("XDG_STATE_HOME") or _home_directory(".local/state")) / "tureen"

@@ -93,9 +93,13 @@ class Soup:
         Pillow images, or uint8 RGB arrays (H, W, 3) of any size. Wrap it in `tqdm` to see progress.
         beta: one for all images or one per image, each a number in [0, 1], "clean" or "robust". None: the bundle's
         default.
-        Raises ImageError or ArgumentTypeError for the first image that cannot be used, with its index;
-        InvalidBetaError; SingleTokenError for any β if the model has one token; ArgumentError if the numbers of images
-        and β differ; or ClosedError.
+
+        Raises:
+        - ImageError or ArgumentTypeError for the first image that cannot be used, with its index
+        - InvalidBetaError
+        - SingleTokenError for any β if the model has one token
+        - ArgumentError if the numbers of images and β differ
+        - ClosedError
         """
         self._check_open()
         if is_one_image(images):

@@ -16,8 +16,8 @@ _OPENVINO_REPORTS = "openvino_telemetry"  # a separate package (www.google-analy
 def disable_vendor_telemetry() -> None:
     """Turns the reports off for this process and its children. Variables that are already set stay unchanged.
 
-    The package of OpenVINO has no variable; its switch is a file in the user's home. Without the package OpenVINO and
-    NNCF report nothing, so its import is made to fail. If it was imported before, it stays.
+    OpenVINO's telemetry package has no environment variable, so its import is blocked. OpenVINO and NNCF report nothing
+    without it. A package that is already imported is not removed.
     """
     for name, value in _SWITCHES.items():
         os.environ.setdefault(name, value)

@@ -61,7 +61,7 @@ class AdminListener:
         apply: ApplySettings,
         workers: Callable[[], list[WorkerState]],
     ) -> AdminListener:
-        """Apply the settings in force, then listen, also while the store is unreachable.
+        """Applies the current settings, then listens. Opens even if the store is unreachable.
 
         Raises AdminListenerError as `AdminOperations.open` does.
         """

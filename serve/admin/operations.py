@@ -71,7 +71,9 @@ class AdminOperations:
         apply: ApplySettings,
         workers: Callable[[], list[WorkerState]],
     ) -> AdminOperations:
-        """Apply the settings in force, and from then on each change of them, also while the store is unreachable.
+        """Returns the operations. Applies the current settings, then every later change.
+
+        While the store is unreachable, the last known settings apply.
 
         manifest: of the model that the server loads first. metrics: of all processes of the server. Raises
         AdminListenerError if other machines reach the listener and the store has no credential for them.

@@ -1,4 +1,7 @@
-"""Decides from its method and path whether to refuse an inference request, before its body is read."""
+"""Recognises an inference request by method and path.
+
+Asks `serve.inference.service` whether to refuse it before its body is read.
+"""
 
 from __future__ import annotations
 

@@ -15,7 +15,10 @@ BINARY = {"schema": {"type": "string", "format": "binary"}}
 
 
 def request_body(*, several: bool) -> dict[str, Any]:
-    """Returns the OpenAPI request body: a raw image, a form or JSON. several: of one image or more, each with its β."""
+    """Returns the OpenAPI request body: a raw image, a form or JSON.
+
+    several: whether the body may hold several images, each with its own β.
+    """
     file = {"type": "string", "format": "binary"}
     form: dict[str, Any] = {
         "schema": {

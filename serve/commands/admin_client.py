@@ -75,7 +75,7 @@ class AdminClient:
         return verified
 
     def submit_job(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Submit a job. Returns it."""
+        """Submits a job and returns it."""
         return self._request_json("POST", "/jobs", request)
 
     def jobs(self, limit: int, state: str | None = None) -> list[dict[str, Any]]:

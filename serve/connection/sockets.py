@@ -107,9 +107,9 @@ def _bound(host: str, port: int, *options: int) -> socket.socket:
 
 
 def allow_open_files(max_connections: int) -> None:
-    """Raises the limit on open files of this process, as far as permitted, for max_connections and their refusals.
+    """Raises the soft limit on open files to 2 × max_connections + OTHER_FILES, or to the hard limit if that is lower.
 
-    At the limit the kernel resets connections, where the server would send a response.
+    Refused connections need descriptors too. Without one, a connection is reset instead of refused with a response.
     """
     needed = 2 * max_connections + OTHER_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -120,7 +120,7 @@ class ActiveSettings:
 
 
 def canary_position(sticky: str) -> float:
-    """Returns a position in [0, 1) that depends on the text alone. A position below a canary's share is in the canary.
+    """Returns a hash of the sticky key, as a fraction in [0, 1). A position below a canary's share is in the canary.
 
     If the share grows, every client that is in the canary stays in it.
     """

@@ -1,7 +1,7 @@
 """Notices that another process or machine may have changed a store.
 
 SQLite has a counter, which is cheap to read. PostgreSQL sends a notification. Either may be missed, so a signal comes
-every few seconds in any case.
+every few seconds in any case. `serve.control.revision_store` sends the notification.
 """
 
 from __future__ import annotations

@@ -146,7 +146,7 @@ class RevisionStore:
 
     @contextmanager
     def reading(self) -> Iterator[sa.Connection]:
-        """A connection to prepared tables; raises ControlStoreError."""
+        """A connection, opened after the tables were created and migrated; raises ControlStoreError."""
         with self.translate_errors():
             self._prepare()
             with self.engine.connect() as connection:
@@ -154,7 +154,10 @@ class RevisionStore:
 
     @contextmanager
     def writing(self) -> Iterator[sa.Connection]:
-        """A connection to prepared tables, in a transaction that ends with the block; raises ControlStoreError."""
+        """A connection, opened after the tables were created and migrated; raises ControlStoreError.
+
+        It is in a transaction that ends with the block.
+        """
         with self.translate_errors():
             self._prepare()
             with self.engine.begin() as connection:

@@ -2,6 +2,7 @@
 
 Limits the bytes of a body, the time that it takes, and the memory of all bodies together. The limit on bytes applies
 to a compressed body before and after decompression. Knows nothing about the content; `serve.api.images` reads it.
+The minimum rate and --body-timeout-s are in `serve.connection.http_connection`.
 """
 
 from __future__ import annotations

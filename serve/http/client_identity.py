@@ -11,9 +11,10 @@ from serve.errors import MalformedRequestError
 
 
 def client_identity_of(request: Request, policy: str | None = None) -> ClientIdentity:
-    """Returns the identity of the client: its policy, its API key, and the key that fixes its side of a canary.
+    """Returns the identity of the client: its policy, its API key, and the canary key.
 
-    The canary key is X-Request-Key, else the API key, else the address. Raises MalformedRequestError.
+    Requests with the same canary key are either all in a canary or all outside it. The key is X-Request-Key, else
+    the API key, else the address. Raises MalformedRequestError.
     """
     api_key = only_value("X-API-Key", request.headers.getlist("x-api-key"))
     request_key = only_value("X-Request-Key", request.headers.getlist("x-request-key"))

@@ -1,4 +1,4 @@
-"""Turns the exceptions of the public application into responses, by the table of `serve.http.problems`."""
+"""Registers the handlers that send exceptions as responses. `serve.http.problems` has the status of each."""
 
 from __future__ import annotations
 

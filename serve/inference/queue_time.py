@@ -113,16 +113,19 @@ class QueueTime:
 
     @property
     def pixels(self) -> int:
-        """Pixels of all images to be decoded."""
+        """The number of pixels of all images to be decoded."""
         return sum(lane.pixels for lane in self._lanes.values())
 
     @property
     def rows(self) -> int:
-        """Rows of all requests in progress."""
+        """The number of rows of all requests in progress."""
         return self._decoded_rows + sum(lane.rows for lane in self._lanes.values())
 
     def restart(self, start: StartSpeed) -> None:
-        """Replaces the speed at start, for another engine. Forgets earlier measurements."""
+        """Resets the estimate for another engine: start is its measured start speed.
+
+        Earlier measurements are discarded.
+        """
         self.start = start
         self._forget()
 

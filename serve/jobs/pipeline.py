@@ -67,8 +67,8 @@ class _Batch:
 class Pipeline:
     """Classifies images in batches on `streams` threads.
 
-    betas: the β of the job, each a row of every image; an image's own β replaces them. (None,) where the model has one
-    token. batch_rows: rows in one run of the engine. streams: simultaneous runs.
+    betas: the β values of the job. Each image has one row for each, or one row at its own β if the input gives one.
+    (None,) where the model has one token. batch_rows: rows in one run of the engine. streams: simultaneous runs.
     """
 
     def __init__(

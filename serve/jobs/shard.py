@@ -11,6 +11,7 @@
     model, version, engine, precision   string
 
 A spreadsheet can open the CSV safely: a text that would start a formula gets an apostrophe in front.
+`tureen.atomic_file` makes the files durable.
 """
 
 from __future__ import annotations

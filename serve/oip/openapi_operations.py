@@ -78,7 +78,7 @@ def infer_body() -> dict[str, Any]:
 
 
 def infer_response() -> dict[str, Any]:
-    """Returns the response to an inference request: JSON, or on request JSON that binary data follows."""
+    """Returns the OpenAPI response of inference: JSON, or JSON followed by binary data if the request asks for it."""
     output = {
         "type": "object",
         "properties": {"name": _TEXT, "datatype": _TEXT, "shape": _SHAPE, "data": {"type": "array", "items": {}}},

@@ -80,7 +80,7 @@ class ServerProcess:
         )
 
     async def begin(self) -> None:
-        """Called in the event loop before the first connection is accepted."""
+        """Prepares what a subclass needs. Awaited in the event loop before the first connection is accepted."""
         raise NotImplementedError
 
     async def end(self) -> None:
@@ -162,7 +162,10 @@ def open_tracing(endpoint: str | None) -> Tracing | None:
 
 
 async def open_jobs(service: Service) -> JobRunner:
-    """Returns the runner of batch jobs, which looks for jobs. Imports it lazily: it needs an extra."""
+    """Returns the runner of batch jobs, which polls the store.
+
+    The import is lazy, because the runner needs the extra [batch].
+    """
     from serve.jobs.runner import JobRunner
 
     runner = JobRunner(service, open_store(service.settings, service.bundle.manifest.name))

@@ -1,4 +1,4 @@
-"""Starts a worker process: first a thread that ends it with its supervisor, then the worker.
+"""Starts a worker process. A thread starts first; it ends the process when the supervisor ends.
 
 Run as `python -m serve.processes.worker_start DESCRIPTOR`. The descriptor is the socket to the supervisor.
 

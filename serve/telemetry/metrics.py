@@ -32,8 +32,9 @@ SERVING = ("model", "version", "engine", "engine_version", "precision")
 def share_metrics(directory: Path, worker: int) -> None:
     """Keeps the metrics of this process in files of the directory, by worker number. Call it before Metrics().
 
-    The files have the worker number, not the process id, so a restarted worker continues the counters of the previous
-    one. Counters never decrease, and the number of files stays constant.
+    This is the multiprocess mode of prometheus_client. The files have the worker number, not the process id, so a
+    restarted worker continues the counters of the previous one. Counters never decrease, and the number of files stays
+    constant.
     """
     os.environ[SHARED_DIRECTORY] = str(directory)
     values.ValueClass = values.MultiProcessValue(process_identifier=lambda: worker)  # type: ignore[no-untyped-call]

@@ -97,7 +97,7 @@ def find_attack(name: str) -> Attack:
 
 
 def suitable_attack(name: str, classes: int) -> str:
-    """Return the name of the attack that replaces `name` for a model with that number of classes; mostly `name` itself.
+    """Return `name`, or the attack to use instead if `name` is undefined for so few classes.
 
     For few classes "apgd" becomes "apgd-dlr" or "apgd-ce", whose losses are defined for them. Raises RecipeError for an
     unknown attack, and for any other attack that is not defined for so few classes.

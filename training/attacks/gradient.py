@@ -107,15 +107,15 @@ def apgd(
     attacks*, ICML 2020, section 3 and Algorithm 1. The start is uniform in the box, as in `pgd`. The result is the
     best point. A run costs `steps` gradients, and one forward pass for the last point.
 
-    loss: "ce", the cross-entropy; "dlr", the difference of logits ratio (section 4, Eq. 3); or "dlr-targeted"
-    (Eq. 4), one run for each of the `targets` most likely wrong classes, at most K − 1, on the images not yet fooled.
-    The ratio does not depend on the scale of the logits, so a saturated softmax does not stop it. Raises RecipeError if
-    the loss is not defined: "dlr" below three classes, "dlr-targeted" below four.
+    loss: "ce" is the cross-entropy. "dlr" is the difference of logits ratio (section 4, Eq. 3). "dlr-targeted" (Eq. 4)
+    makes one run for each of the `targets` most likely wrong classes, at most K − 1. It attacks only the images not yet
+    fooled. The ratio does not depend on the scale of the logits, so a saturated softmax does not stop it. Raises
+    RecipeError if the loss is not defined: "dlr" below three classes, "dlr-targeted" below four.
 
     until_fooled: for evaluation. The attack on an image ends at the first point that is classified wrong, even the
-    image itself. If there is none, the result is the point of highest loss of the first run. `forward` gets a part of
-    the batch, so its rows must be independent, as in eval mode. False is for training: the whole batch runs all steps,
-    and the result is the point of highest loss of each image; only the loss "ce" supports this.
+    image itself. If no point is classified wrong, the result is the point of highest loss of the first run. `forward`
+    gets a part of the batch, so its rows must be independent, as in eval mode. False is for training: the whole batch
+    runs all steps, and the result is the point of highest loss of each image; only the loss "ce" supports this.
     """
     run = partial(
         _auto_pgd, forward, loss=loss, epsilon=epsilon, steps=steps, generator=generator, until_fooled=until_fooled

@@ -116,9 +116,12 @@ def load_dataset(
 ) -> Dataset:
     """Return the labelled images at `location`. Decodes each of them once, to find those that cannot be decoded.
 
-    location: a folder with one folder of images for each class; or a folder with such folders `train` and `val` (or
-    `validation`, `test`, in any spelling that `training.data.sources.split_kind` accepts); or "hf:" and the name or the
-    directory of a Hugging Face dataset. Without a split, a tenth of each class is held out, the same in every call.
+    location is one of:
+    - a folder with one folder of images for each class
+    - a folder with such folders `train` and `val`, or other names that `training.data.sources.split_kind` accepts
+    - "hf:" and the name or the directory of a Hugging Face dataset
+
+    Without a split, a tenth of each class is held out, the same in every call.
     spec: the evaluation view of `tureen.preprocess`. held_out: maximum number of held-out images, drawn evenly from the
     classes, the same in every call. stream: decode training images on each access; always so above 2 GiB of pixels.
     strict: raise DataError for an image that cannot be decoded, instead of skipping it and adding it to `skipped`.

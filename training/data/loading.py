@@ -29,7 +29,7 @@ CROP_TRIES = 10
 
 
 class BatchOrder:
-    """Which images each step takes: every epoch in its own random order, the last incomplete batch left out."""
+    """The images of each step, shuffled in each epoch; the incomplete last batch is dropped."""
 
     def __init__(self, recipe: Recipe, images: int, rank: int = 0, processes: int = 1) -> None:
         if recipe.batch_size % processes:
@@ -58,7 +58,7 @@ class Loader(Protocol):
 
 
 class MemoryLoader:
-    """Yields batches of images that are all on the device."""
+    """Yields batches from a data set that is held whole in device memory."""
 
     def __init__(self, images: Images, device: torch.device) -> None:
         self._pixels = torch.from_numpy(images.pixels).to(device)

@@ -46,7 +46,7 @@ class EncodedImages(Protocol):
 
     @property
     def labels(self) -> NDArray[np.int64]:
-        """int64 (n,)."""
+        """The labels, int64 (n,)."""
 
     def read(self, index: int) -> bytes:
         """Return the encoded image at `index`; raises OSError."""

@@ -205,7 +205,7 @@ def frost(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixe
 
 
 def fog(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixels:
-    """Add white clouds, and scale so that the maximum possible value is that of the image."""
+    """Add white clouds, then rescale: no value exceeds the largest value of the original image."""
     amount, decay = _level(
         pixels,
         severity,
@@ -219,7 +219,7 @@ def fog(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixels
 
 
 def brightness(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixels:
-    """Raise the value of HSV. Hue and saturation stay, so channels keep their ratios and black becomes grey."""
+    """Raise the V channel of HSV. Hue and saturation stay, so channels keep their ratios and black becomes grey."""
     amount = _level(pixels, severity, at_32=(0.05, 0.1, 0.15, 0.2, 0.3), at_224=(0.1, 0.2, 0.3, 0.4, 0.5))
     images = from_pixels(pixels)
     value = images.max(axis=1, keepdims=True)

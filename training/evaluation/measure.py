@@ -102,7 +102,7 @@ class Measurement:
 
 
 def measure_shifts(predict: Predict, images: Images, betas: Sequence[float], names: Sequence[str]) -> list[ShiftRow]:
-    """Return the rows of `evaluate_shifts`, with a bar."""
+    """Run `evaluate_shifts` with a progress bar; return its rows."""
     with _bar("corruptions and shifts", len(names) * len(SEVERITIES), "severity") as advance:
         return evaluate_shifts(predict, images, betas=betas, names=names, on_images=advance)
 

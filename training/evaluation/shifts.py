@@ -35,7 +35,10 @@ def translation(pixels: Pixels, severity: int, generator: np.random.Generator) -
 
 
 def scale(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixels:
-    """Magnify or reduce, at random, by 1 + 0.15 times the severity about the centre; mirrored beyond the borders."""
+    """Scale about the centre by 1 + 0.15·severity or its reciprocal, chosen at random for each image.
+
+    The borders are mirrored.
+    """
     factors = (1 + 0.15 * severity) ** generator.choice([-1.0, 1.0], size=(len(pixels), 1, 1))
     rows, columns = _from_centre(pixels)
     return _resampled(pixels, rows * factors, columns * factors)

@@ -1,7 +1,8 @@
 """The transfer matrix: robust accuracy at each β under the attack on every other β.
 
-If an attack on another β breaks more images than the attack on the served soup itself, the latter was too weak, or
-gradients are masked (Carlini et al., *On evaluating adversarial robustness*, 2019). Such cells are marked as suspect.
+If an attack on another β breaks more images than the attack on the served soup, one of two things is true. The latter
+attack was too weak, or gradients are masked (Carlini et al., *On evaluating adversarial robustness*, 2019). Such cells
+are marked as suspect.
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ def transfer_matrix(
     because the other attacks have no such loss. An image counts in a cell if the served soup classifies it right with
     and without the attack. It counts in `worst` if it counts in all cells of the column.
 
-    A cell is suspect if a sign test finds that its attack breaks more images of the served soup than the attack on that
-    soup itself, at a level of 5 % over all comparisons. on_batch: called (T + 1) times for each batch of images.
+    A cell is suspect if its attack breaks more images than the attack on the served soup itself. A sign test decides,
+    at a level of 5 % over all comparisons. on_batch: called (T + 1) times for each batch of images.
     """
     find_adversarial, device = find_attack(attack), model_device(model)
     soups = [forward_at_beta(model, beta) for beta in betas]

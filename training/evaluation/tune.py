@@ -55,7 +55,7 @@ def tune_beta(predict: Predict, images: Images, betas: Sequence[float]) -> Tuned
 
 
 def choose_beta(correct: NDArray[np.bool_], betas: Sequence[float]) -> TunedBeta:
-    """Return the most accurate β; of several, the middle of their longest run, and of two middles the lower.
+    """Return the most accurate β. In a tie: the middle of the longest run of tied β; of two middles, the lower.
 
     correct: bool (T, n), whether image i is classified right at β t. betas: T values, ascending, with 0.
 

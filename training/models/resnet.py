@@ -90,8 +90,8 @@ class DualGroupNorm(_DualNorm):
 class DualBatchNorm(_DualNorm):
     """A BatchNorm with one scale and offset for each mode, and with separate or common statistics.
 
-    statistics: 2 as in AdvProp (Xie et al., CVPR 2020): in training the rows of each mode are normalised by themselves,
-    so every β must be 0 or 1, and a mode without rows keeps its running statistics. 1 as in DualParams (Rebuffi et al.,
+    statistics: 2 as in AdvProp (Xie et al., CVPR 2020). In training the rows of each mode are normalised by themselves,
+    so every β must be 0 or 1. A mode without rows keeps its running statistics. 1 as in DualParams (Rebuffi et al.,
     ICLR 2023): all rows of the batch are normalised together. `running_mean` and `running_var` are (statistics, C).
     In eval mode the output of a row is (1 − β)·(output of clean mode) + β·(output of robust mode).
     """
@@ -108,7 +108,7 @@ class DualBatchNorm(_DualNorm):
     def forward(self, x: Tensor, betas: Tensor) -> Tensor:
         """Return x (B, C, H, W) normalised, each row at its own β of betas (B,).
 
-        Raises RecipeError in training with separate statistics for a β other than 0 and 1.
+        In training mode with separate statistics, raises RecipeError if a β is neither 0 nor 1.
         """
         if not self.training:  # a linear map of each channel
             scale = self.weight * (self.running_var + self.eps).rsqrt()
@@ -247,5 +247,5 @@ class DualResNet(nn.Module):
 
     @property
     def adapter_parameters(self) -> int:
-        """The number of parameters that each mode has and does not share, without running statistics."""
+        """The number of parameters of one mode that are not shared. Running statistics are not counted."""
         return sum(m.weight[0].numel() + m.bias[0].numel() for m in self.modules() if isinstance(m, _DualNorm))

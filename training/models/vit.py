@@ -146,8 +146,8 @@ def _norm(config: ViTConfig) -> nn.Module:
 class DualTokenViT(nn.Module):
     """A Vision Transformer with two classification tokens, mixed by each image's own β.
 
-    Source: Rebuffi, Croce & Gowal, *Revisiting adapters with adversarial training*, ICLR 2023, Figure 1: patch
-    embedding, blocks and classifier are shared; the token selects clean mode, robust mode or a soup of both. The tokens
+    Source: Rebuffi, Croce & Gowal, *Revisiting adapters with adversarial training*, ICLR 2023, Figure 1. Patch
+    embedding, blocks and classifier are shared. The token selects clean mode, robust mode or a soup of both. The tokens
     have no position embedding. `config.adapter` gives each mode its own LayerNorms in addition to its token (`both`),
     instead of it (`norm`), or neither (`none`). A model with a single token has `robust_token` None.
     """
@@ -217,7 +217,7 @@ class DualTokenViT(nn.Module):
 
     @property
     def adapter_parameters(self) -> int:
-        """The number of parameters that each mode has and does not share."""
+        """The number of parameters of one mode that are not shared."""
         token = 0 if self.robust_token is None else self.config.width
         norms = sum(m.weight[0].numel() + m.bias[0].numel() for m in self.modules() if isinstance(m, DualLayerNorm))
         return token + norms

@@ -106,7 +106,10 @@ class StreamRunner:
 
 
 def main(arguments: list[str]) -> int:
-    """Opens the engine, reports its cost, and runs turns until the parent closes the pipe."""
+    """Opens the engine, reports what opening it took (`OpenedEngine`), and runs turns.
+
+    Ends when the parent closes the pipe.
+    """
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as replies:
         os.dup2(2, 1)  # the output of a runtime must not mix with the replies
 

@@ -165,9 +165,10 @@ def write_bundle(path: Path, manifest: Manifest, files: Mapping[str, bytes], *, 
 def load_bundle(path: Path | str) -> Bundle:
     """Reads and verifies a bundle.
 
-    Verifies the schema version, the size and SHA-256 of every file, the shape and dtype of every array, and that the
-    graph is one file with the expected inputs and outputs. Each file is read once, so the returned content is the
-    verified content. `Bundle.artefact` verifies the files in engines/, so a damaged one affects one engine only.
+    Verifies the schema version, and the size and SHA-256 of every file outside engines/. Also verifies the shape and
+    dtype of every array, and that the graph is one file with the expected inputs and outputs. Each file is read once,
+    so the returned content is the verified content. `Bundle.artefact` verifies the files in engines/, so a damaged one
+    affects one engine only.
     Raises BundleError, which names the file and says what to do.
     """
     path = Path(path)

@@ -116,8 +116,8 @@ class Evaluation(_Record):
 class ServedAccuracy(_Record):
     """The accuracy of an engine at one β, and of PyTorch in fp32 on the same images; shares in [0, 1].
 
-    transferred: on adversarial images for PyTorch's soup at this β. An attack on the engine itself is not measured,
-    because a compiled graph has no gradients.
+    transferred: accuracy under a transfer attack: adversarial images made on PyTorch's soup at this β. An attack on the
+    engine itself is not measured, because a compiled graph has no gradients.
     """
 
     beta: float

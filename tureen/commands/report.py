@@ -38,7 +38,7 @@ def tokens_sentence(manifest: Manifest) -> str:
 
 
 def single_token_accuracy(rows: Sequence[AccuracyRow]) -> str:
-    """Returns the accuracy of a model whose rows are all equal, or that it was not measured."""
+    """Returns one line: the accuracy of a model with the same accuracy at every β, or "accuracy: not measured"."""
     if not rows:
         return "accuracy: not measured"
     row = rows[0]
@@ -145,7 +145,10 @@ def epsilon_table(curve: Sequence[AccuracyRow]) -> str:
 
 
 def shift_table(rows: Sequence[ShiftRow]) -> str:
-    """Returns the mean accuracy over the severities: rows for corruptions, families and all, one column per β."""
+    """Returns the mean accuracy over the severities, with one column per β.
+
+    One row for each corruption or shift, one for the mean of each family, one for the mean of all corruptions.
+    """
     betas = list(dict.fromkeys(row.beta for row in rows))
     severities = ", ".join(map(str, rows[0].accuracy))
 

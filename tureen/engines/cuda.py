@@ -52,7 +52,7 @@ class Cuda:
         self.device = Device(properties.name.decode(), f"{properties.major}.{properties.minor}")
 
     def make_stream(self) -> int:
-        """Returns a stream that does not wait for the default one."""
+        """Returns a non-blocking stream."""
         stream = int(check_status("make a stream", cuda.cudaStreamCreateWithFlags(cuda.cudaStreamNonBlocking)))
         self._free.append(lambda: cuda.cudaStreamDestroy(stream))
         return stream
