@@ -1,3 +1,4 @@
+import copy
 import json
 import os
 import re
@@ -219,7 +220,7 @@ def test_any_change_to_a_manifest_is_shown_or_refused_in_one_line(own_bundle, ca
                 if isinstance(place[key], dict | list) and place[key] and data.draw(st.booleans()):
                     place = place[key]
                     continue
-                place[key] = data.draw(VALUES)
+                place[key] = copy.deepcopy(data.draw(VALUES))  # later changes may go into it
                 break
         (own_bundle / MANIFEST).write_text(json.dumps(manifest))
         status, out, err = shown(capsys, own_bundle)
