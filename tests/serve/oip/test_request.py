@@ -67,7 +67,7 @@ def test_a_timeout_of_zero_is_none():
         ((Tensor("image", "BYTES", (1, 2), [b"a", b"b"]),), {}, r"must be \[-1\] or \[-1, 1\]"),
         ((Tensor("image", "BYTES", (), [b"a"]),), {}, "must be"),
         ((Tensor("pixels", "UINT8", (1, 5, 5, 3), np.zeros((1, 5, 5, 3), np.uint8)),), {}, r"must be \[-1, 4, 4, 3\]"),
-        ((images(2), betas(0.5)), {}, r"for 2 images it must be \[2, 1\]"),
+        ((images(2), betas(0.5)), {}, r"for 2 images it must be \[2\] or \[2, 1\]"),
         ((images(),), {"parameters": {"Beta": 1}}, "no parameter 'Beta'"),
         ((images(),), {"parameters": {"policy": 5}}, "policy is 5: give the name"),
         ((images(),), {"parameters": {"policy": "a", "beta": 1}}, "give one of them"),
