@@ -11,12 +11,14 @@ so a rate would otherwise miss the first event.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, values
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
 
 from tureen.tokens import CLEAN_BETA, ROBUST_BETA
 
@@ -175,8 +177,20 @@ class Metrics:
         if self._shared is None:
             return generate_latest(self.registry), CONTENT_TYPE_LATEST
         registry = CollectorRegistry()
-        MultiProcessCollector(registry, str(self._shared))  # type: ignore[no-untyped-call]
+        registry.register(_FilesCollector(self._shared))
         return generate_latest(registry), CONTENT_TYPE_LATEST
+
+
+class _FilesCollector(Collector):
+    """Reads the files of all processes, except for empty ones, which a process that starts has only just created."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def collect(self) -> Iterable[Metric]:
+        files = [str(file) for file in self._directory.glob("*.db") if file.stat().st_size]
+        merged: Iterable[Metric] = MultiProcessCollector.merge(files, accumulate=True)  # type: ignore[no-untyped-call]
+        return merged
 
 
 def beta_bucket(beta: float | None) -> str:

@@ -66,6 +66,11 @@ def test_any_process_serves_the_metrics_of_all(tmp_path):
     assert value(samples, "tureen_serving_info", version="before") == 0
 
 
+def test_a_file_that_a_starting_process_has_only_just_created_is_left_out(tmp_path):
+    (tmp_path / "counter_1.db").write_bytes(b"")
+    assert value(rendered(tmp_path, 0), "tureen_requests_total") == 2
+
+
 def test_the_successor_of_a_dead_worker_continues_its_counters(tmp_path):
     rendered(tmp_path, 0)
     files = {path.name for path in tmp_path.iterdir()}
