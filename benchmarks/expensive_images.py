@@ -39,6 +39,7 @@ SMALL_SIDE = 32  # pixels, as in CIFAR-10
 PHOTOGRAPH_SIZE = (1280, 960)
 STREAM_LEAD_S = 2.0  # of the stream before the ordinary requests, in which the decoder processes start
 SAMPLE_S = 0.25  # between two samples of memory
+WITHOUT_IMAGE = "as many requests without an image"
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,8 @@ def measure_expensive_images(workload: Workload) -> None:
     mixed = ExpensiveStream(
         "mixed", [r for group in itertools.zip_longest(*(k.requests for k in kinds)) for r in group if r]
     )
-    measured = {kind.name: (OrdinaryResponses(), OrdinaryResponses()) for kind in (*kinds, mixed)}
+    streams_in_turns = (*kinds, mixed, requests_without_image())
+    measured = {kind.name: (OrdinaryResponses(), OrdinaryResponses()) for kind in streams_in_turns}
     largest = 0
     # The stream runs in a separate process, so that it does not delay the ordinary requests.
     streams = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
@@ -91,7 +93,7 @@ def measure_expensive_images(workload: Workload) -> None:
         uvloop.run(send_ordinary(server, requests, workload.seconds))
         idle = peak_bytes(server)
         for turn in range(workload.rounds):
-            for kind in (*kinds, mixed):
+            for kind in streams_in_turns:
                 alone = uvloop.run(send_ordinary(server, requests, workload.seconds, seed=turn))
                 stream = streams.submit(send_stream, server.port, kind.requests, STREAM_LEAD_S + workload.seconds)
                 beside, peak = uvloop.run(send_beside_stream(server, requests, workload.seconds, seed=turn))
@@ -105,6 +107,10 @@ def measure_expensive_images(workload: Workload) -> None:
         for kind_of_image in ("small", "photographs"):
             before, after = getattr(alone, kind_of_image), getattr(beside, kind_of_image)
             note = f"of {len(after)} requests"
+            if name == WITHOUT_IMAGE:
+                ratio = p99_ms(after) / p99_ms(before)
+                print(f"for comparison: p99 of {kind_of_image} beside {name} / alone {ratio:.3g}, {note}")
+                continue
             report_target(
                 f"expensive: p99 of {kind_of_image} beside {name} / alone", "≤", 2, p99_ms(after) / p99_ms(before), note
             )
@@ -261,6 +267,14 @@ def expensive_streams(manifest: Manifest) -> list[ExpensiveStream]:
         ExpensiveStream("/v2 with 5 WebP", [v2_request([webp] * 5, manifest.name)]),
         ExpensiveStream("WebP of 560 × 560", classify_requests([small], media_type="image/webp")),
     ]
+
+
+def requests_without_image() -> ExpensiveStream:
+    """Return a stream of as many requests as that of the smallest image, without anything to decode.
+
+    Its ratio is what so many requests and connections cost by themselves.
+    """
+    return ExpensiveStream(WITHOUT_IMAGE, classify_requests([b"\xff\xd8\xff" + bytes(120)], media_type="image/webp"))
 
 
 def jpeg_of_scans(image: Image.Image, scans: int) -> bytes:
