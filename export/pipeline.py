@@ -58,9 +58,9 @@ def export_bundle(
 
     name: of the model; None: the name of its images, or else of the recipe. default_beta: β of a request without one.
     request: the engines and precisions to compare.
-    modes: "two" for a co-trained model. For others a request with a β is rejected ("one") or β has no effect ("equal");
-    these need no measured accuracy. cache: directory for kernel timings of GPUs. report: called with a message for each
-    step.
+    modes: "two" for a co-trained model. A model with one token is exported with "one", which rejects requests with a β,
+    or "equal", which ignores β. A model with one token needs no measured accuracy.
+    cache: directory for kernel timings of GPUs. report: called with a message for each step.
     Raises ExportError or ParityError, or BundleError if `out` exists and `overwrite` is false. It then writes nothing.
     """
     limits = limits or ParityLimits()

@@ -123,7 +123,10 @@ def add_later_opset(
     limits: ParityLimits,
     report: ReportMessage,
 ) -> None:
-    """Replace backbone.onnx by a graph in opset 23 for engines that run it at least 5 % faster and as exactly."""
+    """Give a graph in opset 23 to engines that run it at least 5 % faster and as exactly.
+
+    The other engines keep backbone.onnx.
+    """
     later = onnx_graph(model, opset=LATER_OPSET)
     for index, row in enumerate(proven.rows):
         if row.artefact != BACKBONE:

@@ -30,7 +30,7 @@ from serve.connection.sockets import close_accepting, refuse_more
 from serve.errors import UvicornVersionError
 
 HANDSHAKE_S = 0.1  # for connections whose handshake has started when no further one may
-# The undocumented names of uvicorn that this room calls or overrides. If a method were missing, a protection would
+# The undocumented names of uvicorn that this package calls or overrides. If a method were missing, a protection would
 # be lost without an error.
 _USED = {
     HttpToolsProtocol: """connection_made connection_lost data_received on_message_begin on_url on_header on_body
@@ -50,7 +50,7 @@ logger = logging.getLogger("tureen.serve")
 
 
 def check_uvicorn(used: Mapping[type, str] = _USED) -> None:
-    """Raises UvicornVersionError if the installed uvicorn lacks a method or attribute that this room uses.
+    """Raises UvicornVersionError if the installed uvicorn lacks a method or attribute that the server uses.
 
     used: names by class; each is an attribute of the class or set by its __init__.
     """
@@ -150,7 +150,7 @@ class DrainingServer(uvicorn.Server):
         self.should_exit = True
 
     async def accept_from(self, numbers: set[int]) -> None:
-        """Accepts from the listeners with these numbers only. Connections at other listeners stay in their backlog."""
+        """Accepts only from these listeners, by their index. Connections at other listeners stay in their backlog."""
         if self.server_state.is_draining:
             return
         for number in self._accepting.keys() - numbers:

@@ -96,7 +96,7 @@ REVISION_0 = Revision(0, "", "", "", "", _DEFAULTS, _DEFAULTS, _FIRST_HASH, _FIR
 def next_revision(
     head: Revision, after: SettingsState, *, at: datetime, who: str, action: str, reason: str
 ) -> Revision:
-    """Returns the row that follows the head."""
+    """Returns a new row for the settings `after`, to be appended after the head."""
     row = Revision(
         revision=head.revision + 1,
         at=format_time(at),

@@ -180,8 +180,8 @@ class QueueTime:
     def has_room(self, costs: Sequence[ImageCost], max_pixels: int) -> bool:
         """Returns whether the images to be decoded, with these, would have at most max_pixels.
 
-        Disproportionate images may have half of max_pixels; the others may have all that these leave. An image is
-        admitted whatever its pixels if no image of its side waits.
+        Disproportionate images may have half of max_pixels. Small and large images may have all pixels that these
+        leave. The first image of either group is admitted whatever its pixels.
         """
         disproportionate = self._lanes[ImageKind.DISPROPORTIONATE].pixels
         others = self.pixels - disproportionate

@@ -34,7 +34,7 @@ def best_for_latency(engines: Iterable[EngineMeasurement]) -> RecommendedSetting
 
 
 def rankings(bundle: Bundle, benchmark: Benchmark) -> list[Ranking]:
-    """Returns the rankings for the cache of `open_engine`, one for each number of streams."""
+    """Returns the engines by measured speed, one ranking for each number of streams; `open_engine` reads them."""
     by_streams = []
     for streams in dict.fromkeys(engine.streams for engine in benchmark.engines):
         engines = [engine for engine in benchmark.engines if engine.streams == streams]

@@ -64,7 +64,8 @@ class Engine(Protocol):
 def import_runtime(module: str, not_installed: str) -> Any:
     """Imports the module of a runtime with its usage reports turned off.
 
-    Raises EngineError with the message `not_installed` if the module is absent, else with the cause of the failure.
+    not_installed: the message of the EngineError if the module is absent. If the import fails for another reason, the
+    message gives that reason.
     """
     disable_vendor_telemetry()
     cause: BaseException
