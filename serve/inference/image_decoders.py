@@ -197,24 +197,10 @@ class _Processes:
             raise
 
     def _decode_on_thread(self, task: _DecodeTask, image: bytes, decoding: DecodeOptions) -> _Result:
-        """Runs on a thread, which waits for the process.
-
-        When memory runs out, the system ends idle processes too. So an image that finds its idle process dead gets a
-        new one, once.
-        """
+        """Runs on a thread, which waits for the process."""
         began_s = time.monotonic()
         try:
-            with suppress(IndexError):  # none is idle; other threads take processes concurrently
-                idle = self._idle.pop()
-                with suppress(DecodeProcessEndedError):
-                    return self._decode_in(idle, task, image, decoding), began_s, time.monotonic() - began_s
-            if task.is_stopped:
-                raise DecodingError
-            return (
-                self._decode_in(DecodeProcess(self._nice), task, image, decoding),
-                began_s,
-                time.monotonic() - began_s,
-            )
+            result = self._decode_in_some_process(task, image, decoding)
         except OSError as error:
             logger.error("a decoding process did not start: %s", error)
             raise DecodingError from None
@@ -222,6 +208,21 @@ class _Processes:
             if not task.is_stopped:
                 logger.warning("a decoding process ended during an image; the system may be out of memory")
             raise DecodingError from None
+        return result, began_s, time.monotonic() - began_s
+
+    def _decode_in_some_process(self, task: _DecodeTask, image: bytes, decoding: DecodeOptions) -> Pixels | ImageError:
+        """Decodes in an idle process, or else in a new one. Raises DecodeProcessEndedError or OSError.
+
+        When memory runs out, the system ends idle processes too. So an image whose idle process ended gets a new one.
+        """
+        with suppress(IndexError):  # none is idle; other threads take processes concurrently
+            idle = self._idle.pop()
+            try:
+                return self._decode_in(idle, task, image, decoding)
+            except DecodeProcessEndedError:
+                if task.is_stopped:
+                    raise
+        return self._decode_in(DecodeProcess(self._nice), task, image, decoding)
 
     def _decode_in(
         self, process: DecodeProcess, task: _DecodeTask, image: bytes, decoding: DecodeOptions
