@@ -24,7 +24,8 @@ from serve.connection.http_connection import protocol_class
 from serve.control.revision_store import RevisionStore
 from serve.control.worker_state import ApplySettings, WorkerState
 from serve.errors import AdminListenerError, ControlStoreError, InvalidParameterError
-from serve.http.problems import INTERNAL, headers_of, http_problem_type, problem_response, problem_type_of
+from serve.http.error_handlers import tureen_error_response
+from serve.http.problems import http_problem_type, problem_response
 from serve.http.request_log import RequestLogMiddleware, access_fields
 from serve.limits import ConnectionLimits, trusted_hosts
 from serve.settings import Settings
@@ -112,13 +113,9 @@ def create_admin_app(operations: AdminOperations) -> FastAPI:
     return app
 
 
-async def _problem(request: Request, error: Exception) -> JSONResponse:
-    kind = problem_type_of(error)
-    if kind is INTERNAL:
-        raise error
-    access_fields(request.scope)["code"] = kind.code
-    detail = next((text for cls, text in _PUBLIC_DETAILS.items() if isinstance(error, cls)), str(error))
-    return problem_response(kind, detail, headers_of(error))
+async def _problem(request: Request, error: Exception) -> Response:
+    detail = next((text for cls, text in _PUBLIC_DETAILS.items() if isinstance(error, cls)), None)
+    return await tureen_error_response(request, error, detail)
 
 
 async def _http_problem(request: Request, error: Exception) -> JSONResponse:
@@ -128,7 +125,7 @@ async def _http_problem(request: Request, error: Exception) -> JSONResponse:
     return problem_response(kind, kind.title, dict(error.headers or {}))
 
 
-async def _query_problem(request: Request, error: Exception) -> JSONResponse:
+async def _query_problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     name = str(error.errors()[0]["loc"][-1])[:40]
     return await _problem(request, InvalidParameterError(f"the parameter {name} has an invalid value"))

@@ -25,17 +25,21 @@ from tureen.errors import TureenError
 
 def add_error_handlers(app: FastAPI, cors_origins: frozenset[str]) -> None:
     """Registers the handlers of our errors and of the framework's. cors_origins: may send a preflight request."""
-    app.add_exception_handler(TureenError, _tureen_error_response)
+    app.add_exception_handler(TureenError, tureen_error_response)
     app.add_exception_handler(HTTPException, _http_error_handler(cors_origins))
 
 
-async def _tureen_error_response(request: Request, error: Exception) -> Response:
+async def tureen_error_response(request: Request, error: Exception, detail: str | None = None) -> Response:
+    """Returns the response of an error in the tables of `serve.http.problems`; raises any other error again.
+
+    detail: replaces the message of the error.
+    """
     kind = oip_problem_type(error) if is_oip(request.scope) else problem_type_of(error)
     if kind is INTERNAL:  # not in the table, so its message is not for clients
         raise error
     access_fields(request.scope)["code"] = kind.code
     respond = oip_response if is_oip(request.scope) else problem_response
-    return respond(kind, str(error), headers_of(error))
+    return respond(kind, str(error) if detail is None else detail, headers_of(error))
 
 
 def _http_error_handler(
