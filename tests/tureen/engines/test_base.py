@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
 
-from tureen.bundle.bundle import load_bundle
-from tureen.engines import compile_engine, open_engine
+from tureen.engines import compile_engine
 from tureen.engines.base import check_golden_rows, golden_tolerance
 from tureen.errors import EngineError
 
@@ -19,21 +18,6 @@ class Broken:
 
     def close(self):
         self.engine.close()
-
-
-@pytest.fixture(scope="module")
-def bundle(bundle_path):
-    return load_bundle(bundle_path)
-
-
-@pytest.fixture(scope="module", params=["onnxruntime fp32", "openvino fp32", "openvino bf16"])
-def engine(request, bundle):
-    name, precision = request.param.split()
-    if bundle.parity(name, precision) is None:
-        pytest.skip(f"this machine has no {request.param}")
-    opened = open_engine(bundle, name, precision)
-    yield opened
-    opened.close()
 
 
 def test_an_engine_reproduces_the_golden_rows(engine, bundle):

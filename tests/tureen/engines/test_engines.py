@@ -12,21 +12,6 @@ from tureen.tokens import mix_rows
 BETAS_64 = np.linspace(0, 1, 64)
 
 
-@pytest.fixture(scope="module")
-def bundle(bundle_path):
-    return load_bundle(bundle_path)
-
-
-@pytest.fixture(scope="module", params=["onnxruntime fp32", "openvino fp32", "openvino bf16"])
-def engine(request, bundle):
-    name, precision = request.param.split()
-    if bundle.parity(name, precision) is None:
-        pytest.skip(f"this machine has no {request.param}")
-    opened = open_engine(bundle, name, precision)
-    yield opened
-    opened.close()
-
-
 def test_a_batch_of_64_betas_equals_64_batches_of_one(engine, bundle, checkpoint):
     pixels = checkpoint.held_out.pixels[:64]
     tokens = mix_rows(bundle.clean_token, bundle.robust_token, BETAS_64)
