@@ -15,6 +15,7 @@ from serve.api.app import create_app
 from serve.inference.service import Service
 from serve.settings import Settings
 from serve.telemetry.metrics import Metrics
+from tests.randomised import randomised
 from training.pretrained import HALF, IMAGENET_MEAN, IMAGENET_STD, load_pretrained
 from tureen.bundle.bundle import load_bundle
 from tureen.cli import main
@@ -28,14 +29,6 @@ SIZES = {"img_size": 32, "patch_size": 8, "depth": 1, "num_classes": 5}
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
-
-
-def randomised(model):
-    """Return the model in eval mode with every parameter changed, so that its logits differ between images."""
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return model.eval()
 
 
 def exported(path, out, *arguments):

@@ -9,6 +9,7 @@ import safetensors.torch
 import torch
 import torch.nn.functional as F
 
+from tests.randomised import randomised
 from training.checkpoint import Checkpoint, save_checkpoint
 from training.data.datasets import Images
 from training.errors import CheckpointError
@@ -45,14 +46,6 @@ TRANSFORMERS_SHAPE = {
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
-
-
-def randomised(model):
-    """Return the model in eval mode with every parameter changed: no bias is 0, no LayerNorm the identity."""
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return model.eval()
 
 
 def assert_same_logits(pretrained, original, *, mean, std):
