@@ -4,7 +4,8 @@ import ast
 import io
 import re
 import tokenize
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("tureen", "training", "export", "serve", "benchmarks")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py") if "_pb2" not in path.name)
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 README = ROOT / "README.md"
 LOG = ROOT / "docs" / "LOG.md"  # experiments as they were noted on their day
@@ -41,14 +43,34 @@ PATTERN = re.compile("|".join(rf"\b(?:{words})\b" for words in RULED_OUT), re.IG
 TITLE = re.compile(r"(?:What (?:is|comes of|becomes of)|Whatever|Whoever)\b")  # a title names the thing
 MAX_WORDS = 30
 SQL = re.compile(r"\s*(?:CREATE|ALTER|SELECT|INSERT|UPDATE|DELETE)\b")  # its names are those of the tables
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 CODE = re.compile(r"``[^`]*``|`[^`\n]*`")
+
+
+def comments(source: str) -> Iterator[tuple[int, str]]:
+    """Line and text of each comment of a module; code in backticks is left out."""
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            yield token.start[0], CODE.sub("", token.string)
+
+
+def docstrings(source: str) -> Iterator[tuple[int, str]]:
+    """Line and text of each docstring of a module; code in backticks is left out."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, DOCUMENTED) and (text := ast.get_docstring(node)) is not None:
+            yield node.body[0].lineno, CODE.sub("", text)
+
+
+def names(source: str) -> Iterator[tuple[int, str]]:
+    """Line and name of each function and class of a module, with spaces for underscores."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            yield node.lineno, node.name.replace("_", " ")
 
 
 def texts(source: str) -> Iterator[tuple[int, str]]:
     """Line and text of each docstring, comment and message of a module; code in backticks is left out."""
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type == tokenize.COMMENT:
-            yield token.start[0], CODE.sub("", token.string)
+    yield from comments(source)
     for node in ast.walk(ast.parse(source)):
         # A name or a key has no space; a message has one.
         is_text = isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value.strip()
@@ -87,7 +109,7 @@ def words(sentence: str) -> int:
     return sum(any(character.isalnum() for character in word) for word in sentence.split())
 
 
-def found_in(lines: Iterator[tuple[int, str]]) -> list[str]:
+def found_in(lines: Iterable[tuple[int, str]]) -> list[str]:
     return [f"line {number}: {match[0]!r}" for number, text in lines for match in PATTERN.finditer(text)]
 
 
@@ -96,12 +118,15 @@ def test_no_docstring_comment_or_message_has_a_word_that_is_ruled_out(path):
     assert found_in(texts(path.read_text())) == []
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_no_docstring_begins_with_what_is_or_whoever(path):
-    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, documented)]
-    docstrings = [ast.get_docstring(node) or "" for node in nodes]
-    assert [text for text in docstrings if TITLE.match(text)] == []
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_docstring_comment_or_name_of_the_tests_has_a_word_that_is_ruled_out(path):
+    source = path.read_text()  # not its strings: they are test data, and texts that the server must return
+    assert found_in(chain(comments(source), docstrings(source), names(source))) == []
+
+
+@pytest.mark.parametrize("path", [*SOURCES, *TESTS], ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_docstring_begins_with_a_question_word(path):
+    assert [text for _, text in docstrings(path.read_text()) if TITLE.match(text)] == []
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
@@ -125,6 +150,13 @@ def test_the_words_are_found_in_text_and_not_in_names():
     found = [re.search("'(.*)'", one)[1] for one in found_in(texts(source))]
     assert sorted(found) == ["Whoever", "nobody", "wanted"]
     assert found_in(prose("It is told.\n```\ntold\n```\n`told` [x](told.md)\n")) == ["line 1: 'told'"]
+
+
+def test_the_words_are_found_in_docstrings_comments_and_names_of_a_test():
+    source = 'def test_it_is_told():\n    """Tells `told`."""\n    assert run("nobody") == "wanted"  # at once\n'
+    assert found_in(names(source)) == ["line 1: 'told'"]
+    assert found_in(docstrings(source)) == ["line 2: 'Tells'"]
+    assert found_in(comments(source)) == ["line 3: 'at once'"]
 
 
 def test_sentences_are_measured_without_tables_and_code():

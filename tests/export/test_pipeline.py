@@ -16,7 +16,7 @@ from export.proving import EngineRequest
 def test_the_golden_rows_are_pytorchs(bundle, checkpoint):
     golden = bundle.golden
     held_out = checkpoint.held_out.pixels
-    assert not any((held_out == picture).all((1, 2, 3)).any() for picture in golden.pixels)  # nobody's image
+    assert not any((held_out == picture).all((1, 2, 3)).any() for picture in golden.pixels)  # synthetic
     assert golden.betas.tolist() == [0, 0.5, 1]
     backbone = Backbone(checkpoint.model)
     for beta, logits in zip(golden.betas, golden.logits, strict=True):

@@ -1,4 +1,4 @@
-"""What a server tells others of itself: nothing."""
+"""A server sends no data about itself to other machines."""
 
 import json
 import os

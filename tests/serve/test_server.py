@@ -61,7 +61,7 @@ def wait_until_ready(server, port):
 
 def test_sigterm_completes_accepted_requests_and_exits_with_0(bundle_path, encode):
     port = free_port()
-    slow = encode(Image.new("L", (2000, 2000)))  # one is decoded at a time, so that much is under way
+    slow = encode(Image.new("L", (2000, 2000)))  # they are decoded one at a time, so that many are in flight
     count = 24
     patient = ("--max-queue-ms", 60_000, "--timeout-ms", 60_000, "--drain-timeout-s", 60)  # none is refused or late
     with (
@@ -74,7 +74,7 @@ def test_sigterm_completes_accepted_requests_and_exits_with_0(bundle_path, encod
         while f"tureen_requests_in_flight {count}.0" not in request(port, "GET", "/metrics")[1].decode():
             done = sum(answer.done() for answer in answers)
             assert time.monotonic() < deadline
-            if done:  # too fast to be all in flight at once: what is left is what SIGTERM meets
+            if done:  # too fast to be all in flight at the same time: SIGTERM arrives during the others
                 break
         server.send_signal(signal.SIGTERM)
         for i, answer in enumerate(answers):

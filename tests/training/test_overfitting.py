@@ -18,7 +18,7 @@ from training.recipes import load_recipe
             OverfittingProbe(1, 0.5, 0.4),
             OverfittingProbe(2, 0.3, 0.1),
         ],  # worse against both: learning went wrong, but not this way
-        [OverfittingProbe(1, 0.1, 0.1), OverfittingProbe(2, 0.2, 0.02)],  # too little to tell from chance
+        [OverfittingProbe(1, 0.1, 0.1), OverfittingProbe(2, 0.2, 0.02)],  # too small a change to differ from chance
     ],
 )
 def test_a_healthy_run_continues(looks):

@@ -1,4 +1,4 @@
-"""What is taken from an image before it is decoded, and what stays; how many parts and scans it may have."""
+"""The parts that are removed from an image before it is decoded, and the limits on its parts and scans."""
 
 import io
 import struct

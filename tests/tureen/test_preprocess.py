@@ -238,7 +238,7 @@ def test_every_valid_image_is_read(photograph):
 
 
 def test_ten_thousand_malformed_images_give_pixels_or_an_image_error_quickly_and_no_warning(pictures):
-    """A warning of Pillow's would be a line in the server's log for each image that somebody makes up."""
+    """A warning of Pillow would be a line in the server's log for each malformed image of a client."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for name, data in malformed_images(pictures):

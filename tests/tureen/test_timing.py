@@ -29,7 +29,7 @@ def test_every_function_is_called_equally_often():
     seconds = median_seconds([lambda: count("a"), lambda: count("b")], rounds=3)
     assert len(seconds) == 2
     assert min(seconds) > 0
-    assert calls["a"] == calls["b"] + 1  # the first one tells how long a call takes
+    assert calls["a"] == calls["b"] + 1  # the first call measures how long a call takes
 
 
 def test_a_turn_is_as_many_calls_as_fill_it_and_one_at_least():

@@ -67,7 +67,7 @@ def test_a_server_starts_on_the_last_known_settings_and_follows_postgresql_once_
     for server in servers:
         server.wait_until_ready()
     makers = [state for state in states if (state / "admin-token").exists()]
-    assert len(makers) == 1  # of two that start at once one makes the first credential
+    assert len(makers) == 1  # one of two servers that start together makes the first credential
     operator = Operator(servers[states.index(makers[0])], makers[0])
     operator.change(policies={"uploads": 0.9}, default_beta=0.7)
     status, _, made = operator.ask("PUT", "/admin/keys/ada", {"policy": "uploads", "reason": "r"}, revision=1)

@@ -57,8 +57,8 @@ def use_every_table(url):
         return store.head().revision, len(Credentials(store).all()), sum(JobRecords(store).counts().values())
 
 
-def start_at_once(urls, barrier):
-    """One server of several, on one store after the other."""
+def start_with_others(urls, barrier):
+    """Opens each store at the same time as the other servers."""
     try:
         for url in urls:
             barrier.wait(STARTED_S)
@@ -76,11 +76,11 @@ def test_servers_that_start_together_on_an_empty_store_create_its_tables_once(re
         admin.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection,
     ):
         for n in range(ROUNDS):
-            connection.exec_driver_sql(f"CREATE DATABASE at_once_{n}")
-    urls += [f"{postgres.url.rpartition('/')[0]}/at_once_{n}" for n in range(ROUNDS)]
+            connection.exec_driver_sql(f"CREATE DATABASE together_{n}")
+    urls += [f"{postgres.url.rpartition('/')[0]}/together_{n}" for n in range(ROUNDS)]
     context = get_context("spawn")
     barrier = context.Barrier(SERVERS)
-    servers = [context.Process(target=start_at_once, args=(urls, barrier), daemon=True) for _ in range(SERVERS)]
+    servers = [context.Process(target=start_with_others, args=(urls, barrier), daemon=True) for _ in range(SERVERS)]
     for server in servers:
         server.start()
     for server in servers:

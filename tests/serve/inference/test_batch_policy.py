@@ -123,7 +123,7 @@ class QueueOverTime(RuleBasedStateMachine):
                 assert (taken.priority, before.index(taken)) < (waiting.priority, before.index(waiting))
 
     @invariant()
-    def nobody_is_lost(self):
+    def no_row_is_lost(self):
         assert [row for row in self.rows if not row.fate] == self.queue
 
 

@@ -286,7 +286,7 @@ def test_no_entry_of_an_output_leads_outside(world, run_on_server, name, kind):
 
 
 def exchange(one, other):
-    """Each gets the other's name, at once: renameat2(2)."""
+    """Swaps the names of two paths atomically: renameat2(2)."""
     names = (os.fsencode(path) for path in (one, other))
     assert ctypes.CDLL(None).renameat2(AT_FDCWD, next(names), AT_FDCWD, next(names), RENAME_EXCHANGE) == 0
 

@@ -11,7 +11,7 @@ from training.attacks.gradient import apgd, fgsm, has_zero_gradient, mi_fgsm, pg
 from training.errors import RecipeError, ZeroGradientError
 
 EPSILON = 8 / 255
-LARGE = 0.2  # at which the network below falls to any attack at once
+LARGE = 0.2  # with this radius, every attack breaks the network below
 GRADIENT = [name for name in ATTACKS if name != "autoattack"]
 ITERATIVE = [name for name in GRADIENT if name != "fgsm"]
 

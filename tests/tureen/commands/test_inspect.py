@@ -40,7 +40,7 @@ def edit_manifest(bundle, change):
 
 
 def add_parity_row(bundle, engine, precision, artefact, **changes):
-    """A row of parity for one more engine, as the first row has it."""
+    """Adds a parity row for one more engine, with the figures of the first row."""
     row = {"engine": engine, "precision": precision, "artefact": artefact}
     edit_manifest(bundle, lambda m: m["parity"].append({**m["parity"][0], **row}) or m.update(changes))
 

@@ -1,4 +1,4 @@
-"""What a machine without a GPU can tell of the CUDA layer; test_vendor_types.py checks the calls themselves."""
+"""The CUDA layer on a machine without a GPU. test_vendor_types.py checks the calls to CUDA."""
 
 import pytest
 from cuda.bindings import runtime

@@ -25,7 +25,7 @@ def build(graph, precision="fp32", engine="tensorrt-rtx", **options):
 
 
 def described(plan):
-    """The tensors of a plan, as far as they can be told without a GPU: its names, in its own bytes."""
+    """Returns the tensor names in the bytes of a plan. Without a GPU, no more of a plan can be read."""
     return set(re.findall(rb"pixels|cls_token|logits", plan))
 
 
