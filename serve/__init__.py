@@ -1,1 +1,1 @@
-"""The HTTP server: one compiled backbone, every request at its own β, all of them in the same batch. Never torch."""
+"""The HTTP and gRPC server. Requests at different β share one batch of one compiled backbone. Never imports torch."""

@@ -1,52 +1,55 @@
-"""The errors of `serve`, and who must act. `serve.http.problems` maps them to HTTP.
+"""The errors of `serve`, and the party that must act on each. `serve.http.problems` maps them to HTTP responses.
+
+The caller changes the request; "caller, later" repeats it later. The operator changes the server or its environment.
+"us": the server has a defect.
 
 TureenError
 └── ServeError
     ├── MalformedRequestError        caller: the request is not valid HTTP
-    ├── HeadTooLargeError            caller: the head is too large
-    ├── HeadTimeoutError             caller: the head came too slowly
-    ├── UntrustedHostError           caller: the Host is not one of this server
+    ├── HeadTooLargeError            caller: the head of the request is too large
+    ├── HeadTimeoutError             caller: the head of the request arrives too slowly
+    ├── UntrustedHostError           caller: the Host header has a name that is not allowed
     ├── TooManyChunksError           caller: the body has too many chunks
     ├── InvalidParameterError        caller: a query parameter or form field is wrong, unknown or repeated
     ├── MalformedFormError           caller: the multipart body cannot be parsed
-    ├── IncompleteBodyError          caller: the connection ended within the body
+    ├── IncompleteBodyError          caller: the connection ended before the end of the body
     ├── RequestTooLargeError         caller: the body has too many bytes
     ├── TooManyPixelsError           caller: the images of a request have too many pixels
-    ├── BodyTimeoutError             caller: the body came too slowly
-    │   └── SlowBodyError            caller: the body came below the least rate
+    ├── BodyTimeoutError             caller: the body arrives too slowly
+    │   └── SlowBodyError            caller: the body arrives below the minimum rate
     ├── TooManyConnectionsError      caller, later: the process has reached its limit of connections
     ├── OverloadedError              caller, later: the expected wait is beyond the limit
-    ├── NotReadyError                caller, later: no engine has reproduced the golden rows yet
+    ├── NotReadyError                caller, later: the engine has not reproduced the golden rows yet
     ├── ShuttingDownError            caller, later: the server is shutting down
     ├── DeadlineError                caller, later: the deadline passed before the result was ready
     ├── ClientGoneError              none: the client closed the connection
     ├── InferenceError               us: the engine failed
-    ├── DecodingError                us: the decoding process ended
+    ├── DecodingError                us: the process that decoded the image ended
     ├── UvicornVersionError          operator: the installed uvicorn is not supported
     ├── OipError                     errors of the Open Inference Protocol
     │   ├── InvalidRequestError          caller: the tensors, parameters or framing are wrong
     │   ├── InferRequestTooLargeError    caller: the request has too many bytes
     │   ├── UnknownModelError            caller: this server has another model or version
-    │   ├── NotOfferedError              caller: this server leaves out that part of the protocol
-    │   └── GrpcPortTakenError           operator: gRPC cannot listen
+    │   ├── NotOfferedError              caller: this server does not support this part of the protocol
+    │   └── GrpcPortTakenError           operator: gRPC cannot listen on its port
     ├── ControlError                 errors of the operator's settings
-    │   ├── InvalidChangeError           caller: the change is not valid, or its result is not
-    │   ├── StaleRevisionError           caller: the settings have changed since
+    │   ├── InvalidChangeError           caller: the change or the settings after it are not valid
+    │   ├── StaleRevisionError           caller: the change is for an earlier revision
     │   ├── UnknownRevisionError         caller: the revision does not exist
     │   ├── ChoiceNotAllowedError        caller: the operator does not allow clients to choose β
     │   ├── BetaOutOfBoundsError         caller: β is outside the operator's bounds
     │   ├── UnknownPolicyError           caller: the policy does not exist
     │   ├── UnknownApiKeyError           caller: the API key is unknown
     │   ├── ControlStoreError            operator: the store of the settings cannot be reached
-    │   └── BrokenHistoryError           operator: the history is damaged or was changed
+    │   └── BrokenHistoryError           operator: the history has a damaged or changed row
     ├── AdminError                   errors of the operators' listener
     │   ├── UnauthorizedError            caller: the bearer token is missing or wrong
     │   ├── ForbiddenError               caller: the credential may only read
-    │   ├── IfMatchRequiredError         caller: the request names no revision to change
-    │   └── AdminListenerError           operator: the listener cannot be opened, or must not be
+    │   ├── IfMatchRequiredError         caller: the request does not name the revision to change
+    │   └── AdminListenerError           operator: other machines reach a listener without a credential
     └── JobError                     errors of batch jobs
         ├── InputError                   caller: the input is not a folder, archive, glob or manifest, or is unreadable
-        ├── OutputError                  caller: the output directory holds other files, or another job
+        ├── OutputError                  caller: the output directory has other files or another job
         │   └── OutputTakenError         caller: another process writes to the output
         ├── OutsideRootsError            caller: the path is outside the roots
         ├── UnknownJobError              caller: the job does not exist
@@ -58,7 +61,7 @@ TureenError
         └── JobInterruptedError          none: the job was paused or cancelled, or the server stops
 
 ImageError
-└── UnreadableError                  caller: one input file is missing, not a regular file, or fails to read
+└── UnreadableError                  caller: an input file is missing, not a regular file, or unreadable
 """
 
 from __future__ import annotations
@@ -119,7 +122,7 @@ class MalformedFormError(ServeError):
 
 class IncompleteBodyError(ServeError):
     def __init__(self) -> None:
-        super().__init__("the connection ended before the body did")
+        super().__init__("the connection ended before the end of the body")
 
 
 class BodyTimeoutError(ServeError):
@@ -249,12 +252,12 @@ class BetaOutOfBoundsError(ControlError):
 
 class UnknownPolicyError(ControlError):
     def __init__(self) -> None:
-        super().__init__("the policy does not exist: remove the parameter policy for the default")
+        super().__init__("the policy does not exist: remove the parameter policy to get the default β")
 
 
 class UnknownApiKeyError(ControlError):
     def __init__(self) -> None:
-        super().__init__("the X-API-Key is unknown: remove the header for the default")
+        super().__init__("the X-API-Key is unknown: remove the header to get the default β")
 
 
 class AdminError(ServeError):
@@ -291,7 +294,7 @@ class InputError(JobError, ValueError):
 
 
 class OutputError(JobError, ValueError):
-    """The output directory holds other files, or another job."""
+    """The output directory has other files or another job."""
 
 
 class OutputTakenError(OutputError):
@@ -309,7 +312,7 @@ class JobStoppedError(JobError):
 
 
 class UnreadableError(ImageError):
-    """One input file is missing, is not a regular file, or fails to read."""
+    """An input file is missing, is not a regular file, or is unreadable."""
 
 
 class UnknownJobError(JobError):

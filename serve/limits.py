@@ -1,4 +1,4 @@
-"""Limits of bodies and connections, and the syntax of host names and origins. Does not apply the limits."""
+"""Defines the limits of bodies and connections, and checks the syntax of host names. Does not enforce the limits."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ _ORIGIN = re.compile(rf"[a-z][a-z0-9+.-]*://{HOST_PATTERN.pattern}")
 
 @dataclass(frozen=True)
 class ConnectionLimits:
-    """The limits of one connection.
+    """The limits of the connections to one process.
 
-    hosts: allowed names in the Host header, without ports; None: any. cors_origins: see `serve.http.cors`.
+    hosts: allowed names in the Host header, without ports; None: any. cors_origins: origins whose pages may call this
+    server; see `serve.http.cors`.
     """
 
     hosts: frozenset[str] | None = None
@@ -40,19 +41,19 @@ class ConnectionLimits:
     max_head_bytes: int = 64 * 1024
     max_chunks: int = 65_536
     max_pipelined: int = 64  # requests in one read of the socket
-    max_discarded_bytes: int = 32 * 2**20  # of a refused body: its sender reads the response after sending
+    max_discarded_bytes: int = 32 * 2**20  # of a refused body; a client may read the response only after sending it
     max_connections: int = 1024
     max_probe_connections: int = 16  # beyond max_connections, each for one health probe
     probe_timeout_s: float = 2.0  # for the head of a health probe
 
     @property
     def tick_s(self) -> float:
-        """The interval of deadline checks, and so the maximum delay of a deadline."""
+        """Interval of deadline checks in seconds. A deadline takes effect at most this much later."""
         shortest = min(self.head_timeout_s, self.body_timeout_s, self.body_grace_s, self.send_timeout_s, self.linger_s)
         return min(1.0, shortest / 2)
 
     def is_late(self, elapsed_s: float, received: int) -> bool:
-        """Returns whether a body with this many bytes received after elapsed_s is too slow."""
+        """Returns whether a body is too slow. received: bytes that arrived in its first elapsed_s seconds."""
         due = self.min_body_rate * (elapsed_s - self.body_grace_s)
         return elapsed_s > self.body_timeout_s or received < due
 
@@ -77,10 +78,11 @@ def is_loopback(address: str) -> bool:
 
 
 def trusted_hosts(allowed: Iterable[str] | None, listening_on: str) -> frozenset[str] | None:
-    """Returns the host names that requests may have; None: any.
+    """Returns the names that the Host header of a request may have, or None if any name is allowed.
 
-    These are the allowed names of the setting. Without the setting, they are the loopback names if the server listens
-    on loopback, else any. This stops DNS rebinding: a hostile page whose name resolves to 127.0.0.1 sends its own name.
+    allowed: the setting; "*" allows any name. Without it, a server on loopback allows the loopback names, and any other
+    server allows any name. This stops DNS rebinding, in which the name of a hostile page resolves to 127.0.0.1: the
+    browser sends that name in the Host header.
     """
     if allowed is not None:
         names = frozenset(name.lower() for name in allowed)

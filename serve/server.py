@@ -23,15 +23,15 @@ logger = logging.getLogger("tureen.serve")
 
 
 def serve(arguments: list[str]) -> int:
-    """`tureen serve`. Returns 0 after SIGTERM or SIGINT, 1 if no engine could be opened or a port is taken."""
+    """Runs `tureen serve`. Returns 0 after SIGTERM or SIGINT, 1 if no engine can be opened or a port is taken."""
     return run_server(parse_settings(arguments))
 
 
 def run_server(settings: Settings, on_ready: Callable[[int], None] = lambda port: None) -> int:
-    """Load the bundle, listen, open the engine and serve. Returns the exit status; raises BundleError.
+    """Serves the bundle until a signal stops the server. Returns the exit status; raises BundleError.
 
     The port responds before the engine is ready, so that /healthz and /readyz distinguish a slow start from a dead
-    process. on_ready: called with the port when the engine is ready.
+    process. on_ready: receives the port when the engine is ready.
     """
     configure_logs(settings.log_level)
     check_uvicorn()
@@ -58,7 +58,7 @@ def run_server(settings: Settings, on_ready: Callable[[int], None] = lambda port
             settings.admin_host, admin_port, error.strerror or error,
         )  # fmt: skip
         return 1
-    logger.info("operators reach http://%s:%d", settings.admin_host, admin.getsockname()[1])
+    logger.info("listening for operators on http://%s:%d", settings.admin_host, admin.getsockname()[1])
     store = open_store(settings, bundle.manifest.name)
     open_admin = partial(AdminListener.open, settings, bundle.manifest, store, admin)
     if settings.workers > 1:

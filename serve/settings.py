@@ -33,7 +33,7 @@ def _is_installed(module: str) -> bool:
 
 
 def _names(value: str | Iterable[str] | None) -> Iterable[str] | None:
-    """Splits a comma-separated list of host names. Raises ValueError."""
+    """Returns the host names of a comma-separated list. Raises ValueError for an invalid name."""
     if value is None:
         return None
     names = [name.strip() for name in value.split(",")] if isinstance(value, str) else list(value)
@@ -44,7 +44,7 @@ def _names(value: str | Iterable[str] | None) -> Iterable[str] | None:
 
 
 def _origins(value: str | Iterable[str]) -> Iterable[str]:
-    """Splits a comma-separated list of origins. Raises ValueError."""
+    """Returns the origins of a comma-separated list. Raises ValueError for an invalid origin."""
     origins = [origin.strip() for origin in value.split(",")] if isinstance(value, str) else list(value)
     for origin in origins:
         if origin != "*" and not is_origin(origin):
@@ -53,7 +53,7 @@ def _origins(value: str | Iterable[str]) -> Iterable[str]:
 
 
 def _directories(value: str | Iterable[str | Path]) -> list[str]:
-    """Returns existing directories as absolute paths. Raises ValueError."""
+    """Returns the directories as absolute paths. Raises ValueError if one does not exist."""
     paths = [os.path.abspath(path) for path in (value.split(os.pathsep) if isinstance(value, str) else value)]
     for path in paths:
         if not os.path.isdir(path):
@@ -62,7 +62,7 @@ def _directories(value: str | Iterable[str | Path]) -> list[str]:
 
 
 class Settings(BaseModel):
-    """The settings of one server. Frozen; `parse_settings` creates them, and the server passes them down."""
+    """The settings of one server, immutable. `parse_settings` creates them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -73,10 +73,11 @@ class Settings(BaseModel):
         default=None, ge=0, le=65535, description="port of gRPC; 0: any free port; default: no gRPC"
     )
     admin_host: str = Field(
-        default="127.0.0.1", description="address of the admin listener; any address beyond loopback needs a credential"
+        default="127.0.0.1",
+        description="address of the operators' listener; an address beyond loopback needs a credential",
     )
     admin_port: int | None = Field(
-        default=None, ge=0, le=65535, description="port of the admin listener; 0: any free port; default: port + 1"
+        default=None, ge=0, le=65535, description="port of the operators' listener; 0: any free port; default: port + 1"
     )
     store: str | None = Field(
         default=None,
@@ -175,15 +176,14 @@ class Settings(BaseModel):
     max_decode_pixels: int = Field(
         default=256_000_000,
         ge=1,
-        description="maximum of pixels in all images being decoded or waiting for it; a request beyond it gets 429, "
-        "unless no other image waits; images of disproportionate work for their bytes may have half of "
-        "it",
+        description="maximum of pixels in all images that are decoded or wait for decoding; a request beyond it gets "
+        "429, unless no other image waits; images of disproportionate work for their bytes may use half of it",
     )
     max_decode_memory: int = Field(
         default=2**30,
         ge=1,
-        description="maximum of bytes that large images hold while being decoded, by their headers; further ones "
-        "wait; a single image is decoded whatever its size; one image of disproportionate work is not "
+        description="maximum of bytes that large images need while they are decoded, estimated from their headers; "
+        "further images wait; a single image is decoded whatever its size; one image of disproportionate work is not "
         "counted",
     )
     max_jpeg_scans: int = Field(
@@ -310,7 +310,7 @@ class Settings(BaseModel):
     def _has_threads(cls, streams: int | None, info: ValidationInfo) -> int | None:
         threads = info.data.get("threads")
         if streams is not None and threads is not None and streams > threads:
-            raise ValueError(f"{streams} streams need {streams} threads, and there are {threads}: lower it")
+            raise ValueError(f"{streams} streams need {streams} threads, and there are {threads}: give fewer streams")
         return streams
 
     @property
@@ -327,7 +327,7 @@ class Settings(BaseModel):
 
     @property
     def decode_processes(self) -> int:
-        """Half as many as threads: with a process on every CPU, small images would be several times slower."""
+        """Half of decode_threads. With a process on every CPU, small images would be several times slower."""
         return max(1, self.decode_threads // 2)
 
     @property
@@ -358,13 +358,16 @@ class Settings(BaseModel):
 
 
 def grpc_address(settings: Settings) -> str:
-    """Returns host and port of gRPC in the notation of gRPC."""
+    """Returns the address of the gRPC listener as HOST:PORT, with an IPv6 address in brackets."""
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     return f"{host}:{settings.grpc_port}"
 
 
 def parse_settings(arguments: list[str], environment: Mapping[str, str] = os.environ) -> Settings:
-    """Returns settings from flags, else TUREEN_… variables, else defaults. Exits with status 2 on an invalid value."""
+    """Returns the settings. Exits with status 2 for an invalid value.
+
+    A flag overrides its TUREEN_… variable, which overrides the default.
+    """
     parser = argparse.ArgumentParser(
         prog="tureen serve",
         description="Serve a bundle over HTTP. Each option is also an environment variable: --max-batch is "

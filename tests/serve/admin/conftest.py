@@ -15,7 +15,7 @@ class Operator:
 
     def __init__(self, server, state_dir):
         self.server = server
-        (line,) = [line for line in server.log() if line["message"].startswith("operators reach")]
+        (line,) = [line for line in server.log() if line["message"].startswith("listening for operators")]
         self.port = int(re.search(r":(\d+)$", line["message"])[1])
         self.token = (state_dir / "admin-token").read_text().strip()
         self.url = f"http://127.0.0.1:{self.port}"
