@@ -43,7 +43,7 @@ async def refuse_unknown_parameters(request: Request) -> None:
 
 
 async def require_operator(credential: Annotated[Credential, Depends(authenticate)]) -> Credential:
-    """Returns the credential if its role may change settings; raises ForbiddenError."""
+    """Returns the credential if its role may make changes, else raises ForbiddenError."""
     if not credential.may_operate:
         raise ForbiddenError
     return credential
@@ -53,7 +53,7 @@ Operator = Annotated[Credential, Depends(require_operator)]
 
 
 async def read_json_body(request: Request) -> Any:
-    """Returns the JSON of the body; raises InvalidParameterError."""
+    """Returns the parsed JSON of the body. Raises InvalidParameterError if it is invalid or too large."""
     body = bytearray()
     async for chunk in request.stream():
         body += chunk

@@ -1,4 +1,4 @@
-"""The expected accuracy at a default β, from the table in the bundle, by linear interpolation between measured β."""
+"""Computes the expected accuracy at a β from the table in the bundle. Interpolates linearly between measured β."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from tureen.bundle.manifest import Accuracy, Manifest
 
 
 def expected_accuracy(manifest: Manifest, beta: float | None) -> dict[str, Any] | None:
-    """Returns clean and robust accuracy at β with 95 % intervals, n, attack and ε in 1/255.
+    """Returns the clean and robust accuracy at β with 95 % intervals, number of images n, attack and ε in 1/255.
 
-    Returns None if the table is empty, if the model has no β, or if β is outside the measured range.
+    Returns None if the table is empty, if the model has one token (beta None), or if β is outside the measured range.
     """
     rows = sorted(manifest.accuracy, key=lambda row: row.beta)
     if beta is None or not rows or not rows[0].beta <= beta <= rows[-1].beta:

@@ -33,7 +33,7 @@ _SHARD = re.compile(r"part-([0-9]{5,9})\.(parquet|jsonl|csv)")
 
 
 def add_job_routes(router: APIRouter, operations: AdminOperations) -> None:
-    """Add the routes under /jobs to the router; each raises JobsUnavailableError if the server takes no jobs."""
+    """Adds the routes under /jobs to the router. Each route raises JobsUnavailableError if the server takes no jobs."""
 
     @router.post("/jobs", status_code=202)
     async def submit(request: Request, operator: Operator) -> Response:
@@ -116,7 +116,7 @@ async def _act(action: Callable[[str], JobRecord], job_id: str) -> JSONResponse:
 
 
 def _job_json(record: JobRecord) -> dict[str, Any]:
-    """Returns a job as clients see it."""
+    """Returns the JSON object of a job for a response."""
     return {
         "id": record.id,
         "state": record.state,
@@ -151,7 +151,7 @@ def _list_results(files: RootedFiles, record: JobRecord) -> list[dict[str, Any]]
 
 
 def _open_result(files: RootedFiles, record: JobRecord, name: str) -> tuple[int, Iterator[bytes]]:
-    """Returns the size and the content of a result file; raises NoResultError."""
+    """Returns the size in bytes and the chunks of a result file. Raises NoResultError."""
     if name != SUCCESS_FILE and not _SHARD.fullmatch(name):
         raise NoResultError
     with _open_output(files, record) as place:
@@ -173,7 +173,7 @@ def _open_result(files: RootedFiles, record: JobRecord, name: str) -> tuple[int,
 
 
 def _read_errors(files: RootedFiles, record: JobRecord, limit: int) -> list[dict[str, Any]]:
-    """Returns the first rows with an error from the shards that exist."""
+    """Returns at most `limit` rows with an error, in order, from the shards that are written. Raises NoResultError."""
     found: list[dict[str, Any]] = []
     if record.failed == 0:
         return found

@@ -1,4 +1,4 @@
-"""The operators' listener: its application, and the uvicorn server that runs it."""
+"""The operators' listener: builds its HTTP application, and runs it in a uvicorn server."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from serve.telemetry.metrics import Metrics
 from tureen.bundle.manifest import Manifest
 from tureen.errors import TureenError
 
-# The messages of these errors name paths, addresses and a database's own words. They belong in the log.
+# Operators receive these texts. The messages of the errors contain paths, addresses and texts of the database.
 _PUBLIC_DETAILS: dict[type[TureenError], str] = {
     ControlStoreError: "the store of the operator's settings cannot be used; the last known settings stay in force and "
     "cannot be changed: see the server's log for the reason",
@@ -45,7 +45,7 @@ class AdminListener:
     """The operators' HTTP listener of one server, from `open` until `close`."""
 
     def __init__(self, operations: AdminOperations, server: uvicorn.Server, listener: socket.socket) -> None:
-        """Starts to serve. listener: bound."""
+        """Starts to serve. listener: a bound socket."""
         self._operations = operations
         self._server = server
         self._serving = asyncio.create_task(server.serve(sockets=[listener]))
@@ -62,23 +62,23 @@ class AdminListener:
         apply: ApplySettings,
         workers: Callable[[], list[WorkerState]],
     ) -> AdminListener:
-        """Applies the current settings, then listens. Opens even if the store is unreachable.
+        """Applies the current settings, then returns the open listener. Succeeds even if the store is unreachable.
 
-        Raises AdminListenerError as `AdminOperations.open` does.
+        The parameters and the AdminListenerError are those of `AdminOperations.open`. listener: a bound socket.
         """
         operations = await AdminOperations.open(settings, manifest, store, metrics, apply=apply, workers=workers)
         return cls(operations, _AdminUvicorn(_config(settings, operations)), listener)
 
     def show_model(self, manifest: Manifest) -> None:
-        """Show operators this model. Called when every process serves it."""
+        """Sets the model that operators see. Called when every process serves it."""
         self._operations.show_model(manifest)
 
     def notify_workers_changed(self) -> None:
-        """Wake the requests that wait until every worker has applied a revision."""
+        """Makes the requests that wait until every worker has applied a revision re-check the workers."""
         self._operations.notify_workers_changed()
 
     async def close(self) -> None:
-        """Stop listening, then close the operations and their store."""
+        """Stops listening, then closes the store of the settings."""
         self._server.should_exit = True
         await self._serving
         await self._operations.close()
@@ -148,7 +148,7 @@ def _config(settings: Settings, operations: AdminOperations) -> uvicorn.Config:
 
 
 class _AdminUvicorn(uvicorn.Server):
-    """Leaves signals to the server that it belongs to."""
+    """A uvicorn server that handles no signals, because the public server of the process handles them."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)

@@ -1,4 +1,4 @@
-"""The first credential of a service, and the file in the state directory that keeps its token."""
+"""Creates the local credential, the first one of a service. Its token is in a file of the state directory."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def refuse_open_listener(credentials: Sequence[Credential], settings: Settings) 
 
 
 def prepare_credentials(credentials: Credentials, settings: Settings) -> None:
-    """Make the local credential if the store has no credential, and write its token to the state directory.
+    """Creates the local credential if the store has no credential, and writes its token to the state directory.
 
-    If several servers start on an empty store, one of them makes it. The others have no token in their directories.
+    If several servers start with an empty store, only one creates it. The others have no token in their directories.
     Raises ControlStoreError or AdminListenerError.
     """
     make_state_directory(settings.state_dir)
@@ -45,7 +45,7 @@ def prepare_credentials(credentials: Credentials, settings: Settings) -> None:
     try:
         secret, is_new = _read_or_make_token(file)
     except OSError as error:
-        raise ControlStoreError(f"the operator's token cannot be kept in {file}: {error.strerror}") from None
+        raise ControlStoreError(f"the operator's token cannot be stored in {file}: {error.strerror}") from None
     if credentials.is_revoked(secret):
         logger.warning(
             "the store has no credential, and the token in %s was revoked: run `tureen credentials BUNDLE make NAME`",
@@ -54,7 +54,7 @@ def prepare_credentials(credentials: Credentials, settings: Settings) -> None:
         return
     try:
         credentials.make(LOCAL, "operate", secret)
-    except InvalidChangeError:  # another server made it first
+    except InvalidChangeError:  # another server created it first
         if credentials.of(secret) is None:
             if is_new:
                 file.unlink(missing_ok=True)
@@ -64,7 +64,7 @@ def prepare_credentials(credentials: Credentials, settings: Settings) -> None:
 
 
 def _read_or_make_token(file: Path) -> tuple[str, bool]:
-    """Returns the token, and whether this process made it. Raises OSError or ControlStoreError."""
+    """Returns the token in the file, and whether this call created it. Raises OSError or ControlStoreError."""
     with locked(file.parent):  # otherwise another process could read a file that is not written yet
         is_new = not file.exists()
         if is_new:

@@ -1,4 +1,4 @@
-"""What operators read and change of one server: its settings, credentials and jobs. Knows no HTTP."""
+"""Reads and changes one server for its operators: settings, credentials and jobs. Knows no HTTP."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ logger = logging.getLogger("tureen.admin")
 
 
 class AdminOperations:
-    """The operations of the operators' listener. Made by `open`; `close` also closes the store."""
+    """The operations that the operators' listener offers. `open` creates them; `close` also closes the store."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class AdminOperations:
         metrics: Metrics,
         workers: Callable[[], list[WorkerState]],
     ) -> None:
-        """Raises SingleTokenError for a --default-beta of a model with one token."""
+        """Raises SingleTokenError if --default-beta is given for a model with one token."""
         self.store = replica.store
         self.replica = replica
         self.metrics = metrics
@@ -71,11 +71,10 @@ class AdminOperations:
         apply: ApplySettings,
         workers: Callable[[], list[WorkerState]],
     ) -> AdminOperations:
-        """Returns the operations. Applies the current settings, then every later change.
+        """Returns the operations. Calls `apply` with the current settings, and again after each change.
 
-        While the store is unreachable, the last known settings apply.
-
-        manifest: of the model that the server loads first. metrics: of all processes of the server. Raises
+        While the store is unreachable, the last known settings apply. manifest: of the model that the server loads
+        first. metrics: of all processes of the server. workers: returns the state of each process. Raises
         AdminListenerError if other machines reach the listener and the store has no credential for them.
         """
         earlier = await asyncio.to_thread(
@@ -114,7 +113,7 @@ class AdminOperations:
             self._preparation = asyncio.create_task(self._prepare_when_reachable())
 
     async def close(self) -> None:
-        """Stop following the store, and close it."""
+        """Stops following the store, and closes it."""
         if self._preparation is not None:
             self._preparation.cancel()
             await asyncio.gather(self._preparation, return_exceptions=True)
@@ -122,15 +121,15 @@ class AdminOperations:
         await asyncio.to_thread(self.store.close)
 
     def show_model(self, manifest: Manifest) -> None:
-        """Show operators this model. Called when every process serves it."""
+        """Sets the model that operators see. Called when every process serves it."""
         self.manifest = manifest
         self._without_operator = initial_settings(manifest, self._settings.default_beta)
 
     async def find_credential(self, secret: str) -> Credential | None:
-        """Returns the credential of a bearer token. While the store is unreachable or behind, uses the last copy.
+        """Returns the credential of a bearer token, or None if the token is unknown.
 
-        Raises ControlStoreError if the credentials were never read, and AdminListenerError if the listener must refuse
-        every request.
+        While the store is unreachable or behind, uses the last copy of the credentials. Raises ControlStoreError if
+        they were never read. Raises AdminListenerError if the listener must refuse every request.
         """
         if self.replica.unreachable_since is None:
             await self.replica.refresh()
@@ -142,10 +141,10 @@ class AdminOperations:
         return self._credentials.find(known, secret)
 
     async def wait_until_applied(self, revision: int) -> None:
-        """Return when every ready worker has applied the revision, or after APPLY_TIMEOUT_S.
+        """Returns when every ready worker has applied the revision, or after APPLY_TIMEOUT_S.
 
-        A request after an acknowledged change then gets the change from every worker. The timeout
-        exists because one stuck worker must not block an operator.
+        When the operator receives the response, every worker then uses the changed settings. The timeout keeps a stuck
+        worker from blocking the operator.
         """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(APPLY_TIMEOUT_S):
@@ -153,7 +152,7 @@ class AdminOperations:
                     await self._workers_changed.wait()
 
     def notify_workers_changed(self) -> None:
-        """Have `wait_until_applied` check the workers again. Called after each change of a worker's state."""
+        """Makes `wait_until_applied` re-check the workers. Called after each change of a worker's state."""
         self._workers_changed.set()  # wakes every task that waits
         self._workers_changed.clear()
 
@@ -162,7 +161,7 @@ class AdminOperations:
         return replace(self._without_operator, revision=self.replica.head.revision, state=self.replica.state)
 
     def default_beta(self, state: SettingsState) -> float | None:
-        """Returns the default β under that state; None for a model with one token."""
+        """Returns the default β under these settings, or None for a model with one token."""
         return replace(self._without_operator, state=state).default.beta
 
     def default_beta_source(self, state: SettingsState) -> BetaSource:
@@ -170,7 +169,7 @@ class AdminOperations:
         return replace(self._without_operator, state=state).default.source
 
     def refuse_beta(self, change: SettingsChange) -> None:
-        """Raises SingleTokenError: with one token, an operator has no β to change."""
+        """Raises SingleTokenError with the setting in the change. Called for a model with one token, which has no β."""
         raise SingleTokenError("default_beta" if "default_beta" in change.model_fields_set else "bounds and policies")
 
     async def _prepare_credentials(self) -> None:
@@ -179,13 +178,13 @@ class AdminOperations:
         await self.replica.refresh()
 
     async def _prepare_when_reachable(self) -> None:
-        """Prepare the credentials later, if the store was unreachable when the server started."""
+        """Prepares the credentials when the store is reachable. Called if this failed when the server started."""
         while not self._are_credentials_prepared:
             await self._is_reachable.wait()
             try:
                 await self._prepare_credentials()
             except ControlStoreError:
                 await asyncio.sleep(RETRY_S)
-            except AdminListenerError as error:  # a server that already serves must not end for this
+            except AdminListenerError as error:  # a server that already serves requests must not end because of it
                 logger.error("%s; until then the listener refuses every request", error)
                 return

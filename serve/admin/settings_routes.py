@@ -39,21 +39,21 @@ _ETAG = re.compile(r'"([0-9]{1,18})"')
 
 
 class RollbackRequest(FrozenModel):
-    """The body of a rollback: the revision whose settings to restore."""
+    """The body of a rollback request: the revision whose settings to restore, and the reason."""
 
     revision: Annotated[int, Query(strict=True, ge=0, le=MAX_REVISION)]
     reason: Reason
 
 
 class KeyRequest(FrozenModel):
-    """The body of a request for an API key: its policy."""
+    """The body of a request for a new API key: its policy, and the reason."""
 
     policy: str
     reason: Reason
 
 
 def add_settings_routes(router: APIRouter, operations: AdminOperations) -> None:
-    """Add the routes under /admin to the router. Each one requires a bearer token."""
+    """Adds the routes under /admin to the router. Each route requires a bearer token."""
 
     @router.get("/admin/me")
     async def me(credential: Annotated[Credential, Depends(authenticate)]) -> dict[str, str]:
@@ -158,17 +158,17 @@ async def _write(
     *,
     dry_run: bool = False,
 ) -> Response:
-    """Change the revision that If-Match names, and return the state after it.
+    """Changes the settings, and returns the response with the new ones. If-Match must name the revision in force.
 
-    after: returns the settings after the change. Raises IfMatchRequiredError or StaleRevisionError, and what after
-    raises.
+    after: returns the changed settings from those in force. dry_run: does not store the change. Raises
+    IfMatchRequiredError, StaleRevisionError, ControlStoreError or an error of `after`.
     """
     match = _ETAG.fullmatch(only_value("If-Match", request.headers.getlist("if-match")) or "")
     if match is None:
         raise IfMatchRequiredError
     head = operations.replica.head
     if int(match[1]) != head.revision:
-        await operations.replica.refresh()  # another server may have changed it
+        await operations.replica.refresh()  # another server may have changed the settings
         operations.replica.raise_if_unreachable()
         head = operations.replica.head
         if int(match[1]) != head.revision:
@@ -185,7 +185,7 @@ async def _write(
 def _state_response(
     operations: AdminOperations, row: Revision, state: SettingsState | None = None, **more: Any
 ) -> Response:
-    """Returns the response with the settings of a revision. state: the settings that a dry run would make."""
+    """Returns the response with the settings of a revision. state: the settings of a dry run, shown instead of them."""
     state = state or row.state
     manifest, beta = operations.manifest, operations.default_beta(state)
     unreachable = operations.replica.unreachable_since
