@@ -11,6 +11,7 @@ import base64
 import io
 import itertools
 import json
+import math
 import multiprocessing
 import os
 import time
@@ -24,9 +25,9 @@ import numpy as np
 import uvloop
 from PIL import Image
 
-from benchmarks.load import NO_RESPONSE, Connection, TimedResponse, open_loop
+from benchmarks.load import NO_RESPONSE, NO_SUCCESS, Connection, TimedResponse, open_loop
 from benchmarks.server_process import Server, run_tureen
-from benchmarks.targets import report_target
+from benchmarks.targets import format_figure, percentile, ratio, report_target
 from benchmarks.workload import SMALL_BUNDLE, Workload, classify_requests
 from tureen.bundle.bundle import load_bundle
 from tureen.bundle.manifest import Manifest
@@ -107,14 +108,14 @@ def measure_expensive_images(workload: Workload) -> None:
         for kind_of_image in ("small", "photographs"):
             before, after = getattr(alone, kind_of_image), getattr(beside, kind_of_image)
             note = f"of {len(after)} requests"
+            slowdown = ratio(p99_ms(after), p99_ms(before))
             if name == WITHOUT_IMAGE:
-                ratio = p99_ms(after) / p99_ms(before)
-                print(f"for comparison: p99 of {kind_of_image} beside {name} / alone {ratio:.3g}, {note}")
+                figure = format_figure(slowdown, ".3g")
+                print(f"for comparison: p99 of {kind_of_image} beside {name} / alone {figure}, {note}")
                 continue
-            report_target(
-                f"expensive: p99 of {kind_of_image} beside {name} / alone", "≤", 2, p99_ms(after) / p99_ms(before), note
-            )
-            report_target(f"expensive: {kind_of_image} not served beside {name}", "=", 0, not_served(after), note)
+            report_target(f"expensive: p99 of {kind_of_image} beside {name} / alone", "≤", 2, slowdown, note)
+            missed = not_served(after) if after else math.nan
+            report_target(f"expensive: {kind_of_image} not served beside {name}", "=", 0, missed, note)
     budget = memory_budget()
     note = (
         f"{largest / 2**20:.0f} MiB at most, idle {idle / 2**20:.0f} MiB, budget {budget / 2**20:.0f} MiB beyond idle"
@@ -219,7 +220,7 @@ def p99_ms(responses: Sequence[TimedResponse]) -> float:
 
 def percentile_ms(responses: Sequence[TimedResponse], percent: float) -> float:
     """Return the percentile of the latencies of the responses with status 200."""
-    return 1000 * float(np.percentile([r.latency_s for r in responses if r.response.status == 200], percent))
+    return 1000 * percentile([r.latency_s for r in responses if r.response.status == 200], percent)
 
 
 def not_served(responses: Sequence[TimedResponse]) -> int:
@@ -229,6 +230,8 @@ def not_served(responses: Sequence[TimedResponse]) -> int:
 
 def _summary(responses: Sequence[TimedResponse]) -> str:
     refused = not_served(responses)
+    if refused == len(responses):
+        return f"{NO_SUCCESS} ({refused} not served)"
     times = f"p50 {percentile_ms(responses, 50):.1f} ms, p99 {p99_ms(responses):.1f} ms"
     return f"{times} ({refused} not served)" if refused else times
 

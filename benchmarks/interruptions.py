@@ -210,7 +210,9 @@ async def reload_under_load(server: Server, path: Path, version: str) -> tuple[T
     write_bundle(path, bundle.manifest.model_copy(update={"version": version}), files, overwrite=True)
     signalled_s = time.perf_counter()
     server.process.send_signal(signal.SIGHUP)
-    while time.perf_counter() < signalled_s + AFTER_S and version.encode() not in traffic.completed[-1].response.body:
+    while time.perf_counter() < signalled_s + AFTER_S:
+        if traffic.completed and version.encode() in traffic.completed[-1].response.body:
+            break
         await asyncio.sleep(0.05)
     await asyncio.sleep(BEFORE_S)
     traffic.is_over = True

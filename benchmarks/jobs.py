@@ -11,21 +11,20 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import math
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 
-import numpy as np
 import uvloop
 
-from benchmarks.load import OpenLoopResult, closed_loop, open_loop
+from benchmarks.load import NO_SUCCESS, OpenLoopResult, closed_loop, open_loop
 from benchmarks.machine import describe_machine
 from benchmarks.server_process import Server, free_port, run_tureen
-from benchmarks.targets import report_target
+from benchmarks.targets import format_figure, median, percentile, ratio, report_target
 from benchmarks.workload import classify_requests, load_photographs, make_random_bundle
 from serve.commands.admin_client import AdminClient
 
@@ -51,10 +50,12 @@ class JobPhase:
         The first requests after a quiet time wait for the longer inference of the job.
         """
         latencies = [r.latency_s for r in self.load.of_status(200) if r.intended_s >= self.load.seconds / 10]
-        return 1000 * float(np.percentile(latencies, percent))
+        return 1000 * percentile(latencies, percent)
 
     def __str__(self) -> str:
-        return f"p50 {self.percentile_ms(50):.1f} ms, p99 {self.p99_ms:.1f} ms, job {self.job_rate:.1f} images/s"
+        p50, p99 = self.percentile_ms(50), self.p99_ms
+        times = NO_SUCCESS if math.isnan(p50) else f"p50 {p50:.1f} ms, p99 {p99:.1f} ms"
+        return f"{times}, job {self.job_rate:.1f} images/s"
 
 
 @contextmanager
@@ -99,8 +100,9 @@ def main() -> None:
         run_job_server(Path(directory), images, ["--engine", options.engine, *flags]) as (server, client),
     ):
         uvloop.run(closed_loop(server.port, requests, CONNECTIONS, 2))
-        capacity = uvloop.run(closed_loop(server.port, requests, CONNECTIONS, options.seconds)).rate
-        print(f"  capacity {capacity:.1f} requests/s", flush=True)
+        load = uvloop.run(closed_loop(server.port, requests, CONNECTIONS, options.seconds))
+        capacity = load.rate
+        print(f"  capacity {capacity:.1f} requests/s: {load}", flush=True)
         names = itertools.count()
         phases: dict[float, list[tuple[JobPhase, JobPhase]]] = {share: [] for share in SHARES}
         for _, share in itertools.product(range(options.rounds), SHARES):
@@ -116,10 +118,10 @@ def main() -> None:
             phases[share].append((without, beside))
             print(f"  at {share:g} of capacity: without {without}\n                       with {beside}", flush=True)
         for share, pairs in phases.items():
-            ratio = median(beside.p99_ms / without.p99_ms for without, beside in pairs)
-            share_of_rest = median(beside.job_rate / ((1 - share) * capacity) for _, beside in pairs)
-            note = f"job: {share_of_rest:.2f} of the remaining capacity"
-            report_target(f"p99 with a job / without, at {share:g} of capacity", "≤", 1.2, ratio, note)
+            slowdown = median(ratio(beside.p99_ms, without.p99_ms) for without, beside in pairs)
+            share_of_rest = median(ratio(beside.job_rate, (1 - share) * capacity) for _, beside in pairs)
+            note = f"job: {format_figure(share_of_rest, '.2f')} of the remaining capacity"
+            report_target(f"p99 with a job / without, at {share:g} of capacity", "≤", 1.2, slowdown, note)
 
 
 if __name__ == "__main__":

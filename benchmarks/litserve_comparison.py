@@ -6,6 +6,7 @@ user, which also sees the packages of this environment, so that both servers run
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 import sysconfig
@@ -13,12 +14,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from statistics import median
 
 from benchmarks.load import ClosedLoopResult
 from benchmarks.saturation import CONNECTIONS, run_closed_loop
 from benchmarks.server_process import Server, free_port, run_server, run_tureen
-from benchmarks.targets import report_target
+from benchmarks.targets import format_figure, median, ratio, report_target
 from benchmarks.workload import ROOT, Workload, classify_requests
 from tureen.machine import available_cpus, default_cache_directory
 
@@ -92,8 +92,8 @@ def compare_with_litserve(workload: Workload) -> None:
             loads = {name: runs[name]() for name in sorted(runs, reverse=bool(turn % 2))}
             for name, load in loads.items():
                 print(f"  {name:<13} {load}", flush=True)
-            rates.append(loads["tureen, 64"].rate / loads["litserve, 64"].rate)
-            latencies.append(loads["tureen, 1"].percentile_ms(50) / loads["litserve, 1"].percentile_ms(50))
+            rates.append(ratio(loads["tureen, 64"].rate, loads["litserve, 64"].rate))
+            latencies.append(ratio(loads["tureen, 1"].percentile_ms(50), loads["litserve, 1"].percentile_ms(50)))
     report_target(f"LitServe {VERSION}: Tureen throughput / its, 64 connections", "≥", 1.35, median(rates))
     report_target(f"LitServe {VERSION}: Tureen p50 / its, one connection", "≤", 0.7, median(latencies))
 
@@ -114,8 +114,10 @@ def find_best_settings(python, workload, trials, score) -> LitServeSettings:  # 
                     run_closed_loop(server, requests, 1, TRIAL_S),
                 )
             busy, alone = trials[settings]
-            print(f"  {busy.rate:6.1f}/s, p50 at one {alone.percentile_ms(50):6.2f} ms   {settings}", flush=True)
-        return float(score(*trials[settings]))
+            p50 = format_figure(alone.percentile_ms(50), "6.2f")
+            print(f"  {busy.rate:6.1f}/s, p50 at one {p50} ms   {settings}", flush=True)
+        measured = float(score(*trials[settings]))
+        return -math.inf if math.isnan(measured) else measured  # NaN would win every comparison of max()
 
     best = LitServeSettings()
     for name, choices in CHOICES.items():

@@ -16,9 +16,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from benchmarks.targets import percentile
+
 HOST = "127.0.0.1"
 NO_RESPONSE = 0  # status of a request whose connection closed before a response
 NOT_SENT = -1  # status of a request that found no free connection
+NO_SUCCESS = "no response of status 200 after the warm-up"
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)")
 
 
@@ -115,9 +118,11 @@ class ClosedLoopResult:
 
     def percentile_ms(self, percent: float) -> float:
         """The percentile of the latencies in ms; NaN if there is none."""
-        return 1000 * float(np.percentile(self.latencies, percent)) if self.latencies else float("nan")
+        return 1000 * percentile(self.latencies, percent)
 
     def __str__(self) -> str:
+        if not self.succeeded:
+            return f"{NO_SUCCESS}, {self.failed} failed"
         p50, p99 = self.percentile_ms(50), self.percentile_ms(99)
         return f"{self.rate:7.0f} requests/s   p50 {p50:6.2f} ms   p99 {p99:6.2f} ms   {self.failed} failed"
 
@@ -197,10 +202,11 @@ async def open_loop(
 ) -> OpenLoopResult:
     """Send the requests in turn at the times of a Poisson process of `rate` per second, then wait for the responses.
 
-    A request takes an idle connection, or opens one. It is NOT_SENT if `max_connections` are open.
+    A request takes an idle connection, or opens one. It is NOT_SENT if `max_connections` are open. A rate of 0 sends
+    nothing.
     """
     count = int(rate * seconds)
-    times = np.cumsum(np.random.default_rng(seed).exponential(1 / rate, count)).tolist()
+    times = np.cumsum(np.random.default_rng(seed).exponential(1 / rate, count)).tolist() if count else []
     load = OpenLoopResult(rate, seconds)
     idle: list[Connection] = []
     all_completed = asyncio.get_running_loop().create_future()

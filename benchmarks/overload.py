@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass
-from statistics import median
 
 import numpy as np
 import uvloop
 
-from benchmarks.load import NO_RESPONSE, NOT_SENT, Connection, OpenLoopResult, TimedResponse, open_loop
+from benchmarks.load import NO_RESPONSE, NO_SUCCESS, NOT_SENT, Connection, OpenLoopResult, TimedResponse, open_loop
 from benchmarks.saturation import run_closed_loop
 from benchmarks.server_process import Server, run_tureen
-from benchmarks.targets import report_target
+from benchmarks.targets import format_figure, median, percentile, ratio, report_target
 from benchmarks.workload import Workload, classify_requests
 
 BELOW_CAPACITY, AT_CAPACITY, OVERLOADED, AFTERWARDS = 0.8, 1.0, 5.0, 0.5  # of capacity, in this order
@@ -50,13 +49,23 @@ class OverloadPhase:
             counts[timed.response.status] = counts.get(timed.response.status, 0) + 1
         names = {NO_RESPONSE: "reset", NOT_SENT: "unsent"}
         statuses = ", ".join(f"{count} {names.get(status, status)}" for status, count in sorted(counts.items()))
-        accepted_ms = [percentile_ms(self.accepted, share) for share in (50, 99)]
+        p50, p99, refusals, probes, late = (
+            format_figure(figure, ".0f")
+            for figure in (
+                percentile_ms(self.accepted, 50),
+                percentile_ms(self.accepted, 99),
+                percentile_ms(self.refused, 99),
+                percentile(self.probes_ms, 99),
+                1000 * percentile(load.late_s, 99),
+            )
+        )
+        accepted = f"accepted p50 {p50} ms, p99 {p99} ms" if self.accepted else NO_SUCCESS
         return (
-            f"{load.rate:6.0f}/s: goodput {load.goodput:6.1f}/s, accepted p50 {accepted_ms[0]:.0f} ms, "
-            f"p99 {accepted_ms[1]:.0f} ms; {statuses}; refusals p99 {percentile_ms(self.refused, 99):.0f} ms; "
-            f"/healthz p99 {np.percentile(self.probes_ms, 99):.0f} ms; RSS at most {self.largest_rss / 2**20:.0f} MiB; "
+            f"{load.rate:6.0f}/s: goodput {load.goodput:6.1f}/s, {accepted}; "
+            f"{statuses or 'nothing sent'}; refusals p99 {refusals} ms; "
+            f"/healthz p99 {probes} ms; RSS at most {self.largest_rss / 2**20:.0f} MiB; "
             f"generator {100 * load.cpu_s / load.seconds:.0f} % of a core, {load.connections} connections, "
-            f"p99 {1000 * np.percentile(load.late_s, 99):.0f} ms late"
+            f"p99 {late} ms late"
         )
 
 
@@ -85,14 +94,15 @@ def report(rounds: list[dict[float, OverloadPhase]], idle_rss: int) -> None:
         "overload: goodput at 5 × / goodput at 1 ×",
         "≥",
         0.95,
-        median(phases[OVERLOADED].load.goodput / phases[AT_CAPACITY].load.goodput for phases in rounds),
+        median(ratio(phases[OVERLOADED].load.goodput, phases[AT_CAPACITY].load.goodput) for phases in rounds),
     )
     report_target(
         "overload: p99 of accepted at 5 × / p99 at 0.8 ×",
         "≤",
         2,
         median(
-            percentile_ms(p[OVERLOADED].accepted, 99) / percentile_ms(p[BELOW_CAPACITY].accepted, 99) for p in rounds
+            ratio(percentile_ms(p[OVERLOADED].accepted, 99), percentile_ms(p[BELOW_CAPACITY].accepted, 99))
+            for p in rounds
         ),
     )
     refused = [timed for phase in over for timed in phase.refused]
@@ -104,9 +114,9 @@ def report(rounds: list[dict[float, OverloadPhase]], idle_rss: int) -> None:
     )
     report_target("overload: p99 of refusals, ms", "≤", 50, median(percentile_ms(phase.refused, 99) for phase in over))
     probes = [ms for phase in over for ms in phase.probes_ms]
-    report_target("overload: p99 of /healthz, ms", "≤", 200, float(np.percentile(probes, 99)), f"{len(probes)} probes")
+    report_target("overload: p99 of /healthz, ms", "≤", 200, percentile(probes, 99), f"{len(probes)} probes")
     largest = max(phase.largest_rss for phase in over)
-    report_target("overload: largest RSS / idle", "≤", 2, largest / idle_rss, f"{largest / 2**20:.0f} MiB")
+    report_target("overload: largest RSS / idle", "≤", 2, ratio(largest, idle_rss), f"{largest / 2**20:.0f} MiB")
     recovery = median(
         recovery_s(phases[AFTERWARDS], percentile_ms(phases[BELOW_CAPACITY].accepted, 99)) for phases in rounds
     )
@@ -139,7 +149,7 @@ async def run_phase(server: Server, requests: list[bytes], rate: float, seconds:
 
 def percentile_ms(responses: list[TimedResponse], percent: float) -> float:
     """Return the percentile of the latencies from the intended times, in ms; NaN if there is none."""
-    return 1000 * float(np.percentile([r.latency_s for r in responses], percent)) if responses else float("nan")
+    return 1000 * percentile([r.latency_s for r in responses], percent)
 
 
 def recovery_s(after: OverloadPhase, normal_ms: float) -> float:

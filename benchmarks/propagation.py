@@ -15,16 +15,14 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from statistics import median
 
-import numpy as np
 import uvloop
 
 from benchmarks.load import closed_loop
 from benchmarks.machine import describe_machine
 from benchmarks.server_process import free_port, run_tureen
 from benchmarks.soak import encode_image, golden_pixels
-from benchmarks.targets import report_target
+from benchmarks.targets import median, percentile, ratio, report_target
 from benchmarks.workload import SMALL_BUNDLE, classify_requests
 from serve.commands.admin_client import AdminClient
 from serve.control.credential_store import Credentials, make_secret
@@ -116,7 +114,7 @@ def measure_throughput(seconds: float, rounds: int) -> None:
             changing.join()
             changes = client.state()["revision"]
             print(f"  without {without}\n  during  {during}", flush=True)
-            ratios.append(during.rate / without.rate)
+            ratios.append(ratio(during.rate, without.rate))
     note = f"{changes / (1.1 * seconds * rounds):.0f} changes per second"
     report_target("throughput during changes / without", "≥", 0.99, median(ratios), note)
 
@@ -131,7 +129,7 @@ def keep_changing(client: AdminClient, is_over: threading.Event) -> None:
 
 
 def p99_ms(seconds: list[float]) -> float:
-    return 1000 * float(np.percentile(seconds, 99))
+    return 1000 * percentile(seconds, 99)
 
 
 def format_p50(seconds: list[float]) -> str:

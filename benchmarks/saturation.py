@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from functools import partial
-from statistics import median
 
 import numpy as np
 import uvloop
 
 from benchmarks.hardware_limit import LimitMeasurement, print_limit
-from benchmarks.load import ClosedLoopResult, closed_loop
+from benchmarks.load import NO_SUCCESS, ClosedLoopResult, closed_loop
 from benchmarks.server_process import Server, run_tureen
-from benchmarks.targets import report_target
+from benchmarks.targets import format_figure, median, ratio, report_target
 from benchmarks.workload import Workload, classify_requests
 from tureen.machine import available_cpus
 from tureen.timing import run_in_turns
@@ -41,13 +40,17 @@ def measure_saturation(workload: Workload) -> None:
     print_limit(cost, workload)
     rate = median(load.rate for load in busy)
     p50_ms = median(load.percentile_ms(50) for load in alone)
-    report_target(
-        "saturation: throughput at 64 connections / limit", "≥", 0.92, rate / cost.images_per_s, f"{rate:.1f}/s"
-    )
+    share = median(ratio(load.rate, cost.images_per_s) for load in busy)
+    report_target("saturation: throughput at 64 connections / limit", "≥", 0.92, share, f"{rate:.1f}/s")
     extra_ms = p50_ms - 1000 * cost.single_image_s
-    report_target("one connection: p50 beyond decode + inference, ms", "≤", 1, extra_ms, f"p50 {p50_ms:.2f} ms")
+    report_target(
+        "one connection: p50 beyond decode + inference, ms", "≤", 1, extra_ms, f"p50 {format_figure(p50_ms, '.2f')} ms"
+    )
     # Both CPU figures include the warm-up tenth of each round, so the count of requests does too.
     requests_count = sum(load.succeeded for load in busy) * 1.1
+    if not requests_count:
+        print("  core-milliseconds per request at 64 connections: unavailable", flush=True)
+        return
     generator_s = sum(load.cpu_s for load in busy)
     wall_s = sum(load.seconds for load in busy) * 1.1
     engine_and_decode_ms = 1000 * (cost.decode_s + cost.engine_s)
@@ -68,14 +71,21 @@ def measure_mixed_betas(workload: Workload) -> None:
         run_closed_loop(server, one, CONNECTIONS, 1)
         runs = [partial(run_closed_loop, server, r, CONNECTIONS, workload.seconds) for r in (mixed, one)]
         mixed_loads, one_loads = run_in_turns(runs, rounds=2 * workload.rounds)
-    ratio = median(m.rate / o.rate for m, o in zip(mixed_loads, one_loads, strict=True))
+    report_mixed_betas(count, mixed_loads, one_loads)
+
+
+def report_mixed_betas(count: int, mixed_loads: list[ClosedLoopResult], one_loads: list[ClosedLoopResult]) -> None:
+    """Prints the ratio of the rates with `count` β and with one β: the median over the rounds."""
+    share = median(ratio(m.rate, o.rate) for m, o in zip(mixed_loads, one_loads, strict=True))
     note = f"{median(m.rate for m in mixed_loads):.1f}/s against {median(o.rate for o in one_loads):.1f}/s"
-    report_target(f"mixed β ({count} values) / one β at 64 connections", "≥", 0.99, ratio, note)
+    report_target(f"mixed β ({count} values) / one β at 64 connections", "≥", 0.99, share, note)
 
 
 def run_closed_loop(server: Server, requests: list[bytes], connections: int, seconds: float) -> ClosedLoopResult:
-    """Run a closed loop in a new event loop; report failed requests."""
+    """Runs a closed loop in a new event loop; prints whether requests failed, or none succeeded."""
     load: ClosedLoopResult = uvloop.run(closed_loop(server.port, requests, connections, seconds))
     if load.failed:
         print(f"  {load.failed} responses had a status other than 200", flush=True)
+    if not load.succeeded:
+        print(f"  {NO_SUCCESS}", flush=True)
     return load

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import io
+import math
 import random
 from collections import Counter
 from dataclasses import dataclass, field
-from statistics import median
 
 import numpy as np
 import uvloop
@@ -19,7 +19,7 @@ from PIL import Image
 
 from benchmarks.load import Connection
 from benchmarks.server_process import LEAKING_SERVER, TUREEN_SERVER, ResourceUsage, Server, run_tureen
-from benchmarks.targets import report_target
+from benchmarks.targets import median, ratio, report_target
 from benchmarks.workload import SMALL_BUNDLE, Workload, classify_requests
 from tureen.bundle.bundle import load_bundle
 
@@ -45,9 +45,11 @@ class SoakResult:
 
     @property
     def growth(self) -> float:
-        """Relative growth of memory from the end of the warm-up to the end of the run."""
+        """Relative growth of memory from the end of the warm-up to the end of the run; NaN if no request succeeded."""
+        if not self.counts["valid 200"]:
+            return math.nan
         rss = [bytes_held for _, bytes_held in self.samples_after_warm_up()]
-        return median(rss[-GROWTH_SAMPLES:]) / median(rss[:GROWTH_SAMPLES]) - 1
+        return ratio(median(rss[-GROWTH_SAMPLES:]), median(rss[:GROWTH_SAMPLES])) - 1
 
     def curve(self) -> str:
         """Return the memory at each tenth of the run as text: a cache levels off, a leak does not."""

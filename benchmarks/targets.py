@@ -1,21 +1,58 @@
-"""Prints a measurement beside its target, and whether it meets the target."""
+"""Computes figures over the rounds of a benchmark, and prints each figure beside its target.
+
+A figure is NaN if a round has no successful response. NaN prints as "unavailable" and meets no target.
+"""
 
 from __future__ import annotations
 
+import math
 import operator
+import statistics
+from collections.abc import Iterable, Sequence
+
+import numpy as np
 
 COMPARISONS = {"≥": operator.ge, "≤": operator.le, "<": operator.lt, "=": operator.eq}
 
 
+def percentile(values: Sequence[float], percent: float) -> float:
+    """Returns the percentile of the values; NaN if there are no values."""
+    if not values:
+        return math.nan
+    method = "higher" if math.inf in values else "linear"  # interpolating between two infinities gives NaN
+    return float(np.percentile(values, percent, method=method))  # type: ignore[call-overload]
+
+
+def ratio(measured: float, reference: float) -> float:
+    """Returns `measured` / `reference`; NaN if either is 0 or NaN, as without a successful response."""
+    return measured / reference if measured > 0 and reference > 0 else math.nan
+
+
+def median(values: Iterable[float]) -> float:
+    """Returns the median of the values; NaN if one of them is NaN."""
+    rounds = list(values)
+    return math.nan if any(math.isnan(value) for value in rounds) else statistics.median(rounds)
+
+
+def format_figure(figure: float, precision: str = ".4g") -> str:
+    """Returns the figure as text: "unavailable" for NaN, otherwise in the format `precision`."""
+    return "unavailable" if math.isnan(figure) else format(figure, precision)
+
+
 def report_target(name: str, comparison: str, bound: float, measured: float, note: str = "") -> bool:
-    """Print the line, and return whether the measurement meets the target. NaN meets no target."""
+    """Prints the measurement beside its target; returns whether it meets the target."""
     is_met: bool = COMPARISONS[comparison](measured, bound)
     verdict = "yes" if is_met else "NO"
-    print(f"{name:<54} target {comparison} {bound:<6.4g} measured {measured:<8.4g} {verdict:<4} {note}", flush=True)
+    figure = format_figure(measured)
+    print(f"{name:<54} target {comparison} {bound:<6.4g} measured {figure:<8} {verdict:<4} {note}", flush=True)
     return is_met
 
 
 def report_lost(name: str, lost: int, trials: int, note: str = "") -> bool:
-    """Print a line whose target is 0 lost of `trials`; a measured 0 gets the bound on the true rate (rule of three)."""
+    """Prints a line whose target is 0 lost of `trials`; without trials the measurement is unavailable.
+
+    A measured 0 is printed with the upper bound of the true rate (rule of three).
+    """
     bound = f"true rate below {3 / trials:.2g} at 95 %" if trials and not lost else ""
-    return report_target(name, "=", 0, lost, "; ".join(part for part in (f"of {trials:,}", bound, note) if part))
+    parts = (f"of {trials:,}", bound, note)
+    return report_target(name, "=", 0, lost if trials else math.nan, "; ".join(part for part in parts if part))

@@ -11,9 +11,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import median
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ from PIL import Image
 from benchmarks.load import closed_loop
 from benchmarks.machine import describe_machine
 from benchmarks.server_process import run_tureen
+from benchmarks.targets import format_figure, median, ratio
 from tureen.bundle.bundle import Bundle, load_bundle
 from tureen.commands.demo import EXAMPLES
 from tureen.engines import open_engine
@@ -97,7 +98,7 @@ def print_through_http(bundle: Bundle, seconds: float) -> None:
                 result = asyncio.run(closed_loop(server.port, png_requests(images, mixes[name]), CONNECTIONS, seconds))
                 rates[name].append(result.rate)
                 print(f"  {name:<8} {result}", flush=True)
-        one, mixed = median(rates["one β"]), median(rates["mixed β"])
+        one, mixed = (math.nan if 0 in rates[name] else median(rates[name]) for name in ("one β", "mixed β"))
         alone = asyncio.run(closed_loop(server.port, png_requests(images, ["0.5"]), 1, seconds))
         print(f"  one connection {alone}", flush=True)
     engine = open_engine(bundle)
@@ -106,10 +107,10 @@ def print_through_http(bundle: Bundle, seconds: float) -> None:
     (engine_s,) = median_seconds([lambda: engine.run(pixels, tokens)])
     (decode_s,) = median_seconds([lambda: pixels_from_bytes(images[0], bundle.manifest.preprocess)])
     engine.close()
-    bare = 32 / engine_s
-    print(f"  mixed against one β through HTTP, medians of {HTTP_ROUNDS}: ratio {mixed / one:.3f}")
+    bare, share = 32 / engine_s, ratio(mixed, one)
+    print(f"  mixed against one β through HTTP, medians of {HTTP_ROUNDS}: ratio {format_figure(share, '.3f')}")
     print(f"  bare engine, {engine.name} {engine.precision}, batch 32: {bare:.0f} images/s")
-    print(f"  through HTTP against the bare engine: ratio {one / bare:.3f}")
+    print(f"  through HTTP against the bare engine: ratio {format_figure(ratio(one, bare), '.3f')}")
     print(f"  decoding one of these PNG files: {1e6 * decode_s:.0f} µs on one core")
 
 
