@@ -1,1 +1,1 @@
-"""Benchmarks: each command prints figures that README.md or docs/ publish."""
+"""Programs that print the figures published in README.md and docs/."""

@@ -1,10 +1,10 @@
-"""Throughput of `tureen batch` against the limit of the cores, and its peak memory for few and many images.
+"""Measures `tureen batch`: its throughput as a share of the hardware limit, and its peak memory.
 
     python -m benchmarks.batch
 
 Runs the 10,000 test images of CIFAR-10 with the example bundle, and 5,000 photographs (200, repeated) with a ViT-Ti/16
-of random weights at 224. Throughput is measured from the first image to `_SUCCESS`, without opening the engine, and
-compared with the limit of the same run (DESIGN.md, Measuring). Memory is the peak resident size of the process.
+of random weights at 224. Throughput counts from the first image to `_SUCCESS`, without the time to open the engine.
+The limit is measured in the same run (`hardware_limit`). Memory is the peak resident size for 1,000 and 50,000 images.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from tureen.soup import Soup
 
 
 def run_job(workload: Workload, manifest: Path, output: Path) -> float:
-    """Run a job over the manifest; return the seconds from its first image to its end."""
+    """Returns the seconds of a batch job over the manifest, from its first image to its end."""
     streams = min(2, available_cpus())
     with (
         closing(open_source(str(manifest))) as source,
@@ -64,7 +64,7 @@ def run_job(workload: Workload, manifest: Path, output: Path) -> float:
 
 
 def write_manifest(files: list[Path], count: int, path: Path) -> Path:
-    """Write a manifest of `count` rows that repeats the files; return its path."""
+    """Writes a CSV manifest of `count` rows, which repeats the files. Returns its path."""
     with path.open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["path"])

@@ -1,8 +1,9 @@
-"""Compares the digits recipe with α = 1 (nominal only) and α = 0 (adversarial only), on the same model and steps.
+"""Compares co-training on digits with nominal training alone (α = 1) and adversarial training alone (α = 0).
 
     python -m benchmarks.digits --seeds 0 1 2
 
-Prints training time, accuracy by β for each seed with its 95 % interval, and the mean over the seeds.
+All three have the same model and number of steps. Prints the training time and the accuracy by β of each seed, with its
+95 % interval, and the mean over the seeds.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def main() -> None:
 
 
 def train_and_evaluate(settings: Sequence[str], betas: Sequence[float], name: str) -> tuple[list[AccuracyRow], float]:
-    """Train one model and evaluate it at each β; return the rows and the seconds of training alone."""
+    """Returns the accuracy of a newly trained model at each β, and the seconds of its training."""
     recipe = load_recipe("digits", settings)
     data = load_digits()
     training = Cotraining(recipe, data, best_device())
@@ -66,12 +67,12 @@ def train_and_evaluate(settings: Sequence[str], betas: Sequence[float], name: st
 
 
 def format_accuracy(accuracy: Accuracy) -> str:
-    """Return an accuracy in per cent with its interval as text."""
+    """Returns the accuracy and its interval as text, in per cent."""
     return f"{100 * accuracy.value:5.1f} % ({100 * accuracy.low:4.1f}–{100 * accuracy.high:5.1f})"
 
 
 def print_mean(name: str, runs: Sequence[Sequence[AccuracyRow]]) -> None:
-    """Print the mean and the range over the seeds, at each β."""
+    """Prints the mean, the minimum and the maximum of the accuracy over the seeds, at each β."""
     print(f"\n{name}, mean over {len(runs)} seeds (minimum–maximum), n = {runs[0][0].n} each:")
     for rows in zip(*runs, strict=True):
         clean, robust = [row.clean.value for row in rows], [row.robust.value for row in rows]

@@ -1,10 +1,10 @@
-"""Measures every engine of this machine on ViTs of random weights: batch sizes, mixed β, settings, benchmark_app.
+"""Measures the CPU engines on ViTs of random weights: speed by batch and settings, mixed β, and benchmark_app.
 
     python -m benchmarks.engines                     # ViT-Ti/16 and ViT-B/16 at 224: about 15 minutes
     python -m benchmarks.engines --models ti --quick
 
-Compare the figures of one run with each other; on shared cores, compare only ratios. `tureen export` measures the
-accuracy of an engine, on trained models.
+benchmark_app is the benchmark that OpenVINO provides. Compare the figures of one run with each other; on shared cores,
+compare only ratios. Random weights have no accuracy: `tureen export` measures it on trained models.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Model:
         self.int8 = int8_graph(self.fp32, self.pixels[:CALIBRATION_IMAGES], self.clean, self.robust)
 
     def tokens(self, betas: NDArray[np.float64] | list[float]) -> NDArray[np.float32]:
-        """Return the tokens at these β, float32 (B, D)."""
+        """Returns one mixed token for each β, float32 (B, D)."""
         return mix_rows(self.clean, self.robust, betas)
 
     def graph(self, precision: str) -> bytes:
@@ -165,7 +165,7 @@ def compare_opsets(model: Model, rounds: int) -> None:
 
 
 def compare_streams(model: Model, rounds: int) -> None:
-    """Compare two streams of one thread with one stream of two threads, while two callers keep the engine busy."""
+    """Prints the speed of two streams relative to one, with two concurrent callers. Both settings use all CPUs."""
     from concurrent.futures import ThreadPoolExecutor
 
     cpus = available_cpus()
@@ -215,7 +215,7 @@ def compare_onnxruntime_threads(model: Model, rounds: int) -> None:
 
 
 def measure_openvino_start(model: Model) -> None:
-    """Time the start of OpenVINO with an empty and with a full cache, each in a new process."""
+    """Prints the seconds until OpenVINO opens the model, with an empty and with a full cache, in new processes."""
     program = (
         "import sys, time; from pathlib import Path; from tureen.engines import compile_engine; "
         "from tureen.engines.base import EngineOptions; data = Path(sys.argv[1]).read_bytes(); "
@@ -232,9 +232,9 @@ def measure_openvino_start(model: Model) -> None:
 
 
 def compare_with_benchmark_app(model: Model, turns: int) -> None:
-    """Compare the Tureen engine with benchmark_app of OpenVINO in turns.
+    """Prints the throughput of the Tureen engine as a ratio to that of benchmark_app, measured in turns.
 
-    Both use the same graph, threads, batch size and precision, with one request at a time.
+    Both use the same graph, threads, batch size and precision, and run one batch at a time.
     """
     tool = Path(sys.executable).parent / "benchmark_app"
     threads = available_cpus()
@@ -267,7 +267,7 @@ def compare_with_benchmark_app(model: Model, turns: int) -> None:
 
 
 def runs_per_second(run: Run, seconds: float) -> float:
-    """Return the runs per second over `seconds`, after a run to warm up."""
+    """Returns the runs per second, counted for `seconds` after one warm-up run."""
     run()
     start, count = time.perf_counter(), 0
     while time.perf_counter() - start < seconds:
@@ -277,7 +277,7 @@ def runs_per_second(run: Run, seconds: float) -> float:
 
 
 def benchmark_app_runs_per_second(command: list[str]) -> float:
-    """Return the runs per second that benchmark_app reports."""
+    """Returns the runs per second that benchmark_app reports."""
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     count, duration = re.search(r"Count:\s+(\d+)", output), re.search(r"Duration:\s+([\d.]+) ms", output)
     assert count, output

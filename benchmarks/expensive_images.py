@@ -1,7 +1,7 @@
-"""Measures ordinary requests beside a stream of images that cost most to decode per byte, and the peak memory.
+"""Measures ordinary requests while another client sends images that are expensive to decode, and the peak memory.
 
-The module generates these images: 1 to 100 kB that decode to 25 million pixels, and a small one of equal cost per byte.
-The stream has a rate in bytes per second, because bytes are what an attacker pays for.
+The module generates the expensive images: files of 1 to 100 kB that decode to 25 million pixels, and a small file of
+equal cost per byte. The rate of their stream is in bytes per second, because an attacker pays for bytes.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from tureen.machine import available_cpus
 
 BYTES_PER_S = 100_000  # of the expensive stream, request heads included
 SMALL_RATE, PHOTOGRAPH_RATE = 40.0, 20.0  # requests/s, two open loops in parallel
-STREAM_CONNECTIONS = 64  # at most; a request that finds no free connection is dropped, as by a slow attacker
+STREAM_CONNECTIONS = 64  # at most; without a free connection a request is dropped
 SMALL_SIDE = 32  # pixels, as in CIFAR-10
 PHOTOGRAPH_SIZE = (1280, 960)
 STREAM_LEAD_S = 2.0  # of the stream before the ordinary requests, in which the decoder processes start
@@ -45,7 +45,7 @@ WITHOUT_IMAGE = "as many requests without an image"
 
 @dataclass(frozen=True)
 class ExpensiveStream:
-    """Whole HTTP requests with one kind of expensive image."""
+    """Complete HTTP requests with one kind of expensive image."""
 
     name: str
     requests: list[bytes]
@@ -53,13 +53,13 @@ class ExpensiveStream:
 
 @dataclass
 class OrdinaryResponses:
-    """Responses to the ordinary requests of all rounds."""
+    """Responses to ordinary requests, by kind of image."""
 
     small: list[TimedResponse] = field(default_factory=list)
     photographs: list[TimedResponse] = field(default_factory=list)
 
     def add(self, more: OrdinaryResponses) -> None:
-        """Add the responses of another round."""
+        """Adds the responses of another round."""
         self.small += more.small
         self.photographs += more.photographs
 
@@ -69,14 +69,17 @@ class OrdinaryResponses:
 
 @dataclass
 class OrdinaryRequests:
-    """Whole HTTP requests of one image each."""
+    """Ordinary requests, by kind of image: complete HTTP requests with one image each."""
 
     small: list[bytes]
     photographs: list[bytes]
 
 
 def measure_expensive_images(workload: Workload) -> None:
-    """p99 of ordinary requests with each expensive stream and without, in turns; refusals; peak memory."""
+    """Prints the p99 of ordinary requests beside each expensive stream, as a ratio to the p99 without it.
+
+    Also prints the ordinary requests that were not served, and the peak memory. Rounds with and without alternate.
+    """
     requests = OrdinaryRequests(
         classify_requests(noise_images(), media_type="image/png"), classify_requests(large_photographs())
     )
@@ -124,7 +127,7 @@ def measure_expensive_images(workload: Workload) -> None:
 
 
 def memory_budget() -> int:
-    """Return the bytes that docs/serving.md allows at the defaults: for images, processes, threads and bodies."""
+    """Returns the bytes beyond idle that docs/serving.md allows at the defaults: images, processes, threads, bodies."""
     decoders = min(8, available_cpus())
     one_image = 46 * 25_000_000
     return 2**30 + one_image + (40 * (max(1, decoders // 2) + 1) + 30 * decoders + STREAM_CONNECTIONS) * 2**20
@@ -133,7 +136,7 @@ def memory_budget() -> int:
 async def send_ordinary(
     server: Server, requests: OrdinaryRequests, seconds: float, *, seed: int = 0
 ) -> OrdinaryResponses:
-    """Send small images and photographs in parallel; return their responses."""
+    """Returns the responses to small images and photographs, which are sent in parallel for `seconds`."""
     small, photographs = await asyncio.gather(
         open_loop(server.port, requests.small, SMALL_RATE, seconds, seed=2 * seed),
         open_loop(server.port, requests.photographs, PHOTOGRAPH_RATE, seconds, seed=2 * seed + 1),
@@ -144,7 +147,7 @@ async def send_ordinary(
 async def send_beside_stream(
     server: Server, requests: OrdinaryRequests, seconds: float, *, seed: int
 ) -> tuple[OrdinaryResponses, int]:
-    """Send the ordinary requests after STREAM_LEAD_S; return their responses and the peak memory in bytes."""
+    """Returns the responses to ordinary requests that start after STREAM_LEAD_S, and the peak memory in bytes."""
     peak = 0
 
     async def sample() -> None:
@@ -161,7 +164,10 @@ async def send_beside_stream(
 
 
 def send_stream(port: int, requests: Sequence[bytes], seconds: float) -> Counter[int]:
-    """Send BYTES_PER_S of the requests in turn, each on a new connection; count the responses by status, 0 for none."""
+    """Sends the requests in turn for `seconds` at BYTES_PER_S, each on a new connection.
+
+    Returns the number of responses by status; 0 is the status of a request without a response.
+    """
     statuses: Counter[int] = uvloop.run(_send_stream(port, requests, seconds))
     return statuses
 
@@ -202,7 +208,7 @@ async def _send_stream(port: int, requests: Sequence[bytes], seconds: float) -> 
 
 
 def peak_bytes(server: Server) -> int:
-    """Return the sum of the peak memory of each process, an upper bound of the peak of all together."""
+    """Returns the sum of the peak memory of each process in bytes: an upper bound of the peak of the server."""
     peak = 0
     for process in server.processes():
         try:
@@ -214,17 +220,20 @@ def peak_bytes(server: Server) -> int:
 
 
 def p99_ms(responses: Sequence[TimedResponse]) -> float:
-    """Return the p99 latency of the responses with status 200, from their intended times."""
+    """Returns the p99 of the latencies, as `percentile_ms` does."""
     return percentile_ms(responses, 99)
 
 
 def percentile_ms(responses: Sequence[TimedResponse], percent: float) -> float:
-    """Return the percentile of the latencies of the responses with status 200."""
+    """Returns the percentile in ms of the latencies of the responses with status 200; NaN if there are none.
+
+    A latency counts from the intended time of the request.
+    """
     return 1000 * percentile([r.latency_s for r in responses if r.response.status == 200], percent)
 
 
 def not_served(responses: Sequence[TimedResponse]) -> int:
-    """Return the number of responses with a status other than 200."""
+    """Returns the number of responses with a status other than 200."""
     return sum(timed.response.status != 200 for timed in responses)
 
 
@@ -237,7 +246,7 @@ def _summary(responses: Sequence[TimedResponse]) -> str:
 
 
 def noise_images() -> list[bytes]:
-    """Return PNG files of noise, SMALL_SIDE pixels square."""
+    """Returns 50 PNG files of random pixels, SMALL_SIDE × SMALL_SIDE."""
     rng = np.random.default_rng(0)
     return [
         _encode(Image.fromarray(rng.integers(0, 256, (SMALL_SIDE, SMALL_SIDE, 3), np.uint8)), "PNG") for _ in range(50)
@@ -245,14 +254,14 @@ def noise_images() -> list[bytes]:
 
 
 def large_photographs() -> list[bytes]:
-    """Return JPEG files of 1.2 million pixels with about as many bytes as from a camera."""
+    """Returns five JPEG files of 1.2 million pixels, each with about as many bytes as a camera writes."""
     rng = np.random.default_rng(0)
     grain = (rng.integers(0, 256, (PHOTOGRAPH_SIZE[1] // 4, PHOTOGRAPH_SIZE[0] // 4, 3), np.uint8) for _ in range(5))
     return [_encode(Image.fromarray(g).resize(PHOTOGRAPH_SIZE), "JPEG", quality=75) for g in grain]
 
 
 def expensive_streams(manifest: Manifest) -> list[ExpensiveStream]:
-    """Return a stream for each expensive image, and for several in a form, in JSON and under /v2."""
+    """Returns the streams: one for each expensive image, and one each for several images in a form, JSON and /v2."""
     white = Image.new("RGB", (5000, 5000), "white")
     webp = _encode(white, "WEBP", lossless=True)
     clear = _encode(Image.new("RGBA", (5000, 5000), (1, 2, 3, 4)), "WEBP", lossless=True)
@@ -273,22 +282,22 @@ def expensive_streams(manifest: Manifest) -> list[ExpensiveStream]:
 
 
 def requests_without_image() -> ExpensiveStream:
-    """Return a stream of as many requests as that of the smallest image, without anything to decode.
+    """Returns a stream with the rate of requests of the smallest image, but without a decodable image.
 
-    Its ratio is what so many requests and connections cost by themselves.
+    It measures the cost of the requests and connections alone.
     """
     return ExpensiveStream(WITHOUT_IMAGE, classify_requests([b"\xff\xd8\xff" + bytes(120)], media_type="image/webp"))
 
 
 def jpeg_of_scans(image: Image.Image, scans: int) -> bytes:
-    """Return a progressive JPEG whose last scan repeats until it has `scans` of them."""
+    """Returns a progressive JPEG with `scans` scans: its last scan is repeated."""
     data = _encode(image, "JPEG", progressive=True, quality=5)
     last = data[data.rfind(b"\xff\xda") : -2]
     return data[:-2] + last * (scans - data.count(b"\xff\xda")) + data[-2:]
 
 
 def multipart_request(images: Sequence[bytes]) -> bytes:
-    """Return a POST /classify with the images in a multipart form."""
+    """Returns a POST /classify request with the images in a multipart form."""
     head = b'--x\r\nContent-Disposition: form-data; name="image"; filename="i"\r\n\r\n'
     return _post(
         "/classify", "multipart/form-data; boundary=x", b"".join(head + i + b"\r\n" for i in images) + b"--x--"
@@ -296,13 +305,13 @@ def multipart_request(images: Sequence[bytes]) -> bytes:
 
 
 def json_request(images: Sequence[bytes]) -> bytes:
-    """Return a POST /classify with the images as base64 in JSON."""
+    """Returns a POST /classify request with the images as base64 in JSON."""
     encoded = [{"data": base64.b64encode(image).decode()} for image in images]
     return _post("/classify", "application/json", json.dumps({"images": encoded}).encode())
 
 
 def v2_request(images: Sequence[bytes], model: str) -> bytes:
-    """Return an Open Inference Protocol request with the images as base64 in JSON."""
+    """Returns an Open Inference Protocol request with the images as base64 in JSON."""
     data = [base64.b64encode(image).decode() for image in images]
     inputs = [{"name": "image", "datatype": "BYTES", "shape": [len(images)], "data": data}]
     return _post(f"/v2/models/{model}/infer", "application/json", json.dumps({"inputs": inputs}).encode())

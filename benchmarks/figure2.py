@@ -2,10 +2,10 @@
 
     python -m benchmarks.figure2 --seeds 0 1 2 --out docs/figure2.png --json figure2.json
 
-Trains each norm with each adapter by Eq. 1 with α = ½ on the digits of scikit-learn. Measures during training the clean
-accuracy in clean mode, and the robust accuracy in robust mode under APGD. Plots the curves, prints the last values, and
-prints for each norm whether the finding of the paper appears: co-training with shared normalisation ends with clearly
-less robust accuracy. Writes each complete curve to --json, so that an interrupted benchmark resumes.
+Trains one model for each norm and adapter, by Eq. 1 with α = ½, on the digits of scikit-learn. During training it
+measures the clean accuracy in clean mode, and the robust accuracy in robust mode under APGD. Plots the curves, and
+prints the last values. Then prints for each norm whether the finding of the paper appears: co-training with shared
+normalisation ends with clearly less robust accuracy. An interrupted benchmark resumes from the curves in --json.
 
 Source: Rebuffi, Croce & Gowal, *Revisiting adapters with adversarial training*, ICLR 2023, Figure 2: ResNet-50 on
 ImageNet. Data, size, schedule and attack differ from the paper, to suit one CPU core.
@@ -52,7 +52,7 @@ MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4
 POINTS = 6
 ATTACK, ATTACK_STEPS = "apgd", 20
 HELD_OUT = 225
-CLEAR_GAP = 0.05  # least difference of the mean accuracies over the seeds for a clear gap
+CLEAR_GAP = 0.05  # a smaller difference of the mean accuracies over the seeds is not a clear gap
 
 SCALE = f"{SETTINGS}, width {WIDTH}, {ATTACK}-{ATTACK_STEPS}, n = {HELD_OUT}, {POINTS} points"
 
@@ -90,7 +90,7 @@ def main() -> None:
 
 
 def train(norm: str, adapter: str, recipe: Recipe) -> Curve:
-    """Train with SGD and Nesterov momentum, and otherwise by the recipe; return the curve."""
+    """Returns the curve of a ResNet trained by the recipe, but by SGD with Nesterov momentum."""
     data = load_digits()
     held_out = Images(data.held_out.pixels[:HELD_OUT], data.held_out.labels[:HELD_OUT])
     torch.manual_seed(recipe.seed)
@@ -136,12 +136,12 @@ def train(norm: str, adapter: str, recipe: Recipe) -> Curve:
 
 
 def last_values(curves: list[Curve], key: str) -> list[float]:
-    """Return the last value of each curve, one per seed."""
+    """Returns the last value of each curve; there is one curve per seed."""
     return [curve[key][-1] for curve in curves]
 
 
 def compare_shared_and_dual(by_variant: dict[tuple[str, str], list[Curve]]) -> list[str]:
-    """Return for each norm and dual adapter whether shared ends with clearly less robust accuracy."""
+    """Returns a sentence for each norm and dual adapter: whether shared ends with clearly less robust accuracy."""
     findings = []
     for norm, adapter in VARIANTS:
         if adapter == "shared":
@@ -171,7 +171,10 @@ def print_table(by_variant: dict[tuple[str, str], list[Curve]]) -> None:
 
 
 def plot(by_variant: dict[tuple[str, str], list[Curve]], findings: list[str], out: Path) -> None:
-    """Plot shared on the left, dual on the right; clean solid, robust dashed; bands from minimum to maximum."""
+    """Draws the curves into the PNG file `out`: shared normalisation on the left, dual on the right.
+
+    Clean accuracy is a solid line, robust accuracy a dashed one. Bands reach from minimum to maximum over the seeds.
+    """
     figure = Figure(figsize=(10, 5.2), dpi=150, layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     for (norm, adapter), curves in by_variant.items():

@@ -1,4 +1,7 @@
-"""Measures decoder and engine without a server, and the throughput limit of the machine (DESIGN.md, Measuring)."""
+"""Measures the decoder and the engine without a server, and computes the throughput limit of the machine from them.
+
+The limit is cores / (decode core-seconds + engine core-seconds per image).
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ RUNS_PER_ROUND = 4  # of each engine at each batch size
 
 @dataclass(frozen=True)
 class ImageCost:
-    """Core-seconds per image, and the latency of a single image."""
+    """Core-seconds per image, and the seconds that a single image takes."""
 
     decode_s: float  # mean over the images; one thread, the other cores idle
     busy_decode_s: float  # the same mean while every core decodes
@@ -32,15 +35,15 @@ class ImageCost:
 
     @property
     def images_per_s(self) -> float:
-        """Images per second that the cores of this machine can classify."""
+        """Throughput limit: images per second that all cores of this machine can classify."""
         return available_cpus() / (self.decode_s + self.engine_s)
 
 
 class LimitMeasurement:
     """Measures the decoder and the engine of the server in this process, round by round.
 
-    The engine runs with one stream of all cores, and with one stream per core. The limit takes the faster of the two,
-    whichever the server chooses.
+    The engine runs with one stream of all cores, and with one stream per core. The limit uses the faster of the two,
+    even if the server uses the other.
     """
 
     def __init__(self, workload: Workload) -> None:
@@ -54,7 +57,7 @@ class LimitMeasurement:
         self._pixels = np.stack([pixels_from_bytes(image, spec) for image in workload.images[: max(BATCH_SIZES)]])
 
     def measure_round(self) -> None:
-        """Decode every image and run the engine at each batch size. Needs all cores idle."""
+        """Decodes every image and runs the engine at each batch size. All cores must be idle."""
         images = self._subject.images
         self._decode.append([self._decode_s(image) for image in images])
         self._busy_decode.append(mean(self._cores.map(self._decode_s, images)))
@@ -64,7 +67,7 @@ class LimitMeasurement:
 
     @property
     def cost(self) -> ImageCost:
-        """The medians over the rounds."""
+        """Cost per image, from the medians over the rounds."""
         decode_s = np.median(np.array(self._decode), axis=0)
         runs = {key: median(seconds) for key, seconds in self._runs.items()}
         streams, batch = min(runs, key=lambda key: runs[key] / (key[0] * key[1]))
@@ -98,7 +101,7 @@ class LimitMeasurement:
 
 
 def measure_limit(workload: Workload) -> None:
-    """Measure and print the limit and its parts."""
+    """Measures the limit and its parts, and prints them."""
     measurement = LimitMeasurement(workload)
     for _ in range(workload.rounds):
         measurement.measure_round()

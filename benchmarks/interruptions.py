@@ -1,7 +1,7 @@
-"""Measures lost requests while the server stops, while a worker is killed and while a bundle is reloaded.
+"""Counts the requests that are lost while the server stops, a worker is killed or the bundle is reloaded.
 
-A request counts as lost if a client sent all of it and got no response. A measured zero is printed with the bound that
-it puts on the true rate.
+A request counts as lost if a client sent all of it and got no response. A measured zero is printed with the upper bound
+of the true rate.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ RECOVERY_S = 5.0
 
 @dataclass(frozen=True)
 class CompletedRequest:
-    """One request and its response; times by time.perf_counter."""
+    """A request and its response. Times are seconds of time.perf_counter."""
 
     connected_s: float
     sent_s: float
@@ -43,7 +43,7 @@ class CompletedRequest:
 
 @dataclass
 class Traffic:
-    """Clients on keep-alive connections that send requests without a pause until `is_over`."""
+    """CLIENTS clients on keep-alive connections. They send requests without a pause until `is_over` is true."""
 
     port: int
     requests: list[bytes]
@@ -80,7 +80,10 @@ class Traffic:
 
 
 def measure_sigterm(workload: Workload) -> None:
-    """SIGTERM under load, many times: each request sent before it gets a response, and the process exits with 0."""
+    """Stops servers by SIGTERM under load; prints the lost requests and the exit statuses.
+
+    Target: each request sent before the signal gets a response, and the process exits with 0.
+    """
     lost = in_progress = later = 0
     statuses: set[int | None] = set()
     slowest = 0.0
@@ -100,7 +103,7 @@ def measure_sigterm(workload: Workload) -> None:
 
 
 async def stop_under_load(server: Server) -> tuple[Traffic, float, float]:
-    """Send SIGTERM under load; return the requests, and when the signal was sent and the process ended."""
+    """Sends SIGTERM under load. Returns the traffic, the time of the signal and the time when the process ended."""
     traffic = Traffic(server.port, valid_requests())
     running = asyncio.create_task(traffic.run())
     await asyncio.sleep(BEFORE_S)
@@ -115,14 +118,17 @@ async def stop_under_load(server: Server) -> tuple[Traffic, float, float]:
 
 
 def measure_worker_kill(workload: Workload) -> None:
-    """SIGKILL of one of two workers under load: only requests of that worker are lost, and a new worker starts."""
+    """Kills one of two workers under load; prints the lost requests and the seconds until recovery.
+
+    Target: only requests on connections of that worker are lost, and a new worker starts.
+    """
     held = lost_with_worker = lost_otherwise = sent_later = 0
     slowest = 0.0
     for _ in range(workload.repetitions):  # a new server each time, because a restart after repeated deaths is delayed
         with run_tureen(SMALL_BUNDLE, "--workers", "2") as server:
             traffic, kill = uvloop.run(kill_under_load(server))
         held += kill.connections
-        # The connections from before the kill bound the loss; a later connection must not fail.
+        # Each connection of the killed worker may lose one request. A later connection must not fail.
         lost_with_worker += sum(r.connected_s < kill.at_s for r in traffic.failed)
         lost_otherwise += sum(r.connected_s >= kill.at_s for r in traffic.failed)
         sent_later += sum(r.sent_s >= kill.at_s for r in traffic.completed)
@@ -134,7 +140,7 @@ def measure_worker_kill(workload: Workload) -> None:
 
 @dataclass(frozen=True)
 class WorkerKill:
-    """A killed worker: when, how many connections it had, and how many seconds until its replacement has one."""
+    """The kill of a worker: its time, the connections of the worker, and the seconds until a new worker has one."""
 
     at_s: float
     connections: int
@@ -142,7 +148,7 @@ class WorkerKill:
 
 
 async def kill_under_load(server: Server) -> tuple[Traffic, WorkerKill]:
-    """Kill the worker with most connections, and wait until a new process has a connection."""
+    """Kills the worker with most connections, and waits until a new process has a connection."""
     before = server.processes()
     traffic = Traffic(server.port, valid_requests())
     running = asyncio.create_task(traffic.run())
@@ -167,7 +173,7 @@ async def kill_under_load(server: Server) -> tuple[Traffic, WorkerKill]:
 
 
 def client_connections(process: psutil.Process) -> int:
-    """Return the number of established TCP connections of the process."""
+    """Returns the number of established TCP connections of the process."""
     try:
         return sum(c.status == psutil.CONN_ESTABLISHED for c in process.net_connections("tcp"))
     except psutil.NoSuchProcess:
@@ -175,7 +181,10 @@ def client_connections(process: psutil.Process) -> int:
 
 
 def measure_reload(workload: Workload) -> None:
-    """SIGHUP under load, each time with another bundle: no request fails, and responses come from that bundle."""
+    """Reloads a bundle by SIGHUP under load, each time another version; prints the failed requests.
+
+    Target: no request fails, and after each signal a response comes from the new version.
+    """
     failed = sent = changed = 0
     slowest = 0.0
     with tempfile.TemporaryDirectory() as scratch:
@@ -198,9 +207,9 @@ def measure_reload(workload: Workload) -> None:
 
 
 async def reload_under_load(server: Server, path: Path, version: str) -> tuple[Traffic, float]:
-    """Replace the bundle by the same model under another version, and send SIGHUP.
+    """Replaces the bundle by the same model under another version, and sends SIGHUP.
 
-    Returns the requests, and when the signal was sent.
+    Returns the traffic and the time of the signal.
     """
     bundle = load_bundle(path)
     files = {name: (path / name).read_bytes() for name in bundle.manifest.files}

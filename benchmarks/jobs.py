@@ -1,9 +1,9 @@
-"""Measures the latency of requests beside a batch job in the server, and the throughput of that job.
+"""Measures the latency of requests while the server runs a batch job, and the throughput of that job.
 
     python -m benchmarks.jobs
 
-Uses the photographs and a ViT-Ti/16 of random weights at 224. Requests arrive at random times at a share of the
-measured capacity, in turns without a job and with one that runs at full speed. The throughput of the job is compared
+Uses the photographs and a ViT-Ti/16 of random weights at 224. Requests arrive at random times, at a share of the
+measured capacity. Phases without a job and with a job at full speed alternate. The throughput of the job is compared
 with the capacity that the requests leave.
 """
 
@@ -35,7 +35,7 @@ COPIES = 100  # of each photograph, so that no job ends during the measurement
 
 @dataclass(frozen=True)
 class JobPhase:
-    """The responses of one phase, and the images per second of the job during it."""
+    """The responses of one phase of load, and the images per second of the job in that phase."""
 
     load: OpenLoopResult
     job_rate: float
@@ -45,7 +45,7 @@ class JobPhase:
         return self.percentile_ms(99)
 
     def percentile_ms(self, percent: float) -> float:
-        """Return the percentile of the latencies, without the first tenth of the time.
+        """Returns the percentile of the latencies in ms, without the first tenth of the time; NaN without a success.
 
         The first requests after a quiet time wait for the longer inference of the job.
         """
@@ -60,7 +60,7 @@ class JobPhase:
 
 @contextmanager
 def run_job_server(work: Path, images: list[bytes], flags: list[str]) -> Iterator[tuple[Server, AdminClient]]:
-    """Run a server that accepts jobs; yield it when ready, with a client of its admin listener."""
+    """Runs a server that accepts jobs. Yields it when it is ready, with a client of its admin listener."""
     for folder in ("in", "out", "state"):
         (work / folder).mkdir()
     for n, image in enumerate(images):
@@ -77,7 +77,7 @@ def run_job_server(work: Path, images: list[bytes], flags: list[str]) -> Iterato
 def run_phase(
     server: Server, client: AdminClient, job: str | None, requests: list[bytes], rate: float, seconds: float
 ) -> JobPhase:
-    """Send requests in an open loop; return their responses and the rate of the job during them, 0 without a job."""
+    """Returns the responses of an open loop, and the rate of the job during the loop; 0 without a job."""
     before = client.job(job)["done"] if job else 0
     started = time.perf_counter()
     load = uvloop.run(open_loop(server.port, requests, rate, seconds, seed=1))

@@ -1,4 +1,4 @@
-"""The Tureen server with a leak of 1 KiB per request, to prove that the soak benchmark detects a leak.
+"""Runs the Tureen server with a leak of 1 KiB per request, to prove that the soak benchmark detects a leak.
 
 python -m benchmarks.leaking_server BUNDLE --port 9000
 """
@@ -17,7 +17,7 @@ LEAK_BYTES = 1024
 
 
 class Leak:
-    """Middleware that keeps LEAK_BYTES for every request."""
+    """ASGI middleware that allocates LEAK_BYTES for every request and never frees them."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -1,7 +1,7 @@
-"""Compares Tureen with LitServe in turns, on the same graph, engine, decoder and images.
+"""Compares Tureen with LitServe on the same graph, engine, decoder and images. Measures the two in turns.
 
-LitServe runs with the best settings that a search finds. It is installed into a virtual environment in the cache of the
-user, which also sees the packages of this environment, so that both servers run the same ones.
+LitServe runs with the best settings that a search finds. It is installed into a virtual environment in the user's
+cache. That environment also uses the packages of this one, so that both servers run the same versions.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class LitServeSettings:
 
     @property
     def flags(self) -> list[str]:
-        """The options as command-line flags."""
+        """Command-line flags of these options."""
         flags = []
         for field in fields(self):
             value = getattr(self, field.name)
@@ -52,7 +52,7 @@ class LitServeSettings:
         return ", ".join(f"{field.name} {getattr(self, field.name)}" for field in fields(self))
 
 
-# The search tries one option after the other, and keeps the best value of each.
+# The search tries the options one after the other, and keeps the best value of each.
 CHOICES: dict[str, tuple[object, ...]] = {
     "workers": (1, available_cpus()),
     "decode_threads": (1, available_cpus()),
@@ -64,7 +64,7 @@ CHOICES: dict[str, tuple[object, ...]] = {
 
 
 def compare_with_litserve(workload: Workload) -> None:
-    """Throughput at 64 connections and p50 at one connection, each against LitServe."""
+    """Prints Tureen's throughput at 64 connections and p50 at one connection, as ratios to LitServe's."""
     python = litserve_python()
     trials: dict[LitServeSettings, tuple[ClosedLoopResult, ClosedLoopResult]] = {}
     best_throughput = find_best_settings(python, workload, trials, lambda busy, alone: busy.rate)
@@ -99,9 +99,9 @@ def compare_with_litserve(workload: Workload) -> None:
 
 
 def find_best_settings(python, workload, trials, score) -> LitServeSettings:  # type: ignore[no-untyped-def]
-    """Return the settings with the highest score, found by changing one option at a time.
+    """Returns the settings with the highest score. The search changes one option at a time.
 
-    Measures each combination once, and keeps it in `trials` for other scores.
+    Measures each combination of options once, and stores the result in `trials` for a search by another score.
     """
     requests = form_requests(workload.images)
 
@@ -128,7 +128,7 @@ def find_best_settings(python, workload, trials, score) -> LitServeSettings:  # 
 def run_alone(
     server: Server, servers: set[Server], requests: list[bytes], connections: int, seconds: float
 ) -> ClosedLoopResult:
-    """Run a closed loop on one server while the others are suspended."""
+    """Returns the result of a closed loop on one server while the other servers are suspended."""
     with ExitStack() as stack:
         for other in servers - {server}:
             stack.enter_context(other.suspended())
@@ -137,7 +137,7 @@ def run_alone(
 
 @contextmanager
 def run_litserve(python: Path, workload: Workload, settings: LitServeSettings) -> Iterator[Server]:
-    """Run LitServe with these settings, and yield it when it is ready."""
+    """Runs LitServe with these settings, and yields the server when it is ready."""
     port = free_port()
     command = [
         str(python), "-m", LITSERVE_MODULE, "--bundle", str(workload.bundle.path), "--port", str(port),
@@ -148,7 +148,7 @@ def run_litserve(python: Path, workload: Workload, settings: LitServeSettings) -
 
 
 def litserve_python() -> Path:
-    """Return the Python of the environment that has LitServe; creates the environment if it is missing."""
+    """Returns the path of the Python that has LitServe. Creates its virtual environment if it is missing."""
     home = default_cache_directory() / "benchmarks" / f"litserve-{VERSION}"
     python = home / "bin" / "python"
     if not (home / "complete").exists():
@@ -165,7 +165,7 @@ def litserve_python() -> Path:
 
 
 def form_requests(images: list[bytes]) -> list[bytes]:
-    """Return whole HTTP requests with each image as the file `request` of a form, which LitServe reads."""
+    """Returns complete HTTP requests, each with one image as the form file `request`, which LitServe reads."""
     head = (
         b'--tureen\r\nContent-Disposition: form-data; name="request"; filename="photograph.jpg"\r\n'
         b"Content-Type: image/jpeg\r\n\r\n"

@@ -1,8 +1,8 @@
-"""LitServe with the decoder and the engine of Tureen; `benchmarks.litserve_comparison` starts it.
+"""Serves a bundle by LitServe with the decoder and the engine of Tureen. `litserve_comparison` starts it.
 
     python -m benchmarks.litserve_server --bundle DIR --port 9000 --engine openvino --precision bf16 --max-batch-size 16
 
-Reads the image from the form file `request`. LitServe takes JSON and forms, and a form file costs least.
+Reads the image from the form file `request`. LitServe accepts JSON and forms, and a form file costs least.
 """
 # No postponed annotations: LitServe reads those of decode_request at run time.
 
@@ -26,7 +26,7 @@ BETA = 0.5
 
 
 class Classifier(litserve.LitAPI):
-    """The work of POST /classify in the hooks of LitServe."""
+    """LitServe hooks that do the same work as POST /classify of Tureen."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         super().__init__(max_batch_size=options.max_batch_size, batch_timeout=options.batch_timeout)

@@ -1,8 +1,8 @@
-"""Generates HTTP load from one thread, cheap enough to share the cores of the server; loopback only.
+"""Generates HTTP load on the loopback interface from one thread, at a low cost for the cores that the server shares.
 
-Closed loop: each connection sends its next request when the response to the last one is complete. It measures the
-capacity of a server. Open loop: requests leave at random times that are drawn beforehand, and latency counts from those
-times. It measures the behaviour under overload. Knows requests only as bytes.
+Closed loop: each connection sends its next request when the previous response is complete. It measures the capacity of
+a server. Open loop: requests are sent at random times that are drawn beforehand, and latency counts from those times.
+It measures the behaviour under overload. Knows requests only as bytes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)")
 
 @dataclass(frozen=True)
 class Response:
-    """One response; the head is in lower case."""
+    """An HTTP response. Its head is in lower case."""
 
     status: int
     head: bytes = b""
@@ -44,7 +44,7 @@ class Connection(asyncio.Protocol):
 
     @classmethod
     async def open(cls, port: int) -> Connection:
-        """Open a connection; raises OSError if no server listens on the port."""
+        """Returns an open connection. Raises OSError if no server listens on the port."""
         return (await asyncio.get_running_loop().create_connection(cls, HOST, port))[1]
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -52,7 +52,7 @@ class Connection(asyncio.Protocol):
         self.is_open = True
 
     def send(self, request: bytes, callback: Callable[[Response], None]) -> None:
-        """Send a whole request, and call back with its response, or with one of status NO_RESPONSE."""
+        """Sends a complete request, and calls `callback` with its response, or one of status NO_RESPONSE."""
         self._callback = callback
         if self.is_open:
             self.transport.write(request)
@@ -60,7 +60,7 @@ class Connection(asyncio.Protocol):
             self.connection_lost(None)
 
     def request(self, request: bytes) -> asyncio.Future[Response]:
-        """Send a whole request, and return its response, or one of status NO_RESPONSE."""
+        """Sends a complete request. Returns a future of its response, or of one of status NO_RESPONSE."""
         response: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
         self.send(request, response.set_result)
         return response
@@ -86,12 +86,12 @@ class Connection(asyncio.Protocol):
         self._call_back(Response(NO_RESPONSE))
 
     def close(self) -> None:
-        """Abort the connection immediately, even during a request."""
+        """Aborts the connection immediately, even during a request."""
         self.is_open = False
         self.transport.abort()
 
     def abandon(self) -> None:
-        """Abort the connection without calling back."""
+        """Aborts the connection without calling the callback of a request in progress."""
         self._callback = None
         self.close()
 
@@ -103,7 +103,7 @@ class Connection(asyncio.Protocol):
 
 @dataclass(frozen=True)
 class ClosedLoopResult:
-    """Counts and latencies of a closed loop; a latency in seconds is from sending a request to its whole response."""
+    """Counts and latencies of a closed loop. A latency is the seconds from sending a request to its whole response."""
 
     succeeded: int  # responses with status 200
     failed: int
@@ -117,7 +117,7 @@ class ClosedLoopResult:
         return self.succeeded / self.seconds
 
     def percentile_ms(self, percent: float) -> float:
-        """The percentile of the latencies in ms; NaN if there is none."""
+        """Returns the percentile of the latencies in ms; NaN if there are none."""
         return 1000 * percentile(self.latencies, percent)
 
     def __str__(self) -> str:
@@ -128,9 +128,9 @@ class ClosedLoopResult:
 
 
 async def closed_loop(port: int, requests: Sequence[bytes], connections: int, seconds: float) -> ClosedLoopResult:
-    """Send the requests in turn over `connections` for `seconds`, after a warm-up of a tenth of that time.
+    """Sends the requests in turn over `connections` for `seconds`. Returns the counts and latencies.
 
-    Reopens each connection that the server closes.
+    A warm-up of a tenth of that time comes first and does not count. Reopens each connection that the server closes.
     """
     turns = itertools.cycle(requests)
     latencies: list[float] = []
@@ -160,7 +160,7 @@ async def closed_loop(port: int, requests: Sequence[bytes], connections: int, se
 
 @dataclass(frozen=True)
 class TimedResponse:
-    """One request of an open loop and its response; times in seconds since the loop started."""
+    """The response to one request of an open loop. Times are seconds since the start of the loop."""
 
     intended_s: float
     completed_s: float
@@ -184,26 +184,26 @@ class OpenLoopResult:
 
     @property
     def goodput(self) -> float:
-        """Responses with status 200 per second, counted only while requests were being sent.
+        """Responses with status 200 per second, counted only while the loop sends requests.
 
-        Leaves out the first tenth of the time, in which an empty queue fills.
+        The first tenth of the time is left out, because an empty queue fills in it.
         """
         start = self.seconds / 10
         good = sum(r.response.status == 200 and start <= r.completed_s <= self.seconds for r in self.responses)
         return good / (self.seconds - start)
 
     def of_status(self, *statuses: int) -> list[TimedResponse]:
-        """Return the responses with one of these statuses."""
+        """Returns the responses with one of these statuses."""
         return [timed for timed in self.responses if timed.response.status in statuses]
 
 
 async def open_loop(
     port: int, requests: Sequence[bytes], rate: float, seconds: float, *, max_connections: int = 4000, seed: int = 0
 ) -> OpenLoopResult:
-    """Send the requests in turn at the times of a Poisson process of `rate` per second, then wait for the responses.
+    """Sends the requests in turn for `seconds` at the times of a Poisson process. Returns all responses.
 
-    A request takes an idle connection, or opens one. It is NOT_SENT if `max_connections` are open. A rate of 0 sends
-    nothing.
+    rate: requests per second; 0 sends none. A request uses an idle connection, or opens one. Its status is NOT_SENT if
+    `max_connections` are in use.
     """
     count = int(rate * seconds)
     times = np.cumsum(np.random.default_rng(seed).exponential(1 / rate, count)).tolist() if count else []

@@ -13,7 +13,7 @@ PACKAGES = ("torch", "onnxruntime", "openvino")
 
 
 def describe_machine() -> str:
-    """Return the line that every benchmark prints first."""
+    """Returns the line that every benchmark prints first: processor, cores, versions and commit."""
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
     return (
         f"{processor()}, {available_cpus()} cores; Python {platform.python_version()}, {versions}; commit {_commit()}"

@@ -1,4 +1,4 @@
-"""Measures the server under overload: an open loop at multiples of its measured capacity."""
+"""Measures the server under overload: requests arrive in an open loop at multiples of the measured capacity."""
 
 from __future__ import annotations
 
@@ -15,7 +15,12 @@ from benchmarks.server_process import Server, run_tureen
 from benchmarks.targets import format_figure, median, percentile, ratio, report_target
 from benchmarks.workload import Workload, classify_requests
 
-BELOW_CAPACITY, AT_CAPACITY, OVERLOADED, AFTERWARDS = 0.8, 1.0, 5.0, 0.5  # of capacity, in this order
+BELOW_CAPACITY, AT_CAPACITY, OVERLOADED, AFTERWARDS = (
+    0.8,
+    1.0,
+    5.0,
+    0.5,
+)  # shares of the capacity, in the order of the phases
 # Keeps accepted requests fast. The default is one second, which allows bursts.
 QUEUE_FLAGS = ("--max-queue-ms", "120")
 CAPACITY_CONNECTIONS = 16  # enough to saturate the machine, too few for a refusal
@@ -26,7 +31,7 @@ RECOVERY_STEP_S = 0.1
 
 @dataclass(frozen=True)
 class OverloadPhase:
-    """The responses at one rate of requests, and the probes during it."""
+    """The responses at one rate of requests, and the probes of health and memory at that rate."""
 
     load: OpenLoopResult
     probes_ms: list[float]  # of /healthz; infinite if the status is not 200
@@ -34,12 +39,12 @@ class OverloadPhase:
 
     @property
     def accepted(self) -> list[TimedResponse]:
-        """Responses with status 200, without the first tenth of the time, like the goodput."""
+        """Responses with status 200 to requests after the first tenth of the time, as in `goodput`."""
         return [o for o in self.load.of_status(200) if o.intended_s >= self.load.seconds / 10]
 
     @property
     def refused(self) -> list[TimedResponse]:
-        """Requests sent without a response of status 200, lost ones included."""
+        """Requests that were sent and have no response of status 200, including lost requests."""
         return [o for o in self.load.responses if o.response.status not in (200, NOT_SENT)]
 
     def __str__(self) -> str:
@@ -70,7 +75,7 @@ class OverloadPhase:
 
 
 def measure_overload(workload: Workload) -> None:
-    """Goodput, latency of accepted requests, refusals, memory, health and recovery."""
+    """Prints goodput, latency of accepted requests, refusals, memory, health and recovery beside their targets."""
     requests = classify_requests(workload.images)
     rounds: list[dict[float, OverloadPhase]] = []
     print(f"  with {' '.join(QUEUE_FLAGS)}")
@@ -124,7 +129,7 @@ def report(rounds: list[dict[float, OverloadPhase]], idle_rss: int) -> None:
 
 
 async def run_phase(server: Server, requests: list[bytes], rate: float, seconds: float, *, seed: int) -> OverloadPhase:
-    """Run an open loop, and probe the server until it ends."""
+    """Returns the responses of an open loop, and the probes of the server during the loop."""
     probes_ms: list[float] = []
     largest = 0
 
@@ -148,12 +153,12 @@ async def run_phase(server: Server, requests: list[bytes], rate: float, seconds:
 
 
 def percentile_ms(responses: list[TimedResponse], percent: float) -> float:
-    """Return the percentile of the latencies from the intended times, in ms; NaN if there is none."""
+    """Returns the percentile of the latencies in ms, from the intended times; NaN if there are no responses."""
     return 1000 * percentile([r.latency_s for r in responses], percent)
 
 
 def recovery_s(after: OverloadPhase, normal_ms: float) -> float:
-    """Return after how many seconds no request is refused and p99 is at most `normal_ms`; infinite if never."""
+    """Returns the seconds until no request is refused and p99 is at most `normal_ms`; infinite if never."""
     responses = sorted(after.load.responses, key=lambda timed: timed.intended_s)
     for start in np.arange(0, after.load.seconds - 1, RECOVERY_STEP_S):
         rest = [r for r in responses if r.intended_s >= start]

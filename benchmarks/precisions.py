@@ -1,10 +1,10 @@
-"""Prints what each engine and precision costs a trained model: the parity table of `tureen export`.
+"""Prints how much each engine and precision changes the results of a trained model, as `tureen export` measures it.
 
     python -m benchmarks.precisions runs/digits
     python -m benchmarks.precisions tureen/examples/cifar10 --data cifar10   # folders train/CLASS/… and test/CLASS/…
 
-The table has differences from PyTorch in fp32 on the same images: of logits, labels, accuracy, and accuracy on images
-that PGD-10 makes adversarial for PyTorch at each β. A bundle suffices, because its graph has the weights.
+The table has differences from PyTorch in fp32 on the same images: of logits, labels, accuracy and transferred accuracy.
+For the last, PGD-10 attacks PyTorch's model at each β. The model is a run or a bundle, whose graph has the weights.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def format_row(row: ParityRow) -> str:
 
 
 def checkpoint_of_bundle(options: argparse.Namespace) -> Checkpoint:
-    """Return the checkpoint of a bundle, from its graph and its manifest, with images from --data."""
+    """Returns a checkpoint of the bundle: weights from the graph, facts from the manifest, images from --data."""
     bundle = load_bundle(options.model)
     manifest = bundle.manifest
     recipe = load_recipe(manifest.provenance["recipe"])
@@ -113,9 +113,9 @@ def checkpoint_of_bundle(options: argparse.Namespace) -> Checkpoint:
 
 
 def model_weights(graph: bytes, model: DualTokenViT) -> dict[str, torch.Tensor]:
-    """Return the state dict of the model from a graph that torch exported.
+    """Returns the state dict of the model, read from an ONNX graph that torch exported.
 
-    Tensors are found by name, except matrices, which torch transposes and numbers.
+    Finds tensors by name, but matrices by their order, because torch transposes them and replaces their names.
     """
     proto = onnx.load_from_string(graph).graph
     arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.initializer}

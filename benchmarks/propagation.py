@@ -1,9 +1,10 @@
-"""Measures how fast a change of the settings takes effect everywhere, and the throughput during changes.
+"""Measures the time until all workers and servers apply a change of the settings, and the throughput during changes.
 
     python -m benchmarks.propagation
 
-One server with four workers: from sending a change to its acknowledgement, which is sent when every worker applies it.
-Two servers with one PostgreSQL: until the other server applies it. Throughput: a change every 10 ms against none.
+One server with four workers: the time from sending a change to the response, which means that every worker applies it.
+Two servers with one PostgreSQL: the time until the other server applies it. Throughput: with a change every 10 ms, as a
+ratio to the throughput without changes.
 """
 
 from __future__ import annotations
@@ -35,9 +36,9 @@ CONNECTIONS = 16
 
 @contextmanager
 def run_operated_server(*flags: str, token: str | None = None) -> Iterator[tuple[int, AdminClient]]:
-    """Run a server of the small model with a new state directory; yield its port and a client of its admin listener.
+    """Runs a server of the small model with a new state directory. Yields its port and a client of its admin listener.
 
-    token: of a credential in the store, needed if another server created the first one.
+    token: of a credential in the store. None: the token that the server writes to its state directory.
     """
     port = free_port()
     with tempfile.TemporaryDirectory() as state:
@@ -90,7 +91,7 @@ def measure_two_servers(changes: int) -> None:
 
 
 def seconds_until_other(one: AdminClient, other: AdminClient, revision: int) -> float:
-    """Return the seconds from a change on one server until the other applies it."""
+    """Returns the seconds from a change on one server until the other server applies it."""
     waiting = threading.Thread(target=lambda: other.state(after=revision, wait_s=30))
     waiting.start()
     started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Measures through HTTP: throughput against the limit, latency of one connection, and the cost of mixed β."""
+"""Measures the server through HTTP: throughput / limit, latency of one connection, and the cost of mixed β."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CONNECTIONS = 64
 
 
 def measure_saturation(workload: Workload) -> None:
-    """Throughput at 64 connections against the limit; p50 at one connection against bare decoding and inference."""
+    """Prints the throughput at 64 connections / limit, and the p50 at one connection minus decoding and inference."""
     requests = classify_requests(workload.images)
     measurement = LimitMeasurement(workload)
     busy: list[ClosedLoopResult] = []
@@ -63,7 +63,7 @@ def measure_saturation(workload: Workload) -> None:
 
 
 def measure_mixed_betas(workload: Workload) -> None:
-    """Throughput with 64 different β against one β, in turns on one server."""
+    """Prints the throughput with many β / the throughput with one β, measured in turns on one server."""
     count = len(workload.images)
     one = classify_requests(workload.images)
     mixed = classify_requests(workload.images, np.linspace(0, 1, count).tolist())
@@ -82,7 +82,7 @@ def report_mixed_betas(count: int, mixed_loads: list[ClosedLoopResult], one_load
 
 
 def run_closed_loop(server: Server, requests: list[bytes], connections: int, seconds: float) -> ClosedLoopResult:
-    """Runs a closed loop in a new event loop; prints whether requests failed, or none succeeded."""
+    """Returns the result of a closed loop. Prints whether requests failed, or none succeeded."""
     load: ClosedLoopResult = uvloop.run(closed_loop(server.port, requests, connections, seconds))
     if load.failed:
         print(f"  {load.failed} responses had a status other than 200", flush=True)

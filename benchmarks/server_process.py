@@ -1,4 +1,4 @@
-"""Runs server processes for measurements: on a free port, yielded when ready, ended by SIGTERM.
+"""Starts server processes for measurements, waits until they are ready, and stops them by SIGTERM.
 
 Reads the resources that a server uses: memory, CPU, threads, descriptors. Knows nothing about requests.
 """
@@ -28,7 +28,7 @@ LEAKING_SERVER = (sys.executable, "-m", "benchmarks.leaking_server")
 
 @dataclass(frozen=True)
 class ResourceUsage:
-    """Resources of all processes of a server together."""
+    """The resources that all processes of a server use together."""
 
     rss_bytes: int
     cpu_s: float
@@ -45,7 +45,7 @@ class Server:
         self.pid = process.pid
 
     def processes(self) -> list[psutil.Process]:
-        """Return the server process, then its living descendants."""
+        """Returns the server process, then its living descendants; empty if the server has ended."""
         try:
             first = psutil.Process(self.pid)
             return [first, *first.children(recursive=True)]
@@ -53,7 +53,7 @@ class Server:
             return []
 
     def usage(self) -> ResourceUsage:
-        """Return the present resource usage."""
+        """Returns the current resource usage."""
         rss, cpu, threads, descriptors = 0, 0.0, 0, 0
         for process in self.processes():
             try:
@@ -69,7 +69,7 @@ class Server:
 
     @contextmanager
     def suspended(self) -> Iterator[None]:
-        """Suspend the processes, so that an idle server takes no CPU from the measured one."""
+        """Suspends the processes during the block, so that an idle server takes no CPU from the measured server."""
         processes = self.processes()
         for process in processes:
             process.suspend()
@@ -80,7 +80,7 @@ class Server:
                 process.resume()
 
     def is_ready(self, path: str) -> bool:
-        """Return whether GET `path` has status 200."""
+        """Returns whether the response to GET `path` has status 200."""
         try:
             urllib.request.urlopen(f"http://{HOST}:{self.port}{path}", timeout=5).close()
         except OSError:
@@ -92,7 +92,7 @@ class Server:
 def run_server(
     command: Sequence[str], port: int, ready: str, environment: Mapping[str, str] | None = None
 ) -> Iterator[Server]:
-    """Run a server that listens on `port`, and yield it when `ready` has status 200.
+    """Runs a server that listens on `port`, and yields it when the response to GET `ready` has status 200.
 
     Raises RuntimeError if the process exits, or is not ready after START_S.
     """
@@ -120,7 +120,7 @@ def run_server(
 
 @contextmanager
 def run_tureen(bundle: Path, *flags: str, command: Sequence[str] = TUREEN_SERVER) -> Iterator[Server]:
-    """Run `tureen serve` with the bundle. It logs no requests, like the servers it is compared with."""
+    """Runs `tureen serve` with the bundle, and yields it when it is ready. Like LitServe, it logs no requests."""
     port = free_port()
     # Any free admin port: the default, port + 1, may belong to another server of this benchmark.
     options = ("--port", str(port), "--admin-port", "0", "--log-level", "warning", *flags)
@@ -129,7 +129,7 @@ def run_tureen(bundle: Path, *flags: str, command: Sequence[str] = TUREEN_SERVER
 
 
 def free_port() -> int:
-    """Return a TCP port that was free a moment ago."""
+    """Returns a TCP port that is free at the time of the call."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         port: int = probe.getsockname()[1]

@@ -4,8 +4,9 @@
     python -m benchmarks.serving --only limit,saturation      # some sections
     python -m benchmarks.serving --only soak --requests 5000
 
-Every section prints one line per target. Load generator and server share the cores of the machine. Compare the figures
-of one run with each other, and only ratios with those of another run. A ratio is the median over the rounds.
+Every section prints one line per target. Load generator and server share the cores of the machine. Compare absolute
+figures only within one run; between runs, compare ratios. A ratio is the median over the rounds, or unavailable if a
+round has no response of status 200.
 """
 
 from __future__ import annotations

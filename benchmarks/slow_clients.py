@@ -1,4 +1,4 @@
-"""Measures the latency of a normal client beside hundreds of clients that send their bodies byte by byte."""
+"""Measures the latency of a normal client while hundreds of clients send their bodies byte by byte."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HEAD = (
 
 
 def measure_slow_clients(workload: Workload) -> None:
-    """The p99 of the normal client with the slow clients, against without, in turns."""
+    """Prints the p99 of a normal client beside slow clients / the p99 without them, measured in turns."""
     requests = classify_requests(workload.images)
     ratios: list[float] = []
     failed = sent = 0
@@ -47,9 +47,9 @@ def measure_slow_clients(workload: Workload) -> None:
 async def load_beside_slow_clients(
     port: int, requests: list[bytes], seconds: float
 ) -> tuple[ClosedLoopResult, Counter[int], list[float]]:
-    """Run a closed loop of one connection beside slow clients.
+    """Returns the result of a closed loop of one connection beside slow clients.
 
-    Returns the load, the statuses that the slow requests got, and how many seconds each connection lasted.
+    Also returns the number of responses to slow clients by status, and the seconds that each slow connection lasted.
     """
     statuses: Counter[int] = Counter()
     held_s: list[float] = []

@@ -1,7 +1,7 @@
-"""Sends very many requests, a tenth malformed and a tenth abandoned, and measures whether the server leaks.
+"""Measures whether the server leaks memory, descriptors or threads during very many requests.
 
-Uses a small model, because the measurement is of the memory of the server. The same load then runs on a server that
-leaks on purpose, to prove that the measurement detects a leak.
+A tenth of the requests is malformed, and a tenth is abandoned. The model is small, so that it hides no leak of the
+server. The same load then runs on a server that leaks on purpose, to prove that the measurement detects a leak.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ SETTLE_S = 3  # for the server to notice that every connection is closed
 
 @dataclass
 class SoakResult:
-    """Counts of the responses, and memory over the run."""
+    """Counts of the outcomes of all requests, and memory of the server over the run."""
 
     counts: Counter[str] = field(default_factory=Counter)
     sent: int = 0
     rss: list[tuple[int, int]] = field(default_factory=list)  # (requests sent, bytes)
 
     def samples_after_warm_up(self) -> list[tuple[int, int]]:
-        """Return the memory samples after the warm-up."""
+        """Returns the samples of memory after the warm-up: requests sent, and bytes."""
         return [(sent, rss) for sent, rss in self.rss if sent >= WARM_UP * self.sent]
 
     @property
@@ -52,19 +52,19 @@ class SoakResult:
         return ratio(median(rss[-GROWTH_SAMPLES:]), median(rss[:GROWTH_SAMPLES])) - 1
 
     def curve(self) -> str:
-        """Return the memory at each tenth of the run as text: a cache levels off, a leak does not."""
+        """Returns the memory at each tenth of the run as text. A cache levels off, a leak does not."""
         tenths = self.rss[:: max(1, len(self.rss) // 10)]
         return "MiB by requests: " + ", ".join(f"{rss / 2**20:.1f} at {sent:,}" for sent, rss in tenths)
 
     @property
     def bytes_per_request(self) -> float:
-        """Slope of a linear fit of the samples after the warm-up."""
+        """Growth of memory per request: the slope of a linear fit of the samples after the warm-up."""
         sent, rss = np.array(self.samples_after_warm_up(), dtype=float).T
         return float(np.polyfit(sent, rss, 1)[0])
 
 
 def run_soak(workload: Workload) -> None:
-    """Memory, descriptors and threads after `workload.requests` requests; then the same for a leaking server."""
+    """Prints the growth of memory, descriptors and threads after `workload.requests` requests; then that of a leak."""
     result, before, after = run_requests(workload.requests, TUREEN_SERVER)
     print(f"  {dict(result.counts.most_common())}\n  {result.curve()}", flush=True)
     mib = after.rss_bytes / 2**20
@@ -85,7 +85,7 @@ def run_soak(workload: Workload) -> None:
 
 
 def run_requests(requests: int, command: tuple[str, ...]) -> tuple[SoakResult, ResourceUsage, ResourceUsage]:
-    """Send the requests; return the result, and the idle resources after the warm-up and at the end."""
+    """Returns the result of the requests, and the resources of the idle server after the warm-up and at the end."""
     result = SoakResult()
     step = max(1, requests // SAMPLES)
     with run_tureen(SMALL_BUNDLE, command=command) as server:
@@ -96,7 +96,10 @@ def run_requests(requests: int, command: tuple[str, ...]) -> tuple[SoakResult, R
 
 
 async def send_mixed_requests(server: Server, result: SoakResult, *, until: int, step: int) -> None:
-    """Send requests over CONNECTIONS until `until` are sent, in an order that every run repeats."""
+    """Sends requests over CONNECTIONS until `until` are sent. Records the memory every `step` requests.
+
+    The seed of the random order is fixed, so that every run sends the same requests.
+    """
     valid, malformed = valid_requests(), malformed_requests()
     draw = random.Random(result.sent)
 
@@ -122,7 +125,7 @@ async def send_mixed_requests(server: Server, result: SoakResult, *, until: int,
 
 
 async def abandon_request(connection: Connection, request: bytes, draw: random.Random) -> None:
-    """Send a request, or the beginning of one, and close the connection without waiting for the response."""
+    """Sends a request or the beginning of it, and closes the connection without waiting for the response."""
     whole = draw.random() < 0.5
     connection.transport.write(request if whole else request[: draw.randrange(1, len(request))])
     await asyncio.sleep(draw.random() * 0.01)
@@ -130,7 +133,7 @@ async def abandon_request(connection: Connection, request: bytes, draw: random.R
 
 
 def valid_requests() -> list[bytes]:
-    """Return requests with the golden images of the bundle in each supported format, at three β."""
+    """Returns requests with each golden image of the example bundle in each supported format, at three β."""
     images = [
         (encode_image(pixels, kind), f"image/{kind}") for pixels in golden_pixels() for kind in ("png", "jpeg", "webp")
     ]
@@ -142,7 +145,7 @@ def valid_requests() -> list[bytes]:
 
 
 def malformed_requests() -> list[bytes]:
-    """Return requests whose images are truncated, corrupted, empty, of other types or of a wrong media type."""
+    """Returns requests whose images are truncated, corrupted, empty, of other types or of a wrong media type."""
     draw = np.random.default_rng(0)
     images: list[bytes] = [b"", b"\xff\xd8\xff", b"GIF89a" + bytes(100), b"%PDF-1.7", bytes(1000)]
     for pixels in golden_pixels():
@@ -157,12 +160,12 @@ def malformed_requests() -> list[bytes]:
 
 
 def golden_pixels() -> list[np.ndarray]:
-    """Return the golden images of the example bundle, uint8 (H, W, 3)."""
+    """Returns the golden images of the example bundle, each uint8 (H, W, 3)."""
     return list(load_bundle(SMALL_BUNDLE).golden.pixels)
 
 
 def encode_image(pixels: np.ndarray, kind: str) -> bytes:
-    """Return the pixels, uint8 (H, W, 3), as an image file of the format `kind`."""
+    """Returns the pixels, uint8 (H, W, 3), as an image file of the format `kind`."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, kind)
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""Measures what mixed β cost: against a single β on every engine, and through HTTP against the bare engine.
+"""Measures the throughput with mixed β as a ratio to one β, on the bare engines and through HTTP.
 
     python -m benchmarks.throughput tureen-demo/bundle
 
@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def print_mixed_against_single(engine: Engine, bundle: Bundle) -> None:
-    """Print both rates, their ratio, and how a mixed batch differs from its rows one at a time."""
+    """Prints the rates with mixed β and one β, their ratio, and how much a mixed batch differs from single rows."""
     pixels = np.resize(bundle.golden.pixels, (BATCH, *bundle.golden.pixels.shape[1:]))
     betas = np.linspace(0, 1, BATCH)
     mixed = lambda: engine.run(pixels, mix_rows(bundle.clean_token, bundle.robust_token, betas))  # noqa: E731
@@ -83,12 +83,12 @@ def print_mixed_against_single(engine: Engine, bundle: Bundle) -> None:
 
 
 def token_row(bundle: Bundle, beta: float) -> NDArray[np.float32]:
-    """Return the token at β, float32 (1, D)."""
+    """Returns the token at β, float32 (1, D)."""
     return mix_rows(bundle.clean_token, bundle.robust_token, [beta])
 
 
 def print_through_http(bundle: Bundle, seconds: float) -> None:
-    """Print requests per second with mixed and with one β, and those of the bare engine and decoder of the same run."""
+    """Prints the requests per second with mixed β and one β, and the speed of the bare engine and decoder."""
     images = [encode_png(pixels) for pixels in bundle.golden.pixels]
     with run_tureen(bundle.path) as server:
         rates: dict[str, list[float]] = {"one β": [], "mixed β": []}
@@ -115,7 +115,7 @@ def print_through_http(bundle: Bundle, seconds: float) -> None:
 
 
 def png_requests(images: Sequence[bytes], betas: Sequence[str]) -> list[bytes]:
-    """Return whole HTTP requests: every image at every β."""
+    """Returns complete HTTP requests: every image at every β."""
     return [
         f"POST /classify?beta={beta}&top_k=1 HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n"
         f"Content-Length: {len(image)}\r\n\r\n".encode()
@@ -126,7 +126,7 @@ def png_requests(images: Sequence[bytes], betas: Sequence[str]) -> list[bytes]:
 
 
 def encode_png(pixels: NDArray[np.uint8]) -> bytes:
-    """Return the pixels, uint8 (H, W, 3), as a PNG file."""
+    """Returns the pixels, uint8 (H, W, 3), as a PNG file."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()

@@ -1,12 +1,12 @@
-"""Measures the time of a co-training step against a nominal step, and against an arithmetic lower bound.
+"""Measures the time of a co-training step as a ratio to a nominal step, and to a lower bound.
 
     python -m benchmarks.training_speed --recipe cifar10-cpu --attack-steps 1 2 3
     python -m benchmarks.training_speed --recipe cifar10 --compile
 
-The lower bound ("floor") of a step with k attack steps is k passes that compute the gradient of the images alone, and
-one forward and backward pass over twice the batch. It has no optimiser, moving average, augmentation or random start.
-All parts run in turn in one process, so that the ratios hold on a machine whose speed varies. Prints medians over
-rounds.
+The lower bound ("floor") of a step with k attack steps is the time of k passes that compute the gradient of the images
+alone, and of one forward and backward pass over twice the batch. It has no optimiser, moving average, augmentation or
+random start. All parts run in turn in one process, so that the ratios are valid if the speed of the machine varies.
+Prints medians over rounds.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def measure(recipe: Recipe, device: torch.device, *, rounds: int, is_compiled: bool) -> dict[str, float]:
-    """Return the median seconds of a nominal step, a co-training step, and the two kinds of pass of the floor."""
+    """Returns the median seconds of a nominal step, a co-training step, and the two kinds of pass of the floor."""
     data = random_images(recipe)
     nominal_recipe = recipe.model_copy(update={"alpha": 1.0})
     nominal, cotraining = (Cotraining(r, data, device, is_compiled=is_compiled) for r in (nominal_recipe, recipe))
@@ -99,7 +99,7 @@ def report(recipe: Recipe, seconds: dict[str, float]) -> None:
 
 
 def random_images(recipe: Recipe) -> Dataset:
-    """Return random images of the shape of the recipe, enough for many steps; content does not affect time."""
+    """Returns random images of the recipe's shape, enough for four steps. Their content does not affect the time."""
     size, count = recipe.model.image_size, 4 * recipe.batch_size
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (count, size, size, 3), dtype=np.uint8)

@@ -1,10 +1,10 @@
-"""Measures what `tureen tune` gains on shifted images, by the number of labelled images.
+"""Measures how much accuracy `tureen tune` gains on shifted images, by the number of labelled images.
 
     python -m benchmarks.tune runs/digits
 
 Corrupts the held-out images of the run, chooses β on a random sample, and measures accuracy on the other images: at the
-chosen β, at the best β there, and at β = 0. Also prints how often the reported interval contains the best β, and the
-accuracy that tuning reports. Figures are means over the samples. A bundle holds no images, so this takes the run.
+chosen β, at the best β there, and at β = 0. Also prints the accuracy that tuning reports, and how often the interval of
+β that it reports contains the best β. Figures are means over the samples. A bundle has no images, so a run is needed.
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ CORRUPTIONS = ("gaussian_noise", "defocus_blur", "motion_blur", "fog", "contrast
 
 @dataclass(frozen=True)
 class DrawResult:
-    """Result of one random sample: accuracies on the images outside the sample.
+    """Accuracies on the images outside one random sample: at the chosen β, at the best β and at the clean β.
 
-    reported: the accuracy that tuning reports, on the sample. width: of the reported interval of β.
+    reported: the accuracy that tuning reports, on the sample. holds_best: whether the interval of β that tuning reports
+    contains the best β. width: the width of that interval.
     """
 
     chosen: float
@@ -76,7 +77,7 @@ def main() -> None:
 
 
 def evaluate_draws(correct: NDArray[np.bool_], betas: Sequence[float], *, count: int, draws: int) -> list[DrawResult]:
-    """Choose β on `count` random images and evaluate it on the others, `draws` times.
+    """Returns `draws` results: each chooses β on `count` random images, and evaluates it on the other images.
 
     correct: bool (T, n), whether each image is classified correctly at each β.
     """
@@ -101,7 +102,7 @@ def evaluate_draws(correct: NDArray[np.bool_], betas: Sequence[float], *, count:
 
 
 def format_means(count: int, draws: Sequence[DrawResult]) -> str:
-    """Return the means over the draws as text: in per cent, except the width of the interval."""
+    """Returns the means over the draws as text: in per cent, except the width of the interval."""
     shares = [
         100 * mean(float(getattr(draw, name)) for draw in draws)
         for name in ("chosen", "best", "clean", "reported", "holds_best")

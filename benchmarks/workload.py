@@ -1,4 +1,4 @@
-"""Provides what the serving benchmarks serve and send: the 200 photographs, and a ViT of random weights as a bundle.
+"""Provides the images and the bundles of the serving benchmarks: 200 photographs, and a ViT of random weights.
 
 Random weights run as fast as trained ones, and these benchmarks measure speed, never accuracy.
 """
@@ -43,7 +43,7 @@ ENGINES = (("openvino", "bf16"), ("openvino", "fp32"), ("onnxruntime", "fp32"))
 
 @dataclass(frozen=True)
 class Workload:
-    """The bundle, the images and the amount of load: the same for every server of a run."""
+    """The bundle, the images and the amount of load, which are the same for every server of a run."""
 
     bundle: Bundle
     images: list[bytes]
@@ -57,21 +57,21 @@ class Workload:
 
     @property
     def server_flags(self) -> tuple[str, ...]:
-        """All flags of `tureen serve`."""
+        """Flags of `tureen serve`: engine, precision and `flags`."""
         return ("--engine", self.engine, "--precision", self.precision, *self.flags)
 
     def open_engine(self, streams: int) -> Engine:
-        """Open the engine of the server, with all cores divided among `streams`."""
+        """Returns a new engine of the kind that the server uses, with all cores divided among `streams`."""
         return open_engine(self.bundle, self.engine, self.precision, engine_options(streams))  # type: ignore[arg-type]
 
 
 def engine_options(streams: int = 1) -> EngineOptions:
-    """Return the options with which the server opens its engine: by default one stream."""
+    """Returns the options with which the server opens its engine: all cores, and by default one stream."""
     return EngineOptions(threads=available_cpus(), streams=streams, cache=default_cache_directory())
 
 
 def load_photographs(archive: Path = PHOTOGRAPHS, count: int = 200) -> list[bytes]:
-    """Return at most `count` images of a tar file, or synthetic ones if the photographs are absent."""
+    """Returns at most `count` images of a tar file, or synthetic images if the photographs are absent."""
     if archive == PHOTOGRAPHS and not archive.exists():
         images = synthetic_photographs(count)
         print(f"images: {len(images)} synthetic of about 114 kB, because {archive.name} is absent: compare only ratios")
@@ -84,7 +84,7 @@ def load_photographs(archive: Path = PHOTOGRAPHS, count: int = 200) -> list[byte
 
 
 def synthetic_photographs(count: int) -> list[bytes]:
-    """Return JPEG files with the size of photographs in pixels and bytes, and with their spectrum of detail."""
+    """Returns synthetic JPEG files with the pixels, the bytes and the spatial spectrum of photographs."""
     rng = np.random.default_rng(0)
     height, width = 375, 500
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
@@ -102,7 +102,7 @@ def synthetic_photographs(count: int) -> list[bytes]:
 
 
 def cifar10_files(work: Path) -> list[Path]:
-    """Write the 10,000 test images of CIFAR-10 below `work`, or the images of the example bundle; return the files."""
+    """Returns the 10,000 test images of CIFAR-10 as files below `work`; if absent, those of the example bundle."""
     if CIFAR10.exists():
         with tarfile.open(CIFAR10) as archive:
             archive.extractall(work / "cifar10", filter="data")
@@ -120,7 +120,7 @@ def cifar10_files(work: Path) -> list[Path]:
 def classify_requests(
     images: Sequence[bytes], betas: Sequence[float] = (0.5,), media_type: str = "image/jpeg"
 ) -> list[bytes]:
-    """Return whole HTTP requests that use each image and each β at least once, both in turn."""
+    """Returns complete POST /classify requests. They use the images and the β in turn, each at least once."""
     count = max(len(images), len(betas))
     return [
         f"POST /classify?beta={betas[i % len(betas)]:.3f} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {media_type}\r\n"
@@ -131,7 +131,10 @@ def classify_requests(
 
 
 def make_random_bundle(directory: Path, images: Sequence[bytes], key: str = "ti") -> Bundle:
-    """Write a bundle of a dual-token ViT at 224 with random weights, with parity rows of the CPU engines; return it."""
+    """Writes a bundle of a dual-token ViT at 224 with random weights to `directory`, and returns it.
+
+    The bundle has parity rows of the CPU engines. key: the size of the ViT in `SHAPES`.
+    """
     name, width, depth, heads = SHAPES[key]
     torch.manual_seed(0)
     config = ViTConfig(image_size=224, patch_size=16, width=width, depth=depth, heads=heads, classes=1000)
