@@ -1,4 +1,4 @@
-"""Builds the artefacts of engines on demand: a graph of the backbone in each precision, and plans compiled from it."""
+"""Builds the files that engines run, on demand: a graph of the backbone in each precision, and plans for GPUs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,12 @@ PlanBuilder = Literal["onnx", "torch"]
 
 
 class BundleArtefacts:
-    """Builds the files of a bundle that engines run. Each graph is built once and shared by all engines."""
+    """Builds the files of a bundle that engines run. Each graph is built once and shared by all engines.
+
+    fp32: the content of backbone.onnx. expected: the logits of PyTorch. calibration: returns images for int8.
+    builder: compiler of plans; "onnx" is the ONNX parser of TensorRT, "torch" is torch-tensorrt. cache: directory for
+    kernel timings. report: called with a message for each step.
+    """
 
     def __init__(
         self,
@@ -36,16 +41,12 @@ class BundleArtefacts:
         cache: Path | None = None,
         report: Callable[[str], None] = lambda line: None,
     ) -> None:
-        """fp32: the content of backbone.onnx. expected: the logits of PyTorch. calibration: returns images for int8.
-        builder: compiles plans, with the ONNX parser of TensorRT or with torch-tensorrt. cache: directory for kernel
-        timings. report: called with a message for each step.
-        """
         self._model, self._expected = model, expected
         self._calibration, self._builder, self._cache, self._report = calibration, builder, cache, report
         self._graphs: dict[FileName, bytes] = {BACKBONE: fp32}
 
     def get(self, engine: EngineName, precision: Precision, name: FileName) -> Artefact:
-        """Return the file of that name for that engine; raises ExportError or EngineError if it cannot be built."""
+        """Returns the file `name` for the engine; raises ExportError or EngineError if it cannot be built."""
         if name != plan_name(engine, precision):
             return Artefact(self._graph(name, precision))
         start = time.perf_counter()

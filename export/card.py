@@ -14,7 +14,7 @@ from tureen.commands.report import (
 
 
 def model_card(manifest: Manifest) -> str:
-    """Return the card as Markdown: the model, its accuracy at each β, and the limits of its robust mode."""
+    """Returns the card as Markdown: the model, its accuracy at each β, and the limits of its robust mode."""
     description = _cotrained(manifest) if manifest.is_cotrained else _single_token(manifest)
     parity = "\n".join(
         f"| {row.engine} {row.engine_version} | {row.precision} | {row.max_abs_diff:.1e} "
@@ -101,7 +101,7 @@ attack may break more, and no single image has a guarantee.
 
 
 def _measured(manifest: Manifest) -> str:
-    """Return one section for each measurement besides the accuracy at each β."""
+    """Returns a Markdown section for each measurement that the manifest holds besides the accuracy at each β."""
     evaluation = manifest.evaluation
     sections: list[tuple[str, str]] = []
     if evaluation.checks:

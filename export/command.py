@@ -29,11 +29,11 @@ from tureen.machine import default_cache_directory
 from tureen.tokens import CLEAN_BETA, parse_beta
 
 THIRD_PARTY_ONLY = ("labels", "epsilon_255", "crop_fraction")  # a checkpoint of Tureen has these values
-THIRD_PARTY = ("data", "images", *THIRD_PARTY_ONLY)  # fields of ThirdPartyOptions, and flags
+THIRD_PARTY = ("data", "images", *THIRD_PARTY_ONLY)  # fields of ThirdPartyOptions that have a flag
 
 
 def export(arguments: list[str]) -> int:
-    """Compile a checkpoint, or a third-party model, into a bundle; returns the exit status."""
+    """Exports a checkpoint, or a third-party model, to a bundle; returns the exit status."""
     limits = ParityLimits()
     parser = argparse.ArgumentParser(
         prog="tureen export",
@@ -74,7 +74,7 @@ def export(arguments: list[str]) -> int:
         "--images",
         type=int,
         metavar="N",
-        help=f"maximum number for the measurement (default: {MAX_IMAGES}, or one of each class)",
+        help=f"maximum number of images for the measurement (default: {MAX_IMAGES}, or one of each class)",
     )
     parser.add_argument(
         "--opset-23",
@@ -92,13 +92,13 @@ def export(arguments: list[str]) -> int:
         "--min-agreement",
         type=float,
         default=limits.top1_agreement,
-        help="lowest share of labels equal to PyTorch (default: %(default)g)",
+        help="lowest share of images with the same label as in PyTorch (default: %(default)g)",
     )
     parser.add_argument(
         "--plan-builder",
         choices=get_args(PlanBuilder),
         default="onnx",
-        help="compiler of plans for TensorRT: its ONNX parser, or torch-tensorrt (default: %(default)s)",
+        help="compiler of TensorRT plans: its ONNX parser (onnx), or torch-tensorrt (torch) (default: %(default)s)",
     )
     for precision, points in (("half", limits.half_accuracy_points), ("int8", limits.int8_accuracy_points)):
         parser.add_argument(
@@ -175,7 +175,7 @@ def export(arguments: list[str]) -> int:
 
 
 def report(line: str) -> None:
-    """Print a message on standard error; standard output is for the result."""
+    """Prints a message on standard error; standard output is for the result."""
     print(line, file=sys.stderr)
 
 
@@ -190,7 +190,7 @@ def _add_third_party(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--epsilon-255",
         type=float,
-        help=f"radius of the attack (PGD-{FINETUNE.evaluation_steps}) in 1/255; 0: none (default: "
+        help=f"radius of the attack (PGD-{FINETUNE.evaluation_steps}) in 1/255; 0: no attack (default: "
         f"{FINETUNE.epsilon_255:g})",
     )
     group.add_argument(
@@ -201,7 +201,10 @@ def _add_third_party(parser: argparse.ArgumentParser) -> None:
 
 
 def _modes(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Modes:
-    """Return the modes of the model, from --tokens if it is third-party. Exits with 2 if options do not fit."""
+    """Returns "two" for a checkpoint of Tureen, or else the value of --tokens, for `export_bundle`.
+
+    Exits with status 2 if the options do not fit the model.
+    """
     if options.images is not None and options.images < 1:
         parser.error("argument --images: must be 1 or more")
     if not is_third_party(options.checkpoint):

@@ -1,8 +1,9 @@
-"""The shared backbone as one ONNX graph, with the class token as an input.
+"""Exports the shared backbone as one ONNX graph, with the class token as an input.
 
     pixels uint8 (B, H, W, 3), cls_token float32 (B, D)  ->  logits float32 (B, K)
 
-The graph contains cast, layout change and normalisation. Knows nothing about engines or the files of a bundle.
+The graph contains cast, layout change and normalisation. This module knows nothing about engines or the files of a
+bundle.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ MAX_WEIGHTS_BYTES = 1_500_000_000  # a protobuf message, and so a single ONNX fi
 
 
 class Backbone(nn.Module):
-    """The model with the inputs of a bundle: uint8 pixels in NHWC, and one token for each row. Computes in fp32."""
+    """The model with the inputs of the graph: uint8 pixels in NHWC, and one token for each image. Computes in fp32."""
 
     def __init__(self, model: DualTokenViT) -> None:
         super().__init__()
@@ -43,10 +44,10 @@ class Backbone(nn.Module):
 
 
 class CompiledBackbone(nn.Module):
-    """The backbone that engines compile: normalisation folded into weights if that is exact, blocks in a precision.
+    """The backbone as it is exported: blocks and classifier in `precision`, patch embedding in float32.
 
-    Images and patch embedding stay float32, and the patches are cast once: ONNX has no bf16 convolution before opset
-    22, and rounding costs most accuracy on raw pixels.
+    ONNX has no bf16 convolution before opset 22, and rounding costs most accuracy on raw pixels. The normalisation is
+    folded into the weights of the patch embedding if that is exact.
     """
 
     def __init__(self, model: DualTokenViT, precision: Precision = "fp32") -> None:
@@ -66,7 +67,7 @@ class CompiledBackbone(nn.Module):
 
 
 class NormalisedEmbedding(nn.Module):
-    """Embeds images float32 (B, 3, H, W) in [0, 255] after normalisation."""
+    """Normalises images float32 (B, 3, H, W) in [0, 255], and embeds their patches."""
 
     def __init__(self, model: DualTokenViT) -> None:
         super().__init__()
@@ -78,10 +79,10 @@ class NormalisedEmbedding(nn.Module):
 
 
 class FoldedEmbedding(nn.Conv2d):
-    """Embeds images float32 (B, 3, H, W) in [0, 255] with the normalisation in its weights, for pixels − 127.5.
+    """Embeds the patches of images float32 (B, 3, H, W) in [0, 255]; its weights contain the normalisation.
 
-    Centred pixels are exact in bf16. Weights for 0–255 would lose precision in bf16, because the contribution of the
-    mean cancels.
+    The convolution reads pixels − 127.5, which are exact in bf16. Weights for pixels in 0–255 would lose precision in
+    bf16, because the contribution of the mean cancels.
     """
 
     def __init__(self, model: DualTokenViT) -> None:
@@ -99,12 +100,15 @@ class FoldedEmbedding(nn.Conv2d):
 
 
 def can_fold(model: DualTokenViT) -> bool:
-    """Return whether normalisation can be folded; not if the embedding pads, since 0 is a normalised value."""
+    """Returns whether the normalisation can be folded into the patch embedding exactly.
+
+    A convolutional stem pads normalised images with 0, which is another value before normalisation.
+    """
     return isinstance(model.patch_embed, nn.Conv2d)
 
 
 def require_exportable(model: Model) -> DualTokenViT:
-    """Return the model; raises ExportError if its modes differ in more than the class token."""
+    """Returns `model`; raises ExportError unless its modes differ in the class token only."""
     if not isinstance(model, DualTokenViT) or model.config.adapter != "token":
         raise ExportError(
             f"the model's adapter is {model.config.adapter!r}: only a class token can be an input of the graph"
@@ -113,9 +117,9 @@ def require_exportable(model: Model) -> DualTokenViT:
 
 
 def onnx_graph(model: DualTokenViT, precision: Precision = "fp32", *, opset: int = OPSET) -> bytes:
-    """Return the backbone of `model` as a single-file ONNX graph, whose inputs share one dynamic batch axis.
+    """Returns the backbone of `model` as a single-file ONNX graph, whose inputs share one dynamic batch axis.
 
-    precision: of the blocks and the head; the types of inputs and logits do not depend on it.
+    precision: that of blocks and classifier; the types of inputs and logits do not depend on it.
     Raises ExportError if the graph does not fit into a single file, or if torch lacks the precision.
     """
     config = model.config
@@ -125,7 +129,7 @@ def onnx_graph(model: DualTokenViT, precision: Precision = "fp32", *, opset: int
     pixels = torch.zeros(TRACE_BATCH, config.image_size, config.image_size, 3, dtype=torch.uint8)
     tokens = torch.zeros(TRACE_BATCH, config.width)
     batch = torch.export.Dim("batch", min=1, max=MAX_BATCH)
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it logs every operator library that is not installed
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # the exporter logs each missing operator library
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # warnings of the exporter about its internals
         program = torch.onnx.export(
@@ -148,7 +152,7 @@ def onnx_graph(model: DualTokenViT, precision: Precision = "fp32", *, opset: int
 
 
 def _strip_metadata(proto: onnx.ModelProto) -> None:
-    """Remove the metadata of the exporter, which contains stack traces with paths of this machine."""
+    """Removes the metadata of the exporter, which contains stack traces with paths of this machine."""
     for message in (proto, proto.graph, *proto.graph.node, *proto.graph.value_info, *proto.graph.initializer):
         message.ClearField("metadata_props")
         message.ClearField("doc_string")
@@ -158,7 +162,10 @@ def _strip_metadata(proto: onnx.ModelProto) -> None:
 
 
 def _check_interface(proto: onnx.ModelProto, image_size: int, width: int, classes: int) -> None:
-    """Raise ExportError if inputs or outputs differ from those of a bundle: the exporter may fix a shape silently."""
+    """Raises ExportError if a name, type or shape of inputs and outputs differs from that of a bundle.
+
+    The exporter may replace the dynamic batch axis by a constant without a message.
+    """
     expected = {
         PIXELS_INPUT: (onnx.TensorProto.UINT8, ["batch", image_size, image_size, 3]),
         TOKEN_INPUT: (onnx.TensorProto.FLOAT, ["batch", width]),

@@ -1,4 +1,6 @@
-"""Measures how far the logits of an engine are from PyTorch, at several β and batch sizes, and checks the limits.
+"""Measures how far the logits of an engine are from those of PyTorch, at several β and batch sizes.
+
+Then checks the limits.
 
 Every image of a batch has its own β, so an engine that mixes up the rows of a batch fails. The limits depend on the
 precision: fp32 must give the same logits; lower precisions must have the same accuracy, clean and attacked.
@@ -23,7 +25,10 @@ ROWS_PER_BATCH_SIZE = 64
 
 
 class ParityLimits(BaseModel):
-    """The largest allowed differences between an engine and PyTorch in fp32. A share may always differ by one image."""
+    """The largest allowed differences between an engine and PyTorch in fp32.
+
+    An accuracy may always differ by one image.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -41,10 +46,11 @@ class ParityLimits(BaseModel):
 
 
 def measure_parity(engine: Engine, expected: Reference, artefact: FileName = BACKBONE) -> ParityRow:
-    """Run the engine on every (image, β) pair, shuffled, in batches of 64, and on some pairs in every other batch size.
+    """Returns the measured differences between the engine and PyTorch, as a row of the manifest.
 
-    A label counts as equal only if it is equal at every batch size. If the reference has attacked images, accuracy on
-    them and on the clean images is measured too. Raises ParityError for logits that are not finite.
+    Runs every (image, β) pair in batches of 64, and 64 of the pairs in each smaller batch size, in random order. A
+    label counts as equal only if it is equal in every batch size. If the reference has attacked images, the accuracy on
+    clean and attacked images is measured too. Raises ParityError if the runtime fails or logits are not finite.
     """
     images = expected.images
     shape = images.logits.shape[:2]
@@ -77,7 +83,7 @@ def measure_parity(engine: Engine, expected: Reference, artefact: FileName = BAC
 
 
 def check_parity(row: ParityRow, limits: ParityLimits) -> None:
-    """Raise ParityError if the row exceeds the limits of its precision."""
+    """Raises ParityError if the row exceeds the limits of its precision."""
     name = f"{row.engine} {row.precision}"
     largest = {"fp32": limits.fp32_max_abs_diff, "int8": float("inf")}.get(row.precision, limits.half_max_abs_diff)
     if row.max_abs_diff > largest:
@@ -94,9 +100,9 @@ def check_parity(row: ParityRow, limits: ParityLimits) -> None:
 
 
 def _check_accuracy(row: ParityRow, limits: ParityLimits) -> None:
-    """Raise ParityError for too large a difference in accuracy.
+    """Raises ParityError if an accuracy differs too much from that in fp32, or comes from too few images.
 
-    One image may always differ. At least 80 / points images are required, so that one image is at most 1.25 × the
+    One image may always differ. At least 80 / points images are required, so that one image is at most 1.25 times the
     limit.
     """
     name = f"{row.engine} {row.precision}"
@@ -124,7 +130,10 @@ def _check_accuracy(row: ParityRow, limits: ParityLimits) -> None:
 def _accuracy(
     engine: Engine, expected: Reference, attacked: AttackedReference, labels: NDArray[np.int64]
 ) -> list[ServedAccuracy]:
-    """Return a row for each β, from the labels (T, n) of the engine for the clean images; runs the attacked ones."""
+    """Returns the accuracy of the engine and of PyTorch at each β; runs the engine on the attacked images.
+
+    labels: int64 (T, n), the result of the engine for the clean images.
+    """
     n = len(attacked.labels)
     rows = []
     for t, beta in enumerate(expected.betas):
@@ -154,7 +163,10 @@ def _accuracy(
 def _run(
     engine: Engine, expected: Reference, sample: ReferenceLogits, t: NDArray[np.int64], i: NDArray[np.int64]
 ) -> NDArray[np.float32]:
-    """Return the logits of the engine, float32 (B, K), for image i[b] at β number t[b]."""
+    """Returns the logits of the engine, float32 (B, K); row b is for image i[b] at the β of index t[b].
+
+    Raises ParityError if the runtime fails, or if the logits are not finite or have the wrong shape.
+    """
     tokens = mix_rows(expected.clean_token, expected.robust_token, np.array(expected.betas)[t])
     try:
         found = engine.run(sample.pixels[t, i], tokens)

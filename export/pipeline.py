@@ -1,4 +1,7 @@
-"""Converts a checkpoint to a bundle: graph, parity, golden rows, manifest, card. Writes it only if all checks pass."""
+"""Converts a checkpoint to a bundle: graph, parity, golden rows, manifest, card.
+
+Writes the bundle only if all checks pass.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,7 @@ from tureen.tokens import CLEAN_BETA
 Modes = Literal["two", "one", "equal"]
 
 ALL = EngineRequest()
-ATTACK_STEPS = 10  # enough for a comparison of engines; the training measured the accuracy
+ATTACK_STEPS = 10  # enough to compare engines; `tureen train` measured the accuracy with more
 MAX_IMAGES = 512
 GOLDEN_IMAGES = 8
 GOLDEN_BETAS = (0.0, 0.5, 1.0)
@@ -54,14 +57,13 @@ def export_bundle(
     cache: Path | None = None,
     report: Callable[[str], None] = lambda line: None,
 ) -> Manifest:
-    """Compile the backbone of the checkpoint, compare each engine with PyTorch, and write the bundle to `out`.
+    """Compiles the backbone, compares each engine with PyTorch, writes the bundle to `out`, and returns its manifest.
 
-    name: of the model; None: the name of its images, or else of the recipe. default_beta: β of a request without one.
-    request: the engines and precisions to compare.
-    modes: "two" for a co-trained model. A model with one token is exported with "one", which rejects requests with a β,
-    or "equal", which ignores β. A model with one token needs no measured accuracy.
+    name: name of the model; None: that of its images, or else of the recipe. default_beta: β of a request without β.
+    modes: "two" for a co-trained model with measured accuracy. For a model with one token, "one" makes the server
+    reject a request with β, and "equal" makes it accept and ignore β.
     cache: directory for kernel timings of GPUs. report: called with a message for each step.
-    Raises ExportError or ParityError, or BundleError if `out` exists and `overwrite` is false. It then writes nothing.
+    Raises ExportError or ParityError, or BundleError if `out` exists and `overwrite` is false. Nothing is written then.
     """
     limits = limits or ParityLimits()
     # This check comes before the long compilation.
@@ -114,7 +116,10 @@ def export_bundle(
 
 
 def attacked_reference(checkpoint: Checkpoint, model: DualTokenViT, betas: Sequence[float] = BETAS) -> Reference:
-    """Return the logits of PyTorch on up to 512 held-out images at each β, also attacked if the radius is not 0."""
+    """Returns the PyTorch logits of up to 512 held-out images at each β, clean and attacked.
+
+    There are no attacked images if the radius of the recipe is 0.
+    """
     recipe, held_out = checkpoint.recipe, checkpoint.held_out
     images = Images(held_out.pixels[:MAX_IMAGES], held_out.labels[:MAX_IMAGES])
     if not recipe.epsilon_255:
@@ -133,9 +138,9 @@ def attacked_reference(checkpoint: Checkpoint, model: DualTokenViT, betas: Seque
 
 
 def golden_rows(model: DualTokenViT) -> Golden:
-    """Return the logits of PyTorch for eight smooth random pictures, the same for every model of an image size.
+    """Returns the content of golden.npz: eight synthetic pictures, and their PyTorch logits at β = 0, ½ and 1.
 
-    The pictures are synthetic, so that no bundle contains an image of a training set.
+    All models of the same image size get the same pictures. No bundle contains an image of a training set.
     """
     pixels = synthetic_pictures(GOLDEN_IMAGES, model.config.image_size)
     expected = compute_reference(model, pixels, GOLDEN_BETAS).images
@@ -143,7 +148,7 @@ def golden_rows(model: DualTokenViT) -> Golden:
 
 
 def synthetic_pictures(count: int, image_size: int) -> NDArray[np.uint8]:
-    """Return smooth random pictures, uint8 (count, image_size, image_size, 3), the same in every call."""
+    """Returns smooth random pictures, uint8 (count, image_size, image_size, 3), the same in every call."""
     coarse = np.random.default_rng(0).integers(0, 256, (count, 4, 4, 3), dtype=np.uint8)
     size = (image_size, image_size)
     return np.stack([np.asarray(Image.fromarray(p).resize(size, Image.Resampling.BICUBIC)) for p in coarse])

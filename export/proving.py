@@ -1,7 +1,8 @@
 """Decides which engines may run a backbone: compiles each one, compares it with PyTorch, and accepts or rejects it.
 
-A requested precision must pass. Otherwise only fp32 on the CPU must pass: a failure there means that the graph is
-wrong. A lower precision may fail, and a GPU may round differently.
+The export fails if a requested precision fails the comparison, or if fp32 fails it on the CPU, which means that the
+graph is wrong. Any other failure excludes only that engine in that precision: a lower precision may lose accuracy, and
+a GPU may round differently.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ OpenArtefact = Callable[[EngineName, Precision, Artefact], Engine]
 
 
 def open_artefact(engine: EngineName, precision: Precision, artefact: Artefact) -> Engine:
-    """Return the compiled engine, which may use the whole machine; raises EngineError."""
+    """Returns an engine that runs the artefact with default options, on the whole machine; raises EngineError."""
     return compile_engine(artefact.data, engine, precision, plan=artefact.plan)
 
 
@@ -50,12 +51,12 @@ class EngineRequest:
     precisions: Sequence[str] = ()
     calibration: Callable[[], Pixels] | None = None  # returns images for int8; None: no images, so no int8
     has_later_opset: bool = False  # try the graph in opset 23 too, and keep it if it is faster
-    builder: PlanBuilder = "onnx"  # compiles plans
+    builder: PlanBuilder = "onnx"  # compiler of TensorRT plans
 
 
 @dataclass
 class ProvenEngines:
-    """The accepted engines: rows of the manifest, and the files in engines/ that they need."""
+    """The accepted engines: their rows of the manifest, and the files in engines/ that they need."""
 
     rows: list[ParityRow] = field(default_factory=list)
     files: dict[FileName, bytes] = field(default_factory=dict)
@@ -71,9 +72,11 @@ def prove_engines(
     open_artefact: OpenArtefact = open_artefact,
     report: ReportMessage = lambda line: None,
 ) -> ProvenEngines:
-    """Compare every engine and precision that is requested, or that this machine supports, with PyTorch.
+    """Compares engines with PyTorch, and returns those that pass.
 
-    Raises ExportError if a requested one is missing, or if none remains; ParityError if one that must pass fails.
+    report: called with a message for each engine and precision.
+    Raises ExportError if no engine passes, or if no accepted engine has a requested name or precision. Raises
+    ParityError if a comparison fails that must pass.
     """
     proven, reasons = ProvenEngines(), []
     chosen = candidate_engines(request.engines, request.precisions, has_calibration=request.calibration is not None)
@@ -123,9 +126,9 @@ def add_later_opset(
     limits: ParityLimits,
     report: ReportMessage,
 ) -> None:
-    """Give a graph in opset 23 to engines that run it at least 5 % faster and as exactly.
+    """Replaces backbone.onnx in `proven` by a graph in opset 23, for engines that run it at least 5 % faster.
 
-    The other engines keep backbone.onnx.
+    The graph must be within the same limits. The other engines keep backbone.onnx.
     """
     later = onnx_graph(model, opset=LATER_OPSET)
     for index, row in enumerate(proven.rows):
@@ -149,14 +152,18 @@ def add_later_opset(
         finally:
             for engine in engines:
                 engine.close()
-        verdict = "kept" if gain >= LATER_GAIN else f"left out, its size requires {LATER_GAIN:g}"
+        verdict = "kept" if gain >= LATER_GAIN else f"left out, a second graph requires {LATER_GAIN:g}"
         report(f"opset {LATER_OPSET} on {row.engine} {row.precision}: {gain:.2f} times as fast, {verdict}")
 
 
 def candidate_engines(
     engines: Sequence[str] = (), precisions: Sequence[str] = (), *, has_calibration: bool
 ) -> list[tuple[EngineName, Precision, FileName]]:
-    """Return what to compare: requested engines, else those for which this machine seems to have everything."""
+    """Returns the engine, precision and file name of each comparison to make.
+
+    Without requested engines, these are all that this machine supports. int8 needs images for calibration, and is left
+    out without them unless it is requested.
+    """
     gpus, flags = nvidia_gpus(), cpu_flags()
     return [
         (engine, precision, name)
@@ -170,7 +177,7 @@ def candidate_engines(
 
 
 def _speedup(engines: Sequence[Engine], expected: Reference) -> float:
-    """Return the speed of the second engine relative to the first, by medians of alternating runs."""
+    """Returns the speed of the second engine divided by that of the first, from medians of alternating runs."""
     pixels = np.resize(expected.images.pixels[0], (RACE_BATCH, *expected.images.pixels.shape[2:]))
     tokens = np.tile(expected.clean_token, (RACE_BATCH, 1))
     first, second = median_seconds([partial(engine.run, pixels, tokens) for engine in engines], rounds=RACE_RUNS)
@@ -178,7 +185,7 @@ def _speedup(engines: Sequence[Engine], expected: Reference) -> float:
 
 
 def _summary(row: ParityRow) -> str:
-    """Return the message for an engine that passed."""
+    """Returns the message for an engine that passed."""
     parts = [
         f"proven: {row.engine} {row.precision}, largest logit difference {row.max_abs_diff:.1e}",
         f"same label {100 * row.top1_agreement:.2f} % at the worst β",

@@ -1,4 +1,4 @@
-"""Quantises the backbone to int8 by NNCF: weights per channel, activations calibrated on real images at many β.
+"""Quantises the backbone to int8 with NNCF: weights per channel, activations calibrated on real images at many β.
 
 The result is ONNX with QuantizeLinear and DequantizeLinear, which OpenVINO and ONNX Runtime run in int8.
 """
@@ -29,15 +29,15 @@ CALIBRATION_IMAGES = 300
 
 
 def int8_graph(graph: bytes, pixels: Pixels, clean: NDArray[np.float32], robust: NDArray[np.float32]) -> bytes:
-    """Return the fp32 ONNX graph with its matrix products in int8, except the classifier; other operations stay.
+    """Returns the fp32 ONNX graph with its matrix products in int8; the classifier and all else stay in fp32.
 
     pixels: uint8 (n, H, W, 3), images like those of production, but not those of the accuracy measurement. clean,
-    robust: float32 (D,), the tokens. Each image is calibrated at a different β, spread over [0, 1], because the token
-    changes the range of activations. Transformer preset with SmoothQuant (Xiao et al., ICML 2023).
+    robust: float32 (D,), the tokens. The images are calibrated at different β, spread over [0, 1], because the token
+    changes the range of activations. NNCF uses its transformer preset with SmoothQuant (Xiao et al., ICML 2023).
     Raises ExportError if NNCF is missing or fails.
     """
     disable_vendor_telemetry()
-    with contextlib.redirect_stdout(sys.stderr):  # for its notes and progress; standard output is for results
+    with contextlib.redirect_stdout(sys.stderr):  # NNCF prints progress; standard output is for results
         try:
             import nncf
         except ImportError:
@@ -53,7 +53,7 @@ def _quantized(
     tokens = mix_rows(clean, robust, betas)
     samples = [{PIXELS_INPUT: pixels[i : i + 1], TOKEN_INPUT: tokens[i : i + 1]} for i in range(len(pixels))]
     model = onnx.load_from_string(graph)
-    # In int8 it has ten times the error in OpenVINO, and saves a thousandth of the work (docs/LOG.md).
+    # In int8 the classifier has ten times the error in OpenVINO, and saves a thousandth of the work (docs/LOG.md).
     classifier = [node.name for node in model.graph.node if LOGITS_OUTPUT in node.output]
     try:
         quantized = nncf.quantize(
@@ -69,7 +69,10 @@ def _quantized(
 
 
 def calibration_source(checkpoint: Checkpoint, data: str | None) -> Callable[[], Pixels] | None:
-    """Return a function that returns images for calibration: those at `data`, or the digits; None if there are none."""
+    """Returns a function that loads the images for int8 calibration; None if there are none.
+
+    They are the images at `data`. If `data` is None, they are the digits for a model trained on the digits.
+    """
     if data is not None:
         return lambda: calibration_pixels(data, checkpoint.preprocess, checkpoint.held_out.pixels)
     if checkpoint.recipe.dataset == "digits":
@@ -84,10 +87,10 @@ def _digits() -> Pixels:
 
 
 def calibration_pixels(location: str, spec: PreprocessSpec, measured: Pixels) -> Pixels:
-    """Return up to 300 training images at `location`, evenly spread, uint8 (n, H, W, 3).
+    """Returns up to 300 training images at `location`, evenly spread, uint8 (n, H, W, 3).
 
-    location: as for `tureen train --data`. measured: the images of the accuracy measurement, which are excluded, as are
-    images that cannot be decoded. Raises ExportError if no image remains.
+    location: as for `tureen train --data`. measured: the images of the accuracy measurement, which are excluded.
+    Images that cannot be decoded are skipped. Raises ExportError if no image remains.
     """
     source = open_source(location).train
     excluded = {image.tobytes() for image in measured}

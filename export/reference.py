@@ -1,7 +1,4 @@
-"""Computes the fp32 logits of PyTorch, with which every engine is compared.
-
-Computes them on real images, and on adversarial images made from them.
-"""
+"""Computes the fp32 logits of PyTorch that every engine must reproduce, on clean and on attacked images."""
 
 from __future__ import annotations
 
@@ -28,7 +25,7 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True)
 class ReferenceLogits:
-    """Images and the logits of PyTorch for them, at each of T β; each β may have different images."""
+    """Images and their PyTorch logits at each of T β. Each β may have different images."""
 
     pixels: NDArray[np.uint8]  # (T, n, H, W, 3)
     logits: NDArray[np.float32]  # (T, n, K)
@@ -36,7 +33,7 @@ class ReferenceLogits:
 
 @dataclass(frozen=True)
 class AttackedReference:
-    """The images, attacked on the PyTorch soup at each β, with their labels and the attack."""
+    """The images after an attack on the PyTorch soup at each β, their labels, and the attack with its radius."""
 
     sample: ReferenceLogits
     labels: NDArray[np.int64]  # (n,)
@@ -46,17 +43,17 @@ class AttackedReference:
 
 @dataclass(frozen=True)
 class Reference:
-    """The logits that an engine must reproduce, with the tokens."""
+    """The logits that an engine must reproduce, and the tokens that the engine needs for them."""
 
     betas: tuple[float, ...]  # T
     images: ReferenceLogits
     clean_token: NDArray[np.float32]  # (D,)
     robust_token: NDArray[np.float32]  # (D,)
-    attacked: AttackedReference | None = None  # None without labels
+    attacked: AttackedReference | None = None  # None: engines are compared on clean images only
 
 
 def compute_reference(model: DualTokenViT, pixels: NDArray[np.uint8], betas: Sequence[float] = BETAS) -> Reference:
-    """Return the logits of PyTorch for the images, uint8 (n, H, W, 3), at each β."""
+    """Returns the PyTorch logits of `pixels`, uint8 (n, H, W, 3), at each β, with the tokens of the model."""
     clean, robust = (model.soup(beta).numpy(force=True) for beta in (CLEAN_BETA, ROBUST_BETA))
     repeated = np.broadcast_to(pixels, (len(betas), *pixels.shape))
     images = ReferenceLogits(repeated, _logits(model, repeated, betas))
@@ -72,9 +69,10 @@ def attack_images(
     betas: Sequence[float] = BETAS,
     on_images: Progress = lambda count: None,
 ) -> AttackedReference:
-    """Return the images after PGD on the PyTorch soup at each β, rounded to 8 bits, as an engine reads them.
+    """Returns the images after PGD on the PyTorch soup at each β, and their PyTorch logits.
 
-    on_images: called with the number of images finished since the last call, of betas × images.
+    Attacked images are rounded to uint8, the input type of an engine. epsilon_255: radius in 1/255.
+    on_images: called with the number of images attacked since the last call; the total is betas × images.
     """
     labels = images.labels
     adversarial = np.empty((len(betas), *images.pixels.shape), np.uint8)
@@ -98,7 +96,10 @@ def _adversarial(
     epsilon_255: float,
     steps: int,
 ) -> NDArray[np.uint8]:
-    """Return attacked pixels uint8 (B, H, W, 3); rounding may exceed a fractional radius by half a level."""
+    """Returns the pixels uint8 (B, H, W, 3) after the attack.
+
+    Rounding may exceed a fractional radius by half a level.
+    """
     device = model_device(model)
     found = ATTACKS[ATTACK](
         forward_at_beta(model, beta),
@@ -114,7 +115,7 @@ def _adversarial(
 
 @torch.no_grad()
 def _logits(model: DualTokenViT, pixels: NDArray[np.uint8], betas: Sequence[float]) -> NDArray[np.float32]:
-    """Return logits float32 (T, n, K) of pixels (T, n, H, W, 3), row t at betas[t]."""
+    """Returns logits float32 (T, n, K) of pixels (T, n, H, W, 3), row t at betas[t]."""
     backbone = Backbone(model).eval()
     clean, robust = (model.soup(beta).numpy(force=True) for beta in (CLEAN_BETA, ROBUST_BETA))
     rows = []

@@ -1,6 +1,6 @@
 """Reads labels and preprocessing from the files beside third-party weights.
 
-Reads the JSON of timm and transformers, and lists of labels. Knows nothing about weights or bundles.
+Reads the JSON files of timm and transformers, and text files of labels. Knows nothing about weights or bundles.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from export.errors import ExportError
 from training.pretrained import CONFIG, PREPROCESSOR
 from tureen.preprocess import PreprocessSpec
 
-BICUBIC = 3  # `resample` of transformers is the number of the filter in Pillow
-# Share of an image that each library keeps by default: vision_transformer._cfg of timm, the defaults of the ViT weights
-# of torchvision (224 of 256 pixels), and ViTImageProcessor of transformers, which does not crop.
+BICUBIC = 3  # `resample` in a file of transformers is the number of a filter in Pillow
+# Share of the shorter side that each library keeps by default. Sources: vision_transformer._cfg of timm, the ViT
+# weights of torchvision (224 of 256 pixels), and ViTImageProcessor of transformers, which does not crop.
 DEFAULT_CROP = {"timm": 0.9, "torchvision": 224 / 256, "transformers": 1.0}
 
 
@@ -34,9 +34,9 @@ class EvaluationView:
 
 
 def labels_from_config(folder: Path) -> list[str] | None:
-    """Return the labels of the outputs, in order, from config.json in the folder; None if it has none.
+    """Returns the labels of the outputs, in order, from config.json in `folder`; None if the file has none.
 
-    Raises ExportError if it does not number them 0, 1, 2, …
+    Raises ExportError if the file does not number its labels 0, 1, 2, …
     """
     config = _json(folder / CONFIG)
     by_index = config.get("id2label")
@@ -47,14 +47,14 @@ def labels_from_config(folder: Path) -> list[str] | None:
             raise ExportError(
                 f"{folder / CONFIG}: id2label has no label of output {error.args[0]}: name all outputs with --labels"
             ) from None
-        # placeholders of transformers for outputs without names
+        # transformers writes LABEL_0, LABEL_1, … for outputs without names.
         return None if all(re.fullmatch(r"LABEL_\d+", label) for label in labels) else labels
     names = config.get("label_names")
     return [str(name) for name in names] if isinstance(names, list) and names else None
 
 
 def read_labels(file: Path) -> list[str]:
-    """Return the labels in a text file, one per line, in the order of the outputs; raises ExportError."""
+    """Returns the labels in a text file, one per line, in the order of the outputs; raises ExportError."""
     try:
         lines = file.read_text(encoding="utf-8-sig").rstrip().splitlines()
     except FileNotFoundError:
@@ -71,9 +71,10 @@ def read_labels(file: Path) -> list[str]:
 
 
 def unique_labels(labels: Sequence[str]) -> tuple[list[str], str | None]:
-    """Return unique labels, with the number of the output added to repeated ones, and a note about these or None.
+    """Returns labels that are all different, and a note for the user, None if all were different before.
 
-    The short names of ImageNet have "crane" twice, a bird and a machine.
+    A repeated label gets the number of its output. The short names of ImageNet have "crane" twice, a bird and a
+    machine.
     """
     counts = Counter(labels)
     named = [f"{label} ({index})" if counts[label] > 1 else label for index, label in enumerate(labels)]
@@ -84,9 +85,10 @@ def unique_labels(labels: Sequence[str]) -> tuple[list[str], str | None]:
 
 
 def evaluation_view(library: str, folder: Path, *, image_size: int, crop_fraction: float | None) -> EvaluationView:
-    """Return the preprocessing of the library for the model in the folder, as far as Tureen supports it.
+    """Returns the preprocessing that `library` uses for the model in `folder`, and notes where Tureen differs.
 
-    image_size: of the model, pixels. crop_fraction: overrides the files. Raises ExportError.
+    image_size: pixels. crop_fraction: share of the shorter side to keep; None: the value in the files of the model, or
+    else the default of the library. Raises ExportError for a file in another format, or a value out of range.
     """
     try:
         if library == "transformers":
@@ -108,7 +110,7 @@ def evaluation_view(library: str, folder: Path, *, image_size: int, crop_fractio
 
 
 def _timm_crop(config: Mapping[str, Any]) -> tuple[float | None, list[str]]:
-    """Return the share of an image that is kept, None if the file does not set it, and notes."""
+    """Returns the share of the shorter side that timm keeps, None if the file does not set it, and notes."""
     statistics = config.get("pretrained_cfg") or config  # older files on the hub have no such section
     notes = []
     if (mode := statistics.get("crop_mode") or "center") != "center":
@@ -119,7 +121,7 @@ def _timm_crop(config: Mapping[str, Any]) -> tuple[float | None, list[str]]:
 
 
 def _transformers_crop(preprocessor: Mapping[str, Any]) -> tuple[float | None, list[str]]:
-    """Return the share of an image that is kept, None if the file does not set it, and notes."""
+    """Returns the share of the shorter side that transformers keeps, None if there is no file, and notes."""
     if not preprocessor:
         return None, []
     notes = []
@@ -132,13 +134,13 @@ def _transformers_crop(preprocessor: Mapping[str, Any]) -> tuple[float | None, l
 
 
 def _side(size: int | Mapping[str, int]) -> int:
-    """Return the pixels of a size in the format of transformers: the shorter side, or the height of a square."""
+    """Returns a side in pixels from a size in the format of transformers: the shorter side, or the height."""
     if isinstance(size, int):
         return size
     return size["shortest_edge"] if "shortest_edge" in size else size["height"]
 
 
 def _json(file: Path) -> dict[str, Any]:
-    """Return the object in a JSON file that `load_pretrained` has accepted; empty if there is no file."""
+    """Returns the object in a JSON file that `load_pretrained` has accepted; empty if there is no file."""
     loaded: dict[str, Any] = json.loads(file.read_bytes()) if file.is_file() else {}
     return loaded

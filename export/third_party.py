@@ -1,7 +1,7 @@
 """Loads a third-party model for export: a plain ViT of timm, transformers or torchvision.
 
-It has one token until it is co-trained. Settings that no file has are assumed and reported. With labelled images,
-PyTorch measures its accuracy before the export compiles anything.
+The model has one token until it is co-trained. If no file has a setting, the default of the library is assumed and
+reported. If labelled images are given, PyTorch measures the accuracy before the model is compiled.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tureen.bundle.manifest import AccuracyRow
 from tureen.preprocess import PreprocessSpec
 from tureen.tokens import CLEAN_BETA, ROBUST_BETA
 
-FINETUNE = RECIPES["finetune"]  # the measurement of co-training, so that accuracies before and after are comparable
+FINETUNE = RECIPES["finetune"]  # its attack makes the accuracies before and after co-training comparable
 SYNTHETIC_PICTURES = 64
 
 
@@ -43,22 +43,22 @@ class ThirdPartyOptions:
     labels: Path | None = None  # a text file, one label a line
     images: int | None = None  # maximum for the measurement; None: 512, or the number of classes if that is larger
     epsilon_255: float = FINETUNE.epsilon_255  # radius of the attack; 0: none
-    crop_fraction: float | None = None  # overrides the files
+    crop_fraction: float | None = None  # share of the shorter side to keep; None: as in the files of the model
 
 
 def is_third_party(path: Path) -> bool:
-    """Return whether the path has third-party weights: a file, or a directory with weights and without a checkpoint."""
+    """Returns whether `path` is a file of weights, or a directory with weights and without a Tureen checkpoint."""
     return path.is_file() or ((path / MODEL).is_file() and not (path / CHECKPOINT).is_file())
 
 
 def load_third_party(
     path: Path, options: ThirdPartyOptions, report: Callable[[str], None] = lambda line: None
 ) -> Checkpoint:
-    """Return the single-token model at `path` as a checkpoint with two equal tokens and accuracy rows at β = 0 and 1.
+    """Returns the single-token model at `path` as a checkpoint with two equal tokens and accuracy rows at β = 0 and 1.
 
-    Its recipe is `finetune` with the name and shape of the model; it only describes how accuracy is measured. Without
-    `data` the checkpoint has synthetic pictures for the comparison of engines, and no accuracy. report: called with
-    each assumption. Raises ExportError, CheckpointError or DataError.
+    The recipe of the checkpoint only describes how accuracy is measured: it is `finetune`, with the name and shape of
+    the model. Without `options.data` the checkpoint has no accuracy, and synthetic pictures for the comparison of
+    engines. report: called with each assumption. Raises ExportError, CheckpointError or DataError.
     """
     pretrained = _load(path)
     model = pretrained.model.eval().requires_grad_(False)
@@ -114,7 +114,10 @@ def _load(path: Path) -> Pretrained:
 def _labels(
     path: Path, options: ThirdPartyOptions, classes: int, folders: Sequence[str] | None
 ) -> tuple[list[str], list[str]]:
-    """Return the names of the outputs, and the assumptions made; `folders` are the classes of the images."""
+    """Returns the labels of the outputs, and the assumptions made.
+
+    folders: class names of the images, None without images. Raises ExportError if labels, outputs and folders differ.
+    """
     source, assumed = str(options.labels or "the config.json beside the weights"), []
     labels = (
         read_labels(options.labels) if options.labels else labels_from_config(path if path.is_dir() else path.parent)
@@ -130,8 +133,8 @@ def _labels(
     assumed += [note] if note else []
     if len(labels) != classes:
         raise ExportError(
-            f"{source} has {len(labels)} labels, the classifier of {path} {classes} outputs: name each output "
-            "with --labels FILE, one label a line"
+            f"{source} has {len(labels)} labels, the classifier of {path} has {classes} outputs: name each "
+            "output with --labels FILE, one label a line"
         )
     counts = Counter(labels)
     if wrong := [name for name in folders or () if counts[name] != 1]:
@@ -159,7 +162,7 @@ def _images(options: ThirdPartyOptions, preprocess: PreprocessSpec, labels: list
 
 
 def _accuracy(pretrained: Pretrained, images: Images, recipe: Recipe) -> list[AccuracyRow]:
-    """Measure the accuracy once, and return it as the row of both modes, which are equal."""
+    """Returns the accuracy at β = 0 and at β = 1. Measures it once, because both tokens are equal."""
     measurement = Measurement(
         pretrained.model.to(best_device()),
         images,

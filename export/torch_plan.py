@@ -1,4 +1,4 @@
-"""Compiles a backbone into a TensorRT plan by torch-tensorrt, from an exported program of torch and without ONNX.
+"""Compiles a backbone into a TensorRT plan with torch-tensorrt, without ONNX.
 
 `tureen.engines.tensorrt_run` runs the plan like any other plan of TensorRT.
 """
@@ -27,9 +27,9 @@ NO_TORCH_TENSORRT = (
 
 
 def load_torch_tensorrt() -> Any:
-    """Return the module torch_tensorrt; raises ExportError if it cannot be imported or torch finds no CUDA GPU."""
+    """Returns the module torch_tensorrt; raises ExportError if it cannot be imported or torch finds no CUDA GPU."""
     try:
-        # On failure it prints paths of this machine, and raises a bare Exception.
+        # A failed import prints paths of this machine and raises a bare Exception.
         with contextlib.redirect_stdout(io.StringIO()):
             import torch_tensorrt
     except Exception as error:
@@ -47,8 +47,9 @@ def build_torch_plan(
     batch: tuple[int, int, int] = DEFAULT_BATCH,
     cache: Path | None = None,
 ) -> tuple[bytes, PlanRecord]:
-    """Return a plan for the engine "tensorrt" and its record, like `tureen.engines.tensorrt_build.build_plan`.
+    """Returns a plan for the engine "tensorrt", and the record of the plan for the manifest.
 
+    backbone_sha256: that of backbone.onnx. batch: smallest, best and largest. cache: directory for kernel timings.
     Raises ExportError if torch-tensorrt cannot be used, and EngineError if there is no GPU.
     """
     if TYPE_CHECKING:
@@ -83,7 +84,10 @@ def build_torch_plan(
 
 
 def traced(model: DualTokenViT, precision: Precision, largest: int, *, device: str) -> torch.export.ExportedProgram:
-    """Return the backbone in that precision as an exported program; its inputs share one dynamic batch axis."""
+    """Returns the backbone in `precision` as an exported program of torch.
+
+    Its two inputs share one dynamic batch axis. largest: maximum batch size.
+    """
     config = model.config
     pixels = torch.zeros(TRACE_BATCH, config.image_size, config.image_size, 3, dtype=torch.uint8, device=device)
     tokens = torch.zeros(TRACE_BATCH, config.width, device=device)
