@@ -12,10 +12,10 @@ FIELDS = "fields"
 
 
 class JsonFormatter(logging.Formatter):
-    """Formats a record as one line of JSON. The items of `extra={"fields": {…}}` become keys of the object."""
+    """Formats a log record as one line of JSON. A caller adds keys with `extra={"fields": {…}}`."""
 
     def __init__(self, constant: Mapping[str, object]) -> None:
-        """constant: keys and values of every line."""
+        """constant: keys and values that every line has."""
         super().__init__()
         self._constant = constant
 
@@ -34,8 +34,11 @@ class JsonFormatter(logging.Formatter):
 
 
 def configure_logs(level: str, **constant: object) -> None:
-    """Writes the records of every logger, from `level` up, to standard error as JSON with the constant fields."""
+    """Writes the records of every logger to standard error, as JSON.
+
+    level: the lowest level that is written. constant: fields that every line has.
+    """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter(constant))
-    logging.captureWarnings(True)  # such as those of Pillow about damaged EXIF data
+    logging.captureWarnings(True)  # logs Python's warnings too, such as Pillow's about damaged EXIF data
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)

@@ -1,11 +1,11 @@
 """Declares every metric of the server. Labels come from closed sets: never a raw β, never a file name.
 
-A single process keeps its metrics in memory. Several processes keep them in files of a shared directory, and each can
-export all of them: counters and histograms are summed, and gauges follow their `multiprocess_mode`. Info and
-Gauge.set_function do not work with files, so they are not used.
+A server with one process keeps its metrics in memory. Several processes keep them in files of a shared directory, so
+each process can export the metrics of all. The export sums counters and histograms, and combines a gauge by its
+`multiprocess_mode`. Info and Gauge.set_function do not work with files, so they are not used.
 
-Series of small closed sets exist from the start. Prometheus computes an increase only from a value that it has seen,
-so a rate would otherwise miss the first event.
+Each series of a small closed set of labels exists from the start. Prometheus computes an increase from an earlier
+value, so it would miss the first event of a series that starts with it.
 """
 
 from __future__ import annotations
@@ -32,11 +32,10 @@ SERVING = ("model", "version", "engine", "engine_version", "precision")
 
 
 def share_metrics(directory: Path, worker: int) -> None:
-    """Keeps the metrics of this process in files of the directory, by worker number. Call it before Metrics().
+    """Makes this process keep its metrics in files of the directory. Call it before Metrics().
 
-    This is the multiprocess mode of prometheus_client. The files have the worker number, not the process id, so a
-    restarted worker continues the counters of the previous one. Counters never decrease, and the number of files stays
-    constant.
+    This is the multiprocess mode of prometheus_client. The names of the files contain the worker number, not the
+    process id. So a restarted worker continues its counters, which never decrease, and the number of files is constant.
     """
     os.environ[SHARED_DIRECTORY] = str(directory)
     values.ValueClass = values.MultiProcessValue(process_identifier=lambda: worker)  # type: ignore[no-untyped-call]
@@ -46,7 +45,7 @@ class Metrics:
     """The metrics of one server, in a separate registry."""
 
     def __init__(self, shared: Path | None = None) -> None:
-        """shared: the directory that share_metrics got, if the server has several processes."""
+        """shared: the directory given to share_metrics; None if the server has one process."""
         self._shared = shared
         self._serving_before: tuple[str, ...] | None = None
         self.registry = CollectorRegistry()
@@ -121,7 +120,7 @@ class Metrics:
         )  # fmt: skip
         self.expected_queue = Gauge(
             "tureen_expected_queue_seconds",
-            "Expected seconds of a small image that is admitted now, in the slowest process, at the recent speed.",
+            "Expected seconds to classify a small image admitted now, in the slowest process, at the recent speed.",
             multiprocess_mode="livemax", registry=self.registry,
         )  # fmt: skip
         self.expected_queue_limit = Gauge(
@@ -142,7 +141,7 @@ class Metrics:
             registry=self.registry,
         )  # fmt: skip
         self.jobs = Counter(
-            "tureen_jobs", "Batch jobs that stopped, by their state after that.", ["state"], registry=self.registry
+            "tureen_jobs", "Stopped batch jobs, by the state that they entered.", ["state"], registry=self.registry
         )
         self.job_rows = Counter("tureen_job_rows", "Rows of batch jobs that the engine ran.", registry=self.registry)
         self._start_series()
@@ -165,7 +164,7 @@ class Metrics:
             stage.observe(spent)
 
     def set_serving(self, labels: Mapping[str, str]) -> None:
-        """Sets the model and the engine that serve from now on. labels: a value for each name in SERVING."""
+        """Exports the current model and engine. labels: a value for each name in SERVING."""
         values_in_order = tuple(labels[name] for name in SERVING)
         if self._serving_before not in (None, values_in_order):
             self._serving.labels(*self._serving_before).set(0)  # a series in files cannot be removed
@@ -182,7 +181,7 @@ class Metrics:
 
 
 class _FilesCollector(Collector):
-    """Reads the files of all processes, except for empty ones, which a process that starts has only just created."""
+    """Reads the metric files of all processes. Skips empty files: their processes have not written any metric yet."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -194,7 +193,7 @@ class _FilesCollector(Collector):
 
 
 def beta_bucket(beta: float | None) -> str:
-    """Returns the label of a β: "0", "1", the quarter it is in, or "single" for None."""
+    """Returns the metric label of a β: "0", "1", its quarter such as "below 0.25", or "single" for None."""
     if beta is None:
         return "single"
     if beta in (CLEAN_BETA, ROBUST_BETA):

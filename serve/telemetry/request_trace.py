@@ -1,4 +1,4 @@
-"""Collects what the trace of the current request needs. Code that records here does not import OpenTelemetry."""
+"""Holds the trace data of the current request. Code that records the data does not import OpenTelemetry."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tureen.bundle.manifest import Manifest
 
 @dataclass(frozen=True)
 class StageTimes:
-    """The start (time.monotonic) and duration of each stage of an image, and the rows of its batch."""
+    """The start (time.monotonic) and duration of each stage of an image, and the number of rows in its batch."""
 
     decode_began_s: float
     decode_s: float
@@ -22,9 +22,9 @@ class StageTimes:
 
 @dataclass
 class RequestTrace:
-    """One request: the manifest of the model that admitted it, and the β and the stage times of each image."""
+    """The trace data of one request: the manifest of its model, and the β and the stage times of each image."""
 
-    manifest: Manifest | None = None
+    manifest: Manifest | None = None  # None: the request was refused
     images: list[tuple[tuple[float, ...], StageTimes]] = field(default_factory=list)
 
 

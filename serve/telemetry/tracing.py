@@ -1,7 +1,8 @@
 """Sends a trace of each request to an OpenTelemetry collector: a server span with decode, queue and inference spans.
 
-Creates the spans after the response, from times that are measured in any case. The SDK sends them from a background
-thread, and drops them if the collector is too slow. Imported only if an endpoint is set; needs the extra [otel].
+`Tracing.record` creates the spans after the response, from times that the server measures in any case. The SDK sends
+them from a background thread, and drops them if the collector is too slow. The server imports this module only if an
+endpoint is set. It needs the extra [otel].
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 import tureen
 from serve.telemetry.request_trace import RequestTrace
 
-EXPORT_PATH = "/v1/traces"  # of OTLP over HTTP
-CLOSE_S = 3.0  # maximum delay of the process exit for the last spans, if the collector hangs
+EXPORT_PATH = "/v1/traces"  # the path of OTLP over HTTP
+CLOSE_S = 3.0  # the exit of the process waits at most this long for the last spans
 
 
 class Tracing:
