@@ -37,7 +37,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Decision(Generic[R]):
-    """Every row of the queue in exactly one of four lists. Each list keeps the order of the queue."""
+    """The rows of a queue, each row in exactly one of four lists. Each list keeps the order of the queue."""
 
     batch: list[R]
     expired: list[R]
@@ -48,8 +48,8 @@ class Decision(Generic[R]):
 def next_batch(queue: Iterable[R], *, now_s: float, max_batch: int, max_background: int) -> Decision[R]:
     """Returns the next batch: the oldest rows, at most max_batch. Does not wait for more rows.
 
-    A row does not enter a batch if its client closed the connection, or if its deadline has passed. Deadlines use the
-    clock of now_s. Rows of one batch may have any β.
+    A row does not enter a batch if its client closed the connection, or if its deadline has passed. now_s: in the clock
+    of the deadlines. The rows of a batch may differ in β.
 
     Background rows never share a batch with online rows, because they would make that batch longer. They run in batches
     of at most max_background rows while no online row waits.
@@ -71,8 +71,8 @@ def next_batch(queue: Iterable[R], *, now_s: float, max_batch: int, max_backgrou
 class BatchParts(Generic[T]):
     """Iterates over the parts of a batch to run: first the whole batch, then the halves of each part that failed.
 
-    The caller runs each part, and calls `halve` with a part that failed. So one row that breaks its batch fails alone,
-    and every other row gets its result. Parts come in the order of the batch.
+    The caller runs each part, and calls `halve` with each part that fails. So if one row makes a batch fail, only that
+    row fails in the end, and every other row gets its result. Parts come in the order of the batch.
     """
 
     def __init__(self, batch: Sequence[T]) -> None:

@@ -1,7 +1,7 @@
 """Gathers concurrent rows into batches and runs them on a pool of threads, one batch per stream.
 
-The next batch gathers while every stream is busy, so no row waits for a timer. Knows nothing about HTTP, images or
-models: the caller defines what a row is and how a batch runs.
+Rows gather for the next batch while every stream is busy, so no row waits for a timer. Knows nothing about HTTP,
+images or models: the caller defines the type of a row and the function that runs a batch.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from serve.inference.batch_policy import BatchParts, Priority, next_batch
 Row = TypeVar("Row")
 Output = TypeVar("Output")
 
-QUIET_S = 10.0  # without an online row; after that, background rows use every stream, in longer runs
-QUIET_RUN_FACTOR = 10  # by which those runs are longer: the first online row after the quiet waits for one at most
+QUIET_S = 10.0  # without an online row; then background rows use every stream, in longer runs
+QUIET_RUN_FACTOR = 10  # how much longer those runs are; the next online row waits for the end of one of them at most
 
 logger = logging.getLogger("tureen.serve")
 
@@ -74,18 +74,17 @@ class Batcher(Generic[Row, Output]):
         on_waiting: Callable[[int], None] = lambda count: None,
         on_failed: Callable[[], None] = lambda: None,
     ) -> None:
-        """run: called with 1 to max_batch rows on a thread of the batcher; returns one output per row. At most
-        `streams` calls run at a time.
+        """run: runs 1 to max_batch rows on a thread of the batcher, and returns one output per row.
 
-        max_waiting: rows in the queue, at most.
-        background_run_s: target duration of a run of background rows while online rows arrive. Then one such run is
-        active at a time, and starts only while `is_idle` returns True. After QUIET_S without an online row, background
-        rows use every stream, in runs that are QUIET_RUN_FACTOR times as long.
-        is_idle: whether the caller has no request in progress. After it becomes True, the caller calls `notify_idle`.
+        max_waiting: maximum number of rows in the queue. streams: maximum number of simultaneous runs.
+        background_run_s: target duration of a run of background rows while online rows arrive. During that time one
+        such run is active at most, and it starts only if `is_idle` returns True. After QUIET_S without an online row,
+        background rows use every stream, in runs that are QUIET_RUN_FACTOR times as long.
+        is_idle: whether the caller has no request in progress. The caller calls `notify_idle` when it becomes True.
 
-        The callbacks run in the event loop. on_batch: the size and the seconds of each successful run. on_dropped: the
-        reason, "deadline" or "abandoned", and how many rows left the queue for it without a run. on_waiting: the
-        length of the queue, after each change. on_failed: called for each failed run.
+        The callbacks run in the event loop. on_batch: gets the size and the seconds of each successful run.
+        on_dropped: gets a reason, "deadline" or "abandoned", and how many rows left the queue for it without a run.
+        on_waiting: gets the length of the queue after each change. on_failed: called for each failed run.
         """
         self._run = run
         self._max_batch = max_batch
@@ -174,7 +173,7 @@ class Batcher(Generic[Row, Output]):
     def _next_batch(
         self, rows: Sequence[_QueuedRow[Row, Output]], max_batch: int, max_background: int
     ) -> tuple[list[_QueuedRow[Row, Output]], list[_QueuedRow[Row, Output]]]:
-        """Returns the next batch, which may be empty, and the rows that keep waiting. Completes the expired rows."""
+        """Returns the next batch, which may be empty, and the rows that remain queued. Completes the expired rows."""
         decision = next_batch(rows, now_s=time.monotonic(), max_batch=max_batch, max_background=max_background)
         for row in decision.expired:
             row.future.set_exception(DeadlineError())
@@ -184,7 +183,7 @@ class Batcher(Generic[Row, Output]):
         return decision.batch, decision.waiting
 
     async def _run_batch(self, batch: Sequence[_QueuedRow[Row, Output]]) -> None:
-        """Runs the batch and completes its rows. If it fails, runs its halves, until only single rows have failed."""
+        """Runs the batch and completes its rows. Splits a failed batch into halves, until only single rows fail."""
         parts = BatchParts(batch)
         for part in parts:
             if part is not batch:  # during the failed run, clients may have closed and deadlines passed

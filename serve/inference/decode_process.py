@@ -3,8 +3,8 @@
 `python -P -m serve.inference.decode_process` starts the process.
 
 Some decoders hold the interpreter lock for a second. In a process of lower priority they delay no other request. When
-the system runs out of memory, it ends this process first. Replies are bytes and JSON, never pickled objects: hostile
-data that takes over a decoder cannot run code in the server.
+the system runs out of memory, it ends this process first. Replies are bytes and JSON, never pickled objects. So a
+hostile image that takes over a decoder cannot run code in the server.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class DecodeProcess:
         self._process.kill()
 
     def close(self) -> None:
-        """Ends the process and frees its pipes. Not to be called during `decode`."""
+        """Ends the process and frees its pipes. Must not be called during `decode`."""
         self._process.kill()
         self._process.wait(STOP_S)
         for pipe in (self._process.stdin, self._process.stdout):

@@ -1,7 +1,7 @@
 """Decodes small images on threads, and large or disproportionate ones in processes of lower priority.
 
-Each kind of image has its own decoders. So a costly image takes no decoder, interpreter lock or CPU from a cheaper
-kind. Knows nothing about HTTP or engines.
+Each kind of image has separate decoders. So a costly image takes no decoder, interpreter lock or CPU from a cheaper
+image. Knows nothing about HTTP or engines.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from tureen.preprocess import Pixels
 
 LARGE_NICE = 10  # a tenth of the weight of a server thread: decoding also progresses on a busy machine
 DISPROPORTIONATE_NICE = 19  # a seventh of the weight of LARGE_NICE
-IDLE_S = 60.0  # after that time without an image of their kind, processes end and free their memory
+IDLE_S = 60.0  # processes end after this time without an image of their kind, which frees their memory
 
 logger = logging.getLogger("tureen.serve")
 
 Decoded = tuple[Pixels, float, float]
-"""Pixels, when decoding began (time.monotonic), and the seconds it took."""
+"""The pixels, the start of the decoding (time.monotonic), and its seconds."""
 
 
 class Decoders:
-    """The threads and processes that decode. A process starts with the first image that needs it."""
+    """The threads and processes that decode images. A process starts when the first image needs it."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class Decoders:
         self._on_decoded = on_decoded
 
     async def decode(self, image: bytes, cost: ImageCost, decoding: DecodeOptions, deadline_s: float) -> Decoded:
-        """Returns the pixels and the timing. deadline_s: in the clock of time.monotonic.
+        """Returns the pixels of the image and the timing. deadline_s: in the clock of time.monotonic.
 
         Raises an ImageError, DeadlineError after the deadline, and DecodingError if a process ended. A decoding in a
         process stops at the deadline, or when the caller is cancelled.
@@ -95,7 +95,7 @@ def _pixels_or_error(decode: Callable[[], Pixels]) -> Pixels | ImageError:
 
 
 class _DecodeTask:
-    """One image in a process. `stop` may be called before, during and after the decoding."""
+    """The decoding of one image in a process. `stop` may be called before, during and after it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -120,9 +120,10 @@ class _DecodeTask:
 
 
 class _Processes:
-    """A pool of `count` processes for a first-come, first-served queue of images.
+    """A pool of at most `count` decoding processes, with a first-in, first-out queue of images.
 
-    An image starts when a process and its memory are free. Alone in the pool, it starts whatever its memory.
+    The first image of the queue starts when a process is free and the pool has enough memory left for the image. If
+    no other image is being decoded, it starts whatever memory it needs.
     """
 
     def __init__(self, count: int, nice: int, max_memory: int) -> None:
@@ -197,7 +198,7 @@ class _Processes:
             raise
 
     def _decode_on_thread(self, task: _DecodeTask, image: bytes, decoding: DecodeOptions) -> _Result:
-        """Runs on a thread, which waits for the process."""
+        """Decodes in a process while the calling thread waits. Raises DecodingError."""
         began_s = time.monotonic()
         try:
             result = self._decode_in_some_process(task, image, decoding)
@@ -213,7 +214,7 @@ class _Processes:
     def _decode_in_some_process(self, task: _DecodeTask, image: bytes, decoding: DecodeOptions) -> Pixels | ImageError:
         """Decodes in an idle process, or else in a new one. Raises DecodeProcessEndedError or OSError.
 
-        When memory runs out, the system ends idle processes too. So an image whose idle process ended gets a new one.
+        When memory runs out, the system ends idle processes too. If the idle process has ended, decodes in a new one.
         """
         with suppress(IndexError):  # none is idle; other threads take processes concurrently
             idle = self._idle.pop()
@@ -227,7 +228,7 @@ class _Processes:
     def _decode_in(
         self, process: DecodeProcess, task: _DecodeTask, image: bytes, decoding: DecodeOptions
     ) -> Pixels | ImageError:
-        """Decodes in that process, which is idle afterwards, or closed. Raises DecodeProcessEndedError."""
+        """Decodes in the given process, then keeps it as an idle one or closes it. Raises DecodeProcessEndedError."""
         is_reusable = False
         task.begin(process)
         try:

@@ -37,7 +37,7 @@ RETRY_S = 0.1  # between attempts to submit background rows to a full queue
 
 @dataclass(frozen=True)
 class InferenceRequest:
-    """An image, and each β to run it at. image: encoded bytes, or pixels uint8 (H, W, 3) at the size of the model."""
+    """An image and the β values of its rows. image: encoded bytes, or pixels uint8 (H, W, 3) of the model's size."""
 
     image: bytes | Pixels
     betas: tuple[float, ...]
@@ -104,8 +104,8 @@ class LoadedModel:
         """Decodes the image once and runs one row for each β. Returns an ImageError or a ServeError if that fails.
 
         Errors are returned, not raised, because the other images of a client's request still get their results.
-        deadline_s: decoding ends, and each row is in a batch, by then (time.monotonic). on_decoded: called when
-        decoding ends, also if it fails. An online result is recorded in the metrics and in the trace of the request.
+        deadline_s: latest time for the end of decoding and for each row to enter a batch (time.monotonic). on_decoded:
+        called when decoding ends, also if it fails. Records an online result in the metrics and the request's trace.
         """
         try:
             try:
@@ -142,9 +142,10 @@ class LoadedModel:
         return result
 
     async def logits(self, pixels: NDArray[np.uint8], betas: Sequence[float]) -> NDArray[np.float32]:
-        """Returns float32 (B, K) for pixels uint8 (B, H, W, 3) and B β, as background rows: after every request.
+        """Returns logits, float32 (B, K), for pixels uint8 (B, H, W, 3) and B β.
 
-        Waits while the queue is full. Raises InferenceError.
+        Submits background rows, which run after those of requests. Waits while the queue is full. Raises
+        InferenceError.
         """
         logits: dict[int, NDArray[np.float32]] = {}
         while len(logits) < len(betas):
@@ -180,9 +181,9 @@ class LoadedModel:
 
 
 def open_soup(bundle: Bundle, settings: Settings) -> tuple[Soup, StartSpeed]:
-    """Opens the engine of the bundle, checks it on the golden rows, and runs it at each batch size.
+    """Returns the soup of the bundle and the measured speed of this machine. Blocks; raises EngineError.
 
-    Returns the soup and the measured speed of this machine. Blocks; raises EngineError.
+    Opens the engine, checks it on the golden rows, and warms it up at each of `warm_sizes`.
     """
     engine = open_engine(bundle, settings.engine, settings.precision, settings.engine_options)
     if settings.engine_options.streams > 1 and engine.name in CPU_ENGINES:

@@ -1,8 +1,8 @@
-"""Makes the C library return large blocks as soon as they are free, so that resident memory follows the memory in use.
+"""Makes glibc return freed large blocks to the system immediately, so that resident memory follows the memory in use.
 
-glibc raises its thresholds to the largest block that it has seen freed, at most 32 MiB. After one large image, it takes
-blocks of that size from its heaps. A few small blocks that stay in use then keep these heaps from shrinking. With
-fixed thresholds, memory stays flat.
+By default glibc raises two thresholds to the size of the largest freed block, at most 32 MiB. After one large image, it
+takes blocks of up to that size from its heaps. A few small blocks that stay in use then keep these heaps from
+shrinking. With fixed thresholds, resident memory does not grow.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Predicts the time of a request from the work ahead of it and the measured speed of each stage.
 
-By Little's law a request waits for the work in the system times the seconds of one unit of work. Work is counted in
-decoded pixels and in rows of the engine, because images differ in cost by a factor of 10,000. Each kind of image has
-its own lane: its own decoders, whose queue delays no other kind. Knows nothing about HTTP.
+By Little's law, the time of a request is the work in the system times the seconds of one unit of work. Work is
+counted in pixels to decode and in rows of the engine, because images differ in cost by a factor of 10,000. Each kind of
+image has a lane: separate decoders, whose queue delays no other kind. Knows nothing about HTTP.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from tureen.image_cost import LEAST_COST, ImageCost, ImageKind
 
 HALF_LIFE_S = 2.0  # a measurement of this age has half its weight
-PRIOR_S = 0.02  # weight of the speed measured at start, in seconds of work beside later measurements
+PRIOR_S = 0.02  # weight of the start speed against later measurements, in seconds of work
 
 
 class Slowdown:
@@ -32,7 +32,7 @@ class Slowdown:
         return (self._measured_s + PRIOR_S) / (self._expected_s + PRIOR_S)
 
     def record(self, seconds: float, *, expected_s: float, now_s: float) -> None:
-        """Records work that took `seconds` and would have taken expected_s at start. now_s: time.monotonic."""
+        """Records the duration of some work. expected_s: its duration at the start speed. now_s: time.monotonic."""
         kept = 0.5 ** (max(0.0, now_s - self._last_s) / HALF_LIFE_S)
         self._expected_s = kept * self._expected_s + expected_s
         self._measured_s = kept * self._measured_s + seconds
@@ -44,31 +44,34 @@ class Slowdown:
 
 @dataclass(frozen=True)
 class StartSpeed:
-    """The speed measured at start. decode_s: seconds of one unit of decoding work. run_s: seconds of a run by rows."""
+    """The speed measured at start.
+
+    decode_s: seconds of one unit of decoding work. run_s: seconds of one engine run, by its number of rows.
+    """
 
     decode_s: float
     run_s: Mapping[int, float]
 
     def inference_s(self, rows: int) -> float:
-        """Returns the engine's seconds for this many rows, in runs of the largest measured size."""
+        """Returns the engine's seconds for this many rows. They use several runs beyond the largest measured size."""
         largest = len(self._run_s_by_rows) - 1
         return self._run_s_by_rows[rows] if rows <= largest else rows / largest * self._run_s_by_rows[largest]
 
     def minimum(self, other: StartSpeed) -> StartSpeed:
-        """Returns the shorter of both times, for each number of rows measured in this one."""
+        """Returns the faster of both speeds, for each number of rows that this speed has."""
         run_s = {rows: min(seconds, other.run_s.get(rows, seconds)) for rows, seconds in self.run_s.items()}
         return StartSpeed(min(self.decode_s, other.decode_s), run_s)
 
     @cached_property
     def _run_s_by_rows(self) -> list[float]:
-        """The seconds of one run of 0, 1, 2, … rows, interpolated once: every request reads several of them."""
+        """Seconds of a run of 0, 1, 2, … rows, interpolated. Cached, because every request reads several of them."""
         sizes = sorted(self.run_s)
         between = np.interp(range(1, sizes[-1] + 1), sizes, [self.run_s[size] for size in sizes])
         return [0.0, *between.tolist()]
 
 
 class Lane:
-    """The decoders of one kind of image, and the work that is queued or being decoded there."""
+    """The decoders of one kind of image, and the work of the images that wait for them or are being decoded."""
 
     def __init__(self, decoders: int) -> None:
         self.decoders = decoders
@@ -91,20 +94,20 @@ class Lane:
         self.rows -= rows
 
     def expected_s(self, more_work: int, unit_s: float) -> float:
-        """Returns the seconds until more_work is also done. unit_s: seconds of a unit of work at start."""
+        """Returns the seconds until the lane's work and more_work are done. unit_s: seconds per unit at start."""
         return (self.work + more_work) * unit_s * self.slowdown.factor / self.decoders
 
 
 class QueueTime:
     """Predicts the time of a request that is admitted now. Learns from every finished decoding and engine run.
 
-    A request waits for the lanes of its images, and then for the engine. The engine's queue counts the decoded
-    images and the small ones, which will be decoded soon. When no request is in progress, the speed returns to that at
-    start, and work that ends later is not recorded.
+    A request waits for the lanes of its images, and then for the engine. The engine's queue includes decoded images
+    and small images, which will be decoded soon. When no request is in progress, the estimate returns to the start
+    speed, and work that ends then is not recorded.
     """
 
     def __init__(self, start: StartSpeed, *, decoders: Mapping[ImageKind, int]) -> None:
-        """decoders: how many images of each kind are decoded at a time."""
+        """start: the measured start speed. decoders: how many images of each kind are decoded at a time."""
         self.start = start
         self._decoded_rows = 0  # rows of decoded images whose requests are in progress
         self._lanes = {kind: Lane(decoders[kind]) for kind in ImageKind}
@@ -122,24 +125,21 @@ class QueueTime:
         return self._decoded_rows + sum(lane.rows for lane in self._lanes.values())
 
     def restart(self, start: StartSpeed) -> None:
-        """Resets the estimate for another engine: start is its measured start speed.
-
-        Earlier measurements are discarded.
-        """
+        """Discards all measurements, for another engine. start: the measured start speed of that engine."""
         self.start = start
         self._forget()
 
     def add_image(self, cost: ImageCost, rows: int) -> None:
-        """Counts an admitted image, which the engine runs in this many rows."""
+        """Adds an admitted image to its lane. rows: the engine rows that the image needs."""
         self._lanes[cost.kind].add(cost, rows)
 
     def end_decoding(self, cost: ImageCost, rows: int) -> None:
-        """Moves an admitted image from its lane to the engine: it is decoded, or will not be."""
+        """Moves an admitted image from its lane to the engine. Its decoding has ended, or will not start."""
         self._lanes[cost.kind].remove(cost, rows)
         self._decoded_rows += rows
 
     def remove_rows(self, rows: int) -> None:
-        """Removes rows whose decoding has ended, at the end of their request."""
+        """Removes the rows of a request that has ended. Requires `end_decoding` of its images."""
         self._decoded_rows -= rows
         if self._is_idle:
             self._forget()
@@ -152,7 +152,7 @@ class QueueTime:
         self._lanes[cost.kind].slowdown.record(seconds, expected_s=expected_s, now_s=now_s)
 
     def record_run(self, rows: int, seconds: float, now_s: float) -> None:
-        """Records the end of an engine run. Of concurrent runs, each counts from the end of the previous one."""
+        """Records a finished engine run. If runs overlap, counts its seconds from the end of the previous run."""
         seconds = max(0.0, min(seconds, now_s - self._last_run_s))
         self._last_run_s = max(self._last_run_s, now_s)
         if not self._is_idle:
@@ -161,8 +161,8 @@ class QueueTime:
     def expected_s(self, costs: Iterable[ImageCost] = (LEAST_COST,), rows: int = 1) -> float:
         """Returns the expected seconds of a request of these images, in this many rows.
 
-        Lanes decode concurrently, so the slowest lane counts. An image that is not small counts only behind others of
-        its kind: one request of each kind at a time is admitted, however long it takes.
+        Lanes decode concurrently, so the slowest lane counts. The decoding of a large or disproportionate image counts
+        only if its lane has other work. So one request at a time of each such kind is admitted, however long it takes.
         """
         work: dict[ImageKind, int] = {}
         for cost in costs:
@@ -178,10 +178,10 @@ class QueueTime:
         return decode_s + self._engine.factor * self.start.inference_s(rows)
 
     def has_room(self, costs: Sequence[ImageCost], max_pixels: int) -> bool:
-        """Returns whether the images to be decoded, with these, would have at most max_pixels.
+        """Returns whether all images to decode would still have at most max_pixels with these images added.
 
-        Disproportionate images may have half of max_pixels. Small and large images may have all pixels that these
-        leave. The first image of either group is admitted whatever its pixels.
+        Disproportionate images may use half of max_pixels. Small and large images may use all pixels that the
+        disproportionate ones leave. The first image of each of the two groups is admitted whatever its size.
         """
         disproportionate = self._lanes[ImageKind.DISPROPORTIONATE].pixels
         others = self.pixels - disproportionate
@@ -202,5 +202,5 @@ class QueueTime:
 
 
 def retry_after_s(expected_s: float, limit_s: float) -> int:
-    """Returns the whole seconds, at least 1, until the expected time is below the limit."""
+    """Returns the seconds until the expected time falls to the limit: a whole number, at least 1."""
     return max(1, math.ceil(expected_s - limit_s))

@@ -38,14 +38,14 @@ logger = logging.getLogger("tureen.serve")
 
 
 class Service:
-    """Classifies images, each at its own β, in shared batches. Ready when `open` has returned."""
+    """Classifies images in shared batches, each image at its own β. `open` makes the service ready."""
 
     def __init__(self, settings: Settings, bundle: Bundle, metrics: Metrics) -> None:
         self.settings = settings
         self.metrics = metrics
         self._first_bundle = bundle
         self._model: LoadedModel | None = None
-        self._holds: dict[LoadedModel, set[object]] = {}  # admissions and others that keep a model from being closed
+        self._holds: dict[LoadedModel, set[object]] = {}  # the admissions and the background work that use each model
         self._retirements: set[asyncio.Task[None]] = set()
         self._comparisons: set[asyncio.Task[None]] = set()
         self._queue_time = QueueTime(
@@ -82,7 +82,7 @@ class Service:
 
     @property
     def model(self) -> LoadedModel:
-        """The current model. Raises NotReadyError."""
+        """The current model. Raises NotReadyError before `open` has loaded one."""
         if self._model is None:
             raise NotReadyError
         return self._model
@@ -93,11 +93,11 @@ class Service:
         self.metrics.is_ready.set(1)
 
     async def reload(self) -> None:
-        """Replaces the model by the bundle that is now on disk. No request is refused or fails.
+        """Replaces the current model with the bundle on disk. No request is refused or fails because of that.
 
-        The bundle is loaded, checked on its golden rows and warm before it gets a request. Requests that were admitted
-        before get their results from the previous model, which is closed after the last of them. Raises BundleError or
-        EngineError, and then the previous model stays current.
+        The new model is checked on its golden rows and warmed up before it becomes current. Requests that were admitted
+        earlier get their results from the previous model, which is closed after the last of them. Raises BundleError or
+        EngineError; then the previous model stays current.
         """
         previous = self.model
         await self._load(await asyncio.to_thread(load_bundle, self.settings.bundle))
@@ -114,7 +114,7 @@ class Service:
         self._export_settings()
 
     def drain(self) -> None:
-        """Reports not ready from now on. Requests are still admitted."""
+        """Makes the service report that it is not ready. It still admits requests."""
         self._is_draining = True
         self.metrics.is_ready.set(0)
 
@@ -128,12 +128,12 @@ class Service:
     def refusal(
         self, costs: Sequence[ImageCost] = (LEAST_COST,), rows: int = 1, timeout_ms: int | None = None
     ) -> TureenError | None:
-        """Returns the error for a request of these images and rows if it cannot be admitted now, else None.
+        """Returns the error for a request that cannot be admitted now, else None.
 
-        A request is refused while the model is being loaded, and if its images have more than max_request_pixels.
-        While another request is in progress, three further conditions apply. All permits are taken; the images to be
-        decoded would have more than max_decode_pixels; or the expected time exceeds max_queue_ms or the timeout.
-        By default the request counts as one small image, because its images are unknown before the body arrives.
+        costs, rows: of all its images; by default one small image, because they are unknown before the body arrives.
+        Refuses every request until a model is loaded, and a request of more than max_request_pixels. Refuses further
+        requests while another one is in progress: if all permits are taken, if the images to decode would exceed
+        max_decode_pixels, or if the expected time exceeds max_queue_ms or the timeout.
         """
         if self._model is None:
             return NotReadyError()
@@ -162,8 +162,8 @@ class Service:
     ) -> Iterator[Admission]:
         """Holds a permit for a request of these images until the context ends.
 
-        rows: rows of the engine for each image. arrived_s: start of the request's timeout (time.monotonic), by default
-        now. Raises NotReadyError, TooManyPixelsError or OverloadedError immediately.
+        rows: engine rows per image. arrived_s: start of the request's timeout (time.monotonic), by default now.
+        Raises NotReadyError, TooManyPixelsError or OverloadedError immediately if it refuses the request.
         """
         costs = [self._cost(image) for image in images]
         if (refusal := self.refusal(costs, rows * len(images), timeout_ms)) is not None:
@@ -189,13 +189,14 @@ class Service:
             self._export_load()
 
     def end_decoding(self, cost: ImageCost, rows: int) -> None:
-        """Stops counting an admitted image as waiting for a decoder: it is decoded, or will not be."""
+        """Stops counting an admitted image as waiting for a decoder. Its decoding has ended, or will not start."""
         self._queue_time.end_decoding(cost, rows)
 
     def compare_modes(self, admission: Admission, result: InferenceResult, beta: float) -> None:
-        """Runs a sample of the classified images in the other mode too, as background rows, on the decoded pixels.
+        """Runs a sample of the classified images in the other mode too, and counts how often the modes disagree.
 
-        Counts how often the modes disagree. The rate is a signal that traffic may be unusual; it detects no attack.
+        Uses the decoded pixels, in background rows. The rate is a signal that traffic may be unusual. It detects no
+        attack.
         """
         if random.random() >= self.settings.disagreement_share:  # noqa: S311 - a sample
             return
@@ -230,7 +231,7 @@ class Service:
 
     async def _load(self, bundle: Bundle) -> None:
         started = time.monotonic()
-        # Before the work: raises SingleTokenError.
+        # First, because it may raise SingleTokenError.
         new_settings = initial_settings(bundle.manifest, self.settings.default_beta)
         soup, start = await asyncio.to_thread(open_soup, bundle, self.settings)
         model = LoadedModel(
@@ -242,7 +243,7 @@ class Service:
             on_run=lambda rows, seconds: self._on_run(model, rows, seconds),
         )
         if self._model is not None and _speed_key(self._model.soup) == _speed_key(soup):
-            start = start.minimum(self._queue_time.start)  # a reload under load measures the machine as too slow
+            start = start.minimum(self._queue_time.start)  # under load, a reload measures times that are too long
         self._queue_time.restart(start)
         self._export_load()
         self._holds[model] = set()
@@ -300,7 +301,7 @@ class Service:
 
 
 class Admission:
-    """An admitted request. Its model, settings and deadline are fixed: a later change or reload does not affect it."""
+    """An admitted request with its model, settings and deadline, which later changes and reloads do not affect."""
 
     def __init__(
         self,
@@ -321,13 +322,14 @@ class Admission:
         self._undecoded = set(range(len(images)))
 
     def choose(self, beta: float | None, identity: ClientIdentity = ANONYMOUS) -> BetaChoice:
-        """Returns the β for an image whose request names this β, or none. Raises as `ActiveSettings.choose` does."""
+        """Returns the β of an image. beta: from the request, if any. Raises the errors of `ActiveSettings.choose`."""
         return self.active_settings.choose(beta, identity)
 
     async def classify(self, choices: Sequence[BetaChoice]) -> list[InferenceResult | TureenError]:
-        """Runs each image at the β of its choice. The result of a failed image is its error; others are unaffected.
+        """Runs each image at the β of its choice. Returns a result or an error for each image, in order.
 
-        Counts each classification by β, and compares the modes for a sample.
+        An error of one image does not affect the others. Counts each classification by β, and compares the modes on a
+        sample.
         """
         # A model with one token has no β, and any value gives the same token.
         betas = [CLEAN_BETA if choice.beta is None else choice.beta for choice in choices]
@@ -339,7 +341,8 @@ class Admission:
             )
             for index, beta in enumerate(betas)
         ]
-        results = await asyncio.gather(*runs) if len(runs) > 1 else [await run for run in runs]  # one needs no task
+        # A single run needs no task.
+        results = await asyncio.gather(*runs) if len(runs) > 1 else [await run for run in runs]
         for result, choice, beta in zip(results, choices, betas, strict=True):
             if isinstance(result, TureenError):
                 continue
@@ -349,7 +352,7 @@ class Admission:
         return results
 
     async def sweep(self, betas: Sequence[float]) -> InferenceResult:
-        """Runs the only image at all β. Raises an ImageError or a ServeError."""
+        """Returns the result of the only image of the request, run at every β. Raises an ImageError or a ServeError."""
         (image,), (cost,) = self._images, self._costs
         request = InferenceRequest(image, tuple(betas), cost)
         result = await self.model.infer(request, deadline_s=self.deadline_s, on_decoded=self.end_decoding)
@@ -358,7 +361,7 @@ class Admission:
         return result
 
     def end_decoding(self) -> None:
-        """Stops counting its images as waiting for a decoder."""
+        """Stops counting the undecoded images of the request as waiting for a decoder."""
         for index in list(self._undecoded):
             self._end_decoding(index)
 
@@ -368,13 +371,13 @@ class Admission:
 
 
 def _speed_key(soup: Soup) -> tuple[object, ...]:
-    """Equal for two soups if an image takes the same work in both, such as the same model with other weights."""
+    """Returns a key that is equal for soups of the same speed, such as one model with different weights."""
     manifest, engine = soup.bundle.manifest, soup.engine
     return engine.name, engine.precision, manifest.preprocess, manifest.files[BACKBONE].size
 
 
 def initial_settings(manifest: Manifest, default_beta: float | None) -> ActiveSettings:
-    """Returns the settings before any change by an operator. default_beta: of the server's settings, if set.
+    """Returns the settings before any change by an operator. default_beta: --default-beta of the server, if set.
 
     Raises SingleTokenError if default_beta is set and the model has one token.
     """
