@@ -1,1 +1,1 @@
-"""Shared by every HTTP surface: problem responses, bodies, JSON, CORS, client identity, the request log."""
+"""The parts that all HTTP surfaces share: problem responses, bodies, JSON, CORS, client identity, request log."""

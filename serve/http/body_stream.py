@@ -25,13 +25,13 @@ from tureen.errors import ImageTooLargeError, TureenError, UnsupportedImageTypeE
 
 COMPRESSIONS = frozenset({"gzip", "deflate"})
 NOT_ONE_STREAM = "the body is not one whole gzip or zlib stream, as its Content-Encoding declares"
-PIECE_BYTES = 2**20  # decompressed at a time, which takes milliseconds; between pieces other requests run
+PIECE_BYTES = 2**20  # decompressed at a time: this takes milliseconds, and other requests run between pieces
 
 T = TypeVar("T")
 
 
 class BodyMemory:
-    """Counts and limits the bytes of all bodies being received, however many clients send slowly."""
+    """Counts and limits the bytes of all bodies being received, so that many slow clients cannot fill the memory."""
 
     def __init__(self, max_bytes: int, on_held: Callable[[int], None] = lambda held: None) -> None:
         """on_held: called with the bytes held, after each change."""
@@ -59,8 +59,9 @@ async def receive_body(
     """Returns the whole body, decompressed. decompresses: whether it may be compressed with gzip or deflate.
 
     Raises UnsupportedImageTypeError for another Content-Encoding. Raises too_large, by default ImageTooLargeError, as
-    soon as the compressed or the decompressed body exceeds max_bytes. Raises MalformedRequestError if decompression
-    fails, BodyTimeoutError, IncompleteBodyError, and OverloadedError if all bodies together exceed `memory`.
+    soon as the compressed or the decompressed body exceeds max_bytes. Raises OverloadedError if all bodies together
+    exceed the limit of `memory`. Raises MalformedRequestError if decompression fails, BodyTimeoutError, or
+    IncompleteBodyError.
     """
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding != "identity" and not (decompresses and encoding in COMPRESSIONS):
@@ -94,9 +95,10 @@ async def receive_body(
 
 
 async def _decompressed(stream: AsyncIterator[bytes], max_bytes: int, too_large: TureenError) -> AsyncIterator[bytes]:
-    """Decompresses a gzip or zlib stream into pieces of at most PIECE_BYTES. No byte may follow the stream.
+    """Yields the decompressed bytes of a gzip or zlib stream, in pieces of at most PIECE_BYTES.
 
-    max_bytes: limit of the compressed stream, which may decompress to nothing.
+    max_bytes: limit of the compressed stream, which may decompress to nothing. Raises too_large above that limit, and
+    MalformedRequestError if the stream is damaged or bytes follow it.
     """
     decompressor = zlib.decompressobj(wbits=32 + zlib.MAX_WBITS)  # 32: detects either header
     received = 0
@@ -121,10 +123,10 @@ async def _decompressed(stream: AsyncIterator[bytes], max_bytes: int, too_large:
 
 
 async def cancel_on_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Returns the result of the work, or cancels it when the client closes the connection.
+    """Returns the result of `work`. If the client closes the connection, cancels it and raises ClientGoneError.
 
-    Raises ClientGoneError then, for the log and the metrics: no client receives the response. The body of the request
-    must have been received.
+    The error is for the log and the metrics, because no client receives a response. The body of the request must have
+    been received.
     """
     waiter = asyncio.current_task()
     assert waiter is not None
@@ -139,7 +141,7 @@ async def cancel_on_disconnect(request: Request, work: Coroutine[Any, Any, T]) -
     disconnection = asyncio.ensure_future(_wait_for_disconnect(request))
     disconnection.add_done_callback(cancel_waiter)
     try:
-        return await work  # in this task: another task costs every request as much as parsing its query
+        return await work  # in this task: a new task would cost each request as much as parsing its query
     except asyncio.CancelledError:
         if is_gone and not waiter.uncancel():
             raise ClientGoneError from None

@@ -1,4 +1,4 @@
-"""Reads the identity that decides the β of a request from its headers and address: API key and canary key."""
+"""Reads the identity of a client from the headers and the address of its request: API key and canary key."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def client_identity_of(request: Request, policy: str | None = None) -> ClientIde
 
 
 def only_value(name: str, values: Sequence[str]) -> str | None:
-    """Returns the value of a header, or None without it. Raises MalformedRequestError for several values."""
+    """Returns the value of a header, or None if it is absent. Raises MalformedRequestError for several values."""
     if len(values) > 1:  # a proxy may read the first value and this server the last
         raise MalformedRequestError(f"the request has {name} {len(values)} times: send it once")
     return values[0] if values else None

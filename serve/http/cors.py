@@ -1,4 +1,4 @@
-"""Decides which origins may read responses in a browser (CORS). Credentials are not allowed: API keys are headers.
+"""Decides which origins may read responses in a browser (CORS). No credentials, such as cookies, are allowed.
 
 `serve.connection.http_connection` adds `cors_headers` to every response, including refusals.
 `serve.http.error_handlers` sends `preflight_response`.
@@ -23,7 +23,7 @@ PREFLIGHT_AGE_S = 600
 
 
 def allowed_origin(origins: frozenset[str], request_headers: Headers) -> bytes | None:
-    """Returns the origin that may read the response to this request, or None. origins: the setting; ANY allows all."""
+    """Returns the origin that may read the response to this request, or None. origins: the setting; ANY allows any."""
     if ANY in origins:
         return ANY.encode()
     sent = [value for name, value in request_headers if name == b"origin"]
@@ -31,7 +31,7 @@ def allowed_origin(origins: frozenset[str], request_headers: Headers) -> bytes |
 
 
 def cors_headers(origins: frozenset[str], request_headers: Headers) -> Headers:
-    """Returns the CORS headers of a response; an empty list if the setting allows no origin."""
+    """Returns the CORS headers of the response to a request; an empty list if the setting allows no origin."""
     if not origins:
         return []
     vary = [] if ANY in origins else [(b"vary", b"Origin")]  # caches keep one response per origin
@@ -42,7 +42,7 @@ def cors_headers(origins: frozenset[str], request_headers: Headers) -> Headers:
 
 
 def preflight_response(origins: frozenset[str], headers: starlette.datastructures.Headers) -> Response | None:
-    """Returns the response to a CORS preflight; None if the request is no preflight or its origin is not allowed."""
+    """Returns the response to a CORS preflight; None if it is another request or its origin is not allowed."""
     if "access-control-request-method" not in headers or allowed_origin(origins, headers.raw) is None:
         return None
     response_headers = {

@@ -1,4 +1,4 @@
-"""Routes that call their endpoint with the bare request, and HEAD routes for every GET."""
+"""Defines routes that call their endpoint with the request alone, and adds a HEAD route for every GET route."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from fastapi.routing import APIRoute
 
 
 class DirectRoute(APIRoute):
-    """Calls its endpoint with the request alone.
+    """A route that calls its endpoint with the request alone.
 
-    The endpoints parse parameters and bodies themselves. FastAPI's own parsing would add its cost to every request.
+    The endpoint parses parameters and bodies. Parsing by FastAPI would cost every request more time.
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:

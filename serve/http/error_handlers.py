@@ -1,4 +1,4 @@
-"""Registers the handlers that send exceptions as responses. `serve.http.problems` has the status of each."""
+"""Registers the handlers that turn exceptions into responses. `serve.http.problems` has the status of each."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from tureen.errors import TureenError
 
 
 def add_error_handlers(app: FastAPI, cors_origins: frozenset[str]) -> None:
-    """Registers the handlers of our errors and of the framework's. cors_origins: may send a preflight request."""
+    """Registers the handlers of our errors and of the framework's. cors_origins: origins that may send a preflight."""
     app.add_exception_handler(TureenError, tureen_error_response)
     app.add_exception_handler(HTTPException, _http_error_handler(cors_origins))
 
 
 async def tureen_error_response(request: Request, error: Exception, detail: str | None = None) -> Response:
-    """Returns the response of an error in the tables of `serve.http.problems`; raises any other error again.
+    """Returns the response for an error in the tables of `serve.http.problems`. Raises any other error again.
 
     detail: replaces the message of the error.
     """
@@ -45,7 +45,7 @@ async def tureen_error_response(request: Request, error: Exception, detail: str 
 def _http_error_handler(
     cors_origins: frozenset[str],
 ) -> Callable[[Request, Exception], Coroutine[Any, Any, Response]]:
-    """The handler of errors that the framework raises by status, such as 404 and 405."""
+    """Returns the handler of errors that the framework raises by status, such as 404 and 405."""
 
     async def http_error_response(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)

@@ -1,4 +1,4 @@
-"""Parses untrusted JSON after it has checked the size and the depth, and decodes base64 texts in it."""
+"""Parses untrusted JSON, within limits of size and depth, and decodes base64 texts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from serve.errors import InvalidParameterError
 
-# Brackets and quotes alone are kept to count the depth: a Python loop over all bytes would take seconds.
+# `_depth` deletes these bytes and counts the rest: a Python loop over all bytes would take seconds.
 _BESIDES_BRACKETS_AND_QUOTES = bytes(set(range(256)) - set(b'[]{}"'))
 _URL_SAFE = bytes.maketrans(b"-_", b"+/")
 _STEPS = np.zeros(256, np.int8)
@@ -50,7 +50,7 @@ def decode_base64(text: str) -> bytes:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Returns the object. Refuses a repeated name, of which Python would silently drop one value."""
+    """Returns the object. Raises ValueError for a repeated name, because Python would silently drop a value."""
     value = dict(pairs)
     if len(value) < len(pairs):
         raise ValueError

@@ -105,13 +105,13 @@ INTERNAL = ProblemType(500, "internal_error", "Internal error")
 
 
 def problem_type_of(error: Exception) -> ProblemType:
-    """Returns the table row of an exception, by its nearest base class; INTERNAL if it has none."""
+    """Returns the problem type of an exception or of its nearest base class in the tables; else INTERNAL."""
     kinds = PROBLEM_TYPES | OPERATOR_PROBLEM_TYPES
     return next((kinds[cls] for cls in type(error).__mro__ if cls in kinds), INTERNAL)
 
 
 def problem_response(kind: ProblemType, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    """Returns the response for one problem. 429 and 503 have a Retry-After."""
+    """Returns the response for one problem. A response with status 429 or 503 has a Retry-After header."""
     body = Problem(title=kind.title, status=kind.status, code=kind.code, detail=detail)
     headers = dict(headers or {})
     if kind.status in (429, 503):
@@ -129,14 +129,14 @@ def headers_of(error: Exception) -> dict[str, str]:
 
 
 def problem_of(error: TureenError) -> Problem:
-    """Returns an error as the result of one image in a response for several images."""
+    """Returns the problem of one image, which the response for several images contains in place of a result."""
     kind = problem_type_of(error)
     detail = INTERNAL_DETAIL if kind is INTERNAL else str(error)
     return Problem(title=kind.title, status=kind.status, code=kind.code, detail=detail)
 
 
 def http_problem_type(status: int) -> ProblemType:
-    """Returns the kind of an error that the framework raised with a status alone, such as 404 or 405."""
+    """Returns the problem type of an error that the framework raised by status, such as 404 or 405."""
     phrase = HTTPStatus(status).phrase
     return ProblemType(status, phrase.lower().replace(" ", "_"), phrase)
 
@@ -156,7 +156,7 @@ def openapi_responses() -> dict[int | str, dict[str, Any]]:
 
 
 def oip_problem_type(error: Exception) -> ProblemType:
-    """Returns the kind of an error under /v2. There 415 and 422 become 400; the rest is as elsewhere."""
+    """Returns the problem type of an error below /v2. There the status is 400 in place of 415 and 422."""
     for cls in type(error).__mro__:
         if cls in OIP_PROBLEM_TYPES:
             return OIP_PROBLEM_TYPES[cls]
@@ -164,7 +164,7 @@ def oip_problem_type(error: Exception) -> ProblemType:
 
 
 def oip_openapi_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Returns the errors under /v2 with these statuses as OpenAPI responses; without arguments, all of them."""
+    """Returns the errors below /v2 as OpenAPI responses. statuses: only these; by default all."""
     by_status: dict[int, set[str]] = {}
     for kind in (*OIP_PROBLEM_TYPES.values(), *map(_at_most_400, PROBLEM_TYPES.values()), INTERNAL):
         by_status.setdefault(kind.status, set()).add(kind.title)

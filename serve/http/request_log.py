@@ -58,7 +58,7 @@ def request_id_of(scope: Scope) -> str:
 
 
 def arrived_s(scope: Scope) -> float:
-    """Returns when the head of the request was complete (time.monotonic). The first call sets it."""
+    """Returns the time at which the head of the request was complete (time.monotonic). The first call sets it."""
     if _ARRIVED_KEY not in scope:
         scope[_ARRIVED_KEY] = time.monotonic()
     arrived: float = scope[_ARRIVED_KEY]
@@ -66,12 +66,12 @@ def arrived_s(scope: Scope) -> float:
 
 
 def set_refusal(scope: Scope, kind: ProblemType) -> None:
-    """Marks that the connection has already sent this error, so the application's response never reaches the client."""
+    """Records that the connection has sent this error. A response of the application will not reach the client."""
     scope[_REFUSAL_KEY] = kind
 
 
 def record(metrics: Metrics, scope: Scope, status: int, seconds: float) -> None:
-    """Counts, times and logs one completed request. The scope may be incomplete, for a head that was cut short."""
+    """Counts, times and logs one completed request. The scope is incomplete if the head was."""
     fields = dict(access_fields(scope))
     status, code = _sent(scope, status)
     route = fields.pop("route", None) or getattr(scope.get("route"), "path", "unmatched")
