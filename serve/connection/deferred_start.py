@@ -14,15 +14,15 @@ START_BYTES = 128 * 1024  # most photographs are smaller, so the application nev
 
 
 class DeferredStartProtocol(DrainingProtocol):
-    """A connection whose current request may not have an ASGI task yet."""
+    """A connection that delays the ASGI task of its current request."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._unstarted: Any = None  # the application, while the current request waits for its body
+        self._unstarted: Any = None  # the application that the current request will start; None if it has started
 
     @property
     def is_started(self) -> bool:
-        """Whether the last request has, or had, an ASGI task."""
+        """Whether the ASGI task of the last request has started."""
         return self._unstarted is None
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:

@@ -1,4 +1,4 @@
-"""Encodes error responses as bytes, once per error: a refusal must cost less than a classification."""
+"""Encodes error responses as bytes. Caches them, because a refusal must cost less than a classification."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ Headers = list[tuple[bytes, bytes]]
 
 @dataclass(frozen=True)
 class ErrorResponse:
-    """The response for one error. Written directly, or sent by ASGI if earlier responses of the pipeline are open."""
+    """The response for one error, for the transport, or for ASGI while earlier pipelined responses are open."""
 
     kind: ProblemType
     response: Response
 
     def to_bytes(self, request_id: str, more_headers: Headers, *, keep_alive: bool, is_head: bool) -> bytes:
-        """Returns the whole response. is_head: the method is HEAD, so the body is left out."""
+        """Returns the whole response as bytes. is_head: whether the method is HEAD; then the response has no body."""
         headers = [*more_headers, *self._headers(request_id)]
         if not keep_alive:
             headers.append((b"connection", b"close"))
@@ -33,7 +33,7 @@ class ErrorResponse:
         return b"".join([STATUS_LINE[self.kind.status], *lines, b"\r\n", body])
 
     async def send(self, send: Send, request_id: str) -> None:
-        """Sends the same response by ASGI."""
+        """Sends the response by ASGI."""
         await send({"type": "http.response.start", "status": self.kind.status, "headers": self._headers(request_id)})
         await send({"type": "http.response.body", "body": self.response.body})
 

@@ -2,9 +2,9 @@
 
 The steps after `drain`:
 1. The server reports not ready, and responses have `Connection: close`.
-2. After the delay, no connection can start. Connections that wait in the backlog are accepted.
-3. Quiet connections are closed.
-4. The other connections get their responses within the timeout.
+2. After the delay, the server accepts the connections in the backlog and closes its listeners.
+3. The server closes each connection that receives no bytes for QUIET_S.
+4. The other connections get their responses within the drain timeout.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from uvicorn.server import ServerState
 from serve.connection.sockets import close_accepting, refuse_more
 from serve.errors import UvicornVersionError
 
-HANDSHAKE_S = 0.1  # for connections whose handshake has started when no further one may
+HANDSHAKE_S = 0.1  # within this time the handshakes that have started complete; no other may start
 # The undocumented names of uvicorn that this package calls or overrides. If a method were missing, a protection would
 # be lost without an error.
 _USED = {
@@ -52,7 +52,7 @@ logger = logging.getLogger("tureen.serve")
 def check_uvicorn(used: Mapping[type, str] = _USED) -> None:
     """Raises UvicornVersionError if the installed uvicorn lacks a method or attribute that the server uses.
 
-    used: names by class; each is an attribute of the class or set by its __init__.
+    used: names by class. A name is an attribute of the class, or its __init__ sets it.
     """
     missing = [
         f"{owner.__name__}.{name}"
@@ -65,7 +65,7 @@ def check_uvicorn(used: Mapping[type, str] = _USED) -> None:
 
 
 class DrainingState(ServerState):
-    """The state that a server shares with its connections."""
+    """The state that a server shares with its connections. is_draining: whether the shutdown has begun."""
 
     is_draining = False
 
@@ -91,7 +91,7 @@ class DrainingProtocol(HttpToolsProtocol):
             self.cycle.keep_alive = False
 
     def shutdown(self) -> None:
-        """Closes the connection after QUIET_S without bytes. uvicorn would close immediately and lose requests."""
+        """Closes the connection after QUIET_S without bytes. uvicorn would lose requests in transit."""
         self.drain()
         self.timeout_keep_alive = QUIET_S  # type: ignore[assignment] # after its next response
         if self.cycle is None or self.cycle.response_complete:
@@ -114,7 +114,7 @@ class DrainingProtocol(HttpToolsProtocol):
 
 
 class DrainingServer(uvicorn.Server):
-    """Accepts connections from a changing subset of its listeners, until `drain`."""
+    """A uvicorn server that accepts connections from the listeners given to `accept_from`, until `drain`."""
 
     server_state: DrainingState
 
@@ -128,7 +128,7 @@ class DrainingServer(uvicorn.Server):
         on_drain: Callable[[], None],
         handles_signals: bool,
     ) -> None:
-        """on_start: awaited when the application has started; calls `accept_from`.
+        """on_start: awaited when the application has started. It has to call `accept_from`.
 
         on_drain: called at the start of the shutdown. delay_s: how long the server accepts requests after that.
         handles_signals: whether SIGTERM and SIGINT start the shutdown.
@@ -144,13 +144,16 @@ class DrainingServer(uvicorn.Server):
         self._skip_delay = asyncio.Event()
 
     def drain(self, *, skip_delay: bool = False) -> None:
-        """Starts the shutdown. With skip_delay, or when called again, skips the rest of the delay."""
+        """Starts the shutdown. A second call, or skip_delay, skips the rest of the delay."""
         if skip_delay or self.should_exit:
             self._skip_delay.set()
         self.should_exit = True
 
     async def accept_from(self, numbers: set[int]) -> None:
-        """Accepts only from these listeners, by their index. Connections at other listeners stay in their backlog."""
+        """Accepts connections from these listeners only. Other connections stay in the backlog of their listener.
+
+        numbers: indices of the listeners.
+        """
         if self.server_state.is_draining:
             return
         for number in self._accepting.keys() - numbers:

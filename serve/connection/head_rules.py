@@ -1,7 +1,7 @@
-"""Checks the head of a request. Pure rules, which `serve.connection.http_connection` applies.
+"""Defines the rules for the head of a request. `serve.connection.http_connection` applies them.
 
-Stricter than the standard: refuses a target that is not a path, a second Host and HTTP/0.9. No client needs them, and
-they help attacks by request smuggling between proxies.
+The rules are stricter than the standard: they refuse a target that is not a path, a second Host and HTTP/0.9. No client
+needs these, and they help attacks by request smuggling between proxies.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Headers = list[tuple[bytes, bytes]]
 
 
 def head_error(limits: ConnectionLimits, version: str, target: bytes, headers: Headers) -> ServeError | None:
-    """Returns the error of a head that the parser accepted, or None. Header names are in lower case."""
+    """Returns the error of a head that the parser has accepted; None for a valid head. headers: lower-case names."""
     if len(headers) > MAX_HEADERS:
         return HeadTooLargeError(f"the request has more than {MAX_HEADERS} headers, the limit")
     if len(target) + sum(len(name) + len(value) + 4 for name, value in headers) > limits.max_head_bytes:

@@ -1,4 +1,4 @@
-"""Feeds received bytes to the HTTP parser, and maps its failures to errors of the client or of the server.
+"""Feeds received bytes to the HTTP parser, and turns its failures into errors of the client or of the server.
 
 Declines every protocol upgrade. Knows nothing about deadlines, limits or responses.
 """
@@ -21,7 +21,7 @@ class StopParsing(Exception):  # noqa: N818 - not an error: a callback raises it
 
 
 def parse(protocol: HttpToolsProtocol, data: bytes) -> TureenError | None:
-    """Feeds the parser, which calls back the protocol. Returns the error to send if parsing failed, else None."""
+    """Parses received bytes, and calls the callbacks of the protocol. Returns the error to send, or None."""
     try:
         _feed(protocol, data)
     except httptools.HttpParserCallbackError as error:
@@ -39,7 +39,7 @@ def parse(protocol: HttpToolsProtocol, data: bytes) -> TureenError | None:
 
 
 def _feed(protocol: HttpToolsProtocol, data: bytes) -> None:
-    """Feeds the parser. Parses a head with an Upgrade header again, without that header.
+    """Feeds bytes to the parser. Parses a head with an Upgrade header again, without that header.
 
     The parser stops after such a head, and treats the rest, also a body, as another protocol. Java's HttpClient and
     `curl --http2` offer an upgrade (h2c) with their first request, and continue in HTTP/1.1 if the server declines.

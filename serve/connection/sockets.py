@@ -43,24 +43,24 @@ def bind(host: str, port: int, count: int = 1) -> list[socket.socket]:
 
 
 def hold_port(host: str, port: int) -> socket.socket:
-    """Returns a socket that reserves the port for sockets with SO_REUSEPORT. It does not listen. Raises OSError."""
+    """Returns a socket that does not listen, but reserves the port for sockets with SO_REUSEPORT. Raises OSError."""
     holder = _bound(host, port)  # without SO_REUSEPORT, so that it fails if another server has the port
     holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     return holder
 
 
 def refuse_more(listener: socket.socket) -> None:
-    """Makes the kernel drop the start of new connections, on Linux. Connections that have started can complete.
+    """Makes Linux drop new connections before they are established. Handshakes that have started can complete.
 
     A new client retries after a second, and finds the port closed or the next server. Best effort: the kernel drops
-    segments below the highest TTL, which systems do not send by default. A socket filter would drop every SYN, but
-    Linux may refuse one to a process without capabilities.
+    segments with less than the highest TTL, and systems send a lower TTL by default. A socket filter would drop every
+    SYN, but Linux may refuse one to a process without capabilities.
     """
     _set_least_ttl(listener, HIGHEST_TTL)
 
 
 def accept_waiting(listener: socket.socket) -> list[socket.socket]:
-    """Accepts and returns every connection in the backlog, which closing the listener would reset."""
+    """Accepts and returns every connection in the backlog. Closing the listener would reset them."""
     accepted: list[socket.socket] = []
     while True:
         try:
@@ -75,7 +75,7 @@ def accept_waiting(listener: socket.socket) -> list[socket.socket]:
 
 
 def close_accepting(listener: socket.socket) -> list[socket.socket]:
-    """Accepts the backlog, closes the listener for every process that shares it, and returns the connections.
+    """Accepts and returns the connections in the backlog, then closes the listener for all processes that share it.
 
     No other code runs in between, so a connection is lost only if it completes in that moment.
     """
