@@ -16,11 +16,11 @@ from serve.control.settings_state import SettingsState
 from serve.settings import Settings
 from tureen.bundle.manifest import Manifest
 
-MAX_LINE_BYTES = 2**26  # bytes; a manifest of many labels, or a thousand API keys, is longer than asyncio's 64 KiB
+MAX_LINE_BYTES = 2**26  # a manifest of many labels, or a thousand API keys, is longer than asyncio's 64 KiB
 
 
 class SettingsUpdate(BaseModel):
-    """To a worker: apply these settings of the operator. The worker replies SettingsApplied."""
+    """Message to a worker: apply these settings of the operator. The worker replies SettingsApplied."""
 
     kind: Literal["control"] = "control"
     revision: int
@@ -29,14 +29,14 @@ class SettingsUpdate(BaseModel):
 
 
 class SettingsApplied(BaseModel):
-    """From a worker: it admits requests under this revision from now on."""
+    """Message from a worker: it applies this revision to the requests that it admits."""
 
     kind: Literal["applied"] = "applied"
     revision: int
 
 
 class WorkerConfig(BaseModel):
-    """To a worker, first: everything that it needs to start."""
+    """First message to a worker: everything that it needs to start."""
 
     kind: Literal["orders"] = "orders"
     worker: int = Field(description="number of the worker, and index of its listener")
@@ -47,45 +47,45 @@ class WorkerConfig(BaseModel):
 
 
 class Accept(BaseModel):
-    """To a worker: accept connections from these listeners only."""
+    """Message to a worker: accept connections from these listeners only."""
 
     kind: Literal["accept"] = "accept"
     listeners: set[int]
 
 
 class Drain(BaseModel):
-    """To a worker: finish the accepted requests, then exit. A second one: without delay."""
+    """Message to a worker: finish the accepted requests, then exit. A second message skips the drain delay."""
 
     kind: Literal["drain"] = "drain"
 
 
 class Reload(BaseModel):
-    """To a worker: load the bundle again. The worker replies ReloadResult."""
+    """Message to a worker: load the bundle again. The worker replies ReloadResult."""
 
     kind: Literal["reload"] = "reload"
 
 
 class Heartbeat(BaseModel):
-    """To a worker, which sends it back: its event loop runs."""
+    """Message to a worker, which sends it back to show that its event loop runs."""
 
     kind: Literal["pulse"] = "pulse"
 
 
 class Ready(BaseModel):
-    """From a worker: it has reproduced the golden rows and takes requests."""
+    """Message from a worker: it has reproduced the golden rows and takes requests."""
 
     kind: Literal["ready"] = "ready"
 
 
 class ServingModel(BaseModel):
-    """From a worker: the manifest of the bundle that it serves."""
+    """Message from a worker: the manifest of the bundle that it serves."""
 
     kind: Literal["serves"] = "serves"
     manifest: Manifest
 
 
 class ReloadResult(BaseModel):
-    """From a worker: whether it serves the bundle from disk. If not, it still serves the one before."""
+    """Message from a worker. ok: it serves the reloaded bundle. Otherwise it still serves the previous one."""
 
     kind: Literal["reloaded"] = "reloaded"
     ok: bool
@@ -119,7 +119,7 @@ class WorkerChannel:
         return cls(*await asyncio.open_connection(sock=end, limit=MAX_LINE_BYTES))
 
     def send(self, message: Message) -> None:
-        """Send the message, unless the channel is closed."""
+        """Sends the message, unless the channel is closed."""
         if not self._writer.is_closing():
             self._writer.write(message.model_dump_json().encode() + b"\n")
 
@@ -128,7 +128,7 @@ class WorkerChannel:
         try:
             async for line in self._reader:
                 yield _MESSAGE.validate_json(line)
-        except (ConnectionResetError, BrokenPipeError):  # it ended before it read all of our messages
+        except (ConnectionResetError, BrokenPipeError):  # it ended before it had read all messages of this process
             return
 
     def close(self) -> None:
@@ -136,7 +136,10 @@ class WorkerChannel:
 
 
 def read_worker_config(end: socket.socket) -> WorkerConfig:
-    """Reads the first message, before the event loop runs. Raises EOFError if the supervisor has ended."""
+    """Returns the first message, which the worker reads before its event loop runs. Blocks.
+
+    Raises EOFError if the supervisor has ended.
+    """
     line = bytearray()
     while not line.endswith(b"\n"):
         byte = end.recv(1)

@@ -37,7 +37,7 @@ logger = logging.getLogger("tureen.serve")
 
 
 class ServerProcess:
-    """Serves a bundle in this process. Subclasses get the operator's settings and decide what signals do."""
+    """Serves a bundle in this process. A subclass applies the operator's settings and handles signals."""
 
     handles_signals = True
     shares_ports = False  # with other processes
@@ -80,25 +80,25 @@ class ServerProcess:
         )
 
     async def begin(self) -> None:
-        """Prepares what a subclass needs. Awaited in the event loop before the first connection is accepted."""
+        """Opens the parts of a subclass. Awaited in the event loop before the first connection is accepted."""
         raise NotImplementedError
 
     async def end(self) -> None:
-        """Called in the event loop after the last response."""
+        """Closes the parts of a subclass. Awaited in the event loop after the last response."""
 
     def become_ready(self) -> None:
-        """Called when the engine has reproduced the golden rows."""
+        """Reports that the process is ready. Called when the engine has reproduced the golden rows."""
         raise NotImplementedError
 
     def run(self) -> int:
-        """Serve until the server drains. Returns the exit status: 0, or 1 if it could not start."""
+        """Serves until the server has drained. Returns the exit status: 0, or 1 if it could not start."""
         self.server.run()
         return int(self._has_failed)
 
     async def reload(self) -> bool:
-        """Load the bundle from disk again, and serve it. If it fails, log the error and serve the bundle before.
+        """Loads the bundle from disk again and serves it. Returns whether this succeeded.
 
-        Returns whether the new bundle is served.
+        If it fails, logs the error. The process still serves the previous bundle.
         """
         async with self._reloading:
             if self._opening is not None:
@@ -106,9 +106,9 @@ class ServerProcess:
             try:
                 await self.service.reload()
             except TureenError as error:
-                logger.error("reload failed, the bundle before is still served: %s", error)
+                logger.error("reload failed, the previous bundle is still served: %s", error)
             except Exception:
-                logger.exception("reload failed, the bundle before is still served")
+                logger.exception("reload failed, the previous bundle is still served")
             else:
                 self.service.metrics.reloads.labels("ok").inc()
                 return True
@@ -153,7 +153,7 @@ class ServerProcess:
 
 
 def open_tracing(endpoint: str | None) -> Tracing | None:
-    """Returns the exporter of traces, if there is an endpoint. Imports it lazily: it needs an extra."""
+    """Returns the exporter of traces, or None without an endpoint. Imports it lazily, because it needs [otel]."""
     if endpoint is None:
         return None
     from serve.telemetry.tracing import Tracing
@@ -162,10 +162,7 @@ def open_tracing(endpoint: str | None) -> Tracing | None:
 
 
 async def open_jobs(service: Service) -> JobRunner:
-    """Returns the runner of batch jobs, which polls the store.
-
-    The import is lazy, because the runner needs the extra [batch].
-    """
+    """Returns the runner of batch jobs, which polls the store. Imports it lazily, because it needs [batch]."""
     from serve.jobs.runner import JobRunner
 
     runner = JobRunner(service, open_store(service.settings, service.bundle.manifest.name))
@@ -176,7 +173,7 @@ async def open_jobs(service: Service) -> JobRunner:
 async def open_grpc(
     service: Service, statistics: Statistics, tracing: Tracing | None, *, shares_port: bool
 ) -> GrpcServer:
-    """Returns the gRPC server, which listens. Imports it lazily: it needs an extra. Raises GrpcPortTakenError."""
+    """Returns the listening gRPC server. Raises GrpcPortTakenError. Imports it lazily, because it needs [grpc]."""
     from serve.oip.grpc_server import GrpcServer
 
     server = GrpcServer(service, statistics, shares_port=shares_port, tracing=tracing)

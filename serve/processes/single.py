@@ -56,7 +56,7 @@ class SingleProcess(ServerProcess):
 
     def run(self) -> int:
         for signal_number in (signal.SIGTERM, signal.SIGINT):
-            # In force before uvicorn sets its handlers and after it restores them, so every signal drains.
+            # This handler applies before uvicorn sets its handlers and after it restores them, so every signal drains.
             signal.signal(signal_number, self.server.handle_exit)
         status = super().run()
         for signal_number in (signal.SIGTERM, signal.SIGINT):

@@ -44,11 +44,11 @@ from serve.telemetry.metrics import SHARED_DIRECTORY, Metrics
 from tureen.bundle.manifest import Manifest
 
 DIVIDED = ("max_requests", "max_waiting_images", "max_body_memory", "max_decode_pixels", "max_decode_memory")
-HEALTHY_AFTER_S = 10.0  # a worker that was ready this long did not die of a failed start
+HEALTHY_AFTER_S = 10.0  # the death of a worker that was ready for this long is no failed start
 MAX_RESTART_DELAY_S = 30.0
 HEARTBEAT_S = 5.0
-MAX_MISSED_HEARTBEATS = 6  # then the event loop of the worker is blocked
-KILL_AFTER_S = 5.0  # after the time that a worker has to drain
+MAX_MISSED_HEARTBEATS = 6  # with more, the event loop of the worker is blocked
+KILL_AFTER_S = 5.0  # after the drain delay and timeout
 
 logger = logging.getLogger("tureen.supervisor")
 
@@ -59,17 +59,17 @@ def supervise(
     on_ready: Callable[[], None],
     open_admin: OpenAdminServer,
 ) -> int:
-    """Run the workers until SIGTERM or SIGINT. SIGHUP makes each worker reload the bundle, one after the other.
+    """Runs the workers until SIGTERM or SIGINT. SIGHUP makes the workers reload the bundle, one after the other.
 
-    Returns the exit status: 0, or 1 if no worker became ready or if one had to be killed. on_ready is called when the
-    first worker is ready. open_admin: opens the operators' listener.
+    on_ready: called when the first worker is ready. open_admin: opens the operators' listener. Returns the exit status:
+    0, or 1 if no worker became ready or if a worker had to be killed.
     """
     with tempfile.TemporaryDirectory(prefix="tureen-metrics-") as metrics:
         return uvloop.run(Supervisor(settings, listeners, Path(metrics), on_ready, open_admin).run())
 
 
 def worker_settings(settings: Settings) -> Settings:
-    """Returns the settings of each worker: threads, permits and memory of the server are divided among the workers."""
+    """Returns the settings of each worker: its share of the threads, permits and memory of the server."""
     threads = max(1, settings.threads // settings.workers)
     divided = {
         "workers": 1,
@@ -89,7 +89,7 @@ def restart_delay_s(early_deaths: int) -> float:
 
 @dataclass
 class WorkerProcess:
-    """A worker process, the channel to it, and its state by its messages."""
+    """A worker process, the channel to it, and the state that its messages have reported."""
 
     number: int
     process: subprocess.Popen[bytes]
@@ -106,7 +106,7 @@ class WorkerProcess:
 
 
 class Supervisor:
-    """The worker processes of one server. The number of a worker is the index of its listener."""
+    """Starts, watches and stops the workers of one server. The number of a worker is the index of its listener."""
 
     def __init__(
         self,
@@ -149,18 +149,18 @@ class Supervisor:
         return int(self._has_failed)
 
     async def _keep_running(self, number: int) -> None:
-        """Run a worker of this number, and start another when it dies, until the server stops."""
+        """Runs a worker with this number, and starts another when it dies, until the server stops."""
         early_deaths = 0
         while not self._stopping.is_set():
             worker = await self._start(number)
             await self._read_messages(worker)
-            status = worker.process.wait()  # its end of the channel closes when the process ends
+            status = worker.process.wait()  # does not block: the channel closes when the process ends
             worker.channel.close()
             del self._workers[number]
             mark_process_dead(number, str(self._metrics))  # type: ignore[no-untyped-call]
             self._worker_changed()
             if self._stopping.is_set():
-                if status and worker.ready_s is not None:  # one that was not ready is killed by `_stop`
+                if status and worker.ready_s is not None:  # `_stop` kills a worker that was not ready
                     self._has_failed = True
                     _log(logging.ERROR, "worker died while it drained", worker, **_cause(status))
                 return
@@ -226,9 +226,10 @@ class Supervisor:
         worker.reload_results.put_nowait(False)
 
     def _assign_listeners(self) -> None:
-        """Send each worker its listeners: its own, and for a ready worker those of workers that are not ready.
+        """Sends each worker the listeners to accept from.
 
-        Until the first worker is ready, each worker responds on its own listener that it is not ready.
+        A ready worker gets its own listener and those of workers that are not ready. While no worker is ready, each
+        worker gets its own listener, and responds that it is not ready.
         """
         if self._stopping.is_set():
             return
@@ -243,7 +244,7 @@ class Supervisor:
             worker.channel.send(Accept(listeners=listeners))
 
     def _worker_changed(self) -> None:
-        """Show operators the model, if every worker serves the same one, and wake requests that wait for workers."""
+        """Shows operators the model, if all workers serve the same one. Wakes requests that wait for workers."""
         if self._admin is None:
             return
         served = [worker.manifest for worker in self._workers.values() if worker.manifest is not None]
@@ -252,7 +253,7 @@ class Supervisor:
         self._admin.notify_workers_changed()
 
     def _apply_settings(self, row: Revision, is_reachable: bool) -> None:
-        """Send the settings to every worker. A worker that starts later gets them in its WorkerConfig."""
+        """Sends the settings to every worker. A worker that starts later gets them in its WorkerConfig."""
         self._settings_update = SettingsUpdate(revision=row.revision, state=row.state, is_reachable=is_reachable)
         for worker in self._workers.values():
             worker.channel.send(self._settings_update)
@@ -270,12 +271,15 @@ class Supervisor:
         ]
 
     async def _send_heartbeats(self) -> None:
-        """Kill a worker whose event loop is blocked. A probe of the port may reach other workers only."""
+        """Sends heartbeats, and kills a worker that does not return them: its event loop is blocked.
+
+        Probes of the port do not find such a worker, because they may reach other workers.
+        """
         while True:
             await asyncio.sleep(HEARTBEAT_S)
             for worker in self._workers.values():
                 if worker.missed_heartbeats >= MAX_MISSED_HEARTBEATS:
-                    _log(logging.ERROR, "worker killed: it did not answer heartbeats", worker)
+                    _log(logging.ERROR, "worker killed: it did not return heartbeats", worker)
                     worker.process.kill()
                 elif worker.ready_s is not None:  # before that, compiling an engine may block the loop
                     worker.missed_heartbeats += 1
@@ -288,7 +292,7 @@ class Supervisor:
             for number in range(self._settings.workers):
                 worker = self._workers.get(number)
                 if worker is None:
-                    continue  # the worker that takes its place loads the current bundle
+                    continue  # its successor loads the current bundle
                 worker.channel.send(Reload())
                 if not await worker.reload_results.get():
                     served = {state.worker: state.model for state in self._worker_states()}
@@ -298,7 +302,7 @@ class Supervisor:
                 _log(logging.INFO, "worker reloaded", worker)
 
     def _stop(self) -> None:
-        """Drain every worker. A second call drains without delay."""
+        """Drains every worker. A second call drains without delay."""
         if not self._stopping.is_set():
             self._stopping.set()
             logger.info("stopping: the workers drain")

@@ -37,7 +37,7 @@ logger = logging.getLogger("tureen.serve")
 
 
 class Worker(ServerProcess):
-    """A server process that accepts, drains and reloads when the supervisor says so. It ignores signals."""
+    """A server process that follows the messages of the supervisor. It ignores signals."""
 
     handles_signals = False
     shares_ports = True
@@ -53,7 +53,7 @@ class Worker(ServerProcess):
             self._apply_settings(config.control)
 
     async def begin(self) -> None:
-        # A copy. The original stays open until the process ends, so its end means the end of the process.
+        # A copy. The original stays open until the process ends, so the supervisor detects that end by its closing.
         self._channel = await WorkerChannel.connect(self._end.dup())
         self._start_task(self._follow_supervisor(self._channel))
 
@@ -96,7 +96,7 @@ class Worker(ServerProcess):
 
 
 def main(descriptor: int) -> int:
-    """Runs a worker. descriptor: the socket to the supervisor. Returns the exit status."""
+    """Runs a worker and returns the exit status. descriptor: the socket to the supervisor."""
     for signal_number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         # A terminal or a service manager may send these to every process. The supervisor acts on them.
         signal.signal(signal_number, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""Starts a worker process. A thread starts first; it ends the process when the supervisor ends.
+"""Runs first in a worker process: starts a thread that ends the process when the supervisor ends, then the worker.
 
 Run as `python -m serve.processes.worker_start DESCRIPTOR`. The descriptor is the socket to the supervisor.
 
@@ -17,7 +17,7 @@ EXIT_WITHOUT_SUPERVISOR = 3
 
 
 def watch_supervisor(descriptor: int) -> None:
-    """Start a thread that ends this process when the other end of the socket is closed.
+    """Starts a thread that ends this process when the other end of the socket is closed.
 
     It does so even if every other thread is busy. The supervisor closes its end only after this process has ended, so
     an earlier end means that the supervisor has ended.
