@@ -1,1 +1,1 @@
-"""The commands that talk to a running server, and `tureen batch`."""
+"""The commands that send requests to a running server, and `tureen batch`."""

@@ -1,4 +1,4 @@
-"""A client of the operators' listener of a running server. Knows its routes, and no terminal."""
+"""A client of the operators' listener of a running server. Knows its routes, and nothing about terminals."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TOKEN_VARIABLE = "TUREEN_ADMIN_TOKEN"  # noqa: S105 - a name
 
 
 class RefusedError(AdminError):
-    """The server refused the request, or is unreachable. code: of the problem document."""
+    """The server refused the request, or is unreachable. code: the code in the problem document of the server."""
 
     def __init__(self, code: str, detail: str) -> None:
         self.code = code
@@ -33,7 +33,7 @@ class AdminClient:
     """A client of one operators' listener. Every method raises RefusedError."""
 
     def __init__(self, url: str, token: str | None = None, state_dir: Path | None = None) -> None:
-        """token: default TUREEN_ADMIN_TOKEN, else the token file in state_dir. Raises RefusedError."""
+        """token: by default TUREEN_ADMIN_TOKEN, else the token file in state_dir. Raises RefusedError."""
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
             raise RefusedError(
@@ -45,32 +45,38 @@ class AdminClient:
             raise RefusedError("wrong_token", "the token has spaces, line ends or characters that are not ASCII")
 
     def state(self, after: int | None = None, wait_s: float = 0) -> dict[str, Any]:
-        """Returns the settings in force. after: waits up to wait_s for a later revision."""
+        """Returns the settings in force. after: a revision; waits up to wait_s seconds for a later one."""
         query = "" if after is None else "?" + urlencode({"after": after, "wait_s": wait_s})
         return self._request_json("GET", f"/admin/beta{query}", timeout_s=TIMEOUT_S + wait_s)
 
     def change(self, revision: int, change: dict[str, Any], *, dry_run: bool = False) -> dict[str, Any]:
-        """Change the settings of that revision. Returns the settings after it; a dry run changes nothing."""
+        """Changes the settings and returns the new ones. A dry run only returns them.
+
+        revision: the server refuses the change if the current revision is a later one.
+        """
         return self._request_json("PUT", f"/admin/beta{'?dry_run=true' if dry_run else ''}", change, revision)
 
     def rollback(self, revision: int, to: int, reason: str, *, dry_run: bool = False) -> dict[str, Any]:
-        """Restore the settings of the revision `to`. Returns the settings after it; a dry run changes nothing."""
+        """Restores the settings of the revision `to` and returns them. A dry run only returns them.
+
+        revision: the server refuses the change if the current revision is a later one.
+        """
         path = f"/admin/beta/rollback{'?dry_run=true' if dry_run else ''}"
         return self._request_json("POST", path, {"revision": to, "reason": reason}, revision)
 
     def cancel(self, revision: int, plan_id: str, reason: str) -> dict[str, Any]:
-        """Cancel the planned changes of that id. Returns the settings after it."""
+        """Cancels the planned changes with this id, and returns the settings. revision: as in `change`."""
         path = f"/admin/beta/pending/{quote(plan_id, safe='')}?{urlencode({'reason': reason})}"
         return self._request_json("DELETE", path, None, revision)
 
     def history(self, limit: int, before: int | None = None) -> list[dict[str, Any]]:
-        """Returns the newest revisions, the newest first. before: only older ones."""
+        """Returns at most `limit` revisions, newest first. before: only revisions below this number."""
         query = urlencode({"limit": limit} | ({} if before is None else {"before": before}))
         revisions: list[dict[str, Any]] = self._request_json("GET", f"/admin/beta/history?{query}")["revisions"]
         return revisions
 
     def verify(self) -> int:
-        """Have the server check its history. Returns the number of revisions."""
+        """Makes the server verify the hashes of its history. Returns the number of verified revisions."""
         verified: int = self._request_json("GET", "/admin/beta/history/verify")["verified"]
         return verified
 
@@ -79,7 +85,7 @@ class AdminClient:
         return self._request_json("POST", "/jobs", request)
 
     def jobs(self, limit: int, state: str | None = None) -> list[dict[str, Any]]:
-        """Returns the newest jobs, the newest first."""
+        """Returns at most `limit` jobs, newest first. state: only jobs in this state."""
         query = urlencode({"limit": limit} | ({} if state is None else {"state": state}))
         found: list[dict[str, Any]] = self._request_json("GET", f"/jobs?{query}")["jobs"]
         return found
@@ -89,21 +95,21 @@ class AdminClient:
         return self._request_json("GET", _path_of(job_id))
 
     def job_action(self, job_id: str, action: str) -> dict[str, Any]:
-        """Cancel, pause or resume a job. Returns it. A running job follows within a second."""
+        """Cancels, pauses or resumes a job, and returns it. A running job stops within two seconds."""
         return self._request_json("POST", f"{_path_of(job_id)}/{action}")
 
     def job_errors(self, job_id: str, limit: int) -> list[dict[str, Any]]:
-        """Returns the first rows with an error."""
+        """Returns the first `limit` rows with an error of a job."""
         found: list[dict[str, Any]] = self._request_json("GET", f"{_path_of(job_id)}/errors?limit={limit}")["errors"]
         return found
 
     def job_results(self, job_id: str) -> list[dict[str, Any]]:
-        """Returns name and size of each file that the job has written."""
+        """Returns the name and the size of each file that the job has written."""
         found: list[dict[str, Any]] = self._request_json("GET", f"{_path_of(job_id)}/results")["files"]
         return found
 
     def save_job_result(self, job_id: str, name: str, file: Path) -> None:
-        """Download a result file. On an error, the file is not made."""
+        """Downloads a result file to `file`. Creates no file if that fails."""
         with (
             self._request("GET", f"{_path_of(job_id)}/results/{quote(name, safe='')}") as response,
             atomic_file(file) as output,

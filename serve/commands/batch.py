@@ -46,7 +46,7 @@ def batch(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
     if options.ray is not None:
         check_ray(options.ray)
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: finished shards are kept
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops as Ctrl-C does: finished shards stay
     try:
         summary = _run_job(options)
     finally:
@@ -66,7 +66,7 @@ def _run_job(options: argparse.Namespace) -> JobSummary:
         if earlier is not None and not (options.resume or options.retry_failed):
             raise OutputError(f"{options.output} holds a job already: give --resume, or another directory")
         if (options.format or (earlier.format if earlier else "parquet")) == "parquet":
-            import pyarrow  # noqa: F401 - where it is missing, tureen.cli names the extra before the job starts
+            import pyarrow  # noqa: F401 - if it is missing, tureen.cli names the extra before the job starts
         engine = _engine_options(options, earlier)
         with _load_soup(options, earlier, engine) as soup:
             spec = _start_or_resume(options, output, source, soup, earlier)
@@ -166,7 +166,7 @@ def _engine_options(options: argparse.Namespace, earlier: JobSpec | None) -> Eng
 
 
 def _load_soup(options: argparse.Namespace, earlier: JobSpec | None, engine: EngineOptions) -> Soup:
-    """Loads the model. A resumed job uses the engine, precision and limits of its first run."""
+    """Returns the loaded model. A resumed job uses the engine, precision and limits of its first run."""
     name, precision = options.engine, options.precision
     if earlier is not None and name == AUTO:
         name, precision = earlier.engine, precision or earlier.precision
@@ -217,7 +217,7 @@ def _run_on_cluster(job: Job, engine: EngineOptions, options: argparse.Namespace
 def _run_with_progress(
     job: Job, make: Callable[[Iterator[ShardTask], OnImages], Iterator[ShardResult]], options: argparse.Namespace
 ) -> JobSummary:
-    """Runs the job to its end and shows its progress on the terminal."""
+    """Runs the job to its end, shows its progress on the terminal, and returns the summary."""
     spec, failures = job.spec, 0
     model = f"{spec.model} {spec.version[:12]} on {spec.engine} {spec.precision}, β {_betas(spec)}"
     print(f"{spec.images:,} images in {spec.shards:,} shards, {model}", file=sys.stderr)

@@ -24,7 +24,7 @@ SERVER_DEFAULT = "server"
 
 
 def beta(arguments: list[str]) -> int:
-    """`tureen beta`. Returns 0, or 1 if the operator did not confirm; raises AdminError."""
+    """Runs `tureen beta`. Returns 0, or 1 if the operator did not confirm. Raises AdminError."""
     options = _parser().parse_args(arguments)
     client = AdminClient(options.url, options.token, options.state_dir)
     run = {"get": _get, "set": _set, "history": _history, "rollback": _rollback, "cancel": _cancel, "watch": _watch}
@@ -184,7 +184,7 @@ def _print_state(state: dict[str, Any], options: argparse.Namespace) -> int:
 
 
 def _confirm(state: dict[str, Any], after: dict[str, Any]) -> bool:
-    """Print the settings now and after the change, and ask for confirmation."""
+    """Returns whether the operator confirms the change. Prints the settings now and after the change."""
     for when, settings in (("now ", state), ("then", after)):
         print("\n".join((f"{when}      {format_default(settings)}", *_format_rules(settings))))
     if not sys.stdin.isatty():
@@ -275,7 +275,7 @@ def _policy_argument(text: str) -> tuple[str, float | None]:
 
 
 def _canary_argument(text: str) -> dict[str, float]:
-    """Returns β and share; empty for "none"."""
+    """Returns the β and the share of a canary; an empty dictionary for "none"."""
     if text == "none":
         return {}
     beta, _, share = text.partition(":")

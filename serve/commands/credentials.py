@@ -16,7 +16,7 @@ from tureen.machine import default_state_directory
 
 
 def credentials(arguments: list[str]) -> int:
-    """`tureen credentials`. Returns 0; raises ControlStoreError or InvalidChangeError."""
+    """Runs `tureen credentials`. Returns 0. Raises ControlStoreError or InvalidChangeError."""
     parser = argparse.ArgumentParser(
         prog="tureen credentials",
         description="Make, list and revoke the bearer tokens of a service's operators. A running server applies a "

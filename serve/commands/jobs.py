@@ -21,7 +21,7 @@ REQUEST_OPTIONS = ("beta", "betas", "top_k", "format", "shard_rows", "max_error_
 
 
 def jobs(arguments: list[str]) -> int:
-    """Runs `tureen jobs`. Returns 0, or 1 where a watched job did not succeed. Raises AdminError."""
+    """Runs `tureen jobs`. Returns 0, or 1 if a watched job did not succeed. Raises AdminError."""
     options = _parser().parse_args(arguments)
     client = AdminClient(options.url, options.token, options.state_dir)
     run = {"submit": _submit, "list": _list, "show": _show, "watch": _watch, "errors": _errors, "results": _results}
@@ -68,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     listed.add_argument("--state", help="only jobs in this state")
     for name, text in (
         ("show", "show one job"),
-        ("watch", "wait until a job ends; the exit status is 1 where it did not succeed"),
+        ("watch", "wait until a job ends; the exit status is 1 if it did not succeed"),
         ("cancel", "cancel a job; its finished shards stay"),
         ("pause", "pause a job until it is resumed"),
         ("resume", "continue a paused or failed job; of a partially succeeded one, classify the failed images again"),
