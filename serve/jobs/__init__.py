@@ -1,1 +1,1 @@
-"""Batch jobs: classifies many images from files and writes exactly one row per image and β. Knows no HTTP."""
+"""Batch jobs: they classify many images from files and write exactly one row per image and β. Knows no HTTP."""

@@ -25,7 +25,7 @@ class ArchiveLinks:
         self._path = path
         self._targets: dict[str, tuple[str, bool]] = {}  # by link; True: relative to the root of the archive
         self._steps = 0
-        self._final_names: dict[str, str | None] = {}  # final name by link; None: outside the archive, or a loop
+        self._final_names: dict[str, str | None] = {}  # final name by link; None: the link leads nowhere
         self._files: dict[str, str] = {}  # location of each file that a link leads to
         self._folders: dict[str, list[tuple[str, str]]] = {}  # (name, location) in each folder that a link leads to
         self._links: dict[str, list[str]] = {}  # links in such a folder
@@ -34,14 +34,14 @@ class ArchiveLinks:
         return bool(self._targets)
 
     def add(self, name: str, target: str, *, is_hard: bool = False) -> None:
-        """Adds a link. target: relative to its folder, or to the root of the archive where `is_hard`."""
+        """Adds a link. target: relative to the folder of the link; if `is_hard`, to the root of the archive."""
         if len(self._targets) == MAX_LINKS:
             raise InputError(f"{self._path} has more than {MAX_LINKS:,} links: unpack it and give the folder")
         is_dead = len(target) > MAX_NAME or target.count("/") > MAX_FOLDERS
         self._targets[name] = "" if is_dead else target, is_hard
 
     def resolve(self) -> None:
-        """Finds the final name of each link, from the links alone."""
+        """Computes the final name of each link. It depends only on the links, not on the other members."""
         self._final_names = {name: self._final_name(name) for name in self._targets}
         self._target_names = {target for target in self._final_names.values() if target}
         for name in self._targets:
@@ -49,7 +49,7 @@ class ArchiveLinks:
                 self._links.setdefault(folder, []).append(name)
 
     def add_target(self, name: str, location: str | None) -> None:
-        """Records a member if a link leads to it or to a folder above it. location: None for a folder."""
+        """Records a file or folder if a link leads to it or to a folder above it. location: None for a folder."""
         if name in self._target_names:
             if location is None:
                 self._folders.setdefault(name, [])
@@ -61,7 +61,7 @@ class ArchiveLinks:
                 below.append((name, location))
 
     def images(self) -> Iterator[InputImage]:
-        """Yields an image for each link to a file, each file in a folder that a link leads to, and each dead link."""
+        """Yields an image for each link to a file, each file in a linked folder, and each dead link."""
         for name in sorted(self._final_names, key=self._position):
             if self._is_loop(name):
                 continue
@@ -78,18 +78,18 @@ class ArchiveLinks:
                     )
 
     def _is_loop(self, name: str) -> bool:
-        """Returns whether a link leads to a folder that contains it, whose files are listed in any case."""
+        """Returns whether a link leads to a folder that contains the link. Such a folder is listed without the link."""
         target = self._final_names[name]
         return target is not None and f"/{name}/".startswith(f"/{target}/" if target else "/")
 
     def _position(self, name: str) -> int:
-        """Returns the offset or index of the target, so that a compressed archive is read from front to back."""
+        """Returns the offset or index of the target. In this order a compressed archive is read from front to back."""
         target = self._final_names[name] or ""
         first = self._files.get(target) or next((location for _, location in self._folders.get(target, ())), "")
         return int(first.lstrip("@").partition(":")[0] or 0)
 
     def _target_folders_of(self, name: str) -> Iterator[str]:
-        """Yields the folders that contain a name and that a link leads to."""
+        """Yields each folder that contains the name and that some link leads to."""
         at = name.find("/")
         while at >= 0:
             if name[:at] in self._target_names:
@@ -97,7 +97,7 @@ class ArchiveLinks:
             at = name.find("/", at + 1)
 
     def _final_name(self, name: str) -> str | None:
-        """Returns the name that a link leads to in the end; None outside the archive, or in a loop of links."""
+        """Returns the name that a link finally leads to; None if it leaves the archive or follows too many links."""
         ahead, behind, followed = deque(name.split("/")), list[str](), 0
         while ahead:
             self._steps += 1

@@ -1,7 +1,7 @@
 """Lists and reads the images of a tar or a zip that GNU tar, macOS, Windows or another common tool wrote.
 
-Names have the form that they have in a folder: without `./`, separated by slashes. A link gives the same rows as in a
-folder, but never leads out of the archive.
+Names are like those of an unpacked archive: without `./`, separated by slashes. Links give the same rows as in an
+unpacked archive, but never lead out of the archive.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _UNICODE_PATH = 0x7075  # an extra field
 
 
 class TarSource(ImageSource):
-    """The files of a tar. A compressed tar is read from front to back; a read further in front starts again."""
+    """The files of a tar. Reading an earlier file of a compressed tar decompresses the tar again from the start."""
 
     def __init__(self, path: PurePath, files: Files) -> None:
         super().__init__()
@@ -134,7 +134,7 @@ class TarSource(ImageSource):
 
 
 class _BoundedFile:
-    """A file that refuses a read above `max_bytes`: tarfile reads headers of any declared size into memory."""
+    """A file that refuses a read above `max_bytes`, because tarfile reads headers of any declared size."""
 
     def __init__(self, file: BinaryIO, max_bytes: int = MAX_HEADER) -> None:
         self._file, self._most, self.seek, self.tell = file, max_bytes, file.seek, file.tell
@@ -170,7 +170,7 @@ class ZipSource(ImageSource):
             raise
 
     def _check_passwords(self) -> None:
-        """Raises InputError where every file needs a password."""
+        """Raises InputError if every file needs a password."""
         images = [member for member in self._members if not _is_folder(member)]
         if images and all(member.flag_bits & _ENCRYPTED for member in images):
             raise InputError(f"{self._path} is encrypted: unpack it with its password and give the folder")
@@ -193,7 +193,7 @@ class ZipSource(ImageSource):
         yield from links.images()
 
     def _target(self, member: zipfile.ZipInfo) -> str:
-        """Returns the target of a link, or an empty string where it cannot be read."""
+        """Returns the target of a link, or an empty string if it cannot be read."""
         try:
             return self._read(member, MAX_NAME).decode("utf-8", "surrogateescape")
         except (ImageTooLargeError, UnreadableError):
@@ -226,7 +226,7 @@ class ZipSource(ImageSource):
 
 
 def _normalized(raw: str, archive: PurePath) -> str:
-    """Returns the name of a member in the form that it has in a folder. Raises InputError."""
+    """Returns the name of a member without `.` and empty components. Raises InputError."""
     if len(raw) > MAX_NAME:
         raise InputError(f"{archive}: a name has more than {MAX_NAME:,} characters")
     parts = path_parts(raw)
@@ -248,7 +248,7 @@ def _name_in_zip(member: zipfile.ZipInfo) -> str:
     name, is_guessed = member.filename, False
     if not member.flag_bits & _UTF8 and not name.isascii():
         try:
-            raw = name.encode("cp437")  # zipfile decoded the name so
+            raw = name.encode("cp437")  # the code page with which zipfile decoded the name
             name = (_unicode_path(member.extra, raw) or raw).decode("utf-8")
         except UnicodeError:
             is_guessed = True  # an unknown code page, where a backslash may be half of a character

@@ -43,7 +43,7 @@ _PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
 class DecodeResult:
     """The SHA-256 of an image's bytes, and either pixels of the model's size or an error code and message.
 
-    sha256: None where the bytes could not be read.
+    sha256: None if the bytes could not be read.
     """
 
     sha256: str | None
@@ -63,14 +63,14 @@ class ImageReader:
         self.source, self._options = source, options
 
     def read_bytes(self, image: InputImage) -> bytes | DecodeResult:
-        """Returns the bytes of an image, or a result with the error."""
+        """Returns the bytes of an image, or a DecodeResult with the error."""
         try:
             return self.source.read(image, self._options.limits.max_image_bytes)
         except ImageError as error:
             return _error_result(None, error)
 
     def decode(self, given: DecodeInput) -> DecodeResult:
-        """Returns the pixels or the error of one image."""
+        """Returns a result with the pixels or the error of one image."""
         data = self.read_bytes(given) if isinstance(given, InputImage) else given
         if isinstance(data, DecodeResult):
             return data
@@ -86,9 +86,9 @@ class ImageReader:
 
 
 class DecodePool:
-    """Threads or processes that read and decode. `decode_in_threads` and `decode_in_processes` open one.
+    """Threads or processes that read and decode images. `decode_in_threads` and `decode_in_processes` open a pool.
 
-    count: how many. is_sequential: the source reads its images only in the order of the listing.
+    count: number of threads or processes. is_sequential: the source reads its images in the order of the listing.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class DecodePool:
     def submit(self, images: Sequence[InputImage]) -> Future[list[DecodeResult]]:
         """Schedules some images and returns a future with one result per image.
 
-        Reads the bytes on the calling thread where the source is sequential, so that reads keep their order.
+        If the source is sequential, reads the bytes on the calling thread, so that reads keep their order.
         """
         given = [self._reader.read_bytes(image) for image in images] if self.is_sequential else images
         return self._executor.submit(self._decode_many, given)
@@ -142,7 +142,7 @@ def decode_in_processes(
 
 
 class _ProcessReader:
-    """The reader of this process, if the process belongs to `decode_in_processes`."""
+    """The reader of this process, which `decode_in_processes` started."""
 
     reader: ClassVar[ImageReader | None] = None
     error = ""  # why the source could not be opened
@@ -167,7 +167,7 @@ def _initialize_process(input_path: str, files: Files, options: DecodeOptions, p
             os._exit(1)
     try:
         _ProcessReader.reader = ImageReader(open_source(input_path, files), options)
-    except JobError as error:  # raised in an initializer it would only be a traceback in the log
+    except JobError as error:  # an initializer that raises it would only log a traceback
         _ProcessReader.error = str(error)
 
 

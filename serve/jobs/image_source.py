@@ -1,4 +1,4 @@
-"""The interface of every kind of input: it lists images in a fixed order and reads each of them later."""
+"""The interface of every kind of input, which lists its images in a fixed order and reads each of them later."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SYSTEM_FILES = ("_success", "thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "de
 class InputImage:
     """One image of the input.
 
-    beta: the β that the manifest gives this image; None where it gives none.
+    beta: the β of this image in the manifest; None if there is none.
     location: where the source finds the image again: a path, an index, or an offset and a size.
     """
 
@@ -31,7 +31,7 @@ class InputImage:
 
 
 class ImageSource(ABC):
-    """Lists images and reads them. Any thread may call `read`. The code that opens a source closes it."""
+    """Lists images and reads them. Any thread may call `read`. The caller of `open_source` closes the source."""
 
     is_sequential = False  # True: reading in another order than the listing is very slow
 
@@ -65,6 +65,6 @@ def is_excluded(name: str) -> bool:
 
 
 def is_system_file(name: str) -> bool:
-    """Returns whether macOS, Windows or a batch job wrote the file for its own use: such a file is no input image."""
+    """Returns whether macOS, Windows or a batch job wrote the file for internal use. Such a file is no input image."""
     *folders, last = PurePosixPath(name).parts or ("",)
     return last.lower() in SYSTEM_FILES or any(part in SYSTEM_FOLDERS for part in (*folders, last))

@@ -34,7 +34,7 @@ _NOT_UTF8 = "{path} is not in UTF-8: save it in UTF-8"
 
 
 def open_source(input_path: str, files: Files = ALL_FILES) -> ImageSource:
-    """Returns the source that INPUT names. RootedFiles allow neither globs nor URLs. Raises InputError."""
+    """Returns the source of the images at INPUT. RootedFiles allow neither globs nor URLs. Raises InputError."""
     if isinstance(files, RootedFiles):
         files.check_input(input_path)
     else:
@@ -185,7 +185,7 @@ class RemoteSource(ImageSource):
         for entry in sorted(self._files.ls(folder, detail=True), key=lambda entry: str(entry["name"])):
             if entry["type"] == "directory":
                 yield from self._list_files(entry["name"])
-            elif entry["name"].rstrip("/") != folder.rstrip("/"):  # some stores keep an empty object for each folder
+            elif entry["name"].rstrip("/") != folder.rstrip("/"):  # some stores list an empty object for each folder
                 yield entry["name"]
 
     def read(self, image: InputImage, max_bytes: int) -> bytes:
@@ -205,9 +205,10 @@ def _read_file(files: Files, path: PurePath, max_bytes: int) -> bytes:
 
 
 def _walk(files: Files, root: Path) -> Iterator[tuple[str, FolderEntry]]:
-    """Yields the entries below a folder by relative path, a folder before its content, without excluded names.
+    """Yields the relative path and the entry of each file and folder below a folder. Skips excluded names.
 
-    Follows a link to a folder, except to a folder that contains the link: its files are listed in any case.
+    A folder comes before its content. Follows links to folders, except to a folder that contains the link: the files of
+    that folder are listed in any case.
     """
     listing = files.list_folder(root)
     open_folders = [("", listing.identity, iter(listing.entries))]

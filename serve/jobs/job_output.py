@@ -62,8 +62,8 @@ class JobSummary(BaseModel):
 class ShardTask:
     """A shard to make.
 
-    offset: byte offset of the shard's first line in the listing. is_retry: the shard exists, and only its failed images
-    are classified again.
+    offset: byte offset of the shard's first line in the listing. is_retry: whether the shard exists, and only its
+    failed images are classified again.
     """
 
     number: int
@@ -81,9 +81,9 @@ class ShardResult:
 
 @contextmanager
 def lock_output(output: OutputDirectory) -> Iterator[None]:
-    """Locks the output for this process. Afterwards removes the files of a job that did not start.
+    """Locks the output for this process. At the end removes the files of a job that did not start.
 
-    Raises OutputTakenError where another process holds the lock, or OutputError.
+    Raises OutputTakenError if another process holds the lock, or OutputError.
     """
     path = output.job_folder / LOCK_FILE
     try:
@@ -109,7 +109,7 @@ def lock_output(output: OutputDirectory) -> Iterator[None]:
 
 
 def _remove_unused(output: OutputDirectory) -> None:
-    """Removes the new listing, which a started job has renamed, and all job files where no job has started."""
+    """Removes the new listing, if it was not renamed. Removes the other job files too, if no job has started."""
     has_job = not output.is_new or os.path.lexists(output.job_folder / SPEC_FILE)
     for name in (NEW_LISTING_FILE,) if has_job else (NEW_LISTING_FILE, LISTING_FILE, JOB_ID_FILE, LOCK_FILE):
         if os.path.lexists(output.job_folder / name):
@@ -118,13 +118,13 @@ def _remove_unused(output: OutputDirectory) -> None:
 
 
 def check_not_inside(output: Path, input_path: str) -> None:
-    """Raises OutputError where the output lies in the input folder: the job would list its own files as images."""
+    """Raises OutputError if the output lies in the input folder, because the job would list its shards as images."""
     if os.path.isdir(input_path) and Path(os.path.realpath(output)).is_relative_to(os.path.realpath(input_path)):
         raise OutputError(f"{output} is inside the input, so its files would be input files: give another directory")
 
 
 def read_job_spec(output: OutputDirectory) -> JobSpec | None:
-    """Returns the specification of the job in an output; None in an empty one. Raises OutputError for other content."""
+    """Returns the specification of the job in an output; None if it is empty. Raises OutputError for other content."""
     if os.path.lexists(output.job_folder / SPEC_FILE):
         try:
             with open_regular_file(output.job_folder / SPEC_FILE) as file:
@@ -139,8 +139,8 @@ def read_job_spec(output: OutputDirectory) -> JobSpec | None:
 def list_inputs(source: ImageSource, output: OutputDirectory, on_listed: Callable[[int], None]) -> InputSummary:
     """Writes the listing to a new file, one JSON line per image, and returns its summary.
 
-    on_listed: receives the number of images so far. Raises InputError, or OutputError where a linked folder in the
-    input contains the output.
+    on_listed: receives the number of images so far. Raises InputError, or OutputError if a linked folder in the input
+    contains the output.
     """
     digest, images, has_own_betas = hashlib.sha256(), 0, False
     with atomic_file(output.job_folder / NEW_LISTING_FILE) as listing:
@@ -159,7 +159,7 @@ def list_inputs(source: ImageSource, output: OutputDirectory, on_listed: Callabl
 
 
 def read_job_id(output: OutputDirectory) -> str | None:
-    """Returns the id of the server's job in an output, or None where there is none. Raises OutputError."""
+    """Returns the id of the server's job in an output, or None if there is none. Raises OutputError."""
     try:
         with open_regular_file(output.job_folder / JOB_ID_FILE) as file:
             return file.read(64).decode(errors="replace")
@@ -179,10 +179,10 @@ def start_or_resume(
     earlier: JobSpec | None,
     on_listed: Callable[[int], None] = lambda images: None,
 ) -> JobSpec:
-    """Lists the input and writes the specification of the job; for an `earlier` run checks that both are unchanged.
+    """Lists the input, and returns the specification of the job. Writes the listing and the specification of a new job.
 
-    earlier: from `read_job_spec`. on_listed: receives the number of images listed so far. Raises InputError,
-    OutputError or SingleTokenError.
+    earlier: the specification from `read_job_spec`. If it is given, raises OutputError unless both are unchanged.
+    on_listed: receives the number of images listed so far. Raises InputError, OutputError or SingleTokenError.
     """
     check_betas(options)
     inputs = list_inputs(source, output, on_listed)
@@ -230,9 +230,9 @@ class Job:
     ) -> JobSummary:
         """Makes the missing shards, writes the summary and returns it.
 
-        make_shards: makes and writes the shards of the tasks, in any order. retry_failed: classifies images again
-        whose rows have an error. on_images: called for the images of earlier runs. Raises JobError, or OSError where
-        the disk fails.
+        make_shards: makes and writes the shards of the tasks, in any order. retry_failed: whether to classify images
+        with an error again. on_images: called for the images of earlier runs. Raises JobError, or OSError if the disk
+        fails.
         """
         (self.output.path / SUCCESS_FILE).unlink(missing_ok=True)  # written again at the end
         missing = self.missing_shards()
@@ -250,7 +250,7 @@ class Job:
         return self._finish()
 
     def make_shards(self, pipeline: Pipeline, tasks: Iterable[ShardTask], on_images: OnImages) -> Iterator[ShardResult]:
-        """Makes and writes shards in this process. The next shards are in progress while one is written."""
+        """Makes and writes shards in this process, and yields the results. Makes the next shards during each write."""
         for finished in pipeline.run(map(self._shard_input, tasks), on_images):
             number, shard = finished.number, finished.shard
             if len(shard) >= MIN_IMAGES_FOR_RATE and set(shard.error_codes) == {ERROR_CODES[UnreadableError]}:
@@ -283,7 +283,7 @@ class Job:
         return ShardInput(number, shard, [(row, images[row // width]) for row in self._first_rows(shard.failed_rows)])
 
     def _first_rows(self, rows: Sequence[int]) -> list[int]:
-        """Returns the first row of each image that these rows belong to."""
+        """Returns the first row of each image to which one of these rows belongs."""
         width = len(self.spec.betas)
         return sorted({row - row % width for row in rows})
 

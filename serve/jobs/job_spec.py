@@ -57,7 +57,7 @@ class JobSpec(BaseModel):
 
 @dataclass(frozen=True)
 class JobOptions:
-    """The options of a caller. None: the value of the earlier run of this job, or else the default."""
+    """The options of a job that a caller may give. None: the value of the earlier run of the job, else the default."""
 
     betas: tuple[float, ...] | None = None
     default_beta: float | None = None  # used where betas is None and the model has two tokens; None: the bundle's
@@ -69,7 +69,10 @@ class JobOptions:
 
 @dataclass(frozen=True)
 class InputSummary:
-    """The listing of a job in three values. sha256: hexadecimal. has_own_betas: some images have their own β."""
+    """A summary of the listing of a job.
+
+    sha256: of the listing, hexadecimal. images: number of images. has_own_betas: whether any image has a β in it.
+    """
 
     sha256: str
     images: int
@@ -77,7 +80,7 @@ class InputSummary:
 
 
 def check_betas(options: JobOptions) -> None:
-    """Raises InputError where the options name a β twice."""
+    """Raises InputError if the options name a β twice."""
     if options.betas is not None and len(set(options.betas)) < len(options.betas):
         raise InputError("a β is given twice: its rows would be the same")
 
@@ -90,7 +93,7 @@ def build_spec(
     limits: ImageLimits,
     earlier: JobSpec | None,
 ) -> JobSpec:
-    """Returns the specification of a job. earlier: that of the job's first run, where there was one.
+    """Returns the specification of a job. earlier: the specification of the job's first run, if there was one.
 
     Raises InputError or SingleTokenError.
     """

@@ -121,7 +121,7 @@ class JobRecords:
         self._store = store
 
     def submit(self, request: JobRequest, *, who: str, default_beta: float | None, max_jobs: int) -> JobRecord:
-        """Queues a new job and returns it. Raises TooManyJobsError where `max_jobs` have not ended."""
+        """Queues a new job and returns it. Raises TooManyJobsError if `max_jobs` jobs have not ended."""
         now = format_time(datetime.now(UTC))
         record = JobRecord(secrets.token_hex(8), "queued", who, request, default_beta, now, {"queued": now})
         with self._store.writing() as connection:
@@ -156,15 +156,15 @@ class JobRecords:
         return {state: counted.get(state, 0) for state in STATES}
 
     def cancel(self, job_id: str) -> JobRecord:
-        """Cancels a job that has not ended. Its finished shards stay. Raises UnknownJobError or JobStateError."""
+        """Cancels a job and returns it. Its finished shards stay. Raises UnknownJobError or JobStateError."""
         return self._stop(job_id, "cancelled", WAITING)
 
     def pause(self, job_id: str) -> JobRecord:
-        """Pauses a job until it is resumed. Raises UnknownJobError or JobStateError."""
+        """Pauses a job until it is resumed, and returns it. Raises UnknownJobError or JobStateError."""
         return self._stop(job_id, "paused", ("queued", "running"))
 
     def resume(self, job_id: str) -> JobRecord:
-        """Queues a paused or failed job again. Of a partially succeeded job, only the failed images run again.
+        """Queues a job again and returns it. Only the failed images of a partially succeeded job run again.
 
         Raises UnknownJobError or JobStateError.
         """
@@ -183,7 +183,7 @@ class JobRecords:
             return self._change_state(connection, before, "queued", retries_failed=retries, error=None)
 
     def claim(self, owner: str) -> JobRecord | None:
-        """Leases the oldest job without a running process to this owner. Returns None where there is no such job."""
+        """Leases the oldest queued or orphaned job to this owner and returns it, or None if there is no such job."""
         with self._store.writing() as connection:
             orphaned = sa.and_(_JOBS.c.state == "running", _JOBS.c.lease_until < time.time())
             queued = sa.and_(_JOBS.c.state == "queued", _JOBS.c.lease_until < time.time())
@@ -200,7 +200,7 @@ class JobRecords:
     def renew(self, record: JobRecord) -> JobRecord:
         """Stores the progress of a job, extends its lease, and returns the stored record, with its `requested_state`.
 
-        Raises JobStateError where another process holds the lease.
+        Raises JobStateError if another process holds the lease.
         """
         values = {name: getattr(record, name) for name in ("images", "done", "failed", "fingerprint")}
         with self._store.writing() as connection:
@@ -212,9 +212,9 @@ class JobRecords:
             return _get(connection, record.id)
 
     def release(self, record: JobRecord, state: State, error: str | None = None, delay_s: float = 0.0) -> None:
-        """Ends the lease and stores the state. Does nothing where another process holds the lease.
+        """Ends the lease and stores the state. Does nothing if another process holds the lease.
 
-        state: `running` where another process is to continue the job. delay_s: no process claims a queued job earlier.
+        state: `running` if another process has to continue the job. delay_s: no process claims a queued job earlier.
         """
         with self._store.writing() as connection:
             now = _get(connection, record.id)

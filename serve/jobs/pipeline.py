@@ -1,7 +1,7 @@
 """Turns the images of shards into finished shards: reads and decodes on a pool while the engine runs.
 
-Every queue is bounded. A batch never holds rows of two shards, and its rows follow the order of the listing, so a shard
-that is made again has the same content.
+Every queue is bounded. A batch never holds rows of two shards, and its rows follow the order of the listing. So a
+shard that is made again has the same content.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ CHUNK = 8  # images per task of the pool: the hand-over of a task costs as much 
 Classify = Callable[[NDArray[np.uint8], Sequence[float]], NDArray[np.float32]]
 """Returns logits (N, K) for pixels (N, H, W, 3) and one β per image. Several threads may call it."""
 OnImages = Callable[[int, int], None]
-"""Receives the number of finished images and how many of them failed. An exception from it ends the job."""
+"""Receives the number of finished images and how many of them failed. If it raises, the job ends."""
 
 
 @dataclass(frozen=True)
 class ShardInput:
     """The images of one shard that are to be classified.
 
-    images: the first row of each image in the shard, and the image. An image has a row for each β of the job, or one
-    row where it has its own β.
+    images: the first row of each image in the shard, and the image. An image has a row for each β of the job, or a
+    single row if the input gives its β.
     """
 
     number: int
@@ -67,8 +67,8 @@ class _Batch:
 class Pipeline:
     """Classifies images in batches on `streams` threads.
 
-    betas: the β values of the job. Each image has one row for each, or one row at its own β if the input gives one.
-    (None,) where the model has one token. batch_rows: rows in one run of the engine. streams: simultaneous runs.
+    betas: the β values of the job; (None,) if the model has one token. Each image has a row for each of them, or a
+    single row if the input gives its β. batch_rows: rows in one run of the engine. streams: simultaneous runs.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Pipeline:
         """Yields the finished shards in order. The next shards are in progress while the caller writes one."""
         with ExitStack() as stack:
             threads = stack.enter_context(ThreadPoolExecutor(self._streams, "engine"))
-            # Where the caller stops early: cancel the queued runs, and wait for the active ones.
+            # If the caller stops early: cancel the queued runs, and wait for the active ones.
             stack.callback(threads.shutdown, wait=False, cancel_futures=True)
             pending: deque[Future[None] | FinishedShard] = deque()
             for shard_input in inputs:
@@ -98,7 +98,7 @@ class Pipeline:
             yield from self._finished(pending, 0)
 
     def _finished(self, pending: deque[Future[None] | FinishedShard], max_runs: int) -> Iterator[FinishedShard]:
-        """Removes finished runs and shards from the front, and waits until at most `max_runs` runs are pending."""
+        """Yields the finished shards at the front of `pending`. Waits until at most `max_runs` runs are pending."""
         while pending and (
             isinstance(pending[0], FinishedShard)
             or pending[0].done()
@@ -174,5 +174,5 @@ def _fill_columns(shard: Shard, row: int, image: InputImage, result: DecodeResul
 
 
 def _printable(name: str) -> str:
-    """Returns a file name in valid UTF-8; bytes of a name that are no UTF-8 become escapes such as `\\xff`."""
+    """Returns a file name in valid UTF-8. Bytes that are not UTF-8 become escapes such as `\\xff`."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

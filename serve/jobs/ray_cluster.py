@@ -51,7 +51,7 @@ class RayWorkerConfig:
 
 @contextlib.contextmanager
 def connect(address: str) -> Iterator[None]:
-    """Connects to a cluster, or starts one on this machine where the address is LOCAL_CLUSTER. Raises JobError."""
+    """Connects to a cluster, or starts one on this machine if the address is LOCAL_CLUSTER. Raises JobError."""
     import ray
 
     try:
@@ -74,7 +74,7 @@ def connect(address: str) -> Iterator[None]:
 def max_workers(cpus: int) -> int:
     """Returns how many workers with `cpus` CPUs each fit in the cluster.
 
-    Raises JobError where none fits: Ray would wait without end.
+    Raises JobError if none fits, because Ray would wait without end.
     """
     import ray
 
@@ -114,7 +114,7 @@ def make_shards(
 
 
 def _first_cause(error: RayError) -> str:
-    """Returns the line of Ray's message with the exception that the worker raised."""
+    """Returns the line of Ray's message that has the exception of the worker."""
     lines = str(error).splitlines()
     raised = [line for line in lines if _RAISED.match(line) and not line.startswith(("ray.", "UserCodeException"))]
     return (raised or lines or ["Ray gives no reason"])[-1]
@@ -143,7 +143,7 @@ class _ShardWorker:
         self._stack = stack  # stays open as long as the worker lives
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Makes and writes the shard of the one task in the batch, and returns its number and its counts of errors."""
+        """Makes and writes the shard of the single task in the batch. Returns its number and its counts of errors."""
         task = ShardTask(int(batch["number"][0]), int(batch["offset"][0]), is_retry=bool(batch["is_retry"][0]))
         failed = 0
 
@@ -161,9 +161,9 @@ class _ShardWorker:
 
 
 def check_ray(address: str) -> None:
-    """Raises JobError where Ray is not installed or no cluster responds.
+    """Raises JobError if Ray is not installed or no cluster responds.
 
-    Called before the job starts, because Ray itself waits for minutes.
+    Called before the job starts, because Ray would wait for minutes.
     """
     disable_vendor_telemetry()
     try:

@@ -1,9 +1,8 @@
 """The files that jobs read and write: any file of this machine, or only files below the roots of an operator.
 
-Below a root a path is opened component by component, from the descriptor of the root, and no link is followed. So
-neither `..`, nor a link, nor a link that replaces a folder during the walk leads out of the root. A file with a second
-hard link is refused, because its other name may lie outside. So is everything that is no regular file. After Linux'
-openat(2).
+Below a root, a path is opened component by component with openat(2), from the descriptor of the root. No link is
+followed. So neither `..`, nor a link, nor a link that replaces a folder meanwhile leads out of the root. A file with a
+second hard link is refused, because its other name may lie outside. Anything but a regular file is refused, too.
 """
 
 from __future__ import annotations
@@ -31,9 +30,9 @@ _NO_DIRECTORY = "{} is no directory, or leads over a link: give another"
 class OutputDirectory:
     """The output directory of a job.
 
-    path, job_folder: paths to open files by. They may go through /proc/self/fd.
-    name: the path to show to people.
-    is_new: the call that opened the output created `job_folder`.
+    path, job_folder: for opening files; they may go through /proc/self/fd.
+    name: the path for messages.
+    is_new: whether the call that opened the output created `job_folder`.
     """
 
     path: Path
@@ -43,7 +42,7 @@ class OutputDirectory:
 
 
 class FolderEntry(NamedTuple):
-    """A name in a folder. is_folder: True also for a link to a folder, where links are followed."""
+    """An entry of a folder. is_folder: also True for a link to a folder, if links are followed."""
 
     name: str
     is_folder: bool
@@ -58,7 +57,7 @@ class FolderListing(NamedTuple):
 
 
 class Files:
-    """Every file that this process may read."""
+    """Opens and lists any file that this process may read."""
 
     def open(self, path: PurePath) -> BinaryIO:
         """Opens a regular file for reading. Raises UnreadableError."""
@@ -85,7 +84,7 @@ class Files:
 
     @contextmanager
     def open_output(self, output: Path) -> Iterator[OutputDirectory]:
-        """Creates the output directory where it is missing. Removes the created folders again if they stay empty."""
+        """Opens the output directory, or creates it. At the end removes created folders that are empty."""
         job_folder = output / JOB_FOLDER
         missing = [folder for folder in (job_folder, *job_folder.parents) if not folder.exists()]
         try:
@@ -98,7 +97,7 @@ class Files:
 
 
 class RootedFiles(Files):
-    """The files below some root directories, even if an attacker can write there. Outputs need /proc of Linux."""
+    """Opens only files below root directories, even if an attacker can write there. Outputs need /proc of Linux."""
 
     def __init__(self, inputs: Sequence[Path], outputs: Sequence[Path]) -> None:
         """inputs, outputs: absolute root directories. A root may itself be a link."""
@@ -128,14 +127,14 @@ class RootedFiles(Files):
         return True if stat.S_ISDIR(mode) else False if stat.S_ISREG(mode) else None
 
     def check_input(self, path: str) -> None:
-        """Raises OutsideRootsError where no root for inputs contains the path."""
+        """Raises OutsideRootsError if no root for inputs contains the path."""
         _split(path, self._inputs)
 
     def check_output(self, path: str) -> None:
-        """Checks the path of an output without a look at the disk.
+        """Checks the path of an output without access to the disk.
 
-        Raises OutsideRootsError where the path is a root or no root for outputs contains it. Raises OutputError where
-        it is too deep.
+        Raises OutsideRootsError if the path is a root or no root for outputs contains it. Raises OutputError if it is
+        too deep.
         """
         parts = _split(path, self._outputs)[1]
         if not parts:
@@ -144,7 +143,7 @@ class RootedFiles(Files):
             raise OutputError(f"{path[:64]}… is more than {MAX_DEPTH} folders deep: give a shorter path")
 
     def check_output_folders(self, path: str) -> None:
-        """Raises OutputError where an existing component of an output is a link or a file."""
+        """Raises OutputError if an existing component of the path of an output is a link or a file."""
         root, parts = _split(path, self._outputs)
         try:
             with ExitStack() as stack:
@@ -160,10 +159,10 @@ class RootedFiles(Files):
 
     @contextmanager
     def open_output(self, output: Path, *, create: bool = True) -> Iterator[OutputDirectory]:
-        """Holds the output directory open by descriptors: a folder that replaces it later receives no file.
+        """Opens the output directory by descriptors, so a folder that replaces it later receives no file.
 
-        create: create missing folders, and remove them again if they stay empty. Raises OutsideRootsError or
-        OutputError, and FileNotFoundError for a missing folder where `create` is False.
+        create: whether to create missing folders; at the end the empty ones are removed. Raises OutsideRootsError or
+        OutputError, and FileNotFoundError for a missing folder if `create` is False.
         """
         self.check_output(str(output))
         root, parts = _split(str(output), self._outputs)
@@ -181,7 +180,7 @@ class RootedFiles(Files):
 
 
 class RemoteFiles(Files):
-    """The files of a store that fsspec reaches, by their paths in the store."""
+    """Opens the files of an fsspec store, by their paths in the store."""
 
     def __init__(self, filesystem: Any) -> None:
         self._filesystem = filesystem
@@ -195,7 +194,7 @@ class RemoteFiles(Files):
 
 
 def open_regular_file(path: Path) -> BinaryIO:
-    """Opens a regular file for reading. Raises OSError where the path is a link or no regular file."""
+    """Opens a regular file for reading. Raises OSError if the path is a link or not a regular file."""
     descriptor = os.open(path, _OPEN | os.O_NOFOLLOW | os.O_NONBLOCK)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
@@ -243,7 +242,7 @@ def _open_folder(folder: Path, roots: Sequence[Path]) -> Iterator[int]:
 
 @contextmanager
 def _open_parent(path: PurePath, roots: Sequence[Path]) -> Iterator[tuple[int, str]]:
-    """Yields the descriptor of the folder that contains a path, and the name in it. The name of a root is `.`."""
+    """Yields the descriptor of the folder that contains a path, and the name in that folder; `.` for a root."""
     root, parts = _split(str(path), roots)
     if not parts:
         with _open_folder(root, roots) as descriptor:
@@ -254,7 +253,7 @@ def _open_parent(path: PurePath, roots: Sequence[Path]) -> Iterator[tuple[int, s
 
 
 def _open_in(parent: int | None, name: str | Path, stack: ExitStack) -> int:
-    """Returns the descriptor of a folder, which the stack closes. Follows a link only where `parent` is None."""
+    """Returns the descriptor of a folder, which the stack closes. Follows a link only if `parent` is None."""
     descriptor = os.open(name, _OPEN_FOLDER | (0 if parent is None else os.O_NOFOLLOW), dir_fd=parent)
     stack.callback(os.close, descriptor)
     return descriptor
@@ -281,7 +280,7 @@ def _remove_empty(parent: int, name: str) -> None:
 
 
 def _open_regular(descriptor: int, *, may_have_links: bool) -> BinaryIO:
-    """Returns the file of a descriptor. Closes the descriptor and raises UnreadableError where it is no such file."""
+    """Returns the regular file of a descriptor. For anything else, closes the descriptor and raises UnreadableError."""
     status = os.fstat(descriptor)
     is_regular = stat.S_ISREG(status.st_mode)
     if is_regular and (may_have_links or status.st_nlink == 1):

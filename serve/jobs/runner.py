@@ -1,7 +1,7 @@
 """Runs the jobs of a store, one at a time, on the engine of the server. Knows no HTTP.
 
-Requests come first. Processes of the lowest priority read and decode the images, so that they take neither the
-interpreter nor a processor from requests. A run of the engine for a job waits while a request waits.
+Requests have priority. Processes of the lowest priority read and decode the images, so they take neither the
+interpreter lock nor a processor from requests. A run of the engine for a job waits while a request waits.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ from tureen.errors import TureenError
 from tureen.soup import Soup
 
 POLL_S = 1.0  # between two queries of the store: for a queued job, and for a request to stop the running one
-RETRY_S = 5.0  # before the next attempt at a job whose output another process holds
+RETRY_S = 5.0  # before the next attempt at a job whose output another process has locked
 FORGET_EVERY_S = 3600.0
 
 logger = logging.getLogger("tureen.jobs")
@@ -99,7 +99,7 @@ class JobProgress:
 
 
 class JobRunner:
-    """Runs the jobs of one server process. Open it in the event loop when the service is ready; close it first."""
+    """Runs jobs in one server process. `open` it when the service is ready, and `close` it before the service."""
 
     def __init__(self, service: Service, store: RevisionStore) -> None:
         """store: holds the jobs; `close` closes it."""
@@ -111,12 +111,12 @@ class JobRunner:
         self._last_forget_s = -FORGET_EVERY_S
 
     async def open(self) -> None:
-        """Starts to poll the store for jobs. An unreachable store is polled until it is reachable again."""
+        """Starts to poll the store for jobs, also while the store is unreachable. Requires a running event loop."""
         self._loop = asyncio.get_running_loop()
         self._task = asyncio.create_task(self._run())
 
     async def close(self) -> None:
-        """Interrupts the running job, which keeps its finished shards, so that another process can continue it."""
+        """Interrupts the running job and closes the store. Another process can continue after the finished shards."""
         self._is_closing.set()
         await self._task
         await asyncio.to_thread(self._store.close)
@@ -178,12 +178,12 @@ class JobRunner:
 
     @staticmethod
     def _outcome(record: JobRecord, work: asyncio.Task[JobSummary], state: State | None) -> tuple[State, str | None]:
-        """Returns the state after a run, and the error where there is one. state: the reason of an interruption."""
+        """Returns the state after a run, and the error if there is one. state: the state if the run was interrupted."""
         try:
             summary = work.result()
         except JobInterruptedError:
             return state or "queued", None
-        except OutputTakenError as error:  # perhaps the process that held the lease before
+        except OutputTakenError as error:  # perhaps by the process that held the lease earlier
             return "queued", f"{error}: the server tries again"
         except TureenError as error:
             return "failed", str(error)
@@ -197,7 +197,7 @@ class JobRunner:
         return ("partially_succeeded" if summary.failed_rows else "succeeded"), None
 
     def _run_on_thread(self, record: JobRecord, model: LoadedModel, progress: JobProgress) -> JobSummary:
-        """Runs the whole job on a thread."""
+        """Runs the whole job. Blocks, so a thread calls it."""
         return run_job(
             record,
             self._files,
@@ -212,9 +212,9 @@ class JobRunner:
     def _classify(
         self, model: LoadedModel, pixels: NDArray[np.uint8], betas: Sequence[float], progress: JobProgress
     ) -> NDArray[np.float32]:
-        """Returns logits, on a thread. The rows wait behind every request, without a deadline.
+        """Returns logits, float32 (B, K). Blocks, so a thread calls it. Requests go first, and there is no deadline.
 
-        Raises JobInterruptedError where the job has to stop meanwhile.
+        Raises JobInterruptedError if the job has to stop meanwhile.
         """
         running = asyncio.run_coroutine_threadsafe(model.logits(pixels, betas), self._loop)
         while True:
@@ -254,8 +254,8 @@ def run_job(
 ) -> JobSummary:
     """Runs a job to its end on the calling thread. classify: runs the engine of `soup`.
 
-    Raises JobInterruptedError after `progress.stop()`, another TureenError where the job cannot continue, or OSError
-    where the disk fails. The finished shards are kept in every case.
+    Raises JobInterruptedError after `progress.stop()`, another TureenError if the job cannot continue, or OSError if
+    the disk fails. The finished shards are kept in every case.
     """
     request, manifest = record.request, soup.bundle.manifest
     betas = request.betas if request.beta is None else (request.beta,)
@@ -296,9 +296,9 @@ def check_paths(files: RootedFiles, request: JobRequest) -> None:
 
 
 def _claim_output(output: OutputDirectory, record: JobRecord) -> JobSpec | None:
-    """Returns the specification of an earlier run of this job. Writes the job's id into a new output, and returns None.
+    """Returns the specification of an earlier run of this job. For a new output, writes the job's id and returns None.
 
-    Raises OutputError where the output holds another job or other files.
+    Raises OutputError if the output holds another job or other files.
     """
     job_id = read_job_id(output)
     earlier = read_job_spec(output)

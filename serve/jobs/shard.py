@@ -1,16 +1,16 @@
 """The rows of a shard, one for each image and β, and their files in Parquet, JSONL or CSV.
 
     id, path           string; of the image in the input
-    sha256             string; of the image's bytes; null where they could not be read
+    sha256             string; of the image's bytes; null if they could not be read
     status             string; ok or error
-    error_code, error  string; null where the status is ok
-    label, index, probability   the most probable class; null where the status is error
-    top_k              list of label, index and probability, most probable first; JSON in CSV; null where the status
-                       is error
-    beta               double; null where the model has one token
+    error_code, error  string; null if the status is ok
+    label, index, probability   the most probable class; null if the status is error
+    top_k              list of label, index and probability, most probable first; JSON in CSV; null if the status is
+                       error
+    beta               double; null if the model has one token
     model, version, engine, precision   string
 
-A spreadsheet can open the CSV safely: a text that would start a formula gets an apostrophe in front.
+A spreadsheet can open the CSV safely: a text that it would run as a formula begins with an apostrophe.
 `tureen.atomic_file` makes the files durable.
 """
 
@@ -107,7 +107,7 @@ class Shard:
 
 
 def shard_from_rows(rows: Sequence[Mapping[str, Any]], top_k: int) -> Shard:
-    """Returns the shard with these rows."""
+    """Returns the shard that has these rows. rows: dictionaries by column name."""
     shard = Shard(len(rows), top_k)
     for n, row in enumerate(rows):
         shard.ids[n], shard.paths[n], shard.sha256[n], shard.betas[n] = (
@@ -130,12 +130,12 @@ def write_shard(path: Path, shard: Shard, info: ModelInfo, format: Format, metad
 
 
 def read_shard(path: Path, format: Format, top_k: int) -> Shard:
-    """Returns the shard in a file. Raises OutputError where the file is unreadable."""
+    """Returns the shard in a file. Raises OutputError if the file is unreadable."""
     return _read(path, lambda file: shard_from_rows(_READERS[format](file), top_k))
 
 
 def read_rows(path: Path, format: Format) -> list[dict[str, Any]]:
-    """Returns the rows in a file as dictionaries by column name. Raises OutputError where the file is unreadable."""
+    """Returns the rows in a file as dictionaries by column name. Raises OutputError if the file is unreadable."""
     return _read(path, _READERS[format])
 
 
@@ -224,7 +224,7 @@ def _read_csv(file: BinaryIO) -> list[dict[str, Any]]:
 
 
 def _escape_formula(text: str) -> str:
-    """Returns the text with an apostrophe in front where a spreadsheet could run it, or where it has one already."""
+    """Returns the text, with an apostrophe in front if a spreadsheet could run it or if it has one already."""
     return f"'{text}" if text.startswith(_SUSPECT) or text.lstrip().startswith(_FORMULA) else text
 
 
