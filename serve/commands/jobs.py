@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
         ("watch", "wait until a job ends; the exit status is 1 if it did not succeed"),
         ("cancel", "cancel a job; its finished shards stay"),
         ("pause", "pause a job until it is resumed"),
-        ("resume", "continue a paused or failed job; of a partially succeeded one, classify the failed images again"),
+        ("resume", "continue a paused or failed job, or retry the failed images of a partially succeeded job"),
     ):
         commands.add_parser(name, parents=[common], help=text).add_argument("id")
     errors = commands.add_parser("errors", parents=[common], help="list the rows of a job that have an error")

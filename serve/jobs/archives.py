@@ -159,7 +159,7 @@ class ZipSource(ImageSource):
             begins_with_member = self._file.read(len(_LOCAL_HEADER)) == _LOCAL_HEADER
         except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, ValueError, struct.error) as error:
             self._file.close()
-            raise InputError(f"{path} is no zip, or is damaged, or is truncated") from error
+            raise InputError(f"{path} is not a zip, or is damaged or truncated") from error
         try:
             # A truncated zip may end with the directory of another zip that is stored in it.
             if begins_with_member and all(member.header_offset for member in self._members):

@@ -34,7 +34,7 @@ _NOT_UTF8 = "{path} is not in UTF-8: save it in UTF-8"
 
 
 def open_source(input_path: str, files: Files = ALL_FILES) -> ImageSource:
-    """Returns the source of the images at INPUT. RootedFiles allow neither globs nor URLs. Raises InputError."""
+    """Returns the source for the argument INPUT. RootedFiles allow neither globs nor URLs. Raises InputError."""
     if isinstance(files, RootedFiles):
         files.check_input(input_path)
     else:
@@ -266,9 +266,9 @@ def _read_jsonl(file: BinaryIO, path: PurePath) -> Iterator[dict[str, Any]]:
         except UnicodeDecodeError as error:
             raise InputError(_NOT_UTF8.format(path=path)) from error
         except (ValueError, RecursionError) as error:
-            raise InputError(f"{path}, line {n}, is no JSON") from error
+            raise InputError(f"{path}, line {n}, is not JSON") from error
         if not isinstance(row, dict):
-            raise InputError(f"{path}, line {n}, is no JSON object")
+            raise InputError(f"{path}, line {n}, is not a JSON object")
         yield row
 
 

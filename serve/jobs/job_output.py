@@ -89,7 +89,7 @@ def lock_output(output: OutputDirectory) -> Iterator[None]:
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
     except FileNotFoundError:  # another process has just removed the folder
-        raise OutputTakenError(f"another process is at work in {output.name}") from None
+        raise OutputTakenError(f"another process uses {output.name}") from None
     except OSError as error:
         raise OutputError(f"{output.name} cannot be written to: {error.strerror}") from error
     try:
@@ -99,7 +99,7 @@ def lock_output(output: OutputDirectory) -> Iterator[None]:
         except OSError:
             is_ours = False
         if not is_ours:  # another process holds the lock, or has just removed the file
-            raise OutputTakenError(f"another process is at work in {output.name}")
+            raise OutputTakenError(f"another process uses {output.name}")
         try:
             yield
         finally:
@@ -124,7 +124,7 @@ def check_not_inside(output: Path, input_path: str) -> None:
 
 
 def read_job_spec(output: OutputDirectory) -> JobSpec | None:
-    """Returns the specification of the job in an output; None if it is empty. Raises OutputError for other content."""
+    """Returns the specification of the job in an output, or None. Raises OutputError if it holds other files."""
     if os.path.lexists(output.job_folder / SPEC_FILE):
         try:
             with open_regular_file(output.job_folder / SPEC_FILE) as file:
@@ -181,7 +181,7 @@ def start_or_resume(
 ) -> JobSpec:
     """Lists the input, and returns the specification of the job. Writes the listing and the specification of a new job.
 
-    earlier: the specification from `read_job_spec`. If it is given, raises OutputError unless both are unchanged.
+    earlier: the specification from `read_job_spec`. Raises OutputError if the new one differs from it.
     on_listed: receives the number of images listed so far. Raises InputError, OutputError or SingleTokenError.
     """
     check_betas(options)
@@ -255,8 +255,8 @@ class Job:
             number, shard = finished.number, finished.shard
             if len(shard) >= MIN_IMAGES_FOR_RATE and set(shard.error_codes) == {ERROR_CODES[UnreadableError]}:
                 raise JobStoppedError(
-                    f"no file of shard {number}, {len(shard):,} rows, can be read: is the input still where it was? "
-                    "The finished shards are kept"
+                    f"none of the files of shard {number} ({len(shard):,} rows) can be read: check that the input has "
+                    "not moved. The finished shards are kept"
                 )
             write_shard(self.shard_path(number), shard, self._model_info, self.spec.format, self._metadata)
             yield ShardResult(number, dict(_count_codes(shard)))

@@ -23,7 +23,7 @@ MAX_DEPTH = 64  # folders between a root and an output; a running job holds a de
 _OPEN = os.O_RDONLY | os.O_CLOEXEC
 _OPEN_FOLDER = _OPEN | os.O_DIRECTORY
 _DESCRIPTORS = Path("/proc/self/fd")
-_NO_DIRECTORY = "{} is no directory, or leads over a link: give another"
+_NO_DIRECTORY = "{} is not a directory, or its path contains a link: give another"
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ def open_regular_file(path: Path) -> BinaryIO:
     descriptor = os.open(path, _OPEN | os.O_NOFOLLOW | os.O_NONBLOCK)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise OSError(f"{path} is no regular file")
+        raise OSError(f"{path} is not a regular file")
     return open(descriptor, "rb")
 
 
@@ -286,7 +286,7 @@ def _open_regular(descriptor: int, *, may_have_links: bool) -> BinaryIO:
     if is_regular and (may_have_links or status.st_nlink == 1):
         return open(descriptor, "rb")
     os.close(descriptor)
-    raise UnreadableError("it has another name too, a hard link" if is_regular else "it is no regular file")
+    raise UnreadableError("it has a second name, a hard link" if is_regular else "it is not a regular file")
 
 
 def _unreadable_error(error: Exception) -> UnreadableError:

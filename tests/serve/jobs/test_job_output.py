@@ -130,7 +130,7 @@ def test_the_error_rate_applies_at_the_end_and_to_earlier_shards(run_batch, phot
 
 def test_a_missing_input_stops_the_job(run_batch, tmp_path):
     (tmp_path / "x.csv").write_text("path\n" + "".join(f"gone/{n}.jpg\n" for n in range(300)))
-    with pytest.raises(JobStoppedError, match="still where it was"):
+    with pytest.raises(JobStoppedError, match="check that the input has not moved"):
         run_batch(tmp_path / "x.csv", tmp_path / "out", "--shard-rows", 100)
 
 
