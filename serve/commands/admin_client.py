@@ -22,7 +22,7 @@ TOKEN_VARIABLE = "TUREEN_ADMIN_TOKEN"  # noqa: S105 - a name
 
 
 class RefusedError(AdminError):
-    """The server refused the request, or is unreachable. code: the code in the problem document of the server."""
+    """The server refused the request, or is unreachable. code: of the server's error, or such as `unreachable`."""
 
     def __init__(self, code: str, detail: str) -> None:
         self.code = code
@@ -99,7 +99,7 @@ class AdminClient:
         return self._request_json("POST", f"{_path_of(job_id)}/{action}")
 
     def job_errors(self, job_id: str, limit: int) -> list[dict[str, Any]]:
-        """Returns the first `limit` rows with an error of a job."""
+        """Returns the rows of a job that have an error, at most `limit`."""
         found: list[dict[str, Any]] = self._request_json("GET", f"{_path_of(job_id)}/errors?limit={limit}")["errors"]
         return found
 

@@ -18,7 +18,7 @@ Headers = list[tuple[bytes, bytes]]
 
 @dataclass(frozen=True)
 class ErrorResponse:
-    """The response for one error, for the transport, or for ASGI while earlier pipelined responses are open."""
+    """The response for one error. `send` is for use while responses to earlier pipelined requests are open."""
 
     kind: ProblemType
     response: Response

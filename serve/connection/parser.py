@@ -41,8 +41,8 @@ def parse(protocol: HttpToolsProtocol, data: bytes) -> TureenError | None:
 def _feed(protocol: HttpToolsProtocol, data: bytes) -> None:
     """Feeds bytes to the parser. Parses a head with an Upgrade header again, without that header.
 
-    The parser stops after such a head, and treats the rest, also a body, as another protocol. Java's HttpClient and
-    `curl --http2` offer an upgrade (h2c) with their first request, and continue in HTTP/1.1 if the server declines.
+    The parser stops after such a head, and treats further bytes, even a body, as another protocol. Java's HttpClient
+    and `curl --http2` offer an upgrade (h2c) with their first request. They continue in HTTP/1.1 if it is declined.
     """
     while True:
         parser = protocol.parser

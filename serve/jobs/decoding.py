@@ -88,7 +88,7 @@ class ImageReader:
 class DecodePool:
     """Threads or processes that read and decode images. `decode_in_threads` and `decode_in_processes` open a pool.
 
-    count: number of threads or processes. is_sequential: the source reads its images in the order of the listing.
+    count: number of threads or processes. is_sequential: as in ImageSource.
     """
 
     def __init__(

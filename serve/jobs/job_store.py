@@ -156,7 +156,10 @@ class JobRecords:
         return {state: counted.get(state, 0) for state in STATES}
 
     def cancel(self, job_id: str) -> JobRecord:
-        """Cancels a job and returns it. Its finished shards stay. Raises UnknownJobError or JobStateError."""
+        """Cancels a job that has not ended, and returns it. Its finished shards stay.
+
+        Raises UnknownJobError or JobStateError.
+        """
         return self._stop(job_id, "cancelled", WAITING)
 
     def pause(self, job_id: str) -> JobRecord:
@@ -164,9 +167,9 @@ class JobRecords:
         return self._stop(job_id, "paused", ("queued", "running"))
 
     def resume(self, job_id: str) -> JobRecord:
-        """Queues a job again and returns it. Only the failed images of a partially succeeded job run again.
+        """Queues a paused, failed or partially succeeded job again, and returns it.
 
-        Raises UnknownJobError or JobStateError.
+        Only the failed images of a partially succeeded job run again. Raises UnknownJobError or JobStateError.
         """
         with self._store.writing() as connection:
             before = _get(connection, job_id)

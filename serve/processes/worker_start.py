@@ -1,4 +1,4 @@
-"""Runs first in a worker process: starts a thread that ends the process when the supervisor ends, then the worker.
+"""Starts a worker process. First starts a thread that ends the process when the supervisor ends.
 
 Run as `python -m serve.processes.worker_start DESCRIPTOR`. The descriptor is the socket to the supervisor.
 
@@ -19,8 +19,8 @@ EXIT_WITHOUT_SUPERVISOR = 3
 def watch_supervisor(descriptor: int) -> None:
     """Starts a thread that ends this process when the other end of the socket is closed.
 
-    It does so even if every other thread is busy. The supervisor closes its end only after this process has ended, so
-    an earlier end means that the supervisor has ended.
+    The thread does so even if every other thread is busy. The supervisor closes its end only after this process has
+    ended. So an earlier end means that the supervisor has ended.
     """
     end = os.dup(descriptor)  # stays open until the process ends, also if the channel closes the original
 
