@@ -87,18 +87,18 @@ class Bundle:
 
     @property
     def clean_token(self) -> NDArray[np.float32]:
-        """float32 (D,)"""
+        """The clean token, float32 (D,)."""
         return self.tokens["clean"]
 
     @property
     def robust_token(self) -> NDArray[np.float32]:
-        """float32 (D,)"""
+        """The robust token, float32 (D,)."""
         return self.tokens["robust"]
 
     def artefact(self, name: str) -> bytes:
-        """Returns the verified bytes of a file that an engine runs. Files in engines/ are read by this call.
+        """Returns the verified bytes of a file that an engine runs. Each call reads a file in engines/ again.
 
-        A graph is checked like backbone.onnx, but may have another opset. Raises BundleError if the file is missing,
+        Checks a graph like backbone.onnx, but allows another opset. Raises BundleError if the file is missing,
         differs from its record in the manifest, or is a plan without a plan record.
         """
         if name == BACKBONE:
@@ -106,20 +106,20 @@ class Bundle:
         if name not in self.manifest.files:
             raise BundleError(f"{self.path / MANIFEST} does not list {name}: export the model again")
         if is_plan(name) and name not in self.manifest.plans:
-            raise BundleError(f"{self.path / MANIFEST} does not say what {name} is bound to: export the model again")
+            raise BundleError(f"{self.path / MANIFEST} has no record of the plan {name}: export the model again")
         data = read_listed_file(self.path, name, self.manifest.files[name])
         if not is_plan(name):
             check_backbone_graph(self.path / name, data, self.manifest)
         return data
 
     def parity(self, engine: str, precision: str) -> ParityRow | None:
-        """The measured parity of an engine in a precision; None if the bundle has no such row."""
+        """Returns the measured parity of an engine in a precision; None if the bundle has no such row."""
         rows = (row for row in self.manifest.parity if (row.engine, row.precision) == (engine, precision))
         return next(rows, None)
 
 
 def record_files(files: Mapping[str, bytes]) -> dict[str, FileRecord]:
-    """Returns the size and SHA-256 of each file, in the form of the manifest."""
+    """Returns the size and SHA-256 of each file, as the manifest records them."""
     return {name: FileRecord(sha256=hashlib.sha256(data).hexdigest(), size=len(data)) for name, data in files.items()}
 
 
@@ -127,7 +127,7 @@ def write_bundle(path: Path, manifest: Manifest, files: Mapping[str, bytes], *, 
     """Writes the files and the manifest to a temporary directory beside `path`, syncs it, and renames it to `path`.
 
     Raises BundleError if `path` exists and `overwrite` is false, if `path` exists and is not a bundle, or if the
-    manifest does not describe the files. After a failure the temporary directory is gone and `path` is unchanged.
+    manifest does not describe the files. After a failure `path` is unchanged and the temporary directory is removed.
     """
     if path.exists() and not overwrite:
         raise BundleError(f"{path} exists already: choose another directory, or allow overwriting it")
@@ -163,7 +163,7 @@ def write_bundle(path: Path, manifest: Manifest, files: Mapping[str, bytes], *, 
 
 
 def load_bundle(path: Path | str) -> Bundle:
-    """Reads and verifies a bundle.
+    """Returns the verified bundle at `path`.
 
     Verifies the schema version, and the size and SHA-256 of every file outside engines/. Also verifies the shape and
     dtype of every array, and that the graph is one file with the expected inputs and outputs. Each file is read once,
@@ -238,7 +238,7 @@ def _schema_version(file: Path, text: str) -> int:
 
 
 def read_listed_file(path: Path, name: str, record: FileRecord) -> bytes:
-    """Returns the bytes of a file of the bundle at `path` after comparison with its record. Raises BundleFileError."""
+    """Returns the bytes of a file of the bundle at `path`. Raises BundleFileError if they differ from the record."""
     max_bytes, advice = MAX_OTHER_BYTES, "export the model again"
     if name.endswith(".onnx"):
         max_bytes = MAX_GRAPH_BYTES
@@ -251,9 +251,10 @@ def read_listed_file(path: Path, name: str, record: FileRecord) -> bytes:
 
 
 def check_backbone_graph(file: Path, data: bytes, manifest: Manifest, *, opset: int | None = None) -> GraphFile:
-    """Returns the description of the ONNX graph in `data` if it has the tensors and the opset that it should have.
+    """Returns the description of the ONNX graph in `data`, after a check of its tensors and its opset.
 
-    The tensors follow from the manifest. opset: the expected version; None: any. Raises BundleError, naming `file`.
+    The manifest defines the expected tensors. opset: the expected version; None: any. Raises BundleError, which names
+    `file`.
     """
     size = manifest.preprocess.image_size
     inputs = [

@@ -1,4 +1,4 @@
-"""Reads the files of an untrusted bundle: each must be regular, within its size limit, and as listed.
+"""Reads the files of an untrusted bundle: each must be regular, within its size limit, and as the caller describes it.
 
 Checks the size of a file before it reads a byte. Does not know the manifest or the meaning of the files.
 """
@@ -73,7 +73,7 @@ def file_size(path: Path, name: str) -> int:
 def read_verified(path: Path, name: str, *, size: int, sha256: str, max_bytes: int, advice: str) -> bytes:
     """Returns the bytes of a file, as `read_file` does, after a check of its size and SHA-256.
 
-    A file of another size is not read. Raises BundleFileError.
+    Does not read a file of another size. Raises BundleFileError.
     """
     largest = max(size, file_size(path, name))
     if largest > max_bytes:
@@ -87,7 +87,7 @@ def read_verified(path: Path, name: str, *, size: int, sha256: str, max_bytes: i
 
 
 def read_arrays(file: Path, data: bytes, names: tuple[str, ...]) -> dict[str, NDArray[Any]]:
-    """Returns the named arrays of the uncompressed .npz file in `data`. They cannot be larger than the file.
+    """Returns the named arrays of the uncompressed .npz file in `data`. An array is never larger than the file.
 
     Raises BundleError, which names `file`.
     """

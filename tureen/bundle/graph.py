@@ -1,11 +1,11 @@
-"""Reads the description of an untrusted ONNX file without the onnx package: its inputs, outputs and operators, and the
-other files that it refers to.
+"""Reads the description of an untrusted ONNX file without the onnx package.
 
-Parses the protobuf messages of the file in a memoryview. Copies only names, opens no other file, and stops after a
-fixed number of fields, whatever the bytes are. Knows nothing about bundles or runtimes.
+The description has the inputs, the outputs, the operators, and the other files to which the file refers. The parser
+reads the protobuf messages in a memoryview. It copies only names, opens no other file, and stops after a fixed number
+of fields. Knows nothing about bundles or runtimes.
 
-Stricter than protobuf where two parsers could read one file differently. A known field of another wire type, or a
-second value of a single field, is an error. Field numbers: onnx/onnx.proto of ONNX 1.23.
+The parser is stricter than protobuf where two parsers could read one file differently. A known field of another wire
+type, or a second value of a single field, is an error. Field numbers: onnx/onnx.proto of ONNX 1.23.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class GraphFile(BaseModel):
 
 
 def read_graph_file(data: bytes) -> GraphFile:
-    """Returns the description of the ONNX file in `data`. Raises GraphFileError for anything else."""
+    """Returns the description of the ONNX file in `data`. Raises GraphFileError if `data` is not an ONNX file."""
     if data[4:8] == ORT_FORMAT:
         raise GraphFileError("it is in ONNX Runtime's own format")
     reader = _GraphReader()
@@ -144,7 +144,7 @@ class _GraphReader:
         self.opsets[domain] = version
 
     def _read_tensor(self, data: memoryview) -> int:
-        """Returns the size of the tensor's numbers in this file, in bytes; records the other files that hold some."""
+        """Returns the bytes of the tensor's numbers in this file. Records the other files that have its numbers."""
         size, is_external, locations = 0, False, list[str]()
         for number, value in self._fields(data):
             if number in _TENSOR_DATA:
@@ -182,7 +182,7 @@ class _GraphReader:
         return _as_int(fields[1]) if 1 in fields else _as_text(fields.get(2, b"")) or "?"
 
     def _unique_fields(self, data: memoryview) -> dict[int, FieldValue]:
-        """The fields of a message, by number. Raises GraphFileError if one occurs twice."""
+        """Returns the fields of a message, by number. Raises GraphFileError if a field occurs twice."""
         fields: dict[int, FieldValue] = {}
         for number, value in self._fields(data):
             if number in fields:
@@ -248,7 +248,7 @@ def _as_bytes(value: FieldValue | bytes) -> memoryview:
 
 
 def _as_text(value: FieldValue | bytes) -> str:
-    """A short name. Bytes that are not UTF-8 are replaced by U+FFFD."""
+    """Returns a short name. Replaces bytes that are not UTF-8 by U+FFFD. Raises GraphFileError if it is too long."""
     data = _as_bytes(value)
     if len(data) > MAX_NAME_BYTES:
         raise GraphFileError(f"a name in it is longer than {MAX_NAME_BYTES:,} bytes")

@@ -24,8 +24,9 @@ def check_graph(
 ) -> GraphFile:
     """Returns the description of the ONNX graph in `data` if a bundle may contain it.
 
-    inputs, outputs: the expected tensors. The first dimension of each is the batch, for which the graph may use any
-    one name. opset: the expected version of ONNX's own operators; None: any. Raises BundleError, which names `file`.
+    inputs, outputs: the expected tensors. The first dimension of each is the batch, which may have any name, but the
+    same name in all tensors. opset: the expected version of ONNX's own operators; None: any. Raises BundleError, which
+    names `file`.
     """
     try:
         graph = read_graph_file(data)
@@ -40,11 +41,11 @@ def check_graph(
         )
     batch = _batch_name(graph.inputs[0])
     found = [sorted(tensors, key=str) for tensors in (graph.inputs, graph.outputs)]
-    promised = [sorted(_with_batch(tensors, batch), key=str) for tensors in (inputs, outputs)]
-    if found != promised:
+    required = [sorted(_with_batch(tensors, batch), key=str) for tensors in (inputs, outputs)]
+    if found != required:
         raise BundleError(
-            f"{file} makes {_format_tensors(graph.outputs)} of {_format_tensors(graph.inputs)}, "
-            f"where the manifest promises {_format_tensors(promised[1])} of {_format_tensors(promised[0])}: "
+            f"{file} computes {_format_tensors(graph.outputs)} from {_format_tensors(graph.inputs)}, "
+            f"but the manifest requires {_format_tensors(required[1])} from {_format_tensors(required[0])}: "
             "export the model again"
         )
     if opset not in (None, graph.opsets.get("")):
@@ -55,9 +56,9 @@ def check_graph(
 
 
 def _batch_name(tensor: TensorInfo) -> str:
-    """The name that the graph gives to the batch dimension.
+    """Returns the name that the graph gives to the batch dimension.
 
-    "batch" if that dimension is fixed or has no name; the comparison of shapes then fails.
+    Returns "batch" if that dimension is fixed or has no name; the comparison of shapes then fails.
     """
     first = tensor.shape[0] if tensor.shape else "?"
     return first if isinstance(first, str) and first != "?" else "batch"

@@ -1,4 +1,4 @@
-"""The records of a bundle's manifest.json, and the names of files and engines.
+"""Defines the records of a bundle's manifest.json, and the names of files and engines.
 
 Does not read or write files; `tureen.bundle.bundle` does.
 """
@@ -64,9 +64,9 @@ class Check(_Record):
 
 
 class Suspect(_Record):
-    """A cell of the transfer matrix where an attack on another β breaks a soup better than the attack on this soup.
+    """A cell of the transfer matrix that shows that an attack was too weak.
 
-    The attack on this soup was then too weak.
+    An attack on another β breaks the soup of this cell more often than the attack on this soup itself.
     """
 
     attacked: float | None = Field(description="the β attacked; none: all together, the sum of their losses")
@@ -116,8 +116,8 @@ class Evaluation(_Record):
 class ServedAccuracy(_Record):
     """The accuracy of an engine at one β, and of PyTorch in fp32 on the same images; shares in [0, 1].
 
-    transferred: accuracy under a transfer attack: adversarial images made on PyTorch's soup at this β. An attack on the
-    engine itself is not measured, because a compiled graph has no gradients.
+    transferred: accuracy on adversarial images that an attack on PyTorch's soup at this β generates. The engine itself
+    is not attacked, because a compiled graph has no gradients.
     """
 
     beta: float
@@ -131,7 +131,7 @@ class ServedAccuracy(_Record):
 
 
 class ParityRow(_Record):
-    """How far an engine's logits are from PyTorch's, on real images at several β. Only admitted engines have a row."""
+    """Differences of an engine's logits from PyTorch's, on images at several β. Only admitted engines have a row."""
 
     engine: str
     precision: Precision
@@ -147,7 +147,7 @@ class ParityRow(_Record):
 
 
 class PlanRecord(_Record):
-    """The engine, version, GPU and batch sizes that a compiled plan needs. With any other it is refused."""
+    """The engine, version, GPU and batch sizes that a compiled plan needs. The plan runs with no other."""
 
     engine: str
     precision: Precision
@@ -188,7 +188,7 @@ class Manifest(_Record):
     @model_validator(mode="after")
     def _check_tokens(self) -> Manifest:
         if self.is_cotrained and not self.accuracy:
-            raise ValueError("accuracy has no row, which only a model that is not co-trained may lack")
+            raise ValueError("accuracy has no row, but a co-trained model needs one for each β")
         if self.is_cotrained and not self.has_two_tokens:
             raise ValueError("has_two_tokens is false, but a co-trained model has two")
         return self
@@ -211,15 +211,15 @@ class Manifest(_Record):
 
 
 def graph_name(precision: Precision) -> FileName:
-    """The name of the file with the ONNX graph in that precision; fp32 is backbone.onnx."""
+    """Returns the name of the file with the ONNX graph in that precision: backbone.onnx for fp32."""
     return BACKBONE if precision == "fp32" else f"{ENGINES_DIRECTORY}/backbone-{precision}.onnx"
 
 
 def plan_name(engine: EngineName, precision: Precision) -> FileName:
-    """The name of the file with the plan for that engine in that precision."""
+    """Returns the name of the file with the plan for that engine in that precision."""
     return f"{ENGINES_DIRECTORY}/{engine}-{precision}.plan"
 
 
 def is_plan(name: str) -> bool:
-    """Whether the file of that name is a compiled plan. The other files that engines run are ONNX graphs."""
+    """Returns whether the file of that name is a compiled plan. All other files that engines run are ONNX graphs."""
     return name.endswith(".plan")

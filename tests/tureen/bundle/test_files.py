@@ -95,7 +95,7 @@ def plan_record():
 
 def test_a_plan_is_returned_only_with_a_record_of_its_binding(own_bundle, put_file):
     put_file(own_bundle, PLAN, b"a plan, not ONNX")
-    with pytest.raises(BundleError, match=f"does not say what {PLAN} is bound to"):
+    with pytest.raises(BundleError, match=f"has no record of the plan {PLAN}"):
         load_bundle(own_bundle).artefact(PLAN)
     put_file(own_bundle, PLAN, b"a plan, not ONNX", plans={PLAN: plan_record()})
     assert load_bundle(own_bundle).artefact(PLAN) == b"a plan, not ONNX"

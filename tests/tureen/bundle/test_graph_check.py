@@ -72,7 +72,7 @@ def test_onnx_runtime_would_have_read_a_file_of_its_working_directory(own_bundle
         (lambda g: set_dims(g.output[0], ["batch", 1000]), r"\(batch, 1000\)"),
         (lambda g: set_dims(g.output[0], ["other", 10]), r"\(other, 10\)"),
         (lambda g: g.input[0].type.tensor_type.ClearField("shape"), "no shape"),
-        (lambda g: g.input.pop(), "of pixels uint8"),
+        (lambda g: g.input.pop(), "from pixels uint8"),
         (lambda g: g.input.append(helper.make_tensor_value_info("more", TensorProto.FLOAT, [1])), "more float32"),
         (lambda g: g.output.append(helper.make_tensor_value_info("more", TensorProto.FLOAT, [1])), "more float32"),
         (lambda g: [set_dims(t, [None, *d]) for t, d in zip([*g.input], [[8, 8, 3], [128]], strict=True)], r"\(\?, 8"),
@@ -81,7 +81,7 @@ def test_onnx_runtime_would_have_read_a_file_of_its_working_directory(own_bundle
 def test_a_graph_with_another_interface_is_refused(own_bundle, put_file, proto, name, change, message):
     change(proto.graph)
     shown = refusal(own_bundle, put_file, proto, name)
-    assert "where the manifest promises logits float32" in shown
+    assert "but the manifest requires logits float32" in shown
     assert re.search(message, shown)
 
 
