@@ -39,14 +39,14 @@ logger = logging.getLogger("tureen.engines")
 
 @dataclass(frozen=True)
 class Runtime:
-    """An engine that Tureen can open. files: its precisions, and the bundle's file for each. open: the constructor."""
+    """An engine that Tureen can open. files: the bundle's file for each precision. open: the constructor."""
 
     files: dict[Precision, FileName]
     open: Callable[[Artefact, Precision, EngineOptions], Engine]
 
 
 def default_options() -> EngineOptions:
-    """All CPUs of this process, one run at a time, no cache."""
+    """Returns options with all CPUs of this process, one run at a time and no cache."""
     return EngineOptions(threads=available_cpus())
 
 
@@ -58,7 +58,7 @@ def compile_engine(
     *,
     plan: PlanRecord | None = None,
 ) -> Engine:
-    """Opens the backbone in `data` with the engine of that name. Does not check the golden rows of a bundle.
+    """Returns a new engine of that name for the backbone in `data`. Does not check the golden rows of a bundle.
 
     data: an ONNX graph, or a compiled plan, whose record is `plan`. Raises EngineError.
     """
@@ -78,7 +78,7 @@ def compile_engine(
 def open_engine(
     bundle: Bundle, engine: str = AUTO, precision: Precision | None = None, options: EngineOptions | None = None
 ) -> Engine:
-    """Opens an engine that has reproduced the bundle's golden rows on this machine.
+    """Returns a new engine that has reproduced the bundle's golden rows on this machine.
 
     engine: a name, or "auto" for the fastest engine that the bundle lists and this machine can run. "auto" opens the
     fastest of the ranking in `options.cache`; without a ranking it times the engines in a race.
@@ -101,7 +101,7 @@ def open_engine(
             return open_verified_engine(bundle, row, options)
         except (EngineError, BundleError) as error:
             reasons.append(f"{row.engine} {row.precision}: {error}")
-            logger.info("engine left out: %s", reasons[-1])  # the error, if all fail, has every reason
+            logger.info("engine left out: %s", reasons[-1])  # if all fail, the error has all reasons
             return None
 
     # An engine without a timing failed when the ranking was made. If it opens now, all engines are timed again.
@@ -121,7 +121,10 @@ def open_engine(
 
 
 def open_verified_engine(bundle: Bundle, row: ParityRow, options: EngineOptions | None = None) -> Engine:
-    """Opens the engine of that parity row, and checks that it reproduces the golden rows. Raises EngineError."""
+    """Returns a new engine of that parity row, which has reproduced the golden rows.
+
+    Raises EngineError, or BundleError if its file is missing or damaged.
+    """
     plan = bundle.manifest.plans.get(row.artefact)
     if plan is not None and plan.graph_sha256 != bundle.manifest.files[BACKBONE].sha256:
         raise EngineError(f"{row.artefact} was compiled from another backbone: export again with --engine {row.engine}")
@@ -145,7 +148,9 @@ def _with_usable_cache(options: EngineOptions) -> EngineOptions:
     try:
         ensure_writable(options.cache)
     except OSError as error:
-        logger.warning("nothing is kept for the next start: %s: %s", options.cache, error.strerror)
+        logger.warning(
+            "the cache is not writable, so nothing is kept for the next start: %s: %s", options.cache, error.strerror
+        )
         return replace(options, cache=None)
     return options
 
@@ -157,7 +162,7 @@ def _runtime(engine: str) -> Runtime:
 
 
 def _fastest(engines: Sequence[Engine], bundle: Bundle, options: EngineOptions) -> Engine:
-    """Times the engines, writes the ranking, closes all but the fastest, and returns that."""
+    """Returns the fastest engine. Times the engines, writes the ranking, and closes all other engines."""
     timings = [
         Timing(engine=engine.name, precision=engine.precision, images_per_second=RACE_BATCH / seconds)
         for engine, seconds in zip(engines, _race(engines, bundle), strict=True)
@@ -175,7 +180,7 @@ def _fastest(engines: Sequence[Engine], bundle: Bundle, options: EngineOptions) 
 
 
 def _race(engines: Sequence[Engine], bundle: Bundle) -> list[float]:
-    """Returns the seconds of each engine for one small batch: the best of several runs, which take turns."""
+    """Returns the seconds of each engine for one small batch: the fastest of several runs. The engines take turns."""
     pixels = np.resize(bundle.golden.pixels, (RACE_BATCH, *bundle.golden.pixels.shape[1:]))
     tokens = np.tile(bundle.clean_token, (RACE_BATCH, 1))
     best = [float("inf")] * len(engines)

@@ -1,6 +1,6 @@
-"""The interface of engines, and the check of the golden rows that each engine must pass before it serves.
+"""Defines the interface of engines, and checks that an engine reproduces the golden rows before it serves.
 
-Knows no runtime. Each runtime has its own module, which imports it lazily.
+Knows no runtime. Each runtime has a separate module, which imports the runtime lazily.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tureen.vendor_telemetry import disable_vendor_telemetry
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """How an engine uses the machine."""
+    """The threads, concurrency, batches and cache of an engine."""
 
     threads: int  # CPU threads of all runs together
     streams: int = 1  # concurrent runs, which share the threads; further calls wait
@@ -39,7 +39,7 @@ class EngineOptions:
 
 @dataclass(frozen=True)
 class Artefact:
-    """The verified content of the file that an engine runs; plan: its record if it is a compiled plan."""
+    """The verified content of the file that an engine runs. plan: the record of a compiled plan; None for a graph."""
 
     data: bytes
     plan: PlanRecord | None = None
@@ -62,7 +62,7 @@ class Engine(Protocol):
 
 
 def import_runtime(module: str, not_installed: str) -> Any:
-    """Imports the module of a runtime with its usage reports turned off.
+    """Returns the imported module of a runtime, with its usage reports turned off.
 
     not_installed: the message of the EngineError if the module is absent. If the import fails for another reason, the
     message gives that reason.
@@ -83,13 +83,13 @@ def import_runtime(module: str, not_installed: str) -> Any:
 def golden_tolerance(row: ParityRow) -> float:
     """Returns the largest logit difference with which an engine passes the check of the golden rows.
 
-    It is four times the difference that export measured, since another CPU adds in another order, and at least 1e-3.
+    It is four times the difference that export measured, and at least 1e-3. Another CPU adds numbers in another order.
     """
     return max(1e-3, 4 * row.max_abs_diff)
 
 
 def check_golden_rows(engine: Engine, bundle: Bundle) -> float:
-    """Runs the golden rows, all β in one batch, and returns the largest logit difference from PyTorch.
+    """Returns the largest logit difference of the engine from PyTorch on the golden rows, all β in one batch.
 
     Raises EngineError if the bundle has no parity row for this engine and precision, or if the difference exceeds
     `golden_tolerance` or is not a number.

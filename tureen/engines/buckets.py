@@ -1,4 +1,4 @@
-"""The batch sizes of an engine with fixed shapes, and how a batch is split into them.
+"""Computes the batch sizes of an engine with fixed shapes, and splits a batch into them.
 
 Knows no runtime.
 """

@@ -1,4 +1,4 @@
-"""The functions of the CUDA runtime that an engine needs: streams, memory, copies, captured graphs.
+"""Wraps the functions of the CUDA runtime that an engine needs: streams, memory, copies, captured graphs.
 
 Uses the first GPU that this process sees; CUDA_VISIBLE_DEVICES chooses it. Knows nothing about models.
 """
@@ -35,7 +35,7 @@ class Device:
 
 
 class Cuda:
-    """The GPU, and the streams, memory and graphs that were made through this object; `close` frees them.
+    """The GPU, and the streams, memory and graphs that this object creates. `close` frees them.
 
     Streams and graphs are handles; device memory is an address. None of them may be used after `close`.
     """
@@ -52,7 +52,7 @@ class Cuda:
         self.device = Device(properties.name.decode(), f"{properties.major}.{properties.minor}")
 
     def make_stream(self) -> int:
-        """Returns a non-blocking stream."""
+        """Returns a new non-blocking stream."""
         stream = int(check_status("make a stream", cuda.cudaStreamCreateWithFlags(cuda.cudaStreamNonBlocking)))
         self._free.append(lambda: cuda.cudaStreamDestroy(stream))
         return stream
@@ -73,12 +73,12 @@ class Cuda:
         return array
 
     def upload(self, address: int, array: NDArray[Any], stream: int) -> None:
-        """Starts to copy a pinned, contiguous array to the device."""
+        """Starts a copy of a pinned, contiguous array to the device."""
         kind = cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
         check_status("copy to it", cuda.cudaMemcpyAsync(address, array.ctypes.data, array.nbytes, kind, stream))
 
     def download(self, array: NDArray[Any], address: int, stream: int) -> None:
-        """Starts to copy from the device to a pinned, contiguous array."""
+        """Starts a copy from the device to a pinned, contiguous array."""
         kind = cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
         check_status("copy from it", cuda.cudaMemcpyAsync(array.ctypes.data, address, array.nbytes, kind, stream))
 
@@ -87,7 +87,7 @@ class Cuda:
         check_status("finish its work", cuda.cudaStreamSynchronize(stream))
 
     def capture(self, stream: int, enqueue: Callable[[], None]) -> int:
-        """Returns a graph of the work that `enqueue` starts on the stream; only `launch` runs the work."""
+        """Returns a graph of the work that `enqueue` submits to the stream. Only `launch` runs the work."""
         # Captures this thread only, so that other threads may use other streams at the same time.
         mode = cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         check_status("begin a capture", cuda.cudaStreamBeginCapture(stream, mode))
@@ -105,7 +105,7 @@ class Cuda:
         return graph
 
     def launch(self, graph: int, stream: int) -> None:
-        """Starts to run a captured graph."""
+        """Starts a run of a captured graph."""
         check_status("launch a graph", cuda.cudaGraphLaunch(graph, stream))
 
     def close(self) -> None:
@@ -115,7 +115,10 @@ class Cuda:
 
 
 def check_status(what: str, result: tuple[Any, ...]) -> Any:
-    """Returns the value of a CUDA call. Raises EngineError if its status is an error. what: completes "could not"."""
+    """Returns the value of a CUDA call. Raises EngineError if its status is an error.
+
+    what: completes the message "the GPU could not …".
+    """
     error, *values = result
     if error != cuda.cudaError_t.cudaSuccess:
         is_full = error == cuda.cudaError_t.cudaErrorMemoryAllocation

@@ -1,6 +1,6 @@
-"""Detects whether this machine lacks something that an engine needs, without loading a runtime or a graph.
+"""Detects the missing requirements of an engine on this machine, without loading a runtime or a graph.
 
-If it finds nothing missing, the engine may still fail to open.
+If nothing is missing, the engine may still fail to open.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
 
 @dataclass(frozen=True)
 class Requirements:
-    """What an engine needs: a module, which one of the distributions installs, and perhaps a GPU."""
+    """The requirements of an engine: a module, which any of the distributions installs, and perhaps a GPU."""
 
     module: str
     distributions: tuple[str, ...]

@@ -1,7 +1,7 @@
-"""ONNX Runtime on the CPU, in fp32 and int8: the engine that runs on every machine.
+"""Runs backbones by ONNX Runtime on the CPU, in fp32 and int8. This engine runs on every machine.
 
-Also the code that its CPU and GPU engines share: the check that one package is installed, and sessions that never fall
-back to another device.
+Also has the code that the CPU and GPU engines share: the check that exactly one package is installed, and sessions that
+never fall back to another device.
 """
 
 from __future__ import annotations
@@ -19,18 +19,21 @@ from tureen.bundle.manifest import Precision
 from tureen.engines.base import Artefact, EngineOptions, import_runtime
 from tureen.errors import EngineError
 
-# All install the same Python package: the last one overwrites the others, and removing one breaks the other.
+# All install the same Python package. The last one overwrites the others, and uninstalling one breaks the rest.
 PACKAGES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml", "onnxruntime-qnn")
 
 
 def import_onnxruntime(extra: str) -> Any:
-    """Imports onnxruntime. Raises EngineError if none or several of its packages are installed, or the import fails."""
+    """Returns the module onnxruntime.
+
+    Raises EngineError if none or several of its packages are installed, or the import fails.
+    """
     require_one_package(filter(_is_installed, PACKAGES))
     return import_runtime("onnxruntime", f"onnxruntime is not installed: install Tureen with its extra [{extra}]")
 
 
 def require_one_package(installed: Iterable[str]) -> None:
-    """Raises EngineError if several packages are installed, since they overwrite each other's files."""
+    """Raises EngineError if several packages are installed, because they overwrite each other's files."""
     found = sorted(installed)
     if len(found) > 1:
         raise EngineError(
@@ -40,7 +43,7 @@ def require_one_package(installed: Iterable[str]) -> None:
 
 
 def open_session(ort: Any, graph: bytes, settings: Any, provider: str, provider_options: dict[str, str]) -> Any:
-    """Opens a session on that provider. Raises EngineError if the graph or the provider does not load.
+    """Returns a session on that provider. Raises EngineError if the graph or the provider does not load.
 
     ONNX Runtime itself silently falls back to the CPU if the libraries or the GPU of a provider are missing.
     """
@@ -54,14 +57,14 @@ def open_session(ort: Any, graph: bytes, settings: Any, provider: str, provider_
     running = session.get_providers()[0]
     if running != provider:
         raise EngineError(
-            f"onnxruntime was asked for {provider} and fell back to {running}: this machine lacks a GPU, its driver, "
+            f"onnxruntime cannot use {provider} and fell back to {running}: this machine lacks a GPU, its driver, "
             "or one of the libraries CUDA, cuDNN and TensorRT in the version that onnxruntime was built for"
         )
     return session
 
 
 def session_options(ort: Any, threads: int) -> Any:
-    """Returns session options: operators run one after the other, each on `threads` threads."""
+    """Returns session options with which operators run one after the other, each on `threads` threads."""
     settings = ort.SessionOptions()
     settings.intra_op_num_threads = threads
     settings.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL

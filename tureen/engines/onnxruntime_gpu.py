@@ -1,4 +1,4 @@
-"""ONNX Runtime on an NVIDIA GPU, with its CUDA provider or its TensorRT provider.
+"""Runs backbones by ONNX Runtime on an NVIDIA GPU, with its CUDA provider or its TensorRT provider.
 
 Both run batches of fixed sizes from fixed buffers (I/O binding). A batch between two sizes is padded. The CUDA provider
 records a CUDA graph for each size; the TensorRT provider would replay the first graph for all sizes. `tensorrt_run`
@@ -141,7 +141,7 @@ def require_tensorrt_10(version: Callable[[str], str]) -> None:
 
 
 def tensorrt_options(graph: bytes, options: EngineOptions, *, version: str, device: str) -> dict[str, str]:
-    """Returns the provider's options: one profile for batches of 1 to the largest, and the cache if there is one.
+    """Returns the options of the TensorRT provider: one profile for batches of 1 to max_batch, and the cache if any.
 
     version: that of ONNX Runtime. device: the name of the GPU. The graph defines the precision. ONNX Runtime does not
     check that a cached engine fits the model, the version and the GPU, so the name of its directory contains all three.

@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU, in fp32, int8 and, if the CPU has it, bf16: the fastest engine on x86."""
+"""Runs backbones by OpenVINO on the CPU, in fp32, int8 and, if the CPU has it, bf16: the fastest engine on x86."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""Two engines of one backbone: one runs a single image on all threads, the other runs several batches on a share each.
+"""Combines two engines of one backbone: one for a single image, the other for several batches at the same time.
 
-On a CPU the two goals need two engines. Threads that share a batch wait for each other, and longest for the thread
-whose core the decoder uses. Batches side by side, each on its own threads, do not wait. But a single image would then
-use only its share of the threads. The second engine needs the memory of the backbone again.
+The first engine runs an image on all threads, for the lowest latency. The second runs each batch on a share of the
+threads, for the highest throughput. Threads that share a batch wait for each other, and longest for the thread whose
+core the decoder uses; concurrent batches on separate threads do not wait. Two engines need the memory of the backbone
+twice.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ CPU_ENGINES = frozenset({"onnxruntime", "openvino"})  # a GPU has no threads to 
 
 
 class PairedEngine:
-    """Runs a batch of one on `alone` if no other run is active, and everything else on `together`. Owns both."""
+    """Runs a single image on `alone` if no other run is active, and all other batches on `together`. Owns both."""
 
     def __init__(self, alone: Engine, together: Engine) -> None:
         self.name: str = together.name

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("tureen.engines.trt_build")
 
-Progress = Callable[[int, int], None]  # steps done, of how many
+Progress = Callable[[int, int], None]  # (steps done, all steps)
 
 DEFAULT_BATCH = (1, 32, 128)
 
@@ -45,7 +45,7 @@ def plan_record(
     batch: tuple[int, int, int],
     compute_capabilities: Sequence[str] = (),
 ) -> PlanRecord:
-    """Returns the record of a plan that this machine would build; parameters as of `build_plan`. Raises EngineError."""
+    """Returns the record of the plan that this machine would build. Parameters and errors as of `build_plan`."""
     version, device = load_library(engine).__version__, detect_gpu()
     if device is None and not VARIANTS[engine].is_rtx:
         raise EngineError(f"{NO_GPU}: {engine} builds a plan only on the GPU that will run it")
@@ -76,7 +76,7 @@ def build_plan(
 
     graph: its tensor types are those of `precision`. backbone_sha256: of the bundle's backbone.onnx, whose weights the
     graph holds. batch: smallest, best and largest. compute_capabilities: such as "8.6"; for TensorRT-RTX only, which
-    needs no GPU to build. Empty: that of this machine's GPU, or without a GPU all that run every precision.
+    needs no GPU to build. Empty: that of this machine's GPU; without a GPU, all that run every precision.
     cache: directory for the timings of kernels.
     Raises EngineError if the library or the GPU is missing, or the graph cannot be compiled.
     """
@@ -157,7 +157,7 @@ def _raise_parse_error(parser: trt.OnnxParser, engine: EngineName) -> None:
 def load_timing_cache(config: trt.IBuilderConfig, file: Path) -> None:
     """Passes the timings of earlier builds to the builder, so that it does not measure the same kernels again."""
     known = file.read_bytes() if file.exists() else b""
-    # A damaged file is replaced by an empty cache. The file name contains the GPU, as timings of another are refused.
+    # A damaged file is replaced by an empty cache. The file name contains the GPU: timings of another GPU are refused.
     cache = config.create_timing_cache(known) or config.create_timing_cache(b"")
     config.set_timing_cache(cache, ignore_mismatch=False)
 
@@ -168,7 +168,7 @@ def save_timing_cache(config: trt.IBuilderConfig, file: Path) -> None:
         timings = bytes(config.get_timing_cache().serialize())
         write_atomically(file, timings, mode=0o600, has_other_writers=True)
     except OSError:
-        logger.warning("the timings could not be saved in %s: the next build takes as long", file)
+        logger.warning("the timings could not be saved in %s: the next build measures the kernels again", file)
 
 
 def _progress_monitor(engine: EngineName, on_progress: Progress) -> trt.IProgressMonitor:

@@ -1,4 +1,4 @@
-"""TensorRT and TensorRT-RTX: runs a compiled plan on the GPU for which it was built. The same code serves both.
+"""Runs a compiled plan by TensorRT or TensorRT-RTX, on the GPU for which it was built. The same code serves both.
 
 Knows nothing about the files of a bundle; `tensorrt_build` compiles plans. A plan is executable code: open only plans
 that you trust.
@@ -31,7 +31,7 @@ logger = logging.getLogger("tureen.engines.trt")
 
 @dataclass(frozen=True)
 class TensorRtVariant:
-    """The differences between the two libraries."""
+    """The properties that differ between the two libraries."""
 
     module: str
     is_rtx: bool  # builds for given compute capabilities without a GPU, and finishes the kernels at run time
@@ -40,13 +40,13 @@ class TensorRtVariant:
 
 VARIANTS: dict[EngineName, TensorRtVariant] = {
     "tensorrt": TensorRtVariant("tensorrt", is_rtx=False),
-    # Without Turing, 7.5, which has fp16 products only: it must be named to be built for.
+    # Not Turing (7.5), which has only fp16 products: a build for it must name it.
     "tensorrt-rtx": TensorRtVariant("tensorrt_rtx", is_rtx=True, without_gpu=("8.0", "8.6", "8.9", "12.0", "12.1")),
 }
 
 
 def load_library(engine: EngineName) -> Any:
-    """Imports `tensorrt` or `tensorrt_rtx`. Raises EngineError if it is absent or its import fails."""
+    """Returns the module `tensorrt` or `tensorrt_rtx`. Raises EngineError if it is absent or its import fails."""
     return import_runtime(
         VARIANTS[engine].module, f"{engine} is not installed: install Tureen with its extra [{engine}]"
     )
@@ -54,7 +54,7 @@ def load_library(engine: EngineName) -> Any:
 
 @functools.cache
 def library_logger(library: Any) -> trt.ILogger:
-    """Returns a logger that passes the library's messages to Python's logging. No error of ours contains them."""
+    """Returns a logger that passes the library's messages to Python's logging. Our errors do not contain them."""
     if TYPE_CHECKING:
         import tensorrt_rtx as trt
     else:
@@ -196,7 +196,7 @@ class _ExecutionStream:
         return logits
 
     def _prepare(self, library: Any, size: int) -> Callable[[], None]:
-        """Returns the function that starts a run of that size: it launches the graph, captured after a warm-up run."""
+        """Returns the function that starts a run of that size: it launches a graph, captured after a warm-up."""
         context = self._context(library, size)
         self._contexts.append(context)
         enqueue = functools.partial(self._enqueue, context, size)

@@ -1,4 +1,4 @@
-"""Caches the measured speed of a bundle's engines on this machine, so that "auto" need not time them at every start.
+"""Caches the measured speed of a bundle's engines on this machine, so that "auto" does not time them at every start.
 
 The directory `EngineOptions.cache` has one JSON file for each set of conditions: bundle, machine and versions of the
 runtimes. A file that cannot be read is ignored. If it cannot be written, the next process times the engines again. A
@@ -38,7 +38,7 @@ class _Record(BaseModel):
 
 
 class Conditions(_Record):
-    """All conditions that a ranking depends on. It is valid only if all of them are the same."""
+    """The conditions on which a ranking depends. A ranking is valid only if all of them are the same."""
 
     bundle: str = Field(description="the model's name and version")
     bundle_sha256: str = Field(description="of the parity rows and the engine files in the manifest")
@@ -109,7 +109,7 @@ def current_conditions(bundle: Bundle, options: EngineOptions) -> Conditions:
 
 
 def read_ranking(bundle: Bundle, options: EngineOptions) -> Ranking | None:
-    """Reads the ranking of the bundle's engines under the current conditions; None if there is none or no cache."""
+    """Returns the cached ranking of the bundle's engines under the current conditions; None if there is none."""
     if options.cache is None:
         return None
     current = current_conditions(bundle, options)
@@ -128,7 +128,7 @@ def read_ranking(bundle: Bundle, options: EngineOptions) -> Ranking | None:
 
 
 def write_ranking(ranking: Ranking, cache: Path | None) -> bool:
-    """Writes the file that `read_ranking` reads. Returns False, and logs a warning, if that fails."""
+    """Writes the file that `read_ranking` reads. Returns whether it was written; logs a warning if writing fails."""
     if cache is None:
         return False
     file = _ranking_file(cache, ranking.conditions)
@@ -143,7 +143,7 @@ def write_ranking(ranking: Ranking, cache: Path | None) -> bool:
 
 
 def explain_choice(bundle: Bundle, options: EngineOptions) -> str | None:
-    """Returns the reason for the choice of "auto" as a phrase; None if it would have to time the engines first."""
+    """Returns the reason for the choice of "auto" as a phrase; None if "auto" would have to time the engines first."""
     ranking = read_ranking(bundle, options)
     if ranking is None:
         return None

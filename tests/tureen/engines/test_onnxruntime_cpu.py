@@ -40,7 +40,7 @@ class FallingBack:
 
 def test_a_provider_that_falls_back_to_the_cpu_is_an_error(bundle):
     settings = session_options(onnxruntime, 1)
-    with pytest.raises(EngineError, match="asked for CUDAExecutionProvider and fell back to CPUExecutionProvider"):
+    with pytest.raises(EngineError, match="cannot use CUDAExecutionProvider and fell back to CPUExecutionProvider"):
         open_session(FallingBack(["CUDAExecutionProvider"]), bundle.graph, settings, "CUDAExecutionProvider", {})
 
 
