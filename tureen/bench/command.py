@@ -17,7 +17,7 @@ from tureen.machine import available_cpus, default_cache_directory
 
 
 def bench(arguments: list[str]) -> int:
-    """Measures all engines, prints the result and saves it for engine `auto`."""
+    """Measures all engines, prints the result and saves it for engine `auto`. Returns the exit status."""
     cpus = available_cpus()
     parser = argparse.ArgumentParser(
         prog="tureen bench",
@@ -56,7 +56,7 @@ def bench(arguments: list[str]) -> int:
     if streams[-1] > options.threads:
         parser.error(f"--streams {streams[-1]} needs as many threads, and --threads is {options.threads}")
     if options.plot:
-        importlib.import_module("matplotlib")  # if it is missing, fails before the measurement
+        importlib.import_module("matplotlib")  # a missing matplotlib fails here, before the measurement
     bundle = load_bundle(options.bundle)
     benchmark = measure(
         bundle,
@@ -77,7 +77,7 @@ def bench(arguments: list[str]) -> int:
         return 0
     print(benchmark_text(benchmark, options.bundle))
     if all(is_saved):
-        print(f"\nKept in {options.cache_dir}: engine `auto` now opens the fastest engine immediately.")
+        print(f"\nSaved in {options.cache_dir}: engine `auto` now opens the fastest engine immediately.")
     return 0
 
 

@@ -1,6 +1,6 @@
 """Measures all engines that a bundle lists and this machine can run.
 
-Each engine has its own process (`worker`). All processes are alive together, and one at a time runs a turn.
+Each engine has a separate process (`worker`). All processes exist at the same time, and one of them runs at a time.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from tureen.timing import TURN_S, calls_to_fill, run_in_turns
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 MIXED_BATCH = 32
-MIXED_PAIRS = 3  # per round, unless a single call fills a turn: many, since their ratio is near 1
-LATENCY_CALLS = 34  # per round, of which there are at least three: 100 calls make p99 more than the slowest
+MIXED_PAIRS = 3  # per round, unless a single call fills a turn; many, because the ratio is near 1
+LATENCY_CALLS = 34  # per round; three rounds have 100 calls, so that p99 is not just the slowest call
 SHORTEST_TURNS = 15  # a turn takes at most this fraction of the time
 
 
@@ -60,7 +60,7 @@ def measure(
     seconds: float,
     on_progress: Callable[[str], None] = lambda text: None,
 ) -> Benchmark:
-    """Measures all engines with each number of streams. seconds: for the timing, without loading.
+    """Returns measurements of all engines with each number of streams. seconds: for the timing, without loading.
 
     Raises EngineError, with the reasons, if no engine could be measured.
     """
@@ -122,7 +122,7 @@ def _engine_setups(bundle: Bundle, threads: int, streams: Sequence[int], max_bat
 
 
 def _calibrate(worker: Worker, max_turn_s: float) -> dict[int, float]:
-    """Warms up and times each batch once, until one would take too long. Returns the seconds by batch."""
+    """Returns the seconds of one call, by batch, after a warm-up. Stops before a batch that would take too long."""
     call_s: dict[int, float] = {}
     longest = 0.0
     for batch in BATCHES:
@@ -134,7 +134,7 @@ def _calibrate(worker: Worker, max_turn_s: float) -> dict[int, float]:
 
 
 def _plan_round(candidates: Sequence[_Candidate], max_turn_s: float) -> list[tuple[_Candidate, TimedTurn]]:
-    """Returns the turns of one round: all engines at each batch; runs with one β and with mixed β follow each other."""
+    """Returns the turns of one round: each batch on all engines. Turns with one β and with mixed β alternate."""
     turns = []
     for batch in BATCHES:
         for candidate in candidates:
@@ -184,7 +184,7 @@ def _measurement(candidate: _Candidate, results: dict[TimedTurn, list[TurnTimes]
         ],
         skipped=[batch for batch in BATCHES if batch <= max_batch and batch not in with_one_beta],
         mixed_batch=mixed.batch,
-        # The ratio of each pair, since both were measured at the same moment.
+        # The median of the ratios, because the two turns of a pair are measured one after the other.
         mixed_ratio=median(one.seconds / many.seconds for one, many in zip(one_beta, mixed_times, strict=True)),
         p50_ms=float(np.percentile(latencies_ms, 50)),
         p99_ms=float(np.percentile(latencies_ms, 99)),

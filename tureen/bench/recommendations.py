@@ -14,7 +14,7 @@ MAX_SLOWDOWN = 2.0  # compared with one image: for latency a batch may take at m
 
 
 def best_for_throughput(engines: Iterable[EngineMeasurement]) -> RecommendedSettings:
-    """Returns the engine with the most images per second, at the smallest batch near that rate.
+    """Returns settings: the engine with the most images per second, and the smallest batch with nearly that rate.
 
     The rate of a lower precision is divided by LOW_PRECISION_HANDICAP.
     """
@@ -24,9 +24,10 @@ def best_for_throughput(engines: Iterable[EngineMeasurement]) -> RecommendedSett
 
 
 def best_for_latency(engines: Iterable[EngineMeasurement]) -> RecommendedSettings:
-    """Returns the engine with the lowest median time for one image, and the largest batch of at most twice that time.
+    """Returns settings: the engine with the lowest median time of one image, and the largest batch that is fast enough.
 
-    The time of a lower precision is multiplied by LOW_PRECISION_HANDICAP.
+    A batch may take MAX_SLOWDOWN times as long as one image. The time of a lower precision is multiplied by
+    LOW_PRECISION_HANDICAP.
     """
     best = min(engines, key=lambda e: e.p50_ms * _handicap(e))
     call_s = {rate.batch: rate.batch * best.streams / rate.images_per_second for rate in best.rates}
@@ -34,7 +35,7 @@ def best_for_latency(engines: Iterable[EngineMeasurement]) -> RecommendedSetting
 
 
 def rankings(bundle: Bundle, benchmark: Benchmark) -> list[Ranking]:
-    """Returns the engines by measured speed, one ranking for each number of streams; `open_engine` reads them."""
+    """Returns rankings of the engines by speed for `open_engine`, one ranking for each number of streams."""
     by_streams = []
     for streams in dict.fromkeys(engine.streams for engine in benchmark.engines):
         engines = [engine for engine in benchmark.engines if engine.streams == streams]

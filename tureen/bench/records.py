@@ -1,4 +1,4 @@
-"""The records of `tureen bench`. As JSON they are its output."""
+"""Defines the records of `tureen bench`. Its JSON output is one `Benchmark`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class EngineSetup(_Record):
 
 
 class OpenedEngine(_Record):
-    """The cost of opening an engine, alone in its process, including the check of the golden rows."""
+    """The cost of opening one engine in a separate process, including the check of the golden rows."""
 
     engine_version: str
     load_s: float = Field(description="seconds to import the runtime, compile the backbone and run the golden rows")

@@ -1,7 +1,7 @@
 """Runs one engine in a separate process: opens it, and times runs on request.
 
 Engines in separate processes share no memory, and a crash ends only one of them. The parent uses `Worker`; the child
-runs `python -m tureen.bench.worker`. They exchange lines of JSON.
+runs `python -m tureen.bench.worker`. The two exchange lines of JSON.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class StreamRunner:
         self._threads = ThreadPoolExecutor(streams)
 
     def run_turn(self, turn: TimedTurn) -> TurnTimes:
-        """Runs the calls of the turn on all streams at the same time."""
+        """Runs the calls of the turn on all streams at the same time. Returns their times."""
         golden = self._soup.bundle.golden
         pixels = np.resize(golden.pixels, (turn.batch, *golden.pixels.shape[1:]))
         betas = np.linspace(0, 1, turn.batch).tolist() if turn.is_mixed else [0.5] * turn.batch
@@ -106,7 +106,7 @@ class StreamRunner:
 
 
 def main(arguments: list[str]) -> int:
-    """Opens the engine, reports what opening it took (`OpenedEngine`), and runs turns.
+    """Opens the engine, sends the cost of opening (`OpenedEngine`), and runs turns. Returns the exit status.
 
     Ends when the parent closes the pipe.
     """

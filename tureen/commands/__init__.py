@@ -1,1 +1,1 @@
-"""`tureen inspect` and `tureen demo`, and the tables that several commands print."""
+"""Provides `tureen inspect` and `tureen demo`, and the tables that several commands print."""

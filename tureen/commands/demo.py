@@ -1,6 +1,6 @@
 """`tureen demo`: trains on handwritten digits, exports the model, serves it, and prints two requests to try.
 
-It can also serve an example bundle that is part of Tureen. The only module that calls training, export and serve.
+It can also serve an example bundle that is part of Tureen. Only this module calls training, export and serve.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class PortTakenError(TureenError):
 
 
 def demo(arguments: list[str]) -> int:
-    """Trains, exports and serves the digits, or serves an example. A second call only serves."""
+    """Trains, exports and serves the digits, or serves an example. A second call only serves. Returns the status."""
     parser = argparse.ArgumentParser(
         prog="tureen demo",
         description="Train a dual-token ViT on handwritten digits (two minutes on two cores), export it, serve it.",
@@ -136,7 +136,7 @@ def drawn_ship() -> Image.Image:
 
 
 def prepare(directory: Path) -> Path:
-    """Trains and exports the demo's bundle in `directory`, unless it exists, and returns its path."""
+    """Returns the path of the demo's bundle in `directory`. Trains and exports the model if the bundle is missing."""
     from training.recipes import load_recipe
 
     recipe = load_recipe(RECIPE)
@@ -167,7 +167,7 @@ def prepare(directory: Path) -> Path:
 
 
 def demo_fingerprint() -> str:
-    """Returns eight hexadecimal digits of the recipe's hash, which mark the bundles of this demo."""
+    """Returns eight hexadecimal digits of the recipe's hash, which identify the run and the bundle of this demo."""
     from training.recipes import load_recipe
 
     return load_recipe(RECIPE).fingerprint()[:8]
@@ -177,8 +177,8 @@ def write_samples(directory: Path, checkpoint: Checkpoint, bundle: Path) -> None
     """Writes held-out digits as PNG files: per label the first that both modes classify correctly, and an attacked one.
 
     digits.png shows all of them, enlarged; pair.png shows the attacked digit beside the original. The attack is PGD on
-    the clean token, rounded to 8 bits; it fools the clean mode and not the robust mode. This shows what β does. How
-    far to trust it is in the accuracy table, for which each soup is attacked itself.
+    the clean token, rounded to 8 bits; it fools the clean mode and not the robust mode. The pair shows the effect of
+    β. Only the accuracy table measures robustness, because its attacks are on each soup itself.
     """
     pixels, labels = checkpoint.held_out.pixels, checkpoint.held_out.labels
     attacked = _attacked_images(checkpoint)
@@ -200,7 +200,7 @@ def write_samples(directory: Path, checkpoint: Checkpoint, bundle: Path) -> None
     index = int(np.argmax(fools_clean_only))
     _enlarged(digits).save(directory / "digits.png")
     _enlarged([pixels[index], attacked[index]]).save(directory / "pair.png")
-    # Written last: `prepare` takes this file as the sign that the demo is complete.
+    # Written last: for `prepare` this file means that the demo is complete.
     Image.fromarray(attacked[index]).save(directory / ATTACKED)
 
 

@@ -18,7 +18,7 @@ SHOWN_OPERATORS = 12
 
 
 def inspect(arguments: list[str]) -> int:
-    """Shows the content of a bundle. The exit status is 0 if the bundle can be used, else 1."""
+    """Prints the content of a bundle. Returns exit status 0; raises BundleError if the bundle cannot be used."""
     parser = argparse.ArgumentParser(
         prog="tureen inspect",
         description="Verify a bundle; show its content, and which of its engines this machine can run.",
@@ -103,7 +103,7 @@ def _files(inspection: Inspection) -> str:
 
 
 def _engines(inspection: Inspection) -> str:
-    """Returns which engines this machine can run; empty if the bundle cannot be used."""
+    """Returns a text about which engines this machine can run; empty if the bundle cannot be used."""
     if inspection.auto is None:
         return ""
     lines = ["on this machine"]
@@ -119,7 +119,7 @@ def _engines(inspection: Inspection) -> str:
 
 
 def _printable_manifest(manifest: Manifest) -> Manifest:
-    """Returns the manifest with all texts escaped for a terminal, since the bundle is not trusted."""
+    """Returns the manifest with all texts escaped for a terminal, because the bundle is not trusted."""
 
     def clean(value: Any) -> Any:
         if isinstance(value, str):

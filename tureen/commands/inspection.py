@@ -1,6 +1,6 @@
 """Collects the facts about a bundle, even a damaged one, and about the engines that this machine can run.
 
-Raises an error only if there is no bundle at all. `tureen.commands.inspect` formats the facts.
+Raises an error only if the directory has no manifest that can be read. `tureen.commands.inspect` formats the facts.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def _read_outline(path: Path) -> _ManifestOutline:
 
 
 def _file_states(path: Path, outline: _ManifestOutline) -> tuple[list[FileState], dict[str, GraphFile]]:
-    """Returns the state of each listed file and of some unlisted ones, and the descriptions of the graphs."""
+    """Returns the state of each listed file and of at most MAX_FILES unlisted files, and the graphs' descriptions."""
     names, record_of = TypeAdapter(FileName), TypeAdapter(FileRecord)
     files: list[FileState] = []
     graphs: dict[str, GraphFile] = {}
@@ -173,7 +173,7 @@ def _size_on_disk(path: Path, name: str) -> int | None:
 
 
 def _damaged_artefacts(bundle: Bundle) -> dict[str, str]:
-    """Returns the error of each engine file that cannot be used."""
+    """Returns the error message of each engine file that cannot be used, by file name."""
     damaged = {}
     engine_files = [name for name in bundle.manifest.files if "/" in name]
     for name in dict.fromkeys([*(row.artefact for row in bundle.manifest.parity), *engine_files]):

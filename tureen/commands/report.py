@@ -22,7 +22,7 @@ from tureen.tokens import CLEAN_BETA, ROBUST_BETA
 
 
 def accuracy_summary(manifest: Manifest) -> str:
-    """Returns the β table of a co-trained model; of another model a sentence about its tokens, and its accuracy."""
+    """Returns the β table of a co-trained model; for another model a sentence about its tokens, and its accuracy."""
     if manifest.is_cotrained:
         return accuracy_table(manifest.accuracy)
     return f"{tokens_sentence(manifest)}\n{single_token_accuracy(manifest.accuracy)}"
@@ -38,7 +38,7 @@ def tokens_sentence(manifest: Manifest) -> str:
 
 
 def single_token_accuracy(rows: Sequence[AccuracyRow]) -> str:
-    """Returns one line: the accuracy of a model with the same accuracy at every β, or "accuracy: not measured"."""
+    """Returns one line: the accuracy of a model that has the same at every β, or "accuracy: not measured"."""
     if not rows:
         return "accuracy: not measured"
     row = rows[0]
@@ -71,7 +71,7 @@ def clean_table(betas: Sequence[float], accuracies: Sequence[Accuracy], n: int) 
 
 
 def ensemble_table(ensembles: Sequence[AccuracyRow], soups: Sequence[AccuracyRow]) -> str:
-    """Returns the ensembles and the soups at the same β under the same attack, with the cost of each."""
+    """Returns the table of ensembles beside soups at the same β and under the same attack, with the cost of each."""
     first = ensembles[0]
     by_beta = {row.beta: row for row in soups if _measurement_key(row) == _measurement_key(first)}
     lines = [
@@ -172,12 +172,12 @@ def shift_table(rows: Sequence[ShiftRow]) -> str:
 
 
 def mean_accuracy(rows: Sequence[ShiftRow]) -> float:
-    """Returns the mean over corruptions of the mean over severities. Each corruption counts once."""
+    """Returns the mean accuracy: first over the severities of each corruption, then over the corruptions."""
     return mean(mean(row.accuracy.values()) for row in rows)
 
 
 def check_results(checks: Sequence[Check]) -> str:
-    """Returns each check with its figures in per cent. Below a failed check is its meaning."""
+    """Returns one line per check, with its figures in per cent. A second line explains a failed check."""
     lines = [f"checks on the attack, on {' or '.join(str(n) for n in sorted({check.n for check in checks}))} images"]
     for check in checks:
         figures = ", ".join(f"{name} {100 * share:.1f} %" for name, share in check.figures.items())
@@ -220,7 +220,7 @@ def served_accuracy_table(name: str, rows: Sequence[ServedAccuracy]) -> str:
 
 
 def plan_table(plans: Mapping[str, PlanRecord]) -> str:
-    """Returns the engine, version, GPU and batches that each compiled plan needs."""
+    """Returns one line per compiled plan: the engine, version, GPU and batches that it needs."""
     lines = ["compiled plans, and what each needs"]
     for name, plan in plans.items():
         least, best, largest = plan.batch
