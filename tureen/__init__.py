@@ -1,4 +1,4 @@
-"""Tureen serves adversarial model soups: one Vision Transformer, and a dial from clean accuracy to robustness.
+"""Classifies images with adversarial model soups: β chooses between clean accuracy (0) and robustness (1).
 
 import tureen
 soup = tureen.load("tureen-demo/bundle")

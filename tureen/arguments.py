@@ -1,6 +1,6 @@
-"""Values of command-line options, for the `type` of argparse. Each function raises argparse.ArgumentTypeError.
+"""Parses the values of command-line options. Each function can be the `type` of an argparse argument.
 
-Knows no command.
+Each raises argparse.ArgumentTypeError for a wrong value. Knows no command.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from tureen.tokens import beta_grid, parse_beta
 
 
 def positive_int(text: str) -> int:
-    """A whole number of 1 or more, in decimal digits without a sign."""
+    """Returns a whole number of 1 or more, from decimal digits without a sign."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
     return int(text)
 
 
 def beta_argument(text: str) -> float:
-    """One β, in the notation of `parse_beta`."""
+    """Returns one β, from the notation of `parse_beta`."""
     try:
         return parse_beta(text)
     except InvalidBetaError as error:
@@ -27,7 +27,7 @@ def beta_argument(text: str) -> float:
 
 
 def betas_argument(text: str) -> list[float]:
-    """Several β, in the notation of `beta_grid`."""
+    """Returns several β, from the notation of `beta_grid`."""
     try:
         return beta_grid(text)
     except InvalidBetaError as error:

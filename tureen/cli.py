@@ -1,4 +1,4 @@
-"""The command `tureen`: imports the module of a sub-command, runs it, and turns errors into exit statuses."""
+"""Runs the command `tureen`: imports the module of a sub-command, calls it, and maps errors to exit statuses."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ EXIT_INTERRUPTED = 130
 
 @dataclass(frozen=True)
 class Command:
-    """A sub-command: a function that takes its arguments and returns its exit status. extra: installs what it needs."""
+    """A sub-command. Its function takes the arguments and returns the exit status. extra: installs its dependencies."""
 
     module: str
     function: str
@@ -38,13 +38,13 @@ COMMANDS = {
     "batch": Command("serve.commands.batch", "batch", "batch", "classify many images into a table"),
     "jobs": Command("serve.commands.jobs", "jobs", "serve", "manage batch jobs of a running service"),
     "beta": Command("serve.commands.beta", "beta", "serve", "change the default β of a running service"),
-    "credentials": Command("serve.commands.credentials", "credentials", "serve", "manage who may change it"),
+    "credentials": Command("serve.commands.credentials", "credentials", "serve", "manage the credentials of operators"),
     "serve": Command("serve.server", "serve", "serve", "serve a bundle over HTTP"),
 }
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command. The exit status is 0, 1 after a failure, or 2 for wrong arguments."""
+    """Runs one command. Returns the exit status: 0, 1 after a failure, 2 for wrong arguments, 130 if interrupted."""
     arguments = sys.argv[1:] if arguments is None else arguments
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

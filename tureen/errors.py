@@ -3,7 +3,7 @@
     TureenError
     ├── InvalidBetaError                 caller: the β is not a number in [0, 1] nor the name of a mode
     │   └── SingleTokenError             caller: there is no β to choose, the model has one token
-    ├── ImageError                       caller: an image; `index` says which, if the call has several
+    ├── ImageError                       caller: an image cannot be used; `index` is its position among several
     │   ├── EmptyImageError              there are no bytes
     │   ├── UnreadableImageError         a file that cannot be read
     │   ├── UndecodableImageError        it begins like a JPEG, PNG or WebP image, and cannot be decoded
@@ -30,7 +30,7 @@ class TureenError(Exception):
     """Base of every error that Tureen raises on purpose."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickles the error with its message and attributes, whatever parameters its class has."""
+        """Returns the state for pickle: message and attributes, independent of the parameters of the class."""
         return _recreate_error, (type(self), self.args), self.__dict__
 
 
@@ -131,10 +131,10 @@ class EngineError(TureenError):
 
 
 def printable(text: str) -> str:
-    """Escapes a text from an untrusted file for a terminal or a log: one line, without control characters."""
+    """Returns a text of an untrusted file for a terminal or a log: one line, with control characters escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def truncated(text: str, length: int) -> str:
-    """The text, cut to `length` characters if it is longer."""
+    """Returns the text, cut to `length` characters if it is longer."""
     return text if len(text) <= length else f"{text[: length - 3]}..."

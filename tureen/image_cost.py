@@ -1,7 +1,7 @@
 """Estimates the cost of decoding an image from its header. Decodes nothing.
 
-One kilobyte can encode 25 million pixels, so the cost of a request follows neither from its bytes nor from its number
-of images. The weights are measured: `python -m benchmarks.serving --only expensive` compares them with real decoding.
+One kilobyte can encode 25 million pixels, so neither the bytes nor the images of a request give its cost. The weights
+are measured: `python -m benchmarks.serving --only expensive` compares them with real decoding.
 
 JPEG: ITU-T T.81, annex B. PNG: W3C PNG (third edition), section 11.2.1. WebP: RFC 9649, section 2, and RFC 6386,
 section 9.1.
@@ -16,7 +16,7 @@ from enum import Enum, auto
 from tureen.image_metadata import JPEG_SIGNATURE, PNG_SIGNATURE
 
 LEAST_WORK = 4096  # of any image: the work of a decoder that does not depend on the size
-FREE_WORK = 65_536  # an image of less is small whatever its bytes: receiving its request costs as much
+FREE_WORK = 65_536  # at most this makes an image small: receiving its request costs as much
 MOST_WORK = 1_000_000  # of a small image; some decoders hold the interpreter lock during it
 WORK_PER_BYTE = 64  # an image with more is disproportionate: photographs have 5 to 20, bombs up to 1,000,000
 MAX_PARTS_READ = 256  # segments or chunks before the pixels; a photograph has at most about 40
@@ -29,9 +29,9 @@ _WITHOUT_LENGTH = frozenset({0x00, 0x01, *range(0xD0, 0xD8)})
 
 
 class ImageKind(Enum):
-    """Small: little work. Large: much work, and many bytes. Disproportionate: much work for few bytes.
+    """Class of an image. Small: little work. Large: much work and many bytes. Disproportionate: much work, few bytes.
 
-    For large images, such as photographs, a client pays with bandwidth. For disproportionate ones it does not.
+    A client pays for large images, such as photographs, with bandwidth. It does not pay for disproportionate images.
     """
 
     SMALL = auto()
@@ -41,7 +41,10 @@ class ImageKind(Enum):
 
 @dataclass(frozen=True)
 class ImageCost:
-    """pixels: width × height. work: in decoded pixels of a baseline JPEG. memory: bytes in use during decoding."""
+    """The estimated cost of decoding an image.
+
+    pixels: width × height. work: in decoded pixels of a baseline JPEG. memory: bytes in use during decoding.
+    """
 
     pixels: int
     work: int
@@ -51,7 +54,7 @@ class ImageCost:
 
 @dataclass(frozen=True)
 class Header:
-    """The size of the image, and the work and memory per pixel and per row."""
+    """The size of an image, and the work and memory that decoding needs per pixel and per row."""
 
     width: int
     height: int
@@ -88,10 +91,10 @@ def _kind(work: int, size: int) -> ImageKind:
 
 
 def read_header(data: bytes, *, max_scans: int) -> Header | None:
-    """Returns the header of a JPEG, PNG or WebP image.
+    """Returns the header of a JPEG, PNG or WebP image; None if there is none.
 
-    None if there is none; UNKNOWN_HEADER if it is too far from the beginning. No decoder allocates more than the header
-    says: `preprocess.decode` refuses an image that is larger than its header.
+    Returns UNKNOWN_HEADER if the header is too far from the beginning. No decoder allocates more than this header
+    implies, because `preprocess.decode` refuses a larger image.
     """
     if data.startswith(JPEG_SIGNATURE):
         return _jpeg_header(data, max_scans)

@@ -2,8 +2,8 @@
 
 Pillow reads the parts of a JPEG or PNG file in Python and decompresses texts and profiles. A file full of them would
 occupy a server for seconds, and its warnings would fill the log. The stripped image has only the parts that are needed.
-Knows the layout of the files and nothing about pixels. libwebp reads the parts of WebP files at no cost. Reads the
-orientation; `tureen.preprocess` applies it.
+Does not change WebP files, because libwebp reads their parts at no cost. Reads the orientation; `tureen.preprocess`
+applies it. Knows the layout of the files and nothing about pixels.
 
 JPEG: ITU-T T.81, annex B. PNG: W3C PNG (third edition), section 5. The orientation: Exif 2.32, section 4.6.4.
 """
@@ -19,7 +19,7 @@ from tureen.errors import ImageTooLargeError, UndecodableImageError
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 JPEG_SIGNATURE = b"\xff\xd8\xff"
 
-# Matches up to the next marker without backtracking, since a file may be all 0xff. A marker: one or more 0xff, a code.
+# Matches up to the next marker: one or more 0xff, then a code. Does not backtrack, because a file may be all 0xff.
 _MARKER = re.compile(rb"(?:[^\xff]*+\xff++\x00)*+[^\xff]*+\xff++([^\x00])")
 # The same after the start of a scan: skips its data, its restarts and the codes that libjpeg skips.
 _AFTER_SCAN = re.compile(rb"(?:[^\xff]*+\xff++[\x00-\xbf\xd0-\xd7])*+[^\xff]*+\xff++([\xc0-\xcf\xd8-\xfe])")
@@ -41,7 +41,7 @@ _XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([1-8])')
 
 
 class StrippedImage(NamedTuple):
-    """data: the stripped image. exif, xmp: the parts of the file that define the orientation, or empty."""
+    """A stripped image, and the parts of its file that define the orientation; exif and xmp are empty if absent."""
 
     data: bytes
     exif: bytes = b""
@@ -51,7 +51,7 @@ class StrippedImage(NamedTuple):
 def strip_metadata(data: bytes, *, max_parts: int, max_scans: int) -> StrippedImage:
     """Returns a JPEG or PNG image without the parts that do not change its pixels; other images unchanged.
 
-    Of an animated PNG the first frame is kept. Raises ImageTooLargeError if the file has more parts or scans than
+    Keeps the first frame of an animated PNG. Raises ImageTooLargeError if the file has more parts or scans than
     allowed, and UndecodableImageError if it ends before its pixels.
     """
     if data.startswith(JPEG_SIGNATURE):
@@ -62,7 +62,7 @@ def strip_metadata(data: bytes, *, max_parts: int, max_scans: int) -> StrippedIm
 
 
 def orientation(exif: bytes, xmp: bytes) -> int:
-    """Returns the orientation as Exif numbers it, 1 (upright) to 8; 1 if neither part has a readable one."""
+    """Returns the orientation by its Exif number, 1 (upright) to 8; 1 if no part has a readable orientation."""
     found = _exif_orientation(exif.removeprefix(_EXIF))
     if found is None:
         match = _XMP_ORIENTATION.search(xmp)
@@ -113,7 +113,10 @@ def _strip_jpeg(data: bytes, max_parts: int) -> tuple[StrippedImage, int]:
 
 
 def _check_scans(data: bytes, position: int, *, max_parts: int, max_scans: int) -> None:
-    """Raises ImageTooLargeError. Each scan costs as much as decoding the image once, however short it is."""
+    """Raises ImageTooLargeError if a JPEG has too many scans or segments after `position`.
+
+    Each scan costs as much as decoding the image once, even if the scan is short.
+    """
     # Fast, and sufficient for nearly all images. Data after the image, such as a film, may contain the bytes often.
     if data.count(b"\xff\xda", position) <= max_scans:
         return

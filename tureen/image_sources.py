@@ -1,4 +1,4 @@
-"""Turns the images of a Python program into pixels: paths, encoded bytes, open files, Pillow images and arrays.
+"""Converts the images of a Python program to pixels: paths, encoded bytes, open files, Pillow images and arrays.
 
 Knows no model. `tureen.preprocess` decodes and crops.
 """
@@ -40,7 +40,7 @@ ImageSource = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryFi
 
 
 def is_one_image(images: object) -> bool:
-    """Whether `images` is a single image, although Python can iterate over its numbers, lines or rows."""
+    """Returns whether `images` is a single image, even if Python can iterate over it."""
     if isinstance(images, np.ndarray):
         return images.ndim in (2, 3) and images.dtype.kind not in "OU"  # objects or paths: several images
     return isinstance(images, str | os.PathLike | bytes | bytearray | memoryview | BinaryFile | Image.Image)
@@ -73,9 +73,9 @@ def _read_file_at(path: str, max_bytes: int) -> bytes:
         with open(path, "rb") as file:
             return _read_up_to(file, max_bytes)
     except OSError as error:
-        raise UnreadableImageError(path, error.strerror or "the system says no more") from error
+        raise UnreadableImageError(path, error.strerror or "the system gives no reason") from error
     except ValueError as error:
-        raise UnreadableImageError(path, "no path has a null character") from error
+        raise UnreadableImageError(path, "a path cannot contain a null character") from error
 
 
 def _read_open_file(file: BinaryFile, max_bytes: int) -> bytes:
@@ -94,7 +94,7 @@ def _read_open_file(file: BinaryFile, max_bytes: int) -> bytes:
 
 
 def _read_up_to(file: BinaryFile, max_bytes: int) -> bytes:
-    """Reads the rest of the file, but at most one byte more than the limit, which is enough to refuse it."""
+    """Returns the rest of the file, but at most `max_bytes` + 1 bytes: enough to refuse a larger file."""
     data = b""
     while part := file.read(max_bytes + 1 - len(data)):
         if not isinstance(part, bytes | bytearray | memoryview):

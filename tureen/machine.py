@@ -28,7 +28,7 @@ def available_cpus(proc: Path = Path("/proc/self")) -> int:
 
 
 def processor() -> str:
-    """Returns the name of the processor, from its maker or else from the system."""
+    """Returns the model name of the processor, or else the name that the system gives it."""
     return _cpuinfo_value("model name", CPUINFO) or platform.processor() or platform.machine()
 
 
@@ -62,7 +62,7 @@ def nvidia_gpus(program: str = "nvidia-smi") -> list[Gpu]:
 def default_cache_directory(environment: Mapping[str, str] = os.environ) -> Path:
     """Returns the directory for compiled models and measurements.
 
-    TUREEN_CACHE_DIR, else tureen/ in XDG_CACHE_HOME, by default ~/.cache.
+    This is TUREEN_CACHE_DIR; if unset, tureen/ in XDG_CACHE_HOME, whose default is ~/.cache.
     """
     if given := environment.get("TUREEN_CACHE_DIR"):
         return Path(given)
@@ -70,9 +70,9 @@ def default_cache_directory(environment: Mapping[str, str] = os.environ) -> Path
 
 
 def default_state_directory(environment: Mapping[str, str] = os.environ) -> Path:
-    """Returns the directory for what must survive a restart.
+    """Returns the directory for the data that must survive a restart.
 
-    TUREEN_STATE_DIR, else tureen/ in XDG_STATE_HOME, by default ~/.local/state.
+    This is TUREEN_STATE_DIR; if unset, tureen/ in XDG_STATE_HOME, whose default is ~/.local/state.
     """
     if given := environment.get("TUREEN_STATE_DIR"):
         return Path(given)
@@ -80,12 +80,12 @@ def default_state_directory(environment: Mapping[str, str] = os.environ) -> Path
 
 
 def is_temporary(directory: Path) -> bool:
-    """Whether the directory belongs to this process alone and is removed when it ends."""
+    """Returns whether the directory is in the temporary home of this process, which is removed when it ends."""
     return _temporary_home.cache_info().currsize > 0 and directory.is_relative_to(_temporary_home())
 
 
 def _home_directory(name: str) -> Path:
-    """Returns a directory in the user's home; in a temporary one if there is no home or it is not writable."""
+    """Returns the directory `name` in the user's home, or in a temporary home if the user has no writable home."""
     try:
         directory = Path.home() / name
     except RuntimeError:  # a user without a passwd entry, as in containers
@@ -96,7 +96,7 @@ def _home_directory(name: str) -> Path:
 
 @functools.cache
 def _temporary_home() -> Path:
-    """Makes a directory that no other user can have prepared; it is removed when this process ends."""
+    """Returns a new directory that only this user can access. It is removed when this process ends."""
     home = tempfile.mkdtemp(prefix="tureen-")
     atexit.register(shutil.rmtree, home, ignore_errors=True)
     return Path(home)
@@ -112,13 +112,13 @@ def _cpuinfo_value(key: str, file: Path) -> str:
 
 
 def ensure_writable(directory: Path) -> None:
-    """Makes the directory, for this user alone, if it is missing. Raises OSError if it is not writable."""
+    """Creates the directory for this user alone if it is missing. Raises OSError if it is not writable."""
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     tempfile.TemporaryFile(dir=directory).close()
 
 
 def _cpu_quotas(proc: Path) -> list[float]:
-    """Returns the CPU limits of the control groups of this process and of their parents; versions 1 and 2."""
+    """Returns the CPU limits of the control groups (version 1 and 2) of this process and of their parents."""
     try:
         groups = [line.split(":", 2) for line in (proc / "cgroup").read_text().splitlines()]
         mounts = [line.split() for line in (proc / "mountinfo").read_text().splitlines()]
@@ -132,7 +132,7 @@ def _cpu_quotas(proc: Path) -> list[float]:
         controller = {"cgroup2": "", "cgroup": "cpu"}.get(kind)
         if controller not in own or (kind == "cgroup" and "cpu" not in options.split(",")):
             continue
-        # In a container the mount's root may be its own group, under the name that the host uses.
+        # In a container the root of the mount may be the container's group, with the name that it has on the host.
         below = os.path.relpath(own[controller], root) if own[controller].startswith(root) else "."
         group = Path(os.path.normpath(mount_point / below))
         for directory in (group, *group.parents):

@@ -1,4 +1,4 @@
-"""Turns image bytes into pixels: decode, orient, convert to RGB, crop and resize, as the bundle's spec says.
+"""Converts image bytes to pixels: decodes, orients, converts to RGB, crops and resizes, by the bundle's spec.
 
 Evaluation, parity, server and jobs all use this module, so that the measured accuracy applies to served images. Knows
 nothing about models; normalisation is inside the graph.
@@ -40,7 +40,7 @@ Pixels = NDArray[np.uint8]
 
 
 class PreprocessSpec(BaseModel):
-    """How an upright RGB image is cropped and resized. Part of the bundle's manifest."""
+    """Parameters that crop and resize an upright RGB image. Part of the bundle's manifest."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -74,17 +74,16 @@ DEFAULT_LIMITS = ImageLimits()
 def pixels_from_bytes(data: bytes, spec: PreprocessSpec, limits: ImageLimits = DEFAULT_LIMITS) -> Pixels:
     """Returns the pixels, uint8 RGB (image_size, image_size, 3), of an encoded JPEG, PNG or WebP image.
 
-    Of an animation the first frame is used. Raises an ImageError if the image is empty, of another format, too large or
-    damaged; all limits are checked before decoding.
+    Uses the first frame of an animation. Raises an ImageError if the image is empty, of another format, too large or
+    damaged. All limits are checked before decoding.
     """
     return pixels_from_image(decode(data, limits), spec)
 
 
 def pixels_from_image(image: Image.Image, spec: PreprocessSpec) -> Pixels:
-    """Returns the pixels, uint8 (image_size, image_size, 3), of an upright RGB image: crop, then bicubic.
+    """Returns the pixels, uint8 (image_size, image_size, 3), of an upright RGB image: a centred square, resized.
 
-    The crop is a centred square. Crop and resize are one operation, which is exact to a fraction of a pixel and much
-    cheaper than two.
+    One bicubic operation crops and resizes. It is exact to a fraction of a pixel, and much cheaper than two operations.
     """
     width, height = image.size
     side = min(width, height) * spec.crop_fraction
@@ -128,9 +127,9 @@ def decode(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
 
 
 def upright_rgb(image: Image.Image, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
-    """Returns a copy of the Pillow image as `decode` returns the image of its file: upright and in RGB.
+    """Returns an upright RGB copy of the Pillow image, equal to the image that `decode` returns for its file.
 
-    Applies the EXIF orientation in `image.info`, which `ImageOps.exif_transpose` removes. Raises EmptyImageError;
+    Applies the EXIF orientation in `image.info`; `ImageOps.exif_transpose` removes it there. Raises EmptyImageError;
     ImageTooLargeError if it has more pixels than the limit; UndecodableImageError if Pillow cannot load it; and
     UnsupportedImageTypeError if its mode does not define which value is white.
     """
@@ -162,7 +161,7 @@ def _is_sixteen_bit(image: Image.Image) -> bool:
 
 
 def _upright_rgb(image: Image.Image, exif: bytes = b"", xmp: bytes = b"") -> Image.Image:
-    """Converts encoded images and Pillow images alike. exif, xmp: from the file, if they are not in `image.info`."""
+    """Returns the image upright and in RGB. exif, xmp: those of the file; empty: those in `image.info`."""
     image.load()
     exif, xmp = exif or image.info.get("exif") or b"", xmp or image.info.get("xmp") or b""
     return _apply_orientation(_to_rgb(image), orientation(exif, xmp))

@@ -77,7 +77,7 @@ class Soup:
 
     @property
     def labels(self) -> list[str]:
-        """K names, in the order of the logits."""
+        """Names of the K classes, in the order of the logits."""
         return self.bundle.manifest.labels
 
     def classify(
@@ -160,7 +160,7 @@ class Soup:
         self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickles the arguments of `load`; unpickling loads the bundle from its path again."""
+        """Returns the state for pickle: the arguments of `load`. Unpickling loads the bundle from its path again."""
         self._check_open()
         if self._load_arguments is None:
             raise pickle.PicklingError("only a soup that tureen.load opened can be pickled")
@@ -172,7 +172,7 @@ class Soup:
             raise ClosedError
 
     def _betas(self, beta: Beta | Iterable[Beta] | None) -> float | list[float]:
-        """Returns one β for all images, or a list with one for each."""
+        """Returns one β for all images, or a list with one β per image."""
         if beta is None:
             return self.bundle.manifest.default_beta
         if not self.bundle.manifest.has_two_tokens:
@@ -211,7 +211,7 @@ def load(
     options: EngineOptions | None = None,
     limits: ImageLimits = DEFAULT_LIMITS,
 ) -> Soup:
-    """Loads and verifies the bundle at `path`, and opens the fastest engine of this machine, or the named one.
+    """Returns a soup: the verified bundle at `path`, with the fastest engine of this machine or the named engine.
 
     engine: a name such as "openvino", or "auto". precision: None for the fastest. options: how the engine uses the
     machine; None: all CPUs and the user's cache. limits: the limits of each image.

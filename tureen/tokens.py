@@ -31,7 +31,7 @@ def mix(clean: Vector, robust: Vector, beta: Vector | float) -> Vector:
 
 
 def mix_rows(clean: NDArray[np.float32], robust: NDArray[np.float32], betas: ArrayLike) -> NDArray[np.float32]:
-    """Returns one soup token per row, for a batch in which every image has its own β.
+    """Returns one soup token for each β, for a batch in which each image has its own β.
 
     clean, robust: float32 (D,). betas: (B,), any numbers. Returns float32 (B, D).
     """
@@ -63,7 +63,7 @@ def parse_beta(value: str | float) -> float:
 
 
 def beta_grid(text: str) -> list[float]:
-    """Returns the β of "start:stop:step", including both ends, or of a list such as "0,0.5,robust".
+    """Returns the β that a text lists: "start:stop:step", including both ends, or several such as "0,0.5,robust".
 
     Raises InvalidBetaError for a value outside [0, 1], a step that is not positive, or more than 1,001 β.
     """

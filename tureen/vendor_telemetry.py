@@ -1,4 +1,4 @@
-"""Turns off the usage reports that runtimes send to their makers. Call it before the import of a runtime.
+"""Turns off the usage reports that runtimes send to their vendors.
 
 Knows only the names of the switches.
 """
@@ -14,10 +14,10 @@ _OPENVINO_REPORTS = "openvino_telemetry"  # a separate package (www.google-analy
 
 
 def disable_vendor_telemetry() -> None:
-    """Turns the reports off for this process and its children. Variables that are already set stay unchanged.
+    """Turns the usage reports off for this process and its children. Call it before the import of a runtime.
 
-    OpenVINO's telemetry package has no environment variable, so its import is blocked. OpenVINO and NNCF report nothing
-    without it. A package that is already imported is not removed.
+    Does not change variables that are already set. OpenVINO's telemetry package has no environment variable, so its
+    import is blocked: OpenVINO and NNCF report nothing without it. A package that is already imported is not removed.
     """
     for name, value in _SWITCHES.items():
         os.environ.setdefault(name, value)

@@ -84,7 +84,7 @@ def test_at_most_one_byte_over_the_limit_is_read(file):
     [
         ("missing.png", "missing.png cannot be read: No such file or directory"),
         (os.curdir, "cannot be read: Is a directory"),
-        ("null\0character", "cannot be read: no path has a null character"),
+        ("null\0character", "cannot be read: a path cannot contain a null character"),
         ("iVBORw0KGgo" * 1000, r"^iVBORw0KGgo.{186}\.\.\. cannot be read: File name too long$"),
     ],
 )
