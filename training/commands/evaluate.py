@@ -43,7 +43,7 @@ BUNDLE_BETAS = "0:1:0.25"
 
 
 def evaluate(arguments: list[str]) -> int:
-    """Measure a checkpoint at any β, or a bundle without attacks; returns the exit status."""
+    """Measures a checkpoint at any β, or a bundle without attacks; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="tureen evaluate",
         description=(
@@ -58,7 +58,7 @@ def evaluate(arguments: list[str]) -> int:
         "--betas", type=betas_argument, metavar="START:STOP:STEP", help="values of β (default: those of the recipe)"
     )
     parser.add_argument(
-        "--beyond", type=float, metavar="D", help="measure at β = −D and 1 + D too, which are never served"
+        "--beyond", type=float, metavar="D", help="also measure at β = −D and 1 + D, which are never served"
     )
     parser.add_argument("--attack", choices=list(ATTACKS), help="attack (default: that of the recipe)")
     parser.add_argument("--steps", type=positive_int, help="steps of the attack (default: those of the recipe)")
@@ -81,7 +81,7 @@ def evaluate(arguments: list[str]) -> int:
         help="accuracy under rotation, greyscale, sketch and other shifts at five severities",
     )
     parser.add_argument(
-        "--plot", type=Path, metavar="PNG", help="draw accuracy over β, and the other results into files beside it"
+        "--plot", type=Path, metavar="PNG", help="draw accuracy over β into PNG, and other results into files beside it"
     )
     parser.add_argument(
         "--save", action="store_true", help="store the results in the checkpoint, for manifest and model card"
@@ -168,7 +168,7 @@ def _evaluate_bundle(options: argparse.Namespace) -> int:
 
 
 def tune(arguments: list[str]) -> int:
-    """Choose β from a few labelled images; returns the exit status."""
+    """Chooses β from a few labelled images; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="tureen tune",
         description="Choose the most accurate β for a few labelled images, and print its interval.",
@@ -205,7 +205,7 @@ def _add_images(parser: argparse.ArgumentParser, *, data: str) -> None:
         "--images",
         type=positive_int,
         default=ALL_IMAGES,
-        help="maximum number, drawn evenly from the classes",
+        help="maximum number of images, drawn evenly from the classes",
     )
     parser.add_argument(
         "--strict", action="store_true", help="fail if an image cannot be decoded, instead of skipping it"
@@ -219,7 +219,10 @@ def _add_images(parser: argparse.ArgumentParser, *, data: str) -> None:
 
 
 def _images(options: argparse.Namespace, own: Images | None, preprocess: PreprocessSpec, labels: list[str]) -> Images:
-    """Return the images of --data, or else `own`; prints the names of images that cannot be decoded."""
+    """Returns the images of --data, or without --data a sample of `own`.
+
+    Prints the names of images that cannot be decoded.
+    """
     if options.data is None:
         assert own is not None
         return balanced_sample(own, options.images)
@@ -259,7 +262,7 @@ def _print(rows: list[AccuracyRow], evaluation: Evaluation, *, as_json: bool) ->
 
 
 def _plot(rows: list[AccuracyRow], evaluation: Evaluation, path: Path, name: str) -> None:
-    """Draw accuracy over β at `path`, and the other results to files with a suffix on the name of `path`."""
+    """Draws accuracy over β to `path`, and each other result to a file beside it, such as curve-matrix.png."""
     path.parent.mkdir(parents=True, exist_ok=True)
     plot_accuracy(rows, path, title=f"{name}: one model, every β")
     if evaluation.matrix:

@@ -23,7 +23,7 @@ from tureen.commands.report import accuracy_table, check_results
 
 
 def train(arguments: list[str]) -> int:
-    """Train a recipe and measure the model; returns the exit status."""
+    """Trains a model by a recipe and measures its accuracy; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="tureen train",
         description="Train a dual-token Vision Transformer, measure its accuracy at each β, and write a checkpoint.",
@@ -109,7 +109,7 @@ def train(arguments: list[str]) -> int:
 
 
 def _recipe(options: argparse.Namespace, out: Path) -> Recipe:
-    """Return the recipe with the settings applied; with --resume it is the recipe of the saved run."""
+    """Returns the recipe with the settings applied; with --resume it is the recipe of the saved run."""
     state = out / STATE
     if not options.resume or not state.exists():
         if options.recipe is None:
@@ -122,7 +122,10 @@ def _recipe(options: argparse.Namespace, out: Path) -> Recipe:
 
 
 def _show(recipe: Recipe, options: argparse.Namespace) -> str:
-    """Return the values of the recipe as text; expected result and command only if no value was changed."""
+    """Returns the values of the recipe as text.
+
+    The text has the expected result and the command only if no value of the recipe was changed.
+    """
     lines = [f"# {recipe.name}", f"# source: {recipe.source}"]
     if options.data is not None:
         source = open_source(options.data)

@@ -1,6 +1,6 @@
-"""Clean and robust accuracy of a dual-token model at each β, with an attack on each soup; also of ensembles.
+"""Measures clean and robust accuracy of a dual-token model at each β, with an attack on each soup; also of ensembles.
 
-Robust accuracy is empirical: an upper bound on the accuracy under a better attack, for one norm and one radius.
+Robust accuracy is empirical, for one norm and one radius: the accuracy under a better attack is at most as high.
 `training.evaluation.attack_checks` and `training.evaluation.transfer` check that the attack is strong enough.
 """
 
@@ -35,31 +35,31 @@ Predict = Callable[[Pixels, Sequence[float]], NDArray[np.float32]]
 
 
 def wilson_interval(correct: int, n: int) -> Accuracy:
-    """Return the share correct / n with its 95 % Wilson score interval (JASA 1927), all in [0, 1]."""
+    """Returns the share correct / n with its 95 % Wilson score interval (JASA 1927), all in [0, 1]."""
     interval = binomtest(correct, n).proportion_ci(method="wilson")
     return Accuracy(value=correct / n, low=interval.low, high=interval.high)
 
 
 def sign_test(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
-    """Return the one-sided p-value of the exact sign test: `first` is right on more images than `second` by chance.
+    """Returns the one-sided p-value of the exact sign test: small if `first` is right on more images than `second`.
 
     first, second: bool (n,), on the same images. The test counts the images on which the two differ (McNemar,
-    Psychometrika 1947, without its approximation); the result is 1 if they differ on none.
+    Psychometrika 1947, without its approximation). The result is 1 if they differ on no image.
     """
     gained, lost = int((first & ~second).sum()), int((second & ~first).sum())
     return float(binomtest(gained, gained + lost, alternative="greater").pvalue) if gained + lost else 1.0
 
 
 def forward_at_beta(model: nn.Module, beta: float) -> Forward:
-    """Return the soup at β as a function of images (B, 3, H, W) to logits (B, K)."""
+    """Returns the model at one β, a function from images (B, 3, H, W) to logits (B, K)."""
     return lambda x: model(x, x.new_full((len(x),), beta))
 
 
 def ensemble_forward(model: nn.Module, beta: float) -> Forward:
-    """Return the ensemble of both modes as a function: images to log((1 − β)·p_clean + β·p_robust), (B, K).
+    """Returns the ensemble of both modes, a function from images to log((1 − β)·p_clean + β·p_robust), (B, K).
 
-    The result is logarithms, so that an attack on them as logits uses the cross-entropy of the ensemble. Raises
-    RecipeError for a β outside [0, 1], where the mix is not a probability.
+    An attack uses these logarithms as logits, so its loss is the cross-entropy of the ensemble. Raises RecipeError for
+    a β outside [0, 1], where the mix is not a probability.
     """
     if not CLEAN_BETA <= beta <= ROBUST_BETA:
         raise RecipeError(f"an ensemble mixes probabilities, so its β must be in [0, 1], not {beta:g}")
@@ -84,11 +84,11 @@ def evaluate_accuracy(
     forward_at: Callable[[nn.Module, float], Forward] = forward_at_beta,
     on_batch: Callable[[], None] = lambda: None,
 ) -> list[AccuracyRow]:
-    """Return one row for each β: accuracy on the images, and under a white-box attack on the same soup.
+    """Returns one row for each β: accuracy on the images, and under a white-box attack on the same soup.
 
     model: images and β (B,) to logits (B, K), in eval mode. betas: any numbers; outside [0, 1] the tokens are
-    extrapolated. attack: a name in training.attacks.catalogue. forward_at: the function that is evaluated and attacked
-    at a β: `forward_at_beta` or `ensemble_forward`.
+    extrapolated. attack: a name in training.attacks.catalogue. forward_at: makes the function of images to evaluate and
+    attack at a β; `forward_at_beta` or `ensemble_forward`.
     An image counts as robust only if it is classified right without the attack too. Raises RecipeError for an unknown
     attack, ZeroGradientError if a whole batch has no gradient.
     """
@@ -119,7 +119,10 @@ def evaluate_epsilon_curve(
     seed: int = 0,
     on_batch: Callable[[], None] = lambda: None,
 ) -> list[AccuracyRow]:
-    """Return the rows of `evaluate_accuracy` by ascending radius; ends at the first with 0 % robust at every β."""
+    """Returns the rows of `evaluate_accuracy` for each radius, in ascending order.
+
+    Ends after the first radius at which robust accuracy is 0 at every β.
+    """
     rows: list[AccuracyRow] = []
     for radius in sorted(radii_255):
         at_radius = evaluate_accuracy(
@@ -139,7 +142,7 @@ def evaluate_epsilon_curve(
 
 
 def epsilon_grid(epsilon_255: float) -> list[float]:
-    """Return radii in 1/255 for `evaluate_epsilon_curve`: 0, ½, 1, 2, 4 and 8 times `epsilon_255`, and 127.5.
+    """Returns radii in 1/255 for `evaluate_epsilon_curve`: 0, ½, 1, 2, 4 and 8 times `epsilon_255`, and 127.5.
 
     Multiples above 127.5, half of the pixel range, are left out.
     """
@@ -149,13 +152,16 @@ def epsilon_grid(epsilon_255: float) -> list[float]:
 
 @dataclass(frozen=True)
 class AttackOutcome:
-    """Which of n images are classified right, bool (n,). clean: without attack. robust: without and under attack."""
+    """For each of n images, whether it is classified right, bool (n,).
+
+    clean: without an attack. robust: both without and under the attack.
+    """
 
     clean: NDArray[np.bool_]
     robust: NDArray[np.bool_]
 
     def row(self, beta: float, attack: str, epsilon_255: float) -> AccuracyRow:
-        """Return the accuracies with their intervals; `attack` is the label of the attack."""
+        """Returns both accuracies with their 95 % intervals. attack: label of the attack for reports."""
         n = len(self.clean)
         return AccuracyRow(
             beta=beta,
@@ -178,7 +184,7 @@ def run_attack(
     seed: int,
     on_batch: Callable[[], None] = lambda: None,
 ) -> AttackOutcome:
-    """Attack `forward`, images (B, 3, H, W) to logits (B, K), on all images; returns which are classified right."""
+    """Returns which images `forward` classifies right, without and under the attack. A radius of 0 means no attack."""
     find_adversarial = find_attack(attack)
     generator = torch.Generator(device).manual_seed(seed)
     clean, robust = [], []
@@ -196,7 +202,7 @@ def run_attack(
 
 
 def image_batches(images: Images, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the images in order, float32 (B, 3, H, W) in [0, 1], and their labels, int64 (B,)."""
+    """Yields the images in order, float32 (B, 3, H, W) in [0, 1], and their labels, int64 (B,)."""
     for start in range(0, len(images), BATCH):
         pixels = torch.from_numpy(images.pixels[start : start + BATCH]).to(device)
         yield images_from_pixels(pixels), torch.from_numpy(images.labels[start : start + BATCH]).to(device)
@@ -204,7 +210,10 @@ def image_batches(images: Images, device: torch.device) -> Iterator[tuple[Tensor
 
 @torch.no_grad()
 def is_correct(forward: Forward, x: Tensor, labels: Tensor) -> NDArray[np.bool_]:
-    """Return which images get their label, bool (B,); raises DivergedError for logits that are not finite."""
+    """Returns for each image whether its label is predicted, bool (B,).
+
+    Raises DivergedError if logits are not finite.
+    """
     logits = forward(x)
     if not logits.isfinite().all():
         raise DivergedError(NOT_FINITE)
@@ -213,12 +222,12 @@ def is_correct(forward: Forward, x: Tensor, labels: Tensor) -> NDArray[np.bool_]
 
 
 def model_device(model: nn.Module) -> torch.device:
-    """Return the device of the weights."""
+    """Returns the device of the model's weights."""
     return next(model.parameters()).device
 
 
 def make_predictor(model: nn.Module) -> Predict:
-    """Return the model as a function of pixels and β with NumPy arrays."""
+    """Returns the model as a function of NumPy arrays: pixels and one β for each image to logits."""
     device = model_device(model)
 
     @torch.no_grad()
@@ -231,7 +240,10 @@ def make_predictor(model: nn.Module) -> Predict:
 
 
 def correct_by_beta(predict: Predict, images: Images, betas: Sequence[float]) -> NDArray[np.bool_]:
-    """Return which of n images get their label at each of T β, bool (T, n); raises DivergedError."""
+    """Returns whether the label of each of n images is predicted at each of T β, bool (T, n).
+
+    Raises DivergedError if logits are not finite.
+    """
     correct = np.empty((len(betas), len(images)), dtype=np.bool_)
     for start in range(0, len(images), BATCH):
         part = slice(start, start + BATCH)

@@ -1,4 +1,4 @@
-"""Checks of an attack on a few images, cheap enough for every evaluation.
+"""Checks on a few images that an attack is strong enough. The cost is low enough for every evaluation.
 
 After Carlini et al., *On evaluating adversarial robustness*, 2019, and the checks of AutoAttack. A failed check means
 that the reported robust accuracy is too high. A passed check proves nothing.
@@ -47,11 +47,12 @@ def check_attack(
     seed: int = 0,
     on_check: Callable[[], None] = lambda: None,
 ) -> list[Check]:
-    """Return the results of all checks of the attack at each β, on at most 128 of the images, drawn at random.
+    """Returns the results of all checks of the attack at each β, on at most 128 of the images, drawn at random.
 
-    The arguments are those of `evaluate_accuracy`. A sign test at a level of 1 % decides whether one attack is better
-    than another. Checks that do not apply are omitted: twice the steps for an attack without steps, a single step for
-    FGSM. The cost is about four times the attack on those images. Raises the errors of `evaluate_accuracy`.
+    The arguments are those of `evaluate_accuracy`. A sign test at a level of 1 % decides whether one attack is stronger
+    than another. A check that does not apply is omitted: the comparison with twice the steps for an attack without
+    steps, and with a single step for FGSM. The checks cost about four attacks on those images. on_check: called after
+    each check. Raises the errors of `evaluate_accuracy`.
     """
     chosen = np.random.default_rng(seed).permutation(len(images))[:IMAGES]
     few = Images(images.pixels[chosen], images.labels[chosen])
@@ -64,9 +65,9 @@ def check_attack(
 
 
 def check_epsilon_curve(curve: Sequence[AccuracyRow]) -> list[Check]:
-    """Return a check for each β of an `evaluate_epsilon_curve`: robust accuracy does not grow with the radius.
+    """Returns a check for each β: robust accuracy does not grow with the radius.
 
-    It counts as growth only if the two 95 % intervals do not overlap.
+    curve: result of `evaluate_epsilon_curve`. A difference counts only if the two 95 % intervals do not overlap.
     """
     checks = []
     for beta in dict.fromkeys(row.beta for row in curve):
@@ -152,7 +153,10 @@ def _checks(
 def _under_noise(
     forward: Forward, few: Images, *, device: torch.device, epsilon: float, seed: int
 ) -> NDArray[np.bool_]:
-    """Return which images, bool (n,), are classified right unchanged and with each of ten draws of uniform noise."""
+    """Returns for each image whether it is classified right, unchanged and after ten draws of noise, bool (n,).
+
+    The noise is uniform within the radius.
+    """
     generator = torch.Generator(device).manual_seed(seed)
     x, labels = next(image_batches(few, device))
     stays_right = is_correct(forward, x, labels)

@@ -1,15 +1,15 @@
-"""Fifteen common corruptions at five severities each, as functions of pixels.
+"""Applies fifteen common corruptions to pixels, at five severities each.
 
 Source: Hendrycks & Dietterich, *Benchmarking neural network robustness to common corruptions and perturbations*, ICLR
 2019; parameters as in the code that made CIFAR-10-C (images of 32 pixels) and ImageNet-C (224).
 
-An image gets the parameters of the size whose ratio to its shorter side is nearer: those of CIFAR-10-C below 85 pixels.
-Lengths in pixels scale with the side, except below 32 pixels, where those of 32 hold: a fraction of a pixel would be no
-corruption. Warps and clouds are shares of the image, and always scale with it.
+An image with a shorter side below 85 pixels gets the parameters of CIFAR-10-C, because by ratio the side is nearer to
+32 than to 224. Lengths in pixels scale with that side. Below 32 pixels they do not shrink, because a fraction of a
+pixel would be no corruption. Warps and clouds are shares of the image, and always scale with it.
 
-Accuracies on these images are close to those on the published files, but not equal. Here results are rounded, not
-truncated; ImageNet-C was also saved as JPEG; borders are mirrored in all cases; and frost is drawn, while the original
-pastes photographs. The docstring of each function names its other differences.
+Accuracies on these images are close to those on the published files, but not equal. Results are rounded here, not
+truncated. Borders are always mirrored. ImageNet-C was saved as JPEG too. Frost is drawn here, but the original pastes
+photographs. The docstring of each function names its other differences.
 
 Knows nothing about models, labels or files.
 """
@@ -37,10 +37,10 @@ T = TypeVar("T")
 
 
 def corrupt(pixels: Pixels, name: str, severity: int, seed: int = 0) -> Pixels:
-    """Return images uint8 (n, H, W, 3) after the corruption or shift `name`, of the same shape.
+    """Returns images uint8 (n, H, W, 3) after the corruption or shift `name`, of the same shape.
 
-    severity: 1 (slight) to 5. The same arguments give the same images. The noise of an image depends on its index, so
-    another batch gives another draw of the same distribution. Raises RecipeError for an unknown name or severity.
+    severity: 1 (slight) to 5. The same arguments give the same images. The noise of an image depends on its index in
+    `pixels`. Raises RecipeError for an unknown name or severity.
     """
     corruption = CORRUPTIONS.get(name) or SHIFTS.get(name)
     if corruption is None:
@@ -50,7 +50,7 @@ def corrupt(pixels: Pixels, name: str, severity: int, seed: int = 0) -> Pixels:
         raise RecipeError(f"severity must be a whole number from 1 to 5, not {severity!r}")
     generator = np.random.default_rng(seed)
     corrupted = np.empty_like(pixels)
-    # Below 32 pixels the blurs' margins outweigh the images.
+    # Below 32 pixels the margins of the blurs need more memory than the images.
     count = max(1, PIXELS_AT_ONCE // max(32 * 32, pixels.shape[1] * pixels.shape[2]))
     for start in range(0, len(pixels), count):
         corrupted[start : start + count] = corruption(pixels[start : start + count], severity, generator)
@@ -61,20 +61,20 @@ def corrupt(pixels: Pixels, name: str, severity: int, seed: int = 0) -> Pixels:
 
 
 def gaussian_noise(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixels:
-    """Add normal noise, independent in every channel, like that of a sensor in the dark."""
+    """Adds normal noise, independent in every channel, like that of a sensor in the dark."""
     sigma = _level(pixels, severity, at_32=(0.04, 0.06, 0.08, 0.09, 0.10), at_224=(0.08, 0.12, 0.18, 0.26, 0.38))
     images = from_pixels(pixels)
     return to_pixels(images + np.float32(sigma) * generator.standard_normal(images.shape, dtype=np.float32))
 
 
 def shot_noise(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixels:
-    """Apply Poisson noise; full intensity is `photons` photons on average."""
+    """Applies Poisson noise, like a sensor that counts `photons` photons at full intensity."""
     photons = _level(pixels, severity, at_32=(500, 250, 100, 75, 50), at_224=(60, 25, 12, 5, 3))
     return to_pixels((generator.poisson(from_pixels(pixels) * photons) / photons).astype(np.float32))
 
 
 def impulse_noise(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixels:
-    """Set a share of all values, in each channel, to 0 or 255 at random: salt-and-pepper noise in colour."""
+    """Sets a random share of the values in each channel to 0 or 255: salt-and-pepper noise in colour."""
     share = _level(pixels, severity, at_32=(0.01, 0.02, 0.03, 0.05, 0.07), at_224=(0.03, 0.06, 0.09, 0.17, 0.27))
     draw = generator.random(pixels.shape, dtype=np.float32)
     return np.where(draw < share / 2, np.uint8(0), np.where(draw < share, np.uint8(255), pixels))
@@ -84,7 +84,7 @@ def impulse_noise(pixels: Pixels, severity: int, generator: np.random.Generator)
 
 
 def defocus_blur(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixels:
-    """Blur like a lens out of focus: convolution with a disc."""
+    """Blurs like a lens out of focus: convolution with a disc."""
     radius, softness = _level(
         pixels,
         severity,
@@ -97,12 +97,12 @@ def defocus_blur(pixels: Pixels, severity: int, generator: np.random.Generator) 
 
 
 def glass_blur(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixels:
-    """Blur like frosted glass: a slight blur, a random neighbour for each inner pixel, and the slight blur again.
+    """Blurs like frosted glass: a slight blur, a random neighbour for each inner pixel, and the slight blur again.
 
     The published loop, from the last pixel to the first, is meant to swap neighbours. Its assignment between NumPy
-    views copies one over the other, and so does this function, one row at a time. The neighbour is up to `distance`
-    above or left, but one less below or right. At a distance of 1, as in CIFAR-10-C, the result is that of the loop. At
-    larger distances a row does not see its own changes.
+    views copies a neighbour over the pixel instead, and so does this function, one row at a time. The neighbour is up
+    to `distance` pixels above or left, and one less below or right. At a distance of 1, as in CIFAR-10-C, the result is
+    that of the loop. At larger distances a row does not see its own changes.
     """
     sigma, distance, rounds = _level(
         pixels,
@@ -123,7 +123,7 @@ def glass_blur(pixels: Pixels, severity: int, generator: np.random.Generator) ->
 
 
 def motion_blur(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixels:
-    """Blur along a line, like a moving camera, in a direction up to 45° from the horizontal."""
+    """Blurs along a line, like a moving camera, in a direction up to 45° from the horizontal."""
     radius, sigma = _level(
         pixels,
         severity,
@@ -135,9 +135,9 @@ def motion_blur(pixels: Pixels, severity: int, generator: np.random.Generator) -
 
 
 def zoom_blur(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixels:
-    """Blur like a zooming camera: the mean of the image, counted twice, and its magnifications.
+    """Blurs like a zooming camera: the mean of the image, counted twice, and its magnifications.
 
-    Below 32 pixels the factors are larger, so that the edge moves as far as with 32 pixels.
+    Below 32 pixels the factors are larger, so that the edge moves as many pixels as in an image of 32 pixels.
     """
     largest, count = _level(
         pixels,
@@ -157,7 +157,7 @@ def zoom_blur(pixels: Pixels, severity: int, generator: np.random.Generator) -> 
 
 
 def snow(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixels:
-    """Add motion-blurred flakes, twice, to a whitened image."""
+    """Whitens the image, and adds motion-blurred flakes twice, the second time rotated by 180°."""
     mean, spread, size, threshold, radius, sigma, kept = _level(
         pixels,
         severity,
@@ -188,7 +188,7 @@ def snow(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixel
 
 
 def frost(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixels:
-    """Blend with ice, with the published weights.
+    """Adds ice with the published weights.
 
     The original pastes crops of six photographs, which Tureen does not ship. This ice is drawn: the ridges of rough
     clouds in bluish white.
@@ -205,7 +205,7 @@ def frost(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixe
 
 
 def fog(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixels:
-    """Add white clouds, then rescale: no value exceeds the largest value of the original image."""
+    """Adds white clouds, then rescales, so that no value exceeds the largest value of the original image."""
     amount, decay = _level(
         pixels,
         severity,
@@ -219,7 +219,7 @@ def fog(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixels
 
 
 def brightness(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixels:
-    """Raise the V channel of HSV. Hue and saturation stay, so channels keep their ratios and black becomes grey."""
+    """Raises the V channel of HSV. Hue and saturation stay, so colours keep their ratios, and black becomes grey."""
     amount = _level(pixels, severity, at_32=(0.05, 0.1, 0.15, 0.2, 0.3), at_224=(0.1, 0.2, 0.3, 0.4, 0.5))
     images = from_pixels(pixels)
     value = images.max(axis=1, keepdims=True)
@@ -232,7 +232,7 @@ def brightness(pixels: Pixels, severity: int, generator: np.random.Generator) ->
 
 
 def contrast(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixels:
-    """Scale each channel towards its mean over the image."""
+    """Scales each channel towards its mean over the image."""
     kept = _level(pixels, severity, at_32=(0.75, 0.5, 0.4, 0.3, 0.15), at_224=(0.4, 0.3, 0.2, 0.1, 0.05))
     images = from_pixels(pixels)
     mean = images.mean(axis=(2, 3), keepdims=True)
@@ -240,15 +240,16 @@ def contrast(pixels: Pixels, severity: int, generator: np.random.Generator) -> P
 
 
 def elastic_transform(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixels:
-    """Apply a random affine map, then displace every pixel by smoothed noise, in one interpolation instead of two.
+    """Applies a random affine map, and displaces every pixel by smoothed noise.
 
-    At 224 pixels severities 1 and 2 are large and smooth, 3 to 5 small and rough. So the distance to the original does
-    not grow with severity, as in the published sets.
+    Interpolates once, not twice as the original. At 224 pixels the displacement is large and smooth at severities 1 and
+    2, and small and rough at 3 to 5. So the distance to the original image does not grow with severity, as in the
+    published sets.
     """
     strength, sigma, jitter = _level(
         pixels,
         severity,
-        # A strength of 0 means no noise, so its sigma, published as 0, has no effect.
+        # A strength of 0 means no noise, so its sigma has no effect. The published sigma is 0.
         at_32=((0, 1, 2.56), (1.6, 6.4, 2.24), (2.56, 1.92, 1.92), (3.2, 1.28, 1.6), (3.2, 0.96, 0.96)),
         at_224=((488, 170.8, 24.4), (488, 19.52, 48.8), (12.2, 2.44, 4.88), (17.08, 2.44, 4.88), (29.28, 2.44, 4.88)),
     )
@@ -268,7 +269,7 @@ def elastic_transform(pixels: Pixels, severity: int, generator: np.random.Genera
 
 
 def pixelate(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixels:
-    """Reduce to a share of the side and enlarge again, both by box filters: blocks of one colour."""
+    """Shrinks the image and enlarges it again, both by box filters, which gives blocks of one colour."""
     share = _level(pixels, severity, at_32=(0.95, 0.9, 0.85, 0.75, 0.65), at_224=(0.6, 0.5, 0.4, 0.3, 0.25))
     height, width = pixels.shape[1:3]
     small = (max(1, int(width * share)), max(1, int(height * share)))
@@ -280,7 +281,7 @@ def pixelate(pixels: Pixels, severity: int, generator: np.random.Generator) -> P
 
 
 def jpeg_compression(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixels:
-    """Encode as JPEG at a low quality, and decode."""
+    """Encodes the image as JPEG at a low quality, and decodes it."""
     quality = _level(pixels, severity, at_32=(80, 65, 58, 50, 40), at_224=(25, 18, 15, 10, 7))
 
     def recoded(image: Image.Image) -> Image.Image:
@@ -318,7 +319,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
 
 
 def _published_side(pixels: Pixels) -> int:
-    """Return the published size, 32 or 224, whose ratio to the shorter side is nearer."""
+    """Returns the published image size, 32 or 224, whose ratio to the shorter side is nearer to 1."""
     return 32 if min(pixels.shape[1:3]) ** 2 < 32 * 224 else 224
 
 
@@ -327,7 +328,7 @@ def _level(pixels: Pixels, severity: int, *, at_32: Sequence[T], at_224: Sequenc
 
 
 def _enlargement(pixels: Pixels) -> float:
-    """Return the factor from a published length in pixels to that for images of this size."""
+    """Returns the factor that converts a published length in pixels to images of this size."""
     return max(32, min(pixels.shape[1:3])) / _published_side(pixels)
 
 

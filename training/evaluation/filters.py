@@ -1,7 +1,7 @@
-"""Filters and warps on batches of images, by SciPy. Corruptions and shifts are made of them.
+"""Filters and warps batches of images with SciPy, for the corruptions and shifts.
 
-Images are float32 (n, C, H, W) in [0, 1]. Beyond its borders an image is mirrored, the edge pixel repeated. Knows
-nothing about corruptions, severities or models.
+Images are float32 (n, C, H, W) in [0, 1]. Beyond its borders an image is mirrored, and the edge pixel is repeated.
+Knows nothing about corruptions, severities or models.
 """
 
 from __future__ import annotations
@@ -17,33 +17,33 @@ Floats = NDArray[np.float32]
 
 
 def from_pixels(pixels: Pixels) -> Floats:
-    """Return pixels uint8 (n, H, W, 3) as float32 (n, 3, H, W) in [0, 1]."""
+    """Returns pixels uint8 (n, H, W, 3) as float32 (n, 3, H, W) in [0, 1]."""
     return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)).astype(np.float32) / np.float32(255)
 
 
 def to_pixels(images: Floats) -> Pixels:
-    """Return images float32 (n, 3, H, W) as uint8 (n, H, W, 3), clipped to [0, 1] and rounded to the nearest level."""
+    """Returns images float32 (n, 3, H, W) as uint8 (n, H, W, 3), clipped to [0, 1] and rounded to the nearest level."""
     levels = np.rint(np.clip(images, 0, 1) * 255).astype(np.uint8)
     return np.ascontiguousarray(levels.transpose(0, 2, 3, 1))
 
 
 def luminance(images: Floats) -> Floats:
-    """Return the luminance (n, 1, H, W) of colour images (n, 3, H, W), with the weights of ITU-R BT.601."""
+    """Returns the luminance (n, 1, H, W) of colour images (n, 3, H, W), with the weights of ITU-R BT.601."""
     weights = np.array([0.299, 0.587, 0.114], dtype=np.float32).reshape(3, 1, 1)
     return (images * weights).sum(axis=1, keepdims=True)
 
 
 def gaussian_blur(images: Floats, sigma: float) -> Floats:
-    """Return the images (n, C, H, W) blurred by a Gaussian of standard deviation `sigma` > 0 pixels, cut at 4 sigma."""
+    """Returns the images (n, C, H, W) blurred by a Gaussian of `sigma` > 0 pixels, cut off at 4 sigma."""
     blurred: Floats = ndimage.gaussian_filter(images, sigma, mode="reflect", truncate=4, axes=(2, 3))
     return blurred
 
 
 def zoom(images: Floats, factor: float) -> Floats:
-    """Return the images (n, C, H, W) magnified about the centre by `factor` >= 1, bilinearly, at the same size.
+    """Returns the images (n, C, H, W) magnified about the centre by `factor` >= 1, bilinearly, at the same size.
 
-    As in Hendrycks & Dietterich's code, a crop of whole pixels is enlarged to whole pixels. So the centre may move by
-    half a pixel, and a factor very near to 1 has no effect.
+    As in the code of Hendrycks & Dietterich, a crop of whole pixels is enlarged to whole pixels. So the centre may move
+    by half a pixel, and a factor very near to 1 has no effect.
     """
     top, height = _middle(images.shape[2], factor)
     left, width = _middle(images.shape[3], factor)
@@ -55,7 +55,7 @@ def zoom(images: Floats, factor: float) -> Floats:
 
 
 def convolve(images: Floats, kernels: Floats) -> Floats:
-    """Return images (n, C, H, W) convolved with a kernel each (n, k, k), or with one for all (1, k, k); k is odd."""
+    """Returns images (n, C, H, W), each convolved with its kernel (n, k, k), or all with one (1, k, k); k is odd."""
     reach = kernels.shape[-1] // 2
     padded = np.pad(images, ((0, 0), (0, 0), (reach, reach), (reach, reach)), mode="symmetric")
     convolved: Floats = signal.fftconvolve(padded, kernels[:, None], mode="valid", axes=(2, 3))
@@ -63,9 +63,9 @@ def convolve(images: Floats, kernels: Floats) -> Floats:
 
 
 def defocus_kernel(radius: float, softness: float) -> Floats:
-    """Return the kernel (1, k, k) of a lens out of focus: a disc of `radius` pixels, blurred by `softness` pixels.
+    """Returns the kernel (1, k, k) of a lens out of focus: a disc of `radius` pixels, blurred by `softness` pixels.
 
-    The blur reaches one pixel; above a radius of 8 it reaches two, as in Hendrycks & Dietterich's code.
+    The blur reaches one pixel; above a radius of 8 it reaches two, as in the code of Hendrycks & Dietterich.
     """
     reach = int(radius) + 2
     offsets = np.arange(-reach, reach + 1)
@@ -78,9 +78,10 @@ def defocus_kernel(radius: float, softness: float) -> Floats:
 
 
 def motion_kernels(angles: NDArray[np.float64], radius: int, sigma: float) -> Floats:
-    """Return kernels (n, k, k) of motion blur, as ImageMagick's: half a Gaussian to one side along each angle.
+    """Returns kernels (n, k, k) of motion blur: half a Gaussian to one side along each angle, as in ImageMagick.
 
-    angles: (n,) in radians, 0 to the right and π/2 downwards. The half has `sigma` and a length of 2·radius + 1 pixels.
+    angles: (n,) in radians, 0 to the right and π/2 downwards. The half Gaussian has a standard deviation of `sigma` and
+    a length of 2·radius + 1 pixels.
     """
     steps = np.arange(2 * radius + 1)
     weights = np.exp(-0.5 * (steps / sigma) ** 2)
@@ -93,7 +94,7 @@ def motion_kernels(angles: NDArray[np.float64], radius: int, sigma: float) -> Fl
 
 
 def sample(images: Floats, rows: NDArray[np.floating], columns: NDArray[np.floating]) -> Floats:
-    """Return bilinear samples (n, C, H', W') of images (n, C, H, W) at fractional rows and columns (n, H', W')."""
+    """Returns bilinear samples (n, C, H', W') of images (n, C, H, W) at fractional rows and columns (n, H', W')."""
     return np.stack(
         [
             [ndimage.map_coordinates(channel, places, order=1, mode="reflect") for channel in image]
@@ -103,7 +104,7 @@ def sample(images: Floats, rows: NDArray[np.floating], columns: NDArray[np.float
 
 
 def plasma(shape: tuple[int, int, int], decay: float, generator: np.random.Generator) -> Floats:
-    """Return random clouds (n, H, W), each stretched to [0, 1], by diamond–square on a torus.
+    """Returns random clouds (n, H, W), each stretched to [0, 1], by diamond–square on a torus.
 
     The noise starts at the size of the whole image and falls by decay² at each halving.
 
@@ -134,6 +135,6 @@ def plasma(shape: tuple[int, int, int], decay: float, generator: np.random.Gener
 
 
 def _middle(size: int, factor: float) -> tuple[int, int]:
-    """Return the first pixel and the number of pixels of the part of an axis that `zoom` enlarges."""
+    """Returns the first pixel and the number of pixels of the part of an axis that `zoom` enlarges."""
     cropped = math.ceil(size / factor)
     return (size - cropped) // 2, cropped

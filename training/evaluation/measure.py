@@ -27,7 +27,7 @@ from tureen.tokens import CLEAN_BETA, ROBUST_BETA
 
 
 class Measurement:
-    """Runs the parts of an evaluation on the same model, images, attack and radius; each method shows a bar."""
+    """Runs the parts of an evaluation on the same model, images, attack and radius; each part shows a progress bar."""
 
     def __init__(self, model: nn.Module, images: Images, *, attack: str, steps: int, epsilon_255: float) -> None:
         self._model, self._images = model, images
@@ -35,7 +35,7 @@ class Measurement:
         self._batches = -(-len(images) // BATCH)
 
     def accuracy(self, betas: Sequence[float]) -> list[AccuracyRow]:
-        """Return clean and robust accuracy at each β."""
+        """Returns the clean and the robust accuracy at each β."""
         with _bar(attack_label(self._attack, self._steps), len(betas) * self._batches, "batch") as advance:
             return evaluate_accuracy(
                 self._model,
@@ -48,7 +48,10 @@ class Measurement:
             )
 
     def ensembles(self, betas: Sequence[float]) -> list[AccuracyRow]:
-        """Return the rows of ensembles at β strictly between 0 and 1; at 0 and 1 an ensemble is the mode itself."""
+        """Returns the accuracy of the ensemble of both modes at each β strictly between 0 and 1.
+
+        At β = 0 and 1 the ensemble is the mode itself.
+        """
         chosen = [beta for beta in betas if CLEAN_BETA < beta < ROBUST_BETA]
         with _bar("ensembles", len(chosen) * self._batches, "batch") as advance:
             return evaluate_accuracy(
@@ -63,7 +66,7 @@ class Measurement:
             )
 
     def checks(self) -> list[Check]:
-        """Return the results of `check_attack`."""
+        """Returns the results of `check_attack`: whether the attack is strong enough to trust its accuracies."""
         with _bar("check the attack", 2 * CHECKS, "check") as advance:
             return check_attack(
                 self._model,
@@ -75,7 +78,10 @@ class Measurement:
             )
 
     def matrix(self, betas: Sequence[float]) -> TransferMatrix:
-        """Return the transfer matrix under PGD, because an attack that stops early on one soup does not test others."""
+        """Returns the transfer matrix: the robust accuracy at each β under the attack on every other β.
+
+        The attack is PGD, because an attack that stops early on one soup does not test the others.
+        """
         with _bar("attacked × served β", (len(betas) + 1) * self._batches, "batch") as advance:
             return transfer_matrix(
                 self._model,
@@ -87,7 +93,7 @@ class Measurement:
             )
 
     def epsilon_curve(self, betas: Sequence[float]) -> list[AccuracyRow]:
-        """Return robust accuracy at each radius of `epsilon_grid` and each β."""
+        """Returns the robust accuracy at each radius of `epsilon_grid` and each β."""
         radii = epsilon_grid(self._epsilon_255)
         with _bar("accuracy against ε", len(radii) * len(betas) * self._batches, "batch") as advance:
             return evaluate_epsilon_curve(
@@ -102,7 +108,7 @@ class Measurement:
 
 
 def measure_shifts(predict: Predict, images: Images, betas: Sequence[float], names: Sequence[str]) -> list[ShiftRow]:
-    """Run `evaluate_shifts` with a progress bar; return its rows."""
+    """Returns the accuracy at each β under each corruption or shift in `names`; shows a progress bar."""
     with _bar("corruptions and shifts", len(names) * len(SEVERITIES), "severity") as advance:
         return evaluate_shifts(predict, images, betas=betas, names=names, on_images=advance)
 

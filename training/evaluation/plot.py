@@ -1,7 +1,6 @@
-"""Draws the results of an evaluation as PNG files. The colours suit colour-blind readers; lines also differ in dash or
-marker, so that they are distinct in grey.
+"""Draws the results of an evaluation as PNG files. Measures nothing.
 
-Measures nothing.
+The colours suit colour-blind readers. Lines also differ in dash or marker, so that they are distinct in grey.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ BETA_AXIS = "β   (0 clean token, 1 robust token)"
 
 
 def plot_accuracy(rows: Sequence[AccuracyRow], path: Path, *, title: str) -> None:
-    """Draw clean and robust accuracy over β, with their 95 % intervals, to a PNG at `path`."""
+    """Draws clean and robust accuracy over β, with 95 % intervals, to a PNG at `path`."""
     figure = _figure(6.4, 4.2)
     axes = figure.subplots()
     betas = [row.beta for row in rows]
@@ -54,7 +53,7 @@ def plot_accuracy(rows: Sequence[AccuracyRow], path: Path, *, title: str) -> Non
 
 
 def plot_matrix(matrix: TransferMatrix, path: Path, *, title: str) -> None:
-    """Draw the transfer matrix as a heat map with numbers, suspect cells framed, to a PNG at `path`."""
+    """Draws the transfer matrix as a heat map with numbers to a PNG at `path`. Suspect cells are framed."""
     betas = [f"{beta:g}" for beta in matrix.betas]
     shares = [*matrix.robust, matrix.joint, [accuracy.value for accuracy in matrix.worst]]
     figure = _figure(2.6 + 0.75 * len(betas), 2.3 + 0.55 * len(shares))
@@ -96,7 +95,7 @@ def plot_matrix(matrix: TransferMatrix, path: Path, *, title: str) -> None:
 
 
 def plot_epsilon_curve(curve: Sequence[AccuracyRow], path: Path, *, title: str) -> None:
-    """Draw robust accuracy over the radius, one line for each β with 95 % intervals, to a PNG at `path`."""
+    """Draws robust accuracy over the radius, a line for each β with 95 % intervals, to a PNG at `path`."""
     figure = _figure(6.4, 4.2)
     axes = figure.subplots()
     betas = list(dict.fromkeys(row.beta for row in curve))
@@ -129,7 +128,7 @@ def plot_epsilon_curve(curve: Sequence[AccuracyRow], path: Path, *, title: str) 
 
 
 def plot_shifts(rows: Sequence[ShiftRow], path: Path, *, title: str) -> None:
-    """Draw accuracy over severity, one panel for each family of corruptions and one line for each β, to a PNG."""
+    """Draws accuracy over severity to a PNG at `path`: a panel for each family of corruptions, a line for each β."""
     families = list(dict.fromkeys(row.family for row in rows))
     betas = list(dict.fromkeys(row.beta for row in rows))
     severities = list(rows[0].accuracy)
@@ -157,7 +156,7 @@ def plot_shifts(rows: Sequence[ShiftRow], path: Path, *, title: str) -> None:
 
 
 def _figure(width: float, height: float) -> Figure:
-    """Return an empty figure, sides in inches; not from pyplot, which would keep a reference to it."""
+    """Returns an empty figure; sides in inches. Does not use pyplot, which would keep a reference to the figure."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=150, layout="constrained")
@@ -174,7 +173,7 @@ def _percent(shares: Iterable[float]) -> list[float]:
 
 
 def _colour(index: int, count: int) -> tuple[float, float, float, float]:
-    """Return a colour between dark blue and yellow that is visible on white."""
+    """Returns a colour between dark blue and yellow that is visible on white."""
     from matplotlib import colormaps
 
     red, green, blue, alpha = colormaps["viridis"](0.9 * index / max(1, count - 1))

@@ -1,6 +1,6 @@
-"""Accuracy at each β under common corruptions and distribution shifts, without an attack.
+"""Measures accuracy at each β under common corruptions and distribution shifts, without an attack.
 
-Uses the corruptions by name. The model is a function of pixels and β, from a checkpoint or a bundle.
+The model is a function of pixels and β, from a checkpoint or a bundle.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ def evaluate_shifts(
     seed: int = 0,
     on_images: Callable[[], None] = lambda: None,
 ) -> list[ShiftRow]:
-    """Return a row for each corruption or shift in `names` and each β: the accuracy at each severity.
+    """Returns a row for each corruption or shift in `names` and each β: the accuracy at each severity.
 
-    predict: pixels and β to logits. Every β gets the same corrupted images. on_images: called after each name and
-    severity. Raises RecipeError for an unknown name or severity.
+    predict: pixels and β to logits. Every β gets the same corrupted images. on_images: called after each pair of name
+    and severity. Raises RecipeError for an unknown name or severity.
     """
     families = {name: family for family, members in FAMILIES.items() for name in members}
     rows = []

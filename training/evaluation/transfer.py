@@ -1,8 +1,8 @@
-"""The transfer matrix: robust accuracy at each β under the attack on every other β.
+"""Measures the transfer matrix: robust accuracy at each β under the attack on every other β.
 
-If an attack on another β breaks more images than the attack on the served soup, one of two things is true. The latter
-attack was too weak, or gradients are masked (Carlini et al., *On evaluating adversarial robustness*, 2019). Such cells
-are marked as suspect.
+An attack on another β may break more images than the attack on the served soup. The attack on the served soup was then
+too weak, or gradients are masked (Carlini et al., *On evaluating adversarial robustness*, 2019). Such cells are marked
+as suspect.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ def transfer_matrix(
     seed: int = 0,
     on_batch: Callable[[], None] = lambda: None,
 ) -> TransferMatrix:
-    """Return T + 1 rows of T robust accuracies: each of T β, and all of them together, attacked; each β served.
+    """Returns robust accuracies: a row for each attacked β and one for all β together, a column for each served β.
 
-    The arguments are those of `evaluate_accuracy`, whose robust accuracies are the diagonal. The last row is the attack
-    on all β together, for an attacker who does not know β. It is PGD on the sum of the losses, whatever `attack` is,
-    because the other attacks have no such loss. An image counts in a cell if the served soup classifies it right with
-    and without the attack. It counts in `worst` if it counts in all cells of the column.
+    The arguments are those of `evaluate_accuracy`, whose robust accuracies are the diagonal. The row for all β together
+    is for an attacker who does not know β. Its attack is always PGD on the sum of the losses, because the other attacks
+    have no such loss. An image counts in a cell if the served soup classifies it right with and without the attack. It
+    counts in `worst` if it counts in all cells of the column.
 
     A cell is suspect if its attack breaks more images than the attack on the served soup itself. A sign test decides,
-    at a level of 5 % over all comparisons. on_batch: called (T + 1) times for each batch of images.
+    at a level of 5 % over all comparisons. on_batch: called once for each row and batch of images.
     """
     find_adversarial, device = find_attack(attack), model_device(model)
     soups = [forward_at_beta(model, beta) for beta in betas]
@@ -94,9 +94,10 @@ def joint_pgd(
     steps: int,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Return images after PGD on the sum of the cross-entropies of T forwards; as in `training.attacks.gradient`.
+    """Returns images after PGD on the sum of the cross-entropies of all `forwards`.
 
-    The cross-entropy of their logits (B, K, T) and of T labels for each image (B, T) is that sum.
+    The other arguments are those of `training.attacks.gradient`. For T functions, that sum is the cross-entropy of
+    stacked logits (B, K, T) and repeated labels (B, T).
     """
 
     def together(x: Tensor) -> Tensor:
@@ -114,7 +115,7 @@ def joint_pgd(
 
 
 def suspect_cells(robust: NDArray[np.bool_], betas: Sequence[float]) -> list[Suspect]:
-    """Return the cells of robust, bool (T + 1, T, n), that are significantly below the diagonal of their column."""
+    """Returns the cells of robust, bool (T + 1, T, n), that are significantly below the diagonal of their column."""
     found = []
     for row, attacked in enumerate([*betas, None]):
         for column, served in enumerate(betas):

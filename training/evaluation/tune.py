@@ -1,8 +1,8 @@
 """Chooses β for a shifted distribution from a few labelled images of it.
 
-After Croce, Rebuffi, Shelhamer & Gowal, *Seasoning model soups for robustness to adversarial and natural distribution
-shifts*, CVPR 2023: soups adapt to a shift from a few examples. Their selection method was not available; this one is
-our own, and `benchmarks.tune` measures it. The model is a function of pixels and β, from a checkpoint or a bundle.
+Soups adapt to a shift from a few examples: Croce, Rebuffi, Shelhamer & Gowal, *Seasoning model soups for robustness to
+adversarial and natural distribution shifts*, CVPR 2023. Their selection method was not available, so this one is ours;
+`benchmarks.tune` measures it. The model is a function of pixels and β, from a checkpoint or a bundle.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SIGNIFICANCE = 0.05
 
 
 class AccuracyGain(BaseModel):
-    """A difference of two accuracies on the same images with its 95 % interval, all in [−1, 1]."""
+    """The difference of two accuracies on the same images and its 95 % interval, all in [−1, 1]."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -50,20 +50,20 @@ class TunedBeta(BaseModel):
 
 
 def tune_beta(predict: Predict, images: Images, betas: Sequence[float]) -> TunedBeta:
-    """Return the best of `betas` for the images; raises the errors of `choose_beta`."""
+    """Returns the best of `betas` for the images; raises the errors of `choose_beta`."""
     return choose_beta(correct_by_beta(predict, images, betas), betas)
 
 
 def choose_beta(correct: NDArray[np.bool_], betas: Sequence[float]) -> TunedBeta:
-    """Return the most accurate β. In a tie: the middle of the longest run of tied β; of two middles, the lower.
+    """Returns the most accurate β. In a tie: the middle of the longest run of tied β; of two middles, the lower.
 
     correct: bool (T, n), whether image i is classified right at β t. betas: T values, ascending, with 0.
 
     With few images many β are equally accurate. The middle of such a plateau is the furthest from its ends, where
-    accuracy falls. Log-loss instead of accuracy chose better from 10 or 50 shifted digits and worse from 200: it
+    accuracy falls. Log-loss in place of accuracy chose better from 10 or 50 shifted digits, but worse from 200. It
     prefers β with less confident predictions, right or wrong.
 
-    The interval holds every β that a sign test at the 5 % level does not find less accurate than the chosen one. The
+    The interval holds every β that a sign test at the 5 % level does not find less accurate than the chosen β. The
     usual bootstrap interval is too narrow: from 10 digits, less than half of the 95 % intervals held the best β. The
     accuracy is a leave-one-out estimate, because the images that choose a β are biased in its favour. The interval of
     the gain is that of Bonett & Price (British Journal of Mathematical and Statistical Psychology, 2012).
@@ -95,7 +95,7 @@ def choose_beta(correct: NDArray[np.bool_], betas: Sequence[float]) -> TunedBeta
 
 
 def tuned_table(tuned: TunedBeta) -> str:
-    """Return the choice and its interval as text for a terminal."""
+    """Returns the choice and its interval as text for a terminal."""
     gain = tuned.gain
     lines = [f"{'β':>6}  {'accuracy':>20}   on {tuned.n} images, % (95 % interval)"]
     for beta, accuracy in zip(tuned.betas, tuned.accuracies, strict=True):
@@ -115,7 +115,7 @@ def tuned_table(tuned: TunedBeta) -> str:
 
 
 def _middle_of_best(counts: NDArray[np.int64]) -> int:
-    """Return the index of the largest of counts (T,); of several, the middle of their longest run."""
+    """Returns the index of the largest of `counts` (T,). In a tie: the middle of the longest run of tied counts."""
     top = np.flatnonzero(counts == counts.max())
     runs = np.split(top, np.flatnonzero(np.diff(top) > 1) + 1)
     longest = max(runs, key=len)
@@ -123,7 +123,10 @@ def _middle_of_best(counts: NDArray[np.int64]) -> int:
 
 
 def _accuracy_gain(correct: NDArray[np.bool_], baseline: NDArray[np.bool_]) -> AccuracyGain:
-    """Return the gain of correct over baseline, both bool (n,), with the adjusted Wald interval of Bonett & Price."""
+    """Returns the gain in accuracy of `correct` over `baseline`, both bool (n,).
+
+    Its interval is the adjusted Wald interval of Bonett & Price.
+    """
     n = len(correct)
     gained, lost = int((correct & ~baseline).sum()), int((baseline & ~correct).sum())
     up, down = (gained + 1) / (n + 2), (lost + 1) / (n + 2)
