@@ -1,4 +1,4 @@
-"""AutoAttack by the package `pyautoattack`, with the signature of the other attacks.
+"""Runs AutoAttack by the package `pyautoattack`, with the signature of the other attacks.
 
 Restores the global state that the package changes.
 """
@@ -25,17 +25,17 @@ def autoattack(
     steps: int,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Return images after standard AutoAttack: APGD-CE, targeted APGD, targeted FAB and Square, each on the rest.
+    """Returns images after standard AutoAttack: APGD-CE, targeted APGD, targeted FAB and Square.
 
+    Each part attacks only the images that the parts before it did not fool. Images that no part fools stay unchanged.
     Source: Croce & Hein, *Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
-    attacks*, ICML 2020. The arguments are those of `training.attacks.gradient`. Images that no part
-    fooled are returned unchanged.
-    steps: ignored, the standard version sets all numbers; with K < 10 classes the targeted attacks try K − 1.
-    generator: gives the seed. Raises RecipeError if K < 4, where targeted APGD is not defined.
+    attacks*, ICML 2020. The arguments are those of `training.attacks.gradient`.
+    steps: ignored, because the standard version sets all numbers of steps. For K < 10 classes the targeted attacks try
+    K − 1 classes. generator: source of the seed. Raises RecipeError if K < 4, where targeted APGD is not defined.
 
-    Square needs no gradient, so this function raises no ZeroGradientError. The package logs suspicions (randomness,
-    probabilities instead of logits, zero gradients, images that only Square breaks) as warnings of the logger
-    "auto-attack". After such a warning the result is not reliable.
+    Square needs no gradient, so this function raises no ZeroGradientError. The package logs a warning of the logger
+    "auto-attack" for randomness, probabilities instead of logits, zero gradients, and images that only Square breaks.
+    After such a warning the result is not reliable.
     """
     images = images.contiguous()  # the package calls view() on the images and on their gradient
     with torch.no_grad():
@@ -63,7 +63,7 @@ def autoattack(
 
 
 class _ImagesOnly(torch.autograd.Function):
-    """Calls `forward`. Its backward pass ends at the images, so FAB fills the `.grad` of no parameter."""
+    """Calls `forward`. Its backward pass ends at the images, so FAB does not fill the `.grad` of parameters."""
 
     @staticmethod
     def forward(ctx: Any, images: Tensor, forward: Forward) -> Tensor:

@@ -1,4 +1,4 @@
-"""The attacks by name, as `tureen evaluate --attack` names them; chooses one that fits the number of classes."""
+"""Finds an attack by its name in `tureen evaluate --attack`, and replaces one that needs more classes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NEED_TARGETED_DLR = ("apgd-t", "autoattack")
 
 
 class Attack(Protocol):
-    """An attack with the signature that an evaluation calls: radius, number of steps and random state are arguments."""
+    """An attack with the arguments that an evaluation passes, among them radius, number of steps and random state."""
 
     def __call__(
         self,
@@ -85,22 +85,22 @@ _LABELS = {
 
 
 def attack_label(name: str, steps: int) -> str:
-    """Return the label of the attack `name` of ATTACKS in a report, such as PGD-40."""
+    """Returns the label of the attack `name` of ATTACKS in a report, such as PGD-40."""
     return _LABELS[name].format(steps=steps)
 
 
 def find_attack(name: str) -> Attack:
-    """Return the attack of that name; raises RecipeError if there is none."""
+    """Returns the attack of that name; raises RecipeError if there is none."""
     if name not in ATTACKS:
         raise RecipeError(f"there is no attack {name!r}: choose {', '.join(ATTACKS)}")
     return ATTACKS[name]
 
 
 def suitable_attack(name: str, classes: int) -> str:
-    """Return `name`, or the attack to use instead if `name` is undefined for so few classes.
+    """Returns `name`, or the attack that replaces it for a small number of classes.
 
-    For few classes "apgd" becomes "apgd-dlr" or "apgd-ce", whose losses are defined for them. Raises RecipeError for an
-    unknown attack, and for any other attack that is not defined for so few classes.
+    "apgd" becomes "apgd-dlr" below four classes, and "apgd-ce" below three, because its loss is not defined there.
+    Raises RecipeError for an unknown attack, and for "apgd-t" and "autoattack" below four classes.
     """
     find_attack(name)
     if name in NEED_TARGETED_DLR and classes < TARGETED_DLR_CLASSES:
@@ -111,5 +111,5 @@ def suitable_attack(name: str, classes: int) -> str:
 
 
 def substitution_message(name: str, chosen: str, classes: int) -> str:
-    """Return the message for the user: why `suitable_attack` replaced `name` by `chosen`."""
+    """Returns the message for the user: why `suitable_attack` replaced `name` by `chosen`."""
     return f"{name} needs more than {classes} classes: attacking with {chosen} instead"

@@ -33,7 +33,7 @@ ApgdLoss = Literal["ce", "dlr", "dlr-targeted"]
 
 
 def fgsm(forward: Forward, images: Tensor, labels: Tensor, *, epsilon: float) -> Tensor:
-    """Return images after the fast gradient sign method: one step of ε along the gradient of the cross-entropy.
+    """Returns images after the fast gradient sign method: one step of ε along the gradient of the cross-entropy.
 
     Source: Goodfellow et al., *Explaining and harnessing adversarial examples*, ICLR 2015.
     The variant for training with a random start is `pgd` with one step of 1.25·ε (Wong et al., *Fast is better than
@@ -54,11 +54,11 @@ def pgd(
     step_size: float,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Return images after projected gradient descent: `steps` ascents of the cross-entropy from a uniform random start.
+    """Returns images after projected gradient descent: `steps` ascents of the cross-entropy from a random start.
 
     Source: Madry et al., *Towards deep learning models resistant to adversarial attacks*, ICLR 2018.
     labels: as for `F.cross_entropy`: int64 (B,), distributions (B, K), or int64 (B, T) if the logits are (B, K, T).
-    step_size: in the units of epsilon. The result is the last point.
+    step_size: in the units of epsilon. The start is uniform in the box; the result is the last point.
     """
     lower, upper = _bounds(images, epsilon)
     adversarial = _random_point(images, lower, upper, epsilon=epsilon, generator=generator)
@@ -71,7 +71,7 @@ def pgd(
 
 
 def mi_fgsm(forward: Forward, images: Tensor, labels: Tensor, *, epsilon: float, steps: int) -> Tensor:
-    """Return images after momentum iterative FGSM: `steps` steps of ε/steps along the sum of all gradients so far.
+    """Returns images after momentum iterative FGSM: `steps` steps of ε/steps along the accumulated gradient.
 
     Source: Dong et al., *Boosting adversarial attacks with momentum*, CVPR 2018, Algorithm 1 with a decay factor of 1.
     Each gradient is divided by its l1 norm before it is added. The start is the image; the result is the last point.
@@ -101,21 +101,22 @@ def apgd(
     until_fooled: bool = True,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Return images after Auto-PGD: ascent with momentum, whose step size is halved for each image when progress stops.
+    """Returns images after Auto-PGD: ascent with momentum, and a step size that adapts to each image.
 
     Source: Croce & Hein, *Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
-    attacks*, ICML 2020, section 3 and Algorithm 1. The start is uniform in the box, as in `pgd`. The result is the
-    best point. A run costs `steps` gradients, and one forward pass for the last point.
+    attacks*, ICML 2020, section 3 and Algorithm 1. The step size is halved when progress stops. The start is uniform in
+    the box, as in `pgd`. The result is the best point. A run costs `steps` gradients, and one forward pass for the last
+    point.
 
     loss: "ce" is the cross-entropy. "dlr" is the difference of logits ratio (section 4, Eq. 3). "dlr-targeted" (Eq. 4)
     makes one run for each of the `targets` most likely wrong classes, at most K − 1. It attacks only the images not yet
     fooled. The ratio does not depend on the scale of the logits, so a saturated softmax does not stop it. Raises
     RecipeError if the loss is not defined: "dlr" below three classes, "dlr-targeted" below four.
 
-    until_fooled: for evaluation. The attack on an image ends at the first point that is classified wrong, even the
-    image itself. If no point is classified wrong, the result is the point of highest loss of the first run. `forward`
-    gets a part of the batch, so its rows must be independent, as in eval mode. False is for training: the whole batch
-    runs all steps, and the result is the point of highest loss of each image; only the loss "ce" supports this.
+    until_fooled: true is for evaluation. The attack on an image ends at the first point that is classified wrong, even
+    the image itself. If no point is classified wrong, the result is the point of highest loss of the first run.
+    `forward` gets a part of the batch, so its rows must be independent, as in eval mode. False is for training: the
+    whole batch runs all steps, and the result is the point of highest loss of each image; only "ce" supports this.
     """
     run = partial(
         _auto_pgd, forward, loss=loss, epsilon=epsilon, steps=steps, generator=generator, until_fooled=until_fooled
@@ -155,7 +156,7 @@ def apgd_both(
     second: ApgdLoss = "dlr-targeted",
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Return images after `apgd` on the cross-entropy, then on `second` for the images that are still classified right.
+    """Returns images after `apgd` on the cross-entropy, then on `second` for those that are still classified right.
 
     With the targeted DLR these are the first two parts of AutoAttack, which find most of its results. Raises
     ZeroGradientError if neither loss has a gradient.
@@ -178,10 +179,10 @@ def apgd_both(
 
 
 def has_zero_gradient(forward: Forward, images: Tensor, labels: Tensor) -> Tensor:
-    """Return whether the gradient of the cross-entropy is exactly zero at the image, bool (B,).
+    """Returns for each image whether the gradient of the cross-entropy is exactly zero, bool (B,).
 
-    Such an image may look robust only because the attack has no gradient. If their share is not small, the result is
-    not reliable (Carlini et al., *On evaluating adversarial robustness*, 2019).
+    Such an image may look robust only because the attack has no gradient. If many images do, the result of the attack
+    is not reliable (Carlini et al., *On evaluating adversarial robustness*, 2019).
     """
     return ~_gradient(forward, images, labels).flatten(1).any(1)
 
@@ -198,9 +199,9 @@ def _auto_pgd(
     generator: torch.Generator | None,
     until_fooled: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Return the best point of each image and which images it fooled, after one run on the loss, towards `target` (B,).
+    """Returns the best point of each image after one run, and whether that point fools `forward`, bool (B,).
 
-    Fooled rows leave the forward passes; other values computed for them are not used.
+    target: int64 (B,), the wrong class for the targeted loss. An image leaves the forward passes once it is fooled.
     """
     lower, upper = _bounds(images, epsilon)
     point = _random_point(images, lower, upper, epsilon=epsilon, generator=generator)
@@ -255,7 +256,7 @@ def _auto_pgd(
 
 
 def _checkpoints(steps: int) -> set[int]:
-    """Return the steps before which the step size may be halved: at 22 % of all, then at decreasing distances."""
+    """Returns the steps at which the step size may be halved: at 22 % of all, then at decreasing distances."""
     # In whole per cent: rounding of 0.22 + 0.19 + … could raise the ceiling by one step.
     checkpoints = set()
     share = distance = 22
@@ -267,7 +268,7 @@ def _checkpoints(steps: int) -> set[int]:
 
 
 def _losses(loss: ApgdLoss, logits: Tensor, labels: Tensor, target: Tensor | None) -> Tensor:
-    """Return the loss of Auto-PGD, (B,): cross-entropy, or the difference of logits ratio (towards `target`)."""
+    """Returns the loss of Auto-PGD, (B,): cross-entropy, or the difference of logits ratio (towards `target`)."""
     if loss == "ce":
         return F.cross_entropy(logits, labels, reduction="none")
     if target is None:
@@ -281,7 +282,7 @@ def _losses(loss: ApgdLoss, logits: Tensor, labels: Tensor, target: Tensor | Non
 
 
 def _likeliest_wrong(logits: Tensor, labels: Tensor, targets: int) -> tuple[Tensor, ...]:
-    """Return the most likely wrong classes, one int64 (B,) for each rank, the most likely first."""
+    """Returns the most likely wrong classes, one int64 (B,) for each rank, the most likely first."""
     wrong = logits.scatter(1, labels[:, None], -torch.inf)
     return wrong.topk(min(targets, logits.shape[1] - 1)).indices.unbind(1)
 
@@ -297,7 +298,7 @@ def _require_classes(loss: ApgdLoss, classes: int) -> None:
 
 
 def _gradient(forward: Forward, images: Tensor, labels: Tensor) -> Tensor:
-    """Return the gradient of the cross-entropy, summed over the batch, with respect to the images."""
+    """Returns the gradient of the cross-entropy, summed over the batch, with respect to the images."""
     x = images.detach().requires_grad_(True)
     with torch.enable_grad():
         loss = F.cross_entropy(forward(x).float(), labels, reduction="sum")
@@ -311,7 +312,7 @@ def _require_gradient(gradient: Tensor) -> None:
 
 
 def _bounds(images: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
-    """Return lower and upper bound of each value: at most epsilon away, and within [0, 1]."""
+    """Returns lower and upper bound of each value: at most epsilon away, and within [0, 1]."""
     return (images - epsilon).clamp_(min=0.0), (images + epsilon).clamp_(max=1.0)
 
 
@@ -323,5 +324,5 @@ def _random_point(
 
 
 def _per_image(values: Tensor) -> Tensor:
-    """Return values (B,) as (B, 1, 1, 1)."""
+    """Returns values (B,) as (B, 1, 1, 1)."""
     return values[:, None, None, None]

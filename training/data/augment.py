@@ -1,7 +1,7 @@
-"""Random changes of training images, one batch at a time on its device.
+"""Changes training images at random, one batch at a time, on the device of the batch.
 
-A recipe enables each of them. All random numbers come from the generator argument, so the images of a step depend on
-seed and step only. Knows nothing about models or files.
+The recipe enables each change. All random numbers come from the argument `generator`, so the images of a step depend
+only on seed and step. Knows nothing about models or files.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from training.recipes import Augmentation
 
 
 def augment_images(images: Tensor, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
-    """Return the images float32 (B, 3, H, W) in [0, 1] after shift, flip, RandAugment and erasing of each image."""
+    """Returns the images float32 (B, 3, H, W) in [0, 1] after shift, flip, RandAugment and erasing of each image."""
     images = shift_images(images, augmentation.shift_pixels, generator)
     if augmentation.flip:
         is_flipped = torch.rand(len(images), generator=generator, device=images.device) < 0.5
@@ -27,7 +27,7 @@ def augment_images(images: Tensor, augmentation: Augmentation, generator: torch.
 
 
 def shift_images(images: Tensor, pixels: int, generator: torch.Generator) -> Tensor:
-    """Return each image translated by a random offset of at most `pixels` in both directions; the border is 0."""
+    """Returns each image translated by a random offset of at most `pixels` in both directions; the border is 0."""
     if not pixels:
         return images
     count, _, height, width = images.shape
@@ -40,10 +40,10 @@ def shift_images(images: Tensor, pixels: int, generator: torch.Generator) -> Ten
 
 
 def erase_rectangles(images: Tensor, probability: float, generator: torch.Generator) -> Tensor:
-    """Return the images, each with a rectangle of noise with that probability (Zhong et al., AAAI 2020).
+    """Returns the images after random erasing: each gets a rectangle of noise, with the given probability.
 
-    As published, the rectangle has 2 to 33 % of the area and a side ratio between 0.3 and 3.3. Its centre is anywhere
-    in the image, so a part of it may be outside.
+    Source: Zhong et al., AAAI 2020. As published, the rectangle has 2 to 33 % of the area and a side ratio between 0.3
+    and 3.3. Its centre is anywhere in the image, so a part of it may be outside.
     """
     if not probability:
         return images
@@ -62,11 +62,12 @@ def erase_rectangles(images: Tensor, probability: float, generator: torch.Genera
 def mix_images(
     images: Tensor, labels: Tensor, augmentation: Augmentation, classes: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Return images of the same shape, and targets, after MixUp or CutMix and label smoothing.
+    """Returns images of the same shape, and targets, after MixUp or CutMix and label smoothing.
 
     labels: int64 (B,). The targets are int64 (B,) if all three are off; else float32 (B, K), each row a distribution
-    over classes. If both mixings are on, each batch gets one of them, as in Touvron et al. (DeiT, ICML 2021).
-    A batch has one weight or one box. Sources: Zhang et al., ICLR 2018 (MixUp); Yun et al., ICCV 2019 (CutMix).
+    over classes. If MixUp and CutMix are both on, each batch gets one of them, as in Touvron et al. (DeiT, ICML 2021).
+    All images of a batch have the same weight or box. Sources: Zhang et al., ICLR 2018 (MixUp); Yun et al., ICCV 2019
+    (CutMix).
     """
     kinds = [kind for kind in ("mixup", "cutmix") if getattr(augmentation, kind)]
     if not kinds and not augmentation.label_smoothing:
@@ -92,7 +93,10 @@ def mix_images(
 
 
 def _boxes(height_share: Tensor, width_share: Tensor, top: Tensor, left: Tensor, height: int, width: int) -> Tensor:
-    """Return masks bool (B, 1, H, W) of one rectangle each; sides and centre are shares of the sides of the image."""
+    """Returns masks bool (B, 1, H, W) of one rectangle each.
+
+    The arguments of shape (B,) or (1,) are shares of the sides of the image; `top` and `left` are the centre.
+    """
 
     def span(share: Tensor, centre: Tensor, size: int) -> Tensor:
         places = (torch.arange(size, device=share.device) + 0.5) / size
@@ -102,7 +106,7 @@ def _boxes(height_share: Tensor, width_share: Tensor, top: Tensor, left: Tensor,
 
 
 def _randaugmented(images: Tensor, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
-    """Return the images after RandAugment (Cubuk et al., NeurIPS 2020) by kornia, with the same operations for all."""
+    """Returns the images after RandAugment (Cubuk et al., NeurIPS 2020) by kornia; all get the same operations."""
     from kornia.augmentation.auto import RandAugment
 
     augment = RandAugment(n=augmentation.randaugment_ops, m=augmentation.randaugment_magnitude)
@@ -119,6 +123,6 @@ def _randaugmented(images: Tensor, augmentation: Augmentation, generator: torch.
 
 
 def _python_random(generator: torch.Generator) -> random.Random:
-    """Return a Python generator, seeded from the generator of torch, for the numbers common to a batch."""
+    """Returns a Python generator, seeded from the generator of torch, for random numbers that a batch shares."""
     drawn = torch.randint(2**62, (1,), generator=generator, device=generator.device)
     return random.Random(int(drawn))  # noqa: S311 - augmentation, not cryptography

@@ -1,4 +1,4 @@
-"""Labelled images for training and evaluation: in memory, or as encoded files that are decoded on each access.
+"""Loads labelled images for training and evaluation: into memory, or as files that are decoded on each access.
 
 Knows nothing about models, augmentation or batches.
 """
@@ -39,7 +39,7 @@ class Images:
 
 @dataclass(frozen=True)
 class StreamedImages:
-    """Images too large for memory: those of `source` at the indices `chosen`, decoded on each access."""
+    """Images that are decoded on each access: those of `source` at the indices `chosen`."""
 
     source: EncodedImages
     chosen: NDArray[np.int64]
@@ -47,14 +47,14 @@ class StreamedImages:
 
     @property
     def labels(self) -> NDArray[np.int64]:
-        """int64 (n,)."""
+        """Labels, int64 (n,)."""
         return self.source.labels[self.chosen]
 
     def __len__(self) -> int:
         return len(self.chosen)
 
     def image(self, index: int) -> Image.Image:
-        """Return the whole upright RGB image at `index`; raises DataError if it cannot be decoded any more."""
+        """Returns the whole upright RGB image at `index`; raises DataError if it cannot be decoded any more."""
         position = int(self.chosen[index])
         try:
             return decode(self.source.read(position))
@@ -64,7 +64,7 @@ class StreamedImages:
             ) from error
 
     def label(self, index: int) -> int:
-        """Return the label at `index` without building the array of all labels."""
+        """Returns the label at `index` without building the array of all labels."""
         return int(self.source.labels[self.chosen[index]])
 
 
@@ -80,12 +80,15 @@ class Dataset:
     ignored: tuple[str, ...] = ()  # folders beside the two splits, which were not read
 
     def fingerprint(self) -> str:
-        """Return the SHA-256 of the labels of the training images in order; a resumed run has the same."""
+        """Returns the SHA-256 of the class names and of the labels of all training images, in order.
+
+        A resumed run must have the same.
+        """
         return hashlib.sha256(repr(self.labels).encode() + self.train.labels.tobytes()).hexdigest()
 
 
 def load_digits() -> Dataset:
-    """Return the 8×8 handwritten digits of scikit-learn (UCI ML): 1,347 training images and 450 held-out ones.
+    """Returns the 8×8 handwritten digits of scikit-learn (UCI ML): 1,347 training images and 450 held-out ones.
 
     Grey levels 0–16 become RGB pixels 0–255. The split is stratified and the same in every call.
     """
@@ -114,7 +117,7 @@ def load_dataset(
     workers: int = 1,
     on_images: Progress = lambda count: None,
 ) -> Dataset:
-    """Return the labelled images at `location`. Decodes each of them once, to find those that cannot be decoded.
+    """Returns the labelled images at `location`. Decodes each image once, to find those that cannot be decoded.
 
     location is one of:
     - a folder with one folder of images for each class
@@ -174,7 +177,7 @@ def load_evaluation_images(
     workers: int = 1,
     on_images: Progress = lambda count: None,
 ) -> tuple[Images, tuple[str, ...]]:
-    """Return images for the evaluation of a model, and the names of those that cannot be decoded.
+    """Returns images for the evaluation of a model, and the names of those that cannot be decoded.
 
     location: as for `load_dataset`; if it has splits, the held-out split is read, else all images. labels: those of the
     model; the class names at `location` must be among them. at_most: maximum number of images, drawn evenly from the
@@ -199,7 +202,7 @@ def load_evaluation_images(
 
 
 def balanced_sample(images: Images, at_most: int) -> Images:
-    """Return at most `at_most` of the images, drawn evenly from the classes, the same in every call."""
+    """Returns at most `at_most` of the images, drawn evenly from the classes, the same in every call."""
     if at_most >= len(images):
         return images
     classes = len(np.unique(images.labels))
@@ -212,7 +215,7 @@ def balanced_sample(images: Images, at_most: int) -> Images:
 def _decode(
     source: EncodedImages, indices: NDArray[np.int64], spec: PreprocessSpec | None, workers: int, on_images: Progress
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64], list[str]]:
-    """Return pixels uint8 (n, H, W, 3) of the images at `indices`, the decodable indices, and the names of the others.
+    """Returns pixels uint8 (n, H, W, 3) of the images at `indices`, the decodable indices, and the names of the others.
 
     Without a spec the images are decoded and discarded: the height and width of the pixels are 0.
     """
@@ -248,7 +251,7 @@ def _require_two_each(location: str, labels: NDArray[np.int64], names: Sequence[
 
 
 def _balanced_indices(labels: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    """Return indices of `count` images, drawn from the classes in turn, in a random order; the same in every call."""
+    """Returns indices of `count` images, drawn from the classes in turn, in a random order; the same in every call."""
     rng = np.random.default_rng(0)
     order = rng.permutation(len(labels))
     turn = np.empty(len(labels), dtype=np.int64)  # number of images of the same class before it
@@ -260,7 +263,10 @@ def _balanced_indices(labels: NDArray[np.int64], count: int) -> NDArray[np.int64
 
 
 def _stratified_split(labels: NDArray[np.int64], second: int | float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return indices in two stratified parts, the same in every call; `second` is the size or share of the second."""
+    """Returns the indices of two stratified parts, the same in every call.
+
+    second: size (int) or share (float) of the second part, which gets at least one image of each class.
+    """
     from sklearn import model_selection
 
     size = (

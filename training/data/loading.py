@@ -1,4 +1,4 @@
-"""Batches of training images on a device, in an order that the seed determines, from any step on.
+"""Loads batches of training images onto a device, from any step on. The seed determines their order.
 
 Knows nothing about models.
 """
@@ -29,7 +29,7 @@ CROP_TRIES = 10
 
 
 class BatchOrder:
-    """The images of each step, shuffled in each epoch; the incomplete last batch is dropped."""
+    """Determines the images of each step, shuffled in each epoch. The incomplete last batch is dropped."""
 
     def __init__(self, recipe: Recipe, images: int, rank: int = 0, processes: int = 1) -> None:
         if recipe.batch_size % processes:
@@ -43,7 +43,7 @@ class BatchOrder:
         self.steps_per_epoch = images // self._batch_size
 
     def from_step(self, first: int) -> Iterator[list[tuple[int, int]]]:
-        """Yield, for each step from `first` to the last, the (epoch, index) pairs of this process."""
+        """Yields the images of this process, as (epoch, index) pairs, for each step from `first` to the last."""
         for step in range(first, self._recipe.epochs * self.steps_per_epoch):
             epoch, within = divmod(step, self.steps_per_epoch)
             if step == first or not within:
@@ -54,11 +54,11 @@ class BatchOrder:
 
 class Loader(Protocol):
     def batches(self, order: BatchOrder, first: int) -> Iterator[Batch]:
-        """pixels uint8 (B, H, W, 3) and labels int64 (B,) of each step from `first`, on the device."""
+        """Yields pixels uint8 (B, H, W, 3) and labels int64 (B,) of each step from `first`, on the device."""
 
 
 class MemoryLoader:
-    """Yields batches from a data set that is held whole in device memory."""
+    """Yields batches of images that are all in the memory of the device."""
 
     def __init__(self, images: Images, device: torch.device) -> None:
         self._pixels = torch.from_numpy(images.pixels).to(device)
@@ -92,12 +92,15 @@ class StreamLoader:
 
 
 def _ignore_interrupt(worker: int) -> None:
-    """Ignore SIGINT: a terminal sends it to these processes too, but the current step still needs their images."""
+    """Ignores SIGINT in a worker. A terminal sends it to workers too, but the current step still needs their images."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class _TrainingViews(TorchDataset[tuple[NDArray[np.uint8], int]]):
-    """Returns pixels and label of the image at (epoch, index): a random resized crop, or the evaluation view."""
+    """Maps (epoch, index) to pixels uint8 (H, W, 3) and label of an image.
+
+    The pixels are a random resized crop, or the evaluation view if `crop_scale` is 1.
+    """
 
     def __init__(self, stream: StreamedImages, crop_scale: float, seed: int) -> None:
         self._stream, self._crop_scale, self._seed = stream, crop_scale, seed
@@ -114,7 +117,7 @@ class _TrainingViews(TorchDataset[tuple[NDArray[np.uint8], int]]):
 def random_resized_crop(
     image: Image.Image, spec: PreprocessSpec, scale: float, rng: np.random.Generator
 ) -> NDArray[np.uint8]:
-    """Return pixels uint8 (H, W, 3) of a random part of the image.
+    """Returns pixels uint8 (H, W, 3) of a random part of the image.
 
     The part has at least the share `scale` of the area, and a side ratio from 3:4 to 4:3 (Szegedy et al., CVPR 2015).
     If ten tries find no such part inside the image, the result is the evaluation view.

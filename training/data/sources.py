@@ -1,4 +1,4 @@
-"""The sources of labelled, encoded images: a folder with one folder for each class, or a Hugging Face dataset.
+"""Opens sources of labelled, encoded images: a folder with one folder for each class, or a Hugging Face dataset.
 
 Knows nothing about pixels.
 """
@@ -34,9 +34,9 @@ SPLITS: Mapping[str, SplitKind] = {
     "testing": "test",
 }
 HELD_OUT_FOLDERS = ("val", "validation", "test")  # named in messages
-HIDDEN = (".", "__MACOSX")  # the second is what macOS adds to its archives
+HIDDEN = (".", "__MACOSX")  # first characters of names to skip; macOS adds a folder __MACOSX to its archives
 NAMES_SHOWN = 5
-NAMELESS = ("model", "pytorch_model")  # the file names of all weights on Hugging Face
+NAMELESS = ("model", "pytorch_model")  # names of weights on Hugging Face, the same for all models
 SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
 HUGGING_FACE = "hf:"
 
@@ -46,13 +46,13 @@ class EncodedImages(Protocol):
 
     @property
     def labels(self) -> NDArray[np.int64]:
-        """The labels, int64 (n,)."""
+        """Labels, int64 (n,)."""
 
     def read(self, index: int) -> bytes:
-        """Return the encoded image at `index`; raises OSError."""
+        """Returns the encoded image at `index`; raises OSError."""
 
     def name(self, index: int) -> str:
-        """Return the name of the image at `index` for messages."""
+        """Returns the name of the image at `index` for messages."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class LabelledSource:
 
 
 def open_source(location: str) -> LabelledSource:
-    """Return the labelled images at `location`, in a form that `training.data.datasets.load_dataset` accepts.
+    """Returns the labelled images at `location`, in a form that `training.data.datasets.load_dataset` accepts.
 
     Raises DataError if it holds no labelled images, or folders that may be either splits or classes.
     """
@@ -109,14 +109,14 @@ def open_source(location: str) -> LabelledSource:
 
 
 def model_name(path: Path) -> str:
-    """Return a name that is valid in a manifest, made from the name of the file or directory."""
+    """Returns a model name that is valid in a manifest, made from the file or directory name of `path`."""
     path = path.resolve()
     stem = path.name if path.is_dir() else path.parent.name if path.stem in NAMELESS else path.stem
     return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("._-")[:64] or "model"
 
 
 def model_name_from_images(location: str) -> str:
-    """Return a model name made from the folder or dataset of the images at `location`, without the name of a split."""
+    """Returns a model name made from the folder or dataset of the images at `location`, without the name of a split."""
     path = Path(location.removeprefix(HUGGING_FACE))
     if location.startswith(HUGGING_FACE) and not path.is_dir():
         return model_name(path)
@@ -125,13 +125,13 @@ def model_name_from_images(location: str) -> str:
 
 
 def split_kind(name: str) -> SplitKind | None:
-    """Return the split that a folder name denotes, in any common spelling: "Train", "training_set", "valid"."""
+    """Returns the split that a folder name denotes in any common spelling ("Train", "training_set"), or None."""
     word = re.sub(r"[\W_]+", "", name).casefold()
     return SPLITS.get(word) or SPLITS.get(re.sub(r"(set|dataset|data|split|images)$", "", word))
 
 
 def _open_folder(root: Path) -> LabelledSource:
-    """Return the images of a folder. A subfolder with the name of a split is a split only if it holds folders."""
+    """Returns the images of a folder. A subfolder with the name of a split is a split only if it holds folders."""
     if not root.is_dir():
         raise DataError(f"{root} is not a folder")
     contents = {name: _contents(root / name) for name in _folder_names(root)}
@@ -166,7 +166,7 @@ def _open_folder(root: Path) -> LabelledSource:
 
 
 def _refuse_unknown_splits(root: Path, contents: Mapping[str, _Contents]) -> None:
-    """Raise DataError if the folders look like splits with unknown names: no images, and common subfolders."""
+    """Raises DataError if the folders look like splits: they share subfolders, and not all of them hold images."""
     common = set.intersection(*(set(content.folders) for content in contents.values())) if len(contents) > 1 else set()
     if len(common) > 1 and not all(content.has_images for content in contents.values()):
         raise DataError(

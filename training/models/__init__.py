@@ -1,1 +1,1 @@
-"""Dual-token models: ViT, ResNet with token adapters, and pretrained weights."""
+"""Models with a clean and a robust mode: the dual-token ViT, and the ResNet with dual normalisation layers."""

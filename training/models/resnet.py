@@ -1,4 +1,4 @@
-"""ResNets with the normalisation layers with which the paper compares class tokens: shared, dual, dual-parameters.
+"""ResNets with normalisation layers that the paper compares with class tokens: shared, dual, dual-parameters.
 
 Knows nothing about attacks, data or training.
 """
@@ -67,7 +67,7 @@ class SharedGroupNorm(nn.GroupNorm):
 
 
 class _DualNorm(nn.Module):
-    """One scale and offset for each mode: `weight` and `bias`, (2, C), the clean mode's first."""
+    """Holds one scale and one offset for each mode, in `weight` and `bias`, (2, C). Row 0 is for the clean mode."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -83,16 +83,17 @@ class DualGroupNorm(_DualNorm):
         self.groups = groups
 
     def forward(self, x: Tensor, betas: Tensor) -> Tensor:
-        """Return x (B, C, H, W) normalised, each row with the scale and offset for its β in betas (B,)."""
+        """Returns x (B, C, H, W) normalised, each row with the scale and offset for its β in betas (B,)."""
         return _affine(F.group_norm(x, self.groups), self.weight, self.bias, betas)
 
 
 class DualBatchNorm(_DualNorm):
     """A BatchNorm with one scale and offset for each mode, and with separate or common statistics.
 
-    statistics: 2 as in AdvProp (Xie et al., CVPR 2020). In training the rows of each mode are normalised by themselves,
-    so every β must be 0 or 1. A mode without rows keeps its running statistics. 1 as in DualParams (Rebuffi et al.,
-    ICLR 2023): all rows of the batch are normalised together. `running_mean` and `running_var` are (statistics, C).
+    statistics = 2, separate, as in AdvProp (Xie et al., CVPR 2020): training normalises the rows of each mode
+    separately, so every β must be 0 or 1. A mode without rows keeps its running statistics.
+    statistics = 1, common, as in DualParams (Rebuffi et al., ICLR 2023): training normalises all rows together.
+    `running_mean` and `running_var` are (statistics, C).
     In eval mode the output of a row is (1 − β)·(output of clean mode) + β·(output of robust mode).
     """
 
@@ -106,7 +107,7 @@ class DualBatchNorm(_DualNorm):
         self.running_var: Tensor
 
     def forward(self, x: Tensor, betas: Tensor) -> Tensor:
-        """Return x (B, C, H, W) normalised, each row at its own β of betas (B,).
+        """Returns x (B, C, H, W) normalised, each row at its own β of betas (B,).
 
         In training mode with separate statistics, raises RecipeError if a β is neither 0 nor 1.
         """
@@ -127,7 +128,7 @@ class DualBatchNorm(_DualNorm):
         return _affine(out, self.weight, self.bias, betas)
 
     def _normalised(self, x: Tensor, index: int) -> Tensor:
-        """Return x normalised by its mean and variance, and update the running statistics at `index`."""
+        """Returns x normalised by its mean and variance, and updates the running statistics at `index`."""
         return F.batch_norm(
             x,
             self.running_mean[index],
@@ -139,7 +140,7 @@ class DualBatchNorm(_DualNorm):
 
 
 def _affine(x: Tensor, scales: Tensor, offsets: Tensor, betas: Tensor) -> Tensor:
-    """Return x (B, C, H, W), each row scaled and shifted by the mix at its β of scales and offsets (2, C)."""
+    """Returns x (B, C, H, W), each row scaled and shifted by the mix at its β of scales and offsets (2, C)."""
     column = betas[:, None]
     scale, offset = (mix(pair[0], pair[1], column)[:, :, None, None] for pair in (scales, offsets))
     return torch.addcmul(offset, x, scale)
@@ -172,9 +173,10 @@ class Downsample(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """A basic block of two convolutions or a bottleneck of three, (B, before, H, W) to (B, after, H/stride, W/stride).
+    """A basic block of two convolutions, or a bottleneck of three.
 
-    The 3 × 3 convolution has the stride, as in ResNet 1.5, whose accuracy is usually quoted.
+    Input (B, before, H, W), output (B, after, H/stride, W/stride). In a bottleneck the 3 × 3 convolution has the
+    stride, as in ResNet 1.5, whose accuracy is usually quoted.
     """
 
     def __init__(self, config: ResNetConfig, before: int, after: int, stride: int) -> None:
@@ -235,7 +237,7 @@ class DualResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, images: Tensor, betas: Tensor) -> Tensor:
-        """Return logits (B, K) of images float (B, 3, H, W) in [0, 1], each classified at its own β of betas (B,).
+        """Returns logits (B, K) of images float (B, 3, H, W) in [0, 1], each classified at its own β of betas (B,).
 
         In training mode a dual BatchNorm raises RecipeError for a β other than 0 and 1.
         """
@@ -247,5 +249,5 @@ class DualResNet(nn.Module):
 
     @property
     def adapter_parameters(self) -> int:
-        """The number of parameters of one mode that are not shared. Running statistics are not counted."""
+        """Number of parameters of one mode that the other mode does not share. Running statistics do not count."""
         return sum(m.weight[0].numel() + m.bias[0].numel() for m in self.modules() if isinstance(m, _DualNorm))

@@ -55,12 +55,12 @@ class ViTConfig(BaseModel):
 
     @property
     def patches(self) -> int:
-        """N, the number of patches."""
+        """Number of patches, N."""
         return (self.image_size // self.patch_size) ** 2
 
 
 def images_from_pixels(pixels: Tensor) -> Tensor:
-    """Return pixels uint8 (B, H, W, 3) as the input of the model: float32 (B, 3, H, W) in [0, 1], contiguous."""
+    """Returns pixels uint8 (B, H, W, 3) as the input of the model: float32 (B, 3, H, W) in [0, 1], contiguous."""
     return pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format) / 255
 
 
@@ -77,7 +77,7 @@ class DualLayerNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(2, width))
 
     def forward(self, x: Tensor, betas: Tensor) -> Tensor:
-        """Return x (B, …, D) normalised, each row with the scale and offset for its β in betas (B,)."""
+        """Returns x (B, …, D) normalised, each row with the scale and offset for its β in betas (B,)."""
         column = betas[:, None]
         scale, offset = (
             mix(p[0], p[1], column).view(len(x), *[1] * (x.ndim - 2), -1) for p in (self.weight, self.bias)
@@ -93,7 +93,7 @@ class SharedLayerNorm(nn.LayerNorm):
 
 
 class TransformerBlock(nn.Module):
-    """A pre-norm transformer block, (B, 1 + N, D) to the same (Dosovitskiy et al., ICLR 2021)."""
+    """A pre-norm transformer block (Dosovitskiy et al., ICLR 2021). Input and output are (B, 1 + N, D)."""
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
@@ -125,9 +125,10 @@ class ChannelNorm(nn.LayerNorm):
 
 
 def _conv_stem(config: ViTConfig) -> nn.Sequential:
-    """Return a patch embedding of 3 × 3 convolutions of stride 2 and one of 1 × 1 (Xiao et al., NeurIPS 2021).
+    """Returns a patch embedding of 3 × 3 convolutions of stride 2 and a last one of 1 × 1.
 
-    Small ViTs with it are more robust after adversarial training (Singh, Croce & Hein, NeurIPS 2023).
+    Source: Xiao et al., NeurIPS 2021. Adversarial training makes small ViTs more robust with this embedding (Singh,
+    Croce & Hein, NeurIPS 2023).
     """
     halvings = config.patch_size.bit_length() - 1
     channels = [3, *(config.width >> (halvings - 1 - i) for i in range(halvings))]
@@ -185,18 +186,18 @@ class DualTokenViT(nn.Module):
                 nn.init.trunc_normal_(parameter, std=0.02)
 
     def forward(self, images: Tensor, betas: Tensor) -> Tensor:
-        """Return logits (B, K) of images float (B, 3, H, W) in [0, 1], each classified at its own β of betas (B,)."""
+        """Returns logits (B, K) of images float (B, 3, H, W) in [0, 1], each classified at its own β of betas (B,)."""
         return self.with_tokens(images, self.soup(betas), betas)
 
     def with_tokens(self, images: Tensor, tokens: Tensor, betas: Tensor | None = None) -> Tensor:
-        """Return logits (B, K) of images float (B, 3, H, W) in [0, 1], each with its own row of tokens (B, D).
+        """Returns logits (B, K) of images float (B, 3, H, W) in [0, 1], each with its own row of tokens (B, D).
 
         betas: (B,), needed by dual LayerNorms only.
         """
         return self.with_patches(self.patch_embed((images - self.mean) / self.std), tokens, betas)
 
     def with_patches(self, patches: Tensor, tokens: Tensor, betas: Tensor | None = None) -> Tensor:
-        """Return the logits of `with_tokens` from embedded patches (B, D, H / P, W / P)."""
+        """Returns the logits of `with_tokens` from embedded patches (B, D, H / P, W / P)."""
         x = patches.flatten(2).transpose(1, 2) + self.pos_embed  # (B, N, D)
         x = torch.cat([tokens.unsqueeze(1).to(x.dtype), x], dim=1)  # (B, 1 + N, D)
         for block in self.blocks:
@@ -209,7 +210,7 @@ class DualTokenViT(nn.Module):
         return x[:, 0] if self.config.pool == "token" else x[:, 1:].mean(dim=1)
 
     def soup(self, beta: float | Tensor) -> Tensor:
-        """Return the token at β, float32 (D,); for a β of shape (B,), one token a row, (B, D)."""
+        """Returns the token at β, float32 (D,). For a tensor of β (B,), returns one token for each, (B, D)."""
         robust = self.clean_token if self.robust_token is None else self.robust_token
         if isinstance(beta, Tensor):
             return mix(self.clean_token[None, :], robust[None, :], beta[:, None])
@@ -217,7 +218,7 @@ class DualTokenViT(nn.Module):
 
     @property
     def adapter_parameters(self) -> int:
-        """The number of parameters of one mode that are not shared."""
+        """Number of parameters of one mode that the other mode does not share."""
         token = 0 if self.robust_token is None else self.config.width
         norms = sum(m.weight[0].numel() + m.bias[0].numel() for m in self.modules() if isinstance(m, DualLayerNorm))
         return token + norms
