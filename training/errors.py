@@ -6,7 +6,7 @@ TureenError
     ├── DataError                    the images are missing, not labelled, or not enough
     ├── CheckpointError              a checkpoint is missing, unfinished, damaged or does not fit
     ├── DivergedError                the loss or the logits are NaN or infinite
-    ├── SuspectError                 catastrophic overfitting: robust against one attack step only
+    ├── OverfittingError             catastrophic overfitting: robust against one attack step only
     └── ZeroGradientError            the attack has no gradient, so its result has no meaning
 """
 
