@@ -1,8 +1,8 @@
 """Loads third-party weights: plain ViT checkpoints of timm, Hugging Face transformers and torchvision.
 
 The resulting dual-token model has the logits of the original at every β until it is trained. A tensor or setting that
-cannot be converted exactly is an error with its name. Uses none of the three libraries, downloads nothing, and knows
-nothing about training.
+cannot be converted exactly raises an error that names it. Uses none of the three libraries, downloads nothing, and
+knows nothing about training.
 """
 
 from __future__ import annotations
@@ -31,16 +31,14 @@ PREPROCESSOR = "preprocessor_config.json"
 # Numbers of heads of the published models that differ from width / 64: ViT-H (Dosovitskiy et al., ICLR 2021, Table 1),
 # ViT-g and ViT-G (Zhai et al., CVPR 2022, Table 2).
 HEADS = {1280: 16, 1408: 16, 1664: 16}
-MIN_KNOWN_WIDTH = 192  # of ViT-Ti; narrower models follow no rule
+MIN_KNOWN_WIDTH = 192  # width of ViT-Ti; narrower models follow no rule
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)
 
 SUFFIXES = (".safetensors", ".pth", ".pth.tar", ".pt", ".ckpt", ".bin")
-WRAPPINGS = (
-    "state_dict",
-    "model",
-)  # keys of the weights in files of training scripts such as DeiT's, in order of preference
+# Keys of the weights in files of training scripts, such as that of DeiT, in order of preference.
+WRAPPINGS = ("state_dict", "model")
 ENTRIES_SHOWN = 6
 # Files that are not weights, by their first bytes.
 NOT_WEIGHTS = {
@@ -77,7 +75,7 @@ TRANSFORMERS = {
     "embeddings.cls_token": "cls_token",
     "embeddings.position_embeddings": "positions",
     "embeddings.patch_embeddings.projection": "patch_embed",
-    # in files, of every version
+    # names in files, the same in every version of transformers
     "encoder.layer.*.layernorm_before": "blocks.*.norm1",
     "encoder.layer.*.attention.attention.query": "blocks.*.q",
     "encoder.layer.*.attention.attention.key": "blocks.*.k",
@@ -86,7 +84,7 @@ TRANSFORMERS = {
     "encoder.layer.*.layernorm_after": "blocks.*.norm2",
     "encoder.layer.*.intermediate.dense": "blocks.*.fc1",
     "encoder.layer.*.output.dense": "blocks.*.fc2",
-    # in memory, from version 5
+    # names in memory, from version 5 of transformers
     "layers.*.layernorm_before": "blocks.*.norm1",
     "layers.*.attention.q_proj": "blocks.*.q",
     "layers.*.attention.k_proj": "blocks.*.k",
@@ -130,13 +128,11 @@ class Pretrained:
     model: DualTokenViT
     library: str  # origin of the checkpoint: timm, transformers, torchvision or tureen
     has_new_head: bool  # the classifier is random, because the checkpoint had none that fits
-    assumed: tuple[
-        str, ...
-    ]  # sentences for the user: settings that no file has, taken from the defaults of the library
+    assumed: tuple[str, ...]  # messages for the user: settings that no file has, with the library's defaults
 
 
 def load_pretrained(path: Path, *, image_size: int | None = None, classes: int | None = None) -> Pretrained:
-    """Return a dual-token model with the weights of a single-token ViT: float32, on the CPU, all parameters trainable.
+    """Returns a dual-token model with the weights of a single-token ViT: float32, on the CPU, all parameters trainable.
 
     path is one of:
     - a .safetensors file
@@ -181,7 +177,7 @@ def load_pretrained(path: Path, *, image_size: int | None = None, classes: int |
 
 
 def resample_positions(pos_embed: Tensor, side: int) -> Tensor:
-    """Return position embeddings (1, N, D) of a square of patches, resampled for side × side patches: (1, side², D).
+    """Returns position embeddings (1, N, D) of a square of patches, resampled for side × side patches: (1, side², D).
 
     Bicubic with antialiasing, like resample_abs_pos_embed of timm; unchanged if the side is the same.
     """
@@ -195,7 +191,11 @@ def resample_positions(pos_embed: Tensor, side: int) -> Tensor:
 
 @dataclass
 class _SourceModel:
-    """The content of a checkpoint: fields of a ViTConfig, float32 tensors by new name, and their names in the file."""
+    """The converted content of a checkpoint.
+
+    shape: fields of a ViTConfig. weights: float32 tensors by their names in DualTokenViT. names: their names in the
+    file, by the same keys.
+    """
 
     library: str
     shape: dict[str, Any]
@@ -239,7 +239,7 @@ def _read_third_party(path: Path) -> _SourceModel:
 
 
 def _read_tensors(file: Path) -> Weights:
-    """Return the tensors of a file by their names in it."""
+    """Returns the tensors of a file by their names in the file; raises CheckpointError."""
     if not file.is_file():
         raise CheckpointError(f"{file} does not exist: give a file of weights, or a directory with {MODEL}")
     if not file.name.lower().endswith(SUFFIXES):
@@ -275,7 +275,10 @@ def _read_tensors(file: Path) -> Weights:
 
 
 def _state_dict(loaded: object) -> Weights | None:
-    """Return the tensors by name: the object itself, its entry with a usual key, or else its only state dict."""
+    """Returns the state dict in `loaded`; None if it has none, or several without a usual key.
+
+    It is `loaded` itself, its entry with a key of WRAPPINGS, or else its only entry that is a state dict.
+    """
     if not isinstance(loaded, dict):
         return None
     if _is_state_dict(loaded):
@@ -291,7 +294,7 @@ def _is_state_dict(value: object) -> bool:
 
 
 def _unsafe_globals(file: Path) -> list[str]:
-    """Return the classes and functions that a pickle names besides those of tensors; none if it cannot be read."""
+    """Returns the classes and functions that a pickle needs besides those of tensors; empty if it cannot be read."""
     try:
         return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(file))
     except Exception:  # noqa: BLE001 - a damaged pickle raises exceptions of many types
@@ -313,7 +316,7 @@ def _joined_names(names: Sequence[str]) -> str:
 
 
 def _json(file: Path) -> dict[str, Any]:
-    """Return the object in a JSON file, empty if there is no file; raises ValueError if it holds no object."""
+    """Returns the object in a JSON file, empty if there is no file; raises ValueError if it holds no object."""
     if not file.is_file():
         return {}
     loaded = json.loads(file.read_bytes())
@@ -323,7 +326,10 @@ def _json(file: Path) -> dict[str, Any]:
 
 
 def _our_names(tensors: Iterable[str], file: Path) -> tuple[str, dict[str, str]]:
-    """Return the library of the tensors, and each name by that in DualTokenViT; raises CheckpointError."""
+    """Returns the library that names its tensors so, and the name in the file for each name in DualTokenViT.
+
+    Raises CheckpointError for an unknown library, and for a tensor that does not exist in a plain ViT.
+    """
     found = next(((name, marker) for marker in LIBRARIES for name in tensors if marker in name), None)
     if found is None:
         raise CheckpointError(
@@ -331,7 +337,7 @@ def _our_names(tensors: Iterable[str], file: Path) -> tuple[str, dict[str, str]]
             f"with {', '.join(LIBRARIES)}…"
         )
     marked, marker = found
-    prefix = marked[: marked.index(marker)]  # transformers' "vit.", before all but the classifier
+    prefix = marked[: marked.index(marker)]  # "vit." in transformers, for all but the classifier
     library, table = LIBRARIES[marker]
     names: dict[str, str] = {}
     for name in sorted(tensors):
@@ -361,7 +367,7 @@ def _our_name(name: str, table: Mapping[str, str]) -> str | None:
 def _settings(
     library: str, names: Mapping[str, str], config: Mapping[str, Any], preprocessor: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return fields of a ViTConfig that the files beside the tensors set; None for those that they do not set.
+    """Returns the fields of a ViTConfig that the files beside the tensors set. A value that no file sets is None.
 
     Raises CheckpointError for a setting that DualTokenViT does not support.
     """
@@ -398,7 +404,7 @@ def _refuse_other_settings(config: Mapping[str, Any], plain: Mapping[str, Any]) 
 
 
 def _normalisation(preprocessor: Mapping[str, Any]) -> tuple[list[float], list[float]]:
-    """Return mean and standard deviation for images in [0, 1], from an image processor for images in [0, 255]."""
+    """Returns mean and standard deviation for images in [0, 1], from an image processor for images in [0, 255]."""
     scale = 255 * preprocessor.get("rescale_factor", 1 / 255) if preprocessor.get("do_rescale", True) else 255
     if not preprocessor.get("do_normalize", True):
         return [0.0] * 3, [1 / scale] * 3
@@ -407,7 +413,7 @@ def _normalisation(preprocessor: Mapping[str, Any]) -> tuple[list[float], list[f
 
 
 def _fold_weights(weights: Weights, file: Path) -> dict[str, Any]:
-    """Convert tokens, position embeddings and qkv in place; returns the fields of a ViTConfig from the shapes."""
+    """Converts tokens, position embeddings and qkv in place; returns the fields of a ViTConfig from the shapes."""
     for name, dimensions in {"patch_embed.weight": 4, "cls_token": 3, "positions": 3, "blocks.0.fc1.weight": 2}.items():
         if name not in weights or weights[name].ndim != dimensions:
             raise CheckpointError(f"{file} has no {name} of {dimensions} dimensions: it is not a plain pre-norm ViT")
@@ -438,7 +444,7 @@ def _fold_weights(weights: Weights, file: Path) -> dict[str, Any]:
 
 
 def _fold_qkv(weights: Weights, block: str, width: int) -> None:
-    """Join the maps of queries, keys and values into one, in that order; a missing bias becomes 0."""
+    """Joins the linear maps of queries, keys and values into one, in that order; a missing bias becomes 0."""
     if f"{block}q.weight" in weights:
         parts = [(f"{block}{part}.weight", f"{block}{part}.bias") for part in "qkv"]
         zeros = torch.zeros(width)
@@ -457,7 +463,7 @@ def _usual_heads(width: int, file: Path) -> int:
 
 
 def _require_shapes(weights: Weights, expected: Weights, names: Mapping[str, str], file: Path) -> None:
-    """Raise CheckpointError for a tensor that is missing, unknown or of a wrong shape, with its name in the file."""
+    """Raises CheckpointError for a tensor that is missing, unknown or of a wrong shape, with its name in the file."""
     missing = sorted(expected.keys() - weights.keys())
     if missing:
         raise CheckpointError(f"{file} has no tensor for {missing[0]}: it is incomplete, or not a plain pre-norm ViT")
