@@ -1,4 +1,4 @@
-"""The checkpoint of a trained model, which `tureen train` writes and `tureen export` reads. It contains no pickle.
+"""Writes and reads the checkpoint of a trained model, a directory of three files without pickle.
 
 checkpoint.json      recipe, labels, preprocessing, accuracy at each β, provenance; written last
 model.safetensors    the weights, float32, both tokens among them
@@ -65,7 +65,7 @@ class Checkpoint:
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write the checkpoint into the directory `path`; the JSON file comes last and makes it valid."""
+    """Writes the checkpoint into the directory `path`; the JSON file comes last and makes it valid."""
     path.mkdir(parents=True, exist_ok=True)
     arrays = io.BytesIO()
     np.savez_compressed(arrays, pixels=checkpoint.held_out.pixels, labels=checkpoint.held_out.labels)
@@ -87,7 +87,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Return the checkpoint in the directory `path`, its model in eval mode on the CPU; raises CheckpointError."""
+    """Returns the checkpoint in the directory `path`, its model in eval mode on the CPU; raises CheckpointError."""
     if not path.exists():
         raise CheckpointError(f"{path} does not exist")
     if not path.is_dir():

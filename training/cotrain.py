@@ -1,6 +1,6 @@
-"""A co-training run in progress: its steps, and its state, which can be saved after any step and continued exactly.
+"""Runs the steps of co-training. The state can be saved after any step, and a restored run continues exactly.
 
-Knows nothing about other files, and nothing about the display of a run.
+Knows nothing about other files, or about the display of progress.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ ADAMW_STATE = {"step", "exp_avg", "exp_avg_sq"}
 
 @dataclass(frozen=True)
 class StepProgress:
-    """The result of some steps. The losses are means over them, NaN for a term of weight 0; epsilon_255 in 1/255."""
+    """The result of a group of steps. Each loss is a mean over them, NaN if its weight is 0; epsilon_255 in 1/255."""
 
     step: int
     epoch: float
@@ -51,7 +51,7 @@ class StepProgress:
 
 
 def bf16_autocast(recipe: Recipe, device: torch.device) -> AbstractContextManager[object]:
-    """Return the context in which the model computes in bf16, if recipe and device say so; else one without effect."""
+    """Returns a context in which the model computes in bf16, or one without effect if recipe or device exclude bf16."""
     if device.type == "cuda":
         has_bf16 = torch.cuda.is_bf16_supported()
     else:
@@ -64,8 +64,8 @@ def bf16_autocast(recipe: Recipe, device: torch.device) -> AbstractContextManage
 class Cotraining:
     """A training run in progress: model, moving average of the weights, optimiser, and the number of finished steps.
 
-    The same recipe, data and device give the same run, interrupted or not: the random numbers of a step depend on seed,
-    step and rank of the process only. Each process takes an equal share of every batch.
+    The same recipe, data and device give the same run, interrupted or not. The random numbers of a step depend only on
+    seed, step and rank of the process. Each process trains on an equal share of every batch.
     """
 
     def __init__(
@@ -79,18 +79,18 @@ class Cotraining:
         is_compiled: bool = False,
         start: Model | None = None,
     ) -> None:
-        """Build model and optimiser on `device`.
+        """Builds model and optimiser on `device`.
 
         processes: those of a distributed run. workers: number of processes that decode streamed images. is_compiled:
-        run the model through torch.compile. start: a model of the shape of the recipe, whose weights replace the random
-        ones.
+        compile the model with torch.compile. start: model with the shape of the recipe, whose weights are copied; None:
+        random weights.
         """
         self.recipe = recipe
         self.device = device
         self.step = 0
         self.seconds = 0.0  # spent in steps, over all starts of the program
         self._data, self._labels = data.fingerprint(), data.labels
-        self._sums = torch.zeros(2, device=device)  # of both losses, since the last report
+        self._sums = torch.zeros(2, device=device)  # of both losses, in the last call of run_epoch
         self.processes = processes or Processes()
         torch.manual_seed(recipe.seed)
         self.model = build_model(recipe.model).to(device)
@@ -124,14 +124,14 @@ class Cotraining:
 
     @property
     def is_sound(self) -> bool:
-        """Whether the loss was finite in every step since the last report."""
+        """Whether the loss was finite in every step of the last call of `run_epoch`."""
         return bool(combined_loss(self._sums[0], self._sums[1], self.recipe.alpha).isfinite())
 
     def run_epoch(self, at_most: int | None = None, should_stop: Callable[[], bool] = lambda: False) -> StepProgress:
-        """Train to the next multiple of `at_most` steps in the epoch, or to its end.
+        """Trains to the next multiple of `at_most` steps in the epoch, or to the end of the epoch.
 
-        should_stop: called after each step, when the state may be saved; the call ends if it returns true. Raises
-        DivergedError if the loss is not finite.
+        Returns the progress. should_stop: called after each step, may save the state; if it returns true, training
+        stops. Raises DivergedError if the loss is not finite.
         """
         if self._batches is None:
             self._batches = self._loader.batches(self._order, self.step)
@@ -171,15 +171,14 @@ class Cotraining:
         return progress
 
     def _train(self, pixels: Tensor, labels: Tensor) -> Tensor:
-        """Run one step on pixels uint8 (B, H, W, 3) and labels int64 (B,); returns the clean and robust loss, (2,)."""
+        """Runs one step on pixels uint8 (B, H, W, 3) and labels int64 (B,); returns the clean and robust loss, (2,)."""
         recipe, share = self.recipe, self.step / self.steps
         self._generator.manual_seed(_seed(recipe.seed, self.step, self.processes.rank))
         images = augment_images(images_from_pixels(pixels), recipe.augmentation, self._generator)
         images, targets = mix_images(images, labels, recipe.augmentation, recipe.model.classes, self._generator)
         for group in self.optimiser.param_groups:
-            group["lr"] = scheduled_learning_rate(
-                recipe, (self.step + 0.5) / self.steps
-            )  # neither the first nor the last is 0
+            # At the middle of the step, neither the first nor the last rate is 0.
+            group["lr"] = scheduled_learning_rate(recipe, (self.step + 0.5) / self.steps)
         self.optimiser.zero_grad()
         sums = torch.zeros(2, device=self.device)
         parts = list(zip(images.chunk(recipe.accumulate), targets.chunk(recipe.accumulate), strict=True))
@@ -213,9 +212,9 @@ class Cotraining:
         return sums
 
     def save(self, path: Path, options: Mapping[str, object] | None = None) -> None:
-        """Write the state that `restore` reads to `path`, atomically; safetensors, no pickle.
+        """Writes the state of the run to `path` atomically, for `restore`; safetensors, no pickle.
 
-        options: those of the start of the run besides its recipe, for `training.resume.read_saved_run`.
+        options: the options of the run besides its recipe, for `training.resume.read_saved_run`.
         """
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         tensors |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
@@ -233,7 +232,10 @@ class Cotraining:
         write_atomically(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata))
 
     def restore(self, path: Path) -> None:
-        """Load the state that `save` wrote; raises CheckpointError if it is damaged or of another recipe."""
+        """Loads the state that `save` wrote.
+
+        Raises CheckpointError if the state is damaged, or of another recipe or other images.
+        """
         saved = read_saved_run(path)
         try:
             with safe_open(path, framework="pt", device=str(self.device)) as file:
@@ -264,7 +266,7 @@ class Cotraining:
 
 
 def _optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """Return AdamW without weight decay of biases, norms, tokens and position embeddings."""
+    """Returns AdamW without weight decay of biases, norms, tokens and position embeddings."""
     decayed = [module.weight for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
     names = {id(weight) for weight in decayed}
     others = [parameter for parameter in model.parameters() if id(parameter) not in names]
@@ -273,10 +275,10 @@ def _optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
 
 def _seed(*numbers: int) -> int:
-    """Return a seed of 32 bits from all numbers; the generator of torch on a CPU ignores the bits above these."""
+    """Returns a seed of 32 bits that depends on all numbers. The generator of torch on a CPU ignores higher bits."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 def _without_prefix(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors whose names start with `prefix`, by the rest of their names."""
+    """Returns the tensors whose names start with `prefix`, without the prefix in their names."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

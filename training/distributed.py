@@ -1,4 +1,4 @@
-"""The processes of a distributed run, as torchrun starts them; a single process without torchrun.
+"""Connects the processes of a distributed run that torchrun started. Without torchrun there is one process.
 
 No other module reads the environment variables of torchrun.
 """
@@ -23,20 +23,20 @@ class Processes:
 
     rank: int = 0
     count: int = 1
-    control: torch.distributed.ProcessGroup | None = None  # group between CPUs, for values that do not depend on a GPU
+    control: torch.distributed.ProcessGroup | None = None  # group of CPUs, for values that no GPU holds
 
     @property
     def is_first(self) -> bool:
         return self.rank == 0
 
     def mean(self, values: Tensor) -> Tensor:
-        """Return the mean of `values` over all processes."""
+        """Returns the mean of `values` over all processes. May overwrite `values`."""
         if self.count > 1:
             torch.distributed.all_reduce(values)
         return values / self.count
 
     def largest(self, number: int) -> int:
-        """Return the largest `number` of all processes."""
+        """Returns the largest `number` of all processes."""
         if self.count == 1:
             return number
         largest = torch.tensor([number])
@@ -44,32 +44,32 @@ class Processes:
         return int(largest)
 
     def agree(self, number: int, device: torch.device) -> bool:
-        """Return whether all processes have the same `number`."""
+        """Returns whether all processes have the same `number`."""
         mean = self.mean(torch.tensor([float(number)], dtype=torch.float64, device=device))
         return self.count == 1 or float(mean) == number
 
 
 def is_first_process() -> bool:
-    """Return whether this process writes to the terminal; valid outside `process_group` too."""
+    """Returns whether this process writes to the terminal; valid outside `process_group` too."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def cpus_per_process() -> int:
-    """Return how many CPUs this process may use: its share of those that affinity and quota allow."""
+    """Returns the number of CPUs that this process may use: its share of those that affinity and quota allow."""
     return max(1, available_cpus() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def limit_threads() -> None:
-    """Limit torch to `cpus_per_process` threads; OMP_NUM_THREADS takes precedence if it is set."""
+    """Limits torch to `cpus_per_process` threads; OMP_NUM_THREADS takes precedence if it is set."""
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(min(torch.get_num_threads(), cpus_per_process()))
 
 
 @contextmanager
 def process_group() -> Iterator[tuple[Processes, torch.device]]:
-    """Join the process group of torchrun; yields the processes and the device of this process, and leaves at the end.
+    """Joins the process group of torchrun inside the context; yields the processes, and the device of this process.
 
-    NCCL connects GPUs, Gloo connects CPUs. Without torchrun: one process, on the GPU if there is one.
+    NCCL connects GPUs, Gloo connects CPUs. Without torchrun there is one process, on the GPU if there is one.
     """
     limit_threads()
     has_gpu = torch.cuda.is_available()
@@ -88,5 +88,5 @@ def process_group() -> Iterator[tuple[Processes, torch.device]]:
 
 
 def best_device() -> torch.device:
-    """Return the GPU if there is one, else the CPU."""
+    """Returns the GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,4 +1,4 @@
-"""Handles SIGINT and SIGTERM during a run, so that it ends at a step whose state can be saved.
+"""Handles SIGINT and SIGTERM during a run, so that the run ends after a step whose state can be saved.
 
 Knows nothing about training or files.
 """
@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-SECOND_AFTER_S = 1.0  # a launcher forwards a signal that the terminal also sends to every process
+SECOND_AFTER_S = 1.0  # an earlier repeat is the same signal: the terminal sends it, and the launcher forwards it
 
 
 class InterruptedRun(KeyboardInterrupt):
@@ -27,15 +27,15 @@ class InterruptedRun(KeyboardInterrupt):
 
     @property
     def exit_status(self) -> int:
-        """128 + the signal number, as a shell reports it: 130 for SIGINT, 143 for SIGTERM."""
+        """Exit status of the process, 128 + the signal number as in a shell: 130 for SIGINT, 143 for SIGTERM."""
         return 128 + self.number
 
 
 class StopSignals:
-    """Raises InterruptedRun at SIGINT and SIGTERM; inside `deferred` it stores the first signal in `received` instead.
+    """Raises InterruptedRun at SIGINT and SIGTERM. Inside `deferred`, only stores the first signal in `received`.
 
-    A second signal raises inside `deferred` too, unless `ignores_repeats`: torchrun repeats signals, and kills after
-    30 s.
+    A second signal raises InterruptedRun inside `deferred` too, unless `ignores_repeats` is set. A distributed run sets
+    it, because torchrun repeats a signal, and kills its processes after 30 s.
     """
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
@@ -47,7 +47,7 @@ class StopSignals:
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Install the signal handlers, in the main thread only. An ignored signal, as under nohup, stays ignored."""
+        """Handles signals inside the context, in the main thread only. A signal that nohup ignores stays ignored."""
         before = {}
         if threading.current_thread() is threading.main_thread():
             before = {number: signal.getsignal(number) for number in SIGNALS}
@@ -62,7 +62,7 @@ class StopSignals:
 
     @contextmanager
     def deferred(self, is_deferred: bool = True) -> Iterator[None]:
-        """Defer signals during a step or a save; `deferred(False)` inside it allows interruption again."""
+        """Defers signals inside the context, for a step or a save. A nested `deferred(False)` allows them again."""
         before, self._is_deferred = self._is_deferred, is_deferred
         try:
             yield

@@ -1,4 +1,7 @@
-"""The co-training loss, Eq. 1 of the paper. `training.schedules` has the radius and the learning rate of a step."""
+"""Computes the co-training loss, Eq. 1 of Rebuffi, Croce & Gowal, ICLR 2023.
+
+`training.schedules` computes the radius and the learning rate of a step.
+"""
 
 from __future__ import annotations
 
@@ -24,12 +27,12 @@ def cotraining_losses(
     generator: torch.Generator,
     forward: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return both terms of Eq. 1 on one batch: mean cross-entropy in clean mode, and in robust mode under PGD.
+    """Returns both terms of Eq. 1 for one batch: mean cross-entropy in clean mode, and in robust mode under PGD.
 
     model: images and β (B,) to logits (B, K). images: float32 (B, 3, H, W) in [0, 1]. targets: int64 (B,), or float32
     (B, K), distributions over classes. epsilon: radius in units of the [0, 1] range.
-    forward: computes the losses instead of `model`, for example DistributedDataParallel around it. The attack always
-    runs on `model`, in eval mode, because its gradients are not shared between processes.
+    forward: used for the losses instead of `model`, for example `model` in a DistributedDataParallel. The attack always
+    uses `model`, in eval mode, because processes do not share the gradients of an attack.
 
     One forward pass of 2·B rows computes both terms, each row with its own β. If α is 0 or 1, the term of weight 0 is
     not computed and is NaN.
@@ -60,7 +63,7 @@ def cotraining_losses(
 
 
 def combined_loss(clean_loss: Tensor, robust_loss: Tensor, alpha: float) -> Tensor:
-    """Return Eq. 1 of the paper: α·clean + (1 − α)·robust. A loss of weight 0 may be NaN."""
+    """Returns Eq. 1 of the paper: α·clean + (1 − α)·robust. A loss of weight 0 may be NaN."""
     if alpha == 1:
         return clean_loss
     return robust_loss if alpha == 0 else alpha * clean_loss + (1 - alpha) * robust_loss

@@ -1,7 +1,7 @@
-"""Detects catastrophic overfitting: the model becomes robust against the few attack steps of training and no others.
+"""Detects catastrophic overfitting: the model becomes robust only against attacks with as few steps as in training.
 
-Robust accuracy against one step then rises while robust accuracy against many steps falls (Wong, Rice & Kolter, *Fast
-is better than free*, ICLR 2020).
+Robust accuracy against one step then rises, and robust accuracy against many steps falls (Wong, Rice & Kolter, *Fast is
+better than free*, ICLR 2020).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MIN_FALL = 0.15  # three standard errors of a share of 128 images
 
 @dataclass(frozen=True)
 class OverfittingProbe:
-    """Robust accuracy of the robust mode against one and against ten attack steps, at the full radius of the recipe."""
+    """Accuracy of the robust mode at a step of training, in [0, 1], under an attack of one step and of ten steps."""
 
     step: int
     one_step: float
@@ -34,7 +34,10 @@ class OverfittingProbe:
 
 
 def check_overfitting(probes: Sequence[OverfittingProbe]) -> None:
-    """Raise OverfittingError if accuracy against ten steps fell by more than half while that against one step rose."""
+    """Raises OverfittingError if accuracy against ten steps fell below half of its maximum, and against one step rose.
+
+    probes: in the order of training. The fall must exceed three standard errors too.
+    """
     if not probes:
         return
     best, last = max(probes, key=lambda probe: probe.ten_steps), probes[-1]
@@ -49,7 +52,10 @@ def check_overfitting(probes: Sequence[OverfittingProbe]) -> None:
 
 
 def probe_overfitting(model: nn.Module, held_out: Images, *, epsilon_255: float, step: int) -> OverfittingProbe:
-    """Measure the robust mode of `model` on 128 of the held-out images, under FGSM and under PGD-10."""
+    """Returns the accuracy of the robust mode on 128 held-out images, under FGSM and under PGD-10.
+
+    epsilon_255: radius of both attacks in 1/255. step: the step of training, for the result only.
+    """
     device = next(model.parameters()).device
     chosen = np.random.default_rng(0).permutation(len(held_out))[:IMAGES]  # the images of a folder are sorted by class
     images = images_from_pixels(torch.from_numpy(held_out.pixels[chosen]).to(device))

@@ -20,7 +20,7 @@ LINES_WITHOUT_TERMINAL = 10
 
 
 class RunLog:
-    """Writes the progress of a run that starts at `training.step`; log.jsonl keeps its lines up to that step."""
+    """Reports the progress of a run from `training.step` on. log.jsonl keeps its lines up to that step."""
 
     def __init__(self, training: Cotraining, out: Path, *, tensorboard: bool) -> None:
         recipe = training.recipe
@@ -52,12 +52,12 @@ class RunLog:
 
     @property
     def saved_probes(self) -> list[OverfittingProbe]:
-        """The probes that log.jsonl held when the run was started or continued."""
+        """Probes that log.jsonl held when the run was started or continued."""
         entries = [json.loads(line) for line in self._kept]
         return [OverfittingProbe(**entry) for entry in entries if "one_step" in entry]
 
     def add_progress(self, progress: StepProgress) -> None:
-        """Advance the bar and log the values."""
+        """Advances the bar, and writes the values to the log."""
         fields = {
             "epoch": f"{progress.epoch:.1f}/{self._epochs}",
             "clean": f"{progress.clean_loss:.3f}",
@@ -75,7 +75,7 @@ class RunLog:
         self._write(asdict(progress))
 
     def add_probe(self, probe: OverfittingProbe) -> None:
-        """Log the values."""
+        """Writes the values to the log."""
         self._write(asdict(probe))
 
     def _write(self, values: dict[str, float]) -> None:
@@ -89,7 +89,7 @@ class RunLog:
 
 
 def _step(line: str) -> int:
-    """Return the step of a line of the log; −1 for a damaged line."""
+    """Returns the step in a line of log.jsonl; −1 for a damaged line."""
     try:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):

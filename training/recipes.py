@@ -1,4 +1,4 @@
-"""Recipes: all values that determine a training run, as data. This module runs nothing."""
+"""Defines the recipes: all values that determine a training run, as data. Runs nothing."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Recipe(BaseModel):
 
     epochs: int = Field(gt=0)
     batch_size: int = Field(
-        gt=0, description="clean images a step, over all processes; the same number of adversarial ones is added"
+        gt=0, description="clean images per step, over all processes; as many adversarial images are added"
     )
     accumulate: int = Field(default=1, gt=0, description="number of parts in which a batch is computed, to save memory")
     learning_rate: float = Field(gt=0, description="peak, reached after warm-up, then cosine to zero (AdamW)")
@@ -119,7 +119,7 @@ class Recipe(BaseModel):
         return self
 
     def fingerprint(self) -> str:
-        """Return the SHA-256 of all fields that change the trained weights."""
+        """Returns the SHA-256 of all fields that change the trained weights."""
         values = self.model_dump_json(exclude=FIELDS_WITHOUT_EFFECT_ON_WEIGHTS)
         return hashlib.sha256(values.encode()).hexdigest()
 
@@ -203,7 +203,7 @@ CIFAR10_CPU = CIFAR10.model_copy(
             "(docs/cifar10.md)"
         ),
         "command": "tureen train cifar10-cpu --data cifar10 --out runs/cifar10-cpu",
-        # 16 patches instead of 64, and a single attack step: a quarter of the work an image.
+        # 16 patches instead of 64, and a single attack step: a quarter of the work per image.
         "model": CIFAR10.model.model_copy(
             update={"patch_size": 8, "width": 256, "depth": 6, "heads": 4, "mlp_ratio": 2.0}
         ),
@@ -295,7 +295,7 @@ RECIPES = {recipe.name: recipe for recipe in (DIGITS, CIFAR10, CIFAR10_CPU, IMAG
 
 
 def load_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:
-    """Return the recipe of that name with "key=value" settings applied, such as "epochs=10" or "model.depth=2".
+    """Returns the recipe of that name with "key=value" settings applied, such as "epochs=10" or "model.depth=2".
 
     Raises RecipeError for an unknown recipe or key, and for a wrong value.
     """
@@ -305,7 +305,7 @@ def load_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:
 
 
 def with_settings(recipe: Recipe, settings: Sequence[str]) -> Recipe:
-    """Return the recipe with "key=value" settings applied; raises RecipeError like `load_recipe`."""
+    """Returns the recipe with "key=value" settings applied; raises RecipeError like `load_recipe`."""
     name, values = recipe.name, recipe.model_dump()
     for setting in settings:
         key, separator, value = setting.partition("=")

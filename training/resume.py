@@ -1,4 +1,4 @@
-"""The saved state of an unfinished run: its recipe and options, and the times of saving.
+"""Reads recipe and options from the saved state of an unfinished run, and decides when to save the state.
 
 Reads the header of the file only. `training.cotrain` reads and writes the tensors.
 """
@@ -26,9 +26,9 @@ SAVING_SHARE = 0.02
 
 @dataclass(frozen=True)
 class SavedRun:
-    """An unfinished run: its recipe, fitted to the images, and the options of its first start.
+    """An unfinished run: its recipe, with the number of classes of its images, and the options of its first start.
 
-    data: the argument of `tureen train --data`; absolute if it is a directory.
+    data: the argument of `tureen train --data`, as an absolute path if it is a directory.
     """
 
     path: Path
@@ -47,7 +47,7 @@ class SavedRun:
 
 
 def read_saved_run(path: Path) -> SavedRun:
-    """Return the run whose state is at `path`; raises CheckpointError if it is damaged or of another version."""
+    """Returns the run whose state is at `path`; raises CheckpointError if it is damaged or of another version."""
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
@@ -71,7 +71,7 @@ def read_saved_run(path: Path) -> SavedRun:
 
 
 def require_same_recipe(saved: SavedRun, recipe: Recipe) -> None:
-    """Raise CheckpointError, with the name of the setting, if `recipe` would give other weights than the saved run."""
+    """Raises CheckpointError, with the name of the setting, if `recipe` would give other weights than the saved run."""
     before, given = _flattened(saved.recipe), _flattened(recipe)
     follows_images = {"model.classes"} if saved.recipe.dataset == "folder" else set()
     follows_init = saved.recipe.start == "pretrained" and recipe.model == RECIPES[recipe.name].model
@@ -87,7 +87,7 @@ def require_same_recipe(saved: SavedRun, recipe: Recipe) -> None:
 
 
 def absolute_location(location: str | None) -> str | None:
-    """Return the location of images in a form that is valid in any working directory."""
+    """Returns the location of images or weights in a form that is valid in any working directory."""
     if location is None:
         return None
     prefix = HUGGING_FACE if location.startswith(HUGGING_FACE) else ""
@@ -108,7 +108,7 @@ class SaveTimer:
         return self._now() - self._saved_at >= self._interval_s
 
     def save(self, save: Callable[[], None]) -> None:
-        """Call `save`, and lengthen the interval if it took long."""
+        """Calls `save`, and lengthens the interval if `save` took long."""
         started = self._now()
         save()
         self._saved_at = self._now()

@@ -1,4 +1,4 @@
-"""A whole training run: reads the images, trains, measures the accuracy, and writes the checkpoint."""
+"""Runs a training from start to end: reads the images, trains, measures the accuracy, and writes the checkpoint."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ CLASSES_SHOWN = 20
 class RunOptions:
     """The options of a run besides its recipe.
 
-    data: location of the images. init: weights to start from. image_size: pixels, if `init` is trained at another size.
-    workers: processes that decode images. save_interval_s: seconds between two saves of the state; more if saving would
-    take over 2 % of the time.
+    data: location of the images. init: weights to start from. image_size: pixels; None: that of the weights. workers:
+    number of processes or threads that decode images. save_interval_s: seconds between two saves of the state; more if
+    saving would take over 2 % of the time.
     """
 
     data: str | None = None
@@ -61,7 +61,7 @@ class RunOptions:
     save_interval_s: float = SAVE_INTERVAL_S
 
     def as_saved(self) -> dict[str, object]:
-        """Return the options that the saved state holds, so that the run can be continued without them."""
+        """Returns the options to store in the saved state. A resumed run does not need them again."""
         return {
             "data": absolute_location(self.data),
             "init": absolute_location(None if self.init is None else str(self.init)),
@@ -72,11 +72,11 @@ class RunOptions:
 
 
 def run(recipe: Recipe, out: Path, options: RunOptions | None = None) -> Checkpoint | None:
-    """Train `recipe` into the directory `out`, measure the averaged weights at each β, and save the checkpoint.
+    """Trains a model, measures its averaged weights at each β, saves the checkpoint in `out`, and returns it.
 
     The state is saved every ten seconds, and at SIGINT and SIGTERM. With `is_resumed` an interrupted run is continued;
     an option that `options` lacks is taken from the saved state. Under torchrun every process calls this function. The
-    first one writes and returns the checkpoint; the others return None.
+    first process writes and returns the checkpoint; the others return None.
 
     Raises:
     - CheckpointError if `out` holds a finished run, an unfinished one without `is_resumed`, or a run of other settings
@@ -141,9 +141,10 @@ def _run(recipe: Recipe, out: Path, options: RunOptions, signals: StopSignals) -
 
 
 def resumed_options(saved: SavedRun, options: RunOptions) -> RunOptions:
-    """Return the options of a resumed run: those of the saved run for all that `options` lacks.
+    """Returns the options of a resumed run: `options`, completed by those of the saved run.
 
-    Raises CheckpointError, before images are decoded, if an option names other images or weights than the saved run.
+    Raises CheckpointError, before images are decoded, if `options` has other weights, classes or size of images than
+    the saved run.
     """
     init = absolute_location(None if options.init is None else str(options.init))
     size = saved.recipe.model.image_size
@@ -171,7 +172,10 @@ def resumed_options(saved: SavedRun, options: RunOptions) -> RunOptions:
 
 
 def with_pretrained_shape(recipe: Recipe, options: RunOptions) -> Recipe:
-    """Return the recipe with the model shape of the weights of --init; raises RecipeError if --init does not fit it."""
+    """Returns the recipe with the model shape of the weights of --init.
+
+    Raises RecipeError if the recipe needs --init and there is none, or if an option is not for this recipe.
+    """
     if recipe.start == "random":
         if options.init is not None:
             raise RecipeError(f"{recipe.name} starts from random weights: --init is for the recipe finetune")
@@ -189,7 +193,7 @@ def with_pretrained_shape(recipe: Recipe, options: RunOptions) -> Recipe:
 
 @contextmanager
 def exclusive_writer(out: Path) -> Iterator[None]:
-    """Lock the directory `out` for this process; raises CheckpointError if another process holds the lock."""
+    """Locks the directory `out` for this process; raises CheckpointError if another process holds the lock."""
     directory = os.open(out, os.O_RDONLY)
     try:
         fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -203,7 +207,7 @@ def exclusive_writer(out: Path) -> Iterator[None]:
 
 
 def load_training_data(recipe: Recipe, options: RunOptions, *, is_verbose: bool = True) -> Dataset:
-    """Return the training and held-out images of the recipe; prints the names of images that cannot be decoded."""
+    """Returns the training and held-out images of the recipe; prints the names of images that cannot be decoded."""
     if recipe.dataset == "digits":
         if options.data is not None:
             raise RecipeError(f"{recipe.name} trains on the digits of scikit-learn: omit --data")
@@ -234,7 +238,7 @@ def load_training_data(recipe: Recipe, options: RunOptions, *, is_verbose: bool 
 
 
 def class_counts(data: Dataset) -> str:
-    """Return the number of training and held-out images of each class, as text for a terminal."""
+    """Returns the number of training and held-out images of each class, as text for a terminal."""
     labels, shown = data.labels, data.labels[:CLASSES_SHOWN]
     train, held_out = (np.bincount(part.labels, minlength=len(labels)) for part in (data.train, data.held_out))
     lines = [f"{len(labels)} classes: {len(data.train)} images to train on, {len(data.held_out)} held out"]
@@ -244,12 +248,12 @@ def class_counts(data: Dataset) -> str:
         rest = train[len(shown) :]
         lines.append(f"  and {more} classes more, of {rest.min()} to {rest.max()} images to train on")
     if data.ignored:
-        lines.append(f"not read, because they are neither of the two splits: {', '.join(data.ignored)}")
+        lines.append(f"folders not read, because they are neither of the two splits: {', '.join(data.ignored)}")
     return "\n".join(lines)
 
 
 def fitted_to_images(recipe: Recipe, data: Dataset, *, is_verbose: bool = True) -> Recipe:
-    """Return the recipe with the number of classes of the data, and an evaluation attack that is defined for it.
+    """Returns the recipe with the number of classes of the data, and an evaluation attack for that number.
 
     Raises RecipeError if the recipe does not fit the images.
     """
@@ -259,7 +263,7 @@ def fitted_to_images(recipe: Recipe, data: Dataset, *, is_verbose: bool = True) 
             f"the digits are images of {size} pixels with {classes} labels: set model.image_size and model.classes to "
             "these values"
         )
-    attack = suitable_attack(recipe.evaluation_attack, classes)  # raises before the run starts, not at its end
+    attack = suitable_attack(recipe.evaluation_attack, classes)  # may raise, so it runs before the training
     if is_verbose and attack != recipe.evaluation_attack:
         print(substitution_message(recipe.evaluation_attack, attack, classes), file=sys.stderr)
     model = recipe.model.model_copy(update={"classes": classes})
@@ -319,7 +323,7 @@ def _train(
     processes: Processes,
     signals: StopSignals,
 ) -> None:
-    """Train to the end. After a signal every process stops after the same step and raises InterruptedRun."""
+    """Trains to the end. After a signal every process stops after the same step and raises InterruptedRun."""
     recipe, clock, received = training.recipe, SaveTimer(options.save_interval_s), 0
     every = max(1, round(training.steps * recipe.monitor_share))
 
