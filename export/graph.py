@@ -39,7 +39,7 @@ class Backbone(nn.Module):
         self.model = model
 
     def forward(self, pixels: Tensor, cls_token: Tensor) -> Tensor:
-        """Logits float32 (B, K) of pixels uint8 (B, H, W, 3) and cls_token float32 (B, D)."""
+        """Returns logits float32 (B, K) of pixels uint8 (B, H, W, 3) and cls_token float32 (B, D)."""
         return self.model.with_tokens(images_from_pixels(pixels), cls_token)
 
 
@@ -60,7 +60,7 @@ class CompiledBackbone(nn.Module):
         self.model = model if precision == "fp32" else copy.deepcopy(model).to(self.dtype)
 
     def forward(self, pixels: Tensor, cls_token: Tensor) -> Tensor:
-        """Logits float32 (B, K) of pixels uint8 (B, H, W, 3) and cls_token float32 (B, D)."""
+        """Returns logits float32 (B, K) of pixels uint8 (B, H, W, 3) and cls_token float32 (B, D)."""
         # The cast comes first: TensorRT supports no other operation on uint8.
         patches = self.embed(pixels.to(torch.float32).permute(0, 3, 1, 2))
         return self.model.with_patches(patches.to(self.dtype), cls_token).to(torch.float32)

@@ -1,9 +1,8 @@
 """Measures how far the logits of an engine are from those of PyTorch, at several β and batch sizes.
 
-Then checks the limits.
-
-Every image of a batch has its own β, so an engine that mixes up the rows of a batch fails. The limits depend on the
-precision: fp32 must give the same logits; lower precisions must have the same accuracy, clean and attacked.
+Rejects an engine that exceeds the limits. Every image of a batch has its own β, so an engine that mixes up the rows of
+a batch fails. The limits depend on the precision: fp32 must give the same logits; lower precisions must have the same
+accuracy, clean and attacked.
 """
 
 from __future__ import annotations

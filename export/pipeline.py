@@ -140,7 +140,7 @@ def attacked_reference(checkpoint: Checkpoint, model: DualTokenViT, betas: Seque
 def golden_rows(model: DualTokenViT) -> Golden:
     """Returns the content of golden.npz: eight synthetic pictures, and their PyTorch logits at β = 0, ½ and 1.
 
-    All models of the same image size get the same pictures. No bundle contains an image of a training set.
+    All models of one image size get the same pictures, so that no bundle contains an image of a training set.
     """
     pixels = synthetic_pictures(GOLDEN_IMAGES, model.config.image_size)
     expected = compute_reference(model, pixels, GOLDEN_BETAS).images

@@ -1,8 +1,8 @@
 """Decides which engines may run a backbone: compiles each one, compares it with PyTorch, and accepts or rejects it.
 
-The export fails if a requested precision fails the comparison, or if fp32 fails it on the CPU, which means that the
-graph is wrong. Any other failure excludes only that engine in that precision: a lower precision may lose accuracy, and
-a GPU may round differently.
+The export fails if a requested precision fails the comparison. It also fails if fp32 fails on the CPU, because the
+graph is wrong then. Any other failure excludes only that engine in that precision: a lower precision may lose accuracy,
+and a GPU may round differently.
 """
 
 from __future__ import annotations
