@@ -3,8 +3,8 @@
     python -m benchmarks.training_speed --recipe cifar10-cpu --attack-steps 1 2 3
     python -m benchmarks.training_speed --recipe cifar10 --compile
 
-The lower bound ("floor") of a step with k attack steps is the time of k passes that compute the gradient of the images
-alone, and of one forward and backward pass over twice the batch. It has no optimiser, moving average, augmentation or
+The lower bound ("floor") of a step with k attack steps has two parts: k passes that compute the gradient of the images
+alone, and one forward and backward pass over twice the batch. It has no optimiser, moving average, augmentation or
 random start. All parts run in turn in one process, so that the ratios are valid if the speed of the machine varies.
 Prints medians over rounds.
 """

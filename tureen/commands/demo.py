@@ -39,7 +39,10 @@ class PortTakenError(TureenError):
 
 
 def demo(arguments: list[str]) -> int:
-    """Trains, exports and serves the digits, or serves an example. A second call only serves. Returns the status."""
+    """Trains, exports and serves the digits, or serves an example. Returns the exit status.
+
+    A second call only serves.
+    """
     parser = argparse.ArgumentParser(
         prog="tureen demo",
         description="Train a dual-token ViT on handwritten digits (two minutes on two cores), export it, serve it.",

@@ -49,7 +49,10 @@ class BoundSession:
     """A session that runs batches from fixed buffers. Concurrent calls run one after the other."""
 
     def __init__(self, ort: Any, session: Any, *, device: str, max_batch: int, has_graphs: bool) -> None:
-        """device: "cuda" or "cpu", as ONNX Runtime names it. has_graphs: whether the provider records CUDA graphs."""
+        """Allocates no buffers: the first run of each batch size does.
+
+        device: "cuda" or "cpu", as ONNX Runtime names it. has_graphs: whether the provider records CUDA graphs.
+        """
         self._ort, self._session, self._device, self._has_graphs = ort, session, device, has_graphs
         self._sizes = bucket_sizes(max_batch)
         self._buckets: dict[int, _Bucket] = {}

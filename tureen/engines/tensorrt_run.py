@@ -108,7 +108,7 @@ class TensorRtEngine:
         library: Any = None,
         cuda: Cuda | None = None,
     ) -> None:
-        """library, cuda: None for the installed ones.
+        """Opens the plan and captures its graphs. library, cuda: None for the installed ones.
 
         Raises EngineError if the library or the GPU is missing, or the plan was built for others.
         """
