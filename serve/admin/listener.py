@@ -20,7 +20,7 @@ from serve.admin.operations import AdminOperations
 from serve.admin.settings_routes import add_settings_routes
 from serve.api.console.console_routes import add_console
 from serve.connection.graceful_shutdown import DrainingState
-from serve.connection.http_connection import protocol_class
+from serve.connection.uvicorn_config import uvicorn_config
 from serve.control.revision_store import RevisionStore
 from serve.control.worker_state import ApplySettings, WorkerState
 from serve.errors import AdminListenerError, ControlStoreError, InvalidParameterError
@@ -133,17 +133,14 @@ async def _query_problem(request: Request, error: Exception) -> Response:
 
 def _config(settings: Settings, operations: AdminOperations) -> uvicorn.Config:
     limits = ConnectionLimits(hosts=trusted_hosts(settings.allowed_hosts, settings.admin_host))
-    return uvicorn.Config(
+    return uvicorn_config(
         create_admin_app(operations),
-        http=protocol_class(limits, lambda method, path: None, operations.metrics),
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        timeout_keep_alive=settings.keep_alive_s,
-        timeout_graceful_shutdown=1,  # a request that waits for a revision must not delay the end of the server
+        limits=limits,
+        check_admission=lambda method, path: None,
+        metrics=operations.metrics,
+        has_lifespan=False,
+        keep_alive_s=settings.keep_alive_s,
+        drain_timeout_s=1,  # a request that waits for a revision must not delay the end of the server
     )
 
 

@@ -2,31 +2,28 @@
 
 Refuses slow, malformed and oversized requests, and those that the admission check rejects. Writes a refusal
 immediately, then discards further bytes for a while: closing a socket with unread bytes resets the connection, and the
-client would lose the response. Knows nothing about routes or images. `serve.connection.head_rules` has the rules.
+client would lose the response. Knows nothing about routes or images. `serve.connection.request_rules` and
+`serve.connection.deadlines` have the rules.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
 import random
 from collections.abc import Callable
-from enum import Enum, auto
 from typing import Any, NoReturn, cast
 
 from starlette.types import Receive, Scope, Send
 
+from serve.connection.deadlines import Phase, late_error, must_abort
 from serve.connection.deferred_start import DeferredStartProtocol
 from serve.connection.error_bytes import ErrorResponse, error_response_of
-from serve.connection.head_rules import PROBES, Headers, head_error
 from serve.connection.parser import StopParsing, parse
+from serve.connection.request_rules import PROBES, Headers, chunk_error, content_length, has_body, head_error
 from serve.errors import (
-    HeadTimeoutError,
     HeadTooLargeError,
     IncompleteBodyError,
     MalformedRequestError,
-    SlowBodyError,
-    TooManyChunksError,
     TooManyConnectionsError,
 )
 from serve.http.cors import cors_headers
@@ -43,33 +40,8 @@ its body is read.
 """
 
 
-def protocol_class(limits: ConnectionLimits, check_admission: AdmissionCheck, metrics: Metrics) -> type[HttpConnection]:
-    """Returns the protocol class of one server, for `http=` of uvicorn.Config."""
-    attributes = {
-        "limits": limits,
-        "check_admission": staticmethod(check_admission),
-        "metrics": metrics,
-        "probes": set(),
-        "surplus": set(),
-    }
-    return type("ServerProtocol", (HttpConnection,), attributes)
-
-
-CHUNK_BYTES = 32  # allowed for the size line and the line ends of a chunk
-
-
-class Phase(Enum):
-    """What a connection waits for."""
-
-    HEAD = auto()  # the rest of a head, before its deadline
-    BODY = auto()  # the rest of a body, before its deadline and at a minimum rate
-    RESPONSE = auto()  # the response of the application
-    IDLE = auto()  # the next request of a kept-alive connection
-    LINGER = auto()  # the close by the client: the response is written, further bytes are discarded
-
-
 class HttpConnection(DeferredStartProtocol):
-    """One connection. `protocol_class` sets the attributes without values."""
+    """One connection. `serve.connection.uvicorn_config` makes a subclass for each server, with the class attributes."""
 
     limits: ConnectionLimits
     check_admission: AdmissionCheck
@@ -139,19 +111,15 @@ class HttpConnection(DeferredStartProtocol):
 
     def _limit_overhead(self, count: int) -> None:
         """Counts bytes that are not body data, which the parser buffers: of a head, or of the framing of a body."""
-        limit = self.limits.max_head_bytes
         if self._phase is Phase.HEAD:
             self._received += count
+            limit = self.limits.max_head_bytes
             if self._received > limit:
                 self._fail(HeadTooLargeError(f"the request head has more than {limit:,} bytes, the limit"))
         elif self._phase is Phase.BODY:
             self._framing += count
-            if self._framing > limit + CHUNK_BYTES * self._chunks:
-                self._fail(
-                    MalformedRequestError(
-                        "the body has too many bytes of chunk extensions or trailers: send it without them"
-                    )
-                )
+            if (error := chunk_error(self.limits, chunks=self._chunks, framing=self._framing)) is not None:
+                self._fail(error)
 
     # The parser's callbacks
 
@@ -183,9 +151,6 @@ class HttpConnection(DeferredStartProtocol):
                 self._fail_and_stop(MalformedRequestError("CONNECT is not supported: this server is no proxy"))
             self._started_in_read -= 1  # the head is parsed again without the upgrade
             return
-        has_body = any(
-            name == b"transfer-encoding" or (name == b"content-length" and int(value)) for name, value in self.headers
-        )
         arrived_s(self._scope())
         if self in self.probes and path not in PROBES:
             self._enter(Phase.BODY)
@@ -205,13 +170,13 @@ class HttpConnection(DeferredStartProtocol):
         cast(Any, self.cycle).transport = _LingeringTransport(self)
         # A client that waits for "100 Continue" and gets another response may or may not send its body. So the bytes
         # that follow are ambiguous.
-        if (has_body and self.expect_100_continue) or self in self.probes:
+        if (self.expect_100_continue and has_body(self.headers)) or self in self.probes:
             self.cycle.keep_alive = False
 
     def on_chunk_header(self) -> None:
         self._chunks += 1
-        if self._chunks > self.limits.max_chunks:
-            self._fail_and_stop(TooManyChunksError(self.limits.max_chunks))
+        if (error := chunk_error(self.limits, chunks=self._chunks, framing=self._framing)) is not None:
+            self._fail_and_stop(error)
 
     def on_body(self, body: bytes) -> None:
         self._received += len(body)
@@ -252,25 +217,20 @@ class HttpConnection(DeferredStartProtocol):
         elapsed = now - self._since_s
         limits = self.limits
         self._timer = self.loop.call_later(limits.tick_s, self._check_deadlines)
+        error = late_error(
+            limits, self._phase, elapsed_s=elapsed, received=self._received, is_probe=self in self.probes
+        )
         is_unsent = self.transport.get_write_buffer_size() > 0
         if self._unsent_since_s is not None and now - self._unsent_since_s > limits.send_timeout_s:
             self.transport.abort()
         elif self._phase in (Phase.HEAD, Phase.BODY) and self.flow.read_paused:
             self._since_s += limits.tick_s  # the server paused reading, until the application consumes the buffer
-        elif self._phase is Phase.HEAD:
-            timeout_s = min(limits.head_timeout_s, limits.probe_timeout_s if self in self.probes else math.inf)
-            if elapsed > timeout_s:
-                self._fail(HeadTimeoutError(timeout_s))
-        elif self._phase is Phase.BODY:
-            if limits.is_late(elapsed, self._received):
-                self._fail(SlowBodyError(limits.min_body_rate, limits.body_timeout_s))
-        elif self._phase is Phase.IDLE:
-            if is_unsent and elapsed > limits.send_timeout_s:
-                self.transport.abort()
-            elif elapsed > self.timeout_keep_alive:
-                self.timeout_keep_alive_handler()
-        elif self._phase is Phase.LINGER and elapsed > (limits.send_timeout_s if is_unsent else limits.linger_s):
+        elif error is not None:
+            self._fail(error)
+        elif must_abort(limits, self._phase, elapsed_s=elapsed, is_unsent=is_unsent):
             self.transport.abort()
+        elif self._phase is Phase.IDLE and elapsed > self.timeout_keep_alive:
+            self.timeout_keep_alive_handler()
 
     def timeout_keep_alive_handler(self) -> None:
         if not self.transport.get_write_buffer_size():  # otherwise close() would wait until the client reads
@@ -290,13 +250,12 @@ class HttpConnection(DeferredStartProtocol):
 
     def _refuse(self, refusal: ErrorResponse) -> None:
         """Responds to a valid head, in pipeline order, without the application. Discards the body as it arrives."""
-        lengths = [int(value) for name, value in self.headers if name == b"content-length"]
         keep_alive = (
             self.parser.should_keep_alive()
             and not self.server_state.is_draining
             and self not in self.probes
             and not self.expect_100_continue
-            and sum(lengths) <= self.limits.max_discarded_bytes
+            and content_length(self.headers) <= self.limits.max_discarded_bytes
         )
         if self._has_open_response():  # earlier pipelined requests, whose responses come first
             self.app = self._refusing_app(refusal)

@@ -9,15 +9,14 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-import uvicorn
 from fastapi import FastAPI
 from prometheus_client import disable_created_metrics
 
 from serve.api.admission_check import make_admission_check
 from serve.api.app import create_app
 from serve.connection.graceful_shutdown import DrainingServer
-from serve.connection.http_connection import protocol_class
 from serve.connection.sockets import allow_open_files
+from serve.connection.uvicorn_config import uvicorn_config
 from serve.control.revision_store import open_store
 from serve.errors import ControlStoreError, GrpcPortTakenError
 from serve.inference.memory import return_large_blocks
@@ -57,18 +56,14 @@ class ServerProcess:
         self._reloading = asyncio.Lock()
         self._tracing = open_tracing(settings.otlp_endpoint)
         self._app = create_app(self.service, self._close_last, self._tracing)
-        config = uvicorn.Config(
+        config = uvicorn_config(
             self._app,
-            loop="uvloop",
-            http=protocol_class(settings.connection_limits, make_admission_check(self.service), metrics),
-            ws="none",
-            lifespan="on",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,  # the address of the client is not used
-            timeout_keep_alive=settings.keep_alive_s,
-            timeout_graceful_shutdown=settings.drain_timeout_s,
+            limits=settings.connection_limits,
+            check_admission=make_admission_check(self.service),
+            metrics=metrics,
+            has_lifespan=True,
+            keep_alive_s=settings.keep_alive_s,
+            drain_timeout_s=settings.drain_timeout_s,
         )
         self.server = DrainingServer(
             config,

@@ -12,8 +12,8 @@ import pytest
 import uvicorn
 
 from serve.connection.graceful_shutdown import DrainingState
-from serve.connection.head_rules import PROBES
-from serve.connection.http_connection import protocol_class
+from serve.connection.request_rules import PROBES
+from serve.connection.uvicorn_config import uvicorn_config
 from serve.errors import OverloadedError
 from serve.http.request_log import RequestLogMiddleware
 from serve.limits import ConnectionLimits
@@ -70,17 +70,14 @@ class Listening:
 
     def __init__(self, keep_alive_s=5, **limits):
         self.metrics = Metrics()
-        self.protocol = protocol_class(ConnectionLimits(**limits), refuse_overload, self.metrics)
-        config = uvicorn.Config(
+        config = uvicorn_config(
             RequestLogMiddleware(echo, self.metrics),
-            loop="uvloop",
-            http=self.protocol,
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_keep_alive=keep_alive_s,
+            limits=ConnectionLimits(**limits),
+            check_admission=refuse_overload,
+            metrics=self.metrics,
+            has_lifespan=False,
+            keep_alive_s=keep_alive_s,
+            drain_timeout_s=WAIT_S,
         )
         self.server = uvicorn.Server(config)
         self.server.server_state = DrainingState()

@@ -2,7 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve.connection.head_rules import PROBES, head_error
+from serve.connection.request_rules import CHUNK_BYTES, PROBES, chunk_error, content_length, has_body, head_error
+from serve.errors import MalformedRequestError, TooManyChunksError
 from serve.limits import ConnectionLimits
 
 
@@ -26,3 +27,19 @@ def test_only_health_is_served_in_http_1_0_without_a_host_if_hosts_are_restricte
         assert head_error(limits, "1.0", path, [(b"host", b"a"), (b"host", b"b")]) is not None
     for path in (b"/classify", b"/healthz/..", b"/ui", b"/v2"):
         assert (head_error(limits, "1.0", path, []) is None) == (hosts is None)
+
+
+def test_a_request_has_a_body_if_its_headers_announce_one():
+    assert not has_body([])
+    assert not has_body([(b"content-length", b"0")])
+    assert has_body([(b"content-length", b"12")])
+    assert has_body([(b"transfer-encoding", b"chunked")])
+    assert content_length([(b"host", b"a"), (b"content-length", b"12")]) == 12
+    assert content_length([(b"transfer-encoding", b"chunked")]) == 0
+
+
+def test_a_chunked_body_has_limits_on_its_chunks_and_on_the_bytes_around_them():
+    limits = ConnectionLimits(max_chunks=3, max_head_bytes=100)
+    assert chunk_error(limits, chunks=3, framing=100 + 3 * CHUNK_BYTES) is None
+    assert isinstance(chunk_error(limits, chunks=4, framing=0), TooManyChunksError)
+    assert isinstance(chunk_error(limits, chunks=3, framing=101 + 3 * CHUNK_BYTES), MalformedRequestError)

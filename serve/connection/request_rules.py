@@ -1,4 +1,4 @@
-"""Defines the rules for the head of a request. `serve.connection.http_connection` applies them.
+"""Defines the rules for the head and the chunks of a request. `serve.connection.http_connection` applies them.
 
 The rules are stricter than the standard: they refuse a target that is not a path, a second Host and HTTP/0.9. No client
 needs these, and they help attacks by request smuggling between proxies.
@@ -6,10 +6,11 @@ needs these, and they help attacks by request smuggling between proxies.
 
 from __future__ import annotations
 
-from serve.errors import HeadTooLargeError, MalformedRequestError, ServeError, UntrustedHostError
+from serve.errors import HeadTooLargeError, MalformedRequestError, ServeError, TooManyChunksError, UntrustedHostError
 from serve.limits import HOST_PATTERN, ConnectionLimits
 
 MAX_HEADERS = 256
+CHUNK_BYTES = 32  # allowed for the size line and the line ends of a chunk
 
 PROBES = frozenset({b"/healthz", b"/readyz", b"/v2/health/live", b"/v2/health/ready"})
 
@@ -34,6 +35,27 @@ def head_error(limits: ConnectionLimits, version: str, target: bytes, headers: H
     if not hosts and version == "1.0" and (limits.hosts is None or target.partition(b"?")[0] in PROBES):
         return None
     return _host_error(hosts, limits.hosts)
+
+
+def has_body(headers: Headers) -> bool:
+    """Returns whether a request with these headers has a body. head_error has accepted them."""
+    return content_length(headers) > 0 or any(name == b"transfer-encoding" for name, _ in headers)
+
+
+def content_length(headers: Headers) -> int:
+    """Returns the bytes that Content-Length announces; 0 without it."""
+    return sum(int(value) for name, value in headers if name == b"content-length")
+
+
+def chunk_error(limits: ConnectionLimits, *, chunks: int, framing: int) -> ServeError | None:
+    """Returns the error of a chunked body, or None. framing: bytes of chunk headers, chunk extensions and trailers."""
+    if chunks > limits.max_chunks:
+        return TooManyChunksError(limits.max_chunks)
+    if framing > limits.max_head_bytes + CHUNK_BYTES * chunks:
+        return MalformedRequestError(
+            "the body has too many bytes of chunk extensions or trailers: send it without them"
+        )
+    return None
 
 
 def _host_error(hosts: list[bytes], trusted: frozenset[str] | None) -> ServeError | None:

@@ -1,0 +1,45 @@
+"""Defines the deadlines of a connection. `serve.connection.http_connection` applies them."""
+
+from __future__ import annotations
+
+import math
+from enum import Enum, auto
+
+from serve.errors import HeadTimeoutError, ServeError, SlowBodyError
+from serve.limits import ConnectionLimits
+
+
+class Phase(Enum):
+    """What a connection waits for."""
+
+    HEAD = auto()  # the rest of a head, before its deadline
+    BODY = auto()  # the rest of a body, before its deadline and at a minimum rate
+    RESPONSE = auto()  # the response of the application
+    IDLE = auto()  # the next request of a kept-alive connection
+    LINGER = auto()  # the close by the client: the response is written, further bytes are discarded
+
+
+def late_error(
+    limits: ConnectionLimits, phase: Phase, *, elapsed_s: float, received: int, is_probe: bool
+) -> ServeError | None:
+    """Returns the error of a request whose head or body is late, or None.
+
+    elapsed_s: since the start of the phase. received: bytes of the body in this phase. is_probe: the connection is
+    beyond max_connections, for one health probe.
+    """
+    if phase is Phase.HEAD:
+        timeout_s = min(limits.head_timeout_s, limits.probe_timeout_s if is_probe else math.inf)
+        return HeadTimeoutError(timeout_s) if elapsed_s > timeout_s else None
+    if phase is Phase.BODY and limits.is_late(elapsed_s, received):
+        return SlowBodyError(limits.min_body_rate, limits.body_timeout_s)
+    return None
+
+
+def must_abort(limits: ConnectionLimits, phase: Phase, *, elapsed_s: float, is_unsent: bool) -> bool:
+    """Returns whether the connection ends immediately: its client does not read the response, or does not close.
+
+    elapsed_s: since the start of the phase. is_unsent: bytes of responses wait until the client reads.
+    """
+    if phase is Phase.LINGER:
+        return elapsed_s > (limits.send_timeout_s if is_unsent else limits.linger_s)
+    return phase is Phase.IDLE and is_unsent and elapsed_s > limits.send_timeout_s
