@@ -10,12 +10,11 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
@@ -24,6 +23,8 @@ from torch import Tensor
 from training.checkpoint import CHECKPOINT, MODEL, load_checkpoint
 from training.errors import CheckpointError
 from training.models.vit import DualTokenViT, ViTConfig
+from training.tensor_names import UNUSED, our_names
+from training.weight_files import Weights, read_tensors
 
 CONFIG = "config.json"
 PREPROCESSOR = "preprocessor_config.json"
@@ -36,89 +37,7 @@ MIN_KNOWN_WIDTH = 192  # width of ViT-Ti; narrower models follow no rule
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)
 
-SUFFIXES = (".safetensors", ".pth", ".pth.tar", ".pt", ".ckpt", ".bin")
-# Keys of the weights in files of training scripts, such as that of DeiT, in order of preference.
-WRAPPINGS = ("state_dict", "model")
-ENTRIES_SHOWN = 6
-# Files that are not weights, by their first bytes.
-NOT_WEIGHTS = {
-    b"version https://git-lfs": "a Git LFS pointer, not the weights: run `git lfs pull`",
-    b"<!DOCTYPE": "a web page: download the file itself",
-    b"<html": "a web page: download the file itself",
-    b"\x89HDF": "an HDF5 file of Keras: convert it to a state dict of PyTorch",
-    b"\x1f\x8b": "a gzip archive: unpack it first",
-}
-UNUSED = "unused"
 TRANSFORMERS_EPS = 1e-12  # default of its ViTConfig
-
-Weights = dict[str, Tensor]
-
-# Names of tensors in the library and in DualTokenViT. `*` is the number of the block; a name without .weight or .bias
-# covers both. A checkpoint may hold no other tensor. `cls_token` and `positions` become the two tokens and pos_embed;
-# q, k and v become qkv.
-TIMM = {
-    "cls_token": "cls_token",
-    "pos_embed": "positions",
-    "patch_embed.proj": "patch_embed",
-    "blocks.*.norm1": "blocks.*.norm1",
-    "blocks.*.attn.qkv": "blocks.*.qkv",
-    "blocks.*.attn.proj": "blocks.*.proj",
-    "blocks.*.norm2": "blocks.*.norm2",
-    "blocks.*.mlp.fc1": "blocks.*.fc1",
-    "blocks.*.mlp.fc2": "blocks.*.fc2",
-    "norm": "norm",
-    "fc_norm": "norm",
-    "pre_logits.fc": "pre_logits",
-    "head": "head",
-}
-TRANSFORMERS = {
-    "embeddings.cls_token": "cls_token",
-    "embeddings.position_embeddings": "positions",
-    "embeddings.patch_embeddings.projection": "patch_embed",
-    # names in files, the same in every version of transformers
-    "encoder.layer.*.layernorm_before": "blocks.*.norm1",
-    "encoder.layer.*.attention.attention.query": "blocks.*.q",
-    "encoder.layer.*.attention.attention.key": "blocks.*.k",
-    "encoder.layer.*.attention.attention.value": "blocks.*.v",
-    "encoder.layer.*.attention.output.dense": "blocks.*.proj",
-    "encoder.layer.*.layernorm_after": "blocks.*.norm2",
-    "encoder.layer.*.intermediate.dense": "blocks.*.fc1",
-    "encoder.layer.*.output.dense": "blocks.*.fc2",
-    # names in memory, from version 5 of transformers
-    "layers.*.layernorm_before": "blocks.*.norm1",
-    "layers.*.attention.q_proj": "blocks.*.q",
-    "layers.*.attention.k_proj": "blocks.*.k",
-    "layers.*.attention.v_proj": "blocks.*.v",
-    "layers.*.attention.o_proj": "blocks.*.proj",
-    "layers.*.layernorm_after": "blocks.*.norm2",
-    "layers.*.mlp.fc1": "blocks.*.fc1",
-    "layers.*.mlp.fc2": "blocks.*.fc2",
-    "layernorm": "norm",
-    "pooler.dense": UNUSED,  # part of ViTModel; the classifier does not use it
-    "classifier": "head",
-}
-TORCHVISION = {
-    "class_token": "cls_token",
-    "encoder.pos_embedding": "positions",
-    "conv_proj": "patch_embed",
-    "encoder.layers.encoder_layer_*.ln_1": "blocks.*.norm1",
-    "encoder.layers.encoder_layer_*.self_attention.in_proj_weight": "blocks.*.qkv.weight",
-    "encoder.layers.encoder_layer_*.self_attention.in_proj_bias": "blocks.*.qkv.bias",
-    "encoder.layers.encoder_layer_*.self_attention.out_proj": "blocks.*.proj",
-    "encoder.layers.encoder_layer_*.ln_2": "blocks.*.norm2",
-    "encoder.layers.encoder_layer_*.mlp.0": "blocks.*.fc1",
-    "encoder.layers.encoder_layer_*.mlp.3": "blocks.*.fc2",
-    "encoder.layers.encoder_layer_*.mlp.linear_1": "blocks.*.fc1",  # in the files torchvision publishes
-    "encoder.layers.encoder_layer_*.mlp.linear_2": "blocks.*.fc2",
-    "encoder.ln": "norm",
-    "heads.pre_logits": "pre_logits",
-    "heads.head": "head",
-}
-LIBRARIES = {  # by the prefix of the names of the patch embedding
-    "patch_embed.": ("timm", TIMM),
-    "embeddings.patch_embeddings.": ("transformers", TRANSFORMERS),
-    "conv_proj.": ("torchvision", TORCHVISION),
-}
 
 
 @dataclass(frozen=True)
@@ -136,7 +55,7 @@ def load_pretrained(path: Path, *, image_size: int | None = None, classes: int |
 
     path is one of:
     - a .safetensors file
-    - a file with another of SUFFIXES, of which only tensors are unpickled
+    - a file with another suffix of `training.weight_files`, of which only tensors are unpickled
     - a directory with model.safetensors, as on the Hugging Face hub
     - a checkpoint of Tureen
 
@@ -213,8 +132,8 @@ def _read_own(path: Path) -> _SourceModel:
 
 def _read_third_party(path: Path) -> _SourceModel:
     file = path / MODEL if path.is_dir() else path
-    tensors = _read_tensors(file)
-    library, names = _our_names(tensors, file)
+    tensors = read_tensors(file)
+    library, names = our_names(tensors, file)
     weights = {ours: tensors[name].to(torch.float32) for ours, name in names.items() if not ours.startswith(UNUSED)}
     try:
         stated = _settings(library, names, _json(file.with_name(CONFIG)), _json(file.with_name(PREPROCESSOR)))
@@ -238,83 +157,6 @@ def _read_third_party(path: Path) -> _SourceModel:
     )
 
 
-def _read_tensors(file: Path) -> Weights:
-    """Returns the tensors of a file by their names in the file; raises CheckpointError."""
-    if not file.is_file():
-        raise CheckpointError(f"{file} does not exist: give a file of weights, or a directory with {MODEL}")
-    if not file.name.lower().endswith(SUFFIXES):
-        raise CheckpointError(f"{file} has an unsupported suffix: use {', '.join(SUFFIXES)}")
-    with file.open("rb") as opened:
-        head = opened.read(512)
-    if not head:
-        raise CheckpointError(f"{file} is empty")
-    if found := next((kind for start, kind in NOT_WEIGHTS.items() if head.startswith(start)), None):
-        raise CheckpointError(f"{file} is {found}")
-    if head[257:262] == b"ustar":
-        raise CheckpointError(f"{file} is a tar archive: unpack it, and give the file of weights in it")
-    try:
-        if file.name.lower().endswith(".safetensors"):
-            loaded: Any = safetensors.torch.load_file(file)
-        else:
-            loaded = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle raises exceptions of many types
-        if objects := _unsafe_globals(file):
-            raise CheckpointError(
-                f"{file} holds more than tensors: {_joined_names(objects)}. Reading these would run code of the file. "
-                "If you trust it, load it and save only the state_dict() of the model, preferably as .safetensors"
-            ) from error
-        raise CheckpointError(f"{file} cannot be read: it is damaged, or not a file of PyTorch") from error
-    weights = _state_dict(loaded)
-    if weights is None:
-        entries = [f"{key} ({_kind(value)})" for key, value in loaded.items()] if isinstance(loaded, dict) else []
-        raise CheckpointError(
-            f"{file} holds no state dict, but {_joined_names(entries) or _kind(loaded)}: save the state_dict() of the "
-            "model"
-        )
-    return weights
-
-
-def _state_dict(loaded: object) -> Weights | None:
-    """Returns the state dict in `loaded`; None if it has none, or several without a usual key.
-
-    It is `loaded` itself, its entry with a key of WRAPPINGS, or else its only entry that is a state dict.
-    """
-    if not isinstance(loaded, dict):
-        return None
-    if _is_state_dict(loaded):
-        return loaded
-    found = [key for key, value in loaded.items() if _is_state_dict(value)]
-    usual = [key for key in WRAPPINGS if key in found]
-    chosen = usual[0] if usual else found[0] if len(found) == 1 else None
-    return None if chosen is None else loaded[chosen]
-
-
-def _is_state_dict(value: object) -> bool:
-    return isinstance(value, dict) and bool(value) and all(isinstance(tensor, Tensor) for tensor in value.values())
-
-
-def _unsafe_globals(file: Path) -> list[str]:
-    """Returns the classes and functions that a pickle needs besides those of tensors; empty if it cannot be read."""
-    try:
-        return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(file))
-    except Exception:  # noqa: BLE001 - a damaged pickle raises exceptions of many types
-        return []
-
-
-def _kind(value: object) -> str:
-    if isinstance(value, Tensor):
-        return "a tensor"
-    if _is_state_dict(value):
-        assert isinstance(value, dict)
-        return f"{len(value)} tensors"
-    return type(value).__name__
-
-
-def _joined_names(names: Sequence[str]) -> str:
-    more = f" and {len(names) - ENTRIES_SHOWN} more" if len(names) > ENTRIES_SHOWN else ""
-    return ", ".join(names[:ENTRIES_SHOWN]) + more
-
-
 def _json(file: Path) -> dict[str, Any]:
     """Returns the object in a JSON file, empty if there is no file; raises ValueError if it holds no object."""
     if not file.is_file():
@@ -323,45 +165,6 @@ def _json(file: Path) -> dict[str, Any]:
     if not isinstance(loaded, dict):
         raise ValueError(f"{file} holds no object")
     return loaded
-
-
-def _our_names(tensors: Iterable[str], file: Path) -> tuple[str, dict[str, str]]:
-    """Returns the library that names its tensors so, and the name in the file for each name in DualTokenViT.
-
-    Raises CheckpointError for an unknown library, and for a tensor that does not exist in a plain ViT.
-    """
-    found = next(((name, marker) for marker in LIBRARIES for name in tensors if marker in name), None)
-    if found is None:
-        raise CheckpointError(
-            f"{file} is no Vision Transformer of timm, transformers or torchvision: none of its tensors has a name "
-            f"with {', '.join(LIBRARIES)}…"
-        )
-    marked, marker = found
-    prefix = marked[: marked.index(marker)]  # "vit." in transformers, for all but the classifier
-    library, table = LIBRARIES[marker]
-    names: dict[str, str] = {}
-    for name in sorted(tensors):
-        ours = _our_name(name.removeprefix(prefix), table)
-        if ours is None or ours in names:
-            raise CheckpointError(
-                f"{file}: the tensor {name!r} does not exist in a plain pre-norm ViT, and the model needs it: "
-                f"choose a model of {library} without it"
-            )
-        names[ours] = name
-    return library, names
-
-
-def _our_name(name: str, table: Mapping[str, str]) -> str | None:
-    block = re.search(r"\d+", name)  # the first number is that of the block in all three libraries
-    general = re.sub(r"\d+", "*", name, count=1)
-    stem, _, leaf = general.rpartition(".")
-    if general in table:
-        ours = table[general]
-    elif stem in table and leaf in ("weight", "bias"):
-        ours = f"{table[stem]}.{leaf}"
-    else:
-        return None
-    return ours if block is None else ours.replace("*", block.group())
 
 
 def _settings(

@@ -427,7 +427,7 @@ def test_heads_are_those_of_the_published_model_of_that_width(tmp_path, width, h
 
 
 @pytest.mark.parametrize("config", [{"num_attention_heads": 2}, {"model_args": {"num_heads": 2}}], ids=str)
-def test_heads_that_config_json_states_count(tmp_path, config):
+def test_the_heads_in_config_json_override_those_of_the_width(tmp_path, config):
     path = saved(tmp_path, timm_weights(**SHAPE), config=config)
     assert load_pretrained(path).model.config.heads == 2
 
@@ -598,12 +598,6 @@ def test_an_incomplete_checkpoint_is_refused_unless_its_attention_has_no_bias(tm
             load_pretrained(path)
 
 
-def test_two_tensors_for_one_place_are_refused(tmp_path):
-    weights = timm_weights(**SHAPE) | {"fc_norm.weight": torch.ones(192), "fc_norm.bias": torch.ones(192)}
-    with pytest.raises(CheckpointError, match=r"norm\.bias"):
-        load_pretrained(saved(tmp_path, weights))
-
-
 def test_a_fresh_head_drops_nothing_but_the_head(tmp_path):
     weights = timm_weights(**SHAPE) | {"head.weight_g": torch.ones(5)}
     with pytest.raises(CheckpointError, match=r"head\.weight_g"):
@@ -670,67 +664,10 @@ def test_an_image_size_that_no_patch_divides_is_refused(tmp_path, image_size):
         load_pretrained(saved(tmp_path, timm_weights(**SHAPE)), image_size=image_size)
 
 
-def test_other_models_and_other_files_are_refused(tmp_path):
+def test_other_models_and_empty_directories_are_refused(tmp_path):
     path = saved(tmp_path, {"conv1.weight": torch.zeros(3)})
     with pytest.raises(CheckpointError, match="no Vision Transformer of timm"):
         load_pretrained(path)
-    with pytest.raises(CheckpointError, match=r"nowhere\.safetensors does not exist"):
-        load_pretrained(tmp_path / "nowhere.safetensors")
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match=r"directory with model\.safetensors"):
         load_pretrained(tmp_path / "empty")
-    path.write_bytes(path.read_bytes()[:40])
-    with pytest.raises(CheckpointError, match="damaged"):
-        load_pretrained(path)
-    with pytest.raises(CheckpointError, match="suffix"):
-        load_pretrained(path.rename(tmp_path / "weights.npz"))
-
-
-class _Trap:
-    def __reduce__(self):
-        return (open, ("touched", "w"))
-
-
-def test_a_pickle_is_read_for_its_tensors_alone(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    path = tmp_path / "weights.pth"
-    torch.save({"weights": _Trap()}, path)
-    with pytest.raises(CheckpointError, match=r"holds more than tensors: io\.open\. Reading these would run code"):
-        load_pretrained(path)
-    assert not (tmp_path / "touched").exists()
-    torch.save({"model": {"epochs": 3}}, path)
-    with pytest.raises(
-        CheckpointError, match=r"no state dict, but model \(dict\): save the state_dict\(\) of the model"
-    ):
-        load_pretrained(path)
-    torch.save({"student": {"w": torch.zeros(1)}, "teacher": {"w": torch.zeros(1)}, "epoch": 3}, path)
-    with pytest.raises(CheckpointError, match=r"but student \(1 tensors\), teacher \(1 tensors\), epoch \(int\)"):
-        load_pretrained(path)
-    torch.save([torch.zeros(1)], path)
-    with pytest.raises(CheckpointError, match="no state dict, but list"):
-        load_pretrained(path)
-
-
-@pytest.mark.parametrize("name", ["weights.pth", "model_best.pth.tar", "last.ckpt", "WEIGHTS.PT"])
-@pytest.mark.parametrize("wrapping", ["model", "state_dict", "model_state_dict"])
-def test_weights_are_found_in_the_file_of_a_training_script(tmp_path, wrapping, name):
-    weights = timm_weights(**SHAPE)
-    torch.save({wrapping: weights, "epoch": 3, "optimizer": {"state": {}}}, tmp_path / name)
-    assert torch.equal(load_pretrained(tmp_path / name).model.head.weight, weights["head.weight"])
-
-
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        (b"", "is empty"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "is a Git LFS pointer, not the weights"),
-        (b"<!DOCTYPE html><title>Sign in</title>", "is a web page: download the file itself"),
-        (b"\x00" * 257 + b"ustar" + b"\x00" * 300, "is a tar archive"),
-        (b"nothing known", "is damaged, or not a file of PyTorch"),
-    ],
-    ids=["empty", "pointer", "page", "tar", "else"],
-)
-def test_a_value_in_place_of_weights_is_named(tmp_path, content, said):
-    (tmp_path / "last.ckpt").write_bytes(content)
-    with pytest.raises(CheckpointError, match=said):
-        load_pretrained(tmp_path / "last.ckpt")

@@ -1,0 +1,121 @@
+"""Maps the names of a ViT's tensors in timm, transformers and torchvision to those in DualTokenViT.
+
+Knows nothing about the values and shapes of tensors. Reads no file.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from training.errors import CheckpointError
+
+UNUSED = "unused"  # prefix of the names of tensors that DualTokenViT does not need
+
+# Names of tensors in the library and in DualTokenViT. `*` is the number of the block; a name without .weight or .bias
+# covers both. A checkpoint may hold no other tensor. `cls_token` and `positions` become the two tokens and pos_embed;
+# q, k and v become qkv.
+TIMM = {
+    "cls_token": "cls_token",
+    "pos_embed": "positions",
+    "patch_embed.proj": "patch_embed",
+    "blocks.*.norm1": "blocks.*.norm1",
+    "blocks.*.attn.qkv": "blocks.*.qkv",
+    "blocks.*.attn.proj": "blocks.*.proj",
+    "blocks.*.norm2": "blocks.*.norm2",
+    "blocks.*.mlp.fc1": "blocks.*.fc1",
+    "blocks.*.mlp.fc2": "blocks.*.fc2",
+    "norm": "norm",
+    "fc_norm": "norm",
+    "pre_logits.fc": "pre_logits",
+    "head": "head",
+}
+TRANSFORMERS = {
+    "embeddings.cls_token": "cls_token",
+    "embeddings.position_embeddings": "positions",
+    "embeddings.patch_embeddings.projection": "patch_embed",
+    # names in files, the same in every version of transformers
+    "encoder.layer.*.layernorm_before": "blocks.*.norm1",
+    "encoder.layer.*.attention.attention.query": "blocks.*.q",
+    "encoder.layer.*.attention.attention.key": "blocks.*.k",
+    "encoder.layer.*.attention.attention.value": "blocks.*.v",
+    "encoder.layer.*.attention.output.dense": "blocks.*.proj",
+    "encoder.layer.*.layernorm_after": "blocks.*.norm2",
+    "encoder.layer.*.intermediate.dense": "blocks.*.fc1",
+    "encoder.layer.*.output.dense": "blocks.*.fc2",
+    # names in memory, from version 5 of transformers
+    "layers.*.layernorm_before": "blocks.*.norm1",
+    "layers.*.attention.q_proj": "blocks.*.q",
+    "layers.*.attention.k_proj": "blocks.*.k",
+    "layers.*.attention.v_proj": "blocks.*.v",
+    "layers.*.attention.o_proj": "blocks.*.proj",
+    "layers.*.layernorm_after": "blocks.*.norm2",
+    "layers.*.mlp.fc1": "blocks.*.fc1",
+    "layers.*.mlp.fc2": "blocks.*.fc2",
+    "layernorm": "norm",
+    "pooler.dense": UNUSED,  # part of ViTModel; the classifier does not use it
+    "classifier": "head",
+}
+TORCHVISION = {
+    "class_token": "cls_token",
+    "encoder.pos_embedding": "positions",
+    "conv_proj": "patch_embed",
+    "encoder.layers.encoder_layer_*.ln_1": "blocks.*.norm1",
+    "encoder.layers.encoder_layer_*.self_attention.in_proj_weight": "blocks.*.qkv.weight",
+    "encoder.layers.encoder_layer_*.self_attention.in_proj_bias": "blocks.*.qkv.bias",
+    "encoder.layers.encoder_layer_*.self_attention.out_proj": "blocks.*.proj",
+    "encoder.layers.encoder_layer_*.ln_2": "blocks.*.norm2",
+    "encoder.layers.encoder_layer_*.mlp.0": "blocks.*.fc1",
+    "encoder.layers.encoder_layer_*.mlp.3": "blocks.*.fc2",
+    "encoder.layers.encoder_layer_*.mlp.linear_1": "blocks.*.fc1",  # in the files torchvision publishes
+    "encoder.layers.encoder_layer_*.mlp.linear_2": "blocks.*.fc2",
+    "encoder.ln": "norm",
+    "heads.pre_logits": "pre_logits",
+    "heads.head": "head",
+}
+LIBRARIES = {  # by the prefix of the names of the patch embedding
+    "patch_embed.": ("timm", TIMM),
+    "embeddings.patch_embeddings.": ("transformers", TRANSFORMERS),
+    "conv_proj.": ("torchvision", TORCHVISION),
+}
+
+
+def our_names(tensors: Iterable[str], file: Path) -> tuple[str, dict[str, str]]:
+    """Returns the library that names its tensors so, and the name in the file for each name in DualTokenViT.
+
+    tensors: the names in the file. file: for error messages.
+    Raises CheckpointError for an unknown library, and for a tensor that does not exist in a plain ViT.
+    """
+    found = next(((name, marker) for marker in LIBRARIES for name in tensors if marker in name), None)
+    if found is None:
+        raise CheckpointError(
+            f"{file} is no Vision Transformer of timm, transformers or torchvision: none of its tensors has a name "
+            f"with {', '.join(LIBRARIES)}…"
+        )
+    marked, marker = found
+    prefix = marked[: marked.index(marker)]  # "vit." in transformers, for all but the classifier
+    library, table = LIBRARIES[marker]
+    names: dict[str, str] = {}
+    for name in sorted(tensors):
+        ours = _our_name(name.removeprefix(prefix), table)
+        if ours is None or ours in names:
+            raise CheckpointError(
+                f"{file}: the tensor {name!r} does not exist in a plain pre-norm ViT, and the model needs it: "
+                f"choose a model of {library} without it"
+            )
+        names[ours] = name
+    return library, names
+
+
+def _our_name(name: str, table: Mapping[str, str]) -> str | None:
+    block = re.search(r"\d+", name)  # the first number is that of the block in all three libraries
+    general = re.sub(r"\d+", "*", name, count=1)
+    stem, _, leaf = general.rpartition(".")
+    if general in table:
+        ours = table[general]
+    elif stem in table and leaf in ("weight", "bias"):
+        ours = f"{table[stem]}.{leaf}"
+    else:
+        return None
+    return ours if block is None else ours.replace("*", block.group())
