@@ -3,7 +3,7 @@ import json
 import pytest
 
 from export.card import model_card
-from tureen.bundle.manifest import Accuracy, AccuracyRow, Check, Evaluation, Manifest, ShiftRow, TransferMatrix
+from tureen.bundle.manifest import Accuracy, AccuracyRow, AttackCheck, Evaluation, Manifest, ShiftRow, TransferMatrix
 from tureen.preprocess import PreprocessSpec
 
 HEADINGS = {
@@ -21,7 +21,7 @@ def row(beta, robust):
 
 
 EVERYTHING = Evaluation(
-    checks=[Check(name="it holds", beta=0, n=9, has_passed=False, figures={"PGD-4": 0.125}, sentence="Beware.")],
+    checks=[AttackCheck(name="it holds", beta=0, n=9, has_passed=False, figures={"PGD-4": 0.125}, sentence="Beware.")],
     matrix=TransferMatrix(
         betas=[0, 1],
         n=100,

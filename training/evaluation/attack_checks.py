@@ -25,7 +25,7 @@ from training.evaluation.accuracy import (
     run_attack,
     sign_test,
 )
-from tureen.bundle.manifest import AccuracyRow, Check
+from tureen.bundle.manifest import AccuracyRow, AttackCheck
 from tureen.tokens import CLEAN_BETA, ROBUST_BETA
 
 IMAGES = 128
@@ -46,7 +46,7 @@ def check_attack(
     betas: Sequence[float] = (CLEAN_BETA, ROBUST_BETA),
     seed: int = 0,
     on_check: Callable[[], None] = lambda: None,
-) -> list[Check]:
+) -> list[AttackCheck]:
     """Returns the results of all checks of the attack at each β, on at most 128 of the images, drawn at random.
 
     The arguments are those of `evaluate_accuracy`. A sign test at a level of 1 % decides whether one attack is stronger
@@ -64,7 +64,7 @@ def check_attack(
     return checks
 
 
-def check_epsilon_curve(curve: Sequence[AccuracyRow]) -> list[Check]:
+def check_epsilon_curve(curve: Sequence[AccuracyRow]) -> list[AttackCheck]:
     """Returns a check for each β: robust accuracy does not grow with the radius.
 
     curve: result of `evaluate_epsilon_curve`. A difference counts only if the two 95 % intervals do not overlap.
@@ -74,7 +74,7 @@ def check_epsilon_curve(curve: Sequence[AccuracyRow]) -> list[Check]:
         rows = [row for row in curve if row.beta == beta]
         lowest = [min(row.robust.high for row in rows[: index + 1]) for index in range(len(rows))]
         checks.append(
-            Check(
+            AttackCheck(
                 name="a larger radius is never weaker",
                 beta=beta,
                 n=rows[0].n,
@@ -88,7 +88,7 @@ def check_epsilon_curve(curve: Sequence[AccuracyRow]) -> list[Check]:
 
 def _checks(
     model: nn.Module, few: Images, *, beta: float, attack: str, epsilon_255: float, steps: int, seed: int
-) -> Iterator[Check]:
+) -> Iterator[AttackCheck]:
     forward, device, name = forward_at_beta(model, beta), model_device(model), attack_label(attack, steps)
 
     def attacked(attack: str, radius_255: float, steps: int) -> NDArray[np.bool_]:
@@ -96,8 +96,10 @@ def _checks(
             forward, few, device=device, attack=attack, epsilon_255=radius_255, steps=steps, seed=seed
         ).robust
 
-    def check(name: str, has_passed: bool, figures: Mapping[str, float], sentence: str) -> Check:
-        return Check(name=name, beta=beta, n=len(few), has_passed=has_passed, figures=dict(figures), sentence=sentence)
+    def check(name: str, has_passed: bool, figures: Mapping[str, float], sentence: str) -> AttackCheck:
+        return AttackCheck(
+            name=name, beta=beta, n=len(few), has_passed=has_passed, figures=dict(figures), sentence=sentence
+        )
 
     robust = attacked(attack, epsilon_255, steps)
     twice_name = attack_label(attack, 2 * steps)

@@ -22,7 +22,7 @@ from training.evaluation.attack_checks import CHECKS, check_attack
 from training.evaluation.corruptions import SEVERITIES
 from training.evaluation.shift_accuracy import evaluate_shifts
 from training.evaluation.transfer import transfer_matrix
-from tureen.bundle.manifest import AccuracyRow, Check, ShiftRow, TransferMatrix
+from tureen.bundle.manifest import AccuracyRow, AttackCheck, ShiftRow, TransferMatrix
 from tureen.tokens import CLEAN_BETA, ROBUST_BETA
 
 
@@ -65,7 +65,7 @@ class Measurement:
                 on_batch=advance,
             )
 
-    def checks(self) -> list[Check]:
+    def checks(self) -> list[AttackCheck]:
         """Returns the results of `check_attack`: whether the attack is strong enough to trust its accuracies."""
         with _bar("check the attack", 2 * CHECKS, "check") as advance:
             return check_attack(

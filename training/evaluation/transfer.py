@@ -25,7 +25,7 @@ from training.evaluation.accuracy import (
     sign_test,
     wilson_interval,
 )
-from tureen.bundle.manifest import Suspect, TransferMatrix
+from tureen.bundle.manifest import SuspectCell, TransferMatrix
 
 SIGNIFICANCE = 0.05
 """Level of all tests of a matrix together; each test gets an equal share (Bonferroni)."""
@@ -114,12 +114,12 @@ def joint_pgd(
     )
 
 
-def suspect_cells(robust: NDArray[np.bool_], betas: Sequence[float]) -> list[Suspect]:
+def suspect_cells(robust: NDArray[np.bool_], betas: Sequence[float]) -> list[SuspectCell]:
     """Returns the cells of robust, bool (T + 1, T, n), that are significantly below the diagonal of their column."""
     found = []
     for row, attacked in enumerate([*betas, None]):
         for column, served in enumerate(betas):
             p_value = sign_test(robust[column, column], robust[row, column])
             if row != column and p_value < SIGNIFICANCE / len(betas) ** 2:
-                found.append(Suspect(attacked=attacked, served=served, p_value=p_value))
+                found.append(SuspectCell(attacked=attacked, served=served, p_value=p_value))
     return found

@@ -52,7 +52,7 @@ class AccuracyRow(_Record):
     epsilon_255: float = Field(ge=0, description="radius of the attack under l∞, in 1/255 of the pixel range")
 
 
-class Check(_Record):
+class AttackCheck(_Record):
     """A property that a sound attack has, tested at one β on a few of the images."""
 
     name: str = Field(description="the property")
@@ -63,7 +63,7 @@ class Check(_Record):
     sentence: str = Field(description="the meaning of a failure")
 
 
-class Suspect(_Record):
+class SuspectCell(_Record):
     """A cell of the transfer matrix that shows that an attack was too weak.
 
     An attack on another β breaks the soup of this cell more often than the attack on this soup itself.
@@ -87,7 +87,7 @@ class TransferMatrix(_Record):
     worst: list[Accuracy] = Field(
         description="for each β served, the share of images that no row breaks, including the joint one"
     )
-    suspects: list[Suspect] = Field(description="cells that are significantly below the diagonal of their column")
+    suspects: list[SuspectCell] = Field(description="cells that are significantly below the diagonal of their column")
 
 
 class ShiftRow(_Record):
@@ -103,7 +103,7 @@ class ShiftRow(_Record):
 class Evaluation(_Record):
     """Optional measurements beyond the accuracy at each β."""
 
-    checks: list[Check] = []
+    checks: list[AttackCheck] = []
     matrix: TransferMatrix | None = None
     epsilon_curve: list[AccuracyRow] = Field(default=[], description="a row for each radius and β, radii ascending")
     shifts: list[ShiftRow] = []

@@ -9,13 +9,13 @@ from tureen.bundle.manifest import (
     SHIFT,
     Accuracy,
     AccuracyRow,
-    Check,
+    AttackCheck,
     Manifest,
     ParityRow,
     PlanRecord,
     ServedAccuracy,
     ShiftRow,
-    Suspect,
+    SuspectCell,
     TransferMatrix,
 )
 from tureen.tokens import CLEAN_BETA, ROBUST_BETA
@@ -119,7 +119,7 @@ def matrix_table(matrix: TransferMatrix) -> str:
     return "\n".join(lines)
 
 
-def suspect_sentence(suspect: Suspect) -> str:
+def suspect_sentence(suspect: SuspectCell) -> str:
     """Returns the meaning of a suspect cell of the matrix as a sentence."""
     attacked = "all β at once" if suspect.attacked is None else f"β = {suspect.attacked:g}"
     return (
@@ -176,7 +176,7 @@ def mean_accuracy(rows: Sequence[ShiftRow]) -> float:
     return mean(mean(row.accuracy.values()) for row in rows)
 
 
-def check_results(checks: Sequence[Check]) -> str:
+def check_results(checks: Sequence[AttackCheck]) -> str:
     """Returns one line per check, with its figures in per cent. A second line explains a failed check."""
     lines = [f"checks on the attack, on {' or '.join(str(n) for n in sorted({check.n for check in checks}))} images"]
     for check in checks:

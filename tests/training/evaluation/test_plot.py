@@ -6,7 +6,7 @@ from PIL import Image
 
 from training.evaluation.accuracy import wilson_interval
 from training.evaluation.plot import BLUE, VERMILION, plot_accuracy, plot_epsilon_curve, plot_matrix, plot_shifts
-from tureen.bundle.manifest import AccuracyRow, ShiftRow, Suspect, TransferMatrix
+from tureen.bundle.manifest import AccuracyRow, ShiftRow, SuspectCell, TransferMatrix
 
 BETAS = [0.0, 0.25, 0.5, 0.75, 1.0]
 NEVER_SERVED = "#e6e6e6"
@@ -36,7 +36,7 @@ def matrix(suspects=()):
         joint_attack="PGD-40",
         joint=[0.31, 0.38, 0.55, 0.66, 0.7],
         worst=[wilson_interval(count, 450) for count in (118, 160, 245, 290, 300)],
-        suspects=[Suspect(attacked=attacked, served=served, p_value=1e-5) for attacked, served in suspects],
+        suspects=[SuspectCell(attacked=attacked, served=served, p_value=1e-5) for attacked, served in suspects],
     )
 
 

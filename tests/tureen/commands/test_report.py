@@ -1,6 +1,6 @@
 import pytest
 
-from tureen.bundle.manifest import Accuracy, AccuracyRow, Check, ShiftRow, Suspect, TransferMatrix
+from tureen.bundle.manifest import Accuracy, AccuracyRow, AttackCheck, ShiftRow, SuspectCell, TransferMatrix
 from tureen.commands.report import (
     accuracy_table,
     check_results,
@@ -67,7 +67,10 @@ def matrix():
         joint_attack="PGD-10",
         joint=[0.22, 0.40, 0.46],
         worst=[share(0.09), share(0.39), share(0.44)],
-        suspects=[Suspect(attacked=1.0, served=0.0, p_value=0.0004), Suspect(attacked=None, served=1.0, p_value=0.002)],
+        suspects=[
+            SuspectCell(attacked=1.0, served=0.0, p_value=0.0004),
+            SuspectCell(attacked=None, served=1.0, p_value=0.002),
+        ],
     )
 
 
@@ -113,7 +116,9 @@ def test_every_corruption_counts_once_in_a_mean():
 
 def test_the_meaning_of_a_failed_check_follows_it():
     passed, failed = (
-        Check(name=name, beta=1, n=128, has_passed=has_passed, figures={"PGD-4": 0.5, "FGSM": 0.25}, sentence="Beware.")
+        AttackCheck(
+            name=name, beta=1, n=128, has_passed=has_passed, figures={"PGD-4": 0.5, "FGSM": 0.25}, sentence="Beware."
+        )
         for name, has_passed in (("one thing holds", True), ("another holds", False))
     )
     assert check_results([passed, failed]).splitlines() == [
