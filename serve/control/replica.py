@@ -192,9 +192,7 @@ class SettingsReplica:
         elif self._is_known:
             logger.error("%s; the last known settings stay in force", error)
         else:
-            logger.error(
-                "%s; no settings are known from an earlier start: the server's own defaults are in force", error
-            )
+            logger.error("%s; no settings are known from an earlier start: the server's defaults are in force", error)
         for on_reachable in self._on_reachable:
             on_reachable(is_reachable)
 

@@ -9,7 +9,8 @@ from typing import Any
 def describe_changes(before: dict[str, Any], after: dict[str, Any]) -> Iterator[str]:
     """Yields a text for each changed setting. before, after: settings as `GET /admin/beta/history` returns them."""
     if before["default_beta"] != after["default_beta"]:
-        yield f"β {_format_default(before['default_beta'])} → {_format_default(after['default_beta'])}"
+        new_default = _format_default(after["default_beta"]).removeprefix("β ")
+        yield f"{_format_default(before['default_beta'])} → {new_default}"
     for name, what in (("beta_min", "least β"), ("beta_max", "greatest β")):
         if before[name] != after[name]:
             yield f"{what} {before[name]:g} → {after[name]:g}"
@@ -40,8 +41,8 @@ def format_canary(canary: dict[str, float] | None) -> str:
 
 def format_plan(plan: dict[str, Any]) -> str:
     """Returns the time, kind, β and id of a planned change."""
-    return f"{plan['at'][:19]}Z {plan['kind']} to β {_format_default(plan['default_beta'])}, id {plan['id']}"
+    return f"{plan['at'][:19]}Z {plan['kind']} to {_format_default(plan['default_beta'])}, id {plan['id']}"
 
 
 def _format_default(beta: float | None) -> str:
-    return "the server's own" if beta is None else f"{beta:g}"
+    return "the server's default β" if beta is None else f"β {beta:g}"

@@ -325,10 +325,10 @@ def test_tureen_beta_is_all_an_operator_needs(start_operated, run_tureen):
     done = run_tureen("beta", "set", "0.8", "--reason", "attack", "--for", "1h", "--yes", *where)
     assert done.returncode == 0, done.stderr
     assert "revision 1: default β 0.8 (operator)" in done.stdout
-    assert "revert to β the server's own" in done.stdout
+    assert "revert to the server's default β" in done.stdout
     assert run_tureen("beta", "rollback", "0", "--reason", "over", "--yes", *where).returncode == 0
     history = run_tureen("beta", "history", "--verify", *where).stdout
-    assert "local  set: β the server's own → 0.8, planned: " in history
+    assert "local  set: the server's default β → 0.8, planned: " in history
     assert "2 revisions" in history
     assert json.loads(run_tureen("beta", "get", "--json", *where).stdout)["revision"] == 2
     rules = ("--min", "0.2", "--policy", "uploads=0.9", "--canary", "0.9:0.1", "--clients-may-choose", "no")

@@ -39,7 +39,7 @@ def test_a_state_is_printed_a_line_for_each_fact():
         "clients   choose from 0.25 to 1",
         "policy    uploads → 0.9",
         "canary    10 % at β 0.8",
-        "planned   2027-01-31T08:00:00Z revert to β the server's own, id ab12",
+        "planned   2027-01-31T08:00:00Z revert to the server's default β, id ab12",
         "workers   0 at 3, 1 at 2",
     ]
 

@@ -190,7 +190,7 @@ def test_a_damaged_snapshot_is_not_used_and_is_logged(tmp_path, known, caplog, d
     replica = start_without_store(tmp_path, snapshot)
     assert replica.head == REVISION_0
     assert "the last known settings in" in caplog.text
-    assert "the server's own defaults are in force" in caplog.text
+    assert "the server's defaults are in force" in caplog.text
 
 
 def test_a_server_that_never_reached_its_store_follows_it_when_it_appears(tmp_path, known):

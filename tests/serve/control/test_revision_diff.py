@@ -1,4 +1,4 @@
-"""The words in which the history describes a change."""
+"""The texts of the history for each change."""
 
 import pytest
 
@@ -21,7 +21,7 @@ PLAN = {"id": "ab12", "kind": "revert", "at": "2027-01-31T08:00:00.000000Z", "de
     ("changes", "texts"),
     [
         ({}, []),
-        ({"default_beta": 0.8}, ["β the server's own → 0.8"]),
+        ({"default_beta": 0.8}, ["the server's default β → 0.8"]),
         ({"beta_min": 0.25, "beta_max": 0.75}, ["least β 0 → 0.25", "greatest β 1 → 0.75"]),
         ({"clients_may_choose": False}, ["clients choose nothing"]),
         ({"policies": {}}, ["policy uploads 0.9 → none"]),
@@ -29,15 +29,21 @@ PLAN = {"id": "ab12", "kind": "revert", "at": "2027-01-31T08:00:00.000000Z", "de
         ({"canary": {"beta": 0.9, "share": 0.125}}, ["canary none → 12.5 % at β 0.9"]),
         ({"keys": []}, ["key ada removed"]),
         ({"keys": [*BEFORE["keys"], {"name": "bob", "policy": "uploads"}]}, ["key bob for uploads made"]),
-        ({"pending": [PLAN]}, ["planned: 2027-01-31T08:00:00Z revert to β the server's own, id ab12"]),
+        ({"pending": [PLAN]}, ["planned: 2027-01-31T08:00:00Z revert to the server's default β, id ab12"]),
         (
             {"default_beta": 0.8, "pending": [PLAN]},
-            ["β the server's own → 0.8", "planned: 2027-01-31T08:00:00Z revert to β the server's own, id ab12"],
+            ["the server's default β → 0.8", "planned: 2027-01-31T08:00:00Z revert to the server's default β, id ab12"],
         ),
     ],
 )
 def test_each_changed_setting_has_its_text(changes, texts):
     assert list(describe_changes(BEFORE, {**BEFORE, **changes})) == texts
+
+
+def test_a_default_that_is_removed_returns_to_that_of_the_server():
+    before = {**BEFORE, "default_beta": 0.8}
+    assert list(describe_changes(before, {**BEFORE, "default_beta": 0.5})) == ["β 0.8 → 0.5"]
+    assert list(describe_changes(before, BEFORE)) == ["β 0.8 → the server's default β"]
 
 
 def test_clients_that_may_choose_again_are_named():

@@ -200,10 +200,11 @@ async function refresh() {
   const by = state.changed ? `, ${state.changed.action} by ${state.changed.who}: “${state.changed.reason}”` : "";
   $("active").textContent = `β ${state.default_beta ?? "none"} (${state.default_beta_source}), revision ${state.revision}${by}`;
   $("pending").replaceChildren(...state.pending.map((plan) => {
-    const line = element("span", `${plan.kind} to β ${plan.default_beta ?? "of the server"} at ${plan.at.slice(0, 19)}Z `);
+    const target = plan.default_beta === null ? "the server's default β" : `β ${plan.default_beta}`;
+    const line = element("span", `${plan.kind} to ${target} at ${plan.at.slice(0, 19)}Z `);
     const button = element("button", "Cancel", { type: "button" });
     button.onclick = () => {
-      const reason = prompt(`Cancel ${plan.kind} to β ${plan.default_beta ?? "of the server"}? Reason:`);
+      const reason = prompt(`Cancel ${plan.kind} to ${target}? Reason:`);
       if (reason) applyChange(() => writeSettings("DELETE", `admin/beta/pending/${plan.id}?reason=${encodeURIComponent(reason)}`));
     };
     line.append(button);

@@ -256,7 +256,7 @@ def test_an_operator_changes_the_default_and_rolls_it_back(operated, open_page, 
     page.select_option("#ttl", "3600")
     page.click("#set")
     expect(page.locator("#active")).to_contain_text("β 1 (operator), revision 1")
-    expect(page.locator("#pending")).to_contain_text("revert to β of the server")
+    expect(page.locator("#pending")).to_contain_text("revert to the server's default β")
     expect(page.locator("#history tbody tr")).to_have_count(1)
     expect(page.locator("#history")).to_contain_text("attack on uploads")
     assert operator.ask("GET", "/admin/beta")[2]["default_beta"] == 1
