@@ -20,7 +20,7 @@ from tureen.errors import (
     UndecodableImageError,
     UnsupportedImageTypeError,
 )
-from tureen.image_cost import UNKNOWN_HEADER, read_header
+from tureen.image_header import UNKNOWN_HEADER, read_header
 from tureen.image_metadata import JPEG_SIGNATURE, PNG_SIGNATURE, orientation, strip_metadata
 
 FORMATS = ("JPEG", "PNG", "WEBP")
