@@ -1,6 +1,6 @@
-"""Recognises an inference request by method and path.
+"""Decides whether to refuse an inference request before its body is read.
 
-Asks `serve.inference.service` whether to refuse it before its body is read.
+Recognises the request by its method and path. `serve.inference.service` gives the reason to refuse it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from serve.connection.http_connection import AdmissionCheck
 from serve.inference.service import Service
 from tureen.errors import TureenError
 
-# Patterns of the path as the client sent it. A path in another spelling matches none: its route asks the service again.
+# Patterns of the path as the client sent it. A path with escapes such as %63 matches none; its route checks again.
 _INFERENCE_ROUTES = {
     re.compile(rb"/classify"): "/classify",
     re.compile(rb"/sweep"): "/sweep",
@@ -21,10 +21,10 @@ _INFERENCE_ROUTES = {
 
 
 def make_admission_check(service: Service) -> AdmissionCheck:
-    """Returns a function of a method and a path, for the connection to call when the head is complete.
+    """Returns the function that the connection calls with method and path when the head of a request is complete.
 
-    It returns the route of an inference request and the error to refuse it with. The error is None when the service
-    accepts requests. For every other request it returns None, so that health and metrics respond under load.
+    For an inference request, the function returns its route and the error that refuses it, or None as the error if the
+    service accepts it. For any other request it returns None, so that health and metrics respond under load.
     """
 
     def check_admission(method: bytes, path: bytes) -> tuple[str, TureenError | None] | None:

@@ -35,7 +35,7 @@ Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 
 def create_app(service: Service, lifespan: Lifespan | None = None, tracing: Tracing | None = None) -> FastAPI:
-    """Returns the public application of one service.
+    """Returns the public HTTP application of a service.
 
     lifespan: opens and closes the service; by default the application opens it at startup and closes it at shutdown.
     tracing: receives a trace of each request; the caller closes it.

@@ -1,4 +1,4 @@
-"""The routes /classify and /sweep: parse the request, have the service classify its images, build the response."""
+"""The routes /classify and /sweep. They parse the request, call the service and build the response."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def add_classify_routes(app: FastAPI, service: Service, memory: BodyMemory) -> N
     settings = service.settings
 
     async def receive_images(request: Request, parameters: QueryParameters) -> RequestImages:
-        """Returns the images of the request. Raises before it reads the body if the service refuses requests."""
+        """Returns the images of the request. If the service refuses requests, raises before the body is read."""
         if (refusal := service.refusal(timeout_ms=parameters.timeout_ms)) is not None:
             raise refusal
         content_type = request.headers.get("content-type", "")
@@ -97,7 +97,7 @@ def add_classify_routes(app: FastAPI, service: Service, memory: BodyMemory) -> N
     )
     async def sweep(request: Request) -> Response:
         parameters = sweep_parameters(request.query_params, settings)
-        client_identity_of(request)  # raises for a repeated header, though a sweep depends on no client
+        client_identity_of(request)  # raises for a repeated header; a sweep needs no identity
         images = await receive_images(request, parameters)
         if len(images.images) != 1 or images.betas != [None]:
             raise InvalidParameterError("a sweep takes one image, and its β in the query parameter betas")
@@ -127,7 +127,7 @@ def _single_response(admission: Admission, choice: BetaChoice, result: Inference
 async def _classify_list(
     admission: Admission, images: RequestImages, parameters: QueryParameters, client: ClientIdentity
 ) -> tuple[ClassifyListResponse, list[InferenceResult]]:
-    """Returns the response to several images, and the results of those that were classified."""
+    """Returns the response to several images, and the results of the images that did not fail."""
     choices = [admission.choose(_first_given(beta, parameters.beta), client) for beta in images.betas]
     readable = [choice for image, choice in zip(images.images, choices, strict=True) if isinstance(image, bytes)]
     results = iter(await admission.classify(readable))
@@ -148,7 +148,7 @@ def _first_given(image_beta: float | None, query_beta: float | None) -> float | 
 
 
 def _response(request: Request, body: BaseModel, results: Sequence[InferenceResult]) -> Response:
-    """Returns the response. Its Server-Timing holds the longest time of any image in each stage, in milliseconds."""
+    """Returns the HTTP response. Server-Timing has the longest time of any image in each stage, in milliseconds."""
     stages = {
         stage: round(1000 * max((getattr(result, f"{stage}_s") for result in results), default=0.0), 3)
         for stage in ("decode", "queue", "inference")

@@ -1,4 +1,7 @@
-"""Swagger UI at /docs. The browser loads every file from this server: `docs_static` holds them, see its README.md."""
+"""The routes of Swagger UI under /docs.
+
+This server sends all its files, so a browser needs no other server. `docs_static/README.md` has their source.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ STATIC_HEADERS = {"Cache-Control": "max-age=86400"}
 
 def add_docs_routes(app: FastAPI) -> None:
     """Registers GET /docs, which shows the application's /openapi.json, and GET /docs/static/{name}."""
-    # Read once, and sent from memory: a request's path never reaches the file system, and ranges are not supported.
+    # Files are read once and sent from memory, so no path of a request reaches the file system. Ranges are unsupported.
     contents = {name: (STATIC / name).read_bytes() for name in MEDIA_TYPES}
 
     @app.get("/docs/static/{name}", include_in_schema=False)

@@ -12,7 +12,7 @@ TAG = "Health"
 
 
 def add_health_routes(app: FastAPI, service: Service) -> None:
-    """Registers the routes. /metrics is absent where `service.settings.has_public_metrics` is false."""
+    """Registers /healthz and /readyz, and also /metrics if `service.settings.has_public_metrics` is true."""
 
     @app.get("/healthz", tags=[TAG], summary="Is the process alive?")
     async def healthz() -> dict[str, str]:

@@ -1,6 +1,7 @@
-"""Parses a request body into images, each with its own β or none. A body is a raw image, a multipart form, or JSON.
+"""Parses a request body into encoded images, each with an optional β.
 
-Knows nothing about requests and pixels. `serve.http.body_stream` has checked the size of the body.
+A body is a raw image, a multipart form, or JSON. `serve.http.body_stream` checks the size of the body before. Knows
+nothing about HTTP requests and pixels.
 """
 
 from __future__ import annotations
@@ -29,21 +30,21 @@ MAX_JSON_DEPTH = 4  # {"images": [{…}]} is 3 deep
 
 @dataclass(frozen=True)
 class RequestImages:
-    """The encoded images of a request, each with its own β or None.
+    """The encoded images of a request, each with its β, or None for an image without one.
 
-    An image that cannot be read is an ImageError in its place.
+    An ImageError replaces an image that cannot be read.
     """
 
     images: Sequence[bytes | ImageError]
     betas: list[float | None]  # one for each image
-    is_list: bool  # whether the response is a list, too
+    is_list: bool  # whether the response has a list of results
 
     def readable(self) -> list[bytes]:
         """Returns the images that can be read, in order."""
         return [image for image in self.images if isinstance(image, bytes)]
 
     def single(self) -> bytes:
-        """Returns the only image. Raises the ImageError in its place."""
+        """Returns the only image. Raises its ImageError if it cannot be read."""
         image = self.images[0]
         if isinstance(image, ImageError):
             raise image
@@ -60,7 +61,7 @@ def parse_media_type(content_type: str) -> str:
 
 
 def max_body_bytes(media_type: str, limits: BodyLimits) -> int:
-    """Returns the limit of a body in bytes: that of an image for a raw image, else that of a request."""
+    """Returns the maximum of bytes in a body: max_request_bytes for a form or JSON, max_image_bytes for a raw image."""
     return limits.max_request_bytes if media_type in (FORM_TYPE, JSON_TYPE) else limits.max_image_bytes
 
 
@@ -84,7 +85,7 @@ def parse_images(body: bytes, content_type: str, limits: BodyLimits) -> RequestI
 
 
 def _parse_form(content_type: str, body: bytes, limits: BodyLimits) -> RequestImages:
-    """Parses the parts `image`, and the parts `beta`: as many, or none. Any other part is an error."""
+    """Returns the images of a form: its parts `image`, with as many parts `beta` or none. Refuses other parts."""
     parts: list[tuple[str, bytes]] = []
     is_complete = False
 
@@ -137,7 +138,7 @@ def _parse_form(content_type: str, body: bytes, limits: BodyLimits) -> RequestIm
 
 
 def _parse_json_body(body: bytes, limits: BodyLimits) -> RequestImages:
-    """Parses {"images": [{"data": "<base64>", "beta": 0.7}, …]}. beta is optional."""
+    """Returns the images of {"images": [{"data": "<base64>", "beta": 0.7}, …]}. beta is optional."""
     value = parse_json(body, max_bytes=limits.max_request_bytes, max_depth=MAX_JSON_DEPTH)
     entries = value.get("images") if isinstance(value, dict) and set(value) == {"images"} else None
     if not isinstance(entries, list):

@@ -1,4 +1,4 @@
-"""The parameters and request bodies of /classify and /sweep as OpenAPI objects."""
+"""Builds the parameters and request bodies of /classify and /sweep as OpenAPI objects."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def request_body(*, several: bool) -> dict[str, Any]:
 
 
 def query_parameters(settings: Settings, *, has_beta: bool = False, has_betas: bool = False) -> list[dict[str, Any]]:
-    """Returns the OpenAPI query parameters.
+    """Returns the OpenAPI query parameters of a route.
 
     has_beta: includes beta and policy, which a model of one token does not have. has_betas: includes betas.
     """

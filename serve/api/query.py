@@ -1,4 +1,4 @@
-"""Parses the query of /classify and /sweep. An unknown parameter is an error, since a misspelt `beta` would be ignored.
+"""Parses the query of /classify and /sweep. An unknown parameter is an error: a misspelt `beta` must not be ignored.
 
 Knows nothing about bodies and images.
 """
@@ -19,7 +19,7 @@ DEFAULT_SWEEP = "0:1:0.1"
 
 @dataclass(frozen=True)
 class QueryParameters:
-    """The parameters of a query, with defaults for those that it leaves out."""
+    """The parameters of a query. A parameter that the query leaves out has its default."""
 
     beta: float | None  # None: the query names none
     policy: str | None
@@ -29,12 +29,12 @@ class QueryParameters:
 
 
 def classify_parameters(query: QueryParams, settings: Settings) -> QueryParameters:
-    """Parses beta or policy, top_k and timeout_ms. Raises InvalidBetaError or InvalidParameterError."""
+    """Returns beta or policy, top_k and timeout_ms. Raises InvalidBetaError or InvalidParameterError."""
     return _parse(query, ("beta", "policy", "top_k", "timeout_ms"), settings)
 
 
 def sweep_parameters(query: QueryParams, settings: Settings) -> QueryParameters:
-    """Parses betas, top_k and timeout_ms. Raises InvalidBetaError or InvalidParameterError."""
+    """Returns betas, top_k and timeout_ms. Raises InvalidBetaError or InvalidParameterError."""
     return _parse(query, ("betas", "top_k", "timeout_ms"), settings)
 
 

@@ -1,4 +1,4 @@
-"""The bodies of the responses of /classify and /sweep, as OpenAPI shows them, and their construction from logits."""
+"""Defines the response bodies of /classify and /sweep, which OpenAPI documents, and builds them from logits."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tureen.soup import Prediction, probabilities, top_predictions
 
 
 class ServedModel(BaseModel):
-    """The model of a response, and the revision of the operator's settings."""
+    """The model that classified the images, and the revision of the operator's settings."""
 
     model: str
     version: str
@@ -40,7 +40,7 @@ class ClassifyResponse(ServedModel, ImageResult):
 
 
 class ImageProblem(BaseModel):
-    """The error of one image in a request of several. The other images are not affected."""
+    """The error of one image in a request of several images. It does not affect the other images."""
 
     problem: Problem
 
@@ -60,7 +60,7 @@ class Curve(BaseModel):
 
 
 class SweepChange(BaseModel):
-    """Two neighbouring β with different most probable labels."""
+    """A change of the most probable label between two neighbouring β."""
 
     after_beta: float
     before_beta: float
@@ -69,7 +69,7 @@ class SweepChange(BaseModel):
 
 
 class SweepResponse(ServedModel):
-    """The response of /sweep. It holds the top_k labels by their highest probability at any β, highest first."""
+    """The response of /sweep. Its curves are sorted by the highest probability of their label at any β."""
 
     betas: list[float]
     answers: list[str] = Field(description="the most probable label at each β")
@@ -78,7 +78,7 @@ class SweepResponse(ServedModel):
 
 
 class ServedModelFields(TypedDict):
-    """The fields of ServedModel."""
+    """The fields of ServedModel, as keyword arguments."""
 
     model: str
     version: str
@@ -86,24 +86,24 @@ class ServedModelFields(TypedDict):
 
 
 def served_model_fields(admission: Admission) -> ServedModelFields:
-    """Returns the model and the settings' revision of an admitted request."""
+    """Returns the model and the revision of the settings of an admitted request."""
     manifest = admission.model.bundle.manifest
     return {"model": manifest.name, "version": manifest.version, "revision": admission.active_settings.revision}
 
 
 def image_result(logits: NDArray[np.float32], choice: BetaChoice, labels: Sequence[str], top_k: int) -> ImageResult:
-    """Returns the result of one image from its logits, float32 (K,)."""
+    """Returns the result of one image. logits: float32 (K,)."""
     predictions = top_predictions(logits, labels, top_k)
     return ImageResult(beta=choice.beta, beta_source=choice.source, predictions=predictions)
 
 
 def image_problem(error: TureenError) -> ImageProblem:
-    """Returns the problem that stands in the place of an image's result."""
+    """Returns the list entry of an image that failed, in place of its result."""
     return ImageProblem(problem=problem_of(error))
 
 
 def sweep_response(admission: Admission, betas: list[float], logits: NDArray[np.float32], top_k: int) -> SweepResponse:
-    """Returns the curves of one image from its logits, float32 (len(betas), K)."""
+    """Returns the response with the curves of one image. logits: float32 (len(betas), K)."""
     labels = admission.model.bundle.manifest.labels
     by_beta = probabilities(logits)
     top_labels = [labels[index] for index in logits.argmax(axis=1)]

@@ -1,4 +1,4 @@
-"""The routes of the console: one page for clients and operators. The API decides what each of them may do."""
+"""The routes of the console, one page for clients and operators. The other routes check the rights of each."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def add_console(app: FastAPI, current: Callable[[], tuple[Manifest, ActiveSettin
     current: returns the current model's manifest and the active settings. is_operators: whether this is the operators'
     listener, where the page shows the sign-in.
     """
-    # Read once, and sent from memory: a request's path never reaches the file system.
+    # Files are read once and sent from memory, so the path of a request never reaches the file system.
     page = (STATIC / "index.html").read_bytes()
     contents = {name: (STATIC / name).read_bytes() for name in MEDIA_TYPES}
     router = APIRouter(include_in_schema=False)
