@@ -1,6 +1,6 @@
-"""Decodes the HTTP body of an inference request and encodes that of its response.
+"""Decodes the HTTP body of an inference request, and encodes the body of its response.
 
-A body is JSON, which binary data may follow (the protocol's binary tensor extension). The header
+A body is JSON, optionally followed by binary data (the protocol's binary tensor extension). The header
 `Inference-Header-Content-Length` is the length of the JSON in bytes. After the JSON comes the data of every tensor with
 the parameter `binary_data_size`, in order. A length of 0 means that the body is one encoded image without JSON. In
 JSON, each element of a BYTES input is base64.
@@ -47,10 +47,10 @@ class InferResponse:
 def decode_request(
     body: bytes, header_length: str | None, *, query_beta: str | None = None, limits: RequestLimits
 ) -> InferRequest:
-    """Returns the request of a body.
+    """Returns the inference request in a body.
 
-    header_length: value of the header `Inference-Header-Content-Length`, None without it. query_beta: the query's beta.
-    Raises InvalidRequestError, InferRequestTooLargeError, InvalidBetaError or InvalidParameterError.
+    header_length: value of the header `Inference-Header-Content-Length`. query_beta: value of beta in the query. Both:
+    None if absent. Raises InvalidRequestError, InferRequestTooLargeError, InvalidBetaError or InvalidParameterError.
     """
     json_bytes = _json_length(header_length, len(body))
     if json_bytes == 0:
@@ -83,7 +83,7 @@ def decode_request(
 def encode_response(
     response: InferResponse, requested_outputs: Sequence[RequestedOutput]
 ) -> tuple[bytes, dict[str, str]]:
-    """Returns the body and its headers: the media type, and the length of the JSON if binary data follows it.
+    """Returns the body of a response and its headers: the media type, and the JSON's length if binary data follows it.
 
     requested_outputs: one for each output of the response, in the same order.
     """
@@ -123,7 +123,7 @@ def _json_length(header: str | None, body_length: int) -> int:
 
 
 def _inputs(inputs: Sequence[dict[str, Any]], binary: memoryview) -> list[Tensor]:
-    """Returns the input tensors. binary: the bytes after the JSON, which the inputs must use up."""
+    """Returns the input tensors. binary: the bytes after the JSON. Every byte must belong to an input."""
     tensors: list[Tensor] = []
     used = 0
     for fields in inputs:
@@ -154,7 +154,7 @@ def _data(metadata: TensorMetadata, fields: dict[str, Any]) -> list[Any]:
 
 
 def _outputs(outputs: Sequence[dict[str, Any]], *, is_binary: bool) -> list[RequestedOutput]:
-    """Returns the requested outputs, all of them if the request names none. is_binary: the request's default."""
+    """Returns the requested outputs, or all outputs if the request names none. is_binary: the request's default."""
     requested = []
     for fields in outputs:
         parameters = _object(fields.get("parameters", {}), "the parameters of an output")

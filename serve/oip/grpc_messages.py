@@ -1,4 +1,4 @@
-"""Decodes the gRPC message of an inference request and encodes that of its response.
+"""Decodes the gRPC message of an inference request, and encodes the message of its response.
 
 `serve.oip.request` validates the tensors and parameters.
 """
@@ -27,7 +27,7 @@ _CONTENTS = {"BYTES": "bytes_contents", "UINT8": "uint_contents", "FP32": "fp32_
 
 
 def decode_message(message: pb.ModelInferRequest, limits: RequestLimits) -> InferRequest:
-    """Returns the request of a message. Raises InvalidRequestError or InvalidBetaError."""
+    """Returns the inference request in a message. Raises InvalidRequestError or InvalidBetaError."""
     check_counts(len(message.inputs), len(message.outputs))
     raw = message.raw_input_contents
     if raw and len(raw) != len(message.inputs):
@@ -73,7 +73,7 @@ def _encode_output(tensor: Tensor) -> pb.ModelInferResponse.InferOutputTensor:
 
 
 def _decode_parameters(parameters: Mapping[str, pb.InferParameter]) -> dict[str, Any]:
-    """Returns the value of each parameter, None if it has no value."""
+    """Returns the value of each parameter by its name, or None for a parameter without a value."""
     values = {}
     for name, parameter in parameters.items():
         field = parameter.WhichOneof("parameter_choice")

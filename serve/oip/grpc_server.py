@@ -1,4 +1,4 @@
-"""The gRPC server: the service inference.GRPCInferenceService, and grpc.health.v1 for probes."""
+"""The gRPC server. It offers inference.GRPCInferenceService to clients and grpc.health.v1 to probes."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ STATUS_CODES = {
     401: grpc.StatusCode.UNAUTHENTICATED,
     403: grpc.StatusCode.PERMISSION_DENIED,
     404: grpc.StatusCode.NOT_FOUND,
-    413: grpc.StatusCode.INVALID_ARGUMENT,  # not RESOURCE_EXHAUSTED, which asks for another attempt
+    413: grpc.StatusCode.INVALID_ARGUMENT,  # not RESOURCE_EXHAUSTED, on which clients try again
     429: grpc.StatusCode.RESOURCE_EXHAUSTED,
     503: grpc.StatusCode.UNAVAILABLE,
     504: grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -64,20 +64,20 @@ Unary = Callable[[Any, Context], Coroutine[Any, Any, Message]]
 
 
 class GrpcServer:
-    """A gRPC server of one service. The caller opens it after the service and closes it before."""
+    """The gRPC server of one service. The caller opens it after the service, and closes it before the service."""
 
     def __init__(
         self, service: Service, statistics: Statistics, *, shares_port: bool = False, tracing: Tracing | None = None
     ) -> None:
-        """statistics: the counters that the routes under /v2 use, too. tracing: receives a trace of each inference.
+        """statistics: shared with the HTTP routes under /v2. tracing: receives a trace of each inference.
 
         shares_port: whether several worker processes listen on the same port.
         """
         self._service = service
         self._address = grpc_address(service.settings)
         self._server = grpc.aio.server(
-            # gRPC reads a whole message before the service can admit it, so this bounds the memory of messages. Twice
-            # the permits leave room for health and metadata while inference takes every permit.
+            # gRPC reads a whole message before the service can admit its request, so this bounds the memory of
+            # messages. Twice max_requests leaves room for health and metadata when inference has reached max_requests.
             maximum_concurrent_rpcs=2 * service.settings.max_requests,
             options=[
                 ("grpc.max_receive_message_length", service.settings.max_request_bytes),
@@ -141,7 +141,7 @@ class _Methods:
         return handlers
 
     def _with_status(self, method: Unary, route: str) -> Unary:
-        """Wraps a method: an exception becomes a gRPC status, and each call is counted, timed and logged."""
+        """Returns a handler that calls the method, sends an exception as a gRPC status, and records each call."""
 
         async def handle(request: Message | InvalidRequestError, context: Context) -> Message:
             started = self._begin()
@@ -161,7 +161,7 @@ class _Methods:
     async def _stream(
         self, requests: AsyncIterator[pb.ModelInferRequest | InvalidRequestError], context: Context
     ) -> AsyncIterator[Message]:
-        """Yields a response to each request, in order. An error concerns its own request only."""
+        """Yields a response to each request, in order. After an error in one request, the stream continues."""
         async for request in requests:
             started = self._begin()
             status = grpc.StatusCode.CANCELLED
@@ -227,7 +227,7 @@ class _Methods:
         """Returns the status and message for the client, and counts the rejection."""
         kind = oip_problem_type(error)
         self._service.metrics.rejections.labels(kind.code).inc()
-        if kind is INTERNAL:  # not in the table, so its message is not for clients
+        if kind is INTERNAL:  # the error is unknown, so its message is not for clients
             logger.error("unhandled", exc_info=error)
             return grpc.StatusCode.INTERNAL, "internal error: the server log has the cause"
         return STATUS_CODES.get(kind.status, grpc.StatusCode.INTERNAL), str(error)
@@ -260,7 +260,7 @@ class _Methods:
 
 
 def _client_identity(context: Context) -> ClientIdentity:
-    """Returns the client's identity from the call's metadata, whose names are those of the HTTP headers.
+    """Returns the client's identity from the metadata of the call. Its names are those of the HTTP headers.
 
     Raises MalformedRequestError for a repeated name.
     """
@@ -290,14 +290,14 @@ def _serialization(request_type: type[Message], response_type: type[Message]) ->
 
 
 def _decoded(request: T | InvalidRequestError) -> T:
-    """Returns the request. Raises the error that the decoder returned instead."""
+    """Returns the request, or raises the error that the decoder returned instead of a request."""
     if isinstance(request, InvalidRequestError):
         raise request
     return request
 
 
 class _Health:
-    """The method Check, which probes call. The status is SERVING while the service is ready."""
+    """Handles the gRPC method Check, which probes call. Returns SERVING while the service is ready."""
 
     def __init__(self, service: Service) -> None:
         self._service = service

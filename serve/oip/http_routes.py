@@ -1,4 +1,4 @@
-"""The protocol's HTTP routes under /v2.
+"""The HTTP routes of the Open Inference Protocol, under /v2.
 
 `serve.oip.codec` decodes the bodies, and `serve.oip.request` validates the requests.
 """
@@ -44,7 +44,7 @@ NOT_OFFERED = (
 
 
 def add_oip_routes(app: FastAPI, service: Service, memory: BodyMemory) -> None:
-    """Registers every route of the protocol, with and without a model version.
+    """Registers every route of the protocol. The routes of a model exist with and without a version.
 
     Stores the counters in app.state.statistics, which the gRPC server shares. memory: bounds the bodies of all routes
     of the application.
@@ -63,7 +63,7 @@ def _add_server_routes(router: APIRouter, service: Service, statistics: Statisti
     async def metadata() -> JSONResponse:
         return JSONResponse(server_metadata())
 
-    # kserve's client reads the bodies. tritonclient reads the status only.
+    # The client of kserve reads these bodies. tritonclient reads only the status.
     @router.get("/health/live", summary="Is the server alive?")
     async def live() -> JSONResponse:
         return JSONResponse({"live": True})
@@ -157,7 +157,7 @@ def _require_ready(service: Service) -> None:
 def _query_beta(request: Request) -> str | None:
     values: list[tuple[str, Any]] = request.query_params.multi_items()
     if any(name != BETA for name, _ in values):
-        raise InvalidRequestError(f"the query has an unknown parameter: it may hold {BETA} alone")
+        raise InvalidRequestError(f"the query has an unknown parameter: use only {BETA}")
     if len(values) > 1:
         raise InvalidRequestError(f"the query has {BETA} more than once: give it once")
     return values[0][1] if values else None

@@ -33,8 +33,8 @@ async def infer(
 ) -> InferResponse:
     """Returns the response to all images of the request.
 
-    Raises the TureenError of the first image that failed, since a tensor cannot hold an error for one row. A `timeout`
-    beyond the admission's deadline does not extend it.
+    If images fail, raises the error of the first one, because a tensor cannot hold an error for one row. The timeout of
+    the request can shorten the deadline of the admission, but not extend it.
     """
     client = replace(client, policy=request.policy)
     choices = [admission.choose(beta, client) for beta in request.betas]
@@ -81,12 +81,12 @@ def _response_parameters(choices: Sequence[BetaChoice]) -> dict[str, float | int
 
 
 def _output(requested: RequestedOutput, logits: NDArray[np.float32], labels: Sequence[str]) -> Tensor:
-    """Returns one output from the logits, float32 (B, K)."""
+    """Returns the tensor of one requested output. logits: float32 (B, K)."""
     values = logits if requested.name == LOGITS else probabilities(logits).astype(np.float32)
     if not requested.classification:
         return Tensor(requested.name, "FP32", values.shape, values)
     count = min(requested.classification, len(labels))
-    # Sorted by logits, with ties in the order of the labels, so that the labels are those of /classify for each output.
+    # Sorted by logits for each output, with ties in the order of the labels: /classify returns the same order.
     best = np.argsort(-logits, axis=1, kind="stable")[:, :count]
     elements = [
         f"{row[index]:.6f}:{index}:{labels[index]}".encode()

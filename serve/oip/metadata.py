@@ -1,6 +1,6 @@
-"""Builds the protocol's metadata, configuration, statistics and index as JSON objects.
+"""Builds the metadata, configuration, statistics and model index of the Open Inference Protocol as JSON objects.
 
-The gRPC messages have the same fields, so that `serve.oip.grpc_server` converts these objects.
+`serve.oip.grpc_server` converts them to gRPC messages, which have the same fields.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ CONFIG_DATATYPES = {"BYTES": "TYPE_STRING", "UINT8": "TYPE_UINT8", "FP32": "TYPE
 
 
 def find_model(service: Service, name: str, version: str = "") -> LoadedModel:
-    """Returns the model of a name and a version; "" matches any version. Raises UnknownModelError or NotReadyError."""
+    """Returns the served model. Raises UnknownModelError for another name or version ("": any), or NotReadyError."""
     model = service.model
     manifest = model.bundle.manifest
     if name != manifest.name or version not in ("", manifest.version):
@@ -38,7 +38,7 @@ def server_metadata() -> dict[str, Any]:
 
 
 def model_metadata(model: LoadedModel) -> dict[str, Any]:
-    """Returns the model's inputs and outputs with datatypes and shapes, in which -1 is the batch."""
+    """Returns the datatype and shape of each input and output of the model. A size of -1 is that of the batch."""
     manifest = model.bundle.manifest
     return {
         "name": manifest.name,
@@ -53,9 +53,9 @@ def model_metadata(model: LoadedModel) -> dict[str, Any]:
 
 
 def model_config(model: LoadedModel, settings: Settings) -> dict[str, Any]:
-    """Returns the model's configuration in the form of Triton.
+    """Returns the model's configuration in the format of Triton.
 
-    dims leave out the batch dimension. max_batch_size is the largest number of images in a request.
+    dims are without the batch dimension. max_batch_size is the maximum of images in a request.
     """
     manifest = model.bundle.manifest
     return {
@@ -63,7 +63,7 @@ def model_config(model: LoadedModel, settings: Settings) -> dict[str, Any]:
         "platform": "tureen",
         "backend": model.soup.engine.name,
         "max_batch_size": settings.max_images_per_request,
-        # Each is optional, though a request needs either image or pixels.
+        # All inputs are declared as optional, because a request has either image or pixels.
         "input": [
             {"name": name, "data_type": CONFIG_DATATYPES[INPUT_DATATYPES[name]], "dims": dims, "optional": True}
             for name, dims in _input_dims(model).items()
@@ -74,21 +74,21 @@ def model_config(model: LoadedModel, settings: Settings) -> dict[str, Any]:
 
 
 def model_statistics(model: LoadedModel, statistics: Statistics, metrics: Metrics) -> dict[str, Any]:
-    """Returns the counters of the statistics extension for the only model."""
+    """Returns the counters of the served model in the format of the statistics extension."""
     manifest = model.bundle.manifest
     batches = metrics.registry.get_sample_value("tureen_batch_images_count") or 0
     return {"model_stats": [{"name": manifest.name, "version": manifest.version, **statistics.as_dict(round(batches))}]}
 
 
 def repository_index(model: LoadedModel, *, is_ready: bool) -> list[dict[str, str]]:
-    """Returns the only model with its state."""
+    """Returns the index of models: the served model and its state."""
     manifest = model.bundle.manifest
     state = {"state": "READY"} if is_ready else {"state": "UNAVAILABLE", "reason": "the server is shutting down"}
     return [{"name": manifest.name, "version": manifest.version, **state}]
 
 
 def _input_dims(model: LoadedModel) -> dict[str, list[int]]:
-    """Returns the dimensions of each input without the batch. A model of one token has no input beta."""
+    """Returns the dimensions of each input, without the batch. A model with one token has no input beta."""
     manifest = model.bundle.manifest
     size = manifest.preprocess.image_size
     dims = {IMAGE: [1], PIXELS: [size, size, 3]}

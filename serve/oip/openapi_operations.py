@@ -1,4 +1,4 @@
-"""The protocol's parameters, bodies and responses as OpenAPI objects. The protocol's specification has the details."""
+"""Builds the OpenAPI objects of the Open Inference Protocol. The specification of the protocol has the details."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _SHAPE = {"type": "array", "items": {"type": "integer", "minimum": 0}}
 
 
 def path_parameters(path: str) -> list[dict[str, Any]]:
-    """Returns the parameters in the path of a route."""
+    """Returns the OpenAPI parameters in the path of a route."""
     names = [name for name in ("name", "version") if f"{{{name}}}" in path]
     return [{"name": name, "in": "path", "required": True, "schema": _TEXT} for name in names]
 
 
 def infer_parameters() -> list[dict[str, Any]]:
-    """Returns the query and header parameters of an inference request."""
+    """Returns the OpenAPI parameters of inference in the query and headers."""
     beta = {"anyOf": [{"type": "number", "minimum": 0, "maximum": 1}, {"type": "string", "enum": sorted(MODE_BETAS)}]}
     return [
         {
@@ -39,7 +39,7 @@ def infer_parameters() -> list[dict[str, Any]]:
 
 
 def infer_body() -> dict[str, Any]:
-    """Returns the request body of an inference request: JSON, or JSON that binary data follows."""
+    """Returns the OpenAPI request body of inference: JSON, or JSON followed by binary data."""
     request = {
         "type": "object",
         "properties": {
@@ -78,7 +78,7 @@ def infer_body() -> dict[str, Any]:
 
 
 def infer_response() -> dict[str, Any]:
-    """Returns the OpenAPI response of inference: JSON, or JSON followed by binary data if the request asks for it."""
+    """Returns the OpenAPI response of inference: JSON, or JSON followed by binary data if the request specifies it."""
     output = {
         "type": "object",
         "properties": {"name": _TEXT, "datatype": _TEXT, "shape": _SHAPE, "data": {"type": "array", "items": {}}},

@@ -1,4 +1,4 @@
-"""An inference request of the protocol: its images, the β of each, and the requested outputs.
+"""Validates an inference request of the Open Inference Protocol: images, the β of each, and requested outputs.
 
     image          BYTES (B) or (B, 1)    encoded JPEG, PNG or WebP images, of any size
     pixels         UINT8 (B, H, W, 3)     instead of image: RGB, at the model's size
@@ -28,8 +28,8 @@ LOGITS, PROBABILITIES = "logits", "probabilities"
 INPUT_DATATYPES = {IMAGE: BYTES, PIXELS: "UINT8", BETA: "FP32"}
 OUTPUTS = (LOGITS, PROBABILITIES)
 
-# Parameters that clients add by themselves, and that this server ignores. Any other unknown parameter is an error:
-# a misspelt `beta` must not be ignored.
+# Client libraries add these parameters, and this server ignores them. Any other unknown parameter is an error: a
+# misspelt `beta` must not be ignored.
 IGNORED_PARAMETERS = frozenset({"binary_data_output", "headers", "priority"})
 IGNORED_PREFIX = "triton_"
 
@@ -38,7 +38,7 @@ MAX_ID_CHARACTERS = 256
 
 @dataclass(frozen=True)
 class RequestLimits:
-    """The limits of a request."""
+    """The limits of an inference request."""
 
     image_size: int  # H and W of pixels
     max_images: int
@@ -48,7 +48,7 @@ class RequestLimits:
 class RequestedOutput:
     """One requested output.
 
-    classification: if not 0, the output holds that number of highest values with their labels instead.
+    classification: 0 returns all values; N returns the N highest values with their labels.
     """
 
     name: str
@@ -58,14 +58,14 @@ class RequestedOutput:
 
 @dataclass(frozen=True)
 class InferRequest:
-    """A validated request."""
+    """A validated inference request."""
 
     id: str
     images: tuple[bytes | Pixels, ...]
     betas: tuple[float | None, ...]  # one for each image; None: the default
     outputs: tuple[RequestedOutput, ...]
     timeout_us: int | None
-    policy: str | None = None  # a policy of the operator, instead of β
+    policy: str | None = None  # name of a policy in the operator's settings; excludes β
 
 
 def parse_input_metadata(name: object, datatype: object, shape: object) -> TensorMetadata:
@@ -84,7 +84,7 @@ def parse_input_metadata(name: object, datatype: object, shape: object) -> Tenso
 
 
 def parse_requested_output(name: object, parameters: Mapping[str, Any], *, is_binary: bool) -> RequestedOutput:
-    """Returns one requested output. is_binary: default of the parameter binary_data. Raises InvalidRequestError."""
+    """Returns one requested output. is_binary: default of its parameter binary_data. Raises InvalidRequestError."""
     if not isinstance(name, str) or name not in OUTPUTS:
         raise InvalidRequestError(f"there is no output {_short(name)}: use {', '.join(OUTPUTS)}")
     count = parameters.get("classification", 0)
@@ -97,7 +97,7 @@ def parse_requested_output(name: object, parameters: Mapping[str, Any], *, is_bi
 
 
 def check_counts(inputs: int, outputs: int) -> None:
-    """Raises InvalidRequestError for more inputs or outputs than the protocol's names, before any of them is parsed."""
+    """Raises InvalidRequestError for more inputs or outputs than exist. Called before they are parsed."""
     for count, names, kind in ((inputs, INPUT_DATATYPES, "inputs"), (outputs, OUTPUTS, "outputs")):
         if count > len(names):
             raise InvalidRequestError(f"the request has {count:,} {kind}: send at most {len(names)}")
@@ -112,7 +112,7 @@ def make_request(
     query_beta: str | None = None,
     limits: RequestLimits,
 ) -> InferRequest:
-    """Returns the request of these tensors and parameters. Raises InvalidRequestError or InvalidBetaError."""
+    """Returns the validated request. Raises InvalidRequestError or InvalidBetaError."""
     if len(id) > MAX_ID_CHARACTERS:
         raise InvalidRequestError(f"the id has {len(id):,} characters: give at most {MAX_ID_CHARACTERS}")
     for name in parameters:
@@ -178,7 +178,7 @@ def _parameter_beta(value: Any) -> float:
 
 
 def _timeout(value: object) -> int | None:
-    """Returns the timeout in microseconds. 0 means no timeout in the protocol, and becomes None."""
+    """Returns the timeout in microseconds, or None for 0, which means no timeout. Raises InvalidRequestError."""
     if type(value) is not int or not 0 <= value < 2**63:
         raise InvalidRequestError(f"timeout is {_short(value)}: give a whole number of microseconds")
     return value or None

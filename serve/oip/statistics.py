@@ -1,4 +1,4 @@
-"""Counters of the statistics extension: requests of this protocol, over HTTP and gRPC, since the server started."""
+"""Counts the requests of the Open Inference Protocol since the server started, for its statistics extension."""
 
 from __future__ import annotations
 
@@ -26,9 +26,10 @@ class Duration:
 
 @dataclass
 class Statistics:
-    """The counters of one server. A request counts once in each stage, with the longest time of any of its images.
+    """The counters of one server, for HTTP and gRPC together.
 
-    The stages of several images overlap, so that their sum would exceed the duration of the request.
+    Each stage counts a request once, with the longest time of any image. The times of several images overlap, so their
+    sum would exceed the duration of the request.
     """
 
     last_inference_ms: int = 0
@@ -42,7 +43,7 @@ class Statistics:
 
     @contextmanager
     def request(self) -> Iterator[None]:
-        """Counts and times the body of a `with` statement as one request, which fails if the body raises."""
+        """Counts and times the `with` block as one request. The request counts as failed if the block raises."""
         started = time.perf_counter()
         outcome = self.fail
         try:
@@ -52,7 +53,7 @@ class Statistics:
             outcome.add(time.perf_counter() - started)
 
     def add(self, *, images: int, decode_s: float, queue_s: float, inference_s: float, output_s: float) -> None:
-        """Adds the stages of one successful request, in seconds."""
+        """Adds one successful request: its number of images, and the time of each stage in seconds."""
         self.last_inference_ms = round(1000 * time.time())
         self.images += images
         self.compute_input.add(decode_s)
@@ -61,7 +62,7 @@ class Statistics:
         self.compute_output.add(output_s)
 
     def as_dict(self, batches: int) -> dict[str, Any]:
-        """Returns the counters under the extension's names. batches: runs of the engine, for all protocols."""
+        """Returns the counters under the names of the extension. batches: number of engine runs, for all protocols."""
         stages = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output")
         return {
             "last_inference": self.last_inference_ms,

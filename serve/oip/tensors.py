@@ -1,4 +1,4 @@
-"""Converts the tensors of a request and a response between arrays and the protocol's bytes or values.
+"""Converts tensors between arrays and the bytes or JSON values of the Open Inference Protocol.
 
 Knows datatypes and shapes, but not which tensors a model has.
 """
@@ -44,7 +44,7 @@ class Tensor(TensorMetadata):
 
 
 def tensor_from_raw(metadata: TensorMetadata, raw: memoryview) -> Tensor:
-    """Returns the tensor of binary data. Raises InvalidRequestError if its size does not match the shape."""
+    """Returns the tensor in binary data. Raises InvalidRequestError if its size does not match the shape."""
     if metadata.datatype == BYTES:
         return _tensor(metadata, list(_elements(metadata, raw)))
     dtype = DTYPES[metadata.datatype]
@@ -57,9 +57,9 @@ def tensor_from_raw(metadata: TensorMetadata, raw: memoryview) -> Tensor:
 
 
 def tensor_from_values(metadata: TensorMetadata, values: Sequence[Any]) -> Tensor:
-    """Returns the tensor of values, which are flat or nested like the shape.
+    """Returns the tensor of values in a flat list, or in lists nested like the shape. Raises InvalidRequestError.
 
-    A value is a number, and in a BYTES tensor it is bytes or a base64 string. Raises InvalidRequestError.
+    A value is a number; in a BYTES tensor it is bytes or a base64 string.
     """
     if metadata.datatype == BYTES:
         elements = [_bytes_of(metadata, index, value) for index, value in enumerate(_flat(values))]
@@ -78,14 +78,14 @@ def tensor_from_values(metadata: TensorMetadata, values: Sequence[Any]) -> Tenso
     ):
         valid = "whole numbers from 0 to 255" if is_whole else "numbers"
         raise InvalidRequestError(f"input {metadata.name}: the data must be {valid}")
-    with np.errstate(over="ignore"):  # a value beyond float32 becomes infinite, which the caller refuses
+    with np.errstate(over="ignore"):  # a value beyond float32 becomes infinite, and the caller refuses it
         return _tensor(metadata, array.astype(DTYPES[metadata.datatype]).reshape(metadata.shape))
 
 
 def raw_data(tensor: Tensor) -> bytes:
-    """Returns the binary data of a tensor: row-major and little-endian.
+    """Returns the binary data of a tensor, row-major and little-endian.
 
-    Each element of BYTES follows its length in four bytes.
+    In a BYTES tensor, the length of each element in four bytes precedes the element.
     """
     if isinstance(tensor.data, list):
         return b"".join(len(element).to_bytes(_LENGTH_BYTES, "little") + element for element in tensor.data)
