@@ -1,1 +1,1 @@
-"""The operator's settings: their values, changes, store and history, and the replica that each server follows."""
+"""The operator's settings: their values, changes, store and history, and their replica in each server."""

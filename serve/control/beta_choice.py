@@ -1,6 +1,6 @@
 """Chooses the β of an image. Pure: knows no HTTP, store or engine.
 
-The first of these that exists decides:
+β comes from the first of these sources that exists:
 
 1. β of the request
 2. policy that the request names
@@ -9,7 +9,7 @@ The first of these that exists decides:
 5. operator's default
 6. default of the server, from --default-beta or the bundle
 
-All but the policy of an API key are within the operator's bounds. That policy may be outside: the operator chose it.
+The operator's bounds limit every β except that of an API key's policy, which the operator chose for that client.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ class BetaChoice:
 
 @dataclass(frozen=True)
 class ClientIdentity:
-    """The policy and identity that a request gives beside its β."""
+    """The policy that a request names, and the identity of its client."""
 
     policy: str | None = None
     api_key: str | None = None
-    sticky: str = ""  # requests with the same value are on the same side of a canary
+    sticky: str = ""  # a canary includes all requests with the same value, or none of them
 
 
 ANONYMOUS = ClientIdentity()
@@ -53,7 +53,7 @@ ANONYMOUS = ClientIdentity()
 
 @dataclass(frozen=True)
 class ActiveSettings:
-    """The settings in force at one moment."""
+    """The operator's settings in force, with the server's default β."""
 
     server_default: float | None  # applies if no operator set a default; None: the model has one token
     server_default_source: BetaSource  # "operator" if set by --default-beta, else "bundle"
@@ -73,11 +73,11 @@ class ActiveSettings:
         return BetaChoice(beta, "operator" if is_bounded else self.server_default_source, self.revision)
 
     def choose(self, beta: float | None, client: ClientIdentity = ANONYMOUS) -> BetaChoice:
-        """Returns the choice for an image. beta: of the image or its request, if given.
+        """Returns the choice for an image. beta: given for the image or its request, or None.
 
-        While the operator has API keys, an unknown one is refused, also beside a β. Without keys, it is ignored: a
-        gateway may use the header for itself. Raises SingleTokenError, ChoiceNotAllowedError, BetaOutOfBoundsError,
-        UnknownPolicyError or UnknownApiKeyError.
+        If the settings have API keys, raises UnknownApiKeyError for an unknown key, even if β is given. Without keys in
+        the settings, ignores the key, because a gateway may use the same header. Also raises SingleTokenError,
+        ChoiceNotAllowedError, BetaOutOfBoundsError or UnknownPolicyError.
         """
         if self.server_default is None:
             if beta is not None or client.policy is not None:
@@ -120,8 +120,8 @@ class ActiveSettings:
 
 
 def canary_position(sticky: str) -> float:
-    """Returns a hash of the sticky key, as a fraction in [0, 1). A position below a canary's share is in the canary.
+    """Returns the position of a client, in [0, 1): a hash of `ClientIdentity.sticky`.
 
-    If the share grows, every client that is in the canary stays in it.
+    A canary includes the clients whose position is below its share. If the share grows, they all stay in the canary.
     """
     return int.from_bytes(hashlib.sha256(b"canary " + sticky.encode()).digest()[:7], "big") / 2**56

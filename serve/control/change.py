@@ -1,4 +1,4 @@
-"""Changes of the operator's settings: pure functions from one state to the next, and the schedule of planned ones."""
+"""Changes the operator's settings, immediately or as planned, by pure functions from one state to the next."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ RAMP_DIGITS = 4  # decimals of β in the steps of a ramp
 
 
 def _one_line(text: str) -> str:
-    """Refuses what a terminal executes or hides: control characters, changes of direction, line ends."""
+    """Returns the text. Raises ValueError for characters that control a terminal: controls, direction and line ends."""
     if not all(character.isprintable() or unicodedata.category(character) == "Zs" for character in text):
         raise ValueError("1 to 500 characters on one line, without control characters")
     return text
@@ -44,7 +44,7 @@ WholeNumber = Annotated[int, Field(strict=True)]
 
 
 class SettingsChange(FrozenModel):
-    """A change that an operator requests. Settings that it does not give stay."""
+    """A change that an operator requests. Settings that it does not give keep their values."""
 
     reason: Reason = Field(description="1 to 500 characters on one line, for the history")
     default_beta: Beta | None = Field(
@@ -76,12 +76,12 @@ class SettingsChange(FrozenModel):
     def _is_one_change(self) -> SettingsChange:
         given = self.model_fields_set - {"reason"}
         if not given - {"ttl_s", "ramp_s", "ramp_steps", "at"}:
-            raise ValueError("nothing is to change: give default_beta, a bound, or another setting")
+            raise ValueError("the change is empty: give default_beta, a bound, or another setting")
         timed = [name for name in ("ttl_s", "ramp_s", "at") if getattr(self, name) is not None]
         if timed and "default_beta" not in given:
             raise ValueError(f"{timed[0]} is for default_beta, which is not given")
         if self.at is not None and (len(timed) > 1 or given - {"default_beta", "at"}):
-            raise ValueError("at is for default_beta alone: without ttl_s, ramp_s or another setting")
+            raise ValueError("at is for default_beta only: remove ttl_s, ramp_s and other settings")
         if self.ramp_s is not None and self.default_beta is None:
             raise ValueError("ramp_s needs a default_beta to move to")
         if self.ramp_s is not None and self.ttl_s is not None and self.ttl_s <= self.ramp_s:
@@ -100,11 +100,11 @@ def parse_change(document: Any) -> SettingsChange:
 def apply_change(
     state: SettingsState, change: SettingsChange, *, who: str, now: datetime, in_force: float
 ) -> SettingsState:
-    """Returns the state after the change. in_force: the default β before it, where a ramp starts.
+    """Returns the state after the change. Raises InvalidChangeError.
 
-    A new default β replaces ramps and reverts in progress; scheduled changes stay. If a temporary default replaces a
-    ramp or a temporary default, it reverts to the β at which the earlier one would have ended. Raises
-    InvalidChangeError.
+    in_force: the default β before the change, at which a ramp starts. A new default β replaces ramps and reverts in
+    progress; scheduled changes stay. A temporary default reverts to the default before it. If it replaces a ramp or
+    another temporary default, it reverts to the β at which that one would have ended.
     """
     given = change.model_fields_set
     update: dict[str, Any] = {
@@ -129,7 +129,7 @@ def apply_change(
 def _plans(
     state: SettingsState, change: SettingsChange, who: str, now: datetime, in_force: float
 ) -> list[PendingChange]:
-    """Returns the planned changes that the change makes."""
+    """Returns the planned changes that this change adds: a scheduled change, or the steps of a ramp and a revert."""
     plan_id = secrets.token_hex(4)
 
     def plan(kind: str, at: datetime, beta: float | None) -> PendingChange:
@@ -161,7 +161,7 @@ def _rounded(beta: float, start: float, end: float) -> float:
 
 
 def _default_after_plans(state: SettingsState) -> float | None:
-    """Returns the default β after the last revert or ramp step in progress."""
+    """Returns the default β at which the reverts and ramps in progress will end. Ignores scheduled changes."""
     in_progress = [plan for plan in state.pending if plan.kind != "schedule"]
     reverts = [plan for plan in in_progress if plan.kind == "revert"]
     last = max(reverts or in_progress, key=lambda plan: plan.at, default=None)
@@ -169,28 +169,28 @@ def _default_after_plans(state: SettingsState) -> float | None:
 
 
 def roll_back(state: SettingsState, earlier: SettingsState) -> SettingsState:
-    """Returns the settings of an earlier revision without planned changes. API keys and their policies stay."""
+    """Returns the settings of an earlier revision, without planned changes. The API keys and policies in use stay."""
     needed = {key.policy: state.policies[key.policy] for key in state.api_keys.values()}
     return earlier.model_copy(update={"pending": (), "api_keys": state.api_keys, "policies": needed | earlier.policies})
 
 
 def cancel_plan(state: SettingsState, plan_id: str) -> SettingsState:
-    """Returns the state without the planned changes of that id. Raises InvalidChangeError if there are none."""
+    """Returns the state without the planned changes of this id. Raises InvalidChangeError if there are none."""
     kept = tuple(plan for plan in state.pending if plan.id != plan_id)
     if len(kept) == len(state.pending):
-        raise InvalidChangeError("nothing is planned under this id: see pending")
+        raise InvalidChangeError("no planned change has this id: see pending")
     return _validated_copy(state, {"pending": kept})
 
 
 def add_api_key(state: SettingsState, digest: str, key: KeyPolicy) -> SettingsState:
-    """Returns the state with another API key. digest: its SHA-256. Raises InvalidChangeError if the name is taken."""
+    """Returns the state with this API key. digest: its SHA-256. Raises InvalidChangeError if the name is taken."""
     if any(known.name == key.name for known in state.api_keys.values()):
         raise InvalidChangeError(f"the key {key.name} exists already: remove it first")
     return _validated_copy(state, {"api_keys": {**state.api_keys, digest: key}})
 
 
 def remove_api_key(state: SettingsState, name: str) -> SettingsState:
-    """Returns the state without that API key. Raises InvalidChangeError if there is none."""
+    """Returns the state without the API key of this name. Raises InvalidChangeError if it does not exist."""
     kept = {digest: key for digest, key in state.api_keys.items() if key.name != name}
     if len(kept) == len(state.api_keys):
         raise InvalidChangeError("there is no key of this name")
@@ -198,21 +198,21 @@ def remove_api_key(state: SettingsState, name: str) -> SettingsState:
 
 
 def apply_next_due(state: SettingsState, now: datetime) -> tuple[SettingsState, PendingChange] | None:
-    """Returns the state after the first planned change that is due, and that change; None if none is due.
+    """Returns the state after the earliest due change, and that change; None if no change is due.
 
-    A late caller repeats the call. The result is then the same as if each change had been made in time.
+    A caller that is late repeats the call until None. The last state is the same as if every call were on time.
     """
     plan = min(state.pending, key=lambda plan: plan.at, default=None)
     if plan is None or plan.at > now:
         return None
     kept = [other for other in state.pending if other is not plan]
-    if plan.kind != "ramp":  # it replaces ramps and reverts in progress
+    if plan.kind != "ramp":  # the change replaces ramps and reverts in progress
         kept = [other for other in kept if other.kind == "schedule"]
     return state.model_copy(update={"default_beta": plan.default_beta, "pending": tuple(kept)}), plan
 
 
 def next_due_time(state: SettingsState) -> datetime | None:
-    """Returns when the next planned change is due."""
+    """Returns the time of the next planned change, or None if no change is planned."""
     return min((plan.at for plan in state.pending), default=None)
 
 
@@ -230,12 +230,12 @@ def _validated_copy(state: SettingsState, update: dict[str, Any]) -> SettingsSta
 
 
 def describe_first_error(error: ValidationError, model: type[FrozenModel]) -> str:
-    """Returns the name of the first invalid field and its rule, without the text of the validation library."""
+    """Returns the name and the rule of the first invalid field. Does not return texts of the validation library."""
     first = error.errors(include_url=False, include_input=False)[0]
     cause = first.get("ctx", {}).get("error")
     name = str(first["loc"][0])[:40] if first["loc"] else ""
     if not name:
-        return str(cause) if cause is not None else "the body is no JSON object of settings"
+        return str(cause) if cause is not None else "the body must be a JSON object of settings"
     if first["type"] == "extra_forbidden":
         return f"there is no setting {name!r}" if len(first["loc"]) == 1 else f"{name} has an unknown field"
     if first["type"] == "missing" and len(first["loc"]) == 1:

@@ -1,4 +1,4 @@
-"""The operators' credentials in a store: name, role and the SHA-256 of a bearer token. Tokens are not stored."""
+"""Stores the operators' credentials: name, role and SHA-256 of the bearer token. Does not store the token."""
 
 from __future__ import annotations
 
@@ -59,20 +59,20 @@ def digest(secret: str) -> str:
 
 
 def make_secret(prefix: str = PREFIX) -> str:
-    """Returns 256 random bits as text after the prefix."""
+    """Returns a secret as text: the prefix, then 256 random bits."""
     return prefix + secrets.token_urlsafe(32)
 
 
 class Credentials:
-    """The credentials in a store. Methods block and run on threads; each may raise ControlStoreError."""
+    """The credentials in a store. Methods block: async code calls them on threads. Each may raise ControlStoreError."""
 
     def __init__(self, store: RevisionStore) -> None:
         self._store = store
 
     def make(self, name: str, role: Role, secret: str | None = None) -> str:
-        """Make a credential. Returns its secret, which is not stored.
+        """Stores a credential and returns its secret, by default a random one. The secret is not stored.
 
-        Raises InvalidChangeError for a name that is taken, or not of a-z, 0-9, - and _.
+        Raises InvalidChangeError for a name that is taken, or has characters other than a-z, 0-9, - and _.
         """
         if re.fullmatch(POLICY_NAME, name) is None:
             raise InvalidChangeError(f"{name!r} is not a valid name: give 1 to 63 of a-z, 0-9, - and _")
@@ -86,7 +86,7 @@ class Credentials:
         return secret
 
     def revoke(self, name: str) -> None:
-        """Refuse this credential from the next request on. Raises InvalidChangeError if it does not exist."""
+        """Revokes the credential, from the next request on. Raises InvalidChangeError if it does not exist."""
         with self._store.writing() as connection:
             has_name = _CREDENTIALS.c.name == name
             found = connection.execute(sa.select(_CREDENTIALS.c.sha256).where(has_name)).one_or_none()
@@ -96,23 +96,23 @@ class Credentials:
             connection.execute(_REVOKED.insert().values(sha256=found.sha256, at=format_time(datetime.now(UTC))))
 
     def is_revoked(self, secret: str) -> bool:
-        """Whether the credential of the secret was revoked."""
+        """Returns whether the credential of the secret was revoked."""
         with self._store.reading() as connection:
             found = connection.execute(_REVOKED.select().where(_REVOKED.c.sha256 == digest(secret)))
             return found.one_or_none() is not None
 
     def all(self) -> list[Credential]:
-        """Returns every credential, by name."""
+        """Returns every credential, sorted by name."""
         with self._store.reading() as connection:
             return [Credential(**row._mapping) for row in connection.execute(_CREDENTIALS.select().order_by("name"))]
 
     def of(self, secret: str) -> Credential | None:
-        """Returns the credential of the secret, if it exists."""
+        """Returns the credential of the secret, or None if it does not exist."""
         return self.find(self.all(), secret)
 
     @staticmethod
     def find(credentials: Sequence[Credential], secret: str) -> Credential | None:
-        """Returns the credential of the secret among these. Takes the same time for an unknown secret."""
+        """Returns the credential of the secret, or None. Takes the same time for a known and an unknown secret."""
         sha256 = digest(secret)
         found = None
         for credential in credentials:

@@ -1,7 +1,7 @@
-"""Notices that another process or machine may have changed a store.
+"""Detects that another process or machine may have changed a store.
 
-SQLite has a counter, which is cheap to read. PostgreSQL sends a notification. Either may be missed, so a signal comes
-every few seconds in any case. `serve.control.revision_store` sends the notification.
+Reads a counter of SQLite, which takes little time, or receives notifications from PostgreSQL, which
+`serve.control.revision_store` sends. Both can miss a change, so the store is also reported every few seconds.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ logger = logging.getLogger("tureen.control")
 
 
 def store_changes(store: RevisionStore, *, max_interval_s: float = MAX_INTERVAL_S) -> AsyncGenerator[None, None]:
-    """Yields when the store may have changed, and at least every max_interval_s, also while it is unreachable.
+    """Yields when the store may have changed, and at least every max_interval_s seconds, even if it is unreachable.
 
     The caller closes the generator.
     """
@@ -38,7 +38,7 @@ async def _sqlite_changes(store: RevisionStore, max_interval_s: float) -> AsyncG
             try:
                 version = await asyncio.to_thread(counter.read)
             except sqlite3.Error:
-                version = seen  # reading the head of the store reports the error
+                version = seen  # the caller then reads the store, and gets the error
             polls += 1
             if version != seen or polls * SQLITE_POLL_S >= max_interval_s:
                 seen, polls = version, 0
@@ -49,10 +49,10 @@ async def _sqlite_changes(store: RevisionStore, max_interval_s: float) -> AsyncG
 
 
 class _CommitCounter:
-    """A number that changes when another connection commits to the file.
+    """Reads a number that changes when another connection commits to the SQLite file.
 
-    A task that waits for `read` on a thread may be cancelled while the thread runs. The lock keeps `close` from closing
-    the connection of SQLite during a read.
+    The task that waits for `read` on a thread may be cancelled, and then calls `close` while the thread still reads.
+    The lock makes `close` wait for the thread.
     """
 
     def __init__(self, file: Path) -> None:
@@ -68,7 +68,7 @@ class _CommitCounter:
                 return 0
             try:
                 if self._connection is None:
-                    uri = f"{self._file.absolute().as_uri()}?mode=rw"  # does not create the file: the store does
+                    uri = f"{self._file.absolute().as_uri()}?mode=rw"  # does not create the file; the store creates it
                     self._connection = sqlite3.connect(
                         uri, TIMEOUT_S, uri=True, check_same_thread=False, isolation_level=None
                     )
@@ -79,7 +79,7 @@ class _CommitCounter:
             return int(version)
 
     def close(self) -> None:
-        """Close the connection after the current read."""
+        """Closes the connection after the current read. A later read returns 0."""
         with self._lock:
             self._is_closed = True
             self._disconnect()
@@ -91,7 +91,7 @@ class _CommitCounter:
 
 
 async def _notifications(store: RevisionStore, max_interval_s: float) -> AsyncGenerator[None, None]:
-    import psycopg  # needs an extra
+    import psycopg  # an extra installs it
 
     url = store.url.set(drivername="postgresql").render_as_string(hide_password=False)
     while True:

@@ -1,8 +1,8 @@
-"""A server's replica of the operator's settings: writes changes, reads changes of others, makes planned changes.
+"""Keeps the settings in force in one server: follows the store, writes changes, and makes planned changes when due.
 
-If several servers share a store, each tries to make a planned change, and the store accepts one of them. While the
-store is unreachable, the last known settings stay in force, also over a restart. Knows nothing about HTTP, images or
-workers: callbacks get each change.
+If several servers share a store, each tries to make a planned change, and the store accepts the first. While the store
+is unreachable, the last known settings stay in force, even after a restart. Knows nothing about HTTP, images or
+workers: callbacks receive each change.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class StoreSnapshot:
 
 
 class SnapshotFile(BaseModel):
-    """The content of the file from which a server starts if its store is unreachable."""
+    """The content of the snapshot file. A server starts with it if the store is unreachable."""
 
     row: dict[str, str | int]
     credentials: tuple[Credential, ...] | None = None
@@ -58,9 +58,10 @@ class SettingsReplica:
     def __init__(
         self, store: RevisionStore, snapshot: Path | None = None, earlier_snapshot: Path | None = None
     ) -> None:
-        """snapshot: the file for the last known settings.
+        """snapshot: the file with the last known settings, or None to keep no file.
 
-        earlier_snapshot: the file of an earlier version, which is read if snapshot is missing, and removed later.
+        earlier_snapshot: the snapshot file of an earlier version of Tureen. It is read if snapshot is missing, and
+        removed after snapshot is written.
         """
         self.store = store
         self._credentials = Credentials(store)
@@ -81,10 +82,10 @@ class SettingsReplica:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def open(self) -> None:
-        """Read the settings, and follow the store from then on.
+        """Reads the settings from the snapshot and the store, then follows the store.
 
-        Reads the snapshot, then the store. If the store is unreachable, or behind the snapshot, the snapshot is in
-        force. If neither can be read, the defaults of the server are in force until the store can be read.
+        If the store is unreachable or behind the snapshot, the snapshot is in force. If neither can be read, the
+        defaults of the server are in force until the store can be read.
         """
         last_known = await asyncio.to_thread(self._read_last_known)
         if last_known is not None:
@@ -96,22 +97,22 @@ class SettingsReplica:
         self._tasks = [asyncio.create_task(coroutine) for coroutine in work]
 
     async def close(self) -> None:
-        """Stop following the store. The caller closes the store."""
+        """Stops following the store. The caller closes the store."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def subscribe(self, on_revision: OnRevision, on_reachable: Callable[[bool], None] = lambda reachable: None) -> None:
-        """Call both in the event loop, now and after each change. Revisions only grow."""
+        """Calls both callbacks now, and each in the event loop after a change of its value. Revisions only grow."""
         self._on_revision.append(on_revision)
         self._on_reachable.append(on_reachable)
         on_revision(self.head)
         on_reachable(self.unreachable_since is None)
 
     async def append(self, head: Revision, after: SettingsState, *, who: str, action: str, reason: str) -> Revision:
-        """Write a change that was derived from `head`. Returns when it is durable and every callback has it.
+        """Writes the settings `after` as the revision after `head`. Returns it when it is durable and in force.
 
-        Raises StaleRevisionError or ControlStoreError.
+        Raises StaleRevisionError if the store has a revision after `head`, or ControlStoreError.
         """
         row = next_revision(head, after, at=datetime.now(UTC), who=who, action=action, reason=reason)
         try:
@@ -126,7 +127,7 @@ class SettingsReplica:
         return row
 
     async def refresh(self) -> None:
-        """Read the store. If it is unreachable, log it and keep the known settings."""
+        """Reads and applies the settings of the store. If it is unreachable, logs that and keeps the known settings."""
         known = self.head
         try:
             row, credentials = await asyncio.to_thread(self._read_store)
@@ -156,7 +157,7 @@ class SettingsReplica:
             raise self._fault
 
     async def wait_for_revision_after(self, revision: int, timeout_s: float) -> None:
-        """Return when a later revision is in force, or after timeout_s."""
+        """Returns when a revision after this one is in force, or after timeout_s seconds."""
         try:
             async with asyncio.timeout(timeout_s):
                 while self.head.revision <= revision:
@@ -169,7 +170,7 @@ class SettingsReplica:
         return "" if self._snapshot is None else f", or stop the servers, remove {self._snapshot} and start them again"
 
     def _apply(self, row: Revision) -> None:
-        """Put the revision in force, unless it is older than the one in force."""
+        """Puts the revision in force if it is newer than the one in force."""
         if row.revision <= self.head.revision:
             return
         self.head, self.state = row, row.state
@@ -248,7 +249,7 @@ class SettingsReplica:
 
 
 def write_snapshot(file: Path, snapshot: StoreSnapshot) -> None:
-    """Write the file atomically and durably, and make its directory if it is missing; raises OSError."""
+    """Writes the file atomically and durably, and creates its directory if it is missing; raises OSError."""
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     content = SnapshotFile(row=vars(snapshot.head), credentials=snapshot.credentials)
     write_atomically(file, content.model_dump_json().encode(), mode=0o600, has_other_writers=True)

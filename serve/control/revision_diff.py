@@ -15,7 +15,7 @@ def describe_changes(before: dict[str, Any], after: dict[str, Any]) -> Iterator[
         if before[name] != after[name]:
             yield f"{what} {before[name]:g} → {after[name]:g}"
     if before["clients_may_choose"] != after["clients_may_choose"]:
-        yield "clients may choose" if after["clients_may_choose"] else "clients choose nothing"
+        yield "clients may choose" if after["clients_may_choose"] else "clients may not choose"
     for name in sorted(before["policies"].keys() | after["policies"].keys()):
         old, new = (side["policies"].get(name) for side in (before, after))
         if old != new:
@@ -35,12 +35,12 @@ def _format_policy(beta: float | None) -> str:
 
 
 def format_canary(canary: dict[str, float] | None) -> str:
-    """Returns the share and β of a canary; "none" without one."""
+    """Returns the share and β of a canary as text, or "none" if there is no canary."""
     return "none" if canary is None else f"{100 * canary['share']:g} % at β {canary['beta']:g}"
 
 
 def format_plan(plan: dict[str, Any]) -> str:
-    """Returns the time, kind, β and id of a planned change."""
+    """Returns the time, kind, β and id of a planned change as text."""
     return f"{plan['at'][:19]}Z {plan['kind']} to {_format_default(plan['default_beta'])}, id {plan['id']}"
 
 

@@ -1,10 +1,10 @@
-"""The store of the operator's settings: one append-only table that is both state and history.
+"""Stores the operator's settings in one append-only table. Its last row is in force, and all rows are the history.
 
-A change is one INSERT of the next revision. The number is the primary key, so one of two concurrent writers wins, and
-change and history are always written together. Each row holds the hash of the row before it. SQLite by default,
-PostgreSQL by URL, with the same statements. Methods block and run on threads.
+A change is one INSERT of the next revision. The number is the primary key, so only one of two concurrent writers
+succeeds. Each row holds the hash of the row before it. SQLite is the default, and a URL selects PostgreSQL; the
+statements are the same. Methods block, so async code calls them on threads.
 
-A store connects at its first use, which makes or migrates the tables. If that fails, the next use tries again.
+The store connects at its first use, and creates or migrates the tables. If that fails, the next use tries again.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _HASHED = (
     "before",
     "after",
     "previous_hash",
-)  # columns that are added later are not hashed
+)  # the hash excludes columns that are added later
 
 _METADATA = sa.MetaData()
 _REVISIONS = sa.Table(
@@ -90,13 +90,13 @@ class Revision:
 
 _DEFAULTS = SettingsState().model_dump_json()
 REVISION_0 = Revision(0, "", "", "", "", _DEFAULTS, _DEFAULTS, _FIRST_HASH, _FIRST_HASH)
-"""The head of an empty history."""
+"""The last revision of an empty history."""
 
 
 def next_revision(
     head: Revision, after: SettingsState, *, at: datetime, who: str, action: str, reason: str
 ) -> Revision:
-    """Returns a new row for the settings `after`, to be appended after the head."""
+    """Returns the row that follows `head`, with the settings `after`. Does not store it."""
     row = Revision(
         revision=head.revision + 1,
         at=format_time(at),
@@ -112,7 +112,7 @@ def next_revision(
 
 
 class RevisionStore:
-    """The settings of one service in a database. The caller that made it closes it."""
+    """The settings of one service in a database. The caller that creates the store closes it."""
 
     def __init__(self, url: str | sa.URL, before_first_use: Callable[[], None] = lambda: None) -> None:
         """url: sqlite:///PATH or postgresql+psycopg://…; raises ControlStoreError for an invalid URL.
@@ -121,7 +121,7 @@ class RevisionStore:
         """
         try:
             self.url = sa.make_url(url) if isinstance(url, str) else url
-        except (SQLAlchemyError, ValueError):  # whose text may hold a part of the password
+        except (SQLAlchemyError, ValueError):  # the text of the error may contain a part of the password
             raise ControlStoreError(
                 "--store is not the URL of a store: give one such as postgresql+psycopg://user:password@host/database; "
                 "write @, : and / in a password as %40, %3A and %2F"
@@ -134,8 +134,8 @@ class RevisionStore:
         self._is_prepared = False
         self._preparing = threading.Lock()
         with self.translate_errors():
-            # PostgreSQL: a connection for each use, which is rare. A kept one would not notice that the server was
-            # replaced. SQLite: the connection is kept, and its file is checked before each use.
+            # PostgreSQL: a new connection for each use, which is rare. A kept connection would not detect that the
+            # server was replaced. SQLite: the connection is kept, and its file is checked before each use.
             if self.is_sqlite:
                 self.engine = sa.create_engine(self.url, creator=self._connect_to_file, poolclass=sa.QueuePool)
                 sa.event.listen(self.engine, "connect", self._configure_connection)
@@ -146,7 +146,7 @@ class RevisionStore:
 
     @contextmanager
     def reading(self) -> Iterator[sa.Connection]:
-        """A connection, opened after the tables were created and migrated; raises ControlStoreError."""
+        """Yields a connection to the migrated tables; raises ControlStoreError."""
         with self.translate_errors():
             self._prepare()
             with self.engine.connect() as connection:
@@ -154,9 +154,9 @@ class RevisionStore:
 
     @contextmanager
     def writing(self) -> Iterator[sa.Connection]:
-        """A connection, opened after the tables were created and migrated; raises ControlStoreError.
+        """Yields a connection to the migrated tables, in a transaction that ends with the `with` block.
 
-        It is in a transaction that ends with the block.
+        Raises ControlStoreError.
         """
         with self.translate_errors():
             self._prepare()
@@ -164,7 +164,7 @@ class RevisionStore:
                 yield connection
 
     def _prepare(self) -> None:
-        """Make and migrate the file once. A file that is removed later is not made again: it would be empty."""
+        """Creates or migrates the tables once. Does not create a removed file again, because it would be empty."""
         with self._preparing:
             if self._is_prepared:
                 return
@@ -175,18 +175,18 @@ class RevisionStore:
             self._is_prepared = True
 
     def _make_file(self, file: Path) -> None:
-        """Make an empty file with access for its owner only, if it is missing. SQLite copies its mode."""
+        """Creates an empty file for its owner only, if it is missing. SQLite gives its other files the same mode."""
         try:
             os.close(os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         except FileExistsError:
             return
         except OSError as error:
             raise ControlStoreError(
-                f"the store of the operator's settings, {self._public_url}, cannot be made: {error.strerror}"
+                f"the store of the operator's settings, {self._public_url}, cannot be created: {error.strerror}"
             ) from None
 
     def _connect_to_file(self) -> sqlite3.Connection:
-        """Connect to the existing file. sqlite3 does not make a file here."""
+        """Returns a connection to the existing file. Does not create the file."""
         assert self.file is not None
         uri = f"{self.file.absolute().as_uri()}?mode=rw"
         return sqlite3.connect(uri, TIMEOUT_S, uri=True, check_same_thread=False)
@@ -196,7 +196,7 @@ class RevisionStore:
         return self.url.render_as_string(hide_password=True)
 
     def _configure_connection(self, connection: Any, record: Any) -> None:
-        """Set WAL and FULL: an acknowledged change survives a power cut, and readers do not wait for a writer."""
+        """Sets WAL, so that readers do not wait for a writer, and FULL, so that a change survives a power cut."""
         deadline_s = time.monotonic() + TIMEOUT_S
         while True:
             try:
@@ -211,7 +211,7 @@ class RevisionStore:
         record.info["file"] = self._file_identity()
 
     def _check_file(self, connection: Any, record: Any, proxy: Any) -> None:
-        """Make the pool connect again if another file has replaced the file of the connection."""
+        """Raises DisconnectionError if another file replaced that of the connection. The pool then reconnects."""
         if record.info["file"] != self._file_identity():
             raise sa.exc.DisconnectionError
 
@@ -236,10 +236,10 @@ class RevisionStore:
         return row
 
     def append(self, row: Revision) -> None:
-        """Add a row from `next_revision`.
+        """Appends a row that `next_revision` returned.
 
-        Raises StaleRevisionError if its head is no longer the last revision. After a ControlStoreError, the row may or
-        may not be in the store: read the head.
+        Raises StaleRevisionError if the row does not follow the last revision. After a ControlStoreError, the row may
+        or may not be in the store: read the head.
         """
         with self.writing() as connection:
             head = _head(connection)
@@ -253,7 +253,7 @@ class RevisionStore:
                 connection.execute(sa.select(sa.func.pg_notify(CHANNEL, str(row.revision))))
 
     def revision(self, number: int) -> Revision:
-        """Returns one row; raises UnknownRevisionError or ControlStoreError."""
+        """Returns the revision of this number; raises UnknownRevisionError or ControlStoreError."""
         if number == 0:
             return REVISION_0
         with self.reading() as connection:
@@ -263,7 +263,7 @@ class RevisionStore:
         return Revision(**found._mapping)
 
     def history(self, limit: int, before: int | None = None) -> list[Revision]:
-        """Returns at most limit rows, the newest first. before: only older rows. Raises ControlStoreError."""
+        """Returns at most `limit` revisions, newest first, only those below `before`. Raises ControlStoreError."""
         query = _REVISIONS.select().order_by(_REVISIONS.c.revision.desc()).limit(limit)
         if before is not None:
             query = query.where(_REVISIONS.c.revision < before)
@@ -271,7 +271,7 @@ class RevisionStore:
             return [Revision(**row._mapping) for row in connection.execute(query)]
 
     def verify(self) -> int:
-        """Check the whole history. Returns its number of rows; raises BrokenHistoryError or ControlStoreError.
+        """Checks the whole history and returns its number of rows; raises BrokenHistoryError or ControlStoreError.
 
         Finds every row that was changed, removed or inserted, except rows removed from the end. To find these, compare
         the last hash with a copy elsewhere, such as in the log of the server.
@@ -290,12 +290,12 @@ class RevisionStore:
         return last.revision
 
     def close(self) -> None:
-        """Close every connection."""
+        """Closes every connection."""
         self.engine.dispose()
 
     @contextmanager
     def translate_errors(self) -> Iterator[None]:
-        """Raises errors of the database as ControlStoreError, without the URL, which may hold a password."""
+        """Converts errors of the database in the `with` block to ControlStoreError, without the password in the URL."""
         try:
             yield
         except (SQLAlchemyError, ModuleNotFoundError, ValueError) as error:
@@ -309,7 +309,7 @@ class RevisionStore:
 def open_store(settings: Settings, model: str) -> RevisionStore:
     """Returns the store at --store, else the file in the state directory; raises ControlStoreError for a wrong URL.
 
-    model: its name. Earlier versions named the file after it.
+    model: name of the model. Earlier versions named the file after the model.
     """
     if settings.store is not None:
         return RevisionStore(settings.store)

@@ -1,9 +1,9 @@
-"""The tables of the store, as ordered migrations, and the version of the schema. Knows SQL and no rows.
+"""Creates the tables of the store by ordered migrations, and records the version of the schema. Knows no rows.
 
-A migration is a list of statements that SQLite and PostgreSQL both take. Each one runs once, under a lock, in one
-transaction with the row that records its version. A migration that was released never changes. After a
-migration, the version of Tureen before it can still use the tables. A new column has a default. No column is removed
-while servers of that version may run.
+A migration is a list of statements that SQLite and PostgreSQL both accept. It runs once, under a lock, in one
+transaction with the row that records its version. A released migration never changes. After a migration, the previous
+version of Tureen can still use the tables: a new column has a default, and no column is removed while servers of that
+version may run.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _VERSIONS = sa.Table(
     sa.Column("at", sa.String(32), nullable=False),
 )
 
-# Releases before the table of versions made these tables at their first use. Therefore IF NOT EXISTS.
+# IF NOT EXISTS: releases without the table tureen_schema created these tables at their first use.
 VERSION_1 = (
     """
     CREATE TABLE IF NOT EXISTS tureen_revisions (
@@ -79,13 +79,13 @@ VERSION_1 = (
 
 Migrations = Sequence[Sequence[str]]
 MIGRATIONS: Migrations = (VERSION_1,)
-"""The statements that lead to version 1, 2, …, in order."""
+"""The migrations to version 1, 2, …, in order."""
 
 
 def migrate(engine: sa.Engine, migrations: Migrations = MIGRATIONS, *, lock_timeout_s: int) -> None:
-    """Migrate the tables to the last version. One of several processes does it; the others wait.
+    """Migrates the tables to the last version. If several processes call it, one migrates and the others wait.
 
-    Raises ControlStoreError if a newer Tureen made the tables, a SQLAlchemyError if the database fails.
+    Raises ControlStoreError if a newer Tureen migrated the tables, or a SQLAlchemyError if the database fails.
     """
     with engine.connect() as connection:
         if _version(connection, migrations) == len(migrations):

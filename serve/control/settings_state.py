@@ -26,7 +26,7 @@ TIME_RULE = "give a time such as 2027-01-31T08:00:00Z"
 
 
 def _parse_beta_number(value: object) -> float:
-    """Returns β. Only a JSON number is valid: in a setting for every request, a text such as "0.5" may be a mistake."""
+    """Returns β. Raises ValueError unless the value is a number: a text such as "0.5" may be a mistake."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError("β is a number from 0 to 1")
     beta = parse_beta(value)
@@ -36,7 +36,7 @@ def _parse_beta_number(value: object) -> float:
 
 
 def _refuse_number(value: object) -> object:
-    """Only text is a valid time: a number could be seconds or milliseconds."""
+    """Returns the value. Raises ValueError for a number, which could be in seconds or milliseconds."""
     if not isinstance(value, str | datetime):
         raise ValueError(TIME_RULE)
     return value
@@ -60,27 +60,27 @@ UtcTime = Annotated[
 
 
 class FrozenModel(BaseModel):
-    """Base of the models that are stored or received: immutable, and unknown fields are refused."""
+    """Base of the models that are stored or received. They are immutable, and refuse unknown fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Canary(FrozenModel):
-    """Another default β for a share of the requests."""
+    """Another default β, for a share of the requests without β, policy and API key."""
 
     beta: Beta
-    share: float = Field(strict=True, gt=0, lt=1, description="share of the requests that get the default β")
+    share: float = Field(strict=True, gt=0, lt=1, description="share of the requests without β, policy and API key")
 
 
 class KeyPolicy(FrozenModel):
-    """The policy of an API key. The key itself is not stored."""
+    """The name and the policy of an API key. The key itself is not stored."""
 
     name: PolicyName
     policy: PolicyName
 
 
 class PendingChange(FrozenModel):
-    """A planned change of the default β. A ramp has several with the same id, one for each step."""
+    """A planned change of the default β. A ramp has one for each step, all with the same id."""
 
     id: str
     kind: Literal["schedule", "revert", "ramp"]
@@ -91,7 +91,7 @@ class PendingChange(FrozenModel):
 
 
 class SettingsState(FrozenModel):
-    """The operator's settings. β in [0, 1]. default_beta None: the default of --default-beta or of the bundle."""
+    """The operator's settings. Every β is in [0, 1]. If default_beta is None, --default-beta or the bundle sets it."""
 
     default_beta: Beta | None = None
     beta_min: Beta = CLEAN_BETA
@@ -121,5 +121,5 @@ class SettingsState(FrozenModel):
 
 
 def format_time(at: datetime) -> str:
-    """Returns the time in UTC with microseconds. All texts have one length, so they sort as times do."""
+    """Returns the time in UTC as text with microseconds. All texts have the same length, so they sort by time."""
     return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

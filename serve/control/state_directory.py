@@ -1,7 +1,7 @@
-"""The files in the state directory of a service, and the migration from the file names of earlier versions.
+"""Names the files in the state directory of a service, and renames the files of earlier versions.
 
 Earlier versions named the files after the model, so another model started without the operator's settings. Such a store
-is renamed, under a lock on the directory, before the store is opened under its fixed name.
+gets its fixed name, under a lock on the directory, before it is opened.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ logger = logging.getLogger("tureen.control")
 
 
 def make_state_directory(directory: Path) -> None:
-    """Make the directory, if it is missing, with access for its owner only; raises ControlStoreError."""
+    """Creates the directory if it is missing, with access for its owner only; raises ControlStoreError."""
     try:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
         raise ControlStoreError(
-            f"the state directory {directory} cannot be made ({error.strerror}): give another --state-dir"
+            f"the state directory {directory} cannot be created ({error.strerror}): give another --state-dir"
         ) from None
 
 
 def prepare_store_file(directory: Path, model: str) -> None:
-    """Make the directory, and rename the store of an earlier version if no store has the fixed name.
+    """Creates the directory, and renames the store of an earlier version if no store has the fixed name.
 
-    Renames the store of this model, else the store that was written last. Other stores stay. Raises ControlStoreError
-    if the store of the earlier version is in use or damaged; then it stays too.
+    Renames the store of this model, else the store that was written last. Does not change other stores. Raises
+    ControlStoreError, and renames no store, if that store is in use or damaged.
     """
     make_state_directory(directory)
     file = directory / STORE_FILE
@@ -56,7 +56,7 @@ def prepare_store_file(directory: Path, model: str) -> None:
 
 
 def earlier_last_known(directory: Path, model: str, *, has_own_store: bool) -> Path | None:
-    """Returns the file in which an earlier version kept the last known settings of this service.
+    """Returns the file to which an earlier version wrote the last known settings of this service.
 
     has_own_store: whether the store is in this directory, not at --store.
     """
@@ -73,14 +73,14 @@ def _last_known_of(store: Path) -> Path:
 
 def _earlier_store(directory: Path, model: str) -> Path | None:
     named = directory / f"{model}.db"
-    # Read every time before a file is opened: SQLite makes new files beside a store that it reads.
+    # Reads all times before it opens a file, because SQLite creates files beside a store that it reads.
     written_at = {file: _written_at(file) for file in directory.glob("*.db") if file.name != STORE_FILE}
     found = [file for file in written_at if (file == named or _is_database(file)) and _may_be_store(file)]
     return named if named in found else max(found, key=written_at.__getitem__, default=None)
 
 
 def _is_database(file: Path) -> bool:
-    """Whether the file has the header of SQLite."""
+    """Returns whether the file has the header of SQLite."""
     try:
         with file.open("rb") as opened:
             return opened.read(len(SQLITE_HEADER)) == SQLITE_HEADER
@@ -89,7 +89,7 @@ def _is_database(file: Path) -> bool:
 
 
 def _may_be_store(file: Path) -> bool:
-    """Whether the file may hold revisions. A damaged or locked file may; a readable one without the table does not."""
+    """Returns whether the file may hold revisions: it has their table, is damaged, or is locked."""
     try:
         with contextlib.closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as connection:
             return bool(connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'tureen_revisions'").fetchall())
@@ -106,7 +106,7 @@ def _written_at(file: Path) -> float:
 
 
 def _rename(earlier: Path, file: Path) -> None:
-    """Move the write-ahead log into the file, then rename it. Fails if another process has the store open."""
+    """Moves the write-ahead log into the file, then renames it. Raises ControlStoreError if another process uses it."""
     try:
         uri = f"{earlier.absolute().as_uri()}?mode=rw"
         with contextlib.closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as connection:
@@ -114,7 +114,7 @@ def _rename(earlier: Path, file: Path) -> None:
         if mode != "delete":
             raise sqlite3.OperationalError("database is locked")
         earlier.rename(file)
-        with contextlib.suppress(OSError):  # without it nothing is lost: the store holds the same settings
+        with contextlib.suppress(OSError):  # a failure loses nothing: the store holds the same settings
             if not (file.parent / LAST_KNOWN_FILE).exists():
                 _last_known_of(earlier).rename(file.parent / LAST_KNOWN_FILE)
     except (sqlite3.Error, OSError) as error:
@@ -125,11 +125,11 @@ def _rename(earlier: Path, file: Path) -> None:
         ) from error
     logger.info("renamed %s, the store of an earlier version, to %s", earlier, file.name)
     if others := sorted(other.name for other in file.parent.glob("*.db") if other != file):
-        logger.warning("left in %s, and not used: %s", file.parent, ", ".join(others))
+        logger.warning("other stores in %s, which are not used: %s", file.parent, ", ".join(others))
 
 
 def _remove_rights_of_others(file: Path) -> None:
-    """Remove the access rights of other users. Earlier versions made the files with the umask of the process."""
+    """Removes the access rights of other users. Earlier versions created the files with the umask of the process."""
     for path in (file, *(file.with_name(f"{file.name}-{side}") for side in ("wal", "shm"))):
         with contextlib.suppress(OSError):  # the file is missing, or belongs to another user
             if path.stat().st_mode & 0o077:
@@ -138,7 +138,7 @@ def _remove_rights_of_others(file: Path) -> None:
 
 @contextlib.contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Hold the lock on the directory. The lock ends with the process. Raises ControlStoreError."""
+    """Holds the lock on the directory in the `with` block. The lock ends with the process. Raises ControlStoreError."""
     try:
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""The interface between the processes of a server and its operators' listener. Knows no HTTP and no messages."""
+"""The interface between the processes of a server and the operators' listener. Knows no HTTP and no messages."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from serve.telemetry.metrics import Metrics
 from tureen.bundle.manifest import Manifest
 
 ApplySettings = Callable[[Revision, bool], None]
-"""Applies the settings of a revision in the server's processes. The flag says whether their store is reachable.
+"""Applies the settings of a revision in every process of the server. The bool is whether the store is reachable.
 
-Called once when the listener opens, then after each change of either.
+Called when the listener opens, and after each change of the revision or of the bool.
 """
 
 
@@ -32,13 +32,13 @@ class AdminServer(Protocol):
     """An open operators' listener. It runs in the event loop in which it was opened."""
 
     def show_model(self, manifest: Manifest) -> None:
-        """Show operators this model. Called when every process serves it."""
+        """Sets the model that operators see. Called when every process serves it."""
 
     def notify_workers_changed(self) -> None:
-        """Wake the requests that wait until every worker has applied a revision."""
+        """Makes the requests that wait until every worker has applied a revision re-check the workers."""
 
     async def close(self) -> None:
-        """Close the listener and the store of the settings."""
+        """Closes the listener and the store of the settings."""
 
 
 class OpenAdminServer(Protocol):
@@ -47,4 +47,4 @@ class OpenAdminServer(Protocol):
     async def __call__(
         self, metrics: Metrics, *, apply: ApplySettings, workers: Callable[[], list[WorkerState]]
     ) -> AdminServer:
-        """metrics: of all processes of the server. workers: returns the state of each process."""
+        """Returns the open listener. metrics: of all processes. workers: returns the state of each process."""

@@ -67,7 +67,7 @@ def test_of_two_servers_on_one_empty_store_the_second_keeps_no_token(credentials
 
 def test_a_state_directory_that_cannot_be_made_is_an_error_of_the_operator(credentials, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ControlStoreError, match="cannot be made"):
+    with pytest.raises(ControlStoreError, match="cannot be created"):
         prepare_credentials(credentials, settings_in(tmp_path / "file" / "state"))
 
 

@@ -339,12 +339,12 @@ def test_tureen_beta_is_all_an_operator_needs(start_operated, run_tureen):
     assert run_tureen("beta", "set", *undone, "--reason", "rules", "--yes", *where).returncode == 0
     assert "clients   choose from 0.2 to 1\nworkers" in run_tureen("beta", "get", *where).stdout
     rules = (
-        "local  set: least β 0 → 0.2, clients choose nothing, policy uploads none → 0.9, canary none → 10 % at β 0.9"
+        "local  set: least β 0 → 0.2, clients may not choose, policy uploads none → 0.9, canary none → 10 % at β 0.9"
     )
     assert rules in run_tureen("beta", "history", "--limit", "1", "--before", "4", *where).stdout
     for odd in (("--canary", "0.9"), ("--policy", "uploads"), ("--min", "2"), ("--min", "nan"), ("--at", "tomorrow")):
         assert run_tureen("beta", "set", *odd, "--reason", "rules", "--yes", *where).returncode == 2
-    assert "nothing is to change" in run_tureen("beta", "set", "--reason", "rules", "--yes", *where).stderr
+    assert "the change is empty" in run_tureen("beta", "set", "--reason", "rules", "--yes", *where).stderr
     wrong = run_tureen("beta", "set", "1.8", "--reason", "r", "--yes", *where)
     assert (wrong.returncode, "Traceback" in wrong.stderr) == (2, False)
     public = f"http://127.0.0.1:{operator.server.port}"

@@ -152,7 +152,7 @@ def test_a_server_whose_state_directory_cannot_be_created_serves_and_logs_it(sta
     server.wait_until_ready(workers)
     assert classify(server, image)[0] == 200
     assert server.metric("tureen_control_store_reachable") == 0
-    assert "cannot be made" in server.log_file.read_text()
+    assert "cannot be created" in server.log_file.read_text()
     assert "Traceback" not in server.log_file.read_text()
 
 

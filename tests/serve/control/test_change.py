@@ -54,7 +54,7 @@ def test_no_beta_but_a_number_from_0_to_1(name, beta):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({}, "nothing is to change"),
+        ({}, "the change is empty"),
         ({"beta": 0.5}, "there is no setting 'beta'"),
         ({"default_beta": 0.5, "reason": " "}, "reason"),
         ({"default_beta": 0.5, "reason": "a\nb"}, "reason"),
@@ -62,14 +62,14 @@ def test_no_beta_but_a_number_from_0_to_1(name, beta):
         ({"default_beta": 0.5, "ttl_s": 0}, "ttl_s: whole seconds"),
         ({"default_beta": 0.5, "ttl_s": 1.5}, "ttl_s: whole seconds"),
         ({"default_beta": 0.5, "ttl_s": True}, "ttl_s: whole seconds"),
-        ({"ttl_s": 60}, "nothing is to change"),
+        ({"ttl_s": 60}, "the change is empty"),
         ({"beta_min": 0.1, "ttl_s": 60}, "ttl_s is for default_beta"),
         ({"default_beta": None, "ramp_s": 60}, "ramp_s needs"),
         ({"default_beta": 0.5, "ramp_s": 60, "ttl_s": 60}, "ttl_s ends before the ramp"),
         ({"default_beta": 0.5, "at": "2027-01-31T07:00:00Z"}, "at is 2027-01-31T07:00:00"),
         ({"default_beta": 0.5, "at": "2029-01-31T07:00:00Z"}, "at is 2029"),
         ({"default_beta": 0.5, "at": "2027-01-31T09:00:00"}, "at: "),
-        ({"default_beta": 0.5, "at": "2027-01-31T09:00:00Z", "ttl_s": 5}, "at is for default_beta alone"),
+        ({"default_beta": 0.5, "at": "2027-01-31T09:00:00Z", "ttl_s": 5}, "at is for default_beta only"),
         ({"beta_min": 0.8, "beta_max": 0.7}, "beta_min 0.8 is above beta_max 0.7"),
         ({"default_beta": 0.1, "beta_min": 0.5}, "default_beta 0.1 is outside the bounds 0.5 to 1"),
         ({"canary": {"beta": 0.5, "share": 1}}, "canary: "),
@@ -186,7 +186,7 @@ def test_a_plan_is_cancelled_by_its_id_with_all_its_steps():
     state = apply(SettingsState(), default_beta=0.7, ramp_s=600)
     (plan_id,) = {plan.id for plan in state.pending}
     assert cancel_plan(state, plan_id).pending == ()
-    with pytest.raises(InvalidChangeError, match="nothing is planned"):
+    with pytest.raises(InvalidChangeError, match="no planned change"):
         cancel_plan(state, "none")
 
 

@@ -23,7 +23,7 @@ PLAN = {"id": "ab12", "kind": "revert", "at": "2027-01-31T08:00:00.000000Z", "de
         ({}, []),
         ({"default_beta": 0.8}, ["the server's default β → 0.8"]),
         ({"beta_min": 0.25, "beta_max": 0.75}, ["least β 0 → 0.25", "greatest β 1 → 0.75"]),
-        ({"clients_may_choose": False}, ["clients choose nothing"]),
+        ({"clients_may_choose": False}, ["clients may not choose"]),
         ({"policies": {}}, ["policy uploads 0.9 → none"]),
         ({"policies": {"a": 0.1, "uploads": 1.0}}, ["policy a none → 0.1", "policy uploads 0.9 → 1"]),
         ({"canary": {"beta": 0.9, "share": 0.125}}, ["canary none → 12.5 % at β 0.9"]),
