@@ -14,7 +14,7 @@ SLOW_FIXTURES = frozenset({
 SLOW_PATHS = (
     "end_to_end", "export/test_graph.py", "export/test_graph_precisions.py", "export/test_quantization.py",
     "export/test_third_party.py", "export/test_torch_plan.py", "serve/api/test_openapi.py",
-    "serve/connection/test_graceful_shutdown.py", "serve/jobs/test_batch.py", "serve/jobs/test_extras.py",
+    "serve/commands/test_batch.py", "serve/connection/test_graceful_shutdown.py", "serve/jobs/test_extras.py",
     "serve/jobs/test_interrupted.py", "serve/jobs/test_jobs_in_server.py", "serve/jobs/test_ray_cluster.py",
     "serve/oip/test_clients.py", "serve/oip/test_grpc_server.py", "serve/processes/test_supervisor.py",
     "serve/telemetry/test_tracing.py", "serve/test_image.py", "serve/test_quiet.py", "serve/test_server.py",

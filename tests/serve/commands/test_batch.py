@@ -9,11 +9,11 @@ import tureen
 from serve.commands.batch import batch
 from serve.errors import InputError
 from serve.jobs.job_output import SUCCESS_FILE
-from tests.serve.jobs.conftest import BUNDLE
+from tests.serve.jobs.conftest import BUNDLE, photos, run_batch  # noqa: F401 - fixtures
 from tests.serve.jobs.tables import rows_of
 
 
-def test_each_row_equals_the_result_of_a_single_image_at_each_beta(run_batch, photos, tmp_path):
+def test_each_row_equals_the_result_of_a_single_image_at_each_beta(run_batch, photos, tmp_path):  # noqa: F811
     assert (
         run_batch(photos, tmp_path / "out", "--betas", "0:1:0.25", "--top-k", 3, "--shard-rows", 40, "--max-batch", 7)
         == 0
@@ -35,7 +35,7 @@ def test_each_row_equals_the_result_of_a_single_image_at_each_beta(run_batch, ph
 
 
 @pytest.mark.parametrize("empty", ["", " "])
-def test_an_empty_path_is_refused_and_never_the_current_folder(run_batch, photos, tmp_path, monkeypatch, capsys, empty):
+def test_an_empty_path_is_refused_and_never_the_current_folder(run_batch, photos, tmp_path, monkeypatch, capsys, empty):  # noqa: F811
     monkeypatch.chdir(photos)
     with pytest.raises(InputError, match="INPUT is empty"):
         run_batch(empty, tmp_path / "out")
@@ -46,3 +46,31 @@ def test_an_empty_path_is_refused_and_never_the_current_folder(run_batch, photos
     assert capsys.readouterr().err.count("it is empty: give a directory") == 2
     assert not (tmp_path / "out").exists()
     assert {path.name for path in photos.iterdir()} == {"a", "b", "c"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--beta", "1.8"], "1.8"),
+        (["--beta", "0.5", "--betas", "0,1"], "not allowed with"),
+        (["--betas", "0:2:1"], "β is '2'"),
+        (["--top-k", "0"], "--top-k"),
+        (["--format", "xlsx"], "invalid choice: 'xlsx'"),
+        (["--max-error-rate", "1.1"], "'1.1' is not between 0 and 1"),
+        (["--max-error-rate", "nan"], "'nan' is not between 0 and 1"),
+        (["--max-error-rate", "many"], "'many' is not between 0 and 1"),
+        (["--shard-rows", "-1"], "--shard-rows"),
+    ],
+)
+def test_a_wrong_argument_is_refused_with_its_value_before_a_file_is_read(arguments, said, tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        batch([str(BUNDLE), "no-such-input", str(tmp_path / "out"), *arguments])
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_is_a_url_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        batch([str(BUNDLE), "photos", "s3://bucket/out"])
+    assert "copy the shards to the URL afterwards" in capsys.readouterr().err
