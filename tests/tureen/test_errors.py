@@ -4,6 +4,8 @@ import pickle
 
 import pytest
 
+from tests.error_trees import class_tree, drawn_tree
+from tureen import errors
 from tureen.errors import ImageTooLargeError, InvalidBetaError, SingleTokenError, UndecodableImageError
 
 
@@ -18,3 +20,7 @@ def test_an_error_crosses_to_another_process_with_its_message_and_its_attributes
     assert type(copy) is type(error)
     assert str(copy) == str(error)
     assert vars(copy) == vars(error)
+
+
+def test_the_tree_in_the_docstring_is_the_tree_of_the_classes():
+    assert drawn_tree(errors) == class_tree(errors)
