@@ -153,18 +153,6 @@ def test_torchruns_processes_stop_together_and_the_first_saves(tmp_path):
     assert said.count("interrupted; saved") == 1
 
 
-def test_the_printed_recipe_is_adapted_to_the_images(photos, capsys):
-    assert main(["train", "cifar10-cpu", "--show"]) == 0
-    shown = capsys.readouterr().out
-    assert "84 minutes" in shown
-    assert "model.classes = number of classes in --data" in shown
-    assert main(folder_command("run", "--data", str(photos), "--show")) == 0
-    shown = capsys.readouterr().out
-    assert "minutes" not in shown
-    assert "3 classes, about 54 images to train on, 6 steps an epoch, 12 steps in all" in shown
-    assert "model.classes = 3" in shown
-
-
 def saved_folder_run(photos, out):
     """Save an unfinished run on the photographs, before its first step."""
     recipe = load_recipe("cifar10-cpu", FOLDER)

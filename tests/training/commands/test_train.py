@@ -1,0 +1,47 @@
+"""The arguments of `tureen train`, and the recipe that --show prints, without a training run."""
+
+import pytest
+
+from training.commands.train import train
+from training.errors import CheckpointError
+
+SMALL = ["epochs=2", "evaluation_steps=1", "batch_size=8", "model.image_size=16", "model.depth=1", "model.width=16"]
+
+
+def test_the_printed_recipe_is_adapted_to_the_images(photos, tmp_path, capsys):
+    assert train(["cifar10-cpu", "--show"]) == 0
+    shown = capsys.readouterr().out
+    assert "84 minutes" in shown
+    assert "model.classes = number of classes in --data" in shown
+    settings = [word for setting in SMALL for word in ("--set", setting)]
+    assert train(["cifar10-cpu", "--out", str(tmp_path / "run"), *settings, "--data", str(photos), "--show"]) == 0
+    shown = capsys.readouterr().out
+    assert "minutes" not in shown
+    assert "5 classes, about 54 images to train on, 6 steps an epoch, 12 steps in all" in shown
+    assert "model.classes = 5" in shown
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_measured_result_and_its_command_are_printed_for_the_unchanged_recipe_only(capsys):
+    assert train(["digits", "--show"]) == 0
+    unchanged = capsys.readouterr().out
+    assert train(["digits", "--show", "--set", "epochs=7"]) == 0
+    changed = capsys.readouterr().out
+    assert "# tureen train digits" in unchanged
+    assert "# tureen train digits" not in changed
+    assert "expected: not measured with these images and settings" in changed
+    assert "\nepochs = 7\n" in changed
+
+
+@pytest.mark.parametrize("seconds", ["-1", "nan", "inf", "soon"])
+def test_an_interval_of_saving_that_is_not_a_time_is_refused_with_its_value(seconds, capsys):
+    with pytest.raises(SystemExit) as ended:
+        train(["digits", "--show", f"--save-interval-s={seconds}"])
+    assert ended.value.code == 2
+    assert f"'{seconds}' is not a non-negative number of seconds" in capsys.readouterr().err
+    assert train(["digits", "--show", "--save-interval-s=0"]) == 0
+
+
+def test_without_a_recipe_there_must_be_an_interrupted_run_to_resume(tmp_path):
+    with pytest.raises(CheckpointError, match="holds no interrupted run to continue: give a recipe to start one"):
+        train(["--resume", "--out", str(tmp_path)])
