@@ -9,6 +9,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("serve", "training", "tureen", "export")
 MAX_MODULES = 15
+DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+TESTED_ELSEWHERE = {
+    "serve/control/worker_state.py": "it holds types alone: the tests of the classes that implement them test it",
+}
 
 
 def modules(package):
@@ -100,3 +104,19 @@ def test_no_modules_import_each_other(package):
     by_name = {name_of(path): path for path in modules(package)}
     graph = {name: sorted((imports_of(path) & by_name.keys()) - {name}) for name, path in by_name.items()}
     assert circles(graph) == []
+
+
+def file_of_tests(path):
+    """Returns the test file of a module by name. The test file of a package has the name of its folder."""
+    tested = path.parent / path.parent.name if path.stem == "__init__" else path
+    return ROOT / "tests" / path.parent.relative_to(ROOT) / f"test_{tested.stem}.py"
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_each_module_with_a_function_or_class_has_its_test_file_by_name(package):
+    without = []
+    for path in modules(package):
+        has_code = any(isinstance(node, DEFINITIONS) for node in ast.walk(ast.parse(path.read_text())))
+        if has_code and not file_of_tests(path).exists():
+            without.append(path.relative_to(ROOT).as_posix())
+    assert without == [name for name in TESTED_ELSEWHERE if name.startswith(f"{package}/")]
