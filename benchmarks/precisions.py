@@ -90,7 +90,12 @@ def format_row(row: ParityRow) -> str:
 
 
 def checkpoint_of_bundle(options: argparse.Namespace) -> Checkpoint:
-    """Returns a checkpoint of the bundle: weights from the graph, facts from the manifest, images from --data."""
+    """Returns a checkpoint made from the bundle `options.model`, for a parity measurement.
+
+    The weights come from its graph and tokens; recipe, labels, preprocessing, accuracy and provenance from its
+    manifest; the held-out images from --data. Raises BundleError for an invalid bundle, and RecipeError for an unknown
+    recipe.
+    """
     bundle = load_bundle(options.model)
     manifest = bundle.manifest
     recipe = load_recipe(manifest.provenance["recipe"])

@@ -82,7 +82,10 @@ def report_mixed_betas(count: int, mixed_loads: list[ClosedLoopResult], one_load
 
 
 def run_closed_loop(server: Server, requests: list[bytes], connections: int, seconds: float) -> ClosedLoopResult:
-    """Returns the result of a closed loop. Prints whether requests failed, or none succeeded."""
+    """Sends the requests repeatedly for `seconds`, each connection after its last response.
+
+    Returns counts and latencies. Prints a line if responses had a status other than 200, and one if none succeeded.
+    """
     load: ClosedLoopResult = uvloop.run(closed_loop(server.port, requests, connections, seconds))
     if load.failed:
         print(f"  {load.failed} responses had a status other than 200", flush=True)

@@ -96,9 +96,9 @@ def _adversarial(
     epsilon_255: float,
     steps: int,
 ) -> NDArray[np.uint8]:
-    """Returns the pixels uint8 (B, H, W, 3) after the attack.
+    """Returns the pixels uint8 (B, H, W, 3) after PGD with `steps` steps against the model at `beta`.
 
-    Rounding may exceed a fractional radius by half a level.
+    epsilon_255: the radius in grey levels. If it is not a whole number, rounding to uint8 can exceed it by up to 0.5.
     """
     device = model_device(model)
     found = ATTACKS[ATTACK](

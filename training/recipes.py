@@ -305,7 +305,10 @@ def load_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:
 
 
 def with_settings(recipe: Recipe, settings: Sequence[str]) -> Recipe:
-    """Returns the recipe with "key=value" settings applied; raises RecipeError like `load_recipe`."""
+    """Returns the recipe with "key=value" settings applied, such as "model.depth=2".
+
+    Raises RecipeError for a setting without "=", an unknown key or a wrong value.
+    """
     name, values = recipe.name, recipe.model_dump()
     for setting in settings:
         key, separator, value = setting.partition("=")

@@ -18,7 +18,11 @@ MAX_BODY_DEPTH = 4
 
 
 async def authenticate(request: Request) -> Credential:
-    """Returns the credential of the bearer token; raises UnauthorizedError or MalformedRequestError."""
+    """Returns the credential of the bearer token in the Authorization header.
+
+    Raises UnauthorizedError if the token is absent or unknown, MalformedRequestError if the header occurs more than
+    once, and the errors of `AdminOperations.find_credential`.
+    """
     authorization = only_value("Authorization", request.headers.getlist("authorization")) or ""
     scheme, _, secret = authorization.partition(" ")
     operations: AdminOperations = request.app.state.operations

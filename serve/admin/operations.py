@@ -128,8 +128,9 @@ class AdminOperations:
     async def find_credential(self, secret: str) -> Credential | None:
         """Returns the credential of a bearer token, or None if the token is unknown.
 
-        While the store is unreachable or behind, uses the last copy of the credentials. Raises ControlStoreError if
-        they were never read. Raises AdminListenerError if the listener must refuse every request.
+        If the store is unreachable, or holds an older revision than the one in force, searches the last credentials
+        read. Raises ControlStoreError if none were ever read. Raises AdminListenerError if other machines reach the
+        listener and only the local credential exists.
         """
         if self.replica.unreachable_since is None:
             await self.replica.refresh()
@@ -178,7 +179,11 @@ class AdminOperations:
         await self.replica.refresh()
 
     async def _prepare_when_reachable(self) -> None:
-        """Prepares the credentials when the store is reachable. Called if this failed when the server started."""
+        """Waits until the store is reachable, then creates the local credential if the store has no credential.
+
+        Runs as a task if this failed at start. Retries after a ControlStoreError. After an AdminListenerError it logs
+        the error and stops; the listener then refuses every request.
+        """
         while not self._are_credentials_prepared:
             await self._is_reachable.wait()
             try:

@@ -185,7 +185,10 @@ async def _write(
 def _state_response(
     operations: AdminOperations, row: Revision, state: SettingsState | None = None, **more: Any
 ) -> Response:
-    """Returns the response with the settings of a revision. state: the settings of a dry run, shown instead of them."""
+    """Returns the JSON response with the settings of `row`, their expected accuracy and the state of the workers.
+
+    state: settings of a dry run, which replace those of `row`. more: further keys of the JSON object.
+    """
     state = state or row.state
     manifest, beta = operations.manifest, operations.default_beta(state)
     unreachable = operations.replica.unreachable_since

@@ -29,7 +29,11 @@ class QueryParameters:
 
 
 def classify_parameters(query: QueryParams, settings: Settings) -> QueryParameters:
-    """Returns beta or policy, top_k and timeout_ms. Raises InvalidBetaError or InvalidParameterError."""
+    """Returns the query parameters of /classify: beta or policy, top_k and timeout_ms; defaults for absent ones.
+
+    settings: the default timeout, and the maximum of top_k and timeout_ms. Raises InvalidBetaError for a wrong β.
+    Raises InvalidParameterError for an unknown, repeated or wrong parameter, and for beta together with policy.
+    """
     return _parse(query, ("beta", "policy", "top_k", "timeout_ms"), settings)
 
 

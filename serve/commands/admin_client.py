@@ -76,7 +76,10 @@ class AdminClient:
         return revisions
 
     def verify(self) -> int:
-        """Makes the server verify the hashes of its history. Returns the number of verified revisions."""
+        """Makes the server verify the hashes of its history, and returns the number of revisions.
+
+        Raises RefusedError if a revision is missing or was changed.
+        """
         verified: int = self._request_json("GET", "/admin/beta/history/verify")["verified"]
         return verified
 

@@ -14,7 +14,10 @@ START_BYTES = 128 * 1024  # most photographs are smaller, so the application nev
 
 
 class DeferredStartProtocol(DrainingProtocol):
-    """A connection that delays the ASGI task of its current request."""
+    """A connection that starts the ASGI task of a request when the body is complete or has START_BYTES bytes.
+
+    If the client waits for "100 Continue", the task starts with the head.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

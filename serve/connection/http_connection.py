@@ -360,7 +360,10 @@ class HttpConnection(DeferredStartProtocol):
             self.transport.close()
 
     def _leave_probes(self) -> None:
-        """Frees the place for another probe. This connection has its response."""
+        """Counts this connection no longer as a probe, so that another health probe can connect.
+
+        Called after its request was refused because it is no health probe.
+        """
         self.probes.discard(self)
         self.connections.discard(self)
         self.surplus.add(self)

@@ -169,7 +169,10 @@ def _default_after_plans(state: SettingsState) -> float | None:
 
 
 def roll_back(state: SettingsState, earlier: SettingsState) -> SettingsState:
-    """Returns the settings of an earlier revision, without planned changes. The API keys and policies in use stay."""
+    """Returns the settings `earlier`, without planned changes but with the API keys of `state`.
+
+    Adds the policies that these keys use and that `earlier` lacks, from `state`.
+    """
     needed = {key.policy: state.policies[key.policy] for key in state.api_keys.values()}
     return earlier.model_copy(update={"pending": (), "api_keys": state.api_keys, "policies": needed | earlier.policies})
 

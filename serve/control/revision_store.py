@@ -146,7 +146,10 @@ class RevisionStore:
 
     @contextmanager
     def reading(self) -> Iterator[sa.Connection]:
-        """Yields a connection to the migrated tables; raises ControlStoreError."""
+        """Yields a connection for reading. The first use creates or migrates the tables.
+
+        Raises ControlStoreError if the store cannot be opened, or if a database error occurs in the `with` block.
+        """
         with self.translate_errors():
             self._prepare()
             with self.engine.connect() as connection:
@@ -154,10 +157,7 @@ class RevisionStore:
 
     @contextmanager
     def writing(self) -> Iterator[sa.Connection]:
-        """Yields a connection to the migrated tables, in a transaction that ends with the `with` block.
-
-        Raises ControlStoreError.
-        """
+        """Yields a connection in a transaction, which ends with the `with` block. Otherwise like `reading`."""
         with self.translate_errors():
             self._prepare()
             with self.engine.begin() as connection:

@@ -13,8 +13,9 @@ from serve.errors import MalformedRequestError
 def client_identity_of(request: Request, policy: str | None = None) -> ClientIdentity:
     """Returns the identity of the client: its policy, its API key, and the canary key.
 
-    Requests with the same canary key are either all in a canary or all outside it. The key is X-Request-Key, else
-    the API key, else the address. Raises MalformedRequestError.
+    Requests with the same canary key are either all in a canary or all outside it. The key is X-Request-Key, else the
+    API key, else the address. policy: the policy that the query names. Raises MalformedRequestError if X-API-Key or
+    X-Request-Key occurs more than once.
     """
     api_key = only_value("X-API-Key", request.headers.getlist("x-api-key"))
     request_key = only_value("X-Request-Key", request.headers.getlist("x-request-key"))

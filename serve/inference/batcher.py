@@ -58,7 +58,10 @@ class _QueuedRow(Generic[Row, Output]):
 
 
 class Batcher(Generic[Row, Output]):
-    """Completes every submitted row exactly once: with its result or with a ServeError."""
+    """Gathers submitted rows into batches and runs them on a pool of threads.
+
+    Completes every row exactly once: with its result or with a ServeError.
+    """
 
     def __init__(
         self,

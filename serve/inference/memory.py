@@ -15,7 +15,10 @@ LARGE_BYTES = 2**21  # with 1 MiB each batch of pixels would map fresh pages, wh
 
 
 def return_large_blocks() -> None:
-    """Fixes both thresholds for the lifetime of the process. Does nothing with a C library other than glibc."""
+    """Makes glibc return freed blocks of 2 MiB and more to the system immediately, until the process ends.
+
+    Fixes the thresholds M_MMAP_THRESHOLD and M_TRIM_THRESHOLD. Does nothing with another C library.
+    """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)

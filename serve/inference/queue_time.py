@@ -53,7 +53,10 @@ class StartSpeed:
     run_s: Mapping[int, float]
 
     def inference_s(self, rows: int) -> float:
-        """Returns the engine's seconds for this many rows. They use several runs beyond the largest measured size."""
+        """Returns the seconds that the engine needs for this many rows, interpolated between the measured sizes.
+
+        More rows than the largest measured size count as several runs of that size.
+        """
         largest = len(self._run_s_by_rows) - 1
         return self._run_s_by_rows[rows] if rows <= largest else rows / largest * self._run_s_by_rows[largest]
 

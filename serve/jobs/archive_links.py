@@ -49,7 +49,10 @@ class ArchiveLinks:
                 self._links.setdefault(folder, []).append(name)
 
     def add_target(self, name: str, location: str | None) -> None:
-        """Records a file or folder if a link leads to it or to a folder above it. location: None for a folder."""
+        """Records the file or folder `name` if a link leads to it or to a folder above it; ignores any other.
+
+        location: where the archive has the content of the file; None for a folder.
+        """
         if name in self._target_names:
             if location is None:
                 self._folders.setdefault(name, [])

@@ -283,7 +283,12 @@ def run_job(
 
 
 def check_paths(files: RootedFiles, request: JobRequest) -> None:
-    """Checks the paths of a request before it becomes a job. Raises OutsideRootsError, InputError or OutputError."""
+    """Checks the input and output paths of a request before it becomes a job.
+
+    Raises OutsideRootsError if a path is outside the roots, or the output is a root. Raises InputError if the input is
+    missing or cannot be opened, or Parquet is needed without pyarrow. Raises OutputError if the output is inside the
+    input, too deep, or leads through a link or file.
+    """
     files.check_output(request.output)
     open_source(request.input, files).close()
     check_not_inside(Path(request.output), request.input)

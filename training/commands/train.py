@@ -109,7 +109,11 @@ def train(arguments: list[str]) -> int:
 
 
 def _recipe(options: argparse.Namespace, out: Path) -> Recipe:
-    """Returns the recipe with the settings applied; with --resume it is the recipe of the saved run."""
+    """Returns the recipe to train, with the settings applied: with --resume that of the run saved in `out`, if any.
+
+    Otherwise it is the named recipe. Raises CheckpointError if there is neither, or if the name is not that of the
+    saved run. Raises RecipeError for a wrong name or setting.
+    """
     state = out / STATE
     if not options.resume or not state.exists():
         if options.recipe is None:

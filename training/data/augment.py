@@ -93,9 +93,10 @@ def mix_images(
 
 
 def _boxes(height_share: Tensor, width_share: Tensor, top: Tensor, left: Tensor, height: int, width: int) -> Tensor:
-    """Returns masks bool (B, 1, H, W) of one rectangle each.
+    """Returns masks bool (B, 1, height, width), each True inside one rectangle.
 
-    The arguments of shape (B,) or (1,) are shares of the sides of the image; `top` and `left` are the centre.
+    height_share, width_share: the size of the rectangle. top, left: its centre, from the top and left of the image.
+    These four have shape (B,) or (1,) and are shares of the image's height or width.
     """
 
     def span(share: Tensor, centre: Tensor, size: int) -> Tensor:

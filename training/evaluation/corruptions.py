@@ -99,10 +99,10 @@ def defocus_blur(pixels: Pixels, severity: int, generator: np.random.Generator) 
 def glass_blur(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixels:
     """Blurs like frosted glass: a slight blur, a random neighbour for each inner pixel, and the slight blur again.
 
-    The published loop, from the last pixel to the first, is meant to swap neighbours. Its assignment between NumPy
-    views copies a neighbour over the pixel instead, and so does this function, one row at a time. The neighbour is up
-    to `distance` pixels above or left, and one less below or right. At a distance of 1, as in CIFAR-10-C, the result is
-    that of the loop. At larger distances a row does not see its own changes.
+    The published loop is meant to swap the two pixels, but its NumPy views only copy the neighbour. This function
+    copies too, a whole row at a time. The severity sets how far away the neighbour may be: `distance` pixels above or
+    left, and one less below or right. With distance 1, as in CIFAR-10-C, the result equals that of the loop. With a
+    larger one it differs: the loop can copy a pixel that it has already replaced in the same row; this function cannot.
     """
     sigma, distance, rounds = _level(
         pixels,

@@ -54,7 +54,11 @@ def read_file(path: Path, name: str, max_bytes: int, advice: str) -> bytes:
 
 
 def file_size(path: Path, name: str) -> int:
-    """Returns the size on disk, in bytes, of the regular file `name` in `path`. Raises BundleFileError."""
+    """Returns the size in bytes of the regular file `name` in the directory `path`.
+
+    Raises BundleFileError if the file is missing, unreadable or not regular, or if it or a directory of `name` is a
+    link.
+    """
     for part in (*Path(name).parents[:-1], Path(name)):  # a directory in the bundle must not be a link either
         file = path / part
         try:

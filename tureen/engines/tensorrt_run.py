@@ -154,10 +154,12 @@ class TensorRtEngine:
 
 
 class _ExecutionStream:
-    """A CUDA stream with buffers for the largest batch, and an execution context and a start function per batch size.
+    """Runs batches one at a time on its own CUDA stream, with buffers for the largest batch.
 
-    A graph contains the state of the context from which it was captured, so each size has its own context. The contexts
-    share their scratch memory, since a stream runs one batch at a time.
+    For each batch size it has an execution context and, where the runtime can capture one, a CUDA graph that starts the
+    run. A graph is bound to the context it was captured from, so the sizes cannot share a context; they share the
+    scratch memory. Raises EngineError if the plan does not fit the backbone or the sizes, or the GPU has too little
+    memory.
     """
 
     def __init__(
