@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.patience import DEADLINE_S
+from tests.ports import free_port
 
 
 @pytest.fixture(scope="session")
@@ -37,9 +37,7 @@ def served() -> Callable:
 
     @contextmanager
     def serve(command, directory):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = str(probe.getsockname()[1])
+        port = str(free_port())
         arguments = command.replace("8000", port).split()
         server = subprocess.Popen(
             [str(Path(sys.executable).parent / arguments[0]), *arguments[1:]], cwd=directory, stdout=subprocess.DEVNULL
@@ -65,9 +63,7 @@ def served() -> Callable:
 @pytest.fixture
 def admin_port(tmp_path, monkeypatch):
     """The port of the admin listener, set in the environment for documented servers and commands."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     monkeypatch.setenv("TUREEN_STATE_DIR", str(tmp_path / "state"))
     monkeypatch.setenv("TUREEN_ADMIN_PORT", str(port))
     monkeypatch.setenv("TUREEN_ADMIN_URL", f"http://127.0.0.1:{port}")

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from tests.patience import DEADLINE_S
+from tests.ports import free_port
 from tureen.commands.demo import demo_fingerprint
 
 ROOT = Path(__file__).parents[2]
@@ -27,9 +28,7 @@ def demo_directory(digits_run, tmp_path_factory):
 
 
 def start(directory):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "tureen.cli", "demo", "--dir", str(directory), "--port", str(port)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 

@@ -4,7 +4,6 @@ import io
 import json
 import re
 import signal
-import socket
 import subprocess
 import sys
 import tarfile
@@ -16,6 +15,7 @@ from PIL import Image
 
 import tureen
 from tests.patience import DEADLINE_S
+from tests.ports import free_port
 from tureen.cli import main
 from tureen.commands.demo import EXAMPLES
 
@@ -35,9 +35,7 @@ def test_the_example_that_comes_with_tureen_is_served_without_training(capsys, t
 
 
 def test_the_example_serves_the_printed_command_for_an_image_in_the_given_directory(tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    port = str(free_port())
     command = [
         sys.executable,
         "-m",

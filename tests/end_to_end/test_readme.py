@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.patience import DEADLINE_S
+from tests.ports import free_port
 from training.checkpoint import load_checkpoint
 from training.recipes import load_recipe
 from tureen.commands.demo import demo_fingerprint
@@ -73,9 +73,7 @@ def same_answer(shown, found, *, is_published):
 
 def test_every_command_runs_with_the_printed_output(workplace, trained_run):
     is_published = load_checkpoint(trained_run).recipe == load_recipe("digits")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    port = str(free_port())
     server, answer, ran = None, "", []
     try:
         for language, block in BLOCKS:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.patience import DEADLINE_S
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 
@@ -48,9 +48,7 @@ def test_a_wheel_with_the_serving_extra_serves_a_bundle_without_torch(installed,
     names = {package["name"].lower() for package in packages}
     assert "onnxruntime" in names
     assert not names & {"torch", "onnx", "scikit-learn", "matplotlib"}
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     tureen = installed.parent / "tureen"
     server = subprocess.Popen([tureen, "serve", bundle_path, "--port", str(port)], env=environment, cwd=tmp_path)
     try:

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,7 @@ import pytest
 
 from serve.control.revision_store import RevisionStore
 from tests.patience import DEADLINE_S
+from tests.ports import free_port
 from tests.serve.control.postgres import Postgres
 from tureen.bundle.bundle import GOLDEN, MANIFEST, load_bundle, record_files
 from tureen.commands.demo import EXAMPLES
@@ -90,9 +90,7 @@ def start_server(tmp_path):
     with contextlib.ExitStack() as stack:
 
         def start(*flags, bundle=EXAMPLES / "cifar10", engine="onnxruntime", before=(), env=None, **environment):
-            with socket.socket() as probe:
-                probe.bind(("127.0.0.1", 0))
-                port = probe.getsockname()[1]
+            port = free_port()
             log_file = tmp_path / f"{port}.log"
             command = ["-m", "tureen.cli", "serve", bundle, "--port", port, "--engine", engine, *flags]
             with log_file.open("w") as log:

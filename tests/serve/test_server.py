@@ -15,13 +15,8 @@ import pytest
 from PIL import Image
 
 from tests.patience import DEADLINE_S
+from tests.ports import free_port
 from tureen.bundle.bundle import GOLDEN, MANIFEST, load_bundle, record_files
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @contextmanager

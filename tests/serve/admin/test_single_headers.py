@@ -4,12 +4,12 @@ import base64
 import contextlib
 import http.client
 import json
-import socket
 
 import grpc
 import pytest
 
 from serve.oip.proto import inference_pb2 as pb
+from tests.ports import free_port
 from tests.serve.admin.test_settings_routes import image  # noqa: F401 - a fixture
 
 
@@ -38,9 +38,7 @@ def infer(port, body, metadata):
 
 
 def test_a_duplicate_of_a_single_header_is_refused(start_operated, image):  # noqa: F811
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        rpc_port = probe.getsockname()[1]
+    rpc_port = free_port()
     server, operator = start_operated("--grpc-port", rpc_port)
     server.wait_for(lambda: "gRPC listens" in server.log_file.read_text(), "gRPC")
     tensor = {"name": "image", "datatype": "BYTES", "shape": [1], "data": [base64.b64encode(image).decode()]}

@@ -2,13 +2,13 @@
 
 import os
 import shutil
-import socket
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.patience import DEADLINE_S
+from tests.ports import free_port
 
 PROGRAMS = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
 
@@ -20,7 +20,7 @@ class Postgres:
         if not PROGRAMS or (os.geteuid() == 0 and shutil.which("setpriv") is None):
             pytest.skip("PostgreSQL is not installed: install the Debian package postgresql")
         self.directory = directory
-        self.port = _free_port()
+        self.port = free_port()
         directory.mkdir(parents=True)
         if os.geteuid() == 0:  # PostgreSQL refuses to run as root
             for path in (directory, *directory.parents):
@@ -52,9 +52,3 @@ class Postgres:
             cwd=self.directory,
             timeout=DEADLINE_S,
         )
-
-
-def _free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

@@ -4,7 +4,6 @@ import hashlib
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ import numpy as np
 import pytest
 
 from tests.patience import DEADLINE_S
+from tests.ports import free_port
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
@@ -52,12 +52,6 @@ def server_versions():
     names = {re.match(r"[\w-]+", requirement)[0].lower() for requirement in needed}
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     return [line for line in lines if line.partition("==")[0] in names]
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @contextmanager

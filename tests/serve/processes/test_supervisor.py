@@ -16,6 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from serve.processes.supervisor import MAX_RESTART_DELAY_S, restart_delay_s, worker_settings
 from serve.settings import Settings
 from tests.patience import DEADLINE_S
+from tests.ports import free_port
 from tureen.commands.demo import EXAMPLES
 
 READ = "/v1"  # stands for no route: answered 404 by whichever worker
@@ -194,9 +195,7 @@ def test_no_worker_outlives_its_supervisor(start_server):
 
 @pytest.mark.parametrize("state", ["while its workers start", "when they are ready"])
 def test_after_the_supervisor_is_killed_a_server_can_start_on_its_ports_immediately(start_server, tmp_path, state):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        flags = ["--workers", 2, "--grpc-port", probe.getsockname()[1]]
+    flags = ["--workers", 2, "--grpc-port", free_port()]
     server = start_server(*flags)
     if state == "when they are ready":
         server.wait_until_ready(2)

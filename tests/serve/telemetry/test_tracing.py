@@ -3,7 +3,6 @@
 import gzip
 import io
 import re
-import socket
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,6 +17,7 @@ from PIL import Image
 from serve.oip.proto import inference_pb2 as pb
 from serve.settings import parse_settings
 from tests.patience import DEADLINE_S
+from tests.ports import free_port
 from tureen.bundle.bundle import read_manifest
 from tureen.commands.demo import EXAMPLES
 
@@ -70,13 +70,6 @@ def collector():
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server
         server.shutdown()
-
-
-@pytest.fixture
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture
@@ -154,8 +147,9 @@ def test_a_refused_request_has_a_trace_and_a_probe_has_none(start_server, collec
     assert request.status.code == Status.STATUS_CODE_UNSET  # the client's mistake, not the server's
 
 
-def test_a_sweep_and_the_open_inference_protocol_are_traced_too(start_server, collector, photo, free_port):
-    server = start_server("--otlp-endpoint", collector.url, "--grpc-port", free_port, **AT_ONCE)
+def test_a_sweep_and_the_open_inference_protocol_are_traced_too(start_server, collector, photo):
+    grpc_port = free_port()
+    server = start_server("--otlp-endpoint", collector.url, "--grpc-port", grpc_port, **AT_ONCE)
     server.wait_until_ready()
     assert server.ask("POST", "/sweep?betas=0:1:0.5", photo)[0] == 200
     message = pb.ModelInferRequest(
@@ -163,7 +157,7 @@ def test_a_sweep_and_the_open_inference_protocol_are_traced_too(start_server, co
         inputs=[pb.ModelInferRequest.InferInputTensor(name="image", datatype="BYTES", shape=[1])],
         raw_input_contents=[len(photo).to_bytes(4, "little") + photo],
     )
-    with grpc.insecure_channel(f"127.0.0.1:{free_port}") as channel:
+    with grpc.insecure_channel(f"127.0.0.1:{grpc_port}") as channel:
         infer = channel.unary_unary(
             "/inference.GRPCInferenceService/ModelInfer",
             request_serializer=pb.ModelInferRequest.SerializeToString,
@@ -195,8 +189,8 @@ def test_the_variables_of_the_sdk_name_the_service_and_sample(start_server, coll
     assert collector.headers[0]["api-key"] == "secret"
 
 
-def test_a_missing_collector_delays_no_request_and_no_shutdown(start_server, photo, free_port):
-    server = start_server("--otlp-endpoint", f"http://127.0.0.1:{free_port}", **AT_ONCE)
+def test_a_missing_collector_delays_no_request_and_no_shutdown(start_server, photo):
+    server = start_server("--otlp-endpoint", f"http://127.0.0.1:{free_port()}", **AT_ONCE)
     server.wait_until_ready()
     for _ in range(5):
         assert server.ask("POST", "/classify", photo)[0] == 200
