@@ -18,11 +18,14 @@ setup: .venv/installed
 demo: setup
 	$(BIN)/tureen demo --port $(PORT)
 
+# A process for each CPU, four at most: each of them exports the bundle of the tests.
+PARALLEL := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
 test: setup
-	$(BIN)/pytest -m "not slow and not gpu"
+	$(BIN)/pytest $(PARALLEL) -m "not slow and not gpu"
 
 test-fast: setup
-	$(BIN)/pytest -m fast
+	$(BIN)/pytest $(PARALLEL) -m fast
 
 test-slow: setup
 	$(BIN)/pytest -m slow
