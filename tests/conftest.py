@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 from PIL import Image
 
 from tests.fast import is_fast
@@ -28,6 +29,10 @@ SHORT_DIGITS = [
 ]  # fmt: skip
 # A directory with `bundle` and `held_out.npz`, for an environment without torch (test_lowest_versions.py).
 PREPARED_DIGITS = os.environ.get("TUREEN_TEST_DIGITS")
+
+# On a slow machine an example may take any time.
+settings.register_profile("tureen", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tureen")
 
 # OpenMP threads that spin at a barrier slow down a busy machine. torch reads this variable when it is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

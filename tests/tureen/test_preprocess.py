@@ -200,7 +200,7 @@ def test_a_cut_image_is_refused_wherever_it_is_cut(encode, photograph, file_form
             decode(data[:length])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(data=st.data())
 def test_flipped_bytes_give_pixels_or_an_image_error(encode, photograph, data):
     file_format = data.draw(st.sampled_from(["JPEG", "PNG", "WEBP"]))
@@ -276,7 +276,7 @@ def written_images(draw):
     return file_format, image, draw(st.sampled_from([None, *range(10)])), transparency
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(written=written_images())
 def test_a_file_and_the_pillow_image_of_it_give_the_same_pixels(encode, written):
     file_format, image, orientation, transparency = written

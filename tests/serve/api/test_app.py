@@ -338,7 +338,7 @@ def test_openapi_has_every_status_of_the_table(client):
     json.dumps(schema)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(body=st.binary(max_size=200), query=st.text(max_size=30), content_type=st.text(max_size=30))
 def test_no_request_is_a_500(client, body, query, content_type):
     headers = {"content-type": content_type.encode("utf-8", "ignore").replace(b"\r", b"").replace(b"\n", b"")}

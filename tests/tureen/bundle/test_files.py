@@ -255,7 +255,7 @@ def test_tokens_with_an_absurd_header_are_refused(own_bundle, put_file, data):
     assert_refused(own_bundle, f"{TOKENS} is not a safetensors file")
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_damaged_tokens_and_golden_rows_are_read_or_refused(bundle_path, data):
     name = data.draw(st.sampled_from([TOKENS, GOLDEN]))

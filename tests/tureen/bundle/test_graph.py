@@ -297,7 +297,7 @@ def test_a_small_graph_with_bytes_changed_and_cut_is_read_or_refused(edits, end)
     reads_or_refuses(bytes(data[: len(data) - end % len(data)]))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.data())
 def test_the_real_graph_with_bytes_changed_or_cut_is_read_or_refused(digits_graph, data):
     damaged = bytearray(digits_graph)

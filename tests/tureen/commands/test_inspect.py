@@ -207,7 +207,7 @@ def test_an_invalid_manifest_is_one_line(own_bundle, capsys, text):
 VALUES = st.sampled_from([None, -1, 0, 2, 1e308, "", "x", "\x1b", "../x", [], {}, [1], {"a": 1}, True, 10**400])
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_change_to_a_manifest_is_shown_or_refused_in_one_line(own_bundle, capsys, data):
     original = (own_bundle / MANIFEST).read_text()
