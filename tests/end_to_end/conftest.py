@@ -1,34 +1,61 @@
 """Fixtures that run the commands and the servers of the documentation."""
 
+import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from tests.end_to_end.warm_commands import COMMANDS
 from tests.patience import DEADLINE_S
 from tests.ports import free_port
 
 
+def environment():
+    """The variables of this process, with `tureen` on the path, and one thread."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"}
+
+
 @pytest.fixture(scope="session")
-def run_command() -> Callable[..., subprocess.CompletedProcess]:
-    """A function that runs a documented command in a directory."""
+def run_command(tmp_path_factory) -> Iterator[Callable[..., subprocess.CompletedProcess]]:
+    """A function that runs a documented command in a directory.
+
+    A plain command of `warm_commands` runs there, any other one in a shell.
+    """
+    outputs = tmp_path_factory.mktemp("outputs")
+    warm: list[subprocess.Popen] = []  # started for its first command
+
+    def run_warm(arguments, directory):
+        if not warm:
+            module = [sys.executable, "-m", "tests.end_to_end.warm_commands"]
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+            warm.append(subprocess.Popen(module, cwd=Path(__file__).parents[2], env=environment(), **pipes))
+        stdout, stderr = (outputs / f"{uuid.uuid4()}" for _ in range(2))
+        request = {"arguments": arguments, "directory": directory, "stdout": stdout, "stderr": stderr}
+        warm[0].stdin.write(json.dumps(request, default=str) + "\n")
+        warm[0].stdin.flush()
+        status = int(warm[0].stdout.readline())
+        return subprocess.CompletedProcess(arguments, status, stdout.read_text(), stderr.read_text())
 
     def run(command, directory):
-        environment = {
-            **os.environ,
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-            "OMP_NUM_THREADS": "1",
-        }
-        return subprocess.run(["sh", "-c", command], cwd=directory, env=environment, capture_output=True, text=True)
+        words = shlex.split(command, comments=True)
+        if words[:1] == ["tureen"] and words[1] in COMMANDS and not set("|<>$&;*") & set(command):
+            return run_warm(words[1:], directory)
+        return subprocess.run(["sh", "-c", command], cwd=directory, env=environment(), capture_output=True, text=True)
 
-    return run
+    yield run
+    for process in warm:
+        process.communicate(timeout=DEADLINE_S)
 
 
 @pytest.fixture(scope="session")
