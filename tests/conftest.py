@@ -8,6 +8,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import sys
 import tarfile
 from collections.abc import Callable, Iterator
@@ -58,6 +59,17 @@ def _isolated_directories(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         patch.setenv("TUREEN_STATE_DIR", str(tmp_path_factory.mktemp("state")))
         patch.setenv("TUREEN_ADMIN_PORT", "0")  # a free port for each of many servers
         yield
+
+
+@pytest.fixture(autouse=True)
+def _signal_handlers() -> Iterator[None]:
+    """Start each test with the usual handlers. A server in this process, or a shell in the background, ignores signals."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")
