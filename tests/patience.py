@@ -6,4 +6,4 @@ TUREEN_TEST_PATIENCE multiplies it and the pytest timeout of each test, for a sl
 import os
 
 PATIENCE = float(os.environ.get("TUREEN_TEST_PATIENCE", "1"))
-DEADLINE_S = 60 * PATIENCE
+DEADLINE_S = 120 * PATIENCE

@@ -79,6 +79,7 @@ def test_the_demo_serves_the_printed_command_and_a_second_run_does_not_train(dem
     assert [a["predictions"][0]["label"] for a in repeated] == [fooled, right]
 
 
+@pytest.mark.slow
 def test_a_damaged_bundle_is_rebuilt(demo_directory):
     command = [sys.executable, "-m", "tureen.cli", "demo", "--dir", str(demo_directory), "--no-serve"]
     with (demo_directory / "bundle" / "backbone.onnx").open("ab") as graph:

@@ -45,7 +45,7 @@ def start_server(command, directory, port):
     server = subprocess.Popen(
         [*command.split(), "--port", port], cwd=directory, env=environment(), stdout=subprocess.DEVNULL
     )
-    deadline = time.monotonic() + DEADLINE_S
+    deadline = time.monotonic() + 4 * DEADLINE_S  # `tureen demo` first exports the bundle
     while True:
         try:
             urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz").close()

@@ -89,6 +89,7 @@ def test_a_cluster_resumes_the_job_of_a_machine_and_retries_failures(run_batch, 
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.slow
 def test_failures_of_a_worker_and_missing_resources_are_reported(photos, tmp_path, run_batch):
     assert run_batch(photos, tmp_path / "out") == 0
     for file in (tmp_path / "out").glob("part-*"):
