@@ -63,7 +63,7 @@ def _isolated_directories(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 @pytest.fixture(autouse=True)
 def _signal_handlers() -> Iterator[None]:
-    """Start each test with the usual handlers. A server in this process, or a shell in the background, ignores signals."""
+    """Start each test with the usual handlers. A server in this process, or a background shell, ignores signals."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
