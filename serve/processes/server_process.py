@@ -112,7 +112,8 @@ class ServerProcess:
 
     async def _start(self) -> None:
         await self.begin()
-        self._opening = asyncio.create_task(self._open())
+        if not self._has_failed:
+            self._opening = asyncio.create_task(self._open())
 
     async def _open(self) -> None:
         try:

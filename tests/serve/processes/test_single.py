@@ -43,15 +43,6 @@ class FakeAdmin:
         self.is_closed = True
 
 
-@pytest.fixture(autouse=True)
-def signals():
-    """Restores the handlers that the process sets."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
 @pytest.fixture
 def listener():
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -79,8 +70,10 @@ def test_sigterm_ends_a_ready_process_with_0_and_closes_its_listener(listener):
 
 
 def test_a_process_whose_operators_listener_does_not_open_ends_with_1_and_the_reason(listener, caplog):
-    process = single(FakeAdmin(AdminListenerError("the reason")), listener)
+    ready = []
+    process = single(FakeAdmin(AdminListenerError("the reason")), listener, lambda: ready.append(True))
     assert process.run() == 1
+    assert not ready  # it opened no engine
     assert "the reason" in [record.message for record in caplog.records]
 
 
