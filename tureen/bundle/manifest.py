@@ -5,18 +5,18 @@ Does not read or write files; `tureen.bundle.bundle` does.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Annotated, Any, Final, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from tureen.errors import printable, truncated
 from tureen.preprocess import PreprocessSpec
 
-SCHEMA_VERSION: Final = 2
-READABLE_SCHEMAS: Final = (
-    1,
-    2,
-)  # 2 added the fields with a default: engines/, plans, served accuracy, single tokens
+SCHEMA_VERSION: Final = 3
+# 2 added engines/, plans, served accuracy and single tokens; 3 added strength and calibration. All have a default.
+READABLE_SCHEMAS: Final = (1, 2, 3)
 BACKBONE = "backbone.onnx"
 ENGINES_DIRECTORY = "engines"
 
@@ -163,8 +163,54 @@ class FileRecord(_Record):
     size: int = Field(ge=0, description="bytes")
 
 
+class StrengthCurve(_Record):
+    """The strength at several β, and linear between them. Equal steps of strength move the logits equally far.
+
+    The strength of β is the length of the logits' way from clean to robust mode, as a share of the whole way. It needs
+    no labels and no attack. β itself is no such scale: over half of its range the logits may hardly move.
+    """
+
+    betas: list[float] = Field(min_length=2, description="ascending from 0 to 1")
+    strengths: list[float] = Field(min_length=2, description="of each of `betas`, ascending from 0 to 1")
+    n: int = Field(ge=0, description="number of images; 0: not measured, strength equals β")
+
+    @model_validator(mode="after")
+    def _check_curve(self) -> StrengthCurve:
+        if len(self.betas) != len(self.strengths):
+            raise ValueError(f"{len(self.betas)} betas and {len(self.strengths)} strengths")
+        for name, values in (("betas", self.betas), ("strengths", self.strengths)):
+            if (values[0], values[-1]) != (0, 1) or any(a >= b for a, b in pairwise(values)):
+                raise ValueError(f"{name} do not ascend from 0 to 1")
+        return self
+
+    def beta_at(self, strength: float) -> float:
+        """Returns the β of a strength in [0, 1]."""
+        return float(np.interp(strength, self.strengths, self.betas))
+
+    def strength_at(self, beta: float) -> float:
+        """Returns the strength of a β in [0, 1]."""
+        return float(np.interp(beta, self.betas, self.strengths))
+
+
+UNMEASURED_STRENGTH: Final = StrengthCurve(betas=[0, 1], strengths=[0, 1], n=0)
+
+
+class CalibrationRow(_Record):
+    """The temperature at one β, and the expected calibration error with and without it on images that did not fit it.
+
+    The probabilities are the softmax of the logits divided by the temperature (Guo et al., ICML 2017).
+    """
+
+    beta: float = Field(ge=0, le=1)
+    temperature: float = Field(gt=0, allow_inf_nan=False)
+    n_fitted: int = Field(gt=0, description="number of images that fitted the temperature")
+    n: int = Field(gt=0, description="number of other images, which measured the errors")
+    error_before: float = Field(ge=0, le=1, description="expected calibration error of the softmax, 15 bins")
+    error: float = Field(ge=0, le=1, description="expected calibration error with the temperature")
+
+
 class Manifest(_Record):
-    schema_version: Literal[1, 2] = SCHEMA_VERSION
+    schema_version: Literal[1, 2, 3] = SCHEMA_VERSION
     name: str = Field(pattern=NAME_PATTERN, description="the model's name")
     version: str = Field(pattern=NAME_PATTERN)
     width: int = Field(gt=0, description="D, the width of a token")
@@ -183,6 +229,8 @@ class Manifest(_Record):
     )
     accuracy: list[AccuracyRow] = Field(description="a row per β; empty only for an unmeasured single-token model")
     evaluation: Evaluation = Evaluation()
+    strength: StrengthCurve = Field(default=UNMEASURED_STRENGTH, description="the map between strength and β")
+    calibration: list[CalibrationRow] = Field(default=[], description="a row for each β, ascending; empty: no fit")
     provenance: dict[str, Any] = Field(description="how it was made: versions, recipe, seed, command")
 
     @model_validator(mode="after")
@@ -191,6 +239,12 @@ class Manifest(_Record):
             raise ValueError("accuracy has no row, but a co-trained model needs one for each β")
         if self.is_cotrained and not self.has_two_tokens:
             raise ValueError("has_two_tokens is false, but a co-trained model has two")
+        return self
+
+    @model_validator(mode="after")
+    def _check_calibration(self) -> Manifest:
+        if any(lower.beta >= upper.beta for lower, upper in pairwise(self.calibration)):
+            raise ValueError("calibration has rows whose β do not ascend")
         return self
 
     @model_validator(mode="after")

@@ -1,0 +1,119 @@
+"""Measures on images how strength maps to β, and fits a temperature for each β.
+
+Both need the logits at several β only, so they work with PyTorch and with the engine of a bundle.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import isotonic_regression, minimize_scalar
+
+from training.evaluation.accuracy import Predict
+from tureen.bundle.manifest import UNMEASURED_STRENGTH, CalibrationRow, StrengthCurve
+from tureen.preprocess import Pixels
+from tureen.soup import probabilities
+from tureen.tokens import beta_grid
+
+BETAS = tuple(beta_grid("0:1:0.05"))
+BINS = 15
+BATCH = 256
+MIN_IMAGES = 40
+"""Fewer images give a temperature that is mostly noise."""
+_LEAST_STEP = 1e-4  # of strength between two points of a curve
+
+
+def logits_by_beta(
+    predict: Predict, pixels: Pixels, betas: Sequence[float] = BETAS, on_images: Callable[[int], None] = lambda n: None
+) -> NDArray[np.float32]:
+    """Returns the logits (T, n, K) of pixels uint8 (n, H, W, 3) at each of T β.
+
+    on_images: called with the number of images since the last call; the total is betas × images.
+    """
+    rows = []
+    for beta in betas:
+        parts = []
+        for start in range(0, len(pixels), BATCH):
+            part = pixels[start : start + BATCH]
+            parts.append(predict(part, [beta] * len(part)))
+            on_images(len(part))
+        rows.append(np.concatenate(parts))
+    return np.stack(rows)
+
+
+def strength_curve(logits: NDArray[np.float32], betas: Sequence[float]) -> StrengthCurve:
+    """Returns the strength at each of T β from logits (T, n, K). betas: ascending from 0 to 1.
+
+    The logits of all images are one vector of n·K numbers. The strength is its projection on the line from clean to
+    robust mode: 0 at the clean mode, 1 at the robust mode. A regression makes it ascend where it does not. β at which
+    it does not grow are left out. Without a difference between the modes, strength equals β.
+    """
+    way = (logits[-1] - logits[0]).astype(np.float64)
+    length = float((way**2).sum())
+    if not length:
+        return UNMEASURED_STRENGTH
+    projected = ((logits - logits[0]) * way).sum(axis=(1, 2)) / length
+    ascending = isotonic_regression(projected.clip(0, 1)).x
+    points = [(0.0, 0.0)]
+    for beta, strength in zip(betas[1:-1], ascending[1:-1].tolist(), strict=True):
+        if points[-1][1] + _LEAST_STEP <= strength <= 1 - _LEAST_STEP:
+            points.append((beta, strength))
+    points.append((1.0, 1.0))
+    return StrengthCurve(betas=[b for b, _ in points], strengths=[s for _, s in points], n=logits.shape[1])
+
+
+def fit_calibration(
+    logits: NDArray[np.float32], labels: NDArray[np.int64], betas: Sequence[float], *, seed: int = 0
+) -> list[CalibrationRow]:
+    """Returns a temperature for each of T β from logits (T, n, K) and labels (n,); none for fewer than 40 images.
+
+    A random half of the images fits the temperatures by the log-likelihood. The other half measures the errors.
+    """
+    n = len(labels)
+    if n < MIN_IMAGES:
+        return []
+    order = np.random.default_rng(seed).permutation(n)
+    fitting, measuring = order[: n // 2], order[n // 2 :]
+    rows = []
+    for beta, row in zip(betas, logits, strict=True):
+        temperature = fit_temperature(row[fitting], labels[fitting])
+        rows.append(
+            CalibrationRow(
+                beta=beta,
+                temperature=temperature,
+                n_fitted=len(fitting),
+                n=len(measuring),
+                error_before=calibration_error(row[measuring], labels[measuring]),
+                error=calibration_error(row[measuring] / temperature, labels[measuring]),
+            )
+        )
+    return rows
+
+
+def fit_temperature(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
+    """Returns the temperature in [1/20, 20] of the highest likelihood of labels (n,), for logits (n, K)."""
+
+    def loss(log_temperature: float) -> float:
+        scaled = logits.astype(np.float64) / math.exp(log_temperature)
+        largest = scaled.max(axis=1, keepdims=True)
+        log_sums = np.log(np.exp(scaled - largest).sum(axis=1)) + largest[:, 0]
+        return float((log_sums - scaled[np.arange(len(labels)), labels]).mean())
+
+    bound = math.log(20)
+    return math.exp(minimize_scalar(loss, bounds=(-bound, bound), method="bounded").x)
+
+
+def calibration_error(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
+    """Returns the expected calibration error in [0, 1] of logits (n, K): 15 equal bins of the highest probability.
+
+    It is the mean over the images of |accuracy − mean probability| of their bin (Guo et al., ICML 2017). With few
+    images it is too high, because the accuracy of a bin is noisy.
+    """
+    by_image = probabilities(logits)
+    confidence, is_right = by_image.max(axis=1), by_image.argmax(axis=1) == labels
+    bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    gaps = np.bincount(bins, weights=confidence - is_right, minlength=BINS)
+    return float(np.abs(gaps).sum() / len(labels))
