@@ -55,7 +55,7 @@ def strength_curve(logits: NDArray[np.float32], betas: Sequence[float]) -> Stren
     length = float((way**2).sum())
     if not length:
         return UNMEASURED_STRENGTH
-    projected = ((logits - logits[0]) * way).sum(axis=(1, 2)) / length
+    projected = np.array([np.vdot(row - logits[0], way) for row in logits]) / length
     ascending = isotonic_regression(projected.clip(0, 1)).x
     points = [(0.0, 0.0)]
     for beta, strength in zip(betas[1:-1], ascending[1:-1].tolist(), strict=True):

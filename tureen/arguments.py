@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import argparse
 
-from tureen.errors import InvalidBetaError
-from tureen.tokens import beta_grid, parse_beta
+from tureen.errors import InvalidBetaError, InvalidStrengthError
+from tureen.tokens import Strength, beta_grid, parse_beta, parse_strength
 
 
 def positive_int(text: str) -> int:
@@ -23,6 +23,14 @@ def beta_argument(text: str) -> float:
     try:
         return parse_beta(text)
     except InvalidBetaError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def strength_argument(text: str) -> Strength:
+    """Returns one strength, from the notation of `parse_strength`."""
+    try:
+        return parse_strength(text)
+    except InvalidStrengthError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 

@@ -3,6 +3,7 @@
     TureenError
     ├── InvalidBetaError                 caller: the β is not a number in [0, 1] nor the name of a mode
     │   └── SingleTokenError             caller: there is no β to choose, the model has one token
+    ├── InvalidStrengthError             caller: the strength is not a number in [0, 1]
     ├── ImageError                       caller: an image cannot be used; `index` is its position among several
     │   ├── EmptyImageError              there are no bytes
     │   ├── UnreadableImageError         a file that cannot be read
@@ -42,6 +43,13 @@ class InvalidBetaError(TureenError, ValueError):
     def __init__(self, value: object) -> None:
         super().__init__(
             f'β is {truncated(repr(value), 40)}; give a number from 0 (clean) to 1 (robust), or "clean" or "robust"'
+        )
+
+
+class InvalidStrengthError(TureenError, ValueError):
+    def __init__(self, value: object) -> None:
+        super().__init__(
+            f"the strength is {truncated(repr(value), 40)}; give a number from 0 (clean mode) to 1 (robust mode)"
         )
 
 

@@ -1,4 +1,4 @@
-"""Mixes the clean and the robust token, and parses β. Defines the formula and the direction of β for all packages.
+"""Mixes the clean and the robust token, and parses β and strength. Defines the formula and the direction of β.
 
 Knows nothing about models, images or servers.
 """
@@ -6,18 +6,27 @@ Knows nothing about models, images or servers.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tureen.errors import InvalidBetaError
+from tureen.errors import InvalidBetaError, InvalidStrengthError
 
 CLEAN_BETA = 0.0
 ROBUST_BETA = 1.0
 MODE_BETAS = {"clean": CLEAN_BETA, "robust": ROBUST_BETA}
 
 Vector = TypeVar("Vector")
+
+
+@dataclass(frozen=True, order=True)
+class Strength:
+    """A strength in [0, 1]. The manifest of the model maps it to β: 0 is the clean mode, 1 the robust mode."""
+
+    value: float
 
 
 def mix(clean: Vector, robust: Vector, beta: Vector | float) -> Vector:
@@ -44,22 +53,29 @@ def parse_beta(value: str | float) -> float:
 
     −0.0 becomes 0.0. Raises InvalidBetaError for anything else, including NaN and infinities.
     """
-    if isinstance(value, bool):
-        raise InvalidBetaError(value)
-    if isinstance(value, str):
-        text = value.strip()
-        if text in MODE_BETAS:
-            return MODE_BETAS[text]
-        # float() also accepts "1_0", "infinity" and non-ASCII digits, none of which is a plausible β.
-        if not text.isascii() or "_" in text:
-            raise InvalidBetaError(value)
+    if isinstance(value, str) and value.strip() in MODE_BETAS:
+        return MODE_BETAS[value.strip()]
+    return _parse_share(value, InvalidBetaError)
+
+
+def parse_strength(value: str | float) -> Strength:
+    """Returns the strength of a number in [0, 1] or its decimal text. Raises InvalidStrengthError for anything else."""
+    return Strength(_parse_share(value, InvalidStrengthError))
+
+
+def _parse_share(value: str | float, error: type[InvalidBetaError | InvalidStrengthError]) -> float:
+    """Returns a number in [0, 1] from the number or its decimal text. −0.0 becomes 0.0. Raises `error`."""
+    # float() also accepts True, "1_0", "infinity" and non-ASCII digits, none of which is plausible.
+    is_implausible = isinstance(value, str) and (not value.isascii() or "_" in value)
+    if isinstance(value, bool) or is_implausible:
+        raise error(value)
     try:
-        beta = float(value)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise InvalidBetaError(value) from error
-    if not math.isfinite(beta) or not CLEAN_BETA <= beta <= ROBUST_BETA:
-        raise InvalidBetaError(value)
-    return beta + 0.0
+        share = float(value)
+    except (TypeError, ValueError, OverflowError) as cause:
+        raise error(value) from cause
+    if not math.isfinite(share) or not 0 <= share <= 1:
+        raise error(value)
+    return share + 0.0
 
 
 def beta_grid(text: str) -> list[float]:
@@ -67,15 +83,26 @@ def beta_grid(text: str) -> list[float]:
 
     Raises InvalidBetaError for a value outside [0, 1], a step that is not positive, or more than 1,001 β.
     """
+    return _grid(text, parse_beta, InvalidBetaError)
+
+
+def strength_grid(text: str) -> list[Strength]:
+    """Returns the strengths that a text lists, in the notation of `beta_grid`. Raises InvalidStrengthError."""
+    return [Strength(value) for value in _grid(text, lambda part: parse_strength(part).value, InvalidStrengthError)]
+
+
+def _grid(
+    text: str, parse: Callable[[str], float], error: type[InvalidBetaError | InvalidStrengthError]
+) -> list[float]:
     if ":" not in text:
-        return [parse_beta(part) for part in text.split(",")]
+        return [parse(part) for part in text.split(",")]
     parts = text.split(":")
     if len(parts) != 3:
-        raise InvalidBetaError(text)
-    start, stop, step = (parse_beta(part) for part in parts)
+        raise error(text)
+    start, stop, step = (parse(part) for part in parts)
     if stop < start or step <= 0:
-        raise InvalidBetaError(text)
+        raise error(text)
     count = math.floor((stop - start) / step + 1e-9) + 1
     if count > 1001:
-        raise InvalidBetaError(text)
+        raise error(text)
     return [min(round(start + i * step, 9), 1.0) for i in range(count)]

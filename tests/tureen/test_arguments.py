@@ -4,7 +4,8 @@ import argparse
 
 import pytest
 
-from tureen.arguments import beta_argument, betas_argument, positive_int
+from tureen.arguments import beta_argument, betas_argument, positive_int, strength_argument
+from tureen.tokens import Strength
 
 
 @pytest.mark.parametrize(("text", "number"), [("1", 1), ("007", 7), ("4096", 4096)])
@@ -29,7 +30,11 @@ def test_betas_are_a_list_or_a_grid(text, betas):
     assert betas_argument(text) == betas
 
 
-@pytest.mark.parametrize("read", [beta_argument, betas_argument])
+def test_a_strength_is_a_number():
+    assert strength_argument("0.5") == Strength(0.5)
+
+
+@pytest.mark.parametrize("read", [beta_argument, betas_argument, strength_argument])
 @pytest.mark.parametrize("text", ["", "1.5", "-0.1", "nan", "clear"])
 def test_a_wrong_beta_is_refused_with_the_valid_values(read, text):
     with pytest.raises(argparse.ArgumentTypeError, match="give a number from 0"):

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tureen.errors import InvalidBetaError
-from tureen.tokens import beta_grid, mix, mix_rows, parse_beta
+from tureen.errors import InvalidBetaError, InvalidStrengthError
+from tureen.tokens import Strength, beta_grid, mix, mix_rows, parse_beta, parse_strength, strength_grid
 
 CLEAN = np.array([1.0, -2.0, 3.0], dtype=np.float32)
 ROBUST = np.array([5.0, 0.5, -1.0], dtype=np.float32)
@@ -84,3 +84,25 @@ def test_grids():
 def test_an_invalid_grid_is_refused(text):
     with pytest.raises(InvalidBetaError):
         beta_grid(text)
+
+
+@pytest.mark.parametrize(("text", "value"), [("0.7", 0.7), (" 1 ", 1.0), ("-0.0", 0.0), (1, 1.0), (0.5, 0.5)])
+def test_a_valid_strength_is_parsed(text, value):
+    assert parse_strength(text) == Strength(value)
+    assert math.copysign(1, parse_strength(text).value) == 1
+
+
+@pytest.mark.parametrize(
+    "text", ["clean", "robust", "nan", "inf", "2", "-0.1", "", "0,7", "1_0e-1", "٠", True, None, 1.1]
+)
+def test_anything_else_is_no_strength(text):
+    with pytest.raises(InvalidStrengthError, match="give a number from 0"):
+        parse_strength(text)
+
+
+def test_a_grid_of_strengths_has_the_notation_of_a_grid_of_beta():
+    assert strength_grid("0:1:0.5") == [Strength(0), Strength(0.5), Strength(1)]
+    assert strength_grid("0.25,0.75") == [Strength(0.25), Strength(0.75)]
+    for text in ("0,robust", "0:1", "1:0:0.5", "0:1:0", "0:1:0.0001"):
+        with pytest.raises(InvalidStrengthError):
+            strength_grid(text)

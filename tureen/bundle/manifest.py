@@ -11,8 +11,9 @@ from typing import Annotated, Any, Final, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from tureen.errors import printable, truncated
+from tureen.errors import SingleTokenError, printable, truncated
 from tureen.preprocess import PreprocessSpec
+from tureen.tokens import Strength
 
 SCHEMA_VERSION: Final = 3
 # 2 added engines/, plans, served accuracy and single tokens; 3 added strength and calibration. All have a default.
@@ -184,12 +185,12 @@ class StrengthCurve(_Record):
         return self
 
     def beta_at(self, strength: float) -> float:
-        """Returns the β of a strength in [0, 1]."""
-        return float(np.interp(strength, self.strengths, self.betas))
+        """Returns the β of a strength in [0, 1], rounded to 6 decimals."""
+        return round(float(np.interp(strength, self.strengths, self.betas)), 6) + 0.0
 
     def strength_at(self, beta: float) -> float:
-        """Returns the strength of a β in [0, 1]."""
-        return float(np.interp(beta, self.betas, self.strengths))
+        """Returns the strength of a β in [0, 1], rounded to 4 decimals so that it repeats the argument of `beta_at`."""
+        return round(float(np.interp(beta, self.betas, self.strengths)), 4) + 0.0
 
 
 UNMEASURED_STRENGTH: Final = StrengthCurve(betas=[0, 1], strengths=[0, 1], n=0)
@@ -232,6 +233,14 @@ class Manifest(_Record):
     strength: StrengthCurve = Field(default=UNMEASURED_STRENGTH, description="the map between strength and β")
     calibration: list[CalibrationRow] = Field(default=[], description="a row for each β, ascending; empty: no fit")
     provenance: dict[str, Any] = Field(description="how it was made: versions, recipe, seed, command")
+
+    def beta_of(self, value: float | Strength) -> float:
+        """Returns the β of a β or a strength. Raises SingleTokenError for a strength if the model has one token."""
+        if not isinstance(value, Strength):
+            return value
+        if not self.has_two_tokens:
+            raise SingleTokenError("strength")
+        return self.strength.beta_at(value.value)
 
     @model_validator(mode="after")
     def _check_tokens(self) -> Manifest:

@@ -1,9 +1,16 @@
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from tureen.bundle.bundle import MANIFEST, load_bundle, read_manifest
-from tureen.errors import BundleError
+from tureen.bundle.manifest import UNMEASURED_STRENGTH, StrengthCurve
+from tureen.errors import BundleError, SingleTokenError
+from tureen.tokens import Strength
+
+CURVE = StrengthCurve(betas=[0, 0.5, 0.75, 1], strengths=[0, 0.2, 0.8, 1], n=9)
 
 
 def edit_manifest(path, **changes):
@@ -12,8 +19,8 @@ def edit_manifest(path, **changes):
 
 
 def test_a_newer_schema_requires_an_upgrade(own_bundle):
-    edit_manifest(own_bundle, schema_version=3, something_new=True)
-    with pytest.raises(BundleError, match=r"schema version 3.*upgrade Tureen"):
+    edit_manifest(own_bundle, schema_version=4, something_new=True)
+    with pytest.raises(BundleError, match=r"schema version 4.*upgrade Tureen"):
         read_manifest(own_bundle)
 
 
@@ -55,4 +62,54 @@ def test_only_a_single_token_model_may_lack_accuracy_or_a_second_token(own_bundl
         read_manifest(own_bundle)
     edit_manifest(own_bundle, accuracy=rows)
     with pytest.raises(BundleError, match="has_two_tokens is false"):
+        read_manifest(own_bundle)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_manifest_of_an_earlier_schema_has_a_strength_equal_to_beta_and_no_temperature(own_bundle, version):
+    earlier = json.loads((own_bundle / MANIFEST).read_text())
+    del earlier["strength"], earlier["calibration"]
+    (own_bundle / MANIFEST).write_text(json.dumps({**earlier, "schema_version": version}))
+    manifest = load_bundle(own_bundle).manifest
+    assert (manifest.strength, manifest.calibration) == (UNMEASURED_STRENGTH, [])
+    assert manifest.beta_of(Strength(0.3)) == 0.3
+    assert manifest.strength.strength_at(0.3) == 0.3
+
+
+def test_a_strength_becomes_a_beta_where_the_model_has_two_tokens(own_bundle):
+    manifest = read_manifest(own_bundle).model_copy(update={"strength": CURVE})
+    assert manifest.beta_of(0.5) == 0.5
+    assert [manifest.beta_of(Strength(value)) for value in (0, 0.1, 0.5, 1)] == [0, 0.25, 0.625, 1]
+    with pytest.raises(SingleTokenError, match="leave strength out"):
+        manifest.model_copy(update={"has_two_tokens": False}).beta_of(Strength(0.5))
+
+
+@given(st.integers(0, 1000).map(lambda thousandths: thousandths / 1000))
+def test_a_strength_stays_the_same_on_the_way_to_beta_and_back(strength):
+    assert CURVE.strength_at(CURVE.beta_at(strength)) == strength
+    assert UNMEASURED_STRENGTH.beta_at(strength) == strength
+
+
+@pytest.mark.parametrize(
+    ("betas", "strengths", "reason"),
+    [
+        ([0, 0.5, 1], [0, 0.5, 0.5, 1], "3 betas and 4 strengths"),
+        ([0, 0.5, 0.5, 1], [0, 0.2, 0.4, 1], "betas do not ascend"),
+        ([0, 0.5, 1], [0, 1, 1], "strengths do not ascend"),
+        ([0.1, 1], [0, 1], "betas do not ascend from 0 to 1"),
+        ([0, 1], [0, 0.9], "strengths do not ascend from 0 to 1"),
+        ([0, float("nan"), 1], [0, 0.5, 1], "betas do not ascend"),
+    ],
+)
+def test_a_curve_that_does_not_ascend_from_0_to_1_is_refused(betas, strengths, reason):
+    with pytest.raises(ValidationError, match=reason):
+        StrengthCurve(betas=betas, strengths=strengths, n=1)
+
+
+def test_calibration_rows_ascend(own_bundle):
+    row = {"beta": 0.5, "temperature": 1.2, "n_fitted": 50, "n": 50, "error_before": 0.1, "error": 0.02}
+    edit_manifest(own_bundle, calibration=[row, {**row, "beta": 1}])
+    assert [row.beta for row in read_manifest(own_bundle).calibration] == [0.5, 1]
+    edit_manifest(own_bundle, calibration=[row, row])
+    with pytest.raises(BundleError, match="calibration has rows whose β do not ascend"):
         read_manifest(own_bundle)

@@ -112,16 +112,16 @@ def test_the_state_of_every_file_is_reported(own_bundle, put_file, capsys):
 
 
 def test_a_newer_schema_shows_name_version_and_files(own_bundle, capsys):
-    edit_manifest(own_bundle, lambda m: m.update(schema_version=3, name="later\x1b[2J", accuracy="another way"))
+    edit_manifest(own_bundle, lambda m: m.update(schema_version=4, name="later\x1b[2J", accuracy="another way"))
     status, out, err = shown(capsys, own_bundle)
     assert status == 1
     assert "later\\x1b[2J" in out
-    assert "of schema version 3" in out
+    assert "of schema version 4" in out
     assert len(re.findall("  verified", out)) == 4
     assert "upgrade Tureen" in err
     status, out, _ = shown(capsys, own_bundle, "--json")
     assert status == 1
-    assert (json.loads(out)["schema_version"], json.loads(out)["manifest"]) == (3, None)
+    assert (json.loads(out)["schema_version"], json.loads(out)["manifest"]) == (4, None)
 
 
 def test_a_graph_with_external_data_is_shown_and_refused(own_bundle, put_file, capsys):
