@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression, minimize_scalar
+from tqdm import tqdm
 
+from training.data.datasets import Images
 from training.evaluation.accuracy import Predict
 from tureen.bundle.manifest import UNMEASURED_STRENGTH, CalibrationRow, StrengthCurve
 from tureen.preprocess import Pixels
@@ -24,6 +27,21 @@ BATCH = 256
 MIN_IMAGES = 40
 """Fewer images give a temperature that is mostly noise."""
 _LEAST_STEP = 1e-4  # of strength between two points of a curve
+
+
+class DialFields(TypedDict):
+    """The fields of a manifest that `measure_dial` measures."""
+
+    strength: StrengthCurve
+    calibration: list[CalibrationRow]
+
+
+def measure_dial(predict: Predict, images: Images) -> DialFields:
+    """Returns the strength curve and the temperatures of a model on labelled images. Shows a progress bar."""
+    total, description = len(BETAS) * len(images), "measure strength and calibration"
+    with tqdm(total=total, desc=description, unit="image", disable=None) as bar:
+        logits = logits_by_beta(predict, images.pixels, on_images=lambda count: bar.update(count) and None)
+    return {"strength": strength_curve(logits, BETAS), "calibration": fit_calibration(logits, images.labels, BETAS)}
 
 
 def logits_by_beta(

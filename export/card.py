@@ -64,13 +64,52 @@ Per cent of {first.n} held-out images, with 95 % intervals. Robust: {first.attac
 | β | clean | robust |
 |---|---|---|
 {rows}
-{_measured(manifest)}
+{_strength(manifest)}{_calibration(manifest)}{_measured(manifest)}
 ## Limits of the robust mode
 
 The robust accuracy above is empirical: the share of these images that one attack, with one norm and radius, did not
 break. A stronger attack may break more, and no single image has a guarantee. The model was not trained against larger
 radii, other norms (l2, l1, patches), rotations, distribution shifts, or poisoned training data, and
 not measured under {_unmeasured(manifest.evaluation)}. A client that may choose β may choose 0.
+"""
+
+
+def _strength(manifest: Manifest) -> str:
+    """Returns the Markdown section with the β of five strengths."""
+    curve = manifest.strength
+    if not curve.n:
+        return "\n## Strength\n\nNot measured: the strength of a request is its β.\n"
+    rows = "\n".join(f"| {strength:g} | {curve.beta_at(strength):.2f} |" for strength in (0, 0.25, 0.5, 0.75, 1))
+    return f"""
+## Strength
+
+A request may give `strength` in place of β. Equal steps of strength move the logits equally far from the clean to the
+robust mode. Measured on {curve.n} images, without labels and attack.
+
+| strength | β |
+|---|---|
+{rows}
+"""
+
+
+def _calibration(manifest: Manifest) -> str:
+    """Returns the Markdown section with the calibration errors; empty if they were not measured."""
+    if not manifest.calibration:
+        return ""
+    first = manifest.calibration[0]
+    rows = "\n".join(
+        f"| {row.beta:g} | {row.temperature:.2f} | {row.error_before:.3f} | {row.error:.3f} |"
+        for row in manifest.calibration
+    )
+    return f"""
+## Calibration
+
+Expected calibration error (15 bins) on {first.n} images, without and with a temperature for each β. Another
+{first.n_fitted} images fitted the temperatures. The served probabilities are those without a temperature.
+
+| β | temperature | error without | error with |
+|---|---|---|---|
+{rows}
 """
 
 

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 import tureen
 from export.artefacts import BundleArtefacts
+from export.calibration import DialFields, measure_dial
 from export.card import model_card
 from export.errors import ExportError
 from export.graph import OPSET, onnx_graph, require_exportable
@@ -30,9 +31,10 @@ from export.reference import BETAS, Reference, attack_images, compute_reference
 from training.checkpoint import Checkpoint
 from training.data.datasets import Images
 from training.distributed import best_device
+from training.evaluation.accuracy import make_predictor
 from training.models.vit import DualTokenViT
 from tureen.bundle.bundle import GOLDEN, MODEL_CARD, TOKENS, Golden, record_files, write_bundle
-from tureen.bundle.manifest import BACKBONE, Manifest
+from tureen.bundle.manifest import BACKBONE, UNMEASURED_STRENGTH, Manifest
 from tureen.tokens import CLEAN_BETA
 
 Modes = Literal["two", "one", "equal"]
@@ -84,6 +86,9 @@ def export_bundle(
     proven = prove_engines(artefacts, expected, request, limits, report=report)
     if request.has_later_opset:
         add_later_opset(proven, graph, model, expected, limits, report)
+    dial: DialFields = {"strength": UNMEASURED_STRENGTH, "calibration": []}
+    if modes == "two":
+        dial = measure_on_held_out(checkpoint, model)
     tokens = safetensors.numpy.save({"clean": expected.clean_token, "robust": expected.robust_token})
     files = {BACKBONE: graph, TOKENS: tokens, GOLDEN: golden_rows(model).to_bytes(), **proven.files}
     manifest = Manifest(
@@ -101,6 +106,7 @@ def export_bundle(
         has_two_tokens=modes != "one",
         accuracy=checkpoint.accuracy,
         evaluation=checkpoint.evaluation,
+        **dial,
         provenance={
             **checkpoint.provenance,
             "tureen": tureen.__version__,
@@ -135,6 +141,15 @@ def attacked_reference(checkpoint: Checkpoint, model: DualTokenViT, betas: Seque
             on_images=lambda count: bar.update(count) and None,
         )
     return dataclasses.replace(compute_reference(model.cpu(), images.pixels, betas), attacked=attacked)
+
+
+def measure_on_held_out(checkpoint: Checkpoint, model: DualTokenViT) -> DialFields:
+    """Returns the strength curve and the temperatures of PyTorch on up to 512 held-out images."""
+    held_out = checkpoint.held_out
+    images = Images(held_out.pixels[:MAX_IMAGES], held_out.labels[:MAX_IMAGES])
+    measured = measure_dial(make_predictor(model.to(best_device())), images)
+    model.cpu()
+    return measured
 
 
 def golden_rows(model: DualTokenViT) -> Golden:

@@ -11,6 +11,7 @@ import pytest
 
 from export.source_config import DEFAULT_CROP
 from tureen.bundle.bundle import read_manifest
+from tureen.commands.demo import EXAMPLES
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "export.md").read_text()
 BLOCKS = re.findall(r"^```sh\n(.*?)^```", GUIDE, re.MULTILINE | re.DOTALL)
@@ -19,9 +20,12 @@ COMMANDS = [line for block in BLOCKS for line in block.splitlines()]
 
 @pytest.fixture(scope="module")
 def workplace(single_token_file, photos, tmp_path_factory):
-    """An empty directory with `photos` and `vit.safetensors`."""
+    """A directory with `photos`, `vit.safetensors`, a co-trained `bundle`, and `held-out` images for it."""
     directory = tmp_path_factory.mktemp("guide")
     shutil.copytree(photos, directory / "photos")
+    shutil.copytree(EXAMPLES / "cifar10", directory / "bundle")
+    for name in ("cat", "dog"):
+        shutil.copytree(photos / name, directory / "held-out" / name)
     shutil.copy(single_token_file, directory / "vit.safetensors")
     return directory
 
@@ -40,6 +44,7 @@ def test_every_command_of_the_page_runs_with_the_documented_result(workplace, ru
         manifest = read_manifest(workplace / name)
         assert (manifest.has_two_tokens, manifest.is_cotrained) == (has_two_tokens, False), name
         assert bool(manifest.accuracy) == (name == "vit-bundle")
+    assert read_manifest(workplace / "bundle").strength.n == 24
 
 
 def assert_served_without_a_beta(url, directory):

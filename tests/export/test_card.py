@@ -2,8 +2,19 @@ import json
 
 import pytest
 
+from export.calibration import BETAS
 from export.card import model_card
-from tureen.bundle.manifest import Accuracy, AccuracyRow, AttackCheck, Evaluation, Manifest, ShiftRow, TransferMatrix
+from tureen.bundle.manifest import (
+    Accuracy,
+    AccuracyRow,
+    AttackCheck,
+    CalibrationRow,
+    Evaluation,
+    Manifest,
+    ShiftRow,
+    StrengthCurve,
+    TransferMatrix,
+)
 from tureen.preprocess import PreprocessSpec
 
 HEADINGS = {
@@ -96,3 +107,33 @@ def test_the_card_states_the_measurements_and_the_limits_of_the_defence(bundle):
         assert f"| {row.beta:g} | {100 * row.clean.value:.1f}" in card
     for word in ("secure", "immune", "certified"):
         assert word not in card.lower()
+
+
+def test_the_card_has_the_beta_of_five_strengths(manifest):
+    assert "Not measured: the strength of a request is its β." in model_card(manifest)
+    curve = StrengthCurve(betas=[0, 0.5, 0.75, 1], strengths=[0, 0.2, 0.8, 1], n=77)
+    card = model_card(manifest.model_copy(update={"strength": curve}))
+    section = card[card.index("## Strength") : card.index("## Limits")]
+    assert "Measured on 77 images" in section
+    rows = ("| 0 | 0.00 |", "| 0.25 | 0.52 |", "| 0.5 | 0.62 |", "| 0.75 | 0.73 |", "| 1 | 1.00 |")
+    assert all(row in section for row in rows)
+
+
+def test_the_card_has_the_calibration_error_at_each_beta(manifest):
+    assert "## Calibration" not in model_card(manifest)
+    row = CalibrationRow(beta=1, temperature=1.5, n_fitted=31, n=32, error_before=0.131, error=0.02)
+    card = model_card(manifest.model_copy(update={"calibration": [row]}))
+    assert "on 32 images, without and with a temperature" in card
+    assert "31 images fitted the temperatures" in card
+    assert "| 1 | 1.50 | 0.131 | 0.020 |" in card
+
+
+def test_an_exported_bundle_has_its_curve_and_its_temperatures(bundle):
+    manifest = bundle.manifest
+    assert manifest.strength.n == 450
+    assert len(manifest.strength.betas) > 2
+    assert [row.beta for row in manifest.calibration] == list(BETAS)
+    assert {(row.n_fitted, row.n) for row in manifest.calibration} == {(225, 225)}
+    card = (bundle.path / "README.md").read_text()
+    assert f"| 0.5 | {manifest.strength.beta_at(0.5):.2f} |" in card
+    assert f"| {manifest.calibration[-1].error:.3f} |" in card

@@ -180,7 +180,7 @@ class StrengthCurve(_Record):
         if len(self.betas) != len(self.strengths):
             raise ValueError(f"{len(self.betas)} betas and {len(self.strengths)} strengths")
         for name, values in (("betas", self.betas), ("strengths", self.strengths)):
-            if (values[0], values[-1]) != (0, 1) or any(a >= b for a, b in pairwise(values)):
+            if (values[0], values[-1]) != (0, 1) or not all(a < b for a, b in pairwise(values)):
                 raise ValueError(f"{name} do not ascend from 0 to 1")
         return self
 

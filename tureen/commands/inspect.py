@@ -10,7 +10,14 @@ from typing import Any
 from tureen.bundle.graph import GraphFile
 from tureen.bundle.manifest import Manifest
 from tureen.commands.inspection import Inspection, inspect_bundle
-from tureen.commands.report import accuracy_summary, check_results, parity_table, plan_table
+from tureen.commands.report import (
+    accuracy_summary,
+    calibration_summary,
+    check_results,
+    parity_table,
+    plan_table,
+    strength_summary,
+)
 from tureen.errors import BundleError, printable
 
 SHOWN_LABELS = 10
@@ -57,6 +64,7 @@ def _parts(inspection: Inspection) -> Iterator[str]:
     yield _engines(inspection)
     yield plan_table(manifest.plans) if manifest.plans else ""
     yield accuracy_summary(manifest)
+    yield f"{strength_summary(manifest)}\n{calibration_summary(manifest)}" if manifest.is_cotrained else ""
     yield check_results(manifest.evaluation.checks) if manifest.evaluation.checks else ""
     yield "\n".join(f"  {key}: {value}" for key, value in manifest.provenance.items())
 

@@ -49,6 +49,26 @@ def single_token_accuracy(rows: Sequence[AccuracyRow]) -> str:
     return f"accuracy on {row.n} images, % (95 % interval): {clean}{attacked}"
 
 
+def strength_summary(manifest: Manifest) -> str:
+    """Returns one line: the β of five strengths, or that strength equals β."""
+    curve = manifest.strength
+    if not curve.n:
+        return "strength: not measured, so it equals β"
+    betas = ", ".join(f"{curve.beta_at(strength):.2f}" for strength in (0, 0.25, 0.5, 0.75, 1))
+    return f"strength 0, ¼, ½, ¾, 1 is β {betas}; measured on {curve.n} images"
+
+
+def calibration_summary(manifest: Manifest) -> str:
+    """Returns one line: the largest calibration error of any β, without and with the temperatures."""
+    rows = manifest.calibration
+    if not rows:
+        return "calibration error: not measured"
+    before, after = max(row.error_before for row in rows), max(row.error for row in rows)
+    return (
+        f"calibration error, worst β: {before:.3f}; with a temperature for each β: {after:.3f}; on {rows[0].n} images"
+    )
+
+
 def accuracy_table(rows: Sequence[AccuracyRow]) -> str:
     """Returns the β table: one row per β, each accuracy in per cent with its 95 % interval."""
     first = rows[0]

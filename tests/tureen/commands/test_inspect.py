@@ -111,6 +111,17 @@ def test_the_state_of_every_file_is_reported(own_bundle, put_file, capsys):
     assert inspection.error in err
 
 
+def test_the_strength_and_the_calibration_have_a_line_each(own_bundle, capsys):
+    out = shown(capsys, own_bundle)[1]
+    assert re.search(r"^strength 0, ¼, ½, ¾, 1 is β 0\.00, .*, 1\.00; measured on 450 images$", out, re.M)
+    assert re.search(
+        r"^calibration error, worst β: 0\.\d{3}; with a temperature .*: 0\.\d{3}; on 225 images$", out, re.M
+    )
+    edit_manifest(own_bundle, lambda m: (m.pop("strength"), m.pop("calibration")))
+    out = shown(capsys, own_bundle)[1]
+    assert "\nstrength: not measured, so it equals β\ncalibration error: not measured\n" in out
+
+
 def test_a_newer_schema_shows_name_version_and_files(own_bundle, capsys):
     edit_manifest(own_bundle, lambda m: m.update(schema_version=4, name="later\x1b[2J", accuracy="another way"))
     status, out, err = shown(capsys, own_bundle)

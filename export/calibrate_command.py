@@ -1,0 +1,100 @@
+"""The command `tureen calibrate`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+import tureen
+from export.calibration import MIN_IMAGES, measure_dial
+from export.card import model_card
+from export.errors import ExportError
+from training.data.datasets import load_evaluation_images
+from training.distributed import cpus_per_process
+from tureen.arguments import positive_int
+from tureen.bundle.bundle import MANIFEST, MODEL_CARD, read_listed_file, read_manifest, record_files, write_bundle
+from tureen.bundle.manifest import SCHEMA_VERSION, Manifest
+from tureen.commands.report import calibration_summary, strength_summary
+
+MAX_IMAGES = 5000
+
+
+def calibrate(arguments: list[str]) -> int:
+    """Measures the strength curve and the temperatures of a bundle, and stores them in it; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="tureen calibrate",
+        description="Measure on labelled images how strength maps to β, and how well calibrated the probabilities are. "
+        "Stores both in the manifest and the model card of the bundle; its other files stay as they are.",
+        epilog="example: tureen calibrate digits-bundle --data photos --images 1000",
+    )
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="directory that `tureen export` wrote")
+    parser.add_argument(
+        "--data", required=True, metavar="DIR", help="images that did not train the model, one folder for each class"
+    )
+    parser.add_argument(
+        "--images",
+        type=positive_int,
+        default=MAX_IMAGES,
+        metavar="N",
+        help="maximum number of images, drawn evenly from the classes (default: %(default)s)",
+    )
+    options = parser.parse_args(arguments)
+    path = options.bundle.resolve()  # the directory behind a link is replaced, and the link stays
+    manifest = measured_manifest(path, options.data, options.images)
+    rewrite_manifest(path, manifest)
+    print(f"{options.bundle}: {manifest.name} {manifest.version}")
+    print(strength_summary(manifest))
+    print(calibration_summary(manifest))
+    return 0
+
+
+def measured_manifest(path: Path, data: str, at_most: int) -> Manifest:
+    """Returns the manifest of the bundle at `path` with the curve and temperatures of its engine on the images.
+
+    Raises ExportError for a model with one token, DataError for images of other classes, BundleError or EngineError.
+    """
+    manifest = read_manifest(path)
+    if not manifest.is_cotrained:
+        raise ExportError(
+            f"{path} has one token, so it has no strength: co-train the model with `tureen train finetune --init …`"
+        )
+    check_all_listed(path, manifest)
+    with tqdm(desc="read images", unit="image", disable=None) as bar:
+        images, skipped = load_evaluation_images(
+            data,
+            manifest.preprocess,
+            manifest.labels,
+            at_most=at_most,
+            workers=cpus_per_process(),
+            on_images=lambda count: bar.update(count) and None,
+        )
+    for name in skipped:
+        print(f"skipped, cannot be decoded: {name}", file=sys.stderr)
+    if len(images) < MIN_IMAGES:
+        print(f"{len(images)} images are too few to fit temperatures: give {MIN_IMAGES} or more", file=sys.stderr)
+    with tureen.load(path) as soup:
+        measured = measure_dial(soup.logits, images)
+    return manifest.model_copy(update={**measured, "schema_version": SCHEMA_VERSION})
+
+
+def rewrite_manifest(path: Path, manifest: Manifest) -> None:
+    """Replaces the manifest and the model card of the bundle at `path`. Its other files keep their bytes.
+
+    Replaces the directory by one rename, as `write_bundle` does. Raises BundleError.
+    """
+    check_all_listed(path, manifest)
+    files = {
+        name: read_listed_file(path, name, record) for name, record in manifest.files.items() if name != MODEL_CARD
+    }
+    files[MODEL_CARD] = model_card(manifest).encode()
+    write_bundle(path, manifest.model_copy(update={"files": record_files(files)}), files, overwrite=True)
+
+
+def check_all_listed(path: Path, manifest: Manifest) -> None:
+    """Raises ExportError if the bundle has a file that its manifest does not list, since rewriting would remove it."""
+    found = {file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_symlink() or not file.is_dir()}
+    if unlisted := sorted(found - {*manifest.files, MANIFEST}):
+        raise ExportError(f"{path} has files that are not in its manifest, such as {unlisted[0]}: move them elsewhere")
