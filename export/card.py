@@ -64,7 +64,7 @@ Per cent of {first.n} held-out images, with 95 % intervals. Robust: {first.attac
 | β | clean | robust |
 |---|---|---|
 {rows}
-{_strength(manifest)}{_calibration(manifest)}{_measured(manifest)}
+{_measured(manifest)}{_strength(manifest)}{_calibration(manifest)}
 ## Limits of the robust mode
 
 The robust accuracy above is empirical: the share of these images that one attack, with one norm and radius, did not

@@ -84,6 +84,12 @@ def test_each_thing_measured_has_its_section(manifest, field):
     assert [heading for heading in HEADINGS.values() if heading in card] == [HEADINGS[field]]
 
 
+def test_the_measurements_of_accuracy_stand_in_its_section(manifest):
+    card = model_card(manifest.model_copy(update={"evaluation": EVERYTHING}))
+    accuracy = card[card.index("## Accuracy") : card.index("## Strength")]
+    assert all(heading in accuracy for heading in HEADINGS.values())
+
+
 def test_the_sections_hold_the_figures(manifest):
     card = model_card(manifest.model_copy(update={"evaluation": EVERYTHING}))
     for figure in ("FAILED", "Beware.", "12.5 %", "19.0", "43.2", "76.5", "12.3", "2.0 ×"):
