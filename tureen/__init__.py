@@ -13,6 +13,7 @@ from tureen.errors import (
     EngineError,
     ImageError,
     InvalidBetaError,
+    InvalidStrengthError,
     SingleTokenError,
     TureenError,
 )
@@ -30,6 +31,7 @@ __all__ = [
     "ImageError",
     "ImageLimits",
     "InvalidBetaError",
+    "InvalidStrengthError",
     "Prediction",
     "SingleTokenError",
     "Soup",

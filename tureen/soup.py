@@ -29,17 +29,19 @@ from tureen.errors import (
     ImageError,
     InvalidBetaError,
     InvalidPixelsError,
+    InvalidStrengthError,
     SingleTokenError,
 )
 from tureen.image_sources import ACCEPTED, ImageSource, is_one_image, pixels_from_source
 from tureen.machine import available_cpus, default_cache_directory
 from tureen.preprocess import DEFAULT_LIMITS, ImageLimits, Pixels
-from tureen.tokens import CLEAN_BETA, ROBUST_BETA, mix_rows, parse_beta
+from tureen.tokens import CLEAN_BETA, ROBUST_BETA, mix_rows, parse_beta, parse_strength
 
 DEFAULT_TOP_K = 5
 CHUNK_IMAGES: Final = 16  # decoded and run together by `classify`; bounds its memory
 
 Beta = float | str | np.generic
+Strengths = float | np.generic | Iterable[float | np.generic]
 
 
 class Prediction(BaseModel):
@@ -51,9 +53,10 @@ class Prediction(BaseModel):
 
 
 class Classification(BaseModel):
-    """The most probable labels of one image at one β, best first. beta: None if the model has one token."""
+    """The most probable labels of one image at one β, best first. beta, strength: None if the model has one token."""
 
     beta: float | None
+    strength: float | None
     predictions: list[Prediction]
 
 
@@ -85,6 +88,7 @@ class Soup:
         images: Iterable[ImageSource],
         beta: Beta | Iterable[Beta] | None = None,
         *,
+        strength: Strengths | None = None,
         top_k: int = DEFAULT_TOP_K,
     ) -> list[Classification]:
         """Returns the top labels of each image. Decodes and runs a few images at a time, to bound the memory.
@@ -93,12 +97,13 @@ class Soup:
         Pillow images, or uint8 RGB arrays (H, W, 3) of any size. Wrap it in `tqdm` to see progress.
         beta: one for all images or one per image, each a number in [0, 1], "clean" or "robust". None: the bundle's
         default.
+        strength: instead of beta, one or one per image, each a number in [0, 1] that the bundle maps to a β.
 
         Raises:
         - ImageError or ArgumentTypeError for the first image that cannot be used, with its index
-        - InvalidBetaError
-        - SingleTokenError for any β if the model has one token
-        - ArgumentError if the numbers of images and β differ
+        - InvalidBetaError or InvalidStrengthError
+        - SingleTokenError for any β or strength if the model has one token
+        - ArgumentError if the numbers of images and β differ, or for both beta and strength
         - ClosedError
         """
         self._check_open()
@@ -106,9 +111,10 @@ class Soup:
             raise ArgumentTypeError("images is one image; give a list of them, such as [image]")
         if not isinstance(images, Iterable):
             raise ArgumentTypeError(f"images is a {type(images).__name__}; give a list, each {ACCEPTED}")
-        betas = self._betas(beta)
+        betas = self._betas(beta, strength)
         if isinstance(betas, list) and isinstance(images, Sized) and len(images) != len(betas):
             raise _count_mismatch(len(images), len(betas))
+        manifest = self.bundle.manifest
         numbered = enumerate(images)
         results: list[Classification] = []
         while rows := [self._pixels(index, image) for index, image in islice(numbered, CHUNK_IMAGES)]:
@@ -118,7 +124,8 @@ class Soup:
                 raise _count_mismatch(f"more than {start + len(chunk_betas)}", start + len(chunk_betas))
             results += [
                 Classification(
-                    beta=b if self.bundle.manifest.has_two_tokens else None,
+                    beta=b if manifest.has_two_tokens else None,
+                    strength=manifest.strength.strength_at(b) if manifest.has_two_tokens else None,
                     predictions=top_predictions(row, self.labels, top_k),
                 )
                 for b, row in zip(chunk_betas, self.logits(np.stack(rows), chunk_betas), strict=True)
@@ -171,17 +178,24 @@ class Soup:
         if self._is_closed:
             raise ClosedError
 
-    def _betas(self, beta: Beta | Iterable[Beta] | None) -> float | list[float]:
+    def _betas(self, beta: Beta | Iterable[Beta] | None, strength: Strengths | None) -> float | list[float]:
         """Returns one β for all images, or a list with one β per image."""
-        if beta is None:
-            return self.bundle.manifest.default_beta
-        if not self.bundle.manifest.has_two_tokens:
-            raise SingleTokenError
-        value = _to_python(beta)
+        manifest = self.bundle.manifest
+        if beta is not None and strength is not None:
+            raise ArgumentError("beta and strength exclude each other: give one of them")
+        if beta is None and strength is None:
+            return manifest.default_beta
+        if not manifest.has_two_tokens:
+            raise SingleTokenError("beta" if strength is None else "strength")
+        value = _to_python(beta if strength is None else strength)
+
+        def parse(one: Any) -> float:
+            return parse_beta(one) if strength is None else manifest.beta_of(parse_strength(one))
+
         if isinstance(value, bytes | bytearray):  # float() would parse their text
-            raise InvalidBetaError(value)
+            raise InvalidBetaError(value) if strength is None else InvalidStrengthError(value)
         has_several = isinstance(value, Iterable) and not isinstance(value, str)
-        return [parse_beta(_to_python(b)) for b in value] if has_several else parse_beta(value)
+        return [parse(_to_python(one)) for one in value] if has_several else parse(value)
 
     def _pixels(self, index: int, image: ImageSource) -> Pixels:
         try:

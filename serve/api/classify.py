@@ -29,6 +29,7 @@ from serve.http.request_log import access_fields, arrived_s
 from serve.inference.loaded_model import InferenceResult
 from serve.inference.service import Admission, Service
 from tureen.errors import SingleTokenError, TureenError
+from tureen.tokens import Strength
 
 CLASSIFY_TAG = "Classify"
 
@@ -100,25 +101,27 @@ def add_classify_routes(app: FastAPI, service: Service, memory: BodyMemory) -> N
         client_identity_of(request)  # raises for a repeated header; a sweep needs no identity
         images = await receive_images(request, parameters)
         if len(images.images) != 1 or images.betas != [None]:
-            raise InvalidParameterError("a sweep takes one image, and its β in the query parameter betas")
+            raise InvalidParameterError("a sweep takes one image, and its β in the query parameter betas or strengths")
         with service.admit(
             [images.single()], len(parameters.betas), parameters.timeout_ms, arrived_s(request.scope)
         ) as admission:
             if not admission.model.bundle.manifest.has_two_tokens:
                 raise SingleTokenError
-            admission.active_settings.check(parameters.betas)
-            result = await cancel_on_disconnect(request, admission.sweep(parameters.betas))
-            body = sweep_response(admission, parameters.betas, result.logits, parameters.top_k)
+            betas = [admission.beta_of(beta) for beta in parameters.betas]
+            admission.active_settings.check(betas)
+            result = await cancel_on_disconnect(request, admission.sweep(betas))
+            body = sweep_response(admission, betas, result.logits, parameters.top_k)
         return _response(request, body, [result])
 
     app.include_router(router)
 
 
 def _single_response(admission: Admission, choice: BetaChoice, result: InferenceResult, top_k: int) -> ClassifyResponse:
-    image = image_result(result.logits[0], choice, admission.model.bundle.manifest.labels, top_k)
+    image = image_result(result.logits[0], choice, admission.model.bundle.manifest, top_k)
     return ClassifyResponse(
         **served_model_fields(admission),
         beta=image.beta,
+        strength=image.strength,
         beta_source=image.beta_source,
         predictions=image.predictions,
     )
@@ -132,18 +135,18 @@ async def _classify_list(
     readable = [choice for image, choice in zip(images.images, choices, strict=True) if isinstance(image, bytes)]
     results = iter(await admission.classify(readable))
     outcomes = [next(results) if isinstance(image, bytes) else image for image in images.images]
-    labels = admission.model.bundle.manifest.labels
+    manifest = admission.model.bundle.manifest
     entries = [
         image_problem(outcome)
         if isinstance(outcome, TureenError)
-        else image_result(outcome.logits[0], choice, labels, parameters.top_k)
+        else image_result(outcome.logits[0], choice, manifest, parameters.top_k)
         for outcome, choice in zip(outcomes, choices, strict=True)
     ]
     response = ClassifyListResponse(**served_model_fields(admission), results=entries)
     return response, [outcome for outcome in outcomes if isinstance(outcome, InferenceResult)]
 
 
-def _first_given(image_beta: float | None, query_beta: float | None) -> float | None:
+def _first_given(image_beta: float | Strength | None, query_beta: float | Strength | None) -> float | Strength | None:
     return query_beta if image_beta is None else image_beta
 
 

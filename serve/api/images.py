@@ -17,10 +17,11 @@ from serve.errors import InvalidParameterError, MalformedFormError
 from serve.http.json_body import decode_base64, parse_json
 from serve.limits import BodyLimits
 from tureen.errors import ImageError, ImageTooLargeError, UndecodableImageError, UnsupportedImageTypeError
-from tureen.tokens import parse_beta
+from tureen.tokens import Strength, parse_beta, parse_strength
 
 IMAGE_FIELD = "image"
 BETA_FIELD = "beta"
+STRENGTH_FIELD = "strength"
 IMAGE_TYPES = frozenset({"image/jpeg", "image/png", "image/webp"})
 UNDECLARED_TYPES = frozenset({"", "application/octet-stream", "application/x-www-form-urlencoded"})
 FORM_TYPE = "multipart/form-data"
@@ -36,7 +37,7 @@ class RequestImages:
     """
 
     images: Sequence[bytes | ImageError]
-    betas: list[float | None]  # one for each image
+    betas: list[float | Strength | None]  # one for each image
     is_list: bool  # whether the response has a list of results
 
     def readable(self) -> list[bytes]:
@@ -69,8 +70,8 @@ def parse_images(body: bytes, content_type: str, limits: BodyLimits) -> RequestI
     """Returns the images of a body.
 
     A raw image needs no Content-Type, and may have the form type that curl --data-binary sends. Its format is detected
-    from its bytes. Raises UnsupportedImageTypeError, MalformedFormError, InvalidParameterError, InvalidBetaError or
-    ImageTooLargeError.
+    from its bytes. Raises UnsupportedImageTypeError, MalformedFormError, InvalidParameterError, InvalidBetaError,
+    InvalidStrengthError or ImageTooLargeError.
     """
     media_type = parse_media_type(content_type)
     if media_type == FORM_TYPE:
@@ -123,7 +124,7 @@ def _parse_form(content_type: str, body: bytes, limits: BodyLimits) -> RequestIm
     if not parts or not is_complete:
         raise MalformedFormError("the multipart body is incomplete: check its boundary and its end")
     images = [data for name, data in parts if name == IMAGE_FIELD]
-    betas: list[float | None] = [
+    betas: list[float | Strength | None] = [
         parse_beta(data.decode("utf-8", "replace")) for name, data in parts if name == BETA_FIELD
     ]
     if not images:
@@ -138,7 +139,7 @@ def _parse_form(content_type: str, body: bytes, limits: BodyLimits) -> RequestIm
 
 
 def _parse_json_body(body: bytes, limits: BodyLimits) -> RequestImages:
-    """Returns the images of {"images": [{"data": "<base64>", "beta": 0.7}, …]}. beta is optional."""
+    """Returns the images of {"images": [{"data": "<base64>", "beta": 0.7}, …]}. beta or strength is optional."""
     value = parse_json(body, max_bytes=limits.max_request_bytes, max_depth=MAX_JSON_DEPTH)
     entries = value.get("images") if isinstance(value, dict) and set(value) == {"images"} else None
     if not isinstance(entries, list):
@@ -153,21 +154,28 @@ def _parse_json_body(body: bytes, limits: BodyLimits) -> RequestImages:
     return RequestImages(images, list(betas), is_list=True)
 
 
-def _parse_json_image(index: int, entry: Any) -> tuple[bytes | ImageError, float | None]:
+def _parse_json_image(index: int, entry: Any) -> tuple[bytes | ImageError, float | Strength | None]:
     if (
         not isinstance(entry, dict)
-        or not {"data"} <= set(entry) <= {"data", BETA_FIELD}
+        or not {"data"} <= set(entry) <= {"data", BETA_FIELD, STRENGTH_FIELD}
         or not isinstance(entry["data"], str)
     ):
         raise InvalidParameterError(
-            f'image {index} has another form: send an object with the string "data" and, optionally, "beta"'
+            f'image {index} has another form: send an object with the string "data" and, optionally, "beta" or '
+            '"strength"'
         )
     image: bytes | ImageError
     try:
         image = decode_base64(entry["data"])
     except ValueError:
         image = UndecodableImageError("the data of the image is neither base64 nor a base64 data: URL")
-    beta = entry.get(BETA_FIELD)
+    beta, strength = entry.get(BETA_FIELD), entry.get(STRENGTH_FIELD)
+    if strength is not None:
+        if beta is not None:
+            raise InvalidParameterError(f"image {index} has a beta and a strength: give one of them")
+        if isinstance(strength, str):
+            raise InvalidParameterError(f"the strength of image {index} is a string: give a number")
+        return image, parse_strength(strength)
     if beta is None:
         return image, None
     if isinstance(beta, str) and beta not in ("clean", "robust"):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from serve.api.images import BETA_FIELD, FORM_TYPE, IMAGE_FIELD, IMAGE_TYPES, JSON_TYPE
+from serve.api.images import BETA_FIELD, FORM_TYPE, IMAGE_FIELD, IMAGE_TYPES, JSON_TYPE, STRENGTH_FIELD
 from serve.api.query import DEFAULT_SWEEP
 from serve.control.settings_state import POLICY_NAME
 from serve.settings import Settings
 from tureen.soup import DEFAULT_TOP_K
 from tureen.tokens import MODE_BETAS
 
+STRENGTH_SCHEMA = {"type": "number", "minimum": 0, "maximum": 1}
 BINARY = {"schema": {"type": "string", "format": "binary"}}
 
 
@@ -42,7 +43,13 @@ def request_body(*, several: bool) -> dict[str, Any]:
         "additionalProperties": False,
     }
     if several:
-        image["properties"]["beta"] = beta
+        image["properties"] |= {
+            BETA_FIELD: beta,
+            STRENGTH_FIELD: {
+                "anyOf": [STRENGTH_SCHEMA, {"type": "null"}],
+                "description": "strength of the image; use it instead of beta",
+            },
+        }
     images = {"type": "array", "items": image, "minItems": 1, **({} if several else {"maxItems": 1})}
     json_body = {
         "schema": {
@@ -65,7 +72,8 @@ def request_body(*, several: bool) -> dict[str, Any]:
 def query_parameters(settings: Settings, *, has_beta: bool = False, has_betas: bool = False) -> list[dict[str, Any]]:
     """Returns the OpenAPI query parameters of a route.
 
-    has_beta: includes beta and policy, which a model of one token does not have. has_betas: includes betas.
+    has_beta: includes beta, strength and policy, which a model of one token does not have. has_betas: includes betas
+    and strengths.
     """
     beta = {
         "name": "beta",
@@ -76,6 +84,13 @@ def query_parameters(settings: Settings, *, has_beta: bool = False, has_betas: b
             "anyOf": [{"type": "number", "minimum": 0, "maximum": 1}, {"type": "string", "enum": sorted(MODE_BETAS)}]
         },
         "examples": {"soup": {"value": 0.7}, "mode": {"value": "robust"}},
+    }
+    strength = {
+        "name": "strength",
+        "in": "query",
+        "description": "position between clean mode (0) and robust mode (1), in even steps of the model's logits; "
+        "use it instead of beta",
+        "schema": STRENGTH_SCHEMA,
     }
     policy = {
         "name": "policy",
@@ -89,9 +104,15 @@ def query_parameters(settings: Settings, *, has_beta: bool = False, has_betas: b
         "description": f"start:stop:step, or a list such as 0,0.5,1; at most {settings.max_sweep_betas} values",
         "schema": {"type": "string", "default": DEFAULT_SWEEP},
     }
+    strengths = {
+        "name": "strengths",
+        "in": "query",
+        "description": "strengths in the notation of betas; use it instead of betas",
+        "schema": {"type": "string"},
+    }
     return [
-        *([beta, policy] if has_beta else ()),
-        *([betas] if has_betas else ()),
+        *([beta, strength, policy] if has_beta else ()),
+        *([betas, strengths] if has_betas else ()),
         _integer_parameter("top_k", "number of labels, most probable first", settings.max_top_k, DEFAULT_TOP_K),
         _integer_parameter(
             "timeout_ms", "time limit of this request in milliseconds", settings.timeout_ms, settings.timeout_ms

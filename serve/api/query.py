@@ -12,34 +12,39 @@ from starlette.datastructures import QueryParams
 from serve.errors import InvalidParameterError
 from serve.settings import Settings
 from tureen.soup import DEFAULT_TOP_K
-from tureen.tokens import beta_grid, parse_beta
+from tureen.tokens import Strength, beta_grid, parse_beta, parse_strength, strength_grid
 
 DEFAULT_SWEEP = "0:1:0.1"
+EXCLUSIVE = (("beta", "strength", "policy"), ("betas", "strengths"))
 
 
 @dataclass(frozen=True)
 class QueryParameters:
     """The parameters of a query. A parameter that the query leaves out has its default."""
 
-    beta: float | None  # None: the query names none
+    beta: float | Strength | None  # None: the query names none
     policy: str | None
-    betas: list[float]  # of a sweep; ascending, without duplicates
+    betas: list[float] | list[Strength]  # of a sweep; ascending, without duplicates
     top_k: int
     timeout_ms: int
 
 
 def classify_parameters(query: QueryParams, settings: Settings) -> QueryParameters:
-    """Returns the query parameters of /classify: beta or policy, top_k and timeout_ms; defaults for absent ones.
+    """Returns the query parameters of /classify: beta, strength or policy, top_k and timeout_ms; defaults for absent ones.
 
-    settings: the default timeout, and the maximum of top_k and timeout_ms. Raises InvalidBetaError for a wrong β.
-    Raises InvalidParameterError for an unknown, repeated or wrong parameter, and for beta together with policy.
+    settings: the default timeout, and the maximum of top_k and timeout_ms. Raises InvalidBetaError for a wrong β,
+    InvalidStrengthError for a wrong strength. Raises InvalidParameterError for an unknown, repeated or wrong parameter,
+    and for two of beta, strength and policy.
     """
-    return _parse(query, ("beta", "policy", "top_k", "timeout_ms"), settings)
+    return _parse(query, ("beta", "strength", "policy", "top_k", "timeout_ms"), settings)
 
 
 def sweep_parameters(query: QueryParams, settings: Settings) -> QueryParameters:
-    """Returns betas, top_k and timeout_ms. Raises InvalidBetaError or InvalidParameterError."""
-    return _parse(query, ("betas", "top_k", "timeout_ms"), settings)
+    """Returns betas or strengths, top_k and timeout_ms.
+
+    Raises InvalidBetaError, InvalidStrengthError or InvalidParameterError.
+    """
+    return _parse(query, ("betas", "strengths", "top_k", "timeout_ms"), settings)
 
 
 def _parse(query: QueryParams, names: tuple[str, ...], settings: Settings) -> QueryParameters:
@@ -50,20 +55,36 @@ def _parse(query: QueryParams, names: tuple[str, ...], settings: Settings) -> Qu
         if name in values:
             raise InvalidParameterError(f"the parameter {name} is given more than once")
         values[name] = value
-    if "beta" in values and "policy" in values:
-        raise InvalidParameterError("the parameters beta and policy exclude each other: give one of them")
-    betas = beta_grid(values.get("betas", DEFAULT_SWEEP))
-    if len(betas) > settings.max_sweep_betas:
-        raise InvalidParameterError(f"betas holds {len(betas)} values: give at most {settings.max_sweep_betas}")
+    for exclusive in EXCLUSIVE:
+        given = [name for name in exclusive if name in values]
+        if len(given) > 1:
+            raise InvalidParameterError(f"the parameters {' and '.join(given)} exclude each other: give one of them")
     return QueryParameters(
-        beta=parse_beta(values["beta"]) if "beta" in values else None,
+        beta=_parse_beta(values),
         policy=values.get("policy"),
-        betas=sorted(set(betas)),
+        betas=_parse_betas(values, settings.max_sweep_betas),
         top_k=_parse_whole_number("top_k", values.get("top_k", str(DEFAULT_TOP_K)), settings.max_top_k),
         timeout_ms=_parse_whole_number(
             "timeout_ms", values.get("timeout_ms", str(settings.timeout_ms)), settings.timeout_ms
         ),
     )
+
+
+def _parse_beta(values: dict[str, str]) -> float | Strength | None:
+    if "strength" in values:
+        return parse_strength(values["strength"])
+    return parse_beta(values["beta"]) if "beta" in values else None
+
+
+def _parse_betas(values: dict[str, str], maximum: int) -> list[float] | list[Strength]:
+    betas: list[float] | list[Strength]
+    if "strengths" in values:
+        name, betas = "strengths", sorted(set(strength_grid(values["strengths"])))
+    else:
+        name, betas = "betas", sorted(set(beta_grid(values.get("betas", DEFAULT_SWEEP))))
+    if len(betas) > maximum:
+        raise InvalidParameterError(f"{name} holds {len(betas)} values: give at most {maximum}")
+    return betas
 
 
 def _parse_whole_number(name: str, text: str, maximum: int) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import pairwise
 from typing import TypedDict
 
@@ -13,6 +12,7 @@ from pydantic import BaseModel, Field
 from serve.control.beta_choice import BetaChoice, BetaSource
 from serve.http.problems import Problem, problem_of
 from serve.inference.service import Admission
+from tureen.bundle.manifest import Manifest
 from tureen.errors import TureenError
 from tureen.soup import Prediction, probabilities, top_predictions
 
@@ -29,6 +29,7 @@ class ImageResult(BaseModel):
     """The predictions for one image."""
 
     beta: float | None = Field(ge=0, le=1, description="β of this image; null if the model has one token")
+    strength: float | None = Field(ge=0, le=1, description="strength of this β; null if the model has one token")
     beta_source: BetaSource = Field(
         description="source of β: the request, its policy, its API key, a canary, the operator's default, or the bundle"
     )
@@ -72,6 +73,7 @@ class SweepResponse(ServedModel):
     """The response of /sweep. Its curves are sorted by the highest probability of their label at any β."""
 
     betas: list[float]
+    strengths: list[float] = Field(description="the strength of each β")
     answers: list[str] = Field(description="the most probable label at each β")
     curves: list[Curve]
     changes: list[SweepChange] = Field(description="where the most probable label changes; empty if it never does")
@@ -91,10 +93,14 @@ def served_model_fields(admission: Admission) -> ServedModelFields:
     return {"model": manifest.name, "version": manifest.version, "revision": admission.active_settings.revision}
 
 
-def image_result(logits: NDArray[np.float32], choice: BetaChoice, labels: Sequence[str], top_k: int) -> ImageResult:
+def image_result(logits: NDArray[np.float32], choice: BetaChoice, manifest: Manifest, top_k: int) -> ImageResult:
     """Returns the result of one image. logits: float32 (K,)."""
-    predictions = top_predictions(logits, labels, top_k)
-    return ImageResult(beta=choice.beta, beta_source=choice.source, predictions=predictions)
+    return ImageResult(
+        beta=choice.beta,
+        strength=None if choice.beta is None else manifest.strength.strength_at(choice.beta),
+        beta_source=choice.source,
+        predictions=top_predictions(logits, manifest.labels, top_k),
+    )
 
 
 def image_problem(error: TureenError) -> ImageProblem:
@@ -104,13 +110,15 @@ def image_problem(error: TureenError) -> ImageProblem:
 
 def sweep_response(admission: Admission, betas: list[float], logits: NDArray[np.float32], top_k: int) -> SweepResponse:
     """Returns the response with the curves of one image. logits: float32 (len(betas), K)."""
-    labels = admission.model.bundle.manifest.labels
+    manifest = admission.model.bundle.manifest
+    labels = manifest.labels
     by_beta = probabilities(logits)
     top_labels = [labels[index] for index in logits.argmax(axis=1)]
     curve_indices = np.argsort(-by_beta.max(axis=0), kind="stable")[:top_k]
     return SweepResponse(
         **served_model_fields(admission),
         betas=betas,
+        strengths=[manifest.strength.strength_at(beta) for beta in betas],
         answers=top_labels,
         curves=[
             Curve(label=labels[index], index=int(index), probabilities=by_beta[:, index].tolist())

@@ -33,7 +33,7 @@ from serve.jobs.job_spec import BATCH_ROWS, CPU_BATCH_ROWS, SHARD_ROWS, JobOptio
 from serve.jobs.pipeline import OnImages, Pipeline
 from serve.jobs.ray_cluster import LOCAL_CLUSTER, RayWorkerConfig, check_ray, connect, make_shards, max_workers
 from serve.jobs.rooted_files import OutputDirectory
-from tureen.arguments import beta_argument, betas_argument, positive_int
+from tureen.arguments import beta_argument, betas_argument, positive_int, strength_argument
 from tureen.engines import AUTO
 from tureen.engines.base import EngineOptions
 from tureen.machine import available_cpus, default_cache_directory
@@ -95,6 +95,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     beta = parser.add_mutually_exclusive_group()
     beta.add_argument("--beta", type=beta_argument, help="0 to 1, clean or robust (default: that of the bundle)")
+    beta.add_argument(
+        "--strength", type=strength_argument, help="0 (clean mode) to 1 (robust mode), which the model maps to β"
+    )
     beta.add_argument(
         "--betas",
         type=betas_argument,
@@ -179,8 +182,9 @@ def _load_soup(options: argparse.Namespace, earlier: JobSpec | None, engine: Eng
 def _start_or_resume(
     options: argparse.Namespace, output: OutputDirectory, source: ImageSource, soup: Soup, earlier: JobSpec | None
 ) -> JobSpec:
+    beta = options.strength if options.beta is None else options.beta
     job_options = JobOptions(
-        betas=tuple(options.betas) if options.betas is not None else None if options.beta is None else (options.beta,),
+        betas=tuple(options.betas) if options.betas is not None else None if beta is None else (beta,),
         top_k=options.top_k,
         format=options.format,
         shard_rows=options.shard_rows,

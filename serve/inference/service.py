@@ -32,7 +32,7 @@ from tureen.errors import SingleTokenError, TureenError
 from tureen.image_cost import LEAST_COST, NO_COST, ImageCost, ImageKind, image_cost
 from tureen.preprocess import Pixels
 from tureen.soup import Soup
-from tureen.tokens import CLEAN_BETA, ROBUST_BETA
+from tureen.tokens import CLEAN_BETA, ROBUST_BETA, Strength
 
 logger = logging.getLogger("tureen.serve")
 
@@ -321,9 +321,16 @@ class Admission:
         self._images, self._costs, self._rows = images, costs, rows
         self._undecoded = set(range(len(images)))
 
-    def choose(self, beta: float | None, identity: ClientIdentity = ANONYMOUS) -> BetaChoice:
-        """Returns the β of an image. beta: from the request, if any. Raises the errors of `ActiveSettings.choose`."""
-        return self.active_settings.choose(beta, identity)
+    def choose(self, beta: float | Strength | None, identity: ClientIdentity = ANONYMOUS) -> BetaChoice:
+        """Returns the β of an image. Raises the errors of `ActiveSettings.choose`.
+
+        beta: from the request, if any; a strength becomes the β of the admitted model.
+        """
+        return self.active_settings.choose(None if beta is None else self.beta_of(beta), identity)
+
+    def beta_of(self, value: float | Strength) -> float:
+        """Returns the β of a β or a strength. Raises SingleTokenError for a strength if the model has one token."""
+        return self.model.bundle.manifest.beta_of(value)
 
     async def classify(self, choices: Sequence[BetaChoice]) -> list[InferenceResult | TureenError]:
         """Runs each image at the β of its choice. Returns a result or an error for each image, in order.

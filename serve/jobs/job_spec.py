@@ -17,6 +17,7 @@ from tureen.engines.paired import CPU_ENGINES
 from tureen.errors import SingleTokenError
 from tureen.preprocess import ImageLimits
 from tureen.soup import DEFAULT_TOP_K
+from tureen.tokens import Strength
 
 SHARD_ROWS = 4096
 BATCH_ROWS = 32
@@ -59,7 +60,7 @@ class JobSpec(BaseModel):
 class JobOptions:
     """The options of a job that a caller may give. None: the value of the earlier run of the job, else the default."""
 
-    betas: tuple[float, ...] | None = None
+    betas: tuple[float | Strength, ...] | None = None
     default_beta: float | None = None  # used where betas is None and the model has two tokens; None: the bundle's
     top_k: int | None = None
     format: Format | None = None
@@ -95,8 +96,10 @@ def build_spec(
 ) -> JobSpec:
     """Returns the specification of a job. earlier: the specification of the job's first run, if there was one.
 
+    A strength in the options becomes the β of the model, so the job stores β only.
     Raises InputError or SingleTokenError.
     """
+    given = None if options.betas is None else tuple(manifest.beta_of(beta) for beta in options.betas)
     if not manifest.has_two_tokens and (options.betas is not None or inputs.has_own_betas):
         raise SingleTokenError
     if inputs.has_own_betas and options.betas is not None and len(options.betas) > 1:
@@ -106,7 +109,7 @@ def build_spec(
         return option if option is not None else getattr(earlier, name) if earlier is not None else default
 
     default_beta = manifest.default_beta if options.default_beta is None else options.default_beta
-    betas = tuple(first_of(options.betas, "betas", (default_beta if manifest.has_two_tokens else None,)))
+    betas = tuple(first_of(given, "betas", (default_beta if manifest.has_two_tokens else None,)))
     shard_images = options.shard_rows and max(1, options.shard_rows // len(betas))
     default_batch_rows = CPU_BATCH_ROWS if engine.name in CPU_ENGINES else BATCH_ROWS
     return JobSpec(

@@ -9,7 +9,7 @@ JSON, each element of a BYTES input is base64.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,18 +45,19 @@ class InferResponse:
 
 
 def decode_request(
-    body: bytes, header_length: str | None, *, query_beta: str | None = None, limits: RequestLimits
+    body: bytes, header_length: str | None, *, query: Mapping[str, str] = {}, limits: RequestLimits
 ) -> InferRequest:
     """Returns the inference request in a body.
 
-    header_length: value of the header `Inference-Header-Content-Length`. query_beta: value of beta in the query. Both:
-    None if absent. Raises InvalidRequestError, InferRequestTooLargeError, InvalidBetaError or InvalidParameterError.
+    header_length: value of the header `Inference-Header-Content-Length`; None if absent. query: beta or strength, if
+    the URL has one. Raises InvalidRequestError, InferRequestTooLargeError, InvalidBetaError, InvalidStrengthError or
+    InvalidParameterError.
     """
     json_bytes = _json_length(header_length, len(body))
     if json_bytes == 0:
         image = Tensor(IMAGE, BYTES, (1,), [body])
         all_outputs = [RequestedOutput(name) for name in OUTPUTS]
-        return make_request(inputs=[image], outputs=all_outputs, parameters={}, query_beta=query_beta, limits=limits)
+        return make_request(inputs=[image], outputs=all_outputs, parameters={}, query=query, limits=limits)
     if json_bytes > MAX_JSON_BYTES:
         raise InferRequestTooLargeError("JSON", MAX_JSON_BYTES, "send the tensors as binary data")
     fields = _object(parse_json(body[:json_bytes], max_bytes=MAX_JSON_BYTES, max_depth=MAX_JSON_DEPTH), "the request")
@@ -75,7 +76,7 @@ def decode_request(
         inputs=_inputs(inputs, memoryview(body)[json_bytes:]),
         outputs=_outputs(outputs, is_binary=is_binary),
         parameters=parameters,
-        query_beta=query_beta,
+        query=query,
         limits=limits,
     )
 

@@ -27,7 +27,10 @@ _CONTENTS = {"BYTES": "bytes_contents", "UINT8": "uint_contents", "FP32": "fp32_
 
 
 def decode_message(message: pb.ModelInferRequest, limits: RequestLimits) -> InferRequest:
-    """Returns the inference request in a message. Raises InvalidRequestError or InvalidBetaError."""
+    """Returns the inference request in a message.
+
+    Raises InvalidRequestError, InvalidBetaError or InvalidStrengthError.
+    """
     check_counts(len(message.inputs), len(message.outputs))
     raw = message.raw_input_contents
     if raw and len(raw) != len(message.inputs):

@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
@@ -29,7 +27,7 @@ from serve.oip.metadata import (
     server_metadata,
 )
 from serve.oip.openapi_operations import TAG, infer_body, infer_parameters, infer_response, path_parameters
-from serve.oip.request import BETA
+from serve.oip.request import BETA, STRENGTH
 from serve.oip.statistics import Statistics
 
 NOT_OFFERED = (
@@ -128,7 +126,7 @@ def _add_model_routes(
         with statistics.request():
             if (refusal := service.refusal()) is not None:
                 raise refusal
-            query_beta = _query_beta(request)
+            query = _query(request)
             client = client_identity_of(request)
             body = await receive_body(
                 request,
@@ -141,7 +139,7 @@ def _add_model_routes(
                 decompresses=True,
             )
             header_length = request.headers.get(HEADER_LENGTH)
-            inference = decode_request(body, header_length, query_beta=query_beta, limits=request_limits(service))
+            inference = decode_request(body, header_length, query=query, limits=request_limits(service))
             with service.admit(inference.images, arrived_s=arrived_s(request.scope)) as admission:
                 response = await cancel_on_disconnect(request, infer(inference, admission, statistics, client))
         content, headers = encode_response(response, inference.outputs)
@@ -154,10 +152,11 @@ def _require_ready(service: Service) -> None:
         raise NotReadyError
 
 
-def _query_beta(request: Request) -> str | None:
-    values: list[tuple[str, Any]] = request.query_params.multi_items()
-    if any(name != BETA for name, _ in values):
-        raise InvalidRequestError(f"the query has an unknown parameter: use only {BETA}")
+def _query(request: Request) -> dict[str, str]:
+    """Returns the query: beta, strength or nothing. Raises InvalidRequestError."""
+    values = request.query_params.multi_items()
+    if any(name not in (BETA, STRENGTH) for name, _ in values):
+        raise InvalidRequestError(f"the query has an unknown parameter: use only {BETA} or {STRENGTH}")
     if len(values) > 1:
-        raise InvalidRequestError(f"the query has {BETA} more than once: give it once")
-    return values[0][1] if values else None
+        raise InvalidRequestError(f"the query has {BETA} or {STRENGTH} more than once: give one of them once")
+    return dict(values)

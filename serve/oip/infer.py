@@ -18,6 +18,7 @@ from serve.oip.codec import InferResponse
 from serve.oip.request import LOGITS, InferRequest, RequestedOutput, RequestLimits
 from serve.oip.statistics import Statistics
 from serve.oip.tensors import BYTES, Tensor
+from tureen.bundle.manifest import Manifest
 from tureen.errors import ImageError, TureenError
 from tureen.soup import probabilities
 
@@ -56,7 +57,7 @@ async def infer(
         inference_s=max(result.inference_s for result in results),
         output_s=time.perf_counter() - started,
     )
-    return InferResponse(manifest.name, manifest.version, request.id, _response_parameters(choices), outputs)
+    return InferResponse(manifest.name, manifest.version, request.id, _response_parameters(choices, manifest), outputs)
 
 
 async def _classify(
@@ -71,13 +72,19 @@ async def _classify(
         raise DeadlineError from None
 
 
-def _response_parameters(choices: Sequence[BetaChoice]) -> dict[str, float | int | str]:
-    """Returns beta_source, revision and beta: a number if all images have the same β, else a comma-separated list."""
+def _response_parameters(choices: Sequence[BetaChoice], manifest: Manifest) -> dict[str, float | int | str]:
+    """Returns beta_source, revision, beta and strength.
+
+    beta and strength are numbers if all images have the same β, else comma-separated lists.
+    """
     parameters: dict[str, float | int | str] = {"beta_source": choices[0].source, "revision": choices[0].revision}
     betas = [choice.beta for choice in choices if choice.beta is not None]
     if not betas:  # the model has one token
         return parameters
-    return {"beta": betas[0] if len(set(betas)) == 1 else ",".join(map(str, betas)), **parameters}
+    strengths = [manifest.strength.strength_at(beta) for beta in betas]
+    if len(set(betas)) == 1:
+        return {"beta": betas[0], "strength": strengths[0], **parameters}
+    return {"beta": ",".join(map(str, betas)), "strength": ",".join(map(str, strengths)), **parameters}
 
 
 def _output(requested: RequestedOutput, logits: NDArray[np.float32], labels: Sequence[str]) -> Tensor:

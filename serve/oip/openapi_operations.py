@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from serve.oip.codec import HEADER_LENGTH
-from serve.oip.request import BETA, INPUT_DATATYPES, MAX_ID_CHARACTERS, OUTPUTS
+from serve.oip.request import BETA, INPUT_DATATYPES, MAX_ID_CHARACTERS, OUTPUTS, STRENGTH
 from tureen.tokens import MODE_BETAS
 
 TAG = "Open Inference Protocol"
@@ -28,6 +28,12 @@ def infer_parameters() -> list[dict[str, Any]]:
             "in": "query",
             "schema": beta,
             "description": "β of every image, unless the request has a tensor or a parameter `beta`",
+        },
+        {
+            "name": STRENGTH,
+            "in": "query",
+            "schema": {"type": "number", "minimum": 0, "maximum": 1},
+            "description": "strength of every image; use it instead of beta",
         },
         {
             "name": HEADER_LENGTH,
@@ -90,7 +96,7 @@ def infer_response() -> dict[str, Any]:
             "model_name": _TEXT,
             "model_version": _TEXT,
             "id": _TEXT,
-            "parameters": {"type": "object", "description": "`beta`, `beta_source` and `revision`"},
+            "parameters": {"type": "object", "description": "`beta`, `strength`, `beta_source` and `revision`"},
             "outputs": {"type": "array", "items": output},
         },
         "required": ["model_name", "outputs"],

@@ -7,6 +7,7 @@
     probabilities  FP32 (B, K)            softmax of the logits
 
 β comes from the tensor, else from the request's parameter, else from the query, else from the operator's settings.
+A parameter or the query may give a strength instead.
 Knows nothing about HTTP and gRPC: `serve.oip.codec` and `serve.oip.grpc_messages` decode their messages.
 """
 
@@ -20,9 +21,10 @@ from serve.errors import InvalidRequestError
 from serve.oip.tensors import BYTES, Tensor, TensorMetadata
 from tureen.errors import InvalidBetaError
 from tureen.preprocess import Pixels
-from tureen.tokens import parse_beta
+from tureen.tokens import Strength, parse_beta, parse_strength
 
 IMAGE, PIXELS, BETA = "image", "pixels", "beta"
+STRENGTH = "strength"
 POLICY = "policy"
 LOGITS, PROBABILITIES = "logits", "probabilities"
 INPUT_DATATYPES = {IMAGE: BYTES, PIXELS: "UINT8", BETA: "FP32"}
@@ -62,7 +64,7 @@ class InferRequest:
 
     id: str
     images: tuple[bytes | Pixels, ...]
-    betas: tuple[float | None, ...]  # one for each image; None: the default
+    betas: tuple[float | Strength | None, ...]  # one for each image; None: the default
     outputs: tuple[RequestedOutput, ...]
     timeout_us: int | None
     policy: str | None = None  # name of a policy in the operator's settings; excludes β
@@ -109,28 +111,31 @@ def make_request(
     inputs: Sequence[Tensor],
     outputs: Sequence[RequestedOutput],
     parameters: Mapping[str, Any],
-    query_beta: str | None = None,
+    query: Mapping[str, str] = {},
     limits: RequestLimits,
 ) -> InferRequest:
-    """Returns the validated request. Raises InvalidRequestError or InvalidBetaError."""
+    """Returns the validated request.
+
+    query: beta or strength, if the URL has one. Raises InvalidRequestError, InvalidBetaError or InvalidStrengthError.
+    """
     if len(id) > MAX_ID_CHARACTERS:
         raise InvalidRequestError(f"the id has {len(id):,} characters: give at most {MAX_ID_CHARACTERS}")
     for name in parameters:
-        if name not in (BETA, POLICY, "timeout", *IGNORED_PARAMETERS) and not name.startswith(IGNORED_PREFIX):
-            raise InvalidRequestError(f"there is no parameter {_short(name)}: use beta, policy and timeout")
+        if name not in (BETA, STRENGTH, POLICY, "timeout", *IGNORED_PARAMETERS) and not name.startswith(IGNORED_PREFIX):
+            raise InvalidRequestError(f"there is no parameter {_short(name)}: use beta, strength, policy and timeout")
     tensors = _by_name(inputs)
     images = _images(tensors, limits)
-    if BETA in tensors:
-        betas: tuple[float | None, ...] = _tensor_betas(tensors[BETA], len(images))
-    elif BETA in parameters:
-        betas = (_parameter_beta(parameters[BETA]),) * len(images)
-    else:
-        betas = (None if query_beta is None else parse_beta(query_beta),) * len(images)
     policy = parameters.get(POLICY)
     if policy is not None and not isinstance(policy, str):
         raise InvalidRequestError(f"policy is {_short(policy)}: give the name of a policy")
-    if policy is not None and (BETA in tensors or BETA in parameters or query_beta is not None):
-        raise InvalidRequestError("beta and policy exclude each other: give one of them")
+    choices = {*tensors, *parameters, *query} & {BETA, STRENGTH} | ({POLICY} if policy is not None else set())
+    if len(choices) > 1:
+        raise InvalidRequestError(f"{' and '.join(sorted(choices))} exclude each other: give one of them")
+    betas: tuple[float | Strength | None, ...]
+    if BETA in tensors:
+        betas = _tensor_betas(tensors[BETA], len(images))
+    else:
+        betas = (_request_beta(parameters, query),) * len(images)
     names = [output.name for output in outputs]
     if len(set(names)) < len(names):
         raise InvalidRequestError("an output is requested more than once")
@@ -169,6 +174,17 @@ def _tensor_betas(tensor: Tensor, count: int) -> tuple[float, ...]:
     assert not isinstance(tensor.data, list)
     # str() of a float32 is its shortest decimal, so that 0.7 is the same β as 0.7 in a query.
     return tuple(parse_beta(str(beta)) for beta in tensor.data.reshape(-1))
+
+
+def _request_beta(parameters: Mapping[str, Any], query: Mapping[str, str]) -> float | Strength | None:
+    """Returns the β or the strength of the parameters, else of the query; None if neither has one."""
+    if BETA in parameters:
+        return _parameter_beta(parameters[BETA])
+    if STRENGTH in parameters:
+        return parse_strength(parameters[STRENGTH])
+    if STRENGTH in query:
+        return parse_strength(query[STRENGTH])
+    return parse_beta(query[BETA]) if BETA in query else None
 
 
 def _parameter_beta(value: Any) -> float:

@@ -58,7 +58,7 @@ def start_server(command, directory, port):
 
 
 def same_answer(shown, found, *, is_published):
-    """Asserts that two responses are equal, except for the version and the last digits of a probability.
+    """Asserts that two responses are equal, except for the version, and the last digits of strength and probability.
 
     Training on another CPU changes these. A run other than the published one gives the same labels, with probabilities
     above a half.
@@ -66,6 +66,8 @@ def same_answer(shown, found, *, is_published):
     for prediction, expected in zip(found["predictions"], shown["predictions"], strict=True):
         probability, published = prediction.pop("probability"), expected.pop("probability")
         assert probability == pytest.approx(published, abs=0.1) if is_published else 0.5 < probability <= 1
+    strength, published = found.pop("strength"), shown.pop("strength")
+    assert strength == pytest.approx(published, abs=0.1) if is_published else 0 < strength < 1
     assert re.fullmatch(r"[0-9a-f]{12}", found.pop("version"))
     shown.pop("version")
     assert found == shown

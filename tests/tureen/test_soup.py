@@ -64,6 +64,20 @@ def test_beta_is_one_for_all_or_one_for_each_or_the_bundles_default(soup, digit_
         soup.classify(images, beta=[0, 2])
 
 
+def test_a_strength_becomes_the_beta_of_the_bundle_and_both_are_in_the_result(soup, digit_png):
+    curve, images = soup.bundle.manifest.strength, [digit_png(0), digit_png(1)]
+    answers = soup.classify(images, strength=0.5)
+    assert [(a.strength, a.beta) for a in answers] == [(0.5, curve.beta_at(0.5))] * 2
+    assert soup.classify(images, beta=curve.beta_at(0.5)) == answers
+    assert [a.strength for a in soup.classify(images, strength=np.array([0.25, 1]))] == [0.25, 1]
+    assert [(a.strength, a.beta) for a in soup.classify(images)] == [(0, 0)] * 2
+    with pytest.raises(tureen.ArgumentError, match="beta and strength exclude each other"):
+        soup.classify(images, 0.5, strength=0.5)
+    for invalid in (2, "robust", [0, None], b"1", float("nan")):
+        with pytest.raises(tureen.InvalidStrengthError, match="give a number from 0"):
+            soup.classify(images, strength=invalid)
+
+
 def test_no_images_give_no_results(example):
     assert example.classify([]) == []
 
@@ -298,7 +312,10 @@ def test_top_k_of_zero_is_refused():
 
 def test_a_model_of_one_token_classifies_without_a_beta_and_refuses_any(single_token_bundle, photograph):
     with tureen.load(single_token_bundle, engine="onnxruntime") as soup:
-        assert soup.classify([photograph])[0].beta is None
+        (answer,) = soup.classify([photograph])
+        assert (answer.beta, answer.strength) == (None, None)
+        with pytest.raises(tureen.SingleTokenError, match="leave strength out"):
+            soup.classify([photograph], strength=0.5)
         for beta in (0, "robust", [0.5], ["clean"]):
             with pytest.raises(tureen.SingleTokenError, match="leave beta out"):
                 soup.classify([photograph], beta=beta)

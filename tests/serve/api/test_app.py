@@ -332,7 +332,13 @@ def test_openapi_has_every_status_of_the_table(client):
     schema = client.get("/openapi.json").json()
     classify = schema["paths"]["/classify"]["post"]
     assert {str(kind.status) for kind in PROBLEM_TYPES.values()} | {"200"} == set(classify["responses"])
-    assert {parameter["name"] for parameter in classify["parameters"]} == {"beta", "policy", "top_k", "timeout_ms"}
+    assert {parameter["name"] for parameter in classify["parameters"]} == {
+        "beta",
+        "strength",
+        "policy",
+        "top_k",
+        "timeout_ms",
+    }
     assert all(list(r["content"]) == [MEDIA_TYPE] for status, r in classify["responses"].items() if status != "200")
     assert "multipart/form-data" in classify["requestBody"]["content"]
     json.dumps(schema)

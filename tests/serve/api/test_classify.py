@@ -6,6 +6,7 @@ import json
 import pytest
 
 from tests.serve.api.test_app import is_problem, serving
+from tureen.bundle.bundle import read_manifest
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +52,21 @@ def test_a_form_of_several_images_gets_the_response_of_their_json(client, digit_
 def test_the_beta_of_a_single_image_may_stand_in_its_form(client, digit_png):
     answer = client.post("/classify", files=[("image", digit_png(0)), ("beta", (None, b"0.75"))]).json()
     assert (answer["beta"], answer["beta_source"]) == (0.75, "request")
+
+
+def test_a_strength_has_the_result_of_its_beta_and_the_response_has_both(client, bundle_path, digit_png):
+    beta = read_manifest(bundle_path).strength.beta_at(0.5)
+    answer = client.post("/classify?strength=0.5", content=digit_png(0)).json()
+    assert (answer["strength"], answer["beta"], answer["beta_source"]) == (0.5, beta, "request")
+    assert answer["predictions"] == client.post(f"/classify?beta={beta}", content=digit_png(0)).json()["predictions"]
+    body = as_json((digit_png(0), None), (digit_png(1), 1))
+    body["images"][0]["strength"] = 0.25
+    results = client.post("/classify?strength=0.5", json=body).json()["results"]
+    assert [result["strength"] for result in results] == [0.25, 1]
+    sweep = client.post("/sweep?strengths=0:1:0.5", content=digit_png(0)).json()
+    assert (sweep["strengths"], sweep["betas"]) == ([0, 0.5, 1], [0, beta, 1])
+    is_problem(client.post("/classify?strength=2", content=digit_png(0)), 422, "invalid_strength")
+    is_problem(client.post("/classify?strength=0.5&beta=0.5", content=digit_png(0)), 422, "invalid_parameter")
 
 
 def test_a_bad_image_is_a_problem_at_its_index_and_affects_no_other(client, digit_png):

@@ -24,6 +24,7 @@ from tureen.errors import (
     UndecodableImageError,
     UnsupportedImageTypeError,
 )
+from tureen.tokens import Strength
 
 LIMITS = BodyLimits(max_image_bytes=100, max_request_bytes=1000, max_images=3)
 BOUNDARY = "boundary"
@@ -150,6 +151,7 @@ def test_the_only_image_of_a_form_has_the_limit_of_an_image():
     ("images", "betas"),
     [
         ([entry(b"a")], [None]),
+        ([entry(b"a", strength=0.5), entry(b"b", beta=1, strength=None)], [Strength(0.5), 1.0]),
         ([entry(b"a", beta=0.3), entry(b"b", beta="clean"), entry(b"c", beta=None)], [0.3, 0.0, None]),
         ([{"data": "data:image/png;base64,YQ"}], [None]),
     ],
@@ -183,6 +185,8 @@ def test_an_image_of_json_that_is_not_base64_is_an_error_in_its_place():
         ({"images": [{"data": 7}]}, "image 0 has another form"),
         ({"images": [entry(b"a", betta=1)]}, "image 0 has another form"),
         ({"images": [entry(b"a", beta="0.5")]}, "beta of image 0 is a string"),
+        ({"images": [entry(b"a", strength="0.5")]}, "strength of image 0 is a string"),
+        ({"images": [entry(b"a", beta=1, strength=1)]}, "image 0 has a beta and a strength: give one of them"),
         ({"images": [{"data": [[[[]]]]}]}, "nested"),
     ],
 )

@@ -10,7 +10,8 @@ from starlette.datastructures import QueryParams
 from serve.api.query import QueryParameters, classify_parameters, sweep_parameters
 from serve.errors import InvalidParameterError
 from serve.settings import Settings
-from tureen.errors import InvalidBetaError, TureenError
+from tureen.errors import InvalidBetaError, InvalidStrengthError, TureenError
+from tureen.tokens import Strength
 
 SETTINGS = Settings(bundle="bundle", timeout_ms=5000, max_sweep_betas=11, max_top_k=1000)
 TENTHS = [0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1]
@@ -34,6 +35,7 @@ def sweep(query):
         ("beta=robust", {"beta": 1.0}),
         ("beta=1e-1", {"beta": 0.1}),
         ("beta=-0", {"beta": 0.0}),
+        ("strength=0.5", {"beta": Strength(0.5)}),
         ("policy=uploads", {"policy": "uploads"}),
         ("top_k=1", {"top_k": 1}),
         ("top_k=1000", {"top_k": 1000}),
@@ -65,7 +67,7 @@ def test_the_betas_of_a_sweep_ascend_without_duplicates(query, betas):
 @pytest.mark.parametrize(
     ("query", "words"),
     [
-        ("betta=1", "there is no parameter 'betta': use beta, policy, top_k, timeout_ms"),
+        ("betta=1", "there is no parameter 'betta': use beta, strength, policy, top_k, timeout_ms"),
         ("Beta=1", "no parameter 'Beta'"),
         ("betas=0:1:0.5", "no parameter 'betas'"),
         ("=1", "no parameter ''"),
@@ -73,7 +75,9 @@ def test_the_betas_of_a_sweep_ascend_without_duplicates(query, betas):
         ("x" * 100 + "=1", f"no parameter '{'x' * 40}'"),
         ("beta=0&beta=1", "beta is given more than once"),
         ("top_k=1&top_k=1", "top_k is given more than once"),
-        ("beta=0.5&policy=uploads", "give one of them"),
+        ("beta=0.5&policy=uploads", "the parameters beta and policy exclude each other: give one of them"),
+        ("beta=0.5&strength=0.5", "the parameters beta and strength exclude each other"),
+        ("strength=0.5&policy=uploads", "the parameters strength and policy exclude each other"),
         ("top_k=0", "top_k is '0': give a whole number from 1 to 1000"),
         ("top_k=1001", "from 1 to 1000"),
         ("top_k=-1", "top_k is '-1'"),
@@ -93,7 +97,18 @@ def test_a_wrong_parameter_of_classify_is_named(query, words):
     assert words in str(caught.value)
 
 
-@pytest.mark.parametrize("query", ["beta=0.5", "policy=uploads", "betas=0,0.5&betas=1", "betas=0:1:0.01"])
+@pytest.mark.parametrize(
+    "query",
+    [
+        "beta=0.5",
+        "policy=uploads",
+        "betas=0,0.5&betas=1",
+        "betas=0:1:0.01",
+        "strength=0.5",
+        "betas=0&strengths=0",
+        "strengths=0:1:0.01",
+    ],
+)
 def test_a_wrong_parameter_of_a_sweep_is_refused(query):
     with pytest.raises(InvalidParameterError):
         sweep(query)
@@ -103,6 +118,19 @@ def test_a_wrong_parameter_of_a_sweep_is_refused(query):
 def test_an_invalid_beta_is_refused(beta):
     with pytest.raises(InvalidBetaError):
         classify(f"beta={beta}")
+
+
+@pytest.mark.parametrize("strength", ["nan", "2", "-0.1", "clean", "robust", "", "1_0"])
+def test_an_invalid_strength_is_refused(strength):
+    with pytest.raises(InvalidStrengthError):
+        classify(f"strength={strength}")
+    with pytest.raises(InvalidStrengthError):
+        sweep(f"strengths=0,{strength}")
+
+
+def test_the_strengths_of_a_sweep_ascend_without_duplicates():
+    assert sweep("strengths=0.5,0,0.5").betas == [Strength(0), Strength(0.5)]
+    assert sweep("strengths=0:1:0.5").betas == [Strength(0), Strength(0.5), Strength(1)]
 
 
 @pytest.mark.parametrize("betas", ["0:1", "0:1:0", "1:0:0.1", "0:2:0.5", "0,2", "", "x", "0:1:0.0001"])

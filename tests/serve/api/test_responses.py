@@ -11,9 +11,13 @@ from serve.api.responses import image_problem, image_result, served_model_fields
 from serve.control.beta_choice import ActiveSettings, BetaChoice
 from serve.errors import InferenceError
 from serve.http.problems import INTERNAL_DETAIL
+from tureen.bundle.manifest import StrengthCurve
 from tureen.errors import TureenError, UndecodableImageError
 
 LABELS = ["cat", "dog", "owl"]
+
+
+CURVE = StrengthCurve(betas=[0, 0.5, 1], strengths=[0, 0.2, 1], n=9)
 
 
 @dataclass
@@ -21,6 +25,7 @@ class Manifest:
     name: str = "pets"
     version: str = "7"
     labels: list[str] = field(default_factory=lambda: LABELS)
+    strength: StrengthCurve = CURVE
 
 
 @dataclass
@@ -61,8 +66,8 @@ def test_a_response_names_the_model_and_the_revision_of_the_settings():
     ],
 )
 def test_an_image_result_holds_the_most_probable_labels_first(row, top_k, labels):
-    result = image_result(logits(row)[0], BetaChoice(0.7, "key", 12), LABELS, top_k)
-    assert (result.beta, result.beta_source) == (0.7, "key")
+    result = image_result(logits(row)[0], BetaChoice(0.75, "key", 12), Manifest(), top_k)
+    assert (result.beta, result.strength, result.beta_source) == (0.75, 0.6, "key")
     assert [prediction.label for prediction in result.predictions] == labels
     assert [LABELS[prediction.index] for prediction in result.predictions] == labels
     probabilities = [prediction.probability for prediction in result.predictions]
@@ -71,9 +76,9 @@ def test_an_image_result_holds_the_most_probable_labels_first(row, top_k, labels
         assert sum(probabilities) == pytest.approx(1)
 
 
-def test_the_beta_of_a_model_of_one_token_is_null():
-    result = image_result(logits([1, 2, 3])[0], BetaChoice(None, "bundle", 0), LABELS, 1)
-    assert result.model_dump()["beta"] is None
+def test_the_beta_and_the_strength_of_a_model_of_one_token_are_null():
+    result = image_result(logits([1, 2, 3])[0], BetaChoice(None, "bundle", 0), Manifest(), 1)
+    assert (result.beta, result.strength) == (None, None)
 
 
 @pytest.mark.parametrize(
@@ -94,6 +99,7 @@ def test_an_image_problem_is_the_row_of_the_table(error, status, code, detail):
 def test_a_sweep_has_a_curve_for_each_label_by_its_highest_probability():
     response = sweep_response(Admission(), [0, 0.5, 1], logits([4, 0, 0], [2, 3, 0], [0, 5, 0]), 2)
     assert response.answers == ["cat", "dog", "dog"]
+    assert response.strengths == [0, 0.2, 1]
     assert [(curve.label, curve.index) for curve in response.curves] == [("dog", 1), ("cat", 0)]
     for curve in response.curves:
         assert len(curve.probabilities) == 3

@@ -46,6 +46,11 @@ def test_every_beta_is_refused_by_its_code(client, image, beta):
     assert "leave beta out, or co-train" in problem["detail"]
 
 
+@pytest.mark.parametrize("path", ["/classify?strength=0.5", "/sweep?strengths=0,1"])
+def test_a_strength_is_refused_by_the_same_code(client, image, path):
+    assert client.post(path, content=image).json()["code"] == "single_token"
+
+
 def test_an_unparsable_beta_is_invalid_for_a_single_token(client, image):
     assert client.post("/classify?beta=x", content=image).json()["code"] == "invalid_beta"
 

@@ -17,9 +17,11 @@ from serve.jobs.job_spec import (
 )
 from tests.serve.jobs.conftest import BUNDLE
 from tureen.bundle.bundle import load_bundle
+from tureen.bundle.manifest import StrengthCurve
 from tureen.errors import SingleTokenError
 from tureen.preprocess import ImageLimits
 from tureen.soup import DEFAULT_TOP_K
+from tureen.tokens import Strength
 
 INPUTS = InputSummary(sha256="0" * 64, images=100, has_own_betas=False)
 
@@ -33,7 +35,8 @@ class NamedEngine:
 
 @pytest.fixture(scope="module")
 def manifest():
-    return load_bundle(BUNDLE).manifest
+    curve = StrengthCurve(betas=[0, 0.6, 1], strengths=[0, 0.5, 1], n=9)
+    return load_bundle(BUNDLE).manifest.model_copy(update={"strength": curve})
 
 
 def spec_of(manifest, inputs=INPUTS, earlier=None, engine="onnxruntime", **options):
@@ -53,6 +56,7 @@ def test_without_options_a_job_has_the_defaults(manifest):
     [
         ({"betas": (0.0, 1.0)}, "betas", (0.0, 1.0)),
         ({"betas": (0.5,), "default_beta": 0.25}, "betas", (0.5,)),
+        ({"betas": (Strength(0.5),), "default_beta": 0.25}, "betas", (0.6,)),
         ({"top_k": 3}, "top_k", 3),
         ({"top_k": 1000}, "top_k", 10),  # the classes of CIFAR-10
         ({"format": "csv"}, "format", "csv"),

@@ -99,9 +99,9 @@ def test_a_beta_of_float32_is_its_shortest_decimal():
 def test_which_beta_counts_tensor_above_parameter_above_query():
     tensor = {"name": "beta", "datatype": "FP32", "shape": [1, 1], "data": [0.25]}
     image, parameters = base64_image(b"x"), {"beta": 0.5}
-    assert decode(in_json(image, tensor, parameters=parameters), query_beta="1").betas == (0.25,)
-    assert decode(in_json(image, parameters=parameters), query_beta="1").betas == (0.5,)
-    assert decode(in_json(image), query_beta="1").betas == (1.0,)
+    assert decode(in_json(image, tensor, parameters=parameters), query={"beta": "1"}).betas == (0.25,)
+    assert decode(in_json(image, parameters=parameters), query={"beta": "1"}).betas == (0.5,)
+    assert decode(in_json(image), query={"beta": "1"}).betas == (1.0,)
     assert decode(in_json(image)).betas == (None,)
 
 
@@ -129,7 +129,7 @@ def test_base64_is_read_as_elsewhere_and_a_byte_order_mark_before_the_json_too()
 
 
 def test_a_length_of_zero_means_that_the_body_is_the_image_itself():
-    request = decode(b"\xff\xd8\xff the file", "0", query_beta="robust")
+    request = decode(b"\xff\xd8\xff the file", "0", query={"beta": "robust"})
     assert request.images == (b"\xff\xd8\xff the file",)
     assert request.betas == (1.0,)
     assert not any(output.is_binary for output in request.outputs)

@@ -13,9 +13,13 @@ from serve.inference.loaded_model import InferenceResult
 from serve.oip.infer import infer
 from serve.oip.request import InferRequest, RequestedOutput
 from serve.oip.statistics import Statistics
+from tureen.bundle.manifest import StrengthCurve
 from tureen.errors import UndecodableImageError
 
 LOGITS = RequestedOutput("logits")
+
+
+CURVE = StrengthCurve(betas=[0, 0.5, 1], strengths=[0, 0.2, 1], n=9)
 
 
 @dataclass
@@ -23,6 +27,7 @@ class Manifest:
     name: str = "pets"
     version: str = "7"
     labels: tuple[str, ...] = ("cat", "dog", "owl")
+    strength: StrengthCurve = CURVE
 
 
 @dataclass
@@ -77,17 +82,17 @@ def run(inference, admission, statistics=None):
 
 
 def test_the_response_names_the_model_the_request_and_its_beta():
-    response = run(request(0.7), Admission(result(1, 2, 3)))
+    response = run(request(0.75), Admission(result(1, 2, 3)))
     assert (response.model_name, response.model_version, response.id) == ("pets", "7", "order-66")
-    assert response.parameters == {"beta": 0.7, "beta_source": "request", "revision": 12}
+    assert response.parameters == {"beta": 0.75, "strength": 0.6, "beta_source": "request", "revision": 12}
 
 
 @pytest.mark.parametrize(
     ("betas", "settings", "parameters"),
     [
-        ((None, None), None, {"beta": 0.3, "beta_source": "bundle", "revision": 12}),
-        ((0.5, 0.5), None, {"beta": 0.5, "beta_source": "request", "revision": 12}),
-        ((0.0, 1.0), None, {"beta": "0.0,1.0", "beta_source": "request", "revision": 12}),
+        ((None, None), None, {"beta": 0.3, "strength": 0.12, "beta_source": "bundle", "revision": 12}),
+        ((0.5, 0.5), None, {"beta": 0.5, "strength": 0.2, "beta_source": "request", "revision": 12}),
+        ((0.0, 1.0), None, {"beta": "0.0,1.0", "strength": "0.0,1.0", "beta_source": "request", "revision": 12}),
         ((None,), ActiveSettings(None, "bundle"), {"beta_source": "bundle", "revision": 0}),  # a model of one token
     ],
 )

@@ -14,7 +14,8 @@ from serve.oip.request import (
     parse_requested_output,
 )
 from serve.oip.tensors import Tensor, TensorMetadata
-from tureen.errors import InvalidBetaError
+from tureen.errors import InvalidBetaError, InvalidStrengthError
+from tureen.tokens import Strength
 
 LIMITS = RequestLimits(image_size=4, max_images=3)
 LOGITS = RequestedOutput("logits")
@@ -36,10 +37,13 @@ def request(*inputs, outputs=(LOGITS,), parameters=None, **options):
     ("inputs", "options", "expected"),
     [
         ((images(2),), {}, (None, None)),
-        ((images(2),), {"query_beta": "robust"}, (1.0, 1.0)),
-        ((images(2),), {"query_beta": "1", "parameters": {"beta": 0.5}}, (0.5, 0.5)),
-        ((images(2), betas(0.25, 0.7)), {"query_beta": "1", "parameters": {"beta": 0.5}}, (0.25, 0.7)),
+        ((images(2),), {"query": {"beta": "robust"}}, (1.0, 1.0)),
+        ((images(2),), {"query": {"beta": "1"}, "parameters": {"beta": 0.5}}, (0.5, 0.5)),
+        ((images(2), betas(0.25, 0.7)), {"query": {"beta": "1"}, "parameters": {"beta": 0.5}}, (0.25, 0.7)),
         ((images(2),), {"parameters": {"policy": "uploads"}}, (None, None)),
+        ((images(2),), {"parameters": {"strength": 0.5}}, (Strength(0.5), Strength(0.5))),
+        ((images(),), {"query": {"strength": "0.5"}}, (Strength(0.5),)),
+        ((images(),), {"query": {"strength": "1"}, "parameters": {"strength": "0.5"}}, (Strength(0.5),)),
     ],
 )
 def test_beta_comes_from_the_tensor_then_the_parameter_then_the_query(inputs, options, expected):
@@ -71,7 +75,12 @@ def test_a_timeout_of_zero_is_none():
         ((images(),), {"parameters": {"Beta": 1}}, "no parameter 'Beta'"),
         ((images(),), {"parameters": {"policy": 5}}, "policy is 5: give the name"),
         ((images(),), {"parameters": {"policy": "a", "beta": 1}}, "give one of them"),
-        ((images(),), {"parameters": {"policy": "a"}, "query_beta": "1"}, "give one of them"),
+        ((images(),), {"parameters": {"policy": "a"}, "query": {"beta": "1"}}, "give one of them"),
+        ((images(),), {"parameters": {"policy": "a", "strength": 1}}, "policy and strength exclude each other"),
+        ((images(),), {"parameters": {"beta": 1, "strength": 1}}, "beta and strength exclude each other"),
+        ((images(), betas(0.5)), {"parameters": {"strength": 1}}, "beta and strength exclude each other"),
+        ((images(),), {"parameters": {"beta": 1}, "query": {"strength": "1"}}, "give one of them"),
+        ((images(),), {"query": {"beta": "1", "strength": "1"}}, "give one of them"),
         ((images(),), {"parameters": {"timeout": True}}, "timeout is True"),
         ((images(),), {"parameters": {"timeout": 2**63}}, "whole number of microseconds"),
         ((images(),), {"id": "x" * 257}, "257 characters: give at most 256"),
@@ -143,3 +152,9 @@ def test_more_tensors_than_the_protocol_names_are_refused_before_they_are_parsed
     check_counts(3, 2)
     with pytest.raises(InvalidRequestError, match=words):
         check_counts(inputs, outputs)
+
+
+@pytest.mark.parametrize("strength", ["robust", 2, -1, None, True, [], float("nan"), 10**400])
+def test_an_invalid_strength_is_refused(strength):
+    with pytest.raises(InvalidStrengthError):
+        request(images(), parameters={"strength": strength})
