@@ -171,7 +171,8 @@ class AdminOperations:
 
     def refuse_beta(self, change: SettingsChange) -> None:
         """Raises SingleTokenError with the setting in the change. Called for a model with one token, which has no β."""
-        raise SingleTokenError("default_beta" if "default_beta" in change.model_fields_set else "bounds and policies")
+        defaults = [name for name in ("default_beta", "default_strength") if name in change.model_fields_set]
+        raise SingleTokenError(defaults[0] if defaults else "bounds and policies")
 
     async def _prepare_credentials(self) -> None:
         await asyncio.to_thread(prepare_credentials, self._credentials, self._settings)

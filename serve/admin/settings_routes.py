@@ -19,7 +19,16 @@ from fastapi.responses import JSONResponse
 from serve.admin.auth import Operator, authenticate, read_json_body
 from serve.admin.expected_accuracy import expected_accuracy
 from serve.admin.operations import AdminOperations
-from serve.control.change import Reason, add_api_key, apply_change, cancel_plan, parse_change, remove_api_key, roll_back
+from serve.control.change import (
+    Reason,
+    add_api_key,
+    apply_change,
+    cancel_plan,
+    parse_change,
+    remove_api_key,
+    resolve_strength,
+    roll_back,
+)
 from serve.control.credential_store import Credential, digest, make_secret
 from serve.control.revision_diff import describe_changes
 from serve.control.revision_store import Revision
@@ -75,7 +84,8 @@ def add_settings_routes(router: APIRouter, operations: AdminOperations) -> None:
         def after(state: SettingsState) -> SettingsState:
             if in_force is None:
                 operations.refuse_beta(requested)
-            return apply_change(state, requested, who=operator.name, now=datetime.now(UTC), in_force=in_force or 0.0)
+            change = resolve_strength(requested, operations.manifest.strength)
+            return apply_change(state, change, who=operator.name, now=datetime.now(UTC), in_force=in_force or 0.0)
 
         return await _write(operations, request, operator, "set", requested.reason, after, dry_run=dry_run)
 
@@ -196,6 +206,7 @@ def _state_response(
         "revision": row.revision,
         **_public(state),
         "default_beta": beta,
+        "default_strength": None if beta is None else manifest.strength.strength_at(beta),
         "default_beta_source": operations.default_beta_source(state),
         "changed": {name: getattr(row, name) for name in ("at", "who", "action", "reason")} if row.revision else None,
         "model": {"name": manifest.name, "version": manifest.version},

@@ -30,7 +30,7 @@ class QueryParameters:
 
 
 def classify_parameters(query: QueryParams, settings: Settings) -> QueryParameters:
-    """Returns the query parameters of /classify: beta, strength or policy, top_k and timeout_ms; defaults for absent ones.
+    """Returns the query parameters of /classify: beta, strength or policy, top_k, timeout_ms; or their defaults.
 
     settings: the default timeout, and the maximum of top_k and timeout_ms. Raises InvalidBetaError for a wrong β,
     InvalidStrengthError for a wrong strength. Raises InvalidParameterError for an unknown, repeated or wrong parameter,

@@ -13,7 +13,7 @@ from typing import Any
 from serve.commands.admin_client import AdminClient, RefusedError
 from serve.commands.options import listener_options
 from serve.control.revision_diff import format_canary, format_plan
-from tureen.arguments import beta_argument
+from tureen.arguments import beta_argument, strength_argument
 from tureen.tokens import parse_beta
 
 WAIT_S = 30.0
@@ -42,8 +42,14 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("get", parents=[common], help="show the settings in force and the planned changes")
     change = commands.add_parser("set", parents=[common], help="change the default β, or what clients may choose")
-    change.add_argument(
+    default = change.add_mutually_exclusive_group()
+    default.add_argument(
         "beta", nargs="?", type=_default_argument, help="0 to 1, clean or robust; server: the default of the server"
+    )
+    default.add_argument(
+        "--strength",
+        type=strength_argument,
+        help="0 (clean mode) to 1 (robust mode); the server stores the β of the model that it serves now",
     )
     change.add_argument(
         "--min", dest="beta_min", type=beta_argument, metavar="β", help="lowest β that clients may choose"
@@ -122,6 +128,8 @@ def _change(options: argparse.Namespace) -> dict[str, Any]:
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     if options.beta is not None:
         given["default_beta"] = None if options.beta == SERVER_DEFAULT else options.beta
+    if options.strength is not None:
+        given["default_strength"] = options.strength.value
     if options.clients_may_choose is not None:
         given["clients_may_choose"] = options.clients_may_choose == "yes"
     if options.policies is not None:
@@ -227,9 +235,11 @@ def _format_rules(state: dict[str, Any]) -> list[str]:
 
 
 def format_default(state: dict[str, Any]) -> str:
-    """Returns a line with the default β and its expected accuracy."""
+    """Returns a line with the default β, its strength and its expected accuracy."""
     beta = "none, the model has one token" if state["default_beta"] is None else f"{state['default_beta']:g}"
-    text = f"revision {state['revision']}: default β {beta} ({state['default_beta_source']})"
+    strength = state.get("default_strength")  # servers of earlier versions send none
+    shown = f", strength {strength:g}" if strength is not None else ""
+    text = f"revision {state['revision']}: default β {beta}{shown} ({state['default_beta_source']})"
     expected = state["expected"]
     if expected is None:
         return text

@@ -21,6 +21,7 @@ from serve.control.settings_state import (
     format_time,
 )
 from serve.errors import InvalidChangeError
+from tureen.bundle.manifest import StrengthCurve
 
 DAY_S = 24 * 60 * 60
 MAX_TTL_S = 30 * DAY_S
@@ -50,6 +51,9 @@ class SettingsChange(FrozenModel):
     default_beta: Beta | None = Field(
         default=None, description="a number from 0 to 1, or null: the default of the server"
     )
+    default_strength: Annotated[float, Field(strict=True, ge=0, le=1)] | None = Field(
+        default=None, description="a number from 0 to 1, in place of default_beta; the served model maps it to β"
+    )
     beta_min: Beta = Field(default=0.0, description="a number from 0 to 1")
     beta_max: Beta = Field(default=1.0, description="a number from 0 to 1")
     clients_may_choose: StrictBool = Field(default=True, description="true or false")
@@ -77,12 +81,17 @@ class SettingsChange(FrozenModel):
         given = self.model_fields_set - {"reason"}
         if not given - {"ttl_s", "ramp_s", "ramp_steps", "at"}:
             raise ValueError("the change is empty: give default_beta, a bound, or another setting")
+        defaults = given & {"default_beta", "default_strength"}
+        if len(defaults) > 1:
+            raise ValueError("default_beta and default_strength exclude each other: give one of them")
+        if "default_strength" in given and self.default_strength is None:
+            raise ValueError("default_strength is null: give a number from 0 to 1, or default_beta null")
         timed = [name for name in ("ttl_s", "ramp_s", "at") if getattr(self, name) is not None]
-        if timed and "default_beta" not in given:
+        if timed and not defaults:
             raise ValueError(f"{timed[0]} is for default_beta, which is not given")
-        if self.at is not None and (len(timed) > 1 or given - {"default_beta", "at"}):
+        if self.at is not None and (len(timed) > 1 or given - defaults - {"at"}):
             raise ValueError("at is for default_beta only: remove ttl_s, ramp_s and other settings")
-        if self.ramp_s is not None and self.default_beta is None:
+        if self.ramp_s is not None and self.default_beta is None and self.default_strength is None:
             raise ValueError("ramp_s needs a default_beta to move to")
         if self.ramp_s is not None and self.ttl_s is not None and self.ttl_s <= self.ramp_s:
             raise ValueError("ttl_s ends before the ramp does")
@@ -97,10 +106,18 @@ def parse_change(document: Any) -> SettingsChange:
         raise InvalidChangeError(describe_first_error(error, SettingsChange)) from None
 
 
+def resolve_strength(change: SettingsChange, curve: StrengthCurve) -> SettingsChange:
+    """Returns the change with the β of its default_strength as default_beta. Other changes are returned unchanged."""
+    if change.default_strength is None:
+        return change
+    given = change.model_dump(exclude_unset=True, exclude={"default_strength"})
+    return SettingsChange.model_validate({**given, "default_beta": curve.beta_at(change.default_strength)})
+
+
 def apply_change(
     state: SettingsState, change: SettingsChange, *, who: str, now: datetime, in_force: float
 ) -> SettingsState:
-    """Returns the state after the change. Raises InvalidChangeError.
+    """Returns the state after the change, which has no default_strength. Raises InvalidChangeError.
 
     in_force: the default β before the change, at which a ramp starts. A new default β replaces ramps and reverts in
     progress; scheduled changes stay. A temporary default reverts to the default before it. If it replaces a ramp or

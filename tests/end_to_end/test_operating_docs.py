@@ -35,13 +35,13 @@ def test_the_commands_for_the_day_of_an_attack_run_as_documented(workplace, run_
             assert result.returncode == 0, f"{here}\n{result.stdout}\n{result.stderr}"
             said.append(result.stdout)
     looked, turned_up, answer, floor, by_policy, rolled_back, history, token, known = said
-    assert "default β 0 (bundle), clean accuracy" in looked
-    assert "default β 0.9 (operator)" in turned_up
+    assert "default β 0, strength 0 (bundle), clean accuracy" in looked
+    assert "default β 0.9, strength 0.9 (operator)" in turned_up
     assert "planned" in turned_up
     assert json.loads(answer)["beta"] == 0.9
     assert json.loads(floor)["beta_min"] == 0.5
     assert json.loads(by_policy)["beta_source"] == "policy"
-    assert "default β 0 (bundle)" in rolled_back
+    assert "default β 0, strength 0 (bundle)" in rolled_back
     assert "3 revisions" in history
     assert token.startswith("tureen_")
     assert "ada  operate" in known

@@ -15,7 +15,7 @@ from PIL import Image
 from serve.control.credential_store import Credentials
 from serve.control.revision_store import RevisionStore
 from tests.patience import DEADLINE_S
-from tureen.bundle.bundle import load_bundle
+from tureen.bundle.bundle import MANIFEST, load_bundle
 from tureen.commands.demo import EXAMPLES
 
 SOON_S = 20
@@ -73,6 +73,24 @@ def test_a_temporary_change_reverts_and_a_planned_one_can_be_cancelled(start_ope
     path = f"/admin/beta/pending/{plan_id}?reason=enough"
     assert operator.ask("DELETE", path, revision=3)[2]["pending"] == []
     assert operator.ask("DELETE", path, revision=4)[0] == 422
+
+
+def test_a_strength_becomes_the_beta_of_the_served_model_within_the_bounds(start_operated, example_bundle, image):
+    manifest = json.loads((example_bundle / MANIFEST).read_text())
+    curve = {"betas": [0, 0.6, 1], "strengths": [0, 0.5, 1], "n": 9}
+    (example_bundle / MANIFEST).write_text(json.dumps({**manifest, "schema_version": 3, "strength": curve}))
+    server, operator = start_operated(bundle=example_bundle)
+    assert operator.ask("GET", "/admin/beta")[2]["default_strength"] == 0
+    change = {"default_strength": 0.5, "reason": "attack on uploads"}
+    _, _, would_be = operator.ask("PUT", "/admin/beta?dry_run=true", change, revision=0)
+    assert (would_be["default_strength"], would_be["default_beta"], would_be["revision"]) == (0.5, 0.6, 0)
+    operator.change(default_strength=0.5, beta_min=0.5)
+    _, _, state = operator.ask("GET", "/admin/beta")
+    assert (state["default_strength"], state["default_beta"], state["revision"]) == (0.5, 0.6, 1)
+    answer = classify(server, image)[1]
+    assert (answer["strength"], answer["beta"], answer["beta_source"]) == (0.5, 0.6, "operator")
+    assert classify(server, image, "?strength=0.4")[1]["code"] == "beta_out_of_bounds"
+    assert classify(server, image, "?strength=0.75")[1]["beta"] == 0.8
 
 
 def test_settings_survive_the_server(start_operated):
@@ -317,20 +335,22 @@ def test_a_read_only_credential_changes_nothing(start_operated, run_tureen, tmp_
 def test_tureen_beta_is_all_an_operator_needs(start_operated, run_tureen):
     _, operator = start_operated()
     where = ("--url", operator.url, "--token", operator.token)
-    assert "default β 0 (bundle), clean accuracy" in run_tureen("beta", "get", *where).stdout
+    assert "default β 0, strength 0 (bundle), clean accuracy" in run_tureen("beta", "get", *where).stdout
     unasked = run_tureen("beta", "set", "0.8", "--reason", "attack", *where)
     assert (unasked.returncode, "give --yes" in unasked.stderr) == (1, True)
     assert "now " in unasked.stdout
     assert "then " in unasked.stdout
     done = run_tureen("beta", "set", "0.8", "--reason", "attack", "--for", "1h", "--yes", *where)
     assert done.returncode == 0, done.stderr
-    assert "revision 1: default β 0.8 (operator)" in done.stdout
+    assert "revision 1: default β 0.8, strength 0.8 (operator)" in done.stdout
     assert "revert to the server's default β" in done.stdout
     assert run_tureen("beta", "rollback", "0", "--reason", "over", "--yes", *where).returncode == 0
     history = run_tureen("beta", "history", "--verify", *where).stdout
     assert "local  set: the server's default β → 0.8, planned: " in history
     assert "2 revisions" in history
     assert json.loads(run_tureen("beta", "get", "--json", *where).stdout)["revision"] == 2
+    strength = run_tureen("beta", "set", "--strength", "0.7", "--reason", "attack", *where)
+    assert "then      revision 2: default β 0.7, strength 0.7 (operator)" in strength.stdout
     rules = ("--min", "0.2", "--policy", "uploads=0.9", "--canary", "0.9:0.1", "--clients-may-choose", "no")
     assert run_tureen("beta", "set", *rules, "--reason", "rules", "--yes", *where).returncode == 0
     shown = run_tureen("beta", "get", *where).stdout

@@ -67,12 +67,17 @@ def test_the_default_of_a_model_with_one_token_or_without_measured_accuracy_is_s
     state = {**STATE, "default_beta": None, "default_beta_source": "bundle", "expected": None}
     assert format_default(state) == "revision 3: default β none, the model has one token (bundle)"
     assert format_default({**STATE, "expected": None}) == "revision 3: default β 0.7 (operator)"
+    # servers of earlier versions send no strength
+    state = {**STATE, "expected": None, "default_strength": 0.75}
+    assert format_default(state) == "revision 3: default β 0.7, strength 0.75 (operator)"
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["set", "1.8"], "1.8"),
+        (["set", "--strength", "robust"], "'robust'; give a number from 0"),
+        (["set", "0.5", "--strength", "0.5"], "not allowed with"),
         (["set", "--min", "nan"], "nan"),
         (["set", "0.5", "--for", "1w"], "'1w' is not a duration"),
         (["set", "0.5", "--for", "soon"], "'soon' is not a duration"),

@@ -14,10 +14,12 @@ from serve.control.change import (
     next_due_time,
     parse_change,
     remove_api_key,
+    resolve_strength,
     roll_back,
 )
 from serve.control.settings_state import KeyPolicy, SettingsState
 from serve.errors import InvalidChangeError
+from tureen.bundle.manifest import StrengthCurve
 
 NOW = datetime(2027, 1, 31, 8, tzinfo=UTC)
 
@@ -76,6 +78,9 @@ def test_no_beta_but_a_number_from_0_to_1(name, beta):
         ({"canary": {"beta": 0.9, "share": 0.1}, "beta_max": 0.8}, "the canary's β 0.9 is outside"),
         ({"policies": {"Up loads": 0.5}}, "policies: "),
         ({"clients_may_choose": 1}, "clients_may_choose: true or false"),
+        ({"default_strength": 0.5, "default_beta": 0.5}, "default_beta and default_strength exclude each other"),
+        ({"default_strength": None}, "default_strength is null"),
+        ({"default_strength": 0.5, "at": "2027-01-31T09:00:00Z", "beta_min": 0.1}, "at is for default_beta only"),
     ],
 )
 def test_a_wrong_change_is_refused_by_field_and_rule(settings, said):
@@ -83,6 +88,33 @@ def test_a_wrong_change_is_refused_by_field_and_rule(settings, said):
         apply(SettingsState(), **settings)
     assert said in str(caught.value)
     assert "pydantic" not in str(caught.value)
+
+
+CURVE = StrengthCurve(betas=[0, 0.6, 1], strengths=[0, 0.5, 1], n=9)
+
+
+@pytest.mark.parametrize(
+    "strength", [float("nan"), float("inf"), "0.5", True, [], {}, -0.1, 1.0000001, 10**400, "clean"]
+)
+def test_no_strength_but_a_number_from_0_to_1(strength):
+    with pytest.raises(InvalidChangeError, match="default_strength: a number from 0 to 1"):
+        parse_change({"reason": "a test", "default_strength": strength})
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"ttl_s": 60}, {"ramp_s": 60}, {"at": "2027-01-31T09:00:00Z"}, {"beta_max": 0.7}]
+)
+def test_a_strength_is_the_change_of_the_default_to_its_beta(options):
+    change = parse_change({"reason": "a test", "default_strength": 0.5, **options})
+    expected = parse_change({"reason": "a test", "default_beta": 0.6, **options})
+    resolved = resolve_strength(change, CURVE)
+    assert resolved == expected
+    assert resolved.model_fields_set == expected.model_fields_set
+
+
+def test_a_change_without_a_strength_is_not_resolved():
+    change = parse_change({"reason": "a test", "default_beta": None})
+    assert resolve_strength(change, CURVE) is change
 
 
 def test_a_ttl_reverts_to_the_previous_value():
