@@ -55,6 +55,7 @@ def add_console(app: FastAPI, current: Callable[[], tuple[Manifest, ActiveSettin
             "has_two_tokens": manifest.has_two_tokens,
             "accuracy": [row.model_dump() for row in sorted(manifest.accuracy, key=lambda row: row.beta)],
             "default_beta": settings.default.beta,
+            "strength": manifest.strength.model_dump(),
             "beta_min": state.beta_min,
             "beta_max": state.beta_max,
             "clients_may_choose": state.clients_may_choose,

@@ -1,4 +1,4 @@
-// The console. It shows the predictions for one image at every β, and lets operators change the default β.
+// The console. It shows the predictions for one image at every strength, and lets operators change the default β.
 // It uses the HTTP API only. Text from the server is inserted as text, never as markup.
 
 const $ = (id) => document.getElementById(id);
@@ -44,16 +44,24 @@ async function request(path, options = {}) {
   throw error;
 }
 
-// An image at every β
+// An image at every strength
 
-// The β from 0 to 1 in steps of STEP that clients may use.
-function betaGrid() {
-  const betas = [];
+// The value at x of the line through the points (xs, ys), as the server computes it.
+function interpolate(x, xs, ys) {
+  const upper = Math.max(1, xs.findIndex((value) => value >= x)), lower = upper - 1;
+  return ys[lower] + ((ys[upper] - ys[lower]) * (x - xs[lower])) / (xs[upper] - xs[lower]);
+}
+
+const betaOf = (strength) => +interpolate(strength, model.strength.strengths, model.strength.betas).toFixed(6);
+
+// The strengths from 0 to 1 in steps of STEP whose β clients may use.
+function strengthGrid() {
+  const strengths = [];
   for (let n = 0; n <= Math.round(1 / STEP); n++) {
-    const beta = +(n * STEP).toFixed(2);
-    if (beta >= model.beta_min && beta <= model.beta_max) betas.push(beta);
+    const strength = +(n * STEP).toFixed(2), beta = betaOf(strength);
+    if (beta >= model.beta_min && beta <= model.beta_max) strengths.push(strength);
   }
-  return betas;
+  return strengths;
 }
 
 let latestFile = 0;
@@ -74,11 +82,11 @@ async function classifyFile(file) {
   $("image").src = URL.createObjectURL(file);
   $("image").alt = `The image that was classified: ${file.name}`;
   const nearest = sweep.betas.map((beta) => Math.abs(beta - (model.default_beta ?? 0)));
-  $("beta").max = sweep.betas.length - 1;
-  $("beta").value = nearest.indexOf(Math.min(...nearest));
+  $("strength").max = sweep.betas.length - 1;
+  $("strength").value = nearest.indexOf(Math.min(...nearest));
   $("result").hidden = $("figure").hidden = false;
   drawCurve();
-  showSelectedBeta();
+  showSelected();
 }
 
 // Removes the image and result of the previous file, so that they never stand beside the error of the next one.
@@ -98,7 +106,7 @@ async function sweepFile(file) {
     throw new Error(`${file.name} cannot be read. Choose a file that is not a folder, and choose it again if it has changed.`);
   }
   try {
-    return await (await request(`sweep?betas=${betaGrid().join(",")}&top_k=5`, { method: "POST", body })).json();
+    return await (await request(`sweep?strengths=${strengthGrid().join(",")}&top_k=5`, { method: "POST", body })).json();
   } catch (error) {
     throw [400, 413, 415].includes(error.status) ? new Error(`${file.name}: ${error.detail}`) : error;
   }
@@ -107,7 +115,7 @@ async function sweepFile(file) {
 // The curve is drawn at the size of its element, so that its text has the same size on a phone.
 const LEFT = 55, RIGHT = 125, BOTTOM = 260, LINE = 16;
 let width = 640;
-const X = (beta) => LEFT + (width - LEFT - RIGHT) * beta;
+const X = (strength) => LEFT + (width - LEFT - RIGHT) * strength;
 const Y = (probability) => BOTTOM - (BOTTOM - 20) * probability;
 
 function drawCurve() {
@@ -120,11 +128,11 @@ function drawCurve() {
     svg.append(svgElement("text", { x: 48, y: Y(share) + 4, "text-anchor": "end" }, percent(share, 0)));
   }
   const ticks = X(1) - X(0) < 200 ? [0, 0.5, 1] : [0, 0.25, 0.5, 0.75, 1];
-  for (const beta of ticks) svg.append(svgElement("text", { x: X(beta), y: 280, "text-anchor": "middle" }, String(beta)));
-  svg.append(svgElement("text", { x: X(0.5), y: 297, "text-anchor": "middle" }, "β"));
+  for (const strength of ticks) svg.append(svgElement("text", { x: X(strength), y: 280, "text-anchor": "middle" }, String(strength)));
+  svg.append(svgElement("text", { x: X(0.5), y: 297, "text-anchor": "middle" }, "strength"));
   const ends = [];
   sweep.curves.forEach((curve, n) => {
-    const points = curve.probabilities.map((share, i) => `${X(sweep.betas[i])},${Y(share)}`).join(" ");
+    const points = curve.probabilities.map((share, i) => `${X(sweep.strengths[i])},${Y(share)}`).join(" ");
     svg.append(svgElement("polyline", { class: `line s${n}`, points }));
     ends.push({ label: curve.label, n, y: Y(curve.probabilities.at(-1)) });
   });
@@ -140,16 +148,18 @@ function drawCurve() {
     for (let n = end.label.length - 1; n && at + 17 + label.getComputedTextLength() > width; n--) label.textContent = `${end.label.slice(0, n)}…`;
   }
   svg.append(svgElement("line", { class: "marker", id: "marker", y1: Y(1), y2: Y(0) }));
+  const strengthOf = (beta) => sweep.strengths[sweep.betas.indexOf(beta)];
   $("answer-changes").textContent = sweep.changes.length
-    ? sweep.changes.map((change) => `Between β ${change.after_beta} and ${change.before_beta} the label changes from ${change.from_label} to ${change.to_label}.`).join(" ")
-    : `The label is ${sweep.answers[0]} at every β.`;
+    ? sweep.changes.map((change) => `Between strength ${strengthOf(change.after_beta)} and ${strengthOf(change.before_beta)} the label changes from ${change.from_label} to ${change.to_label}.`).join(" ")
+    : `The label is ${sweep.answers[0]} at every strength.`;
 }
 
-function showSelectedBeta() {
-  const at = Number($("beta").value), beta = sweep.betas[at];
+function showSelected() {
+  const at = Number($("strength").value), strength = sweep.strengths[at], beta = sweep.betas[at];
+  $("strength-value").textContent = strength.toFixed(2);
   $("beta-value").textContent = beta.toFixed(2);
-  $("beta").setAttribute("aria-valuetext", `β ${beta.toFixed(2)}: ${sweep.answers[at]}`);
-  for (const end of ["x1", "x2"]) $("marker").setAttribute(end, X(beta));
+  $("strength").setAttribute("aria-valuetext", `strength ${strength.toFixed(2)}, β ${beta.toFixed(2)}: ${sweep.answers[at]}`);
+  for (const end of ["x1", "x2"]) $("marker").setAttribute(end, X(strength));
   const shares = sweep.curves.map((curve) => [curve.label, curve.probabilities[at]]).sort((first, second) => second[1] - first[1]);
   showBars($("bars"), shares.map(([label, share]) => [label, share, percent(share)]));
 }
@@ -186,7 +196,7 @@ async function signIn() {
   }
   showError();
   sessionStorage.setItem("tureen-token", token);
-  $("dial").value = state.default_beta ?? 0;
+  $("dial").value = state.default_strength ?? 0;
   showExpected();
   $("sign-in").hidden = true;
   $("controls").hidden = false;
@@ -198,7 +208,7 @@ async function refresh() {
   const isNewRevision = state?.revision !== response.revision;
   state = response;
   const by = state.changed ? `, ${state.changed.action} by ${state.changed.who}: “${state.changed.reason}”` : "";
-  $("active").textContent = `β ${state.default_beta ?? "none"} (${state.default_beta_source}), revision ${state.revision}${by}`;
+  $("active").textContent = `strength ${state.default_strength ?? "none"}, β ${state.default_beta ?? "none"} (${state.default_beta_source}), revision ${state.revision}${by}`;
   $("pending").replaceChildren(...state.pending.map((plan) => {
     const target = plan.default_beta === null ? "the server's default β" : `β ${plan.default_beta}`;
     const line = element("span", `${plan.kind} to ${target} at ${plan.at.slice(0, 19)}Z `);
@@ -223,13 +233,13 @@ function expectedAccuracy(beta) {
   if (upper < 0 || (upper === 0 && rows[0].beta > beta + 1e-9)) return "not measured";
   const row = rows[upper], exact = Math.abs(row.beta - beta) < 1e-9;
   const low = exact ? row : rows[upper - 1], share = exact ? 0 : (beta - low.beta) / (row.beta - low.beta);
-  const interpolate = (kind) => percent((1 - share) * low[kind].value + share * row[kind].value);
-  return `clean ${interpolate("clean")}, robust ${interpolate("robust")}${exact ? "" : " (between two measured β)"}`;
+  const accuracyOf = (kind) => percent((1 - share) * low[kind].value + share * row[kind].value);
+  return `clean ${accuracyOf("clean")}, robust ${accuracyOf("robust")}${exact ? "" : " (between two measured β)"}`;
 }
 
 function showExpected() {
-  const beta = Number($("dial").value);
-  $("dial-value").textContent = beta.toFixed(2);
+  const strength = Number($("dial").value), beta = betaOf(strength);
+  $("dial-value").textContent = `${strength.toFixed(2)} (β ${beta.toFixed(2)})`;
   $("expected").textContent = state.default_beta === null ? "" : `Now: ${expectedAccuracy(state.default_beta)}. Then: ${expectedAccuracy(beta)}.`;
 }
 
@@ -327,7 +337,7 @@ $("theme").onclick = () => {
   setTheme(theme);
 };
 $("file").onchange = () => classifyFile($("file").files[0]);
-$("beta").oninput = showSelectedBeta;
+$("strength").oninput = showSelected;
 $("dial").oninput = showExpected;
 for (const kind of ["dragover", "dragleave", "drop"]) {
   document.addEventListener(kind, (event) => {
@@ -347,7 +357,7 @@ function takeFile(file) {
 new ResizeObserver(() => {
   if (!sweep || $("figure").hidden || $("curve").clientWidth === width) return;
   drawCurve();
-  showSelectedBeta();
+  showSelected();
 }).observe($("figure"));
 $("sign-in").onsubmit = (event) => {
   event.preventDefault();
@@ -357,9 +367,9 @@ $("sign-in").onsubmit = (event) => {
 };
 $("change").onsubmit = (event) => {
   event.preventDefault();
-  const beta = Number($("dial").value), ttl = Number($("ttl").value);
-  if (!confirm(`Change the default β to ${beta}?\n${$("expected").textContent}`)) return;
-  applyChange(() => writeSettings("PUT", "admin/beta", { default_beta: beta, reason: $("reason").value, ...(ttl ? { ttl_s: ttl } : {}) }));
+  const strength = Number($("dial").value), ttl = Number($("ttl").value);
+  if (!confirm(`Change the default strength to ${$("dial-value").textContent}?\n${$("expected").textContent}`)) return;
+  applyChange(() => writeSettings("PUT", "admin/beta", { default_strength: strength, reason: $("reason").value, ...(ttl ? { ttl_s: ttl } : {}) }));
 };
 
 async function showModel() {

@@ -105,7 +105,7 @@ def picture(page, name):
         shot.convert("P", palette=Image.Palette.ADAPTIVE).save(Path(directory) / f"{name}.png", optimize=True)
 
 
-def test_an_image_is_seen_at_every_beta_from_one_sweep(operated, open_page, image_file):
+def test_an_image_is_seen_at_every_strength_from_one_sweep(operated, open_page, image_file):
     server, _ = operated
     page = open_page(f"http://127.0.0.1:{server.port}")
     sweeps = []
@@ -113,14 +113,14 @@ def test_an_image_is_seen_at_every_beta_from_one_sweep(operated, open_page, imag
     page.set_input_files("#file", image_file)
     expect(page.locator("#bars .bar")).to_have_count(5)
     first = page.inner_text("#bars")
-    assert page.inner_text("#beta-value") == "0.00"
-    page.focus("#beta")
+    assert (page.inner_text("#strength-value"), page.inner_text("#beta-value")) == ("0.00", "0.00")
+    page.focus("#strength")
     page.keyboard.press("End")
-    assert page.inner_text("#beta-value") == "1.00"
+    assert (page.inner_text("#strength-value"), page.inner_text("#beta-value")) == ("1.00", "1.00")
     assert page.inner_text("#bars") != first
     assert page.get_attribute("#marker", "x1") == page.locator("#curve .axis").first.get_attribute("x2")
     page.keyboard.press("ArrowLeft")
-    assert page.inner_text("#beta-value") == "0.95"
+    assert page.inner_text("#strength-value") == "0.95"
     assert len(sweeps) == 1
     assert page.locator("#curve polyline").count() == 5
     assert page.inner_text("#answer-changes")
@@ -273,6 +273,38 @@ def test_an_operator_changes_the_default_and_rolls_it_back(operated, open_page, 
     changed = operator.ask("GET", "/admin/beta")[2]["changed"]
     assert (changed["action"], changed["reason"]) == ("rollback to 1", "it is over")
     expect(page.locator("#history")).to_contain_text("policy uploads none → 0.9")
+
+
+def test_both_sliders_move_in_strength_and_show_the_beta_of_the_model(
+    start_server, open_page, example_bundle, image_file, tmp_path
+):
+    curve = {"betas": [0, 0.6, 1], "strengths": [0, 0.5, 1], "n": 9}
+    manifest = json.loads((example_bundle / MANIFEST).read_text())
+    (example_bundle / MANIFEST).write_text(json.dumps({**manifest, "schema_version": 3, "strength": curve}))
+    server = start_server("--state-dir", tmp_path / "state", bundle=example_bundle)
+    server.wait_until_ready()
+    operator = Operator(server, tmp_path / "state")
+    operator.change(default_strength=0.5, beta_min=0.5)
+    page = open_page(f"http://127.0.0.1:{server.port}")
+    page.set_input_files("#file", image_file)
+    expect(page.locator("#bars .bar")).to_have_count(5)
+    assert (page.inner_text("#strength-value"), page.inner_text("#beta-value")) == ("0.50", "0.60")
+    page.focus("#strength")
+    page.keyboard.press("Home")
+    # The lowest strength whose β is not below 0.5, the bound.
+    assert (page.inner_text("#strength-value"), page.inner_text("#beta-value")) == ("0.45", "0.54")
+    page = open_page(operator.url)
+    page.fill("#token", operator.token)
+    page.keyboard.press("Enter")
+    expect(page.locator("#active")).to_contain_text("strength 0.5, β 0.6 (operator), revision 1")
+    page.focus("#dial")
+    for _ in range(5):
+        page.keyboard.press("ArrowRight")
+    expect(page.locator("#dial-value")).to_have_text("0.75 (β 0.80)")
+    page.on("dialog", lambda dialog: dialog.accept())
+    page.fill("#reason", "more")
+    page.click("#set")
+    expect(page.locator("#active")).to_contain_text("strength 0.75, β 0.8 (operator), revision 2")
 
 
 def test_an_operator_sees_the_model_that_serves_after_a_reload(start_server, open_page, example_bundle, tmp_path):
