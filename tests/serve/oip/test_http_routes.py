@@ -117,7 +117,7 @@ def test_an_image_gets_the_result_of_the_library_with_its_beta_and_source(client
     response = infer(client, image_input(images[:1]), id="order-66", parameters={"beta": 0.7})
     answer = response.json()
     assert (answer["model_name"], answer["model_version"], answer["id"]) == ("cifar10", version(client), "order-66")
-    assert answer["parameters"] == {"beta": 0.7, "beta_source": "request", "revision": 0}
+    assert answer["parameters"] == {"beta": 0.7, "strength": 0.7, "beta_source": "request", "revision": 0}
     (expected,) = library.classify(images[:1], beta=0.7, top_k=10)
     probabilities = tensor(response, "probabilities")[0]
     for prediction in expected.predictions:
