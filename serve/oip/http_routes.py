@@ -158,5 +158,5 @@ def _query(request: Request) -> dict[str, str]:
     if any(name not in (BETA, STRENGTH) for name, _ in values):
         raise InvalidRequestError(f"the query has an unknown parameter: use only {BETA} or {STRENGTH}")
     if len(values) > 1:
-        raise InvalidRequestError(f"the query has {BETA} or {STRENGTH} more than once: give one of them once")
+        raise InvalidRequestError(f"the query has {BETA} or {STRENGTH} more than once, or both: give one of them")
     return dict(values)

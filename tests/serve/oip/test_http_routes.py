@@ -151,17 +151,26 @@ def test_mixed_betas_in_one_request_equal_single_requests(client, images):
     np.testing.assert_allclose(tensor(response), np.concatenate(alone), atol=1e-4)
 
 
+def test_strength_may_come_in_the_query_or_as_a_parameter(client, images):
+    for request in ({"path": f"{INFER}?strength=0.5"}, {"parameters": {"strength": 0.5}}):
+        parameters = infer(client, image_input(images), **request).json()["parameters"]
+        assert (parameters["strength"], parameters["beta"], parameters["beta_source"]) == (0.5, 0.5, "request")
+    is_error(infer(client, image_input(images), path=f"{INFER}?strength=0.5&beta=1"), 400, "or both: give one of them")
+    is_error(infer(client, image_input(images), path=f"{INFER}?strength=2"), 400, "the strength is '2'")
+
+
 def test_beta_may_come_in_the_query_and_counts_below_the_parameter(client, images):
     path = f"{INFER}?beta=robust"
     assert infer(client, image_input(images), path=path).json()["parameters"]["beta"] == 1.0
     assert infer(client, image_input(images), path=path, parameters={"beta": 0.5}).json()["parameters"]["beta"] == 0.5
     assert infer(client, image_input(images)).json()["parameters"] == {
         "beta": 0.0,
+        "strength": 0.0,
         "beta_source": "bundle",
         "revision": 0,
     }
     is_error(infer(client, image_input(images), path=f"{path}&beta=0"), 400, "more than once")
-    is_error(infer(client, image_input(images), path=f"{INFER}?Beta=0"), 400, "beta alone")
+    is_error(infer(client, image_input(images), path=f"{INFER}?Beta=0"), 400, "may hold beta or strength")
 
 
 def test_a_body_that_is_an_image_itself_needs_no_json(client, images):
