@@ -34,7 +34,7 @@ def test_each_row_equals_the_result_of_a_single_image_at_each_beta(run_batch, ph
     assert json.loads(metadata[b"tureen.betas"]) == [0, 0.25, 0.5, 0.75, 1]
 
 
-def test_a_strength_is_stored_as_its_beta(run_batch, photos, tmp_path, capsys):
+def test_a_strength_is_stored_as_its_beta(run_batch, photos, tmp_path, capsys):  # noqa: F811
     assert run_batch(photos, tmp_path / "out", "--strength", "0.5") == 0
     assert {row["beta"] for row in rows_of(tmp_path / "out")} == {0.5}  # the example bundle has no curve
     for arguments in (("--strength", "0.5", "--beta", "0.5"), ("--strength", "robust")):

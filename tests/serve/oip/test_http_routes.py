@@ -170,7 +170,7 @@ def test_beta_may_come_in_the_query_and_counts_below_the_parameter(client, image
         "revision": 0,
     }
     is_error(infer(client, image_input(images), path=f"{path}&beta=0"), 400, "more than once")
-    is_error(infer(client, image_input(images), path=f"{INFER}?Beta=0"), 400, "may hold beta or strength")
+    is_error(infer(client, image_input(images), path=f"{INFER}?Beta=0"), 400, "use only beta or strength")
 
 
 def test_a_body_that_is_an_image_itself_needs_no_json(client, images):
