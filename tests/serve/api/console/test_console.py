@@ -297,6 +297,7 @@ def test_both_sliders_move_in_strength_and_show_the_beta_of_the_model(
     page.fill("#token", operator.token)
     page.keyboard.press("Enter")
     expect(page.locator("#active")).to_contain_text("strength 0.5, β 0.6 (operator), revision 1")
+    expect(page.locator("#controls")).to_be_visible()
     page.focus("#dial")
     for _ in range(5):
         page.keyboard.press("ArrowRight")
