@@ -12,12 +12,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import numpy as np
-import onnx
-import torch
-from numpy.typing import NDArray
-from onnx import numpy_helper
-
 from benchmarks.machine import describe_machine
 from export.artefacts import BundleArtefacts
 from export.errors import ParityError
@@ -26,9 +20,9 @@ from export.parity import ParityLimits, check_parity, measure_parity
 from export.pipeline import MAX_IMAGES, attacked_reference
 from export.proving import candidate_engines
 from export.quantization import calibration_source
+from export.torch_soup import model_of_bundle
 from training.checkpoint import CHECKPOINT, Checkpoint, load_checkpoint
 from training.data.datasets import balanced_sample, load_evaluation_images
-from training.models.vit import DualTokenViT
 from training.recipes import load_recipe
 from tureen.bundle.bundle import load_bundle
 from tureen.bundle.manifest import ParityRow
@@ -93,46 +87,23 @@ def checkpoint_of_bundle(options: argparse.Namespace) -> Checkpoint:
     """Returns a checkpoint made from the bundle `options.model`, for a parity measurement.
 
     The weights come from its graph and tokens; recipe, labels, preprocessing, accuracy and provenance from its
-    manifest; the held-out images from --data. Raises BundleError for an invalid bundle, and RecipeError for an unknown
-    recipe.
+    manifest; the held-out images from --data. Raises BundleError for an invalid bundle, and ExportError for one of an
+    unknown shape.
     """
     bundle = load_bundle(options.model)
     manifest = bundle.manifest
-    recipe = load_recipe(manifest.provenance["recipe"])
-    model = DualTokenViT(recipe.model)
-    weights = model_weights(bundle.graph, model)
-    weights |= {f"{name}_token": torch.from_numpy(vector) for name, vector in bundle.tokens.items()}
-    model.load_state_dict(weights)
     held_out, _ = load_evaluation_images(
         options.data, manifest.preprocess, manifest.labels, at_most=options.images, workers=2
     )
     return Checkpoint(
-        model=model.eval().requires_grad_(False),
+        model=model_of_bundle(bundle),
         held_out=balanced_sample(held_out, options.images),
-        recipe=recipe,
+        recipe=load_recipe(manifest.provenance["recipe"]),
         labels=manifest.labels,
         preprocess=manifest.preprocess,
         accuracy=manifest.accuracy,
         provenance=manifest.provenance,
     )
-
-
-def model_weights(graph: bytes, model: DualTokenViT) -> dict[str, torch.Tensor]:
-    """Returns the state dict of the model, read from an ONNX graph that torch exported.
-
-    Finds tensors by name, but matrices by their order, because torch transposes them and replaces their names.
-    """
-    proto = onnx.load_from_string(graph).graph
-    arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.initializer}
-    products = [node for node in proto.node if node.op_type == "MatMul" and node.input[1] in arrays]
-    matrices: list[NDArray[np.float32]] = [arrays[node.input[1]].T for node in products]
-    parts = ("qkv", "proj", "fc1", "fc2")
-    order = [f"blocks.{i}.{part}.weight" for i in range(model.config.depth) for part in parts]
-    weights = dict(zip(order, matrices, strict=True))
-    for name in model.state_dict():
-        if f"model.{name}" in arrays:
-            weights[name] = arrays[f"model.{name}"]
-    return {name: torch.from_numpy(np.array(array)) for name, array in weights.items()}
 
 
 if __name__ == "__main__":

@@ -99,6 +99,14 @@ class FoldedEmbedding(nn.Conv2d):
         return super().forward(images - MID_GREY)
 
 
+def unfolded_embedding(model: DualTokenViT, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns weight and bias of the patch embedding of `model` from those of its `FoldedEmbedding`, float32."""
+    mean, std = model.mean.double(), model.std.double()
+    original = weight.double() * (255 * std)
+    offset = (original * (0.5 - mean) / std).sum(dim=(1, 2, 3))
+    return original.float(), (bias.double() - offset).float()
+
+
 def can_fold(model: DualTokenViT) -> bool:
     """Returns whether the normalisation can be folded into the patch embedding exactly.
 

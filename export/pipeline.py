@@ -113,6 +113,7 @@ def export_bundle(
             "torch": torch.__version__,
             "onnx": onnx.__version__,
             **({"recipe": checkpoint.recipe.name, "seed": checkpoint.recipe.seed} if modes == "two" else {}),
+            "model": model.config.model_dump(mode="json"),
         },
     )
     files[MODEL_CARD] = model_card(manifest).encode()

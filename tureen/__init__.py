@@ -18,7 +18,7 @@ from tureen.errors import (
     TureenError,
 )
 from tureen.preprocess import ImageLimits
-from tureen.soup import Classification, Prediction, Soup, load
+from tureen.soup import Classification, Prediction, Soup, load, load_torch
 from tureen.version import __version__
 
 __all__ = [
@@ -38,4 +38,5 @@ __all__ = [
     "TureenError",
     "__version__",
     "load",
+    "load_torch",
 ]

@@ -32,9 +32,12 @@ COMMANDS = {
     "train": Command("training.commands.train", "train", "train", "train a dual-token model from a recipe"),
     "evaluate": Command("training.commands.evaluate", "evaluate", "train", "measure a checkpoint's accuracy at any β"),
     "tune": Command("training.commands.evaluate", "tune", "train", "choose β by a few labelled images"),
-    "export": Command("export.command", "export", "export", "compile a checkpoint into a verified bundle"),
+    "export": Command("export.commands.export", "export", "export", "compile a checkpoint into a verified bundle"),
     "calibrate": Command(
-        "export.calibrate_command", "calibrate", "export", "measure strength and calibration of a bundle on your images"
+        "export.commands.calibrate",
+        "calibrate",
+        "export",
+        "measure strength and calibration on your images",
     ),
     "inspect": Command("tureen.commands.inspect", "inspect", "serve", "show the content of a bundle"),
     "bench": Command("tureen.bench.command", "bench", "serve", "measure the engines, recommend settings"),

@@ -5,6 +5,7 @@ The server does not use `Soup`: it batches requests itself, on the same engines.
 
 from __future__ import annotations
 
+import importlib
 import pickle
 from collections.abc import Iterable, Sequence, Sized
 from dataclasses import dataclass
@@ -236,6 +237,15 @@ def load(
     soup = Soup(bundle, open_engine(bundle, engine, precision, engine_options), limits)
     soup._load_arguments = _LoadArguments(Path(path).absolute(), engine, precision, options)
     return soup
+
+
+def load_torch(path: Path | str) -> Any:
+    """Returns the `export.torch_soup.TorchSoup` of a checkpoint or bundle; `.at(beta)` is a `torch.nn.Module`.
+
+    The module maps images float (B, 3, H, W) in [0, 1] to logits (B, K), as AutoAttack and RobustBench require. Needs
+    the extra `export`. Raises CheckpointError, BundleError or ExportError.
+    """
+    return importlib.import_module("export.torch_soup").load_torch(path)
 
 
 def _load_again(arguments: _LoadArguments, limits: ImageLimits, model: str) -> Soup:

@@ -1,6 +1,8 @@
 """Runs every command of docs/training.md, in order, on a small folder of images."""
 
 import re
+import subprocess
+import sys
 import urllib.request
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from training.recipes import RECIPES
 GUIDE = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
 BLOCKS = re.findall(r"^```sh\n(.*?)^```", GUIDE, re.MULTILINE | re.DOTALL)
 COMMANDS = [line.partition("  #")[0].partition(" #")[0].strip() for block in BLOCKS for line in block.splitlines()]
+PYTHON = re.findall(r"^```python\n(.*?)^```", GUIDE, re.MULTILINE | re.DOTALL)
 # The commands as they stand, on a model and a schedule that take seconds.
 SHORT = ["epochs=2", "batch_size=8", "evaluation_steps=1"]
 SMALL = ["model.depth=1", "model.width=32"]
@@ -44,6 +47,7 @@ def shortened(command):
 
 def test_every_command_of_the_guide_runs(workplace, run_command, served):
     assert len(COMMANDS) >= 10
+    assert PYTHON
     for command in COMMANDS:
         if command.startswith("tureen serve"):
             image = (workplace / "photos" / "dog" / "001.jpg").read_bytes()
@@ -55,6 +59,9 @@ def test_every_command_of_the_guide_runs(workplace, run_command, served):
             continue
         result = run_command(shortened(command), workplace)
         assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
+    for block in PYTHON:
+        shown = subprocess.run([sys.executable, "-c", block], cwd=workplace, capture_output=True, text=True, check=True)
+        assert shown.stdout.startswith("torch.Size([2, 4]) ['cat'")
     pictures = {file.name for file in (workplace / "runs" / "photos").glob("*.png")}
     assert pictures == {"accuracy.png", "closer.png", "closer-matrix.png", "closer-epsilon.png"}
 

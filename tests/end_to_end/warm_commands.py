@@ -1,4 +1,4 @@
-"""Runs `tureen train`, `evaluate`, `tune` and `export`, each in a fork of a process that has imported their libraries.
+"""Runs `tureen train` and other commands, each in a fork of a process that has imported their libraries.
 
 Reads requests from standard input, a JSON line each: the arguments, the directory, and the files for the output. Writes
 a line with the exit status. A fork saves the imports, which take longer than most commands of a test.
@@ -9,7 +9,7 @@ import os
 import sys
 import traceback
 
-COMMANDS = ("train", "evaluate", "tune", "export")
+COMMANDS = ("train", "evaluate", "tune", "export", "calibrate")
 
 
 def main():
@@ -22,6 +22,7 @@ def main():
     import torch._dynamo
     import torch.onnx._internal.exporter._core  # noqa: F401
 
+    import export.commands.export
     import training.commands.evaluate
     import training.commands.train  # noqa: F401
 

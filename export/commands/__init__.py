@@ -1,0 +1,1 @@
+"""The commands `tureen export` and `tureen calibrate`."""

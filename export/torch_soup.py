@@ -1,0 +1,124 @@
+"""Loads the soups of a checkpoint or a bundle as PyTorch modules, for attacks and other research in PyTorch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx import numpy_helper
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from export.errors import ExportError
+from export.graph import can_fold, unfolded_embedding
+from training.checkpoint import load_checkpoint
+from training.distributed import best_device
+from training.errors import RecipeError
+from training.models.registry import Model
+from training.models.vit import DualTokenViT, ViTConfig
+from training.recipes import load_recipe
+from tureen.bundle.bundle import MANIFEST, Bundle, load_bundle
+from tureen.preprocess import PreprocessSpec
+
+
+@dataclass(frozen=True)
+class TorchSoup:
+    """A dual-token model in PyTorch, in eval mode, with weights that need no gradient."""
+
+    model: Model
+    labels: list[str]  # K names, in the order of the logits
+    preprocess: PreprocessSpec  # how an image file becomes an input
+
+    def at(self, beta: float) -> nn.Module:
+        """Returns the soup at β as a module: images float (B, 3, H, W) in [0, 1] to logits (B, K).
+
+        This is the form that RobustBench and AutoAttack take. H and W are `preprocess.image_size`. The module is
+        differentiable, and shares its weights with all others. beta: any number; outside [0, 1] the tokens are
+        extrapolated.
+        """
+        return _SoupAtBeta(self.model, beta)
+
+
+class _SoupAtBeta(nn.Module):
+    """The model at one β."""
+
+    def __init__(self, model: Model, beta: float) -> None:
+        super().__init__()
+        self.model, self.beta = model, beta
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.model(images, images.new_full((len(images),), self.beta))
+        return logits
+
+
+def load_torch(path: Path | str) -> TorchSoup:
+    """Returns the model of a checkpoint, or of a bundle that `tureen export` made of one, on the best device.
+
+    Raises CheckpointError or BundleError if `path` is neither, ExportError for a bundle of another model.
+    """
+    path = Path(path)
+    if (path / MANIFEST).exists():
+        bundle = load_bundle(path)
+        model: Model = model_of_bundle(bundle)
+        labels, preprocess = bundle.manifest.labels, bundle.manifest.preprocess
+    else:
+        checkpoint = load_checkpoint(path)
+        model, labels, preprocess = checkpoint.model, checkpoint.labels, checkpoint.preprocess
+    return TorchSoup(model.to(best_device()), labels, preprocess)
+
+
+def model_of_bundle(bundle: Bundle) -> DualTokenViT:
+    """Returns the model of a bundle with the weights of its graph and its tokens, on the CPU.
+
+    Raises ExportError if the manifest names neither the shape of the model nor its recipe, or if the graph is another
+    model.
+    """
+    model = DualTokenViT(_model_shape(bundle))
+    try:
+        weights = _graph_weights(bundle.graph, model)
+        weights |= {f"{name}_token": torch.from_numpy(vector) for name, vector in bundle.tokens.items()}
+        model.load_state_dict(weights)
+    except (ValueError, KeyError, RuntimeError) as error:
+        raise ExportError(f"{bundle.path} holds another model than its manifest says: {model.config}") from error
+    return model.eval().requires_grad_(False)
+
+
+def _model_shape(bundle: Bundle) -> ViTConfig:
+    """Returns the shape of the model, or the shape that its recipe has in an older bundle, which holds no shape."""
+    manifest = bundle.manifest
+    try:
+        if "model" in manifest.provenance:
+            return ViTConfig.model_validate(manifest.provenance["model"])
+        shape = load_recipe(str(manifest.provenance.get("recipe"))).model
+    except (RecipeError, ValidationError) as error:
+        raise ExportError(f"the manifest of {bundle.path} does not give the shape of the model") from error
+    if not isinstance(shape, ViTConfig):
+        raise ExportError(f"{bundle.path} holds a model that is not a ViT")
+    return shape.model_copy(update={"classes": len(manifest.labels), "image_size": manifest.preprocess.image_size})
+
+
+def _graph_weights(graph: bytes, model: DualTokenViT) -> dict[str, Tensor]:
+    """Returns the state dict of the model, without its tokens, from an ONNX graph that torch exported.
+
+    Finds tensors by name, but matrices by their order, because torch transposes them and replaces their names. Raises
+    ValueError if the numbers of matrices differ, KeyError if the patch embedding is absent.
+    """
+    proto = onnx.load_from_string(graph).graph
+    arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.initializer}
+    products = [node for node in proto.node if node.op_type == "MatMul" and node.input[1] in arrays]
+    matrices: list[NDArray[np.float32]] = [arrays[node.input[1]].T for node in products]
+    parts = ("qkv", "proj", "fc1", "fc2")
+    order = [f"blocks.{i}.{part}.weight" for i in range(model.config.depth) for part in parts]
+    weights = dict(zip(order, matrices, strict=True))
+    for name in model.state_dict():
+        if f"model.{name}" in arrays:
+            weights[name] = arrays[f"model.{name}"]
+    tensors = {name: torch.from_numpy(np.array(array)) for name, array in weights.items()}
+    if can_fold(model):
+        folded = (torch.from_numpy(np.array(arrays[f"embed.{name}"])) for name in ("weight", "bias"))
+        tensors["patch_embed.weight"], tensors["patch_embed.bias"] = unfolded_embedding(model, *folded)
+    return tensors

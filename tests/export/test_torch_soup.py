@@ -1,0 +1,49 @@
+"""The soups of a checkpoint and of a bundle in PyTorch: their logits, their gradients, and AutoAttack on them."""
+
+import json
+
+import pytest
+import torch
+
+import tureen
+from export.errors import ExportError
+from export.torch_soup import load_torch
+from training.attacks.gradient import apgd
+from training.models.vit import images_from_pixels
+from tureen.bundle.bundle import MANIFEST, load_bundle
+from tureen.commands.demo import EXAMPLES
+
+
+@pytest.mark.parametrize("path", ["digits_run", "bundle_path", EXAMPLES / "cifar10"])
+def test_the_modules_give_the_golden_logits_of_the_bundle(request, path, bundle_path):
+    path = request.getfixturevalue(path) if isinstance(path, str) else path
+    golden = load_bundle(EXAMPLES / "cifar10" if path == EXAMPLES / "cifar10" else bundle_path).golden
+    soup = tureen.load_torch(path)
+    x = images_from_pixels(torch.from_numpy(golden.pixels))
+    for beta, logits in zip(golden.betas, golden.logits, strict=True):
+        module = soup.at(float(beta))
+        assert isinstance(module, torch.nn.Module)
+        torch.testing.assert_close(module(x), torch.from_numpy(logits), rtol=1e-4, atol=1e-4)  # fp32, another kernel
+
+
+def test_an_attack_on_a_module_changes_its_labels(held_out, digits_run):
+    module = load_torch(digits_run).at(0.0)
+    x, y = images_from_pixels(torch.from_numpy(held_out.pixels[:20])), torch.from_numpy(held_out.labels[:20])
+    attacked = apgd(module, x, y, epsilon=38 / 255, steps=5)
+    assert (module(attacked).argmax(1) == y).sum() < (module(x).argmax(1) == y).sum()
+    assert not any(parameter.requires_grad for parameter in module.parameters())
+
+
+@pytest.mark.parametrize(
+    ("provenance", "message"),
+    [
+        ({}, "does not give the shape of the model"),
+        ({"model": {"width": 7}}, "does not give the shape of the model"),
+        ({"recipe": "imagenet-b16"}, "another model than its manifest says"),
+    ],
+)
+def test_a_bundle_whose_shape_is_unknown_is_refused(own_bundle, provenance, message):
+    manifest = json.loads((own_bundle / MANIFEST).read_text())
+    (own_bundle / MANIFEST).write_text(json.dumps({**manifest, "provenance": provenance}))
+    with pytest.raises(ExportError, match=message):
+        load_torch(own_bundle)
