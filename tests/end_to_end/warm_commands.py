@@ -22,7 +22,7 @@ def main():
     import torch._dynamo
     import torch.onnx._internal.exporter._core  # noqa: F401
 
-    import export.commands.export
+    import export.commands.export  # noqa: F401
     import training.commands.evaluate
     import training.commands.train  # noqa: F401
 
