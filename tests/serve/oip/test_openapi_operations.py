@@ -34,15 +34,21 @@ def test_the_parameters_of_a_path_are_required_strings(path, names):
         assert (parameter["in"], parameter["required"], parameter["schema"]) == ("path", True, {"type": "string"})
 
 
-def test_the_query_takes_a_beta_and_the_head_the_length_of_the_json():
-    beta, length = infer_parameters()
+def test_the_query_takes_a_beta_or_a_strength_and_the_head_the_length_of_the_json():
+    beta, strength, length = infer_parameters()
     assert (beta["name"], beta["in"]) == ("beta", "query")
+    assert (strength["name"], strength["in"]) == ("strength", "query")
     assert (length["name"], length["in"]) == (HEADER_LENGTH, "header")
     for value in (0, 0.5, 1, "clean", "robust"):
         validate(value, beta["schema"])
     for value in (-0.1, 1.1, "strong", None, True):
         with pytest.raises(jsonschema.ValidationError):
             validate(value, beta["schema"])
+    for value in (0, 0.5, 1):
+        validate(value, strength["schema"])
+    for value in (-0.1, 1.1, "robust", None, True):
+        with pytest.raises(jsonschema.ValidationError):
+            validate(value, strength["schema"])
     with pytest.raises(jsonschema.ValidationError):
         validate(-1, length["schema"])
 
