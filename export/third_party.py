@@ -7,24 +7,22 @@ reported. If labelled images are given, PyTorch measures the accuracy before the
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from export.errors import ExportError
 from export.pipeline import MAX_IMAGES, synthetic_pictures
 from export.source_config import evaluation_view, labels_from_config, read_labels, unique_labels
 from training.checkpoint import CHECKPOINT, MODEL, Checkpoint
-from training.data.datasets import Images, load_evaluation_images
+from training.data.datasets import Images
 from training.data.sources import model_name, open_source
-from training.distributed import best_device, cpus_per_process
+from training.distributed import best_device
 from training.errors import CheckpointError
-from training.evaluation.measure import Measurement
+from training.evaluation.measure import Measurement, read_images
 from training.pretrained import Pretrained, load_pretrained
 from training.recipes import RECIPES, Recipe
 from tureen.bundle.manifest import AccuracyRow
@@ -147,18 +145,7 @@ def _labels(
 
 def _images(options: ThirdPartyOptions, preprocess: PreprocessSpec, labels: list[str], *, at_least: int) -> Images:
     assert options.data is not None
-    with tqdm(desc="read images", unit="image", disable=None) as bar:
-        images, skipped = load_evaluation_images(
-            options.data,
-            preprocess,
-            labels,
-            at_most=options.images or max(MAX_IMAGES, at_least),
-            workers=cpus_per_process(),
-            on_images=lambda count: bar.update(count) and None,
-        )
-    for name in skipped:
-        print(f"skipped, cannot be decoded: {name}", file=sys.stderr)
-    return images
+    return read_images(options.data, preprocess, labels, at_most=options.images or max(MAX_IMAGES, at_least))
 
 
 def _accuracy(pretrained: Pretrained, images: Images, recipe: Recipe) -> list[AccuracyRow]:

@@ -6,14 +6,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from tqdm import tqdm
-
 import tureen
 from export.calibration import MIN_IMAGES, measure_dial
 from export.card import model_card
 from export.errors import ExportError
-from training.data.datasets import load_evaluation_images
-from training.distributed import cpus_per_process
+from training.evaluation.measure import read_images
 from tureen.arguments import positive_int
 from tureen.bundle.bundle import MANIFEST, MODEL_CARD, read_listed_file, read_manifest, record_files, write_bundle
 from tureen.bundle.manifest import SCHEMA_VERSION, Manifest
@@ -62,17 +59,7 @@ def measured_manifest(path: Path, data: str, at_most: int) -> Manifest:
             f"{path} has one token, so it has no strength: co-train the model with `tureen train finetune --init …`"
         )
     check_all_listed(path, manifest)
-    with tqdm(desc="read images", unit="image", disable=None) as bar:
-        images, skipped = load_evaluation_images(
-            data,
-            manifest.preprocess,
-            manifest.labels,
-            at_most=at_most,
-            workers=cpus_per_process(),
-            on_images=lambda count: bar.update(count) and None,
-        )
-    for name in skipped:
-        print(f"skipped, cannot be decoded: {name}", file=sys.stderr)
+    images = read_images(data, manifest.preprocess, manifest.labels, at_most=at_most)
     if len(images) < MIN_IMAGES:
         print(f"{len(images)} images are too few to fit temperatures: give {MIN_IMAGES} or more", file=sys.stderr)
     with tureen.load(path) as soup:

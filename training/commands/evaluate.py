@@ -9,17 +9,15 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from tqdm import tqdm
-
 import tureen
 from training.attacks.catalogue import ATTACKS, substitution_message, suitable_attack
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from training.data.datasets import Images, balanced_sample, load_evaluation_images
+from training.data.datasets import Images, balanced_sample
 from training.distributed import best_device, cpus_per_process, limit_threads
 from training.evaluation.accuracy import correct_by_beta, make_predictor, wilson_interval
 from training.evaluation.attack_checks import check_epsilon_curve
 from training.evaluation.corruptions import CORRUPTIONS
-from training.evaluation.measure import Measurement, measure_shifts
+from training.evaluation.measure import Measurement, measure_shifts, read_images
 from training.evaluation.plot import plot_accuracy, plot_epsilon_curve, plot_matrix, plot_shifts
 from training.evaluation.shifts import SHIFTS
 from training.evaluation.tune import tune_beta, tuned_table
@@ -226,19 +224,9 @@ def _images(options: argparse.Namespace, own: Images | None, preprocess: Preproc
     if options.data is None:
         assert own is not None
         return balanced_sample(own, options.images)
-    with tqdm(desc="read images", unit="image", disable=None) as bar:
-        images, skipped = load_evaluation_images(
-            options.data,
-            preprocess,
-            labels,
-            at_most=options.images,
-            strict=options.strict,
-            workers=options.workers,
-            on_images=lambda count: bar.update(count) and None,
-        )
-    for name in skipped:
-        print(f"skipped, cannot be decoded: {name}", file=sys.stderr)
-    return images
+    return read_images(
+        options.data, preprocess, labels, at_most=options.images, strict=options.strict, workers=options.workers
+    )
 
 
 def _shift_names(options: argparse.Namespace) -> list[str]:

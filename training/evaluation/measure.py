@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -9,7 +10,8 @@ from torch import nn
 from tqdm import tqdm
 
 from training.attacks.catalogue import attack_label
-from training.data.datasets import Images
+from training.data.datasets import Images, load_evaluation_images
+from training.distributed import cpus_per_process
 from training.evaluation.accuracy import (
     BATCH,
     Predict,
@@ -23,6 +25,7 @@ from training.evaluation.corruptions import SEVERITIES
 from training.evaluation.shift_accuracy import evaluate_shifts
 from training.evaluation.transfer import transfer_matrix
 from tureen.bundle.manifest import AccuracyRow, AttackCheck, ShiftRow, TransferMatrix
+from tureen.preprocess import PreprocessSpec
 from tureen.tokens import CLEAN_BETA, ROBUST_BETA
 
 
@@ -111,6 +114,34 @@ def measure_shifts(predict: Predict, images: Images, betas: Sequence[float], nam
     """Returns the accuracy at each β under each corruption or shift in `names`; shows a progress bar."""
     with _bar("corruptions and shifts", len(names) * len(SEVERITIES), "severity") as advance:
         return evaluate_shifts(predict, images, betas=betas, names=names, on_images=advance)
+
+
+def read_images(
+    data: str,
+    preprocess: PreprocessSpec,
+    labels: Sequence[str],
+    *,
+    at_most: int,
+    strict: bool = False,
+    workers: int | None = None,
+) -> Images:
+    """Runs `load_evaluation_images` with a progress bar; returns the images, prints the names of skipped ones.
+
+    workers: threads that decode; None: one for each CPU of this process.
+    """
+    with tqdm(desc="read images", unit="image", disable=None) as bar:
+        images, skipped = load_evaluation_images(
+            data,
+            preprocess,
+            labels,
+            at_most=at_most,
+            strict=strict,
+            workers=cpus_per_process() if workers is None else workers,
+            on_images=lambda count: bar.update(count) and None,
+        )
+    for name in skipped:
+        print(f"skipped, cannot be decoded: {name}", file=sys.stderr)
+    return images
 
 
 @contextmanager
