@@ -15,22 +15,20 @@ from scipy.optimize import isotonic_regression, minimize_scalar
 from tqdm import tqdm
 
 from training.data.datasets import Images
-from training.evaluation.accuracy import Predict
+from training.evaluation.accuracy import Predict, predict_parts
 from tureen.bundle.manifest import UNMEASURED_STRENGTH, CalibrationRow, StrengthCurve
-from tureen.preprocess import Pixels
 from tureen.soup import probabilities
 from tureen.tokens import beta_grid
 
 BETAS = tuple(beta_grid("0:1:0.05"))
 BINS = 15
-BATCH = 256
 MIN_IMAGES = 40
 """Fewer images give a temperature that is mostly noise."""
 _LEAST_STEP = 1e-4  # of strength between two points of a curve
 
 
-class DialFields(TypedDict):
-    """The fields of a manifest that `measure_dial` measures."""
+class DialFields(TypedDict, total=False):
+    """The fields of a manifest that `measure_dial` measures. Without them the manifest has its defaults."""
 
     strength: StrengthCurve
     calibration: list[CalibrationRow]
@@ -40,26 +38,22 @@ def measure_dial(predict: Predict, images: Images) -> DialFields:
     """Returns the strength curve and the temperatures of a model on labelled images. Shows a progress bar."""
     total, description = len(BETAS) * len(images), "measure strength and calibration"
     with tqdm(total=total, desc=description, unit="image", disable=None) as bar:
-        logits = logits_by_beta(predict, images.pixels, on_images=lambda count: bar.update(count) and None)
+        logits = logits_by_beta(predict, images, on_images=lambda count: bar.update(count) and None)
     return {"strength": strength_curve(logits, BETAS), "calibration": fit_calibration(logits, images.labels, BETAS)}
 
 
 def logits_by_beta(
-    predict: Predict, pixels: Pixels, betas: Sequence[float] = BETAS, on_images: Callable[[int], None] = lambda n: None
+    predict: Predict, images: Images, betas: Sequence[float] = BETAS, on_images: Callable[[int], None] = lambda n: None
 ) -> NDArray[np.float32]:
-    """Returns the logits (T, n, K) of pixels uint8 (n, H, W, 3) at each of T β.
+    """Returns the logits (T, n, K) of n images at each of T β. Raises DivergedError if logits are not finite.
 
     on_images: called with the number of images since the last call; the total is betas × images.
     """
-    rows = []
-    for beta in betas:
-        parts = []
-        for start in range(0, len(pixels), BATCH):
-            part = pixels[start : start + BATCH]
-            parts.append(predict(part, [beta] * len(part)))
-            on_images(len(part))
-        rows.append(np.concatenate(parts))
-    return np.stack(rows)
+    parts: list[list[NDArray[np.float32]]] = [[] for _ in betas]
+    for index, _, logits in predict_parts(predict, images, betas):
+        parts[index].append(logits)
+        on_images(len(logits))
+    return np.stack([np.concatenate(row) for row in parts])
 
 
 def strength_curve(logits: NDArray[np.float32], betas: Sequence[float]) -> StrengthCurve:

@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 
 from export.calibration import (
-    BATCH,
     BETAS,
     MIN_IMAGES,
     calibration_error,
@@ -11,6 +10,9 @@ from export.calibration import (
     logits_by_beta,
     strength_curve,
 )
+from training.data.datasets import Images
+from training.errors import DivergedError
+from training.evaluation.accuracy import BATCH
 from tureen.bundle.manifest import UNMEASURED_STRENGTH
 
 THIRDS = (0.0, 0.25, 0.75, 1.0)
@@ -96,10 +98,16 @@ def test_the_logits_at_each_beta_are_computed_in_batches():
         calls.append((len(pixels), *set(betas)))
         return np.full((len(pixels), 2), betas[0], np.float32)
 
-    pixels = np.zeros((BATCH + 1, 2, 2, 3), np.uint8)
-    logits = logits_by_beta(predict, pixels, (0.0, 0.5), seen.append)
+    images = Images(np.zeros((BATCH + 1, 2, 2, 3), np.uint8), np.zeros(BATCH + 1, np.int64))
+    logits = logits_by_beta(predict, images, (0.0, 0.5), seen.append)
     assert logits.shape == (2, BATCH + 1, 2)
     assert (logits[1] == 0.5).all()
-    assert calls == [(BATCH, 0.0), (1, 0.0), (BATCH, 0.5), (1, 0.5)]
+    assert calls == [(BATCH, 0.0), (BATCH, 0.5), (1, 0.0), (1, 0.5)]
     assert sum(seen) == 2 * (BATCH + 1)
     assert (BETAS[0], BETAS[-1], len(BETAS)) == (0, 1, 21)
+
+
+def test_logits_that_are_not_finite_give_no_curve():
+    images = Images(np.zeros((1, 2, 2, 3), np.uint8), np.zeros(1, np.int64))
+    with pytest.raises(DivergedError):
+        logits_by_beta(lambda pixels, betas: np.full((1, 2), np.nan, np.float32), images)

@@ -245,11 +245,23 @@ def correct_by_beta(predict: Predict, images: Images, betas: Sequence[float]) ->
     Raises DivergedError if logits are not finite.
     """
     correct = np.empty((len(betas), len(images)), dtype=np.bool_)
+    for index, part, logits in predict_parts(predict, images, betas):
+        correct[index, part] = logits.argmax(1) == images.labels[part]
+    return correct
+
+
+def predict_parts(
+    predict: Predict, images: Images, betas: Sequence[float]
+) -> Iterator[tuple[int, slice, NDArray[np.float32]]]:
+    """Yields the index of a β, a part of the images, and their logits (B, K) at that β: all β of a part, then the next.
+
+    Raises DivergedError if logits are not finite.
+    """
     for start in range(0, len(images), BATCH):
         part = slice(start, start + BATCH)
+        pixels = images.pixels[part]
         for index, beta in enumerate(betas):
-            logits = predict(images.pixels[part], [beta] * len(images.labels[part]))
+            logits = predict(pixels, [beta] * len(pixels))
             if not np.isfinite(logits).all():
                 raise DivergedError(NOT_FINITE)
-            correct[index, part] = logits.argmax(1) == images.labels[part]
-    return correct
+            yield index, part, logits
