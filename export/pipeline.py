@@ -34,7 +34,7 @@ from training.distributed import best_device
 from training.evaluation.accuracy import make_predictor
 from training.models.vit import DualTokenViT
 from tureen.bundle.bundle import GOLDEN, MODEL_CARD, TOKENS, Golden, record_files, write_bundle
-from tureen.bundle.manifest import BACKBONE, UNMEASURED_STRENGTH, Manifest
+from tureen.bundle.manifest import BACKBONE, Manifest
 from tureen.tokens import CLEAN_BETA
 
 Modes = Literal["two", "one", "equal"]
@@ -86,9 +86,7 @@ def export_bundle(
     proven = prove_engines(artefacts, expected, request, limits, report=report)
     if request.has_later_opset:
         add_later_opset(proven, graph, model, expected, limits, report)
-    dial: DialFields = {"strength": UNMEASURED_STRENGTH, "calibration": []}
-    if modes == "two":
-        dial = measure_on_held_out(checkpoint, model)
+    dial: DialFields = measure_on_held_out(checkpoint, model) if modes == "two" else {}
     tokens = safetensors.numpy.save({"clean": expected.clean_token, "robust": expected.robust_token})
     files = {BACKBONE: graph, TOKENS: tokens, GOLDEN: golden_rows(model).to_bytes(), **proven.files}
     manifest = Manifest(

@@ -18,6 +18,7 @@ from export.graph import can_fold, unfolded_embedding
 from training.checkpoint import load_checkpoint
 from training.distributed import best_device
 from training.errors import RecipeError
+from training.evaluation.accuracy import forward_at_beta
 from training.models.registry import Model
 from training.models.vit import DualTokenViT, ViTConfig
 from training.recipes import load_recipe
@@ -51,8 +52,7 @@ class _SoupAtBeta(nn.Module):
         self.model, self.beta = model, beta
 
     def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.model(images, images.new_full((len(images),), self.beta))
-        return logits
+        return forward_at_beta(self.model, self.beta)(images)
 
 
 def load_torch(path: Path | str) -> TorchSoup:
