@@ -66,7 +66,7 @@ def parse_strength(value: str | float) -> Strength:
 def _parse_share(value: str | float, error: type[InvalidBetaError | InvalidStrengthError]) -> float:
     """Returns a number in [0, 1] from the number or its decimal text. −0.0 becomes 0.0. Raises `error`."""
     # float() also accepts True, "1_0", "infinity" and non-ASCII digits, none of which is plausible.
-    is_implausible = isinstance(value, str) and (not value.isascii() or "_" in value)
+    is_implausible = isinstance(value, str) and (not value.strip().isascii() or "_" in value)
     if isinstance(value, bool) or is_implausible:
         raise error(value)
     try:
