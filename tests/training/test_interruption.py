@@ -46,12 +46,9 @@ def test_an_interruptible_section_inside_a_deferred_one_is_interrupted():
 
 
 def test_handlers_are_put_back_and_an_ignored_signal_stays_ignored():
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        term = signal.getsignal(signal.SIGTERM)
-        with StopSignals().installed():
-            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-            assert signal.getsignal(signal.SIGTERM) is not term
-        assert signal.getsignal(signal.SIGTERM) is term
-    finally:
-        signal.signal(signal.SIGINT, before)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    term = signal.getsignal(signal.SIGTERM)
+    with StopSignals().installed():
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        assert signal.getsignal(signal.SIGTERM) is not term
+    assert signal.getsignal(signal.SIGTERM) is term

@@ -45,12 +45,20 @@ async def admin_client(tmp_path, **settings):
             yield client, operations
 
 
+@contextlib.asynccontextmanager
+async def submitted_job(tmp_path, roots, job_request):
+    """The client and the operations of `admin_client`, and the id of a job that the client has submitted."""
+    async with admin_client(tmp_path, **roots) as (client, operations):
+        yield client, operations, (await client.post("/jobs", json=job_request)).json()["id"]
+
+
 def refused(response):
     return response.status_code, response.json()["code"]
 
 
-def finish(records, job_id, tmp_path, *, failed=0):
+def finish(operations, job_id, tmp_path, *, failed=0):
     """Ends the job as its runner would, with a shard of two rows; the second has an error if `failed` is 1."""
+    records, _ = operations.jobs
     record = records.claim("a runner")
     shard = Shard(2, 1)
     shard.ids, shard.paths, shard.sha256, shard.betas = ["a", "b"], ["a.png", "b.png"], ["1" * 64, None], [0.5, 0.5]
@@ -170,10 +178,8 @@ def test_a_job_is_paused_resumed_and_cancelled_and_then_ended(tmp_path, roots, j
 
 def test_results_are_listed_with_their_sizes_and_sent_as_they_are(tmp_path, roots, job_request):
     async def run():
-        async with admin_client(tmp_path, **roots) as (client, operations):
-            records, _ = operations.jobs
-            job_id = (await client.post("/jobs", json=job_request)).json()["id"]
-            folder = finish(records, job_id, tmp_path)
+        async with submitted_job(tmp_path, roots, job_request) as (client, operations, job_id):
+            folder = finish(operations, job_id, tmp_path)
             (folder / "part-00001.csv.tmp").touch()
             (folder / "notes.txt").touch()
             content = {name: (folder / name).read_bytes() for name in (SUCCESS_FILE, "part-00000.csv")}
@@ -190,10 +196,8 @@ def test_results_are_listed_with_their_sizes_and_sent_as_they_are(tmp_path, root
 
 def test_a_file_that_is_no_result_is_not_sent(tmp_path, roots, job_request):
     async def run():
-        async with admin_client(tmp_path, **roots) as (client, operations):
-            records, _ = operations.jobs
-            job_id = (await client.post("/jobs", json=job_request)).json()["id"]
-            folder = finish(records, job_id, tmp_path)
+        async with submitted_job(tmp_path, roots, job_request) as (client, operations, job_id):
+            folder = finish(operations, job_id, tmp_path)
             secret = tmp_path / "state" / TOKEN_FILE
             (folder / "part-00007.csv").symlink_to(secret)
             os.link(secret, folder / "part-00008.csv")
@@ -216,11 +220,9 @@ def test_a_file_that_is_no_result_is_not_sent(tmp_path, roots, job_request):
 
 def test_the_output_of_another_job_or_of_none_gives_no_result(tmp_path, roots, job_request):
     async def run():
-        async with admin_client(tmp_path, **roots) as (client, operations):
-            records, _ = operations.jobs
-            job_id = (await client.post("/jobs", json=job_request)).json()["id"]
+        async with submitted_job(tmp_path, roots, job_request) as (client, operations, job_id):
             assert refused(await client.get(f"/jobs/{job_id}/results")) == (404, "no_result")
-            folder = finish(records, job_id, tmp_path)
+            folder = finish(operations, job_id, tmp_path)
             (folder / JOB_FOLDER / JOB_ID_FILE).write_text("another job")
             for path in ("results", "results/_SUCCESS"):
                 assert refused(await client.get(f"/jobs/{job_id}/{path}")) == (404, "no_result")
@@ -230,11 +232,9 @@ def test_the_output_of_another_job_or_of_none_gives_no_result(tmp_path, roots, j
 
 def test_the_rows_with_an_error_are_read_from_the_shards(tmp_path, roots, job_request):
     async def run():
-        async with admin_client(tmp_path, **roots) as (client, operations):
-            records, _ = operations.jobs
-            job_id = (await client.post("/jobs", json=job_request)).json()["id"]
+        async with submitted_job(tmp_path, roots, job_request) as (client, operations, job_id):
             assert (await client.get(f"/jobs/{job_id}/errors")).json() == {"errors": []}
-            folder = finish(records, job_id, tmp_path, failed=1)
+            folder = finish(operations, job_id, tmp_path, failed=1)
             (row,) = (await client.get(f"/jobs/{job_id}/errors")).json()["errors"]
             assert row == {
                 "id": "b",
@@ -255,15 +255,13 @@ def test_the_rows_with_an_error_are_read_from_the_shards(tmp_path, roots, job_re
 
 def test_a_credential_that_may_only_read_sees_jobs_and_changes_none(tmp_path, roots, job_request):
     async def run():
-        async with admin_client(tmp_path, **roots) as (client, operations):
-            records, _ = operations.jobs
-            job_id = (await client.post("/jobs", json=job_request)).json()["id"]
+        async with submitted_job(tmp_path, roots, job_request) as (client, operations, job_id):
             client.headers["Authorization"] = f"Bearer {Credentials(operations.store).make('dashboard', 'read')}"
             assert (await client.get("/jobs")).status_code == 200
             assert (await client.get(f"/jobs/{job_id}")).status_code == 200
             for path in ("/jobs", *(f"/jobs/{job_id}/{action}" for action in ("cancel", "pause", "resume"))):
                 assert refused(await client.post(path, json=job_request)) == (403, "forbidden")
-            assert records.get(job_id).state == "queued"
+            assert operations.jobs[0].get(job_id).state == "queued"
 
     asyncio.run(run())
 

@@ -153,14 +153,10 @@ def test_the_result_of_a_reload_follows_the_model_that_is_served(tmp_path, is_op
 
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # the socket stays open until the process ends
 def test_a_worker_whose_supervisor_ends_before_the_configuration_exits_with_1(capsys):
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     ours, theirs = socket.socketpair()
     ours.close()
-    try:
-        assert main(theirs.detach()) == 1
-        assert {signal.getsignal(number) for number in before} == {signal.SIG_IGN}
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    assert main(theirs.detach()) == 1
+    signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    assert {signal.getsignal(number) for number in signals} == {signal.SIG_IGN}
     said = capsys.readouterr().err
     assert said == "tureen serve: the supervisor ended before it sent the configuration of the worker\n"
