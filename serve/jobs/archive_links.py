@@ -34,14 +34,20 @@ class ArchiveLinks:
         return bool(self._targets)
 
     def add(self, name: str, target: str, *, is_hard: bool = False) -> None:
-        """Adds a link. target: relative to the folder of the link; if `is_hard`, to the root of the archive."""
+        """Adds a link. target: relative to the folder of the link; if `is_hard`, to the root of the archive.
+
+        Raises InputError if the archive has more than MAX_LINKS links.
+        """
         if len(self._targets) == MAX_LINKS:
             raise InputError(f"{self._path} has more than {MAX_LINKS:,} links: unpack it and give the folder")
         is_dead = len(target) > MAX_NAME or target.count("/") > MAX_FOLDERS
         self._targets[name] = "" if is_dead else target, is_hard
 
     def resolve(self) -> None:
-        """Computes the final name of each link. It depends only on the links, not on the other members."""
+        """Computes the final name of each link from the added links.
+
+        Raises InputError if the paths of all links have more than MAX_STEPS folders.
+        """
         self._final_names = {name: self._final_name(name) for name in self._targets}
         self._target_names = {target for target in self._final_names.values() if target}
         for name in self._targets:
@@ -49,9 +55,9 @@ class ArchiveLinks:
                 self._links.setdefault(folder, []).append(name)
 
     def add_target(self, name: str, location: str | None) -> None:
-        """Records the file or folder `name` if a link leads to it or to a folder above it; ignores any other.
+        """Records the file or folder `name` if a link leads to it or to a folder that contains it, else ignores it.
 
-        location: where the archive has the content of the file; None for a folder.
+        location: `InputImage.location` of the file; None for a folder.
         """
         if name in self._target_names:
             if location is None:
@@ -64,7 +70,10 @@ class ArchiveLinks:
                 below.append((name, location))
 
     def images(self) -> Iterator[InputImage]:
-        """Yields an image for each link to a file, each file in a linked folder, and each dead link."""
+        """Yields an image for each link to a file, for each file in a linked folder, and for each dead link.
+
+        The location of a dead link is empty: its target does not exist in the archive.
+        """
         for name in sorted(self._final_names, key=self._position):
             if self._is_loop(name):
                 continue
@@ -81,12 +90,15 @@ class ArchiveLinks:
                     )
 
     def _is_loop(self, name: str) -> bool:
-        """Returns whether a link leads to a folder that contains the link. Such a folder is listed without the link."""
+        """Returns whether a link leads to a folder that contains the link. Such a link yields no image."""
         target = self._final_names[name]
         return target is not None and f"/{name}/".startswith(f"/{target}/" if target else "/")
 
     def _position(self, name: str) -> int:
-        """Returns the offset or index of the target. In this order a compressed archive is read from front to back."""
+        """Returns the byte offset of the target in a tar, or its index in a zip; 0 for a dead link.
+
+        With images in this order, a compressed archive is read once from front to back.
+        """
         target = self._final_names[name] or ""
         first = self._files.get(target) or next((location for _, location in self._folders.get(target, ())), "")
         return int(first.lstrip("@").partition(":")[0] or 0)
@@ -100,7 +112,10 @@ class ArchiveLinks:
             at = name.find("/", at + 1)
 
     def _final_name(self, name: str) -> str | None:
-        """Returns the name that a link finally leads to; None if it leaves the archive or follows too many links."""
+        """Returns the name of the target after all links on the path are followed.
+
+        Returns None if the path leaves the archive, or has more than MAX_LINKS_PER_PATH links.
+        """
         ahead, behind, followed = deque(name.split("/")), list[str](), 0
         while ahead:
             self._steps += 1

@@ -146,7 +146,7 @@ class _BoundedFile:
 
 
 class ZipSource(ImageSource):
-    """The files of a zip."""
+    """The files of a zip, in the order of its directory. An encrypted file is listed, but `read` refuses it."""
 
     def __init__(self, path: PurePath, files: Files) -> None:
         super().__init__()
@@ -193,7 +193,7 @@ class ZipSource(ImageSource):
         yield from links.images()
 
     def _target(self, member: zipfile.ZipInfo) -> str:
-        """Returns the target of a link, or an empty string if it cannot be read."""
+        """Returns the target of a link. Returns "" if the target cannot be read, or has more than MAX_NAME bytes."""
         try:
             return self._read(member, MAX_NAME).decode("utf-8", "surrogateescape")
         except (ImageTooLargeError, UnreadableError):
@@ -226,7 +226,10 @@ class ZipSource(ImageSource):
 
 
 def _normalized(raw: str, archive: PurePath) -> str:
-    """Returns the name of a member without `.` and empty components. Raises InputError."""
+    """Returns the name of a member without `.` and empty components.
+
+    Raises InputError if the name has more than MAX_NAME characters or MAX_FOLDERS components.
+    """
     if len(raw) > MAX_NAME:
         raise InputError(f"{archive}: a name has more than {MAX_NAME:,} characters")
     parts = path_parts(raw)
@@ -236,7 +239,7 @@ def _normalized(raw: str, archive: PurePath) -> str:
 
 
 def _location(member: tarfile.TarInfo) -> str:
-    """Returns `OFFSET:SIZE` of a file in a tar, or `@OFFSET` of the headers of a sparse file."""
+    """Returns `OFFSET:SIZE` of the content of a file in a tar, in bytes; for a sparse file `@OFFSET` of its headers."""
     return f"@{member.offset}" if member.issparse() else f"{member.offset_data}:{member.size}"
 
 
@@ -258,7 +261,7 @@ def _name_in_zip(member: zipfile.ZipInfo) -> str:
 
 
 def _unicode_path(extra: bytes, raw: bytes) -> bytes | None:
-    """Returns the name in the extra field of Info-ZIP, if its checksum matches `raw`."""
+    """Returns the UTF-8 name in the extra field of Info-ZIP; None without a field whose checksum matches `raw`."""
     while len(extra) >= 4:
         kind, size = struct.unpack_from("<HH", extra)
         field, extra = extra[4 : 4 + size], extra[4 + size :]

@@ -63,14 +63,14 @@ class ImageReader:
         self.source, self._options = source, options
 
     def read_bytes(self, image: InputImage) -> bytes | DecodeResult:
-        """Returns the bytes of an image, or a DecodeResult with the error."""
+        """Returns the bytes of an image. If they cannot be read, returns a DecodeResult with the error."""
         try:
             return self.source.read(image, self._options.limits.max_image_bytes)
         except ImageError as error:
             return _error_result(None, error)
 
     def decode(self, given: DecodeInput) -> DecodeResult:
-        """Returns a result with the pixels or the error of one image."""
+        """Returns the pixels or the error of one image, which is read first unless its bytes are given."""
         data = self.read_bytes(given) if isinstance(given, InputImage) else given
         if isinstance(data, DecodeResult):
             return data
@@ -88,7 +88,7 @@ class ImageReader:
 class DecodePool:
     """Threads or processes that read and decode images. `decode_in_threads` and `decode_in_processes` open a pool.
 
-    count: number of threads or processes. is_sequential: as in ImageSource.
+    count: number of threads or processes. is_sequential: whether images must be read in the order of the listing.
     """
 
     def __init__(
@@ -125,9 +125,10 @@ def decode_in_threads(source: ImageSource, options: DecodeOptions, count: int) -
 def decode_in_processes(
     input_path: str, files: Files, source: ImageSource, options: DecodeOptions, count: int
 ) -> Iterator[DecodePool]:
-    """Opens a pool of processes that leave the interpreter lock and busy processors to the server's requests.
+    """Opens a pool of processes of the lowest priority, which do not delay the server's requests.
 
-    input_path, files: the arguments that `source` was opened with. Each process opens its own source with them.
+    input_path, files: the arguments of `open_source` that returned `source`. Each process opens its own source with
+    them.
     """
     executor = ProcessPoolExecutor(
         count,
@@ -142,7 +143,7 @@ def decode_in_processes(
 
 
 class _ProcessReader:
-    """The reader of this process, which `decode_in_processes` started."""
+    """Holds the ImageReader of one process of `decode_in_processes`."""
 
     reader: ClassVar[ImageReader | None] = None
     error = ""  # why the source could not be opened

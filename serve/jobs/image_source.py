@@ -21,7 +21,7 @@ class InputImage:
     """One image of the input.
 
     beta: the β of this image in the manifest; None if there is none.
-    location: where the source finds the image again: a path, an index, or an offset and a size.
+    location: where `read` finds the image: a path, an index, or an offset and a size in bytes.
     """
 
     id: str
@@ -40,18 +40,24 @@ class ImageSource(ABC):
 
     @abstractmethod
     def list_images(self) -> Iterator[InputImage]:
-        """Yields every image, in the same order at each call. Raises InputError."""
+        """Yields every image, in the same order at each call.
+
+        Raises InputError if the input cannot be listed, or if a row of a manifest is invalid.
+        """
 
     @abstractmethod
     def read(self, image: InputImage, max_bytes: int) -> bytes:
-        """Returns the bytes of an image. Raises ImageTooLargeError above `max_bytes`, or UnreadableError."""
+        """Returns the bytes of an image.
+
+        Raises ImageTooLargeError if it has more than `max_bytes`, and UnreadableError if it cannot be read.
+        """
 
     def close(self) -> None:  # noqa: B027 - most sources have nothing to close
         """Closes the files that the source holds open."""
 
 
 def open_input_file(files: Files, path: PurePath) -> BinaryIO:
-    """Opens an archive or a manifest. Raises InputError."""
+    """Opens an archive or a manifest. Raises InputError if it cannot be opened."""
     try:
         return files.open(path)
     except UnreadableError as error:

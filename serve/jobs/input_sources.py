@@ -34,7 +34,11 @@ _NOT_UTF8 = "{path} is not in UTF-8: save it in UTF-8"
 
 
 def open_source(input_path: str, files: Files = ALL_FILES) -> ImageSource:
-    """Returns the source for the argument INPUT. RootedFiles allow neither globs nor URLs. Raises InputError."""
+    """Returns the source for INPUT: a folder, a glob, an archive, a manifest or an fsspec URL.
+
+    RootedFiles allow neither globs nor URLs. Raises InputError if INPUT does not exist, is of another kind, or cannot
+    be opened. Raises OutsideRootsError if INPUT is outside the roots of RootedFiles.
+    """
     if isinstance(files, RootedFiles):
         files.check_input(input_path)
     else:
@@ -99,7 +103,7 @@ class GlobSource(ImageSource):
         return _read_file(ALL_FILES, Path(image.location), max_bytes)
 
     def _matches(self, folder: str, parts: Sequence[str]) -> Iterator[str]:
-        """Yields the files below a folder whose relative paths match."""
+        """Yields the paths of the files below `folder` that match the components `parts` of a pattern."""
         if not parts:
             return
         part, rest = parts[0], parts[1:]
@@ -129,7 +133,10 @@ class GlobSource(ImageSource):
 
 
 class ManifestSource(ImageSource):
-    """A table with a column `path`, and optionally `id` and `beta`. A path is a URL or relative to the manifest."""
+    """The images in a table with a column `path`, and optionally `id` and `beta`.
+
+    A path is a URL, an absolute path, or relative to the folder of the manifest. RootedFiles allow no URL.
+    """
 
     def __init__(self, path: PurePath, files: Files) -> None:
         super().__init__()
@@ -164,7 +171,7 @@ class ManifestSource(ImageSource):
 
 
 class RemoteSource(ImageSource):
-    """A folder or glob at an fsspec URL."""
+    """The files of a folder or glob at an fsspec URL, such as s3://bucket/images. Skips hidden and system files."""
 
     def __init__(self, url: str) -> None:
         super().__init__()
@@ -193,7 +200,10 @@ class RemoteSource(ImageSource):
 
 
 def _read_file(files: Files, path: PurePath, max_bytes: int) -> bytes:
-    """Returns the bytes of a regular file. Raises ImageTooLargeError above `max_bytes`, or UnreadableError."""
+    """Returns the bytes of a regular file.
+
+    Raises ImageTooLargeError if it has more than `max_bytes`, and UnreadableError if it cannot be read.
+    """
     with files.open(path) as file:
         try:
             data = file.read(max_bytes + 1)
@@ -205,10 +215,9 @@ def _read_file(files: Files, path: PurePath, max_bytes: int) -> bytes:
 
 
 def _walk(files: Files, root: Path) -> Iterator[tuple[str, FolderEntry]]:
-    """Yields the relative path and the entry of each file and folder below a folder. Skips excluded names.
+    """Yields the path relative to `root` and the entry of each file and folder below it, a folder before its content.
 
-    A folder comes before its content. Follows links to folders, except to a folder that contains the link: the files of
-    that folder are listed in any case.
+    Skips names that `is_excluded` refuses. Follows a link to a folder, except to a folder that contains the link.
     """
     listing = files.list_folder(root)
     open_folders = [("", listing.identity, iter(listing.entries))]

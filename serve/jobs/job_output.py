@@ -43,7 +43,7 @@ MIN_IMAGES_FOR_RATE = 100  # an error rate of fewer images is not significant
 
 
 class JobSummary(BaseModel):
-    """The result of a finished job; the content of _SUCCESS."""
+    """The counts, model and engine of a finished job; the content of _SUCCESS."""
 
     fingerprint: str
     images: int
@@ -62,8 +62,8 @@ class JobSummary(BaseModel):
 class ShardTask:
     """A shard to make.
 
-    offset: byte offset of the shard's first line in the listing. is_retry: whether the shard exists, and only its
-    failed images are classified again.
+    offset: byte offset of the shard's first line in the listing.
+    is_retry: True if the shard exists; then only its failed images are classified again.
     """
 
     number: int
@@ -73,7 +73,7 @@ class ShardTask:
 
 @dataclass(frozen=True)
 class ShardResult:
-    """A shard that was written. error_codes: the number of rows with each error code."""
+    """The counts of a shard that was written. error_codes: the number of rows with each error code."""
 
     number: int
     error_codes: Mapping[str, int]
@@ -81,9 +81,9 @@ class ShardResult:
 
 @contextmanager
 def lock_output(output: OutputDirectory) -> Iterator[None]:
-    """Locks the output for this process. At the end removes the files of a job that did not start.
+    """Locks the output for this process during the `with` block, then removes the files of a job that did not start.
 
-    Raises OutputTakenError if another process holds the lock, or OutputError.
+    Raises OutputTakenError if another process holds the lock, and OutputError if the output cannot be written to.
     """
     path = output.job_folder / LOCK_FILE
     try:
@@ -124,7 +124,10 @@ def check_not_inside(output: Path, input_path: str) -> None:
 
 
 def read_job_spec(output: OutputDirectory) -> JobSpec | None:
-    """Returns the specification of the job in an output, or None. Raises OutputError if it holds other files."""
+    """Returns the specification of the job in an output, or None if the output is empty.
+
+    Raises OutputError if the output has other files, or if this version cannot read the specification.
+    """
     if os.path.lexists(output.job_folder / SPEC_FILE):
         try:
             with open_regular_file(output.job_folder / SPEC_FILE) as file:
@@ -139,8 +142,8 @@ def read_job_spec(output: OutputDirectory) -> JobSpec | None:
 def list_inputs(source: ImageSource, output: OutputDirectory, on_listed: Callable[[int], None]) -> InputSummary:
     """Writes the listing to a new file, one JSON line per image, and returns its summary.
 
-    on_listed: receives the number of images so far. Raises InputError, or OutputError if a linked folder in the input
-    contains the output.
+    on_listed: receives the number of images so far. Raises InputError if the input cannot be listed or has no image.
+    Raises OutputError if the input has a link to a folder that contains the output.
     """
     digest, images, has_own_betas = hashlib.sha256(), 0, False
     with atomic_file(output.job_folder / NEW_LISTING_FILE) as listing:
@@ -159,7 +162,7 @@ def list_inputs(source: ImageSource, output: OutputDirectory, on_listed: Callabl
 
 
 def read_job_id(output: OutputDirectory) -> str | None:
-    """Returns the id of the server's job in an output, or None if there is none. Raises OutputError."""
+    """Returns the id of the server's job in an output, or None. Raises OutputError if the id's file is unreadable."""
     try:
         with open_regular_file(output.job_folder / JOB_ID_FILE) as file:
             return file.read(64).decode(errors="replace")
@@ -181,8 +184,10 @@ def start_or_resume(
 ) -> JobSpec:
     """Lists the input, and returns the specification of the job. Writes the listing and the specification of a new job.
 
-    earlier: the specification from `read_job_spec`. Raises OutputError if the new one differs from it.
-    on_listed: receives the number of images listed so far. Raises InputError, OutputError or SingleTokenError.
+    earlier: the result of `read_job_spec`. on_listed: receives the number of images listed so far.
+    Raises OutputError if the specification differs from `earlier`, and the errors of `list_inputs`. Raises InputError
+    if the options give a β twice, or more than one β although the input gives β. Raises SingleTokenError if the
+    options or the input give a β and the model has one token.
     """
     check_betas(options)
     inputs = list_inputs(source, output, on_listed)
@@ -213,7 +218,7 @@ class Job:
         self._error_codes: dict[int, Counter[str]] = {}  # by shard, of the shards that exist
 
     def shard_path(self, number: int) -> Path:
-        """Returns the path of a shard."""
+        """Returns the path of the file of shard `number`, which counts from 0."""
         return self.output.path / f"part-{number:05}.{self.spec.format}"
 
     def missing_shards(self) -> list[int]:
@@ -231,8 +236,9 @@ class Job:
         """Makes the missing shards, writes the summary and returns it.
 
         make_shards: makes and writes the shards of the tasks, in any order. retry_failed: whether to classify images
-        with an error again. on_images: called for the images of earlier runs. Raises JobError, or OSError if the disk
-        fails.
+        with an error again. on_images: called here for the images of existing shards only.
+        Raises JobStoppedError if the share of rows with an error exceeds `max_error_rate`, OutputError if an existing
+        shard is damaged, OSError if the disk fails, and the errors of `make_shards`.
         """
         (self.output.path / SUCCESS_FILE).unlink(missing_ok=True)  # written again at the end
         missing = self.missing_shards()
@@ -250,7 +256,11 @@ class Job:
         return self._finish()
 
     def make_shards(self, pipeline: Pipeline, tasks: Iterable[ShardTask], on_images: OnImages) -> Iterator[ShardResult]:
-        """Makes and writes shards in this process, and yields the results. Makes the next shards during each write."""
+        """Makes and writes shards in this process, and yields their counts. Makes the next shards during each write.
+
+        Raises JobStoppedError if no file of a large shard can be read, and JobError if the engine fails on a whole
+        batch.
+        """
         for finished in pipeline.run(map(self._shard_input, tasks), on_images):
             number, shard = finished.number, finished.shard
             if len(shard) >= MIN_IMAGES_FOR_RATE and set(shard.error_codes) == {ERROR_CODES[UnreadableError]}:
@@ -288,7 +298,7 @@ class Job:
         return sorted({row - row % width for row in rows})
 
     def images_in(self, number: int) -> int:
-        """Returns the number of images of a shard."""
+        """Returns the number of images of shard `number`. The last shard may have fewer than the others."""
         return min(self.spec.shard_images, self.spec.images - number * self.spec.shard_images)
 
     def _read(self, number: int) -> Shard:

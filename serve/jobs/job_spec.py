@@ -58,7 +58,7 @@ class JobSpec(BaseModel):
 
 @dataclass(frozen=True)
 class JobOptions:
-    """The options of a job that a caller may give. None: the value of the earlier run of the job, else the default."""
+    """The options of a job. None selects the value of the job's earlier run, or the default in its first run."""
 
     betas: tuple[float | Strength, ...] | None = None
     default_beta: float | None = None  # used where betas is None and the model has two tokens; None: the bundle's
@@ -72,7 +72,7 @@ class JobOptions:
 class InputSummary:
     """A summary of the listing of a job.
 
-    sha256: of the listing, hexadecimal. images: number of images. has_own_betas: whether any image has a β in it.
+    sha256: of the listing, hexadecimal. images: number of images. has_own_betas: whether a manifest gives any β.
     """
 
     sha256: str
@@ -81,7 +81,7 @@ class InputSummary:
 
 
 def check_betas(options: JobOptions) -> None:
-    """Raises InputError if the options name a β twice."""
+    """Raises InputError if the options give a β twice."""
     if options.betas is not None and len(set(options.betas)) < len(options.betas):
         raise InputError("a β is given twice: its rows would be the same")
 
@@ -96,8 +96,9 @@ def build_spec(
 ) -> JobSpec:
     """Returns the specification of a job. earlier: the specification of the job's first run, if there was one.
 
-    A strength in the options becomes the β of the model, so the job stores β only.
-    Raises InputError or SingleTokenError.
+    A strength in the options becomes the β of the model, so the job stores β only. Raises SingleTokenError if the
+    options or the input give a β and the model has one token. Raises InputError if the options give more than one β
+    although the input gives β.
     """
     given = None if options.betas is None else tuple(manifest.beta_of(beta) for beta in options.betas)
     if not manifest.has_two_tokens and (options.betas is not None or inputs.has_own_betas):
@@ -131,7 +132,7 @@ def build_spec(
 
 
 def check_unchanged(earlier: JobSpec, current: JobSpec) -> None:
-    """Raises OutputError with the fields that differ between two runs of a job."""
+    """Raises OutputError, which names the fields, if the specifications of two runs of a job differ."""
     before, after = earlier.model_dump(), current.model_dump()
     changed = [name for name in before if before[name] != after[name]]
     if changed:

@@ -6,8 +6,8 @@
 The process that runs a job holds a lease on it and renews the lease. When the process dies, the lease expires, and
 another process continues the job. If two processes ran one job, they would write equal rows into the same files.
 
-SQLite by default, PostgreSQL by URL, with the same statements. The calls block: call them on threads. They raise
-ControlStoreError.
+The database is SQLite, or PostgreSQL if --store gives its URL. Methods block, so async code calls them on threads. They
+raise ControlStoreError if the database cannot be reached or fails.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ _TIMES: TypeAdapter[dict[str, str]] = TypeAdapter(dict[str, str])
 
 
 class JobRecords:
-    """Reads and changes the jobs in a store."""
+    """The jobs in a store. Methods block, and raise ControlStoreError if the database fails."""
 
     def __init__(self, store: RevisionStore) -> None:
         self._store = store
@@ -134,12 +134,15 @@ class JobRecords:
         return record
 
     def get(self, job_id: str) -> JobRecord:
-        """Returns a job. Raises UnknownJobError."""
+        """Returns the job of this id. Raises UnknownJobError if it does not exist."""
         with self._store.reading() as connection:
             return _get(connection, job_id)
 
     def list(self, limit: int, before: str | None = None, state: State | None = None) -> Sequence[JobRecord]:
-        """Returns at most `limit` jobs, newest first. before: only jobs submitted earlier than this time."""
+        """Returns at most `limit` jobs, newest first.
+
+        before: only jobs submitted earlier than this time, UTC, ISO 8601. state: only jobs in this state.
+        """
         query = _JOBS.select().order_by(_JOBS.c.created_at.desc(), _JOBS.c.id).limit(limit)
         if before is not None:
             query = query.where(_JOBS.c.created_at < before)
@@ -156,20 +159,24 @@ class JobRecords:
         return {state: counted.get(state, 0) for state in STATES}
 
     def cancel(self, job_id: str) -> JobRecord:
-        """Cancels a job that has not ended, and returns it. Its finished shards stay.
+        """Cancels a job, and returns it. Its finished shards stay.
 
-        Raises UnknownJobError or JobStateError.
+        Raises UnknownJobError if it does not exist, and JobStateError if it has ended.
         """
         return self._stop(job_id, "cancelled", WAITING)
 
     def pause(self, job_id: str) -> JobRecord:
-        """Pauses a job until it is resumed, and returns it. Raises UnknownJobError or JobStateError."""
+        """Pauses a queued or running job until it is resumed, and returns it.
+
+        Raises UnknownJobError if it does not exist, and JobStateError if it is in another state or being cancelled.
+        """
         return self._stop(job_id, "paused", ("queued", "running"))
 
     def resume(self, job_id: str) -> JobRecord:
         """Queues a paused, failed or partially succeeded job again, and returns it.
 
-        Only the failed images of a partially succeeded job run again. Raises UnknownJobError or JobStateError.
+        Only the failed images of a partially succeeded job run again. Raises UnknownJobError if it does not exist, and
+        JobStateError if it is in another state.
         """
         with self._store.writing() as connection:
             before = _get(connection, job_id)
@@ -186,7 +193,10 @@ class JobRecords:
             return self._change_state(connection, before, "queued", retries_failed=retries, error=None)
 
     def claim(self, owner: str) -> JobRecord | None:
-        """Leases the oldest queued or orphaned job to this owner and returns it, or None if there is no such job."""
+        """Leases the oldest free job to this owner and returns it, or None if no job is free.
+
+        A job is free if it is queued, or if it is running but its lease has expired.
+        """
         with self._store.writing() as connection:
             orphaned = sa.and_(_JOBS.c.state == "running", _JOBS.c.lease_until < time.time())
             queued = sa.and_(_JOBS.c.state == "queued", _JOBS.c.lease_until < time.time())
@@ -201,8 +211,9 @@ class JobRecords:
             return after if state == "running" and after.owner == owner else None
 
     def renew(self, record: JobRecord) -> JobRecord:
-        """Stores the progress of a job, extends its lease, and returns the stored record, with its `requested_state`.
+        """Stores the progress of a job, extends its lease, and returns the stored record.
 
+        An operator's request to stop the job is in `requested_state` of the stored record.
         Raises JobStateError if another process holds the lease.
         """
         values = {name: getattr(record, name) for name in ("images", "done", "failed", "fingerprint")}
@@ -217,7 +228,8 @@ class JobRecords:
     def release(self, record: JobRecord, state: State, error: str | None = None, delay_s: float = 0.0) -> None:
         """Ends the lease and stores the state. Does nothing if another process holds the lease.
 
-        state: `running` if another process has to continue the job. delay_s: no process claims a queued job earlier.
+        state: `running` if another process has to continue the job.
+        delay_s: seconds before a process may claim a queued job again.
         """
         with self._store.writing() as connection:
             now = _get(connection, record.id)
@@ -228,7 +240,7 @@ class JobRecords:
                 self._change_state(connection, now, state, **values, **lease, error=error, retries_failed=retries)
 
     def delete_old(self, days: float) -> int:
-        """Deletes the records of jobs that ended more than `days` ago. Returns how many."""
+        """Deletes the records of the jobs that ended more than `days` days ago. Returns the number of them."""
         before = format_time(datetime.now(UTC) - timedelta(days=days))
         with self._store.writing() as connection:
             ended = connection.execute(_JOBS.select().where(_JOBS.c.state.in_(ENDED), _JOBS.c.created_at < before))
@@ -251,7 +263,7 @@ class JobRecords:
             return replace(before, requested_state=state)
 
     def _change_state(self, connection: sa.Connection, before: JobRecord, state: State, **more: Any) -> JobRecord:
-        """Stores another state and returns the new record. If the stored record has changed, returns that instead."""
+        """Stores another state and returns the new record. If another process changed the record, returns that one."""
         times = before.times if state == before.state else {**before.times, state: format_time(datetime.now(UTC))}
         after = replace(
             before, **{"owner": None, "lease_until": 0.0, "requested_state": None, **more}, state=state, times=times

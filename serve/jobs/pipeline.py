@@ -39,8 +39,8 @@ OnImages = Callable[[int, int], None]
 class ShardInput:
     """The images of one shard that are to be classified.
 
-    images: the first row of each image in the shard, and the image. An image has a row for each β of the job, or a
-    single row if the input gives its β.
+    number: the number of the shard. images: pairs of the first row of an image in the shard, and the image.
+    An image has a row for each β of the job, or a single row if the input gives its β.
     """
 
     number: int
@@ -84,7 +84,10 @@ class Pipeline:
         self._batch_rows, self._streams = batch_rows, streams
 
     def run(self, inputs: Iterable[ShardInput], on_images: OnImages) -> Iterator[FinishedShard]:
-        """Yields the finished shards in order. The next shards are in progress while the caller writes one."""
+        """Yields the finished shards in order. The next shards are in progress while the caller writes one.
+
+        Raises JobError if the engine fails on every image of a batch of two or more, and any error of `on_images`.
+        """
         with ExitStack() as stack:
             threads = stack.enter_context(ThreadPoolExecutor(self._streams, "engine"))
             # If the caller stops early: cancel the queued runs, and wait for the active ones.
@@ -128,7 +131,7 @@ class Pipeline:
             yield batch
 
     def _decode_all(self, images: Iterable[tuple[int, InputImage]]) -> Iterator[tuple[int, InputImage, DecodeResult]]:
-        """Yields every image with its result, in order. The pool decodes about one batch ahead."""
+        """Yields each first row and image with the result of decoding it, in order. Decodes about one batch ahead."""
         pool = self._decode_pool
         chunk = 1 if pool.is_sequential else min(CHUNK, self._batch_rows)
         max_ahead = 2 * pool.count if pool.is_sequential else max(-(-self._batch_rows // chunk), 2 * pool.count)
@@ -146,7 +149,10 @@ class Pipeline:
                 return
 
     def _run(self, batch: _Batch) -> None:
-        """Classifies a batch. If the engine fails, runs each half separately; a row that fails alone gets an error."""
+        """Classifies a batch and fills its rows. If the engine fails, runs each half of the batch separately.
+
+        A row that fails alone gets an error. Raises JobError if every row of a batch of two or more fails.
+        """
         shard, pixels = batch.shard, np.stack(batch.pixels)
         failed = 0
         parts = BatchParts(range(len(batch.rows)))

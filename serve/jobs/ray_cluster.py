@@ -51,7 +51,10 @@ class RayWorkerConfig:
 
 @contextlib.contextmanager
 def connect(address: str) -> Iterator[None]:
-    """Connects to a cluster, or starts one on this machine if the address is LOCAL_CLUSTER. Raises JobError."""
+    """Connects to a cluster, or starts one on this machine if the address is LOCAL_CLUSTER.
+
+    Disconnects at the end of the `with` block. Raises JobError if no cluster responds.
+    """
     import ray
 
     try:
@@ -89,7 +92,7 @@ def make_shards(
 ) -> Iterator[ShardResult]:
     """Makes the shards of the tasks on `workers` workers. Ray Data replaces a worker that dies.
 
-    on_images: called after each shard. Raises JobError.
+    on_images: called after each shard. Raises JobError if a worker raises an error, or if the cluster fails.
     """
     import ray
     from ray.exceptions import RayError
@@ -114,7 +117,7 @@ def make_shards(
 
 
 def _first_cause(error: RayError) -> str:
-    """Returns the line of Ray's message that has the exception of the worker."""
+    """Returns the line of Ray's message that has the worker's exception, or the last line if none has one."""
     lines = str(error).splitlines()
     raised = [line for line in lines if _RAISED.match(line) and not line.startswith(("ray.", "UserCodeException"))]
     return (raised or lines or ["Ray gives no reason"])[-1]
@@ -143,7 +146,10 @@ class _ShardWorker:
         self._stack = stack  # stays open as long as the worker lives
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Makes and writes the shard of the single task in the batch. Returns its number and its counts of errors."""
+        """Makes and writes the shard of the single task in the batch.
+
+        Returns the number of the shard, the number of rows with each error code, and the number of failed images.
+        """
         task = ShardTask(int(batch["number"][0]), int(batch["offset"][0]), is_retry=bool(batch["is_retry"][0]))
         failed = 0
 
@@ -161,9 +167,9 @@ class _ShardWorker:
 
 
 def check_ray(address: str) -> None:
-    """Raises JobError if Ray is not installed or no cluster responds.
+    """Raises JobError if Ray is not installed, or if no server accepts connections at a HOST:PORT address.
 
-    Called before the job starts, because Ray would wait for minutes.
+    Called before the job starts, because Ray itself would wait for minutes.
     """
     disable_vendor_telemetry()
     try:

@@ -30,8 +30,8 @@ _NO_DIRECTORY = "{} is not a directory, or its path contains a link: give anothe
 class OutputDirectory:
     """The output directory of a job.
 
-    path, job_folder: for opening files; they may go through /proc/self/fd.
-    name: the path for messages.
+    path, job_folder: the directory and its folder `_job`, for opening files; they may lie below /proc/self/fd.
+    name: the path that the user gave, for messages.
     is_new: whether the call that opened the output created `job_folder`.
     """
 
@@ -60,7 +60,7 @@ class Files:
     """Opens and lists any file that this process may read."""
 
     def open(self, path: PurePath) -> BinaryIO:
-        """Opens a regular file for reading. Raises UnreadableError."""
+        """Opens a regular file for reading. Raises UnreadableError if it is missing, unreadable or not regular."""
         try:
             # O_NONBLOCK opens a FIFO without a wait for its writer; _open_regular then refuses the FIFO.
             return _open_regular(os.open(path, _OPEN | os.O_NONBLOCK), may_have_links=True)
@@ -68,7 +68,7 @@ class Files:
             raise _unreadable_error(error) from error
 
     def list_folder(self, folder: Path) -> FolderListing:
-        """Returns the entries of a folder. Raises InputError."""
+        """Returns the entries of a folder. Raises InputError if it cannot be listed."""
         try:
             descriptor = os.open(folder, _OPEN_FOLDER)
             try:
@@ -84,7 +84,7 @@ class Files:
 
     @contextmanager
     def open_output(self, output: Path) -> Iterator[OutputDirectory]:
-        """Opens the output directory, or creates it. At the end removes created folders that are empty."""
+        """Opens the output directory, or creates it. At the end of the `with` block removes created, empty folders."""
         job_folder = output / JOB_FOLDER
         missing = [folder for folder in (job_folder, *job_folder.parents) if not folder.exists()]
         try:
@@ -133,8 +133,8 @@ class RootedFiles(Files):
     def check_output(self, path: str) -> None:
         """Checks the path of an output without access to the disk.
 
-        Raises OutsideRootsError if the path is a root or no root for outputs contains it. Raises OutputError if it is
-        too deep.
+        Raises OutsideRootsError if the path is a root, or if no root for outputs contains it. Raises OutputError if the
+        path is more than MAX_DEPTH folders below the root.
         """
         parts = _split(path, self._outputs)[1]
         if not parts:
@@ -161,8 +161,9 @@ class RootedFiles(Files):
     def open_output(self, output: Path, *, create: bool = True) -> Iterator[OutputDirectory]:
         """Opens the output directory by descriptors, so a folder that replaces it later receives no file.
 
-        create: whether to create missing folders; at the end the empty ones are removed. Raises OutsideRootsError or
-        OutputError, and FileNotFoundError for a missing folder if `create` is False.
+        create: whether to create missing folders; the empty ones are removed at the end of the `with` block. Raises
+        the errors of `check_output`, OutputError if a component of the path is a link or a file, and
+        FileNotFoundError for a missing folder if `create` is False.
         """
         self.check_output(str(output))
         root, parts = _split(str(output), self._outputs)
@@ -180,7 +181,7 @@ class RootedFiles(Files):
 
 
 class RemoteFiles(Files):
-    """Opens the files of an fsspec store, by their paths in the store."""
+    """Opens the files of an fsspec store, such as a bucket, by their paths in the store."""
 
     def __init__(self, filesystem: Any) -> None:
         self._filesystem = filesystem
@@ -217,7 +218,10 @@ def _is_folder(entry: os.DirEntry[str], follows_links: bool) -> bool:
 
 
 def _split(path: str, roots: Sequence[Path]) -> tuple[Path, tuple[str, ...]]:
-    """Returns the root that contains a path, and the components below the root. Raises OutsideRootsError."""
+    """Returns the root that contains a path, and the components of the path below the root.
+
+    Raises OutsideRootsError if no root contains the path, or if the path contains `..`.
+    """
     if "\0" not in path and ".." not in path.split("/"):
         for root in roots:
             if Path(path).is_relative_to(root):
@@ -242,7 +246,10 @@ def _open_folder(folder: Path, roots: Sequence[Path]) -> Iterator[int]:
 
 @contextmanager
 def _open_parent(path: PurePath, roots: Sequence[Path]) -> Iterator[tuple[int, str]]:
-    """Yields the descriptor of the folder that contains a path, and the name in that folder; `.` for a root."""
+    """Yields the descriptor of the folder that contains a path, and the last component of the path.
+
+    For a root, yields the descriptor of the root and `.`.
+    """
     root, parts = _split(str(path), roots)
     if not parts:
         with _open_folder(root, roots) as descriptor:
@@ -262,7 +269,7 @@ def _open_in(parent: int | None, name: str | Path, stack: ExitStack) -> int:
 def _enter_folder(parent: int, name: str, stack: ExitStack, *, create: bool) -> tuple[int, bool]:
     """Returns the descriptor of a folder in `parent`, and whether this call created it.
 
-    The stack removes a created folder that is empty.
+    When the stack closes, it removes a created folder that is empty.
     """
     is_new = False
     if create:
@@ -280,7 +287,11 @@ def _remove_empty(parent: int, name: str) -> None:
 
 
 def _open_regular(descriptor: int, *, may_have_links: bool) -> BinaryIO:
-    """Returns the regular file of a descriptor. For anything else, closes the descriptor and raises UnreadableError."""
+    """Returns the regular file of a descriptor, open for reading.
+
+    For anything else, and for a second hard link unless `may_have_links`, raises UnreadableError and closes the
+    descriptor.
+    """
     status = os.fstat(descriptor)
     is_regular = stat.S_ISREG(status.st_mode)
     if is_regular and (may_have_links or status.st_nlink == 1):

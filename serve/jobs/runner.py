@@ -73,17 +73,17 @@ class JobProgress:
         self._stop = threading.Event()
 
     def stop(self) -> None:
-        """Makes the next `check` raise."""
+        """Makes the next call of `check`, `on_listed` or `on_images` raise JobInterruptedError."""
         self._stop.set()
 
     def on_listed(self, images: int) -> None:
-        """Raises InputError above the limit of images, or JobInterruptedError."""
+        """Raises InputError if `images` exceeds the limit, and JobInterruptedError after `stop`."""
         if images > self._max_images:
             raise InputError(f"the input has more than {self._max_images:,} images, the limit: --max-job-images")
         self.check()
 
     def on_images(self, done: int, failed: int) -> None:
-        """Counts finished images. Raises JobInterruptedError."""
+        """Adds to the numbers of finished and failed images. Raises JobInterruptedError after `stop`."""
         self.done += done
         self.failed += failed
         self.check()
@@ -102,7 +102,7 @@ class JobRunner:
     """Runs jobs in one server process. `open` it when the service is ready, and `close` it before the service."""
 
     def __init__(self, service: Service, store: RevisionStore) -> None:
-        """store: holds the jobs; `close` closes it."""
+        """store: the store of the jobs, which `close` closes."""
         self._service, self._settings, self._store = service, service.settings, store
         self._records = JobRecords(store)
         self._files = RootedFiles(self._settings.job_input_roots, self._settings.job_output_roots)
@@ -111,7 +111,10 @@ class JobRunner:
         self._last_forget_s = -FORGET_EVERY_S
 
     async def open(self) -> None:
-        """Starts to poll the store for jobs, also while the store is unreachable. Requires a running event loop."""
+        """Starts a task that claims and runs the jobs of the store. Requires a running event loop.
+
+        The task continues while the store is unreachable.
+        """
         self._loop = asyncio.get_running_loop()
         self._task = asyncio.create_task(self._run())
 
@@ -139,7 +142,7 @@ class JobRunner:
                 await self._run_job(record)
 
     async def _run_job(self, record: JobRecord) -> None:
-        """Runs a job until it ends or has to stop, and writes its state to the store."""
+        """Runs a job until it ends or is interrupted, and writes its state to the store."""
         _log("job begins", record)
         progress = JobProgress(self._settings.max_job_images)
         state: State | None = None
@@ -197,7 +200,7 @@ class JobRunner:
         return ("partially_succeeded" if summary.failed_rows else "succeeded"), None
 
     def _run_on_thread(self, record: JobRecord, model: LoadedModel, progress: JobProgress) -> JobSummary:
-        """Runs the whole job. Blocks, so a thread calls it."""
+        """Runs a job to its end. Blocks, so a thread calls it."""
         return run_job(
             record,
             self._files,
@@ -212,9 +215,10 @@ class JobRunner:
     def _classify(
         self, model: LoadedModel, pixels: NDArray[np.uint8], betas: Sequence[float], progress: JobProgress
     ) -> NDArray[np.float32]:
-        """Returns logits, float32 (B, K). Blocks, so a thread calls it. Requests go first, and there is no deadline.
+        """Returns logits, float32 (B, K), for pixels uint8 (B, H, W, 3) and B β. Blocks, so a thread calls it.
 
-        Raises JobInterruptedError if the job has to stop meanwhile.
+        The engine runs the rows of requests first, so there is no deadline. Raises JobInterruptedError if the job is
+        stopped meanwhile.
         """
         running = asyncio.run_coroutine_threadsafe(model.logits(pixels, betas), self._loop)
         while True:
@@ -285,9 +289,9 @@ def run_job(
 def check_paths(files: RootedFiles, request: JobRequest) -> None:
     """Checks the input and output paths of a request before it becomes a job.
 
-    Raises OutsideRootsError if a path is outside the roots, or the output is a root. Raises InputError if the input is
-    missing or cannot be opened, or Parquet is needed without pyarrow. Raises OutputError if the output is inside the
-    input, too deep, or leads through a link or file.
+    Raises OutsideRootsError if a path is outside the roots, or if the output is a root. Raises InputError if the input
+    cannot be opened, or if the job needs Parquet and pyarrow is not installed. Raises OutputError if the output is
+    inside the input, is more than MAX_DEPTH folders below its root, or leads through a link or a file.
     """
     files.check_output(request.output)
     open_source(request.input, files).close()

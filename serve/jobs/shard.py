@@ -77,7 +77,10 @@ class Shard:
         return [n for n, code in enumerate(self.error_codes) if code is not None]
 
     def fill(self, rows: Sequence[int], logits: NDArray[np.float32]) -> None:
-        """Sets the classes of some rows from logits float32 (len(rows), K). Ties keep the order of the labels."""
+        """Sets the most probable classes of some rows from logits float32 (len(rows), K).
+
+        Classes of equal logits keep the order of the labels.
+        """
         shares = probabilities(logits)
         best = np.argsort(-logits, axis=1, kind="stable")[:, : self.indices.shape[1]]
         self.indices[rows] = best
@@ -124,7 +127,7 @@ def shard_from_rows(rows: Sequence[Mapping[str, Any]], top_k: int) -> Shard:
 
 
 def write_shard(path: Path, shard: Shard, info: ModelInfo, format: Format, metadata: Mapping[str, str]) -> None:
-    """Writes a shard to a file atomically. Only Parquet stores the metadata. Raises OSError."""
+    """Writes a shard to a file atomically. Only Parquet stores the metadata. Raises OSError if the disk fails."""
     with atomic_file(path) as file:
         _WRITERS[format](file, shard, info, metadata)
 
@@ -224,7 +227,7 @@ def _read_csv(file: BinaryIO) -> list[dict[str, Any]]:
 
 
 def _escape_formula(text: str) -> str:
-    """Returns the text, with an apostrophe in front if a spreadsheet could run it or if it has one already."""
+    """Returns the text, after an apostrophe if a spreadsheet could run the text or if it begins with an apostrophe."""
     return f"'{text}" if text.startswith(_SUSPECT) or text.lstrip().startswith(_FORMULA) else text
 
 
