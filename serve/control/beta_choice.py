@@ -53,7 +53,7 @@ ANONYMOUS = ClientIdentity()
 
 @dataclass(frozen=True)
 class ActiveSettings:
-    """The operator's settings in force, with the server's default β."""
+    """The operator's settings in force, and the default β of the server. Chooses the β of each image."""
 
     server_default: float | None  # applies if no operator set a default; None: the model has one token
     server_default_source: BetaSource  # "operator" if set by --default-beta, else "bundle"
@@ -75,9 +75,11 @@ class ActiveSettings:
     def choose(self, beta: float | None, client: ClientIdentity = ANONYMOUS) -> BetaChoice:
         """Returns the choice for an image. beta: given for the image or its request, or None.
 
-        If the settings have API keys, raises UnknownApiKeyError for an unknown key, even if β is given. Without keys in
-        the settings, ignores the key, because a gateway may use the same header. Also raises SingleTokenError,
-        ChoiceNotAllowedError, BetaOutOfBoundsError or UnknownPolicyError.
+        If the settings have API keys, raises UnknownApiKeyError for an unknown key, even if β is given. If they have
+        none, ignores the client's key, because a gateway may use the same header.
+
+        Raises UnknownPolicyError if the client names a policy that does not exist. For a β or a policy of the client,
+        raises SingleTokenError if the model has one token, and otherwise the errors of `check`.
         """
         if self.server_default is None:
             if beta is not None or client.policy is not None:
@@ -98,7 +100,11 @@ class ActiveSettings:
         return self.default
 
     def check(self, betas: list[float]) -> None:
-        """Raises ChoiceNotAllowedError or BetaOutOfBoundsError unless clients may choose each of these β."""
+        """Checks that clients may choose each of these β.
+
+        Raises ChoiceNotAllowedError if the operator allows clients no choice, and BetaOutOfBoundsError if a β is
+        outside the operator's bounds.
+        """
         for beta in betas:
             self._chosen_by_client(beta, "request")
 
@@ -120,7 +126,7 @@ class ActiveSettings:
 
 
 def canary_position(sticky: str) -> float:
-    """Returns the position of a client, in [0, 1): a hash of `ClientIdentity.sticky`.
+    """Returns the position of a client, in [0, 1), which is a hash of `ClientIdentity.sticky`.
 
     A canary includes the clients whose position is below its share. If the share grows, they all stay in the canary.
     """

@@ -32,7 +32,10 @@ RAMP_DIGITS = 4  # decimals of β in the steps of a ramp
 
 
 def _one_line(text: str) -> str:
-    """Returns the text. Raises ValueError for characters that control a terminal: controls, direction and line ends."""
+    """Returns the text unchanged.
+
+    Raises ValueError if it has a line end, a control character or a character that changes the direction of text.
+    """
     if not all(character.isprintable() or unicodedata.category(character) == "Zs" for character in text):
         raise ValueError("1 to 500 characters on one line, without control characters")
     return text
@@ -45,7 +48,7 @@ WholeNumber = Annotated[int, Field(strict=True)]
 
 
 class SettingsChange(FrozenModel):
-    """A change that an operator requests. Settings that it does not give keep their values."""
+    """A change that an operator requests. A setting that the change does not give keeps its value."""
 
     reason: Reason = Field(description="1 to 500 characters on one line, for the history")
     default_beta: Beta | None = Field(
@@ -99,7 +102,10 @@ class SettingsChange(FrozenModel):
 
 
 def parse_change(document: Any) -> SettingsChange:
-    """Returns the change in a JSON document. Raises InvalidChangeError with the field and its rule."""
+    """Returns the change in a parsed JSON document.
+
+    Raises InvalidChangeError, which names the first invalid field and its rule, if the document is not a valid change.
+    """
     try:
         return SettingsChange.model_validate(document)
     except ValidationError as error:
@@ -107,7 +113,7 @@ def parse_change(document: Any) -> SettingsChange:
 
 
 def resolve_strength(change: SettingsChange, curve: StrengthCurve) -> SettingsChange:
-    """Returns the change with the β of its default_strength as default_beta. Other changes are returned unchanged."""
+    """Replaces default_strength of a change by default_beta, the β of that strength. Returns other changes as given."""
     if change.default_strength is None:
         return change
     given = change.model_dump(exclude_unset=True, exclude={"default_strength"})
@@ -117,11 +123,14 @@ def resolve_strength(change: SettingsChange, curve: StrengthCurve) -> SettingsCh
 def apply_change(
     state: SettingsState, change: SettingsChange, *, who: str, now: datetime, in_force: float
 ) -> SettingsState:
-    """Returns the state after the change, which has no default_strength. Raises InvalidChangeError.
+    """Returns the state after a change. Requires a change without default_strength.
 
-    in_force: the default β before the change, at which a ramp starts. A new default β replaces ramps and reverts in
-    progress; scheduled changes stay. A temporary default reverts to the default before it. If it replaces a ramp or
-    another temporary default, it reverts to the β at which that one would have ended.
+    in_force: the default β before the change, at which a ramp starts. A new default β removes the planned steps of
+    ramps and the planned reverts, and keeps scheduled changes. A temporary default reverts to the default before it.
+    If it replaces a ramp or another temporary default, it reverts to the β at which that one would have ended.
+
+    Raises InvalidChangeError if `at` is not within a year from `now`, if the settings after the change contradict each
+    other, or if more than MAX_PENDING changes are planned.
     """
     given = change.model_fields_set
     update: dict[str, Any] = {
@@ -146,7 +155,10 @@ def apply_change(
 def _plans(
     state: SettingsState, change: SettingsChange, who: str, now: datetime, in_force: float
 ) -> list[PendingChange]:
-    """Returns the planned changes that this change adds: a scheduled change, or the steps of a ramp and a revert."""
+    """Returns the planned changes that this change adds: a scheduled change, or the steps of a ramp and a revert.
+
+    Raises InvalidChangeError if `change.at` is not within a year from `now`.
+    """
     plan_id = secrets.token_hex(4)
 
     def plan(kind: str, at: datetime, beta: float | None) -> PendingChange:
@@ -178,7 +190,10 @@ def _rounded(beta: float, start: float, end: float) -> float:
 
 
 def _default_after_plans(state: SettingsState) -> float | None:
-    """Returns the default β at which the reverts and ramps in progress will end. Ignores scheduled changes."""
+    """Returns the default β after the last planned revert or step of a ramp; the present one if none is planned.
+
+    Ignores scheduled changes.
+    """
     in_progress = [plan for plan in state.pending if plan.kind != "schedule"]
     reverts = [plan for plan in in_progress if plan.kind == "revert"]
     last = max(reverts or in_progress, key=lambda plan: plan.at, default=None)
@@ -186,9 +201,9 @@ def _default_after_plans(state: SettingsState) -> float | None:
 
 
 def roll_back(state: SettingsState, earlier: SettingsState) -> SettingsState:
-    """Returns the settings `earlier`, without planned changes but with the API keys of `state`.
+    """Returns the settings `earlier`, without planned changes, and with the API keys of `state`.
 
-    Adds the policies that these keys use and that `earlier` lacks, from `state`.
+    Copies from `state` the policies that these keys use and that `earlier` lacks.
     """
     needed = {key.policy: state.policies[key.policy] for key in state.api_keys.values()}
     return earlier.model_copy(update={"pending": (), "api_keys": state.api_keys, "policies": needed | earlier.policies})
@@ -203,14 +218,17 @@ def cancel_plan(state: SettingsState, plan_id: str) -> SettingsState:
 
 
 def add_api_key(state: SettingsState, digest: str, key: KeyPolicy) -> SettingsState:
-    """Returns the state with this API key. digest: its SHA-256. Raises InvalidChangeError if the name is taken."""
+    """Returns the state with this API key. digest: its SHA-256, hexadecimal.
+
+    Raises InvalidChangeError if the name of the key is taken, or if its policy does not exist.
+    """
     if any(known.name == key.name for known in state.api_keys.values()):
         raise InvalidChangeError(f"the key {key.name} exists already: remove it first")
     return _validated_copy(state, {"api_keys": {**state.api_keys, digest: key}})
 
 
 def remove_api_key(state: SettingsState, name: str) -> SettingsState:
-    """Returns the state without the API key of this name. Raises InvalidChangeError if it does not exist."""
+    """Returns the state without the API key of this name. Raises InvalidChangeError if no key has the name."""
     kept = {digest: key for digest, key in state.api_keys.items() if key.name != name}
     if len(kept) == len(state.api_keys):
         raise InvalidChangeError("there is no key of this name")
@@ -218,9 +236,9 @@ def remove_api_key(state: SettingsState, name: str) -> SettingsState:
 
 
 def apply_next_due(state: SettingsState, now: datetime) -> tuple[SettingsState, PendingChange] | None:
-    """Returns the state after the earliest due change, and that change; None if no change is due.
+    """Returns the state after the earliest planned change that is due, and that change; None if no change is due.
 
-    A caller that is late repeats the call until None. The last state is the same as if every call were on time.
+    A caller that is late repeats the call until it returns None. The last state is then the same as without delay.
     """
     plan = min(state.pending, key=lambda plan: plan.at, default=None)
     if plan is None or plan.at > now:
@@ -250,7 +268,10 @@ def _validated_copy(state: SettingsState, update: dict[str, Any]) -> SettingsSta
 
 
 def describe_first_error(error: ValidationError, model: type[FrozenModel]) -> str:
-    """Returns the name and the rule of the first invalid field. Does not return texts of the validation library."""
+    """Returns a message with the name and the rule of the first invalid field.
+
+    Contains no text of the validation library.
+    """
     first = error.errors(include_url=False, include_input=False)[0]
     cause = first.get("ctx", {}).get("error")
     name = str(first["loc"][0])[:40] if first["loc"] else ""

@@ -41,7 +41,7 @@ _REVOKED = sa.Table(
 
 @dataclass(frozen=True)
 class Credential:
-    """An operator's credential. sha256: of the bearer token."""
+    """An operator's credential. sha256: of the bearer token, hexadecimal. made_at: UTC, ISO 8601."""
 
     name: str
     role: Role
@@ -54,17 +54,20 @@ class Credential:
 
 
 def digest(secret: str) -> str:
-    """Returns the SHA-256 in hexadecimal. A secret of 256 random bits needs no salt and no slow hash."""
+    """Returns the SHA-256 of a secret, hexadecimal. A secret of 256 random bits needs no salt and no slow hash."""
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
 def make_secret(prefix: str = PREFIX) -> str:
-    """Returns a secret as text: the prefix, then 256 random bits."""
+    """Returns a new secret: the prefix, then 256 random bits in URL-safe base64."""
     return prefix + secrets.token_urlsafe(32)
 
 
 class Credentials:
-    """The credentials in a store. Methods block: async code calls them on threads. Each may raise ControlStoreError."""
+    """The credentials in a store. Methods block, so async code calls them on threads.
+
+    Methods raise ControlStoreError if the database cannot be reached or fails.
+    """
 
     def __init__(self, store: RevisionStore) -> None:
         self._store = store
@@ -72,7 +75,7 @@ class Credentials:
     def make(self, name: str, role: Role, secret: str | None = None) -> str:
         """Stores a credential and returns its secret, by default a random one. The secret is not stored.
 
-        Raises InvalidChangeError for a name that is taken, or has characters other than a-z, 0-9, - and _.
+        Raises InvalidChangeError if the name is taken, or is not 1 to 63 of a-z, 0-9, - and _.
         """
         if re.fullmatch(POLICY_NAME, name) is None:
             raise InvalidChangeError(f"{name!r} is not a valid name: give 1 to 63 of a-z, 0-9, - and _")
@@ -86,7 +89,10 @@ class Credentials:
         return secret
 
     def revoke(self, name: str) -> None:
-        """Revokes the credential, from the next request on. Raises InvalidChangeError if it does not exist."""
+        """Revokes the credential of this name, from the next request on.
+
+        Raises InvalidChangeError if no credential has the name.
+        """
         with self._store.writing() as connection:
             has_name = _CREDENTIALS.c.name == name
             found = connection.execute(sa.select(_CREDENTIALS.c.sha256).where(has_name)).one_or_none()
@@ -96,7 +102,7 @@ class Credentials:
             connection.execute(_REVOKED.insert().values(sha256=found.sha256, at=format_time(datetime.now(UTC))))
 
     def is_revoked(self, secret: str) -> bool:
-        """Returns whether the credential of the secret was revoked."""
+        """Returns whether `revoke` has removed the credential of this secret."""
         with self._store.reading() as connection:
             found = connection.execute(_REVOKED.select().where(_REVOKED.c.sha256 == digest(secret)))
             return found.one_or_none() is not None

@@ -1,7 +1,7 @@
 """Detects that another process or machine may have changed a store.
 
-Reads a counter of SQLite, which takes little time, or receives notifications from PostgreSQL, which
-`serve.control.revision_store` sends. Both can miss a change, so the store is also reported every few seconds.
+For SQLite, polls a counter of the database, which takes little time. For PostgreSQL, receives the notifications that
+`serve.control.revision_store` sends. Both can miss a change, so a possible change is also reported every few seconds.
 """
 
 from __future__ import annotations
@@ -62,7 +62,10 @@ class _CommitCounter:
         self._is_closed = False
 
     def read(self) -> int:
-        """Returns the number. Runs on any thread. After a sqlite3.Error, the next call connects again."""
+        """Returns the number; 0 after `close`. Any thread may call it.
+
+        Raises sqlite3.Error if the file cannot be read. The next call then connects again.
+        """
         with self._lock:
             if self._is_closed:
                 return 0

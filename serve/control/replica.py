@@ -103,16 +103,21 @@ class SettingsReplica:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def subscribe(self, on_revision: OnRevision, on_reachable: Callable[[bool], None] = lambda reachable: None) -> None:
-        """Calls both callbacks now, and each in the event loop after a change of its value. Revisions only grow."""
+        """Calls both callbacks now, and in the event loop after each change of their values.
+
+        on_revision: receives the revision in force, whose number only grows.
+        on_reachable: receives whether the store is reachable.
+        """
         self._on_revision.append(on_revision)
         self._on_reachable.append(on_reachable)
         on_revision(self.head)
         on_reachable(self.unreachable_since is None)
 
     async def append(self, head: Revision, after: SettingsState, *, who: str, action: str, reason: str) -> Revision:
-        """Writes the settings `after` as the revision after `head`. Returns it when it is durable and in force.
+        """Writes the settings `after` as the revision after `head`. Returns the revision, durable and in force.
 
-        Raises StaleRevisionError if the store has a revision after `head`, or ControlStoreError.
+        Raises StaleRevisionError if the store has a revision after `head`, and ControlStoreError if the store is
+        unreachable.
         """
         row = next_revision(head, after, at=datetime.now(UTC), who=who, action=action, reason=reason)
         try:
@@ -127,7 +132,10 @@ class SettingsReplica:
         return row
 
     async def refresh(self) -> None:
-        """Reads and applies the settings of the store. If it is unreachable, logs that and keeps the known settings."""
+        """Reads the settings of the store and puts them in force.
+
+        If the store is unreachable or behind the revision in force, logs an error and keeps the known settings.
+        """
         known = self.head
         try:
             row, credentials = await asyncio.to_thread(self._read_store)
@@ -170,7 +178,7 @@ class SettingsReplica:
         return "" if self._snapshot is None else f", or stop the servers, remove {self._snapshot} and start them again"
 
     def _apply(self, row: Revision) -> None:
-        """Puts the revision in force if it is newer than the one in force."""
+        """Puts the revision in force and calls the callbacks, if its number is above that of the one in force."""
         if row.revision <= self.head.revision:
             return
         self.head, self.state = row, row.state
@@ -249,7 +257,10 @@ class SettingsReplica:
 
 
 def write_snapshot(file: Path, snapshot: StoreSnapshot) -> None:
-    """Writes the file atomically and durably, and creates its directory if it is missing; raises OSError."""
+    """Writes the file atomically and durably, and creates its directory if it is missing.
+
+    Raises OSError if the file cannot be written.
+    """
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     content = SnapshotFile(row=vars(snapshot.head), credentials=snapshot.credentials)
     write_atomically(file, content.model_dump_json().encode(), mode=0o600, has_other_writers=True)

@@ -7,7 +7,10 @@ from typing import Any
 
 
 def describe_changes(before: dict[str, Any], after: dict[str, Any]) -> Iterator[str]:
-    """Yields a text for each changed setting. before, after: settings as `GET /admin/beta/history` returns them."""
+    """Yields a line of text for each changed setting.
+
+    before, after: the settings of two revisions, in the JSON form of `GET /admin/beta/history`.
+    """
     if before["default_beta"] != after["default_beta"]:
         new_default = _format_default(after["default_beta"]).removeprefix("β ")
         yield f"{_format_default(before['default_beta'])} → {new_default}"

@@ -2,7 +2,8 @@
 
 A change is one INSERT of the next revision. The number is the primary key, so only one of two concurrent writers
 succeeds. Each row holds the hash of the row before it. SQLite is the default, and a URL selects PostgreSQL; the
-statements are the same. Methods block, so async code calls them on threads.
+statements are the same. Methods block, so async code calls them on threads. They raise ControlStoreError if the
+database cannot be reached or fails.
 
 The store connects at its first use, and creates or migrates the tables. If that fails, the next use tries again.
 """
@@ -65,7 +66,7 @@ _REVISIONS = sa.Table(
 
 @dataclass(frozen=True)
 class Revision:
-    """One row of the history. at: UTC, ISO 8601. before, after: SettingsState as JSON."""
+    """One row of the history. at: UTC, ISO 8601. before, after: the settings before and after it, as JSON."""
 
     revision: int
     at: str
@@ -112,12 +113,15 @@ def next_revision(
 
 
 class RevisionStore:
-    """The settings of one service in a database. The caller that creates the store closes it."""
+    """The history of the settings of one service in a database. The caller that creates the store closes it.
+
+    Methods block, and raise ControlStoreError if the database cannot be reached or fails.
+    """
 
     def __init__(self, url: str | sa.URL, before_first_use: Callable[[], None] = lambda: None) -> None:
-        """url: sqlite:///PATH or postgresql+psycopg://…; raises ControlStoreError for an invalid URL.
+        """url: sqlite:///PATH or postgresql+psycopg://…. Raises ControlStoreError if it is invalid.
 
-        before_first_use: prepares the directory of the SQLite file; raises ControlStoreError.
+        before_first_use: called once, before the first connection; may create the directory of the SQLite file.
         """
         try:
             self.url = sa.make_url(url) if isinstance(url, str) else url
@@ -148,7 +152,7 @@ class RevisionStore:
     def reading(self) -> Iterator[sa.Connection]:
         """Yields a connection for reading. The first use creates or migrates the tables.
 
-        Raises ControlStoreError if the store cannot be opened, or if a database error occurs in the `with` block.
+        Raises ControlStoreError if the database cannot be opened, or if it fails in the `with` block.
         """
         with self.translate_errors():
             self._prepare()
@@ -157,14 +161,17 @@ class RevisionStore:
 
     @contextmanager
     def writing(self) -> Iterator[sa.Connection]:
-        """Yields a connection in a transaction, which ends with the `with` block. Otherwise like `reading`."""
+        """Yields a connection in a transaction. Commits at the end of the `with` block, or rolls back if it raises.
+
+        Otherwise like `reading`.
+        """
         with self.translate_errors():
             self._prepare()
             with self.engine.begin() as connection:
                 yield connection
 
     def _prepare(self) -> None:
-        """Creates or migrates the tables once. Does not create a removed file again, because it would be empty."""
+        """Creates or migrates the tables once. Does not replace a file that was removed later by an empty one."""
         with self._preparing:
             if self._is_prepared:
                 return
@@ -175,7 +182,10 @@ class RevisionStore:
             self._is_prepared = True
 
     def _make_file(self, file: Path) -> None:
-        """Creates an empty file for its owner only, if it is missing. SQLite gives its other files the same mode."""
+        """Creates an empty file for its owner only, if it is missing. SQLite gives its other files the same mode.
+
+        Raises ControlStoreError if the file cannot be created.
+        """
         try:
             os.close(os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         except FileExistsError:
@@ -211,7 +221,7 @@ class RevisionStore:
         record.info["file"] = self._file_identity()
 
     def _check_file(self, connection: Any, record: Any, proxy: Any) -> None:
-        """Raises DisconnectionError if another file replaced that of the connection. The pool then reconnects."""
+        """Raises DisconnectionError if another file is at the path of the connection's file. The pool reconnects."""
         if record.info["file"] != self._file_identity():
             raise sa.exc.DisconnectionError
 
@@ -223,7 +233,10 @@ class RevisionStore:
         return status.st_dev, status.st_ino
 
     def head(self) -> Revision:
-        """Returns the last revision, which is in force; raises ControlStoreError."""
+        """Returns the last revision, which is in force; REVISION_0 if there is none.
+
+        Raises ControlStoreError if a newer version of Tureen wrote it.
+        """
         with self.reading() as connection:
             row = _head(connection)
         try:
@@ -253,7 +266,7 @@ class RevisionStore:
                 connection.execute(sa.select(sa.func.pg_notify(CHANNEL, str(row.revision))))
 
     def revision(self, number: int) -> Revision:
-        """Returns the revision of this number; raises UnknownRevisionError or ControlStoreError."""
+        """Returns the revision of this number. Raises UnknownRevisionError if it does not exist."""
         if number == 0:
             return REVISION_0
         with self.reading() as connection:
@@ -263,7 +276,7 @@ class RevisionStore:
         return Revision(**found._mapping)
 
     def history(self, limit: int, before: int | None = None) -> list[Revision]:
-        """Returns at most `limit` revisions, newest first, only those below `before`. Raises ControlStoreError."""
+        """Returns at most `limit` revisions, newest first. before: only revisions of lower numbers."""
         query = _REVISIONS.select().order_by(_REVISIONS.c.revision.desc()).limit(limit)
         if before is not None:
             query = query.where(_REVISIONS.c.revision < before)
@@ -271,10 +284,10 @@ class RevisionStore:
             return [Revision(**row._mapping) for row in connection.execute(query)]
 
     def verify(self) -> int:
-        """Checks the whole history and returns its number of rows; raises BrokenHistoryError or ControlStoreError.
+        """Checks the whole history and returns its number of rows.
 
-        Finds every row that was changed, removed or inserted, except rows removed from the end. To find these, compare
-        the last hash with a copy elsewhere, such as in the log of the server.
+        Raises BrokenHistoryError, which names the row, if a row was changed, removed or inserted. Cannot detect rows
+        that were removed from the end. To find these, compare the last hash with the hash in the log of the server.
         """
         last = REVISION_0
         with self.reading() as connection:
@@ -307,9 +320,9 @@ class RevisionStore:
 
 
 def open_store(settings: Settings, model: str) -> RevisionStore:
-    """Returns the store at --store, else the file in the state directory; raises ControlStoreError for a wrong URL.
+    """Returns the store at the URL --store, or without it the SQLite store in the state directory.
 
-    model: name of the model. Earlier versions named the file after the model.
+    model: name of the model; earlier versions named the file after it. Raises ControlStoreError if the URL is invalid.
     """
     if settings.store is not None:
         return RevisionStore(settings.store)

@@ -1,4 +1,5 @@
-"""Creates the tables of the store by ordered migrations, and records the version of the schema. Knows no rows.
+"""Creates the tables of the store by ordered migrations, and records the version of the schema. Knows nothing
+about the content of the rows.
 
 A migration is a list of statements that SQLite and PostgreSQL both accept. It runs once, under a lock, in one
 transaction with the row that records its version. A released migration never changes. After a migration, the previous
@@ -85,7 +86,8 @@ MIGRATIONS: Migrations = (VERSION_1,)
 def migrate(engine: sa.Engine, migrations: Migrations = MIGRATIONS, *, lock_timeout_s: int) -> None:
     """Migrates the tables to the last version. If several processes call it, one migrates and the others wait.
 
-    Raises ControlStoreError if a newer Tureen migrated the tables, or a SQLAlchemyError if the database fails.
+    Raises ControlStoreError if a newer Tureen migrated the tables, and SQLAlchemyError if the database fails, or if
+    PostgreSQL does not grant the lock within lock_timeout_s seconds.
     """
     with engine.connect() as connection:
         if _version(connection, migrations) == len(migrations):
@@ -104,7 +106,7 @@ def migrate(engine: sa.Engine, migrations: Migrations = MIGRATIONS, *, lock_time
 
 
 def _version(connection: sa.Connection, migrations: Migrations) -> int:
-    """Returns the version of the tables, 0 if there are none. Raises ControlStoreError for an unknown version."""
+    """Returns the version of the tables, 0 if there are none. Raises ControlStoreError if it is above the last one."""
     if not sa.inspect(connection).has_table(_VERSIONS.name):
         return 0
     version: int = connection.execute(sa.select(sa.func.coalesce(sa.func.max(_VERSIONS.c.version), 0))).scalar_one()

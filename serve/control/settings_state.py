@@ -26,7 +26,7 @@ TIME_RULE = "give a time such as 2027-01-31T08:00:00Z"
 
 
 def _parse_beta_number(value: object) -> float:
-    """Returns β. Raises ValueError unless the value is a number: a text such as "0.5" may be a mistake."""
+    """Returns β in [0, 1]. Raises ValueError if the value is out of range or no number; "0.5" may be a mistake."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError("β is a number from 0 to 1")
     beta = parse_beta(value)
@@ -36,7 +36,7 @@ def _parse_beta_number(value: object) -> float:
 
 
 def _refuse_number(value: object) -> object:
-    """Returns the value. Raises ValueError for a number, which could be in seconds or milliseconds."""
+    """Returns a time unchanged. Raises ValueError for a number, whose unit could be seconds or milliseconds."""
     if not isinstance(value, str | datetime):
         raise ValueError(TIME_RULE)
     return value
@@ -60,7 +60,7 @@ UtcTime = Annotated[
 
 
 class FrozenModel(BaseModel):
-    """Base of the models that are stored or received. They are immutable, and refuse unknown fields."""
+    """Base of the models that are stored or received. They are immutable. Validation fails for an unknown field."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -91,7 +91,10 @@ class PendingChange(FrozenModel):
 
 
 class SettingsState(FrozenModel):
-    """The operator's settings. Every β is in [0, 1]. If default_beta is None, --default-beta or the bundle sets it."""
+    """The operator's settings. Every β is in [0, 1].
+
+    If default_beta is None, the default β is that of --default-beta, or that of the bundle without this option.
+    """
 
     default_beta: Beta | None = None
     beta_min: Beta = CLEAN_BETA

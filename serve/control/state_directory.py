@@ -29,7 +29,10 @@ logger = logging.getLogger("tureen.control")
 
 
 def make_state_directory(directory: Path) -> None:
-    """Creates the directory if it is missing, with access for its owner only; raises ControlStoreError."""
+    """Creates the directory if it is missing, with access for its owner only.
+
+    Raises ControlStoreError if it cannot be created.
+    """
     try:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
@@ -41,8 +44,8 @@ def make_state_directory(directory: Path) -> None:
 def prepare_store_file(directory: Path, model: str) -> None:
     """Creates the directory, and renames the store of an earlier version if no store has the fixed name.
 
-    Renames the store of this model, else the store that was written last. Does not change other stores. Raises
-    ControlStoreError, and renames no store, if that store is in use or damaged.
+    Renames the store of this model, or without one the store that was written last. Does not change other stores.
+    Raises ControlStoreError if the store to rename is in use or damaged, or if the directory cannot be used.
     """
     make_state_directory(directory)
     file = directory / STORE_FILE
@@ -56,9 +59,9 @@ def prepare_store_file(directory: Path, model: str) -> None:
 
 
 def earlier_last_known(directory: Path, model: str, *, has_own_store: bool) -> Path | None:
-    """Returns the file to which an earlier version wrote the last known settings of this service.
+    """Returns the snapshot file to which an earlier version wrote the last known settings. It may be missing.
 
-    has_own_store: whether the store is in this directory, not at --store.
+    has_own_store: whether the store is in this directory, not at the URL --store.
     """
     try:
         store = _earlier_store(directory, model) if has_own_store else None
@@ -106,7 +109,10 @@ def _written_at(file: Path) -> float:
 
 
 def _rename(earlier: Path, file: Path) -> None:
-    """Moves the write-ahead log into the file, then renames it. Raises ControlStoreError if another process uses it."""
+    """Moves the write-ahead log of a store into its file, then renames the file.
+
+    Raises ControlStoreError if another process uses the store, or if it is damaged or cannot be renamed.
+    """
     try:
         uri = f"{earlier.absolute().as_uri()}?mode=rw"
         with contextlib.closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as connection:
@@ -138,7 +144,11 @@ def _remove_rights_of_others(file: Path) -> None:
 
 @contextlib.contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Holds the lock on the directory in the `with` block. The lock ends with the process. Raises ControlStoreError."""
+    """Holds the lock on the directory in the `with` block. The system releases it if the process dies.
+
+    Raises ControlStoreError if the directory cannot be read, or if another process holds the lock for more than
+    LOCK_TIMEOUT_S seconds.
+    """
     try:
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:

@@ -19,7 +19,7 @@ Called when the listener opens, and after each change of the revision or of the 
 
 @dataclass(frozen=True)
 class WorkerState:
-    """The state of one process of the server."""
+    """The state of one process of the server, as operators see it. worker: the number of the process."""
 
     worker: int
     pid: int
@@ -35,16 +35,23 @@ class AdminServer(Protocol):
         """Sets the model that operators see. Called when every process serves it."""
 
     def notify_workers_changed(self) -> None:
-        """Makes the requests that wait until every worker has applied a revision re-check the workers."""
+        """Must be called after each change of a worker's state.
+
+        Requests that wait until every worker has applied a revision then check the workers again.
+        """
 
     async def close(self) -> None:
         """Closes the listener and the store of the settings."""
 
 
 class OpenAdminServer(Protocol):
-    """Opens the operators' listener before the server accepts a request; raises TureenError."""
+    """Opens the operators' listener. The caller opens it before the server accepts a request."""
 
     async def __call__(
         self, metrics: Metrics, *, apply: ApplySettings, workers: Callable[[], list[WorkerState]]
     ) -> AdminServer:
-        """Returns the open listener. metrics: of all processes. workers: returns the state of each process."""
+        """Returns the open listener. Raises TureenError if the listener or the store of the settings cannot be opened.
+
+        metrics: of all processes. apply: receives each change of the settings. workers: returns the state of each
+        process.
+        """
