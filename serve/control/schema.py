@@ -1,5 +1,6 @@
-"""Creates the tables of the store by ordered migrations, and records the version of the schema. Knows nothing
-about the content of the rows.
+"""Creates the tables of the store by ordered migrations, and records the version of the schema.
+
+Knows nothing about the content of the rows.
 
 A migration is a list of statements that SQLite and PostgreSQL both accept. It runs once, under a lock, in one
 transaction with the row that records its version. A released migration never changes. After a migration, the previous

@@ -12,14 +12,17 @@ from typing import Generic, Protocol, TypeVar
 
 
 class Priority(IntEnum):
-    """ONLINE: a client waits for the row. BACKGROUND: no client waits, as in batch jobs and mode comparisons."""
+    """The class of a row. ONLINE: a client waits for the row. BACKGROUND: no client waits, as in batch jobs."""
 
     ONLINE = 0
     BACKGROUND = 1
 
 
 class QueuedRow(Protocol):
-    """The attributes of a row that the policy reads."""
+    """The attributes of a row that the policy reads.
+
+    deadline_s: the row must be in a batch by then. is_abandoned: whether the client closed the connection.
+    """
 
     @property
     def priority(self) -> Priority: ...
@@ -37,7 +40,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Decision(Generic[R]):
-    """The rows of a queue, each row in exactly one of four lists. Each list keeps the order of the queue."""
+    """The rows of a queue, each row in exactly one of four lists. Each list keeps the order of the queue.
+
+    batch: the rows to run now. expired: their deadlines have passed. abandoned: their clients have closed the
+    connection. waiting: the rows that remain in the queue.
+    """
 
     batch: list[R]
     expired: list[R]

@@ -80,14 +80,14 @@ class Batcher(Generic[Row, Output]):
         """run: runs 1 to max_batch rows on a thread of the batcher, and returns one output per row.
 
         max_waiting: maximum number of rows in the queue. streams: maximum number of simultaneous runs.
-        background_run_s: target duration of a run of background rows while online rows arrive. During that time one
-        such run is active at most, and it starts only if `is_idle` returns True. After QUIET_S without an online row,
-        background rows use every stream, in runs that are QUIET_RUN_FACTOR times as long.
         is_idle: whether the caller has no request in progress. The caller calls `notify_idle` when it becomes True.
+        background_run_s: target duration of a run of background rows, in seconds. While online rows arrive, such a run
+        starts only if no other run is active and `is_idle` returns True. After QUIET_S without an online row,
+        background rows use every stream, in runs that are QUIET_RUN_FACTOR times as long.
 
-        The callbacks run in the event loop. on_batch: gets the size and the seconds of each successful run.
-        on_dropped: gets a reason, "deadline" or "abandoned", and how many rows left the queue for it without a run.
-        on_waiting: gets the length of the queue after each change. on_failed: called for each failed run.
+        The callbacks run in the event loop. on_batch: receives the rows and the seconds of each successful run.
+        on_dropped: receives a reason, "deadline" or "abandoned", and the number of rows that left the queue for it.
+        on_waiting: receives the length of the queue after each change. on_failed: called for each failed run.
         """
         self._run = run
         self._max_batch = max_batch
@@ -116,7 +116,8 @@ class Batcher(Generic[Row, Output]):
         """Returns the result of the row. If the caller is cancelled, the row leaves the queue.
 
         deadline_s: the row must be in a batch by then (time.monotonic). Raises OverloadedError immediately if the queue
-        is full, DeadlineError after the deadline, and InferenceError if the engine failed on this row.
+        is full or the batcher is closing. Raises DeadlineError if the row is in no batch at its deadline, and
+        InferenceError if the engine failed on this row.
         """
         if self._is_closing or len(self._queue) >= self._max_waiting:
             raise OverloadedError
@@ -130,12 +131,12 @@ class Batcher(Generic[Row, Output]):
         return await future
 
     def notify_idle(self) -> None:
-        """Starts background rows that wait until `is_idle` returns True."""
+        """Starts the background rows in the queue. The caller calls it when `is_idle` becomes True."""
         if self._queue:
             self._queue_changed.set()
 
     async def close(self) -> None:
-        """Refuses further rows, completes the queued ones, and stops."""
+        """Refuses further rows, completes the queued ones, and frees the threads."""
         self._is_closing = True
         self._queue_changed.set()
         await self._loop_task
@@ -165,7 +166,7 @@ class Batcher(Generic[Row, Output]):
         self._queue_changed.set()
 
     def _max_background_rows(self) -> int:
-        """Returns how many background rows may run now."""
+        """Returns the largest number of background rows in a run that starts now; 0 if none may start."""
         if self._is_quiet():
             return self._background_rows[True]
         return self._background_rows[False] if self._is_idle() and not self._active_runs.total() else 0
@@ -176,7 +177,10 @@ class Batcher(Generic[Row, Output]):
     def _next_batch(
         self, rows: Sequence[_QueuedRow[Row, Output]], max_batch: int, max_background: int
     ) -> tuple[list[_QueuedRow[Row, Output]], list[_QueuedRow[Row, Output]]]:
-        """Returns the next batch, which may be empty, and the rows that remain queued. Completes the expired rows."""
+        """Returns the next batch, which may be empty, and the rows that remain queued.
+
+        Completes the expired rows with a DeadlineError.
+        """
         decision = next_batch(rows, now_s=time.monotonic(), max_batch=max_batch, max_background=max_background)
         for row in decision.expired:
             row.future.set_exception(DeadlineError())

@@ -44,13 +44,13 @@ class DecodeProcessEndedError(Exception):
 
 @dataclass(frozen=True)
 class DecodeOptions:
-    """How encoded images become pixels of the model's size."""
+    """The preprocessing and the limits with which encoded images become pixels of the model's size."""
 
     preprocess: PreprocessSpec
     limits: ImageLimits
 
     def pixels(self, image: bytes) -> Pixels:
-        """Returns pixels uint8 (H, W, 3). Raises an ImageError."""
+        """Returns pixels uint8 (H, W, 3). Raises an ImageError if the image is damaged, unsupported or too large."""
         return pixels_from_bytes(image, self.preprocess, self.limits)
 
 
@@ -58,7 +58,7 @@ class DecodeProcess:
     """A child process that decodes one image at a time. `kill` may be called from any thread, also during `decode`."""
 
     def __init__(self, nice: int) -> None:
-        """nice: added to the nice value of this process."""
+        """Starts the process. nice: added to the nice value of the calling process; a higher value is less priority."""
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "serve.inference.decode_process"],
             stdin=subprocess.PIPE,
@@ -73,7 +73,10 @@ class DecodeProcess:
         return self._process.pid
 
     def decode(self, image: bytes, decoding: DecodeOptions) -> Pixels:
-        """Returns pixels uint8 (H, W, 3). Blocks. Raises an ImageError or DecodeProcessEndedError."""
+        """Returns pixels uint8 (H, W, 3). Blocks.
+
+        Raises the errors of `DecodeOptions.pixels`, and DecodeProcessEndedError if the process ends before it replies.
+        """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         header = {

@@ -32,7 +32,7 @@ Decoded = tuple[Pixels, float, float]
 
 
 class Decoders:
-    """The threads and processes that decode images. A process starts when the first image needs it."""
+    """The threads and processes that decode images. A process starts when an image first needs it."""
 
     def __init__(
         self,
@@ -42,8 +42,9 @@ class Decoders:
         max_memory: int,
         on_decoded: Callable[[ImageCost, float], None] = lambda cost, seconds: None,
     ) -> None:
-        """threads: for small images. processes: for large ones. One further process decodes disproportionate ones.
+        """threads: number for small images. processes: number for large ones. `ImageKind` defines the kinds.
 
+        One further process decodes the disproportionate images.
         max_memory: bytes that all images of one kind may hold in processes; further images wait.
         on_decoded: called in the event loop with the cost and the seconds of each decoding, also of a failed one.
         """
@@ -57,8 +58,9 @@ class Decoders:
     async def decode(self, image: bytes, cost: ImageCost, decoding: DecodeOptions, deadline_s: float) -> Decoded:
         """Returns the pixels of the image and the timing. deadline_s: in the clock of time.monotonic.
 
-        Raises an ImageError, DeadlineError after the deadline, and DecodingError if a process ended. A decoding in a
-        process stops at the deadline, or when the caller is cancelled.
+        Raises an ImageError if the image is damaged, unsupported or too large, DeadlineError after the deadline, and
+        DecodingError if the process ended during the decoding. A decoding in a process stops at the deadline, or when
+        the caller is cancelled.
         """
         if cost.kind is ImageKind.SMALL:
             work = asyncio.get_running_loop().run_in_executor(self._threads, _decode_small, image, decoding, deadline_s)
@@ -95,7 +97,7 @@ def _pixels_or_error(decode: Callable[[], Pixels]) -> Pixels | ImageError:
 
 
 class _DecodeTask:
-    """The decoding of one image in a process. `stop` may be called before, during and after it."""
+    """The decoding of one image in a process. Any thread may call `stop`, before, during or after the decoding."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -122,8 +124,8 @@ class _DecodeTask:
 class _Processes:
     """A pool of at most `count` decoding processes, with a first-in, first-out queue of images.
 
-    The first image of the queue starts when a process is free and the pool has enough memory left for the image. If
-    no other image is being decoded, it starts whatever memory it needs.
+    The first image of the queue starts when a process is free and the pool has enough memory left for the image. An
+    image that needs more than all the memory starts when no other image is being decoded.
     """
 
     def __init__(self, count: int, nice: int, max_memory: int) -> None:
@@ -198,7 +200,10 @@ class _Processes:
             raise
 
     def _decode_on_thread(self, task: _DecodeTask, image: bytes, decoding: DecodeOptions) -> _Result:
-        """Decodes in a process while the calling thread waits. Raises DecodingError."""
+        """Decodes in a process while the calling thread waits.
+
+        Raises DecodingError if the process ends or cannot start.
+        """
         began_s = time.monotonic()
         try:
             result = self._decode_in_some_process(task, image, decoding)
@@ -212,9 +217,10 @@ class _Processes:
         return result, began_s, time.monotonic() - began_s
 
     def _decode_in_some_process(self, task: _DecodeTask, image: bytes, decoding: DecodeOptions) -> Pixels | ImageError:
-        """Decodes in an idle process, or else in a new one. Raises DecodeProcessEndedError or OSError.
+        """Decodes in an idle process, or without one in a new process.
 
         When memory runs out, the system ends idle processes too. If the idle process has ended, decodes in a new one.
+        Raises DecodeProcessEndedError if the new process ends too, and OSError if it cannot start.
         """
         with suppress(IndexError):  # none is idle; other threads take processes concurrently
             idle = self._idle.pop()
@@ -228,7 +234,10 @@ class _Processes:
     def _decode_in(
         self, process: DecodeProcess, task: _DecodeTask, image: bytes, decoding: DecodeOptions
     ) -> Pixels | ImageError:
-        """Decodes in the given process, then keeps it as an idle one or closes it. Raises DecodeProcessEndedError."""
+        """Decodes in the given process, then keeps it for another image, or closes it if it ended.
+
+        Raises DecodeProcessEndedError if the process ends before it replies.
+        """
         is_reusable = False
         task.begin(process)
         try:

@@ -46,14 +46,17 @@ class InferenceRequest:
 
 @dataclass(frozen=True)
 class InferenceResult(StageTimes):
-    """The logits of an image, float32 (len(betas), K), its pixels, and the stage times of its last row."""
+    """The logits of an image, its pixels, and the stage times of the row that ran last.
+
+    logits: float32 (len(betas), K). pixels: uint8 (H, W, 3).
+    """
 
     logits: NDArray[np.float32]
     pixels: Pixels
 
 
 class LoadedModel:
-    """A bundle whose engine is ready to run. Takes ownership of the soup: `close` closes it."""
+    """A bundle whose engine is ready to run. Takes ownership of the soup, which `close` closes."""
 
     def __init__(
         self,
@@ -101,9 +104,10 @@ class LoadedModel:
         priority: Priority = Priority.ONLINE,
         on_decoded: Callable[[], None] = lambda: None,
     ) -> InferenceResult | TureenError:
-        """Decodes the image once and runs one row for each β. Returns an ImageError or a ServeError if that fails.
+        """Decodes the image once, runs one row for each β, and returns the result.
 
-        Errors are returned, not raised, because the other images of a client's request still get their results.
+        Returns the error of `Decoders.decode` or `Batcher.submit` if one fails. Does not raise it, because the other
+        images of a client's request still get their results.
         deadline_s: latest time for the end of decoding and for each row to enter a batch (time.monotonic). on_decoded:
         called when decoding ends, also if it fails. Records an online result in the metrics and the request's trace.
         """
@@ -145,7 +149,7 @@ class LoadedModel:
         """Returns logits, float32 (B, K), for pixels uint8 (B, H, W, 3) and B β.
 
         Submits background rows, which run after those of requests. Waits while the queue is full. Raises
-        InferenceError.
+        InferenceError if the engine failed on a row.
         """
         logits: dict[int, NDArray[np.float32]] = {}
         while len(logits) < len(betas):
@@ -165,7 +169,7 @@ class LoadedModel:
         return np.stack([logits[row] for row in range(len(betas))])
 
     def notify_idle(self) -> None:
-        """Starts background rows that wait until the service is idle."""
+        """Starts the queued background rows. The caller calls it when no request is in progress."""
         self._batcher.notify_idle()
 
     async def close(self) -> None:
@@ -181,9 +185,10 @@ class LoadedModel:
 
 
 def open_soup(bundle: Bundle, settings: Settings) -> tuple[Soup, StartSpeed]:
-    """Returns the soup of the bundle and the measured speed of this machine. Blocks; raises EngineError.
+    """Returns the soup of the bundle, and the measured speed of its decoding and its engine. Blocks.
 
-    Opens the engine, checks it on the golden rows, and warms it up at each of `warm_sizes`.
+    Opens the engine, checks it on the golden rows, and warms it up at each of `warm_sizes`. Raises EngineError if no
+    engine can be opened, or if it does not reproduce the golden rows.
     """
     engine = open_engine(bundle, settings.engine, settings.precision, settings.engine_options)
     if settings.engine_options.streams > 1 and engine.name in CPU_ENGINES:

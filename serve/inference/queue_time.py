@@ -44,9 +44,9 @@ class Slowdown:
 
 @dataclass(frozen=True)
 class StartSpeed:
-    """The speed measured at start.
+    """The speed of decoding and of the engine, measured when the model is loaded.
 
-    decode_s: seconds of one unit of decoding work. run_s: seconds of one engine run, by its number of rows.
+    decode_s: seconds of one unit of `ImageCost.work`. run_s: seconds of one engine run, by its number of rows.
     """
 
     decode_s: float
@@ -61,20 +61,23 @@ class StartSpeed:
         return self._run_s_by_rows[rows] if rows <= largest else rows / largest * self._run_s_by_rows[largest]
 
     def minimum(self, other: StartSpeed) -> StartSpeed:
-        """Returns the faster of both speeds, for each number of rows that this speed has."""
+        """Returns the shorter of both decoding times, and the shorter run for each number of rows in `self.run_s`."""
         run_s = {rows: min(seconds, other.run_s.get(rows, seconds)) for rows, seconds in self.run_s.items()}
         return StartSpeed(min(self.decode_s, other.decode_s), run_s)
 
     @cached_property
     def _run_s_by_rows(self) -> list[float]:
-        """Seconds of a run of 0, 1, 2, … rows, interpolated. Cached, because every request reads several of them."""
+        """Seconds of a run, by its number of rows from 0, interpolated. Cached, because every request reads it."""
         sizes = sorted(self.run_s)
         between = np.interp(range(1, sizes[-1] + 1), sizes, [self.run_s[size] for size in sizes])
         return [0.0, *between.tolist()]
 
 
 class Lane:
-    """The decoders of one kind of image, and the work of the images that wait for them or are being decoded."""
+    """The decoders of one kind of image, and the work of the images that wait for them or are being decoded.
+
+    decoders: their number. work, pixels: sums of `ImageCost` of these images. rows: their engine rows.
+    """
 
     def __init__(self, decoders: int) -> None:
         self.decoders = decoders
@@ -97,7 +100,10 @@ class Lane:
         self.rows -= rows
 
     def expected_s(self, more_work: int, unit_s: float) -> float:
-        """Returns the seconds until the lane's work and more_work are done. unit_s: seconds per unit at start."""
+        """Returns the seconds until the lane's work and more_work are done.
+
+        more_work: units of `ImageCost.work`. unit_s: seconds per unit at start.
+        """
         return (self.work + more_work) * unit_s * self.slowdown.factor / self.decoders
 
 
@@ -105,8 +111,8 @@ class QueueTime:
     """Predicts the time of a request that is admitted now. Learns from every finished decoding and engine run.
 
     A request waits for the lanes of its images, and then for the engine. The engine's queue includes decoded images
-    and small images, which will be decoded soon. When no request is in progress, the estimate returns to the start
-    speed, and work that ends then is not recorded.
+    and small images, which will be decoded soon. When no request is in progress, discards all measurements: the next
+    estimate uses the start speed.
     """
 
     def __init__(self, start: StartSpeed, *, decoders: Mapping[ImageKind, int]) -> None:
@@ -128,7 +134,7 @@ class QueueTime:
         return self._decoded_rows + sum(lane.rows for lane in self._lanes.values())
 
     def restart(self, start: StartSpeed) -> None:
-        """Discards all measurements, for another engine. start: the measured start speed of that engine."""
+        """Discards all measurements, because another engine is in use. start: the start speed of that engine."""
         self.start = start
         self._forget()
 
@@ -137,25 +143,31 @@ class QueueTime:
         self._lanes[cost.kind].add(cost, rows)
 
     def end_decoding(self, cost: ImageCost, rows: int) -> None:
-        """Moves an admitted image from its lane to the engine. Its decoding has ended, or will not start."""
+        """Moves an admitted image from its lane to the engine's queue. Its decoding has ended, or will not start."""
         self._lanes[cost.kind].remove(cost, rows)
         self._decoded_rows += rows
 
     def remove_rows(self, rows: int) -> None:
-        """Removes the rows of a request that has ended. Requires `end_decoding` of its images."""
+        """Removes the engine rows of a request that has ended. Requires an earlier `end_decoding` of its images."""
         self._decoded_rows -= rows
         if self._is_idle:
             self._forget()
 
     def record_decoding(self, cost: ImageCost, seconds: float, now_s: float) -> None:
-        """Records the duration of a decoding, successful or not."""
+        """Records the duration of a decoding, successful or not. now_s: its end, in the clock of time.monotonic.
+
+        Ignores it if no request is in progress.
+        """
         if self._is_idle:
             return
         expected_s = cost.work * self.start.decode_s
         self._lanes[cost.kind].slowdown.record(seconds, expected_s=expected_s, now_s=now_s)
 
     def record_run(self, rows: int, seconds: float, now_s: float) -> None:
-        """Records a finished engine run. If runs overlap, counts its seconds from the end of the previous run."""
+        """Records a finished engine run. now_s: its end, in the clock of time.monotonic.
+
+        If runs overlap, counts the seconds from the end of the previous run. Ignores it if no request is in progress.
+        """
         seconds = max(0.0, min(seconds, now_s - self._last_run_s))
         self._last_run_s = max(self._last_run_s, now_s)
         if not self._is_idle:
@@ -181,10 +193,10 @@ class QueueTime:
         return decode_s + self._engine.factor * self.start.inference_s(rows)
 
     def has_room(self, costs: Sequence[ImageCost], max_pixels: int) -> bool:
-        """Returns whether all images to decode would still have at most max_pixels with these images added.
+        """Returns whether the images to decode, with these images added, stay within max_pixels.
 
-        Disproportionate images may use half of max_pixels. Small and large images may use all pixels that the
-        disproportionate ones leave. The first image of each of the two groups is admitted whatever its size.
+        There are two groups. Disproportionate images may have half of max_pixels. Small and large images may have the
+        pixels that the disproportionate ones leave. A request is admitted if no image of the group is to be decoded.
         """
         disproportionate = self._lanes[ImageKind.DISPROPORTIONATE].pixels
         others = self.pixels - disproportionate
@@ -205,5 +217,5 @@ class QueueTime:
 
 
 def retry_after_s(expected_s: float, limit_s: float) -> int:
-    """Returns the seconds until the expected time falls to the limit: a whole number, at least 1."""
+    """Returns the seconds for the header Retry-After, until the expected time falls to the limit: at least 1."""
     return max(1, math.ceil(expected_s - limit_s))

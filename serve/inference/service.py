@@ -72,12 +72,12 @@ class Service:
 
     @property
     def is_ready(self) -> bool:
-        """Whether an engine has reproduced the golden rows and the server is not draining."""
+        """Whether an engine has reproduced the golden rows, and `drain` has not been called."""
         return self._model is not None and not self._is_draining
 
     @property
     def bundle(self) -> Bundle:
-        """The bundle of the current model; before `open` has returned, the first bundle."""
+        """The bundle of the current model. Before a model is loaded, the bundle that `open` will load."""
         return self._first_bundle if self._model is None else self._model.bundle
 
     @property
@@ -88,7 +88,7 @@ class Service:
         return self._model
 
     async def open(self) -> None:
-        """Loads the first bundle on a thread and becomes ready. Raises EngineError."""
+        """Loads the first bundle on a thread and becomes ready. Raises EngineError if no engine can run the bundle."""
         await self._load(self._first_bundle)
         self.metrics.is_ready.set(1)
 
@@ -96,8 +96,10 @@ class Service:
         """Replaces the current model with the bundle on disk. No request is refused or fails because of that.
 
         The new model is checked on its golden rows and warmed up before it becomes current. Requests that were admitted
-        earlier get their results from the previous model, which is closed after the last of them. Raises BundleError or
-        EngineError; then the previous model stays current.
+        earlier get their results from the previous model, which is closed after the last of them.
+
+        Raises BundleError if the bundle is damaged, EngineError if no engine can run it, and SingleTokenError if
+        --default-beta is set and the model has one token. After an error the previous model stays current.
         """
         previous = self.model
         await self._load(await asyncio.to_thread(load_bundle, self.settings.bundle))
@@ -106,7 +108,7 @@ class Service:
         retirement.add_done_callback(self._retirements.discard)
 
     def apply_settings(self, revision: int, state: SettingsState) -> None:
-        """Applies the operator's settings to requests admitted from now on. Ignores an older revision."""
+        """Applies the operator's settings to requests admitted from now on. Ignores a lower revision number."""
         if revision < self._revision:
             return
         self._revision, self._state = revision, state
@@ -128,12 +130,14 @@ class Service:
     def refusal(
         self, costs: Sequence[ImageCost] = (LEAST_COST,), rows: int = 1, timeout_ms: int | None = None
     ) -> TureenError | None:
-        """Returns the error for a request that cannot be admitted now, else None.
+        """Returns the error of a request that cannot be admitted now, or None if it can.
 
-        costs, rows: of all its images; by default one small image, because they are unknown before the body arrives.
-        Refuses every request until a model is loaded, and a request of more than max_request_pixels. Refuses further
-        requests while another one is in progress: if all permits are taken, if the images to decode would exceed
-        max_decode_pixels, or if the expected time exceeds max_queue_ms or the timeout.
+        costs: of each of its images. rows: engine rows of all images. The default is one small image, because the
+        images are unknown before the body arrives.
+
+        Returns NotReadyError until a model is loaded, and TooManyPixelsError above max_request_pixels. Returns
+        OverloadedError if another request is in progress and one of these is true: all permits are taken, the images
+        to decode would exceed max_decode_pixels, or the expected time exceeds max_queue_ms or the timeout.
         """
         if self._model is None:
             return NotReadyError()
@@ -162,8 +166,9 @@ class Service:
     ) -> Iterator[Admission]:
         """Holds a permit for a request of these images until the context ends.
 
-        rows: engine rows per image. arrived_s: start of the request's timeout (time.monotonic), by default now.
-        Raises NotReadyError, TooManyPixelsError or OverloadedError immediately if it refuses the request.
+        images: encoded bytes, or pixels uint8 (H, W, 3) of the model's size. rows: engine rows per image.
+        arrived_s: start of the request's timeout (time.monotonic), by default now.
+        Raises the error that `refusal` returns, if the request cannot be admitted.
         """
         costs = [self._cost(image) for image in images]
         if (refusal := self.refusal(costs, rows * len(images), timeout_ms)) is not None:
@@ -193,10 +198,10 @@ class Service:
         self._queue_time.end_decoding(cost, rows)
 
     def compare_modes(self, admission: Admission, result: InferenceResult, beta: float) -> None:
-        """Runs a sample of the classified images in the other mode too, and counts how often the modes disagree.
+        """Runs a random sample of the classified images in the other mode too, and counts how often the modes disagree.
 
-        Uses the decoded pixels, in background rows. The rate is a signal that traffic may be unusual. It detects no
-        attack.
+        The other mode is the robust one for a β below 0.5, else the clean one. The runs are background rows of the
+        decoded pixels. The rate is a signal that traffic may be unusual. It detects no attack.
         """
         if random.random() >= self.settings.disagreement_share:  # noqa: S311 - a sample
             return
@@ -217,7 +222,10 @@ class Service:
         self.metrics.mode_comparisons.labels(outcome).inc()
 
     def hold_model(self) -> AbstractContextManager[LoadedModel]:
-        """Keeps the current model open until the context ends, for background work. Raises NotReadyError."""
+        """Keeps the current model open until the context ends, for background work.
+
+        Raises NotReadyError if no model is loaded.
+        """
         return self._hold(self.model)
 
     @contextmanager
@@ -322,14 +330,18 @@ class Admission:
         self._undecoded = set(range(len(images)))
 
     def choose(self, beta: float | Strength | None, identity: ClientIdentity = ANONYMOUS) -> BetaChoice:
-        """Returns the β of an image. Raises the errors of `ActiveSettings.choose`.
+        """Returns the β of an image and its source.
 
-        beta: from the request, if any; a strength becomes the β of the admitted model.
+        beta: from the request, if any; a strength becomes a β of the admitted model. Raises SingleTokenError for a
+        strength if the model has one token, and the errors of `ActiveSettings.choose`.
         """
         return self.active_settings.choose(None if beta is None else self.beta_of(beta), identity)
 
     def beta_of(self, value: float | Strength) -> float:
-        """Returns the β of a β or a strength. Raises SingleTokenError for a strength if the model has one token."""
+        """Returns a β unchanged, and the β of a strength in the admitted model.
+
+        Raises SingleTokenError for a strength if the model has one token.
+        """
         return self.model.bundle.manifest.beta_of(value)
 
     async def classify(self, choices: Sequence[BetaChoice]) -> list[InferenceResult | TureenError]:
@@ -359,7 +371,10 @@ class Admission:
         return results
 
     async def sweep(self, betas: Sequence[float]) -> InferenceResult:
-        """Returns the result of the only image of the request, run at every β. Raises an ImageError or a ServeError."""
+        """Returns the result of the request's single image, run at every β.
+
+        Raises the error that `LoadedModel.infer` returns, if decoding or a run fails.
+        """
         (image,), (cost,) = self._images, self._costs
         request = InferenceRequest(image, tuple(betas), cost)
         result = await self.model.infer(request, deadline_s=self.deadline_s, on_decoded=self.end_decoding)
@@ -384,7 +399,7 @@ def _speed_key(soup: Soup) -> tuple[object, ...]:
 
 
 def initial_settings(manifest: Manifest, default_beta: float | None) -> ActiveSettings:
-    """Returns the settings before any change by an operator. default_beta: --default-beta of the server, if set.
+    """Returns the settings before any change by an operator. default_beta: value of --default-beta; None without it.
 
     Raises SingleTokenError if default_beta is set and the model has one token.
     """
