@@ -34,9 +34,9 @@ async def authenticate(request: Request) -> Credential:
 
 
 async def refuse_unknown_parameters(request: Request) -> None:
-    """Raises InvalidParameterError for an unknown or repeated query parameter.
+    """Raises InvalidParameterError if the query has an unknown or a repeated parameter.
 
-    A misspelt dry_run must not make the change.
+    Without this check, a request with a misspelt dry_run would make the change.
     """
     known = {field.alias for field in request.scope["route"].dependant.query_params}
     for name in request.query_params:
@@ -47,7 +47,7 @@ async def refuse_unknown_parameters(request: Request) -> None:
 
 
 async def require_operator(credential: Annotated[Credential, Depends(authenticate)]) -> Credential:
-    """Returns the credential if its role may make changes, else raises ForbiddenError."""
+    """Returns the credential of the request. Raises ForbiddenError if its role may not make changes."""
     if not credential.may_operate:
         raise ForbiddenError
     return credential
@@ -57,7 +57,10 @@ Operator = Annotated[Credential, Depends(require_operator)]
 
 
 async def read_json_body(request: Request) -> Any:
-    """Returns the parsed JSON of the body. Raises InvalidParameterError if it is invalid or too large."""
+    """Returns the parsed JSON of the body.
+
+    Raises InvalidParameterError if it is invalid, has more than MAX_BODY_BYTES, or is nested beyond MAX_BODY_DEPTH.
+    """
     body = bytearray()
     async for chunk in request.stream():
         body += chunk

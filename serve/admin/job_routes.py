@@ -33,7 +33,10 @@ _SHARD = re.compile(r"part-([0-9]{5,9})\.(parquet|jsonl|csv)")
 
 
 def add_job_routes(router: APIRouter, operations: AdminOperations) -> None:
-    """Adds the routes under /jobs to the router. Each route raises JobsUnavailableError if the server takes no jobs."""
+    """Adds the routes under /jobs to the router.
+
+    Each route raises JobsUnavailableError if the server was started without roots for jobs.
+    """
 
     @router.post("/jobs", status_code=202)
     async def submit(request: Request, operator: Operator) -> Response:
@@ -116,7 +119,7 @@ async def _act(action: Callable[[str], JobRecord], job_id: str) -> JSONResponse:
 
 
 def _job_json(record: JobRecord) -> dict[str, Any]:
-    """Returns the JSON object of a job for a response."""
+    """Returns the JSON object of a job, which is the body of a response."""
     return {
         "id": record.id,
         "state": record.state,
@@ -151,7 +154,10 @@ def _list_results(files: RootedFiles, record: JobRecord) -> list[dict[str, Any]]
 
 
 def _open_result(files: RootedFiles, record: JobRecord, name: str) -> tuple[int, Iterator[bytes]]:
-    """Returns the size in bytes and the chunks of a result file. Raises NoResultError."""
+    """Returns the size in bytes and the chunks of a result file.
+
+    Raises NoResultError if the job has no result of this name, or if its output is gone or belongs to another job.
+    """
     if name != SUCCESS_FILE and not _SHARD.fullmatch(name):
         raise NoResultError
     with _open_output(files, record) as place:
@@ -173,7 +179,10 @@ def _open_result(files: RootedFiles, record: JobRecord, name: str) -> tuple[int,
 
 
 def _read_errors(files: RootedFiles, record: JobRecord, limit: int) -> list[dict[str, Any]]:
-    """Returns at most `limit` rows with an error, in order, from the shards that are written. Raises NoResultError."""
+    """Returns at most `limit` rows with an error, in order, from the shards that are written.
+
+    Raises NoResultError if the output of the job is gone or belongs to another job.
+    """
     found: list[dict[str, Any]] = []
     if record.failed == 0:
         return found

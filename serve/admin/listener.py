@@ -64,17 +64,20 @@ class AdminListener:
     ) -> AdminListener:
         """Applies the current settings, then returns the open listener. Succeeds even if the store is unreachable.
 
-        The parameters and the AdminListenerError are those of `AdminOperations.open`. listener: a bound socket.
+        listener: a bound socket. The other parameters and the errors are those of `AdminOperations.open`.
         """
         operations = await AdminOperations.open(settings, manifest, store, metrics, apply=apply, workers=workers)
         return cls(operations, _AdminUvicorn(_config(settings, operations)), listener)
 
     def show_model(self, manifest: Manifest) -> None:
-        """Sets the model that operators see. Called when every process serves it."""
+        """Sets the model that operators see, from its manifest. Called when every process serves this model."""
         self._operations.show_model(manifest)
 
     def notify_workers_changed(self) -> None:
-        """Makes the requests that wait until every worker has applied a revision re-check the workers."""
+        """Must be called after each change of a worker's state.
+
+        Requests that wait until every worker has applied a revision then check the workers again.
+        """
         self._operations.notify_workers_changed()
 
     async def close(self) -> None:
@@ -85,7 +88,7 @@ class AdminListener:
 
 
 def create_admin_app(operations: AdminOperations) -> FastAPI:
-    """Returns the application of the operators' listener."""
+    """Returns the ASGI application of the operators' listener: the routes of settings, jobs, metrics and console."""
     app = FastAPI(
         title="Tureen, for operators",
         version=tureen.__version__,

@@ -19,9 +19,9 @@ logger = logging.getLogger("tureen.admin")
 
 
 def refuse_open_listener(credentials: Sequence[Credential], settings: Settings) -> None:
-    """Raises AdminListenerError if other machines reach the listener and only the local credential exists.
+    """Checks that a listener which other machines reach has a credential for them.
 
-    The token of the local credential is for this machine alone.
+    Raises AdminListenerError if only the local credential exists, because its token is for this machine alone.
     """
     if not is_loopback(settings.admin_host) and all(credential.name == LOCAL for credential in credentials):
         raise AdminListenerError(
@@ -34,7 +34,8 @@ def prepare_credentials(credentials: Credentials, settings: Settings) -> None:
     """Creates the local credential if the store has no credential, and writes its token to the state directory.
 
     If several servers start with an empty store, only one creates it. The others have no token in their directories.
-    Raises ControlStoreError or AdminListenerError.
+    Raises ControlStoreError if the store is unreachable or the token cannot be written, and the AdminListenerError of
+    `refuse_open_listener`.
     """
     make_state_directory(settings.state_dir)
     known = credentials.all()
@@ -64,7 +65,10 @@ def prepare_credentials(credentials: Credentials, settings: Settings) -> None:
 
 
 def _read_or_make_token(file: Path) -> tuple[str, bool]:
-    """Returns the token in the file, and whether this call created it. Raises OSError or ControlStoreError."""
+    """Returns the token in the file, and whether this call created it.
+
+    Raises OSError if the file cannot be read or written, and ControlStoreError if its directory cannot be locked.
+    """
     with locked(file.parent):  # otherwise another process could read a file that is not written yet
         is_new = not file.exists()
         if is_new:

@@ -33,7 +33,7 @@ logger = logging.getLogger("tureen.admin")
 
 
 class AdminOperations:
-    """The operations that the operators' listener offers. `open` creates them; `close` also closes the store."""
+    """The operations that the operators' listener offers. `open` returns them, and `close` also closes the store."""
 
     def __init__(
         self,
@@ -43,7 +43,10 @@ class AdminOperations:
         metrics: Metrics,
         workers: Callable[[], list[WorkerState]],
     ) -> None:
-        """Raises SingleTokenError if --default-beta is given for a model with one token."""
+        """The parameters are those of `open`.
+
+        Raises SingleTokenError if --default-beta is set and the model has one token.
+        """
         self.store = replica.store
         self.replica = replica
         self.metrics = metrics
@@ -74,8 +77,10 @@ class AdminOperations:
         """Returns the operations. Calls `apply` with the current settings, and again after each change.
 
         While the store is unreachable, the last known settings apply. manifest: of the model that the server loads
-        first. metrics: of all processes of the server. workers: returns the state of each process. Raises
-        AdminListenerError if other machines reach the listener and the store has no credential for them.
+        first. metrics: of all processes of the server. workers: returns the state of each process.
+
+        Raises AdminListenerError if other machines reach the listener and the store has no credential for them. Raises
+        SingleTokenError if --default-beta is set and the model has one token.
         """
         earlier = await asyncio.to_thread(
             earlier_last_known, settings.state_dir, manifest.name, has_own_store=settings.store is None
@@ -121,16 +126,16 @@ class AdminOperations:
         await asyncio.to_thread(self.store.close)
 
     def show_model(self, manifest: Manifest) -> None:
-        """Sets the model that operators see. Called when every process serves it."""
+        """Sets the model that operators see, from its manifest. Called when every process serves this model."""
         self.manifest = manifest
         self._without_operator = initial_settings(manifest, self._settings.default_beta)
 
     async def find_credential(self, secret: str) -> Credential | None:
         """Returns the credential of a bearer token, or None if the token is unknown.
 
-        If the store is unreachable, or holds an older revision than the one in force, searches the last credentials
-        read. Raises ControlStoreError if none were ever read. Raises AdminListenerError if other machines reach the
-        listener and only the local credential exists.
+        If the store is unreachable, or holds an older revision than the one in force, searches the credentials that
+        were read last. Raises ControlStoreError if none were ever read. Raises AdminListenerError if other machines
+        reach the listener and only the local credential exists.
         """
         if self.replica.unreachable_since is None:
             await self.replica.refresh()
@@ -144,8 +149,8 @@ class AdminOperations:
     async def wait_until_applied(self, revision: int) -> None:
         """Returns when every ready worker has applied the revision, or after APPLY_TIMEOUT_S.
 
-        When the operator receives the response, every worker then uses the changed settings. The timeout keeps a stuck
-        worker from blocking the operator.
+        So every worker uses the changed settings before the operator receives the response. The timeout is for a worker
+        that does not respond.
         """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(APPLY_TIMEOUT_S):
@@ -153,7 +158,7 @@ class AdminOperations:
                     await self._workers_changed.wait()
 
     def notify_workers_changed(self) -> None:
-        """Makes `wait_until_applied` re-check the workers. Called after each change of a worker's state."""
+        """Makes `wait_until_applied` check the workers again. Must be called after each change of a worker's state."""
         self._workers_changed.set()  # wakes every task that waits
         self._workers_changed.clear()
 
@@ -170,7 +175,7 @@ class AdminOperations:
         return replace(self._without_operator, state=state).default.source
 
     def refuse_beta(self, change: SettingsChange) -> None:
-        """Raises SingleTokenError with the setting in the change. Called for a model with one token, which has no β."""
+        """Raises SingleTokenError, which names the setting in the change. Called if the model has one token."""
         defaults = [name for name in ("default_beta", "default_strength") if name in change.model_fields_set]
         raise SingleTokenError(defaults[0] if defaults else "bounds and policies")
 
@@ -180,10 +185,10 @@ class AdminOperations:
         await self.replica.refresh()
 
     async def _prepare_when_reachable(self) -> None:
-        """Waits until the store is reachable, then creates the local credential if the store has no credential.
+        """Waits until the store is reachable, then calls `prepare_credentials`.
 
-        Runs as a task if this failed at start. Retries after a ControlStoreError. After an AdminListenerError it logs
-        the error and stops; the listener then refuses every request.
+        Runs as a task if the store was unreachable at start. Retries after a ControlStoreError. After an
+        AdminListenerError it logs the error and ends. The listener then refuses every request.
         """
         while not self._are_credentials_prepared:
             await self._is_reachable.wait()

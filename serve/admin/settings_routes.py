@@ -170,8 +170,10 @@ async def _write(
 ) -> Response:
     """Changes the settings, and returns the response with the new ones. If-Match must name the revision in force.
 
-    after: returns the changed settings from those in force. dry_run: does not store the change. Raises
-    IfMatchRequiredError, StaleRevisionError, ControlStoreError or an error of `after`.
+    after: computes the changed settings from those in force. dry_run: if True, does not store the change.
+
+    Raises IfMatchRequiredError if the header is absent or invalid, StaleRevisionError if it names an earlier revision,
+    ControlStoreError if the store is unreachable, and the errors of `after`.
     """
     match = _ETAG.fullmatch(only_value("If-Match", request.headers.getlist("if-match")) or "")
     if match is None:
@@ -222,7 +224,7 @@ def _state_response(
 
 
 def _public(state: SettingsState) -> dict[str, Any]:
-    """Returns the settings as JSON, without the hashes of API keys."""
+    """Returns the settings as JSON, with the names and policies of the API keys but without their hashes."""
     content = state.model_dump(mode="json", exclude={"api_keys"})
     return {**content, "keys": [key.model_dump() for key in state.api_keys.values()]}
 

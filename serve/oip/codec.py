@@ -50,8 +50,9 @@ def decode_request(
     """Returns the inference request in a body.
 
     header_length: value of the header `Inference-Header-Content-Length`; None if absent. query: beta or strength, if
-    the URL has one. Raises InvalidRequestError, InferRequestTooLargeError, InvalidBetaError, InvalidStrengthError or
-    InvalidParameterError.
+    the URL has one. Raises InvalidParameterError if the JSON cannot be parsed, InferRequestTooLargeError if it has more
+    than MAX_JSON_BYTES, InvalidRequestError if another part of the body or the header is invalid, and the errors of
+    `serve.oip.request.make_request`.
     """
     json_bytes = _json_length(header_length, len(body))
     if json_bytes == 0:
@@ -84,7 +85,7 @@ def decode_request(
 def encode_response(
     response: InferResponse, requested_outputs: Sequence[RequestedOutput]
 ) -> tuple[bytes, dict[str, str]]:
-    """Returns the body of a response and its headers: the media type, and the JSON's length if binary data follows it.
+    """Returns the body of a response, and its headers Content-Type and, if the body has binary data, the JSON's length.
 
     requested_outputs: one for each output of the response, in the same order.
     """
@@ -124,7 +125,10 @@ def _json_length(header: str | None, body_length: int) -> int:
 
 
 def _inputs(inputs: Sequence[dict[str, Any]], binary: memoryview) -> list[Tensor]:
-    """Returns the input tensors. binary: the bytes after the JSON. Every byte must belong to an input."""
+    """Returns the input tensors. inputs: their JSON objects. binary: the bytes after the JSON.
+
+    Raises InvalidRequestError if an input is invalid, or if a byte of `binary` belongs to no input.
+    """
     tensors: list[Tensor] = []
     used = 0
     for fields in inputs:
@@ -155,7 +159,11 @@ def _data(metadata: TensorMetadata, fields: dict[str, Any]) -> list[Any]:
 
 
 def _outputs(outputs: Sequence[dict[str, Any]], *, is_binary: bool) -> list[RequestedOutput]:
-    """Returns the requested outputs, or all outputs if the request names none. is_binary: the request's default."""
+    """Returns the requested outputs, or all outputs if the request names none.
+
+    outputs: their JSON objects. is_binary: the request's parameter binary_data_output. Raises InvalidRequestError if an
+    output is invalid.
+    """
     requested = []
     for fields in outputs:
         parameters = _object(fields.get("parameters", {}), "the parameters of an output")
@@ -184,7 +192,7 @@ def _objects(value: object, name: str) -> list[dict[str, Any]]:
 
 
 def _values(tensor: Tensor) -> list[Any]:
-    """Returns the values of a tensor for JSON, flat and row-major."""
+    """Returns the values of a tensor as a flat, row-major list for JSON. BYTES become strings."""
     if isinstance(tensor.data, list):
         return [element.decode() for element in tensor.data]
     values: list[Any] = tensor.data.ravel().tolist()

@@ -29,7 +29,8 @@ _CONTENTS = {"BYTES": "bytes_contents", "UINT8": "uint_contents", "FP32": "fp32_
 def decode_message(message: pb.ModelInferRequest, limits: RequestLimits) -> InferRequest:
     """Returns the inference request in a message.
 
-    Raises InvalidRequestError, InvalidBetaError or InvalidStrengthError.
+    Raises InvalidRequestError if a tensor of the message is invalid, and the errors of
+    `serve.oip.request.make_request`.
     """
     check_counts(len(message.inputs), len(message.outputs))
     raw = message.raw_input_contents

@@ -94,7 +94,7 @@ class GrpcServer:
         )
 
     async def open(self) -> int:
-        """Starts to listen, and returns the port. Raises GrpcPortTakenError."""
+        """Starts to listen, and returns the port. Raises GrpcPortTakenError if the server cannot listen on it."""
         try:
             port = self._server.add_insecure_port(self._address)
         except RuntimeError:
@@ -141,7 +141,10 @@ class _Methods:
         return handlers
 
     def _with_status(self, method: Unary, route: str) -> Unary:
-        """Returns a handler that calls the method, sends an exception as a gRPC status, and records each call."""
+        """Returns a handler of gRPC calls, which calls the method.
+
+        The handler sends an exception as a gRPC status. It counts, times and logs each call under the route.
+        """
 
         async def handle(request: Message | InvalidRequestError, context: Context) -> Message:
             started = self._begin()
@@ -161,7 +164,7 @@ class _Methods:
     async def _stream(
         self, requests: AsyncIterator[pb.ModelInferRequest | InvalidRequestError], context: Context
     ) -> AsyncIterator[Message]:
-        """Yields a response to each request, in order. After an error in one request, the stream continues."""
+        """Yields a response to each request, in order. The response to an invalid request is an error message."""
         async for request in requests:
             started = self._begin()
             status = grpc.StatusCode.CANCELLED
@@ -224,7 +227,7 @@ class _Methods:
         return ParseDict({"models": models}, pb.RepositoryIndexResponse())
 
     def _error_status(self, error: Exception) -> tuple[grpc.StatusCode, str]:
-        """Returns the status and message for the client, and counts the rejection."""
+        """Returns the gRPC status and the message that the client gets for an error, and counts the error."""
         kind = oip_problem_type(error)
         self._service.metrics.rejections.labels(kind.code).inc()
         if kind is INTERNAL:  # the error is unknown, so its message is not for clients
@@ -260,9 +263,9 @@ class _Methods:
 
 
 def _client_identity(context: Context) -> ClientIdentity:
-    """Returns the client's identity from the metadata of the call. Its names are those of the HTTP headers.
+    """Returns the client's identity from the metadata x-api-key and x-request-key of the call, and from its address.
 
-    Raises MalformedRequestError for a repeated name.
+    Raises MalformedRequestError if one of both names occurs more than once.
     """
 
     def value(name: str) -> str | None:
@@ -275,9 +278,10 @@ def _client_identity(context: Context) -> ClientIdentity:
 
 
 def _serialization(request_type: type[Message], response_type: type[Message]) -> dict[str, Any]:
-    """Returns the functions that decode a method's request and encode its response.
+    """Returns the functions that decode a method's request and encode its response, as arguments of grpc.
 
-    The decoder returns an error instead of raising it: gRPC turns an exception into UNKNOWN with the library's text.
+    The decoder returns an InvalidRequestError and does not raise it. gRPC would send a raised error as the status
+    UNKNOWN, with the library's text.
     """
 
     def decode(data: bytes) -> Message | InvalidRequestError:
@@ -290,7 +294,7 @@ def _serialization(request_type: type[Message], response_type: type[Message]) ->
 
 
 def _decoded(request: T | InvalidRequestError) -> T:
-    """Returns the request, or raises the error that the decoder returned instead of a request."""
+    """Returns a decoded request. If the decoder returned an error in its place, raises that error."""
     if isinstance(request, InvalidRequestError):
         raise request
     return request

@@ -153,7 +153,10 @@ def _require_ready(service: Service) -> None:
 
 
 def _query(request: Request) -> dict[str, str]:
-    """Returns the query: beta, strength or nothing. Raises InvalidRequestError."""
+    """Returns the query parameters: beta, strength or none.
+
+    Raises InvalidRequestError if the query has another parameter, or more than one.
+    """
     values = request.query_params.multi_items()
     if any(name not in (BETA, STRENGTH) for name, _ in values):
         raise InvalidRequestError(f"the query has an unknown parameter: use only {BETA} or {STRENGTH}")

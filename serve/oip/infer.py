@@ -24,7 +24,7 @@ from tureen.soup import probabilities
 
 
 def request_limits(service: Service) -> RequestLimits:
-    """Returns the limits of a request, from the current model and the settings."""
+    """Returns the limits of a request to the current model. Raises NotReadyError if no model is loaded."""
     image_size = service.model.bundle.manifest.preprocess.image_size
     return RequestLimits(image_size, service.settings.max_images_per_request)
 
@@ -34,8 +34,10 @@ async def infer(
 ) -> InferResponse:
     """Returns the response to all images of the request.
 
-    If images fail, raises the error of the first one, because a tensor cannot hold an error for one row. The timeout of
-    the request can shorten the deadline of the admission, but not extend it.
+    If images fail, raises the error of the first one, because a tensor cannot hold an error for one row. In a request
+    of several images, an ImageError becomes an InvalidRequestError that names the image. Also raises the errors of
+    `Admission.choose`. The timeout of the request can shorten the deadline of the admission, but not extend it; after
+    it, raises DeadlineError.
     """
     client = replace(client, policy=request.policy)
     choices = [admission.choose(beta, client) for beta in request.betas]
@@ -73,9 +75,10 @@ async def _classify(
 
 
 def _response_parameters(choices: Sequence[BetaChoice], manifest: Manifest) -> dict[str, float | int | str]:
-    """Returns beta_source, revision, beta and strength.
+    """Returns the parameters of a response: beta_source, revision, beta and strength.
 
-    beta and strength are numbers if all images have the same β, else comma-separated lists.
+    beta and strength are numbers if all images have the same β, else comma-separated lists. A model with one token has
+    neither.
     """
     parameters: dict[str, float | int | str] = {"beta_source": choices[0].source, "revision": choices[0].revision}
     betas = [choice.beta for choice in choices if choice.beta is not None]
@@ -88,7 +91,10 @@ def _response_parameters(choices: Sequence[BetaChoice], manifest: Manifest) -> d
 
 
 def _output(requested: RequestedOutput, logits: NDArray[np.float32], labels: Sequence[str]) -> Tensor:
-    """Returns the tensor of one requested output. logits: float32 (B, K)."""
+    """Returns the tensor of one requested output: FP32 (B, K), or BYTES (B, N) if the request asks for N labels.
+
+    logits: float32 (B, K). An element of BYTES is `VALUE:INDEX:LABEL`.
+    """
     values = logits if requested.name == LOGITS else probabilities(logits).astype(np.float32)
     if not requested.classification:
         return Tensor(requested.name, "FP32", values.shape, values)

@@ -21,7 +21,10 @@ CONFIG_DATATYPES = {"BYTES": "TYPE_STRING", "UINT8": "TYPE_UINT8", "FP32": "TYPE
 
 
 def find_model(service: Service, name: str, version: str = "") -> LoadedModel:
-    """Returns the served model. Raises UnknownModelError for another name or version ("": any), or NotReadyError."""
+    """Returns the served model. version: "" accepts any.
+
+    Raises UnknownModelError if the served model has another name or version, and NotReadyError if none is loaded.
+    """
     model = service.model
     manifest = model.bundle.manifest
     if name != manifest.name or version not in ("", manifest.version):
@@ -33,12 +36,15 @@ def find_model(service: Service, name: str, version: str = "") -> LoadedModel:
 
 
 def server_metadata() -> dict[str, Any]:
-    """Returns the server's name, version and extensions."""
+    """Returns the server's name, its version, and the extensions of the protocol that it supports."""
     return {"name": "tureen", "version": tureen.__version__, "extensions": EXTENSIONS}
 
 
 def model_metadata(model: LoadedModel) -> dict[str, Any]:
-    """Returns the datatype and shape of each input and output of the model. A size of -1 is that of the batch."""
+    """Returns the name and versions of the model, and the datatype and shape of each input and output.
+
+    The size -1 in a shape is the batch dimension.
+    """
     manifest = model.bundle.manifest
     return {
         "name": manifest.name,
@@ -55,7 +61,7 @@ def model_metadata(model: LoadedModel) -> dict[str, Any]:
 def model_config(model: LoadedModel, settings: Settings) -> dict[str, Any]:
     """Returns the model's configuration in the format of Triton.
 
-    dims are without the batch dimension. max_batch_size is the maximum of images in a request.
+    `dims` exclude the batch dimension. `max_batch_size` is the largest number of images in a request.
     """
     manifest = model.bundle.manifest
     return {
@@ -81,14 +87,14 @@ def model_statistics(model: LoadedModel, statistics: Statistics, metrics: Metric
 
 
 def repository_index(model: LoadedModel, *, is_ready: bool) -> list[dict[str, str]]:
-    """Returns the index of models: the served model and its state."""
+    """Returns the list of models: the served model with its state, READY or UNAVAILABLE."""
     manifest = model.bundle.manifest
     state = {"state": "READY"} if is_ready else {"state": "UNAVAILABLE", "reason": "the server is shutting down"}
     return [{"name": manifest.name, "version": manifest.version, **state}]
 
 
 def _input_dims(model: LoadedModel) -> dict[str, list[int]]:
-    """Returns the dimensions of each input, without the batch. A model with one token has no input beta."""
+    """Returns the dimensions of each input by name, without the batch. A model with one token has no input beta."""
     manifest = model.bundle.manifest
     size = manifest.preprocess.image_size
     dims = {IMAGE: [1], PIXELS: [size, size, 3]}

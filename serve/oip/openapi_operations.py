@@ -14,13 +14,13 @@ _SHAPE = {"type": "array", "items": {"type": "integer", "minimum": 0}}
 
 
 def path_parameters(path: str) -> list[dict[str, Any]]:
-    """Returns the OpenAPI parameters in the path of a route."""
+    """Returns an OpenAPI parameter for each `{name}` in the path of a route."""
     names = [name for name in ("name", "version") if f"{{{name}}}" in path]
     return [{"name": name, "in": "path", "required": True, "schema": _TEXT} for name in names]
 
 
 def infer_parameters() -> list[dict[str, Any]]:
-    """Returns the OpenAPI parameters of inference in the query and headers."""
+    """Returns the OpenAPI parameters of an inference request in its query and headers."""
     beta = {"anyOf": [{"type": "number", "minimum": 0, "maximum": 1}, {"type": "string", "enum": sorted(MODE_BETAS)}]}
     return [
         {
@@ -84,7 +84,7 @@ def infer_body() -> dict[str, Any]:
 
 
 def infer_response() -> dict[str, Any]:
-    """Returns the OpenAPI response of inference: JSON, or JSON followed by binary data if the request specifies it."""
+    """Returns the OpenAPI response of inference: JSON, or JSON and binary data if the request asks for binary data."""
     output = {
         "type": "object",
         "properties": {"name": _TEXT, "datatype": _TEXT, "shape": _SHAPE, "data": {"type": "array", "items": {}}},

@@ -6,8 +6,9 @@
     logits         FP32 (B, K)
     probabilities  FP32 (B, K)            softmax of the logits
 
-β comes from the tensor, else from the request's parameter, else from the query, else from the operator's settings.
-A parameter or the query may give a strength instead.
+β comes from the tensor, else from the request's parameter, else from the query, else from the operator's settings. A
+parameter or the query may give a strength instead.
+
 Knows nothing about HTTP and gRPC: `serve.oip.codec` and `serve.oip.grpc_messages` decode their messages.
 """
 
@@ -40,7 +41,7 @@ MAX_ID_CHARACTERS = 256
 
 @dataclass(frozen=True)
 class RequestLimits:
-    """The limits of an inference request."""
+    """The limits of an inference request, which depend on the model and the settings."""
 
     image_size: int  # H and W of pixels
     max_images: int
@@ -60,7 +61,7 @@ class RequestedOutput:
 
 @dataclass(frozen=True)
 class InferRequest:
-    """A validated inference request."""
+    """A validated inference request. timeout_us: in microseconds; None for no timeout of the request itself."""
 
     id: str
     images: tuple[bytes | Pixels, ...]
@@ -71,7 +72,11 @@ class InferRequest:
 
 
 def parse_input_metadata(name: object, datatype: object, shape: object) -> TensorMetadata:
-    """Returns the validated name, datatype and shape of an input. Raises InvalidRequestError."""
+    """Returns the validated name, datatype and shape of an input.
+
+    Raises InvalidRequestError if no input has this name, if its datatype is another one, or if the shape is not a list
+    of at most 4 sizes.
+    """
     if not isinstance(name, str) or name not in INPUT_DATATYPES:
         raise InvalidRequestError(f"there is no input {_short(name)}: use {', '.join(INPUT_DATATYPES)}")
     if datatype != INPUT_DATATYPES[name]:
@@ -86,7 +91,10 @@ def parse_input_metadata(name: object, datatype: object, shape: object) -> Tenso
 
 
 def parse_requested_output(name: object, parameters: Mapping[str, Any], *, is_binary: bool) -> RequestedOutput:
-    """Returns one requested output. is_binary: default of its parameter binary_data. Raises InvalidRequestError."""
+    """Returns one requested output. is_binary: default of its parameter binary_data.
+
+    Raises InvalidRequestError if no output has this name, or if a parameter has an invalid value.
+    """
     if not isinstance(name, str) or name not in OUTPUTS:
         raise InvalidRequestError(f"there is no output {_short(name)}: use {', '.join(OUTPUTS)}")
     count = parameters.get("classification", 0)
@@ -99,7 +107,10 @@ def parse_requested_output(name: object, parameters: Mapping[str, Any], *, is_bi
 
 
 def check_counts(inputs: int, outputs: int) -> None:
-    """Raises InvalidRequestError for more inputs or outputs than exist. Called before they are parsed."""
+    """Checks the numbers of inputs and outputs, before they are parsed.
+
+    Raises InvalidRequestError if there are more than the model has.
+    """
     for count, names, kind in ((inputs, INPUT_DATATYPES, "inputs"), (outputs, OUTPUTS, "outputs")):
         if count > len(names):
             raise InvalidRequestError(f"the request has {count:,} {kind}: send at most {len(names)}")
@@ -114,9 +125,11 @@ def make_request(
     query: Mapping[str, str] = {},
     limits: RequestLimits,
 ) -> InferRequest:
-    """Returns the validated request.
+    """Returns the validated request. query: beta or strength, if the URL has one.
 
-    query: beta or strength, if the URL has one. Raises InvalidRequestError, InvalidBetaError or InvalidStrengthError.
+    Raises InvalidBetaError or InvalidStrengthError for a value outside [0, 1]. Raises InvalidRequestError if the id is
+    too long, if a tensor or a parameter is missing, unknown, repeated or invalid, or if two of β, strength and policy
+    are given.
     """
     if len(id) > MAX_ID_CHARACTERS:
         raise InvalidRequestError(f"the id has {len(id):,} characters: give at most {MAX_ID_CHARACTERS}")
@@ -177,7 +190,10 @@ def _tensor_betas(tensor: Tensor, count: int) -> tuple[float, ...]:
 
 
 def _request_beta(parameters: Mapping[str, Any], query: Mapping[str, str]) -> float | Strength | None:
-    """Returns the β or the strength of the parameters, else of the query; None if neither has one."""
+    """Returns the β or the strength of the parameters, else of the query; None if neither has one.
+
+    Raises InvalidBetaError or InvalidStrengthError for a value outside [0, 1].
+    """
     if BETA in parameters:
         return _parameter_beta(parameters[BETA])
     if STRENGTH in parameters:
@@ -194,7 +210,10 @@ def _parameter_beta(value: Any) -> float:
 
 
 def _timeout(value: object) -> int | None:
-    """Returns the timeout in microseconds, or None for 0, which means no timeout. Raises InvalidRequestError."""
+    """Returns the timeout in microseconds, or None for 0, which means no timeout.
+
+    Raises InvalidRequestError if the value is no whole number, or is negative.
+    """
     if type(value) is not int or not 0 <= value < 2**63:
         raise InvalidRequestError(f"timeout is {_short(value)}: give a whole number of microseconds")
     return value or None

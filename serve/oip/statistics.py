@@ -11,7 +11,7 @@ from typing import Any
 
 @dataclass
 class Duration:
-    """A number of events, and their total duration in nanoseconds."""
+    """The number of events of one kind, and their total duration in nanoseconds."""
 
     count: int = 0
     ns: int = 0

@@ -38,13 +38,16 @@ class TensorMetadata:
 
 @dataclass(frozen=True)
 class Tensor(TensorMetadata):
-    """A tensor with its data: an array of its shape, or the elements of BYTES in row-major order."""
+    """A tensor with its data: an array of its shape, or for BYTES a list of its elements in row-major order."""
 
     data: NDArray[Any] | list[bytes]
 
 
 def tensor_from_raw(metadata: TensorMetadata, raw: memoryview) -> Tensor:
-    """Returns the tensor in binary data. Raises InvalidRequestError if its size does not match the shape."""
+    """Returns the tensor in binary data of the form that `raw_data` returns.
+
+    Raises InvalidRequestError if the number of elements does not match the shape.
+    """
     if metadata.datatype == BYTES:
         return _tensor(metadata, list(_elements(metadata, raw)))
     dtype = DTYPES[metadata.datatype]
@@ -57,9 +60,10 @@ def tensor_from_raw(metadata: TensorMetadata, raw: memoryview) -> Tensor:
 
 
 def tensor_from_values(metadata: TensorMetadata, values: Sequence[Any]) -> Tensor:
-    """Returns the tensor of values in a flat list, or in lists nested like the shape. Raises InvalidRequestError.
+    """Returns the tensor of values in a flat list, or in lists nested like the shape.
 
-    A value is a number; in a BYTES tensor it is bytes or a base64 string.
+    A value is a number; in a BYTES tensor it is bytes or a base64 string. Raises InvalidRequestError if a value is of
+    another type, if a value of UINT8 is outside 0–255, or if the number of values does not match the shape.
     """
     if metadata.datatype == BYTES:
         elements = [_bytes_of(metadata, index, value) for index, value in enumerate(_flat(values))]
@@ -85,7 +89,7 @@ def tensor_from_values(metadata: TensorMetadata, values: Sequence[Any]) -> Tenso
 def raw_data(tensor: Tensor) -> bytes:
     """Returns the binary data of a tensor, row-major and little-endian.
 
-    In a BYTES tensor, the length of each element in four bytes precedes the element.
+    In a BYTES tensor, each element follows its length, a number of four bytes.
     """
     if isinstance(tensor.data, list):
         return b"".join(len(element).to_bytes(_LENGTH_BYTES, "little") + element for element in tensor.data)
