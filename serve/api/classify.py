@@ -35,13 +35,17 @@ CLASSIFY_TAG = "Classify"
 
 
 def add_classify_routes(app: FastAPI, service: Service, memory: BodyMemory) -> None:
-    """Registers POST /classify and POST /sweep. memory: bounds the bodies of all routes of the application."""
+    """Registers POST /classify and POST /sweep. memory: limits the bodies of all routes of the application."""
     router = APIRouter(route_class=DirectRoute, tags=[CLASSIFY_TAG])
     has_two_tokens = service.bundle.manifest.has_two_tokens
     settings = service.settings
 
     async def receive_images(request: Request, parameters: QueryParameters) -> RequestImages:
-        """Returns the images of the request. If the service refuses requests, raises before the body is read."""
+        """Returns the images of the request.
+
+        Before it reads the body, raises the error of `Service.refusal` if the service cannot admit a request. Also
+        raises the errors of `receive_body` and `parse_images`.
+        """
         if (refusal := service.refusal(timeout_ms=parameters.timeout_ms)) is not None:
             raise refusal
         content_type = request.headers.get("content-type", "")
@@ -130,7 +134,7 @@ def _single_response(admission: Admission, choice: BetaChoice, result: Inference
 async def _classify_list(
     admission: Admission, images: RequestImages, parameters: QueryParameters, client: ClientIdentity
 ) -> tuple[ClassifyListResponse, list[InferenceResult]]:
-    """Returns the response to several images, and the results of the images that did not fail."""
+    """Classifies several images. Returns the response, and the results of the images that did not fail."""
     choices = [admission.choose(_first_given(beta, parameters.beta), client) for beta in images.betas]
     readable = [choice for image, choice in zip(images.images, choices, strict=True) if isinstance(image, bytes)]
     results = iter(await admission.classify(readable))

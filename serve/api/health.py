@@ -12,7 +12,7 @@ TAG = "Health"
 
 
 def add_health_routes(app: FastAPI, service: Service) -> None:
-    """Registers /healthz and /readyz, and also /metrics if `service.settings.has_public_metrics` is true."""
+    """Registers GET /healthz and GET /readyz, and GET /metrics if `service.settings.has_public_metrics` is true."""
 
     @app.get("/healthz", tags=[TAG], summary="Is the process alive?")
     async def healthz() -> dict[str, str]:

@@ -45,7 +45,7 @@ class RequestImages:
         return [image for image in self.images if isinstance(image, bytes)]
 
     def single(self) -> bytes:
-        """Returns the only image. Raises its ImageError if it cannot be read."""
+        """Returns the bytes of the first image. Raises its ImageError if it cannot be read."""
         image = self.images[0]
         if isinstance(image, ImageError):
             raise image
@@ -53,7 +53,10 @@ class RequestImages:
 
 
 def parse_media_type(content_type: str) -> str:
-    """Returns the media type without its parameters. Raises UnsupportedImageTypeError for an unsupported one."""
+    """Returns the media type of a Content-Type, in lower case and without its parameters.
+
+    Raises UnsupportedImageTypeError if a body may not have this media type.
+    """
     media_type = content_type.partition(";")[0].strip().lower()
     if media_type not in IMAGE_TYPES | UNDECLARED_TYPES | {FORM_TYPE, JSON_TYPE}:
         supported = ", ".join((*sorted(IMAGE_TYPES), FORM_TYPE, JSON_TYPE))
@@ -62,7 +65,7 @@ def parse_media_type(content_type: str) -> str:
 
 
 def max_body_bytes(media_type: str, limits: BodyLimits) -> int:
-    """Returns the maximum of bytes in a body: max_request_bytes for a form or JSON, max_image_bytes for a raw image."""
+    """Returns the largest size of a body in bytes: max_request_bytes for a form or JSON, else max_image_bytes."""
     return limits.max_request_bytes if media_type in (FORM_TYPE, JSON_TYPE) else limits.max_image_bytes
 
 
@@ -70,8 +73,12 @@ def parse_images(body: bytes, content_type: str, limits: BodyLimits) -> RequestI
     """Returns the images of a body.
 
     A raw image needs no Content-Type, and may have the form type that curl --data-binary sends. Its format is detected
-    from its bytes. Raises UnsupportedImageTypeError, MalformedFormError, InvalidParameterError, InvalidBetaError,
-    InvalidStrengthError or ImageTooLargeError.
+    from its bytes later.
+
+    Raises UnsupportedImageTypeError for another Content-Type, and MalformedFormError if a form cannot be parsed. Raises
+    InvalidParameterError if JSON cannot be parsed, if a field is missing, unknown or invalid, or if the number of
+    images is 0 or above the limit. Raises InvalidBetaError or InvalidStrengthError for a value outside [0, 1]. Raises
+    ImageTooLargeError if the single image of a form has more than max_image_bytes.
     """
     media_type = parse_media_type(content_type)
     if media_type == FORM_TYPE:
@@ -86,7 +93,10 @@ def parse_images(body: bytes, content_type: str, limits: BodyLimits) -> RequestI
 
 
 def _parse_form(content_type: str, body: bytes, limits: BodyLimits) -> RequestImages:
-    """Returns the images of a form: its parts `image`, with as many parts `beta` or none. Refuses other parts."""
+    """Returns the images of a form: its parts `image`, and as many parts `beta`, in the same order, or none.
+
+    Raises the errors of `parse_images`.
+    """
     parts: list[tuple[str, bytes]] = []
     is_complete = False
 
@@ -139,7 +149,10 @@ def _parse_form(content_type: str, body: bytes, limits: BodyLimits) -> RequestIm
 
 
 def _parse_json_body(body: bytes, limits: BodyLimits) -> RequestImages:
-    """Returns the images of {"images": [{"data": "<base64>", "beta": 0.7}, …]}. beta or strength is optional."""
+    """Returns the images of {"images": [{"data": "<base64>", "beta": 0.7}, …]}.
+
+    Each image may have `beta` or `strength`. Raises the errors of `parse_images`.
+    """
     value = parse_json(body, max_bytes=limits.max_request_bytes, max_depth=MAX_JSON_DEPTH)
     entries = value.get("images") if isinstance(value, dict) and set(value) == {"images"} else None
     if not isinstance(entries, list):

@@ -20,7 +20,7 @@ EXCLUSIVE = (("beta", "strength", "policy"), ("betas", "strengths"))
 
 @dataclass(frozen=True)
 class QueryParameters:
-    """The parameters of a query. A parameter that the query leaves out has its default."""
+    """The parameters of a query. A parameter that the query does not give has its default."""
 
     beta: float | Strength | None  # None: the query names none
     policy: str | None
@@ -32,17 +32,19 @@ class QueryParameters:
 def classify_parameters(query: QueryParams, settings: Settings) -> QueryParameters:
     """Returns the query parameters of /classify: beta, strength or policy, top_k, timeout_ms; or their defaults.
 
-    settings: the default timeout, and the maximum of top_k and timeout_ms. Raises InvalidBetaError for a wrong β,
-    InvalidStrengthError for a wrong strength. Raises InvalidParameterError for an unknown, repeated or wrong parameter,
-    and for two of beta, strength and policy.
+    settings: the default timeout, and the maximum of top_k and timeout_ms. Raises InvalidBetaError or
+    InvalidStrengthError for a value that is no number from 0 to 1. Raises InvalidParameterError for an unknown or
+    repeated parameter, for a top_k or timeout_ms out of range, and for two of beta, strength and policy.
     """
     return _parse(query, ("beta", "strength", "policy", "top_k", "timeout_ms"), settings)
 
 
 def sweep_parameters(query: QueryParams, settings: Settings) -> QueryParameters:
-    """Returns betas or strengths, top_k and timeout_ms.
+    """Returns the query parameters of /sweep: betas or strengths, top_k, timeout_ms; or their defaults.
 
-    Raises InvalidBetaError, InvalidStrengthError or InvalidParameterError.
+    settings: as in `classify_parameters`, and the maximum number of β. Raises InvalidBetaError or InvalidStrengthError
+    for an invalid list of values. Raises InvalidParameterError for an unknown or repeated parameter, for a top_k or
+    timeout_ms out of range, for too many values, and for both betas and strengths.
     """
     return _parse(query, ("betas", "strengths", "top_k", "timeout_ms"), settings)
 

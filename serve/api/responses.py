@@ -26,7 +26,7 @@ class ServedModel(BaseModel):
 
 
 class ImageResult(BaseModel):
-    """The predictions for one image."""
+    """The predictions for one image, and the β at which it was classified."""
 
     beta: float | None = Field(ge=0, le=1, description="β of this image; null if the model has one token")
     strength: float | None = Field(ge=0, le=1, description="strength of this β; null if the model has one token")
@@ -80,7 +80,7 @@ class SweepResponse(ServedModel):
 
 
 class ServedModelFields(TypedDict):
-    """The fields of ServedModel, as keyword arguments."""
+    """The types of the fields of ServedModel, for keyword arguments."""
 
     model: str
     version: str
@@ -88,13 +88,13 @@ class ServedModelFields(TypedDict):
 
 
 def served_model_fields(admission: Admission) -> ServedModelFields:
-    """Returns the model and the revision of the settings of an admitted request."""
+    """Returns the fields of ServedModel for an admitted request."""
     manifest = admission.model.bundle.manifest
     return {"model": manifest.name, "version": manifest.version, "revision": admission.active_settings.revision}
 
 
 def image_result(logits: NDArray[np.float32], choice: BetaChoice, manifest: Manifest, top_k: int) -> ImageResult:
-    """Returns the result of one image. logits: float32 (K,)."""
+    """Returns the result of one image with its top_k predictions. logits: float32 (K,)."""
     return ImageResult(
         beta=choice.beta,
         strength=None if choice.beta is None else manifest.strength.strength_at(choice.beta),
@@ -104,12 +104,12 @@ def image_result(logits: NDArray[np.float32], choice: BetaChoice, manifest: Mani
 
 
 def image_problem(error: TureenError) -> ImageProblem:
-    """Returns the list entry of an image that failed, in place of its result."""
+    """Returns the problem of an image that failed, which replaces its result in the list of a response."""
     return ImageProblem(problem=problem_of(error))
 
 
 def sweep_response(admission: Admission, betas: list[float], logits: NDArray[np.float32], top_k: int) -> SweepResponse:
-    """Returns the response with the curves of one image. logits: float32 (len(betas), K)."""
+    """Returns the response with the curves of top_k labels of one image. logits: float32 (len(betas), K)."""
     manifest = admission.model.bundle.manifest
     labels = manifest.labels
     by_beta = probabilities(logits)

@@ -31,16 +31,19 @@ T = TypeVar("T")
 
 
 class BodyMemory:
-    """Counts and limits the bytes of all bodies being received, so that many slow clients cannot fill the memory."""
+    """Counts and limits the bytes of all bodies that are being received.
+
+    So many slow clients together cannot fill the memory.
+    """
 
     def __init__(self, max_bytes: int, on_held: Callable[[int], None] = lambda held: None) -> None:
-        """on_held: called with the bytes held, after each change."""
+        """max_bytes: limit of all bodies together. on_held: receives the number of bytes after each change."""
         self.held = 0
         self._max_bytes = max_bytes
         self._on_held = on_held
 
     def hold(self, count: int) -> None:
-        """Adds count bytes; a negative count releases them. Raises OverloadedError beyond the limit."""
+        """Adds `count` bytes; a negative count releases them. Raises OverloadedError if the sum exceeds the limit."""
         if count > 0 and self.held + count > self._max_bytes:
             raise OverloadedError
         self.held += count
@@ -60,8 +63,8 @@ async def receive_body(
 
     Raises UnsupportedImageTypeError for another Content-Encoding. Raises too_large, by default ImageTooLargeError, as
     soon as the compressed or the decompressed body exceeds max_bytes. Raises OverloadedError if all bodies together
-    exceed the limit of `memory`. Raises MalformedRequestError if decompression fails, BodyTimeoutError, or
-    IncompleteBodyError.
+    exceed the limit of `memory`. Raises BodyTimeoutError if the body is not complete after timeout_ms,
+    IncompleteBodyError if the connection ends before the body, and MalformedRequestError if decompression fails.
     """
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding != "identity" and not (decompresses and encoding in COMPRESSIONS):
@@ -97,8 +100,9 @@ async def receive_body(
 async def _decompressed(stream: AsyncIterator[bytes], max_bytes: int, too_large: TureenError) -> AsyncIterator[bytes]:
     """Yields the decompressed bytes of a gzip or zlib stream, in pieces of at most PIECE_BYTES.
 
-    max_bytes: limit of the compressed stream, which may decompress to nothing. Raises too_large above that limit, and
-    MalformedRequestError if the stream is damaged or bytes follow it.
+    max_bytes: limit of the compressed stream. The limit of the decompressed stream does not replace it, because a long
+    stream may decompress to nothing. Raises too_large above that limit, and MalformedRequestError if the stream is
+    damaged or bytes follow it.
     """
     decompressor = zlib.decompressobj(wbits=32 + zlib.MAX_WBITS)  # 32: detects either header
     received = 0
@@ -123,10 +127,10 @@ async def _decompressed(stream: AsyncIterator[bytes], max_bytes: int, too_large:
 
 
 async def cancel_on_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Returns the result of `work`. If the client closes the connection, cancels it and raises ClientGoneError.
+    """Returns the result of `work`. Requires that the body of the request was received.
 
-    The error is for the log and the metrics, because no client receives a response. The body of the request must have
-    been received.
+    If the client closes the connection, cancels `work` and raises ClientGoneError. The error is for the log and the
+    metrics, because no client receives a response.
     """
     waiter = asyncio.current_task()
     assert waiter is not None

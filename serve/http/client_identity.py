@@ -24,7 +24,10 @@ def client_identity_of(request: Request, policy: str | None = None) -> ClientIde
 
 
 def only_value(name: str, values: Sequence[str]) -> str | None:
-    """Returns the value of a header, or None if it is absent. Raises MalformedRequestError for several values."""
+    """Returns the value of the header `name`, or None if `values` is empty.
+
+    Raises MalformedRequestError if there are several values.
+    """
     if len(values) > 1:  # a proxy may read the first value and this server the last
         raise MalformedRequestError(f"the request has {name} {len(values)} times: send it once")
     return values[0] if values else None

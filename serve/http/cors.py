@@ -23,7 +23,10 @@ PREFLIGHT_AGE_S = 600
 
 
 def allowed_origin(origins: frozenset[str], request_headers: Headers) -> bytes | None:
-    """Returns the origin that may read the response to this request, or None. origins: the setting; ANY allows any."""
+    """Returns the value of Access-Control-Allow-Origin for this request, or None if its origin is not allowed.
+
+    origins: the allowed origins; ANY allows every origin.
+    """
     if ANY in origins:
         return ANY.encode()
     sent = [value for name, value in request_headers if name == b"origin"]
@@ -31,7 +34,7 @@ def allowed_origin(origins: frozenset[str], request_headers: Headers) -> bytes |
 
 
 def cors_headers(origins: frozenset[str], request_headers: Headers) -> Headers:
-    """Returns the CORS headers of the response to a request; an empty list if the setting allows no origin."""
+    """Returns the CORS headers of the response to a request; an empty list if `origins` is empty."""
     if not origins:
         return []
     vary = [] if ANY in origins else [(b"vary", b"Origin")]  # caches keep one response per origin

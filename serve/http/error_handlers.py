@@ -24,13 +24,13 @@ from tureen.errors import TureenError
 
 
 def add_error_handlers(app: FastAPI, cors_origins: frozenset[str]) -> None:
-    """Registers the handlers of our errors and of the framework's. cors_origins: origins that may send a preflight."""
+    """Registers the handlers of TureenError and of HTTPException. cors_origins: origins that may send a preflight."""
     app.add_exception_handler(TureenError, tureen_error_response)
     app.add_exception_handler(HTTPException, _http_error_handler(cors_origins))
 
 
 async def tureen_error_response(request: Request, error: Exception, detail: str | None = None) -> Response:
-    """Returns the response for an error in the tables of `serve.http.problems`. Raises any other error again.
+    """Returns the response for an error in the tables of `serve.http.problems`. Raises an error that is not there.
 
     detail: replaces the message of the error.
     """
@@ -45,7 +45,10 @@ async def tureen_error_response(request: Request, error: Exception, detail: str 
 def _http_error_handler(
     cors_origins: frozenset[str],
 ) -> Callable[[Request, Exception], Coroutine[Any, Any, Response]]:
-    """Returns the handler of errors that the framework raises by status, such as 404 and 405."""
+    """Returns the handler of HTTPException, which the framework raises with a status such as 404 or 405.
+
+    The handler responds to a CORS preflight from one of `cors_origins`, because no route accepts OPTIONS.
+    """
 
     async def http_error_response(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)

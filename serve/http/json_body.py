@@ -21,7 +21,8 @@ _STEPS[list(b"]}")] = -1
 def parse_json(body: bytes, *, max_bytes: int, max_depth: int) -> Any:
     """Returns the value of a JSON text in UTF-8, with or without a byte order mark.
 
-    Raises InvalidParameterError if the body is not JSON, has more than max_bytes, or is nested beyond max_depth.
+    Raises InvalidParameterError if the body is not JSON, has more than max_bytes, is nested beyond max_depth, or has an
+    object with a repeated name.
     """
     if len(body) > max_bytes:
         raise InvalidParameterError(f"the JSON has more than {max_bytes:,} bytes, the limit")
@@ -34,9 +35,10 @@ def parse_json(body: bytes, *, max_bytes: int, max_depth: int) -> Any:
 
 
 def decode_base64(text: str) -> bytes:
-    """Returns the bytes of a base64 text, or of a base64 `data:` URL. Raises ValueError.
+    """Returns the bytes of a base64 text, or of a base64 `data:` URL.
 
-    Accepts the standard and the URL-safe alphabet, white space, and missing padding.
+    Accepts the standard and the URL-safe alphabet, white space, and missing padding. Raises ValueError for another
+    text.
     """
     if text[:5].lower() == "data:":
         head, _, text = text.partition(",")
@@ -50,7 +52,10 @@ def decode_base64(text: str) -> bytes:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Returns the object. Raises ValueError for a repeated name, because Python would silently drop a value."""
+    """Returns a JSON object as a dictionary.
+
+    Raises ValueError for a repeated name, because Python would silently drop one of the values.
+    """
     value = dict(pairs)
     if len(value) < len(pairs):
         raise ValueError

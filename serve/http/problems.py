@@ -25,7 +25,7 @@ INTERNAL_DETAIL = "the server log has the cause under the id of this request (X-
 
 
 class Problem(BaseModel):
-    """The body of an error response."""
+    """The body of an error response, as RFC 9457 defines it, with a code."""
 
     type: str = Field(default="about:blank")
     title: str = Field(description="kind of error; the same text for each error of this code")
@@ -106,7 +106,7 @@ INTERNAL = ProblemType(500, "internal_error", "Internal error")
 
 
 def problem_type_of(error: Exception) -> ProblemType:
-    """Returns the problem type of an exception or of its nearest base class in the tables; else INTERNAL."""
+    """Returns the problem type of the exception's class, or of its nearest base class in the tables; else INTERNAL."""
     kinds = PROBLEM_TYPES | OPERATOR_PROBLEM_TYPES
     return next((kinds[cls] for cls in type(error).__mro__ if cls in kinds), INTERNAL)
 
@@ -121,7 +121,7 @@ def problem_response(kind: ProblemType, detail: str, headers: dict[str, str] | N
 
 
 def headers_of(error: Exception) -> dict[str, str]:
-    """Returns the headers that an error adds to its response."""
+    """Returns the headers that an error adds to its response: Retry-After, WWW-Authenticate or none."""
     if isinstance(error, errors.OverloadedError):
         return {"Retry-After": str(error.retry_after_s)}
     if isinstance(error, errors.UnauthorizedError):
@@ -130,14 +130,14 @@ def headers_of(error: Exception) -> dict[str, str]:
 
 
 def problem_of(error: TureenError) -> Problem:
-    """Returns the problem of one image, which the response for several images contains in place of a result."""
+    """Returns the problem of one image. A response for several images contains it in place of a result."""
     kind = problem_type_of(error)
     detail = INTERNAL_DETAIL if kind is INTERNAL else str(error)
     return Problem(title=kind.title, status=kind.status, code=kind.code, detail=detail)
 
 
 def http_problem_type(status: int) -> ProblemType:
-    """Returns the problem type of an error that the framework raised by status, such as 404 or 405."""
+    """Returns the problem type of an error that the framework raised with a status, such as 404 or 405."""
     phrase = HTTPStatus(status).phrase
     return ProblemType(status, phrase.lower().replace(" ", "_"), phrase)
 
@@ -157,7 +157,7 @@ def openapi_responses() -> dict[int | str, dict[str, Any]]:
 
 
 def oip_problem_type(error: Exception) -> ProblemType:
-    """Returns the problem type of an error below /v2. There the status is 400 in place of 415 and 422."""
+    """Returns the problem type of an error on a path below /v2, where the status 400 replaces 415 and 422."""
     for cls in type(error).__mro__:
         if cls in OIP_PROBLEM_TYPES:
             return OIP_PROBLEM_TYPES[cls]
@@ -165,7 +165,10 @@ def oip_problem_type(error: Exception) -> ProblemType:
 
 
 def oip_openapi_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Returns the errors below /v2 as OpenAPI responses. statuses: only these; by default all."""
+    """Returns the errors of the paths below /v2 as OpenAPI responses, by status.
+
+    statuses: only these; by default all.
+    """
     by_status: dict[int, set[str]] = {}
     for kind in (*OIP_PROBLEM_TYPES.values(), *map(_at_most_400, PROBLEM_TYPES.values()), INTERNAL):
         by_status.setdefault(kind.status, set()).add(kind.title)
@@ -188,7 +191,7 @@ def is_oip(scope: Scope) -> bool:
 
 
 def oip_response(kind: ProblemType, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    """Returns the error response of the Open Inference Protocol: `{"error": …}`."""
+    """Returns the error response of the Open Inference Protocol, with the body `{"error": detail}`."""
     problem = problem_response(kind, detail, headers)
     kept = {name: value for name, value in problem.headers.items() if not name.startswith("content-")}
     return JSONResponse({"error": detail}, kind.status, kept)

@@ -43,7 +43,7 @@ logger = logging.getLogger("tureen.access")
 
 
 def access_fields(scope: Scope) -> dict[str, Any]:
-    """Returns the mutable fields of the request's log event. Any code that handles the request may add fields."""
+    """Returns the fields of the request's log event. Any code that handles the request may add fields to it."""
     fields: dict[str, Any] = scope.setdefault(_FIELDS_KEY, {})
     return fields
 
@@ -66,12 +66,18 @@ def arrived_s(scope: Scope) -> float:
 
 
 def set_refusal(scope: Scope, kind: ProblemType) -> None:
-    """Records that the connection has sent this error. A response of the application will not reach the client."""
+    """Records that the connection has sent this error to the client.
+
+    The log then has this error, because a response of the application no longer reaches the client.
+    """
     scope[_REFUSAL_KEY] = kind
 
 
 def record(metrics: Metrics, scope: Scope, status: int, seconds: float) -> None:
-    """Counts, times and logs one completed request. The scope is incomplete if the head was."""
+    """Counts, times and logs one completed request. seconds: its duration.
+
+    The scope may lack keys if the connection ended before the head was complete.
+    """
     fields = dict(access_fields(scope))
     status, code = _sent(scope, status)
     route = fields.pop("route", None) or getattr(scope.get("route"), "path", "unmatched")
@@ -88,7 +94,10 @@ def record(metrics: Metrics, scope: Scope, status: int, seconds: float) -> None:
 
 
 class RequestLogMiddleware:
-    """ASGI middleware that records every request, and sets X-Request-ID on its response."""
+    """ASGI middleware that records every request, and sets X-Request-ID on its response.
+
+    Responds with the status 500 to an unhandled exception, and with 503 if the drain timeout cancels the request.
+    """
 
     def __init__(self, app: ASGIApp, metrics: Metrics, tracing: Tracing | None = None) -> None:
         self._app = app
@@ -136,7 +145,7 @@ class RequestLogMiddleware:
 
 
 def _trace(tracing: Tracing, scope: Scope, status: int, seconds: float) -> None:
-    """Exports the trace of the request, and adds its id to the log event."""
+    """Exports the trace of the request, and adds the trace id to the log event."""
     fields, trace = access_fields(scope), REQUEST_TRACE.get()
     route = getattr(scope.get("route"), "path", "unmatched")
     if trace is None or route in QUIET_ROUTES:
