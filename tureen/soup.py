@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from tureen.bundle.bundle import Bundle, load_bundle
-from tureen.bundle.manifest import Precision
+from tureen.bundle.manifest import UNCALIBRATED, Precision
 from tureen.engines import AUTO, open_engine
 from tureen.engines.base import Engine, EngineOptions
 from tureen.errors import (
@@ -54,20 +54,30 @@ class Prediction(BaseModel):
 
 
 class Classification(BaseModel):
-    """The most probable labels of one image at one β, best first. beta, strength: None if the model has one token."""
+    """The most probable labels of one image at one β, best first.
+
+    beta, strength: None if the model has one token. calibrated: whether the probabilities have a fitted temperature.
+    """
 
     beta: float | None
     strength: float | None
+    calibrated: bool
     predictions: list[Prediction]
 
 
 class Soup:
-    """A loaded model, which classifies each image at its own β. As a context manager it closes its engine."""
+    """A loaded model, which classifies each image at its own β. As a context manager it closes its engine.
 
-    def __init__(self, bundle: Bundle, engine: Engine, limits: ImageLimits = DEFAULT_LIMITS) -> None:
+    temperatures: divide the logits before the softmax; those of the bundle, or 1 if `calibrated` is False.
+    """
+
+    def __init__(
+        self, bundle: Bundle, engine: Engine, limits: ImageLimits = DEFAULT_LIMITS, *, calibrated: bool = True
+    ) -> None:
         self.bundle = bundle
         self.engine = engine
         self.limits = limits
+        self.temperatures = bundle.manifest.temperatures if calibrated else UNCALIBRATED
         self._is_closed = False
         self._load_arguments: _LoadArguments | None = None  # None: not created by `load`
 
@@ -127,9 +137,15 @@ class Soup:
                 Classification(
                     beta=b if manifest.has_two_tokens else None,
                     strength=manifest.strength.strength_at(b) if manifest.has_two_tokens else None,
-                    predictions=top_predictions(row, self.labels, top_k),
+                    calibrated=self.temperatures.is_calibrated,
+                    predictions=top_predictions(row, self.labels, top_k, temperature),
                 )
-                for b, row in zip(chunk_betas, self.logits(np.stack(rows), chunk_betas), strict=True)
+                for b, row, temperature in zip(
+                    chunk_betas,
+                    self.logits(np.stack(rows), chunk_betas),
+                    self.temperatures.at(chunk_betas).tolist(),
+                    strict=True,
+                )
             ]
         if isinstance(betas, list) and len(results) < len(betas):
             raise _count_mismatch(len(results), len(betas))
@@ -216,6 +232,7 @@ class _LoadArguments:
     engine: str
     precision: Precision | None
     options: EngineOptions | None
+    calibrated: bool
 
 
 def load(
@@ -225,17 +242,19 @@ def load(
     precision: Precision | None = None,
     options: EngineOptions | None = None,
     limits: ImageLimits = DEFAULT_LIMITS,
+    calibrated: bool = True,
 ) -> Soup:
     """Returns a soup: the verified bundle at `path`, with the fastest engine of this machine or the named engine.
 
     engine: a name such as "openvino", or "auto". precision: None for the fastest. options: how the engine uses the
-    machine; None: all CPUs and the user's cache. limits: the limits of each image.
+    machine; None: all CPUs and the user's cache. limits: the limits of each image. calibrated: whether the
+    probabilities use the temperatures of the bundle, if it has any.
     Raises BundleError or EngineError, whose messages say what to do.
     """
     bundle = load_bundle(path)
     engine_options = options or EngineOptions(threads=available_cpus(), cache=default_cache_directory())
-    soup = Soup(bundle, open_engine(bundle, engine, precision, engine_options), limits)
-    soup._load_arguments = _LoadArguments(Path(path).absolute(), engine, precision, options)
+    soup = Soup(bundle, open_engine(bundle, engine, precision, engine_options), limits, calibrated=calibrated)
+    soup._load_arguments = _LoadArguments(Path(path).absolute(), engine, precision, options, calibrated)
     return soup
 
 
@@ -255,6 +274,7 @@ def _load_again(arguments: _LoadArguments, limits: ImageLimits, model: str) -> S
         precision=arguments.precision,
         options=arguments.options,
         limits=limits,
+        calibrated=arguments.calibrated,
     )
     found = f"{soup.bundle.manifest.name} {soup.bundle.manifest.version}"
     if found != model:
@@ -286,20 +306,26 @@ def _beta_column(betas: Sequence[float], count: int) -> NDArray[np.float32]:
     return column
 
 
-def top_predictions(logits: NDArray[np.float32], labels: Sequence[str], top_k: int) -> list[Prediction]:
-    """Returns the top_k labels of one row of logits, float (K,), with their softmax probabilities, best first.
+def top_predictions(
+    logits: NDArray[np.float32], labels: Sequence[str], top_k: int, temperature: float = 1.0
+) -> list[Prediction]:
+    """Returns the top_k labels of one row of logits, float (K,), with their `probabilities`, best first.
 
     Equal logits keep the order of the labels. A top_k above K returns all K. Raises ArgumentError if top_k is below 1.
     """
     if top_k < 1:
         raise ArgumentError(f"top_k is {top_k}; give 1 or more")
-    row = probabilities(logits)
+    row = probabilities(logits, temperature)
     best = np.argsort(-logits, kind="stable")[:top_k]
     return [Prediction(label=labels[i], index=int(i), probability=float(row[i])) for i in best]
 
 
-def probabilities(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Returns the softmax over the last axis, in float64."""
-    exponentials = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
+def probabilities(logits: NDArray[np.float32], temperatures: float | NDArray[np.float64] = 1.0) -> NDArray[np.float64]:
+    """Returns the softmax of logits / temperature over the last axis, float64 (…, K), for logits (…, K).
+
+    temperatures: one number, or one for each row of logits, (…).
+    """
+    differences = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
+    exponentials = np.exp(differences / np.asarray(temperatures)[..., None])
     total: NDArray[np.float64] = exponentials / exponentials.sum(axis=-1, keepdims=True)
     return total

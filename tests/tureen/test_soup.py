@@ -1,8 +1,10 @@
 import io
+import json
 import pickle
 import shutil
 import weakref
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,10 +16,11 @@ from PIL import Image
 import tureen
 from tests.conftest import encoded
 from tureen.bundle.bundle import Bundle, load_bundle
+from tureen.bundle.manifest import CalibrationRow
 from tureen.commands.demo import EXAMPLES
 from tureen.engines.base import EngineOptions
 from tureen.errors import InvalidPixelsError
-from tureen.soup import CHUNK_IMAGES, Soup, top_predictions
+from tureen.soup import CHUNK_IMAGES, Soup, probabilities, top_predictions
 
 PNG = encoded(Image.fromarray(np.random.default_rng(0).integers(0, 256, (7, 9, 3), np.uint8)))
 
@@ -297,12 +300,72 @@ def test_the_limits_of_an_image_are_an_argument(photograph):
         soup.classify([photograph])
 
 
-@given(hnp.arrays(np.float32, 7, elements=st.floats(-1e4, 1e4, width=32)), st.integers(1, 10))
-def test_probabilities_add_up_for_any_logits(logits, top_k):
-    predictions = top_predictions(logits, list("abcdefg"), top_k)
+LOGITS = hnp.arrays(np.float32, 7, elements=st.floats(-1e4, 1e4, width=32))
+TEMPERATURES = st.floats(0.01, 100)
+
+
+@given(LOGITS, st.integers(1, 10), TEMPERATURES)
+def test_probabilities_add_up_for_any_logits(logits, top_k, temperature):
+    predictions = top_predictions(logits, list("abcdefg"), top_k, temperature)
     assert len(predictions) == min(top_k, 7)
     assert predictions[0].index == logits.argmax()
-    assert sum(p.probability for p in top_predictions(logits, list("abcdefg"), 7)) == pytest.approx(1)
+    assert sum(p.probability for p in top_predictions(logits, list("abcdefg"), 7, temperature)) == pytest.approx(1)
+
+
+@given(LOGITS, TEMPERATURES)
+def test_no_temperature_changes_the_order_of_the_labels(logits, temperature):
+    labels = list("abcdefg")
+    with_temperature = top_predictions(logits, labels, 7, temperature)
+    assert [p.label for p in with_temperature] == [p.label for p in top_predictions(logits, labels, 7)]
+    shares = [p.probability for p in with_temperature]
+    assert shares == sorted(shares, reverse=True)
+
+
+@given(hnp.arrays(np.float32, (3, 7), elements=st.floats(-1e4, 1e4, width=32)), st.tuples(*[TEMPERATURES] * 3))
+def test_each_row_of_a_batch_has_its_own_temperature(logits, temperatures):
+    batch = probabilities(logits, np.array(temperatures))
+    for row, one, temperature in zip(logits, batch, temperatures, strict=True):
+        np.testing.assert_array_equal(one, probabilities(row, temperature))
+
+
+def with_temperatures(bundle, **temperatures):
+    """The bundle with these temperatures, T0 at β = 0 and T1 at β = 1."""
+    rows = [
+        CalibrationRow(beta=beta, temperature=temperature, n_fitted=50, n=50, error_before=0.1, error=0.02)
+        for beta, temperature in ((0, temperatures["T0"]), (1, temperatures["T1"]))
+    ]
+    return replace(bundle, manifest=bundle.manifest.model_copy(update={"calibration": rows}))
+
+
+def test_images_at_several_betas_have_the_temperature_of_each(example, example_bundle):
+    calibrated = Soup(with_temperatures(example_bundle, T0=2, T1=4), example.engine)
+    raw = Soup(with_temperatures(example_bundle, T0=2, T1=4), example.engine, calibrated=False)
+    betas = [0, 0.5, 1]
+    pixels = example_bundle.golden.pixels[:3]
+    logits = raw.logits(pixels, betas)
+    for soup, temperatures in ((calibrated, (2, 3, 4)), (raw, (1, 1, 1))):
+        np.testing.assert_array_equal(soup.logits(pixels, betas), logits)
+        for result, row, temperature in zip(
+            soup.classify(list(pixels), betas, top_k=10), logits, temperatures, strict=True
+        ):
+            exponentials = np.exp(row / temperature)
+            expected = exponentials / exponentials.sum()
+            assert result.calibrated is (soup is calibrated)
+            for prediction in result.predictions:
+                assert prediction.probability == pytest.approx(expected[prediction.index], abs=1e-5)
+
+
+def test_a_pickled_soup_keeps_its_choice_of_calibration(tmp_path):
+    shutil.copytree(EXAMPLES / "cifar10", tmp_path / "bundle")
+    row = {"beta": 0, "temperature": 2, "n_fitted": 50, "n": 50, "error_before": 0.1, "error": 0.02}
+    manifest = tmp_path / "bundle" / "manifest.json"
+    document = {**json.loads(manifest.read_text()), "schema_version": 3, "calibration": [row]}
+    manifest.write_text(json.dumps(document))
+    for calibrated in (True, False):
+        with tureen.load(tmp_path / "bundle", engine="onnxruntime", calibrated=calibrated) as soup:
+            pickled = pickle.dumps(soup)
+        with pickle.loads(pickled) as again:
+            assert again.temperatures.is_calibrated is calibrated
 
 
 def test_top_k_of_zero_is_refused():

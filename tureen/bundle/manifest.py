@@ -5,15 +5,17 @@ Does not read or write files; `tureen.bundle.bundle` does.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Annotated, Any, Final, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from tureen.errors import SingleTokenError, printable, truncated
 from tureen.preprocess import PreprocessSpec
-from tureen.tokens import Strength
+from tureen.tokens import CLEAN_BETA, Strength
 
 SCHEMA_VERSION: Final = 3
 # 2 added engines/, plans, served accuracy and single tokens; 3 added strength and calibration. All have a default.
@@ -203,11 +205,32 @@ class CalibrationRow(_Record):
     """
 
     beta: float = Field(ge=0, le=1)
-    temperature: float = Field(gt=0, allow_inf_nan=False)
+    temperature: float = Field(ge=0.01, le=100)
     n_fitted: int = Field(gt=0, description="number of images that fitted the temperature")
     n: int = Field(gt=0, description="number of other images, which measured the errors")
     error_before: float = Field(ge=0, le=1, description="expected calibration error of the softmax, 15 bins")
     error: float = Field(ge=0, le=1, description="expected calibration error with the temperature")
+
+
+class Temperatures(_Record):
+    """The temperature at several β, and linear between them. Without any β, every temperature is 1."""
+
+    betas: tuple[float, ...] = Field(default=(), description="ascending")
+    values: tuple[float, ...] = Field(default=(), description="of each of `betas`")
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether any temperature was fitted."""
+        return bool(self.betas)
+
+    def at(self, betas: Sequence[float | None]) -> NDArray[np.float64]:
+        """Returns the temperature of each β, float64 (len(betas),). None, the β of a model with one token, is β = 0."""
+        if not self.betas:
+            return np.ones(len(betas))
+        return np.interp([CLEAN_BETA if beta is None else beta for beta in betas], self.betas, self.values)
+
+
+UNCALIBRATED: Final = Temperatures()
 
 
 class Manifest(_Record):
@@ -241,6 +264,12 @@ class Manifest(_Record):
         if not self.has_two_tokens:
             raise SingleTokenError("strength")
         return self.strength.beta_at(value.value)
+
+    @property
+    def temperatures(self) -> Temperatures:
+        """The temperatures of `calibration`."""
+        rows = self.calibration
+        return Temperatures(betas=tuple(row.beta for row in rows), values=tuple(row.temperature for row in rows))
 
     @model_validator(mode="after")
     def _check_tokens(self) -> Manifest:

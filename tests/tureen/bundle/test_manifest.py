@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tureen.bundle.bundle import MANIFEST, load_bundle, read_manifest
-from tureen.bundle.manifest import UNMEASURED_STRENGTH, StrengthCurve
+from tureen.bundle.manifest import UNCALIBRATED, UNMEASURED_STRENGTH, CalibrationRow, StrengthCurve
 from tureen.errors import BundleError, SingleTokenError
 from tureen.tokens import Strength
 
@@ -71,7 +71,7 @@ def test_a_manifest_of_an_earlier_schema_has_a_strength_equal_to_beta_and_no_tem
     del earlier["strength"], earlier["calibration"]
     (own_bundle / MANIFEST).write_text(json.dumps({**earlier, "schema_version": version}))
     manifest = load_bundle(own_bundle).manifest
-    assert (manifest.strength, manifest.calibration) == (UNMEASURED_STRENGTH, [])
+    assert (manifest.strength, manifest.temperatures) == (UNMEASURED_STRENGTH, UNCALIBRATED)
     assert manifest.beta_of(Strength(0.3)) == 0.3
     assert manifest.strength.strength_at(0.3) == 0.3
 
@@ -113,3 +113,24 @@ def test_calibration_rows_ascend(own_bundle):
     edit_manifest(own_bundle, calibration=[row, row])
     with pytest.raises(BundleError, match="calibration has rows whose β do not ascend"):
         read_manifest(own_bundle)
+
+
+def test_the_temperature_is_linear_between_the_rows_and_constant_beyond_them(own_bundle):
+    row = {"n_fitted": 50, "n": 50, "error_before": 0.1, "error": 0.02}
+    edit_manifest(
+        own_bundle, calibration=[{**row, "beta": 0.5, "temperature": 1}, {**row, "beta": 0.75, "temperature": 2}]
+    )
+    temperatures = read_manifest(own_bundle).temperatures
+    assert temperatures.is_calibrated
+    assert temperatures.at([None, 0, 0.5, 0.625, 0.75, 1]).tolist() == [1, 1, 1, 1.5, 2, 2]
+
+
+def test_without_rows_every_temperature_is_1():
+    assert not UNCALIBRATED.is_calibrated
+    assert UNCALIBRATED.at([None, 0.3, 1]).tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("temperature", [0, -1, 1e-9, 1e9, float("nan")])
+def test_a_temperature_that_no_fit_gives_is_refused(temperature):
+    with pytest.raises(ValidationError, match="temperature"):
+        CalibrationRow(beta=0, temperature=temperature, n_fitted=1, n=1, error_before=0, error=0)
