@@ -33,7 +33,7 @@ def _is_installed(module: str) -> bool:
 
 
 def _names(value: str | Iterable[str] | None) -> Iterable[str] | None:
-    """Returns the host names of a comma-separated list. Raises ValueError if one is neither `*` nor a host name."""
+    """Returns the host names of a comma-separated list. Raises ValueError for an invalid name."""
     if value is None:
         return None
     names = [name.strip() for name in value.split(",")] if isinstance(value, str) else list(value)
@@ -44,7 +44,7 @@ def _names(value: str | Iterable[str] | None) -> Iterable[str] | None:
 
 
 def _origins(value: str | Iterable[str]) -> Iterable[str]:
-    """Returns the origins of a comma-separated list. Raises ValueError if one is neither `*` nor an origin."""
+    """Returns the origins of a comma-separated list. Raises ValueError for an invalid origin."""
     origins = [origin.strip() for origin in value.split(",")] if isinstance(value, str) else list(value)
     for origin in origins:
         if origin != "*" and not is_origin(origin):
@@ -53,10 +53,7 @@ def _origins(value: str | Iterable[str]) -> Iterable[str]:
 
 
 def _directories(value: str | Iterable[str | Path]) -> list[str]:
-    """Returns the directories of a list separated by os.pathsep, as absolute paths.
-
-    Raises ValueError if one does not exist.
-    """
+    """Returns the directories as absolute paths. Raises ValueError if one does not exist."""
     paths = [os.path.abspath(path) for path in (value.split(os.pathsep) if isinstance(value, str) else value)]
     for path in paths:
         if not os.path.isdir(path):
@@ -132,6 +129,11 @@ class Settings(BaseModel):
     default_beta: Annotated[float | None, BeforeValidator(_beta_or_none)] = Field(
         default=None,
         description="β of a request without one; default: the default β of the bundle",
+    )
+    calibration: bool = Field(
+        default=True,
+        description="divide the logits by the temperature of their β, if the bundle has temperatures; false: "
+        "probabilities are the softmax of the logits",
     )
     max_batch: int = Field(
         default=32, ge=1, le=1024, description="maximum of rows in one engine run: one for each image and β"
@@ -330,10 +332,7 @@ class Settings(BaseModel):
 
     @property
     def decode_processes(self) -> int:
-        """The number of processes that decode large images: half of decode_threads.
-
-        With a process on every CPU, small images would be several times slower.
-        """
+        """Half of decode_threads. With a process on every CPU, small images would be several times slower."""
         return max(1, self.decode_threads // 2)
 
     @property
@@ -370,7 +369,7 @@ def grpc_address(settings: Settings) -> str:
 
 
 def parse_settings(arguments: list[str], environment: Mapping[str, str] = os.environ) -> Settings:
-    """Returns the settings of `tureen serve`. Ends the process with status 2 if a value is invalid.
+    """Returns the settings. Exits with status 2 for an invalid value.
 
     A flag overrides its TUREEN_… variable, which overrides the default.
     """
@@ -392,7 +391,12 @@ def parse_settings(arguments: list[str], environment: Mapping[str, str] = os.env
         if name == "bundle":
             parser.add_argument(name, nargs="?", metavar="BUNDLE", help=text)
         else:
-            parser.add_argument(f"--{name.replace('_', '-')}", dest=name, metavar=name.upper(), help=text)
+            flag = name.replace("_", "-")
+            parser.add_argument(f"--{flag}", dest=name, metavar=name.upper(), help=text)
+            if field.annotation is bool:
+                parser.add_argument(
+                    f"--no-{flag}", dest=name, action="store_const", const="false", help=f"the same as --{flag} false"
+                )
     flags = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
     variables = {name: environment[v] for name in fields if (v := f"TUREEN_{name.upper()}") in environment}
     try:

@@ -15,7 +15,7 @@ from serve.api.responses import (
     ClassifyResponse,
     SweepResponse,
     image_problem,
-    image_result,
+    image_results,
     served_model_fields,
     sweep_response,
 )
@@ -121,7 +121,7 @@ def add_classify_routes(app: FastAPI, service: Service, memory: BodyMemory) -> N
 
 
 def _single_response(admission: Admission, choice: BetaChoice, result: InferenceResult, top_k: int) -> ClassifyResponse:
-    image = image_result(result.logits[0], choice, admission.model.bundle.manifest, top_k)
+    (image,) = image_results(admission, [result.logits[0]], [choice], top_k)
     return ClassifyResponse(
         **served_model_fields(admission),
         beta=image.beta,
@@ -139,15 +139,22 @@ async def _classify_list(
     readable = [choice for image, choice in zip(images.images, choices, strict=True) if isinstance(image, bytes)]
     results = iter(await admission.classify(readable))
     outcomes = [next(results) if isinstance(image, bytes) else image for image in images.images]
-    manifest = admission.model.bundle.manifest
-    entries = [
-        image_problem(outcome)
-        if isinstance(outcome, TureenError)
-        else image_result(outcome.logits[0], choice, manifest, parameters.top_k)
-        for outcome, choice in zip(outcomes, choices, strict=True)
+    classified = [
+        (one, choice) for one, choice in zip(outcomes, choices, strict=True) if isinstance(one, InferenceResult)
     ]
-    response = ClassifyListResponse(**served_model_fields(admission), results=entries)
-    return response, [outcome for outcome in outcomes if isinstance(outcome, InferenceResult)]
+    entries = iter(
+        image_results(
+            admission,
+            [result.logits[0] for result, _ in classified],
+            [choice for _, choice in classified],
+            parameters.top_k,
+        )
+    )
+    response = ClassifyListResponse(
+        **served_model_fields(admission),
+        results=[image_problem(one) if isinstance(one, TureenError) else next(entries) for one in outcomes],
+    )
+    return response, [result for result, _ in classified]
 
 
 def _first_given(image_beta: float | Strength | None, query_beta: float | Strength | None) -> float | Strength | None:

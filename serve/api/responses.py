@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import TypedDict
 
@@ -23,6 +24,7 @@ class ServedModel(BaseModel):
     model: str
     version: str
     revision: int = Field(description="revision of the operator's settings when the server admitted the request")
+    calibrated: bool = Field(description="whether the probabilities have a fitted temperature")
 
 
 class ImageResult(BaseModel):
@@ -85,21 +87,40 @@ class ServedModelFields(TypedDict):
     model: str
     version: str
     revision: int
+    calibrated: bool
 
 
 def served_model_fields(admission: Admission) -> ServedModelFields:
     """Returns the fields of ServedModel for an admitted request."""
     manifest = admission.model.bundle.manifest
-    return {"model": manifest.name, "version": manifest.version, "revision": admission.active_settings.revision}
+    return {
+        "model": manifest.name,
+        "version": manifest.version,
+        "revision": admission.active_settings.revision,
+        "calibrated": admission.model.soup.temperatures.is_calibrated,
+    }
 
 
-def image_result(logits: NDArray[np.float32], choice: BetaChoice, manifest: Manifest, top_k: int) -> ImageResult:
-    """Returns the result of one image with its top_k predictions. logits: float32 (K,)."""
+def image_results(
+    admission: Admission, logits: Sequence[NDArray[np.float32]], choices: Sequence[BetaChoice], top_k: int
+) -> list[ImageResult]:
+    """Returns the result of each image with its top_k predictions. logits: float32 (K,) of each image."""
+    manifest = admission.model.bundle.manifest
+    temperatures = admission.model.soup.temperatures.at([choice.beta for choice in choices]).tolist()
+    return [
+        _image_result(row, choice, manifest, top_k, temperature)
+        for row, choice, temperature in zip(logits, choices, temperatures, strict=True)
+    ]
+
+
+def _image_result(
+    logits: NDArray[np.float32], choice: BetaChoice, manifest: Manifest, top_k: int, temperature: float
+) -> ImageResult:
     return ImageResult(
         beta=choice.beta,
         strength=None if choice.beta is None else manifest.strength.strength_at(choice.beta),
         beta_source=choice.source,
-        predictions=top_predictions(logits, manifest.labels, top_k),
+        predictions=top_predictions(logits, manifest.labels, top_k, temperature),
     )
 
 
@@ -112,7 +133,7 @@ def sweep_response(admission: Admission, betas: list[float], logits: NDArray[np.
     """Returns the response with the curves of top_k labels of one image. logits: float32 (len(betas), K)."""
     manifest = admission.model.bundle.manifest
     labels = manifest.labels
-    by_beta = probabilities(logits)
+    by_beta = probabilities(logits, admission.model.soup.temperatures.at(betas))
     top_labels = [labels[index] for index in logits.argmax(axis=1)]
     curve_indices = np.argsort(-by_beta.max(axis=0), kind="stable")[:top_k]
     return SweepResponse(

@@ -194,7 +194,7 @@ def open_soup(bundle: Bundle, settings: Settings) -> tuple[Soup, StartSpeed]:
     if settings.engine_options.streams > 1 and engine.name in CPU_ENGINES:
         alone = open_engine(bundle, engine.name, engine.precision, replace(settings.engine_options, streams=1))
         engine = PairedEngine(alone, engine)
-    soup = Soup(bundle, engine, settings.limits)
+    soup = Soup(bundle, engine, settings.limits, calibrated=settings.calibration)
     run_s: dict[int, float] = {}
     for size in warm_sizes(settings.max_batch):
         # The first run of a size compiles or allocates. The shortest of the runs is the least disturbed one.

@@ -86,6 +86,8 @@ def _decode_parameters(parameters: Mapping[str, pb.InferParameter]) -> dict[str,
 
 
 def _encode_parameter(value: float | int | str) -> pb.InferParameter:
+    if isinstance(value, bool):  # before int, which bool is a subclass of
+        return pb.InferParameter(bool_param=value)
     if isinstance(value, str):
         return pb.InferParameter(string_param=value)
     if isinstance(value, float):

@@ -51,7 +51,9 @@ async def infer(
     started = time.perf_counter()
     manifest = admission.model.bundle.manifest
     logits = np.concatenate([result.logits for result in results])
-    outputs = tuple(_output(output, logits, manifest.labels) for output in request.outputs)
+    temperatures = admission.model.soup.temperatures
+    by_image = temperatures.at([choice.beta for choice in choices])
+    outputs = tuple(_output(output, logits, by_image, manifest.labels) for output in request.outputs)
     statistics.add(
         images=len(results),
         decode_s=max(result.decode_s for result in results),
@@ -59,7 +61,8 @@ async def infer(
         inference_s=max(result.inference_s for result in results),
         output_s=time.perf_counter() - started,
     )
-    return InferResponse(manifest.name, manifest.version, request.id, _response_parameters(choices, manifest), outputs)
+    parameters = {**_response_parameters(choices, manifest), "calibrated": temperatures.is_calibrated}
+    return InferResponse(manifest.name, manifest.version, request.id, parameters, outputs)
 
 
 async def _classify(
@@ -90,12 +93,14 @@ def _response_parameters(choices: Sequence[BetaChoice], manifest: Manifest) -> d
     return {"beta": ",".join(map(str, betas)), "strength": ",".join(map(str, strengths)), **parameters}
 
 
-def _output(requested: RequestedOutput, logits: NDArray[np.float32], labels: Sequence[str]) -> Tensor:
+def _output(
+    requested: RequestedOutput, logits: NDArray[np.float32], temperatures: NDArray[np.float64], labels: Sequence[str]
+) -> Tensor:
     """Returns the tensor of one requested output: FP32 (B, K), or BYTES (B, N) if the request asks for N labels.
 
-    logits: float32 (B, K). An element of BYTES is `VALUE:INDEX:LABEL`.
+    logits: float32 (B, K). temperatures: of the probabilities, (B,). An element of BYTES is `VALUE:INDEX:LABEL`.
     """
-    values = logits if requested.name == LOGITS else probabilities(logits).astype(np.float32)
+    values = logits if requested.name == LOGITS else probabilities(logits, temperatures).astype(np.float32)
     if not requested.classification:
         return Tensor(requested.name, "FP32", values.shape, values)
     count = min(requested.classification, len(labels))

@@ -96,7 +96,10 @@ def infer_response() -> dict[str, Any]:
             "model_name": _TEXT,
             "model_version": _TEXT,
             "id": _TEXT,
-            "parameters": {"type": "object", "description": "`beta`, `strength`, `beta_source` and `revision`"},
+            "parameters": {
+                "type": "object",
+                "description": "`beta`, `strength`, `beta_source`, `revision` and `calibrated`",
+            },
             "outputs": {"type": "array", "items": output},
         },
         "required": ["model_name", "outputs"],

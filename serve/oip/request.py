@@ -4,7 +4,7 @@
     pixels         UINT8 (B, H, W, 3)     instead of image: RGB, at the model's size
     beta           FP32 (B) or (B, 1)     optional: one β for each image
     logits         FP32 (B, K)
-    probabilities  FP32 (B, K)            softmax of the logits
+    probabilities  FP32 (B, K)            softmax of the logits, each row divided by the temperature of its β
 
 β comes from the tensor, else from the request's parameter, else from the query, else from the operator's settings. A
 parameter or the query may give a strength instead.

@@ -103,3 +103,11 @@ def test_help_lists_every_setting_with_its_default(capsys):
 def test_a_port_for_grpc_is_none_of_the_defaults():
     assert parse_settings(["b"], {}).grpc_port is None
     assert parse_settings(["b", "--grpc-port", "9001"], {}).grpc_port == 9001
+
+
+def test_probabilities_are_calibrated_unless_a_flag_or_variable_turns_it_off():
+    assert parse_settings(["b"], {}).calibration
+    assert not parse_settings(["b", "--no-calibration"], {}).calibration
+    assert not parse_settings(["b", "--calibration", "false"], {}).calibration
+    assert not parse_settings(["b"], {"TUREEN_CALIBRATION": "false"}).calibration
+    assert parse_settings(["b", "--calibration", "true"], {"TUREEN_CALIBRATION": "0"}).calibration

@@ -33,7 +33,7 @@ def close_to(predictions):
 def test_each_image_has_a_beta_and_the_result_of_a_single_request(client, digit_png):
     betas = [0, 0.3, "robust", None]
     answer = client.post("/classify?beta=0.9", json=as_json(*((digit_png(i), b) for i, b in enumerate(betas)))).json()
-    assert set(answer) == {"model", "version", "revision", "results"}
+    assert set(answer) == {"model", "version", "revision", "calibrated", "results"}
     for index, (beta, result) in enumerate(zip([0, 0.3, 1, 0.9], answer["results"], strict=True)):
         alone = client.post(f"/classify?beta={beta}", content=digit_png(index)).json()
         assert (result["beta"], result["beta_source"]) == (beta, "request")

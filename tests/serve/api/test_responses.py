@@ -7,17 +7,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve.api.responses import image_problem, image_result, served_model_fields, sweep_response
+from serve.api.responses import image_problem, image_results, served_model_fields, sweep_response
 from serve.control.beta_choice import ActiveSettings, BetaChoice
 from serve.errors import InferenceError
 from serve.http.problems import INTERNAL_DETAIL
-from tureen.bundle.manifest import StrengthCurve
+from tureen.bundle.manifest import UNCALIBRATED, StrengthCurve, Temperatures
 from tureen.errors import TureenError, UndecodableImageError
 
 LABELS = ["cat", "dog", "owl"]
 
 
 CURVE = StrengthCurve(betas=[0, 0.5, 1], strengths=[0, 0.2, 1], n=9)
+TEMPERATURES = Temperatures(betas=(0, 1), values=(1, 3))
 
 
 @dataclass
@@ -30,13 +31,16 @@ class Manifest:
 
 @dataclass
 class Model:
-    """A model that is also its bundle: a response reads the manifest only."""
+    """A model that is also its bundle and its soup: a response reads the manifest and the temperatures only."""
 
     manifest: Manifest = field(default_factory=Manifest)
+    temperatures: Temperatures = UNCALIBRATED
 
     @property
     def bundle(self):
         return self
+
+    soup = bundle
 
 
 @dataclass
@@ -51,8 +55,28 @@ def logits(*rows):
     return np.array(rows, np.float32)
 
 
-def test_a_response_names_the_model_and_the_revision_of_the_settings():
-    assert served_model_fields(Admission()) == {"model": "pets", "version": "7", "revision": 12}
+CALIBRATED = Admission(Model(temperatures=TEMPERATURES))
+
+
+def test_a_response_names_the_model_its_calibration_and_the_revision_of_the_settings():
+    fields = {"model": "pets", "version": "7", "revision": 12, "calibrated": False}
+    assert served_model_fields(Admission()) == fields
+    assert served_model_fields(CALIBRATED) == {**fields, "calibrated": True}
+
+
+def test_each_image_of_a_list_has_the_temperature_of_its_beta():
+    choices = [BetaChoice(beta, "request", 12) for beta in (0.0, 0.5, 1.0, None)]
+    results = image_results(CALIBRATED, logits(*[[2, 0, 0]] * 4), choices, 1)
+    for result, temperature in zip(results, (1, 2, 3, 1), strict=True):
+        share = np.exp(2 / temperature) / (np.exp(2 / temperature) + 2)
+        assert result.predictions[0].probability == pytest.approx(share)
+
+
+def test_a_sweep_has_the_temperature_of_each_beta():
+    response = sweep_response(CALIBRATED, [0, 1], logits([2, 0, 0], [6, 0, 0]), 1)
+    assert response.calibrated
+    first, second = response.curves[0].probabilities
+    assert first == pytest.approx(second)
 
 
 @pytest.mark.parametrize(
@@ -66,7 +90,7 @@ def test_a_response_names_the_model_and_the_revision_of_the_settings():
     ],
 )
 def test_an_image_result_holds_the_most_probable_labels_first(row, top_k, labels):
-    result = image_result(logits(row)[0], BetaChoice(0.75, "key", 12), Manifest(), top_k)
+    (result,) = image_results(Admission(), logits(row), [BetaChoice(0.75, "key", 12)], top_k)
     assert (result.beta, result.strength, result.beta_source) == (0.75, 0.6, "key")
     assert [prediction.label for prediction in result.predictions] == labels
     assert [LABELS[prediction.index] for prediction in result.predictions] == labels
@@ -77,7 +101,7 @@ def test_an_image_result_holds_the_most_probable_labels_first(row, top_k, labels
 
 
 def test_the_beta_and_the_strength_of_a_model_of_one_token_are_null():
-    result = image_result(logits([1, 2, 3])[0], BetaChoice(None, "bundle", 0), Manifest(), 1)
+    (result,) = image_results(Admission(), logits([1, 2, 3]), [BetaChoice(None, "bundle", 0)], 1)
     assert (result.beta, result.strength) == (None, None)
 
 

@@ -57,6 +57,26 @@ class Client(threading.Thread):
         connection.close()
 
 
+def test_the_temperatures_of_a_bundle_take_effect_on_a_reload(start_server, example_bundle):
+    row = {"n_fitted": 50, "n": 50, "error_before": 0.1, "error": 0.02}
+    replace_with(example_bundle, schema_version=3, calibration=[])
+    shutil.rmtree(example_bundle.with_name("before"))
+    server = start_server(bundle=example_bundle)
+    server.wait_until_ready()
+    before = json.loads(server.ask("POST", "/classify?beta=0.5&top_k=10", png())[2])
+    rows = [{**row, "beta": 0, "temperature": 2}, {**row, "beta": 1, "temperature": 4}]
+    replace_with(example_bundle, calibration=rows)
+    server.process.send_signal(signal.SIGHUP)
+    server.wait_for(lambda: server.metric('tureen_reloads_total{outcome="ok"}') == 1, "reloaded")
+    after = json.loads(server.ask("POST", "/classify?beta=0.5&top_k=10", png())[2])
+    assert (before["calibrated"], after["calibrated"]) == (False, True)
+    assert [one["label"] for one in after["predictions"]] == [one["label"] for one in before["predictions"]]
+    # The probabilities at the temperature 3 are the cube roots of those before, divided by their sum.
+    roots = [one["probability"] ** (1 / 3) for one in before["predictions"]]
+    expected = [root / sum(roots) for root in roots]
+    assert [one["probability"] for one in after["predictions"]] == pytest.approx(expected, abs=1e-5)
+
+
 def version(server):
     return json.loads(server.ask("POST", "/classify", png())[2])["version"]
 

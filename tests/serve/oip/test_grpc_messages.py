@@ -94,7 +94,7 @@ def test_the_classification_extension_is_a_parameter_of_an_output():
 def test_the_tensors_of_a_response_are_raw_and_its_parameters_typed():
     logits = Tensor("logits", "FP32", (1, 2), np.array([[1, 2]], np.float32))
     labels = Tensor("probabilities", "BYTES", (1, 1), [b"0.9:1:b"])
-    parameters = {"beta": 0.7, "beta_source": "request", "revision": 3}
+    parameters = {"beta": 0.7, "beta_source": "request", "revision": 3, "calibrated": True}
     message = encode_message(InferResponse("digits", "v1", "7", parameters, (logits, labels)))
     assert (message.model_name, message.model_version, message.id) == ("digits", "v1", "7")
     assert [(o.name, o.datatype, list(o.shape)) for o in message.outputs] == [
@@ -105,3 +105,4 @@ def test_the_tensors_of_a_response_are_raw_and_its_parameters_typed():
     assert message.parameters["beta"].double_param == 0.7
     assert message.parameters["beta_source"].string_param == "request"
     assert message.parameters["revision"].int64_param == 3
+    assert message.parameters["calibrated"].bool_param is True

@@ -117,8 +117,14 @@ def test_an_image_gets_the_result_of_the_library_with_its_beta_and_source(client
     response = infer(client, image_input(images[:1]), id="order-66", parameters={"beta": 0.7})
     answer = response.json()
     assert (answer["model_name"], answer["model_version"], answer["id"]) == ("cifar10", version(client), "order-66")
-    assert answer["parameters"] == {"beta": 0.7, "strength": 0.7, "beta_source": "request", "revision": 0}
     (expected,) = library.classify(images[:1], beta=0.7, top_k=10)
+    assert answer["parameters"] == {
+        "beta": 0.7,
+        "strength": expected.strength,
+        "beta_source": "request",
+        "revision": 0,
+        "calibrated": expected.calibrated,
+    }
     probabilities = tensor(response, "probabilities")[0]
     for prediction in expected.predictions:
         assert probabilities[prediction.index] == pytest.approx(prediction.probability, abs=1e-5)
@@ -159,7 +165,7 @@ def test_strength_may_come_in_the_query_or_as_a_parameter(client, images):
     is_error(infer(client, image_input(images), path=f"{INFER}?strength=2"), 400, "the strength is '2'")
 
 
-def test_beta_may_come_in_the_query_and_counts_below_the_parameter(client, images):
+def test_beta_may_come_in_the_query_and_counts_below_the_parameter(client, bundle, images):
     path = f"{INFER}?beta=robust"
     assert infer(client, image_input(images), path=path).json()["parameters"]["beta"] == 1.0
     assert infer(client, image_input(images), path=path, parameters={"beta": 0.5}).json()["parameters"]["beta"] == 0.5
@@ -168,6 +174,7 @@ def test_beta_may_come_in_the_query_and_counts_below_the_parameter(client, image
         "strength": 0.0,
         "beta_source": "bundle",
         "revision": 0,
+        "calibrated": bundle.manifest.temperatures.is_calibrated,
     }
     is_error(infer(client, image_input(images), path=f"{path}&beta=0"), 400, "more than once")
     is_error(infer(client, image_input(images), path=f"{INFER}?Beta=0"), 400, "use only beta or strength")

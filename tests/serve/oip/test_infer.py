@@ -13,7 +13,7 @@ from serve.inference.loaded_model import InferenceResult
 from serve.oip.infer import infer
 from serve.oip.request import InferRequest, RequestedOutput
 from serve.oip.statistics import Statistics
-from tureen.bundle.manifest import StrengthCurve
+from tureen.bundle.manifest import UNCALIBRATED, StrengthCurve, Temperatures
 from tureen.errors import UndecodableImageError
 
 LOGITS = RequestedOutput("logits")
@@ -32,20 +32,23 @@ class Manifest:
 
 @dataclass
 class Model:
-    """A model that is also its bundle: a response reads the manifest only."""
+    """A model that is also its bundle and its soup: a response reads the manifest and the temperatures only."""
 
     manifest: Manifest = field(default_factory=Manifest)
+    temperatures: Temperatures = UNCALIBRATED
 
     @property
     def bundle(self):
         return self
 
+    soup = bundle
+
 
 class Admission:
     """An admitted request whose images have these results or errors, one for each image."""
 
-    def __init__(self, *outcomes, settings=None):
-        self.model = Model()
+    def __init__(self, *outcomes, settings=None, temperatures=UNCALIBRATED):
+        self.model = Model(temperatures=temperatures)
         self.outcomes = outcomes
         self.choices = []
         self._settings = settings or ActiveSettings(0.3, "bundle", revision=12)
@@ -84,7 +87,13 @@ def run(inference, admission, statistics=None):
 def test_the_response_names_the_model_the_request_and_its_beta():
     response = run(request(0.75), Admission(result(1, 2, 3)))
     assert (response.model_name, response.model_version, response.id) == ("pets", "7", "order-66")
-    assert response.parameters == {"beta": 0.75, "strength": 0.6, "beta_source": "request", "revision": 12}
+    assert response.parameters == {
+        "beta": 0.75,
+        "strength": 0.6,
+        "beta_source": "request",
+        "revision": 12,
+        "calibrated": False,
+    }
 
 
 @pytest.mark.parametrize(
@@ -98,7 +107,7 @@ def test_the_response_names_the_model_the_request_and_its_beta():
 )
 def test_beta_is_a_number_if_all_images_have_the_same_and_else_a_list(betas, settings, parameters):
     admission = Admission(*[result(1, 2, 3) for _ in betas], settings=settings)
-    assert run(request(*betas), admission).parameters == parameters
+    assert run(request(*betas), admission).parameters == {**parameters, "calibrated": False}
 
 
 def test_the_policy_of_the_request_is_that_of_the_client():
@@ -117,6 +126,16 @@ def test_outputs_are_logits_probabilities_or_labels_in_the_order_of_the_request(
     assert (labels.datatype, labels.shape) == ("BYTES", (2, 2))
     # Ties keep the order of the labels.
     assert labels.data == [b"0.000000:0:cat", b"0.000000:1:dog", b"3.000000:1:dog", b"2.000000:2:owl"]
+
+
+def test_probabilities_have_the_temperature_of_the_beta_of_their_image_and_logits_have_none():
+    admission = Admission(*[result(2, 0, 0)] * 3, temperatures=Temperatures(betas=(0, 1), values=(1, 3)))
+    response = run(request(0, 0.5, 1, outputs=(LOGITS, RequestedOutput("probabilities"))), admission)
+    logits, probabilities = response.outputs
+    np.testing.assert_array_equal(logits.data, np.array([[2, 0, 0]] * 3, np.float32))
+    expected = [np.exp(2 / temperature) / (np.exp(2 / temperature) + 2) for temperature in (1, 2, 3)]
+    np.testing.assert_allclose(probabilities.data[:, 0], expected, rtol=1e-6)
+    assert response.parameters["calibrated"] is True
 
 
 def test_a_classification_of_more_labels_than_the_model_has_gives_all_of_them():
