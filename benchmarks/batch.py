@@ -56,7 +56,14 @@ def run_job(workload: Workload, manifest: Path, output: Path) -> float:
         spec = start_or_resume(job_output, source, bundle, soup.engine, soup.limits, JobOptions(betas=(0.5,)), None)
         decode_options = DecodeOptions(bundle.preprocess, soup.limits)
         with decode_in_threads(source, decode_options, min(8, available_cpus())) as pool:
-            pipeline = Pipeline(soup.logits, pool, spec.betas, batch_rows=spec.batch_rows, streams=streams)
+            pipeline = Pipeline(
+                soup.logits,
+                pool,
+                spec.betas,
+                temperatures=spec.temperatures,
+                batch_rows=spec.batch_rows,
+                streams=streams,
+            )
             started = time.perf_counter()
             job = Job(job_output, spec, bundle.labels)
             job.run(lambda tasks: job.make_shards(pipeline, tasks, lambda done, failed: None))

@@ -22,10 +22,7 @@ TOKEN_VARIABLE = "TUREEN_ADMIN_TOKEN"  # noqa: S105 - a name
 
 
 class RefusedError(AdminError):
-    """The server refused the request, or is unreachable.
-
-    code: the code of the server's error response, or a code of this client such as `unreachable`.
-    """
+    """The server refused the request, or is unreachable. code: of the server's error, or such as `unreachable`."""
 
     def __init__(self, code: str, detail: str) -> None:
         self.code = code
@@ -33,13 +30,10 @@ class RefusedError(AdminError):
 
 
 class AdminClient:
-    """A client of one operators' listener. Every method raises RefusedError if the server refuses or is unreachable."""
+    """A client of one operators' listener. Every method raises RefusedError."""
 
     def __init__(self, url: str, token: str | None = None, state_dir: Path | None = None) -> None:
-        """token: by default the variable TUREEN_ADMIN_TOKEN, else the token file in state_dir.
-
-        Raises RefusedError if the URL is invalid, or if there is no valid token.
-        """
+        """token: by default TUREEN_ADMIN_TOKEN, else the token file in state_dir. Raises RefusedError."""
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
             raise RefusedError(
@@ -51,24 +45,21 @@ class AdminClient:
             raise RefusedError("wrong_token", "the token has spaces, line ends or characters that are not ASCII")
 
     def state(self, after: int | None = None, wait_s: float = 0) -> dict[str, Any]:
-        """Returns the settings in force, in the JSON form of GET /admin/beta.
-
-        after: a revision number; the server waits at most wait_s seconds for a later revision.
-        """
+        """Returns the settings in force. after: a revision; waits up to wait_s seconds for a later one."""
         query = "" if after is None else "?" + urlencode({"after": after, "wait_s": wait_s})
         return self._request_json("GET", f"/admin/beta{query}", timeout_s=TIMEOUT_S + wait_s)
 
     def change(self, revision: int, change: dict[str, Any], *, dry_run: bool = False) -> dict[str, Any]:
-        """Changes the settings and returns the new ones. A dry run returns them without a change.
+        """Changes the settings and returns the new ones. A dry run only returns them.
 
-        revision: the revision to change; the server refuses the change if it is not the current one.
+        revision: the server refuses the change if the current revision is a later one.
         """
         return self._request_json("PUT", f"/admin/beta{'?dry_run=true' if dry_run else ''}", change, revision)
 
     def rollback(self, revision: int, to: int, reason: str, *, dry_run: bool = False) -> dict[str, Any]:
-        """Restores the settings of the revision `to` and returns them. A dry run returns them without a change.
+        """Restores the settings of the revision `to` and returns them. A dry run only returns them.
 
-        revision: as in `change`.
+        revision: the server refuses the change if the current revision is a later one.
         """
         path = f"/admin/beta/rollback{'?dry_run=true' if dry_run else ''}"
         return self._request_json("POST", path, {"revision": to, "reason": reason}, revision)
@@ -93,7 +84,7 @@ class AdminClient:
         return verified
 
     def submit_job(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Submits a job and returns it. request: the JSON body of POST /jobs."""
+        """Submits a job and returns it."""
         return self._request_json("POST", "/jobs", request)
 
     def jobs(self, limit: int, state: str | None = None) -> list[dict[str, Any]]:
@@ -107,10 +98,7 @@ class AdminClient:
         return self._request_json("GET", _path_of(job_id))
 
     def job_action(self, job_id: str, action: str) -> dict[str, Any]:
-        """Applies an action to a job, and returns the job. action: cancel, pause or resume.
-
-        A running job stops within two seconds.
-        """
+        """Cancels, pauses or resumes a job, and returns it. A running job stops within two seconds."""
         return self._request_json("POST", f"{_path_of(job_id)}/{action}")
 
     def job_errors(self, job_id: str, limit: int) -> list[dict[str, Any]]:
@@ -119,12 +107,12 @@ class AdminClient:
         return found
 
     def job_results(self, job_id: str) -> list[dict[str, Any]]:
-        """Returns the name and the size in bytes of each file that the job has written."""
+        """Returns the name and the size of each file that the job has written."""
         found: list[dict[str, Any]] = self._request_json("GET", f"{_path_of(job_id)}/results")["files"]
         return found
 
     def save_job_result(self, job_id: str, name: str, file: Path) -> None:
-        """Downloads the result file `name` of a job to the path `file`. Creates no file if the download fails."""
+        """Downloads a result file to `file`. Creates no file if that fails."""
         with (
             self._request("GET", f"{_path_of(job_id)}/results/{quote(name, safe='')}") as response,
             atomic_file(file) as output,

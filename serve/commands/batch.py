@@ -42,11 +42,7 @@ from tureen.soup import DEFAULT_TOP_K, Soup
 
 
 def batch(arguments: list[str]) -> int:
-    """Runs `tureen batch`. Returns 0 when every image has its rows.
-
-    Raises JobError if the job cannot start or continue, BundleError if the bundle is missing or damaged, and
-    EngineError if no engine can be opened.
-    """
+    """Runs `tureen batch`. Returns 0 when every image has its rows. Raises JobError, BundleError or EngineError."""
     options = _parser().parse_args(arguments)
     if options.ray is not None:
         check_ray(options.ray)
@@ -107,6 +103,13 @@ def _parser() -> argparse.ArgumentParser:
         type=betas_argument,
         metavar="0:1:0.25",
         help="classify each image at each of these β, with one decoding",
+    )
+    parser.add_argument(
+        "--no-calibration",
+        dest="calibrated",
+        action="store_const",
+        const=False,
+        help="write the softmax of the logits, without the temperatures of the bundle",
     )
     parser.add_argument("--top-k", type=positive_int, help=f"classes per row (default: {DEFAULT_TOP_K})")
     parser.add_argument(
@@ -173,7 +176,7 @@ def _engine_options(options: argparse.Namespace, earlier: JobSpec | None) -> Eng
 
 
 def _load_soup(options: argparse.Namespace, earlier: JobSpec | None, engine: EngineOptions) -> Soup:
-    """Returns the loaded soup. Without options for them, a resumed job uses the engine and limits of its first run."""
+    """Returns the loaded model. A resumed job uses the engine, precision and limits of its first run."""
     name, precision = options.engine, options.precision
     if earlier is not None and name == AUTO:
         name, precision = earlier.engine, precision or earlier.precision
@@ -193,6 +196,7 @@ def _start_or_resume(
         format=options.format,
         shard_rows=options.shard_rows,
         batch_rows=options.max_batch,
+        calibrated=options.calibrated,
     )
     with tqdm(desc="list", unit="image", disable=None) as bar:
         on_listed = lambda count: bar.update(count - bar.n) and None  # noqa: E731
@@ -206,7 +210,14 @@ def _run_on_machine(
 ) -> JobSummary:
     decode_options = DecodeOptions(soup.bundle.manifest.preprocess, soup.limits)
     with decode_in_threads(source, decode_options, options.decode_threads) as pool:
-        pipeline = Pipeline(soup.logits, pool, job.spec.betas, batch_rows=job.spec.batch_rows, streams=engine.streams)
+        pipeline = Pipeline(
+            soup.logits,
+            pool,
+            job.spec.betas,
+            temperatures=job.spec.temperatures,
+            batch_rows=job.spec.batch_rows,
+            streams=engine.streams,
+        )
         return _run_with_progress(job, lambda tasks, on_images: job.make_shards(pipeline, tasks, on_images), options)
 
 

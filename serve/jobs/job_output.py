@@ -56,6 +56,7 @@ class JobSummary(BaseModel):
     engine: str
     precision: Precision
     betas: tuple[float | None, ...]
+    calibrated: bool
 
 
 @dataclass(frozen=True)
@@ -214,6 +215,7 @@ class Job:
             "tureen.version": spec.version,
             "tureen.engine": f"{spec.engine} {spec.precision}",
             "tureen.betas": json.dumps(spec.betas),
+            "tureen.calibrated": json.dumps(spec.temperatures.is_calibrated),
         }
         self._error_codes: dict[int, Counter[str]] = {}  # by shard, of the shards that exist
 
@@ -333,6 +335,7 @@ class Job:
             engine=spec.engine,
             precision=spec.precision,
             betas=spec.betas,
+            calibrated=spec.temperatures.is_calibrated,
         )
         assert not self.missing_shards()
         _write_json(self.output.path / SUCCESS_FILE, summary)

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from serve.errors import InputError, OutputError
 from serve.jobs.shard import Format
-from tureen.bundle.manifest import Manifest, Precision
+from tureen.bundle.manifest import UNCALIBRATED, Manifest, Precision, Temperatures
 from tureen.engines.base import Engine
 from tureen.engines.paired import CPU_ENGINES
 from tureen.errors import SingleTokenError
@@ -45,11 +45,14 @@ class JobSpec(BaseModel):
     batch_rows: int
     limits: ImageLimits
     jpeg_scaling: Literal[False] = False  # an option of earlier versions; part of the fingerprint
+    temperatures: Temperatures = UNCALIBRATED  # of the probabilities
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the specification, hexadecimal."""
-        return hashlib.sha256(json.dumps(self.model_dump(), sort_keys=True).encode()).hexdigest()
+        # Without temperatures the fingerprint is that of earlier versions, which had none.
+        fields = self.model_dump(exclude=None if self.temperatures.is_calibrated else {"temperatures"})
+        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
     @property
     def shards(self) -> int:
@@ -66,6 +69,7 @@ class JobOptions:
     format: Format | None = None
     shard_rows: int | None = None
     batch_rows: int | None = None
+    calibrated: bool | None = None  # whether the probabilities use the temperatures of the bundle; default: true
 
 
 @dataclass(frozen=True)
@@ -96,9 +100,9 @@ def build_spec(
 ) -> JobSpec:
     """Returns the specification of a job. earlier: the specification of the job's first run, if there was one.
 
-    A strength in the options becomes the β of the model, so the job stores β only. Raises SingleTokenError if the
-    options or the input give a β and the model has one token. Raises InputError if the options give more than one β
-    although the input gives β.
+    A strength in the options becomes the β of the model, so the job stores β only. A job keeps the temperatures of its
+    first run, also if those of the bundle have changed since. Raises SingleTokenError if the options or the input give
+    a β and the model has one token. Raises InputError if the options give more than one β although the input gives β.
     """
     given = None if options.betas is None else tuple(manifest.beta_of(beta) for beta in options.betas)
     if not manifest.has_two_tokens and (options.betas is not None or inputs.has_own_betas):
@@ -112,6 +116,10 @@ def build_spec(
     default_beta = manifest.default_beta if options.default_beta is None else options.default_beta
     betas = tuple(first_of(given, "betas", (default_beta if manifest.has_two_tokens else None,)))
     shard_images = options.shard_rows and max(1, options.shard_rows // len(betas))
+    if options.calibrated is False:
+        temperatures = UNCALIBRATED
+    else:
+        temperatures = manifest.temperatures if earlier is None else earlier.temperatures
     default_batch_rows = CPU_BATCH_ROWS if engine.name in CPU_ENGINES else BATCH_ROWS
     return JobSpec(
         inputs=inputs.sha256,
@@ -128,6 +136,7 @@ def build_spec(
         shard_images=first_of(shard_images, "shard_images", max(1, SHARD_ROWS // len(betas))),
         batch_rows=first_of(options.batch_rows, "batch_rows", default_batch_rows),
         limits=limits,
+        temperatures=temperatures,
     )
 
 

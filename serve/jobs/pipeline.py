@@ -22,6 +22,7 @@ from serve.inference.batch_policy import BatchParts
 from serve.jobs.decoding import DecodePool, DecodeResult
 from serve.jobs.image_source import InputImage
 from serve.jobs.shard import Shard
+from tureen.bundle.manifest import Temperatures
 from tureen.preprocess import Pixels
 
 logger = logging.getLogger("tureen.jobs")
@@ -68,7 +69,8 @@ class Pipeline:
     """Classifies images in batches on `streams` threads.
 
     betas: the β values of the job; (None,) if the model has one token. Each image has a row for each of them, or a
-    single row if the input gives its β. batch_rows: rows in one run of the engine. streams: simultaneous runs.
+    single row if the input gives its β. temperatures: of the probabilities. batch_rows: rows in one run of the engine.
+    streams: simultaneous runs.
     """
 
     def __init__(
@@ -77,11 +79,12 @@ class Pipeline:
         decode_pool: DecodePool,
         betas: Sequence[float | None],
         *,
+        temperatures: Temperatures,
         batch_rows: int,
         streams: int,
     ) -> None:
         self._classify, self._decode_pool, self._betas = classify, decode_pool, betas
-        self._batch_rows, self._streams = batch_rows, streams
+        self._temperatures, self._batch_rows, self._streams = temperatures, batch_rows, streams
 
     def run(self, inputs: Iterable[ShardInput], on_images: OnImages) -> Iterator[FinishedShard]:
         """Yields the finished shards in order. The next shards are in progress while the caller writes one.
@@ -160,7 +163,8 @@ class Pipeline:
             selection = slice(part[0], part[-1] + 1)
             rows = batch.rows[selection]
             try:
-                shard.fill(rows, self._classify(pixels[selection], batch.betas[selection]))
+                betas = batch.betas[selection]
+                shard.fill(rows, self._classify(pixels[selection], betas), self._temperatures.at(betas))
             except JobError:
                 raise
             except Exception as error:  # noqa: BLE001 - the runtimes' exceptions have no common base class

@@ -141,7 +141,12 @@ class _ShardWorker:
         pool = stack.enter_context(decode_in_threads(source, decode_options, config.decode_threads))
         self._job = Job(output, spec, soup.bundle.manifest.labels)
         self._pipeline = Pipeline(
-            soup.logits, pool, spec.betas, batch_rows=spec.batch_rows, streams=config.engine.streams
+            soup.logits,
+            pool,
+            spec.betas,
+            temperatures=spec.temperatures,
+            batch_rows=spec.batch_rows,
+            streams=config.engine.streams,
         )
         self._stack = stack  # stays open as long as the worker lives
 

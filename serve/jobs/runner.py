@@ -263,7 +263,6 @@ def run_job(
     """
     request, manifest = record.request, soup.bundle.manifest
     betas = request.betas if request.beta is None else (request.beta,)
-    options = JobOptions(betas, record.default_beta, request.top_k, request.format, request.shard_rows, batch_rows)
     files.check_output(request.output)
     check_not_inside(Path(request.output), request.input)
     with (
@@ -272,11 +271,27 @@ def run_job(
         lock_output(output),
     ):
         earlier = _claim_output(output, record)
+        options = JobOptions(
+            betas,
+            record.default_beta,
+            request.top_k,
+            request.format,
+            request.shard_rows,
+            batch_rows,
+            calibrated=soup.temperatures.is_calibrated if earlier is None else None,
+        )
         spec = start_or_resume(output, source, manifest, soup.engine, soup.limits, options, earlier, progress.on_listed)
         progress.images, progress.fingerprint = spec.images, spec.fingerprint
         decode_options = DecodeOptions(manifest.preprocess, soup.limits)
         with decode_in_processes(request.input, files, source, decode_options, decode_processes) as pool:
-            pipeline = Pipeline(classify, pool, spec.betas, batch_rows=spec.batch_rows, streams=streams)
+            pipeline = Pipeline(
+                classify,
+                pool,
+                spec.betas,
+                temperatures=spec.temperatures,
+                batch_rows=spec.batch_rows,
+                streams=streams,
+            )
             job = Job(output, spec, manifest.labels)
             return job.run(
                 lambda tasks: job.make_shards(pipeline, tasks, progress.on_images),

@@ -76,12 +76,12 @@ class Shard:
         """The indices of the rows with an error."""
         return [n for n, code in enumerate(self.error_codes) if code is not None]
 
-    def fill(self, rows: Sequence[int], logits: NDArray[np.float32]) -> None:
-        """Sets the most probable classes of some rows from logits float32 (len(rows), K).
+    def fill(self, rows: Sequence[int], logits: NDArray[np.float32], temperatures: NDArray[np.float64]) -> None:
+        """Sets the most probable classes of some rows from logits float32 (len(rows), K), temperatures (len(rows),).
 
         Classes of equal logits keep the order of the labels.
         """
-        shares = probabilities(logits)
+        shares = probabilities(logits, temperatures)
         best = np.argsort(-logits, axis=1, kind="stable")[:, : self.indices.shape[1]]
         self.indices[rows] = best
         self.probabilities[rows] = np.take_along_axis(shares, best, axis=1)

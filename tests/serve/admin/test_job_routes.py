@@ -62,7 +62,7 @@ def finish(operations, job_id, tmp_path, *, failed=0):
     record = records.claim("a runner")
     shard = Shard(2, 1)
     shard.ids, shard.paths, shard.sha256, shard.betas = ["a", "b"], ["a.png", "b.png"], ["1" * 64, None], [0.5, 0.5]
-    shard.fill([0, 1], np.array([[1, 0], [0, 1]], np.float32))
+    shard.fill([0, 1], np.array([[1, 0], [0, 1]], np.float32), np.ones(2))
     if failed:
         shard.error_codes[1], shard.errors[1] = "unreadable", "it cannot be read"
     folder = tmp_path / "out/new"

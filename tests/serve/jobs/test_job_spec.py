@@ -1,5 +1,7 @@
 """The specification of a job: which option wins, what it refuses, and the fingerprint that decides about a resume."""
 
+import hashlib
+import json
 from dataclasses import dataclass, replace
 
 import pytest
@@ -11,13 +13,14 @@ from serve.jobs.job_spec import (
     SHARD_ROWS,
     InputSummary,
     JobOptions,
+    JobSpec,
     build_spec,
     check_betas,
     check_unchanged,
 )
 from tests.serve.jobs.conftest import BUNDLE
 from tureen.bundle.bundle import load_bundle
-from tureen.bundle.manifest import StrengthCurve
+from tureen.bundle.manifest import UNCALIBRATED, CalibrationRow, StrengthCurve, Temperatures
 from tureen.errors import SingleTokenError
 from tureen.preprocess import ImageLimits
 from tureen.soup import DEFAULT_TOP_K
@@ -36,7 +39,12 @@ class NamedEngine:
 @pytest.fixture(scope="module")
 def manifest():
     curve = StrengthCurve(betas=[0, 0.6, 1], strengths=[0, 0.5, 1], n=9)
-    return load_bundle(BUNDLE).manifest.model_copy(update={"strength": curve})
+    return load_bundle(BUNDLE).manifest.model_copy(update={"strength": curve, "calibration": []})
+
+
+def calibrated(manifest, temperature):
+    row = CalibrationRow(beta=0, temperature=temperature, n_fitted=50, n=50, error_before=0.1, error=0.02)
+    return manifest.model_copy(update={"calibration": [row]})
 
 
 def spec_of(manifest, inputs=INPUTS, earlier=None, engine="onnxruntime", **options):
@@ -109,3 +117,22 @@ def test_a_model_with_one_token_has_no_beta(manifest):
         spec_of(single, betas=(0.5,))
     with pytest.raises(SingleTokenError):
         spec_of(single, replace(INPUTS, has_own_betas=True))
+
+
+def test_a_job_keeps_the_temperatures_of_its_first_run(manifest):
+    first = spec_of(calibrated(manifest, 2))
+    assert first.temperatures == Temperatures(betas=(0,), values=(2,))
+    assert spec_of(calibrated(manifest, 3), earlier=first) == first
+    assert spec_of(calibrated(manifest, 3)).fingerprint != first.fingerprint
+    uncalibrated = spec_of(calibrated(manifest, 2), calibrated=False)
+    assert uncalibrated.temperatures == UNCALIBRATED
+    assert spec_of(calibrated(manifest, 2), earlier=uncalibrated) == uncalibrated
+    with pytest.raises(OutputError, match="temperatures was"):
+        check_unchanged(first, spec_of(calibrated(manifest, 2), earlier=first, calibrated=False))
+
+
+def test_without_temperatures_the_fingerprint_is_that_of_earlier_versions(manifest):
+    spec = spec_of(manifest)
+    fields = {name: value for name, value in spec.model_dump().items() if name != "temperatures"}
+    assert spec.fingerprint == hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+    assert JobSpec.model_validate_json(json.dumps(fields)) == spec

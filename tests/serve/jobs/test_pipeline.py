@@ -13,6 +13,7 @@ from serve.jobs.pipeline import CHUNK, INFERENCE_FAILED, Pipeline, ShardInput
 from serve.jobs.shard import Shard
 from tests.serve.jobs.conftest import BUNDLE
 from tests.serve.jobs.tables import rows_of
+from tureen.bundle.manifest import UNCALIBRATED, Temperatures
 
 
 def test_an_engine_failure_on_one_image_fails_one_row_and_on_all_images_the_job(
@@ -78,8 +79,17 @@ def images_of(*numbers, first_row=0, width=1, beta=None):
     return [(first_row + n * width, InputImage(str(number), "good", beta, "")) for n, number in enumerate(numbers)]
 
 
-def run(engine, inputs, betas=(0.5,), *, batch_rows=4, streams=1, on_images=lambda done, failed: None):
-    pipeline = Pipeline(engine, InstantPool(), betas, batch_rows=batch_rows, streams=streams)
+def run(
+    engine,
+    inputs,
+    betas=(0.5,),
+    *,
+    temperatures=UNCALIBRATED,
+    batch_rows=4,
+    streams=1,
+    on_images=lambda done, failed: None,
+):
+    pipeline = Pipeline(engine, InstantPool(), betas, temperatures=temperatures, batch_rows=batch_rows, streams=streams)
     return list(pipeline.run(inputs, on_images))
 
 
@@ -108,6 +118,15 @@ def test_an_image_has_a_row_for_each_beta_or_one_for_its_beta():
     images = [*images_of(1, width=2), *images_of(2, first_row=2, beta=0.75)]
     run(CountingEngine(), [ShardInput(0, shard, images)], betas=(0.0, 1.0))
     assert (shard.ids, shard.betas) == (["1", "1", "2"], [0.0, 1.0, 0.75])
+
+
+def test_the_rows_of_one_image_have_the_temperature_of_their_beta():
+    shard = Shard(2, 3)
+    temperatures = Temperatures(betas=(0, 1), values=(2, 4))
+    run(CountingEngine(), [ShardInput(0, shard, images_of(4))], betas=(0.0, 1.0), temperatures=temperatures)
+    for share, logits, temperature in zip(shard.probabilities[:, 0], ([4, 0, 0], [4, 1, 0]), (2, 4), strict=True):
+        exponentials = np.exp(np.array(logits) / temperature)
+        assert share == pytest.approx(exponentials[0] / exponentials.sum())
 
 
 def test_an_image_with_an_error_has_its_rows_and_no_place_in_a_batch():
@@ -148,6 +167,6 @@ def test_an_interruption_ends_the_run():
 def test_images_are_decoded_in_chunks_no_larger_than_a_batch():
     for batch_rows, chunk in ((32, CHUNK), (3, 3)):
         pool = InstantPool()
-        pipeline = Pipeline(CountingEngine(), pool, (0.5,), batch_rows=batch_rows, streams=1)
+        pipeline = Pipeline(CountingEngine(), pool, (0.5,), temperatures=UNCALIBRATED, batch_rows=batch_rows, streams=1)
         list(pipeline.run([ShardInput(0, Shard(30, 3), images_of(*range(30)))], lambda done, failed: None))
         assert pool.tasks[0] == chunk == max(pool.tasks)

@@ -92,7 +92,7 @@ def filled_shard():
         shard.ids[n], shard.paths[n] = name, f"photos/{name}.png"
     shard.sha256[:2], shard.betas[:] = ["aa", "bb"], [0.0, 0.5, None]
     shard.error_codes[2], shard.errors[2] = "unreadable_image", "it cannot be read"
-    shard.fill([0, 1], LOGITS)
+    shard.fill([0, 1], LOGITS, np.ones(2))
     return shard
 
 
@@ -115,6 +115,13 @@ def test_classes_are_sorted_by_probability_and_ties_keep_the_order_of_the_labels
     assert (second["label"], second["index"]) == ("cat", 0)
     assert second["probability"] == pytest.approx(float(np.exp(3) / (2 * np.exp(3) + 1)))
     assert (failed["status"], failed["label"], failed["top_k"]) == ("error", None, None)
+
+
+def test_each_row_has_its_own_temperature():
+    shard = Shard(2, top_k=1)
+    shard.fill([1, 0], np.array([[2, 0, 0], [0, 6, 0]], np.float32), np.array([1, 3]))
+    assert shard.indices[:, 0].tolist() == [1, 0]
+    assert shard.probabilities[:, 0] == pytest.approx([np.exp(2) / (np.exp(2) + 2)] * 2)
 
 
 @pytest.mark.parametrize(
