@@ -105,7 +105,8 @@ def _calibration(manifest: Manifest) -> str:
 ## Calibration
 
 Expected calibration error (15 bins) on {first.n} images, without and with a temperature for each β. Another
-{first.n_fitted} images fitted the temperatures. The served probabilities are those without a temperature.
+{first.n_fitted} images fitted the temperatures. The served probabilities are the softmax of the logits divided by the
+temperature of their β, linear between the rows. `tureen serve --no-calibration` serves the softmax of the logits.
 
 | β | temperature | error without | error with |
 |---|---|---|---|

@@ -86,7 +86,7 @@ class ServerProcess:
         raise NotImplementedError
 
     def run(self) -> int:
-        """Serves until the server has drained. Returns the exit status: 0, or 1 if a part could not be opened."""
+        """Serves until the server has drained. Returns the exit status: 0, or 1 if it could not start."""
         self.server.run()
         return int(self._has_failed)
 
@@ -149,10 +149,7 @@ class ServerProcess:
 
 
 def open_tracing(endpoint: str | None) -> Tracing | None:
-    """Returns the exporter of traces, or None without an endpoint.
-
-    Imports it lazily, because it needs the extra [otel].
-    """
+    """Returns the exporter of traces, or None without an endpoint. Imports it lazily, because it needs [otel]."""
     if endpoint is None:
         return None
     from serve.telemetry.tracing import Tracing
@@ -161,10 +158,7 @@ def open_tracing(endpoint: str | None) -> Tracing | None:
 
 
 async def open_jobs(service: Service) -> JobRunner:
-    """Returns the started runner of batch jobs. Imports it lazily, because it needs the extra [batch].
-
-    Raises ControlStoreError if the URL of the store is invalid.
-    """
+    """Returns the runner of batch jobs, which polls the store. Imports it lazily, because it needs [batch]."""
     from serve.jobs.runner import JobRunner
 
     runner = JobRunner(service, open_store(service.settings, service.bundle.manifest.name))
@@ -175,10 +169,7 @@ async def open_jobs(service: Service) -> JobRunner:
 async def open_grpc(
     service: Service, statistics: Statistics, tracing: Tracing | None, *, shares_port: bool
 ) -> GrpcServer:
-    """Returns the listening gRPC server. Imports it lazily, because it needs the extra [grpc].
-
-    Raises GrpcPortTakenError if the server cannot listen on its port.
-    """
+    """Returns the listening gRPC server. Raises GrpcPortTakenError. Imports it lazily, because it needs [grpc]."""
     from serve.oip.grpc_server import GrpcServer
 
     server = GrpcServer(service, statistics, shares_port=shares_port, tracing=tracing)

@@ -78,7 +78,8 @@ def test_every_limit_is_on_the_page_with_its_default():
 
 def test_every_option_of_the_page_exists():
     named = set(re.findall(r"--([a-z0-9-]+)", "".join(re.findall(r"`--[^`\n]+`", PAGE))))
-    assert named <= {name.replace("_", "-") for name in Settings.model_fields}
+    options = {name.replace("_", "-"): field.annotation is bool for name, field in Settings.model_fields.items()}
+    assert named <= {*options, *(f"no-{name}" for name, is_boolean in options.items() if is_boolean)}
 
 
 def test_every_command_runs_and_every_route_is_on_the_page(workplace, run_command, served, admin_port):
