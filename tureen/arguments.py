@@ -1,6 +1,6 @@
 """Parses the values of command-line options. Each function can be the `type` of an argparse argument.
 
-Each raises argparse.ArgumentTypeError for a wrong value. Knows no command.
+Each raises argparse.ArgumentTypeError if the text is not in the documented form. Knows no command.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def positive_int(text: str) -> int:
 
 
 def beta_argument(text: str) -> float:
-    """Returns one β, from the notation of `parse_beta`."""
+    """Returns the β of a text such as "0.7", "clean" or "robust", as `parse_beta` does."""
     try:
         return parse_beta(text)
     except InvalidBetaError as error:
@@ -27,7 +27,7 @@ def beta_argument(text: str) -> float:
 
 
 def strength_argument(text: str) -> Strength:
-    """Returns one strength, from the notation of `parse_strength`."""
+    """Returns the strength of a text such as "0.7", as `parse_strength` does."""
     try:
         return parse_strength(text)
     except InvalidStrengthError as error:
@@ -35,7 +35,7 @@ def strength_argument(text: str) -> Strength:
 
 
 def betas_argument(text: str) -> list[float]:
-    """Returns several β, from the notation of `beta_grid`."""
+    """Returns the β of a text such as "0:1:0.25" or "0,0.5,robust", as `beta_grid` does."""
     try:
         return beta_grid(text)
     except InvalidBetaError as error:

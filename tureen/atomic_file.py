@@ -15,7 +15,10 @@ from typing import IO
 
 
 def write_atomically(path: Path, data: bytes, *, mode: int = 0o666, has_other_writers: bool = False) -> None:
-    """Replaces the file at `path` by one with the content `data`. Other parameters and errors as of `atomic_file`."""
+    """Replaces the file at `path` by one with the content `data`.
+
+    The other parameters, the guarantees and the errors are those of `atomic_file`.
+    """
     with atomic_file(path, mode=mode, has_other_writers=has_other_writers) as file:
         file.write(data)
 
@@ -27,7 +30,7 @@ def atomic_file(path: Path, *, mode: int = 0o666, has_other_writers: bool = Fals
     Syncs the file and the directory. If the block raises, removes the temporary file and does not change `path`.
     mode: permissions of the file, reduced by the umask. has_other_writers: whether other processes may write the same
     file at the same time. If so, the temporary file has a random name, and remains if this process is killed. If not,
-    the next writer removes it. Follows no link at either name. Raises OSError.
+    the next writer removes it. Follows no link at either name. Raises OSError if the file system fails.
     """
     suffix = f".{secrets.token_hex(4)}" if has_other_writers else ""
     temporary = path.with_name(f".{path.name}{suffix}.part")
@@ -45,13 +48,16 @@ def atomic_file(path: Path, *, mode: int = 0o666, has_other_writers: bool = Fals
 
 
 def sync_file(file: IO[bytes]) -> None:
-    """Makes the written bytes of the file durable. Raises OSError."""
+    """Makes the written bytes of the file durable. Raises OSError if the disk fails."""
     file.flush()
     os.fsync(file.fileno())
 
 
 def sync_directory(path: Path) -> None:
-    """Makes the names in the directory durable, if the file system can sync a directory. Raises OSError."""
+    """Makes the file names in the directory durable, if the file system can sync a directory.
+
+    Raises OSError if the disk fails.
+    """
     if not hasattr(os, "O_DIRECTORY"):  # Windows cannot open a directory
         return
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)

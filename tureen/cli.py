@@ -19,7 +19,10 @@ EXIT_INTERRUPTED = 130
 
 @dataclass(frozen=True)
 class Command:
-    """A sub-command. Its function takes the arguments and returns the exit status. extra: installs its dependencies."""
+    """A sub-command. Its function takes the arguments and returns the exit status.
+
+    extra: the extra of the distribution that installs its dependencies.
+    """
 
     module: str
     function: str

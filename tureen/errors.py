@@ -31,7 +31,10 @@ class TureenError(Exception):
     """Base of every error that Tureen raises on purpose."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Returns the state for pickle: message and attributes, independent of the parameters of the class."""
+        """Returns the state for pickle: the message and the attributes.
+
+        Pickle would call a subclass with the message alone, but its constructor may have other parameters.
+        """
         return _recreate_error, (type(self), self.args), self.__dict__
 
 
@@ -63,7 +66,7 @@ class SingleTokenError(InvalidBetaError):
 
 
 class ImageError(TureenError, ValueError):
-    """Base of the errors about an image."""
+    """Base of the errors about an image that cannot be used."""
 
     index: int | None = None
     """The index of the image among the images of one call; None if the call has one image."""

@@ -113,7 +113,7 @@ def _strip_jpeg(data: bytes, max_parts: int) -> tuple[StrippedImage, int]:
 
 
 def _check_scans(data: bytes, position: int, *, max_parts: int, max_scans: int) -> None:
-    """Raises ImageTooLargeError if a JPEG has too many scans or segments after `position`.
+    """Raises ImageTooLargeError if a JPEG has too many scans or segments from the index `position` on.
 
     Each scan costs as much as decoding the image once, even if the scan is short.
     """

@@ -50,8 +50,10 @@ def pixels_from_source(source: ImageSource, spec: PreprocessSpec, limits: ImageL
     """Returns the pixels, uint8 RGB (image_size, image_size, 3), of an image.
 
     A file and its Pillow image give the same pixels. Reads at most `limits.max_image_bytes` + 1 bytes of a file. An
-    open file is read from its current position and stays open. Raises an ImageError, or ArgumentTypeError if `source`
-    has another type.
+    open file is read from its current position and stays open.
+
+    Raises an ImageError if the image cannot be read, is damaged, of another format, or too large. Raises
+    ArgumentTypeError if `source` is no path, bytes, binary file, Pillow image or array.
     """
     if isinstance(source, np.ndarray):
         if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3 or not source.size:
@@ -94,7 +96,10 @@ def _read_open_file(file: BinaryFile, max_bytes: int) -> bytes:
 
 
 def _read_up_to(file: BinaryFile, max_bytes: int) -> bytes:
-    """Returns the rest of the file, but at most `max_bytes` + 1 bytes: enough to refuse a larger file."""
+    """Returns the rest of the file, but at most `max_bytes` + 1 bytes: enough to refuse a larger file.
+
+    Raises ArgumentTypeError if the file returns text.
+    """
     data = b""
     while part := file.read(max_bytes + 1 - len(data)):
         if not isinstance(part, bytes | bytearray | memoryview):

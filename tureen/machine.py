@@ -80,7 +80,7 @@ def default_state_directory(environment: Mapping[str, str] = os.environ) -> Path
 
 
 def is_temporary(directory: Path) -> bool:
-    """Returns whether the directory is in the temporary home of this process, which is removed when it ends."""
+    """Returns whether the directory is in the temporary home of this process, which is removed at its exit."""
     return _temporary_home.cache_info().currsize > 0 and directory.is_relative_to(_temporary_home())
 
 
@@ -112,7 +112,7 @@ def _cpuinfo_value(key: str, file: Path) -> str:
 
 
 def ensure_writable(directory: Path) -> None:
-    """Creates the directory for this user alone if it is missing. Raises OSError if it is not writable."""
+    """Creates the directory if it is missing, with access for its owner only. Raises OSError if it is not writable."""
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     tempfile.TemporaryFile(dir=directory).close()
 
@@ -143,7 +143,7 @@ def _cpu_quotas(proc: Path) -> list[float]:
 
 
 def _cpu_quota(group: Path) -> list[float]:
-    """Returns the CPU limit of a control group as a list of one; empty if there is no limit."""
+    """Returns the CPU limit of a control group, in CPUs, as a list of one; empty if there is no limit."""
     for names in (["cpu.max"], ["cpu.cfs_quota_us", "cpu.cfs_period_us"]):
         try:
             quota, period = " ".join((group / name).read_text() for name in names).split()

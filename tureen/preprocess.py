@@ -96,9 +96,10 @@ def pixels_from_image(image: Image.Image, spec: PreprocessSpec) -> Pixels:
 
 
 def decode(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
-    """Returns the upright RGB image that the bytes encode. Raises an ImageError as `pixels_from_bytes` does.
+    """Returns the upright RGB image that the bytes encode.
 
     Applies the EXIF orientation, blends transparency with white, scales 16-bit grey to 8 bits, and converts CMYK.
+    Raises the errors of `pixels_from_bytes`.
     """
     if not data:
         raise EmptyImageError
@@ -129,9 +130,11 @@ def decode(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
 def upright_rgb(image: Image.Image, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
     """Returns an upright RGB copy of the Pillow image, equal to the image that `decode` returns for its file.
 
-    Applies the EXIF orientation in `image.info`; `ImageOps.exif_transpose` removes it there. Raises EmptyImageError;
-    ImageTooLargeError if it has more pixels than the limit; UndecodableImageError if Pillow cannot load it; and
-    UnsupportedImageTypeError if its mode does not define which value is white.
+    Applies the EXIF orientation in `image.info`. An image after `ImageOps.exif_transpose` has none there.
+
+    Raises EmptyImageError if the image has no pixels, ImageTooLargeError if it has more than the limit,
+    UndecodableImageError if Pillow cannot load it, and UnsupportedImageTypeError if its mode does not define which
+    value is white.
     """
     if not image.width * image.height:
         raise EmptyImageError
@@ -161,7 +164,10 @@ def _is_sixteen_bit(image: Image.Image) -> bool:
 
 
 def _upright_rgb(image: Image.Image, exif: bytes = b"", xmp: bytes = b"") -> Image.Image:
-    """Returns the image upright and in RGB. exif, xmp: those of the file; empty: those in `image.info`."""
+    """Returns the image upright and in RGB.
+
+    exif, xmp: the parts of the file that define the orientation; if empty, those in `image.info` are used.
+    """
     image.load()
     exif, xmp = exif or image.info.get("exif") or b"", xmp or image.info.get("xmp") or b""
     return _apply_orientation(_to_rgb(image), orientation(exif, xmp))

@@ -112,10 +112,11 @@ class Soup:
 
         Raises:
         - ImageError or ArgumentTypeError for the first image that cannot be used, with its index
-        - InvalidBetaError or InvalidStrengthError
-        - SingleTokenError for any β or strength if the model has one token
-        - ArgumentError if the numbers of images and β differ, or for both beta and strength
-        - ClosedError
+        - ArgumentTypeError if `images` is a single image or no iterable
+        - InvalidBetaError or InvalidStrengthError for a value that is no number in [0, 1] and no name of a mode
+        - SingleTokenError if beta or strength is given and the model has one token
+        - ArgumentError if the numbers of images and β differ, if both beta and strength are given, or if top_k < 1
+        - ClosedError if the soup is closed
         """
         self._check_open()
         if is_one_image(images):
@@ -155,8 +156,8 @@ class Soup:
         """Returns logits float32 (B, K) of pixels uint8 (B, H, W, 3), image b at betas[b].
 
         H and W are the bundle's image size. Runs the images as one batch. Raises InvalidPixelsError for another dtype
-        or shape; InvalidBetaError for a β that is not a number in [0, 1]; ArgumentError if there is not one β per
-        image; or ClosedError.
+        or shape, InvalidBetaError for a β that is not a number in [0, 1], ArgumentError unless there is one β per
+        image, and ClosedError if the soup is closed.
         """
         self._check_open()
         size, classes = self.bundle.manifest.preprocess.image_size, len(self.labels)
@@ -184,7 +185,10 @@ class Soup:
         self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Returns the state for pickle: the arguments of `load`. Unpickling loads the bundle from its path again."""
+        """Returns the state for pickle: the arguments of `load`. Unpickling loads the bundle from its path again.
+
+        Raises PicklingError if `load` did not open the soup, and ClosedError if it is closed.
+        """
         self._check_open()
         if self._load_arguments is None:
             raise pickle.PicklingError("only a soup that tureen.load opened can be pickled")
@@ -196,7 +200,10 @@ class Soup:
             raise ClosedError
 
     def _betas(self, beta: Beta | Iterable[Beta] | None, strength: Strengths | None) -> float | list[float]:
-        """Returns one β for all images, or a list with one β per image."""
+        """Returns the β of the arguments of `classify`: a number for all images, or a list with one per image.
+
+        Raises InvalidBetaError, InvalidStrengthError, SingleTokenError or ArgumentError as `classify` documents them.
+        """
         manifest = self.bundle.manifest
         if beta is not None and strength is not None:
             raise ArgumentError("beta and strength exclude each other: give one of them")
@@ -226,7 +233,7 @@ class Soup:
 
 @dataclass(frozen=True)
 class _LoadArguments:
-    """The arguments of `load`."""
+    """The arguments with which `load` opened a soup, for pickle."""
 
     path: Path  # absolute
     engine: str
@@ -249,7 +256,8 @@ def load(
     engine: a name such as "openvino", or "auto". precision: None for the fastest. options: how the engine uses the
     machine; None: all CPUs and the user's cache. limits: the limits of each image. calibrated: whether the
     probabilities use the temperatures of the bundle, if it has any.
-    Raises BundleError or EngineError, whose messages say what to do.
+    Raises BundleError if the bundle is missing or damaged, and EngineError if no such engine can run it. Both messages
+    say what to do.
     """
     bundle = load_bundle(path)
     engine_options = options or EngineOptions(threads=available_cpus(), cache=default_cache_directory())
@@ -262,7 +270,8 @@ def load_torch(path: Path | str) -> Any:
     """Returns the `export.torch_soup.TorchSoup` of a checkpoint or bundle; `.at(beta)` is a `torch.nn.Module`.
 
     The module maps images float (B, 3, H, W) in [0, 1] to logits (B, K), as AutoAttack and RobustBench require. Needs
-    the extra `export`. Raises CheckpointError, BundleError or ExportError.
+    the extra `export`. Raises CheckpointError or BundleError if `path` is neither a checkpoint nor a bundle, and
+    ExportError if the model of a bundle cannot be restored.
     """
     return importlib.import_module("export.torch_soup").load_torch(path)
 
@@ -288,12 +297,15 @@ def _count_mismatch(images: int | str, betas: int) -> ArgumentError:
 
 
 def _to_python(beta: Any) -> Any:
-    """Returns NumPy and torch scalars and arrays as Python numbers and lists; anything else unchanged."""
+    """Converts a scalar or array of NumPy or torch to a Python number or list. Returns other values unchanged."""
     return beta.tolist() if hasattr(beta, "tolist") else beta
 
 
 def _beta_column(betas: Sequence[float], count: int) -> NDArray[np.float32]:
-    """Returns the β as float32 (count,), each in [0, 1]. Raises ArgumentError or InvalidBetaError."""
+    """Returns the β as float32 (count,), each in [0, 1].
+
+    Raises ArgumentError if there are not `count` β, and InvalidBetaError for one that is not a number in [0, 1].
+    """
     try:
         column = np.asarray(betas, dtype=np.float32)
     except (TypeError, ValueError):

@@ -22,9 +22,10 @@ TURN_S = 0.02  # a shorter turn would measure the clock and the scheduler
 def run_in_turns(
     functions: Sequence[Callable[[], Result]], *, rounds: int = ROUNDS, seconds: float = math.inf
 ) -> list[list[Result]]:
-    """Returns the results of each function by round. The order alternates from round to round.
+    """Returns a list for each function with its result in each round. The order of the functions alternates.
 
-    Stops before the first round that would end after `seconds`, but runs at least three rounds, or `rounds` if fewer.
+    Runs `rounds` rounds, but stops before a round that would end after `seconds`. Runs three rounds in any case, unless
+    `rounds` is less.
     """
     results: list[list[Result]] = [[] for _ in functions]
     started = time.monotonic()

@@ -64,7 +64,10 @@ def parse_strength(value: str | float) -> Strength:
 
 
 def _parse_share(value: str | float, error: type[InvalidBetaError | InvalidStrengthError]) -> float:
-    """Returns a number in [0, 1] from the number or its decimal text. −0.0 becomes 0.0. Raises `error`."""
+    """Returns a number in [0, 1] from the number or its decimal text. −0.0 becomes 0.0.
+
+    Raises an exception of the class `error` for anything else.
+    """
     # float() also accepts True, "1_0", "infinity" and non-ASCII digits, none of which is plausible.
     is_implausible = isinstance(value, str) and (not value.strip().isascii() or "_" in value)
     if isinstance(value, bool) or is_implausible:
@@ -87,7 +90,10 @@ def beta_grid(text: str) -> list[float]:
 
 
 def strength_grid(text: str) -> list[Strength]:
-    """Returns the strengths that a text lists, in the notation of `beta_grid`. Raises InvalidStrengthError."""
+    """Returns the strengths that a text lists: "start:stop:step", including both ends, or several such as "0,0.5".
+
+    Raises InvalidStrengthError for a value outside [0, 1], a step that is not positive, or more than 1,001 strengths.
+    """
     return [Strength(value) for value in _grid(text, lambda part: parse_strength(part).value, InvalidStrengthError)]
 
 

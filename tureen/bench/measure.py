@@ -40,7 +40,10 @@ SHORTEST_TURNS = 15  # a turn takes at most this fraction of the time
 
 @dataclass(eq=False)
 class _Candidate:
-    """An engine in its process, with the batches for which it is measured."""
+    """An engine in its process, with the batches for which it is measured.
+
+    failure: the message of the error that ended its measurement; empty if there was none.
+    """
 
     worker: Worker
     call_s: dict[int, float]  # by measured batch: seconds of one call on all streams
@@ -60,9 +63,10 @@ def measure(
     seconds: float,
     on_progress: Callable[[str], None] = lambda text: None,
 ) -> Benchmark:
-    """Returns measurements of all engines with each number of streams. seconds: for the timing, without loading.
+    """Returns measurements of all engines with each number of streams.
 
-    Raises EngineError, with the reasons, if no engine could be measured.
+    threads: CPU threads of all streams together. max_batch: largest batch. seconds: duration of the timing, without
+    the loading of engines. Raises EngineError, with the reasons, if no engine could be measured.
     """
     left_out: list[ExcludedEngine] = []
     candidates: list[_Candidate] = []
@@ -122,7 +126,10 @@ def _engine_setups(bundle: Bundle, threads: int, streams: Sequence[int], max_bat
 
 
 def _calibrate(worker: Worker, max_turn_s: float) -> dict[int, float]:
-    """Returns the seconds of one call, by batch, after a warm-up. Stops before a batch that would take too long."""
+    """Returns the seconds of one call, by batch, after a warm-up.
+
+    Stops before a batch whose call would probably take more than max_turn_s seconds.
+    """
     call_s: dict[int, float] = {}
     longest = 0.0
     for batch in BATCHES:
@@ -134,7 +141,10 @@ def _calibrate(worker: Worker, max_turn_s: float) -> dict[int, float]:
 
 
 def _plan_round(candidates: Sequence[_Candidate], max_turn_s: float) -> list[tuple[_Candidate, TimedTurn]]:
-    """Returns the turns of one round: each batch on all engines. Turns with one β and with mixed β alternate."""
+    """Returns the turns of one round: each batch on all engines.
+
+    For one batch of each engine, turns with one β and with mixed β alternate.
+    """
     turns = []
     for batch in BATCHES:
         for candidate in candidates:

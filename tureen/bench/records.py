@@ -48,7 +48,7 @@ class TimedTurn(_Record):
 
 
 class TurnTimes(_Record):
-    """The seconds of a turn and of each of its calls, which include mixing the tokens."""
+    """The seconds of a turn, and of each of its calls. The times include the mixing of tokens."""
 
     seconds: float
     call_seconds: list[float]

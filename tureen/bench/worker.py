@@ -30,7 +30,7 @@ STATUS = Path("/proc/self/status")
 
 
 class Worker:
-    """A child process that has opened an engine. Raises EngineError if the engine cannot open or the process ends."""
+    """A child process that has opened an engine. The constructor raises EngineError if the engine cannot be opened."""
 
     def __init__(self, setup: EngineSetup) -> None:
         self.setup = setup
@@ -49,7 +49,7 @@ class Worker:
             raise
 
     def run_turn(self, turn: TimedTurn) -> TurnTimes:
-        """Runs one turn in the child and returns its times."""
+        """Runs one turn in the child and returns its times. Raises EngineError if the child fails or ends."""
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(turn.model_dump_json() + "\n")
@@ -87,7 +87,7 @@ class StreamRunner:
         self._threads = ThreadPoolExecutor(streams)
 
     def run_turn(self, turn: TimedTurn) -> TurnTimes:
-        """Runs the calls of the turn on all streams at the same time. Returns their times."""
+        """Runs the calls of the turn on all streams at the same time. Returns the times of all calls."""
         golden = self._soup.bundle.golden
         pixels = np.resize(golden.pixels, (turn.batch, *golden.pixels.shape[1:]))
         betas = np.linspace(0, 1, turn.batch).tolist() if turn.is_mixed else [0.5] * turn.batch
@@ -106,9 +106,9 @@ class StreamRunner:
 
 
 def main(arguments: list[str]) -> int:
-    """Opens the engine, sends the cost of opening (`OpenedEngine`), and runs turns. Returns the exit status.
+    """Runs the child: opens the engine, sends an `OpenedEngine` to the parent, then runs the turns that it requests.
 
-    Ends when the parent closes the pipe.
+    arguments: an `EngineSetup` in JSON. Returns the exit status when the parent closes the pipe.
     """
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as replies:
         os.dup2(2, 1)  # the output of a runtime must not mix with the replies

@@ -77,7 +77,7 @@ class Golden:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A verified bundle in memory."""
+    """A verified bundle in memory. `artefact` reads the files in engines/ on demand."""
 
     path: Path
     manifest: Manifest
@@ -98,8 +98,8 @@ class Bundle:
     def artefact(self, name: str) -> bytes:
         """Returns the verified bytes of a file that an engine runs. Each call reads a file in engines/ again.
 
-        Checks a graph like backbone.onnx, but allows another opset. Raises BundleError if the file is missing,
-        differs from its record in the manifest, or is a plan without a plan record.
+        Raises BundleError if the file is missing or differs from its record in the manifest, if it is a plan without a
+        plan record, or if it is a graph with other inputs and outputs than backbone.onnx.
         """
         if name == BACKBONE:
             return self.graph
@@ -169,7 +169,7 @@ def load_bundle(path: Path | str) -> Bundle:
     dtype of every array, and that the graph is one file with the expected inputs and outputs. Each file is read once,
     so the returned content is the verified content. `Bundle.artefact` verifies the files in engines/, so a damaged one
     affects one engine only.
-    Raises BundleError, which names the file and says what to do.
+    Raises BundleError, which names the file and says what to do, if a check fails or a file cannot be read.
     """
     path = Path(path)
     manifest = read_manifest(path)
@@ -197,7 +197,10 @@ def load_bundle(path: Path | str) -> Bundle:
 
 
 def read_manifest(path: Path | str) -> Manifest:
-    """Returns the manifest of the bundle at `path` without verifying the files. Raises BundleError."""
+    """Returns the manifest of the bundle at `path` without verifying the other files.
+
+    Raises BundleError if the manifest is missing, unreadable, invalid, or of an unknown schema version.
+    """
     file = Path(path) / MANIFEST
     text = read_manifest_text(path)
     version = _schema_version(file, text)
@@ -215,7 +218,10 @@ def read_manifest(path: Path | str) -> Manifest:
 
 
 def read_manifest_text(path: Path | str) -> str:
-    """Returns the text of a bundle's manifest without parsing it. Raises BundleError."""
+    """Returns the text of a bundle's manifest without parsing it.
+
+    Raises BundleError if the manifest is missing, unreadable, too large, or not in UTF-8.
+    """
     path = Path(path)
     try:
         return read_file(path, MANIFEST, MAX_MANIFEST_BYTES, "export the model again").decode("utf-8-sig")
@@ -238,7 +244,10 @@ def _schema_version(file: Path, text: str) -> int:
 
 
 def read_listed_file(path: Path, name: str, record: FileRecord) -> bytes:
-    """Returns the bytes of a file of the bundle at `path`. Raises BundleFileError if they differ from the record."""
+    """Returns the bytes of the file `name` of the bundle at `path`.
+
+    Raises BundleFileError if the file cannot be read, is too large for its kind, or differs from the record.
+    """
     max_bytes, advice = MAX_OTHER_BYTES, "export the model again"
     if name.endswith(".onnx"):
         max_bytes = MAX_GRAPH_BYTES
@@ -253,8 +262,8 @@ def read_listed_file(path: Path, name: str, record: FileRecord) -> bytes:
 def check_backbone_graph(file: Path, data: bytes, manifest: Manifest, *, opset: int | None = None) -> GraphFile:
     """Returns the description of the ONNX graph in `data`, after a check of its tensors and its opset.
 
-    The manifest defines the expected tensors. opset: the expected version; None: any. Raises BundleError, which names
-    `file`.
+    The manifest defines the expected tensors. opset: the expected version; None: any. Raises the errors of
+    `tureen.bundle.graph_check.check_graph`.
     """
     size = manifest.preprocess.image_size
     inputs = [

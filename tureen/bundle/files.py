@@ -35,7 +35,8 @@ def read_file(path: Path, name: str, max_bytes: int, advice: str) -> bytes:
     """Returns the bytes of the regular file `name` in the directory `path`, at most `max_bytes`.
 
     advice: the end of the error message if the file is larger. Follows no link, and opens nothing that could block or
-    have a side effect, such as a FIFO or a device. Raises BundleFileError.
+    have a side effect, such as a FIFO or a device. Raises BundleFileError if the file is larger, and the errors of
+    `file_size`.
     """
     file = path / name
     size = file_size(path, name)
@@ -77,7 +78,8 @@ def file_size(path: Path, name: str) -> int:
 def read_verified(path: Path, name: str, *, size: int, sha256: str, max_bytes: int, advice: str) -> bytes:
     """Returns the bytes of a file, as `read_file` does, after a check of its size and SHA-256.
 
-    Does not read a file of another size. Raises BundleFileError.
+    size: in bytes; a file of another size is not read. sha256: hexadecimal. Raises BundleFileError if the file has
+    another size or SHA-256, or more than `max_bytes`, and the errors of `file_size`.
     """
     largest = max(size, file_size(path, name))
     if largest > max_bytes:
@@ -93,7 +95,7 @@ def read_verified(path: Path, name: str, *, size: int, sha256: str, max_bytes: i
 def read_arrays(file: Path, data: bytes, names: tuple[str, ...]) -> dict[str, NDArray[Any]]:
     """Returns the named arrays of the uncompressed .npz file in `data`. An array is never larger than the file.
 
-    Raises BundleError, which names `file`.
+    Raises BundleError if an array is missing, damaged or compressed. file: the path for the message.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -119,7 +121,10 @@ def _read_array(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
 
 
 def read_vectors(file: Path, data: bytes) -> dict[str, NDArray[Any]]:
-    """Returns the arrays of the safetensors file in `data`. Raises BundleError, which names `file`."""
+    """Returns the arrays by name of the safetensors file in `data`.
+
+    Raises BundleError if the file is damaged, or has a data type that NumPy lacks. file: the path for the message.
+    """
     try:
         return safetensors.numpy.load(data)
     except (safetensors.SafetensorError, KeyError, ValueError) as error:  # KeyError: a data type that NumPy lacks

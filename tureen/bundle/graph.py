@@ -78,7 +78,10 @@ class GraphFile(BaseModel):
 
 
 def read_graph_file(data: bytes) -> GraphFile:
-    """Returns the description of the ONNX file in `data`. Raises GraphFileError if `data` is not an ONNX file."""
+    """Returns the description of the ONNX file in `data`.
+
+    Raises GraphFileError if `data` is not an ONNX file, is ambiguous, or has too many fields.
+    """
     if data[4:8] == ORT_FORMAT:
         raise GraphFileError("it is in ONNX Runtime's own format")
     reader = _GraphReader()
@@ -96,7 +99,7 @@ def read_graph_file(data: bytes) -> GraphFile:
 
 
 class _GraphReader:
-    """Parses one file and collects its description."""
+    """Parses one file and collects its description. Every method raises GraphFileError if the file is invalid."""
 
     def __init__(self) -> None:
         self.opsets: dict[str, int] = {}
@@ -144,7 +147,7 @@ class _GraphReader:
         self.opsets[domain] = version
 
     def _read_tensor(self, data: memoryview) -> int:
-        """Returns the bytes of the tensor's numbers in this file. Records the other files that have its numbers."""
+        """Returns the size in bytes of the tensor's numbers in this file. Records other files that have its numbers."""
         size, is_external, locations = 0, False, list[str]()
         for number, value in self._fields(data):
             if number in _TENSOR_DATA:
@@ -191,7 +194,7 @@ class _GraphReader:
         return fields
 
     def _fields(self, data: memoryview) -> Iterator[tuple[int, FieldValue]]:
-        """Yields the number and the value of each field of a message."""
+        """Yields the number and the value of each field of a message. The value of a fixed-size field is None."""
         at = 0
         while at < len(data):
             self._fields_left -= 1
@@ -218,7 +221,10 @@ class _GraphReader:
 
 
 def _varint(data: memoryview, at: int) -> tuple[int, int]:
-    """Returns the 64-bit unsigned integer at index `at`, seven bits a byte, and the index after it."""
+    """Returns the 64-bit unsigned integer at index `at`, seven bits a byte, and the index after it.
+
+    Raises GraphFileError if the data ends before the integer, or if the integer has more bits.
+    """
     value = 0
     for shift in range(0, 64, 7):
         if at >= len(data):
@@ -248,7 +254,10 @@ def _as_bytes(value: FieldValue | bytes) -> memoryview:
 
 
 def _as_text(value: FieldValue | bytes) -> str:
-    """Returns a short name. Replaces bytes that are not UTF-8 by U+FFFD. Raises GraphFileError if it is too long."""
+    """Returns the name in a field, with U+FFFD for bytes that are not UTF-8.
+
+    Raises GraphFileError if the field is a number, or has more than MAX_NAME_BYTES.
+    """
     data = _as_bytes(value)
     if len(data) > MAX_NAME_BYTES:
         raise GraphFileError(f"a name in it is longer than {MAX_NAME_BYTES:,} bytes")

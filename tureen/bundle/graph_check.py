@@ -25,8 +25,10 @@ def check_graph(
     """Returns the description of the ONNX graph in `data` if a bundle may contain it.
 
     inputs, outputs: the expected tensors. The first dimension of each is the batch, which may have any name, but the
-    same name in all tensors. opset: the expected version of ONNX's own operators; None: any. Raises BundleError, which
-    names `file`.
+    same name in all tensors. opset: the expected version of ONNX's own operators; None: any.
+
+    Raises BundleError if the file is not an ONNX graph, refers to other files, or has another opset, input or output.
+    file: the path for the message.
     """
     try:
         graph = read_graph_file(data)

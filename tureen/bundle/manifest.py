@@ -134,7 +134,10 @@ class ServedAccuracy(_Record):
 
 
 class ParityRow(_Record):
-    """Differences of an engine's logits from PyTorch's, on images at several β. Only admitted engines have a row."""
+    """Differences of an engine's logits from PyTorch's, on images at several β.
+
+    Only an engine whose differences are within the limits of export has a row.
+    """
 
     engine: str
     precision: Precision
@@ -167,10 +170,10 @@ class FileRecord(_Record):
 
 
 class StrengthCurve(_Record):
-    """The strength at several β, and linear between them. Equal steps of strength move the logits equally far.
+    """The strength at several β, with linear interpolation. Equal steps of strength move the logits equally far.
 
-    The strength of β is the length of the logits' way from clean to robust mode, as a share of the whole way. It needs
-    no labels and no attack. β itself is no such scale: over half of its range the logits may hardly move.
+    The strength of β is the length of the logits' path from β = 0 to β, divided by the length from β = 0 to β = 1. It
+    needs no labels and no attack. β itself is no such scale: over half of its range the logits may hardly move.
     """
 
     betas: list[float] = Field(min_length=2, description="ascending from 0 to 1")
@@ -191,7 +194,10 @@ class StrengthCurve(_Record):
         return round(float(np.interp(strength, self.strengths, self.betas)), 6) + 0.0
 
     def strength_at(self, beta: float) -> float:
-        """Returns the strength of a β in [0, 1], rounded to 4 decimals so that it repeats the argument of `beta_at`."""
+        """Returns the strength of a β in [0, 1], rounded to 4 decimals.
+
+        So `strength_at(beta_at(0.3))` is 0.3, although `beta_at` rounds.
+        """
         return round(float(np.interp(beta, self.betas, self.strengths)), 4) + 0.0
 
 
@@ -199,9 +205,10 @@ UNMEASURED_STRENGTH: Final = StrengthCurve(betas=[0, 1], strengths=[0, 1], n=0)
 
 
 class CalibrationRow(_Record):
-    """The temperature at one β, and the expected calibration error with and without it on images that did not fit it.
+    """The temperature at one β, and the expected calibration error with and without it.
 
-    The probabilities are the softmax of the logits divided by the temperature (Guo et al., ICML 2017).
+    The probabilities are the softmax of the logits divided by the temperature (Guo et al., ICML 2017). One part of the
+    images fits the temperature, and the other part measures the errors.
     """
 
     beta: float = Field(ge=0, le=1)
@@ -258,7 +265,10 @@ class Manifest(_Record):
     provenance: dict[str, Any] = Field(description="how it was made: versions, recipe, seed, command")
 
     def beta_of(self, value: float | Strength) -> float:
-        """Returns the β of a β or a strength. Raises SingleTokenError for a strength if the model has one token."""
+        """Returns a β unchanged, and the β of a strength.
+
+        Raises SingleTokenError for a strength if the model has one token.
+        """
         if not isinstance(value, Strength):
             return value
         if not self.has_two_tokens:

@@ -25,7 +25,10 @@ SHOWN_OPERATORS = 12
 
 
 def inspect(arguments: list[str]) -> int:
-    """Prints the content of a bundle. Returns exit status 0; raises BundleError if the bundle cannot be used."""
+    """Prints the content of a bundle, also of a damaged one. Returns exit status 0.
+
+    Raises BundleError if the bundle has no readable manifest, or after the output if it cannot be used.
+    """
     parser = argparse.ArgumentParser(
         prog="tureen inspect",
         description="Verify a bundle; show its content, and which of its engines this machine can run.",

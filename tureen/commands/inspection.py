@@ -91,8 +91,8 @@ class _ManifestOutline(BaseModel):
 def inspect_bundle(path: Path, *, is_trial: bool = False) -> Inspection:
     """Returns the facts about the bundle at `path`.
 
-    is_trial: whether to open each engine, check the golden rows, and let "auto" choose.
-    Raises BundleError if there is no manifest or it has no readable field.
+    is_trial: whether to open each engine, check the golden rows, and run the choice of "auto".
+    Raises BundleError if the manifest is missing, unreadable, or lacks the fields that all schema versions have.
     """
     outline = _read_outline(path)
     manifest: Manifest | None = None
@@ -133,7 +133,10 @@ def _read_outline(path: Path) -> _ManifestOutline:
 
 
 def _file_states(path: Path, outline: _ManifestOutline) -> tuple[list[FileState], dict[str, GraphFile]]:
-    """Returns the state of each listed file and of at most MAX_FILES unlisted files, and the graphs' descriptions."""
+    """Returns the states of the files, and the descriptions of the ONNX graphs by file name.
+
+    The files are those that the manifest lists and those that it does not list, at most MAX_FILES of each.
+    """
     names, record_of = TypeAdapter(FileName), TypeAdapter(FileRecord)
     files: list[FileState] = []
     graphs: dict[str, GraphFile] = {}
@@ -238,7 +241,7 @@ def _try_auto(bundle: Bundle) -> AutoChoice:
 
 
 def _predict_auto(bundle: Bundle, engines: Sequence[EngineAvailability]) -> AutoChoice:
-    """Returns the choice of "auto" as far as it is known without opening an engine."""
+    """Returns the choice of "auto" without opening an engine; its engine is None if only a race can decide."""
     runnable = {(engine.engine, engine.precision) for engine in engines if engine.can_run}
     ranking = read_ranking(bundle, _options())
     first = ranking.timings[0] if ranking else None

@@ -39,7 +39,7 @@ logger = logging.getLogger("tureen.engines")
 
 @dataclass(frozen=True)
 class Runtime:
-    """An engine that Tureen can open. files: the bundle's file for each precision. open: the constructor."""
+    """An engine that Tureen can open. files: the bundle's file for each precision. open: constructs the engine."""
 
     files: dict[Precision, FileName]
     open: Callable[[Artefact, Precision, EngineOptions], Engine]
@@ -60,7 +60,8 @@ def compile_engine(
 ) -> Engine:
     """Returns a new engine of that name for the backbone in `data`. Does not check the golden rows of a bundle.
 
-    data: an ONNX graph, or a compiled plan, whose record is `plan`. Raises EngineError.
+    data: an ONNX graph, or a compiled plan, whose record is `plan`. Raises EngineError if the name or precision does
+    not exist, or if the engine cannot be opened.
     """
     runtime = _runtime(engine)
     if precision not in runtime.files:
@@ -82,7 +83,7 @@ def open_engine(
 
     engine: a name, or "auto" for the fastest engine that the bundle lists and this machine can run. "auto" opens the
     fastest of the ranking in `options.cache`; without a ranking it times the engines in a race.
-    precision: None for the fastest. Raises EngineError, which says why each engine was left out.
+    precision: None for the fastest. Raises EngineError, with the reason of each engine, if none can be opened.
     """
     if engine != AUTO:
         _runtime(engine)
@@ -123,7 +124,8 @@ def open_engine(
 def open_verified_engine(bundle: Bundle, row: ParityRow, options: EngineOptions | None = None) -> Engine:
     """Returns a new engine of that parity row, which has reproduced the golden rows.
 
-    Raises EngineError, or BundleError if its file is missing or damaged.
+    Raises BundleError if its file is missing or damaged, and EngineError if the engine cannot be opened or does not
+    reproduce the golden rows.
     """
     plan = bundle.manifest.plans.get(row.artefact)
     if plan is not None and plan.graph_sha256 != bundle.manifest.files[BACKBONE].sha256:
@@ -142,7 +144,7 @@ def _key(row: ParityRow) -> tuple[str, Precision]:
 
 
 def _with_usable_cache(options: EngineOptions) -> EngineOptions:
-    """Returns the options, without the cache if it is not writable: some runtimes fail with such a cache."""
+    """Returns the options. If the cache is not writable, removes it from them, because some runtimes would fail."""
     if options.cache is None:
         return options
     try:

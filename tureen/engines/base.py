@@ -64,8 +64,8 @@ class Engine(Protocol):
 def import_runtime(module: str, not_installed: str) -> Any:
     """Returns the imported module of a runtime, with its usage reports turned off.
 
-    not_installed: the message of the EngineError if the module is absent. If the import fails for another reason, the
-    message gives that reason.
+    Raises EngineError if the import fails. not_installed: the message if the module is absent; for another failure, the
+    message gives the reason.
     """
     disable_vendor_telemetry()
     cause: BaseException
@@ -91,8 +91,8 @@ def golden_tolerance(row: ParityRow) -> float:
 def check_golden_rows(engine: Engine, bundle: Bundle) -> float:
     """Returns the largest logit difference of the engine from PyTorch on the golden rows, all β in one batch.
 
-    Raises EngineError if the bundle has no parity row for this engine and precision, or if the difference exceeds
-    `golden_tolerance` or is not a number.
+    Raises EngineError if the bundle has no parity row for this engine and precision, if the engine fails, or if the
+    difference exceeds `golden_tolerance` or is not a number.
     """
     name = f"{engine.name} {engine.precision}"
     row = bundle.parity(engine.name, engine.precision)

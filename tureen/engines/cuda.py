@@ -37,7 +37,8 @@ class Device:
 class Cuda:
     """The GPU, and the streams, memory and graphs that this object creates. `close` frees them.
 
-    Streams and graphs are handles; device memory is an address. None of them may be used after `close`.
+    Streams and graphs are handles; device memory is an address. None of them may be used after `close`. Every method
+    except `close` raises EngineError if the GPU fails.
     """
 
     def __init__(self) -> None:
@@ -58,7 +59,7 @@ class Cuda:
         return stream
 
     def allocate(self, size: int) -> int:
-        """Returns the address of `size` new bytes on the device, aligned to 256."""
+        """Returns the address of `size` new bytes on the device, aligned to 256 bytes."""
         address = int(check_status(f"allocate {size:,} bytes", cuda.cudaMalloc(size)))
         self._free.append(lambda: cuda.cudaFree(address))
         return address
@@ -109,7 +110,7 @@ class Cuda:
         check_status("launch a graph", cuda.cudaGraphLaunch(graph, stream))
 
     def close(self) -> None:
-        """Frees everything, newest first. Errors of a broken GPU are ignored; the end of the process frees the rest."""
+        """Frees all streams, memory and graphs, newest first. Ignores errors of the GPU."""
         while self._free:
             self._free.pop()()
 

@@ -19,7 +19,10 @@ BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
 
 @dataclass(frozen=True)
 class Requirements:
-    """The requirements of an engine: a module, which any of the distributions installs, and perhaps a GPU."""
+    """The requirements of an engine: a module, and perhaps a GPU.
+
+    distributions: each of them installs the module. extra: the extra of Tureen that installs one of them.
+    """
 
     module: str
     distributions: tuple[str, ...]
@@ -42,7 +45,8 @@ def missing_requirement(
 ) -> str | None:
     """Returns why this machine cannot run the engine in that precision; None if nothing seems to be missing.
 
-    plan: the record of the file, if it is a plan. gpus, flags: those of the machine; flags is empty if unknown.
+    plan: the record of the engine's file, if it is a plan. gpus: of the machine. flags: the CPU features, as
+    `cpu_flags` returns them.
     """
     need = REQUIREMENTS.get(engine)
     if need is None or engine not in RUNTIMES:

@@ -24,7 +24,7 @@ PACKAGES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxrunti
 
 
 def import_onnxruntime(extra: str) -> Any:
-    """Returns the module onnxruntime.
+    """Returns the module onnxruntime. extra: the extra of Tureen that installs it, for the message.
 
     Raises EngineError if none or several of its packages are installed, or the import fails.
     """
@@ -45,7 +45,7 @@ def require_one_package(installed: Iterable[str]) -> None:
 def open_session(ort: Any, graph: bytes, settings: Any, provider: str, provider_options: dict[str, str]) -> Any:
     """Returns a session on that provider. Raises EngineError if the graph or the provider does not load.
 
-    ONNX Runtime itself silently falls back to the CPU if the libraries or the GPU of a provider are missing.
+    Without this check, ONNX Runtime would silently use the CPU if the libraries or the GPU of a provider are missing.
     """
     if provider not in ort.get_available_providers():
         raise EngineError(f"this onnxruntime has no {provider}: install Tureen with its extra [gpu] instead of [cpu]")

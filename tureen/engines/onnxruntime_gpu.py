@@ -37,7 +37,7 @@ TENSORRT_MAJOR = 10  # libnvinfer.so.10 is what onnxruntime-gpu 1.30 and 1.31 ar
 
 @dataclass(frozen=True)
 class _Bucket:
-    """The bound buffers of one batch size."""
+    """The buffers of one batch size, which ONNX Runtime's I/O binding connects to the graph."""
 
     binding: Any
     inputs: Mapping[str, Any]  # OrtValues on the device
@@ -49,9 +49,9 @@ class BoundSession:
     """A session that runs batches from fixed buffers. Concurrent calls run one after the other."""
 
     def __init__(self, ort: Any, session: Any, *, device: str, max_batch: int, has_graphs: bool) -> None:
-        """Allocates no buffers: the first run of each batch size does.
+        """device: "cuda" or "cpu", as ONNX Runtime names it. has_graphs: whether the provider records CUDA graphs.
 
-        device: "cuda" or "cpu", as ONNX Runtime names it. has_graphs: whether the provider records CUDA graphs.
+        Allocates no buffers. The first run of each batch size allocates them.
         """
         self._ort, self._session, self._device, self._has_graphs = ort, session, device, has_graphs
         self._sizes = bucket_sizes(max_batch)

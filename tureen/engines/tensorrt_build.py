@@ -30,7 +30,7 @@ DEFAULT_BATCH = (1, 32, 128)
 
 
 def detect_gpu() -> Device | None:
-    """Returns the GPU of this machine; None if there is none."""
+    """Returns the first GPU that this process sees; None if CUDA finds none."""
     try:
         return Cuda().device
     except EngineError:
@@ -45,7 +45,10 @@ def plan_record(
     batch: tuple[int, int, int],
     compute_capabilities: Sequence[str] = (),
 ) -> PlanRecord:
-    """Returns the record of the plan that this machine would build. Parameters and errors as of `build_plan`."""
+    """Returns the record of the plan that `build_plan` would build on this machine, with the same parameters.
+
+    Raises EngineError if the library is missing, or if the GPU is missing and the library needs one to build.
+    """
     version, device = load_library(engine).__version__, detect_gpu()
     if device is None and not VARIANTS[engine].is_rtx:
         raise EngineError(f"{NO_GPU}: {engine} builds a plan only on the GPU that will run it")
@@ -155,7 +158,7 @@ def _raise_parse_error(parser: trt.OnnxParser, engine: EngineName) -> None:
 
 
 def load_timing_cache(config: trt.IBuilderConfig, file: Path) -> None:
-    """Passes the timings of earlier builds to the builder, so that it does not measure the same kernels again."""
+    """Passes the kernel timings of earlier builds in `file` to the builder, which then does not measure them again."""
     known = file.read_bytes() if file.exists() else b""
     # A damaged file is replaced by an empty cache. The file name contains the GPU: timings of another GPU are refused.
     cache = config.create_timing_cache(known) or config.create_timing_cache(b"")

@@ -69,7 +69,10 @@ def library_logger(library: Any) -> trt.ILogger:
 
 
 def check_plan(plan: PlanRecord | None, engine: EngineName, precision: Precision, version: str) -> PlanRecord:
-    """Returns the plan's record if that engine in that version may open the plan. Raises EngineError."""
+    """Returns the plan's record. version: that of the installed library.
+
+    Raises EngineError if there is no record, or if it is for another engine, precision or version.
+    """
     again = f"export again on this machine with --engine {engine}"
     if plan is None:
         raise EngineError(f"{engine} runs compiled plans, and this file is not one: {again}")
@@ -81,7 +84,7 @@ def check_plan(plan: PlanRecord | None, engine: EngineName, precision: Precision
 
 
 def check_device(plan: PlanRecord, device: Device) -> None:
-    """Raises EngineError if the plan was built for another GPU."""
+    """Raises EngineError if the plan was built for another GPU or compute capability than those of `device`."""
     again = f"export again on this machine with --engine {plan.engine}"
     if plan.device not in ("", device.name):
         raise EngineError(f"the plan was built on {plan.device}, and this machine has {device.name}: {again}")
@@ -110,7 +113,7 @@ class TensorRtEngine:
     ) -> None:
         """Opens the plan and captures its graphs. library, cuda: None for the installed ones.
 
-        Raises EngineError if the library or the GPU is missing, or the plan was built for others.
+        Raises EngineError if the library or the GPU is missing, or if the plan was built for others or does not open.
         """
         if TYPE_CHECKING:
             import tensorrt_rtx as trt
@@ -157,9 +160,9 @@ class _ExecutionStream:
     """Runs batches one at a time on its own CUDA stream, with buffers for the largest batch.
 
     For each batch size it has an execution context and, where the runtime can capture one, a CUDA graph that starts the
-    run. A graph is bound to the context it was captured from, so the sizes cannot share a context; they share the
-    scratch memory. Raises EngineError if the plan does not fit the backbone or the sizes, or the GPU has too little
-    memory.
+    run. A graph is bound to the context from which it was captured, so the sizes cannot share a context. They share
+    the scratch memory. The constructor raises EngineError if the plan does not fit the backbone or the sizes, or if the
+    GPU has too little memory.
     """
 
     def __init__(
@@ -189,7 +192,10 @@ class _ExecutionStream:
         self.classes: int = shapes[-1][0]
 
     def run(self, pixels: NDArray[np.uint8], tokens: NDArray[np.float32], size: int) -> NDArray[np.float32]:
-        """Returns logits (B, K) of B images, run as a batch of `size`. The next run overwrites the array."""
+        """Returns logits float32 (B, K) of pixels uint8 (B, H, W, 3) and tokens float32 (B, D).
+
+        size: the batch size of the run, at least B; further rows are padding. The next run overwrites the array.
+        """
         rows = len(pixels)
         self._host[0][:rows], self._host[1][:rows] = pixels, tokens  # the rest is padding and may have any content
         self._start[size]()

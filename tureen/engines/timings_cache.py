@@ -77,7 +77,10 @@ class Ranking(_Record):
 def make_ranking(
     bundle: Bundle, options: EngineOptions, timings: Iterable[Timing], *, batch: int, by: Literal["bench", "race"]
 ) -> Ranking:
-    """Returns a ranking of the timings by merit, best first, with today's date and the current conditions."""
+    """Returns a ranking of the timings by merit, best first, with today's date and the current conditions.
+
+    batch: the batch size of the timings. by: how they were measured.
+    """
     return Ranking(
         conditions=current_conditions(bundle, options),
         measured_on=datetime.datetime.now(datetime.UTC).date(),
@@ -143,7 +146,7 @@ def write_ranking(ranking: Ranking, cache: Path | None) -> bool:
 
 
 def explain_choice(bundle: Bundle, options: EngineOptions) -> str | None:
-    """Returns the reason for the choice of "auto" as a phrase; None if "auto" would have to time the engines first."""
+    """Returns the ranking behind the choice of "auto" as text; None if no ranking is cached, so "auto" runs a race."""
     ranking = read_ranking(bundle, options)
     if ranking is None:
         return None
