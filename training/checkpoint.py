@@ -65,7 +65,7 @@ class Checkpoint:
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Writes the checkpoint into the directory `path`; the JSON file comes last and makes it valid."""
+    """Writes the checkpoint into the directory `path`. Writes checkpoint.json last, as the mark of a finished run."""
     path.mkdir(parents=True, exist_ok=True)
     arrays = io.BytesIO()
     np.savez_compressed(arrays, pixels=checkpoint.held_out.pixels, labels=checkpoint.held_out.labels)
@@ -87,7 +87,10 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Returns the checkpoint in the directory `path`, its model in eval mode on the CPU; raises CheckpointError."""
+    """Returns the checkpoint in the directory `path`, with its model in eval mode on the CPU.
+
+    Raises CheckpointError if a file is missing or unreadable, or does not match its digest or the recipe.
+    """
     if not path.exists():
         raise CheckpointError(f"{path} does not exist")
     if not path.is_dir():

@@ -39,7 +39,10 @@ ADAMW_STATE = {"step", "exp_avg", "exp_avg_sq"}
 
 @dataclass(frozen=True)
 class StepProgress:
-    """The result of a group of steps. Each loss is a mean over them, NaN if its weight is 0; epsilon_255 in 1/255."""
+    """The result of a group of steps. A loss is its mean over the steps, or NaN if its weight in Eq. 1 is 0.
+
+    step, epoch, epsilon_255 (in 1/255), learning_rate: values after the last step.
+    """
 
     step: int
     epoch: float
@@ -51,7 +54,10 @@ class StepProgress:
 
 
 def bf16_autocast(recipe: Recipe, device: torch.device) -> AbstractContextManager[object]:
-    """Returns a context in which the model computes in bf16, or one without effect if recipe or device exclude bf16."""
+    """Returns a context in which the model computes in bf16.
+
+    The context has no effect if the recipe selects fp32, or if it selects "auto" and the device has no fast bf16.
+    """
     if device.type == "cuda":
         has_bf16 = torch.cuda.is_bf16_supported()
     else:
@@ -82,8 +88,8 @@ class Cotraining:
         """Builds model and optimiser on `device`.
 
         processes: those of a distributed run. workers: number of processes that decode streamed images. is_compiled:
-        compile the model with torch.compile. start: model with the shape of the recipe, whose weights are copied; None:
-        random weights.
+        whether to compile the model with torch.compile. start: a model with the shape of the recipe, whose weights are
+        copied; None: random weights.
         """
         self.recipe = recipe
         self.device = device
@@ -130,8 +136,8 @@ class Cotraining:
     def run_epoch(self, at_most: int | None = None, should_stop: Callable[[], bool] = lambda: False) -> StepProgress:
         """Trains to the next multiple of `at_most` steps in the epoch, or to the end of the epoch.
 
-        Returns the progress. should_stop: called after each step, may save the state; if it returns true, training
-        stops. Raises DivergedError if the loss is not finite.
+        Returns the progress. should_stop: called after each step, and may save the state; if it returns True, training
+        stops. Raises DivergedError if the mean loss is NaN or infinite.
         """
         if self._batches is None:
             self._batches = self._loader.batches(self._order, self.step)
@@ -212,7 +218,7 @@ class Cotraining:
         return sums
 
     def save(self, path: Path, options: Mapping[str, object] | None = None) -> None:
-        """Writes the state of the run to `path` atomically, for `restore`; safetensors, no pickle.
+        """Writes the state of the run to the safetensors file `path`, atomically. `restore` reads it.
 
         options: the options of the run besides its recipe, for `training.resume.read_saved_run`.
         """
@@ -234,7 +240,7 @@ class Cotraining:
     def restore(self, path: Path) -> None:
         """Loads the state that `save` wrote.
 
-        Raises CheckpointError if the state is damaged, or of another recipe or other images.
+        Raises CheckpointError if the state is damaged or incomplete, or of another recipe or other images.
         """
         saved = read_saved_run(path)
         try:

@@ -30,13 +30,13 @@ class Processes:
         return self.rank == 0
 
     def mean(self, values: Tensor) -> Tensor:
-        """Returns the mean of `values` over all processes. May overwrite `values`."""
+        """Returns the mean of `values` over all processes, by element. May overwrite `values`."""
         if self.count > 1:
             torch.distributed.all_reduce(values)
         return values / self.count
 
     def largest(self, number: int) -> int:
-        """Returns the largest `number` of all processes."""
+        """Returns the largest of the numbers that all processes pass. Waits for all processes."""
         if self.count == 1:
             return number
         largest = torch.tensor([number])
@@ -44,13 +44,13 @@ class Processes:
         return int(largest)
 
     def agree(self, number: int, device: torch.device) -> bool:
-        """Returns whether all processes have the same `number`."""
+        """Returns whether all processes pass the same `number`. Waits for all processes."""
         mean = self.mean(torch.tensor([float(number)], dtype=torch.float64, device=device))
         return self.count == 1 or float(mean) == number
 
 
 def is_first_process() -> bool:
-    """Returns whether this process writes to the terminal; valid outside `process_group` too."""
+    """Returns whether this process has rank 0 and writes to the terminal. Works outside `process_group` too."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -67,7 +67,7 @@ def limit_threads() -> None:
 
 @contextmanager
 def process_group() -> Iterator[tuple[Processes, torch.device]]:
-    """Joins the process group of torchrun inside the context; yields the processes, and the device of this process.
+    """Joins the process group of torchrun inside the context. Yields the processes, and the device of this process.
 
     NCCL connects GPUs, Gloo connects CPUs. Without torchrun there is one process, on the GPU if there is one.
     """

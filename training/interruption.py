@@ -18,7 +18,7 @@ SECOND_AFTER_S = 1.0  # an earlier repeat is the same signal: the terminal sends
 
 
 class InterruptedRun(KeyboardInterrupt):
-    """A signal ended the run. `saved` describes the run that can be continued; it is empty if nothing was saved."""
+    """A signal ended the run. number: of the signal. saved: describes the saved run; empty if none was saved."""
 
     def __init__(self, number: int, saved: str = "") -> None:
         super().__init__(saved)
@@ -34,8 +34,8 @@ class InterruptedRun(KeyboardInterrupt):
 class StopSignals:
     """Raises InterruptedRun at SIGINT and SIGTERM. Inside `deferred`, only stores the first signal in `received`.
 
-    A second signal raises InterruptedRun inside `deferred` too, unless `ignores_repeats` is set. A distributed run sets
-    it, because torchrun repeats a signal, and kills its processes after 30 s.
+    A second signal raises InterruptedRun inside `deferred` too, unless `ignores_repeats` is True. A distributed run
+    sets it, because torchrun repeats a signal, and kills its processes after 30 s.
     """
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
@@ -47,7 +47,10 @@ class StopSignals:
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Handles signals inside the context, in the main thread only. A signal that nohup ignores stays ignored."""
+        """Handles SIGINT and SIGTERM inside the context, in the main thread only.
+
+        A signal that the process ignores before, as under nohup, stays ignored.
+        """
         before = {}
         if threading.current_thread() is threading.main_thread():
             before = {number: signal.getsignal(number) for number in SIGNALS}
@@ -62,7 +65,7 @@ class StopSignals:
 
     @contextmanager
     def deferred(self, is_deferred: bool = True) -> Iterator[None]:
-        """Defers signals inside the context, for a step or a save. A nested `deferred(False)` allows them again."""
+        """Defers signals inside the context, for a step or a save. Inside a nested `deferred(False)` they raise."""
         before, self._is_deferred = self._is_deferred, is_deferred
         try:
             yield

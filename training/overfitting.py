@@ -34,9 +34,10 @@ class OverfittingProbe:
 
 
 def check_overfitting(probes: Sequence[OverfittingProbe]) -> None:
-    """Raises OverfittingError if accuracy against ten steps fell below half of its maximum, and against one step rose.
+    """Raises OverfittingError if catastrophic overfitting has begun.
 
-    probes: in the order of training. The fall must exceed three standard errors too.
+    This is so if, since its maximum, accuracy against ten steps fell by more than a half and by more than three
+    standard errors, and accuracy against one step rose. probes: in the order of training.
     """
     if not probes:
         return

@@ -67,7 +67,8 @@ def load_pretrained(path: Path, *, image_size: int | None = None, classes: int |
     patches are resampled. classes: K. If it differs from the checkpoint, or if the classifier is not linear, the head
     gets random weights from the global random state of torch. Zeros would give an attack no gradient.
 
-    Raises CheckpointError for an unreadable file, and for any tensor or setting that a plain pre-norm ViT lacks.
+    Raises CheckpointError if the file cannot be read, if it has a tensor or setting that a plain pre-norm ViT lacks, if
+    it has no linear classifier and `classes` is None, or if Tureen does not support its shape.
     """
     source = _read_own(path) if (path / CHECKPOINT).is_file() else _read_third_party(path)
     shape, weights = source.shape, source.weights
@@ -112,8 +113,8 @@ def resample_positions(pos_embed: Tensor, side: int) -> Tensor:
 class _SourceModel:
     """The converted content of a checkpoint.
 
-    shape: fields of a ViTConfig. weights: float32 tensors by their names in DualTokenViT. names: their names in the
-    file, by the same keys.
+    library: its origin. shape: fields of a ViTConfig. weights: float32 tensors by their names in DualTokenViT.
+    names: the names of the tensors in the file, by the same keys. assumed: as in Pretrained.
     """
 
     library: str
@@ -158,7 +159,10 @@ def _read_third_party(path: Path) -> _SourceModel:
 
 
 def _json(file: Path) -> dict[str, Any]:
-    """Returns the object in a JSON file, empty if there is no file; raises ValueError if it holds no object."""
+    """Returns the object in a JSON file, or an empty one if the file is missing.
+
+    Raises ValueError if the file is not JSON, or holds another value.
+    """
     if not file.is_file():
         return {}
     loaded = json.loads(file.read_bytes())
@@ -172,7 +176,9 @@ def _settings(
 ) -> dict[str, Any]:
     """Returns the fields of a ViTConfig that the files beside the tensors set. A value that no file sets is None.
 
-    Raises CheckpointError for a setting that DualTokenViT does not support.
+    library: the one that wrote the files. names: the names of the tensors in the file, by their names in DualTokenViT.
+    config, preprocessor: the content of both JSON files. Raises CheckpointError for a setting that DualTokenViT does
+    not support.
     """
     heads = config.get("num_attention_heads")
     if library == "torchvision":
@@ -207,7 +213,10 @@ def _refuse_other_settings(config: Mapping[str, Any], plain: Mapping[str, Any]) 
 
 
 def _normalisation(preprocessor: Mapping[str, Any]) -> tuple[list[float], list[float]]:
-    """Returns mean and standard deviation for images in [0, 1], from an image processor for images in [0, 255]."""
+    """Returns the mean and standard deviation of each channel, for images in [0, 1].
+
+    preprocessor: the settings of an image processor of transformers, whose images are in [0, 255].
+    """
     scale = 255 * preprocessor.get("rescale_factor", 1 / 255) if preprocessor.get("do_rescale", True) else 255
     if not preprocessor.get("do_normalize", True):
         return [0.0] * 3, [1 / scale] * 3
@@ -216,7 +225,11 @@ def _normalisation(preprocessor: Mapping[str, Any]) -> tuple[list[float], list[f
 
 
 def _fold_weights(weights: Weights, file: Path) -> dict[str, Any]:
-    """Converts tokens, position embeddings and qkv in place; returns the fields of a ViTConfig from the shapes."""
+    """Converts the tokens, position embeddings and qkv in `weights` to those of DualTokenViT.
+
+    Returns the fields of a ViTConfig that follow from the shapes. Raises CheckpointError if the shapes are not those of
+    a plain pre-norm ViT. file: for the message.
+    """
     for name, dimensions in {"patch_embed.weight": 4, "cls_token": 3, "positions": 3, "blocks.0.fc1.weight": 2}.items():
         if name not in weights or weights[name].ndim != dimensions:
             raise CheckpointError(f"{file} has no {name} of {dimensions} dimensions: it is not a plain pre-norm ViT")
@@ -247,7 +260,7 @@ def _fold_weights(weights: Weights, file: Path) -> dict[str, Any]:
 
 
 def _fold_qkv(weights: Weights, block: str, width: int) -> None:
-    """Joins the linear maps of queries, keys and values into one, in that order; a missing bias becomes 0."""
+    """Joins the linear maps of queries, keys and values of a block into one, in that order. A missing bias is 0."""
     if f"{block}q.weight" in weights:
         parts = [(f"{block}{part}.weight", f"{block}{part}.bias") for part in "qkv"]
         zeros = torch.zeros(width)
@@ -266,7 +279,7 @@ def _usual_heads(width: int, file: Path) -> int:
 
 
 def _require_shapes(weights: Weights, expected: Weights, names: Mapping[str, str], file: Path) -> None:
-    """Raises CheckpointError for a tensor that is missing, unknown or of a wrong shape, with its name in the file."""
+    """Raises CheckpointError, which names the tensor, if one is missing, unknown or of another shape than expected."""
     missing = sorted(expected.keys() - weights.keys())
     if missing:
         raise CheckpointError(f"{file} has no tensor for {missing[0]}: it is incomplete, or not a plain pre-norm ViT")

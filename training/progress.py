@@ -20,7 +20,7 @@ LINES_WITHOUT_TERMINAL = 10
 
 
 class RunLog:
-    """Reports the progress of a run from `training.step` on. log.jsonl keeps its lines up to that step."""
+    """Reports the progress of a run from `training.step` on. Removes the lines of later steps from log.jsonl."""
 
     def __init__(self, training: Cotraining, out: Path, *, tensorboard: bool) -> None:
         recipe = training.recipe
@@ -52,12 +52,12 @@ class RunLog:
 
     @property
     def saved_probes(self) -> list[OverfittingProbe]:
-        """Probes that log.jsonl held when the run was started or continued."""
+        """The probes that log.jsonl had when the run was started or continued."""
         entries = [json.loads(line) for line in self._kept]
         return [OverfittingProbe(**entry) for entry in entries if "one_step" in entry]
 
     def add_progress(self, progress: StepProgress) -> None:
-        """Advances the bar, and writes the values to the log."""
+        """Advances the bar, and writes the progress to log.jsonl, and to TensorBoard if enabled."""
         fields = {
             "epoch": f"{progress.epoch:.1f}/{self._epochs}",
             "clean": f"{progress.clean_loss:.3f}",
@@ -75,7 +75,7 @@ class RunLog:
         self._write(asdict(progress))
 
     def add_probe(self, probe: OverfittingProbe) -> None:
-        """Writes the values to the log."""
+        """Writes the probe to log.jsonl, and to TensorBoard if enabled."""
         self._write(asdict(probe))
 
     def _write(self, values: dict[str, float]) -> None:

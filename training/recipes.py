@@ -24,7 +24,7 @@ FIELDS_WITHOUT_EFFECT_ON_WEIGHTS = {
 
 
 class Augmentation(BaseModel):
-    """Random changes of training images; everything is off by default."""
+    """Random changes of training images. By default none is made."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -119,7 +119,7 @@ class Recipe(BaseModel):
         return self
 
     def fingerprint(self) -> str:
-        """Returns the SHA-256 of all fields that change the trained weights."""
+        """Returns the SHA-256, hexadecimal, of all fields that change the trained weights."""
         values = self.model_dump_json(exclude=FIELDS_WITHOUT_EFFECT_ON_WEIGHTS)
         return hashlib.sha256(values.encode()).hexdigest()
 
@@ -297,7 +297,7 @@ RECIPES = {recipe.name: recipe for recipe in (DIGITS, CIFAR10, CIFAR10_CPU, IMAG
 def load_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:
     """Returns the recipe of that name with "key=value" settings applied, such as "epochs=10" or "model.depth=2".
 
-    Raises RecipeError for an unknown recipe or key, and for a wrong value.
+    Raises RecipeError if there is no recipe of that name, and the errors of `with_settings`.
     """
     if name not in RECIPES:
         raise RecipeError(f"there is no recipe {name!r}: choose {', '.join(RECIPES)}")
@@ -307,7 +307,7 @@ def load_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:
 def with_settings(recipe: Recipe, settings: Sequence[str]) -> Recipe:
     """Returns the recipe with "key=value" settings applied, such as "model.depth=2".
 
-    Raises RecipeError for a setting without "=", an unknown key or a wrong value.
+    Raises RecipeError for a setting without "=", for an unknown key, and for a value that its field does not accept.
     """
     name, values = recipe.name, recipe.model_dump()
     for setting in settings:

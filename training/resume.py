@@ -47,7 +47,10 @@ class SavedRun:
 
 
 def read_saved_run(path: Path) -> SavedRun:
-    """Returns the run whose state is at `path`; raises CheckpointError if it is damaged or of another version."""
+    """Returns the run whose state is in the file `path`.
+
+    Raises CheckpointError if the file is damaged, or if another version of Tureen wrote it.
+    """
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
@@ -71,7 +74,10 @@ def read_saved_run(path: Path) -> SavedRun:
 
 
 def require_same_recipe(saved: SavedRun, recipe: Recipe) -> None:
-    """Raises CheckpointError, with the name of the setting, if `recipe` would give other weights than the saved run."""
+    """Raises CheckpointError, which names the setting, if `recipe` differs from that of the saved run.
+
+    A setting that does not change the trained weights may differ.
+    """
     before, given = _flattened(saved.recipe), _flattened(recipe)
     follows_images = {"model.classes"} if saved.recipe.dataset == "folder" else set()
     follows_init = saved.recipe.start == "pretrained" and recipe.model == RECIPES[recipe.name].model
@@ -87,7 +93,10 @@ def require_same_recipe(saved: SavedRun, recipe: Recipe) -> None:
 
 
 def absolute_location(location: str | None) -> str | None:
-    """Returns the location of images or weights in a form that is valid in any working directory."""
+    """Returns the location of images or weights with an absolute path, which is valid in any working directory.
+
+    Returns the name of a Hugging Face data set unchanged.
+    """
     if location is None:
         return None
     prefix = HUGGING_FACE if location.startswith(HUGGING_FACE) else ""

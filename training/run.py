@@ -61,7 +61,7 @@ class RunOptions:
     save_interval_s: float = SAVE_INTERVAL_S
 
     def as_saved(self) -> dict[str, object]:
-        """Returns the options to store in the saved state. A resumed run does not need them again."""
+        """Returns the options to store in the saved state, so that a resumed run needs no options."""
         return {
             "data": absolute_location(self.data),
             "init": absolute_location(None if self.init is None else str(self.init)),
@@ -80,7 +80,9 @@ def run(recipe: Recipe, out: Path, options: RunOptions | None = None) -> Checkpo
 
     Raises:
     - CheckpointError if `out` holds a finished run, an unfinished one without `is_resumed`, or a run of other settings
-    - RecipeError or DataError if recipe and images do not fit
+    - RecipeError if an option or a setting does not fit the recipe, the images or the weights
+    - DataError if the images cannot be used
+    - DivergedError if the loss is NaN or infinite, OverfittingError if the model overfits to the attack of training
     - InterruptedRun if a signal ended the run
     """
     signals = StopSignals()
@@ -141,10 +143,10 @@ def _run(recipe: Recipe, out: Path, options: RunOptions, signals: StopSignals) -
 
 
 def resumed_options(saved: SavedRun, options: RunOptions) -> RunOptions:
-    """Returns the options of a resumed run: `options`, completed by those of the saved run.
+    """Returns the options of a resumed run: `options`, and those of the saved run where `options` has none.
 
-    Raises CheckpointError, before images are decoded, if `options` has other weights, classes or size of images than
-    the saved run.
+    Raises CheckpointError, before images are decoded, if `options` has other weights, classes or image size than the
+    saved run.
     """
     init = absolute_location(None if options.init is None else str(options.init))
     size = saved.recipe.model.image_size
@@ -172,9 +174,10 @@ def resumed_options(saved: SavedRun, options: RunOptions) -> RunOptions:
 
 
 def with_pretrained_shape(recipe: Recipe, options: RunOptions) -> Recipe:
-    """Returns the recipe with the model shape of the weights of --init.
+    """Returns the recipe with the model shape of the weights of --init. Returns other recipes unchanged.
 
-    Raises RecipeError if the recipe needs --init and there is none, or if an option is not for this recipe.
+    Raises RecipeError if the recipe needs --init and there is none, or if an option is not for this recipe. Raises the
+    errors of `load_pretrained`.
     """
     if recipe.start == "random":
         if options.init is not None:
@@ -193,7 +196,10 @@ def with_pretrained_shape(recipe: Recipe, options: RunOptions) -> Recipe:
 
 @contextmanager
 def exclusive_writer(out: Path) -> Iterator[None]:
-    """Locks the directory `out` for this process; raises CheckpointError if another process holds the lock."""
+    """Locks the directory `out` for this process inside the context.
+
+    Raises CheckpointError if another process holds the lock.
+    """
     directory = os.open(out, os.O_RDONLY)
     try:
         fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -207,7 +213,11 @@ def exclusive_writer(out: Path) -> Iterator[None]:
 
 
 def load_training_data(recipe: Recipe, options: RunOptions, *, is_verbose: bool = True) -> Dataset:
-    """Returns the training and held-out images of the recipe; prints the names of images that cannot be decoded."""
+    """Returns the training and held-out images of the recipe. Prints the names of images that cannot be decoded.
+
+    Raises RecipeError if the recipe needs --data and there is none, or the reverse. Raises DataError if the images
+    cannot be used.
+    """
     if recipe.dataset == "digits":
         if options.data is not None:
             raise RecipeError(f"{recipe.name} trains on the digits of scikit-learn: omit --data")
@@ -253,9 +263,10 @@ def class_counts(data: Dataset) -> str:
 
 
 def fitted_to_images(recipe: Recipe, data: Dataset, *, is_verbose: bool = True) -> Recipe:
-    """Returns the recipe with the number of classes of the data, and an evaluation attack for that number.
+    """Returns the recipe with the number of classes of the data, and an evaluation attack that is defined for it.
 
-    Raises RecipeError if the recipe does not fit the images.
+    Raises RecipeError if the model of the recipe has another image size or number of classes than the digits, or if
+    the evaluation attack does not exist.
     """
     classes, size = len(data.labels), data.preprocess.image_size
     if recipe.dataset == "digits" and (recipe.model.image_size, recipe.model.classes) != (size, classes):
@@ -323,7 +334,10 @@ def _train(
     processes: Processes,
     signals: StopSignals,
 ) -> None:
-    """Trains to the end. After a signal every process stops after the same step and raises InterruptedRun."""
+    """Trains to the last step. After a signal, every process stops after the same step and raises InterruptedRun.
+
+    Raises DivergedError or OverfittingError as `Cotraining.run_epoch` and `check_overfitting` do.
+    """
     recipe, clock, received = training.recipe, SaveTimer(options.save_interval_s), 0
     every = max(1, round(training.steps * recipe.monitor_share))
 

@@ -82,10 +82,10 @@ LIBRARIES = {  # by the prefix of the names of the patch embedding
 
 
 def our_names(tensors: Iterable[str], file: Path) -> tuple[str, dict[str, str]]:
-    """Returns the library that names its tensors so, and the name in the file for each name in DualTokenViT.
+    """Returns the library whose tensors have these names, and the name in the file for each name in DualTokenViT.
 
     tensors: the names in the file. file: for error messages.
-    Raises CheckpointError for an unknown library, and for a tensor that does not exist in a plain ViT.
+    Raises CheckpointError if no known library uses these names, or if a tensor does not exist in a plain ViT.
     """
     found = next(((name, marker) for marker in LIBRARIES for name in tensors if marker in name), None)
     if found is None:

@@ -33,7 +33,11 @@ NOT_WEIGHTS = {
 
 
 def read_tensors(file: Path) -> Weights:
-    """Returns the tensors of a file by their names in the file, on the CPU. Raises CheckpointError if it holds none."""
+    """Returns the tensors of a file by their names in the file, on the CPU.
+
+    Raises CheckpointError if the file is missing or damaged, has another suffix than SUFFIXES, holds no state dict, or
+    holds objects whose reading would run code.
+    """
     if not file.is_file():
         raise CheckpointError(f"{file} does not exist: give a file of weights, or a directory with {MODEL}")
     if not file.name.lower().endswith(SUFFIXES):
@@ -69,7 +73,7 @@ def read_tensors(file: Path) -> Weights:
 
 
 def _state_dict(loaded: object) -> Weights | None:
-    """Returns the state dict in `loaded`; None if it has none, or several without a usual key.
+    """Returns the state dict in `loaded`: a dictionary of tensors. Returns None if there is none, or no unique one.
 
     It is `loaded` itself, its entry with a key of WRAPPINGS, or else its only entry that is a state dict.
     """
@@ -88,7 +92,10 @@ def _is_state_dict(value: object) -> bool:
 
 
 def _unsafe_globals(file: Path) -> list[str]:
-    """Returns the classes and functions that a pickle needs besides those of tensors; empty if it cannot be read."""
+    """Returns the names of the classes and functions that a pickle needs besides those of tensors.
+
+    Returns an empty list if the file cannot be read.
+    """
     try:
         return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(file))
     except Exception:  # noqa: BLE001 - a damaged pickle raises exceptions of many types

@@ -41,7 +41,7 @@ BUNDLE_BETAS = "0:1:0.25"
 
 
 def evaluate(arguments: list[str]) -> int:
-    """Measures a checkpoint at any β, or a bundle without attacks; returns the exit status."""
+    """Runs `tureen evaluate`: measures a checkpoint at each β, or a bundle without attacks. Returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="tureen evaluate",
         description=(
@@ -166,7 +166,7 @@ def _evaluate_bundle(options: argparse.Namespace) -> int:
 
 
 def tune(arguments: list[str]) -> int:
-    """Chooses β from a few labelled images; returns the exit status."""
+    """Runs `tureen tune`: chooses β by a few labelled images, and prints it. Returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="tureen tune",
         description="Choose the most accurate β for a few labelled images, and print its interval.",
@@ -217,7 +217,7 @@ def _add_images(parser: argparse.ArgumentParser, *, data: str) -> None:
 
 
 def _images(options: argparse.Namespace, own: Images | None, preprocess: PreprocessSpec, labels: list[str]) -> Images:
-    """Returns the images of --data, or without --data a sample of `own`.
+    """Returns at most --images images of --data. Without --data, returns a sample of `own`, the held-out images.
 
     Prints the names of images that cannot be decoded.
     """
@@ -250,7 +250,7 @@ def _print(rows: list[AccuracyRow], evaluation: Evaluation, *, as_json: bool) ->
 
 
 def _plot(rows: list[AccuracyRow], evaluation: Evaluation, path: Path, name: str) -> None:
-    """Draws accuracy over β to `path`, and each other result to a file beside it, such as curve-matrix.png."""
+    """Draws accuracy over β into the file `path`, and other results into files beside it, such as curve-matrix.png."""
     path.parent.mkdir(parents=True, exist_ok=True)
     plot_accuracy(rows, path, title=f"{name}: one model, every β")
     if evaluation.matrix:

@@ -23,7 +23,7 @@ from tureen.commands.report import accuracy_table, check_results
 
 
 def train(arguments: list[str]) -> int:
-    """Trains a model by a recipe and measures its accuracy; returns the exit status."""
+    """Runs `tureen train`: trains a model by a recipe and measures its accuracy. Returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="tureen train",
         description="Train a dual-token Vision Transformer, measure its accuracy at each β, and write a checkpoint.",
@@ -109,10 +109,11 @@ def train(arguments: list[str]) -> int:
 
 
 def _recipe(options: argparse.Namespace, out: Path) -> Recipe:
-    """Returns the recipe to train, with the settings applied: with --resume that of the run saved in `out`, if any.
+    """Returns the recipe to train, with the settings of --set applied.
 
-    Otherwise it is the named recipe. Raises CheckpointError if there is neither, or if the name is not that of the
-    saved run. Raises RecipeError for a wrong name or setting.
+    It is the recipe of the run saved in `out` if --resume is given and there is one, else the named recipe. Raises
+    CheckpointError if there is neither, or if the saved run is of a recipe of another name. Raises the errors of
+    `load_recipe`.
     """
     state = out / STATE
     if not options.resume or not state.exists():

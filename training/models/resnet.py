@@ -128,7 +128,7 @@ class DualBatchNorm(_DualNorm):
         return _affine(out, self.weight, self.bias, betas)
 
     def _normalised(self, x: Tensor, index: int) -> Tensor:
-        """Returns x normalised by its mean and variance, and updates the running statistics at `index`."""
+        """Returns x (B, C, H, W) normalised by its mean and variance. Updates row `index` of the running statistics."""
         return F.batch_norm(
             x,
             self.running_mean[index],
@@ -140,7 +140,10 @@ class DualBatchNorm(_DualNorm):
 
 
 def _affine(x: Tensor, scales: Tensor, offsets: Tensor, betas: Tensor) -> Tensor:
-    """Returns x (B, C, H, W), each row scaled and shifted by the mix at its β of scales and offsets (2, C)."""
+    """Returns x (B, C, H, W), each row scaled and shifted for its β in betas (B,).
+
+    scales, offsets: (2, C), of the clean and the robust mode, which are mixed at β.
+    """
     column = betas[:, None]
     scale, offset = (mix(pair[0], pair[1], column)[:, :, None, None] for pair in (scales, offsets))
     return torch.addcmul(offset, x, scale)
@@ -161,7 +164,7 @@ def _conv(before: int, after: int, size: int, stride: int = 1) -> nn.Conv2d:
 
 
 class Downsample(nn.Module):
-    """The shortcut of a block that changes the shape: 1 × 1 convolution and norm."""
+    """The shortcut of a residual block that changes the shape: a 1 × 1 convolution, then a norm."""
 
     def __init__(self, config: ResNetConfig, before: int, after: int, stride: int) -> None:
         super().__init__()

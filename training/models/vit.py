@@ -55,7 +55,7 @@ class ViTConfig(BaseModel):
 
     @property
     def patches(self) -> int:
-        """Number of patches, N."""
+        """Number of patches of an image, N."""
         return (self.image_size // self.patch_size) ** 2
 
 
@@ -118,7 +118,7 @@ class TransformerBlock(nn.Module):
 
 
 class ChannelNorm(nn.LayerNorm):
-    """LayerNorm over the channels of (B, C, H, W)."""
+    """LayerNorm over the channels of each position. Input and output are (B, C, H, W)."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
@@ -197,7 +197,7 @@ class DualTokenViT(nn.Module):
         return self.with_patches(self.patch_embed((images - self.mean) / self.std), tokens, betas)
 
     def with_patches(self, patches: Tensor, tokens: Tensor, betas: Tensor | None = None) -> Tensor:
-        """Returns the logits of `with_tokens` from embedded patches (B, D, H / P, W / P)."""
+        """Returns logits (B, K), as `with_tokens` does, from embedded patches (B, D, H / P, W / P) of size P."""
         x = patches.flatten(2).transpose(1, 2) + self.pos_embed  # (B, N, D)
         x = torch.cat([tokens.unsqueeze(1).to(x.dtype), x], dim=1)  # (B, 1 + N, D)
         for block in self.blocks:
@@ -218,7 +218,7 @@ class DualTokenViT(nn.Module):
 
     @property
     def adapter_parameters(self) -> int:
-        """Number of parameters of one mode that the other mode does not share."""
+        """Number of parameters that one mode has and the other mode does not share."""
         token = 0 if self.robust_token is None else self.config.width
         norms = sum(m.weight[0].numel() + m.bias[0].numel() for m in self.modules() if isinstance(m, DualLayerNorm))
         return token + norms
