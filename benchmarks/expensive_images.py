@@ -127,7 +127,10 @@ def measure_expensive_images(workload: Workload) -> None:
 
 
 def memory_budget() -> int:
-    """Returns the bytes beyond idle that docs/serving.md allows at the defaults: images, processes, threads, bodies."""
+    """Returns the memory in bytes, beyond that of an idle server, which docs/serving.md allows at the default settings.
+
+    It is the sum for images, processes, threads and bodies.
+    """
     decoders = min(8, available_cpus())
     one_image = 46 * 25_000_000
     return 2**30 + one_image + (40 * (max(1, decoders // 2) + 1) + 30 * decoders + STREAM_CONNECTIONS) * 2**20
@@ -208,7 +211,7 @@ async def _send_stream(port: int, requests: Sequence[bytes], seconds: float) -> 
 
 
 def peak_bytes(server: Server) -> int:
-    """Returns the sum of the peak memory of each process in bytes: an upper bound of the peak of the server."""
+    """Returns the sum of the peak memory of each process in bytes. The peak of the whole server is at most this sum."""
     peak = 0
     for process in server.processes():
         try:
@@ -220,7 +223,7 @@ def peak_bytes(server: Server) -> int:
 
 
 def p99_ms(responses: Sequence[TimedResponse]) -> float:
-    """Returns the p99 of the latencies, as `percentile_ms` does."""
+    """Returns the 99th percentile of the latencies in ms, as `percentile_ms` does."""
     return percentile_ms(responses, 99)
 
 
@@ -261,7 +264,10 @@ def large_photographs() -> list[bytes]:
 
 
 def expensive_streams(manifest: Manifest) -> list[ExpensiveStream]:
-    """Returns the streams: one for each expensive image, and one each for several images in a form, JSON and /v2."""
+    """Returns one stream for each kind of expensive image.
+
+    Also returns streams of requests with several images: in a form, in JSON and in the Open Inference Protocol.
+    """
     white = Image.new("RGB", (5000, 5000), "white")
     webp = _encode(white, "WEBP", lossless=True)
     clear = _encode(Image.new("RGBA", (5000, 5000), (1, 2, 3, 4)), "WEBP", lossless=True)
@@ -282,9 +288,9 @@ def expensive_streams(manifest: Manifest) -> list[ExpensiveStream]:
 
 
 def requests_without_image() -> ExpensiveStream:
-    """Returns a stream with the rate of requests of the smallest image, but without a decodable image.
+    """Returns a stream of requests without a decodable image, which measures the cost of requests and connections.
 
-    It measures the cost of the requests and connections alone.
+    A request has about as many bytes as one with the smallest expensive image, so the rate of requests is the same.
     """
     return ExpensiveStream(WITHOUT_IMAGE, classify_requests([b"\xff\xd8\xff" + bytes(120)], media_type="image/webp"))
 

@@ -24,7 +24,7 @@ RUNS_PER_ROUND = 4  # of each engine at each batch size
 
 @dataclass(frozen=True)
 class ImageCost:
-    """Core-seconds per image, and the seconds that a single image takes."""
+    """The core-seconds per image of the decoder and of the engine, and the seconds that a single image takes."""
 
     decode_s: float  # mean over the images; one thread, the other cores idle
     busy_decode_s: float  # the same mean while every core decodes

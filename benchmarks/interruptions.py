@@ -103,7 +103,10 @@ def measure_sigterm(workload: Workload) -> None:
 
 
 async def stop_under_load(server: Server) -> tuple[Traffic, float, float]:
-    """Sends SIGTERM under load. Returns the traffic, the time of the signal and the time when the process ended."""
+    """Sends SIGTERM under load. Returns the traffic, the time of the signal, and the time of the process's end.
+
+    Times are seconds of time.perf_counter.
+    """
     traffic = Traffic(server.port, valid_requests())
     running = asyncio.create_task(traffic.run())
     await asyncio.sleep(BEFORE_S)
@@ -140,7 +143,7 @@ def measure_worker_kill(workload: Workload) -> None:
 
 @dataclass(frozen=True)
 class WorkerKill:
-    """The kill of a worker: its time, the connections of the worker, and the seconds until a new worker has one."""
+    """The kill of a worker: its time, the connections of the worker, and the seconds until a new worker accepts one."""
 
     at_s: float
     connections: int
@@ -207,9 +210,9 @@ def measure_reload(workload: Workload) -> None:
 
 
 async def reload_under_load(server: Server, path: Path, version: str) -> tuple[Traffic, float]:
-    """Replaces the bundle by the same model under another version, and sends SIGHUP.
+    """Under load, replaces the bundle by the same model under another version, and sends SIGHUP.
 
-    Returns the traffic and the time of the signal.
+    Returns the traffic and the time of the signal in seconds of time.perf_counter.
     """
     bundle = load_bundle(path)
     files = {name: (path / name).read_bytes() for name in bundle.manifest.files}

@@ -45,9 +45,10 @@ class JobPhase:
         return self.percentile_ms(99)
 
     def percentile_ms(self, percent: float) -> float:
-        """Returns the percentile of the latencies in ms, without the first tenth of the time; NaN without a success.
+        """Returns the percentile of the latencies in ms; NaN if no request succeeded. percent: 0 to 100.
 
-        The first requests after a quiet time wait for the longer inference of the job.
+        Requests of the first tenth of the time do not count. They wait for the longer runs that the job has while no
+        request arrives.
         """
         latencies = [r.latency_s for r in self.load.of_status(200) if r.intended_s >= self.load.seconds / 10]
         return 1000 * percentile(latencies, percent)
@@ -77,7 +78,10 @@ def run_job_server(work: Path, images: list[bytes], flags: list[str]) -> Iterato
 def run_phase(
     server: Server, client: AdminClient, job: str | None, requests: list[bytes], rate: float, seconds: float
 ) -> JobPhase:
-    """Returns the responses of an open loop, and the rate of the job during the loop; 0 without a job."""
+    """Returns the responses of an open loop, and the images per second of the job meanwhile.
+
+    job: its id; None: there is no job, and its rate is 0. rate: requests per second.
+    """
     before = client.job(job)["done"] if job else 0
     started = time.perf_counter()
     load = uvloop.run(open_loop(server.port, requests, rate, seconds, seed=1))

@@ -99,9 +99,11 @@ def compare_with_litserve(workload: Workload) -> None:
 
 
 def find_best_settings(python, workload, trials, score) -> LitServeSettings:  # type: ignore[no-untyped-def]
-    """Returns the settings with the highest score. The search changes one option at a time.
+    """Returns the settings of LitServe with the highest score. The search changes one option at a time.
 
-    Measures each combination of options once, and stores the result in `trials` for a search by another score.
+    python: path of the Python that has LitServe. score: computes a number from the ClosedLoopResults at many
+    connections and at one connection. trials: stores both results for each combination of options, so that a search by
+    another score does not measure it again.
     """
     requests = form_requests(workload.images)
 

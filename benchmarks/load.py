@@ -27,7 +27,7 @@ _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)")
 
 @dataclass(frozen=True)
 class Response:
-    """An HTTP response. Its head is in lower case."""
+    """An HTTP response. head: the status line and the headers, in lower case."""
 
     status: int
     head: bytes = b""
@@ -52,7 +52,10 @@ class Connection(asyncio.Protocol):
         self.is_open = True
 
     def send(self, request: bytes, callback: Callable[[Response], None]) -> None:
-        """Sends a complete request, and calls `callback` with its response, or one of status NO_RESPONSE."""
+        """Sends a complete request, and calls `callback` with its response.
+
+        If the connection ends before the response, calls it with a Response of status NO_RESPONSE.
+        """
         self._callback = callback
         if self.is_open:
             self.transport.write(request)
@@ -60,7 +63,7 @@ class Connection(asyncio.Protocol):
             self.connection_lost(None)
 
     def request(self, request: bytes) -> asyncio.Future[Response]:
-        """Sends a complete request. Returns a future of its response, or of one of status NO_RESPONSE."""
+        """Sends a complete request. Returns a future of the response that `send` passes to its callback."""
         response: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
         self.send(request, response.set_result)
         return response
@@ -186,7 +189,7 @@ class OpenLoopResult:
     def goodput(self) -> float:
         """Responses with status 200 per second, counted only while the loop sends requests.
 
-        The first tenth of the time is left out, because an empty queue fills in it.
+        The first tenth of the time does not count, because the queue is empty at the start.
         """
         start = self.seconds / 10
         good = sum(r.response.status == 200 and start <= r.completed_s <= self.seconds for r in self.responses)

@@ -158,7 +158,10 @@ def percentile_ms(responses: list[TimedResponse], percent: float) -> float:
 
 
 def recovery_s(after: OverloadPhase, normal_ms: float) -> float:
-    """Returns the seconds until no request is refused and p99 is at most `normal_ms`; infinite if never."""
+    """Returns the seconds from the start of `after` until no request is refused and p99 is at most `normal_ms`.
+
+    Returns infinity if this does not happen.
+    """
     responses = sorted(after.load.responses, key=lambda timed: timed.intended_s)
     for start in np.arange(0, after.load.seconds - 1, RECOVERY_STEP_S):
         rest = [r for r in responses if r.intended_s >= start]

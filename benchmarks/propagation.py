@@ -2,9 +2,9 @@
 
     python -m benchmarks.propagation
 
-One server with four workers: the time from sending a change to the response, which means that every worker applies it.
-Two servers with one PostgreSQL: the time until the other server applies it. Throughput: with a change every 10 ms, as a
-ratio to the throughput without changes.
+One server with four workers: the time from sending a change to the response. The server responds when every worker
+applies the change. Two servers with one PostgreSQL: the time until the other server applies it. Throughput: with a
+change every 10 ms, as a ratio to the throughput without changes.
 """
 
 from __future__ import annotations

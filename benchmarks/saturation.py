@@ -19,7 +19,10 @@ CONNECTIONS = 64
 
 
 def measure_saturation(workload: Workload) -> None:
-    """Prints the throughput at 64 connections / limit, and the p50 at one connection minus decoding and inference."""
+    """Prints the throughput at 64 connections as a share of the hardware limit, and the overhead of one request.
+
+    The overhead is the p50 at one connection without the time of decoding and inference.
+    """
     requests = classify_requests(workload.images)
     measurement = LimitMeasurement(workload)
     busy: list[ClosedLoopResult] = []
@@ -63,7 +66,7 @@ def measure_saturation(workload: Workload) -> None:
 
 
 def measure_mixed_betas(workload: Workload) -> None:
-    """Prints the throughput with many β / the throughput with one β, measured in turns on one server."""
+    """Prints the throughput with many β as a ratio to that with one β, measured in turns on one server."""
     count = len(workload.images)
     one = classify_requests(workload.images)
     mixed = classify_requests(workload.images, np.linspace(0, 1, count).tolist())

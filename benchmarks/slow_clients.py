@@ -23,7 +23,7 @@ HEAD = (
 
 
 def measure_slow_clients(workload: Workload) -> None:
-    """Prints the p99 of a normal client beside slow clients / the p99 without them, measured in turns."""
+    """Prints the p99 of a normal client beside slow clients as a ratio to the p99 without them, measured in turns."""
     requests = classify_requests(workload.images)
     ratios: list[float] = []
     failed = sent = 0

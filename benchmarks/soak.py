@@ -52,7 +52,7 @@ class SoakResult:
         return ratio(median(rss[-GROWTH_SAMPLES:]), median(rss[:GROWTH_SAMPLES])) - 1
 
     def curve(self) -> str:
-        """Returns the memory at each tenth of the run as text. A cache levels off, a leak does not."""
+        """Returns the memory at each tenth of the run as text. The memory of a leak grows until the end of the run."""
         tenths = self.rss[:: max(1, len(self.rss) // 10)]
         return "MiB by requests: " + ", ".join(f"{rss / 2**20:.1f} at {sent:,}" for sent, rss in tenths)
 
@@ -64,7 +64,10 @@ class SoakResult:
 
 
 def run_soak(workload: Workload) -> None:
-    """Prints the growth of memory, descriptors and threads after `workload.requests` requests; then that of a leak."""
+    """Prints the growth of memory, descriptors and threads after `workload.requests` requests.
+
+    Then prints the growth of memory of a server with a leak.
+    """
     result, before, after = run_requests(workload.requests, TUREEN_SERVER)
     print(f"  {dict(result.counts.most_common())}\n  {result.curve()}", flush=True)
     mib = after.rss_bytes / 2**20
@@ -85,7 +88,10 @@ def run_soak(workload: Workload) -> None:
 
 
 def run_requests(requests: int, command: tuple[str, ...]) -> tuple[SoakResult, ResourceUsage, ResourceUsage]:
-    """Returns the result of the requests, and the resources of the idle server after the warm-up and at the end."""
+    """Runs a server and sends the requests.
+
+    Returns the result, and the resources of the idle server after the warm-up and after the last request.
+    """
     result = SoakResult()
     step = max(1, requests // SAMPLES)
     with run_tureen(SMALL_BUNDLE, command=command) as server:

@@ -16,7 +16,7 @@ COMPARISONS = {"≥": operator.ge, "≤": operator.le, "<": operator.lt, "=": op
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """Returns the percentile of the values; NaN if there are no values."""
+    """Returns the percentile of the values; NaN if there are no values. percent: 0 to 100."""
     if not values:
         return math.nan
     method = "higher" if math.inf in values else "linear"  # interpolating between two infinities gives NaN
@@ -24,7 +24,7 @@ def percentile(values: Sequence[float], percent: float) -> float:
 
 
 def ratio(measured: float, reference: float) -> float:
-    """Returns `measured` / `reference`; NaN if either is 0 or NaN, as without a successful response."""
+    """Returns `measured` / `reference`. Returns NaN if one of them is 0 or NaN: a round had no successful response."""
     return measured / reference if measured > 0 and reference > 0 else math.nan
 
 
@@ -40,7 +40,10 @@ def format_figure(figure: float, precision: str = ".4g") -> str:
 
 
 def report_target(name: str, comparison: str, bound: float, measured: float, note: str = "") -> bool:
-    """Prints the measurement beside its target; returns whether it meets the target."""
+    """Prints the measurement beside its target. Returns whether it meets the target.
+
+    comparison: "≤" or "≥". bound: the target.
+    """
     is_met: bool = COMPARISONS[comparison](measured, bound)
     verdict = "yes" if is_met else "NO"
     figure = format_figure(measured)

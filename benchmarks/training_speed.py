@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def measure(recipe: Recipe, device: torch.device, *, rounds: int, is_compiled: bool) -> dict[str, float]:
-    """Returns the median seconds of a nominal step, a co-training step, and the two kinds of pass of the floor."""
+    """Returns the median seconds of a nominal step, a co-training step, and both kinds of pass of the lower bound."""
     data = random_images(recipe)
     nominal_recipe = recipe.model_copy(update={"alpha": 1.0})
     nominal, cotraining = (Cotraining(r, data, device, is_compiled=is_compiled) for r in (nominal_recipe, recipe))

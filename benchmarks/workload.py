@@ -120,7 +120,10 @@ def cifar10_files(work: Path) -> list[Path]:
 def classify_requests(
     images: Sequence[bytes], betas: Sequence[float] = (0.5,), media_type: str = "image/jpeg"
 ) -> list[bytes]:
-    """Returns complete POST /classify requests. They use the images and the β in turn, each at least once."""
+    """Returns complete POST /classify requests, each with one image and one β.
+
+    Uses the images and the β in turn, each at least once.
+    """
     count = max(len(images), len(betas))
     return [
         f"POST /classify?beta={betas[i % len(betas)]:.3f} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {media_type}\r\n"
