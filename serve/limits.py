@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class BodyLimits:
-    """The limits of a request body, from the settings of the same names."""
+    """The limits of a request body. max_image_bytes: of a raw image. max_request_bytes: of a form or JSON."""
 
     max_image_bytes: int
     max_request_bytes: int
@@ -48,7 +48,7 @@ class ConnectionLimits:
 
     @property
     def tick_s(self) -> float:
-        """Interval of deadline checks in seconds. A deadline takes effect at most this much later."""
+        """The seconds between two checks of the deadlines. A deadline takes effect at most this much later."""
         shortest = min(self.head_timeout_s, self.body_timeout_s, self.body_grace_s, self.send_timeout_s, self.linger_s)
         return min(1.0, shortest / 2)
 
@@ -65,7 +65,7 @@ def is_host_name(text: str) -> bool:
 
 
 def is_origin(text: str) -> bool:
-    """Returns whether the text is a valid Origin header of a browser: scheme, host, and a port if not the default."""
+    """Returns whether the text is a valid Origin header: `null`, or a scheme, a host and optionally a port."""
     return text == "null" or _ORIGIN.fullmatch(text) is not None
 
 

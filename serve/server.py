@@ -23,15 +23,20 @@ logger = logging.getLogger("tureen.serve")
 
 
 def serve(arguments: list[str]) -> int:
-    """Runs `tureen serve`. Returns 0 after SIGTERM or SIGINT, 1 if no engine can be opened or a port is taken."""
+    """Runs `tureen serve`. Returns 0 after SIGTERM or SIGINT, 1 if no engine can be opened or a port is taken.
+
+    Raises the errors of `run_server`.
+    """
     return run_server(parse_settings(arguments))
 
 
 def run_server(settings: Settings, on_ready: Callable[[int], None] = lambda port: None) -> int:
-    """Serves the bundle until a signal stops the server. Returns the exit status; raises BundleError.
+    """Serves the bundle until SIGTERM or SIGINT stops the server. Returns the exit status, 0 or 1.
 
     The port responds before the engine is ready, so that /healthz and /readyz distinguish a slow start from a dead
-    process. on_ready: receives the port when the engine is ready.
+    process. on_ready: receives the port when the engine is ready. Raises BundleError if the bundle is missing or
+    damaged, SingleTokenError if --default-beta is set and the model has one token, ControlStoreError if the URL --store
+    is invalid, and UvicornVersionError if the installed uvicorn is not supported.
     """
     configure_logs(settings.log_level)
     check_uvicorn()

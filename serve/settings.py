@@ -33,7 +33,7 @@ def _is_installed(module: str) -> bool:
 
 
 def _names(value: str | Iterable[str] | None) -> Iterable[str] | None:
-    """Returns the host names of a comma-separated list. Raises ValueError for an invalid name."""
+    """Returns the host names of a comma-separated list. Raises ValueError if one is neither `*` nor a host name."""
     if value is None:
         return None
     names = [name.strip() for name in value.split(",")] if isinstance(value, str) else list(value)
@@ -44,7 +44,7 @@ def _names(value: str | Iterable[str] | None) -> Iterable[str] | None:
 
 
 def _origins(value: str | Iterable[str]) -> Iterable[str]:
-    """Returns the origins of a comma-separated list. Raises ValueError for an invalid origin."""
+    """Returns the origins of a comma-separated list. Raises ValueError if one is neither `*` nor an origin."""
     origins = [origin.strip() for origin in value.split(",")] if isinstance(value, str) else list(value)
     for origin in origins:
         if origin != "*" and not is_origin(origin):
@@ -53,7 +53,10 @@ def _origins(value: str | Iterable[str]) -> Iterable[str]:
 
 
 def _directories(value: str | Iterable[str | Path]) -> list[str]:
-    """Returns the directories as absolute paths. Raises ValueError if one does not exist."""
+    """Returns the directories of a list separated by os.pathsep, as absolute paths.
+
+    Raises ValueError if one does not exist.
+    """
     paths = [os.path.abspath(path) for path in (value.split(os.pathsep) if isinstance(value, str) else value)]
     for path in paths:
         if not os.path.isdir(path):
@@ -332,7 +335,10 @@ class Settings(BaseModel):
 
     @property
     def decode_processes(self) -> int:
-        """Half of decode_threads. With a process on every CPU, small images would be several times slower."""
+        """The number of processes that decode large images: half of decode_threads.
+
+        With a process on every CPU, small images would be several times slower.
+        """
         return max(1, self.decode_threads // 2)
 
     @property
@@ -369,7 +375,7 @@ def grpc_address(settings: Settings) -> str:
 
 
 def parse_settings(arguments: list[str], environment: Mapping[str, str] = os.environ) -> Settings:
-    """Returns the settings. Exits with status 2 for an invalid value.
+    """Returns the settings of `tureen serve`. Ends the process with status 2 if a value is invalid.
 
     A flag overrides its TUREEN_… variable, which overrides the default.
     """

@@ -22,7 +22,10 @@ TOKEN_VARIABLE = "TUREEN_ADMIN_TOKEN"  # noqa: S105 - a name
 
 
 class RefusedError(AdminError):
-    """The server refused the request, or is unreachable. code: of the server's error, or such as `unreachable`."""
+    """The server refused the request, or is unreachable.
+
+    code: the code of the server's error response, or a code of this client such as `unreachable`.
+    """
 
     def __init__(self, code: str, detail: str) -> None:
         self.code = code
@@ -30,10 +33,13 @@ class RefusedError(AdminError):
 
 
 class AdminClient:
-    """A client of one operators' listener. Every method raises RefusedError."""
+    """A client of one operators' listener. Every method raises RefusedError if the server refuses or is unreachable."""
 
     def __init__(self, url: str, token: str | None = None, state_dir: Path | None = None) -> None:
-        """token: by default TUREEN_ADMIN_TOKEN, else the token file in state_dir. Raises RefusedError."""
+        """token: by default the variable TUREEN_ADMIN_TOKEN, else the token file in state_dir.
+
+        Raises RefusedError if the URL is invalid, or if there is no valid token.
+        """
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
             raise RefusedError(
@@ -45,21 +51,24 @@ class AdminClient:
             raise RefusedError("wrong_token", "the token has spaces, line ends or characters that are not ASCII")
 
     def state(self, after: int | None = None, wait_s: float = 0) -> dict[str, Any]:
-        """Returns the settings in force. after: a revision; waits up to wait_s seconds for a later one."""
+        """Returns the settings in force, in the JSON form of GET /admin/beta.
+
+        after: a revision number; the server waits at most wait_s seconds for a later revision.
+        """
         query = "" if after is None else "?" + urlencode({"after": after, "wait_s": wait_s})
         return self._request_json("GET", f"/admin/beta{query}", timeout_s=TIMEOUT_S + wait_s)
 
     def change(self, revision: int, change: dict[str, Any], *, dry_run: bool = False) -> dict[str, Any]:
-        """Changes the settings and returns the new ones. A dry run only returns them.
+        """Changes the settings and returns the new ones. A dry run returns them without a change.
 
-        revision: the server refuses the change if the current revision is a later one.
+        revision: the revision to change; the server refuses the change if it is not the current one.
         """
         return self._request_json("PUT", f"/admin/beta{'?dry_run=true' if dry_run else ''}", change, revision)
 
     def rollback(self, revision: int, to: int, reason: str, *, dry_run: bool = False) -> dict[str, Any]:
-        """Restores the settings of the revision `to` and returns them. A dry run only returns them.
+        """Restores the settings of the revision `to` and returns them. A dry run returns them without a change.
 
-        revision: the server refuses the change if the current revision is a later one.
+        revision: as in `change`.
         """
         path = f"/admin/beta/rollback{'?dry_run=true' if dry_run else ''}"
         return self._request_json("POST", path, {"revision": to, "reason": reason}, revision)
@@ -84,7 +93,7 @@ class AdminClient:
         return verified
 
     def submit_job(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Submits a job and returns it."""
+        """Submits a job and returns it. request: the JSON body of POST /jobs."""
         return self._request_json("POST", "/jobs", request)
 
     def jobs(self, limit: int, state: str | None = None) -> list[dict[str, Any]]:
@@ -98,7 +107,10 @@ class AdminClient:
         return self._request_json("GET", _path_of(job_id))
 
     def job_action(self, job_id: str, action: str) -> dict[str, Any]:
-        """Cancels, pauses or resumes a job, and returns it. A running job stops within two seconds."""
+        """Applies an action to a job, and returns the job. action: cancel, pause or resume.
+
+        A running job stops within two seconds.
+        """
         return self._request_json("POST", f"{_path_of(job_id)}/{action}")
 
     def job_errors(self, job_id: str, limit: int) -> list[dict[str, Any]]:
@@ -107,12 +119,12 @@ class AdminClient:
         return found
 
     def job_results(self, job_id: str) -> list[dict[str, Any]]:
-        """Returns the name and the size of each file that the job has written."""
+        """Returns the name and the size in bytes of each file that the job has written."""
         found: list[dict[str, Any]] = self._request_json("GET", f"{_path_of(job_id)}/results")["files"]
         return found
 
     def save_job_result(self, job_id: str, name: str, file: Path) -> None:
-        """Downloads a result file to `file`. Creates no file if that fails."""
+        """Downloads the result file `name` of a job to the path `file`. Creates no file if the download fails."""
         with (
             self._request("GET", f"{_path_of(job_id)}/results/{quote(name, safe='')}") as response,
             atomic_file(file) as output,

@@ -42,7 +42,11 @@ from tureen.soup import DEFAULT_TOP_K, Soup
 
 
 def batch(arguments: list[str]) -> int:
-    """Runs `tureen batch`. Returns 0 when every image has its rows. Raises JobError, BundleError or EngineError."""
+    """Runs `tureen batch`. Returns 0 when every image has its rows.
+
+    Raises JobError if the job cannot start or continue, BundleError if the bundle is missing or damaged, and
+    EngineError if no engine can be opened.
+    """
     options = _parser().parse_args(arguments)
     if options.ray is not None:
         check_ray(options.ray)
@@ -176,7 +180,7 @@ def _engine_options(options: argparse.Namespace, earlier: JobSpec | None) -> Eng
 
 
 def _load_soup(options: argparse.Namespace, earlier: JobSpec | None, engine: EngineOptions) -> Soup:
-    """Returns the loaded model. A resumed job uses the engine, precision and limits of its first run."""
+    """Returns the loaded soup. Without options for them, a resumed job uses the engine and limits of its first run."""
     name, precision = options.engine, options.precision
     if earlier is not None and name == AUTO:
         name, precision = earlier.engine, precision or earlier.precision

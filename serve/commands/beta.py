@@ -24,7 +24,10 @@ SERVER_DEFAULT = "server"
 
 
 def beta(arguments: list[str]) -> int:
-    """Runs `tureen beta`. Returns 0, or 1 if the operator did not confirm. Raises AdminError."""
+    """Runs `tureen beta`. Returns 0, or 1 if the operator did not confirm the change.
+
+    Raises RefusedError if the server refuses a request or is unreachable.
+    """
     options = _parser().parse_args(arguments)
     client = AdminClient(options.url, options.token, options.state_dir)
     run = {"get": _get, "set": _set, "history": _history, "rollback": _rollback, "cancel": _cancel, "watch": _watch}
@@ -192,7 +195,10 @@ def _print_state(state: dict[str, Any], options: argparse.Namespace) -> int:
 
 
 def _confirm(state: dict[str, Any], after: dict[str, Any]) -> bool:
-    """Returns whether the operator confirms the change. Prints the settings now and after the change."""
+    """Prints the settings before and after the change, and returns whether the operator confirms the change.
+
+    Returns False if the input is not a terminal.
+    """
     for when, settings in (("now ", state), ("then", after)):
         print("\n".join((f"{when}      {format_default(settings)}", *_format_rules(settings))))
     if not sys.stdin.isatty():
@@ -205,7 +211,7 @@ def _confirm(state: dict[str, Any], after: dict[str, Any]) -> bool:
 
 
 def format_state(state: dict[str, Any]) -> str:
-    """Returns the settings in force as text."""
+    """Returns the settings in force as text. state: the JSON object of GET /admin/beta."""
     lines = [format_default(state)]
     if state["changed"] is not None:
         changed = state["changed"]
@@ -225,7 +231,7 @@ def format_state(state: dict[str, Any]) -> str:
 
 
 def _format_rules(state: dict[str, Any]) -> list[str]:
-    """Returns lines with the bounds, policies, canary and planned changes."""
+    """Returns lines of text with the bounds, policies, canary and planned changes of the settings."""
     choice = f"from {state['beta_min']:g} to {state['beta_max']:g}" if state["clients_may_choose"] else "nothing"
     lines = [f"clients   choose {choice}"]
     lines += [f"policy    {name} → {beta:g}" for name, beta in state["policies"].items()]
@@ -235,7 +241,7 @@ def _format_rules(state: dict[str, Any]) -> list[str]:
 
 
 def format_default(state: dict[str, Any]) -> str:
-    """Returns a line with the default β, its strength and its expected accuracy."""
+    """Returns a line of text with the revision, the default β, its strength and its expected accuracy."""
     beta = "none, the model has one token" if state["default_beta"] is None else f"{state['default_beta']:g}"
     strength = state.get("default_strength")  # servers of earlier versions send none
     shown = f", strength {strength:g}" if strength is not None else ""
@@ -285,7 +291,10 @@ def _policy_argument(text: str) -> tuple[str, float | None]:
 
 
 def _canary_argument(text: str) -> dict[str, float]:
-    """Returns the β and the share of a canary; an empty dictionary for "none"."""
+    """Returns the β and the share of the canary in the text `β:SHARE`; an empty dictionary for "none".
+
+    Raises ArgumentTypeError for another text.
+    """
     if text == "none":
         return {}
     beta, _, share = text.partition(":")

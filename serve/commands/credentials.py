@@ -16,7 +16,11 @@ from tureen.machine import default_state_directory
 
 
 def credentials(arguments: list[str]) -> int:
-    """Runs `tureen credentials`. Returns 0. Raises ControlStoreError or InvalidChangeError."""
+    """Runs `tureen credentials`. Returns 0.
+
+    Raises ControlStoreError if the store is unreachable, InvalidChangeError if the name is taken, unknown or invalid,
+    and BundleError if the bundle is missing or damaged.
+    """
     parser = argparse.ArgumentParser(
         prog="tureen credentials",
         description="Make, list and revoke the bearer tokens of a service's operators. A running server applies a "

@@ -21,7 +21,10 @@ REQUEST_OPTIONS = ("beta", "betas", "top_k", "format", "shard_rows", "max_error_
 
 
 def jobs(arguments: list[str]) -> int:
-    """Runs `tureen jobs`. Returns 0, or 1 if a watched job did not succeed. Raises AdminError."""
+    """Runs `tureen jobs`. Returns 0, or 1 if a watched job did not succeed.
+
+    Raises RefusedError if the server refuses a request or is unreachable.
+    """
     options = _parser().parse_args(arguments)
     client = AdminClient(options.url, options.token, options.state_dir)
     run = {"submit": _submit, "list": _list, "show": _show, "watch": _watch, "errors": _errors, "results": _results}
@@ -123,7 +126,10 @@ def _watch(client: AdminClient, options: argparse.Namespace) -> int:
 
 
 def _job_with_retries(client: AdminClient, job_id: str) -> dict[str, Any]:
-    """Returns the job. Retries while the server restarts, because jobs survive that. Raises RefusedError."""
+    """Returns the job. Retries while the server is unreachable, because a job survives a restart of the server.
+
+    Raises RefusedError if the server refuses the request, or is unreachable for RECONNECT_S seconds.
+    """
     end = time.monotonic() + RECONNECT_S
     while True:
         try:
@@ -164,14 +170,14 @@ def _print_job(job: dict[str, Any], options: argparse.Namespace) -> int:
 
 
 def format_job_line(job: dict[str, Any]) -> str:
-    """Returns a job as one line of text."""
+    """Returns the id, state, progress and output of a job as one line of text."""
     state = job["state"] if job["wanted"] is None else f"{job['state']}, to be {job['wanted']}"
     images = "?" if job["images"] is None else f"{job['images']:,}"
     return f"{job['id']}  {state:<19}  {job['done']:,}/{images}, {job['failed']:,} failed  {job['request']['output']}"
 
 
 def format_job(job: dict[str, Any]) -> str:
-    """Returns a job as several lines of text."""
+    """Returns a job as several lines of text: `format_job_line`, its input, β, operator, times and error."""
     request = job["request"]
     betas = request["betas"] or [job["default_beta"] if request["beta"] is None else request["beta"]]
     states = sorted(job["times"].items(), key=lambda state_and_time: state_and_time[1])

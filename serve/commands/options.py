@@ -10,7 +10,7 @@ DEFAULT_URL = "http://127.0.0.1:8001"
 
 
 def listener_options() -> argparse.ArgumentParser:
-    """Returns a parent parser with the options for the URL of an operators' listener, the credential and JSON."""
+    """Returns an argparse parent with the options --url, --token, --state-dir and --json."""
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument(
         "--url",

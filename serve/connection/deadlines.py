@@ -10,7 +10,7 @@ from serve.limits import ConnectionLimits
 
 
 class Phase(Enum):
-    """What a connection waits for."""
+    """The event that a connection waits for. The rules of its deadlines depend on it."""
 
     HEAD = auto()  # the rest of a head, before its deadline
     BODY = auto()  # the rest of a body, before its deadline and at a minimum rate
@@ -22,10 +22,10 @@ class Phase(Enum):
 def late_error(
     limits: ConnectionLimits, phase: Phase, *, elapsed_s: float, received: int, is_probe: bool
 ) -> ServeError | None:
-    """Returns the error of a request whose head or body is late, or None.
+    """Returns the error of a request whose head or body is late; None if neither is late.
 
-    elapsed_s: since the start of the phase. received: bytes of the body in this phase. is_probe: the connection is
-    beyond max_connections, for one health probe.
+    elapsed_s: seconds since the start of the phase. received: bytes of the body in this phase. is_probe: whether the
+    connection is beyond max_connections and is only for one health probe.
     """
     if phase is Phase.HEAD:
         timeout_s = min(limits.head_timeout_s, limits.probe_timeout_s if is_probe else math.inf)
@@ -36,9 +36,9 @@ def late_error(
 
 
 def must_abort(limits: ConnectionLimits, phase: Phase, *, elapsed_s: float, is_unsent: bool) -> bool:
-    """Returns whether the connection ends immediately: its client does not read the response, or does not close.
+    """Returns whether to end the connection immediately, because its client neither reads the response nor closes.
 
-    elapsed_s: since the start of the phase. is_unsent: bytes of responses wait until the client reads.
+    elapsed_s: seconds since the start of the phase. is_unsent: whether bytes of a response wait for the client.
     """
     if phase is Phase.LINGER:
         return elapsed_s > (limits.send_timeout_s if is_unsent else limits.linger_s)

@@ -25,7 +25,7 @@ class DeferredStartProtocol(DrainingProtocol):
 
     @property
     def is_started(self) -> bool:
-        """Whether the ASGI task of the last request has started."""
+        """Whether the ASGI task of the last request on the connection has started."""
         return self._unstarted is None
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:

@@ -18,13 +18,19 @@ Headers = list[tuple[bytes, bytes]]
 
 @dataclass(frozen=True)
 class ErrorResponse:
-    """The response for one error. `send` is for use while responses to earlier pipelined requests are open."""
+    """The response for one error, as bytes or by ASGI.
+
+    ASGI keeps the order of responses, so `send` is used if a response to an earlier pipelined request is incomplete.
+    """
 
     kind: ProblemType
     response: Response
 
     def to_bytes(self, request_id: str, more_headers: Headers, *, keep_alive: bool, is_head: bool) -> bytes:
-        """Returns the whole response as bytes. is_head: whether the method is HEAD; then the response has no body."""
+        """Returns the whole response as bytes. more_headers: come before the headers of the error.
+
+        keep_alive: whether the connection stays open. is_head: whether the method is HEAD; then there is no body.
+        """
         headers = [*more_headers, *self._headers(request_id)]
         if not keep_alive:
             headers.append((b"connection", b"close"))
@@ -42,7 +48,7 @@ class ErrorResponse:
 
 
 def error_response_of(error: TureenError, path: str = "") -> ErrorResponse:
-    """Returns the response for an error, in the form of the Open Inference Protocol if the path is below /v2."""
+    """Returns the response for an error. Below /v2 it has the form of the Open Inference Protocol."""
     return _cached_response(
         problem_type_of(error), str(error), tuple(headers_of(error).items()), is_oip({"path": path})
     )

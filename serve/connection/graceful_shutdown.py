@@ -65,13 +65,13 @@ def check_uvicorn(used: Mapping[type, str] = _USED) -> None:
 
 
 class DrainingState(ServerState):
-    """The state that a server shares with its connections. is_draining: whether the shutdown has begun."""
+    """The state that a server shares with its connections. is_draining: True after the shutdown has begun."""
 
     is_draining = False
 
 
 class DrainingProtocol(HttpToolsProtocol):
-    """A connection that a shutdown closes between requests, and never during one."""
+    """A connection that a shutdown closes between two requests, and never during a request."""
 
     server_state: DrainingState
 
@@ -86,12 +86,18 @@ class DrainingProtocol(HttpToolsProtocol):
             self.cycle.keep_alive = False
 
     def drain(self) -> None:
-        """Makes the current response the last one (`Connection: close`), unless its head is already sent."""
+        """Makes the current response the last one of the connection, by `Connection: close`.
+
+        Does nothing if no request is in progress, or if the head of the response is already sent.
+        """
         if self.cycle is not None and not self.cycle.response_started:
             self.cycle.keep_alive = False
 
     def shutdown(self) -> None:
-        """Closes the connection after QUIET_S without bytes. uvicorn would lose requests in transit."""
+        """Closes the connection after QUIET_S seconds without bytes and without a request in progress.
+
+        uvicorn closes it immediately, and would lose a request in transit.
+        """
         self.drain()
         self.timeout_keep_alive = QUIET_S  # type: ignore[assignment] # after its next response
         if self.cycle is None or self.cycle.response_complete:
@@ -114,7 +120,7 @@ class DrainingProtocol(HttpToolsProtocol):
 
 
 class DrainingServer(uvicorn.Server):
-    """A uvicorn server that accepts connections from the listeners given to `accept_from`, until `drain`."""
+    """A uvicorn server that accepts connections from the listeners which `accept_from` selects, until `drain`."""
 
     server_state: DrainingState
 
@@ -130,7 +136,7 @@ class DrainingServer(uvicorn.Server):
     ) -> None:
         """on_start: awaited when the application has started. It has to call `accept_from`.
 
-        on_drain: called at the start of the shutdown. delay_s: how long the server accepts requests after that.
+        on_drain: called at the start of the shutdown. delay_s: seconds for which the server then accepts requests.
         handles_signals: whether SIGTERM and SIGINT start the shutdown.
         """
         super().__init__(config)
@@ -144,15 +150,15 @@ class DrainingServer(uvicorn.Server):
         self._skip_delay = asyncio.Event()
 
     def drain(self, *, skip_delay: bool = False) -> None:
-        """Starts the shutdown. A second call, or skip_delay, skips the rest of the delay."""
+        """Starts the shutdown. A second call, or skip_delay=True, skips the rest of the delay."""
         if skip_delay or self.should_exit:
             self._skip_delay.set()
         self.should_exit = True
 
     async def accept_from(self, numbers: set[int]) -> None:
-        """Accepts connections from these listeners only. Other connections stay in the backlog of their listener.
+        """Accepts connections from these listeners only. The connections of another listener stay in its backlog.
 
-        numbers: indices of the listeners.
+        numbers: indices in `listeners`. Does nothing after the shutdown has begun.
         """
         if self.server_state.is_draining:
             return

@@ -41,7 +41,10 @@ its body is read.
 
 
 class HttpConnection(DeferredStartProtocol):
-    """One connection. `serve.connection.uvicorn_config` makes a subclass for each server, with the class attributes."""
+    """One HTTP/1.1 connection. `serve.connection.uvicorn_config` creates a subclass for each server.
+
+    The subclass sets the class attributes below.
+    """
 
     limits: ConnectionLimits
     check_admission: AdmissionCheck
@@ -110,7 +113,7 @@ class HttpConnection(DeferredStartProtocol):
             self._limit_overhead(len(data) - (self._received - received))
 
     def _limit_overhead(self, count: int) -> None:
-        """Counts bytes that are not body data, which the parser buffers: of a head, or of the framing of a body."""
+        """Counts received bytes of a head, or of the framing of a body. Ends the connection if there are too many."""
         if self._phase is Phase.HEAD:
             self._received += count
             limit = self.limits.max_head_bytes
@@ -249,7 +252,10 @@ class HttpConnection(DeferredStartProtocol):
     # Refusals
 
     def _refuse(self, refusal: ErrorResponse) -> None:
-        """Responds to a valid head, in pipeline order, without the application. Discards the body as it arrives."""
+        """Sends the refusal of a request with a valid head, after the responses to earlier requests.
+
+        The application does not receive the request. The connection discards its body.
+        """
         keep_alive = (
             self.parser.should_keep_alive()
             and not self.server_state.is_draining
@@ -282,7 +288,10 @@ class HttpConnection(DeferredStartProtocol):
         return refuse
 
     def _fail(self, error: TureenError) -> None:
-        """Ends the connection because of an invalid or late request. Sends the error, unless a response is open."""
+        """Ends the connection because of an invalid or late request.
+
+        Sends the error as the response, unless a response to an earlier request is incomplete.
+        """
         self._is_last = True
         if self._phase is Phase.LINGER:
             return
@@ -329,7 +338,7 @@ class HttpConnection(DeferredStartProtocol):
             self._count(refusal, scope)
 
     def _default_headers(self) -> Headers:
-        """Returns the headers of every response to the current request."""
+        """Returns the headers that every response to the current request has: those of uvicorn and of CORS."""
         headers = cast(Headers, self._scope()["headers"])
         return [*self.server_state.default_headers, *cors_headers(self.limits.cors_origins, headers)]
 
@@ -353,16 +362,19 @@ class HttpConnection(DeferredStartProtocol):
     # The end
 
     def close_after_response(self) -> None:
-        """Closes the connection. Lingers first if the client is still sending, so that it gets the response."""
+        """Closes the connection. If the client is still sending, first discards its bytes for at most linger_s.
+
+        Otherwise the connection would be reset, and the client would lose the response.
+        """
         if self._phase is Phase.BODY or self._received:
             self._linger()
         else:
             self.transport.close()
 
     def _leave_probes(self) -> None:
-        """Counts this connection no longer as a probe, so that another health probe can connect.
+        """Stops counting this connection as a health probe, so that a health probe can connect.
 
-        Called after its request was refused because it is no health probe.
+        Called after the connection's request was refused, because it was for another path.
         """
         self.probes.discard(self)
         self.connections.discard(self)
@@ -390,7 +402,7 @@ class HttpConnection(DeferredStartProtocol):
 
 
 class _LingeringTransport:
-    """The transport that uvicorn's response cycle uses: its close() lingers where necessary."""
+    """The transport for uvicorn's response cycle, whose `close` is `HttpConnection.close_after_response`."""
 
     def __init__(self, protocol: HttpConnection) -> None:
         self._protocol = protocol

@@ -21,7 +21,11 @@ class StopParsing(Exception):  # noqa: N818 - not an error: a callback raises it
 
 
 def parse(protocol: HttpToolsProtocol, data: bytes) -> TureenError | None:
-    """Parses received bytes, and calls the callbacks of the protocol. Returns the error to send, or None."""
+    """Parses received bytes, and calls the callbacks of the protocol.
+
+    Returns the error to send to the client: MalformedRequestError for invalid HTTP, TureenError if a callback failed,
+    or None.
+    """
     try:
         _feed(protocol, data)
     except httptools.HttpParserCallbackError as error:

@@ -18,7 +18,10 @@ Headers = list[tuple[bytes, bytes]]
 
 
 def head_error(limits: ConnectionLimits, version: str, target: bytes, headers: Headers) -> ServeError | None:
-    """Returns the error of a head that the parser has accepted; None for a valid head. headers: lower-case names."""
+    """Returns the error of a head that the parser has accepted; None if the rules accept it too.
+
+    version: such as "1.1". target: the path with its query. headers: with lower-case names.
+    """
     if len(headers) > MAX_HEADERS:
         return HeadTooLargeError(f"the request has more than {MAX_HEADERS} headers, the limit")
     if len(target) + sum(len(name) + len(value) + 4 for name, value in headers) > limits.max_head_bytes:
@@ -38,17 +41,20 @@ def head_error(limits: ConnectionLimits, version: str, target: bytes, headers: H
 
 
 def has_body(headers: Headers) -> bool:
-    """Returns whether a request with these headers has a body. head_error has accepted them."""
+    """Returns whether a request with these headers has a body. Requires headers that `head_error` accepts."""
     return content_length(headers) > 0 or any(name == b"transfer-encoding" for name, _ in headers)
 
 
 def content_length(headers: Headers) -> int:
-    """Returns the bytes that Content-Length announces; 0 without it."""
+    """Returns the value of Content-Length in bytes; 0 without this header."""
     return sum(int(value) for name, value in headers if name == b"content-length")
 
 
 def chunk_error(limits: ConnectionLimits, *, chunks: int, framing: int) -> ServeError | None:
-    """Returns the error of a chunked body, or None. framing: bytes of chunk headers, chunk extensions and trailers."""
+    """Returns the error of a body with too many chunks or too much framing; None for other bodies.
+
+    chunks: their number so far. framing: bytes of chunk headers, chunk extensions and trailers so far.
+    """
     if chunks > limits.max_chunks:
         return TooManyChunksError(limits.max_chunks)
     if framing > limits.max_head_bytes + CHUNK_BYTES * chunks:

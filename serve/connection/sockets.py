@@ -21,8 +21,9 @@ logger = logging.getLogger("tureen.serve")
 
 
 def bind(host: str, port: int, count: int = 1) -> list[socket.socket]:
-    """Returns `count` listening sockets on one address, one for each process. Raises OSError.
+    """Returns `count` listening sockets on one address, one for each process. port: 0 selects a free one.
 
+    Raises OSError if the address cannot be used, or if another process listens on the port.
     On Linux the kernel distributes connections evenly over them. If all processes shared one socket, a running process
     would take nearly all connections of a burst.
     """
@@ -43,7 +44,10 @@ def bind(host: str, port: int, count: int = 1) -> list[socket.socket]:
 
 
 def hold_port(host: str, port: int) -> socket.socket:
-    """Returns a socket that does not listen, but reserves the port for sockets with SO_REUSEPORT. Raises OSError."""
+    """Returns a socket that does not listen, but reserves the port for sockets with SO_REUSEPORT.
+
+    Raises OSError if the address cannot be used, or if another process listens on the port.
+    """
     holder = _bound(host, port)  # without SO_REUSEPORT, so that it fails if another server has the port
     holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     return holder
@@ -52,9 +56,9 @@ def hold_port(host: str, port: int) -> socket.socket:
 def refuse_more(listener: socket.socket) -> None:
     """Makes Linux drop new connections before they are established. Handshakes that have started can complete.
 
-    A new client retries after a second, and finds the port closed or the next server. Best effort: the kernel drops
-    segments with less than the highest TTL, and systems send a lower TTL by default. A socket filter would drop every
-    SYN, but Linux may refuse one to a process without capabilities.
+    A new client retries after a second, and finds the port closed or the next server. The kernel then drops segments
+    with less than the highest TTL. A client that sends the highest TTL can still connect, but systems send a lower one
+    by default. A socket filter would drop every SYN, but Linux may refuse it to a process without capabilities.
     """
     _set_least_ttl(listener, HIGHEST_TTL)
 
@@ -77,7 +81,7 @@ def accept_waiting(listener: socket.socket) -> list[socket.socket]:
 def close_accepting(listener: socket.socket) -> list[socket.socket]:
     """Accepts and returns the connections in the backlog, then closes the listener for all processes that share it.
 
-    No other code runs in between, so a connection is lost only if it completes in that moment.
+    No other code runs between both steps, so only a connection that completes in this moment is lost.
     """
     accepted = accept_waiting(listener)
     with contextlib.suppress(OSError):  # systems other than Linux do not shut down a listener
@@ -87,7 +91,7 @@ def close_accepting(listener: socket.socket) -> list[socket.socket]:
 
 
 def _set_least_ttl(sock: socket.socket, ttl: int) -> None:
-    """Makes the kernel drop segments with a lower TTL, if the kernel supports and permits it."""
+    """Makes the kernel drop received segments with a lower TTL than `ttl`, if the kernel supports and permits it."""
     if sys.platform == "linux":
         for protocol, option in _LEAST_TTL:
             with contextlib.suppress(OSError):  # such as IPv6's option on an IPv4 socket

@@ -23,10 +23,11 @@ def uvicorn_config(
     keep_alive_s: int,
     drain_timeout_s: int,
 ) -> uvicorn.Config:
-    """Returns the configuration of one server, whose connections have their own counts and limits.
+    """Returns the configuration of one server. Each server counts and limits its connections separately.
 
-    has_lifespan: whether the application handles the ASGI events of start and end. keep_alive_s: how long a connection
-    may wait for its next request. drain_timeout_s: how long accepted requests may take after the server stops.
+    has_lifespan: whether the application handles the ASGI events of startup and shutdown. keep_alive_s: seconds for
+    which a connection may wait for its next request. drain_timeout_s: seconds that accepted requests may take after
+    the server has stopped listening.
     """
     return uvicorn.Config(
         app,

@@ -124,7 +124,7 @@ class WorkerChannel:
             self._writer.write(message.model_dump_json().encode() + b"\n")
 
     async def messages(self) -> AsyncIterator[Message]:
-        """Yields the messages of the other process until it ends."""
+        """Yields the messages of the other process until that process ends or closes its channel."""
         try:
             async for line in self._reader:
                 yield _MESSAGE.validate_json(line)
@@ -136,9 +136,9 @@ class WorkerChannel:
 
 
 def read_worker_config(end: socket.socket) -> WorkerConfig:
-    """Returns the first message, which the worker reads before its event loop runs. Blocks.
+    """Returns the first message to a worker. Blocks, because the worker reads it before its event loop runs.
 
-    Raises EOFError if the supervisor has ended.
+    Raises EOFError if the supervisor has ended before it sent the whole message.
     """
     line = bytearray()
     while not line.endswith(b"\n"):

@@ -86,7 +86,7 @@ class ServerProcess:
         raise NotImplementedError
 
     def run(self) -> int:
-        """Serves until the server has drained. Returns the exit status: 0, or 1 if it could not start."""
+        """Serves until the server has drained. Returns the exit status: 0, or 1 if a part could not be opened."""
         self.server.run()
         return int(self._has_failed)
 
@@ -149,7 +149,10 @@ class ServerProcess:
 
 
 def open_tracing(endpoint: str | None) -> Tracing | None:
-    """Returns the exporter of traces, or None without an endpoint. Imports it lazily, because it needs [otel]."""
+    """Returns the exporter of traces, or None without an endpoint.
+
+    Imports it lazily, because it needs the extra [otel].
+    """
     if endpoint is None:
         return None
     from serve.telemetry.tracing import Tracing
@@ -158,7 +161,10 @@ def open_tracing(endpoint: str | None) -> Tracing | None:
 
 
 async def open_jobs(service: Service) -> JobRunner:
-    """Returns the runner of batch jobs, which polls the store. Imports it lazily, because it needs [batch]."""
+    """Returns the started runner of batch jobs. Imports it lazily, because it needs the extra [batch].
+
+    Raises ControlStoreError if the URL of the store is invalid.
+    """
     from serve.jobs.runner import JobRunner
 
     runner = JobRunner(service, open_store(service.settings, service.bundle.manifest.name))
@@ -169,7 +175,10 @@ async def open_jobs(service: Service) -> JobRunner:
 async def open_grpc(
     service: Service, statistics: Statistics, tracing: Tracing | None, *, shares_port: bool
 ) -> GrpcServer:
-    """Returns the listening gRPC server. Raises GrpcPortTakenError. Imports it lazily, because it needs [grpc]."""
+    """Returns the listening gRPC server. Imports it lazily, because it needs the extra [grpc].
+
+    Raises GrpcPortTakenError if the server cannot listen on its port.
+    """
     from serve.oip.grpc_server import GrpcServer
 
     server = GrpcServer(service, statistics, shares_port=shares_port, tracing=tracing)

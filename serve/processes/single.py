@@ -21,7 +21,7 @@ logger = logging.getLogger("tureen.serve")
 
 
 class SingleProcess(ServerProcess):
-    """A server in one process. SIGTERM and SIGINT drain it; SIGHUP reloads the bundle."""
+    """A server in one process. SIGTERM and SIGINT drain the server. SIGHUP reloads the bundle."""
 
     def __init__(
         self,

@@ -59,10 +59,12 @@ def supervise(
     on_ready: Callable[[], None],
     open_admin: OpenAdminServer,
 ) -> int:
-    """Runs the workers until SIGTERM or SIGINT. SIGHUP makes the workers reload the bundle, one after the other.
+    """Runs the workers until SIGTERM or SIGINT, then returns the exit status.
 
-    on_ready: called when the first worker is ready. open_admin: opens the operators' listener. Returns the exit status:
-    0, or 1 if no worker became ready or if a worker had to be killed.
+    The status is 0, or 1 if no worker became ready, or if a worker died or was killed while it drained. SIGHUP makes
+    the workers reload the bundle, one after the other.
+    listeners: one for each worker. on_ready: called when the first worker is ready. open_admin: opens the operators'
+    listener.
     """
     with tempfile.TemporaryDirectory(prefix="tureen-metrics-") as metrics:
         return uvloop.run(Supervisor(settings, listeners, Path(metrics), on_ready, open_admin).run())
@@ -83,7 +85,10 @@ def worker_settings(settings: Settings) -> Settings:
 
 
 def restart_delay_s(early_deaths: int) -> float:
-    """Returns the delay before a worker is restarted. early_deaths: deaths in a row within HEALTHY_AFTER_S."""
+    """Returns the seconds before a worker is restarted.
+
+    early_deaths: consecutive times that this worker died before it was ready for HEALTHY_AFTER_S seconds.
+    """
     return 0.0 if early_deaths <= 1 else min(MAX_RESTART_DELAY_S, 0.5 * 2 ** (early_deaths - 2))
 
 
@@ -149,7 +154,7 @@ class Supervisor:
         return int(self._has_failed)
 
     async def _keep_running(self, number: int) -> None:
-        """Runs a worker with this number, and starts another when it dies, until the server stops."""
+        """Runs a worker with this number until the server stops. When the worker dies, starts another one."""
         early_deaths = 0
         while not self._stopping.is_set():
             worker = await self._start(number)
@@ -244,7 +249,10 @@ class Supervisor:
             worker.channel.send(Accept(listeners=listeners))
 
     def _worker_changed(self) -> None:
-        """Shows operators the model, if all workers serve the same one. Wakes requests that wait for workers."""
+        """Reports a change of a worker's state to the operators' listener.
+
+        If all workers serve the same model, operators then see this model.
+        """
         if self._admin is None:
             return
         served = [worker.manifest for worker in self._workers.values() if worker.manifest is not None]
@@ -253,7 +261,7 @@ class Supervisor:
         self._admin.notify_workers_changed()
 
     def _apply_settings(self, row: Revision, is_reachable: bool) -> None:
-        """Sends the settings to every worker. A worker that starts later gets them in its WorkerConfig."""
+        """Sends the operator's settings to every worker. A worker that starts later gets them in its WorkerConfig."""
         self._settings_update = SettingsUpdate(revision=row.revision, state=row.state, is_reachable=is_reachable)
         for worker in self._workers.values():
             worker.channel.send(self._settings_update)
@@ -271,9 +279,9 @@ class Supervisor:
         ]
 
     async def _send_heartbeats(self) -> None:
-        """Sends heartbeats, and kills a worker that does not return them: its event loop is blocked.
+        """Sends heartbeats every HEARTBEAT_S, and kills a worker that returns none: its event loop is blocked.
 
-        Probes of the port do not find such a worker, because they may reach other workers.
+        Probes of the port do not detect such a worker, because they may reach other workers.
         """
         while True:
             await asyncio.sleep(HEARTBEAT_S)
@@ -302,7 +310,7 @@ class Supervisor:
                 _log(logging.INFO, "worker reloaded", worker)
 
     def _stop(self) -> None:
-        """Drains every worker. A second call drains without delay."""
+        """Drains every ready worker, and kills the others. A second call skips the drain delay."""
         if not self._stopping.is_set():
             self._stopping.set()
             logger.info("stopping: the workers drain")

@@ -37,7 +37,7 @@ logger = logging.getLogger("tureen.serve")
 
 
 class Worker(ServerProcess):
-    """A server process that follows the messages of the supervisor. It ignores signals."""
+    """A server process that obeys the messages of the supervisor. It ignores SIGTERM, SIGINT and SIGHUP."""
 
     handles_signals = False
     shares_ports = True

@@ -36,7 +36,7 @@ class JsonFormatter(logging.Formatter):
 def configure_logs(level: str, **constant: object) -> None:
     """Writes the records of every logger to standard error, as JSON.
 
-    level: the lowest level that is written. constant: fields that every line has.
+    level: name of the lowest level that is written, such as "info". constant: fields that every line has.
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter(constant))

@@ -159,12 +159,12 @@ class Metrics:
                 metric.labels(label)
 
     def observe_stages(self, *seconds: float) -> None:
-        """Records the seconds of one image in each stage, in the order of STAGES."""
+        """Records the duration of each stage of one image. seconds: one value per stage, in the order of STAGES."""
         for stage, spent in zip(self._stages, seconds, strict=True):
             stage.observe(spent)
 
     def set_serving(self, labels: Mapping[str, str]) -> None:
-        """Exports the current model and engine. labels: a value for each name in SERVING."""
+        """Sets the metric of the current model and engine. labels: a value for each name in SERVING."""
         values_in_order = tuple(labels[name] for name in SERVING)
         if self._serving_before not in (None, values_in_order):
             self._serving.labels(*self._serving_before).set(0)  # a series in files cannot be removed
@@ -181,7 +181,7 @@ class Metrics:
 
 
 class _FilesCollector(Collector):
-    """Reads the metric files of all processes. Skips empty files: their processes have not written any metric yet."""
+    """Reads the metric files of all processes. Skips an empty file, whose process has not written a metric yet."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -193,7 +193,7 @@ class _FilesCollector(Collector):
 
 
 def beta_bucket(beta: float | None) -> str:
-    """Returns the metric label of a β: "0", "1", its quarter such as "below 0.25", or "single" for None."""
+    """Returns the metric label of a β: "0", "1", or its quarter, such as "below 0.25". Returns "single" for None."""
     if beta is None:
         return "single"
     if beta in (CLEAN_BETA, ROBUST_BETA):

@@ -27,7 +27,7 @@ CLOSE_S = 3.0  # the exit of the process waits at most this long for the last sp
 
 
 class Tracing:
-    """Exports the spans of one process."""
+    """Exports the spans of one process to an OpenTelemetry collector, from a background thread."""
 
     def __init__(self, endpoint: str) -> None:
         """endpoint: base URL of the collector. OTEL_… variables set every other option of the SDK."""
@@ -49,10 +49,10 @@ class Tracing:
         is_failed: bool,
         attributes: Mapping[str, Any],
     ) -> str:
-        """Exports the trace of a request that has just ended. Returns the trace id.
+        """Exports the trace of a request that has just ended. Returns the trace id in hexadecimal.
 
-        headers: lower-case names; a valid W3C traceparent continues the trace of the client. seconds: duration of the
-        request. is_failed: whether the server caused the error.
+        name: of the server span. headers: of the request, with lower-case names; a valid W3C traceparent continues the
+        trace of the client. seconds: duration of the request. is_failed: whether the server caused an error.
         """
         clock_ns = time.time_ns() - time.monotonic_ns()  # offset from monotonic time to Unix time
 
@@ -84,7 +84,7 @@ class Tracing:
         return format_trace_id(span.get_span_context().trace_id)
 
     def close(self) -> None:
-        """Sends the remaining spans. Blocks for at most CLOSE_S."""
+        """Sends the remaining spans. Blocks for at most CLOSE_S seconds."""
         ending = threading.Thread(target=self._provider.shutdown, name="last spans", daemon=True)
         ending.start()
         ending.join(CLOSE_S)
