@@ -171,7 +171,7 @@ class RevisionStore:
                 yield connection
 
     def _prepare(self) -> None:
-        """Creates or migrates the tables once. Does not replace a file that was removed later by an empty one."""
+        """Creates or migrates the tables once. If the file is removed later, does not create an empty file for it."""
         with self._preparing:
             if self._is_prepared:
                 return

@@ -196,7 +196,8 @@ class QueueTime:
         """Returns whether the images to decode, with these images added, stay within max_pixels.
 
         There are two groups. Disproportionate images may have half of max_pixels. Small and large images may have the
-        pixels that the disproportionate ones leave. A request is admitted if no image of the group is to be decoded.
+        pixels that the disproportionate ones leave. While no image of a group is to be decoded, the next images of that
+        group fit, whatever their size.
         """
         disproportionate = self._lanes[ImageKind.DISPROPORTIONATE].pixels
         others = self.pixels - disproportionate

@@ -77,8 +77,9 @@ class Shard:
         return [n for n, code in enumerate(self.error_codes) if code is not None]
 
     def fill(self, rows: Sequence[int], logits: NDArray[np.float32], temperatures: NDArray[np.float64]) -> None:
-        """Sets the most probable classes of some rows from logits float32 (len(rows), K), temperatures (len(rows),).
+        """Sets the most probable classes of some rows.
 
+        logits: float32 (len(rows), K). temperatures: (len(rows),), by which the logits are divided for probabilities.
         Classes of equal logits keep the order of the labels.
         """
         shares = probabilities(logits, temperatures)

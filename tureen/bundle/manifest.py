@@ -220,7 +220,7 @@ class CalibrationRow(_Record):
 
 
 class Temperatures(_Record):
-    """The temperature at several β, and linear between them. Without any β, every temperature is 1."""
+    """The temperature at several β, with linear interpolation between them. If `betas` is empty, it is always 1."""
 
     betas: tuple[float, ...] = Field(default=(), description="ascending")
     values: tuple[float, ...] = Field(default=(), description="of each of `betas`")
@@ -277,7 +277,7 @@ class Manifest(_Record):
 
     @property
     def temperatures(self) -> Temperatures:
-        """The temperatures of `calibration`."""
+        """The temperature at each β that `calibration` has a row for."""
         rows = self.calibration
         return Temperatures(betas=tuple(row.beta for row in rows), values=tuple(row.temperature for row in rows))
 

@@ -50,7 +50,7 @@ def single_token_accuracy(rows: Sequence[AccuracyRow]) -> str:
 
 
 def strength_summary(manifest: Manifest) -> str:
-    """Returns one line: the β of five strengths, or that strength equals β."""
+    """Returns one line with the β of five strengths. If strength is not measured, the line says that it equals β."""
     curve = manifest.strength
     if not curve.n:
         return "strength: not measured, so it equals β"

@@ -15,7 +15,10 @@ def bucket_sizes(max_batch: int) -> tuple[int, ...]:
 
 
 def split_batch(rows: int, sizes: Sequence[int]) -> Iterator[tuple[slice, int]]:
-    """Yields consecutive slices of `rows` rows, each with the smallest size that holds it. sizes: ascending."""
+    """Yields the parts of a batch of `rows` rows: a slice, and the smallest of the sizes that is at least as long.
+
+    sizes: ascending. All parts but the last have the largest size.
+    """
     for start in range(0, rows, sizes[-1]):
         part = slice(start, min(start + sizes[-1], rows))
         yield part, next(size for size in sizes if size >= part.stop - part.start)

@@ -1,4 +1,7 @@
-"""The routes of the console, one page for clients and operators. The other routes check the rights of each."""
+"""The routes of the console, one page for clients and operators. Anyone may load the page.
+
+The routes that the page calls check the rights of its user.
+"""
 
 from __future__ import annotations
 
