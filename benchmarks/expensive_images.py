@@ -78,7 +78,8 @@ class OrdinaryRequests:
 def measure_expensive_images(workload: Workload) -> None:
     """Prints the p99 of ordinary requests beside each expensive stream, as a ratio to the p99 without it.
 
-    Also prints the ordinary requests that were not served, and the peak memory. Rounds with and without alternate.
+    Also prints the number of ordinary requests that were not served, and the peak memory. Rounds with and without a
+    stream alternate.
     """
     requests = OrdinaryRequests(
         classify_requests(noise_images(), media_type="image/png"), classify_requests(large_photographs())
@@ -150,7 +151,10 @@ async def send_ordinary(
 async def send_beside_stream(
     server: Server, requests: OrdinaryRequests, seconds: float, *, seed: int
 ) -> tuple[OrdinaryResponses, int]:
-    """Returns the responses to ordinary requests that start after STREAM_LEAD_S, and the peak memory in bytes."""
+    """Waits STREAM_LEAD_S, then sends ordinary requests for `seconds`. The caller sends a stream at the same time.
+
+    Returns the responses to the ordinary requests, and the peak memory of the server in bytes.
+    """
     peak = 0
 
     async def sample() -> None:

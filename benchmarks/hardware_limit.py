@@ -101,7 +101,7 @@ class LimitMeasurement:
 
 
 def measure_limit(workload: Workload) -> None:
-    """Measures the limit and its parts, and prints them."""
+    """Measures and prints the throughput limit of this machine, and the time per image of decoder and engine."""
     measurement = LimitMeasurement(workload)
     for _ in range(workload.rounds):
         measurement.measure_round()

@@ -85,7 +85,7 @@ def report_mixed_betas(count: int, mixed_loads: list[ClosedLoopResult], one_load
 
 
 def run_closed_loop(server: Server, requests: list[bytes], connections: int, seconds: float) -> ClosedLoopResult:
-    """Sends the requests repeatedly for `seconds`, each connection after its last response.
+    """Sends the requests repeatedly for `seconds`. Each connection sends a request after its previous response.
 
     Returns counts and latencies. Prints a line if responses had a status other than 200, and one if none succeeded.
     """

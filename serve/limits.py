@@ -53,7 +53,10 @@ class ConnectionLimits:
         return min(1.0, shortest / 2)
 
     def is_late(self, elapsed_s: float, received: int) -> bool:
-        """Returns whether a body is too slow. received: bytes that arrived in its first elapsed_s seconds."""
+        """Returns whether a body exceeds body_timeout_s, or arrives below min_body_rate after body_grace_s.
+
+        received: bytes that arrived in the first elapsed_s seconds.
+        """
         due = self.min_body_rate * (elapsed_s - self.body_grace_s)
         return elapsed_s > self.body_timeout_s or received < due
 

@@ -32,7 +32,7 @@ class AdminServer(Protocol):
     """An open operators' listener. It runs in the event loop in which it was opened."""
 
     def show_model(self, manifest: Manifest) -> None:
-        """Sets the model that operators see. Called when every process serves it."""
+        """Sets the model that operators see, from its manifest. Called when every process serves this model."""
 
     def notify_workers_changed(self) -> None:
         """Must be called after each change of a worker's state.

@@ -347,8 +347,8 @@ class Admission:
     async def classify(self, choices: Sequence[BetaChoice]) -> list[InferenceResult | TureenError]:
         """Runs each image at the β of its choice. Returns a result or an error for each image, in order.
 
-        An error of one image does not affect the others. Counts each classification by β, and compares the modes on a
-        sample.
+        An error of one image does not affect the others. Counts each classification by β in the metrics, and calls
+        `Service.compare_modes` with each result.
         """
         # A model with one token has no β, and any value gives the same token.
         betas = [CLEAN_BETA if choice.beta is None else choice.beta for choice in choices]

@@ -246,7 +246,8 @@ def _location(member: tarfile.TarInfo) -> str:
 def _name_in_zip(member: zipfile.ZipInfo) -> str:
     """Returns the name of a member, with slashes in place of the backslashes that Windows tools write.
 
-    Info-ZIP and macOS write UTF-8 without the UTF-8 flag. Info-ZIP repeats the name in an extra field.
+    Decodes a name without the UTF-8 flag as UTF-8 if this is possible, because Info-ZIP and macOS do not set the flag.
+    The name in an extra field of Info-ZIP takes precedence.
     """
     name, is_guessed = member.filename, False
     if not member.flag_bits & _UTF8 and not name.isascii():

@@ -265,7 +265,7 @@ class _Methods:
 def _client_identity(context: Context) -> ClientIdentity:
     """Returns the client's identity from the metadata x-api-key and x-request-key of the call, and from its address.
 
-    Raises MalformedRequestError if one of both names occurs more than once.
+    Raises MalformedRequestError if one of these names occurs more than once.
     """
 
     def value(name: str) -> str | None:

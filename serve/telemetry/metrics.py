@@ -42,7 +42,7 @@ def share_metrics(directory: Path, worker: int) -> None:
 
 
 class Metrics:
-    """The metrics of one server, in a separate registry."""
+    """The metrics of one server, in their own registry of prometheus_client, not in the default one."""
 
     def __init__(self, shared: Path | None = None) -> None:
         """shared: the directory given to share_metrics; None if the server has one process."""

@@ -172,8 +172,9 @@ class FileRecord(_Record):
 class StrengthCurve(_Record):
     """The strength at several β, with linear interpolation. Equal steps of strength move the logits equally far.
 
-    The strength of β is the length of the logits' path from β = 0 to β, divided by the length from β = 0 to β = 1. It
-    needs no labels and no attack. β itself is no such scale: over half of its range the logits may hardly move.
+    The strength of β is the position of the logits on the line from those of the clean mode (0) to those of the robust
+    mode (1). It needs no labels and no attack. β itself is no such scale: over half of its range the logits may hardly
+    move.
     """
 
     betas: list[float] = Field(min_length=2, description="ascending from 0 to 1")
