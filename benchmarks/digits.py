@@ -58,7 +58,7 @@ def train_and_evaluate(settings: Sequence[str], betas: Sequence[float], name: st
             bar.update()
     rows = evaluate_accuracy(
         training.average.eval(),
-        data.held_out,
+        data.test,
         betas=betas,
         epsilon_255=recipe.epsilon_255,
         steps=recipe.evaluation_steps,

@@ -92,7 +92,7 @@ def main() -> None:
 def train(norm: str, adapter: str, recipe: Recipe) -> Curve:
     """Trains a ResNet by the recipe, with SGD and Nesterov momentum in place of AdamW. Returns its curve."""
     data = load_digits()
-    held_out = Images(data.held_out.pixels[:HELD_OUT], data.held_out.labels[:HELD_OUT])
+    held_out = Images(data.test.pixels[:HELD_OUT], data.test.labels[:HELD_OUT])
     torch.manual_seed(recipe.seed)
     config = ResNetConfig(depth=18, image_size=8, classes=10, stem="small", width=WIDTH, norm=norm, adapter=adapter)
     model = DualResNet(config)

@@ -42,7 +42,7 @@ def main() -> None:
     checkpoint = (
         load_checkpoint(options.model) if (options.model / CHECKPOINT).exists() else checkpoint_of_bundle(options)
     )
-    print(f"{checkpoint.recipe.name}, {min(options.images, len(checkpoint.held_out))} images at each β\n")
+    print(f"{checkpoint.recipe.name}, {min(options.images, len(checkpoint.test))} images at each β\n")
     print_table(checkpoint, options.data)
 
 
@@ -97,7 +97,7 @@ def checkpoint_of_bundle(options: argparse.Namespace) -> Checkpoint:
     )
     return Checkpoint(
         model=model_of_bundle(bundle),
-        held_out=balanced_sample(held_out, options.images),
+        test=balanced_sample(held_out, options.images),
         recipe=load_recipe(manifest.provenance["recipe"]),
         labels=manifest.labels,
         preprocess=manifest.preprocess,

@@ -105,7 +105,7 @@ def random_images(recipe: Recipe) -> Dataset:
     pixels = rng.integers(0, 256, (count, size, size, 3), dtype=np.uint8)
     images = Images(pixels, rng.integers(0, recipe.model.classes, count))
     labels = [str(index) for index in range(recipe.model.classes)]
-    return Dataset(images, images, labels, PreprocessSpec(image_size=size))
+    return Dataset(images, images, images, labels, PreprocessSpec(image_size=size))
 
 
 def synchronise(device: torch.device) -> None:

@@ -57,7 +57,7 @@ def main() -> None:
     if not options.run.is_dir():
         parser.error(f"no directory {options.run}: `tureen demo --no-serve` creates tureen-demo/run-…")
     checkpoint = load_checkpoint(options.run)
-    held_out, predict = checkpoint.held_out, make_predictor(checkpoint.model)
+    held_out, predict = checkpoint.test, make_predictor(checkpoint.model)
     print(describe_machine())
     print(f"{checkpoint.recipe.name}, {len(held_out)} held-out images, {options.draws} draws, accuracy in %")
     print(

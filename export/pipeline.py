@@ -77,7 +77,7 @@ def export_bundle(
     report("running PyTorch for reference")
     betas = BETAS if modes == "two" else (CLEAN_BETA,)
     if set(request.precisions) == {"fp32"}:  # fp32 is compared by logits, not by accuracy
-        expected = compute_reference(model, checkpoint.held_out.pixels[:MAX_IMAGES], betas)
+        expected = compute_reference(model, checkpoint.test.pixels[:MAX_IMAGES], betas)
     else:
         expected = attacked_reference(checkpoint, model, betas)
     artefacts = BundleArtefacts(
@@ -125,7 +125,7 @@ def attacked_reference(checkpoint: Checkpoint, model: DualTokenViT, betas: Seque
 
     There are no attacked images if the radius of the recipe is 0.
     """
-    recipe, held_out = checkpoint.recipe, checkpoint.held_out
+    recipe, held_out = checkpoint.recipe, checkpoint.test
     images = Images(held_out.pixels[:MAX_IMAGES], held_out.labels[:MAX_IMAGES])
     if not recipe.epsilon_255:
         return compute_reference(model, images.pixels, betas)
@@ -144,7 +144,7 @@ def attacked_reference(checkpoint: Checkpoint, model: DualTokenViT, betas: Seque
 
 def measure_on_held_out(checkpoint: Checkpoint, model: DualTokenViT) -> DialFields:
     """Returns the strength curve and the temperatures of PyTorch on up to 512 held-out images."""
-    held_out = checkpoint.held_out
+    held_out = checkpoint.test
     images = Images(held_out.pixels[:MAX_IMAGES], held_out.labels[:MAX_IMAGES])
     measured = measure_dial(make_predictor(model.to(best_device())), images)
     model.cpu()

@@ -74,7 +74,7 @@ def calibration_source(checkpoint: Checkpoint, data: str | None) -> Callable[[],
     They are the images at `data`. If `data` is None, they are the digits for a model trained on the digits.
     """
     if data is not None:
-        return lambda: calibration_pixels(data, checkpoint.preprocess, checkpoint.held_out.pixels)
+        return lambda: calibration_pixels(data, checkpoint.preprocess, checkpoint.test.pixels)
     if checkpoint.recipe.dataset == "digits":
         return _digits
     return None

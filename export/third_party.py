@@ -86,7 +86,7 @@ def load_third_party(
         accuracy = _accuracy(pretrained, images, recipe)
     return Checkpoint(
         model=model,
-        held_out=images,
+        test=images,
         recipe=recipe,
         labels=labels,
         preprocess=view.preprocess,

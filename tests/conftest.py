@@ -139,7 +139,7 @@ def held_out(request: pytest.FixtureRequest) -> HeldOut:
     if PREPARED_DIGITS:
         with np.load(Path(PREPARED_DIGITS) / "held_out.npz") as arrays:
             return HeldOut(arrays["pixels"], arrays["labels"])
-    images = request.getfixturevalue("checkpoint").held_out
+    images = request.getfixturevalue("checkpoint").test
     return HeldOut(images.pixels, images.labels)
 
 

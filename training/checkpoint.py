@@ -1,8 +1,11 @@
-"""Writes and reads the checkpoint of a trained model, a directory of three files without pickle.
+"""Writes and reads the checkpoint of a trained model, a directory of a few files without pickle.
 
 checkpoint.json      recipe, labels, preprocessing, accuracy at each β, provenance; written last
 model.safetensors    the weights, float32, both tokens among them
-held_out.npz         pixels uint8 (n, H, W, 3) and labels int64 (n,) of the images on which the accuracy was measured
+test.npz             pixels uint8 (n, H, W, 3) and labels int64 (n,) of the images on which the accuracy was measured
+validation.npz       the same of the images for choices after training; absent if the model has no such images
+
+A checkpoint of an earlier version has held_out.npz instead of both. It is read as the test part, without validation.
 """
 
 from __future__ import annotations
@@ -28,7 +31,9 @@ from tureen.preprocess import PreprocessSpec
 
 CHECKPOINT = "checkpoint.json"
 MODEL = "model.safetensors"
-HELD_OUT = "held_out.npz"
+TEST = "test.npz"
+VALIDATION = "validation.npz"
+OLD_TEST = "held_out.npz"
 
 
 class CheckpointRecord(BaseModel):
@@ -46,20 +51,25 @@ class CheckpointRecord(BaseModel):
     accuracy: list[AccuracyRow]
     evaluation: Evaluation = Evaluation()
     provenance: dict[str, Any]
-    sha256: dict[str, str] = Field(description="digests of the other two files")
+    sha256: dict[str, str] = Field(description="digests of the other files")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A trained model with its recipe, its held-out images and its measured accuracy."""
+    """A trained model with its recipe, its images and its measured accuracy.
+
+    test: the images on which the accuracy was measured. validation: images for choices, such as temperatures and β;
+    None for a third-party model, and in a checkpoint that has only one part beside the training images.
+    """
 
     model: Model
-    held_out: Images
+    test: Images
     recipe: Recipe
     labels: list[str]
     preprocess: PreprocessSpec
     accuracy: list[AccuracyRow]
     provenance: dict[str, Any]
+    validation: Images | None = None
     evaluation: Evaluation = field(default_factory=Evaluation)
     name: str | None = None  # name of the model, from its images; None: the name of the recipe
 
@@ -67,10 +77,10 @@ class Checkpoint:
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Writes the checkpoint into the directory `path`. Writes checkpoint.json last, as the mark of a finished run."""
     path.mkdir(parents=True, exist_ok=True)
-    arrays = io.BytesIO()
-    np.savez_compressed(arrays, pixels=checkpoint.held_out.pixels, labels=checkpoint.held_out.labels)
     weights = {name: tensor.cpu().contiguous() for name, tensor in checkpoint.model.state_dict().items()}
-    files = {MODEL: safetensors.torch.save(weights), HELD_OUT: arrays.getvalue()}
+    files = {MODEL: safetensors.torch.save(weights), TEST: _images_to_bytes(checkpoint.test)}
+    if checkpoint.validation is not None:
+        files[VALIDATION] = _images_to_bytes(checkpoint.validation)
     record = CheckpointRecord(
         name=checkpoint.name,
         recipe=checkpoint.recipe,
@@ -97,7 +107,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path} is a file: give the directory of a run that `tureen train` finished")
     try:
         record = CheckpointRecord.model_validate_json((path / CHECKPOINT).read_text(encoding="utf-8-sig"))
-        files = {name: (path / name).read_bytes() for name in (MODEL, HELD_OUT)}
+        test = OLD_TEST if OLD_TEST in record.sha256 else TEST
+        required = {MODEL, test, *record.sha256.keys() & {VALIDATION}}
+        files = {name: (path / name).read_bytes() for name in sorted(required)}
     except (FileNotFoundError, NotADirectoryError) as error:
         missing = Path(error.filename).name
         raise CheckpointError(f"{path} is not a finished checkpoint: it has no {missing}; run `tureen train`") from None
@@ -111,13 +123,13 @@ def load_checkpoint(path: Path) -> Checkpoint:
     model = build_model(record.recipe.model)
     try:
         model.load_state_dict(safetensors.torch.load(files[MODEL]))
-        with np.load(io.BytesIO(files[HELD_OUT]), allow_pickle=False) as arrays:
-            held_out = Images(arrays["pixels"], arrays["labels"])
+        parts = {name: _images_from_bytes(data) for name, data in files.items() if name != MODEL}
     except (SafetensorError, RuntimeError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path} holds a model whose shape is not that of its recipe") from error
     return Checkpoint(
         model=model.eval().requires_grad_(False),
-        held_out=held_out,
+        test=parts[test],
+        validation=parts.get(VALIDATION),
         recipe=record.recipe,
         labels=record.labels,
         preprocess=record.preprocess,
@@ -126,3 +138,14 @@ def load_checkpoint(path: Path) -> Checkpoint:
         provenance=record.provenance,
         name=record.name,
     )
+
+
+def _images_to_bytes(images: Images) -> bytes:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, pixels=images.pixels, labels=images.labels)
+    return buffer.getvalue()
+
+
+def _images_from_bytes(data: bytes) -> Images:
+    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+        return Images(arrays["pixels"], arrays["labels"])

@@ -52,15 +52,15 @@ def check_overfitting(probes: Sequence[OverfittingProbe]) -> None:
         )
 
 
-def probe_overfitting(model: nn.Module, held_out: Images, *, epsilon_255: float, step: int) -> OverfittingProbe:
-    """Returns the accuracy of the robust mode on 128 held-out images, under FGSM and under PGD-10.
+def probe_overfitting(model: nn.Module, validation: Images, *, epsilon_255: float, step: int) -> OverfittingProbe:
+    """Returns the accuracy of the robust mode on 128 validation images, under FGSM and under PGD-10.
 
     epsilon_255: radius of both attacks in 1/255. step: the step of training, for the result only.
     """
     device = next(model.parameters()).device
-    chosen = np.random.default_rng(0).permutation(len(held_out))[:IMAGES]  # the images of a folder are sorted by class
-    images = images_from_pixels(torch.from_numpy(held_out.pixels[chosen]).to(device))
-    labels = torch.from_numpy(held_out.labels[chosen]).to(device)
+    chosen = np.random.default_rng(0).permutation(len(validation))[:IMAGES]  # images of a folder are sorted by class
+    images = images_from_pixels(torch.from_numpy(validation.pixels[chosen]).to(device))
+    labels = torch.from_numpy(validation.labels[chosen]).to(device)
     betas = images.new_full((len(images),), ROBUST_BETA)
     was_training = model.training
     model.eval()

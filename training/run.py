@@ -213,7 +213,7 @@ def exclusive_writer(out: Path) -> Iterator[None]:
 
 
 def load_training_data(recipe: Recipe, options: RunOptions, *, is_verbose: bool = True) -> Dataset:
-    """Returns the training and held-out images of the recipe. Prints the names of images that cannot be decoded.
+    """Returns the images of the recipe, in three parts. Prints the names of images that cannot be decoded.
 
     Raises RecipeError if the recipe needs --data and there is none, or the reverse. Raises DataError if the images
     cannot be used.
@@ -229,7 +229,7 @@ def load_training_data(recipe: Recipe, options: RunOptions, *, is_verbose: bool 
         data = load_dataset(
             options.data,
             spec,
-            held_out=recipe.evaluation_images,
+            test_images=recipe.evaluation_images,
             stream=recipe.augmentation.crop_scale < 1,
             strict=options.is_strict,
             workers=options.workers,
@@ -248,17 +248,24 @@ def load_training_data(recipe: Recipe, options: RunOptions, *, is_verbose: bool 
 
 
 def class_counts(data: Dataset) -> str:
-    """Returns the number of training and held-out images of each class, as text for a terminal."""
+    """Returns the number of images of each class in the three parts, as text for a terminal."""
     labels, shown = data.labels, data.labels[:CLASSES_SHOWN]
-    train, held_out = (np.bincount(part.labels, minlength=len(labels)) for part in (data.train, data.held_out))
-    lines = [f"{len(labels)} classes: {len(data.train)} images to train on, {len(data.held_out)} held out"]
+    parts = (data.train, data.validation, data.test)
+    train, validation, test = (np.bincount(part.labels, minlength=len(labels)) for part in parts)
+    lines = [
+        f"{len(labels)} classes: {len(data.train)} images to train on, {len(data.validation)} for validation, "
+        f"{len(data.test)} to test on"
+    ]
     width = max(map(len, shown))
-    lines += [f"  {name:<{width}}  {train[index]:>6}  {held_out[index]:>6}" for index, name in enumerate(shown)]
+    lines += [
+        f"  {name:<{width}}  {train[index]:>6}  {validation[index]:>6}  {test[index]:>6}"
+        for index, name in enumerate(shown)
+    ]
     if more := len(labels) - len(shown):
         rest = train[len(shown) :]
         lines.append(f"  and {more} classes more, of {rest.min()} to {rest.max()} images to train on")
     if data.ignored:
-        lines.append(f"folders not read, because they are neither of the two splits: {', '.join(data.ignored)}")
+        lines.append(f"folders not read, because they are none of the splits: {', '.join(data.ignored)}")
     return "\n".join(lines)
 
 
@@ -296,14 +303,15 @@ def _measure_and_save(training: Cotraining, data: Dataset, out: Path, name: str 
     recipe, model = training.recipe, training.average
     measurement = Measurement(
         model,
-        data.held_out,
+        data.test,
         attack=recipe.evaluation_attack,
         steps=recipe.evaluation_steps,
         epsilon_255=recipe.epsilon_255,
     )
     checkpoint = Checkpoint(
         model=model,
-        held_out=data.held_out,
+        test=data.test,
+        validation=data.validation,
         recipe=recipe,
         labels=data.labels,
         preprocess=data.preprocess,
@@ -365,7 +373,7 @@ def _train(
             if not received and recipe.alpha < 1 and training.step // every > before // every:
                 with suppress(InterruptedRun), signals.deferred(False):
                     probe = probe_overfitting(
-                        training.model, data.held_out, epsilon_255=recipe.epsilon_255, step=training.step
+                        training.model, data.validation, epsilon_255=recipe.epsilon_255, step=training.step
                     )
                     probes.append(probe)
                     log.add_probe(probe)

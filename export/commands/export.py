@@ -137,8 +137,7 @@ def export(arguments: list[str]) -> int:
     if modes == "two":
         checkpoint = load_checkpoint(options.checkpoint)
         if options.images is not None:
-            held_out = balanced_sample(checkpoint.held_out, options.images)
-            checkpoint = dataclasses.replace(checkpoint, held_out=held_out)
+            checkpoint = dataclasses.replace(checkpoint, test=balanced_sample(checkpoint.test, options.images))
     else:
         given = {field: getattr(options, field) for field in THIRD_PARTY if getattr(options, field) is not None}
         checkpoint = load_third_party(options.checkpoint, ThirdPartyOptions(**given), report)

@@ -13,4 +13,4 @@ def bundle(bundle_path):
 
 @pytest.fixture(scope="module")
 def expected(checkpoint):
-    return compute_reference(checkpoint.model, checkpoint.held_out.pixels)
+    return compute_reference(checkpoint.model, checkpoint.test.pixels)

@@ -16,7 +16,7 @@ def graph(bundle_path):
 
 @pytest.fixture(scope="module")
 def expected(checkpoint):
-    return compute_reference(checkpoint.model, checkpoint.held_out.pixels[:64])
+    return compute_reference(checkpoint.model, checkpoint.test.pixels[:64])
 
 
 def test_torch_tensorrt_builds_for_tensorrt_alone(graph, checkpoint, expected):

@@ -28,7 +28,7 @@ def graph(checkpoint, precision):
 def rows(checkpoint):
     """Pixels, a token for each at a different β, and the fp32 logits of PyTorch."""
     model = checkpoint.model
-    pixels = checkpoint.held_out.pixels[:128]
+    pixels = checkpoint.test.pixels[:128]
     tokens = mix_rows(*(model.soup(beta).numpy(force=True) for beta in (0, 1)), np.linspace(0, 1, len(pixels)))
     with torch.no_grad():
         logits = Backbone(model).eval()(torch.from_numpy(pixels), torch.from_numpy(tokens)).numpy()

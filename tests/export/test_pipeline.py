@@ -15,7 +15,7 @@ from export.proving import EngineRequest
 
 def test_the_golden_rows_are_pytorchs(bundle, checkpoint):
     golden = bundle.golden
-    held_out = checkpoint.held_out.pixels
+    held_out = checkpoint.test.pixels
     assert not any((held_out == picture).all((1, 2, 3)).any() for picture in golden.pixels)  # synthetic
     assert golden.betas.tolist() == [0, 0.5, 1]
     backbone = Backbone(checkpoint.model)

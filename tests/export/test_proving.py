@@ -21,7 +21,7 @@ def graph(bundle_path):
 
 @pytest.fixture(scope="module")
 def expected(checkpoint):
-    return compute_reference(checkpoint.model, checkpoint.held_out.pixels[:64])
+    return compute_reference(checkpoint.model, checkpoint.test.pixels[:64])
 
 
 @pytest.fixture

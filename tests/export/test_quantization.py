@@ -43,7 +43,7 @@ def test_every_weight_of_a_matrix_product_is_int8_but_the_classifiers(quantized,
 
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
 def test_both_engines_run_it_and_nearly_as_fp32(name, quantized, bundle, checkpoint):
-    pixels = checkpoint.held_out.pixels[:64]
+    pixels = checkpoint.test.pixels[:64]
     tokens = mix_rows(bundle.clean_token, bundle.robust_token, np.linspace(0, 1, 64))
     answers = []
     for graph, engine, precision in ((bundle.graph, "onnxruntime", "fp32"), (quantized, name, "int8")):

@@ -9,12 +9,12 @@ from training.data.datasets import Images
 def test_the_reference_equals_the_evaluated_accuracy(checkpoint, expected):
     """Clean accuracy of the reference equals that of the training: same preprocessing, same meaning of β."""
     for row in checkpoint.accuracy:
-        right = expected.images.logits[BETAS.index(row.beta)].argmax(1) == checkpoint.held_out.labels
+        right = expected.images.logits[BETAS.index(row.beta)].argmax(1) == checkpoint.test.labels
         assert right.mean() == row.clean.value
 
 
 def test_the_reference_has_a_row_of_logits_for_each_beta_and_the_tokens_of_both_modes(checkpoint):
-    model, pixels = checkpoint.model, checkpoint.held_out.pixels[:5]
+    model, pixels = checkpoint.model, checkpoint.test.pixels[:5]
     found = compute_reference(model, pixels, (0.0, 1.0))
     assert found.betas == (0.0, 1.0)
     assert found.images.pixels.shape == (2, 5, 8, 8, 3)
@@ -25,7 +25,7 @@ def test_the_reference_has_a_row_of_logits_for_each_beta_and_the_tokens_of_both_
 
 
 def test_attacked_images_stay_within_the_radius_and_are_counted(checkpoint):
-    few = Images(checkpoint.held_out.pixels[:3], checkpoint.held_out.labels[:3])
+    few = Images(checkpoint.test.pixels[:3], checkpoint.test.labels[:3])
     done = []
     attacked = attack_images(checkpoint.model, few, epsilon_255=8, steps=2, betas=(0.0, 1.0), on_images=done.append)
     distance = attacked.sample.pixels.astype(int) - few.pixels

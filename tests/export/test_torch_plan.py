@@ -22,7 +22,7 @@ def test_the_program_that_torch_tensorrt_compiles_is_the_backbone_at_any_batch(c
     names = [spec.arg.name for spec in program.graph_signature.input_specs if spec.kind.name == "USER_INPUT"]
     assert names == ["pixels", "cls_token"]  # and so are the plan's inputs
     for rows in (1, 3, 128):
-        pixels = checkpoint.held_out.pixels[:rows]
+        pixels = checkpoint.test.pixels[:rows]
         tokens = mix_rows(*(model.soup(b).numpy(force=True) for b in (0, 1)), np.linspace(0, 1, rows))
         inputs = torch.from_numpy(pixels), torch.from_numpy(tokens)
         with torch.no_grad():

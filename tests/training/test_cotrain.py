@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 def data(n=48):
     rng = np.random.default_rng(0)
     images = Images(rng.integers(0, 256, (n, 8, 8, 3), dtype=np.uint8), rng.integers(0, 10, n))
-    return Dataset(images, images, [str(i) for i in range(10)], PreprocessSpec(image_size=8))
+    return Dataset(images, images, images, [str(i) for i in range(10)], PreprocessSpec(image_size=8))
 
 
 def weights(training):

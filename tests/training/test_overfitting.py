@@ -35,9 +35,9 @@ def test_one_step_up_and_ten_steps_down_is_catastrophic_overfitting():
 def test_a_look_measures_the_robust_mode_and_leaves_the_model_in_training():
     torch.manual_seed(0)
     model = DualTokenViT(load_recipe("digits", ["model.width=16", "model.depth=1"]).model).train()
-    held_out = load_digits().held_out
-    nothing = probe_overfitting(model, held_out, epsilon_255=0, step=7)
-    everything = probe_overfitting(model, held_out, epsilon_255=127.5, step=7)
+    validation = load_digits().validation
+    nothing = probe_overfitting(model, validation, epsilon_255=0, step=7)
+    everything = probe_overfitting(model, validation, epsilon_255=127.5, step=7)
     assert model.training
     assert nothing.step == 7
     assert nothing.one_step == nothing.ten_steps

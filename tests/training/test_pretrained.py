@@ -547,7 +547,7 @@ def test_a_tureen_checkpoint_passes_through_and_takes_other_sizes_too(tmp_path):
         tmp_path,
         Checkpoint(
             model=model,
-            held_out=Images(np.zeros((1, 8, 8, 3), np.uint8), np.zeros(1, np.int64)),
+            test=Images(np.zeros((1, 8, 8, 3), np.uint8), np.zeros(1, np.int64)),
             recipe=DIGITS.model_copy(update={"model": config}),
             labels=["a", "b", "c"],
             preprocess=PreprocessSpec(image_size=8),

@@ -36,9 +36,10 @@ def test_a_run_leaves_a_checkpoint_a_log_and_nothing_else(tmp_path, capsys):
     assert [row["beta"] for row in json.loads(capsys.readouterr().out)] == [0, 1]
     assert sorted(file.name for file in out.iterdir()) == [
         "checkpoint.json",
-        "held_out.npz",
         "log.jsonl",
         "model.safetensors",
+        "test.npz",
+        "validation.npz",
     ]
     entries = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     progress = [entry for entry in entries if "clean_loss" in entry]
@@ -102,7 +103,7 @@ def test_a_signal_saves_the_run_which_resume_alone_continues_to_the_same_weights
     _, said = process.communicate()
     assert process.returncode == 130
     saved = read_saved_run(out / "resume.safetensors")
-    assert 0 < saved.step <= saved.steps == 12 * 21
+    assert 0 < saved.step <= saved.steps == 12 * 18
     assert f"interrupted; saved: {saved}" in said
     assert f"tureen train --resume --out {out}" in said
     assert trained(["train", "--resume", "--out", str(out)]) == 0
@@ -119,7 +120,7 @@ def test_a_signal_while_the_trained_model_is_measured_loses_no_step(tmp_path):
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate()
     assert process.returncode == 143
-    assert "step 126 of 126 (100 %)" in said
+    assert "step 108 of 108 (100 %)" in said
     assert main(["train", "--resume", "--out", str(out), "--set", "evaluation_steps=1"]) == 0
     assert load_checkpoint(out).recipe.evaluation_steps == 1
 
@@ -265,13 +266,15 @@ def test_a_folder_of_images_becomes_a_checkpoint_with_its_labels(photos, tmp_pat
     assert main(folder_command(out, "--data", str(photos), *extra)) == 0
     said = capsys.readouterr().err
     assert "skipped 1 images that cannot be decoded" in said
-    assert "3 classes: 53 images to train on, 6 held out\n  bright       18       2\n" in said
+    assert (
+        "3 classes: 47 images to train on, 6 for validation, 6 to test on\n  bright       16       2       2\n" in said
+    )
     assert "dark/3.png" in said
     assert (out / "skipped.txt").read_text().startswith("dark/3.png: ")
     checkpoint = load_checkpoint(out)
     assert checkpoint.labels == ["bright", "dark", "striped"]
     assert checkpoint.recipe.model.classes == 3
-    assert checkpoint.provenance["training_images"] == 53
+    assert checkpoint.provenance["training_images"] == 47
     assert checkpoint.name == photos.name
 
 

@@ -53,7 +53,7 @@ def test_the_three_formats_are_read(encode, photograph, file_format):
 
 def test_an_image_of_the_right_size_passes_unchanged(encode, checkpoint):
     """So that what training measured, on arrays, is what the server sees, in PNG files."""
-    pixels = checkpoint.held_out.pixels[0]
+    pixels = checkpoint.test.pixels[0]
     np.testing.assert_array_equal(pixels_from_bytes(encode(Image.fromarray(pixels)), checkpoint.preprocess), pixels)
 
 

@@ -114,7 +114,7 @@ def _evaluate_checkpoint(checkpoint: Checkpoint, betas: list[float], options: ar
     requested = options.attack or recipe.evaluation_attack
     if (attack := suitable_attack(requested, classes)) != requested:
         print(substitution_message(requested, attack, classes), file=sys.stderr)
-    images = _images(options, checkpoint.held_out, checkpoint.preprocess, checkpoint.labels)
+    images = _images(options, checkpoint.test, checkpoint.preprocess, checkpoint.labels)
     measurement = Measurement(
         checkpoint.model.to(best_device()),
         images,

@@ -9,9 +9,9 @@ import shlex
 import sys
 from pathlib import Path
 
-from training.data.datasets import HELD_OUT_SHARE
 from training.data.loading import BatchOrder
 from training.data.sources import open_source
+from training.data.splits import divide
 from training.distributed import cpus_per_process, is_first_process
 from training.errors import CheckpointError
 from training.interruption import InterruptedRun
@@ -40,7 +40,9 @@ def train(arguments: list[str]) -> int:
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="settings", help="change a value of the recipe"
     )
     parser.add_argument(
-        "--data", metavar="DIR", help="images: DIR/CLASS/…, or DIR/train/CLASS/… and DIR/val/CLASS/…, or hf:DATASET"
+        "--data",
+        metavar="DIR",
+        help="images: DIR/CLASS/…, or DIR/train/CLASS/…, DIR/val/CLASS/… and DIR/test/CLASS/…, or hf:DATASET",
     )
     parser.add_argument("--init", type=Path, metavar="PATH", help="weights to start from, for the recipe finetune")
     parser.add_argument(
@@ -135,7 +137,7 @@ def _show(recipe: Recipe, options: argparse.Namespace) -> str:
     if options.data is not None:
         source = open_source(options.data)
         recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"classes": len(source.names)})})
-        images = len(source.train.labels) - (0 if source.held_out else round(HELD_OUT_SHARE * len(source.train.labels)))
+        images = len(divide(options.data, source)[0])
         steps = BatchOrder(recipe, images).steps_per_epoch
         lines.append(
             f"# {options.data}: {len(source.names)} classes, about {images} images to train on, {steps} steps an "

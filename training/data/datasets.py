@@ -8,19 +8,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from training.data.sources import EncodedImages, open_source
+from training.data.splits import Part, divide
 from training.errors import DataError
 from tureen.errors import ImageError
 from tureen.preprocess import PreprocessSpec, decode, pixels_from_image
 
-HELD_OUT = 450
-HELD_OUT_SHARE = 0.1
+DIGITS_TEST, DIGITS_VALIDATION = 450, 135
 IN_MEMORY_BYTES = 2 * 2**30
 
 Progress = Callable[[int], None]
@@ -70,14 +70,19 @@ class StreamedImages:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Training images, held-out images, the names of the labels, and the images that could not be decoded."""
+    """The three parts of the images, the names of the labels, and the images that could not be decoded.
+
+    train: the only images that change the weights. validation: for every choice during development, such as when to
+    stop. test: for the published accuracy; no choice depends on it.
+    """
 
     train: Images | StreamedImages
-    held_out: Images
+    validation: Images
+    test: Images
     labels: list[str]
     preprocess: PreprocessSpec
     skipped: tuple[str, ...] = ()
-    ignored: tuple[str, ...] = ()  # folders beside the two splits, which were not read
+    ignored: tuple[str, ...] = ()  # folders beside the splits, which were not read
 
     def fingerprint(self) -> str:
         """Returns the SHA-256 of the class names and of the labels of all training images, in order.
@@ -88,20 +93,30 @@ class Dataset:
 
 
 def load_digits() -> Dataset:
-    """Returns the 8×8 handwritten digits of scikit-learn (UCI ML): 1,347 training images and 450 held-out ones.
+    """Returns the 8×8 handwritten digits of scikit-learn (UCI ML): 1,212 for training, 135 for validation, 450 to test.
 
-    Grey levels 0–16 become RGB pixels 0–255. The split is stratified and the same in every call.
+    Grey levels 0–16 become RGB pixels 0–255. The parts are stratified and the same in every call. They share writers:
+    the data do not name the writer of an image, so no figure on these digits holds for new writers.
     """
-    from sklearn import datasets
+    from sklearn import datasets, model_selection
 
     digits = datasets.load_digits()
     grey = np.round(digits.images * (255 / 16)).astype(np.uint8)
     pixels = np.repeat(grey[..., None], 3, axis=3)
     labels = digits.target.astype(np.int64)
-    train, held_out = _stratified_split(labels, HELD_OUT)
+
+    def divided(indices: NDArray[np.int64], second: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        first, last = model_selection.train_test_split(
+            indices, test_size=second, random_state=0, stratify=labels[indices]
+        )
+        return first, last
+
+    rest, test = divided(np.arange(len(labels)), DIGITS_TEST)
+    train, validation = divided(rest, DIGITS_VALIDATION)
     return Dataset(
         train=Images(pixels[train], labels[train]),
-        held_out=Images(pixels[held_out], labels[held_out]),
+        validation=Images(pixels[validation], labels[validation]),
+        test=Images(pixels[test], labels[test]),
         labels=[str(name) for name in digits.target_names],
         preprocess=PreprocessSpec(image_size=8),
     )
@@ -111,7 +126,7 @@ def load_dataset(
     location: str,
     spec: PreprocessSpec,
     *,
-    held_out: int,
+    test_images: int,
     stream: bool = False,
     strict: bool = False,
     workers: int = 1,
@@ -121,45 +136,49 @@ def load_dataset(
 
     location is one of:
     - a folder with one folder of images for each class
-    - a folder with such folders `train` and `val`, or other names that `training.data.sources.split_kind` accepts
+    - a folder with such folders `train`, `val` and `test`, or other names that `training.data.sources.split_kind`
+      accepts; of `val` and `test` one may be missing, and the other is the test part
     - "hf:" and the name or the directory of a Hugging Face dataset
 
-    Without a split, a tenth of each class is held out, the same in every call.
-    spec: the evaluation view of `tureen.preprocess`. held_out: maximum number of held-out images, drawn evenly from the
-    classes, the same in every call. stream: decode training images on each access; always so above 2 GiB of pixels.
+    A part without a split is drawn by `training.data.splits`.
+    spec: the evaluation view of `tureen.preprocess`. test_images: maximum number of test images, drawn evenly from the
+    classes, the same in every call; it does not change the other parts. stream: decode training images on each access;
+    always so above 2 GiB of pixels.
     strict: raise DataError for an image that cannot be decoded, instead of skipping it and adding it to `skipped`.
     on_images: called with the number of images decoded since the last call.
 
-    Raises DataError if there are no training or no held-out images.
+    Raises DataError if one of the three parts has no images.
     """
     source = open_source(location)
-    train, test, names = source.train, source.held_out, source.names
+    names = source.names
     if len(names) < 2:
         raise DataError(f"{location} has one class, {names[0]!r}: a classifier needs at least two")
-    everything = np.arange(len(train.labels))
-    if test is None:
-        _require_two_each(location, train.labels, names)
-        train_indices, test_indices = _stratified_split(train.labels, HELD_OUT_SHARE)
-        test = train
-    else:
-        train_indices, test_indices = everything, np.arange(len(test.labels))
-    if len(test_indices) > held_out:
-        if held_out < len(names):
-            raise DataError(f"evaluation_images = {held_out} is less than one for each of the {len(names)} classes")
-        test_indices = test_indices[_balanced_indices(test.labels[test_indices], held_out)]
-    held_pixels, held_kept, held_skipped = _decode(test, test_indices, spec, workers, on_images)
-    image_bytes = 3 * spec.image_size**2
-    is_streamed = stream or len(train_indices) * image_bytes > IN_MEMORY_BYTES
-    pixels, kept, skipped = _decode(train, train_indices, None if is_streamed else spec, workers, on_images)
-    skipped = [*held_skipped, *skipped]
+    train, validation, test = divide(location, source)
+    if len(test) > test_images:
+        if test_images < len(names):
+            raise DataError(f"evaluation_images = {test_images} is less than one for each of the {len(names)} classes")
+        test = replace(test, indices=test.indices[_balanced_indices(test.labels, test_images)])
+    is_streamed = stream or len(train) * 3 * spec.image_size**2 > IN_MEMORY_BYTES
+    skipped: list[str] = []
+
+    def decoded(part: Part, purpose: str, *, is_kept: bool = True) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        pixels, sound, problems = _decode(part.source, part.indices, spec if is_kept else None, workers, on_images)
+        skipped.extend(problems)
+        if not len(sound) and not strict:
+            raise DataError(f"{location} has no image {purpose} that can be decoded")
+        return pixels, sound
+
+    test_pixels, test_indices = decoded(test, "to test on")
+    validation_pixels, validation_indices = decoded(validation, "for validation")
+    train_pixels, train_indices = decoded(train, "to train on", is_kept=not is_streamed)
     if strict and skipped:
         raise DataError(f"{len(skipped)} images cannot be decoded, the first is {skipped[0]}")
-    for indices, purpose in ((kept, "to train on"), (held_kept, "held out")):
-        if not len(indices):
-            raise DataError(f"{location} has no image {purpose} that can be decoded")
     return Dataset(
-        train=StreamedImages(train, kept, spec) if is_streamed else Images(pixels, train.labels[kept]),
-        held_out=Images(held_pixels, test.labels[held_kept]),
+        train=StreamedImages(train.source, train_indices, spec)
+        if is_streamed
+        else Images(train_pixels, train.source.labels[train_indices]),
+        validation=Images(validation_pixels, validation.source.labels[validation_indices]),
+        test=Images(test_pixels, test.source.labels[test_indices]),
         labels=names,
         preprocess=spec,
         skipped=tuple(skipped),
@@ -179,12 +198,12 @@ def load_evaluation_images(
 ) -> tuple[Images, tuple[str, ...]]:
     """Returns images for the evaluation of a model, and the names of those that cannot be decoded.
 
-    location: as for `load_dataset`; if it has splits, the held-out split is read, else all images. labels: those of the
+    location: as for `load_dataset`; if it has splits, the test split is read, else all images. labels: those of the
     model; the class names at `location` must be among them. at_most: maximum number of images, drawn evenly from the
     classes, the same in every call. Raises DataError for a class that the model lacks, and if no image can be decoded.
     """
     found = open_source(location)
-    source, names = found.held_out or found.train, found.names
+    source, names = found.test or found.train, found.names
     if unknown := sorted(set(names) - set(labels)):
         raise DataError(f"{location} has classes that the model lacks: {', '.join(unknown[:5])}")
     indices = np.arange(len(source.labels))
@@ -243,13 +262,6 @@ def _decode(
     return (pixels if is_sound.all() else pixels[is_sound]), indices[is_sound], skipped
 
 
-def _require_two_each(location: str, labels: NDArray[np.int64], names: Sequence[str]) -> None:
-    counts = np.bincount(labels, minlength=len(names))
-    if counts.min() < 2:
-        name = names[int(counts.argmin())]
-        raise DataError(f"{location} has fewer than two images of {name!r}: one to train on and one to hold out")
-
-
 def _balanced_indices(labels: NDArray[np.int64], count: int) -> NDArray[np.int64]:
     """Returns indices of `count` images, drawn from the classes in turn, in a random order; the same in every call."""
     rng = np.random.default_rng(0)
@@ -260,21 +272,3 @@ def _balanced_indices(labels: NDArray[np.int64], count: int) -> NDArray[np.int64
         turn[of_class] = np.arange(len(of_class))
     chosen = order[np.argsort(turn[order], kind="stable")][:count]
     return rng.permutation(chosen)
-
-
-def _stratified_split(labels: NDArray[np.int64], second: int | float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Returns the indices of two stratified parts, the same in every call.
-
-    second: size (int) or share (float) of the second part, which gets at least one image of each class.
-    """
-    from sklearn import model_selection
-
-    size = (
-        max(second, len(np.unique(labels)))
-        if isinstance(second, int)
-        else max(round(second * len(labels)), len(np.unique(labels)))
-    )
-    first, last = model_selection.train_test_split(
-        np.arange(len(labels)), test_size=size, random_state=0, stratify=labels
-    )
-    return first, last

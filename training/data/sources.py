@@ -33,7 +33,7 @@ SPLITS: Mapping[str, SplitKind] = {
     "test": "test",
     "testing": "test",
 }
-HELD_OUT_FOLDERS = ("val", "validation", "test")  # named in messages
+PARTS_BESIDE_TRAIN = ("val", "validation", "test")  # named in messages
 HIDDEN = (".", "__MACOSX")  # first characters of names to skip; macOS adds a folder __MACOSX to its archives
 NAMES_SHOWN = 5
 NAMELESS = ("model", "pytorch_model")  # names of weights on Hugging Face, the same for all models
@@ -92,12 +92,17 @@ Split = ImageFolder | HuggingFaceSplit
 
 @dataclass(frozen=True)
 class LabelledSource:
-    """Training images, held-out images if the location has a split for them, and the names of the classes."""
+    """The splits of a location and the names of the classes.
+
+    A location without splits has only `train`. With one split beside `train`, that split is `test`, whatever its name:
+    its images are those of published figures. `validation` is a split only if there is a separate `test`.
+    """
 
     train: Split
-    held_out: Split | None
+    validation: Split | None
+    test: Split | None
     names: list[str]
-    ignored: tuple[str, ...] = ()  # folders beside the two splits, which are not read
+    ignored: tuple[str, ...] = ()  # folders beside the splits, which are not read
 
 
 def open_source(location: str) -> LabelledSource:
@@ -138,31 +143,37 @@ def _open_folder(root: Path) -> LabelledSource:
     kinds = {name: kind for name in contents if (kind := split_kind(name)) is not None}
     splits = {name: kind for name, kind in kinds.items() if contents[name].folders}
     train = _single_split(root, [name for name, kind in splits.items() if kind == "train"])
-    held_out = None
-    for kind in ("val", "test"):
-        held_out = held_out or _single_split(root, [name for name in splits if splits[name] == kind])
-    if train is not None and held_out is not None:
+    validation, test = (
+        _single_split(root, [name for name, found in splits.items() if found == kind]) for kind in ("val", "test")
+    )
+    if train is not None and (validation or test):
         names = _class_names(root / train)
-        if (others := _class_names(root / held_out)) != names:
-            differing = sorted(set(names) ^ set(others))
-            raise DataError(
-                f"{root}: {train} and {held_out} do not have the same classes: {', '.join(differing[:NAMES_SHOWN])}"
-            )
-        ignored = tuple(name for name in contents if name not in (train, held_out))
-        return LabelledSource(_image_folder(root / train, names), _image_folder(root / held_out, names), names, ignored)
+        others = [name for name in (validation, test) if name is not None]
+        for name in others:
+            if differing := sorted(set(names) ^ set(_class_names(root / name))):
+                raise DataError(
+                    f"{root}: {train} and {name} do not have the same classes: {', '.join(differing[:NAMES_SHOWN])}"
+                )
+        return LabelledSource(
+            train=_image_folder(root / train, names),
+            validation=_image_folder(root / others[0], names) if len(others) > 1 else None,
+            test=_image_folder(root / others[-1], names),
+            names=names,
+            ignored=tuple(name for name in contents if name not in (train, *others)),
+        )
     if train is not None:
         raise DataError(
-            f"{root} has a folder {train} of classes, but none of held-out images ({', '.join(HELD_OUT_FOLDERS)}) "
-            f"beside it: add one, or give {root / train}, of which Tureen holds out a tenth"
+            f"{root} has a folder {train} of classes, but no folder of images to test on "
+            f"({', '.join(PARTS_BESIDE_TRAIN)}) beside it: add one, or give {root / train}, which Tureen divides itself"
         )
     if kinds and len(kinds) == len(contents):
         raise DataError(
             f"{root} holds {', '.join(contents)}, which are names of splits: Tureen expects a folder train and a "
-            "folder val, each with one folder of images for each class"
+            "folder test, each with one folder of images for each class"
         )
     _refuse_unknown_splits(root, contents)
     names = _class_names(root)
-    return LabelledSource(_image_folder(root, names), None, names)
+    return LabelledSource(_image_folder(root, names), None, None, names)
 
 
 def _refuse_unknown_splits(root: Path, contents: Mapping[str, _Contents]) -> None:
@@ -171,8 +182,8 @@ def _refuse_unknown_splits(root: Path, contents: Mapping[str, _Contents]) -> Non
     if len(common) > 1 and not all(content.has_images for content in contents.values()):
         raise DataError(
             f"{root} holds {_joined_names(list(contents))}, and each of them holds {_joined_names(sorted(common))}: "
-            "these look like splits, not classes. Name the splits train and val, or give the folder of one of them; "
-            "if they are classes, put their images directly into them"
+            "these look like splits, not classes. Name the splits train, val and test, or give the folder of one of "
+            "them; if they are classes, put their images directly into them"
         )
 
 
@@ -256,7 +267,10 @@ def _open_hugging_face(location: str) -> LabelledSource:
             raise DataError(f"{name} has images without a label")
         return HuggingFaceSplit(split.cast_column(image, datasets.Image(decode=False)), image, labels)
 
-    held_out = named.get("val", named.get("test"))
+    others = [encoded(splits[named[kind]]) for kind in ("val", "test") if kind in named]
     return LabelledSource(
-        encoded(train), None if held_out is None else encoded(splits[held_out]), list(features[label].names)
+        train=encoded(train),
+        validation=others[0] if len(others) > 1 else None,
+        test=others[-1] if others else None,
+        names=list(features[label].names),
     )

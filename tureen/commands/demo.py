@@ -183,7 +183,7 @@ def write_samples(directory: Path, checkpoint: Checkpoint, bundle: Path) -> None
     the clean token, rounded to 8 bits; it fools the clean mode and not the robust mode. The pair shows the effect of
     β. Only the accuracy table measures robustness, because its attacks are on each soup itself.
     """
-    pixels, labels = checkpoint.held_out.pixels, checkpoint.held_out.labels
+    pixels, labels = checkpoint.test.pixels, checkpoint.test.labels
     attacked = _attacked_images(checkpoint)
     with load(bundle) as soup:
 
@@ -217,8 +217,8 @@ def _attacked_images(checkpoint: Checkpoint) -> NDArray[np.uint8]:
     recipe, model = checkpoint.recipe, checkpoint.model
     adversarial = ATTACKS["pgd"](
         lambda x: model(x, x.new_full((len(x),), CLEAN_BETA)),
-        images_from_pixels(torch.from_numpy(checkpoint.held_out.pixels)),
-        torch.from_numpy(checkpoint.held_out.labels),
+        images_from_pixels(torch.from_numpy(checkpoint.test.pixels)),
+        torch.from_numpy(checkpoint.test.labels),
         epsilon=recipe.epsilon_255 / 255,
         steps=recipe.evaluation_steps,
         generator=torch.Generator().manual_seed(recipe.seed),

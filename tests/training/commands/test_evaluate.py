@@ -47,11 +47,11 @@ def photos(tmp_path_factory):
     """Twelve images of two digits; one file is damaged."""
     from training.data.datasets import load_digits
 
-    held_out = load_digits().held_out
+    test = load_digits().test
     root = tmp_path_factory.mktemp("photos")
     for label in (3, 8):
         (root / str(label)).mkdir()
-        for i, pixels in enumerate(held_out.pixels[held_out.labels == label][:6]):
+        for i, pixels in enumerate(test.pixels[test.labels == label][:6]):
             Image.fromarray(pixels).save(root / str(label) / f"{i}.png")
     (root / "8" / "0.png").write_bytes(b"damaged")
     return root

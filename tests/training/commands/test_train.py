@@ -17,7 +17,7 @@ def test_the_printed_recipe_is_adapted_to_the_images(photos, tmp_path, capsys):
     assert train(["cifar10-cpu", "--out", str(tmp_path / "run"), *settings, "--data", str(photos), "--show"]) == 0
     shown = capsys.readouterr().out
     assert "minutes" not in shown
-    assert "5 classes, about 54 images to train on, 6 steps an epoch, 12 steps in all" in shown
+    assert "5 classes, about 50 images to train on, 6 steps an epoch, 12 steps in all" in shown
     assert "model.classes = 5" in shown
     assert not (tmp_path / "run").exists()
 

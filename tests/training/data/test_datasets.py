@@ -36,26 +36,31 @@ def fill(folder, classes=("cat", "dog"), each=10, size=(12, 10)):
 
 def test_the_digits_are_split_once_and_stratified():
     data, again = load_digits(), load_digits()
-    assert (len(data.train), len(data.held_out)) == (1347, 450)
+    assert (len(data.train), len(data.validation), len(data.test)) == (1212, 135, 450)
     assert data.train.pixels.dtype == np.uint8
     assert data.train.pixels.shape[1:] == (8, 8, 3)
     assert data.train.pixels.max() == 255
-    np.testing.assert_array_equal(data.held_out.labels, again.held_out.labels)
-    assert min(np.bincount(data.held_out.labels)) >= 43
+    np.testing.assert_array_equal(data.test.labels, again.test.labels)
+    assert min(np.bincount(data.test.labels)) >= 43
+    assert min(np.bincount(data.validation.labels)) >= 13
+    everything = np.concatenate([part.pixels for part in (data.train, data.validation, data.test)])
+    assert len(everything) == 1797
+    assert len(np.unique(everything, axis=0)) == 1797
 
 
 def test_a_folder_of_classes_is_split_evenly_and_always_alike(tmp_path):
     fill(tmp_path, ("dog", "cat", "a bird"), each=20)
-    data, again = (load_dataset(str(tmp_path), SPEC, held_out=100) for _ in range(2))
+    data, again = (load_dataset(str(tmp_path), SPEC, test_images=100) for _ in range(2))
     assert data.labels == ["a bird", "cat", "dog"]
-    assert np.bincount(data.train.labels).tolist() == [18, 18, 18]
-    assert np.bincount(data.held_out.labels).tolist() == [2, 2, 2]
-    np.testing.assert_array_equal(data.held_out.pixels, again.held_out.pixels)
+    assert np.bincount(data.train.labels).tolist() == [16, 16, 16]
+    assert np.bincount(data.validation.labels).tolist() == [2, 2, 2]
+    assert np.bincount(data.test.labels).tolist() == [2, 2, 2]
+    np.testing.assert_array_equal(data.test.pixels, again.test.pixels)
     assert data.fingerprint() == again.fingerprint()
 
 
 @pytest.mark.parametrize(
-    ("train", "held_out"),
+    ("train", "test"),
     [
         ("train", "val"),
         ("train", "validation"),
@@ -69,27 +74,30 @@ def test_a_folder_of_classes_is_split_evenly_and_always_alike(tmp_path):
         ("train_images", "eval"),
     ],
 )
-def test_an_existing_split_is_used_unchanged(tmp_path, train, held_out):
-    fill(tmp_path / train, each=6)
-    fill(tmp_path / held_out, each=3)
-    data = load_dataset(str(tmp_path), SPEC, held_out=100)
+def test_the_split_beside_the_training_images_is_the_test_part_and_validation_is_drawn(tmp_path, train, test):
+    fill(tmp_path / train, each=20)
+    fill(tmp_path / test, each=3)
+    data = load_dataset(str(tmp_path), SPEC, test_images=100)
     assert data.labels == ["cat", "dog"]
-    assert (len(data.train), len(data.held_out)) == (12, 6)
+    assert (len(data.train), len(data.validation), len(data.test)) == (36, 4, 6)
+    assert np.bincount(data.validation.labels).tolist() == [2, 2]
 
 
-def test_of_two_held_out_splits_the_validation_split_is_read_and_the_other_named(tmp_path):
+def test_three_splits_are_used_unchanged_and_other_folders_named(tmp_path):
     fill(tmp_path / "train", each=6)
     fill(tmp_path / "valid", each=3)
     fill(tmp_path / "test", each=2)
-    data = load_dataset(str(tmp_path), SPEC, held_out=100)
-    assert (len(data.held_out), data.ignored) == (6, ("test",))
-    assert "neither of the two splits: test" in class_counts(data)
+    fill(tmp_path / "extra", each=2)
+    data = load_dataset(str(tmp_path), SPEC, test_images=100)
+    assert (len(data.train), len(data.validation), len(data.test)) == (12, 6, 4)
+    assert data.ignored == ("extra",)
+    assert "none of the splits: extra" in class_counts(data)
 
 
 @pytest.mark.parametrize("classes", [("cat", "dog", "test"), ("bus", "plane", "train"), ("Train", "tram", "val")])
 def test_a_class_may_be_called_as_a_split_beside_others(tmp_path, classes):
     fill(tmp_path, classes, each=3)
-    assert load_dataset(str(tmp_path), SPEC, held_out=100).labels == list(classes)
+    assert load_dataset(str(tmp_path), SPEC, test_images=100).labels == list(classes)
 
 
 @pytest.mark.parametrize("subfolders", [("images",), ("2021", "2022")])
@@ -99,38 +107,39 @@ def test_classes_may_have_subfolders(tmp_path, subfolders):
         fill(tmp_path / name, subfolders, each=3)
         if len(subfolders) > 1:
             Image.fromarray(np.zeros((8, 8, 3), dtype=np.uint8)).save(tmp_path / name / "own.png")
-    assert load_dataset(str(tmp_path), SPEC, held_out=100).labels == ["cat", "dog"]
+    assert load_dataset(str(tmp_path), SPEC, test_images=100).labels == ["cat", "dog"]
 
 
 def test_files_that_macos_adds_to_an_archive_are_no_class(tmp_path):
     fill(tmp_path, ("cat", "dog", "__MACOSX"), each=3)
-    assert load_dataset(str(tmp_path), SPEC, held_out=100).labels == ["cat", "dog"]
+    assert load_dataset(str(tmp_path), SPEC, test_images=100).labels == ["cat", "dog"]
 
 
 def test_of_many_classes_the_first_are_counted_one_by_one(tmp_path):
-    fill(tmp_path, [f"{index:02}" for index in range(24)], each=2)
-    lines = class_counts(load_dataset(str(tmp_path), SPEC, held_out=100)).splitlines()
-    assert lines[0] == "24 classes: 24 images to train on, 24 held out"
-    assert lines[1].split() == ["00", "1", "1"]
+    fill(tmp_path, [f"{index:02}" for index in range(24)], each=3)
+    lines = class_counts(load_dataset(str(tmp_path), SPEC, test_images=100)).splitlines()
+    assert lines[0] == "24 classes: 24 images to train on, 24 for validation, 24 to test on"
+    assert lines[1].split() == ["00", "1", "1", "1"]
     assert len(lines) == 22
     assert lines[-1] == "  and 4 classes more, of 1 to 1 images to train on"
 
 
 def test_the_pixels_equal_those_of_the_server(tmp_path):
-    fill(tmp_path / "train", each=2)
-    fill(tmp_path / "val", each=2)
-    data = load_dataset(str(tmp_path), SPEC, held_out=100)
+    for name in ("train", "val", "test"):
+        fill(tmp_path / name, each=2)
+    data = load_dataset(str(tmp_path), SPEC, test_images=100)
     expected = pixels_from_bytes((tmp_path / "train" / "cat" / "001.png").read_bytes(), SPEC)
     np.testing.assert_array_equal(data.train.pixels[1], expected)
 
 
-def test_held_out_images_are_drawn_evenly_if_there_are_more(tmp_path):
-    fill(tmp_path / "train", each=2)
+def test_test_images_are_drawn_evenly_if_there_are_more_and_do_not_change_the_training(tmp_path):
+    fill(tmp_path / "train", each=5)
     fill(tmp_path / "val", each=10)
-    data = load_dataset(str(tmp_path), SPEC, held_out=6)
-    assert np.bincount(data.held_out.labels).tolist() == [3, 3]
+    data = load_dataset(str(tmp_path), SPEC, test_images=6)
+    assert np.bincount(data.test.labels).tolist() == [3, 3]
+    assert data.fingerprint() == load_dataset(str(tmp_path), SPEC, test_images=100).fingerprint()
     with pytest.raises(DataError, match="less than one for each of the 2 classes"):
-        load_dataset(str(tmp_path), SPEC, held_out=1)
+        load_dataset(str(tmp_path), SPEC, test_images=1)
 
 
 @pytest.mark.parametrize("count", range(2, 12))
@@ -143,17 +152,17 @@ def test_any_number_of_images_can_be_drawn_and_classes_share_it(count):
 
 
 def test_hidden_folders_are_not_images(tmp_path):
-    fill(tmp_path / "train", each=3)
+    fill(tmp_path / "train", each=4)
     fill(tmp_path / "val", each=2)
     fill(tmp_path / "train" / "cat" / ".ipynb_checkpoints", ("copy",), each=2)
-    assert len(load_dataset(str(tmp_path), SPEC, held_out=100).train) == 6
+    assert len(load_dataset(str(tmp_path), SPEC, test_images=100).train) == 6
 
 
 def test_a_stream_decodes_the_same_images_later(tmp_path):
-    fill(tmp_path / "train", each=3)
+    fill(tmp_path / "train", each=4)
     fill(tmp_path / "val", each=2)
-    stream = load_dataset(str(tmp_path), SPEC, held_out=100, stream=True).train
-    memory = load_dataset(str(tmp_path), SPEC, held_out=100).train
+    stream = load_dataset(str(tmp_path), SPEC, test_images=100, stream=True).train
+    memory = load_dataset(str(tmp_path), SPEC, test_images=100).train
     assert isinstance(stream, StreamedImages)
     assert isinstance(memory, Images)
     np.testing.assert_array_equal(stream.labels, memory.labels)
@@ -162,18 +171,18 @@ def test_a_stream_decodes_the_same_images_later(tmp_path):
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_an_image_that_cannot_be_decoded_is_left_out_and_named(tmp_path, stream):
-    fill(tmp_path / "train", each=5)
-    fill(tmp_path / "val", each=2)
+    for name, each in (("train", 5), ("val", 2), ("test", 2)):
+        fill(tmp_path / name, each=each)
     (tmp_path / "train" / "cat" / "002.png").write_bytes(b"\x89PNG\r\n\x1a\n damaged")
-    (tmp_path / "val" / "dog" / "001.png").write_bytes(b"")
+    (tmp_path / "test" / "dog" / "001.png").write_bytes(b"")
     counted = []
-    data = load_dataset(str(tmp_path), SPEC, held_out=100, stream=stream, on_images=counted.append)
-    assert sum(counted) == 14
-    assert (len(data.train), len(data.held_out)) == (9, 3)
+    data = load_dataset(str(tmp_path), SPEC, test_images=100, stream=stream, on_images=counted.append)
+    assert sum(counted) == 18
+    assert (len(data.train), len(data.validation), len(data.test)) == (9, 4, 3)
     assert data.train.labels.tolist() == [0] * 4 + [1] * 5
     assert [line.split(":")[0] for line in data.skipped] == ["dog/001.png", "cat/002.png"]
     with pytest.raises(DataError, match=r"2 images cannot be decoded, the first is dog/001\.png"):
-        load_dataset(str(tmp_path), SPEC, held_out=100, stream=stream, strict=True)
+        load_dataset(str(tmp_path), SPEC, test_images=100, stream=stream, strict=True)
 
 
 @pytest.mark.parametrize(
@@ -183,10 +192,14 @@ def test_an_image_that_cannot_be_decoded_is_left_out_and_named(tmp_path, stream)
         (lambda root: root.mkdir(), "has no folders"),
         (lambda root: fill(root, ("cat",)), "has one class, 'cat'"),
         (lambda root: (root / "cat").mkdir(parents=True), "has no images"),
-        (lambda root: fill(root, each=1), "fewer than two images of 'cat'"),
+        (lambda root: fill(root, each=2), "too few images of 'cat', 2: training, validation and test need one each"),
+        (
+            lambda root: (fill(root / "train", each=1), fill(root / "test")),
+            "too few images of 'cat', 1: training and validation need one each",
+        ),
         (
             lambda root: fill(root / "train"),
-            r"folder train of classes, but none of held-out images \(val, validation, test\)",
+            r"folder train of classes, but no folder of images to test on \(val, validation, test\)",
         ),
         (lambda root: fill(root, ("train", "val")), "holds train, val, which are names of splits"),
         (lambda root: (fill(root / "val"), fill(root / "Test")), "holds Test, val, which are names of splits"),
@@ -207,16 +220,17 @@ def test_unusable_training_data_is_reported(tmp_path, make, message):
     root = tmp_path / "images"
     make(root)
     with pytest.raises(DataError, match=message):
-        load_dataset(str(root), SPEC, held_out=100)
+        load_dataset(str(root), SPEC, test_images=100)
 
 
 def test_a_folder_in_which_nothing_can_be_decoded_is_refused(tmp_path):
     fill(tmp_path / "train", each=1)
     fill(tmp_path / "val", each=1)
+    fill(tmp_path / "test", each=1)
     for file in (tmp_path / "train").rglob("*.png"):
         file.write_bytes(b"nothing")
     with pytest.raises(DataError, match="no image to train on that can be decoded"):
-        load_dataset(str(tmp_path), SPEC, held_out=100)
+        load_dataset(str(tmp_path), SPEC, test_images=100)
 
 
 def test_images_to_measure_on_get_the_labels_of_the_model(tmp_path):
@@ -236,8 +250,9 @@ def test_images_to_measure_on_get_the_labels_of_the_model(tmp_path):
         load_evaluation_images(str(tmp_path / "shifted"), SPEC, model_labels, at_most=100, strict=True)
 
 
-def test_the_held_out_part_of_an_existing_split_is_measured(tmp_path):
+def test_the_test_part_of_an_existing_split_is_measured(tmp_path):
     fill(tmp_path / "train", each=5)
+    fill(tmp_path / "val", each=3)
     fill(tmp_path / "test", each=2)
     images, _ = load_evaluation_images(str(tmp_path), SPEC, ["cat", "dog"], at_most=100)
     assert len(images) == 4
@@ -253,11 +268,11 @@ def test_a_hugging_face_dataset_is_read_from_disk(tmp_path):
         "kind": [int(file.parent.name == "dog") for file in files],
     }
     split = datasets.Dataset.from_dict(rows, features=features)
-    datasets.DatasetDict({"Training": split, "test": split}).save_to_disk(str(tmp_path / "saved"))
-    data = load_dataset(f"hf:{tmp_path / 'saved'}", SPEC, held_out=100)
+    datasets.DatasetDict({"Training": split, "dev": split, "test": split}).save_to_disk(str(tmp_path / "saved"))
+    data = load_dataset(f"hf:{tmp_path / 'saved'}", SPEC, test_images=100)
     assert data.labels == ["cat", "dog"]
-    assert (len(data.train), len(data.held_out)) == (12, 12)
+    assert (len(data.train), len(data.validation), len(data.test)) == (12, 12, 12)
     np.testing.assert_array_equal(data.train.pixels[0], pixels_from_bytes(files[0].read_bytes(), SPEC))
     split.remove_columns("kind").save_to_disk(str(tmp_path / "unlabelled"))
     with pytest.raises(DataError, match="one of class labels, but has picture"):
-        load_dataset(f"hf:{tmp_path / 'unlabelled'}", SPEC, held_out=100)
+        load_dataset(f"hf:{tmp_path / 'unlabelled'}", SPEC, test_images=100)

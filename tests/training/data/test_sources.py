@@ -71,20 +71,25 @@ def test_the_files_of_a_class_are_found_in_order_and_others_are_not_read(tmp_pat
     assert [source.train.name(index) for index in range(3)] == ["cat/x/1.webp", "dog/a.jpg", "dog/b.PNG"]
     assert source.train.labels.tolist() == [0, 1, 1]
     assert source.train.read(1) == b"dog/a.jpg"
-    assert source.held_out is None
+    assert source.validation is None
+    assert source.test is None
 
 
 def test_a_split_is_read_from_its_folders_and_other_folders_are_ignored(tmp_path):
     make_images(tmp_path, "train/cat/1.png", "train/dog/1.png", "val/cat/2.png", "val/dog/2.png", "raw/x/3.png")
     source = open_source(str(tmp_path))
-    assert [source.train.name(0), source.held_out.name(0)] == ["cat/1.png", "cat/2.png"]
+    assert [source.train.name(0), source.test.name(0)] == ["cat/1.png", "cat/2.png"]  # val alone is the test part
+    assert source.validation is None
     assert source.ignored == ("raw",)
+    make_images(tmp_path, "test/cat/4.png", "test/dog/4.png")
+    source = open_source(str(tmp_path))
+    assert [source.validation.name(0), source.test.name(0)] == ["cat/2.png", "cat/4.png"]
 
 
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        (["train/cat/1.png", "train/dog/1.png"], "but none of held-out images"),
+        (["train/cat/1.png", "train/dog/1.png"], "but no folder of images to test on"),
         (["train/cat/1.png", "Train/cat/1.png", "val/cat/1.png"], "which are the same split: keep only one"),
         (["train/cat/1.png", "val/dog/1.png"], "do not have the same classes: cat, dog"),
         (["first/cat/1.png", "first/dog/1.png", "second/cat/1.png", "second/dog/1.png"], "look like splits"),

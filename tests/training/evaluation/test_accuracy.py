@@ -81,7 +81,7 @@ def test_the_digits_reach_the_published_accuracy(published_digits_run):
 
 
 def test_logits_that_are_no_numbers_are_an_error_not_a_result(checkpoint):
-    few = Images(checkpoint.held_out.pixels[:4], checkpoint.held_out.labels[:4])
+    few = Images(checkpoint.test.pixels[:4], checkpoint.test.labels[:4])
     model = copy.deepcopy(checkpoint.model)
     model.head.bias.fill_(math.nan)
     with pytest.raises(DivergedError, match="logits of the model are not finite"):
@@ -91,7 +91,7 @@ def test_logits_that_are_no_numbers_are_an_error_not_a_result(checkpoint):
 
 
 def test_measuring_again_gives_the_same_rows(checkpoint):
-    few = Images(checkpoint.held_out.pixels[:60], checkpoint.held_out.labels[:60])
+    few = Images(checkpoint.test.pixels[:60], checkpoint.test.labels[:60])
     first, again = (
         evaluate_accuracy(checkpoint.model, few, betas=[0.3, 1.0], epsilon_255=38, steps=5) for _ in range(2)
     )
@@ -101,7 +101,7 @@ def test_measuring_again_gives_the_same_rows(checkpoint):
 
 def test_a_radius_of_a_half_drives_to_chance_and_zero_to_clean(checkpoint):
     """With an unlimited radius no image stays right, and with radius 0 every image does."""
-    few = Images(checkpoint.held_out.pixels[:100], checkpoint.held_out.labels[:100])
+    few = Images(checkpoint.test.pixels[:100], checkpoint.test.labels[:100])
     for beta in (0.0, 1.0):
         (unlimited,) = evaluate_accuracy(checkpoint.model, few, betas=[beta], epsilon_255=127.5, steps=40)
         assert unlimited.robust.value <= 0.1
@@ -111,7 +111,7 @@ def test_a_radius_of_a_half_drives_to_chance_and_zero_to_clean(checkpoint):
 
 def test_more_steps_are_never_weaker_by_more_than_chance(checkpoint):
     one, many = (
-        evaluate_accuracy(checkpoint.model, checkpoint.held_out, betas=[1.0], epsilon_255=38, steps=steps)[0]
+        evaluate_accuracy(checkpoint.model, checkpoint.test, betas=[1.0], epsilon_255=38, steps=steps)[0]
         for steps in (1, 20)
     )
     assert many.robust.value <= one.robust.value

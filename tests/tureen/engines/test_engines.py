@@ -13,7 +13,7 @@ BETAS_64 = np.linspace(0, 1, 64)
 
 
 def test_a_batch_of_64_betas_equals_64_batches_of_one(engine, bundle, checkpoint):
-    pixels = checkpoint.held_out.pixels[:64]
+    pixels = checkpoint.test.pixels[:64]
     tokens = mix_rows(bundle.clean_token, bundle.robust_token, BETAS_64)
     together = engine.run(pixels, tokens)
     alone = np.concatenate([engine.run(pixels[i : i + 1], tokens[i : i + 1]) for i in range(64)])
@@ -24,7 +24,7 @@ def test_a_batch_of_64_betas_equals_64_batches_of_one(engine, bundle, checkpoint
 
 
 def test_neighbours_of_another_beta_change_nothing(engine, bundle, checkpoint):
-    pixels = checkpoint.held_out.pixels[:8]
+    pixels = checkpoint.test.pixels[:8]
     mixed = engine.run(pixels, mix_rows(bundle.clean_token, bundle.robust_token, [0, 1] * 4))
     clean = engine.run(pixels, mix_rows(bundle.clean_token, bundle.robust_token, [0] * 8))
     robust = engine.run(pixels, mix_rows(bundle.clean_token, bundle.robust_token, [1] * 8))

@@ -219,7 +219,7 @@ def start(opened, cuda, options=OPTIONS, *, engine="tensorrt", **changes):
 
 @pytest.fixture
 def rows(checkpoint, bundle):
-    pixels = checkpoint.held_out.pixels[:19]
+    pixels = checkpoint.test.pixels[:19]
     return pixels, mix_rows(bundle.clean_token, bundle.robust_token, np.linspace(0, 1, len(pixels)))
 
 
