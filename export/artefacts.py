@@ -25,7 +25,8 @@ PlanBuilder = Literal["onnx", "torch"]
 class BundleArtefacts:
     """Builds the files of a bundle that engines run. Each graph is built once and shared by all engines.
 
-    fp32: the content of backbone.onnx. expected: the logits of PyTorch. calibration: returns images for int8.
+    fp32: the content of backbone.onnx. expected: the logits of PyTorch, with the tokens. calibration: returns images
+    for int8; None: int8 cannot be built.
     builder: compiler of plans; "onnx" is the ONNX parser of TensorRT, "torch" is torch-tensorrt. cache: directory for
     kernel timings. report: called with a message for each step.
     """
@@ -46,7 +47,10 @@ class BundleArtefacts:
         self._graphs: dict[FileName, bytes] = {BACKBONE: fp32}
 
     def get(self, engine: EngineName, precision: Precision, name: FileName) -> Artefact:
-        """Returns the file `name` for the engine; raises ExportError or EngineError if it cannot be built."""
+        """Returns the file `name` for the engine in the precision. Builds it at the first call.
+
+        Raises ExportError if a requirement of the build is missing, and EngineError if a plan cannot be compiled.
+        """
         if name != plan_name(engine, precision):
             return Artefact(self._graph(name, precision))
         start = time.perf_counter()

@@ -28,14 +28,17 @@ _LEAST_STEP = 1e-4  # of strength between two points of a curve
 
 
 class DialFields(TypedDict, total=False):
-    """The fields of a manifest that `measure_dial` measures. Without them the manifest has its defaults."""
+    """The fields of a manifest that `measure_dial` measures. A manifest without them has their defaults."""
 
     strength: StrengthCurve
     calibration: list[CalibrationRow]
 
 
 def measure_dial(predict: Predict, images: Images) -> DialFields:
-    """Returns the strength curve and the temperatures of a model on labelled images. Shows a progress bar."""
+    """Returns the strength curve and the temperatures of a model on labelled images. Shows a progress bar.
+
+    predict: pixels and one β for each image to logits. Raises DivergedError if logits are not finite.
+    """
     total, description = len(BETAS) * len(images), "measure strength and calibration"
     with tqdm(total=total, desc=description, unit="image", disable=None) as bar:
         logits = logits_by_beta(predict, images, on_images=lambda count: bar.update(count) and None)
@@ -59,9 +62,10 @@ def logits_by_beta(
 def strength_curve(logits: NDArray[np.float32], betas: Sequence[float]) -> StrengthCurve:
     """Returns the strength at each of T β from logits (T, n, K). betas: ascending from 0 to 1.
 
-    The logits of all images are one vector of n·K numbers. The strength is its projection on the line from clean to
-    robust mode: 0 at the clean mode, 1 at the robust mode. A regression makes it ascend where it does not. β at which
-    it does not grow are left out. Without a difference between the modes, strength equals β.
+    The logits of all images at one β are one vector of n·K numbers. The strength is the position of its projection on
+    the line from the vector of clean mode (0) to that of robust mode (1). Where the positions descend, an isotonic
+    regression makes them ascend. A β at which the strength does not grow is omitted. If the logits of both modes are
+    equal, strength equals β.
     """
     way = (logits[-1] - logits[0]).astype(np.float64)
     length = float((way**2).sum())
@@ -80,9 +84,10 @@ def strength_curve(logits: NDArray[np.float32], betas: Sequence[float]) -> Stren
 def fit_calibration(
     logits: NDArray[np.float32], labels: NDArray[np.int64], betas: Sequence[float], *, seed: int = 0
 ) -> list[CalibrationRow]:
-    """Returns a temperature for each of T β from logits (T, n, K) and labels (n,); none for fewer than 40 images.
+    """Returns a row for each of T β from logits (T, n, K) and labels (n,); no row for fewer than MIN_IMAGES images.
 
-    A random half of the images fits the temperatures by the log-likelihood. The other half measures the errors.
+    A random half of the images fits the temperatures, by the likelihood of their labels. The other half measures the
+    calibration errors.
     """
     n = len(labels)
     if n < MIN_IMAGES:
@@ -106,7 +111,7 @@ def fit_calibration(
 
 
 def fit_temperature(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
-    """Returns the temperature in [1/20, 20] of the highest likelihood of labels (n,), for logits (n, K)."""
+    """Returns the temperature in [1/20, 20] at which labels (n,) have the highest likelihood, for logits (n, K)."""
 
     def loss(log_temperature: float) -> float:
         scaled = logits.astype(np.float64) / math.exp(log_temperature)

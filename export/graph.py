@@ -51,7 +51,7 @@ class CompiledBackbone(nn.Module):
     """
 
     def __init__(self, model: DualTokenViT, precision: Precision = "fp32") -> None:
-        """Raises ExportError for a precision that torch lacks."""
+        """Raises ExportError if the precision is not fp32, fp16 or bf16. NNCF builds the graph in int8."""
         super().__init__()
         if precision not in DTYPES:
             raise ExportError(f"torch has no {precision}: choose {', '.join(DTYPES)}")
@@ -100,7 +100,10 @@ class FoldedEmbedding(nn.Conv2d):
 
 
 def unfolded_embedding(model: DualTokenViT, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns weight and bias of the patch embedding of `model` from those of its `FoldedEmbedding`, float32."""
+    """Returns weight and bias of the patch embedding of `model`, float32, from those of its `FoldedEmbedding`.
+
+    It is the inverse of the folding of the normalisation.
+    """
     mean, std = model.mean.double(), model.std.double()
     original = weight.double() * (255 * std)
     offset = (original * (0.5 - mean) / std).sum(dim=(1, 2, 3))
@@ -116,7 +119,7 @@ def can_fold(model: DualTokenViT) -> bool:
 
 
 def require_exportable(model: Model) -> DualTokenViT:
-    """Returns `model`; raises ExportError unless its modes differ in the class token only."""
+    """Returns `model` if its modes differ only in the class token. Raises ExportError for any other model."""
     if not isinstance(model, DualTokenViT) or model.config.adapter != "token":
         raise ExportError(
             f"the model's adapter is {model.config.adapter!r}: only a class token can be an input of the graph"
@@ -170,7 +173,7 @@ def _strip_metadata(proto: onnx.ModelProto) -> None:
 
 
 def _check_interface(proto: onnx.ModelProto, image_size: int, width: int, classes: int) -> None:
-    """Raises ExportError if a name, type or shape of inputs and outputs differs from that of a bundle.
+    """Raises ExportError if a name, type or shape of the graph's inputs and outputs differs from those of a bundle.
 
     The exporter may replace the dynamic batch axis by a constant without a message.
     """

@@ -49,7 +49,8 @@ def measure_parity(engine: Engine, expected: Reference, artefact: FileName = BAC
 
     Runs every (image, β) pair in batches of 64, and 64 of the pairs in each smaller batch size, in random order. A
     label counts as equal only if it is equal in every batch size. If the reference has attacked images, the accuracy on
-    clean and attacked images is measured too. Raises ParityError if the runtime fails or logits are not finite.
+    clean and attacked images is measured too. Raises ParityError if the runtime fails, or if its logits are not finite
+    or have a wrong shape.
     """
     images = expected.images
     shape = images.logits.shape[:2]
@@ -82,7 +83,7 @@ def measure_parity(engine: Engine, expected: Reference, artefact: FileName = BAC
 
 
 def check_parity(row: ParityRow, limits: ParityLimits) -> None:
-    """Raises ParityError if the row exceeds the limits of its precision."""
+    """Raises ParityError if the differences in the row exceed the limits of its precision."""
     name = f"{row.engine} {row.precision}"
     largest = {"fp32": limits.fp32_max_abs_diff, "int8": float("inf")}.get(row.precision, limits.half_max_abs_diff)
     if row.max_abs_diff > largest:
@@ -99,10 +100,10 @@ def check_parity(row: ParityRow, limits: ParityLimits) -> None:
 
 
 def _check_accuracy(row: ParityRow, limits: ParityLimits) -> None:
-    """Raises ParityError if an accuracy differs too much from that in fp32, or comes from too few images.
+    """Raises ParityError if an accuracy differs from that in fp32 by more than the limit, or is of too few images.
 
-    One image may always differ. At least 80 / points images are required, so that one image is at most 1.25 times the
-    limit.
+    The limit is in percentage points, but one image may always differ. At least 80 / limit images are required, so that
+    one image is at most 1.25 times the limit.
     """
     name = f"{row.engine} {row.precision}"
     points = limits.int8_accuracy_points if row.precision == "int8" else limits.half_accuracy_points
@@ -129,9 +130,9 @@ def _check_accuracy(row: ParityRow, limits: ParityLimits) -> None:
 def _accuracy(
     engine: Engine, expected: Reference, attacked: AttackedReference, labels: NDArray[np.int64]
 ) -> list[ServedAccuracy]:
-    """Returns the accuracy of the engine and of PyTorch at each β; runs the engine on the attacked images.
+    """Runs the engine on the attacked images. Returns the accuracy of the engine and of PyTorch at each of T β.
 
-    labels: int64 (T, n), the result of the engine for the clean images.
+    labels: int64 (T, n), the labels that the engine predicted for the clean images.
     """
     n = len(attacked.labels)
     rows = []
@@ -162,7 +163,7 @@ def _accuracy(
 def _run(
     engine: Engine, expected: Reference, sample: ReferenceLogits, t: NDArray[np.int64], i: NDArray[np.int64]
 ) -> NDArray[np.float32]:
-    """Returns the logits of the engine, float32 (B, K); row b is for image i[b] at the β of index t[b].
+    """Returns the logits of the engine, float32 (B, K). Row b is for image i[b] at the β of index t[b].
 
     Raises ParityError if the runtime fails, or if the logits are not finite or have the wrong shape.
     """

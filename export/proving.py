@@ -39,7 +39,10 @@ OpenArtefact = Callable[[EngineName, Precision, Artefact], Engine]
 
 
 def open_artefact(engine: EngineName, precision: Precision, artefact: Artefact) -> Engine:
-    """Returns an engine that runs the artefact with default options, on the whole machine; raises EngineError."""
+    """Returns an engine that runs the artefact with default options, on all CPUs.
+
+    Raises EngineError if the engine cannot be opened.
+    """
     return compile_engine(artefact.data, engine, precision, plan=artefact.plan)
 
 
@@ -76,7 +79,7 @@ def prove_engines(
 
     report: called with a message for each engine and precision.
     Raises ExportError if no engine passes, or if no accepted engine has a requested name or precision. Raises
-    ParityError if a comparison fails that must pass.
+    ParityError if the comparison fails for a requested precision, or for fp32 on the CPU.
     """
     proven, reasons = ProvenEngines(), []
     chosen = candidate_engines(request.engines, request.precisions, has_calibration=request.calibration is not None)
@@ -126,9 +129,9 @@ def add_later_opset(
     limits: ParityLimits,
     report: ReportMessage,
 ) -> None:
-    """Replaces backbone.onnx in `proven` by a graph in opset 23, for engines that run it at least 5 % faster.
+    """Adds a graph in opset 23 to `proven`, for the engines that run it at least 5 % faster than backbone.onnx.
 
-    The graph must be within the same limits. The other engines keep backbone.onnx.
+    The logits of the graph must be within the same limits. The other engines keep backbone.onnx.
     """
     later = onnx_graph(model, opset=LATER_OPSET)
     for index, row in enumerate(proven.rows):
@@ -185,7 +188,7 @@ def _speedup(engines: Sequence[Engine], expected: Reference) -> float:
 
 
 def _summary(row: ParityRow) -> str:
-    """Returns the message for an engine that passed."""
+    """Returns the message for an engine that passed, with its differences from PyTorch."""
     parts = [
         f"proven: {row.engine} {row.precision}, largest logit difference {row.max_abs_diff:.1e}",
         f"same label {100 * row.top1_agreement:.2f} % at the worst β",

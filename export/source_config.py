@@ -54,7 +54,10 @@ def labels_from_config(folder: Path) -> list[str] | None:
 
 
 def read_labels(file: Path) -> list[str]:
-    """Returns the labels in a text file, one per line, in the order of the outputs; raises ExportError."""
+    """Returns the labels in a text file, one per line, in the order of the outputs.
+
+    Raises ExportError if the file cannot be read, or has an empty line or a repeated label.
+    """
     try:
         lines = file.read_text(encoding="utf-8-sig").rstrip().splitlines()
     except FileNotFoundError:
@@ -71,7 +74,7 @@ def read_labels(file: Path) -> list[str]:
 
 
 def unique_labels(labels: Sequence[str]) -> tuple[list[str], str | None]:
-    """Returns labels that are all different, and a note for the user, None if all were different before.
+    """Returns labels that are all different, and a note for the user about the changed ones; None if none changed.
 
     A repeated label gets the number of its output. The short names of ImageNet have "crane" twice, a bird and a
     machine.
@@ -88,7 +91,8 @@ def evaluation_view(library: str, folder: Path, *, image_size: int, crop_fractio
     """Returns the preprocessing that `library` uses for the model in `folder`, and notes where Tureen differs.
 
     image_size: pixels. crop_fraction: share of the shorter side to keep; None: the value in the files of the model, or
-    else the default of the library. Raises ExportError for a file in another format, or a value out of range.
+    else the default of the library. Raises ExportError if a file in `folder` is not in the format of the library, or
+    has a value out of range.
     """
     try:
         if library == "transformers":
@@ -110,7 +114,7 @@ def evaluation_view(library: str, folder: Path, *, image_size: int, crop_fractio
 
 
 def _timm_crop(config: Mapping[str, Any]) -> tuple[float | None, list[str]]:
-    """Returns the share of the shorter side that timm keeps, None if the file does not set it, and notes."""
+    """Returns the share of the shorter side that timm keeps, and notes. The share is None if the file has none."""
     statistics = config.get("pretrained_cfg") or config  # older files on the hub have no such section
     notes = []
     if (mode := statistics.get("crop_mode") or "center") != "center":
@@ -121,7 +125,7 @@ def _timm_crop(config: Mapping[str, Any]) -> tuple[float | None, list[str]]:
 
 
 def _transformers_crop(preprocessor: Mapping[str, Any]) -> tuple[float | None, list[str]]:
-    """Returns the share of the shorter side that transformers keeps, None if there is no file, and notes."""
+    """Returns the share of the shorter side that transformers keeps, and notes. It is None if there is no file."""
     if not preprocessor:
         return None, []
     notes = []

@@ -27,7 +27,10 @@ NO_TORCH_TENSORRT = (
 
 
 def load_torch_tensorrt() -> Any:
-    """Returns the module torch_tensorrt; raises ExportError if it cannot be imported or torch finds no CUDA GPU."""
+    """Returns the module torch_tensorrt.
+
+    Raises ExportError if it cannot be imported, or if torch finds no CUDA GPU.
+    """
     try:
         # A failed import prints paths of this machine and raises a bare Exception.
         with contextlib.redirect_stdout(io.StringIO()):
@@ -50,7 +53,7 @@ def build_torch_plan(
     """Returns a plan for the engine "tensorrt", and the record of the plan for the manifest.
 
     backbone_sha256: that of backbone.onnx. batch: smallest, best and largest. cache: directory for kernel timings.
-    Raises ExportError if torch-tensorrt cannot be used, and EngineError if there is no GPU.
+    Raises the error of `load_torch_tensorrt`, and EngineError if TensorRT or its GPU is missing.
     """
     if TYPE_CHECKING:
         import torch_tensorrt

@@ -28,7 +28,7 @@ from tureen.preprocess import PreprocessSpec
 
 @dataclass(frozen=True)
 class TorchSoup:
-    """A dual-token model in PyTorch, in eval mode, with weights that need no gradient."""
+    """A dual-token model in PyTorch, in eval mode. Gradients of its weights are not computed."""
 
     model: Model
     labels: list[str]  # K names, in the order of the logits
@@ -37,15 +37,15 @@ class TorchSoup:
     def at(self, beta: float) -> nn.Module:
         """Returns the soup at β as a module: images float (B, 3, H, W) in [0, 1] to logits (B, K).
 
-        This is the form that RobustBench and AutoAttack take. H and W are `preprocess.image_size`. The module is
-        differentiable, and shares its weights with all others. beta: any number; outside [0, 1] the tokens are
-        extrapolated.
+        This is the form that RobustBench and AutoAttack require. H and W are `preprocess.image_size`. The module is
+        differentiable with respect to the images. All modules of a soup share their weights. beta: any number; outside
+        [0, 1] the tokens are extrapolated.
         """
         return _SoupAtBeta(self.model, beta)
 
 
 class _SoupAtBeta(nn.Module):
-    """The model at one β."""
+    """The model at one β, as a function of images alone."""
 
     def __init__(self, model: Model, beta: float) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class _SoupAtBeta(nn.Module):
 def load_torch(path: Path | str) -> TorchSoup:
     """Returns the model of a checkpoint, or of a bundle that `tureen export` made of one, on the best device.
 
-    Raises CheckpointError or BundleError if `path` is neither, ExportError for a bundle of another model.
+    Raises CheckpointError or BundleError if `path` is neither or is damaged. Raises the errors of `model_of_bundle`.
     """
     path = Path(path)
     if (path / MANIFEST).exists():
@@ -74,8 +74,8 @@ def load_torch(path: Path | str) -> TorchSoup:
 def model_of_bundle(bundle: Bundle) -> DualTokenViT:
     """Returns the model of a bundle with the weights of its graph and its tokens, on the CPU.
 
-    Raises ExportError if the manifest names neither the shape of the model nor its recipe, or if the graph is another
-    model.
+    Raises ExportError if the manifest gives neither the shape of the model nor its recipe, or if the graph does not
+    have this shape.
     """
     model = DualTokenViT(_model_shape(bundle))
     try:
@@ -88,7 +88,10 @@ def model_of_bundle(bundle: Bundle) -> DualTokenViT:
 
 
 def _model_shape(bundle: Bundle) -> ViTConfig:
-    """Returns the shape of the model, or the shape that its recipe has in an older bundle, which holds no shape."""
+    """Returns the shape of the model from the manifest. A bundle of an earlier version has only the recipe's name.
+
+    Raises ExportError if the manifest has neither, or if the model is not a ViT.
+    """
     manifest = bundle.manifest
     try:
         if "model" in manifest.provenance:
@@ -105,7 +108,7 @@ def _graph_weights(graph: bytes, model: DualTokenViT) -> dict[str, Tensor]:
     """Returns the state dict of the model, without its tokens, from an ONNX graph that torch exported.
 
     Finds tensors by name, but matrices by their order, because torch transposes them and replaces their names. Raises
-    ValueError if the numbers of matrices differ, KeyError if the patch embedding is absent.
+    ValueError if the graph has another number of matrices than the model, and KeyError if it has no patch embedding.
     """
     proto = onnx.load_from_string(graph).graph
     arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.initializer}

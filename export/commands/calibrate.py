@@ -20,7 +20,10 @@ MAX_IMAGES = 5000
 
 
 def calibrate(arguments: list[str]) -> int:
-    """Measures the strength curve and the temperatures of a bundle, and stores them in it; returns the exit status."""
+    """Runs `tureen calibrate`: measures the strength curve and the temperatures of a bundle, and stores them in it.
+
+    Returns the exit status.
+    """
     parser = argparse.ArgumentParser(
         prog="tureen calibrate",
         description="Measure on labelled images how strength maps to β, and how well calibrated the probabilities are. "
@@ -49,9 +52,12 @@ def calibrate(arguments: list[str]) -> int:
 
 
 def measured_manifest(path: Path, data: str, at_most: int) -> Manifest:
-    """Returns the manifest of the bundle at `path` with the curve and temperatures of its engine on the images.
+    """Returns the manifest of the bundle at `path`, with the strength curve and temperatures of its fastest engine.
 
-    Raises ExportError for a model with one token, DataError for images of other classes, BundleError or EngineError.
+    data: location of the images on which they are measured. at_most: maximum number of images.
+    Raises ExportError if the model has one token, or if the bundle has a file that is not in its manifest. Raises
+    DataError if the images have other classes or cannot be decoded, BundleError if the bundle is damaged, and
+    EngineError if no engine can run it.
     """
     manifest = read_manifest(path)
     if not manifest.is_cotrained:
@@ -70,7 +76,8 @@ def measured_manifest(path: Path, data: str, at_most: int) -> Manifest:
 def rewrite_manifest(path: Path, manifest: Manifest) -> None:
     """Replaces the manifest and the model card of the bundle at `path`. Its other files keep their bytes.
 
-    Replaces the directory by one rename, as `write_bundle` does. Raises BundleError.
+    Replaces the directory by one rename, as `write_bundle` does. Raises BundleError if a file of the bundle is damaged,
+    and the error of `check_all_listed`.
     """
     check_all_listed(path, manifest)
     files = {
@@ -81,7 +88,10 @@ def rewrite_manifest(path: Path, manifest: Manifest) -> None:
 
 
 def check_all_listed(path: Path, manifest: Manifest) -> None:
-    """Raises ExportError if the bundle has a file that its manifest does not list, since rewriting would remove it."""
+    """Raises ExportError if the bundle has a file that its manifest does not list.
+
+    `rewrite_manifest` would remove such a file.
+    """
     found = {file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_symlink() or not file.is_dir()}
     if unlisted := sorted(found - {*manifest.files, MANIFEST}):
         raise ExportError(f"{path} has files that are not in its manifest, such as {unlisted[0]}: move them elsewhere")

@@ -21,9 +21,10 @@ logger = logging.getLogger("tureen.serve")
 
 
 def bind(host: str, port: int, count: int = 1) -> list[socket.socket]:
-    """Returns `count` listening sockets on one address, one for each process. port: 0 selects a free one.
+    """Returns `count` listening sockets on one address, one for each process.
 
-    Raises OSError if the address cannot be used, or if another process listens on the port.
+    port: 0 selects a free one. Raises OSError if the address cannot be used, or if another process listens on the port.
+
     On Linux the kernel distributes connections evenly over them. If all processes shared one socket, a running process
     would take nearly all connections of a burst.
     """

@@ -27,7 +27,7 @@ def augment_images(images: Tensor, augmentation: Augmentation, generator: torch.
 
 
 def shift_images(images: Tensor, pixels: int, generator: torch.Generator) -> Tensor:
-    """Returns each image translated by a random offset of at most `pixels` in both directions; the border is 0."""
+    """Returns each image moved by a random offset of at most `pixels` along both axes. Pixels from outside are 0."""
     if not pixels:
         return images
     count, _, height, width = images.shape
@@ -107,7 +107,10 @@ def _boxes(height_share: Tensor, width_share: Tensor, top: Tensor, left: Tensor,
 
 
 def _randaugmented(images: Tensor, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
-    """Returns the images after RandAugment (Cubuk et al., NeurIPS 2020) by kornia; all get the same operations."""
+    """Returns the images after RandAugment (Cubuk et al., NeurIPS 2020) by kornia.
+
+    All images of the batch get the same operations.
+    """
     from kornia.augmentation.auto import RandAugment
 
     augment = RandAugment(n=augmentation.randaugment_ops, m=augmentation.randaugment_magnitude)
@@ -124,6 +127,6 @@ def _randaugmented(images: Tensor, augmentation: Augmentation, generator: torch.
 
 
 def _python_random(generator: torch.Generator) -> random.Random:
-    """Returns a Python generator, seeded from the generator of torch, for random numbers that a batch shares."""
+    """Returns a Python generator of random numbers, seeded from the generator of torch."""
     drawn = torch.randint(2**62, (1,), generator=generator, device=generator.device)
     return random.Random(int(drawn))  # noqa: S311 - augmentation, not cryptography

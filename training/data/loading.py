@@ -29,7 +29,7 @@ CROP_TRIES = 10
 
 
 class BatchOrder:
-    """Determines the images of each step, shuffled in each epoch. The incomplete last batch is dropped."""
+    """Determines the images of each step. Shuffles the images in each epoch, and drops the incomplete last batch."""
 
     def __init__(self, recipe: Recipe, images: int, rank: int = 0, processes: int = 1) -> None:
         if recipe.batch_size % processes:
@@ -58,7 +58,7 @@ class Loader(Protocol):
 
 
 class MemoryLoader:
-    """Yields batches of images that are all in the memory of the device."""
+    """Yields batches from the memory of the device, to which it copies all images once."""
 
     def __init__(self, images: Images, device: torch.device) -> None:
         self._pixels = torch.from_numpy(images.pixels).to(device)
@@ -71,7 +71,7 @@ class MemoryLoader:
 
 
 class StreamLoader:
-    """Yields batches that worker processes decode, a few batches before the step that needs them."""
+    """Yields batches that worker processes decode ahead of the step that needs them."""
 
     def __init__(self, stream: StreamedImages, recipe: Recipe, device: torch.device, workers: int) -> None:
         self._views = _TrainingViews(stream, recipe.augmentation.crop_scale, recipe.seed)
@@ -92,12 +92,12 @@ class StreamLoader:
 
 
 def _ignore_interrupt(worker: int) -> None:
-    """Ignores SIGINT in a worker. A terminal sends it to workers too, but the current step still needs their images."""
+    """Ignores SIGINT in a worker. A terminal sends it to workers too, but the current step needs their images."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class _TrainingViews(TorchDataset[tuple[NDArray[np.uint8], int]]):
-    """Maps (epoch, index) to pixels uint8 (H, W, 3) and label of an image.
+    """Maps (epoch, index) to the pixels uint8 (H, W, 3) and the label of an image.
 
     The pixels are a random resized crop, or the evaluation view if `crop_scale` is 1.
     """

@@ -68,7 +68,7 @@ def gaussian_noise(pixels: Pixels, severity: int, generator: np.random.Generator
 
 
 def shot_noise(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixels:
-    """Applies Poisson noise, like a sensor that counts `photons` photons at full intensity."""
+    """Applies Poisson noise, like that of a sensor that counts few photons."""
     photons = _level(pixels, severity, at_32=(500, 250, 100, 75, 50), at_224=(60, 25, 12, 5, 3))
     return to_pixels((generator.poisson(from_pixels(pixels) * photons) / photons).astype(np.float32))
 
@@ -135,7 +135,7 @@ def motion_blur(pixels: Pixels, severity: int, generator: np.random.Generator) -
 
 
 def zoom_blur(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixels:
-    """Blurs like a zooming camera: the mean of the image, counted twice, and its magnifications.
+    """Blurs like a zooming camera: returns the mean of the image, counted twice, and of its magnifications.
 
     Below 32 pixels the factors are larger, so that the edge moves as many pixels as in an image of 32 pixels.
     """
@@ -188,10 +188,10 @@ def snow(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixel
 
 
 def frost(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixels:
-    """Adds ice with the published weights.
+    """Blends each image with a picture of ice, with the published weights.
 
-    The original pastes crops of six photographs, which Tureen does not ship. This ice is drawn: the ridges of rough
-    clouds in bluish white.
+    The original uses crops of six photographs, which Tureen does not ship. This function draws the ice: the ridges of
+    rough clouds in bluish white.
     """
     kept, added = _level(
         pixels,
@@ -205,7 +205,7 @@ def frost(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixe
 
 
 def fog(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixels:
-    """Adds white clouds, then rescales, so that no value exceeds the largest value of the original image."""
+    """Adds white clouds, then scales the image so that no value exceeds the largest one of the original image."""
     amount, decay = _level(
         pixels,
         severity,
@@ -219,7 +219,7 @@ def fog(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixels
 
 
 def brightness(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixels:
-    """Raises the V channel of HSV. Hue and saturation stay, so colours keep their ratios, and black becomes grey."""
+    """Increases the V channel of HSV. Hue and saturation do not change, so black becomes grey."""
     amount = _level(pixels, severity, at_32=(0.05, 0.1, 0.15, 0.2, 0.3), at_224=(0.1, 0.2, 0.3, 0.4, 0.5))
     images = from_pixels(pixels)
     value = images.max(axis=1, keepdims=True)
@@ -232,7 +232,7 @@ def brightness(pixels: Pixels, severity: int, generator: np.random.Generator) ->
 
 
 def contrast(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixels:
-    """Scales each channel towards its mean over the image."""
+    """Lowers the contrast: scales the values of each channel towards the mean of the channel over the image."""
     kept = _level(pixels, severity, at_32=(0.75, 0.5, 0.4, 0.3, 0.15), at_224=(0.4, 0.3, 0.2, 0.1, 0.05))
     images = from_pixels(pixels)
     mean = images.mean(axis=(2, 3), keepdims=True)
@@ -319,7 +319,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
 
 
 def _published_side(pixels: Pixels) -> int:
-    """Returns the published image size, 32 or 224, whose ratio to the shorter side is nearer to 1."""
+    """Returns 32 or 224, the image size of a published set, whichever has a ratio to the shorter side nearer to 1."""
     return 32 if min(pixels.shape[1:3]) ** 2 < 32 * 224 else 224
 
 
@@ -328,7 +328,7 @@ def _level(pixels: Pixels, severity: int, *, at_32: Sequence[T], at_224: Sequenc
 
 
 def _enlargement(pixels: Pixels) -> float:
-    """Returns the factor that converts a published length in pixels to images of this size."""
+    """Returns the factor by which lengths in pixels of the published set are multiplied for images of this size."""
     return max(32, min(pixels.shape[1:3])) / _published_side(pixels)
 
 

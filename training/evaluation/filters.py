@@ -135,6 +135,6 @@ def plasma(shape: tuple[int, int, int], decay: float, generator: np.random.Gener
 
 
 def _middle(size: int, factor: float) -> tuple[int, int]:
-    """Returns the first pixel and the number of pixels of the part of an axis that `zoom` enlarges."""
+    """Returns the part of an axis of `size` pixels that `zoom` enlarges: its first pixel and its number of pixels."""
     cropped = math.ceil(size / factor)
     return (size - cropped) // 2, cropped

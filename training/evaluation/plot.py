@@ -156,7 +156,7 @@ def plot_shifts(rows: Sequence[ShiftRow], path: Path, *, title: str) -> None:
 
 
 def _figure(width: float, height: float) -> Figure:
-    """Returns an empty figure; sides in inches. Does not use pyplot, which would keep a reference to the figure."""
+    """Returns an empty figure. width, height: in inches. Does not use pyplot, which would keep the figure in memory."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=150, layout="constrained")
@@ -173,7 +173,7 @@ def _percent(shares: Iterable[float]) -> list[float]:
 
 
 def _colour(index: int, count: int) -> tuple[float, float, float, float]:
-    """Returns a colour between dark blue and yellow that is visible on white."""
+    """Returns colour number `index` of `count` colours from dark blue to yellow, as RGBA. Each is visible on white."""
     from matplotlib import colormaps
 
     red, green, blue, alpha = colormaps["viridis"](0.9 * index / max(1, count - 1))

@@ -26,8 +26,9 @@ def evaluate_shifts(
 ) -> list[ShiftRow]:
     """Returns a row for each corruption or shift in `names` and each β: the accuracy at each severity.
 
-    predict: pixels and β to logits. Every β gets the same corrupted images. on_images: called after each pair of name
-    and severity. Raises RecipeError for an unknown name or severity.
+    predict: pixels and one β for each image to logits. Every β has the same corrupted images. on_images: called after
+    each pair of name and severity. Raises RecipeError for an unknown name or severity, and DivergedError if logits are
+    not finite.
     """
     families = {name: family for family, members in FAMILIES.items() for name in members}
     rows = []

@@ -45,7 +45,7 @@ def scale(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixe
 
 
 def greyscale(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixels:
-    """Removes a fifth of the colour times the severity; luminance stays, and a grey image does not change."""
+    """Blends towards grey, by a fifth times the severity. The luminance does not change. Severity 5 is grey."""
     images = from_pixels(pixels)
     return to_pixels(_blend(images, filters.luminance(images), severity))
 
@@ -98,7 +98,7 @@ def _from_centre(pixels: Pixels) -> tuple[NDArray[np.float64], NDArray[np.float6
 
 
 def _resampled(pixels: Pixels, rows: NDArray[np.float64], columns: NDArray[np.float64]) -> Pixels:
-    """Returns the images resampled at rows and columns (n, H, W) relative to the centre."""
+    """Returns the images, uint8 (n, H, W, 3), with the pixels at rows and columns (n, H, W) relative to the centre."""
     n, height, width, _ = pixels.shape
     rows = np.broadcast_to(rows + (height - 1) / 2, (n, height, width))
     columns = np.broadcast_to(columns + (width - 1) / 2, (n, height, width))

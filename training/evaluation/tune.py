@@ -35,7 +35,7 @@ class AccuracyGain(BaseModel):
 
 
 class TunedBeta(BaseModel):
-    """The chosen β, its interval, and its accuracy."""
+    """The chosen β, the interval of β that may be the best, and the accuracy at the chosen β."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -50,7 +50,11 @@ class TunedBeta(BaseModel):
 
 
 def tune_beta(predict: Predict, images: Images, betas: Sequence[float]) -> TunedBeta:
-    """Returns the best of `betas` for the images; raises the errors of `choose_beta`."""
+    """Returns the most accurate of `betas` for the images, as `choose_beta` does.
+
+    predict: pixels and one β for each image to logits. Raises the errors of `choose_beta`, and DivergedError if logits
+    are not finite.
+    """
     return choose_beta(correct_by_beta(predict, images, betas), betas)
 
 
@@ -68,7 +72,7 @@ def choose_beta(correct: NDArray[np.bool_], betas: Sequence[float]) -> TunedBeta
     accuracy is a leave-one-out estimate, because the images that choose a β are biased in its favour. The interval of
     the gain is that of Bonett & Price (British Journal of Mathematical and Statistical Psychology, 2012).
 
-    Raises RecipeError if the β do not ascend or lack 0, DataError for fewer than two images.
+    Raises RecipeError if the β do not ascend or do not include 0, and DataError if there are fewer than two images.
     """
     if CLEAN_BETA not in betas or list(betas) != sorted(set(betas)):
         raise RecipeError(f"the β to choose from must ascend and contain 0: {', '.join(f'{b:g}' for b in betas)}")
@@ -95,7 +99,7 @@ def choose_beta(correct: NDArray[np.bool_], betas: Sequence[float]) -> TunedBeta
 
 
 def tuned_table(tuned: TunedBeta) -> str:
-    """Returns the choice and its interval as text for a terminal."""
+    """Returns the chosen β, its interval and its accuracy as text for a terminal."""
     gain = tuned.gain
     lines = [f"{'β':>6}  {'accuracy':>20}   on {tuned.n} images, % (95 % interval)"]
     for beta, accuracy in zip(tuned.betas, tuned.accuracies, strict=True):

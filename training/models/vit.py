@@ -1,7 +1,7 @@
 """The dual-token Vision Transformer: two classification tokens, every other weight shared.
 
-Also the other adapters with which the paper compares the token: dual LayerNorm, both, none. Knows nothing about
-attacks, data or training.
+Includes the variants with which the paper compares it: dual LayerNorms in place of the two tokens, both, or neither.
+Knows nothing about attacks, data or training.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """Combines two engines of one backbone: one for a single image, the other for several batches at the same time.
 
 The first engine runs an image on all threads, for the lowest latency. The second runs each batch on a share of the
-threads, for the highest throughput. Threads that share a batch wait for each other, and longest for the thread whose
-core the decoder uses; concurrent batches on separate threads do not wait. Two engines need the memory of the backbone
-twice.
+threads, for the highest throughput: threads that share a batch wait for the slowest of them, which is the one whose
+core also decodes an image. Two engines need the memory of the backbone twice.
 """
 
 from __future__ import annotations
