@@ -180,7 +180,10 @@ def _engine_options(options: argparse.Namespace, earlier: JobSpec | None) -> Eng
 
 
 def _load_soup(options: argparse.Namespace, earlier: JobSpec | None, engine: EngineOptions) -> Soup:
-    """Returns the loaded soup. Without options for them, a resumed job uses the engine and limits of its first run."""
+    """Returns the loaded soup.
+
+    If the options name no engine, precision or limits, a resumed job uses those of its first run.
+    """
     name, precision = options.engine, options.precision
     if earlier is not None and name == AUTO:
         name, precision = earlier.engine, precision or earlier.precision

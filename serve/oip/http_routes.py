@@ -44,7 +44,7 @@ NOT_OFFERED = (
 def add_oip_routes(app: FastAPI, service: Service, memory: BodyMemory) -> None:
     """Registers every route of the protocol. The routes of a model exist with and without a version.
 
-    Stores the counters in app.state.statistics, which the gRPC server shares. memory: bounds the bodies of all routes
+    Stores the counters in app.state.statistics, which the gRPC server shares. memory: limits the bodies of all routes
     of the application.
     """
     app.state.statistics = statistics = Statistics()

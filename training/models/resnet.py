@@ -178,8 +178,8 @@ class Downsample(nn.Module):
 class ResidualBlock(nn.Module):
     """A basic block of two convolutions, or a bottleneck of three.
 
-    Input (B, before, H, W), output (B, after, H/stride, W/stride). In a bottleneck the 3 × 3 convolution has the
-    stride, as in ResNet 1.5, whose accuracy is usually quoted.
+    Input (B, before, H, W), output (B, after, H/stride, W/stride); before, after: numbers of channels. In a bottleneck
+    the 3 × 3 convolution has the stride, as in ResNet 1.5, whose accuracy is usually published.
     """
 
     def __init__(self, config: ResNetConfig, before: int, after: int, stride: int) -> None:

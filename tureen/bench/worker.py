@@ -153,7 +153,7 @@ def _open_soup(setup: EngineSetup) -> tuple[Soup, OpenedEngine]:
 def _memory(field: str) -> int | None:
     """Returns the memory of this process in bytes: VmRSS is the current value, VmHWM the peak. None if unknown.
 
-    Not ru_maxrss of getrusage, which a process inherits from its parent.
+    Does not use ru_maxrss of getrusage, because a process inherits it from its parent.
     """
     try:
         lines = STATUS.read_text().splitlines()

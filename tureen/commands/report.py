@@ -22,7 +22,10 @@ from tureen.tokens import CLEAN_BETA, ROBUST_BETA
 
 
 def accuracy_summary(manifest: Manifest) -> str:
-    """Returns the β table of a co-trained model; for another model a sentence about its tokens, and its accuracy."""
+    """Returns the accuracy of the model as text.
+
+    For a co-trained model it is the β table. For another model it is a sentence about its tokens, and its accuracy.
+    """
     if manifest.is_cotrained:
         return accuracy_table(manifest.accuracy)
     return f"{tokens_sentence(manifest)}\n{single_token_accuracy(manifest.accuracy)}"

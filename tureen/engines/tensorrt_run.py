@@ -31,7 +31,7 @@ logger = logging.getLogger("tureen.engines.trt")
 
 @dataclass(frozen=True)
 class TensorRtVariant:
-    """The properties that differ between the two libraries."""
+    """The properties in which TensorRT and TensorRT-RTX differ."""
 
     module: str
     is_rtx: bool  # builds for given compute capabilities without a GPU, and finishes the kernels at run time

@@ -1,8 +1,8 @@
 """Caches the measured speed of a bundle's engines on this machine, so that "auto" does not time them at every start.
 
 The directory `EngineOptions.cache` has one JSON file for each set of conditions: bundle, machine and versions of the
-runtimes. A file that cannot be read is ignored. If it cannot be written, the next process times the engines again. A
-ranking only decides which engine is tried first: each must still reproduce the golden rows. Knows no runtime, and
+runtimes. A file that cannot be read is ignored. If a file cannot be written, the next process times the engines again.
+A ranking only decides which engine is tried first: each must still reproduce the golden rows. Knows no runtime, and
 measures nothing.
 """
 
