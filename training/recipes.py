@@ -18,9 +18,14 @@ FIELDS_WITHOUT_EFFECT_ON_WEIGHTS = {
     "command",
     "evaluation_attack",
     "evaluation_steps",
+    "evaluation_images",
     "evaluation_betas",
+    "monitor_share",
 }
-"""Fields of a Recipe that do not change the trained weights."""
+"""Fields of a Recipe that do not change the trained weights.
+
+`crop_fraction` is none of them: training images have the evaluation view before augmentation.
+"""
 
 
 class Augmentation(BaseModel):
@@ -103,9 +108,7 @@ class Recipe(BaseModel):
         default="pgd", description="attack in evaluation, a name in training.attacks.catalogue"
     )
     evaluation_steps: int = Field(default=40, gt=0, description="number of steps of the attack in evaluation")
-    evaluation_images: int = Field(
-        default=1000, gt=0, description="maximum number of held-out images for the evaluation"
-    )
+    evaluation_images: int = Field(default=1000, gt=0, description="maximum number of test images")
     evaluation_betas: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
 
     @model_validator(mode="after")

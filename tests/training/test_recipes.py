@@ -3,13 +3,19 @@
 import pytest
 
 from training.errors import RecipeError
-from training.recipes import load_recipe
+from training.recipes import Recipe, load_recipe
 
 
 def test_how_a_run_is_measured_may_change_before_it_is_resumed():
-    recipe = load_recipe("digits", ["evaluation_steps=7", "evaluation_attack=apgd"])
+    measured = [name for name in Recipe.model_fields if name.startswith("evaluation_")]
+    values = {"evaluation_attack": "apgd", "evaluation_betas": "0,1"}
+    settings = [f"{name}={values.get(name, '7')}" for name in measured]
+    recipe = load_recipe("digits", [*settings, "monitor_share=0.5"])
     assert recipe.fingerprint() == load_recipe("digits").fingerprint()
-    assert recipe.fingerprint() != load_recipe("digits", ["evaluation_images=7"]).fingerprint()
+
+
+def test_the_view_of_evaluation_is_also_that_of_training_images():
+    assert load_recipe("digits", ["crop_fraction=0.5"]).fingerprint() != load_recipe("digits").fingerprint()
 
 
 def test_settings_reach_the_recipe_by_name():

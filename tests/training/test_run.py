@@ -171,7 +171,6 @@ def saved_folder_run(photos, out):
         (["--set", "learning_rate=1"], "is of a run with learning_rate = 0.0015, not 1.0: omit that option"),
         (["--set", "model.depth=2"], "is of a run with model.depth = 1, not 2"),
         (["--set", "augmentation.flip=false"], "is of a run with augmentation.flip = True, not False"),
-        (["--set", "evaluation_images=7"], "is of a run with evaluation_images = 1000, not 7"),
         (["digits"], "holds a run of the recipe cifar10-cpu, not digits"),
         (["--image-size", "8"], "is of a run with --image-size 16, not 8"),
         (["--init", "vit.safetensors"], "is of a run with --init None, not "),
