@@ -14,6 +14,7 @@ from training.attacks.catalogue import ATTACKS, substitution_message, suitable_a
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from training.data.datasets import Images, balanced_sample
 from training.distributed import best_device, cpus_per_process, limit_threads
+from training.errors import CheckpointError
 from training.evaluation.accuracy import correct_by_beta, make_predictor, wilson_interval
 from training.evaluation.attack_checks import check_epsilon_curve
 from training.evaluation.corruptions import CORRUPTIONS
@@ -51,7 +52,12 @@ def evaluate(arguments: list[str]) -> int:
         epilog="example: tureen evaluate runs/digits --betas 0:1:0.1 --attack apgd --steps 50 --plot curve.png",
     )
     parser.add_argument("path", type=Path, metavar="CHECKPOINT|BUNDLE", help="directory of a run, or of a bundle")
-    _add_images(parser, data="images to measure on (default: the held-out images of the checkpoint)")
+    _add_images(parser, data="images to measure on (default: those of the checkpoint)")
+    parser.add_argument(
+        "--split",
+        choices=["test", "validation"],
+        help="images of the checkpoint: test for figures to publish, validation for choices (default: test)",
+    )
     parser.add_argument(
         "--betas", type=betas_argument, metavar="START:STOP:STEP", help="values of β (default: those of the recipe)"
     )
@@ -91,15 +97,20 @@ def evaluate(arguments: list[str]) -> int:
         parser.error(f"argument --epsilon-255: {options.epsilon_255} is not between 0 and 255")
     if options.beyond is not None and not 0 < options.beyond < math.inf:
         parser.error(f"argument --beyond: {options.beyond} is not a positive number")
-    if (options.path / MANIFEST).is_file():
+    is_bundle = (options.path / MANIFEST).is_file()
+    if options.split is not None and (is_bundle or options.data is not None):
+        parser.error("--split chooses images of a checkpoint: omit it with --data and for a bundle")
+    if is_bundle:
         attacks = ("attack", "steps", "epsilon_255", "matrix", "epsilon_curve", "ensembles", "beyond", "save", "plot")
         if flags := [f"--{name.replace('_', '-')}" for name in attacks if getattr(options, name) not in (None, False)]:
             parser.error(f"{', '.join(flags)}: a bundle has no gradients to attack; evaluate its checkpoint")
         if options.data is None:
             parser.error("a bundle contains no images: add --data")
         return _evaluate_bundle(options)
-    if options.save and (options.data is not None or options.beyond is not None):
-        parser.error("--save stores results on the held-out images at β in [0, 1]: omit --data and --beyond")
+    if options.save and (options.data is not None or options.beyond is not None or options.split == "validation"):
+        parser.error(
+            "--save stores results on the test images at β in [0, 1]: omit --data, --beyond and --split validation"
+        )
     checkpoint = load_checkpoint(options.path)
     betas = list(options.betas or checkpoint.recipe.evaluation_betas)
     if options.save and not {CLEAN_BETA, ROBUST_BETA} <= set(betas):
@@ -114,7 +125,11 @@ def _evaluate_checkpoint(checkpoint: Checkpoint, betas: list[float], options: ar
     requested = options.attack or recipe.evaluation_attack
     if (attack := suitable_attack(requested, classes)) != requested:
         print(substitution_message(requested, attack, classes), file=sys.stderr)
-    images = _images(options, checkpoint.test, checkpoint.preprocess, checkpoint.labels)
+    split = (options.split or "test") if options.data is None else None
+    own = checkpoint.validation if split == "validation" else checkpoint.test
+    if own is None:
+        raise CheckpointError(f"{options.path} has no validation images: train it again, or measure those of --data")
+    images = _images(options, own, checkpoint.preprocess, checkpoint.labels)
     measurement = Measurement(
         checkpoint.model.to(best_device()),
         images,
@@ -137,7 +152,7 @@ def _evaluate_checkpoint(checkpoint: Checkpoint, betas: list[float], options: ar
     if names := _shift_names(options):
         measured["shifts"] = measure_shifts(make_predictor(checkpoint.model), images, betas, names)
     evaluation = Evaluation().model_copy(update=measured)
-    _print(rows, evaluation, as_json=options.json)
+    _print(rows, evaluation, split, as_json=options.json)
     if options.save:
         kept = replace(checkpoint, accuracy=rows, evaluation=checkpoint.evaluation.model_copy(update=measured))
         save_checkpoint(options.path, kept)
@@ -217,7 +232,7 @@ def _add_images(parser: argparse.ArgumentParser, *, data: str) -> None:
 
 
 def _images(options: argparse.Namespace, own: Images | None, preprocess: PreprocessSpec, labels: list[str]) -> Images:
-    """Returns at most --images images of --data. Without --data, returns a sample of `own`, the held-out images.
+    """Returns at most --images images of --data. Without --data, returns a sample of `own`, images of the checkpoint.
 
     Prints the names of images that cannot be decoded.
     """
@@ -233,11 +248,12 @@ def _shift_names(options: argparse.Namespace) -> list[str]:
     return [*(CORRUPTIONS if options.corruptions else ()), *(SHIFTS if options.shifts else ())]
 
 
-def _print(rows: list[AccuracyRow], evaluation: Evaluation, *, as_json: bool) -> None:
+def _print(rows: list[AccuracyRow], evaluation: Evaluation, split: str | None, *, as_json: bool) -> None:
     if as_json:
-        print(json.dumps({"accuracy": [row.model_dump() for row in rows], "evaluation": evaluation.model_dump()}))
+        accuracy = [row.model_dump() for row in rows]
+        print(json.dumps({"split": split, "accuracy": accuracy, "evaluation": evaluation.model_dump()}))
         return
-    parts = [accuracy_table(rows)]
+    parts = [accuracy_table(rows, "images" if split is None else f"{split} images")]
     if evaluation.ensembles:
         parts.append(ensemble_table(evaluation.ensembles, rows))
     if evaluation.matrix:

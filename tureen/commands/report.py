@@ -72,11 +72,11 @@ def calibration_summary(manifest: Manifest) -> str:
     )
 
 
-def accuracy_table(rows: Sequence[AccuracyRow]) -> str:
+def accuracy_table(rows: Sequence[AccuracyRow], images: str = "test images") -> str:
     """Returns the β table: one row per β, each accuracy in per cent with its 95 % interval."""
     first = rows[0]
     lines = [
-        f"accuracy on {first.n} held-out images, % (95 % interval); robust: {first.attack}, "
+        f"accuracy on {first.n} {images}, % (95 % interval); robust: {first.attack}, "
         f"l∞ ε = {first.epsilon_255:g}/255, on each soup itself",
         f"{'β':>6}  {'clean':>20}  {'robust':>20}",
     ]

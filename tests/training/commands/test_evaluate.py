@@ -1,12 +1,14 @@
 """`tureen evaluate` and `tureen tune`, on a small checkpoint and on its bundle."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from training.attacks.catalogue import ATTACKS, attack_label
+from training.checkpoint import load_checkpoint, save_checkpoint
 from tureen.bundle.bundle import load_bundle
 from tureen.cli import main
 
@@ -116,6 +118,19 @@ def test_apgd_on_three_classes_takes_the_plain_ratio_and_reports_it(three_class_
     assert "APGD-2 (CE, DLR)" in said.out
 
 
+def test_the_validation_images_are_measured_on_request_and_named(small_run, tmp_path, capsys):
+    arguments = ["evaluate", str(small_run), "--steps", "1", "--betas", "0,1"]
+    found = measured([*arguments, "--split", "validation"], capsys)
+    assert (found["split"], found["accuracy"][0]["n"]) == ("validation", 135)
+    found = measured([*arguments, "--images", "20"], capsys)
+    assert (found["split"], found["accuracy"][0]["n"]) == ("test", 20)
+    assert main([*arguments, "--images", "20", "--split", "validation"]) == 0
+    assert "accuracy on 20 validation images" in capsys.readouterr().out
+    save_checkpoint(tmp_path / "old", replace(load_checkpoint(small_run), validation=None))
+    assert main(["evaluate", str(tmp_path / "old"), "--split", "validation"]) == 1
+    assert "has no validation images" in capsys.readouterr().err
+
+
 def test_nothing_but_accuracy_and_the_checks_is_measured_unasked(small_run, capsys):
     assert main(["evaluate", str(small_run), "--images", "20", "--beyond", "0.5"]) == 0
     said = capsys.readouterr().out
@@ -171,6 +186,9 @@ def test_tune_chooses_a_beta_from_few_images(small_bundle, small_run, photos, ca
         (["evaluate", "{bundle}"], "add --data"),
         (["evaluate", "{bundle}", "--data", ".", "--attack", "pgd", "--matrix"], "--attack, --matrix: a bundle has no"),
         (["evaluate", "{run}", "--save", "--data", "."], "omit --data"),
+        (["evaluate", "{run}", "--save", "--split", "validation"], "--save stores results on the test images"),
+        (["evaluate", "{run}", "--split", "test", "--data", "."], "--split chooses images of a checkpoint"),
+        (["evaluate", "{bundle}", "--split", "test", "--data", "."], "--split chooses images of a checkpoint"),
         (["evaluate", "{run}", "--save", "--betas", "0.5"], "--save needs both modes"),
         (["evaluate", "{run}", "--epsilon-255", "300"], "300.0 is not between 0 and 255"),
         (["evaluate", "{run}", "--attack", "nothing"], "invalid choice"),
