@@ -104,10 +104,7 @@ def synthetic_photographs(count: int) -> list[bytes]:
 def cifar10_files(work: Path) -> list[Path]:
     """Returns the 10,000 test images of CIFAR-10 as files below `work`; if absent, those of the example bundle."""
     if CIFAR10.exists():
-        with tarfile.open(CIFAR10) as archive:
-            archive.extractall(work / "cifar10", filter="data")
-        print(f"images: the test set of {CIFAR10.name}")
-        return sorted((work / "cifar10" / "test").rglob("*.jpg"))
+        return sorted(extract_cifar10_test(work).rglob("*.jpg"))
     (work / "cifar10").mkdir()
     files = []
     for n, pixels in enumerate(load_bundle(SMALL_BUNDLE).golden.pixels):
@@ -115,6 +112,15 @@ def cifar10_files(work: Path) -> list[Path]:
         Image.fromarray(pixels).save(files[-1], quality=75)
     print(f"images: the {len(files)} of the example bundle, repeated, because {CIFAR10.name} is absent")
     return files
+
+
+def extract_cifar10_test(work: Path) -> Path:
+    """Extracts the test set of CIFAR-10 below `work`, and returns its directory, with a folder for each class."""
+    with tarfile.open(CIFAR10) as archive:
+        members = [member for member in archive if member.name.startswith("test/")]
+        archive.extractall(work / "cifar10", members, filter="data")
+    print(f"images: the test set of {CIFAR10.name}")
+    return work / "cifar10" / "test"
 
 
 def classify_requests(

@@ -1,0 +1,274 @@
+"""Attacks a running server through HTTP by Square, and compares the result with the white-box figure of the bundle.
+
+    python -m benchmarks.black_box                                         # the example bundle, images of CIFAR-10
+    python -m benchmarks.black_box tureen-demo/bundle --data digits
+    python -m benchmarks.black_box BUNDLE --data DIR --queries 5000        # the number of queries in AutoAttack
+
+Square needs no gradient. It sees what any client sees: the probabilities of PNG files. An attacker with the weights
+breaks at least as many images. If Square breaks more images than the white-box attack of the manifest, that attack was
+too weak, or gradients are masked. The white-box figure is then not reliable.
+
+Source: Andriushchenko, Croce, Flammarion & Hein, *Square attack: a query-efficient black-box adversarial attack via
+random search*, ECCV 2020, by the package `pyautoattack`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import http.client
+import io
+import json
+import shlex
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from pyautoattack.square import SquareAttack
+from scipy.stats import fisher_exact
+from torch import Tensor
+
+from benchmarks.digits import format_accuracy
+from benchmarks.load import HOST
+from benchmarks.machine import describe_machine
+from benchmarks.server_process import run_tureen
+from benchmarks.workload import CIFAR10, SMALL_BUNDLE, extract_cifar10_test
+from serve.admin.expected_accuracy import expected_accuracy
+from training.attacks.gradient import Forward
+from training.data.datasets import Images, balanced_sample, load_digits
+from training.evaluation.accuracy import wilson_interval
+from training.evaluation.measure import read_images
+from training.models.vit import images_from_pixels
+from tureen.bundle.bundle import load_bundle
+from tureen.bundle.manifest import Accuracy, Manifest
+from tureen.preprocess import Pixels
+
+STRENGTHS = (0.0, 0.5, 1.0)
+IMAGES_PER_REQUEST = 64  # the default limit of the server
+TIMEOUT_S = 120
+SIGNIFICANCE = 0.05
+"""Level of the tests at all strengths together; each test gets an equal share (Bonferroni)."""
+TEST = "Fisher's exact test, 5 % over all strengths"
+LEAST_PROBABILITY = 1e-300  # a probability of 0 has no logarithm
+
+
+class HttpClassifier:
+    """A client of `POST /classify` at one strength, over one connection. It has no access to the model."""
+
+    def __init__(self, port: int, *, classes: int, strength: float) -> None:
+        """classes: K, which the server must accept as `top_k`."""
+        self._connection = http.client.HTTPConnection(HOST, port, timeout=TIMEOUT_S)
+        self._path = f"/classify?strength={strength!r}&top_k={classes}"
+        self._classes = classes
+        self.queries = 0  # images sent so far
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def classify(self, pixels: Pixels) -> list[dict[str, Any]]:
+        """Returns the entry of the response for each image of pixels, uint8 (B, H, W, 3), sent as PNG files.
+
+        Raises RuntimeError if the server refuses a request or an image.
+        """
+        results: list[dict[str, Any]] = []
+        for start in range(0, len(pixels), IMAGES_PER_REQUEST):
+            files = [{"data": _png(image)} for image in pixels[start : start + IMAGES_PER_REQUEST]]
+            self._connection.request(
+                "POST", self._path, json.dumps({"images": files}), {"Content-Type": "application/json"}
+            )
+            response = self._connection.getresponse()
+            body = response.read()
+            if response.status != http.HTTPStatus.OK:
+                raise RuntimeError(f"POST {self._path}: status {response.status}: {body[:500].decode()}")
+            results += json.loads(body)["results"]
+        self.queries += len(pixels)
+        if problems := [result["problem"] for result in results if "problem" in result]:
+            raise RuntimeError(f"POST {self._path}: {len(problems)} images were not classified: {problems[0]}")
+        return results
+
+    def log_probabilities(self, images: Tensor) -> Tensor:
+        """Returns the logarithms of the probabilities, float32 (B, K), of images (B, 3, H, W) in [0, 1].
+
+        Rounds the images to 8 bits.
+        """
+        scores = np.zeros((len(images), self._classes))
+        for row, result in zip(scores, self.classify(eight_bit_pixels(images)), strict=True):
+            for prediction in result["predictions"]:
+                row[prediction["index"]] = prediction["probability"]
+        return torch.from_numpy(np.log(scores.clip(LEAST_PROBABILITY))).float()
+
+
+@dataclass(frozen=True)
+class BlackBoxResult:
+    """The accuracy over HTTP at one strength before and after Square, on the same images.
+
+    after: an image counts if it is classified right before and after.
+    """
+
+    before: Accuracy
+    after: Accuracy
+    n: int
+    beta: float  # that the server used
+    queries: int  # images sent, of all images together
+    seconds: float
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path, nargs="?", default=SMALL_BUNDLE, help="bundle (default: the example)")
+    parser.add_argument(
+        "--data",
+        help="`digits`, or labelled images as for `tureen evaluate` (default: CIFAR-10, beside the repository)",
+    )
+    parser.add_argument(
+        "--images", type=int, default=100, help="number of images, drawn evenly from the classes (default: %(default)s)"
+    )
+    parser.add_argument("--queries", type=int, default=500, help="queries for each image (default: %(default)s)")
+    parser.add_argument("--epsilon-255", type=int, help="radius in 1/255 (default: that of the manifest)")
+    parser.add_argument("--strengths", type=float, nargs="+", default=STRENGTHS, metavar="S")
+    parser.add_argument("--flags", default="", help="additional flags for `tureen serve`, as one argument")
+    options = parser.parse_args()
+    if options.data is None and (options.bundle != SMALL_BUNDLE or not CIFAR10.exists()):
+        parser.error(
+            "no labelled images: pass --data; or `tureen demo --no-serve` creates tureen-demo/bundle, for --data digits"
+        )
+    manifest = load_bundle(options.bundle).manifest
+    if not manifest.is_cotrained:
+        parser.error(f"{options.bundle} is not co-trained, so it has no strength")
+    epsilon_255 = manifest.accuracy[0].epsilon_255 if options.epsilon_255 is None else options.epsilon_255
+    if epsilon_255 != int(epsilon_255):
+        parser.error(f"--epsilon-255 is required: {epsilon_255:g} of the manifest is no whole number of 8-bit steps")
+    print(describe_machine())
+    with tempfile.TemporaryDirectory() as scratch:
+        images = load_images(options.data, manifest, options.images, Path(scratch))
+        print(
+            f"{manifest.name}, {len(images)} images, Square with {options.queries} queries for each image through "
+            f"HTTP, l∞ ε = {epsilon_255:g}/255; accuracy in % (95 % interval)"
+        )
+        flags = ("--max-top-k", str(len(manifest.labels)), "--state-dir", scratch, *shlex.split(options.flags))
+        with run_tureen(options.bundle, *flags) as server:
+            results = [
+                attack_server(
+                    server.port,
+                    images,
+                    manifest=manifest,
+                    strength=strength,
+                    epsilon_255=int(epsilon_255),
+                    queries=options.queries,
+                )
+                for strength in options.strengths
+            ]
+    report(manifest, options.strengths, results, epsilon_255)
+
+
+def load_images(data: str | None, manifest: Manifest, count: int, scratch: Path) -> Images:
+    """Returns labelled images at the model's size. data: as for --data; None for the test set of CIFAR-10."""
+    if data == "digits":
+        return balanced_sample(load_digits().held_out, count)
+    folder = data or str(extract_cifar10_test(scratch))
+    return read_images(folder, manifest.preprocess, manifest.labels, at_most=count)
+
+
+def attack_server(
+    port: int, images: Images, *, manifest: Manifest, strength: float, epsilon_255: int, queries: int, seed: int = 0
+) -> BlackBoxResult:
+    """Returns the accuracy at one strength before and after Square. Its only access to the model is HTTP."""
+    x, labels = images_from_pixels(torch.from_numpy(images.pixels)), torch.from_numpy(images.labels)
+    start = time.perf_counter()
+    with closing(HttpClassifier(port, classes=len(manifest.labels), strength=strength)) as client:
+        beta = client.classify(images.pixels[:1])[0]["beta"]
+        is_right = client.log_probabilities(x).argmax(1) == labels
+        adversarial = square(client.log_probabilities, x, labels, epsilon=epsilon_255 / 255, queries=queries, seed=seed)
+        pixels = eight_bit_pixels(adversarial)
+        # ε is a whole number of 8-bit steps, so the rounded images stay in the ball too.
+        assert np.abs(pixels.astype(int) - images.pixels).max() <= epsilon_255
+        is_robust = is_right & (client.log_probabilities(adversarial).argmax(1) == labels)
+        return BlackBoxResult(
+            before=wilson_interval(int(is_right.sum()), len(images)),
+            after=wilson_interval(int(is_robust.sum()), len(images)),
+            n=len(images),
+            beta=beta,
+            queries=client.queries,
+            seconds=time.perf_counter() - start,
+        )
+
+
+def square(forward: Forward, images: Tensor, labels: Tensor, *, epsilon: float, queries: int, seed: int = 0) -> Tensor:
+    """Returns images after Square within the l∞ ball of radius ε, without changing the global random state.
+
+    forward: images to logits or log-probabilities (B, K); B may be 0. The other arguments are those of
+    `training.attacks.gradient`. The attack on an image ends when it is classified wrong, or after `queries` queries. An
+    image that it does not break stays unchanged.
+    """
+    attack = SquareAttack(forward, norm="Linf", n_queries=queries, eps=epsilon, seed=seed, device=images.device)
+    with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
+        adversarial: Tensor = attack.perturb(images, labels)
+    return adversarial
+
+
+def eight_bit_pixels(images: Tensor) -> Pixels:
+    """Returns images (B, 3, H, W) in [0, 1] as pixels, uint8 (B, H, W, 3), rounded to the nearest of 256 levels."""
+    pixels: Pixels = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    return pixels
+
+
+def is_stronger(result: BlackBoxResult, white_box: float, n: int, *, tests: int) -> bool:
+    """Returns whether Square leaves less accuracy than the white-box attack, beyond chance.
+
+    white_box, n: accuracy under the white-box attack, and the number of its images. tests: number of strengths. The
+    test is Fisher's exact test, one-sided, at a level of 5 % over all strengths.
+    """
+    kept, kept_white_box = round(result.after.value * result.n), round(white_box * n)
+    table = [[kept, result.n - kept], [kept_white_box, n - kept_white_box]]
+    return bool(fisher_exact(table, alternative="less").pvalue < SIGNIFICANCE / tests)
+
+
+def report(
+    manifest: Manifest, strengths: Sequence[float], results: Sequence[BlackBoxResult], epsilon_255: float
+) -> None:
+    """Prints a line for each strength, then whether Square is anywhere stronger than the white-box attack."""
+    print(f"{'strength':>8}{'β':>7}  {'before':>21}  {'after Square':>21}  {'white-box':>21}")
+    stronger = []
+    compared = attack = None
+    for strength, result in zip(strengths, results, strict=True):
+        expected = expected_accuracy(manifest, result.beta)
+        line = f"{strength:8.2f}{result.beta:7.2f}  {format_accuracy(result.before)}  {format_accuracy(result.after)}"
+        if expected is None or expected["epsilon_255"] != epsilon_255:
+            print(f"{line}  not measured at this ε")
+            continue
+        compared, attack = expected["n"], expected["attack"]
+        note = ", interpolated between two β" if expected["interpolated"] else ""
+        print(f"{line}  {format_accuracy(Accuracy(**expected['robust']))}{note}")
+        if is_stronger(result, expected["robust"]["value"], expected["n"], tests=len(results)):
+            stronger.append(f"{strength:g}")
+    sent, seconds = sum(result.queries for result in results), sum(result.seconds for result in results)
+    print(f"{sent:,} images sent in {seconds:.0f} s")
+    if compared is None:
+        print("the manifest has no white-box figure at this ε")
+        return
+    print(f"white-box: {attack} on {compared} images, from the manifest")
+    if stronger:
+        print(
+            f"Square is STRONGER than the white-box attack beyond chance ({TEST}) at strength {', '.join(stronger)}: "
+            "do not trust the white-box figure, and evaluate with a stronger attack"
+        )
+    else:
+        print(f"Square is at no strength stronger than the white-box attack beyond chance ({TEST})")
+
+
+def _png(image: Pixels) -> str:
+    """Returns an image, uint8 (H, W, 3), as a PNG file in base64."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG", compress_level=1)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+if __name__ == "__main__":
+    main()

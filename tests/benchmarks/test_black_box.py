@@ -1,0 +1,102 @@
+"""The black-box benchmark attacks a server through HTTP, stays in the ball, and says when Square is stronger."""
+
+from contextlib import closing
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.black_box import (
+    BlackBoxResult,
+    HttpClassifier,
+    attack_server,
+    eight_bit_pixels,
+    is_stronger,
+    report,
+    square,
+)
+from benchmarks.server_process import run_tureen
+from training.data.datasets import Images
+from training.evaluation.accuracy import wilson_interval
+from training.models.vit import images_from_pixels
+from tureen.bundle.bundle import read_manifest
+
+
+@pytest.fixture(scope="module")
+def server(bundle_path, tmp_path_factory):
+    with run_tureen(bundle_path, "--engine", "onnxruntime", "--state-dir", str(tmp_path_factory.mktemp("state"))) as it:
+        yield it
+
+
+@pytest.fixture
+def manifest(bundle_path):
+    return read_manifest(bundle_path)
+
+
+def result(kept, n=100, beta=1.0):
+    return BlackBoxResult(wilson_interval(n, n), wilson_interval(kept, n), n, beta, queries=n, seconds=1)
+
+
+def test_square_attacks_a_server_with_png_files_alone(server, manifest, held_out, capsys):
+    images = Images(held_out.pixels[:4], held_out.labels[:4])
+    attacked = attack_server(server.port, images, manifest=manifest, strength=0.5, epsilon_255=38, queries=5)
+    assert attacked.n == 4
+    assert attacked.beta == manifest.strength.beta_at(0.5)
+    assert attacked.after.value <= attacked.before.value
+    # One for β, four before, at most seven of Square for each image and once more all of them, four after.
+    assert 9 <= attacked.queries <= 1 + 4 + (4 + 4 * 6 + 4) + 4
+    report(manifest, [0.5], [attacked], manifest.accuracy[0].epsilon_255)
+    assert "white-box: PGD" in capsys.readouterr().out
+
+
+def test_an_image_that_the_server_refuses_ends_the_measurement(server):
+    with (
+        closing(HttpClassifier(server.port, classes=10, strength=2)) as client,
+        pytest.raises(RuntimeError, match="status 422"),
+    ):
+        client.classify(np.zeros((1, 8, 8, 3), np.uint8))
+
+
+def test_no_image_gives_no_scores():
+    with closing(HttpClassifier(1, classes=10, strength=0)) as client:  # sends nothing
+        assert client.log_probabilities(torch.zeros(0, 3, 8, 8)).shape == (0, 10)
+
+
+def test_square_fools_a_weak_model_within_the_ball_and_keeps_the_random_state():
+    generator = torch.Generator().manual_seed(0)
+    images = images_from_pixels(torch.randint(256, (20, 8, 8, 3), dtype=torch.uint8, generator=generator))
+    weights = torch.randn(3 * 64, 10, generator=generator)
+
+    def forward(x):
+        return x.flatten(1) @ weights
+
+    labels, before = forward(images).argmax(1), torch.random.get_rng_state()
+    adversarial = square(forward, images, labels, epsilon=8 / 255, queries=200)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    fooled = forward(adversarial).argmax(1) != labels
+    assert fooled.sum() > 10
+    assert torch.equal(adversarial[~fooled], images[~fooled])
+    distance = np.abs(eight_bit_pixels(adversarial).astype(int) - eight_bit_pixels(images))
+    assert distance.max() == 8
+    rounded = images_from_pixels(torch.from_numpy(eight_bit_pixels(adversarial)))
+    torch.testing.assert_close(rounded, adversarial, rtol=0, atol=1e-6)  # every point of Square is an 8-bit image
+
+
+@pytest.mark.parametrize(("kept", "expected"), [(70, False), (60, False), (50, False), (40, True)])
+def test_square_is_stronger_only_beyond_chance(kept, expected):
+    assert is_stronger(result(kept), white_box=0.6, n=500, tests=3) is expected
+
+
+def test_the_report_says_at_which_strength_square_is_stronger(manifest, capsys):
+    epsilon_255 = manifest.accuracy[0].epsilon_255
+    report(manifest, [0.0, 1.0], [result(100, beta=0.0), result(0, beta=1.0)], epsilon_255)
+    output = capsys.readouterr().out
+    assert "STRONGER than the white-box attack" in output
+    assert "at strength 1:" in output
+
+
+def test_the_report_compares_no_figures_of_different_radii(manifest, capsys):
+    report(manifest, [1.0], [result(0)], epsilon_255=3)
+    output = capsys.readouterr().out
+    assert "no white-box figure at this ε" in output
+    assert "stronger" not in output.lower()
