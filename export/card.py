@@ -68,9 +68,13 @@ Per cent of {first.n} held-out images, with 95 % intervals. Robust: {first.attac
 ## Limits of the robust mode
 
 The robust accuracy above is empirical: the share of these images that one attack, with one norm and radius, did not
-break. A stronger attack may break more, and no single image has a guarantee. The model was not trained against larger
+break. A stronger attack may break more, and no single image has a guarantee. The intervals cover the choice of images,
+not the weakness of the attack or the seed of the training. The model was not trained against larger
 radii, other norms (l2, l1, patches), rotations, distribution shifts, or poisoned training data, and
-not measured under {_unmeasured(manifest.evaluation)}. A client that may choose β may choose 0.
+not measured under {_unmeasured(manifest.evaluation)}.
+
+A random or secret β is no defence, because one adversarial image can fool many β, and a client may repeat a request
+until it gets a weak one. If clients choose β, an attacker chooses it too, and may choose 0.
 """
 
 

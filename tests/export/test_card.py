@@ -77,6 +77,13 @@ def test_a_card_has_no_section_without_a_measurement(manifest):
     )
 
 
+def test_a_card_says_what_the_intervals_leave_out_and_that_a_random_beta_is_no_defence(manifest):
+    limits = " ".join(model_card(manifest).partition("## Limits of the robust mode")[2].split())
+    assert "The intervals cover the choice of images, not the weakness of the attack or the seed" in limits
+    assert "A random or secret β is no defence" in limits
+    assert "If clients choose β, an attacker chooses it too" in limits
+
+
 @pytest.mark.parametrize("field", HEADINGS)
 def test_each_thing_measured_has_its_section(manifest, field):
     evaluation = Evaluation(**{field: getattr(EVERYTHING, field)})
@@ -94,7 +101,7 @@ def test_the_sections_hold_the_figures(manifest):
     card = model_card(manifest.model_copy(update={"evaluation": EVERYTHING}))
     for figure in ("FAILED", "Beware.", "12.5 %", "19.0", "43.2", "76.5", "12.3", "2.0 ×"):
         assert figure in card
-    assert "not measured under other norms, poisoned training data. A client" in card.replace("\n", " ")
+    assert "not measured under other norms, poisoned training data.\n\nA random" in card
 
 
 def test_a_manifest_keeps_optional_measurements(manifest):
