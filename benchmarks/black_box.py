@@ -171,7 +171,7 @@ def main() -> None:
 def load_images(data: str | None, manifest: Manifest, count: int, scratch: Path) -> Images:
     """Returns labelled images at the model's size. data: as for --data; None for the test set of CIFAR-10."""
     if data == "digits":
-        return balanced_sample(load_digits().held_out, count)
+        return balanced_sample(load_digits().test, count)
     folder = data or str(extract_cifar10_test(scratch))
     return read_images(folder, manifest.preprocess, manifest.labels, at_most=count)
 

@@ -43,8 +43,8 @@ def test_adversarial_png_files_have_the_labels_and_the_accuracy_of_the_attack_in
     server, published_bundle, published_digits_run
 ):
     manifest, checkpoint = read_manifest(published_bundle), load_checkpoint(published_digits_run)
-    original = checkpoint.held_out.pixels[:IMAGES]
-    x, y = images_from_pixels(torch.from_numpy(original)), torch.from_numpy(checkpoint.held_out.labels[:IMAGES])
+    original = checkpoint.test.pixels[:IMAGES]
+    x, y = images_from_pixels(torch.from_numpy(original)), torch.from_numpy(checkpoint.test.labels[:IMAGES])
     epsilon_255 = int(checkpoint.recipe.epsilon_255)
     assert epsilon_255 == checkpoint.recipe.epsilon_255  # a whole number of 8-bit steps, so rounding stays in the ball
     assert manifest.strength.n  # measured, so that strength is not β
