@@ -6,7 +6,7 @@ nothing about HTTP requests and pixels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,9 +93,9 @@ def parse_images(body: bytes, content_type: str, limits: BodyLimits) -> RequestI
 
 
 def _parse_form(content_type: str, body: bytes, limits: BodyLimits) -> RequestImages:
-    """Returns the images of a form: its parts `image`, and as many parts `beta`, in the same order, or none.
+    """Returns the images of a form: its parts `image`, and as many parts `beta` or `strength`, or none of these.
 
-    Raises the errors of `parse_images`.
+    The parts of an image and of its β have the same place in their order. Raises the errors of `parse_images`.
     """
     parts: list[tuple[str, bytes]] = []
     is_complete = False
@@ -103,10 +103,10 @@ def _parse_form(content_type: str, body: bytes, limits: BodyLimits) -> RequestIm
     def add(name: bytes | None, data: bytes) -> None:
         parts.append(((name or b"").decode("utf-8", "replace"), data))
         # Checked for each part, so that the parser stops early in a form of a million tiny parts.
-        if parts[-1][0] not in (IMAGE_FIELD, BETA_FIELD):
+        if parts[-1][0] not in (IMAGE_FIELD, BETA_FIELD, STRENGTH_FIELD):
             raise InvalidParameterError(
                 f"the form has a field {parts[-1][0][:40]!r}: use {IMAGE_FIELD!r} and, for each image or none, "
-                f"{BETA_FIELD!r}; send all other parameters in the query"
+                f"{BETA_FIELD!r} or {STRENGTH_FIELD!r}; send all other parameters in the query"
             )
         if len(parts) > 2 * limits.max_images:
             raise _too_many(limits)
@@ -134,8 +134,9 @@ def _parse_form(content_type: str, body: bytes, limits: BodyLimits) -> RequestIm
     if not parts or not is_complete:
         raise MalformedFormError("the multipart body is incomplete: check its boundary and its end")
     images = [data for name, data in parts if name == IMAGE_FIELD]
+    parsers: dict[str, Callable[[str], float | Strength]] = {BETA_FIELD: parse_beta, STRENGTH_FIELD: parse_strength}
     betas: list[float | Strength | None] = [
-        parse_beta(data.decode("utf-8", "replace")) for name, data in parts if name == BETA_FIELD
+        parsers[name](data.decode("utf-8", "replace")) for name, data in parts if name in parsers
     ]
     if not images:
         raise InvalidParameterError(f"the form has no field {IMAGE_FIELD!r}: send each image as one")
@@ -143,7 +144,7 @@ def _parse_form(content_type: str, body: bytes, limits: BodyLimits) -> RequestIm
         raise _too_many(limits)
     if betas and len(betas) != len(images):
         raise InvalidParameterError(
-            f"the form has {len(images)} images and {len(betas)} β: give one β for each image, or none"
+            f"the form has {len(images)} images and {len(betas)} β or strengths: give one for each image, or none"
         )
     return RequestImages(images, betas or [None] * len(images), is_list=len(images) > 1)
 

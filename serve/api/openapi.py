@@ -61,9 +61,10 @@ def request_body(*, several: bool) -> dict[str, Any]:
     }
     if several:
         beta_text = {"type": "string", "description": "a number, `clean` or `robust`"}
+        strength_text = {"type": "string", "description": "a number; instead of beta"}
         form["schema"]["properties"] = {
             name: {"anyOf": [part, {"type": "array", "items": part}]}  # in a form, a list of one is the item itself
-            for name, part in ((IMAGE_FIELD, file), (BETA_FIELD, beta_text))
+            for name, part in ((IMAGE_FIELD, file), (BETA_FIELD, beta_text), (STRENGTH_FIELD, strength_text))
         }
     content = {**dict.fromkeys(sorted(IMAGE_TYPES), BINARY), FORM_TYPE: form, JSON_TYPE: json_body}
     return {"required": True, "content": content}

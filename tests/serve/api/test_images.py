@@ -20,6 +20,7 @@ from serve.limits import BodyLimits
 from tureen.errors import (
     ImageTooLargeError,
     InvalidBetaError,
+    InvalidStrengthError,
     TureenError,
     UndecodableImageError,
     UnsupportedImageTypeError,
@@ -95,6 +96,12 @@ def test_any_raw_body_is_one_image(content_type):
             [b"a", b"b"],
             [0.0, 1.0],
         ),
+        ([("image", b"a"), ("strength", b"0.5")], [b"a"], [Strength(0.5)]),
+        (
+            [("image", b"a"), ("strength", b"1"), ("image", b"b"), ("beta", b"1")],
+            [b"a", b"b"],
+            [Strength(1), 1.0],
+        ),
         ([("image", b"--boundary"), ("image", b"\r\n--")], [b"--boundary", b"\r\n--"], [None, None]),
         ([("image", b"")], [b""], [None]),
     ],
@@ -109,7 +116,8 @@ def test_a_form_gives_its_images_with_their_betas(parts, images, betas):
         ([("file", b"a")], "'file'"),
         ([("image", b"a"), ("top_k", b"1")], "'top_k'"),
         ([("beta", b"1")], "no field 'image'"),
-        ([("image", b"a"), ("image", b"b"), ("beta", b"1")], "2 images and 1 β"),
+        ([("image", b"a"), ("image", b"b"), ("beta", b"1")], "2 images and 1 β or strengths"),
+        ([("image", b"a"), ("beta", b"1"), ("strength", b"1")], "1 images and 2 β or strengths"),
         ([("image", b"a")] * 4, "more than 3 images"),
         ([("image", b"a"), *[("beta", b"1")] * 6], "more than 3 images"),
     ],
@@ -123,6 +131,12 @@ def test_a_wrong_form_is_refused(parts, words):
 def test_a_wrong_beta_in_a_form_is_refused(beta):
     with pytest.raises(InvalidBetaError):
         parse_form(("image", b"a"), ("beta", beta))
+
+
+@pytest.mark.parametrize("strength", [b"2", b"clean", b"", b"\xff"])
+def test_a_wrong_strength_in_a_form_is_refused(strength):
+    with pytest.raises(InvalidStrengthError):
+        parse_form(("image", b"a"), ("strength", strength))
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import asyncio
 import socket
 from contextlib import ExitStack, asynccontextmanager
+from dataclasses import replace
 
 import grpc
 import numpy as np
@@ -18,6 +19,7 @@ from serve.oip.proto import inference_pb2 as pb
 from serve.oip.statistics import Statistics
 from serve.settings import Settings
 from serve.telemetry.metrics import Metrics
+from tureen.bundle.manifest import StrengthCurve
 
 Code = grpc.StatusCode
 
@@ -89,6 +91,26 @@ def test_an_image_gets_the_result_of_the_library_raw_or_as_contents(bundle, libr
                 assert response.parameters["beta"].double_param == 0.7
                 assert response.parameters["beta_source"].string_param == "request"
                 np.testing.assert_allclose(logits(response), expected, atol=1e-4)
+
+    asyncio.run(scenario())
+
+
+def test_a_strength_as_a_parameter_has_the_beta_of_the_bundle(bundle, library, images, pixels):
+    curve = StrengthCurve(betas=[0, 0.6, 1], strengths=[0, 0.5, 1], n=9)
+    curved = replace(bundle, manifest=bundle.manifest.model_copy(update={"strength": curve}))
+    expected = library.logits(pixels, [0.6] * 3)
+
+    async def scenario():
+        async with serving(curved) as client:
+            for strength in (0.5, "0.5"):
+                response = await client.ModelInfer(image_request(images, strength=strength))
+                parameters = response.parameters
+                assert (parameters["strength"].double_param, parameters["beta"].double_param) == (0.5, 0.6)
+                np.testing.assert_allclose(logits(response), expected, atol=1e-4)
+            both = image_request(images, strength=0.5, beta=0.5)
+            await refused(client.ModelInfer(both), Code.INVALID_ARGUMENT, "beta and strength exclude each other")
+            wrong = image_request(images, strength=2)
+            await refused(client.ModelInfer(wrong), Code.INVALID_ARGUMENT, "the strength is 2")
 
     asyncio.run(scenario())
 

@@ -86,6 +86,12 @@ def test_triton_sends_pixels_and_beta_as_a_parameter(triton, known):
             np.testing.assert_allclose(result.as_numpy("logits"), known["logits"][index : index + 1], **CLOSE)
 
 
+def test_triton_sends_a_strength_as_a_parameter(triton, known):
+    pixels = tensor(triton.module, "pixels", known["pixels"])
+    by_strength, robust = (triton.infer(MODEL, [pixels], parameters=one) for one in ({"strength": 1.0}, {"beta": 1.0}))
+    np.testing.assert_allclose(by_strength.as_numpy("logits"), robust.as_numpy("logits"), **CLOSE)
+
+
 def test_triton_sends_and_reads_json(known, images):
     client = triton_http.InferenceServerClient(HTTP)
     texts = np.array([[base64.b64encode(image).decode()] for image in images], dtype=np.object_)
