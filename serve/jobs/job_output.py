@@ -208,7 +208,7 @@ class Job:
 
     def __init__(self, output: OutputDirectory, spec: JobSpec, labels: Sequence[str]) -> None:
         self.output, self.spec = output, spec
-        self._model_info = ModelInfo(labels, spec.model, spec.version, spec.engine, spec.precision)
+        self._model_info = ModelInfo(labels, spec.model, spec.version, spec.engine, spec.precision, spec.strength)
         self._metadata = {
             "tureen.fingerprint": spec.fingerprint,
             "tureen.model": spec.model,

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from serve.errors import InputError, OutputError
 from serve.jobs.shard import Format
-from tureen.bundle.manifest import UNCALIBRATED, Manifest, Precision, Temperatures
+from tureen.bundle.manifest import UNCALIBRATED, Manifest, Precision, StrengthCurve, Temperatures
 from tureen.engines.base import Engine
 from tureen.engines.paired import CPU_ENGINES
 from tureen.errors import SingleTokenError
@@ -22,6 +22,9 @@ from tureen.tokens import Strength
 SHARD_ROWS = 4096
 BATCH_ROWS = 32
 CPU_BATCH_ROWS = 16  # its activations stay in the cache: `python -m benchmarks.batch`
+
+
+LATER_FIELDS = ("temperatures", "strength")  # that earlier versions did not have
 
 
 class JobSpec(BaseModel):
@@ -46,12 +49,14 @@ class JobSpec(BaseModel):
     limits: ImageLimits
     jpeg_scaling: Literal[False] = False  # an option of earlier versions; part of the fingerprint
     temperatures: Temperatures = UNCALIBRATED  # of the probabilities
+    strength: StrengthCurve | None = None  # of the column strength; None: a job of an earlier version
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the specification, hexadecimal."""
-        # Without temperatures the fingerprint is that of earlier versions, which had none.
-        fields = self.model_dump(exclude=None if self.temperatures.is_calibrated else {"temperatures"})
+        # A resumed job of an earlier version, which had none of these fields, keeps its fingerprint.
+        later = {name for name in LATER_FIELDS if getattr(self, name) == type(self).model_fields[name].default}
+        fields = self.model_dump(exclude=later)
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
     @property
@@ -100,7 +105,7 @@ def build_spec(
 ) -> JobSpec:
     """Returns the specification of a job. earlier: the specification of the job's first run, if there was one.
 
-    A strength in the options becomes the β of the model, so the job stores β only. A job keeps the temperatures of its
+    A strength in the options becomes the β of the model. A job keeps the temperatures and the strength curve of its
     first run, also if those of the bundle have changed since. Raises SingleTokenError if the options or the input give
     a β and the model has one token. Raises InputError if the options give more than one β although the input gives β.
     """
@@ -137,6 +142,7 @@ def build_spec(
         batch_rows=first_of(options.batch_rows, "batch_rows", default_batch_rows),
         limits=limits,
         temperatures=temperatures,
+        strength=manifest.strength if earlier is None else earlier.strength,
     )
 
 

@@ -8,6 +8,7 @@
     top_k              list of label, index and probability, most probable first; JSON in CSV; null if the status is
                        error
     beta               double; null if the model has one token
+    strength           double; of this β
     model, version, engine, precision   string
 
 A spreadsheet can open the CSV safely: a text that it would run as a formula begins with an apostrophe.
@@ -30,6 +31,7 @@ from numpy.typing import NDArray
 from serve.errors import OutputError
 from serve.jobs.rooted_files import open_regular_file
 from tureen.atomic_file import atomic_file
+from tureen.bundle.manifest import StrengthCurve
 from tureen.soup import probabilities
 
 T = TypeVar("T")
@@ -37,7 +39,7 @@ Format = Literal["parquet", "jsonl", "csv"]
 MODEL_COLUMNS = ("model", "version", "engine", "precision")
 COLUMNS = (
     "id", "path", "sha256", "status", "error_code", "error", "label", "index", "probability", "top_k", "beta",
-    *MODEL_COLUMNS,
+    "strength", *MODEL_COLUMNS,
 )  # fmt: skip
 _FORMULA = ("=", "+", "-", "@")
 _SUSPECT = (*_FORMULA, "'", "\t", "\r", "\n", "＝", "＋", "－", "＠")
@@ -54,6 +56,13 @@ class ModelInfo:
     version: str
     engine: str
     precision: str
+    strength: StrengthCurve | None = None  # None: the strength of every row is null
+
+    def strengths(self, betas: Sequence[float | None]) -> list[float | None]:
+        """Returns the strength of each β; None where β is None."""
+        curve = self.strength
+        by_beta = {beta: None if beta is None or curve is None else curve.strength_at(beta) for beta in set(betas)}
+        return [by_beta[beta] for beta in betas]
 
 
 class Shard:
@@ -90,6 +99,7 @@ class Shard:
     def rows(self, info: ModelInfo) -> Iterator[dict[str, Any]]:
         """Yields each row as a dictionary by column name."""
         model_columns = {name: getattr(info, name) for name in MODEL_COLUMNS}
+        strengths = info.strengths(self.betas)
         for n in range(len(self)):
             top = None
             if self.error_codes[n] is None:
@@ -106,6 +116,7 @@ class Shard:
                 **first,
                 "top_k": top,
                 "beta": self.betas[n],
+                "strength": strengths[n],
                 **model_columns,
             }
 
@@ -179,6 +190,7 @@ def _write_parquet(file: IO[bytes], shard: Shard, info: ModelInfo, metadata: Map
         "probability": pa.array(shard.probabilities[:, 0], mask=is_error),
         "top_k": pa.ListArray.from_arrays(offsets, top),
         "beta": pa.array(shard.betas, pa.float64()),
+        "strength": pa.array(info.strengths(shard.betas), pa.float64()),
         **{name: pa.repeat(getattr(info, name), rows) for name in MODEL_COLUMNS},
     }
     table = pa.table({name: columns[name] for name in COLUMNS}).replace_schema_metadata(dict(metadata))
@@ -213,7 +225,13 @@ def _write_csv(file: IO[bytes], shard: Shard, info: ModelInfo, metadata: Mapping
 
 
 def _read_csv(file: BinaryIO) -> list[dict[str, Any]]:
-    kinds: dict[str, Callable[[str], Any]] = {"index": int, "probability": float, "beta": float, "top_k": json.loads}
+    kinds: dict[str, Callable[[str], Any]] = {
+        "index": int,
+        "probability": float,
+        "beta": float,
+        "strength": float,
+        "top_k": json.loads,
+    }
     text = io.TextIOWrapper(file, encoding="utf-8", newline="")
     csv.field_size_limit(MAX_CELL)
     rows = [

@@ -10,6 +10,7 @@ from serve.errors import InputError, OutputError
 from serve.jobs.job_spec import (
     BATCH_ROWS,
     CPU_BATCH_ROWS,
+    LATER_FIELDS,
     SHARD_ROWS,
     InputSummary,
     JobOptions,
@@ -20,7 +21,7 @@ from serve.jobs.job_spec import (
 )
 from tests.serve.jobs.conftest import BUNDLE
 from tureen.bundle.bundle import load_bundle
-from tureen.bundle.manifest import UNCALIBRATED, CalibrationRow, StrengthCurve, Temperatures
+from tureen.bundle.manifest import UNCALIBRATED, UNMEASURED_STRENGTH, CalibrationRow, StrengthCurve, Temperatures
 from tureen.errors import SingleTokenError
 from tureen.preprocess import ImageLimits
 from tureen.soup import DEFAULT_TOP_K
@@ -131,8 +132,17 @@ def test_a_job_keeps_the_temperatures_of_its_first_run(manifest):
         check_unchanged(first, spec_of(calibrated(manifest, 2), earlier=first, calibrated=False))
 
 
-def test_without_temperatures_the_fingerprint_is_that_of_earlier_versions(manifest):
-    spec = spec_of(manifest)
-    fields = {name: value for name, value in spec.model_dump().items() if name != "temperatures"}
+def test_a_job_of_an_earlier_version_keeps_its_fingerprint(manifest):
+    spec = spec_of(manifest).model_copy(update={"strength": None})
+    fields = {name: value for name, value in spec.model_dump().items() if name not in LATER_FIELDS}
     assert spec.fingerprint == hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
     assert JobSpec.model_validate_json(json.dumps(fields)) == spec
+    assert spec_of(calibrated(manifest, 2), earlier=spec) == spec
+
+
+def test_a_job_keeps_the_strength_curve_of_its_first_run(manifest):
+    first = spec_of(manifest)
+    again = manifest.model_copy(update={"strength": UNMEASURED_STRENGTH})
+    assert first.strength == manifest.strength
+    assert spec_of(again, earlier=first) == first
+    assert spec_of(again).fingerprint != first.fingerprint

@@ -15,6 +15,7 @@ import pytest
 from serve.errors import InputError, OutputError
 from serve.jobs.shard import COLUMNS, ModelInfo, Shard, read_rows, read_shard, write_shard
 from tests.serve.jobs.tables import rows_of
+from tureen.bundle.manifest import StrengthCurve
 
 
 def live(cell):
@@ -81,7 +82,8 @@ def test_text_of_any_kind_survives_csv(run_batch, photos, tmp_path):
         run_batch(tmp_path / "long.jsonl", tmp_path / "other")
 
 
-INFO = ModelInfo(labels=("cat", "dog", "fox"), model="pets", version="v1", engine="onnxruntime", precision="fp32")
+CURVE = StrengthCurve(betas=[0, 0.5, 1], strengths=[0, 0.2, 1], n=9)
+INFO = ModelInfo(("cat", "dog", "fox"), "pets", "v1", engine="onnxruntime", precision="fp32", strength=CURVE)
 LOGITS = np.array([[0, 2, 1], [3, 0, 3]], np.float32)
 
 
@@ -103,9 +105,24 @@ def test_a_shard_that_is_read_back_has_the_rows_that_were_written(tmp_path, form
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
     assert read_rows(path, format) == list(shard.rows(INFO))
     assert all(tuple(row) == COLUMNS for row in read_rows(path, format))
+    assert [row["strength"] for row in read_rows(path, format)] == [0, 0.2, None]
     again = read_shard(path, format, top_k=2)
     assert list(again.rows(INFO)) == list(shard.rows(INFO))
     assert again.failed_rows == shard.failed_rows == [2]
+
+
+@pytest.mark.parametrize("format", ["parquet", "jsonl", "csv"])
+def test_a_shard_of_an_earlier_version_without_strengths_is_read(tmp_path, format):
+    shard, path = filled_shard(), tmp_path / f"part.{format}"
+    write_shard(path, shard, INFO, format, {})
+    if format == "parquet":
+        pq.write_table(pq.read_table(path).drop_columns("strength"), path)
+    elif format == "jsonl":
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        path.write_text("".join(json.dumps({k: v for k, v in row.items() if k != "strength"}) + "\n" for row in rows))
+    else:
+        pd.read_csv(path, dtype=str).drop(columns="strength").to_csv(path, index=False)
+    assert list(read_shard(path, format, top_k=2).rows(INFO)) == list(shard.rows(INFO))
 
 
 def test_classes_are_sorted_by_probability_and_ties_keep_the_order_of_the_labels():
