@@ -19,7 +19,7 @@ from serve.admin.operations import AdminOperations
 from serve.control.change import describe_first_error
 from serve.errors import InputError, JobsUnavailableError, NoResultError
 from serve.jobs.job_output import SUCCESS_FILE, read_job_id
-from serve.jobs.job_store import JobRecord, JobRecords, JobRequest, State
+from serve.jobs.job_store import JobRecord, JobRecords, JobSubmission, State
 from serve.jobs.rooted_files import OutputDirectory, RootedFiles, open_regular_file
 from serve.jobs.runner import check_paths
 from serve.jobs.shard import Format, read_rows
@@ -41,7 +41,7 @@ def add_job_routes(router: APIRouter, operations: AdminOperations) -> None:
     @router.post("/jobs", status_code=202)
     async def submit(request: Request, operator: Operator) -> Response:
         records, files = _jobs_of(operations)
-        job_request = _parse(await read_json_body(request))
+        job_request = _parse(await read_json_body(request)).request(operations.manifest)
         default = operations.default_beta(operations.replica.state)
         if default is None and (job_request.beta is not None or job_request.betas is not None):
             raise SingleTokenError
@@ -107,11 +107,11 @@ def _jobs_of(operations: AdminOperations) -> tuple[JobRecords, RootedFiles]:
     return operations.jobs
 
 
-def _parse(document: Any) -> JobRequest:
+def _parse(document: Any) -> JobSubmission:
     try:
-        return JobRequest.model_validate(document)
+        return JobSubmission.model_validate(document)
     except ValidationError as error:
-        raise InputError(describe_first_error(error, JobRequest)) from None
+        raise InputError(describe_first_error(error, JobSubmission)) from None
 
 
 async def _act(action: Callable[[str], JobRecord], job_id: str) -> JSONResponse:

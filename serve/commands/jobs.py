@@ -11,13 +11,13 @@ from typing import Any
 
 from serve.commands.admin_client import AdminClient, RefusedError
 from serve.commands.options import listener_options
-from tureen.arguments import beta_argument, betas_argument
+from tureen.arguments import beta_argument, betas_argument, strength_argument
 
 POLL_S = 1.0
 RECONNECT_S = 120.0  # how long `watch` tries to reach a server that restarts
 EXIT_NOT_SUCCEEDED = 1
 ENDED = ("succeeded", "partially_succeeded", "failed", "cancelled")
-REQUEST_OPTIONS = ("beta", "betas", "top_k", "format", "shard_rows", "max_error_rate")
+REQUEST_OPTIONS = ("beta", "betas", "strength", "top_k", "format", "shard_rows", "max_error_rate")
 
 
 def jobs(arguments: list[str]) -> int:
@@ -50,6 +50,11 @@ def _parser() -> argparse.ArgumentParser:
         "--beta",
         type=beta_argument,
         help="0 to 1, clean or robust (default: that of the server at submission)",
+    )
+    beta.add_argument(
+        "--strength",
+        type=lambda text: strength_argument(text).value,
+        help="0 (clean mode) to 1 (robust mode), which the served model maps to β",
     )
     beta.add_argument(
         "--betas",

@@ -26,6 +26,8 @@ from serve.control.revision_store import RevisionStore
 from serve.control.settings_state import Beta, FrozenModel, format_time
 from serve.errors import JobStateError, TooManyJobsError, UnknownJobError
 from serve.jobs.shard import Format
+from tureen.bundle.manifest import Manifest
+from tureen.tokens import Strength
 
 State = Literal["queued", "running", "paused", "succeeded", "partially_succeeded", "failed", "cancelled"]
 STATES: tuple[State, ...] = get_args(State)
@@ -40,7 +42,7 @@ Whole = Annotated[int, Field(strict=True, ge=1)]
 
 
 class JobRequest(FrozenModel):
-    """The request for a job; the body of POST /jobs."""
+    """The request for a job, as the store keeps it."""
 
     input: FilePath = Field(description="a folder, a .tar or .zip, or a manifest, below a root directory for inputs")
     output: FilePath = Field(description="a new directory below a root directory for outputs")
@@ -66,6 +68,30 @@ class JobRequest(FrozenModel):
         if self.betas is not None and len(set(self.betas)) < len(self.betas):
             raise ValueError("betas has a number twice: its rows would be the same")
         return self
+
+
+class JobSubmission(JobRequest):
+    """The body of POST /jobs. A JobRequest has no strength, so that servers of earlier versions can read it."""
+
+    strength: Annotated[float, Field(strict=True, ge=0, le=1)] | None = Field(
+        default=None, description="instead of beta: a number from 0 to 1, whose β in the served model is stored"
+    )
+
+    @model_validator(mode="after")
+    def _has_no_beta_beside_the_strength(self) -> JobSubmission:
+        if self.strength is not None and (self.beta is not None or self.betas is not None):
+            raise ValueError("give one of beta, betas and strength")
+        return self
+
+    def request(self, manifest: Manifest) -> JobRequest:
+        """Returns the request, with the β of the strength.
+
+        Raises SingleTokenError if there is a strength and the model has one token.
+        """
+        fields = self.model_dump(exclude={"strength"})
+        if self.strength is not None:
+            fields["beta"] = manifest.beta_of(Strength(self.strength))
+        return JobRequest.model_validate(fields)
 
 
 @dataclass(frozen=True)

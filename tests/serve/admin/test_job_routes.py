@@ -91,6 +91,21 @@ def test_a_submitted_job_has_the_default_beta_of_its_submission_and_the_name_of_
     asyncio.run(run())
 
 
+def test_the_strength_of_a_job_becomes_the_beta_of_the_served_model(tmp_path, roots, job_request):
+    async def run():
+        async with admin_client(tmp_path, **roots) as (client, operations):
+            response = await client.post("/jobs", json={**job_request, "strength": 0.5})
+            assert response.status_code == 202
+            request = response.json()["request"]
+            assert request["beta"] == operations.manifest.strength.beta_at(0.5)
+            assert "strength" not in request
+            for other in ({"beta": 0.5}, {"betas": [0.5]}):
+                both = await client.post("/jobs", json={**job_request, "strength": 0.5, **other})
+                assert refused(both) == (422, "invalid_job")
+
+    asyncio.run(run())
+
+
 def test_a_server_without_directories_for_jobs_has_none_of_the_routes(tmp_path, job_request):
     async def run():
         async with admin_client(tmp_path) as (client, _):
@@ -114,6 +129,8 @@ def test_a_server_without_directories_for_jobs_has_none_of_the_routes(tmp_path, 
     ("change", "code"),
     [
         ({"beta": 1.5}, "invalid_job"),
+        ({"strength": 1.5}, "invalid_job"),
+        ({"strength": "0.5"}, "invalid_job"),
         ({"who": "root"}, "invalid_job"),
         ({"input": "/etc"}, "outside_roots"),
         ({"output": "/etc/new"}, "outside_roots"),
