@@ -21,8 +21,7 @@ import io
 import json
 import shlex
 import tempfile
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,7 +116,6 @@ class BlackBoxResult:
     n: int
     beta: float  # that the server used
     queries: int  # images sent, of all images together
-    seconds: float
 
 
 def main() -> None:
@@ -152,10 +150,13 @@ def main() -> None:
             f"{manifest.name}, {len(images)} images, Square with {options.queries} queries for each image through "
             f"HTTP, l∞ ε = {epsilon_255:g}/255; accuracy in % (95 % interval)"
         )
+        print(f"white-box, from the manifest: {manifest.accuracy[0].attack} on {manifest.accuracy[0].n} images")
         flags = ("--max-top-k", str(len(manifest.labels)), "--state-dir", scratch, *shlex.split(options.flags))
         with run_tureen(options.bundle, *flags) as server:
-            results = [
-                attack_server(
+            print(f"{'strength':>8}{'β':>7}  {'before':>21}  {'after Square':>21}  {'white-box':>21}")
+            stronger: dict[float, bool | None] = {}
+            for strength in options.strengths:
+                result = attack_server(
                     server.port,
                     images,
                     manifest=manifest,
@@ -163,9 +164,10 @@ def main() -> None:
                     epsilon_255=int(epsilon_255),
                     queries=options.queries,
                 )
-                for strength in options.strengths
-            ]
-    report(manifest, options.strengths, results, epsilon_255)
+                stronger[strength] = report_strength(
+                    manifest, strength, result, epsilon_255=epsilon_255, tests=len(options.strengths)
+                )
+    report_verdict(stronger)
 
 
 def load_images(data: str | None, manifest: Manifest, count: int, scratch: Path) -> Images:
@@ -181,7 +183,6 @@ def attack_server(
 ) -> BlackBoxResult:
     """Returns the accuracy at one strength before and after Square. Its only access to the model is HTTP."""
     x, labels = images_from_pixels(torch.from_numpy(images.pixels)), torch.from_numpy(images.labels)
-    start = time.perf_counter()
     with closing(HttpClassifier(port, classes=len(manifest.labels), strength=strength)) as client:
         beta = client.classify(images.pixels[:1])[0]["beta"]
         is_right = client.log_probabilities(x).argmax(1) == labels
@@ -196,7 +197,6 @@ def attack_server(
             n=len(images),
             beta=beta,
             queries=client.queries,
-            seconds=time.perf_counter() - start,
         )
 
 
@@ -230,33 +230,31 @@ def is_stronger(result: BlackBoxResult, white_box: float, n: int, *, tests: int)
     return bool(fisher_exact(table, alternative="less").pvalue < SIGNIFICANCE / tests)
 
 
-def report(
-    manifest: Manifest, strengths: Sequence[float], results: Sequence[BlackBoxResult], epsilon_255: float
-) -> None:
-    """Prints a line for each strength, then whether Square is anywhere stronger than the white-box attack."""
-    print(f"{'strength':>8}{'β':>7}  {'before':>21}  {'after Square':>21}  {'white-box':>21}")
-    stronger = []
-    compared = attack = None
-    for strength, result in zip(strengths, results, strict=True):
-        expected = expected_accuracy(manifest, result.beta)
-        line = f"{strength:8.2f}{result.beta:7.2f}  {format_accuracy(result.before)}  {format_accuracy(result.after)}"
-        if expected is None or expected["epsilon_255"] != epsilon_255:
-            print(f"{line}  not measured at this ε")
-            continue
-        compared, attack = expected["n"], expected["attack"]
-        note = ", interpolated between two β" if expected["interpolated"] else ""
-        print(f"{line}  {format_accuracy(Accuracy(**expected['robust']))}{note}")
-        if is_stronger(result, expected["robust"]["value"], expected["n"], tests=len(results)):
-            stronger.append(f"{strength:g}")
-    sent, seconds = sum(result.queries for result in results), sum(result.seconds for result in results)
-    print(f"{sent:,} images sent in {seconds:.0f} s")
-    if compared is None:
+def report_strength(
+    manifest: Manifest, strength: float, result: BlackBoxResult, *, epsilon_255: float, tests: int
+) -> bool | None:
+    """Prints a line of the table; returns whether Square is stronger than the white-box attack, beyond chance.
+
+    Returns None if the manifest has no white-box figure at this ε. tests: as for `is_stronger`.
+    """
+    line = f"{strength:8.2f}{result.beta:7.2f}  {format_accuracy(result.before)}  {format_accuracy(result.after)}"
+    expected = expected_accuracy(manifest, result.beta)
+    if expected is None or expected["epsilon_255"] != epsilon_255:
+        print(f"{line}  not measured at this ε", flush=True)
+        return None
+    note = ", interpolated between two β" if expected["interpolated"] else ""
+    print(f"{line}  {format_accuracy(Accuracy(**expected['robust']))}{note}", flush=True)
+    return is_stronger(result, expected["robust"]["value"], expected["n"], tests=tests)
+
+
+def report_verdict(stronger: Mapping[float, bool | None]) -> None:
+    """Prints at which strengths Square is stronger than the white-box attack. stronger: by strength, None: unknown."""
+    found = [f"{strength:g}" for strength, is_found in stronger.items() if is_found]
+    if None in stronger.values():
         print("the manifest has no white-box figure at this ε")
-        return
-    print(f"white-box: {attack} on {compared} images, from the manifest")
-    if stronger:
+    elif found:
         print(
-            f"Square is STRONGER than the white-box attack beyond chance ({TEST}) at strength {', '.join(stronger)}: "
+            f"Square is STRONGER than the white-box attack beyond chance ({TEST}) at strength {', '.join(found)}: "
             "do not trust the white-box figure, and evaluate with a stronger attack"
         )
     else:

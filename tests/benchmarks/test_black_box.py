@@ -12,7 +12,8 @@ from benchmarks.black_box import (
     attack_server,
     eight_bit_pixels,
     is_stronger,
-    report,
+    report_strength,
+    report_verdict,
     square,
 )
 from benchmarks.server_process import run_tureen
@@ -34,10 +35,10 @@ def manifest(bundle_path):
 
 
 def result(kept, n=100, beta=1.0):
-    return BlackBoxResult(wilson_interval(n, n), wilson_interval(kept, n), n, beta, queries=n, seconds=1)
+    return BlackBoxResult(wilson_interval(n, n), wilson_interval(kept, n), n, beta, queries=n)
 
 
-def test_square_attacks_a_server_with_png_files_alone(server, manifest, held_out, capsys):
+def test_square_attacks_a_server_with_png_files_alone(server, manifest, held_out):
     images = Images(held_out.pixels[:4], held_out.labels[:4])
     attacked = attack_server(server.port, images, manifest=manifest, strength=0.5, epsilon_255=38, queries=5)
     assert attacked.n == 4
@@ -45,8 +46,6 @@ def test_square_attacks_a_server_with_png_files_alone(server, manifest, held_out
     assert attacked.after.value <= attacked.before.value
     # One for β, four before, at most seven of Square for each image and once more all of them, four after.
     assert 9 <= attacked.queries <= 1 + 4 + (4 + 4 * 6 + 4) + 4
-    report(manifest, [0.5], [attacked], manifest.accuracy[0].epsilon_255)
-    assert "white-box: PGD" in capsys.readouterr().out
 
 
 def test_an_image_that_the_server_refuses_ends_the_measurement(server):
@@ -89,14 +88,25 @@ def test_square_is_stronger_only_beyond_chance(kept, expected):
 
 def test_the_report_says_at_which_strength_square_is_stronger(manifest, capsys):
     epsilon_255 = manifest.accuracy[0].epsilon_255
-    report(manifest, [0.0, 1.0], [result(100, beta=0.0), result(0, beta=1.0)], epsilon_255)
-    output = capsys.readouterr().out
-    assert "STRONGER than the white-box attack" in output
-    assert "at strength 1:" in output
+    stronger = {
+        strength: report_strength(manifest, strength, result(kept, beta=strength), epsilon_255=epsilon_255, tests=2)
+        for strength, kept in ((0.0, 100), (1.0, 0))
+    }
+    assert stronger == {0.0: False, 1.0: True}
+    report_verdict(stronger)
+    verdict = capsys.readouterr().out.splitlines()[-1]
+    assert "STRONGER than the white-box attack" in verdict
+    assert "at strength 1:" in verdict
+
+
+def test_the_report_says_that_square_is_not_stronger(capsys):
+    report_verdict({0.0: False, 1.0: False})
+    assert "at no strength stronger" in capsys.readouterr().out
 
 
 def test_the_report_compares_no_figures_of_different_radii(manifest, capsys):
-    report(manifest, [1.0], [result(0)], epsilon_255=3)
+    assert report_strength(manifest, 1.0, result(0), epsilon_255=3, tests=1) is None
+    report_verdict({1.0: None})
     output = capsys.readouterr().out
+    assert "not measured at this ε" in output
     assert "no white-box figure at this ε" in output
-    assert "stronger" not in output.lower()
