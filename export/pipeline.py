@@ -65,7 +65,8 @@ def export_bundle(
     modes: "two" for a co-trained model with measured accuracy. For a model with one token, "one" makes the server
     reject a request with β, and "equal" makes it accept and ignore β.
     cache: directory for kernel timings of GPUs. report: called with a message for each step.
-    Raises ExportError or ParityError, or BundleError if `out` exists and `overwrite` is false. Nothing is written then.
+    Raises ExportError if the model cannot be exported or no engine passes, ParityError as `prove_engines` does, and
+    BundleError if `out` exists and `overwrite` is false. After an error, nothing is written.
     """
     limits = limits or ParityLimits()
     # This check comes before the long compilation.

@@ -34,7 +34,7 @@ def int8_graph(graph: bytes, pixels: Pixels, clean: NDArray[np.float32], robust:
     pixels: uint8 (n, H, W, 3), images like those of production, but not those of the accuracy measurement. clean,
     robust: float32 (D,), the tokens. The images are calibrated at different β, spread over [0, 1], because the token
     changes the range of activations. NNCF uses its transformer preset with SmoothQuant (Xiao et al., ICML 2023).
-    Raises ExportError if NNCF is missing or fails.
+    Raises ExportError if NNCF is not installed, or if it cannot quantise the graph.
     """
     disable_vendor_telemetry()
     with contextlib.redirect_stdout(sys.stderr):  # NNCF prints progress; standard output is for results

@@ -56,7 +56,9 @@ def load_third_party(
 
     The recipe of the checkpoint only describes how accuracy is measured: it is `finetune`, with the name and shape of
     the model. Without `options.data` the checkpoint has no accuracy, and synthetic pictures for the comparison of
-    engines. report: called with each assumption. Raises ExportError, CheckpointError or DataError.
+    engines. report: called with each assumption. Raises CheckpointError if the weights are not those of a supported
+    ViT, ExportError if the model has no classifier or its labels do not fit, and DataError if the images cannot be
+    used.
     """
     pretrained = _load(path)
     model = pretrained.model.eval().requires_grad_(False)

@@ -33,7 +33,7 @@ THIRD_PARTY = ("data", "images", *THIRD_PARTY_ONLY)  # fields of ThirdPartyOptio
 
 
 def export(arguments: list[str]) -> int:
-    """Exports a checkpoint, or a third-party model, to a bundle; returns the exit status."""
+    """Runs `tureen export`: exports a checkpoint, or a third-party model, to a bundle. Returns the exit status."""
     limits = ParityLimits()
     parser = argparse.ArgumentParser(
         prog="tureen export",
@@ -174,7 +174,7 @@ def export(arguments: list[str]) -> int:
 
 
 def report(line: str) -> None:
-    """Prints a message on standard error; standard output is for the result."""
+    """Prints a message on standard error, because standard output is for the result."""
     print(line, file=sys.stderr)
 
 

@@ -54,7 +54,10 @@ class StreamedImages:
         return len(self.chosen)
 
     def image(self, index: int) -> Image.Image:
-        """Returns the whole upright RGB image at `index`; raises DataError if it cannot be decoded any more."""
+        """Returns the whole upright RGB image at `index`.
+
+        Raises DataError if it cannot be decoded, although `load_dataset` has decoded it.
+        """
         position = int(self.chosen[index])
         try:
             return decode(self.source.read(position))

@@ -49,7 +49,7 @@ class EncodedImages(Protocol):
         """Labels, int64 (n,)."""
 
     def read(self, index: int) -> bytes:
-        """Returns the encoded image at `index`; raises OSError."""
+        """Returns the bytes of the encoded image at `index`. Raises OSError if they cannot be read."""
 
     def name(self, index: int) -> str:
         """Returns the name of the image at `index` for messages."""
@@ -130,7 +130,7 @@ def model_name_from_images(location: str) -> str:
 
 
 def split_kind(name: str) -> SplitKind | None:
-    """Returns the split that a folder name denotes in any common spelling ("Train", "training_set"), or None."""
+    """Returns the split that a folder name denotes, or None. Accepts common spellings: "Train", "training_set"."""
     word = re.sub(r"[\W_]+", "", name).casefold()
     return SPLITS.get(word) or SPLITS.get(re.sub(r"(set|dataset|data|split|images)$", "", word))
 

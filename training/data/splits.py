@@ -21,7 +21,7 @@ MAX_VALIDATION_IMAGES = 1000
 
 @dataclass(frozen=True)
 class Part:
-    """The images of `source` at `indices`."""
+    """A part of the images: those of `source` at `indices`."""
 
     source: Split
     indices: NDArray[np.int64]
