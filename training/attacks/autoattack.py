@@ -1,4 +1,4 @@
-"""Runs AutoAttack by the package `pyautoattack`, with the signature of the other attacks.
+"""Runs AutoAttack and its parts by the package `pyautoattack`, with the signature of the other attacks.
 
 Restores the global state that the package changes.
 """
@@ -6,14 +6,20 @@ Restores the global state that the package changes.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import pyautoattack
 import torch
+from pyautoattack.square import SquareAttack
 from torch import Tensor
 
 from training.attacks.gradient import TARGETED_DLR_CLASSES, TARGETS, Forward
 from training.errors import RecipeError
+from tureen.bundle.manifest import Norm
+
+NAME_IN_PACKAGE: Mapping[Norm, str] = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 
 
 def autoattack(
@@ -24,14 +30,18 @@ def autoattack(
     epsilon: float,
     steps: int,
     generator: torch.Generator | None = None,
+    norm: Norm = "linf",
+    parts: tuple[str, ...] | None = None,
 ) -> Tensor:
     """Returns images after standard AutoAttack: APGD-CE, targeted APGD, targeted FAB and Square.
 
     Each part attacks only the images that the parts before it did not fool. Images that no part fools stay unchanged.
     Source: Croce & Hein, *Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
-    attacks*, ICML 2020. The arguments are those of `training.attacks.gradient`.
-    steps: ignored, because the standard version sets all numbers of steps. For K < 10 classes the targeted attacks try
-    K − 1 classes. generator: source of the seed. Raises RecipeError if K < 4, where targeted APGD is not defined.
+    attacks*, ICML 2020; for l1 their *Mind the box*, ICML 2021. The arguments are those of
+    `training.attacks.gradient`, where epsilon is the radius in `norm`.
+    parts: some of the four, such as ("apgd-ce", "apgd-t"), with `steps` steps; None: all of them, `steps` is ignored.
+    For K < 10 classes the targeted attacks try K − 1 classes. generator: source of the seed. Raises RecipeError if
+    K < 4, where targeted APGD is not defined.
 
     Square needs no gradient, so this function raises no ZeroGradientError. The package logs a warning of the logger
     "auto-attack" for randomness, probabilities instead of logits, zero gradients, and images that only Square breaks.
@@ -47,19 +57,65 @@ def autoattack(
         )
     if not epsilon:
         return images.clone()
-    seed = torch.randint(2**31, (1,), generator=generator, device=images.device)
     attack = pyautoattack.AutoAttack(
-        lambda x: _ImagesOnly.apply(x, forward), eps=epsilon, seed=int(seed), device=images.device
+        lambda x: _ImagesOnly.apply(x, forward),
+        eps=epsilon,
+        norm=NAME_IN_PACKAGE[norm],
+        seed=_seed(images, generator),
+        device=images.device,
     )
     attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = min(TARGETS, classes - 1)
-    # The package seeds the global random state before each part, and removes the trace function of a debugger.
+    if parts is not None:
+        attack.attacks_to_run = list(parts)
+        attack.apgd.n_iter = attack.apgd_targeted.n_iter = steps
+    with _unchanged_global_state(images):
+        adversarial, _ = attack.run_standard_evaluation(images, labels, batch_size=len(images))
+    return adversarial.detach()
+
+
+def square(
+    forward: Forward,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    epsilon: float,
+    steps: int,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Returns images after the Square attack under l∞: random squares, kept where the margin shrinks. No gradient.
+
+    Source: Andriushchenko et al., *Square attack: a query-efficient black-box adversarial attack via random search*,
+    ECCV 2020. The arguments are those of `training.attacks.gradient`. steps: maximum number of queries for each image.
+    """
+    images = images.contiguous()
+    if not epsilon:
+        return images.clone()
+    attack = SquareAttack(
+        lambda x: forward(x).float().clone(),  # the package writes into the logits
+        eps=epsilon,
+        n_queries=steps,
+        seed=_seed(images, generator),
+        resc_schedule=False,
+        device=images.device,
+    )
+    with torch.no_grad(), _unchanged_global_state(images):
+        adversarial: Tensor = attack.perturb(images, labels)
+    return adversarial.detach()
+
+
+def _seed(images: Tensor, generator: torch.Generator | None) -> int:
+    return int(torch.randint(2**31, (1,), generator=generator, device=images.device))
+
+
+@contextmanager
+def _unchanged_global_state(images: Tensor) -> Iterator[None]:
+    """Restores the global random state, which the package seeds, and a debugger's trace function, which it removes."""
     trace = sys.gettrace()
     try:
         with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
-            adversarial, _ = attack.run_standard_evaluation(images, labels, batch_size=len(images))
+            yield
     finally:
         sys.settrace(trace)
-    return adversarial.detach()
 
 
 class _ImagesOnly(torch.autograd.Function):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Protocol
+from importlib import import_module
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -15,12 +16,16 @@ from training.attacks.gradient import (
     Forward,
     apgd,
     apgd_both,
+    apgd_margin,
     fgsm,
     mi_fgsm,
     pgd,
 )
 from training.errors import RecipeError
+from tureen.bundle.manifest import Norm
 
+OTHER_NORM_PARTS: Mapping[str, tuple[str, ...] | None] = {"apgd": ("apgd-ce", "apgd-t"), "autoattack": None}
+"""The attacks under l2 and l1, and their parts of AutoAttack; None: all parts."""
 NEED_TARGETED_DLR = ("apgd-t", "autoattack")
 
 
@@ -39,18 +44,15 @@ class Attack(Protocol):
     ) -> Tensor: ...
 
 
-def _autoattack(
-    forward: Forward,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    epsilon: float,
-    steps: int,
-    generator: torch.Generator | None,
-) -> Tensor:
-    from training.attacks.autoattack import autoattack
+def _from_package(name: str, **options: Any) -> Attack:
+    """Returns a function of `training.attacks.autoattack`, which imports the package at the first call."""
 
-    return autoattack(forward, images, labels, epsilon=epsilon, steps=steps, generator=generator)
+    def attack(forward: Forward, images: Tensor, labels: Tensor, **arguments: Any) -> Tensor:
+        function = getattr(import_module("training.attacks.autoattack"), name)
+        adversarial: Tensor = function(forward, images, labels, **arguments, **options)
+        return adversarial
+
+    return attack
 
 
 # The step of PGD, 2.5 · ε / steps, is that of Madry et al., ICLR 2018, appendix.
@@ -68,7 +70,9 @@ ATTACKS: Mapping[str, Attack] = {
     "apgd-t": partial(apgd, loss="dlr-targeted"),
     "apgd": apgd_both,
     "apgd-dlr": partial(apgd_both, second="dlr"),
-    "autoattack": _autoattack,
+    "apgd-margin": apgd_margin,
+    "square": _from_package("square"),
+    "autoattack": _from_package("autoattack"),
 }
 
 
@@ -80,6 +84,8 @@ _LABELS = {
     "apgd-t": "APGD-{steps} (targeted DLR)",
     "apgd": "APGD-{steps} (CE, targeted DLR)",
     "apgd-dlr": "APGD-{steps} (CE, DLR)",
+    "apgd-margin": "APGD-{steps} (CE, DLR, widest margin)",
+    "square": "Square-{steps}",
     "autoattack": "AutoAttack standard",
 }
 
@@ -89,11 +95,18 @@ def attack_label(name: str, steps: int) -> str:
     return _LABELS[name].format(steps=steps)
 
 
-def find_attack(name: str) -> Attack:
-    """Returns the attack of that name; raises RecipeError if there is none."""
+def find_attack(name: str, norm: Norm = "linf") -> Attack:
+    """Returns the attack of that name under the norm; raises RecipeError if there is none.
+
+    Under l2 and l1 there are "apgd" and "autoattack", both by the package `pyautoattack`.
+    """
     if name not in ATTACKS:
         raise RecipeError(f"there is no attack {name!r}: choose {', '.join(ATTACKS)}")
-    return ATTACKS[name]
+    if norm == "linf":
+        return ATTACKS[name]
+    if name not in OTHER_NORM_PARTS:
+        raise RecipeError(f"{name} is an attack under l∞: for {norm} choose {' or '.join(OTHER_NORM_PARTS)}")
+    return _from_package("autoattack", norm=norm, parts=OTHER_NORM_PARTS[name])
 
 
 def suitable_attack(name: str, classes: int) -> str:

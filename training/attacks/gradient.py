@@ -30,6 +30,7 @@ DLR_CLASSES = 3  # the loss uses the three largest logits
 TARGETED_DLR_CLASSES = 4  # the loss uses the four largest
 
 ApgdLoss = Literal["ce", "dlr", "dlr-targeted"]
+Keep = Literal["first fooling", "highest loss", "widest margin"]
 
 
 def fgsm(forward: Forward, images: Tensor, labels: Tensor, *, epsilon: float) -> Tensor:
@@ -118,9 +119,8 @@ def apgd(
     `forward` gets a part of the batch, so its rows must be independent, as in eval mode. False is for training: the
     whole batch runs all steps, and the result is the point of highest loss of each image; only "ce" supports this.
     """
-    run = partial(
-        _auto_pgd, forward, loss=loss, epsilon=epsilon, steps=steps, generator=generator, until_fooled=until_fooled
-    )
+    keep: Keep = "first fooling" if until_fooled else "highest loss"
+    run = partial(_auto_pgd, forward, loss=loss, epsilon=epsilon, steps=steps, generator=generator, keep=keep)
     if not until_fooled:
         if loss != "ce":
             raise RecipeError(f"{loss} needs until_fooled=True: set it, or use the loss ce")
@@ -135,11 +135,12 @@ def apgd(
         if not len(left):
             break
         try:
-            points, is_fooled = run(images[left], labels[left], None if target is None else target[left])
+            points, losses = run(images[left], labels[left], None if target is None else target[left])
         except ZeroGradientError:
             if number == 0:
                 raise
             continue  # the ratio is constant for a class whose logit equals the next two
+        is_fooled = losses.isinf()
         is_kept = is_fooled | (number == 0)
         adversarial[left[is_kept]] = points[is_kept]
         left = left[~is_fooled]
@@ -178,6 +179,50 @@ def apgd_both(
     return adversarial
 
 
+def apgd_margin(
+    forward: Forward,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    epsilon: float,
+    steps: int,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Returns images after Auto-PGD on the cross-entropy and on the DLR, for use against other functions too.
+
+    `apgd` ends at the first point that fools `forward`, which hardly fools another function. Here every image runs all
+    steps of both losses. Its result is the point at which the largest wrong logit exceeds the right one most, among all
+    points of both runs. With two classes the DLR is not defined, and only the cross-entropy runs. Raises
+    ZeroGradientError if no loss has a gradient.
+    """
+    with torch.no_grad():
+        logits = forward(images).float()
+    adversarial, widest = images.clone(), _margins(logits, labels)
+    losses: list[ApgdLoss] = ["ce", "dlr"] if logits.shape[1] >= DLR_CLASSES else ["ce"]
+    blind = 0
+    for loss in losses:
+        try:
+            points, margins = _auto_pgd(
+                forward,
+                images,
+                labels,
+                None,
+                loss=loss,
+                epsilon=epsilon,
+                steps=steps,
+                generator=generator,
+                keep="widest margin",
+            )
+        except ZeroGradientError:
+            blind += 1
+            if blind == len(losses):
+                raise
+            continue
+        is_wider = margins > widest
+        adversarial[is_wider], widest[is_wider] = points[is_wider], margins[is_wider]
+    return adversarial
+
+
 def has_zero_gradient(forward: Forward, images: Tensor, labels: Tensor) -> Tensor:
     """Returns for each image whether the gradient of the cross-entropy is exactly zero, bool (B,).
 
@@ -197,18 +242,20 @@ def _auto_pgd(
     epsilon: float,
     steps: int,
     generator: torch.Generator | None,
-    until_fooled: bool,
+    keep: Keep,
 ) -> tuple[Tensor, Tensor]:
-    """Returns the best point of each image after one run, and whether that point fools `forward`, bool (B,).
+    """Returns the kept point of each image after one run, and its margin if that is kept, else its loss, (B,).
 
-    target: int64 (B,), the wrong class for the targeted loss. An image leaves the forward passes once it is fooled.
+    target: int64 (B,), the wrong class for the targeted loss. keep: with "first fooling" an image leaves the forward
+    passes once it is fooled, and its loss is then infinite. The other two run all steps for all images.
     """
     lower, upper = _bounds(images, epsilon)
     point = _random_point(images, lower, upper, epsilon=epsilon, generator=generator)
     previous = best = point
     gradient = best_gradient = torch.zeros_like(images)
     values = images.new_full((len(images),), torch.inf)
-    best_loss = checked_loss = -values
+    best_loss = checked_loss = widest = -values
+    kept = point
     step_size = images.new_full((len(images), 1, 1, 1), 2 * epsilon)
     is_halved = torch.ones_like(labels, dtype=torch.bool)
     rises = torch.zeros_like(labels)
@@ -231,7 +278,7 @@ def _auto_pgd(
         if step == 0:
             _require_gradient(gradient)
         losses = losses.detach()
-        if until_fooled:
+        if keep == "first fooling":
             is_wrong = logits.argmax(1) != labels[rows]
             losses[is_wrong] = torch.inf  # a point that fools is the best one
             left = left[~is_wrong]
@@ -240,7 +287,12 @@ def _auto_pgd(
         best_loss = torch.where(is_better, values, best_loss)
         best = torch.where(_per_image(is_better), point, best)
         best_gradient = torch.where(_per_image(is_better), gradient, best_gradient)
-        if until_fooled and not len(left):
+        if keep == "widest margin":
+            margins = _margins(logits.detach(), labels)
+            is_wider = margins > widest
+            widest = torch.where(is_wider, margins, widest)
+            kept = torch.where(_per_image(is_wider), point, kept)
+        if keep == "first fooling" and not len(left):
             break
         rises += values > before
         if step in checkpoints:
@@ -252,7 +304,7 @@ def _auto_pgd(
             gradient = torch.where(_per_image(pays_no_more), best_gradient, gradient)
             is_halved, checked_loss, checked = pays_no_more, best_loss, step
             rises = torch.zeros_like(rises)
-    return best, best_loss.isinf()
+    return (kept, widest) if keep == "widest margin" else (best, best_loss)
 
 
 def _checkpoints(steps: int) -> set[int]:
@@ -273,12 +325,16 @@ def _losses(loss: ApgdLoss, logits: Tensor, labels: Tensor, target: Tensor | Non
         return F.cross_entropy(logits, labels, reduction="none")
     if target is None:
         first, _, third = logits.topk(DLR_CLASSES).values.unbind(1)
-        right = logits.gather(1, labels[:, None]).squeeze(1)
-        wrong = logits.scatter(1, labels[:, None], -torch.inf).amax(1)
-        return (wrong - right) / (first - third + 1e-12)
+        return _margins(logits, labels) / (first - third + 1e-12)
     first, _, third, fourth = logits.topk(TARGETED_DLR_CLASSES).values.unbind(1)
     wrong, right = (logits.gather(1, classes[:, None]).squeeze(1) for classes in (target, labels))
     return (wrong - right) / (first - (third + fourth) / 2 + 1e-12)
+
+
+def _margins(logits: Tensor, labels: Tensor) -> Tensor:
+    """Returns the largest wrong logit minus the right one, (B,): positive where the label is not predicted."""
+    right = logits.gather(1, labels[:, None]).squeeze(1)
+    return logits.scatter(1, labels[:, None], -torch.inf).amax(1) - right
 
 
 def _likeliest_wrong(logits: Tensor, labels: Tensor, targets: int) -> tuple[Tensor, ...]:

@@ -28,6 +28,7 @@ NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 SHIFT: Final = "shift"  # the family of the shifts that are not common corruptions
 
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
+Norm = Literal["linf", "l2", "l1"]
 EngineName = Literal["onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt", "openvino", "tensorrt", "tensorrt-rtx"]
 FileName = Annotated[str, StringConstraints(pattern=rf"^({ENGINES_DIRECTORY}/)?[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
@@ -51,8 +52,9 @@ class AccuracyRow(_Record):
     n: int = Field(gt=0, description="number of images")
     clean: Accuracy
     robust: Accuracy
-    attack: str = Field(description="name and number of steps, such as PGD-40")
-    epsilon_255: float = Field(ge=0, description="radius of the attack under l∞, in 1/255 of the pixel range")
+    attack: str = Field(description="name and number of steps, such as APGD-40 (CE, targeted DLR)")
+    epsilon_255: float = Field(ge=0, description="radius of the attack in `norm`, in 1/255 of the pixel range")
+    norm: Norm = "linf"
 
 
 class AttackCheck(_Record):
@@ -72,7 +74,7 @@ class SuspectCell(_Record):
     An attack on another β breaks the soup of this cell more often than the attack on this soup itself.
     """
 
-    attacked: float | None = Field(description="the β attacked; none: all together, the sum of their losses")
+    attacked: float | None = Field(description="the β attacked; none: all together")
     served: float = Field(description="the β of the soup that was broken")
     p_value: float = Field(ge=0, le=1, description="of a sign test on the images that only one of the attacks breaks")
 
@@ -86,7 +88,7 @@ class TransferMatrix(_Record):
     epsilon_255: float = Field(ge=0, description="radius of the attack under l∞, in 1/255 of the pixel range")
     robust: list[list[float]] = Field(description="T rows, one per β attacked, of T columns, one per β served")
     joint_attack: str = Field(description="name and number of steps of the attack on all β together")
-    joint: list[float] = Field(description="the row of the attack on the sum of the losses at all β")
+    joint: list[float] = Field(description="the row of the attack on all β together")
     worst: list[Accuracy] = Field(
         description="for each β served, the share of images that no row breaks, including the joint one"
     )
@@ -104,12 +106,13 @@ class ShiftRow(_Record):
 
 
 class Evaluation(_Record):
-    """Optional measurements beyond the accuracy at each β."""
+    """Optional measurements beyond the accuracy at each β under l∞."""
 
     checks: list[AttackCheck] = []
     matrix: TransferMatrix | None = None
     epsilon_curve: list[AccuracyRow] = Field(default=[], description="a row for each radius and β, radii ascending")
     shifts: list[ShiftRow] = []
+    other_norms: list[AccuracyRow] = Field(default=[], description="accuracy under attacks in l2 and l1, a row per β")
     ensembles: list[AccuracyRow] = Field(
         default=[],
         description="of the probabilities of both modes, mixed by β: two forward passes per image, a soup takes one",

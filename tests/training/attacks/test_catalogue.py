@@ -1,6 +1,7 @@
 """The names of attacks, their labels, and which attack a model of few classes gets."""
 
 import pytest
+import torch
 
 from training.attacks.catalogue import ATTACKS, attack_label, find_attack, substitution_message, suitable_attack
 from training.errors import RecipeError
@@ -47,3 +48,32 @@ def test_the_message_of_a_substitution_names_both_attacks():
     assert (
         substitution_message("apgd", "apgd-dlr", 3) == "apgd needs more than 3 classes: attacking with apgd-dlr instead"
     )
+
+
+@pytest.mark.parametrize(("norm", "order"), [("l2", 2), ("l1", 1)])
+@pytest.mark.parametrize("name", ["apgd", "autoattack"])
+def test_under_another_norm_the_attack_fools_within_the_radius(name, norm, order):
+    """Moving along the weights fools the linear model from a tenth of the radius on."""
+    weight = torch.randn(3, 4, 4, generator=torch.Generator().manual_seed(0))
+    images, labels, epsilon = torch.full((2, 3, 4, 4), 0.5), torch.tensor([0, 0]), 0.5
+    reach = 0.1 * epsilon * (weight.norm() if order == 2 else weight.abs().max())
+
+    def forward(x):
+        margin = ((x - 0.5) * weight).flatten(1).sum(1) + reach
+        never = torch.full_like(margin, -20.0)
+        return torch.stack([margin / 2, -margin / 2, never, never], dim=1)
+
+    generator = torch.Generator().manual_seed(0)
+    found = find_attack(name, norm)(forward, images, labels, epsilon=epsilon, steps=10, generator=generator)
+    assert (forward(found).argmax(1) == 1).all()
+    distance = (found - images).flatten(1).norm(p=order, dim=1)
+    assert (distance <= epsilon * 1.001).all()
+    assert (distance > 0).all()
+    assert found.min() >= 0
+    assert found.max() <= 1
+
+
+@pytest.mark.parametrize("norm", ["l2", "l1"])
+def test_an_attack_that_is_for_linf_only_is_an_error_under_another_norm(norm):
+    with pytest.raises(RecipeError, match=f"pgd is an attack under l∞: for {norm} choose apgd or autoattack"):
+        find_attack("pgd", norm)

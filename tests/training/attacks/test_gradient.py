@@ -12,10 +12,11 @@ from training.errors import RecipeError, ZeroGradientError
 
 EPSILON = 8 / 255
 LARGE = 0.2  # with this radius, every attack breaks the network below
-GRADIENT = [name for name in ATTACKS if name != "autoattack"]
+GRADIENT = [name for name in ATTACKS if name not in ("autoattack", "square")]
 ITERATIVE = [name for name in GRADIENT if name != "fgsm"]
 
 every_attack = pytest.mark.parametrize("name", ATTACKS)
+every_attack_with_a_gradient = pytest.mark.parametrize("name", [*GRADIENT, "autoattack"])
 
 
 def run(name, forward, images, labels, *, epsilon=EPSILON, steps=20, seed=0):
@@ -53,7 +54,7 @@ def share_right(forward, images, labels):
     return (forward(images).argmax(1) == labels).float().mean().item()
 
 
-@every_attack
+@every_attack_with_a_gradient
 def test_the_strongest_point_of_a_linear_model_is_found(name):
     """The optimum of a linear model is known: every pixel moves by ε against its weight. Nothing less fools it."""
     weight = torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -89,7 +90,7 @@ def test_a_robust_linear_model_is_attacked_to_its_worst_point(attack):
     torch.testing.assert_close(adversarial, images - EPSILON * weight.sign())
 
 
-@every_attack
+@every_attack_with_a_gradient
 def test_a_planted_adversarial_example_is_found(name):
     """The model is right except around one corner of the ε-ball, with a slope that leads there."""
     images = torch.full((1, 3, 8, 8), 0.5)
@@ -117,7 +118,7 @@ def test_an_adversarial_example_planted_inside_the_ball_is_found(name):
     assert share_right(forward, run(name, forward, images, labels, steps=100), labels) == 0
 
 
-@every_attack
+@every_attack_with_a_gradient
 def test_an_adversarial_example_planted_in_a_network_is_found(name):
     """A linear readout of network features that fails only for points as extreme as the planted one.
 
@@ -193,6 +194,12 @@ def test_one_image_without_a_gradient_does_not_stop_the_attack_on_another(name):
 def test_square_breaks_a_model_without_a_gradient():
     forward = rounded(network())
     images, labels = sure_images(forward, 4)
+    assert share_right(forward, run("square", forward, images, labels, epsilon=LARGE, steps=3000), labels) == 0
+
+
+def test_autoattack_includes_square():
+    forward = rounded(network())
+    images, labels = sure_images(forward, 1)
     assert share_right(forward, run("autoattack", forward, images, labels, epsilon=LARGE), labels) == 0
 
 
@@ -274,7 +281,7 @@ def test_the_seed_repeats_the_result_and_the_global_random_state_stays(name):
     assert torch.equal(other, first) == (name in ("fgsm", "mi-fgsm"))
 
 
-@every_attack
+@every_attack_with_a_gradient
 def test_logits_in_half_precision_will_do(name):
     forward = network()
     images = seeded((4, 3, 8, 8))
@@ -393,6 +400,29 @@ def test_the_targeted_ratio_has_no_form_for_training():
             loss="dlr-targeted",
             until_fooled=False,
         )
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+def test_the_widest_margin_fools_and_is_wider_than_that_of_an_attack_that_ends_early(scale):
+    """At the larger scale the cross-entropy has no gradient, and only the DLR finds a point."""
+    forward = network(scale)
+    images, labels = sure_images(forward, 16)
+
+    def margins(x):
+        right, wrong = forward(x).gather(1, labels[:, None]), forward(x).scatter(1, labels[:, None], -torch.inf)
+        return wrong.amax(1) - right.squeeze(1)
+
+    widest = margins(run("apgd-margin", forward, images, labels, epsilon=LARGE))
+    assert (widest > 0).all()
+    assert widest.mean() > margins(run("apgd", forward, images, labels, epsilon=LARGE)).mean()
+
+
+def test_the_widest_margin_is_that_of_the_image_where_no_point_is_wider():
+    """Every point around the image is classified better than the image."""
+    image = torch.full((1, 3, 8, 8), 0.5)
+    forward = lambda x: four_classes((x - image).flatten(1).norm(dim=1) + (x - image).flatten(1).sum(1).abs() + 1)  # noqa: E731
+    moved = run("apgd-margin", forward, image, torch.tensor([0]))
+    assert torch.equal(moved, image)
 
 
 def test_vanished_gradients_are_found_per_image():
