@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from tureen.bundle.manifest import Evaluation, Manifest
+from collections.abc import Sequence
+from itertools import groupby
+
+from tureen.bundle.manifest import AccuracyRow, AttackCheck, Evaluation, Manifest
 from tureen.commands.report import (
+    NORM_SYMBOLS,
+    accuracy_table,
     check_results,
+    doubt_text,
     ensemble_table,
     epsilon_table,
     matrix_table,
+    radius_text,
     shift_table,
     single_token_accuracy,
 )
@@ -43,11 +50,7 @@ pipeline_tag: image-classification
 
 def _cotrained(manifest: Manifest) -> str:
     first = manifest.accuracy[0]
-    rows = "\n".join(
-        f"| {row.beta:g} | {100 * row.clean.value:.1f} ({100 * row.clean.low:.1f}–{100 * row.clean.high:.1f}) "
-        f"| {100 * row.robust.value:.1f} ({100 * row.robust.low:.1f}–{100 * row.robust.high:.1f}) |"
-        for row in manifest.accuracy
-    )
+    rows = "\n".join(_accuracy_row(row, manifest.evaluation.checks) for row in manifest.accuracy)
     return f"""\
 A dual-token Vision Transformer: one backbone, a clean and a robust class token, and every soup of the two,
 `token(β) = (1 − β)·clean + β·robust` (Rebuffi, Croce & Gowal, ICLR 2023). Serve it with `tureen serve`.
@@ -58,8 +61,8 @@ A dual-token Vision Transformer: one backbone, a clean and a robust class token,
 
 ## Accuracy
 
-Per cent of {first.n} held-out images, with 95 % intervals. Robust: {first.attack} under l∞,
-ε = {first.epsilon_255:g}/255, white-box, on the soup of the same row.
+Per cent of {first.n} held-out images, with 95 % intervals. Robust: {first.attack},
+{radius_text(first)}, white-box, on the soup of the same row.
 
 | β | clean | robust |
 |---|---|---|
@@ -76,6 +79,12 @@ not measured under {_unmeasured(manifest.evaluation)}.
 A random or secret β is no defence, because one adversarial image can fool many β, and a client may repeat a request
 until it gets a weak one. If clients choose β, an attacker chooses it too, and may choose 0.
 """
+
+
+def _accuracy_row(row: AccuracyRow, checks: Sequence[AttackCheck]) -> str:
+    clean, robust = (f"{100 * a.value:.1f} ({100 * a.low:.1f}–{100 * a.high:.1f})" for a in (row.clean, row.robust))
+    doubt = doubt_text(row.beta, checks)
+    return f"| {row.beta:g} | {clean} | {robust}{doubt and f' **{doubt}**'} |"
 
 
 def _strength(manifest: Manifest) -> str:
@@ -150,6 +159,12 @@ def _measured(manifest: Manifest) -> str:
     sections: list[tuple[str, str]] = []
     if evaluation.checks:
         sections.append(("Checks of the attack", check_results(evaluation.checks)))
+    if evaluation.other_norms:
+        tables = [
+            accuracy_table(list(rows))
+            for _, rows in groupby(evaluation.other_norms, lambda row: NORM_SYMBOLS[row.norm])
+        ]
+        sections.append(("Other norms", "\n\n".join(tables)))
     if evaluation.matrix:
         sections.append(("Attacks on another β", matrix_table(evaluation.matrix)))
     if evaluation.epsilon_curve:
@@ -162,7 +177,9 @@ def _measured(manifest: Manifest) -> str:
 
 
 def _unmeasured(evaluation: Evaluation) -> str:
-    missing = ["other norms", "poisoned training data"]
+    missing = ["poisoned training data"]
+    if not evaluation.other_norms:
+        missing.insert(0, "other norms")
     if not evaluation.epsilon_curve:
         missing.append("larger radii")
     if not evaluation.shifts:

@@ -18,7 +18,7 @@ from tureen.tokens import CLEAN_BETA, ROBUST_BETA, mix_rows
 
 BETAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 BATCH = 64
-ATTACK = "pgd"
+ATTACK = "apgd-margin"  # its images are far from the boundary, so that they fool another precision too
 
 Progress = Callable[[int], None]
 
@@ -69,7 +69,7 @@ def attack_images(
     betas: Sequence[float] = BETAS,
     on_images: Progress = lambda count: None,
 ) -> AttackedReference:
-    """Returns the images after PGD on the PyTorch soup at each β, and their PyTorch logits.
+    """Returns the images after `apgd_margin` on the PyTorch soup at each β, and their PyTorch logits.
 
     Attacked images are rounded to uint8, the input type of an engine. epsilon_255: radius in 1/255.
     on_images: called with the number of images attacked since the last call; the total is betas × images.
@@ -96,7 +96,7 @@ def _adversarial(
     epsilon_255: float,
     steps: int,
 ) -> NDArray[np.uint8]:
-    """Returns the pixels uint8 (B, H, W, 3) after PGD with `steps` steps against the model at `beta`.
+    """Returns the pixels uint8 (B, H, W, 3) after `apgd_margin` with `steps` steps against the model at `beta`.
 
     epsilon_255: the radius in grey levels. If it is not a whole number, rounding to uint8 can exceed it by up to 0.5.
     """

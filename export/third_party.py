@@ -17,6 +17,7 @@ import numpy as np
 from export.errors import ExportError
 from export.pipeline import MAX_IMAGES, synthetic_pictures
 from export.source_config import evaluation_view, labels_from_config, read_labels, unique_labels
+from training.attacks.catalogue import suitable_attack
 from training.checkpoint import CHECKPOINT, MODEL, Checkpoint
 from training.data.datasets import Images
 from training.data.sources import model_name, open_source
@@ -155,11 +156,12 @@ def _accuracy(pretrained: Pretrained, images: Images, recipe: Recipe) -> list[Ac
     measurement = Measurement(
         pretrained.model.to(best_device()),
         images,
-        attack=recipe.evaluation_attack,
+        [CLEAN_BETA],
+        attack=suitable_attack(recipe.evaluation_attack, recipe.model.classes),
         steps=recipe.evaluation_steps,
         epsilon_255=recipe.epsilon_255,
     )
-    (row,) = measurement.accuracy([CLEAN_BETA])
+    (row,) = measurement.accuracy()
     pretrained.model.cpu()
     return [row, row.model_copy(update={"beta": ROBUST_BETA})]
 

@@ -26,7 +26,7 @@ from tests.patience import PATIENCE
 ROOT = Path(__file__).parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
 SHORT_DIGITS = [
-    "epochs=20", "model.width=64", "model.depth=2", "attack_steps=1", "learning_rate=0.006", "evaluation_steps=10"
+    "epochs=20", "model.width=64", "model.depth=2", "attack_steps=1", "learning_rate=0.006", "evaluation_steps=5"
 ]  # fmt: skip
 # A directory with `bundle` and `held_out.npz`, for an environment without torch (test_lowest_versions.py).
 PREPARED_DIGITS = os.environ.get("TUREEN_TEST_DIGITS")

@@ -105,7 +105,7 @@ class Recipe(BaseModel):
     attack_step: float = Field(gt=0, description="size of a PGD step in training, as a share of the radius")
 
     evaluation_attack: str = Field(
-        default="pgd", description="attack in evaluation, a name in training.attacks.catalogue"
+        default="apgd", description="attack in evaluation, a name in training.attacks.catalogue"
     )
     evaluation_steps: int = Field(default=40, gt=0, description="number of steps of the attack in evaluation")
     evaluation_images: int = Field(default=1000, gt=0, description="maximum number of test images")
@@ -154,6 +154,7 @@ DIGITS = Recipe(
     epsilon_ramp=0.5,
     attack_steps=2,
     attack_step=0.75,
+    evaluation_steps=20,
 )
 
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)
@@ -216,7 +217,7 @@ CIFAR10_CPU = CIFAR10.model_copy(
         "ema_decay": 0.998,
         "attack_steps": 1,
         "attack_step": 1.25,
-        "evaluation_steps": 10,
+        "evaluation_steps": 20,
         "evaluation_images": 1000,
     }
 )

@@ -304,6 +304,7 @@ def _measure_and_save(training: Cotraining, data: Dataset, out: Path, name: str 
     measurement = Measurement(
         model,
         data.test,
+        recipe.evaluation_betas,
         attack=recipe.evaluation_attack,
         steps=recipe.evaluation_steps,
         epsilon_255=recipe.epsilon_255,
@@ -315,7 +316,7 @@ def _measure_and_save(training: Cotraining, data: Dataset, out: Path, name: str 
         recipe=recipe,
         labels=data.labels,
         preprocess=data.preprocess,
-        accuracy=measurement.accuracy(recipe.evaluation_betas),
+        accuracy=measurement.accuracy(),
         evaluation=Evaluation(checks=measurement.checks()),
         name=name,
         provenance={

@@ -18,6 +18,7 @@ from export.pipeline import MAX_IMAGES, Modes, export_bundle
 from export.proving import EngineRequest
 from export.quantization import calibration_source
 from export.third_party import FINETUNE, ThirdPartyOptions, is_third_party, load_third_party
+from training.attacks.catalogue import attack_label
 from training.checkpoint import load_checkpoint
 from training.data.datasets import balanced_sample
 from training.distributed import limit_threads
@@ -189,8 +190,8 @@ def _add_third_party(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--epsilon-255",
         type=float,
-        help=f"radius of the attack (PGD-{FINETUNE.evaluation_steps}) in 1/255; 0: no attack (default: "
-        f"{FINETUNE.epsilon_255:g})",
+        help=f"radius of the attack, {attack_label(FINETUNE.evaluation_attack, FINETUNE.evaluation_steps)}, in 1/255; "
+        f"0: no attack (default: {FINETUNE.epsilon_255:g})",
     )
     group.add_argument(
         "--crop-fraction",

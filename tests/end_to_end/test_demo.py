@@ -52,7 +52,7 @@ def test_the_demo_serves_the_printed_command_and_a_second_run_does_not_train(dem
     demo = start(demo_directory)
     try:
         shown = read_until(demo.stdout, "Ctrl-C stops")
-        assert "PGD-10" in shown
+        assert "APGD-5" in shown
         assert re.search(r"1\.00 +\d\d\.\d \(", shown)
         commands = re.findall(r"^  (curl .*)$", shown, re.MULTILINE)
         assert len(commands) == 2

@@ -114,7 +114,7 @@ def test_a_manifest_keeps_optional_measurements(manifest):
 
 def test_the_card_states_the_measurements_and_the_limits_of_the_defence(bundle):
     card = (bundle.path / "README.md").read_text()
-    assert "PGD-10 under l∞" in card
+    assert "APGD-5 (CE, targeted DLR),\nl∞ ε = 38/255" in card
     assert "no single image has a guarantee" in card
     for row in bundle.manifest.accuracy:
         assert f"| {row.beta:g} | {100 * row.clean.value:.1f}" in card

@@ -83,7 +83,7 @@ def test_int8_that_is_admitted_travels_in_the_bundle_and_is_proven_when_opened(c
     for row in rows.values():
         assert row.artefact == graph_name("int8")
         assert [at.beta for at in row.accuracy] == [0, 0.25, 0.5, 0.75, 1]
-        assert row.accuracy[0].attack == "PGD-10"
+        assert row.accuracy[0].attack == "APGD-5 (CE, DLR, widest margin)"
         measured = {at.beta: at.clean.value for at in checkpoint.accuracy}
         assert [at.clean_fp32 for at in row.accuracy] == list(measured.values())
     for name, precision in rows:

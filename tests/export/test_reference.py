@@ -30,5 +30,5 @@ def test_attacked_images_stay_within_the_radius_and_are_counted(checkpoint):
     attacked = attack_images(checkpoint.model, few, epsilon_255=8, steps=2, betas=(0.0, 1.0), on_images=done.append)
     distance = attacked.sample.pixels.astype(int) - few.pixels
     assert 0 < np.abs(distance).max() <= 8
-    assert (attacked.attack, attacked.epsilon_255, sum(done)) == ("PGD-2", 8, 6)
+    assert (attacked.attack, attacked.epsilon_255, sum(done)) == ("APGD-2 (CE, DLR, widest margin)", 8, 6)
     np.testing.assert_array_equal(attacked.labels, few.labels)

@@ -135,11 +135,17 @@ def test_images_give_labels_and_an_accuracy(single_token_file, photos, tmp_path,
     assert shown.out.rstrip().endswith(f"next, for a robust mode: tureen train finetune --init {single_token_file} "
                                        f"--data {photos}")  # fmt: skip
     first, second = manifest.accuracy
-    assert (first.beta, second.beta, first.n, first.attack, first.epsilon_255) == (0, 1, 20, "PGD-40", 4)
+    assert (first.beta, second.beta, first.n, first.attack, first.epsilon_255) == (
+        0,
+        1,
+        20,
+        "APGD-40 (CE, targeted DLR)",
+        4,
+    )
     assert (first.clean, first.robust) == (second.clean, second.robust)
     card = (tmp_path / "bundle" / "README.md").read_text()
     assert f"{100 * first.clean.value:.1f} (" in card
-    assert "under PGD-40, white-box, l∞ ε = 4/255" in card
+    assert "under APGD-40 (CE, targeted DLR), white-box, l∞ ε = 4/255" in card
     assert "no robust mode" in card
 
 

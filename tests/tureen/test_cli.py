@@ -101,7 +101,7 @@ def test_inspect_shows_and_verifies(bundle_path, capsys):
     assert main(["inspect", str(bundle_path)]) == 0
     shown = capsys.readouterr().out
     assert "verified" in shown
-    assert "PGD-10" in shown
+    assert "APGD-5" in shown
     assert "onnxruntime fp32" in shown
     assert main(["inspect", str(bundle_path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["name"] == "digits"

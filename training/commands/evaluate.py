@@ -6,8 +6,10 @@ import argparse
 import json
 import math
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import tureen
 from training.attacks.catalogue import ATTACKS, substitution_message, suitable_attack
@@ -24,7 +26,7 @@ from training.evaluation.shifts import SHIFTS
 from training.evaluation.tune import tune_beta, tuned_table
 from tureen.arguments import betas_argument, positive_int
 from tureen.bundle.bundle import MANIFEST
-from tureen.bundle.manifest import AccuracyRow, Evaluation
+from tureen.bundle.manifest import AccuracyRow, Evaluation, Norm
 from tureen.commands.report import (
     accuracy_table,
     check_results,
@@ -64,11 +66,23 @@ def evaluate(arguments: list[str]) -> int:
     parser.add_argument(
         "--beyond", type=float, metavar="D", help="also measure at β = −D and 1 + D, which are never served"
     )
-    parser.add_argument("--attack", choices=list(ATTACKS), help="attack (default: that of the recipe)")
+    parser.add_argument(
+        "--attack",
+        choices=list(ATTACKS),
+        help="attack (default: that of the recipe); fgsm, pgd and mi-fgsm are for diagnosis, not for figures",
+    )
     parser.add_argument("--steps", type=positive_int, help="steps of the attack (default: those of the recipe)")
     parser.add_argument("--epsilon-255", type=float, help="radius in 1/255 (default: that of the recipe)")
     parser.add_argument(
-        "--matrix", action="store_true", help="transfer matrix: attack each β by PGD, and measure every other β"
+        "--norm",
+        choices=get_args(Norm),
+        default="linf",
+        help="norm of the radius; l2 and l1 need --epsilon-255, such as 128 for l2 (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--matrix",
+        action="store_true",
+        help="transfer matrix: attack each β, and all β together, and measure every other β",
     )
     parser.add_argument("--epsilon-curve", action="store_true", help="accuracy at several radii")
     parser.add_argument(
@@ -93,8 +107,9 @@ def evaluate(arguments: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     options = parser.parse_args(arguments)
     limit_threads()
-    if options.epsilon_255 is not None and not 0 <= options.epsilon_255 <= 255:
-        parser.error(f"argument --epsilon-255: {options.epsilon_255} is not between 0 and 255")
+    most = 255 if options.norm == "linf" else math.inf
+    if options.epsilon_255 is not None and not 0 <= options.epsilon_255 <= most:
+        parser.error(f"argument --epsilon-255: {options.epsilon_255} is not between 0 and {most:g}")
     if options.beyond is not None and not 0 < options.beyond < math.inf:
         parser.error(f"argument --beyond: {options.beyond} is not a positive number")
     is_bundle = (options.path / MANIFEST).is_file()
@@ -102,6 +117,8 @@ def evaluate(arguments: list[str]) -> int:
         parser.error("--split chooses images of a checkpoint: omit it with --data and for a bundle")
     if is_bundle:
         attacks = ("attack", "steps", "epsilon_255", "matrix", "epsilon_curve", "ensembles", "beyond", "save", "plot")
+        if options.norm != "linf":
+            parser.error("--norm: a bundle has no gradients to attack; evaluate its checkpoint")
         if flags := [f"--{name.replace('_', '-')}" for name in attacks if getattr(options, name) not in (None, False)]:
             parser.error(f"{', '.join(flags)}: a bundle has no gradients to attack; evaluate its checkpoint")
         if options.data is None:
@@ -117,7 +134,18 @@ def evaluate(arguments: list[str]) -> int:
         parser.error("--save needs both modes, β = 0 and 1, in --betas")
     if options.save and options.epsilon_255 == 0:
         parser.error("--save stores robust accuracy, but --epsilon-255 0 means no attack")
+    if options.norm != "linf":
+        _check_other_norm(parser, options)
     return _evaluate_checkpoint(checkpoint, betas, options)
+
+
+def _check_other_norm(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Exits with status 2 if other options do not fit l2 or l1."""
+    if options.epsilon_255 is None:
+        parser.error(f"--norm {options.norm} needs --epsilon-255: the radius of the recipe is for l∞")
+    linf_only = ("matrix", "epsilon_curve", "ensembles", "plot")
+    if flags := [f"--{name.replace('_', '-')}" for name in linf_only if getattr(options, name)]:
+        parser.error(f"{', '.join(flags)}: only with --norm linf")
 
 
 def _evaluate_checkpoint(checkpoint: Checkpoint, betas: list[float], options: argparse.Namespace) -> int:
@@ -125,6 +153,8 @@ def _evaluate_checkpoint(checkpoint: Checkpoint, betas: list[float], options: ar
     requested = options.attack or recipe.evaluation_attack
     if (attack := suitable_attack(requested, classes)) != requested:
         print(substitution_message(requested, attack, classes), file=sys.stderr)
+    if options.beyond is not None:
+        betas = [CLEAN_BETA - options.beyond, *betas, ROBUST_BETA + options.beyond]
     split = (options.split or "test") if options.data is None else None
     own = checkpoint.validation if split == "validation" else checkpoint.test
     if own is None:
@@ -133,32 +163,45 @@ def _evaluate_checkpoint(checkpoint: Checkpoint, betas: list[float], options: ar
     measurement = Measurement(
         checkpoint.model.to(best_device()),
         images,
+        betas,
         attack=attack,
         steps=options.steps or recipe.evaluation_steps,
         epsilon_255=recipe.epsilon_255 if options.epsilon_255 is None else options.epsilon_255,
+        norm=options.norm,
     )
-    if options.beyond is not None:
-        betas = [CLEAN_BETA - options.beyond, *betas, ROBUST_BETA + options.beyond]
-    rows = measurement.accuracy(betas)
-    checks = measurement.checks()
-    measured: dict[str, object] = {"checks": checks}
+    rows = measurement.accuracy()
+    measured: dict[str, object] = {}
+    if options.norm == "linf":
+        checks = measurement.checks()
+        # A stored matrix belongs to the former table: its attack may be another.
+        measured |= {"checks": checks, "matrix": None}
     if options.matrix:
-        measured["matrix"] = measurement.matrix(betas)
+        measured["matrix"] = measurement.matrix()
     if options.epsilon_curve:
-        curve = measurement.epsilon_curve(betas)
+        curve = measurement.epsilon_curve()
         measured |= {"epsilon_curve": curve, "checks": [*checks, *check_epsilon_curve(curve)]}
     if options.ensembles:
-        measured["ensembles"] = measurement.ensembles(betas)
+        measured["ensembles"] = measurement.ensembles()
     if names := _shift_names(options):
         measured["shifts"] = measure_shifts(make_predictor(checkpoint.model), images, betas, names)
     evaluation = Evaluation().model_copy(update=measured)
     _print(rows, evaluation, split, as_json=options.json)
     if options.save:
-        kept = replace(checkpoint, accuracy=rows, evaluation=checkpoint.evaluation.model_copy(update=measured))
-        save_checkpoint(options.path, kept)
+        _save(options.path, checkpoint, rows, measured)
     if options.plot:
         _plot(rows, evaluation, options.plot, recipe.name)
     return 0
+
+
+def _save(path: Path, checkpoint: Checkpoint, rows: list[AccuracyRow], measured: Mapping[str, object]) -> None:
+    """Stores the rows as the accuracy of the checkpoint; those under l2 or l1 beside it, in place of earlier ones."""
+    before = checkpoint.evaluation
+    if (norm := rows[0].norm) != "linf":
+        others = [row for row in before.other_norms if row.norm != norm]
+        evaluation = before.model_copy(update={**measured, "other_norms": [*others, *rows]})
+        save_checkpoint(path, replace(checkpoint, evaluation=evaluation))
+        return
+    save_checkpoint(path, replace(checkpoint, accuracy=rows, evaluation=before.model_copy(update=measured)))
 
 
 def _evaluate_bundle(options: argparse.Namespace) -> int:
@@ -253,7 +296,7 @@ def _print(rows: list[AccuracyRow], evaluation: Evaluation, split: str | None, *
         accuracy = [row.model_dump() for row in rows]
         print(json.dumps({"split": split, "accuracy": accuracy, "evaluation": evaluation.model_dump()}))
         return
-    parts = [accuracy_table(rows, "images" if split is None else f"{split} images")]
+    parts = [accuracy_table(rows, evaluation.checks, "images" if split is None else f"{split} images")]
     if evaluation.ensembles:
         parts.append(ensemble_table(evaluation.ensembles, rows))
     if evaluation.matrix:
@@ -262,7 +305,9 @@ def _print(rows: list[AccuracyRow], evaluation: Evaluation, split: str | None, *
         parts.append(epsilon_table(evaluation.epsilon_curve))
     if evaluation.shifts:
         parts.append(shift_table(evaluation.shifts))
-    print("\n\n".join([*parts, check_results(evaluation.checks)]))
+    if evaluation.checks:
+        parts.append(check_results(evaluation.checks))
+    print("\n\n".join(parts))
 
 
 def _plot(rows: list[AccuracyRow], evaluation: Evaluation, path: Path, name: str) -> None:

@@ -102,10 +102,11 @@ def train(arguments: list[str]) -> int:
         return interrupted.exit_status
     if checkpoint is None:  # the first process of a distributed run prints the result
         return 0
+    checks = checkpoint.evaluation.checks
     if options.json:
         print(json.dumps([row.model_dump() for row in checkpoint.accuracy], indent=2))
     else:
-        print(f"{accuracy_table(checkpoint.accuracy)}\n\n{check_results(checkpoint.evaluation.checks)}")
+        print(f"{accuracy_table(checkpoint.accuracy, checks)}\n\n{check_results(checks)}")
         print(f"\ntrained in {checkpoint.provenance['training_seconds']:.0f} s; next: tureen export {out} --out BUNDLE")
     return 0
 

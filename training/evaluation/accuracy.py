@@ -21,7 +21,7 @@ from training.attacks.gradient import Forward
 from training.data.datasets import Images
 from training.errors import DivergedError, RecipeError
 from training.models.vit import images_from_pixels
-from tureen.bundle.manifest import Accuracy, AccuracyRow
+from tureen.bundle.manifest import Accuracy, AccuracyRow, Norm
 from tureen.preprocess import Pixels
 from tureen.tokens import CLEAN_BETA, ROBUST_BETA, mix
 
@@ -79,33 +79,68 @@ def evaluate_accuracy(
     betas: Sequence[float],
     epsilon_255: float,
     steps: int,
-    attack: str = "pgd",
+    attack: str = "apgd",
+    norm: Norm = "linf",
     seed: int = 0,
     forward_at: Callable[[nn.Module, float], Forward] = forward_at_beta,
     on_batch: Callable[[], None] = lambda: None,
 ) -> list[AccuracyRow]:
     """Returns one row for each β: accuracy on the images, and under a white-box attack on the same soup.
 
+    The arguments and the errors are those of `attack_each_beta`.
+    """
+    outcomes = attack_each_beta(
+        model,
+        images,
+        betas=betas,
+        epsilon_255=epsilon_255,
+        steps=steps,
+        attack=attack,
+        norm=norm,
+        seed=seed,
+        forward_at=forward_at,
+        on_batch=on_batch,
+    )
+    label = attack_label(attack, steps)
+    return [outcome.row(beta, label, epsilon_255, norm) for beta, outcome in outcomes.items()]
+
+
+def attack_each_beta(
+    model: nn.Module,
+    images: Images,
+    *,
+    betas: Sequence[float],
+    epsilon_255: float,
+    steps: int,
+    attack: str,
+    norm: Norm = "linf",
+    seed: int = 0,
+    forward_at: Callable[[nn.Module, float], Forward] = forward_at_beta,
+    on_batch: Callable[[], None] = lambda: None,
+) -> dict[float, AttackOutcome]:
+    """Returns for each β which images are classified right, without and under a white-box attack on the same soup.
+
     model: images and β (B,) to logits (B, K), in eval mode. betas: any numbers; outside [0, 1] the tokens are
-    extrapolated. attack: a name in training.attacks.catalogue. forward_at: makes the function of images to evaluate and
-    attack at a β; `forward_at_beta` or `ensemble_forward`.
+    extrapolated. attack: a name in training.attacks.catalogue. epsilon_255: radius in `norm`, in 1/255 of the pixel
+    range. forward_at: makes the function of images to evaluate and attack at a β; `forward_at_beta` or
+    `ensemble_forward`. on_batch: called after each batch of images at each β.
     An image counts as robust only if it is classified right without the attack too. Raises RecipeError for an unknown
     attack, ZeroGradientError if a whole batch has no gradient.
     """
-    rows = []
-    for beta in betas:
-        outcome = run_attack(
+    return {
+        beta: run_attack(
             forward_at(model, beta),
             images,
             device=model_device(model),
             attack=attack,
             epsilon_255=epsilon_255,
             steps=steps,
+            norm=norm,
             seed=seed,
             on_batch=on_batch,
         )
-        rows.append(outcome.row(beta, attack_label(attack, steps), epsilon_255))
-    return rows
+        for beta in betas
+    }
 
 
 def evaluate_epsilon_curve(
@@ -115,7 +150,7 @@ def evaluate_epsilon_curve(
     betas: Sequence[float],
     radii_255: Sequence[float],
     steps: int,
-    attack: str = "pgd",
+    attack: str = "apgd",
     seed: int = 0,
     on_batch: Callable[[], None] = lambda: None,
 ) -> list[AccuracyRow]:
@@ -160,7 +195,7 @@ class AttackOutcome:
     clean: NDArray[np.bool_]
     robust: NDArray[np.bool_]
 
-    def row(self, beta: float, attack: str, epsilon_255: float) -> AccuracyRow:
+    def row(self, beta: float, attack: str, epsilon_255: float, norm: Norm = "linf") -> AccuracyRow:
         """Returns both accuracies with their 95 % intervals. attack: label of the attack for reports."""
         n = len(self.clean)
         return AccuracyRow(
@@ -170,6 +205,7 @@ class AttackOutcome:
             robust=wilson_interval(int(self.robust.sum()), n),
             attack=attack,
             epsilon_255=epsilon_255,
+            norm=norm,
         )
 
 
@@ -182,10 +218,11 @@ def run_attack(
     epsilon_255: float,
     steps: int,
     seed: int,
+    norm: Norm = "linf",
     on_batch: Callable[[], None] = lambda: None,
 ) -> AttackOutcome:
     """Returns which images `forward` classifies right, without and under the attack. A radius of 0 means no attack."""
-    find_adversarial = find_attack(attack)
+    find_adversarial = find_attack(attack, norm)
     generator = torch.Generator(device).manual_seed(seed)
     clean, robust = [], []
     for x, labels in image_batches(images, device):

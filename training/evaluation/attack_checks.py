@@ -7,20 +7,22 @@ that the reported robust accuracy is too high. A passed check proves nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from training.attacks.catalogue import attack_label
+from training.attacks.catalogue import attack_label, suitable_attack
 from training.attacks.gradient import Forward, has_zero_gradient
 from training.data.datasets import Images
+from training.errors import ZeroGradientError
 from training.evaluation.accuracy import (
     MID_GREY_RADIUS_255,
+    AttackOutcome,
     forward_at_beta,
     image_batches,
-    is_correct,
     model_device,
     run_attack,
     sign_test,
@@ -29,36 +31,42 @@ from tureen.bundle.manifest import AccuracyRow, AttackCheck
 from tureen.tokens import CLEAN_BETA, ROBUST_BETA
 
 IMAGES = 128
-NOISE_DRAWS = 10
+SQUARE_QUERIES = 200
 SIGNIFICANCE = 0.01
 MAX_ZERO_GRADIENTS = 0.01
-CHECKS = 6
-"""Maximum number of checks that `check_attack` makes at each β."""
+CROSS_ENTROPY_ONLY = ("fgsm", "pgd", "mi-fgsm", "apgd-ce")  # attacks that fail where the softmax is saturated
+MODES = (CLEAN_BETA, ROBUST_BETA)
+CHECKS_AT_EACH_BETA, CHECKS_AT_A_MODE = 2, 5
+"""Maximum numbers of checks of `check_attack`; both apply to a mode."""
 
 
 def check_attack(
     model: nn.Module,
     images: Images,
     *,
+    outcomes: Mapping[float, AttackOutcome],
     epsilon_255: float,
     steps: int,
-    attack: str = "pgd",
-    betas: Sequence[float] = (CLEAN_BETA, ROBUST_BETA),
+    attack: str,
     seed: int = 0,
     on_check: Callable[[], None] = lambda: None,
 ) -> list[AttackCheck]:
     """Returns the results of all checks of the attack at each β, on at most 128 of the images, drawn at random.
 
-    The arguments are those of `evaluate_accuracy`. A sign test at a level of 1 % decides whether one attack is stronger
-    than another. A check that does not apply is omitted: the comparison with twice the steps for an attack without
-    steps, and with a single step for FGSM. The checks cost about four attacks on those images. on_check: called after
-    each check. Raises the errors of `evaluate_accuracy`.
+    outcomes: for each β the result of `attack_each_beta`, whose robust accuracies are checked. The other arguments are
+    those of that function. A sign test at a level of 1 % decides whether one attack is stronger than another.
+
+    At each β, two attacks of another kind must not be stronger: APGD with its losses and twice the steps, and Square,
+    which needs no gradient. The first is omitted if the attack is that one or AutoAttack. At β = 0 and 1 the attack is
+    also compared with itself at twice the steps and with a single step, and gradients are inspected. Comparisons that
+    do not apply are omitted. on_check: called after each check. Raises the errors of `attack_each_beta`.
     """
     chosen = np.random.default_rng(seed).permutation(len(images))[:IMAGES]
     few = Images(images.pixels[chosen], images.labels[chosen])
     checks = []
-    for beta in betas:
-        for check in _checks(model, few, beta=beta, attack=attack, epsilon_255=epsilon_255, steps=steps, seed=seed):
+    for beta, outcome in outcomes.items():
+        checker = _Checker(model, few, outcome.robust[chosen], beta, attack, epsilon_255, steps, seed + 1)
+        for check in checker.checks():
             checks.append(check)
             on_check()
     return checks
@@ -86,83 +94,144 @@ def check_epsilon_curve(curve: Sequence[AccuracyRow]) -> list[AttackCheck]:
     return checks
 
 
-def _checks(
-    model: nn.Module, few: Images, *, beta: float, attack: str, epsilon_255: float, steps: int, seed: int
-) -> Iterator[AttackCheck]:
-    forward, device, name = forward_at_beta(model, beta), model_device(model), attack_label(attack, steps)
+@dataclass(frozen=True)
+class _Checker:
+    """Checks the attack at one β on a few images. robust: bool (n,), the result of the attack on them."""
 
-    def attacked(attack: str, radius_255: float, steps: int) -> NDArray[np.bool_]:
+    model: nn.Module
+    few: Images
+    robust: NDArray[np.bool_]
+    beta: float
+    attack: str
+    epsilon_255: float
+    steps: int
+    seed: int
+
+    def checks(self) -> Iterator[AttackCheck]:
+        yield from self._other_attacks()
+        if self.beta in MODES:
+            yield from self._more_and_fewer_steps()
+            yield self._at_a_radius_of_a_half()
+            if self.attack in CROSS_ENTROPY_ONLY:
+                yield self._vanished_gradients()
+
+    def _other_attacks(self) -> Iterator[AttackCheck]:
+        apgd = suitable_attack("apgd", self._classes())
+        if self.attack not in (apgd, "autoattack"):
+            yield self._compared(
+                "APGD is never stronger",
+                apgd,
+                2 * self.steps,
+                "an attack with other losses breaks more images: the robust accuracy is too high",
+            )
+        if self.attack != "autoattack":  # includes Square with more queries
+            yield self._compared(
+                "an attack without gradients is never stronger",
+                "square",
+                SQUARE_QUERIES,
+                "random search breaks more images than gradients do: gradients are masked",
+            )
+
+    def _more_and_fewer_steps(self) -> Iterator[AttackCheck]:
+        twice_name = attack_label(self.attack, 2 * self.steps)
+        if twice_name != self._name:
+            twice = self._robust_under(self.attack, 2 * self.steps)
+            shares = {self._name: self.robust.mean(), twice_name: twice.mean()}
+            yield self._check(
+                "twice the steps are never weaker",
+                sign_test(twice, self.robust) >= SIGNIFICANCE,
+                shares,
+                "more steps made the attack weaker: gradients are masked",
+            )
+            yield self._check(
+                "twice the steps are hardly stronger",
+                sign_test(self.robust, twice) >= SIGNIFICANCE,
+                shares,
+                "the attack has not converged: give it more steps",
+            )
+        if self.attack != "fgsm":
+            yield self._compared(
+                "a single step is never stronger",
+                "fgsm",
+                1,
+                "many small steps are weaker than one large step: gradients are masked",
+            )
+
+    def _at_a_radius_of_a_half(self) -> AttackCheck:
+        half = self._robust_under(self.attack, self.steps, radius_255=MID_GREY_RADIUS_255)
+        chance = 1 / self._classes()
+        return self._check(
+            "a radius of a half leaves chance at most",
+            bool(half.mean() <= chance),
+            {f"{self._name}, ε {MID_GREY_RADIUS_255:g}/255": half.mean(), "chance": chance},
+            "every image can become grey, so no classifier is robust: gradients are masked, or the steps are too few",
+        )
+
+    def _vanished_gradients(self) -> AttackCheck:
+        x, labels = next(image_batches(self.few, model_device(self.model)))
+        zero_gradients = has_zero_gradient(self._forward, x, labels).float().mean().item()
+        return self._check(
+            "gradients vanish for few images",
+            zero_gradients <= MAX_ZERO_GRADIENTS,
+            {"without a gradient": zero_gradients},
+            "images without a gradient count as robust: attack with apgd, whose DLR loss does not use the softmax",
+        )
+
+    def _compared(self, name: str, other: str, steps: int, sentence: str) -> AttackCheck:
+        """Returns the check that another attack is not stronger, by the sign test.
+
+        The second figure is the share that neither attack breaks.
+
+        The other attack runs on the images that are left. Only if it breaks so many of them that the test may fail, it
+        runs on the other images too. An attack without any gradient breaks no image.
+        """
+        remaining = self.robust.copy()
+        remaining[self.robust] = self._resists(self.robust, other, steps)
+        is_sound = 0.5 ** (self.robust & ~remaining).sum() >= SIGNIFICANCE
+        if not is_sound:
+            alone = remaining.copy()
+            alone[~self.robust] = self._resists(~self.robust, other, steps)
+            is_sound = sign_test(self.robust, alone) >= SIGNIFICANCE
+        figures = {self._name: self.robust.mean(), f"with {attack_label(other, steps)}": remaining.mean()}
+        return self._check(name, is_sound, figures, sentence)
+
+    def _resists(self, chosen: NDArray[np.bool_], attack: str, steps: int) -> NDArray[np.bool_]:
+        """Returns for each chosen image whether it is right without and under the attack. chosen: bool (n,)."""
+        if not chosen.any():
+            return np.empty(0, dtype=np.bool_)
+        few = Images(self.few.pixels[chosen], self.few.labels[chosen])
+        try:
+            return self._robust_under(attack, steps, few=few)
+        except ZeroGradientError:
+            return self._robust_under(attack, steps, few=few, radius_255=0)
+
+    def _check(self, name: str, has_passed: bool, figures: Mapping[str, float], sentence: str) -> AttackCheck:
+        return AttackCheck(
+            name=name, beta=self.beta, n=len(self.few), has_passed=has_passed, figures=dict(figures), sentence=sentence
+        )
+
+    def _robust_under(
+        self, attack: str, steps: int, *, few: Images | None = None, radius_255: float | None = None
+    ) -> NDArray[np.bool_]:
         return run_attack(
-            forward, few, device=device, attack=attack, epsilon_255=radius_255, steps=steps, seed=seed
+            self._forward,
+            few or self.few,
+            device=model_device(self.model),
+            attack=attack,
+            epsilon_255=self.epsilon_255 if radius_255 is None else radius_255,
+            steps=steps,
+            seed=self.seed,
         ).robust
 
-    def check(name: str, has_passed: bool, figures: Mapping[str, float], sentence: str) -> AttackCheck:
-        return AttackCheck(
-            name=name, beta=beta, n=len(few), has_passed=has_passed, figures=dict(figures), sentence=sentence
-        )
+    @property
+    def _name(self) -> str:
+        return attack_label(self.attack, self.steps)
 
-    robust = attacked(attack, epsilon_255, steps)
-    twice_name = attack_label(attack, 2 * steps)
-    if twice_name != name:
-        twice = attacked(attack, epsilon_255, 2 * steps)
-        shares = {name: robust.mean(), twice_name: twice.mean()}
-        yield check(
-            "twice the steps are never weaker",
-            sign_test(twice, robust) >= SIGNIFICANCE,
-            shares,
-            "more steps made the attack weaker: gradients are masked",
-        )
-        yield check(
-            "twice the steps are hardly stronger",
-            sign_test(robust, twice) >= SIGNIFICANCE,
-            shares,
-            "the attack has not converged: give it more steps",
-        )
-    if attack != "fgsm":
-        single = attacked("fgsm", epsilon_255, 1)
-        yield check(
-            "a single step is never stronger",
-            sign_test(robust, single) >= SIGNIFICANCE,
-            {name: robust.mean(), "FGSM": single.mean()},
-            "many small steps are weaker than one large step: gradients are masked",
-        )
-    noisy = _under_noise(forward, few, device=device, epsilon=epsilon_255 / 255, seed=seed)
-    yield check(
-        "random noise is never stronger",
-        sign_test(robust, noisy) >= SIGNIFICANCE,
-        {name: robust.mean(), f"worst of {NOISE_DRAWS} draws": noisy.mean()},
-        "the gradients are no better than random directions: gradients are masked",
-    )
-    x, labels = next(image_batches(few, device))
-    with torch.no_grad():
-        chance = 1 / forward(x[:1]).shape[1]
-    half = attacked(attack, MID_GREY_RADIUS_255, steps)
-    yield check(
-        "a radius of a half leaves chance at most",
-        bool(half.mean() <= chance),
-        {f"{name}, ε {MID_GREY_RADIUS_255:g}/255": half.mean(), "chance": chance},
-        "every image can become grey, so no classifier is robust: gradients are masked, or the steps are too few",
-    )
-    zero_gradients = has_zero_gradient(forward, x, labels).float().mean().item()
-    yield check(
-        "gradients vanish for few images",
-        zero_gradients <= MAX_ZERO_GRADIENTS,
-        {"without a gradient": zero_gradients},
-        "images without a gradient count as robust: attack with apgd, whose DLR loss does not use the softmax",
-    )
+    @property
+    def _forward(self) -> Forward:
+        return forward_at_beta(self.model, self.beta)
 
-
-def _under_noise(
-    forward: Forward, few: Images, *, device: torch.device, epsilon: float, seed: int
-) -> NDArray[np.bool_]:
-    """Returns for each image whether it is classified right, unchanged and after ten draws of noise, bool (n,).
-
-    The noise is uniform within the radius.
-    """
-    generator = torch.Generator(device).manual_seed(seed)
-    x, labels = next(image_batches(few, device))
-    stays_right = is_correct(forward, x, labels)
-    for _ in range(NOISE_DRAWS):
-        noise = epsilon * (2 * torch.rand(x.shape, generator=generator, device=device) - 1)
-        stays_right &= is_correct(forward, (x + noise).clamp(0, 1), labels)
-    return stays_right
+    @torch.no_grad()
+    def _classes(self) -> int:
+        x, _ = next(image_batches(self.few, model_device(self.model)))
+        return self._forward(x[:1]).shape[1]

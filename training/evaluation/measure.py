@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 
 from torch import nn
 from tqdm import tqdm
@@ -14,48 +15,70 @@ from training.data.datasets import Images, load_evaluation_images
 from training.distributed import cpus_per_process
 from training.evaluation.accuracy import (
     BATCH,
+    AttackOutcome,
     Predict,
+    attack_each_beta,
     ensemble_forward,
     epsilon_grid,
     evaluate_accuracy,
     evaluate_epsilon_curve,
 )
-from training.evaluation.attack_checks import CHECKS, check_attack
+from training.evaluation.attack_checks import CHECKS_AT_A_MODE, CHECKS_AT_EACH_BETA, MODES, check_attack
 from training.evaluation.corruptions import SEVERITIES
 from training.evaluation.shift_accuracy import evaluate_shifts
 from training.evaluation.transfer import transfer_matrix
-from tureen.bundle.manifest import AccuracyRow, AttackCheck, ShiftRow, TransferMatrix
+from tureen.bundle.manifest import AccuracyRow, AttackCheck, Norm, ShiftRow, TransferMatrix
 from tureen.preprocess import PreprocessSpec
 from tureen.tokens import CLEAN_BETA, ROBUST_BETA
 
 
 class Measurement:
-    """Runs the parts of an evaluation on the same model, images, attack and radius; each part shows a progress bar."""
+    """Runs the parts of an evaluation on the same model, images, attack and radius; each part shows a progress bar.
 
-    def __init__(self, model: nn.Module, images: Images, *, attack: str, steps: int, epsilon_255: float) -> None:
-        self._model, self._images = model, images
-        self._attack, self._steps, self._epsilon_255 = attack, steps, epsilon_255
+    betas: the β to evaluate. norm: of the attack; `checks`, `matrix`, `ensembles` and `epsilon_curve` are for l∞ only.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        images: Images,
+        betas: Sequence[float],
+        *,
+        attack: str,
+        steps: int,
+        epsilon_255: float,
+        norm: Norm = "linf",
+    ) -> None:
+        self._model, self._images, self._betas = model, images, list(betas)
+        self._attack, self._steps, self._epsilon_255, self._norm = attack, steps, epsilon_255, norm
         self._batches = -(-len(images) // BATCH)
 
-    def accuracy(self, betas: Sequence[float]) -> list[AccuracyRow]:
-        """Returns the clean and the robust accuracy at each β."""
-        with _bar(attack_label(self._attack, self._steps), len(betas) * self._batches, "batch") as advance:
-            return evaluate_accuracy(
+    @cached_property
+    def _outcomes(self) -> dict[float, AttackOutcome]:
+        """The result of the attack at each β; runs the attack once."""
+        with _bar(attack_label(self._attack, self._steps), len(self._betas) * self._batches, "batch") as advance:
+            return attack_each_beta(
                 self._model,
                 self._images,
-                betas=betas,
+                betas=self._betas,
                 epsilon_255=self._epsilon_255,
                 steps=self._steps,
                 attack=self._attack,
+                norm=self._norm,
                 on_batch=advance,
             )
 
-    def ensembles(self, betas: Sequence[float]) -> list[AccuracyRow]:
+    def accuracy(self) -> list[AccuracyRow]:
+        """Returns the clean and the robust accuracy at each β."""
+        label = attack_label(self._attack, self._steps)
+        return [outcome.row(beta, label, self._epsilon_255, self._norm) for beta, outcome in self._outcomes.items()]
+
+    def ensembles(self) -> list[AccuracyRow]:
         """Returns the accuracy of the ensemble of both modes at each β strictly between 0 and 1.
 
         At β = 0 and 1 the ensemble is the mode itself.
         """
-        chosen = [beta for beta in betas if CLEAN_BETA < beta < ROBUST_BETA]
+        chosen = [beta for beta in self._betas if CLEAN_BETA < beta < ROBUST_BETA]
         with _bar("ensembles", len(chosen) * self._batches, "batch") as advance:
             return evaluate_accuracy(
                 self._model,
@@ -70,39 +93,40 @@ class Measurement:
 
     def checks(self) -> list[AttackCheck]:
         """Returns the results of `check_attack`: whether the attack is strong enough to trust its accuracies."""
-        with _bar("check the attack", 2 * CHECKS, "check") as advance:
+        outcomes = self._outcomes
+        most = len(outcomes) * CHECKS_AT_EACH_BETA + len(outcomes.keys() & set(MODES)) * CHECKS_AT_A_MODE
+        with _bar("check the attack", most, "check") as advance:
             return check_attack(
                 self._model,
                 self._images,
+                outcomes=outcomes,
                 epsilon_255=self._epsilon_255,
                 steps=self._steps,
                 attack=self._attack,
                 on_check=advance,
             )
 
-    def matrix(self, betas: Sequence[float]) -> TransferMatrix:
-        """Returns the transfer matrix: the robust accuracy at each β under the attack on every other β.
-
-        The attack is PGD, because an attack that stops early on one soup does not test the others.
-        """
-        with _bar("attacked × served β", (len(betas) + 1) * self._batches, "batch") as advance:
+    def matrix(self) -> TransferMatrix:
+        """Returns the transfer matrix: the robust accuracy at each β under the attack on every other β."""
+        outcomes = self._outcomes
+        with _bar("attacked × served β", (len(outcomes) + 1) * self._batches, "batch") as advance:
             return transfer_matrix(
                 self._model,
                 self._images,
-                betas=betas,
+                outcomes=outcomes,
                 epsilon_255=self._epsilon_255,
                 steps=self._steps,
                 on_batch=advance,
             )
 
-    def epsilon_curve(self, betas: Sequence[float]) -> list[AccuracyRow]:
+    def epsilon_curve(self) -> list[AccuracyRow]:
         """Returns the robust accuracy at each radius of `epsilon_grid` and each β."""
         radii = epsilon_grid(self._epsilon_255)
-        with _bar("accuracy against ε", len(radii) * len(betas) * self._batches, "batch") as advance:
+        with _bar("accuracy against ε", len(radii) * len(self._betas) * self._batches, "batch") as advance:
             return evaluate_epsilon_curve(
                 self._model,
                 self._images,
-                betas=betas,
+                betas=self._betas,
                 radii_255=radii,
                 steps=self._steps,
                 attack=self._attack,

@@ -7,17 +7,19 @@ as suspect.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from training.attacks.catalogue import attack_label, find_attack
-from training.attacks.gradient import Forward, pgd
+from training.attacks.catalogue import attack_label
+from training.attacks.gradient import Forward, apgd_margin
 from training.data.datasets import Images
 from training.evaluation.accuracy import (
+    AttackOutcome,
     forward_at_beta,
     image_batches,
     is_correct,
@@ -35,83 +37,63 @@ def transfer_matrix(
     model: nn.Module,
     images: Images,
     *,
-    betas: Sequence[float],
+    outcomes: Mapping[float, AttackOutcome],
     epsilon_255: float,
     steps: int,
-    attack: str = "pgd",
     seed: int = 0,
     on_batch: Callable[[], None] = lambda: None,
 ) -> TransferMatrix:
     """Returns robust accuracies: a row for each attacked β and one for all β together, a column for each served β.
 
-    The arguments are those of `evaluate_accuracy`, whose robust accuracies are the diagonal. The row for all β together
-    is for an attacker who does not know β. Its attack is always PGD on the sum of the losses, because the other attacks
-    have no such loss. An image counts in a cell if the served soup classifies it right with and without the attack. It
-    counts in `worst` if it counts in all cells of the column.
+    outcomes: for each β the result of `run_attack` at that β on the same images, with the same radius. The β are those
+    of the rows and columns. The attack of a row is `apgd_margin`, whose adversarial images fool other β too. The row
+    for all β together is for an attacker who does not know β: it attacks the mean over β of the log-probabilities.
 
-    A cell is suspect if its attack breaks more images than the attack on the served soup itself. A sign test decides,
+    An image counts in a cell if the served soup classifies it right with and without the attack. On the diagonal it
+    must resist the attack of `outcomes` too. It counts in `worst` if it counts in all cells of the column. So `worst`
+    is never above the robust accuracy of `outcomes`.
+
+    A cell is suspect if its attack breaks more images than the attacks on the served soup itself. A sign test decides,
     at a level of 5 % over all comparisons. on_batch: called once for each row and batch of images.
     """
-    find_adversarial, device = find_attack(attack), model_device(model)
+    device, betas = model_device(model), list(outcomes)
     soups = [forward_at_beta(model, beta) for beta in betas]
-    # Each attack has its own random stream, so that the diagonal equals the result of `evaluate_accuracy`.
-    generators = [torch.Generator(device).manual_seed(seed) for _ in range(len(betas) + 1)]
+    attacked = [*soups, mean_forward(soups)]
+    generators = [torch.Generator(device).manual_seed(seed) for _ in attacked]
     parts = []
     for x, labels in image_batches(images, device):
         is_clean = np.stack([is_correct(soup, x, labels) for soup in soups])  # (T, B)
         rows = []
-        for index, generator in enumerate(generators):
-            if index < len(soups):
-                adversarial = find_adversarial(
-                    soups[index], x, labels, epsilon=epsilon_255 / 255, steps=steps, generator=generator
-                )
-            else:
-                adversarial = joint_pgd(soups, x, labels, epsilon=epsilon_255 / 255, steps=steps, generator=generator)
+        for forward, generator in zip(attacked, generators, strict=True):
+            adversarial = apgd_margin(forward, x, labels, epsilon=epsilon_255 / 255, steps=steps, generator=generator)
             rows.append(is_clean & np.stack([is_correct(soup, adversarial, labels) for soup in soups]))
             on_batch()
         parts.append(np.stack(rows))
     robust = np.concatenate(parts, axis=2)  # (T + 1, T, n)
+    for index, outcome in enumerate(outcomes.values()):
+        robust[index, index] &= outcome.robust
     shares = robust.mean(axis=2).tolist()
+    label = attack_label("apgd-margin", steps)
     return TransferMatrix(
-        betas=list(betas),
+        betas=betas,
         n=len(images),
-        attack=attack_label(attack, steps),
+        attack=label,
         epsilon_255=epsilon_255,
         robust=shares[:-1],
-        joint_attack=attack_label("pgd", steps),
+        joint_attack=f"{label} on the mean over β",
         joint=shares[-1],
         worst=[wilson_interval(int(robust[:, column].all(axis=0).sum()), len(images)) for column in range(len(betas))],
         suspects=suspect_cells(robust, betas),
     )
 
 
-def joint_pgd(
-    forwards: Sequence[Forward],
-    images: Tensor,
-    labels: Tensor,
-    *,
-    epsilon: float,
-    steps: int,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """Returns images after PGD on the sum of the cross-entropies of all `forwards`.
+def mean_forward(forwards: Sequence[Forward]) -> Forward:
+    """Returns the mean of the log-probabilities of all `forwards`, a function from images to logits (B, K)."""
 
-    The other arguments are those of `training.attacks.gradient`. For T functions, that sum is the cross-entropy of
-    stacked logits (B, K, T) and repeated labels (B, T).
-    """
+    def forward(x: Tensor) -> Tensor:
+        return torch.stack([F.log_softmax(forward(x).float(), dim=1) for forward in forwards]).mean(dim=0)
 
-    def together(x: Tensor) -> Tensor:
-        return torch.stack([forward(x) for forward in forwards], dim=2)
-
-    return pgd(
-        together,
-        images,
-        labels[:, None].expand(-1, len(forwards)),
-        epsilon=epsilon,
-        steps=steps,
-        step_size=2.5 * epsilon / steps,
-        generator=generator,
-    )
+    return forward
 
 
 def suspect_cells(robust: NDArray[np.bool_], betas: Sequence[float]) -> list[SuspectCell]:

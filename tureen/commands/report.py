@@ -11,6 +11,7 @@ from tureen.bundle.manifest import (
     AccuracyRow,
     AttackCheck,
     Manifest,
+    Norm,
     ParityRow,
     PlanRecord,
     ServedAccuracy,
@@ -20,6 +21,8 @@ from tureen.bundle.manifest import (
 )
 from tureen.tokens import CLEAN_BETA, ROBUST_BETA
 
+NORM_SYMBOLS: Mapping[Norm, str] = {"linf": "l∞", "l2": "l2", "l1": "l1"}
+
 
 def accuracy_summary(manifest: Manifest) -> str:
     """Returns the accuracy of the model as text.
@@ -27,7 +30,7 @@ def accuracy_summary(manifest: Manifest) -> str:
     For a co-trained model it is the β table. For another model it is a sentence about its tokens, and its accuracy.
     """
     if manifest.is_cotrained:
-        return accuracy_table(manifest.accuracy)
+        return accuracy_table(manifest.accuracy, manifest.evaluation.checks)
     return f"{tokens_sentence(manifest)}\n{single_token_accuracy(manifest.accuracy)}"
 
 
@@ -48,7 +51,7 @@ def single_token_accuracy(rows: Sequence[AccuracyRow]) -> str:
     clean, robust = (
         f"{100 * share.value:.1f} ({100 * share.low:.1f}–{100 * share.high:.1f})" for share in (row.clean, row.robust)
     )
-    attacked = f"; under {row.attack}, white-box, l∞ ε = {row.epsilon_255:g}/255: {robust}" if row.epsilon_255 else ""
+    attacked = f"; under {row.attack}, white-box, {radius_text(row)}: {robust}" if row.epsilon_255 else ""
     return f"accuracy on {row.n} images, % (95 % interval): {clean}{attacked}"
 
 
@@ -72,18 +75,35 @@ def calibration_summary(manifest: Manifest) -> str:
     )
 
 
-def accuracy_table(rows: Sequence[AccuracyRow], images: str = "test images") -> str:
-    """Returns the β table: one row per β, each accuracy in per cent with its 95 % interval."""
+def accuracy_table(rows: Sequence[AccuracyRow], checks: Sequence[AttackCheck] = (), images: str = "test images") -> str:
+    """Returns the β table: one row per β, each accuracy in per cent with its 95 % interval.
+
+    A robust accuracy whose checks failed is marked, with the names of the checks.
+    """
     first = rows[0]
     lines = [
         f"accuracy on {first.n} {images}, % (95 % interval); robust: {first.attack}, "
-        f"l∞ ε = {first.epsilon_255:g}/255, on each soup itself",
+        f"{radius_text(first)}, on each soup itself",
         f"{'β':>6}  {'clean':>20}  {'robust':>20}",
     ]
     for row in rows:
         cells = [_with_interval(accuracy) for accuracy in (row.clean, row.robust)]
-        lines.append(f"{row.beta:6.2f}{_extension_mark(row.beta)} {cells[0]:>20}  {cells[1]:>20}")
+        doubt = doubt_text(row.beta, checks)
+        lines.append(
+            f"{row.beta:6.2f}{_extension_mark(row.beta)} {cells[0]:>20}  {cells[1]:>20}{doubt and f'  {doubt}'}"
+        )
     return "\n".join([*lines, *_footnote(row.beta for row in rows)])
+
+
+def radius_text(row: AccuracyRow) -> str:
+    """Returns the norm and the radius of the attack as text, such as "l∞ ε = 8/255"."""
+    return f"{NORM_SYMBOLS[row.norm]} ε = {row.epsilon_255:g}/255"
+
+
+def doubt_text(beta: float, checks: Iterable[AttackCheck]) -> str:
+    """Returns the warning to print beside the robust accuracy at β; empty if no check failed there."""
+    failed = [check for check in checks if check.beta == beta and not check.has_passed]
+    return f"! too high: check failed ({'; '.join(check.name for check in failed)})" if failed else ""
 
 
 def clean_table(betas: Sequence[float], accuracies: Sequence[Accuracy], n: int) -> str:
@@ -135,7 +155,7 @@ def matrix_table(matrix: TransferMatrix) -> str:
         line("worst, by image", [accuracy.value for accuracy in matrix.worst]),
         line("95 % from", [accuracy.low for accuracy in matrix.worst]),
         line("to", [accuracy.high for accuracy in matrix.worst]),
-        f"all at once: {matrix.joint_attack} on the sum of the losses",
+        f"all at once: {matrix.joint_attack}",
         *(f"! {suspect_sentence(suspect)}" for suspect in matrix.suspects),
         *_footnote(matrix.betas),
     ]

@@ -70,14 +70,15 @@ def test_the_requested_evaluations_are_measured_and_plotted(small_run, tmp_path,
     parts = ["--matrix", "--epsilon-curve", "--ensembles", "--shifts"]
     found = measured(["evaluate", small_run, *asked, *parts], capsys)
     rows = [(row["beta"], row["attack"], row["epsilon_255"], row["n"]) for row in found["accuracy"]]
-    assert rows == [(0, "PGD-2", 8, 40), (0.3, "PGD-2", 8, 40)]
+    assert rows == [(0, "APGD-2 (CE, targeted DLR)", 8, 40), (0.3, "APGD-2 (CE, targeted DLR)", 8, 40)]
     evaluation = found["evaluation"]
     assert evaluation["matrix"]["betas"] == [0, 0.3]
     assert {row["epsilon_255"] for row in evaluation["epsilon_curve"]} >= {0, 4, 8}
     assert [row["beta"] for row in evaluation["ensembles"]] == [0.3]
     assert {row["name"] for row in evaluation["shifts"]} >= {"rotation", "sketch"}
     names = {check["name"] for check in evaluation["checks"]}
-    assert len(names) > 5
+    assert len(names) == 6
+    assert {check["beta"] for check in evaluation["checks"]} == {0, 0.3}
     pictures = sorted(file.name for file in tmp_path.iterdir())
     assert pictures == ["curve-epsilon.png", "curve-matrix.png", "curve-shifts.png", "curve.png"]
     assert plot.read_bytes().startswith(b"\x89PNG")
@@ -144,17 +145,34 @@ def test_saved_results_reach_the_manifest_and_the_card(small_run, tmp_path, caps
     import shutil
 
     run = shutil.copytree(small_run, tmp_path / "run")
-    assert (
-        main(["evaluate", str(run), "--attack", "apgd-ce", "--steps", "3", "--matrix", "--images", "30", "--save"]) == 0
-    )
-    assert main(["evaluate", str(run), "--epsilon-curve", "--images", "30", "--save"]) == 0
+    few = ["--images", "30", "--betas", "0,1", "--save"]
+    assert main(["evaluate", str(run), "--epsilon-curve", "--steps", "3", *few]) == 0
+    for norm, radius in (("l2", "128"), ("l1", "2000"), ("l2", "64")):
+        arguments = ["--norm", norm, "--epsilon-255", radius, "--attack", "apgd", "--steps", "2", *few]
+        assert main(["evaluate", str(run), *arguments]) == 0
+    assert main(["evaluate", str(run), "--attack", "pgd", "--steps", "1", "--matrix", *few]) == 0
     assert main(["export", str(run), "--out", str(tmp_path / "bundle"), "--engine", "onnxruntime"]) == 0
     manifest = load_bundle(tmp_path / "bundle").manifest
-    assert manifest.evaluation.matrix.attack == "PGD-3"  # kept, though measured in an earlier call
-    assert manifest.evaluation.epsilon_curve
-    assert manifest.accuracy[0].attack == "PGD-2"
+    evaluation = manifest.evaluation
+    assert evaluation.epsilon_curve[0].attack == "APGD-3 (CE, targeted DLR)"  # kept, though measured in another call
+    assert [(row.norm, row.epsilon_255) for row in evaluation.other_norms] == [("l1", 2000)] * 2 + [("l2", 64)] * 2
+    assert {row.norm for row in manifest.accuracy} == {"linf"}
+    robust = [row.robust.value for row in manifest.accuracy]
+    assert all(worst.value <= share for worst, share in zip(evaluation.matrix.worst, robust, strict=True))
     card = (tmp_path / "bundle" / "README.md").read_text()
-    assert "PGD-3" in card
+    assert "| 0 | " in card
+    assert "l1 ε = 2000/255" in card
+    assert "PGD-1" in card
+    doubted = {check.beta for check in evaluation.checks if not check.has_passed}
+    marked = {row.beta for row in manifest.accuracy if f"| {row.beta:g} |" in card and "too high" in line_of(card, row)}
+    assert marked == doubted
+    assert main(["evaluate", str(run), *few]) == 0
+    assert load_checkpoint(run).evaluation.matrix is None  # it belonged to the former table
+    assert load_checkpoint(run).evaluation.other_norms == evaluation.other_norms
+
+
+def line_of(card, row):
+    return next(line for line in card.splitlines() if line.startswith(f"| {row.beta:g} | {100 * row.clean.value:.1f}"))
 
 
 def test_a_bundle_is_measured_through_its_engine(small_bundle, small_run, photos, capsys):
@@ -184,6 +202,9 @@ def test_tune_chooses_a_beta_from_few_images(small_bundle, small_run, photos, ca
     ("arguments", "message"),
     [
         (["evaluate", "{bundle}"], "add --data"),
+        (["evaluate", "{bundle}", "--data", ".", "--norm", "l2"], "--norm: a bundle has no gradients to attack"),
+        (["evaluate", "{run}", "--norm", "l2"], "--norm l2 needs --epsilon-255: the radius of the recipe is for l∞"),
+        (["evaluate", "{run}", "--norm", "l1", "--epsilon-255", "9", "--matrix"], "--matrix: only with --norm linf"),
         (["evaluate", "{bundle}", "--data", ".", "--attack", "pgd", "--matrix"], "--attack, --matrix: a bundle has no"),
         (["evaluate", "{run}", "--save", "--data", "."], "omit --data"),
         (["evaluate", "{run}", "--save", "--split", "validation"], "--save stores results on the test images"),

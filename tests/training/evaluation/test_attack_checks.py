@@ -1,52 +1,97 @@
 """Each check fails on a model that is built to fail it."""
 
+import numpy as np
 import pytest
 import torch
 
 from training.errors import ZeroGradientError
-from training.evaluation.accuracy import wilson_interval
-from training.evaluation.attack_checks import CHECKS, check_attack, check_epsilon_curve
+from training.evaluation.accuracy import attack_each_beta, wilson_interval
+from training.evaluation.attack_checks import CHECKS_AT_A_MODE, CHECKS_AT_EACH_BETA, check_attack, check_epsilon_curve
 from tureen.bundle.manifest import AccuracyRow
 
 LEVELS = range(28, 228)
+APGD, SQUARE = "APGD is never stronger", "an attack without gradients is never stronger"
 TWICE_WEAKER, TWICE_STRONGER = "twice the steps are never weaker", "twice the steps are hardly stronger"
-SINGLE, NOISE = "a single step is never stronger", "random noise is never stronger"
+SINGLE = "a single step is never stronger"
 HALF, VANISHED = "a radius of a half leaves chance at most", "gradients vanish for few images"
 
 
-def failed(model, images, *, epsilon_255=32, steps=8, betas=(0.0,), **how):
-    checks = check_attack(model, images, epsilon_255=epsilon_255, steps=steps, betas=betas, **how)
-    return {check.name for check in checks if not check.has_passed}
+def checked(model, images, *, epsilon_255=32, steps=8, betas=(0.0,), attack="pgd", on_check=lambda: None):
+    how = {"epsilon_255": epsilon_255, "steps": steps, "attack": attack}
+    outcomes = attack_each_beta(model, images, betas=betas, **how)
+    return check_attack(model, images, outcomes=outcomes, on_check=on_check, **how)
 
 
-def test_an_honest_model_passes_every_check_at_both_modes(grey_model, grey_images):
+def failed(*arguments, **how):
+    return {check.name for check in checked(*arguments, **how) if not check.has_passed}
+
+
+def test_an_honest_model_passes_every_check_at_every_beta(grey_model, grey_images):
     seen = []
-    checks = check_attack(grey_model, grey_images(LEVELS), epsilon_255=10, steps=4, on_check=lambda: seen.append(1))
-    names = [TWICE_WEAKER, TWICE_STRONGER, SINGLE, NOISE, HALF, VANISHED]
-    assert [(check.beta, check.name) for check in checks] == [(beta, name) for beta in (0, 1) for name in names]
+    checks = checked(
+        grey_model,
+        grey_images(LEVELS),
+        epsilon_255=10,
+        steps=4,
+        betas=(0.0, 0.5, 1.0),
+        on_check=lambda: seen.append(1),
+    )
+    each, at_a_mode = [APGD, SQUARE], [TWICE_WEAKER, TWICE_STRONGER, SINGLE, HALF, VANISHED]
+    expected = [(beta, name) for beta in (0, 0.5, 1) for name in each + (at_a_mode if beta != 0.5 else [])]
+    assert [(check.beta, check.name) for check in checks] == expected
     assert all(check.has_passed and check.n == 128 for check in checks)
-    assert len(seen) == len(checks) == 2 * CHECKS
-    figures = {check.name: check.figures for check in checks[:CHECKS]}
-    assert figures[TWICE_WEAKER]["PGD-4"] == figures[TWICE_WEAKER]["PGD-8"] == figures[SINGLE]["FGSM"]
+    assert len(seen) == len(checks) == 3 * CHECKS_AT_EACH_BETA + 2 * CHECKS_AT_A_MODE
+    figures = {check.name: check.figures for check in checks[: CHECKS_AT_EACH_BETA + CHECKS_AT_A_MODE]}
+    assert figures[TWICE_WEAKER]["PGD-4"] == figures[TWICE_WEAKER]["PGD-8"]
+    assert figures[APGD]["PGD-4"] == figures[APGD]["with APGD-8 (CE, targeted DLR)"] == figures[SINGLE]["with FGSM"]
     assert figures[HALF] == {"PGD-4, ε 127.5/255": 0, "chance": 0.25}
-    assert figures[NOISE]["worst of 10 draws"] > figures[NOISE]["PGD-4"]
+    assert figures[SQUARE]["with Square-200"] == figures[SQUARE]["PGD-4"]
 
 
 def test_the_same_images_are_checked_again_and_not_the_first_alone(grey_model, grey_images):
     """The images of a folder are sorted by class, so the first ones are all of one class."""
     images = grey_images(sorted(list(LEVELS) * 2))
-    first, again = (check_attack(grey_model, images, epsilon_255=10, steps=2) for _ in range(2))
+    first, again = (checked(grey_model, images, epsilon_255=10, steps=2, betas=(1.0,)) for _ in range(2))
     assert first == again
-    robust = next(check.figures["PGD-2"] for check in first if check.beta == 1 and check.name == SINGLE)
+    robust = next(check.figures["PGD-2"] for check in first if check.name == SINGLE)
     assert robust == pytest.approx(0.9, abs=0.08)  # the first 128 are all robust
 
 
-def test_gradients_that_mislead_are_found_out_by_noise_and_by_a_radius_of_a_half(margin_model, grey_images):
+def test_gradients_that_mislead_are_found_out_by_random_search_and_by_a_radius_of_a_half(margin_model, grey_images):
     def misleading(images, betas):
         margin = 20 * (images - 0.5).mean(dim=(1, 2, 3))
         return 2 * margin.detach() - margin
 
-    assert failed(margin_model(misleading), grey_images([127, 128] * 64)) == {NOISE, HALF}
+    assert failed(margin_model(misleading), grey_images([127, 128] * 64)) == {APGD, SQUARE, HALF}
+    assert SQUARE in failed(
+        margin_model(misleading), grey_images([127, 128] * 64), betas=(0.5,), attack="apgd", steps=2
+    )
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.3])
+def test_pgd_on_scaled_logits_is_found_out_by_other_losses(margin_model, grey_images, beta):
+    """At this scale the cross-entropy of bright images is exactly zero, so PGD leaves them at a random point."""
+
+    def scaled(images, betas):
+        brightness = (images - 0.5).mean(dim=(1, 2, 3))
+        return torch.where(brightness > 0.1, 2000.0, 20.0) * brightness
+
+    images = grey_images([100] * 64 + [158] * 64)
+    assert APGD in failed(margin_model(scaled), images, epsilon_255=36, betas=(beta,))
+    assert failed(margin_model(scaled), images, epsilon_255=36, betas=(beta,), attack="apgd") == set()
+
+
+def test_a_table_by_a_weak_attack_is_found_out_at_its_own_figures(grey_model, grey_images):
+    """The figures that are checked are those that were measured: here PGD with a quarter of the radius."""
+    images = grey_images(LEVELS)
+    weak = attack_each_beta(grey_model, images, betas=(0.5,), epsilon_255=10, steps=4, attack="pgd")
+    checks = check_attack(grey_model, images, outcomes=weak, epsilon_255=40, steps=4, attack="pgd")
+    assert {check.name for check in checks if not check.has_passed} == {APGD, SQUARE}
+    assert {check.figures["PGD-4"] for check in checks} == {np.mean(chosen_robust(weak[0.5].robust))}
+
+
+def chosen_robust(robust):
+    return robust[np.random.default_rng(0).permutation(len(robust))[:128]]
 
 
 def trapped(images, betas):
@@ -58,8 +103,8 @@ def trapped(images, betas):
 
 def test_small_steps_that_are_caught_in_a_dip_are_found_out_by_large_ones(margin_model, grey_images):
     model, images = margin_model(trapped), grey_images([128] * 128)
-    assert failed(model, images, epsilon_255=8, steps=4) == {TWICE_WEAKER}
-    assert failed(model, images, epsilon_255=8, steps=8) == {SINGLE}
+    assert failed(model, images, epsilon_255=8, steps=4) - {APGD} == {TWICE_WEAKER}
+    assert failed(model, images, epsilon_255=8, steps=8) == {APGD, SQUARE, SINGLE}
 
 
 def test_an_attack_that_has_not_converged_is_found_out_by_more_steps(margin_model, grey_images):
@@ -86,9 +131,18 @@ def test_images_without_a_gradient_are_counted(margin_model, grey_images):
         failed(model, grey_images([250] * 4))
 
 
+def test_a_comparison_without_any_gradient_passes(margin_model, grey_images):
+    """APGD attacks the DLR, and FGSM has only the cross-entropy, which is saturated."""
+    model = margin_model(lambda images, betas: 1e5 * (images - 0.5).mean(dim=(1, 2, 3)))
+    assert failed(model, grey_images([90] * 16), epsilon_255=38, attack="apgd") == set()
+
+
 def test_checks_that_an_attack_does_not_allow_are_left_out(grey_model, grey_images):
-    checks = check_attack(grey_model, grey_images(LEVELS), epsilon_255=10, steps=4, attack="fgsm", betas=[1.0])
-    assert [check.name for check in checks] == [NOISE, HALF, VANISHED]
+    images = grey_images(LEVELS[::10])
+    fgsm = checked(grey_model, images, epsilon_255=10, steps=4, attack="fgsm", betas=[1.0])
+    assert [check.name for check in fgsm] == [APGD, SQUARE, HALF, VANISHED]
+    apgd = checked(grey_model, images, epsilon_255=10, steps=4, attack="apgd", betas=[1.0, 0.5])
+    assert [check.name for check in apgd] == [SQUARE, TWICE_WEAKER, TWICE_STRONGER, SINGLE, HALF, SQUARE]
 
 
 def row(beta, epsilon_255, right):

@@ -15,28 +15,41 @@ def images(grey_images):
 
 @pytest.fixture
 def measurement(grey_model, images):
-    return Measurement(grey_model, images, attack="pgd", steps=4, epsilon_255=20)
+    return Measurement(grey_model, images, [0, 1], attack="pgd", steps=4, epsilon_255=20)
 
 
 def test_accuracy_is_that_of_the_same_attack(measurement, grey_model, images):
     expected = evaluate_accuracy(grey_model, images, betas=[0, 1], epsilon_255=20, steps=4, attack="pgd")
-    assert measurement.accuracy([0, 1]) == expected
+    assert measurement.accuracy() == expected
 
 
-def test_ensembles_are_measured_between_the_modes_only(measurement):
-    assert [row.beta for row in measurement.ensembles([-0.5, 0, 0.25, 0.5, 1, 1.5])] == [0.25, 0.5]
+def test_ensembles_are_measured_between_the_modes_only(grey_model, images):
+    betas = [-0.5, 0, 0.25, 0.5, 1, 1.5]
+    measurement = Measurement(grey_model, images, betas, attack="pgd", steps=4, epsilon_255=20)
+    assert [row.beta for row in measurement.ensembles()] == [0.25, 0.5]
 
 
-def test_the_curve_begins_without_an_attack_and_the_checks_are_made_in_both_modes(measurement):
-    curve = measurement.epsilon_curve([1.0])
-    assert [row.epsilon_255 for row in curve[:3]] == [0, 10, 20]
+def test_the_curve_begins_without_an_attack_and_the_checks_are_made_at_every_beta(measurement):
+    curve = measurement.epsilon_curve()
+    assert [row.epsilon_255 for row in curve[:6:2]] == [0, 10, 20]
     assert curve[0].robust == curve[0].clean
     assert {check.beta for check in measurement.checks()} == {0, 1}
 
 
-def test_the_matrix_is_by_pgd_for_any_attack(grey_model, images):
-    matrix = Measurement(grey_model, images, attack="apgd", steps=4, epsilon_255=20).matrix([0, 1])
-    assert (matrix.attack, matrix.betas, np.shape(matrix.robust)) == ("PGD-4", [0, 1], (2, 2))
+def test_parts_after_the_accuracy_attack_the_same_images_no_second_time(measurement, monkeypatch):
+    rows = measurement.accuracy()
+    monkeypatch.setattr("training.evaluation.measure.attack_each_beta", None)
+    assert measurement.accuracy() == rows
+    matrix = measurement.matrix()
+    assert (matrix.betas, np.shape(matrix.robust)) == ([0, 1], (2, 2))
+    assert all(worst.value <= row.robust.value for worst, row in zip(matrix.worst, rows, strict=True))
+
+
+def test_accuracy_under_another_norm_says_which(grey_model, images):
+    measurement = Measurement(grey_model, images, [0, 1], attack="apgd", steps=4, epsilon_255=128, norm="l2")
+    assert [(row.norm, row.epsilon_255, row.attack) for row in measurement.accuracy()] == [
+        ("l2", 128, "APGD-4 (CE, targeted DLR)")
+    ] * 2
 
 
 def test_shifts_are_those_of_the_evaluation(grey_model, images):

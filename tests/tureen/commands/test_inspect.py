@@ -107,7 +107,7 @@ def test_the_state_of_every_file_is_reported(own_bundle, put_file, capsys):
     status, out, err = shown(capsys, own_bundle)
     assert status == 1
     assert "digits" in out
-    assert "PGD-10" in out
+    assert "APGD-5" in out
     assert inspection.error in err
 
 

@@ -39,6 +39,21 @@ def test_a_beta_that_is_never_served_is_marked():
     assert len({len(line) for line in beyond[1:-1]}) == 1
 
 
+def test_a_robust_accuracy_whose_check_failed_is_marked_at_the_figure():
+    checks = [
+        AttackCheck(name=name, beta=beta, n=9, has_passed=has_passed, figures={}, sentence="Beware.")
+        for name, beta, has_passed in (("one", 0.0, False), ("two", 0.0, False), ("one", 1.0, True))
+    ]
+    clean, robust = accuracy_table([row(0.0, 0.2), row(1.0, 0.5)], checks).splitlines()[2:]
+    assert clean.endswith("20.0 (15.0– 25.0)  ! too high: check failed (one; two)")
+    assert robust.endswith("50.0 (45.0– 55.0)")
+
+
+def test_the_norm_of_the_attack_is_stated():
+    rows = [row(0.0, 0.2).model_copy(update={"norm": "l2", "epsilon_255": 128})]
+    assert "l2 ε = 128/255" in accuracy_table(rows)
+
+
 def test_an_ensemble_is_shown_with_the_soup_under_the_same_attack():
     soups = [row(0.5, 0.4), row(1.0, 0.5), row(0.5, 0.3, attack="PGD-10"), row(0.5, 0.2, epsilon_255=4)]
     lines = ensemble_table([row(0.5, 0.45, clean=0.95)], soups).splitlines()
@@ -64,7 +79,7 @@ def matrix():
         attack="PGD-40",
         epsilon_255=8,
         robust=[[0.20, 0.60, 0.61], [0.10, 0.50, 0.62], [0.30, 0.55, 0.45]],
-        joint_attack="PGD-10",
+        joint_attack="APGD-10 on the mean over β",
         joint=[0.22, 0.40, 0.46],
         worst=[share(0.09), share(0.39), share(0.44)],
         suspects=[
@@ -83,7 +98,7 @@ def test_a_matrix_shows_its_rows_its_worst_and_suspect_results(matrix):
     assert text.splitlines()[3].split() == ["1.00", "10.0!", "50.0", "62.0"]
     assert "! the attack on β = 1 breaks β = 0 better than the attack on it (p = 0.0004): gradient masking" in text
     assert "! the attack on all β at once breaks β = 1 better" in text
-    assert "PGD-10 on the sum of the losses" in text
+    assert "all at once: APGD-10 on the mean over β" in text
     assert text.endswith(FOOTNOTE)
 
 
