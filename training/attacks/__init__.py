@@ -1,1 +1,1 @@
-"""Attacks within an l∞ ball: PGD, APGD and AutoAttack."""
+"""Attacks within a ball around each image: FGSM, PGD, APGD, Square and AutoAttack."""

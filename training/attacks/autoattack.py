@@ -39,7 +39,7 @@ def autoattack(
     Source: Croce & Hein, *Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
     attacks*, ICML 2020; for l1 their *Mind the box*, ICML 2021. The arguments are those of
     `training.attacks.gradient`, where epsilon is the radius in `norm`.
-    parts: some of the four, such as ("apgd-ce", "apgd-t"), with `steps` steps; None: all of them, `steps` is ignored.
+    parts: some of the four, such as ("apgd-ce", "apgd-t"), with `steps` steps; None: all four, and `steps` is ignored.
     For K < 10 classes the targeted attacks try K − 1 classes. generator: source of the seed. Raises RecipeError if
     K < 4, where targeted APGD is not defined.
 
@@ -82,8 +82,9 @@ def square(
     steps: int,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Returns images after the Square attack under l∞: random squares, kept where the margin shrinks. No gradient.
+    """Returns images after the Square attack under l∞, which uses no gradient.
 
+    It adds random squares, and keeps a square if it lowers the margin of the right class.
     Source: Andriushchenko et al., *Square attack: a query-efficient black-box adversarial attack via random search*,
     ECCV 2020. The arguments are those of `training.attacks.gradient`. steps: maximum number of queries for each image.
     """
@@ -109,7 +110,7 @@ def _seed(images: Tensor, generator: torch.Generator | None) -> int:
 
 @contextmanager
 def _unchanged_global_state(images: Tensor) -> Iterator[None]:
-    """Restores the global random state, which the package seeds, and a debugger's trace function, which it removes."""
+    """Restores at its end the global random state and the trace function of a debugger, which the package changes."""
     trace = sys.gettrace()
     try:
         with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):

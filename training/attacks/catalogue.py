@@ -45,7 +45,10 @@ class Attack(Protocol):
 
 
 def _from_package(name: str, **options: Any) -> Attack:
-    """Returns a function of `training.attacks.autoattack`, which imports the package at the first call."""
+    """Returns the function `name` of `training.attacks.autoattack`, with `options` as further arguments.
+
+    It imports that module at its first call.
+    """
 
     def attack(forward: Forward, images: Tensor, labels: Tensor, **arguments: Any) -> Tensor:
         function = getattr(import_module("training.attacks.autoattack"), name)
@@ -96,9 +99,9 @@ def attack_label(name: str, steps: int) -> str:
 
 
 def find_attack(name: str, norm: Norm = "linf") -> Attack:
-    """Returns the attack of that name under the norm; raises RecipeError if there is none.
+    """Returns the attack of that name under the norm. Raises RecipeError if there is none.
 
-    Under l2 and l1 there are "apgd" and "autoattack", both by the package `pyautoattack`.
+    Under l2 and l1 there are only "apgd" and "autoattack", both by the package `pyautoattack`.
     """
     if name not in ATTACKS:
         raise RecipeError(f"there is no attack {name!r}: choose {', '.join(ATTACKS)}")

@@ -244,10 +244,11 @@ def _auto_pgd(
     generator: torch.Generator | None,
     keep: Keep,
 ) -> tuple[Tensor, Tensor]:
-    """Returns the kept point of each image after one run, and its margin if that is kept, else its loss, (B,).
+    """Returns the point that `keep` selects for each image in one run, and its margin or its loss, (B,).
 
-    target: int64 (B,), the wrong class for the targeted loss. keep: with "first fooling" an image leaves the forward
-    passes once it is fooled, and its loss is then infinite. The other two run all steps for all images.
+    target: int64 (B,), the wrong class for the targeted loss. keep: "widest margin" returns the margin, the others the
+    loss. With "first fooling" an image leaves the forward passes once it is fooled, and its loss is then infinite. The
+    other two run all steps for all images.
     """
     lower, upper = _bounds(images, epsilon)
     point = _random_point(images, lower, upper, epsilon=epsilon, generator=generator)

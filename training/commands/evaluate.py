@@ -194,7 +194,10 @@ def _evaluate_checkpoint(checkpoint: Checkpoint, betas: list[float], options: ar
 
 
 def _save(path: Path, checkpoint: Checkpoint, rows: list[AccuracyRow], measured: Mapping[str, object]) -> None:
-    """Stores the rows as the accuracy of the checkpoint; those under l2 or l1 beside it, in place of earlier ones."""
+    """Saves the checkpoint with the rows as its accuracy, and with the fields `measured` in its evaluation.
+
+    Rows under l2 or l1 do not replace the accuracy. They replace earlier rows under that norm in the evaluation.
+    """
     before = checkpoint.evaluation
     if (norm := rows[0].norm) != "linf":
         others = [row for row in before.other_norms if row.norm != norm]

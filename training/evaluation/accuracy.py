@@ -125,7 +125,7 @@ def attack_each_beta(
     range. forward_at: makes the function of images to evaluate and attack at a β; `forward_at_beta` or
     `ensemble_forward`. on_batch: called after each batch of images at each β.
     An image counts as robust only if it is classified right without the attack too. Raises RecipeError for an unknown
-    attack, ZeroGradientError if a whole batch has no gradient.
+    attack, ZeroGradientError if a whole batch has no gradient, and DivergedError if logits are not finite.
     """
     return {
         beta: run_attack(
@@ -156,7 +156,8 @@ def evaluate_epsilon_curve(
 ) -> list[AccuracyRow]:
     """Returns the rows of `evaluate_accuracy` for each radius, in ascending order.
 
-    Ends after the first radius at which robust accuracy is 0 at every β.
+    Ends after the first radius at which robust accuracy is 0 at every β. radii_255: in 1/255 of the pixel range. The
+    other arguments and the errors are those of `attack_each_beta`.
     """
     rows: list[AccuracyRow] = []
     for radius in sorted(radii_255):
@@ -221,7 +222,10 @@ def run_attack(
     norm: Norm = "linf",
     on_batch: Callable[[], None] = lambda: None,
 ) -> AttackOutcome:
-    """Returns which images `forward` classifies right, without and under the attack. A radius of 0 means no attack."""
+    """Returns which images `forward` classifies right, without and under the attack. A radius of 0 means no attack.
+
+    The other arguments and the errors are those of `attack_each_beta`.
+    """
     find_adversarial = find_attack(attack, norm)
     generator = torch.Generator(device).manual_seed(seed)
     clean, robust = [], []
@@ -264,7 +268,10 @@ def model_device(model: nn.Module) -> torch.device:
 
 
 def make_predictor(model: nn.Module) -> Predict:
-    """Returns the model as a function of NumPy arrays: pixels and one β for each image to logits."""
+    """Returns the model as a function of NumPy arrays.
+
+    It maps pixels uint8 (B, H, W, 3) and B values of β, one for each image, to logits float32 (B, K).
+    """
     device = model_device(model)
 
     @torch.no_grad()

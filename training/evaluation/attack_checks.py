@@ -96,7 +96,10 @@ def check_epsilon_curve(curve: Sequence[AccuracyRow]) -> list[AttackCheck]:
 
 @dataclass(frozen=True)
 class _Checker:
-    """Checks the attack at one β on a few images. robust: bool (n,), the result of the attack on them."""
+    """Checks the attack at one β on a few images.
+
+    robust: bool (n,), which of the images are classified right without and under the attack.
+    """
 
     model: nn.Module
     few: Images
@@ -180,10 +183,9 @@ class _Checker:
     def _compared(self, name: str, other: str, steps: int, sentence: str) -> AttackCheck:
         """Returns the check that another attack is not stronger, by the sign test.
 
-        The second figure is the share that neither attack breaks.
-
-        The other attack runs on the images that are left. Only if it breaks so many of them that the test may fail, it
-        runs on the other images too. An attack without any gradient breaks no image.
+        Its figures are the share of images that the attack does not break, and the share that neither attack breaks.
+        The other attack runs on the images that the attack did not break. If it breaks so many of them that the test
+        may fail, it runs on the other images too. An attack without any gradient breaks no image.
         """
         remaining = self.robust.copy()
         remaining[self.robust] = self._resists(self.robust, other, steps)
@@ -196,7 +198,10 @@ class _Checker:
         return self._check(name, is_sound, figures, sentence)
 
     def _resists(self, chosen: NDArray[np.bool_], attack: str, steps: int) -> NDArray[np.bool_]:
-        """Returns for each chosen image whether it is right without and under the attack. chosen: bool (n,)."""
+        """Returns for each chosen image whether it is classified right without and under the attack.
+
+        chosen: bool (n,). The result has a value for each True.
+        """
         if not chosen.any():
             return np.empty(0, dtype=np.bool_)
         few = Images(self.few.pixels[chosen], self.few.labels[chosen])

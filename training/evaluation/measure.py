@@ -55,7 +55,7 @@ class Measurement:
 
     @cached_property
     def _outcomes(self) -> dict[float, AttackOutcome]:
-        """The result of the attack at each β; runs the attack once."""
+        """The result of the attack at each β. The first access runs the attack, and later ones return the same."""
         with _bar(attack_label(self._attack, self._steps), len(self._betas) * self._batches, "batch") as advance:
             return attack_each_beta(
                 self._model,
@@ -149,8 +149,9 @@ def read_images(
     strict: bool = False,
     workers: int | None = None,
 ) -> Images:
-    """Runs `load_evaluation_images` with a progress bar; returns the images, prints the names of skipped ones.
+    """Returns the images of `load_evaluation_images`, whose arguments and errors are the same.
 
+    Shows a progress bar, and prints the names of the images that cannot be decoded.
     workers: threads that decode; None: one for each CPU of this process.
     """
     with tqdm(desc="read images", unit="image", disable=None) as bar:

@@ -45,8 +45,8 @@ def transfer_matrix(
 ) -> TransferMatrix:
     """Returns robust accuracies: a row for each attacked β and one for all β together, a column for each served β.
 
-    outcomes: for each β the result of `run_attack` at that β on the same images, with the same radius. The β are those
-    of the rows and columns. The attack of a row is `apgd_margin`, whose adversarial images fool other β too. The row
+    outcomes: for each β of the rows and columns, the result of `run_attack` at that β on the same images, with the same
+    radius. The attack of a row is `apgd_margin`, whose adversarial images fool other β too. The row
     for all β together is for an attacker who does not know β: it attacks the mean over β of the log-probabilities.
 
     An image counts in a cell if the served soup classifies it right with and without the attack. On the diagonal it
