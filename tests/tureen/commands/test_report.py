@@ -49,7 +49,7 @@ def test_a_robust_accuracy_whose_check_failed_is_marked_at_the_figure():
     assert robust.endswith("50.0 (45.0– 55.0)")
 
 
-def test_the_norm_of_the_attack_is_stated():
+def test_the_norm_of_the_attack_is_printed():
     rows = [row(0.0, 0.2).model_copy(update={"norm": "l2", "epsilon_255": 128})]
     assert "l2 ε = 128/255" in accuracy_table(rows)
 
