@@ -1,7 +1,7 @@
 """Defines the rules for the head and the chunks of a request. `serve.connection.http_connection` applies them.
 
 The rules are stricter than the standard: they refuse a target that is not a path, a second Host and HTTP/0.9. No client
-needs these, and they help attacks by request smuggling between proxies.
+needs such requests, and attackers use them to smuggle requests past a proxy.
 """
 
 from __future__ import annotations

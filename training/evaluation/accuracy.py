@@ -180,7 +180,7 @@ def evaluate_epsilon_curve(
 def epsilon_grid(epsilon_255: float) -> list[float]:
     """Returns radii in 1/255 for `evaluate_epsilon_curve`: 0, ½, 1, 2, 4 and 8 times `epsilon_255`, and 127.5.
 
-    Multiples above 127.5, half of the pixel range, are left out.
+    Omits multiples of 127.5 or more, because 127.5 is half of the pixel range.
     """
     radii = {multiple * epsilon_255 for multiple in (0, 0.5, 1, 2, 4, 8)}
     return [*sorted(radius for radius in radii if radius < MID_GREY_RADIUS_255), MID_GREY_RADIUS_255]

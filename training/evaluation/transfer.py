@@ -46,8 +46,8 @@ def transfer_matrix(
     """Returns robust accuracies: a row for each attacked β and one for all β together, a column for each served β.
 
     outcomes: for each β of the rows and columns, the result of `run_attack` at that β on the same images, with the same
-    radius. The attack of a row is `apgd_margin`, whose adversarial images fool other β too. The row
-    for all β together is for an attacker who does not know β: it attacks the mean over β of the log-probabilities.
+    radius. The attack of a row is `apgd_margin`, whose adversarial images fool other β too. The row for all β together
+    is for an attacker who does not know β: it attacks the mean over β of the log-probabilities.
 
     An image counts in a cell if the served soup classifies it right with and without the attack. On the diagonal it
     must resist the attack of `outcomes` too. It counts in `worst` if it counts in all cells of the column. So `worst`
@@ -97,7 +97,10 @@ def mean_forward(forwards: Sequence[Forward]) -> Forward:
 
 
 def suspect_cells(robust: NDArray[np.bool_], betas: Sequence[float]) -> list[SuspectCell]:
-    """Returns the cells of robust, bool (T + 1, T, n), that are significantly below the diagonal of their column."""
+    """Returns the cells that are significantly below the diagonal of their column.
+
+    robust: bool (T + 1, T, n), by attacked β, served β and image; the last row is the attack on all β together.
+    """
     found = []
     for row, attacked in enumerate([*betas, None]):
         for column, served in enumerate(betas):
