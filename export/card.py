@@ -9,6 +9,7 @@ from tureen.bundle.manifest import AccuracyRow, AttackCheck, Evaluation, Manifes
 from tureen.commands.report import (
     NORM_SYMBOLS,
     accuracy_table,
+    calibration_images,
     check_results,
     doubt_text,
     ensemble_table,
@@ -110,6 +111,7 @@ def _calibration(manifest: Manifest) -> str:
     if not manifest.calibration:
         return ""
     first = manifest.calibration[0]
+    measured, fitted = calibration_images(first)
     rows = "\n".join(
         f"| {row.beta:g} | {row.temperature:.2f} | {row.error_before:.3f} | {row.error:.3f} |"
         for row in manifest.calibration
@@ -117,8 +119,8 @@ def _calibration(manifest: Manifest) -> str:
     return f"""
 ## Calibration
 
-Expected calibration error (15 bins) on {first.n} images, without and with a temperature for each β. Another
-{first.n_fitted} images fitted the temperatures. The served probabilities are the softmax of the logits divided by the
+Expected calibration error (15 bins) on {first.n} {measured}, without and with a temperature for each β.
+{first.n_fitted} {fitted} fitted the temperatures. The served probabilities are the softmax of the logits divided by the
 temperature of their β, linear between the rows. `tureen serve --no-calibration` serves the softmax of the logits.
 
 | β | temperature | error without | error with |

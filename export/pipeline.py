@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 import tureen
 from export.artefacts import BundleArtefacts
-from export.calibration import DialFields, measure_dial
+from export.calibration import MAX_FITTING_IMAGES, MAX_MEASURING_IMAGES, DialFields, measure_dial
 from export.card import model_card
 from export.errors import ExportError
 from export.graph import OPSET, onnx_graph, require_exportable
@@ -29,7 +29,7 @@ from export.parity import ParityLimits
 from export.proving import EngineRequest, add_later_opset, prove_engines
 from export.reference import BETAS, Reference, attack_images, compute_reference
 from training.checkpoint import Checkpoint
-from training.data.datasets import Images
+from training.data.datasets import Images, balanced_sample
 from training.distributed import best_device
 from training.evaluation.accuracy import make_predictor
 from training.models.vit import DualTokenViT
@@ -87,7 +87,7 @@ def export_bundle(
     proven = prove_engines(artefacts, expected, request, limits, report=report)
     if request.has_later_opset:
         add_later_opset(proven, graph, model, expected, limits, report)
-    dial: DialFields = measure_on_held_out(checkpoint, model) if modes == "two" else {}
+    dial: DialFields = measure_on_checkpoint(checkpoint, model) if modes == "two" else {}
     tokens = safetensors.numpy.save({"clean": expected.clean_token, "robust": expected.robust_token})
     files = {BACKBONE: graph, TOKENS: tokens, GOLDEN: golden_rows(model).to_bytes(), **proven.files}
     manifest = Manifest(
@@ -143,11 +143,20 @@ def attacked_reference(checkpoint: Checkpoint, model: DualTokenViT, betas: Seque
     return dataclasses.replace(compute_reference(model.cpu(), images.pixels, betas), attacked=attacked)
 
 
-def measure_on_held_out(checkpoint: Checkpoint, model: DualTokenViT) -> DialFields:
-    """Returns the strength curve and the temperatures of PyTorch on up to 512 held-out images."""
-    held_out = checkpoint.test
-    images = Images(held_out.pixels[:MAX_IMAGES], held_out.labels[:MAX_IMAGES])
-    measured = measure_dial(make_predictor(model.to(best_device())), images)
+def measure_on_checkpoint(checkpoint: Checkpoint, model: DualTokenViT) -> DialFields:
+    """Returns the strength curve and the temperatures of PyTorch on the images of the checkpoint.
+
+    Fits on at most 1,000 validation images, and measures the errors on at most 2,000 test images. A checkpoint without
+    validation images is measured on halves of its test images.
+    """
+
+    def sample(images: Images, at_most: int) -> Images:
+        return balanced_sample(images, max(at_most, len(checkpoint.labels)))
+
+    validation = None if checkpoint.validation is None else sample(checkpoint.validation, MAX_FITTING_IMAGES)
+    measured = measure_dial(
+        make_predictor(model.to(best_device())), sample(checkpoint.test, MAX_MEASURING_IMAGES), validation
+    )
     model.cpu()
     return measured
 

@@ -10,6 +10,7 @@ import tureen
 from export.calibration import MIN_IMAGES, measure_dial
 from export.card import model_card
 from export.errors import ExportError
+from training.data.sources import split_kind
 from training.evaluation.measure import read_images
 from tureen.arguments import positive_int
 from tureen.bundle.bundle import MANIFEST, MODEL_CARD, read_listed_file, read_manifest, record_files, write_bundle
@@ -32,14 +33,18 @@ def calibrate(arguments: list[str]) -> int:
     )
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="directory that `tureen export` wrote")
     parser.add_argument(
-        "--data", required=True, metavar="DIR", help="images that did not train the model, one folder for each class"
+        "--data",
+        required=True,
+        metavar="DIR",
+        help="images that did not train the model, one folder for each class. With folders val and test of classes, "
+        "val fits and test measures the errors; otherwise random halves do",
     )
     parser.add_argument(
         "--images",
         type=positive_int,
         default=MAX_IMAGES,
         metavar="N",
-        help="maximum number of images, drawn evenly from the classes (default: %(default)s)",
+        help="maximum number of images of each folder, drawn evenly from the classes (default: %(default)s)",
     )
     options = parser.parse_args(arguments)
     path = options.bundle.resolve()  # the directory behind a link is replaced, and the link stays
@@ -54,7 +59,7 @@ def calibrate(arguments: list[str]) -> int:
 def measured_manifest(path: Path, data: str, at_most: int) -> Manifest:
     """Returns the manifest of the bundle at `path`, with the strength curve and temperatures of its fastest engine.
 
-    data: location of the images on which they are measured. at_most: maximum number of images.
+    data: location of the images, as in `part_folders`. at_most: maximum number of images of each part.
     Raises ExportError if the model has one token, or if the bundle has a file that is not in its manifest. Raises
     DataError if the images have other classes or cannot be decoded, BundleError if the bundle is damaged, and
     EngineError if no engine can run it.
@@ -65,12 +70,32 @@ def measured_manifest(path: Path, data: str, at_most: int) -> Manifest:
             f"{path} has one token, so it has no strength: co-train the model with `tureen train finetune --init …`"
         )
     check_all_listed(path, manifest)
-    images = read_images(data, manifest.preprocess, manifest.labels, at_most=at_most)
-    if len(images) < MIN_IMAGES:
-        print(f"{len(images)} images are too few to fit temperatures: give {MIN_IMAGES} or more", file=sys.stderr)
+    folders = part_folders(data)
+    test, *validation = (
+        read_images(folder, manifest.preprocess, manifest.labels, at_most=at_most) for folder in folders
+    )
+    parts = [len(part) for part in (test, *validation)] if validation else [len(test) // 2]
+    if min(parts) < MIN_IMAGES:
+        least = f"{MIN_IMAGES} or more in each folder" if validation else f"{2 * MIN_IMAGES} or more"
+        print(
+            f"{sum(map(len, (test, *validation)))} images are too few to fit temperatures: give {least}",
+            file=sys.stderr,
+        )
     with tureen.load(path) as soup:
-        measured = measure_dial(soup.logits, images)
+        measured = measure_dial(soup.logits, test, validation[0] if validation else None)
     return manifest.model_copy(update={**measured, "schema_version": SCHEMA_VERSION})
+
+
+def part_folders(data: str) -> list[str]:
+    """Returns the folders to measure on and to fit on, in `data`; only `data` itself if it does not have one of each.
+
+    They are folders of classes whose names denote a test and a validation split, such as test and val.
+    """
+    root = Path(data)
+    folders = [entry for entry in sorted(root.iterdir()) if entry.is_dir()] if root.is_dir() else []
+    by_kind = {kind: [folder for folder in folders if split_kind(folder.name) == kind] for kind in ("test", "val")}
+    parts = [found[0] for found in by_kind.values() if len(found) == 1 and any(map(Path.is_dir, found[0].iterdir()))]
+    return [str(folder) for folder in parts] if len(parts) == 2 else [data]
 
 
 def rewrite_manifest(path: Path, manifest: Manifest) -> None:

@@ -138,7 +138,11 @@ def export(arguments: list[str]) -> int:
     if modes == "two":
         checkpoint = load_checkpoint(options.checkpoint)
         if options.images is not None:
-            checkpoint = dataclasses.replace(checkpoint, test=balanced_sample(checkpoint.test, options.images))
+            checkpoint = dataclasses.replace(
+                checkpoint,
+                test=balanced_sample(checkpoint.test, options.images),
+                validation=checkpoint.validation and balanced_sample(checkpoint.validation, options.images),
+            )
     else:
         given = {field: getattr(options, field) for field in THIRD_PARTY if getattr(options, field) is not None}
         checkpoint = load_third_party(options.checkpoint, ThirdPartyOptions(**given), report)

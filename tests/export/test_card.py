@@ -137,16 +137,16 @@ def test_the_card_has_the_calibration_error_at_each_beta(manifest):
     row = CalibrationRow(beta=1, temperature=1.5, n_fitted=31, n=32, error_before=0.131, error=0.02)
     card = model_card(manifest.model_copy(update={"calibration": [row]}))
     assert "on 32 images, without and with a temperature" in card
-    assert "31 images fitted the temperatures" in card
+    assert "31 other images fitted the temperatures" in card
     assert "| 1 | 1.50 | 0.131 | 0.020 |" in card
 
 
 def test_an_exported_bundle_has_its_curve_and_its_temperatures(bundle):
     manifest = bundle.manifest
-    assert manifest.strength.n == 450
+    assert manifest.strength.n == 135
     assert len(manifest.strength.betas) > 2
     assert [row.beta for row in manifest.calibration] == list(BETAS)
-    assert {(row.n_fitted, row.n) for row in manifest.calibration} == {(225, 225)}
+    assert {(row.n_fitted, row.n) for row in manifest.calibration} == {(135, 450)}
     card = (bundle.path / "README.md").read_text()
     assert f"| 0.5 | {manifest.strength.beta_at(0.5):.2f} |" in card
     assert f"| {manifest.calibration[-1].error:.3f} |" in card

@@ -221,6 +221,9 @@ class CalibrationRow(_Record):
     n: int = Field(gt=0, description="number of other images, which measured the errors")
     error_before: float = Field(ge=0, le=1, description="expected calibration error of the softmax, 15 bins")
     error: float = Field(ge=0, le=1, description="expected calibration error with the temperature")
+    images: Literal["validation and test", "random halves"] = Field(
+        default="random halves", description="the images that fitted the temperature, and the others"
+    )
 
 
 class Temperatures(_Record):

@@ -10,6 +10,7 @@ from tureen.bundle.manifest import (
     Accuracy,
     AccuracyRow,
     AttackCheck,
+    CalibrationRow,
     Manifest,
     Norm,
     ParityRow,
@@ -70,9 +71,18 @@ def calibration_summary(manifest: Manifest) -> str:
     if not rows:
         return "calibration error: not measured"
     before, after = max(row.error_before for row in rows), max(row.error for row in rows)
+    measured, fitted = calibration_images(rows[0])
     return (
-        f"calibration error, worst β: {before:.3f}; with a temperature for each β: {after:.3f}; on {rows[0].n} images"
+        f"calibration error, worst β: {before:.3f}; with a temperature for each β: {after:.3f}; "
+        f"on {rows[0].n} {measured}, fitted on {rows[0].n_fitted} {fitted}"
     )
+
+
+def calibration_images(row: CalibrationRow) -> tuple[str, str]:
+    """Returns the names of the images that measured the errors, and of those that fitted the temperatures."""
+    if row.images == "random halves":
+        return "images", "other images"
+    return "test images", "validation images"
 
 
 def accuracy_table(rows: Sequence[AccuracyRow], checks: Sequence[AttackCheck] = (), images: str = "test images") -> str:

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -71,6 +72,22 @@ def test_few_images_give_a_curve_and_no_temperatures(own_bundle, digits, capsys)
     assert "30 images are too few to fit temperatures: give 40 or more" in err
     assert "calibration error: not measured" in out
     assert load_bundle(own_bundle).manifest.calibration == []
+
+
+def test_the_folder_val_fits_and_the_folder_test_measures(own_bundle, digits, tmp_path, capsys):
+    for name, parity in (("val", 0), ("test", 1)):
+        for file in sorted(digits.rglob("*.png"))[parity::2]:
+            target = tmp_path / "parts" / name / file.parent.name / file.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, target)
+    status, out, _ = calibrate(capsys, own_bundle, "--data", tmp_path / "parts", "--images", 50)
+    assert status == 0
+    assert "on 50 test images, fitted on 50 validation images" in out
+    manifest = load_bundle(own_bundle).manifest
+    assert manifest.strength.n == 50
+    assert {row.images for row in manifest.calibration} == {"validation and test"}
+    _, _, err = calibrate(capsys, own_bundle, "--data", tmp_path / "parts", "--images", 19)
+    assert "38 images are too few to fit temperatures: give 20 or more in each folder" in err
 
 
 def test_what_cannot_be_measured_is_refused_and_nothing_changes(

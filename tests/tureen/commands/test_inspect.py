@@ -113,9 +113,12 @@ def test_the_state_of_every_file_is_reported(own_bundle, put_file, capsys):
 
 def test_the_strength_and_the_calibration_have_a_line_each(own_bundle, capsys):
     out = shown(capsys, own_bundle)[1]
-    assert re.search(r"^strength 0, ¼, ½, ¾, 1 is β 0\.00, .*, 1\.00; measured on 450 images$", out, re.M)
+    assert re.search(r"^strength 0, ¼, ½, ¾, 1 is β 0\.00, .*, 1\.00; measured on 135 images$", out, re.M)
     assert re.search(
-        r"^calibration error, worst β: 0\.\d{3}; with a temperature .*: 0\.\d{3}; on 225 images$", out, re.M
+        r"^calibration error, worst β: 0\.\d{3}; with a temperature .*: 0\.\d{3}; on 450 test images, "
+        r"fitted on 135 validation images$",
+        out,
+        re.M,
     )
     edit_manifest(own_bundle, lambda m: (m.pop("strength"), m.pop("calibration")))
     out = shown(capsys, own_bundle)[1]
