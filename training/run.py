@@ -19,6 +19,7 @@ from training.attacks.catalogue import substitution_message, suitable_attack
 from training.checkpoint import CHECKPOINT, Checkpoint, save_checkpoint
 from training.cotrain import Cotraining
 from training.data.datasets import Dataset, load_dataset, load_digits
+from training.data.duplicates import duplicates_line
 from training.data.sources import model_name_from_images, open_source
 from training.distributed import Processes, cpus_per_process, process_group
 from training.errors import CheckpointError, RecipeError
@@ -113,6 +114,8 @@ def _run(recipe: Recipe, out: Path, options: RunOptions, signals: StopSignals) -
         recipe = fitted_to_images(recipe, data, is_verbose=processes.is_first)
         if processes.is_first:
             print(class_counts(data), file=sys.stderr)
+            if data.duplicates:
+                print(duplicates_line(data.duplicates), file=sys.stderr)
         training = Cotraining(
             recipe,
             data,
@@ -234,6 +237,7 @@ def load_training_data(recipe: Recipe, options: RunOptions, *, is_verbose: bool 
             strict=options.is_strict,
             workers=options.workers,
             on_images=lambda count: bar.update(count) and None,
+            has_duplicates_counted=is_verbose,
         )
     if is_verbose and data.skipped:
         print(
@@ -326,6 +330,7 @@ def _measure_and_save(training: Cotraining, data: Dataset, out: Path, name: str 
             "processes": training.processes.count,
             "threads": torch.get_num_threads(),
             "training_images": len(data.train),
+            **({"near_duplicates": _duplicate_counts(data)} if data.duplicates else {}),
             "training_seconds": round(training.seconds, 1),
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
         },
@@ -333,6 +338,14 @@ def _measure_and_save(training: Cotraining, data: Dataset, out: Path, name: str 
     save_checkpoint(out, checkpoint)
     (out / STATE).unlink(missing_ok=True)
     return checkpoint
+
+
+def _duplicate_counts(data: Dataset) -> dict[str, int]:
+    """Returns the numbers of images that are near-duplicates of training images, for provenance and model card."""
+    counts: dict[str, int] = {}
+    for part, found in data.duplicates.items():
+        counts |= {part: found.near, f"{part}_exact": found.exact}
+    return counts
 
 
 def _train(

@@ -1,6 +1,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -268,12 +269,14 @@ def test_a_folder_of_images_becomes_a_checkpoint_with_its_labels(photos, tmp_pat
     assert (
         "3 classes: 47 images to train on, 6 for validation, 6 to test on\n  bright       16       2       2\n" in said
     )
+    assert re.search(r"near-duplicates of training images: \d of 6 test images \(0 equal\), \d of 6 validation", said)
     assert "dark/3.png" in said
     assert (out / "skipped.txt").read_text().startswith("dark/3.png: ")
     checkpoint = load_checkpoint(out)
     assert checkpoint.labels == ["bright", "dark", "striped"]
     assert checkpoint.recipe.model.classes == 3
     assert checkpoint.provenance["training_images"] == 47
+    assert set(checkpoint.provenance["near_duplicates"]) == {"test", "test_exact", "validation", "validation_exact"}
     assert checkpoint.name == photos.name
 
 

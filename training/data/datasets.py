@@ -6,15 +6,16 @@ Knows nothing about models, augmentation or batches.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from training.data.sources import EncodedImages, open_source
+from training.data.duplicates import EXAMPLES, Duplicates, Signatures, find_duplicates
+from training.data.sources import EncodedImages, Split, open_source
 from training.data.splits import Part, divide
 from training.errors import DataError
 from tureen.errors import ImageError
@@ -39,11 +40,15 @@ class Images:
 
 @dataclass(frozen=True)
 class StreamedImages:
-    """Images that are decoded on each access: those of `source` at the indices `chosen`."""
+    """Images that are decoded on each access: those of `source` at the indices `chosen`.
+
+    digests: uint8 (n, 16), of the pixels of each image when it was first decoded.
+    """
 
     source: EncodedImages
     chosen: NDArray[np.int64]
     spec: PreprocessSpec
+    digests: NDArray[np.uint8]
 
     @property
     def labels(self) -> NDArray[np.int64]:
@@ -86,20 +91,25 @@ class Dataset:
     preprocess: PreprocessSpec
     skipped: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()  # folders beside the splits, which were not read
+    duplicates: Mapping[str, Duplicates] = field(default_factory=dict)  # by part; empty if they were not counted
 
     def fingerprint(self) -> str:
-        """Returns the SHA-256 of the class names and of the labels of all training images, in order.
+        """Returns the SHA-256 of the class names, and of the labels and pixels of all training images, in order.
 
         A resumed run must have the same.
         """
-        return hashlib.sha256(repr(self.labels).encode() + self.train.labels.tobytes()).hexdigest()
+        content = self.train.pixels if isinstance(self.train, Images) else self.train.digests
+        digest = hashlib.sha256(repr(self.labels).encode() + self.train.labels.tobytes())
+        digest.update(np.ascontiguousarray(content).data)
+        return digest.hexdigest()
 
 
 def load_digits() -> Dataset:
     """Returns the 8×8 handwritten digits of scikit-learn (UCI ML): 1,212 for training, 135 for validation, 450 to test.
 
     Grey levels 0–16 become RGB pixels 0–255. The parts are stratified and the same in every call. They share writers:
-    the data do not name the writer of an image, so no figure on these digits holds for new writers.
+    the data do not name the writer of an image, so no figure on these digits holds for new writers. Near-duplicates are
+    not counted, because 64 pixels have too little detail to distinguish a copy from a similar digit.
     """
     from sklearn import datasets, model_selection
 
@@ -134,6 +144,7 @@ def load_dataset(
     strict: bool = False,
     workers: int = 1,
     on_images: Progress = lambda count: None,
+    has_duplicates_counted: bool = True,
 ) -> Dataset:
     """Returns the labelled images at `location`. Decodes each image once, to find those that cannot be decoded.
 
@@ -148,7 +159,8 @@ def load_dataset(
     classes, the same in every call; it does not change the other parts. stream: decode training images on each access;
     always so above 2 GiB of pixels.
     strict: raise DataError for an image that cannot be decoded, instead of skipping it and adding it to `skipped`.
-    on_images: called with the number of images decoded since the last call.
+    on_images: called with the number of images decoded since the last call. has_duplicates_counted: count the images of
+    validation and test that are near-duplicates of training images.
 
     Raises DataError if one of the three parts has no images.
     """
@@ -162,30 +174,31 @@ def load_dataset(
             raise DataError(f"evaluation_images = {test_images} is less than one for each of the {len(names)} classes")
         test = replace(test, indices=test.indices[_balanced_indices(test.labels, test_images)])
     is_streamed = stream or len(train) * 3 * spec.image_size**2 > IN_MEMORY_BYTES
-    skipped: list[str] = []
 
-    def decoded(part: Part, purpose: str, *, is_kept: bool = True) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        pixels, sound, problems = _decode(part.source, part.indices, spec if is_kept else None, workers, on_images)
-        skipped.extend(problems)
-        if not len(sound) and not strict:
+    def decoded(part: Part, purpose: str, *, is_kept: bool = True) -> _Decoded:
+        found = _decode(part.source, part.indices, spec if is_kept else None, workers, on_images)
+        if not len(found.part) and not strict:
             raise DataError(f"{location} has no image {purpose} that can be decoded")
-        return pixels, sound
+        return found
 
-    test_pixels, test_indices = decoded(test, "to test on")
-    validation_pixels, validation_indices = decoded(validation, "for validation")
-    train_pixels, train_indices = decoded(train, "to train on", is_kept=not is_streamed)
+    tested = decoded(test, "to test on")
+    validated = decoded(validation, "for validation")
+    trained = decoded(train, "to train on", is_kept=not is_streamed)
+    skipped = [*tested.skipped, *validated.skipped, *trained.skipped]
     if strict and skipped:
         raise DataError(f"{len(skipped)} images cannot be decoded, the first is {skipped[0]}")
+    compared = {"test": tested, "validation": validated} if has_duplicates_counted else {}
     return Dataset(
-        train=StreamedImages(train.source, train_indices, spec)
+        train=StreamedImages(train.source, trained.part.indices, spec, trained.signatures.digests)
         if is_streamed
-        else Images(train_pixels, train.source.labels[train_indices]),
-        validation=Images(validation_pixels, validation.source.labels[validation_indices]),
-        test=Images(test_pixels, test.source.labels[test_indices]),
+        else trained.images,
+        validation=validated.images,
+        test=tested.images,
         labels=names,
         preprocess=spec,
         skipped=tuple(skipped),
         ignored=source.ignored,
+        duplicates={name: _duplicates(part, trained) for name, part in compared.items()},
     )
 
 
@@ -214,13 +227,13 @@ def load_evaluation_images(
         if at_most < len(names):
             raise DataError(f"{at_most} images are less than one for each of the {len(names)} classes")
         indices = _balanced_indices(source.labels, at_most)
-    pixels, kept, skipped = _decode(source, indices, spec, workers, on_images)
-    if strict and skipped:
-        raise DataError(f"{len(skipped)} images cannot be decoded, the first is {skipped[0]}")
-    if not len(kept):
+    decoded = _decode(source, indices, spec, workers, on_images)
+    if strict and decoded.skipped:
+        raise DataError(f"{len(decoded.skipped)} images cannot be decoded, the first is {decoded.skipped[0]}")
+    if not len(decoded.part):
         raise DataError(f"{location} has no image that can be decoded")
     index_of = np.array([labels.index(name) for name in names])
-    return Images(pixels, index_of[source.labels[kept]]), tuple(skipped)
+    return Images(decoded.pixels, index_of[decoded.part.labels]), tuple(decoded.skipped)
 
 
 def balanced_sample(images: Images, at_most: int) -> Images:
@@ -234,15 +247,30 @@ def balanced_sample(images: Images, at_most: int) -> Images:
     return Images(images.pixels[chosen], images.labels[chosen])
 
 
-def _decode(
-    source: EncodedImages, indices: NDArray[np.int64], spec: PreprocessSpec | None, workers: int, on_images: Progress
-) -> tuple[NDArray[np.uint8], NDArray[np.int64], list[str]]:
-    """Returns pixels uint8 (n, H, W, 3) of the images at `indices`, the decodable indices, and the names of the others.
+@dataclass(frozen=True)
+class _Decoded:
+    """The images of a part that can be decoded, their pixels and signatures, and the names of the others."""
 
-    Without a spec the images are decoded and discarded: the height and width of the pixels are 0.
+    part: Part
+    pixels: NDArray[np.uint8]
+    signatures: Signatures
+    skipped: list[str]
+
+    @property
+    def images(self) -> Images:
+        return Images(self.pixels, self.part.labels)
+
+
+def _decode(
+    source: Split, indices: NDArray[np.int64], spec: PreprocessSpec | None, workers: int, on_images: Progress
+) -> _Decoded:
+    """Decodes the images of `source` at `indices`; the pixels of the result are uint8 (n, H, W, 3).
+
+    Without a spec the pixels are discarded: their height and width are 0.
     """
     size = 0 if spec is None else spec.image_size
     pixels = np.empty((len(indices), size, size, 3), dtype=np.uint8)
+    signatures = Signatures.empty(len(indices))
     is_sound = np.zeros(len(indices), dtype=np.bool_)
     skipped: list[str] = []
 
@@ -253,6 +281,7 @@ def _decode(
             return f"{source.name(int(indices[position]))}: {error}"
         if spec is not None:
             pixels[position] = pixels_from_image(image, spec)
+        signatures.put(position, image)
         is_sound[position] = True
         return None
 
@@ -262,7 +291,21 @@ def _decode(
             if problem is not None:
                 skipped.append(problem)
             on_images(1)
-    return (pixels if is_sound.all() else pixels[is_sound]), indices[is_sound], skipped
+    if is_sound.all():
+        return _Decoded(Part(source, indices), pixels, signatures, skipped)
+    return _Decoded(Part(source, indices[is_sound]), pixels[is_sound], signatures.only(is_sound), skipped)
+
+
+def _duplicates(decoded: _Decoded, training: _Decoded) -> Duplicates:
+    """Returns the numbers of near-duplicates of training images in another part, and examples."""
+    matches = find_duplicates(decoded.signatures, training.signatures)
+    closest = np.argsort(-matches.likeness, kind="stable")[: min(EXAMPLES, int(matches.is_near.sum()))]
+    return Duplicates(
+        images=len(decoded.part),
+        near=int(matches.is_near.sum()),
+        exact=int(matches.is_exact.sum()),
+        examples=tuple((decoded.part.name(i), training.part.name(int(matches.nearest[i]))) for i in closest.tolist()),
+    )
 
 
 def _balanced_indices(labels: NDArray[np.int64], count: int) -> NDArray[np.int64]:

@@ -34,6 +34,10 @@ class Part:
     def __len__(self) -> int:
         return len(self.indices)
 
+    def name(self, position: int) -> str:
+        """Returns the name of an image of this part, for messages."""
+        return self.source.name(int(self.indices[position]))
+
 
 def divide(location: str, source: LabelledSource) -> tuple[Part, Part, Part]:
     """Returns the parts for training, validation and test. A part without a split is drawn from the training images.

@@ -1,5 +1,7 @@
 """Loading a folder of images: the dataset, or the error for a wrong folder."""
 
+import shutil
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -12,6 +14,7 @@ from training.data.datasets import (
     load_digits,
     load_evaluation_images,
 )
+from training.data.duplicates import Duplicates
 from training.errors import DataError
 from training.run import class_counts
 from tureen.preprocess import PreprocessSpec, pixels_from_bytes
@@ -167,6 +170,38 @@ def test_a_stream_decodes_the_same_images_later(tmp_path):
     assert isinstance(memory, Images)
     np.testing.assert_array_equal(stream.labels, memory.labels)
     assert stream.image(4).size == (10, 12)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_the_fingerprint_covers_the_pixels_of_training_images_only(tmp_path, stream):
+    for name in ("train", "val", "test"):
+        fill(tmp_path / name, each=2)
+
+    def fingerprint():
+        return load_dataset(str(tmp_path), SPEC, test_images=100, stream=stream).fingerprint()
+
+    before = fingerprint()
+    Image.new("RGB", (10, 12)).save(tmp_path / "test" / "cat" / "000.png")
+    assert fingerprint() == before
+    Image.new("RGB", (10, 12)).save(tmp_path / "train" / "cat" / "000.png")
+    assert fingerprint() != before
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_near_duplicates_of_training_images_are_counted_with_their_names(tmp_path, stream):
+    for name in ("train", "val", "test"):
+        fill(tmp_path / name, each=4)
+    shutil.copy(tmp_path / "train" / "cat" / "002.png", tmp_path / "test" / "dog" / "003.png")
+    with Image.open(tmp_path / "train" / "dog" / "001.png") as image:
+        image.save(tmp_path / "val" / "cat" / "000.png")
+        image.point(lambda level: 0.9 * level).save(tmp_path / "test" / "cat" / "000.png")
+    (tmp_path / "train" / "cat" / "000.png").write_bytes(b"damaged")
+    data = load_dataset(str(tmp_path), SPEC, test_images=100, stream=stream)
+    assert data.duplicates == {
+        "test": Duplicates(8, 2, 1, (("dog/003.png", "cat/002.png"), ("cat/000.png", "dog/001.png"))),
+        "validation": Duplicates(8, 1, 1, (("cat/000.png", "dog/001.png"),)),
+    }
+    assert load_dataset(str(tmp_path), SPEC, test_images=100, has_duplicates_counted=False).duplicates == {}
 
 
 @pytest.mark.parametrize("stream", [True, False])

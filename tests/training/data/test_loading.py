@@ -23,7 +23,9 @@ def stream(folder, count=12):
     paths = [f"{i}.png" for i in range(count)]
     for path in paths:
         Image.fromarray(rng.integers(0, 256, (16, 20, 3), dtype=np.uint8)).save(folder / path)
-    return StreamedImages(ImageFolder(folder, paths, np.arange(count)), np.arange(count), SPEC)
+    return StreamedImages(
+        ImageFolder(folder, paths, np.arange(count)), np.arange(count), SPEC, np.zeros((count, 16), np.uint8)
+    )
 
 
 def test_every_epoch_takes_every_image_once_in_a_separate_order():
