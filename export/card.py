@@ -11,6 +11,7 @@ from tureen.commands.report import (
     accuracy_table,
     calibration_images,
     check_results,
+    class_table,
     doubt_text,
     ensemble_table,
     epsilon_table,
@@ -159,6 +160,8 @@ def _measured(manifest: Manifest) -> str:
     """Returns a Markdown section for each measurement that the manifest holds besides the accuracy at each β."""
     evaluation = manifest.evaluation
     sections: list[tuple[str, str]] = []
+    if evaluation.classes:
+        sections.append(("Accuracy by class", class_table(evaluation.classes, manifest.labels)))
     if evaluation.checks:
         sections.append(("Checks of the attack", check_results(evaluation.checks)))
     if evaluation.other_norms:

@@ -321,7 +321,7 @@ def _measure_and_save(training: Cotraining, data: Dataset, out: Path, name: str 
         labels=data.labels,
         preprocess=data.preprocess,
         accuracy=measurement.accuracy(),
-        evaluation=Evaluation(checks=measurement.checks()),
+        evaluation=Evaluation(checks=measurement.checks(), classes=measurement.by_class(len(data.labels))),
         name=name,
         provenance={
             "tureen": tureen.__version__,

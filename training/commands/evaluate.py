@@ -174,7 +174,7 @@ def _evaluate_checkpoint(checkpoint: Checkpoint, betas: list[float], options: ar
     if options.norm == "linf":
         checks = measurement.checks()
         # A stored matrix belongs to the former table: its attack may be another.
-        measured |= {"checks": checks, "matrix": None}
+        measured |= {"checks": checks, "matrix": None, "classes": measurement.by_class(classes)}
     if options.matrix:
         measured["matrix"] = measurement.matrix()
     if options.epsilon_curve:

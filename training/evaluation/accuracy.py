@@ -21,7 +21,7 @@ from training.attacks.gradient import Forward
 from training.data.datasets import Images
 from training.errors import DivergedError, RecipeError
 from training.models.vit import images_from_pixels
-from tureen.bundle.manifest import Accuracy, AccuracyRow, Norm
+from tureen.bundle.manifest import Accuracy, AccuracyRow, ClassCounts, Norm
 from tureen.preprocess import Pixels
 from tureen.tokens import CLEAN_BETA, ROBUST_BETA, mix
 
@@ -208,6 +208,15 @@ class AttackOutcome:
             epsilon_255=epsilon_255,
             norm=norm,
         )
+
+
+def class_counts(beta: float, outcome: AttackOutcome, labels: NDArray[np.int64], classes: int) -> ClassCounts:
+    """Returns the numbers of images of each class in an outcome at β. labels: int64 (n,), below `classes`."""
+    images, clean, robust = (
+        np.bincount(labels[chosen], minlength=classes).tolist()
+        for chosen in (np.ones(len(labels), np.bool_), outcome.clean, outcome.robust)
+    )
+    return ClassCounts(beta=beta, images=images, clean=clean, robust=robust)
 
 
 def run_attack(

@@ -18,6 +18,7 @@ from training.evaluation.accuracy import (
     AttackOutcome,
     Predict,
     attack_each_beta,
+    class_counts,
     ensemble_forward,
     epsilon_grid,
     evaluate_accuracy,
@@ -27,7 +28,7 @@ from training.evaluation.attack_checks import CHECKS_AT_A_MODE, CHECKS_AT_EACH_B
 from training.evaluation.corruptions import SEVERITIES
 from training.evaluation.shift_accuracy import evaluate_shifts
 from training.evaluation.transfer import transfer_matrix
-from tureen.bundle.manifest import AccuracyRow, AttackCheck, Norm, ShiftRow, TransferMatrix
+from tureen.bundle.manifest import AccuracyRow, AttackCheck, ClassCounts, Norm, ShiftRow, TransferMatrix
 from tureen.preprocess import PreprocessSpec
 from tureen.tokens import CLEAN_BETA, ROBUST_BETA
 
@@ -72,6 +73,14 @@ class Measurement:
         """Returns the clean and the robust accuracy at each β."""
         label = attack_label(self._attack, self._steps)
         return [outcome.row(beta, label, self._epsilon_255, self._norm) for beta, outcome in self._outcomes.items()]
+
+    def by_class(self, classes: int) -> list[ClassCounts]:
+        """Returns the numbers of images by class, right and robust, at each mode that is measured, β ascending."""
+        return [
+            class_counts(beta, self._outcomes[beta], self._images.labels, classes)
+            for beta in (CLEAN_BETA, ROBUST_BETA)
+            if beta in self._outcomes
+        ]
 
     def ensembles(self) -> list[AccuracyRow]:
         """Returns the accuracy of the ensemble of both modes at each β strictly between 0 and 1.

@@ -105,10 +105,20 @@ class ShiftRow(_Record):
     accuracy: dict[int, float] = Field(min_length=1, description="by severity, 1 (slight) to 5")
 
 
+class ClassCounts(_Record):
+    """Numbers of images by class at one β, in the order of the labels. The attack is that of the accuracy at this β."""
+
+    beta: float
+    images: list[int]
+    clean: list[int] = Field(description="classified right without the attack")
+    robust: list[int] = Field(description="classified right both without and under the attack")
+
+
 class Evaluation(_Record):
     """Optional measurements beyond the accuracy at each β under l∞."""
 
     checks: list[AttackCheck] = []
+    classes: list[ClassCounts] = Field(default=[], description="one for each mode, β ascending")
     matrix: TransferMatrix | None = None
     epsilon_curve: list[AccuracyRow] = Field(default=[], description="a row for each radius and β, radii ascending")
     shifts: list[ShiftRow] = []
@@ -309,6 +319,13 @@ class Manifest(_Record):
             raise ValueError(
                 f"labels has {printable(truncated(repeated, 40))!r} twice; give each output a label that no other has"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_classes(self) -> Manifest:
+        for counts in self.evaluation.classes:
+            if {len(counts.images), len(counts.clean), len(counts.robust)} != {len(self.labels)}:
+                raise ValueError(f"evaluation.classes does not have {len(self.labels)} classes at β = {counts.beta:g}")
         return self
 
     @model_validator(mode="after")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from statistics import mean
 
@@ -11,6 +12,7 @@ from tureen.bundle.manifest import (
     AccuracyRow,
     AttackCheck,
     CalibrationRow,
+    ClassCounts,
     Manifest,
     Norm,
     ParityRow,
@@ -20,8 +22,10 @@ from tureen.bundle.manifest import (
     SuspectCell,
     TransferMatrix,
 )
+from tureen.errors import printable
 from tureen.tokens import CLEAN_BETA, ROBUST_BETA
 
+MAX_CLASSES_SHOWN = 50
 NORM_SYMBOLS: Mapping[Norm, str] = {"linf": "l∞", "l2": "l2", "l1": "l1"}
 
 
@@ -195,6 +199,36 @@ def epsilon_table(curve: Sequence[AccuracyRow]) -> str:
         for radius in dict.fromkeys(row.epsilon_255 for row in curve)
     ]
     return "\n".join([*lines, *_footnote(betas)])
+
+
+def class_table(counts: Sequence[ClassCounts], labels: Sequence[str]) -> str:
+    """Returns the clean and robust accuracy by class, one column for each β. counts: one or more.
+
+    Of more than MAX_CLASSES_SHOWN classes, those with the lowest robust accuracy at the last β, lowest first.
+    """
+
+    def share(count: int, images: int) -> str:
+        return f"{100 * count / images:8.1f}" if images else f"{'':>8}"
+
+    last, shown = counts[-1], list(range(len(labels)))
+    heading = "accuracy by class, %; clean, and robust under the same attack"
+    if len(labels) > MAX_CLASSES_SHOWN:
+        order = sorted(shown, key=lambda index: last.robust[index] / (last.images[index] or math.inf))
+        shown = [index for index in order if last.images[index]][:MAX_CLASSES_SHOWN]
+        heading += f"; the {len(shown)} of {len(labels)} classes with the lowest robust accuracy at β = {last.beta:g}"
+    betas, columns = (f"β = {row.beta:g}" for row in counts), f"  {'clean':>8}{'robust':>8}"
+    lines = [
+        heading,
+        f"{'':>6}{''.join(f'  {beta:>16}' for beta in betas)}",
+        f"{'images':>6}{columns * len(counts)}  class",
+    ]
+    for index in shown:
+        cells = "".join(
+            f"  {share(row.clean[index], row.images[index])}{share(row.robust[index], row.images[index])}"
+            for row in counts
+        )
+        lines.append(f"{last.images[index]:6}{cells}  {printable(labels[index])}")
+    return "\n".join(lines)
 
 
 def shift_table(rows: Sequence[ShiftRow]) -> str:

@@ -159,7 +159,9 @@ def test_saved_results_reach_the_manifest_and_the_card(small_run, tmp_path, caps
     assert {row.norm for row in manifest.accuracy} == {"linf"}
     robust = [row.robust.value for row in manifest.accuracy]
     assert all(worst.value <= share for worst, share in zip(evaluation.matrix.worst, robust, strict=True))
+    assert [(counts.beta, sum(counts.images)) for counts in evaluation.classes] == [(0, 30), (1, 30)]
     card = (tmp_path / "bundle" / "README.md").read_text()
+    assert "accuracy by class, %" in card
     assert "| 0 | " in card
     assert "l1 ε = 2000/255" in card
     assert "PGD-1" in card

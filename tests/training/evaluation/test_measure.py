@@ -23,6 +23,17 @@ def test_accuracy_is_that_of_the_same_attack(measurement, grey_model, images):
     assert measurement.accuracy() == expected
 
 
+def test_the_counts_by_class_add_up_to_the_accuracy_of_each_mode(grey_model, images):
+    measurement = Measurement(grey_model, images, [0, 0.5, 1], attack="pgd", steps=4, epsilon_255=20)
+    counts = measurement.by_class(3)
+    assert [row.beta for row in counts] == [0, 1]
+    for row, accuracy in zip(counts, measurement.accuracy()[::2], strict=True):
+        assert row.images == np.bincount(images.labels, minlength=3).tolist()
+        assert sum(row.clean) == round(accuracy.clean.value * len(images))
+        assert sum(row.robust) == round(accuracy.robust.value * len(images))
+        assert all(robust <= clean <= n for robust, clean, n in zip(row.robust, row.clean, row.images, strict=True))
+
+
 def test_ensembles_are_measured_between_the_modes_only(grey_model, images):
     betas = [-0.5, 0, 0.25, 0.5, 1, 1.5]
     measurement = Measurement(grey_model, images, betas, attack="pgd", steps=4, epsilon_255=20)

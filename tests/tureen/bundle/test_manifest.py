@@ -106,6 +106,16 @@ def test_a_curve_that_does_not_ascend_from_0_to_1_is_refused(betas, strengths, r
         StrengthCurve(betas=betas, strengths=strengths, n=1)
 
 
+def test_the_counts_by_class_have_a_number_for_each_label(own_bundle):
+    manifest = read_manifest(own_bundle)
+    assert [counts.beta for counts in manifest.evaluation.classes] == [0, 1]
+    counts = manifest.evaluation.classes[0].model_dump()
+    evaluation = manifest.evaluation.model_dump(mode="json")
+    edit_manifest(own_bundle, evaluation={**evaluation, "classes": [{**counts, "robust": [1]}]})
+    with pytest.raises(BundleError, match="does not have 10 classes at β = 0"):
+        read_manifest(own_bundle)
+
+
 def test_calibration_rows_ascend(own_bundle):
     row = {"beta": 0.5, "temperature": 1.2, "n_fitted": 50, "n": 50, "error_before": 0.1, "error": 0.02}
     edit_manifest(own_bundle, calibration=[row, {**row, "beta": 1}])

@@ -1,9 +1,19 @@
 import pytest
 
-from tureen.bundle.manifest import Accuracy, AccuracyRow, AttackCheck, ShiftRow, SuspectCell, TransferMatrix
+from tureen.bundle.manifest import (
+    Accuracy,
+    AccuracyRow,
+    AttackCheck,
+    ClassCounts,
+    ShiftRow,
+    SuspectCell,
+    TransferMatrix,
+)
 from tureen.commands.report import (
+    MAX_CLASSES_SHOWN,
     accuracy_table,
     check_results,
+    class_table,
     ensemble_table,
     epsilon_table,
     matrix_table,
@@ -142,3 +152,26 @@ def test_the_meaning_of_a_failed_check_follows_it():
         "  FAILED  β = 1     another holds: PGD-4 50.0 %, FGSM 25.0 %",
         "          Beware.",
     ]
+
+
+def test_the_accuracy_by_class_is_a_row_for_each_class():
+    counts = [
+        ClassCounts(beta=0, images=[10, 4, 0], clean=[9, 4, 0], robust=[1, 0, 0]),
+        ClassCounts(beta=1, images=[10, 4, 0], clean=[8, 3, 0], robust=[5, 2, 0]),
+    ]
+    lines = class_table(counts, ["cat", "dog\n", "owl"]).splitlines()
+    assert [line.split() for line in lines[3:]] == [
+        ["10", "90.0", "10.0", "80.0", "50.0", "cat"],
+        ["4", "100.0", "0.0", "75.0", "50.0", "dog\\n"],
+        ["0", "owl"],
+    ]
+
+
+def test_of_many_classes_those_of_the_lowest_robust_accuracy_are_shown():
+    count = MAX_CLASSES_SHOWN + 10
+    counts = ClassCounts(
+        beta=1, images=[0] + [100] * (count - 1), clean=[0] + [100] * (count - 1), robust=list(range(count))[::-1]
+    )
+    heading, *lines = class_table([counts], [f"label{index}" for index in range(count)]).splitlines()
+    assert f"the 50 of {count} classes with the lowest robust accuracy at β = 1" in heading
+    assert [line.split()[-1] for line in lines[2:]] == [f"label{index}" for index in range(count - 1, 9, -1)]
