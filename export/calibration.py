@@ -6,28 +6,26 @@ Both need the logits at several β only, so they work with PyTorch and with the 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal, NamedTuple, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import isotonic_regression, minimize_scalar
+from scipy.optimize import minimize_scalar
 from tqdm import tqdm
 
 from training.data.datasets import Images
-from training.evaluation.accuracy import Predict, predict_parts
-from tureen.bundle.manifest import UNMEASURED_STRENGTH, CalibrationRow, StrengthCurve
+from training.evaluation.accuracy import Predict
+from training.evaluation.strengths import BETAS, logits_by_beta, strength_curve
+from tureen.bundle.manifest import CalibrationRow, StrengthCurve
 from tureen.soup import probabilities
-from tureen.tokens import beta_grid
 
-BETAS = tuple(beta_grid("0:1:0.05"))
 BINS = 15
 MIN_IMAGES = 20
 """Fewer images give a temperature, or an error, that is mostly noise."""
 MAX_FITTING_IMAGES = 1000
 MAX_MEASURING_IMAGES = 2000
 """With 15 bins and 2,000 images the error of a perfectly calibrated model is about 0.026; with 512 it is 0.05."""
-_LEAST_STEP = 1e-4  # of strength between two points of a curve
 
 
 class DialFields(TypedDict, total=False):
@@ -65,42 +63,6 @@ def measure_dial(predict: Predict, test: Images, validation: Images | None) -> D
         return {"strength": curve, "calibration": fit_calibration(fitting, measuring, BETAS)}
     halves = random_halves(measuring)
     return {"strength": curve, "calibration": fit_calibration(*halves, BETAS, images="random halves")}
-
-
-def logits_by_beta(
-    predict: Predict, images: Images, betas: Sequence[float] = BETAS, on_images: Callable[[int], None] = lambda n: None
-) -> NDArray[np.float32]:
-    """Returns the logits (T, n, K) of n images at each of T β. Raises DivergedError if logits are not finite.
-
-    on_images: called with the number of images since the last call; the total is betas × images.
-    """
-    parts: list[list[NDArray[np.float32]]] = [[] for _ in betas]
-    for index, _, logits in predict_parts(predict, images, betas):
-        parts[index].append(logits)
-        on_images(len(logits))
-    return np.stack([np.concatenate(row) for row in parts])
-
-
-def strength_curve(logits: NDArray[np.float32], betas: Sequence[float]) -> StrengthCurve:
-    """Returns the strength at each of T β from logits (T, n, K). betas: ascending from 0 to 1.
-
-    The logits of all images at one β are one vector of n·K numbers. The strength is the position of its projection on
-    the line from the vector of clean mode (0) to that of robust mode (1). Where the positions descend, an isotonic
-    regression makes them ascend. A β at which the strength does not grow is omitted. If the logits of both modes are
-    equal, strength equals β.
-    """
-    way = (logits[-1] - logits[0]).astype(np.float64)
-    length = float((way**2).sum())
-    if not length:
-        return UNMEASURED_STRENGTH
-    projected = np.array([np.vdot(row - logits[0], way) for row in logits]) / length
-    ascending = isotonic_regression(projected.clip(0, 1)).x
-    points = [(0.0, 0.0)]
-    for beta, strength in zip(betas[1:-1], ascending[1:-1].tolist(), strict=True):
-        if points[-1][1] + _LEAST_STEP <= strength <= 1 - _LEAST_STEP:
-            points.append((beta, strength))
-    points.append((1.0, 1.0))
-    return StrengthCurve(betas=[b for b, _ in points], strengths=[s for _, s in points], n=logits.shape[1])
 
 
 def random_halves(images: LabelledLogits, *, seed: int = 0) -> tuple[LabelledLogits, LabelledLogits]:

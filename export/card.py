@@ -19,6 +19,7 @@ from tureen.commands.report import (
     radius_text,
     shift_table,
     single_token_accuracy,
+    strength_table,
 )
 
 
@@ -160,6 +161,8 @@ def _measured(manifest: Manifest) -> str:
     """Returns a Markdown section for each measurement that the manifest holds besides the accuracy at each β."""
     evaluation = manifest.evaluation
     sections: list[tuple[str, str]] = []
+    if evaluation.strengths:
+        sections.append(("Accuracy by strength", strength_table(evaluation.strengths)))
     if evaluation.classes:
         sections.append(("Accuracy by class", class_table(evaluation.classes, manifest.labels)))
     if evaluation.checks:

@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from export.calibration import BETAS
 from export.card import model_card
+from training.evaluation.strengths import BETAS
 from tureen.bundle.manifest import (
     Accuracy,
     AccuracyRow,

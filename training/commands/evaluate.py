@@ -20,7 +20,7 @@ from training.errors import CheckpointError
 from training.evaluation.accuracy import correct_by_beta, make_predictor, wilson_interval
 from training.evaluation.attack_checks import check_epsilon_curve
 from training.evaluation.corruptions import CORRUPTIONS
-from training.evaluation.measure import Measurement, measure_shifts, read_images
+from training.evaluation.measure import Measurement, measure_shifts, measure_strengths, read_images
 from training.evaluation.plot import plot_accuracy, plot_epsilon_curve, plot_matrix, plot_shifts
 from training.evaluation.shifts import SHIFTS
 from training.evaluation.tune import tune_beta, tuned_table
@@ -35,6 +35,7 @@ from tureen.commands.report import (
     epsilon_table,
     matrix_table,
     shift_table,
+    strength_table,
 )
 from tureen.preprocess import PreprocessSpec
 from tureen.tokens import CLEAN_BETA, ROBUST_BETA, beta_grid
@@ -80,6 +81,11 @@ def evaluate(arguments: list[str]) -> int:
         help="norm of the radius; l2 and l1 need --epsilon-255, such as 128 for l2 (default: %(default)s)",
     )
     parser.add_argument(
+        "--strengths",
+        action="store_true",
+        help="accuracy at five strengths, beside the robust accuracy that attacked validation images predict",
+    )
+    parser.add_argument(
         "--matrix",
         action="store_true",
         help="transfer matrix: attack each β, and all β together, and measure every other β",
@@ -116,7 +122,10 @@ def evaluate(arguments: list[str]) -> int:
     if options.split is not None and (is_bundle or options.data is not None):
         parser.error("--split chooses images of a checkpoint: omit it with --data and for a bundle")
     if is_bundle:
-        attacks = ("attack", "steps", "epsilon_255", "matrix", "epsilon_curve", "ensembles", "beyond", "save", "plot")
+        attacks = (
+            *("attack", "steps", "epsilon_255", "strengths", "matrix"),
+            *("epsilon_curve", "ensembles", "beyond", "save", "plot"),
+        )
         if options.norm != "linf":
             parser.error("--norm: a bundle has no gradients to attack; evaluate its checkpoint")
         if flags := [f"--{name.replace('_', '-')}" for name in attacks if getattr(options, name) not in (None, False)]:
@@ -128,6 +137,8 @@ def evaluate(arguments: list[str]) -> int:
         parser.error(
             "--save stores results on the test images at β in [0, 1]: omit --data, --beyond and --split validation"
         )
+    if options.strengths and (options.data is not None or options.split is not None):
+        parser.error("--strengths measures the test and validation images of the checkpoint: omit --data and --split")
     checkpoint = load_checkpoint(options.path)
     betas = list(options.betas or checkpoint.recipe.evaluation_betas)
     if options.save and not {CLEAN_BETA, ROBUST_BETA} <= set(betas):
@@ -143,7 +154,7 @@ def _check_other_norm(parser: argparse.ArgumentParser, options: argparse.Namespa
     """Exits with status 2 if other options do not fit l2 or l1."""
     if options.epsilon_255 is None:
         parser.error(f"--norm {options.norm} needs --epsilon-255: the radius of the recipe is for l∞")
-    linf_only = ("matrix", "epsilon_curve", "ensembles", "plot")
+    linf_only = ("strengths", "matrix", "epsilon_curve", "ensembles", "plot")
     if flags := [f"--{name.replace('_', '-')}" for name in linf_only if getattr(options, name)]:
         parser.error(f"{', '.join(flags)}: only with --norm linf")
 
@@ -157,7 +168,7 @@ def _evaluate_checkpoint(checkpoint: Checkpoint, betas: list[float], options: ar
         betas = [CLEAN_BETA - options.beyond, *betas, ROBUST_BETA + options.beyond]
     split = (options.split or "test") if options.data is None else None
     own = checkpoint.validation if split == "validation" else checkpoint.test
-    if own is None:
+    if own is None or (options.strengths and checkpoint.validation is None):
         raise CheckpointError(f"{options.path} has no validation images: train it again, or measure those of --data")
     images = _images(options, own, checkpoint.preprocess, checkpoint.labels)
     measurement = Measurement(
@@ -175,6 +186,16 @@ def _evaluate_checkpoint(checkpoint: Checkpoint, betas: list[float], options: ar
         checks = measurement.checks()
         # A stored matrix belongs to the former table: its attack may be another.
         measured |= {"checks": checks, "matrix": None, "classes": measurement.by_class(classes)}
+    if options.strengths:
+        assert checkpoint.validation is not None
+        measured["strengths"] = measure_strengths(
+            checkpoint.model,
+            images,
+            balanced_sample(checkpoint.validation, options.images),
+            attack=attack,
+            steps=options.steps or recipe.evaluation_steps,
+            epsilon_255=recipe.epsilon_255 if options.epsilon_255 is None else options.epsilon_255,
+        )
     if options.matrix:
         measured["matrix"] = measurement.matrix()
     if options.epsilon_curve:
@@ -302,6 +323,8 @@ def _print(rows: list[AccuracyRow], evaluation: Evaluation, split: str | None, *
     parts = [accuracy_table(rows, evaluation.checks, "images" if split is None else f"{split} images")]
     if evaluation.ensembles:
         parts.append(ensemble_table(evaluation.ensembles, rows))
+    if evaluation.strengths:
+        parts.append(strength_table(evaluation.strengths))
     if evaluation.matrix:
         parts.append(matrix_table(evaluation.matrix))
     if evaluation.epsilon_curve:

@@ -23,14 +23,18 @@ from training.evaluation.accuracy import (
     epsilon_grid,
     evaluate_accuracy,
     evaluate_epsilon_curve,
+    make_predictor,
 )
 from training.evaluation.attack_checks import CHECKS_AT_A_MODE, CHECKS_AT_EACH_BETA, MODES, check_attack
 from training.evaluation.corruptions import SEVERITIES
 from training.evaluation.shift_accuracy import evaluate_shifts
+from training.evaluation.strengths import BETAS, logits_by_beta, strength_curve, strength_rows
 from training.evaluation.transfer import transfer_matrix
-from tureen.bundle.manifest import AccuracyRow, AttackCheck, ClassCounts, Norm, ShiftRow, TransferMatrix
+from tureen.bundle.manifest import AccuracyRow, AttackCheck, ClassCounts, Norm, ShiftRow, StrengthRow, TransferMatrix
 from tureen.preprocess import PreprocessSpec
 from tureen.tokens import CLEAN_BETA, ROBUST_BETA
+
+STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 class Measurement:
@@ -141,6 +145,23 @@ class Measurement:
                 attack=self._attack,
                 on_batch=advance,
             )
+
+
+def measure_strengths(
+    model: nn.Module, test: Images, validation: Images, *, attack: str, steps: int, epsilon_255: float
+) -> list[StrengthRow]:
+    """Returns the accuracy at five strengths on the test images, and the prediction from the validation images.
+
+    Attacks both. The validation images fit the curve that maps the strengths to β. Shows progress bars. The arguments
+    and the errors are those of `attack_each_beta`.
+    """
+    curve = strength_curve(logits_by_beta(make_predictor(model), validation), BETAS)
+    betas = [curve.beta_at(strength) for strength in STRENGTHS]
+    test_rows, validation_rows = (
+        Measurement(model, images, betas, attack=attack, steps=steps, epsilon_255=epsilon_255).accuracy()
+        for images in (test, validation)
+    )
+    return strength_rows(curve, test_rows, validation_rows)
 
 
 def measure_shifts(predict: Predict, images: Images, betas: Sequence[float], names: Sequence[str]) -> list[ShiftRow]:

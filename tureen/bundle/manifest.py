@@ -57,6 +57,14 @@ class AccuracyRow(_Record):
     norm: Norm = "linf"
 
 
+class StrengthRow(AccuracyRow):
+    """The accuracy on test images at one strength, and the robust accuracy that other images predict there."""
+
+    strength: float = Field(ge=0, le=1)
+    predicted_robust: float = Field(ge=0, le=1, description="by isotonic regression over the strengths")
+    n_fitted: int = Field(gt=0, description="number of validation images that fitted the prediction")
+
+
 class AttackCheck(_Record):
     """A property that a sound attack has, tested at one β on a few of the images."""
 
@@ -119,6 +127,7 @@ class Evaluation(_Record):
 
     checks: list[AttackCheck] = []
     classes: list[ClassCounts] = Field(default=[], description="one for each mode, β ascending")
+    strengths: list[StrengthRow] = Field(default=[], description="accuracy by strength, ascending")
     matrix: TransferMatrix | None = None
     epsilon_curve: list[AccuracyRow] = Field(default=[], description="a row for each radius and β, radii ascending")
     shifts: list[ShiftRow] = []

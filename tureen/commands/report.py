@@ -19,6 +19,7 @@ from tureen.bundle.manifest import (
     PlanRecord,
     ServedAccuracy,
     ShiftRow,
+    StrengthRow,
     SuspectCell,
     TransferMatrix,
 )
@@ -199,6 +200,23 @@ def epsilon_table(curve: Sequence[AccuracyRow]) -> str:
         for radius in dict.fromkeys(row.epsilon_255 for row in curve)
     ]
     return "\n".join([*lines, *_footnote(betas)])
+
+
+def strength_table(rows: Sequence[StrengthRow]) -> str:
+    """Returns the accuracy by strength: one row per strength, in per cent, with the predicted robust accuracy."""
+    first = rows[0]
+    lines = [
+        f"accuracy by strength on {first.n} test images, % (95 % interval); robust: {first.attack}, "
+        f"{radius_text(first)}, on each soup itself; predicted: by isotonic regression on {first.n_fitted} validation "
+        "images",
+        f"{'strength':>8}  {'β':>6}  {'clean':>20}  {'robust':>20}  {'predicted':>9}",
+    ]
+    lines += [
+        f"{row.strength:8.2f}  {row.beta:6.2f}  {_with_interval(row.clean):>20}  {_with_interval(row.robust):>20}  "
+        f"{100 * row.predicted_robust:9.1f}"
+        for row in rows
+    ]
+    return "\n".join(lines)
 
 
 def class_table(counts: Sequence[ClassCounts], labels: Sequence[str]) -> str:

@@ -146,7 +146,8 @@ def test_saved_results_reach_the_manifest_and_the_card(small_run, tmp_path, caps
 
     run = shutil.copytree(small_run, tmp_path / "run")
     few = ["--images", "30", "--betas", "0,1", "--save"]
-    assert main(["evaluate", str(run), "--epsilon-curve", "--steps", "3", *few]) == 0
+    assert main(["evaluate", str(run), "--epsilon-curve", "--strengths", "--steps", "3", *few]) == 0
+    assert "predicted: by isotonic regression on 30 validation images" in capsys.readouterr().out
     for norm, radius in (("l2", "128"), ("l1", "2000"), ("l2", "64")):
         arguments = ["--norm", norm, "--epsilon-255", radius, "--attack", "apgd", "--steps", "2", *few]
         assert main(["evaluate", str(run), *arguments]) == 0
@@ -162,6 +163,8 @@ def test_saved_results_reach_the_manifest_and_the_card(small_run, tmp_path, caps
     assert [(counts.beta, sum(counts.images)) for counts in evaluation.classes] == [(0, 30), (1, 30)]
     card = (tmp_path / "bundle" / "README.md").read_text()
     assert "accuracy by class, %" in card
+    assert [row.strength for row in evaluation.strengths] == pytest.approx([0, 0.25, 0.5, 0.75, 1], abs=0.001)
+    assert "accuracy by strength on 30 test images" in card
     assert "| 0 | " in card
     assert "l1 ε = 2000/255" in card
     assert "PGD-1" in card
@@ -209,6 +212,7 @@ def test_tune_chooses_a_beta_from_few_images(small_bundle, small_run, photos, ca
         (["evaluate", "{run}", "--norm", "l1", "--epsilon-255", "9", "--matrix"], "--matrix: only with --norm linf"),
         (["evaluate", "{bundle}", "--data", ".", "--attack", "pgd", "--matrix"], "--attack, --matrix: a bundle has no"),
         (["evaluate", "{run}", "--save", "--data", "."], "omit --data"),
+        (["evaluate", "{run}", "--strengths", "--data", "."], "--strengths measures the test and validation images"),
         (["evaluate", "{run}", "--save", "--split", "validation"], "--save stores results on the test images"),
         (["evaluate", "{run}", "--split", "test", "--data", "."], "--split chooses images of a checkpoint"),
         (["evaluate", "{bundle}", "--split", "test", "--data", "."], "--split chooses images of a checkpoint"),

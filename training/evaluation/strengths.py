@@ -1,0 +1,76 @@
+"""Maps strength to β by the logits of a model, and predicts the robust accuracy at each strength.
+
+The curve needs the logits at several β only, so it works with PyTorch and with the engine of a bundle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import isotonic_regression
+
+from training.data.datasets import Images
+from training.evaluation.accuracy import Predict, predict_parts
+from tureen.bundle.manifest import UNMEASURED_STRENGTH, AccuracyRow, StrengthCurve, StrengthRow
+from tureen.tokens import beta_grid
+
+BETAS = tuple(beta_grid("0:1:0.05"))
+_LEAST_STEP = 1e-4  # of strength between two points of a curve
+
+
+def logits_by_beta(
+    predict: Predict, images: Images, betas: Sequence[float] = BETAS, on_images: Callable[[int], None] = lambda n: None
+) -> NDArray[np.float32]:
+    """Returns the logits (T, n, K) of n images at each of T β. Raises DivergedError if logits are not finite.
+
+    on_images: called with the number of images since the last call; the total is betas × images.
+    """
+    parts: list[list[NDArray[np.float32]]] = [[] for _ in betas]
+    for index, _, logits in predict_parts(predict, images, betas):
+        parts[index].append(logits)
+        on_images(len(logits))
+    return np.stack([np.concatenate(row) for row in parts])
+
+
+def strength_curve(logits: NDArray[np.float32], betas: Sequence[float]) -> StrengthCurve:
+    """Returns the strength at each of T β from logits (T, n, K). betas: ascending from 0 to 1.
+
+    The logits of all images at one β are one vector of n·K numbers. The strength is the position of its projection on
+    the line from the vector of clean mode (0) to that of robust mode (1). Where the positions descend, an isotonic
+    regression makes them ascend. A β at which the strength does not grow is omitted. If the logits of both modes are
+    equal, strength equals β.
+    """
+    way = (logits[-1] - logits[0]).astype(np.float64)
+    length = float((way**2).sum())
+    if not length:
+        return UNMEASURED_STRENGTH
+    projected = np.array([np.vdot(row - logits[0], way) for row in logits]) / length
+    ascending = isotonic_regression(projected.clip(0, 1)).x
+    points = [(0.0, 0.0)]
+    for beta, strength in zip(betas[1:-1], ascending[1:-1].tolist(), strict=True):
+        if points[-1][1] + _LEAST_STEP <= strength <= 1 - _LEAST_STEP:
+            points.append((beta, strength))
+    points.append((1.0, 1.0))
+    return StrengthCurve(betas=[b for b, _ in points], strengths=[s for _, s in points], n=logits.shape[1])
+
+
+def strength_rows(
+    curve: StrengthCurve, test: Sequence[AccuracyRow], validation: Sequence[AccuracyRow]
+) -> list[StrengthRow]:
+    """Returns the accuracy on test images at each β, with the robust accuracy that the validation images predict.
+
+    test, validation: rows of the same β, ascending, at least one. The prediction is an isotonic regression of the
+    robust accuracy on the validation images over the strength. It never falls.
+    """
+    predicted = isotonic_regression([row.robust.value for row in validation]).x.clip(0, 1).tolist()
+    return [
+        StrengthRow(
+            **row.model_dump(),
+            strength=curve.strength_at(row.beta),
+            predicted_robust=share,
+            n_fitted=fitted.n,
+        )
+        for row, fitted, share in zip(test, validation, predicted, strict=True)
+    ]
