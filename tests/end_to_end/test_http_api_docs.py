@@ -96,8 +96,10 @@ def test_every_command_runs_and_every_route_is_on_the_page(workplace, run_comman
     one, several, sweep, by_strength = responses
     assert (one["beta"], one["beta_source"], len(one["predictions"])) == (0.7, "request", 3)
     assert [result["beta"] for result in several["results"]] == [0, 1]
-    assert sweep["betas"] == sweep["strengths"] == [0, 0.25, 0.5, 0.75, 1]  # the example has no curve
-    assert (by_strength["strength"], by_strength["beta"]) == (0.5, 0.5)
+    curve = load_bundle(workplace / "bundle").manifest.strength
+    assert sweep["betas"] == [0, 0.25, 0.5, 0.75, 1]
+    assert sweep["strengths"] == [curve.strength_at(beta) for beta in sweep["betas"]]
+    assert (by_strength["strength"], by_strength["beta"]) == (0.5, curve.beta_at(0.5))
     assert all(f"| `{name}` |" in section("## Classify an image", "## Classify several") for name in one)
     assert all(f"| `{name}` |" in section("## Classify an image", "## Parameters") for name in sweep)
 
