@@ -37,6 +37,7 @@ class SavedRun:
     step: int
     steps: int
     data: str | None
+    group_by: str | None
     init: str | None
     is_strict: bool
     is_compiled: bool
@@ -62,6 +63,7 @@ def read_saved_run(path: Path) -> SavedRun:
             step=int(metadata["step"]),
             steps=int(metadata["steps"]),
             data=options.get("data"),
+            group_by=options.get("group_by"),
             init=options.get("init"),
             is_strict=options.get("is_strict", False),
             is_compiled=options.get("is_compiled", False),

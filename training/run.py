@@ -46,12 +46,13 @@ CLASSES_SHOWN = 20
 class RunOptions:
     """The options of a run besides its recipe.
 
-    data: location of the images. init: weights to start from. image_size: pixels; None: that of the weights. workers:
-    number of processes or threads that decode images. save_interval_s: seconds between two saves of the state; more if
-    saving would take over 2 % of the time.
+    data: location of the images. group_by: regular expression that keeps groups of images in one part. init: weights to
+    start from. image_size: pixels; None: that of the weights. workers: number of processes or threads that decode
+    images. save_interval_s: seconds between two saves of the state; more if saving would take over 2 % of the time.
     """
 
     data: str | None = None
+    group_by: str | None = None
     init: Path | None = None
     image_size: int | None = None
     is_resumed: bool = False
@@ -65,6 +66,7 @@ class RunOptions:
         """Returns the options to store in the saved state, so that a resumed run needs no options."""
         return {
             "data": absolute_location(self.data),
+            "group_by": self.group_by,
             "init": absolute_location(None if self.init is None else str(self.init)),
             "is_strict": self.is_strict,
             "is_compiled": self.is_compiled,
@@ -141,8 +143,7 @@ def _run(recipe: Recipe, out: Path, options: RunOptions, signals: StopSignals) -
             if data.skipped:
                 (out / SKIPPED).write_text("".join(f"{line}\n" for line in data.skipped), encoding="utf-8")
             _train(training, data, out, options, processes, signals)
-            name = None if options.data is None else model_name_from_images(options.data)
-            return _measure_and_save(training, data, out, name)
+            return _measure_and_save(training, data, out, options)
 
 
 def resumed_options(saved: SavedRun, options: RunOptions) -> RunOptions:
@@ -153,7 +154,11 @@ def resumed_options(saved: SavedRun, options: RunOptions) -> RunOptions:
     """
     init = absolute_location(None if options.init is None else str(options.init))
     size = saved.recipe.model.image_size
-    for flag, before, given in (("--init", saved.init, init), ("--image-size", size, options.image_size)):
+    for flag, before, given in (
+        ("--init", saved.init, init),
+        ("--image-size", size, options.image_size),
+        ("--group-by", saved.group_by, options.group_by),
+    ):
         if given is not None and given != before:
             raise CheckpointError(
                 f"{saved.path} is of a run with {flag} {before}, not {given}: omit that option to continue the run, or "
@@ -169,6 +174,7 @@ def resumed_options(saved: SavedRun, options: RunOptions) -> RunOptions:
     return replace(
         options,
         data=data,
+        group_by=saved.group_by,
         init=None if saved.init is None else Path(saved.init),
         is_strict=options.is_strict or saved.is_strict,
         is_compiled=options.is_compiled or saved.is_compiled,
@@ -224,6 +230,8 @@ def load_training_data(recipe: Recipe, options: RunOptions, *, is_verbose: bool 
     if recipe.dataset == "digits":
         if options.data is not None:
             raise RecipeError(f"{recipe.name} trains on the digits of scikit-learn: omit --data")
+        if options.group_by is not None:
+            raise RecipeError("the digits of scikit-learn have no file names: omit --group-by")
         return load_digits()
     if options.data is None:
         raise RecipeError(f"{recipe.name} needs --data: a folder with one folder of images for each class")
@@ -233,6 +241,7 @@ def load_training_data(recipe: Recipe, options: RunOptions, *, is_verbose: bool 
             options.data,
             spec,
             test_images=recipe.evaluation_images,
+            group_by=options.group_by,
             stream=recipe.augmentation.crop_scale < 1,
             strict=options.is_strict,
             workers=options.workers,
@@ -268,6 +277,8 @@ def class_counts(data: Dataset) -> str:
     if more := len(labels) - len(shown):
         rest = train[len(shown) :]
         lines.append(f"  and {more} classes more, of {rest.min()} to {rest.max()} images to train on")
+    if data.groups is not None:
+        lines.append(f"{data.groups} groups of images, none of them in two parts")
     if data.ignored:
         lines.append(f"folders not read, because they are none of the splits: {', '.join(data.ignored)}")
     return "\n".join(lines)
@@ -303,7 +314,7 @@ def _load_start(recipe: Recipe, init: Path, *, is_verbose: bool) -> Model:
     return pretrained.model
 
 
-def _measure_and_save(training: Cotraining, data: Dataset, out: Path, name: str | None) -> Checkpoint:
+def _measure_and_save(training: Cotraining, data: Dataset, out: Path, options: RunOptions) -> Checkpoint:
     recipe, model = training.recipe, training.average
     measurement = Measurement(
         model,
@@ -322,7 +333,7 @@ def _measure_and_save(training: Cotraining, data: Dataset, out: Path, name: str 
         preprocess=data.preprocess,
         accuracy=measurement.accuracy(),
         evaluation=Evaluation(checks=measurement.checks(), classes=measurement.by_class(len(data.labels))),
-        name=name,
+        name=None if options.data is None else model_name_from_images(options.data),
         provenance={
             "tureen": tureen.__version__,
             "torch": torch.__version__,
@@ -330,6 +341,7 @@ def _measure_and_save(training: Cotraining, data: Dataset, out: Path, name: str 
             "processes": training.processes.count,
             "threads": torch.get_num_threads(),
             "training_images": len(data.train),
+            **({"group_by": options.group_by} if options.group_by is not None else {}),
             **({"near_duplicates": _duplicate_counts(data)} if data.duplicates else {}),
             "training_seconds": round(training.seconds, 1),
             "parameters": sum(parameter.numel() for parameter in model.parameters()),

@@ -20,7 +20,14 @@ from training.errors import CheckpointError
 from training.models.resnet import DualResNet, ResNetConfig
 from training.recipes import load_recipe
 from training.resume import read_saved_run
-from training.run import RunOptions, exclusive_writer, fitted_to_images, load_training_data
+from training.run import (
+    RunOptions,
+    class_counts,
+    exclusive_writer,
+    fitted_to_images,
+    load_training_data,
+    resumed_options,
+)
 from tureen.cli import main
 
 QUICK = ["epochs=6", "evaluation_steps=1", "evaluation_betas=0,1", "model.depth=1", "model.width=16"]
@@ -174,6 +181,7 @@ def saved_folder_run(photos, out):
         (["--set", "augmentation.flip=false"], "is of a run with augmentation.flip = True, not False"),
         (["digits"], "holds a run of the recipe cifar10-cpu, not digits"),
         (["--image-size", "8"], "is of a run with --image-size 16, not 8"),
+        (["--group-by", "cat"], "is of a run with --group-by None, not cat"),
         (["--init", "vit.safetensors"], "is of a run with --init None, not "),
         (["--data", "others"], "other classes than those of --data"),
     ],
@@ -191,6 +199,19 @@ def test_a_setting_that_is_not_the_saved_runs_is_named_before_an_image_is_read(
     said = capsys.readouterr().err
     assert message in said
     assert "read images" not in said
+
+
+def test_a_resumed_run_has_the_groups_of_its_start(photos, tmp_path):
+    options = RunOptions(data=str(photos), group_by=r"/(\d+)")
+    data = load_training_data(load_recipe("cifar10-cpu", FOLDER), options)
+    assert data.groups == 20
+    assert "20 groups of images, none of them in two parts" in class_counts(data)
+    training = Cotraining(fitted_to_images(load_recipe("cifar10-cpu", FOLDER), data), data, torch.device("cpu"))
+    training.save(tmp_path / "state", options.as_saved())
+    saved = read_saved_run(tmp_path / "state")
+    assert resumed_options(saved, RunOptions()).group_by == options.group_by
+    with pytest.raises(CheckpointError, match=r"is of a run with --group-by /\(\\d\+\), not cat: omit that option"):
+        resumed_options(saved, RunOptions(group_by="cat"))
 
 
 def test_a_run_resumes_in_another_directory_and_with_its_images_elsewhere(photos, tmp_path, monkeypatch):
@@ -284,13 +305,18 @@ def test_a_folder_of_images_becomes_a_checkpoint_with_its_labels(photos, tmp_pat
     ("arguments", "status", "message"),
     [
         ([], 2, "needs --data"),
+        (
+            ["--group-by", "bright|dark|striped"],
+            1,
+            "too few groups of images of 'bright', 1: training, validation and test",
+        ),
         (["--data", "nowhere"], 1, "nowhere is not a folder"),
         (["--strict"], 1, "1 images cannot be decoded, the first is dark/3.png"),
     ],
 )
 def test_images_that_cannot_be_trained_on_leave_no_directory(photos, tmp_path, capsys, arguments, status, message):
-    if arguments == ["--strict"]:
-        arguments = ["--strict", "--data", str(photos)]
+    if arguments and "--data" not in arguments:
+        arguments = [*arguments, "--data", str(photos)]
     assert main(folder_command(tmp_path / "run", *arguments)) == status
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

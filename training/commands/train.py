@@ -9,11 +9,12 @@ import shlex
 import sys
 from pathlib import Path
 
+from training.data.groups import group_pattern
 from training.data.loading import BatchOrder
 from training.data.sources import open_source
 from training.data.splits import divide
 from training.distributed import cpus_per_process, is_first_process
-from training.errors import CheckpointError
+from training.errors import CheckpointError, DataError
 from training.interruption import InterruptedRun
 from training.recipes import RECIPES, Recipe, load_recipe, with_settings
 from training.resume import read_saved_run
@@ -43,6 +44,13 @@ def train(arguments: list[str]) -> int:
         "--data",
         metavar="DIR",
         help="images: DIR/CLASS/…, or DIR/train/CLASS/…, DIR/val/CLASS/… and DIR/test/CLASS/…, or hf:DATASET",
+    )
+    parser.add_argument(
+        "--group-by",
+        type=_group_expression,
+        metavar="REGEX",
+        help="keep the images of a track, a writer or a patient in one part: those whose paths have the same match, or "
+        "the same text in its capturing group",
     )
     parser.add_argument("--init", type=Path, metavar="PATH", help="weights to start from, for the recipe finetune")
     parser.add_argument(
@@ -82,6 +90,7 @@ def train(arguments: list[str]) -> int:
         return 0
     run_options = RunOptions(
         data=options.data,
+        group_by=options.group_by,
         init=options.init,
         image_size=options.image_size,
         is_resumed=options.resume,
@@ -138,7 +147,7 @@ def _show(recipe: Recipe, options: argparse.Namespace) -> str:
     if options.data is not None:
         source = open_source(options.data)
         recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"classes": len(source.names)})})
-        images = len(divide(options.data, source)[0])
+        images = len(divide(options.data, source, options.group_by and group_pattern(options.group_by)).train)
         steps = BatchOrder(recipe, images).steps_per_epoch
         lines.append(
             f"# {options.data}: {len(source.names)} classes, about {images} images to train on, {steps} steps an "
@@ -157,6 +166,13 @@ def _show(recipe: Recipe, options: argparse.Namespace) -> str:
         nested = value.items() if isinstance(value, dict) else None
         lines += [f"{key}.{inner} = {v}" for inner, v in nested] if nested else [f"{key} = {value}"]
     return "\n".join(lines)
+
+
+def _group_expression(text: str) -> str:
+    try:
+        return group_pattern(text).pattern
+    except DataError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _seconds(text: str) -> float:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from training.data.duplicates import EXAMPLES, Duplicates, Signatures, find_duplicates
+from training.data.groups import group_pattern
 from training.data.sources import EncodedImages, Split, open_source
 from training.data.splits import Part, divide
 from training.errors import DataError
@@ -91,6 +92,7 @@ class Dataset:
     preprocess: PreprocessSpec
     skipped: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()  # folders beside the splits, which were not read
+    groups: int | None = None  # number of groups in all parts; None if the images are not grouped
     duplicates: Mapping[str, Duplicates] = field(default_factory=dict)  # by part; empty if they were not counted
 
     def fingerprint(self) -> str:
@@ -140,6 +142,7 @@ def load_dataset(
     spec: PreprocessSpec,
     *,
     test_images: int,
+    group_by: str | None = None,
     stream: bool = False,
     strict: bool = False,
     workers: int = 1,
@@ -156,19 +159,21 @@ def load_dataset(
 
     A part without a split is drawn by `training.data.splits`.
     spec: the evaluation view of `tureen.preprocess`. test_images: maximum number of test images, drawn evenly from the
-    classes, the same in every call; it does not change the other parts. stream: decode training images on each access;
-    always so above 2 GiB of pixels.
+    classes, the same in every call; it does not change the other parts. group_by: a regular expression that matches the
+    group in the path of an image below the folder of its split; no group is in two parts.
+    stream: decode training images on each access; always so above 2 GiB of pixels.
     strict: raise DataError for an image that cannot be decoded, instead of skipping it and adding it to `skipped`.
     on_images: called with the number of images decoded since the last call. has_duplicates_counted: count the images of
     validation and test that are near-duplicates of training images.
 
-    Raises DataError if one of the three parts has no images.
+    Raises DataError if one of the three parts has no images, or if `group_by` does not fit the file names.
     """
     source = open_source(location)
     names = source.names
     if len(names) < 2:
         raise DataError(f"{location} has one class, {names[0]!r}: a classifier needs at least two")
-    train, validation, test = divide(location, source)
+    parts = divide(location, source, None if group_by is None else group_pattern(group_by))
+    train, validation, test = parts.train, parts.validation, parts.test
     if len(test) > test_images:
         if test_images < len(names):
             raise DataError(f"evaluation_images = {test_images} is less than one for each of the {len(names)} classes")
@@ -198,6 +203,7 @@ def load_dataset(
         preprocess=spec,
         skipped=tuple(skipped),
         ignored=source.ignored,
+        groups=parts.groups,
         duplicates={name: _duplicates(part, trained) for name, part in compared.items()},
     )
 

@@ -69,6 +69,10 @@ class ImageFolder:
     def name(self, index: int) -> str:
         return self.paths[index]
 
+    def file_names(self) -> list[str]:
+        """Returns the path of each image below the folder, with "/" between folders."""
+        return [Path(path).as_posix() for path in self.paths]
+
 
 @dataclass(frozen=True)
 class HuggingFaceSplit:
@@ -85,6 +89,17 @@ class HuggingFaceSplit:
 
     def name(self, index: int) -> str:
         return f"image {index}"
+
+    def file_names(self) -> list[str]:
+        """Returns the file name of each image; raises DataError if the dataset lacks one."""
+        import pyarrow.compute
+
+        table = self.split.with_format("arrow")[:]  # type: ignore[attr-defined]
+        names: list[str | None] = pyarrow.compute.struct_field(table.column(self.column), "path").to_pylist()
+        found = [name for name in names if name]
+        if len(found) < len(names):
+            raise DataError("this Hugging Face dataset does not have the file names of its images: omit --group-by")
+        return found
 
 
 Split = ImageFolder | HuggingFaceSplit

@@ -3,7 +3,7 @@
 import pytest
 
 from training.commands.train import train
-from training.errors import CheckpointError
+from training.errors import CheckpointError, RecipeError
 
 SMALL = ["epochs=2", "evaluation_steps=1", "batch_size=8", "model.image_size=16", "model.depth=1", "model.width=16"]
 
@@ -40,6 +40,25 @@ def test_an_interval_of_saving_that_is_not_a_time_is_refused_with_its_value(seco
     assert ended.value.code == 2
     assert f"'{seconds}' is not a non-negative number of seconds" in capsys.readouterr().err
     assert train(["digits", "--show", "--save-interval-s=0"]) == 0
+
+
+@pytest.mark.parametrize("expression", ["(", "(a)(b)"])
+def test_an_expression_that_names_no_group_is_refused(expression, capsys):
+    with pytest.raises(SystemExit) as ended:
+        train(["cifar10-cpu", "--show", "--group-by", expression])
+    assert ended.value.code == 2
+    assert f"argument --group-by: {expression!r}" in capsys.readouterr().err
+
+
+def test_the_digits_have_no_groups(tmp_path):
+    with pytest.raises(RecipeError, match="have no file names: omit --group-by"):
+        train(["digits", "--group-by", ".", "--out", str(tmp_path / "run")])
+
+
+def test_the_number_of_images_to_train_on_follows_the_groups(photos, capsys):
+    """Of 12 groups of 5 images one is for validation and one for the test."""
+    assert train(["cifar10-cpu", "--show", "--data", str(photos), "--group-by", r"/(\d+)"]) == 0
+    assert "about 50 images to train on" in capsys.readouterr().out
 
 
 def test_without_a_recipe_there_must_be_an_interrupted_run_to_resume(tmp_path):

@@ -308,6 +308,12 @@ def test_a_hugging_face_dataset_is_read_from_disk(tmp_path):
     assert data.labels == ["cat", "dog"]
     assert (len(data.train), len(data.validation), len(data.test)) == (12, 12, 12)
     np.testing.assert_array_equal(data.train.pixels[0], pixels_from_bytes(files[0].read_bytes(), SPEC))
+    with pytest.raises(DataError, match="does not have the file names of its images: omit --group-by"):
+        load_dataset(f"hf:{tmp_path / 'saved'}", SPEC, test_images=100, group_by=".")
+    rows["picture"] = [{"bytes": file.read_bytes(), "path": f"{i // 2}-{i}.png"} for i, file in enumerate(files)]
+    named = datasets.Dataset.from_dict(rows, features=features)
+    named.save_to_disk(str(tmp_path / "named"))
+    assert load_dataset(f"hf:{tmp_path / 'named'}", SPEC, test_images=100, group_by=r"^\d+").groups == 6
     split.remove_columns("kind").save_to_disk(str(tmp_path / "unlabelled"))
     with pytest.raises(DataError, match="one of class labels, but has picture"):
         load_dataset(f"hf:{tmp_path / 'unlabelled'}", SPEC, test_images=100)
