@@ -133,9 +133,9 @@ class AdminOperations:
     async def find_credential(self, secret: str) -> Credential | None:
         """Returns the credential of a bearer token, or None if the token is unknown.
 
-        If the store is unreachable, or holds an older revision than the one in force, searches the credentials that
-        were read last. Raises ControlStoreError if none were ever read. Raises AdminListenerError if other machines
-        reach the listener and only the local credential exists.
+        If the store is unreachable, or holds an older revision than the revision in force, searches the credentials
+        that were read last. Raises ControlStoreError if no credentials were ever read. Raises AdminListenerError if
+        other machines reach the listener and only the local credential exists.
         """
         if self.replica.unreachable_since is None:
             await self.replica.refresh()
@@ -171,7 +171,11 @@ class AdminOperations:
         return replace(self._without_operator, state=state).default.beta
 
     def default_beta_source(self, state: SettingsState) -> BetaSource:
-        """Returns "operator" if an operator, their bounds or --default-beta set the default β, else "bundle"."""
+        """Returns the source of the default β under these settings.
+
+        The source is "operator" if an operator or --default-beta chose it, or if the operator's bounds moved it; else
+        it is "bundle".
+        """
         return replace(self._without_operator, state=state).default.source
 
     def refuse_beta(self, change: SettingsChange) -> None:
@@ -185,10 +189,10 @@ class AdminOperations:
         await self.replica.refresh()
 
     async def _prepare_when_reachable(self) -> None:
-        """Waits until the store is reachable, then calls `prepare_credentials`.
+        """Waits until the store is reachable, and calls `prepare_credentials`.
 
         Runs as a task if the store was unreachable at start. Retries after a ControlStoreError. After an
-        AdminListenerError it logs the error and ends. The listener then refuses every request.
+        AdminListenerError it logs the error and ends, and the listener refuses every request.
         """
         while not self._are_credentials_prepared:
             await self._is_reachable.wait()

@@ -31,7 +31,7 @@ MAX_JSON_DEPTH = 4  # {"images": [{…}]} is 3 deep
 
 @dataclass(frozen=True)
 class RequestImages:
-    """The encoded images of a request, each with its β, or None for an image without one.
+    """The encoded images of a request, and the β or strength of each image, or None if the request gives none for it.
 
     An ImageError replaces an image that cannot be read.
     """

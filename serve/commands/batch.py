@@ -42,10 +42,11 @@ from tureen.soup import DEFAULT_TOP_K, Soup
 
 
 def batch(arguments: list[str]) -> int:
-    """Runs `tureen batch`. Returns 0 when every image has its rows.
+    """Runs `tureen batch`.
 
-    Raises JobError if the job cannot start or continue, BundleError if the bundle is missing or damaged, and
-    EngineError if no engine can be opened.
+    Returns 0 when the job is complete: each image has one row for each β, and an image that failed has an error in its
+    rows. Any other end is an exception. Raises JobError if the job cannot start or continue, BundleError if the bundle
+    is missing or damaged, and EngineError if no engine can be opened.
     """
     options = _parser().parse_args(arguments)
     if options.ray is not None:

@@ -85,7 +85,7 @@ class ServingModel(BaseModel):
 
 
 class ReloadResult(BaseModel):
-    """Message from a worker. ok: it serves the reloaded bundle. Otherwise it still serves the previous one."""
+    """Message from a worker. ok: whether it serves the reloaded bundle; if not, it still serves the previous bundle."""
 
     kind: Literal["reloaded"] = "reloaded"
     ok: bool
