@@ -35,8 +35,8 @@ from tureen.errors import TureenError
 AdmissionCheck = Callable[[bytes, bytes], tuple[str, TureenError | None] | None]
 """Called for each valid head with the method and the raw path.
 
-Returns None for a request that needs no permit. Otherwise returns its route, and the error if it must be refused before
-its body is read.
+Returns None for a request that needs no permit. For a request that needs a permit, returns its route and an error. The
+error is None, unless the request must be refused before its body is read.
 """
 
 
@@ -364,7 +364,7 @@ class HttpConnection(DeferredStartProtocol):
     def close_after_response(self) -> None:
         """Closes the connection. If the client is still sending, first discards its bytes for at most linger_s.
 
-        Otherwise the connection would be reset, and the client would lose the response.
+        Without this wait, the system would reset the connection, and the client would lose the response.
         """
         if self._phase is Phase.BODY or self._received:
             self._linger()
@@ -372,9 +372,9 @@ class HttpConnection(DeferredStartProtocol):
             self.transport.close()
 
     def _leave_probes(self) -> None:
-        """Stops counting this connection as a health probe, so that a health probe can connect.
+        """Frees this connection's place in `probes` for a health probe, and adds the connection to `surplus`.
 
-        Called after the connection's request was refused, because it was for another path.
+        Called after the connection's request was refused, because its path is not that of a health probe.
         """
         self.probes.discard(self)
         self.connections.discard(self)

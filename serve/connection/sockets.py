@@ -114,7 +114,8 @@ def _bound(host: str, port: int, *options: int) -> socket.socket:
 def allow_open_files(max_connections: int) -> None:
     """Raises the soft limit on open files to 2 × max_connections + OTHER_FILES, or to the hard limit if that is lower.
 
-    Refused connections need descriptors too. Without one, a connection is reset instead of refused with a response.
+    Refused connections need descriptors too. If no descriptor is free, the connection is reset, and the client
+    receives no refusal.
     """
     needed = 2 * max_connections + OTHER_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -58,7 +58,10 @@ def request_id_of(scope: Scope) -> str:
 
 
 def arrived_s(scope: Scope) -> float:
-    """Returns the time at which the head of the request was complete (time.monotonic). The first call sets it."""
+    """Returns the time (time.monotonic) of the first call for this request.
+
+    The connection makes that call when the head is complete.
+    """
     if _ARRIVED_KEY not in scope:
         scope[_ARRIVED_KEY] = time.monotonic()
     arrived: float = scope[_ARRIVED_KEY]
@@ -68,15 +71,17 @@ def arrived_s(scope: Scope) -> float:
 def set_refusal(scope: Scope, kind: ProblemType) -> None:
     """Records that the connection has sent this error to the client.
 
-    The log then has this error, because a response of the application no longer reaches the client.
+    The log has this error, not the response of the application, which no longer reaches the client.
     """
     scope[_REFUSAL_KEY] = kind
 
 
 def record(metrics: Metrics, scope: Scope, status: int, seconds: float) -> None:
-    """Counts, times and logs one completed request. seconds: its duration.
+    """Counts, times and logs one completed request.
 
-    The scope may lack keys if the connection ended before the head was complete.
+    status: of the response from the application, or from the connection if the application did not start; 0: none was
+    sent. seconds: duration of the request. The scope may lack keys if the connection ended before the head was
+    complete.
     """
     fields = dict(access_fields(scope))
     status, code = _sent(scope, status)
@@ -170,7 +175,11 @@ def _trace(tracing: Tracing, scope: Scope, status: int, seconds: float) -> None:
 
 
 def _sent(scope: Scope, status: int) -> tuple[int, str | None]:
-    """Returns the status and the error code that the client received, from the application or the connection."""
+    """Returns the status and the error code that the client received. The code is None if there was no error.
+
+    If the connection sent an error (`set_refusal`), returns the status and code of that error. If not, returns the
+    argument `status`, which is that of `record`, and the code in `access_fields`.
+    """
     refusal: ProblemType | None = scope.get(_REFUSAL_KEY)
     return (status, access_fields(scope).get("code")) if refusal is None else (refusal.status, refusal.code)
 
