@@ -75,11 +75,15 @@ class ActiveSettings:
     def choose(self, beta: float | None, client: ClientIdentity = ANONYMOUS) -> BetaChoice:
         """Returns the choice for an image. beta: given for the image or its request, or None.
 
-        If the settings have API keys, raises UnknownApiKeyError for an unknown key, even if β is given. If they have
-        none, ignores the client's key, because a gateway may use the same header.
+        For a model with one token, raises SingleTokenError if the client gives a β or names a policy. No API key is
+        checked.
 
-        Raises UnknownPolicyError if the client names a policy that does not exist. For a β or a policy of the client,
-        raises SingleTokenError if the model has one token, and otherwise the errors of `check`.
+        For a model with two tokens, raises:
+        - UnknownApiKeyError if the settings have API keys and the client sends an unknown key, even if β is given. If
+          the settings have no API keys, a client's key is ignored, because a gateway may use the same header.
+        - UnknownPolicyError if no β is given and the client names a policy that does not exist.
+        - ChoiceNotAllowedError if the client gives a β or names a policy, and the operator allows clients no choice.
+        - BetaOutOfBoundsError if that β, or the β of that policy, is outside the operator's bounds.
         """
         if self.server_default is None:
             if beta is not None or client.policy is not None:

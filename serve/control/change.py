@@ -127,7 +127,8 @@ def apply_change(
 
     in_force: the default β before the change, at which a ramp starts. A new default β removes the planned steps of
     ramps and the planned reverts, and keeps scheduled changes. A temporary default reverts to the default before it.
-    If it replaces a ramp or another temporary default, it reverts to the β at which that one would have ended.
+    If it replaces a ramp or an earlier temporary default, it reverts to the β at which the replaced plan would have
+    ended.
 
     Raises InvalidChangeError if `at` is not within a year from `now`, if the settings after the change contradict each
     other, or if more than MAX_PENDING changes are planned.
@@ -190,9 +191,10 @@ def _rounded(beta: float, start: float, end: float) -> float:
 
 
 def _default_after_plans(state: SettingsState) -> float | None:
-    """Returns the default β after the last planned revert or step of a ramp; the present one if none is planned.
+    """Returns the default β that the last pending revert will set.
 
-    Ignores scheduled changes.
+    If no revert is pending, returns the β of the last pending ramp step. If no ramp is pending either, returns the
+    present default β. Ignores pending changes of the kind "schedule". None is the default β of the server.
     """
     in_progress = [plan for plan in state.pending if plan.kind != "schedule"]
     reverts = [plan for plan in in_progress if plan.kind == "revert"]
@@ -238,7 +240,7 @@ def remove_api_key(state: SettingsState, name: str) -> SettingsState:
 def apply_next_due(state: SettingsState, now: datetime) -> tuple[SettingsState, PendingChange] | None:
     """Returns the state after the earliest planned change that is due, and that change; None if no change is due.
 
-    A caller that is late repeats the call until it returns None. The last state is then the same as without delay.
+    A caller that is late repeats the call until it returns None. The last state is the same as if no call was late.
     """
     plan = min(state.pending, key=lambda plan: plan.at, default=None)
     if plan is None or plan.at > now:

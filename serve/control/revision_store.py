@@ -320,7 +320,7 @@ class RevisionStore:
 
 
 def open_store(settings: Settings, model: str) -> RevisionStore:
-    """Returns the store at the URL --store, or without it the SQLite store in the state directory.
+    """Returns the store at the URL --store. If --store is not given, returns the SQLite store in the state directory.
 
     model: name of the model; earlier versions named the file after it. Raises ControlStoreError if the URL is invalid.
     """

@@ -42,10 +42,11 @@ def make_state_directory(directory: Path) -> None:
 
 
 def prepare_store_file(directory: Path, model: str) -> None:
-    """Creates the directory, and renames the store of an earlier version if no store has the fixed name.
+    """Creates the directory. If it has no control.db, renames a store of an earlier Tureen version to that name.
 
-    Renames the store of this model, or without one the store that was written last. Does not change other stores.
-    Raises ControlStoreError if the store to rename is in use or damaged, or if the directory cannot be used.
+    The store is MODEL.db if that file is a store, else the store that was written last. model: name of the model. Does
+    not change other stores. Raises ControlStoreError if the store to rename is in use or damaged, or if the directory
+    cannot be used.
     """
     make_state_directory(directory)
     file = directory / STORE_FILE
