@@ -217,7 +217,7 @@ class _Processes:
         return result, began_s, time.monotonic() - began_s
 
     def _decode_in_some_process(self, task: _DecodeTask, image: bytes, decoding: DecodeOptions) -> Pixels | ImageError:
-        """Decodes in an idle process, or without one in a new process.
+        """Decodes in an idle process. If no process is idle, decodes in a new process.
 
         When memory runs out, the system ends idle processes too. If the idle process has ended, decodes in a new one.
         Raises DecodeProcessEndedError if the new process ends too, and OSError if it cannot start.
@@ -234,7 +234,7 @@ class _Processes:
     def _decode_in(
         self, process: DecodeProcess, task: _DecodeTask, image: bytes, decoding: DecodeOptions
     ) -> Pixels | ImageError:
-        """Decodes in the given process, then keeps it for another image, or closes it if it ended.
+        """Decodes in the given process. Keeps the process for a later image, or closes it if it ended or was stopped.
 
         Raises DecodeProcessEndedError if the process ends before it replies.
         """

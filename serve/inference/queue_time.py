@@ -21,7 +21,10 @@ PRIOR_S = 0.02  # weight of the start speed against later measurements, in secon
 
 
 class Slowdown:
-    """The ratio of a stage's duration in the last seconds to its duration at start."""
+    """How many times longer a stage takes now than when the model was loaded.
+
+    A measurement loses half its weight in HALF_LIFE_S seconds.
+    """
 
     def __init__(self) -> None:
         self._expected_s = self._measured_s = 0.0
@@ -102,7 +105,7 @@ class Lane:
     def expected_s(self, more_work: int, unit_s: float) -> float:
         """Returns the seconds until the lane's work and more_work are done.
 
-        more_work: units of `ImageCost.work`. unit_s: seconds per unit at start.
+        more_work: units of `ImageCost.work`. unit_s: seconds per unit at the start speed.
         """
         return (self.work + more_work) * unit_s * self.slowdown.factor / self.decoders
 

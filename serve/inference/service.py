@@ -332,13 +332,13 @@ class Admission:
     def choose(self, beta: float | Strength | None, identity: ClientIdentity = ANONYMOUS) -> BetaChoice:
         """Returns the β of an image and its source.
 
-        beta: from the request, if any; a strength becomes a β of the admitted model. Raises SingleTokenError for a
+        beta: the β or strength of the request, or None; `beta_of` converts a strength. Raises SingleTokenError for a
         strength if the model has one token, and the errors of `ActiveSettings.choose`.
         """
         return self.active_settings.choose(None if beta is None else self.beta_of(beta), identity)
 
     def beta_of(self, value: float | Strength) -> float:
-        """Returns a β unchanged, and the β of a strength in the admitted model.
+        """Returns a β unchanged. Converts a strength to a β with the curve of the model that this request uses.
 
         Raises SingleTokenError for a strength if the model has one token.
         """
@@ -399,7 +399,9 @@ def _speed_key(soup: Soup) -> tuple[object, ...]:
 
 
 def initial_settings(manifest: Manifest, default_beta: float | None) -> ActiveSettings:
-    """Returns the settings before any change by an operator. default_beta: value of --default-beta; None without it.
+    """Returns the settings before any change by an operator.
+
+    default_beta: value of --default-beta, or None if that option is not given.
 
     Raises SingleTokenError if default_beta is set and the model has one token.
     """
