@@ -36,8 +36,9 @@ _NOT_UTF8 = "{path} is not in UTF-8: save it in UTF-8"
 def open_source(input_path: str, files: Files = ALL_FILES) -> ImageSource:
     """Returns the source for INPUT: a folder, a glob, an archive, a manifest or an fsspec URL.
 
-    RootedFiles allow neither globs nor URLs. Raises InputError if INPUT does not exist, is of another kind, or cannot
-    be opened. Raises OutsideRootsError if INPUT is outside the roots of RootedFiles.
+    If `files` is a RootedFiles (limited to the operator's directories), INPUT must be neither a glob nor a URL. Raises
+    InputError if INPUT does not exist, is of another kind, or cannot be opened. Raises OutsideRootsError if INPUT is
+    outside the roots of RootedFiles.
     """
     if isinstance(files, RootedFiles):
         files.check_input(input_path)
@@ -135,7 +136,8 @@ class GlobSource(ImageSource):
 class ManifestSource(ImageSource):
     """The images in a table with a column `path`, and optionally `id` and `beta`.
 
-    A path is a URL, an absolute path, or relative to the folder of the manifest. RootedFiles allow no URL.
+    A path is a URL, an absolute path, or relative to the folder of the manifest. If the files are RootedFiles (limited
+    to the operator's directories), a path must not be a URL.
     """
 
     def __init__(self, path: PurePath, files: Files) -> None:

@@ -64,7 +64,7 @@ class ShardTask:
     """A shard to make.
 
     offset: byte offset of the shard's first line in the listing.
-    is_retry: True if the shard exists; then only its failed images are classified again.
+    is_retry: True if the shard exists, so that only its failed images are classified again.
     """
 
     number: int
@@ -82,8 +82,9 @@ class ShardResult:
 
 @contextmanager
 def lock_output(output: OutputDirectory) -> Iterator[None]:
-    """Locks the output for this process during the `with` block, then removes the files of a job that did not start.
+    """Locks the output for this process during the `with` block.
 
+    After the block, removes the job files if no job has started.
     Raises OutputTakenError if another process holds the lock, and OutputError if the output cannot be written to.
     """
     path = output.job_folder / LOCK_FILE
@@ -110,7 +111,7 @@ def lock_output(output: OutputDirectory) -> Iterator[None]:
 
 
 def _remove_unused(output: OutputDirectory) -> None:
-    """Removes the new listing, if it was not renamed. Removes the other job files too, if no job has started."""
+    """Removes the new listing if it was not renamed. If no job has started, removes listing, id and lock too."""
     has_job = not output.is_new or os.path.lexists(output.job_folder / SPEC_FILE)
     for name in (NEW_LISTING_FILE,) if has_job else (NEW_LISTING_FILE, LISTING_FILE, JOB_ID_FILE, LOCK_FILE):
         if os.path.lexists(output.job_folder / name):

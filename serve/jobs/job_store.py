@@ -84,9 +84,9 @@ class JobSubmission(JobRequest):
         return self
 
     def request(self, manifest: Manifest) -> JobRequest:
-        """Returns the request, with the β of the strength.
+        """Returns the request to store. A strength, if given, is replaced by its β in the served model.
 
-        Raises SingleTokenError if there is a strength and the model has one token.
+        manifest: of the served model. Raises SingleTokenError if there is a strength and the model has one token.
         """
         fields = self.model_dump(exclude={"strength"})
         if self.strength is not None:
@@ -194,7 +194,8 @@ class JobRecords:
     def pause(self, job_id: str) -> JobRecord:
         """Pauses a queued or running job until it is resumed, and returns it.
 
-        Raises UnknownJobError if it does not exist, and JobStateError if it is in another state or being cancelled.
+        Raises UnknownJobError if it does not exist. Raises JobStateError if it is neither queued nor running, or if it
+        is being cancelled.
         """
         return self._stop(job_id, "paused", ("queued", "running"))
 
@@ -289,7 +290,10 @@ class JobRecords:
             return replace(before, requested_state=state)
 
     def _change_state(self, connection: sa.Connection, before: JobRecord, state: State, **more: Any) -> JobRecord:
-        """Stores another state and returns the new record. If another process changed the record, returns that one."""
+        """Stores the state `state` in the record `before`, and returns the new record. more: other fields to change.
+
+        If another process has changed the record meanwhile, changes nothing, and returns the record of that process.
+        """
         times = before.times if state == before.state else {**before.times, state: format_time(datetime.now(UTC))}
         after = replace(
             before, **{"owner": None, "lease_until": 0.0, "requested_state": None, **more}, state=state, times=times

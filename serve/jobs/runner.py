@@ -181,7 +181,7 @@ class JobRunner:
 
     @staticmethod
     def _outcome(record: JobRecord, work: asyncio.Task[JobSummary], state: State | None) -> tuple[State, str | None]:
-        """Returns the state after a run, and the error if there is one. state: the state if the run was interrupted."""
+        """Returns the state after a run, and its error or None. state: the state if the run was interrupted."""
         try:
             summary = work.result()
         except JobInterruptedError:

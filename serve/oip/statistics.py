@@ -62,7 +62,10 @@ class Statistics:
         self.compute_output.add(output_s)
 
     def as_dict(self, batches: int) -> dict[str, Any]:
-        """Returns the counters under the names of the extension. batches: number of engine runs, for all protocols."""
+        """Returns the counters under the names of the protocol's statistics extension, with durations in ns.
+
+        batches: number of engine runs, for all protocols.
+        """
         stages = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output")
         return {
             "last_inference": self.last_inference_ms,
