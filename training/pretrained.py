@@ -59,8 +59,8 @@ def load_pretrained(path: Path, *, image_size: int | None = None, classes: int |
     - a directory with model.safetensors, as on the Hugging Face hub
     - a checkpoint of Tureen
 
-    config.json and preprocessor_config.json beside the weights are read if they exist. Otherwise the defaults of the
-    library hold, and `assumed` lists them.
+    config.json and preprocessor_config.json beside the weights are read if they exist. For settings that no file has,
+    the defaults of the library hold, and `assumed` lists them.
 
     Both tokens start as the class token plus its position embedding, so the logits are those of the original at every
     β, up to float32 rounding. image_size: pixels; if it differs from the checkpoint, the position embeddings of the

@@ -159,8 +159,8 @@ def apgd_both(
 ) -> Tensor:
     """Returns images after `apgd` on the cross-entropy, then on `second` for those that are still classified right.
 
-    With the targeted DLR these are the first two parts of AutoAttack, which find most of its results. Raises
-    ZeroGradientError if neither loss has a gradient.
+    With the targeted DLR as `second`, these are the first two parts of AutoAttack, which find most of its results.
+    Raises ZeroGradientError if neither loss has a gradient.
     """
     run = partial(apgd, forward, epsilon=epsilon, steps=steps, generator=generator)
     is_blind = False
@@ -244,11 +244,17 @@ def _auto_pgd(
     generator: torch.Generator | None,
     keep: Keep,
 ) -> tuple[Tensor, Tensor]:
-    """Returns the point that `keep` selects for each image in one run, and its margin or its loss, (B,).
+    """Returns one point of a single run for each image, and the value of each point, (B,).
 
-    target: int64 (B,), the wrong class for the targeted loss. keep: "widest margin" returns the margin, the others the
-    loss. With "first fooling" an image leaves the forward passes once it is fooled, and its loss is then infinite. The
-    other two run all steps for all images.
+    target: int64 (B,), the wrong class for the targeted loss. keep selects the point:
+
+    - "first fooling": the first point that is classified wrong, with the value infinity. An image whose point is found
+      leaves the forward passes. If no point is classified wrong, as for "highest loss".
+    - "highest loss": the point with the highest loss; its value is the loss.
+    - "widest margin": the point at which the largest wrong logit exceeds the right one most; its value is the
+      difference of these logits.
+
+    "highest loss" and "widest margin" run all steps for all images.
     """
     lower, upper = _bounds(images, epsilon)
     point = _random_point(images, lower, upper, epsilon=epsilon, generator=generator)

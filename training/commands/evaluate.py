@@ -151,7 +151,10 @@ def evaluate(arguments: list[str]) -> int:
 
 
 def _check_other_norm(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    """Exits with status 2 if other options do not fit l2 or l1."""
+    """Checks the options that --norm l2 or l1 affects.
+
+    Ends the process with status 2 if --epsilon-255 is missing, or if an option needs --norm linf.
+    """
     if options.epsilon_255 is None:
         parser.error(f"--norm {options.norm} needs --epsilon-255: the radius of the recipe is for l∞")
     linf_only = ("strengths", "matrix", "epsilon_curve", "ensembles", "plot")

@@ -57,9 +57,11 @@ def check_attack(
     those of that function. A sign test at a level of 1 % decides whether one attack is stronger than another.
 
     At each β, two attacks of another kind must not be stronger: APGD with its losses and twice the steps, and Square,
-    which needs no gradient. The first is omitted if the attack is that one or AutoAttack. At β = 0 and 1 the attack is
-    also compared with itself at twice the steps and with a single step, and gradients are inspected. Comparisons that
-    do not apply are omitted. on_check: called after each check. Raises the errors of `attack_each_beta`.
+    which needs no gradient. This APGD is omitted if it is the checked attack. AutoAttack is compared with neither,
+    because it includes both. At β = 0 and 1 the attack is also compared with itself at twice the steps and with a
+    single step. There the accuracy at a radius of a half must not exceed chance, and gradients are inspected.
+    Comparisons that do not apply are omitted. on_check: called after each check. Raises the errors of
+    `attack_each_beta`.
     """
     chosen = np.random.default_rng(seed).permutation(len(images))[:IMAGES]
     few = Images(images.pixels[chosen], images.labels[chosen])

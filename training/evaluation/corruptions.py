@@ -102,7 +102,8 @@ def glass_blur(pixels: Pixels, severity: int, generator: np.random.Generator) ->
     The published loop is meant to swap the two pixels, but its NumPy views only copy the neighbour. This function
     copies too, a whole row at a time. The severity sets how far away the neighbour may be: `distance` pixels above or
     left, and one less below or right. With distance 1, as in CIFAR-10-C, the result equals that of the loop. With a
-    larger one it differs: the loop can copy a pixel that it has already replaced in the same row; this function cannot.
+    larger distance the result differs: the loop can copy a pixel that it has already replaced in the same row, but this
+    function cannot.
     """
     sigma, distance, rounds = _level(
         pixels,
@@ -319,7 +320,10 @@ FAMILIES: dict[str, tuple[str, ...]] = {
 
 
 def _published_side(pixels: Pixels) -> int:
-    """Returns 32 or 224, the image size of a published set, whichever has a ratio to the shorter side nearer to 1."""
+    """Returns the side of an image in CIFAR-10-C (32) or in ImageNet-C (224).
+
+    Chooses the set whose side has a ratio to the shorter side of these images nearer to 1.
+    """
     return 32 if min(pixels.shape[1:3]) ** 2 < 32 * 224 else 224
 
 
@@ -328,7 +332,10 @@ def _level(pixels: Pixels, severity: int, *, at_32: Sequence[T], at_224: Sequenc
 
 
 def _enlargement(pixels: Pixels) -> float:
-    """Returns the factor by which lengths in pixels of the published set are multiplied for images of this size."""
+    """Returns the scale factor for the published lengths in pixels.
+
+    It is the shorter side of these images, at least 32, divided by the side in CIFAR-10-C (32) or ImageNet-C (224).
+    """
     return max(32, min(pixels.shape[1:3])) / _published_side(pixels)
 
 

@@ -1,8 +1,8 @@
 """Measures the transfer matrix: robust accuracy at each β under the attack on every other β.
 
-An attack on another β may break more images than the attack on the served soup. The attack on the served soup was then
-too weak, or gradients are masked (Carlini et al., *On evaluating adversarial robustness*, 2019). Such cells are marked
-as suspect.
+The served soup is the model at one β. An attack on a different β may break more images than the attack on the served
+soup itself. This shows that the attack on the served soup was too weak, or that gradients are masked (Carlini et al.,
+*On evaluating adversarial robustness*, 2019). Such cells are marked as suspect.
 """
 
 from __future__ import annotations
@@ -49,12 +49,13 @@ def transfer_matrix(
     radius. The attack of a row is `apgd_margin`, whose adversarial images fool other β too. The row for all β together
     is for an attacker who does not know β: it attacks the mean over β of the log-probabilities.
 
-    An image counts in a cell if the served soup classifies it right with and without the attack. On the diagonal it
-    must resist the attack of `outcomes` too. It counts in `worst` if it counts in all cells of the column. So `worst`
-    is never above the robust accuracy of `outcomes`.
+    The served soup of a column is the model at the column's β. An image counts in a cell if the served soup classifies
+    it right with and without the attack of the row. On the diagonal the image must resist the attack of `outcomes` too.
+    An image counts in `worst` if it counts in all cells of the column. So `worst` is never above the robust accuracy of
+    `outcomes`.
 
-    A cell is suspect if its attack breaks more images than the attacks on the served soup itself. A sign test decides,
-    at a level of 5 % over all comparisons. on_batch: called once for each row and batch of images.
+    A cell is suspect if it is significantly below the diagonal of its column, by a sign test at a level of 5 % over all
+    comparisons. on_batch: called once for each row and batch of images.
     """
     device, betas = model_device(model), list(outcomes)
     soups = [forward_at_beta(model, beta) for beta in betas]

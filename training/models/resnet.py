@@ -128,7 +128,10 @@ class DualBatchNorm(_DualNorm):
         return _affine(out, self.weight, self.bias, betas)
 
     def _normalised(self, x: Tensor, index: int) -> Tensor:
-        """Returns x (B, C, H, W) normalised by its mean and variance. Updates row `index` of the running statistics."""
+        """Returns x (B, C, H, W) normalised by the mean and variance of each channel over B, H and W.
+
+        For training mode only. Updates row `index` of the running statistics.
+        """
         return F.batch_norm(
             x,
             self.running_mean[index],
