@@ -40,7 +40,10 @@ class OpenedEngine(_Record):
 
 
 class TimedTurn(_Record):
-    """One timing of an engine: all streams run the batch `calls` times at the same time."""
+    """A turn: one timing of an engine. Every stream runs a batch `calls` times, all streams at the same time.
+
+    batch: number of images in the batch.
+    """
 
     batch: int
     calls: int
@@ -48,7 +51,10 @@ class TimedTurn(_Record):
 
 
 class TurnTimes(_Record):
-    """The seconds of a turn, and of each of its calls. The times include the mixing of tokens."""
+    """The durations of a `TimedTurn` in seconds, including the mixing of tokens.
+
+    seconds: from the start of all streams to the end of the last one. call_seconds: of each call of every stream.
+    """
 
     seconds: float
     call_seconds: list[float]

@@ -49,7 +49,7 @@ class Worker:
             raise
 
     def run_turn(self, turn: TimedTurn) -> TurnTimes:
-        """Runs one turn in the child and returns its times. Raises EngineError if the child fails or ends."""
+        """Runs one `TimedTurn` in the child and returns its times. Raises EngineError if the child fails or ends."""
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(turn.model_dump_json() + "\n")
@@ -106,7 +106,7 @@ class StreamRunner:
 
 
 def main(arguments: list[str]) -> int:
-    """Runs the child: opens the engine, sends an `OpenedEngine` to the parent, then runs the turns that it requests.
+    """Runs the child: opens the engine, sends an `OpenedEngine` to the parent, then runs each turn that it receives.
 
     arguments: an `EngineSetup` in JSON. Returns the exit status when the parent closes the pipe.
     """

@@ -111,7 +111,11 @@ class _GraphReader:
         self._fields_left = MAX_FIELDS
 
     def read_message(self, kind: str, data: memoryview, depth: int) -> None:
-        """Parses one message of `_CHILDREN` and all messages in it."""
+        """Parses the message `data` and all messages in it.
+
+        kind: the key of the message in `_CHILDREN`, such as "node". depth: its level of nesting, 1 for the whole file,
+        at most MAX_DEPTH.
+        """
         if depth > MAX_DEPTH:
             raise GraphFileError(f"its messages are nested more than {MAX_DEPTH} deep")
         for number, value in self._fields(data):

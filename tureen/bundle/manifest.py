@@ -79,7 +79,8 @@ class AttackCheck(_Record):
 class SuspectCell(_Record):
     """A cell of the transfer matrix that shows that an attack was too weak.
 
-    An attack on another β breaks the soup of this cell more often than the attack on this soup itself.
+    An attack on a different β, or on all β together, breaks the soup of this cell more often than the attack on this
+    soup itself.
     """
 
     attacked: float | None = Field(description="the β attacked; none: all together")
@@ -291,7 +292,7 @@ class Manifest(_Record):
     provenance: dict[str, Any] = Field(description="how it was made: versions, recipe, seed, command")
 
     def beta_of(self, value: float | Strength) -> float:
-        """Returns a β unchanged, and the β of a strength.
+        """Returns a β unchanged. Converts a strength to a β with the model's curve.
 
         Raises SingleTokenError for a strength if the model has one token.
         """

@@ -50,7 +50,7 @@ def tokens_sentence(manifest: Manifest) -> str:
 
 
 def single_token_accuracy(rows: Sequence[AccuracyRow]) -> str:
-    """Returns one line: the accuracy of a model that has the same at every β, or "accuracy: not measured"."""
+    """Returns one line: the accuracy of a model whose accuracy is the same at every β, or "accuracy: not measured"."""
     if not rows:
         return "accuracy: not measured"
     row = rows[0]
@@ -84,7 +84,11 @@ def calibration_summary(manifest: Manifest) -> str:
 
 
 def calibration_images(row: CalibrationRow) -> tuple[str, str]:
-    """Returns the names of the images that measured the errors, and of those that fitted the temperatures."""
+    """Returns two phrases for a sentence, such as "test images" and "validation images".
+
+    The first names the images that measured the calibration errors. The second names the images that fitted the
+    temperatures.
+    """
     if row.images == "random halves":
         return "images", "other images"
     return "test images", "validation images"
@@ -178,7 +182,11 @@ def matrix_table(matrix: TransferMatrix) -> str:
 
 
 def suspect_sentence(suspect: SuspectCell) -> str:
-    """Returns the meaning of a suspect cell of the matrix as a sentence."""
+    """Returns a sentence that explains a suspect cell of the transfer matrix.
+
+    It names the attack that breaks the soup of the cell more often than the attack on the soup itself, the p-value, and
+    the probable cause.
+    """
     attacked = "all β at once" if suspect.attacked is None else f"β = {suspect.attacked:g}"
     return (
         f"the attack on {attacked} breaks β = {suspect.served:g} better than the attack on it (p = "

@@ -38,7 +38,10 @@ class _Record(BaseModel):
 
 
 class Conditions(_Record):
-    """The conditions on which a ranking depends. A ranking is valid only if all of them are the same."""
+    """The bundle, machine, runtime versions and engine options on which a ranking depends.
+
+    A ranking is valid only if all of them are the same.
+    """
 
     bundle: str = Field(description="the model's name and version")
     bundle_sha256: str = Field(description="of the parity rows and the engine files in the manifest")
@@ -77,7 +80,7 @@ class Ranking(_Record):
 def make_ranking(
     bundle: Bundle, options: EngineOptions, timings: Iterable[Timing], *, batch: int, by: Literal["bench", "race"]
 ) -> Ranking:
-    """Returns a ranking of the timings by merit, best first, with today's date and the current conditions.
+    """Returns a ranking of the timings by merit, best first, with today's date and the `current_conditions`.
 
     batch: the batch size of the timings. by: how they were measured.
     """
@@ -91,7 +94,11 @@ def make_ranking(
 
 
 def current_conditions(bundle: Bundle, options: EngineOptions) -> Conditions:
-    """Returns the conditions of this machine for a ranking of the bundle's engines with these options."""
+    """Returns the values on which the speed ranking of the bundle's engines depends.
+
+    They are the bundle, the processors and GPUs of this machine, the versions of the runtimes and of Tureen, and the
+    threads and streams of the options.
+    """
     manifest = bundle.manifest
     artefacts = {row.artefact for row in manifest.parity}
     engines = {
@@ -112,7 +119,7 @@ def current_conditions(bundle: Bundle, options: EngineOptions) -> Conditions:
 
 
 def read_ranking(bundle: Bundle, options: EngineOptions) -> Ranking | None:
-    """Returns the cached ranking of the bundle's engines under the current conditions; None if there is none."""
+    """Returns the cached ranking of the bundle's engines for `current_conditions`; None if the cache has none."""
     if options.cache is None:
         return None
     current = current_conditions(bundle, options)
