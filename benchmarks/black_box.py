@@ -1,12 +1,12 @@
-"""Attacks a running server through HTTP by Square, and compares the result with the white-box figure of the bundle.
+"""Attacks a running server through HTTP, and compares the result with the white-box figure of the bundle.
 
     python -m benchmarks.black_box                                         # the example bundle, images of CIFAR-10
     python -m benchmarks.black_box tureen-demo/bundle --data digits
     python -m benchmarks.black_box BUNDLE --data DIR --queries 5000        # the number of queries in AutoAttack
 
-Square needs no gradient. It sees what any client sees: the probabilities of PNG files. An attacker with the weights
-breaks at least as many images. If Square breaks more images than the white-box attack of the manifest, that attack was
-too weak, or gradients are masked. The white-box figure is then not reliable.
+The Square attack needs no gradient. It uses what any client receives: the probabilities of PNG files. An attacker with
+the weights breaks at least as many images. If Square breaks more images than the white-box attack of the manifest, the
+white-box attack was too weak, or gradients are masked. In this case the white-box figure is not reliable.
 
 Source: Andriushchenko, Croce, Flammarion & Hein, *Square attack: a query-efficient black-box adversarial attack via
 random search*, ECCV 2020, by the package `pyautoattack`.
@@ -106,9 +106,10 @@ class HttpClassifier:
 
 @dataclass(frozen=True)
 class BlackBoxResult:
-    """The accuracy over HTTP at one strength before and after Square, on the same images.
+    """The accuracy over HTTP at one strength, before and after the Square attack on the same images.
 
-    after: an image counts if it is classified right before and after.
+    before: share of images that are classified correctly without the attack. after: share of images that are classified
+    correctly both without and under the attack.
     """
 
     before: Accuracy
@@ -181,7 +182,7 @@ def load_images(data: str | None, manifest: Manifest, count: int, scratch: Path)
 def attack_server(
     port: int, images: Images, *, manifest: Manifest, strength: float, epsilon_255: int, queries: int, seed: int = 0
 ) -> BlackBoxResult:
-    """Returns the accuracy at one strength before and after Square. Its only access to the model is HTTP."""
+    """Returns the accuracy at one strength before and after the Square attack, which reaches the model only by HTTP."""
     x, labels = images_from_pixels(torch.from_numpy(images.pixels)), torch.from_numpy(images.labels)
     with closing(HttpClassifier(port, classes=len(manifest.labels), strength=strength)) as client:
         beta = client.classify(images.pixels[:1])[0]["beta"]
@@ -201,7 +202,7 @@ def attack_server(
 
 
 def square(forward: Forward, images: Tensor, labels: Tensor, *, epsilon: float, queries: int, seed: int = 0) -> Tensor:
-    """Returns images after Square within the l∞ ball of radius ε, without changing the global random state.
+    """Returns images after the Square attack within the l∞ ball of radius ε. Keeps the global random state unchanged.
 
     forward: images to logits or log-probabilities (B, K); B may be 0. The other arguments are those of
     `training.attacks.gradient`. The attack on an image ends when it is classified wrong, or after `queries` queries. An

@@ -1,4 +1,4 @@
-"""Measures the time of a co-training step as a ratio to a nominal step, and to a lower bound.
+"""Measures the time of a co-training step as a ratio to a nominal step (no attack) and to a lower bound.
 
     python -m benchmarks.training_speed --recipe cifar10-cpu --attack-steps 1 2 3
     python -m benchmarks.training_speed --recipe cifar10 --compile
@@ -46,7 +46,16 @@ def main() -> None:
 
 
 def measure(recipe: Recipe, device: torch.device, *, rounds: int, is_compiled: bool) -> dict[str, float]:
-    """Returns the median seconds of a nominal step, a co-training step, and both kinds of pass of the lower bound."""
+    """Returns the median seconds of each part, by name, over `rounds` rounds after a warm-up round. The parts are:
+
+    - "nominal": a training step on clean images, without an attack
+    - "cotraining": a co-training step of the recipe
+    - "input gradient": a forward and backward pass for the gradient of the images of a batch
+    - "double pass": a forward and backward pass over twice the batch, for the gradient of the parameters
+
+    The steps include augmentation, optimiser and moving average; the passes do not. is_compiled: whether to run the
+    models through torch.compile.
+    """
     data = random_images(recipe)
     nominal_recipe = recipe.model_copy(update={"alpha": 1.0})
     nominal, cotraining = (Cotraining(r, data, device, is_compiled=is_compiled) for r in (nominal_recipe, recipe))
