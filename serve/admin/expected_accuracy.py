@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from tureen.bundle.manifest import Accuracy, Manifest
+from tureen.bundle.manifest import Accuracy, Manifest, failed_checks
 
 
 def expected_accuracy(manifest: Manifest, beta: float | None) -> dict[str, Any] | None:
     """Returns the clean and robust accuracy at β with 95 % intervals, number of images n, attack and ε in 1/255.
 
+    "failed_checks" has the names of the checks that failed at the β of its rows: the robust accuracy is then too high.
     Returns None if the table is empty, if the model has one token (beta None), or if β is outside the measured range.
     """
     rows = sorted(manifest.accuracy, key=lambda row: row.beta)
@@ -25,6 +26,7 @@ def expected_accuracy(manifest: Manifest, beta: float | None) -> dict[str, Any] 
         "attack": upper.attack,
         "epsilon_255": upper.epsilon_255,
         "interpolated": upper is not lower,
+        "failed_checks": failed_checks(manifest.evaluation.checks, lower.beta, upper.beta),
     }
 
 

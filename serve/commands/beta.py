@@ -255,7 +255,9 @@ def format_default(state: dict[str, Any]) -> str:
     )
     attack = f"{expected['attack']}, ε = {expected['epsilon_255']:g}/255, n = {expected['n']}"
     between = "; between two measured β" if expected["interpolated"] else ""
-    return f"{text}, clean accuracy {clean}, robust {robust} under {attack}{between}"
+    failed = expected.get("failed_checks")  # servers of earlier versions send none
+    doubt = f"; ! robust accuracy too high: check failed ({'; '.join(failed)})" if failed else ""
+    return f"{text}, clean accuracy {clean}, robust {robust} under {attack}{between}{doubt}"
 
 
 def _default_argument(text: str) -> float | str:

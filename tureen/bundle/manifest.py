@@ -5,7 +5,7 @@ Does not read or write files; `tureen.bundle.bundle` does.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Annotated, Any, Final, Literal
 
@@ -74,6 +74,11 @@ class AttackCheck(_Record):
     has_passed: bool
     figures: dict[str, float] = Field(description="the measurements, as shares of the images")
     sentence: str = Field(description="the meaning of a failure")
+
+
+def failed_checks(checks: Iterable[AttackCheck], *betas: float) -> list[str]:
+    """Returns the names of the checks that failed at one of `betas`: the robust accuracy there is too high."""
+    return list(dict.fromkeys(check.name for check in checks if check.beta in betas and not check.has_passed))
 
 
 class SuspectCell(_Record):

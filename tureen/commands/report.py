@@ -22,6 +22,7 @@ from tureen.bundle.manifest import (
     StrengthRow,
     SuspectCell,
     TransferMatrix,
+    failed_checks,
 )
 from tureen.errors import printable
 from tureen.tokens import CLEAN_BETA, ROBUST_BETA
@@ -121,8 +122,8 @@ def radius_text(row: AccuracyRow) -> str:
 
 def doubt_text(beta: float, checks: Iterable[AttackCheck]) -> str:
     """Returns the warning to print beside the robust accuracy at β; empty if no check failed there."""
-    failed = [check for check in checks if check.beta == beta and not check.has_passed]
-    return f"! too high: check failed ({'; '.join(check.name for check in failed)})" if failed else ""
+    failed = failed_checks(checks, beta)
+    return f"! too high: check failed ({'; '.join(failed)})" if failed else ""
 
 
 def clean_table(betas: Sequence[float], accuracies: Sequence[Accuracy], n: int) -> str:

@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 
 from serve.control.beta_choice import ActiveSettings
 from serve.http.direct_route import add_head_routes
-from tureen.bundle.manifest import Manifest
+from tureen.bundle.manifest import Manifest, failed_checks
 
 STATIC = Path(__file__).parent / "static"
 MEDIA_TYPES = {"console.css": "text/css; charset=utf-8", "console.js": "text/javascript; charset=utf-8"}
@@ -56,7 +56,10 @@ def add_console(app: FastAPI, current: Callable[[], tuple[Manifest, ActiveSettin
             "name": manifest.name,
             "version": manifest.version,
             "has_two_tokens": manifest.has_two_tokens,
-            "accuracy": [row.model_dump() for row in sorted(manifest.accuracy, key=lambda row: row.beta)],
+            "accuracy": [
+                {**row.model_dump(), "failed_checks": failed_checks(manifest.evaluation.checks, row.beta)}
+                for row in sorted(manifest.accuracy, key=lambda row: row.beta)
+            ],
             "default_beta": settings.default.beta,
             "strength": manifest.strength.model_dump(),
             "beta_min": state.beta_min,

@@ -4,6 +4,7 @@ import pytest
 
 from serve.admin.expected_accuracy import expected_accuracy
 from tureen.bundle.bundle import load_bundle
+from tureen.bundle.manifest import AttackCheck, Evaluation
 from tureen.commands.demo import EXAMPLES
 
 
@@ -15,6 +16,19 @@ def test_expected_accuracy_is_measured_or_interpolated_between_measured_rows():
     middle = expected_accuracy(manifest, (rows[0].beta + rows[1].beta) / 2)
     assert middle["interpolated"]
     assert middle["robust"]["value"] == pytest.approx((rows[0].robust.value + rows[1].robust.value) / 2)
+
+
+def test_the_checks_that_failed_beside_a_beta_are_named():
+    manifest = load_bundle(EXAMPLES / "cifar10").manifest
+    betas = sorted(row.beta for row in manifest.accuracy)
+    checks = [
+        AttackCheck(name=name, beta=beta, n=9, has_passed=has_passed, figures={}, sentence="Beware.")
+        for name, beta, has_passed in (("two", betas[0], False), ("one", betas[1], False), ("three", betas[1], True))
+    ]
+    doubted = manifest.model_copy(update={"evaluation": Evaluation(checks=checks)})
+    assert expected_accuracy(doubted, betas[1])["failed_checks"] == ["one"]
+    assert expected_accuracy(doubted, (betas[0] + betas[1]) / 2)["failed_checks"] == ["two", "one"]
+    assert expected_accuracy(doubted, betas[2])["failed_checks"] == []
 
 
 @pytest.mark.parametrize("side", ["below", "above"])

@@ -44,6 +44,11 @@ def test_a_state_is_printed_a_line_for_each_fact():
     ]
 
 
+def test_a_robust_accuracy_whose_check_failed_is_marked():
+    state = {**STATE, "expected": {**EXPECTED, "failed_checks": ["one", "two"]}}
+    assert format_default(state).endswith("; ! robust accuracy too high: check failed (one; two)")
+
+
 @pytest.mark.parametrize(
     ("changes", "line"),
     [

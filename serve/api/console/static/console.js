@@ -378,6 +378,9 @@ async function showModel() {
   $("accuracy").tBodies[0].replaceChildren(...model.accuracy.map((row) => {
     const line = element("tr");
     for (const text of [row.beta, interval(row.clean), interval(row.robust), row.n]) line.append(element("td", text));
+    if (row.failed_checks.length) {
+      line.children[2].append(element("strong", ` ! too high: check failed (${row.failed_checks.join("; ")})`));
+    }
     return line;
   }));
   const row = model.accuracy[0];

@@ -46,8 +46,9 @@ def test_no_other_file_is_served(name):
 def test_the_model_has_its_accuracy_by_ascending_beta_and_the_active_settings(is_operators):
     state = SettingsState(default_beta=0.5, beta_min=0.2, beta_max=0.9, clients_may_choose=False)
     model = client(ActiveSettings(0.0, "bundle", 3, state), is_operators=is_operators).get("/ui/model").json()
-    betas = [row["beta"] for row in model.pop("accuracy")]
-    assert betas == sorted(row.beta for row in MANIFEST.accuracy)
+    accuracy = model.pop("accuracy")
+    assert [row["beta"] for row in accuracy] == sorted(row.beta for row in MANIFEST.accuracy)
+    assert all(row["failed_checks"] == [] for row in accuracy)
     assert model == {
         "name": MANIFEST.name,
         "version": MANIFEST.version,
