@@ -334,6 +334,7 @@ def test_a_read_only_credential_changes_nothing(start_operated, run_tureen, tmp_
 
 def test_tureen_beta_is_all_an_operator_needs(start_operated, run_tureen):
     _, operator = start_operated()
+    curve = load_bundle(EXAMPLES / "cifar10").manifest.strength
     where = ("--url", operator.url, "--token", operator.token)
     assert "default β 0, strength 0 (bundle), clean accuracy" in run_tureen("beta", "get", *where).stdout
     unasked = run_tureen("beta", "set", "0.8", "--reason", "attack", *where)
@@ -342,7 +343,7 @@ def test_tureen_beta_is_all_an_operator_needs(start_operated, run_tureen):
     assert "then " in unasked.stdout
     done = run_tureen("beta", "set", "0.8", "--reason", "attack", "--for", "1h", "--yes", *where)
     assert done.returncode == 0, done.stderr
-    assert "revision 1: default β 0.8, strength 0.8 (operator)" in done.stdout
+    assert f"revision 1: default β 0.8, strength {curve.strength_at(0.8):g} (operator)" in done.stdout
     assert "revert to the server's default β" in done.stdout
     assert run_tureen("beta", "rollback", "0", "--reason", "over", "--yes", *where).returncode == 0
     history = run_tureen("beta", "history", "--verify", *where).stdout
@@ -350,7 +351,7 @@ def test_tureen_beta_is_all_an_operator_needs(start_operated, run_tureen):
     assert "2 revisions" in history
     assert json.loads(run_tureen("beta", "get", "--json", *where).stdout)["revision"] == 2
     strength = run_tureen("beta", "set", "--strength", "0.7", "--reason", "attack", *where)
-    assert "then      revision 2: default β 0.7, strength 0.7 (operator)" in strength.stdout
+    assert f"then      revision 2: default β {curve.beta_at(0.7):g}, strength 0.7 (operator)" in strength.stdout
     rules = ("--min", "0.2", "--policy", "uploads=0.9", "--canary", "0.9:0.1", "--clients-may-choose", "no")
     assert run_tureen("beta", "set", *rules, "--reason", "rules", "--yes", *where).returncode == 0
     shown = run_tureen("beta", "get", *where).stdout

@@ -54,7 +54,7 @@ def test_the_model_has_its_accuracy_by_ascending_beta_and_the_active_settings(is
         "version": MANIFEST.version,
         "has_two_tokens": True,
         "default_beta": 0.5,
-        "strength": {"betas": [0.0, 1.0], "strengths": [0.0, 1.0], "n": 0},
+        "strength": MANIFEST.strength.model_dump(),
         "beta_min": 0.2,
         "beta_max": 0.9,
         "clients_may_choose": False,
