@@ -30,7 +30,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from pyautoattack.square import SquareAttack
 from scipy.stats import fisher_exact
 from torch import Tensor
 
@@ -40,7 +39,7 @@ from benchmarks.machine import describe_machine
 from benchmarks.server_process import run_tureen
 from benchmarks.workload import CIFAR10, SMALL_BUNDLE, extract_cifar10_test
 from serve.admin.expected_accuracy import expected_accuracy
-from training.attacks.gradient import Forward
+from training.attacks.autoattack import square
 from training.data.datasets import Images, balanced_sample, load_digits
 from training.evaluation.accuracy import wilson_interval
 from training.evaluation.measure import read_images
@@ -187,7 +186,15 @@ def attack_server(
     with closing(HttpClassifier(port, classes=len(manifest.labels), strength=strength)) as client:
         beta = client.classify(images.pixels[:1])[0]["beta"]
         is_right = client.log_probabilities(x).argmax(1) == labels
-        adversarial = square(client.log_probabilities, x, labels, epsilon=epsilon_255 / 255, queries=queries, seed=seed)
+        adversarial = square(
+            client.log_probabilities,
+            x,
+            labels,
+            epsilon=epsilon_255 / 255,
+            steps=queries,
+            is_rescaled=True,
+            generator=torch.Generator().manual_seed(seed),
+        )
         pixels = eight_bit_pixels(adversarial)
         # ε is a whole number of 8-bit steps, so the rounded images stay in the ball too.
         assert np.abs(pixels.astype(int) - images.pixels).max() <= epsilon_255
@@ -199,19 +206,6 @@ def attack_server(
             beta=beta,
             queries=client.queries,
         )
-
-
-def square(forward: Forward, images: Tensor, labels: Tensor, *, epsilon: float, queries: int, seed: int = 0) -> Tensor:
-    """Returns images after the Square attack within the l∞ ball of radius ε. Keeps the global random state unchanged.
-
-    forward: images to logits or log-probabilities (B, K); B may be 0. The other arguments are those of
-    `training.attacks.gradient`. The attack on an image ends when it is classified wrong, or after `queries` queries. An
-    image that it does not break stays unchanged.
-    """
-    attack = SquareAttack(forward, norm="Linf", n_queries=queries, eps=epsilon, seed=seed, device=images.device)
-    with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
-        adversarial: Tensor = attack.perturb(images, labels)
-    return adversarial
 
 
 def eight_bit_pixels(images: Tensor) -> Pixels:

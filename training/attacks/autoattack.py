@@ -80,6 +80,7 @@ def square(
     *,
     epsilon: float,
     steps: int,
+    is_rescaled: bool = False,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Returns images after the Square attack under l∞, which uses no gradient.
@@ -87,6 +88,9 @@ def square(
     It adds random squares, and keeps a square if it lowers the margin of the right class.
     Source: Andriushchenko et al., *Square attack: a query-efficient black-box adversarial attack via random search*,
     ECCV 2020. The arguments are those of `training.attacks.gradient`. steps: maximum number of queries for each image.
+
+    is_rescaled: whether the squares shrink over the given number of steps, as in the paper. If False, they shrink over
+    10,000 steps, as in AutoAttack: with a few hundred steps all squares are large, and the attack is weaker.
     """
     images = images.contiguous()
     if not epsilon:
@@ -96,7 +100,7 @@ def square(
         eps=epsilon,
         n_queries=steps,
         seed=_seed(images, generator),
-        resc_schedule=False,
+        resc_schedule=is_rescaled,
         device=images.device,
     )
     with torch.no_grad(), _unchanged_global_state(images):
