@@ -11,6 +11,7 @@ from serve.errors import InputError
 from serve.jobs.job_output import SUCCESS_FILE
 from tests.serve.jobs.conftest import BUNDLE, photos, run_batch  # noqa: F401 - fixtures
 from tests.serve.jobs.tables import rows_of
+from tureen.bundle.bundle import load_bundle
 
 
 def test_each_row_equals_the_result_of_a_single_image_at_each_beta(run_batch, photos, tmp_path):  # noqa: F811
@@ -36,7 +37,8 @@ def test_each_row_equals_the_result_of_a_single_image_at_each_beta(run_batch, ph
 
 def test_a_strength_is_stored_as_its_beta(run_batch, photos, tmp_path, capsys):  # noqa: F811
     assert run_batch(photos, tmp_path / "out", "--strength", "0.5") == 0
-    assert {row["beta"] for row in rows_of(tmp_path / "out")} == {0.5}  # the example bundle has no curve
+    curve = load_bundle(BUNDLE).manifest.strength
+    assert {row["beta"] for row in rows_of(tmp_path / "out")} == {curve.beta_at(0.5)}
     for arguments in (("--strength", "0.5", "--beta", "0.5"), ("--strength", "robust")):
         with pytest.raises(SystemExit):
             run_batch(photos, tmp_path / "other", *arguments)
