@@ -406,5 +406,5 @@ def _train(
                 check_overfitting(probes)
         if log:
             save()
-    if received:
-        raise InterruptedRun(received)
+    if number := received or signals.received:  # or during the last save
+        raise InterruptedRun(number)

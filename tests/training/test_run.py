@@ -133,6 +133,19 @@ def test_a_signal_while_the_trained_model_is_measured_loses_no_step(tmp_path):
     assert load_checkpoint(out).recipe.evaluation_steps == 1
 
 
+def test_a_signal_during_the_last_save_is_not_lost(tmp_path, monkeypatch):
+    save = Cotraining.save
+
+    def interrupted(training, *arguments):
+        save(training, *arguments)
+        if training.is_finished:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Cotraining, "save", interrupted)
+    assert main(command(tmp_path / "run", *NO_CLOCK)) == 143
+    assert not (tmp_path / "run" / "checkpoint.json").exists()
+
+
 def test_a_signal_before_the_first_step_reports_that_nothing_is_saved(tmp_path, monkeypatch, capsys):
     fifo = tmp_path / "photos" / "cat" / "0.png"
     for name in ("cat", "dog"):
