@@ -43,7 +43,7 @@ from training.attacks.autoattack import square
 from training.data.datasets import Images, balanced_sample, load_digits
 from training.evaluation.accuracy import wilson_interval
 from training.evaluation.measure import read_images
-from training.models.vit import images_from_pixels
+from training.models.vit import images_from_pixels, pixels_from_images
 from tureen.bundle.bundle import load_bundle
 from tureen.bundle.manifest import Accuracy, Manifest
 from tureen.preprocess import Pixels
@@ -97,7 +97,7 @@ class HttpClassifier:
         Rounds the images to 8 bits.
         """
         scores = np.zeros((len(images), self._classes))
-        for row, result in zip(scores, self.classify(eight_bit_pixels(images)), strict=True):
+        for row, result in zip(scores, self.classify(pixels_from_images(images)), strict=True):
             for prediction in result["predictions"]:
                 row[prediction["index"]] = prediction["probability"]
         return torch.from_numpy(np.log(scores.clip(LEAST_PROBABILITY))).float()
@@ -195,7 +195,7 @@ def attack_server(
             is_rescaled=True,
             generator=torch.Generator().manual_seed(seed),
         )
-        pixels = eight_bit_pixels(adversarial)
+        pixels = pixels_from_images(adversarial)
         # ε is a whole number of 8-bit steps, so the rounded images stay in the ball too.
         assert np.abs(pixels.astype(int) - images.pixels).max() <= epsilon_255
         is_robust = is_right & (client.log_probabilities(adversarial).argmax(1) == labels)
@@ -206,12 +206,6 @@ def attack_server(
             beta=beta,
             queries=client.queries,
         )
-
-
-def eight_bit_pixels(images: Tensor) -> Pixels:
-    """Returns images (B, 3, H, W) in [0, 1] as pixels, uint8 (B, H, W, 3), rounded to the nearest of 256 levels."""
-    pixels: Pixels = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
-    return pixels
 
 
 def is_stronger(result: BlackBoxResult, white_box: float, n: int, *, tests: int) -> bool:

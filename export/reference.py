@@ -13,7 +13,7 @@ from export.graph import Backbone
 from training.attacks.catalogue import ATTACKS, attack_label
 from training.data.datasets import Images
 from training.evaluation.accuracy import forward_at_beta, model_device
-from training.models.vit import DualTokenViT, images_from_pixels
+from training.models.vit import DualTokenViT, images_from_pixels, pixels_from_images
 from tureen.tokens import CLEAN_BETA, ROBUST_BETA, mix_rows
 
 BETAS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -109,8 +109,7 @@ def _adversarial(
         steps=steps,
         generator=torch.Generator(device).manual_seed(0),
     )
-    rounded: NDArray[np.uint8] = (found * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
-    return rounded
+    return pixels_from_images(found)
 
 
 @torch.no_grad()

@@ -10,7 +10,6 @@ from benchmarks.black_box import (
     BlackBoxResult,
     HttpClassifier,
     attack_server,
-    eight_bit_pixels,
     is_stronger,
     report_strength,
     report_verdict,
@@ -19,7 +18,7 @@ from benchmarks.server_process import run_tureen
 from training.attacks.autoattack import square
 from training.data.datasets import Images
 from training.evaluation.accuracy import wilson_interval
-from training.models.vit import images_from_pixels
+from training.models.vit import images_from_pixels, pixels_from_images
 from tureen.bundle.bundle import read_manifest
 
 
@@ -73,9 +72,9 @@ def test_every_point_of_square_is_an_8_bit_image_in_the_ball():
     labels = forward(images).argmax(1)
     adversarial = square(forward, images, labels, epsilon=8 / 255, steps=100, is_rescaled=True, generator=generator)
     assert (forward(adversarial).argmax(1) != labels).sum() > 5
-    assert np.abs(eight_bit_pixels(adversarial).astype(int) - eight_bit_pixels(images)).max() == 8
+    assert np.abs(pixels_from_images(adversarial).astype(int) - pixels_from_images(images)).max() == 8
     for x in points:
-        torch.testing.assert_close(images_from_pixels(torch.from_numpy(eight_bit_pixels(x))), x, rtol=0, atol=1e-6)
+        torch.testing.assert_close(images_from_pixels(torch.from_numpy(pixels_from_images(x))), x, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(("kept", "expected"), [(70, False), (60, False), (50, False), (40, True)])

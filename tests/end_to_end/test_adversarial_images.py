@@ -8,11 +8,11 @@ import pytest
 import torch
 
 import tureen
-from benchmarks.black_box import HttpClassifier, eight_bit_pixels
+from benchmarks.black_box import HttpClassifier
 from benchmarks.server_process import run_tureen
 from training.attacks.gradient import apgd_both
 from training.checkpoint import load_checkpoint
-from training.models.vit import images_from_pixels
+from training.models.vit import images_from_pixels, pixels_from_images
 from tureen.bundle.bundle import read_manifest
 from tureen.cli import main
 
@@ -54,7 +54,7 @@ def test_adversarial_png_files_have_the_labels_and_the_accuracy_of_the_attack_in
         soup = tureen.load_torch(published_bundle).at(beta)
         generator = torch.Generator().manual_seed(0)
         attacked = apgd_both(soup, x, y, epsilon=epsilon_255 / 255, steps=10, generator=generator)
-        pixels = eight_bit_pixels(attacked)
+        pixels = pixels_from_images(attacked)
         assert np.abs(pixels.astype(int) - original).max() <= epsilon_255
         with torch.no_grad():
             expected, in_float = soup(images_from_pixels(torch.from_numpy(pixels))), soup(attacked).argmax(1)

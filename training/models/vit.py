@@ -9,8 +9,10 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
@@ -62,6 +64,12 @@ class ViTConfig(BaseModel):
 def images_from_pixels(pixels: Tensor) -> Tensor:
     """Returns pixels uint8 (B, H, W, 3) as the input of the model: float32 (B, 3, H, W) in [0, 1], contiguous."""
     return pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format) / 255
+
+
+def pixels_from_images(images: Tensor) -> NDArray[np.uint8]:
+    """Returns images (B, 3, H, W) in [0, 1] as pixels (B, H, W, 3) on the CPU, rounded to the nearest of 256 levels."""
+    pixels: NDArray[np.uint8] = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    return pixels
 
 
 class DualLayerNorm(nn.Module):

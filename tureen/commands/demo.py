@@ -212,7 +212,7 @@ def _attacked_images(checkpoint: Checkpoint) -> NDArray[np.uint8]:
     import torch
 
     from training.attacks.catalogue import ATTACKS
-    from training.models.vit import images_from_pixels
+    from training.models.vit import images_from_pixels, pixels_from_images
 
     recipe, model = checkpoint.recipe, checkpoint.model
     adversarial = ATTACKS["pgd"](
@@ -223,7 +223,7 @@ def _attacked_images(checkpoint: Checkpoint) -> NDArray[np.uint8]:
         steps=recipe.evaluation_steps,
         generator=torch.Generator().manual_seed(recipe.seed),
     )
-    return (adversarial * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+    return pixels_from_images(adversarial)
 
 
 def _enlarged(digits: list[NDArray[np.uint8]]) -> Image.Image:
