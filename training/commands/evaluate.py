@@ -174,13 +174,15 @@ def _evaluate_checkpoint(checkpoint: Checkpoint, betas: list[float], options: ar
     if own is None or (options.strengths and checkpoint.validation is None):
         raise CheckpointError(f"{options.path} has no validation images: train it again, or measure those of --data")
     images = _images(options, own, checkpoint.preprocess, checkpoint.labels)
+    steps = options.steps or recipe.evaluation_steps
+    epsilon_255 = recipe.epsilon_255 if options.epsilon_255 is None else options.epsilon_255
     measurement = Measurement(
         checkpoint.model.to(best_device()),
         images,
         betas,
         attack=attack,
-        steps=options.steps or recipe.evaluation_steps,
-        epsilon_255=recipe.epsilon_255 if options.epsilon_255 is None else options.epsilon_255,
+        steps=steps,
+        epsilon_255=epsilon_255,
         norm=options.norm,
     )
     rows = measurement.accuracy()
@@ -196,8 +198,8 @@ def _evaluate_checkpoint(checkpoint: Checkpoint, betas: list[float], options: ar
             images,
             balanced_sample(checkpoint.validation, options.images),
             attack=attack,
-            steps=options.steps or recipe.evaluation_steps,
-            epsilon_255=recipe.epsilon_255 if options.epsilon_255 is None else options.epsilon_255,
+            steps=steps,
+            epsilon_255=epsilon_255,
         )
     if options.matrix:
         measured["matrix"] = measurement.matrix()
