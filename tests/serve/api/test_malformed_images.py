@@ -4,7 +4,6 @@ import contextlib
 import http.client
 import json
 import re
-import time
 
 import pytest
 
@@ -13,7 +12,6 @@ from tests.malformed_images import COUNT, ENORMOUS, malformed_images
 from tests.patience import DEADLINE_S
 
 EVERY = 20  # malformed images between two valid ones
-HANG_S = 2
 LEAKS = re.compile(r"0x[0-9a-f]{6}|PIL|Traceback|\.py|site-packages|object at|/home|/tmp|/usr")
 
 
@@ -33,9 +31,7 @@ def test_each_is_refused_or_read_and_no_neighbour_is_harmed(start_server, pictur
         codes = {kind.code: kind.status for kind in PROBLEM_TYPES.values() if kind.status < 500}
         statuses: dict[int, int] = {}
         for number, (name, image) in enumerate(malformed_images(pictures, count)):
-            began = time.monotonic()
-            status, media_type, body = post(image)
-            assert time.monotonic() - began < HANG_S, name
+            status, media_type, body = post(image)  # fails after DEADLINE_S without a response
             statuses[status] = statuses.get(status, 0) + 1
             if status != 200:
                 problem = json.loads(body)
