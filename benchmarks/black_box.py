@@ -192,7 +192,6 @@ def attack_server(
             labels,
             epsilon=epsilon_255 / 255,
             steps=queries,
-            is_rescaled=True,
             generator=torch.Generator().manual_seed(seed),
         )
         pixels = pixels_from_images(adversarial)

@@ -70,7 +70,7 @@ def test_every_point_of_square_is_an_8_bit_image_in_the_ball():
         return x.flatten(1) @ weights
 
     labels = forward(images).argmax(1)
-    adversarial = square(forward, images, labels, epsilon=8 / 255, steps=100, is_rescaled=True, generator=generator)
+    adversarial = square(forward, images, labels, epsilon=8 / 255, steps=100, generator=generator)
     assert (forward(adversarial).argmax(1) != labels).sum() > 5
     assert np.abs(pixels_from_images(adversarial).astype(int) - pixels_from_images(images)).max() == 8
     for x in points:

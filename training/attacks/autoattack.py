@@ -80,17 +80,14 @@ def square(
     *,
     epsilon: float,
     steps: int,
-    is_rescaled: bool = False,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Returns images after the Square attack under l∞, which uses no gradient.
 
-    It adds random squares, and keeps a square if it lowers the margin of the right class.
+    It adds random squares, and keeps a square if it lowers the margin of the right class. The squares shrink over the
+    given number of steps, as in the paper. AutoAttack's own Square ends after 5,000 of 10,000 steps of that schedule.
     Source: Andriushchenko et al., *Square attack: a query-efficient black-box adversarial attack via random search*,
     ECCV 2020. The arguments are those of `training.attacks.gradient`. steps: maximum number of queries for each image.
-
-    is_rescaled: whether the squares shrink over the given number of steps, as in the paper. If False, they shrink over
-    10,000 steps, as in AutoAttack: with a few hundred steps all squares are large, and the attack is weaker.
     """
     images = images.contiguous()
     if not epsilon:
@@ -100,7 +97,7 @@ def square(
         eps=epsilon,
         n_queries=steps,
         seed=_seed(images, generator),
-        resc_schedule=is_rescaled,
+        resc_schedule=True,
         device=images.device,
     )
     with torch.no_grad(), _unchanged_global_state(images):
