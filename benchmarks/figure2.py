@@ -32,7 +32,7 @@ from training.loss import combined_loss, cotraining_losses
 from training.models.resnet import DualResNet, ResNetConfig
 from training.models.vit import images_from_pixels
 from training.recipes import Recipe, load_recipe
-from training.schedules import scheduled_epsilon, scheduled_learning_rate
+from training.schedules import scheduled_attack_steps, scheduled_epsilon, scheduled_learning_rate
 from tureen.atomic_file import write_atomically
 from tureen.tokens import CLEAN_BETA, ROBUST_BETA
 
@@ -112,6 +112,7 @@ def train(norm: str, adapter: str, recipe: Recipe) -> Curve:
             labels,
             recipe=recipe,
             epsilon=scheduled_epsilon(recipe, step / steps),
+            attack_steps=scheduled_attack_steps(recipe, step / steps),
             generator=generator,
         )
         for group in optimiser.param_groups:

@@ -31,7 +31,7 @@ from training.models.registry import Model, build_model
 from training.models.vit import images_from_pixels
 from training.recipes import Recipe
 from training.resume import START_AGAIN, read_saved_run
-from training.schedules import scheduled_epsilon, scheduled_learning_rate
+from training.schedules import scheduled_attack_steps, scheduled_epsilon, scheduled_learning_rate
 from tureen.atomic_file import write_atomically
 
 ADAMW_STATE = {"step", "exp_avg", "exp_avg_sq"}
@@ -200,6 +200,7 @@ class Cotraining:
                         part_targets,
                         recipe=recipe,
                         epsilon=scheduled_epsilon(recipe, share),
+                        attack_steps=scheduled_attack_steps(recipe, share),
                         generator=self._generator,
                         forward=self._outer,
                     )

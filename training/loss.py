@@ -24,13 +24,14 @@ def cotraining_losses(
     *,
     recipe: Recipe,
     epsilon: float,
+    attack_steps: int,
     generator: torch.Generator,
     forward: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Returns both terms of Eq. 1 for one batch: mean cross-entropy in clean mode, and in robust mode under PGD.
 
     model: images and β (B,) to logits (B, K). images: float32 (B, 3, H, W) in [0, 1]. targets: int64 (B,), or float32
-    (B, K), distributions over classes. epsilon: radius in units of the [0, 1] range.
+    (B, K), distributions over classes. epsilon: radius in units of the [0, 1] range. attack_steps: 0 for no attack.
     forward: used for the losses instead of `model`, for example `model` in a DistributedDataParallel. The attack always
     uses `model`, in eval mode, because processes do not share the gradients of an attack.
 
@@ -43,18 +44,20 @@ def cotraining_losses(
     nan = images.new_tensor(math.nan)
     if recipe.alpha == 1:
         return F.cross_entropy(forward(images, clean_betas).float(), targets), nan
-    was_training = model.training
-    model.eval()
-    adversarial = pgd(
-        lambda x: model(x, robust_betas),
-        images,
-        targets,
-        epsilon=epsilon,
-        steps=recipe.attack_steps,
-        step_size=epsilon * recipe.attack_step,
-        generator=generator,
-    )
-    model.train(was_training)
+    adversarial = images
+    if attack_steps:
+        was_training = model.training
+        model.eval()
+        adversarial = pgd(
+            lambda x: model(x, robust_betas),
+            images,
+            targets,
+            epsilon=epsilon,
+            steps=attack_steps,
+            step_size=epsilon * recipe.attack_step,
+            generator=generator,
+        )
+        model.train(was_training)
     if recipe.alpha == 0:
         return nan, F.cross_entropy(forward(adversarial, robust_betas).float(), targets)
     logits = forward(torch.cat([images, adversarial]), torch.cat([clean_betas, robust_betas])).float()

@@ -40,6 +40,12 @@ class Augmentation(BaseModel):
         description="least share of the image area that a random resized crop keeps; 1: no such crop",
     )
     shift_pixels: int = Field(default=0, ge=0, description="random translation of each image, pixels")
+    rotation_degrees: float = Field(
+        default=0.0, ge=0, le=180, description="random rotation of each image about its centre, in both directions"
+    )
+    brightness: float = Field(
+        default=0.0, ge=0, lt=1, description="random factor of all pixels of an image, from 1 − this to 1 + this"
+    )
     flip: bool = Field(default=False, description="mirror every second image, left to right")
     randaugment_ops: int = Field(default=0, ge=0, description="number of operations of RandAugment")
     randaugment_magnitude: int = Field(default=9, ge=0, le=30, description="strength of the operations of RandAugment")
@@ -97,8 +103,14 @@ class Recipe(BaseModel):
         ge=0, le=1, description="weight of the clean loss in Eq. 1: 1 is nominal training, 0 adversarial training"
     )
     epsilon_255: float = Field(ge=0, le=255, description="radius under l∞, in 1/255 of the pixel range")
+    epsilon_start: float = Field(
+        default=0.0, ge=0, lt=1, description="share of all steps before the radius grows; there is no attack until then"
+    )
     epsilon_ramp: float = Field(ge=0, le=1, description="share of all steps over which the radius grows from 0")
     attack_steps: int = Field(gt=0, description="PGD steps in training")
+    attack_steps_in_ramp: int | None = Field(
+        default=None, gt=0, description="PGD steps while the radius grows; null: the same as afterwards"
+    )
     monitor_share: float = Field(
         default=0.05, gt=0, le=1, description="share of all steps between two checks for catastrophic overfitting"
     )
@@ -115,6 +127,8 @@ class Recipe(BaseModel):
     def _numbers_fit(self) -> Recipe:
         if not {0.0, 1.0} <= set(self.evaluation_betas):
             raise ValueError("evaluation_betas must hold 0 and 1, the two modes")
+        if self.epsilon_start + self.epsilon_ramp > 1:
+            raise ValueError("epsilon_start and epsilon_ramp together must be at most 1")
         if not all(0 <= beta < 1 for beta in self.adam_betas):
             raise ValueError("adam_betas must be at least 0 and below 1")
         if not all(0 <= beta <= 1 for beta in self.evaluation_betas):

@@ -1,4 +1,4 @@
-"""Computes the learning rate, and the radius ε of the attack, from the progress of the training."""
+"""Computes the learning rate, and radius ε and steps of the attack, from the progress of the training."""
 
 from __future__ import annotations
 
@@ -16,6 +16,18 @@ def scheduled_learning_rate(recipe: Recipe, progress: float) -> float:
 
 
 def scheduled_epsilon(recipe: Recipe, progress: float) -> float:
-    """Returns the radius of the attack on pixels in [0, 1], at `progress` in [0, 1]: a linear ramp, then constant."""
-    ramp = min(1.0, progress / recipe.epsilon_ramp) if recipe.epsilon_ramp else 1.0
-    return recipe.epsilon_255 / 255 * ramp
+    """Returns the radius of the attack on pixels in [0, 1], at `progress` in [0, 1]: 0, a linear ramp, then constant.
+
+    Source: with such a schedule robust training can start from weights that are not robust (arXiv 2509.23325).
+    """
+    after = progress - recipe.epsilon_start
+    ramp = min(1.0, after / recipe.epsilon_ramp) if recipe.epsilon_ramp else float(after >= 0)
+    return recipe.epsilon_255 / 255 * max(0.0, ramp)
+
+
+def scheduled_attack_steps(recipe: Recipe, progress: float) -> int:
+    """Returns the number of PGD steps at `progress` in [0, 1] of the training; 0 while the radius is 0."""
+    if scheduled_epsilon(recipe, progress) == 0:
+        return 0
+    is_ramp = progress < recipe.epsilon_start + recipe.epsilon_ramp
+    return recipe.attack_steps_in_ramp or recipe.attack_steps if is_ramp else recipe.attack_steps

@@ -18,14 +18,14 @@ def test_the_losses_are_those_of_two_separate_forward_passes():
     model = DualTokenViT(recipe.model)
     x, y = torch.rand(8, 3, 8, 8), torch.randint(0, 10, (8,))
     clean_loss, robust_loss = cotraining_losses(
-        model, x, y, recipe=recipe, epsilon=0.1, generator=torch.Generator().manual_seed(3)
+        model, x, y, recipe=recipe, epsilon=0.1, attack_steps=3, generator=torch.Generator().manual_seed(3)
     )
     adversarial = pgd(
         lambda z: model(z, torch.ones(8)),
         x,
         y,
         epsilon=0.1,
-        steps=recipe.attack_steps,
+        steps=3,
         step_size=0.1 * recipe.attack_step,
         generator=torch.Generator().manual_seed(3),
     )
@@ -46,6 +46,16 @@ def test_the_attack_uses_the_model_and_the_loss_uses_the_wrapper():
 
     model.register_forward_pre_hook(lambda module, _: attacked_in.append(module.training))
     x, y = torch.rand(4, 3, 8, 8), torch.tensor([0, 1, 2, 3])
-    cotraining_losses(model, x, y, recipe=recipe, epsilon=0.1, generator=torch.Generator(), forward=wrapped)
+    how = {"recipe": recipe, "epsilon": 0.1, "generator": torch.Generator(), "forward": wrapped}
+    cotraining_losses(model, x, y, attack_steps=2, **how)
     assert rows == [8]
-    assert attacked_in == [False] * recipe.attack_steps + [True]
+    assert attacked_in == [False, False, True]
+
+
+def test_without_attack_steps_both_modes_train_on_the_same_images():
+    recipe = load_recipe("digits", SMALL)
+    model = DualTokenViT(recipe.model).train()
+    x, y = torch.rand(4, 3, 8, 8), torch.tensor([0, 1, 2, 3])
+    losses = cotraining_losses(model, x, y, recipe=recipe, epsilon=0, attack_steps=0, generator=torch.Generator())
+    expected = [F.cross_entropy(model(x, torch.full((4,), beta)), y) for beta in (0.0, 1.0)]
+    torch.testing.assert_close(list(losses), expected)

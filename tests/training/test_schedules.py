@@ -2,8 +2,9 @@
 
 import pytest
 
+from training.errors import RecipeError
 from training.recipes import load_recipe
-from training.schedules import scheduled_epsilon, scheduled_learning_rate
+from training.schedules import scheduled_attack_steps, scheduled_epsilon, scheduled_learning_rate
 
 
 def test_the_schedules():
@@ -11,3 +12,17 @@ def test_the_schedules():
     assert [scheduled_learning_rate(recipe, p) for p in (0, 0.1, 0.2, 0.6, 1)] == pytest.approx([0, 0.5, 1, 0.5, 0])
     assert [scheduled_epsilon(recipe, p) for p in (0, 0.25, 0.5, 1)] == pytest.approx([0, 0.1, 0.2, 0.2])
     assert scheduled_epsilon(load_recipe("digits", ["epsilon_ramp=0", "epsilon_255=51"]), 0) == pytest.approx(0.2)
+
+
+def test_the_radius_stays_0_before_its_ramp_and_the_attack_has_fewer_steps_in_it():
+    settings = ["epsilon_255=51", "epsilon_start=0.25", "epsilon_ramp=0.5", "attack_steps=2", "attack_steps_in_ramp=1"]
+    recipe = load_recipe("digits", settings)
+    points = (0, 0.2, 0.25, 0.5, 0.74, 0.75, 1)
+    assert [scheduled_epsilon(recipe, p) for p in points] == pytest.approx([0, 0, 0, 0.1, 0.196, 0.2, 0.2])
+    assert [scheduled_attack_steps(recipe, p) for p in points] == [0, 0, 0, 1, 1, 2, 2]
+    sudden = load_recipe("digits", ["epsilon_255=51", "epsilon_start=0.25", "epsilon_ramp=0", "attack_steps=2"])
+    assert [scheduled_epsilon(sudden, p) for p in (0, 0.2, 0.25, 1)] == pytest.approx([0, 0, 0.2, 0.2])
+    assert [scheduled_attack_steps(sudden, p) for p in (0, 0.2, 0.25, 1)] == [0, 0, 2, 2]
+    assert scheduled_attack_steps(load_recipe("digits", ["attack_steps=2"]), 0.1) == 2
+    with pytest.raises(RecipeError, match="together must be at most 1"):
+        load_recipe("digits", ["epsilon_start=0.6", "epsilon_ramp=0.5"])

@@ -16,8 +16,13 @@ from training.recipes import Augmentation
 
 
 def augment_images(images: Tensor, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
-    """Returns the images float32 (B, 3, H, W) in [0, 1] after shift, flip, RandAugment and erasing of each image."""
+    """Returns the images float32 (B, 3, H, W) in [0, 1] after the changes of single images.
+
+    These are, in this order: shift, rotation, brightness, flip, RandAugment and erasing.
+    """
     images = shift_images(images, augmentation.shift_pixels, generator)
+    images = rotate_images(images, augmentation.rotation_degrees, generator)
+    images = change_brightness(images, augmentation.brightness, generator)
     if augmentation.flip:
         is_flipped = torch.rand(len(images), generator=generator, device=images.device) < 0.5
         images = torch.where(is_flipped[:, None, None, None], images.flip(3), images)
@@ -37,6 +42,31 @@ def shift_images(images: Tensor, pixels: int, generator: torch.Generator) -> Ten
     padded = F.pad(images, (pixels,) * 4).permute(0, 2, 3, 1)
     batch = torch.arange(count, device=images.device)[:, None, None]
     return padded[batch, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
+
+
+def rotate_images(images: Tensor, degrees: float, generator: torch.Generator) -> Tensor:
+    """Returns each image rotated about its centre by a random angle in [−degrees, degrees], with bilinear pixels.
+
+    Pixels from outside are those of the nearest border.
+    """
+    if not degrees:
+        return images
+    angles = torch.empty(len(images), device=images.device).uniform_(-degrees, degrees, generator=generator).deg2rad()
+    cos, sin = angles.cos(), angles.sin()
+    aspect = images.shape[2] / images.shape[3]
+    zero = torch.zeros_like(angles)
+    # The grid has the range [−1, 1] along both axes, also where the image is not square.
+    maps = torch.stack([cos, -sin * aspect, zero, sin / aspect, cos, zero], dim=1).reshape(-1, 2, 3)
+    grid = F.affine_grid(maps, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+
+def change_brightness(images: Tensor, strength: float, generator: torch.Generator) -> Tensor:
+    """Returns each image times a random factor in [1 − strength, 1 + strength], clipped to [0, 1]."""
+    if not strength:
+        return images
+    factors = torch.empty(len(images), 1, 1, 1, device=images.device)
+    return (images * factors.uniform_(1 - strength, 1 + strength, generator=generator)).clamp(0, 1)
 
 
 def erase_rectangles(images: Tensor, probability: float, generator: torch.Generator) -> Tensor:

@@ -1,7 +1,14 @@
 import pytest
 import torch
 
-from training.data.augment import augment_images, erase_rectangles, mix_images, shift_images
+from training.data.augment import (
+    augment_images,
+    change_brightness,
+    erase_rectangles,
+    mix_images,
+    rotate_images,
+    shift_images,
+)
 from training.recipes import Augmentation
 
 
@@ -17,6 +24,32 @@ def test_shifts_move_each_image_by_a_separate_offset_and_pull_in_zeros():
     places = {tuple(place) for place in moved[:, 0].nonzero()[:, 1:].tolist()}
     assert places == {(row, column) for row in (3, 4, 5) for column in (3, 4, 5)}
     assert torch.equal(shift_images(x, 0, seeded()), x)
+
+
+@pytest.mark.parametrize("shape", [(24, 24), (24, 40)])
+def test_rotations_move_a_point_along_an_arc_of_at_most_the_angle(shape):
+    height, width = shape
+    x = torch.zeros(200, 3, height, width)
+    x[:, :, height // 2 - 1 : height // 2 + 1, width - 3 : width - 1] = 1
+    rotated = rotate_images(x, 30, seeded())
+    rows, columns = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
+    mass = rotated[:, 0].sum((1, 2))
+    down = (rotated[:, 0] * rows).sum((1, 2)) / mass - height / 2
+    right = (rotated[:, 0] * columns).sum((1, 2)) / mass - width / 2
+    torch.testing.assert_close((down**2 + right**2).sqrt(), torch.full((200,), width / 2 - 2), atol=0.1, rtol=0)
+    angles = torch.atan2(down, right).rad2deg()
+    assert -30.5 < angles.min() < -25 < 25 < angles.max() < 30.5
+    grey = torch.full((4, 3, height, width), 0.4)
+    torch.testing.assert_close(rotate_images(grey, 30, seeded()), grey)  # the border continues outside
+
+
+def test_brightness_multiplies_all_pixels_of_an_image_by_one_factor():
+    x = torch.rand(200, 3, 4, 4) * 0.6 + 0.05
+    factors = change_brightness(x, 0.4, seeded()) / x
+    one_each = factors.flatten(1).mean(1)
+    torch.testing.assert_close(factors, one_each[:, None, None, None].expand_as(factors))
+    assert 0.6 <= one_each.min() < 0.65 < 1.35 < one_each.max() <= 1.4
+    assert change_brightness(torch.ones(20, 3, 4, 4), 0.4, seeded()).max() == 1
 
 
 def test_nothing_changes_without_an_augmentation():

@@ -196,6 +196,7 @@ def test_co_training_reaches_every_parameter_of_both_modes(norm, adapter):
         torch.tensor([0, 1, 2, 0]),
         recipe=DIGITS,
         epsilon=0.1,
+        attack_steps=2,
         generator=torch.Generator().manual_seed(0),
     )
     sum(losses).backward()
