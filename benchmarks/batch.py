@@ -2,9 +2,10 @@
 
     python -m benchmarks.batch
 
-Runs the 10,000 test images of CIFAR-10 with the example bundle, and 5,000 photographs (200, repeated) with a ViT-Ti/16
-of random weights at 224. Throughput counts from the first image to `_SUCCESS`, without the time to open the engine.
-The limit is measured in the same run (`hardware_limit`). Memory is the peak resident size for 1,000 and 50,000 images.
+Runs the 10,000 test images of CIFAR-10 with the example bundle. Then runs 5,000 photographs (200 files, repeated) with
+a ViT-Ti/16 of random weights at 224 × 224 pixels. The throughput is the number of images by the seconds from the first
+image to the file `_SUCCESS`, without the time to open the engine. `benchmarks.hardware_limit` measures the limit in the
+same run. Peak memory is the largest resident size of the process, for 1,000 and for 50,000 images.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ from tureen.soup import Soup
 
 
 def run_job(workload: Workload, manifest: Path, output: Path) -> float:
-    """Returns the seconds of a batch job over the manifest, from its first image to its end."""
+    """Runs a batch job over the images of the manifest. Returns the seconds from the first image to the end."""
     streams = min(2, available_cpus())
     with (
         closing(open_source(str(manifest))) as source,
@@ -71,7 +72,7 @@ def run_job(workload: Workload, manifest: Path, output: Path) -> float:
 
 
 def write_manifest(files: list[Path], count: int, path: Path) -> Path:
-    """Writes a CSV manifest of `count` rows, which repeats the files. Returns its path."""
+    """Writes a CSV manifest with `count` rows, which name the files in turn. Returns `path`."""
     with path.open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["path"])

@@ -4,12 +4,15 @@
     python -m benchmarks.black_box tureen-demo/bundle --data digits
     python -m benchmarks.black_box BUNDLE --data DIR --queries 5000        # the number of queries in AutoAttack
 
-The Square attack needs no gradient. It uses what any client receives: the probabilities of PNG files. An attacker with
-the weights breaks at least as many images. If Square breaks more images than the white-box attack of the manifest, the
-white-box attack was too weak, or gradients are masked. In this case the white-box figure is not reliable.
+The attack is Square, which needs no gradient. It uses what any client receives: the probabilities of PNG files. A
+white-box attack also uses the weights, so a good one breaks at least as many images. If Square breaks more images than
+the white-box attack of the manifest, that attack was too weak, or gradients are masked. Then the white-box figure is
+not reliable.
+
+A strength is a number from 0 (clean mode) to 1 (robust mode). The curve in the manifest maps it to β.
 
 Source: Andriushchenko, Croce, Flammarion & Hein, *Square attack: a query-efficient black-box adversarial attack via
-random search*, ECCV 2020, by the package `pyautoattack`.
+random search*, ECCV 2020. The implementation is that of the package `pyautoattack`.
 """
 
 from __future__ import annotations
@@ -52,7 +55,7 @@ STRENGTHS = (0.0, 0.5, 1.0)
 IMAGES_PER_REQUEST = 64  # the default limit of the server
 TIMEOUT_S = 120
 SIGNIFICANCE = 0.05
-"""Level of the tests at all strengths together; each test gets an equal share (Bonferroni)."""
+"""Significance level of all tests together. There is one test per strength, with an equal share (Bonferroni)."""
 TEST = "Fisher's exact test, 5 % over all strengths"
 LEAST_PROBABILITY = 1e-300  # a probability of 0 has no logarithm
 
@@ -61,7 +64,7 @@ class HttpClassifier:
     """A client of `POST /classify` at one strength, over one connection. It has no access to the model."""
 
     def __init__(self, port: int, *, classes: int, strength: float) -> None:
-        """classes: K, which the server must accept as `top_k`."""
+        """Opens no connection yet. classes: K, sent as `top_k`; the server's --max-top-k must allow it."""
         self._connection = http.client.HTTPConnection(HOST, port, timeout=TIMEOUT_S)
         self._path = f"/classify?strength={strength!r}&top_k={classes}"
         self._classes = classes
@@ -71,9 +74,9 @@ class HttpClassifier:
         self._connection.close()
 
     def classify(self, pixels: Pixels) -> list[dict[str, Any]]:
-        """Returns the entry of the response for each image of pixels, uint8 (B, H, W, 3), sent as PNG files.
+        """Sends the images as PNG files. Returns the JSON result of each image, in order.
 
-        Raises RuntimeError if the server refuses a request or an image.
+        pixels: uint8 (B, H, W, 3). Raises RuntimeError if the server refuses a request or an image.
         """
         results: list[dict[str, Any]] = []
         for start in range(0, len(pixels), IMAGES_PER_REQUEST):
@@ -92,9 +95,9 @@ class HttpClassifier:
         return results
 
     def log_probabilities(self, images: Tensor) -> Tensor:
-        """Returns the logarithms of the probabilities, float32 (B, K), of images (B, 3, H, W) in [0, 1].
+        """Returns the logarithms of the probabilities of each image, float32 (B, K).
 
-        Rounds the images to 8 bits.
+        images: float (B, 3, H, W) in [0, 1]; they are rounded to 8 bits before they are sent.
         """
         scores = np.zeros((len(images), self._classes))
         for row, result in zip(scores, self.classify(pixels_from_images(images)), strict=True):
@@ -171,7 +174,11 @@ def main() -> None:
 
 
 def load_images(data: str | None, manifest: Manifest, count: int, scratch: Path) -> Images:
-    """Returns labelled images at the model's size. data: as for --data; None for the test set of CIFAR-10."""
+    """Returns at most `count` labelled images at the model's size.
+
+    data: "digits", or a location of labelled images as for `tureen evaluate --data`; None for the test set of CIFAR-10.
+    scratch: a directory for extracted files.
+    """
     if data == "digits":
         return balanced_sample(load_digits().test, count)
     folder = data or str(extract_cifar10_test(scratch))
@@ -181,7 +188,11 @@ def load_images(data: str | None, manifest: Manifest, count: int, scratch: Path)
 def attack_server(
     port: int, images: Images, *, manifest: Manifest, strength: float, epsilon_255: int, queries: int, seed: int = 0
 ) -> BlackBoxResult:
-    """Returns the accuracy at one strength before and after the Square attack, which reaches the model only by HTTP."""
+    """Attacks each image with Square through the server on `port`. Returns the accuracy before and after the attack.
+
+    images: pixels uint8 (N, H, W, 3). strength: of every request. epsilon_255: radius under l∞, in 1/255. queries: of
+    the attack, for each image. seed: of the random search.
+    """
     x, labels = images_from_pixels(torch.from_numpy(images.pixels)), torch.from_numpy(images.labels)
     with closing(HttpClassifier(port, classes=len(manifest.labels), strength=strength)) as client:
         beta = client.classify(images.pixels[:1])[0]["beta"]
@@ -208,10 +219,10 @@ def attack_server(
 
 
 def is_stronger(result: BlackBoxResult, white_box: float, n: int, *, tests: int) -> bool:
-    """Returns whether Square leaves less accuracy than the white-box attack, beyond chance.
+    """Returns whether the accuracy under Square is significantly lower than under the white-box attack.
 
-    white_box, n: accuracy under the white-box attack, and the number of its images. tests: number of strengths. The
-    test is Fisher's exact test, one-sided, at a level of 5 % over all strengths.
+    white_box: accuracy under the white-box attack, in [0, 1], on `n` images. tests: number of strengths. The test is
+    Fisher's exact test, one-sided, at the level SIGNIFICANCE / tests.
     """
     kept, kept_white_box = round(result.after.value * result.n), round(white_box * n)
     table = [[kept, result.n - kept], [kept_white_box, n - kept_white_box]]
@@ -221,9 +232,9 @@ def is_stronger(result: BlackBoxResult, white_box: float, n: int, *, tests: int)
 def report_strength(
     manifest: Manifest, strength: float, result: BlackBoxResult, *, epsilon_255: float, tests: int
 ) -> bool | None:
-    """Prints a line of the table; returns whether Square is stronger than the white-box attack, beyond chance.
+    """Prints the line of one strength. Returns whether Square is significantly stronger than the white-box attack.
 
-    Returns None if the manifest has no white-box figure at this ε. tests: as for `is_stronger`.
+    Returns None if the manifest has no white-box accuracy at this ε. tests: number of strengths.
     """
     line = f"{strength:8.2f}{result.beta:7.2f}  {format_accuracy(result.before)}  {format_accuracy(result.after)}"
     expected = expected_accuracy(manifest, result.beta)
@@ -236,7 +247,10 @@ def report_strength(
 
 
 def report_verdict(stronger: Mapping[float, bool | None]) -> None:
-    """Prints at which strengths Square is stronger than the white-box attack. stronger: by strength, None: unknown."""
+    """Prints the strengths at which Square is stronger than the white-box attack.
+
+    stronger: the result of `report_strength` by strength.
+    """
     found = [f"{strength:g}" for strength, is_found in stronger.items() if is_found]
     if None in stronger.values():
         print("the manifest has no white-box figure at this ε")

@@ -2,10 +2,10 @@
 
     python -m benchmarks.digits --seeds 0 1 2
 
-The others are: one token for clean and adversarial images (no adapter), nominal training alone (α = 1), and adversarial
-training alone (α = 0). All have the same backbone and number of steps. Prints the training time and the accuracy by β
-of each seed, with its 95 % interval, and the mean over the seeds. Each run has its own process with one thread, one
-process for each CPU. Takes 40 minutes on two slow cores; with `--attack autoattack` five hours.
+There are four models: co-training with two tokens, one token for clean and adversarial images, nominal training alone
+(α = 1), and adversarial training alone (α = 0). All have the same backbone and number of steps. Prints for each seed
+the training time, and the accuracy at each β with its 95 % interval. Then prints the mean over the seeds. Runs one
+process with one thread for each CPU. Takes 40 minutes on two slow cores; with `--attack autoattack` five hours.
 """
 
 from __future__ import annotations
@@ -73,7 +73,10 @@ def main() -> None:
 
 
 def train_and_evaluate(settings: Sequence[str], betas: Sequence[float], images: int) -> tuple[list[AccuracyRow], float]:
-    """Returns the accuracy of a newly trained model at each β, and the seconds of its training. Uses one thread."""
+    """Trains a model on the digits with one thread. Returns its accuracy at each β, and the seconds of the training.
+
+    settings: changes of the recipe, as KEY=VALUE. images: number of test images.
+    """
     torch.set_num_threads(1)
     recipe = load_recipe("digits", settings)
     data = load_digits()
@@ -97,7 +100,10 @@ def format_accuracy(accuracy: Accuracy) -> str:
 
 
 def print_mean(name: str, runs: Sequence[Sequence[AccuracyRow]]) -> None:
-    """Prints the mean, the minimum and the maximum of the accuracy over the seeds, at each β."""
+    """Prints the mean, the minimum and the maximum of the accuracy over the seeds, at each β.
+
+    runs: the accuracy rows of each seed, one row for each β.
+    """
     print(f"\n{name}, mean over {len(runs)} seeds (minimum–maximum), n = {runs[0][0].n} each:")
     for rows in zip(*runs, strict=True):
         clean, robust = [row.clean.value for row in rows], [row.robust.value for row in rows]

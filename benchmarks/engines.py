@@ -1,10 +1,11 @@
-"""Measures the CPU engines on ViTs of random weights: speed by batch and settings, mixed β, and benchmark_app.
+"""Measures the speed of the CPU engines on ViTs of random weights.
 
     python -m benchmarks.engines                     # ViT-Ti/16 and ViT-B/16 at 224: about 15 minutes
     python -m benchmarks.engines --models ti --quick
 
-benchmark_app is the benchmark that OpenVINO provides. Compare the figures of one run with each other; on shared cores,
-compare only ratios. Random weights have no accuracy: `tureen export` measures it on trained models.
+Varies the batch size, the opset, the streams, the threads, and the number of different β in a batch. Compares with
+benchmark_app, the benchmark that OpenVINO provides. Compare the figures of one run with each other; on shared cores,
+compare only ratios. A model of random weights has no useful accuracy: `tureen export` measures that of trained models.
 """
 
 from __future__ import annotations
@@ -52,9 +53,9 @@ Run = Callable[[], object]
 
 
 class Model:
-    """A dual-token ViT with random weights, its ONNX graphs, random images and tokens.
+    """A dual-token ViT with random weights, as ONNX graphs, and 64 random images.
 
-    pixels: uint8 (64, 224, 224, 3).
+    pixels: the images, uint8 (64, 224, 224, 3). clean, robust: the tokens, float32 (D,).
     """
 
     def __init__(self, key: str) -> None:
@@ -165,7 +166,10 @@ def compare_opsets(model: Model, rounds: int) -> None:
 
 
 def compare_streams(model: Model, rounds: int) -> None:
-    """Prints the speed of two streams relative to one, with two concurrent callers. Both settings use all CPUs."""
+    """Prints the speed of each engine with two streams relative to one stream, while two threads call the engine.
+
+    Both settings use all CPUs. Prints nothing on a machine with one CPU.
+    """
     from concurrent.futures import ThreadPoolExecutor
 
     cpus = available_cpus()
@@ -215,7 +219,10 @@ def compare_onnxruntime_threads(model: Model, rounds: int) -> None:
 
 
 def measure_openvino_start(model: Model) -> None:
-    """Prints the seconds until OpenVINO opens the model, with an empty and with a full cache, in new processes."""
+    """Prints the seconds that OpenVINO needs to open the model, with an empty and with a full cache of compiled models.
+
+    Each measurement runs in a new process.
+    """
     program = (
         "import sys, time; from pathlib import Path; from tureen.engines import compile_engine; "
         "from tureen.engines.base import EngineOptions; data = Path(sys.argv[1]).read_bytes(); "
@@ -232,9 +239,10 @@ def measure_openvino_start(model: Model) -> None:
 
 
 def compare_with_benchmark_app(model: Model, turns: int) -> None:
-    """Prints the throughput of the Tureen engine as a ratio to that of benchmark_app, measured in turns.
+    """Prints the throughput of Tureen's OpenVINO engine as a ratio to that of benchmark_app.
 
-    Both use the same graph, threads, batch size and precision, and run one batch at a time.
+    Both use the same graph, threads, batch size and precision, and run one batch at a time. They run in turn, `turns`
+    times each.
     """
     tool = Path(sys.executable).parent / "benchmark_app"
     threads = available_cpus()
@@ -267,7 +275,7 @@ def compare_with_benchmark_app(model: Model, turns: int) -> None:
 
 
 def runs_per_second(run: Run, seconds: float) -> float:
-    """Returns the runs per second, counted for `seconds` after one warm-up run."""
+    """Calls `run` repeatedly for `seconds`, after one warm-up call. Returns the calls per second."""
     run()
     start, count = time.perf_counter(), 0
     while time.perf_counter() - start < seconds:
@@ -277,7 +285,7 @@ def runs_per_second(run: Run, seconds: float) -> float:
 
 
 def benchmark_app_runs_per_second(command: list[str]) -> float:
-    """Returns the runs per second that benchmark_app reports."""
+    """Runs benchmark_app by its command line. Returns the inference runs per second that it reports."""
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     count, duration = re.search(r"Count:\s+(\d+)", output), re.search(r"Duration:\s+([\d.]+) ms", output)
     assert count, output

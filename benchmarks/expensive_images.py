@@ -1,7 +1,8 @@
-"""Measures ordinary requests while another client sends images that are expensive to decode, and the peak memory.
+"""Measures how much a client that sends images that are expensive to decode delays the requests of other clients.
 
 The module generates the expensive images: files of 1 to 100 kB that decode to 25 million pixels, and a small file of
-equal cost per byte. The rate of their stream is in bytes per second, because an attacker pays for bytes.
+equal cost per byte. A stream sends requests with one kind of expensive image. Its rate is in bytes per second, because
+an attacker pays for bytes. Ordinary requests contain small PNG files and photographs. Measures the peak memory too.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ WITHOUT_IMAGE = "as many requests without an image"
 
 @dataclass(frozen=True)
 class ExpensiveStream:
-    """Complete HTTP requests with one kind of expensive image."""
+    """The name of a kind of expensive image, and complete HTTP requests with images of this kind."""
 
     name: str
     requests: list[bytes]
@@ -76,10 +77,10 @@ class OrdinaryRequests:
 
 
 def measure_expensive_images(workload: Workload) -> None:
-    """Prints the p99 of ordinary requests beside each expensive stream, as a ratio to the p99 without it.
+    """Prints the p99 latency of ordinary requests beside each stream, as a ratio to the p99 without the stream.
 
-    Also prints the number of ordinary requests that were not served, and the peak memory. Rounds with and without a
-    stream alternate.
+    Then prints the number of ordinary requests without a response of status 200, and the peak memory of the server.
+    Measurements with and without a stream alternate.
     """
     requests = OrdinaryRequests(
         classify_requests(noise_images(), media_type="image/png"), classify_requests(large_photographs())
@@ -128,9 +129,9 @@ def measure_expensive_images(workload: Workload) -> None:
 
 
 def memory_budget() -> int:
-    """Returns the memory in bytes, beyond that of an idle server, which docs/serving.md allows at the default settings.
+    """Returns the bytes by which the memory of the server may exceed that of an idle server.
 
-    It is the sum for images, processes, threads and bodies.
+    It is the sum for images, processes, threads and bodies in docs/serving.md, at the default settings.
     """
     decoders = min(8, available_cpus())
     one_image = 46 * 25_000_000
@@ -140,7 +141,10 @@ def memory_budget() -> int:
 async def send_ordinary(
     server: Server, requests: OrdinaryRequests, seconds: float, *, seed: int = 0
 ) -> OrdinaryResponses:
-    """Returns the responses to small images and photographs, which are sent in parallel for `seconds`."""
+    """Sends requests with small images and requests with photographs in parallel for `seconds`. Returns the responses.
+
+    seed: of the random times of the requests.
+    """
     small, photographs = await asyncio.gather(
         open_loop(server.port, requests.small, SMALL_RATE, seconds, seed=2 * seed),
         open_loop(server.port, requests.photographs, PHOTOGRAPH_RATE, seconds, seed=2 * seed + 1),
@@ -151,7 +155,7 @@ async def send_ordinary(
 async def send_beside_stream(
     server: Server, requests: OrdinaryRequests, seconds: float, *, seed: int
 ) -> tuple[OrdinaryResponses, int]:
-    """Waits STREAM_LEAD_S, then sends ordinary requests for `seconds`. The caller sends a stream at the same time.
+    """Waits STREAM_LEAD_S, then sends ordinary requests for `seconds`. Another process sends the stream meanwhile.
 
     Returns the responses to the ordinary requests, and the peak memory of the server in bytes.
     """
@@ -173,7 +177,8 @@ async def send_beside_stream(
 def send_stream(port: int, requests: Sequence[bytes], seconds: float) -> Counter[int]:
     """Sends the requests in turn for `seconds` at BYTES_PER_S, each on a new connection.
 
-    Returns the number of responses by status; 0 is the status of a request without a response.
+    Skips a request while STREAM_CONNECTIONS connections are open. Returns the number of requests by status of the
+    response; 0 stands for a request without a response.
     """
     statuses: Counter[int] = uvloop.run(_send_stream(port, requests, seconds))
     return statuses
@@ -215,7 +220,10 @@ async def _send_stream(port: int, requests: Sequence[bytes], seconds: float) -> 
 
 
 def peak_bytes(server: Server) -> int:
-    """Returns the sum of the peak memory of each process in bytes. The peak of the whole server is at most this sum."""
+    """Returns the sum of the peak resident memory of each process of the server, in bytes.
+
+    The peak of the whole server is at most this sum, because its processes may peak at different times.
+    """
     peak = 0
     for process in server.processes():
         try:
@@ -227,14 +235,14 @@ def peak_bytes(server: Server) -> int:
 
 
 def p99_ms(responses: Sequence[TimedResponse]) -> float:
-    """Returns the 99th percentile of the latencies in ms, as `percentile_ms` does."""
+    """Returns the 99th percentile in ms of the latencies of the responses with status 200; NaN if there are none."""
     return percentile_ms(responses, 99)
 
 
 def percentile_ms(responses: Sequence[TimedResponse], percent: float) -> float:
     """Returns the percentile in ms of the latencies of the responses with status 200; NaN if there are none.
 
-    A latency counts from the intended time of the request.
+    A latency counts from the time at which the request was planned. percent: 0 to 100.
     """
     return 1000 * percentile([r.latency_s for r in responses if r.response.status == 200], percent)
 
@@ -261,16 +269,17 @@ def noise_images() -> list[bytes]:
 
 
 def large_photographs() -> list[bytes]:
-    """Returns five JPEG files of 1.2 million pixels, each with about as many bytes as a camera writes."""
+    """Returns five JPEG files of 1.2 million pixels, each about as large as the file of a camera at this size."""
     rng = np.random.default_rng(0)
     grain = (rng.integers(0, 256, (PHOTOGRAPH_SIZE[1] // 4, PHOTOGRAPH_SIZE[0] // 4, 3), np.uint8) for _ in range(5))
     return [_encode(Image.fromarray(g).resize(PHOTOGRAPH_SIZE), "JPEG", quality=75) for g in grain]
 
 
 def expensive_streams(manifest: Manifest) -> list[ExpensiveStream]:
-    """Returns one stream for each kind of expensive image.
+    """Returns the streams, each with requests that contain one kind of expensive image.
 
-    Also returns streams of requests with several images: in a form, in JSON and in the Open Inference Protocol.
+    Some requests contain several images: in a form, in JSON or in the Open Inference Protocol. manifest: of the served
+    model, whose name is in the path of the Open Inference Protocol.
     """
     white = Image.new("RGB", (5000, 5000), "white")
     webp = _encode(white, "WEBP", lossless=True)
@@ -292,15 +301,16 @@ def expensive_streams(manifest: Manifest) -> list[ExpensiveStream]:
 
 
 def requests_without_image() -> ExpensiveStream:
-    """Returns a stream of requests without a decodable image, which measures the cost of requests and connections.
+    """Returns a stream of requests without a decodable image, which shows the cost of requests and connections alone.
 
-    A request has about as many bytes as one with the smallest expensive image, so the rate of requests is the same.
+    Each request is about as large as one with the smallest expensive image. So this stream and that one send the same
+    number of requests per second.
     """
     return ExpensiveStream(WITHOUT_IMAGE, classify_requests([b"\xff\xd8\xff" + bytes(120)], media_type="image/webp"))
 
 
 def jpeg_of_scans(image: Image.Image, scans: int) -> bytes:
-    """Returns a progressive JPEG with `scans` scans: its last scan is repeated."""
+    """Returns the image as a progressive JPEG file with `scans` scans, of which the last ones are repeated."""
     data = _encode(image, "JPEG", progressive=True, quality=5)
     last = data[data.rfind(b"\xff\xda") : -2]
     return data[:-2] + last * (scans - data.count(b"\xff\xda")) + data[-2:]
@@ -321,7 +331,7 @@ def json_request(images: Sequence[bytes]) -> bytes:
 
 
 def v2_request(images: Sequence[bytes], model: str) -> bytes:
-    """Returns an Open Inference Protocol request with the images as base64 in JSON."""
+    """Returns a request of the Open Inference Protocol with the images as base64 in JSON. model: name of the model."""
     data = [base64.b64encode(image).decode() for image in images]
     inputs = [{"name": "image", "datatype": "BYTES", "shape": [len(images)], "data": data}]
     return _post(f"/v2/models/{model}/infer", "application/json", json.dumps({"inputs": inputs}).encode())

@@ -2,10 +2,12 @@
 
     python -m benchmarks.figure2 --seeds 0 1 2 --out docs/figure2.png --json figure2.json
 
-Trains one model for each norm and adapter, by Eq. 1 with α = ½, on the digits of scikit-learn. During training it
-measures the clean accuracy in clean mode, and the robust accuracy in robust mode under APGD. Plots the curves, and
-prints the last values. Then prints for each norm whether the finding of the paper appears: co-training with shared
-normalisation ends with clearly less robust accuracy. An interrupted benchmark resumes from the curves in --json.
+Trains one model for each kind of normalisation, shared and dual, by Eq. 1 with α = ½, on the digits of scikit-learn.
+With dual normalisation, clean and robust mode have separate parameters; one variant of batch norm still shares the
+statistics. Measures accuracy during the training: clean accuracy in clean mode, and accuracy under APGD in robust mode.
+Plots the curves, and prints the last values. The finding of the paper is that shared normalisation ends with clearly
+less robust accuracy. Prints for each kind of normalisation whether this appears. An interrupted benchmark resumes from
+the curves in the file --json.
 
 Source: Rebuffi, Croce & Gowal, *Revisiting adapters with adversarial training*, ICLR 2023, Figure 2: ResNet-50 on
 ImageNet. Data, size, schedule and attack differ from the paper, to suit one CPU core.
@@ -90,7 +92,10 @@ def main() -> None:
 
 
 def train(norm: str, adapter: str, recipe: Recipe) -> Curve:
-    """Trains a ResNet by the recipe, with SGD and Nesterov momentum in place of AdamW. Returns its curve."""
+    """Trains a ResNet by the recipe, with SGD and Nesterov momentum in place of AdamW.
+
+    Returns the curve of the training: step number, clean accuracy and robust accuracy at POINTS steps.
+    """
     data = load_digits()
     held_out = Images(data.test.pixels[:HELD_OUT], data.test.labels[:HELD_OUT])
     torch.manual_seed(recipe.seed)
@@ -137,14 +142,15 @@ def train(norm: str, adapter: str, recipe: Recipe) -> Curve:
 
 
 def last_values(curves: list[Curve], key: str) -> list[float]:
-    """Returns the last value of each curve; there is one curve per seed."""
+    """Returns the last value of `key` ("clean" or "robust") in each curve. There is one curve per seed."""
     return [curve[key][-1] for curve in curves]
 
 
 def compare_shared_and_dual(by_variant: dict[tuple[str, str], list[Curve]]) -> list[str]:
-    """Returns a sentence for each norm and dual adapter.
+    """Returns a sentence for each variant with dual normalisation, which compares it with shared normalisation.
 
-    It says whether the model with shared normalisation ends with clearly less robust accuracy than the dual one.
+    The sentence says whether shared normalisation ends with clearly less robust accuracy. This requires a difference of
+    the means above CLEAR_GAP, and that every seed of the dual variant is above every seed of the shared one.
     """
     findings = []
     for norm, adapter in VARIANTS:

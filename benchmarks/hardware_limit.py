@@ -1,6 +1,6 @@
-"""Measures the decoder and the engine without a server, and computes the throughput limit of the machine from them.
+"""Computes the throughput limit of the machine from the speed of the decoder and of the engine, without a server.
 
-The limit is cores / (decode core-seconds + engine core-seconds per image).
+The limit in images per second is cores / (core-seconds to decode an image + core-seconds of the engine for an image).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ RUNS_PER_ROUND = 4  # of each engine at each batch size
 
 @dataclass(frozen=True)
 class ImageCost:
-    """The core-seconds per image of the decoder and of the engine, and the seconds that a single image takes."""
+    """The measured cost of one image: core-seconds of the decoder and of the engine, and seconds of an image alone."""
 
     decode_s: float  # mean over the images; one thread, the other cores idle
     busy_decode_s: float  # the same mean while every core decodes
@@ -40,10 +40,10 @@ class ImageCost:
 
 
 class LimitMeasurement:
-    """Measures the decoder and the engine of the server in this process, round by round.
+    """Measures the server's decoder and engine in this process, round by round.
 
-    The engine runs with one stream of all cores, and with one stream per core. The limit uses the faster of the two,
-    even if the server uses the other.
+    Runs the engine with one stream that uses all cores, and with one stream per core. The limit uses the faster
+    setting, even if the server uses the other.
     """
 
     def __init__(self, workload: Workload) -> None:
@@ -57,7 +57,7 @@ class LimitMeasurement:
         self._pixels = np.stack([pixels_from_bytes(image, spec) for image in workload.images[: max(BATCH_SIZES)]])
 
     def measure_round(self) -> None:
-        """Decodes every image and runs the engine at each batch size. All cores must be idle."""
+        """Measures one round: decodes every image, and runs the engine at each batch size. All cores must be idle."""
         images = self._subject.images
         self._decode.append([self._decode_s(image) for image in images])
         self._busy_decode.append(mean(self._cores.map(self._decode_s, images)))
@@ -67,7 +67,7 @@ class LimitMeasurement:
 
     @property
     def cost(self) -> ImageCost:
-        """Cost per image, from the medians over the rounds."""
+        """The cost per image, computed from the medians over the rounds."""
         decode_s = np.median(np.array(self._decode), axis=0)
         runs = {key: median(seconds) for key, seconds in self._runs.items()}
         streams, batch = min(runs, key=lambda key: runs[key] / (key[0] * key[1]))

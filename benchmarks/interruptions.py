@@ -1,7 +1,7 @@
 """Counts the requests that are lost while the server stops, a worker is killed or the bundle is reloaded.
 
-A request counts as lost if a client sent all of it and got no response. A measured zero is printed with the upper bound
-of the true rate.
+A request counts as lost if a client sent it completely and received no response with status 200. If no request is lost,
+the program prints the upper bound of the true rate.
 """
 
 from __future__ import annotations
@@ -43,7 +43,10 @@ class CompletedRequest:
 
 @dataclass
 class Traffic:
-    """CLIENTS clients on keep-alive connections. They send requests without a pause until `is_over` is true."""
+    """CLIENTS clients with one keep-alive connection each, which send requests without a pause.
+
+    They stop when the caller sets `is_over`. `completed` has every request with its response.
+    """
 
     port: int
     requests: list[bytes]
@@ -75,7 +78,7 @@ class Traffic:
 
     @property
     def failed(self) -> list[CompletedRequest]:
-        """Requests without a response of status 200."""
+        """The requests that have no response with status 200."""
         return [r for r in self.completed if r.response.status != 200]
 
 
@@ -103,7 +106,7 @@ def measure_sigterm(workload: Workload) -> None:
 
 
 async def stop_under_load(server: Server) -> tuple[Traffic, float, float]:
-    """Sends SIGTERM under load. Returns the traffic, the time of the signal, and the time of the process's end.
+    """Sends SIGTERM to the server under load. Returns the traffic, and the times of the signal and of the exit.
 
     Times are seconds of time.perf_counter.
     """
@@ -143,7 +146,11 @@ def measure_worker_kill(workload: Workload) -> None:
 
 @dataclass(frozen=True)
 class WorkerKill:
-    """The kill of a worker: its time, the connections of the worker, and the seconds until a new worker accepts one."""
+    """The kill of a worker.
+
+    at_s: its time, in seconds of time.perf_counter. connections: open connections of the worker at that time.
+    recovery_s: seconds until a new worker has a connection; infinite if none has one in time.
+    """
 
     at_s: float
     connections: int
@@ -151,7 +158,10 @@ class WorkerKill:
 
 
 async def kill_under_load(server: Server) -> tuple[Traffic, WorkerKill]:
-    """Kills the worker with most connections, and waits until a new process has a connection."""
+    """Kills the worker with most connections, and waits until a new worker has a connection.
+
+    Returns the traffic and the data of the kill.
+    """
     before = server.processes()
     traffic = Traffic(server.port, valid_requests())
     running = asyncio.create_task(traffic.run())
@@ -184,7 +194,7 @@ def client_connections(process: psutil.Process) -> int:
 
 
 def measure_reload(workload: Workload) -> None:
-    """Reloads a bundle by SIGHUP under load, each time another version; prints the failed requests.
+    """Reloads a bundle by SIGHUP under load, each time with another version; prints the failed requests.
 
     Target: no request fails, and after each signal a response comes from the new version.
     """

@@ -2,9 +2,10 @@
 
     python -m benchmarks.jobs
 
-Uses the photographs and a ViT-Ti/16 of random weights at 224. Requests arrive at random times, at a share of the
-measured capacity. Phases without a job and with a job at full speed alternate. The throughput of the job is compared
-with the capacity that the requests leave.
+Uses photographs, and a ViT-Ti/16 of random weights at 224 × 224 pixels. First measures the capacity of the server in
+requests per second. Then requests arrive at random times, at a share of that capacity. Phases without a job and with a
+running job alternate. Prints the p99 latency with a job as a ratio to that without. Then prints the images per second
+of the job as a share of the capacity that the requests leave.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ COPIES = 100  # of each photograph, so that no job ends during the measurement
 
 @dataclass(frozen=True)
 class JobPhase:
-    """The responses of one phase of load, and the images per second of the job in that phase."""
+    """The responses to the requests of one phase, and the images per second of the job in that phase."""
 
     load: OpenLoopResult
     job_rate: float
@@ -47,8 +48,8 @@ class JobPhase:
     def percentile_ms(self, percent: float) -> float:
         """Returns the percentile of the latencies in ms; NaN if no request succeeded. percent: 0 to 100.
 
-        Requests of the first tenth of the time do not count. They wait for the longer runs that the job has while no
-        request arrives.
+        Requests in the first tenth of the phase do not count. While no requests arrive, a job uses longer runs of the
+        engine, and the first requests wait for the end of such a run.
         """
         latencies = [r.latency_s for r in self.load.of_status(200) if r.intended_s >= self.load.seconds / 10]
         return 1000 * percentile(latencies, percent)
@@ -61,7 +62,11 @@ class JobPhase:
 
 @contextmanager
 def run_job_server(work: Path, images: list[bytes], flags: list[str]) -> Iterator[tuple[Server, AdminClient]]:
-    """Runs a server that accepts jobs. Yields it when it is ready, with a client of its admin listener."""
+    """Runs a server that accepts jobs. When it is ready, yields the server and a client of its admin listener.
+
+    work: an empty directory, in which the server keeps its state. Writes COPIES copies of each image into its folder
+    `in`, the input of the jobs. flags: additional flags of `tureen serve`.
+    """
     for folder in ("in", "out", "state"):
         (work / folder).mkdir()
     for n, image in enumerate(images):
@@ -78,9 +83,9 @@ def run_job_server(work: Path, images: list[bytes], flags: list[str]) -> Iterato
 def run_phase(
     server: Server, client: AdminClient, job: str | None, requests: list[bytes], rate: float, seconds: float
 ) -> JobPhase:
-    """Returns the responses of an open loop, and the images per second of the job meanwhile.
+    """Sends requests at random times for `seconds`. Returns the responses, and the images per second of the job.
 
-    job: its id; None: there is no job, and its rate is 0. rate: requests per second.
+    job: the id of the running job; None if no job runs, and then the job's rate is 0. rate: requests per second.
     """
     before = client.job(job)["done"] if job else 0
     started = time.perf_counter()

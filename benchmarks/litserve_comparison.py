@@ -1,7 +1,7 @@
-"""Compares Tureen with LitServe on the same graph, engine, decoder and images. Measures the two in turns.
+"""Compares the speed of Tureen with that of LitServe, on the same graph, engine, decoder and images.
 
-LitServe runs with the best settings that a search finds. It is installed into a virtual environment in the user's
-cache. That environment also uses the packages of this one, so that both servers run the same versions.
+Measures the two servers in turn. LitServe runs with the best settings that a search finds. It is installed into a
+separate virtual environment in the user's cache directory. Both servers use the same versions of all other packages.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ CHOICES: dict[str, tuple[object, ...]] = {
 
 
 def compare_with_litserve(workload: Workload) -> None:
-    """Prints Tureen's throughput at 64 connections and p50 at one connection, as ratios to LitServe's."""
+    """Prints Tureen's throughput at 64 connections, and its p50 latency at one connection, as ratios to LitServe's."""
     python = litserve_python()
     trials: dict[LitServeSettings, tuple[ClosedLoopResult, ClosedLoopResult]] = {}
     best_throughput = find_best_settings(python, workload, trials, lambda busy, alone: busy.rate)
@@ -99,11 +99,11 @@ def compare_with_litserve(workload: Workload) -> None:
 
 
 def find_best_settings(python, workload, trials, score) -> LitServeSettings:  # type: ignore[no-untyped-def]
-    """Returns the settings of LitServe with the highest score. The search changes one option at a time.
+    """Returns the LitServeSettings with the highest score. The search changes one option at a time.
 
-    python: path of the Python that has LitServe. score: computes a number from the ClosedLoopResults at many
-    connections and at one connection. trials: stores both results for each combination of options, so that a search by
-    another score does not measure it again.
+    python: path of the Python interpreter that has LitServe. score: computes a number from two ClosedLoopResults, at 64
+    connections and at one connection. trials: receives both results for each combination of options that was measured.
+    A later search with another score uses them again.
     """
     requests = form_requests(workload.images)
 
@@ -130,7 +130,10 @@ def find_best_settings(python, workload, trials, score) -> LitServeSettings:  # 
 def run_alone(
     server: Server, servers: set[Server], requests: list[bytes], connections: int, seconds: float
 ) -> ClosedLoopResult:
-    """Returns the result of a closed loop on one server while the other servers are suspended."""
+    """Sends requests to one server for `seconds` while the other servers are suspended. Returns counts and latencies.
+
+    Each of the `connections` sends its next request after the previous response.
+    """
     with ExitStack() as stack:
         for other in servers - {server}:
             stack.enter_context(other.suspended())
@@ -150,7 +153,7 @@ def run_litserve(python: Path, workload: Workload, settings: LitServeSettings) -
 
 
 def litserve_python() -> Path:
-    """Returns the path of the Python that has LitServe. Creates its virtual environment if it is missing."""
+    """Returns the path of a Python interpreter that has LitServe. Creates the virtual environment if it is missing."""
     home = default_cache_directory() / "benchmarks" / f"litserve-{VERSION}"
     python = home / "bin" / "python"
     if not (home / "complete").exists():
@@ -167,7 +170,7 @@ def litserve_python() -> Path:
 
 
 def form_requests(images: list[bytes]) -> list[bytes]:
-    """Returns complete HTTP requests, each with one image as the form file `request`, which LitServe reads."""
+    """Returns a complete HTTP request for each image, which is the form file `request`. LitServe reads that field."""
     head = (
         b'--tureen\r\nContent-Disposition: form-data; name="request"; filename="photograph.jpg"\r\n'
         b"Content-Type: image/jpeg\r\n\r\n"

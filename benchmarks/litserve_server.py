@@ -2,7 +2,7 @@
 
     python -m benchmarks.litserve_server --bundle DIR --port 9000 --engine openvino --precision bf16 --max-batch-size 16
 
-Reads the image from the form file `request`. LitServe accepts JSON and forms, and a form file costs least.
+Reads the image of a request from the form file `request`. LitServe accepts JSON and forms; a form file costs least.
 """
 # No postponed annotations: LitServe reads those of decode_request at run time.
 

@@ -1,8 +1,9 @@
-"""Generates HTTP load on the loopback interface from one thread, at a low cost for the cores that the server shares.
+"""Generates HTTP load on the loopback interface from one thread, and measures the latency of each response.
 
-Closed loop: each connection sends its next request when the previous response is complete. It measures the capacity of
-a server. Open loop: requests are sent at random times that are drawn beforehand, and latency counts from those times.
-It measures the behaviour under overload. Knows requests only as bytes.
+The load generator shares the cores with the server, so it is written to use little CPU time. There are two kinds of
+load. Closed loop: each connection sends its next request when the previous response is complete. This measures the
+capacity of a server. Open loop: requests are sent at planned, random times, and latency counts from the planned time.
+This measures the behaviour under overload. Knows requests only as bytes.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class Connection(asyncio.Protocol):
     def send(self, request: bytes, callback: Callable[[Response], None]) -> None:
         """Sends a complete request, and calls `callback` with its response.
 
-        If the connection ends before the response, calls it with a Response of status NO_RESPONSE.
+        If the connection ends before the response is complete, calls `callback` with a Response of status NO_RESPONSE.
         """
         self._callback = callback
         if self.is_open:
@@ -63,7 +64,7 @@ class Connection(asyncio.Protocol):
             self.connection_lost(None)
 
     def request(self, request: bytes) -> asyncio.Future[Response]:
-        """Sends a complete request. Returns a future of the response that `send` passes to its callback."""
+        """Sends a complete request. Returns a future of the response, whose status is NO_RESPONSE if none arrives."""
         response: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
         self.send(request, response.set_result)
         return response
@@ -89,12 +90,12 @@ class Connection(asyncio.Protocol):
         self._call_back(Response(NO_RESPONSE))
 
     def close(self) -> None:
-        """Aborts the connection immediately, even during a request."""
+        """Aborts the connection immediately. A request in progress then has no response."""
         self.is_open = False
         self.transport.abort()
 
     def abandon(self) -> None:
-        """Aborts the connection without calling the callback of a request in progress."""
+        """Aborts the connection immediately. Does not call the callback of a request in progress."""
         self._callback = None
         self.close()
 
@@ -106,7 +107,10 @@ class Connection(asyncio.Protocol):
 
 @dataclass(frozen=True)
 class ClosedLoopResult:
-    """Counts and latencies of a closed loop. A latency is the seconds from sending a request to its whole response."""
+    """Counts and latencies of a closed loop.
+
+    latencies: for each response with status 200, the seconds from sending the request to the complete response.
+    """
 
     succeeded: int  # responses with status 200
     failed: int
@@ -120,7 +124,7 @@ class ClosedLoopResult:
         return self.succeeded / self.seconds
 
     def percentile_ms(self, percent: float) -> float:
-        """Returns the percentile of the latencies in ms; NaN if there are none."""
+        """Returns the percentile of the latencies in ms; NaN if there are none. percent: 0 to 100."""
         return 1000 * percentile(self.latencies, percent)
 
     def __str__(self) -> str:
@@ -133,7 +137,7 @@ class ClosedLoopResult:
 async def closed_loop(port: int, requests: Sequence[bytes], connections: int, seconds: float) -> ClosedLoopResult:
     """Sends the requests in turn over `connections` for `seconds`. Returns the counts and latencies.
 
-    A warm-up of a tenth of that time comes first and does not count. Reopens each connection that the server closes.
+    A warm-up of `seconds` / 10 comes first and does not count. If the server closes a connection, opens another.
     """
     turns = itertools.cycle(requests)
     latencies: list[float] = []
@@ -163,7 +167,11 @@ async def closed_loop(port: int, requests: Sequence[bytes], connections: int, se
 
 @dataclass(frozen=True)
 class TimedResponse:
-    """The response to one request of an open loop. Times are seconds since the start of the loop."""
+    """The response to one request of an open loop.
+
+    intended_s, completed_s: the planned time of the request, and the time of its response, in seconds since the start
+    of the loop.
+    """
 
     intended_s: float
     completed_s: float
@@ -176,7 +184,10 @@ class TimedResponse:
 
 @dataclass
 class OpenLoopResult:
-    """The responses of an open loop, and how late the generator sent the requests."""
+    """The responses of an open loop, and the delays of the load generator.
+
+    rate: planned requests per second. cpu_s: CPU seconds of the load generator.
+    """
 
     rate: float
     seconds: float
@@ -187,9 +198,10 @@ class OpenLoopResult:
 
     @property
     def goodput(self) -> float:
-        """Responses with status 200 per second, counted only while the loop sends requests.
+        """Responses with status 200 per second.
 
-        The first tenth of the time does not count, because the queue is empty at the start.
+        Responses after `seconds` do not count, because the loop sends no requests then. The first tenth of the time
+        does not count, because the queue of the server is empty at the start.
         """
         start = self.seconds / 10
         good = sum(r.response.status == 200 and start <= r.completed_s <= self.seconds for r in self.responses)
@@ -203,10 +215,10 @@ class OpenLoopResult:
 async def open_loop(
     port: int, requests: Sequence[bytes], rate: float, seconds: float, *, max_connections: int = 4000, seed: int = 0
 ) -> OpenLoopResult:
-    """Sends the requests in turn for `seconds` at the times of a Poisson process. Returns all responses.
+    """Sends the requests in turn for `seconds`, at the random times of a Poisson process. Returns all responses.
 
-    rate: requests per second; 0 sends none. A request uses an idle connection, or opens one. Its status is NOT_SENT if
-    `max_connections` are in use.
+    rate: mean requests per second; 0 sends none. Each request uses an idle connection, or else opens one. If
+    `max_connections` are in use, it is not sent, and its status is NOT_SENT. seed: of the random times.
     """
     count = int(rate * seconds)
     times = np.cumsum(np.random.default_rng(seed).exponential(1 / rate, count)).tolist() if count else []

@@ -1,4 +1,4 @@
-"""Describes where a figure was measured: processor, cores, versions, commit."""
+"""Describes the machine and the software of a measurement: processor, cores, versions, commit."""
 
 from __future__ import annotations
 

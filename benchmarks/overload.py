@@ -1,4 +1,4 @@
-"""Measures the server under overload: requests arrive in an open loop at multiples of the measured capacity."""
+"""Measures the server under overload: requests arrive at random times, at multiples of the measured capacity."""
 
 from __future__ import annotations
 
@@ -31,7 +31,10 @@ RECOVERY_STEP_S = 0.1
 
 @dataclass(frozen=True)
 class OverloadPhase:
-    """The responses at one rate of requests, and the probes of health and memory at that rate."""
+    """The responses at one rate of requests, and the latency of /healthz and the memory of the server meanwhile.
+
+    largest_rss: largest resident memory in bytes, of all processes together.
+    """
 
     load: OpenLoopResult
     probes_ms: list[float]  # of /healthz; infinite if the status is not 200
@@ -39,12 +42,12 @@ class OverloadPhase:
 
     @property
     def accepted(self) -> list[TimedResponse]:
-        """Responses with status 200 to requests after the first tenth of the time, as in `goodput`."""
+        """The responses with status 200 to requests after the first tenth of the time."""
         return [o for o in self.load.of_status(200) if o.intended_s >= self.load.seconds / 10]
 
     @property
     def refused(self) -> list[TimedResponse]:
-        """Requests that were sent and have no response of status 200, including lost requests."""
+        """The requests that were sent and have no response with status 200, including those without any response."""
         return [o for o in self.load.responses if o.response.status not in (200, NOT_SENT)]
 
     def __str__(self) -> str:
@@ -75,7 +78,10 @@ class OverloadPhase:
 
 
 def measure_overload(workload: Workload) -> None:
-    """Prints goodput, latency of accepted requests, refusals, memory, health and recovery beside their targets."""
+    """Prints the results of the server under overload, each beside its target.
+
+    They are goodput (responses with status 200 per second), latency, refusals, memory, health and recovery.
+    """
     requests = classify_requests(workload.images)
     rounds: list[dict[float, OverloadPhase]] = []
     print(f"  with {' '.join(QUEUE_FLAGS)}")
@@ -129,7 +135,10 @@ def report(rounds: list[dict[float, OverloadPhase]], idle_rss: int) -> None:
 
 
 async def run_phase(server: Server, requests: list[bytes], rate: float, seconds: float, *, seed: int) -> OverloadPhase:
-    """Returns the responses of an open loop, and the probes of the server during the loop."""
+    """Sends requests at random times for `seconds`. Meanwhile measures /healthz and memory every PROBE_S.
+
+    rate: requests per second. seed: of the random times.
+    """
     probes_ms: list[float] = []
     largest = 0
 
@@ -153,14 +162,17 @@ async def run_phase(server: Server, requests: list[bytes], rate: float, seconds:
 
 
 def percentile_ms(responses: list[TimedResponse], percent: float) -> float:
-    """Returns the percentile of the latencies in ms, from the intended times; NaN if there are no responses."""
+    """Returns the percentile of the latencies in ms; NaN if there are no responses.
+
+    A latency counts from the planned time of the request. percent: 0 to 100.
+    """
     return 1000 * percentile([r.latency_s for r in responses], percent)
 
 
 def recovery_s(after: OverloadPhase, normal_ms: float) -> float:
-    """Returns the seconds from the start of `after` until no request is refused and p99 is at most `normal_ms`.
+    """Returns the seconds from the start of the phase `after` until the server has recovered; infinity if it does not.
 
-    Returns infinity if this does not happen.
+    It has recovered when all later requests succeed, and their p99 latency is at most `normal_ms`.
     """
     responses = sorted(after.load.responses, key=lambda timed: timed.intended_s)
     for start in np.arange(0, after.load.seconds - 1, RECOVERY_STEP_S):

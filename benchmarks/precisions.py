@@ -1,10 +1,11 @@
-"""Prints how much each engine and precision changes the results of a trained model, as `tureen export` measures it.
+"""Prints how much each engine and precision changes the results of a trained model.
 
     python -m benchmarks.precisions runs/digits
     python -m benchmarks.precisions tureen/examples/cifar10 --data cifar10   # folders train/CLASS/… and test/CLASS/…
 
-The table has differences from PyTorch in fp32 on the same images: of logits, labels, accuracy and transferred accuracy.
-For the last, PGD-10 attacks PyTorch's model at each β. The model is a run or a bundle, whose graph has the weights.
+Measures as `tureen export` does, and prints whether export would admit the engine to a bundle. Compares logits, labels
+and accuracy with PyTorch in fp32 on the same images. Transferred accuracy is the accuracy on adversarial images that an
+attack on the PyTorch model generates. The model is the output directory of `tureen train`, or a bundle.
 """
 
 from __future__ import annotations
@@ -84,11 +85,11 @@ def format_row(row: ParityRow) -> str:
 
 
 def checkpoint_of_bundle(options: argparse.Namespace) -> Checkpoint:
-    """Returns a checkpoint made from the bundle `options.model`, for a parity measurement.
+    """Returns a checkpoint with the model of the bundle `options.model`.
 
-    The weights come from its graph and tokens; recipe, labels, preprocessing, accuracy and provenance from its
-    manifest; the held-out images from --data. Raises BundleError for an invalid bundle, and ExportError for one of an
-    unknown shape.
+    The weights come from the graph and the tokens of the bundle. Recipe, labels, preprocessing, accuracy and provenance
+    come from the manifest, and the held-out images from --data. Raises BundleError for an invalid bundle. Raises
+    ExportError if the graph is not that of a ViT of `tureen train`.
     """
     bundle = load_bundle(options.model)
     manifest = bundle.manifest

@@ -2,9 +2,12 @@
 
     python -m benchmarks.propagation
 
-One server with four workers: the time from sending a change to the response. The server responds when every worker
-applies the change. Two servers with one PostgreSQL: the time until the other server applies it. Throughput: with a
-change every 10 ms, as a ratio to the throughput without changes.
+Measures three figures:
+
+- on one server with four workers: the time from sending a change to the response, which the server sends when every
+  worker has applied the change, after one second at the latest
+- on two servers with one PostgreSQL database: the time from sending a change to one server until the other applies it
+- the throughput with a change every 10 ms, as a ratio to the throughput without changes
 """
 
 from __future__ import annotations
@@ -36,9 +39,10 @@ CONNECTIONS = 16
 
 @contextmanager
 def run_operated_server(*flags: str, token: str | None = None) -> Iterator[tuple[int, AdminClient]]:
-    """Runs a server of the small model with a new state directory. Yields its port and a client of its admin listener.
+    """Runs a server of the example bundle. Yields its port and a client of its admin listener.
 
-    token: of a credential in the store. None: the token that the server writes to its state directory.
+    token: the bearer token of the client, for a credential in the store. None: the client uses the token that the
+    server writes to its state directory.
     """
     port = free_port()
     with tempfile.TemporaryDirectory() as state:
@@ -91,7 +95,10 @@ def measure_two_servers(changes: int) -> None:
 
 
 def seconds_until_other(one: AdminClient, other: AdminClient, revision: int) -> float:
-    """Returns the seconds from a change on one server until the other server applies it."""
+    """Sends a change to the server `one`. Returns the seconds until the server `other` has applied it.
+
+    revision: the current revision of both servers.
+    """
     waiting = threading.Thread(target=lambda: other.state(after=revision, wait_s=30))
     waiting.start()
     started = time.perf_counter()

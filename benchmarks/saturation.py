@@ -1,4 +1,4 @@
-"""Measures the server through HTTP: throughput / limit, latency of one connection, and the cost of mixed β."""
+"""Measures the server through HTTP: throughput, latency of one connection, and the cost of different β in a batch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CONNECTIONS = 64
 def measure_saturation(workload: Workload) -> None:
     """Prints the throughput at 64 connections as a share of the hardware limit, and the overhead of one request.
 
-    The overhead is the p50 at one connection without the time of decoding and inference.
+    The overhead is the p50 latency at one connection minus the time of decoding and inference.
     """
     requests = classify_requests(workload.images)
     measurement = LimitMeasurement(workload)
@@ -66,7 +66,7 @@ def measure_saturation(workload: Workload) -> None:
 
 
 def measure_mixed_betas(workload: Workload) -> None:
-    """Prints the throughput with many β as a ratio to that with one β, measured in turns on one server."""
+    """Prints the throughput with many β as a ratio to that with one β. Measures both in turn on one server."""
     count = len(workload.images)
     one = classify_requests(workload.images)
     mixed = classify_requests(workload.images, np.linspace(0, 1, count).tolist())
@@ -78,16 +78,17 @@ def measure_mixed_betas(workload: Workload) -> None:
 
 
 def report_mixed_betas(count: int, mixed_loads: list[ClosedLoopResult], one_loads: list[ClosedLoopResult]) -> None:
-    """Prints the ratio of the rates with `count` β and with one β: the median over the rounds."""
+    """Prints the throughput with `count` different β as a ratio to that with one β: the median over the rounds."""
     share = median(ratio(m.rate, o.rate) for m, o in zip(mixed_loads, one_loads, strict=True))
     note = f"{median(m.rate for m in mixed_loads):.1f}/s against {median(o.rate for o in one_loads):.1f}/s"
     report_target(f"mixed β ({count} values) / one β at 64 connections", "≥", 0.99, share, note)
 
 
 def run_closed_loop(server: Server, requests: list[bytes], connections: int, seconds: float) -> ClosedLoopResult:
-    """Sends the requests repeatedly for `seconds`. Each connection sends a request after its previous response.
+    """Sends the requests repeatedly for `seconds`. Each connection sends its next request after the previous response.
 
-    Returns counts and latencies. Prints a line if responses had a status other than 200, and one if none succeeded.
+    Returns counts and latencies. Prints a line if some responses had a status other than 200, and a line if none had
+    status 200.
     """
     load: ClosedLoopResult = uvloop.run(closed_loop(server.port, requests, connections, seconds))
     if load.failed:

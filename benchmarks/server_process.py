@@ -37,7 +37,7 @@ class ResourceUsage:
 
 
 class Server:
-    """A server process and its descendants."""
+    """A running server: its process and the descendants of that process, such as workers."""
 
     def __init__(self, process: subprocess.Popen[bytes], port: int) -> None:
         self.process = process
@@ -69,7 +69,10 @@ class Server:
 
     @contextmanager
     def suspended(self) -> Iterator[None]:
-        """Suspends the processes during the block, so that an idle server takes no CPU from the measured server."""
+        """Suspends all processes of the server during the `with` block.
+
+        So a server that is not measured takes no CPU from the measured one.
+        """
         processes = self.processes()
         for process in processes:
             process.suspend()
@@ -80,7 +83,7 @@ class Server:
                 process.resume()
 
     def is_ready(self, path: str) -> bool:
-        """Returns whether the response to GET `path` has status 200."""
+        """Returns whether the server responds to GET `path` with a status below 400 within 5 s."""
         try:
             urllib.request.urlopen(f"http://{HOST}:{self.port}{path}", timeout=5).close()
         except OSError:
@@ -92,9 +95,10 @@ class Server:
 def run_server(
     command: Sequence[str], port: int, ready: str, environment: Mapping[str, str] | None = None
 ) -> Iterator[Server]:
-    """Runs a server that listens on `port`, and yields it when the response to GET `ready` has status 200.
+    """Runs a server that listens on `port`, and yields it when it is ready. Stops it by SIGTERM after the `with` block.
 
-    Raises RuntimeError if the process exits, or is not ready after START_S.
+    ready: the path whose GET response shows that the server is ready. environment: additional variables. Raises
+    RuntimeError if the process exits, or is not ready after START_S.
     """
     process = subprocess.Popen(command, env={**os.environ, **(environment or {})})
     server = Server(process, port)
@@ -120,7 +124,11 @@ def run_server(
 
 @contextmanager
 def run_tureen(bundle: Path, *flags: str, command: Sequence[str] = TUREEN_SERVER) -> Iterator[Server]:
-    """Runs `tureen serve` with the bundle, and yields it when it is ready. Like LitServe, it logs no requests."""
+    """Runs `tureen serve` with the bundle, and yields the server when it is ready.
+
+    flags: additional flags of `tureen serve`. command: the program and arguments before the bundle. The server logs no
+    requests, because LitServe, with which it is compared, logs none.
+    """
     port = free_port()
     # Any free admin port: the default, port + 1, may belong to another server of this benchmark.
     options = ("--port", str(port), "--admin-port", "0", "--log-level", "warning", *flags)

@@ -23,7 +23,10 @@ HEAD = (
 
 
 def measure_slow_clients(workload: Workload) -> None:
-    """Prints the p99 of a normal client beside slow clients as a ratio to the p99 without them, measured in turns."""
+    """Prints the p99 latency of a normal client beside SLOW_CLIENTS slow clients, as a ratio to the p99 without them.
+
+    Measures with and without the slow clients in turn.
+    """
     requests = classify_requests(workload.images)
     ratios: list[float] = []
     failed = sent = 0
@@ -47,9 +50,10 @@ def measure_slow_clients(workload: Workload) -> None:
 async def load_beside_slow_clients(
     port: int, requests: list[bytes], seconds: float
 ) -> tuple[ClosedLoopResult, Counter[int], list[float]]:
-    """Returns the result of a closed loop of one connection beside slow clients.
+    """Sends requests over one connection for `seconds` while SLOW_CLIENTS slow clients are connected.
 
-    Also returns the number of responses to slow clients by status, and the seconds that each slow connection lasted.
+    Returns three things: counts and latencies of the one connection, the number of slow requests by status of the
+    response, and the seconds that each slow connection lasted.
     """
     statuses: Counter[int] = Counter()
     held_s: list[float] = []

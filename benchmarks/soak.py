@@ -1,7 +1,8 @@
 """Measures whether the server leaks memory, descriptors or threads during very many requests.
 
-A tenth of the requests is malformed, and a tenth is abandoned. The model is small, so that it hides no leak of the
-server. The same load then runs on a server that leaks on purpose, to prove that the measurement detects a leak.
+A tenth of the requests is malformed. Of another tenth, the client closes the connection before the response. The model
+is small, so that its memory hides no leak of the server. The same load then runs on a server that leaks on purpose, to
+prove that the measurement detects a leak.
 """
 
 from __future__ import annotations
@@ -33,32 +34,32 @@ SETTLE_S = 3  # for the server to notice that every connection is closed
 
 @dataclass
 class SoakResult:
-    """Counts of the outcomes of all requests, and memory of the server over the run."""
+    """The number of requests by outcome, such as "valid 200" or "abandoned", and the server's memory over the run."""
 
     counts: Counter[str] = field(default_factory=Counter)
     sent: int = 0
     rss: list[tuple[int, int]] = field(default_factory=list)  # (requests sent, bytes)
 
     def samples_after_warm_up(self) -> list[tuple[int, int]]:
-        """Returns the samples of memory after the warm-up: requests sent, and bytes."""
+        """Returns the samples of memory after the warm-up: pairs of requests sent so far and resident bytes."""
         return [(sent, rss) for sent, rss in self.rss if sent >= WARM_UP * self.sent]
 
     @property
     def growth(self) -> float:
-        """Relative growth of memory from the end of the warm-up to the end of the run; NaN if no request succeeded."""
+        """Growth of memory from the end of the warm-up to the end, as a share; NaN if no request succeeded."""
         if not self.counts["valid 200"]:
             return math.nan
         rss = [bytes_held for _, bytes_held in self.samples_after_warm_up()]
         return ratio(median(rss[-GROWTH_SAMPLES:]), median(rss[:GROWTH_SAMPLES])) - 1
 
     def curve(self) -> str:
-        """Returns the memory at each tenth of the run as text. The memory of a leak grows until the end of the run."""
+        """Returns the memory at each tenth of the run as text. With a leak, it grows until the end of the run."""
         tenths = self.rss[:: max(1, len(self.rss) // 10)]
         return "MiB by requests: " + ", ".join(f"{rss / 2**20:.1f} at {sent:,}" for sent, rss in tenths)
 
     @property
     def bytes_per_request(self) -> float:
-        """Growth of memory per request: the slope of a linear fit of the samples after the warm-up."""
+        """Growth of memory in bytes per request: the slope of a linear fit of the samples after the warm-up."""
         sent, rss = np.array(self.samples_after_warm_up(), dtype=float).T
         return float(np.polyfit(sent, rss, 1)[0])
 
@@ -88,7 +89,7 @@ def run_soak(workload: Workload) -> None:
 
 
 def run_requests(requests: int, command: tuple[str, ...]) -> tuple[SoakResult, ResourceUsage, ResourceUsage]:
-    """Runs a server and sends the requests.
+    """Runs a server by `command`, and sends it this number of requests.
 
     Returns the result, and the resources of the idle server after the warm-up and after the last request.
     """
@@ -102,9 +103,9 @@ def run_requests(requests: int, command: tuple[str, ...]) -> tuple[SoakResult, R
 
 
 async def send_mixed_requests(server: Server, result: SoakResult, *, until: int, step: int) -> None:
-    """Sends requests over CONNECTIONS until `until` are sent. Records the memory every `step` requests.
+    """Sends random requests over CONNECTIONS connections until `result.sent` is `until`. Adds the outcomes to `result`.
 
-    The seed of the random order is fixed, so that every run sends the same requests.
+    Records the memory of the server every `step` requests. The seed is fixed, so every run sends the same requests.
     """
     valid, malformed = valid_requests(), malformed_requests()
     draw = random.Random(result.sent)
@@ -131,7 +132,7 @@ async def send_mixed_requests(server: Server, result: SoakResult, *, until: int,
 
 
 async def abandon_request(connection: Connection, request: bytes, draw: random.Random) -> None:
-    """Sends a request or the beginning of it, and closes the connection without waiting for the response."""
+    """Sends a request or only its beginning, and closes the connection within 10 ms, without reading a response."""
     whole = draw.random() < 0.5
     connection.transport.write(request if whole else request[: draw.randrange(1, len(request))])
     await asyncio.sleep(draw.random() * 0.01)
@@ -139,7 +140,7 @@ async def abandon_request(connection: Connection, request: bytes, draw: random.R
 
 
 def valid_requests() -> list[bytes]:
-    """Returns requests with each golden image of the example bundle in each supported format, at three β."""
+    """Returns requests with the images of the example bundle, each in each supported format and at three β."""
     images = [
         (encode_image(pixels, kind), f"image/{kind}") for pixels in golden_pixels() for kind in ("png", "jpeg", "webp")
     ]
@@ -151,7 +152,7 @@ def valid_requests() -> list[bytes]:
 
 
 def malformed_requests() -> list[bytes]:
-    """Returns requests whose images are truncated, corrupted, empty, of other types or of a wrong media type."""
+    """Returns requests whose images are truncated, corrupted, empty or of other types, one with a wrong media type."""
     draw = np.random.default_rng(0)
     images: list[bytes] = [b"", b"\xff\xd8\xff", b"GIF89a" + bytes(100), b"%PDF-1.7", bytes(1000)]
     for pixels in golden_pixels():
@@ -166,12 +167,12 @@ def malformed_requests() -> list[bytes]:
 
 
 def golden_pixels() -> list[np.ndarray]:
-    """Returns the golden images of the example bundle, each uint8 (H, W, 3)."""
+    """Returns the images in golden.npz of the example bundle, each uint8 (H, W, 3)."""
     return list(load_bundle(SMALL_BUNDLE).golden.pixels)
 
 
 def encode_image(pixels: np.ndarray, kind: str) -> bytes:
-    """Returns the pixels, uint8 (H, W, 3), as an image file of the format `kind`."""
+    """Returns the pixels, uint8 (H, W, 3), as an image file. kind: "png", "jpeg" or "webp"."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, kind)
     return buffer.getvalue()

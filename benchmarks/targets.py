@@ -24,7 +24,7 @@ def percentile(values: Sequence[float], percent: float) -> float:
 
 
 def ratio(measured: float, reference: float) -> float:
-    """Returns `measured` / `reference`. Returns NaN if one of them is 0 or NaN: a round had no successful response."""
+    """Returns `measured` / `reference`; NaN unless both are above 0. A 0 is a round without a successful response."""
     return measured / reference if measured > 0 and reference > 0 else math.nan
 
 
@@ -42,7 +42,7 @@ def format_figure(figure: float, precision: str = ".4g") -> str:
 def report_target(name: str, comparison: str, bound: float, measured: float, note: str = "") -> bool:
     """Prints the measurement beside its target. Returns whether it meets the target.
 
-    comparison: "≤" or "≥". bound: the target.
+    comparison: a key of COMPARISONS. bound: the target, such as 2 in "≤ 2". note: printed after the verdict.
     """
     is_met: bool = COMPARISONS[comparison](measured, bound)
     verdict = "yes" if is_met else "NO"
@@ -52,9 +52,10 @@ def report_target(name: str, comparison: str, bound: float, measured: float, not
 
 
 def report_lost(name: str, lost: int, trials: int, note: str = "") -> bool:
-    """Prints a line whose target is 0 lost of `trials`; without trials the measurement is unavailable.
+    """Prints the number of lost requests of `trials` requests beside the target 0. Returns whether none was lost.
 
-    A measured 0 is printed with the upper bound of the true rate (rule of three).
+    If none was lost, prints the upper bound of the true rate (rule of three). Without trials, prints "unavailable" and
+    returns False.
     """
     bound = f"true rate below {3 / trials:.2g} at 95 %" if trials and not lost else ""
     parts = (f"of {trials:,}", bound, note)

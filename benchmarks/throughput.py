@@ -1,4 +1,4 @@
-"""Measures the throughput with mixed β as a ratio to one β, on the bare engines and through HTTP.
+"""Measures the throughput with many β as a ratio to that with one β, on the engines alone and through HTTP.
 
     python -m benchmarks.throughput tureen-demo/bundle
 
@@ -64,9 +64,9 @@ def main() -> None:
 
 
 def print_mixed_against_single(engine: Engine, bundle: Bundle) -> None:
-    """Prints the images per second of the engine with mixed β and with one β, and their ratio.
+    """Prints the images per second of the engine with BATCH different β in a batch, and with one β, and their ratio.
 
-    Also prints the largest difference between the logits of a mixed batch and of its rows alone.
+    Then prints the largest difference between the logits of a row in the mixed batch and those of the row alone.
     """
     pixels = np.resize(bundle.golden.pixels, (BATCH, *bundle.golden.pixels.shape[1:]))
     betas = np.linspace(0, 1, BATCH)
@@ -91,7 +91,10 @@ def token_row(bundle: Bundle, beta: float) -> NDArray[np.float32]:
 
 
 def print_through_http(bundle: Bundle, seconds: float) -> None:
-    """Prints the requests per second with mixed β and one β, and the speed of the bare engine and decoder."""
+    """Prints the requests per second with many β and with one β through HTTP.
+
+    Then prints the speed of the engine alone and of the decoder alone.
+    """
     images = [encode_png(pixels) for pixels in bundle.golden.pixels]
     with run_tureen(bundle.path) as server:
         rates: dict[str, list[float]] = {"one β": [], "mixed β": []}
@@ -118,7 +121,7 @@ def print_through_http(bundle: Bundle, seconds: float) -> None:
 
 
 def png_requests(images: Sequence[bytes], betas: Sequence[str]) -> list[bytes]:
-    """Returns complete HTTP requests: every image at every β."""
+    """Returns a complete HTTP request for every image at every β. images: PNG files. betas: as text."""
     return [
         f"POST /classify?beta={beta}&top_k=1 HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n"
         f"Content-Length: {len(image)}\r\n\r\n".encode()

@@ -1,11 +1,11 @@
-"""Measures the time of a co-training step as a ratio to a nominal step (no attack) and to a lower bound.
+"""Measures the time of a co-training step as a ratio to two other times: a nominal step (no attack), and a lower bound.
 
     python -m benchmarks.training_speed --recipe cifar10-cpu --attack-steps 1 2 3
     python -m benchmarks.training_speed --recipe cifar10 --compile
 
-The lower bound ("floor") of a step with k attack steps has two parts: k passes that compute the gradient of the images
-alone, and one forward and backward pass over twice the batch. It has no optimiser, moving average, augmentation or
-random start. All parts run in turn in one process, so that the ratios are valid if the speed of the machine varies.
+The lower bound ("floor") is for a step with k attack steps. It is the time of k passes that compute the gradient of the
+images, and of one forward and backward pass over twice the batch. It has no optimiser, moving average, augmentation or
+random start. All parts run in turn in one process, so the ratios are valid even if the speed of the machine varies.
 Prints medians over rounds.
 """
 
@@ -46,15 +46,15 @@ def main() -> None:
 
 
 def measure(recipe: Recipe, device: torch.device, *, rounds: int, is_compiled: bool) -> dict[str, float]:
-    """Returns the median seconds of each part, by name, over `rounds` rounds after a warm-up round. The parts are:
+    """Returns the median seconds of each part by name, over `rounds` rounds after a warm-up round. The parts are:
 
     - "nominal": a training step on clean images, without an attack
     - "cotraining": a co-training step of the recipe
     - "input gradient": a forward and backward pass for the gradient of the images of a batch
     - "double pass": a forward and backward pass over twice the batch, for the gradient of the parameters
 
-    The steps include augmentation, optimiser and moving average; the passes do not. is_compiled: whether to run the
-    models through torch.compile.
+    The two steps include augmentation, optimiser and moving average; the two passes do not. is_compiled: whether to run
+    the models through torch.compile.
     """
     data = random_images(recipe)
     nominal_recipe = recipe.model_copy(update={"alpha": 1.0})

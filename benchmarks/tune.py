@@ -2,9 +2,11 @@
 
     python -m benchmarks.tune runs/digits
 
-Corrupts the held-out images of the run, chooses β on a random sample, and measures accuracy on the other images: at the
-chosen β, at the best β there, and at β = 0. Also prints the accuracy that tuning reports, and how often the interval of
-β that it reports contains the best β. Figures are means over the samples. A bundle has no images, so a run is needed.
+`tureen tune` chooses β from labelled images. The benchmark corrupts the held-out images of a training run, and draws
+random samples of them. It chooses β on each sample, and measures the accuracy on the other images: at the chosen β, at
+the best β for these images, and at β = 0. Then prints the accuracy that tuning reports, and how often the reported
+interval of β contains the best β. All figures are means over the samples. The argument is a run, because a bundle
+contains no labelled images.
 """
 
 from __future__ import annotations
@@ -31,10 +33,11 @@ CORRUPTIONS = ("gaussian_noise", "defocus_blur", "motion_blur", "fog", "contrast
 
 @dataclass(frozen=True)
 class DrawResult:
-    """Accuracies on the images outside one random sample: at the chosen β, at the best β and at the clean β.
+    """The result of choosing β on one random sample.
 
-    reported: the accuracy that tuning reports, on the sample. holds_best: whether the interval of β that tuning reports
-    contains the best β. width: the width of that interval.
+    chosen, best, clean: accuracy on the images outside the sample, at the chosen β, at the best β for these images, and
+    at β = 0. reported: the accuracy on the sample that tuning reports. holds_best: whether the interval of β that
+    tuning reports contains the best β. width: the width of that interval.
     """
 
     chosen: float
@@ -77,9 +80,9 @@ def main() -> None:
 
 
 def evaluate_draws(correct: NDArray[np.bool_], betas: Sequence[float], *, count: int, draws: int) -> list[DrawResult]:
-    """Returns `draws` results: each chooses β on `count` random images, and evaluates it on the other images.
+    """Chooses β on `count` random images and evaluates it on the other images, `draws` times. Returns all results.
 
-    correct: bool (T, n), whether each image is classified correctly at each β.
+    correct: bool (T, n), whether each of n images is classified correctly at each of the T betas.
     """
     generator = np.random.default_rng(0)
     results = []

@@ -43,7 +43,10 @@ ENGINES = (("openvino", "bf16"), ("openvino", "fp32"), ("onnxruntime", "fp32"))
 
 @dataclass(frozen=True)
 class Workload:
-    """The bundle, the images and the amount of load, which are the same for every server of a run."""
+    """The bundle, the images and the amount of load of a run of `benchmarks.serving`.
+
+    images: encoded image files. They are the same for every server that the run measures.
+    """
 
     bundle: Bundle
     images: list[bytes]
@@ -57,7 +60,7 @@ class Workload:
 
     @property
     def server_flags(self) -> tuple[str, ...]:
-        """Flags of `tureen serve`: engine, precision and `flags`."""
+        """The flags of `tureen serve`: engine, precision and `self.flags`."""
         return ("--engine", self.engine, "--precision", self.precision, *self.flags)
 
     def open_engine(self, streams: int) -> Engine:
@@ -66,12 +69,12 @@ class Workload:
 
 
 def engine_options(streams: int = 1) -> EngineOptions:
-    """Returns the options with which the server opens its engine: all cores, and by default one stream."""
+    """Returns engine options with all cores divided among `streams`, and the cache directory that the server uses."""
     return EngineOptions(threads=available_cpus(), streams=streams, cache=default_cache_directory())
 
 
 def load_photographs(archive: Path = PHOTOGRAPHS, count: int = 200) -> list[bytes]:
-    """Returns at most `count` images of a tar file, or synthetic images if the photographs are absent."""
+    """Returns at most `count` image files of a tar archive. Returns synthetic JPEG files if PHOTOGRAPHS is absent."""
     if archive == PHOTOGRAPHS and not archive.exists():
         images = synthetic_photographs(count)
         print(f"images: {len(images)} synthetic of about 114 kB, because {archive.name} is absent: compare only ratios")
@@ -84,7 +87,7 @@ def load_photographs(archive: Path = PHOTOGRAPHS, count: int = 200) -> list[byte
 
 
 def synthetic_photographs(count: int) -> list[bytes]:
-    """Returns synthetic JPEG files with the pixels, the bytes and the spatial spectrum of photographs."""
+    """Returns `count` synthetic JPEG files, whose number of pixels, size and spatial spectrum are like photographs."""
     rng = np.random.default_rng(0)
     height, width = 375, 500
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
@@ -102,7 +105,10 @@ def synthetic_photographs(count: int) -> list[bytes]:
 
 
 def cifar10_files(work: Path) -> list[Path]:
-    """Returns the 10,000 test images of CIFAR-10 as files below `work`; if absent, those of the example bundle."""
+    """Returns the paths of the 10,000 test images of CIFAR-10, extracted below `work`.
+
+    If the data set is absent, writes the images in golden.npz of the example bundle to files, and returns their paths.
+    """
     if CIFAR10.exists():
         return sorted(extract_cifar10_test(work).rglob("*.jpg"))
     (work / "cifar10").mkdir()
@@ -115,7 +121,7 @@ def cifar10_files(work: Path) -> list[Path]:
 
 
 def extract_cifar10_test(work: Path) -> Path:
-    """Extracts the test set of CIFAR-10 below `work`, and returns its directory, with a folder for each class."""
+    """Extracts the test set of CIFAR-10 below `work`. Returns the directory, which has a folder for each class."""
     with tarfile.open(CIFAR10) as archive:
         members = [member for member in archive if member.name.startswith("test/")]
         archive.extractall(work / "cifar10", members, filter="data")
@@ -128,7 +134,7 @@ def classify_requests(
 ) -> list[bytes]:
     """Returns complete POST /classify requests, each with one image and one β.
 
-    Uses the images and the β in turn, each at least once.
+    The images and the β repeat in turn, until each has been used at least once. media_type: of all images.
     """
     count = max(len(images), len(betas))
     return [
@@ -140,9 +146,10 @@ def classify_requests(
 
 
 def make_random_bundle(directory: Path, images: Sequence[bytes], key: str = "ti") -> Bundle:
-    """Writes a bundle of a dual-token ViT at 224 with random weights to `directory`, and returns it.
+    """Writes a bundle of a dual-token ViT at 224 × 224 pixels with random weights to `directory`. Returns the bundle.
 
-    The bundle has parity rows of the CPU engines. key: the size of the ViT in `SHAPES`.
+    images: encoded images, of which the first PARITY_IMAGES compare each CPU engine with PyTorch. key: the size of the
+    ViT, a key of `SHAPES`.
     """
     name, width, depth, heads = SHAPES[key]
     torch.manual_seed(0)
