@@ -1,4 +1,7 @@
-"""Builds the files that engines run, on demand: a graph of the backbone in each precision, and plans for GPUs."""
+"""Builds the files that engines run, on demand: a graph of the backbone in each precision, and plans for GPUs.
+
+A plan is a graph that TensorRT has compiled for one kind of GPU.
+"""
 
 from __future__ import annotations
 
@@ -23,12 +26,12 @@ PlanBuilder = Literal["onnx", "torch"]
 
 
 class BundleArtefacts:
-    """Builds the files of a bundle that engines run. Each graph is built once and shared by all engines.
+    """Builds the files of a bundle that engines run. Builds each graph once; all engines share it.
 
-    fp32: the content of backbone.onnx. expected: the logits of PyTorch, with the tokens. calibration: returns images
-    for int8; None: int8 cannot be built.
+    fp32: the content of backbone.onnx. expected: the tokens and the logits of PyTorch. calibration: returns images, on
+    which int8 is calibrated; None: int8 cannot be built.
     builder: compiler of plans; "onnx" is the ONNX parser of TensorRT, "torch" is torch-tensorrt. cache: directory for
-    kernel timings. report: called with a message for each step.
+    the kernel timings of the compiler; None: no cache. report: called with a message for each step.
     """
 
     def __init__(
@@ -47,9 +50,10 @@ class BundleArtefacts:
         self._graphs: dict[FileName, bytes] = {BACKBONE: fp32}
 
     def get(self, engine: EngineName, precision: Precision, name: FileName) -> Artefact:
-        """Returns the file `name` for the engine in the precision. Builds it at the first call.
+        """Returns the file `name`, which the engine runs in the precision. Builds a graph at its first call only.
 
-        Raises ExportError if a requirement of the build is missing, and EngineError if a plan cannot be compiled.
+        Raises ExportError if the build lacks something, such as images for int8 or torch-tensorrt. Raises EngineError
+        if a plan cannot be compiled.
         """
         if name != plan_name(engine, precision):
             return Artefact(self._graph(name, precision))

@@ -1,6 +1,8 @@
 """Measures on images how strength maps to β, and fits a temperature for each β.
 
-Both need the logits at several β only, so they work with PyTorch and with the engine of a bundle.
+Equal steps of strength move the logits equally far from those of the clean mode to those of the robust mode. The
+served probabilities are the softmax of logits / temperature. Both measurements need only logits at several β. So the
+logits may come from PyTorch or from the engine of a bundle.
 """
 
 from __future__ import annotations
@@ -22,14 +24,14 @@ from tureen.soup import probabilities
 
 BINS = 15
 MIN_IMAGES = 20
-"""Fewer images give a temperature, or an error, that is mostly noise."""
+"""With fewer images, a fitted temperature or a measured calibration error is mostly noise."""
 MAX_FITTING_IMAGES = 1000
 MAX_MEASURING_IMAGES = 2000
-"""With 15 bins and 2,000 images the error of a perfectly calibrated model is about 0.026; with 512 it is 0.05."""
+"""With 2,000 images and 15 bins, the measured calibration error of a perfect model is about 0.026; with 512, 0.05."""
 
 
 class DialFields(TypedDict, total=False):
-    """The fields of a manifest that `measure_dial` measures. A manifest without them has their defaults."""
+    """The fields of a manifest that `measure_dial` measures. The defaults of `Manifest` replace missing ones."""
 
     strength: StrengthCurve
     calibration: list[CalibrationRow]
@@ -43,11 +45,13 @@ class LabelledLogits(NamedTuple):
 
 
 def measure_dial(predict: Predict, test: Images, validation: Images | None) -> DialFields:
-    """Returns the strength curve and the temperatures of a model. Shows a progress bar.
+    """Returns the strength curve of a model, and a temperature for each β with its calibration error.
 
-    The validation images fit both, and the test images measure the errors. Without validation images, all test images
-    fit the curve. Random halves of them fit the temperatures and measure the errors.
-    predict: pixels and one β for each image to logits. Raises DivergedError if logits are not finite.
+    The validation images fit curve and temperatures, and the test images measure the errors. Without validation images,
+    all test images fit the curve, one random half fits the temperatures, and the other half measures the errors.
+
+    predict: computes logits (n, K) from pixels uint8 (n, H, W, 3) and n β. Raises DivergedError if logits are not
+    finite. Shows a progress bar.
     """
     total, description = len(BETAS) * (len(test) + len(validation or ())), "measure strength and calibration"
     with tqdm(total=total, desc=description, unit="image", disable=None) as bar:
@@ -66,7 +70,7 @@ def measure_dial(predict: Predict, test: Images, validation: Images | None) -> D
 
 
 def random_halves(images: LabelledLogits, *, seed: int = 0) -> tuple[LabelledLogits, LabelledLogits]:
-    """Returns a random half of the images, rounded down, and the other half. They are the same in every call."""
+    """Returns two random halves of the images, the same in every call. The first is the smaller if n is odd."""
     order = np.random.default_rng(seed).permutation(len(images.labels))
     parts = order[: len(order) // 2], order[len(order) // 2 :]
     first, second = (LabelledLogits(images.logits[:, part], images.labels[part]) for part in parts)
@@ -80,10 +84,10 @@ def fit_calibration(
     *,
     images: Literal["validation and test", "random halves"] = "validation and test",
 ) -> list[CalibrationRow]:
-    """Returns a row for each of T β; no row if a part has fewer than MIN_IMAGES images.
+    """Returns the temperature and the calibration errors at each of T β.
 
-    fitting: fit the temperatures, by the likelihood of their labels. measuring: measure the calibration errors.
-    images: names both parts.
+    fitting: the images that fit the temperatures. measuring: the images that measure the errors. Returns no row if
+    either has fewer than MIN_IMAGES images. images: the origin of both, for the rows.
     """
     if min(len(fitting.labels), len(measuring.labels)) < MIN_IMAGES:
         return []
@@ -105,7 +109,10 @@ def fit_calibration(
 
 
 def fit_temperature(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
-    """Returns the temperature in [1/20, 20] at which labels (n,) have the highest likelihood, for logits (n, K)."""
+    """Returns the temperature in [1/20, 20] that gives the labels the highest likelihood.
+
+    logits: (n, K). labels: (n,).
+    """
 
     def loss(log_temperature: float) -> float:
         scaled = logits.astype(np.float64) / math.exp(log_temperature)
@@ -118,10 +125,11 @@ def fit_temperature(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> f
 
 
 def calibration_error(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
-    """Returns the expected calibration error in [0, 1] of logits (n, K): 15 equal bins of the highest probability.
+    """Returns the expected calibration error, in [0, 1], of logits (n, K) for labels (n,).
 
-    It is the mean over the images of |accuracy − mean probability| of their bin (Guo et al., ICML 2017). With few
-    images it is too high, because the accuracy of a bin is noisy.
+    The images are sorted into 15 equal bins of their highest probability. The error is the mean, over the images, of
+    |accuracy − mean highest probability| of the bin (Guo et al., ICML 2017). With few images the error is too high,
+    because the accuracy of a bin is noisy.
     """
     by_image = probabilities(logits)
     confidence, is_right = by_image.max(axis=1), by_image.argmax(axis=1) == labels

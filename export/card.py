@@ -1,4 +1,4 @@
-"""Writes the model card of a bundle."""
+"""Writes the model card of a bundle: README.md, which describes the model, its accuracy and its limits."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tureen.commands.report import (
 
 
 def model_card(manifest: Manifest) -> str:
-    """Returns the card as Markdown: the model, its accuracy at each β, and the limits of its robust mode."""
+    """Returns the model card as Markdown: the model, its accuracy at each β, and the limits of its robust mode."""
     description = _cotrained(manifest) if manifest.is_cotrained else _single_token(manifest)
     parity = "\n".join(
         f"| {row.engine} {row.engine_version} | {row.precision} | {row.max_abs_diff:.1e} "
@@ -91,7 +91,7 @@ def _accuracy_row(row: AccuracyRow, checks: Sequence[AttackCheck]) -> str:
 
 
 def _strength(manifest: Manifest) -> str:
-    """Returns the Markdown section with the β of five strengths."""
+    """Returns the Markdown section with the β at five strengths. Says so if the curve was not measured."""
     curve = manifest.strength
     if not curve.n:
         return "\n## Strength\n\nNot measured: the strength of a request is its β.\n"
@@ -109,7 +109,7 @@ robust mode. Measured on {curve.n} images, without labels and attack.
 
 
 def _calibration(manifest: Manifest) -> str:
-    """Returns the Markdown section with the calibration errors; empty if they were not measured."""
+    """Returns the Markdown section with temperatures and calibration errors; empty if they were not measured."""
     if not manifest.calibration:
         return ""
     first = manifest.calibration[0]
@@ -158,7 +158,7 @@ attack may break more, and no single image has a guarantee.
 
 
 def _measured(manifest: Manifest) -> str:
-    """Returns a Markdown section for each measurement that the manifest holds besides the accuracy at each β."""
+    """Returns Markdown sections, one for each optional measurement in `manifest.evaluation`; empty without any."""
     evaluation = manifest.evaluation
     sections: list[tuple[str, str]] = []
     if evaluation.strengths:

@@ -1,4 +1,4 @@
-"""The errors of export, and who must act.
+"""The errors of export, each with the party that must act.
 
 TureenError
 └── ExportError                      caller or operator

@@ -2,8 +2,8 @@
 
     pixels uint8 (B, H, W, 3), cls_token float32 (B, D)  ->  logits float32 (B, K)
 
-The graph contains cast, layout change and normalisation. This module knows nothing about engines or the files of a
-bundle.
+The graph itself casts the pixels to float, changes their layout and normalises them. This module knows nothing about
+engines or the files of a bundle.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MAX_WEIGHTS_BYTES = 1_500_000_000  # a protobuf message, and so a single ONNX fi
 
 
 class Backbone(nn.Module):
-    """The model with the inputs of the graph: uint8 pixels in NHWC, and one token for each image. Computes in fp32."""
+    """The model as a function of the graph's inputs: uint8 pixels, and one token for each image. Computes in fp32."""
 
     def __init__(self, model: DualTokenViT) -> None:
         super().__init__()
@@ -46,12 +46,12 @@ class Backbone(nn.Module):
 class CompiledBackbone(nn.Module):
     """The backbone as it is exported: blocks and classifier in `precision`, patch embedding in float32.
 
-    ONNX has no bf16 convolution before opset 22, and rounding costs most accuracy on raw pixels. The normalisation is
-    folded into the weights of the patch embedding if that is exact.
+    The patch embedding stays in float32 for two reasons. ONNX has no bf16 convolution before opset 22, and rounding
+    raw pixels costs most accuracy. If `can_fold` is true, the weights of the patch embedding contain the normalisation.
     """
 
     def __init__(self, model: DualTokenViT, precision: Precision = "fp32") -> None:
-        """Raises ExportError if the precision is not fp32, fp16 or bf16. NNCF builds the graph in int8."""
+        """Raises ExportError if the precision is not fp32, fp16 or bf16. `export.quantization` builds int8 graphs."""
         super().__init__()
         if precision not in DTYPES:
             raise ExportError(f"torch has no {precision}: choose {', '.join(DTYPES)}")
@@ -67,7 +67,7 @@ class CompiledBackbone(nn.Module):
 
 
 class NormalisedEmbedding(nn.Module):
-    """Normalises images float32 (B, 3, H, W) in [0, 255], and embeds their patches."""
+    """Normalises images, float32 (B, 3, H, W) in [0, 255], and returns their embedded patches."""
 
     def __init__(self, model: DualTokenViT) -> None:
         super().__init__()
@@ -79,10 +79,10 @@ class NormalisedEmbedding(nn.Module):
 
 
 class FoldedEmbedding(nn.Conv2d):
-    """Embeds the patches of images float32 (B, 3, H, W) in [0, 255]; its weights contain the normalisation.
+    """Embeds the patches of images, float32 (B, 3, H, W) in [0, 255], with weights that contain the normalisation.
 
-    The convolution reads pixels − 127.5, which are exact in bf16. Weights for pixels in 0–255 would lose precision in
-    bf16, because the contribution of the mean cancels.
+    The convolution reads pixels − 127.5, which are exact in bf16. With pixels in 0–255, the large contribution of the
+    mean would cancel, and bf16 would lose precision.
     """
 
     def __init__(self, model: DualTokenViT) -> None:
@@ -100,9 +100,9 @@ class FoldedEmbedding(nn.Conv2d):
 
 
 def unfolded_embedding(model: DualTokenViT, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns weight and bias of the patch embedding of `model`, float32, from those of its `FoldedEmbedding`.
+    """Computes the patch embedding of `model` from a `FoldedEmbedding`: the inverse of folding the normalisation.
 
-    It is the inverse of the folding of the normalisation.
+    weight, bias: those of the `FoldedEmbedding`. Returns the original weight and bias, float32.
     """
     mean, std = model.mean.double(), model.std.double()
     original = weight.double() * (255 * std)
@@ -111,15 +111,16 @@ def unfolded_embedding(model: DualTokenViT, weight: Tensor, bias: Tensor) -> tup
 
 
 def can_fold(model: DualTokenViT) -> bool:
-    """Returns whether the normalisation can be folded into the patch embedding exactly.
+    """Returns whether the weights of the patch embedding can contain the normalisation without an error.
 
-    A convolutional stem pads normalised images with 0, which is another value before normalisation.
+    They cannot if the embedding is a convolutional stem. A stem pads normalised images with 0, which is not 0 before
+    the normalisation.
     """
     return isinstance(model.patch_embed, nn.Conv2d)
 
 
 def require_exportable(model: Model) -> DualTokenViT:
-    """Returns `model` if its modes differ only in the class token. Raises ExportError for any other model."""
+    """Returns `model` if its clean and robust mode differ only in the class token. Raises ExportError for any other."""
     if not isinstance(model, DualTokenViT) or model.config.adapter != "token":
         raise ExportError(
             f"the model's adapter is {model.config.adapter!r}: only a class token can be an input of the graph"
@@ -128,10 +129,11 @@ def require_exportable(model: Model) -> DualTokenViT:
 
 
 def onnx_graph(model: DualTokenViT, precision: Precision = "fp32", *, opset: int = OPSET) -> bytes:
-    """Returns the backbone of `model` as a single-file ONNX graph, whose inputs share one dynamic batch axis.
+    """Returns the backbone of `model` as the bytes of an ONNX file, whose inputs share one dynamic batch axis.
 
-    precision: that of blocks and classifier; the types of inputs and logits do not depend on it.
-    Raises ExportError if the graph does not fit into a single file, or if torch lacks the precision.
+    precision: that of blocks and classifier. The dtypes of inputs and logits are the same in every precision. Raises
+    ExportError if the weights exceed MAX_WEIGHTS_BYTES, if the precision is int8, or if the exporter changes an input
+    or output.
     """
     config = model.config
     size = 4 * sum(parameter.numel() for parameter in model.parameters())
@@ -173,9 +175,9 @@ def _strip_metadata(proto: onnx.ModelProto) -> None:
 
 
 def _check_interface(proto: onnx.ModelProto, image_size: int, width: int, classes: int) -> None:
-    """Raises ExportError if a name, type or shape of the graph's inputs and outputs differs from those of a bundle.
+    """Raises ExportError if an input or output of the graph has not the name, dtype and shape that a bundle requires.
 
-    The exporter may replace the dynamic batch axis by a constant without a message.
+    The check is needed because the exporter may replace the dynamic batch axis by a constant without a message.
     """
     expected = {
         PIXELS_INPUT: (onnx.TensorProto.UINT8, ["batch", image_size, image_size, 3]),

@@ -1,8 +1,9 @@
 """Measures how far the logits of an engine are from those of PyTorch, at several β and batch sizes.
 
-Rejects an engine that exceeds the limits. Every image of a batch has its own β, so an engine that mixes up the rows of
-a batch fails. The limits depend on the precision: fp32 must give the same logits; lower precisions must have the same
-accuracy, clean and attacked.
+Rejects an engine whose differences exceed the limits. Every image of a batch has its own β, so an engine that mixes up
+the rows of a batch is rejected. The limits depend on the precision. In fp32 the logits must be nearly equal. In bf16
+and fp16 the labels and the accuracy must be nearly equal too, and in int8 only the accuracy. Accuracy is compared on
+clean and on attacked images.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ ROWS_PER_BATCH_SIZE = 64
 class ParityLimits(BaseModel):
     """The largest allowed differences between an engine and PyTorch in fp32.
 
-    An accuracy may always differ by one image.
+    A difference in accuracy that is due to a single image is always allowed.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -47,10 +48,12 @@ class ParityLimits(BaseModel):
 def measure_parity(engine: Engine, expected: Reference, artefact: FileName = BACKBONE) -> ParityRow:
     """Returns the measured differences between the engine and PyTorch, as a row of the manifest.
 
-    Runs every (image, β) pair in batches of 64, and 64 of the pairs in each smaller batch size, in random order. A
-    label counts as equal only if it is equal in every batch size. If the reference has attacked images, the accuracy on
-    clean and attacked images is measured too. Raises ParityError if the runtime fails, or if its logits are not finite
-    or have a wrong shape.
+    expected: the images with their PyTorch logits. artefact: the file that the engine runs.
+
+    Runs every pair of image and β in batches of 64, and 64 of the pairs in batches of each smaller size in BATCH_SIZES.
+    A label counts as equal only if it is equal in every batch size. If `expected` has attacked images, measures the
+    accuracy on clean and attacked images. Raises ParityError if the runtime fails, or if the logits are not finite or
+    have a wrong shape.
     """
     images = expected.images
     shape = images.logits.shape[:2]
@@ -83,7 +86,10 @@ def measure_parity(engine: Engine, expected: Reference, artefact: FileName = BAC
 
 
 def check_parity(row: ParityRow, limits: ParityLimits) -> None:
-    """Raises ParityError if the differences in the row exceed the limits of its precision."""
+    """Raises ParityError if the differences in the row exceed the limits of its precision.
+
+    Compares logits and labels in fp32; logits, labels and accuracy in bf16 and fp16; and only accuracy in int8.
+    """
     name = f"{row.engine} {row.precision}"
     largest = {"fp32": limits.fp32_max_abs_diff, "int8": float("inf")}.get(row.precision, limits.half_max_abs_diff)
     if row.max_abs_diff > largest:
@@ -100,10 +106,11 @@ def check_parity(row: ParityRow, limits: ParityLimits) -> None:
 
 
 def _check_accuracy(row: ParityRow, limits: ParityLimits) -> None:
-    """Raises ParityError if an accuracy differs from that in fp32 by more than the limit, or is of too few images.
+    """Raises ParityError if the accuracy differs too much from that of PyTorch in fp32, at any β, clean or attacked.
 
-    The limit is in percentage points, but one image may always differ. At least 80 / limit images are required, so that
-    one image is at most 1.25 times the limit.
+    The limit is in percentage points, but a difference of one image is always allowed. So that one image is at most
+    1.25 times the limit, at least 80 / limit images are required. Raises ParityError if the row has fewer. Raises it
+    for int8 if the row has no accuracy.
     """
     name = f"{row.engine} {row.precision}"
     points = limits.int8_accuracy_points if row.precision == "int8" else limits.half_accuracy_points
@@ -132,7 +139,7 @@ def _accuracy(
 ) -> list[ServedAccuracy]:
     """Runs the engine on the attacked images. Returns the accuracy of the engine and of PyTorch at each of T β.
 
-    labels: int64 (T, n), the labels that the engine predicted for the clean images.
+    labels: int64 (T, N), the engine's labels of the clean images. The first n of these N images were attacked.
     """
     n = len(attacked.labels)
     rows = []
@@ -163,9 +170,10 @@ def _accuracy(
 def _run(
     engine: Engine, expected: Reference, sample: ReferenceLogits, t: NDArray[np.int64], i: NDArray[np.int64]
 ) -> NDArray[np.float32]:
-    """Returns the logits of the engine, float32 (B, K). Row b is for image i[b] at the β of index t[b].
+    """Returns the logits of the engine for B images of `sample`, float32 (B, K).
 
-    Raises ParityError if the runtime fails, or if the logits are not finite or have the wrong shape.
+    t, i: int64 (B,). Row b has the logits of image i[b] at the β with index t[b]. Raises ParityError if the runtime
+    fails, or if the logits are not finite or have the wrong shape.
     """
     tokens = mix_rows(expected.clean_token, expected.robust_token, np.array(expected.betas)[t])
     try:

@@ -1,6 +1,7 @@
-"""Converts a checkpoint to a bundle: graph, parity, golden rows, manifest, card.
+"""Converts a checkpoint to a bundle: graph, comparison of engines, golden rows, manifest, model card.
 
-Writes the bundle only if all checks pass.
+Golden rows are generated images with PyTorch's logits, which a server's engine must reproduce before it serves. Writes
+the bundle only if all checks pass.
 """
 
 from __future__ import annotations
@@ -61,12 +62,16 @@ def export_bundle(
 ) -> Manifest:
     """Compiles the backbone, compares each engine with PyTorch, writes the bundle to `out`, and returns its manifest.
 
-    name: name of the model; None: that of its images, or else of the recipe. default_beta: β of a request without β.
+    name: name of the model; None: the name in the checkpoint, or else that of the recipe. default_beta: β of a request
+    without β.
     modes: "two" for a co-trained model with measured accuracy. For a model with one token, "one" makes the server
     reject a request with β, and "equal" makes it accept and ignore β.
+    request: the engines and precisions to compare. limits: largest differences from PyTorch; None: the defaults.
     cache: directory for kernel timings of GPUs. report: called with a message for each step.
-    Raises ExportError if the model cannot be exported or no engine passes, ParityError as `prove_engines` does, and
-    BundleError if `out` exists and `overwrite` is false. After an error, nothing is written.
+
+    Raises ExportError if the model cannot be exported, or if no engine or not every requested one passes. Raises
+    ParityError if a requested precision, or fp32 on the CPU, exceeds the limits. Raises BundleError if `out` exists and
+    `overwrite` is false. After an error, nothing is written.
     """
     limits = limits or ParityLimits()
     # This check comes before the long compilation.
@@ -122,9 +127,9 @@ def export_bundle(
 
 
 def attacked_reference(checkpoint: Checkpoint, model: DualTokenViT, betas: Sequence[float] = BETAS) -> Reference:
-    """Returns the PyTorch logits of up to 512 held-out images at each β, clean and attacked.
+    """Returns the PyTorch logits at each β, for up to 512 held-out images and for the same images after an attack.
 
-    There are no attacked images if the radius of the recipe is 0.
+    If the radius of the recipe is 0, there are no attacked images.
     """
     recipe, held_out = checkpoint.recipe, checkpoint.test
     images = Images(held_out.pixels[:MAX_IMAGES], held_out.labels[:MAX_IMAGES])
@@ -144,10 +149,11 @@ def attacked_reference(checkpoint: Checkpoint, model: DualTokenViT, betas: Seque
 
 
 def measure_on_checkpoint(checkpoint: Checkpoint, model: DualTokenViT) -> DialFields:
-    """Returns the strength curve and the temperatures of PyTorch on the images of the checkpoint.
+    """Returns the strength curve and the temperatures, from the PyTorch logits of the images in the checkpoint.
 
-    Fits on at most 1,000 validation images, and measures the errors on at most 2,000 test images. A checkpoint without
-    validation images is measured on halves of its test images.
+    At most 1,000 validation images fit both, and at most 2,000 test images measure the calibration errors. Without
+    validation images, halves of the test images fit and measure. If there are more classes than these numbers, uses one
+    image of each class.
     """
 
     def sample(images: Images, at_most: int) -> Images:

@@ -1,7 +1,7 @@
-"""Decides which engines may run a backbone: compiles each one, compares it with PyTorch, and accepts or rejects it.
+"""Decides which engines may run a backbone: compiles it for each, compares the logits with PyTorch, accepts or rejects.
 
-The export fails if a requested precision fails the comparison. It also fails if fp32 fails on the CPU, because the
-graph is wrong then. Any other failure excludes only that engine in that precision: a lower precision may lose accuracy,
+The whole export fails if a requested precision fails the comparison. It fails too if fp32 on the CPU does, because then
+the graph is wrong. Any other failure excludes only that engine in that precision. A lower precision may lose accuracy,
 and a GPU may round differently.
 """
 
@@ -48,7 +48,10 @@ def open_artefact(engine: EngineName, precision: Precision, artefact: Artefact) 
 
 @dataclass(frozen=True)
 class EngineRequest:
-    """The engines and precisions to compare with PyTorch; an empty sequence means all that this machine supports."""
+    """The engines and precisions that an export compares with PyTorch.
+
+    An empty sequence of engines or precisions means all that this machine supports.
+    """
 
     engines: Sequence[str] = ()
     precisions: Sequence[str] = ()
@@ -59,7 +62,11 @@ class EngineRequest:
 
 @dataclass
 class ProvenEngines:
-    """The accepted engines: their rows of the manifest, and the files in engines/ that they need."""
+    """The accepted engines.
+
+    rows: a row of the manifest for each engine and precision. files: content of the files in engines/ that they run, by
+    name. plans: the records of the plans among these files.
+    """
 
     rows: list[ParityRow] = field(default_factory=list)
     files: dict[FileName, bytes] = field(default_factory=dict)
@@ -75,10 +82,11 @@ def prove_engines(
     open_artefact: OpenArtefact = open_artefact,
     report: ReportMessage = lambda line: None,
 ) -> ProvenEngines:
-    """Compares engines with PyTorch, and returns those that pass.
+    """Compares the requested engines with PyTorch, and returns those that pass.
 
-    report: called with a message for each engine and precision.
-    Raises ExportError if no engine passes, or if no accepted engine has a requested name or precision. Raises
+    expected: the images with their PyTorch logits. open_artefact: opens an engine on a file. report: called with a
+    message for each engine and precision.
+    Raises ExportError if no engine passes, or if a requested engine or precision is not among those that pass. Raises
     ParityError if the comparison fails for a requested precision, or for fp32 on the CPU.
     """
     proven, reasons = ProvenEngines(), []
@@ -129,9 +137,10 @@ def add_later_opset(
     limits: ParityLimits,
     report: ReportMessage,
 ) -> None:
-    """Adds a graph in opset 23 to `proven`, for the engines that run it at least 5 % faster than backbone.onnx.
+    """Builds a graph in opset 23, and adds it to `proven` for the engines that run it at least 5 % faster.
 
-    The logits of the graph must be within the same limits. The other engines keep backbone.onnx.
+    Compares speed with backbone.onnx, and logits with PyTorch within the same limits. Engines that are not faster, or
+    exceed the limits, keep backbone.onnx.
     """
     later = onnx_graph(model, opset=LATER_OPSET)
     for index, row in enumerate(proven.rows):
@@ -162,10 +171,11 @@ def add_later_opset(
 def candidate_engines(
     engines: Sequence[str] = (), precisions: Sequence[str] = (), *, has_calibration: bool
 ) -> list[tuple[EngineName, Precision, FileName]]:
-    """Returns the engine, precision and file name of each comparison to make.
+    """Returns each combination of engine, precision and file name that an export compares with PyTorch.
 
-    Without requested engines, these are all that this machine supports. int8 needs images for calibration, and is left
-    out without them unless it is requested.
+    engines, precisions: the requested ones; empty: all. Unless engines are requested, leaves out those that this
+    machine does not support. has_calibration: whether there are images for int8. Without them, leaves int8 out unless
+    it is requested.
     """
     gpus, flags = nvidia_gpus(), cpu_flags()
     return [
@@ -180,7 +190,7 @@ def candidate_engines(
 
 
 def _speedup(engines: Sequence[Engine], expected: Reference) -> float:
-    """Returns the speed of the second engine divided by that of the first, from medians of alternating runs."""
+    """Returns the speed of the second of two engines divided by that of the first, from medians of alternating runs."""
     pixels = np.resize(expected.images.pixels[0], (RACE_BATCH, *expected.images.pixels.shape[2:]))
     tokens = np.tile(expected.clean_token, (RACE_BATCH, 1))
     first, second = median_seconds([partial(engine.run, pixels, tokens) for engine in engines], rounds=RACE_RUNS)
@@ -188,7 +198,7 @@ def _speedup(engines: Sequence[Engine], expected: Reference) -> float:
 
 
 def _summary(row: ParityRow) -> str:
-    """Returns the message for an engine that passed, with its differences from PyTorch."""
+    """Returns the message for an engine that passed, with the measured differences from PyTorch."""
     parts = [
         f"proven: {row.engine} {row.precision}, largest logit difference {row.max_abs_diff:.1e}",
         f"same label {100 * row.top1_agreement:.2f} % at the worst β",

@@ -1,6 +1,7 @@
-"""Quantises the backbone to int8 with NNCF: weights per channel, activations calibrated on real images at many β.
+"""Quantises the backbone to int8 with the library NNCF, and loads the images that calibrate it.
 
-The result is ONNX with QuantizeLinear and DequantizeLinear, which OpenVINO and ONNX Runtime run in int8.
+NNCF quantises weights per channel. It chooses the ranges of activations from real images at many β. The result is an
+ONNX graph with QuantizeLinear and DequantizeLinear operators, which OpenVINO and ONNX Runtime run in int8.
 """
 
 from __future__ import annotations
@@ -29,12 +30,14 @@ CALIBRATION_IMAGES = 300
 
 
 def int8_graph(graph: bytes, pixels: Pixels, clean: NDArray[np.float32], robust: NDArray[np.float32]) -> bytes:
-    """Returns the fp32 ONNX graph with its matrix products in int8; the classifier and all else stay in fp32.
+    """Returns the ONNX graph with its matrix products in int8. The classifier and all else stay in fp32.
 
-    pixels: uint8 (n, H, W, 3), images like those of production, but not those of the accuracy measurement. clean,
-    robust: float32 (D,), the tokens. The images are calibrated at different β, spread over [0, 1], because the token
-    changes the range of activations. NNCF uses its transformer preset with SmoothQuant (Xiao et al., ICML 2023).
-    Raises ExportError if NNCF is not installed, or if it cannot quantise the graph.
+    graph: backbone.onnx in fp32. pixels: uint8 (n, H, W, 3), images like those of production, but not those of the
+    accuracy measurement. clean, robust: the tokens, float32 (D,).
+
+    Each image has a different β, spread over [0, 1], because the token changes the range of activations. NNCF uses its
+    transformer preset with SmoothQuant (Xiao et al., ICML 2023). Raises ExportError if NNCF is not installed, or if it
+    cannot quantise the graph.
     """
     disable_vendor_telemetry()
     with contextlib.redirect_stdout(sys.stderr):  # NNCF prints progress; standard output is for results
@@ -69,9 +72,10 @@ def _quantized(
 
 
 def calibration_source(checkpoint: Checkpoint, data: str | None) -> Callable[[], Pixels] | None:
-    """Returns a function that loads the images for int8 calibration; None if there are none.
+    """Returns a function that loads the images for int8 calibration; None if there are no such images.
 
-    They are the images at `data`. If `data` is None, they are the digits for a model trained on the digits.
+    data: location of the images, as for `tureen train --data`. If it is None, a model that was trained on the digits
+    uses the training digits, and any other model has no images.
     """
     if data is not None:
         return lambda: calibration_pixels(data, checkpoint.preprocess, checkpoint.test.pixels)
@@ -87,10 +91,10 @@ def _digits() -> Pixels:
 
 
 def calibration_pixels(location: str, spec: PreprocessSpec, measured: Pixels) -> Pixels:
-    """Returns up to 300 training images at `location`, evenly spread, uint8 (n, H, W, 3).
+    """Returns up to 300 training images at `location`, evenly spread over the list of images: uint8 (n, H, W, 3).
 
-    location: as for `tureen train --data`. measured: the images of the accuracy measurement, which are excluded.
-    Images that cannot be decoded are skipped. Raises ExportError if no image remains.
+    location: as for `tureen train --data`. measured: the images of the accuracy measurement, which are excluded. Skips
+    images that cannot be decoded. Raises ExportError if no image remains.
     """
     source = open_source(location).train
     excluded = {image.tobytes() for image in measured}

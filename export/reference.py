@@ -25,7 +25,7 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True)
 class ReferenceLogits:
-    """Images and their PyTorch logits at each of T β. Each β may have different images."""
+    """Images, and their PyTorch logits at each of T β. The images of each β may differ, as attacked images do."""
 
     pixels: NDArray[np.uint8]  # (T, n, H, W, 3)
     logits: NDArray[np.float32]  # (T, n, K)
@@ -33,7 +33,10 @@ class ReferenceLogits:
 
 @dataclass(frozen=True)
 class AttackedReference:
-    """The images after an attack on the PyTorch soup at each β, their labels, and the attack with its radius."""
+    """The images after an attack on the PyTorch model at each β, with their logits and true labels.
+
+    attack: name and number of steps. epsilon_255: radius under l∞, in 1/255 of the pixel range.
+    """
 
     sample: ReferenceLogits
     labels: NDArray[np.int64]  # (n,)
@@ -43,7 +46,7 @@ class AttackedReference:
 
 @dataclass(frozen=True)
 class Reference:
-    """The logits that an engine must reproduce, and the tokens that the engine needs for them."""
+    """The images with the logits that an engine must reproduce, and the two tokens that the engine needs for them."""
 
     betas: tuple[float, ...]  # T
     images: ReferenceLogits
@@ -53,7 +56,7 @@ class Reference:
 
 
 def compute_reference(model: DualTokenViT, pixels: NDArray[np.uint8], betas: Sequence[float] = BETAS) -> Reference:
-    """Returns the PyTorch logits of `pixels`, uint8 (n, H, W, 3), at each β, with the tokens of the model."""
+    """Returns the PyTorch logits of `pixels` at each β, with the tokens of the model. pixels: uint8 (n, H, W, 3)."""
     clean, robust = (model.soup(beta).numpy(force=True) for beta in (CLEAN_BETA, ROBUST_BETA))
     repeated = np.broadcast_to(pixels, (len(betas), *pixels.shape))
     images = ReferenceLogits(repeated, _logits(model, repeated, betas))
@@ -69,9 +72,9 @@ def attack_images(
     betas: Sequence[float] = BETAS,
     on_images: Progress = lambda count: None,
 ) -> AttackedReference:
-    """Returns the images after `apgd_margin` on the PyTorch soup at each β, and their PyTorch logits.
+    """Returns the images after the attack `apgd_margin` on the PyTorch model at each β, and their PyTorch logits.
 
-    Attacked images are rounded to uint8, the input type of an engine. epsilon_255: radius in 1/255.
+    Rounds attacked images to uint8, the input type of an engine. epsilon_255: radius in 1/255 of the pixel range.
     on_images: called with the number of images attacked since the last call; the total is betas × images.
     """
     labels = images.labels
@@ -96,9 +99,9 @@ def _adversarial(
     epsilon_255: float,
     steps: int,
 ) -> NDArray[np.uint8]:
-    """Returns the pixels uint8 (B, H, W, 3) after `apgd_margin` with `steps` steps against the model at `beta`.
+    """Returns the pixels, uint8 (B, H, W, 3), after the attack `apgd_margin` on the model at `beta`.
 
-    epsilon_255: the radius in grey levels. If it is not a whole number, rounding to uint8 can exceed it by up to 0.5.
+    epsilon_255: the radius in grey levels. If it is not a whole number, the rounded pixels can exceed it by up to 0.5.
     """
     device = model_device(model)
     found = ATTACKS[ATTACK](
@@ -114,7 +117,7 @@ def _adversarial(
 
 @torch.no_grad()
 def _logits(model: DualTokenViT, pixels: NDArray[np.uint8], betas: Sequence[float]) -> NDArray[np.float32]:
-    """Returns logits float32 (T, n, K) of pixels (T, n, H, W, 3), row t at betas[t]."""
+    """Returns the logits, float32 (T, n, K), of pixels (T, n, H, W, 3). Entry t is at betas[t]."""
     backbone = Backbone(model).eval()
     clean, robust = (model.soup(beta).numpy(force=True) for beta in (CLEAN_BETA, ROBUST_BETA))
     rows = []

@@ -1,4 +1,4 @@
-"""Reads labels and preprocessing from the files beside third-party weights.
+"""Reads the labels and the preprocessing of a third-party model from the files beside its weights.
 
 Reads the JSON files of timm and transformers, and text files of labels. Knows nothing about weights or bundles.
 """
@@ -27,7 +27,10 @@ DEFAULT_CROP = {"timm": 0.9, "torchvision": 224 / 256, "transformers": 1.0}
 
 @dataclass(frozen=True)
 class EvaluationView:
-    """The preprocessing of a model, and notes for the user: assumptions, and differences from the library."""
+    """The preprocessing of a third-party model, and notes for the user.
+
+    notes: sentences about assumptions, and about differences between Tureen and the model's library.
+    """
 
     preprocess: PreprocessSpec
     notes: tuple[str, ...]
@@ -74,10 +77,10 @@ def read_labels(file: Path) -> list[str]:
 
 
 def unique_labels(labels: Sequence[str]) -> tuple[list[str], str | None]:
-    """Returns labels that are all different, and a note for the user about the changed ones; None if none changed.
+    """Makes all labels different. Returns the labels, and a note for the user; the note is None if no label changed.
 
-    A repeated label gets the number of its output. The short names of ImageNet have "crane" twice, a bird and a
-    machine.
+    Appends the number of the output to each repeated label. For example, the short names of ImageNet have "crane"
+    twice, a bird and a machine.
     """
     counts = Counter(labels)
     named = [f"{label} ({index})" if counts[label] > 1 else label for index, label in enumerate(labels)]
@@ -90,9 +93,9 @@ def unique_labels(labels: Sequence[str]) -> tuple[list[str], str | None]:
 def evaluation_view(library: str, folder: Path, *, image_size: int, crop_fraction: float | None) -> EvaluationView:
     """Returns the preprocessing that `library` uses for the model in `folder`, and notes where Tureen differs.
 
-    image_size: pixels. crop_fraction: share of the shorter side to keep; None: the value in the files of the model, or
-    else the default of the library. Raises ExportError if a file in `folder` is not in the format of the library, or
-    has a value out of range.
+    library: "timm", "torchvision" or "transformers". image_size: in pixels. crop_fraction: share of the shorter side to
+    keep; None: the value in the files of the model, or else the default of the library. Raises ExportError if a file in
+    `folder` is not in the format of the library, or has a value out of range.
     """
     try:
         if library == "transformers":
@@ -114,7 +117,7 @@ def evaluation_view(library: str, folder: Path, *, image_size: int, crop_fractio
 
 
 def _timm_crop(config: Mapping[str, Any]) -> tuple[float | None, list[str]]:
-    """Returns the share of the shorter side that timm keeps, and notes. The share is None if the file has none."""
+    """Returns the share of the shorter side that timm keeps, and notes. The share is None if `config` has none."""
     statistics = config.get("pretrained_cfg") or config  # older files on the hub have no such section
     notes = []
     if (mode := statistics.get("crop_mode") or "center") != "center":
@@ -125,7 +128,7 @@ def _timm_crop(config: Mapping[str, Any]) -> tuple[float | None, list[str]]:
 
 
 def _transformers_crop(preprocessor: Mapping[str, Any]) -> tuple[float | None, list[str]]:
-    """Returns the share of the shorter side that transformers keeps, and notes. It is None if there is no file."""
+    """Returns the share of the shorter side that transformers keeps, and notes. The share is None without a file."""
     if not preprocessor:
         return None, []
     notes = []
@@ -138,13 +141,13 @@ def _transformers_crop(preprocessor: Mapping[str, Any]) -> tuple[float | None, l
 
 
 def _side(size: int | Mapping[str, int]) -> int:
-    """Returns a side in pixels from a size in the format of transformers: the shorter side, or the height."""
+    """Returns the shorter side, or else the height, in pixels. size: in the format of transformers."""
     if isinstance(size, int):
         return size
     return size["shortest_edge"] if "shortest_edge" in size else size["height"]
 
 
 def _json(file: Path) -> dict[str, Any]:
-    """Returns the object in a JSON file that `load_pretrained` has accepted; empty if there is no file."""
+    """Returns the object in a JSON file; empty if there is no file. `load_pretrained` has checked the file before."""
     loaded: dict[str, Any] = json.loads(file.read_bytes()) if file.is_file() else {}
     return loaded

@@ -1,7 +1,7 @@
 """Loads a third-party model for export: a plain ViT of timm, transformers or torchvision.
 
-The model has one token until it is co-trained. If no file has a setting, the default of the library is assumed and
-reported. If labelled images are given, PyTorch measures the accuracy before the model is compiled.
+The model has one token until it is co-trained. If no file beside the weights has a setting, this module assumes the
+default of the library and reports it. If there are labelled images, PyTorch measures the accuracy before the export.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ SYNTHETIC_PICTURES = 64
 
 @dataclass(frozen=True)
 class ThirdPartyOptions:
-    """The options of an export of a third-party model."""
+    """The options of `tureen export` for a third-party model."""
 
     data: str | None = None  # labelled images, as for `training.data.datasets.load_evaluation_images`
     labels: Path | None = None  # a text file, one label a line
@@ -56,10 +56,10 @@ def load_third_party(
     """Returns the single-token model at `path` as a checkpoint with two equal tokens and accuracy rows at β = 0 and 1.
 
     The recipe of the checkpoint only describes how accuracy is measured: it is `finetune`, with the name and shape of
-    the model. Without `options.data` the checkpoint has no accuracy, and synthetic pictures for the comparison of
-    engines. report: called with each assumption. Raises CheckpointError if the weights are not those of a supported
-    ViT, ExportError if the model has no classifier or its labels do not fit, and DataError if the images cannot be
-    used.
+    the model. Without `options.data` the checkpoint has no accuracy. It then has synthetic pictures, on which engines
+    are compared. report: called with each assumption.
+    Raises CheckpointError if the weights are not those of a supported ViT. Raises ExportError if the model has no
+    classifier, or if its labels do not fit its outputs. Raises DataError if the images cannot be used.
     """
     pretrained = _load(path)
     model = pretrained.model.eval().requires_grad_(False)
@@ -115,9 +115,10 @@ def _load(path: Path) -> Pretrained:
 def _labels(
     path: Path, options: ThirdPartyOptions, classes: int, folders: Sequence[str] | None
 ) -> tuple[list[str], list[str]]:
-    """Returns the labels of the outputs, and the assumptions made.
+    """Returns the labels of the model's outputs, and a sentence for each assumption.
 
-    folders: class names of the images, None without images. Raises ExportError if labels, outputs and folders differ.
+    classes: number of outputs. folders: class names of the images; None without images. Raises ExportError if the
+    number of labels is not that of the outputs, or if a folder is not exactly one of the labels.
     """
     source, assumed = str(options.labels or "the config.json beside the weights"), []
     labels = (
@@ -152,7 +153,7 @@ def _images(options: ThirdPartyOptions, preprocess: PreprocessSpec, labels: list
 
 
 def _accuracy(pretrained: Pretrained, images: Images, recipe: Recipe) -> list[AccuracyRow]:
-    """Returns the accuracy at β = 0 and at β = 1. Measures it once, because both tokens are equal."""
+    """Returns a row of accuracy at β = 0 and a row at β = 1. Measures once, because both tokens are equal."""
     measurement = Measurement(
         pretrained.model.to(best_device()),
         images,

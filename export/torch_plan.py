@@ -1,4 +1,4 @@
-"""Compiles a backbone into a TensorRT plan with torch-tensorrt, without ONNX.
+"""Compiles a backbone into a plan, a file that TensorRT runs on one kind of GPU, with torch-tensorrt instead of ONNX.
 
 `tureen.engines.tensorrt_run` runs the plan like any other plan of TensorRT.
 """
@@ -50,10 +50,11 @@ def build_torch_plan(
     batch: tuple[int, int, int] = DEFAULT_BATCH,
     cache: Path | None = None,
 ) -> tuple[bytes, PlanRecord]:
-    """Returns a plan for the engine "tensorrt", and the record of the plan for the manifest.
+    """Returns the bytes of a plan for the engine "tensorrt", and the record of the plan for the manifest.
 
-    backbone_sha256: that of backbone.onnx. batch: smallest, best and largest. cache: directory for kernel timings.
-    Raises the error of `load_torch_tensorrt`, and EngineError if TensorRT or its GPU is missing.
+    backbone_sha256: SHA-256 of backbone.onnx, hexadecimal. batch: smallest, best and largest batch size. cache:
+    directory for kernel timings. Raises ExportError if torch-tensorrt cannot be used, and EngineError if TensorRT or
+    its GPU is missing.
     """
     if TYPE_CHECKING:
         import torch_tensorrt
@@ -87,9 +88,9 @@ def build_torch_plan(
 
 
 def traced(model: DualTokenViT, precision: Precision, largest: int, *, device: str) -> torch.export.ExportedProgram:
-    """Returns the backbone in `precision` as an exported program of torch.
+    """Returns the backbone in `precision` as an exported program of torch, whose inputs share one dynamic batch axis.
 
-    Its two inputs share one dynamic batch axis. largest: maximum batch size.
+    largest: maximum batch size.
     """
     config = model.config
     pixels = torch.zeros(TRACE_BATCH, config.image_size, config.image_size, 3, dtype=torch.uint8, device=device)

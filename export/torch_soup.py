@@ -1,4 +1,7 @@
-"""Loads the soups of a checkpoint or a bundle as PyTorch modules, for attacks and other research in PyTorch."""
+"""Loads a checkpoint or a bundle as PyTorch modules, one for each β, for attacks and other research in PyTorch.
+
+The soup at β is the model with the token mixed from clean and robust token by the weight β.
+"""
 
 from __future__ import annotations
 
@@ -56,9 +59,10 @@ class _SoupAtBeta(nn.Module):
 
 
 def load_torch(path: Path | str) -> TorchSoup:
-    """Returns the model of a checkpoint, or of a bundle that `tureen export` made of one, on the best device.
+    """Returns the model of the checkpoint or bundle at `path`, on the GPU if there is one.
 
-    Raises CheckpointError or BundleError if `path` is neither or is damaged. Raises the errors of `model_of_bundle`.
+    Raises CheckpointError or BundleError if `path` is neither or is damaged. Raises ExportError for a bundle whose
+    model cannot be rebuilt in PyTorch, as `model_of_bundle` does.
     """
     path = Path(path)
     if (path / MANIFEST).exists():
@@ -72,7 +76,7 @@ def load_torch(path: Path | str) -> TorchSoup:
 
 
 def model_of_bundle(bundle: Bundle) -> DualTokenViT:
-    """Returns the model of a bundle with the weights of its graph and its tokens, on the CPU.
+    """Returns the model of a bundle in PyTorch, on the CPU, with the weights of the bundle's graph and its tokens.
 
     Raises ExportError if the manifest gives neither the shape of the model nor its recipe, or if the graph does not
     have this shape.
@@ -88,9 +92,10 @@ def model_of_bundle(bundle: Bundle) -> DualTokenViT:
 
 
 def _model_shape(bundle: Bundle) -> ViTConfig:
-    """Returns the shape of the model from the manifest. A bundle of an earlier version has only the recipe's name.
+    """Returns the shape of the model, from the manifest or from the recipe that the manifest names.
 
-    Raises ExportError if the manifest has neither, or if the model is not a ViT.
+    A bundle of an earlier version has only the name. Raises ExportError if the manifest has neither, or if the model is
+    not a ViT.
     """
     manifest = bundle.manifest
     try:
@@ -105,10 +110,11 @@ def _model_shape(bundle: Bundle) -> ViTConfig:
 
 
 def _graph_weights(graph: bytes, model: DualTokenViT) -> dict[str, Tensor]:
-    """Returns the state dict of the model, without its tokens, from an ONNX graph that torch exported.
+    """Returns the state dict of the model, without its tokens, from the bytes of an ONNX graph that torch exported.
 
-    Finds tensors by name, but matrices by their order, because torch transposes them and replaces their names. Raises
-    ValueError if the graph has another number of matrices than the model, and KeyError if it has no patch embedding.
+    Finds the weights of matrix products by their order, because torch transposes them and replaces their names. Finds
+    all other tensors by name. Raises ValueError if the number of matrix products is not that of the model. Raises
+    KeyError if the graph has no patch embedding.
     """
     proto = onnx.load_from_string(graph).graph
     arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.initializer}

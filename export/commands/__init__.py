@@ -1,1 +1,1 @@
-"""The commands `tureen export` and `tureen calibrate`."""
+"""The commands `tureen export`, which writes a bundle, and `tureen calibrate`, which measures one again."""

@@ -1,4 +1,8 @@
-"""The command `tureen calibrate`."""
+"""The command `tureen calibrate`: measures the strength curve and the temperatures of an existing bundle on images.
+
+Strength is a scale from 0 (clean mode) to 1 (robust mode), on which equal steps move the logits equally far; the curve
+maps it to β. The served probabilities are the softmax of the logits divided by the temperature of the β.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +25,9 @@ MAX_IMAGES = 5000
 
 
 def calibrate(arguments: list[str]) -> int:
-    """Runs `tureen calibrate`: measures the strength curve and the temperatures of a bundle, and stores them in it.
+    """Runs `tureen calibrate`: measures strength curve and temperatures, and stores them in the bundle's manifest.
 
-    Returns the exit status.
+    arguments: those after `tureen calibrate`. Returns the exit status.
     """
     parser = argparse.ArgumentParser(
         prog="tureen calibrate",
@@ -57,10 +61,11 @@ def calibrate(arguments: list[str]) -> int:
 
 
 def measured_manifest(path: Path, data: str, at_most: int) -> Manifest:
-    """Returns the manifest of the bundle at `path`, with the strength curve and temperatures of its fastest engine.
+    """Returns the manifest of the bundle at `path` with a new strength curve and new temperatures.
 
-    data: location of the images, as in `part_folders`. at_most: maximum number of images of each part.
-    Raises ExportError if the model has one token, or if the bundle has a file that is not in its manifest. Raises
+    Measures the logits of the fastest engine on this machine. data: location of the images, divided by `part_folders`.
+    at_most: maximum number of images of each part. Prints a message if the images are too few to fit temperatures.
+    Raises ExportError if the model is not co-trained, or if the bundle has a file that is not in its manifest. Raises
     DataError if the images have other classes or cannot be decoded, BundleError if the bundle is damaged, and
     EngineError if no engine can run it.
     """
@@ -87,9 +92,10 @@ def measured_manifest(path: Path, data: str, at_most: int) -> Manifest:
 
 
 def part_folders(data: str) -> list[str]:
-    """Returns the folders to measure on and to fit on, in `data`; only `data` itself if it does not have one of each.
+    """Returns the folder that measures the errors and the folder that fits the curve and the temperatures.
 
-    They are folders of classes whose names denote a test and a validation split, such as test and val.
+    They are subfolders of `data` whose names denote a test and a validation split, such as test and val. Each has one
+    folder for each class. If `data` does not have exactly one of each, returns only `data`.
     """
     root = Path(data)
     folders = [entry for entry in sorted(root.iterdir()) if entry.is_dir()] if root.is_dir() else []
@@ -99,10 +105,10 @@ def part_folders(data: str) -> list[str]:
 
 
 def rewrite_manifest(path: Path, manifest: Manifest) -> None:
-    """Replaces the manifest and the model card of the bundle at `path`. Its other files keep their bytes.
+    """Replaces the manifest and the model card of the bundle at `path`. The content of its other files stays the same.
 
-    Replaces the directory by one rename, as `write_bundle` does. Raises BundleError if a file of the bundle is damaged,
-    and the error of `check_all_listed`.
+    Writes a new directory and renames it, as `write_bundle` does. Raises BundleError if a file of the bundle is
+    damaged, and ExportError if the bundle has a file that the manifest does not list.
     """
     check_all_listed(path, manifest)
     files = {

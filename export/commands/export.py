@@ -1,4 +1,4 @@
-"""The command `tureen export`."""
+"""The command `tureen export`: converts a checkpoint or a third-party model to a bundle that the server loads."""
 
 from __future__ import annotations
 
@@ -34,7 +34,10 @@ THIRD_PARTY = ("data", "images", *THIRD_PARTY_ONLY)  # fields of ThirdPartyOptio
 
 
 def export(arguments: list[str]) -> int:
-    """Runs `tureen export`: exports a checkpoint, or a third-party model, to a bundle. Returns the exit status."""
+    """Runs `tureen export`: writes the bundle of a checkpoint or of a third-party model. Returns the exit status.
+
+    arguments: those after `tureen export`.
+    """
     limits = ParityLimits()
     parser = argparse.ArgumentParser(
         prog="tureen export",
@@ -205,9 +208,9 @@ def _add_third_party(parser: argparse.ArgumentParser) -> None:
 
 
 def _modes(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Modes:
-    """Returns "two" for a checkpoint of Tureen, or else the value of --tokens, for `export_bundle`.
+    """Returns the argument `modes` of `export_bundle`: "two" for a checkpoint of Tureen, or else the value of --tokens.
 
-    Exits with status 2 if the options do not fit the model.
+    The default of --tokens is "one". Exits with status 2 if the options do not fit the model.
     """
     if options.images is not None and options.images < 1:
         parser.error("argument --images: must be 1 or more")
