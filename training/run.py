@@ -104,6 +104,7 @@ def _run(recipe: Recipe, out: Path, options: RunOptions, signals: StopSignals) -
     saved = read_saved_run(state) if state.exists() else None
     if saved is None:
         recipe = with_pretrained_shape(recipe, options)
+        options = replace(options, group_by=recipe.group_by if options.group_by is None else options.group_by)
     elif not options.is_resumed:
         raise CheckpointError(f"{out} holds an unfinished run: add --resume, or choose another --out")
     else:

@@ -27,6 +27,7 @@ from training.run import (
     fitted_to_images,
     load_training_data,
     resumed_options,
+    run,
 )
 from tureen.cli import main
 
@@ -225,6 +226,13 @@ def test_a_resumed_run_has_the_groups_of_its_start(photos, tmp_path):
     assert resumed_options(saved, RunOptions()).group_by == options.group_by
     with pytest.raises(CheckpointError, match=r"is of a run with --group-by /\(\\d\+\), not cat: omit that option"):
         resumed_options(saved, RunOptions(group_by="cat"))
+
+
+def test_a_recipe_groups_its_images_unless_the_option_does(photos, tmp_path):
+    recipe = load_recipe("signs", [*FOLDER, "model.patch_size=8", "evaluation_attack=fgsm", "evaluation_images=3"])
+    for given, expected in ((None, recipe.group_by), (r"/(\d+)", r"/(\d+)")):
+        checkpoint = run(recipe, tmp_path / str(len(expected)), RunOptions(data=str(photos), group_by=given))
+        assert checkpoint.provenance["group_by"] == expected
 
 
 def test_a_run_resumes_in_another_directory_and_with_its_images_elsewhere(photos, tmp_path, monkeypatch):

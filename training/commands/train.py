@@ -147,7 +147,8 @@ def _show(recipe: Recipe, options: argparse.Namespace) -> str:
     if options.data is not None:
         source = open_source(options.data)
         recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"classes": len(source.names)})})
-        images = len(divide(options.data, source, options.group_by and group_pattern(options.group_by)).train)
+        group_by = recipe.group_by if options.group_by is None else options.group_by
+        images = len(divide(options.data, source, None if group_by is None else group_pattern(group_by)).train)
         steps = BatchOrder(recipe, images).steps_per_epoch
         lines.append(
             f"# {options.data}: {len(source.names)} classes, about {images} images to train on, {steps} steps an "
