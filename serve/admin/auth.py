@@ -18,10 +18,11 @@ MAX_BODY_DEPTH = 4
 
 
 async def authenticate(request: Request) -> Credential:
-    """Returns the credential of the bearer token in the Authorization header.
+    """Returns the operator's credential that the bearer token in the Authorization header belongs to.
 
-    Raises UnauthorizedError if the token is absent or unknown, MalformedRequestError if the header occurs more than
-    once, and the errors of `AdminOperations.find_credential`.
+    Adds the name of the credential to the log event of the request. Raises UnauthorizedError if the token is absent or
+    unknown, MalformedRequestError if the header occurs more than once, and the errors of
+    `AdminOperations.find_credential`.
     """
     authorization = only_value("Authorization", request.headers.getlist("authorization")) or ""
     scheme, _, secret = authorization.partition(" ")
@@ -47,7 +48,7 @@ async def refuse_unknown_parameters(request: Request) -> None:
 
 
 async def require_operator(credential: Annotated[Credential, Depends(authenticate)]) -> Credential:
-    """Returns the credential of the request. Raises ForbiddenError if its role may not make changes."""
+    """Returns the credential of the request. Raises ForbiddenError if the role of the credential allows no changes."""
     if not credential.may_operate:
         raise ForbiddenError
     return credential
@@ -57,9 +58,10 @@ Operator = Annotated[Credential, Depends(require_operator)]
 
 
 async def read_json_body(request: Request) -> Any:
-    """Returns the parsed JSON of the body.
+    """Returns the parsed JSON of the request body.
 
-    Raises InvalidParameterError if it is invalid, has more than MAX_BODY_BYTES, or is nested beyond MAX_BODY_DEPTH.
+    Raises InvalidParameterError if the body is not valid JSON, has more than MAX_BODY_BYTES, or is nested more than
+    MAX_BODY_DEPTH deep.
     """
     body = bytearray()
     async for chunk in request.stream():

@@ -1,4 +1,4 @@
-"""Computes the expected accuracy at a β from the table in the bundle. Interpolates linearly between measured β."""
+"""Computes the expected accuracy at a β from the accuracy that the bundle has at several measured β."""
 
 from __future__ import annotations
 
@@ -8,10 +8,15 @@ from tureen.bundle.manifest import Accuracy, Manifest, failed_checks
 
 
 def expected_accuracy(manifest: Manifest, beta: float | None) -> dict[str, Any] | None:
-    """Returns the clean and robust accuracy at β with 95 % intervals, number of images n, attack and ε in 1/255.
+    """Returns the clean and robust accuracy at β, as the JSON object of a response.
 
-    "failed_checks" has the names of the checks that failed at the β of its rows: the robust accuracy is then too high.
-    Returns None if the table is empty, if the model has one token (beta None), or if β is outside the measured range.
+    Interpolates linearly between the two nearest measured β; "interpolated" is False if β itself was measured. Each
+    accuracy has a 95 % interval. "n" is the number of images, and "epsilon_255" the radius of the attack in 1/255.
+    "failed_checks" names the checks of the attack that failed at these β; if any failed, the true robust accuracy is
+    lower.
+
+    Returns None if no accuracy was measured, if β is None (the model has one token), or if β is outside the measured
+    range.
     """
     rows = sorted(manifest.accuracy, key=lambda row: row.beta)
     if beta is None or not rows or not rows[0].beta <= beta <= rows[-1].beta:

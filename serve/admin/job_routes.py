@@ -35,7 +35,7 @@ _SHARD = re.compile(r"part-([0-9]{5,9})\.(parquet|jsonl|csv)")
 def add_job_routes(router: APIRouter, operations: AdminOperations) -> None:
     """Adds the routes under /jobs to the router.
 
-    Each route raises JobsUnavailableError if the server was started without roots for jobs.
+    Each route raises JobsUnavailableError if the server was started without root directories for jobs.
     """
 
     @router.post("/jobs", status_code=202)
@@ -154,9 +154,10 @@ def _list_results(files: RootedFiles, record: JobRecord) -> list[dict[str, Any]]
 
 
 def _open_result(files: RootedFiles, record: JobRecord, name: str) -> tuple[int, Iterator[bytes]]:
-    """Returns the size in bytes and the chunks of a result file.
+    """Returns the size in bytes and the chunks of a result file of a job. name: of the file.
 
-    Raises NoResultError if the job has no result of this name, or if its output is gone or belongs to another job.
+    Raises NoResultError if the job has no result of this name, or if the output directory of the job is gone or belongs
+    to another job.
     """
     if name != SUCCESS_FILE and not _SHARD.fullmatch(name):
         raise NoResultError
@@ -179,9 +180,9 @@ def _open_result(files: RootedFiles, record: JobRecord, name: str) -> tuple[int,
 
 
 def _read_errors(files: RootedFiles, record: JobRecord, limit: int) -> list[dict[str, Any]]:
-    """Returns at most `limit` rows with an error, in order, from the shards that are written.
+    """Returns at most `limit` rows with an error, in the order of the shards. Reads only the shards that exist so far.
 
-    Raises NoResultError if the output of the job is gone or belongs to another job.
+    Raises NoResultError if the output directory of the job is gone or belongs to another job.
     """
     found: list[dict[str, Any]] = []
     if record.failed == 0:

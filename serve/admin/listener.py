@@ -1,4 +1,4 @@
-"""The operators' listener: builds its HTTP application, and runs it in a uvicorn server."""
+"""Builds the HTTP application of the operators' listener, and runs it in a uvicorn server."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ _PUBLIC_DETAILS: dict[type[TureenError], str] = {
 
 
 class AdminListener:
-    """The operators' HTTP listener of one server, from `open` until `close`."""
+    """The operators' HTTP listener of one server. It serves from `open` until `close`."""
 
     def __init__(self, operations: AdminOperations, server: uvicorn.Server, listener: socket.socket) -> None:
-        """Starts to serve. listener: a bound socket."""
+        """Starts to serve on the bound socket `listener`. Requires a running event loop."""
         self._operations = operations
         self._server = server
         self._serving = asyncio.create_task(server.serve(sockets=[listener]))
@@ -62,7 +62,7 @@ class AdminListener:
         apply: ApplySettings,
         workers: Callable[[], list[WorkerState]],
     ) -> AdminListener:
-        """Applies the current settings, then returns the open listener. Succeeds even if the store is unreachable.
+        """Calls `apply` with the current settings, then returns the open listener, even if the store is unreachable.
 
         listener: a bound socket. The other parameters and the errors are those of `AdminOperations.open`.
         """
@@ -70,18 +70,21 @@ class AdminListener:
         return cls(operations, _AdminUvicorn(_config(settings, operations)), listener)
 
     def show_model(self, manifest: Manifest) -> None:
-        """Sets the model that operators see, from its manifest. Called when every process serves this model."""
+        """Sets the model that responses to operators name. Must be called when every process serves this model.
+
+        manifest: of the model.
+        """
         self._operations.show_model(manifest)
 
     def notify_workers_changed(self) -> None:
-        """Must be called after each change of a worker's state.
+        """Makes requests that wait until every worker has applied a revision check the workers again.
 
-        Requests that wait until every worker has applied a revision then check the workers again.
+        Must be called after each change of a worker's state.
         """
         self._operations.notify_workers_changed()
 
     async def close(self) -> None:
-        """Stops listening, then closes the store of the settings."""
+        """Stops listening, gives requests in progress one second, and closes the store of the settings."""
         self._server.should_exit = True
         await self._serving
         await self._operations.close()

@@ -1,4 +1,4 @@
-"""Creates the local credential, the first one of a service. Its token is in a file of the state directory."""
+"""Creates the local credential: the first credential of a service, whose token is in a file of the state directory."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ logger = logging.getLogger("tureen.admin")
 
 
 def refuse_open_listener(credentials: Sequence[Credential], settings: Settings) -> None:
-    """Checks that a listener which other machines reach has a credential for them.
+    """Raises AdminListenerError if other machines reach the listener and there is no credential for them.
 
-    Raises AdminListenerError if only the local credential exists, because its token is for this machine alone.
+    The local credential does not count, because its token is for this machine alone.
     """
     if not is_loopback(settings.admin_host) and all(credential.name == LOCAL for credential in credentials):
         raise AdminListenerError(
@@ -31,11 +31,12 @@ def refuse_open_listener(credentials: Sequence[Credential], settings: Settings) 
 
 
 def prepare_credentials(credentials: Credentials, settings: Settings) -> None:
-    """Creates the local credential if the store has no credential, and writes its token to the state directory.
+    """Creates the local credential if the store has no credential, and writes the token to the state directory.
 
-    If several servers start with an empty store, only one creates it. The others have no token in their directories.
-    Raises ControlStoreError if the store is unreachable or the token cannot be written, and the AdminListenerError of
-    `refuse_open_listener`.
+    If several servers start with an empty store, only one creates the credential, and only that server has the token in
+    its directory. If the token in the directory was revoked, logs a warning and creates nothing.
+    Raises ControlStoreError if the store is unreachable or the token cannot be written. Raises AdminListenerError if
+    other machines reach the listener and there is no credential for them.
     """
     make_state_directory(settings.state_dir)
     known = credentials.all()
@@ -65,7 +66,7 @@ def prepare_credentials(credentials: Credentials, settings: Settings) -> None:
 
 
 def _read_or_make_token(file: Path) -> tuple[str, bool]:
-    """Returns the token in the file, and whether this call created it.
+    """Returns the token in the file, and whether this call created the file with a new token.
 
     Raises OSError if the file cannot be read or written, and ControlStoreError if its directory cannot be locked.
     """

@@ -1,4 +1,4 @@
-"""Reads and changes one server for its operators: settings, credentials and jobs. Knows no HTTP."""
+"""Reads and changes the settings, credentials and jobs of one server for the operators' listener. Knows no HTTP."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ logger = logging.getLogger("tureen.admin")
 
 
 class AdminOperations:
-    """The operations that the operators' listener offers. `open` returns them, and `close` also closes the store."""
+    """The operations of the operators' listener on one server. Call `open` for an instance, and `close` at the end."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class AdminOperations:
         metrics: Metrics,
         workers: Callable[[], list[WorkerState]],
     ) -> None:
-        """The parameters are those of `open`.
+        """replica: the settings in force, which follow the store. The other parameters are those of `open`.
 
         Raises SingleTokenError if --default-beta is set and the model has one token.
         """
@@ -77,8 +77,8 @@ class AdminOperations:
         """Returns the operations. Calls `apply` with the current settings, and again after each change.
 
         While the store is unreachable, the last known settings apply. manifest: of the model that the server loads
-        first. metrics: of all processes of the server. workers: returns the state of each process.
-
+        first. store: of the settings; `close` closes it. metrics: of all processes of the server. workers: returns the
+        state of each process.
         Raises AdminListenerError if other machines reach the listener and the store has no credential for them. Raises
         SingleTokenError if --default-beta is set and the model has one token.
         """
@@ -118,7 +118,7 @@ class AdminOperations:
             self._preparation = asyncio.create_task(self._prepare_when_reachable())
 
     async def close(self) -> None:
-        """Stops following the store, and closes it."""
+        """Stops following the store of the settings, and closes the store."""
         if self._preparation is not None:
             self._preparation.cancel()
             await asyncio.gather(self._preparation, return_exceptions=True)
@@ -126,16 +126,19 @@ class AdminOperations:
         await asyncio.to_thread(self.store.close)
 
     def show_model(self, manifest: Manifest) -> None:
-        """Sets the model that operators see, from its manifest. Called when every process serves this model."""
+        """Sets the model that responses to operators name. Must be called when every process serves this model.
+
+        manifest: of the model. Raises SingleTokenError if --default-beta is set and the model has one token.
+        """
         self.manifest = manifest
         self._without_operator = initial_settings(manifest, self._settings.default_beta)
 
     async def find_credential(self, secret: str) -> Credential | None:
-        """Returns the credential of a bearer token, or None if the token is unknown.
+        """Returns the credential of a bearer token, or None if the token is unknown. secret: the token.
 
-        If the store is unreachable, or holds an older revision than the revision in force, searches the credentials
-        that were read last. Raises ControlStoreError if no credentials were ever read. Raises AdminListenerError if
-        other machines reach the listener and only the local credential exists.
+        Reads the store. If the store is unreachable, or its last revision is older than the revision in force, uses the
+        credentials that were read last. Raises ControlStoreError if no credentials were ever read. Raises
+        AdminListenerError if other machines reach the listener and only the local credential exists.
         """
         if self.replica.unreachable_since is None:
             await self.replica.refresh()
@@ -147,9 +150,9 @@ class AdminOperations:
         return self._credentials.find(known, secret)
 
     async def wait_until_applied(self, revision: int) -> None:
-        """Returns when every ready worker has applied the revision, or after APPLY_TIMEOUT_S.
+        """Waits until every ready worker has applied the revision, at most APPLY_TIMEOUT_S seconds.
 
-        So every worker uses the changed settings before the operator receives the response. The timeout is for a worker
+        So the workers use the changed settings before the operator receives the response. The timeout is for a worker
         that does not respond.
         """
         with contextlib.suppress(TimeoutError):
@@ -163,23 +166,26 @@ class AdminOperations:
         self._workers_changed.clear()
 
     def current_settings(self) -> ActiveSettings:
-        """Returns the settings in force."""
+        """Returns the settings in force: the operator's settings and the default β of the server."""
         return replace(self._without_operator, revision=self.replica.head.revision, state=self.replica.state)
 
     def default_beta(self, state: SettingsState) -> float | None:
-        """Returns the default β under these settings, or None for a model with one token."""
+        """Returns the β of a request without β under the settings `state`; None if the model has one token."""
         return replace(self._without_operator, state=state).default.beta
 
     def default_beta_source(self, state: SettingsState) -> BetaSource:
-        """Returns the source of the default β under these settings.
+        """Returns the source of the default β under the settings `state`.
 
-        The source is "operator" if an operator or --default-beta chose it, or if the operator's bounds moved it; else
-        it is "bundle".
+        The source is "operator" if an operator or --default-beta chose the β, or if the operator's bounds changed it.
+        Otherwise the source is "bundle".
         """
         return replace(self._without_operator, state=state).default.source
 
     def refuse_beta(self, change: SettingsChange) -> None:
-        """Raises SingleTokenError, which names the setting in the change. Called if the model has one token."""
+        """Raises SingleTokenError, always: a model with one token has no β to change. Called only for such a model.
+
+        The error names the setting that the change gives.
+        """
         defaults = [name for name in ("default_beta", "default_strength") if name in change.model_fields_set]
         raise SingleTokenError(defaults[0] if defaults else "bounds and policies")
 
@@ -189,10 +195,10 @@ class AdminOperations:
         await self.replica.refresh()
 
     async def _prepare_when_reachable(self) -> None:
-        """Waits until the store is reachable, and calls `prepare_credentials`.
+        """Waits until the store is reachable, then creates the local credential if the store has no credential.
 
-        Runs as a task if the store was unreachable at start. Retries after a ControlStoreError. After an
-        AdminListenerError it logs the error and ends, and the listener refuses every request.
+        Runs as a task if this was impossible at start. Retries after a ControlStoreError. After an AdminListenerError,
+        logs the error and ends; the listener then refuses every request.
         """
         while not self._are_credentials_prepared:
             await self._is_reachable.wait()

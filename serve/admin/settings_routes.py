@@ -1,7 +1,7 @@
 """The routes under /admin: read and change the operator's settings, and read their history.
 
-Each route requires a bearer token. A change also requires If-Match with the revision that it changes. Each route
-declares the role that it requires; no rule depends on a path.
+Each route requires a bearer token. A change requires the header If-Match too, with the revision that it changes. Each
+route declares the role that it requires; no rule depends on a path.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ _ETAG = re.compile(r'"([0-9]{1,18})"')
 
 
 class RollbackRequest(FrozenModel):
-    """The body of a rollback request: the revision whose settings to restore, and the reason."""
+    """The body of a rollback request. revision: the number of the revision whose settings are restored."""
 
     revision: Annotated[int, Query(strict=True, ge=0, le=MAX_REVISION)]
     reason: Reason
 
 
 class KeyRequest(FrozenModel):
-    """The body of a request for a new API key: its policy, and the reason."""
+    """The body of a request for a new API key. policy: the policy that chooses β for requests with this key."""
 
     policy: str
     reason: Reason
@@ -168,12 +168,12 @@ async def _write(
     *,
     dry_run: bool = False,
 ) -> Response:
-    """Changes the settings, and returns the response with the new ones. If-Match must name the revision in force.
+    """Changes the settings, and returns the response with the new settings. If-Match must name the revision in force.
 
-    after: computes the changed settings from those in force. dry_run: if True, does not store the change.
-
-    Raises IfMatchRequiredError if the header is absent or invalid, StaleRevisionError if it names an earlier revision,
-    ControlStoreError if the store is unreachable, and the errors of `after`.
+    action, reason: for the history. after: computes the changed settings from those in force. dry_run: if True, does
+    not store the change.
+    Raises IfMatchRequiredError if the header is absent or invalid, StaleRevisionError if it names another revision than
+    that in force, ControlStoreError if the store is unreachable, and the errors of `after`.
     """
     match = _ETAG.fullmatch(only_value("If-Match", request.headers.getlist("if-match")) or "")
     if match is None:
@@ -197,9 +197,10 @@ async def _write(
 def _state_response(
     operations: AdminOperations, row: Revision, state: SettingsState | None = None, **more: Any
 ) -> Response:
-    """Returns the JSON response with the settings of `row`, their expected accuracy and the state of the workers.
+    """Returns the JSON response with settings, the accuracy expected at the default β, and the state of each worker.
 
-    state: settings of a dry run, which replace those of `row`. more: further keys of the JSON object.
+    row: the revision in force, with the settings to show. state: settings of a dry run, to show instead. more: further
+    keys of the JSON object.
     """
     state = state or row.state
     manifest, beta = operations.manifest, operations.default_beta(state)
@@ -224,7 +225,7 @@ def _state_response(
 
 
 def _public(state: SettingsState) -> dict[str, Any]:
-    """Returns the settings as JSON, with the names and policies of the API keys but without their hashes."""
+    """Returns the settings as a JSON object. It has the name and policy of each API key, but no hash of a key."""
     content = state.model_dump(mode="json", exclude={"api_keys"})
     return {**content, "keys": [key.model_dump() for key in state.api_keys.values()]}
 

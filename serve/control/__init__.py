@@ -1,1 +1,1 @@
-"""The operator's settings: their values, changes, store and history, and their replica in each server."""
+"""The operator's settings: values, changes, the store with its history, and the copy of the settings in each server."""

@@ -1,11 +1,12 @@
 """Chooses the β of an image. Pure: knows no HTTP, store or engine.
 
-β comes from the first of these sources that exists:
+A policy is a name that an operator gave to a β. A canary is another default β for a share of the requests. β comes from
+the first of these sources that exists:
 
 1. β of the request
 2. policy that the request names
 3. policy of the API key
-4. canary
+4. canary, if it includes the request
 5. operator's default
 6. default of the server, from --default-beta or the bundle
 
@@ -32,7 +33,7 @@ BetaSource = Literal["request", "policy", "key", "canary", "operator", "bundle"]
 
 @dataclass(frozen=True)
 class BetaChoice:
-    """The β of one image, its source, and the revision of the settings. Fixed when the request is admitted."""
+    """The β of one image, the source of this β, and the revision of the settings that were in force."""
 
     beta: float | None  # None: the model has one token
     source: BetaSource
@@ -41,7 +42,7 @@ class BetaChoice:
 
 @dataclass(frozen=True)
 class ClientIdentity:
-    """The policy that a request names, and the identity of its client."""
+    """The fields of a request that influence its β: the policy that it names, the API key, and the canary's value."""
 
     policy: str | None = None
     api_key: str | None = None
@@ -62,7 +63,7 @@ class ActiveSettings:
 
     @property
     def default(self) -> BetaChoice:
-        """The choice for a request without β, policy and API key, outside a canary."""
+        """The choice for a request that has no β, policy or API key, and that no canary includes."""
         if self.server_default is None:
             return BetaChoice(None, "bundle", self.revision)
         state = self.state
@@ -73,14 +74,14 @@ class ActiveSettings:
         return BetaChoice(beta, "operator" if is_bounded else self.server_default_source, self.revision)
 
     def choose(self, beta: float | None, client: ClientIdentity = ANONYMOUS) -> BetaChoice:
-        """Returns the choice for an image. beta: given for the image or its request, or None.
+        """Returns the β of an image and its source. beta: the β given for the image or its request, or None.
 
-        For a model with one token, raises SingleTokenError if the client gives a β or names a policy. No API key is
-        checked.
+        For a model with one token, raises SingleTokenError if the client gives a β or names a policy. Then API keys are
+        not checked.
 
         For a model with two tokens, raises:
         - UnknownApiKeyError if the settings have API keys and the client sends an unknown key, even if β is given. If
-          the settings have no API keys, a client's key is ignored, because a gateway may use the same header.
+          the settings have no API keys, ignores a client's key, because a gateway may use the same header.
         - UnknownPolicyError if no β is given and the client names a policy that does not exist.
         - ChoiceNotAllowedError if the client gives a β or names a policy, and the operator allows clients no choice.
         - BetaOutOfBoundsError if that β, or the β of that policy, is outside the operator's bounds.
@@ -104,7 +105,7 @@ class ActiveSettings:
         return self.default
 
     def check(self, betas: list[float]) -> None:
-        """Checks that clients may choose each of these β.
+        """Raises an error if clients may not choose one of these β.
 
         Raises ChoiceNotAllowedError if the operator allows clients no choice, and BetaOutOfBoundsError if a β is
         outside the operator's bounds.
@@ -130,8 +131,9 @@ class ActiveSettings:
 
 
 def canary_position(sticky: str) -> float:
-    """Returns the position of a client, in [0, 1), which is a hash of `ClientIdentity.sticky`.
+    """Returns the position of a client for canaries, a number in [0, 1) that is a hash of `ClientIdentity.sticky`.
 
-    A canary includes the clients whose position is below its share. If the share grows, they all stay in the canary.
+    A canary includes the clients whose position is below the canary's share. When the share grows, every client of the
+    canary stays in it.
     """
     return int.from_bytes(hashlib.sha256(b"canary " + sticky.encode()).digest()[:7], "big") / 2**56

@@ -1,4 +1,8 @@
-"""Changes the operator's settings, immediately or as planned, by pure functions from one state to the next."""
+"""Computes changes of the operator's settings, by pure functions from one state to the next.
+
+A change of the default β may be planned. A scheduled change happens at a given time. A ramp moves β in steps. A
+temporary default ends with a revert to the earlier default.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +52,7 @@ WholeNumber = Annotated[int, Field(strict=True)]
 
 
 class SettingsChange(FrozenModel):
-    """A change that an operator requests. A setting that the change does not give keeps its value."""
+    """A change that an operator requests. A setting that is not given keeps its value."""
 
     reason: Reason = Field(description="1 to 500 characters on one line, for the history")
     default_beta: Beta | None = Field(
@@ -104,7 +108,8 @@ class SettingsChange(FrozenModel):
 def parse_change(document: Any) -> SettingsChange:
     """Returns the change in a parsed JSON document.
 
-    Raises InvalidChangeError, which names the first invalid field and its rule, if the document is not a valid change.
+    Raises InvalidChangeError if the document is not a valid change. The error names the first invalid field and the
+    rule of the field.
     """
     try:
         return SettingsChange.model_validate(document)
@@ -113,7 +118,10 @@ def parse_change(document: Any) -> SettingsChange:
 
 
 def resolve_strength(change: SettingsChange, curve: StrengthCurve) -> SettingsChange:
-    """Replaces default_strength of a change by default_beta, the β of that strength. Returns other changes as given."""
+    """Returns the change with default_strength replaced by default_beta, the β of that strength on the curve.
+
+    Returns a change without default_strength as given.
+    """
     if change.default_strength is None:
         return change
     given = change.model_dump(exclude_unset=True, exclude={"default_strength"})
@@ -125,10 +133,11 @@ def apply_change(
 ) -> SettingsState:
     """Returns the state after a change. Requires a change without default_strength.
 
-    in_force: the default β before the change, at which a ramp starts. A new default β removes the planned steps of
-    ramps and the planned reverts, and keeps scheduled changes. A temporary default reverts to the default before it.
-    If it replaces a ramp or an earlier temporary default, it reverts to the β at which the replaced plan would have
-    ended.
+    who: the operator. in_force: the default β before the change, at which a ramp starts.
+
+    A new default β removes the planned steps of ramps and the planned reverts, and keeps scheduled changes. A temporary
+    default reverts to the default before it. If it replaces a ramp or another temporary default, it reverts to the β at
+    which the replaced plan would have ended.
 
     Raises InvalidChangeError if `at` is not within a year from `now`, if the settings after the change contradict each
     other, or if more than MAX_PENDING changes are planned.
@@ -156,9 +165,10 @@ def apply_change(
 def _plans(
     state: SettingsState, change: SettingsChange, who: str, now: datetime, in_force: float
 ) -> list[PendingChange]:
-    """Returns the planned changes that this change adds: a scheduled change, or the steps of a ramp and a revert.
+    """Returns the planned changes that `change` adds: a scheduled change, or the steps of a ramp, a revert, or both.
 
-    Raises InvalidChangeError if `change.at` is not within a year from `now`.
+    Returns none if the change is immediate and permanent. Raises InvalidChangeError if `change.at` is not within a year
+    from `now`.
     """
     plan_id = secrets.token_hex(4)
 
@@ -186,15 +196,18 @@ def _plans(
 
 
 def _rounded(beta: float, start: float, end: float) -> float:
-    """Returns β rounded for people, such as 0.44 for 0.44000000000000006, and between start and end."""
+    """Returns β rounded to RAMP_DIGITS decimals, and limited to the range between `start` and `end`.
+
+    An example is 0.44 for 0.44000000000000006.
+    """
     return min(max(round(beta, RAMP_DIGITS), min(start, end)), max(start, end))
 
 
 def _default_after_plans(state: SettingsState) -> float | None:
-    """Returns the default β that the last pending revert will set.
+    """Returns the default β after all planned ramps and reverts; None stands for the default of the server.
 
-    If no revert is pending, returns the β of the last pending ramp step. If no ramp is pending either, returns the
-    present default β. Ignores pending changes of the kind "schedule". None is the default β of the server.
+    It is the β of the last planned revert, or else of the last ramp step, or else the present default β. Ignores
+    scheduled changes.
     """
     in_progress = [plan for plan in state.pending if plan.kind != "schedule"]
     reverts = [plan for plan in in_progress if plan.kind == "revert"]
@@ -203,16 +216,19 @@ def _default_after_plans(state: SettingsState) -> float | None:
 
 
 def roll_back(state: SettingsState, earlier: SettingsState) -> SettingsState:
-    """Returns the settings `earlier`, without planned changes, and with the API keys of `state`.
+    """Returns the settings `earlier`, but with the API keys of `state` and without planned changes.
 
-    Copies from `state` the policies that these keys use and that `earlier` lacks.
+    Copies from `state` the policies that these API keys use and that `earlier` lacks.
     """
     needed = {key.policy: state.policies[key.policy] for key in state.api_keys.values()}
     return earlier.model_copy(update={"pending": (), "api_keys": state.api_keys, "policies": needed | earlier.policies})
 
 
 def cancel_plan(state: SettingsState, plan_id: str) -> SettingsState:
-    """Returns the state without the planned changes of this id. Raises InvalidChangeError if there are none."""
+    """Returns the state without the planned changes whose id is `plan_id`. Raises InvalidChangeError if there are none.
+
+    All steps of a ramp, and its revert, have the same id.
+    """
     kept = tuple(plan for plan in state.pending if plan.id != plan_id)
     if len(kept) == len(state.pending):
         raise InvalidChangeError("no planned change has this id: see pending")
@@ -220,7 +236,7 @@ def cancel_plan(state: SettingsState, plan_id: str) -> SettingsState:
 
 
 def add_api_key(state: SettingsState, digest: str, key: KeyPolicy) -> SettingsState:
-    """Returns the state with this API key. digest: its SHA-256, hexadecimal.
+    """Returns the state with an additional API key. digest: the SHA-256 of the key, hexadecimal.
 
     Raises InvalidChangeError if the name of the key is taken, or if its policy does not exist.
     """
@@ -240,7 +256,8 @@ def remove_api_key(state: SettingsState, name: str) -> SettingsState:
 def apply_next_due(state: SettingsState, now: datetime) -> tuple[SettingsState, PendingChange] | None:
     """Returns the state after the earliest planned change that is due, and that change; None if no change is due.
 
-    A caller that is late repeats the call until it returns None. The last state is the same as if no call was late.
+    If several changes are due, the caller repeats the call until it returns None. The final state does not depend on
+    how late the calls are.
     """
     plan = min(state.pending, key=lambda plan: plan.at, default=None)
     if plan is None or plan.at > now:
@@ -270,9 +287,9 @@ def _validated_copy(state: SettingsState, update: dict[str, Any]) -> SettingsSta
 
 
 def describe_first_error(error: ValidationError, model: type[FrozenModel]) -> str:
-    """Returns a message with the name and the rule of the first invalid field.
+    """Returns a message with the name of the first invalid field of `model` and the rule of the field.
 
-    Contains no text of the validation library.
+    The message contains no text of the validation library.
     """
     first = error.errors(include_url=False, include_input=False)[0]
     cause = first.get("ctx", {}).get("error")

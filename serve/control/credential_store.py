@@ -1,4 +1,4 @@
-"""Stores the operators' credentials: name, role and SHA-256 of the bearer token. Does not store the token."""
+"""Stores the operators' credentials: name, role and SHA-256 of the bearer token. Does not store the token itself."""
 
 from __future__ import annotations
 
@@ -54,7 +54,10 @@ class Credential:
 
 
 def digest(secret: str) -> str:
-    """Returns the SHA-256 of a secret, hexadecimal. A secret of 256 random bits needs no salt and no slow hash."""
+    """Returns the SHA-256 of a secret, hexadecimal.
+
+    Uses no salt and no slow hash, because a secret of 256 random bits cannot be guessed.
+    """
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
@@ -64,7 +67,7 @@ def make_secret(prefix: str = PREFIX) -> str:
 
 
 class Credentials:
-    """The credentials in a store. Methods block, so async code calls them on threads.
+    """The operators' credentials in a store. Methods block, so async code calls them on threads.
 
     Methods raise ControlStoreError if the database cannot be reached or fails.
     """
@@ -73,9 +76,10 @@ class Credentials:
         self._store = store
 
     def make(self, name: str, role: Role, secret: str | None = None) -> str:
-        """Stores a credential and returns its secret, by default a random one. The secret is not stored.
+        """Stores a credential and returns its secret, the bearer token. secret: None for a new random one.
 
-        Raises InvalidChangeError if the name is taken, or is not 1 to 63 of a-z, 0-9, - and _.
+        Stores only the SHA-256 of the secret. Raises InvalidChangeError if the name is taken, or is not 1 to 63
+        characters of a-z, 0-9, - and _.
         """
         if re.fullmatch(POLICY_NAME, name) is None:
             raise InvalidChangeError(f"{name!r} is not a valid name: give 1 to 63 of a-z, 0-9, - and _")
@@ -113,12 +117,15 @@ class Credentials:
             return [Credential(**row._mapping) for row in connection.execute(_CREDENTIALS.select().order_by("name"))]
 
     def of(self, secret: str) -> Credential | None:
-        """Returns the credential of the secret, or None if it does not exist."""
+        """Returns the credential to which the secret belongs, or None if there is none."""
         return self.find(self.all(), secret)
 
     @staticmethod
     def find(credentials: Sequence[Credential], secret: str) -> Credential | None:
-        """Returns the credential of the secret, or None. Takes the same time for a known and an unknown secret."""
+        """Returns the credential in `credentials` to which the secret belongs, or None if there is none.
+
+        Takes the same time for a known and an unknown secret, so that the time reveals nothing.
+        """
         sha256 = digest(secret)
         found = None
         for credential in credentials:

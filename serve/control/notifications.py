@@ -1,7 +1,8 @@
-"""Detects that another process or machine may have changed a store.
+"""Detects that another process or machine may have changed the store of the settings.
 
 For SQLite, polls a counter of the database, which takes little time. For PostgreSQL, receives the notifications that
-`serve.control.revision_store` sends. Both can miss a change, so a possible change is also reported every few seconds.
+`serve.control.revision_store` sends. Both can miss a change. So this module reports a possible change every few seconds
+too.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ logger = logging.getLogger("tureen.control")
 
 
 def store_changes(store: RevisionStore, *, max_interval_s: float = MAX_INTERVAL_S) -> AsyncGenerator[None, None]:
-    """Yields when the store may have changed, and at least every max_interval_s seconds, even if it is unreachable.
+    """Yields when the store may have changed, and at least every max_interval_s seconds.
 
-    The caller closes the generator.
+    Yields even if the store is unreachable. The caller closes the generator.
     """
     return _sqlite_changes(store, max_interval_s) if store.is_sqlite else _notifications(store, max_interval_s)
 
@@ -51,8 +52,8 @@ async def _sqlite_changes(store: RevisionStore, max_interval_s: float) -> AsyncG
 class _CommitCounter:
     """Reads a number that changes when another connection commits to the SQLite file.
 
-    The task that waits for `read` on a thread may be cancelled, and then calls `close` while the thread still reads.
-    The lock makes `close` wait for the thread.
+    `read` runs on a thread while a task waits for it. If the task is cancelled, it calls `close` while the thread still
+    reads. A lock makes `close` wait for the thread.
     """
 
     def __init__(self, file: Path) -> None:
@@ -62,7 +63,7 @@ class _CommitCounter:
         self._is_closed = False
 
     def read(self) -> int:
-        """Returns the number; 0 after `close`. Any thread may call it.
+        """Returns the number; 0 after `close`. Any thread may call this method.
 
         Raises sqlite3.Error if the file cannot be read. The next call then connects again.
         """

@@ -1,8 +1,8 @@
-"""Keeps the settings in force in one server: follows the store, writes changes, and makes planned changes when due.
+"""Keeps a copy of the operator's settings in one server: follows the store, and writes changes to it.
 
-If several servers share a store, each tries to make a planned change, and the store accepts the first. While the store
-is unreachable, the last known settings stay in force, even after a restart. Knows nothing about HTTP, images or
-workers: callbacks receive each change.
+Writes planned changes when they are due. If several servers share a store, each tries to write a planned change, and
+the store accepts the first. While the store is unreachable, the last known settings stay in force, even after a
+restart. Knows nothing about HTTP, images or workers: callbacks receive each change.
 """
 
 from __future__ import annotations
@@ -35,14 +35,17 @@ OnRevision = Callable[[Revision], None]
 
 @dataclass(frozen=True)
 class StoreSnapshot:
-    """A copy of a store: its last revision and its credentials. credentials: None if they were never read."""
+    """A copy of the current content of a store. head: the last revision. credentials: None if they were never read."""
 
     head: Revision
     credentials: tuple[Credential, ...] | None = None
 
 
 class SnapshotFile(BaseModel):
-    """The content of the snapshot file. A server starts with it if the store is unreachable."""
+    """The content of the file with the last known settings, which a server uses if the store is unreachable at start.
+
+    row: the columns of the last revision.
+    """
 
     row: dict[str, str | int]
     credentials: tuple[Credential, ...] | None = None
@@ -53,15 +56,18 @@ class SnapshotFile(BaseModel):
 
 
 class SettingsReplica:
-    """The settings in force in one server. `open` and `close` need a running event loop."""
+    """The operator's settings in force in one server. `open` and `close` require a running event loop.
+
+    head: the revision in force. state: the settings of that revision.
+    """
 
     def __init__(
         self, store: RevisionStore, snapshot: Path | None = None, earlier_snapshot: Path | None = None
     ) -> None:
         """snapshot: the file with the last known settings, or None to keep no file.
 
-        earlier_snapshot: the snapshot file of an earlier version of Tureen. It is read if snapshot is missing, and
-        removed after snapshot is written.
+        earlier_snapshot: the file of an earlier version of Tureen for the same purpose. It is read if `snapshot` is
+        missing, and removed after `snapshot` is written.
         """
         self.store = store
         self._credentials = Credentials(store)
@@ -82,10 +88,10 @@ class SettingsReplica:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def open(self) -> None:
-        """Reads the settings from the snapshot and the store, then follows the store.
+        """Reads the settings from the snapshot file and the store, then follows the store.
 
-        If the store is unreachable or behind the snapshot, the snapshot is in force. If neither can be read, the
-        defaults of the server are in force until the store can be read.
+        If the store is unreachable, or its last revision is older than the snapshot's, the snapshot is in force. If
+        neither can be read, the defaults of the server are in force until the store can be read.
         """
         last_known = await asyncio.to_thread(self._read_last_known)
         if last_known is not None:
@@ -103,10 +109,10 @@ class SettingsReplica:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def subscribe(self, on_revision: OnRevision, on_reachable: Callable[[bool], None] = lambda reachable: None) -> None:
-        """Calls both callbacks now, and in the event loop after each change of their values.
+        """Calls both callbacks immediately, and later in the event loop after each change.
 
-        on_revision: receives the revision in force, whose number only grows.
-        on_reachable: receives whether the store is reachable.
+        on_revision: receives the revision in force, whose number only grows. on_reachable: receives whether the store
+        is reachable.
         """
         self._on_revision.append(on_revision)
         self._on_reachable.append(on_reachable)
@@ -114,10 +120,11 @@ class SettingsReplica:
         on_reachable(self.unreachable_since is None)
 
     async def append(self, head: Revision, after: SettingsState, *, who: str, action: str, reason: str) -> Revision:
-        """Writes the settings `after` as the revision after `head`. Returns the revision, durable and in force.
+        """Writes the settings `after` to the store as the revision after `head`. Returns this revision.
 
-        Raises StaleRevisionError if the store has a revision after `head`, and ControlStoreError if the store is
-        unreachable.
+        When the method returns, the revision is durable and in force in this server. who, action, reason: for the
+        history. Raises StaleRevisionError if the store has a revision after `head`, and ControlStoreError if the store
+        is unreachable.
         """
         row = next_revision(head, after, at=datetime.now(UTC), who=who, action=action, reason=reason)
         try:
@@ -134,7 +141,8 @@ class SettingsReplica:
     async def refresh(self) -> None:
         """Reads the settings of the store and puts them in force.
 
-        If the store is unreachable or behind the revision in force, logs an error and keeps the known settings.
+        If the store is unreachable, or its last revision is older than the one in force, logs an error and keeps the
+        settings in force.
         """
         known = self.head
         try:
@@ -160,12 +168,12 @@ class SettingsReplica:
         return read_snapshot(self._snapshot) or read_snapshot(self._earlier_snapshot)
 
     def raise_if_unreachable(self) -> None:
-        """Raises ControlStoreError if the store is unreachable, or behind the revision in force."""
+        """Raises ControlStoreError if the store is unreachable, or has an older revision than the one in force."""
         if self._fault is not None:
             raise self._fault
 
     async def wait_for_revision_after(self, revision: int, timeout_s: float) -> None:
-        """Returns when a revision after this one is in force, or after timeout_s seconds."""
+        """Waits until a revision with a number above `revision` is in force, at most timeout_s seconds."""
         try:
             async with asyncio.timeout(timeout_s):
                 while self.head.revision <= revision:
@@ -178,7 +186,7 @@ class SettingsReplica:
         return "" if self._snapshot is None else f", or stop the servers, remove {self._snapshot} and start them again"
 
     def _apply(self, row: Revision) -> None:
-        """Puts the revision in force and calls the callbacks, if its number is above that of the one in force."""
+        """Puts the revision in force and calls the callbacks. Ignores a number that is not above the one in force."""
         if row.revision <= self.head.revision:
             return
         self.head, self.state = row, row.state
@@ -257,7 +265,7 @@ class SettingsReplica:
 
 
 def write_snapshot(file: Path, snapshot: StoreSnapshot) -> None:
-    """Writes the file atomically and durably, and creates its directory if it is missing.
+    """Writes the snapshot to the file atomically and durably. Creates the directory if it is missing.
 
     Raises OSError if the file cannot be written.
     """
@@ -267,7 +275,10 @@ def write_snapshot(file: Path, snapshot: StoreSnapshot) -> None:
 
 
 def read_snapshot(file: Path | None) -> StoreSnapshot | None:
-    """Returns the content of the file, or None if it is missing or damaged. Logs a damaged file."""
+    """Returns the snapshot in the file; None if `file` is None, or if it is missing or damaged.
+
+    Logs an error for a damaged file.
+    """
     if file is None:
         return None
     try:

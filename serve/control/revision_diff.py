@@ -38,7 +38,7 @@ def _format_policy(beta: float | None) -> str:
 
 
 def format_canary(canary: dict[str, float] | None) -> str:
-    """Returns the share and β of a canary as text, or "none" if there is no canary."""
+    """Returns the share and the β of a canary as text, such as "10 % at β 0.7"; "none" if there is no canary."""
     return "none" if canary is None else f"{100 * canary['share']:g} % at β {canary['beta']:g}"
 
 

@@ -1,9 +1,9 @@
-"""Stores the operator's settings in one append-only table. Its last row is in force, and all rows are the history.
+"""Stores the operator's settings in one append-only table. The last row is in force, and all rows are the history.
 
-A change is one INSERT of the next revision. The number is the primary key, so only one of two concurrent writers
-succeeds. Each row holds the hash of the row before it. SQLite is the default, and a URL selects PostgreSQL; the
-statements are the same. Methods block, so async code calls them on threads. They raise ControlStoreError if the
-database cannot be reached or fails.
+A row is a revision. A change is one INSERT of the next revision. The revision number is the primary key, so only one of
+two concurrent writers succeeds. Each row contains the hash of the row before it. The database is SQLite by default, or
+PostgreSQL; both run the same statements. Methods block, so async code calls them on threads. They raise
+ControlStoreError if the database cannot be reached or fails.
 
 The store connects at its first use, and creates or migrates the tables. If that fails, the next use tries again.
 """
@@ -66,7 +66,10 @@ _REVISIONS = sa.Table(
 
 @dataclass(frozen=True)
 class Revision:
-    """One row of the history. at: UTC, ISO 8601. before, after: the settings before and after it, as JSON."""
+    """One row of the history.
+
+    at: time of the change, UTC, ISO 8601. before, after: the settings before and after the change, as JSON.
+    """
 
     revision: int
     at: str
@@ -91,13 +94,13 @@ class Revision:
 
 _DEFAULTS = SettingsState().model_dump_json()
 REVISION_0 = Revision(0, "", "", "", "", _DEFAULTS, _DEFAULTS, _FIRST_HASH, _FIRST_HASH)
-"""The last revision of an empty history."""
+"""The revision in force while the history is empty: the default settings."""
 
 
 def next_revision(
     head: Revision, after: SettingsState, *, at: datetime, who: str, action: str, reason: str
 ) -> Revision:
-    """Returns the row that follows `head`, with the settings `after`. Does not store it."""
+    """Returns the row that follows `head`, with the settings `after`. Does not store the row."""
     row = Revision(
         revision=head.revision + 1,
         at=format_time(at),
@@ -119,9 +122,9 @@ class RevisionStore:
     """
 
     def __init__(self, url: str | sa.URL, before_first_use: Callable[[], None] = lambda: None) -> None:
-        """url: sqlite:///PATH or postgresql+psycopg://…. Raises ControlStoreError if it is invalid.
+        """url: sqlite:///PATH or postgresql+psycopg://…. Raises ControlStoreError if the URL is invalid.
 
-        before_first_use: called once, before the first connection; may create the directory of the SQLite file.
+        before_first_use: called before the first connection. It may create the directory of the SQLite file.
         """
         try:
             self.url = sa.make_url(url) if isinstance(url, str) else url
@@ -161,9 +164,10 @@ class RevisionStore:
 
     @contextmanager
     def writing(self) -> Iterator[sa.Connection]:
-        """Yields a connection in a transaction. Commits at the end of the `with` block, or rolls back if it raises.
+        """Yields a connection in a transaction. The first use creates or migrates the tables.
 
-        Otherwise like `reading`.
+        Commits at the end of the `with` block, or rolls back if the block raises. Raises ControlStoreError if the
+        database cannot be opened, or if it fails in the block.
         """
         with self.translate_errors():
             self._prepare()
@@ -171,7 +175,7 @@ class RevisionStore:
                 yield connection
 
     def _prepare(self) -> None:
-        """Creates or migrates the tables once. If the file is removed later, does not create an empty file for it."""
+        """Creates or migrates the tables at the first call. Later calls do nothing, even if the file was removed."""
         with self._preparing:
             if self._is_prepared:
                 return
@@ -182,9 +186,10 @@ class RevisionStore:
             self._is_prepared = True
 
     def _make_file(self, file: Path) -> None:
-        """Creates an empty file for its owner only, if it is missing. SQLite gives its other files the same mode.
+        """Creates an empty file that only its owner may access, if the file is missing.
 
-        Raises ControlStoreError if the file cannot be created.
+        SQLite gives the files that it creates beside it the same mode. Raises ControlStoreError if the file cannot be
+        created.
         """
         try:
             os.close(os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
@@ -206,7 +211,10 @@ class RevisionStore:
         return self.url.render_as_string(hide_password=True)
 
     def _configure_connection(self, connection: Any, record: Any) -> None:
-        """Sets WAL, so that readers do not wait for a writer, and FULL, so that a change survives a power cut."""
+        """Sets two modes of SQLite, and records the identity of the file that the connection uses.
+
+        With WAL, readers do not wait for a writer. With FULL, a change survives a power cut.
+        """
         deadline_s = time.monotonic() + TIMEOUT_S
         while True:
             try:
@@ -221,7 +229,7 @@ class RevisionStore:
         record.info["file"] = self._file_identity()
 
     def _check_file(self, connection: Any, record: Any, proxy: Any) -> None:
-        """Raises DisconnectionError if another file is at the path of the connection's file. The pool reconnects."""
+        """Raises DisconnectionError if the file of the connection was replaced or removed. The pool then reconnects."""
         if record.info["file"] != self._file_identity():
             raise sa.exc.DisconnectionError
 
@@ -235,7 +243,7 @@ class RevisionStore:
     def head(self) -> Revision:
         """Returns the last revision, which is in force; REVISION_0 if there is none.
 
-        Raises ControlStoreError if a newer version of Tureen wrote it.
+        Raises ControlStoreError if this version of Tureen cannot read the revision, because a newer version wrote it.
         """
         with self.reading() as connection:
             row = _head(connection)
@@ -249,10 +257,10 @@ class RevisionStore:
         return row
 
     def append(self, row: Revision) -> None:
-        """Appends a row that `next_revision` returned.
+        """Appends a row that `next_revision` returned. For PostgreSQL, notifies the servers that use the store.
 
-        Raises StaleRevisionError if the row does not follow the last revision. After a ControlStoreError, the row may
-        or may not be in the store: read the head.
+        Raises StaleRevisionError if the row does not follow the last revision. After a ControlStoreError it is unknown
+        whether the row was stored; the caller can compare it with the result of `head`.
         """
         with self.writing() as connection:
             head = _head(connection)
@@ -276,7 +284,7 @@ class RevisionStore:
         return Revision(**found._mapping)
 
     def history(self, limit: int, before: int | None = None) -> list[Revision]:
-        """Returns at most `limit` revisions, newest first. before: only revisions of lower numbers."""
+        """Returns at most `limit` revisions, newest first. before: returns only revisions with lower numbers."""
         query = _REVISIONS.select().order_by(_REVISIONS.c.revision.desc()).limit(limit)
         if before is not None:
             query = query.where(_REVISIONS.c.revision < before)
@@ -284,10 +292,10 @@ class RevisionStore:
             return [Revision(**row._mapping) for row in connection.execute(query)]
 
     def verify(self) -> int:
-        """Checks the whole history and returns its number of rows.
+        """Checks the hashes of the whole history, and returns the number of its rows.
 
         Raises BrokenHistoryError, which names the row, if a row was changed, removed or inserted. Cannot detect rows
-        that were removed from the end. To find these, compare the last hash with the hash in the log of the server.
+        that were removed from the end. To detect them, compare the last hash with the last hash in the server's log.
         """
         last = REVISION_0
         with self.reading() as connection:
@@ -308,7 +316,10 @@ class RevisionStore:
 
     @contextmanager
     def translate_errors(self) -> Iterator[None]:
-        """Converts errors of the database in the `with` block to ControlStoreError, without the password in the URL."""
+        """Converts errors of the database in the `with` block to ControlStoreError.
+
+        The message does not contain the password that is in the URL.
+        """
         try:
             yield
         except (SQLAlchemyError, ModuleNotFoundError, ValueError) as error:
@@ -322,7 +333,8 @@ class RevisionStore:
 def open_store(settings: Settings, model: str) -> RevisionStore:
     """Returns the store at the URL --store. If --store is not given, returns the SQLite store in the state directory.
 
-    model: name of the model; earlier versions named the file after it. Raises ControlStoreError if the URL is invalid.
+    model: name of the model. Earlier versions of Tureen named the file of the store after it. Raises ControlStoreError
+    if the URL is invalid.
     """
     if settings.store is not None:
         return RevisionStore(settings.store)

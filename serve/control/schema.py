@@ -81,14 +81,14 @@ VERSION_1 = (
 
 Migrations = Sequence[Sequence[str]]
 MIGRATIONS: Migrations = (VERSION_1,)
-"""The migrations to version 1, 2, …, in order."""
+"""The migrations in order. The first creates version 1 of the tables; each later one leads to the next version."""
 
 
 def migrate(engine: sa.Engine, migrations: Migrations = MIGRATIONS, *, lock_timeout_s: int) -> None:
     """Migrates the tables to the last version. If several processes call it, one migrates and the others wait.
 
-    Raises ControlStoreError if a newer Tureen migrated the tables, and SQLAlchemyError if the database fails, or if
-    PostgreSQL does not grant the lock within lock_timeout_s seconds.
+    Raises ControlStoreError if a newer version of Tureen migrated the tables. Raises SQLAlchemyError if the database
+    fails, or if PostgreSQL does not grant the lock within lock_timeout_s seconds.
     """
     with engine.connect() as connection:
         if _version(connection, migrations) == len(migrations):
@@ -107,7 +107,10 @@ def migrate(engine: sa.Engine, migrations: Migrations = MIGRATIONS, *, lock_time
 
 
 def _version(connection: sa.Connection, migrations: Migrations) -> int:
-    """Returns the version of the tables, 0 if there are none. Raises ControlStoreError if it is above the last one."""
+    """Returns the schema version of the tables; 0 if no version is recorded.
+
+    Raises ControlStoreError if the version is above that of the last migration.
+    """
     if not sa.inspect(connection).has_table(_VERSIONS.name):
         return 0
     version: int = connection.execute(sa.select(sa.func.coalesce(sa.func.max(_VERSIONS.c.version), 0))).scalar_one()

@@ -1,4 +1,4 @@
-"""The operator's settings and planned changes, as validated values. Knows no store, HTTP or images."""
+"""Defines the operator's settings and planned changes as validated types. Knows no store, HTTP or images."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ TIME_RULE = "give a time such as 2027-01-31T08:00:00Z"
 
 
 def _parse_beta_number(value: object) -> float:
-    """Returns β in [0, 1]. Raises ValueError if the value is out of range or no number; "0.5" may be a mistake."""
+    """Returns the value as a β. Raises ValueError if it is not a number in [0, 1], or is −0.
+
+    A text such as "0.5" is refused, because it may be a mistake.
+    """
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError("β is a number from 0 to 1")
     beta = parse_beta(value)
@@ -36,7 +39,10 @@ def _parse_beta_number(value: object) -> float:
 
 
 def _refuse_number(value: object) -> object:
-    """Returns a time unchanged. Raises ValueError for a number, whose unit could be seconds or milliseconds."""
+    """Returns a text or a datetime unchanged. Raises ValueError for any other value.
+
+    A number is refused as a time, because its unit could be seconds or milliseconds.
+    """
     if not isinstance(value, str | datetime):
         raise ValueError(TIME_RULE)
     return value
@@ -60,27 +66,34 @@ UtcTime = Annotated[
 
 
 class FrozenModel(BaseModel):
-    """Base of the models that are stored or received. They are immutable. Validation fails for an unknown field."""
+    """Base class of all data that the store keeps or a request contains. Instances are immutable.
+
+    Validation fails for an unknown field.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Canary(FrozenModel):
-    """Another default β, for a share of the requests without β, policy and API key."""
+    """Another default β, which applies to a share of the requests that have no β, policy or API key."""
 
     beta: Beta
     share: float = Field(strict=True, gt=0, lt=1, description="share of the requests without β, policy and API key")
 
 
 class KeyPolicy(FrozenModel):
-    """The name and the policy of an API key. The key itself is not stored."""
+    """The name of an API key, and the policy that gives the β of its requests. The key itself is not stored."""
 
     name: PolicyName
     policy: PolicyName
 
 
 class PendingChange(FrozenModel):
-    """A planned change of the default β. A ramp has one for each step, all with the same id."""
+    """A planned change of the default β.
+
+    kind: "schedule" is a change at a given time, "ramp" a step of a gradual change, and "revert" the end of a temporary
+    default. All steps of a ramp, and its revert, have the same id. at: time of the change.
+    """
 
     id: str
     kind: Literal["schedule", "revert", "ramp"]
@@ -93,7 +106,8 @@ class PendingChange(FrozenModel):
 class SettingsState(FrozenModel):
     """The operator's settings. Every β is in [0, 1].
 
-    If default_beta is None, the default β is that of --default-beta, or that of the bundle without this option.
+    default_beta: None selects the β of the option --default-beta, or of the bundle if the option is not given.
+    beta_min, beta_max: bounds of the β that clients choose. policies: β by name. pending: the planned changes.
     """
 
     default_beta: Beta | None = None
@@ -124,5 +138,5 @@ class SettingsState(FrozenModel):
 
 
 def format_time(at: datetime) -> str:
-    """Returns the time in UTC as text with microseconds. All texts have the same length, so they sort by time."""
+    """Returns the time in UTC as text, such as 2027-01-31T08:00:00.000000Z. So texts sort in the order of time."""
     return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

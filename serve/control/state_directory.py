@@ -1,7 +1,7 @@
-"""Names the files in the state directory of a service, and renames the files of earlier versions.
+"""Names the files in the state directory of a service, and renames the files of earlier versions of Tureen.
 
-Earlier versions named the files after the model, so another model started without the operator's settings. Such a store
-gets its fixed name, under a lock on the directory, before it is opened.
+Earlier versions named the files after the model, so a server with another model started without the operator's
+settings. A store with such a name is renamed to a fixed name before it is opened, under a lock on the directory.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ def make_state_directory(directory: Path) -> None:
 def prepare_store_file(directory: Path, model: str) -> None:
     """Creates the directory. If it has no control.db, renames a store of an earlier Tureen version to that name.
 
-    The store is MODEL.db if that file is a store, else the store that was written last. model: name of the model. Does
-    not change other stores. Raises ControlStoreError if the store to rename is in use or damaged, or if the directory
-    cannot be used.
+    The renamed store is MODEL.db if that file is a store, else the store that was written last. Other stores stay
+    unchanged. model: name of the model. Removes the access rights of other users from control.db. Raises
+    ControlStoreError if the store to rename is in use or damaged, or if the directory cannot be used.
     """
     make_state_directory(directory)
     file = directory / STORE_FILE
@@ -60,9 +60,10 @@ def prepare_store_file(directory: Path, model: str) -> None:
 
 
 def earlier_last_known(directory: Path, model: str, *, has_own_store: bool) -> Path | None:
-    """Returns the snapshot file to which an earlier version wrote the last known settings. It may be missing.
+    """Returns the path to which an earlier version of Tureen wrote the last known settings. The file may be missing.
 
-    has_own_store: whether the store is in this directory, not at the URL --store.
+    model: name of the model. has_own_store: whether the store of the settings is in this directory, not at the URL
+    --store.
     """
     try:
         store = _earlier_store(directory, model) if has_own_store else None
@@ -93,7 +94,7 @@ def _is_database(file: Path) -> bool:
 
 
 def _may_be_store(file: Path) -> bool:
-    """Returns whether the file may hold revisions: it has their table, is damaged, or is locked."""
+    """Returns whether the file may be a store: it has the table of revisions, or cannot be read as a database."""
     try:
         with contextlib.closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as connection:
             return bool(connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'tureen_revisions'").fetchall())
@@ -110,9 +111,10 @@ def _written_at(file: Path) -> float:
 
 
 def _rename(earlier: Path, file: Path) -> None:
-    """Moves the write-ahead log of a store into its file, then renames the file.
+    """Moves the write-ahead log of the store `earlier` into its file, then renames the file to `file`.
 
-    Raises ControlStoreError if another process uses the store, or if it is damaged or cannot be renamed.
+    Renames the file with the last known settings too. Raises ControlStoreError if another process uses the store, or if
+    it is damaged or cannot be renamed.
     """
     try:
         uri = f"{earlier.absolute().as_uri()}?mode=rw"
@@ -136,7 +138,7 @@ def _rename(earlier: Path, file: Path) -> None:
 
 
 def _remove_rights_of_others(file: Path) -> None:
-    """Removes the access rights of other users. Earlier versions created the files with the umask of the process."""
+    """Removes the access rights of other users from a store. Earlier versions of Tureen did not restrict them."""
     for path in (file, *(file.with_name(f"{file.name}-{side}") for side in ("wal", "shm"))):
         with contextlib.suppress(OSError):  # the file is missing, or belongs to another user
             if path.stat().st_mode & 0o077:
@@ -145,7 +147,7 @@ def _remove_rights_of_others(file: Path) -> None:
 
 @contextlib.contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Holds the lock on the directory in the `with` block. The system releases it if the process dies.
+    """Holds a lock on the directory in the `with` block. The system releases the lock if the process dies.
 
     Raises ControlStoreError if the directory cannot be read, or if another process holds the lock for more than
     LOCK_TIMEOUT_S seconds.

@@ -1,4 +1,4 @@
-"""The interface between the processes of a server and the operators' listener. Knows no HTTP and no messages."""
+"""Defines the interface between the processes of a server and the operators' listener. Knows no HTTP, no messages."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ from serve.telemetry.metrics import Metrics
 from tureen.bundle.manifest import Manifest
 
 ApplySettings = Callable[[Revision, bool], None]
-"""Applies the settings of a revision in every process of the server. The bool is whether the store is reachable.
-
-Called when the listener opens, and after each change of the revision or of the bool.
+"""Applies the settings of a revision in every process of the server. The second argument is whether the store is
+reachable. The function is called when the listener opens, and after each change of one of its arguments.
 """
 
 
 @dataclass(frozen=True)
 class WorkerState:
-    """The state of one process of the server, as operators see it. worker: the number of the process."""
+    """The state of one process of the server, for the responses to operators. worker: the number of the process."""
 
     worker: int
     pid: int
@@ -29,15 +28,15 @@ class WorkerState:
 
 
 class AdminServer(Protocol):
-    """An open operators' listener. It runs in the event loop in which it was opened."""
+    """An operators' listener that is open. Its methods must be called in the event loop in which it was opened."""
 
     def show_model(self, manifest: Manifest) -> None:
-        """Sets the model that operators see, from its manifest. Called when every process serves this model."""
+        """Sets the model that responses to operators name. Must be called when every process serves this model."""
 
     def notify_workers_changed(self) -> None:
-        """Must be called after each change of a worker's state.
+        """Makes requests that wait until every worker has applied a revision check the workers again.
 
-        Requests that wait until every worker has applied a revision then check the workers again.
+        Must be called after each change of a worker's state.
         """
 
     async def close(self) -> None:
@@ -45,12 +44,12 @@ class AdminServer(Protocol):
 
 
 class OpenAdminServer(Protocol):
-    """Opens the operators' listener. The caller opens it before the server accepts a request."""
+    """A function that opens the operators' listener. It must be called before the server accepts a request."""
 
     async def __call__(
         self, metrics: Metrics, *, apply: ApplySettings, workers: Callable[[], list[WorkerState]]
     ) -> AdminServer:
-        """Returns the open listener. Raises TureenError if the listener or the store of the settings cannot be opened.
+        """Returns the open listener. Raises TureenError if the listener cannot be opened.
 
         metrics: of all processes. apply: receives each change of the settings. workers: returns the state of each
         process.
