@@ -1,4 +1,4 @@
-"""Defines the deadlines of a connection. `serve.connection.http_connection` applies them."""
+"""Decides when the client of a connection is too slow. `serve.connection.http_connection` applies the decisions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from serve.limits import ConnectionLimits
 
 
 class Phase(Enum):
-    """The event that a connection waits for. The rules of its deadlines depend on it."""
+    """The event that a connection waits for. The deadlines depend on the phase."""
 
     HEAD = auto()  # the rest of a head, before its deadline
     BODY = auto()  # the rest of a body, before its deadline and at a minimum rate
@@ -22,10 +22,10 @@ class Phase(Enum):
 def late_error(
     limits: ConnectionLimits, phase: Phase, *, elapsed_s: float, received: int, is_probe: bool
 ) -> ServeError | None:
-    """Returns the error of a request whose head or body is late; None if neither is late.
+    """Returns the error of a request whose head or body arrives too slowly; None if both arrive in time.
 
     elapsed_s: seconds since the start of the phase. received: bytes of the body in this phase. is_probe: whether the
-    connection is beyond max_connections and is only for one health probe.
+    connection exceeds max_connections, so that it may send only one health probe.
     """
     if phase is Phase.HEAD:
         timeout_s = min(limits.head_timeout_s, limits.probe_timeout_s if is_probe else math.inf)
@@ -36,9 +36,10 @@ def late_error(
 
 
 def must_abort(limits: ConnectionLimits, phase: Phase, *, elapsed_s: float, is_unsent: bool) -> bool:
-    """Returns whether to end the connection immediately, because its client neither reads the response nor closes.
+    """Returns whether the server must end the connection, because the client neither reads the response nor closes it.
 
-    elapsed_s: seconds since the start of the phase. is_unsent: whether bytes of a response wait for the client.
+    elapsed_s: seconds since the start of the phase. is_unsent: whether the client has not received all bytes of a
+    response.
     """
     if phase is Phase.LINGER:
         return elapsed_s > (limits.send_timeout_s if is_unsent else limits.linger_s)

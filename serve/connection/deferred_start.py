@@ -1,7 +1,8 @@
-"""Starts the ASGI task of a request when its body is complete or reaches 128 KiB.
+"""Starts the ASGI task of a request when the body is complete or reaches 128 KiB.
 
-uvicorn starts the task with the head and resumes it for every read. Hundreds of clients that send their bodies byte by
-byte would then slow down all others. Knows nothing about deadlines, limits or responses.
+Without this module, uvicorn starts the task when the head is complete, and resumes it for every read. Hundreds of
+clients that send their bodies byte by byte would then slow down all others. Knows nothing about deadlines, limits or
+responses.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ START_BYTES = 128 * 1024  # most photographs are smaller, so the application nev
 class DeferredStartProtocol(DrainingProtocol):
     """A connection that starts the ASGI task of a request when the body is complete or has START_BYTES bytes.
 
-    If the client waits for "100 Continue", the task starts with the head.
+    If the client waits for "100 Continue", the task starts when the head is complete.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -1,4 +1,4 @@
-"""Encodes error responses as bytes. Caches them, because a refusal must cost less than a classification."""
+"""Encodes error responses as bytes, and caches them: refusing a request must cost less than classifying an image."""
 
 from __future__ import annotations
 
@@ -18,18 +18,20 @@ Headers = list[tuple[bytes, bytes]]
 
 @dataclass(frozen=True)
 class ErrorResponse:
-    """The response for one error, as bytes or by ASGI.
+    """An error response that can be sent in two ways: as bytes by `to_bytes`, or through ASGI by `send`.
 
-    ASGI keeps the order of responses, so `send` is used if a response to an earlier pipelined request is incomplete.
+    While a response to an earlier pipelined request is incomplete, the connection uses `send`, because ASGI keeps the
+    order of the responses.
     """
 
     kind: ProblemType
     response: Response
 
     def to_bytes(self, request_id: str, more_headers: Headers, *, keep_alive: bool, is_head: bool) -> bytes:
-        """Returns the whole response as bytes. more_headers: come before the headers of the error.
+        """Returns the whole response as bytes. more_headers: additional headers.
 
-        keep_alive: whether the connection stays open. is_head: whether the method is HEAD; then there is no body.
+        keep_alive: whether the connection stays open after the response. is_head: whether the method of the request is
+        HEAD; then the response has no body.
         """
         headers = [*more_headers, *self._headers(request_id)]
         if not keep_alive:
@@ -39,7 +41,7 @@ class ErrorResponse:
         return b"".join([STATUS_LINE[self.kind.status], *lines, b"\r\n", body])
 
     async def send(self, send: Send, request_id: str) -> None:
-        """Sends the response by ASGI."""
+        """Sends the response through the ASGI function `send`."""
         await send({"type": "http.response.start", "status": self.kind.status, "headers": self._headers(request_id)})
         await send({"type": "http.response.body", "body": self.response.body})
 
@@ -48,7 +50,10 @@ class ErrorResponse:
 
 
 def error_response_of(error: TureenError, path: str = "") -> ErrorResponse:
-    """Returns the response for an error. Below /v2 it has the form of the Open Inference Protocol."""
+    """Returns the response for an error. path: of the request.
+
+    On a path below /v2 the response has the form of the Open Inference Protocol.
+    """
     return _cached_response(
         problem_type_of(error), str(error), tuple(headers_of(error).items()), is_oip({"path": path})
     )

@@ -1,10 +1,12 @@
 """Shuts a uvicorn server down without losing a request. Knows nothing about images, models or other processes.
 
-The steps after `drain`:
-1. The server reports not ready, and responses have `Connection: close`.
-2. After the delay, the server accepts the connections in the backlog and closes its listeners.
-3. The server closes each connection that receives no bytes for QUIET_S.
-4. The other connections get their responses within the drain timeout.
+A call of `DrainingServer.drain` starts these steps:
+
+1. The server reports that it is not ready. Responses have the header `Connection: close`.
+2. The server still accepts connections for the drain delay, until load balancers use other servers.
+3. The server accepts the connections in the backlog and closes its listeners.
+4. The server closes each connection that has no request in progress and receives no bytes for QUIET_S seconds.
+5. The other connections receive their responses within the drain timeout.
 """
 
 from __future__ import annotations
@@ -52,7 +54,7 @@ logger = logging.getLogger("tureen.serve")
 def check_uvicorn(used: Mapping[type, str] = _USED) -> None:
     """Raises UvicornVersionError if the installed uvicorn lacks a method or attribute that the server uses.
 
-    used: names by class. A name is an attribute of the class, or its __init__ sets it.
+    used: the required names by class. A class has a name if it is an attribute of the class or of its instances.
     """
     missing = [
         f"{owner.__name__}.{name}"
@@ -86,7 +88,7 @@ class DrainingProtocol(HttpToolsProtocol):
             self.cycle.keep_alive = False
 
     def drain(self) -> None:
-        """Makes the current response the last one of the connection, by `Connection: close`.
+        """Makes the response to the current request the last one of the connection, by `Connection: close`.
 
         Does nothing if no request is in progress, or if the head of the response is already sent.
         """
@@ -94,9 +96,9 @@ class DrainingProtocol(HttpToolsProtocol):
             self.cycle.keep_alive = False
 
     def shutdown(self) -> None:
-        """Closes the connection after QUIET_S seconds without bytes and without a request in progress.
+        """Closes the connection when it has no request in progress and receives no bytes for QUIET_S seconds.
 
-        uvicorn closes it immediately, and would lose a request in transit.
+        uvicorn's own method closes the connection immediately, and would lose a request in transit.
         """
         self.drain()
         self.timeout_keep_alive = QUIET_S  # type: ignore[assignment] # after its next response
@@ -120,7 +122,7 @@ class DrainingProtocol(HttpToolsProtocol):
 
 
 class DrainingServer(uvicorn.Server):
-    """A uvicorn server that accepts connections from the listeners which `accept_from` selects, until `drain`."""
+    """A uvicorn server with a graceful shutdown, which accepts connections from the listeners that a caller selects."""
 
     server_state: DrainingState
 
@@ -134,10 +136,11 @@ class DrainingServer(uvicorn.Server):
         on_drain: Callable[[], None],
         handles_signals: bool,
     ) -> None:
-        """on_start: awaited when the application has started. It has to call `accept_from`.
+        """listeners: bound sockets, from which no connection is accepted before a call of `accept_from`.
 
-        on_drain: called at the start of the shutdown. delay_s: seconds for which the server then accepts requests.
-        handles_signals: whether SIGTERM and SIGINT start the shutdown.
+        on_start: awaited when the application has started. on_drain: called at the start of the shutdown. delay_s: the
+        drain delay, the seconds after on_drain in which the server still accepts new connections. handles_signals:
+        whether SIGTERM and SIGINT start the shutdown.
         """
         super().__init__(config)
         self.server_state = DrainingState()
@@ -150,15 +153,15 @@ class DrainingServer(uvicorn.Server):
         self._skip_delay = asyncio.Event()
 
     def drain(self, *, skip_delay: bool = False) -> None:
-        """Starts the shutdown. A second call, or skip_delay=True, skips the rest of the delay."""
+        """Starts the shutdown. A second call, or skip_delay=True, skips the rest of the drain delay."""
         if skip_delay or self.should_exit:
             self._skip_delay.set()
         self.should_exit = True
 
     async def accept_from(self, numbers: set[int]) -> None:
-        """Accepts connections from these listeners only. The connections of another listener stay in its backlog.
+        """Accepts connections from the listeners with these indices, and from no others.
 
-        numbers: indices in `listeners`. Does nothing after the shutdown has begun.
+        Connections to the other listeners wait in the backlog of the kernel. Does nothing after the shutdown has begun.
         """
         if self.server_state.is_draining:
             return

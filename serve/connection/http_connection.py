@@ -1,9 +1,9 @@
 """Applies the limits and deadlines of one HTTP/1.1 connection, and refuses requests before the application starts.
 
-Refuses slow, malformed and oversized requests, and those that the admission check rejects. Writes a refusal
-immediately, then discards further bytes for a while: closing a socket with unread bytes resets the connection, and the
-client would lose the response. Knows nothing about routes or images. `serve.connection.request_rules` and
-`serve.connection.deadlines` have the rules.
+Refuses slow, malformed and oversized requests, and those that the admission check rejects. A refusal is an error
+response that the connection writes itself. It writes the refusal immediately, then discards further bytes for a while:
+closing a socket with unread bytes resets the connection, and the client would lose the response. Knows nothing about
+routes or images. `serve.connection.request_rules` and `serve.connection.deadlines` have the rules.
 """
 
 from __future__ import annotations
@@ -33,17 +33,16 @@ from serve.telemetry.metrics import Metrics
 from tureen.errors import TureenError
 
 AdmissionCheck = Callable[[bytes, bytes], tuple[str, TureenError | None] | None]
-"""Called for each valid head with the method and the raw path.
-
-Returns None for a request that needs no permit. For a request that needs a permit, returns its route and an error. The
-error is None, unless the request must be refused before its body is read.
+"""Decides about a request before its body is read. The arguments are the method and the raw path of a valid head.
+Returns None for a request that needs no permit. Otherwise returns the route of the request and an error. The error is
+None if the request may continue.
 """
 
 
 class HttpConnection(DeferredStartProtocol):
     """One HTTP/1.1 connection. `serve.connection.uvicorn_config` creates a subclass for each server.
 
-    The subclass sets the class attributes below.
+    The subclass sets the class attributes that are declared here without a value.
     """
 
     limits: ConnectionLimits
@@ -113,7 +112,10 @@ class HttpConnection(DeferredStartProtocol):
             self._limit_overhead(len(data) - (self._received - received))
 
     def _limit_overhead(self, count: int) -> None:
-        """Counts received bytes of a head, or of the framing of a body. Ends the connection if there are too many."""
+        """Counts `count` received bytes of a head or of the framing of a body, such as chunk headers.
+
+        Sends an error and ends the connection if there are too many.
+        """
         if self._phase is Phase.HEAD:
             self._received += count
             limit = self.limits.max_head_bytes
@@ -254,7 +256,8 @@ class HttpConnection(DeferredStartProtocol):
     def _refuse(self, refusal: ErrorResponse) -> None:
         """Sends the refusal of a request with a valid head, after the responses to earlier requests.
 
-        The application does not receive the request. The connection discards its body.
+        The application does not receive the request. The connection discards the body of the request. If the client
+        does not read responses, aborts the connection instead and raises StopParsing.
         """
         keep_alive = (
             self.parser.should_keep_alive()
@@ -290,7 +293,8 @@ class HttpConnection(DeferredStartProtocol):
     def _fail(self, error: TureenError) -> None:
         """Ends the connection because of an invalid or late request.
 
-        Sends the error as the response, unless a response to an earlier request is incomplete.
+        Sends the error as the response. While a response to an earlier request is incomplete, sends no error, and ends
+        the connection after that response.
         """
         self._is_last = True
         if self._phase is Phase.LINGER:
@@ -362,9 +366,10 @@ class HttpConnection(DeferredStartProtocol):
     # The end
 
     def close_after_response(self) -> None:
-        """Closes the connection. If the client is still sending, first discards its bytes for at most linger_s.
+        """Closes the connection after the last response. Called by uvicorn.
 
-        Without this wait, the system would reset the connection, and the client would lose the response.
+        If the client still sends bytes, first discards them for at most `limits.linger_s` seconds. If the server closed
+        the socket earlier, the system would reset the connection, and the client would lose the response.
         """
         if self._phase is Phase.BODY or self._received:
             self._linger()
@@ -372,9 +377,9 @@ class HttpConnection(DeferredStartProtocol):
             self.transport.close()
 
     def _leave_probes(self) -> None:
-        """Frees this connection's place in `probes` for a health probe, and adds the connection to `surplus`.
+        """Moves this connection from `probes` to `surplus`, so that another connection can send a health probe.
 
-        Called after the connection's request was refused, because its path is not that of a health probe.
+        Called after the connection has refused a request whose path is not that of a health probe.
         """
         self.probes.discard(self)
         self.connections.discard(self)
@@ -402,7 +407,7 @@ class HttpConnection(DeferredStartProtocol):
 
 
 class _LingeringTransport:
-    """The transport for uvicorn's response cycle, whose `close` is `HttpConnection.close_after_response`."""
+    """The transport that uvicorn's code for responses uses. Its `close` calls `HttpConnection.close_after_response`."""
 
     def __init__(self, protocol: HttpConnection) -> None:
         self._protocol = protocol

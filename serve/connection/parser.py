@@ -1,6 +1,6 @@
-"""Feeds received bytes to the HTTP parser, and turns its failures into errors of the client or of the server.
+"""Feeds received bytes to the HTTP parser, and turns the parser's failures into errors of the client or the server.
 
-Declines every protocol upgrade. Knows nothing about deadlines, limits or responses.
+Declines every upgrade to another protocol. Knows nothing about deadlines, limits or responses.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ class StopParsing(Exception):  # noqa: N818 - not an error: a callback raises it
 
 
 def parse(protocol: HttpToolsProtocol, data: bytes) -> TureenError | None:
-    """Parses received bytes, and calls the callbacks of the protocol.
+    """Parses received bytes, and calls the callbacks of `protocol`.
 
-    Returns the error to send to the client: MalformedRequestError for invalid HTTP, TureenError if a callback failed,
-    or None.
+    Returns an error for the client: MalformedRequestError if the bytes are not valid HTTP, and TureenError if a
+    callback failed. Returns None if there is no error, or if a callback raised StopParsing.
     """
     try:
         _feed(protocol, data)
@@ -43,10 +43,11 @@ def parse(protocol: HttpToolsProtocol, data: bytes) -> TureenError | None:
 
 
 def _feed(protocol: HttpToolsProtocol, data: bytes) -> None:
-    """Feeds bytes to the parser. Parses a head with an Upgrade header again, without that header.
+    """Feeds bytes to the parser. If a head has an Upgrade header, parses it again without that header.
 
-    The parser stops after such a head, and treats further bytes, even a body, as another protocol. Java's HttpClient
-    and `curl --http2` offer an upgrade (h2c) with their first request. They continue in HTTP/1.1 if it is declined.
+    After such a head, the parser stops and treats further bytes, even a body, as another protocol. Java's HttpClient
+    and `curl --http2` offer an upgrade (h2c) with their first request. If the server ignores the offer, they continue
+    in HTTP/1.1.
     """
     while True:
         parser = protocol.parser

@@ -18,9 +18,9 @@ Headers = list[tuple[bytes, bytes]]
 
 
 def head_error(limits: ConnectionLimits, version: str, target: bytes, headers: Headers) -> ServeError | None:
-    """Returns the error of a head that the parser has accepted; None if the rules accept it too.
+    """Checks the head of a request, which the parser has accepted. Returns the error; None if the head is allowed.
 
-    version: such as "1.1". target: the path with its query. headers: with lower-case names.
+    version: of HTTP, such as "1.1". target: the path with its query. headers: with lower-case names.
     """
     if len(headers) > MAX_HEADERS:
         return HeadTooLargeError(f"the request has more than {MAX_HEADERS} headers, the limit")
@@ -51,9 +51,9 @@ def content_length(headers: Headers) -> int:
 
 
 def chunk_error(limits: ConnectionLimits, *, chunks: int, framing: int) -> ServeError | None:
-    """Returns the error of a body with too many chunks or too much framing; None for other bodies.
+    """Returns the error of a body that has too many chunks or too many bytes besides its content; None otherwise.
 
-    chunks: their number so far. framing: bytes of chunk headers, chunk extensions and trailers so far.
+    chunks: number of chunks so far. framing: bytes of chunk headers, chunk extensions and trailers so far.
     """
     if chunks > limits.max_chunks:
         return TooManyChunksError(limits.max_chunks)

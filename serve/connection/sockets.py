@@ -23,10 +23,9 @@ logger = logging.getLogger("tureen.serve")
 def bind(host: str, port: int, count: int = 1) -> list[socket.socket]:
     """Returns `count` listening sockets on one address, one for each process.
 
-    port: 0 selects a free one. Raises OSError if the address cannot be used, or if another process listens on the port.
-
-    On Linux the kernel distributes connections evenly over them. If all processes shared one socket, a running process
-    would take nearly all connections of a burst.
+    port: 0 selects a free port. On Linux the kernel distributes connections evenly over the sockets. If all processes
+    shared one socket, a running process would take nearly all connections of a burst. Raises OSError if the address
+    cannot be used, or if another process listens on the port.
     """
     first = _bound(host, port)  # without SO_REUSEPORT, so that it fails if another server has the port
     sockets = [first]
@@ -55,17 +54,21 @@ def hold_port(host: str, port: int) -> socket.socket:
 
 
 def refuse_more(listener: socket.socket) -> None:
-    """Makes Linux drop new connections before they are established. Handshakes that have started can complete.
+    """Makes Linux drop new connections to a listener before they are established. Started handshakes can complete.
 
-    A new client retries after a second, and finds the port closed or the next server. The kernel then drops segments
-    with less than the highest TTL. A client that sends the highest TTL can still connect, but systems send a lower one
-    by default. A socket filter would drop every SYN, but Linux may refuse it to a process without capabilities.
+    A new client retries after a second, and then the port is closed, or the next server has it. The method is to make
+    the kernel drop segments with less than the highest TTL. A client that sends the highest TTL can still connect, but
+    systems send a lower one by default. A socket filter would drop every SYN, but Linux may refuse it to a process
+    without capabilities. Does nothing on other systems.
     """
     _set_least_ttl(listener, HIGHEST_TTL)
 
 
 def accept_waiting(listener: socket.socket) -> list[socket.socket]:
-    """Accepts and returns every connection in the backlog. Closing the listener would reset them."""
+    """Accepts every connection in the backlog of the listener, and returns them as sockets.
+
+    Closing the listener would reset these connections.
+    """
     accepted: list[socket.socket] = []
     while True:
         try:
@@ -82,7 +85,7 @@ def accept_waiting(listener: socket.socket) -> list[socket.socket]:
 def close_accepting(listener: socket.socket) -> list[socket.socket]:
     """Accepts and returns the connections in the backlog, then closes the listener for all processes that share it.
 
-    No other code runs between both steps, so only a connection that completes in this moment is lost.
+    No other code runs between the two steps. So only a connection that is established between them is lost.
     """
     accepted = accept_waiting(listener)
     with contextlib.suppress(OSError):  # systems other than Linux do not shut down a listener
@@ -114,8 +117,8 @@ def _bound(host: str, port: int, *options: int) -> socket.socket:
 def allow_open_files(max_connections: int) -> None:
     """Raises the soft limit on open files to 2 × max_connections + OTHER_FILES, or to the hard limit if that is lower.
 
-    Refused connections need descriptors too. If no descriptor is free, the connection is reset, and the client
-    receives no refusal.
+    The factor 2 is for connections that the server refuses, which need descriptors too. Without a free descriptor, a
+    connection is reset, and its client receives no response. Logs a warning if the limit stays too low.
     """
     needed = 2 * max_connections + OTHER_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -23,11 +23,11 @@ def uvicorn_config(
     keep_alive_s: int,
     drain_timeout_s: int,
 ) -> uvicorn.Config:
-    """Returns the configuration of one server. Each server counts and limits its connections separately.
+    """Returns the configuration of one uvicorn server. Each server counts and limits its connections separately.
 
-    has_lifespan: whether the application handles the ASGI events of startup and shutdown. keep_alive_s: seconds for
-    which a connection may wait for its next request. drain_timeout_s: seconds that accepted requests may take after
-    the server has stopped listening.
+    check_admission: called for each valid head. has_lifespan: whether the application handles the ASGI events of
+    startup and shutdown. keep_alive_s: seconds for which a connection may wait for its next request. drain_timeout_s:
+    seconds that accepted requests may take after the server has stopped listening.
     """
     return uvicorn.Config(
         app,

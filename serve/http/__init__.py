@@ -1,1 +1,1 @@
-"""The parts that all HTTP surfaces share: problem responses, bodies, JSON, CORS, client identity, request log."""
+"""The code that all HTTP routes share: error responses, bodies, JSON, CORS, identity of clients, request log."""

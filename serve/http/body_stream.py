@@ -1,8 +1,8 @@
 """Receives the body of a request, and detects a client that closes the connection.
 
-Limits the bytes of a body, the time that it takes, and the memory of all bodies together. The limit on bytes applies
-to a compressed body before and after decompression. Knows nothing about the content; `serve.api.images` reads it.
-The minimum rate and --body-timeout-s are in `serve.connection.http_connection`.
+Limits the bytes of a body, the time until it is complete, and the memory of all bodies together. The limit on bytes
+applies to a compressed body before and after decompression. Does not read the content; `serve.api.images` does.
+`serve.connection.http_connection` enforces the minimum rate of a body and --body-timeout-s.
 """
 
 from __future__ import annotations
@@ -31,19 +31,22 @@ T = TypeVar("T")
 
 
 class BodyMemory:
-    """Counts and limits the bytes of all bodies that are being received.
+    """Counts the bytes of all bodies that are being received, and limits their sum.
 
-    So many slow clients together cannot fill the memory.
+    With this limit, many slow clients together cannot fill the memory.
     """
 
     def __init__(self, max_bytes: int, on_held: Callable[[int], None] = lambda held: None) -> None:
-        """max_bytes: limit of all bodies together. on_held: receives the number of bytes after each change."""
+        """max_bytes: limit of all bodies together. on_held: receives the current sum in bytes after each change."""
         self.held = 0
         self._max_bytes = max_bytes
         self._on_held = on_held
 
     def hold(self, count: int) -> None:
-        """Adds `count` bytes; a negative count releases them. Raises OverloadedError if the sum exceeds the limit."""
+        """Adds `count` bytes to the sum. A negative count releases bytes.
+
+        Raises OverloadedError, and adds nothing, if the sum would exceed the limit.
+        """
         if count > 0 and self.held + count > self._max_bytes:
             raise OverloadedError
         self.held += count
@@ -59,12 +62,14 @@ async def receive_body(
     too_large: TureenError | None = None,
     decompresses: bool = False,
 ) -> bytes:
-    """Returns the whole body, decompressed. decompresses: whether it may be compressed with gzip or deflate.
+    """Returns the complete body, decompressed.
 
-    Raises UnsupportedImageTypeError for another Content-Encoding. Raises too_large, by default ImageTooLargeError, as
-    soon as the compressed or the decompressed body exceeds max_bytes. Raises OverloadedError if all bodies together
-    exceed the limit of `memory`. Raises BodyTimeoutError if the body is not complete after timeout_ms,
-    IncompleteBodyError if the connection ends before the body, and MalformedRequestError if decompression fails.
+    decompresses: whether a body may be compressed with gzip or deflate. too_large: the error for a body that is too
+    large; None: an ImageTooLargeError.
+    Raises UnsupportedImageTypeError for any other Content-Encoding. Raises `too_large` as soon as the compressed or the
+    decompressed body exceeds max_bytes. Raises OverloadedError if all bodies together exceed the limit of `memory`.
+    Raises BodyTimeoutError if the body is not complete after timeout_ms, IncompleteBodyError if the connection ends
+    before the body, and MalformedRequestError if the compressed stream is damaged.
     """
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding != "identity" and not (decompresses and encoding in COMPRESSIONS):
@@ -100,9 +105,9 @@ async def receive_body(
 async def _decompressed(stream: AsyncIterator[bytes], max_bytes: int, too_large: TureenError) -> AsyncIterator[bytes]:
     """Yields the decompressed bytes of a gzip or zlib stream, in pieces of at most PIECE_BYTES.
 
-    max_bytes: limit of the compressed stream. The limit of the decompressed stream does not replace it, because a long
-    stream may decompress to nothing. Raises too_large above that limit, and MalformedRequestError if the stream is
-    damaged or bytes follow it.
+    max_bytes: limit of the compressed stream. The caller limits the decompressed stream. Both limits are needed,
+    because a long stream may decompress to nothing. Raises `too_large` above max_bytes, and MalformedRequestError if
+    the stream is damaged, incomplete or followed by other bytes.
     """
     decompressor = zlib.decompressobj(wbits=32 + zlib.MAX_WBITS)  # 32: detects either header
     received = 0
@@ -127,10 +132,10 @@ async def _decompressed(stream: AsyncIterator[bytes], max_bytes: int, too_large:
 
 
 async def cancel_on_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Returns the result of `work`. Requires that the body of the request was received.
+    """Awaits `work` and returns the result. Cancels `work` if the client closes the connection.
 
-    If the client closes the connection, cancels `work` and raises ClientGoneError. The error is for the log and the
-    metrics, because no client receives a response.
+    Must be called after the body of the request was received. Raises ClientGoneError after the cancellation, for the
+    log and the metrics; no client receives a response.
     """
     waiter = asyncio.current_task()
     assert waiter is not None

@@ -1,4 +1,4 @@
-"""Reads the identity of a client from the headers and the address of its request: API key and canary key."""
+"""Reads the identity of a client, which may influence β, from the headers and the address of its request."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from serve.errors import MalformedRequestError
 
 
 def client_identity_of(request: Request, policy: str | None = None) -> ClientIdentity:
-    """Returns the identity of the client: its policy, its API key, and the canary key.
+    """Returns the identity of the client: policy, API key (X-API-Key), and the value `sticky`.
 
-    Requests with the same canary key are either all in a canary or all outside it. The key is X-Request-Key, else the
-    API key, else the address. policy: the policy that the query names. Raises MalformedRequestError if X-API-Key or
-    X-Request-Key occurs more than once.
+    A canary, a share of the requests with another default β, includes all requests with the same value `sticky` or none
+    of them. The value is the header X-Request-Key, else the API key, else the address of the client. policy: the policy
+    that the query names, or None. Raises MalformedRequestError if X-API-Key or X-Request-Key occurs more than once.
     """
     api_key = only_value("X-API-Key", request.headers.getlist("x-api-key"))
     request_key = only_value("X-Request-Key", request.headers.getlist("x-request-key"))

@@ -1,7 +1,7 @@
-"""Decides which origins may read responses in a browser (CORS). No credentials, such as cookies, are allowed.
+"""Computes the CORS headers, which decide whether a page of another origin may read a response in a browser.
 
-`serve.connection.http_connection` adds `cors_headers` to every response, including refusals.
-`serve.http.error_handlers` sends `preflight_response`.
+Allows no credentials, such as cookies. `serve.connection.http_connection` adds `cors_headers` to every response,
+including refusals. `serve.http.error_handlers` sends `preflight_response`.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ PREFLIGHT_AGE_S = 600
 
 
 def allowed_origin(origins: frozenset[str], request_headers: Headers) -> bytes | None:
-    """Returns the value of Access-Control-Allow-Origin for this request, or None if its origin is not allowed.
+    """Returns the value of Access-Control-Allow-Origin for a request, or None if the origin is absent or not allowed.
 
-    origins: the allowed origins; ANY allows every origin.
+    origins: the allowed origins. If it contains ANY, every request is allowed.
     """
     if ANY in origins:
         return ANY.encode()
@@ -34,7 +34,10 @@ def allowed_origin(origins: frozenset[str], request_headers: Headers) -> bytes |
 
 
 def cors_headers(origins: frozenset[str], request_headers: Headers) -> Headers:
-    """Returns the CORS headers of the response to a request; an empty list if `origins` is empty."""
+    """Returns the CORS headers of the response to a request; an empty list if `origins` is empty.
+
+    origins: the allowed origins.
+    """
     if not origins:
         return []
     vary = [] if ANY in origins else [(b"vary", b"Origin")]  # caches keep one response per origin
@@ -45,7 +48,11 @@ def cors_headers(origins: frozenset[str], request_headers: Headers) -> Headers:
 
 
 def preflight_response(origins: frozenset[str], headers: starlette.datastructures.Headers) -> Response | None:
-    """Returns the response to a CORS preflight; None if it is another request or its origin is not allowed."""
+    """Returns the response to a CORS preflight, with status 204.
+
+    Returns None if the request is not a preflight, or if its origin is not allowed. origins: the allowed origins.
+    headers: of the request.
+    """
     if "access-control-request-method" not in headers or allowed_origin(origins, headers.raw) is None:
         return None
     response_headers = {

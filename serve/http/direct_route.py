@@ -1,4 +1,4 @@
-"""Defines routes that call their endpoint with the request alone, and adds a HEAD route for every GET route."""
+"""Defines routes whose endpoints parse the request themselves, and adds a HEAD route for every GET route."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from fastapi.routing import APIRoute
 
 
 class DirectRoute(APIRoute):
-    """A route that calls its endpoint with the request alone.
+    """A route that calls its endpoint with the Request as the only argument.
 
-    The endpoint parses parameters and bodies. Parsing by FastAPI would cost every request more time.
+    The endpoint parses parameters and body itself, because parsing by FastAPI takes more time.
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -20,9 +20,10 @@ class DirectRoute(APIRoute):
 
 
 def add_head_routes(router: APIRouter) -> None:
-    """Adds a HEAD route for every GET route, for load balancers and uptime checks. uvicorn drops the body.
+    """Adds a HEAD route for every GET route of the router, for load balancers and uptime checks.
 
-    Call it before the router is included: FastAPI does not list the routes of an included router.
+    uvicorn drops the body of the response. Must be called before the router is included in an application, because
+    FastAPI does not list the routes of an included router.
     """
     for route in list(router.routes):
         if isinstance(route, APIRoute) and "GET" in (route.methods or ()):

@@ -1,4 +1,4 @@
-"""Registers the handlers that turn exceptions into responses. `serve.http.problems` has the status of each."""
+"""Registers the handlers that turn exceptions into responses, by the tables in `serve.http.problems`."""
 
 from __future__ import annotations
 
@@ -24,15 +24,19 @@ from tureen.errors import TureenError
 
 
 def add_error_handlers(app: FastAPI, cors_origins: frozenset[str]) -> None:
-    """Registers the handlers of TureenError and of HTTPException. cors_origins: origins that may send a preflight."""
+    """Registers the handlers of TureenError and of HTTPException.
+
+    cors_origins: the origins whose CORS preflights are allowed.
+    """
     app.add_exception_handler(TureenError, tureen_error_response)
     app.add_exception_handler(HTTPException, _http_error_handler(cors_origins))
 
 
 async def tureen_error_response(request: Request, error: Exception, detail: str | None = None) -> Response:
-    """Returns the response for an error in the tables of `serve.http.problems`. Raises an error that is not there.
+    """Returns the response for an error whose class is in the tables of `serve.http.problems`.
 
-    detail: replaces the message of the error.
+    Adds the code of the error to the log event of the request. detail: replaces the message of the error. If the class
+    is not in the tables, raises `error` itself, because its message is not for clients.
     """
     kind = oip_problem_type(error) if is_oip(request.scope) else problem_type_of(error)
     if kind is INTERNAL:  # not in the table, so its message is not for clients
@@ -47,7 +51,8 @@ def _http_error_handler(
 ) -> Callable[[Request, Exception], Coroutine[Any, Any, Response]]:
     """Returns the handler of HTTPException, which the framework raises with a status such as 404 or 405.
 
-    The handler responds to a CORS preflight from one of `cors_origins`, because no route accepts OPTIONS.
+    The handler responds to CORS preflights too, if the origin is in `cors_origins`. A preflight has the method OPTIONS,
+    which no route accepts, so the framework raises 405.
     """
 
     async def http_error_response(request: Request, error: Exception) -> Response:

@@ -21,8 +21,8 @@ _STEPS[list(b"]}")] = -1
 def parse_json(body: bytes, *, max_bytes: int, max_depth: int) -> Any:
     """Returns the value of a JSON text in UTF-8, with or without a byte order mark.
 
-    Raises InvalidParameterError if the body is not JSON, has more than max_bytes, is nested beyond max_depth, or has an
-    object with a repeated name.
+    max_depth: levels of nested arrays and objects. Raises InvalidParameterError if the body is not JSON, has more than
+    max_bytes, is nested more than max_depth deep, or has an object with a repeated name.
     """
     if len(body) > max_bytes:
         raise InvalidParameterError(f"the JSON has more than {max_bytes:,} bytes, the limit")
@@ -35,9 +35,9 @@ def parse_json(body: bytes, *, max_bytes: int, max_depth: int) -> Any:
 
 
 def decode_base64(text: str) -> bytes:
-    """Returns the bytes of a base64 text, or of a base64 `data:` URL.
+    """Returns the bytes that a base64 text or a base64 `data:` URL encodes.
 
-    Accepts the standard and the URL-safe alphabet, white space, and missing padding. Raises ValueError for another
+    Accepts the standard and the URL-safe alphabet, white space, and missing padding. Raises ValueError for any other
     text.
     """
     if text[:5].lower() == "data:":

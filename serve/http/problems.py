@@ -1,7 +1,8 @@
-"""Maps exceptions to HTTP responses in one table: status, code and title. Handlers, OpenAPI and the docs use it.
+"""Maps exception classes to HTTP responses, in tables with status, code and title of each.
 
-Bodies are application/problem+json (RFC 9457); below /v2 they have the form of the Open Inference Protocol. A client
-never gets the text of a library's exception.
+The exception handlers, OpenAPI and the docs use the tables. The body of an error response is application/problem+json
+(RFC 9457). On paths below /v2 it has the form of the Open Inference Protocol. A client never receives the text of a
+library's exception.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ INTERNAL_DETAIL = "the server log has the cause under the id of this request (X-
 
 
 class Problem(BaseModel):
-    """The body of an error response, as RFC 9457 defines it, with a code."""
+    """The body of an error response, as RFC 9457 defines it, with the additional field `code`."""
 
     type: str = Field(default="about:blank")
     title: str = Field(description="kind of error; the same text for each error of this code")
@@ -36,7 +37,7 @@ class Problem(BaseModel):
 
 @dataclass(frozen=True)
 class ProblemType:
-    """The status, the code and the title that a client gets for one exception class."""
+    """The status, the code and the title of the response to one class of exceptions."""
 
     status: int
     code: str
@@ -106,13 +107,19 @@ INTERNAL = ProblemType(500, "internal_error", "Internal error")
 
 
 def problem_type_of(error: Exception) -> ProblemType:
-    """Returns the problem type of the exception's class, or of its nearest base class in the tables; else INTERNAL."""
+    """Returns the problem type of the exception's class, or else of the nearest base class in the tables.
+
+    Returns INTERNAL if there is neither.
+    """
     kinds = PROBLEM_TYPES | OPERATOR_PROBLEM_TYPES
     return next((kinds[cls] for cls in type(error).__mro__ if cls in kinds), INTERNAL)
 
 
 def problem_response(kind: ProblemType, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    """Returns the response for one problem. A response with status 429 or 503 has a Retry-After header."""
+    """Returns the error response of a problem type. A response with status 429 or 503 has a Retry-After header.
+
+    detail: what happened, and what the client can do. headers: additional headers of the response.
+    """
     body = Problem(title=kind.title, status=kind.status, code=kind.code, detail=detail)
     headers = dict(headers or {})
     if kind.status in (429, 503):
@@ -130,7 +137,7 @@ def headers_of(error: Exception) -> dict[str, str]:
 
 
 def problem_of(error: TureenError) -> Problem:
-    """Returns the problem of one image. A response for several images contains it in place of a result."""
+    """Returns the problem for the error of one image. The response for several images has it in place of a result."""
     kind = problem_type_of(error)
     detail = INTERNAL_DETAIL if kind is INTERNAL else str(error)
     return Problem(title=kind.title, status=kind.status, code=kind.code, detail=detail)
@@ -167,7 +174,7 @@ def oip_problem_type(error: Exception) -> ProblemType:
 def oip_openapi_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Returns the errors of the paths below /v2 as OpenAPI responses, by status.
 
-    statuses: only these; by default all.
+    statuses: returns only these; without arguments, all.
     """
     by_status: dict[int, set[str]] = {}
     for kind in (*OIP_PROBLEM_TYPES.values(), *map(_at_most_400, PROBLEM_TYPES.values()), INTERNAL):

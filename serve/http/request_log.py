@@ -1,4 +1,4 @@
-"""Logs, counts and times every request, gives it an id, and responds to every unhandled error."""
+"""Writes a log event and metrics for every request, gives each an id, and responds to every unhandled error."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ logger = logging.getLogger("tureen.access")
 
 
 def access_fields(scope: Scope) -> dict[str, Any]:
-    """Returns the fields of the request's log event. Any code that handles the request may add fields to it."""
+    """Returns the fields of the request's log event, as a dictionary to which any code may add fields."""
     fields: dict[str, Any] = scope.setdefault(_FIELDS_KEY, {})
     return fields
 
@@ -58,9 +58,9 @@ def request_id_of(scope: Scope) -> str:
 
 
 def arrived_s(scope: Scope) -> float:
-    """Returns the time (time.monotonic) of the first call for this request.
+    """Returns the time at which the head of the request was complete, in the clock of time.monotonic.
 
-    The connection makes that call when the head is complete.
+    The first call for a request sets the time. The connection makes this call when the head is complete.
     """
     if _ARRIVED_KEY not in scope:
         scope[_ARRIVED_KEY] = time.monotonic()
@@ -69,19 +69,19 @@ def arrived_s(scope: Scope) -> float:
 
 
 def set_refusal(scope: Scope, kind: ProblemType) -> None:
-    """Records that the connection has sent this error to the client.
+    """Records in the scope that the connection has sent an error of type `kind` to the client.
 
-    The log has this error, not the response of the application, which no longer reaches the client.
+    The log then has this error. The response of the application does not reach the client, so the log ignores it.
     """
     scope[_REFUSAL_KEY] = kind
 
 
 def record(metrics: Metrics, scope: Scope, status: int, seconds: float) -> None:
-    """Counts, times and logs one completed request.
+    """Updates the metrics and writes the log event of one completed request.
 
-    status: of the response from the application, or from the connection if the application did not start; 0: none was
-    sent. seconds: duration of the request. The scope may lack keys if the connection ended before the head was
-    complete.
+    status: of the response that the application sent, or the connection if the application did not start; 0: no
+    response was sent. seconds: duration of the request. scope: may lack keys if the connection ended before the head
+    was complete.
     """
     fields = dict(access_fields(scope))
     status, code = _sent(scope, status)
@@ -99,7 +99,7 @@ def record(metrics: Metrics, scope: Scope, status: int, seconds: float) -> None:
 
 
 class RequestLogMiddleware:
-    """ASGI middleware that records every request, and sets X-Request-ID on its response.
+    """ASGI middleware that logs and counts every request, and adds the header X-Request-ID to the response.
 
     Responds with the status 500 to an unhandled exception, and with 503 if the drain timeout cancels the request.
     """
@@ -150,7 +150,10 @@ class RequestLogMiddleware:
 
 
 def _trace(tracing: Tracing, scope: Scope, status: int, seconds: float) -> None:
-    """Exports the trace of the request, and adds the trace id to the log event."""
+    """Exports the trace of the request, and adds the trace id to the log event. Does nothing for QUIET_ROUTES.
+
+    status: of the response that the application sent. seconds: duration of the request.
+    """
     fields, trace = access_fields(scope), REQUEST_TRACE.get()
     route = getattr(scope.get("route"), "path", "unmatched")
     if trace is None or route in QUIET_ROUTES:
@@ -177,8 +180,8 @@ def _trace(tracing: Tracing, scope: Scope, status: int, seconds: float) -> None:
 def _sent(scope: Scope, status: int) -> tuple[int, str | None]:
     """Returns the status and the error code that the client received. The code is None if there was no error.
 
-    If the connection sent an error (`set_refusal`), returns the status and code of that error. If not, returns the
-    argument `status`, which is that of `record`, and the code in `access_fields`.
+    If the connection sent an error itself (`set_refusal`), returns the status and the code of that error. Otherwise
+    returns `status`, that of the application's response, and the code in `access_fields`.
     """
     refusal: ProblemType | None = scope.get(_REFUSAL_KEY)
     return (status, access_fields(scope).get("code")) if refusal is None else (refusal.status, refusal.code)

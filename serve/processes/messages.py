@@ -1,6 +1,6 @@
-"""The messages between the supervisor and a worker: lines of JSON on a socket pair. The first one is WorkerConfig.
+"""Defines the messages between the supervisor and a worker process: lines of JSON on a socket pair.
 
-The end of the stream means that the other process has ended.
+The first message is a WorkerConfig from the supervisor. The end of the stream means that the other process has ended.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MAX_LINE_BYTES = 2**26  # a manifest of many labels, or a thousand API keys, is 
 
 
 class SettingsUpdate(BaseModel):
-    """Message to a worker: apply these settings of the operator. The worker replies SettingsApplied."""
+    """Message to a worker: apply these operator's settings. The worker replies with SettingsApplied."""
 
     kind: Literal["control"] = "control"
     revision: int
@@ -29,7 +29,7 @@ class SettingsUpdate(BaseModel):
 
 
 class SettingsApplied(BaseModel):
-    """Message from a worker: it applies this revision to the requests that it admits."""
+    """Message from a worker: it admits requests under this revision of the operator's settings."""
 
     kind: Literal["applied"] = "applied"
     revision: int
@@ -54,25 +54,28 @@ class Accept(BaseModel):
 
 
 class Drain(BaseModel):
-    """Message to a worker: finish the accepted requests, then exit. A second message skips the drain delay."""
+    """Message to a worker: stop listening after the drain delay, finish the accepted requests, then exit.
+
+    A second message skips the rest of the drain delay.
+    """
 
     kind: Literal["drain"] = "drain"
 
 
 class Reload(BaseModel):
-    """Message to a worker: load the bundle again. The worker replies ReloadResult."""
+    """Message to a worker: load the bundle from disk again. The worker replies with ReloadResult."""
 
     kind: Literal["reload"] = "reload"
 
 
 class Heartbeat(BaseModel):
-    """Message to a worker, which sends it back to show that its event loop runs."""
+    """Message to a worker, which sends the same message back to show that its event loop runs."""
 
     kind: Literal["pulse"] = "pulse"
 
 
 class Ready(BaseModel):
-    """Message from a worker: it has reproduced the golden rows and takes requests."""
+    """Message from a worker: it is ready. Its engine has reproduced the golden rows, known logits in the bundle."""
 
     kind: Literal["ready"] = "ready"
 
@@ -85,7 +88,7 @@ class ServingModel(BaseModel):
 
 
 class ReloadResult(BaseModel):
-    """Message from a worker. ok: whether it serves the reloaded bundle; if not, it still serves the previous bundle."""
+    """Message from a worker after Reload. ok: True if it serves the new bundle, False if it serves the previous one."""
 
     kind: Literal["reloaded"] = "reloaded"
     ok: bool
@@ -119,7 +122,7 @@ class WorkerChannel:
         return cls(*await asyncio.open_connection(sock=end, limit=MAX_LINE_BYTES))
 
     def send(self, message: Message) -> None:
-        """Sends the message, unless the channel is closed."""
+        """Sends the message to the other process. Does nothing if the channel is closed."""
         if not self._writer.is_closing():
             self._writer.write(message.model_dump_json().encode() + b"\n")
 
@@ -136,9 +139,9 @@ class WorkerChannel:
 
 
 def read_worker_config(end: socket.socket) -> WorkerConfig:
-    """Returns the first message to a worker. Blocks, because the worker reads it before its event loop runs.
+    """Receives the first message to a worker from the socket `end`. Blocks, because no event loop runs yet.
 
-    Raises EOFError if the supervisor has ended before it sent the whole message.
+    Raises EOFError if the supervisor ended before it sent the whole message.
     """
     line = bytearray()
     while not line.endswith(b"\n"):

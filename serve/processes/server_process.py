@@ -1,4 +1,7 @@
-"""A process that serves one bundle: opens its parts in order, and closes them in reverse."""
+"""The base class of every process that serves a bundle.
+
+It opens the service with its engine, the gRPC server and the runner of batch jobs, and closes them in the end.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,10 @@ logger = logging.getLogger("tureen.serve")
 
 
 class ServerProcess:
-    """Serves a bundle in this process. A subclass applies the operator's settings and handles signals."""
+    """Serves a bundle over HTTP in this process, and over gRPC if --grpc-port is set.
+
+    A subclass applies the operator's settings, and decides when listeners accept connections.
+    """
 
     handles_signals = True
     shares_ports = False  # with other processes
@@ -75,25 +81,35 @@ class ServerProcess:
         )
 
     async def begin(self) -> None:
-        """Opens the parts of a subclass. Awaited in the event loop before the first connection is accepted."""
+        """Prepares what a subclass adds, such as the operators' listener. Runs before the first connection is accepted.
+
+        A subclass must override it. The subclass makes the server accept connections, here or later.
+        """
         raise NotImplementedError
 
     async def end(self) -> None:
-        """Closes the parts of a subclass. Awaited in the event loop after the last response."""
+        """Closes what `begin` of the subclass has opened. Runs after the last response. Does nothing by default."""
 
     def become_ready(self) -> None:
-        """Reports that the process is ready. Called when the engine has reproduced the golden rows."""
+        """Reports that the process is ready. Called once, when the engine is open and has reproduced the golden rows.
+
+        A subclass must override it.
+        """
         raise NotImplementedError
 
     def run(self) -> int:
-        """Serves until the server has drained. Returns the exit status: 0, or 1 if a part could not be opened."""
+        """Serves until the server has drained. Blocks. Returns the exit status of the process.
+
+        The status is 1 if the engine, the gRPC server, the runner of jobs or the operators' listener could not be
+        opened, else 0.
+        """
         self.server.run()
         return int(self._has_failed)
 
     async def reload(self) -> bool:
         """Loads the bundle from disk again and serves it. Returns whether this succeeded.
 
-        If it fails, logs the error. The process still serves the previous bundle.
+        If it fails, logs the error, and the process still serves the previous bundle.
         """
         async with self._reloading:
             if self._opening is not None:
@@ -149,9 +165,9 @@ class ServerProcess:
 
 
 def open_tracing(endpoint: str | None) -> Tracing | None:
-    """Returns the exporter of traces, or None without an endpoint.
+    """Returns the exporter of traces to the OTLP endpoint; None if `endpoint` is None.
 
-    Imports it lazily, because it needs the extra [otel].
+    Imports the exporter only when it is called, because the exporter needs the extra [otel].
     """
     if endpoint is None:
         return None
@@ -161,9 +177,9 @@ def open_tracing(endpoint: str | None) -> Tracing | None:
 
 
 async def open_jobs(service: Service) -> JobRunner:
-    """Returns the started runner of batch jobs. Imports it lazily, because it needs the extra [batch].
+    """Returns the running runner of batch jobs. Raises ControlStoreError if the URL of the store is invalid.
 
-    Raises ControlStoreError if the URL of the store is invalid.
+    Imports the runner only when it is called, because the runner needs the extra [batch].
     """
     from serve.jobs.runner import JobRunner
 
@@ -175,9 +191,10 @@ async def open_jobs(service: Service) -> JobRunner:
 async def open_grpc(
     service: Service, statistics: Statistics, tracing: Tracing | None, *, shares_port: bool
 ) -> GrpcServer:
-    """Returns the listening gRPC server. Imports it lazily, because it needs the extra [grpc].
+    """Returns the gRPC server, which listens. Raises GrpcPortTakenError if it cannot listen on its port.
 
-    Raises GrpcPortTakenError if the server cannot listen on its port.
+    shares_port: whether other processes listen on the same port. Imports the server only when it is called, because
+    the server needs the extra [grpc].
     """
     from serve.oip.grpc_server import GrpcServer
 

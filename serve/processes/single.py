@@ -1,4 +1,4 @@
-"""A server in one process, which also runs the operators' listener and handles signals."""
+"""Runs a server in one process, with the public listener, the operators' listener and the handling of signals."""
 
 from __future__ import annotations
 

@@ -59,19 +59,22 @@ def supervise(
     on_ready: Callable[[], None],
     open_admin: OpenAdminServer,
 ) -> int:
-    """Runs the workers until SIGTERM or SIGINT, then returns the exit status.
+    """Runs the workers until SIGTERM or SIGINT, then drains them and returns the exit status.
 
-    The status is 0, or 1 if no worker became ready, or if a worker died or was killed while it drained. SIGHUP makes
+    The status is 1 if no worker became ready, or if a worker died or was killed while it drained; else 0. SIGHUP makes
     the workers reload the bundle, one after the other.
     listeners: one for each worker. on_ready: called when the first worker is ready. open_admin: opens the operators'
-    listener.
+    listener. Raises TureenError if that listener cannot be opened.
     """
     with tempfile.TemporaryDirectory(prefix="tureen-metrics-") as metrics:
         return uvloop.run(Supervisor(settings, listeners, Path(metrics), on_ready, open_admin).run())
 
 
 def worker_settings(settings: Settings) -> Settings:
-    """Returns the settings of each worker: its share of the threads, permits and memory of the server."""
+    """Returns the settings of each worker, from those of the server.
+
+    They have the worker's share of the threads, the permits and the memory.
+    """
     threads = max(1, settings.threads // settings.workers)
     divided = {
         "workers": 1,
@@ -85,16 +88,16 @@ def worker_settings(settings: Settings) -> Settings:
 
 
 def restart_delay_s(early_deaths: int) -> float:
-    """Returns the seconds before a worker is restarted.
+    """Returns how many seconds the supervisor waits before it restarts a worker that died.
 
-    early_deaths: consecutive times that this worker died before it was ready for HEALTHY_AFTER_S seconds.
+    early_deaths: how many times in a row this worker died before it was ready for HEALTHY_AFTER_S seconds.
     """
     return 0.0 if early_deaths <= 1 else min(MAX_RESTART_DELAY_S, 0.5 * 2 ** (early_deaths - 2))
 
 
 @dataclass
 class WorkerProcess:
-    """A worker process, the channel to it, and the state that its messages have reported."""
+    """A worker process, the channel to the process, and the state that its messages have reported."""
 
     number: int
     process: subprocess.Popen[bytes]
@@ -154,7 +157,7 @@ class Supervisor:
         return int(self._has_failed)
 
     async def _keep_running(self, number: int) -> None:
-        """Runs a worker with this number until the server stops. When the worker dies, starts another one."""
+        """Runs a worker with this number until the server stops. When the worker dies, starts another after a delay."""
         early_deaths = 0
         while not self._stopping.is_set():
             worker = await self._start(number)
@@ -231,10 +234,10 @@ class Supervisor:
         worker.reload_results.put_nowait(False)
 
     def _assign_listeners(self) -> None:
-        """Sends each worker the listeners to accept from.
+        """Sends each worker the listeners from which it must accept connections.
 
-        A ready worker gets its own listener and those of workers that are not ready. While no worker is ready, each
-        worker gets its own listener, and responds that it is not ready.
+        A ready worker accepts from its own listener and from those of all workers that are not ready. While no worker
+        is ready, each worker accepts from its own listener, and responds that it is not ready.
         """
         if self._stopping.is_set():
             return
@@ -251,7 +254,7 @@ class Supervisor:
     def _worker_changed(self) -> None:
         """Reports a change of a worker's state to the operators' listener.
 
-        If all workers serve the same model, operators then see this model.
+        If all workers serve the same model, reports this model too.
         """
         if self._admin is None:
             return
@@ -261,7 +264,10 @@ class Supervisor:
         self._admin.notify_workers_changed()
 
     def _apply_settings(self, row: Revision, is_reachable: bool) -> None:
-        """Sends the operator's settings to every worker. A worker that starts later gets them in its WorkerConfig."""
+        """Sends the operator's settings to every worker. A worker that starts later receives them in its WorkerConfig.
+
+        row: the revision with the settings. is_reachable: whether the store of the settings is reachable.
+        """
         self._settings_update = SettingsUpdate(revision=row.revision, state=row.state, is_reachable=is_reachable)
         for worker in self._workers.values():
             worker.channel.send(self._settings_update)
@@ -279,9 +285,10 @@ class Supervisor:
         ]
 
     async def _send_heartbeats(self) -> None:
-        """Sends heartbeats every HEARTBEAT_S, and kills a worker that returns none: its event loop is blocked.
+        """Sends a heartbeat to each ready worker every HEARTBEAT_S seconds.
 
-        Probes of the port do not detect such a worker, because they may reach other workers.
+        Kills a worker that did not reply to MAX_MISSED_HEARTBEATS heartbeats in a row, because its event loop is
+        blocked. Probes of the port do not detect such a worker, because they may reach other workers.
         """
         while True:
             await asyncio.sleep(HEARTBEAT_S)
@@ -310,7 +317,10 @@ class Supervisor:
                 _log(logging.INFO, "worker reloaded", worker)
 
     def _stop(self) -> None:
-        """Drains every ready worker, and kills the others. A second call skips the drain delay."""
+        """Drains every ready worker, and kills the others. A second call skips the rest of the drain delay.
+
+        Workers that have not drained KILL_AFTER_S seconds after the drain delay and timeout are killed.
+        """
         if not self._stopping.is_set():
             self._stopping.set()
             logger.info("stopping: the workers drain")

@@ -1,6 +1,6 @@
-"""One worker process of a server: serves the bundle, and follows the messages of the supervisor.
+"""Runs one worker process of a server: it serves the bundle, and follows the messages of the supervisor.
 
-`serve.processes.worker_start` starts it, and ends it when the supervisor has ended.
+`serve.processes.worker_start` starts the worker, and ends it when the supervisor has ended.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ logger = logging.getLogger("tureen.serve")
 
 
 class Worker(ServerProcess):
-    """A server process that obeys the messages of the supervisor. It ignores SIGTERM, SIGINT and SIGHUP."""
+    """A server process that follows the messages of the supervisor. It ignores SIGTERM, SIGINT and SIGHUP."""
 
     handles_signals = False
     shares_ports = True
@@ -96,7 +96,10 @@ class Worker(ServerProcess):
 
 
 def main(descriptor: int) -> int:
-    """Runs a worker and returns the exit status. descriptor: the socket to the supervisor."""
+    """Runs a worker until it has drained, and returns the exit status: 0, or 1 if it could not serve.
+
+    descriptor: file descriptor of the socket to the supervisor.
+    """
     for signal_number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         # A terminal or a service manager may send these to every process. The supervisor acts on them.
         signal.signal(signal_number, signal.SIG_IGN)

@@ -1,9 +1,8 @@
 """Starts a worker process. First starts a thread that ends the process when the supervisor ends.
 
-Run as `python -m serve.processes.worker_start DESCRIPTOR`. The descriptor is the socket to the supervisor.
-
-Imports nothing large before the thread runs. Imports take seconds, and a worker without a supervisor would hold the
-ports that the next server needs.
+Runs as `python -m serve.processes.worker_start DESCRIPTOR`. The argument is the file descriptor of the socket to the
+supervisor. Imports nothing large before the thread runs. Imports take seconds, and a worker without a supervisor would
+hold the ports that the next server needs.
 """
 
 from __future__ import annotations
@@ -17,10 +16,10 @@ EXIT_WITHOUT_SUPERVISOR = 3
 
 
 def watch_supervisor(descriptor: int) -> None:
-    """Starts a thread that ends this process when the other end of the socket is closed.
+    """Starts a thread that ends this process with EXIT_WITHOUT_SUPERVISOR when the supervisor has ended.
 
-    The thread does so even if every other thread is busy. The supervisor closes its end only after this process has
-    ended. So an earlier end means that the supervisor has ended.
+    The thread waits until the supervisor's end of the socket is closed. A living supervisor closes its end only after
+    this process has ended. The thread works even if every other thread is busy. descriptor: of this end of the socket.
     """
     end = os.dup(descriptor)  # stays open until the process ends, also if the channel closes the original
 
