@@ -28,7 +28,7 @@ HEADERS = {
 
 
 def add_console(app: FastAPI, current: Callable[[], tuple[Manifest, ActiveSettings]], *, is_operators: bool) -> None:
-    """Registers GET /ui, its static files and GET /ui/model.
+    """Registers GET /ui, its static files, GET /ui/model, and GET /, which redirects to the console.
 
     current: returns the current model's manifest and the active settings. is_operators: whether this is the operators'
     listener, where the page shows the sign-in.
@@ -37,6 +37,11 @@ def add_console(app: FastAPI, current: Callable[[], tuple[Manifest, ActiveSettin
     page = (STATIC / "index.html").read_bytes()
     contents = {name: (STATIC / name).read_bytes() for name in MEDIA_TYPES}
     router = APIRouter(include_in_schema=False)
+
+    @router.get("/")
+    async def root() -> Response:
+        # Relative, so that it also holds behind a proxy that serves this server under a path.
+        return Response(status_code=307, headers={**HEADERS, "Location": "ui"})
 
     @router.get("/ui")
     async def console() -> Response:

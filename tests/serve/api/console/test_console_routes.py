@@ -37,6 +37,17 @@ def test_every_file_has_its_media_type_and_may_load_nothing_from_elsewhere(metho
     assert response.headers["x-content-type-options"] == "nosniff"
 
 
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("is_operators", [False, True])
+def test_the_root_redirects_to_the_console_also_under_a_path_of_a_proxy(method, is_operators):
+    response = client(ActiveSettings(0.0, "bundle"), is_operators=is_operators).request(
+        method, "/", follow_redirects=False
+    )
+    assert response.status_code == 307
+    assert response.headers["location"] == "ui"  # relative: the browser resolves it against the address it requested
+    assert response.headers["x-content-type-options"] == "nosniff"
+
+
 @pytest.mark.parametrize("name", ["nothing.js", "..%2fconsole_routes.py", "index.html"])
 def test_no_other_file_is_served(name):
     assert client(ActiveSettings(0.0, "bundle")).get(f"/ui/static/{name}").status_code == 404
