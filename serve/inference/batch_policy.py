@@ -12,14 +12,14 @@ from typing import Generic, Protocol, TypeVar
 
 
 class Priority(IntEnum):
-    """The class of a row. ONLINE: a client waits for the row. BACKGROUND: no client waits, as in batch jobs."""
+    """The priority of a row. ONLINE: a client waits for the row. BACKGROUND: no client waits, as in batch jobs."""
 
     ONLINE = 0
     BACKGROUND = 1
 
 
 class QueuedRow(Protocol):
-    """The attributes of a row that the policy reads.
+    """The attributes of a row that the policy reads. A row is one image at one β.
 
     deadline_s: the row must be in a batch by then. is_abandoned: whether the client closed the connection.
     """
@@ -53,10 +53,10 @@ class Decision(Generic[R]):
 
 
 def next_batch(queue: Iterable[R], *, now_s: float, max_batch: int, max_background: int) -> Decision[R]:
-    """Returns the next batch: the oldest rows, at most max_batch. Does not wait for more rows.
+    """Divides the queue into the next batch and the other rows. The batch has the oldest rows, at most max_batch.
 
-    A row does not enter a batch if its client closed the connection, or if its deadline has passed. now_s: in the clock
-    of the deadlines. The rows of a batch may differ in β.
+    Does not wait for more rows. A row does not enter a batch if its client closed the connection, or if its deadline
+    has passed. now_s: the time, in the clock of the deadlines. The rows of a batch may differ in β.
 
     Background rows never share a batch with online rows, because they would make that batch longer. They run in batches
     of at most max_background rows while no online row waits.
@@ -79,7 +79,7 @@ class BatchParts(Generic[T]):
     """Iterates over the parts of a batch to run: first the whole batch, then the halves of each part that failed.
 
     The caller runs each part, and calls `halve` with each part that fails. So if one row makes a batch fail, only that
-    row fails in the end, and every other row gets its result. Parts come in the order of the batch.
+    row fails in the end, and every other row gets its result. Parts are in the order of the batch.
     """
 
     def __init__(self, batch: Sequence[T]) -> None:

@@ -1,6 +1,6 @@
-"""Gathers concurrent rows into batches and runs them on a pool of threads, one batch per stream.
+"""Gathers concurrent rows into batches and runs the batches on threads. A stream is one of the simultaneous runs.
 
-Rows gather for the next batch while every stream is busy, so no row waits for a timer. Knows nothing about HTTP,
+While every stream is busy, rows gather for the next batch, so no row waits for a timer. Knows nothing about HTTP,
 images or models: the caller defines the type of a row and the function that runs a batch.
 """
 
@@ -31,10 +31,10 @@ logger = logging.getLogger("tureen.serve")
 
 @dataclass(frozen=True)
 class RowResult(Generic[Output]):
-    """The output of one row, and the timing of its batch.
+    """The output of one row, and the timing of the run that computed it.
 
-    queue_s: seconds in the queue. batch_began_s: start of the run (time.monotonic). inference_s: seconds of the run.
-    batch_size: rows in the run.
+    queue_s: seconds of the row in the queue. batch_began_s: start of the run (time.monotonic). inference_s: seconds of
+    the run. batch_size: rows in the run.
     """
 
     output: Output
@@ -80,10 +80,12 @@ class Batcher(Generic[Row, Output]):
         """run: runs 1 to max_batch rows on a thread of the batcher, and returns one output per row.
 
         max_waiting: maximum number of rows in the queue. streams: maximum number of simultaneous runs.
-        is_idle: whether the caller has no request in progress. The caller calls `notify_idle` when it becomes True.
+        is_idle: returns whether the caller has no request in progress. When this becomes True, the caller must call
+        `notify_idle`.
         background_run_s: target duration of a run of background rows, in seconds. While online rows arrive, such a run
-        starts only if no other run is active and `is_idle` returns True. After QUIET_S without an online row,
+        starts only if no other run is active and `is_idle` returns True. After QUIET_S seconds without an online row,
         background rows use every stream, in runs that are QUIET_RUN_FACTOR times as long.
+
 
         The callbacks run in the event loop. on_batch: receives the rows and the seconds of each successful run.
         on_dropped: receives a reason, "deadline" or "abandoned", and the number of rows that left the queue for it.
@@ -113,7 +115,7 @@ class Batcher(Generic[Row, Output]):
         return len(self._queue)
 
     async def submit(self, row: Row, *, deadline_s: float, priority: Priority = Priority.ONLINE) -> RowResult[Output]:
-        """Returns the result of the row. If the caller is cancelled, the row leaves the queue.
+        """Queues a row, and returns its result. If the caller is cancelled, the row leaves the queue.
 
         deadline_s: the row must be in a batch by then (time.monotonic). Raises OverloadedError immediately if the queue
         is full or the batcher is closing. Raises DeadlineError if the row is in no batch at its deadline, and
@@ -131,12 +133,12 @@ class Batcher(Generic[Row, Output]):
         return await future
 
     def notify_idle(self) -> None:
-        """Starts the background rows in the queue. The caller calls it when `is_idle` becomes True."""
+        """Makes the batcher check whether background rows can start. Must be called when `is_idle` becomes True."""
         if self._queue:
             self._queue_changed.set()
 
     async def close(self) -> None:
-        """Refuses further rows, completes the queued ones, and frees the threads."""
+        """Refuses further rows, completes the queued rows, and frees the threads."""
         self._is_closing = True
         self._queue_changed.set()
         await self._loop_task
@@ -179,7 +181,7 @@ class Batcher(Generic[Row, Output]):
     ) -> tuple[list[_QueuedRow[Row, Output]], list[_QueuedRow[Row, Output]]]:
         """Returns the next batch, which may be empty, and the rows that remain queued.
 
-        Completes the expired rows with a DeadlineError.
+        Completes the rows whose deadline has passed with a DeadlineError.
         """
         decision = next_batch(rows, now_s=time.monotonic(), max_batch=max_batch, max_background=max_background)
         for row in decision.expired:

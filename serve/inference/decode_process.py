@@ -1,4 +1,4 @@
-"""Decodes large images in a child process, and defines the messages to it.
+"""Decodes large images in a child process, and defines the messages between the server and this process.
 
 `python -P -m serve.inference.decode_process` starts the process.
 
@@ -44,18 +44,21 @@ class DecodeProcessEndedError(Exception):
 
 @dataclass(frozen=True)
 class DecodeOptions:
-    """The preprocessing and the limits with which encoded images become pixels of the model's size."""
+    """The preprocessing and the limits that convert an encoded image to pixels of the model's size."""
 
     preprocess: PreprocessSpec
     limits: ImageLimits
 
     def pixels(self, image: bytes) -> Pixels:
-        """Returns pixels uint8 (H, W, 3). Raises an ImageError if the image is damaged, unsupported or too large."""
+        """Decodes an image, and returns its pixels at the model's size, uint8 (H, W, 3).
+
+        Raises an ImageError if the image is damaged, unsupported or too large.
+        """
         return pixels_from_bytes(image, self.preprocess, self.limits)
 
 
 class DecodeProcess:
-    """A child process that decodes one image at a time. `kill` may be called from any thread, also during `decode`."""
+    """A child process that decodes one image at a time. Any thread may call `kill`, even during `decode`."""
 
     def __init__(self, nice: int) -> None:
         """Starts the process. nice: added to the nice value of the calling process; a higher value is less priority."""
@@ -73,9 +76,10 @@ class DecodeProcess:
         return self._process.pid
 
     def decode(self, image: bytes, decoding: DecodeOptions) -> Pixels:
-        """Returns pixels uint8 (H, W, 3). Blocks.
+        """Decodes an image in the process, and returns its pixels at the model's size, uint8 (H, W, 3). Blocks.
 
-        Raises the errors of `DecodeOptions.pixels`, and DecodeProcessEndedError if the process ends before it replies.
+        Raises an ImageError if the image is damaged, unsupported or too large, and DecodeProcessEndedError if the
+        process ends before it replies.
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -111,7 +115,7 @@ class DecodeProcess:
 
 
 def main() -> None:
-    """Decodes images from standard input until the server ends."""
+    """Runs the child process: decodes images from standard input until the server ends."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # terminals and service managers send these to the whole process group
     _prefer_for_oom_kill()

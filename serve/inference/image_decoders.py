@@ -1,7 +1,8 @@
-"""Decodes small images on threads, and large or disproportionate ones in processes of lower priority.
+"""Decodes small images on threads, and other images in processes of lower priority.
 
-Each kind of image has separate decoders. So a costly image takes no decoder, interpreter lock or CPU from a cheaper
-image. Knows nothing about HTTP or engines.
+`tureen.image_cost.ImageKind` divides images by their cost into small, large and disproportionate ones. Each kind has
+separate decoders. So a costly image takes no decoder, interpreter lock or CPU from a cheaper image. Knows nothing about
+HTTP or engines.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ IDLE_S = 60.0  # processes end after this time without an image of their kind, w
 logger = logging.getLogger("tureen.serve")
 
 Decoded = tuple[Pixels, float, float]
-"""The pixels, the start of the decoding (time.monotonic), and its seconds."""
+"""The pixels, the start of the decoding (time.monotonic), and the duration of the decoding in seconds."""
 
 
 class Decoders:
@@ -42,11 +43,11 @@ class Decoders:
         max_memory: int,
         on_decoded: Callable[[ImageCost, float], None] = lambda cost, seconds: None,
     ) -> None:
-        """threads: number for small images. processes: number for large ones. `ImageKind` defines the kinds.
+        """threads: number of threads for small images. processes: maximum number of processes for large images.
 
-        One further process decodes the disproportionate images.
-        max_memory: bytes that all images of one kind may hold in processes; further images wait.
-        on_decoded: called in the event loop with the cost and the seconds of each decoding, also of a failed one.
+        One further process decodes the disproportionate images. max_memory: bytes that all images of one kind may take
+        in processes; further images wait. on_decoded: called in the event loop with the cost and the seconds of each
+        decoding, even if it failed.
         """
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         self._processes = {
@@ -56,11 +57,12 @@ class Decoders:
         self._on_decoded = on_decoded
 
     async def decode(self, image: bytes, cost: ImageCost, decoding: DecodeOptions, deadline_s: float) -> Decoded:
-        """Returns the pixels of the image and the timing. deadline_s: in the clock of time.monotonic.
+        """Returns the pixels of an image and the timing of the decoding.
 
+        cost: of the image; its kind selects the decoders. deadline_s: in the clock of time.monotonic. A decoding in a
+        process stops at the deadline, or when the caller is cancelled.
         Raises an ImageError if the image is damaged, unsupported or too large, DeadlineError after the deadline, and
-        DecodingError if the process ended during the decoding. A decoding in a process stops at the deadline, or when
-        the caller is cancelled.
+        DecodingError if a process could not start or ended during the decoding.
         """
         if cost.kind is ImageKind.SMALL:
             work = asyncio.get_running_loop().run_in_executor(self._threads, _decode_small, image, decoding, deadline_s)
@@ -200,9 +202,9 @@ class _Processes:
             raise
 
     def _decode_on_thread(self, task: _DecodeTask, image: bytes, decoding: DecodeOptions) -> _Result:
-        """Decodes in a process while the calling thread waits.
+        """Decodes an image in a process while the calling thread waits. Returns pixels or error, and the timing.
 
-        Raises DecodingError if the process ends or cannot start.
+        Raises DecodingError if the process ends before it replies, or cannot start.
         """
         began_s = time.monotonic()
         try:
@@ -217,10 +219,10 @@ class _Processes:
         return result, began_s, time.monotonic() - began_s
 
     def _decode_in_some_process(self, task: _DecodeTask, image: bytes, decoding: DecodeOptions) -> Pixels | ImageError:
-        """Decodes in an idle process. If no process is idle, decodes in a new process.
+        """Decodes an image in an idle process, or in a new process if none is idle.
 
-        When memory runs out, the system ends idle processes too. If the idle process has ended, decodes in a new one.
-        Raises DecodeProcessEndedError if the new process ends too, and OSError if it cannot start.
+        The system may have ended the idle process when memory ran out. Then decodes in a new one. Raises
+        DecodeProcessEndedError if the new process ends too, and OSError if it cannot start.
         """
         with suppress(IndexError):  # none is idle; other threads take processes concurrently
             idle = self._idle.pop()
@@ -234,7 +236,7 @@ class _Processes:
     def _decode_in(
         self, process: DecodeProcess, task: _DecodeTask, image: bytes, decoding: DecodeOptions
     ) -> Pixels | ImageError:
-        """Decodes in the given process. Keeps the process for a later image, or closes it if it ended or was stopped.
+        """Decodes an image in `process`. Keeps the process for a later image, or closes it if it ended or was stopped.
 
         Raises DecodeProcessEndedError if the process ends before it replies.
         """

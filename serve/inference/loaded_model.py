@@ -46,9 +46,10 @@ class InferenceRequest:
 
 @dataclass(frozen=True)
 class InferenceResult(StageTimes):
-    """The logits of an image, its pixels, and the stage times of the row that ran last.
+    """The logits of an image at each of its β, the pixels, and the times of decoding, queue and inference.
 
-    logits: float32 (len(betas), K). pixels: uint8 (H, W, 3).
+    logits: float32 (len(betas), K). pixels: uint8 (H, W, 3). The times of queue and inference are those of the row that
+    ran last.
     """
 
     logits: NDArray[np.float32]
@@ -56,7 +57,7 @@ class InferenceResult(StageTimes):
 
 
 class LoadedModel:
-    """A bundle whose engine is ready to run. Takes ownership of the soup, which `close` closes."""
+    """A bundle whose engine is ready to run. Owns the Soup, the bundle with its open engine; `close` closes it."""
 
     def __init__(
         self,
@@ -68,9 +69,9 @@ class LoadedModel:
         is_idle: Callable[[], bool],
         on_run: Callable[[int, float], None],
     ) -> None:
-        """Requires a running event loop. is_idle: whether the service has no request in progress.
+        """Requires a running event loop. is_idle: returns whether the service has no request in progress.
 
-        on_run: called with the rows and the seconds of each run of the engine.
+        on_run: called with the number of rows and the seconds of each run of the engine.
         """
         self.soup = soup
         self.bundle = soup.bundle
@@ -106,10 +107,11 @@ class LoadedModel:
     ) -> InferenceResult | TureenError:
         """Decodes the image once, runs one row for each β, and returns the result.
 
-        Returns the error of `Decoders.decode` or `Batcher.submit` if one fails. Does not raise it, because the other
-        images of a client's request still get their results.
+        If `Decoders.decode` or `Batcher.submit` fails, returns the error. Does not raise it, because the other images
+        of a client's request still get their results.
         deadline_s: latest time for the end of decoding and for each row to enter a batch (time.monotonic). on_decoded:
-        called when decoding ends, also if it fails. Records an online result in the metrics and the request's trace.
+        called when decoding ends, even if it fails. Records the result of an online row in the metrics and in the trace
+        of the request.
         """
         try:
             try:
@@ -148,7 +150,7 @@ class LoadedModel:
     async def logits(self, pixels: NDArray[np.uint8], betas: Sequence[float]) -> NDArray[np.float32]:
         """Returns logits, float32 (B, K), for pixels uint8 (B, H, W, 3) and B β.
 
-        Submits background rows, which run after those of requests. Waits while the queue is full. Raises
+        Submits the rows as background rows, which run after those of requests. Waits while the queue is full. Raises
         InferenceError if the engine failed on a row.
         """
         logits: dict[int, NDArray[np.float32]] = {}
@@ -169,7 +171,7 @@ class LoadedModel:
         return np.stack([logits[row] for row in range(len(betas))])
 
     def notify_idle(self) -> None:
-        """Starts the queued background rows. The caller calls it when no request is in progress."""
+        """Makes queued background rows start if they can. Must be called when the last request in progress ends."""
         self._batcher.notify_idle()
 
     async def close(self) -> None:
@@ -185,10 +187,10 @@ class LoadedModel:
 
 
 def open_soup(bundle: Bundle, settings: Settings) -> tuple[Soup, StartSpeed]:
-    """Returns the soup of the bundle, and the measured speed of its decoding and its engine. Blocks.
+    """Opens the engine of the bundle. Returns the Soup, and the measured speed of decoding and engine. Blocks.
 
-    Opens the engine, checks it on the golden rows, and warms it up at each of `warm_sizes`. Raises EngineError if no
-    engine can be opened, or if it does not reproduce the golden rows.
+    Checks that the engine reproduces the golden rows, PyTorch's logits in the bundle. Warms the engine up at each of
+    `warm_sizes`. Raises EngineError if no engine can be opened, or if it does not reproduce the golden rows.
     """
     engine = open_engine(bundle, settings.engine, settings.precision, settings.engine_options)
     if settings.engine_options.streams > 1 and engine.name in CPU_ENGINES:

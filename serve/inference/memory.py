@@ -1,8 +1,8 @@
 """Makes glibc return freed large blocks to the system immediately, so that resident memory follows the memory in use.
 
-By default glibc raises two thresholds to the size of the largest freed block, at most 32 MiB. After one large image, it
-takes blocks of up to that size from its heaps. A few small blocks that stay in use then keep these heaps from
-shrinking. With fixed thresholds, resident memory does not grow.
+By default glibc raises two thresholds to the size of the largest freed block, at most 32 MiB. After one large image,
+glibc takes blocks of up to that size from its heaps. A heap cannot shrink while a few small blocks in it stay in use.
+With fixed thresholds, resident memory does not grow.
 """
 
 from __future__ import annotations

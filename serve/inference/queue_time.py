@@ -1,8 +1,8 @@
-"""Predicts the time of a request from the work ahead of it and the measured speed of each stage.
+"""Predicts the time of a request from the work that the server must do before it, and the measured speed.
 
-By Little's law, the time of a request is the work in the system times the seconds of one unit of work. Work is
-counted in pixels to decode and in rows of the engine, because images differ in cost by a factor of 10,000. Each kind of
-image has a lane: separate decoders, whose queue delays no other kind. Knows nothing about HTTP.
+By Little's law, the time of a request is the work in the system times the seconds of one unit of work. Work is counted
+in pixels to decode and in rows of the engine, because images differ in cost by a factor of 10,000. Each kind of image
+has a lane: separate decoders with a queue that delays no other kind. Knows nothing about HTTP.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ PRIOR_S = 0.02  # weight of the start speed against later measurements, in secon
 
 
 class Slowdown:
-    """How many times longer a stage takes now than when the model was loaded.
+    """Estimates how many times longer a stage, decoding or engine, takes now than when the model was loaded.
 
-    A measurement loses half its weight in HALF_LIFE_S seconds.
+    factor: the estimate; 1 without measurements. A measurement loses half its weight in HALF_LIFE_S seconds.
     """
 
     def __init__(self) -> None:
@@ -35,7 +35,10 @@ class Slowdown:
         return (self._measured_s + PRIOR_S) / (self._expected_s + PRIOR_S)
 
     def record(self, seconds: float, *, expected_s: float, now_s: float) -> None:
-        """Records the duration of some work. expected_s: its duration at the start speed. now_s: time.monotonic."""
+        """Records that some work took `seconds`. expected_s: the time of this work at the speed of the start.
+
+        now_s: end of the work (time.monotonic).
+        """
         kept = 0.5 ** (max(0.0, now_s - self._last_s) / HALF_LIFE_S)
         self._expected_s = kept * self._expected_s + expected_s
         self._measured_s = kept * self._measured_s + seconds
@@ -49,28 +52,28 @@ class Slowdown:
 class StartSpeed:
     """The speed of decoding and of the engine, measured when the model is loaded.
 
-    decode_s: seconds of one unit of `ImageCost.work`. run_s: seconds of one engine run, by its number of rows.
+    decode_s: seconds of one unit of `ImageCost.work`. run_s: seconds of an engine run by the number of rows in the run.
     """
 
     decode_s: float
     run_s: Mapping[int, float]
 
     def inference_s(self, rows: int) -> float:
-        """Returns the seconds that the engine needs for this many rows, interpolated between the measured sizes.
+        """Returns the seconds that the engine needs for `rows` rows, interpolated between the measured numbers of rows.
 
-        More rows than the largest measured size count as several runs of that size.
+        More rows than the largest measured number count as several runs of that size.
         """
         largest = len(self._run_s_by_rows) - 1
         return self._run_s_by_rows[rows] if rows <= largest else rows / largest * self._run_s_by_rows[largest]
 
     def minimum(self, other: StartSpeed) -> StartSpeed:
-        """Returns the shorter of both decoding times, and the shorter run for each number of rows in `self.run_s`."""
+        """Returns the shorter decoding time of both, and for each number of rows in `self.run_s` the shorter run."""
         run_s = {rows: min(seconds, other.run_s.get(rows, seconds)) for rows, seconds in self.run_s.items()}
         return StartSpeed(min(self.decode_s, other.decode_s), run_s)
 
     @cached_property
     def _run_s_by_rows(self) -> list[float]:
-        """Seconds of a run, by its number of rows from 0, interpolated. Cached, because every request reads it."""
+        """The seconds of a run with 0, 1, 2, … rows, interpolated. Cached, because every request reads it."""
         sizes = sorted(self.run_s)
         between = np.interp(range(1, sizes[-1] + 1), sizes, [self.run_s[size] for size in sizes])
         return [0.0, *between.tolist()]
@@ -79,7 +82,7 @@ class StartSpeed:
 class Lane:
     """The decoders of one kind of image, and the work of the images that wait for them or are being decoded.
 
-    decoders: their number. work, pixels: sums of `ImageCost` of these images. rows: their engine rows.
+    decoders: number of decoders. work, pixels: sums of `ImageCost` of these images. rows: engine rows of these images.
     """
 
     def __init__(self, decoders: int) -> None:
@@ -103,9 +106,9 @@ class Lane:
         self.rows -= rows
 
     def expected_s(self, more_work: int, unit_s: float) -> float:
-        """Returns the seconds until the lane's work and more_work are done.
+        """Returns the expected seconds until the work of the lane, and then more_work, is done.
 
-        more_work: units of `ImageCost.work`. unit_s: seconds per unit at the start speed.
+        more_work: units of `ImageCost.work`. unit_s: seconds per unit when the model was loaded.
         """
         return (self.work + more_work) * unit_s * self.slowdown.factor / self.decoders
 
@@ -113,13 +116,13 @@ class Lane:
 class QueueTime:
     """Predicts the time of a request that is admitted now. Learns from every finished decoding and engine run.
 
-    A request waits for the lanes of its images, and then for the engine. The engine's queue includes decoded images
-    and small images, which will be decoded soon. When no request is in progress, discards all measurements: the next
-    estimate uses the start speed.
+    A request waits for the lanes of its images, and then for the engine. The engine's queue includes decoded images,
+    and small images that wait for a decoder, because they will be decoded soon. When no request is in progress,
+    discards all measurements. The next estimate then uses the speed measured when the model was loaded.
     """
 
     def __init__(self, start: StartSpeed, *, decoders: Mapping[ImageKind, int]) -> None:
-        """start: the measured start speed. decoders: how many images of each kind are decoded at a time."""
+        """start: the speed measured when the model was loaded. decoders: simultaneous decodings, by kind of image."""
         self.start = start
         self._decoded_rows = 0  # rows of decoded images whose requests are in progress
         self._lanes = {kind: Lane(decoders[kind]) for kind in ImageKind}
@@ -128,7 +131,7 @@ class QueueTime:
 
     @property
     def pixels(self) -> int:
-        """The number of pixels of all images to be decoded."""
+        """The number of pixels of all images that wait for a decoder or are being decoded."""
         return sum(lane.pixels for lane in self._lanes.values())
 
     @property
@@ -137,7 +140,7 @@ class QueueTime:
         return self._decoded_rows + sum(lane.rows for lane in self._lanes.values())
 
     def restart(self, start: StartSpeed) -> None:
-        """Discards all measurements, because another engine is in use. start: the start speed of that engine."""
+        """Discards all measurements. Must be called when another model is in use. start: the speed of that model."""
         self.start = start
         self._forget()
 
@@ -146,20 +149,23 @@ class QueueTime:
         self._lanes[cost.kind].add(cost, rows)
 
     def end_decoding(self, cost: ImageCost, rows: int) -> None:
-        """Moves an admitted image from its lane to the engine's queue. Its decoding has ended, or will not start."""
+        """Moves an admitted image from its lane to the engine's queue.
+
+        Must be called when the decoding has ended, or when it is certain that it will not start.
+        """
         self._lanes[cost.kind].remove(cost, rows)
         self._decoded_rows += rows
 
     def remove_rows(self, rows: int) -> None:
-        """Removes the engine rows of a request that has ended. Requires an earlier `end_decoding` of its images."""
+        """Removes the engine rows of a request that has ended. Requires an earlier `end_decoding` of all its images."""
         self._decoded_rows -= rows
         if self._is_idle:
             self._forget()
 
     def record_decoding(self, cost: ImageCost, seconds: float, now_s: float) -> None:
-        """Records the duration of a decoding, successful or not. now_s: its end, in the clock of time.monotonic.
+        """Records that the decoding of an image took `seconds`, successful or not.
 
-        Ignores it if no request is in progress.
+        now_s: end of the decoding (time.monotonic). Does nothing if no request is in progress.
         """
         if self._is_idle:
             return
@@ -167,9 +173,10 @@ class QueueTime:
         self._lanes[cost.kind].slowdown.record(seconds, expected_s=expected_s, now_s=now_s)
 
     def record_run(self, rows: int, seconds: float, now_s: float) -> None:
-        """Records a finished engine run. now_s: its end, in the clock of time.monotonic.
+        """Records that an engine run of `rows` rows took `seconds`. now_s: end of the run (time.monotonic).
 
-        If runs overlap, counts the seconds from the end of the previous run. Ignores it if no request is in progress.
+        If runs overlap, counts only the seconds since the end of the previous run. Records nothing if no request is in
+        progress.
         """
         seconds = max(0.0, min(seconds, now_s - self._last_run_s))
         self._last_run_s = max(self._last_run_s, now_s)
@@ -177,10 +184,11 @@ class QueueTime:
             self._engine.record(seconds, expected_s=self.start.inference_s(rows), now_s=now_s)
 
     def expected_s(self, costs: Iterable[ImageCost] = (LEAST_COST,), rows: int = 1) -> float:
-        """Returns the expected seconds of a request of these images, in this many rows.
+        """Returns the expected seconds of a request. costs: of its images. rows: engine rows of all images.
 
-        Lanes decode concurrently, so the slowest lane counts. The decoding of a large or disproportionate image counts
-        only if its lane has other work. So one request at a time of each such kind is admitted, however long it takes.
+        Lanes decode concurrently, so only the slowest lane counts. The decoding of a large or disproportionate image
+        counts only if its lane has other work. So one request of each such kind is admitted at a time, however long it
+        takes.
         """
         work: dict[ImageKind, int] = {}
         for cost in costs:
@@ -196,11 +204,11 @@ class QueueTime:
         return decode_s + self._engine.factor * self.start.inference_s(rows)
 
     def has_room(self, costs: Sequence[ImageCost], max_pixels: int) -> bool:
-        """Returns whether the images to decode, with these images added, stay within max_pixels.
+        """Returns whether the pixels of all images to decode stay within max_pixels if these images are added.
 
-        There are two groups. Disproportionate images may have half of max_pixels. Small and large images may have the
-        pixels that the disproportionate ones leave. While no image of a group is to be decoded, the next images of that
-        group fit, whatever their size.
+        There are two groups of images. Disproportionate images may have half of max_pixels. Small and large images may
+        have the pixels that the disproportionate ones leave. If no image of a group waits for a decoder or is being
+        decoded, the next images of that group are allowed, whatever their size.
         """
         disproportionate = self._lanes[ImageKind.DISPROPORTIONATE].pixels
         others = self.pixels - disproportionate
@@ -221,5 +229,5 @@ class QueueTime:
 
 
 def retry_after_s(expected_s: float, limit_s: float) -> int:
-    """Returns the seconds for the header Retry-After, until the expected time falls to the limit: at least 1."""
+    """Returns the value of Retry-After: the seconds by which the expected time exceeds the limit, rounded up, ≥ 1."""
     return max(1, math.ceil(expected_s - limit_s))

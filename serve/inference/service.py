@@ -1,6 +1,6 @@
-"""Admits requests, classifies their images on the current model, and replaces that model on a reload.
+"""Admits requests, classifies their images with the current model, and replaces that model on a reload.
 
-Knows nothing about HTTP.
+A request is admitted if it receives a permit; otherwise it is refused. Knows nothing about HTTP.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ logger = logging.getLogger("tureen.serve")
 
 
 class Service:
-    """Classifies images in shared batches, each image at its own β. `open` makes the service ready."""
+    """Classifies the images of all requests in shared batches, each image at its own β. `open` makes it ready."""
 
     def __init__(self, settings: Settings, bundle: Bundle, metrics: Metrics) -> None:
         self.settings = settings
@@ -72,7 +72,7 @@ class Service:
 
     @property
     def is_ready(self) -> bool:
-        """Whether an engine has reproduced the golden rows, and `drain` has not been called."""
+        """Whether `open` has loaded a model, whose engine reproduced the golden rows, and `drain` was not called."""
         return self._model is not None and not self._is_draining
 
     @property
@@ -93,11 +93,11 @@ class Service:
         self.metrics.is_ready.set(1)
 
     async def reload(self) -> None:
-        """Replaces the current model with the bundle on disk. No request is refused or fails because of that.
+        """Replaces the current model with the bundle on disk. No request is refused or fails because of the reload.
 
-        The new model is checked on its golden rows and warmed up before it becomes current. Requests that were admitted
-        earlier get their results from the previous model, which is closed after the last of them.
-
+        The engine of the new model must reproduce the golden rows, and is warmed up, before the model becomes current.
+        Requests that were admitted earlier get their results from the previous model. It is closed after the last of
+        these requests.
         Raises BundleError if the bundle is damaged, EngineError if no engine can run it, and SingleTokenError if
         --default-beta is set and the model has one token. After an error the previous model stays current.
         """
@@ -108,7 +108,10 @@ class Service:
         retirement.add_done_callback(self._retirements.discard)
 
     def apply_settings(self, revision: int, state: SettingsState) -> None:
-        """Applies the operator's settings to requests admitted from now on. Ignores a lower revision number."""
+        """Applies the operator's settings to the requests that are admitted later.
+
+        Does nothing if the revision number is below that of the settings in force.
+        """
         if revision < self._revision:
             return
         self._revision, self._state = revision, state
@@ -130,11 +133,10 @@ class Service:
     def refusal(
         self, costs: Sequence[ImageCost] = (LEAST_COST,), rows: int = 1, timeout_ms: int | None = None
     ) -> TureenError | None:
-        """Returns the error of a request that cannot be admitted now, or None if it can.
+        """Returns None if a request can be admitted now, or else the error for its client.
 
-        costs: of each of its images. rows: engine rows of all images. The default is one small image, because the
-        images are unknown before the body arrives.
-
+        costs: of each image of the request. rows: engine rows of all images. The default is one small image, because
+        the images are unknown before the body arrives. timeout_ms: of the request; None: that of the settings.
         Returns NotReadyError until a model is loaded, and TooManyPixelsError above max_request_pixels. Returns
         OverloadedError if another request is in progress and one of these is true: all permits are taken, the images
         to decode would exceed max_decode_pixels, or the expected time exceeds max_queue_ms or the timeout.
@@ -164,11 +166,11 @@ class Service:
         timeout_ms: int | None = None,
         arrived_s: float | None = None,
     ) -> Iterator[Admission]:
-        """Holds a permit for a request of these images until the context ends.
+        """Admits a request with these images, and holds its permit until the `with` block ends.
 
-        images: encoded bytes, or pixels uint8 (H, W, 3) of the model's size. rows: engine rows per image.
-        arrived_s: start of the request's timeout (time.monotonic), by default now.
-        Raises the error that `refusal` returns, if the request cannot be admitted.
+        images: encoded bytes, or pixels uint8 (H, W, 3) of the model's size. rows: engine rows per image. timeout_ms:
+        of the request; None: that of the settings. arrived_s: start of the timeout (time.monotonic), by default now.
+        Raises the error that `refusal` returns if the request cannot be admitted.
         """
         costs = [self._cost(image) for image in images]
         if (refusal := self.refusal(costs, rows * len(images), timeout_ms)) is not None:
@@ -194,14 +196,19 @@ class Service:
             self._export_load()
 
     def end_decoding(self, cost: ImageCost, rows: int) -> None:
-        """Stops counting an admitted image as waiting for a decoder. Its decoding has ended, or will not start."""
+        """Stops counting an admitted image as waiting for a decoder.
+
+        Must be called when its decoding has ended, or when it is certain that it will not start. rows: engine rows of
+        the image.
+        """
         self._queue_time.end_decoding(cost, rows)
 
     def compare_modes(self, admission: Admission, result: InferenceResult, beta: float) -> None:
-        """Runs a random sample of the classified images in the other mode too, and counts how often the modes disagree.
+        """Runs a random sample of the classified images in the other mode too, and counts how often the labels differ.
 
-        The other mode is the robust one for a β below 0.5, else the clean one. The runs are background rows of the
-        decoded pixels. The rate is a signal that traffic may be unusual. It detects no attack.
+        result: of one image at `beta`. The other mode is the robust mode for a β below 0.5, else the clean mode. The
+        image runs as a background row, without another decoding. A rate of different labels that changes is a signal of
+        unusual traffic. It does not detect an attack.
         """
         if random.random() >= self.settings.disagreement_share:  # noqa: S311 - a sample
             return
@@ -222,7 +229,7 @@ class Service:
         self.metrics.mode_comparisons.labels(outcome).inc()
 
     def hold_model(self) -> AbstractContextManager[LoadedModel]:
-        """Keeps the current model open until the context ends, for background work.
+        """Yields the current model, and keeps it open until the `with` block ends, for background work.
 
         Raises NotReadyError if no model is loaded.
         """
@@ -309,7 +316,10 @@ class Service:
 
 
 class Admission:
-    """An admitted request with its model, settings and deadline, which later changes and reloads do not affect."""
+    """An admitted request, with the model, the settings and the deadline that it has until its end.
+
+    Later changes of the settings and reloads of the bundle do not affect it.
+    """
 
     def __init__(
         self,
@@ -330,10 +340,10 @@ class Admission:
         self._undecoded = set(range(len(images)))
 
     def choose(self, beta: float | Strength | None, identity: ClientIdentity = ANONYMOUS) -> BetaChoice:
-        """Returns the β of an image and its source.
+        """Returns the β of an image and the source of this β.
 
-        beta: the β or strength of the request, or None; `beta_of` converts a strength. Raises SingleTokenError for a
-        strength if the model has one token, and the errors of `ActiveSettings.choose`.
+        beta: the β or the strength that the request gives, or None. Raises SingleTokenError for a strength if the model
+        has one token, and the errors of `ActiveSettings.choose`.
         """
         return self.active_settings.choose(None if beta is None else self.beta_of(beta), identity)
 
@@ -345,10 +355,10 @@ class Admission:
         return self.model.bundle.manifest.beta_of(value)
 
     async def classify(self, choices: Sequence[BetaChoice]) -> list[InferenceResult | TureenError]:
-        """Runs each image at the β of its choice. Returns a result or an error for each image, in order.
+        """Classifies each image of the request at its chosen β. Returns a result or an error for each image, in order.
 
-        An error of one image does not affect the others. Counts each classification by β in the metrics, and calls
-        `Service.compare_modes` with each result.
+        choices: one for each image. An error of one image does not affect the others. Counts each result by β in the
+        metrics. If the model has two tokens, calls `Service.compare_modes` with each result.
         """
         # A model with one token has no β, and any value gives the same token.
         betas = [CLEAN_BETA if choice.beta is None else choice.beta for choice in choices]
@@ -371,9 +381,9 @@ class Admission:
         return results
 
     async def sweep(self, betas: Sequence[float]) -> InferenceResult:
-        """Returns the result of the request's single image, run at every β.
+        """Classifies the single image of the request at every β, and returns the result.
 
-        Raises the error that `LoadedModel.infer` returns, if decoding or a run fails.
+        Raises the error that `LoadedModel.infer` returns if decoding or a run fails.
         """
         (image,), (cost,) = self._images, self._costs
         request = InferenceRequest(image, tuple(betas), cost)
@@ -393,17 +403,16 @@ class Admission:
 
 
 def _speed_key(soup: Soup) -> tuple[object, ...]:
-    """Returns a key that is equal for soups of the same speed, such as one model with different weights."""
+    """Returns a key that is equal for two bundles of the same speed, such as one model with other weights."""
     manifest, engine = soup.bundle.manifest, soup.engine
     return engine.name, engine.precision, manifest.preprocess, manifest.files[BACKBONE].size
 
 
 def initial_settings(manifest: Manifest, default_beta: float | None) -> ActiveSettings:
-    """Returns the settings before any change by an operator.
+    """Returns the settings that are in force before any change by an operator.
 
-    default_beta: value of --default-beta, or None if that option is not given.
-
-    Raises SingleTokenError if default_beta is set and the model has one token.
+    default_beta: value of the option --default-beta; None if it is not given. Raises SingleTokenError if it is given
+    and the model has one token.
     """
     if not manifest.has_two_tokens:
         if default_beta is not None:
