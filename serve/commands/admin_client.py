@@ -1,4 +1,4 @@
-"""A client of the operators' listener of a running server. Knows its routes, and nothing about terminals."""
+"""A client of the operators' listener of a running server. Knows the routes of the listener, but no terminal."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TOKEN_VARIABLE = "TUREEN_ADMIN_TOKEN"  # noqa: S105 - a name
 
 
 class RefusedError(AdminError):
-    """The server refused the request, or is unreachable.
+    """The server refused the request or is unreachable, or the arguments of the client are invalid.
 
     code: the code of the server's error response, or a code of this client such as `unreachable`.
     """
@@ -36,7 +36,7 @@ class AdminClient:
     """A client of one operators' listener. Every method raises RefusedError if the server refuses or is unreachable."""
 
     def __init__(self, url: str, token: str | None = None, state_dir: Path | None = None) -> None:
-        """token: by default the variable TUREEN_ADMIN_TOKEN, else the token file in state_dir.
+        """url: of the listener. token: None for that in TUREEN_ADMIN_TOKEN, or else in the token file of `state_dir`.
 
         Raises RefusedError if the URL is invalid, or if there is no valid token.
         """
@@ -51,41 +51,45 @@ class AdminClient:
             raise RefusedError("wrong_token", "the token has spaces, line ends or characters that are not ASCII")
 
     def state(self, after: int | None = None, wait_s: float = 0) -> dict[str, Any]:
-        """Returns the settings in force, in the JSON form of GET /admin/beta.
+        """Returns the settings in force: the JSON object that GET /admin/beta returns.
 
-        after: a revision number; the server waits at most wait_s seconds for a later revision.
+        after: a revision number; the server waits for a later revision, at most wait_s seconds. None: no wait.
         """
         query = "" if after is None else "?" + urlencode({"after": after, "wait_s": wait_s})
         return self._request_json("GET", f"/admin/beta{query}", timeout_s=TIMEOUT_S + wait_s)
 
     def change(self, revision: int, change: dict[str, Any], *, dry_run: bool = False) -> dict[str, Any]:
-        """Changes the settings and returns the new ones. A dry run returns them without a change.
+        """Changes the settings, and returns the new settings as `state` does.
 
-        revision: the revision to change; the server refuses the change if it is not the current one.
+        revision: number of the revision in force; the server refuses the change if another one is in force. change: the
+        JSON body of PUT /admin/beta. dry_run: returns the new settings without storing them.
         """
         return self._request_json("PUT", f"/admin/beta{'?dry_run=true' if dry_run else ''}", change, revision)
 
     def rollback(self, revision: int, to: int, reason: str, *, dry_run: bool = False) -> dict[str, Any]:
-        """Restores the settings of the revision `to` and returns them. A dry run returns them without a change.
+        """Restores the settings of the revision `to`, and returns them as `state` does.
 
-        revision: as in `change`.
+        revision: number of the revision in force, as in `change`. dry_run: returns the settings without storing them.
         """
         path = f"/admin/beta/rollback{'?dry_run=true' if dry_run else ''}"
         return self._request_json("POST", path, {"revision": to, "reason": reason}, revision)
 
     def cancel(self, revision: int, plan_id: str, reason: str) -> dict[str, Any]:
-        """Cancels the planned changes with this id, and returns the settings. revision: as in `change`."""
+        """Cancels the planned changes with this id, and returns the settings as `state` does.
+
+        revision: number of the revision in force, as in `change`.
+        """
         path = f"/admin/beta/pending/{quote(plan_id, safe='')}?{urlencode({'reason': reason})}"
         return self._request_json("DELETE", path, None, revision)
 
     def history(self, limit: int, before: int | None = None) -> list[dict[str, Any]]:
-        """Returns at most `limit` revisions, newest first. before: only revisions below this number."""
+        """Returns at most `limit` revisions, newest first. before: returns only revisions with lower numbers."""
         query = urlencode({"limit": limit} | ({} if before is None else {"before": before}))
         revisions: list[dict[str, Any]] = self._request_json("GET", f"/admin/beta/history?{query}")["revisions"]
         return revisions
 
     def verify(self) -> int:
-        """Makes the server verify the hashes of its history, and returns the number of revisions.
+        """Makes the server verify the hashes of the settings' history. Returns the number of verified revisions.
 
         Raises RefusedError if a revision is missing or was changed.
         """
@@ -93,28 +97,28 @@ class AdminClient:
         return verified
 
     def submit_job(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Submits a job and returns it. request: the JSON body of POST /jobs."""
+        """Submits a batch job, and returns the JSON object of the job. request: the JSON body of POST /jobs."""
         return self._request_json("POST", "/jobs", request)
 
     def jobs(self, limit: int, state: str | None = None) -> list[dict[str, Any]]:
-        """Returns at most `limit` jobs, newest first. state: only jobs in this state."""
+        """Returns at most `limit` jobs, newest first, as JSON objects. state: returns only jobs in this state."""
         query = urlencode({"limit": limit} | ({} if state is None else {"state": state}))
         found: list[dict[str, Any]] = self._request_json("GET", f"/jobs?{query}")["jobs"]
         return found
 
     def job(self, job_id: str) -> dict[str, Any]:
-        """Returns one job with its progress."""
+        """Returns the JSON object of one job, with its state and progress."""
         return self._request_json("GET", _path_of(job_id))
 
     def job_action(self, job_id: str, action: str) -> dict[str, Any]:
-        """Applies an action to a job, and returns the job. action: cancel, pause or resume.
+        """Applies an action to a job, and returns the JSON object of the job. action: "cancel", "pause" or "resume".
 
-        A running job stops within two seconds.
+        A running job that is cancelled or paused stops within two seconds.
         """
         return self._request_json("POST", f"{_path_of(job_id)}/{action}")
 
     def job_errors(self, job_id: str, limit: int) -> list[dict[str, Any]]:
-        """Returns the rows of a job that have an error, at most `limit`."""
+        """Returns at most `limit` rows of a job's results that have an error."""
         found: list[dict[str, Any]] = self._request_json("GET", f"{_path_of(job_id)}/errors?limit={limit}")["errors"]
         return found
 

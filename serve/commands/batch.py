@@ -42,11 +42,11 @@ from tureen.soup import DEFAULT_TOP_K, Soup
 
 
 def batch(arguments: list[str]) -> int:
-    """Runs `tureen batch`.
+    """Runs `tureen batch`. arguments: those after `tureen batch`.
 
-    Returns 0 when the job is complete: each image has one row for each β, and an image that failed has an error in its
-    rows. Any other end is an exception. Raises JobError if the job cannot start or continue, BundleError if the bundle
-    is missing or damaged, and EngineError if no engine can be opened.
+    Returns 0 when the job is complete: each image has a row for each β, and an image that failed has an error in its
+    rows. If the job does not complete, raises an exception: JobError if the job cannot start or continue, BundleError
+    if the bundle is missing or damaged, and EngineError if no engine can be opened.
     """
     options = _parser().parse_args(arguments)
     if options.ray is not None:
@@ -181,9 +181,9 @@ def _engine_options(options: argparse.Namespace, earlier: JobSpec | None) -> Eng
 
 
 def _load_soup(options: argparse.Namespace, earlier: JobSpec | None, engine: EngineOptions) -> Soup:
-    """Returns the loaded soup.
+    """Returns the loaded bundle with its engine and limits. earlier: specification of the job's first run, if any.
 
-    If the options name no engine, precision or limits, a resumed job uses those of its first run.
+    If the options name no engine or no limit, a resumed job uses that of its first run.
     """
     name, precision = options.engine, options.precision
     if earlier is not None and name == AUTO:
@@ -244,7 +244,10 @@ def _run_on_cluster(job: Job, engine: EngineOptions, options: argparse.Namespace
 def _run_with_progress(
     job: Job, make: Callable[[Iterator[ShardTask], OnImages], Iterator[ShardResult]], options: argparse.Namespace
 ) -> JobSummary:
-    """Runs the job to its end, shows its progress on the terminal, and returns the summary."""
+    """Runs the job to its end, shows the progress on the terminal, and returns the summary.
+
+    make: makes the shards of the tasks, and calls its second argument with the numbers of finished and failed images.
+    """
     spec, failures = job.spec, 0
     model = f"{spec.model} {spec.version[:12]} on {spec.engine} {spec.precision}, β {_betas(spec)}"
     print(f"{spec.images:,} images in {spec.shards:,} shards, {model}", file=sys.stderr)

@@ -24,7 +24,7 @@ SERVER_DEFAULT = "server"
 
 
 def beta(arguments: list[str]) -> int:
-    """Runs `tureen beta`. Returns 0, or 1 if the operator did not confirm the change.
+    """Runs `tureen beta`. arguments: those after `tureen beta`. Returns 0, or 1 if the operator confirmed no change.
 
     Raises RefusedError if the server refuses a request or is unreachable.
     """
@@ -195,9 +195,9 @@ def _print_state(state: dict[str, Any], options: argparse.Namespace) -> int:
 
 
 def _confirm(state: dict[str, Any], after: dict[str, Any]) -> bool:
-    """Prints the settings before and after the change, and returns whether the operator confirms the change.
+    """Prints the settings before and after the change, and asks the operator. Returns whether the operator confirms.
 
-    Returns False if the input is not a terminal.
+    state, after: the settings before and after, as JSON objects. Returns False if the input is not a terminal.
     """
     for when, settings in (("now ", state), ("then", after)):
         print("\n".join((f"{when}      {format_default(settings)}", *_format_rules(settings))))
@@ -231,7 +231,7 @@ def format_state(state: dict[str, Any]) -> str:
 
 
 def _format_rules(state: dict[str, Any]) -> list[str]:
-    """Returns lines of text with the bounds, policies, canary and planned changes of the settings."""
+    """Returns lines of text with the bounds, policies, canary and planned changes. state: as for `format_state`."""
     choice = f"from {state['beta_min']:g} to {state['beta_max']:g}" if state["clients_may_choose"] else "nothing"
     lines = [f"clients   choose {choice}"]
     lines += [f"policy    {name} → {beta:g}" for name, beta in state["policies"].items()]
@@ -241,7 +241,10 @@ def _format_rules(state: dict[str, Any]) -> list[str]:
 
 
 def format_default(state: dict[str, Any]) -> str:
-    """Returns a line of text with the revision, the default β, its strength and its expected accuracy."""
+    """Returns a line of text with the revision, the default β, and the strength and expected accuracy of this β.
+
+    state: the JSON object of GET /admin/beta.
+    """
     beta = "none, the model has one token" if state["default_beta"] is None else f"{state['default_beta']:g}"
     strength = state.get("default_strength")  # servers of earlier versions send none
     shown = f", strength {strength:g}" if strength is not None else ""
@@ -293,9 +296,9 @@ def _policy_argument(text: str) -> tuple[str, float | None]:
 
 
 def _canary_argument(text: str) -> dict[str, float]:
-    """Returns the β and the share of the canary in the text `β:SHARE`; an empty dictionary for "none".
+    """Returns the canary in the text `β:SHARE`, with the keys "beta" and "share"; an empty dictionary for "none".
 
-    Raises ArgumentTypeError for another text.
+    Raises ArgumentTypeError for any other text.
     """
     if text == "none":
         return {}

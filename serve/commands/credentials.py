@@ -1,4 +1,4 @@
-"""`tureen credentials`: makes, lists and revokes operators' credentials in the store of a service."""
+"""`tureen credentials`: makes, lists and revokes operators' credentials, directly in the store of the settings."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from tureen.machine import default_state_directory
 
 
 def credentials(arguments: list[str]) -> int:
-    """Runs `tureen credentials`. Returns 0.
+    """Runs `tureen credentials`. arguments: those after `tureen credentials`. Returns 0.
 
-    Raises ControlStoreError if the store is unreachable, InvalidChangeError if the name is taken, unknown or invalid,
-    and BundleError if the bundle is missing or damaged.
+    Raises ControlStoreError if the store is unreachable. Raises InvalidChangeError if a new name is taken or invalid,
+    or if no credential has the name to revoke. Raises BundleError if the bundle is missing or damaged.
     """
     parser = argparse.ArgumentParser(
         prog="tureen credentials",

@@ -21,7 +21,7 @@ REQUEST_OPTIONS = ("beta", "betas", "strength", "top_k", "format", "shard_rows",
 
 
 def jobs(arguments: list[str]) -> int:
-    """Runs `tureen jobs`. Returns 0, or 1 if a watched job did not succeed.
+    """Runs `tureen jobs`. arguments: those after `tureen jobs`. Returns 0, or 1 if a watched job did not succeed.
 
     Raises RefusedError if the server refuses a request or is unreachable.
     """
@@ -131,9 +131,10 @@ def _watch(client: AdminClient, options: argparse.Namespace) -> int:
 
 
 def _job_with_retries(client: AdminClient, job_id: str) -> dict[str, Any]:
-    """Returns the job. Retries while the server is unreachable, because a job survives a restart of the server.
+    """Returns the JSON object of a job. Retries while the server is unreachable.
 
-    Raises RefusedError if the server refuses the request, or is unreachable for RECONNECT_S seconds.
+    A job survives a restart of the server. Raises RefusedError if the server refuses the request, or is unreachable for
+    RECONNECT_S seconds.
     """
     end = time.monotonic() + RECONNECT_S
     while True:
@@ -175,14 +176,17 @@ def _print_job(job: dict[str, Any], options: argparse.Namespace) -> int:
 
 
 def format_job_line(job: dict[str, Any]) -> str:
-    """Returns the id, state, progress and output of a job as one line of text."""
+    """Returns the id, state, progress and output directory of a job as one line of text. job: its JSON object."""
     state = job["state"] if job["wanted"] is None else f"{job['state']}, to be {job['wanted']}"
     images = "?" if job["images"] is None else f"{job['images']:,}"
     return f"{job['id']}  {state:<19}  {job['done']:,}/{images}, {job['failed']:,} failed  {job['request']['output']}"
 
 
 def format_job(job: dict[str, Any]) -> str:
-    """Returns a job as several lines of text: `format_job_line`, its input, β, operator, times and error."""
+    """Returns a job as several lines of text: `format_job_line`, then input, β, operator, times and error.
+
+    job: the JSON object of the job.
+    """
     request = job["request"]
     betas = request["betas"] or [job["default_beta"] if request["beta"] is None else request["beta"]]
     states = sorted(job["times"].items(), key=lambda state_and_time: state_and_time[1])

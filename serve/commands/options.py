@@ -1,4 +1,4 @@
-"""The options of the commands that are clients of the operators' listener."""
+"""The options that `tureen beta` and `tureen jobs` share, because both are clients of the operators' listener."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ DEFAULT_URL = "http://127.0.0.1:8001"
 
 
 def listener_options() -> argparse.ArgumentParser:
-    """Returns an argparse parent with the options --url, --token, --state-dir and --json."""
+    """Returns a parent parser for argparse with the options --url, --token, --state-dir and --json."""
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument(
         "--url",

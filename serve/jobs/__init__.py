@@ -1,1 +1,1 @@
-"""Batch jobs: they classify many images from files and write exactly one row per image and β. Knows no HTTP."""
+"""Batch jobs: a job classifies many images from files, and writes one row for each image and β. Knows no HTTP."""

@@ -1,4 +1,4 @@
-"""Resolves the symbolic and hard links of an archive by name. No link leads out of the archive."""
+"""Resolves the symbolic and hard links of a tar or zip archive by name. Ignores links that lead out of the archive."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MAX_STEPS = 5_000_000  # folders on the paths of all links of one archive; secon
 
 
 class ArchiveLinks:
-    """Resolves the links of an archive by name, within the archive.
+    """Finds the files to which the links of an archive lead, from the names in the archive.
 
     Call `add` for each link, then `resolve`, then `add_target` for each file and folder, then `images`.
     """
@@ -34,9 +34,10 @@ class ArchiveLinks:
         return bool(self._targets)
 
     def add(self, name: str, target: str, *, is_hard: bool = False) -> None:
-        """Adds a link. target: relative to the folder of the link; if `is_hard`, to the root of the archive.
+        """Adds a link. name: path of the link. target: path relative to the folder of the link.
 
-        Raises InputError if the archive has more than MAX_LINKS links.
+        is_hard: whether it is a hard link; then the target is relative to the root of the archive. Raises InputError if
+        the archive has more than MAX_LINKS links.
         """
         if len(self._targets) == MAX_LINKS:
             raise InputError(f"{self._path} has more than {MAX_LINKS:,} links: unpack it and give the folder")
@@ -44,9 +45,9 @@ class ArchiveLinks:
         self._targets[name] = "" if is_dead else target, is_hard
 
     def resolve(self) -> None:
-        """Computes the final name of each link from the added links.
+        """Computes the final name of each added link: the path of its target after all links on the way are followed.
 
-        Raises InputError if the paths of all links have more than MAX_STEPS folders.
+        Raises InputError if the paths of all links together have more than MAX_STEPS folders.
         """
         self._final_names = {name: self._final_name(name) for name in self._targets}
         self._target_names = {target for target in self._final_names.values() if target}
@@ -55,7 +56,7 @@ class ArchiveLinks:
                 self._links.setdefault(folder, []).append(name)
 
     def add_target(self, name: str, location: str | None) -> None:
-        """Records the file or folder `name` if a link leads to it or to a folder that contains it, else ignores it.
+        """Records the file or folder `name` if a link leads to it, or to a folder that contains it. Else ignores it.
 
         location: `InputImage.location` of the file; None for a folder.
         """
@@ -72,7 +73,7 @@ class ArchiveLinks:
     def images(self) -> Iterator[InputImage]:
         """Yields an image for each link to a file, for each file in a linked folder, and for each dead link.
 
-        The location of a dead link is empty: its target does not exist in the archive.
+        A dead link has no target in the archive. The location of its image is empty.
         """
         for name in sorted(self._final_names, key=self._position):
             if self._is_loop(name):
@@ -95,9 +96,9 @@ class ArchiveLinks:
         return target is not None and f"/{name}/".startswith(f"/{target}/" if target else "/")
 
     def _position(self, name: str) -> int:
-        """Returns the byte offset of the target in a tar, or its index in a zip; 0 for a dead link.
+        """Returns the sort key of a link: the byte offset of its target in a tar, or the index of its target in a zip.
 
-        With images in this order, a compressed archive is read once from front to back.
+        Returns 0 for a dead link. With images in this order, a compressed archive is read once from front to back.
         """
         target = self._final_names[name] or ""
         first = self._files.get(target) or next((location for _, location in self._folders.get(target, ())), "")
@@ -112,9 +113,10 @@ class ArchiveLinks:
             at = name.find("/", at + 1)
 
     def _final_name(self, name: str) -> str | None:
-        """Returns the name of the target after all links on the path are followed.
+        """Returns the path of the target of the link `name` after all links on the path are followed.
 
-        Returns None if the path leaves the archive, or has more than MAX_LINKS_PER_PATH links.
+        Returns None if the path leaves the archive, or has more than MAX_LINKS_PER_PATH links. Raises InputError if the
+        paths of all links together have more than MAX_STEPS folders.
         """
         ahead, behind, followed = deque(name.split("/")), list[str](), 0
         while ahead:

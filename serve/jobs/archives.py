@@ -1,7 +1,7 @@
 """Lists and reads the images of a tar or a zip that GNU tar, macOS, Windows or another common tool wrote.
 
-Names are like those of an unpacked archive: without `./`, separated by slashes. Links give the same rows as in an
-unpacked archive, but never lead out of the archive.
+The names of the images are those of an unpacked archive: without `./`, separated by slashes. A link gives the same
+image as in an unpacked archive. But no link leads out of the archive.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _UNICODE_PATH = 0x7075  # an extra field
 
 
 class TarSource(ImageSource):
-    """The files of a tar. Reading an earlier file of a compressed tar decompresses the tar again from the start."""
+    """The files of a tar. They should be read in order: reading an earlier file decompresses the tar from the start."""
 
     def __init__(self, path: PurePath, files: Files) -> None:
         super().__init__()
@@ -60,7 +60,10 @@ class TarSource(ImageSource):
         self._data = self._file if self._is_plain else _DECOMPRESSORS[path.suffix.lower()](self._file)
 
     def list_images(self) -> Iterator[InputImage]:
-        """Yields the files in their order, then the links in the order of their targets."""
+        """Yields the files in the order of the tar, then the links in the order of their targets.
+
+        Raises InputError if the tar is damaged, or if a name or the links exceed a limit.
+        """
         links = ArchiveLinks(self._path)
         for member in self._members():
             name = _normalized(member.name, self._path)
@@ -115,7 +118,11 @@ class TarSource(ImageSource):
         return data
 
     def _read_sparse(self, offset: int, max_bytes: int) -> bytes:
-        """Returns the bytes of the sparse file whose headers start at `offset`, with zeros in its holes."""
+        """Returns the bytes of the sparse file whose headers start at the byte `offset` of the tar.
+
+        The holes of the file are zeros. Raises ImageTooLargeError if the file has more than `max_bytes`, and
+        UnreadableError if the tar has changed.
+        """
         with self._lock:
             self._data.seek(offset)
             bounded = _BoundedFile(self._data, max(max_bytes, MAX_HEADER))
@@ -134,7 +141,10 @@ class TarSource(ImageSource):
 
 
 class _BoundedFile:
-    """A file that refuses a read above `max_bytes`, because tarfile reads headers of any declared size."""
+    """A file that raises ReadError for a read of more than `max_bytes`.
+
+    The limit is needed because tarfile reads headers of any declared size into memory.
+    """
 
     def __init__(self, file: BinaryIO, max_bytes: int = MAX_HEADER) -> None:
         self._file, self._most, self.seek, self.tell = file, max_bytes, file.seek, file.tell
@@ -146,7 +156,10 @@ class _BoundedFile:
 
 
 class ZipSource(ImageSource):
-    """The files of a zip, in the order of its directory. An encrypted file is listed, but `read` refuses it."""
+    """The files of a zip, in the order of the zip's directory.
+
+    An encrypted file is listed, and `read` raises UnreadableError for it.
+    """
 
     def __init__(self, path: PurePath, files: Files) -> None:
         super().__init__()
@@ -193,7 +206,7 @@ class ZipSource(ImageSource):
         yield from links.images()
 
     def _target(self, member: zipfile.ZipInfo) -> str:
-        """Returns the target of a link. Returns "" if the target cannot be read, or has more than MAX_NAME bytes."""
+        """Returns the target path of a link; "" if the path cannot be read, or has more than MAX_NAME bytes."""
         try:
             return self._read(member, MAX_NAME).decode("utf-8", "surrogateescape")
         except (ImageTooLargeError, UnreadableError):
@@ -226,9 +239,10 @@ class ZipSource(ImageSource):
 
 
 def _normalized(raw: str, archive: PurePath) -> str:
-    """Returns the name of a member without `.` and empty components.
+    """Returns the name of a member of an archive without `.` and empty components.
 
-    Raises InputError if the name has more than MAX_NAME characters or MAX_FOLDERS components.
+    archive: the path for the message. Raises InputError if the name has more than MAX_NAME characters, or more than
+    MAX_FOLDERS components.
     """
     if len(raw) > MAX_NAME:
         raise InputError(f"{archive}: a name has more than {MAX_NAME:,} characters")
@@ -239,15 +253,18 @@ def _normalized(raw: str, archive: PurePath) -> str:
 
 
 def _location(member: tarfile.TarInfo) -> str:
-    """Returns `OFFSET:SIZE` of the content of a file in a tar, in bytes; for a sparse file `@OFFSET` of its headers."""
+    """Returns the `InputImage.location` of a file in a tar.
+
+    It is `OFFSET:SIZE` of the file's content, in bytes. For a sparse file it is `@` and the offset of its headers.
+    """
     return f"@{member.offset}" if member.issparse() else f"{member.offset_data}:{member.size}"
 
 
 def _name_in_zip(member: zipfile.ZipInfo) -> str:
-    """Returns the name of a member, with slashes in place of the backslashes that Windows tools write.
+    """Returns the name of a member of a zip, with slashes in place of the backslashes that Windows tools write.
 
     Decodes a name without the UTF-8 flag as UTF-8 if this is possible, because Info-ZIP and macOS do not set the flag.
-    The name in an extra field of Info-ZIP takes precedence.
+    If the member has the extra field of Info-ZIP with a Unicode name, uses that name.
     """
     name, is_guessed = member.filename, False
     if not member.flag_bits & _UTF8 and not name.isascii():
@@ -262,7 +279,10 @@ def _name_in_zip(member: zipfile.ZipInfo) -> str:
 
 
 def _unicode_path(extra: bytes, raw: bytes) -> bytes | None:
-    """Returns the UTF-8 name in the extra field of Info-ZIP; None without a field whose checksum matches `raw`."""
+    """Returns the UTF-8 name in the extra field of Info-ZIP; None if there is no such field.
+
+    raw: the name in the header. A field whose checksum does not match `raw` is ignored.
+    """
     while len(extra) >= 4:
         kind, size = struct.unpack_from("<HH", extra)
         field, extra = extra[4 : 4 + size], extra[4 + size :]

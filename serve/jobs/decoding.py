@@ -43,7 +43,7 @@ _PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
 class DecodeResult:
     """The SHA-256 of an image's bytes, and either pixels of the model's size or an error code and message.
 
-    sha256: None if the bytes could not be read.
+    sha256: hexadecimal; None if the bytes could not be read. pixels: uint8 (H, W, 3); None after an error.
     """
 
     sha256: str | None
@@ -53,7 +53,7 @@ class DecodeResult:
 
 
 DecodeInput = InputImage | bytes | DecodeResult
-"""An image to read and decode, bytes to decode, or the result for an image that could not be read."""
+"""An image that is not read yet, the bytes of an image, or the error result of an image that could not be read."""
 
 
 class ImageReader:
@@ -63,14 +63,14 @@ class ImageReader:
         self.source, self._options = source, options
 
     def read_bytes(self, image: InputImage) -> bytes | DecodeResult:
-        """Returns the bytes of an image. If they cannot be read, returns a DecodeResult with the error."""
+        """Returns the bytes of an image, or a DecodeResult with the error if the bytes cannot be read."""
         try:
             return self.source.read(image, self._options.limits.max_image_bytes)
         except ImageError as error:
             return _error_result(None, error)
 
     def decode(self, given: DecodeInput) -> DecodeResult:
-        """Returns the pixels or the error of one image, which is read first unless its bytes are given."""
+        """Returns the pixels or the error of one image. Reads the image first if its bytes are not given."""
         data = self.read_bytes(given) if isinstance(given, InputImage) else given
         if isinstance(data, DecodeResult):
             return data
@@ -102,7 +102,7 @@ class DecodePool:
         self.is_sequential = reader.source.is_sequential
 
     def submit(self, images: Sequence[InputImage]) -> Future[list[DecodeResult]]:
-        """Schedules some images and returns a future with one result per image.
+        """Schedules the decoding of some images. Returns a future of their results, one per image, in order.
 
         If the source is sequential, reads the bytes on the calling thread, so that reads keep their order.
         """
@@ -112,7 +112,7 @@ class DecodePool:
 
 @contextmanager
 def decode_in_threads(source: ImageSource, options: DecodeOptions, count: int) -> Iterator[DecodePool]:
-    """Opens a pool of threads, which share the process with the engine."""
+    """Yields a pool of `count` threads in this process, which decode while the engine runs. Closes it in the end."""
     reader = ImageReader(source, options)
     executor = ThreadPoolExecutor(count, "decode")
     try:
@@ -125,10 +125,10 @@ def decode_in_threads(source: ImageSource, options: DecodeOptions, count: int) -
 def decode_in_processes(
     input_path: str, files: Files, source: ImageSource, options: DecodeOptions, count: int
 ) -> Iterator[DecodePool]:
-    """Opens a pool of processes of the lowest priority, which do not delay the server's requests.
+    """Yields a pool of `count` processes of the lowest priority, which do not delay the requests of a server.
 
     input_path, files: the arguments of `open_source` that returned `source`. Each process opens its own source with
-    them.
+    these arguments. Closes the pool in the end.
     """
     executor = ProcessPoolExecutor(
         count,

@@ -1,4 +1,4 @@
-"""The interface of every kind of input, which lists its images in a fixed order and reads each of them later."""
+"""Defines the interface of every kind of input of a job: it lists the images in a fixed order, and reads each later."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ SYSTEM_FILES = ("_success", "thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "de
 
 @dataclass(frozen=True)
 class InputImage:
-    """One image of the input.
+    """One image of the input of a job.
 
-    beta: the β of this image in the manifest; None if there is none.
-    location: where `read` finds the image: a path, an index, or an offset and a size in bytes.
+    id: the id that its rows have. path: the path that its rows have. beta: the β that the manifest gives for this
+    image; None if it gives none. location: how `ImageSource.read` finds the image: a path, an index, or an offset and a
+    size in bytes.
     """
 
     id: str

@@ -1,6 +1,7 @@
-"""The input sources of a job: a folder, a glob, an archive or a manifest, on this machine or at an fsspec URL.
+"""The kinds of input of a job: a folder, a glob, an archive or a manifest, on this machine or at an fsspec URL.
 
-Each source lists its images one by one, in the same order each time, and reads any of them later.
+A manifest is a table with a row for each image. Each source lists the images one by one, in the same order each time,
+and reads any of them later.
 """
 
 from __future__ import annotations
@@ -34,11 +35,11 @@ _NOT_UTF8 = "{path} is not in UTF-8: save it in UTF-8"
 
 
 def open_source(input_path: str, files: Files = ALL_FILES) -> ImageSource:
-    """Returns the source for INPUT: a folder, a glob, an archive, a manifest or an fsspec URL.
+    """Returns the source of the images at `input_path`: a folder, a glob, an archive, a manifest or an fsspec URL.
 
-    If `files` is a RootedFiles (limited to the operator's directories), INPUT must be neither a glob nor a URL. Raises
-    InputError if INPUT does not exist, is of another kind, or cannot be opened. Raises OutsideRootsError if INPUT is
-    outside the roots of RootedFiles.
+    files: opens the files. A RootedFiles opens only files in the operator's directories, and then the input must be
+    neither a glob nor a URL. Raises InputError if the input does not exist, is of another kind, or cannot be opened.
+    Raises OutsideRootsError if the input is outside the directories of RootedFiles.
     """
     if isinstance(files, RootedFiles):
         files.check_input(input_path)
@@ -67,7 +68,7 @@ def open_source(input_path: str, files: Files = ALL_FILES) -> ImageSource:
 
 
 class FolderSource(ImageSource):
-    """All files below a folder, without hidden files and system files of macOS and Windows."""
+    """All files below a folder, except hidden files and the system files of macOS and Windows."""
 
     def __init__(self, root: Path, files: Files) -> None:
         super().__init__()
@@ -134,10 +135,10 @@ class GlobSource(ImageSource):
 
 
 class ManifestSource(ImageSource):
-    """The images in a table with a column `path`, and optionally `id` and `beta`.
+    """The images in a manifest, a table with the column `path` and the optional columns `id` and `beta`.
 
-    A path is a URL, an absolute path, or relative to the folder of the manifest. If the files are RootedFiles (limited
-    to the operator's directories), a path must not be a URL.
+    A path is a URL, an absolute path, or relative to the folder of the manifest. If `files` is a RootedFiles, which
+    opens only files in the operator's directories, a path must not be a URL.
     """
 
     def __init__(self, path: PurePath, files: Files) -> None:
@@ -217,9 +218,10 @@ def _read_file(files: Files, path: PurePath, max_bytes: int) -> bytes:
 
 
 def _walk(files: Files, root: Path) -> Iterator[tuple[str, FolderEntry]]:
-    """Yields the path relative to `root` and the entry of each file and folder below it, a folder before its content.
+    """Yields each file and folder below `root`, as its path relative to `root` and its entry.
 
-    Skips names that `is_excluded` refuses. Follows a link to a folder, except to a folder that contains the link.
+    Yields a folder before its content. Skips hidden files and system files. Follows a link to a folder, but not to a
+    folder that contains the link.
     """
     listing = files.list_folder(root)
     open_folders = [("", listing.identity, iter(listing.entries))]

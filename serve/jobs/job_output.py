@@ -7,7 +7,8 @@
     OUTPUT/part-00000.parquet  a shard with all its rows
     OUTPUT/_SUCCESS            counts and fingerprint, written when every shard exists
 
-Specification, listing, shards and summary appear atomically. After a crash the job resumes with the missing shards.
+Specification, listing, shards and summary are written atomically: each is complete or absent. After a crash the job
+resumes with the missing shards.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ MIN_IMAGES_FOR_RATE = 100  # an error rate of fewer images is not significant
 
 
 class JobSummary(BaseModel):
-    """The counts, model and engine of a finished job; the content of _SUCCESS."""
+    """The counts, the model and the engine of a finished job. It is the content of the file _SUCCESS."""
 
     fingerprint: str
     images: int
@@ -63,8 +64,8 @@ class JobSummary(BaseModel):
 class ShardTask:
     """A shard to make.
 
-    offset: byte offset of the shard's first line in the listing.
-    is_retry: True if the shard exists, so that only its failed images are classified again.
+    offset: byte offset, in the listing, of the line of the shard's first image. is_retry: True if the shard exists and
+    only its failed images are classified again.
     """
 
     number: int
@@ -74,7 +75,7 @@ class ShardTask:
 
 @dataclass(frozen=True)
 class ShardResult:
-    """The counts of a shard that was written. error_codes: the number of rows with each error code."""
+    """The result of making one shard. number: of the shard. error_codes: the number of rows with each error code."""
 
     number: int
     error_codes: Mapping[str, int]
@@ -82,10 +83,10 @@ class ShardResult:
 
 @contextmanager
 def lock_output(output: OutputDirectory) -> Iterator[None]:
-    """Locks the output for this process during the `with` block.
+    """Locks the output directory for this process during the `with` block.
 
-    After the block, removes the job files if no job has started.
-    Raises OutputTakenError if another process holds the lock, and OutputError if the output cannot be written to.
+    If no job has started in the block, removes the files in the folder `_job` in the end. Raises OutputTakenError if
+    another process holds the lock, and OutputError if the directory cannot be written to.
     """
     path = output.job_folder / LOCK_FILE
     try:
@@ -111,7 +112,7 @@ def lock_output(output: OutputDirectory) -> Iterator[None]:
 
 
 def _remove_unused(output: OutputDirectory) -> None:
-    """Removes the new listing if it was not renamed. If no job has started, removes listing, id and lock too."""
+    """Removes an unfinished new listing. If no job has started in the output, removes listing, id and lock too."""
     has_job = not output.is_new or os.path.lexists(output.job_folder / SPEC_FILE)
     for name in (NEW_LISTING_FILE,) if has_job else (NEW_LISTING_FILE, LISTING_FILE, JOB_ID_FILE, LOCK_FILE):
         if os.path.lexists(output.job_folder / name):
@@ -120,15 +121,15 @@ def _remove_unused(output: OutputDirectory) -> None:
 
 
 def check_not_inside(output: Path, input_path: str) -> None:
-    """Raises OutputError if the output lies in the input folder, because the job would list its shards as images."""
+    """Raises OutputError if the output is the input folder or inside it. Such a job would list its shards as images."""
     if os.path.isdir(input_path) and Path(os.path.realpath(output)).is_relative_to(os.path.realpath(input_path)):
         raise OutputError(f"{output} is inside the input, so its files would be input files: give another directory")
 
 
 def read_job_spec(output: OutputDirectory) -> JobSpec | None:
-    """Returns the specification of the job in an output, or None if the output is empty.
+    """Returns the specification of the job in an output directory; None if the directory is empty.
 
-    Raises OutputError if the output has other files, or if this version cannot read the specification.
+    Raises OutputError if the directory has other files, or if this version of Tureen cannot read the specification.
     """
     if os.path.lexists(output.job_folder / SPEC_FILE):
         try:
@@ -142,7 +143,7 @@ def read_job_spec(output: OutputDirectory) -> JobSpec | None:
 
 
 def list_inputs(source: ImageSource, output: OutputDirectory, on_listed: Callable[[int], None]) -> InputSummary:
-    """Writes the listing to a new file, one JSON line per image, and returns its summary.
+    """Writes the listing, one JSON line per image, to the file NEW_LISTING_FILE. Returns a summary of the listing.
 
     on_listed: receives the number of images so far. Raises InputError if the input cannot be listed or has no image.
     Raises OutputError if the input has a link to a folder that contains the output.
@@ -164,7 +165,10 @@ def list_inputs(source: ImageSource, output: OutputDirectory, on_listed: Callabl
 
 
 def read_job_id(output: OutputDirectory) -> str | None:
-    """Returns the id of the server's job in an output, or None. Raises OutputError if the id's file is unreadable."""
+    """Returns the id, in the server's store, of the job in an output directory; None if no server runs this job.
+
+    Raises OutputError if the file with the id is unreadable.
+    """
     try:
         with open_regular_file(output.job_folder / JOB_ID_FILE) as file:
             return file.read(64).decode(errors="replace")
@@ -186,10 +190,11 @@ def start_or_resume(
 ) -> JobSpec:
     """Lists the input, and returns the specification of the job. Writes the listing and the specification of a new job.
 
-    earlier: the result of `read_job_spec`. on_listed: receives the number of images listed so far.
-    Raises OutputError if the specification differs from `earlier`, and the errors of `list_inputs`. Raises InputError
-    if the options give a β twice, or more than one β although the input gives β. Raises SingleTokenError if the
-    options or the input give a β and the model has one token.
+    earlier: the specification that `read_job_spec` returned; None for a new job. on_listed: receives the number of
+    images listed so far.
+    Raises OutputError if the specification differs from `earlier`. Raises InputError if the options give a β twice, or
+    more than one β although the input gives β. Raises SingleTokenError if the options or the input give a β and the
+    model has one token. Raises the errors of `list_inputs`.
     """
     check_betas(options)
     inputs = list_inputs(source, output, on_listed)
@@ -205,7 +210,7 @@ def start_or_resume(
 
 
 class Job:
-    """A job that has a specification and a listing. Makes the shards that are missing."""
+    """A job whose specification and listing are written. Makes the shards that are missing."""
 
     def __init__(self, output: OutputDirectory, spec: JobSpec, labels: Sequence[str]) -> None:
         self.output, self.spec = output, spec
@@ -239,7 +244,8 @@ class Job:
         """Makes the missing shards, writes the summary and returns it.
 
         make_shards: makes and writes the shards of the tasks, in any order. retry_failed: whether to classify images
-        with an error again. on_images: called here for the images of existing shards only.
+        with an error again. max_error_rate: a share, 0 to 1. on_images: receives the numbers of finished and failed
+        images of each existing shard; `make_shards` reports those of new shards itself.
         Raises JobStoppedError if the share of rows with an error exceeds `max_error_rate`, OutputError if an existing
         shard is damaged, OSError if the disk fails, and the errors of `make_shards`.
         """
@@ -259,10 +265,11 @@ class Job:
         return self._finish()
 
     def make_shards(self, pipeline: Pipeline, tasks: Iterable[ShardTask], on_images: OnImages) -> Iterator[ShardResult]:
-        """Makes and writes shards in this process, and yields their counts. Makes the next shards during each write.
+        """Makes the shards of the tasks in this process and writes them. Yields the result of each shard.
 
-        Raises JobStoppedError if no file of a large shard can be read, and JobError if the engine fails on a whole
-        batch.
+        While one shard is written, the next ones are in progress. Raises JobStoppedError if none of the files of a
+        shard with MIN_IMAGES_FOR_RATE or more rows can be read. Raises JobError if the engine fails on every image of a
+        batch of two or more.
         """
         for finished in pipeline.run(map(self._shard_input, tasks), on_images):
             number, shard = finished.number, finished.shard
@@ -296,7 +303,7 @@ class Job:
         return ShardInput(number, shard, [(row, images[row // width]) for row in self._first_rows(shard.failed_rows)])
 
     def _first_rows(self, rows: Sequence[int]) -> list[int]:
-        """Returns the first row of each image to which one of these rows belongs."""
+        """Returns the index of the first row of each image to which one of these rows belongs, ascending."""
         width = len(self.spec.betas)
         return sorted({row - row % width for row in rows})
 

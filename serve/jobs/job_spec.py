@@ -1,4 +1,4 @@
-"""The specification of a job: everything that decides its rows. Reads and writes no file."""
+"""Defines the specification of a job: all values that determine the content of its rows. Reads and writes no file."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LATER_FIELDS = ("temperatures", "strength")  # that earlier versions did not hav
 
 
 class JobSpec(BaseModel):
-    """Everything that decides the rows of a job; the content of job.json."""
+    """The specification of a job: all values that determine the content of its rows. It is the content of job.json."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -66,7 +66,7 @@ class JobSpec(BaseModel):
 
 @dataclass(frozen=True)
 class JobOptions:
-    """The options of a job. None selects the value of the job's earlier run, or the default in its first run."""
+    """The options of a run of a job. None selects the value of the job's first run; in the first run, the default."""
 
     betas: tuple[float | Strength, ...] | None = None
     default_beta: float | None = None  # used where betas is None and the model has two tokens; None: the bundle's
@@ -79,9 +79,10 @@ class JobOptions:
 
 @dataclass(frozen=True)
 class InputSummary:
-    """A summary of the listing of a job.
+    """A summary of the listing, the file with a line for each image of a job.
 
-    sha256: of the listing, hexadecimal. images: number of images. has_own_betas: whether a manifest gives any β.
+    sha256: of the listing, hexadecimal. images: number of images. has_own_betas: whether the input gives a β for some
+    image.
     """
 
     sha256: str
@@ -103,11 +104,12 @@ def build_spec(
     limits: ImageLimits,
     earlier: JobSpec | None,
 ) -> JobSpec:
-    """Returns the specification of a job. earlier: the specification of the job's first run, if there was one.
+    """Returns the specification of a job. earlier: the specification of the job's first run; None in the first run.
 
-    A strength in the options becomes the β of the model. A job keeps the temperatures and the strength curve of its
-    first run, also if those of the bundle have changed since. Raises SingleTokenError if the options or the input give
-    a β and the model has one token. Raises InputError if the options give more than one β although the input gives β.
+    Converts a strength in the options to the β that it has in the model. A job keeps the temperatures and the strength
+    curve of its first run, even if those of the bundle have changed since.
+    Raises SingleTokenError if the options or the input give a β and the model has one token. Raises InputError if the
+    options give more than one β although the input gives β.
     """
     given = None if options.betas is None else tuple(manifest.beta_of(beta) for beta in options.betas)
     if not manifest.has_two_tokens and (options.betas is not None or inputs.has_own_betas):
@@ -147,7 +149,7 @@ def build_spec(
 
 
 def check_unchanged(earlier: JobSpec, current: JobSpec) -> None:
-    """Raises OutputError, which names the fields, if the specifications of two runs of a job differ."""
+    """Raises OutputError if the specifications of two runs of a job differ. The error names the fields that differ."""
     before, after = earlier.model_dump(), current.model_dump()
     changed = [name for name in before if before[name] != after[name]]
     if changed:

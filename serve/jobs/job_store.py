@@ -1,4 +1,4 @@
-"""Stores the jobs of a service in the database of the operator's settings: request, progress, state and lease.
+"""Stores the batch jobs of a service in the database of the operator's settings: request, progress, state and lease.
 
     queued ─→ running ─→ succeeded | partially_succeeded | failed | cancelled
       └─ paused ─┘   resume queues a paused, failed or partially succeeded job again
@@ -42,7 +42,7 @@ Whole = Annotated[int, Field(strict=True, ge=1)]
 
 
 class JobRequest(FrozenModel):
-    """The request for a job, as the store keeps it."""
+    """The request for a job in the form that the store keeps."""
 
     input: FilePath = Field(description="a folder, a .tar or .zip, or a manifest, below a root directory for inputs")
     output: FilePath = Field(description="a new directory below a root directory for outputs")
@@ -71,7 +71,10 @@ class JobRequest(FrozenModel):
 
 
 class JobSubmission(JobRequest):
-    """The body of POST /jobs. A JobRequest has no strength, so that servers of earlier versions can read it."""
+    """The body of POST /jobs: a JobRequest that may have `strength` in place of `beta`.
+
+    The store keeps a JobRequest without strength, so that servers of earlier versions can read it.
+    """
 
     strength: Annotated[float, Field(strict=True, ge=0, le=1)] | None = Field(
         default=None, description="instead of beta: a number from 0 to 1, whose β in the served model is stored"
@@ -84,7 +87,7 @@ class JobSubmission(JobRequest):
         return self
 
     def request(self, manifest: Manifest) -> JobRequest:
-        """Returns the request to store. A strength, if given, is replaced by its β in the served model.
+        """Returns the request to store. Replaces a strength by the β that it has in the served model.
 
         manifest: of the served model. Raises SingleTokenError if there is a strength and the model has one token.
         """
@@ -96,7 +99,11 @@ class JobSubmission(JobRequest):
 
 @dataclass(frozen=True)
 class JobRecord:
-    """A job in the store. times: when the job last entered each state, UTC, ISO 8601."""
+    """A job in the store.
+
+    who: name of the operator's credential that submitted it. times: when the job last entered each state, UTC, ISO
+    8601. images, done, failed: numbers of all, finished and failed images. owner: the process with the lease.
+    """
 
     id: str
     state: State
@@ -167,7 +174,8 @@ class JobRecords:
     def list(self, limit: int, before: str | None = None, state: State | None = None) -> Sequence[JobRecord]:
         """Returns at most `limit` jobs, newest first.
 
-        before: only jobs submitted earlier than this time, UTC, ISO 8601. state: only jobs in this state.
+        before: returns only jobs submitted earlier than this time, UTC, ISO 8601. state: returns only jobs in this
+        state.
         """
         query = _JOBS.select().order_by(_JOBS.c.created_at.desc(), _JOBS.c.id).limit(limit)
         if before is not None:
@@ -185,25 +193,26 @@ class JobRecords:
         return {state: counted.get(state, 0) for state in STATES}
 
     def cancel(self, job_id: str) -> JobRecord:
-        """Cancels a job, and returns it. Its finished shards stay.
+        """Cancels a job, and returns its record. A running job stops within seconds. The finished shards are kept.
 
-        Raises UnknownJobError if it does not exist, and JobStateError if it has ended.
+        Raises UnknownJobError if the job does not exist, and JobStateError if it has ended.
         """
         return self._stop(job_id, "cancelled", WAITING)
 
     def pause(self, job_id: str) -> JobRecord:
-        """Pauses a queued or running job until it is resumed, and returns it.
+        """Pauses a queued or running job until it is resumed, and returns its record.
 
-        Raises UnknownJobError if it does not exist. Raises JobStateError if it is neither queued nor running, or if it
-        is being cancelled.
+        Raises UnknownJobError if the job does not exist. Raises JobStateError if the job is neither queued nor running,
+        or if its cancellation was requested.
         """
         return self._stop(job_id, "paused", ("queued", "running"))
 
     def resume(self, job_id: str) -> JobRecord:
-        """Queues a paused, failed or partially succeeded job again, and returns it.
+        """Queues a paused, failed or partially succeeded job again, and returns its record.
 
-        Only the failed images of a partially succeeded job run again. Raises UnknownJobError if it does not exist, and
-        JobStateError if it is in another state.
+        Only the failed images of a partially succeeded job run again. For a running job whose pause was requested,
+        revokes the pause. Raises UnknownJobError if the job does not exist, and JobStateError if it is in any other
+        state.
         """
         with self._store.writing() as connection:
             before = _get(connection, job_id)
@@ -220,9 +229,10 @@ class JobRecords:
             return self._change_state(connection, before, "queued", retries_failed=retries, error=None)
 
     def claim(self, owner: str) -> JobRecord | None:
-        """Leases the oldest free job to this owner and returns it, or None if no job is free.
+        """Leases the oldest free job to `owner`, and returns the record of the job; None if no job is free.
 
-        A job is free if it is queued, or if it is running but its lease has expired.
+        A job is free if it is queued, or if it is running and its lease has expired. Returns None too if the expired
+        job was to be paused or cancelled; then stores that state.
         """
         with self._store.writing() as connection:
             orphaned = sa.and_(_JOBS.c.state == "running", _JOBS.c.lease_until < time.time())
@@ -238,10 +248,10 @@ class JobRecords:
             return after if state == "running" and after.owner == owner else None
 
     def renew(self, record: JobRecord) -> JobRecord:
-        """Stores the progress of a job, extends its lease, and returns the stored record.
+        """Stores the progress in `record`, extends the lease of the job, and returns the stored record.
 
-        An operator's request to stop the job is in `requested_state` of the stored record.
-        Raises JobStateError if another process holds the lease.
+        If an operator has paused or cancelled the job, `requested_state` of the returned record says so. Raises
+        JobStateError if another process holds the lease.
         """
         values = {name: getattr(record, name) for name in ("images", "done", "failed", "fingerprint")}
         with self._store.writing() as connection:
@@ -253,10 +263,10 @@ class JobRecords:
             return _get(connection, record.id)
 
     def release(self, record: JobRecord, state: State, error: str | None = None, delay_s: float = 0.0) -> None:
-        """Ends the lease and stores the state. Does nothing if another process holds the lease.
+        """Ends the lease of a job, and stores its progress and state. Does nothing if another process holds the lease.
 
-        state: `running` if another process has to continue the job.
-        delay_s: seconds before a process may claim a queued job again.
+        state: the new state; "running" if another process must continue the job. error: message for the operator, or
+        None. delay_s: seconds before a process may claim a queued job again.
         """
         with self._store.writing() as connection:
             now = _get(connection, record.id)
@@ -267,7 +277,7 @@ class JobRecords:
                 self._change_state(connection, now, state, **values, **lease, error=error, retries_failed=retries)
 
     def delete_old(self, days: float) -> int:
-        """Deletes the records of the jobs that ended more than `days` days ago. Returns the number of them."""
+        """Deletes the records of the jobs that ended more than `days` days ago. Returns how many it deleted."""
         before = format_time(datetime.now(UTC) - timedelta(days=days))
         with self._store.writing() as connection:
             ended = connection.execute(_JOBS.select().where(_JOBS.c.state.in_(ENDED), _JOBS.c.created_at < before))
@@ -290,9 +300,10 @@ class JobRecords:
             return replace(before, requested_state=state)
 
     def _change_state(self, connection: sa.Connection, before: JobRecord, state: State, **more: Any) -> JobRecord:
-        """Stores the state `state` in the record `before`, and returns the new record. more: other fields to change.
+        """Changes the state in the stored record `before`, and returns the new record. more: other fields to change.
 
-        If another process has changed the record meanwhile, changes nothing, and returns the record of that process.
+        Clears owner, lease and requested state unless `more` has them. If another process has changed the record
+        meanwhile, changes nothing, and returns the record of that process.
         """
         times = before.times if state == before.state else {**before.times, state: format_time(datetime.now(UTC))}
         after = replace(

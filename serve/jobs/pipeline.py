@@ -1,7 +1,7 @@
-"""Turns the images of shards into finished shards: reads and decodes on a pool while the engine runs.
+"""Turns the images of shards into finished shards: a pool reads and decodes images while the engine runs.
 
-Every queue is bounded. A batch never holds rows of two shards, and its rows follow the order of the listing. So a
-shard that is made again has the same content.
+Every queue is bounded. A batch never has rows of two shards, and its rows follow the order of the listing. So a shard
+that is made again has the same content.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ INFERENCE_FAILED = "inference_failed"
 CHUNK = 8  # images per task of the pool: the hand-over of a task costs as much as one small image
 
 Classify = Callable[[NDArray[np.uint8], Sequence[float]], NDArray[np.float32]]
-"""Returns logits (N, K) for pixels (N, H, W, 3) and one β per image. Several threads may call it."""
+"""Returns logits float32 (N, K) for pixels uint8 (N, H, W, 3) and N β. Several threads may call the function."""
 OnImages = Callable[[int, int], None]
-"""Receives the number of finished images and how many of them failed. If it raises, the job ends."""
+"""Receives the number of newly finished images, and how many of these failed. An error that it raises ends the job."""
 
 
 @dataclass(frozen=True)
 class ShardInput:
-    """The images of one shard that are to be classified.
+    """The images of one shard that the pipeline must classify.
 
-    number: the number of the shard. images: pairs of the first row of an image in the shard, and the image.
-    An image has a row for each β of the job, or a single row if the input gives its β.
+    number: the number of the shard. shard: receives the rows. images: pairs of an image's first row index and the
+    image. An image has a row for each β of the job, or a single row if the input gives its β.
     """
 
     number: int
@@ -66,11 +66,11 @@ class _Batch:
 
 
 class Pipeline:
-    """Classifies images in batches on `streams` threads.
+    """Classifies images in batches, with `streams` simultaneous runs of the engine.
 
-    betas: the β values of the job; (None,) if the model has one token. Each image has a row for each of them, or a
-    single row if the input gives its β. temperatures: of the probabilities. batch_rows: rows in one run of the engine.
-    streams: simultaneous runs.
+    classify: runs the engine. decode_pool: reads and decodes images. betas: the β values of the job; (None,) if the
+    model has one token. Each image has a row for each of these β, or a single row if the input gives its β.
+    temperatures: by which logits are divided for probabilities. batch_rows: rows in one run of the engine.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Pipeline:
         self._temperatures, self._batch_rows, self._streams = temperatures, batch_rows, streams
 
     def run(self, inputs: Iterable[ShardInput], on_images: OnImages) -> Iterator[FinishedShard]:
-        """Yields the finished shards in order. The next shards are in progress while the caller writes one.
+        """Yields the finished shards in the order of `inputs`. While the caller writes one, the next are in progress.
 
         Raises JobError if the engine fails on every image of a batch of two or more, and any error of `on_images`.
         """
@@ -104,7 +104,10 @@ class Pipeline:
             yield from self._finished(pending, 0)
 
     def _finished(self, pending: deque[Future[None] | FinishedShard], max_runs: int) -> Iterator[FinishedShard]:
-        """Yields the finished shards at the front of `pending`. Waits until at most `max_runs` runs are pending."""
+        """Removes finished runs and shards from the front of `pending`, and yields the shards.
+
+        Waits until at most `max_runs` runs are pending. Raises the error of a run that failed.
+        """
         while pending and (
             isinstance(pending[0], FinishedShard)
             or pending[0].done()
@@ -134,7 +137,10 @@ class Pipeline:
             yield batch
 
     def _decode_all(self, images: Iterable[tuple[int, InputImage]]) -> Iterator[tuple[int, InputImage, DecodeResult]]:
-        """Yields each first row and image with the result of decoding it, in order. Decodes about one batch ahead."""
+        """Yields for each image its first row index, the image, and the result of decoding it, in order.
+
+        Decodes about one batch ahead of the caller.
+        """
         pool = self._decode_pool
         chunk = 1 if pool.is_sequential else min(CHUNK, self._batch_rows)
         max_ahead = 2 * pool.count if pool.is_sequential else max(-(-self._batch_rows // chunk), 2 * pool.count)
@@ -152,9 +158,10 @@ class Pipeline:
                 return
 
     def _run(self, batch: _Batch) -> None:
-        """Classifies a batch and fills its rows. If the engine fails, runs each half of the batch separately.
+        """Classifies a batch, and writes the classes into its rows of the shard.
 
-        A row that fails alone gets an error. Raises JobError if every row of a batch of two or more fails.
+        If the engine fails, runs each half of the batch separately, and so on. A row that fails alone gets an error
+        code. Raises JobError if every row of a batch of two or more fails.
         """
         shard, pixels = batch.shard, np.stack(batch.pixels)
         failed = 0
@@ -184,5 +191,5 @@ def _fill_columns(shard: Shard, row: int, image: InputImage, result: DecodeResul
 
 
 def _printable(name: str) -> str:
-    """Returns a file name in valid UTF-8. Bytes that are not UTF-8 become escapes such as `\\xff`."""
+    """Returns a file name as valid text. Bytes that are not UTF-8 become escapes such as `\\xff`."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

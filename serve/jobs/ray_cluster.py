@@ -1,8 +1,8 @@
-"""Makes the shards of a job on the workers of a Ray cluster. Each worker loads the model on its own engine.
+"""Makes the shards of a job on the workers of a Ray cluster. Each worker has its own engine.
 
-The head sends shard tasks; a worker writes each shard in the same way as a job on one machine. When a worker dies,
-another worker makes its unfinished shards. Rows, fingerprint and `--resume` are the same as without a cluster. Every
-machine of the cluster needs bundle, input and output under the same paths.
+The calling process sends a task for each shard to the workers. A worker writes a shard as a job on one machine does.
+When a worker dies, another worker makes its unfinished shards. Rows, fingerprint and `--resume` are the same as without
+a cluster. Every machine of the cluster needs bundle, input and output under the same paths.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class RayWorkerConfig:
 
 @contextlib.contextmanager
 def connect(address: str) -> Iterator[None]:
-    """Connects to a cluster, or starts one on this machine if the address is LOCAL_CLUSTER.
+    """Connects to the Ray cluster at `address`, or starts one on this machine if the address is LOCAL_CLUSTER.
 
     Disconnects at the end of the `with` block. Raises JobError if no cluster responds.
     """
@@ -75,9 +75,9 @@ def connect(address: str) -> Iterator[None]:
 
 
 def max_workers(cpus: int) -> int:
-    """Returns how many workers with `cpus` CPUs each fit in the cluster.
+    """Returns how many workers with `cpus` CPUs each fit in the connected cluster.
 
-    Raises JobError if none fits, because Ray would wait without end.
+    Raises JobError if none fits, because Ray would wait forever.
     """
     import ray
 
@@ -90,9 +90,10 @@ def max_workers(cpus: int) -> int:
 def make_shards(
     job: Job, config: RayWorkerConfig, tasks: Iterable[ShardTask], on_images: OnImages, *, workers: int
 ) -> Iterator[ShardResult]:
-    """Makes the shards of the tasks on `workers` workers. Ray Data replaces a worker that dies.
+    """Makes the shards of the tasks on `workers` workers, and yields the result of each. Ray replaces dead workers.
 
-    on_images: called after each shard. Raises JobError if a worker raises an error, or if the cluster fails.
+    config: the arguments of each worker. on_images: receives the numbers of finished and failed images after each
+    shard. Raises JobError if a worker raises an error, or if the cluster fails.
     """
     import ray
     from ray.exceptions import RayError
@@ -117,7 +118,7 @@ def make_shards(
 
 
 def _first_cause(error: RayError) -> str:
-    """Returns the line of Ray's message that has the worker's exception, or the last line if none has one."""
+    """Returns the line of Ray's message that has the exception of the worker, or else the last line."""
     lines = str(error).splitlines()
     raised = [line for line in lines if _RAISED.match(line) and not line.startswith(("ray.", "UserCodeException"))]
     return (raised or lines or ["Ray gives no reason"])[-1]
@@ -151,9 +152,10 @@ class _ShardWorker:
         self._stack = stack  # stays open as long as the worker lives
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Makes and writes the shard of the single task in the batch.
+        """Makes and writes one shard. batch: the fields of a ShardTask, each in a list of one element.
 
-        Returns the number of the shard, the number of rows with each error code, and the number of failed images.
+        Returns the number of the shard, the number of rows with each error code, and the number of failed images, in
+        the same form.
         """
         task = ShardTask(int(batch["number"][0]), int(batch["offset"][0]), is_retry=bool(batch["is_retry"][0]))
         failed = 0
@@ -172,9 +174,10 @@ class _ShardWorker:
 
 
 def check_ray(address: str) -> None:
-    """Raises JobError if Ray is not installed, or if no server accepts connections at a HOST:PORT address.
+    """Raises JobError if Ray is not installed, or if no server accepts a connection at `address`.
 
-    Called before the job starts, because Ray itself would wait for minutes.
+    Checks the connection only if the address has the form HOST:PORT or ray://HOST:PORT. Must be called before the job
+    starts, because Ray itself would wait for minutes.
     """
     disable_vendor_telemetry()
     try:

@@ -1,8 +1,8 @@
-"""The files that jobs read and write: any file of this machine, or only files below the roots of an operator.
+"""Opens the files of jobs: any file of this machine, or only files below the root directories that an operator allows.
 
-Below a root, a path is opened component by component with openat(2), from the descriptor of the root. No link is
-followed. So neither `..`, nor a link, nor a link that replaces a folder meanwhile leads out of the root. A file with a
-second hard link is refused, because its other name may lie outside. Anything but a regular file is refused, too.
+Below a root, opens a path component by component with openat(2), from the descriptor of the root, and follows no link.
+So neither `..`, nor a link, nor a link that replaces a folder meanwhile leads out of the root. Refuses a file with a
+second hard link, because its other name may lie outside the root. Refuses everything that is not a regular file.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ _NO_DIRECTORY = "{} is not a directory, or its path contains a link: give anothe
 
 @dataclass(frozen=True)
 class OutputDirectory:
-    """The output directory of a job.
+    """The open output directory of a job.
 
-    path, job_folder: the directory and its folder `_job`, for opening files; they may lie below /proc/self/fd.
-    name: the path that the user gave, for messages.
-    is_new: whether the call that opened the output created `job_folder`.
+    path, job_folder: paths of the directory and of its folder `_job`, for opening files in them; they may lie below
+    /proc/self/fd. name: the path that the user gave, for messages. is_new: whether opening the directory created
+    `job_folder`.
     """
 
     path: Path
@@ -42,7 +42,7 @@ class OutputDirectory:
 
 
 class FolderEntry(NamedTuple):
-    """An entry of a folder. is_folder: also True for a link to a folder, if links are followed."""
+    """An entry of a folder. is_folder: True for a folder; if links are followed, True for a link to a folder too."""
 
     name: str
     is_folder: bool
@@ -84,7 +84,7 @@ class Files:
 
     @contextmanager
     def open_output(self, output: Path) -> Iterator[OutputDirectory]:
-        """Opens the output directory, or creates it. At the end of the `with` block removes created, empty folders."""
+        """Yields the output directory. Creates missing folders; removes those that are empty after the `with` block."""
         job_folder = output / JOB_FOLDER
         missing = [folder for folder in (job_folder, *job_folder.parents) if not folder.exists()]
         try:
@@ -97,7 +97,7 @@ class Files:
 
 
 class RootedFiles(Files):
-    """Opens only files below root directories, even if an attacker can write there. Outputs need /proc of Linux."""
+    """Opens only files below root directories, even if an attacker can write there. Outputs require /proc of Linux."""
 
     def __init__(self, inputs: Sequence[Path], outputs: Sequence[Path]) -> None:
         """inputs, outputs: absolute root directories. A root may itself be a link."""
@@ -127,11 +127,11 @@ class RootedFiles(Files):
         return True if stat.S_ISDIR(mode) else False if stat.S_ISREG(mode) else None
 
     def check_input(self, path: str) -> None:
-        """Raises OutsideRootsError if no root for inputs contains the path."""
+        """Raises OutsideRootsError if no root for inputs contains the path. Does not access the disk."""
         _split(path, self._inputs)
 
     def check_output(self, path: str) -> None:
-        """Checks the path of an output without access to the disk.
+        """Checks the path of an output. Does not access the disk.
 
         Raises OutsideRootsError if the path is a root, or if no root for outputs contains it. Raises OutputError if the
         path is more than MAX_DEPTH folders below the root.
@@ -143,7 +143,10 @@ class RootedFiles(Files):
             raise OutputError(f"{path[:64]}… is more than {MAX_DEPTH} folders deep: give a shorter path")
 
     def check_output_folders(self, path: str) -> None:
-        """Raises OutputError if an existing component of the path of an output is a link or a file."""
+        """Raises OutputError if a component of an output's path is a link or a file. Missing components are allowed.
+
+        Raises OutsideRootsError if no root for outputs contains the path.
+        """
         root, parts = _split(path, self._outputs)
         try:
             with ExitStack() as stack:
@@ -159,11 +162,11 @@ class RootedFiles(Files):
 
     @contextmanager
     def open_output(self, output: Path, *, create: bool = True) -> Iterator[OutputDirectory]:
-        """Opens the output directory by descriptors, so a folder that replaces it later receives no file.
+        """Yields the output directory, opened by descriptors. A folder that replaces it later receives no file.
 
-        create: whether to create missing folders; the empty ones are removed at the end of the `with` block. Raises
-        the errors of `check_output`, OutputError if a component of the path is a link or a file, and
-        FileNotFoundError for a missing folder if `create` is False.
+        create: whether to create missing folders; those that are empty after the `with` block are removed. Raises the
+        errors of `check_output`, OutputError if a component of the path is a link or a file, and FileNotFoundError for
+        a missing folder if `create` is False.
         """
         self.check_output(str(output))
         root, parts = _split(str(output), self._outputs)
@@ -218,9 +221,9 @@ def _is_folder(entry: os.DirEntry[str], follows_links: bool) -> bool:
 
 
 def _split(path: str, roots: Sequence[Path]) -> tuple[Path, tuple[str, ...]]:
-    """Returns the root that contains a path, and the components of the path below the root.
+    """Returns the root that contains a path, and the components of the path below that root.
 
-    Raises OutsideRootsError if no root contains the path, or if the path contains `..`.
+    Raises OutsideRootsError if no root contains the path, or if the path contains `..` or a null character.
     """
     if "\0" not in path and ".." not in path.split("/"):
         for root in roots:
@@ -260,16 +263,19 @@ def _open_parent(path: PurePath, roots: Sequence[Path]) -> Iterator[tuple[int, s
 
 
 def _open_in(parent: int | None, name: str | Path, stack: ExitStack) -> int:
-    """Returns the descriptor of a folder, which the stack closes. Follows a link only if `parent` is None."""
+    """Returns the descriptor of the folder `name` in the folder with descriptor `parent`. The stack closes it.
+
+    If `parent` is None, `name` is an absolute path, which may be a link. Otherwise a link raises NotADirectoryError.
+    """
     descriptor = os.open(name, _OPEN_FOLDER | (0 if parent is None else os.O_NOFOLLOW), dir_fd=parent)
     stack.callback(os.close, descriptor)
     return descriptor
 
 
 def _enter_folder(parent: int, name: str, stack: ExitStack, *, create: bool) -> tuple[int, bool]:
-    """Returns the descriptor of a folder in `parent`, and whether this call created it.
+    """Returns the descriptor of a folder in `parent`, and whether this call created the folder.
 
-    When the stack closes, it removes a created folder that is empty.
+    create: whether to create a missing folder. When the stack closes, it removes the created folder if it is empty.
     """
     is_new = False
     if create:
@@ -289,8 +295,8 @@ def _remove_empty(parent: int, name: str) -> None:
 def _open_regular(descriptor: int, *, may_have_links: bool) -> BinaryIO:
     """Returns the regular file of a descriptor, open for reading.
 
-    For anything else, and for a second hard link unless `may_have_links`, raises UnreadableError and closes the
-    descriptor.
+    Raises UnreadableError and closes the descriptor if it is not a regular file. Does so too for a file with several
+    hard links, unless `may_have_links`.
     """
     status = os.fstat(descriptor)
     is_regular = stat.S_ISREG(status.st_mode)

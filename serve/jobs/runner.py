@@ -1,6 +1,6 @@
-"""Runs the jobs of a store, one at a time, on the engine of the server. Knows no HTTP.
+"""Runs the batch jobs in the store, one at a time, on the engine of the server. Knows no HTTP.
 
-Requests have priority. Processes of the lowest priority read and decode the images, so they take neither the
+Requests have priority. Processes of the lowest priority read and decode the images of a job, so they take neither the
 interpreter lock nor a processor from requests. A run of the engine for a job waits while a request waits.
 """
 
@@ -63,7 +63,10 @@ logger = logging.getLogger("tureen.jobs")
 
 
 class JobProgress:
-    """The progress of a running job, and the request to stop it. The job's thread writes; the event loop reads."""
+    """The progress of a running job, and a flag that stops the job.
+
+    The thread of the job writes the progress, and the event loop reads it. The event loop calls `stop`.
+    """
 
     def __init__(self, max_images: int) -> None:
         self.images: int | None = None
@@ -77,7 +80,10 @@ class JobProgress:
         self._stop.set()
 
     def on_listed(self, images: int) -> None:
-        """Raises InputError if `images` exceeds the limit, and JobInterruptedError after `stop`."""
+        """Called while the input is listed. images: number of images so far.
+
+        Raises InputError if `images` exceeds the limit, and JobInterruptedError after `stop`.
+        """
         if images > self._max_images:
             raise InputError(f"the input has more than {self._max_images:,} images, the limit: --max-job-images")
         self.check()
@@ -99,7 +105,7 @@ class JobProgress:
 
 
 class JobRunner:
-    """Runs jobs in one server process. `open` it when the service is ready, and `close` it before the service."""
+    """Runs jobs in one server process. Call `open` when the service is ready, and `close` before the service closes."""
 
     def __init__(self, service: Service, store: RevisionStore) -> None:
         """store: the store of the jobs, which `close` closes."""
@@ -119,7 +125,10 @@ class JobRunner:
         self._task = asyncio.create_task(self._run())
 
     async def close(self) -> None:
-        """Interrupts the running job and closes the store. Another process can continue after the finished shards."""
+        """Interrupts the running job and closes the store. Another process can continue the job later.
+
+        The finished shards of the job are kept.
+        """
         self._is_closing.set()
         await self._task
         await asyncio.to_thread(self._store.close)
@@ -142,7 +151,7 @@ class JobRunner:
                 await self._run_job(record)
 
     async def _run_job(self, record: JobRecord) -> None:
-        """Runs a job until it ends or is interrupted, and writes its state to the store."""
+        """Runs a job until it ends or is interrupted. Renews the lease meanwhile, and stores the final state."""
         _log("job begins", record)
         progress = JobProgress(self._settings.max_job_images)
         state: State | None = None
@@ -181,7 +190,10 @@ class JobRunner:
 
     @staticmethod
     def _outcome(record: JobRecord, work: asyncio.Task[JobSummary], state: State | None) -> tuple[State, str | None]:
-        """Returns the state after a run, and its error or None. state: the state if the run was interrupted."""
+        """Returns the state of a job after a run, and an error message or None.
+
+        work: the finished run. state: the state if the run was interrupted.
+        """
         try:
             summary = work.result()
         except JobInterruptedError:
@@ -217,8 +229,8 @@ class JobRunner:
     ) -> NDArray[np.float32]:
         """Returns logits, float32 (B, K), for pixels uint8 (B, H, W, 3) and B β. Blocks, so a thread calls it.
 
-        The engine runs the rows of requests first, so there is no deadline. Raises JobInterruptedError if the job is
-        stopped meanwhile.
+        Waits without a deadline, because the engine runs the rows of requests first. Raises JobInterruptedError if the
+        job is stopped meanwhile.
         """
         running = asyncio.run_coroutine_threadsafe(model.logits(pixels, betas), self._loop)
         while True:
@@ -256,8 +268,9 @@ def run_job(
     streams: int,
     decode_processes: int,
 ) -> JobSummary:
-    """Runs a job to its end on the calling thread. classify: runs the engine of `soup`.
+    """Runs a job to its end on the calling thread, and returns the summary. classify: runs the engine of `soup`.
 
+    batch_rows: rows of one run of the engine. streams: simultaneous runs. decode_processes: processes that decode.
     Raises JobInterruptedError after `progress.stop()`, another TureenError if the job cannot continue, or OSError if
     the disk fails. The finished shards are kept in every case.
     """
@@ -302,11 +315,11 @@ def run_job(
 
 
 def check_paths(files: RootedFiles, request: JobRequest) -> None:
-    """Checks the input and output paths of a request before it becomes a job.
+    """Checks the input and output paths of a request before the job is stored.
 
-    Raises OutsideRootsError if a path is outside the roots, or if the output is a root. Raises InputError if the input
-    cannot be opened, or if the job needs Parquet and pyarrow is not installed. Raises OutputError if the output is
-    inside the input, is more than MAX_DEPTH folders below its root, or leads through a link or a file.
+    Raises OutsideRootsError if a path is outside the root directories, or if the output is a root. Raises InputError if
+    the input cannot be opened, or if the job needs Parquet and pyarrow is not installed. Raises OutputError if the
+    output is inside the input, is more than MAX_DEPTH folders below its root, or leads through a link or a file.
     """
     files.check_output(request.output)
     open_source(request.input, files).close()
@@ -320,9 +333,9 @@ def check_paths(files: RootedFiles, request: JobRequest) -> None:
 
 
 def _claim_output(output: OutputDirectory, record: JobRecord) -> JobSpec | None:
-    """Returns the specification of an earlier run of this job. For a new output, writes the job's id and returns None.
+    """Returns the specification of an earlier run of this job; None if the output directory is new.
 
-    Raises OutputError if the output holds another job or other files.
+    Writes the id of the job into a new directory. Raises OutputError if the directory has another job or other files.
     """
     job_id = read_job_id(output)
     earlier = read_job_spec(output)

@@ -1,4 +1,4 @@
-"""The rows of a shard, one for each image and β, and their files in Parquet, JSONL or CSV.
+"""Holds the rows of a shard, one for each image and β, and writes and reads them as Parquet, JSONL or CSV. The columns:
 
     id, path           string; of the image in the input
     sha256             string; of the image's bytes; null if they could not be read
@@ -8,10 +8,11 @@
     top_k              list of label, index and probability, most probable first; JSON in CSV; null if the status is
                        error
     beta               double; null if the model has one token
-    strength           double; of this β
+    strength           double; strength of this β in the model, 0 to 1; null if the model has one token, or if an
+                       earlier version of Tureen began the job
     model, version, engine, precision   string
 
-A spreadsheet can open the CSV safely: a text that it would run as a formula begins with an apostrophe.
+A spreadsheet can open the CSV safely: a text that the spreadsheet would run as a formula begins with an apostrophe.
 `tureen.atomic_file` makes the files durable.
 """
 
@@ -49,7 +50,10 @@ NO_CLASS = -1  # class index in the row of an error
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """The columns that are equal in every row of a job, and the labels of the classes, in the order of the logits."""
+    """The columns that are equal in all rows of a job, and the labels of the classes in the order of the logits.
+
+    strength: the curve that gives the strength of each β.
+    """
 
     labels: Sequence[str]
     model: str
@@ -59,14 +63,18 @@ class ModelInfo:
     strength: StrengthCurve | None = None  # None: the strength of every row is null
 
     def strengths(self, betas: Sequence[float | None]) -> list[float | None]:
-        """Returns the strength of each β; None where β is None."""
+        """Returns the strength of each β, 0 to 1; None where β is None, or if there is no curve."""
         curve = self.strength
         by_beta = {beta: None if beta is None or curve is None else curve.strength_at(beta) for beta in set(betas)}
         return [by_beta[beta] for beta in betas]
 
 
 class Shard:
-    """The columns of R rows. The pipeline fills the class columns of a row when the batch of the row is finished."""
+    """The columns of R rows, one for each image and β.
+
+    indices, probabilities: the class columns, (R, top_k): class indices, most probable first, and their probabilities.
+    `fill` sets them when the batch of a row is finished.
+    """
 
     def __init__(self, rows: int, top_k: int) -> None:
         self.ids, self.paths = [""] * rows, [""] * rows
@@ -86,10 +94,10 @@ class Shard:
         return [n for n, code in enumerate(self.error_codes) if code is not None]
 
     def fill(self, rows: Sequence[int], logits: NDArray[np.float32], temperatures: NDArray[np.float64]) -> None:
-        """Sets the most probable classes of some rows.
+        """Sets the most probable classes of the rows with the indices `rows`, and their probabilities.
 
-        logits: float32 (len(rows), K). temperatures: (len(rows),), by which the logits are divided for probabilities.
-        Classes of equal logits keep the order of the labels.
+        logits: float32 (len(rows), K). temperatures: (len(rows),); the probabilities are the softmax of logits /
+        temperature. Classes of equal logits keep the order of the labels.
         """
         shares = probabilities(logits, temperatures)
         best = np.argsort(-logits, axis=1, kind="stable")[:, : self.indices.shape[1]]
@@ -97,7 +105,7 @@ class Shard:
         self.probabilities[rows] = np.take_along_axis(shares, best, axis=1)
 
     def rows(self, info: ModelInfo) -> Iterator[dict[str, Any]]:
-        """Yields each row as a dictionary by column name."""
+        """Yields each row as a dictionary by column name. info: the columns that are equal in all rows."""
         model_columns = {name: getattr(info, name) for name in MODEL_COLUMNS}
         strengths = info.strengths(self.betas)
         for n in range(len(self)):
@@ -122,7 +130,7 @@ class Shard:
 
 
 def shard_from_rows(rows: Sequence[Mapping[str, Any]], top_k: int) -> Shard:
-    """Returns the shard that has these rows. rows: dictionaries by column name."""
+    """Returns the shard with these rows. rows: dictionaries by column name. top_k: classes per row."""
     shard = Shard(len(rows), top_k)
     for n, row in enumerate(rows):
         shard.ids[n], shard.paths[n], shard.sha256[n], shard.betas[n] = (
@@ -145,12 +153,12 @@ def write_shard(path: Path, shard: Shard, info: ModelInfo, format: Format, metad
 
 
 def read_shard(path: Path, format: Format, top_k: int) -> Shard:
-    """Returns the shard in a file. Raises OutputError if the file is unreadable."""
+    """Returns the shard in a file. top_k: classes per row. Raises OutputError if the file is unreadable or damaged."""
     return _read(path, lambda file: shard_from_rows(_READERS[format](file), top_k))
 
 
 def read_rows(path: Path, format: Format) -> list[dict[str, Any]]:
-    """Returns the rows in a file as dictionaries by column name. Raises OutputError if the file is unreadable."""
+    """Returns the rows in a file as dictionaries by column name. Raises OutputError if it is unreadable or damaged."""
     return _read(path, _READERS[format])
 
 
