@@ -3,6 +3,7 @@
 
 const $ = (id) => document.getElementById(id);
 const STEP = 0.05;
+const SMALL_IMAGE = 128; // pixels; a smaller image is enlarged with its pixels visible
 const percent = (share, digits = 1) => `${(100 * share).toFixed(digits)} %`;
 const interval = (accuracy) =>
   `${percent(accuracy.value)} (${(100 * accuracy.low).toFixed(1)}\u2060–\u2060${(100 * accuracy.high).toFixed(1)})`; // U+2060: no line break
@@ -79,13 +80,15 @@ async function classifyFile(file) {
     if (number === latestFile) showError(error.message);
     return;
   }
+  $("image").onload = () => $("image").classList.toggle("small", $("image").naturalWidth < SMALL_IMAGE);
   $("image").src = URL.createObjectURL(file);
   $("image").alt = `The image that was classified: ${file.name}`;
   const nearest = sweep.betas.map((beta) => Math.abs(beta - (model.default_beta ?? 0)));
   $("strength").max = sweep.betas.length - 1;
   $("strength").value = nearest.indexOf(Math.min(...nearest));
-  $("result").hidden = $("figure").hidden = false;
+  $("image").hidden = $("result").hidden = $("figure").hidden = false;
   drawCurve();
+  showModes();
   showSelected();
 }
 
@@ -93,7 +96,7 @@ async function classifyFile(file) {
 function clearResult() {
   showError();
   sweep = undefined;
-  $("result").hidden = $("figure").hidden = true;
+  $("image").hidden = $("result").hidden = $("figure").hidden = true;
   URL.revokeObjectURL($("image").src);
   $("image").removeAttribute("src");
 }
@@ -154,6 +157,17 @@ function drawCurve() {
     : `The label is ${sweep.answers[0]} at every strength.`;
 }
 
+// The label and its probability at the lowest and the highest strength that clients may use.
+function showModes() {
+  const last = sweep.answers.length - 1;
+  for (const [mode, at] of [["clean", 0], ["robust", last]]) {
+    const curve = sweep.curves.find((candidate) => candidate.label === sweep.answers[at]);
+    $(`${mode}-label`).textContent = sweep.answers[at];
+    $(`${mode}-share`).textContent = `${percent(curve.probabilities[at])}${sweep.betas[at] === (at ? 1 : 0) ? "" : `, at β ${sweep.betas[at].toFixed(2)}`}`;
+  }
+  $("modes").classList.toggle("differ", sweep.answers[0] !== sweep.answers[last]);
+}
+
 function showSelected() {
   const at = Number($("strength").value), strength = sweep.strengths[at], beta = sweep.betas[at];
   $("strength-value").textContent = strength.toFixed(2);
@@ -162,6 +176,24 @@ function showSelected() {
   for (const end of ["x1", "x2"]) $("marker").setAttribute(end, X(strength));
   const shares = sweep.curves.map((curve) => [curve.label, curve.probabilities[at]]).sort((first, second) => second[1] - first[1]);
   showBars($("bars"), shares.map(([label, share]) => [label, share, percent(share)]));
+  const measured = measuredAccuracy(beta);
+  showBars($("measured"), measured ? [["clean images", measured.clean, percent(measured.clean)], ["attacked images", measured.robust, percent(measured.robust)]] : []);
+  $("measured-note").textContent = measured ? `${measured.note}${measured.mark}` : "Not measured for this model.";
+}
+
+// The measured accuracies at a β, interpolated between the two nearest rows of the table, and a note on them.
+// Returns null outside the measured β.
+function measuredAccuracy(beta) {
+  const rows = model.accuracy, upper = rows.findIndex((row) => row.beta >= beta - 1e-9);
+  if (upper < 0 || (upper === 0 && rows[0].beta > beta + 1e-9)) return null;
+  const row = rows[upper], isExact = Math.abs(row.beta - beta) < 1e-9, low = isExact ? row : rows[upper - 1];
+  const share = isExact ? 0 : (beta - low.beta) / (row.beta - low.beta);
+  const failed = [...new Set([...low.failed_checks, ...row.failed_checks])];
+  const notes = [`Attacked by ${row.attack}, ε = ${row.epsilon_255}/255, ${row.n} images`];
+  if (!isExact) notes.push("between two measured β");
+  const mark = failed.length ? ` ! too high: check failed (${failed.join("; ")})` : "";
+  const at = (kind) => (1 - share) * low[kind].value + share * row[kind].value;
+  return { clean: at("clean"), robust: at("robust"), isExact, mark, note: `${notes.join("; ")}.` };
 }
 
 function showBars(parent, rows) {
@@ -227,20 +259,25 @@ async function refresh() {
   await showLive();
 }
 
-// The measured accuracy at a β, interpolated between the two nearest rows of the table.
-function expectedAccuracy(beta) {
-  const rows = model.accuracy, upper = rows.findIndex((row) => row.beta >= beta - 1e-9);
-  if (upper < 0 || (upper === 0 && rows[0].beta > beta + 1e-9)) return "not measured";
-  const row = rows[upper], exact = Math.abs(row.beta - beta) < 1e-9;
-  const low = exact ? row : rows[upper - 1], share = exact ? 0 : (beta - low.beta) / (row.beta - low.beta);
-  const accuracyOf = (kind) => percent((1 - share) * low[kind].value + share * row[kind].value);
-  return `clean ${accuracyOf("clean")}, robust ${accuracyOf("robust")}${exact ? "" : " (between two measured β)"}`;
-}
+const accuracyText = (measured) => measured
+  ? `clean ${percent(measured.clean)}, robust ${percent(measured.robust)}${measured.mark}${measured.isExact ? "" : " (between two measured β)"}`
+  : "not measured";
 
 function showExpected() {
   const strength = Number($("dial").value), beta = betaOf(strength);
   $("dial-value").textContent = `${strength.toFixed(2)} (β ${beta.toFixed(2)})`;
-  $("expected").textContent = state.default_beta === null ? "" : `Now: ${expectedAccuracy(state.default_beta)}. Then: ${expectedAccuracy(beta)}.`;
+  const now = state.default_beta === null ? null : measuredAccuracy(state.default_beta), then = measuredAccuracy(beta);
+  $("expected").textContent = state.default_beta === null ? "" : `Now: ${accuracyText(now)}. Then: ${accuracyText(then)}.`;
+  $("comparison").hidden = !now || !then;
+  if ($("comparison").hidden) return;
+  $("comparison").tBodies[0].replaceChildren(...["clean", "robust"].map((kind) => {
+    const line = element("tr"), points = 100 * (then[kind] - now[kind]);
+    line.append(element("th", kind === "clean" ? "Clean images" : "Attacked images", { scope: "row" }));
+    const mark = (measured) => (kind === "robust" ? measured.mark : "");
+    for (const text of [percent(now[kind]) + mark(now), percent(then[kind]) + mark(then), `${points > 0 ? "+" : points < 0 ? "−" : ""}${Math.abs(points).toFixed(1)} points`])
+      line.append(element("td", text));
+    return line;
+  }));
 }
 
 async function applyChange(change) {
@@ -258,7 +295,7 @@ async function showHistory() {
   const { revisions } = await (await operatorRequest("admin/beta/history?limit=20")).json();
   $("history").tBodies[0].replaceChildren(...revisions.map((row) => {
     const line = element("tr"), changes = row.changes.join(", ") || "no change";
-    for (const text of [row.revision, `${row.at.slice(0, 19)}Z`, row.who, `${row.action}: ${changes}`, row.reason])
+    for (const text of [row.revision, row.at.slice(0, 19).replace("T", " "), row.who, `${row.action}: ${changes}`, row.reason])
       line.append(element("td", text));
     const cell = element("td"), button = element("button", "Roll back to this", { type: "button" });
     button.disabled = row.revision === state.revision;
@@ -290,6 +327,14 @@ function clientRules() {
   return rules.join("; ");
 }
 
+// A label of the metric of β, such as "0" or "below 0.5", as text with its strength.
+function strengthText(label) {
+  const [, below, bound] = /^(below )?(.*)$/.exec(label), beta = Number(bound);
+  if (Number.isNaN(beta) || beta < 0 || beta > 1) return `β ${label}`;
+  const strength = +interpolate(beta, model.strength.betas, model.strength.strengths).toFixed(2);
+  return `${below ?? ""}${strength} (β ${bound})`;
+}
+
 async function showLive() {
   const metrics = {}, at = performance.now();
   for (const line of (await (await operatorRequest("metrics")).text()).split("\n")) {
@@ -306,7 +351,7 @@ async function showLive() {
       if (beta !== undefined) traffic[beta] = (traffic[beta] ?? 0) + rate(key);
     }
     const total = Object.values(traffic).reduce((subtotal, images) => subtotal + images, 0);
-    showBars($("traffic"), Object.entries(traffic).sort().map(([beta, images]) => [`β ${beta}`, total ? images / total : 0, images.toFixed(1)]));
+    showBars($("traffic"), Object.entries(traffic).sort().map(([beta, images]) => [strengthText(beta), total ? images / total : 0, images.toFixed(1)]));
   }
   previousMetrics = { at, metrics };
   const agree = sum("tureen_mode_comparisons_total", '"agree"'), disagree = sum("tureen_mode_comparisons_total", '"disagree"');

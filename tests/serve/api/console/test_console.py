@@ -122,9 +122,20 @@ def test_an_image_is_seen_at_every_strength_from_one_sweep(operated, open_page, 
     page.keyboard.press("ArrowLeft")
     assert page.inner_text("#strength-value") == "0.95"
     assert len(sweeps) == 1
+    rows = load_bundle(EXAMPLES / "cifar10").manifest.accuracy
+    for key, row in (("Home", rows[0]), ("End", rows[-1])):
+        page.keyboard.press(key)
+        measured = page.inner_text("#measured")
+        assert f"{100 * row.clean.value:.1f} %" in measured
+        assert f"{100 * row.robust.value:.1f} %" in measured
+        assert page.inner_text("#measured-note").endswith("500 images.")
+        label, share = page.inner_text("#bars .bar >> nth=0").split("\n")
+        mode = "clean" if key == "Home" else "robust"
+        assert (page.inner_text(f"#{mode}-label"), page.inner_text(f"#{mode}-share")) == (label, share)
+    page.keyboard.press("ArrowLeft")
+    assert "between two measured β" in page.inner_text("#measured-note")
     assert page.locator("#curve polyline").count() == 5
     assert page.inner_text("#answer-changes")
-    rows = load_bundle(EXAMPLES / "cifar10").manifest.accuracy
     assert page.locator("#accuracy tbody tr").count() == len(rows)
     assert f"{100 * rows[0].clean.value:.1f} %" in page.inner_text("#accuracy")
     assert "empirical" in page.inner_text("#measurement")
@@ -252,6 +263,11 @@ def test_an_operator_changes_the_default_and_rolls_it_back(operated, open_page, 
     page.focus("#dial")
     page.keyboard.press("End")
     expect(page.locator("#expected")).to_contain_text("Then: clean")
+    rows = load_bundle(EXAMPLES / "cifar10").manifest.accuracy
+    shares = [100 * row.robust.value for row in (rows[0], rows[-1])]
+    expect(page.locator("#comparison tbody tr").nth(1)).to_have_text(
+        f"Attacked images{shares[0]:.1f} %{shares[1]:.1f} %+{shares[1] - shares[0]:.1f} points"
+    )
     page.fill("#reason", "attack on uploads")
     page.select_option("#ttl", "3600")
     page.click("#set")
@@ -260,7 +276,8 @@ def test_an_operator_changes_the_default_and_rolls_it_back(operated, open_page, 
     expect(page.locator("#history tbody tr")).to_have_count(1)
     expect(page.locator("#history")).to_contain_text("attack on uploads")
     assert operator.ask("GET", "/admin/beta")[2]["default_beta"] == 1
-    expect(page.locator("#traffic .bar")).to_have_count(4)  # 0, below 0.5, below 0.75 and 1
+    expect(page.locator("#traffic .bar")).to_have_count(4)  # β 0, below 0.5, below 0.75 and 1
+    expect(page.locator("#traffic")).to_contain_text("below 0.16 (β 0.5)")
     expect(page.locator("#live")).to_contain_text("p50 within")
     operator.change(beta_min=0.2, policies={"uploads": 0.9}, canary={"beta": 0.9, "share": 0.1})
     expect(page.locator("#live")).to_contain_text("may choose β 0.2 to 1; policy uploads: β 0.9; canary: 10 % at β 0.9")
@@ -316,14 +333,19 @@ def test_an_operator_sees_the_model_that_serves_after_a_reload(start_server, ope
     page.fill("#token", operator.token)
     page.keyboard.press("Enter")
     expect(page.locator("#controls")).to_be_visible()
-    rows = json.loads((example_bundle / MANIFEST).read_text())["accuracy"]
+    manifest = json.loads((example_bundle / MANIFEST).read_text())
+    rows = manifest["accuracy"]
+    doubt = {"name": "doubt", "beta": 0, "n": 9, "has_passed": False, "figures": {}, "sentence": "Beware."}
+    evaluation = {**manifest["evaluation"], "checks": [doubt]}
     promised = [{**row, "clean": {"value": 0.123, "low": 0.1, "high": 0.2}} for row in rows]
-    replace_with(example_bundle, version="following", accuracy=promised)
+    replace_with(example_bundle, version="following", accuracy=promised, evaluation=evaluation)
     server.process.send_signal(signal.SIGHUP)
     server.wait_for(lambda: server.metric('tureen_reloads_total{outcome="ok"}') == 1, "reloaded")
     expect(page.locator("#model")).to_have_text("cifar10 following")
     expect(page.locator("#expected")).to_contain_text("Now: clean 12.3 %")
     expect(page.locator("#accuracy")).to_contain_text("12.3 %")
+    for place in ("#accuracy", "#expected", "#comparison"):
+        expect(page.locator(place)).to_contain_text("! too high: check failed (doubt)")
 
 
 def test_an_operator_with_a_stale_revision_gets_an_error_and_changes_nothing(operated, open_page):
