@@ -1,6 +1,6 @@
 """Decides whether to refuse an inference request before its body is read.
 
-Recognises the request by its method and path. `serve.inference.service` gives the reason to refuse it.
+Recognises an inference request by its method and path. `serve.inference.service` decides whether it can be admitted.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ _INFERENCE_ROUTES = {
 def make_admission_check(service: Service) -> AdmissionCheck:
     """Returns the function that the connection calls with method and path when the head of a request is complete.
 
-    For an inference request, the function returns its route and the error that refuses it, or None as the error if the
-    service accepts it. For any other request it returns None, so that health and metrics respond under load.
+    For an inference request, the function returns the route and an error for the client. The error is None if the
+    service can admit the request. For any other request the function returns None, so that health and metrics respond
+    under load.
     """
 
     def check_admission(method: bytes, path: bytes) -> tuple[str, TureenError | None] | None:

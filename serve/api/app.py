@@ -37,8 +37,8 @@ Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 def create_app(service: Service, lifespan: Lifespan | None = None, tracing: Tracing | None = None) -> FastAPI:
     """Returns the public HTTP application of a service.
 
-    lifespan: opens and closes the service; by default the application opens it at startup and closes it at shutdown.
-    tracing: receives a trace of each request; the caller closes it.
+    lifespan: a context that the application enters at startup and leaves at shutdown; by default it opens and closes
+    the service. tracing: receives a trace of each request, and is closed by the caller; None: no traces.
     """
 
     @asynccontextmanager

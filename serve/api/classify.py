@@ -1,4 +1,7 @@
-"""The routes /classify and /sweep. They parse the request, call the service and build the response."""
+"""The routes /classify and /sweep. They parse the request, call the service and build the response.
+
+/classify classifies one image or several, each at one β. /sweep classifies one image at many β.
+"""
 
 from __future__ import annotations
 
@@ -41,10 +44,10 @@ def add_classify_routes(app: FastAPI, service: Service, memory: BodyMemory) -> N
     settings = service.settings
 
     async def receive_images(request: Request, parameters: QueryParameters) -> RequestImages:
-        """Returns the images of the request.
+        """Receives the body of the request, and returns its images.
 
-        Before it reads the body, raises the error of `Service.refusal` if the service cannot admit a request. Also
-        raises the errors of `receive_body` and `parse_images`.
+        Raises the error of `Service.refusal`, before it reads the body, if the service cannot admit a request now.
+        Raises the errors of `receive_body` and `parse_images`.
         """
         if (refusal := service.refusal(timeout_ms=parameters.timeout_ms)) is not None:
             raise refusal
@@ -162,7 +165,11 @@ def _first_given(image_beta: float | Strength | None, query_beta: float | Streng
 
 
 def _response(request: Request, body: BaseModel, results: Sequence[InferenceResult]) -> Response:
-    """Returns the HTTP response. Server-Timing has the longest time of any image in each stage, in milliseconds."""
+    """Returns the HTTP response with the body as JSON. results: of the classified images.
+
+    The header Server-Timing has, for each stage (decode, queue, inference), the longest time of any image in
+    milliseconds. The log event of the request has these times too.
+    """
     stages = {
         stage: round(1000 * max((getattr(result, f"{stage}_s") for result in results), default=0.0), 3)
         for stage in ("decode", "queue", "inference")

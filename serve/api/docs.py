@@ -1,6 +1,7 @@
-"""The routes of Swagger UI under /docs.
+"""The routes of Swagger UI, the interactive documentation of the HTTP API, under /docs.
 
-This server sends all its files, so a browser needs no other server. `docs_static/README.md` has their source.
+This server sends all files of Swagger UI, so a browser needs no other server. `docs_static/README.md` names the source
+of the files.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The routes for load balancers and monitoring: /healthz, /readyz and, where the settings allow it, /metrics."""
+"""The routes for load balancers and monitoring: /healthz, /readyz and, if the settings allow it, /metrics."""
 
 from __future__ import annotations
 

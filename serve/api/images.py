@@ -1,7 +1,7 @@
-"""Parses a request body into encoded images, each with an optional β.
+"""Parses the body of a request into encoded images, each with an optional β or strength.
 
-A body is a raw image, a multipart form, or JSON. `serve.http.body_stream` checks the size of the body before. Knows
-nothing about HTTP requests and pixels.
+A body is a raw image, a multipart form, or JSON. `serve.http.body_stream` has checked the size of the body. Does not
+decode images. Knows nothing about HTTP requests.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ MAX_JSON_DEPTH = 4  # {"images": [{…}]} is 3 deep
 
 @dataclass(frozen=True)
 class RequestImages:
-    """The encoded images of a request, and the β or strength of each image, or None if the request gives none for it.
+    """The encoded images of a request, and the β or strength that the request gives for each image.
 
-    An ImageError replaces an image that cannot be read.
+    betas: None for an image without β or strength. images: an ImageError replaces an image that cannot be read.
     """
 
     images: Sequence[bytes | ImageError]
@@ -53,9 +53,9 @@ class RequestImages:
 
 
 def parse_media_type(content_type: str) -> str:
-    """Returns the media type of a Content-Type, in lower case and without its parameters.
+    """Returns the media type in the value of a Content-Type header, in lower case and without parameters.
 
-    Raises UnsupportedImageTypeError if a body may not have this media type.
+    Raises UnsupportedImageTypeError if a body of this media type is not supported.
     """
     media_type = content_type.partition(";")[0].strip().lower()
     if media_type not in IMAGE_TYPES | UNDECLARED_TYPES | {FORM_TYPE, JSON_TYPE}:
@@ -70,15 +70,15 @@ def max_body_bytes(media_type: str, limits: BodyLimits) -> int:
 
 
 def parse_images(body: bytes, content_type: str, limits: BodyLimits) -> RequestImages:
-    """Returns the images of a body.
+    """Returns the images in a body.
 
-    A raw image needs no Content-Type, and may have the form type that curl --data-binary sends. Its format is detected
-    from its bytes later.
+    A raw image needs no Content-Type, and may have the type application/x-www-form-urlencoded that curl --data-binary
+    sends. The decoder detects the format of an image from its bytes later.
 
-    Raises UnsupportedImageTypeError for another Content-Type, and MalformedFormError if a form cannot be parsed. Raises
-    InvalidParameterError if JSON cannot be parsed, if a field is missing, unknown or invalid, or if the number of
-    images is 0 or above the limit. Raises InvalidBetaError or InvalidStrengthError for a value outside [0, 1]. Raises
-    ImageTooLargeError if the single image of a form has more than max_image_bytes.
+    Raises UnsupportedImageTypeError for any other Content-Type, and MalformedFormError if a form cannot be parsed.
+    Raises InvalidParameterError if JSON cannot be parsed, if a field is missing, unknown or invalid, or if the number
+    of images is 0 or above the limit. Raises InvalidBetaError or InvalidStrengthError for a value outside [0, 1].
+    Raises ImageTooLargeError if the single image of a form has more than max_image_bytes.
     """
     media_type = parse_media_type(content_type)
     if media_type == FORM_TYPE:
@@ -93,9 +93,10 @@ def parse_images(body: bytes, content_type: str, limits: BodyLimits) -> RequestI
 
 
 def _parse_form(content_type: str, body: bytes, limits: BodyLimits) -> RequestImages:
-    """Returns the images of a form: its parts `image`, and as many parts `beta` or `strength`, or none of these.
+    """Returns the images of a form. The form has a part `image` for each image.
 
-    The parts of an image and of its β have the same place in their order. Raises the errors of `parse_images`.
+    It has no part `beta` or `strength`, or as many as images: the first is for the first image, and so on. Raises the
+    errors of `parse_images`.
     """
     parts: list[tuple[str, bytes]] = []
     is_complete = False
@@ -150,9 +151,9 @@ def _parse_form(content_type: str, body: bytes, limits: BodyLimits) -> RequestIm
 
 
 def _parse_json_body(body: bytes, limits: BodyLimits) -> RequestImages:
-    """Returns the images of {"images": [{"data": "<base64>", "beta": 0.7}, …]}.
+    """Returns the images in the JSON text {"images": [{"data": "<base64>", "beta": 0.7}, …]}.
 
-    Each image may have `beta` or `strength`. Raises the errors of `parse_images`.
+    Each image may have `beta`, `strength` or neither. Raises the errors of `parse_images`.
     """
     value = parse_json(body, max_bytes=limits.max_request_bytes, max_depth=MAX_JSON_DEPTH)
     entries = value.get("images") if isinstance(value, dict) and set(value) == {"images"} else None

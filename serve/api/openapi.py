@@ -1,4 +1,4 @@
-"""Builds the parameters and request bodies of /classify and /sweep as OpenAPI objects."""
+"""Builds the OpenAPI description of the query parameters and bodies of /classify and /sweep."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ BINARY = {"schema": {"type": "string", "format": "binary"}}
 
 
 def request_body(*, several: bool) -> dict[str, Any]:
-    """Returns the OpenAPI request body: a raw image, a form or JSON.
+    """Returns the OpenAPI description of the request body: a raw image, a form or JSON.
 
-    several: whether the body may hold several images, each with its own β.
+    several: whether the body may contain several images, each with its own β.
     """
     file = {"type": "string", "format": "binary"}
     form: dict[str, Any] = {
@@ -71,10 +71,10 @@ def request_body(*, several: bool) -> dict[str, Any]:
 
 
 def query_parameters(settings: Settings, *, has_beta: bool = False, has_betas: bool = False) -> list[dict[str, Any]]:
-    """Returns the OpenAPI query parameters of a route.
+    """Returns the OpenAPI description of a route's query parameters.
 
-    has_beta: includes beta, strength and policy, which a model of one token does not have. has_betas: includes betas
-    and strengths.
+    has_beta: whether the route has beta, strength and policy, which a model with one token does not have. has_betas:
+    whether the route has betas and strengths. settings: the limits of the values.
     """
     beta = {
         "name": "beta",

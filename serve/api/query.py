@@ -1,6 +1,6 @@
-"""Parses the query of /classify and /sweep. An unknown parameter is an error: a misspelt `beta` must not be ignored.
+"""Parses the query parameters of /classify and /sweep. Knows nothing about bodies and images.
 
-Knows nothing about bodies and images.
+An unknown parameter is an error, because a misspelt `beta` must not be ignored.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ EXCLUSIVE = (("beta", "strength", "policy"), ("betas", "strengths"))
 
 @dataclass(frozen=True)
 class QueryParameters:
-    """The parameters of a query. A parameter that the query does not give has its default."""
+    """The parameters of a query. A parameter that the query does not give has its default value."""
 
     beta: float | Strength | None  # None: the query names none
     policy: str | None
@@ -30,21 +30,22 @@ class QueryParameters:
 
 
 def classify_parameters(query: QueryParams, settings: Settings) -> QueryParameters:
-    """Returns the query parameters of /classify: beta, strength or policy, top_k, timeout_ms; or their defaults.
+    """Returns the query parameters of /classify: beta, strength or policy, and top_k and timeout_ms.
 
-    settings: the default timeout, and the maximum of top_k and timeout_ms. Raises InvalidBetaError or
-    InvalidStrengthError for a value that is no number from 0 to 1. Raises InvalidParameterError for an unknown or
-    repeated parameter, for a top_k or timeout_ms out of range, and for two of beta, strength and policy.
+    settings: has the default of timeout_ms, and the maximum of top_k and timeout_ms. Raises InvalidBetaError or
+    InvalidStrengthError for a value that is not valid. Raises InvalidParameterError for an unknown or repeated
+    parameter, for a top_k or timeout_ms out of range, and for two of beta, strength and policy.
     """
     return _parse(query, ("beta", "strength", "policy", "top_k", "timeout_ms"), settings)
 
 
 def sweep_parameters(query: QueryParams, settings: Settings) -> QueryParameters:
-    """Returns the query parameters of /sweep: betas or strengths, top_k, timeout_ms; or their defaults.
+    """Returns the query parameters of /sweep: betas or strengths, and top_k and timeout_ms.
 
-    settings: as in `classify_parameters`, and the maximum number of β. Raises InvalidBetaError or InvalidStrengthError
-    for an invalid list of values. Raises InvalidParameterError for an unknown or repeated parameter, for a top_k or
-    timeout_ms out of range, for too many values, and for both betas and strengths.
+    settings: has the default of timeout_ms, and the maximum of top_k, of timeout_ms and of the number of β. Raises
+    InvalidBetaError or InvalidStrengthError for an invalid list of values. Raises InvalidParameterError for an unknown
+    or repeated parameter, for a top_k or timeout_ms out of range, for too many values, and for both betas and
+    strengths.
     """
     return _parse(query, ("betas", "strengths", "top_k", "timeout_ms"), settings)
 

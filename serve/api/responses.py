@@ -19,7 +19,7 @@ from tureen.soup import Prediction, probabilities, top_predictions
 
 
 class ServedModel(BaseModel):
-    """The model that classified the images, and the revision of the operator's settings."""
+    """The model that classified the images, and the revision of the operator's settings under which it did."""
 
     model: str
     version: str
@@ -28,7 +28,7 @@ class ServedModel(BaseModel):
 
 
 class ImageResult(BaseModel):
-    """The predictions for one image, and the β at which it was classified."""
+    """The predictions for one image, the β at which it was classified, and the source of this β."""
 
     beta: float | None = Field(ge=0, le=1, description="β of this image; null if the model has one token")
     strength: float | None = Field(ge=0, le=1, description="strength of this β; null if the model has one token")
@@ -43,19 +43,22 @@ class ClassifyResponse(ServedModel, ImageResult):
 
 
 class ImageProblem(BaseModel):
-    """The error of one image in a request of several images. It does not affect the other images."""
+    """The error of one image, in place of a result, in the response to several images."""
 
     problem: Problem
 
 
 class ClassifyListResponse(ServedModel):
-    """The response of /classify to several images, in the order of the request."""
+    """The response of /classify to several images. results: one for each image, in the order of the request."""
 
     results: list[ImageResult | ImageProblem]
 
 
 class Curve(BaseModel):
-    """The probability of one label at each β."""
+    """The probability of one label at each β of a sweep.
+
+    index: of the label in the model's list of labels. probabilities: in [0, 1], in the order of the β.
+    """
 
     label: str
     index: int
@@ -63,7 +66,10 @@ class Curve(BaseModel):
 
 
 class SweepChange(BaseModel):
-    """A change of the most probable label between two neighbouring β."""
+    """A change of the most probable label between two neighbouring β of a sweep.
+
+    from_label is the most probable label at after_beta, the lower β, and to_label that at before_beta, the higher β.
+    """
 
     after_beta: float
     before_beta: float
@@ -72,7 +78,10 @@ class SweepChange(BaseModel):
 
 
 class SweepResponse(ServedModel):
-    """The response of /sweep. Its curves are sorted by the highest probability of their label at any β."""
+    """The response of /sweep: the probabilities of one image's labels at many β.
+
+    curves: of the top_k labels that have the highest probabilities at any β, the highest first.
+    """
 
     betas: list[float]
     strengths: list[float] = Field(description="the strength of each β")
@@ -82,7 +91,7 @@ class SweepResponse(ServedModel):
 
 
 class ServedModelFields(TypedDict):
-    """The types of the fields of ServedModel, for keyword arguments."""
+    """The fields of ServedModel as a dictionary, which is passed as keyword arguments to its subclasses."""
 
     model: str
     version: str
@@ -104,7 +113,10 @@ def served_model_fields(admission: Admission) -> ServedModelFields:
 def image_results(
     admission: Admission, logits: Sequence[NDArray[np.float32]], choices: Sequence[BetaChoice], top_k: int
 ) -> list[ImageResult]:
-    """Returns the result of each image with its top_k predictions. logits: float32 (K,) of each image."""
+    """Returns the result of each image: its β, the source of the β, and the top_k most probable labels.
+
+    logits: float32 (K,) of each image. choices: the β of each image.
+    """
     manifest = admission.model.bundle.manifest
     temperatures = admission.model.soup.temperatures.at([choice.beta for choice in choices]).tolist()
     return [
@@ -125,12 +137,15 @@ def _image_result(
 
 
 def image_problem(error: TureenError) -> ImageProblem:
-    """Returns the problem of an image that failed, which replaces its result in the list of a response."""
+    """Returns the entry for an image that failed, in the response to several images. error: of the image."""
     return ImageProblem(problem=problem_of(error))
 
 
 def sweep_response(admission: Admission, betas: list[float], logits: NDArray[np.float32], top_k: int) -> SweepResponse:
-    """Returns the response with the curves of top_k labels of one image. logits: float32 (len(betas), K)."""
+    """Returns the response of /sweep for one image, with the curves of top_k labels.
+
+    betas: ascending. logits: of the image at each β, float32 (len(betas), K).
+    """
     manifest = admission.model.bundle.manifest
     labels = manifest.labels
     by_beta = probabilities(logits, admission.model.soup.temperatures.at(betas))

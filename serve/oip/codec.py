@@ -1,9 +1,9 @@
 """Decodes the HTTP body of an inference request, and encodes the body of its response.
 
 A body is JSON, optionally followed by binary data (the protocol's binary tensor extension). The header
-`Inference-Header-Content-Length` is the length of the JSON in bytes. After the JSON comes the data of every tensor with
-the parameter `binary_data_size`, in order. A length of 0 means that the body is one encoded image without JSON. In
-JSON, each element of a BYTES input is base64.
+`Inference-Header-Content-Length` is the length of the JSON in bytes. The binary data is that of every tensor with the
+parameter `binary_data_size`, in order. A length of 0 means that the body is one encoded image without JSON. In JSON,
+each element of a BYTES input is base64.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ MAX_JSON_DEPTH = 16  # pixels are nested ten deep
 
 @dataclass(frozen=True)
 class InferResponse:
-    """The response to an inference request, for HTTP and gRPC alike."""
+    """The response to an inference request, before it is encoded for HTTP or gRPC."""
 
     model_name: str
     model_version: str
@@ -50,8 +50,9 @@ def decode_request(
     """Returns the inference request in a body.
 
     header_length: value of the header `Inference-Header-Content-Length`; None if absent. query: beta or strength, if
-    the URL has one. Raises InvalidParameterError if the JSON cannot be parsed, InferRequestTooLargeError if it has more
-    than MAX_JSON_BYTES, InvalidRequestError if another part of the body or the header is invalid, and the errors of
+    the URL has one.
+    Raises InvalidParameterError if the JSON cannot be parsed, InferRequestTooLargeError if it has more than
+    MAX_JSON_BYTES, and InvalidRequestError if the header or another part of the body is invalid. Raises the errors of
     `serve.oip.request.make_request`.
     """
     json_bytes = _json_length(header_length, len(body))
@@ -85,9 +86,10 @@ def decode_request(
 def encode_response(
     response: InferResponse, requested_outputs: Sequence[RequestedOutput]
 ) -> tuple[bytes, dict[str, str]]:
-    """Returns the body of a response, and its headers Content-Type and, if the body has binary data, the JSON's length.
+    """Returns the body of a response, and the headers that describe the body.
 
-    requested_outputs: one for each output of the response, in the same order.
+    The headers are Content-Type and, if the body has binary data, the length of the JSON. requested_outputs: one for
+    each output of the response, in the same order.
     """
     outputs: list[dict[str, Any]] = []
     binary: list[bytes] = []
@@ -125,7 +127,7 @@ def _json_length(header: str | None, body_length: int) -> int:
 
 
 def _inputs(inputs: Sequence[dict[str, Any]], binary: memoryview) -> list[Tensor]:
-    """Returns the input tensors. inputs: their JSON objects. binary: the bytes after the JSON.
+    """Returns the input tensors. inputs: the JSON object of each. binary: the bytes after the JSON.
 
     Raises InvalidRequestError if an input is invalid, or if a byte of `binary` belongs to no input.
     """
@@ -161,8 +163,8 @@ def _data(metadata: TensorMetadata, fields: dict[str, Any]) -> list[Any]:
 def _outputs(outputs: Sequence[dict[str, Any]], *, is_binary: bool) -> list[RequestedOutput]:
     """Returns the requested outputs, or all outputs if the request names none.
 
-    outputs: their JSON objects. is_binary: the request's parameter binary_data_output. Raises InvalidRequestError if an
-    output is invalid.
+    outputs: the JSON object of each requested output. is_binary: the request's parameter binary_data_output. Raises
+    InvalidRequestError if an output is invalid.
     """
     requested = []
     for fields in outputs:

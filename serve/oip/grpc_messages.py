@@ -27,7 +27,7 @@ _CONTENTS = {"BYTES": "bytes_contents", "UINT8": "uint_contents", "FP32": "fp32_
 
 
 def decode_message(message: pb.ModelInferRequest, limits: RequestLimits) -> InferRequest:
-    """Returns the inference request in a message.
+    """Returns the inference request in a gRPC message.
 
     Raises InvalidRequestError if a tensor of the message is invalid, and the errors of
     `serve.oip.request.make_request`.
@@ -61,7 +61,7 @@ def decode_message(message: pb.ModelInferRequest, limits: RequestLimits) -> Infe
 
 
 def encode_message(response: InferResponse) -> pb.ModelInferResponse:
-    """Returns the message of a response. All tensors are in raw_output_contents, as in Triton."""
+    """Returns the gRPC message of a response. The data of all tensors is in raw_output_contents, as in Triton."""
     return pb.ModelInferResponse(
         model_name=response.model_name,
         model_version=response.model_version,

@@ -1,4 +1,4 @@
-"""The gRPC server. It offers inference.GRPCInferenceService to clients and grpc.health.v1 to probes."""
+"""The gRPC server. It has the service inference.GRPCInferenceService for clients, and grpc.health.v1 for probes."""
 
 from __future__ import annotations
 
@@ -64,14 +64,15 @@ Unary = Callable[[Any, Context], Coroutine[Any, Any, Message]]
 
 
 class GrpcServer:
-    """The gRPC server of one service. The caller opens it after the service, and closes it before the service."""
+    """The gRPC server of one `Service`. It must be opened after the service, and closed before the service."""
 
     def __init__(
         self, service: Service, statistics: Statistics, *, shares_port: bool = False, tracing: Tracing | None = None
     ) -> None:
-        """statistics: shared with the HTTP routes under /v2. tracing: receives a trace of each inference.
+        """statistics: the counters, which the HTTP routes under /v2 share.
 
-        shares_port: whether several worker processes listen on the same port.
+        shares_port: whether several worker processes listen on the same port. tracing: receives a trace of each
+        inference request; None: no traces.
         """
         self._service = service
         self._address = grpc_address(service.settings)
@@ -103,7 +104,7 @@ class GrpcServer:
         return port
 
     async def close(self, grace_s: float) -> None:
-        """Refuses new requests, and waits at most grace_s seconds for those in progress."""
+        """Refuses new requests, waits at most grace_s seconds for those in progress, and stops the server."""
         await self._server.stop(grace_s)
 
 
@@ -116,7 +117,7 @@ class _Methods:
         self._tracing = tracing
 
     def handlers(self) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
-        """Returns the handler of each method by its name in inference.proto."""
+        """Returns the handler of each gRPC method, by the name of the method in inference.proto."""
         methods: dict[str, Unary] = {
             "ServerLive": self._server_live,
             "ServerReady": self._server_ready,
@@ -141,9 +142,9 @@ class _Methods:
         return handlers
 
     def _with_status(self, method: Unary, route: str) -> Unary:
-        """Returns a handler of gRPC calls, which calls the method.
+        """Returns a handler that calls `method`, and turns an exception into a gRPC status.
 
-        The handler sends an exception as a gRPC status. It counts, times and logs each call under the route.
+        The handler logs each call and updates the metrics, under the name `route`.
         """
 
         async def handle(request: Message | InvalidRequestError, context: Context) -> Message:
@@ -164,7 +165,7 @@ class _Methods:
     async def _stream(
         self, requests: AsyncIterator[pb.ModelInferRequest | InvalidRequestError], context: Context
     ) -> AsyncIterator[Message]:
-        """Yields a response to each request, in order. The response to an invalid request is an error message."""
+        """Yields a response to each request of a stream, in order. The response to a failed request has the error."""
         async for request in requests:
             started = self._begin()
             status = grpc.StatusCode.CANCELLED
@@ -227,7 +228,7 @@ class _Methods:
         return ParseDict({"models": models}, pb.RepositoryIndexResponse())
 
     def _error_status(self, error: Exception) -> tuple[grpc.StatusCode, str]:
-        """Returns the gRPC status and the message that the client gets for an error, and counts the error."""
+        """Returns the gRPC status and the message of the response to an error. Counts the error in the metrics."""
         kind = oip_problem_type(error)
         self._service.metrics.rejections.labels(kind.code).inc()
         if kind is INTERNAL:  # the error is unknown, so its message is not for clients
@@ -263,9 +264,9 @@ class _Methods:
 
 
 def _client_identity(context: Context) -> ClientIdentity:
-    """Returns the client's identity from the metadata x-api-key and x-request-key of the call, and from its address.
+    """Returns the identity of the client, from its address and the metadata x-api-key and x-request-key of the call.
 
-    Raises MalformedRequestError if one of these names occurs more than once.
+    Raises MalformedRequestError if one of these keys occurs more than once.
     """
 
     def value(name: str) -> str | None:
@@ -278,7 +279,7 @@ def _client_identity(context: Context) -> ClientIdentity:
 
 
 def _serialization(request_type: type[Message], response_type: type[Message]) -> dict[str, Any]:
-    """Returns the functions that decode a method's request and encode its response, as arguments of grpc.
+    """Returns the functions that decode the request and encode the response of a method, as keyword arguments for grpc.
 
     The decoder returns an InvalidRequestError and does not raise it. gRPC would send a raised error as the status
     UNKNOWN, with the library's text.
@@ -301,7 +302,7 @@ def _decoded(request: T | InvalidRequestError) -> T:
 
 
 class _Health:
-    """Handles the gRPC method Check, which probes call. Returns SERVING while the service is ready."""
+    """The service grpc.health.v1. Its method Check, which probes call, returns SERVING while the server is ready."""
 
     def __init__(self, service: Service) -> None:
         self._service = service

@@ -42,10 +42,10 @@ NOT_OFFERED = (
 
 
 def add_oip_routes(app: FastAPI, service: Service, memory: BodyMemory) -> None:
-    """Registers every route of the protocol. The routes of a model exist with and without a version.
+    """Registers every route of the protocol. The routes of a model exist with and without a version in the path.
 
-    Stores the counters in app.state.statistics, which the gRPC server shares. memory: limits the bodies of all routes
-    of the application.
+    Stores the counters in app.state.statistics, so that the gRPC server can share them. memory: limits the bodies of
+    all routes of the application together.
     """
     app.state.statistics = statistics = Statistics()
     router = APIRouter(prefix=OIP_PREFIX, tags=[TAG])
@@ -153,7 +153,7 @@ def _require_ready(service: Service) -> None:
 
 
 def _query(request: Request) -> dict[str, str]:
-    """Returns the query parameters: beta, strength or none.
+    """Returns the query parameter beta or strength by its name; empty if there is neither.
 
     Raises InvalidRequestError if the query has another parameter, or more than one.
     """

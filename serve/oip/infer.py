@@ -24,7 +24,7 @@ from tureen.soup import probabilities
 
 
 def request_limits(service: Service) -> RequestLimits:
-    """Returns the limits of a request to the current model. Raises NotReadyError if no model is loaded."""
+    """Returns the limits of an inference request to the current model. Raises NotReadyError if no model is loaded."""
     image_size = service.model.bundle.manifest.preprocess.image_size
     return RequestLimits(image_size, service.settings.max_images_per_request)
 
@@ -32,12 +32,12 @@ def request_limits(service: Service) -> RequestLimits:
 async def infer(
     request: InferRequest, admission: Admission, statistics: Statistics, client: ClientIdentity
 ) -> InferResponse:
-    """Returns the response to all images of the request.
+    """Classifies all images of the request, and returns the response. Adds the times to `statistics`.
 
-    If images fail, raises the error of the first one, because a tensor cannot hold an error for one row. In a request
-    of several images, an ImageError becomes an InvalidRequestError that names the image. Also raises the errors of
-    `Admission.choose`. The timeout of the request can shorten the deadline of the admission, but not extend it; after
-    it, raises DeadlineError.
+    If an image fails, raises the error of the first such image, because a tensor cannot hold an error for one row. In a
+    request of several images, an ImageError becomes an InvalidRequestError that names the image. Raises the errors of
+    `Admission.choose`. Raises DeadlineError after the deadline of the admission, or after the timeout of the request if
+    that ends earlier.
     """
     client = replace(client, policy=request.policy)
     choices = [admission.choose(beta, client) for beta in request.betas]
@@ -80,8 +80,8 @@ async def _classify(
 def _response_parameters(choices: Sequence[BetaChoice], manifest: Manifest) -> dict[str, float | int | str]:
     """Returns the parameters of a response: beta_source, revision, beta and strength.
 
-    beta and strength are numbers if all images have the same β, else comma-separated lists. A model with one token has
-    neither.
+    beta and strength are numbers if all images have the same β, else comma-separated lists with a value for each image.
+    For a model with one token there is neither.
     """
     parameters: dict[str, float | int | str] = {"beta_source": choices[0].source, "revision": choices[0].revision}
     betas = [choice.beta for choice in choices if choice.beta is not None]
@@ -98,7 +98,8 @@ def _output(
 ) -> Tensor:
     """Returns the tensor of one requested output: FP32 (B, K), or BYTES (B, N) if the request asks for N labels.
 
-    logits: float32 (B, K). temperatures: of the probabilities, (B,). An element of BYTES is `VALUE:INDEX:LABEL`.
+    logits: float32 (B, K). temperatures: (B,), by which logits are divided for probabilities. An element of BYTES is
+    the text `VALUE:INDEX:LABEL`.
     """
     values = logits if requested.name == LOGITS else probabilities(logits, temperatures).astype(np.float32)
     if not requested.classification:

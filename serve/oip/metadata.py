@@ -21,9 +21,9 @@ CONFIG_DATATYPES = {"BYTES": "TYPE_STRING", "UINT8": "TYPE_UINT8", "FP32": "TYPE
 
 
 def find_model(service: Service, name: str, version: str = "") -> LoadedModel:
-    """Returns the served model. version: "" accepts any.
+    """Returns the served model if it has this name and version. version: "" accepts any version.
 
-    Raises UnknownModelError if the served model has another name or version, and NotReadyError if none is loaded.
+    Raises UnknownModelError if the served model has another name or version, and NotReadyError if no model is loaded.
     """
     model = service.model
     manifest = model.bundle.manifest
@@ -43,7 +43,7 @@ def server_metadata() -> dict[str, Any]:
 def model_metadata(model: LoadedModel) -> dict[str, Any]:
     """Returns the name and versions of the model, and the datatype and shape of each input and output.
 
-    The size -1 in a shape is the batch dimension.
+    The size -1 in a shape stands for the batch dimension, which may have any size.
     """
     manifest = model.bundle.manifest
     return {
@@ -59,9 +59,9 @@ def model_metadata(model: LoadedModel) -> dict[str, Any]:
 
 
 def model_config(model: LoadedModel, settings: Settings) -> dict[str, Any]:
-    """Returns the model's configuration in the format of Triton.
+    """Returns the configuration of the model in the format of Triton.
 
-    `dims` exclude the batch dimension. `max_batch_size` is the largest number of images in a request.
+    The `dims` of a tensor exclude the batch dimension. `max_batch_size` is the largest number of images in a request.
     """
     manifest = model.bundle.manifest
     return {
@@ -94,7 +94,10 @@ def repository_index(model: LoadedModel, *, is_ready: bool) -> list[dict[str, st
 
 
 def _input_dims(model: LoadedModel) -> dict[str, list[int]]:
-    """Returns the dimensions of each input by name, without the batch. A model with one token has no input beta."""
+    """Returns the dimensions of each input by name, without the batch dimension.
+
+    A model with one token has no input beta.
+    """
     manifest = model.bundle.manifest
     size = manifest.preprocess.image_size
     dims = {IMAGE: [1], PIXELS: [size, size, 3]}

@@ -1,4 +1,7 @@
-"""Builds the OpenAPI objects of the Open Inference Protocol. The specification of the protocol has the details."""
+"""Builds the OpenAPI description of the Open Inference Protocol's routes.
+
+It is short, because the specification of the protocol has the details.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ def path_parameters(path: str) -> list[dict[str, Any]]:
 
 
 def infer_parameters() -> list[dict[str, Any]]:
-    """Returns the OpenAPI parameters of an inference request in its query and headers."""
+    """Returns the OpenAPI description of the query parameters and headers of an inference request."""
     beta = {"anyOf": [{"type": "number", "minimum": 0, "maximum": 1}, {"type": "string", "enum": sorted(MODE_BETAS)}]}
     return [
         {
@@ -45,7 +48,7 @@ def infer_parameters() -> list[dict[str, Any]]:
 
 
 def infer_body() -> dict[str, Any]:
-    """Returns the OpenAPI request body of inference: JSON, or JSON followed by binary data."""
+    """Returns the OpenAPI description of an inference request's body: JSON, or JSON followed by binary data."""
     request = {
         "type": "object",
         "properties": {
@@ -84,7 +87,7 @@ def infer_body() -> dict[str, Any]:
 
 
 def infer_response() -> dict[str, Any]:
-    """Returns the OpenAPI response of inference: JSON, or JSON and binary data if the request asks for binary data."""
+    """Returns the OpenAPI description of an inference response: JSON, followed by binary data if requested."""
     output = {
         "type": "object",
         "properties": {"name": _TEXT, "datatype": _TEXT, "shape": _SHAPE, "data": {"type": "array", "items": {}}},

@@ -6,8 +6,8 @@
     logits         FP32 (B, K)
     probabilities  FP32 (B, K)            softmax of the logits, each row divided by the temperature of its β
 
-β comes from the tensor, else from the request's parameter, else from the query, else from the operator's settings. A
-parameter or the query may give a strength instead.
+The β of an image comes from the first of these that exists: the tensor beta, a parameter of the request, the query, the
+operator's settings. A parameter or the query may give a strength in place of β.
 
 Knows nothing about HTTP and gRPC: `serve.oip.codec` and `serve.oip.grpc_messages` decode their messages.
 """
@@ -51,7 +51,8 @@ class RequestLimits:
 class RequestedOutput:
     """One requested output.
 
-    classification: 0 returns all values; N returns the N highest values with their labels.
+    classification: 0 to return all K values; N to return the N highest values with their labels. is_binary: whether
+    HTTP returns the output as binary data after the JSON.
     """
 
     name: str
@@ -61,7 +62,7 @@ class RequestedOutput:
 
 @dataclass(frozen=True)
 class InferRequest:
-    """A validated inference request. timeout_us: in microseconds; None for no timeout of the request itself."""
+    """A validated inference request. timeout_us: in microseconds; None if the request has no timeout itself."""
 
     id: str
     images: tuple[bytes | Pixels, ...]
@@ -72,10 +73,10 @@ class InferRequest:
 
 
 def parse_input_metadata(name: object, datatype: object, shape: object) -> TensorMetadata:
-    """Returns the validated name, datatype and shape of an input.
+    """Returns the name, datatype and shape of an input, validated.
 
-    Raises InvalidRequestError if no input has this name, if its datatype is another one, or if the shape is not a list
-    of at most 4 sizes.
+    Raises InvalidRequestError if no input has this name, if the input has another datatype, or if the shape is not a
+    list of at most 4 sizes.
     """
     if not isinstance(name, str) or name not in INPUT_DATATYPES:
         raise InvalidRequestError(f"there is no input {_short(name)}: use {', '.join(INPUT_DATATYPES)}")
@@ -91,7 +92,7 @@ def parse_input_metadata(name: object, datatype: object, shape: object) -> Tenso
 
 
 def parse_requested_output(name: object, parameters: Mapping[str, Any], *, is_binary: bool) -> RequestedOutput:
-    """Returns one requested output. is_binary: default of its parameter binary_data.
+    """Returns one requested output, validated. is_binary: the value if `parameters` has no binary_data.
 
     Raises InvalidRequestError if no output has this name, or if a parameter has an invalid value.
     """
@@ -107,9 +108,9 @@ def parse_requested_output(name: object, parameters: Mapping[str, Any], *, is_bi
 
 
 def check_counts(inputs: int, outputs: int) -> None:
-    """Checks the numbers of inputs and outputs, before they are parsed.
+    """Raises InvalidRequestError if a request has more inputs or outputs than a model has.
 
-    Raises InvalidRequestError if there are more than the model has.
+    Called before the inputs and outputs are parsed.
     """
     for count, names, kind in ((inputs, INPUT_DATATYPES, "inputs"), (outputs, OUTPUTS, "outputs")):
         if count > len(names):
@@ -125,11 +126,11 @@ def make_request(
     query: Mapping[str, str] = {},
     limits: RequestLimits,
 ) -> InferRequest:
-    """Returns the validated request. query: beta or strength, if the URL has one.
+    """Returns the request with these fields, validated. query: beta or strength, if the URL has one.
 
     Raises InvalidBetaError or InvalidStrengthError for a value outside [0, 1]. Raises InvalidRequestError if the id is
-    too long, if a tensor or a parameter is missing, unknown, repeated or invalid, or if two of β, strength and policy
-    are given.
+    too long, or if a tensor or a parameter is missing, unknown, repeated or invalid. Raises it if the request has two
+    of β, strength and policy.
     """
     if len(id) > MAX_ID_CHARACTERS:
         raise InvalidRequestError(f"the id has {len(id):,} characters: give at most {MAX_ID_CHARACTERS}")
@@ -190,7 +191,7 @@ def _tensor_betas(tensor: Tensor, count: int) -> tuple[float, ...]:
 
 
 def _request_beta(parameters: Mapping[str, Any], query: Mapping[str, str]) -> float | Strength | None:
-    """Returns the β or the strength of the parameters, else of the query; None if neither has one.
+    """Returns the β or the strength in the parameters, or else in the query; None if neither has one.
 
     Raises InvalidBetaError or InvalidStrengthError for a value outside [0, 1].
     """
@@ -210,9 +211,9 @@ def _parameter_beta(value: Any) -> float:
 
 
 def _timeout(value: object) -> int | None:
-    """Returns the timeout in microseconds, or None for 0, which means no timeout.
+    """Returns the timeout in microseconds; None for the value 0, which means no timeout.
 
-    Raises InvalidRequestError if the value is no whole number, or is negative.
+    Raises InvalidRequestError if the value is not a whole number, or is negative.
     """
     if type(value) is not int or not 0 <= value < 2**63:
         raise InvalidRequestError(f"timeout is {_short(value)}: give a whole number of microseconds")

@@ -26,10 +26,10 @@ class Duration:
 
 @dataclass
 class Statistics:
-    """The counters of one server, for HTTP and gRPC together.
+    """The counters of one server process, for HTTP and gRPC together.
 
-    Each stage counts a request once, with the longest time of any image. The times of several images overlap, so their
-    sum would exceed the duration of the request.
+    Each stage counts a request once, with the longest time of any of its images. The sum of the times would exceed the
+    duration of the request, because the times of several images overlap.
     """
 
     last_inference_ms: int = 0
@@ -62,9 +62,9 @@ class Statistics:
         self.compute_output.add(output_s)
 
     def as_dict(self, batches: int) -> dict[str, Any]:
-        """Returns the counters under the names of the protocol's statistics extension, with durations in ns.
+        """Returns the counters by the names of the protocol's statistics extension, with durations in ns.
 
-        batches: number of engine runs, for all protocols.
+        batches: number of engine runs, including those for other protocols.
         """
         stages = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output")
         return {

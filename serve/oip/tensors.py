@@ -1,4 +1,4 @@
-"""Converts tensors between arrays and the bytes or JSON values of the Open Inference Protocol.
+"""Converts tensors between NumPy arrays and the bytes or JSON values of the Open Inference Protocol.
 
 Knows datatypes and shapes, but not which tensors a model has.
 """
@@ -38,13 +38,13 @@ class TensorMetadata:
 
 @dataclass(frozen=True)
 class Tensor(TensorMetadata):
-    """A tensor with its data: an array of its shape, or for BYTES a list of its elements in row-major order."""
+    """A tensor with its data: an array of the tensor's shape, or for BYTES a list of the elements in row-major order."""
 
     data: NDArray[Any] | list[bytes]
 
 
 def tensor_from_raw(metadata: TensorMetadata, raw: memoryview) -> Tensor:
-    """Returns the tensor in binary data of the form that `raw_data` returns.
+    """Returns the tensor with the binary data `raw`, which has the form that `raw_data` returns.
 
     Raises InvalidRequestError if the number of elements does not match the shape.
     """
@@ -60,7 +60,7 @@ def tensor_from_raw(metadata: TensorMetadata, raw: memoryview) -> Tensor:
 
 
 def tensor_from_values(metadata: TensorMetadata, values: Sequence[Any]) -> Tensor:
-    """Returns the tensor of values in a flat list, or in lists nested like the shape.
+    """Returns the tensor with these values, which are a flat list or lists nested like the shape.
 
     A value is a number; in a BYTES tensor it is bytes or a base64 string. Raises InvalidRequestError if a value is of
     another type, if a value of UINT8 is outside 0–255, or if the number of values does not match the shape.
@@ -89,7 +89,7 @@ def tensor_from_values(metadata: TensorMetadata, values: Sequence[Any]) -> Tenso
 def raw_data(tensor: Tensor) -> bytes:
     """Returns the binary data of a tensor, row-major and little-endian.
 
-    In a BYTES tensor, each element follows its length, a number of four bytes.
+    For a BYTES tensor, the length of each element, a number of four bytes, comes before the element.
     """
     if isinstance(tensor.data, list):
         return b"".join(len(element).to_bytes(_LENGTH_BYTES, "little") + element for element in tensor.data)

@@ -1,1 +1,1 @@
-"""The console at /ui: plain HTML, CSS and JavaScript, all served by this server."""
+"""The console at /ui, a page to classify images and to show or change β: plain HTML, CSS and JavaScript."""

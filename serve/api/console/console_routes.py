@@ -1,6 +1,6 @@
-"""The routes of the console, one page for clients and operators. Anyone may load the page.
+"""The routes of the console, one page for clients and operators.
 
-The routes that the page calls check the rights of its user.
+Every client may load the page. The other routes, which the page calls, check the rights of its user.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ HEADERS = {
 
 
 def add_console(app: FastAPI, current: Callable[[], tuple[Manifest, ActiveSettings]], *, is_operators: bool) -> None:
-    """Registers GET /ui, its static files, GET /ui/model, and GET /, which redirects to the console.
+    """Registers the routes of the console: GET /ui, its static files, GET /ui/model, and GET /, a redirect to /ui.
 
-    current: returns the current model's manifest and the active settings. is_operators: whether this is the operators'
-    listener, where the page shows the sign-in.
+    current: returns the manifest of the served model and the active settings. is_operators: whether the application is
+    that of the operators' listener, where the page shows the sign-in.
     """
     # Files are read once and sent from memory, so the path of a request never reaches the file system.
     page = (STATIC / "index.html").read_bytes()
