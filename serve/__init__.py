@@ -1,1 +1,1 @@
-"""The HTTP and gRPC server. Requests at different β share one batch of one compiled backbone. Never imports torch."""
+"""The HTTP and gRPC server. Requests at different β share the batches of one compiled model. Never imports torch."""

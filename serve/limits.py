@@ -10,7 +10,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class BodyLimits:
-    """The limits of a request body. max_image_bytes: of a raw image. max_request_bytes: of a form or JSON."""
+    """The limits of a request body. max_image_bytes: for a raw image. max_request_bytes: for a form or JSON.
+
+    max_images: in one request.
+    """
 
     max_image_bytes: int
     max_request_bytes: int
@@ -24,7 +27,7 @@ _ORIGIN = re.compile(rf"[a-z][a-z0-9+.-]*://{HOST_PATTERN.pattern}")
 
 @dataclass(frozen=True)
 class ConnectionLimits:
-    """The limits of the connections to one process.
+    """The limits of the connections to one process. `serve.settings` describes those that have an option.
 
     hosts: allowed names in the Host header, without ports; None: any. cors_origins: origins whose pages may call this
     server; see `serve.http.cors`.
@@ -62,7 +65,7 @@ class ConnectionLimits:
 
 
 def is_host_name(text: str) -> bool:
-    """Returns whether the text is valid in a Host header and has no port."""
+    """Returns whether the text is a valid value of a Host header without a port."""
     match = HOST_PATTERN.fullmatch(text)
     return match is not None and match[2] is None
 
@@ -73,7 +76,7 @@ def is_origin(text: str) -> bool:
 
 
 def is_loopback(address: str) -> bool:
-    """Returns whether only this machine can connect to the address."""
+    """Returns whether only this machine can connect to the address: a loopback address or "localhost"."""
     try:
         return ipaddress.ip_address(address).is_loopback
     except ValueError:
@@ -81,11 +84,13 @@ def is_loopback(address: str) -> bool:
 
 
 def trusted_hosts(allowed: Iterable[str] | None, listening_on: str) -> frozenset[str] | None:
-    """Returns the names that the Host header of a request may have, or None if any name is allowed.
+    """Returns the names that the Host header of a request may have; None if any name is allowed.
 
-    allowed: the setting; "*" allows any name. Without it, a server on loopback allows the loopback names, and any other
-    server allows any name. This stops DNS rebinding, in which the name of a hostile page resolves to 127.0.0.1: the
-    browser sends that name in the Host header.
+    allowed: the value of --allowed-hosts; "*" allows any name. If it is None, a server on loopback allows the loopback
+    names, and any other server allows any name. listening_on: address of the listener.
+
+    The check stops DNS rebinding. In that attack, the name of a hostile page resolves to 127.0.0.1. The browser then
+    sends the name of that page in the Host header.
     """
     if allowed is not None:
         names = frozenset(name.lower() for name in allowed)

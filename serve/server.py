@@ -23,20 +23,23 @@ logger = logging.getLogger("tureen.serve")
 
 
 def serve(arguments: list[str]) -> int:
-    """Runs `tureen serve`. Returns 0 after SIGTERM or SIGINT, 1 if no engine can be opened or a port is taken.
+    """Runs `tureen serve`. arguments: those after `tureen serve`.
 
-    Raises the errors of `run_server`.
+    Returns the exit status and raises the errors of `run_server`.
     """
     return run_server(parse_settings(arguments))
 
 
 def run_server(settings: Settings, on_ready: Callable[[int], None] = lambda port: None) -> int:
-    """Serves the bundle until SIGTERM or SIGINT stops the server. Returns the exit status, 0 or 1.
+    """Serves the bundle until SIGTERM or SIGINT stops the server, and returns the exit status.
 
+    The status is 1 if a port is taken, if no engine can be opened, or if a worker dies while the server stops; else 0.
     The port responds before the engine is ready, so that /healthz and /readyz distinguish a slow start from a dead
-    process. on_ready: receives the port when the engine is ready. Raises BundleError if the bundle is missing or
-    damaged, SingleTokenError if --default-beta is set and the model has one token, ControlStoreError if the URL --store
-    is invalid, and UvicornVersionError if the installed uvicorn is not supported.
+    process. on_ready: receives the port when the engine is ready.
+    Raises BundleError if the bundle is missing or damaged. Raises SingleTokenError if --default-beta is set and the
+    model has one token. Raises ControlStoreError if the URL --store is invalid, and UvicornVersionError if the
+    installed uvicorn is not supported. With several workers, raises AdminListenerError if other machines reach the
+    operators' listener and there is no credential for them.
     """
     configure_logs(settings.log_level)
     check_uvicorn()

@@ -1,4 +1,4 @@
-"""Defines the settings of the server. Each is a flag, an environment variable and a line of help."""
+"""Defines the settings of the server. Each has a flag, an environment variable, a default and a line of help."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _is_installed(module: str) -> bool:
 
 
 def _names(value: str | Iterable[str] | None) -> Iterable[str] | None:
-    """Returns the host names of a comma-separated list. Raises ValueError if one is neither `*` nor a host name."""
+    """Returns the host names in a comma-separated list. Raises ValueError if one is neither `*` nor a host name."""
     if value is None:
         return None
     names = [name.strip() for name in value.split(",")] if isinstance(value, str) else list(value)
@@ -44,7 +44,7 @@ def _names(value: str | Iterable[str] | None) -> Iterable[str] | None:
 
 
 def _origins(value: str | Iterable[str]) -> Iterable[str]:
-    """Returns the origins of a comma-separated list. Raises ValueError if one is neither `*` nor an origin."""
+    """Returns the origins in a comma-separated list. Raises ValueError if one is neither `*` nor an origin."""
     origins = [origin.strip() for origin in value.split(",")] if isinstance(value, str) else list(value)
     for origin in origins:
         if origin != "*" and not is_origin(origin):
@@ -53,9 +53,9 @@ def _origins(value: str | Iterable[str]) -> Iterable[str]:
 
 
 def _directories(value: str | Iterable[str | Path]) -> list[str]:
-    """Returns the directories of a list separated by os.pathsep, as absolute paths.
+    """Returns the directories in a list, as absolute paths. In a text, os.pathsep separates the directories.
 
-    Raises ValueError if one does not exist.
+    Raises ValueError if a directory does not exist.
     """
     paths = [os.path.abspath(path) for path in (value.split(os.pathsep) if isinstance(value, str) else value)]
     for path in paths:
@@ -65,7 +65,7 @@ def _directories(value: str | Iterable[str | Path]) -> list[str]:
 
 
 class Settings(BaseModel):
-    """The settings of one server, immutable. `parse_settings` creates them."""
+    """The settings of one server. `parse_settings` creates them. They are immutable."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -335,7 +335,7 @@ class Settings(BaseModel):
 
     @property
     def decode_processes(self) -> int:
-        """The number of processes that decode large images: half of decode_threads.
+        """The number of processes that decode large images: half of decode_threads, but at least 1.
 
         With a process on every CPU, small images would be several times slower.
         """
@@ -375,9 +375,9 @@ def grpc_address(settings: Settings) -> str:
 
 
 def parse_settings(arguments: list[str], environment: Mapping[str, str] = os.environ) -> Settings:
-    """Returns the settings of `tureen serve`. Ends the process with status 2 if a value is invalid.
+    """Returns the settings of `tureen serve`. Exits with status 2 if a value is invalid.
 
-    A flag overrides its TUREEN_… variable, which overrides the default.
+    A flag overrides the environment variable TUREEN_… of the setting, and the variable overrides the default.
     """
     parser = argparse.ArgumentParser(
         prog="tureen serve",

@@ -34,7 +34,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def configure_logs(level: str, **constant: object) -> None:
-    """Writes the records of every logger to standard error, as JSON.
+    """Makes every logger of the process write to standard error, one JSON object per line.
 
     level: name of the lowest level that is written, such as "info". constant: fields that every line has.
     """

@@ -1,11 +1,11 @@
-"""Declares every metric of the server. Labels come from closed sets: never a raw β, never a file name.
+"""Declares every Prometheus metric of the server. Label values come from closed sets: never a raw β or a file name.
 
 A server with one process keeps its metrics in memory. Several processes keep them in files of a shared directory, so
-each process can export the metrics of all. The export sums counters and histograms, and combines a gauge by its
-`multiprocess_mode`. Info and Gauge.set_function do not work with files, so they are not used.
+each process can export the metrics of all. The export sums counters and histograms, and combines the values of a gauge
+by its `multiprocess_mode`. Info and Gauge.set_function do not work with files, so they are not used.
 
-Each series of a small closed set of labels exists from the start. Prometheus computes an increase from an earlier
-value, so it would miss the first event of a series that starts with it.
+If a metric has a small set of label values, all its series exist from the start. Prometheus computes an increase from
+an earlier value. So it would miss the first event of a series that begins with this event.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ SERVING = ("model", "version", "engine", "engine_version", "precision")
 
 
 def share_metrics(directory: Path, worker: int) -> None:
-    """Makes this process keep its metrics in files of the directory. Call it before Metrics().
+    """Makes this process keep its metrics in files of the directory. Must be called before Metrics().
 
     This is the multiprocess mode of prometheus_client. The names of the files contain the worker number, not the
-    process id. So a restarted worker continues its counters, which never decrease, and the number of files is constant.
+    process id. So a restarted worker continues the counters, which never decrease, and the number of files is constant.
     """
     os.environ[SHARED_DIRECTORY] = str(directory)
     values.ValueClass = values.MultiProcessValue(process_identifier=lambda: worker)  # type: ignore[no-untyped-call]
 
 
 class Metrics:
-    """The metrics of one server, in their own registry of prometheus_client, not in the default one."""
+    """The metrics of one server. They are in a separate registry of prometheus_client, not in the default registry."""
 
     def __init__(self, shared: Path | None = None) -> None:
-        """shared: the directory given to share_metrics; None if the server has one process."""
+        """shared: the directory that `share_metrics` received; None if the server has one process."""
         self._shared = shared
         self._serving_before: tuple[str, ...] | None = None
         self.registry = CollectorRegistry()
@@ -159,12 +159,12 @@ class Metrics:
                 metric.labels(label)
 
     def observe_stages(self, *seconds: float) -> None:
-        """Records the duration of each stage of one image. seconds: one value per stage, in the order of STAGES."""
+        """Records how long one image was in each stage: decode, queue, inference. seconds: in the order of STAGES."""
         for stage, spent in zip(self._stages, seconds, strict=True):
             stage.observe(spent)
 
     def set_serving(self, labels: Mapping[str, str]) -> None:
-        """Sets the metric of the current model and engine. labels: a value for each name in SERVING."""
+        """Sets `tureen_serving_info` to the current model and engine. labels: a value for each name in SERVING."""
         values_in_order = tuple(labels[name] for name in SERVING)
         if self._serving_before not in (None, values_in_order):
             self._serving.labels(*self._serving_before).set(0)  # a series in files cannot be removed
@@ -181,7 +181,10 @@ class Metrics:
 
 
 class _FilesCollector(Collector):
-    """Reads the metric files of all processes. Skips an empty file, whose process has not written a metric yet."""
+    """Reads the metrics of all processes from the shared directory. Skips an empty file.
+
+    The process of an empty file has not written a metric yet.
+    """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -193,7 +196,10 @@ class _FilesCollector(Collector):
 
 
 def beta_bucket(beta: float | None) -> str:
-    """Returns the metric label of a β: "0", "1", or its quarter, such as "below 0.25". Returns "single" for None."""
+    """Returns the label value of a β for metrics: "0", "1", or the quarter that contains β, such as "below 0.25".
+
+    Returns "single" for None, which means that the model has one token.
+    """
     if beta is None:
         return "single"
     if beta in (CLEAN_BETA, ROBUST_BETA):

@@ -1,4 +1,4 @@
-"""Holds the trace data of the current request. Code that records the data does not import OpenTelemetry."""
+"""Holds the data for the trace of the current request, so that only `serve.telemetry.tracing` needs OpenTelemetry."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from tureen.bundle.manifest import Manifest
 
 @dataclass(frozen=True)
 class StageTimes:
-    """The start (time.monotonic) and duration of each stage of an image, and the number of rows in its batch."""
+    """The start (time.monotonic) and the duration of the stages of an image: decoding, queue, inference.
+
+    batch_size: number of rows in the engine run of the image.
+    """
 
     decode_began_s: float
     decode_s: float
@@ -22,7 +25,7 @@ class StageTimes:
 
 @dataclass
 class RequestTrace:
-    """The trace data of one request: the manifest of its model, and the β and the stage times of each image."""
+    """The data for the trace of one request. images: the β values and the stage times of each classified image."""
 
     manifest: Manifest | None = None  # None: the request was refused
     images: list[tuple[tuple[float, ...], StageTimes]] = field(default_factory=list)

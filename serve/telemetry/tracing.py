@@ -1,8 +1,8 @@
 """Sends a trace of each request to an OpenTelemetry collector: a server span with decode, queue and inference spans.
 
-`Tracing.record` creates the spans after the response, from times that the server measures in any case. The SDK sends
-them from a background thread, and drops them if the collector is too slow. The server imports this module only if an
-endpoint is set. It needs the extra [otel].
+`Tracing.record` creates the spans after the response, from times that the server measures for its metrics. The
+OpenTelemetry SDK sends the spans from a background thread, and drops them if the collector is too slow. This module
+needs the extra [otel]. The server imports it only if --otlp-endpoint is set.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Tracing:
     """Exports the spans of one process to an OpenTelemetry collector, from a background thread."""
 
     def __init__(self, endpoint: str) -> None:
-        """endpoint: base URL of the collector. OTEL_… variables set every other option of the SDK."""
+        """endpoint: base URL of the collector. Environment variables OTEL_… set all other options of the SDK."""
         own = Resource.create({"service.name": "tureen", "service.version": tureen.__version__})
         resource = own.merge(OTELResourceDetector().detect())  # OTEL_SERVICE_NAME takes precedence
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
@@ -51,8 +51,9 @@ class Tracing:
     ) -> str:
         """Exports the trace of a request that has just ended. Returns the trace id in hexadecimal.
 
-        name: of the server span. headers: of the request, with lower-case names; a valid W3C traceparent continues the
-        trace of the client. seconds: duration of the request. is_failed: whether the server caused an error.
+        name: of the server span. headers: of the request, with lower-case names; if they have a valid W3C traceparent,
+        the span belongs to the trace of the client. seconds: duration of the request. is_failed: whether the server
+        caused an error. attributes: of the server span; those that are None are left out.
         """
         clock_ns = time.time_ns() - time.monotonic_ns()  # offset from monotonic time to Unix time
 
