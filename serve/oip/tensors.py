@@ -38,7 +38,7 @@ class TensorMetadata:
 
 @dataclass(frozen=True)
 class Tensor(TensorMetadata):
-    """A tensor with its data: an array of the tensor's shape, or for BYTES a list of the elements in row-major order."""
+    """A tensor with its data: an array of the tensor's shape, or for BYTES a list of elements in row-major order."""
 
     data: NDArray[Any] | list[bytes]
 
