@@ -1,1 +1,1 @@
-"""Attacks within a ball around each image: FGSM, PGD, APGD, Square and AutoAttack."""
+"""Attacks that change each image within a small radius so that the model misclassifies it: PGD, APGD, AutoAttack, …"""

@@ -1,4 +1,4 @@
-"""Runs AutoAttack and its parts by the package `pyautoattack`, with the signature of the other attacks.
+"""Runs AutoAttack and its parts by the package `pyautoattack`, in functions with the arguments of the other attacks.
 
 Restores the global state that the package changes.
 """
@@ -33,19 +33,20 @@ def autoattack(
     norm: Norm = "linf",
     parts: tuple[str, ...] | None = None,
 ) -> Tensor:
-    """Returns images after standard AutoAttack: APGD-CE, targeted APGD, targeted FAB and Square.
+    """Returns images after standard AutoAttack, which has four parts: APGD-CE, targeted APGD, targeted FAB and Square.
 
-    Each part attacks only the images that the parts before it did not fool. Images that no part fools stay unchanged.
+    Each part attacks only the images that the model still classifies correctly after the parts before it. Images that
+    no part succeeds on stay unchanged.
     Source: Croce & Hein, *Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
     attacks*, ICML 2020; for l1 their *Mind the box*, ICML 2021. The arguments are those of
     `training.attacks.gradient`, where epsilon is the radius in `norm`.
     parts: some of the four, such as ("apgd-ce", "apgd-t"), with `steps` steps; None: all four, and `steps` is ignored.
     For K < 10 classes the targeted attacks try K − 1 classes. generator: source of the seed. Raises RecipeError if
-    K < 4, where targeted APGD is not defined.
+    K < 4, because targeted APGD is not defined then.
 
-    Square needs no gradient, so this function raises no ZeroGradientError. The package logs a warning of the logger
-    "auto-attack" for randomness, probabilities instead of logits, zero gradients, and images that only Square breaks.
-    After such a warning the result is not reliable.
+    Raises no ZeroGradientError, because Square needs no gradient. The logger "auto-attack" of the package warns of four
+    things: randomness, probabilities instead of logits, zero gradients, and images that only Square succeeds on. After
+    such a warning the result is not reliable.
     """
     images = images.contiguous()  # the package calls view() on the images and on their gradient
     with torch.no_grad():
@@ -84,8 +85,9 @@ def square(
 ) -> Tensor:
     """Returns images after the Square attack under l∞, which uses no gradient.
 
-    It adds random squares, and keeps a square if it lowers the margin of the right class. The squares shrink over the
-    given number of steps, as in the paper. AutoAttack's own Square ends after 5,000 of 10,000 steps of that schedule.
+    The attack adds random squares to an image. It keeps a square that reduces the lead of the right class over the
+    other classes. The squares shrink over the given number of steps, as in the paper. AutoAttack's own Square ends
+    after 5,000 of 10,000 steps of this schedule.
     Source: Andriushchenko et al., *Square attack: a query-efficient black-box adversarial attack via random search*,
     ECCV 2020. The arguments are those of `training.attacks.gradient`. steps: maximum number of queries for each image.
     """
@@ -111,7 +113,10 @@ def _seed(images: Tensor, generator: torch.Generator | None) -> int:
 
 @contextmanager
 def _unchanged_global_state(images: Tensor) -> Iterator[None]:
-    """Restores at its end the global random state and the trace function of a debugger, which the package changes."""
+    """Restores, after the `with` block, the global state that the package changes.
+
+    The state is the random state of torch and the trace function of a debugger.
+    """
     trace = sys.gettrace()
     try:
         with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
@@ -121,7 +126,10 @@ def _unchanged_global_state(images: Tensor) -> Iterator[None]:
 
 
 class _ImagesOnly(torch.autograd.Function):
-    """Calls `forward`. Its backward pass ends at the images, so FAB does not fill the `.grad` of parameters."""
+    """A function of autograd that calls `forward` and computes the gradient of the images alone.
+
+    So the attack FAB does not fill the `.grad` of the model's parameters.
+    """
 
     @staticmethod
     def forward(ctx: Any, images: Tensor, forward: Forward) -> Tensor:

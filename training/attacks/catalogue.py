@@ -1,4 +1,4 @@
-"""Finds an attack by its name in `tureen evaluate --attack`, and replaces one that needs more classes."""
+"""Finds an attack by its name in `tureen evaluate --attack`, and replaces an attack that needs more classes."""
 
 from __future__ import annotations
 
@@ -25,12 +25,15 @@ from training.errors import RecipeError
 from tureen.bundle.manifest import Norm
 
 OTHER_NORM_PARTS: Mapping[str, tuple[str, ...] | None] = {"apgd": ("apgd-ce", "apgd-t"), "autoattack": None}
-"""The attacks under l2 and l1, and their parts of AutoAttack; None: all parts."""
+"""The attacks under l2 and l1 by name, each with the parts of AutoAttack that it runs; None: all parts."""
 NEED_TARGETED_DLR = ("apgd-t", "autoattack")
 
 
 class Attack(Protocol):
-    """An attack with the arguments that an evaluation passes, among them radius, number of steps and random state."""
+    """The type of an attack: a function from images to adversarial images, with the arguments that evaluation passes.
+
+    `training.attacks.gradient` describes the arguments.
+    """
 
     def __call__(
         self,
@@ -45,9 +48,9 @@ class Attack(Protocol):
 
 
 def _from_package(name: str, **options: Any) -> Attack:
-    """Returns the function `name` of `training.attacks.autoattack`, with `options` as further arguments.
+    """Returns an attack that calls the function `name` of `training.attacks.autoattack` with `options` added.
 
-    It imports that module at its first call.
+    The attack imports that module only when it is called, because the import is slow.
     """
 
     def attack(forward: Forward, images: Tensor, labels: Tensor, **arguments: Any) -> Tensor:
@@ -94,12 +97,12 @@ _LABELS = {
 
 
 def attack_label(name: str, steps: int) -> str:
-    """Returns the label of the attack `name` of ATTACKS in a report, such as PGD-40."""
+    """Returns the text for an attack in reports, such as PGD-40. name: a key of ATTACKS."""
     return _LABELS[name].format(steps=steps)
 
 
 def find_attack(name: str, norm: Norm = "linf") -> Attack:
-    """Returns the attack of that name under the norm. Raises RecipeError if there is none.
+    """Returns the attack of this name under the norm. Raises RecipeError if there is none.
 
     Under l2 and l1 there are only "apgd" and "autoattack", both by the package `pyautoattack`.
     """
@@ -113,10 +116,11 @@ def find_attack(name: str, norm: Norm = "linf") -> Attack:
 
 
 def suitable_attack(name: str, classes: int) -> str:
-    """Returns `name`, or the attack that replaces it for a small number of classes.
+    """Returns the name of the attack to run: `name`, or a replacement if there are few classes.
 
-    "apgd" becomes "apgd-dlr" below four classes, and "apgd-ce" below three, because its loss is not defined there.
-    Raises RecipeError for an unknown attack, and for "apgd-t" and "autoattack" below four classes.
+    Below four classes, "apgd" becomes "apgd-dlr", because the targeted DLR loss is not defined. Below three classes,
+    both become "apgd-ce", because the DLR loss is not defined. Raises RecipeError for an unknown attack, and for
+    "apgd-t" and "autoattack" below four classes.
     """
     find_attack(name)
     if name in NEED_TARGETED_DLR and classes < TARGETED_DLR_CLASSES:
@@ -127,5 +131,5 @@ def suitable_attack(name: str, classes: int) -> str:
 
 
 def substitution_message(name: str, chosen: str, classes: int) -> str:
-    """Returns the message for the user: why `suitable_attack` replaced `name` by `chosen`."""
+    """Returns a message for the user that says why `suitable_attack` replaced the attack `name` by `chosen`."""
     return f"{name} needs more than {classes} classes: attacking with {chosen} instead"

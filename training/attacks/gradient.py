@@ -4,11 +4,11 @@ They know nothing about tokens, modes or β: the caller binds these into `forwar
 
 All attacks stay within an l∞ ball and have these arguments. forward: images to logits (B, K). images: float32
 (B, 3, H, W) in [0, 1]. labels: int64 (B,). epsilon: radius in units of the [0, 1] range, so 8/255 is 0.0314.
-generator: on the device of the images.
+generator: source of random numbers, on the device of the images.
 
 They return detached float32 (B, 3, H, W) in [0, 1], at most epsilon from `images` in every value. They compute
 gradients of the images only; the `.grad` of parameters stays unchanged. They raise ZeroGradientError if the gradient at
-the start is zero for the whole batch, because the attack could not move and would report false robustness.
+the start is zero for the whole batch. In that case the attack could not move and would report false robustness.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ Keep = Literal["first fooling", "highest loss", "widest margin"]
 
 
 def fgsm(forward: Forward, images: Tensor, labels: Tensor, *, epsilon: float) -> Tensor:
-    """Returns images after the fast gradient sign method: one step of ε along the gradient of the cross-entropy.
+    """Returns images after the fast gradient sign method: one step of ε along the sign of the loss's gradient.
 
-    Source: Goodfellow et al., *Explaining and harnessing adversarial examples*, ICLR 2015.
-    The variant for training with a random start is `pgd` with one step of 1.25·ε (Wong et al., *Fast is better than
-    free*, ICLR 2020).
+    The loss is the cross-entropy. Source: Goodfellow et al., *Explaining and harnessing adversarial examples*, ICLR
+    2015. For training there is a variant with a random start, which is `pgd` with one step of 1.25·ε (Wong et al.,
+    *Fast is better than free*, ICLR 2020).
     """
     gradient = _gradient(forward, images, labels)
     _require_gradient(gradient)
@@ -55,11 +55,11 @@ def pgd(
     step_size: float,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Returns images after projected gradient descent: `steps` ascents of the cross-entropy from a random start.
+    """Returns images after projected gradient descent: `steps` steps that increase the cross-entropy.
 
-    Source: Madry et al., *Towards deep learning models resistant to adversarial attacks*, ICLR 2018.
+    Source: Madry et al., *Towards deep learning models resistant to adversarial attacks*, ICLR 2018. The start is a
+    random point within epsilon of the image, and the result is the last point. step_size: in the units of epsilon.
     labels: as for `F.cross_entropy`: int64 (B,), distributions (B, K), or int64 (B, T) if the logits are (B, K, T).
-    step_size: in the units of epsilon. The start is uniform in the box; the result is the last point.
     """
     lower, upper = _bounds(images, epsilon)
     adversarial = _random_point(images, lower, upper, epsilon=epsilon, generator=generator)
@@ -72,7 +72,7 @@ def pgd(
 
 
 def mi_fgsm(forward: Forward, images: Tensor, labels: Tensor, *, epsilon: float, steps: int) -> Tensor:
-    """Returns images after momentum iterative FGSM: `steps` steps of ε/steps along the accumulated gradient.
+    """Returns images after momentum iterative FGSM: `steps` steps of ε / steps along the sign of the summed gradients.
 
     Source: Dong et al., *Boosting adversarial attacks with momentum*, CVPR 2018, Algorithm 1 with a decay factor of 1.
     Each gradient is divided by its l1 norm before it is added. The start is the image; the result is the last point.
@@ -102,22 +102,24 @@ def apgd(
     until_fooled: bool = True,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Returns images after Auto-PGD: ascent with momentum, and a step size that adapts to each image.
+    """Returns images after Auto-PGD: gradient ascent with momentum, and a step size that adapts to each image.
 
     Source: Croce & Hein, *Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
-    attacks*, ICML 2020, section 3 and Algorithm 1. The step size is halved when progress stops. The start is uniform in
-    the box, as in `pgd`. The result is the best point. A run costs `steps` gradients, and one forward pass for the last
-    point.
+    attacks*, ICML 2020, section 3 and Algorithm 1. The step size is halved when the loss does not rise enough. The
+    start is a random point within epsilon of the image. A run costs `steps` gradients, and one forward pass for the
+    last point.
 
     loss: "ce" is the cross-entropy. "dlr" is the difference of logits ratio (section 4, Eq. 3). "dlr-targeted" (Eq. 4)
-    makes one run for each of the `targets` most likely wrong classes, at most K − 1. It attacks only the images not yet
-    fooled. The ratio does not depend on the scale of the logits, so a saturated softmax does not stop it. Raises
-    RecipeError if the loss is not defined: "dlr" below three classes, "dlr-targeted" below four.
+    makes one run for each of the `targets` most likely wrong classes, at most K − 1. Each run attacks only the images
+    that are still classified correctly. The ratio does not depend on the scale of the logits, so a saturated softmax
+    does not stop the attack. Raises RecipeError if the loss is not defined: "dlr" below three classes, "dlr-targeted"
+    below four.
 
-    until_fooled: true is for evaluation. The attack on an image ends at the first point that is classified wrong, even
-    the image itself. If no point is classified wrong, the result is the point of highest loss of the first run.
-    `forward` gets a part of the batch, so its rows must be independent, as in eval mode. False is for training: the
-    whole batch runs all steps, and the result is the point of highest loss of each image; only "ce" supports this.
+    until_fooled: True is for evaluation. The attack on an image ends at the first point that is classified wrong, even
+    at the image itself. If no point is classified wrong, the result is the point of highest loss of the first run.
+    `forward` receives a part of the batch, so the rows of a batch must be independent, as in eval mode. False is for
+    training: the whole batch runs all steps, and the result is the point of highest loss of each image. Only "ce"
+    supports False; other losses raise RecipeError.
     """
     keep: Keep = "first fooling" if until_fooled else "highest loss"
     run = partial(_auto_pgd, forward, loss=loss, epsilon=epsilon, steps=steps, generator=generator, keep=keep)
@@ -157,10 +159,11 @@ def apgd_both(
     second: ApgdLoss = "dlr-targeted",
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Returns images after `apgd` on the cross-entropy, then on `second` for those that are still classified right.
+    """Returns images after `apgd` with two losses: the cross-entropy, then `second`.
 
-    With the targeted DLR as `second`, these are the first two parts of AutoAttack, which find most of its results.
-    Raises ZeroGradientError if neither loss has a gradient.
+    The second run attacks only the images that are still classified correctly. With the targeted DLR as `second`, the
+    runs are the first two parts of AutoAttack, which find most of its adversarial images. Raises ZeroGradientError if
+    neither loss has a gradient.
     """
     run = partial(apgd, forward, epsilon=epsilon, steps=steps, generator=generator)
     is_blind = False
@@ -188,12 +191,12 @@ def apgd_margin(
     steps: int,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Returns images after Auto-PGD on the cross-entropy and on the DLR, for use against other functions too.
+    """Returns images after Auto-PGD with two losses, cross-entropy and DLR, that mislead other models as well.
 
-    `apgd` ends at the first point that fools `forward`, which hardly fools another function. Here every image runs all
-    steps of both losses. Its result is the point at which the largest wrong logit exceeds the right one most, among all
-    points of both runs. With two classes the DLR is not defined, and only the cross-entropy runs. Raises
-    ZeroGradientError if no loss has a gradient.
+    `apgd` ends at the first point that `forward` classifies wrong, and another model often classifies that point right.
+    Here every image runs all steps with both losses. The result is the point, among all points of both runs, at which
+    the largest wrong logit exceeds the right logit most. With two classes the DLR is not defined, and only the
+    cross-entropy runs. Raises ZeroGradientError if no loss has a gradient.
     """
     with torch.no_grad():
         logits = forward(images).float()
@@ -224,10 +227,10 @@ def apgd_margin(
 
 
 def has_zero_gradient(forward: Forward, images: Tensor, labels: Tensor) -> Tensor:
-    """Returns for each image whether the gradient of the cross-entropy is exactly zero, bool (B,).
+    """Returns for each image whether the gradient of the cross-entropy is exactly zero: bool (B,).
 
-    Such an image may look robust only because the attack has no gradient. If many images do, the result of the attack
-    is not reliable (Carlini et al., *On evaluating adversarial robustness*, 2019).
+    An image without a gradient may look robust only because the attack cannot move. If there are many such images, the
+    result of the attack is not reliable (Carlini et al., *On evaluating adversarial robustness*, 2019).
     """
     return ~_gradient(forward, images, labels).flatten(1).any(1)
 
@@ -244,17 +247,15 @@ def _auto_pgd(
     generator: torch.Generator | None,
     keep: Keep,
 ) -> tuple[Tensor, Tensor]:
-    """Returns one point of a single run for each image, and the value of each point, (B,).
+    """Runs Auto-PGD once. Returns one adversarial point for each image, and the value of each point, (B,).
 
-    target: int64 (B,), the wrong class for the targeted loss. keep selects the point:
+    target: int64 (B,), the wrong class for the loss "dlr-targeted"; None for other losses. `keep` selects the point:
 
-    - "first fooling": the first point that is classified wrong, with the value infinity. An image whose point is found
-      leaves the forward passes. If no point is classified wrong, as for "highest loss".
-    - "highest loss": the point with the highest loss; its value is the loss.
-    - "widest margin": the point at which the largest wrong logit exceeds the right one most; its value is the
-      difference of these logits.
-
-    "highest loss" and "widest margin" run all steps for all images.
+    - "first fooling": the first point that is classified wrong, with the value infinity. The run then ends for this
+      image. If no point is classified wrong, the point with the highest loss, with this loss as the value.
+    - "highest loss": the point with the highest loss, with this loss as the value. All images run all steps.
+    - "widest margin": the point at which the largest wrong logit exceeds the right logit most, with the difference of
+      these logits as the value. All images run all steps.
     """
     lower, upper = _bounds(images, epsilon)
     point = _random_point(images, lower, upper, epsilon=epsilon, generator=generator)
@@ -315,7 +316,7 @@ def _auto_pgd(
 
 
 def _checkpoints(steps: int) -> set[int]:
-    """Returns the steps at which the step size may be halved: at 22 % of all, then at decreasing distances."""
+    """Returns the steps at which the step size may be halved: after 22 % of all steps, then at decreasing distances."""
     # In whole per cent: rounding of 0.22 + 0.19 + … could raise the ceiling by one step.
     checkpoints = set()
     share = distance = 22
@@ -327,7 +328,10 @@ def _checkpoints(steps: int) -> set[int]:
 
 
 def _losses(loss: ApgdLoss, logits: Tensor, labels: Tensor, target: Tensor | None) -> Tensor:
-    """Returns the loss of Auto-PGD, (B,): cross-entropy, or the difference of logits ratio (towards `target`)."""
+    """Returns the loss of each image, (B,). loss: "ce", "dlr" or "dlr-targeted". logits: (B, K). labels: int64 (B,).
+
+    target: int64 (B,), the wrong classes for "dlr-targeted"; None for other losses.
+    """
     if loss == "ce":
         return F.cross_entropy(logits, labels, reduction="none")
     if target is None:
@@ -339,13 +343,13 @@ def _losses(loss: ApgdLoss, logits: Tensor, labels: Tensor, target: Tensor | Non
 
 
 def _margins(logits: Tensor, labels: Tensor) -> Tensor:
-    """Returns the largest wrong logit minus the right one, (B,): positive where the label is not predicted."""
+    """Returns the largest wrong logit minus the right logit, (B,). It is positive if the image is misclassified."""
     right = logits.gather(1, labels[:, None]).squeeze(1)
     return logits.scatter(1, labels[:, None], -torch.inf).amax(1) - right
 
 
 def _likeliest_wrong(logits: Tensor, labels: Tensor, targets: int) -> tuple[Tensor, ...]:
-    """Returns the most likely wrong classes, one int64 (B,) for each rank, the most likely first."""
+    """Returns the `targets` most likely wrong classes of each image: one int64 (B,) for each rank, best first."""
     wrong = logits.scatter(1, labels[:, None], -torch.inf)
     return wrong.topk(min(targets, logits.shape[1] - 1)).indices.unbind(1)
 
@@ -375,7 +379,7 @@ def _require_gradient(gradient: Tensor) -> None:
 
 
 def _bounds(images: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
-    """Returns lower and upper bound of each value: at most epsilon away, and within [0, 1]."""
+    """Returns the lower and the upper bound of each value: at most epsilon from the image, and within [0, 1]."""
     return (images - epsilon).clamp_(min=0.0), (images + epsilon).clamp_(max=1.0)
 
 

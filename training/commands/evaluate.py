@@ -1,4 +1,4 @@
-"""The commands `tureen evaluate` and `tureen tune`."""
+"""The commands `tureen evaluate`, which measures accuracy at each β, and `tureen tune`, which chooses β from images."""
 
 from __future__ import annotations
 
@@ -45,7 +45,11 @@ BUNDLE_BETAS = "0:1:0.25"
 
 
 def evaluate(arguments: list[str]) -> int:
-    """Runs `tureen evaluate`: measures a checkpoint at each β, or a bundle without attacks. Returns the exit status."""
+    """Runs `tureen evaluate`: measures the accuracy of a checkpoint or a bundle at each β. Returns the exit status.
+
+    A checkpoint is attacked at each β. For a bundle, measures only the accuracy without an attack. arguments: those
+    after `tureen evaluate`.
+    """
     parser = argparse.ArgumentParser(
         prog="tureen evaluate",
         description=(
@@ -151,9 +155,9 @@ def evaluate(arguments: list[str]) -> int:
 
 
 def _check_other_norm(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    """Checks the options that --norm l2 or l1 affects.
+    """Checks the other options if --norm is l2 or l1.
 
-    Ends the process with status 2 if --epsilon-255 is missing, or if an option needs --norm linf.
+    Exits with status 2 if --epsilon-255 is missing, or if another option needs --norm linf.
     """
     if options.epsilon_255 is None:
         parser.error(f"--norm {options.norm} needs --epsilon-255: the radius of the recipe is for l∞")
@@ -220,9 +224,10 @@ def _evaluate_checkpoint(checkpoint: Checkpoint, betas: list[float], options: ar
 
 
 def _save(path: Path, checkpoint: Checkpoint, rows: list[AccuracyRow], measured: Mapping[str, object]) -> None:
-    """Saves the checkpoint with the rows as its accuracy, and with the fields `measured` in its evaluation.
+    """Writes new results into the checkpoint at `path`.
 
-    Rows under l2 or l1 do not replace the accuracy. They replace earlier rows under that norm in the evaluation.
+    rows: accuracy at each β, all under one norm. Under l∞ they replace the accuracy of the checkpoint. Under l2 or l1
+    they replace the rows under the same norm in its evaluation. measured: fields of the evaluation to replace.
     """
     before = checkpoint.evaluation
     if (norm := rows[0].norm) != "linf":
@@ -253,7 +258,10 @@ def _evaluate_bundle(options: argparse.Namespace) -> int:
 
 
 def tune(arguments: list[str]) -> int:
-    """Runs `tureen tune`: chooses β by a few labelled images, and prints it. Returns the exit status."""
+    """Runs `tureen tune`: prints the β that is most accurate on some labelled images. Returns the exit status.
+
+    arguments: those after `tureen tune`.
+    """
     parser = argparse.ArgumentParser(
         prog="tureen tune",
         description="Choose the most accurate β for a few labelled images, and print its interval.",
@@ -304,9 +312,10 @@ def _add_images(parser: argparse.ArgumentParser, *, data: str) -> None:
 
 
 def _images(options: argparse.Namespace, own: Images | None, preprocess: PreprocessSpec, labels: list[str]) -> Images:
-    """Returns at most --images images of --data. Without --data, returns a sample of `own`, images of the checkpoint.
+    """Returns at most --images images of --data, or of `own` if --data is not given.
 
-    Prints the names of images that cannot be decoded.
+    own: the images in the checkpoint; None for a bundle, which requires --data. Prints the names of images that cannot
+    be decoded.
     """
     if options.data is None:
         assert own is not None

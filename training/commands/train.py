@@ -1,4 +1,4 @@
-"""The command `tureen train`."""
+"""The command `tureen train`: trains a model by a recipe, measures its accuracy, and writes a checkpoint."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ from tureen.commands.report import accuracy_table, check_results
 
 
 def train(arguments: list[str]) -> int:
-    """Runs `tureen train`: trains a model by a recipe and measures its accuracy. Returns the exit status."""
+    """Runs `tureen train`. arguments: those after `tureen train`. Returns the exit status.
+
+    The status is 0, or 128 + the number of the signal if a signal interrupted the run.
+    """
     parser = argparse.ArgumentParser(
         prog="tureen train",
         description="Train a dual-token Vision Transformer, measure its accuracy at each β, and write a checkpoint.",
@@ -121,11 +124,11 @@ def train(arguments: list[str]) -> int:
 
 
 def _recipe(options: argparse.Namespace, out: Path) -> Recipe:
-    """Returns the recipe to train, with the settings of --set applied.
+    """Returns the recipe to train, changed by the settings of --set.
 
-    It is the recipe of the run saved in `out` if --resume is given and there is one, else the named recipe. Raises
-    CheckpointError if there is neither, or if the saved run is of a recipe of another name. Raises the errors of
-    `load_recipe`.
+    With --resume, it is the recipe of the interrupted run in `out`. Without --resume, or without such a run, it is the
+    recipe named on the command line. Raises CheckpointError if there is neither, or if the interrupted run is of a
+    recipe of another name. Raises the errors of `load_recipe`.
     """
     state = out / STATE
     if not options.resume or not state.exists():
@@ -139,9 +142,10 @@ def _recipe(options: argparse.Namespace, out: Path) -> Recipe:
 
 
 def _show(recipe: Recipe, options: argparse.Namespace) -> str:
-    """Returns the values of the recipe as text.
+    """Returns the values of the recipe as text, for --show.
 
-    The text has the expected result and the command only if no value of the recipe was changed.
+    Includes the expected result and the command only if no value of the recipe was changed and --data is not given.
+    With --data, includes the number of classes, images and steps.
     """
     lines = [f"# {recipe.name}", f"# source: {recipe.source}"]
     if options.data is not None:

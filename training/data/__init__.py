@@ -1,1 +1,1 @@
-"""Images for training and evaluation: sources, loading, augmentation."""
+"""Images for training and evaluation: their sources, their division into parts, batches, and augmentation."""

@@ -1,7 +1,7 @@
 """Changes training images at random, one batch at a time, on the device of the batch.
 
-The recipe enables each change. All random numbers come from the argument `generator`, so the images of a step depend
-only on seed and step. Knows nothing about models or files.
+The recipe enables each kind of change. All random numbers come from the argument `generator`, so the images of a step
+depend only on the seed and the step. Knows nothing about models or files.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from training.recipes import Augmentation
 
 
 def augment_images(images: Tensor, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
-    """Returns the images float32 (B, 3, H, W) in [0, 1] after the changes of single images.
+    """Returns the images, float32 (B, 3, H, W) in [0, 1], after the enabled changes of single images.
 
-    These are, in this order: shift, rotation, brightness, flip, RandAugment and erasing.
+    The order is shift, rotation, brightness, flip, RandAugment, erasing.
     """
     images = shift_images(images, augmentation.shift_pixels, generator)
     images = rotate_images(images, augmentation.rotation_degrees, generator)
@@ -32,7 +32,7 @@ def augment_images(images: Tensor, augmentation: Augmentation, generator: torch.
 
 
 def shift_images(images: Tensor, pixels: int, generator: torch.Generator) -> Tensor:
-    """Returns each image moved by a random offset of at most `pixels` along both axes. Pixels from outside are 0."""
+    """Returns each image moved by a random offset of at most `pixels` along both axes. Uncovered pixels become 0."""
     if not pixels:
         return images
     count, _, height, width = images.shape
@@ -45,9 +45,9 @@ def shift_images(images: Tensor, pixels: int, generator: torch.Generator) -> Ten
 
 
 def rotate_images(images: Tensor, degrees: float, generator: torch.Generator) -> Tensor:
-    """Returns each image rotated about its centre by a random angle in [−degrees, degrees], with bilinear pixels.
+    """Returns each image rotated about its centre by a random angle in [−degrees, degrees].
 
-    Pixels from outside are those of the nearest border.
+    Interpolates bilinearly. Uncovered pixels take the value of the nearest border pixel.
     """
     if not degrees:
         return images
@@ -62,7 +62,7 @@ def rotate_images(images: Tensor, degrees: float, generator: torch.Generator) ->
 
 
 def change_brightness(images: Tensor, strength: float, generator: torch.Generator) -> Tensor:
-    """Returns each image times a random factor in [1 − strength, 1 + strength], clipped to [0, 1]."""
+    """Returns each image multiplied by a random factor in [1 − strength, 1 + strength], clipped to [0, 1]."""
     if not strength:
         return images
     factors = torch.empty(len(images), 1, 1, 1, device=images.device)
@@ -70,10 +70,10 @@ def change_brightness(images: Tensor, strength: float, generator: torch.Generato
 
 
 def erase_rectangles(images: Tensor, probability: float, generator: torch.Generator) -> Tensor:
-    """Returns the images after random erasing: each gets a rectangle of noise, with the given probability.
+    """Returns the images after random erasing: with the given probability, a rectangle of an image becomes noise.
 
     Source: Zhong et al., AAAI 2020. As published, the rectangle has 2 to 33 % of the area and a side ratio between 0.3
-    and 3.3. Its centre is anywhere in the image, so a part of it may be outside.
+    and 3.3. The centre of the rectangle is anywhere in the image, so a part of it may be outside.
     """
     if not probability:
         return images
@@ -92,12 +92,12 @@ def erase_rectangles(images: Tensor, probability: float, generator: torch.Genera
 def mix_images(
     images: Tensor, labels: Tensor, augmentation: Augmentation, classes: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Returns images of the same shape, and targets, after MixUp or CutMix and label smoothing.
+    """Returns the images after MixUp or CutMix, and their targets after label smoothing.
 
-    labels: int64 (B,). The targets are int64 (B,) if all three are off; else float32 (B, K), each row a distribution
-    over classes. If MixUp and CutMix are both on, each batch gets one of them, as in Touvron et al. (DeiT, ICML 2021).
-    All images of a batch have the same weight or box. Sources: Zhang et al., ICLR 2018 (MixUp); Yun et al., ICCV 2019
-    (CutMix).
+    labels: int64 (B,). classes: K. The targets are int64 (B,) if all three changes are off; else float32 (B, K), each
+    row a distribution over classes. If MixUp and CutMix are both on, each batch gets one of them, as in Touvron et al.
+    (DeiT, ICML 2021). All images of a batch have the same weight (MixUp) or rectangle (CutMix). Sources: Zhang et al.,
+    ICLR 2018 (MixUp); Yun et al., ICCV 2019 (CutMix).
     """
     kinds = [kind for kind in ("mixup", "cutmix") if getattr(augmentation, kind)]
     if not kinds and not augmentation.label_smoothing:
@@ -123,10 +123,10 @@ def mix_images(
 
 
 def _boxes(height_share: Tensor, width_share: Tensor, top: Tensor, left: Tensor, height: int, width: int) -> Tensor:
-    """Returns masks bool (B, 1, height, width), each True inside one rectangle.
+    """Returns masks, bool (B, 1, height, width), each True inside one rectangle.
 
-    height_share, width_share: the size of the rectangle. top, left: its centre, from the top and left of the image.
-    These four have shape (B,) or (1,) and are shares of the image's height or width.
+    height_share, width_share: the size of the rectangle. top, left: the position of its centre, from the top and the
+    left of the image. All four have shape (B,) or (1,), and are shares of the image's height or width.
     """
 
     def span(share: Tensor, centre: Tensor, size: int) -> Tensor:
@@ -137,7 +137,7 @@ def _boxes(height_share: Tensor, width_share: Tensor, top: Tensor, left: Tensor,
 
 
 def _randaugmented(images: Tensor, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
-    """Returns the images after RandAugment (Cubuk et al., NeurIPS 2020) by kornia.
+    """Returns the images after RandAugment (Cubuk et al., NeurIPS 2020), by the package kornia.
 
     All images of the batch get the same operations.
     """
@@ -157,6 +157,6 @@ def _randaugmented(images: Tensor, augmentation: Augmentation, generator: torch.
 
 
 def _python_random(generator: torch.Generator) -> random.Random:
-    """Returns a Python generator of random numbers, seeded from the generator of torch."""
+    """Returns a random number generator of Python whose seed comes from the generator of torch."""
     drawn = torch.randint(2**62, (1,), generator=generator, device=generator.device)
     return random.Random(int(drawn))  # noqa: S311 - augmentation, not cryptography

@@ -43,7 +43,7 @@ class Images:
 class StreamedImages:
     """Images that are decoded on each access: those of `source` at the indices `chosen`.
 
-    digests: uint8 (n, 16), of the pixels of each image when it was first decoded.
+    digests: uint8 (n, 16), digests of the pixels that each image had when it was first decoded.
     """
 
     source: EncodedImages
@@ -53,16 +53,16 @@ class StreamedImages:
 
     @property
     def labels(self) -> NDArray[np.int64]:
-        """Labels, int64 (n,)."""
+        """The labels of the images, int64 (n,)."""
         return self.source.labels[self.chosen]
 
     def __len__(self) -> int:
         return len(self.chosen)
 
     def image(self, index: int) -> Image.Image:
-        """Returns the whole upright RGB image at `index`.
+        """Decodes and returns the whole upright RGB image at `index`.
 
-        Raises DataError if it cannot be decoded, although `load_dataset` has decoded it.
+        Raises DataError if the image cannot be decoded. `load_dataset` has decoded it before, so the file has changed.
         """
         position = int(self.chosen[index])
         try:
@@ -82,7 +82,8 @@ class Dataset:
     """The three parts of the images, the names of the labels, and the images that could not be decoded.
 
     train: the only images that change the weights. validation: for every choice during development, such as when to
-    stop. test: for the published accuracy; no choice depends on it.
+    stop. test: for the published accuracy; no choice depends on these images. skipped: names of the images that could
+    not be decoded.
     """
 
     train: Images | StreamedImages
@@ -96,9 +97,9 @@ class Dataset:
     duplicates: Mapping[str, Duplicates] = field(default_factory=dict)  # by part; empty if they were not counted
 
     def fingerprint(self) -> str:
-        """Returns the SHA-256 of the class names, and of the labels and pixels of all training images, in order.
+        """Returns the SHA-256, hexadecimal, of the class names and of the labels and pixels of all training images.
 
-        A resumed run must have the same.
+        It depends on the order of the images. A resumed run must have the same fingerprint.
         """
         content = self.train.pixels if isinstance(self.train, Images) else self.train.digests
         digest = hashlib.sha256(repr(self.labels).encode() + self.train.labels.tobytes())
@@ -109,9 +110,9 @@ class Dataset:
 def load_digits() -> Dataset:
     """Returns the 8×8 handwritten digits of scikit-learn (UCI ML): 1,212 for training, 135 for validation, 450 to test.
 
-    Grey levels 0–16 become RGB pixels 0–255. The parts are stratified and the same in every call. They share writers:
-    the data do not name the writer of an image, so no figure on these digits holds for new writers. Near-duplicates are
-    not counted, because 64 pixels have too little detail to distinguish a copy from a similar digit.
+    Grey levels 0–16 become RGB pixels 0–255. The parts are stratified and the same in every call. The data do not name
+    the writer of an image, so the parts share writers, and no figure on these digits holds for new writers. Does not
+    count near-duplicates, because 64 pixels have too little detail to distinguish a copy from a similar digit.
     """
     from sklearn import datasets, model_selection
 
@@ -152,21 +153,25 @@ def load_dataset(
     """Returns the labelled images at `location`. Decodes each image once, to find those that cannot be decoded.
 
     location is one of:
+
     - a folder with one folder of images for each class
-    - a folder with such folders `train`, `val` and `test`, or other names that `training.data.sources.split_kind`
-      accepts; of `val` and `test` one may be missing, and the other is the test part
+    - a folder with folders `train`, `val` and `test`, each with one folder of images for each class. Other names that
+      `training.data.sources.split_kind` accepts are allowed. Of `val` and `test` one may be missing, and the other is
+      the test part
     - "hf:" and the name or the directory of a Hugging Face dataset
 
-    A part without a split is drawn by `training.data.splits`.
-    spec: the evaluation view of `tureen.preprocess`. test_images: maximum number of test images, drawn evenly from the
-    classes, the same in every call; it does not change the other parts. group_by: a regular expression that matches the
-    group in the path of an image below the folder of its split; no group is in two parts.
-    stream: decode training images on each access; always so above 2 GiB of pixels.
-    strict: raise DataError for an image that cannot be decoded, instead of skipping it and adding it to `skipped`.
-    on_images: called with the number of images decoded since the last call. has_duplicates_counted: count the images of
-    validation and test that are near-duplicates of training images.
+    If there is no split for a part, `training.data.splits` draws the part from the training images.
 
-    Raises DataError if one of the three parts has no images, or if `group_by` does not fit the file names.
+    spec: the preprocessing of evaluation. test_images: maximum number of test images, drawn evenly from the classes,
+    the same in every call; it does not change the other parts. group_by: a regular expression that matches the group in
+    the path of an image below the folder of its split; no group is in two parts.
+    stream: whether to decode training images on each access; always so if they have more than 2 GiB of pixels.
+    strict: whether to raise DataError for an image that cannot be decoded. If False, the image is added to `skipped`.
+    on_images: called with the number of images decoded since the last call. has_duplicates_counted: whether to count
+    the images of validation and test that are near-duplicates of training images.
+
+    Raises DataError if there is only one class, if one of the three parts has no images, or if `group_by` does not fit
+    the file names. Raises it if there are more test images than `test_images`, which is less than one for each class.
     """
     source = open_source(location)
     names = source.names
@@ -220,9 +225,11 @@ def load_evaluation_images(
 ) -> tuple[Images, tuple[str, ...]]:
     """Returns images for the evaluation of a model, and the names of those that cannot be decoded.
 
-    location: as for `load_dataset`; if it has splits, the test split is read, else all images. labels: those of the
+    location: as for `load_dataset`; if it has splits, reads the test split, else all images. labels: those of the
     model; the class names at `location` must be among them. at_most: maximum number of images, drawn evenly from the
-    classes, the same in every call. Raises DataError for a class that the model lacks, and if no image can be decoded.
+    classes, the same in every call. strict: whether to raise DataError for an image that cannot be decoded. Raises
+    DataError for a class that the model lacks, if no image can be decoded, or if `at_most` is less than one for each
+    class.
     """
     found = open_source(location)
     source, names = found.test or found.train, found.names
@@ -243,7 +250,10 @@ def load_evaluation_images(
 
 
 def balanced_sample(images: Images, at_most: int) -> Images:
-    """Returns at most `at_most` of the images, drawn evenly from the classes, the same in every call."""
+    """Returns at most `at_most` of the images, drawn evenly from the classes, the same in every call.
+
+    Raises DataError if `at_most` is less than one for each class.
+    """
     if at_most >= len(images):
         return images
     classes = len(np.unique(images.labels))
@@ -255,7 +265,7 @@ def balanced_sample(images: Images, at_most: int) -> Images:
 
 @dataclass(frozen=True)
 class _Decoded:
-    """The images of a part that can be decoded, their pixels and signatures, and the names of the others."""
+    """The images of a part that can be decoded, with pixels and signatures, and the names of those that cannot."""
 
     part: Part
     pixels: NDArray[np.uint8]
@@ -270,9 +280,9 @@ class _Decoded:
 def _decode(
     source: Split, indices: NDArray[np.int64], spec: PreprocessSpec | None, workers: int, on_images: Progress
 ) -> _Decoded:
-    """Decodes the images of `source` at `indices`; the pixels of the result are uint8 (n, H, W, 3).
+    """Decodes the images of `source` at `indices`. The pixels of the result are uint8 (n, H, W, 3).
 
-    Without a spec the pixels are discarded: their height and width are 0.
+    spec: the preprocessing; None: the pixels are discarded, and H and W are 0. workers: number of threads.
     """
     size = 0 if spec is None else spec.image_size
     pixels = np.empty((len(indices), size, size, 3), dtype=np.uint8)
@@ -303,7 +313,7 @@ def _decode(
 
 
 def _duplicates(decoded: _Decoded, training: _Decoded) -> Duplicates:
-    """Returns the numbers of near-duplicates of training images in another part, and examples."""
+    """Returns the numbers of images in `decoded` that are near-duplicates of training images, with examples."""
     matches = find_duplicates(decoded.signatures, training.signatures)
     closest = np.argsort(-matches.likeness, kind="stable")[: min(EXAMPLES, int(matches.is_near.sum()))]
     return Duplicates(
@@ -315,7 +325,7 @@ def _duplicates(decoded: _Decoded, training: _Decoded) -> Duplicates:
 
 
 def _balanced_indices(labels: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    """Returns indices of `count` images, drawn from the classes in turn, in a random order; the same in every call."""
+    """Draws `count` images from the classes in turn. Returns their indices in random order, the same in every call."""
     rng = np.random.default_rng(0)
     order = rng.permutation(len(labels))
     turn = np.empty(len(labels), dtype=np.int64)  # number of images of the same class before it

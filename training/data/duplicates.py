@@ -1,12 +1,13 @@
 """Finds images that are equal, or nearly equal, to a training image. Knows nothing about files or labels.
 
-Two images are near-duplicates if both measures of their grey thumbnails of 9 × 8 pixels agree:
+Shrinks each image to a grey thumbnail of 9 × 8 pixels. Two images are near-duplicates if two conditions hold for their
+thumbnails:
 
 - dHash: at most 10 of the 64 comparisons of horizontal neighbours differ (Krawetz, *Kind of Like That*, 2013)
 - the correlation of the pixels is at least 0.95 (Lewis, *Fast Normalized Cross-Correlation*, 1995)
 
-dHash alone matches small objects on plain backgrounds, and correlation alone matches horizons. In a sample of 60 pairs
-of CIFAR-10 that both measures accept, two were not of the same photograph (docs/LOG.md).
+dHash alone matches different small objects on plain backgrounds, and correlation alone matches different horizons. In a
+sample of 60 pairs of CIFAR-10 that meet both conditions, two were not of the same photograph (docs/LOG.md).
 """
 
 from __future__ import annotations
@@ -29,18 +30,18 @@ EXAMPLES = 5
 
 @dataclass(frozen=True)
 class Signatures:
-    """What a comparison needs of n images: digests of the pixels, uint8 (n, 16), and thumbnails, uint8 (n, 8, 9)."""
+    """The data of n images for a comparison: digests of the pixels, uint8 (n, 16), and thumbnails, uint8 (n, 8, 9)."""
 
     digests: NDArray[np.uint8]
     thumbnails: NDArray[np.uint8]
 
     @classmethod
     def empty(cls, count: int) -> Signatures:
-        """Returns room for `count` images, to fill with `put`."""
+        """Returns uninitialised signatures for `count` images. The caller fills them with `put`."""
         return cls(np.empty((count, DIGEST_BYTES), np.uint8), np.empty((count, HEIGHT, WIDTH), np.uint8))
 
     def put(self, index: int, image: Image.Image) -> None:
-        """Stores the signature of an RGB image at `index`."""
+        """Computes the signature of an RGB image, and stores it at `index`."""
         digest = hashlib.sha256(b"%d" % image.width)
         digest.update(np.asarray(image).data)
         self.digests[index] = np.frombuffer(digest.digest()[:DIGEST_BYTES], np.uint8)
@@ -53,10 +54,10 @@ class Signatures:
 
 @dataclass(frozen=True)
 class Matches:
-    """For each of n images the training image that is most like it.
+    """For each of n images, the training image that is most similar to it.
 
-    nearest: its index, int64 (n,), or -1 if no training image is a near-duplicate. likeness: float32 (n,), the
-    correlation, or 2 for equal pixels.
+    nearest: index of the training image, int64 (n,); −1 if no training image is a near-duplicate. likeness: float32
+    (n,), the correlation of the two; 2 for equal pixels, 0 if there is no near-duplicate.
     """
 
     nearest: NDArray[np.int64]
@@ -73,9 +74,10 @@ class Matches:
 
 @dataclass(frozen=True)
 class Duplicates:
-    """Numbers of images of one part: all, those like a training image, and of these those with equal pixels.
+    """The number of near-duplicates of training images in another part of the data.
 
-    examples: pairs of names, of an image and of the training image, the most similar pairs first.
+    images: number of images in the part. near: how many are near-duplicates. exact: how many of these have equal
+    pixels. examples: pairs of an image's name and the training image's name, the most similar first.
     """
 
     images: int
@@ -85,9 +87,10 @@ class Duplicates:
 
 
 def find_duplicates(images: Signatures, training: Signatures, *, pairs_at_once: int = PAIRS_AT_ONCE) -> Matches:
-    """Returns the near-duplicates of `images` in `training`. Compares all pairs.
+    """Returns for each of `images` its near-duplicate in `training`, if there is one. Compares all pairs.
 
-    50,000 training images against 10,000 images take 3 s on one core of a busy Xeon. pairs_at_once: limits the memory.
+    Takes 3 s on one core of a busy Xeon for 10,000 images and 50,000 training images. pairs_at_once: number of pairs in
+    memory.
     """
     nearest = np.full(len(images.digests), -1, dtype=np.int64)
     likeness = np.zeros(len(images.digests), dtype=np.float32)
@@ -112,7 +115,7 @@ def find_duplicates(images: Signatures, training: Signatures, *, pairs_at_once: 
 def duplicates_line(duplicates: Mapping[str, Duplicates]) -> str:
     """Returns one line for a terminal: the numbers of near-duplicates in each part, and up to five examples.
 
-    duplicates: those of each part, by the name of the part.
+    duplicates: by the name of the part, such as "test".
     """
     counts = [f"{d.near} of {d.images} {part} images ({d.exact} equal)" for part, d in duplicates.items()]
     examples = [" and ".join(pair) for d in duplicates.values() for pair in d.examples][:EXAMPLES]
@@ -121,13 +124,19 @@ def duplicates_line(duplicates: Mapping[str, Duplicates]) -> str:
 
 
 def _dhashes(thumbnails: NDArray[np.uint8]) -> NDArray[np.uint64]:
-    """Returns the dHash of each thumbnail, uint64 (n,): one bit for each pixel that is brighter than its left one."""
+    """Returns the dHash of each thumbnail, uint64 (n,).
+
+    A dHash has one bit for each pair of horizontal neighbours. The bit is 1 if the right pixel is brighter.
+    """
     is_brighter = thumbnails[:, :, 1:] > thumbnails[:, :, :-1]
     return np.packbits(is_brighter.reshape(len(thumbnails), 64), axis=1).view(np.uint64).reshape(-1)
 
 
 def _normalised(thumbnails: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Returns the pixels, float32 (n, 72), with mean 0 and length 1. The dot product of two rows is a correlation."""
+    """Returns the pixels of each thumbnail as a row with mean 0 and length 1, float32 (n, 72).
+
+    The dot product of two rows is the correlation of the two thumbnails.
+    """
     pixels = thumbnails.reshape(len(thumbnails), -1).astype(np.float32)
     pixels -= pixels.mean(axis=1, keepdims=True)
     length = np.linalg.norm(pixels, axis=1, keepdims=True)

@@ -1,6 +1,6 @@
 """Reads the group of each image from its file name, and draws whole groups. Knows nothing about files.
 
-A group is what its images have in common besides their class: the track of a video, a writer, a patient.
+A group has all images of one source, such as the track of a video, a writer or a patient.
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ from training.errors import DataError
 
 
 def group_pattern(expression: str) -> re.Pattern[str]:
-    """Returns the compiled value of --group-by. Raises DataError if it is invalid or has several capturing groups."""
+    """Returns the compiled regular expression of --group-by.
+
+    Raises DataError if it is invalid or has several capturing groups.
+    """
     try:
         pattern = re.compile(expression)
     except re.error as error:
@@ -26,9 +29,9 @@ def group_pattern(expression: str) -> re.Pattern[str]:
 
 
 def group_names(names: Sequence[str], pattern: re.Pattern[str]) -> list[str]:
-    """Returns the group of each file name: the text of the capturing group, or else the whole match.
+    """Returns the group of each file name: the text of the capturing group, or the whole match if there is none.
 
-    The pattern may match anywhere in a name. Raises DataError if a name has no match, or an empty one.
+    The pattern may match anywhere in a name. Raises DataError if a name has no match, or an empty match.
     """
     groups = [(match[pattern.groups] or "") if (match := pattern.search(name)) else "" for name in names]
     if missing := [name for name, group in zip(names, groups, strict=True) if not group]:
@@ -38,13 +41,14 @@ def group_names(names: Sequence[str], pattern: re.Pattern[str]) -> list[str]:
 
 
 def draw_groups(labels: NDArray[np.int64], groups: NDArray[np.int64], share: float, *, kept: int) -> NDArray[np.bool_]:
-    """Returns which images belong to randomly drawn groups, bool (n,): about `share` of the images of each class.
+    """Draws random groups with about `share` of the images of each class. Returns which images they have, bool (n,).
 
-    labels: int64 (n,). groups: int64 (n,), from 0. kept: number of groups of each class that must remain. The result is
-    the same in every call. It lacks a class only if no group of it can be drawn without breaking `kept`.
+    labels: int64 (n,). groups: number of the group of each image, int64 (n,), from 0. kept: number of groups of each
+    class that must not be drawn. The result is the same in every call. It lacks a class only if no group of the class
+    can be drawn because of `kept`.
 
-    scikit-learn's StratifiedGroupKFold may leave out a class: with ten folds of the tracks of GTSRB one to five of 43
-    classes in most folds.
+    StratifiedGroupKFold of scikit-learn may leave out classes. With ten folds of the tracks of GTSRB, most folds lack
+    one to five of the 43 classes.
     """
     pairs, counts = np.unique(np.stack([groups, labels]), axis=1, return_counts=True)
     images: dict[int, dict[int, int]] = {}  # by group and class

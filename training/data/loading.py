@@ -1,4 +1,4 @@
-"""Loads batches of training images onto a device, from any step on. The seed determines their order.
+"""Loads batches of training images onto a device, beginning at any step. The seed determines the order of the images.
 
 Knows nothing about models.
 """
@@ -29,7 +29,11 @@ CROP_TRIES = 10
 
 
 class BatchOrder:
-    """Determines the images of each step. Shuffles the images in each epoch, and drops the incomplete last batch."""
+    """Determines which images each step trains on. Shuffles the images in each epoch.
+
+    Drops the last batch of an epoch if it is incomplete. Raises RecipeError if the batch size does not divide among the
+    processes, or if there are fewer images than processes.
+    """
 
     def __init__(self, recipe: Recipe, images: int, rank: int = 0, processes: int = 1) -> None:
         if recipe.batch_size % processes:
@@ -43,7 +47,7 @@ class BatchOrder:
         self.steps_per_epoch = images // self._batch_size
 
     def from_step(self, first: int) -> Iterator[list[tuple[int, int]]]:
-        """Yields the images of this process, as (epoch, index) pairs, for each step from `first` to the last."""
+        """Yields for each step, from `first` to the last, the images of this process as (epoch, index) pairs."""
         for step in range(first, self._recipe.epochs * self.steps_per_epoch):
             epoch, within = divmod(step, self.steps_per_epoch)
             if step == first or not within:
@@ -54,11 +58,11 @@ class BatchOrder:
 
 class Loader(Protocol):
     def batches(self, order: BatchOrder, first: int) -> Iterator[Batch]:
-        """Yields pixels uint8 (B, H, W, 3) and labels int64 (B,) of each step from `first`, on the device."""
+        """Yields the batch of each step from `first` on: pixels uint8 (B, H, W, 3) and labels int64 (B,)."""
 
 
 class MemoryLoader:
-    """Yields batches from the memory of the device, to which it copies all images once."""
+    """Yields batches from the memory of the device. Copies all images to the device when it is created."""
 
     def __init__(self, images: Images, device: torch.device) -> None:
         self._pixels = torch.from_numpy(images.pixels).to(device)
@@ -71,7 +75,7 @@ class MemoryLoader:
 
 
 class StreamLoader:
-    """Yields batches that worker processes decode ahead of the step that needs them."""
+    """Yields batches that `workers` processes decode before the step that needs them."""
 
     def __init__(self, stream: StreamedImages, recipe: Recipe, device: torch.device, workers: int) -> None:
         self._views = _TrainingViews(stream, recipe.augmentation.crop_scale, recipe.seed)
@@ -92,14 +96,17 @@ class StreamLoader:
 
 
 def _ignore_interrupt(worker: int) -> None:
-    """Ignores SIGINT in a worker. A terminal sends it to workers too, but the current step needs their images."""
+    """Makes a worker process ignore SIGINT, which a terminal sends to all processes.
+
+    The current step still needs the images of the worker.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class _TrainingViews(TorchDataset[tuple[NDArray[np.uint8], int]]):
-    """Maps (epoch, index) to the pixels uint8 (H, W, 3) and the label of an image.
+    """Maps (epoch, index) to the pixels, uint8 (H, W, 3), and the label of an image.
 
-    The pixels are a random resized crop, or the evaluation view if `crop_scale` is 1.
+    The pixels are a random resized crop, or those of evaluation if `crop_scale` is 1.
     """
 
     def __init__(self, stream: StreamedImages, crop_scale: float, seed: int) -> None:
@@ -117,10 +124,10 @@ class _TrainingViews(TorchDataset[tuple[NDArray[np.uint8], int]]):
 def random_resized_crop(
     image: Image.Image, spec: PreprocessSpec, scale: float, rng: np.random.Generator
 ) -> NDArray[np.uint8]:
-    """Returns pixels uint8 (H, W, 3) of a random part of the image.
+    """Returns a random part of the image, resized to the size of the model: pixels uint8 (H, W, 3).
 
     The part has at least the share `scale` of the area, and a side ratio from 3:4 to 4:3 (Szegedy et al., CVPR 2015).
-    If ten tries find no such part inside the image, the result is the evaluation view.
+    If ten tries find no such part inside the image, returns the pixels of evaluation.
     """
     width, height = image.size
     for _ in range(CROP_TRIES):

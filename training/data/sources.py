@@ -1,6 +1,6 @@
 """Opens sources of labelled, encoded images: a folder with one folder for each class, or a Hugging Face dataset.
 
-Knows nothing about pixels.
+Does not decode images.
 """
 
 from __future__ import annotations
@@ -42,22 +42,22 @@ HUGGING_FACE = "hf:"
 
 
 class EncodedImages(Protocol):
-    """Encoded images with labels: the files of a folder, or a split of a Hugging Face dataset."""
+    """The interface of encoded images with labels: the files of a folder, or a split of a Hugging Face dataset."""
 
     @property
     def labels(self) -> NDArray[np.int64]:
-        """Labels, int64 (n,)."""
+        """The labels of the images, int64 (n,)."""
 
     def read(self, index: int) -> bytes:
-        """Returns the bytes of the encoded image at `index`. Raises OSError if they cannot be read."""
+        """Returns the bytes of the encoded image at `index`. Raises OSError if the file cannot be read."""
 
     def name(self, index: int) -> str:
-        """Returns the name of the image at `index` for messages."""
+        """Returns the name of the image at `index`, for messages."""
 
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """The image files under one folder, and their labels."""
+    """The image files below one folder, and their labels. paths: relative to `root`. labels: int64 (n,)."""
 
     root: Path
     paths: list[str]
@@ -70,13 +70,13 @@ class ImageFolder:
         return self.paths[index]
 
     def file_names(self) -> list[str]:
-        """Returns the path of each image below the folder, with "/" between folders."""
+        """Returns the path of each image relative to the folder, with "/" between folders."""
         return [Path(path).as_posix() for path in self.paths]
 
 
 @dataclass(frozen=True)
 class HuggingFaceSplit:
-    """One split of a Hugging Face dataset, with encoded images."""
+    """One split of a Hugging Face dataset, with encoded images. column: name of the column with the images."""
 
     split: object
     column: str
@@ -91,7 +91,7 @@ class HuggingFaceSplit:
         return f"image {index}"
 
     def file_names(self) -> list[str]:
-        """Returns the file name of each image; raises DataError if the dataset lacks one."""
+        """Returns the file name of each image. Raises DataError if the dataset has no file name for an image."""
         import pyarrow.compute
 
         table = self.split.with_format("arrow")[:]  # type: ignore[attr-defined]
@@ -107,10 +107,11 @@ Split = ImageFolder | HuggingFaceSplit
 
 @dataclass(frozen=True)
 class LabelledSource:
-    """The splits of a location and the names of the classes.
+    """The splits of the images at a location, and the names of the classes.
 
-    A location without splits has only `train`. With one split beside `train`, that split is `test`, whatever its name:
-    its images are those of published figures. `validation` is a split only if there is a separate `test`.
+    train: all images if the location has no splits. test: None if there is no split beside `train`. If there is exactly
+    one, it is `test`, whatever its name, because published figures are measured on its images. validation: None unless
+    there are two splits beside `train`.
     """
 
     train: Split
@@ -121,22 +122,25 @@ class LabelledSource:
 
 
 def open_source(location: str) -> LabelledSource:
-    """Returns the labelled images at `location`, in a form that `training.data.datasets.load_dataset` accepts.
+    """Returns the labelled images at `location`, which has a form that `training.data.datasets.load_dataset` describes.
 
-    Raises DataError if it holds no labelled images, or folders that may be either splits or classes.
+    Raises DataError if there are no labelled images, or if it is unclear whether the folders are splits or classes.
     """
     return _open_hugging_face(location) if location.startswith(HUGGING_FACE) else _open_folder(Path(location))
 
 
 def model_name(path: Path) -> str:
-    """Returns a model name that is valid in a manifest, made from the file or directory name of `path`."""
+    """Returns a model name that is valid in a manifest, derived from the name of the file or directory `path`."""
     path = path.resolve()
     stem = path.name if path.is_dir() else path.parent.name if path.stem in NAMELESS else path.stem
     return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("._-")[:64] or "model"
 
 
 def model_name_from_images(location: str) -> str:
-    """Returns a model name made from the folder or dataset of the images at `location`, without the name of a split."""
+    """Returns a model name derived from the name of the folder or dataset at `location`.
+
+    If the folder has the name of a split, such as train, uses the name of its parent.
+    """
     path = Path(location.removeprefix(HUGGING_FACE))
     if location.startswith(HUGGING_FACE) and not path.is_dir():
         return model_name(path)
@@ -145,13 +149,16 @@ def model_name_from_images(location: str) -> str:
 
 
 def split_kind(name: str) -> SplitKind | None:
-    """Returns the split that a folder name denotes, or None. Accepts common spellings: "Train", "training_set"."""
+    """Returns the split that the name of a folder denotes, or None. Accepts spellings such as "Training_set"."""
     word = re.sub(r"[\W_]+", "", name).casefold()
     return SPLITS.get(word) or SPLITS.get(re.sub(r"(set|dataset|data|split|images)$", "", word))
 
 
 def _open_folder(root: Path) -> LabelledSource:
-    """Returns the images of a folder. A subfolder with the name of a split is a split only if it holds folders."""
+    """Returns the labelled images in a folder, with its splits if it has any.
+
+    A subfolder with the name of a split is a split only if it contains folders. Raises DataError as `open_source` does.
+    """
     if not root.is_dir():
         raise DataError(f"{root} is not a folder")
     contents = {name: _contents(root / name) for name in _folder_names(root)}
@@ -192,7 +199,10 @@ def _open_folder(root: Path) -> LabelledSource:
 
 
 def _refuse_unknown_splits(root: Path, contents: Mapping[str, _Contents]) -> None:
-    """Raises DataError if the folders look like splits: they share subfolders, and not all of them hold images."""
+    """Raises DataError if the folders below `root` look like splits, not like classes.
+
+    They do if all have several subfolders of the same names, and if not all of them contain images themselves.
+    """
     common = set.intersection(*(set(content.folders) for content in contents.values())) if len(contents) > 1 else set()
     if len(common) > 1 and not all(content.has_images for content in contents.values()):
         raise DataError(

@@ -1,6 +1,6 @@
-"""Divides labelled images into a part to train on, one for choices during development, and one for the final test.
+"""Divides labelled images into three parts: training, validation (choices during development), and the final test.
 
-Knows nothing about pixels.
+Does not read images.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ class Part:
 
     @property
     def labels(self) -> NDArray[np.int64]:
-        """Labels, int64 (n,)."""
+        """The labels of the images, int64 (n,)."""
         return self.source.labels[self.indices]
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def name(self, position: int) -> str:
-        """Returns the name of an image of this part, for messages."""
+        """Returns the name of the image at `position` in this part, for messages."""
         return self.source.name(int(self.indices[position]))
 
 
 class Parts(NamedTuple):
-    """The parts of a source, and the number of groups of its images; None if the images are not grouped."""
+    """The three parts of a source. groups: number of groups of its images; None if the images are not grouped."""
 
     train: Part
     validation: Part
@@ -54,14 +54,14 @@ class Parts(NamedTuple):
 
 
 def divide(location: str, source: LabelledSource, group_by: re.Pattern[str] | None = None) -> Parts:
-    """Returns the parts for training, validation and test. A part without a split is drawn from the training images.
+    """Returns the parts for training, validation and test. The parts are the same in every call.
 
-    A drawn part holds a tenth of all images, spread over the classes. Validation holds about 1,000 images at most, or
-    one image or group of each class. The parts are the same in every call. group_by: matches the group in the file name
-    of an image, see `training.data.groups`; no group is in two parts.
-
-    Raises DataError, with `location`, for a class with fewer images, or groups, than there are parts to draw, for a
-    group in two splits of the source, and for a file name without a group.
+    If the source has no split for validation or test, draws this part from the training images. A drawn part has a
+    tenth of the images, spread over the classes. A drawn validation part has at most about 1,000 images, but at least
+    one image or group of each class. group_by: matches the group in the file name of an image; no group is in two
+    parts.
+    Raises DataError if a class has fewer images, or groups, than there are parts to draw. Raises it if a group is in
+    two splits of the source, or if a file name has no group. location: for the messages.
     """
     grouping = None if group_by is None else _Grouping(location, source, group_by)
     train = _whole(source.train)
@@ -81,10 +81,16 @@ def divide(location: str, source: LabelledSource, group_by: re.Pattern[str] | No
 
 
 class _Grouping:
-    """The groups of the images of a source: `of_train`, int64 (n,) from 0, and their `count` in all splits."""
+    """The groups of the images of a source.
+
+    of_train: number of the group of each training image, int64 (n,), from 0. count: number of groups in all splits.
+    """
 
     def __init__(self, location: str, source: LabelledSource, pattern: re.Pattern[str]) -> None:
-        """Reads the groups. Raises DataError if a group is in two splits, or if a file name has no group."""
+        """Reads the groups from the file names.
+
+        Raises DataError if a group is in two splits, or if a file name has no group.
+        """
         splits = {"training": source.train, "validation": source.validation, "test": source.test}
         names = {part: group_names(split.file_names(), pattern) for part, split in splits.items() if split is not None}
         counts = {part: Counter(groups) for part, groups in names.items()}
@@ -107,9 +113,10 @@ def _whole(source: Split) -> Part:
 def _drawn(
     location: str, part: Part, share: float, names: Sequence[str], grouping: _Grouping | None, *, kept: int
 ) -> tuple[Part, Part]:
-    """Returns the rest of a part, and a random share of it: about `share` of each class, and at least one image.
+    """Divides a part at random. Returns the rest, and a part with about `share` of each class, at least one image.
 
-    kept: number of groups of each class that remain in the rest.
+    kept: number of groups of each class that must stay in the rest. Raises DataError if the groups of a class cannot be
+    divided in this way.
     """
     if grouping is None:
         is_drawn = _stratified(part.labels, share)
@@ -124,9 +131,9 @@ def _drawn(
 
 
 def _stratified(labels: NDArray[np.int64], share: float) -> NDArray[np.bool_]:
-    """Returns which images belong to a random part with about this share of each class, and at least one image of it.
+    """Draws a random part with about `share` of each class, at least one image. Returns which images it has, bool (n,).
 
-    scikit-learn's train_test_split may leave out a class that is much smaller than others.
+    train_test_split of scikit-learn may leave out a class that is much smaller than others.
     """
     rng = np.random.default_rng(0)
     is_drawn = np.zeros(len(labels), dtype=np.bool_)
@@ -139,7 +146,7 @@ def _stratified(labels: NDArray[np.int64], share: float) -> NDArray[np.bool_]:
 def _require_members_of_each_class(
     location: str, part: Part, names: Sequence[str], parts: int, grouping: _Grouping | None
 ) -> None:
-    """Raises DataError for the class with the fewest images, or groups, if they are fewer than the parts."""
+    """Raises DataError if a class has fewer images, or groups, than `parts`. location, names: for the message."""
     labels = part.labels
     if grouping is not None:
         labels = np.unique(np.stack([grouping.of_train, labels]), axis=1)[1]
