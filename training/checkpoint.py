@@ -3,9 +3,9 @@
 checkpoint.json      recipe, labels, preprocessing, accuracy at each β, provenance; written last
 model.safetensors    the weights, float32, both tokens among them
 test.npz             pixels uint8 (n, H, W, 3) and labels int64 (n,) of the images on which the accuracy was measured
-validation.npz       the same of the images for choices after training; absent if the model has no such images
+validation.npz       pixels and labels of the images for choices after training; absent if the model has no such images
 
-A checkpoint of an earlier version has held_out.npz instead of both. It is read as the test part, without validation.
+A checkpoint of an earlier version has held_out.npz in place of both. It is read as test.npz, without validation images.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Checkpoint:
     """A trained model with its recipe, its images and its measured accuracy.
 
     test: the images on which the accuracy was measured. validation: images for choices, such as temperatures and β;
-    None for a third-party model, and in a checkpoint that has only one part beside the training images.
+    None for a third-party model, and in a checkpoint of an earlier version.
     """
 
     model: Model
@@ -75,7 +75,10 @@ class Checkpoint:
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Writes the checkpoint into the directory `path`. Writes checkpoint.json last, as the mark of a finished run."""
+    """Writes the checkpoint into the directory `path`, and creates the directory if it is missing.
+
+    Writes checkpoint.json last: a directory with this file is a finished run.
+    """
     path.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.cpu().contiguous() for name, tensor in checkpoint.model.state_dict().items()}
     files = {MODEL: safetensors.torch.save(weights), TEST: _images_to_bytes(checkpoint.test)}
@@ -97,9 +100,10 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Returns the checkpoint in the directory `path`, with its model in eval mode on the CPU.
+    """Returns the checkpoint in the directory `path`. The model is in eval mode on the CPU.
 
-    Raises CheckpointError if a file is missing or unreadable, or does not match its digest or the recipe.
+    Raises CheckpointError if a file is missing or unreadable, if it does not match its digest in checkpoint.json, or if
+    the weights do not fit the recipe.
     """
     if not path.exists():
         raise CheckpointError(f"{path} does not exist")

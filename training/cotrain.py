@@ -1,6 +1,7 @@
-"""Runs the steps of co-training. The state can be saved after any step, and a restored run continues exactly.
+"""Runs the steps of co-training, which trains one model on clean and adversarial images together.
 
-Knows nothing about other files, or about the display of progress.
+Saves the state of a run to a file after any step. A run that is restored from the file gives the same result as an
+uninterrupted one. Writes no other file, and does not display progress.
 """
 
 from __future__ import annotations
@@ -39,9 +40,10 @@ ADAMW_STATE = {"step", "exp_avg", "exp_avg_sq"}
 
 @dataclass(frozen=True)
 class StepProgress:
-    """The result of a group of steps. A loss is its mean over the steps, or NaN if its weight in Eq. 1 is 0.
+    """The result of a group of training steps.
 
-    step, epoch, epsilon_255 (in 1/255), learning_rate: values after the last step.
+    clean_loss, robust_loss: means over the steps; NaN if the weight of the loss in Eq. 1 is 0. step, epoch,
+    epsilon_255 (in 1/255), learning_rate: values after the last step.
     """
 
     step: int
@@ -54,7 +56,7 @@ class StepProgress:
 
 
 def bf16_autocast(recipe: Recipe, device: torch.device) -> AbstractContextManager[object]:
-    """Returns a context in which the model computes in bf16.
+    """Returns a context in which the model computes in bf16, if the recipe selects it.
 
     The context has no effect if the recipe selects fp32, or if it selects "auto" and the device has no fast bf16.
     """
@@ -71,7 +73,8 @@ class Cotraining:
     """A training run in progress: model, moving average of the weights, optimiser, and the number of finished steps.
 
     The same recipe, data and device give the same run, interrupted or not. The random numbers of a step depend only on
-    seed, step and rank of the process. Each process trains on an equal share of every batch.
+    the seed, the step and the rank of the process. In a distributed run, each process trains on an equal share of every
+    batch.
     """
 
     def __init__(
@@ -87,9 +90,9 @@ class Cotraining:
     ) -> None:
         """Builds model and optimiser on `device`.
 
-        processes: those of a distributed run. workers: number of processes that decode streamed images. is_compiled:
-        whether to compile the model with torch.compile. start: a model with the shape of the recipe, whose weights are
-        copied; None: random weights.
+        processes: those of a distributed run; None: this process alone. workers: number of processes that decode
+        streamed images. is_compiled: whether to compile the model with torch.compile. start: a model with the shape of
+        the recipe, whose weights are copied; None: random weights.
         """
         self.recipe = recipe
         self.device = device
@@ -121,7 +124,7 @@ class Cotraining:
 
     @property
     def steps(self) -> int:
-        """Number of steps of the whole run."""
+        """The number of steps of the whole run."""
         return self.recipe.epochs * self.steps_per_epoch
 
     @property
@@ -134,10 +137,11 @@ class Cotraining:
         return bool(combined_loss(self._sums[0], self._sums[1], self.recipe.alpha).isfinite())
 
     def run_epoch(self, at_most: int | None = None, should_stop: Callable[[], bool] = lambda: False) -> StepProgress:
-        """Trains to the next multiple of `at_most` steps in the epoch, or to the end of the epoch.
+        """Trains for at most `at_most` steps, and not beyond the end of the epoch. Returns the progress.
 
-        Returns the progress. should_stop: called after each step, and may save the state; if it returns True, training
-        stops. Raises DivergedError if the mean loss is NaN or infinite.
+        Stops at a multiple of `at_most` steps in the epoch. None: trains to the end of the epoch. should_stop: called
+        after each step, and may save the state; if it returns True, the method stops training and returns. Raises
+        DivergedError if the mean loss is NaN or infinite.
         """
         if self._batches is None:
             self._batches = self._loader.batches(self._order, self.step)
@@ -177,7 +181,7 @@ class Cotraining:
         return progress
 
     def _train(self, pixels: Tensor, labels: Tensor) -> Tensor:
-        """Runs one step on pixels uint8 (B, H, W, 3) and labels int64 (B,); returns the clean and robust loss, (2,)."""
+        """Runs one step on pixels uint8 (B, H, W, 3) and labels int64 (B,). Returns clean and robust loss as (2,)."""
         recipe, share = self.recipe, self.step / self.steps
         self._generator.manual_seed(_seed(recipe.seed, self.step, self.processes.rank))
         images = augment_images(images_from_pixels(pixels), recipe.augmentation, self._generator)
@@ -219,9 +223,9 @@ class Cotraining:
         return sums
 
     def save(self, path: Path, options: Mapping[str, object] | None = None) -> None:
-        """Writes the state of the run to the safetensors file `path`, atomically. `restore` reads it.
+        """Writes the state of the run to the safetensors file `path`, atomically. `restore` reads the file.
 
-        options: the options of the run besides its recipe, for `training.resume.read_saved_run`.
+        options: the options of the run besides its recipe, which `training.resume.read_saved_run` returns later.
         """
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         tensors |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
@@ -239,9 +243,9 @@ class Cotraining:
         write_atomically(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata))
 
     def restore(self, path: Path) -> None:
-        """Loads the state that `save` wrote.
+        """Loads the state that `save` wrote to the file `path`.
 
-        Raises CheckpointError if the state is damaged or incomplete, or of another recipe or other images.
+        Raises CheckpointError if the state is damaged or incomplete, or if it is of another recipe or of other images.
         """
         saved = read_saved_run(path)
         try:
@@ -273,7 +277,7 @@ class Cotraining:
 
 
 def _optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """Returns AdamW without weight decay of biases, norms, tokens and position embeddings."""
+    """Returns the optimiser AdamW. Weight decay does not apply to biases, norms, tokens and position embeddings."""
     decayed = [module.weight for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
     names = {id(weight) for weight in decayed}
     others = [parameter for parameter in model.parameters() if id(parameter) not in names]
@@ -282,7 +286,7 @@ def _optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
 
 def _seed(*numbers: int) -> int:
-    """Returns a seed of 32 bits that depends on all numbers. The generator of torch on a CPU ignores higher bits."""
+    """Returns a seed that depends on all numbers. It has 32 bits, because torch ignores higher bits on a CPU."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 

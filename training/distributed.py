@@ -19,7 +19,10 @@ from tureen.machine import available_cpus
 
 @dataclass(frozen=True)
 class Processes:
-    """The rank of this process among `count` processes; the process of rank 0 writes files and terminal output."""
+    """The processes of a run: the rank of this process, and the number of all processes.
+
+    The process of rank 0 writes the files and the terminal output.
+    """
 
     rank: int = 0
     count: int = 1
@@ -30,7 +33,7 @@ class Processes:
         return self.rank == 0
 
     def mean(self, values: Tensor) -> Tensor:
-        """Returns the mean of `values` over all processes, by element. May overwrite `values`."""
+        """Returns the mean of the tensors that all processes pass, element by element. May overwrite `values`."""
         if self.count > 1:
             torch.distributed.all_reduce(values)
         return values / self.count
@@ -50,12 +53,15 @@ class Processes:
 
 
 def is_first_process() -> bool:
-    """Returns whether this process has rank 0 and writes to the terminal. Works outside `process_group` too."""
+    """Returns whether this process has rank 0, so that it writes to the terminal. Works outside `process_group` too."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def cpus_per_process() -> int:
-    """Returns the number of CPUs that this process may use: its share of those that affinity and quota allow."""
+    """Returns the number of CPUs that this process may use.
+
+    It is the number that affinity and quota allow, divided by the number of processes of the run on this machine.
+    """
     return max(1, available_cpus() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
@@ -67,7 +73,7 @@ def limit_threads() -> None:
 
 @contextmanager
 def process_group() -> Iterator[tuple[Processes, torch.device]]:
-    """Joins the process group of torchrun inside the context. Yields the processes, and the device of this process.
+    """Joins the process group of torchrun during the `with` block. Yields the processes, and this process's device.
 
     NCCL connects GPUs, Gloo connects CPUs. Without torchrun there is one process, on the GPU if there is one.
     """

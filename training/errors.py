@@ -1,4 +1,4 @@
-"""The errors of training and evaluation, and who must act.
+"""The errors of training and evaluation, with the party that must act.
 
 TureenError
 └── TrainingError                    caller

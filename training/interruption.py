@@ -1,4 +1,4 @@
-"""Handles SIGINT and SIGTERM during a run, so that the run ends after a step whose state can be saved.
+"""Handles SIGINT and SIGTERM during a run, so that the run ends after a step and its state can be saved.
 
 Knows nothing about training or files.
 """
@@ -18,7 +18,7 @@ SECOND_AFTER_S = 1.0  # an earlier repeat is the same signal: the terminal sends
 
 
 class InterruptedRun(KeyboardInterrupt):
-    """A signal ended the run. number: of the signal. saved: describes the saved run; empty if none was saved."""
+    """A signal ended the run. number: of the signal. saved: text that describes the saved run; empty if none exists."""
 
     def __init__(self, number: int, saved: str = "") -> None:
         super().__init__(saved)
@@ -27,15 +27,15 @@ class InterruptedRun(KeyboardInterrupt):
 
     @property
     def exit_status(self) -> int:
-        """Exit status of the process, 128 + the signal number as in a shell: 130 for SIGINT, 143 for SIGTERM."""
+        """The exit status of the process: 128 + signal number, as in a shell, so 130 for SIGINT and 143 for SIGTERM."""
         return 128 + self.number
 
 
 class StopSignals:
-    """Raises InterruptedRun at SIGINT and SIGTERM. Inside `deferred`, only stores the first signal in `received`.
+    """Raises InterruptedRun at SIGINT or SIGTERM. Inside `deferred`, stores the first signal in `received` instead.
 
-    A second signal raises InterruptedRun inside `deferred` too, unless `ignores_repeats` is True. A distributed run
-    sets it, because torchrun repeats a signal, and kills its processes after 30 s.
+    Inside `deferred`, a second signal raises InterruptedRun, unless `ignores_repeats` is True. A distributed run sets
+    `ignores_repeats`, because torchrun repeats a signal, and kills its processes after 30 s.
     """
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
@@ -47,9 +47,9 @@ class StopSignals:
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Handles SIGINT and SIGTERM inside the context, in the main thread only.
+        """Handles SIGINT and SIGTERM during the `with` block, if this is the main thread.
 
-        A signal that the process ignores before, as under nohup, stays ignored.
+        A signal that the process already ignores, as under nohup, stays ignored.
         """
         before = {}
         if threading.current_thread() is threading.main_thread():
@@ -65,7 +65,10 @@ class StopSignals:
 
     @contextmanager
     def deferred(self, is_deferred: bool = True) -> Iterator[None]:
-        """Defers signals inside the context, for a step or a save. Inside a nested `deferred(False)` they raise."""
+        """Defers signals during the `with` block, such as a step or a save.
+
+        In a nested block with `deferred(False)`, a signal raises InterruptedRun immediately.
+        """
         before, self._is_deferred = self._is_deferred, is_deferred
         try:
             yield

@@ -28,15 +28,15 @@ def cotraining_losses(
     generator: torch.Generator,
     forward: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Returns both terms of Eq. 1 for one batch: mean cross-entropy in clean mode, and in robust mode under PGD.
+    """Returns both terms of Eq. 1 for one batch: the mean cross-entropy in clean mode, and in robust mode under PGD.
 
     model: images and β (B,) to logits (B, K). images: float32 (B, 3, H, W) in [0, 1]. targets: int64 (B,), or float32
     (B, K), distributions over classes. epsilon: radius in units of the [0, 1] range. attack_steps: 0 for no attack.
-    forward: used for the losses instead of `model`, for example `model` in a DistributedDataParallel. The attack always
-    uses `model`, in eval mode, because processes do not share the gradients of an attack.
+    forward: computes the logits of the losses in place of `model`, for example `model` in a DistributedDataParallel.
+    The attack always uses `model`, in eval mode, because processes do not share the gradients of an attack.
 
-    One forward pass of 2·B rows computes both terms, each row with its own β. If α is 0 or 1, the term of weight 0 is
-    not computed and is NaN.
+    One forward pass of 2·B rows computes both terms, each row with its own β. If α is 0 or 1, does not compute the term
+    of weight 0, and returns NaN for it.
     """
     forward = model if forward is None else forward
     clean_betas = images.new_full((len(images),), CLEAN_BETA)

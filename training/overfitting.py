@@ -26,7 +26,10 @@ MIN_FALL = 0.15  # three standard errors of a share of 128 images
 
 @dataclass(frozen=True)
 class OverfittingProbe:
-    """Accuracy of the robust mode at a step of training, in [0, 1], under an attack of one step and of ten steps."""
+    """The accuracy of the robust mode at a step of training, in [0, 1].
+
+    one_step, ten_steps: under an attack with one step, and with ten steps.
+    """
 
     step: int
     one_step: float
@@ -34,10 +37,11 @@ class OverfittingProbe:
 
 
 def check_overfitting(probes: Sequence[OverfittingProbe]) -> None:
-    """Raises OverfittingError if catastrophic overfitting has begun.
+    """Raises OverfittingError if catastrophic overfitting has begun. probes: in the order of training.
 
-    This is so if, since its maximum, accuracy against ten steps fell by more than a half and by more than three
-    standard errors, and accuracy against one step rose. probes: in the order of training.
+    The criterion compares the last probe with the probe of the highest accuracy against ten steps. Since then, that
+    accuracy must have fallen by more than a half and by more than three standard errors, and the accuracy against one
+    step must have risen.
     """
     if not probes:
         return
@@ -53,9 +57,9 @@ def check_overfitting(probes: Sequence[OverfittingProbe]) -> None:
 
 
 def probe_overfitting(model: nn.Module, validation: Images, *, epsilon_255: float, step: int) -> OverfittingProbe:
-    """Returns the accuracy of the robust mode on 128 validation images, under FGSM and under PGD-10.
+    """Measures the accuracy of the robust mode on up to 128 validation images, under FGSM and under PGD-10.
 
-    epsilon_255: radius of both attacks in 1/255. step: the step of training, for the result only.
+    epsilon_255: radius of both attacks in 1/255. step: the step of training, which is stored in the result.
     """
     device = next(model.parameters()).device
     chosen = np.random.default_rng(0).permutation(len(validation))[:IMAGES]  # images of a folder are sorted by class

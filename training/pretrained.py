@@ -42,7 +42,7 @@ TRANSFORMERS_EPS = 1e-12  # default of its ViTConfig
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A model with the weights of another checkpoint, and the assumptions that were made to load it."""
+    """A model with the weights of a third-party file or a checkpoint, and the assumptions that were made to load it."""
 
     model: DualTokenViT
     library: str  # origin of the checkpoint: timm, transformers, torchvision or tureen
@@ -59,16 +59,18 @@ def load_pretrained(path: Path, *, image_size: int | None = None, classes: int |
     - a directory with model.safetensors, as on the Hugging Face hub
     - a checkpoint of Tureen
 
-    config.json and preprocessor_config.json beside the weights are read if they exist. For settings that no file has,
-    the defaults of the library hold, and `assumed` lists them.
+    Reads config.json and preprocessor_config.json beside the weights if they exist. For settings that no file has, uses
+    the defaults of the library, and lists them in `assumed`.
 
     Both tokens start as the class token plus its position embedding, so the logits are those of the original at every
-    β, up to float32 rounding. image_size: pixels; if it differs from the checkpoint, the position embeddings of the
-    patches are resampled. classes: K. If it differs from the checkpoint, or if the classifier is not linear, the head
-    gets random weights from the global random state of torch. Zeros would give an attack no gradient.
+    β, up to float32 rounding. image_size: pixels; if it differs from the file, the position embeddings of the patches
+    are resampled; None: that of the file. classes: K; None: that of the file. If it differs from the file, or if the
+    classifier is not linear, the new classifier has random weights from the global random state of torch. With zero
+    weights, an attack would have no gradient.
 
-    Raises CheckpointError if the file cannot be read, if it has a tensor or setting that a plain pre-norm ViT lacks, if
-    it has no linear classifier and `classes` is None, or if Tureen does not support its shape.
+
+    Raises CheckpointError if the file cannot be read, if it has a tensor or setting that a plain pre-norm ViT lacks, or
+    if Tureen does not support its shape. Raises it if the file has no linear classifier and `classes` is None.
     """
     source = _read_own(path) if (path / CHECKPOINT).is_file() else _read_third_party(path)
     shape, weights = source.shape, source.weights
@@ -97,9 +99,10 @@ def load_pretrained(path: Path, *, image_size: int | None = None, classes: int |
 
 
 def resample_positions(pos_embed: Tensor, side: int) -> Tensor:
-    """Returns position embeddings (1, N, D) of a square of patches, resampled for side × side patches: (1, side², D).
+    """Resamples position embeddings of a square of patches, (1, N, D), for side × side patches. Returns (1, side², D).
 
-    Bicubic with antialiasing, like resample_abs_pos_embed of timm; unchanged if the side is the same.
+    Uses a bicubic filter with antialiasing, like resample_abs_pos_embed of timm. Returns embeddings of the same side
+    unchanged.
     """
     before = math.isqrt(pos_embed.shape[1])
     if before == side:
@@ -111,10 +114,10 @@ def resample_positions(pos_embed: Tensor, side: int) -> Tensor:
 
 @dataclass
 class _SourceModel:
-    """The converted content of a checkpoint.
+    """The converted content of a file of weights or a checkpoint.
 
-    library: its origin. shape: fields of a ViTConfig. weights: float32 tensors by their names in DualTokenViT.
-    names: the names of the tensors in the file, by the same keys. assumed: as in Pretrained.
+    library: its origin. shape: fields of a ViTConfig. weights: float32 tensors by their names in DualTokenViT. names:
+    the names of the tensors in the file, by their names in DualTokenViT. assumed: as in Pretrained.
     """
 
     library: str
@@ -159,9 +162,9 @@ def _read_third_party(path: Path) -> _SourceModel:
 
 
 def _json(file: Path) -> dict[str, Any]:
-    """Returns the object in a JSON file, or an empty one if the file is missing.
+    """Returns the object in a JSON file; an empty object if the file is missing.
 
-    Raises ValueError if the file is not JSON, or holds another value.
+    Raises ValueError if the file is not JSON, or if its value is not an object.
     """
     if not file.is_file():
         return {}
@@ -174,11 +177,11 @@ def _json(file: Path) -> dict[str, Any]:
 def _settings(
     library: str, names: Mapping[str, str], config: Mapping[str, Any], preprocessor: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Returns the fields of a ViTConfig that the files beside the tensors set. A value that no file sets is None.
+    """Returns the fields of a ViTConfig that the JSON files beside the weights set. A value that no file sets is None.
 
-    library: the one that wrote the files. names: the names of the tensors in the file, by their names in DualTokenViT.
-    config, preprocessor: the content of both JSON files. Raises CheckpointError for a setting that DualTokenViT does
-    not support.
+    library: "timm", "transformers" or "torchvision". names: the names of the tensors in the file, by their names in
+    DualTokenViT. config, preprocessor: the content of the two JSON files. Raises CheckpointError for a setting that
+    DualTokenViT does not support.
     """
     heads = config.get("num_attention_heads")
     if library == "torchvision":
@@ -213,9 +216,9 @@ def _refuse_other_settings(config: Mapping[str, Any], plain: Mapping[str, Any]) 
 
 
 def _normalisation(preprocessor: Mapping[str, Any]) -> tuple[list[float], list[float]]:
-    """Returns the mean and standard deviation of each channel, for images in [0, 1].
+    """Returns the mean and the standard deviation of each channel, for images in [0, 1].
 
-    preprocessor: the settings of an image processor of transformers, whose images are in [0, 255].
+    preprocessor: the settings of an image processor of transformers, which processes images in [0, 255].
     """
     scale = 255 * preprocessor.get("rescale_factor", 1 / 255) if preprocessor.get("do_rescale", True) else 255
     if not preprocessor.get("do_normalize", True):
@@ -225,10 +228,10 @@ def _normalisation(preprocessor: Mapping[str, Any]) -> tuple[list[float], list[f
 
 
 def _fold_weights(weights: Weights, file: Path) -> dict[str, Any]:
-    """Converts the tokens, position embeddings and qkv in `weights` to those of DualTokenViT.
+    """Converts the tokens, the position embeddings and the query, key and value weights to those of DualTokenViT.
 
-    Returns the fields of a ViTConfig that follow from the shapes. Raises CheckpointError if the shapes are not those of
-    a plain pre-norm ViT. file: for the message.
+    Changes `weights`. Returns the fields of a ViTConfig that follow from the shapes. file: the path for the message.
+    Raises CheckpointError if the shapes are not those of a plain pre-norm ViT.
     """
     for name, dimensions in {"patch_embed.weight": 4, "cls_token": 3, "positions": 3, "blocks.0.fc1.weight": 2}.items():
         if name not in weights or weights[name].ndim != dimensions:
@@ -260,7 +263,10 @@ def _fold_weights(weights: Weights, file: Path) -> dict[str, Any]:
 
 
 def _fold_qkv(weights: Weights, block: str, width: int) -> None:
-    """Joins the linear maps of queries, keys and values of a block into one, in that order. A missing bias is 0."""
+    """Joins the linear layers of queries, keys and values of a block into one layer, in this order. Changes `weights`.
+
+    block: prefix of the names, such as "blocks.0.". A missing bias becomes 0.
+    """
     if f"{block}q.weight" in weights:
         parts = [(f"{block}{part}.weight", f"{block}{part}.bias") for part in "qkv"]
         zeros = torch.zeros(width)
@@ -279,7 +285,10 @@ def _usual_heads(width: int, file: Path) -> int:
 
 
 def _require_shapes(weights: Weights, expected: Weights, names: Mapping[str, str], file: Path) -> None:
-    """Raises CheckpointError, which names the tensor, if one is missing, unknown or of another shape than expected."""
+    """Raises CheckpointError if a tensor is missing, unknown or of another shape than expected.
+
+    The error names the tensor by its name in the file, which `names` gives.
+    """
     missing = sorted(expected.keys() - weights.keys())
     if missing:
         raise CheckpointError(f"{file} has no tensor for {missing[0]}: it is incomplete, or not a plain pre-norm ViT")

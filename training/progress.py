@@ -20,7 +20,10 @@ LINES_WITHOUT_TERMINAL = 10
 
 
 class RunLog:
-    """Reports the progress of a run from `training.step` on. Removes the lines of later steps from log.jsonl."""
+    """Reports the progress of a run from its current step on, inside a `with` block.
+
+    If the run continues from a saved state, removes the lines of later steps from log.jsonl.
+    """
 
     def __init__(self, training: Cotraining, out: Path, *, tensorboard: bool) -> None:
         recipe = training.recipe
@@ -52,7 +55,7 @@ class RunLog:
 
     @property
     def saved_probes(self) -> list[OverfittingProbe]:
-        """The probes that log.jsonl had when the run was started or continued."""
+        """The overfitting probes that log.jsonl had when the run was started or continued."""
         entries = [json.loads(line) for line in self._kept]
         return [OverfittingProbe(**entry) for entry in entries if "one_step" in entry]
 

@@ -23,13 +23,12 @@ FIELDS_WITHOUT_EFFECT_ON_WEIGHTS = {
     "monitor_share",
 }
 """Fields of a Recipe that do not change the trained weights.
-
-`crop_fraction` is none of them: training images have the evaluation view before augmentation.
+`crop_fraction` changes the weights, because training images are cropped as in evaluation before augmentation.
 """
 
 
 class Augmentation(BaseModel):
-    """Random changes of training images. By default none is made."""
+    """The random changes of training images. The default is no change."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -60,7 +59,7 @@ class Augmentation(BaseModel):
 
 
 class Recipe(BaseModel):
-    """One training run: model, data, method, and the expected cost and result."""
+    """All values that determine a training run: model, data and method. It has the expected cost and result too."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -362,9 +361,9 @@ RECIPES = {recipe.name: recipe for recipe in (DIGITS, CIFAR10, CIFAR10_CPU, SIGN
 
 
 def load_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:
-    """Returns the recipe of that name with "key=value" settings applied, such as "epochs=10" or "model.depth=2".
+    """Returns the recipe of this name, changed by settings such as "epochs=10" or "model.depth=2".
 
-    Raises RecipeError if there is no recipe of that name, and the errors of `with_settings`.
+    Raises RecipeError if there is no recipe of this name, and the errors of `with_settings`.
     """
     if name not in RECIPES:
         raise RecipeError(f"there is no recipe {name!r}: choose {', '.join(RECIPES)}")
@@ -372,7 +371,7 @@ def load_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:
 
 
 def with_settings(recipe: Recipe, settings: Sequence[str]) -> Recipe:
-    """Returns the recipe with "key=value" settings applied, such as "model.depth=2".
+    """Returns the recipe, changed by settings of the form "key=value", such as "model.depth=2".
 
     Raises RecipeError for a setting without "=", for an unknown key, and for a value that its field does not accept.
     """

@@ -1,6 +1,6 @@
 """Reads recipe and options from the saved state of an unfinished run, and decides when to save the state.
 
-Reads the header of the file only. `training.cotrain` reads and writes the tensors.
+Reads only the header of the state's file. `training.cotrain` reads and writes the tensors in the file.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ SAVING_SHARE = 0.02
 class SavedRun:
     """An unfinished run: its recipe, with the number of classes of its images, and the options of its first start.
 
-    data: the argument of `tureen train --data`, as an absolute path if it is a directory.
+    path: file of the saved state. step: finished steps. steps: steps of the whole run. data: the argument of
+    `tureen train --data`, as an absolute path if it is a directory. init: the argument of --init, or None.
     """
 
     path: Path
@@ -76,9 +77,9 @@ def read_saved_run(path: Path) -> SavedRun:
 
 
 def require_same_recipe(saved: SavedRun, recipe: Recipe) -> None:
-    """Raises CheckpointError, which names the setting, if `recipe` differs from that of the saved run.
+    """Raises CheckpointError if `recipe` differs from that of the saved run. The error names the first difference.
 
-    A setting that does not change the trained weights may differ.
+    Values that do not change the trained weights may differ, and so may values that the images or --init determine.
     """
     before, given = _flattened(saved.recipe), _flattened(recipe)
     follows_images = {"model.classes"} if saved.recipe.dataset == "folder" else set()
@@ -97,7 +98,7 @@ def require_same_recipe(saved: SavedRun, recipe: Recipe) -> None:
 def absolute_location(location: str | None) -> str | None:
     """Returns the location of images or weights with an absolute path, which is valid in any working directory.
 
-    Returns the name of a Hugging Face data set unchanged.
+    Returns the name of a Hugging Face data set, and None, unchanged.
     """
     if location is None:
         return None
@@ -107,7 +108,10 @@ def absolute_location(location: str | None) -> str | None:
 
 
 class SaveTimer:
-    """Decides when to save: every `interval_s` seconds, or less often if saving would take over 2 % of the time."""
+    """Decides when to save the state: every `interval_s` seconds, or less often if saving would take over 2 %.
+
+    The 2 % are a share of the whole time of the run.
+    """
 
     def __init__(self, interval_s: float, now: Callable[[], float] = time.monotonic) -> None:
         self._min_interval_s = self._interval_s = interval_s
@@ -119,7 +123,7 @@ class SaveTimer:
         return self._now() - self._saved_at >= self._interval_s
 
     def save(self, save: Callable[[], None]) -> None:
-        """Calls `save`, and lengthens the interval if `save` took long."""
+        """Calls `save`, and lengthens the next interval if the call took so long that saving would exceed 2 %."""
         started = self._now()
         save()
         self._saved_at = self._now()

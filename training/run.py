@@ -46,9 +46,11 @@ CLASSES_SHOWN = 20
 class RunOptions:
     """The options of a run besides its recipe.
 
-    data: location of the images. group_by: regular expression that keeps groups of images in one part. init: weights to
-    start from. image_size: pixels; None: that of the weights. workers: number of processes or threads that decode
-    images. save_interval_s: seconds between two saves of the state; more if saving would take over 2 % of the time.
+    data: location of the images. group_by: regular expression that keeps the images of a group in one part. init:
+    weights to start from. image_size: pixels; None: that of the weights. is_resumed: continue an interrupted run.
+    is_strict: fail if an image cannot be decoded. is_compiled: use torch.compile. tensorboard: write TensorBoard
+    events. workers: number of processes or threads that decode images. save_interval_s: seconds between two saves of
+    the state; more if saving would take over 2 % of the time.
     """
 
     data: str | None = None
@@ -63,7 +65,7 @@ class RunOptions:
     save_interval_s: float = SAVE_INTERVAL_S
 
     def as_saved(self) -> dict[str, object]:
-        """Returns the options to store in the saved state, so that a resumed run needs no options."""
+        """Returns the options that are stored in the saved state, so that a resumed run needs no options."""
         return {
             "data": absolute_location(self.data),
             "group_by": self.group_by,
@@ -75,17 +77,21 @@ class RunOptions:
 
 
 def run(recipe: Recipe, out: Path, options: RunOptions | None = None) -> Checkpoint | None:
-    """Trains a model, measures its averaged weights at each β, saves the checkpoint in `out`, and returns it.
+    """Trains a model, measures its accuracy at each β, saves the checkpoint in `out`, and returns the checkpoint.
 
-    The state is saved every ten seconds, and at SIGINT and SIGTERM. With `is_resumed` an interrupted run is continued;
-    an option that `options` lacks is taken from the saved state. Under torchrun every process calls this function. The
-    first process writes and returns the checkpoint; the others return None.
+    The model of the checkpoint has the moving average of the weights. Saves the state every `save_interval_s` seconds,
+    and at SIGINT and SIGTERM. With `options.is_resumed`, continues an interrupted run, and takes an option that
+    `options` lacks from the saved state. Under torchrun every process calls this function. The first process writes and
+    returns the checkpoint; the others return None.
 
     Raises:
-    - CheckpointError if `out` holds a finished run, an unfinished one without `is_resumed`, or a run of other settings
+
+    - CheckpointError if `out` has a finished run, an unfinished run and `is_resumed` is False, or a run of other
+      settings
     - RecipeError if an option or a setting does not fit the recipe, the images or the weights
     - DataError if the images cannot be used
-    - DivergedError if the loss is NaN or infinite, OverfittingError if the model overfits to the attack of training
+    - DivergedError if the loss is NaN or infinite
+    - OverfittingError if the model becomes robust only against attacks with as few steps as in training
     - InterruptedRun if a signal ended the run
     """
     signals = StopSignals()
@@ -148,10 +154,10 @@ def _run(recipe: Recipe, out: Path, options: RunOptions, signals: StopSignals) -
 
 
 def resumed_options(saved: SavedRun, options: RunOptions) -> RunOptions:
-    """Returns the options of a resumed run: `options`, and those of the saved run where `options` has none.
+    """Returns the options of a resumed run: `options`, with missing ones taken from the saved run.
 
-    Raises CheckpointError, before images are decoded, if `options` has other weights, classes or image size than the
-    saved run.
+    Raises CheckpointError, before images are decoded, if weights, image size or group expression in `options` are not
+    those of the saved run. Raises it if the images have other classes.
     """
     init = absolute_location(None if options.init is None else str(options.init))
     size = saved.recipe.model.image_size
@@ -184,10 +190,10 @@ def resumed_options(saved: SavedRun, options: RunOptions) -> RunOptions:
 
 
 def with_pretrained_shape(recipe: Recipe, options: RunOptions) -> Recipe:
-    """Returns the recipe with the model shape of the weights of --init. Returns other recipes unchanged.
+    """Returns the recipe with the model shape of the weights that `options.init` names.
 
-    Raises RecipeError if the recipe needs --init and there is none, or if an option is not for this recipe. Raises the
-    errors of `load_pretrained`.
+    Returns a recipe that starts from random weights unchanged. Raises RecipeError if the recipe needs --init and there
+    is none, or if an option is not for this recipe. Raises the errors of `load_pretrained`.
     """
     if recipe.start == "random":
         if options.init is not None:
@@ -206,7 +212,7 @@ def with_pretrained_shape(recipe: Recipe, options: RunOptions) -> Recipe:
 
 @contextmanager
 def exclusive_writer(out: Path) -> Iterator[None]:
-    """Locks the directory `out` for this process inside the context.
+    """Locks the directory `out` for this process during the `with` block.
 
     Raises CheckpointError if another process holds the lock.
     """
@@ -223,10 +229,11 @@ def exclusive_writer(out: Path) -> Iterator[None]:
 
 
 def load_training_data(recipe: Recipe, options: RunOptions, *, is_verbose: bool = True) -> Dataset:
-    """Returns the images of the recipe, in three parts. Prints the names of images that cannot be decoded.
+    """Returns the images that the recipe trains on, in three parts: training, validation and test.
 
-    Raises RecipeError if the recipe needs --data and there is none, or the reverse. Raises DataError if the images
-    cannot be used.
+    is_verbose: whether to show progress and print the names of images that cannot be decoded. Raises RecipeError if the
+    recipe needs --data and there is none, or if it needs none and there is one. Raises DataError if the images cannot
+    be used.
     """
     if recipe.dataset == "digits":
         if options.data is not None:
@@ -286,10 +293,11 @@ def class_counts(data: Dataset) -> str:
 
 
 def fitted_to_images(recipe: Recipe, data: Dataset, *, is_verbose: bool = True) -> Recipe:
-    """Returns the recipe with the number of classes of the data, and an evaluation attack that is defined for it.
+    """Returns the recipe with the number of classes of the data, and with an evaluation attack for this number.
 
-    Raises RecipeError if the model of the recipe has another image size or number of classes than the digits, or if
-    the evaluation attack does not exist.
+    is_verbose: whether to print a message if the attack was replaced, because it needs more classes. Raises RecipeError
+    if the evaluation attack does not exist. For the digits, raises it if the model of the recipe has another image size
+    or number of classes.
     """
     classes, size = len(data.labels), data.preprocess.image_size
     if recipe.dataset == "digits" and (recipe.model.image_size, recipe.model.classes) != (size, classes):
@@ -354,7 +362,7 @@ def _measure_and_save(training: Cotraining, data: Dataset, out: Path, options: R
 
 
 def _duplicate_counts(data: Dataset) -> dict[str, int]:
-    """Returns the numbers of images that are near-duplicates of training images, for provenance and model card."""
+    """Returns the number of near-duplicates of training images in each other part, and of exact ones, by name."""
     counts: dict[str, int] = {}
     for part, found in data.duplicates.items():
         counts |= {part: found.near, f"{part}_exact": found.exact}
@@ -369,9 +377,10 @@ def _train(
     processes: Processes,
     signals: StopSignals,
 ) -> None:
-    """Trains to the last step. After a signal, every process stops after the same step and raises InterruptedRun.
+    """Trains to the last step, and writes progress and state.
 
-    Raises DivergedError or OverfittingError as `Cotraining.run_epoch` and `check_overfitting` do.
+    After a signal, every process stops after the same step and raises InterruptedRun. Raises DivergedError and
+    OverfittingError, as `Cotraining.run_epoch` and `check_overfitting` do.
     """
     recipe, clock, received = training.recipe, SaveTimer(options.save_interval_s), 0
     every = max(1, round(training.steps * recipe.monitor_share))

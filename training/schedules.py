@@ -1,4 +1,4 @@
-"""Computes the learning rate, and radius ε and steps of the attack, from the progress of the training."""
+"""Computes three values from the progress of the training: learning rate, radius of the attack, steps of the attack."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from training.recipes import Recipe
 
 
 def scheduled_learning_rate(recipe: Recipe, progress: float) -> float:
-    """Returns the learning rate at `progress` in [0, 1] of the training: linear warm-up, then half a cosine to zero."""
+    """Returns the learning rate at `progress`, in [0, 1], of the training.
+
+    It rises linearly in the warm-up, then falls to zero along half a cosine.
+    """
     if progress < recipe.warmup:
         return recipe.learning_rate * progress / recipe.warmup
     after = (progress - recipe.warmup) / (1 - recipe.warmup) if recipe.warmup < 1 else 0.0
@@ -16,9 +19,10 @@ def scheduled_learning_rate(recipe: Recipe, progress: float) -> float:
 
 
 def scheduled_epsilon(recipe: Recipe, progress: float) -> float:
-    """Returns the radius of the attack on pixels in [0, 1], at `progress` in [0, 1]: 0, a linear ramp, then constant.
+    """Returns the radius of the attack, for pixels in [0, 1], at `progress`, in [0, 1], of the training.
 
-    Source: with such a schedule robust training can start from weights that are not robust (arXiv 2509.23325).
+    The radius is 0, then rises linearly, then stays constant. Source: with such a schedule robust training can start
+    from weights that are not robust (arXiv 2509.23325).
     """
     after = progress - recipe.epsilon_start
     ramp = min(1.0, after / recipe.epsilon_ramp) if recipe.epsilon_ramp else float(after >= 0)
@@ -26,7 +30,7 @@ def scheduled_epsilon(recipe: Recipe, progress: float) -> float:
 
 
 def scheduled_attack_steps(recipe: Recipe, progress: float) -> int:
-    """Returns the number of PGD steps at `progress` in [0, 1] of the training; 0 while the radius is 0."""
+    """Returns the number of PGD steps at `progress`, in [0, 1], of the training; 0 while the radius is 0."""
     if scheduled_epsilon(recipe, progress) == 0:
         return 0
     is_ramp = progress < recipe.epsilon_start + recipe.epsilon_ramp

@@ -82,10 +82,10 @@ LIBRARIES = {  # by the prefix of the names of the patch embedding
 
 
 def our_names(tensors: Iterable[str], file: Path) -> tuple[str, dict[str, str]]:
-    """Returns the library whose tensors have these names, and the name in the file for each name in DualTokenViT.
+    """Returns the library that uses these names, and a map from each name in DualTokenViT to the name in the file.
 
-    tensors: the names in the file. file: for error messages.
-    Raises CheckpointError if no known library uses these names, or if a tensor does not exist in a plain ViT.
+    tensors: the names in the file. file: the path for error messages. Raises CheckpointError if no known library uses
+    these names, or if a tensor does not exist in a plain ViT.
     """
     found = next(((name, marker) for marker in LIBRARIES for name in tensors if marker in name), None)
     if found is None:

@@ -1,6 +1,6 @@
-"""Reads the tensors of a file of weights: safetensors or PyTorch. Runs no code of the file.
+"""Reads the tensors in a file of weights: safetensors or PyTorch. Runs no code that the file contains.
 
-Knows nothing about libraries, the names of tensors or models.
+Knows nothing about libraries, models or the names of tensors.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ NOT_WEIGHTS = {
 
 
 def read_tensors(file: Path) -> Weights:
-    """Returns the tensors of a file by their names in the file, on the CPU.
+    """Returns the tensors in a file by their names, on the CPU.
 
-    Raises CheckpointError if the file is missing or damaged, has another suffix than SUFFIXES, holds no state dict, or
-    holds objects whose reading would run code.
+    Raises CheckpointError if the file is missing or damaged, has another suffix than SUFFIXES, has no state dict, or
+    has objects whose reading would run code.
     """
     if not file.is_file():
         raise CheckpointError(f"{file} does not exist: give a file of weights, or a directory with {MODEL}")
@@ -73,9 +73,9 @@ def read_tensors(file: Path) -> Weights:
 
 
 def _state_dict(loaded: object) -> Weights | None:
-    """Returns the state dict in `loaded`: a dictionary of tensors. Returns None if there is none, or no unique one.
+    """Returns the state dict in `loaded`, a dictionary of tensors by name; None if there is no unique state dict.
 
-    It is `loaded` itself, its entry with a key of WRAPPINGS, or else its only entry that is a state dict.
+    It is `loaded` itself, or an entry of `loaded` with a key in WRAPPINGS, or the only entry that is a state dict.
     """
     if not isinstance(loaded, dict):
         return None
@@ -92,7 +92,7 @@ def _is_state_dict(value: object) -> bool:
 
 
 def _unsafe_globals(file: Path) -> list[str]:
-    """Returns the names of the classes and functions that a pickle needs besides those of tensors.
+    """Returns the names of the classes and functions, other than tensors, that a pickle file uses.
 
     Returns an empty list if the file cannot be read.
     """

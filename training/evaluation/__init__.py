@@ -1,1 +1,1 @@
-"""Measures accuracy at each β: clean, under attack, under corruptions and shifts."""
+"""Measures the accuracy of a model at each β: on clean images, under an attack, under corruptions and shifts."""

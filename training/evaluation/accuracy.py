@@ -1,6 +1,7 @@
-"""Measures clean and robust accuracy of a dual-token model at each β, with an attack on each soup; also of ensembles.
+"""Measures clean and robust accuracy of a dual-token model at each β, or of ensembles of its two modes.
 
-Robust accuracy is empirical, for one norm and one radius: the accuracy under a better attack is at most as high.
+The soup at β is the model with the token mixed by β. For robust accuracy, each soup is attacked itself. Robust accuracy
+is empirical, for one norm and one radius: under a better attack it is at most as high.
 `training.evaluation.attack_checks` and `training.evaluation.transfer` check that the attack is strong enough.
 """
 
@@ -31,7 +32,8 @@ MID_GREY_RADIUS_255 = 127.5
 """With this radius every image can become mid-grey, so no classifier is robust."""
 
 Predict = Callable[[Pixels, Sequence[float]], NDArray[np.float32]]
-"""Logits (B, K) of pixels uint8 (B, H, W, 3), image b at betas[b]; for example `tureen.Soup.logits`."""
+"""A function that returns logits (B, K) of pixels uint8 (B, H, W, 3) at B β, one for each image.
+`tureen.Soup.logits` is such a function."""
 
 
 def wilson_interval(correct: int, n: int) -> Accuracy:
@@ -43,23 +45,23 @@ def wilson_interval(correct: int, n: int) -> Accuracy:
 def sign_test(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
     """Returns the one-sided p-value of the exact sign test: small if `first` is right on more images than `second`.
 
-    first, second: bool (n,), on the same images. The test counts the images on which the two differ (McNemar,
-    Psychometrika 1947, without its approximation). The result is 1 if they differ on no image.
+    first, second: whether each of the same n images is classified right, bool (n,). The test counts the images on which
+    the two differ (McNemar, Psychometrika 1947, without its approximation). Returns 1 if they differ on no image.
     """
     gained, lost = int((first & ~second).sum()), int((second & ~first).sum())
     return float(binomtest(gained, gained + lost, alternative="greater").pvalue) if gained + lost else 1.0
 
 
 def forward_at_beta(model: nn.Module, beta: float) -> Forward:
-    """Returns the model at one β, a function from images (B, 3, H, W) to logits (B, K)."""
+    """Returns the model at one β, as a function from images (B, 3, H, W) to logits (B, K)."""
     return lambda x: model(x, x.new_full((len(x),), beta))
 
 
 def ensemble_forward(model: nn.Module, beta: float) -> Forward:
     """Returns the ensemble of both modes, a function from images to log((1 − β)·p_clean + β·p_robust), (B, K).
 
-    An attack uses these logarithms as logits, so its loss is the cross-entropy of the ensemble. Raises RecipeError for
-    a β outside [0, 1], where the mix is not a probability.
+    An attack uses these logarithms as logits, so the loss of the attack is the cross-entropy of the ensemble. Raises
+    RecipeError for a β outside [0, 1], where the mix is not a probability.
     """
     if not CLEAN_BETA <= beta <= ROBUST_BETA:
         raise RecipeError(f"an ensemble mixes probabilities, so its β must be in [0, 1], not {beta:g}")
@@ -85,7 +87,7 @@ def evaluate_accuracy(
     forward_at: Callable[[nn.Module, float], Forward] = forward_at_beta,
     on_batch: Callable[[], None] = lambda: None,
 ) -> list[AccuracyRow]:
-    """Returns one row for each β: accuracy on the images, and under a white-box attack on the same soup.
+    """Returns a row for each β: the accuracy without an attack, and under a white-box attack on the model at this β.
 
     The arguments and the errors are those of `attack_each_beta`.
     """
@@ -118,12 +120,14 @@ def attack_each_beta(
     forward_at: Callable[[nn.Module, float], Forward] = forward_at_beta,
     on_batch: Callable[[], None] = lambda: None,
 ) -> dict[float, AttackOutcome]:
-    """Returns for each β which images are classified right, without and under a white-box attack on the same soup.
+    """Returns for each β which images the model classifies right, without an attack and under an attack at this β.
 
     model: images and β (B,) to logits (B, K), in eval mode. betas: any numbers; outside [0, 1] the tokens are
-    extrapolated. attack: a name in training.attacks.catalogue. epsilon_255: radius in `norm`, in 1/255 of the pixel
-    range. forward_at: makes the function of images to evaluate and attack at a β; `forward_at_beta` or
-    `ensemble_forward`. on_batch: called after each batch of images at each β.
+    extrapolated. attack: a name in training.attacks.catalogue. steps: of the attack. epsilon_255: radius in `norm`, in
+    1/255 of the pixel range. seed: of the attack's random numbers. forward_at: returns the function of images that is
+    evaluated and attacked at a β; `forward_at_beta` or `ensemble_forward`. on_batch: called after each batch of images
+    at each β.
+
     An image counts as robust only if it is classified right without the attack too. Raises RecipeError for an unknown
     attack, ZeroGradientError if a whole batch has no gradient, and DivergedError if logits are not finite.
     """
@@ -154,10 +158,10 @@ def evaluate_epsilon_curve(
     seed: int = 0,
     on_batch: Callable[[], None] = lambda: None,
 ) -> list[AccuracyRow]:
-    """Returns the rows of `evaluate_accuracy` for each radius, in ascending order.
+    """Returns the rows of `evaluate_accuracy` for each radius, radii ascending.
 
-    Ends after the first radius at which robust accuracy is 0 at every β. radii_255: in 1/255 of the pixel range. The
-    other arguments and the errors are those of `attack_each_beta`.
+    Ends after the first radius at which the robust accuracy is 0 at every β. radii_255: in 1/255 of the pixel range.
+    The other arguments and the errors are those of `attack_each_beta`.
     """
     rows: list[AccuracyRow] = []
     for radius in sorted(radii_255):
@@ -180,7 +184,7 @@ def evaluate_epsilon_curve(
 def epsilon_grid(epsilon_255: float) -> list[float]:
     """Returns radii in 1/255 for `evaluate_epsilon_curve`: 0, ½, 1, 2, 4 and 8 times `epsilon_255`, and 127.5.
 
-    Omits multiples of 127.5 or more, because 127.5 is half of the pixel range.
+    Omits multiples above 127.5, because this is half of the pixel range.
     """
     radii = {multiple * epsilon_255 for multiple in (0, 0.5, 1, 2, 4, 8)}
     return [*sorted(radius for radius in radii if radius < MID_GREY_RADIUS_255), MID_GREY_RADIUS_255]
@@ -188,16 +192,16 @@ def epsilon_grid(epsilon_255: float) -> list[float]:
 
 @dataclass(frozen=True)
 class AttackOutcome:
-    """For each of n images, whether it is classified right, bool (n,).
+    """Which of n images are classified right, bool (n,).
 
-    clean: without an attack. robust: both without and under the attack.
+    clean: without an attack. robust: without an attack and under the attack.
     """
 
     clean: NDArray[np.bool_]
     robust: NDArray[np.bool_]
 
     def row(self, beta: float, attack: str, epsilon_255: float, norm: Norm = "linf") -> AccuracyRow:
-        """Returns both accuracies with their 95 % intervals. attack: label of the attack for reports."""
+        """Returns clean and robust accuracy with their 95 % intervals. attack: text for the attack in reports."""
         n = len(self.clean)
         return AccuracyRow(
             beta=beta,
@@ -211,7 +215,10 @@ class AttackOutcome:
 
 
 def class_counts(beta: float, outcome: AttackOutcome, labels: NDArray[np.int64], classes: int) -> ClassCounts:
-    """Returns the numbers of images of each class in an outcome at β. labels: int64 (n,), below `classes`."""
+    """Returns for each class the number of images, and how many are classified right without and under the attack.
+
+    labels: of the images, int64 (n,), below `classes`.
+    """
     images, clean, robust = (
         np.bincount(labels[chosen], minlength=classes).tolist()
         for chosen in (np.ones(len(labels), np.bool_), outcome.clean, outcome.robust)
@@ -231,9 +238,10 @@ def run_attack(
     norm: Norm = "linf",
     on_batch: Callable[[], None] = lambda: None,
 ) -> AttackOutcome:
-    """Returns which images `forward` classifies right, without and under the attack. A radius of 0 means no attack.
+    """Returns which images `forward` classifies right, without an attack and under the attack.
 
-    The other arguments and the errors are those of `attack_each_beta`.
+    epsilon_255: as for `attack_each_beta`; 0 means no attack. The other arguments and the errors are those of
+    `attack_each_beta`.
     """
     find_adversarial = find_attack(attack, norm)
     generator = torch.Generator(device).manual_seed(seed)
@@ -252,7 +260,7 @@ def run_attack(
 
 
 def image_batches(images: Images, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields the images in order, float32 (B, 3, H, W) in [0, 1], and their labels, int64 (B,)."""
+    """Yields batches of the images in order, float32 (B, 3, H, W) in [0, 1], with their labels, int64 (B,)."""
     for start in range(0, len(images), BATCH):
         pixels = torch.from_numpy(images.pixels[start : start + BATCH]).to(device)
         yield images_from_pixels(pixels), torch.from_numpy(images.labels[start : start + BATCH]).to(device)
@@ -260,7 +268,7 @@ def image_batches(images: Images, device: torch.device) -> Iterator[tuple[Tensor
 
 @torch.no_grad()
 def is_correct(forward: Forward, x: Tensor, labels: Tensor) -> NDArray[np.bool_]:
-    """Returns for each image whether its label is predicted, bool (B,).
+    """Returns whether `forward` classifies each image right, bool (B,).
 
     Raises DivergedError if logits are not finite.
     """
@@ -279,7 +287,7 @@ def model_device(model: nn.Module) -> torch.device:
 def make_predictor(model: nn.Module) -> Predict:
     """Returns the model as a function of NumPy arrays.
 
-    It maps pixels uint8 (B, H, W, 3) and B values of β, one for each image, to logits float32 (B, K).
+    The function maps pixels uint8 (B, H, W, 3) and B β, one for each image, to logits float32 (B, K).
     """
     device = model_device(model)
 
@@ -293,7 +301,7 @@ def make_predictor(model: nn.Module) -> Predict:
 
 
 def correct_by_beta(predict: Predict, images: Images, betas: Sequence[float]) -> NDArray[np.bool_]:
-    """Returns whether the label of each of n images is predicted at each of T β, bool (T, n).
+    """Returns whether each of n images is classified right at each of T β, bool (T, n).
 
     Raises DivergedError if logits are not finite.
     """
@@ -306,9 +314,9 @@ def correct_by_beta(predict: Predict, images: Images, betas: Sequence[float]) ->
 def predict_parts(
     predict: Predict, images: Images, betas: Sequence[float]
 ) -> Iterator[tuple[int, slice, NDArray[np.float32]]]:
-    """Yields the index of a β, a part of the images, and their logits (B, K) at that β: all β of a part, then the next.
+    """Yields logits (B, K) for each part of the images at each β, with the index of the β and the slice of the images.
 
-    Raises DivergedError if logits are not finite.
+    Yields all β of the first part, then all of the next, and so on. Raises DivergedError if logits are not finite.
     """
     for start in range(0, len(images), BATCH):
         part = slice(start, start + BATCH)

@@ -1,7 +1,7 @@
 """Checks on a few images that an attack is strong enough. The cost is low enough for every evaluation.
 
-After Carlini et al., *On evaluating adversarial robustness*, 2019, and the checks of AutoAttack. A failed check means
-that the reported robust accuracy is too high. A passed check proves nothing.
+Sources: Carlini et al., *On evaluating adversarial robustness*, 2019, and the checks of AutoAttack. A failed check
+means that the reported robust accuracy is too high. A passed check proves nothing.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ MAX_ZERO_GRADIENTS = 0.01
 CROSS_ENTROPY_ONLY = ("fgsm", "pgd", "mi-fgsm", "apgd-ce")  # attacks that fail where the softmax is saturated
 MODES = (CLEAN_BETA, ROBUST_BETA)
 CHECKS_AT_EACH_BETA, CHECKS_AT_A_MODE = 2, 5
-"""Maximum numbers of checks of `check_attack`; both apply to a mode."""
+"""Maximum numbers of checks in `check_attack`: at each β, and in addition at each of the two modes."""
 
 
 def check_attack(
@@ -53,19 +53,26 @@ def check_attack(
     seed: int = 0,
     on_check: Callable[[], None] = lambda: None,
 ) -> list[AttackCheck]:
-    """Returns the results of all checks of the attack at each β, on at most 128 of the images, drawn at random.
+    """Returns the results of all checks of an attack at each β.
 
-    The comparison with APGD uses 512, because it finds most weak attacks, and runs for weak attacks only.
+    outcomes: for each β the result of `attack_each_beta`, whose robust accuracy is checked. on_check: called after each
+    check. The other arguments and the errors are those of `attack_each_beta`. The checks run on at most 128 of the
+    images, drawn at random; the comparison with APGD runs on at most 512, because it finds most weak attacks.
 
-    outcomes: for each β the result of `attack_each_beta`, whose robust accuracies are checked. The other arguments are
-    those of that function. A sign test at a level of 1 % decides whether one attack is stronger than another.
+    The checks at each β:
 
-    At each β, two attacks of another kind must not be stronger: APGD with its losses and twice the steps, and Square,
-    which needs no gradient. This APGD is omitted if it is the checked attack. AutoAttack is compared with neither,
-    because it includes both. At β = 0 and 1 the attack is also compared with itself at twice the steps and with a
-    single step. There the accuracy at a radius of a half must not exceed chance, and gradients are inspected.
-    Comparisons that do not apply are omitted. on_check: called after each check. Raises the errors of
-    `attack_each_beta`.
+    - APGD with several losses and twice the steps is not stronger. Omitted if the attack is this APGD, or AutoAttack,
+      which includes it.
+    - Square, which needs no gradient, is not stronger. Omitted for AutoAttack, which includes it.
+
+    The checks at β = 0 and 1 only:
+
+    - The attack with twice the steps is not weaker, and not stronger. Omitted for attacks without a number of steps.
+    - A single step (FGSM) is not stronger. Omitted if the attack is FGSM.
+    - At a radius of half the pixel range, the accuracy is at most that of chance.
+    - For attacks on the cross-entropy: few images have a zero gradient.
+
+    One attack is stronger than another if a sign test at a level of 1 % says so.
     """
     order = np.random.default_rng(seed).permutation(len(images))
     checks = []
@@ -83,7 +90,7 @@ def check_attack(
 
 
 def check_epsilon_curve(curve: Sequence[AccuracyRow]) -> list[AttackCheck]:
-    """Returns a check for each β: robust accuracy does not grow with the radius.
+    """Returns a check for each β that the robust accuracy does not grow with the radius.
 
     curve: result of `evaluate_epsilon_curve`. A difference counts only if the two 95 % intervals do not overlap.
     """
@@ -106,9 +113,9 @@ def check_epsilon_curve(curve: Sequence[AccuracyRow]) -> list[AttackCheck]:
 
 @dataclass(frozen=True)
 class _Checker:
-    """Checks the attack at one β on a few images.
+    """Checks an attack at one β on a few images.
 
-    robust: bool (n,), which of the images are classified right without and under the attack.
+    robust: bool (n,), which of these images are classified right without and under the attack.
     """
 
     model: nn.Module
@@ -121,7 +128,7 @@ class _Checker:
     seed: int
 
     def checks(self) -> Iterator[AttackCheck]:
-        """Yields the results of all checks but those of `other_losses`."""
+        """Yields the results of all checks except the comparison with APGD."""
         if self.attack != "autoattack":  # includes Square with more queries
             yield self._compared(
                 "an attack without gradients is never stronger",
@@ -136,7 +143,7 @@ class _Checker:
                 yield self._vanished_gradients()
 
     def other_losses(self) -> Iterator[AttackCheck]:
-        """Yields the result of the comparison with APGD; nothing if the attack is this APGD or AutoAttack."""
+        """Yields the result of the comparison with APGD. Yields nothing if the attack is APGD itself or AutoAttack."""
         apgd = suitable_attack("apgd", self._classes())
         if self.attack not in (apgd, "autoattack"):
             yield self._compared(
@@ -194,9 +201,11 @@ class _Checker:
     def _compared(self, name: str, other: str, steps: int, sentence: str) -> AttackCheck:
         """Returns the check that another attack is not stronger, by the sign test.
 
-        Its figures are the share of images that the attack does not break, and the share that neither attack breaks.
-        The other attack runs on the images that the attack did not break. If it breaks so many of them that the test
-        may fail, it runs on the other images too. An attack without any gradient breaks no image.
+        name: of the check. other: name of the other attack, which has `steps` steps. sentence: the meaning of a
+        failure. The figures of the check are two shares of images: those that the checked attack does not break, and
+        those that neither attack breaks.
+        The other attack runs on the images that the checked attack does not break. If it breaks so many of them that
+        the test may fail, it runs on the remaining images too. An attack without any gradient breaks no image.
         """
         remaining = self.robust.copy()
         remaining[self.robust] = self._resists(self.robust, other, steps)
@@ -209,9 +218,9 @@ class _Checker:
         return self._check(name, is_sound, figures, sentence)
 
     def _resists(self, chosen: NDArray[np.bool_], attack: str, steps: int) -> NDArray[np.bool_]:
-        """Returns for each chosen image whether it is classified right without and under the attack.
+        """Returns for each chosen image whether it is classified right without and under the attack `attack`.
 
-        chosen: bool (n,). The result has a value for each True.
+        chosen: bool (n,). The result has one value for each True in it.
         """
         if not chosen.any():
             return np.empty(0, dtype=np.bool_)

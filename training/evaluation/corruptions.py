@@ -1,15 +1,15 @@
 """Applies fifteen common corruptions to pixels, at five severities each.
 
 Source: Hendrycks & Dietterich, *Benchmarking neural network robustness to common corruptions and perturbations*, ICLR
-2019; parameters as in the code that made CIFAR-10-C (images of 32 pixels) and ImageNet-C (224).
+2019. The parameters are those of the code that made CIFAR-10-C (images of 32 pixels) and ImageNet-C (224 pixels).
 
-An image with a shorter side below 85 pixels gets the parameters of CIFAR-10-C, because by ratio the side is nearer to
-32 than to 224. Lengths in pixels scale with that side. Below 32 pixels they do not shrink, because a fraction of a
-pixel would be no corruption. Warps and clouds are shares of the image, and always scale with it.
+An image with a shorter side below 85 pixels gets the parameters of CIFAR-10-C, because 85 is nearer to 32 than to 224
+by ratio. Lengths in pixels scale with the shorter side. Below 32 pixels they do not shrink, because a fraction of a
+pixel would be no corruption. Warps and clouds always scale with the image.
 
-Accuracies on these images are close to those on the published files, but not equal. Results are rounded here, not
-truncated. Borders are always mirrored. ImageNet-C was saved as JPEG too. Frost is drawn here, but the original pastes
-photographs. The docstring of each function names its other differences.
+Accuracies on these images are close to those on the published files, but not equal. This module rounds results and does
+not truncate them. It always mirrors borders. It draws frost, but the original pastes photographs. ImageNet-C was saved
+as JPEG in addition. The docstring of each function names its other differences.
 
 Knows nothing about models, labels or files.
 """
@@ -31,13 +31,13 @@ from training.evaluation.shifts import SHIFTS, Corruption
 
 SEVERITIES = (1, 2, 3, 4, 5)
 PIXELS_AT_ONCE = 2**20
-"""Limits the memory of `corrupt` to some hundred megabytes."""
+"""Number of pixels that `corrupt` processes together. It limits the memory to some hundred megabytes."""
 
 T = TypeVar("T")
 
 
 def corrupt(pixels: Pixels, name: str, severity: int, seed: int = 0) -> Pixels:
-    """Returns images uint8 (n, H, W, 3) after the corruption or shift `name`, of the same shape.
+    """Returns the images after the corruption or shift `name`: uint8 (n, H, W, 3), like `pixels`.
 
     severity: 1 (slight) to 5. The same arguments give the same images. The noise of an image depends on its index in
     `pixels`. Raises RecipeError for an unknown name or severity.
@@ -97,12 +97,12 @@ def defocus_blur(pixels: Pixels, severity: int, generator: np.random.Generator) 
 
 
 def glass_blur(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixels:
-    """Blurs like frosted glass: a slight blur, a random neighbour for each inner pixel, and the slight blur again.
+    """Blurs like frosted glass: blurs slightly, replaces each inner pixel by a random neighbour, and blurs again.
 
-    The published loop is meant to swap the two pixels, but its NumPy views only copy the neighbour. This function
-    copies too, a whole row at a time. The severity sets how far away the neighbour may be: `distance` pixels above or
-    left, and one less below or right. With distance 1, as in CIFAR-10-C, the result equals that of the loop. With a
-    larger distance the result differs: the loop can copy a pixel that it has already replaced in the same row, but this
+    The published loop is meant to swap the two pixels, but with NumPy views it only copies the neighbour. This function
+    copies too, a whole row at a time. The severity sets the maximum distance of the neighbour: `distance` pixels above
+    or left, and one less below or right. With distance 1, as in CIFAR-10-C, the result equals that of the loop. With a
+    larger distance the result differs. The loop can copy a pixel that it has already replaced in the same row, but this
     function cannot.
     """
     sigma, distance, rounds = _level(
@@ -136,9 +136,10 @@ def motion_blur(pixels: Pixels, severity: int, generator: np.random.Generator) -
 
 
 def zoom_blur(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixels:
-    """Blurs like a zooming camera: returns the mean of the image, counted twice, and of its magnifications.
+    """Blurs like a zooming camera: returns the mean of the image, counted twice, and several magnified images.
 
-    Below 32 pixels the factors are larger, so that the edge moves as many pixels as in an image of 32 pixels.
+    For images below 32 pixels the magnifications are larger, so that the edge moves as many pixels as in an image of 32
+    pixels.
     """
     largest, count = _level(
         pixels,
@@ -158,7 +159,7 @@ def zoom_blur(pixels: Pixels, severity: int, generator: np.random.Generator) -> 
 
 
 def snow(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixels:
-    """Whitens the image, and adds motion-blurred flakes twice, the second time rotated by 180°."""
+    """Whitens the image, adds motion-blurred flakes, and adds the same flakes rotated by 180°."""
     mean, spread, size, threshold, radius, sigma, kept = _level(
         pixels,
         severity,
@@ -191,8 +192,8 @@ def snow(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixel
 def frost(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixels:
     """Blends each image with a picture of ice, with the published weights.
 
-    The original uses crops of six photographs, which Tureen does not ship. This function draws the ice: the ridges of
-    rough clouds in bluish white.
+    The original uses crops of six photographs, which Tureen does not contain. This function draws the ice as the ridges
+    of rough clouds, in bluish white.
     """
     kept, added = _level(
         pixels,
@@ -220,7 +221,7 @@ def fog(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixels
 
 
 def brightness(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixels:
-    """Increases the V channel of HSV. Hue and saturation do not change, so black becomes grey."""
+    """Increases the V channel of HSV. Hue and saturation stay the same, so black becomes grey."""
     amount = _level(pixels, severity, at_32=(0.05, 0.1, 0.15, 0.2, 0.3), at_224=(0.1, 0.2, 0.3, 0.4, 0.5))
     images = from_pixels(pixels)
     value = images.max(axis=1, keepdims=True)
@@ -243,9 +244,9 @@ def contrast(pixels: Pixels, severity: int, generator: np.random.Generator) -> P
 def elastic_transform(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixels:
     """Applies a random affine map, and displaces every pixel by smoothed noise.
 
-    Interpolates once, not twice as the original. At 224 pixels the displacement is large and smooth at severities 1 and
-    2, and small and rough at 3 to 5. So the distance to the original image does not grow with severity, as in the
-    published sets.
+    Interpolates once; the original interpolates twice. At 224 pixels the displacement is large and smooth at severities
+    1 and 2, and small and rough at 3 to 5. So the distance to the original image does not grow with severity. This is
+    the same in the published sets.
     """
     strength, sigma, jitter = _level(
         pixels,
@@ -320,9 +321,9 @@ FAMILIES: dict[str, tuple[str, ...]] = {
 
 
 def _published_side(pixels: Pixels) -> int:
-    """Returns the side of an image in CIFAR-10-C (32) or in ImageNet-C (224).
+    """Returns 32, the side of an image in CIFAR-10-C, or 224, that in ImageNet-C.
 
-    Chooses the set whose side has a ratio to the shorter side of these images nearer to 1.
+    Chooses the side that is nearer, by ratio, to the shorter side of these images.
     """
     return 32 if min(pixels.shape[1:3]) ** 2 < 32 * 224 else 224
 
@@ -332,9 +333,9 @@ def _level(pixels: Pixels, severity: int, *, at_32: Sequence[T], at_224: Sequenc
 
 
 def _enlargement(pixels: Pixels) -> float:
-    """Returns the scale factor for the published lengths in pixels.
+    """Returns the factor that scales the published lengths in pixels to these images.
 
-    It is the shorter side of these images, at least 32, divided by the side in CIFAR-10-C (32) or ImageNet-C (224).
+    It is the shorter side of these images, but at least 32, divided by the side in CIFAR-10-C (32) or ImageNet-C (224).
     """
     return max(32, min(pixels.shape[1:3])) / _published_side(pixels)
 

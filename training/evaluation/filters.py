@@ -1,7 +1,7 @@
 """Filters and warps batches of images with SciPy, for the corruptions and shifts.
 
-Images are float32 (n, C, H, W) in [0, 1]. Beyond its borders an image is mirrored, and the edge pixel is repeated.
-Knows nothing about corruptions, severities or models.
+Images are float32 (n, C, H, W) in [0, 1]. Beyond its borders an image is mirrored, with the edge pixel repeated. Knows
+nothing about corruptions, severities or models.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def from_pixels(pixels: Pixels) -> Floats:
 
 
 def to_pixels(images: Floats) -> Pixels:
-    """Returns images float32 (n, 3, H, W) as uint8 (n, H, W, 3), clipped to [0, 1] and rounded to the nearest level."""
+    """Returns images float32 (n, 3, H, W) as uint8 (n, H, W, 3): clipped to [0, 1], scaled by 255 and rounded."""
     levels = np.rint(np.clip(images, 0, 1) * 255).astype(np.uint8)
     return np.ascontiguousarray(levels.transpose(0, 2, 3, 1))
 
@@ -55,7 +55,10 @@ def zoom(images: Floats, factor: float) -> Floats:
 
 
 def convolve(images: Floats, kernels: Floats) -> Floats:
-    """Returns images (n, C, H, W), each convolved with its kernel (n, k, k), or all with one (1, k, k); k is odd."""
+    """Returns each of the images (n, C, H, W) convolved with its kernel.
+
+    kernels: (n, k, k), or (1, k, k) for the same kernel for all images. k is odd.
+    """
     reach = kernels.shape[-1] // 2
     padded = np.pad(images, ((0, 0), (0, 0), (reach, reach), (reach, reach)), mode="symmetric")
     convolved: Floats = signal.fftconvolve(padded, kernels[:, None], mode="valid", axes=(2, 3))
@@ -63,9 +66,10 @@ def convolve(images: Floats, kernels: Floats) -> Floats:
 
 
 def defocus_kernel(radius: float, softness: float) -> Floats:
-    """Returns the kernel (1, k, k) of a lens out of focus: a disc of `radius` pixels, blurred by `softness` pixels.
+    """Returns the kernel (1, k, k) of a lens out of focus: a disc of `radius` pixels with a blurred edge.
 
-    The blur reaches one pixel; above a radius of 8 it reaches two, as in the code of Hendrycks & Dietterich.
+    softness: standard deviation of the blur in pixels. The blur is cut off at one pixel, and at two if the radius is
+    above 8, as in the code of Hendrycks & Dietterich.
     """
     reach = int(radius) + 2
     offsets = np.arange(-reach, reach + 1)
@@ -78,10 +82,11 @@ def defocus_kernel(radius: float, softness: float) -> Floats:
 
 
 def motion_kernels(angles: NDArray[np.float64], radius: int, sigma: float) -> Floats:
-    """Returns kernels (n, k, k) of motion blur: half a Gaussian to one side along each angle, as in ImageMagick.
+    """Returns a kernel of motion blur for each angle, (n, k, k) with k = 4·radius + 1.
 
-    angles: (n,) in radians, 0 to the right and π/2 downwards. The half Gaussian has a standard deviation of `sigma` and
-    a length of 2·radius + 1 pixels.
+    The weights of a kernel are one half of a Gaussian, along a line from the centre at the angle, as in ImageMagick.
+    angles: (n,), in radians; 0 is to the right and π/2 is downwards. sigma: standard deviation of the Gaussian in
+    pixels. The line has 2·radius + 1 pixels.
     """
     steps = np.arange(2 * radius + 1)
     weights = np.exp(-0.5 * (steps / sigma) ** 2)
@@ -94,7 +99,10 @@ def motion_kernels(angles: NDArray[np.float64], radius: int, sigma: float) -> Fl
 
 
 def sample(images: Floats, rows: NDArray[np.floating], columns: NDArray[np.floating]) -> Floats:
-    """Returns bilinear samples (n, C, H', W') of images (n, C, H, W) at fractional rows and columns (n, H', W')."""
+    """Returns the values of images (n, C, H, W) at fractional positions, interpolated bilinearly: (n, C, H', W').
+
+    rows, columns: the positions, (n, H', W').
+    """
     return np.stack(
         [
             [ndimage.map_coordinates(channel, places, order=1, mode="reflect") for channel in image]
@@ -104,11 +112,11 @@ def sample(images: Floats, rows: NDArray[np.floating], columns: NDArray[np.float
 
 
 def plasma(shape: tuple[int, int, int], decay: float, generator: np.random.Generator) -> Floats:
-    """Returns random clouds (n, H, W), each stretched to [0, 1], by diamond–square on a torus.
+    """Returns random clouds of the given shape (n, H, W), each stretched to [0, 1].
 
-    The noise starts at the size of the whole image and falls by decay² at each halving.
-
-    Source: Fournier, Fussell & Carpenter, *Computer rendering of stochastic models*, CACM 1982.
+    The method is diamond–square on a torus (Fournier, Fussell & Carpenter, *Computer rendering of stochastic models*,
+    CACM 1982). It adds noise at half the scale in each step, and divides the amplitude of the noise by decay² in each
+    step.
     """
     n, height, width = shape
     size = max(2, 1 << (max(height, width) - 1).bit_length())
@@ -135,6 +143,6 @@ def plasma(shape: tuple[int, int, int], decay: float, generator: np.random.Gener
 
 
 def _middle(size: int, factor: float) -> tuple[int, int]:
-    """Returns the part of an axis of `size` pixels that `zoom` enlarges: its first pixel and its number of pixels."""
+    """Returns the part of an axis of `size` pixels that `zoom` enlarges: first pixel, and number of pixels."""
     cropped = math.ceil(size / factor)
     return (size - cropped) // 2, cropped

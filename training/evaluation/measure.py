@@ -1,4 +1,4 @@
-"""Runs the parts of an evaluation with a progress bar on the terminal."""
+"""Runs the measurements of an evaluation, each with a progress bar on the terminal."""
 
 from __future__ import annotations
 
@@ -38,9 +38,10 @@ STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 class Measurement:
-    """Runs the parts of an evaluation on the same model, images, attack and radius; each part shows a progress bar.
+    """Runs several measurements of one model on the same images, with the same attack and radius.
 
-    betas: the β to evaluate. norm: of the attack; `checks`, `matrix`, `ensembles` and `epsilon_curve` are for l∞ only.
+    betas: the β to evaluate. steps: of the attack. epsilon_255: radius in `norm`, in 1/255. norm: of the attack;
+    `checks`, `matrix`, `ensembles` and `epsilon_curve` are for l∞ only. Each measurement shows a progress bar.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class Measurement:
 
     @cached_property
     def _outcomes(self) -> dict[float, AttackOutcome]:
-        """The result of the attack at each β. The first access runs the attack, and later ones return the same."""
+        """The result of the attack at each β. The first access runs the attack; later ones return the same result."""
         with _bar(attack_label(self._attack, self._steps), len(self._betas) * self._batches, "batch") as advance:
             return attack_each_beta(
                 self._model,
@@ -74,12 +75,15 @@ class Measurement:
             )
 
     def accuracy(self) -> list[AccuracyRow]:
-        """Returns the clean and the robust accuracy at each β."""
+        """Returns the clean and the robust accuracy at each β, one row for each."""
         label = attack_label(self._attack, self._steps)
         return [outcome.row(beta, label, self._epsilon_255, self._norm) for beta, outcome in self._outcomes.items()]
 
     def by_class(self, classes: int) -> list[ClassCounts]:
-        """Returns the numbers of images by class, right and robust, at each mode that is measured, β ascending."""
+        """Returns the numbers of images by class: all, classified right, and robust. classes: K.
+
+        Returns an entry for β = 0 and for β = 1, if these are among the β to evaluate.
+        """
         return [
             class_counts(beta, self._outcomes[beta], self._images.labels, classes)
             for beta in (CLEAN_BETA, ROBUST_BETA)
@@ -89,7 +93,8 @@ class Measurement:
     def ensembles(self) -> list[AccuracyRow]:
         """Returns the accuracy of the ensemble of both modes at each β strictly between 0 and 1.
 
-        At β = 0 and 1 the ensemble is the mode itself.
+        The ensemble averages the probabilities of clean and robust mode, weighted by β. At β = 0 and 1 it would be the
+        mode itself.
         """
         chosen = [beta for beta in self._betas if CLEAN_BETA < beta < ROBUST_BETA]
         with _bar("ensembles", len(chosen) * self._batches, "batch") as advance:
@@ -105,7 +110,7 @@ class Measurement:
             )
 
     def checks(self) -> list[AttackCheck]:
-        """Returns the results of `check_attack`: whether the attack is strong enough to trust its accuracies."""
+        """Returns the results of `check_attack`, which checks that the attack is strong enough."""
         outcomes = self._outcomes
         most = len(outcomes) * CHECKS_AT_EACH_BETA + len(outcomes.keys() & set(MODES)) * CHECKS_AT_A_MODE
         with _bar("check the attack", most, "check") as advance:
@@ -120,7 +125,7 @@ class Measurement:
             )
 
     def matrix(self) -> TransferMatrix:
-        """Returns the transfer matrix: the robust accuracy at each β under the attack on every other β."""
+        """Returns the transfer matrix: the robust accuracy at each served β under the attack on each attacked β."""
         outcomes = self._outcomes
         with _bar("attacked × served β", (len(outcomes) + 1) * self._batches, "batch") as advance:
             return transfer_matrix(
@@ -150,10 +155,11 @@ class Measurement:
 def measure_strengths(
     model: nn.Module, test: Images, validation: Images, *, attack: str, steps: int, epsilon_255: float
 ) -> list[StrengthRow]:
-    """Returns the accuracy at five strengths on the test images, and the prediction from the validation images.
+    """Returns the accuracy on the test images at five strengths, and the robust accuracy that validation predicts.
 
-    Attacks both. The validation images fit the curve that maps the strengths to β. Shows progress bars. The arguments
-    and the errors are those of `attack_each_beta`.
+    A strength is a number from 0 (clean mode) to 1 (robust mode). A curve that the validation images fit maps it to β.
+    Attacks both parts of the images. Shows progress bars. The other arguments and the errors are those of
+    `attack_each_beta`.
     """
     curve = strength_curve(logits_by_beta(make_predictor(model), validation), BETAS)
     betas = [curve.beta_at(strength) for strength in STRENGTHS]
@@ -165,7 +171,7 @@ def measure_strengths(
 
 
 def measure_shifts(predict: Predict, images: Images, betas: Sequence[float], names: Sequence[str]) -> list[ShiftRow]:
-    """Returns the accuracy at each β under each corruption or shift in `names`; shows a progress bar."""
+    """Returns the accuracy at each β under each corruption or shift in `names`. Shows a progress bar."""
     with _bar("corruptions and shifts", len(names) * len(SEVERITIES), "severity") as advance:
         return evaluate_shifts(predict, images, betas=betas, names=names, on_images=advance)
 
@@ -179,9 +185,9 @@ def read_images(
     strict: bool = False,
     workers: int | None = None,
 ) -> Images:
-    """Returns the images of `load_evaluation_images`, whose arguments and errors are the same.
+    """Returns the images that `load_evaluation_images` loads. The arguments and the errors are the same.
 
-    Shows a progress bar, and prints the names of the images that cannot be decoded.
+    Shows a progress bar, and prints the names of the images that cannot be decoded. data: location of the images.
     workers: threads that decode; None: one for each CPU of this process.
     """
     with tqdm(desc="read images", unit="image", disable=None) as bar:

@@ -1,6 +1,6 @@
 """Draws the results of an evaluation as PNG files. Measures nothing.
 
-The colours suit colour-blind readers. Lines also differ in dash or marker, so that they are distinct in grey.
+The colours suit colour-blind readers. Lines differ in dash or marker too, so that they are distinct in grey.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ BETA_AXIS = "β   (0 clean token, 1 robust token)"
 
 
 def plot_accuracy(rows: Sequence[AccuracyRow], path: Path, *, title: str) -> None:
-    """Draws clean and robust accuracy over β, with 95 % intervals, to a PNG at `path`."""
+    """Draws clean and robust accuracy over β, with 95 % intervals, into the PNG file `path`."""
     figure = _figure(6.4, 4.2)
     axes = figure.subplots()
     betas = [row.beta for row in rows]
@@ -53,7 +53,10 @@ def plot_accuracy(rows: Sequence[AccuracyRow], path: Path, *, title: str) -> Non
 
 
 def plot_matrix(matrix: TransferMatrix, path: Path, *, title: str) -> None:
-    """Draws the transfer matrix as a heat map with numbers to a PNG at `path`. Suspect cells are framed."""
+    """Draws the transfer matrix as a heat map with numbers into the PNG file `path`.
+
+    A frame marks the cells that show that an attack was too weak.
+    """
     betas = [f"{beta:g}" for beta in matrix.betas]
     shares = [*matrix.robust, matrix.joint, [accuracy.value for accuracy in matrix.worst]]
     figure = _figure(2.6 + 0.75 * len(betas), 2.3 + 0.55 * len(shares))
@@ -95,7 +98,7 @@ def plot_matrix(matrix: TransferMatrix, path: Path, *, title: str) -> None:
 
 
 def plot_epsilon_curve(curve: Sequence[AccuracyRow], path: Path, *, title: str) -> None:
-    """Draws robust accuracy over the radius, a line for each β with 95 % intervals, to a PNG at `path`."""
+    """Draws robust accuracy over the radius, a line for each β with 95 % intervals, into the PNG file `path`."""
     figure = _figure(6.4, 4.2)
     axes = figure.subplots()
     betas = list(dict.fromkeys(row.beta for row in curve))
@@ -128,7 +131,10 @@ def plot_epsilon_curve(curve: Sequence[AccuracyRow], path: Path, *, title: str) 
 
 
 def plot_shifts(rows: Sequence[ShiftRow], path: Path, *, title: str) -> None:
-    """Draws accuracy over severity to a PNG at `path`: a panel for each family of corruptions, a line for each β."""
+    """Draws accuracy over severity into the PNG file `path`.
+
+    There is a panel for each family of corruptions, and a line for each β.
+    """
     families = list(dict.fromkeys(row.family for row in rows))
     betas = list(dict.fromkeys(row.beta for row in rows))
     severities = list(rows[0].accuracy)
@@ -156,7 +162,10 @@ def plot_shifts(rows: Sequence[ShiftRow], path: Path, *, title: str) -> None:
 
 
 def _figure(width: float, height: float) -> Figure:
-    """Returns an empty figure. width, height: in inches. Does not use pyplot, which would keep the figure in memory."""
+    """Returns an empty figure. width, height: in inches.
+
+    Does not use pyplot, because pyplot would keep the figure in memory.
+    """
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=150, layout="constrained")
@@ -173,7 +182,7 @@ def _percent(shares: Iterable[float]) -> list[float]:
 
 
 def _colour(index: int, count: int) -> tuple[float, float, float, float]:
-    """Returns colour number `index` of `count` colours from dark blue to yellow, as RGBA. Each is visible on white."""
+    """Returns colour number `index` of `count` colours, as RGBA. They go from dark blue to yellow, visible on white."""
     from matplotlib import colormaps
 
     red, green, blue, alpha = colormaps["viridis"](0.9 * index / max(1, count - 1))

@@ -1,6 +1,6 @@
 """Measures accuracy at each β under common corruptions and distribution shifts, without an attack.
 
-The model is a function of pixels and β, from a checkpoint or a bundle.
+The model is a function of pixels and β. It may come from a checkpoint or a bundle.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ def evaluate_shifts(
     seed: int = 0,
     on_images: Callable[[], None] = lambda: None,
 ) -> list[ShiftRow]:
-    """Returns a row for each corruption or shift in `names` and each β: the accuracy at each severity.
+    """Returns a row for each corruption or shift in `names` and each β. A row has the accuracy at each severity.
 
-    predict: pixels and one β for each image to logits. Every β has the same corrupted images. on_images: called after
-    each pair of name and severity. Raises RecipeError for an unknown name or severity, and DivergedError if logits are
-    not finite.
+    predict: computes logits from pixels and one β for each image. Every β is measured on the same corrupted images.
+    on_images: called after each pair of name and severity. Raises RecipeError for an unknown name or severity, and
+    DivergedError if logits are not finite.
     """
     families = {name: family for family, members in FAMILIES.items() for name in members}
     rows = []

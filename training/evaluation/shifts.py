@@ -1,7 +1,7 @@
-"""Applies simple distribution shifts to pixels, at five severities: geometry, colour, sketch.
+"""Applies simple distribution shifts to pixels, at five severities: changes of geometry and colour, and sketches.
 
-They are not a published benchmark, but a few changes that may favour clean or robust features. Knows nothing about
-models, labels or files.
+The shifts are not a published benchmark. They are a few changes that may favour clean or robust features. Knows nothing
+about models, labels or files.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from training.evaluation import filters
 from training.evaluation.filters import Pixels, from_pixels, to_pixels
 
 Corruption = Callable[[Pixels, int, np.random.Generator], Pixels]
-"""(pixels uint8 (n, H, W, 3), severity from 1 to 5, generator) to pixels of that shape. The input stays unchanged."""
+"""A function of pixels uint8 (n, H, W, 3), a severity from 1 to 5 and a generator. Returns pixels of the same shape."""
 
 
 def rotation(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixels:
-    """Rotates by 10° times the severity about the centre, in a random direction. The borders are mirrored."""
+    """Rotates about the centre by 10° times the severity, in a random direction. Mirrors the borders."""
     angles = np.radians(10 * severity * generator.choice([-1, 1], size=len(pixels)))[:, None, None]
     rows, columns = _from_centre(pixels)
     cos, sin = np.cos(angles), np.sin(angles)
@@ -27,7 +27,7 @@ def rotation(pixels: Pixels, severity: int, generator: np.random.Generator) -> P
 
 
 def translation(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixels:
-    """Moves by 5 % of the shorter side times the severity, in a random direction. The borders are mirrored."""
+    """Moves the image by 5 % of the shorter side times the severity, in a random direction. Mirrors the borders."""
     angles = generator.uniform(0, 2 * np.pi, size=(len(pixels), 1, 1))
     distance = 0.05 * severity * min(pixels.shape[1:3])
     rows, columns = _from_centre(pixels)
@@ -35,9 +35,9 @@ def translation(pixels: Pixels, severity: int, generator: np.random.Generator) -
 
 
 def scale(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixels:
-    """Scales about the centre by 1 + 0.15·severity or its reciprocal, chosen at random for each image.
+    """Scales about the centre by 1 + 0.15·severity, or by the reciprocal, chosen at random for each image.
 
-    The borders are mirrored.
+    Mirrors the borders.
     """
     factors = (1 + 0.15 * severity) ** generator.choice([-1.0, 1.0], size=(len(pixels), 1, 1))
     rows, columns = _from_centre(pixels)
@@ -45,27 +45,27 @@ def scale(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixe
 
 
 def greyscale(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixels:
-    """Blends towards grey, by a fifth times the severity. The luminance does not change. Severity 5 is grey."""
+    """Blends the image with its grey version; the weight of grey is severity / 5. The luminance does not change."""
     images = from_pixels(pixels)
     return to_pixels(_blend(images, filters.luminance(images), severity))
 
 
 def inversion(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixels:
-    """Blends towards the negative, by a fifth times the severity. Severity 5 is the negative.
+    """Blends the image with its negative; the weight of the negative is severity / 5.
 
-    Contrast is lowest at severities 2 and 3, a fifth of the original contrast. The distance to the original grows with
-    severity, but the difficulty may not.
+    Contrast is lowest at severities 2 and 3: a fifth of the original contrast. The distance to the original grows with
+    severity, but the difficulty may not grow.
     """
     images = from_pixels(pixels)
     return to_pixels(_blend(images, 1 - images, severity))
 
 
 def sketch(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixels:
-    """Blends towards a drawing of dark edges on white, by a fifth times the severity.
+    """Blends the image with a drawing of its edges, dark on white; the weight of the drawing is severity / 5.
 
-    Similar to ImageNet-Sketch (Wang et al., NeurIPS 2019), whose images are drawn by people. The luminance is blurred
-    by 1/150 of the side. The darkness of an edge is the length of the gradient of the luminance, relative to its 95 %
-    quantile in the image. On 8×8 digits little of the digit remains.
+    Similar to ImageNet-Sketch (Wang et al., NeurIPS 2019), whose images were drawn by people. The luminance is blurred
+    by 1/150 of the shorter side. The darkness of an edge is the length of the luminance gradient, relative to the 95 %
+    quantile of this length in the image. On 8×8 digits little of the digit remains.
     """
     images = from_pixels(pixels)
     grey = filters.gaussian_blur(filters.luminance(images), min(pixels.shape[1:3]) / 150)
@@ -91,14 +91,17 @@ def _blend(images: filters.Floats, others: filters.Floats, severity: int) -> fil
 
 
 def _from_centre(pixels: Pixels) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Returns the row (1, H, 1) and the column (1, 1, W) of every pixel, relative to the centre."""
+    """Returns the rows (1, H, 1) and the columns (1, 1, W) of the pixels, relative to the centre."""
     height, width = pixels.shape[1:3]
     rows, columns = np.arange(height) - (height - 1) / 2, np.arange(width) - (width - 1) / 2
     return rows[None, :, None], columns[None, None, :]
 
 
 def _resampled(pixels: Pixels, rows: NDArray[np.float64], columns: NDArray[np.float64]) -> Pixels:
-    """Returns the images, uint8 (n, H, W, 3), with the pixels at rows and columns (n, H, W) relative to the centre."""
+    """Returns images uint8 (n, H, W, 3) whose pixels are the interpolated values of `pixels` at other positions.
+
+    rows, columns: the positions relative to the centre, of shape (n, H, W) or broadcast to it.
+    """
     n, height, width, _ = pixels.shape
     rows = np.broadcast_to(rows + (height - 1) / 2, (n, height, width))
     columns = np.broadcast_to(columns + (width - 1) / 2, (n, height, width))

@@ -1,8 +1,8 @@
-"""Measures the transfer matrix: robust accuracy at each β under the attack on every other β.
+"""Measures the transfer matrix: the robust accuracy of the model at each β under the attack on every other β.
 
-The served soup is the model at one β. An attack on a different β may break more images than the attack on the served
-soup itself. This shows that the attack on the served soup was too weak, or that gradients are masked (Carlini et al.,
-*On evaluating adversarial robustness*, 2019). Such cells are marked as suspect.
+An attack on another β may break more images than the attack on the served β itself. Then the attack on the served β was
+too weak, or gradients are masked (Carlini et al., *On evaluating adversarial robustness*, 2019). Such a cell of the
+matrix is suspect.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from training.evaluation.accuracy import (
 from tureen.bundle.manifest import SuspectCell, TransferMatrix
 
 SIGNIFICANCE = 0.05
-"""Level of all tests of a matrix together; each test gets an equal share (Bonferroni)."""
+"""Significance level of all tests of a matrix together. Each test has an equal share of it (Bonferroni)."""
 
 
 def transfer_matrix(
@@ -45,17 +45,18 @@ def transfer_matrix(
 ) -> TransferMatrix:
     """Returns robust accuracies: a row for each attacked β and one for all β together, a column for each served β.
 
-    outcomes: for each β of the rows and columns, the result of `run_attack` at that β on the same images, with the same
-    radius. The attack of a row is `apgd_margin`, whose adversarial images fool other β too. The row for all β together
-    is for an attacker who does not know β: it attacks the mean over β of the log-probabilities.
+    outcomes: for each β of the rows and columns, the result of `run_attack` at this β on the same images, with the same
+    radius. steps: of the attack. on_batch: called once for each row and batch of images.
 
-    The served soup of a column is the model at the column's β. An image counts in a cell if the served soup classifies
-    it right with and without the attack of the row. On the diagonal the image must resist the attack of `outcomes` too.
-    An image counts in `worst` if it counts in all cells of the column. So `worst` is never above the robust accuracy of
-    `outcomes`.
+    The attack of a row is `apgd_margin`, whose adversarial images mislead the model at other β too. The row for all β
+    together is for an attacker who does not know β. It attacks the mean over β of the log-probabilities.
 
-    A cell is suspect if it is significantly below the diagonal of its column, by a sign test at a level of 5 % over all
-    comparisons. on_batch: called once for each row and batch of images.
+    An image counts in a cell if the model at the served β classifies it right, without an attack and under the attack
+    of the row. On the diagonal the image must resist the attack of `outcomes` too. An image counts in `worst` if it
+    counts in all cells of the column. So `worst` is never above the robust accuracy of `outcomes`.
+
+    A cell is suspect if it is significantly below the diagonal cell of its column, by a sign test at a level of 5 %
+    over all comparisons.
     """
     device, betas = model_device(model), list(outcomes)
     soups = [forward_at_beta(model, beta) for beta in betas]
@@ -89,7 +90,7 @@ def transfer_matrix(
 
 
 def mean_forward(forwards: Sequence[Forward]) -> Forward:
-    """Returns the mean of the log-probabilities of all `forwards`, a function from images to logits (B, K)."""
+    """Returns a function from images to the mean of the log-probabilities of all `forwards`, (B, K)."""
 
     def forward(x: Tensor) -> Tensor:
         return torch.stack([F.log_softmax(forward(x).float(), dim=1) for forward in forwards]).mean(dim=0)
@@ -98,7 +99,7 @@ def mean_forward(forwards: Sequence[Forward]) -> Forward:
 
 
 def suspect_cells(robust: NDArray[np.bool_], betas: Sequence[float]) -> list[SuspectCell]:
-    """Returns the cells that are significantly below the diagonal of their column.
+    """Returns the cells that are significantly below the diagonal cell of their column.
 
     robust: bool (T + 1, T, n), by attacked β, served β and image; the last row is the attack on all β together.
     """

@@ -1,8 +1,9 @@
-"""Chooses β for a shifted distribution from a few labelled images of it.
+"""Chooses β for a shifted distribution from a few labelled images of this distribution.
 
-Soups adapt to a shift from a few examples: Croce, Rebuffi, Shelhamer & Gowal, *Seasoning model soups for robustness to
-adversarial and natural distribution shifts*, CVPR 2023. Their selection method was not available, so this one is ours;
-`benchmarks.tune` measures it. The model is a function of pixels and β, from a checkpoint or a bundle.
+Model soups adapt to a shift from a few examples: Croce, Rebuffi, Shelhamer & Gowal, *Seasoning model soups for
+robustness to adversarial and natural distribution shifts*, CVPR 2023. The selection method of that paper was not
+available, so Tureen has its own method, which `benchmarks.tune` measures. The model is a function of pixels and β. It
+may come from a checkpoint or a bundle.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ SIGNIFICANCE = 0.05
 
 
 class AccuracyGain(BaseModel):
-    """The difference of two accuracies on the same images and its 95 % interval, all in [−1, 1]."""
+    """The difference of two accuracies on the same images, and the 95 % interval of the difference, all in [−1, 1]."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -50,27 +51,28 @@ class TunedBeta(BaseModel):
 
 
 def tune_beta(predict: Predict, images: Images, betas: Sequence[float]) -> TunedBeta:
-    """Returns the most accurate of `betas` for the images, as `choose_beta` does.
+    """Returns the β in `betas` that is most accurate on the images, with its interval and accuracy.
 
-    predict: pixels and one β for each image to logits. Raises the errors of `choose_beta`, and DivergedError if logits
-    are not finite.
+    predict: computes logits from pixels and one β for each image. Raises the errors of `choose_beta`, and DivergedError
+    if logits are not finite.
     """
     return choose_beta(correct_by_beta(predict, images, betas), betas)
 
 
 def choose_beta(correct: NDArray[np.bool_], betas: Sequence[float]) -> TunedBeta:
-    """Returns the most accurate β. In a tie: the middle of the longest run of tied β; of two middles, the lower.
+    """Returns the most accurate β, the interval of β that may be the best, and the accuracy.
 
-    correct: bool (T, n), whether image i is classified right at β t. betas: T values, ascending, with 0.
+    correct: bool (T, n), whether each of n images is classified right at each of T β. betas: T values, ascending, with
+    0. If several β have the highest accuracy, chooses the middle of the longest run of them; of two middles, the lower.
 
-    With few images many β are equally accurate. The middle of such a plateau is the furthest from its ends, where
-    accuracy falls. Log-loss in place of accuracy chose better from 10 or 50 shifted digits, but worse from 200. It
-    prefers β with less confident predictions, right or wrong.
+    With few images many β are equally accurate. The middle of such a plateau is furthest from its ends, where accuracy
+    falls. Log-loss in place of accuracy chose better from 10 or 50 shifted digits, but worse from 200. It prefers β
+    with less confident predictions, right or wrong.
 
-    The interval holds every β that a sign test at the 5 % level does not find less accurate than the chosen β. The
-    usual bootstrap interval is too narrow: from 10 digits, less than half of the 95 % intervals held the best β. The
-    accuracy is a leave-one-out estimate, because the images that choose a β are biased in its favour. The interval of
-    the gain is that of Bonett & Price (British Journal of Mathematical and Statistical Psychology, 2012).
+    The interval contains every β that a sign test at the 5 % level does not find less accurate than the chosen β. The
+    usual bootstrap interval is too narrow: from 10 digits, less than half of the 95 % intervals contained the best β.
+    The accuracy is a leave-one-out estimate, because the images that choose a β are biased in its favour. The interval
+    of the gain is that of Bonett & Price (British Journal of Mathematical and Statistical Psychology, 2012).
 
     Raises RecipeError if the β do not ascend or do not include 0, and DataError if there are fewer than two images.
     """
@@ -99,7 +101,7 @@ def choose_beta(correct: NDArray[np.bool_], betas: Sequence[float]) -> TunedBeta
 
 
 def tuned_table(tuned: TunedBeta) -> str:
-    """Returns the chosen β, its interval and its accuracy as text for a terminal."""
+    """Returns the accuracy at each β, the chosen β, its interval and its gain as text for a terminal."""
     gain = tuned.gain
     lines = [f"{'β':>6}  {'accuracy':>20}   on {tuned.n} images, % (95 % interval)"]
     for beta, accuracy in zip(tuned.betas, tuned.accuracies, strict=True):
@@ -119,7 +121,7 @@ def tuned_table(tuned: TunedBeta) -> str:
 
 
 def _middle_of_best(counts: NDArray[np.int64]) -> int:
-    """Returns the index of the largest of `counts` (T,). In a tie: the middle of the longest run of tied counts."""
+    """Returns the index of the largest of `counts`, (T,). If several are largest, the middle of their longest run."""
     top = np.flatnonzero(counts == counts.max())
     runs = np.split(top, np.flatnonzero(np.diff(top) > 1) + 1)
     longest = max(runs, key=len)
@@ -127,9 +129,9 @@ def _middle_of_best(counts: NDArray[np.int64]) -> int:
 
 
 def _accuracy_gain(correct: NDArray[np.bool_], baseline: NDArray[np.bool_]) -> AccuracyGain:
-    """Returns the gain in accuracy of `correct` over `baseline`, both bool (n,).
+    """Returns the accuracy of `correct` minus that of `baseline`, both bool (n,), with a 95 % interval.
 
-    Its interval is the adjusted Wald interval of Bonett & Price.
+    The interval is the adjusted Wald interval of Bonett & Price.
     """
     n = len(correct)
     gained, lost = int((correct & ~baseline).sum()), int((baseline & ~correct).sum())

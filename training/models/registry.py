@@ -10,5 +10,5 @@ Model = DualTokenViT | DualResNet
 
 
 def build_model(config: ModelConfig) -> Model:
-    """Returns a new model of that shape. Its random weights come from the global random state of torch."""
+    """Returns a new model of the shape in `config`. Its weights are random, from the global random state of torch."""
     return DualTokenViT(config) if isinstance(config, ViTConfig) else DualResNet(config)

@@ -1,6 +1,6 @@
-"""ResNets with normalisation layers that the paper compares with class tokens: shared, dual, dual-parameters.
+"""ResNets whose normalisation layers differ between clean and robust mode, in place of two class tokens.
 
-Knows nothing about attacks, data or training.
+The paper compares these variants: shared, dual, and dual parameters. Knows nothing about attacks, data or training.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ BLOCKS = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3)}  # in each of the four stages
 
 
 class ResNetConfig(BaseModel):
-    """The shape of a ResNet, and which parts of its normalisation layers each mode has for itself.
+    """The shape of a ResNet, and which parts of its normalisation layers are separate for clean and robust mode.
 
     | norm         | adapter     | separate for each mode       | name in the literature                       |
     |--------------|-------------|------------------------------|----------------------------------------------|
@@ -53,7 +53,7 @@ class ResNetConfig(BaseModel):
 
 
 class SharedBatchNorm(nn.BatchNorm2d):
-    """A BatchNorm that is the same in both modes; clean and adversarial rows of a batch share its statistics."""
+    """A BatchNorm that is the same in both modes. Its statistics are those of all rows, clean and adversarial."""
 
     def forward(self, x: Tensor, betas: Tensor | None = None) -> Tensor:
         return super().forward(x)
@@ -67,7 +67,7 @@ class SharedGroupNorm(nn.GroupNorm):
 
 
 class _DualNorm(nn.Module):
-    """Holds one scale and one offset for each mode, in `weight` and `bias`, (2, C). Row 0 is for the clean mode."""
+    """Base of norms with a scale (`weight`) and an offset (`bias`) for each mode, both (2, C). Row 0 is clean mode."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -76,25 +76,28 @@ class _DualNorm(nn.Module):
 
 
 class DualGroupNorm(_DualNorm):
-    """A GroupNorm with one scale and offset for each mode, mixed by β."""
+    """A GroupNorm with a scale and an offset for each mode. The scales, and the offsets, are mixed by β."""
 
     def __init__(self, groups: int, channels: int) -> None:
         super().__init__(channels)
         self.groups = groups
 
     def forward(self, x: Tensor, betas: Tensor) -> Tensor:
-        """Returns x (B, C, H, W) normalised, each row with the scale and offset for its β in betas (B,)."""
+        """Returns x (B, C, H, W) normalised, each row with the scale and offset at its β. betas: (B,)."""
         return _affine(F.group_norm(x, self.groups), self.weight, self.bias, betas)
 
 
 class DualBatchNorm(_DualNorm):
-    """A BatchNorm with one scale and offset for each mode, and with separate or common statistics.
+    """A BatchNorm with a scale and an offset for each mode, and with separate or common statistics.
 
-    statistics = 2, separate, as in AdvProp (Xie et al., CVPR 2020): training normalises the rows of each mode
-    separately, so every β must be 0 or 1. A mode without rows keeps its running statistics.
-    statistics = 1, common, as in DualParams (Rebuffi et al., ICLR 2023): training normalises all rows together.
-    `running_mean` and `running_var` are (statistics, C).
-    In eval mode the output of a row is (1 − β)·(output of clean mode) + β·(output of robust mode).
+    statistics = 2: separate statistics, as in AdvProp (Xie et al., CVPR 2020). Training normalises the rows of each
+    mode separately, so every β must be 0 or 1. A mode without rows keeps its running statistics.
+
+    statistics = 1: common statistics, as in DualParams (Rebuffi et al., ICLR 2023). Training normalises all rows
+    together.
+
+    `running_mean` and `running_var` are (statistics, C). In eval mode the output of a row is
+    (1 − β)·(output of clean mode) + β·(output of robust mode).
     """
 
     def __init__(self, channels: int, statistics: Literal[1, 2], eps: float = 1e-5, momentum: float = 0.1) -> None:
@@ -107,7 +110,7 @@ class DualBatchNorm(_DualNorm):
         self.running_var: Tensor
 
     def forward(self, x: Tensor, betas: Tensor) -> Tensor:
-        """Returns x (B, C, H, W) normalised, each row at its own β of betas (B,).
+        """Returns x (B, C, H, W) normalised, each row at its β. betas: (B,).
 
         In training mode with separate statistics, raises RecipeError if a β is neither 0 nor 1.
         """
@@ -128,9 +131,9 @@ class DualBatchNorm(_DualNorm):
         return _affine(out, self.weight, self.bias, betas)
 
     def _normalised(self, x: Tensor, index: int) -> Tensor:
-        """Returns x (B, C, H, W) normalised by the mean and variance of each channel over B, H and W.
+        """Returns x (B, C, H, W) normalised by the mean and the variance of each channel over B, H and W.
 
-        For training mode only. Updates row `index` of the running statistics.
+        Updates row `index` of the running statistics. For training mode only.
         """
         return F.batch_norm(
             x,
@@ -143,9 +146,9 @@ class DualBatchNorm(_DualNorm):
 
 
 def _affine(x: Tensor, scales: Tensor, offsets: Tensor, betas: Tensor) -> Tensor:
-    """Returns x (B, C, H, W), each row scaled and shifted for its β in betas (B,).
+    """Returns x (B, C, H, W), each row scaled and shifted for its β. betas: (B,).
 
-    scales, offsets: (2, C), of the clean and the robust mode, which are mixed at β.
+    scales, offsets: (2, C), those of the clean and of the robust mode, which are mixed by β.
     """
     column = betas[:, None]
     scale, offset = (mix(pair[0], pair[1], column)[:, :, None, None] for pair in (scales, offsets))
@@ -167,7 +170,7 @@ def _conv(before: int, after: int, size: int, stride: int = 1) -> nn.Conv2d:
 
 
 class Downsample(nn.Module):
-    """The shortcut of a residual block that changes the shape: a 1 × 1 convolution, then a norm."""
+    """The shortcut of a residual block whose output has another shape: a 1 × 1 convolution, then a norm."""
 
     def __init__(self, config: ResNetConfig, before: int, after: int, stride: int) -> None:
         super().__init__()
@@ -181,8 +184,8 @@ class Downsample(nn.Module):
 class ResidualBlock(nn.Module):
     """A basic block of two convolutions, or a bottleneck of three.
 
-    Input (B, before, H, W), output (B, after, H/stride, W/stride); before, after: numbers of channels. In a bottleneck
-    the 3 × 3 convolution has the stride, as in ResNet 1.5, whose accuracy is usually published.
+    Input (B, before, H, W), output (B, after, H/stride, W/stride). before, after: numbers of channels. In a bottleneck
+    the 3 × 3 convolution has the stride. This is the variant ResNet 1.5, whose accuracy is usually published.
     """
 
     def __init__(self, config: ResNetConfig, before: int, after: int, stride: int) -> None:
@@ -210,11 +213,12 @@ class ResidualBlock(nn.Module):
 class DualResNet(nn.Module):
     """A ResNet (He et al., CVPR 2016) whose normalisation layers differ between clean mode and robust mode.
 
-    Source: Rebuffi, Croce & Gowal, *Revisiting adapters with adversarial training*, ICLR 2023, Figure 2;
-    `ResNetConfig` names each combination. LayerNorm is over channels and positions, which is GroupNorm with one group;
-    the available pages of the paper do not say which LayerNorm it uses.
-    In training BatchNorm uses the rows of one process, not of all. A moving average of the weights must copy the
-    running statistics (buffers) too.
+    Source: Rebuffi, Croce & Gowal, *Revisiting adapters with adversarial training*, ICLR 2023, Figure 2. `ResNetConfig`
+    names each combination. The LayerNorm is over channels and positions, so it is a GroupNorm with one group. The
+    available pages of the paper do not say which LayerNorm the paper uses.
+
+    In training, BatchNorm uses the rows of one process, not of all processes. A moving average of the weights must copy
+    the running statistics (buffers) too.
     """
 
     def __init__(self, config: ResNetConfig) -> None:
@@ -243,9 +247,9 @@ class DualResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, images: Tensor, betas: Tensor) -> Tensor:
-        """Returns logits (B, K) of images float (B, 3, H, W) in [0, 1], each classified at its own β of betas (B,).
+        """Returns logits (B, K) of images, float (B, 3, H, W) in [0, 1], each at its own β. betas: (B,).
 
-        In training mode a dual BatchNorm raises RecipeError for a β other than 0 and 1.
+        In training mode with dual BatchNorm, raises RecipeError for a β other than 0 and 1.
         """
         x = self.stem_conv((images - self.mean) / self.std)
         x = self.stem_pool(F.relu(self.stem_norm(x, betas)))
@@ -255,5 +259,5 @@ class DualResNet(nn.Module):
 
     @property
     def adapter_parameters(self) -> int:
-        """Number of parameters of one mode that the other mode does not share. Running statistics do not count."""
+        """The number of parameters that one mode does not share with the other. Running statistics do not count."""
         return sum(m.weight[0].numel() + m.bias[0].numel() for m in self.modules() if isinstance(m, _DualNorm))

@@ -1,4 +1,4 @@
-"""The dual-token Vision Transformer: two classification tokens, every other weight shared.
+"""The dual-token Vision Transformer: a clean and a robust classification token, and all other weights shared.
 
 Includes the variants with which the paper compares it: dual LayerNorms in place of the two tokens, both, or neither.
 Knows nothing about attacks, data or training.
@@ -20,7 +20,7 @@ from tureen.tokens import mix
 
 
 class ViTConfig(BaseModel):
-    """The shape of a dual-token ViT; a checkpoint stores it beside the weights."""
+    """The shape of a dual-token ViT. A checkpoint stores it beside the weights."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -57,25 +57,25 @@ class ViTConfig(BaseModel):
 
     @property
     def patches(self) -> int:
-        """Number of patches of an image, N."""
+        """The number N of patches of an image."""
         return (self.image_size // self.patch_size) ** 2
 
 
 def images_from_pixels(pixels: Tensor) -> Tensor:
-    """Returns pixels uint8 (B, H, W, 3) as the input of the model: float32 (B, 3, H, W) in [0, 1], contiguous."""
+    """Converts pixels uint8 (B, H, W, 3) to the input of a model: float32 (B, 3, H, W) in [0, 1], contiguous."""
     return pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format) / 255
 
 
 def pixels_from_images(images: Tensor) -> NDArray[np.uint8]:
-    """Returns images (B, 3, H, W) in [0, 1] as pixels (B, H, W, 3) on the CPU, rounded to the nearest of 256 levels."""
+    """Converts images (B, 3, H, W) in [0, 1] to pixels uint8 (B, H, W, 3) on the CPU. Rounds to the nearest level."""
     pixels: NDArray[np.uint8] = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
     return pixels
 
 
 class DualLayerNorm(nn.Module):
-    """A LayerNorm with one scale and offset for each mode, mixed by β like the tokens.
+    """A LayerNorm with a scale and an offset for each mode, which are mixed by β like the tokens.
 
-    Source: Rebuffi, Croce & Gowal, ICLR 2023, section 3: the adapter that class tokens are compared with.
+    Source: Rebuffi, Croce & Gowal, ICLR 2023, section 3, where class tokens are compared with this adapter.
     """
 
     def __init__(self, width: int, eps: float) -> None:
@@ -85,7 +85,7 @@ class DualLayerNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(2, width))
 
     def forward(self, x: Tensor, betas: Tensor) -> Tensor:
-        """Returns x (B, …, D) normalised, each row with the scale and offset for its β in betas (B,)."""
+        """Returns x (B, …, D) normalised, each row with the scale and offset at its β. betas: (B,)."""
         column = betas[:, None]
         scale, offset = (
             mix(p[0], p[1], column).view(len(x), *[1] * (x.ndim - 2), -1) for p in (self.weight, self.bias)
@@ -126,16 +126,16 @@ class TransformerBlock(nn.Module):
 
 
 class ChannelNorm(nn.LayerNorm):
-    """LayerNorm over the channels of each position. Input and output are (B, C, H, W)."""
+    """A LayerNorm over the channels of each position. Input and output are (B, C, H, W)."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 def _conv_stem(config: ViTConfig) -> nn.Sequential:
-    """Returns a patch embedding of 3 × 3 convolutions of stride 2 and a last one of 1 × 1.
+    """Returns a patch embedding made of 3 × 3 convolutions of stride 2, and a last 1 × 1 convolution.
 
-    Source: Xiao et al., NeurIPS 2021. Adversarial training makes small ViTs more robust with this embedding (Singh,
+    Source: Xiao et al., NeurIPS 2021. With this embedding, adversarial training makes small ViTs more robust (Singh,
     Croce & Hein, NeurIPS 2023).
     """
     halvings = config.patch_size.bit_length() - 1
@@ -153,12 +153,14 @@ def _norm(config: ViTConfig) -> nn.Module:
 
 
 class DualTokenViT(nn.Module):
-    """A Vision Transformer with two classification tokens, mixed by each image's own β.
+    """A Vision Transformer with two classification tokens, which are mixed by the β of each image.
 
-    Source: Rebuffi, Croce & Gowal, *Revisiting adapters with adversarial training*, ICLR 2023, Figure 1. Patch
-    embedding, blocks and classifier are shared. The token selects clean mode, robust mode or a soup of both. The tokens
-    have no position embedding. `config.adapter` gives each mode its own LayerNorms in addition to its token (`both`),
-    instead of it (`norm`), or neither (`none`). A model with a single token has `robust_token` None.
+    Source: Rebuffi, Croce & Gowal, *Revisiting adapters with adversarial training*, ICLR 2023, Figure 1. The modes
+    share patch embedding, blocks and classifier. The token selects clean mode, robust mode or a soup of both. The
+    tokens have no position embedding.
+
+    `config.adapter` selects what each mode has for itself: its token (`token`), its LayerNorms (`norm`), both (`both`)
+    or neither (`none`). A model with a single token has `robust_token` None.
     """
 
     def __init__(self, config: ViTConfig) -> None:
@@ -194,18 +196,21 @@ class DualTokenViT(nn.Module):
                 nn.init.trunc_normal_(parameter, std=0.02)
 
     def forward(self, images: Tensor, betas: Tensor) -> Tensor:
-        """Returns logits (B, K) of images float (B, 3, H, W) in [0, 1], each classified at its own β of betas (B,)."""
+        """Returns logits (B, K) of images, float (B, 3, H, W) in [0, 1], each at its own β. betas: (B,)."""
         return self.with_tokens(images, self.soup(betas), betas)
 
     def with_tokens(self, images: Tensor, tokens: Tensor, betas: Tensor | None = None) -> Tensor:
-        """Returns logits (B, K) of images float (B, 3, H, W) in [0, 1], each with its own row of tokens (B, D).
+        """Returns logits (B, K) of images, float (B, 3, H, W) in [0, 1], each with its own token.
 
-        betas: (B,), needed by dual LayerNorms only.
+        tokens: one row for each image, (B, D). betas: (B,), required for dual LayerNorms only.
         """
         return self.with_patches(self.patch_embed((images - self.mean) / self.std), tokens, betas)
 
     def with_patches(self, patches: Tensor, tokens: Tensor, betas: Tensor | None = None) -> Tensor:
-        """Returns logits (B, K), as `with_tokens` does, from embedded patches (B, D, H / P, W / P) of size P."""
+        """Returns logits (B, K) of images whose patches of P × P pixels are already embedded, (B, D, H / P, W / P).
+
+        tokens, betas: as for `with_tokens`.
+        """
         x = patches.flatten(2).transpose(1, 2) + self.pos_embed  # (B, N, D)
         x = torch.cat([tokens.unsqueeze(1).to(x.dtype), x], dim=1)  # (B, 1 + N, D)
         for block in self.blocks:
@@ -218,7 +223,7 @@ class DualTokenViT(nn.Module):
         return x[:, 0] if self.config.pool == "token" else x[:, 1:].mean(dim=1)
 
     def soup(self, beta: float | Tensor) -> Tensor:
-        """Returns the token at β, float32 (D,). For a tensor of β (B,), returns one token for each, (B, D)."""
+        """Returns the token mixed by β, (D,). For a tensor of B β, returns one token for each β, (B, D)."""
         robust = self.clean_token if self.robust_token is None else self.robust_token
         if isinstance(beta, Tensor):
             return mix(self.clean_token[None, :], robust[None, :], beta[:, None])
@@ -226,7 +231,7 @@ class DualTokenViT(nn.Module):
 
     @property
     def adapter_parameters(self) -> int:
-        """Number of parameters that one mode has and the other mode does not share."""
+        """The number of parameters that one mode does not share with the other."""
         token = 0 if self.robust_token is None else self.config.width
         norms = sum(m.weight[0].numel() + m.bias[0].numel() for m in self.modules() if isinstance(m, DualLayerNorm))
         return token + norms
