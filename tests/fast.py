@@ -38,7 +38,7 @@ SLOW_TESTS = frozenset({
     "test_an_archive_whose_links_lead_through_too_many_folders_is_refused",
     "test_servers_that_start_together_on_an_empty_store_create_its_tables_once",
     "test_square_breaks_a_model_without_a_gradient",
-    "test_ten_thousand_malformed_images_give_pixels_or_an_image_error_quickly_and_no_warning",
+    "test_ten_thousand_malformed_images_give_pixels_or_an_image_error_and_no_warning",
     "test_under_another_norm_the_attack_fools_within_the_radius",
     "test_with_the_extras_serve_and_cpu_alone_a_command_runs_or_names_the_extra",
     "test_worker_processes_decode_like_one_process",
