@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +33,7 @@ from tureen.soup import Soup
 
 Row = tuple[Pixels, float]  # an image and its β
 START_RUNS = 3  # timed runs that measure the speed of the machine
+START_RUNS_S = 0.02  # timed runs of a batch size end after this time; longer ones average disturbances themselves
 RETRY_S = 0.1  # between attempts to submit background rows to a full queue
 
 
@@ -197,14 +199,29 @@ def open_soup(bundle: Bundle, settings: Settings) -> tuple[Soup, StartSpeed]:
         alone = open_engine(bundle, engine.name, engine.precision, replace(settings.engine_options, streams=1))
         engine = PairedEngine(alone, engine)
     soup = Soup(bundle, engine, settings.limits, calibrated=settings.calibration)
-    run_s: dict[int, float] = {}
-    for size in warm_sizes(settings.max_batch):
-        # The first run of a size compiles or allocates. The shortest of the runs is the least disturbed one.
-        for _ in range(1 + START_RUNS):
-            started = time.perf_counter()
-            soup.logits(np.zeros((size, *bundle.golden.pixels.shape[1:]), np.uint8), [0.0] * size)
-            run_s[size] = min(run_s.get(size, math.inf), time.perf_counter() - started)
+    shape = bundle.golden.pixels.shape[1:]
+    run_s = {
+        size: measure_run_s(partial(soup.logits, np.zeros((size, *shape), np.uint8), [0.0] * size))
+        for size in warm_sizes(settings.max_batch)
+    }
     return soup, StartSpeed(_decode_unit_s(bundle, settings), run_s)
+
+
+def measure_run_s(run: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
+    """Returns the seconds of the shortest run, which is the least disturbed one.
+
+    Runs once to compile and allocate. Then runs START_RUNS times, or until these runs have taken START_RUNS_S seconds.
+    """
+    shortest_s = measured_s = 0.0
+    for number in range(1 + START_RUNS):
+        started = clock()
+        run()
+        seconds = clock() - started
+        shortest_s = min(shortest_s, seconds) if number else seconds
+        measured_s += seconds if number else 0
+        if measured_s >= START_RUNS_S:
+            break
+    return shortest_s
 
 
 def _decode_unit_s(bundle: Bundle, settings: Settings) -> float:

@@ -8,7 +8,7 @@ import pytest
 from serve.errors import DeadlineError, InferenceError
 from serve.inference.batch_policy import Priority
 from serve.inference.image_decoders import Decoders
-from serve.inference.loaded_model import InferenceRequest, LoadedModel, open_soup, warm_sizes
+from serve.inference.loaded_model import InferenceRequest, LoadedModel, measure_run_s, open_soup, warm_sizes
 from serve.settings import Settings
 from serve.telemetry.metrics import Metrics
 from serve.telemetry.request_trace import REQUEST_TRACE, RequestTrace
@@ -114,3 +114,15 @@ def test_logits_that_are_not_finite_are_an_error_of_the_engine():
 @pytest.mark.parametrize(("max_batch", "sizes"), [(1, [1]), (2, [1, 2]), (8, [1, 2, 4, 8]), (12, [1, 2, 4, 8, 12])])
 def test_each_power_of_two_and_the_largest_batch_are_warm(max_batch, sizes):
     assert warm_sizes(max_batch) == sizes
+
+
+@pytest.mark.parametrize(("durations", "shortest", "runs"), [([9, 0.003, 0.002, 0.004], 0.002, 4), ([9, 5], 5, 2)])
+def test_the_runs_at_the_start_are_repeated_only_while_they_are_short(durations, shortest, runs):
+    now, ran = [0.0], []
+
+    def run():
+        ran.append(durations[len(ran)])
+        now[0] += ran[-1]
+
+    assert measure_run_s(run, clock=lambda: now[0]) == pytest.approx(shortest)
+    assert len(ran) == runs
