@@ -131,6 +131,7 @@ def test_a_job_survives_its_server(start_operated, many, roots, tmp_path, signal
     ]
     watching = subprocess.Popen(watch, stdout=subprocess.PIPE, text=True)
     until(operator, job_id, lambda job: job["done"] > 100)
+    server.wait_for(lambda: list((tmp_path / "out/one").glob("part-*")), "a shard")  # written after its last image
     server.process.send_signal(signal_number)
     server.process.wait(SOON_S)
     done = {path: path.stat().st_ino for path in (tmp_path / "out/one").glob("part-*")}
