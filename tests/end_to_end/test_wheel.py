@@ -32,6 +32,7 @@ def installed(tmp_path_factory):
         "pip",
         "install",
         "--quiet",
+        "--no-compile",  # the server compiles the few modules that it imports
         "-c",
         ROOT / "constraints.txt",
         f"tureen[serve,cpu] @ {wheel.as_uri()}",
