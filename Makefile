@@ -18,7 +18,7 @@ setup: .venv/installed
 demo: setup
 	$(BIN)/tureen demo --port $(PORT)
 
-# A process for each CPU, four at most: each of them exports the bundle of the tests.
+# A process for each CPU, four at most.
 PARALLEL := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test: setup

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import importlib.metadata
 import io
 import json
 import os
@@ -11,7 +12,9 @@ import shutil
 import signal
 import sys
 import tarfile
+import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +24,7 @@ from hypothesis import HealthCheck, settings
 from PIL import Image
 
 from tests.fast import is_fast
+from tests.forked_tureen import ForkedTureen
 from tests.patience import PATIENCE
 
 ROOT = Path(__file__).parents[1]
@@ -28,6 +32,7 @@ SHARED_DATA = ROOT.parent / "shared" / "data"
 SHORT_DIGITS = [
     "epochs=20", "model.width=64", "model.depth=2", "attack_steps=1", "learning_rate=0.006", "evaluation_steps=5"
 ]  # fmt: skip
+KEPT_S = 24 * 3600  # a session that began before a source changed still reads what it has made
 # A directory with `bundle` and `held_out.npz`, for an environment without torch (test_lowest_versions.py).
 PREPARED_DIGITS = os.environ.get("TUREEN_TEST_DIGITS")
 
@@ -61,6 +66,13 @@ def _isolated_directories(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         yield
 
 
+@pytest.fixture(scope="session")
+def forked_tureen() -> Iterator[ForkedTureen]:
+    """The process whose forks run `tureen` without its imports."""
+    with closing(ForkedTureen()) as forked:
+        yield forked
+
+
 @pytest.fixture(autouse=True)
 def _signal_handlers() -> Iterator[None]:
     """Start each test with the usual handlers. A server in this process, or a background shell, ignores signals."""
@@ -88,29 +100,52 @@ def _trained_digits(config: pytest.Config, settings: list[str]) -> Path:
     """Run `tureen train digits`; the pytest cache keeps the run until training/ or the settings change."""
     from tureen.cli import main
 
+    def train(out: Path) -> None:
+        assert main(["train", "digits", "--out", str(out), *(f"--set={setting}" for setting in settings)]) == 0
+
     sources = [*sorted((ROOT / "training").rglob("*.py")), ROOT / "tureen" / "tokens.py"]
     content = b"".join(source.read_bytes() for source in sources) + json.dumps(settings).encode()
-    cache = Path(config.cache.mkdir("short-digits" if settings else "digits"))
+    return _kept(config, "short-digits" if settings else "digits", content, train, last="checkpoint.json")
+
+
+def _kept(config: pytest.Config, name: str, content: bytes, make: Callable[[Path], None], *, last: str) -> Path:
+    """Return a directory of the pytest cache that `make` has written from this content.
+
+    last: the file that `make` writes last.
+    """
+    cache = Path(config.cache.mkdir(name))
     out = cache / hashlib.sha256(content).hexdigest()[:12]
     with (cache / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # so that parallel sessions in one checkout train once
-        if not (out / "checkpoint.json").exists():
-            for stale in filter(Path.is_dir, cache.iterdir()):
-                shutil.rmtree(stale)
-            assert main(["train", "digits", "--out", str(out), *(f"--set={setting}" for setting in settings)]) == 0
+        fcntl.flock(lock, fcntl.LOCK_EX)  # so that parallel sessions in one checkout make it once
+        if not (out / last).exists():
+            for earlier in filter(Path.is_dir, cache.iterdir()):
+                if time.time() - earlier.stat().st_mtime > KEPT_S:
+                    shutil.rmtree(earlier)
+            shutil.rmtree(out, ignore_errors=True)  # incomplete
+            make(out)
     return out
 
 
 @pytest.fixture(scope="session")
-def bundle_path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bundle_path(request: pytest.FixtureRequest) -> Path:
     """The exported bundle of the trained digits. Read-only: `own_bundle` is a copy."""
     if PREPARED_DIGITS:
         return Path(PREPARED_DIGITS) / "bundle"
+    run: Path = request.getfixturevalue("digits_run")
+    return _exported(request.config, "digits-bundle", run.name.encode(), [str(run)])
+
+
+def _exported(config: pytest.Config, name: str, weights: bytes, arguments: list[str]) -> Path:
+    """Run `tureen export`; the pytest cache keeps the bundle until weights, sources or installed packages change."""
     from tureen.cli import main
 
-    out = tmp_path_factory.mktemp("export") / "digits-bundle"
-    assert main(["export", str(request.getfixturevalue("digits_run")), "--out", str(out)]) == 0
-    return out
+    def export(out: Path) -> None:
+        assert main(["export", *arguments, "--out", str(out)]) == 0
+
+    sources = sorted(source for room in ("export", "training", "tureen") for source in (ROOT / room).rglob("*.py"))
+    packages = sorted(f"{found.name} {found.version}" for found in importlib.metadata.distributions())
+    content = b"".join(source.read_bytes() for source in sources) + json.dumps([arguments[1:], packages]).encode()
+    return _kept(config, name, content + weights, export, last="manifest.json")
 
 
 @pytest.fixture
@@ -263,24 +298,17 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def single_token_bundle(single_token_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def single_token_bundle(request: pytest.FixtureRequest, single_token_file: Path) -> Path:
     """The exported bundle of a model with one token. Read-only."""
-    from tureen.cli import main
-
-    out = tmp_path_factory.mktemp("export") / "single"
-    assert main(["export", str(single_token_file), "--out", str(out), "--engine", "onnxruntime"]) == 0
-    return out
+    arguments = [str(single_token_file), "--engine", "onnxruntime"]
+    return _exported(request.config, "single-token-bundle", single_token_file.read_bytes(), arguments)
 
 
 @pytest.fixture(scope="session")
-def equal_tokens_bundle(single_token_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def equal_tokens_bundle(request: pytest.FixtureRequest, single_token_file: Path) -> Path:
     """The exported bundle of the same model with its token as clean and robust token. Read-only."""
-    from tureen.cli import main
-
-    out = tmp_path_factory.mktemp("export") / "equal"
-    arguments = ["export", str(single_token_file), "--out", str(out), "--engine", "onnxruntime", "--tokens", "equal"]
-    assert main(arguments) == 0
-    return out
+    arguments = [str(single_token_file), "--engine", "onnxruntime", "--tokens", "equal"]
+    return _exported(request.config, "equal-tokens-bundle", single_token_file.read_bytes(), arguments)
 
 
 @pytest.fixture(scope="session")

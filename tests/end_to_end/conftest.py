@@ -27,10 +27,10 @@ def environment():
 
 
 @pytest.fixture(scope="session")
-def run_command(tmp_path_factory) -> Iterator[Callable[..., subprocess.CompletedProcess]]:
+def run_command(forked_tureen, tmp_path_factory) -> Iterator[Callable[..., subprocess.CompletedProcess]]:
     """A function that runs a documented command in a directory.
 
-    A plain command of `warm_commands` runs there, any other one in a shell.
+    A plain command of `warm_commands` or `forked_tureen` runs there, any other one in a shell.
     """
     outputs = tmp_path_factory.mktemp("outputs")
     warm: list[subprocess.Popen] = []  # started for its first command
@@ -49,8 +49,11 @@ def run_command(tmp_path_factory) -> Iterator[Callable[..., subprocess.Completed
 
     def run(command, directory):
         words = shlex.split(command, comments=True)
-        if words[:1] == ["tureen"] and words[1] in COMMANDS and not set("|<>$&;*") & set(command):
-            return run_warm(words[1:], directory)
+        if words[:1] == ["tureen"] and not set("|<>$&;*") & set(command):
+            if words[1] in COMMANDS:
+                return run_warm(words[1:], directory)
+            if words[1] in forked_tureen.COMMANDS and "--ray" not in words:  # Ray copies the process that it finds
+                return forked_tureen.run(words[1:], directory=directory, env=environment(), timeout=DEADLINE_S)
         return subprocess.run(["sh", "-c", command], cwd=directory, env=environment(), capture_output=True, text=True)
 
     yield run

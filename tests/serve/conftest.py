@@ -16,18 +16,21 @@ from pathlib import Path
 import pytest
 
 from serve.control.revision_store import RevisionStore
+from tests.forked_tureen import ForkedProcess
 from tests.patience import DEADLINE_S
 from tests.ports import free_port
 from tests.serve.control.postgres import Postgres
 from tureen.bundle.bundle import GOLDEN, MANIFEST, load_bundle, record_files
 from tureen.commands.demo import EXAMPLES
 
+PYTHON_TUREEN = (sys.executable, "-m", "tureen.cli")
+
 
 @dataclass
 class RunningServer:
     """A server process, its port and its log file."""
 
-    process: subprocess.Popen
+    process: subprocess.Popen | ForkedProcess
     port: int
     log_file: Path
     host: str = "127.0.0.1"
@@ -82,9 +85,10 @@ class RunningServer:
 
 
 @pytest.fixture
-def start_server(tmp_path):
+def start_server(forked_tureen, tmp_path):
     """A function that starts `tureen serve BUNDLE --port … FLAGS…`. The server is killed when the test ends.
 
+    The server is a fork (see tests.forked_tureen), unless `before` is set.
     before: a command that runs the server, such as setpriv. env: replaces the environment of this process.
     """
     with contextlib.ExitStack() as stack:
@@ -92,13 +96,13 @@ def start_server(tmp_path):
         def start(*flags, bundle=EXAMPLES / "cifar10", engine="onnxruntime", before=(), env=None, **environment):
             port = free_port()
             log_file = tmp_path / f"{port}.log"
-            command = ["-m", "tureen.cli", "serve", bundle, "--port", port, "--engine", engine, *flags]
+            command = [*map(str, ("serve", bundle, "--port", port, "--engine", engine, *flags))]
             with log_file.open("w") as log:
-                process = subprocess.Popen(
-                    [*before, sys.executable, *map(str, command)],
-                    stderr=log,
-                    env={**(os.environ if env is None else env), **environment},
-                )
+                variables = {**(os.environ if env is None else env), **environment}
+                if before:
+                    process = subprocess.Popen([*before, *PYTHON_TUREEN, *command], stderr=log, env=variables)
+                else:
+                    process = forked_tureen.start(command, stderr=log, env=variables)
             stack.callback(process.wait)
             stack.callback(process.kill)
             return RunningServer(process, port, log_file)

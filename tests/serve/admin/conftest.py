@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 
 import pytest
 
@@ -51,11 +49,6 @@ def start_operated(start_server, tmp_path):
 
 
 @pytest.fixture
-def run_tureen():
+def run_tureen(forked_tureen):
     """A function that runs `tureen` as a process without a terminal."""
-
-    def run(*arguments):
-        command = [sys.executable, "-m", "tureen.cli", *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=DEADLINE_S)
-
-    return run
+    return lambda *arguments: forked_tureen.run(arguments, timeout=DEADLINE_S)
