@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from tureen.bundle.bundle import MANIFEST, load_bundle, read_manifest
 from tureen.commands.report import accuracy_summary
 from tureen.errors import BundleError, TureenError
+from tureen.pictures.ship import drawn_ship
 from tureen.soup import load
 from tureen.tokens import CLEAN_BETA, ROBUST_BETA
 
@@ -124,18 +125,6 @@ def _serve_example(bundle: Path, options: argparse.Namespace) -> int:
 
 def _links(url: str) -> str:
     return f"Console: {url}/ui. API: {url}/docs. Ctrl-C stops the server."
-
-
-def drawn_ship() -> Image.Image:
-    """Returns a sample image for the CIFAR-10 example, RGB 320 × 320: a simple drawing of a ship."""
-    picture = Image.new("RGB", (320, 320), (150, 190, 225))
-    draw = ImageDraw.Draw(picture)
-    draw.rectangle((0, 200, 320, 320), fill=(40, 80, 120))  # sea
-    draw.polygon([(40, 180), (290, 180), (260, 235), (75, 235)], fill=(60, 50, 55))  # hull
-    draw.rectangle((100, 140, 220, 180), fill=(235, 235, 235))  # decks
-    draw.rectangle((130, 105, 190, 140), fill=(220, 220, 220))
-    draw.rectangle((150, 70, 170, 105), fill=(190, 60, 50))  # funnel
-    return picture
 
 
 def prepare(directory: Path) -> Path:
