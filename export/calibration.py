@@ -111,8 +111,11 @@ def fit_calibration(
 def fit_temperature(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
     """Returns the temperature in [1/20, 20] that gives the labels the highest likelihood.
 
-    logits: (n, K). labels: (n,).
+    Returns 1 if every label has the highest logit: then no temperature has the highest likelihood, and the lowest would
+    make every probability nearly 1. logits: (n, K). labels: (n,).
     """
+    if (logits.argmax(axis=1) == labels).all():
+        return 1.0
 
     def loss(log_temperature: float) -> float:
         scaled = logits.astype(np.float64) / math.exp(log_temperature)

@@ -137,7 +137,11 @@ def _single_token(manifest: Manifest) -> str:
         beta = "Both tokens of this bundle are equal: a request may name any β, which has no effect."
     else:
         beta = "A request that names a β is rejected."
-    trained_on = "The model may have been trained on these images.\n\n" if manifest.accuracy else ""
+    trained_on = (
+        "The model may have been trained on these images. The strength of the attack was not checked.\n\n"
+        if manifest.accuracy
+        else ""
+    )
     return f"""\
 A Vision Transformer with one class token, not co-trained: its logits are those of the original model. {beta}
 Serve it with `tureen serve`; `tureen train finetune --init` gives it a clean and a robust token.
@@ -162,25 +166,27 @@ def _measured(manifest: Manifest) -> str:
     evaluation = manifest.evaluation
     sections: list[tuple[str, str]] = []
     if evaluation.strengths:
-        sections.append(("Accuracy by strength", strength_table(evaluation.strengths)))
+        sections.append(("Accuracy by strength", strength_table(evaluation.strengths, evaluation.checks)))
     if evaluation.classes:
-        sections.append(("Accuracy by class", class_table(evaluation.classes, manifest.labels)))
+        sections.append(("Accuracy by class", class_table(evaluation.classes, manifest.labels, evaluation.checks)))
     if evaluation.checks:
         sections.append(("Checks of the attack", check_results(evaluation.checks)))
     if evaluation.other_norms:
         tables = [
-            accuracy_table(list(rows))
+            accuracy_table(list(rows), evaluation.checks)
             for _, rows in groupby(evaluation.other_norms, lambda row: NORM_SYMBOLS[row.norm])
         ]
         sections.append(("Other norms", "\n\n".join(tables)))
     if evaluation.matrix:
         sections.append(("Attacks on another β", matrix_table(evaluation.matrix)))
     if evaluation.epsilon_curve:
-        sections.append(("Other radii", epsilon_table(evaluation.epsilon_curve)))
+        sections.append(("Other radii", epsilon_table(evaluation.epsilon_curve, evaluation.checks)))
     if evaluation.shifts:
         sections.append(("Corruptions and shifts", shift_table(evaluation.shifts)))
     if evaluation.ensembles:
-        sections.append(("Comparison with ensembles", ensemble_table(evaluation.ensembles, manifest.accuracy)))
+        sections.append(
+            ("Comparison with ensembles", ensemble_table(evaluation.ensembles, manifest.accuracy, evaluation.checks))
+        )
     return "".join(f"\n### {heading}\n\n```\n{text}\n```\n" for heading, text in sections)
 
 

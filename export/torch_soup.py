@@ -5,6 +5,7 @@ The soup at β is the model with the token mixed from clean and robust token by 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,20 +42,32 @@ class TorchSoup:
         """Returns the soup at β as a module: images float (B, 3, H, W) in [0, 1] to logits (B, K).
 
         This is the form that RobustBench and AutoAttack require. H and W are `preprocess.image_size`. The module is
-        differentiable with respect to the images. All modules of a soup share their weights. beta: any number; outside
-        [0, 1] the tokens are extrapolated.
+        differentiable with respect to the images. All modules of a soup share their weights, and are in eval mode.
+        beta: any finite number; outside [0, 1] the tokens are extrapolated.
+
+        Raises ValueError for another β. The module raises ValueError for images of another shape or dtype.
         """
-        return _SoupAtBeta(self.model, beta)
+        if isinstance(beta, str) or not math.isfinite(beta):
+            raise ValueError(f"β must be a finite number, not {beta!r}")
+        return _SoupAtBeta(self.model, float(beta), self.preprocess.image_size)
 
 
 class _SoupAtBeta(nn.Module):
     """The model at one β, as a function of images alone."""
 
-    def __init__(self, model: Model, beta: float) -> None:
+    def __init__(self, model: Model, beta: float, size: int) -> None:
         super().__init__()
-        self.model, self.beta = model, beta
+        self.model, self.beta, self.size = model, beta, size
+        # A caller may restore the mode of this module, and with it that of the shared model.
+        self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
+        shape = (3, self.size, self.size)
+        if images.ndim != 4 or images.shape[1:] != shape or not images.is_floating_point():
+            raise ValueError(
+                f"images must be float (B, {', '.join(map(str, shape))}) in [0, 1], not {images.dtype} "
+                f"{tuple(images.shape)}"
+            )
         return forward_at_beta(self.model, self.beta)(images)
 
 

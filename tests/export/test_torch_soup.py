@@ -1,6 +1,7 @@
 """The soups of a checkpoint and of a bundle in PyTorch: their logits, their gradients, and AutoAttack on them."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -32,6 +33,34 @@ def test_an_attack_on_a_module_changes_its_labels(held_out, digits_run):
     attacked = apgd(module, x, y, epsilon=38 / 255, steps=5)
     assert (module(attacked).argmax(1) == y).sum() < (module(x).argmax(1) == y).sum()
     assert not any(parameter.requires_grad for parameter in module.parameters())
+
+
+def test_a_module_is_in_eval_mode_so_that_an_attack_restores_no_other(digits_run):
+    soup = load_torch(digits_run)
+    module = soup.at(0.5)
+    assert not module.training
+    module.train(module.training)  # as packages of attacks do at their end
+    assert not soup.model.training
+
+
+@pytest.mark.parametrize("beta", [math.nan, math.inf, "robust"])
+def test_a_beta_that_is_no_number_is_refused(digits_run, beta):
+    with pytest.raises(ValueError, match="β must be a finite number"):
+        load_torch(digits_run).at(beta)
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        torch.rand(2, 1, 8, 8),
+        torch.rand(2, 3, 9, 8),
+        torch.rand(3, 8, 8),
+        torch.zeros(2, 3, 8, 8, dtype=torch.uint8),
+    ],
+)
+def test_images_of_another_shape_or_type_are_refused(digits_run, images):
+    with pytest.raises(ValueError, match=r"images must be float \(B, 3, 8, 8\) in \[0, 1\], not torch"):
+        load_torch(digits_run).at(0.5)(images)
 
 
 @pytest.mark.parametrize(

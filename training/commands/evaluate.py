@@ -18,7 +18,7 @@ from training.data.datasets import Images, balanced_sample
 from training.distributed import best_device, cpus_per_process, limit_threads
 from training.errors import CheckpointError
 from training.evaluation.accuracy import correct_by_beta, make_predictor, wilson_interval
-from training.evaluation.attack_checks import check_epsilon_curve
+from training.evaluation.attack_checks import LARGER_RADIUS, check_epsilon_curve
 from training.evaluation.corruptions import CORRUPTIONS
 from training.evaluation.measure import Measurement, measure_shifts, measure_strengths, read_images
 from training.evaluation.plot import plot_accuracy, plot_epsilon_curve, plot_matrix, plot_shifts
@@ -26,7 +26,7 @@ from training.evaluation.shifts import SHIFTS
 from training.evaluation.tune import tune_beta, tuned_table
 from tureen.arguments import betas_argument, positive_int
 from tureen.bundle.bundle import MANIFEST
-from tureen.bundle.manifest import AccuracyRow, Evaluation, Norm
+from tureen.bundle.manifest import AccuracyRow, AttackCheck, Evaluation, Norm
 from tureen.commands.report import (
     accuracy_table,
     check_results,
@@ -190,52 +190,70 @@ def _evaluate_checkpoint(checkpoint: Checkpoint, betas: list[float], options: ar
         norm=options.norm,
     )
     rows = measurement.accuracy()
+    checks = measurement.checks()
     measured: dict[str, object] = {}
     if options.norm == "linf":
-        checks = measurement.checks()
         # A stored matrix belongs to the former table: its attack may be another.
-        measured |= {"checks": checks, "matrix": None, "classes": measurement.by_class(classes)}
+        measured |= {"matrix": None, "classes": measurement.by_class(classes)}
     if options.strengths:
         assert checkpoint.validation is not None
-        measured["strengths"] = measure_strengths(
+        measured["strengths"], more = measure_strengths(
             checkpoint.model,
             images,
             balanced_sample(checkpoint.validation, options.images),
             attack=attack,
             steps=steps,
             epsilon_255=epsilon_255,
+            checked=betas,
         )
+        checks += more
     if options.matrix:
         measured["matrix"] = measurement.matrix()
     if options.epsilon_curve:
-        curve = measurement.epsilon_curve()
-        measured |= {"epsilon_curve": curve, "checks": [*checks, *check_epsilon_curve(curve)]}
+        curve = measured["epsilon_curve"] = measurement.epsilon_curve()
+        checks += check_epsilon_curve(curve)
     if options.ensembles:
         measured["ensembles"] = measurement.ensembles()
     if names := _shift_names(options):
         measured["shifts"] = measure_shifts(make_predictor(checkpoint.model), images, betas, names)
-    evaluation = Evaluation().model_copy(update=measured)
+    evaluation = Evaluation().model_copy(update={**measured, "checks": checks})
     _print(rows, evaluation, split, as_json=options.json)
     if options.save:
-        _save(options.path, checkpoint, rows, measured)
+        _save(options.path, checkpoint, rows, checks, measured)
     if options.plot:
         _plot(rows, evaluation, options.plot, recipe.name)
     return 0
 
 
-def _save(path: Path, checkpoint: Checkpoint, rows: list[AccuracyRow], measured: Mapping[str, object]) -> None:
+def _save(
+    path: Path,
+    checkpoint: Checkpoint,
+    rows: list[AccuracyRow],
+    checks: list[AttackCheck],
+    measured: Mapping[str, object],
+) -> None:
     """Writes new results into the checkpoint at `path`.
 
     rows: accuracy at each β, all under one norm. Under l∞ they replace the accuracy of the checkpoint. Under l2 or l1
-    they replace the rows under the same norm in its evaluation. measured: fields of the evaluation to replace.
+    they replace the rows under the same norm in its evaluation. measured: fields of the evaluation to replace; checks
+    of results that stay in the evaluation are kept.
     """
-    before = checkpoint.evaluation
-    if (norm := rows[0].norm) != "linf":
+    before, norm = checkpoint.evaluation, rows[0].norm
+    strengths = set() if "strengths" in measured else {row.beta for row in before.strengths}
+    kept = [
+        check
+        for check in before.checks
+        if check.norm != norm
+        or (check.name == LARGER_RADIUS and "epsilon_curve" not in measured)
+        or (norm == "linf" and check.beta in strengths - {row.beta for row in rows})
+    ]
+    evaluation = before.model_copy(update={**measured, "checks": [*kept, *checks]})
+    if norm != "linf":
         others = [row for row in before.other_norms if row.norm != norm]
-        evaluation = before.model_copy(update={**measured, "other_norms": [*others, *rows]})
+        evaluation = evaluation.model_copy(update={"other_norms": [*others, *rows]})
         save_checkpoint(path, replace(checkpoint, evaluation=evaluation))
         return
-    save_checkpoint(path, replace(checkpoint, accuracy=rows, evaluation=before.model_copy(update=measured)))
+    save_checkpoint(path, replace(checkpoint, accuracy=rows, evaluation=evaluation))
 
 
 def _evaluate_bundle(options: argparse.Namespace) -> int:
@@ -336,13 +354,13 @@ def _print(rows: list[AccuracyRow], evaluation: Evaluation, split: str | None, *
         return
     parts = [accuracy_table(rows, evaluation.checks, "images" if split is None else f"{split} images")]
     if evaluation.ensembles:
-        parts.append(ensemble_table(evaluation.ensembles, rows))
+        parts.append(ensemble_table(evaluation.ensembles, rows, evaluation.checks))
     if evaluation.strengths:
-        parts.append(strength_table(evaluation.strengths))
+        parts.append(strength_table(evaluation.strengths, evaluation.checks))
     if evaluation.matrix:
         parts.append(matrix_table(evaluation.matrix))
     if evaluation.epsilon_curve:
-        parts.append(epsilon_table(evaluation.epsilon_curve))
+        parts.append(epsilon_table(evaluation.epsilon_curve, evaluation.checks))
     if evaluation.shifts:
         parts.append(shift_table(evaluation.shifts))
     if evaluation.checks:

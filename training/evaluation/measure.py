@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 
@@ -41,7 +41,7 @@ class Measurement:
     """Runs several measurements of one model on the same images, with the same attack and radius.
 
     betas: the β to evaluate. steps: of the attack. epsilon_255: radius in `norm`, in 1/255. norm: of the attack;
-    `checks`, `matrix`, `ensembles` and `epsilon_curve` are for l∞ only. Each measurement shows a progress bar.
+    `matrix`, `ensembles` and `epsilon_curve` are for l∞ only. Each measurement shows a progress bar.
     """
 
     def __init__(
@@ -109,9 +109,12 @@ class Measurement:
                 on_batch=advance,
             )
 
-    def checks(self) -> list[AttackCheck]:
-        """Returns the results of `check_attack`, which checks that the attack is strong enough."""
-        outcomes = self._outcomes
+    def checks(self, *, omitted: Collection[float] = ()) -> list[AttackCheck]:
+        """Returns the results of `check_attack`, which checks that the attack is strong enough.
+
+        omitted: the β at which the attack is not checked.
+        """
+        outcomes = {beta: outcome for beta, outcome in self._outcomes.items() if beta not in omitted}
         most = len(outcomes) * CHECKS_AT_EACH_BETA + len(outcomes.keys() & set(MODES)) * CHECKS_AT_A_MODE
         with _bar("check the attack", most, "check") as advance:
             return check_attack(
@@ -121,6 +124,7 @@ class Measurement:
                 epsilon_255=self._epsilon_255,
                 steps=self._steps,
                 attack=self._attack,
+                norm=self._norm,
                 on_check=advance,
             )
 
@@ -153,21 +157,30 @@ class Measurement:
 
 
 def measure_strengths(
-    model: nn.Module, test: Images, validation: Images, *, attack: str, steps: int, epsilon_255: float
-) -> list[StrengthRow]:
-    """Returns the accuracy on the test images at five strengths, and the robust accuracy that validation predicts.
+    model: nn.Module,
+    test: Images,
+    validation: Images,
+    *,
+    attack: str,
+    steps: int,
+    epsilon_255: float,
+    checked: Collection[float] = (),
+) -> tuple[list[StrengthRow], list[AttackCheck]]:
+    """Returns rows and checks: accuracy on the test images at five strengths, and the checks of the attack on them.
 
+    Each row also has the robust accuracy that the validation images predict.
     A strength is a number from 0 (clean mode) to 1 (robust mode). A curve that the validation images fit maps it to β.
-    Attacks both parts of the images. Shows progress bars. The other arguments and the errors are those of
-    `attack_each_beta`.
+    Attacks both parts of the images. Shows progress bars. checked: β at which the attack is not checked again. The
+    other arguments and the errors are those of `attack_each_beta`.
     """
     curve = strength_curve(logits_by_beta(make_predictor(model), validation), BETAS)
     betas = [curve.beta_at(strength) for strength in STRENGTHS]
-    test_rows, validation_rows = (
-        Measurement(model, images, betas, attack=attack, steps=steps, epsilon_255=epsilon_255).accuracy()
+    on_test, on_validation = (
+        Measurement(model, images, betas, attack=attack, steps=steps, epsilon_255=epsilon_255)
         for images in (test, validation)
     )
-    return strength_rows(curve, test_rows, validation_rows)
+    rows = strength_rows(curve, on_test.accuracy(), on_validation.accuracy())
+    return rows, on_test.checks(omitted=checked)
 
 
 def measure_shifts(predict: Predict, images: Images, betas: Sequence[float], names: Sequence[str]) -> list[ShiftRow]:

@@ -70,15 +70,20 @@ class AttackCheck(_Record):
 
     name: str = Field(description="the property")
     beta: float
+    norm: Norm = Field(default="linf", description="of the attack")
     n: int = Field(gt=0, description="number of images")
     has_passed: bool
     figures: dict[str, float] = Field(description="the measurements, as shares of the images")
     sentence: str = Field(description="the meaning of a failure")
 
 
-def failed_checks(checks: Iterable[AttackCheck], *betas: float) -> list[str]:
-    """Returns the names of the checks that failed at one of `betas`: the robust accuracy there is too high."""
-    return list(dict.fromkeys(check.name for check in checks if check.beta in betas and not check.has_passed))
+def failed_checks(checks: Iterable[AttackCheck], *betas: float, norm: Norm = "linf") -> list[str]:
+    """Returns the names of the checks that failed at one of `betas`: the robust accuracy there is too high.
+
+    norm: of the attack whose checks are meant.
+    """
+    failed = (c for c in checks if c.beta in betas and c.norm == norm and not c.has_passed)
+    return list(dict.fromkeys(check.name for check in failed))
 
 
 class SuspectCell(_Record):

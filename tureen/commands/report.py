@@ -108,10 +108,8 @@ def accuracy_table(rows: Sequence[AccuracyRow], checks: Sequence[AttackCheck] = 
     ]
     for row in rows:
         cells = [_with_interval(accuracy) for accuracy in (row.clean, row.robust)]
-        doubt = doubt_text(row.beta, checks)
-        lines.append(
-            f"{row.beta:6.2f}{_extension_mark(row.beta)} {cells[0]:>20}  {cells[1]:>20}{doubt and f'  {doubt}'}"
-        )
+        doubt = doubt_text(row.beta, checks, norm=row.norm)
+        lines.append(f"{row.beta:6.2f}{_extension_mark(row.beta)} {cells[0]:>20}  {cells[1]:>20}{_beside(doubt)}")
     return "\n".join([*lines, *_footnote(row.beta for row in rows)])
 
 
@@ -120,9 +118,9 @@ def radius_text(row: AccuracyRow) -> str:
     return f"{NORM_SYMBOLS[row.norm]} ε = {row.epsilon_255:g}/255"
 
 
-def doubt_text(beta: float, checks: Iterable[AttackCheck]) -> str:
-    """Returns the warning to print beside the robust accuracy at β; empty if no check failed there."""
-    failed = failed_checks(checks, beta)
+def doubt_text(beta: float, checks: Iterable[AttackCheck], *, norm: Norm = "linf") -> str:
+    """Returns the warning to print beside the robust accuracy at β under the norm; empty if no check failed there."""
+    failed = failed_checks(checks, beta, norm=norm)
     return f"! too high: check failed ({'; '.join(failed)})" if failed else ""
 
 
@@ -133,8 +131,13 @@ def clean_table(betas: Sequence[float], accuracies: Sequence[Accuracy], n: int) 
     return "\n".join(lines)
 
 
-def ensemble_table(ensembles: Sequence[AccuracyRow], soups: Sequence[AccuracyRow]) -> str:
-    """Returns the table of ensembles beside soups at the same β and under the same attack, with the cost of each."""
+def ensemble_table(
+    ensembles: Sequence[AccuracyRow], soups: Sequence[AccuracyRow], checks: Sequence[AttackCheck] = ()
+) -> str:
+    """Returns the table of ensembles beside soups at the same β and under the same attack, with the cost of each.
+
+    checks: of the attack on the soups. Where one failed, both rows are marked.
+    """
     first = ensembles[0]
     by_beta = {row.beta: row for row in soups if _measurement_key(row) == _measurement_key(first)}
     lines = [
@@ -148,7 +151,7 @@ def ensemble_table(ensembles: Sequence[AccuracyRow], soups: Sequence[AccuracyRow
             if row is not None:
                 lines.append(
                     f"{row.beta:6.2f}  {name:<9}  {f'{passes}.0 ×':>14}  {_with_interval(row.clean):>20}  "
-                    f"{_with_interval(row.robust):>20}"
+                    f"{_with_interval(row.robust):>20}{_beside(doubt_text(row.beta, checks))}"
                 )
     return "\n".join(lines)
 
@@ -195,8 +198,8 @@ def suspect_sentence(suspect: SuspectCell) -> str:
     )
 
 
-def epsilon_table(curve: Sequence[AccuracyRow]) -> str:
-    """Returns the robust accuracy by radius: one row per radius, one column per β."""
+def epsilon_table(curve: Sequence[AccuracyRow], checks: Sequence[AttackCheck] = ()) -> str:
+    """Returns the robust accuracy by radius: one row per radius, one column per β; then the failed checks by β."""
     first = curve[0]
     betas = list(dict.fromkeys(row.beta for row in curve))
     shares = {(row.epsilon_255, row.beta): row.robust.value for row in curve}
@@ -208,11 +211,14 @@ def epsilon_table(curve: Sequence[AccuracyRow]) -> str:
         f"{radius:8g}{''.join(f'{100 * shares[radius, beta]:11.1f} ' for beta in betas)}"
         for radius in dict.fromkeys(row.epsilon_255 for row in curve)
     ]
-    return "\n".join([*lines, *_footnote(betas)])
+    return "\n".join([*lines, *_footnote(betas), *_doubts(betas, checks)])
 
 
-def strength_table(rows: Sequence[StrengthRow]) -> str:
-    """Returns the accuracy by strength: one row per strength, in per cent, with the predicted robust accuracy."""
+def strength_table(rows: Sequence[StrengthRow], checks: Sequence[AttackCheck] = ()) -> str:
+    """Returns the accuracy by strength: one row per strength, in per cent, with the predicted robust accuracy.
+
+    A robust accuracy whose checks failed is marked.
+    """
     first = rows[0]
     lines = [
         f"accuracy by strength on {first.n} test images, % (95 % interval); robust: {first.attack}, "
@@ -222,16 +228,17 @@ def strength_table(rows: Sequence[StrengthRow]) -> str:
     ]
     lines += [
         f"{row.strength:8.2f}  {row.beta:6.2f}  {_with_interval(row.clean):>20}  {_with_interval(row.robust):>20}  "
-        f"{100 * row.predicted_robust:9.1f}"
+        f"{100 * row.predicted_robust:9.1f}{_beside(doubt_text(row.beta, checks))}"
         for row in rows
     ]
     return "\n".join(lines)
 
 
-def class_table(counts: Sequence[ClassCounts], labels: Sequence[str]) -> str:
-    """Returns the clean and robust accuracy by class, one column for each β. counts: one or more.
+def class_table(counts: Sequence[ClassCounts], labels: Sequence[str], checks: Sequence[AttackCheck] = ()) -> str:
+    """Returns the clean and robust accuracy by class, one column for each β; then the failed checks by β.
 
-    Of more than MAX_CLASSES_SHOWN classes, those with the lowest robust accuracy at the last β, lowest first.
+    counts: one or more. Of more than MAX_CLASSES_SHOWN classes, those with the lowest robust accuracy at the last β,
+    lowest first.
     """
 
     def share(count: int, images: int) -> str:
@@ -255,7 +262,7 @@ def class_table(counts: Sequence[ClassCounts], labels: Sequence[str]) -> str:
             for row in counts
         )
         lines.append(f"{last.images[index]:6}{cells}  {printable(labels[index])}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_doubts((row.beta for row in counts), checks)])
 
 
 def shift_table(rows: Sequence[ShiftRow]) -> str:
@@ -348,6 +355,16 @@ def plan_table(plans: Mapping[str, PlanRecord]) -> str:
 
 def _with_interval(accuracy: Accuracy) -> str:
     return f"{100 * accuracy.value:5.1f} ({100 * accuracy.low:4.1f}–{100 * accuracy.high:5.1f})"
+
+
+def _beside(doubt: str) -> str:
+    return doubt and f"  {doubt}"
+
+
+def _doubts(betas: Iterable[float], checks: Sequence[AttackCheck]) -> list[str]:
+    """Returns a line for each β at which a check failed: the robust accuracies of its column are too high."""
+    doubts = ((beta, doubt_text(beta, checks)) for beta in betas)
+    return [f"robust accuracy at β = {beta:g}: {doubt}" for beta, doubt in doubts if doubt]
 
 
 def _extension_mark(beta: float) -> str:

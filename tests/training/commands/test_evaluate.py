@@ -9,6 +9,7 @@ from PIL import Image
 
 from training.attacks.catalogue import ATTACKS, attack_label
 from training.checkpoint import load_checkpoint, save_checkpoint
+from training.evaluation.attack_checks import LARGER_RADIUS
 from tureen.bundle.bundle import load_bundle
 from tureen.cli import main
 
@@ -77,7 +78,7 @@ def test_the_requested_evaluations_are_measured_and_plotted(small_run, tmp_path,
     assert [row["beta"] for row in evaluation["ensembles"]] == [0.3]
     assert {row["name"] for row in evaluation["shifts"]} >= {"rotation", "sketch"}
     names = {check["name"] for check in evaluation["checks"]}
-    assert len(names) == 6
+    assert len(names) == 7
     assert {check["beta"] for check in evaluation["checks"]} == {0, 0.3}
     pictures = sorted(file.name for file in tmp_path.iterdir())
     assert pictures == ["curve-epsilon.png", "curve-matrix.png", "curve-shifts.png", "curve.png"]
@@ -168,7 +169,14 @@ def test_saved_results_reach_the_manifest_and_the_card(small_run, tmp_path, caps
     assert "| 0 | " in card
     assert "l1 ε = 2000/255" in card
     assert "PGD-1" in card
-    doubted = {check.beta for check in evaluation.checks if not check.has_passed}
+    # The checks of the strengths, of the radii and of the other norms are kept beside those of the last table.
+    strengths = {row.beta for row in evaluation.strengths}
+    assert {check.beta for check in evaluation.checks if check.norm == "linf"} == strengths | {0, 1}
+    assert sum(check.name == LARGER_RADIUS for check in evaluation.checks) == 2
+    assert [(check.norm, check.beta) for check in evaluation.checks if check.norm != "linf"] == [
+        ("l1", 0), ("l1", 1), ("l2", 0), ("l2", 1)
+    ]  # fmt: skip
+    doubted = {check.beta for check in evaluation.checks if not check.has_passed and check.norm == "linf"} & {0, 1}
     marked = {row.beta for row in manifest.accuracy if f"| {row.beta:g} |" in card and "too high" in line_of(card, row)}
     assert marked == doubted
     assert main(["evaluate", str(run), *few]) == 0

@@ -43,7 +43,7 @@ def test_an_honest_model_passes_every_check_at_every_beta(grey_model, grey_image
     assert len(seen) == len(checks) == 3 * CHECKS_AT_EACH_BETA + 2 * CHECKS_AT_A_MODE
     figures = {check.name: check.figures for check in checks[: CHECKS_AT_EACH_BETA + CHECKS_AT_A_MODE]}
     assert figures[TWICE_WEAKER]["PGD-4"] == figures[TWICE_WEAKER]["PGD-8"]
-    assert figures[APGD]["PGD-4"] == figures[APGD]["with APGD-8 (CE, targeted DLR)"] == 0.7
+    assert figures[APGD]["PGD-4"] == figures[APGD]["with APGD-40 (CE, targeted DLR)"] == 0.7
     assert figures[SINGLE]["PGD-4"] == figures[SINGLE]["with FGSM"]
     assert figures[HALF] == {"PGD-4, ε 127.5/255": 0, "chance": 0.25}
     assert figures[SQUARE]["with Square-200"] == figures[SQUARE]["PGD-4"]
@@ -109,13 +109,13 @@ def test_small_steps_that_are_caught_in_a_dip_are_found_out_by_large_ones(margin
     assert failed(model, images, epsilon_255=8, steps=8) == {APGD, SINGLE}
 
 
-def test_an_attack_that_has_not_converged_is_found_out_by_more_steps(margin_model, grey_images):
-    """The error is inside the ball, so an attack reaches it with small steps only."""
+def planted(images, betas):
+    """The error is a small region inside the ball of radius 8/255 about mid-grey, so small steps alone reach it."""
     inside = 128 / 255 + 8 / 255 * (torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0)) - 0.5)
+    return 100 * ((images - inside).abs().mean(dim=(1, 2, 3)) - 0.15 * 8 / 255)
 
-    def planted(images, betas):
-        return 100 * ((images - inside).abs().mean(dim=(1, 2, 3)) - 0.15 * 8 / 255)
 
+def test_an_attack_that_has_not_converged_is_found_out_by_more_steps(margin_model, grey_images):
     model, images = margin_model(planted), grey_images([128] * 128)
     assert TWICE_STRONGER in failed(model, images, epsilon_255=8, steps=5)
     assert TWICE_STRONGER not in failed(model, images, epsilon_255=8, steps=40)
@@ -143,8 +143,20 @@ def test_checks_that_an_attack_does_not_allow_are_left_out(grey_model, grey_imag
     images = grey_images(LEVELS[::10])
     fgsm = checked(grey_model, images, epsilon_255=10, steps=4, attack="fgsm", betas=[1.0])
     assert [check.name for check in fgsm] == [APGD, SQUARE, HALF, VANISHED]
-    apgd = checked(grey_model, images, epsilon_255=10, steps=4, attack="apgd", betas=[1.0, 0.5])
+    apgd = checked(grey_model, images, epsilon_255=10, steps=20, attack="apgd", betas=[1.0, 0.5])
     assert [check.name for check in apgd] == [SQUARE, TWICE_WEAKER, TWICE_STRONGER, SINGLE, HALF, SQUARE]
+
+
+@pytest.mark.parametrize(("norm", "radius_255"), [("linf", 8.0), ("l2", 40.0)])
+def test_apgd_with_too_few_steps_is_found_out_at_every_beta(margin_model, grey_images, norm, radius_255):
+    """The l2 ball of this radius holds the error too."""
+    model, images = margin_model(planted), grey_images([128] * 128)
+    how = {"epsilon_255": radius_255, "steps": 1, "attack": "apgd", "norm": norm}
+    outcomes = attack_each_beta(model, images, betas=(0.5,), **how)
+    checks = check_attack(model, images, outcomes=outcomes, **how)
+    assert APGD in {check.name for check in checks if not check.has_passed}
+    assert {check.norm for check in checks} == {norm}
+    assert len(checks) == (2 if norm == "linf" else 1)
 
 
 def row(beta, epsilon_255, right):

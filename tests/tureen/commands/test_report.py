@@ -6,6 +6,7 @@ from tureen.bundle.manifest import (
     AttackCheck,
     ClassCounts,
     ShiftRow,
+    StrengthRow,
     SuspectCell,
     TransferMatrix,
 )
@@ -19,6 +20,7 @@ from tureen.commands.report import (
     matrix_table,
     shift_table,
     single_token_accuracy,
+    strength_table,
 )
 
 FOOTNOTE = "* outside [0, 1]: an extension, never served"
@@ -57,6 +59,25 @@ def test_a_robust_accuracy_whose_check_failed_is_marked_at_the_figure():
     clean, robust = accuracy_table([row(0.0, 0.2), row(1.0, 0.5)], checks).splitlines()[2:]
     assert clean.endswith("20.0 (15.0– 25.0)  ! too high: check failed (one; two)")
     assert robust.endswith("50.0 (45.0– 55.0)")
+
+
+def test_every_table_of_robust_accuracy_names_the_checks_that_failed():
+    failed = AttackCheck(name="one", beta=0.5, n=9, has_passed=False, figures={}, sentence="Beware.")
+    rows = [row(beta, 0.4) for beta in (0.0, 0.5)]
+    strengths = [StrengthRow(**r.model_dump(), strength=r.beta, predicted_robust=0.4, n_fitted=9) for r in rows]
+    counts = [ClassCounts(beta=r.beta, images=[5], clean=[4], robust=[2]) for r in rows]
+    mark = "! too high: check failed (one)"
+    for table in (
+        lambda checks: ensemble_table([rows[1]], rows, checks),
+        lambda checks: strength_table(strengths, checks),
+        lambda checks: class_table(counts, ["cat"], checks),
+        lambda checks: epsilon_table(rows, checks),
+    ):
+        marked = [line for line in table([failed]).splitlines() if mark in line]
+        assert marked
+        assert all("0.5" in line and "β = 0:" not in line for line in marked)
+        assert mark not in table([failed.model_copy(update={"norm": "l2"})])
+        assert mark not in table([failed.model_copy(update={"beta": 0.7})])
 
 
 def test_the_norm_of_the_attack_is_printed():
