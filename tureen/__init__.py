@@ -1,4 +1,6 @@
-"""Classifies images with adversarial model soups: β chooses between clean accuracy (0) and robustness (1).
+"""Classifies images with a model that has a clean and a robust token.
+
+A soup is the mix of both tokens. β is the weight of the robust token: 0 is the clean mode, 1 the robust mode.
 
 import tureen
 soup = tureen.load("tureen-demo/bundle")

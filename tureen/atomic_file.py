@@ -1,4 +1,4 @@
-"""Writes files atomically: a reader finds the complete old or the complete new content, also after a crash.
+"""Writes files atomically: a reader finds either the complete old or the complete new content, even after a crash.
 
 Knows nothing about the content.
 """
@@ -15,9 +15,9 @@ from typing import IO
 
 
 def write_atomically(path: Path, data: bytes, *, mode: int = 0o666, has_other_writers: bool = False) -> None:
-    """Replaces the file at `path` by one with the content `data`.
+    """Writes `data` to the file at `path`, by `atomic_file`. Replaces a file that exists there.
 
-    The other parameters, the guarantees and the errors are those of `atomic_file`.
+    `atomic_file` documents `mode`, `has_other_writers`, the guarantees and the errors.
     """
     with atomic_file(path, mode=mode, has_other_writers=has_other_writers) as file:
         file.write(data)
@@ -25,12 +25,14 @@ def write_atomically(path: Path, data: bytes, *, mode: int = 0o666, has_other_wr
 
 @contextmanager
 def atomic_file(path: Path, *, mode: int = 0o666, has_other_writers: bool = False) -> Iterator[IO[bytes]]:
-    """Yields a temporary file beside `path`, open for writing. Renames it to `path` when the block ends.
+    """Yields a temporary file beside `path`, open for writing. Renames it to `path` when the `with` block ends.
 
-    Syncs the file and the directory. If the block raises, removes the temporary file and does not change `path`.
+    Syncs the file and its directory to the disk. If the block raises, removes the temporary file and does not change
+    `path`. Follows no symbolic link at `path` or at the temporary name. Raises OSError if the file system fails.
+
     mode: permissions of the file, reduced by the umask. has_other_writers: whether other processes may write the same
-    file at the same time. If so, the temporary file has a random name, and remains if this process is killed. If not,
-    the next writer removes it. Follows no link at either name. Raises OSError if the file system fails.
+    file at the same time; the temporary file then has a random name. If this process is killed, the temporary file
+    remains. Without other writers, the next write to `path` removes it.
     """
     suffix = f".{secrets.token_hex(4)}" if has_other_writers else ""
     temporary = path.with_name(f".{path.name}{suffix}.part")
@@ -48,15 +50,15 @@ def atomic_file(path: Path, *, mode: int = 0o666, has_other_writers: bool = Fals
 
 
 def sync_file(file: IO[bytes]) -> None:
-    """Makes the written bytes of the file durable. Raises OSError if the disk fails."""
+    """Flushes the written bytes of the open file to the disk, and waits for the disk. Raises OSError if that fails."""
     file.flush()
     os.fsync(file.fileno())
 
 
 def sync_directory(path: Path) -> None:
-    """Makes the file names in the directory durable, if the file system can sync a directory.
+    """Writes the file names in the directory to the disk, and waits for the disk. Raises OSError if that fails.
 
-    Raises OSError if the disk fails.
+    Has no effect if the system or the file system cannot sync a directory.
     """
     if not hasattr(os, "O_DIRECTORY"):  # Windows cannot open a directory
         return

@@ -19,9 +19,11 @@ EXIT_INTERRUPTED = 130
 
 @dataclass(frozen=True)
 class Command:
-    """A sub-command. Its function takes the arguments and returns the exit status.
+    """A sub-command of `tureen`.
 
-    extra: the extra of the distribution that installs its dependencies.
+    module, function: the function that runs the sub-command. It takes the arguments and returns the exit status.
+    extra: the optional dependencies that the sub-command needs, such as "serve" in `tureen[serve]`. summary: one line
+    for the help.
     """
 
     module: str
@@ -53,7 +55,11 @@ COMMANDS = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command. Returns the exit status: 0, 1 after a failure, 2 for wrong arguments, 130 if interrupted."""
+    """Runs one sub-command. Prints an error of the sub-command to standard error as one line.
+
+    arguments: of the command line; None: those of this process. Returns the exit status: 0, 1 after a failure, 2 for
+    wrong arguments, 130 after an interrupt. For wrong options and for `--help`, argparse raises SystemExit.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

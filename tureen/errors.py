@@ -1,16 +1,16 @@
-"""The errors of the core library, and who must act on each.
+"""The errors of the core library. The first word of a line says who must act: the caller or the operator.
 
     TureenError
     ├── InvalidBetaError                 caller: the β is not a number in [0, 1] nor the name of a mode
-    │   └── SingleTokenError             caller: there is no β to choose, the model has one token
+    │   └── SingleTokenError             caller: the model has one token, so there is no β to choose
     ├── InvalidStrengthError             caller: the strength is not a number in [0, 1]
     ├── ImageError                       caller: an image cannot be used; `index` is its position among several
     │   ├── EmptyImageError              there are no bytes
-    │   ├── UnreadableImageError         a file that cannot be read
-    │   ├── UndecodableImageError        it begins like a JPEG, PNG or WebP image, and cannot be decoded
-    │   ├── UnsupportedImageTypeError    it is not a JPEG, PNG or WebP image
-    │   ├── InvalidPixelsError           an array of a wrong dtype or shape
-    │   └── ImageTooLargeError           more bytes or pixels than the limit
+    │   ├── UnreadableImageError         the file of the image cannot be read
+    │   ├── UndecodableImageError        the bytes begin like a JPEG, PNG or WebP image, and cannot be decoded
+    │   ├── UnsupportedImageTypeError    the bytes are not a JPEG, PNG or WebP image, or Pillow's mode is unusable
+    │   ├── InvalidPixelsError           an array has a wrong dtype or shape
+    │   └── ImageTooLargeError           the image exceeds a limit, such as bytes, pixels or scans
     ├── ArgumentError                    caller: a Python argument has a wrong value
     ├── ArgumentTypeError                caller: a Python argument has a wrong type
     ├── ClosedError                      caller: the soup is closed
@@ -19,7 +19,7 @@
     │   └── GraphFileError               the bytes are not a valid ONNX graph; the message names no file
     └── EngineError                      operator: the engine is not installed, not in the bundle, or wrong
 
-A client may see the messages for callers, so these contain no text of another library's error.
+A server sends the messages for callers to its clients. So these messages contain no text of another library's error.
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ class TureenError(Exception):
     """Base of every error that Tureen raises on purpose."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Returns the state for pickle: the message and the attributes.
+        """Returns the state for pickle: the class, the message and the attributes of this error.
 
-        Pickle would call a subclass with the message alone, but its constructor may have other parameters.
+        Unpickling does not call the constructor. By default pickle would call it with the message alone, and the
+        constructor of a subclass may have other parameters.
         """
         return _recreate_error, (type(self), self.args), self.__dict__
 
@@ -134,7 +135,7 @@ class BundleFileError(BundleError):
 
 
 class GraphFileError(BundleError):
-    """The bytes are not a valid ONNX graph; the caller adds the file name and what to do."""
+    """The bytes are not a valid ONNX graph. The code that catches this error adds the file name and the advice."""
 
 
 class EngineError(TureenError):
@@ -142,10 +143,13 @@ class EngineError(TureenError):
 
 
 def printable(text: str) -> str:
-    """Returns a text of an untrusted file for a terminal or a log: one line, with control characters escaped."""
+    """Returns the text as one line for a terminal or a log: escapes line breaks and all unprintable characters.
+
+    text: may come from an untrusted file.
+    """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def truncated(text: str, length: int) -> str:
-    """Returns the text, cut to `length` characters if it is longer."""
+    """Returns the text. If it has more than `length` characters, cuts it to `length`, with "..." at the end."""
     return text if len(text) <= length else f"{text[: length - 3]}..."

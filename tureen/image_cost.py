@@ -1,7 +1,7 @@
 """Estimates the cost of decoding an image from its header. Decodes nothing.
 
-One kilobyte can encode 25 million pixels, so neither the bytes nor the images of a request give its cost. The weights
-are measured: `python -m benchmarks.serving --only expensive` compares them with real decoding.
+One kilobyte can encode 25 million pixels. So neither the number of bytes nor the number of images shows the cost of a
+request. `python -m benchmarks.serving --only expensive` compares the estimates with the real times of decoding.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ WORK_PER_BYTE = 64  # an image with more is disproportionate: photographs have 5
 
 
 class ImageKind(Enum):
-    """Class of an image. Small: little work. Large: much work and many bytes. Disproportionate: much work, few bytes.
+    """The class of an image by the work of decoding it.
 
-    A client pays for large images, such as photographs, with bandwidth. It does not pay for disproportionate images.
+    SMALL: at most MOST_WORK. LARGE: more work, such as a photograph; the client pays for it with bandwidth.
+    DISPROPORTIONATE: more than FREE_WORK, and more than WORK_PER_BYTE for each byte of the file.
     """
 
     SMALL = auto()
@@ -32,7 +33,8 @@ class ImageKind(Enum):
 class ImageCost:
     """The estimated cost of decoding an image.
 
-    pixels: width × height. work: in decoded pixels of a baseline JPEG. memory: bytes in use during decoding.
+    pixels: width × height. work: time of decoding, in units of the time that one pixel of a baseline JPEG takes.
+    memory: bytes in use during decoding.
     """
 
     pixels: int
@@ -46,7 +48,11 @@ LEAST_COST = ImageCost(0, LEAST_WORK, 0, ImageKind.SMALL)
 
 
 def image_cost(data: bytes, *, max_pixels: int, max_scans: int) -> ImageCost:
-    """Returns the cost of decoding the image; LEAST_COST if it is no image or is refused before decoding."""
+    """Returns the cost of decoding the image in `data`.
+
+    max_pixels: an image with more pixels is not decoded, so it has LEAST_COST. Data without a readable header has
+    LEAST_COST too. max_scans: at most this many further scans of a progressive JPEG add work.
+    """
     header = read_header(data, max_scans=max_scans)
     if header is None or header.pixels > max_pixels:
         return LEAST_COST

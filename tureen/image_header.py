@@ -1,4 +1,4 @@
-"""Reads the header of an encoded image: its size, and the work and memory of decoding a pixel. Decodes nothing.
+"""Reads the size of an image from its header, and the work and memory that decoding needs. Decodes nothing.
 
 JPEG: ITU-T T.81, annex B. PNG: W3C PNG (third edition), section 11.2.1. WebP: RFC 9649, section 2, and RFC 6386,
 section 9.1.
@@ -22,9 +22,9 @@ _WITHOUT_LENGTH = frozenset({0x00, 0x01, *range(0xD0, 0xD8)})
 
 @dataclass(frozen=True)
 class ImageHeader:
-    """The size of an image, and the work and memory that decoding needs per pixel and per row.
+    """The size of an image, and the work and memory that decoding needs for each pixel and for each row.
 
-    Work is in decoded pixels of a baseline JPEG, as in `tureen.image_cost`. Memory is in bytes.
+    pixel_work, row_work: in units of the time that one pixel of a baseline JPEG takes. pixel_bytes, row_bytes: memory.
     """
 
     width: int
@@ -43,10 +43,11 @@ UNKNOWN_HEADER = ImageHeader(1, 1, 5, 28)  # the highest cost, for a header that
 
 
 def read_header(data: bytes, *, max_scans: int) -> ImageHeader | None:
-    """Returns the header of a JPEG, PNG or WebP image; None if there is none.
+    """Returns the header of a JPEG, PNG or WebP image; None if `data` has no such header.
 
-    Returns UNKNOWN_HEADER if the header is too far from the beginning. No decoder allocates more than this header
-    implies, because `preprocess.decode` refuses a larger image.
+    Returns UNKNOWN_HEADER if the header does not end within the first MAX_PARTS_READ parts of the file, or if a PNG
+    file has two headers. `preprocess.decode` refuses an image that is larger than its returned header.
+    max_scans: at most this many further scans of a progressive JPEG add work.
     """
     if data.startswith(JPEG_SIGNATURE):
         return _jpeg_header(data, max_scans)

@@ -1,9 +1,9 @@
-"""Removes the parts of an encoded image that do not change its pixels: comments, profiles, previews, padding.
+"""Strips an encoded image: removes comments, profiles, previews and all other parts that do not change the pixels.
 
-Pillow reads the parts of a JPEG or PNG file in Python and decompresses texts and profiles. A file full of them would
-occupy a server for seconds, and its warnings would fill the log. The stripped image has only the parts that are needed.
-Does not change WebP files, because libwebp reads their parts at no cost. Reads the orientation; `tureen.preprocess`
-applies it. Knows the layout of the files and nothing about pixels.
+Pillow reads the parts of a JPEG or PNG file in Python, and decompresses texts and profiles. A file with many such parts
+would occupy a server for seconds, and the warnings about them would fill the log. WebP files are not changed, because
+libwebp skips such parts at no cost. This module reads the orientation of an image, and `tureen.preprocess` applies it.
+Knows the layout of the files and nothing about pixels.
 
 JPEG: ITU-T T.81, annex B. PNG: W3C PNG (third edition), section 5. The orientation: Exif 2.32, section 4.6.4.
 """
@@ -41,7 +41,10 @@ _XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([1-8])')
 
 
 class StrippedImage(NamedTuple):
-    """A stripped image, and the parts of its file that define the orientation; exif and xmp are empty if absent."""
+    """A stripped image, and the two removed parts that may define its orientation.
+
+    data: the stripped image. exif, xmp: the Exif and the XMP part of the file; empty if the file has none.
+    """
 
     data: bytes
     exif: bytes = b""
@@ -49,10 +52,10 @@ class StrippedImage(NamedTuple):
 
 
 def strip_metadata(data: bytes, *, max_parts: int, max_scans: int) -> StrippedImage:
-    """Returns a JPEG or PNG image without the parts that do not change its pixels; other images unchanged.
+    """Returns the stripped image of a JPEG or PNG file. Returns any other file unchanged.
 
-    Keeps the first frame of an animated PNG. Raises ImageTooLargeError if the file has more parts or scans than
-    allowed, and UndecodableImageError if it ends before its pixels.
+    Keeps only the first frame of an animated PNG. max_parts: segments of a JPEG, or chunks of a PNG. max_scans: of a
+    JPEG. Raises ImageTooLargeError if the file has more, and UndecodableImageError if a JPEG ends before its pixels.
     """
     if data.startswith(JPEG_SIGNATURE):
         image, scan = _strip_jpeg(data, max_parts)
@@ -62,7 +65,11 @@ def strip_metadata(data: bytes, *, max_parts: int, max_scans: int) -> StrippedIm
 
 
 def orientation(exif: bytes, xmp: bytes) -> int:
-    """Returns the orientation by its Exif number, 1 (upright) to 8; 1 if no part has a readable orientation."""
+    """Returns the orientation of an image by its Exif number, 1 (upright) to 8.
+
+    exif, xmp: as in `StrippedImage`. An orientation in `exif` takes precedence. Returns 1 if neither part has a valid
+    orientation.
+    """
     found = _exif_orientation(exif.removeprefix(_EXIF))
     if found is None:
         match = _XMP_ORIENTATION.search(xmp)
@@ -88,7 +95,7 @@ def _exif_orientation(tiff: bytes) -> int | None:
 
 
 def _strip_jpeg(data: bytes, max_parts: int) -> tuple[StrippedImage, int]:
-    """Returns the stripped image and the index in it of the first scan."""
+    """Returns the stripped JPEG, and the index of the byte at which the first scan of the stripped JPEG begins."""
     kept, exif, xmp, position = [data[:2]], b"", b"", 2
     for _ in range(max_parts):
         match = _MARKER.match(data, position)
@@ -113,9 +120,10 @@ def _strip_jpeg(data: bytes, max_parts: int) -> tuple[StrippedImage, int]:
 
 
 def _check_scans(data: bytes, position: int, *, max_parts: int, max_scans: int) -> None:
-    """Raises ImageTooLargeError if a JPEG has too many scans or segments from the index `position` on.
+    """Raises ImageTooLargeError if the JPEG has more than `max_scans` scans or `max_parts` segments.
 
-    Each scan costs as much as decoding the image once, even if the scan is short.
+    position: the index of the first scan, where the count begins. Each scan costs as much as decoding the image once,
+    even if the scan is short.
     """
     # Fast, and sufficient for nearly all images. Data after the image, such as a film, may contain the bytes often.
     if data.count(b"\xff\xda", position) <= max_scans:

@@ -49,10 +49,10 @@ def is_one_image(images: object) -> bool:
 def pixels_from_source(source: ImageSource, spec: PreprocessSpec, limits: ImageLimits) -> Pixels:
     """Returns the pixels, uint8 RGB (image_size, image_size, 3), of an image.
 
-    A file and its Pillow image give the same pixels. Reads at most `limits.max_image_bytes` + 1 bytes of a file. An
-    open file is read from its current position and stays open.
+    A file and the Pillow image that Pillow opens from it give the same pixels. Reads at most `limits.max_image_bytes`
+    + 1 bytes of a file. Reads an open file from its current position, and does not close it.
 
-    Raises an ImageError if the image cannot be read, is damaged, of another format, or too large. Raises
+    Raises ImageError if the image cannot be read, is damaged, is of another format, or exceeds a limit. Raises
     ArgumentTypeError if `source` is no path, bytes, binary file, Pillow image or array.
     """
     if isinstance(source, np.ndarray):
@@ -96,9 +96,9 @@ def _read_open_file(file: BinaryFile, max_bytes: int) -> bytes:
 
 
 def _read_up_to(file: BinaryFile, max_bytes: int) -> bytes:
-    """Returns the rest of the file, but at most `max_bytes` + 1 bytes: enough to refuse a larger file.
+    """Returns the rest of the file, but at most `max_bytes` + 1 bytes. The caller refuses a result of that length.
 
-    Raises ArgumentTypeError if the file returns text.
+    Raises ArgumentTypeError if `read` returns text instead of bytes.
     """
     data = b""
     while part := file.read(max_bytes + 1 - len(data)):

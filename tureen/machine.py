@@ -19,21 +19,25 @@ GPU_QUERY_S = 10  # nvidia-smi may wait for a driver that hangs
 
 
 def available_cpus(proc: Path = Path("/proc/self")) -> int:
-    """Returns the number of CPUs that this process may use: its CPU affinity, or its lowest quota if that is less.
+    """Returns the number of CPUs that this process may use: the smaller of its CPU affinity and its lowest quota.
 
-    A quota is rounded up. proc: the directory in which Linux lists the control groups and mounts of this process.
+    A quota is the CPU limit of a control group, rounded up. proc: the directory in which Linux lists the control groups
+    and mounts of this process.
     """
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min([allowed, *map(math.ceil, _cpu_quotas(proc))]))
 
 
 def processor() -> str:
-    """Returns the model name of the processor, or else the name that the system gives it."""
+    """Returns the model name of the processor from /proc/cpuinfo; without one, the name from the `platform` module."""
     return _cpuinfo_value("model name", CPUINFO) or platform.processor() or platform.machine()
 
 
 def cpu_flags(file: Path = CPUINFO) -> frozenset[str]:
-    """Returns the features of an x86 processor as Linux names them, such as "avx512_bf16"; empty if unknown."""
+    """Returns the features of an x86 processor as Linux names them, such as "avx512_bf16"; empty if unknown.
+
+    file: in the format of /proc/cpuinfo.
+    """
     return frozenset(_cpuinfo_value("flags", file).split())
 
 
@@ -46,7 +50,10 @@ class Gpu:
 
 
 def nvidia_gpus(program: str = "nvidia-smi") -> list[Gpu]:
-    """Returns the NVIDIA GPUs that nvidia-smi lists; empty if there is no driver, or it does not respond in time."""
+    """Returns the NVIDIA GPUs that nvidia-smi lists.
+
+    Returns an empty list if nvidia-smi is missing, fails, or takes more than GPU_QUERY_S seconds.
+    """
     path = shutil.which(program)
     if path is None:
         return []
@@ -60,9 +67,10 @@ def nvidia_gpus(program: str = "nvidia-smi") -> list[Gpu]:
 
 
 def default_cache_directory(environment: Mapping[str, str] = os.environ) -> Path:
-    """Returns the directory for compiled models and measurements.
+    """Returns the directory for compiled models and measurements, from the variables in `environment`.
 
-    This is TUREEN_CACHE_DIR; if unset, tureen/ in XDG_CACHE_HOME, whose default is ~/.cache.
+    The directory is TUREEN_CACHE_DIR. If that is not set, it is tureen/ in XDG_CACHE_HOME, or in ~/.cache if both are
+    not set. A user without a writable home gets a temporary directory instead of ~/.cache.
     """
     if given := environment.get("TUREEN_CACHE_DIR"):
         return Path(given)
@@ -70,9 +78,10 @@ def default_cache_directory(environment: Mapping[str, str] = os.environ) -> Path
 
 
 def default_state_directory(environment: Mapping[str, str] = os.environ) -> Path:
-    """Returns the directory for the data that must survive a restart.
+    """Returns the directory for the data that must survive a restart, from the variables in `environment`.
 
-    This is TUREEN_STATE_DIR; if unset, tureen/ in XDG_STATE_HOME, whose default is ~/.local/state.
+    The directory is TUREEN_STATE_DIR. If that is not set, it is tureen/ in XDG_STATE_HOME, or in ~/.local/state if both
+    are not set. A user without a writable home gets a temporary directory instead of ~/.local/state.
     """
     if given := environment.get("TUREEN_STATE_DIR"):
         return Path(given)
@@ -80,7 +89,7 @@ def default_state_directory(environment: Mapping[str, str] = os.environ) -> Path
 
 
 def is_temporary(directory: Path) -> bool:
-    """Returns whether the directory is in the temporary home of this process, which is removed at its exit."""
+    """Returns whether the directory is in the temporary home that this process created and removes at its exit."""
     return _temporary_home.cache_info().currsize > 0 and directory.is_relative_to(_temporary_home())
 
 
@@ -96,14 +105,20 @@ def _home_directory(name: str) -> Path:
 
 @functools.cache
 def _temporary_home() -> Path:
-    """Returns a new directory that only this user can access. It is removed when this process ends."""
+    """Returns the temporary home of this process: a directory that only this user can access.
+
+    The first call creates the directory. This process removes it at its exit.
+    """
     home = tempfile.mkdtemp(prefix="tureen-")
     atexit.register(shutil.rmtree, home, ignore_errors=True)
     return Path(home)
 
 
 def _cpuinfo_value(key: str, file: Path) -> str:
-    """Returns the value of the first line with that key in /proc/cpuinfo; empty if there is none."""
+    """Returns the value of the first line of `file` that begins with `key`.
+
+    Returns an empty text if there is no such line, or if the file cannot be read. file: in the format of /proc/cpuinfo.
+    """
     try:
         lines = file.read_text().splitlines()
     except OSError:
@@ -112,13 +127,19 @@ def _cpuinfo_value(key: str, file: Path) -> str:
 
 
 def ensure_writable(directory: Path) -> None:
-    """Creates the directory if it is missing, with access for its owner only. Raises OSError if it is not writable."""
+    """Creates the directory if it is missing, with access for its owner only.
+
+    Raises OSError if the directory cannot be created or is not writable.
+    """
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     tempfile.TemporaryFile(dir=directory).close()
 
 
 def _cpu_quotas(proc: Path) -> list[float]:
-    """Returns the CPU limits of the control groups (version 1 and 2) of this process and of their parents."""
+    """Returns the CPU limits, in CPUs, of the control groups of this process and of all parents of these groups.
+
+    Reads control groups of version 1 and 2. proc: as in `available_cpus`. Returns an empty list without any limit.
+    """
     try:
         groups = [line.split(":", 2) for line in (proc / "cgroup").read_text().splitlines()]
         mounts = [line.split() for line in (proc / "mountinfo").read_text().splitlines()]
@@ -143,7 +164,10 @@ def _cpu_quotas(proc: Path) -> list[float]:
 
 
 def _cpu_quota(group: Path) -> list[float]:
-    """Returns the CPU limit of a control group, in CPUs, as a list of one; empty if there is no limit."""
+    """Returns a list with the CPU limit of a control group, in CPUs. The list is empty if the group has no limit.
+
+    group: the directory of the control group.
+    """
     for names in (["cpu.max"], ["cpu.cfs_quota_us", "cpu.cfs_period_us"]):
         try:
             quota, period = " ".join((group / name).read_text() for name in names).split()

@@ -1,7 +1,8 @@
-"""Converts image bytes to pixels: decodes, orients, converts to RGB, crops and resizes, by the bundle's spec.
+"""Converts image bytes to pixels: decodes, turns upright, converts to RGB, crops and resizes.
 
-Evaluation, parity, server and jobs all use this module, so that the measured accuracy applies to served images. Knows
-nothing about models; normalisation is inside the graph.
+The `PreprocessSpec` of the bundle gives the size and the crop. Evaluation, parity, server and jobs all use this module,
+so that the measured accuracy applies to served images. Knows nothing about models. The ONNX graph normalises the
+pixels.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ Pixels = NDArray[np.uint8]
 
 
 class PreprocessSpec(BaseModel):
-    """Parameters that crop and resize an upright RGB image. Part of the bundle's manifest."""
+    """The parameters for the crop and the size of an upright RGB image. They are a part of the bundle's manifest."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -74,16 +75,17 @@ DEFAULT_LIMITS = ImageLimits()
 def pixels_from_bytes(data: bytes, spec: PreprocessSpec, limits: ImageLimits = DEFAULT_LIMITS) -> Pixels:
     """Returns the pixels, uint8 RGB (image_size, image_size, 3), of an encoded JPEG, PNG or WebP image.
 
-    Uses the first frame of an animation. Raises an ImageError if the image is empty, of another format, too large or
-    damaged. All limits are checked before decoding.
+    Uses the first frame of an animation. Checks all limits before decoding. Raises ImageError if `data` is empty, of
+    another format or damaged, or if the image exceeds a limit.
     """
     return pixels_from_image(decode(data, limits), spec)
 
 
 def pixels_from_image(image: Image.Image, spec: PreprocessSpec) -> Pixels:
-    """Returns the pixels, uint8 (image_size, image_size, 3), of an upright RGB image: a centred square, resized.
+    """Returns the pixels, uint8 (image_size, image_size, 3), of the centred square of an upright RGB image.
 
-    One bicubic operation crops and resizes. It is exact to a fraction of a pixel, and much cheaper than two operations.
+    One bicubic operation crops the square and resizes it. This is exact to a fraction of a pixel, and much cheaper than
+    two operations.
     """
     width, height = image.size
     side = min(width, height) * spec.crop_fraction
@@ -130,11 +132,14 @@ def decode(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
 def upright_rgb(image: Image.Image, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
     """Returns an upright RGB copy of the Pillow image, equal to the image that `decode` returns for its file.
 
-    Applies the EXIF orientation in `image.info`. An image after `ImageOps.exif_transpose` has none there.
+    Applies the EXIF orientation in `image.info`. `ImageOps.exif_transpose` removes that orientation, so its result is
+    not turned again.
 
-    Raises EmptyImageError if the image has no pixels, ImageTooLargeError if it has more than the limit,
-    UndecodableImageError if Pillow cannot load it, and UnsupportedImageTypeError if its mode does not define which
-    value is white.
+    Raises:
+    - EmptyImageError if the image has no pixels
+    - ImageTooLargeError if the image has more pixels than the limit
+    - UndecodableImageError if Pillow cannot load the image
+    - UnsupportedImageTypeError if the mode of the image does not define which value is white, or has no RGB form
     """
     if not image.width * image.height:
         raise EmptyImageError
@@ -166,7 +171,7 @@ def _is_sixteen_bit(image: Image.Image) -> bool:
 def _upright_rgb(image: Image.Image, exif: bytes = b"", xmp: bytes = b"") -> Image.Image:
     """Returns the image upright and in RGB.
 
-    exif, xmp: the parts of the file that define the orientation; if empty, those in `image.info` are used.
+    exif, xmp: the parts of the file that define the orientation. For an empty part, uses the part in `image.info`.
     """
     image.load()
     exif, xmp = exif or image.info.get("exif") or b"", xmp or image.info.get("xmp") or b""

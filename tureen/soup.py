@@ -1,6 +1,6 @@
 """The Python API: loads a bundle with an engine, and classifies images at any β.
 
-The server does not use `Soup`: it batches requests itself, on the same engines.
+The server batches requests itself, and runs each batch by `Soup.logits`.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ Strengths = float | np.generic | Iterable[float | np.generic]
 
 
 class Prediction(BaseModel):
-    """One label and its probability in [0, 1]."""
+    """One label, its index among the labels, and its probability in [0, 1]."""
 
     label: str
     index: int
@@ -54,9 +54,10 @@ class Prediction(BaseModel):
 
 
 class Classification(BaseModel):
-    """The most probable labels of one image at one β, best first.
+    """The most probable labels of one image at one β.
 
-    beta, strength: None if the model has one token. calibrated: whether the probabilities have a fitted temperature.
+    predictions: the most probable label first. beta, strength: None if the model has one token. calibrated: whether the
+    logits were divided by a fitted temperature before the softmax.
     """
 
     beta: float | None
@@ -66,9 +67,10 @@ class Classification(BaseModel):
 
 
 class Soup:
-    """A loaded model, which classifies each image at its own β. As a context manager it closes its engine.
+    """A loaded bundle with an open engine. It classifies each image of a batch at a separate β.
 
-    temperatures: divide the logits before the softmax; those of the bundle, or 1 if `calibrated` is False.
+    temperatures: the logits are divided by them before the softmax. They are those of the bundle, or 1 if `calibrated`
+    is False. As a context manager, a soup closes its engine at the end of the block.
     """
 
     def __init__(
@@ -102,20 +104,23 @@ class Soup:
         strength: Strengths | None = None,
         top_k: int = DEFAULT_TOP_K,
     ) -> list[Classification]:
-        """Returns the top labels of each image. Decodes and runs a few images at a time, to bound the memory.
+        """Returns the `top_k` most probable labels of each image.
 
-        images: any iterable of paths (str or Path), encoded JPEG, PNG or WebP bytes, files opened in binary mode,
-        Pillow images, or uint8 RGB arrays (H, W, 3) of any size. Wrap it in `tqdm` to see progress.
-        beta: one for all images or one per image, each a number in [0, 1], "clean" or "robust". None: the bundle's
-        default.
-        strength: instead of beta, one or one per image, each a number in [0, 1] that the bundle maps to a β.
+        Decodes and runs CHUNK_IMAGES images at a time, to bound the memory.
+        images: an iterable of paths (str or Path), encoded JPEG, PNG or WebP bytes, files opened in binary mode, Pillow
+        images, or uint8 RGB arrays (H, W, 3) of any size. `tqdm(images)` shows the progress.
+        beta: one β for all images, or one β per image. A β is a number in [0, 1], "clean" or "robust". None: the
+        bundle's default.
+        strength: instead of `beta`, one strength for all images or one per image. A strength is a number in [0, 1],
+        which the bundle maps to a β.
 
         Raises:
-        - ImageError or ArgumentTypeError for the first image that cannot be used, with its index
+        - ImageError or ArgumentTypeError for the first image that cannot be used; the message has its index
         - ArgumentTypeError if `images` is a single image or no iterable
-        - InvalidBetaError or InvalidStrengthError for a value that is no number in [0, 1] and no name of a mode
-        - SingleTokenError if beta or strength is given and the model has one token
-        - ArgumentError if the numbers of images and β differ, if both beta and strength are given, or if top_k < 1
+        - InvalidBetaError for a β that is no number in [0, 1], "clean" or "robust"
+        - InvalidStrengthError for a strength that is no number in [0, 1]
+        - SingleTokenError if `beta` or `strength` is given and the model has one token
+        - ArgumentError if the numbers of images and β differ, if `beta` and `strength` are both given, or if top_k < 1
         - ClosedError if the soup is closed
         """
         self._check_open()
@@ -153,11 +158,15 @@ class Soup:
         return results
 
     def logits(self, pixels: Pixels, betas: Sequence[float]) -> NDArray[np.float32]:
-        """Returns logits float32 (B, K) of pixels uint8 (B, H, W, 3), image b at betas[b].
+        """Returns the logits, float32 (B, K), of one batch of images. Image b runs at betas[b].
 
-        H and W are the bundle's image size. Runs the images as one batch. Raises InvalidPixelsError for another dtype
-        or shape, InvalidBetaError for a β that is not a number in [0, 1], ArgumentError unless there is one β per
-        image, and ClosedError if the soup is closed.
+        pixels: uint8 (B, H, W, 3); H and W are the image size of the bundle.
+
+        Raises:
+        - InvalidPixelsError if the pixels have another dtype or shape
+        - InvalidBetaError for a β that is not a number in [0, 1]
+        - ArgumentError if the numbers of images and β differ
+        - ClosedError if the soup is closed
         """
         self._check_open()
         size, classes = self.bundle.manifest.preprocess.image_size, len(self.labels)
@@ -170,7 +179,7 @@ class Soup:
         return self.engine.run(np.ascontiguousarray(pixels), tokens)
 
     def close(self) -> None:
-        """Frees the engine. Closing a closed soup has no effect."""
+        """Closes the engine and frees its memory. A second call has no effect."""
         if not self._is_closed:
             self._is_closed = True
             self.engine.close()
@@ -185,9 +194,10 @@ class Soup:
         self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Returns the state for pickle: the arguments of `load`. Unpickling loads the bundle from its path again.
+        """Returns the state for pickle: the arguments with which `load` opened this soup, and the name of the model.
 
-        Raises PicklingError if `load` did not open the soup, and ClosedError if it is closed.
+        Unpickling loads the bundle from its path again. It raises BundleError if the path holds another model by then.
+        This method raises PicklingError if `load` did not open this soup, and ClosedError if this soup is closed.
         """
         self._check_open()
         if self._load_arguments is None:
@@ -200,9 +210,9 @@ class Soup:
             raise ClosedError
 
     def _betas(self, beta: Beta | Iterable[Beta] | None, strength: Strengths | None) -> float | list[float]:
-        """Returns the β of the arguments of `classify`: a number for all images, or a list with one per image.
+        """Returns the β that the arguments of `classify` choose: one number for all images, or a list of one per image.
 
-        Raises InvalidBetaError, InvalidStrengthError, SingleTokenError or ArgumentError as `classify` documents them.
+        `classify` documents the errors: InvalidBetaError, InvalidStrengthError, SingleTokenError and ArgumentError.
         """
         manifest = self.bundle.manifest
         if beta is not None and strength is not None:
@@ -233,7 +243,7 @@ class Soup:
 
 @dataclass(frozen=True)
 class _LoadArguments:
-    """The arguments with which `load` opened a soup, for pickle."""
+    """The arguments with which `load` opened a soup. Unpickling the soup passes them to `load` again."""
 
     path: Path  # absolute
     engine: str
@@ -251,13 +261,14 @@ def load(
     limits: ImageLimits = DEFAULT_LIMITS,
     calibrated: bool = True,
 ) -> Soup:
-    """Returns a soup: the verified bundle at `path`, with the fastest engine of this machine or the named engine.
+    """Returns a soup: the bundle at `path`, verified, with an open engine.
 
-    engine: a name such as "openvino", or "auto". precision: None for the fastest. options: how the engine uses the
-    machine; None: all CPUs and the user's cache. limits: the limits of each image. calibrated: whether the
-    probabilities use the temperatures of the bundle, if it has any.
-    Raises BundleError if the bundle is missing or damaged, and EngineError if no such engine can run it. Both messages
-    say what to do.
+    engine: a name such as "openvino", or "auto" for the fastest engine on this machine. precision: None for the fastest
+    one. options: threads, streams, batches and cache of the engine; None: all CPUs and the user's cache. limits: of
+    each image. calibrated: whether the probabilities use the temperatures of the bundle, if the bundle has any.
+
+    Raises BundleError if the bundle is missing or damaged, and EngineError if no such engine can run the bundle. Both
+    messages say what to do.
     """
     bundle = load_bundle(path)
     engine_options = options or EngineOptions(threads=available_cpus(), cache=default_cache_directory())
@@ -267,11 +278,13 @@ def load(
 
 
 def load_torch(path: Path | str) -> Any:
-    """Returns the `export.torch_soup.TorchSoup` of a checkpoint or bundle; `.at(beta)` is a `torch.nn.Module`.
+    """Returns the model of a checkpoint or bundle as `export.torch_soup.TorchSoup`, for attacks in PyTorch.
 
-    The module maps images float (B, 3, H, W) in [0, 1] to logits (B, K), as AutoAttack and RobustBench require. Needs
-    the extra `export`. Raises CheckpointError or BundleError if `path` is neither a checkpoint nor a bundle, and
-    ExportError if the model of a bundle cannot be restored.
+    Its method `at(beta)` returns a `torch.nn.Module`. The module maps images float (B, 3, H, W) in [0, 1] to logits
+    (B, K), as AutoAttack and RobustBench require. Needs the optional dependencies `tureen[export]`.
+
+    Raises CheckpointError or BundleError if `path` is neither a checkpoint nor a bundle, and ExportError if the model
+    of a bundle cannot be restored.
     """
     return importlib.import_module("export.torch_soup").load_torch(path)
 
@@ -302,9 +315,9 @@ def _to_python(beta: Any) -> Any:
 
 
 def _beta_column(betas: Sequence[float], count: int) -> NDArray[np.float32]:
-    """Returns the β as float32 (count,), each in [0, 1].
+    """Returns the β as an array, float32 (count,).
 
-    Raises ArgumentError if there are not `count` β, and InvalidBetaError for one that is not a number in [0, 1].
+    Raises ArgumentError if there are not `count` β, and InvalidBetaError for a β that is not a number in [0, 1].
     """
     try:
         column = np.asarray(betas, dtype=np.float32)
@@ -321,9 +334,10 @@ def _beta_column(betas: Sequence[float], count: int) -> NDArray[np.float32]:
 def top_predictions(
     logits: NDArray[np.float32], labels: Sequence[str], top_k: int, temperature: float = 1.0
 ) -> list[Prediction]:
-    """Returns the top_k labels of one row of logits, float (K,), with their `probabilities`, best first.
+    """Returns the `top_k` most probable labels of one image, the most probable first.
 
-    Equal logits keep the order of the labels. A top_k above K returns all K. Raises ArgumentError if top_k is below 1.
+    logits: of the image, float (K,). labels: K names. temperature: divides the logits before the softmax. Equal logits
+    keep the order of the labels. A top_k above K returns all K labels. Raises ArgumentError if top_k is below 1.
     """
     if top_k < 1:
         raise ArgumentError(f"top_k is {top_k}; give 1 or more")
@@ -333,9 +347,9 @@ def top_predictions(
 
 
 def probabilities(logits: NDArray[np.float32], temperatures: float | NDArray[np.float64] = 1.0) -> NDArray[np.float64]:
-    """Returns the softmax of logits / temperature over the last axis, float64 (…, K), for logits (…, K).
+    """Returns the softmax of logits / temperature over the K classes, float64 (…, K).
 
-    temperatures: one number, or one for each row of logits, (…).
+    logits: (…, K). temperatures: one number, or one for each image, (…).
     """
     differences = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
     exponentials = np.exp(differences / np.asarray(temperatures)[..., None])

@@ -1,6 +1,6 @@
 """Times functions on a shared machine. The functions run in turns, so that a busy moment slows all of them alike.
 
-Does not know what the functions do.
+Knows nothing about the functions.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ TURN_S = 0.02  # a shorter turn would measure the clock and the scheduler
 def run_in_turns(
     functions: Sequence[Callable[[], Result]], *, rounds: int = ROUNDS, seconds: float = math.inf
 ) -> list[list[Result]]:
-    """Returns a list for each function with its result in each round. The order of the functions alternates.
+    """Calls every function once in each round. Returns one list for each function, with its results by round.
 
-    Runs `rounds` rounds, but stops before a round that would end after `seconds`. Runs three rounds in any case, unless
-    `rounds` is less.
+    The order of the functions is reversed in every second round. Runs at most `rounds` rounds. Stops before a round
+    that would probably end after `seconds` seconds, but not before LEAST_ROUNDS rounds.
     """
     results: list[list[Result]] = [[] for _ in functions]
     started = time.monotonic()
@@ -38,7 +38,11 @@ def run_in_turns(
 
 
 def median_seconds(functions: Sequence[Callable[[], object]], *, rounds: int = ROUNDS) -> list[float]:
-    """Returns the median seconds per call of each function. They run in turns of about 20 ms, after a warm-up."""
+    """Returns the median duration of a call of each function, in seconds.
+
+    Calls each function once as a warm-up. Then the functions take turns. A turn has as many calls as take the first
+    function about 20 ms.
+    """
     for function in functions:
         function()
     calls = calls_to_fill(TURN_S, time_calls(functions[0], 1))
@@ -47,7 +51,7 @@ def median_seconds(functions: Sequence[Callable[[], object]], *, rounds: int = R
 
 
 def time_calls(function: Callable[[], object], calls: int) -> float:
-    """Returns the seconds that `calls` calls take, one after the other."""
+    """Calls the function `calls` times, one call after the other. Returns the seconds that all calls take."""
     started = time.perf_counter()
     for _ in range(calls):
         function()
@@ -55,5 +59,5 @@ def time_calls(function: Callable[[], object], calls: int) -> float:
 
 
 def calls_to_fill(seconds: float, call_s: float) -> int:
-    """Returns how many calls of `call_s` seconds fit into `seconds`; at least one."""
+    """Returns the number of calls of `call_s` seconds each that fit into `seconds` seconds; at least 1."""
     return max(1, int(seconds / max(call_s, 1e-9)))

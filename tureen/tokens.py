@@ -1,6 +1,7 @@
-"""Mixes the clean and the robust token, and parses β and strength. Defines the formula and the direction of β.
+"""Mixes the clean and the robust token of a model, and parses β and strength.
 
-Knows nothing about models, images or servers.
+β is the weight of the robust token: 0 is the clean mode, 1 the robust mode. Knows nothing about models, images or
+servers.
 """
 
 from __future__ import annotations
@@ -24,34 +25,39 @@ Vector = TypeVar("Vector")
 
 @dataclass(frozen=True, order=True)
 class Strength:
-    """A strength in [0, 1]. The manifest of the model maps it to β: 0 is the clean mode, 1 the robust mode."""
+    """A strength: a number in [0, 1] that chooses a mode, as β does. 0 is the clean mode, 1 the robust mode.
+
+    Equal steps of strength move the logits equally far. A curve in the manifest of each model maps strength to β.
+    """
 
     value: float
 
 
 def mix(clean: Vector, robust: Vector, beta: Vector | float) -> Vector:
-    """Returns the soup (1 − β)·clean + β·robust; β = 0 gives exactly the clean token, β = 1 exactly the robust one.
+    """Returns the soup token (1 − β)·clean + β·robust. At β = 0 it equals the clean token, at β = 1 the robust token.
+
+    clean, robust: NumPy arrays or torch tensors, (D,) or (B, D). beta: a number, or an array that broadcasts to the
+    tokens, such as (B, 1). β may be outside [0, 1], because this function does not check it.
 
     Source: Rebuffi, Croce & Gowal, *Revisiting adapters with adversarial training*, ICLR 2023, Figure 1c.
-    Works for NumPy arrays and torch tensors. The tokens are (D,) or (B, D); β is a number or broadcastable to them,
-    such as (B, 1). β may lie outside [0, 1]; only `parse_beta` checks that.
     """
     return (1 - beta) * clean + beta * robust  # type: ignore[operator,return-value]
 
 
 def mix_rows(clean: NDArray[np.float32], robust: NDArray[np.float32], betas: ArrayLike) -> NDArray[np.float32]:
-    """Returns one soup token for each β, for a batch in which each image has its own β.
+    """Returns the soup tokens of a batch, float32 (B, D). Token b is the mix at betas[b].
 
-    clean, robust: float32 (D,). betas: (B,), any numbers. Returns float32 (B, D).
+    clean, robust: float32 (D,). betas: (B,), one β for each image, not checked.
     """
     column = np.asarray(betas, dtype=np.float32).reshape(-1, 1)
     return mix(clean[None, :], robust[None, :], column)
 
 
 def parse_beta(value: str | float) -> float:
-    """Returns β in [0, 1] from a number, its decimal text, or the name of a mode: "clean" is 0, "robust" is 1.
+    """Returns the β that `value` gives, in [0, 1].
 
-    −0.0 becomes 0.0. Raises InvalidBetaError for anything else, including NaN and infinities.
+    value: a number in [0, 1], its decimal text, or a mode: "clean" is 0, "robust" is 1. −0.0 becomes 0.0. Raises
+    InvalidBetaError for any other value, such as NaN.
     """
     if isinstance(value, str) and value.strip() in MODE_BETAS:
         return MODE_BETAS[value.strip()]
@@ -59,14 +65,17 @@ def parse_beta(value: str | float) -> float:
 
 
 def parse_strength(value: str | float) -> Strength:
-    """Returns the strength of a number in [0, 1] or its decimal text. Raises InvalidStrengthError for anything else."""
+    """Returns the strength that `value` gives: a number in [0, 1], or its decimal text. −0.0 becomes 0.0.
+
+    Raises InvalidStrengthError for any other value, such as "robust" or NaN.
+    """
     return Strength(_parse_share(value, InvalidStrengthError))
 
 
 def _parse_share(value: str | float, error: type[InvalidBetaError | InvalidStrengthError]) -> float:
-    """Returns a number in [0, 1] from the number or its decimal text. −0.0 becomes 0.0.
+    """Returns the number that `value` gives: a number in [0, 1], or its decimal text. −0.0 becomes 0.0.
 
-    Raises an exception of the class `error` for anything else.
+    error: the class of the exception for any other value.
     """
     # float() also accepts True, "1_0", "infinity" and non-ASCII digits, none of which is plausible.
     is_implausible = isinstance(value, str) and (not value.strip().isascii() or "_" in value)
@@ -82,17 +91,19 @@ def _parse_share(value: str | float, error: type[InvalidBetaError | InvalidStren
 
 
 def beta_grid(text: str) -> list[float]:
-    """Returns the β that a text lists: "start:stop:step", including both ends, or several such as "0,0.5,robust".
+    """Returns the β that a text lists: "start:stop:step", or values such as "0,0.5,robust".
 
-    Raises InvalidBetaError for a value outside [0, 1], a step that is not positive, or more than 1,001 β.
+    A range includes `stop` if a step reaches it. Raises InvalidBetaError for another form, a value outside [0, 1], a
+    stop below the start, a step of 0, or a range of more than 1,001 β.
     """
     return _grid(text, parse_beta, InvalidBetaError)
 
 
 def strength_grid(text: str) -> list[Strength]:
-    """Returns the strengths that a text lists: "start:stop:step", including both ends, or several such as "0,0.5".
+    """Returns the strengths that a text lists: "start:stop:step", or values such as "0,0.5".
 
-    Raises InvalidStrengthError for a value outside [0, 1], a step that is not positive, or more than 1,001 strengths.
+    A range includes `stop` if a step reaches it. Raises InvalidStrengthError for another form, a value outside [0, 1],
+    a stop below the start, a step of 0, or a range of more than 1,001 strengths.
     """
     return [Strength(value) for value in _grid(text, lambda part: parse_strength(part).value, InvalidStrengthError)]
 

@@ -1,6 +1,6 @@
 """Turns off the usage reports that runtimes send to their vendors.
 
-Knows only the names of the switches.
+Knows only the environment variables and the package that control the reports.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ _OPENVINO_REPORTS = "openvino_telemetry"  # a separate package (www.google-analy
 
 
 def disable_vendor_telemetry() -> None:
-    """Turns the usage reports off for this process and its children. Call it before the import of a runtime.
+    """Turns the usage reports off. Call this function before the import of a runtime.
 
-    Does not change variables that are already set. OpenVINO's telemetry package has no environment variable, so its
-    import is blocked: OpenVINO and NNCF report nothing without it. A package that is already imported is not removed.
+    Sets environment variables, which child processes inherit. A variable that is already set keeps its value.
+    OpenVINO's telemetry package has no variable, so this function blocks the import of the package in this process.
+    Without the package, OpenVINO and NNCF report nothing. A package that is already imported stays imported.
     """
     for name, value in _SWITCHES.items():
         os.environ.setdefault(name, value)

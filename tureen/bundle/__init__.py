@@ -1,1 +1,1 @@
-"""Reads, verifies and writes bundles: the model directories that export makes and the server loads."""
+"""Reads, verifies and writes bundles. A bundle is a model directory that export writes and the server loads."""

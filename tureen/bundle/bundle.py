@@ -1,6 +1,4 @@
-"""Reads, verifies and writes bundles: the directories that export writes and the server loads.
-
-Knows the names and shapes of the graph's tensors. Does not know how a graph is made or run.
+"""Reads, verifies and writes bundles. A bundle is a directory that export writes and the server loads:
 
     manifest.json        describes the model and the other files: SHA-256, measured parity, measured accuracy
     tokens.safetensors   named token vectors, float32 (D,): "clean" and "robust", equal if the model has one token
@@ -8,6 +6,8 @@ Knows the names and shapes of the graph's tensors. Does not know how a graph is 
     engines/             optional: the backbone in other precisions, and plans, each compiled for one kind of GPU
     golden.npz           pixels uint8 (G, H, W, 3), betas float32 (T,), logits float32 (T, G, K) by PyTorch
     README.md            the model card
+
+Knows the names and shapes of the tensors of the graph in backbone.onnx. Does not know how a graph is made or run.
 """
 
 from __future__ import annotations
@@ -63,7 +63,10 @@ Tokens = dict[str, NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class Golden:
-    """Generated images and the logits of PyTorch for them, which an engine must reproduce before it serves."""
+    """The golden rows of a bundle: generated images, and PyTorch's logits for them at several β.
+
+    An engine must reproduce these logits before it serves.
+    """
 
     pixels: NDArray[np.uint8]  # (G, H, W, 3)
     betas: NDArray[np.float32]  # (T,)
@@ -77,7 +80,7 @@ class Golden:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A verified bundle in memory. `artefact` reads the files in engines/ on demand."""
+    """A verified bundle in memory, without its files in engines/. `artefact` reads and verifies those on demand."""
 
     path: Path
     manifest: Manifest
@@ -98,8 +101,10 @@ class Bundle:
     def artefact(self, name: str) -> bytes:
         """Returns the verified bytes of a file that an engine runs. Each call reads a file in engines/ again.
 
-        Raises BundleError if the file is missing or differs from its record in the manifest, if it is a plan without a
-        plan record, or if it is a graph with other inputs and outputs than backbone.onnx.
+        name: relative to the bundle, as in the manifest. Raises BundleError if:
+        - the file is missing or differs from its record in the manifest
+        - the file is a plan, and the manifest has no plan record for it
+        - the file is a graph with other inputs and outputs than backbone.onnx
         """
         if name == BACKBONE:
             return self.graph
@@ -113,21 +118,22 @@ class Bundle:
         return data
 
     def parity(self, engine: str, precision: str) -> ParityRow | None:
-        """Returns the measured parity of an engine in a precision; None if the bundle has no such row."""
+        """Returns the measured parity of an engine in a precision; None if the manifest has no row for them."""
         rows = (row for row in self.manifest.parity if (row.engine, row.precision) == (engine, precision))
         return next(rows, None)
 
 
 def record_files(files: Mapping[str, bytes]) -> dict[str, FileRecord]:
-    """Returns the size and SHA-256 of each file, as the manifest records them."""
+    """Returns the size and SHA-256 of each file by name, for `Manifest.files`. files: the bytes by name."""
     return {name: FileRecord(sha256=hashlib.sha256(data).hexdigest(), size=len(data)) for name, data in files.items()}
 
 
 def write_bundle(path: Path, manifest: Manifest, files: Mapping[str, bytes], *, overwrite: bool = False) -> None:
-    """Writes the files and the manifest to a temporary directory beside `path`, syncs it, and renames it to `path`.
+    """Writes a bundle: the files and the manifest go to a temporary directory, which is then renamed to `path`.
 
-    Raises BundleError if `path` exists and `overwrite` is false, if `path` exists and is not a bundle, or if the
-    manifest does not describe the files. After a failure `path` is unchanged and the temporary directory is removed.
+    files: the bytes by name, without the manifest. Syncs the files to the disk before the rename. After a failure
+    `path` is unchanged and the temporary directory is removed. Raises BundleError if `path` exists and `overwrite` is
+    false, if `path` exists and is not a bundle, or if the manifest does not describe the files.
     """
     if path.exists() and not overwrite:
         raise BundleError(f"{path} exists already: choose another directory, or allow overwriting it")
@@ -165,11 +171,15 @@ def write_bundle(path: Path, manifest: Manifest, files: Mapping[str, bytes], *, 
 def load_bundle(path: Path | str) -> Bundle:
     """Returns the verified bundle at `path`.
 
-    Verifies the schema version, and the size and SHA-256 of every file outside engines/. Also verifies the shape and
-    dtype of every array, and that the graph is one file with the expected inputs and outputs. Each file is read once,
-    so the returned content is the verified content. `Bundle.artefact` verifies the files in engines/, so a damaged one
-    affects one engine only.
-    Raises BundleError, which names the file and says what to do, if a check fails or a file cannot be read.
+    Verifies:
+    - the schema version
+    - the size and SHA-256 of every file outside engines/
+    - the shape and dtype of every array
+    - that backbone.onnx is one file with the expected inputs and outputs
+
+    Reads each file once, so the returned content is the verified content. `Bundle.artefact` verifies the files in
+    engines/, so a damaged file there affects only its engine. Raises BundleError if a check fails or a file cannot be
+    read. The message names the file and says what to do.
     """
     path = Path(path)
     manifest = read_manifest(path)
@@ -197,7 +207,7 @@ def load_bundle(path: Path | str) -> Bundle:
 
 
 def read_manifest(path: Path | str) -> Manifest:
-    """Returns the manifest of the bundle at `path` without verifying the other files.
+    """Returns the manifest of the bundle at `path`. Does not read the other files.
 
     Raises BundleError if the manifest is missing, unreadable, invalid, or of an unknown schema version.
     """
@@ -218,7 +228,7 @@ def read_manifest(path: Path | str) -> Manifest:
 
 
 def read_manifest_text(path: Path | str) -> str:
-    """Returns the text of a bundle's manifest without parsing it.
+    """Returns the text of the manifest of the bundle at `path`. Does not parse the text.
 
     Raises BundleError if the manifest is missing, unreadable, too large, or not in UTF-8.
     """
@@ -244,9 +254,10 @@ def _schema_version(file: Path, text: str) -> int:
 
 
 def read_listed_file(path: Path, name: str, record: FileRecord) -> bytes:
-    """Returns the bytes of the file `name` of the bundle at `path`.
+    """Returns the verified bytes of the file `name` of the bundle at `path`.
 
-    Raises BundleFileError if the file cannot be read, is too large for its kind, or differs from the record.
+    record: the expected size and SHA-256. Raises BundleFileError if the file cannot be read, differs from the record,
+    or exceeds the limit for its kind of file.
     """
     max_bytes, advice = MAX_OTHER_BYTES, "export the model again"
     if name.endswith(".onnx"):
@@ -260,10 +271,10 @@ def read_listed_file(path: Path, name: str, record: FileRecord) -> bytes:
 
 
 def check_backbone_graph(file: Path, data: bytes, manifest: Manifest, *, opset: int | None = None) -> GraphFile:
-    """Returns the description of the ONNX graph in `data`, after a check of its tensors and its opset.
+    """Checks the inputs, outputs and opset of a backbone's ONNX graph. Returns the description of the graph.
 
-    The manifest defines the expected tensors. opset: the expected version; None: any. Raises the errors of
-    `tureen.bundle.graph_check.check_graph`.
+    file: the path for messages. data: the bytes of the graph. manifest: gives the expected image size, width and number
+    of classes. opset: the expected version; None: any. Raises BundleError, as `graph_check.check_graph` does.
     """
     size = manifest.preprocess.image_size
     inputs = [

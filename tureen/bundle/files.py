@@ -1,6 +1,7 @@
-"""Reads the files of an untrusted bundle: each must be regular, within its size limit, and as the caller describes it.
+"""Reads the files of an untrusted bundle.
 
-Checks the size of a file before it reads a byte. Does not know the manifest or the meaning of the files.
+A file must be regular, within its size limit, and of the size and SHA-256 that the caller gives. Checks the size of a
+file before it reads a byte. Does not know the manifest or the meaning of the files.
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ UNREADABLE = "cannot be read"
 
 
 def read_file(path: Path, name: str, max_bytes: int, advice: str) -> bytes:
-    """Returns the bytes of the regular file `name` in the directory `path`, at most `max_bytes`.
+    """Returns the bytes of the regular file `name` in the directory `path`.
 
-    advice: the end of the error message if the file is larger. Follows no link, and opens nothing that could block or
-    have a side effect, such as a FIFO or a device. Raises BundleFileError if the file is larger, and the errors of
-    `file_size`.
+    Follows no link. Does not open a file that could block or have a side effect, such as a FIFO or a device. Raises
+    BundleFileError if the file has more than `max_bytes` bytes, and as `file_size` does. advice: the end of the message
+    if the file is too large.
     """
     file = path / name
     size = file_size(path, name)
@@ -57,8 +58,8 @@ def read_file(path: Path, name: str, max_bytes: int, advice: str) -> bytes:
 def file_size(path: Path, name: str) -> int:
     """Returns the size in bytes of the regular file `name` in the directory `path`.
 
-    Raises BundleFileError if the file is missing, unreadable or not regular, or if it or a directory of `name` is a
-    link.
+    Raises BundleFileError if the file is missing, unreadable or not regular, or if the file or a directory in `name` is
+    a symbolic link.
     """
     for part in (*Path(name).parents[:-1], Path(name)):  # a directory in the bundle must not be a link either
         file = path / part
@@ -76,10 +77,11 @@ def file_size(path: Path, name: str) -> int:
 
 
 def read_verified(path: Path, name: str, *, size: int, sha256: str, max_bytes: int, advice: str) -> bytes:
-    """Returns the bytes of a file, as `read_file` does, after a check of its size and SHA-256.
+    """Returns the bytes of the regular file `name` in the directory `path`, after a check of its size and SHA-256.
 
-    size: in bytes; a file of another size is not read. sha256: hexadecimal. Raises BundleFileError if the file has
-    another size or SHA-256, or more than `max_bytes`, and the errors of `file_size`.
+    size: the expected number of bytes; a file of another size is not read. sha256: the expected hash, hexadecimal.
+    Raises BundleFileError if the file has another size or SHA-256, if the file or `size` exceeds `max_bytes`, and as
+    `file_size` does. advice: the end of the message if the file is too large.
     """
     largest = max(size, file_size(path, name))
     if largest > max_bytes:
@@ -93,9 +95,10 @@ def read_verified(path: Path, name: str, *, size: int, sha256: str, max_bytes: i
 
 
 def read_arrays(file: Path, data: bytes, names: tuple[str, ...]) -> dict[str, NDArray[Any]]:
-    """Returns the named arrays of the uncompressed .npz file in `data`. An array is never larger than the file.
+    """Returns the arrays of the given names from the .npz file in `data`.
 
-    Raises BundleError if an array is missing, damaged or compressed. file: the path for the message.
+    Raises BundleError if an array is missing, damaged or compressed. So an array is never larger than the file. file:
+    the path for the message.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -121,9 +124,9 @@ def _read_array(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
 
 
 def read_vectors(file: Path, data: bytes) -> dict[str, NDArray[Any]]:
-    """Returns the arrays by name of the safetensors file in `data`.
+    """Returns all arrays of the safetensors file in `data`, by name.
 
-    Raises BundleError if the file is damaged, or has a data type that NumPy lacks. file: the path for the message.
+    Raises BundleError if the file is damaged or has a data type that NumPy lacks. file: the path for the message.
     """
     try:
         return safetensors.numpy.load(data)

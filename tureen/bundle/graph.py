@@ -1,11 +1,11 @@
 """Reads the description of an untrusted ONNX file without the onnx package.
 
-The description has the inputs, the outputs, the operators, and the other files to which the file refers. The parser
-reads the protobuf messages in a memoryview. It copies only names, opens no other file, and stops after a fixed number
-of fields. Knows nothing about bundles or runtimes.
+The description has the inputs, the outputs, the operators, and the other files to which the ONNX file refers. The
+parser reads the protobuf messages in a memoryview. It copies only names, opens no other file, and stops after
+MAX_FIELDS fields. Knows nothing about bundles or runtimes.
 
-The parser is stricter than protobuf where two parsers could read one file differently. A known field of another wire
-type, or a second value of a single field, is an error. Field numbers: onnx/onnx.proto of ONNX 1.23.
+Two parsers could read an ambiguous file differently, so this parser is stricter than protobuf. A known field of another
+wire type, or a second value of a field that has one value, is an error. Field numbers: onnx/onnx.proto of ONNX 1.23.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _EXTERNAL_DATA, _DATA_LOCATION = 13, 14  # of a tensor
 
 
 class TensorInfo(BaseModel):
-    """An input or output of the graph."""
+    """The name, dtype and shape of an input or output of an ONNX graph."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -65,7 +65,7 @@ class TensorInfo(BaseModel):
 
 
 class GraphFile(BaseModel):
-    """The description of an ONNX file."""
+    """The description of an ONNX file: its tensors, operators, weights and references to other files."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -80,7 +80,8 @@ class GraphFile(BaseModel):
 def read_graph_file(data: bytes) -> GraphFile:
     """Returns the description of the ONNX file in `data`.
 
-    Raises GraphFileError if `data` is not an ONNX file, is ambiguous, or has too many fields.
+    Raises GraphFileError if `data` is not an ONNX file, is ambiguous, has more than MAX_FIELDS fields, or is nested
+    more than MAX_DEPTH deep.
     """
     if data[4:8] == ORT_FORMAT:
         raise GraphFileError("it is in ONNX Runtime's own format")
@@ -99,7 +100,7 @@ def read_graph_file(data: bytes) -> GraphFile:
 
 
 class _GraphReader:
-    """Parses one file and collects its description. Every method raises GraphFileError if the file is invalid."""
+    """Parses one ONNX file and collects the description of it. All methods raise GraphFileError for an invalid file."""
 
     def __init__(self) -> None:
         self.opsets: dict[str, int] = {}
@@ -111,10 +112,10 @@ class _GraphReader:
         self._fields_left = MAX_FIELDS
 
     def read_message(self, kind: str, data: memoryview, depth: int) -> None:
-        """Parses the message `data` and all messages in it.
+        """Parses the protobuf message in `data` and all messages in it. Adds their content to the description.
 
-        kind: the key of the message in `_CHILDREN`, such as "node". depth: its level of nesting, 1 for the whole file,
-        at most MAX_DEPTH.
+        kind: the key of the message in `_CHILDREN`, such as "node". depth: the level of nesting of the message, from 1
+        for the whole file to MAX_DEPTH.
         """
         if depth > MAX_DEPTH:
             raise GraphFileError(f"its messages are nested more than {MAX_DEPTH} deep")
@@ -151,7 +152,10 @@ class _GraphReader:
         self.opsets[domain] = version
 
     def _read_tensor(self, data: memoryview) -> int:
-        """Returns the size in bytes of the tensor's numbers in this file. Records other files that have its numbers."""
+        """Returns the size in bytes of the numbers of a tensor that are in this ONNX file.
+
+        If the tensor refers to another file for its numbers, adds that file to `external_files`.
+        """
         size, is_external, locations = 0, False, list[str]()
         for number, value in self._fields(data):
             if number in _TENSOR_DATA:
@@ -189,7 +193,7 @@ class _GraphReader:
         return _as_int(fields[1]) if 1 in fields else _as_text(fields.get(2, b"")) or "?"
 
     def _unique_fields(self, data: memoryview) -> dict[int, FieldValue]:
-        """Returns the fields of a message, by number. Raises GraphFileError if a field occurs twice."""
+        """Returns the value of each field of a message, by field number. A field that occurs twice is an error."""
         fields: dict[int, FieldValue] = {}
         for number, value in self._fields(data):
             if number in fields:
@@ -198,7 +202,7 @@ class _GraphReader:
         return fields
 
     def _fields(self, data: memoryview) -> Iterator[tuple[int, FieldValue]]:
-        """Yields the number and the value of each field of a message. The value of a fixed-size field is None."""
+        """Yields the number and the value of each field of a message. The value of a field of fixed size is None."""
         at = 0
         while at < len(data):
             self._fields_left -= 1
@@ -225,9 +229,9 @@ class _GraphReader:
 
 
 def _varint(data: memoryview, at: int) -> tuple[int, int]:
-    """Returns the 64-bit unsigned integer at index `at`, seven bits a byte, and the index after it.
+    """Returns the varint at index `at`, and the index after it. A varint is an unsigned integer with 7 bits a byte.
 
-    Raises GraphFileError if the data ends before the integer, or if the integer has more bits.
+    Raises GraphFileError if the data ends within the varint, or if the integer has more than 64 bits.
     """
     value = 0
     for shift in range(0, 64, 7):
@@ -258,9 +262,9 @@ def _as_bytes(value: FieldValue | bytes) -> memoryview:
 
 
 def _as_text(value: FieldValue | bytes) -> str:
-    """Returns the name in a field, with U+FFFD for bytes that are not UTF-8.
+    """Returns the text of a field, with U+FFFD for bytes that are not UTF-8.
 
-    Raises GraphFileError if the field is a number, or has more than MAX_NAME_BYTES.
+    Raises GraphFileError if the field is a number or has more than MAX_NAME_BYTES bytes.
     """
     data = _as_bytes(value)
     if len(data) > MAX_NAME_BYTES:

@@ -1,6 +1,6 @@
-"""Checks that an ONNX graph may be part of a bundle: it is one file and has the expected inputs and outputs.
+"""Checks that an ONNX graph may be a part of a bundle: it is one file and has the expected inputs and outputs.
 
-Does not read the manifest: the caller gives the expected tensors.
+Does not read the manifest. The caller gives the expected tensors.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ def check_graph(
     outputs: Sequence[TensorInfo],
     opset: int | None = None,
 ) -> GraphFile:
-    """Returns the description of the ONNX graph in `data` if a bundle may contain it.
+    """Returns the description of the ONNX graph in `data` if a bundle may contain the graph.
 
-    inputs, outputs: the expected tensors. The first dimension of each is the batch, which may have any name, but the
-    same name in all tensors. opset: the expected version of ONNX's own operators; None: any.
+    inputs, outputs: the expected tensors. The first dimension of each tensor is the batch. It may have any name, but
+    must have the same name in all tensors. opset: the expected version of ONNX's own operators; None: any.
 
-    Raises BundleError if the file is not an ONNX graph, refers to other files, or has another opset, input or output.
+    Raises BundleError if `data` is not an ONNX graph, refers to other files, or has another opset, input or output.
     file: the path for the message.
     """
     try:
@@ -58,9 +58,10 @@ def check_graph(
 
 
 def _batch_name(tensor: TensorInfo) -> str:
-    """Returns the name that the graph gives to the batch dimension.
+    """Returns the name of the first dimension of a tensor, which is the batch.
 
-    Returns "batch" if that dimension is fixed or has no name; the comparison of shapes then fails.
+    Returns "batch" if that dimension is a fixed number or has no name. `check_graph` then refuses the tensor, because
+    the shapes differ.
     """
     first = tensor.shape[0] if tensor.shape else "?"
     return first if isinstance(first, str) and first != "?" else "batch"

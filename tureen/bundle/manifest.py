@@ -1,6 +1,6 @@
-"""Defines the records of a bundle's manifest.json, and the names of files and engines.
+"""Defines the records of a bundle's manifest.json, and the names of its files and engines.
 
-Does not read or write files; `tureen.bundle.bundle` does.
+Does not read or write files. `tureen.bundle.bundle` reads and writes them.
 """
 
 from __future__ import annotations
@@ -38,7 +38,10 @@ class _Record(BaseModel):
 
 
 class Accuracy(_Record):
-    """The share of images that are classified correctly, with its 95 % Wilson interval; all three in [0, 1]."""
+    """The share of images that are classified correctly, with its 95 % Wilson interval.
+
+    value: the share. low, high: the bounds of the interval. All are in [0, 1].
+    """
 
     value: float = Field(ge=0, le=1)
     low: float = Field(ge=0, le=1)
@@ -46,7 +49,10 @@ class Accuracy(_Record):
 
 
 class AccuracyRow(_Record):
-    """The accuracy at one β on held-out images. The attack is white-box, on the soup of this row."""
+    """The accuracy at one β on held-out images, without an attack (clean) and under an attack (robust).
+
+    The attack is white-box, on the model at the β of this row.
+    """
 
     beta: float
     n: int = Field(gt=0, description="number of images")
@@ -58,7 +64,7 @@ class AccuracyRow(_Record):
 
 
 class StrengthRow(AccuracyRow):
-    """The accuracy on test images at one strength, and the robust accuracy that other images predict there."""
+    """The accuracy on test images at one strength, and the robust accuracy that validation images predict for it."""
 
     strength: float = Field(ge=0, le=1)
     predicted_robust: float = Field(ge=0, le=1, description="by isotonic regression over the strengths")
@@ -66,7 +72,10 @@ class StrengthRow(AccuracyRow):
 
 
 class AttackCheck(_Record):
-    """A property that a sound attack has, tested at one β on a few of the images."""
+    """The result of a check of the attack: whether the attack has a property that every sound attack has.
+
+    The check runs at one β on a few of the images.
+    """
 
     name: str = Field(description="the property")
     beta: float
@@ -78,9 +87,10 @@ class AttackCheck(_Record):
 
 
 def failed_checks(checks: Iterable[AttackCheck], *betas: float, norm: Norm = "linf") -> list[str]:
-    """Returns the names of the checks that failed at one of `betas`: the robust accuracy there is too high.
+    """Returns the names of the checks that failed at one of `betas`, each name once.
 
-    norm: of the attack whose checks are meant.
+    norm: only checks of the attack under this norm count. After a failure the true robust accuracy at that β is lower
+    than the measured one.
     """
     failed = (c for c in checks if c.beta in betas and c.norm == norm and not c.has_passed)
     return list(dict.fromkeys(check.name for check in failed))
@@ -89,8 +99,8 @@ def failed_checks(checks: Iterable[AttackCheck], *betas: float, norm: Norm = "li
 class SuspectCell(_Record):
     """A cell of the transfer matrix that shows that an attack was too weak.
 
-    An attack on a different β, or on all β together, breaks the soup of this cell more often than the attack on this
-    soup itself.
+    The model at the β `served` fails significantly more often under the attack on another β, or on all β together, than
+    under the attack on `served` itself.
     """
 
     attacked: float | None = Field(description="the β attacked; none: all together")
@@ -99,7 +109,10 @@ class SuspectCell(_Record):
 
 
 class TransferMatrix(_Record):
-    """Robust accuracy by the β that is attacked and the β that is served, all on the same images."""
+    """The robust accuracy for each pair of β: the attack is on the first β, and the model serves the second β.
+
+    All pairs use the same images.
+    """
 
     betas: list[float] = Field(min_length=1, description="T β, attacked and served")
     n: int = Field(gt=0, description="number of images")
@@ -115,7 +128,7 @@ class TransferMatrix(_Record):
 
 
 class ShiftRow(_Record):
-    """Accuracy at one β on images under one corruption or shift, without an attack."""
+    """The accuracy at one β, without an attack, on images that one corruption or shift has changed."""
 
     name: str = Field(description="of the corruption or shift")
     family: str = Field(description="noise, blur, weather or digital; or shift")
@@ -125,7 +138,10 @@ class ShiftRow(_Record):
 
 
 class ClassCounts(_Record):
-    """Numbers of images by class at one β, in the order of the labels. The attack is that of the accuracy at this β."""
+    """Numbers of images by class at one β, in the order of the labels.
+
+    `robust` is under the attack of the `AccuracyRow` at this β.
+    """
 
     beta: float
     images: list[int]
@@ -134,7 +150,7 @@ class ClassCounts(_Record):
 
 
 class Evaluation(_Record):
-    """Optional measurements beyond the accuracy at each β under l∞."""
+    """Optional measurements of a model, beyond the accuracy at each β under l∞ in `Manifest.accuracy`."""
 
     checks: list[AttackCheck] = []
     classes: list[ClassCounts] = Field(default=[], description="one for each mode, β ascending")
@@ -150,10 +166,10 @@ class Evaluation(_Record):
 
 
 class ServedAccuracy(_Record):
-    """The accuracy of an engine at one β, and of PyTorch in fp32 on the same images; shares in [0, 1].
+    """The accuracy of an engine at one β, and the accuracy of PyTorch in fp32 (`…_fp32`) on the same images.
 
-    transferred: accuracy on adversarial images that an attack on PyTorch's soup at this β generates. The engine itself
-    is not attacked, because a compiled graph has no gradients.
+    All are shares in [0, 1]. transferred: the accuracy on adversarial images of an attack on the model in PyTorch at
+    this β. The attack is not on the engine itself, because a compiled graph has no gradients.
     """
 
     beta: float
@@ -167,9 +183,9 @@ class ServedAccuracy(_Record):
 
 
 class ParityRow(_Record):
-    """Differences of an engine's logits from PyTorch's, on images at several β.
+    """The differences between the logits of an engine and those of PyTorch, on images at several β.
 
-    Only an engine whose differences are within the limits of export has a row.
+    The manifest has a row only for an engine whose differences are within the limits of export.
     """
 
     engine: str
@@ -186,7 +202,7 @@ class ParityRow(_Record):
 
 
 class PlanRecord(_Record):
-    """The engine, version, GPU and batch sizes that a compiled plan needs. The plan runs with no other."""
+    """The engine, version, GPU and batch sizes that a compiled plan needs. The plan does not run with others."""
 
     engine: str
     precision: Precision
@@ -203,11 +219,11 @@ class FileRecord(_Record):
 
 
 class StrengthCurve(_Record):
-    """The strength at several β, with linear interpolation. Equal steps of strength move the logits equally far.
+    """The strength at several β. Between them the strength is interpolated linearly.
 
-    The strength of β is the position of the logits on the line from those of the clean mode (0) to those of the robust
-    mode (1). It needs no labels and no attack. β itself is no such scale: over half of its range the logits may hardly
-    move.
+    Strength is a second scale for β. The strength of a β is the position of the logits on the line from the logits of
+    the clean mode (0) to those of the robust mode (1). So equal steps of strength move the logits equally far. Equal
+    steps of β do not: over half of its range the logits may hardly move. Measuring needs no labels and no attack.
     """
 
     betas: list[float] = Field(min_length=2, description="ascending from 0 to 1")
@@ -230,7 +246,7 @@ class StrengthCurve(_Record):
     def strength_at(self, beta: float) -> float:
         """Returns the strength of a β in [0, 1], rounded to 4 decimals.
 
-        So `strength_at(beta_at(0.3))` is 0.3, although `beta_at` rounds.
+        The rounding removes the rounding error of `beta_at`, so `strength_at(beta_at(0.3))` is 0.3.
         """
         return round(float(np.interp(beta, self.betas, self.strengths)), 4) + 0.0
 
@@ -239,10 +255,10 @@ UNMEASURED_STRENGTH: Final = StrengthCurve(betas=[0, 1], strengths=[0, 1], n=0)
 
 
 class CalibrationRow(_Record):
-    """The temperature at one β, and the expected calibration error with and without it.
+    """The temperature at one β, and the expected calibration error with and without this temperature.
 
-    The probabilities are the softmax of the logits divided by the temperature (Guo et al., ICML 2017). One part of the
-    images fits the temperature, and the other part measures the errors.
+    The probabilities are the softmax of the logits divided by the temperature (Guo et al., ICML 2017). The temperature
+    is fitted on one part of the images. The errors are measured on another part.
     """
 
     beta: float = Field(ge=0, le=1)
@@ -257,18 +273,24 @@ class CalibrationRow(_Record):
 
 
 class Temperatures(_Record):
-    """The temperature at several β, with linear interpolation between them. If `betas` is empty, it is always 1."""
+    """The temperature at several β. Between them the temperature is interpolated linearly.
+
+    If `betas` is empty, the temperature is 1 at every β.
+    """
 
     betas: tuple[float, ...] = Field(default=(), description="ascending")
     values: tuple[float, ...] = Field(default=(), description="of each of `betas`")
 
     @property
     def is_calibrated(self) -> bool:
-        """Whether any temperature was fitted."""
+        """Whether a temperature was fitted at any β."""
         return bool(self.betas)
 
     def at(self, betas: Sequence[float | None]) -> NDArray[np.float64]:
-        """Returns the temperature of each β, float64 (len(betas),). None, the β of a model with one token, is β = 0."""
+        """Returns the temperature at each β, float64 (len(betas),).
+
+        A model with one token has the β None. Its temperature is the one at β = 0.
+        """
         if not self.betas:
             return np.ones(len(betas))
         return np.interp([CLEAN_BETA if beta is None else beta for beta in betas], self.betas, self.values)
@@ -302,7 +324,7 @@ class Manifest(_Record):
     provenance: dict[str, Any] = Field(description="how it was made: versions, recipe, seed, command")
 
     def beta_of(self, value: float | Strength) -> float:
-        """Returns a β unchanged. Converts a strength to a β with the model's curve.
+        """Returns the β that `value` gives: a number is β itself, and `self.strength` maps a `Strength` to β.
 
         Raises SingleTokenError for a strength if the model has one token.
         """
@@ -314,7 +336,7 @@ class Manifest(_Record):
 
     @property
     def temperatures(self) -> Temperatures:
-        """The temperature at each β that `calibration` has a row for."""
+        """The temperatures in the rows of `calibration`, by β."""
         rows = self.calibration
         return Temperatures(betas=tuple(row.beta for row in rows), values=tuple(row.temperature for row in rows))
 
@@ -357,15 +379,18 @@ class Manifest(_Record):
 
 
 def graph_name(precision: Precision) -> FileName:
-    """Returns the name of the file with the ONNX graph in that precision: backbone.onnx for fp32."""
+    """Returns the name of the file with the ONNX graph in a precision: backbone.onnx for fp32.
+
+    Such as "engines/backbone-int8.onnx" for int8.
+    """
     return BACKBONE if precision == "fp32" else f"{ENGINES_DIRECTORY}/backbone-{precision}.onnx"
 
 
 def plan_name(engine: EngineName, precision: Precision) -> FileName:
-    """Returns the name of the file with the plan for that engine in that precision."""
+    """Returns the file name of the plan of an engine in a precision, such as "engines/tensorrt-fp16.plan"."""
     return f"{ENGINES_DIRECTORY}/{engine}-{precision}.plan"
 
 
 def is_plan(name: str) -> bool:
-    """Returns whether the file of that name is a compiled plan. All other files that engines run are ONNX graphs."""
+    """Returns whether `name` is the name of a compiled plan. All other files that engines run are ONNX graphs."""
     return name.endswith(".plan")
