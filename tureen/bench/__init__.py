@@ -1,1 +1,1 @@
-"""`tureen bench`: measures how fast each engine runs a bundle on this machine, and recommends server settings."""
+"""`tureen bench`: measures the speed of each engine of a bundle on this machine, and recommends server settings."""

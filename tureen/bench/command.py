@@ -1,4 +1,4 @@
-"""`tureen bench`: measures a bundle's engines on this machine, and recommends settings for the server."""
+"""The command `tureen bench`: parses the arguments, runs the measurement, prints and saves the result."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from tureen.machine import available_cpus, default_cache_directory
 
 
 def bench(arguments: list[str]) -> int:
-    """Measures all engines, prints the result and saves it for engine `auto`. Returns the exit status."""
+    """Measures all engines of a bundle, prints the result and saves the ranking for engine "auto".
+
+    arguments: those after `tureen bench`. Returns exit status 0. Raises EngineError if no engine can be measured.
+    """
     cpus = available_cpus()
     parser = argparse.ArgumentParser(
         prog="tureen bench",
@@ -82,7 +85,10 @@ def bench(arguments: list[str]) -> int:
 
 
 def _show_progress(text: str) -> None:
-    """Replaces the line of progress on a terminal. Prints nothing if standard error is not a terminal."""
+    """Shows `text` as the line of progress on standard error, in place of the line before.
+
+    Prints nothing if standard error is not a terminal.
+    """
     if sys.stderr.isatty():
         print(f"\r\x1b[K{f'bench: {text}' if text else ''}", end="", file=sys.stderr, flush=True)
 

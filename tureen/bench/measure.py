@@ -1,6 +1,7 @@
-"""Measures all engines that a bundle lists and this machine can run.
+"""Measures the speed of all engines that a bundle lists and this machine can run.
 
-Each engine has a separate process (`worker`). All processes exist at the same time, and one of them runs at a time.
+Each engine runs in a separate process (`worker`). All processes exist at the same time, but only one of them computes
+at a time.
 """
 
 from __future__ import annotations
@@ -40,9 +41,9 @@ SHORTEST_TURNS = 15  # a turn takes at most this fraction of the time
 
 @dataclass(eq=False)
 class _Candidate:
-    """An engine in its process, with the batches for which it is measured.
+    """An engine in a worker process, and the batch sizes that are timed for it: the keys of `call_s`.
 
-    failure: the message of the error that ended its measurement; empty if there was none.
+    failure: the message of the error that ended the measurement of this engine; empty if there was none.
     """
 
     worker: Worker
@@ -63,10 +64,11 @@ def measure(
     seconds: float,
     on_progress: Callable[[str], None] = lambda text: None,
 ) -> Benchmark:
-    """Returns measurements of all engines with each number of streams.
+    """Measures every engine of the bundle with each number of streams. Returns all measurements.
 
-    threads: CPU threads of all streams together. max_batch: largest batch. seconds: duration of the timing, without
-    the loading of engines. Raises EngineError, with the reasons, if no engine could be measured.
+    threads: CPU threads of all streams together. streams: the numbers of concurrent runs to measure. max_batch: largest
+    batch. seconds: duration of the timing, without the loading of engines. on_progress: called with a text before each
+    step. Raises EngineError, with the reason for each engine, if no engine could be measured.
     """
     left_out: list[ExcludedEngine] = []
     candidates: list[_Candidate] = []
@@ -126,9 +128,10 @@ def _engine_setups(bundle: Bundle, threads: int, streams: Sequence[int], max_bat
 
 
 def _calibrate(worker: Worker, max_turn_s: float) -> dict[int, float]:
-    """Returns the seconds of one call, by batch, after a warm-up.
+    """Times one call of the engine for each batch size, after a warm-up. Returns the seconds by batch size.
 
-    Stops before a batch whose call would probably take more than max_turn_s seconds.
+    Begins with the smallest batch size. Stops before one for which a call would probably take more than `max_turn_s`
+    seconds.
     """
     call_s: dict[int, float] = {}
     longest = 0.0
@@ -141,9 +144,11 @@ def _calibrate(worker: Worker, max_turn_s: float) -> dict[int, float]:
 
 
 def _plan_round(candidates: Sequence[_Candidate], max_turn_s: float) -> list[tuple[_Candidate, TimedTurn]]:
-    """Returns the turns of one round: each batch on all engines.
+    """Returns the turns of one round, in order. A turn is one timing of an engine at one batch size.
 
-    For one batch of each engine, turns with one β and with mixed β alternate.
+    The round has each batch size on every engine that is timed for it. At `mixed_batch` of an engine, a turn with one β
+    for all images and a turn with a separate β per image alternate, up to MIXED_PAIRS times. A turn has as many calls
+    as fill TURN_S seconds. A turn with one image has at least LATENCY_CALLS calls, if they fit into `max_turn_s`.
     """
     turns = []
     for batch in BATCHES:

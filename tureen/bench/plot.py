@@ -1,6 +1,6 @@
 """Draws a benchmark: images per second by batch, one line for each engine, precision and number of streams.
 
-The colours suit colour-blind readers; the markers differ too.
+The colours suit colour-blind readers. The lines also differ by marker.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ WIDE_RANGE = 20  # ratio of the engines' best rates, above which the scale is lo
 
 
 def plot_benchmark(benchmark: Benchmark, path: Path) -> None:
-    """Draws the benchmark into a PNG file at `path`."""
+    """Writes the plot of the benchmark as a PNG file to `path`. Needs matplotlib."""
     from matplotlib.figure import Figure  # not by pyplot, which would keep a reference
 
     figure = Figure(figsize=(8.4, 4.8), dpi=150, layout="constrained")

@@ -1,4 +1,4 @@
-"""Derives the best settings of the server and the rankings for `open_engine` from a benchmark."""
+"""Derives two results from a benchmark: the best settings of the server, and the rankings for `open_engine`."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ MAX_SLOWDOWN = 2.0  # compared with one image: for latency a batch may take at m
 
 
 def best_for_throughput(engines: Iterable[EngineMeasurement]) -> RecommendedSettings:
-    """Returns settings: the engine with the most images per second, and the smallest batch with nearly that rate.
+    """Returns the server settings for the most images per second: an engine and a batch size.
 
-    The rate of a lower precision is divided by LOW_PRECISION_HANDICAP.
+    The engine is the one with the highest rate at any batch size. The rate of a precision below fp32 is divided by
+    LOW_PRECISION_HANDICAP for this comparison. The batch size is the smallest that reaches NEAR_BEST times the highest
+    rate of this engine.
     """
     best = max(engines, key=lambda e: max(rate.images_per_second for rate in e.rates) / _handicap(e))
     most = max(rate.images_per_second for rate in best.rates)
@@ -24,10 +26,11 @@ def best_for_throughput(engines: Iterable[EngineMeasurement]) -> RecommendedSett
 
 
 def best_for_latency(engines: Iterable[EngineMeasurement]) -> RecommendedSettings:
-    """Returns settings: the engine with the lowest median time of one image, and the largest batch that is fast enough.
+    """Returns the server settings for the lowest latency: an engine and a batch size.
 
-    A batch may take MAX_SLOWDOWN times as long as one image. The time of a lower precision is multiplied by
-    LOW_PRECISION_HANDICAP.
+    The engine is the one with the lowest median time of one image. The time of a precision below fp32 is multiplied by
+    LOW_PRECISION_HANDICAP for this comparison. The batch size is the largest that takes at most MAX_SLOWDOWN times as
+    long as one image.
     """
     best = min(engines, key=lambda e: e.p50_ms * _handicap(e))
     call_s = {rate.batch: rate.batch * best.streams / rate.images_per_second for rate in best.rates}
@@ -35,7 +38,10 @@ def best_for_latency(engines: Iterable[EngineMeasurement]) -> RecommendedSetting
 
 
 def rankings(bundle: Bundle, benchmark: Benchmark) -> list[Ranking]:
-    """Returns rankings of the engines by speed for `open_engine`, one ranking for each number of streams."""
+    """Returns one ranking of the engines by speed for each number of streams. `open_engine` reads the saved rankings.
+
+    A ranking compares the engines at one batch size: the smallest `mixed_batch` among them.
+    """
     by_streams = []
     for streams in dict.fromkeys(engine.streams for engine in benchmark.engines):
         engines = [engine for engine in benchmark.engines if engine.streams == streams]

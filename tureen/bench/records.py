@@ -1,4 +1,4 @@
-"""Defines the records of `tureen bench`. Its JSON output is one `Benchmark`."""
+"""Defines the records of `tureen bench`. The output of `tureen bench --json` is one `Benchmark`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class _Record(BaseModel):
 
 
 class EngineSetup(_Record):
-    """An engine to measure, and its options."""
+    """An engine to measure, and the options with which a worker process opens it."""
 
     bundle: str = Field(description="its directory")
     engine: str
@@ -29,7 +29,10 @@ class EngineSetup(_Record):
 
 
 class OpenedEngine(_Record):
-    """The cost of opening one engine in a separate process, including the check of the golden rows."""
+    """The cost of opening one engine in a worker process: time and memory.
+
+    The time includes the check that the engine reproduces the golden rows of the bundle.
+    """
 
     engine_version: str
     load_s: float = Field(description="seconds to import the runtime, compile the backbone and run the golden rows")
@@ -40,7 +43,7 @@ class OpenedEngine(_Record):
 
 
 class TimedTurn(_Record):
-    """A turn: one timing of an engine. Every stream runs a batch `calls` times, all streams at the same time.
+    """A turn: one timing of an engine. All streams run at the same time, and each runs a batch `calls` times.
 
     batch: number of images in the batch.
     """
@@ -51,9 +54,9 @@ class TimedTurn(_Record):
 
 
 class TurnTimes(_Record):
-    """The durations of a `TimedTurn` in seconds, including the mixing of tokens.
+    """The durations of a `TimedTurn` in seconds. They include the time to mix the tokens.
 
-    seconds: from the start of all streams to the end of the last one. call_seconds: of each call of every stream.
+    seconds: from the start of all streams to the end of the last one. call_seconds: one for each call of each stream.
     """
 
     seconds: float
@@ -87,7 +90,7 @@ class EngineMeasurement(_Record):
         return f"{self.engine} {self.precision}"
 
     def rate(self, batch: int) -> float | None:
-        """Returns the images per second at that batch; None if it was not measured."""
+        """Returns the images per second at a batch size; None if that batch size was not measured."""
         return next((rate.images_per_second for rate in self.rates if rate.batch == batch), None)
 
 
@@ -99,7 +102,7 @@ class ExcludedEngine(_Record):
 
 
 class RecommendedSettings(_Record):
-    """Recommended settings of `tureen serve`, and the measurements with them."""
+    """Recommended settings of `tureen serve`, and the rate and latency that were measured with these settings."""
 
     engine: str
     precision: Precision

@@ -8,7 +8,11 @@ from tureen.bench.records import Benchmark, EngineMeasurement
 
 
 def benchmark_text(benchmark: Benchmark, bundle: Path) -> str:
-    """Returns all measurements, the excluded engines with the reasons, and the best settings as commands."""
+    """Returns the text of a benchmark: all measurements, the engines left out, and the recommended settings.
+
+    Each engine that was left out has a reason. The settings are `tureen serve` commands for `bundle`, the path of the
+    bundle.
+    """
     throughput, latency = benchmark.throughput, benchmark.latency
     parts = [
         f"{benchmark.model} {benchmark.version} on {machine_description(benchmark)}, "
@@ -32,7 +36,7 @@ def benchmark_text(benchmark: Benchmark, bundle: Path) -> str:
 
 
 def machine_description(benchmark: Benchmark) -> str:
-    """Returns the processor, the number of threads and the GPUs of the measurement."""
+    """Returns a text with the processor, the number of threads and the GPUs of the benchmark."""
     threads = f"{benchmark.threads} thread{'s' if benchmark.threads > 1 else ''}"
     return ", ".join([benchmark.processor, threads, *benchmark.gpus])
 

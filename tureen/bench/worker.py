@@ -1,7 +1,7 @@
-"""Runs one engine in a separate process: opens it, and times runs on request.
+"""Runs one engine in a separate process, which opens the engine and times turns on request.
 
-Engines in separate processes share no memory, and a crash ends only one of them. The parent uses `Worker`; the child
-runs `python -m tureen.bench.worker`. The two exchange lines of JSON.
+So engines share no memory, and a crash ends only one engine. The parent process is `tureen bench`, and it holds a
+`Worker` for each engine. The child process runs `main` of this module. Parent and child exchange lines of JSON.
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ STATUS = Path("/proc/self/status")
 
 
 class Worker:
-    """A child process that has opened an engine. The constructor raises EngineError if the engine cannot be opened."""
+    """The parent's object for a child process that has opened an engine. `opened` has the cost of opening it.
+
+    The constructor starts the child. It raises EngineError if the child cannot open the engine.
+    """
 
     def __init__(self, setup: EngineSetup) -> None:
         self.setup = setup
@@ -49,7 +52,7 @@ class Worker:
             raise
 
     def run_turn(self, turn: TimedTurn) -> TurnTimes:
-        """Runs one `TimedTurn` in the child and returns its times. Raises EngineError if the child fails or ends."""
+        """Runs one turn in the child. Returns the durations. Raises EngineError if the child fails or ends."""
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(turn.model_dump_json() + "\n")
@@ -59,7 +62,7 @@ class Worker:
         return TurnTimes.model_validate_json(self._reply())
 
     def close(self) -> None:
-        """Kills the process."""
+        """Kills the child process and waits for its end."""
         self._process.kill()
         self._process.communicate()
 
@@ -79,7 +82,7 @@ class Worker:
 
 
 class StreamRunner:
-    """Runs batches on one engine in several threads of the child at the same time."""
+    """Runs batches on one engine. Each of the `streams` threads runs one batch at a time. Used in the child process."""
 
     def __init__(self, soup: Soup, streams: int) -> None:
         self._soup = soup
@@ -87,7 +90,7 @@ class StreamRunner:
         self._threads = ThreadPoolExecutor(streams)
 
     def run_turn(self, turn: TimedTurn) -> TurnTimes:
-        """Runs the calls of the turn on all streams at the same time. Returns the times of all calls."""
+        """Runs the calls of the turn on all streams at the same time. Returns the durations of the turn."""
         golden = self._soup.bundle.golden
         pixels = np.resize(golden.pixels, (turn.batch, *golden.pixels.shape[1:]))
         betas = np.linspace(0, 1, turn.batch).tolist() if turn.is_mixed else [0.5] * turn.batch
@@ -106,9 +109,10 @@ class StreamRunner:
 
 
 def main(arguments: list[str]) -> int:
-    """Runs the child: opens the engine, sends an `OpenedEngine` to the parent, then runs each turn that it receives.
+    """Runs the child process: opens the engine, and sends the parent an `OpenedEngine`.
 
-    arguments: an `EngineSetup` in JSON. Returns the exit status when the parent closes the pipe.
+    Then reads one `TimedTurn` a line, runs it, and sends `TurnTimes`. arguments: an `EngineSetup` in JSON. Returns exit
+    status 0 when the parent closes the pipe, and 1 after it has sent the message of an error.
     """
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as replies:
         os.dup2(2, 1)  # the output of a runtime must not mix with the replies
@@ -151,9 +155,10 @@ def _open_soup(setup: EngineSetup) -> tuple[Soup, OpenedEngine]:
 
 
 def _memory(field: str) -> int | None:
-    """Returns the memory of this process in bytes: VmRSS is the current value, VmHWM the peak. None if unknown.
+    """Returns the memory of this process in bytes; None if the system has no /proc.
 
-    Does not use ru_maxrss of getrusage, because a process inherits it from its parent.
+    field: "VmRSS" for the current value, "VmHWM" for the peak. Does not use ru_maxrss of getrusage, because a process
+    inherits the value of its parent.
     """
     try:
         lines = STATUS.read_text().splitlines()

@@ -1,6 +1,7 @@
 """`tureen demo`: trains on handwritten digits, exports the model, serves it, and prints two requests to try.
 
-It can also serve an example bundle that is part of Tureen. Only this module calls training, export and serve.
+Alternatively serves an example bundle that is a part of Tureen. In the package `tureen`, only this module calls
+training, export and serve.
 """
 
 from __future__ import annotations
@@ -36,13 +37,15 @@ PICTURE_SCALE = 32
 
 
 class PortTakenError(TureenError):
-    """operator: the address cannot be used to listen."""
+    """The demo cannot listen on the given host and port. The operator must choose another port."""
 
 
 def demo(arguments: list[str]) -> int:
-    """Trains, exports and serves the digits, or serves an example. Returns the exit status.
+    """Trains a model on handwritten digits, exports it and serves it, or serves an example bundle.
 
-    A second call only serves.
+    If the bundle of an earlier call exists, skips training and export. arguments: those after `tureen demo`. Returns
+    the exit status: that of the server, or that of a failed training. Raises PortTakenError before the training if the
+    address is not free.
     """
     parser = argparse.ArgumentParser(
         prog="tureen demo",
@@ -128,7 +131,11 @@ def _links(url: str) -> str:
 
 
 def prepare(directory: Path) -> Path:
-    """Returns the path of the demo's bundle in `directory`. Trains and exports the model if the bundle is missing."""
+    """Returns the path of the demo's bundle in `directory`.
+
+    Trains and exports the model if the bundle or its samples are missing, or if the bundle is damaged or of another
+    recipe. Resumes a training that was interrupted.
+    """
     from training.recipes import load_recipe
 
     recipe = load_recipe(RECIPE)
@@ -159,18 +166,25 @@ def prepare(directory: Path) -> Path:
 
 
 def demo_fingerprint() -> str:
-    """Returns eight hexadecimal digits of the recipe's hash, which identify the run and the bundle of this demo."""
+    """Returns the first eight hexadecimal digits of the hash of the demo's recipe.
+
+    They are in the name of the run directory and in the bundle. So `prepare` recognises the results of another recipe.
+    """
     from training.recipes import load_recipe
 
     return load_recipe(RECIPE).fingerprint()[:8]
 
 
 def write_samples(directory: Path, checkpoint: Checkpoint, bundle: Path) -> None:
-    """Writes held-out digits as PNG files: per label the first that both modes classify correctly, and an attacked one.
+    """Writes sample images from the test set as PNG files to `directory`.
 
-    digits.png shows all of them, enlarged; pair.png shows the attacked digit beside the original. The attack is PGD on
-    the clean token, rounded to 8 bits; it fools the clean mode and not the robust mode. The pair shows the effect of
-    β. Only the accuracy table measures robustness, because its attacks are on each soup itself.
+    - digit-….png: for each label, the first digit that both modes classify correctly
+    - digits.png: all of these digits, enlarged
+    - attacked.png: a digit after PGD on the clean mode, rounded to 8 bits; only the clean mode misclassifies it
+    - pair.png: that digit before and after the attack, enlarged
+
+    The pair shows the effect of β. It does not measure robustness. The accuracy table does, because it attacks the
+    model at each β. Raises TureenError if the model has no such samples.
     """
     pixels, labels = checkpoint.test.pixels, checkpoint.test.labels
     attacked = _attacked_images(checkpoint)
@@ -197,7 +211,7 @@ def write_samples(directory: Path, checkpoint: Checkpoint, bundle: Path) -> None
 
 
 def _attacked_images(checkpoint: Checkpoint) -> NDArray[np.uint8]:
-    """Returns the held-out images, uint8 (n, H, W, 3), after PGD on the clean token."""
+    """Returns the test images after a PGD attack on the clean mode, uint8 (n, H, W, 3)."""
     import torch
 
     from training.attacks.catalogue import ATTACKS
@@ -216,7 +230,7 @@ def _attacked_images(checkpoint: Checkpoint) -> NDArray[np.uint8]:
 
 
 def _enlarged(digits: list[NDArray[np.uint8]]) -> Image.Image:
-    """Returns the digits side by side, enlarged, with grey lines between them."""
+    """Returns a picture of the digits side by side, enlarged by PICTURE_SCALE, with grey lines between them."""
     line = np.full((digits[0].shape[0] * PICTURE_SCALE, PICTURE_SCALE // 4, 3), 128, np.uint8)
     parts: list[NDArray[np.uint8]] = []
     for digit in digits:

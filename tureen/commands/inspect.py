@@ -25,9 +25,10 @@ SHOWN_OPERATORS = 12
 
 
 def inspect(arguments: list[str]) -> int:
-    """Prints the content of a bundle, also of a damaged one. Returns exit status 0.
+    """Prints the content and the defects of a bundle. Returns exit status 0 if the bundle can be used.
 
-    Raises BundleError if the bundle has no readable manifest, or after the output if it cannot be used.
+    arguments: those after `tureen inspect`. Raises BundleError if the bundle has no readable manifest. Raises
+    BundleError for any other bundle that cannot be used too, but only after it has printed the content.
     """
     parser = argparse.ArgumentParser(
         prog="tureen inspect",
@@ -114,7 +115,10 @@ def _files(inspection: Inspection) -> str:
 
 
 def _engines(inspection: Inspection) -> str:
-    """Returns a text about which engines this machine can run; empty if the bundle cannot be used."""
+    """Returns a text with one line per engine: whether this machine can run the engine, or why not.
+
+    The last line has the choice of "auto". The text is empty if the bundle cannot be used.
+    """
     if inspection.auto is None:
         return ""
     lines = ["on this machine"]
@@ -130,7 +134,7 @@ def _engines(inspection: Inspection) -> str:
 
 
 def _printable_manifest(manifest: Manifest) -> Manifest:
-    """Returns the manifest with all texts escaped for a terminal, because the bundle is not trusted."""
+    """Returns a copy of the manifest in which all texts are escaped for a terminal, because a bundle is not trusted."""
 
     def clean(value: Any) -> Any:
         if isinstance(value, str):

@@ -1,6 +1,6 @@
-"""Collects the facts about a bundle, even a damaged one, and about the engines that this machine can run.
+"""Inspects a bundle, even a damaged one: its files, its graphs, and the engines that this machine can run.
 
-Raises an error only if the directory has no manifest that can be read. `tureen.commands.inspect` formats the facts.
+Raises an error only if the directory has no readable manifest. `tureen.commands.inspect` formats the result.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class FileState(_Facts):
 
 
 class EngineAvailability(_Facts):
-    """Whether this machine can run an engine that the bundle lists."""
+    """Whether this machine can run one of the engines that the bundle lists, and why not."""
 
     engine: str
     precision: str
@@ -60,7 +60,7 @@ class EngineAvailability(_Facts):
 
 
 class AutoChoice(_Facts):
-    """The engine that "auto" chooses on this machine."""
+    """The engine that "auto" chooses for the bundle on this machine, and the reason."""
 
     engine: str | None = Field(description="engine and precision; none: there is none, or only a race decides")
     why: str
@@ -89,10 +89,11 @@ class _ManifestOutline(BaseModel):
 
 
 def inspect_bundle(path: Path, *, is_trial: bool = False) -> Inspection:
-    """Returns the facts about the bundle at `path`.
+    """Inspects the bundle at `path`. Returns the result, even for a damaged bundle.
 
-    is_trial: whether to open each engine, check the golden rows, and run the choice of "auto".
-    Raises BundleError if the manifest is missing, unreadable, or lacks the fields that all schema versions have.
+    is_trial: whether to open each engine and check that it reproduces the golden rows, and to run the choice of "auto".
+    Without a trial both are predicted. Raises BundleError if the manifest is missing, unreadable, or lacks the fields
+    that all schema versions have.
     """
     outline = _read_outline(path)
     manifest: Manifest | None = None
@@ -133,9 +134,9 @@ def _read_outline(path: Path) -> _ManifestOutline:
 
 
 def _file_states(path: Path, outline: _ManifestOutline) -> tuple[list[FileState], dict[str, GraphFile]]:
-    """Returns the states of the files, and the descriptions of the ONNX graphs by file name.
+    """Returns the state of each file of the bundle, and the descriptions of the ONNX graphs by file name.
 
-    The files are those that the manifest lists and those that it does not list, at most MAX_FILES of each.
+    Includes at most MAX_FILES files that the manifest lists, and at most MAX_FILES others.
     """
     names, record_of = TypeAdapter(FileName), TypeAdapter(FileRecord)
     files: list[FileState] = []
@@ -176,7 +177,7 @@ def _size_on_disk(path: Path, name: str) -> int | None:
 
 
 def _damaged_artefacts(bundle: Bundle) -> dict[str, str]:
-    """Returns the error message of each engine file that cannot be used, by file name."""
+    """Returns the error message for each file that an engine runs and that cannot be used, by file name."""
     damaged = {}
     engine_files = [name for name in bundle.manifest.files if "/" in name]
     for name in dict.fromkeys([*(row.artefact for row in bundle.manifest.parity), *engine_files]):
@@ -241,7 +242,11 @@ def _try_auto(bundle: Bundle) -> AutoChoice:
 
 
 def _predict_auto(bundle: Bundle, engines: Sequence[EngineAvailability]) -> AutoChoice:
-    """Returns the choice of "auto" without opening an engine; its engine is None if only a race can decide."""
+    """Predicts which engine "auto" chooses, without opening one.
+
+    engines: whether this machine can run each engine. Returns a choice whose engine is None if there is no such engine,
+    or if only a race can decide between several.
+    """
     runnable = {(engine.engine, engine.precision) for engine in engines if engine.can_run}
     ranking = read_ranking(bundle, _options())
     first = ranking.timings[0] if ranking else None
@@ -258,5 +263,5 @@ def _predict_auto(bundle: Bundle, engines: Sequence[EngineAvailability]) -> Auto
 
 
 def _options() -> EngineOptions:
-    """Returns the options that `tureen.load` uses by default."""
+    """Returns the engine options that `tureen.load` uses by default: all CPUs, and the user's cache directory."""
     return EngineOptions(threads=available_cpus(), cache=default_cache_directory())

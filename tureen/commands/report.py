@@ -32,9 +32,9 @@ NORM_SYMBOLS: Mapping[Norm, str] = {"linf": "l∞", "l2": "l2", "l1": "l1"}
 
 
 def accuracy_summary(manifest: Manifest) -> str:
-    """Returns the accuracy of the model as text.
+    """Returns the accuracy of a model as text: for a co-trained model, the table of `accuracy_table`.
 
-    For a co-trained model it is the β table. For another model it is a sentence about its tokens, and its accuracy.
+    For any other model, returns a sentence about the tokens, and the line of `single_token_accuracy`.
     """
     if manifest.is_cotrained:
         return accuracy_table(manifest.accuracy, manifest.evaluation.checks)
@@ -42,7 +42,7 @@ def accuracy_summary(manifest: Manifest) -> str:
 
 
 def tokens_sentence(manifest: Manifest) -> str:
-    """Returns a sentence about the tokens and the choice of β."""
+    """Returns a sentence about the tokens of a model: how many there are, and whether β changes the result."""
     if manifest.is_cotrained:
         return "two co-trained tokens: β = 0 is the clean one, β = 1 the robust one"
     if manifest.has_two_tokens:
@@ -51,7 +51,10 @@ def tokens_sentence(manifest: Manifest) -> str:
 
 
 def single_token_accuracy(rows: Sequence[AccuracyRow]) -> str:
-    """Returns one line: the accuracy of a model whose accuracy is the same at every β, or "accuracy: not measured"."""
+    """Returns one line with the accuracy of a model that has the same accuracy at every β.
+
+    rows: the first row has that accuracy. Without a row, returns "accuracy: not measured".
+    """
     if not rows:
         return "accuracy: not measured"
     row = rows[0]
@@ -63,7 +66,10 @@ def single_token_accuracy(rows: Sequence[AccuracyRow]) -> str:
 
 
 def strength_summary(manifest: Manifest) -> str:
-    """Returns one line with the β of five strengths. If strength is not measured, the line says that it equals β."""
+    """Returns one line with the β of the strengths 0, ¼, ½, ¾ and 1.
+
+    If the curve from strength to β was not measured, the line says that strength equals β.
+    """
     curve = manifest.strength
     if not curve.n:
         return "strength: not measured, so it equals β"
@@ -72,7 +78,7 @@ def strength_summary(manifest: Manifest) -> str:
 
 
 def calibration_summary(manifest: Manifest) -> str:
-    """Returns one line: the largest calibration error of any β, without and with the temperatures."""
+    """Returns one line with the largest calibration error over all β, without and with the fitted temperatures."""
     rows = manifest.calibration
     if not rows:
         return "calibration error: not measured"
@@ -85,10 +91,9 @@ def calibration_summary(manifest: Manifest) -> str:
 
 
 def calibration_images(row: CalibrationRow) -> tuple[str, str]:
-    """Returns two phrases for a sentence, such as "test images" and "validation images".
+    """Returns the names of two sets of images, such as "test images" and "validation images".
 
-    The first names the images that measured the calibration errors. The second names the images that fitted the
-    temperatures.
+    The calibration errors were measured on the first set. The temperatures were fitted on the second set.
     """
     if row.images == "random halves":
         return "images", "other images"
@@ -96,9 +101,10 @@ def calibration_images(row: CalibrationRow) -> tuple[str, str]:
 
 
 def accuracy_table(rows: Sequence[AccuracyRow], checks: Sequence[AttackCheck] = (), images: str = "test images") -> str:
-    """Returns the β table: one row per β, each accuracy in per cent with its 95 % interval.
+    """Returns the table of the clean and the robust accuracy by β, in per cent with the 95 % intervals.
 
-    A robust accuracy whose checks failed is marked, with the names of the checks.
+    checks: the checks of the attack. If one failed at a β, the row of this β has a warning with the name of the check.
+    images: the name of the set of images, for the heading.
     """
     first = rows[0]
     lines = [
@@ -119,13 +125,19 @@ def radius_text(row: AccuracyRow) -> str:
 
 
 def doubt_text(beta: float, checks: Iterable[AttackCheck], *, norm: Norm = "linf") -> str:
-    """Returns the warning to print beside the robust accuracy at β under the norm; empty if no check failed there."""
+    """Returns the warning to print beside the robust accuracy at `beta`; empty if no check of the attack failed.
+
+    norm: only checks of the attack under this norm count.
+    """
     failed = failed_checks(checks, beta, norm=norm)
     return f"! too high: check failed ({'; '.join(failed)})" if failed else ""
 
 
 def clean_table(betas: Sequence[float], accuracies: Sequence[Accuracy], n: int) -> str:
-    """Returns the accuracy without an attack: one row per β, in per cent with its 95 % interval."""
+    """Returns the table of the accuracy without an attack by β, in per cent with the 95 % intervals.
+
+    accuracies: one for each of `betas`. n: the number of images.
+    """
     lines = [f"accuracy on {n} images, % (95 % interval)", f"{'β':>6}  {'clean':>20}"]
     lines += [f"{beta:6.2f}  {_with_interval(a):>20}" for beta, a in zip(betas, accuracies, strict=True)]
     return "\n".join(lines)
@@ -134,9 +146,11 @@ def clean_table(betas: Sequence[float], accuracies: Sequence[Accuracy], n: int) 
 def ensemble_table(
     ensembles: Sequence[AccuracyRow], soups: Sequence[AccuracyRow], checks: Sequence[AttackCheck] = ()
 ) -> str:
-    """Returns the table of ensembles beside soups at the same β and under the same attack, with the cost of each.
+    """Returns the table that compares ensembles with soups: accuracy in per cent and forward passes, two rows per β.
 
-    checks: of the attack on the soups. Where one failed, both rows are marked.
+    A soup mixes the tokens. An ensemble mixes the probabilities of both modes, and takes two forward passes. soups:
+    only those under the attack of the first ensemble, and on as many images, are in the table. checks: of the attack on
+    the soups. If one failed at a β, both rows of this β have a warning.
     """
     first = ensembles[0]
     by_beta = {row.beta: row for row in soups if _measurement_key(row) == _measurement_key(first)}
@@ -157,7 +171,11 @@ def ensemble_table(
 
 
 def matrix_table(matrix: TransferMatrix) -> str:
-    """Returns the transfer matrix: one row per β attacked, one column per β served; then its suspect cells."""
+    """Returns the table of robust accuracy with one row per attacked β and one column per served β, in per cent.
+
+    Further rows have the attack on all β together, and the worst case by image. A "!" marks a suspect cell, and a
+    sentence below the table explains it.
+    """
 
     def line(name: str, shares: Sequence[float], suspected: Collection[float] = ()) -> str:
         cells = zip(matrix.betas, shares, strict=True)
@@ -188,8 +206,8 @@ def matrix_table(matrix: TransferMatrix) -> str:
 def suspect_sentence(suspect: SuspectCell) -> str:
     """Returns a sentence that explains a suspect cell of the transfer matrix.
 
-    It names the attack that breaks the soup of the cell more often than the attack on the soup itself, the p-value, and
-    the probable cause.
+    The sentence names the attack on another β that breaks the served β more often than the attack on the served β
+    itself. It gives the p-value and the probable cause.
     """
     attacked = "all β at once" if suspect.attacked is None else f"β = {suspect.attacked:g}"
     return (
@@ -199,7 +217,10 @@ def suspect_sentence(suspect: SuspectCell) -> str:
 
 
 def epsilon_table(curve: Sequence[AccuracyRow], checks: Sequence[AttackCheck] = ()) -> str:
-    """Returns the robust accuracy by radius: one row per radius, one column per β; then the failed checks by β."""
+    """Returns the table of robust accuracy in per cent: one row per radius of the attack, one column per β.
+
+    Lines below the table name the failed checks of the attack by β.
+    """
     first = curve[0]
     betas = list(dict.fromkeys(row.beta for row in curve))
     shares = {(row.epsilon_255, row.beta): row.robust.value for row in curve}
@@ -215,9 +236,9 @@ def epsilon_table(curve: Sequence[AccuracyRow], checks: Sequence[AttackCheck] = 
 
 
 def strength_table(rows: Sequence[StrengthRow], checks: Sequence[AttackCheck] = ()) -> str:
-    """Returns the accuracy by strength: one row per strength, in per cent, with the predicted robust accuracy.
+    """Returns the table of accuracy in per cent by strength: β, clean, robust, and predicted robust accuracy.
 
-    A robust accuracy whose checks failed is marked.
+    checks: of the attack. If one failed at the β of a row, the row has a warning.
     """
     first = rows[0]
     lines = [
@@ -235,9 +256,11 @@ def strength_table(rows: Sequence[StrengthRow], checks: Sequence[AttackCheck] = 
 
 
 def class_table(counts: Sequence[ClassCounts], labels: Sequence[str], checks: Sequence[AttackCheck] = ()) -> str:
-    """Returns the clean and robust accuracy by class, one column for each β; then the failed checks by β.
+    """Returns the table of clean and robust accuracy in per cent: one row per class, two columns per β.
 
-    counts: one or more. Of more than MAX_CLASSES_SHOWN classes, those with the lowest robust accuracy at the last β,
+    Lines below the table name the failed `checks` of the attack by β.
+    counts: the counts at one β each, at least one. labels: the names of the classes. If there are more than
+    MAX_CLASSES_SHOWN classes, the table has only that many: those with the lowest robust accuracy at the last β, the
     lowest first.
     """
 
@@ -266,9 +289,10 @@ def class_table(counts: Sequence[ClassCounts], labels: Sequence[str], checks: Se
 
 
 def shift_table(rows: Sequence[ShiftRow]) -> str:
-    """Returns the mean accuracy over the severities, with one column per β.
+    """Returns the table of accuracy under corruptions and shifts, in per cent, with one column per β.
 
-    One row for each corruption or shift, one for the mean of each family, one for the mean of all corruptions.
+    Each corruption or shift has a row with the mean over its severities. Each family has a row with the mean over its
+    members. The last row has the mean over all corruptions.
     """
     betas = list(dict.fromkeys(row.beta for row in rows))
     severities = ", ".join(map(str, rows[0].accuracy))
@@ -293,12 +317,15 @@ def shift_table(rows: Sequence[ShiftRow]) -> str:
 
 
 def mean_accuracy(rows: Sequence[ShiftRow]) -> float:
-    """Returns the mean accuracy: first over the severities of each corruption, then over the corruptions."""
+    """Returns the mean accuracy of the rows in [0, 1]: the mean over the severities of each row, then over the rows."""
     return mean(mean(row.accuracy.values()) for row in rows)
 
 
 def check_results(checks: Sequence[AttackCheck]) -> str:
-    """Returns one line per check, with its figures in per cent. A second line explains a failed check."""
+    """Returns a text with one line for each check of the attack: the result and the measurements in per cent.
+
+    A second line explains the meaning of a failed check.
+    """
     lines = [f"checks on the attack, on {' or '.join(str(n) for n in sorted({check.n for check in checks}))} images"]
     for check in checks:
         figures = ", ".join(f"{name} {100 * share:.1f} %" for name, share in check.figures.items())
@@ -309,7 +336,10 @@ def check_results(checks: Sequence[AttackCheck]) -> str:
 
 
 def parity_table(rows: Sequence[ParityRow]) -> str:
-    """Returns one row per engine and precision that the bundle lists, then the accuracy of each lower precision."""
+    """Returns the table of the logit differences from PyTorch, one row per engine and precision.
+
+    A table of `served_accuracy_table` follows for each row whose accuracy was measured.
+    """
     names = [f"{row.engine} {row.precision}" for row in rows]
     width = max(22, *map(len, names))
     lines = [f"{'engine':<{width}} {'largest |Δ|':>12} {'mean |Δ|':>10} {'same label':>11}   against PyTorch, logits"]
@@ -325,7 +355,10 @@ def parity_table(rows: Sequence[ParityRow]) -> str:
 
 
 def served_accuracy_table(name: str, rows: Sequence[ServedAccuracy]) -> str:
-    """Returns the accuracy of an engine and of PyTorch in fp32 on the same images, in per cent, by β."""
+    """Returns the table of the accuracy of an engine beside that of PyTorch in fp32, in per cent, one row per β.
+
+    name: engine and precision, for the heading.
+    """
     first = rows[0]
     lines = [
         f"{name} beside PyTorch in fp32, accuracy on {first.n} images, %; transferred: {first.attack}, "
@@ -341,7 +374,10 @@ def served_accuracy_table(name: str, rows: Sequence[ServedAccuracy]) -> str:
 
 
 def plan_table(plans: Mapping[str, PlanRecord]) -> str:
-    """Returns one line per compiled plan: the engine, version, GPU and batches that it needs."""
+    """Returns one line per compiled plan: the engine, version, compute capability and batches that the plan needs.
+
+    plans: the records by file name.
+    """
     lines = ["compiled plans, and what each needs"]
     for name, plan in plans.items():
         least, best, largest = plan.batch

@@ -1,6 +1,7 @@
-"""Opens the engine that runs a bundle's backbone: the named one, or the fastest on this machine.
+"""Opens the engine that runs the backbone of a bundle: a named engine, or the fastest one on this machine.
 
-`open_engine` and `open_verified_engine` return engines that have reproduced the bundle's golden rows.
+The golden rows of a bundle are generated images with PyTorch's logits for them. `open_engine` and
+`open_verified_engine` return only engines that have reproduced these logits.
 """
 
 from __future__ import annotations
@@ -39,14 +40,17 @@ logger = logging.getLogger("tureen.engines")
 
 @dataclass(frozen=True)
 class Runtime:
-    """An engine that Tureen can open. files: the bundle's file for each precision. open: constructs the engine."""
+    """A kind of engine that Tureen can open.
+
+    files: the file of the bundle that the engine runs in each precision. open: the constructor of the engine.
+    """
 
     files: dict[Precision, FileName]
     open: Callable[[Artefact, Precision, EngineOptions], Engine]
 
 
 def default_options() -> EngineOptions:
-    """Returns options with all CPUs of this process, one run at a time and no cache."""
+    """Returns engine options with all CPUs of this process, one run at a time, and no cache directory."""
     return EngineOptions(threads=available_cpus())
 
 
@@ -58,10 +62,11 @@ def compile_engine(
     *,
     plan: PlanRecord | None = None,
 ) -> Engine:
-    """Returns a new engine of that name for the backbone in `data`. Does not check the golden rows of a bundle.
+    """Returns a new engine for the backbone in `data`. Does not check whether the engine reproduces golden rows.
 
-    data: an ONNX graph, or a compiled plan, whose record is `plan`. Raises EngineError if the name or precision does
-    not exist, or if the engine cannot be opened.
+    engine: a name such as "openvino". data: an ONNX graph, or a compiled plan. plan: the record of the plan; None for a
+    graph. Raises EngineError if there is no such engine or precision, or if the engine cannot be opened. Raises
+    BundleError if the graph cannot be parsed.
     """
     runtime = _runtime(engine)
     if precision not in runtime.files:
@@ -81,9 +86,13 @@ def open_engine(
 ) -> Engine:
     """Returns a new engine that has reproduced the bundle's golden rows on this machine.
 
-    engine: a name, or "auto" for the fastest engine that the bundle lists and this machine can run. "auto" opens the
-    fastest of the ranking in `options.cache`; without a ranking it times the engines in a race.
-    precision: None for the fastest. Raises EngineError, with the reason of each engine, if none can be opened.
+    engine: a name, or "auto" for the fastest engine that the bundle lists and this machine can run. precision: None for
+    the fastest one. options: None for `default_options`.
+
+    If several engines fit, this function opens the fastest one of the ranking in `options.cache`. Without a ranking, or
+    if an engine opens that the ranking lacks, it opens all of them, times them in a race and saves the ranking.
+
+    Raises EngineError, with the reason for each engine, if no engine can be opened.
     """
     if engine != AUTO:
         _runtime(engine)
@@ -122,10 +131,10 @@ def open_engine(
 
 
 def open_verified_engine(bundle: Bundle, row: ParityRow, options: EngineOptions | None = None) -> Engine:
-    """Returns a new engine of that parity row, which has reproduced the golden rows.
+    """Returns a new engine, after the check that it reproduces the bundle's golden rows.
 
-    Raises BundleError if its file is missing or damaged, and EngineError if the engine cannot be opened or does not
-    reproduce the golden rows.
+    row: gives the engine, its precision and its file. Raises BundleError if the file is missing or damaged. Raises
+    EngineError if the engine cannot be opened or does not reproduce the golden rows.
     """
     plan = bundle.manifest.plans.get(row.artefact)
     if plan is not None and plan.graph_sha256 != bundle.manifest.files[BACKBONE].sha256:
@@ -144,7 +153,7 @@ def _key(row: ParityRow) -> tuple[str, Precision]:
 
 
 def _with_usable_cache(options: EngineOptions) -> EngineOptions:
-    """Returns the options. If the cache is not writable, removes it from them, because some runtimes would fail."""
+    """Returns the options; without the cache if it is not writable, because some runtimes would fail with it."""
     if options.cache is None:
         return options
     try:
@@ -164,7 +173,7 @@ def _runtime(engine: str) -> Runtime:
 
 
 def _fastest(engines: Sequence[Engine], bundle: Bundle, options: EngineOptions) -> Engine:
-    """Returns the fastest engine. Times the engines, writes the ranking, and closes all other engines."""
+    """Times the engines, writes their ranking to the cache, and closes all but the fastest. Returns the fastest."""
     timings = [
         Timing(engine=engine.name, precision=engine.precision, images_per_second=RACE_BATCH / seconds)
         for engine, seconds in zip(engines, _race(engines, bundle), strict=True)
@@ -182,7 +191,10 @@ def _fastest(engines: Sequence[Engine], bundle: Bundle, options: EngineOptions) 
 
 
 def _race(engines: Sequence[Engine], bundle: Bundle) -> list[float]:
-    """Returns the seconds of each engine for one small batch: the fastest of several runs. The engines take turns."""
+    """Returns the seconds that each engine takes for a batch of RACE_BATCH images, in the order of the engines.
+
+    The engines take turns. The result of an engine is the fastest of its RACE_RUNS runs.
+    """
     pixels = np.resize(bundle.golden.pixels, (RACE_BATCH, *bundle.golden.pixels.shape[1:]))
     tokens = np.tile(bundle.clean_token, (RACE_BATCH, 1))
     best = [float("inf")] * len(engines)

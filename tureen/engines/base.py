@@ -1,6 +1,7 @@
 """Defines the interface of engines, and checks that an engine reproduces the golden rows before it serves.
 
-Knows no runtime. Each runtime has a separate module, which imports the runtime lazily.
+The golden rows are generated images in the bundle, with PyTorch's logits for them. Knows no runtime. Each runtime has a
+separate module, which imports the runtime lazily.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from tureen.vendor_telemetry import disable_vendor_telemetry
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """The threads, concurrency, batches and cache of an engine."""
+    """The resources that an engine may use: threads, concurrent runs, largest batch and cache directory."""
 
     threads: int  # CPU threads of all runs together
     streams: int = 1  # concurrent runs, which share the threads; further calls wait
@@ -39,21 +40,27 @@ class EngineOptions:
 
 @dataclass(frozen=True)
 class Artefact:
-    """The verified content of the file that an engine runs. plan: the record of a compiled plan; None for a graph."""
+    """The verified file that an engine runs.
+
+    data: the content, an ONNX graph or a compiled plan. plan: the record of the plan; None for a graph.
+    """
 
     data: bytes
     plan: PlanRecord | None = None
 
 
 class Engine(Protocol):
-    """A compiled backbone. `run` may be called from several threads at the same time."""
+    """A compiled backbone: the model without its tokens. Several threads may call `run` at the same time."""
 
     name: str
     precision: Precision
     version: str
 
     def run(self, pixels: NDArray[np.uint8], tokens: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Returns logits float32 (B, K) of pixels uint8 (B, H, W, 3) and tokens float32 (B, D), one token per image."""
+        """Returns the logits of a batch, float32 (B, K).
+
+        pixels: uint8 (B, H, W, 3). tokens: float32 (B, D), one token per image.
+        """
         ...
 
     def close(self) -> None:
@@ -62,10 +69,10 @@ class Engine(Protocol):
 
 
 def import_runtime(module: str, not_installed: str) -> Any:
-    """Returns the imported module of a runtime, with its usage reports turned off.
+    """Turns off the usage reports of runtimes, then imports a runtime. Returns its module.
 
-    Raises EngineError if the import fails. not_installed: the message if the module is absent; for another failure, the
-    message gives the reason.
+    module: the name of the module. Raises EngineError if the import fails. not_installed: the message if the module is
+    absent. After any other failure the message gives the reason.
     """
     disable_vendor_telemetry()
     cause: BaseException
@@ -81,18 +88,19 @@ def import_runtime(module: str, not_installed: str) -> Any:
 
 
 def golden_tolerance(row: ParityRow) -> float:
-    """Returns the largest logit difference with which an engine passes the check of the golden rows.
+    """Returns the tolerance of `check_golden_rows` for the engine of a parity row: the largest allowed difference.
 
-    It is four times the difference that export measured, and at least 1e-3. Another CPU adds numbers in another order.
+    The tolerance is four times the largest logit difference that export measured, and at least 1e-3. This machine may
+    add numbers in another order than the machine of export.
     """
     return max(1e-3, 4 * row.max_abs_diff)
 
 
 def check_golden_rows(engine: Engine, bundle: Bundle) -> float:
-    """Returns the largest logit difference of the engine from PyTorch on the golden rows, all β in one batch.
+    """Returns the largest logit difference between the engine and PyTorch on the golden rows of the bundle.
 
-    Raises EngineError if the bundle has no parity row for this engine and precision, if the engine fails, or if the
-    difference exceeds `golden_tolerance` or is not a number.
+    Runs all golden images at all β as one batch. Raises EngineError if the bundle has no parity row for this engine and
+    precision, if the run fails, or if the difference exceeds `golden_tolerance` or is not a number.
     """
     name = f"{engine.name} {engine.precision}"
     row = bundle.parity(engine.name, engine.precision)

@@ -35,10 +35,10 @@ class Device:
 
 
 class Cuda:
-    """The GPU, and the streams, memory and graphs that this object creates. `close` frees them.
+    """The GPU, and the streams, memory and CUDA graphs that this object creates. `close` frees all of these.
 
-    Streams and graphs are handles; device memory is an address. None of them may be used after `close`. Every method
-    except `close` raises EngineError if the GPU fails.
+    A stream or graph is a handle, and device memory is an address. The caller must not use any of these after `close`.
+    Every method except `close` raises EngineError if the GPU fails.
     """
 
     def __init__(self) -> None:
@@ -53,13 +53,13 @@ class Cuda:
         self.device = Device(properties.name.decode(), f"{properties.major}.{properties.minor}")
 
     def make_stream(self) -> int:
-        """Returns a new non-blocking stream."""
+        """Returns the handle of a new non-blocking stream, a queue of work for the GPU."""
         stream = int(check_status("make a stream", cuda.cudaStreamCreateWithFlags(cuda.cudaStreamNonBlocking)))
         self._free.append(lambda: cuda.cudaStreamDestroy(stream))
         return stream
 
     def allocate(self, size: int) -> int:
-        """Returns the address of `size` new bytes on the device, aligned to 256 bytes."""
+        """Returns the address of `size` new bytes in the memory of the GPU, aligned to 256 bytes."""
         address = int(check_status(f"allocate {size:,} bytes", cuda.cudaMalloc(size)))
         self._free.append(lambda: cuda.cudaFree(address))
         return address
@@ -74,12 +74,12 @@ class Cuda:
         return array
 
     def upload(self, address: int, array: NDArray[Any], stream: int) -> None:
-        """Starts a copy of a pinned, contiguous array to the device."""
+        """Starts a copy of a pinned, contiguous array to the address in the GPU's memory. Does not wait for it."""
         kind = cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
         check_status("copy to it", cuda.cudaMemcpyAsync(address, array.ctypes.data, array.nbytes, kind, stream))
 
     def download(self, array: NDArray[Any], address: int, stream: int) -> None:
-        """Starts a copy from the device to a pinned, contiguous array."""
+        """Starts a copy from the address in the GPU's memory to a pinned, contiguous array. Does not wait for it."""
         kind = cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
         check_status("copy from it", cuda.cudaMemcpyAsync(array.ctypes.data, address, array.nbytes, kind, stream))
 
@@ -88,7 +88,10 @@ class Cuda:
         check_status("finish its work", cuda.cudaStreamSynchronize(stream))
 
     def capture(self, stream: int, enqueue: Callable[[], None]) -> int:
-        """Returns a graph of the work that `enqueue` submits to the stream. Only `launch` runs the work."""
+        """Records the work that `enqueue` submits to the stream as a CUDA graph. Returns the handle of the graph.
+
+        The GPU does not run the work during the recording. `launch` runs the graph.
+        """
         # Captures this thread only, so that other threads may use other streams at the same time.
         mode = cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         check_status("begin a capture", cuda.cudaStreamBeginCapture(stream, mode))
@@ -106,19 +109,20 @@ class Cuda:
         return graph
 
     def launch(self, graph: int, stream: int) -> None:
-        """Starts a run of a captured graph."""
+        """Starts a run of a graph that `capture` returned. Does not wait for the end of the run."""
         check_status("launch a graph", cuda.cudaGraphLaunch(graph, stream))
 
     def close(self) -> None:
-        """Frees all streams, memory and graphs, newest first. Ignores errors of the GPU."""
+        """Frees all streams, memory and graphs of this object, newest first. Ignores errors of the GPU."""
         while self._free:
             self._free.pop()()
 
 
 def check_status(what: str, result: tuple[Any, ...]) -> Any:
-    """Returns the value of a CUDA call. Raises EngineError if its status is an error.
+    """Returns the value of a call of the CUDA runtime; None for a call without a value.
 
-    what: completes the message "the GPU could not …".
+    result: the status and the value, as the call returns them. Raises EngineError if the status is an error. what:
+    completes the message "the GPU could not …".
     """
     error, *values = result
     if error != cuda.cudaError_t.cudaSuccess:

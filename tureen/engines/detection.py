@@ -1,6 +1,6 @@
-"""Detects the missing requirements of an engine on this machine, without loading a runtime or a graph.
+"""Detects which requirement of an engine is missing on this machine, without loading a runtime or a graph.
 
-If nothing is missing, the engine may still fail to open.
+An engine may fail to open even if no requirement is missing.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
 
 @dataclass(frozen=True)
 class Requirements:
-    """The requirements of an engine: a module, and perhaps a GPU.
+    """The requirements of an engine: a Python module, and perhaps a GPU.
 
-    distributions: each of them installs the module. extra: the extra of Tureen that installs one of them.
+    distributions: the packages that can install the module. extra: the optional dependencies of Tureen that have one of
+    these packages, such as "gpu" in `tureen[gpu]`.
     """
 
     module: str
@@ -43,10 +44,10 @@ REQUIREMENTS = {
 def missing_requirement(
     engine: str, precision: str, plan: PlanRecord | None = None, *, gpus: Sequence[Gpu], flags: Collection[str]
 ) -> str | None:
-    """Returns why this machine cannot run the engine in that precision; None if nothing seems to be missing.
+    """Returns the reason why this machine cannot run an engine in a precision; None if no requirement is missing.
 
-    plan: the record of the engine's file, if it is a plan. gpus: of the machine. flags: the CPU features, as
-    `cpu_flags` returns them.
+    plan: the record of the compiled plan that the engine runs; None if it runs a graph. gpus: of this machine, as
+    `nvidia_gpus` returns them. flags: the CPU features, as `cpu_flags` returns them; empty: unknown.
     """
     need = REQUIREMENTS.get(engine)
     if need is None or engine not in RUNTIMES:
@@ -69,7 +70,10 @@ def missing_requirement(
 
 
 def _installed_version(need: Requirements) -> str | None:
-    """Returns the version of the first installed distribution; None if there is none or its module is missing."""
+    """Returns the version of the first of `need.distributions` that is installed.
+
+    Returns None if none of them is installed, or if the module is missing.
+    """
     if importlib.util.find_spec(need.module) is None:
         return None
     for distribution in need.distributions:

@@ -1,7 +1,7 @@
 """Runs backbones by ONNX Runtime on the CPU, in fp32 and int8. This engine runs on every machine.
 
-Also has the code that the CPU and GPU engines share: the check that exactly one package is installed, and sessions that
-never fall back to another device.
+The engines of ONNX Runtime on the GPU use two functions of this module. `import_onnxruntime` checks that exactly one
+package of ONNX Runtime is installed. `open_session` opens sessions that never fall back to another device.
 """
 
 from __future__ import annotations
@@ -24,16 +24,20 @@ PACKAGES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxrunti
 
 
 def import_onnxruntime(extra: str) -> Any:
-    """Returns the module onnxruntime. extra: the extra of Tureen that installs it, for the message.
+    """Returns the module `onnxruntime`.
 
-    Raises EngineError if none or several of its packages are installed, or the import fails.
+    Raises EngineError if none or several of the packages that install this module are installed, or if the import
+    fails. extra: the optional dependencies of Tureen to name in the message, such as "gpu" for `tureen[gpu]`.
     """
     require_one_package(filter(_is_installed, PACKAGES))
     return import_runtime("onnxruntime", f"onnxruntime is not installed: install Tureen with its extra [{extra}]")
 
 
 def require_one_package(installed: Iterable[str]) -> None:
-    """Raises EngineError if several packages are installed, because they overwrite each other's files."""
+    """Raises EngineError if `installed` has several packages, because they overwrite each other's files.
+
+    installed: the installed packages that contain the module `onnxruntime`.
+    """
     found = sorted(installed)
     if len(found) > 1:
         raise EngineError(
@@ -43,9 +47,11 @@ def require_one_package(installed: Iterable[str]) -> None:
 
 
 def open_session(ort: Any, graph: bytes, settings: Any, provider: str, provider_options: dict[str, str]) -> Any:
-    """Returns a session on that provider. Raises EngineError if the graph or the provider does not load.
+    """Returns an ONNX Runtime session that runs the graph on the given provider.
 
-    Without this check, ONNX Runtime would silently use the CPU if the libraries or the GPU of a provider are missing.
+    ort: the module `onnxruntime`. settings: its session options. provider: the back end of ONNX Runtime, such as
+    "CUDAExecutionProvider". Raises EngineError if the graph or the provider does not load. Without this check, ONNX
+    Runtime would silently use the CPU if the libraries or the GPU of the provider are missing.
     """
     if provider not in ort.get_available_providers():
         raise EngineError(f"this onnxruntime has no {provider}: install Tureen with its extra [gpu] instead of [cpu]")
@@ -64,7 +70,10 @@ def open_session(ort: Any, graph: bytes, settings: Any, provider: str, provider_
 
 
 def session_options(ort: Any, threads: int) -> Any:
-    """Returns session options with which operators run one after the other, each on `threads` threads."""
+    """Returns options for an ONNX Runtime session. The operators run one after the other, each on `threads` threads.
+
+    ort: the module `onnxruntime`.
+    """
     settings = ort.SessionOptions()
     settings.intra_op_num_threads = threads
     settings.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
@@ -74,7 +83,10 @@ def session_options(ort: Any, threads: int) -> Any:
 
 
 class OrtEngine:
-    """A backbone in an ONNX Runtime session on the CPU. Runs one call of `run` per stream at a time."""
+    """A backbone in an ONNX Runtime session on the CPU.
+
+    At most `options.streams` calls of `run` execute at the same time. Further calls wait.
+    """
 
     name = "onnxruntime"
 

@@ -1,8 +1,8 @@
-"""Runs backbones by ONNX Runtime on an NVIDIA GPU, with its CUDA provider or its TensorRT provider.
+"""Runs backbones by ONNX Runtime on an NVIDIA GPU. The back end is ONNX Runtime's CUDA or TensorRT provider.
 
-Both run batches of fixed sizes from fixed buffers (I/O binding). A batch between two sizes is padded. The CUDA provider
-records a CUDA graph for each size; the TensorRT provider would replay the first graph for all sizes. `tensorrt_run`
-uses TensorRT's own Python API.
+With either provider, batches have fixed sizes and run from fixed buffers (I/O binding). A batch between two sizes is
+padded. The CUDA provider records a CUDA graph for each size. The TensorRT provider records none, because it would
+replay the first graph for all sizes. `tensorrt_run` runs TensorRT without ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ TENSORRT_MAJOR = 10  # libnvinfer.so.10 is what onnxruntime-gpu 1.30 and 1.31 ar
 
 @dataclass(frozen=True)
 class _Bucket:
-    """The buffers of one batch size, which ONNX Runtime's I/O binding connects to the graph."""
+    """The buffers for one batch size. ONNX Runtime's I/O binding connects them to the graph's inputs and outputs."""
 
     binding: Any
     inputs: Mapping[str, Any]  # OrtValues on the device
@@ -46,12 +46,13 @@ class _Bucket:
 
 
 class BoundSession:
-    """A session that runs batches from fixed buffers. Concurrent calls run one after the other."""
+    """An ONNX Runtime session that runs batches from fixed buffers. Concurrent calls of `run` execute one by one."""
 
     def __init__(self, ort: Any, session: Any, *, device: str, max_batch: int, has_graphs: bool) -> None:
-        """device: "cuda" or "cpu", as ONNX Runtime names it. has_graphs: whether the provider records CUDA graphs.
+        """Allocates no buffers. The first run of each batch size allocates the buffers for that size.
 
-        Allocates no buffers. The first run of each batch size allocates them.
+        ort: the module `onnxruntime`. device: "cuda" or "cpu", as ONNX Runtime names it. has_graphs: whether the
+        provider of the session records CUDA graphs.
         """
         self._ort, self._session, self._device, self._has_graphs = ort, session, device, has_graphs
         self._sizes = bucket_sizes(max_batch)
@@ -97,7 +98,10 @@ class OrtGpuEngine:
     """A backbone in an ONNX Runtime session on the GPU, with the CUDA or the TensorRT provider."""
 
     def __init__(self, name: str, artefact: Artefact, precision: Precision, options: EngineOptions) -> None:
-        """Raises EngineError if the package, the GPU or a library is missing, or the graph does not load."""
+        """Raises EngineError if onnxruntime-gpu, the GPU or a library is missing, or if the graph does not load.
+
+        name: "onnxruntime-cuda" or "onnxruntime-tensorrt".
+        """
         ort = import_onnxruntime("gpu")
         with contextlib.redirect_stdout(io.StringIO()):  # it prints missing libraries; `open_session` reports them
             ort.preload_dlls()  # CUDA and cuDNN from the nvidia-… wheels
@@ -129,7 +133,8 @@ class OrtGpuEngine:
 def require_tensorrt_10(version: Callable[[str], str]) -> None:
     """Raises EngineError if the installed TensorRT has another major version than ONNX Runtime needs.
 
-    version: `importlib.metadata.version`. A TensorRT that was not installed by pip is not checked.
+    Does not check a TensorRT that was not installed by pip. version: returns the version of a package, as
+    `importlib.metadata.version` does.
     """
     for package in ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"):
         try:
@@ -144,10 +149,11 @@ def require_tensorrt_10(version: Callable[[str], str]) -> None:
 
 
 def tensorrt_options(graph: bytes, options: EngineOptions, *, version: str, device: str) -> dict[str, str]:
-    """Returns the options of the TensorRT provider: one profile for batches of 1 to max_batch, and the cache if any.
+    """Returns the options of the TensorRT provider: the batch sizes to compile for, 1 to max_batch, and the cache.
 
-    version: that of ONNX Runtime. device: the name of the GPU. The graph defines the precision. ONNX Runtime does not
-    check that a cached engine fits the model, the version and the GPU, so the name of its directory contains all three.
+    graph: defines the precision. version: of ONNX Runtime. device: the name of the GPU. ONNX Runtime does not check
+    that a cached TensorRT engine fits the graph, the version and the GPU. So the name of the cache directory identifies
+    all three and max_batch.
     """
     rows = {tensor.name: (tensor.shape or [])[1:] for tensor in read_graph_file(graph).inputs}
 
@@ -174,7 +180,7 @@ def tensorrt_options(graph: bytes, options: EngineOptions, *, version: str, devi
 
 
 def _pad_rows(rows: NDArray[Any], size: int) -> NDArray[Any]:
-    """Returns a contiguous array of `size` rows: the given ones, then zeros."""
+    """Returns a contiguous array of `size` rows: the given rows, then rows of zeros."""
     if len(rows) == size:
         return np.ascontiguousarray(rows)
     padded = np.zeros((size, *rows.shape[1:]), rows.dtype)

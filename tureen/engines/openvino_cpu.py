@@ -1,4 +1,7 @@
-"""Runs backbones by OpenVINO on the CPU, in fp32, int8 and, if the CPU has it, bf16: the fastest engine on x86."""
+"""Runs backbones by OpenVINO on the CPU: in fp32 and int8, and in bf16 if the CPU has bf16 arithmetic.
+
+This is the fastest engine on x86.
+"""
 
 from __future__ import annotations
 
@@ -19,21 +22,26 @@ NO_OPENVINO = "openvino is not installed: install Tureen with its extra [openvin
 
 @functools.cache
 def _core() -> Any:
-    """Returns the one Core of this process: with several, OpenVINO 2026.4 may crash at exit."""
+    """Returns the only OpenVINO Core of this process. With several, OpenVINO 2026.4 may crash at exit.
+
+    Raises EngineError if OpenVINO cannot be imported.
+    """
     return import_runtime("openvino", NO_OPENVINO).Core()
 
 
 class OpenVinoEngine:
-    """A backbone compiled by OpenVINO, with one infer request per stream. Further calls of `run` wait.
+    """A backbone compiled by OpenVINO.
 
-    With one stream each run uses all threads, for the lowest latency. With several streams each uses its share, for the
-    highest throughput. int8 applies to the matrix products; the rest runs in bf16 if the CPU has it.
+    At most `options.streams` calls of `run` execute at the same time. Further calls wait. With one stream, a run uses
+    all threads, for the lowest latency. With several streams, each run uses a share of the threads, for the highest
+    throughput. In int8 only the matrix products are int8. The rest runs in bf16 if the CPU has bf16 arithmetic, else in
+    fp32.
     """
 
     name = "openvino"
 
     def __init__(self, artefact: Artefact, precision: Precision, options: EngineOptions) -> None:
-        """Raises EngineError if OpenVINO is missing, the CPU lacks the precision, or the graph does not load."""
+        """Raises EngineError if OpenVINO is missing, the CPU has no such precision, or the graph does not load."""
         core = _core()
         import openvino as ov
 

@@ -1,8 +1,8 @@
 """Combines two engines of one backbone: one for a single image, the other for several batches at the same time.
 
-The first engine runs an image on all threads, for the lowest latency. The second runs each batch on a share of the
-threads, for the highest throughput: threads that share a batch wait for the slowest of them, which is the one whose
-core also decodes an image. Two engines need the memory of the backbone twice.
+The first engine runs an image on all threads, for the lowest latency. The second engine runs each batch on a share of
+the threads, for the highest throughput. All threads that share a batch wait for the slowest thread, and a thread is
+slow while its core decodes an image. Two engines need the memory of the backbone twice.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ CPU_ENGINES = frozenset({"onnxruntime", "openvino"})  # a GPU has no threads to 
 
 
 class PairedEngine:
-    """Runs a single image on `alone` if no other run is active, and all other batches on `together`. Owns both."""
+    """Runs a single image on the engine `alone` if no other run is active, and all other batches on `together`.
+
+    Owns both engines. `close` closes both.
+    """
 
     def __init__(self, alone: Engine, together: Engine) -> None:
         self.name: str = together.name
@@ -42,6 +45,6 @@ class PairedEngine:
                 self._running -= 1
 
     def close(self) -> None:
-        """Closes both engines."""
+        """Closes both engines and frees their memory."""
         self._alone.close()
         self._together.close()

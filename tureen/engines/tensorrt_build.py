@@ -1,7 +1,7 @@
-"""Compiles a backbone's ONNX graph into a plan for TensorRT or TensorRT-RTX.
+"""Compiles a backbone's ONNX graph into a plan: a file that TensorRT or TensorRT-RTX runs on one kind of GPU.
 
-The same code serves both, and TensorRT 10.12 to 11. The types come from the graph ("strongly typed"), the batch sizes
-from one optimisation profile. Knows nothing about the files of a bundle or about running a plan.
+Works with TensorRT-RTX and with TensorRT 10.12 to 11. The graph defines the types of the tensors ("strongly typed").
+One optimisation profile defines the batch sizes. Knows nothing about the files of a bundle or about running a plan.
 """
 
 from __future__ import annotations
@@ -45,9 +45,10 @@ def plan_record(
     batch: tuple[int, int, int],
     compute_capabilities: Sequence[str] = (),
 ) -> PlanRecord:
-    """Returns the record of the plan that `build_plan` would build on this machine, with the same parameters.
+    """Returns the record of the plan that `build_plan` would build with the same parameters. Builds nothing.
 
-    Raises EngineError if the library is missing, or if the GPU is missing and the library needs one to build.
+    Raises EngineError if the library is missing. Raises it for TensorRT without a GPU too: only TensorRT-RTX can build
+    without one.
     """
     version, device = load_library(engine).__version__, detect_gpu()
     if device is None and not VARIANTS[engine].is_rtx:
@@ -77,11 +78,13 @@ def build_plan(
 ) -> tuple[bytes, PlanRecord]:
     """Compiles an ONNX graph into a plan. Returns the plan and its record.
 
-    graph: its tensor types are those of `precision`. backbone_sha256: of the bundle's backbone.onnx, whose weights the
-    graph holds. batch: smallest, best and largest. compute_capabilities: such as "8.6"; for TensorRT-RTX only, which
-    needs no GPU to build. Empty: that of this machine's GPU; without a GPU, all that run every precision.
-    cache: directory for the timings of kernels.
-    Raises EngineError if the library or the GPU is missing, or the graph cannot be compiled.
+    graph: has the weights of the bundle's backbone.onnx, and tensor types of `precision`. backbone_sha256: of
+    backbone.onnx. batch: smallest, best and largest batch. cache: directory for the timings of kernels.
+    compute_capabilities: of the GPUs that will run the plan, such as "8.6"; only TensorRT-RTX uses them. Empty: that of
+    this machine's GPU; without a GPU, all that run every precision. on_progress: called after each step.
+
+    Raises EngineError if the library is missing, if a GPU is missing that the build needs, or if the graph cannot be
+    compiled.
     """
     record = plan_record(
         engine,
@@ -158,7 +161,10 @@ def _raise_parse_error(parser: trt.OnnxParser, engine: EngineName) -> None:
 
 
 def load_timing_cache(config: trt.IBuilderConfig, file: Path) -> None:
-    """Passes the kernel timings of earlier builds in `file` to the builder, which then does not measure them again."""
+    """Adds the kernel timings of earlier builds from `file` to `config`, so that the build does not measure them again.
+
+    A missing or damaged file gives no timings.
+    """
     known = file.read_bytes() if file.exists() else b""
     # A damaged file is replaced by an empty cache. The file name contains the GPU: timings of another GPU are refused.
     cache = config.create_timing_cache(known) or config.create_timing_cache(b"")
@@ -181,7 +187,7 @@ def _progress_monitor(engine: EngineName, on_progress: Progress) -> trt.IProgres
         trt = load_library(engine)
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
-        """Reports the steps of the outermost phase, which contains the others."""
+        """Calls `on_progress` after each step of the outermost phase of the build. Ignores the phases inside it."""
 
         outermost, steps = "", 0
 

@@ -1,7 +1,7 @@
-"""Runs a compiled plan by TensorRT or TensorRT-RTX, on the GPU for which it was built. The same code serves both.
+"""Runs a compiled plan by TensorRT or TensorRT-RTX, on the GPU for which the plan was built.
 
-Knows nothing about the files of a bundle; `tensorrt_build` compiles plans. A plan is executable code: open only plans
-that you trust.
+A plan is executable code, so open only plans that you trust. `tensorrt_build` compiles plans. Knows nothing about the
+files of a bundle.
 """
 
 from __future__ import annotations
@@ -46,7 +46,10 @@ VARIANTS: dict[EngineName, TensorRtVariant] = {
 
 
 def load_library(engine: EngineName) -> Any:
-    """Returns the module `tensorrt` or `tensorrt_rtx`. Raises EngineError if it is absent or its import fails."""
+    """Returns the module of the engine: `tensorrt` or `tensorrt_rtx`.
+
+    Raises EngineError if the module is absent or its import fails.
+    """
     return import_runtime(
         VARIANTS[engine].module, f"{engine} is not installed: install Tureen with its extra [{engine}]"
     )
@@ -54,7 +57,10 @@ def load_library(engine: EngineName) -> Any:
 
 @functools.cache
 def library_logger(library: Any) -> trt.ILogger:
-    """Returns a logger that passes the library's messages to Python's logging. Our errors do not contain them."""
+    """Returns a logger that passes the messages of TensorRT to Python's logging. No EngineError contains a message.
+
+    library: the module `tensorrt` or `tensorrt_rtx`.
+    """
     if TYPE_CHECKING:
         import tensorrt_rtx as trt
     else:
@@ -69,9 +75,9 @@ def library_logger(library: Any) -> trt.ILogger:
 
 
 def check_plan(plan: PlanRecord | None, engine: EngineName, precision: Precision, version: str) -> PlanRecord:
-    """Returns the plan's record. version: that of the installed library.
+    """Returns the plan record `plan` if it fits the engine, the precision and the version of the installed library.
 
-    Raises EngineError if there is no record, or if it is for another engine, precision or version.
+    Raises EngineError if the record is None or does not fit.
     """
     again = f"export again on this machine with --engine {engine}"
     if plan is None:
@@ -84,7 +90,7 @@ def check_plan(plan: PlanRecord | None, engine: EngineName, precision: Precision
 
 
 def check_device(plan: PlanRecord, device: Device) -> None:
-    """Raises EngineError if the plan was built for another GPU or compute capability than those of `device`."""
+    """Raises EngineError if the plan was built for another GPU than `device`, or for other compute capabilities."""
     again = f"export again on this machine with --engine {plan.engine}"
     if plan.device not in ("", device.name):
         raise EngineError(f"the plan was built on {plan.device}, and this machine has {device.name}: {again}")
@@ -96,9 +102,10 @@ def check_device(plan: PlanRecord, device: Device) -> None:
 
 
 class TensorRtEngine:
-    """A plan on the GPU with one or more streams. If all streams are in use, `run` waits.
+    """A compiled plan on the GPU.
 
-    Each batch is padded to one of a few sizes. Each size has a CUDA graph, captured when the engine is opened.
+    At most `options.streams` calls of `run` execute at the same time. Further calls wait. A batch is padded to one of a
+    few batch sizes. The constructor records a CUDA graph for each size.
     """
 
     def __init__(
@@ -111,9 +118,10 @@ class TensorRtEngine:
         library: Any = None,
         cuda: Cuda | None = None,
     ) -> None:
-        """Opens the plan and captures its graphs. library, cuda: None for the installed ones.
+        """Opens the plan and records its CUDA graphs.
 
-        Raises EngineError if the library or the GPU is missing, or if the plan was built for others or does not open.
+        library: the module of TensorRT; None: the installed one. cuda: None for a new `Cuda`. Raises EngineError if the
+        library or the GPU is missing, if the plan was built for another version or GPU, or if the plan does not open.
         """
         if TYPE_CHECKING:
             import tensorrt_rtx as trt
@@ -157,12 +165,12 @@ class TensorRtEngine:
 
 
 class _ExecutionStream:
-    """Runs batches one at a time on its own CUDA stream, with buffers for the largest batch.
+    """Runs batches one by one on a CUDA stream that no other object uses, with buffers for the largest batch.
 
-    For each batch size it has an execution context and, where the runtime can capture one, a CUDA graph that starts the
-    run. A graph is bound to the context from which it was captured, so the sizes cannot share a context. They share
-    the scratch memory. The constructor raises EngineError if the plan does not fit the backbone or the sizes, or if the
-    GPU has too little memory.
+    Each batch size has an execution context of TensorRT and, if the runtime can capture one, a CUDA graph of the run. A
+    graph belongs to the context from which it was captured, so two sizes cannot share a context. All sizes share the
+    scratch memory. The constructor raises EngineError if the plan does not fit the backbone or the sizes, or if the GPU
+    has too little memory.
     """
 
     def __init__(
@@ -194,7 +202,8 @@ class _ExecutionStream:
     def run(self, pixels: NDArray[np.uint8], tokens: NDArray[np.float32], size: int) -> NDArray[np.float32]:
         """Returns logits float32 (B, K) of pixels uint8 (B, H, W, 3) and tokens float32 (B, D).
 
-        size: the batch size of the run, at least B; further rows are padding. The next run overwrites the array.
+        size: the batch size of the run, at least B; the rows after B are padding. The next run overwrites the returned
+        array.
         """
         rows = len(pixels)
         self._host[0][:rows], self._host[1][:rows] = pixels, tokens  # the rest is padding and may have any content
@@ -204,7 +213,10 @@ class _ExecutionStream:
         return logits
 
     def _prepare(self, library: Any, size: int) -> Callable[[], None]:
-        """Returns the function that starts a run of that size: it launches a graph, captured after a warm-up."""
+        """Returns the function that starts a run of a batch size, after one run as a warm-up.
+
+        The function launches a CUDA graph. If the runtime cannot capture a graph, the function submits the work itself.
+        """
         context = self._context(library, size)
         self._contexts.append(context)
         enqueue = functools.partial(self._enqueue, context, size)

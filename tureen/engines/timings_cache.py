@@ -1,9 +1,9 @@
-"""Caches the measured speed of a bundle's engines on this machine, so that "auto" does not time them at every start.
+"""Caches the ranking of a bundle's engines by speed, so that "auto" does not time the engines at every start.
 
-The directory `EngineOptions.cache` has one JSON file for each set of conditions: bundle, machine and versions of the
-runtimes. A file that cannot be read is ignored. If a file cannot be written, the next process times the engines again.
-A ranking only decides which engine is tried first: each must still reproduce the golden rows. Knows no runtime, and
-measures nothing.
+The directory `EngineOptions.cache` has one JSON file for each set of conditions: bundle, machine, versions of the
+runtimes and engine options. A file that cannot be read is ignored. If a file cannot be written, the next process times
+the engines again. A ranking only decides which engine is tried first. Every engine must still reproduce the golden
+rows. Knows no runtime, and measures nothing.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class _Record(BaseModel):
 
 
 class Conditions(_Record):
-    """The bundle, machine, runtime versions and engine options on which a ranking depends.
+    """The conditions of a ranking: bundle, machine, versions of the runtimes and of Tureen, and engine options.
 
-    A ranking is valid only if all of them are the same.
+    A cached ranking is valid only if all current values equal the cached ones.
     """
 
     bundle: str = Field(description="the model's name and version")
@@ -63,12 +63,12 @@ class Timing(_Record):
 
     @property
     def merit(self) -> float:
-        """Images per second; for a lower precision divided by LOW_PRECISION_HANDICAP."""
+        """The key of the ranking: images per second, divided by LOW_PRECISION_HANDICAP for a precision below fp32."""
         return self.images_per_second / (1 if self.precision == "fp32" else LOW_PRECISION_HANDICAP)
 
 
 class Ranking(_Record):
-    """The engines in the order in which "auto" tries them, and the conditions of the measurement."""
+    """The engines in the order in which "auto" tries them, and the conditions under which they were timed."""
 
     conditions: Conditions
     measured_on: datetime.date
@@ -80,9 +80,9 @@ class Ranking(_Record):
 def make_ranking(
     bundle: Bundle, options: EngineOptions, timings: Iterable[Timing], *, batch: int, by: Literal["bench", "race"]
 ) -> Ranking:
-    """Returns a ranking of the timings by merit, best first, with today's date and the `current_conditions`.
+    """Returns a ranking with today's date (UTC) and the `current_conditions`. The timings are sorted by `Timing.merit`.
 
-    batch: the batch size of the timings. by: how they were measured.
+    batch: the batch size of the timings. by: the measurement, `tureen bench` or the race of "auto".
     """
     return Ranking(
         conditions=current_conditions(bundle, options),
@@ -94,11 +94,7 @@ def make_ranking(
 
 
 def current_conditions(bundle: Bundle, options: EngineOptions) -> Conditions:
-    """Returns the values on which the speed ranking of the bundle's engines depends.
-
-    They are the bundle, the processors and GPUs of this machine, the versions of the runtimes and of Tureen, and the
-    threads and streams of the options.
-    """
+    """Returns the conditions of a ranking of the bundle's engines, with the values on this machine today."""
     manifest = bundle.manifest
     artefacts = {row.artefact for row in manifest.parity}
     engines = {
@@ -119,7 +115,10 @@ def current_conditions(bundle: Bundle, options: EngineOptions) -> Conditions:
 
 
 def read_ranking(bundle: Bundle, options: EngineOptions) -> Ranking | None:
-    """Returns the cached ranking of the bundle's engines for `current_conditions`; None if the cache has none."""
+    """Returns the cached ranking of the bundle's engines; None if there is none for the `current_conditions`.
+
+    Logs a warning if the cached file cannot be read.
+    """
     if options.cache is None:
         return None
     current = current_conditions(bundle, options)
@@ -138,7 +137,10 @@ def read_ranking(bundle: Bundle, options: EngineOptions) -> Ranking | None:
 
 
 def write_ranking(ranking: Ranking, cache: Path | None) -> bool:
-    """Writes the file that `read_ranking` reads. Returns whether it was written; logs a warning if writing fails."""
+    """Writes the ranking to the cache, for `read_ranking`. Returns whether the ranking was written.
+
+    cache: the directory; None: no cache, so nothing is written. Logs a warning if writing fails.
+    """
     if cache is None:
         return False
     file = _ranking_file(cache, ranking.conditions)
@@ -153,7 +155,10 @@ def write_ranking(ranking: Ranking, cache: Path | None) -> bool:
 
 
 def explain_choice(bundle: Bundle, options: EngineOptions) -> str | None:
-    """Returns the ranking behind the choice of "auto" as text; None if no ranking is cached, so "auto" runs a race."""
+    """Returns the ranking by which "auto" chooses an engine, as a line of text.
+
+    Returns None if the cache has no ranking. In this case "auto" runs a race.
+    """
     ranking = read_ranking(bundle, options)
     if ranking is None:
         return None
