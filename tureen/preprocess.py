@@ -101,7 +101,7 @@ def decode(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
     """Returns the upright RGB image that the bytes encode.
 
     Applies the EXIF orientation, blends transparency with white, scales 16-bit grey to 8 bits, and converts CMYK.
-    Raises the errors of `pixels_from_bytes`.
+    Raises ImageError, as `pixels_from_bytes` does.
     """
     if not data:
         raise EmptyImageError

@@ -64,7 +64,7 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None:
-        """Frees the memory of the runtime. The engine must not be used afterwards."""
+        """Frees the memory of the engine. The caller must not use the engine afterwards."""
         ...
 
 

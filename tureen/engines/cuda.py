@@ -42,7 +42,7 @@ class Cuda:
     """
 
     def __init__(self) -> None:
-        """Raises EngineError if the bindings, the driver or the GPU are missing."""
+        """Raises EngineError if the package cuda-bindings, the driver or the GPU is missing."""
         if cuda is None:
             raise EngineError(NO_BINDINGS)
         self._free: list[Callable[[], Any]] = []

@@ -30,7 +30,7 @@ DEFAULT_BATCH = (1, 32, 128)
 
 
 def detect_gpu() -> Device | None:
-    """Returns the first GPU that this process sees; None if CUDA finds none."""
+    """Returns the first GPU that this process sees; None if the GPU, the driver or cuda-bindings is missing."""
     try:
         return Cuda().device
     except EngineError:
