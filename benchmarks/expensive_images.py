@@ -2,7 +2,8 @@
 
 The module generates the expensive images: files of 1 to 100 kB that decode to 25 million pixels, and a small file of
 equal cost per byte. A stream sends requests with one kind of expensive image. Its rate is in bytes per second, because
-an attacker pays for bytes. Ordinary requests contain small PNG files and photographs. Measures the peak memory too.
+an attacker pays for bytes. Ordinary requests contain small PNG files and photographs. The benchmark measures the peak
+memory of the server too.
 """
 
 from __future__ import annotations

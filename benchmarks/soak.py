@@ -53,7 +53,7 @@ class SoakResult:
         return ratio(median(rss[-GROWTH_SAMPLES:]), median(rss[:GROWTH_SAMPLES])) - 1
 
     def curve(self) -> str:
-        """Returns the memory at each tenth of the run as text. With a leak, it grows until the end of the run."""
+        """Returns the memory at each tenth of the run as text. With a leak, the memory grows until the run ends."""
         tenths = self.rss[:: max(1, len(self.rss) // 10)]
         return "MiB by requests: " + ", ".join(f"{rss / 2**20:.1f} at {sent:,}" for sent, rss in tenths)
 

@@ -111,8 +111,8 @@ def fit_calibration(
 def fit_temperature(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
     """Returns the temperature in [1/20, 20] that gives the labels the highest likelihood.
 
-    Returns 1 if every label has the highest logit: then no temperature has the highest likelihood, and the lowest would
-    make every probability nearly 1. logits: (n, K). labels: (n,).
+    logits: (n, K). labels: (n,). Returns 1 if every label has the highest logit. In this case a lower temperature
+    always gives a higher likelihood, and the lowest would make every probability nearly 1.
     """
     if (logits.argmax(axis=1) == labels).all():
         return 1.0

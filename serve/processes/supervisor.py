@@ -71,9 +71,9 @@ def supervise(
 
 
 def worker_settings(settings: Settings) -> Settings:
-    """Returns the settings of each worker, from those of the server.
+    """Returns the settings of one worker: those of the server, with a share of the threads, permits and memory.
 
-    They have the worker's share of the threads, the permits and the memory.
+    All workers have the same settings.
     """
     threads = max(1, settings.threads // settings.workers)
     divided = {

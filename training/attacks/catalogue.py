@@ -119,8 +119,8 @@ def suitable_attack(name: str, classes: int) -> str:
     """Returns the name of the attack to run: `name`, or a replacement if there are few classes.
 
     Below four classes, "apgd" becomes "apgd-dlr", because the targeted DLR loss is not defined. Below three classes,
-    both become "apgd-ce", because the DLR loss is not defined. Raises RecipeError for an unknown attack, and for
-    "apgd-t" and "autoattack" below four classes.
+    "apgd" and "apgd-dlr" become "apgd-ce", because the DLR loss is not defined. Raises RecipeError for an unknown
+    attack, and for "apgd-t" and "autoattack" below four classes.
     """
     find_attack(name)
     if name in NEED_TARGETED_DLR and classes < TARGETED_DLR_CLASSES:

@@ -1,14 +1,14 @@
 """White-box attacks: functions of (forward, images, labels, …) that return adversarial images.
 
-They know nothing about tokens, modes or β: the caller binds these into `forward`.
+The attacks know nothing about tokens, modes or β. The caller binds these into `forward`.
 
 All attacks stay within an l∞ ball and have these arguments. forward: images to logits (B, K). images: float32
 (B, 3, H, W) in [0, 1]. labels: int64 (B,). epsilon: radius in units of the [0, 1] range, so 8/255 is 0.0314.
 generator: source of random numbers, on the device of the images.
 
-They return detached float32 (B, 3, H, W) in [0, 1], at most epsilon from `images` in every value. They compute
-gradients of the images only; the `.grad` of parameters stays unchanged. They raise ZeroGradientError if the gradient at
-the start is zero for the whole batch. In that case the attack could not move and would report false robustness.
+An attack returns detached float32 (B, 3, H, W) in [0, 1], at most epsilon from `images` in every value. It computes
+gradients of the images only, so the `.grad` of parameters stays unchanged. It raises ZeroGradientError if the gradient
+at the start is zero for the whole batch. In that case the attack could not move and would report false robustness.
 """
 
 from __future__ import annotations

@@ -235,7 +235,7 @@ def _save(
     """Writes new results into the checkpoint at `path`.
 
     rows: accuracy at each β, all under one norm. Under l∞ they replace the accuracy of the checkpoint. Under l2 or l1
-    they replace the rows under the same norm in its evaluation. measured: fields of the evaluation to replace; checks
+    they replace the rows under the same norm in its evaluation. measured: fields of the evaluation to replace. Checks
     of results that stay in the evaluation are kept.
     """
     before, norm = checkpoint.evaluation, rows[0].norm

@@ -201,7 +201,8 @@ def _open_folder(root: Path) -> LabelledSource:
 def _refuse_unknown_splits(root: Path, contents: Mapping[str, _Contents]) -> None:
     """Raises DataError if the folders below `root` look like splits, not like classes.
 
-    They do if all have several subfolders of the same names, and if not all of them contain images themselves.
+    Folders look like splits if they have several subfolders with the same names, and if not every folder directly
+    contains images.
     """
     common = set.intersection(*(set(content.folders) for content in contents.values())) if len(contents) > 1 else set()
     if len(common) > 1 and not all(content.has_images for content in contents.values()):

@@ -150,7 +150,7 @@ class _Checker:
                 yield self._vanished_gradients()
 
     def against_apgd(self) -> Iterator[AttackCheck]:
-        """Yields the comparison with APGD, if it applies."""
+        """Yields the result of the check that APGD is not stronger. Yields nothing if the check is omitted."""
         apgd = suitable_attack("apgd", self._classes())
         is_converged = self.norm == "linf" and self.attack == apgd and self.steps >= CONVERGED_STEPS
         if self.attack != "autoattack" and not is_converged:

@@ -166,10 +166,10 @@ def measure_strengths(
     epsilon_255: float,
     checked: Collection[float] = (),
 ) -> tuple[list[StrengthRow], list[AttackCheck]]:
-    """Returns rows and checks: accuracy on the test images at five strengths, and the checks of the attack on them.
+    """Returns the accuracy on the test images at five strengths, and the results of the checks of the attack.
 
-    Each row also has the robust accuracy that the validation images predict.
-    A strength is a number from 0 (clean mode) to 1 (robust mode). A curve that the validation images fit maps it to β.
+    A strength is a number from 0 (clean mode) to 1 (robust mode). A curve that is fitted on the validation images maps
+    strength to β. Each accuracy row has a second robust accuracy, which the validation images predict.
     Attacks both parts of the images. Shows progress bars. checked: β at which the attack is not checked again. The
     other arguments and the errors are those of `attack_each_beta`.
     """

@@ -258,10 +258,9 @@ def strength_table(rows: Sequence[StrengthRow], checks: Sequence[AttackCheck] = 
 def class_table(counts: Sequence[ClassCounts], labels: Sequence[str], checks: Sequence[AttackCheck] = ()) -> str:
     """Returns the table of clean and robust accuracy in per cent: one row per class, two columns per β.
 
-    Lines below the table name the failed `checks` of the attack by β.
-    counts: the counts at one β each, at least one. labels: the names of the classes. If there are more than
-    MAX_CLASSES_SHOWN classes, the table has only that many: those with the lowest robust accuracy at the last β, the
-    lowest first.
+    counts: the counts at one β each, at least one. labels: the names of the classes. checks: of the attack; lines below
+    the table name the failed ones. If there are more than MAX_CLASSES_SHOWN classes, the table has only that many:
+    those with the lowest robust accuracy at the last β, the lowest first.
     """
 
     def share(count: int, images: int) -> str:
@@ -398,7 +397,7 @@ def _beside(doubt: str) -> str:
 
 
 def _doubts(betas: Iterable[float], checks: Sequence[AttackCheck]) -> list[str]:
-    """Returns a line for each β at which a check failed: the robust accuracies of its column are too high."""
+    """Returns a warning line for each of the β at which a check of the attack failed."""
     doubts = ((beta, doubt_text(beta, checks)) for beta in betas)
     return [f"robust accuracy at β = {beta:g}: {doubt}" for beta, doubt in doubts if doubt]
 

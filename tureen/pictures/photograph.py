@@ -1,4 +1,4 @@
-"""Makes a drawn sign look like a photograph: perspective, background, light, blur and noise. Knows no sign."""
+"""Makes a drawn sign look like a photograph: perspective, background, light, blur and noise. Draws no sign itself."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ _Colours = NDArray[np.float64] | NDArray[np.int64]
 
 
 def photograph(sign: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Returns a picture of the sign, RGB SIDE × SIDE. sign: square RGBA; its opaque part touches the edges.
+    """Returns a picture of the sign that looks like a photograph, RGB SIDE × SIDE.
 
-    The random state decides everything that differs between two pictures of one sign.
+    sign: square RGBA image; the opaque part touches the edges. rng: chooses everything that differs between two
+    pictures of one sign.
     """
     rows, columns = np.mgrid[-1 : 1 : SIDE * 1j, -1 : 1 : SIDE * 1j]
     scene = _background(rng, rows)
@@ -43,7 +44,7 @@ def photograph(sign: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 def _placed(sign: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Returns the sign in its place in the frame, RGBA SIDE × SIDE, slightly rotated and seen slightly from a side."""
+    """Returns the sign at its place in the picture, RGBA SIDE × SIDE, rotated and tilted by small random angles."""
     angle = math.radians(rng.uniform(-5, 5))
     half = FILL * rng.uniform(0.95, 1.05)
     offset = rng.uniform(-0.03, 0.03, 2)
@@ -61,7 +62,10 @@ def _placed(sign: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 def _perspective(target: list[tuple[float, float]], source: list[tuple[float, float]]) -> tuple[float, ...]:
-    """Returns the eight coefficients with which Pillow maps the four points `target` to `source`."""
+    """Returns the eight coefficients of the perspective transform by which Pillow maps the points `target` to `source`.
+
+    target, source: four points each, in pixels.
+    """
     matrix, values = [], []
     for (x, y), (u, v) in zip(target, source, strict=True):
         matrix += [[x, y, 1, 0, 0, 0, -u * x, -u * y], [0, 0, 0, x, y, 1, -v * x, -v * y]]
@@ -70,7 +74,10 @@ def _perspective(target: list[tuple[float, float]], source: list[tuple[float, fl
 
 
 def _background(rng: np.random.Generator, rows: _Plane) -> NDArray[np.float64]:
-    """Returns one of three backgrounds, (SIDE, SIDE, 3) in 0–255: sky, leaves, or a road below a dull sky."""
+    """Returns a random background, float64 (SIDE, SIDE, 3) in 0–255: sky, leaves, or a road below a dull sky.
+
+    rows: the vertical coordinate of each pixel, from −1 (top) to 1 (bottom).
+    """
     kind = rng.integers(3)
     coarse, fine = _noise(rng, (2, 4, 8)), _noise(rng, (12, 24, 48, 96))
     height = (1 - rows) / 2  # 0 at the bottom, 1 at the top
@@ -92,12 +99,15 @@ def _background(rng: np.random.Generator, rows: _Plane) -> NDArray[np.float64]:
 
 
 def _blend(first: _Colours, second: _Colours, share: _Plane) -> NDArray[np.float64]:
-    """Returns a colour for each value of `share`: 0 is the first colour, 1 the second."""
+    """Returns the mix of two colours for each pixel: `share` 0 gives the first colour, `share` 1 the second."""
     return first * (1 - share[..., None]) + second * share[..., None]
 
 
 def _noise(rng: np.random.Generator, grids: tuple[int, ...]) -> _Plane:
-    """Returns smooth noise of about −1 to 1, (SIDE, SIDE): a sum of random grids, each with half the weight before."""
+    """Returns smooth random noise, float64 (SIDE, SIDE), with values of about −1 to 1.
+
+    The noise is a sum of random grids of the sizes `grids`. Each grid has half the weight of the one before.
+    """
     total = np.zeros((SIDE, SIDE))
     for octave, size in enumerate(grids):
         grid = Image.fromarray(rng.uniform(-1, 1, (size, size)).astype(np.float32))

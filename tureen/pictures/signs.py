@@ -1,7 +1,7 @@
 """Draws ten German traffic signs, and makes them look like photographs.
 
-The designs are vectors after the pictures of the German road traffic regulations (StVO). No image of a data set is
-copied or traced. Knows no model and no label.
+The designs are vector drawings after the pictures in the German road traffic regulations (StVO). No image of a data set
+is copied or traced. Knows no model and no label.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ TRIANGLE_SIDE = math.sqrt(3)  # height of an equilateral triangle of side 2
 
 
 def drawn_signs(seed: int) -> dict[str, Image.Image]:
-    """Returns a picture of each sign of SIGNS, RGB 256 × 256. seed: 0 or more; each seed gives other pictures.
+    """Returns a picture of each sign of SIGNS by name, RGB 256 × 256.
 
-    The pictures differ in rotation, perspective, background, light, blur and noise. The sign fills four fifths of the
-    frame, as the images of GTSRB do.
+    The pictures differ in rotation, perspective, background, light, blur and noise. A sign fills four fifths of its
+    picture, as in the data set GTSRB. seed: 0 or more; each seed gives other pictures.
     """
     return {name: drawn_picture(name, seed) for name in SIGNS}
 
 
 def drawn_picture(name: str, seed: int) -> Image.Image:
-    """Returns the picture that `drawn_signs` returns for one sign and a seed."""
+    """Returns the picture of one sign, equal to the one that `drawn_signs` returns for that name and seed."""
     return photograph(drawn_sign(name), np.random.default_rng([seed, list(SIGNS).index(name)]))
 
 
 def drawn_sign(name: str) -> Image.Image:
-    """Returns the design of a sign of SIGNS, RGBA 512 × 512: it touches the edges; the corners are transparent."""
+    """Returns the design of a sign of SIGNS, RGBA 512 × 512. It touches the edges; the corners are transparent."""
     canvas = Canvas(4 * SIDE)
     SIGNS[name](canvas)
     return canvas.image.reduce(2)

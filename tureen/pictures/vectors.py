@@ -15,9 +15,10 @@ _ARC_STEPS = 24  # segments of a quarter of an ellipse
 
 
 class Canvas:
-    """A transparent square image. Coordinates go from −1 (left, top) to 1 (right, bottom).
+    """A transparent square image to draw on. Coordinates are from −1 (left, top) to 1 (right, bottom).
 
-    side: height and width, pixels. Edges are not antialiased: the caller draws large, and reduces the image.
+    side: height and width in pixels. Edges are not antialiased, so the caller draws on a large canvas and reduces the
+    image.
     """
 
     def __init__(self, side: int) -> None:
@@ -30,17 +31,17 @@ class Canvas:
         self._draw.polygon([self._pixel(point) for point in points], fill=colour)
 
     def circle(self, radius: float, colour: Colour, centre: Point = (0.0, 0.0)) -> None:
-        """Fills a circle."""
+        """Fills a circle. radius, centre: in coordinates of the canvas."""
         self.polygon(ellipse_arc(centre, (radius, radius), 0, 360), colour)
 
     def rounded_polygon(self, points: Sequence[Point], radius: float, colour: Colour) -> None:
-        """Fills a polygon whose sides lie `radius` outside those through `points`, with round corners."""
+        """Fills a polygon with round corners: the polygon through `points`, extended by `radius` on all sides."""
         self.polygon(points, colour)
         self.stroke([*points, points[0]], 2 * radius, colour)
         self.circle(radius, colour, points[0])
 
     def stroke(self, points: Sequence[Point], width: float, colour: Colour) -> None:
-        """Draws a line of a width through the points, with round joints and flat ends."""
+        """Draws a line of the given width through the points, with round joints and flat ends."""
         for (x0, y0), (x1, y1) in pairwise(points):
             length = math.hypot(x1 - x0, y1 - y0) or 1.0
             dx, dy = (y0 - y1) / length * width / 2, (x1 - x0) / length * width / 2
@@ -51,8 +52,8 @@ class Canvas:
     def text(self, text: str, *, height: float, spacing: float, weight: float, colour: Colour) -> None:
         """Draws characters of GLYPHS in one line, centred on the canvas.
 
-        height: of the characters. spacing, weight: the distance of two characters, and the width of their lines, as
-        shares of the height. The lines lie inside the height.
+        height: of the characters, including the width of their lines. spacing: the gap between two characters, as a
+        share of the height. weight: the width of a line, as a share of the height.
         """
         scale = height * (1 - weight)
         gap = (spacing + weight) * height
@@ -68,14 +69,17 @@ class Canvas:
 
 
 def ellipse_arc(centre: Point, radii: Point, start: float, end: float) -> list[Point]:
-    """Returns points of an ellipse from the angle `start` to `end`, degrees: 0 is right, 90 is down."""
+    """Returns points on an ellipse from the angle `start` to the angle `end`, in degrees: 0 is right, 90 is down."""
     steps = max(2, round(abs(end - start) / 90 * _ARC_STEPS))
     angles = [math.radians(start + (end - start) * step / steps) for step in range(steps + 1)]
     return [(centre[0] + radii[0] * math.cos(angle), centre[1] + radii[1] * math.sin(angle)) for angle in angles]
 
 
 def _oval(width: float) -> list[Point]:
-    """Returns the closed centre line of 0 and O: two straight sides between two half circles."""
+    """Returns the closed centre line of the characters 0 and O: two straight sides between two half circles.
+
+    The line has height 1 and the given width.
+    """
     radius = width / 2
     top = ellipse_arc((radius, radius), (radius, radius), 180, 360)
     bottom = ellipse_arc((radius, 1 - radius), (radius, radius), 0, 180)
