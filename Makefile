@@ -38,7 +38,7 @@ check: setup
 
 # Prints the figures of docs/benchmarks.md, section "What `make bench` prints", in its order. Takes hours.
 bench: setup
-	$(BIN)/python -m benchmarks.digits
+	$(BIN)/python -m benchmarks.digits --models "two tokens" "one token" --attack autoattack
 	$(BIN)/tureen demo --no-serve
 	$(BIN)/python -m benchmarks.throughput
 	$(BIN)/python -m benchmarks.engines

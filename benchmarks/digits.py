@@ -5,7 +5,7 @@
 There are four models: co-training with two tokens, one token for clean and adversarial images, nominal training alone
 (α = 1), and adversarial training alone (α = 0). All have the same backbone and number of steps. Prints for each seed
 the training time, and the accuracy at each β with its 95 % interval. Then prints the mean over the seeds. Runs one
-process with one thread for each CPU. Takes 40 minutes on two slow cores; with `--attack autoattack` five hours.
+process with one thread for each CPU. Takes 40 minutes on two slow cores; with `--attack autoattack` two hours.
 """
 
 from __future__ import annotations

@@ -151,8 +151,8 @@ DIGITS = Recipe(
         "all parts, so the result does not hold for new writers."
     ),
     expected=(
-        "66 to 92 s of training on two virtual cores of a Xeon; 99 % clean at β = 0, 60 % under APGD-40 at β = 1, "
-        "means of three seeds (python -m benchmarks.digits)"
+        "66 to 92 s of training on two virtual cores of a Xeon; 99 % clean at β = 0, 60 % under AutoAttack at β = 1, "
+        "means of three seeds (python -m benchmarks.digits --attack autoattack)"
     ),
     command="tureen train digits --out runs/digits",
     dataset="digits",
