@@ -24,7 +24,7 @@ from benchmarks.machine import describe_machine
 from benchmarks.server_process import run_tureen
 from benchmarks.targets import format_figure, median, ratio
 from tureen.bundle.bundle import Bundle, load_bundle
-from tureen.commands.demo import EXAMPLES
+from tureen.bundle.examples import EXAMPLES
 from tureen.engines import open_engine
 from tureen.engines.base import Engine
 from tureen.errors import EngineError

@@ -27,6 +27,7 @@ from training.models.registry import Model
 from training.models.vit import DualTokenViT, ViTConfig
 from training.recipes import load_recipe
 from tureen.bundle.bundle import MANIFEST, Bundle, load_bundle
+from tureen.bundle.examples import find_bundle
 from tureen.preprocess import PreprocessSpec
 
 
@@ -72,12 +73,12 @@ class _SoupAtBeta(nn.Module):
 
 
 def load_torch(path: Path | str) -> TorchSoup:
-    """Returns the model of the checkpoint or bundle at `path`, on the GPU if there is one.
+    """Returns the model of the checkpoint, bundle or example `path`, on the GPU if there is one.
 
     Raises CheckpointError or BundleError if `path` is neither or is damaged. Raises ExportError for a bundle whose
     model cannot be rebuilt in PyTorch, as `model_of_bundle` does.
     """
-    path = Path(path)
+    path = find_bundle(path, must_exist=False)
     if (path / MANIFEST).exists():
         bundle = load_bundle(path)
         model: Model = model_of_bundle(bundle)

@@ -17,6 +17,7 @@ from serve.processes.supervisor import supervise
 from serve.settings import Settings, grpc_address, parse_settings
 from serve.telemetry.logs import configure_logs
 from tureen.bundle.bundle import load_bundle
+from tureen.bundle.examples import find_bundle
 from tureen.machine import is_temporary
 
 logger = logging.getLogger("tureen.serve")
@@ -48,6 +49,7 @@ def run_server(settings: Settings, on_ready: Callable[[int], None] = lambda port
             "the home directory is not writable: the operator's settings and token are in %s until the server ends; "
             "give --state-dir to keep them", settings.state_dir,
         )  # fmt: skip
+    settings = settings.model_copy(update={"bundle": find_bundle(settings.bundle)})
     bundle = load_bundle(settings.bundle)
     try:
         listeners = bind(settings.host, settings.port, settings.workers)

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from serve.limits import BodyLimits, ConnectionLimits, is_host_name, is_loopback, is_origin, trusted_hosts
+from tureen.bundle.examples import BUNDLE_HELP
 from tureen.bundle.manifest import EngineName, Precision
 from tureen.engines.base import EngineOptions
 from tureen.machine import available_cpus, default_cache_directory, default_state_directory
@@ -69,7 +70,7 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    bundle: Path = Field(description="directory written by `tureen export`")
+    bundle: Path = Field(description=BUNDLE_HELP)
     host: str = Field(default="127.0.0.1", description="address of the public listener; 0.0.0.0: all addresses")
     port: int = Field(default=8000, ge=0, le=65535, description="port of the public listener; 0: any free port")
     grpc_port: int | None = Field(

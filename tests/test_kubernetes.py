@@ -17,7 +17,7 @@ import yaml
 from serve.settings import Settings
 from serve.telemetry.metrics import Metrics
 from tests.patience import DEADLINE_S
-from tureen.commands.demo import EXAMPLES
+from tureen.bundle.examples import EXAMPLES
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "deploy" / "kubernetes"

@@ -3,7 +3,7 @@
 A soup is the mix of both tokens. β is the weight of the robust token: 0 is the clean mode, 1 the robust mode.
 
 import tureen
-soup = tureen.load("tureen-demo/bundle")
+soup = tureen.load("cifar10")  # an example, or the directory of a bundle
 soup.classify(["photo.jpg", jpeg_bytes, array], beta=[0.0, 0.7, "robust"])
 """
 

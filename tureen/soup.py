@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from tureen.bundle.bundle import Bundle, load_bundle
+from tureen.bundle.examples import find_bundle
 from tureen.bundle.manifest import UNCALIBRATED, Precision
 from tureen.engines import AUTO, open_engine
 from tureen.engines.base import Engine, EngineOptions
@@ -263,6 +264,7 @@ def load(
 ) -> Soup:
     """Returns a soup: the bundle at `path`, verified, with an open engine.
 
+    path: the directory of a bundle. If it does not exist, the name of an example that is part of Tureen: "cifar10".
     engine: a name such as "openvino", or "auto" for the fastest engine on this machine. precision: None for the fastest
     one. options: threads, streams, batches and cache of the engine; None: all CPUs and the user's cache. limits: of
     each image. calibrated: whether the probabilities use the temperatures of the bundle, if the bundle has any.
@@ -270,10 +272,10 @@ def load(
     Raises BundleError if the bundle is missing or damaged, and EngineError if no such engine can run the bundle. Both
     messages say what to do.
     """
-    bundle = load_bundle(path)
+    bundle = load_bundle(find_bundle(path))
     engine_options = options or EngineOptions(threads=available_cpus(), cache=default_cache_directory())
     soup = Soup(bundle, open_engine(bundle, engine, precision, engine_options), limits, calibrated=calibrated)
-    soup._load_arguments = _LoadArguments(Path(path).absolute(), engine, precision, options, calibrated)
+    soup._load_arguments = _LoadArguments(bundle.path.absolute(), engine, precision, options, calibrated)
     return soup
 
 

@@ -34,6 +34,7 @@ from serve.jobs.pipeline import OnImages, Pipeline
 from serve.jobs.ray_cluster import LOCAL_CLUSTER, RayWorkerConfig, check_ray, connect, make_shards, max_workers
 from serve.jobs.rooted_files import OutputDirectory
 from tureen.arguments import beta_argument, betas_argument, positive_int, strength_argument
+from tureen.bundle.examples import BUNDLE_HELP, find_bundle
 from tureen.engines import AUTO
 from tureen.engines.base import EngineOptions
 from tureen.machine import available_cpus, default_cache_directory
@@ -49,6 +50,7 @@ def batch(arguments: list[str]) -> int:
     if the bundle is missing or damaged, and EngineError if no engine can be opened.
     """
     options = _parser().parse_args(arguments)
+    options.bundle = find_bundle(options.bundle)
     if options.ray is not None:
         check_ray(options.ray)
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops as Ctrl-C does: finished shards stay
@@ -88,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Classify many images and write a row for each. Each file of rows, a shard, is written atomically.",
         epilog="example: tureen batch digits-bundle photos results --beta 0.7",
     )
-    parser.add_argument("bundle", type=_directory, metavar="BUNDLE", help="directory that `tureen export` wrote")
+    parser.add_argument("bundle", type=_directory, metavar="BUNDLE", help=BUNDLE_HELP)
     parser.add_argument(
         "input",
         metavar="INPUT",

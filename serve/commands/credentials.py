@@ -12,6 +12,7 @@ from serve.control.credential_store import ROLES, Credentials
 from serve.control.revision_store import open_store
 from serve.settings import Settings
 from tureen.bundle.bundle import load_bundle
+from tureen.bundle.examples import BUNDLE_HELP, find_bundle
 from tureen.machine import default_state_directory
 
 
@@ -27,7 +28,7 @@ def credentials(arguments: list[str]) -> int:
         "change to the next request.",
         epilog="example: tureen credentials digits-bundle make ada --role operate",
     )
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="directory of the bundle")
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help=BUNDLE_HELP)
     parser.add_argument("--store", help="--store of the server")
     parser.add_argument("--state-dir", type=Path, default=default_state_directory(), help="--state-dir of the server")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -41,8 +42,8 @@ def credentials(arguments: list[str]) -> int:
     )
     commands.add_parser("revoke", help="revoke a credential").add_argument("name")
     options = parser.parse_args(arguments)
-    settings = Settings(bundle=options.bundle, store=options.store, state_dir=options.state_dir)
-    with contextlib.closing(open_store(settings, load_bundle(options.bundle).manifest.name)) as store:
+    settings = Settings(bundle=find_bundle(options.bundle), store=options.store, state_dir=options.state_dir)
+    with contextlib.closing(open_store(settings, load_bundle(settings.bundle).manifest.name)) as store:
         print(f"in {store.url.render_as_string()}", file=sys.stderr)  # hides the password
         stored = Credentials(store)
         if options.command == "make":

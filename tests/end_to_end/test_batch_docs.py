@@ -9,7 +9,7 @@ from PIL import Image
 from serve.jobs.input_sources import MANIFEST_SUFFIXES, TAR_SUFFIXES
 from serve.jobs.shard import COLUMNS
 from tureen.bundle.bundle import load_bundle
-from tureen.commands.demo import EXAMPLES
+from tureen.bundle.examples import EXAMPLES
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "batch.md").read_text()
 COMMANDS = [line for block in re.findall(r"^```sh\n(.*?)^```", GUIDE, re.M | re.S) for line in block.splitlines()]

@@ -16,8 +16,8 @@ from PIL import Image
 import tureen
 from tests.patience import DEADLINE_S
 from tests.ports import free_port
+from tureen.bundle.examples import EXAMPLES
 from tureen.cli import main
-from tureen.commands.demo import EXAMPLES
 
 CIFAR10 = Path(__file__).parents[3] / "shared" / "data" / "cifar10-jpeg.tar.gz"
 

@@ -11,7 +11,7 @@ import pytest
 
 from export.source_config import DEFAULT_CROP
 from tureen.bundle.bundle import read_manifest
-from tureen.commands.demo import EXAMPLES
+from tureen.bundle.examples import EXAMPLES
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "export.md").read_text()
 BLOCKS = re.findall(r"^```sh\n(.*?)^```", GUIDE, re.MULTILINE | re.DOTALL)

@@ -12,7 +12,7 @@ from PIL import Image
 from serve.http.problems import INTERNAL, OIP_PROBLEM_TYPES, OPERATOR_PROBLEM_TYPES, PROBLEM_TYPES
 from serve.settings import Settings
 from tureen.bundle.bundle import load_bundle
-from tureen.commands.demo import EXAMPLES
+from tureen.bundle.examples import EXAMPLES
 
 PAGE = (Path(__file__).parents[2] / "docs" / "http-api.md").read_text()
 BLOCKS = re.findall(r"^```sh\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)

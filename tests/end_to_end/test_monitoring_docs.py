@@ -12,7 +12,7 @@ from PIL import Image
 from serve.settings import Settings
 from serve.telemetry.metrics import Metrics
 from tureen.bundle.bundle import load_bundle
-from tureen.commands.demo import EXAMPLES
+from tureen.bundle.examples import EXAMPLES
 
 ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs" / "monitoring.md").read_text()

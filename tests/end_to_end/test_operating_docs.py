@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from tureen.bundle.bundle import load_bundle
-from tureen.commands.demo import EXAMPLES
+from tureen.bundle.examples import EXAMPLES
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "operating.md").read_text()
 BLOCKS = re.findall(r"^```sh\n(.*?)^```", GUIDE, re.MULTILINE | re.DOTALL)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from serve.settings import Settings
 from tureen.bundle.bundle import load_bundle
-from tureen.commands.demo import EXAMPLES
+from tureen.bundle.examples import EXAMPLES
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "serving.md").read_text()
 BLOCKS = re.findall(r"^```sh\n(.*?)^```", GUIDE, re.MULTILINE | re.DOTALL)

@@ -12,7 +12,7 @@ from export.torch_soup import load_torch
 from training.attacks.gradient import apgd
 from training.models.vit import images_from_pixels
 from tureen.bundle.bundle import MANIFEST, load_bundle
-from tureen.commands.demo import EXAMPLES
+from tureen.bundle.examples import EXAMPLES
 
 
 @pytest.mark.parametrize("path", ["digits_run", "bundle_path", EXAMPLES / "cifar10"])

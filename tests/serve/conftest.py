@@ -21,7 +21,7 @@ from tests.patience import DEADLINE_S
 from tests.ports import free_port
 from tests.serve.control.postgres import Postgres
 from tureen.bundle.bundle import GOLDEN, MANIFEST, load_bundle, record_files
-from tureen.commands.demo import EXAMPLES
+from tureen.bundle.examples import EXAMPLES
 
 PYTHON_TUREEN = (sys.executable, "-m", "tureen.cli")
 

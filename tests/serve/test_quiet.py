@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.serve.watched_server import CONTROL
-from tureen.commands.demo import EXAMPLES
+from tureen.bundle.examples import EXAMPLES
 
 DRIVER = Path(__file__).with_name("watched_server.py")
 

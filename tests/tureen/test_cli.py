@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 import tureen
+from tureen.bundle.examples import EXAMPLES
 from tureen.cli import COMMANDS, main
-from tureen.commands.demo import EXAMPLES
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +56,9 @@ def test_an_unknown_command_is_wrong_use(capsys):
         (["evaluate", "nowhere"], 1, "nowhere does not exist"),
         (["evaluate", "."], 1, "not a finished checkpoint"),
         (["bench", "nowhere"], 1, "is not a bundle"),
-        (["serve", "nowhere"], 1, "is not a bundle"),
+        (["serve", "nowhere"], 1, "or the name of an example: cifar10"),
+        (["batch", "nowhere", ".", "out"], 1, "or the name of an example: cifar10"),
+        (["credentials", "nowhere", "list"], 1, "or the name of an example: cifar10"),
         (["train", "digits", "--set", "epochs=0"], 2, "epochs"),
         (["train", "digits", "--set", "model.classes=5"], 2, "10 labels"),
         (["train", "digits", "--set", "model.image_size=16"], 2, "8 pixels"),

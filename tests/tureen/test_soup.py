@@ -16,8 +16,8 @@ from PIL import Image
 import tureen
 from tests.conftest import encoded
 from tureen.bundle.bundle import Bundle, load_bundle
+from tureen.bundle.examples import EXAMPLES
 from tureen.bundle.manifest import CalibrationRow
-from tureen.commands.demo import EXAMPLES
 from tureen.engines.base import EngineOptions
 from tureen.errors import InvalidPixelsError
 from tureen.soup import CHUNK_IMAGES, Soup, probabilities, top_predictions

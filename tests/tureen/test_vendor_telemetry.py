@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from tests.patience import DEADLINE_S
-from tureen.commands.demo import EXAMPLES
+from tureen.bundle.examples import EXAMPLES
 
 PROGRAM = """
 import sys, tureen

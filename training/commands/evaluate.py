@@ -26,6 +26,7 @@ from training.evaluation.shifts import SHIFTS
 from training.evaluation.tune import tune_beta, tuned_table
 from tureen.arguments import betas_argument, positive_int
 from tureen.bundle.bundle import MANIFEST
+from tureen.bundle.examples import find_bundle
 from tureen.bundle.manifest import AccuracyRow, AttackCheck, Evaluation, Norm
 from tureen.commands.report import (
     accuracy_table,
@@ -122,6 +123,7 @@ def evaluate(arguments: list[str]) -> int:
         parser.error(f"argument --epsilon-255: {options.epsilon_255} is not between 0 and {most:g}")
     if options.beyond is not None and not 0 < options.beyond < math.inf:
         parser.error(f"argument --beyond: {options.beyond} is not a positive number")
+    options.path = find_bundle(options.path, must_exist=False)
     is_bundle = (options.path / MANIFEST).is_file()
     if options.split is not None and (is_bundle or options.data is not None):
         parser.error("--split chooses images of a checkpoint: omit it with --data and for a bundle")
@@ -298,6 +300,7 @@ def tune(arguments: list[str]) -> int:
     limit_threads()
     if options.data is None:
         parser.error("the following arguments are required: --data")
+    options.path = find_bundle(options.path, must_exist=False)
     if (options.path / MANIFEST).is_file():
         with tureen.load(options.path) as soup:
             manifest = soup.bundle.manifest

@@ -12,6 +12,7 @@ from tureen.bench.measure import measure
 from tureen.bench.recommendations import rankings
 from tureen.bench.table import benchmark_text
 from tureen.bundle.bundle import load_bundle
+from tureen.bundle.examples import BUNDLE_HELP, find_bundle
 from tureen.engines.timings_cache import write_ranking
 from tureen.machine import available_cpus, default_cache_directory
 
@@ -29,7 +30,7 @@ def bench(arguments: list[str]) -> int:
         "opens the fastest engine immediately, until the bundle, the machine or a runtime changes.",
         epilog="example: tureen bench tureen-demo/bundle --plot bench.png",
     )
-    parser.add_argument("bundle", type=Path, help="directory that `tureen export` wrote")
+    parser.add_argument("bundle", type=Path, help=BUNDLE_HELP)
     parser.add_argument("--threads", type=positive_int, default=cpus, help="CPU threads (default: all, %(default)s)")
     parser.add_argument(
         "--streams",
@@ -60,7 +61,7 @@ def bench(arguments: list[str]) -> int:
         parser.error(f"--streams {streams[-1]} needs as many threads, and --threads is {options.threads}")
     if options.plot:
         importlib.import_module("matplotlib")  # a missing matplotlib fails here, before the measurement
-    bundle = load_bundle(options.bundle)
+    bundle = load_bundle(find_bundle(options.bundle))
     benchmark = measure(
         bundle,
         threads=options.threads,

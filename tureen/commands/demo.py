@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tureen.bundle.bundle import MANIFEST, load_bundle, read_manifest
+from tureen.bundle.examples import EXAMPLES, example_names
 from tureen.commands.report import accuracy_summary
 from tureen.errors import BundleError, TureenError
 from tureen.pictures.ship import drawn_ship
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from training.checkpoint import Checkpoint
 
 RECIPE = "digits"
-EXAMPLES = Path(__file__).parents[1] / "examples"
 BUNDLE = "bundle"
 SAMPLES = "samples"
 ATTACKED = "attacked.png"
@@ -52,10 +52,9 @@ def demo(arguments: list[str]) -> int:
         description="Train a dual-token ViT on handwritten digits (two minutes on two cores), export it, serve it.",
         epilog="example: tureen demo --port 8000",
     )
-    examples = sorted(manifest.parent.name for manifest in EXAMPLES.glob(f"*/{MANIFEST}"))
     parser.add_argument(
         "--bundle",
-        choices=[RECIPE, *examples],
+        choices=[RECIPE, *example_names()],
         default=RECIPE,
         help="bundle to serve: digits is trained first, the others are part of Tureen (default: %(default)s)",
     )

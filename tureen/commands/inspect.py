@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tureen.bundle.examples import BUNDLE_HELP, find_bundle
 from tureen.bundle.graph import GraphFile
 from tureen.bundle.manifest import Manifest
 from tureen.commands.inspection import Inspection, inspect_bundle
@@ -35,7 +36,7 @@ def inspect(arguments: list[str]) -> int:
         description="Verify a bundle; show its content, and which of its engines this machine can run.",
         epilog="example: tureen inspect tureen-demo/bundle --try",
     )
-    parser.add_argument("bundle", type=Path, help="directory that `tureen export` wrote")
+    parser.add_argument("bundle", type=Path, help=BUNDLE_HELP)
     parser.add_argument(
         "--try",
         dest="is_trial",
@@ -44,7 +45,7 @@ def inspect(arguments: list[str]) -> int:
     )
     parser.add_argument("--json", action="store_true", help="print the same as a JSON object")
     options = parser.parse_args(arguments)
-    inspection = inspect_bundle(options.bundle, is_trial=options.is_trial)
+    inspection = inspect_bundle(find_bundle(options.bundle), is_trial=options.is_trial)
     if options.json:
         print(inspection.model_dump_json(indent=2))
     else:

@@ -8,7 +8,7 @@ from serve.control.worker_state import WorkerState
 from serve.settings import Settings
 from serve.telemetry.metrics import Metrics
 from tureen.bundle.bundle import load_bundle
-from tureen.commands.demo import EXAMPLES
+from tureen.bundle.examples import EXAMPLES
 
 
 class Workers:

@@ -4,8 +4,8 @@ import pytest
 
 from serve.admin.expected_accuracy import expected_accuracy
 from tureen.bundle.bundle import load_bundle
+from tureen.bundle.examples import EXAMPLES
 from tureen.bundle.manifest import AttackCheck, Evaluation
-from tureen.commands.demo import EXAMPLES
 
 
 def test_expected_accuracy_is_measured_or_interpolated_between_measured_rows():

@@ -17,7 +17,7 @@ from PIL import Image
 from tests.patience import DEADLINE_S
 from tests.serve.control.linearizability import Read, Write, violations
 from tureen.bundle.bundle import load_bundle
-from tureen.commands.demo import EXAMPLES
+from tureen.bundle.examples import EXAMPLES
 
 WORKERS, WRITERS, READERS = 4, 3, 8
 

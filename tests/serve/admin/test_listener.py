@@ -16,7 +16,7 @@ from serve.settings import Settings
 from serve.telemetry.metrics import Metrics
 from tests.serve.admin.opened import Workers, opened
 from tureen.bundle.bundle import load_bundle
-from tureen.commands.demo import EXAMPLES
+from tureen.bundle.examples import EXAMPLES
 
 SECRET = "/srv/secret/control.db"
 

@@ -10,7 +10,7 @@ from serve.control.revision_store import RevisionStore, open_store
 from serve.control.state_directory import TOKEN_FILE
 from serve.errors import AdminListenerError, ControlStoreError
 from serve.settings import Settings
-from tureen.commands.demo import EXAMPLES
+from tureen.bundle.examples import EXAMPLES
 
 
 def settings_in(directory, **changes):

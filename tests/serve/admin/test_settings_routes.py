@@ -16,7 +16,7 @@ from serve.control.credential_store import Credentials
 from serve.control.revision_store import RevisionStore
 from tests.patience import DEADLINE_S
 from tureen.bundle.bundle import MANIFEST, load_bundle
-from tureen.commands.demo import EXAMPLES
+from tureen.bundle.examples import EXAMPLES
 
 SOON_S = 20
 

@@ -14,7 +14,7 @@ from serve.control.revision_store import RevisionStore
 from tests.serve.admin.conftest import Operator
 from tests.serve.admin.test_settings_routes import classify, image  # noqa: F401 - a fixture
 from tests.serve.inference.test_reload import replace_with
-from tureen.commands.demo import EXAMPLES
+from tureen.bundle.examples import EXAMPLES
 
 UNREACHABLE = (503, "store_unreachable")
 REFUSING = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"]  # root without its right to write everywhere

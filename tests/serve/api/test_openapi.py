@@ -13,7 +13,7 @@ from serve.inference.service import Service
 from serve.settings import Settings
 from serve.telemetry.metrics import Metrics
 from tureen.bundle.bundle import load_bundle
-from tureen.commands.demo import EXAMPLES
+from tureen.bundle.examples import EXAMPLES
 
 HERE = Path(__file__).parent
 # A schema cannot describe which bytes are an image, or which string is base64 of one. The server may refuse such data.

@@ -6,7 +6,7 @@ import pytest
 
 from serve.commands.credentials import credentials
 from serve.errors import InvalidChangeError
-from tureen.commands.demo import EXAMPLES
+from tureen.bundle.examples import EXAMPLES
 
 
 @pytest.fixture

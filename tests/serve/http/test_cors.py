@@ -12,7 +12,7 @@ from serve.http.cors import cors_headers
 from tests.serve.admin.conftest import Operator
 from tests.serve.connection.test_http_connection import Listening
 from tureen.bundle.bundle import load_bundle
-from tureen.commands.demo import EXAMPLES
+from tureen.bundle.examples import EXAMPLES
 
 APP = "https://app.example.com"
 PREFLIGHT = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "x-api-key"}

@@ -13,7 +13,7 @@ from serve.settings import Settings
 from serve.telemetry.metrics import Metrics
 from serve.telemetry.request_trace import REQUEST_TRACE, RequestTrace
 from tureen.bundle.bundle import load_bundle
-from tureen.commands.demo import EXAMPLES
+from tureen.bundle.examples import EXAMPLES
 from tureen.errors import ImageError
 
 BUNDLE = load_bundle(EXAMPLES / "cifar10")

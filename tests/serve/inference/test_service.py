@@ -21,7 +21,7 @@ from serve.telemetry.metrics import Metrics
 from tests.patience import DEADLINE_S
 from tests.serve.inference.test_image_decoders import decode_processes
 from tureen.bundle.bundle import MANIFEST, load_bundle
-from tureen.commands.demo import EXAMPLES
+from tureen.bundle.examples import EXAMPLES
 from tureen.errors import BundleError, UndecodableImageError
 from tureen.image_cost import LEAST_COST
 

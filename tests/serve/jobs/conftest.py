@@ -19,7 +19,7 @@ from serve.jobs.rooted_files import RootedFiles
 from serve.jobs.runner import JobProgress, run_job
 from tests.serve.jobs.interrupted import CheapEngine
 from tureen.bundle.bundle import load_bundle
-from tureen.commands.demo import EXAMPLES
+from tureen.bundle.examples import EXAMPLES
 from tureen.soup import Soup
 
 BUNDLE = EXAMPLES / "cifar10"

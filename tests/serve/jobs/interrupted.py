@@ -20,7 +20,7 @@ import numpy as np
 import tureen
 from serve.commands.batch import batch
 from tureen.bundle.bundle import load_bundle
-from tureen.commands.demo import EXAMPLES
+from tureen.bundle.examples import EXAMPLES
 from tureen.errors import TureenError
 from tureen.soup import Soup
 

@@ -19,7 +19,7 @@ from serve.processes.messages import (
 )
 from serve.settings import Settings
 from tureen.bundle.bundle import load_bundle
-from tureen.commands.demo import EXAMPLES
+from tureen.bundle.examples import EXAMPLES
 
 
 def test_a_message_of_many_labels_or_keys_comes_through_the_channel_whole():

@@ -10,7 +10,7 @@ from serve.processes.server_process import ServerProcess, open_tracing
 from serve.settings import Settings
 from serve.telemetry.metrics import Metrics
 from tureen.bundle.bundle import load_bundle
-from tureen.commands.demo import EXAMPLES
+from tureen.bundle.examples import EXAMPLES
 
 
 class RecordedProcess(ServerProcess):

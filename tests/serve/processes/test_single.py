@@ -15,7 +15,7 @@ from serve.processes.single import SingleProcess
 from serve.settings import Settings
 from tests.patience import DEADLINE_S
 from tureen.bundle.bundle import load_bundle
-from tureen.commands.demo import EXAMPLES
+from tureen.bundle.examples import EXAMPLES
 
 
 class FakeAdmin:

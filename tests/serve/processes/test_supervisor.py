@@ -17,7 +17,7 @@ from serve.processes.supervisor import MAX_RESTART_DELAY_S, restart_delay_s, wor
 from serve.settings import Settings
 from tests.patience import DEADLINE_S
 from tests.ports import free_port
-from tureen.commands.demo import EXAMPLES
+from tureen.bundle.examples import EXAMPLES
 
 READ = "/v1"  # stands for no route: answered 404 by whichever worker
 

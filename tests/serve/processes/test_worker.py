@@ -25,7 +25,7 @@ from serve.processes.worker import Worker, main
 from serve.settings import Settings
 from tests.patience import DEADLINE_S
 from tureen.bundle.bundle import load_bundle
-from tureen.commands.demo import EXAMPLES
+from tureen.bundle.examples import EXAMPLES
 
 MANIFEST = load_bundle(EXAMPLES / "cifar10").manifest
 UPDATE = SettingsUpdate(revision=4, state=SettingsState(default_beta=0.25), is_reachable=False)

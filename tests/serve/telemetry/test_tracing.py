@@ -19,7 +19,7 @@ from serve.settings import parse_settings
 from tests.patience import DEADLINE_S
 from tests.ports import free_port
 from tureen.bundle.bundle import read_manifest
-from tureen.commands.demo import EXAMPLES
+from tureen.bundle.examples import EXAMPLES
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 AT_ONCE = {"OTEL_BSP_SCHEDULE_DELAY": "50"}  # how often the SDK sends, in milliseconds

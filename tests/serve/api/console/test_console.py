@@ -19,7 +19,7 @@ from playwright.sync_api import expect, sync_playwright
 from tests.serve.admin.conftest import Operator
 from tests.serve.inference.test_reload import replace_with
 from tureen.bundle.bundle import MANIFEST, load_bundle
-from tureen.commands.demo import EXAMPLES
+from tureen.bundle.examples import EXAMPLES
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 FLAGS = (

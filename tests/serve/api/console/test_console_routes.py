@@ -8,7 +8,7 @@ from serve.api.console.console_routes import add_console
 from serve.control.beta_choice import ActiveSettings
 from serve.control.settings_state import SettingsState
 from tureen.bundle.bundle import load_bundle
-from tureen.commands.demo import EXAMPLES
+from tureen.bundle.examples import EXAMPLES
 
 MANIFEST = load_bundle(EXAMPLES / "cifar10").manifest
 
