@@ -1,7 +1,7 @@
 # The server, without torch, with a user other than root. The bundle is mounted at /bundle.
 #
 #   docker build -t tureen .
-#   docker run --rm --stop-timeout 40 -p 8000:8000 -v "$PWD/tureen-demo/bundle:/bundle:ro" tureen
+#   docker run --rm --stop-timeout 40 -p 8000:8000 -v "$PWD/digits-bundle:/bundle:ro" tureen
 #
 # A tag can change. For the same base in every build, pass its digest. `docker buildx imagetools inspect python:3.11-slim`
 # prints it:

@@ -1,22 +1,39 @@
-# Each target first installs its requirements into .venv. `make demo` runs the demo, `make test` the default tests.
+# Each target first installs its requirements into .venv. `make demo` serves an example, and installs no PyTorch;
+# `make train-demo` trains a model first; `make test` runs the default tests.
 PYTHON ?= python3.11
 PORT ?= 8000
 BIN := .venv/bin
 
-.PHONY: setup demo test test-fast test-slow check bench
+.PHONY: setup demo train-demo test test-fast test-slow check bench
 
+INSTALL := $(BIN)/pip install --disable-pip-version-check -c constraints.txt
+
+# Three stamps of one environment: each step installs what the earlier ones have not.
 setup: .venv/installed
 
-.venv/installed: pyproject.toml constraints.txt
+$(BIN)/pip:
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --disable-pip-version-check -c constraints.txt -e ".[dev]"
-	# mypy checks export/torch_plan.py against the types of torch-tensorrt, also without a GPU. To run it, install the
-	# extra torch-tensorrt, which includes TensorRT.
-	$(BIN)/pip install --disable-pip-version-check -c constraints.txt --no-deps torch-tensorrt
+
+.venv/serving: pyproject.toml constraints.txt | $(BIN)/pip
+	$(INSTALL) -e ".[serve,openvino]"
 	touch $@
 
-demo: setup
+.venv/training: pyproject.toml constraints.txt | $(BIN)/pip
+	$(INSTALL) -e ".[demo]"
+	touch .venv/serving $@
+
+.venv/installed: pyproject.toml constraints.txt | $(BIN)/pip
+	$(INSTALL) -e ".[dev]"
+	# mypy checks export/torch_plan.py against the types of torch-tensorrt, also without a GPU. To run it, install the
+	# extra torch-tensorrt, which includes TensorRT.
+	$(INSTALL) --no-deps torch-tensorrt
+	touch .venv/serving .venv/training $@
+
+demo: .venv/serving
 	$(BIN)/tureen demo --port $(PORT)
+
+train-demo: .venv/training
+	$(BIN)/tureen demo --train digits --port $(PORT)
 
 # A process for each CPU, four at most.
 PARALLEL := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
@@ -39,7 +56,7 @@ check: setup
 # Prints the figures of docs/benchmarks.md, section "What `make bench` prints", in its order. Takes hours.
 bench: setup
 	$(BIN)/python -m benchmarks.digits --models "two tokens" "one token" --attack autoattack
-	$(BIN)/tureen demo --no-serve
+	$(BIN)/tureen demo --train digits --no-serve
 	$(BIN)/python -m benchmarks.throughput
 	$(BIN)/python -m benchmarks.engines
 	$(BIN)/python -m benchmarks.precisions tureen-demo/run-*

@@ -138,7 +138,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.data is None and (options.bundle != SMALL_BUNDLE or not CIFAR10.exists()):
         parser.error(
-            "no labelled images: pass --data; or `tureen demo --no-serve` creates tureen-demo/bundle, for --data digits"
+            "no labelled images: pass --data; or `tureen demo --train digits --no-serve` creates tureen-demo/bundle, "
+            "for --data digits"
         )
     manifest = load_bundle(options.bundle).manifest
     if not manifest.is_cotrained:

@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=MAX_IMAGES, help="number of images (default: %(default)s)")
     options = parser.parse_args()
     if not options.model.is_dir():
-        parser.error(f"no directory {options.model}: `tureen demo --no-serve` creates tureen-demo/run-…")
+        parser.error(f"no directory {options.model}: `tureen demo --train digits --no-serve` creates tureen-demo/run-…")
     print(describe_machine())
     checkpoint = (
         load_checkpoint(options.model) if (options.model / CHECKPOINT).exists() else checkpoint_of_bundle(options)

@@ -40,7 +40,7 @@ HTTP_ROUNDS = 7
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "bundle", type=Path, nargs="?", help="default: the bundle of `tureen demo`, or else the example"
+        "bundle", type=Path, nargs="?", help="default: the bundle of `tureen demo --train digits`, or else the example"
     )
     parser.add_argument(
         "--seconds", type=float, default=2.0, help="seconds of load in each HTTP round (default: %(default)s)"

@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=50)
     options = parser.parse_args()
     if not options.run.is_dir():
-        parser.error(f"no directory {options.run}: `tureen demo --no-serve` creates tureen-demo/run-…")
+        parser.error(f"no directory {options.run}: `tureen demo --train digits --no-serve` creates tureen-demo/run-…")
     checkpoint = load_checkpoint(options.run)
     held_out, predict = checkpoint.test, make_predictor(checkpoint.model)
     print(describe_machine())

@@ -75,7 +75,7 @@ def test_a_benchmark_without_its_run_names_the_command_that_creates_one(clone, n
         [sys.executable, "-m", f"benchmarks.{name}", "none"], cwd=clone, capture_output=True, text=True, timeout=280
     )
     assert (result.returncode, "Traceback" in result.stderr) == (2, False)
-    assert "`tureen demo --no-serve` creates" in result.stderr
+    assert "`tureen demo --train digits --no-serve` creates" in result.stderr
 
 
 @pytest.mark.slow

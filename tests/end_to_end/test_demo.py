@@ -1,4 +1,4 @@
-"""`make demo`, from a trained run on: export, samples, server, and the two commands it prints, run as they stand."""
+"""`tureen demo --train digits`, from a trained run on: export, samples, server, and the two commands that it prints."""
 
 import json
 import re
@@ -17,6 +17,7 @@ from tests.ports import free_port
 from tureen.commands.demo import demo_fingerprint
 
 ROOT = Path(__file__).parents[2]
+DEMO = [sys.executable, "-m", "tureen.cli", "demo", "--train", "digits"]
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,7 @@ def demo_directory(digits_run, tmp_path_factory):
 
 def start(directory):
     port = free_port()
-    command = [sys.executable, "-m", "tureen.cli", "demo", "--dir", str(directory), "--port", str(port)]
+    command = [*DEMO, "--dir", str(directory), "--port", str(port)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -62,6 +63,7 @@ def test_the_demo_serves_the_printed_command_and_a_second_run_does_not_train(dem
     finally:
         stop(demo)
     assert [answer["beta"] for answer in answers] == [0, 1]
+    assert "\nConsole: http://127.0.0.1:" in shown
     fooled, right = (answer["predictions"][0]["label"] for answer in answers)
     assert fooled != right
 
@@ -81,7 +83,7 @@ def test_the_demo_serves_the_printed_command_and_a_second_run_does_not_train(dem
 
 @pytest.mark.slow
 def test_a_damaged_bundle_is_rebuilt(demo_directory):
-    command = [sys.executable, "-m", "tureen.cli", "demo", "--dir", str(demo_directory), "--no-serve"]
+    command = [*DEMO, "--dir", str(demo_directory), "--no-serve"]
     with (demo_directory / "bundle" / "backbone.onnx").open("ab") as graph:
         graph.write(b"x")
     again = subprocess.run(command, capture_output=True, text=True)
@@ -107,13 +109,30 @@ def test_a_taken_port_fails_before_two_minutes_of_training(tmp_path):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        command = [sys.executable, "-m", "tureen.cli", "demo", "--dir", str(tmp_path / "new"), "--port", port]
+        command = [*DEMO, "--dir", str(tmp_path / "new"), "--port", port]
         demo = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S)
     assert demo.returncode == 1
     assert "is in use" in demo.stderr
     assert not (tmp_path / "new").exists()
 
 
-def test_make_demo_runs_that_command_on_the_given_port():
-    shown = subprocess.check_output(["make", "--dry-run", "demo", "PORT=8123"], cwd=ROOT, text=True)
-    assert "tureen demo --port 8123" in shown
+def test_make_train_demo_runs_that_command_on_the_given_port():
+    shown = subprocess.check_output(["make", "--dry-run", "train-demo", "PORT=8123"], cwd=ROOT, text=True)
+    assert "tureen demo --train digits --port 8123" in shown
+
+
+def test_make_demo_installs_what_serving_needs_and_no_torch_and_make_test_adds_to_the_same_environment():
+    """The commands of make, for a checkout without .venv and for one in which the demo ran."""
+
+    def commands(target, *flags):
+        make = ["make", "--dry-run", "--always-make", *flags, target]
+        return [line for line in subprocess.check_output(make, cwd=ROOT, text=True).splitlines() if line[:1] != "#"]
+
+    made, installed, stamped, served = commands("demo", "PORT=8123")
+    assert made.endswith("-m venv .venv")
+    assert installed.endswith('-e ".[serve,openvino]"')
+    assert (stamped, served) == ("touch .venv/serving", ".venv/bin/tureen demo --port 8123")
+    rest = commands("test", "--old-file=.venv/bin/pip")  # the environment of the demo exists
+    assert [line for line in rest if "-m venv" in line] == []
+    assert any(line.endswith('-e ".[dev]"') for line in rest)
+    assert "touch .venv/serving .venv/training .venv/installed" in rest  # so that the demo installs nothing again

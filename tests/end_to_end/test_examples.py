@@ -25,7 +25,7 @@ CIFAR10 = Path(__file__).parents[3] / "shared" / "data" / "cifar10-jpeg.tar.gz"
 def test_the_example_that_comes_with_tureen_is_served_without_training(capsys, tmp_path):
     bundle = EXAMPLES / "cifar10"
     assert sum(file.stat().st_size for file in bundle.iterdir()) < 20 * 2**20
-    assert main(["demo", "--bundle", "cifar10", "--no-serve", "--dir", str(tmp_path)]) == 0
+    assert main(["demo", "--no-serve", "--dir", str(tmp_path)]) == 0
     assert "APGD" in capsys.readouterr().out
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8))
     picture.save(buffer := io.BytesIO(), "JPEG")
@@ -34,20 +34,10 @@ def test_the_example_that_comes_with_tureen_is_served_without_training(capsys, t
         assert answer.predictions[0].label in soup.labels
 
 
-def test_the_example_serves_the_printed_command_for_an_image_in_the_given_directory(tmp_path):
+@pytest.mark.parametrize("arguments", [[], ["--bundle", "cifar10"]])
+def test_the_example_serves_the_printed_command_for_an_image_in_the_given_directory(arguments, tmp_path):
     port = str(free_port())
-    command = [
-        sys.executable,
-        "-m",
-        "tureen.cli",
-        "demo",
-        "--bundle",
-        "cifar10",
-        "--dir",
-        str(tmp_path),
-        "--port",
-        port,
-    ]
+    command = [sys.executable, "-m", "tureen.cli", "demo", *arguments, "--dir", str(tmp_path), "--port", port]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as demo:
         try:
             lines = []
@@ -61,9 +51,9 @@ def test_the_example_serves_the_printed_command_for_an_image_in_the_given_direct
         finally:
             demo.send_signal(signal.SIGTERM)
             _, log = demo.communicate(timeout=DEADLINE_S)
-    assert (answer["beta"], answer["predictions"][0]["label"]) == (0.5, "ship")
+    assert (answer["strength"], answer["predictions"][0]["label"]) == (0.5, "ship")
     assert f"@{tmp_path / 'samples' / 'ship.png'} " in curl
-    assert f"http://127.0.0.1:{port}/ui" in shown
+    assert lines[0] == f"Console: http://127.0.0.1:{port}/ui\n"
     assert "left out" not in log
 
 

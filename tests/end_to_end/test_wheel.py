@@ -86,8 +86,9 @@ def check_health(python, port):
 
 
 def test_the_other_commands_name_the_extra_they_need(installed, tmp_path):
-    for name, extra in (("train", "train"), ("export", "export"), ("demo", "demo")):
-        arguments = [installed.parent / "tureen", name, *(["digits"] if name != "demo" else [])]
+    commands = (("train digits", "train"), ("export digits --out new", "export"), ("demo --train digits", "demo"))
+    for command, extra in commands:
+        arguments = [installed.parent / "tureen", *command.split()]
         result = subprocess.run(arguments, capture_output=True, text=True, cwd=tmp_path)
         assert result.returncode == 1
         assert f"install Tureen with its extra [{extra}]" in result.stderr

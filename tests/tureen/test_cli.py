@@ -153,7 +153,12 @@ BEYOND_SERVE = ("torch", "onnx", "openvino", "grpc", "pyarrow", "fsspec", "ray",
         ),
         (["tune", "BUNDLE", "--data", "IMAGES"], 1, "torch is not installed: install Tureen with its extra [train]"),
         (["export", "BUNDLE", "--out", "OUT"], 1, "is not installed: install Tureen with its extra [export]"),
-        (["demo", "--bundle", "cifar10", "--dir", "OUT", "--no-serve"], 0, "APGD"),
+        (["demo", "--dir", "OUT", "--no-serve"], 0, "APGD"),
+        (
+            ["demo", "--train", "digits", "--dir", "OUT", "--no-serve"],
+            1,
+            "torch is not installed: install Tureen with its extra [demo]",
+        ),
     ],
 )
 def test_with_the_extras_serve_and_cpu_alone_a_command_runs_or_names_the_extra(tmp_path, arguments, status, printed):

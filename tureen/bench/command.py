@@ -28,7 +28,7 @@ def bench(arguments: list[str]) -> int:
         description="Measure a bundle's engines on this machine: images per second by batch, latency, loading time, "
         "memory, and the cost of mixed β. Run it while the machine is idle. The result is saved: engine `auto` then "
         "opens the fastest engine immediately, until the bundle, the machine or a runtime changes.",
-        epilog="example: tureen bench tureen-demo/bundle --plot bench.png",
+        epilog="example: tureen bench cifar10 --plot bench.png",
     )
     parser.add_argument("bundle", type=Path, help=BUNDLE_HELP)
     parser.add_argument("--threads", type=positive_int, default=cpus, help="CPU threads (default: all, %(default)s)")

@@ -1,7 +1,7 @@
-"""`tureen demo`: trains on handwritten digits, exports the model, serves it, and prints two requests to try.
+"""`tureen demo`: serves an example bundle that is part of Tureen, and prints the console's address and a request.
 
-Alternatively serves an example bundle that is a part of Tureen. In the package `tureen`, only this module calls
-training, export and serve.
+With `--train digits` it trains a model on handwritten digits, exports it and serves it. In the package `tureen`, only
+this module calls training, export and serve.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tureen.bundle.bundle import MANIFEST, load_bundle, read_manifest
-from tureen.bundle.examples import EXAMPLES, example_names
+from tureen.bundle.examples import DEFAULT_EXAMPLE, EXAMPLES, example_names
 from tureen.commands.report import accuracy_summary
 from tureen.errors import BundleError, TureenError
 from tureen.pictures.ship import drawn_ship
@@ -41,28 +41,32 @@ class PortTakenError(TureenError):
 
 
 def demo(arguments: list[str]) -> int:
-    """Trains a model on handwritten digits, exports it and serves it, or serves an example bundle.
+    """Serves an example bundle, or with --train trains a model on handwritten digits, exports it and serves it.
 
     If the bundle of an earlier call exists, skips training and export. arguments: those after `tureen demo`. Returns
-    the exit status: that of the server, or that of a failed training. Raises PortTakenError before the training if the
+    the exit status: that of the server, or that of a failed training. Raises PortTakenError before anything else if the
     address is not free.
     """
     parser = argparse.ArgumentParser(
         prog="tureen demo",
-        description="Train a dual-token ViT on handwritten digits (two minutes on two cores), export it, serve it.",
+        description="Serve an example bundle that is part of Tureen, or with --train a model that was trained on this "
+        "machine.",
         epilog="example: tureen demo --port 8000",
     )
-    parser.add_argument(
-        "--bundle",
-        choices=[RECIPE, *example_names()],
-        default=RECIPE,
-        help="bundle to serve: digits is trained first, the others are part of Tureen (default: %(default)s)",
+    model = parser.add_mutually_exclusive_group()
+    model.add_argument(
+        "--bundle", choices=example_names(), default=DEFAULT_EXAMPLE, help="example to serve (default: %(default)s)"
+    )
+    model.add_argument(
+        "--train",
+        choices=[RECIPE],
+        help="train this recipe and serve its model: a dual-token ViT for handwritten digits, two minutes on two cores",
     )
     parser.add_argument(
         "--dir",
         type=Path,
         default=Path("tureen-demo"),
-        help="directory for sample images, and for the run and the bundle of digits (default: %(default)s)",
+        help="directory for sample images, and for run and bundle of a training (default: %(default)s)",
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument(
@@ -75,58 +79,61 @@ def demo(arguments: list[str]) -> int:
     )
     parser.add_argument("--no-serve", action="store_true", help="stop before serving")
     options = parser.parse_args(arguments)
-    if options.bundle != RECIPE:
-        return _serve_example(EXAMPLES / options.bundle, options)
-    if options.no_serve:
-        print(f"\n{accuracy_summary(read_manifest(prepare(options.dir)))}\n")
-        return 0
-    _require_free_port(options.host, options.port)
-    # In a separate process, so that the server does not import torch and stays small.
-    command = [sys.executable, "-m", "tureen.cli", "demo", "--dir", str(options.dir), "--no-serve"]
-    if status := subprocess.run(command, check=False).returncode:  # noqa: S603 - our own command
-        return max(status, 1)  # negative if a signal ended it
-
-    from serve.server import run_server
-    from serve.settings import Settings
-
-    def print_examples(port: int) -> None:
-        url = f"http://{options.host}:{port}"
-        image = options.dir / SAMPLES / ATTACKED
-        print(f"{image} is a digit that an attack changed to fool the clean token. At β = 0, then at β = 1:\n")
-        for beta in (0, 1):
-            print(f"  curl --data-binary @{image} '{url}/classify?beta={beta}&top_k=1'")
-        print(f"\n{image.parent} has more digits. {_links(url)}", flush=True)
-
-    settings = Settings(bundle=options.dir / BUNDLE, host=options.host, port=options.port, log_level="warning")
-    return run_server(settings, on_ready=print_examples)
-
-
-def _serve_example(bundle: Path, options: argparse.Namespace) -> int:
-    from serve.server import run_server
-    from serve.settings import Settings
-
-    manifest = read_manifest(bundle)
-    print(f"{accuracy_summary(manifest)}\n")
     if not options.no_serve:
         _require_free_port(options.host, options.port)
+    return _demonstrate_example(options) if options.train is None else _demonstrate_training(options)
+
+
+def _demonstrate_example(options: argparse.Namespace) -> int:
+    bundle = EXAMPLES / options.bundle
+    manifest = read_manifest(bundle)
     picture: Path = options.dir / SAMPLES / SHIP
     picture.parent.mkdir(parents=True, exist_ok=True)
     drawn_ship().save(picture)
     if options.no_serve:
+        print(f"{accuracy_summary(manifest)}\n\n{picture} is a drawing of a ship")
         return 0
+    labels = ", ".join(manifest.labels)
+    what = f"{picture} is a drawing of a ship. The labels of {options.bundle} are {labels}."
+    return _serve(bundle, options, what, [f"@{picture}", "strength=0.5&top_k=3"])
+
+
+def _demonstrate_training(options: argparse.Namespace) -> int:
+    if options.no_serve:
+        try:
+            bundle = prepare(options.dir)
+        except ModuleNotFoundError as error:
+            raise TureenError(f"{error.name} is not installed: install Tureen with its extra [demo]") from None
+        print(f"\n{accuracy_summary(read_manifest(bundle))}\n")
+        return 0
+    # In a separate process, so that the server does not import torch and stays small.
+    command = [sys.executable, "-m", "tureen.cli", "demo", "--train", RECIPE, "--dir", str(options.dir), "--no-serve"]
+    if status := subprocess.run(command, check=False).returncode:  # noqa: S603 - our own command
+        return max(status, 1)  # negative if a signal ended it
+    image = options.dir / SAMPLES / ATTACKED
+    what = f"{image} is a digit that an attack changed to fool the clean token. {image.parent} has more digits."
+    requests = [[f"@{image}", f"strength={strength}&top_k=1"] for strength in (0, 1)]
+    return _serve(options.dir / BUNDLE, options, what, *requests)
+
+
+def _serve(bundle: Path, options: argparse.Namespace, what: str, *requests: list[str]) -> int:
+    """Serves a bundle until a signal stops the server. Returns the exit status.
+
+    Prints the address of the console when the engine is ready, and then a command for each request.
+    requests: what each one sends, and its query. what: describes the images.
+    """
+    from serve.server import run_server
+    from serve.settings import Settings
 
     def print_examples(port: int) -> None:
-        url = f"http://{options.host}:{port}"
-        print(f"The labels are {', '.join(manifest.labels)}. {picture} is a drawing of a ship:\n")
-        print(f"  curl --data-binary @{picture} '{url}/classify?beta=0.5&top_k=3'")
-        print(f"\n{_links(url)}", flush=True)
+        url = f"http://{f'[{options.host}]' if ':' in options.host else options.host}:{port}"
+        print(f"Console: {url}/ui\n\n{what}\n")
+        for data, query in requests:
+            print(f"  curl --data-binary {data} '{url}/classify?{query}'")
+        print(f"\nAPI: {url}/docs. Ctrl-C stops the server.", flush=True)
 
     settings = Settings(bundle=bundle, host=options.host, port=options.port, log_level="warning")
     return run_server(settings, on_ready=print_examples)
-
-
-def _links(url: str) -> str:
-    return f"Console: {url}/ui. API: {url}/docs. Ctrl-C stops the server."
 
 
 def prepare(directory: Path) -> Path:

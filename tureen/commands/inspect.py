@@ -34,7 +34,7 @@ def inspect(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="tureen inspect",
         description="Verify a bundle; show its content, and which of its engines this machine can run.",
-        epilog="example: tureen inspect tureen-demo/bundle --try",
+        epilog="example: tureen inspect cifar10 --try",
     )
     parser.add_argument("bundle", type=Path, help=BUNDLE_HELP)
     parser.add_argument(

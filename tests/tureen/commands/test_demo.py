@@ -7,10 +7,10 @@ import pytest
 from tureen.commands.demo import PortTakenError, demo
 
 
-@pytest.mark.parametrize("bundle", ["digits", "cifar10"])
-def test_a_port_in_use_is_an_error_before_anything_is_made(bundle, tmp_path):
+@pytest.mark.parametrize("arguments", [[], ["--bundle", "cifar10"], ["--train", "digits"]])
+def test_a_port_in_use_is_an_error_before_anything_is_made(arguments, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         with pytest.raises(PortTakenError, match=f"127.0.0.1:{port} is in use or not available: choose another --port"):
-            demo(["--bundle", bundle, "--dir", str(tmp_path / "new"), "--port", str(port)])
+            demo([*arguments, "--dir", str(tmp_path / "new"), "--port", str(port)])
     assert not (tmp_path / "new").exists()
