@@ -34,6 +34,7 @@ class Command:
 
 COMMANDS = {
     "demo": Command("tureen.commands.demo", "demo", "serve", "serve an example, or train, export and serve one"),
+    "classify": Command("tureen.commands.classify", "classify", "serve", "classify images at any strength"),
     "train": Command("training.commands.train", "train", "train", "train a dual-token model from a recipe"),
     "evaluate": Command("training.commands.evaluate", "evaluate", "train", "measure a checkpoint's accuracy at any β"),
     "tune": Command("training.commands.evaluate", "tune", "train", "choose β by a few labelled images"),

@@ -1,1 +1,1 @@
-"""Provides `tureen inspect` and `tureen demo`, and the tables that several commands print."""
+"""Provides `tureen classify`, `tureen inspect` and `tureen demo`, and the tables that several commands print."""

@@ -1,0 +1,152 @@
+"""`tureen classify`: classifies image files at one strength, and shows the readings of clean and robust mode beside it.
+
+Needs no server and no PyTorch. `tureen batch` is for many images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from tureen.arguments import beta_argument, positive_int, strength_argument
+from tureen.bundle.examples import BUNDLE_HELP, DEFAULT_EXAMPLE, EXAMPLES
+from tureen.errors import ImageError, UnreadableImageError, printable, truncated
+from tureen.soup import DEFAULT_TOP_K, Classification, Prediction, Soup, load
+from tureen.tokens import CLEAN_BETA, ROBUST_BETA
+
+MAX_LABEL: Final = 24  # characters of a label in the table
+MIN_BAR, MAX_BAR = 10, 40  # characters of a probability of 100 %
+EIGHTHS: Final = " ▏▎▍▌▋▊▉"
+FULL: Final = "█"
+
+
+@dataclass(frozen=True)
+class Readings:
+    """The readings of one image, each with all labels, best first. clean, robust: None if the model has one token."""
+
+    chosen: Classification
+    clean: Classification | None
+    robust: Classification | None
+
+
+def classify(arguments: list[str]) -> int:
+    """Runs `tureen classify`. Returns 0, or 1 if an image cannot be used; the others are classified."""
+    parser = argparse.ArgumentParser(
+        prog="tureen classify",
+        description="Classify images at one strength, from clean mode (0) to robust mode (1), beside the readings of "
+        "both modes.",
+        epilog="example: tureen classify photo.jpg --strength 0.7",
+    )
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="JPEG, PNG or WebP file")
+    parser.add_argument("--bundle", type=Path, help=f"{BUNDLE_HELP} (default: the example {DEFAULT_EXAMPLE})")
+    beta = parser.add_mutually_exclusive_group()
+    beta.add_argument(
+        "--strength", type=strength_argument, help="0 (clean mode) to 1 (robust mode), which the model maps to β"
+    )
+    beta.add_argument("--beta", type=beta_argument, help="0 to 1, clean or robust (default: that of the bundle)")
+    parser.add_argument(
+        "--top-k", type=positive_int, default=DEFAULT_TOP_K, help="number of labels (default: %(default)s)"
+    )
+    parser.add_argument("--json", action="store_true", help="print a JSON object instead of tables")
+    options = parser.parse_args(arguments)
+    results: list[dict[str, Any]] = []
+    status = 0
+    strength = None if options.strength is None else options.strength.value
+    with load(options.bundle or EXAMPLES / DEFAULT_EXAMPLE) as soup:
+        for image in options.images:
+            try:
+                readings = read_image(soup, image, options.beta, strength)
+            except ImageError as error:
+                status = 1
+                error.index = None  # the message names the file
+                message = str(error) if isinstance(error, UnreadableImageError) else f"{printable(image)}: {error}"
+                print(f"tureen classify: {message}", file=sys.stderr, flush=True)
+                results.append({"image": image, "error": str(error)})
+                continue
+            if options.json:
+                results.append({"image": image, **_as_json(readings, options.top_k)})
+            else:
+                print(readings_text(image, readings, options.top_k, shutil.get_terminal_size().columns), flush=True)
+        if options.json:
+            manifest = soup.bundle.manifest
+            print(json.dumps({"model": manifest.name, "version": manifest.version, "images": results}, indent=2))
+    return status
+
+
+def read_image(soup: Soup, image: str, beta: float | None = None, strength: float | None = None) -> Readings:
+    """Returns the readings of the file `image` at the given β or strength, by default at the default β of the bundle.
+
+    Raises an ImageError if the file cannot be used, and SingleTokenError as `Soup.classify` does.
+    """
+    everything = len(soup.labels)
+    (chosen,) = soup.classify([image], beta, strength=strength, top_k=everything)
+    if not soup.bundle.manifest.has_two_tokens:
+        return Readings(chosen, None, None)
+    clean, robust = soup.classify([image, image], [CLEAN_BETA, ROBUST_BETA], top_k=everything)
+    return Readings(chosen, clean, robust)
+
+
+def readings_text(image: str, readings: Readings, top_k: int, columns: int) -> str:
+    """Returns a heading with the best label of each reading, and a line with a bar for each of the best labels.
+
+    The bars and the order are those of the chosen reading. columns: width of the terminal.
+    """
+    return "\n".join(_lines(image, readings, top_k, columns))
+
+
+def _lines(image: str, readings: Readings, top_k: int, columns: int) -> Iterator[str]:
+    chosen = readings.chosen
+    shown = chosen.predictions[:top_k]
+    labels = [truncated(printable(one.label), MAX_LABEL) for one in shown]
+    label_width = max(map(len, labels))
+    modes = {"clean mode": readings.clean, "robust mode": readings.robust}
+    by_mode = {mode: reading.predictions for mode, reading in modes.items() if reading is not None}
+    best = [f"{mode} {_best(predictions)}" for mode, predictions in by_mode.items()]
+    at = "" if chosen.beta is None else f" at strength {chosen.strength:.2f} (β {chosen.beta:.2f})"
+    yield f"{printable(image)}: {'; '.join([f'{_best(chosen.predictions)}{at}', *best])}"
+    bar_width = max(MIN_BAR, min(MAX_BAR, columns - label_width - 13 - 13 * len(by_mode)))
+    if by_mode:
+        heading = f"strength {chosen.strength:.2f}"
+        yield f"  {heading:>{label_width + bar_width + 11}}{''.join(f'{mode:>13}' for mode in by_mode)}"
+    shares = [{one.index: one.probability for one in predictions} for predictions in by_mode.values()]
+    for label, one in zip(labels, shown, strict=True):
+        others = "".join(f"{_percent(share[one.index]):>13}" for share in shares)
+        bar = _bar(one.probability, bar_width)
+        yield f"  {label:<{label_width}}  {bar:<{bar_width}}{_percent(one.probability):>9}{others}"
+
+
+def _best(predictions: Sequence[Prediction]) -> str:
+    return f"{printable(predictions[0].label)} {_percent(predictions[0].probability)}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _bar(share: float, width: int) -> str:
+    eighths = round(share * width * 8)
+    bar = FULL * (eighths // 8) + EIGHTHS[eighths % 8].strip()
+    try:
+        bar.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return "#" * round(share * width)
+    return bar
+
+
+def _as_json(readings: Readings, top_k: int) -> dict[str, Any]:
+    def top(reading: Classification) -> list[dict[str, Any]]:
+        return [one.model_dump() for one in reading.predictions[:top_k]]
+
+    chosen = readings.chosen
+    return {
+        **chosen.model_dump(exclude={"predictions"}),
+        "predictions": top(chosen),
+        "clean": None if readings.clean is None else top(readings.clean),
+        "robust": None if readings.robust is None else top(readings.robust),
+    }
