@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from training.errors import RecipeError
 from training.models.registry import ModelConfig
 from training.models.vit import ViTConfig
+from tureen.errors import did_you_mean
 
 FIELDS_WITHOUT_EFFECT_ON_WEIGHTS = {
     "source",
@@ -366,7 +367,7 @@ def load_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:
     Raises RecipeError if there is no recipe of this name, and the errors of `with_settings`.
     """
     if name not in RECIPES:
-        raise RecipeError(f"there is no recipe {name!r}: choose {', '.join(RECIPES)}")
+        raise RecipeError(f"there is no recipe {name!r}: choose {', '.join(RECIPES)}{did_you_mean(name, RECIPES)}")
     return with_settings(RECIPES[name], settings)
 
 
@@ -385,10 +386,19 @@ def with_settings(recipe: Recipe, settings: Sequence[str]) -> Recipe:
         for part in parents:
             target = target.get(part) if isinstance(target, dict) else None
         if not isinstance(target, dict) or last not in target or isinstance(target[last], dict):
-            raise RecipeError(f"recipe {name} has no {key!r}")
+            raise RecipeError(f"recipe {name} has no {key!r}{did_you_mean(key, _keys(values))}")
         target[last] = value.split(",") if isinstance(target[last], tuple) else value
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         raise RecipeError(f"{'.'.join(map(str, first['loc'])) or name}: {first['msg']}") from error
+
+
+def _keys(values: Mapping[str, Any], parent: str = "") -> Iterator[str]:
+    """Yields the keys of the values as settings name them, such as "epochs" and "model.depth"."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _keys(value, f"{parent}{key}.")
+        else:
+            yield f"{parent}{key}"

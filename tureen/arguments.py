@@ -6,9 +6,28 @@ Each raises argparse.ArgumentTypeError if the text is not in the documented form
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Iterable
 
-from tureen.errors import InvalidBetaError, InvalidStrengthError
+from tureen.errors import InvalidBetaError, InvalidStrengthError, did_you_mean
 from tureen.tokens import Strength, beta_grid, parse_beta, parse_strength
+
+
+def one_of(names: Iterable[str]) -> Callable[[str], str]:
+    """Returns a function that returns its text if it is one of `names`.
+
+    The message of its error is that of argparse for `choices`, and ends with the most similar name.
+    """
+    valid = list(names)
+
+    def parse(text: str) -> str:
+        if text not in valid:
+            choices = ", ".join(map(repr, valid))
+            raise argparse.ArgumentTypeError(
+                f"invalid choice: {text!r} (choose from {choices}){did_you_mean(text, valid)}"
+            )
+        return text
+
+    return parse
 
 
 def positive_int(text: str) -> int:

@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass
 
 import tureen
-from tureen.errors import TureenError
+from tureen.errors import TureenError, did_you_mean
 from tureen.vendor_telemetry import disable_vendor_telemetry
 
 EXIT_FAILED = 1
@@ -73,7 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     name, *rest = arguments
     if name not in COMMANDS:
-        print(f"tureen: there is no command {name!r}\n\n{_usage()}", file=sys.stderr)
+        print(f"tureen: there is no command {name!r}{did_you_mean(name, COMMANDS)}\n\n{_usage()}", file=sys.stderr)
         return EXIT_WRONG_USE
     disable_vendor_telemetry()
     command = COMMANDS[name]

@@ -24,6 +24,8 @@ A server sends the messages for callers to its clients. So these messages contai
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -140,6 +142,16 @@ class GraphFileError(BundleError):
 
 class EngineError(TureenError):
     """The engine cannot be used; the message names it and says what to do."""
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """Returns the end of a message that refuses `name`: the most similar of the valid names; empty if none is similar.
+
+    It is "; did you mean 'epochs'?" for "epocs". Upper and lower case count as equal.
+    """
+    by_lower_case = {valid.lower(): valid for valid in names}
+    similar = difflib.get_close_matches(name.lower(), by_lower_case, n=1)
+    return f"; did you mean {by_lower_case[similar[0]]!r}?" if similar else ""
 
 
 def printable(text: str) -> str:

@@ -22,6 +22,7 @@ from training.attacks.catalogue import attack_label
 from training.checkpoint import load_checkpoint
 from training.data.datasets import balanced_sample
 from training.distributed import limit_threads
+from tureen.arguments import one_of
 from tureen.bundle.manifest import NAME_PATTERN, Precision
 from tureen.commands.report import accuracy_summary, parity_table
 from tureen.engines import RUNTIMES
@@ -59,6 +60,7 @@ def export(arguments: list[str]) -> int:
         "--engine",
         action="append",
         default=[],
+        type=one_of(RUNTIMES),
         choices=list(RUNTIMES),
         help="engine that must pass; may be repeated (default: all that this machine supports)",
     )
@@ -66,6 +68,7 @@ def export(arguments: list[str]) -> int:
         "--precision",
         action="append",
         default=[],
+        type=one_of(get_args(Precision)),
         choices=list(get_args(Precision)),
         help="precision that must pass; may be repeated (default: all, of which only fp32 on the CPU must pass)",
     )

@@ -4,7 +4,7 @@ import argparse
 
 import pytest
 
-from tureen.arguments import beta_argument, betas_argument, positive_int, strength_argument
+from tureen.arguments import beta_argument, betas_argument, one_of, positive_int, strength_argument
 from tureen.tokens import Strength
 
 
@@ -39,3 +39,10 @@ def test_a_strength_is_a_number():
 def test_a_wrong_beta_is_refused_with_the_valid_values(read, text):
     with pytest.raises(argparse.ArgumentTypeError, match="give a number from 0"):
         read(text)
+
+
+def test_a_name_of_a_list_is_refused_with_the_message_of_argparse_and_the_similar_name():
+    assert one_of(["apgd", "pgd"])("pgd") == "pgd"
+    with pytest.raises(argparse.ArgumentTypeError) as error:
+        one_of(["apgd", "square"])("sqare")
+    assert str(error.value) == "invalid choice: 'sqare' (choose from 'apgd', 'square'); did you mean 'square'?"

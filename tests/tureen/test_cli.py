@@ -43,8 +43,10 @@ def test_every_command_has_help_with_an_example(name, capsys):
 
 
 def test_an_unknown_command_is_wrong_use(capsys):
-    assert main(["clasify"]) == 2
-    assert "no command 'clasify'" in capsys.readouterr().err
+    assert main(["trian"]) == 2
+    assert capsys.readouterr().err.startswith("tureen: there is no command 'trian'; did you mean 'train'?\n\nusage: ")
+    assert main(["nonsense"]) == 2
+    assert capsys.readouterr().err.startswith("tureen: there is no command 'nonsense'\n\nusage: ")
 
 
 @pytest.mark.parametrize(
@@ -64,7 +66,10 @@ def test_an_unknown_command_is_wrong_use(capsys):
         (["train", "digits", "--set", "model.image_size=16"], 2, "8 pixels"),
         (["train", "digits", "--set", "evaluation_betas=0,1,7"], 2, "evaluation_betas"),
         (["train", "digits", "--out", "/dev/null/x"], 1, "/dev/null/x"),
-        (["train", "digits", "--set", "epoch=1"], 2, "has no 'epoch'"),
+        (["train", "digits", "--set", "epoch=1"], 2, "has no 'epoch'; did you mean 'epochs'?"),
+        (["train", "digits", "--set", "model.deph=1"], 2, "has no 'model.deph'; did you mean 'model.depth'?"),
+        (["train", "digits", "--set", "depth=1"], 2, "has no 'depth'; did you mean 'model.depth'?"),
+        (["inspect", "cifar"], 1, "did you mean 'cifar10'?"),
         (["train", "digits", "--set", "epochs"], 2, "KEY=VALUE"),
         (["export", ".", "--out", "new", "--default-beta", "2"], 2, "β is"),
     ],
@@ -97,6 +102,25 @@ def test_wrong_arguments_exit_with_2(arguments):
     with pytest.raises(SystemExit) as exit_:
         main(arguments)
     assert exit_.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "digit"], "invalid choice: 'digit' (choose from "),
+        (["train", "digit"], "; did you mean 'digits'?"),
+        (["train", "Digits"], "; did you mean 'digits'?"),
+        (["evaluate", "x", "--attack", "agpd"], "; did you mean 'apgd'?"),
+        (["export", "x", "--out", "y", "--engine", "onnx-runtime"], "; did you mean 'onnxruntime'?"),
+        (["demo", "--bundle", "cifar"], "; did you mean 'cifar10'?"),
+        (["demo", "--train", "digit"], "; did you mean 'digits'?"),
+    ],
+)
+def test_a_misspelt_name_is_refused_with_the_similar_one(arguments, message, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(arguments)
+    assert exit_.value.code == 2
+    assert message in capsys.readouterr().err
 
 
 def test_inspect_shows_and_verifies(bundle_path, capsys):

@@ -23,6 +23,7 @@ from training.attacks.gradient import (
 )
 from training.errors import RecipeError
 from tureen.bundle.manifest import Norm
+from tureen.errors import did_you_mean
 
 OTHER_NORM_PARTS: Mapping[str, tuple[str, ...] | None] = {"apgd": ("apgd-ce", "apgd-t"), "autoattack": None}
 """The attacks under l2 and l1 by name, each with the parts of AutoAttack that it runs; None: all parts."""
@@ -107,7 +108,7 @@ def find_attack(name: str, norm: Norm = "linf") -> Attack:
     Under l2 and l1 there are only "apgd" and "autoattack", both by the package `pyautoattack`.
     """
     if name not in ATTACKS:
-        raise RecipeError(f"there is no attack {name!r}: choose {', '.join(ATTACKS)}")
+        raise RecipeError(f"there is no attack {name!r}: choose {', '.join(ATTACKS)}{did_you_mean(name, ATTACKS)}")
     if norm == "linf":
         return ATTACKS[name]
     if name not in OTHER_NORM_PARTS:

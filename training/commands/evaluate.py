@@ -24,7 +24,7 @@ from training.evaluation.measure import Measurement, measure_shifts, measure_str
 from training.evaluation.plot import plot_accuracy, plot_epsilon_curve, plot_matrix, plot_shifts
 from training.evaluation.shifts import SHIFTS
 from training.evaluation.tune import tune_beta, tuned_table
-from tureen.arguments import betas_argument, positive_int
+from tureen.arguments import betas_argument, one_of, positive_int
 from tureen.bundle.bundle import MANIFEST
 from tureen.bundle.examples import find_bundle
 from tureen.bundle.manifest import AccuracyRow, AttackCheck, Evaluation, Norm
@@ -74,6 +74,7 @@ def evaluate(arguments: list[str]) -> int:
     )
     parser.add_argument(
         "--attack",
+        type=one_of(ATTACKS),
         choices=list(ATTACKS),
         help="attack (default: that of the recipe); fgsm, pgd and mi-fgsm are for diagnosis, not for figures",
     )

@@ -19,7 +19,7 @@ from training.interruption import InterruptedRun
 from training.recipes import RECIPES, Recipe, load_recipe, with_settings
 from training.resume import read_saved_run
 from training.run import SAVE_INTERVAL_S, STATE, RunOptions, run
-from tureen.arguments import positive_int
+from tureen.arguments import one_of, positive_int
 from tureen.commands.report import accuracy_table, check_results
 
 
@@ -36,6 +36,7 @@ def train(arguments: list[str]) -> int:
     parser.add_argument(
         "recipe",
         nargs="?",
+        type=one_of(sorted(RECIPES)),
         choices=sorted(RECIPES),
         help="recipe to train (with --resume: default is the recipe of the run in --out)",
     )

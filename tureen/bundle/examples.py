@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from tureen.bundle.bundle import MANIFEST
-from tureen.errors import BundleError
+from tureen.errors import BundleError, did_you_mean
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 DEFAULT_EXAMPLE: Final = "cifar10"
@@ -34,7 +34,7 @@ def find_bundle(bundle: Path | str, *, must_exist: bool = True) -> Path:
         if must_exist:
             raise BundleError(
                 f"{path} is not a bundle: there is no such path; give the directory of a bundle, or the name of an "
-                f"example: {', '.join(names)}"
+                f"example: {', '.join(names)}{did_you_mean(str(path), names)}"
             ) from None
     except OSError:  # the caller reads it, and gets the reason again
         pass

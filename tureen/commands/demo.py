@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from tureen.arguments import one_of
 from tureen.bundle.bundle import MANIFEST, load_bundle, read_manifest
 from tureen.bundle.examples import DEFAULT_EXAMPLE, EXAMPLES, example_names
 from tureen.commands.report import accuracy_summary
@@ -55,10 +56,15 @@ def demo(arguments: list[str]) -> int:
     )
     model = parser.add_mutually_exclusive_group()
     model.add_argument(
-        "--bundle", choices=example_names(), default=DEFAULT_EXAMPLE, help="example to serve (default: %(default)s)"
+        "--bundle",
+        type=one_of(example_names()),
+        choices=example_names(),
+        default=DEFAULT_EXAMPLE,
+        help="example to serve (default: %(default)s)",
     )
     model.add_argument(
         "--train",
+        type=one_of([RECIPE]),
         choices=[RECIPE],
         help="train this recipe and serve its model: a dual-token ViT for handwritten digits, two minutes on two cores",
     )

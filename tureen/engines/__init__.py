@@ -28,7 +28,7 @@ from tureen.bundle.manifest import (
 )
 from tureen.engines.base import Artefact, Engine, EngineOptions, check_golden_rows
 from tureen.engines.timings_cache import Timing, make_ranking, read_ranking, write_ranking
-from tureen.errors import BundleError, EngineError
+from tureen.errors import BundleError, EngineError, did_you_mean
 from tureen.machine import available_cpus, ensure_writable
 
 AUTO = "auto"
@@ -168,7 +168,8 @@ def _with_usable_cache(options: EngineOptions) -> EngineOptions:
 
 def _runtime(engine: str) -> Runtime:
     if engine not in RUNTIMES:
-        raise EngineError(f"there is no engine {engine!r}: choose {', '.join([AUTO, *RUNTIMES])}")
+        names = [AUTO, *RUNTIMES]
+        raise EngineError(f"there is no engine {engine!r}: choose {', '.join(names)}{did_you_mean(engine, names)}")
     return RUNTIMES[engine]
 
 
