@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import sys
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -13,10 +15,16 @@ from tqdm import tqdm
 
 from training.cotrain import Cotraining, StepProgress
 from training.overfitting import OverfittingProbe
+from training.recipes import Recipe
+from training.schedules import relative_cost
 from tureen.atomic_file import write_atomically
+from tureen.bundle.manifest import AccuracyRow
 
 LOG = "log.jsonl"
 LINES_WITHOUT_TERMINAL = 10
+WARM_UP_STEPS = 3  # they compile, allocate and fill the queue of images
+ESTIMATE_STEPS = 20
+MINUTE_S, HOUR_S = 60, 3600
 
 
 class RunLog:
@@ -77,6 +85,10 @@ class RunLog:
         self._step = progress.step
         self._write(asdict(progress))
 
+    def show(self, text: str) -> None:
+        """Prints a line on standard error, above the bar."""
+        tqdm.write(f"train {self._name}: {text}", file=sys.stderr)
+
     def add_probe(self, probe: OverfittingProbe) -> None:
         """Writes the probe to log.jsonl, and to TensorBoard if enabled."""
         self._write(asdict(probe))
@@ -89,6 +101,63 @@ class RunLog:
             for key, value in finite.items():
                 if value is not None and key != "step":
                     self._writer.add_scalar(key, value, int(values["step"]))
+
+
+class TimeEstimate:
+    """Estimates the time of a training from its first steps after the start of the program.
+
+    It takes the time of a step as proportional to its passes through the model, of which later steps may have more: the
+    attack may start late. The measurement of the accuracy after the training is not included.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        step: int,
+        steps: int,
+        wait: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """step: finished steps. steps: of the whole run. wait: returns when the device has finished its work."""
+        self._recipe, self._start, self._steps = recipe, step, steps
+        self._wait, self._clock = wait, clock
+        self._started = 0.0
+
+    def after_step(self, step: int) -> str | None:
+        """Returns the estimate as text after the step number ESTIMATE_STEPS, and None after any other step."""
+        done = step - self._start
+        if done == WARM_UP_STEPS:
+            self._wait()
+            self._started = self._clock()
+        if done != ESTIMATE_STEPS or step == self._steps:
+            return None
+        self._wait()
+        seconds = self._clock() - self._started
+        measured = relative_cost(self._recipe, step - (ESTIMATE_STEPS - WARM_UP_STEPS), step, self._steps)
+        total = seconds * relative_cost(self._recipe, self._start, self._steps, self._steps) / measured
+        rest = "the remaining " if self._start else ""
+        return f"about {duration(total)} for {rest}{self._steps - self._start:,} steps"
+
+
+def duration(seconds: float) -> str:
+    """Returns a duration as text of two digits at most, in seconds, minutes or hours, such as "12 min" or "2.5 h"."""
+    if seconds < 1.5 * MINUTE_S:
+        return f"{max(1, round(seconds))} s"
+    if seconds < 1.5 * HOUR_S:
+        return f"{round(seconds / MINUTE_S)} min"
+    hours = seconds / HOUR_S
+    return f"{hours:.1f} h" if hours < 10 else f"{round(hours):,} h"
+
+
+def write_accuracy(out: Path, rows: Sequence[AccuracyRow]) -> None:
+    """Writes the accuracy at each β to TensorBoard, as two curves. A step is an integer, so the step is 100 β."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(out)) as writer:
+        for row in rows:
+            step = round(100 * row.beta)
+            writer.add_scalar("accuracy_at_100_beta/clean", row.clean.value, step)
+            writer.add_scalar("accuracy_at_100_beta/robust", row.robust.value, step)
 
 
 def _step(line: str) -> int:

@@ -28,7 +28,7 @@ from training.interruption import InterruptedRun, StopSignals
 from training.models.registry import Model
 from training.overfitting import check_overfitting, probe_overfitting
 from training.pretrained import load_pretrained
-from training.progress import RunLog
+from training.progress import RunLog, TimeEstimate, write_accuracy
 from training.recipes import RECIPES, Recipe
 from training.resume import SavedRun, SaveTimer, absolute_location, read_saved_run, require_same_recipe
 from tureen.bundle.manifest import Evaluation
@@ -50,7 +50,8 @@ class RunOptions:
     weights to start from. image_size: pixels; None: that of the weights. is_resumed: continue an interrupted run.
     is_strict: fail if an image cannot be decoded. is_compiled: use torch.compile. tensorboard: write TensorBoard
     events. workers: number of processes or threads that decode images. save_interval_s: seconds between two saves of
-    the state; more if saving would take over 2 % of the time.
+    the state; more if saving would take over 2 % of the time. threads: CPU threads of torch in each process; None:
+    all, as `limit_threads` counts them.
     """
 
     data: str | None = None
@@ -63,6 +64,7 @@ class RunOptions:
     tensorboard: bool = False
     workers: int = field(default_factory=cpus_per_process)
     save_interval_s: float = SAVE_INTERVAL_S
+    threads: int | None = None
 
     def as_saved(self) -> dict[str, object]:
         """Returns the options that are stored in the saved state, so that a resumed run needs no options."""
@@ -119,6 +121,8 @@ def _run(recipe: Recipe, out: Path, options: RunOptions, signals: StopSignals) -
         recipe = recipe.model_copy(update={"model": saved.recipe.model})
     with process_group() as (processes, device):
         signals.ignores_repeats = processes.count > 1
+        if options.threads is not None:
+            torch.set_num_threads(options.threads)
         data = load_training_data(recipe, options, is_verbose=processes.is_first)
         recipe = fitted_to_images(recipe, data, is_verbose=processes.is_first)
         if processes.is_first:
@@ -357,6 +361,8 @@ def _measure_and_save(training: Cotraining, data: Dataset, out: Path, options: R
         },
     )
     save_checkpoint(out, checkpoint)
+    if options.tensorboard:
+        write_accuracy(out, checkpoint.accuracy)
     (out / STATE).unlink(missing_ok=True)
     return checkpoint
 
@@ -384,12 +390,16 @@ def _train(
     """
     recipe, clock, received = training.recipe, SaveTimer(options.save_interval_s), 0
     every = max(1, round(training.steps * recipe.monitor_share))
+    wait = torch.cuda.synchronize if training.device.type == "cuda" else lambda: None
+    estimate = TimeEstimate(recipe, training.step, training.steps, wait)
 
     def save() -> None:
         training.save(out / STATE, options.as_saved())
 
     def should_stop() -> bool:
         nonlocal received
+        if log and (estimated := estimate.after_step(training.step)):
+            log.show(estimated)
         if processes.is_first and clock.is_due and training.is_sound:
             clock.save(save)
         received = processes.largest(signals.received)

@@ -1,4 +1,4 @@
-"""Computes three values from the progress of the training: learning rate, radius of the attack, steps of the attack."""
+"""Computes values from the progress of the training: learning rate, radius and steps of the attack, cost of a step."""
 
 from __future__ import annotations
 
@@ -35,3 +35,15 @@ def scheduled_attack_steps(recipe: Recipe, progress: float) -> int:
         return 0
     is_ramp = progress < recipe.epsilon_start + recipe.epsilon_ramp
     return recipe.attack_steps_in_ramp or recipe.attack_steps if is_ramp else recipe.attack_steps
+
+
+def relative_cost(recipe: Recipe, first: int, last: int, steps: int) -> int:
+    """Returns the cost of the training steps from `first` to before `last`, of `steps`, in passes through the model.
+
+    A step has one pass, forward and backward, for the clean loss, one for the robust loss, and one for each step of the
+    attack.
+    """
+    if recipe.alpha == 1:  # no robust loss
+        return last - first
+    losses = 1 if recipe.alpha == 0 else 2
+    return sum(losses + scheduled_attack_steps(recipe, step / steps) for step in range(first, last))

@@ -8,8 +8,10 @@ import pytest
 
 from training.cotrain import StepProgress
 from training.overfitting import OverfittingProbe
-from training.progress import RunLog
+from training.progress import ESTIMATE_STEPS, RunLog, TimeEstimate, duration, write_accuracy
 from training.recipes import load_recipe
+from tureen.bundle.bundle import load_bundle
+from tureen.bundle.examples import EXAMPLES
 
 
 @pytest.fixture
@@ -51,3 +53,55 @@ def test_without_a_terminal_a_line_is_printed_for_each_tenth_of_the_run(run, tmp
         "train digits: epoch 2.0/80, clean 0.500, robust 1.500, ε 38.0/255",
         "train digits: epoch 3.0/80, clean 0.500, robust 1.500, ε 38.0/255",
     ]
+
+
+def estimates(recipe, *, first, steps, seconds_per_step):
+    """The texts of an estimate after each step from `first` on."""
+    seconds = iter(range(10**6))
+    estimate = TimeEstimate(recipe, first, steps, clock=lambda: next(seconds) * 17 * seconds_per_step)
+    return [estimate.after_step(step) for step in range(first + 1, min(steps, first + 60) + 1)]
+
+
+def test_after_20_steps_the_time_of_the_whole_run_is_estimated_once():
+    recipe = load_recipe("digits", ["epsilon_start=0", "epsilon_ramp=0"])  # every step costs the same
+    texts = estimates(recipe, first=0, steps=6000, seconds_per_step=0.12)
+    assert texts.count(None) == len(texts) - 1
+    assert texts[ESTIMATE_STEPS - 1] == "about 12 min for 6,000 steps"
+
+
+def test_the_estimate_of_a_continued_run_is_that_of_the_rest():
+    recipe = load_recipe("digits", ["epsilon_start=0", "epsilon_ramp=0"])
+    texts = estimates(recipe, first=3000, steps=6000, seconds_per_step=1)
+    assert texts[ESTIMATE_STEPS - 1] == "about 50 min for the remaining 3,000 steps"
+
+
+def test_the_estimate_counts_an_attack_that_starts_later():
+    settings = ["epsilon_start=0.5", "epsilon_ramp=0", "attack_steps=2"]
+    texts = estimates(load_recipe("digits", settings), first=0, steps=1000, seconds_per_step=2)
+    # 500 steps of two passes, then 500 of four: 3,000 passes of one second.
+    assert texts[ESTIMATE_STEPS - 1] == "about 50 min for 1,000 steps"
+
+
+@pytest.mark.parametrize("steps", [5, 20])
+def test_a_run_that_ends_within_20_steps_has_no_estimate(steps):
+    texts = estimates(load_recipe("digits"), first=0, steps=steps, seconds_per_step=1)
+    assert texts == [None] * steps
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.2, "1 s"), (89, "89 s"), (90, "2 min"), (720, "12 min"), (9000, "2.5 h"), (40 * 3600, "40 h")],
+)
+def test_a_duration_has_the_unit_of_its_size(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_tensorboard_gets_the_accuracy_by_beta(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    rows = load_bundle(EXAMPLES / "cifar10").manifest.accuracy
+    write_accuracy(tmp_path, rows)
+    events = EventAccumulator(str(tmp_path)).Reload()
+    for name, share in (("clean", lambda row: row.clean), ("robust", lambda row: row.robust)):
+        found = [(event.step, event.value) for event in events.Scalars(f"accuracy_at_100_beta/{name}")]
+        assert found == [(round(100 * row.beta), pytest.approx(share(row).value)) for row in rows]

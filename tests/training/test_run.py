@@ -430,6 +430,20 @@ def test_the_shape_of_a_finetuned_model_is_not_set(photos, digits_like, tmp_path
     assert "omit --set model" in capsys.readouterr().err
 
 
+def test_a_run_takes_the_given_number_of_threads_and_shows_its_estimated_time_once(tmp_path, capsys):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert main(command(tmp_path / "run", "--threads", "1")) == 0
+    finally:
+        torch.set_num_threads(threads)
+    assert load_checkpoint(tmp_path / "run").provenance["threads"] == 1
+    assert (
+        len(re.findall(r"^train digits: about \d+ (?:s|min) for \d+ steps$", capsys.readouterr().err, re.MULTILINE))
+        == 1
+    )
+
+
 def test_tensorboard_gets_the_values_of_the_log(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -437,3 +451,4 @@ def test_tensorboard_gets_the_values_of_the_log(tmp_path):
     events = EventAccumulator(str(tmp_path / "run")).Reload()
     assert {"clean_loss", "robust_loss", "learning_rate", "ten_steps"} <= set(events.Tags()["scalars"])
     assert len(events.Scalars("clean_loss")) == 6
+    assert [event.step for event in events.Scalars("accuracy_at_100_beta/robust")] == [0, 100]

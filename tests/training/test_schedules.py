@@ -4,7 +4,7 @@ import pytest
 
 from training.errors import RecipeError
 from training.recipes import load_recipe
-from training.schedules import scheduled_attack_steps, scheduled_epsilon, scheduled_learning_rate
+from training.schedules import relative_cost, scheduled_attack_steps, scheduled_epsilon, scheduled_learning_rate
 
 
 def test_the_schedules():
@@ -26,3 +26,9 @@ def test_the_radius_stays_0_before_its_ramp_and_the_attack_has_fewer_steps_in_it
     assert scheduled_attack_steps(load_recipe("digits", ["attack_steps=2"]), 0.1) == 2
     with pytest.raises(RecipeError, match="together must be at most 1"):
         load_recipe("digits", ["epsilon_start=0.6", "epsilon_ramp=0.5"])
+
+
+@pytest.mark.parametrize(("alpha", "passes"), [(0, 5 + 5 * 3), (0.5, 10 + 5 * 4), (1, 10)])
+def test_the_cost_of_steps_counts_the_losses_and_the_steps_of_the_attack(alpha, passes):
+    settings = [f"alpha={alpha}", "epsilon_start=0.5", "epsilon_ramp=0", "attack_steps=2"]
+    assert relative_cost(load_recipe("digits", settings), 0, 10, 10) == passes

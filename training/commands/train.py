@@ -77,6 +77,12 @@ def train(arguments: list[str]) -> int:
     parser.add_argument("--compile", action="store_true", help="run the model through torch.compile")
     parser.add_argument("--tensorboard", action="store_true", help="write TensorBoard events into --out")
     parser.add_argument(
+        "--threads",
+        type=positive_int,
+        metavar="N",
+        help="CPU threads of the training (default: OMP_NUM_THREADS if it is set, or else all CPUs)",
+    )
+    parser.add_argument(
         "--workers",
         type=positive_int,
         default=cpus_per_process(),
@@ -103,6 +109,7 @@ def train(arguments: list[str]) -> int:
         tensorboard=options.tensorboard,
         workers=options.workers,
         save_interval_s=options.save_interval_s,
+        threads=options.threads,
     )
     try:
         checkpoint = run(recipe, out, run_options)
