@@ -116,7 +116,7 @@ class BlackBoxResult:
 
     before: Accuracy
     after: Accuracy
-    n: int
+    n: int  # number of images
     beta: float  # that the server used
     queries: int  # images sent, of all images together
 

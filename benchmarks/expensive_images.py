@@ -55,7 +55,7 @@ class ExpensiveStream:
 
 @dataclass
 class OrdinaryResponses:
-    """Responses to ordinary requests, by kind of image."""
+    """Responses to ordinary requests, by kind of image: small images, and large photographs."""
 
     small: list[TimedResponse] = field(default_factory=list)
     photographs: list[TimedResponse] = field(default_factory=list)
@@ -71,7 +71,7 @@ class OrdinaryResponses:
 
 @dataclass
 class OrdinaryRequests:
-    """Ordinary requests, by kind of image: complete HTTP requests with one image each."""
+    """Complete HTTP requests with one image each, by kind of image: small images, and large photographs."""
 
     small: list[bytes]
     photographs: list[bytes]
@@ -318,7 +318,7 @@ def jpeg_of_scans(image: Image.Image, scans: int) -> bytes:
 
 
 def multipart_request(images: Sequence[bytes]) -> bytes:
-    """Returns a POST /classify request with the images in a multipart form."""
+    """Returns a whole POST /classify request, head and body. The body is a multipart form with the images."""
     head = b'--x\r\nContent-Disposition: form-data; name="image"; filename="i"\r\n\r\n'
     return _post(
         "/classify", "multipart/form-data; boundary=x", b"".join(head + i + b"\r\n" for i in images) + b"--x--"
@@ -326,13 +326,16 @@ def multipart_request(images: Sequence[bytes]) -> bytes:
 
 
 def json_request(images: Sequence[bytes]) -> bytes:
-    """Returns a POST /classify request with the images as base64 in JSON."""
+    """Returns a whole POST /classify request, head and body. The body is JSON with the images as base64."""
     encoded = [{"data": base64.b64encode(image).decode()} for image in images]
     return _post("/classify", "application/json", json.dumps({"images": encoded}).encode())
 
 
 def v2_request(images: Sequence[bytes], model: str) -> bytes:
-    """Returns a request of the Open Inference Protocol with the images as base64 in JSON. model: name of the model."""
+    """Returns a whole inference request of the Open Inference Protocol over HTTP, head and body.
+
+    The body is JSON with the images as base64. model: name of the model.
+    """
     data = [base64.b64encode(image).decode() for image in images]
     inputs = [{"name": "image", "datatype": "BYTES", "shape": [len(images)], "data": data}]
     return _post(f"/v2/models/{model}/infer", "application/json", json.dumps({"inputs": inputs}).encode())

@@ -29,8 +29,8 @@ class ImageCost:
     decode_s: float  # mean over the images; one thread, the other cores idle
     busy_decode_s: float  # the same mean while every core decodes
     engine_s: float  # cores × seconds per image, at the best batch size and number of streams
-    best_batch: int
-    best_streams: int
+    best_batch: int  # batch size with the least engine_s
+    best_streams: int  # number of streams with the least engine_s
     single_image_s: float  # decoding, then inference at batch 1: median over the images
 
     @property

@@ -33,7 +33,11 @@ RECOVERY_S = 5.0
 
 @dataclass(frozen=True)
 class CompletedRequest:
-    """A request and its response. Times are seconds of time.perf_counter."""
+    """A request and its response.
+
+    connected_s, sent_s, ended_s: when the connection opened, when the request was sent, and when the response or the
+    connection ended; seconds of time.perf_counter.
+    """
 
     connected_s: float
     sent_s: float
@@ -51,7 +55,7 @@ class Traffic:
     port: int
     requests: list[bytes]
     completed: list[CompletedRequest] = field(default_factory=list)
-    refused_connections: int = 0
+    refused_connections: int = 0  # number of failed attempts to connect
     is_over: bool = False
 
     async def run(self) -> None:

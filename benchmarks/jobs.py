@@ -39,7 +39,7 @@ class JobPhase:
     """The responses to the requests of one phase, and the images per second of the job in that phase."""
 
     load: OpenLoopResult
-    job_rate: float
+    job_rate: float  # images per second of the job; 0 if no job runs
 
     @property
     def p99_ms(self) -> float:
@@ -64,8 +64,8 @@ class JobPhase:
 def run_job_server(work: Path, images: list[bytes], flags: list[str]) -> Iterator[tuple[Server, AdminClient]]:
     """Runs a server that accepts jobs. When it is ready, yields the server and a client of its admin listener.
 
-    work: an empty directory, in which the server keeps its state. Writes COPIES copies of each image into its folder
-    `in`, the input of the jobs. flags: additional flags of `tureen serve`.
+    work: an empty directory. Creates three folders in it: `in` for the input of jobs, `out` for their output and
+    `state` for the server. Writes COPIES copies of each image into `in`. flags: additional flags of `tureen serve`.
     """
     for folder in ("in", "out", "state"):
         (work / folder).mkdir()

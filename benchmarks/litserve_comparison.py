@@ -32,11 +32,11 @@ class LitServeSettings:
     """The options of benchmarks.litserve_server."""
 
     max_batch_size: int = 16
-    batch_timeout: float = 0.002
-    workers: int = 1
+    batch_timeout: float = 0.002  # seconds that an incomplete batch waits for more requests
+    workers: int = 1  # processes with an engine (workers_per_device)
     decode_threads: int = 1
-    fast_queue: bool = False
-    api_servers: int = 1
+    fast_queue: bool = False  # option of LitServe: a faster queue between its processes
+    api_servers: int = 1  # processes that receive requests (num_api_servers)
 
     @property
     def flags(self) -> list[str]:

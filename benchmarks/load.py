@@ -28,7 +28,7 @@ _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)")
 
 @dataclass(frozen=True)
 class Response:
-    """An HTTP response. head: the status line and the headers, in lower case."""
+    """An HTTP response. head: the status line and the headers, in lower case. body: empty if the response has none."""
 
     status: int
     head: bytes = b""
@@ -109,14 +109,15 @@ class Connection(asyncio.Protocol):
 class ClosedLoopResult:
     """Counts and latencies of a closed loop.
 
-    latencies: for each response with status 200, the seconds from sending the request to the complete response.
+    The warm-up does not count, except in cpu_s. latencies: for each response with status 200, the seconds from sending
+    the request to the complete response.
     """
 
     succeeded: int  # responses with status 200
-    failed: int
-    seconds: float
+    failed: int  # responses with another status, and requests without a response
+    seconds: float  # duration of the measurement
     latencies: list[float]
-    cpu_s: float = 0.0  # of the load generator
+    cpu_s: float = 0.0  # CPU seconds of the load generator, warm-up included
 
     @property
     def rate(self) -> float:
@@ -186,7 +187,8 @@ class TimedResponse:
 class OpenLoopResult:
     """The responses of an open loop, and the delays of the load generator.
 
-    rate: planned requests per second. cpu_s: CPU seconds of the load generator.
+    rate: planned requests per second. seconds: duration in which requests are sent. connections: number of open
+    connections. cpu_s: CPU seconds of the load generator.
     """
 
     rate: float

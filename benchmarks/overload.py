@@ -36,7 +36,7 @@ class OverloadPhase:
     largest_rss: largest resident memory in bytes, of all processes together.
     """
 
-    load: OpenLoopResult
+    load: OpenLoopResult  # the requests and their responses
     probes_ms: list[float]  # of /healthz; infinite if the status is not 200
     largest_rss: int
 

@@ -30,10 +30,10 @@ LEAKING_SERVER = (sys.executable, "-m", "benchmarks.leaking_server")
 class ResourceUsage:
     """The resources that all processes of a server use together."""
 
-    rss_bytes: int
-    cpu_s: float
-    threads: int
-    descriptors: int
+    rss_bytes: int  # resident memory
+    cpu_s: float  # CPU seconds since the start, user and system
+    threads: int  # number of threads
+    descriptors: int  # number of open file descriptors
 
 
 class Server:

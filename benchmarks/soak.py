@@ -36,8 +36,8 @@ SETTLE_S = 3  # for the server to notice that every connection is closed
 class SoakResult:
     """The number of requests by outcome, such as "valid 200" or "abandoned", and the server's memory over the run."""
 
-    counts: Counter[str] = field(default_factory=Counter)
-    sent: int = 0
+    counts: Counter[str] = field(default_factory=Counter)  # number of requests by outcome
+    sent: int = 0  # number of requests sent
     rss: list[tuple[int, int]] = field(default_factory=list)  # (requests sent, bytes)
 
     def samples_after_warm_up(self) -> list[tuple[int, int]]:

@@ -50,10 +50,11 @@ class BundleArtefacts:
         self._graphs: dict[FileName, bytes] = {BACKBONE: fp32}
 
     def get(self, engine: EngineName, precision: Precision, name: FileName) -> Artefact:
-        """Returns the file `name`, which the engine runs in the precision. Builds a graph at its first call only.
+        """Returns the file `name`, which the engine runs in the precision.
 
-        Raises ExportError if the build lacks something, such as images for int8 or torch-tensorrt. Raises EngineError
-        if a plan cannot be compiled.
+        The first call for a graph builds it, and later calls return the same graph. Each call for a plan compiles it
+        again. Raises ExportError if the build needs images for int8, or torch-tensorrt, and that is missing. Raises
+        EngineError if a plan cannot be compiled.
         """
         if name != plan_name(engine, precision):
             return Artefact(self._graph(name, precision))

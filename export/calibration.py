@@ -33,8 +33,8 @@ MAX_MEASURING_IMAGES = 2000
 class DialFields(TypedDict, total=False):
     """The fields of a manifest that `measure_dial` measures. The defaults of `Manifest` replace missing ones."""
 
-    strength: StrengthCurve
-    calibration: list[CalibrationRow]
+    strength: StrengthCurve  # maps strength to β
+    calibration: list[CalibrationRow]  # a temperature and calibration errors for each β
 
 
 class LabelledLogits(NamedTuple):

@@ -53,10 +53,10 @@ class EngineRequest:
     An empty sequence of engines or precisions means all that this machine supports.
     """
 
-    engines: Sequence[str] = ()
-    precisions: Sequence[str] = ()
+    engines: Sequence[str] = ()  # names, such as "openvino"
+    precisions: Sequence[str] = ()  # names, such as "fp32"
     calibration: Callable[[], Pixels] | None = None  # returns images for int8; None: no images, so no int8
-    has_later_opset: bool = False  # try the graph in opset 23 too, and keep it if it is faster
+    has_later_opset: bool = False  # whether to try the graph in ONNX opset 23 too; kept if it is faster
     builder: PlanBuilder = "onnx"  # compiler of TensorRT plans
 
 

@@ -38,8 +38,8 @@ class AttackedReference:
     attack: name and number of steps. epsilon_255: radius under l∞, in 1/255 of the pixel range.
     """
 
-    sample: ReferenceLogits
-    labels: NDArray[np.int64]  # (n,)
+    sample: ReferenceLogits  # the attacked images, and their logits
+    labels: NDArray[np.int64]  # (n,), true labels
     attack: str
     epsilon_255: float
 

@@ -55,9 +55,12 @@ def load_third_party(
 ) -> Checkpoint:
     """Returns the single-token model at `path` as a checkpoint with two equal tokens and accuracy rows at β = 0 and 1.
 
-    The recipe of the checkpoint only describes how accuracy is measured: it is `finetune`, with the name and shape of
-    the model. Without `options.data` the checkpoint has no accuracy. It then has synthetic pictures, on which engines
-    are compared. report: called with each assumption.
+    The model was not trained by a recipe of Tureen. So the recipe of the checkpoint only describes how accuracy is
+    measured: it is `finetune`, with the name and shape of the model. Without `options.data` the checkpoint has no
+    accuracy. It then has synthetic pictures, on which engines are compared.
+
+    report: called with lines for the terminal: the library of the model, and each setting that no file gives and that
+    this function assumes, such as the crop or the labels.
     Raises CheckpointError if the weights are not those of a supported ViT. Raises ExportError if the model has no
     classifier, or if its labels do not fit its outputs. Raises DataError if the images cannot be used.
     """

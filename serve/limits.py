@@ -27,7 +27,7 @@ _ORIGIN = re.compile(rf"[a-z][a-z0-9+.-]*://{HOST_PATTERN.pattern}")
 
 @dataclass(frozen=True)
 class ConnectionLimits:
-    """The limits of the connections to one process. `serve.settings` describes those that have an option.
+    """The limits of the connections to one process. Times are in seconds.
 
     hosts: allowed names in the Host header, without ports; None: any. cors_origins: origins whose pages may call this
     server; see `serve.http.cors`.
@@ -35,17 +35,17 @@ class ConnectionLimits:
 
     hosts: frozenset[str] | None = None
     cors_origins: frozenset[str] = frozenset()
-    head_timeout_s: float = 10.0
-    body_timeout_s: float = 30.0
-    body_grace_s: float = 2.0
-    min_body_rate: int = 1024
-    send_timeout_s: float = 30.0
-    linger_s: float = 5.0
-    max_head_bytes: int = 64 * 1024
-    max_chunks: int = 65_536
+    head_timeout_s: float = 10.0  # for the head of a request
+    body_timeout_s: float = 30.0  # for the body of a request
+    body_grace_s: float = 2.0  # at the start of a body, in which min_body_rate does not apply
+    min_body_rate: int = 1024  # bytes/s
+    send_timeout_s: float = 30.0  # for the client to receive a response that waits to be sent
+    linger_s: float = 5.0  # after the last response, for the client to stop sending
+    max_head_bytes: int = 64 * 1024  # of a request
+    max_chunks: int = 65_536  # of a request body with chunked transfer encoding
     max_pipelined: int = 64  # requests in one read of the socket
     max_discarded_bytes: int = 32 * 2**20  # of a refused body; a client may read the response only after sending it
-    max_connections: int = 1024
+    max_connections: int = 1024  # a further connection gets 503
     max_probe_connections: int = 16  # beyond max_connections, each for one health probe
     probe_timeout_s: float = 2.0  # for the head of a health probe
 

@@ -34,7 +34,11 @@ def _is_installed(module: str) -> bool:
 
 
 def _names(value: str | Iterable[str] | None) -> Iterable[str] | None:
-    """Returns the host names in a comma-separated list. Raises ValueError if one is neither `*` nor a host name."""
+    """Returns the host names of an option. Raises ValueError if one is neither `*` nor a host name.
+
+    value: a text with names separated by commas, from a flag or variable; or the names, from Python code; or None, the
+    default, which is returned unchanged.
+    """
     if value is None:
         return None
     names = [name.strip() for name in value.split(",")] if isinstance(value, str) else list(value)
@@ -45,7 +49,10 @@ def _names(value: str | Iterable[str] | None) -> Iterable[str] | None:
 
 
 def _origins(value: str | Iterable[str]) -> Iterable[str]:
-    """Returns the origins in a comma-separated list. Raises ValueError if one is neither `*` nor an origin."""
+    """Returns the origins of an option. Raises ValueError if one is neither `*` nor an origin.
+
+    value: a text with origins separated by commas, from a flag or variable; or the origins, from Python code.
+    """
     origins = [origin.strip() for origin in value.split(",")] if isinstance(value, str) else list(value)
     for origin in origins:
         if origin != "*" and not is_origin(origin):

@@ -37,7 +37,7 @@ OLD_TEST = "held_out.npz"
 
 
 class CheckpointRecord(BaseModel):
-    """The content of checkpoint.json."""
+    """The content of checkpoint.json. The fields have the same meaning as those of `Checkpoint`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -65,12 +65,12 @@ class Checkpoint:
     model: Model
     test: Images
     recipe: Recipe
-    labels: list[str]
-    preprocess: PreprocessSpec
-    accuracy: list[AccuracyRow]
-    provenance: dict[str, Any]
+    labels: list[str]  # names, in the order of the label indices
+    preprocess: PreprocessSpec  # of evaluation
+    accuracy: list[AccuracyRow]  # on `test`; one row for each β
+    provenance: dict[str, Any]  # origin of the weights, such as versions, training time and data
     validation: Images | None = None
-    evaluation: Evaluation = field(default_factory=Evaluation)
+    evaluation: Evaluation = field(default_factory=Evaluation)  # measurements besides `accuracy`
     name: str | None = None  # name of the model, from its images; None: the name of the recipe
 
 

@@ -44,6 +44,7 @@ class StepProgress:
 
     clean_loss, robust_loss: means over the steps; NaN if the weight of the loss in Eq. 1 is 0. step, epoch,
     epsilon_255 (in 1/255), learning_rate: values after the last step.
+    images_per_second: of all processes together.
     """
 
     step: int

@@ -21,7 +21,7 @@ from tureen.machine import available_cpus
 class Processes:
     """The processes of a run: the rank of this process, and the number of all processes.
 
-    The process of rank 0 writes the files and the terminal output.
+    rank: 0 to count − 1. The process of rank 0 writes the files and the terminal output.
     """
 
     rank: int = 0

@@ -26,9 +26,10 @@ MIN_FALL = 0.15  # three standard errors of a share of 128 images
 
 @dataclass(frozen=True)
 class OverfittingProbe:
-    """The accuracy of the robust mode at a step of training, in [0, 1].
+    """The accuracy of the robust mode at one step of training.
 
-    one_step, ten_steps: under an attack with one step, and with ten steps.
+    step: the training step. one_step, ten_steps: accuracy in [0, 1] under FGSM, which has one attack step, and under
+    PGD with ten attack steps.
     """
 
     step: int
@@ -39,9 +40,10 @@ class OverfittingProbe:
 def check_overfitting(probes: Sequence[OverfittingProbe]) -> None:
     """Raises OverfittingError if catastrophic overfitting has begun. probes: in the order of training.
 
-    The criterion compares the last probe with the probe of the highest accuracy against ten steps. Since then, that
-    accuracy must have fallen by more than a half and by more than three standard errors, and the accuracy against one
-    step must have risen.
+    The criterion compares the last probe with the best, which has the highest `ten_steps`. All three must hold:
+    - the last `ten_steps` is less than half of the best
+    - it is lower than the best by more than MIN_FALL, which is three standard errors
+    - the last `one_step` is higher than that of the best probe
     """
     if not probes:
         return

@@ -56,7 +56,7 @@ class Augmentation(BaseModel):
     cutmix: float = Field(
         default=0.0, ge=0, allow_inf_nan=False, description="parameter of the Beta distribution of CutMix"
     )
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="share of a label that goes to all classes")
 
 
 class Recipe(BaseModel):
@@ -67,7 +67,7 @@ class Recipe(BaseModel):
     name: str
     source: str = Field(description="origin of the method and of the values")
     expected: str = Field(description="cost and result, if measured")
-    command: str
+    command: str = Field(description="the `tureen train` command that runs this recipe")
 
     dataset: Literal["digits", "folder"] = Field(description="digits: of scikit-learn; folder: the images of --data")
     group_by: str | None = Field(
@@ -81,9 +81,9 @@ class Recipe(BaseModel):
     start: Literal["random", "pretrained"] = Field(
         default="random", description="pretrained: the weights of --init, which also give the shape of the model"
     )
-    seed: int = Field(default=0, ge=0, lt=2**32)
+    seed: int = Field(default=0, ge=0, lt=2**32, description="of all random numbers of the run")
 
-    epochs: int = Field(gt=0)
+    epochs: int = Field(gt=0, description="passes over the training images")
     batch_size: int = Field(
         gt=0, description="clean images per step, over all processes; as many adversarial images are added"
     )
@@ -124,7 +124,7 @@ class Recipe(BaseModel):
     )
     evaluation_steps: int = Field(default=40, gt=0, description="number of steps of the attack in evaluation")
     evaluation_images: int = Field(default=1000, gt=0, description="maximum number of test images")
-    evaluation_betas: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
+    evaluation_betas: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)  # β of the accuracy rows; 0 and 1 are required
 
     @model_validator(mode="after")
     def _numbers_fit(self) -> Recipe:

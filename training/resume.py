@@ -30,6 +30,8 @@ class SavedRun:
 
     path: file of the saved state. step: finished steps. steps: steps of the whole run. data: the argument of
     `tureen train --data`, as an absolute path if it is a directory. init: the argument of --init, or None.
+    labels: names of the classes. group_by: the argument of --group-by, or None. is_strict, is_compiled, tensorboard:
+    the options --strict, --compile and --tensorboard.
     """
 
     path: Path

@@ -34,7 +34,7 @@ class ImageCost:
     """The estimated cost of decoding an image.
 
     pixels: width × height. work: time of decoding, in units of the time that one pixel of a baseline JPEG takes.
-    memory: bytes in use during decoding.
+    memory: bytes in use during decoding. kind: which decoders the image uses.
     """
 
     pixels: int

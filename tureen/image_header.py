@@ -25,6 +25,7 @@ class ImageHeader:
     """The size of an image, and the work and memory that decoding needs for each pixel and for each row.
 
     pixel_work, row_work: in units of the time that one pixel of a baseline JPEG takes. pixel_bytes, row_bytes: memory.
+    width, height: in pixels.
     """
 
     width: int

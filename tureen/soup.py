@@ -250,7 +250,7 @@ class _LoadArguments:
     engine: str
     precision: Precision | None
     options: EngineOptions | None
-    calibrated: bool
+    calibrated: bool  # whether the probabilities use the temperatures of the bundle
 
 
 def load(

@@ -1,1 +1,4 @@
-"""The commands `tureen export`, which writes a bundle, and `tureen calibrate`, which measures one again."""
+"""The commands `tureen export`, which writes a bundle, and `tureen calibrate`.
+
+`tureen calibrate` measures the strength curve and the temperatures of an existing bundle again.
+"""

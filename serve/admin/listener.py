@@ -77,9 +77,10 @@ class AdminListener:
         self._operations.show_model(manifest)
 
     def notify_workers_changed(self) -> None:
-        """Makes requests that wait until every worker has applied a revision check the workers again.
+        """Reports that the state of a worker has changed. Must be called after each such change.
 
-        Must be called after each change of a worker's state.
+        A request that changes the settings waits until every ready worker has applied the new revision. After this
+        call, each waiting request re-checks the workers.
         """
         self._operations.notify_workers_changed()
 

@@ -95,8 +95,8 @@ def parse_images(body: bytes, content_type: str, limits: BodyLimits) -> RequestI
 def _parse_form(content_type: str, body: bytes, limits: BodyLimits) -> RequestImages:
     """Returns the images of a form. The form has a part `image` for each image.
 
-    It has no part `beta` or `strength`, or as many as images: the first is for the first image, and so on. Raises the
-    errors of `parse_images`.
+    The form may also have parts `beta` and `strength`, one for each image in the order of the images. It has either one
+    such part for every image, or none. Raises the errors of `parse_images`.
     """
     parts: list[tuple[str, bytes]] = []
     is_complete = False

@@ -22,11 +22,11 @@ EXCLUSIVE = (("beta", "strength", "policy"), ("betas", "strengths"))
 class QueryParameters:
     """The parameters of a query. A parameter that the query does not give has its default value."""
 
-    beta: float | Strength | None  # None: the query names none
-    policy: str | None
-    betas: list[float] | list[Strength]  # of a sweep; ascending, without duplicates
-    top_k: int
-    timeout_ms: int
+    beta: float | Strength | None  # parameter beta or strength; None: the query has neither
+    policy: str | None  # name of a policy in the operator's settings; None: the query has none
+    betas: list[float] | list[Strength]  # parameter betas or strengths of /sweep; ascending, without duplicates
+    top_k: int  # number of labels in the response, for each image
+    timeout_ms: int  # deadline of the request
 
 
 def classify_parameters(query: QueryParams, settings: Settings) -> QueryParameters:

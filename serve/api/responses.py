@@ -21,8 +21,8 @@ from tureen.soup import Prediction, probabilities, top_predictions
 class ServedModel(BaseModel):
     """The model that classified the images, and the revision of the operator's settings under which it did."""
 
-    model: str
-    version: str
+    model: str  # name in the bundle's manifest
+    version: str  # version in the manifest
     revision: int = Field(description="revision of the operator's settings when the server admitted the request")
     calibrated: bool = Field(description="whether the probabilities have a fitted temperature")
 

@@ -248,7 +248,8 @@ def _run_with_progress(
 ) -> JobSummary:
     """Runs the job to its end, shows the progress on the terminal, and returns the summary.
 
-    make: makes the shards of the tasks, and calls its second argument with the numbers of finished and failed images.
+    make: makes the shards of the tasks. It calls its second argument with two numbers: the images that finished since
+    the last call, and how many of these failed.
     """
     spec, failures = job.spec, 0
     model = f"{spec.model} {spec.version[:12]} on {spec.engine} {spec.precision}, β {_betas(spec)}"

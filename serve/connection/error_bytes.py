@@ -24,8 +24,8 @@ class ErrorResponse:
     order of the responses.
     """
 
-    kind: ProblemType
-    response: Response
+    kind: ProblemType  # status, code and title
+    response: Response  # the same response, with its body
 
     def to_bytes(self, request_id: str, more_headers: Headers, *, keep_alive: bool, is_head: bool) -> bytes:
         """Returns the whole response as bytes. more_headers: additional headers.

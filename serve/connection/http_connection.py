@@ -377,9 +377,10 @@ class HttpConnection(DeferredStartProtocol):
             self.transport.close()
 
     def _leave_probes(self) -> None:
-        """Moves this connection from `probes` to `surplus`, so that another connection can send a health probe.
+        """Moves this connection from the set `probes` to the set `surplus`. Another connection can then take its place.
 
-        Called after the connection has refused a request whose path is not that of a health probe.
+        `probes` holds the connections beyond max_connections that may send one health probe. `surplus` holds those that
+        get a 503 and end. Called when a connection in `probes` has sent a request that is not a health probe.
         """
         self.probes.discard(self)
         self.connections.discard(self)

@@ -44,8 +44,8 @@ class BetaChoice:
 class ClientIdentity:
     """The fields of a request that influence its β: the policy that it names, the API key, and the canary's value."""
 
-    policy: str | None = None
-    api_key: str | None = None
+    policy: str | None = None  # name of a policy; None: the request names none
+    api_key: str | None = None  # value of the header X-API-Key
     sticky: str = ""  # a canary includes all requests with the same value, or none of them
 
 
@@ -58,8 +58,8 @@ class ActiveSettings:
 
     server_default: float | None  # applies if no operator set a default; None: the model has one token
     server_default_source: BetaSource  # "operator" if set by --default-beta, else "bundle"
-    revision: int = 0
-    state: SettingsState = field(default_factory=SettingsState)
+    revision: int = 0  # of `state`
+    state: SettingsState = field(default_factory=SettingsState)  # what operators have set
 
     @property
     def default(self) -> BetaChoice:

@@ -133,11 +133,12 @@ def apply_change(
 ) -> SettingsState:
     """Returns the state after a change. Requires a change without default_strength.
 
-    who: the operator. in_force: the default β before the change, at which a ramp starts.
+    who: name of the operator's credential. in_force: the default β that the server uses before the change, in [0, 1]; a
+    ramp starts at it.
 
     A new default β removes the planned steps of ramps and the planned reverts, and keeps scheduled changes. A temporary
     default reverts to the default before it. If it replaces a ramp or another temporary default, it reverts to the β at
-    which the replaced plan would have ended.
+    which the replaced change would have ended.
 
     Raises InvalidChangeError if `at` is not within a year from `now`, if the settings after the change contradict each
     other, or if more than MAX_PENDING changes are planned.
@@ -165,10 +166,14 @@ def apply_change(
 def _plans(
     state: SettingsState, change: SettingsChange, who: str, now: datetime, in_force: float
 ) -> list[PendingChange]:
-    """Returns the planned changes that `change` adds: a scheduled change, or the steps of a ramp, a revert, or both.
+    """Returns the planned changes that `change` adds to the state, in the order of time.
 
-    Returns none if the change is immediate and permanent. Raises InvalidChangeError if `change.at` is not within a year
-    from `now`.
+    With `at`, this is one scheduled change. With `ramp_s`, these are the steps of a ramp. With `ttl_s`, this is the
+    revert that ends a temporary default. With both `ramp_s` and `ttl_s`, these are the steps and then the revert.
+    Without any of them, the list is empty, because the change is immediate and permanent.
+
+    who: name of the operator's credential, stored in each planned change. in_force: the default β before the change, at
+    which a ramp starts. Raises InvalidChangeError if `change.at` is not within a year from `now`.
     """
     plan_id = secrets.token_hex(4)
 
@@ -225,9 +230,9 @@ def roll_back(state: SettingsState, earlier: SettingsState) -> SettingsState:
 
 
 def cancel_plan(state: SettingsState, plan_id: str) -> SettingsState:
-    """Returns the state without the planned changes whose id is `plan_id`. Raises InvalidChangeError if there are none.
+    """Returns the state without the planned changes whose id is `plan_id`.
 
-    All steps of a ramp, and its revert, have the same id.
+    All steps of a ramp, and its revert, have the same id. Raises InvalidChangeError if no planned change has this id.
     """
     kept = tuple(plan for plan in state.pending if plan.id != plan_id)
     if len(kept) == len(state.pending):

@@ -44,7 +44,7 @@ class StoreSnapshot:
 class SnapshotFile(BaseModel):
     """The content of the file with the last known settings, which a server uses if the store is unreachable at start.
 
-    row: the columns of the last revision.
+    row: the columns of the last revision. credentials: those of all operators; None if they were never read.
     """
 
     row: dict[str, str | int]

@@ -66,9 +66,11 @@ _REVISIONS = sa.Table(
 
 @dataclass(frozen=True)
 class Revision:
-    """One row of the history.
+    """One row of the history: a change of the operator's settings.
 
-    at: time of the change, UTC, ISO 8601. before, after: the settings before and after the change, as JSON.
+    revision: number of the change, from 1. at: time of the change, UTC, ISO 8601. who: name of the operator's
+    credential. action: kind of the change, such as "set" or "ramp". reason: text of the operator. before, after: the
+    settings before and after the change, as JSON. previous_hash: `hash` of the row before. hash: see `expected_hash`.
     """
 
     revision: int

@@ -92,7 +92,8 @@ class PendingChange(FrozenModel):
     """A planned change of the default β.
 
     kind: "schedule" is a change at a given time, "ramp" a step of a gradual change, and "revert" the end of a temporary
-    default. All steps of a ramp, and its revert, have the same id. at: time of the change.
+    default. All steps of a ramp, and its revert, have the same id. at: time of the change. who, reason: the operator's
+    credential and the reason, both from the change that planned this one.
     """
 
     id: str
@@ -113,7 +114,7 @@ class SettingsState(FrozenModel):
     default_beta: Beta | None = None
     beta_min: Beta = CLEAN_BETA
     beta_max: Beta = ROBUST_BETA
-    clients_may_choose: bool = True
+    clients_may_choose: bool = True  # whether a request may have a β, a strength or a policy
     policies: dict[PolicyName, Beta] = Field(default={}, max_length=MAX_POLICIES)
     api_keys: dict[str, KeyPolicy] = Field(default={}, max_length=MAX_KEYS, description="by SHA-256 of the key")
     canary: Canary | None = None

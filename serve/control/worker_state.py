@@ -21,8 +21,8 @@ class WorkerState:
     """The state of one process of the server, for the responses to operators. worker: the number of the process."""
 
     worker: int
-    pid: int
-    is_ready: bool
+    pid: int  # process id
+    is_ready: bool  # whether it has loaded its model
     revision: int  # of the settings under which it admits requests
     model: str | None  # name and version of the bundle that it serves
 
@@ -34,9 +34,10 @@ class AdminServer(Protocol):
         """Sets the model that responses to operators name. Must be called when every process serves this model."""
 
     def notify_workers_changed(self) -> None:
-        """Makes requests that wait until every worker has applied a revision check the workers again.
+        """Reports that the state of a worker has changed. Must be called after each such change.
 
-        Must be called after each change of a worker's state.
+        A request that changes the settings waits until every ready worker has applied the new revision. After this
+        call, each waiting request re-checks the workers.
         """
 
     async def close(self) -> None:

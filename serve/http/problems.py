@@ -28,9 +28,9 @@ INTERNAL_DETAIL = "the server log has the cause under the id of this request (X-
 class Problem(BaseModel):
     """The body of an error response, as RFC 9457 defines it, with the additional field `code`."""
 
-    type: str = Field(default="about:blank")
+    type: str = Field(default="about:blank")  # a URI, as RFC 9457 requires; `code` identifies the error
     title: str = Field(description="kind of error; the same text for each error of this code")
-    status: int
+    status: int  # of the HTTP response
     code: str = Field(description="stable identifier, for programs")
     detail: str = Field(description="what happened in this request, and what to do")
 

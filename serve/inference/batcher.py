@@ -46,6 +46,11 @@ class RowResult(Generic[Output]):
 
 @dataclass(frozen=True, eq=False)
 class _QueuedRow(Generic[Row, Output]):
+    """A row that waits for a batch. Times are those of time.monotonic.
+
+    arrived_s: when the row was submitted. deadline_s: when its result is no longer useful. future: receives the result.
+    """
+
     row: Row
     priority: Priority
     arrived_s: float

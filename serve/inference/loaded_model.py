@@ -43,7 +43,7 @@ class InferenceRequest:
 
     image: bytes | Pixels
     betas: tuple[float, ...]
-    cost: ImageCost = LEAST_COST
+    cost: ImageCost = LEAST_COST  # estimated cost of decoding the image
 
 
 @dataclass(frozen=True)

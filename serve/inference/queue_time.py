@@ -52,7 +52,8 @@ class Slowdown:
 class StartSpeed:
     """The speed of decoding and of the engine, measured when the model is loaded.
 
-    decode_s: seconds of one unit of `ImageCost.work`. run_s: seconds of an engine run by the number of rows in the run.
+    decode_s: seconds of one unit of `ImageCost.work`. run_s: maps a number of rows to the seconds of one engine
+    run with that many rows.
     """
 
     decode_s: float

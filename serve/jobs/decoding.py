@@ -43,7 +43,8 @@ _PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
 class DecodeResult:
     """The SHA-256 of an image's bytes, and either pixels of the model's size or an error code and message.
 
-    sha256: hexadecimal; None if the bytes could not be read. pixels: uint8 (H, W, 3); None after an error.
+    sha256: hexadecimal; None if the bytes could not be read. pixels: uint8 (H, W, 3); None after an error. error_code:
+    stable identifier, as in HTTP responses. error: message.
     """
 
     sha256: str | None

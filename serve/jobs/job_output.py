@@ -46,18 +46,18 @@ MIN_IMAGES_FOR_RATE = 100  # an error rate of fewer images is not significant
 class JobSummary(BaseModel):
     """The counts, the model and the engine of a finished job. It is the content of the file _SUCCESS."""
 
-    fingerprint: str
-    images: int
-    rows: int
-    failed_rows: int
-    error_codes: dict[str, int]
-    shards: int
+    fingerprint: str  # of the JobSpec
+    images: int  # number of images
+    rows: int  # number of rows, failed ones included
+    failed_rows: int  # number of rows with an error
+    error_codes: dict[str, int]  # number of rows with each error code
+    shards: int  # number of shards
     model: str
-    version: str
+    version: str  # of the model
     engine: str
     precision: Precision
-    betas: tuple[float | None, ...]
-    calibrated: bool
+    betas: tuple[float | None, ...]  # those of the job; (None,) if the model has one token
+    calibrated: bool  # whether the probabilities use fitted temperatures
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class ShardTask:
     only its failed images are classified again.
     """
 
-    number: int
+    number: int  # of the shard, from 0
     offset: int
     is_retry: bool
 

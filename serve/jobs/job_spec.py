@@ -34,19 +34,19 @@ class JobSpec(BaseModel):
 
     schema_version: int = 1
     inputs: str  # SHA-256 of the listing
-    images: int
+    images: int  # number of images in the listing
     has_own_betas: bool  # the listing has a β for some images
     model: str
-    version: str
+    version: str  # of the model
     engine: str
     precision: Precision
     engine_version: str
-    betas: tuple[float | None, ...]
-    top_k: int
-    format: Format
-    shard_images: int
-    batch_rows: int
-    limits: ImageLimits
+    betas: tuple[float | None, ...]  # one row of each image for each; (None,) if the model has one token
+    top_k: int  # number of labels in a row
+    format: Format  # of the shards
+    shard_images: int  # images in a shard; the last shard may have fewer
+    batch_rows: int  # rows in one run of the engine
+    limits: ImageLimits  # of each image
     jpeg_scaling: Literal[False] = False  # an option of earlier versions; part of the fingerprint
     temperatures: Temperatures = UNCALIBRATED  # of the probabilities
     strength: StrengthCurve | None = None  # of the column strength; None: a job of an earlier version
@@ -70,10 +70,10 @@ class JobOptions:
 
     betas: tuple[float | Strength, ...] | None = None
     default_beta: float | None = None  # used where betas is None and the model has two tokens; None: the bundle's
-    top_k: int | None = None
-    format: Format | None = None
-    shard_rows: int | None = None
-    batch_rows: int | None = None
+    top_k: int | None = None  # number of labels in a row
+    format: Format | None = None  # of the shards
+    shard_rows: int | None = None  # maximum of rows in a shard; a shard has one whole image at least
+    batch_rows: int | None = None  # rows in one run of the engine
     calibrated: bool | None = None  # whether the probabilities use the temperatures of the bundle; default: true
 
 

@@ -108,16 +108,16 @@ class JobRecord:
     id: str
     state: State
     who: str
-    request: JobRequest
+    request: JobRequest  # as submitted, but with β in place of a strength
     default_beta: float | None  # in force at submission; None: the model has one token
     created_at: str
     times: dict[str, str]
     images: int | None = None  # None until the input is listed
     done: int = 0
     failed: int = 0
-    retries_failed: bool = False
-    error: str | None = None
-    fingerprint: str | None = None
+    retries_failed: bool = False  # whether the next run classifies failed images again
+    error: str | None = None  # message of the error that ended the job
+    fingerprint: str | None = None  # of the JobSpec; None until the input is listed
     owner: str | None = None
     lease_until: float = 0.0  # seconds since 1970
     requested_state: State | None = None  # paused or cancelled: the running process has to enter it

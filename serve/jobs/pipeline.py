@@ -59,6 +59,11 @@ class FinishedShard:
 
 @dataclass
 class _Batch:
+    """Rows of one shard that form one run of the engine.
+
+    rows: indices in the shard. pixels, betas: one for each row.
+    """
+
     shard: Shard
     rows: list[int] = field(default_factory=list)
     pixels: list[Pixels] = field(default_factory=list)

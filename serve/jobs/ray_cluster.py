@@ -41,12 +41,12 @@ _RAISED = re.compile(r"[\w.]+(Error|Exception): ")
 class RayWorkerConfig:
     """The arguments that every worker of the cluster receives."""
 
-    bundle: Path
+    bundle: Path  # directory of the bundle, on every machine
     input_path: str  # INPUT
-    output: Path
+    output: Path  # directory of the output, on every machine
     spec: JobSpec
-    engine: EngineOptions
-    decode_threads: int
+    engine: EngineOptions  # of each worker
+    decode_threads: int  # of each worker
 
 
 @contextlib.contextmanager

@@ -46,7 +46,7 @@ class FolderEntry(NamedTuple):
 
     name: str
     is_folder: bool
-    is_link: bool
+    is_link: bool  # whether the entry itself is a symbolic link
 
 
 class FolderListing(NamedTuple):

@@ -57,7 +57,7 @@ class ModelInfo:
 
     labels: Sequence[str]
     model: str
-    version: str
+    version: str  # of the model
     engine: str
     precision: str
     strength: StrengthCurve | None = None  # None: the strength of every row is null

@@ -39,9 +39,9 @@ class InferResponse:
 
     model_name: str
     model_version: str
-    id: str
-    parameters: dict[str, float | int | str]
-    outputs: tuple[Tensor, ...]
+    id: str  # of the request
+    parameters: dict[str, float | int | str]  # of the response, such as β and revision
+    outputs: tuple[Tensor, ...]  # the requested ones
 
 
 def decode_request(

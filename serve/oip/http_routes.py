@@ -42,10 +42,11 @@ NOT_OFFERED = (
 
 
 def add_oip_routes(app: FastAPI, service: Service, memory: BodyMemory) -> None:
-    """Registers every route of the protocol. The routes of a model exist with and without a version in the path.
+    """Registers every HTTP route of the Open Inference Protocol.
 
-    Stores the counters in app.state.statistics, so that the gRPC server can share them. memory: limits the bodies of
-    all routes of the application together.
+    The routes of a model exist with and without a version in the path. Stores the counters of requests, a `Statistics`,
+    in app.state.statistics, so that the gRPC server can share them. memory: limits the bodies of all routes of the
+    application together.
     """
     app.state.statistics = statistics = Statistics()
     router = APIRouter(prefix=OIP_PREFIX, tags=[TAG])

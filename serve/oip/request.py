@@ -44,7 +44,7 @@ class RequestLimits:
     """The limits of an inference request, which depend on the model and the settings."""
 
     image_size: int  # H and W of pixels
-    max_images: int
+    max_images: int  # in one request
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,8 @@ class RequestedOutput:
 class InferRequest:
     """A validated inference request. timeout_us: in microseconds; None if the request has no timeout itself."""
 
-    id: str
-    images: tuple[bytes | Pixels, ...]
+    id: str  # chosen by the client; may be empty
+    images: tuple[bytes | Pixels, ...]  # encoded, or pixels uint8 (H, W, 3) of the model's size
     betas: tuple[float | Strength | None, ...]  # one for each image; None: the default
     outputs: tuple[RequestedOutput, ...]
     timeout_us: int | None

@@ -26,20 +26,20 @@ class Duration:
 
 @dataclass
 class Statistics:
-    """The counters of one server process, for HTTP and gRPC together.
+    """The counters of inference requests in one server process, for HTTP and gRPC together.
 
     Each stage counts a request once, with the longest time of any of its images. The sum of the times would exceed the
     duration of the request, because the times of several images overlap.
     """
 
-    last_inference_ms: int = 0
-    images: int = 0
-    success: Duration = field(default_factory=Duration)
-    fail: Duration = field(default_factory=Duration)
-    queue: Duration = field(default_factory=Duration)
+    last_inference_ms: int = 0  # end of the last successful request, ms since 1970; 0: none yet
+    images: int = 0  # images of the successful requests
+    success: Duration = field(default_factory=Duration)  # whole requests that succeeded
+    fail: Duration = field(default_factory=Duration)  # whole requests that failed
+    queue: Duration = field(default_factory=Duration)  # the wait for a batch
     compute_input: Duration = field(default_factory=Duration)  # decoding
-    compute_infer: Duration = field(default_factory=Duration)
-    compute_output: Duration = field(default_factory=Duration)
+    compute_infer: Duration = field(default_factory=Duration)  # the run of the engine
+    compute_output: Duration = field(default_factory=Duration)  # making the output tensors
 
     @contextmanager
     def request(self) -> Iterator[None]:

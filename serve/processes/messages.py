@@ -1,6 +1,7 @@
 """Defines the messages between the supervisor and a worker process: lines of JSON on a socket pair.
 
-The first message is a WorkerConfig from the supervisor. The end of the stream means that the other process has ended.
+The field `kind` identifies the class of a message. The first message is a WorkerConfig from the supervisor. The end of
+the stream means that the other process has ended.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class Accept(BaseModel):
     """Message to a worker: accept connections from these listeners only."""
 
     kind: Literal["accept"] = "accept"
-    listeners: set[int]
+    listeners: set[int]  # indices, which are the numbers of the workers
 
 
 class Drain(BaseModel):

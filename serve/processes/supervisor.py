@@ -99,14 +99,14 @@ def restart_delay_s(early_deaths: int) -> float:
 class WorkerProcess:
     """A worker process, the channel to the process, and the state that its messages have reported."""
 
-    number: int
+    number: int  # index of its listener
     process: subprocess.Popen[bytes]
     channel: WorkerChannel
     ready_s: float | None = None  # time.monotonic
     manifest: Manifest | None = None  # of the bundle that it serves
     revision: int = 0  # of the operator's settings that it has applied
     missed_heartbeats: int = 0  # since its last message
-    reload_results: asyncio.Queue[bool] = field(default_factory=asyncio.Queue)
+    reload_results: asyncio.Queue[bool] = field(default_factory=asyncio.Queue)  # whether each reload succeeded
 
     @property
     def is_healthy(self) -> bool:

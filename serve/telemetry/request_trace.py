@@ -10,9 +10,10 @@ from tureen.bundle.manifest import Manifest
 
 @dataclass(frozen=True)
 class StageTimes:
-    """The start (time.monotonic) and the duration of the stages of an image: decoding, queue, inference.
+    """The start and the duration of the stages of an image: decoding, queue, inference.
 
-    batch_size: number of rows in the engine run of the image.
+    decode_began_s, batch_began_s: start of decoding and of the engine run (time.monotonic). decode_s, queue_s,
+    inference_s: durations in seconds; queue_s is the wait for a batch. batch_size: number of rows in the engine run.
     """
 
     decode_began_s: float

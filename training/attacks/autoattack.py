@@ -1,6 +1,6 @@
 """Runs AutoAttack and its parts by the package `pyautoattack`, in functions with the arguments of the other attacks.
 
-Restores the global state that the package changes.
+Restores the global state of torch and of debuggers that `pyautoattack` changes.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ def autoattack(
     For K < 10 classes the targeted attacks try K − 1 classes. generator: source of the seed. Raises RecipeError if
     K < 4, because targeted APGD is not defined then.
 
-    Raises no ZeroGradientError, because Square needs no gradient. The logger "auto-attack" of the package warns of four
-    things: randomness, probabilities instead of logits, zero gradients, and images that only Square succeeds on. After
-    such a warning the result is not reliable.
+    Raises no ZeroGradientError, because Square needs no gradient. The logger "auto-attack" of `pyautoattack` warns of
+    four things: randomness, probabilities instead of logits, zero gradients, and images that only Square succeeds on.
+    After such a warning the result is not reliable.
     """
-    images = images.contiguous()  # the package calls view() on the images and on their gradient
+    images = images.contiguous()  # pyautoattack calls view() on the images and on their gradient
     with torch.no_grad():
         classes = forward(images[:1]).shape[1]
     if classes < TARGETED_DLR_CLASSES:
@@ -95,7 +95,7 @@ def square(
     if not epsilon:
         return images.clone()
     attack = SquareAttack(
-        lambda x: forward(x).float().clone(),  # the package writes into the logits
+        lambda x: forward(x).float().clone(),  # pyautoattack writes into the logits
         eps=epsilon,
         n_queries=steps,
         seed=_seed(images, generator),
@@ -113,9 +113,10 @@ def _seed(images: Tensor, generator: torch.Generator | None) -> int:
 
 @contextmanager
 def _unchanged_global_state(images: Tensor) -> Iterator[None]:
-    """Restores, after the `with` block, the global state that the package changes.
+    """Restores the global state that `pyautoattack` changes, at the end of the `with` block.
 
-    The state is the random state of torch and the trace function of a debugger.
+    This state is the random state of torch and the trace function that a debugger sets. images: they have the device
+    whose random state is restored.
     """
     trace = sys.gettrace()
     try:

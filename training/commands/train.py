@@ -152,8 +152,8 @@ def _recipe(options: argparse.Namespace, out: Path) -> Recipe:
 def _show(recipe: Recipe, options: argparse.Namespace) -> str:
     """Returns the values of the recipe as text, for --show.
 
-    Includes the expected result and the command only if no value of the recipe was changed and --data is not given.
-    With --data, includes the number of classes, images and steps.
+    Two fields of the recipe are shown only if --data is not given and no value was changed: `expected`, the cost and
+    result, and `command`, the `tureen train` command. With --data, includes the number of classes, images and steps.
     """
     lines = [f"# {recipe.name}", f"# source: {recipe.source}"]
     if options.data is not None:

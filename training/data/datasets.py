@@ -43,7 +43,8 @@ class Images:
 class StreamedImages:
     """Images that are decoded on each access: those of `source` at the indices `chosen`.
 
-    digests: uint8 (n, 16), digests of the pixels that each image had when it was first decoded.
+    spec: the preprocessing of evaluation. digests: uint8 (n, 16), digests of the pixels that each image had when it was
+    first decoded.
     """
 
     source: EncodedImages
@@ -79,22 +80,23 @@ class StreamedImages:
 
 @dataclass(frozen=True)
 class Dataset:
-    """The three parts of the images, the names of the labels, and the images that could not be decoded.
+    """Labelled images in three parts, with the names of the labels and the results of reading the images.
 
     train: the only images that change the weights. validation: for every choice during development, such as when to
-    stop. test: for the published accuracy; no choice depends on these images. skipped: names of the images that could
-    not be decoded.
+    stop. test: for the published accuracy; no choice depends on these images.
     """
 
     train: Images | StreamedImages
     validation: Images
     test: Images
-    labels: list[str]
-    preprocess: PreprocessSpec
-    skipped: tuple[str, ...] = ()
-    ignored: tuple[str, ...] = ()  # folders beside the splits, which were not read
-    groups: int | None = None  # number of groups in all parts; None if the images are not grouped
-    duplicates: Mapping[str, Duplicates] = field(default_factory=dict)  # by part; empty if they were not counted
+    labels: list[str]  # names, in the order of the label indices
+    preprocess: PreprocessSpec  # of evaluation
+    skipped: tuple[str, ...] = ()  # the images that cannot be decoded: name and error of each
+    ignored: tuple[str, ...] = ()  # names of folders beside `train`, `val` and `test`, which were not read
+    # Images of one group, such as frames of one video, are in one part. None: the images are not grouped.
+    groups: int | None = None  # number of groups in all parts together
+    # By "test" and "validation": the images that are near-duplicates of training images. Empty if not counted.
+    duplicates: Mapping[str, Duplicates] = field(default_factory=dict)
 
     def fingerprint(self) -> str:
         """Returns the SHA-256, hexadecimal, of the class names and of the labels and pixels of all training images.
@@ -270,7 +272,7 @@ class _Decoded:
     part: Part
     pixels: NDArray[np.uint8]
     signatures: Signatures
-    skipped: list[str]
+    skipped: list[str]  # name and error of each image that cannot be decoded
 
     @property
     def images(self) -> Images:

@@ -76,7 +76,10 @@ class ImageFolder:
 
 @dataclass(frozen=True)
 class HuggingFaceSplit:
-    """One split of a Hugging Face dataset, with encoded images. column: name of the column with the images."""
+    """One split of a Hugging Face dataset, with encoded images.
+
+    split: a `datasets.Dataset`. column: name of the column with the images. labels: int64 (n,).
+    """
 
     split: object
     column: str
@@ -215,6 +218,8 @@ def _refuse_unknown_splits(root: Path, contents: Mapping[str, _Contents]) -> Non
 
 @dataclass(frozen=True)
 class _Contents:
+    """The content of a folder: the names of its folders, and whether it has image files directly in it."""
+
     folders: list[str]
     has_images: bool
 

@@ -121,7 +121,9 @@ def check_epsilon_curve(curve: Sequence[AccuracyRow]) -> list[AttackCheck]:
 class _Checker:
     """Checks an attack at one β on a few images.
 
-    robust: bool (n,), which of these images are classified right without and under the attack.
+    few: these n images. robust: bool (n,), which of them are classified right without and under the attack. beta: β of
+    the model. attack, steps, norm: the attack to check. epsilon_255: its radius in `norm`, in 1/255. seed: of its
+    random numbers.
     """
 
     model: nn.Module

@@ -333,9 +333,10 @@ def _level(pixels: Pixels, severity: int, *, at_32: Sequence[T], at_224: Sequenc
 
 
 def _enlargement(pixels: Pixels) -> float:
-    """Returns the factor that scales the published lengths in pixels to these images.
+    """Returns the factor by which to multiply lengths in pixels, such as the radius of a blur, for these images.
 
-    It is the shorter side of these images, but at least 32, divided by the side in CIFAR-10-C (32) or ImageNet-C (224).
+    The published lengths are for images of 32 pixels in CIFAR-10-C, and of 224 pixels in ImageNet-C. The factor is the
+    shorter side of these images, but at least 32, divided by the side that `_published_side` returns.
     """
     return max(32, min(pixels.shape[1:3])) / _published_side(pixels)
 

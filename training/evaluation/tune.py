@@ -26,7 +26,10 @@ SIGNIFICANCE = 0.05
 
 
 class AccuracyGain(BaseModel):
-    """The difference of two accuracies on the same images, and the 95 % interval of the difference, all in [−1, 1]."""
+    """The difference `value` of two accuracies on the same images, in [−1, 1].
+
+    low, high: ends of the 95 % interval of the difference.
+    """
 
     model_config = ConfigDict(frozen=True)
 

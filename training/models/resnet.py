@@ -42,8 +42,8 @@ class ResNetConfig(BaseModel):
     width: int = Field(default=64, gt=0, multiple_of=2, description="channels of the first stage; published with 64")
     norm: Literal["batch", "layer", "group"] = "batch"
     adapter: Literal["shared", "dual", "dual_params"] = "dual"
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)  # of each channel; subtracted from pixels in [0, 1]
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)  # of each channel; divides the difference
 
     @model_validator(mode="after")
     def _has_statistics_to_share(self) -> ResNetConfig:
@@ -213,9 +213,10 @@ class ResidualBlock(nn.Module):
 class DualResNet(nn.Module):
     """A ResNet (He et al., CVPR 2016) whose normalisation layers differ between clean mode and robust mode.
 
-    Source: Rebuffi, Croce & Gowal, *Revisiting adapters with adversarial training*, ICLR 2023, Figure 2. `ResNetConfig`
-    names each combination. The LayerNorm is over channels and positions, so it is a GroupNorm with one group. The
-    available pages of the paper do not say which LayerNorm the paper uses.
+    Source: Rebuffi, Croce & Gowal, *Revisiting adapters with adversarial training*, ICLR 2023, Figure 2. The table
+    in `ResNetConfig` has the name of each combination of `norm` and `adapter` in the literature. With norm "layer", a
+    LayerNorm normalises over channels and positions, as a GroupNorm with one group does. The available pages of the
+    paper do not say which LayerNorm the paper uses.
 
     In training, BatchNorm uses the rows of one process, not of all processes. A moving average of the weights must copy
     the running statistics (buffers) too.

@@ -30,7 +30,7 @@ class ViTConfig(BaseModel):
     depth: int = Field(gt=0, description="number of transformer blocks")
     heads: int = Field(gt=0, description="attention heads; divides width")
     classes: int = Field(gt=1, description="K, the number of labels")
-    mlp_ratio: float = Field(default=4.0, gt=0)
+    mlp_ratio: float = Field(default=4.0, gt=0)  # hidden width of the MLP, divided by `width`
     stem: Literal["patch", "conv"] = Field(
         default="patch", description="patch embedding: one linear map a patch, or 3 × 3 convolutions of stride 2"
     )
@@ -42,8 +42,8 @@ class ViTConfig(BaseModel):
     )
     norm_after_pool: bool = Field(default=False, description="the last LayerNorm follows the pooling (timm's fc_norm)")
     norm_eps: float = Field(default=1e-6, gt=0, description="ε of every LayerNorm")
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)  # of each channel; subtracted from pixels in [0, 1]
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)  # of each channel; divides the difference
 
     @model_validator(mode="after")
     def _divides(self) -> ViTConfig:

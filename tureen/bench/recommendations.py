@@ -40,7 +40,9 @@ def best_for_latency(engines: Iterable[EngineMeasurement]) -> RecommendedSetting
 def rankings(bundle: Bundle, benchmark: Benchmark) -> list[Ranking]:
     """Returns one ranking of the engines by speed for each number of streams. `open_engine` reads the saved rankings.
 
-    A ranking compares the engines at one batch size: the smallest `mixed_batch` among them.
+    A ranking compares the engines at one batch size. `mixed_batch` of an engine is the batch size at which one β and
+    mixed β were compared. The ranking uses the smallest `mixed_batch` of its engines. It omits an engine that was not
+    measured at this batch size.
     """
     by_streams = []
     for streams in dict.fromkeys(engine.streams for engine in benchmark.engines):

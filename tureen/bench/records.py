@@ -79,7 +79,7 @@ class EngineMeasurement(_Record):
     memory_bytes: int | None
     rates: list[BatchRate]
     skipped: list[int] = Field(description="batches that would take too long")
-    mixed_batch: int
+    mixed_batch: int = Field(description="batch size at which `mixed_ratio` was measured")
     mixed_ratio: float = Field(description="images/s with one β per image, divided by images/s with one β for all")
     p50_ms: float = Field(description="of one image, while the other streams run one image too")
     p99_ms: float
@@ -134,5 +134,5 @@ class Benchmark(_Record):
     max_turn_s: float = Field(description="batches that take longer are skipped")
     engines: list[EngineMeasurement]
     left_out: list[ExcludedEngine]
-    throughput: RecommendedSettings
-    latency: RecommendedSettings
+    throughput: RecommendedSettings = Field(description="for the most images per second")
+    latency: RecommendedSettings = Field(description="for the lowest latency of one image")

@@ -52,7 +52,10 @@ class Worker:
             raise
 
     def run_turn(self, turn: TimedTurn) -> TurnTimes:
-        """Runs one turn in the child. Returns the durations. Raises EngineError if the child fails or ends."""
+        """Runs one turn, a timing of the engine at one batch size, in the child. Returns the durations in seconds.
+
+        They are the duration of the turn and of each of its calls. Raises EngineError if the child fails or ends.
+        """
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(turn.model_dump_json() + "\n")
@@ -90,7 +93,7 @@ class StreamRunner:
         self._threads = ThreadPoolExecutor(streams)
 
     def run_turn(self, turn: TimedTurn) -> TurnTimes:
-        """Runs the calls of the turn on all streams at the same time. Returns the durations of the turn."""
+        """Runs the calls of the turn on all streams at the same time. Returns the seconds of the turn and each call."""
         golden = self._soup.bundle.golden
         pixels = np.resize(golden.pixels, (turn.batch, *golden.pixels.shape[1:]))
         betas = np.linspace(0, 1, turn.batch).tolist() if turn.is_mixed else [0.5] * turn.batch

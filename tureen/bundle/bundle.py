@@ -82,11 +82,11 @@ class Golden:
 class Bundle:
     """A verified bundle in memory, without its files in engines/. `artefact` reads and verifies those on demand."""
 
-    path: Path
+    path: Path  # its directory
     manifest: Manifest
-    tokens: Tokens
+    tokens: Tokens  # by name; each float32 (D,)
     graph: bytes  # backbone.onnx
-    golden: Golden
+    golden: Golden  # the golden rows, which an engine must reproduce
 
     @property
     def clean_token(self) -> NDArray[np.float32]:

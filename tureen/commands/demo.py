@@ -42,11 +42,12 @@ class PortTakenError(TureenError):
 
 
 def demo(arguments: list[str]) -> int:
-    """Serves an example bundle, or with --train trains a model on handwritten digits, exports it and serves it.
+    """Runs `tureen demo`. Returns the exit status: that of the server, or that of a failed training.
 
-    If the bundle of an earlier call exists, skips training and export. arguments: those after `tureen demo`. Returns
-    the exit status: that of the server, or that of a failed training. Raises PortTakenError before anything else if the
-    address is not free.
+    Without --train, serves an example bundle, which is a part of Tureen. With --train, trains a model on handwritten
+    digits, exports it and serves it. If the bundle of an earlier call exists, skips training and export.
+
+    arguments: those after `tureen demo`. Raises PortTakenError before anything else if the address is not free.
     """
     parser = argparse.ArgumentParser(
         prog="tureen demo",

@@ -91,9 +91,11 @@ class _ManifestOutline(BaseModel):
 def inspect_bundle(path: Path, *, is_trial: bool = False) -> Inspection:
     """Inspects the bundle at `path`. Returns the result, even for a damaged bundle.
 
-    is_trial: whether to open each engine and check that it reproduces the golden rows, and to run the choice of "auto".
-    Without a trial both are predicted. Raises BundleError if the manifest is missing, unreadable, or lacks the fields
-    that all schema versions have.
+    is_trial: if True, opens each engine, checks that it reproduces the golden rows, and runs the choice of "auto". If
+    False, opens no engine. It then predicts which engines can run, from the installed packages, the CPU and the GPUs.
+    It predicts the choice of "auto" from these engines and a cached ranking.
+
+    Raises BundleError if the manifest is missing, unreadable, or lacks the fields that all schema versions have.
     """
     outline = _read_outline(path)
     manifest: Manifest | None = None

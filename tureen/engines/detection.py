@@ -19,7 +19,7 @@ BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
 
 @dataclass(frozen=True)
 class Requirements:
-    """The requirements of an engine: a Python module, and perhaps a GPU.
+    """The requirements of an engine: a Python module, and an NVIDIA GPU unless needs_gpu is False.
 
     distributions: the packages that can install the module. extra: the optional dependencies of Tureen that have one of
     these packages, such as "gpu" in `tureen[gpu]`.

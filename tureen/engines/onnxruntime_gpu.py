@@ -41,8 +41,8 @@ class _Bucket:
 
     binding: Any
     inputs: Mapping[str, Any]  # OrtValues on the device
-    logits: Any
-    run_options: Any
+    logits: Any  # OrtValue on the device
+    run_options: Any  # onnxruntime.RunOptions of each run
 
 
 class BoundSession:

@@ -33,7 +33,7 @@ logger = logging.getLogger("tureen.engines.trt")
 class TensorRtVariant:
     """The properties in which TensorRT and TensorRT-RTX differ."""
 
-    module: str
+    module: str  # name of the Python module
     is_rtx: bool  # builds for given compute capabilities without a GPU, and finishes the kernels at run time
     without_gpu: tuple[str, ...] = ()  # compute capabilities of a build without a GPU
 

@@ -94,7 +94,10 @@ def make_ranking(
 
 
 def current_conditions(bundle: Bundle, options: EngineOptions) -> Conditions:
-    """Returns the conditions of a ranking of the bundle's engines, with the values on this machine today."""
+    """Returns the present `Conditions`: this bundle, this machine, the installed runtimes and these engine options.
+
+    A cached ranking is used only if its conditions equal these.
+    """
     manifest = bundle.manifest
     artefacts = {row.artefact for row in manifest.parity}
     engines = {

@@ -1,1 +1,1 @@
-"""The protocol's gRPC messages. protoc generates the modules from inference.proto."""
+"""The gRPC messages of the Open Inference Protocol. `protoc` generates the Python modules from inference.proto."""
