@@ -12,6 +12,7 @@ import shutil
 import signal
 import sys
 import tarfile
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -33,6 +34,12 @@ SHORT_DIGITS = [
     "epochs=20", "model.width=64", "model.depth=2", "attack_steps=1", "learning_rate=0.006", "evaluation_steps=5"
 ]  # fmt: skip
 KEPT_S = 24 * 3600  # a session that began before a source changed still reads what it has made
+SHORT_SIGNS = [
+    "epochs=30", "batch_size=20", "model.width=64", "model.depth=2", "model.heads=2", "learning_rate=0.004",
+    "ema_decay=0.9", "attack_steps=1", "evaluation_steps=2", "evaluation_betas=0,1", "monitor_share=1",
+    "augmentation.rotation_degrees=0", "augmentation.shift_pixels=1", "augmentation.brightness=0.1",
+]  # fmt: skip
+SIGN_NUMBERS = ("14", "13", "01", "02", "05", "17", "12", "09", "38", "18")  # of the signs' classes in GTSRB
 # A directory with `bundle` and `held_out.npz`, for an environment without torch (test_lowest_versions.py).
 PREPARED_DIGITS = os.environ.get("TUREEN_TEST_DIGITS")
 
@@ -106,6 +113,43 @@ def _trained_digits(config: pytest.Config, settings: list[str]) -> Path:
     sources = [*sorted((ROOT / "training").rglob("*.py")), ROOT / "tureen" / "tokens.py"]
     content = b"".join(source.read_bytes() for source in sources) + json.dumps(settings).encode()
     return _kept(config, "short-digits" if settings else "digits", content, train, last="checkpoint.json")
+
+
+@pytest.fixture(scope="session")
+def signs_run(request: pytest.FixtureRequest) -> Path:
+    """A run of the recipe `signs` with a small model, on 14 images of each sign that Tureen draws. Read-only."""
+    return _trained_signs(request.config)
+
+
+def _trained_signs(config: pytest.Config) -> Path:
+    """Run `tureen train signs` on drawn images; the pytest cache keeps the run until a source or a setting changes."""
+    from tureen.cli import main
+
+    def train(out: Path) -> None:
+        settings = [f"--set={setting}" for setting in SHORT_SIGNS]
+        with tempfile.TemporaryDirectory() as data:
+            draw_signs(Path(data))
+            assert main(["train", "signs", "--data", data, "--out", str(out), *settings]) == 0
+
+    sources = [source for room in ("training", "tureen/pictures") for source in sorted((ROOT / room).rglob("*.py"))]
+    content = b"".join(source.read_bytes() for source in sources) + json.dumps(SHORT_SIGNS).encode()
+    return _kept(config, "short-signs", content, train, last="checkpoint.json")
+
+
+def draw_signs(root: Path) -> None:
+    """Write a folder for each drawn sign: two drawings, 32 × 32, in seven shades with noise."""
+    from tureen.pictures.signs import SIGNS, drawn_picture
+
+    rng = np.random.default_rng(0)
+    for number, sign in enumerate(SIGNS):
+        folder = root / f"{SIGN_NUMBERS[number]}-{sign}"
+        folder.mkdir(parents=True)
+        for seed in range(2):
+            small = np.asarray(drawn_picture(sign, seed).resize((32, 32), Image.Resampling.BICUBIC), dtype=float)
+            for shade in range(7):
+                noisy = small * (0.85 + 0.05 * shade) + rng.normal(0, 4, small.shape)
+                pixels = noisy.round().clip(0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / f"{7 * seed + shade:05}.png")
 
 
 def _kept(config: pytest.Config, name: str, content: bytes, make: Callable[[Path], None], *, last: str) -> Path:

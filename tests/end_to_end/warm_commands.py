@@ -9,7 +9,7 @@ import os
 import sys
 import traceback
 
-COMMANDS = ("train", "evaluate", "tune", "export", "calibrate")
+COMMANDS = ("attack", "gallery", "train", "evaluate", "tune", "export", "calibrate")
 
 
 def main():
@@ -23,7 +23,9 @@ def main():
     import torch.onnx._internal.exporter._core  # noqa: F401
 
     import export.commands.export  # noqa: F401
+    import training.commands.attack
     import training.commands.evaluate
+    import training.commands.gallery
     import training.commands.train  # noqa: F401
 
     for line in sys.stdin:

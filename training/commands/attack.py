@@ -1,0 +1,231 @@
+"""The command `tureen attack`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from pydantic import BaseModel, ConfigDict
+from tqdm import tqdm
+
+from training.checkpoint import Checkpoint, load_checkpoint
+from training.distributed import best_device, limit_threads
+from training.errors import CheckpointError, DataError
+from training.evaluation.accuracy import Predict, make_predictor
+from training.evaluation.picture_attack import (
+    PictureAttack,
+    Reading,
+    checkpoint_curve,
+    difference_factor,
+    difference_image,
+    find_label,
+    picture_bytes,
+    png_bytes,
+    read_picture,
+)
+from tureen.arguments import beta_argument, positive_int, strength_argument
+from tureen.atomic_file import write_atomically
+from tureen.bundle.bundle import MANIFEST
+from tureen.bundle.manifest import StrengthCurve
+from tureen.errors import printable
+from tureen.image_sources import pixels_from_source
+from tureen.preprocess import DEFAULT_LIMITS, Pixels, pixels_from_bytes
+from tureen.tokens import CLEAN_BETA, ROBUST_BETA
+
+STEPS = 100
+DIFFERENCE_SIDE = 256
+"""Least height and width of the picture of --difference, pixels, if the model sees a smaller image."""
+
+
+class AttackReport(BaseModel):
+    """The result of `tureen attack`, as --json prints it. `after` and the results are those of the saved file."""
+
+    model_config = ConfigDict(frozen=True)
+
+    label: str
+    label_source: str
+    attack: str
+    norm: str = "linf"
+    epsilon_255: float
+    betas: list[float]
+    largest_change: int
+    right_before: list[bool]
+    right_after: list[bool]
+    succeeded: bool
+    before: list[Reading]
+    after: list[Reading]
+
+
+def attack(arguments: list[str]) -> int:
+    """Runs `tureen attack`: changes one image so that a soup misreads it. Returns the exit status."""
+    options = _parser().parse_args(arguments)
+    limit_threads()
+    checkpoint = load_run(options.checkpoint)
+    spec, labels = checkpoint.preprocess, checkpoint.labels
+    pixels = pixels_from_source(options.image, spec, DEFAULT_LIMITS)
+    label = None if options.label is None else find_label(labels, options.label)
+    radius = checkpoint.recipe.epsilon_255 if options.epsilon_255 is None else options.epsilon_255
+    model = checkpoint.model.to(best_device())
+    predict = make_predictor(model)
+    if label is None:
+        label = int(predict(pixels[None], [CLEAN_BETA])[0].argmax())
+    curve = checkpoint_curve(checkpoint)
+    betas = _betas(options, curve)
+    picture_attack = PictureAttack(model, betas, radius, options.steps, options.seed)
+    right_before = _is_right(predict, pixels, label, betas)
+    before = read_picture(predict, pixels, label, labels=labels, curve=curve)
+    if not any(right_before):
+        raise DataError(
+            f"{printable(options.image.name)} is not {labels[label]} for β = {_list(betas)} even before the attack: "
+            "give its class with --label, or another image"
+        )
+    with tqdm(total=picture_attack.total_passes(len(labels)), desc="attack", unit="pass", disable=None) as bar:
+        attacked = picture_attack.run(pixels, label, lambda: bar.update() and None)
+    _write(options.out, picture_bytes(attacked, spec))
+    saved = pixels_from_bytes(options.out.read_bytes(), spec)
+    right_after = _is_right(predict, saved, label, betas)
+    report = AttackReport(
+        label=labels[label],
+        label_source="clean mode" if options.label is None else "--label",
+        attack=picture_attack.name(len(labels)),
+        epsilon_255=radius,
+        betas=betas,
+        largest_change=int(np.abs(saved.astype(int) - pixels).max()),
+        right_before=right_before,
+        right_after=right_after,
+        succeeded=not any(right_after),
+        before=before,
+        after=read_picture(predict, saved, label, labels=labels, curve=curve),
+    )
+    factor = difference_factor(radius)
+    if options.difference is not None:
+        _write(options.difference, png_bytes(_enlarged(difference_image(pixels, saved, factor))))
+    if options.json:
+        print(report.model_dump_json(indent=2))
+        return 0
+    print(report_text(report, image=options.image.name, out=options.out))
+    if options.difference is not None:
+        print(f"{options.difference}: the difference × {factor}, added to grey")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="tureen attack",
+        description=(
+            "Change an image slightly, so that the model misreads it, and print what each strength reads before and "
+            "after. The attack is white-box: it needs the checkpoint. One image is a demonstration; `tureen evaluate` "
+            "measures robustness."
+        ),
+        epilog="example: tureen attack stop.png --checkpoint runs/signs --out attacked.png --difference change.png",
+    )
+    parser.add_argument("image", type=Path, metavar="IMAGE", help="JPEG, PNG or WebP file")
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="RUN", help="directory of a finished run")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="PNG", help="attacked image, in the size that the model sees"
+    )
+    target = parser.add_mutually_exclusive_group()
+    target.add_argument("--beta", type=beta_argument, help="attack the soup at this β (default: clean)")
+    target.add_argument("--strength", type=strength_argument, help="attack the soup at this strength, 0 to 1")
+    target.add_argument("--joint", action="store_true", help="attack the clean and the robust token together")
+    parser.add_argument("--label", metavar="NAME", help="true class (default: the class that the clean mode reads)")
+    parser.add_argument(
+        "--epsilon-255",
+        type=radius_argument,
+        help="largest change of a value, l∞, in 1/255; 1 to 255 (default: that of the recipe)",
+    )
+    parser.add_argument("--steps", type=positive_int, default=STEPS, help="steps of the attack (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random starts (default: %(default)s)")
+    parser.add_argument("--difference", type=Path, metavar="PNG", help="write the amplified difference, enlarged")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    return parser
+
+
+def radius_argument(text: str) -> float:
+    """Returns a radius in 1/255, from 1 to 255: an 8-bit image holds no smaller change."""
+    try:
+        radius = float(text)
+    except ValueError:
+        radius = 0.0
+    if not 1 <= radius <= 255:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to 255: an 8-bit image changes by 1 or more")
+    return radius
+
+
+def load_run(path: Path) -> Checkpoint:
+    """Returns the checkpoint in the directory. Raises CheckpointError, also for a bundle: it has no gradients."""
+    if (path / MANIFEST).is_file():
+        raise CheckpointError(
+            f"{path} is a bundle, which has no gradients to attack: give the directory of the run that `tureen train` "
+            "wrote (it holds checkpoint.json and model.safetensors)"
+        )
+    return load_checkpoint(path)
+
+
+def report_text(report: AttackReport, *, image: str, out: Path) -> str:
+    """Returns the report for a terminal. image, out: the file that was read, and the one that was written."""
+    source = "as clean mode reads it" if report.label_source == "clean mode" else "as --label says"
+    return "\n".join(
+        [
+            f"{printable(image)}: {report.label}, {source}",
+            f"attack: {report.attack}, l∞, ε = {report.epsilon_255:g}/255, for β = {_list(report.betas)}",
+            "",
+            readings_table(report.before, report.after),
+            "",
+            f"{out}: no value changed by more than {report.largest_change} of 255",
+            f"{_verdict(report)} The readings are those of the saved 8-bit file.",
+            "One image is no measurement of robustness: `tureen evaluate` measures it.",
+        ]
+    )
+
+
+def readings_table(before: Sequence[Reading], after: Sequence[Reading]) -> str:
+    """Returns what each strength reads before and after the attack, as a table."""
+    width = max(len("before"), *(len(reading.label) for reading in before))
+    lines = [f"strength      β  {'before':<{width + 8}}  after"]
+    for first, second in zip(before, after, strict=True):
+        mark = "" if first.label == second.label else "  changed"
+        lines.append(
+            f"{first.strength:8.2f}  {first.beta:5.3f}  {first.label:<{width}} {100 * first.probability:5.1f} %  "
+            f"{second.label} {100 * second.probability:.1f} %{mark}"
+        )
+    return "\n".join(lines)
+
+
+def _betas(options: argparse.Namespace, curve: StrengthCurve) -> list[float]:
+    """Returns the β to attack: both modes, the β of --beta or --strength, or that of the clean mode."""
+    if options.joint:
+        return [CLEAN_BETA, ROBUST_BETA]
+    if options.strength is not None:
+        return [curve.beta_at(options.strength.value)]
+    return [CLEAN_BETA if options.beta is None else options.beta]
+
+
+def _verdict(report: AttackReport) -> str:
+    right = [beta for beta, is_right in zip(report.betas, report.right_after, strict=True) if is_right]
+    if right:
+        return f"The attack failed: the image is still read rightly at β = {_list(right)}."
+    return f"The attack succeeded: the image is read wrongly at β = {_list(report.betas)}."
+
+
+def _is_right(predict: Predict, pixels: Pixels, label: int, betas: Sequence[float]) -> list[bool]:
+    """Returns whether `label` is predicted at each β."""
+    right: list[bool] = (predict(np.stack([pixels] * len(betas)), betas).argmax(1) == label).tolist()
+    return right
+
+
+def _enlarged(image: Image.Image) -> Image.Image:
+    scale = -(-DIFFERENCE_SIDE // image.width)
+    return image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, data)
+
+
+def _list(betas: Sequence[float]) -> str:
+    return " and ".join(f"{beta:g}" for beta in betas)

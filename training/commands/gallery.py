@@ -1,0 +1,89 @@
+"""The command `tureen gallery`."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+from training.commands.attack import STEPS, load_run, radius_argument
+from training.distributed import best_device, limit_threads
+from training.evaluation.picture_attack import Reading
+from training.evaluation.sign_gallery import GALLERY, Gallery, make_gallery
+from tureen.arguments import positive_int
+
+DRAWINGS = 20
+
+
+def gallery(arguments: list[str]) -> int:
+    """Runs `tureen gallery`: draws ten traffic signs and attacks each for two targets. Returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="tureen gallery",
+        description=(
+            "Draw ten traffic signs, attack each for the clean token and for both tokens, and write the pictures with "
+            "the readings at five strengths. A sign whose attack fails stays in the gallery."
+        ),
+        epilog="example: tureen gallery runs/signs --out gallery",
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="directory of a finished run of traffic signs")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help=f"directory for pictures and {GALLERY}")
+    parser.add_argument(
+        "--epsilon-255",
+        type=radius_argument,
+        help="largest change of a value, l∞, in 1/255; 1 to 255 (default: that of the recipe)",
+    )
+    parser.add_argument("--steps", type=positive_int, default=STEPS, help="steps of the attack (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the attack's random starts (default: %(default)s)")
+    parser.add_argument(
+        "--drawings",
+        type=positive_int,
+        default=DRAWINGS,
+        help="most drawings of a sign to try, until both modes read one rightly (default: %(default)s)",
+    )
+    parser.add_argument("--json", action="store_true", help=f"print the content of {GALLERY} instead of a table")
+    options = parser.parse_args(arguments)
+    limit_threads()
+    checkpoint = load_run(options.run)
+    made = make_gallery(
+        replace(checkpoint, model=checkpoint.model.to(best_device())),
+        options.run,
+        options.out,
+        epsilon_255=checkpoint.recipe.epsilon_255 if options.epsilon_255 is None else options.epsilon_255,
+        steps=options.steps,
+        seed=options.seed,
+        drawings=options.drawings,
+    )
+    print(made.model_dump_json(indent=2) if options.json else f"{gallery_table(made)}\n\n{options.out / GALLERY}")
+    return 0
+
+
+def gallery_table(made: Gallery) -> str:
+    """Returns the readings of both modes after each attack, one row a sign, and the counts."""
+    rows: list[tuple[str, ...]] = [
+        ("sign", "drawing", "after the attack on the clean token", "", "after the attack on both", "")
+    ]
+    rows.append(("", "", "clean mode", "robust mode", "clean mode", "robust mode"))
+    for pair in made.pairs:
+        cells = [
+            _cell(readings[end], pair.label)
+            for readings in (pair.clean.readings, pair.both.readings)
+            for end in (0, -1)
+        ]
+        rows.append((pair.sign, str(pair.seed), *cells))
+    rows += [(one.sign, "none", "no drawing is read rightly", "", "", "") for one in made.unread]
+    widths = [max(len(row[column]) for row in rows[1:]) for column in range(len(rows[0]))]
+    lines = ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    counts = made.counts
+    lines += [
+        "",
+        f"{made.attack}, l∞, ε = {made.epsilon_255:g}/255, on the saved 8-bit files; * read rightly",
+        f"drawings tried: {counts.drawings_tried}, of which a mode read {counts.drawings_read_wrongly} wrongly",
+        f"attacks for the clean token: {len(made.pairs)}, failed: {counts.clean_attacks_failed}",
+        f"attacks for both tokens: {len(made.pairs)}, failed: {counts.both_attacks_failed}",
+        f"clean mode wrong, robust mode right: {counts.clean_wrong_robust_right} of {counts.signs}",
+    ]
+    return "\n".join(lines)
+
+
+def _cell(reading: Reading, label: str) -> str:
+    return f"{'* ' if reading.label == label else ''}{reading.label} {100 * reading.probability:.0f} %"
