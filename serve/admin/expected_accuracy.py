@@ -11,9 +11,9 @@ def expected_accuracy(manifest: Manifest, beta: float | None) -> dict[str, Any] 
     """Returns the clean and robust accuracy at β, as the JSON object of a response.
 
     Interpolates linearly between the two nearest measured β; "interpolated" is False if β itself was measured. Each
-    accuracy has a 95 % interval. "n" is the number of images, and "epsilon_255" the radius of the attack in 1/255.
-    "failed_checks" names the checks of the attack that failed at these β; if any failed, the true robust accuracy is
-    lower.
+    accuracy has a 95 % interval. "n" is the number of images. "epsilon_255" is the radius of the attack under "norm",
+    in 1/255. "failed_checks" names the checks of the attack that failed at these β; if any failed, the true robust
+    accuracy is lower.
 
     Returns None if no accuracy was measured, if β is None (the model has one token), or if β is outside the measured
     range.
@@ -30,6 +30,7 @@ def expected_accuracy(manifest: Manifest, beta: float | None) -> dict[str, Any] 
         "n": min(lower.n, upper.n),
         "attack": upper.attack,
         "epsilon_255": upper.epsilon_255,
+        "norm": upper.norm,
         "interpolated": upper is not lower,
         "failed_checks": failed_checks(manifest.evaluation.checks, lower.beta, upper.beta),
     }

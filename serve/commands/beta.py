@@ -14,6 +14,7 @@ from serve.commands.admin_client import AdminClient, RefusedError
 from serve.commands.options import listener_options
 from serve.control.revision_diff import format_canary, format_plan
 from tureen.arguments import beta_argument, strength_argument
+from tureen.commands.report import NORM_SYMBOLS
 from tureen.tokens import parse_beta
 
 WAIT_S = 30.0
@@ -256,7 +257,8 @@ def format_default(state: dict[str, Any]) -> str:
         f"{100 * share['value']:.1f} % ({100 * share['low']:.1f}–{100 * share['high']:.1f})"
         for share in (expected["clean"], expected["robust"])
     )
-    attack = f"{expected['attack']}, ε = {expected['epsilon_255']:g}/255, n = {expected['n']}"
+    norm = NORM_SYMBOLS[expected.get("norm", "linf")]  # servers of earlier versions send none
+    attack = f"{expected['attack']}, {norm} ε = {expected['epsilon_255']:g}/255, n = {expected['n']}"
     between = "; between two measured β" if expected["interpolated"] else ""
     failed = expected.get("failed_checks")  # servers of earlier versions send none
     doubt = f"; ! robust accuracy too high: check failed ({'; '.join(failed)})" if failed else ""

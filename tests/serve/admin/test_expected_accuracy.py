@@ -13,6 +13,7 @@ def test_expected_accuracy_is_measured_or_interpolated_between_measured_rows():
     rows = sorted(manifest.accuracy, key=lambda row: row.beta)
     exact = expected_accuracy(manifest, rows[1].beta)
     assert (exact["clean"]["value"], exact["interpolated"]) == (rows[1].clean.value, False)
+    assert (exact["norm"], exact["epsilon_255"]) == ("linf", rows[1].epsilon_255)
     middle = expected_accuracy(manifest, (rows[0].beta + rows[1].beta) / 2)
     assert middle["interpolated"]
     assert middle["robust"]["value"] == pytest.approx((rows[0].robust.value + rows[1].robust.value) / 2)

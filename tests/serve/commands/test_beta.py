@@ -34,7 +34,7 @@ STATE = {
 def test_a_state_is_printed_a_line_for_each_fact():
     assert format_state(STATE).splitlines() == [
         "revision 3: default β 0.7 (operator), clean accuracy 93.4 % (92.0–94.5), robust 50.0 % (45.0–55.0) under "
-        "pgd, ε = 8/255, n = 1000; between two measured β",
+        "pgd, l∞ ε = 8/255, n = 1000; between two measured β",
         "          2027-01-31T07:00:00Z by ada: set, “an attack”",
         "clients   choose from 0.25 to 1",
         "policy    uploads → 0.9",
@@ -42,6 +42,11 @@ def test_a_state_is_printed_a_line_for_each_fact():
         "planned   2027-01-31T08:00:00Z revert to the server's default β, id ab12",
         "workers   0 at 3, 1 at 2",
     ]
+
+
+def test_the_radius_has_the_norm_of_the_attack():
+    """Servers of earlier versions send no norm: theirs is l∞."""
+    assert "l2 ε = 8/255" in format_default({**STATE, "expected": {**EXPECTED, "norm": "l2"}})
 
 
 def test_a_robust_accuracy_whose_check_failed_is_marked():
