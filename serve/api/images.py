@@ -143,6 +143,11 @@ def _parse_form(content_type: str, body: bytes, limits: BodyLimits) -> RequestIm
         raise InvalidParameterError(f"the form has no field {IMAGE_FIELD!r}: send each image as one")
     if len(images) > limits.max_images:
         raise _too_many(limits)
+    if len(betas) > len(images) and {BETA_FIELD, STRENGTH_FIELD} <= {name for name, _ in parts}:
+        raise InvalidParameterError(
+            f"the form has more β and strengths than images: {BETA_FIELD} and {STRENGTH_FIELD} exclude each other for "
+            "an image"
+        )
     if betas and len(betas) != len(images):
         raise InvalidParameterError(
             f"the form has {len(images)} images and {len(betas)} β or strengths: give one for each image, or none"

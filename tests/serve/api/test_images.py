@@ -117,7 +117,11 @@ def test_a_form_gives_its_images_with_their_betas(parts, images, betas):
         ([("image", b"a"), ("top_k", b"1")], "'top_k'"),
         ([("beta", b"1")], "no field 'image'"),
         ([("image", b"a"), ("image", b"b"), ("beta", b"1")], "2 images and 1 β or strengths"),
-        ([("image", b"a"), ("beta", b"1"), ("strength", b"1")], "1 images and 2 β or strengths"),
+        ([("image", b"a"), ("beta", b"1"), ("strength", b"1")], "beta and strength exclude each other for an image"),
+        (
+            [("image", b"a"), ("image", b"b")] + [("beta", b"1"), ("strength", b"1")] * 2,
+            "exclude each other for an image",
+        ),
         ([("image", b"a")] * 4, "more than 3 images"),
         ([("image", b"a"), *[("beta", b"1")] * 6], "more than 3 images"),
     ],
