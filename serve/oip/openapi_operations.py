@@ -30,7 +30,7 @@ def infer_parameters() -> list[dict[str, Any]]:
             "name": BETA,
             "in": "query",
             "schema": beta,
-            "description": "β of every image, unless the request has a tensor or a parameter `beta`",
+            "description": "β of every image; a request with a tensor or a parameter `beta` too is refused",
         },
         {
             "name": STRENGTH,

@@ -6,8 +6,9 @@
     logits         FP32 (B, K)
     probabilities  FP32 (B, K)            softmax of the logits, each row divided by the temperature of its β
 
-The β of an image comes from the first of these that exists: the tensor beta, a parameter of the request, the query, the
-operator's settings. A parameter or the query may give a strength in place of β.
+The β of an image comes from the tensor beta, a parameter of the request, or the query. Without these it comes from the
+operator's settings. A parameter or the query may give a strength in place of β. A request that gives β or strength in
+two of these places is refused.
 
 Knows nothing about HTTP and gRPC: `serve.oip.codec` and `serve.oip.grpc_messages` decode their messages.
 """
@@ -130,7 +131,7 @@ def make_request(
 
     Raises InvalidBetaError or InvalidStrengthError for a value outside [0, 1]. Raises InvalidRequestError if the id is
     too long, or if a tensor or a parameter is missing, unknown, repeated or invalid. Raises it if the request has two
-    of β, strength and policy.
+    of β, strength and policy, or β or strength in two places.
     """
     if len(id) > MAX_ID_CHARACTERS:
         raise InvalidRequestError(f"the id has {len(id):,} characters: give at most {MAX_ID_CHARACTERS}")
@@ -142,9 +143,13 @@ def make_request(
     policy = parameters.get(POLICY)
     if policy is not None and not isinstance(policy, str):
         raise InvalidRequestError(f"policy is {_short(policy)}: give the name of a policy")
-    choices = {*tensors, *parameters, *query} & {BETA, STRENGTH} | ({POLICY} if policy is not None else set())
+    choices = [name for name in (*tensors, *parameters, *query) if name in (BETA, STRENGTH)]
+    if policy is not None:
+        choices.append(POLICY)
+    if len(set(choices)) > 1:
+        raise InvalidRequestError(f"{' and '.join(sorted(set(choices)))} exclude each other: give one of them")
     if len(choices) > 1:
-        raise InvalidRequestError(f"{' and '.join(sorted(choices))} exclude each other: give one of them")
+        raise InvalidRequestError(f"{choices[0]} is given more than once: give one of them")
     betas: tuple[float | Strength | None, ...]
     if BETA in tensors:
         betas = _tensor_betas(tensors[BETA], len(images))
@@ -191,7 +196,7 @@ def _tensor_betas(tensor: Tensor, count: int) -> tuple[float, ...]:
 
 
 def _request_beta(parameters: Mapping[str, Any], query: Mapping[str, str]) -> float | Strength | None:
-    """Returns the β or the strength in the parameters, or else in the query; None if neither has one.
+    """Returns the β or the strength in the parameters or the query; None if neither has one.
 
     Raises InvalidBetaError or InvalidStrengthError for a value outside [0, 1].
     """

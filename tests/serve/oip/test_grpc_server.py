@@ -153,6 +153,9 @@ def test_mixed_betas_of_pixels_equal_single_requests(bundle, pixels):
 
     async def scenario():
         async with serving(bundle) as client:
+            twice = request(slice(0, 3))
+            twice.parameters["beta"].double_param = 0.9
+            await refused(client.ModelInfer(twice), Code.INVALID_ARGUMENT, "beta is given more than once")
             mixed = await client.ModelInfer(request(slice(0, 3)))
             alone = await asyncio.gather(*(client.ModelInfer(request(slice(i, i + 1))) for i in range(3)))
             assert mixed.parameters["beta"].string_param == "0.0,0.3,1.0"

@@ -38,15 +38,14 @@ def request(*inputs, outputs=(LOGITS,), parameters=None, **options):
     [
         ((images(2),), {}, (None, None)),
         ((images(2),), {"query": {"beta": "robust"}}, (1.0, 1.0)),
-        ((images(2),), {"query": {"beta": "1"}, "parameters": {"beta": 0.5}}, (0.5, 0.5)),
-        ((images(2), betas(0.25, 0.7)), {"query": {"beta": "1"}, "parameters": {"beta": 0.5}}, (0.25, 0.7)),
+        ((images(2),), {"parameters": {"beta": 0.5}}, (0.5, 0.5)),
+        ((images(2), betas(0.25, 0.7)), {}, (0.25, 0.7)),
         ((images(2),), {"parameters": {"policy": "uploads"}}, (None, None)),
         ((images(2),), {"parameters": {"strength": 0.5}}, (Strength(0.5), Strength(0.5))),
         ((images(),), {"query": {"strength": "0.5"}}, (Strength(0.5),)),
-        ((images(),), {"query": {"strength": "1"}, "parameters": {"strength": "0.5"}}, (Strength(0.5),)),
     ],
 )
-def test_beta_comes_from_the_tensor_then_the_parameter_then_the_query(inputs, options, expected):
+def test_beta_comes_from_the_tensor_the_parameter_or_the_query(inputs, options, expected):
     assert request(*inputs, **options).betas == expected
 
 
@@ -81,6 +80,19 @@ def test_a_timeout_of_zero_is_none():
         ((images(), betas(0.5)), {"parameters": {"strength": 1}}, "beta and strength exclude each other"),
         ((images(),), {"parameters": {"beta": 1}, "query": {"strength": "1"}}, "give one of them"),
         ((images(),), {"query": {"beta": "1", "strength": "1"}}, "give one of them"),
+        ((images(), betas(0.1)), {"parameters": {"beta": 0.9}}, "beta is given more than once: give one of them"),
+        ((images(), betas(0.1)), {"query": {"beta": "0.9"}}, "beta is given more than once"),
+        (
+            (images(), betas(0.1)),
+            {"query": {"beta": "0.1"}, "parameters": {"beta": 0.1}},
+            "beta is given more than once",
+        ),
+        ((images(),), {"query": {"beta": "1"}, "parameters": {"beta": 0.5}}, "beta is given more than once"),
+        (
+            (images(),),
+            {"query": {"strength": "1"}, "parameters": {"strength": 0.5}},
+            "strength is given more than once",
+        ),
         ((images(),), {"parameters": {"timeout": True}}, "timeout is True"),
         ((images(),), {"parameters": {"timeout": 2**63}}, "whole number of microseconds"),
         ((images(),), {"id": "x" * 257}, "257 characters: give at most 256"),

@@ -103,7 +103,7 @@ def test_triton_sends_and_reads_json(known, images):
     result = client.infer(MODEL, inputs, outputs=outputs)
     np.testing.assert_allclose(result.as_numpy("logits"), known["logits"], **CLOSE)
     pixels = tensor(triton_http, "pixels", known["pixels"], binary_data=False)
-    result = client.infer(MODEL, [pixels, inputs[1]], query_params={"beta": 1})
+    result = client.infer(MODEL, [pixels, inputs[1]])
     np.testing.assert_allclose(result.as_numpy("logits"), known["logits"], **CLOSE)
 
 
