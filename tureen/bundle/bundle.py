@@ -220,7 +220,7 @@ def read_manifest(path: Path | str) -> Manifest:
             + ("upgrade Tureen" if version > SCHEMA_VERSION else "export the model again")
         )
     try:
-        return Manifest.model_validate_json(text)
+        return Manifest.model_validate_json(text, strict=True)  # true and "0.5" are no figures
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])

@@ -34,7 +34,7 @@ FileName = Annotated[str, StringConstraints(pattern=rf"^({ENGINES_DIRECTORY}/)?[
 
 
 class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Accuracy(_Record):

@@ -1,4 +1,7 @@
 import json
+import re
+import shutil
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -6,11 +9,18 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tureen.bundle.bundle import MANIFEST, load_bundle, read_manifest
+from tureen.bundle.examples import EXAMPLES
 from tureen.bundle.manifest import UNCALIBRATED, UNMEASURED_STRENGTH, CalibrationRow, StrengthCurve
 from tureen.errors import BundleError, SingleTokenError
 from tureen.tokens import Strength
 
 CURVE = StrengthCurve(betas=[0, 0.5, 0.75, 1], strengths=[0, 0.2, 0.8, 1], n=9)
+
+
+@pytest.fixture
+def example(tmp_path):
+    """A directory with the manifest of the example bundle, which a test may change."""
+    return Path(shutil.copy(EXAMPLES / "cifar10" / MANIFEST, tmp_path)).parent
 
 
 def edit_manifest(path, **changes):
@@ -91,6 +101,48 @@ def test_a_strength_stays_the_same_on_the_way_to_beta_and_back(strength):
 
 
 @pytest.mark.parametrize(
+    ("changes", "where"),
+    [
+        ({"calibration": [{"temperature": True}]}, "calibration.0.temperature"),
+        ({"calibration": [{"temperature": "0.64"}]}, "calibration.0.temperature"),
+        ({"calibration": [{"n": "9"}]}, "calibration.0.n"),
+        ({"calibration": [{"n": True}]}, "calibration.0.n"),
+        ({"accuracy": [{"epsilon_255": float("inf")}]}, "accuracy.0.epsilon_255"),
+        ({"accuracy": [{"epsilon_255": "8"}]}, "accuracy.0.epsilon_255"),
+        ({"accuracy": [{"beta": float("nan")}]}, "accuracy.0.beta"),
+        ({"accuracy": [{"clean": {"value": True, "low": 0, "high": 1}}]}, "accuracy.0.clean.value"),
+        ({"strength": {"betas": [False, True]}}, "strength.betas.0"),
+        ({"default_beta": "0.5"}, "default_beta"),
+    ],
+)
+def test_a_figure_that_is_not_a_finite_number_is_named(example, changes, where):
+    manifest = read_manifest(example)
+    row = CalibrationRow(beta=0, temperature=2, n_fitted=50, n=50, error_before=0.1, error=0.02)
+    rows = {"calibration": [row.model_dump()], "accuracy": [row.model_dump() for row in manifest.accuracy]}
+    edit_manifest(example, **rows)
+    assert read_manifest(example).calibration == [row]
+    for name, change in changes.items():
+        if name in rows:
+            rows[name][0] |= change[0]
+        else:
+            rows[name] = {**manifest.strength.model_dump(), **change} if name == "strength" else change
+    edit_manifest(example, **rows)
+    with pytest.raises(BundleError, match=rf"{re.escape(where)}: Input should be a (valid|finite)"):
+        read_manifest(example)
+
+
+def test_whole_numbers_arrays_and_numbers_as_keys_are_read(example):
+    counts = {"beta": 0, "images": [1] * 10, "clean": [1] * 10, "robust": [0] * 10}
+    shift = {"name": "fog", "family": "weather", "beta": 1, "n": 9, "accuracy": {"1": 1, "5": 0.5}}
+    plan = {"engine": "tensorrt", "precision": "fp16", "graph_sha256": "0" * 64, "runtime_version": "10"}
+    plan |= {"device": "", "compute_capabilities": ["9.0"], "batch": [1, 8, 32]}
+    edit_manifest(example, evaluation={"classes": [counts], "shifts": [shift]}, plans={"engines/a.plan": plan})
+    manifest = read_manifest(example)
+    assert manifest.evaluation.shifts[0].accuracy == {1: 1.0, 5: 0.5}
+    assert manifest.plans["engines/a.plan"].batch == (1, 8, 32)
+
+
+@pytest.mark.parametrize(
     ("betas", "strengths", "reason"),
     [
         ([0, 0.5, 1], [0, 0.5, 0.5, 1], "3 betas and 4 strengths"),
@@ -98,7 +150,7 @@ def test_a_strength_stays_the_same_on_the_way_to_beta_and_back(strength):
         ([0, 0.5, 1], [0, 1, 1], "strengths do not ascend"),
         ([0.1, 1], [0, 1], "betas do not ascend from 0 to 1"),
         ([0, 1], [0, 0.9], "strengths do not ascend from 0 to 1"),
-        ([0, float("nan"), 1], [0, 0.5, 1], "betas do not ascend"),
+        ([0, float("nan"), 1], [0, 0.5, 1], "finite number"),
     ],
 )
 def test_a_curve_that_does_not_ascend_from_0_to_1_is_refused(betas, strengths, reason):
