@@ -25,7 +25,7 @@ from training.evaluation.plot import plot_accuracy, plot_epsilon_curve, plot_mat
 from training.evaluation.shifts import SHIFTS
 from training.evaluation.tune import tune_beta, tuned_table
 from tureen.arguments import betas_argument, one_of, positive_int
-from tureen.bundle.bundle import MANIFEST
+from tureen.bundle.bundle import MANIFEST, read_manifest
 from tureen.bundle.examples import find_bundle
 from tureen.bundle.manifest import AccuracyRow, AttackCheck, Evaluation, Norm
 from tureen.commands.report import (
@@ -262,9 +262,9 @@ def _save(
 
 def _evaluate_bundle(options: argparse.Namespace) -> int:
     betas = options.betas or beta_grid(BUNDLE_BETAS)
+    manifest = read_manifest(options.path)
+    images = _images(options, None, manifest.preprocess, manifest.labels)
     with tureen.load(options.path) as soup:
-        manifest = soup.bundle.manifest
-        images = _images(options, None, manifest.preprocess, manifest.labels)
         correct = correct_by_beta(soup.logits, images, betas)
         names = _shift_names(options)
         rows = measure_shifts(soup.logits, images, betas, names) if names else []
@@ -304,9 +304,10 @@ def tune(arguments: list[str]) -> int:
         parser.error("the following arguments are required: --data")
     options.path = find_bundle(options.path, must_exist=False)
     if (options.path / MANIFEST).is_file():
+        manifest = read_manifest(options.path)
+        images = _images(options, None, manifest.preprocess, manifest.labels)
         with tureen.load(options.path) as soup:
-            manifest = soup.bundle.manifest
-            tuned = tune_beta(soup.logits, _images(options, None, manifest.preprocess, manifest.labels), options.betas)
+            tuned = tune_beta(soup.logits, images, options.betas)
     else:
         checkpoint = load_checkpoint(options.path)
         images = _images(options, None, checkpoint.preprocess, checkpoint.labels)

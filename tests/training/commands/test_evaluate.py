@@ -1,6 +1,7 @@
 """`tureen evaluate` and `tureen tune`, on a small checkpoint and on its bundle."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +12,8 @@ from training.attacks.catalogue import ATTACKS, attack_label
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.evaluation.attack_checks import LARGER_RADIUS
 from tureen.bundle.bundle import load_bundle
+from tureen.bundle.examples import EXAMPLES
+from tureen.bundle.manifest import BACKBONE
 from tureen.cli import main
 
 SMALL = ["epochs=8", "model.depth=1", "model.width=32", "evaluation_steps=2", "evaluation_betas=0,1"]
@@ -235,6 +238,20 @@ def test_wrong_use_is_reported(small_bundle, small_run, capsys, arguments, messa
     with pytest.raises(SystemExit, match="2"):
         main(filled)
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["evaluate", "tune"])
+def test_the_images_are_read_before_the_engine_of_a_bundle_opens(tmp_path, capsys, command):
+    bundle = tmp_path / "bundle"
+    shutil.copytree(EXAMPLES / "cifar10", bundle)
+    (bundle / BACKBONE).write_bytes(b"no graph")  # no engine can open it
+    (tmp_path / "photos" / "unicorn").mkdir(parents=True)
+    Image.fromarray(np.zeros((32, 32, 3), dtype=np.uint8)).save(tmp_path / "photos" / "unicorn" / "0.png")
+    for name, reason in (("photos", "classes that the model lacks: unicorn"), ("missing", "missing")):
+        assert main([command, str(bundle), "--data", str(tmp_path / name)]) == 1
+        error = capsys.readouterr().err
+        assert reason in error
+        assert BACKBONE not in error
 
 
 def test_images_of_classes_the_model_does_not_know_are_refused(small_run, tmp_path, capsys):
