@@ -350,9 +350,11 @@ class Admission:
     def beta_of(self, value: float | Strength) -> float:
         """Returns a β unchanged. Converts a strength to a β with the curve of the model that this request uses.
 
-        Raises SingleTokenError for a strength if the model has one token.
+        A strength that a response shows for a bound of the operator becomes that bound. Raises SingleTokenError for a
+        strength if the model has one token.
         """
-        return self.model.bundle.manifest.beta_of(value)
+        state = self.active_settings.state
+        return self.model.bundle.manifest.beta_of(value, state.beta_min, state.beta_max)
 
     async def classify(self, choices: Sequence[BetaChoice]) -> list[InferenceResult | TureenError]:
         """Classifies each image of the request at its chosen β. Returns a result or an error for each image, in order.

@@ -239,9 +239,16 @@ class StrengthCurve(_Record):
                 raise ValueError(f"{name} do not ascend from 0 to 1")
         return self
 
-    def beta_at(self, strength: float) -> float:
-        """Returns the β of a strength in [0, 1], rounded to 6 decimals."""
-        return round(float(np.interp(strength, self.strengths, self.betas)), 6) + 0.0
+    def beta_at(self, strength: float, least: float = 0.0, most: float = 1.0) -> float:
+        """Returns the β of a strength in [0, 1], rounded to 6 decimals.
+
+        least, most: bounds of β. A strength that `strength_at` gives for a bound, to 4 decimals, has the β of that
+        bound. So `beta_at(strength_at(beta), least, most)` is within the bounds if `beta` is. Returns the β of any
+        other strength as it is, within the bounds or not.
+        """
+        beta = round(float(np.interp(strength, self.strengths, self.betas)), 6) + 0.0
+        bounded = min(max(beta, least), most)
+        return bounded if self.strength_at(bounded) == round(strength, 4) else beta
 
     def strength_at(self, beta: float) -> float:
         """Returns the strength of a β in [0, 1], rounded to 4 decimals.
@@ -323,16 +330,16 @@ class Manifest(_Record):
     calibration: list[CalibrationRow] = Field(default=[], description="a row for each β, ascending; empty: no fit")
     provenance: dict[str, Any] = Field(description="how it was made: versions, recipe, seed, command")
 
-    def beta_of(self, value: float | Strength) -> float:
+    def beta_of(self, value: float | Strength, least: float = 0.0, most: float = 1.0) -> float:
         """Returns the β that `value` gives: a number is β itself, and `self.strength` maps a `Strength` to β.
 
-        Raises SingleTokenError for a strength if the model has one token.
+        least, most: as for `StrengthCurve.beta_at`. Raises SingleTokenError for a strength if the model has one token.
         """
         if not isinstance(value, Strength):
             return value
         if not self.has_two_tokens:
             raise SingleTokenError("strength")
-        return self.strength.beta_at(value.value)
+        return self.strength.beta_at(value.value, least, most)
 
     @property
     def temperatures(self) -> Temperatures:

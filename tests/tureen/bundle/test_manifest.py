@@ -100,6 +100,23 @@ def test_a_strength_stays_the_same_on_the_way_to_beta_and_back(strength):
     assert UNMEASURED_STRENGTH.beta_at(strength) == strength
 
 
+@given(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1))
+def test_a_strength_shown_for_a_beta_within_bounds_becomes_a_beta_within_the_bounds(one, two, three):
+    least, beta, most = sorted((one, two, three))
+    shown = CURVE.strength_at(beta)
+    found = CURVE.beta_at(shown, least, most)
+    assert least <= found <= most
+    assert CURVE.strength_at(found) == pytest.approx(shown, abs=1e-4)
+
+
+@given(st.floats(0, 1), st.floats(0, 1))
+def test_a_strength_beyond_that_shown_for_a_bound_keeps_its_own_beta(one, two):
+    least, most = sorted((one, two))
+    for strength in (CURVE.strength_at(least) - 0.001, CURVE.strength_at(most) + 0.001):
+        if 0 <= strength <= 1:
+            assert CURVE.beta_at(strength, least, most) == CURVE.beta_at(strength)
+
+
 @pytest.mark.parametrize(
     ("changes", "where"),
     [
