@@ -26,7 +26,6 @@ from serve.control.change import (
     cancel_plan,
     parse_change,
     remove_api_key,
-    resolve_strength,
     roll_back,
 )
 from serve.control.credential_store import Credential, digest, make_secret
@@ -84,8 +83,14 @@ def add_settings_routes(router: APIRouter, operations: AdminOperations) -> None:
         def after(state: SettingsState) -> SettingsState:
             if in_force is None:
                 operations.refuse_beta(requested)
-            change = resolve_strength(requested, operations.manifest.strength)
-            return apply_change(state, change, who=operator.name, now=datetime.now(UTC), in_force=in_force or 0.0)
+            return apply_change(
+                state,
+                requested,
+                who=operator.name,
+                now=datetime.now(UTC),
+                in_force=in_force or 0.0,
+                curve=operations.manifest.strength,
+            )
 
         return await _write(operations, request, operator, "set", requested.reason, after, dry_run=dry_run)
 

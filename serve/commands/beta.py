@@ -53,7 +53,8 @@ def _parser() -> argparse.ArgumentParser:
     default.add_argument(
         "--strength",
         type=strength_argument,
-        help="0 (clean mode) to 1 (robust mode); the server stores the β of the model that it serves now",
+        help="0 (clean mode) to 1 (robust mode); the server stores the β of the model that it serves now, with --at "
+        "too",
     )
     change.add_argument(
         "--min", dest="beta_min", type=beta_argument, metavar="β", help="lowest β that clients may choose"
@@ -90,7 +91,11 @@ def _parser() -> argparse.ArgumentParser:
         "--at", type=_time_argument, metavar="TIME", help="change at this time, such as 2027-01-31T08:00:00Z"
     )
     change.add_argument(
-        "--over", dest="ramp_s", type=_duration_argument, metavar="TIME", help="change in ten steps over this time"
+        "--over",
+        dest="ramp_s",
+        type=_duration_argument,
+        metavar="TIME",
+        help="change in ten steps over this time; they are even in β, or with --strength in strength",
     )
     history = commands.add_parser("history", parents=[common], help="show who changed what, when and why")
     history.add_argument(

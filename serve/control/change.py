@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 import unicodedata
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Annotated, Any
 
@@ -32,7 +33,7 @@ MAX_TTL_S = 30 * DAY_S
 MAX_RAMP_S = 7 * DAY_S
 MAX_AHEAD = timedelta(days=366)
 MAX_PENDING = 200
-RAMP_DIGITS = 4  # decimals of β in the steps of a ramp
+RAMP_DIGITS = 4  # decimals of β in the steps of a ramp that is even in β
 
 
 def _one_line(text: str) -> str:
@@ -117,24 +118,30 @@ def parse_change(document: Any) -> SettingsChange:
         raise InvalidChangeError(describe_first_error(error, SettingsChange)) from None
 
 
-def resolve_strength(change: SettingsChange, curve: StrengthCurve) -> SettingsChange:
+def _resolve_strength(change: SettingsChange, curve: StrengthCurve, state: SettingsState) -> SettingsChange:
     """Returns the change with default_strength replaced by default_beta, the β of that strength on the curve.
 
+    state: has the bounds that the change does not give. A strength that is shown for a bound becomes that bound.
     Returns a change without default_strength as given.
     """
     if change.default_strength is None:
         return change
+    least, most = (
+        getattr(change if name in change.model_fields_set else state, name) for name in ("beta_min", "beta_max")
+    )
     given = change.model_dump(exclude_unset=True, exclude={"default_strength"})
-    return SettingsChange.model_validate({**given, "default_beta": curve.beta_at(change.default_strength)})
+    return SettingsChange.model_validate({**given, "default_beta": curve.beta_at(change.default_strength, least, most)})
 
 
 def apply_change(
-    state: SettingsState, change: SettingsChange, *, who: str, now: datetime, in_force: float
+    state: SettingsState, change: SettingsChange, *, who: str, now: datetime, in_force: float, curve: StrengthCurve
 ) -> SettingsState:
-    """Returns the state after a change. Requires a change without default_strength.
+    """Returns the state after a change.
 
     who: name of the operator's credential. in_force: the default β that the server uses before the change, in [0, 1]; a
-    ramp starts at it.
+    ramp starts at it. curve: of the served model; it maps default_strength to the β that the state and its planned
+    changes have. The steps of a ramp are even in strength if the change gives default_strength, and even in β if it
+    gives default_beta.
 
     A new default β removes the planned steps of ramps and the planned reverts, and keeps scheduled changes. A temporary
     default reverts to the default before it. If it replaces a ramp or another temporary default, it reverts to the β at
@@ -143,6 +150,7 @@ def apply_change(
     Raises InvalidChangeError if `at` is not within a year from `now`, if the settings after the change contradict each
     other, or if more than MAX_PENDING changes are planned.
     """
+    strength, change = change.default_strength, _resolve_strength(change, curve, state)
     given = change.model_fields_set
     update: dict[str, Any] = {
         name: getattr(change, name)
@@ -153,7 +161,8 @@ def apply_change(
         merged = {**state.policies, **change.policies}
         update["policies"] = {name: beta for name, beta in merged.items() if beta is not None}
     if "default_beta" in given:
-        plans = _plans(state, change, who, now, in_force)
+        ramp = [] if change.ramp_s is None else _ramp(change, in_force, strength, curve)
+        plans = _plans(state, change, who, now, ramp)
         if change.at is not None:
             update["pending"] = (*state.pending, *plans)
         else:
@@ -164,7 +173,7 @@ def apply_change(
 
 
 def _plans(
-    state: SettingsState, change: SettingsChange, who: str, now: datetime, in_force: float
+    state: SettingsState, change: SettingsChange, who: str, now: datetime, ramp: Sequence[float]
 ) -> list[PendingChange]:
     """Returns the planned changes that `change` adds to the state, in the order of time.
 
@@ -172,8 +181,8 @@ def _plans(
     revert that ends a temporary default. With both `ramp_s` and `ttl_s`, these are the steps and then the revert.
     Without any of them, the list is empty, because the change is immediate and permanent.
 
-    who: name of the operator's credential, stored in each planned change. in_force: the default β before the change, at
-    which a ramp starts. Raises InvalidChangeError if `change.at` is not within a year from `now`.
+    who: name of the operator's credential, stored in each planned change. ramp: the β of each step. Raises
+    InvalidChangeError if `change.at` is not within a year from `now`.
     """
     plan_id = secrets.token_hex(4)
 
@@ -188,24 +197,29 @@ def _plans(
         return [plan("schedule", change.at, change.default_beta)]
     plans = []
     if change.ramp_s is not None:
-        assert change.default_beta is not None
-        steps, target = change.ramp_steps, change.default_beta
-        for step in range(1, steps + 1):
-            beta = (
-                target if step == steps else _rounded(in_force + (target - in_force) * step / steps, in_force, target)
-            )
-            plans.append(plan("ramp", now + timedelta(seconds=change.ramp_s * step / steps), beta))
+        for step, beta in enumerate(ramp, start=1):
+            plans.append(plan("ramp", now + timedelta(seconds=change.ramp_s * step / len(ramp)), beta))
     if change.ttl_s is not None:
         plans.append(plan("revert", now + timedelta(seconds=change.ttl_s), _default_after_plans(state)))
     return plans
 
 
-def _rounded(beta: float, start: float, end: float) -> float:
-    """Returns β rounded to RAMP_DIGITS decimals, and limited to the range between `start` and `end`.
+def _ramp(change: SettingsChange, start: float, strength: float | None, curve: StrengthCurve) -> list[float]:
+    """Returns the β of each step of a ramp from β `start` to the default_beta of the change, which is the last.
 
-    An example is 0.44 for 0.44000000000000006.
+    strength: the default_strength that the operator gave; the steps are even in strength. None: they are even in β, and
+    rounded to RAMP_DIGITS decimals, such as 0.44 for 0.44000000000000006.
     """
-    return min(max(round(beta, RAMP_DIGITS), min(start, end)), max(start, end))
+    end = change.default_beta
+    assert end is not None
+    shares = [step / change.ramp_steps for step in range(1, change.ramp_steps)]
+    if strength is None:
+        betas = [round(start + (end - start) * share, RAMP_DIGITS) for share in shares]
+    else:
+        first = curve.strength_at(start)
+        betas = [curve.beta_at(first + (strength - first) * share) for share in shares]
+    least, most = sorted((start, end))
+    return [*(min(max(beta, least), most) for beta in betas), end]
 
 
 def _default_after_plans(state: SettingsState) -> float | None:

@@ -84,12 +84,17 @@ def test_a_strength_becomes_the_beta_of_the_served_model_within_the_bounds(start
     change = {"default_strength": 0.5, "reason": "attack on uploads"}
     _, _, would_be = operator.ask("PUT", "/admin/beta?dry_run=true", change, revision=0)
     assert (would_be["default_strength"], would_be["default_beta"], would_be["revision"]) == (0.5, 0.6, 0)
-    operator.change(default_strength=0.5, beta_min=0.5)
+    operator.change(default_strength=0.5, beta_min=0.55)
     _, _, state = operator.ask("GET", "/admin/beta")
     assert (state["default_strength"], state["default_beta"], state["revision"]) == (0.5, 0.6, 1)
     answer = classify(server, image)[1]
     assert (answer["strength"], answer["beta"], answer["beta_source"]) == (0.5, 0.6, "operator")
     assert classify(server, image, "?strength=0.4")[1]["code"] == "beta_out_of_bounds"
+    shown = classify(server, image, "?beta=0.55")[1]["strength"]
+    assert (shown, classify(server, image, f"?strength={shown}")[1]["beta"]) == (0.4583, 0.55)
+    assert json.loads(server.ask("POST", f"/sweep?strengths={shown},1", image, {})[2])["betas"] == [0.55, 1]
+    ramp = operator.ask("PUT", "/admin/beta?dry_run=true", {**change, "default_strength": 1, "ramp_s": 60}, revision=1)
+    assert [step["default_beta"] for step in ramp[2]["pending"]][:2] == [0.64, 0.68]
     assert classify(server, image, "?strength=0.75")[1]["beta"] == 0.8
 
 

@@ -14,7 +14,6 @@ from serve.control.change import (
     next_due_time,
     parse_change,
     remove_api_key,
-    resolve_strength,
     roll_back,
 )
 from serve.control.settings_state import KeyPolicy, SettingsState
@@ -24,9 +23,13 @@ from tureen.bundle.manifest import StrengthCurve
 NOW = datetime(2027, 1, 31, 8, tzinfo=UTC)
 
 
-def apply(state, in_force=0.2, now=NOW, **settings):
+CURVE = StrengthCurve(betas=[0, 0.6, 1], strengths=[0, 0.5, 1], n=9)
+SWITCH = StrengthCurve(betas=[0, 0.3, 0.5, 0.6, 1], strengths=[0, 0.004, 0.1571, 0.5, 1], n=9)  # hardly moves at first
+
+
+def apply(state, in_force=0.2, now=NOW, curve=CURVE, **settings):
     change = parse_change({"reason": "a test", **settings})
-    return apply_change(state, change, who="ada", now=now, in_force=in_force)
+    return apply_change(state, change, who="ada", now=now, in_force=in_force, curve=curve)
 
 
 def after_s(seconds):
@@ -90,9 +93,6 @@ def test_a_wrong_change_is_refused_by_field_and_rule(settings, said):
     assert "pydantic" not in str(caught.value)
 
 
-CURVE = StrengthCurve(betas=[0, 0.6, 1], strengths=[0, 0.5, 1], n=9)
-
-
 @pytest.mark.parametrize(
     "strength", [float("nan"), float("inf"), "0.5", True, [], {}, -0.1, 1.0000001, 10**400, "clean"]
 )
@@ -101,20 +101,53 @@ def test_no_strength_but_a_number_from_0_to_1(strength):
         parse_change({"reason": "a test", "default_strength": strength})
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"ttl_s": 60}, {"ramp_s": 60}, {"at": "2027-01-31T09:00:00Z"}, {"beta_max": 0.7}]
-)
+@pytest.mark.parametrize("options", [{}, {"ttl_s": 60}, {"at": "2027-01-31T09:00:00Z"}, {"beta_max": 0.7}])
 def test_a_strength_is_the_change_of_the_default_to_its_beta(options):
-    change = parse_change({"reason": "a test", "default_strength": 0.5, **options})
-    expected = parse_change({"reason": "a test", "default_beta": 0.6, **options})
-    resolved = resolve_strength(change, CURVE)
-    assert resolved == expected
-    assert resolved.model_fields_set == expected.model_fields_set
+    states = [
+        apply(SettingsState(), **settings, **options) for settings in ({"default_strength": 0.5}, {"default_beta": 0.6})
+    ]
+    plans = [[(plan.kind, plan.at, plan.default_beta) for plan in state.pending] for state in states]
+    assert plans[0] == plans[1]
+    assert states[0].model_copy(update={"pending": ()}) == states[1].model_copy(update={"pending": ()})
 
 
-def test_a_change_without_a_strength_is_not_resolved():
-    change = parse_change({"reason": "a test", "default_beta": None})
-    assert resolve_strength(change, CURVE) is change
+@pytest.mark.parametrize(
+    ("start", "strength", "strengths"),
+    [(0.0, 0.5, [0.125, 0.25, 0.375, 0.5]), (1.0, 0.2, [0.8, 0.6, 0.4, 0.2]), (0.5, 0.1571, [0.1571] * 4)],
+)
+def test_a_ramp_to_a_strength_is_even_in_strength(start, strength, strengths):
+    ramp = apply(
+        SettingsState(), default_strength=strength, ramp_s=60, ramp_steps=4, in_force=start, curve=SWITCH
+    ).pending
+    assert [SWITCH.strength_at(step.default_beta) for step in ramp] == strengths
+    assert ramp[-1].default_beta == SWITCH.beta_at(strength)
+
+
+def test_a_ramp_to_a_beta_is_even_in_beta_whatever_the_curve():
+    ramp = apply(SettingsState(), default_beta=0.6, ramp_s=60, ramp_steps=4, in_force=0.2, curve=SWITCH).pending
+    assert [step.default_beta for step in ramp] == [0.3, 0.4, 0.5, 0.6]
+
+
+@given(st.floats(0, 1), st.floats(0, 1), st.integers(2, 20))
+def test_a_ramp_to_a_strength_goes_from_one_end_to_the_other(start, strength, steps):
+    ramp = apply(
+        SettingsState(), default_strength=strength, ramp_s=600, ramp_steps=steps, in_force=start, curve=SWITCH
+    ).pending
+    betas = [step.default_beta for step in ramp]
+    end = SWITCH.beta_at(strength)
+    assert betas == sorted(betas, reverse=end < start)
+    assert betas[-1] == end
+    assert all(min(start, end) <= beta <= max(start, end) for beta in betas)
+
+
+@given(st.floats(0, 1), st.floats(0, 1))
+def test_an_operator_may_give_the_strength_that_is_shown_for_any_allowed_beta(least, beta):
+    state = SettingsState(beta_min=min(least, beta))
+    shown = SWITCH.strength_at(beta)
+    after = apply(state, default_strength=shown, curve=SWITCH)
+    assert after.default_beta >= state.beta_min
+    assert SWITCH.strength_at(after.default_beta) == pytest.approx(shown, abs=1e-4)
+    assert apply(SettingsState(), default_strength=shown, beta_min=min(least, beta), curve=SWITCH) == after
 
 
 def test_a_ttl_reverts_to_the_previous_value():

@@ -16,6 +16,7 @@ from serve.control.replica import SettingsReplica, StoreSnapshot, read_snapshot,
 from serve.control.revision_store import REVISION_0, RevisionStore, next_revision
 from serve.control.settings_state import SettingsState
 from serve.errors import ControlStoreError, StaleRevisionError
+from tureen.bundle.manifest import UNMEASURED_STRENGTH
 
 SOON_S = 20  # how long anything may take before a test fails
 
@@ -36,7 +37,12 @@ async def replica_of(url, snapshot=None):
 
 async def change(replica, **settings):
     after = apply_change(
-        replica.state, parse_change({"reason": "a test", **settings}), who="ada", now=datetime.now(UTC), in_force=0.5
+        replica.state,
+        parse_change({"reason": "a test", **settings}),
+        who="ada",
+        now=datetime.now(UTC),
+        in_force=0.5,
+        curve=UNMEASURED_STRENGTH,
     )
     return await replica.append(replica.head, after, who="ada", action="set", reason="a test")
 
