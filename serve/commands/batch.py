@@ -95,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
         "input",
         metavar="INPUT",
         help="a folder, a glob in quotes, a tar or zip, a manifest (.csv, .jsonl or .parquet with a column path and "
-        "optional columns id and beta), or any of these at an fsspec URL such as s3://bucket/photos",
+        "optional columns id, and beta or strength), or any of these at an fsspec URL such as s3://bucket/photos",
     )
     parser.add_argument(
         "output", type=_directory, metavar="OUTPUT", help="directory for the shards: a new one, or that of this job"
@@ -289,6 +289,12 @@ def _print_summary(summary: JobSummary, options: argparse.Namespace) -> None:
 
 
 def _betas(job: JobSpec | JobSummary) -> str:
+    """Returns the β of a job as text. If the manifest gives β, the β of the job is only for rows without one."""
+    if isinstance(job, JobSummary) and job.beta_range is not None:
+        least, most = job.beta_range
+        return f"{least:g} to {most:g}, from the manifest" if least < most else f"{least:g}, from the manifest"
+    if isinstance(job, JobSpec) and job.has_own_betas:
+        return f"from the manifest, else {job.betas[0]:g}"
     return ", ".join("none" if beta is None else f"{beta:g}" for beta in job.betas)
 
 

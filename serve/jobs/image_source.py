@@ -10,6 +10,7 @@ from typing import BinaryIO
 
 from serve.errors import InputError, UnreadableError
 from serve.jobs.rooted_files import Files
+from tureen.tokens import Strength
 
 MAX_NAME = 4096  # characters of a path or an id
 SYSTEM_FOLDERS = ("__MACOSX",)
@@ -20,15 +21,16 @@ SYSTEM_FILES = ("_success", "thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "de
 class InputImage:
     """One image of the input of a job.
 
-    id: the id that its rows have. path: the path that its rows have. beta: the β that the manifest gives for this
-    image; None if it gives none. location: how `ImageSource.read` finds the image: a path, an index, or an offset and a
-    size in bytes.
+    id: the id that its rows have. path: the path that its rows have. beta, strength: the β or the strength that the
+    manifest gives for this image; None if it gives none. The listing of a job has the β of a strength in its place.
+    location: how `ImageSource.read` finds the image: a path, an index, or an offset and a size in bytes.
     """
 
     id: str
     path: str
     beta: float | None
     location: str
+    strength: Strength | None = None
 
 
 class ImageSource(ABC):

@@ -14,18 +14,19 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePath, PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 from urllib.parse import urlsplit
 
 from serve.errors import InputError, UnreadableError
 from serve.jobs.archives import TAR_SUFFIXES, TarSource, ZipSource
 from serve.jobs.image_source import MAX_NAME, ImageSource, InputImage, is_excluded, is_system_file, open_input_file
 from serve.jobs.rooted_files import Files, FolderEntry, RemoteFiles, RootedFiles
-from tureen.errors import ImageTooLargeError, InvalidBetaError
-from tureen.tokens import parse_beta
+from tureen.errors import ImageTooLargeError, InvalidBetaError, InvalidStrengthError
+from tureen.tokens import parse_beta, parse_strength
 
+T = TypeVar("T")
 MANIFEST_SUFFIXES = (".csv", ".jsonl", ".parquet")
 MAX_LINE = 1 << 20  # bytes of one line of a manifest
 ALL_FILES = Files()
@@ -135,7 +136,7 @@ class GlobSource(ImageSource):
 
 
 class ManifestSource(ImageSource):
-    """The images in a manifest, a table with the column `path` and the optional columns `id` and `beta`.
+    """The images in a manifest, a table with the column `path` and the optional columns `id`, and `beta` or `strength`.
 
     A path is a URL, an absolute path, or relative to the folder of the manifest. If `files` is a RootedFiles, which
     opens only files in the operator's directories, a path must not be a URL.
@@ -147,9 +148,13 @@ class ManifestSource(ImageSource):
 
     def list_images(self) -> Iterator[InputImage]:
         rows = {".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}[self._path.suffix.lower()]
+        scales: set[str] = set()  # columns of all rows so far; each row of JSONL names its own
         with open_input_file(self._files, self._path) as file:
             for n, row in enumerate(rows(file, self._path), start=1):
                 row_name = f"{self._path}, row {n}"
+                scales |= row.keys() & {"beta", "strength"}
+                if len(scales) > 1:
+                    raise InputError(f"{self._path} has the columns beta and strength: remove one")
                 path = row.get("path")
                 if not isinstance(path, str) or not path or "\0" in path:
                     raise InputError(f"{row_name}: the column path holds no path")
@@ -157,7 +162,9 @@ class ManifestSource(ImageSource):
                 if max(len(path), len(str(identity))) > MAX_NAME:
                     raise InputError(f"{row_name}: a path or id has more than {MAX_NAME:,} characters")
                 image_id = path if identity in (None, "") else str(identity)
-                yield InputImage(image_id, path, _parse_beta(row.get("beta"), row_name), path)
+                beta = _parse_number(parse_beta, InvalidBetaError, row.get("beta"), row_name)
+                strength = _parse_number(parse_strength, InvalidStrengthError, row.get("strength"), row_name)
+                yield InputImage(image_id, path, beta, path, strength)
 
     def read(self, image: InputImage, max_bytes: int) -> bytes:
         if isinstance(self._files, RootedFiles):
@@ -240,14 +247,23 @@ def _walk(files: Files, root: Path) -> Iterator[tuple[str, FolderEntry]]:
             yield name, entry
 
 
-def _parse_beta(value: object, row_name: str) -> float | None:
+def _parse_number(
+    parse: Callable[[str | float], T],
+    invalid: type[InvalidBetaError | InvalidStrengthError],
+    value: object,
+    row_name: str,
+) -> T | None:
+    """Returns the β or the strength in a cell; None if the cell is empty.
+
+    Raises InputError, with the name of the row, if `parse` raises `invalid` or if the value is no number or text.
+    """
     if value is None or value == "":
         return None
     try:
         if isinstance(value, bool) or not isinstance(value, str | int | float):
-            raise InvalidBetaError(value)
-        return parse_beta(value)
-    except InvalidBetaError as error:
+            raise invalid(value)
+        return parse(value)
+    except invalid as error:
         raise InputError(f"{row_name}: {error}") from error
 
 
@@ -293,7 +309,7 @@ def _read_parquet(file: BinaryIO, path: PurePath) -> Iterator[dict[str, Any]]:
         with pq.ParquetFile(file) as table:
             if "path" not in table.schema_arrow.names:
                 raise InputError(f"{path} has no column path")
-            columns = [name for name in ("path", "id", "beta") if name in table.schema_arrow.names]
+            columns = [name for name in ("path", "id", "beta", "strength") if name in table.schema_arrow.names]
             for batch in table.iter_batches(batch_size=8192, columns=columns):
                 yield from batch.to_pylist()
     except (pa.ArrowException, OSError) as error:

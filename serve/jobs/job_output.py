@@ -36,6 +36,7 @@ from tureen.atomic_file import atomic_file, write_atomically
 from tureen.bundle.manifest import Manifest, Precision
 from tureen.engines.base import Engine
 from tureen.preprocess import ImageLimits
+from tureen.tokens import Strength
 
 SUCCESS_FILE = "_SUCCESS"
 SPEC_FILE, LISTING_FILE, NEW_LISTING_FILE = "job.json", "inputs.jsonl", "inputs.jsonl.new"
@@ -56,7 +57,8 @@ class JobSummary(BaseModel):
     version: str  # of the model
     engine: str
     precision: Precision
-    betas: tuple[float | None, ...]  # those of the job; (None,) if the model has one token
+    betas: tuple[float | None, ...]  # of the images to which the input gives no β; (None,) if the model has one token
+    beta_range: tuple[float, float] | None = None  # lowest and highest β of the rows if the input gives β, else None
     calibrated: bool  # whether the probabilities use fitted temperatures
 
 
@@ -142,20 +144,27 @@ def read_job_spec(output: OutputDirectory) -> JobSpec | None:
     return None
 
 
-def list_inputs(source: ImageSource, output: OutputDirectory, on_listed: Callable[[int], None]) -> InputSummary:
+def list_inputs(
+    source: ImageSource,
+    output: OutputDirectory,
+    beta_of: Callable[[Strength], float],
+    on_listed: Callable[[int], None],
+) -> InputSummary:
     """Writes the listing, one JSON line per image, to the file NEW_LISTING_FILE. Returns a summary of the listing.
 
-    on_listed: receives the number of images so far. Raises InputError if the input cannot be listed or has no image.
-    Raises OutputError if the input has a link to a folder that contains the output.
+    beta_of: returns the β of a strength. The listing has this β in place of the strength. on_listed: receives the
+    number of images so far. Raises InputError if the input cannot be listed or has no image. Raises OutputError if the
+    input has a link to a folder that contains the output.
     """
     digest, images, has_own_betas = hashlib.sha256(), 0, False
     with atomic_file(output.job_folder / NEW_LISTING_FILE) as listing:
         for image in source.list_images():
-            line = json.dumps([image.id, image.path, image.beta, image.location]).encode() + b"\n"
+            beta = image.beta if image.strength is None else beta_of(image.strength)
+            line = json.dumps([image.id, image.path, beta, image.location]).encode() + b"\n"
             digest.update(line)
             listing.write(line)
             images += 1
-            has_own_betas |= image.beta is not None
+            has_own_betas |= beta is not None
             on_listed(images)
     for folder in source.linked_folders:
         check_not_inside(Path(output.name), folder)
@@ -197,7 +206,9 @@ def start_or_resume(
     model has one token. Raises the errors of `list_inputs`.
     """
     check_betas(options)
-    inputs = list_inputs(source, output, on_listed)
+    curve = manifest.strength if earlier is None or earlier.strength is None else earlier.strength
+    beta_of = manifest.model_copy(update={"strength": curve}).beta_of
+    inputs = list_inputs(source, output, beta_of, on_listed)
     spec = build_spec(options, inputs, manifest, engine, limits, earlier)
     new_listing = output.job_folder / NEW_LISTING_FILE
     if earlier is None:
@@ -311,6 +322,15 @@ class Job:
         """Returns the number of images of shard `number`. The last shard may have fewer than the others."""
         return min(self.spec.shard_images, self.spec.images - number * self.spec.shard_images)
 
+    def _beta_range(self) -> tuple[float, float]:
+        """Returns the lowest and the highest β of the rows of a job whose input gives β."""
+        (default,) = self.spec.betas
+        assert default is not None  # a model with one token has no β
+        with open_regular_file(self.output.job_folder / LISTING_FILE) as listing:
+            given = {InputImage(*json.loads(line)).beta for line in listing}
+        betas = [default if beta is None else beta for beta in given]
+        return min(betas), max(betas)
+
     def _read(self, number: int) -> Shard:
         shard = read_shard(self.shard_path(number), self.spec.format, self.spec.top_k)
         if len(shard) != self.images_in(number) * len(self.spec.betas):
@@ -343,6 +363,7 @@ class Job:
             engine=spec.engine,
             precision=spec.precision,
             betas=spec.betas,
+            beta_range=self._beta_range() if spec.has_own_betas else None,
             calibrated=spec.temperatures.is_calibrated,
         )
         assert not self.missing_shards()

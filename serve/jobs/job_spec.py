@@ -115,7 +115,7 @@ def build_spec(
     if not manifest.has_two_tokens and (options.betas is not None or inputs.has_own_betas):
         raise SingleTokenError
     if inputs.has_own_betas and options.betas is not None and len(options.betas) > 1:
-        raise InputError("the manifest has its own β: leave --betas out, or the column beta")
+        raise InputError("the manifest has its own β: leave --betas out, or the column beta or strength")
 
     def first_of(option: Any, name: str, default: Any) -> Any:
         return option if option is not None else getattr(earlier, name) if earlier is not None else default

@@ -2,6 +2,7 @@
 
 import codecs
 import glob
+import json
 import os
 import shutil
 import subprocess
@@ -9,10 +10,18 @@ import subprocess
 import pandas as pd
 import pytest
 
+import tureen
 from serve.errors import InputError
-from serve.jobs.input_sources import open_source
+from serve.jobs.input_sources import ALL_FILES, open_source
+from serve.jobs.job_output import LISTING_FILE, lock_output, start_or_resume
+from serve.jobs.job_spec import JobOptions
+from tests.serve.jobs.conftest import BUNDLE
 from tests.serve.jobs.photo_files import pack, write_manifest
 from tests.serve.jobs.tables import rows_of
+from tureen.bundle.bundle import load_bundle
+from tureen.bundle.manifest import UNMEASURED_STRENGTH, StrengthCurve
+from tureen.errors import SingleTokenError
+from tureen.preprocess import ImageLimits
 
 FILES = ["x.tar", "x.tar.gz", "x.zip", "x.csv", "x.jsonl", "x.parquet"]
 
@@ -67,6 +76,68 @@ def test_a_manifest_has_a_beta_for_each_image(run_batch, photos, tmp_path):
     assert [row["beta"] for row in rows_of(tmp_path / "out")] == [0.25, 0.5, 1.0, 0.0]
     with pytest.raises(InputError, match="its own β"):
         run_batch(tmp_path / "list.csv", tmp_path / "grid", "--betas", "0,1")
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_a_manifest_has_a_strength_for_each_image(run_batch, photos, tmp_path, kind, capsys):
+    names = sorted(str(file.relative_to(tmp_path)) for file in photos.rglob("*.*"))[:3]
+    table = pd.DataFrame({"path": names, "strength": [0.5, None, 0.9]})
+    write = {
+        "csv": lambda path: table.to_csv(path, index=False),
+        "jsonl": lambda path: path.write_text("".join(json.dumps(row) + "\n" for row in rows)),
+        "parquet": table.to_parquet,
+    }
+    rows = [{name: None if pd.isna(cell) else cell for name, cell in row.items()} for row in table.to_dict("records")]
+    write[kind](tmp_path / f"list.{kind}")
+    curve = load_bundle(BUNDLE).manifest.strength
+    assert run_batch(tmp_path / f"list.{kind}", tmp_path / "out", "--strength", 0.2) == 0
+    betas = [curve.beta_at(strength) for strength in (0.5, 0.2, 0.9)]
+    assert [row["beta"] for row in rows_of(tmp_path / "out")] == betas
+    assert f"β {betas[1]:g} to {betas[2]:g}, from the manifest" in capsys.readouterr().out
+    with pytest.raises(InputError, match="its own β: leave --betas out, or the column"):
+        run_batch(tmp_path / f"list.{kind}", tmp_path / "grid", "--betas", "0,1")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("list.csv", "path,strength\n{path},0.5\n{path},1.5\n", "row 2: the strength is '1.5'"),
+        ("list.csv", "path,strength\n{path},robust\n", "row 1: the strength is 'robust'"),
+        ("list.jsonl", '{{"path": "{path}", "strength": true}}', "row 1: the strength is True"),
+        ("list.jsonl", '{{"path": "{path}", "strength": [1]}}', "row 1: the strength is"),
+        ("list.csv", "path,beta,strength\n{path},,\n", "list.csv has the columns beta and strength: remove one"),
+        (
+            "list.jsonl",
+            '{{"path": "{path}", "beta": 1}}\n{{"path": "{path}", "strength": 1}}',
+            "list.jsonl has the columns beta and strength: remove one",
+        ),
+    ],
+)
+def test_an_invalid_strength_in_a_manifest_is_named(run_batch, photos, tmp_path, name, text, message):
+    (tmp_path / name).write_text(text.format(path=sorted(photos.rglob("*.png"))[0]))
+    with pytest.raises(InputError, match=message):
+        run_batch(tmp_path / name, tmp_path / "out")
+
+
+def test_a_resumed_job_keeps_the_strengths_of_its_first_run(photos, tmp_path):
+    """Even if the curve of the bundle has changed, as after `tureen calibrate`."""
+    (tmp_path / "list.csv").write_text(f"path,strength\n{sorted(photos.rglob('*.png'))[0]},0.5\n")
+    curve = StrengthCurve(betas=[0, 0.6, 1], strengths=[0, 0.5, 1], n=9)
+    with (
+        tureen.load(BUNDLE, engine="onnxruntime") as soup,
+        ALL_FILES.open_output(tmp_path / "out") as output,
+        lock_output(output),
+    ):
+        manifest = soup.bundle.manifest.model_copy(update={"strength": curve})
+        source = open_source(str(tmp_path / "list.csv"))
+        first = start_or_resume(output, source, manifest, soup.engine, ImageLimits(), JobOptions(), None)
+        listing = output.job_folder / LISTING_FILE
+        assert json.loads(listing.read_text())[2] == 0.6
+        changed = manifest.model_copy(update={"strength": UNMEASURED_STRENGTH})
+        assert start_or_resume(output, source, changed, soup.engine, ImageLimits(), JobOptions(), first) == first
+        single = manifest.model_copy(update={"has_two_tokens": False})
+        with pytest.raises(SingleTokenError, match="leave strength out"):
+            start_or_resume(output, source, single, soup.engine, ImageLimits(), JobOptions(), None)
 
 
 @pytest.mark.parametrize(
