@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import expect, sync_playwright
 
+from tests.patience import DEADLINE_S
 from tests.serve.admin.conftest import Operator
 from tests.serve.inference.test_reload import replace_with
 from tureen.bundle.bundle import MANIFEST, load_bundle
@@ -33,6 +34,8 @@ FLAGS = (
 )
 AXE = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text()
 PHONE = {"width": 390, "height": 844}
+
+expect.set_options(timeout=1000 * DEADLINE_S)
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is missing: install Debian's package chromium")
 
@@ -55,6 +58,7 @@ def open_page(browser):
             context = browser.new_context(**options)
             stack.callback(context.close)
             page = context.new_page()
+            page.set_default_timeout(1000 * DEADLINE_S)
             # The browser logs an error response on the console, too. refused: the statuses that the test expects.
             page.on(
                 "console",
