@@ -96,13 +96,16 @@ def test_a_beta_of_float32_is_its_shortest_decimal():
     assert decode(*body).betas == (0.7,)
 
 
-def test_which_beta_counts_tensor_above_parameter_above_query():
+def test_beta_comes_from_the_tensor_the_parameter_or_the_query_and_from_one_of_them_only():
     tensor = {"name": "beta", "datatype": "FP32", "shape": [1, 1], "data": [0.25]}
-    image, parameters = base64_image(b"x"), {"beta": 0.5}
-    assert decode(in_json(image, tensor, parameters=parameters), query={"beta": "1"}).betas == (0.25,)
-    assert decode(in_json(image, parameters=parameters), query={"beta": "1"}).betas == (0.5,)
-    assert decode(in_json(image), query={"beta": "1"}).betas == (1.0,)
+    image, parameters, query = base64_image(b"x"), {"beta": 0.5}, {"beta": "1"}
+    assert decode(in_json(image, tensor)).betas == (0.25,)
+    assert decode(in_json(image, parameters=parameters)).betas == (0.5,)
+    assert decode(in_json(image), query=query).betas == (1.0,)
     assert decode(in_json(image)).betas == (None,)
+    refuses("beta is given more than once", in_json(image, tensor, parameters=parameters))
+    refuses("beta is given more than once", in_json(image, tensor), query=query)
+    refuses("beta is given more than once", in_json(image, parameters=parameters), query=query)
 
 
 @pytest.mark.parametrize(("value", "beta"), [("robust", 1), ("clean", 0), ("0.7", 0.7), (0.7, 0.7), (1, 1), (0, 0)])
