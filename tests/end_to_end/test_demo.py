@@ -1,6 +1,7 @@
 """`tureen demo --train digits`, from a trained run on: export, samples, server, and the two commands that it prints."""
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -116,23 +117,27 @@ def test_a_taken_port_fails_before_two_minutes_of_training(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+def make_commands(*arguments):
+    """Lists the commands that `make` would run, without its comments.
+
+    `make test` may run this test: its variables would have `make` name the directories that it enters.
+    """
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    shown = subprocess.check_output(["make", "--dry-run", *arguments], cwd=ROOT, env=environment, text=True)
+    return [line for line in shown.splitlines() if line[:1] != "#"]
+
+
 def test_make_train_demo_runs_that_command_on_the_given_port():
-    shown = subprocess.check_output(["make", "--dry-run", "train-demo", "PORT=8123"], cwd=ROOT, text=True)
-    assert "tureen demo --train digits --port 8123" in shown
+    assert make_commands("train-demo", "PORT=8123")[-1].endswith("tureen demo --train digits --port 8123")
 
 
 def test_make_demo_installs_what_serving_needs_and_no_torch_and_make_test_adds_to_the_same_environment():
     """The commands of make, for a checkout without .venv and for one in which the demo ran."""
-
-    def commands(target, *flags):
-        make = ["make", "--dry-run", "--always-make", *flags, target]
-        return [line for line in subprocess.check_output(make, cwd=ROOT, text=True).splitlines() if line[:1] != "#"]
-
-    made, installed, stamped, served = commands("demo", "PORT=8123")
+    made, installed, stamped, served = make_commands("--always-make", "demo", "PORT=8123")
     assert made.endswith("-m venv .venv")
     assert installed.endswith('-e ".[serve,openvino]"')
     assert (stamped, served) == ("touch .venv/serving", ".venv/bin/tureen demo --port 8123")
-    rest = commands("test", "--old-file=.venv/bin/pip")  # the environment of the demo exists
+    rest = make_commands("--always-make", "--old-file=.venv/bin/pip", "test")  # the environment of the demo exists
     assert [line for line in rest if "-m venv" in line] == []
     assert any(line.endswith('-e ".[dev]"') for line in rest)
     assert "touch .venv/serving .venv/training .venv/installed" in rest  # so that the demo installs nothing again
