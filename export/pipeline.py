@@ -35,6 +35,7 @@ from training.distributed import best_device
 from training.evaluation.accuracy import make_predictor
 from training.models.vit import DualTokenViT
 from tureen.bundle.bundle import GOLDEN, MODEL_CARD, TOKENS, Golden, record_files, write_bundle
+from tureen.bundle.gallery import GALLERY, BundleGallery
 from tureen.bundle.manifest import BACKBONE, Manifest
 from tureen.tokens import CLEAN_BETA
 
@@ -56,6 +57,7 @@ def export_bundle(
     request: EngineRequest = ALL,
     limits: ParityLimits | None = None,
     modes: Modes = "two",
+    gallery: BundleGallery | None = None,
     overwrite: bool = False,
     cache: Path | None = None,
     report: Callable[[str], None] = lambda line: None,
@@ -67,6 +69,7 @@ def export_bundle(
     modes: "two" for a co-trained model with measured accuracy. For a model with one token, "one" makes the server
     reject a request with β, and "equal" makes it accept and ignore β.
     request: the engines and precisions to compare. limits: largest differences from PyTorch; None: the defaults.
+    gallery: pictures for the console; None: the bundle has no gallery.
     cache: directory for kernel timings of GPUs. report: called with a message for each step.
 
     Raises ExportError if the model cannot be exported, or if no engine or not every requested one passes. Raises
@@ -95,6 +98,8 @@ def export_bundle(
     dial: DialFields = measure_on_checkpoint(checkpoint, model) if modes == "two" else {}
     tokens = safetensors.numpy.save({"clean": expected.clean_token, "robust": expected.robust_token})
     files = {BACKBONE: graph, TOKENS: tokens, GOLDEN: golden_rows(model).to_bytes(), **proven.files}
+    if gallery is not None:
+        files[GALLERY] = gallery.model_dump_json(indent=2).encode()
     manifest = Manifest(
         name=name or checkpoint.name or checkpoint.recipe.name,
         version=hashlib.sha256(graph + tokens).hexdigest()[:12],

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from export.artefacts import PlanBuilder
 from export.errors import ExportError
+from export.gallery import read_gallery
 from export.parity import ParityLimits
 from export.pipeline import MAX_IMAGES, Modes, export_bundle
 from export.proving import EngineRequest
@@ -116,6 +117,12 @@ def export(arguments: list[str]) -> int:
             "in points, clean and attacked, at every β (default: %(default)g)",
         )
     _add_third_party(parser)
+    parser.add_argument(
+        "--gallery",
+        type=Path,
+        metavar="DIR",
+        help="directory that `tureen gallery` wrote for this run: the console shows its pictures",
+    )
     parser.add_argument("--force", action="store_true", help="overwrite BUNDLE if it exists")
     parser.add_argument("--json", action="store_true", help="print the manifest as JSON")
     options = parser.parse_args(arguments)
@@ -167,6 +174,7 @@ def export(arguments: list[str]) -> int:
         ),
         limits=limits,
         modes=modes,
+        gallery=options.gallery and read_gallery(options.gallery, options.checkpoint),
         overwrite=options.force,
         cache=default_cache_directory(),
         report=report,

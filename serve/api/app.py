@@ -67,6 +67,11 @@ def create_app(service: Service, lifespan: Lifespan | None = None, tracing: Trac
     add_health_routes(app, service)
     add_oip_routes(app, service, memory)
     add_docs_routes(app)
-    add_console(app, lambda: (service.bundle.manifest, service.active_settings), is_operators=False)
+    add_console(
+        app,
+        lambda: (service.bundle.manifest, service.active_settings),
+        gallery=lambda: service.bundle.gallery,
+        is_operators=False,
+    )
     add_head_routes(app.router)
     return app

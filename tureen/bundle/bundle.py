@@ -26,6 +26,7 @@ from pydantic import BaseModel, ValidationError
 
 from tureen.atomic_file import sync_directory, sync_file
 from tureen.bundle.files import MISSING, read_arrays, read_file, read_vectors, read_verified
+from tureen.bundle.gallery import GALLERY, BundleGallery, parse_gallery
 from tureen.bundle.graph import GraphFile, TensorInfo
 from tureen.bundle.graph_check import check_graph
 from tureen.bundle.manifest import (
@@ -87,6 +88,7 @@ class Bundle:
     tokens: Tokens  # by name; each float32 (D,)
     graph: bytes  # backbone.onnx
     golden: Golden  # the golden rows, which an engine must reproduce
+    gallery: BundleGallery | None = None  # pictures for the console; None if the bundle has no gallery.json
 
     @property
     def clean_token(self) -> NDArray[np.float32]:
@@ -176,6 +178,7 @@ def load_bundle(path: Path | str) -> Bundle:
     - the size and SHA-256 of every file outside engines/
     - the shape and dtype of every array
     - that backbone.onnx is one file with the expected inputs and outputs
+    - that gallery.json, if the manifest lists it, has valid fields and labels of the bundle
 
     Reads each file once, so the returned content is the verified content. `Bundle.artefact` verifies the files in
     engines/, so a damaged file there affects only its engine. Raises BundleError if a check fails or a file cannot be
@@ -190,9 +193,12 @@ def load_bundle(path: Path | str) -> Bundle:
     for name in REQUIRED:
         if name not in manifest.files:
             raise BundleError(f"{path / MANIFEST} does not list {name}: export the model again")
+    gallery = None
     for name, record in manifest.files.items():
         if name not in REQUIRED and not name.startswith(f"{ENGINES_DIRECTORY}/"):
-            read_listed_file(path, name, record)
+            content = read_listed_file(path, name, record)
+            if name == GALLERY:
+                gallery = parse_gallery(path / name, content, manifest.labels)
     data = {name: read_listed_file(path, name, manifest.files[name]) for name in REQUIRED}
     tokens = read_vectors(path / TOKENS, data[TOKENS])
     for token in ("clean", "robust"):
@@ -203,7 +209,7 @@ def load_bundle(path: Path | str) -> Bundle:
             raise BundleError(f"{path / TOKENS}: the {token} token is not {manifest.width} finite float32 numbers")
     golden = _load_golden(path, data[GOLDEN], manifest)
     check_backbone_graph(path / BACKBONE, data[BACKBONE], manifest, opset=manifest.opset)
-    return Bundle(path, manifest, tokens, data[BACKBONE], golden)
+    return Bundle(path, manifest, tokens, data[BACKBONE], golden, gallery)
 
 
 def read_manifest(path: Path | str) -> Manifest:

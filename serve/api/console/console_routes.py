@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 
 from serve.control.beta_choice import ActiveSettings
 from serve.http.direct_route import add_head_routes
+from tureen.bundle.gallery import BundleGallery
 from tureen.bundle.manifest import Manifest, failed_checks
 
 STATIC = Path(__file__).parent / "static"
@@ -27,10 +28,17 @@ HEADERS = {
 }
 
 
-def add_console(app: FastAPI, current: Callable[[], tuple[Manifest, ActiveSettings]], *, is_operators: bool) -> None:
-    """Registers the routes of the console: GET /ui, its static files, GET /ui/model, and GET /, a redirect to /ui.
+def add_console(
+    app: FastAPI,
+    current: Callable[[], tuple[Manifest, ActiveSettings]],
+    *,
+    gallery: Callable[[], BundleGallery | None] = lambda: None,
+    is_operators: bool,
+) -> None:
+    """Registers the routes of the console: GET /ui and what the page loads, and GET /, a redirect to /ui.
 
-    current: returns the manifest of the served model and the active settings. is_operators: whether the application is
+    current: returns the manifest of the served model and the active settings. gallery: returns the gallery of the
+    served model, or None; GET /ui/gallery then responds with 404. is_operators: whether the application is
     that of the operators' listener, where the page shows the sign-in.
     """
     # Files are read once and sent from memory, so the path of a request never reaches the file system.
@@ -70,9 +78,17 @@ def add_console(app: FastAPI, current: Callable[[], tuple[Manifest, ActiveSettin
             "beta_min": state.beta_min,
             "beta_max": state.beta_max,
             "clients_may_choose": state.clients_may_choose,
+            "has_gallery": gallery() is not None,
             "is_operators": is_operators,
         }
         return JSONResponse(content, headers=HEADERS)
+
+    @router.get("/ui/gallery")
+    async def pictures() -> Response:
+        shown = gallery()
+        if shown is None:
+            raise HTTPException(404)
+        return Response(shown.model_dump_json(), media_type="application/json", headers=HEADERS)
 
     add_head_routes(router)
     app.include_router(router)

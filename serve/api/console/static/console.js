@@ -67,18 +67,19 @@ function strengthGrid() {
 
 let latestFile = 0;
 
+// Returns whether the result of this file is shown. It is not after an error, or if another file was chosen since.
 async function classifyFile(file) {
-  if (!file) return;
+  if (!file) return false;
   const number = ++latestFile;
   clearResult();
   try {
     const response = await sweepFile(file);
-    if (number !== latestFile) return; // the user has chosen another file since
+    if (number !== latestFile) return false;
     sweep = response;
     if (sweep.model !== model.name || sweep.version !== model.version) await showModel();
   } catch (error) {
     if (number === latestFile) showError(error.message);
-    return;
+    return false;
   }
   $("image").onload = () => $("image").classList.toggle("small", $("image").naturalWidth < SMALL_IMAGE);
   $("image").src = URL.createObjectURL(file);
@@ -90,13 +91,15 @@ async function classifyFile(file) {
   drawCurve();
   showModes();
   showSelected();
+  return true;
 }
 
 // Removes the image and result of the previous file, so that they never stand beside the error of the next one.
 function clearResult() {
   showError();
   sweep = undefined;
-  $("image").hidden = $("result").hidden = $("figure").hidden = true;
+  $("image").hidden = $("result").hidden = $("figure").hidden = $("change-figure").hidden = true;
+  $("gallery-sentence").textContent = "";
   URL.revokeObjectURL($("image").src);
   $("image").removeAttribute("src");
 }
@@ -113,6 +116,81 @@ async function sweepFile(file) {
   } catch (error) {
     throw [400, 413, 415].includes(error.status) ? new Error(`${file.name}: ${error.detail}`) : error;
   }
+}
+
+// The gallery: drawn pictures, each before and after two attacks
+
+let gallery, chosen; // the response of /ui/gallery, and the picture of it that is shown
+
+const pngUrl = (base64) => `data:image/png;base64,${base64}`;
+
+async function showGallery() {
+  chosen = undefined;
+  gallery = model.has_gallery ? await (await request("ui/gallery")).json() : undefined;
+  $("gallery").hidden = !gallery;
+  if (!gallery) return;
+  const { signs, drawings_tried, clean_wrong_robust_right, clean_attacks_failed, both_attacks_failed } = gallery;
+  $("gallery-about").textContent =
+    `Choose a drawing, or your own image below. Each of the ${signs} signs was attacked twice: ${gallery.attack}, at most ` +
+    `${gallery.epsilon_255}/255 a value. After the attack for the clean token, the clean mode is wrong and the robust mode right on ` +
+    `${clean_wrong_robust_right} of ${signs}. Failed attacks: ${clean_attacks_failed} for the clean token, ${both_attacks_failed} for ` +
+    `both. Drawings tried: ${drawings_tried}. A drawing does not measure robustness; the table below does.`;
+  $("signs").replaceChildren(...gallery.pictures.map((picture) => {
+    const button = element("button", "", { type: "button", title: picture.title, "aria-pressed": "false" });
+    button.append(element("img", "", { src: pngUrl(picture.drawn), alt: picture.title }));
+    button.onclick = () => showPicture(picture, "clean");
+    return button;
+  }));
+}
+
+// Shows which picture of the gallery is chosen, in which version.
+function markChosen(version) {
+  $("versions").hidden = !chosen;
+  for (const button of $("versions").children) button.setAttribute("aria-pressed", String(button.value === version));
+  [...$("signs").children].forEach((button, n) => button.setAttribute("aria-pressed", String(gallery.pictures[n] === chosen)));
+}
+
+async function showPicture(picture, version) {
+  const bytes = Uint8Array.from(atob(picture[version]), (character) => character.charCodeAt(0));
+  const title = version === "drawn" ? picture.title : `${picture.title}, attacked`;
+  chosen = picture;
+  markChosen(version);
+  $("file").value = "";
+  if (!(await classifyFile(new File([bytes], title, { type: "image/png" })))) return;
+  $("gallery-sentence").textContent = `The true label is ${picture.label}. ${readingSentence(picture.label)}`;
+  if (version !== "drawn") await showChange(picture, version);
+}
+
+// Says at which strengths the label is the true one.
+function readingSentence(label) {
+  const isRight = sweep.answers.map((answer) => answer === label), first = isRight.indexOf(true), wrong = sweep.answers[0];
+  if (first < 0) return `The model is wrong at every strength: it reads ${[...new Set(sweep.answers)].join(", then ")}.`;
+  if (isRight.every(Boolean)) return "The model is right at every strength.";
+  if (first && isRight.slice(first).every(Boolean))
+    return `The clean mode reads ${wrong}. From strength ${sweep.strengths[first].toFixed(2)} on, the model is right.`;
+  return `The model is right at ${isRight.filter(Boolean).length} of ${isRight.length} strengths.`;
+}
+
+async function pixelsOf(base64) {
+  const image = new Image();
+  image.src = pngUrl(base64);
+  await image.decode();
+  const canvas = element("canvas", "", { width: image.naturalWidth, height: image.naturalHeight });
+  const context = canvas.getContext("2d");
+  context.drawImage(image, 0, 0);
+  return context.getImageData(0, 0, canvas.width, canvas.height);
+}
+
+// Draws the change of each pixel, added to grey and enlarged so that the largest possible change is black or white.
+async function showChange(picture, version) {
+  const [drawn, attacked] = await Promise.all([pixelsOf(picture.drawn), pixelsOf(picture[version])]);
+  if (chosen !== picture || $("image").hidden) return; // the user has chosen another image since
+  const factor = Math.floor(127 / gallery.epsilon_255), shown = attacked.data;
+  for (let n = 0; n < shown.length; n++) if (n % 4 !== 3) shown[n] = 128 + factor * (shown[n] - drawn.data[n]);
+  [$("change-picture").width, $("change-picture").height] = [attacked.width, attacked.height];
+  $("change-picture").getContext("2d").putImageData(attacked, 0, 0);
+  $("change-caption").textContent = `The change of each pixel, ${factor} times as large. Grey is no change.`;
+  $("change-figure").hidden = false;
 }
 
 // The curve is drawn at the size of its element, so that its text has the same size on a phone.
@@ -381,7 +459,8 @@ $("theme").onclick = () => {
   localStorage.setItem("tureen-theme", theme);
   setTheme(theme);
 };
-$("file").onchange = () => classifyFile($("file").files[0]);
+$("file").onchange = () => chooseFile($("file").files[0]);
+for (const button of $("versions").children) button.onclick = () => showPicture(chosen, button.value);
 $("strength").oninput = showSelected;
 $("dial").oninput = showExpected;
 for (const kind of ["dragover", "dragleave", "drop"]) {
@@ -396,6 +475,12 @@ document.addEventListener("paste", (event) => takeFile(event.clipboardData.files
 function takeFile(file) {
   if (!file || $("try").hidden) return;
   $("file").value = ""; // otherwise the input shows the name of the file chosen before
+  chooseFile(file);
+}
+
+function chooseFile(file) {
+  chosen = undefined;
+  markChosen();
   classifyFile(file);
 }
 
@@ -428,6 +513,7 @@ async function showModel() {
     }
     return line;
   }));
+  await showGallery();
   const row = model.accuracy[0];
   $("measurement").textContent = row
     ? `Robust accuracy is empirical. It was measured white-box on the soup of each row under ${row.attack}, ε = ${row.epsilon_255}/255, with 95 % intervals. It is not a guarantee, and does not cover other attacks.`

@@ -9,8 +9,10 @@ from serve.control.beta_choice import ActiveSettings
 from serve.control.settings_state import SettingsState
 from tureen.bundle.bundle import load_bundle
 from tureen.bundle.examples import EXAMPLES
+from tureen.bundle.gallery import BundleGallery, GalleryPicture
 
 MANIFEST = load_bundle(EXAMPLES / "cifar10").manifest
+PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGNgYGAAAAAEAAH2FzhVAAAAAElFTkSuQmCC"
 
 
 def client(settings, *, is_operators=False):
@@ -69,5 +71,31 @@ def test_the_model_has_its_accuracy_by_ascending_beta_and_the_active_settings(is
         "beta_min": 0.2,
         "beta_max": 0.9,
         "clients_may_choose": False,
+        "has_gallery": False,
         "is_operators": is_operators,
     }
+
+
+def test_the_gallery_is_that_of_the_served_bundle_and_404_without_one():
+    picture = GalleryPicture(title="a ship", label="ship", drawn=PNG, clean=PNG, both=PNG)
+    shown = BundleGallery(
+        attack="APGD",
+        epsilon_255=4,
+        signs=1,
+        drawings_tried=1,
+        clean_attacks_failed=0,
+        both_attacks_failed=0,
+        clean_wrong_robust_right=1,
+        pictures=[picture],
+    )
+    served = [None, shown]
+    app = FastAPI(docs_url=None, openapi_url=None)
+    settings = ActiveSettings(0.0, "bundle")
+    add_console(app, lambda: (MANIFEST, settings), gallery=lambda: served[-1], is_operators=False)
+    response = TestClient(app).get("/ui/gallery")
+    assert BundleGallery.model_validate(response.json()) == shown
+    assert response.headers["content-security-policy"].startswith("default-src 'none'; script-src 'self'")
+    assert TestClient(app).get("/ui/model").json()["has_gallery"]
+    served.pop()  # the bundle was replaced
+    assert TestClient(app).get("/ui/gallery").status_code == 404
+    assert not TestClient(app).get("/ui/model").json()["has_gallery"]
