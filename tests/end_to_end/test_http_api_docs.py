@@ -103,7 +103,16 @@ def test_every_command_runs_and_every_route_is_on_the_page(workplace, run_comman
     assert all(f"| `{name}` |" in section("## Classify an image", "## Classify several") for name in one)
     assert all(f"| `{name}` |" in section("## Classify an image", "## Parameters") for name in sweep)
 
-    pages = ("/", "/ui", "/ui/model", "/ui/static/{name}", "/docs", "/docs/static/{name}", "/openapi.json")
+    pages = (
+        "/",
+        "/ui",
+        "/ui/model",
+        "/ui/gallery",
+        "/ui/static/{name}",
+        "/docs",
+        "/docs/static/{name}",
+        "/openapi.json",
+    )
     not_in_the_schema = {("GET", path) for path in pages}
     version = re.escape("/versions/{version}")
     found = {(method.upper(), re.sub(version, "", path)) for path, methods in public.items() for method in methods}
