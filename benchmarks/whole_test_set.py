@@ -1,0 +1,128 @@
+"""Attacks a run on all its test images, in parts. An interrupted measurement continues with the same command.
+
+    python -m benchmarks.whole_test_set runs/signs --data gtsrb --betas 0 1
+
+Each β is attacked in white-box mode, with the attack, the steps and the radius of the recipe. Prints clean and robust
+accuracy with 95 % intervals, of all images and of those that are not dark. An image is dark if the mean of its values
+is below 30 of 255. A finished part is kept in RUN/whole-test-set.jsonl, and is not measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
+from tqdm import tqdm
+
+from benchmarks.machine import describe_machine
+from training.attacks.catalogue import ATTACKS, attack_label
+from training.checkpoint import Checkpoint, load_checkpoint
+from training.data.datasets import Images
+from training.distributed import best_device, limit_threads
+from training.evaluation.accuracy import AttackOutcome, attack_each_beta
+from training.evaluation.measure import read_images
+from tureen.arguments import positive_int
+from tureen.commands.report import accuracy_table
+
+DARK_BELOW = 30  # of 255, the mean of all values of an image
+PART = 256  # images
+PARTS_FILE = "whole-test-set.jsonl"
+
+
+class Part(BaseModel):
+    """The result of one β on the images `first` to `first + len(clean)`. Parts of another model are ignored."""
+
+    model_config = ConfigDict(frozen=True)
+
+    model: str  # SHA-256 of the weights
+    data: str
+    beta: float
+    attack: str
+    steps: int
+    epsilon_255: float
+    first: int
+    clean: list[bool]
+    robust: list[bool]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="directory of a finished run")
+    parser.add_argument("--data", required=True, metavar="DIR", help="labelled images that did not train the model")
+    parser.add_argument("--betas", type=float, nargs="+", default=[0.0, 1.0])
+    parser.add_argument("--images", type=positive_int, default=10**6, help="at most so many (default: all)")
+    parser.add_argument("--attack", choices=list(ATTACKS), help="attack (default: that of the recipe)")
+    parser.add_argument("--steps", type=positive_int, help="steps of the attack (default: those of the recipe)")
+    options = parser.parse_args()
+    limit_threads()
+    print(describe_machine())
+    checkpoint = load_checkpoint(options.run)
+    images = read_images(options.data, checkpoint.preprocess, checkpoint.labels, at_most=options.images)
+    recipe = checkpoint.recipe
+    attack = options.attack or recipe.evaluation_attack
+    steps = options.steps or recipe.evaluation_steps
+    outcomes = {
+        beta: measure(options.run, checkpoint, images, str(options.data), beta, attack, steps) for beta in options.betas
+    }
+    for name, chosen in (("all images", np.ones(len(images), np.bool_)), ("without dark images", ~is_dark(images))):
+        rows = [
+            AttackOutcome(outcome.clean[chosen], outcome.robust[chosen]).row(
+                beta, attack_label(attack, steps), recipe.epsilon_255
+            )
+            for beta, outcome in outcomes.items()
+        ]
+        print(f"\n{name}\n{accuracy_table(rows, images='images')}")
+
+
+def is_dark(images: Images) -> NDArray[np.bool_]:
+    """Returns which images are dark, bool (n,)."""
+    dark: NDArray[np.bool_] = images.pixels.mean(axis=(1, 2, 3)) < DARK_BELOW
+    return dark
+
+
+def measure(
+    run: Path, checkpoint: Checkpoint, images: Images, data: str, beta: float, attack: str, steps: int
+) -> AttackOutcome:
+    """Returns which images are classified right at `beta`. Appends each part to the file of the run when it is ready.
+
+    The images are in the order of `read_images`. data: their location; a part of other images is measured again.
+    """
+    file = run / PARTS_FILE
+    model_sha256 = json.loads((run / "checkpoint.json").read_text())["sha256"]["model.safetensors"]
+    epsilon_255 = checkpoint.recipe.epsilon_255
+    model = checkpoint.model.to(best_device()).eval()
+    settings = {
+        "model": model_sha256, "data": f"{data}, {len(images)} images", "beta": beta,
+        "attack": attack, "steps": steps, "epsilon_255": epsilon_255,
+    }  # fmt: skip
+    known = {part.first: part for part in _read_parts(file) if settings.items() <= part.model_dump().items()}
+    clean, robust = [], []
+    for first in tqdm(range(0, len(images), PART), desc=f"attack at β = {beta:g}", unit="part", disable=None):
+        part = known.get(first)
+        if part is None:
+            chosen = Images(images.pixels[first : first + PART], images.labels[first : first + PART])
+            (outcome,) = attack_each_beta(
+                model, chosen, betas=[beta], epsilon_255=epsilon_255, steps=steps, attack=attack, seed=first
+            ).values()
+            part = Part(**settings, first=first, clean=outcome.clean.tolist(), robust=outcome.robust.tolist())
+            with file.open("a") as parts:
+                parts.write(f"\n{part.model_dump_json()}\n")  # the first line break ends a line that was cut short
+        clean.append(np.array(part.clean, np.bool_))
+        robust.append(np.array(part.robust, np.bool_))
+    return AttackOutcome(np.concatenate(clean), np.concatenate(robust))
+
+
+def _read_parts(file: Path) -> Iterator[Part]:
+    for line in file.read_text().splitlines() if file.exists() else []:
+        with contextlib.suppress(ValidationError):  # an empty line, or one that was cut short
+            yield Part.model_validate_json(line)
+
+
+if __name__ == "__main__":
+    main()
