@@ -21,6 +21,7 @@ Png = Annotated[
     # The first characters are those of the signature of a PNG file.
     StringConstraints(pattern=r"^iVBORw0KGgo[A-Za-z0-9+/]+={0,2}$", max_length=MAX_PNG_CHARACTERS),
 ]
+Title = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9 _-]{0,63}$")]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
 
 
@@ -31,7 +32,7 @@ class _Record(BaseModel):
 class GalleryPicture(_Record):
     """One picture in three versions. Each is a PNG in base64, in the size that the model sees."""
 
-    title: Text = Field(description="such as stop")
+    title: Title = Field(description="such as stop; also a file name")
     label: Text = Field(description="the true class, a label of the bundle")
     drawn: Png = Field(description="the picture without an attack; the clean and the robust mode read it rightly")
     clean: Png = Field(description="after the attack on the clean token")

@@ -56,6 +56,7 @@ def test_the_record_is_read_as_it_was_written():
         (content(picture={"clean": base64.b64encode(b"<svg onload=alert(1)>").decode()}), "pictures.0.clean"),
         (content(picture={"clean": png(1) + '"><script>'}), "pictures.0.clean"),
         (content(picture={"both": png(1)[:-4] + "A" * MAX_PNG_CHARACTERS}), "pictures.0.both"),
+        (content(picture={"title": "../ship"}), "pictures.0.title"),
         (content(pictures=[]), "pictures"),
         (content(pictures=content()["pictures"] * (MAX_PICTURES + 1)), "pictures"),
         (content(epsilon_255=0), "epsilon_255"),

@@ -3,6 +3,7 @@
 The variable CONSOLE_PICTURES=DIRECTORY writes the pictures of the documentation to that directory.
 """
 
+import base64
 import contextlib
 import io
 import json
@@ -12,6 +13,7 @@ import signal
 from pathlib import Path
 
 import axe_playwright_python
+import numpy as np
 import pytest
 from PIL import Image
 from playwright.sync_api import expect, sync_playwright
@@ -19,8 +21,10 @@ from playwright.sync_api import expect, sync_playwright
 from tests.patience import DEADLINE_S
 from tests.serve.admin.conftest import Operator
 from tests.serve.inference.test_reload import replace_with
+from tests.tureen.bundle.test_gallery import bundle_with, content
 from tureen.bundle.bundle import MANIFEST, load_bundle
 from tureen.bundle.examples import EXAMPLES
+from tureen.pictures.ship import drawn_ship
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 FLAGS = (
@@ -107,6 +111,92 @@ def picture(page, name):
     if directory := os.environ.get("CONSOLE_PICTURES"):
         shot = Image.open(io.BytesIO(page.screenshot(full_page=True)))
         shot.convert("P", palette=Image.Palette.ADAPTIVE).save(Path(directory) / f"{name}.png", optimize=True)
+
+
+@pytest.fixture
+def with_gallery(start_server, tmp_path):
+    """A server of the example with a gallery: the drawing of a ship, which the model reads rightly, and noisy ones."""
+    drawing = np.asarray(drawn_ship().resize((32, 32), Image.Resampling.BOX))
+    noise = np.random.default_rng(0).choice([-4, 4], (2, *drawing.shape))
+    versions = [drawing, *np.clip(drawing + noise, 0, 255).astype(np.uint8)]
+    drawn, clean, both = (base64.b64encode(png_of(pixels)).decode() for pixels in versions)
+    ship = {"title": "a ship", "label": "ship", "drawn": drawn, "clean": clean, "both": both}
+    wrong = {**ship, "title": "no truck", "label": "truck"}  # the model reads a ship
+    gallery = content(signs=3, clean_attacks_failed=1, both_attacks_failed=2, pictures=[ship, wrong])
+    server = start_server(bundle=bundle_with(tmp_path / "with-gallery", json.dumps(gallery).encode()))
+    server.wait_until_ready()
+    return server, drawing, versions[1]
+
+
+def png_of(pixels):
+    Image.fromarray(pixels).save(written := io.BytesIO(), "PNG")
+    return written.getvalue()
+
+
+def test_a_picture_of_the_gallery_is_seen_before_and_after_each_attack(with_gallery, open_page):
+    server, drawing, attacked = with_gallery
+    page = open_page(f"http://127.0.0.1:{server.port}", viewport={"width": 1280, "height": 900})
+    pictures, versions = page.locator("#signs button"), page.locator("#versions button")
+    expect(pictures).to_have_count(2)
+    expect(page.locator("#gallery-about")).to_contain_text(
+        "on 1 of 3. Failed attacks: 1 for the clean token, 2 for both."
+    )
+    expect(page.locator("#versions")).to_be_hidden()
+
+    # One click: the attacked picture, its change, and at which strengths the model is right.
+    pictures.nth(0).focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("#change-figure")).to_be_visible()
+    expect(page.locator("#change-caption")).to_contain_text("31 times as large")
+    expect(page.locator("#gallery-sentence")).to_have_text(
+        "The true label is ship. The model is right at every strength."
+    )
+    shown = page.evaluate(
+        "[...document.querySelector('#change-picture').getContext('2d').getImageData(0, 0, 32, 32).data]"
+    )
+    change = 128 + 31 * (attacked.astype(int) - drawing)
+    assert np.array_equal(np.reshape(shown, (32, 32, 4))[..., :3], np.clip(change, 0, 255))
+    assert [button.get_attribute("aria-pressed") for button in versions.all()] == ["false", "true", "false"]
+    assert is_accessible(page)
+    assert fits(page)
+
+    versions.nth(0).click()
+    expect(page.locator("#change-figure")).to_be_hidden()
+    expect(page.locator("#gallery-sentence")).to_contain_text("The true label is ship.")
+    versions.nth(2).focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("#change-figure")).to_be_visible()
+    assert page.evaluate("document.activeElement.value") == "both"  # the keyboard's place is kept
+    assert [button.get_attribute("aria-pressed") for button in pictures.all()] == ["true", "false"]
+
+    pictures.nth(1).click()
+    expect(page.locator("#gallery-sentence")).to_have_text(
+        "The true label is truck. The model is wrong at every strength: it reads ship."
+    )
+
+    # Another image takes the place of the picture.
+    page.set_input_files("#file", {"name": "own.png", "mimeType": "image/png", "buffer": png_of(drawing)})
+    expect(page.locator("#clean-label")).to_have_text("ship")
+    for hidden in ("#versions", "#change-figure"):
+        expect(page.locator(hidden)).to_be_hidden()
+    expect(page.locator("#gallery-sentence")).to_have_text("")
+    assert [button.get_attribute("aria-pressed") for button in pictures.all()] == ["false", "false"]
+
+
+def test_the_gallery_fits_a_phone_in_the_dark(with_gallery, open_page):
+    page = open_page(f"http://127.0.0.1:{with_gallery[0].port}", viewport=PHONE, color_scheme="dark")
+    page.locator("#signs button").first.click()
+    expect(page.locator("#change-figure")).to_be_visible()
+    assert fits(page)
+    assert is_accessible(page)
+    if directory := os.environ.get("CONSOLE_PICTURES"):
+        page.screenshot(path=Path(directory) / "gallery-phone.png", full_page=True)
+
+
+def test_a_bundle_without_a_gallery_shows_none(operated, open_page):
+    page = open_page(f"http://127.0.0.1:{operated[0].port}")
+    expect(page.locator("#try")).to_be_visible()
+    expect(page.locator("#gallery")).to_be_hidden()
 
 
 def test_an_image_is_seen_at_every_strength_from_one_sweep(operated, open_page, image_file):
