@@ -47,7 +47,8 @@ class CompiledBackbone(nn.Module):
     """The backbone as it is exported: blocks and classifier in `precision`, patch embedding in float32.
 
     The patch embedding stays in float32 for two reasons. ONNX has no bf16 convolution before opset 22, and rounding
-    raw pixels costs most accuracy. If `can_fold` is true, the weights of the patch embedding contain the normalisation.
+    raw pixels costs more accuracy than any other rounding. Where `can_fold(model)` allows it, the mean and the standard
+    deviation of the pixels are a part of the weights of the patch embedding.
     """
 
     def __init__(self, model: DualTokenViT, precision: Precision = "fp32") -> None:

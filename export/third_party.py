@@ -120,8 +120,9 @@ def _labels(
 ) -> tuple[list[str], list[str]]:
     """Returns the labels of the model's outputs, and a sentence for each assumption.
 
-    classes: number of outputs. folders: class names of the images; None without images. Raises ExportError if the
-    number of labels is not that of the outputs, or if a folder is not exactly one of the labels.
+    The labels come from the file `options.labels`, or else from the config.json beside the weights at `path`, or else
+    from `folders`. classes: number of outputs. folders: class names of the images; None without images. Raises
+    ExportError if the number of labels is not that of the outputs, or if the name of a folder is not that of one label.
     """
     source, assumed = str(options.labels or "the config.json beside the weights"), []
     labels = (

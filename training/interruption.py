@@ -65,9 +65,9 @@ class StopSignals:
 
     @contextmanager
     def deferred(self, is_deferred: bool = True) -> Iterator[None]:
-        """Defers signals during the `with` block, such as a step or a save.
+        """Lets the `with` block, such as a step or a save, finish after a signal. `received` then has the signal.
 
-        In a nested block with `deferred(False)`, a signal raises InterruptedRun immediately.
+        A second signal raises InterruptedRun immediately. So does each signal in a nested block with `deferred(False)`.
         """
         before, self._is_deferred = self._is_deferred, is_deferred
         try:

@@ -65,7 +65,7 @@ def measured_manifest(path: Path, data: str, at_most: int) -> Manifest:
 
     Measures the logits of the fastest engine on this machine. data: location of the images, divided by `part_folders`.
     at_most: maximum number of images of each part. Prints a message if the images are too few to fit temperatures.
-    Raises ExportError if the model is not co-trained, or if the bundle has a file that is not in its manifest. Raises
+    Raises ExportError if the model was not co-trained, or if the bundle has a file that is not in its manifest. Raises
     DataError if the images have other classes or cannot be decoded, BundleError if the bundle is damaged, and
     EngineError if no engine can run it.
     """
@@ -92,7 +92,7 @@ def measured_manifest(path: Path, data: str, at_most: int) -> Manifest:
 
 
 def part_folders(data: str) -> list[str]:
-    """Returns the folder that measures the errors and the folder that fits the curve and the temperatures.
+    """Returns two folders of images: one to measure the calibration error, one to fit the curve and the temperatures.
 
     They are subfolders of `data` whose names denote a test and a validation split, such as test and val. Each has one
     folder for each class. If `data` does not have exactly one of each, returns only `data`.

@@ -62,17 +62,18 @@ class AdminListener:
         apply: ApplySettings,
         workers: Callable[[], list[WorkerState]],
     ) -> AdminListener:
-        """Calls `apply` with the current settings, then returns the open listener, even if the store is unreachable.
+        """Reads the settings of the operators, calls `apply` with them, and returns the open listener.
 
-        listener: a bound socket. The other parameters and the errors are those of `AdminOperations.open`.
+        If the store is unreachable, these are the last known settings. listener: a bound socket. The other parameters
+        and the errors are those of `AdminOperations.open`.
         """
         operations = await AdminOperations.open(settings, manifest, store, metrics, apply=apply, workers=workers)
         return cls(operations, _AdminUvicorn(_config(settings, operations)), listener)
 
     def show_model(self, manifest: Manifest) -> None:
-        """Sets the model that responses to operators name. Must be called when every process serves this model.
+        """Sets the model whose name and version are in the responses to operators.
 
-        manifest: of the model.
+        Must be called after every process has begun to serve this model. manifest: of the model.
         """
         self._operations.show_model(manifest)
 

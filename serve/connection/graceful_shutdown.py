@@ -122,7 +122,7 @@ class DrainingProtocol(HttpToolsProtocol):
 
 
 class DrainingServer(uvicorn.Server):
-    """A uvicorn server with a graceful shutdown, which accepts connections from the listeners that a caller selects."""
+    """A uvicorn server with a graceful shutdown. It accepts connections from the listeners given to `accept_from`."""
 
     server_state: DrainingState
 

@@ -23,9 +23,10 @@ PREFLIGHT_AGE_S = 600
 
 
 def allowed_origin(origins: frozenset[str], request_headers: Headers) -> bytes | None:
-    """Returns the value of Access-Control-Allow-Origin for a request, or None if the origin is absent or not allowed.
+    """Returns the value of Access-Control-Allow-Origin for a request, or None if its origin is not allowed.
 
-    origins: the allowed origins. If it contains ANY, every request is allowed.
+    origins: the allowed origins. If they contain ANY, returns ANY for every request. Otherwise returns the request's
+    own origin, or None if it has no header Origin or more than one.
     """
     if ANY in origins:
         return ANY.encode()

@@ -105,7 +105,7 @@ class ArchiveLinks:
         return int(first.lstrip("@").partition(":")[0] or 0)
 
     def _target_folders_of(self, name: str) -> Iterator[str]:
-        """Yields each folder that contains the name and that some link leads to."""
+        """Yields each folder on the path `name`, the outermost first, that is the target of a link."""
         at = name.find("/")
         while at >= 0:
             if name[:at] in self._target_names:

@@ -189,7 +189,7 @@ class ZipSource(ImageSource):
             raise InputError(f"{self._path} is encrypted: unpack it with its password and give the folder")
 
     def list_images(self) -> Iterator[InputImage]:
-        """Yields the files in their order, then the links."""
+        """Yields each file that is not excluded, in the order of the archive, then each link to such a file."""
         links = ArchiveLinks(self._path)
         for n, member in enumerate(self._members):
             name = _normalized(_name_in_zip(member), self._path)

@@ -41,7 +41,10 @@ DIFFERENCE_SIDE = 256
 
 
 class AttackReport(BaseModel):
-    """The result of `tureen attack`, as --json prints it. `after` and the results are those of the saved file."""
+    """The result of `tureen attack`, as --json prints it.
+
+    The values after the attack are measured on the image that --out saved, which is rounded to 8 bits.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -145,7 +148,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def radius_argument(text: str) -> float:
-    """Returns a radius in 1/255, from 1 to 255: an 8-bit image holds no smaller change."""
+    """Returns the radius in `text`, in 1/255. Raises ArgumentTypeError unless it is a number from 1 to 255.
+
+    An 8-bit image cannot change by less than 1.
+    """
     try:
         radius = float(text)
     except ValueError:
@@ -156,7 +162,10 @@ def radius_argument(text: str) -> float:
 
 
 def load_run(path: Path) -> Checkpoint:
-    """Returns the checkpoint in the directory. Raises CheckpointError, also for a bundle: it has no gradients."""
+    """Returns the checkpoint in the directory `path`.
+
+    Raises CheckpointError if the directory has no valid checkpoint, or has a bundle, which has no gradients.
+    """
     if (path / MANIFEST).is_file():
         raise CheckpointError(
             f"{path} is a bundle, which has no gradients to attack: give the directory of the run that `tureen train` "

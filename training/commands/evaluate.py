@@ -238,9 +238,9 @@ def _save(
     """Writes new results into the checkpoint at `path`.
 
     rows: accuracy at each β, all under one norm. Under l∞ they replace the accuracy of the checkpoint. Under l2 or l1
-    they replace the rows under the same norm in its evaluation. checks: results of the checks of the attacks on these
-    rows and on `measured`. They replace the earlier checks of the same results, and the checks of results that stay in
-    the evaluation are kept. measured: new values of fields of the evaluation, by field name.
+    they replace the rows under the same norm in its evaluation. measured: new values of fields of the evaluation, by
+    field name. checks: tests of the attack that gave `rows` and `measured`. An earlier check is removed with the figure
+    that it tested. The checks of figures that stay are kept.
     """
     before, norm = checkpoint.evaluation, rows[0].norm
     strengths = set() if "strengths" in measured else {row.beta for row in before.strengths}

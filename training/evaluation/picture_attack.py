@@ -1,4 +1,4 @@
-"""Attacks one image, and reads it at five strengths before and after: for a demonstration, not for a figure.
+"""Attacks one image, and reads it at five strengths before and after. This is a demonstration.
 
 One image says nothing about the accuracy of a model. `training.evaluation.accuracy` measures that.
 """

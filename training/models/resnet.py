@@ -1,6 +1,7 @@
 """ResNets whose normalisation layers differ between clean and robust mode, in place of two class tokens.
 
-The paper compares these variants: shared, dual, and dual parameters. Knows nothing about attacks, data or training.
+Rebuffi, Croce & Gowal (ICLR 2023) compare three variants, which `ResNetConfig` describes. Knows nothing about attacks,
+data or training.
 """
 
 from __future__ import annotations

@@ -93,9 +93,10 @@ def read_image(soup: Soup, image: str, beta: float | None = None, strength: floa
 
 
 def readings_text(image: str, readings: Readings, top_k: int, columns: int) -> str:
-    """Returns a heading with the best label of each reading, and a line with a bar for each of the best labels.
+    """Returns the text for one image: a heading, then a line with a bar for each of the `top_k` most probable labels.
 
-    The bars and the order are those of the chosen reading. columns: width of the terminal.
+    The heading has the most probable label at the β or strength of the command, in clean mode and in robust mode. The
+    bars show the probabilities at the β or strength of the command. columns: width of the terminal.
     """
     return "\n".join(_lines(image, readings, top_k, columns))
 

@@ -80,8 +80,9 @@ def build_plan(
 
     graph: has the weights of the bundle's backbone.onnx, and tensor types of `precision`. backbone_sha256: of
     backbone.onnx. batch: smallest, best and largest batch. cache: directory for the timings of kernels.
-    compute_capabilities: of the GPUs that will run the plan, such as "8.6"; only TensorRT-RTX uses them. Empty: that of
-    this machine's GPU; without a GPU, all that run every precision. on_progress: called after each step.
+    compute_capabilities: of the GPUs that will run the plan, such as "8.6"; only TensorRT-RTX uses them. If empty, the
+    plan is for the GPU of this machine. Without a GPU, it is for each compute capability that runs every precision.
+    on_progress: called after each step.
 
     Raises EngineError if the library is missing, if a GPU is missing that the build needs, or if the graph cannot be
     compiled.

@@ -57,7 +57,7 @@ def load_library(engine: EngineName) -> Any:
 
 @functools.cache
 def library_logger(library: Any) -> trt.ILogger:
-    """Returns a logger that passes the messages of TensorRT to Python's logging. No EngineError contains a message.
+    """Returns a logger that passes the messages of TensorRT to Python's logging. They are in no EngineError.
 
     library: the module `tensorrt` or `tensorrt_rtx`.
     """
