@@ -250,8 +250,8 @@ SIGNS = Recipe(
         "(Stallkamp et al., Neural Networks 2012), resized to 32 × 32. Frames of one track are nearly the same image, "
         "so a track is in one part only. Signs are not mirrored: arrows and digits have a direction."
     ),
-    expected="with epochs=12: clean 97.0 % at β = 0 and 96.0 % at β = 1, but nearly equal robust accuracy, 60 and 61 % of "
-    "300 images; see docs/LOG.md. The 25 epochs have not been run yet",
+    expected="with epochs=12: clean 97.0 % at β = 0 and 96.0 % at β = 1, but nearly equal robust accuracy, 60 and 61 % "
+    "of 300 images; see docs/LOG.md. The 25 epochs have not been run yet",
     command="tureen train signs --data gtsrb --out runs/signs",
     dataset="folder",
     group_by=r"[^/]+/\d+[_.]",  # train/CLASS/TRACK_FRAME.webp, and test/CLASS/NUMBER.webp
