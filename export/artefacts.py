@@ -53,8 +53,8 @@ class BundleArtefacts:
         """Returns the file `name`, which the engine runs in the precision.
 
         The first call for a graph builds it, and later calls return the same graph. Each call for a plan compiles it
-        again. Raises ExportError if the build needs images for int8, or torch-tensorrt, and that is missing. Raises
-        EngineError if a plan cannot be compiled.
+        again. Raises ExportError if images for int8, NNCF or torch-tensorrt are needed and missing. Raises EngineError
+        if a plan cannot be compiled.
         """
         if name != plan_name(engine, precision):
             return Artefact(self._graph(name, precision))

@@ -31,7 +31,7 @@ MAX_MEASURING_IMAGES = 2000
 
 
 class DialFields(TypedDict, total=False):
-    """The fields of a manifest that `measure_dial` measures. The defaults of `Manifest` replace missing ones."""
+    """The fields of a manifest that `measure_dial` measures. A missing field has the default of `Manifest`."""
 
     strength: StrengthCurve  # maps strength to β
     calibration: list[CalibrationRow]  # a temperature and calibration errors for each β

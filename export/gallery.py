@@ -1,4 +1,4 @@
-"""Reads what `tureen gallery` wrote, for the gallery of a bundle."""
+"""Reads the gallery, pictures before and after an attack, that `tureen gallery` wrote. A bundle may contain it."""
 
 from __future__ import annotations
 

@@ -108,8 +108,8 @@ def check_parity(row: ParityRow, limits: ParityLimits) -> None:
 def _check_accuracy(row: ParityRow, limits: ParityLimits) -> None:
     """Raises ParityError if the accuracy differs too much from that of PyTorch in fp32, at any β, clean or attacked.
 
-    The limit is in percentage points, but a difference of one image is always allowed. So that one image is at most
-    1.25 times the limit, at least 80 / limit images are required. Raises ParityError if the row has fewer. Raises it
+    The limit is in percentage points. A difference of one image is always allowed. Raises ParityError if the accuracy
+    was measured on fewer than 80 / limit images: one image would be more than 1.25 times the limit. Raises ParityError
     for int8 if the row has no accuracy.
     """
     name = f"{row.engine} {row.precision}"

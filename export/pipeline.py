@@ -72,7 +72,7 @@ def export_bundle(
     gallery: pictures for the console; None: the bundle has no gallery.
     cache: directory for kernel timings of GPUs. report: called with a message for each step.
 
-    Raises ExportError if the model cannot be exported, or if no engine or not every requested one passes. Raises
+    Raises ExportError if the model cannot be exported, if no engine passes, or if a requested one fails. Raises
     ParityError if a requested precision, or fp32 on the CPU, exceeds the limits. Raises BundleError if `out` exists and
     `overwrite` is false. After an error, nothing is written.
     """

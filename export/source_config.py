@@ -141,7 +141,7 @@ def _transformers_crop(preprocessor: Mapping[str, Any]) -> tuple[float | None, l
 
 
 def _side(size: int | Mapping[str, int]) -> int:
-    """Returns the shorter side, or else the height, in pixels. size: in the format of transformers."""
+    """Returns the shorter side in pixels; the height if `size` has none. size: in the format of transformers."""
     if isinstance(size, int):
         return size
     return size["shortest_edge"] if "shortest_edge" in size else size["height"]

@@ -122,7 +122,7 @@ def _labels(
 
     The labels come from the file `options.labels`, or else from the config.json beside the weights at `path`, or else
     from `folders`. classes: number of outputs. folders: class names of the images; None without images. Raises
-    ExportError if the number of labels is not that of the outputs, or if the name of a folder is not that of one label.
+    ExportError if the number of labels differs from `classes`, or if a folder's name does not equal exactly one label.
     """
     source, assumed = str(options.labels or "the config.json beside the weights"), []
     labels = (

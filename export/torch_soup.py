@@ -46,7 +46,7 @@ class TorchSoup:
         differentiable with respect to the images. All modules of a soup share their weights, and are in eval mode.
         beta: any finite number; outside [0, 1] the tokens are extrapolated.
 
-        Raises ValueError for another β. The module raises ValueError for images of another shape or dtype.
+        Raises ValueError if β is not finite. The module raises ValueError for images of another shape or dtype.
         """
         if isinstance(beta, str) or not math.isfinite(beta):
             raise ValueError(f"β must be a finite number, not {beta!r}")
@@ -75,8 +75,8 @@ class _SoupAtBeta(nn.Module):
 def load_torch(path: Path | str) -> TorchSoup:
     """Returns the model of the checkpoint, bundle or example `path`, on the GPU if there is one.
 
-    Raises CheckpointError or BundleError if `path` is neither or is damaged. Raises ExportError for a bundle whose
-    model cannot be rebuilt in PyTorch, as `model_of_bundle` does.
+    Raises CheckpointError or BundleError if `path` has no checkpoint or bundle, or a damaged one. Raises ExportError,
+    as `model_of_bundle` does, if the model of a bundle cannot be rebuilt in PyTorch.
     """
     path = find_bundle(path, must_exist=False)
     if (path / MANIFEST).exists():
@@ -108,8 +108,8 @@ def model_of_bundle(bundle: Bundle) -> DualTokenViT:
 def _model_shape(bundle: Bundle) -> ViTConfig:
     """Returns the shape of the model, from the manifest or from the recipe that the manifest names.
 
-    A bundle of an earlier version has only the name. Raises ExportError if the manifest has neither, or if the model is
-    not a ViT.
+    A bundle of an earlier version has only the name of the recipe. Raises ExportError if the manifest has neither shape
+    nor name, or if the model is not a ViT.
     """
     manifest = bundle.manifest
     try:

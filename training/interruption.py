@@ -67,7 +67,8 @@ class StopSignals:
     def deferred(self, is_deferred: bool = True) -> Iterator[None]:
         """Lets the `with` block, such as a step or a save, finish after a signal. `received` then has the signal.
 
-        A second signal raises InterruptedRun immediately. So does each signal in a nested block with `deferred(False)`.
+        A second signal, more than SECOND_AFTER_S later, raises InterruptedRun unless `ignores_repeats` is True. Each
+        signal in a nested block with `deferred(False)` raises it immediately.
         """
         before, self._is_deferred = self._is_deferred, is_deferred
         try:

@@ -43,7 +43,7 @@ class AdminOperations:
         metrics: Metrics,
         workers: Callable[[], list[WorkerState]],
     ) -> None:
-        """replica: the settings in force, which follow the store. The other parameters are those of `open`.
+        """replica: holds the settings in force, and follows the store. The other parameters are those of `open`.
 
         Raises SingleTokenError if --default-beta is set and the model has one token.
         """
@@ -126,9 +126,10 @@ class AdminOperations:
         await asyncio.to_thread(self.store.close)
 
     def show_model(self, manifest: Manifest) -> None:
-        """Sets the model that responses to operators name. Must be called when every process serves this model.
+        """Sets the model whose name and version are in the responses to operators.
 
-        manifest: of the model. Raises SingleTokenError if --default-beta is set and the model has one token.
+        Must be called after every process has begun to serve this model. manifest: of the model. Raises
+        SingleTokenError if --default-beta is set and the model has one token.
         """
         self.manifest = manifest
         self._without_operator = initial_settings(manifest, self._settings.default_beta)
@@ -184,7 +185,7 @@ class AdminOperations:
     def refuse_beta(self, change: SettingsChange) -> None:
         """Raises SingleTokenError, always: a model with one token has no β to change. Called only for such a model.
 
-        The error names the setting that the change gives.
+        The error names the first default that the change sets, or else "bounds and policies".
         """
         defaults = [name for name in ("default_beta", "default_strength") if name in change.model_fields_set]
         raise SingleTokenError(defaults[0] if defaults else "bounds and policies")

@@ -189,7 +189,10 @@ class ZipSource(ImageSource):
             raise InputError(f"{self._path} is encrypted: unpack it with its password and give the folder")
 
     def list_images(self) -> Iterator[InputImage]:
-        """Yields each file that is not excluded, in the order of the archive, then each link to such a file."""
+        """Yields each file that is not excluded, in the order of the zip, then the images of `ArchiveLinks.images`.
+
+        Raises InputError if a name or the links exceed a limit.
+        """
         links = ArchiveLinks(self._path)
         for n, member in enumerate(self._members):
             name = _normalized(_name_in_zip(member), self._path)

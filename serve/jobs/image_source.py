@@ -21,8 +21,8 @@ SYSTEM_FILES = ("_success", "thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "de
 class InputImage:
     """One image of the input of a job.
 
-    id: the id that its rows have. path: the path that its rows have. beta, strength: the β or the strength that the
-    manifest gives for this image; None if it gives none. The listing of a job has the β of a strength in its place.
+    id, path: written into each row of the image. beta, strength: the β or the strength that the manifest gives for this
+    image; None if it gives none. In the listing of a job, a strength is replaced by its β.
     location: how `ImageSource.read` finds the image: a path, an index, or an offset and a size in bytes.
     """
 

@@ -66,7 +66,7 @@ class JobSpec(BaseModel):
 
 @dataclass(frozen=True)
 class JobOptions:
-    """The options of a run of a job. None selects the value of the job's first run; in the first run, the default."""
+    """The options of a run of a job. None means the value of the job's first run; in the first run, the default."""
 
     betas: tuple[float | Strength, ...] | None = None
     default_beta: float | None = None  # used where betas is None and the model has two tokens; None: the bundle's

@@ -58,7 +58,7 @@ class JobRequest(FrozenModel):
         default=None, description="approximate rows per shard"
     )
     max_error_rate: float = Field(
-        default=1.0, strict=True, ge=0, le=1, description="stop the job above this share of errors"
+        default=1.0, strict=True, ge=0, le=1, description="the job stops above this share of rows with an error"
     )
 
     @model_validator(mode="after")
@@ -231,8 +231,8 @@ class JobRecords:
     def claim(self, owner: str) -> JobRecord | None:
         """Leases the oldest free job to `owner`, and returns the record of the job; None if no job is free.
 
-        A job is free if it is queued, or if it is running and its lease has expired. Returns None too if the expired
-        job was to be paused or cancelled; then stores that state.
+        A job is free if it is queued, or if it is running and its lease has expired. If the oldest free job was
+        to be paused or cancelled, stores that state and returns None.
         """
         with self._store.writing() as connection:
             orphaned = sa.and_(_JOBS.c.state == "running", _JOBS.c.lease_until < time.time())
@@ -303,7 +303,7 @@ class JobRecords:
         """Changes the state in the stored record `before`, and returns the new record. more: other fields to change.
 
         Clears owner, lease and requested state unless `more` has them. If another process has changed the record
-        meanwhile, changes nothing, and returns the record of that process.
+        meanwhile, changes nothing, and returns the record that the other process stored.
         """
         times = before.times if state == before.state else {**before.times, state: format_time(datetime.now(UTC))}
         after = replace(

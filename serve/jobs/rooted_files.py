@@ -84,7 +84,7 @@ class Files:
 
     @contextmanager
     def open_output(self, output: Path) -> Iterator[OutputDirectory]:
-        """Yields the output directory. Creates missing folders; removes those that are empty after the `with` block."""
+        """Yields the output directory. Creates missing folders. Removes those that are empty after the block."""
         job_folder = output / JOB_FOLDER
         missing = [folder for folder in (job_folder, *job_folder.parents) if not folder.exists()]
         try:
@@ -295,8 +295,8 @@ def _remove_empty(parent: int, name: str) -> None:
 def _open_regular(descriptor: int, *, may_have_links: bool) -> BinaryIO:
     """Returns the regular file of a descriptor, open for reading.
 
-    Raises UnreadableError and closes the descriptor if it is not a regular file. Does so too for a file with several
-    hard links, unless `may_have_links`.
+    Raises UnreadableError and closes the descriptor if it is not a regular file, or if the file has several hard links
+    and `may_have_links` is False.
     """
     status = os.fstat(descriptor)
     is_regular = stat.S_ISREG(status.st_mode)

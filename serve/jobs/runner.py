@@ -80,7 +80,7 @@ class JobProgress:
         self._stop.set()
 
     def on_listed(self, images: int) -> None:
-        """Called while the input is listed. images: number of images so far.
+        """Checks the number of images that the listing of the input has so far.
 
         Raises InputError if `images` exceeds the limit, and JobInterruptedError after `stop`.
         """

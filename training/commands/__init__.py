@@ -1,1 +1,4 @@
-"""The commands `tureen train`, `tureen evaluate`, which measures accuracy, and `tureen tune`, which chooses β."""
+"""The commands `tureen train`, `evaluate`, `tune`, `attack` and `gallery`.
+
+`evaluate` measures accuracy, and `tune` chooses β. `attack` changes one image. `gallery` attacks drawn traffic signs.
+"""

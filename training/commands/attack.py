@@ -1,4 +1,4 @@
-"""The command `tureen attack`."""
+"""The command `tureen attack`: changes one image slightly, so that the model predicts a wrong label for it."""
 
 from __future__ import annotations
 
@@ -63,7 +63,11 @@ class AttackReport(BaseModel):
 
 
 def attack(arguments: list[str]) -> int:
-    """Runs `tureen attack`: changes one image so that a soup misreads it. Returns the exit status."""
+    """Runs `tureen attack`: changes one image so that a soup predicts a wrong label. Returns the exit status.
+
+    arguments: those after `tureen attack`. The status is 0 too if the attack fails. Raises DataError if, before the
+    attack, the model predicts another label than the true one at every attacked β.
+    """
     options = _parser().parse_args(arguments)
     limit_threads()
     checkpoint = load_run(options.checkpoint)
@@ -164,7 +168,8 @@ def radius_argument(text: str) -> float:
 def load_run(path: Path) -> Checkpoint:
     """Returns the checkpoint in the directory `path`.
 
-    Raises CheckpointError if the directory has no valid checkpoint, or has a bundle, which has no gradients.
+    Raises CheckpointError if the directory has no valid checkpoint. Raises it for a bundle too, because a bundle has no
+    gradients.
     """
     if (path / MANIFEST).is_file():
         raise CheckpointError(
@@ -175,7 +180,7 @@ def load_run(path: Path) -> Checkpoint:
 
 
 def report_text(report: AttackReport, *, image: str, out: Path) -> str:
-    """Returns the report for a terminal. image, out: the file that was read, and the one that was written."""
+    """Returns the report as text for a terminal. image: name of the original file. out: path of the attacked image."""
     source = "as clean mode reads it" if report.label_source == "clean mode" else "as --label says"
     return "\n".join(
         [
@@ -192,7 +197,10 @@ def report_text(report: AttackReport, *, image: str, out: Path) -> str:
 
 
 def readings_table(before: Sequence[Reading], after: Sequence[Reading]) -> str:
-    """Returns what each strength reads before and after the attack, as a table."""
+    """Returns a table of the most probable label at each strength, before and after the attack.
+
+    before, after: the readings of the image at the same strengths, in the same order.
+    """
     width = max(len("before"), *(len(reading.label) for reading in before))
     lines = [f"strength      β  {'before':<{width + 8}}  after"]
     for first, second in zip(before, after, strict=True):
@@ -205,7 +213,10 @@ def readings_table(before: Sequence[Reading], after: Sequence[Reading]) -> str:
 
 
 def _betas(options: argparse.Namespace, curve: StrengthCurve) -> list[float]:
-    """Returns the β to attack: both modes, the β of --beta or --strength, or that of the clean mode."""
+    """Returns the β to attack: 0 and 1 for --joint, or else that of --beta or --strength, or else 0, the clean mode.
+
+    curve: maps a strength to a β.
+    """
     if options.joint:
         return [CLEAN_BETA, ROBUST_BETA]
     if options.strength is not None:

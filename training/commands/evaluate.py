@@ -239,8 +239,8 @@ def _save(
 
     rows: accuracy at each β, all under one norm. Under l∞ they replace the accuracy of the checkpoint. Under l2 or l1
     they replace the rows under the same norm in its evaluation. measured: new values of fields of the evaluation, by
-    field name. checks: tests of the attack that gave `rows` and `measured`. An earlier check is removed with the figure
-    that it tested. The checks of figures that stay are kept.
+    field name. checks: tests of the attack that gave `rows` and `measured`. If a call replaces a stored result, its
+    earlier checks are removed. The checks of all other stored results are kept.
     """
     before, norm = checkpoint.evaluation, rows[0].norm
     strengths = set() if "strengths" in measured else {row.beta for row in before.strengths}

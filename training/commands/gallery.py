@@ -1,4 +1,4 @@
-"""The command `tureen gallery`."""
+"""The command `tureen gallery`: draws traffic signs, attacks each drawing, and writes all pictures to a directory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ DRAWINGS = 20
 
 
 def gallery(arguments: list[str]) -> int:
-    """Runs `tureen gallery`: draws ten traffic signs and attacks each for two targets. Returns the exit status."""
+    """Runs `tureen gallery`: draws ten traffic signs, and attacks each on the clean token and on both tokens together.
+
+    arguments: those after `tureen gallery`. Returns the exit status.
+    """
     parser = argparse.ArgumentParser(
         prog="tureen gallery",
         description=(
@@ -58,7 +61,7 @@ def gallery(arguments: list[str]) -> int:
 
 
 def gallery_table(made: Gallery) -> str:
-    """Returns the readings of both modes after each attack, one row a sign, and the counts."""
+    """Returns a table with a row for each sign: the label that each mode predicts after each attack. Adds counts."""
     rows: list[tuple[str, ...]] = [
         ("sign", "drawing", "after the attack on the clean token", "", "after the attack on both", "")
     ]

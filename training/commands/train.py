@@ -135,8 +135,8 @@ def _recipe(options: argparse.Namespace, out: Path) -> Recipe:
     """Returns the recipe to train, changed by the settings of --set.
 
     With --resume, it is the recipe of the interrupted run in `out`. Without --resume, or without such a run, it is the
-    recipe named on the command line. Raises CheckpointError if there is neither, or if the interrupted run is of a
-    recipe of another name. Raises the errors of `load_recipe`.
+    recipe named on the command line. Raises CheckpointError if there is neither, or if the interrupted run has another
+    recipe than the command line names. Raises the errors of `load_recipe`.
     """
     state = out / STATE
     if not options.resume or not state.exists():

@@ -89,8 +89,9 @@ def open_engine(
     engine: a name, or "auto" for the fastest engine that the bundle lists and this machine can run. precision: None for
     the fastest one. options: None for `default_options`.
 
-    If several engines fit, this function opens the fastest one of the ranking in `options.cache`. Without a ranking, or
-    if an engine opens that the ranking lacks, it opens all of them, times them in a race and saves the ranking.
+    If several engines fit, this function opens the fastest one of the ranking in `options.cache`. If there is no
+    ranking, it opens all of them, times them, and saves the ranking. It does so too if the ranking lacks an engine that
+    opens.
 
     Raises EngineError, with the reason for each engine, if no engine can be opened.
     """
@@ -133,8 +134,8 @@ def open_engine(
 def open_verified_engine(bundle: Bundle, row: ParityRow, options: EngineOptions | None = None) -> Engine:
     """Returns a new engine, after the check that it reproduces the bundle's golden rows.
 
-    row: gives the engine, its precision and its file. Raises BundleError if the file is missing or damaged. Raises
-    EngineError if the engine cannot be opened or does not reproduce the golden rows.
+    row: the entry of the manifest with the engine, its precision and its file. Raises BundleError if the file is
+    missing or damaged. Raises EngineError if the engine cannot be opened or does not reproduce the golden rows.
     """
     plan = bundle.manifest.plans.get(row.artefact)
     if plan is not None and plan.graph_sha256 != bundle.manifest.files[BACKBONE].sha256:
@@ -194,7 +195,7 @@ def _fastest(engines: Sequence[Engine], bundle: Bundle, options: EngineOptions) 
 def _race(engines: Sequence[Engine], bundle: Bundle) -> list[float]:
     """Returns the seconds that each engine takes for a batch of RACE_BATCH images, in the order of the engines.
 
-    The engines take turns. The result of an engine is the fastest of its RACE_RUNS runs.
+    The engines take turns. Each runs RACE_RUNS times, and its shortest time counts.
     """
     pixels = np.resize(bundle.golden.pixels, (RACE_BATCH, *bundle.golden.pixels.shape[1:]))
     tokens = np.tile(bundle.clean_token, (RACE_BATCH, 1))

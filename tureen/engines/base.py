@@ -88,8 +88,9 @@ def import_runtime(module: str, not_installed: str) -> Any:
 
 
 def golden_tolerance(row: ParityRow) -> float:
-    """Returns the tolerance of `check_golden_rows` for the engine of a parity row: the largest allowed difference.
+    """Returns the largest logit difference that `check_golden_rows` allows for an engine.
 
+    row: the entry of the manifest with the differences that export measured for this engine.
     The tolerance is four times the largest logit difference that export measured, and at least 1e-3. This machine may
     add numbers in another order than the machine of export.
     """

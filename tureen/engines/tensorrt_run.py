@@ -57,7 +57,9 @@ def load_library(engine: EngineName) -> Any:
 
 @functools.cache
 def library_logger(library: Any) -> trt.ILogger:
-    """Returns a logger that passes the messages of TensorRT to Python's logging. They are in no EngineError.
+    """Returns a logger that passes the messages of TensorRT to Python's logging.
+
+    An EngineError does not contain these messages.
 
     library: the module `tensorrt` or `tensorrt_rtx`.
     """

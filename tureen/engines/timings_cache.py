@@ -44,7 +44,7 @@ class Conditions(_Record):
     """
 
     bundle: str = Field(description="the model's name and version")
-    bundle_sha256: str = Field(description="of the parity rows and the engine files in the manifest")
+    bundle_sha256: str = Field(description="SHA-256 of the parity rows and the engine files in the manifest")
     processor: str
     cpus: int
     threads: int
@@ -74,7 +74,7 @@ class Ranking(_Record):
     measured_on: datetime.date
     by: Literal["bench", "race"]
     batch: int = Field(gt=0, description="images in each timed run")
-    timings: list[Timing] = Field(min_length=1, description="the first is opened first")
+    timings: list[Timing] = Field(min_length=1, description="of the engines, in the order in which auto tries them")
 
 
 def make_ranking(
@@ -82,7 +82,7 @@ def make_ranking(
 ) -> Ranking:
     """Returns a ranking with today's date (UTC) and the `current_conditions`. The timings are sorted by `Timing.merit`.
 
-    batch: the batch size of the timings. by: the measurement, `tureen bench` or the race of "auto".
+    batch: the batch size of the timings. by: "bench" if `tureen bench` measured, "race" if the engine "auto" did.
     """
     return Ranking(
         conditions=current_conditions(bundle, options),
@@ -160,7 +160,7 @@ def write_ranking(ranking: Ranking, cache: Path | None) -> bool:
 def explain_choice(bundle: Bundle, options: EngineOptions) -> str | None:
     """Returns the ranking by which "auto" chooses an engine, as a line of text.
 
-    Returns None if the cache has no ranking. In this case "auto" runs a race.
+    Returns None if the cache has no ranking. In this case "auto" times the engines.
     """
     ranking = read_ranking(bundle, options)
     if ranking is None:
