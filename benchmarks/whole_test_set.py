@@ -11,18 +11,18 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import nn
 from tqdm import tqdm
 
 from benchmarks.machine import describe_machine
 from training.attacks.catalogue import ATTACKS, attack_label
-from training.checkpoint import Checkpoint, load_checkpoint
+from training.checkpoint import load_checkpoint, weights_sha256
 from training.data.datasets import Images
 from training.distributed import best_device, limit_threads
 from training.evaluation.accuracy import AttackOutcome, attack_each_beta
@@ -35,17 +35,25 @@ PART = 256  # images
 PARTS_FILE = "whole-test-set.jsonl"
 
 
-class Part(BaseModel):
-    """The result of one β on the images `first` to `first + len(clean)`. Parts of another model are ignored."""
+class Measured(BaseModel):
+    """The settings of a measurement. Parts with other settings in the file of the run are ignored."""
 
     model_config = ConfigDict(frozen=True)
 
     model: str  # SHA-256 of the weights
-    data: str
-    beta: float
+    data: str  # location and number of the images
     attack: str
     steps: int
     epsilon_255: float
+
+
+class Part(BaseModel):
+    """The result of one β on the images `first` to `first + len(clean)`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    measured: Measured
+    beta: float
     first: int
     clean: list[bool]
     robust: list[bool]
@@ -65,16 +73,19 @@ def main() -> None:
     checkpoint = load_checkpoint(options.run)
     images = read_images(options.data, checkpoint.preprocess, checkpoint.labels, at_most=options.images)
     recipe = checkpoint.recipe
-    attack = options.attack or recipe.evaluation_attack
-    steps = options.steps or recipe.evaluation_steps
-    outcomes = {
-        beta: measure(options.run, checkpoint, images, str(options.data), beta, attack, steps) for beta in options.betas
-    }
+    measured = Measured(
+        model=weights_sha256(options.run),
+        data=f"{options.data}, {len(images)} images",
+        attack=options.attack or recipe.evaluation_attack,
+        steps=options.steps or recipe.evaluation_steps,
+        epsilon_255=recipe.epsilon_255,
+    )
+    model, file = checkpoint.model.to(best_device()), options.run / PARTS_FILE
+    outcomes = {beta: measure(model, images, beta, measured, file) for beta in options.betas}
+    label = attack_label(measured.attack, measured.steps)
     for name, chosen in (("all images", np.ones(len(images), np.bool_)), ("without dark images", ~is_dark(images))):
         rows = [
-            AttackOutcome(outcome.clean[chosen], outcome.robust[chosen]).row(
-                beta, attack_label(attack, steps), recipe.epsilon_255
-            )
+            AttackOutcome(outcome.clean[chosen], outcome.robust[chosen]).row(beta, label, recipe.epsilon_255)
             for beta, outcome in outcomes.items()
         ]
         print(f"\n{name}\n{accuracy_table(rows, images='images')}")
@@ -86,36 +97,34 @@ def is_dark(images: Images) -> NDArray[np.bool_]:
     return dark
 
 
-def measure(
-    run: Path, checkpoint: Checkpoint, images: Images, data: str, beta: float, attack: str, steps: int
-) -> AttackOutcome:
-    """Returns which images are classified right at `beta`. Appends each part to the file of the run when it is ready.
+def measure(model: nn.Module, images: Images, beta: float, measured: Measured, file: Path) -> AttackOutcome:
+    """Returns which images are classified right at `beta`, without an attack and under the attack.
 
-    The images are in the order of `read_images`. data: their location; a part of other images is measured again.
+    model: in eval mode. images: in the order of `read_images`. file: has the finished parts; each new part is appended.
     """
-    file = run / PARTS_FILE
-    model_sha256 = json.loads((run / "checkpoint.json").read_text())["sha256"]["model.safetensors"]
-    epsilon_255 = checkpoint.recipe.epsilon_255
-    model = checkpoint.model.to(best_device()).eval()
-    settings = {
-        "model": model_sha256, "data": f"{data}, {len(images)} images", "beta": beta,
-        "attack": attack, "steps": steps, "epsilon_255": epsilon_255,
-    }  # fmt: skip
-    known = {part.first: part for part in _read_parts(file) if settings.items() <= part.model_dump().items()}
-    clean, robust = [], []
+    known = {part.first: part for part in _read_parts(file) if (part.measured, part.beta) == (measured, beta)}
+    parts = []
     for first in tqdm(range(0, len(images), PART), desc=f"attack at β = {beta:g}", unit="part", disable=None):
         part = known.get(first)
         if part is None:
-            chosen = Images(images.pixels[first : first + PART], images.labels[first : first + PART])
             (outcome,) = attack_each_beta(
-                model, chosen, betas=[beta], epsilon_255=epsilon_255, steps=steps, attack=attack, seed=first
+                model,
+                Images(images.pixels[first : first + PART], images.labels[first : first + PART]),
+                betas=[beta],
+                epsilon_255=measured.epsilon_255,
+                steps=measured.steps,
+                attack=measured.attack,
+                seed=first,
             ).values()
-            part = Part(**settings, first=first, clean=outcome.clean.tolist(), robust=outcome.robust.tolist())
-            with file.open("a") as parts:
-                parts.write(f"\n{part.model_dump_json()}\n")  # the first line break ends a line that was cut short
-        clean.append(np.array(part.clean, np.bool_))
-        robust.append(np.array(part.robust, np.bool_))
-    return AttackOutcome(np.concatenate(clean), np.concatenate(robust))
+            clean, robust = outcome.clean.tolist(), outcome.robust.tolist()
+            part = Part(measured=measured, beta=beta, first=first, clean=clean, robust=robust)
+            with file.open("a") as finished:
+                finished.write(f"\n{part.model_dump_json()}\n")  # the first line break ends a line that was cut short
+        parts.append(part)
+    return AttackOutcome(
+        np.array([one for part in parts for one in part.clean], np.bool_),
+        np.array([one for part in parts for one in part.robust], np.bool_),
+    )
 
 
 def _read_parts(file: Path) -> Iterator[Part]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from export.errors import ExportError
-from training.checkpoint import MODEL
+from training.checkpoint import weights_sha256
 from training.evaluation.sign_gallery import GALLERY, Gallery
 from tureen.bundle.gallery import BundleGallery, GalleryPicture
 
@@ -28,7 +27,7 @@ def read_gallery(directory: Path, run: Path) -> BundleGallery:
         raise ExportError(f"{file} cannot be read: {remedy}") from error
     except ValidationError as error:
         raise ExportError(f"{file} is not the record of a gallery: {remedy}") from error
-    if made.model_sha256 != hashlib.sha256((run / MODEL).read_bytes()).hexdigest():
+    if made.model_sha256 != weights_sha256(run):
         raise ExportError(f"{file} was made for another model than that of {run}: {remedy}")
     if not made.pairs:
         raise ExportError(f"{file} has no picture: the model reads none of the drawn signs rightly in both modes")
@@ -44,6 +43,7 @@ def read_gallery(directory: Path, run: Path) -> BundleGallery:
             attack=made.attack,
             norm=made.norm,
             epsilon_255=made.epsilon_255,
+            difference_factor=made.difference_factor,
             signs=made.counts.signs,
             drawings_tried=made.counts.drawings_tried,
             clean_attacks_failed=made.counts.clean_attacks_failed,

@@ -99,6 +99,11 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     write_atomically(path / CHECKPOINT, (record.model_dump_json(indent=2) + "\n").encode())
 
 
+def weights_sha256(path: Path) -> str:
+    """Returns the SHA-256 of the weights in the directory `path` of a checkpoint. Raises OSError if it has none."""
+    return hashlib.sha256((path / MODEL).read_bytes()).hexdigest()
+
+
 def load_checkpoint(path: Path) -> Checkpoint:
     """Returns the checkpoint in the directory `path`. The model is in eval mode on the CPU.
 

@@ -30,7 +30,8 @@ def test_the_record_has_the_counts_and_the_pictures_of_the_directory(made, signs
     record, gallery = json.loads((made / "gallery.json").read_text()), read_gallery(made, signs_run)
     for count in ("signs", "drawings_tried", "clean_attacks_failed", "both_attacks_failed", "clean_wrong_robust_right"):
         assert getattr(gallery, count) == record["counts"][count]
-    assert (gallery.attack, gallery.epsilon_255) == (record["attack"], record["epsilon_255"])
+    for setting in ("attack", "epsilon_255", "difference_factor"):
+        assert getattr(gallery, setting) == record[setting]
     assert [picture.title for picture in gallery.pictures] == [pair["sign"] for pair in record["pairs"]]
     for picture, pair in zip(gallery.pictures, record["pairs"], strict=True):
         assert picture.label == pair["label"]

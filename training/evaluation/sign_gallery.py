@@ -6,7 +6,6 @@ and stays in the gallery whether the attack succeeds or not.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Literal
@@ -16,7 +15,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 from tqdm import tqdm
 
-from training.checkpoint import MODEL, Checkpoint
+from training.checkpoint import Checkpoint, weights_sha256
 from training.errors import DataError
 from training.evaluation.accuracy import Predict, make_predictor
 from training.evaluation.picture_attack import (
@@ -204,7 +203,7 @@ def make_gallery(
     gallery = Gallery(
         model=checkpoint.name or checkpoint.recipe.name,
         recipe=checkpoint.recipe.name,
-        model_sha256=hashlib.sha256((run / MODEL).read_bytes()).hexdigest(),
+        model_sha256=weights_sha256(run),
         made_by=f"tureen {__version__}",
         image_size=checkpoint.preprocess.image_size,
         attack=maker.attacks[0].name(classes),

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
 from tureen.atomic_file import sync_directory, sync_file
-from tureen.bundle.files import MISSING, read_arrays, read_file, read_vectors, read_verified
+from tureen.bundle.files import MISSING, invalid_content, read_arrays, read_file, read_vectors, read_verified
 from tureen.bundle.gallery import GALLERY, BundleGallery, parse_gallery
 from tureen.bundle.graph import GraphFile, TensorInfo
 from tureen.bundle.graph_check import check_graph
@@ -39,7 +39,7 @@ from tureen.bundle.manifest import (
     ParityRow,
     is_plan,
 )
-from tureen.errors import BundleError, BundleFileError, printable
+from tureen.errors import BundleError, BundleFileError
 
 MANIFEST = "manifest.json"
 TOKENS = "tokens.safetensors"
@@ -228,9 +228,7 @@ def read_manifest(path: Path | str) -> Manifest:
     try:
         return Manifest.model_validate_json(text, strict=True)  # true and "0.5" are no figures
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise BundleError(f"{file}: {printable(where) or 'fields'}: {first['msg']}; export the model again") from error
+        raise invalid_content(file, error) from error
 
 
 def read_manifest_text(path: Path | str) -> str:

@@ -18,8 +18,9 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
-from tureen.errors import BundleError, BundleFileError
+from tureen.errors import BundleError, BundleFileError, printable
 
 MAX_ARRAY_HEADER_BYTES: Final = 10_000  # of a .npy member; the default limit of NumPy
 
@@ -134,6 +135,13 @@ def read_vectors(file: Path, data: bytes) -> dict[str, NDArray[Any]]:
         raise BundleError(
             f"{file} is not a safetensors file of numbers that NumPy has: export the model again"
         ) from error
+
+
+def invalid_content(file: Path, error: ValidationError) -> BundleError:
+    """Returns the error for a file whose content does not fit its model. Its message names the first wrong field."""
+    first = error.errors()[0]
+    where = printable(".".join(str(part) for part in first["loc"])) or "fields"
+    return BundleError(f"{file}: {where}: {first['msg']}; export the model again")
 
 
 def _too_large(file: Path, size: int, max_bytes: int, advice: str) -> BundleFileError:

@@ -10,7 +10,8 @@ from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from tureen.errors import BundleError, printable
+from tureen.bundle.files import invalid_content
+from tureen.errors import BundleError
 
 GALLERY: Final = "gallery.json"
 MAX_PICTURES: Final = 100
@@ -46,6 +47,7 @@ class BundleGallery(_Record):
     attack: Text = Field(description="name of the attack with its steps and runs")
     norm: Literal["linf"] = "linf"
     epsilon_255: float = Field(gt=0, le=255, description="largest change of a value, in 1/255")
+    difference_factor: int = Field(ge=1, le=127, description="by how much the console multiplies the change of a value")
     signs: int = Field(ge=1, description="signs that were drawn")
     drawings_tried: int = Field(ge=1, description="until both modes read one drawing of each sign rightly")
     clean_attacks_failed: int = Field(ge=0, description="after it, the clean mode reads the picture rightly")
@@ -60,11 +62,9 @@ def parse_gallery(file: Path, data: bytes, labels: list[str]) -> BundleGallery:
     Raises BundleError if the content is not valid, or if a picture has another label.
     """
     try:
-        gallery = BundleGallery.model_validate_json(data)
+        gallery = BundleGallery.model_validate_json(data, strict=True)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = printable(".".join(str(part) for part in first["loc"])) or "fields"
-        raise BundleError(f"{file}: {where}: {first['msg']}; export the model again") from error
+        raise invalid_content(file, error) from error
     for picture in gallery.pictures:
         if picture.label not in labels:
             raise BundleError(f"{file} has a picture with the label {picture.label!r}, which the bundle does not have")

@@ -29,6 +29,7 @@ def content(**changes):
     return {
         "attack": "APGD",
         "epsilon_255": 4,
+        "difference_factor": 31,
         "signs": 2,
         "drawings_tried": 3,
         "clean_attacks_failed": 0,
@@ -61,6 +62,9 @@ def test_the_record_is_read_as_it_was_written():
         (content(pictures=content()["pictures"] * (MAX_PICTURES + 1)), "pictures"),
         (content(epsilon_255=0), "epsilon_255"),
         (content(signs=0), "signs"),
+        (content(signs="2"), "signs"),
+        (content(signs=True), "signs"),
+        (content(difference_factor=0), "difference_factor"),
         (content(more=1), "more"),
         (content(schema_version=2), "schema_version"),
     ],

@@ -69,7 +69,6 @@ let latestFile = 0;
 
 // Returns whether the result of this file is shown. It is not after an error, or if another file was chosen since.
 async function classifyFile(file) {
-  if (!file) return false;
   const number = ++latestFile;
   clearResult();
   try {
@@ -141,6 +140,7 @@ async function showGallery() {
     button.onclick = () => showPicture(picture, "clean");
     return button;
   }));
+  markChosen();
 }
 
 // Shows which picture of the gallery is chosen, in which version.
@@ -157,6 +157,7 @@ async function showPicture(picture, version) {
   markChosen(version);
   $("file").value = "";
   if (!(await classifyFile(new File([bytes], title, { type: "image/png" })))) return;
+  if (chosen !== picture) return; // the bundle was replaced meanwhile, with its gallery
   $("gallery-sentence").textContent = `The true label is ${picture.label}. ${readingSentence(picture.label)}`;
   if (version !== "drawn") await showChange(picture, version);
 }
@@ -183,9 +184,10 @@ async function pixelsOf(base64) {
 
 // Draws the change of each pixel, added to grey and enlarged so that the largest possible change is black or white.
 async function showChange(picture, version) {
+  const number = latestFile, factor = gallery.difference_factor;
   const [drawn, attacked] = await Promise.all([pixelsOf(picture.drawn), pixelsOf(picture[version])]);
-  if (chosen !== picture || $("image").hidden) return; // the user has chosen another image since
-  const factor = Math.floor(127 / gallery.epsilon_255), shown = attacked.data;
+  if (number !== latestFile) return; // the user has chosen another image since
+  const shown = attacked.data;
   for (let n = 0; n < shown.length; n++) if (n % 4 !== 3) shown[n] = 128 + factor * (shown[n] - drawn.data[n]);
   [$("change-picture").width, $("change-picture").height] = [attacked.width, attacked.height];
   $("change-picture").getContext("2d").putImageData(attacked, 0, 0);
@@ -479,6 +481,7 @@ function takeFile(file) {
 }
 
 function chooseFile(file) {
+  if (!file) return;
   chosen = undefined;
   markChosen();
   classifyFile(file);

@@ -183,6 +183,24 @@ def test_a_picture_of_the_gallery_is_seen_before_and_after_each_attack(with_gall
     assert [button.get_attribute("aria-pressed") for button in pictures.all()] == ["false", "false"]
 
 
+def test_a_picture_of_a_bundle_that_is_replaced_meanwhile_is_no_longer_chosen(with_gallery, open_page, tmp_path):
+    server, *_ = with_gallery
+    page = open_page(f"http://127.0.0.1:{server.port}")
+    page.locator("#signs button").first.click()
+    expect(page.locator("#gallery-sentence")).to_contain_text("The true label is ship.")
+    replace_with(tmp_path / "with-gallery", version="following")
+    server.process.send_signal(signal.SIGHUP)
+    server.wait_for(lambda: server.metric('tureen_reloads_total{outcome="ok"}') == 1, "reloaded")
+    page.locator("#versions button").nth(2).click()  # the response shows the page that the bundle is another one
+    expect(page.locator("#model")).to_have_text("cifar10 following")
+    expect(page.locator("#image")).to_be_visible()
+    expect(page.locator("#versions")).to_be_hidden()
+    expect(page.locator("#gallery-sentence")).to_have_text("")
+    page.locator("#signs button").first.click()
+    expect(page.locator("#gallery-sentence")).to_contain_text("The true label is ship.")
+    expect(page.locator("#versions")).to_be_visible()
+
+
 def test_the_gallery_fits_a_phone_in_the_dark(with_gallery, open_page):
     page = open_page(f"http://127.0.0.1:{with_gallery[0].port}", viewport=PHONE, color_scheme="dark")
     page.locator("#signs button").first.click()

@@ -81,6 +81,7 @@ def test_the_gallery_is_that_of_the_served_bundle_and_404_without_one():
     shown = BundleGallery(
         attack="APGD",
         epsilon_255=4,
+        difference_factor=31,
         signs=1,
         drawings_tried=1,
         clean_attacks_failed=0,
