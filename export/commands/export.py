@@ -236,5 +236,7 @@ def _modes(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Mode
         parser.error(f"argument --crop-fraction: {options.crop_fraction} is not above 0 and up to 1")
     if options.data is None and set(options.precision) - {"fp32"}:
         parser.error("argument --precision: precisions below fp32 are compared on real images only: add --data")
+    if options.gallery is not None:
+        parser.error("argument --gallery: only for a checkpoint of Tureen; a third-party model has no gallery")
     modes: Modes = options.tokens or "one"
     return modes

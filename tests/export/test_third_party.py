@@ -268,6 +268,7 @@ def test_an_existing_bundle_is_not_overwritten_without_the_flag(single_token_fil
         ["--crop-fraction", "0"],
         ["--precision", "bf16"],
         ["--tokens", "two"],
+        ["--gallery", "gallery"],
     ],
     ids=lambda arguments: arguments[0],
 )
