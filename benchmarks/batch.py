@@ -2,10 +2,10 @@
 
     python -m benchmarks.batch
 
-Runs the 10,000 test images of CIFAR-10 with the example bundle. Then runs 5,000 photographs (200 files, repeated) with
-a ViT-Ti/16 of random weights at 224 × 224 pixels. The throughput is the number of images by the seconds from the first
-image to the file `_SUCCESS`, without the time to open the engine. `benchmarks.hardware_limit` measures the limit in the
-same run. Peak memory is the largest resident size of the process, for 1,000 and for 50,000 images.
+Classifies the 10,000 test images of CIFAR-10 with the example bundle. Then classifies 5,000 photographs (200 files,
+repeated) with a ViT-Ti/16 of random weights at 224 × 224 pixels. Throughput is images per second, from the first image
+to the file `_SUCCESS`. The time to open the engine does not count. `benchmarks.hardware_limit` measures the limit in
+the same run. Peak memory is the largest resident size of the process, for 1,000 and for 50,000 images.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from tureen.soup import Soup
 
 
 def run_job(workload: Workload, manifest: Path, output: Path) -> float:
-    """Runs a batch job over the images of the manifest. Returns the seconds from the first image to the end."""
+    """Runs a batch job over the images that `manifest` lists. Returns the seconds from the first image to the end."""
     streams = min(2, available_cpus())
     with (
         closing(open_source(str(manifest))) as source,
@@ -72,7 +72,10 @@ def run_job(workload: Workload, manifest: Path, output: Path) -> float:
 
 
 def write_manifest(files: list[Path], count: int, path: Path) -> Path:
-    """Writes a CSV manifest with `count` rows, which name the files in turn. Returns `path`."""
+    """Writes the list of the input images of a job to `path`, a CSV file with `count` rows. Returns `path`.
+
+    The rows repeat the paths in `files`, in order.
+    """
     with path.open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["path"])

@@ -4,10 +4,10 @@
     python -m benchmarks.black_box tureen-demo/bundle --data digits
     python -m benchmarks.black_box BUNDLE --data DIR --queries 5000        # the number of queries in AutoAttack
 
-The attack is Square, which needs no gradient. It uses what any client receives: the probabilities of PNG files. A
-white-box attack also uses the weights, so a good one breaks at least as many images. If Square breaks more images than
-the white-box attack of the manifest, that attack was too weak, or gradients are masked. Then the white-box figure is
-not reliable.
+The attack is Square, which needs no gradient. It uses only the probabilities in the responses, which any client
+receives. A white-box attack also uses the weights, so a good white-box attack breaks at least as many images. If Square
+breaks more images than the white-box attack whose accuracy is in the manifest, the white-box attack was too weak, or
+gradients are masked. Then the white-box figure is not reliable.
 
 A strength is a number from 0 (clean mode) to 1 (robust mode). The curve in the manifest maps it to β.
 
@@ -64,7 +64,10 @@ class HttpClassifier:
     """A client of `POST /classify` at one strength, over one connection. It has no access to the model."""
 
     def __init__(self, port: int, *, classes: int, strength: float) -> None:
-        """Opens no connection yet. classes: K, sent as `top_k`; the server's --max-top-k must allow it."""
+        """Opens no connection yet.
+
+        classes: number of classes, sent as `top_k`. The server refuses a number above its --max-top-k.
+        """
         self._connection = http.client.HTTPConnection(HOST, port, timeout=TIMEOUT_S)
         self._path = f"/classify?strength={strength!r}&top_k={classes}"
         self._classes = classes
@@ -95,7 +98,7 @@ class HttpClassifier:
         return results
 
     def log_probabilities(self, images: Tensor) -> Tensor:
-        """Returns the logarithms of the probabilities of each image, float32 (B, K).
+        """Returns the logarithm of the probability of each class for each image, float32 (images, classes).
 
         images: float (B, 3, H, W) in [0, 1]; they are rounded to 8 bits before they are sent.
         """
@@ -117,8 +120,8 @@ class BlackBoxResult:
     before: Accuracy
     after: Accuracy
     n: int  # number of images
-    beta: float  # that the server used
-    queries: int  # images sent, of all images together
+    beta: float  # β of the strength, from the responses
+    queries: int  # number of images sent, in all requests together
 
 
 def main() -> None:
@@ -191,8 +194,8 @@ def attack_server(
 ) -> BlackBoxResult:
     """Attacks each image with Square through the server on `port`. Returns the accuracy before and after the attack.
 
-    images: pixels uint8 (N, H, W, 3). strength: of every request. epsilon_255: radius under l∞, in 1/255. queries: of
-    the attack, for each image. seed: of the random search.
+    images: pixels uint8 (B, H, W, 3). strength: of every request. epsilon_255: radius under l∞, in 1/255. queries:
+    number of queries that the attack may use for each image. seed: of the random search.
     """
     x, labels = images_from_pixels(torch.from_numpy(images.pixels)), torch.from_numpy(images.labels)
     with closing(HttpClassifier(port, classes=len(manifest.labels), strength=strength)) as client:
@@ -222,8 +225,8 @@ def attack_server(
 def is_stronger(result: BlackBoxResult, white_box: float, n: int, *, tests: int) -> bool:
     """Returns whether the accuracy under Square is significantly lower than under the white-box attack.
 
-    white_box: accuracy under the white-box attack, in [0, 1], on `n` images. tests: number of strengths. The test is
-    Fisher's exact test, one-sided, at the level SIGNIFICANCE / tests.
+    white_box: accuracy under the white-box attack, in [0, 1], on `n` images. tests: number of strengths that are
+    tested. The test is Fisher's exact test, one-sided, at the level SIGNIFICANCE / tests.
     """
     kept, kept_white_box = round(result.after.value * result.n), round(white_box * n)
     table = [[kept, result.n - kept], [kept_white_box, n - kept_white_box]]
@@ -233,9 +236,10 @@ def is_stronger(result: BlackBoxResult, white_box: float, n: int, *, tests: int)
 def report_strength(
     manifest: Manifest, strength: float, result: BlackBoxResult, *, epsilon_255: float, tests: int
 ) -> bool | None:
-    """Prints the line of one strength. Returns whether Square is significantly stronger than the white-box attack.
+    """Prints one line with the accuracies at one strength.
 
-    Returns None if the manifest has no white-box accuracy at this ε. tests: number of strengths.
+    Returns whether Square is significantly stronger than the white-box attack; None if the manifest has no white-box
+    accuracy at this ε. tests: number of strengths that are tested.
     """
     line = f"{strength:8.2f}{result.beta:7.2f}  {format_accuracy(result.before)}  {format_accuracy(result.after)}"
     expected = expected_accuracy(manifest, result.beta)
@@ -248,9 +252,9 @@ def report_strength(
 
 
 def report_verdict(stronger: Mapping[float, bool | None]) -> None:
-    """Prints the strengths at which Square is stronger than the white-box attack.
+    """Prints the strengths at which Square is significantly stronger than the white-box attack.
 
-    stronger: the result of `report_strength` by strength.
+    stronger: for each strength, the result of `report_strength`.
     """
     found = [f"{strength:g}" for strength, is_found in stronger.items() if is_found]
     if None in stronger.values():

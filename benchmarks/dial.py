@@ -1,11 +1,11 @@
-"""Measures how evenly the strength of a bundle moves its robust accuracy.
+"""Measures whether equal steps of strength change the robust accuracy of a bundle by equal amounts.
 
     python -m benchmarks.dial tureen/examples/cifar10 --data cifar10
 
 A strength is a number from 0 (clean mode) to 1 (robust mode). The curve in the bundle maps it to β. Attacks the model
 at strength 0, ¼, ½, ¾ and 1 by APGD, in PyTorch with the weights of the bundle. Prints clean and robust accuracy with
-95 % intervals. The robust gain is the robust accuracy at strength 1 minus that at 0. Prints the share of the gain that
-each quarter of strength adds.
+95 % intervals. The robust gain is the robust accuracy at strength 1 minus the robust accuracy at strength 0. Prints the
+share of the gain that each quarter of strength adds.
 """
 
 from __future__ import annotations

@@ -2,10 +2,10 @@
 
     python -m benchmarks.digits --seeds 0 1 2
 
-There are four models: co-training with two tokens, one token for clean and adversarial images, nominal training alone
-(α = 1), and adversarial training alone (α = 0). All have the same backbone and number of steps. Prints for each seed
-the training time, and the accuracy at each β with its 95 % interval. Then prints the mean over the seeds. Runs one
-process with one thread for each CPU. Takes 40 minutes on two slow cores; with `--attack autoattack` two hours.
+There are four models: co-training with two tokens, co-training with one token, training on clean images alone, and
+training on adversarial images alone. All have the same backbone and number of steps. Prints for each seed the training
+time, and the accuracy at each β with its 95 % interval. Then prints the mean over the seeds. Runs one process per CPU,
+each with one thread. Takes 40 minutes on two slow cores; with `--attack autoattack` two hours.
 """
 
 from __future__ import annotations
@@ -73,9 +73,9 @@ def main() -> None:
 
 
 def train_and_evaluate(settings: Sequence[str], betas: Sequence[float], images: int) -> tuple[list[AccuracyRow], float]:
-    """Trains a model on the digits with one thread. Returns its accuracy at each β, and the seconds of the training.
+    """Trains a model on the digits with one thread. Returns the accuracy at each β, and the training time in seconds.
 
-    settings: changes of the recipe, as KEY=VALUE. images: number of test images.
+    settings: changes of the recipe `digits`, as KEY=VALUE. images: number of test images.
     """
     torch.set_num_threads(1)
     recipe = load_recipe("digits", settings)

@@ -3,9 +3,10 @@
     python -m benchmarks.engines                     # ViT-Ti/16 and ViT-B/16 at 224: about 15 minutes
     python -m benchmarks.engines --models ti --quick
 
-Varies the batch size, the opset, the streams, the threads, and the number of different β in a batch. Compares with
-benchmark_app, the benchmark that OpenVINO provides. Compare the figures of one run with each other; on shared cores,
-compare only ratios. A model of random weights has no useful accuracy: `tureen export` measures that of trained models.
+Varies the batch size, the opset, the numbers of streams and of threads, and the number of different β in a batch.
+Compares Tureen's engine `openvino` with benchmark_app, the benchmark that OpenVINO provides. Compare the figures of one
+run with each other; on shared cores, compare only ratios. Models with random weights have no useful accuracy.
+`tureen export` measures the accuracy of trained models.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ Run = Callable[[], object]
 class Model:
     """A dual-token ViT with random weights, as ONNX graphs, and 64 random images.
 
-    pixels: the images, uint8 (64, 224, 224, 3). clean, robust: the tokens, float32 (D,).
+    pixels: the images, uint8 (64, 224, 224, 3). clean, robust: the tokens, float32 (width of the ViT,).
     """
 
     def __init__(self, key: str) -> None:
@@ -71,7 +72,7 @@ class Model:
         self.int8 = int8_graph(self.fp32, self.pixels[:CALIBRATION_IMAGES], self.clean, self.robust)
 
     def tokens(self, betas: NDArray[np.float64] | list[float]) -> NDArray[np.float32]:
-        """Returns one mixed token for each β, float32 (B, D)."""
+        """Returns one mixed token for each β, float32 (number of β, width of the ViT)."""
         return mix_rows(self.clean, self.robust, betas)
 
     def graph(self, precision: str) -> bytes:
@@ -166,9 +167,9 @@ def compare_opsets(model: Model, rounds: int) -> None:
 
 
 def compare_streams(model: Model, rounds: int) -> None:
-    """Prints the speed of each engine with two streams relative to one stream, while two threads call the engine.
+    """Prints the speed of each engine with two streams as a ratio to its speed with one stream.
 
-    Both settings use all CPUs. Prints nothing on a machine with one CPU.
+    In both cases two threads call the engine, and the engine uses all CPUs. Prints nothing on a machine with one CPU.
     """
     from concurrent.futures import ThreadPoolExecutor
 
@@ -219,7 +220,7 @@ def compare_onnxruntime_threads(model: Model, rounds: int) -> None:
 
 
 def measure_openvino_start(model: Model) -> None:
-    """Prints the seconds that OpenVINO needs to open the model, with an empty and with a full cache of compiled models.
+    """Prints the seconds that OpenVINO needs to open the model: with an empty cache, then with the model in the cache.
 
     Each measurement runs in a new process.
     """

@@ -1,9 +1,9 @@
-"""Measures how much a client that sends images that are expensive to decode delays the requests of other clients.
+"""Measures how much one client with images that are expensive to decode delays the requests of other clients.
 
-The module generates the expensive images: files of 1 to 100 kB that decode to 25 million pixels, and a small file of
-equal cost per byte. A stream sends requests with one kind of expensive image. Its rate is in bytes per second, because
-an attacker pays for bytes. Ordinary requests contain small PNG files and photographs. The benchmark measures the peak
-memory of the server too.
+The module generates the expensive images: files of 1 to 100 kB that decode to 25 million pixels, and a small image that
+costs as much per byte. One client sends requests with expensive images of one kind at a time. The rate of these
+requests is in bytes per second, because an attacker pays for bytes. The other clients send ordinary requests with small
+PNG files or photographs. The benchmark measures the peak memory of the server too.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from tureen.bundle.bundle import load_bundle
 from tureen.bundle.manifest import Manifest
 from tureen.machine import available_cpus
 
-BYTES_PER_S = 100_000  # of the expensive stream, request heads included
+BYTES_PER_S = 100_000  # of expensive requests, heads included
 SMALL_RATE, PHOTOGRAPH_RATE = 40.0, 20.0  # requests/s, two open loops in parallel
 STREAM_CONNECTIONS = 64  # at most; without a free connection a request is dropped
 SMALL_SIDE = 32  # pixels, as in CIFAR-10
 PHOTOGRAPH_SIZE = (1280, 960)
-STREAM_LEAD_S = 2.0  # of the stream before the ordinary requests, in which the decoder processes start
+STREAM_LEAD_S = 2.0  # of expensive requests alone, in which the decoder processes start
 SAMPLE_S = 0.25  # between two samples of memory
 WITHOUT_IMAGE = "as many requests without an image"
 
@@ -78,10 +78,10 @@ class OrdinaryRequests:
 
 
 def measure_expensive_images(workload: Workload) -> None:
-    """Prints the p99 latency of ordinary requests beside each stream, as a ratio to the p99 without the stream.
+    """Prints the p99 latency of ordinary requests beside expensive ones, as a ratio to the p99 latency without them.
 
-    Then prints the number of ordinary requests without a response of status 200, and the peak memory of the server.
-    Measurements with and without a stream alternate.
+    There is one ratio for each kind of expensive image. Then prints the number of ordinary requests without a response
+    of status 200, and the peak memory of the server. Measurements with and without expensive requests alternate.
     """
     requests = OrdinaryRequests(
         classify_requests(noise_images(), media_type="image/png"), classify_requests(large_photographs())
@@ -93,7 +93,7 @@ def measure_expensive_images(workload: Workload) -> None:
     streams_in_turns = (*kinds, mixed, requests_without_image())
     measured = {kind.name: (OrdinaryResponses(), OrdinaryResponses()) for kind in streams_in_turns}
     largest = 0
-    # The stream runs in a separate process, so that it does not delay the ordinary requests.
+    # A separate process sends the expensive requests, so that they do not delay the ordinary ones in this process.
     streams = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
     streams.submit(os.getpid).result()
     with run_tureen(SMALL_BUNDLE, *workload.flags) as server, streams:
@@ -132,7 +132,8 @@ def measure_expensive_images(workload: Workload) -> None:
 def memory_budget() -> int:
     """Returns the bytes by which the memory of the server may exceed that of an idle server.
 
-    It is the sum for images, processes, threads and bodies in docs/serving.md, at the default settings.
+    The budget is the sum of the memory for images, processes, threads and bodies at the default settings, by
+    docs/serving.md.
     """
     decoders = min(8, available_cpus())
     one_image = 46 * 25_000_000
@@ -156,9 +157,10 @@ async def send_ordinary(
 async def send_beside_stream(
     server: Server, requests: OrdinaryRequests, seconds: float, *, seed: int
 ) -> tuple[OrdinaryResponses, int]:
-    """Waits STREAM_LEAD_S, then sends ordinary requests for `seconds`. Another process sends the stream meanwhile.
+    """Waits STREAM_LEAD_S seconds, then sends ordinary requests for `seconds`.
 
-    Returns the responses to the ordinary requests, and the peak memory of the server in bytes.
+    Meanwhile another process sends expensive requests. Returns the responses to the ordinary requests, and the peak
+    memory of the server in bytes.
     """
     peak = 0
 
@@ -176,10 +178,10 @@ async def send_beside_stream(
 
 
 def send_stream(port: int, requests: Sequence[bytes], seconds: float) -> Counter[int]:
-    """Sends the requests in turn for `seconds` at BYTES_PER_S, each on a new connection.
+    """Sends the requests in turn for `seconds`, BYTES_PER_S bytes per second, each on a new connection.
 
-    Skips a request while STREAM_CONNECTIONS connections are open. Returns the number of requests by status of the
-    response; 0 stands for a request without a response.
+    Skips a request while STREAM_CONNECTIONS connections are open. Returns the number of responses by status. The status
+    0 counts the requests without a response.
     """
     statuses: Counter[int] = uvloop.run(_send_stream(port, requests, seconds))
     return statuses
@@ -221,7 +223,7 @@ async def _send_stream(port: int, requests: Sequence[bytes], seconds: float) -> 
 
 
 def peak_bytes(server: Server) -> int:
-    """Returns the sum of the peak resident memory of each process of the server, in bytes.
+    """Returns the sum, over all processes of the server, of their peak resident memory in bytes.
 
     The peak of the whole server is at most this sum, because its processes may peak at different times.
     """
@@ -236,20 +238,20 @@ def peak_bytes(server: Server) -> int:
 
 
 def p99_ms(responses: Sequence[TimedResponse]) -> float:
-    """Returns the 99th percentile in ms of the latencies of the responses with status 200; NaN if there are none."""
+    """Returns the p99 latency in ms of the responses with status 200; NaN if there are none."""
     return percentile_ms(responses, 99)
 
 
 def percentile_ms(responses: Sequence[TimedResponse], percent: float) -> float:
-    """Returns the percentile in ms of the latencies of the responses with status 200; NaN if there are none.
+    """Returns the percentile `percent` of the latencies in ms; NaN if there are none. percent: 0 to 100.
 
-    A latency counts from the time at which the request was planned. percent: 0 to 100.
+    Only responses with status 200 count. A latency begins at the planned time of the request.
     """
     return 1000 * percentile([r.latency_s for r in responses if r.response.status == 200], percent)
 
 
 def not_served(responses: Sequence[TimedResponse]) -> int:
-    """Returns the number of responses with a status other than 200."""
+    """Returns the number of requests without a response of status 200."""
     return sum(timed.response.status != 200 for timed in responses)
 
 
@@ -270,17 +272,17 @@ def noise_images() -> list[bytes]:
 
 
 def large_photographs() -> list[bytes]:
-    """Returns five JPEG files of 1.2 million pixels, each about as large as the file of a camera at this size."""
+    """Returns five JPEG files of 1.2 million pixels, each with about as many bytes as a camera's file of this size."""
     rng = np.random.default_rng(0)
     grain = (rng.integers(0, 256, (PHOTOGRAPH_SIZE[1] // 4, PHOTOGRAPH_SIZE[0] // 4, 3), np.uint8) for _ in range(5))
     return [_encode(Image.fromarray(g).resize(PHOTOGRAPH_SIZE), "JPEG", quality=75) for g in grain]
 
 
 def expensive_streams(manifest: Manifest) -> list[ExpensiveStream]:
-    """Returns the streams, each with requests that contain one kind of expensive image.
+    """Returns one series of requests for each kind of expensive image.
 
     Some requests contain several images: in a form, in JSON or in the Open Inference Protocol. manifest: of the served
-    model, whose name is in the path of the Open Inference Protocol.
+    model; its name is in the path of a request of that protocol.
     """
     white = Image.new("RGB", (5000, 5000), "white")
     webp = _encode(white, "WEBP", lossless=True)
@@ -302,16 +304,16 @@ def expensive_streams(manifest: Manifest) -> list[ExpensiveStream]:
 
 
 def requests_without_image() -> ExpensiveStream:
-    """Returns a stream of requests without a decodable image, which shows the cost of requests and connections alone.
+    """Returns requests without a decodable image. They show the cost of requests and connections alone.
 
-    Each request is about as large as one with the smallest expensive image. So this stream and that one send the same
-    number of requests per second.
+    Each request is about as large as one with the smallest expensive image. So both kinds have the same number of
+    requests per second.
     """
     return ExpensiveStream(WITHOUT_IMAGE, classify_requests([b"\xff\xd8\xff" + bytes(120)], media_type="image/webp"))
 
 
 def jpeg_of_scans(image: Image.Image, scans: int) -> bytes:
-    """Returns the image as a progressive JPEG file with `scans` scans, of which the last ones are repeated."""
+    """Returns the image as a progressive JPEG file. Repeats the last scan until the file has `scans` scans."""
     data = _encode(image, "JPEG", progressive=True, quality=5)
     last = data[data.rfind(b"\xff\xda") : -2]
     return data[:-2] + last * (scans - data.count(b"\xff\xda")) + data[-2:]

@@ -2,12 +2,12 @@
 
     python -m benchmarks.figure2 --seeds 0 1 2 --out docs/figure2.png --json figure2.json
 
-Trains one model for each kind of normalisation, shared and dual, by Eq. 1 with α = ½, on the digits of scikit-learn.
-With dual normalisation, clean and robust mode have separate parameters; one variant of batch norm still shares the
-statistics. Measures accuracy during the training: clean accuracy in clean mode, and accuracy under APGD in robust mode.
-Plots the curves, and prints the last values. The finding of the paper is that shared normalisation ends with clearly
-less robust accuracy. Prints for each kind of normalisation whether this appears. An interrupted benchmark resumes from
-the curves in the file --json.
+Trains one model for each kind of normalisation, shared and dual, on the digits of scikit-learn. Clean and adversarial
+images have equal weight in the loss (Eq. 1 with α = ½). With dual normalisation, clean and robust mode have separate
+parameters; one variant of batch norm still shares the statistics. Measures accuracy during the training: clean accuracy
+in clean mode, and accuracy under APGD in robust mode. Plots the curves, and prints the last values. The finding of the
+paper is that a model with shared normalisation ends with clearly less robust accuracy. Prints for each kind of
+normalisation whether this finding appears. An interrupted benchmark resumes from the curves in the file --json.
 
 Source: Rebuffi, Croce & Gowal, *Revisiting adapters with adversarial training*, ICLR 2023, Figure 2: ResNet-50 on
 ImageNet. Data, size, schedule and attack differ from the paper, to suit one CPU core.
@@ -147,10 +147,10 @@ def last_values(curves: list[Curve], key: str) -> list[float]:
 
 
 def compare_shared_and_dual(by_variant: dict[tuple[str, str], list[Curve]]) -> list[str]:
-    """Returns a sentence for each variant with dual normalisation, which compares it with shared normalisation.
+    """Returns a sentence for each variant with dual normalisation: whether the finding of the paper appears.
 
-    The sentence says whether shared normalisation ends with clearly less robust accuracy. This requires a difference of
-    the means above CLEAR_GAP, and that every seed of the dual variant is above every seed of the shared one.
+    The finding is that shared normalisation ends with clearly less robust accuracy. It appears if the means differ by
+    more than CLEAR_GAP, and if every seed of the dual variant is above every seed of the shared one.
     """
     findings = []
     for norm, adapter in VARIANTS:

@@ -24,7 +24,7 @@ RUNS_PER_ROUND = 4  # of each engine at each batch size
 
 @dataclass(frozen=True)
 class ImageCost:
-    """The measured cost of one image: core-seconds of the decoder and of the engine, and seconds of an image alone."""
+    """The measured cost of one image: core-seconds in the decoder and in the engine, and latency of a single image."""
 
     decode_s: float  # mean over the images; one thread, the other cores idle
     busy_decode_s: float  # the same mean while every core decodes

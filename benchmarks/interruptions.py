@@ -1,7 +1,7 @@
-"""Counts the requests that are lost while the server stops, a worker is killed or the bundle is reloaded.
+"""Counts the lost requests in three cases: the server stops, a worker is killed, and the bundle is reloaded.
 
 A request counts as lost if a client sent it completely and received no response with status 200. If no request is lost,
-the program prints the upper bound of the true rate.
+the program prints an upper bound of the true loss rate.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ RECOVERY_S = 5.0
 
 @dataclass(frozen=True)
 class CompletedRequest:
-    """A request and its response.
+    """The response to a request, and the times of the request.
 
     connected_s, sent_s, ended_s: when the connection opened, when the request was sent, and when the response or the
     connection ended; seconds of time.perf_counter.
@@ -47,9 +47,9 @@ class CompletedRequest:
 
 @dataclass
 class Traffic:
-    """CLIENTS clients with one keep-alive connection each, which send requests without a pause.
+    """CLIENTS clients that send requests without a pause, each over its keep-alive connection.
 
-    They stop when the caller sets `is_over`. `completed` has every request with its response.
+    The clients stop when the caller sets `is_over`. `completed` has the times and the response of every request.
     """
 
     port: int
@@ -87,7 +87,7 @@ class Traffic:
 
 
 def measure_sigterm(workload: Workload) -> None:
-    """Stops servers by SIGTERM under load; prints the lost requests and the exit statuses.
+    """Stops servers by SIGTERM under load; prints the number of lost requests and the exit statuses.
 
     Target: each request sent before the signal gets a response, and the process exits with 0.
     """
@@ -128,7 +128,7 @@ async def stop_under_load(server: Server) -> tuple[Traffic, float, float]:
 
 
 def measure_worker_kill(workload: Workload) -> None:
-    """Kills one of two workers under load; prints the lost requests and the seconds until recovery.
+    """Kills one of two workers under load; prints the number of lost requests and the seconds until recovery.
 
     Target: only requests on connections of that worker are lost, and a new worker starts.
     """
@@ -162,7 +162,7 @@ class WorkerKill:
 
 
 async def kill_under_load(server: Server) -> tuple[Traffic, WorkerKill]:
-    """Kills the worker with most connections, and waits until a new worker has a connection.
+    """Kills the worker with the most connections, and waits until a new worker has a connection.
 
     Returns the traffic and the data of the kill.
     """
@@ -198,7 +198,7 @@ def client_connections(process: psutil.Process) -> int:
 
 
 def measure_reload(workload: Workload) -> None:
-    """Reloads a bundle by SIGHUP under load, each time with another version; prints the failed requests.
+    """Reloads the bundle by SIGHUP under load, each time another version; prints the number of failed requests.
 
     Target: no request fails, and after each signal a response comes from the new version.
     """

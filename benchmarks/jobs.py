@@ -4,8 +4,8 @@
 
 Uses photographs, and a ViT-Ti/16 of random weights at 224 × 224 pixels. First measures the capacity of the server in
 requests per second. Then requests arrive at random times, at a share of that capacity. Phases without a job and with a
-running job alternate. Prints the p99 latency with a job as a ratio to that without. Then prints the images per second
-of the job as a share of the capacity that the requests leave.
+running job alternate. Prints the p99 latency with a job as a ratio to the p99 latency without a job. Then prints the
+throughput of the job as a share of the capacity that the requests do not use.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ COPIES = 100  # of each photograph, so that no job ends during the measurement
 
 @dataclass(frozen=True)
 class JobPhase:
-    """The responses to the requests of one phase, and the images per second of the job in that phase."""
+    """The responses to the requests of one phase, and the throughput of the job in that phase."""
 
     load: OpenLoopResult
     job_rate: float  # images per second of the job; 0 if no job runs
@@ -46,7 +46,7 @@ class JobPhase:
         return self.percentile_ms(99)
 
     def percentile_ms(self, percent: float) -> float:
-        """Returns the percentile of the latencies in ms; NaN if no request succeeded. percent: 0 to 100.
+        """Returns the percentile `percent` of the latencies in ms; NaN if no request succeeded. percent: 0 to 100.
 
         Requests in the first tenth of the phase do not count. While no requests arrive, a job uses longer runs of the
         engine, and the first requests wait for the end of such a run.

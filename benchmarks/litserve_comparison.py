@@ -1,6 +1,6 @@
 """Compares the speed of Tureen with that of LitServe, on the same graph, engine, decoder and images.
 
-Measures the two servers in turn. LitServe runs with the best settings that a search finds. It is installed into a
+Measures the two servers in turn. LitServe runs with the best settings that a search finds. LitServe is installed in a
 separate virtual environment in the user's cache directory. Both servers use the same versions of all other packages.
 """
 
@@ -29,7 +29,7 @@ TRIAL_S = 4  # of load for each setting that the search tries
 
 @dataclass(frozen=True)
 class LitServeSettings:
-    """The options of benchmarks.litserve_server."""
+    """The options of the program `benchmarks.litserve_server`."""
 
     max_batch_size: int = 16
     batch_timeout: float = 0.002  # seconds that an incomplete batch waits for more requests
@@ -40,7 +40,7 @@ class LitServeSettings:
 
     @property
     def flags(self) -> list[str]:
-        """Command-line flags of these options."""
+        """These options as command-line flags of `benchmarks.litserve_server`."""
         flags = []
         for field in fields(self):
             value = getattr(self, field.name)
@@ -102,8 +102,8 @@ def find_best_settings(python, workload, trials, score) -> LitServeSettings:  # 
     """Returns the LitServeSettings with the highest score. The search changes one option at a time.
 
     python: path of the Python interpreter that has LitServe. score: computes a number from two ClosedLoopResults, at 64
-    connections and at one connection. trials: receives both results for each combination of options that was measured.
-    A later search with another score uses them again.
+    connections and at one connection. trials: both results by combination of options. The search adds those that it
+    measures, so that a search with another score can reuse them.
     """
     requests = form_requests(workload.images)
 
@@ -170,7 +170,7 @@ def litserve_python() -> Path:
 
 
 def form_requests(images: list[bytes]) -> list[bytes]:
-    """Returns a complete HTTP request for each image, which is the form file `request`. LitServe reads that field."""
+    """Returns a complete HTTP request for each image. The image is the form file `request`, which LitServe reads."""
     head = (
         b'--tureen\r\nContent-Disposition: form-data; name="request"; filename="photograph.jpg"\r\n'
         b"Content-Type: image/jpeg\r\n\r\n"

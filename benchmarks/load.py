@@ -64,7 +64,10 @@ class Connection(asyncio.Protocol):
             self.connection_lost(None)
 
     def request(self, request: bytes) -> asyncio.Future[Response]:
-        """Sends a complete request. Returns a future of the response, whose status is NO_RESPONSE if none arrives."""
+        """Sends a complete request. Returns a future of its response.
+
+        If no response arrives, the future has a Response of status NO_RESPONSE.
+        """
         response: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
         self.send(request, response.set_result)
         return response
@@ -125,7 +128,7 @@ class ClosedLoopResult:
         return self.succeeded / self.seconds
 
     def percentile_ms(self, percent: float) -> float:
-        """Returns the percentile of the latencies in ms; NaN if there are none. percent: 0 to 100."""
+        """Returns the percentile `percent` of the latencies in ms; NaN if there are none. percent: 0 to 100."""
         return 1000 * percentile(self.latencies, percent)
 
     def __str__(self) -> str:
@@ -220,7 +223,8 @@ async def open_loop(
     """Sends the requests in turn for `seconds`, at the random times of a Poisson process. Returns all responses.
 
     rate: mean requests per second; 0 sends none. Each request uses an idle connection, or else opens one. If
-    `max_connections` are in use, it is not sent, and its status is NOT_SENT. seed: of the random times.
+    `max_connections` are in use, the request is not sent, and its response has the status NOT_SENT. seed: of the random
+    times.
     """
     count = int(rate * seconds)
     times = np.cumsum(np.random.default_rng(seed).exponential(1 / rate, count)).tolist() if count else []

@@ -31,7 +31,7 @@ RECOVERY_STEP_S = 0.1
 
 @dataclass(frozen=True)
 class OverloadPhase:
-    """The responses at one rate of requests, and the latency of /healthz and the memory of the server meanwhile.
+    """The measurements at one rate of requests: responses, latencies of /healthz, and memory of the server.
 
     largest_rss: largest resident memory in bytes, of all processes together.
     """
@@ -47,7 +47,7 @@ class OverloadPhase:
 
     @property
     def refused(self) -> list[TimedResponse]:
-        """The requests that were sent and have no response with status 200, including those without any response."""
+        """The responses whose status is not 200 to requests that were sent. A missing response is one of them."""
         return [o for o in self.load.responses if o.response.status not in (200, NOT_SENT)]
 
     def __str__(self) -> str:
@@ -80,7 +80,7 @@ class OverloadPhase:
 def measure_overload(workload: Workload) -> None:
     """Prints the results of the server under overload, each beside its target.
 
-    They are goodput (responses with status 200 per second), latency, refusals, memory, health and recovery.
+    The results are goodput (responses with status 200 per second), latency, refusals, memory, health and recovery.
     """
     requests = classify_requests(workload.images)
     rounds: list[dict[float, OverloadPhase]] = []
@@ -135,7 +135,7 @@ def report(rounds: list[dict[float, OverloadPhase]], idle_rss: int) -> None:
 
 
 async def run_phase(server: Server, requests: list[bytes], rate: float, seconds: float, *, seed: int) -> OverloadPhase:
-    """Sends requests at random times for `seconds`. Meanwhile measures /healthz and memory every PROBE_S.
+    """Sends requests at random times for `seconds`. Meanwhile measures /healthz and memory every PROBE_S seconds.
 
     rate: requests per second. seed: of the random times.
     """
@@ -162,7 +162,7 @@ async def run_phase(server: Server, requests: list[bytes], rate: float, seconds:
 
 
 def percentile_ms(responses: list[TimedResponse], percent: float) -> float:
-    """Returns the percentile of the latencies in ms; NaN if there are no responses.
+    """Returns the percentile `percent` of the latencies in ms; NaN if there are no responses.
 
     A latency counts from the planned time of the request. percent: 0 to 100.
     """
@@ -172,7 +172,7 @@ def percentile_ms(responses: list[TimedResponse], percent: float) -> float:
 def recovery_s(after: OverloadPhase, normal_ms: float) -> float:
     """Returns the seconds from the start of the phase `after` until the server has recovered; infinity if it does not.
 
-    It has recovered when all later requests succeed, and their p99 latency is at most `normal_ms`.
+    The server has recovered when all later requests succeed, and their p99 latency is at most `normal_ms`.
     """
     responses = sorted(after.load.responses, key=lambda timed: timed.intended_s)
     for start in np.arange(0, after.load.seconds - 1, RECOVERY_STEP_S):

@@ -3,9 +3,10 @@
     python -m benchmarks.precisions runs/digits
     python -m benchmarks.precisions tureen/examples/cifar10 --data cifar10   # folders train/CLASS/… and test/CLASS/…
 
-Measures as `tureen export` does, and prints whether export would admit the engine to a bundle. Compares logits, labels
-and accuracy with PyTorch in fp32 on the same images. Transferred accuracy is the accuracy on adversarial images that an
-attack on the PyTorch model generates. The model is the output directory of `tureen train`, or a bundle.
+Measures parity as `tureen export` does, and prints whether export would admit the engine to a bundle. Compares logits,
+labels and accuracy with those of PyTorch in fp32 on the same images. Transferred accuracy is the accuracy on
+adversarial images that an attack on the PyTorch model generates. The argument is the output directory of
+`tureen train`, or a bundle.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ def checkpoint_of_bundle(options: argparse.Namespace) -> Checkpoint:
 
     The weights come from the graph and the tokens of the bundle. Recipe, labels, preprocessing, accuracy and provenance
     come from the manifest, and the held-out images from --data. Raises BundleError for an invalid bundle. Raises
-    ExportError if the graph is not that of a ViT of `tureen train`.
+    ExportError if the model is not a ViT of `tureen train`.
     """
     bundle = load_bundle(options.model)
     manifest = bundle.manifest

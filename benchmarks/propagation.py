@@ -39,7 +39,7 @@ CONNECTIONS = 16
 
 @contextmanager
 def run_operated_server(*flags: str, token: str | None = None) -> Iterator[tuple[int, AdminClient]]:
-    """Runs a server of the example bundle. Yields its port and a client of its admin listener.
+    """Runs a server with the example bundle. Yields its port and a client of its admin listener.
 
     token: the bearer token of the client, for a credential in the store. None: the client uses the token that the
     server writes to its state directory.
@@ -70,7 +70,7 @@ def measure_one_machine(changes: int) -> None:
 
 
 def wait_for_revision(client: AdminClient, revision: int) -> None:
-    """Waits until every worker has applied the revision. Raises RuntimeError if one has not after a minute.
+    """Waits until every worker has applied the revision. Raises RuntimeError if this takes over a minute.
 
     On a busy machine the server may respond to a change before every worker has applied it.
     """

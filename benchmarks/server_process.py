@@ -97,8 +97,8 @@ def run_server(
 ) -> Iterator[Server]:
     """Runs a server that listens on `port`, and yields it when it is ready. Stops it by SIGTERM after the `with` block.
 
-    ready: the path whose GET response shows that the server is ready. environment: additional variables. Raises
-    RuntimeError if the process exits, or is not ready after START_S.
+    ready: the path whose GET response shows that the server is ready. environment: additional environment variables.
+    Raises RuntimeError if the process exits, or is not ready after START_S.
     """
     process = subprocess.Popen(command, env={**os.environ, **(environment or {})})
     server = Server(process, port)

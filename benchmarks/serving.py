@@ -5,8 +5,8 @@
     python -m benchmarks.serving --only soak --requests 5000
 
 Every section prints one line per target. Load generator and server share the cores of the machine. Compare absolute
-figures only within one run; between runs, compare ratios. A ratio is the median over the rounds. It prints as
-"unavailable" if a round has no response with status 200.
+figures only within one run; between runs, compare ratios. A ratio is the median over the rounds. If a round has no
+response with status 200, "unavailable" is printed instead.
 """
 
 from __future__ import annotations

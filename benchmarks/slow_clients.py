@@ -25,7 +25,7 @@ HEAD = (
 def measure_slow_clients(workload: Workload) -> None:
     """Prints the p99 latency of a normal client beside SLOW_CLIENTS slow clients, as a ratio to the p99 without them.
 
-    Measures with and without the slow clients in turn.
+    Measurements with and without the slow clients alternate.
     """
     requests = classify_requests(workload.images)
     ratios: list[float] = []
@@ -52,8 +52,8 @@ async def load_beside_slow_clients(
 ) -> tuple[ClosedLoopResult, Counter[int], list[float]]:
     """Sends requests over one connection for `seconds` while SLOW_CLIENTS slow clients are connected.
 
-    Returns three things: counts and latencies of the one connection, the number of slow requests by status of the
-    response, and the seconds that each slow connection lasted.
+    Returns three things: the counts and latencies of the one connection, the number of responses to slow clients by
+    status, and the duration of each slow connection in seconds.
     """
     statuses: Counter[int] = Counter()
     held_s: list[float] = []

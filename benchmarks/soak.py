@@ -1,6 +1,6 @@
 """Measures whether the server leaks memory, descriptors or threads during very many requests.
 
-A tenth of the requests is malformed. Of another tenth, the client closes the connection before the response. The model
+A tenth of the requests is malformed. For another tenth, the client closes the connection before the response. The model
 is small, so that its memory hides no leak of the server. The same load then runs on a server that leaks on purpose, to
 prove that the measurement detects a leak.
 """
@@ -34,7 +34,7 @@ SETTLE_S = 3  # for the server to notice that every connection is closed
 
 @dataclass
 class SoakResult:
-    """The number of requests by outcome, such as "valid 200" or "abandoned", and the server's memory over the run."""
+    """The number of requests by outcome, such as "valid 200" or "abandoned", and samples of the server's memory."""
 
     counts: Counter[str] = field(default_factory=Counter)  # number of requests by outcome
     sent: int = 0  # number of requests sent
@@ -46,7 +46,7 @@ class SoakResult:
 
     @property
     def growth(self) -> float:
-        """Growth of memory from the end of the warm-up to the end, as a share; NaN if no request succeeded."""
+        """Relative growth of memory from the end of the warm-up to the end of the run; NaN if no request succeeded."""
         if not self.counts["valid 200"]:
             return math.nan
         rss = [bytes_held for _, bytes_held in self.samples_after_warm_up()]
@@ -67,7 +67,7 @@ class SoakResult:
 def run_soak(workload: Workload) -> None:
     """Prints the growth of memory, descriptors and threads after `workload.requests` requests.
 
-    Then prints the growth of memory of a server with a leak.
+    Then prints how much the memory of a server with a leak grows.
     """
     result, before, after = run_requests(workload.requests, TUREEN_SERVER)
     print(f"  {dict(result.counts.most_common())}\n  {result.curve()}", flush=True)
@@ -89,9 +89,9 @@ def run_soak(workload: Workload) -> None:
 
 
 def run_requests(requests: int, command: tuple[str, ...]) -> tuple[SoakResult, ResourceUsage, ResourceUsage]:
-    """Runs a server by `command`, and sends it this number of requests.
+    """Runs a server by `command`, and sends `requests` requests to it.
 
-    Returns the result, and the resources of the idle server after the warm-up and after the last request.
+    Returns the result, and the resources that the idle server uses after the warm-up and after the last request.
     """
     result = SoakResult()
     step = max(1, requests // SAMPLES)
@@ -140,7 +140,7 @@ async def abandon_request(connection: Connection, request: bytes, draw: random.R
 
 
 def valid_requests() -> list[bytes]:
-    """Returns requests with the images of the example bundle, each in each supported format and at three β."""
+    """Returns requests with the images of the example bundle: each image in every supported format, at three β."""
     images = [
         (encode_image(pixels, kind), f"image/{kind}") for pixels in golden_pixels() for kind in ("png", "jpeg", "webp")
     ]
@@ -152,7 +152,7 @@ def valid_requests() -> list[bytes]:
 
 
 def malformed_requests() -> list[bytes]:
-    """Returns requests whose images are truncated, corrupted, empty or of other types, one with a wrong media type."""
+    """Returns requests with truncated, corrupted, empty or unsupported images. The last one has a wrong media type."""
     draw = np.random.default_rng(0)
     images: list[bytes] = [b"", b"\xff\xd8\xff", b"GIF89a" + bytes(100), b"%PDF-1.7", bytes(1000)]
     for pixels in golden_pixels():

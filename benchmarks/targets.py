@@ -16,7 +16,7 @@ COMPARISONS = {"≥": operator.ge, "≤": operator.le, "<": operator.lt, "=": op
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """Returns the percentile of the values; NaN if there are no values. percent: 0 to 100."""
+    """Returns the percentile `percent` of the values; NaN if there are no values. percent: 0 to 100."""
     if not values:
         return math.nan
     method = "higher" if math.inf in values else "linear"  # interpolating between two infinities gives NaN
@@ -24,7 +24,7 @@ def percentile(values: Sequence[float], percent: float) -> float:
 
 
 def ratio(measured: float, reference: float) -> float:
-    """Returns `measured` / `reference`; NaN unless both are above 0. A 0 is a round without a successful response."""
+    """Returns `measured` / `reference`; NaN unless both exceed 0. A 0 is from a round without a success."""
     return measured / reference if measured > 0 and reference > 0 else math.nan
 
 
@@ -52,10 +52,10 @@ def report_target(name: str, comparison: str, bound: float, measured: float, not
 
 
 def report_lost(name: str, lost: int, trials: int, note: str = "") -> bool:
-    """Prints the number of lost requests of `trials` requests beside the target 0. Returns whether none was lost.
+    """Prints how many of `trials` requests were lost, beside the target 0. Returns whether none was lost.
 
-    If none was lost, prints the upper bound of the true rate (rule of three). Without trials, prints "unavailable" and
-    returns False.
+    If none was lost, prints an upper bound of the true loss rate (rule of three). Without trials, prints "unavailable"
+    and returns False.
     """
     bound = f"true rate below {3 / trials:.2g} at 95 %" if trials and not lost else ""
     parts = (f"of {trials:,}", bound, note)

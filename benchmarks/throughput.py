@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def print_mixed_against_single(engine: Engine, bundle: Bundle) -> None:
-    """Prints the images per second of the engine with BATCH different β in a batch, and with one β, and their ratio.
+    """Prints the throughput of the engine with BATCH different β in a batch, that with one β, and the ratio.
 
     Then prints the largest difference between the logits of a row in the mixed batch and those of the row alone.
     """
@@ -86,7 +86,7 @@ def print_mixed_against_single(engine: Engine, bundle: Bundle) -> None:
 
 
 def token_row(bundle: Bundle, beta: float) -> NDArray[np.float32]:
-    """Returns the token at β, float32 (1, D)."""
+    """Returns the mixed token at β, float32 (1, width of the token)."""
     return mix_rows(bundle.clean_token, bundle.robust_token, [beta])
 
 

@@ -3,10 +3,10 @@
     python -m benchmarks.training_speed --recipe cifar10-cpu --attack-steps 1 2 3
     python -m benchmarks.training_speed --recipe cifar10 --compile
 
-The lower bound ("floor") is for a step with k attack steps. It is the time of k passes that compute the gradient of the
-images, and of one forward and backward pass over twice the batch. It has no optimiser, moving average, augmentation or
-random start. All parts run in turn in one process, so the ratios are valid even if the speed of the machine varies.
-Prints medians over rounds.
+The lower bound ("floor") depends on the number k of attack steps. It is the time of k passes that compute the gradient
+of the images, plus the time of one forward and backward pass over twice the batch. It includes no optimiser, moving
+average, augmentation or random start. All parts run in turn in one process, so the ratios are valid even if the speed
+of the machine varies. Prints medians over rounds.
 """
 
 from __future__ import annotations

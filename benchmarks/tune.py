@@ -1,4 +1,4 @@
-"""Measures how much accuracy `tureen tune` gains on shifted images, by the number of labelled images.
+"""Measures how much accuracy `tureen tune` gains on corrupted images, by the number of labelled images.
 
     python -m benchmarks.tune runs/digits
 
@@ -82,7 +82,7 @@ def main() -> None:
 def evaluate_draws(correct: NDArray[np.bool_], betas: Sequence[float], *, count: int, draws: int) -> list[DrawResult]:
     """Chooses β on `count` random images and evaluates it on the other images, `draws` times. Returns all results.
 
-    correct: bool (T, n), whether each of n images is classified correctly at each of the T betas.
+    correct: bool (number of β, number of images), whether each image is classified correctly at each of `betas`.
     """
     generator = np.random.default_rng(0)
     results = []
@@ -105,7 +105,7 @@ def evaluate_draws(correct: NDArray[np.bool_], betas: Sequence[float], *, count:
 
 
 def format_means(count: int, draws: Sequence[DrawResult]) -> str:
-    """Returns the means over the draws as text: in per cent, except the width of the interval."""
+    """Returns one line with `count` and the means over the draws: in per cent, except the width of the interval."""
     shares = [
         100 * mean(float(getattr(draw, name)) for draw in draws)
         for name in ("chosen", "best", "clean", "reported", "holds_best")

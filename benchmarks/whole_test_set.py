@@ -1,4 +1,4 @@
-"""Attacks a run on all its test images, in parts. An interrupted measurement continues with the same command.
+"""Attacks the model of a run on all test images, in parts. An interrupted measurement continues with the same command.
 
     python -m benchmarks.whole_test_set runs/signs --data gtsrb --betas 0 1
 
@@ -36,7 +36,7 @@ PARTS_FILE = "whole-test-set.jsonl"
 
 
 class Measured(BaseModel):
-    """The settings of a measurement. Parts with other settings in the file of the run are ignored."""
+    """The settings of a measurement. Parts in the file that have other settings are ignored."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -48,7 +48,11 @@ class Measured(BaseModel):
 
 
 class Part(BaseModel):
-    """The result of one β on the images `first` to `first + len(clean)`."""
+    """The results at one β for some consecutive images.
+
+    first: index of the first image. clean, robust: whether each image is classified correctly without the attack, and
+    also under the attack.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -92,13 +96,13 @@ def main() -> None:
 
 
 def is_dark(images: Images) -> NDArray[np.bool_]:
-    """Returns which images are dark, bool (n,)."""
+    """Returns whether each image is dark, bool (number of images,)."""
     dark: NDArray[np.bool_] = images.pixels.mean(axis=(1, 2, 3)) < DARK_BELOW
     return dark
 
 
 def measure(model: nn.Module, images: Images, beta: float, measured: Measured, file: Path) -> AttackOutcome:
-    """Returns which images are classified right at `beta`, without an attack and under the attack.
+    """Returns whether each image is classified correctly at `beta`, without an attack and under the attack.
 
     model: in eval mode. images: in the order of `read_images`. file: has the finished parts; each new part is appended.
     """

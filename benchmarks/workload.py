@@ -74,7 +74,10 @@ def engine_options(streams: int = 1) -> EngineOptions:
 
 
 def load_photographs(archive: Path = PHOTOGRAPHS, count: int = 200) -> list[bytes]:
-    """Returns at most `count` image files of a tar archive. Returns synthetic JPEG files if PHOTOGRAPHS is absent."""
+    """Returns at most `count` image files of the tar archive.
+
+    If `archive` is the default, PHOTOGRAPHS, and does not exist, returns synthetic JPEG files instead.
+    """
     if archive == PHOTOGRAPHS and not archive.exists():
         images = synthetic_photographs(count)
         print(f"images: {len(images)} synthetic of about 114 kB, because {archive.name} is absent: compare only ratios")
@@ -151,8 +154,8 @@ def classify_requests(
 def make_random_bundle(directory: Path, images: Sequence[bytes], key: str = "ti") -> Bundle:
     """Writes a bundle of a dual-token ViT at 224 × 224 pixels with random weights to `directory`. Returns the bundle.
 
-    images: encoded images, of which the first PARITY_IMAGES compare each CPU engine with PyTorch. key: the size of the
-    ViT, a key of `SHAPES`.
+    images: encoded images; the first PARITY_IMAGES are for the comparison of each CPU engine with PyTorch. key: the
+    size of the ViT, a key of `SHAPES`.
     """
     name, width, depth, heads = SHAPES[key]
     torch.manual_seed(0)
