@@ -42,7 +42,7 @@ class BetaChoice:
 
 @dataclass(frozen=True)
 class ClientIdentity:
-    """The fields of a request that influence its β: the policy that it names, the API key, and the canary's value."""
+    """The values of a request that can influence its β: a policy name, an API key, and `sticky` for canaries."""
 
     policy: str | None = None  # name of a policy; None: the request names none
     api_key: str | None = None  # value of the header X-API-Key
@@ -76,8 +76,8 @@ class ActiveSettings:
     def choose(self, beta: float | None, client: ClientIdentity = ANONYMOUS) -> BetaChoice:
         """Returns the β of an image and its source. beta: the β given for the image or its request, or None.
 
-        For a model with one token, raises SingleTokenError if the client gives a β or names a policy. Then API keys are
-        not checked.
+        For a model with one token, raises SingleTokenError if the client gives a β or names a policy. API keys are not
+        checked for such a model.
 
         For a model with two tokens, raises:
         - UnknownApiKeyError if the settings have API keys and the client sends an unknown key, even if β is given. If
@@ -131,9 +131,9 @@ class ActiveSettings:
 
 
 def canary_position(sticky: str) -> float:
-    """Returns the position of a client for canaries, a number in [0, 1) that is a hash of `ClientIdentity.sticky`.
+    """Returns the position of a client: the hash of its `ClientIdentity.sticky`, as a number in [0, 1).
 
-    A canary includes the clients whose position is below the canary's share. When the share grows, every client of the
-    canary stays in it.
+    A canary includes the clients whose position is below the canary's share. So if the share grows, the canary still
+    includes all clients that it included before.
     """
     return int.from_bytes(hashlib.sha256(b"canary " + sticky.encode()).digest()[:7], "big") / 2**56

@@ -1,4 +1,4 @@
-"""Computes changes of the operator's settings, by pure functions from one state to the next.
+"""Computes the operator's settings after a change, with pure functions.
 
 A change of the default β may be planned. A scheduled change happens at a given time. A ramp moves β in steps. A
 temporary default ends with a revert to the earlier default.
@@ -119,10 +119,10 @@ def parse_change(document: Any) -> SettingsChange:
 
 
 def _resolve_strength(change: SettingsChange, curve: StrengthCurve, state: SettingsState) -> SettingsChange:
-    """Returns the change with default_strength replaced by default_beta, the β of that strength on the curve.
+    """Returns the change with default_beta in place of default_strength. `curve` maps the strength to that β.
 
-    state: has the bounds that the change does not give. A strength that is shown for a bound becomes that bound.
-    Returns a change without default_strength as given.
+    state: its bounds apply if the change gives none. A strength that is shown for a bound becomes exactly that bound. A
+    change without default_strength is returned unchanged.
     """
     if change.default_strength is None:
         return change
@@ -139,13 +139,12 @@ def apply_change(
     """Returns the state after a change.
 
     who: name of the operator's credential. in_force: the default β that the server uses before the change, in [0, 1]; a
-    ramp starts at it. curve: of the served model; it maps default_strength to the β that the state and its planned
-    changes have. The steps of a ramp are even in strength if the change gives default_strength, and even in β if it
-    gives default_beta.
+    ramp starts at this β. curve: of the served model; it maps default_strength to β. If the change gives
+    default_strength, the steps of a ramp are even in strength. If the change gives default_beta, they are even in β.
 
     A new default β removes the planned steps of ramps and the planned reverts, and keeps scheduled changes. A temporary
-    default reverts to the default before it. If it replaces a ramp or another temporary default, it reverts to the β at
-    which the replaced change would have ended.
+    default reverts to the default before it. If the temporary default replaces a ramp or another temporary default, it
+    reverts to the β at which the replaced change would have ended.
 
     Raises InvalidChangeError if `at` is not within a year from `now`, if the settings after the change contradict each
     other, or if more than MAX_PENDING changes are planned.
@@ -205,10 +204,10 @@ def _plans(
 
 
 def _ramp(change: SettingsChange, start: float, strength: float | None, curve: StrengthCurve) -> list[float]:
-    """Returns the β of each step of a ramp from β `start` to the default_beta of the change, which is the last.
+    """Returns the β of each step of a ramp from β `start` to the default_beta of the change, the last step.
 
-    strength: the default_strength that the operator gave; the steps are even in strength. None: they are even in β, and
-    rounded to RAMP_DIGITS decimals, such as 0.44 for 0.44000000000000006.
+    strength: the default_strength that the operator gave; the steps are even in strength. None: the steps are even in
+    β, and rounded to RAMP_DIGITS decimals, such as 0.44 for 0.44000000000000006.
     """
     end = change.default_beta
     assert end is not None
@@ -237,7 +236,7 @@ def _default_after_plans(state: SettingsState) -> float | None:
 def roll_back(state: SettingsState, earlier: SettingsState) -> SettingsState:
     """Returns the settings `earlier`, but with the API keys of `state` and without planned changes.
 
-    Copies from `state` the policies that these API keys use and that `earlier` lacks.
+    If these API keys use policies that `earlier` lacks, copies those policies from `state`.
     """
     needed = {key.policy: state.policies[key.policy] for key in state.api_keys.values()}
     return earlier.model_copy(update={"pending": (), "api_keys": state.api_keys, "policies": needed | earlier.policies})
@@ -275,7 +274,7 @@ def remove_api_key(state: SettingsState, name: str) -> SettingsState:
 def apply_next_due(state: SettingsState, now: datetime) -> tuple[SettingsState, PendingChange] | None:
     """Returns the state after the earliest planned change that is due, and that change; None if no change is due.
 
-    If several changes are due, the caller repeats the call until it returns None. The final state does not depend on
+    If several changes are due, the caller repeats the call until the result is None. The final state does not depend on
     how late the calls are.
     """
     plan = min(state.pending, key=lambda plan: plan.at, default=None)

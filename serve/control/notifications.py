@@ -24,7 +24,7 @@ logger = logging.getLogger("tureen.control")
 
 
 def store_changes(store: RevisionStore, *, max_interval_s: float = MAX_INTERVAL_S) -> AsyncGenerator[None, None]:
-    """Yields when the store may have changed, and at least every max_interval_s seconds.
+    """Yields when the store may have changed, and at least every `max_interval_s` seconds.
 
     Yields even if the store is unreachable. The caller closes the generator.
     """
@@ -52,8 +52,8 @@ async def _sqlite_changes(store: RevisionStore, max_interval_s: float) -> AsyncG
 class _CommitCounter:
     """Reads a number that changes when another connection commits to the SQLite file.
 
-    `read` runs on a thread while a task waits for it. If the task is cancelled, it calls `close` while the thread still
-    reads. A lock makes `close` wait for the thread.
+    `read` runs on a thread while a task waits for it. If the task is cancelled, the task calls `close`, perhaps while
+    the thread still reads. A lock makes `close` wait for the thread.
     """
 
     def __init__(self, file: Path) -> None:
@@ -63,9 +63,10 @@ class _CommitCounter:
         self._is_closed = False
 
     def read(self) -> int:
-        """Returns the number; 0 after `close`. Any thread may call this method.
+        """Returns SQLite's data_version, which changes when another connection commits; 0 after `close`.
 
-        Raises sqlite3.Error if the file cannot be read. The next call then connects again.
+        Any thread may call this method. Raises sqlite3.Error if the file cannot be read. The next call then connects
+        again.
         """
         with self._lock:
             if self._is_closed:

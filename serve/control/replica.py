@@ -42,9 +42,10 @@ class StoreSnapshot:
 
 
 class SnapshotFile(BaseModel):
-    """The content of the file with the last known settings, which a server uses if the store is unreachable at start.
+    """The content of the file with the last known settings.
 
-    row: the columns of the last revision. credentials: those of all operators; None if they were never read.
+    A server uses the file if the store is unreachable at start. row: the columns of the last revision. credentials:
+    those of all operators; None if they were never read.
     """
 
     row: dict[str, str | int]
@@ -111,8 +112,8 @@ class SettingsReplica:
     def subscribe(self, on_revision: OnRevision, on_reachable: Callable[[bool], None] = lambda reachable: None) -> None:
         """Calls both callbacks immediately, and later in the event loop after each change.
 
-        on_revision: receives the revision in force, whose number only grows. on_reachable: receives whether the store
-        is reachable.
+        on_revision: receives the revision in force; each call has a higher number than the call before. on_reachable:
+        receives whether the store is reachable.
         """
         self._on_revision.append(on_revision)
         self._on_reachable.append(on_reachable)
@@ -186,7 +187,7 @@ class SettingsReplica:
         return "" if self._snapshot is None else f", or stop the servers, remove {self._snapshot} and start them again"
 
     def _apply(self, row: Revision) -> None:
-        """Puts the revision in force and calls the callbacks. Ignores a number that is not above the one in force."""
+        """Puts the revision in force and calls the callbacks. Ignores a revision that is not newer."""
         if row.revision <= self.head.revision:
             return
         self.head, self.state = row, row.state

@@ -2,7 +2,7 @@
 
 A row is a revision. A change is one INSERT of the next revision. The revision number is the primary key, so only one of
 two concurrent writers succeeds. Each row contains the hash of the row before it. The database is SQLite by default, or
-PostgreSQL; both run the same statements. Methods block, so async code calls them on threads. They raise
+PostgreSQL; both run the same statements. Methods block, so async code calls them on threads. The methods raise
 ControlStoreError if the database cannot be reached or fails.
 
 The store connects at its first use, and creates or migrates the tables. If that fails, the next use tries again.
@@ -89,7 +89,7 @@ class Revision:
         return SettingsState.model_validate_json(self.after)
 
     def expected_hash(self) -> str:
-        """Returns the SHA-256, in hexadecimal, of all other columns of the row."""
+        """Returns the SHA-256, in hexadecimal, of all columns of the row except `hash`."""
         rest = [getattr(self, name) for name in _HASHED]
         return hashlib.sha256(json.dumps(rest, separators=(",", ":")).encode()).hexdigest()
 
@@ -190,8 +190,8 @@ class RevisionStore:
     def _make_file(self, file: Path) -> None:
         """Creates an empty file that only its owner may access, if the file is missing.
 
-        SQLite gives the files that it creates beside it the same mode. Raises ControlStoreError if the file cannot be
-        created.
+        SQLite gives its additional files, such as the write-ahead log, the access rights of this file. Raises
+        ControlStoreError if the file cannot be created.
         """
         try:
             os.close(os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
@@ -213,7 +213,7 @@ class RevisionStore:
         return self.url.render_as_string(hide_password=True)
 
     def _configure_connection(self, connection: Any, record: Any) -> None:
-        """Sets two modes of SQLite, and records the identity of the file that the connection uses.
+        """Sets the modes WAL and FULL of SQLite, and records the identity of the file that the connection uses.
 
         With WAL, readers do not wait for a writer. With FULL, a change survives a power cut.
         """
@@ -262,7 +262,7 @@ class RevisionStore:
         """Appends a row that `next_revision` returned. For PostgreSQL, notifies the servers that use the store.
 
         Raises StaleRevisionError if the row does not follow the last revision. After a ControlStoreError it is unknown
-        whether the row was stored; the caller can compare it with the result of `head`.
+        whether the row was stored; the caller can compare the row with the result of `head`.
         """
         with self.writing() as connection:
             head = _head(connection)
@@ -335,8 +335,8 @@ class RevisionStore:
 def open_store(settings: Settings, model: str) -> RevisionStore:
     """Returns the store at the URL --store. If --store is not given, returns the SQLite store in the state directory.
 
-    model: name of the model. Earlier versions of Tureen named the file of the store after it. Raises ControlStoreError
-    if the URL is invalid.
+    model: name of the model. Earlier versions of Tureen named the file of the store after the model. Raises
+    ControlStoreError if the URL is invalid.
     """
     if settings.store is not None:
         return RevisionStore(settings.store)

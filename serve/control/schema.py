@@ -85,10 +85,11 @@ MIGRATIONS: Migrations = (VERSION_1,)
 
 
 def migrate(engine: sa.Engine, migrations: Migrations = MIGRATIONS, *, lock_timeout_s: int) -> None:
-    """Migrates the tables to the last version. If several processes call it, one migrates and the others wait.
+    """Migrates the tables to the last version.
 
-    Raises ControlStoreError if a newer version of Tureen migrated the tables. Raises SQLAlchemyError if the database
-    fails, or if PostgreSQL does not grant the lock within lock_timeout_s seconds.
+    If several processes call this function, one migrates and the others wait. Raises ControlStoreError if a newer
+    version of Tureen migrated the tables. Raises SQLAlchemyError if the database fails, or if PostgreSQL does not grant
+    the lock within lock_timeout_s seconds.
     """
     with engine.connect() as connection:
         if _version(connection, migrations) == len(migrations):

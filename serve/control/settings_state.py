@@ -82,7 +82,7 @@ class Canary(FrozenModel):
 
 
 class KeyPolicy(FrozenModel):
-    """The name of an API key, and the policy that gives the β of its requests. The key itself is not stored."""
+    """The name of an API key, and the policy for requests with this key. The key itself is not stored."""
 
     name: PolicyName
     policy: PolicyName
@@ -107,7 +107,7 @@ class PendingChange(FrozenModel):
 class SettingsState(FrozenModel):
     """The operator's settings. Every β is in [0, 1].
 
-    default_beta: None selects the β of the option --default-beta, or of the bundle if the option is not given.
+    default_beta: None means the β of the option --default-beta, or the β of the bundle if the option is not given.
     beta_min, beta_max: bounds of the β that clients choose. policies: β by name. pending: the planned changes.
     """
 
@@ -139,5 +139,5 @@ class SettingsState(FrozenModel):
 
 
 def format_time(at: datetime) -> str:
-    """Returns the time in UTC as text, such as 2027-01-31T08:00:00.000000Z. So texts sort in the order of time."""
+    """Returns the time in UTC as text, such as 2027-01-31T08:00:00.000000Z. Sorted texts are in the order of time."""
     return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

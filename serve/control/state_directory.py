@@ -31,7 +31,7 @@ logger = logging.getLogger("tureen.control")
 def make_state_directory(directory: Path) -> None:
     """Creates the directory if it is missing, with access for its owner only.
 
-    Raises ControlStoreError if it cannot be created.
+    Raises ControlStoreError if the directory cannot be created.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -42,11 +42,12 @@ def make_state_directory(directory: Path) -> None:
 
 
 def prepare_store_file(directory: Path, model: str) -> None:
-    """Creates the directory. If it has no control.db, renames a store of an earlier Tureen version to that name.
+    """Creates the directory if it is missing, and renames a store of an earlier Tureen version to control.db.
 
-    The renamed store is MODEL.db if that file is a store, else the store that was written last. Other stores stay
-    unchanged. model: name of the model. Removes the access rights of other users from control.db. Raises
-    ControlStoreError if the store to rename is in use or damaged, or if the directory cannot be used.
+    If control.db exists, renames nothing. The renamed store is MODEL.db if that file is a store, else the store that
+    was written last. Other stores stay unchanged. model: name of the model. Removes the access rights of other users
+    from control.db. Raises ControlStoreError if the store to rename is in use or damaged, or if the directory cannot be
+    used.
     """
     make_state_directory(directory)
     file = directory / STORE_FILE
@@ -111,10 +112,10 @@ def _written_at(file: Path) -> float:
 
 
 def _rename(earlier: Path, file: Path) -> None:
-    """Moves the write-ahead log of the store `earlier` into its file, then renames the file to `file`.
+    """Merges the write-ahead log of the store `earlier` into the store's file, then renames this file to `file`.
 
     Renames the file with the last known settings too. Raises ControlStoreError if another process uses the store, or if
-    it is damaged or cannot be renamed.
+    the store is damaged or cannot be renamed.
     """
     try:
         uri = f"{earlier.absolute().as_uri()}?mode=rw"
@@ -138,7 +139,7 @@ def _rename(earlier: Path, file: Path) -> None:
 
 
 def _remove_rights_of_others(file: Path) -> None:
-    """Removes the access rights of other users from a store. Earlier versions of Tureen did not restrict them."""
+    """Removes the access rights of other users from a store. Earlier versions of Tureen did not restrict access."""
     for path in (file, *(file.with_name(f"{file.name}-{side}") for side in ("wal", "shm"))):
         with contextlib.suppress(OSError):  # the file is missing, or belongs to another user
             if path.stat().st_mode & 0o077:

@@ -31,7 +31,10 @@ class AdminServer(Protocol):
     """An operators' listener that is open. Its methods must be called in the event loop in which it was opened."""
 
     def show_model(self, manifest: Manifest) -> None:
-        """Sets the model that responses to operators name. Must be called when every process serves this model."""
+        """Sets the model whose name and version are in the responses to operators.
+
+        Must be called after every process has begun to serve this model. manifest: of the model.
+        """
 
     def notify_workers_changed(self) -> None:
         """Reports that the state of a worker has changed. Must be called after each such change.
