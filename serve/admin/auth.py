@@ -18,7 +18,7 @@ MAX_BODY_DEPTH = 4
 
 
 async def authenticate(request: Request) -> Credential:
-    """Returns the operator's credential that the bearer token in the Authorization header belongs to.
+    """Returns the operator's credential to which the bearer token in the Authorization header belongs.
 
     Adds the name of the credential to the log event of the request. Raises UnauthorizedError if the token is absent or
     unknown, MalformedRequestError if the header occurs more than once, and the errors of

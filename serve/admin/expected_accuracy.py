@@ -1,4 +1,4 @@
-"""Computes the expected accuracy at a β from the accuracy that the bundle has at several measured β."""
+"""Computes the expected accuracy at a β from the accuracies in the manifest, which were measured at several β."""
 
 from __future__ import annotations
 

@@ -64,8 +64,8 @@ class AdminListener:
     ) -> AdminListener:
         """Reads the settings of the operators, calls `apply` with them, and returns the open listener.
 
-        If the store is unreachable, these are the last known settings. listener: a bound socket. The other parameters
-        and the errors are those of `AdminOperations.open`.
+        If the store is unreachable, uses the last known settings. listener: a bound socket. The other parameters and
+        the errors are those of `AdminOperations.open`.
         """
         operations = await AdminOperations.open(settings, manifest, store, metrics, apply=apply, workers=workers)
         return cls(operations, _AdminUvicorn(_config(settings, operations)), listener)

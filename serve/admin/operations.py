@@ -79,8 +79,8 @@ class AdminOperations:
         While the store is unreachable, the last known settings apply. manifest: of the model that the server loads
         first. store: of the settings; `close` closes it. metrics: of all processes of the server. workers: returns the
         state of each process.
-        Raises AdminListenerError if other machines reach the listener and the store has no credential for them. Raises
-        SingleTokenError if --default-beta is set and the model has one token.
+        Raises AdminListenerError if other machines can reach the listener and the store has no credential for them.
+        Raises SingleTokenError if --default-beta is set and the model has one token.
         """
         earlier = await asyncio.to_thread(
             earlier_last_known, settings.state_dir, manifest.name, has_own_store=settings.store is None
@@ -139,7 +139,7 @@ class AdminOperations:
 
         Reads the store. If the store is unreachable, or its last revision is older than the revision in force, uses the
         credentials that were read last. Raises ControlStoreError if no credentials were ever read. Raises
-        AdminListenerError if other machines reach the listener and only the local credential exists.
+        AdminListenerError if other machines can reach the listener and only the local credential exists.
         """
         if self.replica.unreachable_since is None:
             await self.replica.refresh()
@@ -171,7 +171,7 @@ class AdminOperations:
         return replace(self._without_operator, revision=self.replica.head.revision, state=self.replica.state)
 
     def default_beta(self, state: SettingsState) -> float | None:
-        """Returns the β of a request without β under the settings `state`; None if the model has one token."""
+        """Returns the default β under the settings `state`; None if the model has one token."""
         return replace(self._without_operator, state=state).default.beta
 
     def default_beta_source(self, state: SettingsState) -> BetaSource:
@@ -185,7 +185,7 @@ class AdminOperations:
     def refuse_beta(self, change: SettingsChange) -> None:
         """Raises SingleTokenError, always: a model with one token has no β to change. Called only for such a model.
 
-        The error names the first default that the change sets, or else "bounds and policies".
+        The error names the field of the change: default_beta or default_strength, or else "bounds and policies".
         """
         defaults = [name for name in ("default_beta", "default_strength") if name in change.model_fields_set]
         raise SingleTokenError(defaults[0] if defaults else "bounds and policies")
@@ -198,8 +198,8 @@ class AdminOperations:
     async def _prepare_when_reachable(self) -> None:
         """Waits until the store is reachable, then creates the local credential if the store has no credential.
 
-        Runs as a task if this was impossible at start. Retries after a ControlStoreError. After an AdminListenerError,
-        logs the error and ends; the listener then refuses every request.
+        Runs as a task if the store was unreachable at start. Retries after a ControlStoreError. After an
+        AdminListenerError, logs the error and ends; the listener then refuses every request.
         """
         while not self._are_credentials_prepared:
             await self._is_reachable.wait()

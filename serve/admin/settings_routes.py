@@ -1,7 +1,7 @@
 """The routes under /admin: read and change the operator's settings, and read their history.
 
-Each route requires a bearer token. A change requires the header If-Match too, with the revision that it changes. Each
-route declares the role that it requires; no rule depends on a path.
+Each route requires a bearer token. A change also requires the header If-Match with the number of the revision in force.
+Each route declares the role that it requires; no rule depends on a path.
 """
 
 from __future__ import annotations
@@ -177,8 +177,8 @@ async def _write(
 
     action, reason: for the history. after: computes the changed settings from those in force. dry_run: if True, does
     not store the change.
-    Raises IfMatchRequiredError if the header is absent or invalid, StaleRevisionError if it names another revision than
-    that in force, ControlStoreError if the store is unreachable, and the errors of `after`.
+    Raises IfMatchRequiredError if the header is absent or invalid, StaleRevisionError if the header names another
+    revision than the one in force, ControlStoreError if the store is unreachable, and the errors of `after`.
     """
     match = _ETAG.fullmatch(only_value("If-Match", request.headers.getlist("if-match")) or "")
     if match is None:

@@ -22,7 +22,7 @@ class Phase(Enum):
 def late_error(
     limits: ConnectionLimits, phase: Phase, *, elapsed_s: float, received: int, is_probe: bool
 ) -> ServeError | None:
-    """Returns the error of a request whose head or body arrives too slowly; None if both arrive in time.
+    """Returns the error of a request whose head or body arrives too slowly; None if head and body arrive in time.
 
     elapsed_s: seconds since the start of the phase. received: bytes of the body in this phase. is_probe: whether the
     connection exceeds max_connections, so that it may send only one health probe.
@@ -36,10 +36,10 @@ def late_error(
 
 
 def must_abort(limits: ConnectionLimits, phase: Phase, *, elapsed_s: float, is_unsent: bool) -> bool:
-    """Returns whether the server must end the connection, because the client neither reads the response nor closes it.
+    """Returns whether the client takes too long to read the response or to close the connection.
 
-    elapsed_s: seconds since the start of the phase. is_unsent: whether the client has not received all bytes of a
-    response.
+    The server must then end the connection. elapsed_s: seconds since the start of the phase. is_unsent: whether the
+    client has not received all bytes of a response.
     """
     if phase is Phase.LINGER:
         return elapsed_s > (limits.send_timeout_s if is_unsent else limits.linger_s)

@@ -54,7 +54,7 @@ logger = logging.getLogger("tureen.serve")
 def check_uvicorn(used: Mapping[type, str] = _USED) -> None:
     """Raises UvicornVersionError if the installed uvicorn lacks a method or attribute that the server uses.
 
-    used: the required names by class. A class has a name if it is an attribute of the class or of its instances.
+    used: the names of the required methods and attributes, by class. Each must belong to the class or to its instances.
     """
     missing = [
         f"{owner.__name__}.{name}"
@@ -136,7 +136,7 @@ class DrainingServer(uvicorn.Server):
         on_drain: Callable[[], None],
         handles_signals: bool,
     ) -> None:
-        """listeners: bound sockets, from which no connection is accepted before a call of `accept_from`.
+        """listeners: bound sockets. The server accepts connections from them only after a call of `accept_from`.
 
         on_start: awaited when the application has started. on_drain: called at the start of the shutdown. delay_s: the
         drain delay, the seconds after on_drain in which the server still accepts new connections. handles_signals:

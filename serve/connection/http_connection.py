@@ -1,9 +1,9 @@
 """Applies the limits and deadlines of one HTTP/1.1 connection, and refuses requests before the application starts.
 
-Refuses slow, malformed and oversized requests, and those that the admission check rejects. A refusal is an error
-response that the connection writes itself. It writes the refusal immediately, then discards further bytes for a while:
-closing a socket with unread bytes resets the connection, and the client would lose the response. Knows nothing about
-routes or images. `serve.connection.request_rules` and `serve.connection.deadlines` have the rules.
+Refuses slow, malformed and oversized requests, and requests that fail the admission check. A refusal is an error
+response that the connection writes itself. The connection writes the refusal immediately, then discards further bytes
+for a while: closing a socket with unread bytes resets the connection, and the client would lose the response. Knows
+nothing about routes or images. `serve.connection.request_rules` and `serve.connection.deadlines` have the rules.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class HttpConnection(DeferredStartProtocol):
     def _limit_overhead(self, count: int) -> None:
         """Counts `count` received bytes of a head or of the framing of a body, such as chunk headers.
 
-        Sends an error and ends the connection if there are too many.
+        Sends an error and ends the connection if there are too many such bytes.
         """
         if self._phase is Phase.HEAD:
             self._received += count
@@ -351,7 +351,7 @@ class HttpConnection(DeferredStartProtocol):
         record(self.metrics, scope, refusal.kind.status, self.loop.time() - self._since_s)
 
     def _scope(self) -> Scope:
-        """Returns the ASGI scope of the current request, which may be incomplete."""
+        """Returns the ASGI scope of the current request. Before the head is complete, the scope may lack keys."""
         if self.scope is None:
             self.scope = cast(Any, {"headers": []})
         return cast(Scope, self.scope)

@@ -23,7 +23,7 @@ class StopParsing(Exception):  # noqa: N818 - not an error: a callback raises it
 def parse(protocol: HttpToolsProtocol, data: bytes) -> TureenError | None:
     """Parses received bytes, and calls the callbacks of `protocol`.
 
-    Returns an error for the client: MalformedRequestError if the bytes are not valid HTTP, and TureenError if a
+    Returns the error for the client: MalformedRequestError if the bytes are not valid HTTP, or a TureenError if a
     callback failed. Returns None if there is no error, or if a callback raised StopParsing.
     """
     try:

@@ -18,7 +18,7 @@ Headers = list[tuple[bytes, bytes]]
 
 
 def head_error(limits: ConnectionLimits, version: str, target: bytes, headers: Headers) -> ServeError | None:
-    """Checks the head of a request, which the parser has accepted. Returns the error; None if the head is allowed.
+    """Checks the head of a request after the parser has accepted it. Returns the error; None if the head is allowed.
 
     version: of HTTP, such as "1.1". target: the path with its query. headers: with lower-case names.
     """

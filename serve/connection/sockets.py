@@ -1,6 +1,6 @@
 """Opens listening sockets, one per process, and closes them without losing a connection.
 
-Knows nothing about HTTP or about the processes that accept.
+Knows nothing about HTTP or about the processes that accept connections.
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ def hold_port(host: str, port: int) -> socket.socket:
 def refuse_more(listener: socket.socket) -> None:
     """Makes Linux drop new connections to a listener before they are established. Started handshakes can complete.
 
-    A new client retries after a second, and then the port is closed, or the next server has it. The method is to make
-    the kernel drop segments with less than the highest TTL. A client that sends the highest TTL can still connect, but
-    systems send a lower one by default. A socket filter would drop every SYN, but Linux may refuse it to a process
-    without capabilities. Does nothing on other systems.
+    A new client retries after a second. By then, the port is closed or belongs to the next server. The function makes
+    the kernel drop segments whose TTL is below the highest possible one. A client that sends the highest TTL can still
+    connect, but systems send a lower TTL by default. A socket filter would drop every SYN, but Linux may refuse it to a
+    process without capabilities. Does nothing on other systems.
     """
     _set_least_ttl(listener, HIGHEST_TTL)
 

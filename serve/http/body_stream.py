@@ -1,7 +1,7 @@
 """Receives the body of a request, and detects a client that closes the connection.
 
 Limits the bytes of a body, the time until it is complete, and the memory of all bodies together. The limit on bytes
-applies to a compressed body before and after decompression. Does not read the content; `serve.api.images` does.
+applies to a compressed body before and after decompression. `serve.api.images` parses the content.
 `serve.connection.http_connection` enforces the minimum rate of a body and --body-timeout-s.
 """
 
@@ -37,7 +37,7 @@ class BodyMemory:
     """
 
     def __init__(self, max_bytes: int, on_held: Callable[[int], None] = lambda held: None) -> None:
-        """max_bytes: limit of all bodies together. on_held: receives the current sum in bytes after each change."""
+        """max_bytes: limit of the sum. on_held: receives the current sum in bytes after each change."""
         self.held = 0
         self._max_bytes = max_bytes
         self._on_held = on_held
@@ -66,10 +66,10 @@ async def receive_body(
 
     decompresses: whether a body may be compressed with gzip or deflate. too_large: the error for a body that is too
     large; None: an ImageTooLargeError.
-    Raises UnsupportedImageTypeError for any other Content-Encoding. Raises `too_large` as soon as the compressed or the
-    decompressed body exceeds max_bytes. Raises OverloadedError if all bodies together exceed the limit of `memory`.
-    Raises BodyTimeoutError if the body is not complete after timeout_ms, IncompleteBodyError if the connection ends
-    before the body, and MalformedRequestError if the compressed stream is damaged.
+    Raises UnsupportedImageTypeError for a Content-Encoding that is not allowed. Raises `too_large` as soon as the
+    compressed or the decompressed body exceeds max_bytes. Raises OverloadedError if all bodies together exceed the
+    limit of `memory`. Raises BodyTimeoutError if the body is not complete after timeout_ms, IncompleteBodyError if the
+    connection ends before the body, and MalformedRequestError if the compressed stream is damaged.
     """
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding != "identity" and not (decompresses and encoding in COMPRESSIONS):

@@ -13,8 +13,8 @@ from serve.errors import MalformedRequestError
 def client_identity_of(request: Request, policy: str | None = None) -> ClientIdentity:
     """Returns the identity of the client: policy, API key (X-API-Key), and the value `sticky`.
 
-    A canary, a share of the requests with another default β, includes all requests with the same value `sticky` or none
-    of them. The value is the header X-Request-Key, else the API key, else the address of the client. policy: the policy
+    `sticky` is the header X-Request-Key, else the API key, else the address of the client. A canary gives a share of
+    the requests another default β. It includes all requests with the same `sticky`, or none of them. policy: the policy
     that the query names, or None. Raises MalformedRequestError if X-API-Key or X-Request-Key occurs more than once.
     """
     api_key = only_value("X-API-Key", request.headers.getlist("x-api-key"))

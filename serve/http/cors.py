@@ -26,7 +26,7 @@ def allowed_origin(origins: frozenset[str], request_headers: Headers) -> bytes |
     """Returns the value of Access-Control-Allow-Origin for a request, or None if its origin is not allowed.
 
     origins: the allowed origins. If they contain ANY, returns ANY for every request. Otherwise returns the request's
-    own origin, or None if it has no header Origin or more than one.
+    own origin, or None if the request has no header Origin or more than one.
     """
     if ANY in origins:
         return ANY.encode()
@@ -35,7 +35,7 @@ def allowed_origin(origins: frozenset[str], request_headers: Headers) -> bytes |
 
 
 def cors_headers(origins: frozenset[str], request_headers: Headers) -> Headers:
-    """Returns the CORS headers of the response to a request; an empty list if `origins` is empty.
+    """Returns the CORS headers of the response to a request; no headers if `origins` is empty.
 
     origins: the allowed origins.
     """

@@ -1,8 +1,8 @@
-"""Maps exception classes to HTTP responses, in tables with status, code and title of each.
+"""Maps exception classes to HTTP responses. Tables give the status, the code and the title of each response.
 
 The exception handlers, OpenAPI and the docs use the tables. The body of an error response is application/problem+json
-(RFC 9457). On paths below /v2 it has the form of the Open Inference Protocol. A client never receives the text of a
-library's exception.
+(RFC 9457). On paths below /v2 the body has the form of the Open Inference Protocol. A client never receives the text of
+a library's exception.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ INTERNAL = ProblemType(500, "internal_error", "Internal error")
 def problem_type_of(error: Exception) -> ProblemType:
     """Returns the problem type of the exception's class, or else of the nearest base class in the tables.
 
-    Returns INTERNAL if there is neither.
+    Returns INTERNAL if the tables have neither.
     """
     kinds = PROBLEM_TYPES | OPERATOR_PROBLEM_TYPES
     return next((kinds[cls] for cls in type(error).__mro__ if cls in kinds), INTERNAL)
@@ -137,7 +137,10 @@ def headers_of(error: Exception) -> dict[str, str]:
 
 
 def problem_of(error: TureenError) -> Problem:
-    """Returns the problem for the error of one image. The response for several images has it in place of a result."""
+    """Returns the problem that replaces the result of a failed image in a response to several images.
+
+    error: of this image.
+    """
     kind = problem_type_of(error)
     detail = INTERNAL_DETAIL if kind is INTERNAL else str(error)
     return Problem(title=kind.title, status=kind.status, code=kind.code, detail=detail)

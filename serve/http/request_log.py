@@ -79,9 +79,8 @@ def set_refusal(scope: Scope, kind: ProblemType) -> None:
 def record(metrics: Metrics, scope: Scope, status: int, seconds: float) -> None:
     """Updates the metrics and writes the log event of one completed request.
 
-    status: of the response that the application sent, or the connection if the application did not start; 0: no
-    response was sent. seconds: duration of the request. scope: may lack keys if the connection ended before the head
-    was complete.
+    status: of the response; 0: no response was sent. The connection sends the response if the application did not
+    start. seconds: duration of the request. scope: may lack keys if the connection ended before the head was complete.
     """
     fields = dict(access_fields(scope))
     status, code = _sent(scope, status)
@@ -181,7 +180,7 @@ def _sent(scope: Scope, status: int) -> tuple[int, str | None]:
     """Returns the status and the error code that the client received. The code is None if there was no error.
 
     If the connection sent an error itself (`set_refusal`), returns the status and the code of that error. Otherwise
-    returns `status`, that of the application's response, and the code in `access_fields`.
+    returns `status`, the status of the application's response, and the code in `access_fields`.
     """
     refusal: ProblemType | None = scope.get(_REFUSAL_KEY)
     return (status, access_fields(scope).get("code")) if refusal is None else (refusal.status, refusal.code)

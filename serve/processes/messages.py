@@ -21,7 +21,7 @@ MAX_LINE_BYTES = 2**26  # a manifest of many labels, or a thousand API keys, is 
 
 
 class SettingsUpdate(BaseModel):
-    """Message to a worker: apply these operator's settings. The worker replies with SettingsApplied."""
+    """Message to a worker: apply these settings of the operator. The worker replies with SettingsApplied."""
 
     kind: Literal["control"] = "control"
     revision: int
@@ -30,7 +30,7 @@ class SettingsUpdate(BaseModel):
 
 
 class SettingsApplied(BaseModel):
-    """Message from a worker: it admits requests under this revision of the operator's settings."""
+    """Message from a worker: the worker admits requests under this revision of the operator's settings."""
 
     kind: Literal["applied"] = "applied"
     revision: int
@@ -57,7 +57,7 @@ class Accept(BaseModel):
 class Drain(BaseModel):
     """Message to a worker: stop listening after the drain delay, finish the accepted requests, then exit.
 
-    A second message skips the rest of the drain delay.
+    A second Drain message skips the rest of the drain delay.
     """
 
     kind: Literal["drain"] = "drain"
@@ -70,26 +70,26 @@ class Reload(BaseModel):
 
 
 class Heartbeat(BaseModel):
-    """Message to a worker, which sends the same message back to show that its event loop runs."""
+    """Message to a worker. The worker sends the same message back, which shows that its event loop runs."""
 
     kind: Literal["pulse"] = "pulse"
 
 
 class Ready(BaseModel):
-    """Message from a worker: it is ready. Its engine has reproduced the golden rows, known logits in the bundle."""
+    """Message from a worker: the worker is ready. Its engine has reproduced the golden rows of the bundle."""
 
     kind: Literal["ready"] = "ready"
 
 
 class ServingModel(BaseModel):
-    """Message from a worker: the manifest of the bundle that it serves."""
+    """Message from a worker: the manifest of the bundle that the worker serves."""
 
     kind: Literal["serves"] = "serves"
     manifest: Manifest
 
 
 class ReloadResult(BaseModel):
-    """Message from a worker after Reload. ok: True if it serves the new bundle, False if it serves the previous one."""
+    """Message from a worker after Reload. ok: True if the new bundle is served, False if the previous one is."""
 
     kind: Literal["reloaded"] = "reloaded"
     ok: bool

@@ -1,6 +1,6 @@
 """The base class of every process that serves a bundle.
 
-It opens the service with its engine, the gRPC server and the runner of batch jobs, and closes them in the end.
+It opens the service with its engine, the gRPC server and the runner of batch jobs, and closes them at the end.
 """
 
 from __future__ import annotations
@@ -81,19 +81,20 @@ class ServerProcess:
         )
 
     async def begin(self) -> None:
-        """Prepares what a subclass adds, such as the operators' listener. Runs before the first connection is accepted.
+        """Opens the additional parts of a subclass, such as the operators' listener.
 
-        A subclass must override it. The subclass makes the server accept connections, here or later.
+        Runs before the first connection is accepted. A subclass must override this method. The subclass makes the
+        server accept connections, here or later.
         """
         raise NotImplementedError
 
     async def end(self) -> None:
-        """Closes what `begin` of the subclass has opened. Runs after the last response. Does nothing by default."""
+        """Closes the parts that `begin` has opened. Runs after the last response. Does nothing by default."""
 
     def become_ready(self) -> None:
         """Reports that the process is ready. Called once, when the engine is open and has reproduced the golden rows.
 
-        A subclass must override it.
+        A subclass must override this method.
         """
         raise NotImplementedError
 
@@ -109,7 +110,7 @@ class ServerProcess:
     async def reload(self) -> bool:
         """Loads the bundle from disk again and serves it. Returns whether this succeeded.
 
-        If it fails, logs the error, and the process still serves the previous bundle.
+        If the reload fails, logs the error, and the process still serves the previous bundle.
         """
         async with self._reloading:
             if self._opening is not None:
@@ -167,7 +168,7 @@ class ServerProcess:
 def open_tracing(endpoint: str | None) -> Tracing | None:
     """Returns the exporter of traces to the OTLP endpoint; None if `endpoint` is None.
 
-    Imports the exporter only when it is called, because the exporter needs the extra [otel].
+    This function, not the module, imports the exporter, because the exporter needs the extra [otel].
     """
     if endpoint is None:
         return None
@@ -177,9 +178,9 @@ def open_tracing(endpoint: str | None) -> Tracing | None:
 
 
 async def open_jobs(service: Service) -> JobRunner:
-    """Returns the running runner of batch jobs. Raises ControlStoreError if the URL of the store is invalid.
+    """Starts the runner of batch jobs, and returns it. Raises ControlStoreError if the URL of the store is invalid.
 
-    Imports the runner only when it is called, because the runner needs the extra [batch].
+    This function, not the module, imports the runner, because the runner needs the extra [batch].
     """
     from serve.jobs.runner import JobRunner
 
@@ -191,10 +192,10 @@ async def open_jobs(service: Service) -> JobRunner:
 async def open_grpc(
     service: Service, statistics: Statistics, tracing: Tracing | None, *, shares_port: bool
 ) -> GrpcServer:
-    """Returns the gRPC server, which listens. Raises GrpcPortTakenError if it cannot listen on its port.
+    """Starts the gRPC server, and returns it. Raises GrpcPortTakenError if the server cannot listen on its port.
 
-    shares_port: whether other processes listen on the same port. Imports the server only when it is called, because
-    the server needs the extra [grpc].
+    shares_port: whether other processes listen on the same port. This function, not the module, imports the server,
+    because the server needs the extra [grpc].
     """
     from serve.oip.grpc_server import GrpcServer
 

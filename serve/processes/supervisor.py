@@ -90,7 +90,7 @@ def worker_settings(settings: Settings) -> Settings:
 def restart_delay_s(early_deaths: int) -> float:
     """Returns how many seconds the supervisor waits before it restarts a worker that died.
 
-    early_deaths: how many times in a row this worker died before it was ready for HEALTHY_AFTER_S seconds.
+    early_deaths: how many times in a row this worker died before it had been ready for HEALTHY_AFTER_S seconds.
     """
     return 0.0 if early_deaths <= 1 else min(MAX_RESTART_DELAY_S, 0.5 * 2 ** (early_deaths - 2))
 
@@ -319,7 +319,8 @@ class Supervisor:
     def _stop(self) -> None:
         """Drains every ready worker, and kills the others. A second call skips the rest of the drain delay.
 
-        Workers that have not drained KILL_AFTER_S seconds after the drain delay and timeout are killed.
+        The workers then have the drain delay, the drain timeout and KILL_AFTER_S more seconds. After this time, kills
+        those that still run.
         """
         if not self._stopping.is_set():
             self._stopping.set()

@@ -1,4 +1,4 @@
-"""Runs one worker process of a server: it serves the bundle, and follows the messages of the supervisor.
+"""Runs one worker process of a server. The worker serves the bundle, and obeys the messages of the supervisor.
 
 `serve.processes.worker_start` starts the worker, and ends it when the supervisor has ended.
 """
@@ -37,7 +37,7 @@ logger = logging.getLogger("tureen.serve")
 
 
 class Worker(ServerProcess):
-    """A server process that follows the messages of the supervisor. It ignores SIGTERM, SIGINT and SIGHUP."""
+    """A server process that obeys the messages of the supervisor. It ignores SIGTERM, SIGINT and SIGHUP."""
 
     handles_signals = False
     shares_ports = True
