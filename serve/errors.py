@@ -1,7 +1,8 @@
 """The errors of `serve`, and the party that must act on each. `serve.http.problems` maps them to HTTP responses.
 
-The caller changes the request; "caller, later" repeats it later. The operator changes the server or its environment.
-"us": the server has a defect.
+Below, each error names that party. "caller": the caller must change the request. "caller, later": the caller may repeat
+the request later. "operator": the operator must change the server or its environment. "us": the server has a defect,
+which its developers must correct. "none": no party must act.
 
 TureenError
 └── ServeError
@@ -46,7 +47,7 @@ TureenError
     │   ├── UnauthorizedError            caller: the bearer token is missing or wrong
     │   ├── ForbiddenError               caller: the credential may only read
     │   ├── IfMatchRequiredError         caller: the request does not name the revision to change
-    │   └── AdminListenerError           operator: other machines reach a listener without a credential
+    │   └── AdminListenerError           operator: other machines can reach a listener without a credential
     └── JobError                     errors of batch jobs
         ├── InputError                   caller: the input is not a folder, archive, glob or manifest, or is unreadable
         ├── OutputError                  caller: the output directory has other files or another job
@@ -56,7 +57,7 @@ TureenError
         ├── JobStateError                caller: the job is in another state
         ├── NoResultError                caller: the result does not exist
         ├── TooManyJobsError             caller, later: too many jobs have not ended
-        ├── JobsUnavailableError         operator: the server takes no jobs
+        ├── JobsUnavailableError         operator: the server accepts no jobs
         ├── JobStoppedError              caller: too large a share of the images failed
         └── JobInterruptedError          none: the job was paused or cancelled, or the server stops
 

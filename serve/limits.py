@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class BodyLimits:
-    """The limits of a request body. max_image_bytes: for a raw image. max_request_bytes: for a form or JSON.
+    """The limits of a request body. max_image_bytes: of a raw image. max_request_bytes: of a form or JSON.
 
-    max_images: in one request.
+    max_images: number of images in one request.
     """
 
     max_image_bytes: int
@@ -86,8 +86,8 @@ def is_loopback(address: str) -> bool:
 def trusted_hosts(allowed: Iterable[str] | None, listening_on: str) -> frozenset[str] | None:
     """Returns the names that the Host header of a request may have; None if any name is allowed.
 
-    allowed: the value of --allowed-hosts; "*" allows any name. If it is None, a server on loopback allows the loopback
-    names, and any other server allows any name. listening_on: address of the listener.
+    allowed: the value of --allowed-hosts; "*" allows any name. If `allowed` is None, a server on loopback allows the
+    loopback names, and any other server allows any name. listening_on: address of the listener.
 
     The check stops DNS rebinding. In that attack, the name of a hostile page resolves to 127.0.0.1. The browser then
     sends the name of that page in the Host header.

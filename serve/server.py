@@ -39,7 +39,7 @@ def run_server(settings: Settings, on_ready: Callable[[int], None] = lambda port
     process. on_ready: receives the port when the engine is ready.
     Raises BundleError if the bundle is missing or damaged. Raises SingleTokenError if --default-beta is set and the
     model has one token. Raises ControlStoreError if the URL --store is invalid, and UvicornVersionError if the
-    installed uvicorn is not supported. With several workers, raises AdminListenerError if other machines reach the
+    installed uvicorn is not supported. With several workers, raises AdminListenerError if other machines can reach the
     operators' listener and there is no credential for them.
     """
     configure_logs(settings.log_level)

@@ -36,8 +36,8 @@ def _is_installed(module: str) -> bool:
 def _names(value: str | Iterable[str] | None) -> Iterable[str] | None:
     """Returns the host names of an option. Raises ValueError if one is neither `*` nor a host name.
 
-    value: a text with names separated by commas, from a flag or variable; or the names, from Python code; or None, the
-    default, which is returned unchanged.
+    value: from a flag or variable, a text with names separated by commas; from Python code, the names. The default,
+    None, is returned unchanged.
     """
     if value is None:
         return None
@@ -51,7 +51,7 @@ def _names(value: str | Iterable[str] | None) -> Iterable[str] | None:
 def _origins(value: str | Iterable[str]) -> Iterable[str]:
     """Returns the origins of an option. Raises ValueError if one is neither `*` nor an origin.
 
-    value: a text with origins separated by commas, from a flag or variable; or the origins, from Python code.
+    value: from a flag or variable, a text with origins separated by commas; from Python code, the origins.
     """
     origins = [origin.strip() for origin in value.split(",")] if isinstance(value, str) else list(value)
     for origin in origins:

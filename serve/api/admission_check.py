@@ -1,6 +1,7 @@
 """Decides whether to refuse an inference request before its body is read.
 
-Recognises an inference request by its method and path. `serve.inference.service` decides whether it can be admitted.
+Recognises an inference request by its method and path. `serve.inference.service` decides whether the request can be
+admitted.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ def request_body(*, several: bool) -> dict[str, Any]:
 def query_parameters(settings: Settings, *, has_beta: bool = False, has_betas: bool = False) -> list[dict[str, Any]]:
     """Returns the OpenAPI description of a route's query parameters.
 
-    has_beta: whether the route has beta, strength and policy, which a model with one token does not have. has_betas:
+    has_beta: whether the route has beta, strength and policy; no route has them if the model has one token. has_betas:
     whether the route has betas and strengths. settings: the limits of the values.
     """
     beta = {

@@ -1,4 +1,4 @@
-"""Defines the response bodies of /classify and /sweep, which OpenAPI documents, and builds them from logits."""
+"""Defines the response bodies of /classify and /sweep, also for OpenAPI, and builds them from logits."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tureen.soup import Prediction, probabilities, top_predictions
 
 
 class ServedModel(BaseModel):
-    """The model that classified the images, and the revision of the operator's settings under which it did."""
+    """The model that classified the images, and the revision of the settings under which the request was admitted."""
 
     model: str  # name in the bundle's manifest
     version: str  # version in the manifest
@@ -115,7 +115,7 @@ def image_results(
 ) -> list[ImageResult]:
     """Returns the result of each image: its β, the source of the β, and the top_k most probable labels.
 
-    logits: float32 (K,) of each image. choices: the β of each image.
+    logits: of each image, float32 (number of labels,). choices: the β of each image.
     """
     manifest = admission.model.bundle.manifest
     temperatures = admission.model.soup.temperatures.at([choice.beta for choice in choices]).tolist()
@@ -144,7 +144,7 @@ def image_problem(error: TureenError) -> ImageProblem:
 def sweep_response(admission: Admission, betas: list[float], logits: NDArray[np.float32], top_k: int) -> SweepResponse:
     """Returns the response of /sweep for one image, with the curves of top_k labels.
 
-    betas: ascending. logits: of the image at each β, float32 (len(betas), K).
+    betas: ascending. logits: of the image at each β, float32 (number of β, number of labels).
     """
     manifest = admission.model.bundle.manifest
     labels = manifest.labels

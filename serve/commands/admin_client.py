@@ -36,9 +36,10 @@ class AdminClient:
     """A client of one operators' listener. Every method raises RefusedError if the server refuses or is unreachable."""
 
     def __init__(self, url: str, token: str | None = None, state_dir: Path | None = None) -> None:
-        """url: of the listener. token: None for that in TUREEN_ADMIN_TOKEN, or else in the token file of `state_dir`.
+        """url: of the listener. token: the bearer token.
 
-        Raises RefusedError if the URL is invalid, or if there is no valid token.
+        If `token` is None, uses the token in TUREEN_ADMIN_TOKEN, or else in the token file of `state_dir`. Raises
+        RefusedError if the URL is invalid, or if there is no valid token.
         """
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
@@ -61,8 +62,8 @@ class AdminClient:
     def change(self, revision: int, change: dict[str, Any], *, dry_run: bool = False) -> dict[str, Any]:
         """Changes the settings, and returns the new settings as `state` does.
 
-        revision: number of the revision in force; the server refuses the change if another one is in force. change: the
-        JSON body of PUT /admin/beta. dry_run: returns the new settings without storing them.
+        revision: number of the revision in force; the server refuses the change if another revision is in force.
+        change: the JSON body of PUT /admin/beta. dry_run: returns the new settings without storing them.
         """
         return self._request_json("PUT", f"/admin/beta{'?dry_run=true' if dry_run else ''}", change, revision)
 

@@ -185,7 +185,7 @@ def _engine_options(options: argparse.Namespace, earlier: JobSpec | None) -> Eng
 def _load_soup(options: argparse.Namespace, earlier: JobSpec | None, engine: EngineOptions) -> Soup:
     """Returns the loaded bundle with its engine and limits. earlier: specification of the job's first run, if any.
 
-    If the options name no engine or no limit, a resumed job uses that of its first run.
+    A resumed job uses the engine and the limits of its first run, except those that the options give.
     """
     name, precision = options.engine, options.precision
     if earlier is not None and name == AUTO:
@@ -248,8 +248,8 @@ def _run_with_progress(
 ) -> JobSummary:
     """Runs the job to its end, shows the progress on the terminal, and returns the summary.
 
-    make: makes the shards of the tasks. It calls its second argument with two numbers: the images that finished since
-    the last call, and how many of these failed.
+    make: a function that makes the shards of the tasks. It calls its second argument with two numbers: the images that
+    finished since the last call, and how many of these failed.
     """
     spec, failures = job.spec, 0
     model = f"{spec.model} {spec.version[:12]} on {spec.engine} {spec.precision}, β {_betas(spec)}"
@@ -289,7 +289,10 @@ def _print_summary(summary: JobSummary, options: argparse.Namespace) -> None:
 
 
 def _betas(job: JobSpec | JobSummary) -> str:
-    """Returns the β of a job as text. If the manifest gives β, the β of the job is only for rows without one."""
+    """Returns the β of a job as text.
+
+    If the input manifest of the job gives a β for some images, the β of the job applies only to the other images.
+    """
     if isinstance(job, JobSummary) and job.beta_range is not None:
         least, most = job.beta_range
         return f"{least:g} to {most:g}, from the manifest" if least < most else f"{least:g}, from the manifest"
