@@ -41,13 +41,13 @@ SHORTEST_TURNS = 15  # a turn takes at most this fraction of the time
 
 @dataclass(eq=False)
 class _Candidate:
-    """An engine in a worker process, and the batch sizes that are timed for it: the keys of `call_s`.
+    """An engine in a worker process. The keys of `call_s` are the batch sizes at which the engine is timed.
 
     failure: the message of the error that ended the measurement of this engine; empty if there was none.
     """
 
     worker: Worker
-    call_s: dict[int, float]  # by measured batch: seconds of one call on all streams
+    call_s: dict[int, float]  # by batch size: seconds of one call on all streams
     failure: str = ""
 
     @property
@@ -67,8 +67,8 @@ def measure(
     """Measures every engine of the bundle with each number of streams. Returns all measurements.
 
     threads: CPU threads of all streams together. streams: the numbers of concurrent runs to measure. max_batch: largest
-    batch. seconds: duration of the timing, without the loading of engines. on_progress: called with a text before each
-    step. Raises EngineError, with the reason for each engine, if no engine could be measured.
+    batch size. seconds: duration of the timing, without the loading of engines. on_progress: called with a text before
+    each step. Raises EngineError, with the reason for each engine, if no engine could be measured.
     """
     left_out: list[ExcludedEngine] = []
     candidates: list[_Candidate] = []
@@ -130,8 +130,8 @@ def _engine_setups(bundle: Bundle, threads: int, streams: Sequence[int], max_bat
 def _calibrate(worker: Worker, max_turn_s: float) -> dict[int, float]:
     """Times one call of the engine for each batch size, after a warm-up. Returns the seconds by batch size.
 
-    Begins with the smallest batch size. Stops before one for which a call would probably take more than `max_turn_s`
-    seconds.
+    Begins with the smallest batch size. Stops before a batch size at which one call would probably take more than
+    `max_turn_s` seconds.
     """
     call_s: dict[int, float] = {}
     longest = 0.0
@@ -146,9 +146,9 @@ def _calibrate(worker: Worker, max_turn_s: float) -> dict[int, float]:
 def _plan_round(candidates: Sequence[_Candidate], max_turn_s: float) -> list[tuple[_Candidate, TimedTurn]]:
     """Returns the turns of one round, in order. A turn is one timing of an engine at one batch size.
 
-    The round has each batch size on every engine that is timed for it. At `mixed_batch` of an engine, a turn with one β
-    for all images and a turn with a separate β per image alternate, up to MIXED_PAIRS times. A turn has as many calls
-    as fill TURN_S seconds. A turn with one image has at least LATENCY_CALLS calls, if they fit into `max_turn_s`.
+    Each engine has a turn at each of its batch sizes in `call_s`. At its `mixed_batch`, turns with one β for all images
+    and turns with a separate β per image alternate, up to MIXED_PAIRS times. A turn has as many calls as fill TURN_S
+    seconds. A turn at batch size 1 has at least LATENCY_CALLS calls, if these fit into `max_turn_s` seconds.
     """
     turns = []
     for batch in BATCHES:

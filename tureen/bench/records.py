@@ -43,7 +43,7 @@ class OpenedEngine(_Record):
 
 
 class TimedTurn(_Record):
-    """A turn: one timing of an engine. All streams run at the same time, and each runs a batch `calls` times.
+    """A turn: one timing of an engine. All streams run at the same time. Each runs a batch `calls` times.
 
     batch: number of images in the batch.
     """
@@ -90,7 +90,7 @@ class EngineMeasurement(_Record):
         return f"{self.engine} {self.precision}"
 
     def rate(self, batch: int) -> float | None:
-        """Returns the images per second at a batch size; None if that batch size was not measured."""
+        """Returns the images per second at a batch size; None if it was not measured at that size."""
         return next((rate.images_per_second for rate in self.rates if rate.batch == batch), None)
 
 

@@ -1,7 +1,8 @@
-"""Runs one engine in a separate process, which opens the engine and times turns on request.
+"""Runs one engine in a separate process. On request it runs a turn: it times the engine at one batch size.
 
-So engines share no memory, and a crash ends only one engine. The parent process is `tureen bench`, and it holds a
-`Worker` for each engine. The child process runs `main` of this module. Parent and child exchange lines of JSON.
+Engines in separate processes share no memory, and a crash ends only one engine. The parent process is `tureen bench`,
+and it holds a `Worker` for each engine. The child process runs `main` of this module. Parent and child exchange lines
+of JSON.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ STATUS = Path("/proc/self/status")
 
 
 class Worker:
-    """The parent's object for a child process that has opened an engine. `opened` has the cost of opening it.
+    """The parent's object for a child process that has opened an engine. `opened` has the cost of opening the engine.
 
     The constructor starts the child. It raises EngineError if the child cannot open the engine.
     """
@@ -54,7 +55,7 @@ class Worker:
     def run_turn(self, turn: TimedTurn) -> TurnTimes:
         """Runs one turn, a timing of the engine at one batch size, in the child. Returns the durations in seconds.
 
-        They are the duration of the turn and of each of its calls. Raises EngineError if the child fails or ends.
+        These are the duration of the turn and the duration of each call. Raises EngineError if the child fails or ends.
         """
         assert self._process.stdin is not None
         try:
@@ -114,8 +115,8 @@ class StreamRunner:
 def main(arguments: list[str]) -> int:
     """Runs the child process: opens the engine, and sends the parent an `OpenedEngine`.
 
-    Then reads one `TimedTurn` a line, runs it, and sends `TurnTimes`. arguments: an `EngineSetup` in JSON. Returns exit
-    status 0 when the parent closes the pipe, and 1 after it has sent the message of an error.
+    Then reads one `TimedTurn` from each line, runs this turn, and sends its `TurnTimes`. arguments: an `EngineSetup` in
+    JSON. Returns exit status 0 when the parent closes the pipe, and 1 after it has sent the message of an error.
     """
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as replies:
         os.dup2(2, 1)  # the output of a runtime must not mix with the replies

@@ -1,4 +1,4 @@
-"""`tureen classify`: classifies image files at one strength, and shows the readings of clean and robust mode beside it.
+"""`tureen classify`: classifies image files at one strength, and also in clean mode and in robust mode.
 
 Needs no server and no PyTorch. `tureen batch` is for many images.
 """
@@ -28,7 +28,10 @@ FULL: Final = "█"
 
 @dataclass(frozen=True)
 class Readings:
-    """The readings of one image, each with all labels, best first. clean, robust: None if the model has one token."""
+    """Three classifications of one image: at the chosen β, in clean mode and in robust mode.
+
+    Each has all labels, the most probable first. clean, robust: None if the model has one token.
+    """
 
     chosen: Classification
     clean: Classification | None
@@ -36,7 +39,7 @@ class Readings:
 
 
 def classify(arguments: list[str]) -> int:
-    """Runs `tureen classify`. Returns 0, or 1 if an image cannot be used; the others are classified."""
+    """Runs `tureen classify`. Returns 0, or 1 if an image cannot be used; the other images are still classified."""
     parser = argparse.ArgumentParser(
         prog="tureen classify",
         description="Classify images at one strength, from clean mode (0) to robust mode (1), beside the readings of "
@@ -80,9 +83,10 @@ def classify(arguments: list[str]) -> int:
 
 
 def read_image(soup: Soup, image: str, beta: float | None = None, strength: float | None = None) -> Readings:
-    """Returns the readings of the file `image` at the given β or strength, by default at the default β of the bundle.
+    """Returns the classifications of the file `image`: at the given β or strength, in clean mode and in robust mode.
 
-    Raises an ImageError if the file cannot be used, and SingleTokenError as `Soup.classify` does.
+    Without β and strength, the default β of the bundle is used. Raises an ImageError if the file cannot be used, and
+    SingleTokenError as `Soup.classify` does.
     """
     everything = len(soup.labels)
     (chosen,) = soup.classify([image], beta, strength=strength, top_k=everything)

@@ -126,8 +126,8 @@ def _demonstrate_training(options: argparse.Namespace) -> int:
 def _serve(bundle: Path, options: argparse.Namespace, what: str, *requests: list[str]) -> int:
     """Serves a bundle until a signal stops the server. Returns the exit status.
 
-    Prints the address of the console when the engine is ready, and then a command for each request.
-    requests: what each one sends, and its query. what: describes the images.
+    When the engine is ready, prints the address of the console, the text `what`, and a curl command for each request.
+    requests: pairs of the data that curl sends and the query.
     """
     from serve.server import run_server
     from serve.settings import Settings
@@ -181,7 +181,8 @@ def prepare(directory: Path) -> Path:
 def demo_fingerprint() -> str:
     """Returns the first eight hexadecimal digits of the hash of the demo's recipe.
 
-    They are in the name of the run directory and in the bundle. So `prepare` recognises the results of another recipe.
+    The digits are in the name of the run directory and in the bundle. So `prepare` recognises the results of another
+    recipe.
     """
     from training.recipes import load_recipe
 
@@ -196,8 +197,8 @@ def write_samples(directory: Path, checkpoint: Checkpoint, bundle: Path) -> None
     - attacked.png: a digit after PGD on the clean mode, rounded to 8 bits; only the clean mode misclassifies it
     - pair.png: that digit before and after the attack, enlarged
 
-    The pair shows the effect of β. It does not measure robustness. The accuracy table does, because it attacks the
-    model at each β. Raises TureenError if the model has no such samples.
+    The pair shows the effect of β. It does not measure robustness. The accuracy table measures robustness, with an
+    attack on the model at each β. Raises TureenError if the model has no such samples.
     """
     pixels, labels = checkpoint.test.pixels, checkpoint.test.labels
     attacked = _attacked_images(checkpoint)
@@ -224,7 +225,7 @@ def write_samples(directory: Path, checkpoint: Checkpoint, bundle: Path) -> None
 
 
 def _attacked_images(checkpoint: Checkpoint) -> NDArray[np.uint8]:
-    """Returns the test images after a PGD attack on the clean mode, uint8 (n, H, W, 3)."""
+    """Returns the test images after a PGD attack on the clean mode, uint8 (B, H, W, 3)."""
     import torch
 
     from training.attacks.catalogue import ATTACKS

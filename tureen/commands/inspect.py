@@ -28,8 +28,8 @@ SHOWN_OPERATORS = 12
 def inspect(arguments: list[str]) -> int:
     """Prints the content and the defects of a bundle. Returns exit status 0 if the bundle can be used.
 
-    arguments: those after `tureen inspect`. Raises BundleError if the bundle has no readable manifest. Raises
-    BundleError for any other bundle that cannot be used too, but only after it has printed the content.
+    arguments: those after `tureen inspect`. Raises BundleError if the bundle has no readable manifest. If the bundle
+    cannot be used for another reason, prints the content, and then raises BundleError.
     """
     parser = argparse.ArgumentParser(
         prog="tureen inspect",
@@ -118,7 +118,7 @@ def _files(inspection: Inspection) -> str:
 def _engines(inspection: Inspection) -> str:
     """Returns a text with one line per engine: whether this machine can run the engine, or why not.
 
-    The last line has the choice of "auto". The text is empty if the bundle cannot be used.
+    The last line has the engine that "auto" chooses. The text is empty if the bundle cannot be used.
     """
     if inspection.auto is None:
         return ""

@@ -91,9 +91,9 @@ class _ManifestOutline(BaseModel):
 def inspect_bundle(path: Path, *, is_trial: bool = False) -> Inspection:
     """Inspects the bundle at `path`. Returns the result, even for a damaged bundle.
 
-    is_trial: if True, opens each engine, checks that it reproduces the golden rows, and runs the choice of "auto". If
-    False, opens no engine. It then predicts which engines can run, from the installed packages, the CPU and the GPUs.
-    It predicts the choice of "auto" from these engines and a cached ranking.
+    is_trial: if True, opens each engine, checks that it reproduces the golden rows, and opens the engine "auto". If
+    False, opens no engine. Instead predicts which engines can run, from the installed packages, the CPU and the GPUs.
+    Then predicts which engine "auto" chooses, from these engines and a cached ranking.
 
     Raises BundleError if the manifest is missing, unreadable, or lacks the fields that all schema versions have.
     """
@@ -179,7 +179,7 @@ def _size_on_disk(path: Path, name: str) -> int | None:
 
 
 def _damaged_artefacts(bundle: Bundle) -> dict[str, str]:
-    """Returns the error message for each file that an engine runs and that cannot be used, by file name."""
+    """Returns an error message for each engine file that cannot be used, by file name."""
     damaged = {}
     engine_files = [name for name in bundle.manifest.files if "/" in name]
     for name in dict.fromkeys([*(row.artefact for row in bundle.manifest.parity), *engine_files]):
@@ -246,8 +246,8 @@ def _try_auto(bundle: Bundle) -> AutoChoice:
 def _predict_auto(bundle: Bundle, engines: Sequence[EngineAvailability]) -> AutoChoice:
     """Predicts which engine "auto" chooses, without opening one.
 
-    engines: whether this machine can run each engine. Returns a choice whose engine is None if there is no such engine,
-    or if only a race can decide between several.
+    engines: whether this machine can run each engine. The engine of the result is None if this machine can run no
+    engine. It is also None if several can run and no ranking names the fastest.
     """
     runnable = {(engine.engine, engine.precision) for engine in engines if engine.can_run}
     ranking = read_ranking(bundle, _options())

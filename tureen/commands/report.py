@@ -32,9 +32,9 @@ NORM_SYMBOLS: Mapping[Norm, str] = {"linf": "l∞", "l2": "l2", "l1": "l1"}
 
 
 def accuracy_summary(manifest: Manifest) -> str:
-    """Returns the accuracy of a model as text: for a co-trained model, the table of `accuracy_table`.
+    """Returns the accuracy of a model as text. For a co-trained model, this is the table of `accuracy_table`.
 
-    For any other model, returns a sentence about the tokens, and the line of `single_token_accuracy`.
+    For any other model, the text is a sentence about the tokens, and the line of `single_token_accuracy`.
     """
     if manifest.is_cotrained:
         return accuracy_table(manifest.accuracy, manifest.evaluation.checks)
@@ -53,7 +53,7 @@ def tokens_sentence(manifest: Manifest) -> str:
 def single_token_accuracy(rows: Sequence[AccuracyRow]) -> str:
     """Returns one line with the accuracy of a model that has the same accuracy at every β.
 
-    rows: the first row has that accuracy. Without a row, returns "accuracy: not measured".
+    rows: the accuracy comes from the first row. Without a row, returns "accuracy: not measured".
     """
     if not rows:
         return "accuracy: not measured"
@@ -148,9 +148,9 @@ def ensemble_table(
 ) -> str:
     """Returns the table that compares ensembles with soups: accuracy in per cent and forward passes, two rows per β.
 
-    A soup mixes the tokens. An ensemble mixes the probabilities of both modes, and takes two forward passes. soups:
-    only those under the attack of the first ensemble, and on as many images, are in the table. checks: of the attack on
-    the soups. If one failed at a β, both rows of this β have a warning.
+    A soup mixes the tokens. An ensemble mixes the probabilities of both modes, and takes two forward passes. soups: the
+    table omits those that were measured with another attack, radius or number of images than the first ensemble.
+    checks: of the attack on the soups. If one failed at a β, both rows of this β have a warning.
     """
     first = ensembles[0]
     by_beta = {row.beta: row for row in soups if _measurement_key(row) == _measurement_key(first)}
@@ -173,8 +173,8 @@ def ensemble_table(
 def matrix_table(matrix: TransferMatrix) -> str:
     """Returns the table of robust accuracy with one row per attacked β and one column per served β, in per cent.
 
-    Further rows have the attack on all β together, and the worst case by image. A "!" marks a suspect cell, and a
-    sentence below the table explains it.
+    Further rows have the accuracy under the attack on all β together, and under the worst attack for each image. A "!"
+    marks a cell that shows that an attack was too weak. A sentence below the table explains the cell.
     """
 
     def line(name: str, shares: Sequence[float], suspected: Collection[float] = ()) -> str:
@@ -206,8 +206,8 @@ def matrix_table(matrix: TransferMatrix) -> str:
 def suspect_sentence(suspect: SuspectCell) -> str:
     """Returns a sentence that explains a suspect cell of the transfer matrix.
 
-    The sentence names the attack on another β that breaks the served β more often than the attack on the served β
-    itself. It gives the p-value and the probable cause.
+    The cell is suspect because an attack on another β breaks the served β more often than the attack on the served β
+    itself. The sentence names both β, the p-value and the probable cause.
     """
     attacked = "all β at once" if suspect.attacked is None else f"β = {suspect.attacked:g}"
     return (
@@ -258,9 +258,10 @@ def strength_table(rows: Sequence[StrengthRow], checks: Sequence[AttackCheck] = 
 def class_table(counts: Sequence[ClassCounts], labels: Sequence[str], checks: Sequence[AttackCheck] = ()) -> str:
     """Returns the table of clean and robust accuracy in per cent: one row per class, two columns per β.
 
-    counts: the counts at one β each, at least one. labels: the names of the classes. checks: of the attack; lines below
-    the table name the failed ones. If there are more than MAX_CLASSES_SHOWN classes, the table has only that many:
-    those with the lowest robust accuracy at the last β, the lowest first.
+    counts: for each β, the numbers of images and of correct classifications by class; at least one β. labels: the names
+    of the classes. checks: of the attack; lines below the table name the failed ones. If there are more than
+    MAX_CLASSES_SHOWN classes, the table has only that many: those with the lowest robust accuracy at the last β, the
+    lowest first.
     """
 
     def share(count: int, images: int) -> str:
@@ -323,7 +324,7 @@ def mean_accuracy(rows: Sequence[ShiftRow]) -> float:
 def check_results(checks: Sequence[AttackCheck]) -> str:
     """Returns a text with one line for each check of the attack: the result and the measurements in per cent.
 
-    A second line explains the meaning of a failed check.
+    After the line of a failed check, a second line explains the failure.
     """
     lines = [f"checks on the attack, on {' or '.join(str(n) for n in sorted({check.n for check in checks}))} images"]
     for check in checks:
@@ -373,9 +374,9 @@ def served_accuracy_table(name: str, rows: Sequence[ServedAccuracy]) -> str:
 
 
 def plan_table(plans: Mapping[str, PlanRecord]) -> str:
-    """Returns one line per compiled plan: the engine, version, compute capability and batches that the plan needs.
+    """Returns one line per plan: the engine, its version, the compute capability and the range of batch sizes.
 
-    plans: the records by file name.
+    A plan runs only with these. plans: the records by file name.
     """
     lines = ["compiled plans, and what each needs"]
     for name, plan in plans.items():
