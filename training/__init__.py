@@ -1,1 +1,1 @@
-"""Trains dual-token ViTs on clean and adversarial images together, and measures their accuracy at each β."""
+"""Trains models with a clean and a robust mode on clean and adversarial images, and measures the accuracy at each β."""

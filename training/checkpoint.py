@@ -1,11 +1,11 @@
 """Writes and reads the checkpoint of a trained model, a directory of a few files without pickle.
 
 checkpoint.json      recipe, labels, preprocessing, accuracy at each β, provenance; written last
-model.safetensors    the weights, float32, both tokens among them
+model.safetensors    the weights, float32, with both tokens
 test.npz             pixels uint8 (n, H, W, 3) and labels int64 (n,) of the images on which the accuracy was measured
-validation.npz       pixels and labels of the images for choices after training; absent if the model has no such images
+validation.npz       pixels and labels of the images on which temperatures are fitted after training; may be absent
 
-A checkpoint of an earlier version has held_out.npz in place of both. It is read as test.npz, without validation images.
+A checkpoint of an earlier version has held_out.npz in place of both .npz files. Its images are read as the test images.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ class CheckpointRecord(BaseModel):
 class Checkpoint:
     """A trained model with its recipe, its images and its measured accuracy.
 
-    test: the images on which the accuracy was measured. validation: images for choices, such as temperatures and β;
-    None for a third-party model, and in a checkpoint of an earlier version.
+    test: the images on which the accuracy was measured. validation: the images on which values such as temperatures are
+    fitted after training; None for a third-party model, and in a checkpoint of an earlier version.
     """
 
     model: Model
@@ -100,14 +100,14 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def weights_sha256(path: Path) -> str:
-    """Returns the SHA-256 of the weights in the directory `path` of a checkpoint. Raises OSError if it has none."""
+    """Returns the SHA-256 of the weights of the checkpoint in the directory `path`. Raises OSError without weights."""
     return hashlib.sha256((path / MODEL).read_bytes()).hexdigest()
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
     """Returns the checkpoint in the directory `path`. The model is in eval mode on the CPU.
 
-    Raises CheckpointError if a file is missing or unreadable, if it does not match its digest in checkpoint.json, or if
+    Raises CheckpointError if a file is missing, cannot be read or does not match its digest in checkpoint.json, or if
     the weights do not fit the recipe.
     """
     if not path.exists():

@@ -1,7 +1,7 @@
-"""Runs the steps of co-training, which trains one model on clean and adversarial images together.
+"""Runs the steps of co-training: trains one model on clean and adversarial images together.
 
-Saves the state of a run to a file after any step. A run that is restored from the file gives the same result as an
-uninterrupted one. Writes no other file, and does not display progress.
+Can save the state of a run to a file after each step. A run that is restored from this file gives the same result as an
+uninterrupted run. Writes no other file, and does not display progress.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ ADAMW_STATE = {"step", "exp_avg", "exp_avg_sq"}
 class StepProgress:
     """The result of a group of training steps.
 
-    clean_loss, robust_loss: means over the steps; NaN if the weight of the loss in Eq. 1 is 0. step, epoch,
-    epsilon_255 (in 1/255), learning_rate: values after the last step.
+    step, epoch, learning_rate: values after the last step. epsilon_255: radius of the attack after the last step, in
+    1/255. clean_loss, robust_loss: mean of each loss over the steps; NaN for a loss with the weight 0.
     images_per_second: of all processes together.
     """
 
@@ -57,9 +57,9 @@ class StepProgress:
 
 
 def bf16_autocast(recipe: Recipe, device: torch.device) -> AbstractContextManager[object]:
-    """Returns a context in which the model computes in bf16, if the recipe selects it.
+    """Returns a context in which the model computes in the precision of the recipe, bf16 or fp32.
 
-    The context has no effect if the recipe selects fp32, or if it selects "auto" and the device has no fast bf16.
+    The precision "auto" means bf16 if the device has fast bf16, or else fp32.
     """
     if device.type == "cuda":
         has_bf16 = torch.cuda.is_bf16_supported()
@@ -92,8 +92,8 @@ class Cotraining:
         """Builds model and optimiser on `device`.
 
         processes: those of a distributed run; None: this process alone. workers: number of processes that decode
-        streamed images. is_compiled: whether to compile the model with torch.compile. start: a model with the shape of
-        the recipe, whose weights are copied; None: random weights.
+        streamed images. is_compiled: whether to compile the model with torch.compile. start: the model whose weights
+        are copied, with the shape that the recipe sets; None: random weights.
         """
         self.recipe = recipe
         self.device = device
@@ -138,10 +138,10 @@ class Cotraining:
         return bool(combined_loss(self._sums[0], self._sums[1], self.recipe.alpha).isfinite())
 
     def run_epoch(self, at_most: int | None = None, should_stop: Callable[[], bool] = lambda: False) -> StepProgress:
-        """Trains for at most `at_most` steps, and not beyond the end of the epoch. Returns the progress.
+        """Trains to the next multiple of `at_most` steps in the epoch, or to its end. Returns the progress.
 
-        Stops at a multiple of `at_most` steps in the epoch. None: trains to the end of the epoch. should_stop: called
-        after each step, and may save the state; if it returns True, the method stops training and returns. Raises
+        If `at_most` is None, trains to the end of the epoch. should_stop: function that is called after each step, and
+        that may save the state. If `should_stop` returns True, the training stops and this method returns. Raises
         DivergedError if the mean loss is NaN or infinite.
         """
         if self._batches is None:
@@ -182,7 +182,10 @@ class Cotraining:
         return progress
 
     def _train(self, pixels: Tensor, labels: Tensor) -> Tensor:
-        """Runs one step on pixels uint8 (B, H, W, 3) and labels int64 (B,). Returns clean and robust loss as (2,)."""
+        """Runs one step on B images. Returns the clean and the robust loss as one tensor, (2,).
+
+        pixels: uint8 (B, H, W, 3). labels: int64 (B,).
+        """
         recipe, share = self.recipe, self.step / self.steps
         self._generator.manual_seed(_seed(recipe.seed, self.step, self.processes.rank))
         images = augment_images(images_from_pixels(pixels), recipe.augmentation, self._generator)
@@ -226,7 +229,7 @@ class Cotraining:
     def save(self, path: Path, options: Mapping[str, object] | None = None) -> None:
         """Writes the state of the run to the safetensors file `path`, atomically. `restore` reads the file.
 
-        options: the options of the run besides its recipe, which `training.resume.read_saved_run` returns later.
+        options: the options of the run besides its recipe. `training.resume.read_saved_run` returns them later.
         """
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         tensors |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
@@ -246,7 +249,7 @@ class Cotraining:
     def restore(self, path: Path) -> None:
         """Loads the state that `save` wrote to the file `path`.
 
-        Raises CheckpointError if the state is damaged or incomplete, or if it is of another recipe or of other images.
+        Raises CheckpointError if the state is damaged or incomplete, or belongs to another recipe or to other images.
         """
         saved = read_saved_run(path)
         try:
@@ -278,7 +281,7 @@ class Cotraining:
 
 
 def _optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """Returns the optimiser AdamW. Weight decay does not apply to biases, norms, tokens and position embeddings."""
+    """Returns an AdamW optimiser. Weight decay applies only to the weights of linear and convolutional layers."""
     decayed = [module.weight for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
     names = {id(weight) for weight in decayed}
     others = [parameter for parameter in model.parameters() if id(parameter) not in names]
@@ -287,7 +290,7 @@ def _optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
 
 def _seed(*numbers: int) -> int:
-    """Returns a seed that depends on all numbers. It has 32 bits, because torch ignores higher bits on a CPU."""
+    """Returns a 32-bit seed that depends on all `numbers`. On a CPU, torch ignores the higher bits of a longer seed."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 

@@ -1,4 +1,4 @@
-"""Connects the processes of a distributed run that torchrun started. Without torchrun there is one process.
+"""Connects the processes that torchrun started for a distributed run. Without torchrun there is one process.
 
 No other module reads the environment variables of torchrun.
 """
@@ -26,20 +26,20 @@ class Processes:
 
     rank: int = 0
     count: int = 1
-    control: torch.distributed.ProcessGroup | None = None  # group of CPUs, for values that no GPU holds
+    control: torch.distributed.ProcessGroup | None = None  # for values in CPU memory; None: the default group
 
     @property
     def is_first(self) -> bool:
         return self.rank == 0
 
     def mean(self, values: Tensor) -> Tensor:
-        """Returns the mean of the tensors that all processes pass, element by element. May overwrite `values`."""
+        """Returns the element-wise mean of `values` over all processes. Waits for all of them. May change `values`."""
         if self.count > 1:
             torch.distributed.all_reduce(values)
         return values / self.count
 
     def largest(self, number: int) -> int:
-        """Returns the largest of the numbers that all processes pass. Waits for all processes."""
+        """Returns the largest `number` that any process passes. Waits for all processes."""
         if self.count == 1:
             return number
         largest = torch.tensor([number])
@@ -53,20 +53,20 @@ class Processes:
 
 
 def is_first_process() -> bool:
-    """Returns whether this process has rank 0, so that it writes to the terminal. Works outside `process_group` too."""
+    """Returns whether this process has rank 0, and so writes to the terminal. Works outside `process_group` too."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def cpus_per_process() -> int:
-    """Returns the number of CPUs that this process may use.
+    """Returns the number of CPUs that this process may use, at least 1.
 
-    It is the number that affinity and quota allow, divided by the number of processes of the run on this machine.
+    The processes of the run on this machine share all CPUs that affinity and CPU quota allow, in equal parts.
     """
     return max(1, available_cpus() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def limit_threads() -> None:
-    """Limits torch to `cpus_per_process` threads; OMP_NUM_THREADS takes precedence if it is set."""
+    """Limits torch to as many threads as `cpus_per_process` returns. Does nothing if OMP_NUM_THREADS is set."""
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(min(torch.get_num_threads(), cpus_per_process()))
 
@@ -75,7 +75,7 @@ def limit_threads() -> None:
 def process_group() -> Iterator[tuple[Processes, torch.device]]:
     """Joins the process group of torchrun during the `with` block. Yields the processes, and this process's device.
 
-    NCCL connects GPUs, Gloo connects CPUs. Without torchrun there is one process, on the GPU if there is one.
+    NCCL connects GPUs, Gloo connects CPUs. Without torchrun the run has one process, on the GPU if the machine has one.
     """
     limit_threads()
     has_gpu = torch.cuda.is_available()
@@ -94,5 +94,5 @@ def process_group() -> Iterator[tuple[Processes, torch.device]]:
 
 
 def best_device() -> torch.device:
-    """Returns the GPU if there is one, else the CPU."""
+    """Returns the GPU if the machine has one, or else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,13 +1,13 @@
-"""The errors of training and evaluation, with the party that must act.
+"""The errors of training and evaluation. After each of them the caller must act.
 
 TureenError
-└── TrainingError                    caller
-    ├── RecipeError                  a recipe, or a value set in it, is wrong
-    ├── DataError                    the images are missing, not labelled, or not enough
-    ├── CheckpointError              a checkpoint is missing, unfinished, damaged or does not fit
+└── TrainingError                    base class
+    ├── RecipeError                  a recipe, or a value in it, is wrong
+    ├── DataError                    the images are missing, have no labels, or are too few
+    ├── CheckpointError              a checkpoint is missing, unfinished, damaged or of another shape
     ├── DivergedError                the loss or the logits are NaN or infinite
-    ├── OverfittingError             catastrophic overfitting: robust against one attack step only
-    └── ZeroGradientError            the attack has no gradient, so its result has no meaning
+    ├── OverfittingError             catastrophic overfitting: the model is robust only against attacks of few steps
+    └── ZeroGradientError            the gradient is zero, so the attack cannot move and its result has no meaning
 """
 
 from __future__ import annotations

@@ -14,11 +14,11 @@ from contextlib import contextmanager
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-SECOND_AFTER_S = 1.0  # an earlier repeat is the same signal: the terminal sends it, and the launcher forwards it
+SECOND_AFTER_S = 1.0  # an earlier repeat is the same signal: the terminal sends it, and torchrun forwards it
 
 
 class InterruptedRun(KeyboardInterrupt):
-    """A signal ended the run. number: of the signal. saved: text that describes the saved run; empty if none exists."""
+    """A signal ended the run. number: signal number. saved: text about the saved state; empty if no state was saved."""
 
     def __init__(self, number: int, saved: str = "") -> None:
         super().__init__(saved)
@@ -27,7 +27,7 @@ class InterruptedRun(KeyboardInterrupt):
 
     @property
     def exit_status(self) -> int:
-        """The exit status of the process: 128 + signal number, as in a shell, so 130 for SIGINT and 143 for SIGTERM."""
+        """The exit status of the process, 128 + signal number as in a shell: 130 for SIGINT, 143 for SIGTERM."""
         return 128 + self.number
 
 
@@ -65,10 +65,10 @@ class StopSignals:
 
     @contextmanager
     def deferred(self, is_deferred: bool = True) -> Iterator[None]:
-        """Lets the `with` block, such as a step or a save, finish after a signal. `received` then has the signal.
+        """Lets the `with` block finish after a signal, and stores the number of the signal in `received`.
 
-        A second signal, more than SECOND_AFTER_S later, raises InterruptedRun unless `ignores_repeats` is True. Each
-        signal in a nested block with `deferred(False)` raises it immediately.
+        A second signal, more than SECOND_AFTER_S later, raises InterruptedRun unless `ignores_repeats` is True. In a
+        nested block with `deferred(False)`, each signal raises InterruptedRun immediately.
         """
         before, self._is_deferred = self._is_deferred, is_deferred
         try:

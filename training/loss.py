@@ -28,15 +28,18 @@ def cotraining_losses(
     generator: torch.Generator,
     forward: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Returns both terms of Eq. 1 for one batch: the mean cross-entropy in clean mode, and in robust mode under PGD.
+    """Returns the clean loss and the robust loss of a batch of B images, the two terms of Eq. 1.
 
-    model: images and β (B,) to logits (B, K). images: float32 (B, 3, H, W) in [0, 1]. targets: int64 (B,), or float32
-    (B, K), distributions over classes. epsilon: radius in units of the [0, 1] range. attack_steps: 0 for no attack.
-    forward: computes the logits of the losses in place of `model`, for example `model` in a DistributedDataParallel.
-    The attack always uses `model`, in eval mode, because processes do not share the gradients of an attack.
+    The clean loss is the mean cross-entropy in clean mode. The robust loss is that in robust mode, after PGD.
 
-    One forward pass of 2·B rows computes both terms, each row with its own β. If α is 0 or 1, does not compute the term
-    of weight 0, and returns NaN for it.
+    model: maps images and β (B,) to logits (B, K) of K classes. images: float32 (B, 3, H, W) in [0, 1]. targets: labels
+    int64 (B,), or distributions over the classes, float32 (B, K). epsilon: radius, for pixels in [0, 1]. attack_steps:
+    steps of PGD; 0: no attack. forward: computes the logits of both losses, such as `model` in a
+    DistributedDataParallel; None: `model`. The attack always uses `model`, in eval mode, because processes do not share
+    the gradients of an attack.
+
+    One forward pass of 2·B rows computes both losses, each row at its own β. If α is 0 or 1, one loss has the weight 0.
+    The function then returns NaN in place of this loss.
     """
     forward = model if forward is None else forward
     clean_betas = images.new_full((len(images),), CLEAN_BETA)
@@ -66,7 +69,7 @@ def cotraining_losses(
 
 
 def combined_loss(clean_loss: Tensor, robust_loss: Tensor, alpha: float) -> Tensor:
-    """Returns Eq. 1 of the paper: α·clean + (1 − α)·robust. A loss of weight 0 may be NaN."""
+    """Returns the co-training loss, Eq. 1: α·clean_loss + (1 − α)·robust_loss. A loss with the weight 0 may be NaN."""
     if alpha == 1:
         return clean_loss
     return robust_loss if alpha == 0 else alpha * clean_loss + (1 - alpha) * robust_loss

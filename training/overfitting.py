@@ -28,8 +28,8 @@ MIN_FALL = 0.15  # three standard errors of a share of 128 images
 class OverfittingProbe:
     """The accuracy of the robust mode at one step of training.
 
-    step: the training step. one_step, ten_steps: accuracy in [0, 1] under FGSM, which has one attack step, and under
-    PGD with ten attack steps.
+    step: the training step. one_step: accuracy in [0, 1] under FGSM, an attack with one step. ten_steps: accuracy in
+    [0, 1] under PGD with ten steps.
     """
 
     step: int
@@ -40,10 +40,10 @@ class OverfittingProbe:
 def check_overfitting(probes: Sequence[OverfittingProbe]) -> None:
     """Raises OverfittingError if catastrophic overfitting has begun. probes: in the order of training.
 
-    The criterion compares the last probe with the best, which has the highest `ten_steps`. All three must hold:
-    - the last `ten_steps` is less than half of the best
-    - it is lower than the best by more than MIN_FALL, which is three standard errors
-    - the last `one_step` is higher than that of the best probe
+    Compares the last probe with the best probe, the one with the highest `ten_steps`. Overfitting has begun if:
+    - the `ten_steps` of the last probe is less than half of that of the best probe
+    - the `ten_steps` of the last probe is lower by more than MIN_FALL, which is three standard errors
+    - the `one_step` of the last probe is higher than that of the best probe
     """
     if not probes:
         return
@@ -61,7 +61,7 @@ def check_overfitting(probes: Sequence[OverfittingProbe]) -> None:
 def probe_overfitting(model: nn.Module, validation: Images, *, epsilon_255: float, step: int) -> OverfittingProbe:
     """Measures the accuracy of the robust mode on up to 128 validation images, under FGSM and under PGD-10.
 
-    epsilon_255: radius of both attacks in 1/255. step: the step of training, which is stored in the result.
+    epsilon_255: radius of both attacks in 1/255. step: the training step, for the result.
     """
     device = next(model.parameters()).device
     chosen = np.random.default_rng(0).permutation(len(validation))[:IMAGES]  # images of a folder are sorted by class

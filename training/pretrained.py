@@ -1,8 +1,8 @@
 """Loads third-party weights: plain ViT checkpoints of timm, Hugging Face transformers and torchvision.
 
-The resulting dual-token model has the logits of the original at every β until it is trained. A tensor or setting that
-cannot be converted exactly raises an error that names it. Uses none of the three libraries, downloads nothing, and
-knows nothing about training.
+Converts a model with one token into a model with two tokens. Until training, the new model has the logits of the
+original at every β. If a tensor or a setting cannot be converted exactly, raises an error with the name of this tensor
+or setting. Uses none of the three libraries, downloads nothing, and knows nothing about training.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ TRANSFORMERS_EPS = 1e-12  # default of its ViTConfig
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A model with the weights of a third-party file or a checkpoint, and the assumptions that were made to load it."""
+    """A model with the weights of a third-party file or of a checkpoint, and the assumptions about the file."""
 
     model: DualTokenViT
     library: str  # origin of the checkpoint: timm, transformers, torchvision or tureen
@@ -55,22 +55,24 @@ def load_pretrained(path: Path, *, image_size: int | None = None, classes: int |
 
     path is one of:
     - a .safetensors file
-    - a file with another suffix of `training.weight_files`, of which only tensors are unpickled
+    - a PyTorch file with another suffix in `training.weight_files`; only its tensors are unpickled
     - a directory with model.safetensors, as on the Hugging Face hub
     - a checkpoint of Tureen
 
-    Reads config.json and preprocessor_config.json beside the weights if they exist. For settings that no file has, uses
-    the defaults of the library, and lists them in `assumed`.
+    Reads config.json and preprocessor_config.json beside the weights if they exist. For a setting that no file has,
+    uses the default of the library, and lists this default in `assumed`.
 
-    Both tokens start as the class token plus its position embedding, so the logits are those of the original at every
-    β, up to float32 rounding. image_size: pixels; if it differs from the file, the position embeddings of the patches
-    are resampled; None: that of the file. classes: K; None: that of the file. If it differs from the file, or if the
-    classifier is not linear, the new classifier has random weights from the global random state of torch. With zero
-    weights, an attack would have no gradient.
+    Both tokens start as the class token plus its position embedding. So the logits are those of the original at every
+    β, up to float32 rounding.
 
+    image_size: in pixels; None: that of the file. If it differs from that of the file, the position embeddings of the
+    patches are resampled. classes: number of classes; None: that of the file. If it differs from that of the file, or
+    if the file has no linear classifier, the model has a new classifier. The weights of a new classifier are random,
+    from the global random state of torch, because an attack on zero weights would have no gradient.
 
     Raises CheckpointError if the file cannot be read, if it has a tensor or setting that a plain pre-norm ViT lacks, or
-    if Tureen does not support its shape. Raises it if the file has no linear classifier and `classes` is None.
+    if Tureen does not support its shape. Raises CheckpointError if the file has no linear classifier and `classes` is
+    None.
     """
     source = _read_own(path) if (path / CHECKPOINT).is_file() else _read_third_party(path)
     shape, weights = source.shape, source.weights
@@ -99,10 +101,10 @@ def load_pretrained(path: Path, *, image_size: int | None = None, classes: int |
 
 
 def resample_positions(pos_embed: Tensor, side: int) -> Tensor:
-    """Resamples position embeddings of a square of patches, (1, N, D), for side × side patches. Returns (1, side², D).
+    """Returns the position embeddings of a square of N patches, resampled to side × side patches: (1, side², D).
 
-    Uses a bicubic filter with antialiasing, like resample_abs_pos_embed of timm. Returns embeddings of the same side
-    unchanged.
+    pos_embed: (1, N, D), of width D. Uses a bicubic filter with antialiasing, like resample_abs_pos_embed of timm.
+    Returns `pos_embed` itself if its side is `side`.
     """
     before = math.isqrt(pos_embed.shape[1])
     if before == side:
@@ -114,10 +116,10 @@ def resample_positions(pos_embed: Tensor, side: int) -> Tensor:
 
 @dataclass
 class _SourceModel:
-    """The converted content of a file of weights or a checkpoint.
+    """The converted content of a file of weights or of a checkpoint.
 
-    library: its origin. shape: fields of a ViTConfig. weights: float32 tensors by their names in DualTokenViT. names:
-    the names of the tensors in the file, by their names in DualTokenViT. assumed: as in Pretrained.
+    library, assumed: as in Pretrained. shape: fields of a ViTConfig. weights: float32 tensors by their names in
+    DualTokenViT. names: maps the name of each tensor in DualTokenViT to its name in the file.
     """
 
     library: str
@@ -177,10 +179,10 @@ def _json(file: Path) -> dict[str, Any]:
 def _settings(
     library: str, names: Mapping[str, str], config: Mapping[str, Any], preprocessor: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Returns the fields of a ViTConfig that the JSON files beside the weights set. A value that no file sets is None.
+    """Returns fields of a ViTConfig, read from the JSON files beside the weights. A value that no file sets is None.
 
-    library: "timm", "transformers" or "torchvision". names: the names of the tensors in the file, by their names in
-    DualTokenViT. config, preprocessor: the content of the two JSON files. Raises CheckpointError for a setting that
+    library: "timm", "transformers" or "torchvision". names: maps the name of each tensor in DualTokenViT to its name in
+    the file. config, preprocessor: the content of the two JSON files. Raises CheckpointError for a setting that
     DualTokenViT does not support.
     """
     heads = config.get("num_attention_heads")
@@ -218,7 +220,7 @@ def _refuse_other_settings(config: Mapping[str, Any], plain: Mapping[str, Any]) 
 def _normalisation(preprocessor: Mapping[str, Any]) -> tuple[list[float], list[float]]:
     """Returns the mean and the standard deviation of each channel, for images in [0, 1].
 
-    preprocessor: the settings of an image processor of transformers, which processes images in [0, 255].
+    preprocessor: the settings of an image processor of transformers. Its input is images in [0, 255].
     """
     scale = 255 * preprocessor.get("rescale_factor", 1 / 255) if preprocessor.get("do_rescale", True) else 255
     if not preprocessor.get("do_normalize", True):
@@ -230,8 +232,8 @@ def _normalisation(preprocessor: Mapping[str, Any]) -> tuple[list[float], list[f
 def _fold_weights(weights: Weights, file: Path) -> dict[str, Any]:
     """Converts the tokens, the position embeddings and the query, key and value weights to those of DualTokenViT.
 
-    Changes `weights`. Returns the fields of a ViTConfig that follow from the shapes. file: the path for the message.
-    Raises CheckpointError if the shapes are not those of a plain pre-norm ViT.
+    Changes `weights` in place. Returns the fields of a ViTConfig that follow from the shapes. file: the path for error
+    messages. Raises CheckpointError if the shapes are not those of a plain pre-norm ViT.
     """
     for name, dimensions in {"patch_embed.weight": 4, "cls_token": 3, "positions": 3, "blocks.0.fc1.weight": 2}.items():
         if name not in weights or weights[name].ndim != dimensions:
@@ -263,9 +265,9 @@ def _fold_weights(weights: Weights, file: Path) -> dict[str, Any]:
 
 
 def _fold_qkv(weights: Weights, block: str, width: int) -> None:
-    """Joins the linear layers of queries, keys and values of a block into one layer, in this order. Changes `weights`.
+    """Joins the three linear layers for queries, keys and values of a block into one layer, in this order.
 
-    block: prefix of the names, such as "blocks.0.". A missing bias becomes 0.
+    Changes `weights` in place. block: prefix of the names, such as "blocks.0.". A missing bias becomes 0.
     """
     if f"{block}q.weight" in weights:
         parts = [(f"{block}{part}.weight", f"{block}{part}.bias") for part in "qkv"]
@@ -285,9 +287,9 @@ def _usual_heads(width: int, file: Path) -> int:
 
 
 def _require_shapes(weights: Weights, expected: Weights, names: Mapping[str, str], file: Path) -> None:
-    """Raises CheckpointError if a tensor is missing, unknown or of another shape than expected.
+    """Raises CheckpointError if a tensor in `weights` is missing, or is not in `expected` with the same shape.
 
-    The error names the tensor by its name in the file, which `names` gives.
+    names: maps the name of each tensor in DualTokenViT to its name in the file, for the error message.
     """
     missing = sorted(expected.keys() - weights.keys())
     if missing:

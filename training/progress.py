@@ -30,7 +30,7 @@ MINUTE_S, HOUR_S = 60, 3600
 class RunLog:
     """Reports the progress of a run from its current step on, inside a `with` block.
 
-    If the run continues from a saved state, removes the lines of later steps from log.jsonl.
+    If the run continues from a saved state, removes the lines of the steps after this state from log.jsonl.
     """
 
     def __init__(self, training: Cotraining, out: Path, *, tensorboard: bool) -> None:
@@ -63,7 +63,7 @@ class RunLog:
 
     @property
     def saved_probes(self) -> list[OverfittingProbe]:
-        """The overfitting probes that log.jsonl had when the run was started or continued."""
+        """The overfitting probes that log.jsonl contained when the run was started or continued."""
         entries = [json.loads(line) for line in self._kept]
         return [OverfittingProbe(**entry) for entry in entries if "one_step" in entry]
 
@@ -104,10 +104,11 @@ class RunLog:
 
 
 class TimeEstimate:
-    """Estimates the time of a training from its first steps after the start of the program.
+    """Estimates the duration of a training from its first steps after the start of the program.
 
-    It takes the time of a step as proportional to its passes through the model, of which later steps may have more: the
-    attack may start late. The measurement of the accuracy after the training is not included.
+    Assumes that the duration of a step is proportional to the number of its passes through the model. Later steps may
+    have more passes, because the attack may start late. The estimate does not include the measurement of the accuracy
+    after the training.
     """
 
     def __init__(
@@ -118,13 +119,13 @@ class TimeEstimate:
         wait: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """step: finished steps. steps: of the whole run. wait: returns when the device has finished its work."""
+        """step: finished steps. steps: all steps of the run. wait: returns when the device has finished its work."""
         self._recipe, self._start, self._steps = recipe, step, steps
         self._wait, self._clock = wait, clock
         self._started = 0.0
 
     def after_step(self, step: int) -> str | None:
-        """Returns the estimate as text after the step number ESTIMATE_STEPS, and None after any other step."""
+        """Returns the estimate as text when ESTIMATE_STEPS steps have run since the program started; else None."""
         done = step - self._start
         if done == WARM_UP_STEPS:
             self._wait()
@@ -140,7 +141,7 @@ class TimeEstimate:
 
 
 def duration(seconds: float) -> str:
-    """Returns a duration as text of two digits at most, in seconds, minutes or hours, such as "12 min" or "2.5 h"."""
+    """Returns a duration as text in seconds, minutes or hours, such as "12 min" or "2.5 h"."""
     if seconds < 1.5 * MINUTE_S:
         return f"{max(1, round(seconds))} s"
     if seconds < 1.5 * HOUR_S:
@@ -150,7 +151,7 @@ def duration(seconds: float) -> str:
 
 
 def write_accuracy(out: Path, rows: Sequence[AccuracyRow]) -> None:
-    """Writes the accuracy at each β to TensorBoard, as two curves. A step is an integer, so the step is 100 β."""
+    """Writes clean and robust accuracy to TensorBoard as curves over 100·β, because TensorBoard needs integer steps."""
     from torch.utils.tensorboard import SummaryWriter
 
     with SummaryWriter(str(out)) as writer:
@@ -161,7 +162,7 @@ def write_accuracy(out: Path, rows: Sequence[AccuracyRow]) -> None:
 
 
 def _step(line: str) -> int:
-    """Returns the step in a line of log.jsonl; −1 for a damaged line."""
+    """Returns the number of the step in a line of log.jsonl; −1 if the line is damaged."""
     try:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):

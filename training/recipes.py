@@ -24,7 +24,7 @@ FIELDS_WITHOUT_EFFECT_ON_WEIGHTS = {
     "monitor_share",
 }
 """Fields of a Recipe that do not change the trained weights.
-`crop_fraction` changes the weights, because training images are cropped as in evaluation before augmentation.
+`crop_fraction` changes the weights, because a training image is cropped like an evaluation image before augmentation.
 """
 
 
@@ -60,7 +60,7 @@ class Augmentation(BaseModel):
 
 
 class Recipe(BaseModel):
-    """All values that determine a training run: model, data and method. It has the expected cost and result too."""
+    """All values that determine a training run: model, data and method. A recipe also has expected cost and result."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -363,9 +363,9 @@ RECIPES = {recipe.name: recipe for recipe in (DIGITS, CIFAR10, CIFAR10_CPU, SIGN
 
 
 def load_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:
-    """Returns the recipe of this name, changed by settings such as "epochs=10" or "model.depth=2".
+    """Returns the recipe `name`, changed by settings such as "epochs=10" or "model.depth=2".
 
-    Raises RecipeError if there is no recipe of this name, and the errors of `with_settings`.
+    Raises RecipeError if there is no recipe `name`, and the errors of `with_settings`.
     """
     if name not in RECIPES:
         raise RecipeError(f"there is no recipe {name!r}: choose {', '.join(RECIPES)}{did_you_mean(name, RECIPES)}")
@@ -397,7 +397,7 @@ def with_settings(recipe: Recipe, settings: Sequence[str]) -> Recipe:
 
 
 def _keys(values: Mapping[str, Any], parent: str = "") -> Iterator[str]:
-    """Yields the keys of the values as settings name them, such as "epochs" and "model.depth"."""
+    """Yields the keys of `values` in the form of a setting, such as "epochs" or "model.depth". parent: key prefix."""
     for key, value in values.items():
         if isinstance(value, dict):
             yield from _keys(value, f"{parent}{key}.")

@@ -26,12 +26,12 @@ SAVING_SHARE = 0.02
 
 @dataclass(frozen=True)
 class SavedRun:
-    """An unfinished run: its recipe, with the number of classes of its images, and the options of its first start.
+    """An unfinished run: its recipe, and the options of its first start.
 
-    path: file of the saved state. step: finished steps. steps: steps of the whole run. data: the argument of
-    `tureen train --data`, as an absolute path if it is a directory. init: the argument of --init, or None.
-    labels: names of the classes. group_by: the argument of --group-by, or None. is_strict, is_compiled, tensorboard:
-    the options --strict, --compile and --tensorboard.
+    path: file of the saved state. recipe: has the number of classes of the images. labels: names of the classes. step:
+    finished steps. steps: steps of the whole run. data: the argument of `tureen train --data`, as an absolute path if
+    it is a directory. group_by: the argument of --group-by, or None. init: the argument of --init, or None. is_strict,
+    is_compiled, tensorboard: the options --strict, --compile and --tensorboard.
     """
 
     path: Path
@@ -79,7 +79,7 @@ def read_saved_run(path: Path) -> SavedRun:
 
 
 def require_same_recipe(saved: SavedRun, recipe: Recipe) -> None:
-    """Raises CheckpointError if `recipe` differs from that of the saved run. The error names the first difference.
+    """Raises CheckpointError if `recipe` is not the recipe of the saved run. The error names the first difference.
 
     Values that do not change the trained weights may differ, and so may values that the images or --init determine.
     """
@@ -98,9 +98,9 @@ def require_same_recipe(saved: SavedRun, recipe: Recipe) -> None:
 
 
 def absolute_location(location: str | None) -> str | None:
-    """Returns the location of images or weights with an absolute path, which is valid in any working directory.
+    """Returns the location of images or weights with an absolute path, so that any working directory can use it.
 
-    Returns the name of a Hugging Face data set, and None, unchanged.
+    Returns `location` unchanged if it is None or the name of a Hugging Face data set.
     """
     if location is None:
         return None
@@ -110,9 +110,9 @@ def absolute_location(location: str | None) -> str | None:
 
 
 class SaveTimer:
-    """Decides when to save the state: every `interval_s` seconds, or less often if saving would take over 2 %.
+    """Decides when to save the state of a run: every `interval_s` seconds, or less often.
 
-    The 2 % are a share of the whole time of the run.
+    The interval is longer if saving would otherwise take over 2 % of the time of the run.
     """
 
     def __init__(self, interval_s: float, now: Callable[[], float] = time.monotonic) -> None:
@@ -125,7 +125,7 @@ class SaveTimer:
         return self._now() - self._saved_at >= self._interval_s
 
     def save(self, save: Callable[[], None]) -> None:
-        """Calls `save`, and lengthens the next interval if the call took so long that saving would exceed 2 %."""
+        """Calls the function `save`. Sets the next interval so that saving takes at most about 2 % of the time."""
         started = self._now()
         save()
         self._saved_at = self._now()

@@ -46,12 +46,12 @@ CLASSES_SHOWN = 20
 class RunOptions:
     """The options of a run besides its recipe.
 
-    data: location of the images. group_by: regular expression that keeps the images of a group in one part. init:
-    weights to start from. image_size: pixels; None: that of the weights. is_resumed: continue an interrupted run.
-    is_strict: fail if an image cannot be decoded. is_compiled: use torch.compile. tensorboard: write TensorBoard
-    events. workers: number of processes or threads that decode images. save_interval_s: seconds between two saves of
-    the state; more if saving would take over 2 % of the time. threads: CPU threads of torch in each process; None:
-    all, as `limit_threads` counts them.
+    data: location of the images. group_by: regular expression that finds the group of an image in its file name; all
+    images of a group are in one part. init: weights to start from. image_size: in pixels; None: that of the weights.
+    is_resumed: continue an interrupted run. is_strict: fail if an image cannot be decoded. is_compiled: use
+    torch.compile. tensorboard: write TensorBoard events. workers: number of processes or threads that decode images.
+    save_interval_s: seconds between two saves of the state; more if saving would take over 2 % of the time. threads:
+    CPU threads of torch in each process; None: as many as `limit_threads` allows.
     """
 
     data: str | None = None
@@ -82,14 +82,14 @@ def run(recipe: Recipe, out: Path, options: RunOptions | None = None) -> Checkpo
     """Trains a model, measures its accuracy at each β, saves the checkpoint in `out`, and returns the checkpoint.
 
     The model of the checkpoint has the moving average of the weights. Saves the state every `save_interval_s` seconds,
-    and at SIGINT and SIGTERM. With `options.is_resumed`, continues an interrupted run, and takes an option that
-    `options` lacks from the saved state. Under torchrun every process calls this function. The first process writes and
-    returns the checkpoint; the others return None.
+    and at SIGINT and SIGTERM. With `options.is_resumed`, continues an interrupted run, and takes missing options from
+    the saved state. Under torchrun every process calls this function. The first process writes and returns the
+    checkpoint; the others return None.
 
     Raises:
 
-    - CheckpointError if `out` has a finished run, an unfinished run and `is_resumed` is False, or a run of other
-      settings
+    - CheckpointError if `out` has a finished run, if it has an unfinished run and `is_resumed` is False, or if its run
+      has other settings
     - RecipeError if an option or a setting does not fit the recipe, the images or the weights
     - DataError if the images cannot be used
     - DivergedError if the loss is NaN or infinite
@@ -158,10 +158,10 @@ def _run(recipe: Recipe, out: Path, options: RunOptions, signals: StopSignals) -
 
 
 def resumed_options(saved: SavedRun, options: RunOptions) -> RunOptions:
-    """Returns the options of a resumed run: `options`, with missing ones taken from the saved run.
+    """Returns the options of a resumed run: those in `options`, and for each missing one that of the saved run.
 
-    Raises CheckpointError, before images are decoded, if weights, image size or group expression in `options` are not
-    those of the saved run. Raises it if the images have other classes.
+    Raises CheckpointError if the weights, the image size or the group expression in `options` are not those of the
+    saved run, or if the images have other classes. Decodes no image.
     """
     init = absolute_location(None if options.init is None else str(options.init))
     size = saved.recipe.model.image_size
@@ -194,10 +194,10 @@ def resumed_options(saved: SavedRun, options: RunOptions) -> RunOptions:
 
 
 def with_pretrained_shape(recipe: Recipe, options: RunOptions) -> Recipe:
-    """Returns the recipe with the model shape of the weights that `options.init` names.
+    """Returns the recipe with the model shape of the weights in the file or directory `options.init`.
 
-    Returns a recipe that starts from random weights unchanged. Raises RecipeError if the recipe needs --init and there
-    is none, or if an option is not for this recipe. Raises the errors of `load_pretrained`.
+    If the recipe starts from random weights, returns the recipe unchanged. Raises RecipeError if the recipe needs
+    `options.init` and it is None, or if an option is not for this recipe. Raises the errors of `load_pretrained`.
     """
     if recipe.start == "random":
         if options.init is not None:
@@ -236,8 +236,8 @@ def load_training_data(recipe: Recipe, options: RunOptions, *, is_verbose: bool 
     """Returns the images that the recipe trains on, in three parts: training, validation and test.
 
     is_verbose: whether to show progress and print the names of images that cannot be decoded. Raises RecipeError if the
-    recipe needs --data and there is none, or if it needs none and there is one. Raises DataError if the images cannot
-    be used.
+    recipe needs --data and the option is missing, or if the recipe has its own images and --data or --group-by is
+    given. Raises DataError if the images cannot be used.
     """
     if recipe.dataset == "digits":
         if options.data is not None:
@@ -273,7 +273,7 @@ def load_training_data(recipe: Recipe, options: RunOptions, *, is_verbose: bool 
 
 
 def class_counts(data: Dataset) -> str:
-    """Returns the number of images of each class in the three parts, as text for a terminal."""
+    """Returns a text for a terminal: the number of images of each class in the training, validation and test part."""
     labels, shown = data.labels, data.labels[:CLASSES_SHOWN]
     parts = (data.train, data.validation, data.test)
     train, validation, test = (np.bincount(part.labels, minlength=len(labels)) for part in parts)
@@ -297,11 +297,11 @@ def class_counts(data: Dataset) -> str:
 
 
 def fitted_to_images(recipe: Recipe, data: Dataset, *, is_verbose: bool = True) -> Recipe:
-    """Returns the recipe with the number of classes of the data, and with an evaluation attack for this number.
+    """Returns the recipe with the number of classes of the data, and with an evaluation attack that works with it.
 
-    is_verbose: whether to print a message if the attack was replaced, because it needs more classes. Raises RecipeError
-    if the evaluation attack does not exist. For the digits, raises it if the model of the recipe has another image size
-    or number of classes.
+    is_verbose: whether to print a message if the attack of the recipe needs more classes and was replaced. Raises
+    RecipeError if the evaluation attack does not exist. Raises RecipeError for a recipe of the digits if its model has
+    another image size or number of classes than the digits.
     """
     classes, size = len(data.labels), data.preprocess.image_size
     if recipe.dataset == "digits" and (recipe.model.image_size, recipe.model.classes) != (size, classes):
@@ -368,7 +368,7 @@ def _measure_and_save(training: Cotraining, data: Dataset, out: Path, options: R
 
 
 def _duplicate_counts(data: Dataset) -> dict[str, int]:
-    """Returns the number of near-duplicates of training images in each other part, and of exact ones, by name."""
+    """Returns the numbers of near and exact duplicates of training images, with keys such as "test", "test_exact"."""
     counts: dict[str, int] = {}
     for part, found in data.duplicates.items():
         counts |= {part: found.near, f"{part}_exact": found.exact}

@@ -8,9 +8,9 @@ from training.recipes import Recipe
 
 
 def scheduled_learning_rate(recipe: Recipe, progress: float) -> float:
-    """Returns the learning rate at `progress`, in [0, 1], of the training.
+    """Returns the learning rate. progress: the share of the training that is finished, in [0, 1].
 
-    It rises linearly in the warm-up, then falls to zero along half a cosine.
+    The learning rate rises linearly in the warm-up, then falls to zero along half a cosine.
     """
     if progress < recipe.warmup:
         return recipe.learning_rate * progress / recipe.warmup
@@ -19,9 +19,9 @@ def scheduled_learning_rate(recipe: Recipe, progress: float) -> float:
 
 
 def scheduled_epsilon(recipe: Recipe, progress: float) -> float:
-    """Returns the radius of the attack, for pixels in [0, 1], at `progress`, in [0, 1], of the training.
+    """Returns the radius of the attack, for pixels in [0, 1]. progress: the finished share of the training, in [0, 1].
 
-    The radius is 0, then rises linearly, then stays constant. Source: with such a schedule robust training can start
+    The radius is 0 at first, then rises linearly, then stays constant. With such a schedule robust training can start
     from weights that are not robust (arXiv 2509.23325).
     """
     after = progress - recipe.epsilon_start
@@ -30,7 +30,7 @@ def scheduled_epsilon(recipe: Recipe, progress: float) -> float:
 
 
 def scheduled_attack_steps(recipe: Recipe, progress: float) -> int:
-    """Returns the number of PGD steps at `progress`, in [0, 1], of the training; 0 while the radius is 0."""
+    """Returns the number of PGD steps; 0 while the radius is 0. progress: finished share of the training, in [0, 1]."""
     if scheduled_epsilon(recipe, progress) == 0:
         return 0
     is_ramp = progress < recipe.epsilon_start + recipe.epsilon_ramp
@@ -38,10 +38,10 @@ def scheduled_attack_steps(recipe: Recipe, progress: float) -> int:
 
 
 def relative_cost(recipe: Recipe, first: int, last: int, steps: int) -> int:
-    """Returns the cost of the training steps from `first` to before `last`, of `steps`, in passes through the model.
+    """Returns the number of passes through the model in the training steps `first` to `last` − 1.
 
-    A step has one pass, forward and backward, for the clean loss, one for the robust loss, and one for each step of the
-    attack.
+    A pass is forward and backward. A training step has one pass for the clean loss, one for the robust loss, and one
+    for each step of the attack. steps: number of steps of the whole training.
     """
     if recipe.alpha == 1:  # no robust loss
         return last - first

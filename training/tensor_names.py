@@ -1,4 +1,4 @@
-"""Maps the names of a ViT's tensors in timm, transformers and torchvision to those in DualTokenViT.
+"""Maps the names that timm, transformers and torchvision give to the tensors of a ViT to the names in DualTokenViT.
 
 Knows nothing about the values and shapes of tensors. Reads no file.
 """
@@ -82,10 +82,10 @@ LIBRARIES = {  # by the prefix of the names of the patch embedding
 
 
 def our_names(tensors: Iterable[str], file: Path) -> tuple[str, dict[str, str]]:
-    """Returns the library that uses these names, and a map from each name in DualTokenViT to the name in the file.
+    """Returns the library that uses these names, and a map from names in DualTokenViT to names in the file.
 
-    tensors: the names in the file. file: the path for error messages. Raises CheckpointError if no known library uses
-    these names, or if a tensor does not exist in a plain ViT.
+    tensors: the names of the tensors in the file. file: the path for error messages. Raises CheckpointError if none of
+    the three libraries uses these names, or if a tensor does not exist in a plain ViT.
     """
     found = next(((name, marker) for marker in LIBRARIES for name in tensors if marker in name), None)
     if found is None:

@@ -35,8 +35,8 @@ NOT_WEIGHTS = {
 def read_tensors(file: Path) -> Weights:
     """Returns the tensors in a file by their names, on the CPU.
 
-    Raises CheckpointError if the file is missing or damaged, has another suffix than SUFFIXES, has no state dict, or
-    has objects whose reading would run code.
+    Raises CheckpointError if the file is missing or damaged, if its suffix is not in SUFFIXES, or if it has no state
+    dict. Raises CheckpointError if the file contains objects that run code when they are read.
     """
     if not file.is_file():
         raise CheckpointError(f"{file} does not exist: give a file of weights, or a directory with {MODEL}")
@@ -73,9 +73,10 @@ def read_tensors(file: Path) -> Weights:
 
 
 def _state_dict(loaded: object) -> Weights | None:
-    """Returns the state dict in `loaded`, a dictionary of tensors by name; None if there is no unique state dict.
+    """Returns the state dict in `loaded`; None if there is none, or if it is unclear which of several is meant.
 
-    It is `loaded` itself, or an entry of `loaded` with a key in WRAPPINGS, or the only entry that is a state dict.
+    A state dict is a dictionary of tensors by name. Returns `loaded` itself, or its entry with a key in WRAPPINGS, or
+    its only entry that is a state dict.
     """
     if not isinstance(loaded, dict):
         return None
@@ -92,7 +93,7 @@ def _is_state_dict(value: object) -> bool:
 
 
 def _unsafe_globals(file: Path) -> list[str]:
-    """Returns the names of the classes and functions, other than tensors, that a pickle file uses.
+    """Returns the names of the classes and functions that a pickle file uses and that are not safe to load.
 
     Returns an empty list if the file cannot be read.
     """
