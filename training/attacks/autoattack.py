@@ -1,6 +1,6 @@
 """Runs AutoAttack and its parts by the package `pyautoattack`, in functions with the arguments of the other attacks.
 
-Restores the global state of torch and of debuggers that `pyautoattack` changes.
+`pyautoattack` changes torch's random state and Python's trace function. This module restores both after each attack.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ def autoattack(
 ) -> Tensor:
     """Returns images after standard AutoAttack, which has four parts: APGD-CE, targeted APGD, targeted FAB and Square.
 
-    Each part attacks only the images that the model still classifies correctly after the parts before it. Images that
-    no part succeeds on stay unchanged.
+    Each part attacks only the images that the model still classifies correctly after the earlier parts. An image on
+    which no part succeeds stays unchanged.
     Source: Croce & Hein, *Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
-    attacks*, ICML 2020; for l1 their *Mind the box*, ICML 2021. The arguments are those of
-    `training.attacks.gradient`, where epsilon is the radius in `norm`.
-    parts: some of the four, such as ("apgd-ce", "apgd-t"), with `steps` steps; None: all four, and `steps` is ignored.
-    For K < 10 classes the targeted attacks try K − 1 classes. generator: source of the seed. Raises RecipeError if
-    K < 4, because targeted APGD is not defined then.
+    attacks*, ICML 2020; for l1 their *Mind the box*, ICML 2021. The module `training.attacks.gradient` describes the
+    arguments, except that epsilon is here the radius in `norm`.
+    parts: some of the four parts, such as ("apgd-ce", "apgd-t"), each with `steps` steps; None: all four, with their
+    standard numbers of steps. generator: source of the seed. A targeted attack tries 9 wrong classes, or all of them if
+    there are fewer. Raises RecipeError for fewer than 4 classes, because targeted APGD is not defined for them.
 
     Raises no ZeroGradientError, because Square needs no gradient. The logger "auto-attack" of `pyautoattack` warns of
-    four things: randomness, probabilities instead of logits, zero gradients, and images that only Square succeeds on.
-    After such a warning the result is not reliable.
+    four faults: random logits, probabilities in place of logits, zero gradients, and images on which only Square
+    succeeds. After such a warning the result is not reliable.
     """
     images = images.contiguous()  # pyautoattack calls view() on the images and on their gradient
     with torch.no_grad():
@@ -85,11 +85,12 @@ def square(
 ) -> Tensor:
     """Returns images after the Square attack under l∞, which uses no gradient.
 
-    The attack adds random squares to an image. It keeps a square that reduces the lead of the right class over the
-    other classes. The squares shrink over the given number of steps, as in the paper. AutoAttack's own Square ends
-    after 5,000 of 10,000 steps of this schedule.
+    The attack adds random squares to an image. It keeps a square if the logit of the true class then leads the other
+    logits by less. As in the paper, the squares shrink to their final size over all `steps` steps. The Square part of
+    AutoAttack differs: it plans to shrink them over 10,000 steps, but stops after 5,000.
     Source: Andriushchenko et al., *Square attack: a query-efficient black-box adversarial attack via random search*,
-    ECCV 2020. The arguments are those of `training.attacks.gradient`. steps: maximum number of queries for each image.
+    ECCV 2020. The module `training.attacks.gradient` describes the arguments. steps: maximum number of queries for each
+    image.
     """
     images = images.contiguous()
     if not epsilon:
@@ -113,10 +114,9 @@ def _seed(images: Tensor, generator: torch.Generator | None) -> int:
 
 @contextmanager
 def _unchanged_global_state(images: Tensor) -> Iterator[None]:
-    """Restores the global state that `pyautoattack` changes, at the end of the `with` block.
+    """Restores the random state of torch and the trace function of Python at the end of the `with` block.
 
-    This state is the random state of torch and the trace function that a debugger sets. images: they have the device
-    whose random state is restored.
+    A debugger sets the trace function. images: if they are on a GPU, the random state of this GPU is restored too.
     """
     trace = sys.gettrace()
     try:
@@ -127,9 +127,9 @@ def _unchanged_global_state(images: Tensor) -> Iterator[None]:
 
 
 class _ImagesOnly(torch.autograd.Function):
-    """A function of autograd that calls `forward` and computes the gradient of the images alone.
+    """An autograd function that calls `forward`, and computes gradients with respect to the images only.
 
-    So the attack FAB does not fill the `.grad` of the model's parameters.
+    Without it, the attack FAB would also fill the `.grad` of the model's parameters.
     """
 
     @staticmethod

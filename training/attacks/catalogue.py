@@ -1,4 +1,4 @@
-"""Finds an attack by its name in `tureen evaluate --attack`, and replaces an attack that needs more classes."""
+"""Finds an attack by its name, as in `tureen evaluate --attack`. Replaces an attack that needs more classes."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from tureen.bundle.manifest import Norm
 from tureen.errors import did_you_mean
 
 OTHER_NORM_PARTS: Mapping[str, tuple[str, ...] | None] = {"apgd": ("apgd-ce", "apgd-t"), "autoattack": None}
-"""The attacks under l2 and l1 by name, each with the parts of AutoAttack that it runs; None: all parts."""
+"""The parts of AutoAttack that each attack under l2 and l1 runs, by the name of the attack; None: all parts."""
 NEED_TARGETED_DLR = ("apgd-t", "autoattack")
 
 
 class Attack(Protocol):
-    """The type of an attack: a function from images to adversarial images, with the arguments that evaluation passes.
+    """The interface of an attack in an evaluation: a function that returns adversarial images.
 
-    `training.attacks.gradient` describes the arguments.
+    The module `training.attacks.gradient` describes the arguments.
     """
 
     def __call__(
@@ -49,9 +49,9 @@ class Attack(Protocol):
 
 
 def _from_package(name: str, **options: Any) -> Attack:
-    """Returns an attack that calls the function `name` of `training.attacks.autoattack` with `options` added.
+    """Returns an attack that calls the function `name` of `training.attacks.autoattack`, with `options` in addition.
 
-    The attack imports that module only when it is called, because the import is slow.
+    Each call of the attack imports that module, because an import at the start of the program would be slow.
     """
 
     def attack(forward: Forward, images: Tensor, labels: Tensor, **arguments: Any) -> Tensor:
@@ -98,14 +98,14 @@ _LABELS = {
 
 
 def attack_label(name: str, steps: int) -> str:
-    """Returns the text for an attack in reports, such as PGD-40. name: a key of ATTACKS."""
+    """Returns the name of an attack for reports, such as "PGD-40". name: a key of ATTACKS."""
     return _LABELS[name].format(steps=steps)
 
 
 def find_attack(name: str, norm: Norm = "linf") -> Attack:
-    """Returns the attack of this name under the norm. Raises RecipeError if there is none.
+    """Returns the attack `name` under `norm`. Raises RecipeError if there is no such attack.
 
-    Under l2 and l1 there are only "apgd" and "autoattack", both by the package `pyautoattack`.
+    Under l2 and l1 there are only "apgd" and "autoattack". The package `pyautoattack` runs both.
     """
     if name not in ATTACKS:
         raise RecipeError(f"there is no attack {name!r}: choose {', '.join(ATTACKS)}{did_you_mean(name, ATTACKS)}")
@@ -117,7 +117,7 @@ def find_attack(name: str, norm: Norm = "linf") -> Attack:
 
 
 def suitable_attack(name: str, classes: int) -> str:
-    """Returns the name of the attack to run: `name`, or a replacement if there are few classes.
+    """Returns the name of the attack to run: `name`, or a replacement if there are too few classes for it.
 
     Below four classes, "apgd" becomes "apgd-dlr", because the targeted DLR loss is not defined. Below three classes,
     "apgd" and "apgd-dlr" become "apgd-ce", because the DLR loss is not defined. Raises RecipeError for an unknown
@@ -132,5 +132,5 @@ def suitable_attack(name: str, classes: int) -> str:
 
 
 def substitution_message(name: str, chosen: str, classes: int) -> str:
-    """Returns a message for the user that says why `suitable_attack` replaced the attack `name` by `chosen`."""
+    """Returns a message for the user: `suitable_attack` replaced the attack `name` by `chosen`, and why."""
     return f"{name} needs more than {classes} classes: attacking with {chosen} instead"

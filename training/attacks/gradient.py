@@ -1,14 +1,15 @@
 """White-box attacks: functions of (forward, images, labels, …) that return adversarial images.
 
-The attacks know nothing about tokens, modes or β. The caller binds these into `forward`.
+The attacks know nothing about tokens, modes or β. The caller passes a `forward` that is the model at one β.
 
-All attacks stay within an l∞ ball and have these arguments. forward: images to logits (B, K). images: float32
-(B, 3, H, W) in [0, 1]. labels: int64 (B,). epsilon: radius in units of the [0, 1] range, so 8/255 is 0.0314.
-generator: source of random numbers, on the device of the images.
+All attacks stay within an l∞ ball and have these arguments. forward: maps B images to logits (B, K) of K classes.
+images: float32 (B, 3, H, W) in [0, 1]. labels: the true classes, int64 (B,). epsilon: radius of the ball, for pixels in
+[0, 1]. generator: source of random numbers, on the device of the images.
 
-An attack returns detached float32 (B, 3, H, W) in [0, 1], at most epsilon from `images` in every value. It computes
-gradients of the images only, so the `.grad` of parameters stays unchanged. It raises ZeroGradientError if the gradient
-at the start is zero for the whole batch. In that case the attack could not move and would report false robustness.
+An attack returns detached float32 (B, 3, H, W) in [0, 1]. No value differs by more than epsilon from `images`. An
+attack computes gradients with respect to the images only, so the `.grad` of parameters stays unchanged. An attack
+raises ZeroGradientError if the gradient at the start is zero for the whole batch. In this case the attack could not
+move, and the model would only appear robust.
 """
 
 from __future__ import annotations
@@ -34,11 +35,11 @@ Keep = Literal["first fooling", "highest loss", "widest margin"]
 
 
 def fgsm(forward: Forward, images: Tensor, labels: Tensor, *, epsilon: float) -> Tensor:
-    """Returns images after the fast gradient sign method: one step of ε along the sign of the loss's gradient.
+    """Returns images after the fast gradient sign method: one step of size epsilon along the sign of the gradient.
 
-    The loss is the cross-entropy. Source: Goodfellow et al., *Explaining and harnessing adversarial examples*, ICLR
-    2015. For training there is a variant with a random start, which is `pgd` with one step of 1.25·ε (Wong et al.,
-    *Fast is better than free*, ICLR 2020).
+    The gradient is that of the cross-entropy. Source: Goodfellow et al., *Explaining and harnessing adversarial
+    examples*, ICLR 2015. Training can use a variant with a random start: `pgd` with one step of 1.25·epsilon (Wong et
+    al., *Fast is better than free*, ICLR 2020).
     """
     gradient = _gradient(forward, images, labels)
     _require_gradient(gradient)
@@ -59,7 +60,8 @@ def pgd(
 
     Source: Madry et al., *Towards deep learning models resistant to adversarial attacks*, ICLR 2018. The start is a
     random point within epsilon of the image, and the result is the last point. step_size: in the units of epsilon.
-    labels: as for `F.cross_entropy`: int64 (B,), distributions (B, K), or int64 (B, T) if the logits are (B, K, T).
+    labels: as for `F.cross_entropy`: classes int64 (B,), or distributions over classes (B, K). If the logits have a
+    third axis, (B, K, N), the labels are int64 (B, N).
     """
     lower, upper = _bounds(images, epsilon)
     adversarial = _random_point(images, lower, upper, epsilon=epsilon, generator=generator)
@@ -72,10 +74,11 @@ def pgd(
 
 
 def mi_fgsm(forward: Forward, images: Tensor, labels: Tensor, *, epsilon: float, steps: int) -> Tensor:
-    """Returns images after momentum iterative FGSM: `steps` steps of ε / steps along the sign of the summed gradients.
+    """Returns images after momentum iterative FGSM: each step follows the sign of the sum of all gradients so far.
 
     Source: Dong et al., *Boosting adversarial attacks with momentum*, CVPR 2018, Algorithm 1 with a decay factor of 1.
-    Each gradient is divided by its l1 norm before it is added. The start is the image; the result is the last point.
+    Each of the `steps` steps has the size epsilon / steps. Each gradient is scaled to an l1 norm of 1 before it is
+    added. The start is the image, and the result is the last point.
     """
     lower, upper = _bounds(images, epsilon)
     adversarial = images.clone()
@@ -109,17 +112,17 @@ def apgd(
     start is a random point within epsilon of the image. A run costs `steps` gradients, and one forward pass for the
     last point.
 
-    loss: "ce" is the cross-entropy. "dlr" is the difference of logits ratio (section 4, Eq. 3). "dlr-targeted" (Eq. 4)
-    makes one run for each of the `targets` most likely wrong classes, at most K − 1. Each run attacks only the images
-    that are still classified correctly. The ratio does not depend on the scale of the logits, so a saturated softmax
-    does not stop the attack. Raises RecipeError if the loss is not defined: "dlr" below three classes, "dlr-targeted"
-    below four.
+    loss: "ce" is the cross-entropy. "dlr" is the difference of logits ratio (section 4, Eq. 3). It does not depend on
+    the scale of the logits, so a saturated softmax does not stop the attack. "dlr-targeted" is the targeted variant of
+    the ratio (Eq. 4). It makes one run for each of the `targets` most likely wrong classes, or for all wrong classes if
+    there are fewer. Each run attacks only the images that are still classified correctly. Raises RecipeError if the
+    model has too few classes: "dlr" needs three, "dlr-targeted" needs four.
 
-    until_fooled: True is for evaluation. The attack on an image ends at the first point that is classified wrong, even
-    at the image itself. If no point is classified wrong, the result is the point of highest loss of the first run.
-    `forward` receives a part of the batch, so the rows of a batch must be independent, as in eval mode. False is for
-    training: the whole batch runs all steps, and the result is the point of highest loss of each image. Only "ce"
-    supports False; other losses raise RecipeError.
+    until_fooled: True is for evaluation. The attack on an image ends at the first point that is misclassified, which
+    may be the image itself. If no point is misclassified, the result is the point with the highest loss in the first
+    run. `forward` receives a part of the batch, so the images of a batch must be independent, as in eval mode.
+    False is for training. The whole batch runs all steps, and the result for each image is the point with the highest
+    loss. Only "ce" supports False; other losses raise RecipeError.
     """
     keep: Keep = "first fooling" if until_fooled else "highest loss"
     run = partial(_auto_pgd, forward, loss=loss, epsilon=epsilon, steps=steps, generator=generator, keep=keep)
@@ -161,9 +164,9 @@ def apgd_both(
 ) -> Tensor:
     """Returns images after `apgd` with two losses: the cross-entropy, then `second`.
 
-    The second run attacks only the images that are still classified correctly. With the targeted DLR as `second`, the
-    runs are the first two parts of AutoAttack, which find most of its adversarial images. Raises ZeroGradientError if
-    neither loss has a gradient.
+    The second run attacks only the images that are still classified correctly. With the loss "dlr-targeted" as
+    `second`, the two runs are the first two parts of AutoAttack. These parts find most of the adversarial images that
+    AutoAttack finds. Raises ZeroGradientError if neither loss has a gradient.
     """
     run = partial(apgd, forward, epsilon=epsilon, steps=steps, generator=generator)
     is_blind = False
@@ -191,12 +194,12 @@ def apgd_margin(
     steps: int,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Returns images after Auto-PGD with two losses, cross-entropy and DLR, that mislead other models as well.
+    """Returns images after Auto-PGD with the losses cross-entropy and DLR. The images often mislead other models too.
 
-    `apgd` ends at the first point that `forward` classifies wrong, and another model often classifies that point right.
-    Here every image runs all steps with both losses. The result is the point, among all points of both runs, at which
-    the largest wrong logit exceeds the right logit most. With two classes the DLR is not defined, and only the
-    cross-entropy runs. Raises ZeroGradientError if no loss has a gradient.
+    `apgd` ends at the first point that `forward` misclassifies. Another model often classifies this point correctly.
+    `apgd_margin` runs all steps with both losses. Its result is the point with the widest margin among all points of
+    both runs. The margin is the largest wrong logit minus the logit of the true class. With two classes the DLR loss is
+    not defined, and only the cross-entropy runs. Raises ZeroGradientError if no loss has a gradient.
     """
     with torch.no_grad():
         logits = forward(images).float()
@@ -227,9 +230,9 @@ def apgd_margin(
 
 
 def has_zero_gradient(forward: Forward, images: Tensor, labels: Tensor) -> Tensor:
-    """Returns for each image whether the gradient of the cross-entropy is exactly zero: bool (B,).
+    """Returns whether the gradient of the cross-entropy is exactly zero for each image, bool (B,).
 
-    An image without a gradient may look robust only because the attack cannot move. If there are many such images, the
+    The model may appear robust on such an image only because the attack cannot move. If there are many such images, the
     result of the attack is not reliable (Carlini et al., *On evaluating adversarial robustness*, 2019).
     """
     return ~_gradient(forward, images, labels).flatten(1).any(1)
@@ -247,15 +250,16 @@ def _auto_pgd(
     generator: torch.Generator | None,
     keep: Keep,
 ) -> tuple[Tensor, Tensor]:
-    """Runs Auto-PGD once. Returns one adversarial point for each image, and the value of each point, (B,).
+    """Runs Auto-PGD once. Returns one adversarial point for each image, and a value for each point, (B,).
 
-    target: int64 (B,), the wrong class for the loss "dlr-targeted"; None for other losses. `keep` selects the point:
+    target: int64 (B,), the wrong classes for the loss "dlr-targeted"; None for other losses. `keep` selects the point
+    and the value that are returned for an image:
 
-    - "first fooling": the first point that is classified wrong, with the value infinity. The run then ends for this
-      image. If no point is classified wrong, the point with the highest loss, with this loss as the value.
-    - "highest loss": the point with the highest loss, with this loss as the value. All images run all steps.
-    - "widest margin": the point at which the largest wrong logit exceeds the right logit most, with the difference of
-      these logits as the value. All images run all steps.
+    - "first fooling": the first misclassified point, and infinity. The run then ends for this image. If no point is
+      misclassified, the point with the highest loss, and this loss.
+    - "highest loss": the point with the highest loss, and this loss. All images run all steps.
+    - "widest margin": the point with the widest margin, and this margin: the largest wrong logit minus the logit of the
+      true class. All images run all steps.
     """
     lower, upper = _bounds(images, epsilon)
     point = _random_point(images, lower, upper, epsilon=epsilon, generator=generator)
@@ -316,7 +320,7 @@ def _auto_pgd(
 
 
 def _checkpoints(steps: int) -> set[int]:
-    """Returns the steps at which the step size may be halved: after 22 % of all steps, then at decreasing distances."""
+    """Returns the steps after which the step size may be halved: the first after 22 % of all, then ever more often."""
     # In whole per cent: rounding of 0.22 + 0.19 + … could raise the ceiling by one step.
     checkpoints = set()
     share = distance = 22
@@ -343,13 +347,13 @@ def _losses(loss: ApgdLoss, logits: Tensor, labels: Tensor, target: Tensor | Non
 
 
 def _margins(logits: Tensor, labels: Tensor) -> Tensor:
-    """Returns the largest wrong logit minus the right logit, (B,). It is positive if the image is misclassified."""
+    """Returns the largest wrong logit minus the logit of the true class, (B,): above 0 for a misclassified image."""
     right = logits.gather(1, labels[:, None]).squeeze(1)
     return logits.scatter(1, labels[:, None], -torch.inf).amax(1) - right
 
 
 def _likeliest_wrong(logits: Tensor, labels: Tensor, targets: int) -> tuple[Tensor, ...]:
-    """Returns the `targets` most likely wrong classes of each image: one int64 (B,) for each rank, best first."""
+    """Returns the `targets` most likely wrong classes of each image, as one tensor int64 (B,) for each rank."""
     wrong = logits.scatter(1, labels[:, None], -torch.inf)
     return wrong.topk(min(targets, logits.shape[1] - 1)).indices.unbind(1)
 

@@ -1,1 +1,1 @@
-"""Models with a clean and a robust mode: the dual-token ViT, and the ResNet with dual normalisation layers."""
+"""Models with a clean and a robust mode: the ViT with two tokens, and the ResNet with two sets of norm parameters."""

@@ -1,7 +1,7 @@
-"""ResNets whose normalisation layers differ between clean and robust mode, in place of two class tokens.
+"""ResNets with a clean and a robust mode. The modes differ in the normalisation layers, because a ResNet has no token.
 
-Rebuffi, Croce & Gowal (ICLR 2023) compare three variants, which `ResNetConfig` describes. Knows nothing about attacks,
-data or training.
+`ResNetConfig` describes the variants that Rebuffi, Croce & Gowal (ICLR 2023) compare. Knows nothing about attacks, data
+or training.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ BLOCKS = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3)}  # in each of the four stages
 
 
 class ResNetConfig(BaseModel):
-    """The shape of a ResNet, and which parts of its normalisation layers are separate for clean and robust mode.
+    """The shape of a ResNet, and the parts of its normalisation layers that each mode has for itself.
 
     | norm         | adapter     | separate for each mode       | name in the literature                       |
     |--------------|-------------|------------------------------|----------------------------------------------|
@@ -68,7 +68,10 @@ class SharedGroupNorm(nn.GroupNorm):
 
 
 class _DualNorm(nn.Module):
-    """Base of norms with a scale (`weight`) and an offset (`bias`) for each mode, both (2, C). Row 0 is clean mode."""
+    """Base class of norms with a scale and an offset for each mode.
+
+    `weight` has the scales and `bias` the offsets, both (2, C) for C channels. Row 0 is for clean mode.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -77,7 +80,7 @@ class _DualNorm(nn.Module):
 
 
 class DualGroupNorm(_DualNorm):
-    """A GroupNorm with a scale and an offset for each mode. The scales, and the offsets, are mixed by β."""
+    """A GroupNorm with a scale and an offset for each mode. β mixes the two scales, and the two offsets."""
 
     def __init__(self, groups: int, channels: int) -> None:
         super().__init__(channels)
@@ -97,7 +100,7 @@ class DualBatchNorm(_DualNorm):
     statistics = 1: common statistics, as in DualParams (Rebuffi et al., ICLR 2023). Training normalises all rows
     together.
 
-    `running_mean` and `running_var` are (statistics, C). In eval mode the output of a row is
+    `running_mean` and `running_var` are (statistics, C) for C channels. In eval mode the output of a row is
     (1 − β)·(output of clean mode) + β·(output of robust mode).
     """
 
@@ -132,7 +135,7 @@ class DualBatchNorm(_DualNorm):
         return _affine(out, self.weight, self.bias, betas)
 
     def _normalised(self, x: Tensor, index: int) -> Tensor:
-        """Returns x (B, C, H, W) normalised by the mean and the variance of each channel over B, H and W.
+        """Returns x (B, C, H, W), normalised by mean and variance of each channel over all images and positions.
 
         Updates row `index` of the running statistics. For training mode only.
         """
@@ -147,9 +150,9 @@ class DualBatchNorm(_DualNorm):
 
 
 def _affine(x: Tensor, scales: Tensor, offsets: Tensor, betas: Tensor) -> Tensor:
-    """Returns x (B, C, H, W), each row scaled and shifted for its β. betas: (B,).
+    """Returns x (B, C, H, W), each row multiplied by a scale, plus an offset. betas: the β of each row, (B,).
 
-    scales, offsets: (2, C), those of the clean and of the robust mode, which are mixed by β.
+    scales, offsets: (2, C), those of the clean and of the robust mode. β mixes the two scales, and the two offsets.
     """
     column = betas[:, None]
     scale, offset = (mix(pair[0], pair[1], column)[:, :, None, None] for pair in (scales, offsets))
@@ -186,7 +189,7 @@ class ResidualBlock(nn.Module):
     """A basic block of two convolutions, or a bottleneck of three.
 
     Input (B, before, H, W), output (B, after, H/stride, W/stride). before, after: numbers of channels. In a bottleneck
-    the 3 × 3 convolution has the stride. This is the variant ResNet 1.5, whose accuracy is usually published.
+    the 3 × 3 convolution has the stride. This variant is ResNet 1.5, to which most published accuracies refer.
     """
 
     def __init__(self, config: ResNetConfig, before: int, after: int, stride: int) -> None:
@@ -212,7 +215,7 @@ class ResidualBlock(nn.Module):
 
 
 class DualResNet(nn.Module):
-    """A ResNet (He et al., CVPR 2016) whose normalisation layers differ between clean mode and robust mode.
+    """A ResNet (He et al., CVPR 2016) with normalisation layers that differ between clean and robust mode.
 
     Source: Rebuffi, Croce & Gowal, *Revisiting adapters with adversarial training*, ICLR 2023, Figure 2. The table
     in `ResNetConfig` has the name of each combination of `norm` and `adapter` in the literature. With norm "layer", a
@@ -261,5 +264,5 @@ class DualResNet(nn.Module):
 
     @property
     def adapter_parameters(self) -> int:
-        """The number of parameters that one mode does not share with the other. Running statistics do not count."""
+        """The number of parameters that each mode has for itself. Running statistics do not count."""
         return sum(m.weight[0].numel() + m.bias[0].numel() for m in self.modules() if isinstance(m, _DualNorm))

@@ -1,7 +1,7 @@
-"""The dual-token Vision Transformer: a clean and a robust classification token, and all other weights shared.
+"""The dual-token Vision Transformer (ViT): a clean and a robust class token, and all other weights shared.
 
-Includes the variants with which the paper compares it: dual LayerNorms in place of the two tokens, both, or neither.
-Knows nothing about attacks, data or training.
+Includes the variants of the paper: two sets of LayerNorm parameters in place of the two tokens, both, or neither. Knows
+nothing about attacks, data or training.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tureen.tokens import mix
 
 
 class ViTConfig(BaseModel):
-    """The shape of a dual-token ViT. A checkpoint stores it beside the weights."""
+    """The shape of a dual-token ViT. A checkpoint contains this shape beside the weights."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -73,9 +73,9 @@ def pixels_from_images(images: Tensor) -> NDArray[np.uint8]:
 
 
 class DualLayerNorm(nn.Module):
-    """A LayerNorm with a scale and an offset for each mode, which are mixed by β like the tokens.
+    """A LayerNorm with a scale and an offset for each mode. β mixes the two scales, and the two offsets.
 
-    Source: Rebuffi, Croce & Gowal, ICLR 2023, section 3, where class tokens are compared with this adapter.
+    Source: Rebuffi, Croce & Gowal, ICLR 2023, section 3. The paper compares these LayerNorms with two class tokens.
     """
 
     def __init__(self, width: int, eps: float) -> None:
@@ -101,7 +101,10 @@ class SharedLayerNorm(nn.LayerNorm):
 
 
 class TransformerBlock(nn.Module):
-    """A pre-norm transformer block (Dosovitskiy et al., ICLR 2021). Input and output are (B, 1 + N, D)."""
+    """A pre-norm transformer block (Dosovitskiy et al., ICLR 2021).
+
+    Input and output are (B, 1 + N, D): for each image one token and N patches, each of width D.
+    """
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
@@ -133,7 +136,7 @@ class ChannelNorm(nn.LayerNorm):
 
 
 def _conv_stem(config: ViTConfig) -> nn.Sequential:
-    """Returns a patch embedding made of 3 × 3 convolutions of stride 2, and a last 1 × 1 convolution.
+    """Returns a patch embedding of several 3 × 3 convolutions of stride 2, and a last 1 × 1 convolution.
 
     Source: Xiao et al., NeurIPS 2021. With this embedding, adversarial training makes small ViTs more robust (Singh,
     Croce & Hein, NeurIPS 2023).
@@ -153,14 +156,14 @@ def _norm(config: ViTConfig) -> nn.Module:
 
 
 class DualTokenViT(nn.Module):
-    """A Vision Transformer with two classification tokens, which are mixed by the β of each image.
+    """A Vision Transformer with two class tokens. The β of each image mixes them.
 
     Source: Rebuffi, Croce & Gowal, *Revisiting adapters with adversarial training*, ICLR 2023, Figure 1. The modes
     share patch embedding, blocks and classifier. The token selects clean mode, robust mode or a soup of both. The
     tokens have no position embedding.
 
-    `config.adapter` selects what each mode has for itself: its token (`token`), its LayerNorms (`norm`), both (`both`)
-    or neither (`none`). A model with a single token has `robust_token` None.
+    `config.adapter` selects the parameters that each mode has for itself: its token (`token`), its LayerNorms (`norm`),
+    both (`both`) or neither (`none`). In a model with a single token, `robust_token` is None.
     """
 
     def __init__(self, config: ViTConfig) -> None:
@@ -202,14 +205,15 @@ class DualTokenViT(nn.Module):
     def with_tokens(self, images: Tensor, tokens: Tensor, betas: Tensor | None = None) -> Tensor:
         """Returns logits (B, K) of images, float (B, 3, H, W) in [0, 1], each with its own token.
 
-        tokens: one row for each image, (B, D). betas: (B,), required for dual LayerNorms only.
+        tokens: one token of width D for each image, (B, D). betas: (B,), required for dual LayerNorms only.
         """
         return self.with_patches(self.patch_embed((images - self.mean) / self.std), tokens, betas)
 
     def with_patches(self, patches: Tensor, tokens: Tensor, betas: Tensor | None = None) -> Tensor:
-        """Returns logits (B, K) of images whose patches of P × P pixels are already embedded, (B, D, H / P, W / P).
+        """Returns logits (B, K) of images that are given as embedded patches.
 
-        tokens, betas: as for `with_tokens`.
+        patches: (B, D, H / P, W / P), for images (B, 3, H, W) in patches of P × P pixels. tokens, betas: as for
+        `with_tokens`.
         """
         x = patches.flatten(2).transpose(1, 2) + self.pos_embed  # (B, N, D)
         x = torch.cat([tokens.unsqueeze(1).to(x.dtype), x], dim=1)  # (B, 1 + N, D)
@@ -223,7 +227,7 @@ class DualTokenViT(nn.Module):
         return x[:, 0] if self.config.pool == "token" else x[:, 1:].mean(dim=1)
 
     def soup(self, beta: float | Tensor) -> Tensor:
-        """Returns the token mixed by β, (D,). For a tensor of B β, returns one token for each β, (B, D)."""
+        """Returns the mix of both tokens at `beta`, (D,). If `beta` is a tensor of B β, returns B mixes, (B, D)."""
         robust = self.clean_token if self.robust_token is None else self.robust_token
         if isinstance(beta, Tensor):
             return mix(self.clean_token[None, :], robust[None, :], beta[:, None])
@@ -231,7 +235,7 @@ class DualTokenViT(nn.Module):
 
     @property
     def adapter_parameters(self) -> int:
-        """The number of parameters that one mode does not share with the other."""
+        """The number of parameters that each mode has for itself."""
         token = 0 if self.robust_token is None else self.config.width
         norms = sum(m.weight[0].numel() + m.bias[0].numel() for m in self.modules() if isinstance(m, DualLayerNorm))
         return token + norms
