@@ -1,1 +1,1 @@
-"""Images for training and evaluation: their sources, their division into parts, batches, and augmentation."""
+"""Images for training and evaluation: where they come from, their split into three parts, batches, and augmentation."""

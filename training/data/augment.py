@@ -1,6 +1,6 @@
 """Changes training images at random, one batch at a time, on the device of the batch.
 
-The recipe enables each kind of change. All random numbers come from the argument `generator`, so the images of a step
+The recipe selects the kinds of change. All random numbers come from the argument `generator`, so the images of a step
 depend only on the seed and the step. Knows nothing about models or files.
 """
 
@@ -16,9 +16,9 @@ from training.recipes import Augmentation
 
 
 def augment_images(images: Tensor, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
-    """Returns the images, float32 (B, 3, H, W) in [0, 1], after the enabled changes of single images.
+    """Returns the images, float32 (B, 3, H, W) in [0, 1], after all changes of `augmentation` that mix no images.
 
-    The order is shift, rotation, brightness, flip, RandAugment, erasing.
+    The order of the changes is shift, rotation, brightness, flip, RandAugment, erasing.
     """
     images = shift_images(images, augmentation.shift_pixels, generator)
     images = rotate_images(images, augmentation.rotation_degrees, generator)
@@ -70,10 +70,10 @@ def change_brightness(images: Tensor, strength: float, generator: torch.Generato
 
 
 def erase_rectangles(images: Tensor, probability: float, generator: torch.Generator) -> Tensor:
-    """Returns the images after random erasing: with the given probability, a rectangle of an image becomes noise.
+    """Returns the images after random erasing: with the given probability, one rectangle of an image becomes noise.
 
     Source: Zhong et al., AAAI 2020. As published, the rectangle has 2 to 33 % of the area and a side ratio between 0.3
-    and 3.3. The centre of the rectangle is anywhere in the image, so a part of it may be outside.
+    and 3.3. The centre of the rectangle is anywhere in the image, so a part of the rectangle may be outside.
     """
     if not probability:
         return images
@@ -94,10 +94,10 @@ def mix_images(
 ) -> tuple[Tensor, Tensor]:
     """Returns the images after MixUp or CutMix, and their targets after label smoothing.
 
-    labels: int64 (B,). classes: K. The targets are int64 (B,) if all three changes are off; else float32 (B, K), each
-    row a distribution over classes. If MixUp and CutMix are both on, each batch gets one of them, as in Touvron et al.
-    (DeiT, ICML 2021). All images of a batch have the same weight (MixUp) or rectangle (CutMix). Sources: Zhang et al.,
-    ICLR 2018 (MixUp); Yun et al., ICCV 2019 (CutMix).
+    labels: int64 (B,). classes: number K of classes. If all three changes are off, the targets are the labels. Else the
+    targets are float32 (B, K), and each row is a distribution over the classes. If MixUp and CutMix are both on, each
+    batch gets one of them, as in Touvron et al. (DeiT, ICML 2021). All images of a batch have the same weight (MixUp)
+    or rectangle (CutMix). Sources: Zhang et al., ICLR 2018 (MixUp); Yun et al., ICCV 2019 (CutMix).
     """
     kinds = [kind for kind in ("mixup", "cutmix") if getattr(augmentation, kind)]
     if not kinds and not augmentation.label_smoothing:
@@ -123,10 +123,10 @@ def mix_images(
 
 
 def _boxes(height_share: Tensor, width_share: Tensor, top: Tensor, left: Tensor, height: int, width: int) -> Tensor:
-    """Returns masks, bool (B, 1, height, width), each True inside one rectangle.
+    """Returns masks, bool (B, 1, height, width). Each mask is True inside one rectangle.
 
-    height_share, width_share: the size of the rectangle. top, left: the position of its centre, from the top and the
-    left of the image. All four have shape (B,) or (1,), and are shares of the image's height or width.
+    height_share, width_share: the size of each rectangle. top, left: the distance of its centre from the top and from
+    the left of the image. All four have shape (B,) or (1,), and are shares of the image's height or width.
     """
 
     def span(share: Tensor, centre: Tensor, size: int) -> Tensor:
@@ -145,7 +145,7 @@ def _randaugmented(images: Tensor, augmentation: Augmentation, generator: torch.
 
     augment = RandAugment(n=augmentation.randaugment_ops, m=augmentation.randaugment_magnitude)
     seed = _python_random(generator).getrandbits(32)
-    # kornia uses the global generators of Python and torch; their state is restored.
+    # kornia uses the global generators of Python and torch. The state of both is restored.
     state = random.getstate()
     try:
         with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):

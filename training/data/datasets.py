@@ -30,7 +30,7 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Images:
-    """Images in memory: pixels uint8 (n, H, W, 3), labels int64 (n,)."""
+    """n images in memory: pixels uint8 (n, H, W, 3), labels int64 (n,)."""
 
     pixels: NDArray[np.uint8]
     labels: NDArray[np.int64]
@@ -41,10 +41,10 @@ class Images:
 
 @dataclass(frozen=True)
 class StreamedImages:
-    """Images that are decoded on each access: those of `source` at the indices `chosen`.
+    """n images that are decoded on each access: those of `source` at the indices `chosen`.
 
-    spec: the preprocessing of evaluation. digests: uint8 (n, 16), digests of the pixels that each image had when it was
-    first decoded.
+    spec: the preprocessing of evaluation. digests: uint8 (n, 16), a digest of the pixels of each image at the time when
+    it was first decoded.
     """
 
     source: EncodedImages
@@ -63,7 +63,7 @@ class StreamedImages:
     def image(self, index: int) -> Image.Image:
         """Decodes and returns the whole upright RGB image at `index`.
 
-        Raises DataError if the image cannot be decoded. `load_dataset` has decoded it before, so the file has changed.
+        Raises DataError if the image cannot be decoded. `load_dataset` could decode the image, so its file has changed.
         """
         position = int(self.chosen[index])
         try:
@@ -80,10 +80,10 @@ class StreamedImages:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Labelled images in three parts, with the names of the labels and the results of reading the images.
+    """Labelled images in three parts: training, validation and test.
 
-    train: the only images that change the weights. validation: for every choice during development, such as when to
-    stop. test: for the published accuracy; no choice depends on these images.
+    train: the only images that change the weights. validation: images for decisions during development, such as when to
+    stop. test: images for the published accuracy; no decision depends on them.
     """
 
     train: Images | StreamedImages
@@ -92,16 +92,16 @@ class Dataset:
     labels: list[str]  # names, in the order of the label indices
     preprocess: PreprocessSpec  # of evaluation
     skipped: tuple[str, ...] = ()  # the images that cannot be decoded: name and error of each
-    ignored: tuple[str, ...] = ()  # names of folders beside `train`, `val` and `test`, which were not read
+    ignored: tuple[str, ...] = ()  # names of other folders beside `train`, `val` and `test`; they were not read
     # Images of one group, such as frames of one video, are in one part. None: the images are not grouped.
     groups: int | None = None  # number of groups in all parts together
-    # By "test" and "validation": the images that are near-duplicates of training images. Empty if not counted.
+    # Near-duplicates of training images in the parts "test" and "validation". Empty if they were not counted.
     duplicates: Mapping[str, Duplicates] = field(default_factory=dict)
 
     def fingerprint(self) -> str:
         """Returns the SHA-256, hexadecimal, of the class names and of the labels and pixels of all training images.
 
-        It depends on the order of the images. A resumed run must have the same fingerprint.
+        The fingerprint depends on the order of the images. A resumed run must have the same fingerprint.
         """
         content = self.train.pixels if isinstance(self.train, Images) else self.train.digests
         digest = hashlib.sha256(repr(self.labels).encode() + self.train.labels.tobytes())
@@ -113,8 +113,8 @@ def load_digits() -> Dataset:
     """Returns the 8×8 handwritten digits of scikit-learn (UCI ML): 1,212 for training, 135 for validation, 450 to test.
 
     Grey levels 0–16 become RGB pixels 0–255. The parts are stratified and the same in every call. The data do not name
-    the writer of an image, so the parts share writers, and no figure on these digits holds for new writers. Does not
-    count near-duplicates, because 64 pixels have too little detail to distinguish a copy from a similar digit.
+    the writer of an image, so all parts contain digits of the same writers. No accuracy on these digits holds for new
+    writers. Does not count near-duplicates, because 64 pixels do not distinguish a copy from a similar digit.
     """
     from sklearn import datasets, model_selection
 
@@ -158,22 +158,22 @@ def load_dataset(
 
     - a folder with one folder of images for each class
     - a folder with folders `train`, `val` and `test`, each with one folder of images for each class. Other names that
-      `training.data.sources.split_kind` accepts are allowed. Of `val` and `test` one may be missing, and the other is
-      the test part
+      `training.data.sources.split_kind` accepts are allowed. If `val` or `test` is missing, the other one is the test
+      part
     - "hf:" and the name or the directory of a Hugging Face dataset
 
-    If there is no split for a part, `training.data.splits` draws the part from the training images.
+    If there is no split for a part, `training.data.splits` selects the part at random from the training images.
 
-    spec: the preprocessing of evaluation. test_images: maximum number of test images, drawn evenly from the classes,
-    the same in every call; it does not change the other parts. group_by: a regular expression that matches the group in
-    the path of an image below the folder of its split; no group is in two parts.
-    stream: whether to decode training images on each access; always so if they have more than 2 GiB of pixels.
-    strict: whether to raise DataError for an image that cannot be decoded. If False, the image is added to `skipped`.
-    on_images: called with the number of images decoded since the last call. has_duplicates_counted: whether to count
-    the images of validation and test that are near-duplicates of training images.
+    spec: the preprocessing of evaluation. test_images: maximum number of test images. If there are more, a sample of
+    this size replaces them: balanced over the classes, and the same in every call. group_by: a regular expression that
+    matches the group in the path of an image below the folder of its split; no group is in two parts. stream: whether
+    to decode training images on each access; always True if they have more than 2 GiB of pixels. strict: whether to
+    raise DataError for an image that cannot be decoded. If False, the image is added to `skipped`. workers: number of
+    threads that decode. on_images: called with the number of images decoded since the last call.
+    has_duplicates_counted: whether to count the validation and test images that are near-duplicates of training images.
 
     Raises DataError if there is only one class, if one of the three parts has no images, or if `group_by` does not fit
-    the file names. Raises it if there are more test images than `test_images`, which is less than one for each class.
+    the file names. Raises DataError if a sample of `test_images` has less than one image for each class.
     """
     source = open_source(location)
     names = source.names
@@ -227,11 +227,11 @@ def load_evaluation_images(
 ) -> tuple[Images, tuple[str, ...]]:
     """Returns images for the evaluation of a model, and the names of those that cannot be decoded.
 
-    location: as for `load_dataset`; if it has splits, reads the test split, else all images. labels: those of the
-    model; the class names at `location` must be among them. at_most: maximum number of images, drawn evenly from the
-    classes, the same in every call. strict: whether to raise DataError for an image that cannot be decoded. Raises
-    DataError for a class that the model lacks, if no image can be decoded, or if `at_most` is less than one for each
-    class.
+    location: as for `load_dataset`. If there are splits at `location`, reads the test split, or else all images.
+    labels: those of the model; the class names at `location` must be among them. at_most: maximum number of images. If
+    there are more, reads a sample: balanced over the classes, and the same in every call. strict: whether to raise
+    DataError for an image that cannot be decoded. Raises DataError for a class that the model lacks, if no image can be
+    decoded, or if a sample of `at_most` has less than one image for each class.
     """
     found = open_source(location)
     source, names = found.test or found.train, found.names
@@ -252,9 +252,9 @@ def load_evaluation_images(
 
 
 def balanced_sample(images: Images, at_most: int) -> Images:
-    """Returns at most `at_most` of the images, drawn evenly from the classes, the same in every call.
+    """Returns the images, or a sample of `at_most` of them: balanced over the classes, and the same in every call.
 
-    Raises DataError if `at_most` is less than one for each class.
+    Raises DataError if a sample of `at_most` has less than one image for each class.
     """
     if at_most >= len(images):
         return images
@@ -267,7 +267,7 @@ def balanced_sample(images: Images, at_most: int) -> Images:
 
 @dataclass(frozen=True)
 class _Decoded:
-    """The images of a part that can be decoded, with pixels and signatures, and the names of those that cannot."""
+    """The images of a part that can be decoded, with pixels and signatures, and the names of the other images."""
 
     part: Part
     pixels: NDArray[np.uint8]
@@ -282,7 +282,7 @@ class _Decoded:
 def _decode(
     source: Split, indices: NDArray[np.int64], spec: PreprocessSpec | None, workers: int, on_images: Progress
 ) -> _Decoded:
-    """Decodes the images of `source` at `indices`. The pixels of the result are uint8 (n, H, W, 3).
+    """Decodes the images of `source` at `indices`. The n images that can be decoded have pixels uint8 (n, H, W, 3).
 
     spec: the preprocessing; None: the pixels are discarded, and H and W are 0. workers: number of threads.
     """
@@ -327,10 +327,13 @@ def _duplicates(decoded: _Decoded, training: _Decoded) -> Duplicates:
 
 
 def _balanced_indices(labels: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    """Draws `count` images from the classes in turn. Returns their indices in random order, the same in every call."""
+    """Selects `count` images at random, one of each class in turn. Returns their indices, the same in every call.
+
+    The indices are in random order.
+    """
     rng = np.random.default_rng(0)
     order = rng.permutation(len(labels))
-    turn = np.empty(len(labels), dtype=np.int64)  # number of images of the same class before it
+    turn = np.empty(len(labels), dtype=np.int64)  # for each image, the number of images of its class before it
     for label in np.unique(labels):
         of_class = order[labels[order] == label]
         turn[of_class] = np.arange(len(of_class))

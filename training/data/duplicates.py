@@ -6,8 +6,8 @@ thumbnails:
 - dHash: at most 10 of the 64 comparisons of horizontal neighbours differ (Krawetz, *Kind of Like That*, 2013)
 - the correlation of the pixels is at least 0.95 (Lewis, *Fast Normalized Cross-Correlation*, 1995)
 
-dHash alone matches different small objects on plain backgrounds, and correlation alone matches different horizons. In a
-sample of 60 pairs of CIFAR-10 that meet both conditions, two were not of the same photograph (docs/LOG.md).
+dHash alone wrongly matches small objects on plain backgrounds, and correlation alone wrongly matches horizons. In a
+sample of 60 pairs of CIFAR-10 images that meet both conditions, two pairs were not the same photograph (docs/LOG.md).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Signatures:
 
     @classmethod
     def empty(cls, count: int) -> Signatures:
-        """Returns uninitialised signatures for `count` images. The caller fills them with `put`."""
+        """Returns signatures for `count` images, without values. The caller fills them with `put`."""
         return cls(np.empty((count, DIGEST_BYTES), np.uint8), np.empty((count, HEIGHT, WIDTH), np.uint8))
 
     def put(self, index: int, image: Image.Image) -> None:
@@ -54,10 +54,10 @@ class Signatures:
 
 @dataclass(frozen=True)
 class Matches:
-    """For each of n images, the training image that is most similar to it.
+    """For each of n images, the most similar training image among its near-duplicates.
 
-    nearest: index of the training image, int64 (n,); −1 if no training image is a near-duplicate. likeness: float32
-    (n,), the correlation of the two; 2 for equal pixels, 0 if there is no near-duplicate.
+    nearest: index of this training image, int64 (n,); −1 if no training image is a near-duplicate. likeness: float32
+    (n,), the correlation of the two thumbnails; 2 for equal images, 0 if there is no near-duplicate.
     """
 
     nearest: NDArray[np.int64]
@@ -76,8 +76,8 @@ class Matches:
 class Duplicates:
     """The number of near-duplicates of training images in another part of the data.
 
-    images: number of images in the part. near: how many are near-duplicates. exact: how many of these have equal
-    pixels. examples: pairs of an image's name and the training image's name, the most similar first.
+    images: number of images in the part. near: number of near-duplicates among them. exact: number of near-duplicates
+    with equal pixels. examples: pairs of names, of an image and of its training image; the most similar pairs first.
     """
 
     images: int
@@ -87,7 +87,7 @@ class Duplicates:
 
 
 def find_duplicates(images: Signatures, training: Signatures, *, pairs_at_once: int = PAIRS_AT_ONCE) -> Matches:
-    """Returns for each of `images` its near-duplicate in `training`, if there is one. Compares all pairs.
+    """Returns the most similar near-duplicate in `training` for each of `images`, if there is one. Compares all pairs.
 
     Takes 3 s on one core of a busy Xeon for 10,000 images and 50,000 training images. pairs_at_once: number of pairs in
     memory.
@@ -113,9 +113,9 @@ def find_duplicates(images: Signatures, training: Signatures, *, pairs_at_once: 
 
 
 def duplicates_line(duplicates: Mapping[str, Duplicates]) -> str:
-    """Returns one line for a terminal: the numbers of near-duplicates in each part, and up to five examples.
+    """Returns one line for a terminal: the number of near-duplicates in each part, and up to five examples.
 
-    duplicates: by the name of the part, such as "test".
+    duplicates: the near-duplicates in each part, by the name of the part, such as "test".
     """
     counts = [f"{d.near} of {d.images} {part} images ({d.exact} equal)" for part, d in duplicates.items()]
     examples = [" and ".join(pair) for d in duplicates.values() for pair in d.examples][:EXAMPLES]

@@ -1,6 +1,6 @@
-"""Reads the group of each image from its file name, and draws whole groups. Knows nothing about files.
+"""Finds the group of each image in its file name, and selects whole groups at random. Opens no file.
 
-A group has all images of one source, such as the track of a video, a writer or a patient.
+A group consists of all images of one origin, such as the track of a video, a writer or a patient.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from training.errors import DataError
 def group_pattern(expression: str) -> re.Pattern[str]:
     """Returns the compiled regular expression of --group-by.
 
-    Raises DataError if it is invalid or has several capturing groups.
+    Raises DataError if the expression is invalid or has several capturing groups.
     """
     try:
         pattern = re.compile(expression)
@@ -29,9 +29,10 @@ def group_pattern(expression: str) -> re.Pattern[str]:
 
 
 def group_names(names: Sequence[str], pattern: re.Pattern[str]) -> list[str]:
-    """Returns the group of each file name: the text of the capturing group, or the whole match if there is none.
+    """Returns the name of the group of each image: the part of its file name that `pattern` matches.
 
-    The pattern may match anywhere in a name. Raises DataError if a name has no match, or an empty match.
+    If `pattern` has a capturing group, returns the text that this group captures. The pattern may match anywhere in a
+    name. Raises DataError if there is no match, or if the match is empty.
     """
     groups = [(match[pattern.groups] or "") if (match := pattern.search(name)) else "" for name in names]
     if missing := [name for name, group in zip(names, groups, strict=True) if not group]:
@@ -41,14 +42,14 @@ def group_names(names: Sequence[str], pattern: re.Pattern[str]) -> list[str]:
 
 
 def draw_groups(labels: NDArray[np.int64], groups: NDArray[np.int64], share: float, *, kept: int) -> NDArray[np.bool_]:
-    """Draws random groups with about `share` of the images of each class. Returns which images they have, bool (n,).
+    """Selects random groups with about `share` of the images of each class. The result is the same in every call.
 
-    labels: int64 (n,). groups: number of the group of each image, int64 (n,), from 0. kept: number of groups of each
-    class that must not be drawn. The result is the same in every call. It lacks a class only if no group of the class
-    can be drawn because of `kept`.
+    labels: class of each of n images, int64 (n,). groups: number of the group of each image, int64 (n,), from 0. kept:
+    minimum number of groups of each class that are not selected. Returns whether the group of each image is selected,
+    bool (n,). A class has no selected image only if `kept` forbids the selection of each of its groups.
 
-    StratifiedGroupKFold of scikit-learn may leave out classes. With ten folds of the tracks of GTSRB, most folds lack
-    one to five of the 43 classes.
+    This function replaces StratifiedGroupKFold of scikit-learn, which may leave out classes. With ten folds of the
+    tracks of GTSRB, most folds lack one to five of the 43 classes.
     """
     pairs, counts = np.unique(np.stack([groups, labels]), axis=1, return_counts=True)
     images: dict[int, dict[int, int]] = {}  # by group and class
@@ -63,7 +64,7 @@ def draw_groups(labels: NDArray[np.int64], groups: NDArray[np.int64], share: flo
     for label in sorted(by_class, key=lambda label: (left[label], label)):
         members = [by_class[label][index] for index in rng.permutation(len(by_class[label]))]
         quota = share * sum(images[group][label] for group in members)
-        # A group larger than the quota is drawn only if there is no smaller one.
+        # A group larger than the quota is selected only if there is no smaller one.
         for group in sorted(members, key=lambda group: max(0.0, images[group][label] - quota)):
             is_too_large = taken[label] > 0 and taken[label] + images[group][label] / 2 > quota
             if group in drawn or is_too_large or any(left[other] <= kept for other in images[group]):

@@ -31,8 +31,8 @@ CROP_TRIES = 10
 class BatchOrder:
     """Determines which images each step trains on. Shuffles the images in each epoch.
 
-    Drops the last batch of an epoch if it is incomplete. Raises RecipeError if the batch size does not divide among the
-    processes, or if there are fewer images than processes.
+    Drops the last batch of an epoch if it is incomplete. Raises RecipeError if the batch size is not a multiple of the
+    number of processes, or if there are fewer images than processes.
     """
 
     def __init__(self, recipe: Recipe, images: int, rank: int = 0, processes: int = 1) -> None:
@@ -62,7 +62,7 @@ class Loader(Protocol):
 
 
 class MemoryLoader:
-    """Yields batches from the memory of the device. Copies all images to the device when it is created."""
+    """Yields batches from the memory of the device. The constructor copies all images to the device."""
 
     def __init__(self, images: Images, device: torch.device) -> None:
         self._pixels = torch.from_numpy(images.pixels).to(device)
@@ -75,7 +75,7 @@ class MemoryLoader:
 
 
 class StreamLoader:
-    """Yields batches that `workers` processes decode before the step that needs them."""
+    """Yields batches. Several worker processes decode the images of a batch before its step begins."""
 
     def __init__(self, stream: StreamedImages, recipe: Recipe, device: torch.device, workers: int) -> None:
         self._views = _TrainingViews(stream, recipe.augmentation.crop_scale, recipe.seed)
@@ -96,9 +96,9 @@ class StreamLoader:
 
 
 def _ignore_interrupt(worker: int) -> None:
-    """Makes a worker process ignore SIGINT, which a terminal sends to all processes.
+    """Makes a worker process ignore SIGINT. A terminal sends this signal to all processes.
 
-    The current step still needs the images of the worker.
+    The worker must not end, because the current step still needs its images.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
@@ -106,7 +106,7 @@ def _ignore_interrupt(worker: int) -> None:
 class _TrainingViews(TorchDataset[tuple[NDArray[np.uint8], int]]):
     """Maps (epoch, index) to the pixels, uint8 (H, W, 3), and the label of an image.
 
-    The pixels are a random resized crop, or those of evaluation if `crop_scale` is 1.
+    The image is cropped at random and resized. If `crop_scale` is 1, it is preprocessed as in evaluation instead.
     """
 
     def __init__(self, stream: StreamedImages, crop_scale: float, seed: int) -> None:
@@ -124,10 +124,10 @@ class _TrainingViews(TorchDataset[tuple[NDArray[np.uint8], int]]):
 def random_resized_crop(
     image: Image.Image, spec: PreprocessSpec, scale: float, rng: np.random.Generator
 ) -> NDArray[np.uint8]:
-    """Returns a random part of the image, resized to the size of the model: pixels uint8 (H, W, 3).
+    """Returns a random crop of the image, resized to the input size of the model: pixels uint8 (H, W, 3).
 
-    The part has at least the share `scale` of the area, and a side ratio from 3:4 to 4:3 (Szegedy et al., CVPR 2015).
-    If ten tries find no such part inside the image, returns the pixels of evaluation.
+    The crop has at least the share `scale` of the area, and a side ratio from 3:4 to 4:3 (Szegedy et al., CVPR 2015).
+    If ten tries find no such crop inside the image, preprocesses the image as in evaluation.
     """
     width, height = image.size
     for _ in range(CROP_TRIES):

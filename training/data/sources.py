@@ -42,7 +42,7 @@ HUGGING_FACE = "hf:"
 
 
 class EncodedImages(Protocol):
-    """The interface of encoded images with labels: the files of a folder, or a split of a Hugging Face dataset."""
+    """The interface of n encoded images with labels: the files of a folder, or a split of a Hugging Face dataset."""
 
     @property
     def labels(self) -> NDArray[np.int64]:
@@ -57,7 +57,7 @@ class EncodedImages(Protocol):
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """The image files below one folder, and their labels. paths: relative to `root`. labels: int64 (n,)."""
+    """The n image files below the folder `root`, and their labels. paths: relative to `root`. labels: int64 (n,)."""
 
     root: Path
     paths: list[str]
@@ -70,13 +70,13 @@ class ImageFolder:
         return self.paths[index]
 
     def file_names(self) -> list[str]:
-        """Returns the path of each image relative to the folder, with "/" between folders."""
+        """Returns the path of each image relative to `root`, with "/" between folders."""
         return [Path(path).as_posix() for path in self.paths]
 
 
 @dataclass(frozen=True)
 class HuggingFaceSplit:
-    """One split of a Hugging Face dataset, with encoded images.
+    """One split of a Hugging Face dataset, with n encoded images.
 
     split: a `datasets.Dataset`. column: name of the column with the images. labels: int64 (n,).
     """
@@ -112,9 +112,9 @@ Split = ImageFolder | HuggingFaceSplit
 class LabelledSource:
     """The splits of the images at a location, and the names of the classes.
 
-    train: all images if the location has no splits. test: None if there is no split beside `train`. If there is exactly
-    one, it is `test`, whatever its name, because published figures are measured on its images. validation: None unless
-    there are two splits beside `train`.
+    train: all images if the location has no splits. test: None if `train` is the only split. validation: None unless
+    there are two splits besides `train`. If there is only one split besides `train`, this split is `test` even if its
+    name is val. So every source with a second split has images for the published accuracy.
     """
 
     train: Split
@@ -125,7 +125,7 @@ class LabelledSource:
 
 
 def open_source(location: str) -> LabelledSource:
-    """Returns the labelled images at `location`, which has a form that `training.data.datasets.load_dataset` describes.
+    """Returns the labelled images at `location`. location: as for `training.data.datasets.load_dataset`.
 
     Raises DataError if there are no labelled images, or if it is unclear whether the folders are splits or classes.
     """
@@ -142,7 +142,7 @@ def model_name(path: Path) -> str:
 def model_name_from_images(location: str) -> str:
     """Returns a model name derived from the name of the folder or dataset at `location`.
 
-    If the folder has the name of a split, such as train, uses the name of its parent.
+    If the folder has the name of a split, such as train, uses the name of its parent folder.
     """
     path = Path(location.removeprefix(HUGGING_FACE))
     if location.startswith(HUGGING_FACE) and not path.is_dir():
@@ -152,7 +152,7 @@ def model_name_from_images(location: str) -> str:
 
 
 def split_kind(name: str) -> SplitKind | None:
-    """Returns the split that the name of a folder denotes, or None. Accepts spellings such as "Training_set"."""
+    """Returns the split that the folder name `name` means, or None. Accepts spellings such as "Training_set"."""
     word = re.sub(r"[\W_]+", "", name).casefold()
     return SPLITS.get(word) or SPLITS.get(re.sub(r"(set|dataset|data|split|images)$", "", word))
 
@@ -204,8 +204,8 @@ def _open_folder(root: Path) -> LabelledSource:
 def _refuse_unknown_splits(root: Path, contents: Mapping[str, _Contents]) -> None:
     """Raises DataError if the folders below `root` look like splits, not like classes.
 
-    Folders look like splits if they have several subfolders with the same names, and if not every folder directly
-    contains images.
+    The folders look like splits if two or more names of subfolders occur in every one of them, and if at least one of
+    the folders contains no images directly.
     """
     common = set.intersection(*(set(content.folders) for content in contents.values())) if len(contents) > 1 else set()
     if len(common) > 1 and not all(content.has_images for content in contents.values()):
@@ -218,7 +218,7 @@ def _refuse_unknown_splits(root: Path, contents: Mapping[str, _Contents]) -> Non
 
 @dataclass(frozen=True)
 class _Contents:
-    """The content of a folder: the names of its folders, and whether it has image files directly in it."""
+    """The content of a folder: the names of its subfolders, and whether it contains image files directly."""
 
     folders: list[str]
     has_images: bool

@@ -1,4 +1,4 @@
-"""Divides labelled images into three parts: training, validation (choices during development), and the final test.
+"""Splits labelled images into three parts: training, validation (for decisions during development) and test.
 
 Does not read images.
 """
@@ -56,12 +56,13 @@ class Parts(NamedTuple):
 def divide(location: str, source: LabelledSource, group_by: re.Pattern[str] | None = None) -> Parts:
     """Returns the parts for training, validation and test. The parts are the same in every call.
 
-    If the source has no split for validation or test, draws this part from the training images. A drawn part has a
-    tenth of the images, spread over the classes. A drawn validation part has at most about 1,000 images, but at least
-    one image or group of each class. group_by: matches the group in the file name of an image; no group is in two
-    parts.
-    Raises DataError if a class has fewer images, or groups, than there are parts to draw. Raises it if a group is in
-    two splits of the source, or if a file name has no group. location: for the messages.
+    If the source has no split for validation or test, selects this part at random from the training images. Such a part
+    has a tenth of the images of each class. A validation part of this kind has at most about 1,000 images, but at least
+    one image or group of each class.
+
+    group_by: matches the group in the file name of an image; no group is in two parts. location: for error messages.
+    Raises DataError if a class has too few images, or groups, for all parts. Raises DataError if a group is in two
+    splits of the source, or if a file name has no group.
     """
     grouping = None if group_by is None else _Grouping(location, source, group_by)
     train = _whole(source.train)
@@ -83,7 +84,8 @@ def divide(location: str, source: LabelledSource, group_by: re.Pattern[str] | No
 class _Grouping:
     """The groups of the images of a source.
 
-    of_train: number of the group of each training image, int64 (n,), from 0. count: number of groups in all splits.
+    of_train: number of the group of each of n training images, int64 (n,), from 0. count: number of groups in all
+    splits.
     """
 
     def __init__(self, location: str, source: LabelledSource, pattern: re.Pattern[str]) -> None:
@@ -113,10 +115,10 @@ def _whole(source: Split) -> Part:
 def _drawn(
     location: str, part: Part, share: float, names: Sequence[str], grouping: _Grouping | None, *, kept: int
 ) -> tuple[Part, Part]:
-    """Divides a part at random. Returns the rest, and a part with about `share` of each class, at least one image.
+    """Splits `part` at random into two parts. Returns the rest of `part`, then the selected part.
 
-    kept: number of groups of each class that must stay in the rest. Raises DataError if the groups of a class cannot be
-    divided in this way.
+    The selected part has about `share` of the images of each class, and at least one. kept: minimum number of groups of
+    each class in the rest. Raises DataError if no group of a class can be selected because of `kept`.
     """
     if grouping is None:
         is_drawn = _stratified(part.labels, share)
@@ -131,9 +133,10 @@ def _drawn(
 
 
 def _stratified(labels: NDArray[np.int64], share: float) -> NDArray[np.bool_]:
-    """Draws a random part with about `share` of each class, at least one image. Returns which images it has, bool (n,).
+    """Selects about `share` of the images of each class at random, at least one of each class.
 
-    train_test_split of scikit-learn may leave out a class that is much smaller than others.
+    Returns whether each of the n images is selected, bool (n,). This function replaces train_test_split of
+    scikit-learn, which may leave out a class that is much smaller than others.
     """
     rng = np.random.default_rng(0)
     is_drawn = np.zeros(len(labels), dtype=np.bool_)
@@ -146,7 +149,7 @@ def _stratified(labels: NDArray[np.int64], share: float) -> NDArray[np.bool_]:
 def _require_members_of_each_class(
     location: str, part: Part, names: Sequence[str], parts: int, grouping: _Grouping | None
 ) -> None:
-    """Raises DataError if a class has fewer images, or groups, than `parts`. location, names: for the message."""
+    """Raises DataError if a class has fewer images (or groups) than `parts`. location, names: for the error message."""
     labels = part.labels
     if grouping is not None:
         labels = np.unique(np.stack([grouping.of_train, labels]), axis=1)[1]
