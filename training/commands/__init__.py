@@ -1,4 +1,5 @@
 """The commands `tureen train`, `evaluate`, `tune`, `attack` and `gallery`.
 
-`evaluate` measures accuracy, and `tune` chooses β. `attack` changes one image. `gallery` attacks drawn traffic signs.
+`train` writes a checkpoint, `evaluate` measures accuracy, and `tune` chooses β. `attack` changes one image so that the
+model misclassifies it. `gallery` attacks drawings of traffic signs.
 """

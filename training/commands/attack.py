@@ -37,13 +37,13 @@ from tureen.tokens import CLEAN_BETA, ROBUST_BETA
 
 STEPS = 100
 DIFFERENCE_SIDE = 256
-"""Least height and width of the picture of --difference, pixels, if the model sees a smaller image."""
+"""The picture of --difference is enlarged to at least this width, in pixels."""
 
 
 class AttackReport(BaseModel):
     """The result of `tureen attack`, as --json prints it.
 
-    The values after the attack are measured on the image that --out saved, which is rounded to 8 bits.
+    The values after the attack are measured on the file that --out saved. Its pixels are rounded to 8 bits.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -65,8 +65,8 @@ class AttackReport(BaseModel):
 def attack(arguments: list[str]) -> int:
     """Runs `tureen attack`: changes one image so that a soup predicts a wrong label. Returns the exit status.
 
-    arguments: those after `tureen attack`. The status is 0 too if the attack fails. Raises DataError if, before the
-    attack, the model predicts another label than the true one at every attacked β.
+    arguments: those after `tureen attack`. If the attack fails, the exit status is 0 too. Raises DataError if the model
+    predicts a wrong label at all attacked β before the attack.
     """
     options = _parser().parse_args(arguments)
     limit_threads()
@@ -152,9 +152,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def radius_argument(text: str) -> float:
-    """Returns the radius in `text`, in 1/255. Raises ArgumentTypeError unless it is a number from 1 to 255.
+    """Returns the number in `text`, a radius in 1/255. Raises ArgumentTypeError if it is not a number from 1 to 255.
 
-    An 8-bit image cannot change by less than 1.
+    The minimum is 1 because a value of an 8-bit image cannot change by less.
     """
     try:
         radius = float(text)
@@ -168,8 +168,7 @@ def radius_argument(text: str) -> float:
 def load_run(path: Path) -> Checkpoint:
     """Returns the checkpoint in the directory `path`.
 
-    Raises CheckpointError if the directory has no valid checkpoint. Raises it for a bundle too, because a bundle has no
-    gradients.
+    Raises CheckpointError if the directory has no valid checkpoint. A bundle is not valid, because it has no gradients.
     """
     if (path / MANIFEST).is_file():
         raise CheckpointError(
@@ -213,7 +212,7 @@ def readings_table(before: Sequence[Reading], after: Sequence[Reading]) -> str:
 
 
 def _betas(options: argparse.Namespace, curve: StrengthCurve) -> list[float]:
-    """Returns the β to attack: 0 and 1 for --joint, or else that of --beta or --strength, or else 0, the clean mode.
+    """Returns the β to attack: 0 and 1 with --joint, one β with --beta or --strength, and 0 without these options.
 
     curve: maps a strength to a β.
     """
@@ -232,7 +231,7 @@ def _verdict(report: AttackReport) -> str:
 
 
 def _is_right(predict: Predict, pixels: Pixels, label: int, betas: Sequence[float]) -> list[bool]:
-    """Returns whether `label` is predicted at each β."""
+    """Returns for each β in `betas` whether the model predicts `label`."""
     right: list[bool] = (predict(np.stack([pixels] * len(betas)), betas).argmax(1) == label).tolist()
     return right
 

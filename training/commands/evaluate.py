@@ -1,4 +1,4 @@
-"""The commands `tureen evaluate`, which measures accuracy at each β, and `tureen tune`, which chooses β from images."""
+"""The commands `tureen evaluate`, which measures accuracy at each β, and `tureen tune`, which chooses the best β."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ BUNDLE_BETAS = "0:1:0.25"
 def evaluate(arguments: list[str]) -> int:
     """Runs `tureen evaluate`: measures the accuracy of a checkpoint or a bundle at each β. Returns the exit status.
 
-    A checkpoint is attacked at each β. For a bundle, measures only the accuracy without an attack. arguments: those
-    after `tureen evaluate`.
+    For a checkpoint, measures the accuracy without an attack and under an attack. For a bundle, measures only the
+    accuracy without an attack. arguments: those after `tureen evaluate`.
     """
     parser = argparse.ArgumentParser(
         prog="tureen evaluate",
@@ -158,9 +158,9 @@ def evaluate(arguments: list[str]) -> int:
 
 
 def _check_other_norm(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    """Checks the other options if --norm is l2 or l1.
+    """Checks that the options fit --norm l2 or l1.
 
-    Exits with status 2 if --epsilon-255 is missing, or if another option needs --norm linf.
+    Exits with status 2 if --epsilon-255 is missing, or if an option needs --norm linf.
     """
     if options.epsilon_255 is None:
         parser.error(f"--norm {options.norm} needs --epsilon-255: the radius of the recipe is for l∞")
@@ -237,10 +237,10 @@ def _save(
 ) -> None:
     """Writes new results into the checkpoint at `path`.
 
-    rows: accuracy at each β, all under one norm. Under l∞ they replace the accuracy of the checkpoint. Under l2 or l1
-    they replace the rows under the same norm in its evaluation. measured: new values of fields of the evaluation, by
-    field name. checks: tests of the attack that gave `rows` and `measured`. If a call replaces a stored result, its
-    earlier checks are removed. The checks of all other stored results are kept.
+    rows: accuracy at each β, all under one norm. Under l∞ the rows replace the accuracy of the checkpoint. Under l2 or
+    l1 the rows replace those under the same norm in the stored evaluation. measured: new values for fields of the
+    evaluation, by field name. checks: results of the checks of the attack that gave `rows` and `measured`. They replace
+    the stored checks of the results that this call replaces. All other stored checks are kept.
     """
     before, norm = checkpoint.evaluation, rows[0].norm
     strengths = set() if "strengths" in measured else {row.beta for row in before.strengths}
@@ -280,7 +280,7 @@ def _evaluate_bundle(options: argparse.Namespace) -> int:
 
 
 def tune(arguments: list[str]) -> int:
-    """Runs `tureen tune`: prints the β that is most accurate on some labelled images. Returns the exit status.
+    """Runs `tureen tune`: prints the β at which the model is most accurate on --data. Returns the exit status.
 
     arguments: those after `tureen tune`.
     """
@@ -336,10 +336,10 @@ def _add_images(parser: argparse.ArgumentParser, *, data: str) -> None:
 
 
 def _images(options: argparse.Namespace, own: Images | None, preprocess: PreprocessSpec, labels: list[str]) -> Images:
-    """Returns at most --images images of --data, or of `own` if --data is not given.
+    """Returns the images at --data, or `own` if --data is not given; at most as many as --images allows.
 
-    own: the images in the checkpoint; None for a bundle, which requires --data. Prints the names of images that cannot
-    be decoded.
+    own: the images in the checkpoint; may be None if --data is given. Prints the names of images that cannot be
+    decoded.
     """
     if options.data is None:
         assert own is not None

@@ -16,7 +16,7 @@ DRAWINGS = 20
 
 
 def gallery(arguments: list[str]) -> int:
-    """Runs `tureen gallery`: draws ten traffic signs, and attacks each on the clean token and on both tokens together.
+    """Runs `tureen gallery`: draws ten traffic signs, and attacks each in clean mode, and in both modes together.
 
     arguments: those after `tureen gallery`. Returns the exit status.
     """
@@ -61,7 +61,10 @@ def gallery(arguments: list[str]) -> int:
 
 
 def gallery_table(made: Gallery) -> str:
-    """Returns a table with a row for each sign: the label that each mode predicts after each attack. Adds counts."""
+    """Returns a table of the label that each mode predicts for each sign after each attack.
+
+    The lines below the table give the attack, and the numbers of drawings that were tried and of attacks that failed.
+    """
     rows: list[tuple[str, ...]] = [
         ("sign", "drawing", "after the attack on the clean token", "", "after the attack on both", "")
     ]

@@ -26,7 +26,7 @@ from tureen.commands.report import accuracy_table, check_results
 def train(arguments: list[str]) -> int:
     """Runs `tureen train`. arguments: those after `tureen train`. Returns the exit status.
 
-    The status is 0, or 128 + the number of the signal if a signal interrupted the run.
+    The exit status is 0, or 128 + signal number if a signal interrupted the run.
     """
     parser = argparse.ArgumentParser(
         prog="tureen train",
@@ -134,9 +134,9 @@ def train(arguments: list[str]) -> int:
 def _recipe(options: argparse.Namespace, out: Path) -> Recipe:
     """Returns the recipe to train, changed by the settings of --set.
 
-    With --resume, it is the recipe of the interrupted run in `out`. Without --resume, or without such a run, it is the
-    recipe named on the command line. Raises CheckpointError if there is neither, or if the interrupted run has another
-    recipe than the command line names. Raises the errors of `load_recipe`.
+    With --resume, this is the recipe of the interrupted run in `out`. Without --resume, or without such a run, this is
+    the recipe that the command line names. Raises CheckpointError if there is neither, or if the command line names
+    another recipe than that of the interrupted run. Raises the errors of `load_recipe`.
     """
     state = out / STATE
     if not options.resume or not state.exists():
@@ -152,8 +152,8 @@ def _recipe(options: argparse.Namespace, out: Path) -> Recipe:
 def _show(recipe: Recipe, options: argparse.Namespace) -> str:
     """Returns the values of the recipe as text, for --show.
 
-    Two fields of the recipe are shown only if --data is not given and no value was changed: `expected`, the cost and
-    result, and `command`, the `tureen train` command. With --data, includes the number of classes, images and steps.
+    The text contains the fields `expected` and `command` only if --data is not given and no value was changed. With
+    --data, the text contains the numbers of classes, images and steps.
     """
     lines = [f"# {recipe.name}", f"# source: {recipe.source}"]
     if options.data is not None:

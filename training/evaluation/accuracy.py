@@ -1,8 +1,8 @@
 """Measures clean and robust accuracy of a dual-token model at each β, or of ensembles of its two modes.
 
-The soup at β is the model with the token mixed by β. For robust accuracy, each soup is attacked itself. Robust accuracy
-is empirical, for one norm and one radius: under a better attack it is at most as high.
-`training.evaluation.attack_checks` and `training.evaluation.transfer` check that the attack is strong enough.
+For the robust accuracy at a β, the attack is on the model at this β. Robust accuracy is empirical, for one norm and one
+radius: a better attack can only lower it. `training.evaluation.attack_checks` and `training.evaluation.transfer` check
+that the attack is strong enough.
 """
 
 from __future__ import annotations
@@ -32,21 +32,22 @@ MID_GREY_RADIUS_255 = 127.5
 """With this radius every image can become mid-grey, so no classifier is robust."""
 
 Predict = Callable[[Pixels, Sequence[float]], NDArray[np.float32]]
-"""A function that returns logits (B, K) of pixels uint8 (B, H, W, 3) at B β, one for each image.
+"""A function from pixels uint8 (B, H, W, 3) and B β, one for each image, to logits (B, K).
 `tureen.Soup.logits` is such a function."""
 
 
 def wilson_interval(correct: int, n: int) -> Accuracy:
-    """Returns the share correct / n with its 95 % Wilson score interval (JASA 1927), all in [0, 1]."""
+    """Returns the accuracy `correct` / `n` with its 95 % Wilson score interval (JASA 1927), all in [0, 1]."""
     interval = binomtest(correct, n).proportion_ci(method="wilson")
     return Accuracy(value=correct / n, low=interval.low, high=interval.high)
 
 
 def sign_test(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
-    """Returns the one-sided p-value of the exact sign test: small if `first` is right on more images than `second`.
+    """Returns the one-sided p-value of the exact sign test: small if `first` is True for more images than `second`.
 
-    first, second: whether each of the same n images is classified right, bool (n,). The test counts the images on which
-    the two differ (McNemar, Psychometrika 1947, without its approximation). Returns 1 if they differ on no image.
+    first, second: whether each of the same n images is classified correctly, in two settings, bool (n,). The test
+    counts only the images on which `first` and `second` differ (McNemar, Psychometrika 1947; the p-value is exact, not
+    approximated). Returns 1 if there is no such image.
     """
     gained, lost = int((first & ~second).sum()), int((second & ~first).sum())
     return float(binomtest(gained, gained + lost, alternative="greater").pvalue) if gained + lost else 1.0
@@ -60,8 +61,9 @@ def forward_at_beta(model: nn.Module, beta: float) -> Forward:
 def ensemble_forward(model: nn.Module, beta: float) -> Forward:
     """Returns the ensemble of both modes, a function from images to log((1 − β)·p_clean + β·p_robust), (B, K).
 
-    An attack uses these logarithms as logits, so the loss of the attack is the cross-entropy of the ensemble. Raises
-    RecipeError for a β outside [0, 1], where the mix is not a probability.
+    p_clean and p_robust are the probabilities that the two modes predict. An attack uses the logarithms as logits, so
+    its loss is the cross-entropy of the ensemble. Raises RecipeError for a β outside [0, 1], because the mix would not
+    be a probability.
     """
     if not CLEAN_BETA <= beta <= ROBUST_BETA:
         raise RecipeError(f"an ensemble mixes probabilities, so its β must be in [0, 1], not {beta:g}")
@@ -120,16 +122,16 @@ def attack_each_beta(
     forward_at: Callable[[nn.Module, float], Forward] = forward_at_beta,
     on_batch: Callable[[], None] = lambda: None,
 ) -> dict[float, AttackOutcome]:
-    """Returns for each β which images the model classifies right, without an attack and under an attack at this β.
+    """Returns for each β which images the model classifies correctly, without an attack and under an attack at this β.
 
-    model: images and β (B,) to logits (B, K), in eval mode. betas: any numbers; outside [0, 1] the tokens are
-    extrapolated. attack: a name in training.attacks.catalogue. steps: of the attack. epsilon_255: radius in `norm`, in
-    1/255 of the pixel range. seed: of the attack's random numbers. forward_at: returns the function of images that is
-    evaluated and attacked at a β; `forward_at_beta` or `ensemble_forward`. on_batch: called after each batch of images
-    at each β.
+    model: maps images and their β (B,) to logits (B, K); in eval mode. betas: any numbers; outside [0, 1] the tokens
+    are extrapolated. attack: a name in training.attacks.catalogue. steps: number of steps of the attack. epsilon_255:
+    radius in `norm`, in 1/255 of the pixel range. seed: that of the attack's random numbers. forward_at:
+    `forward_at_beta` to attack the model at each β, `ensemble_forward` to attack the ensemble of both modes at each β.
+    on_batch: called after each batch of images at each β.
 
-    An image counts as robust only if it is classified right without the attack too. Raises RecipeError for an unknown
-    attack, ZeroGradientError if a whole batch has no gradient, and DivergedError if logits are not finite.
+    An image counts as robust only if it is also classified correctly without the attack. Raises RecipeError for an
+    unknown attack, ZeroGradientError if a whole batch has no gradient, and DivergedError if logits are not finite.
     """
     return {
         beta: run_attack(
@@ -158,7 +160,7 @@ def evaluate_epsilon_curve(
     seed: int = 0,
     on_batch: Callable[[], None] = lambda: None,
 ) -> list[AccuracyRow]:
-    """Returns the rows of `evaluate_accuracy` for each radius, radii ascending.
+    """Returns the rows of `evaluate_accuracy` for each radius, in the order of ascending radii.
 
     Ends after the first radius at which the robust accuracy is 0 at every β. radii_255: in 1/255 of the pixel range.
     The other arguments and the errors are those of `attack_each_beta`.
@@ -184,7 +186,7 @@ def evaluate_epsilon_curve(
 def epsilon_grid(epsilon_255: float) -> list[float]:
     """Returns radii in 1/255 for `evaluate_epsilon_curve`: 0, ½, 1, 2, 4 and 8 times `epsilon_255`, and 127.5.
 
-    Omits multiples above 127.5, because this is half of the pixel range.
+    Omits radii above 127.5, which is half of the pixel range.
     """
     radii = {multiple * epsilon_255 for multiple in (0, 0.5, 1, 2, 4, 8)}
     return [*sorted(radius for radius in radii if radius < MID_GREY_RADIUS_255), MID_GREY_RADIUS_255]
@@ -192,16 +194,16 @@ def epsilon_grid(epsilon_255: float) -> list[float]:
 
 @dataclass(frozen=True)
 class AttackOutcome:
-    """Which of n images are classified right, bool (n,).
+    """Whether each of n images is classified correctly, bool (n,).
 
-    clean: without an attack. robust: without an attack and under the attack.
+    clean: without an attack. robust: both without an attack and under the attack.
     """
 
     clean: NDArray[np.bool_]
     robust: NDArray[np.bool_]
 
     def row(self, beta: float, attack: str, epsilon_255: float, norm: Norm = "linf") -> AccuracyRow:
-        """Returns clean and robust accuracy with their 95 % intervals. attack: text for the attack in reports."""
+        """Returns clean and robust accuracy with their 95 % intervals. attack: the name of the attack for reports."""
         n = len(self.clean)
         return AccuracyRow(
             beta=beta,
@@ -215,9 +217,10 @@ class AttackOutcome:
 
 
 def class_counts(beta: float, outcome: AttackOutcome, labels: NDArray[np.int64], classes: int) -> ClassCounts:
-    """Returns for each class the number of images, and how many are classified right without and under the attack.
+    """Returns three numbers of images for each class: all, correct without an attack, and robust.
 
-    labels: of the images, int64 (n,), below `classes`.
+    outcome: whether each of n images is correct and robust. labels: true classes of the images, int64 (n,), from 0 to
+    `classes` − 1.
     """
     images, clean, robust = (
         np.bincount(labels[chosen], minlength=classes).tolist()
@@ -238,7 +241,7 @@ def run_attack(
     norm: Norm = "linf",
     on_batch: Callable[[], None] = lambda: None,
 ) -> AttackOutcome:
-    """Returns which images `forward` classifies right, without an attack and under the attack.
+    """Returns which images `forward` classifies correctly, without an attack and under the attack.
 
     epsilon_255: as for `attack_each_beta`; 0 means no attack. The other arguments and the errors are those of
     `attack_each_beta`.
@@ -260,7 +263,7 @@ def run_attack(
 
 
 def image_batches(images: Images, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields batches of the images in order, float32 (B, 3, H, W) in [0, 1], with their labels, int64 (B,)."""
+    """Yields the images in batches, in order: images float32 (B, 3, H, W) in [0, 1], and labels int64 (B,)."""
     for start in range(0, len(images), BATCH):
         pixels = torch.from_numpy(images.pixels[start : start + BATCH]).to(device)
         yield images_from_pixels(pixels), torch.from_numpy(images.labels[start : start + BATCH]).to(device)
@@ -268,7 +271,7 @@ def image_batches(images: Images, device: torch.device) -> Iterator[tuple[Tensor
 
 @torch.no_grad()
 def is_correct(forward: Forward, x: Tensor, labels: Tensor) -> NDArray[np.bool_]:
-    """Returns whether `forward` classifies each image right, bool (B,).
+    """Returns whether `forward` classifies each image correctly, bool (B,).
 
     Raises DivergedError if logits are not finite.
     """
@@ -301,7 +304,7 @@ def make_predictor(model: nn.Module) -> Predict:
 
 
 def correct_by_beta(predict: Predict, images: Images, betas: Sequence[float]) -> NDArray[np.bool_]:
-    """Returns whether each of n images is classified right at each of T β, bool (T, n).
+    """Returns whether each image is classified correctly at each β: bool, a row for each β, a column for each image.
 
     Raises DivergedError if logits are not finite.
     """
@@ -314,9 +317,10 @@ def correct_by_beta(predict: Predict, images: Images, betas: Sequence[float]) ->
 def predict_parts(
     predict: Predict, images: Images, betas: Sequence[float]
 ) -> Iterator[tuple[int, slice, NDArray[np.float32]]]:
-    """Yields logits (B, K) for each part of the images at each β, with the index of the β and the slice of the images.
+    """Yields the logits (B, K) of one batch of images at one β, after the index of the β and the slice of the images.
 
-    Yields all β of the first part, then all of the next, and so on. Raises DivergedError if logits are not finite.
+    Yields the first batch at every β, then the second batch at every β, and so on. Raises DivergedError if logits are
+    not finite.
     """
     for start in range(0, len(images), BATCH):
         part = slice(start, start + BATCH)

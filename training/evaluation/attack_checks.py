@@ -60,15 +60,16 @@ def check_attack(
 ) -> list[AttackCheck]:
     """Returns the results of all checks of an attack at each β.
 
-    outcomes: for each β the result of `attack_each_beta`, whose robust accuracy is checked. on_check: called after each
-    check. The other arguments and the errors are those of `attack_each_beta`. The checks run on at most 128 of the
-    images, drawn at random; the comparison with APGD runs on at most 512, because it finds most weak attacks.
+    outcomes: the result of `attack_each_beta`. The checks test the robust accuracy in it. on_check: called after each
+    check. The other arguments and the errors are those of `attack_each_beta`. The checks run on a random sample of at
+    most 128 images. Only the comparison with APGD runs on up to 512, because this check finds most weak attacks.
 
     The checks at each β:
 
     - APGD with several losses and twice the steps, at least 40, is not stronger. Omitted if the attack is this APGD
-      under l∞ with at least 20 steps, or AutoAttack, which includes it.
-    - Square, which needs no gradient, is not stronger. Omitted for AutoAttack, which includes it, and under l2 and l1.
+      under l∞ with at least 20 steps, and for AutoAttack, which includes APGD.
+    - Square, which needs no gradient, is not stronger. Omitted for AutoAttack, which includes Square, and under l2 and
+      l1.
 
     The checks at β = 0 and 1 only, under l∞:
 
@@ -77,7 +78,7 @@ def check_attack(
     - At a radius of half the pixel range, the accuracy is at most that of chance.
     - For attacks on the cross-entropy: few images have a zero gradient.
 
-    One attack is stronger than another if a sign test at a level of 1 % says so.
+    One attack is stronger than another if it breaks more images, by a sign test at the 1 % level.
     """
     order = np.random.default_rng(seed).permutation(len(images))
     checks = []
@@ -96,7 +97,7 @@ def check_attack(
 
 
 def check_epsilon_curve(curve: Sequence[AccuracyRow]) -> list[AttackCheck]:
-    """Returns a check for each β that the robust accuracy does not grow with the radius.
+    """Checks at each β that the robust accuracy does not grow with the radius. Returns one result for each β.
 
     curve: result of `evaluate_epsilon_curve`. A difference counts only if the two 95 % intervals do not overlap.
     """
@@ -121,9 +122,9 @@ def check_epsilon_curve(curve: Sequence[AccuracyRow]) -> list[AttackCheck]:
 class _Checker:
     """Checks an attack at one β on a few images.
 
-    few: these n images. robust: bool (n,), which of them are classified right without and under the attack. beta: β of
-    the model. attack, steps, norm: the attack to check. epsilon_255: its radius in `norm`, in 1/255. seed: of its
-    random numbers.
+    few: the n images. robust: whether each image is classified correctly both without and under the attack, bool (n,).
+    beta: the β of the model. attack, steps, norm: the attack to check. epsilon_255: radius of the attack in `norm`, in
+    1/255. seed: that of the random numbers of the checks.
     """
 
     model: nn.Module
@@ -209,13 +210,14 @@ class _Checker:
         )
 
     def _compared(self, name: str, other: str, steps: int, sentence: str) -> AttackCheck:
-        """Returns the check that another attack is not stronger, by the sign test.
+        """Checks by the sign test that another attack is not stronger than the checked attack. Returns the result.
 
-        name: of the check. other: name of the other attack, which has `steps` steps. sentence: the meaning of a
-        failure. The figures of the check are two shares of images: those that the checked attack does not break, and
+        name: name of the check. other, steps: name and number of steps of the other attack. sentence: the meaning of a
+        failure. The figures in the result are two shares of images: those that the checked attack does not break, and
         those that neither attack breaks.
-        The other attack runs on the images that the checked attack does not break. If it breaks so many of them that
-        the test may fail, it runs on the remaining images too. An attack without any gradient breaks no image.
+        The other attack first runs on the images that the checked attack does not break. If the other attack breaks so
+        many of them that the test may fail, it runs on all other images too. An attack with zero gradients breaks no
+        image.
         """
         remaining = self.robust.copy()
         remaining[self.robust] = self._resists(self.robust, other, steps)
@@ -228,9 +230,9 @@ class _Checker:
         return self._check(name, is_sound, figures, sentence)
 
     def _resists(self, chosen: NDArray[np.bool_], attack: str, steps: int) -> NDArray[np.bool_]:
-        """Returns for each chosen image whether it is classified right without and under the attack `attack`.
+        """Returns whether each chosen image is classified correctly both without and under the attack `attack`.
 
-        chosen: bool (n,). The result has one value for each True in it.
+        chosen: bool (n,). The result has one value for each True in `chosen`.
         """
         if not chosen.any():
             return np.empty(0, dtype=np.bool_)

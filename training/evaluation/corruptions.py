@@ -3,13 +3,14 @@
 Source: Hendrycks & Dietterich, *Benchmarking neural network robustness to common corruptions and perturbations*, ICLR
 2019. The parameters are those of the code that made CIFAR-10-C (images of 32 pixels) and ImageNet-C (224 pixels).
 
-An image with a shorter side below 85 pixels gets the parameters of CIFAR-10-C, because 85 is nearer to 32 than to 224
-by ratio. Lengths in pixels scale with the shorter side. Below 32 pixels they do not shrink, because a fraction of a
-pixel would be no corruption. Warps and clouds always scale with the image.
+An image with a shorter side below 85 pixels gets the parameters of CIFAR-10-C, because this side is nearer to 32 than
+to 224 by ratio. Other images get those of ImageNet-C. Lengths in pixels, such as the radius of a blur, scale with the
+shorter side. Below 32 pixels these lengths do not shrink, because a blur by a fraction of a pixel would be no
+corruption. Warps and clouds always scale with the image.
 
-Accuracies on these images are close to those on the published files, but not equal. This module rounds results and does
-not truncate them. It always mirrors borders. It draws frost, but the original pastes photographs. ImageNet-C was saved
-as JPEG in addition. The docstring of each function names its other differences.
+Accuracies on these images are close to those on the published files, but not equal. This module rounds results, and the
+published code truncates them. This module always mirrors borders. It draws frost, and the published code pastes
+photographs. ImageNet-C was also saved as JPEG. The docstrings of the functions name all other differences.
 
 Knows nothing about models, labels or files.
 """
@@ -31,7 +32,7 @@ from training.evaluation.shifts import SHIFTS, Corruption
 
 SEVERITIES = (1, 2, 3, 4, 5)
 PIXELS_AT_ONCE = 2**20
-"""Number of pixels that `corrupt` processes together. It limits the memory to some hundred megabytes."""
+"""Number of pixels that `corrupt` processes together. This limits the memory to some hundred megabytes."""
 
 T = TypeVar("T")
 
@@ -84,7 +85,7 @@ def impulse_noise(pixels: Pixels, severity: int, generator: np.random.Generator)
 
 
 def defocus_blur(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixels:
-    """Blurs like a lens out of focus: convolution with a disc."""
+    """Blurs like a lens out of focus, by a convolution with a disc."""
     radius, softness = _level(
         pixels,
         severity,
@@ -99,11 +100,11 @@ def defocus_blur(pixels: Pixels, severity: int, generator: np.random.Generator) 
 def glass_blur(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixels:
     """Blurs like frosted glass: blurs slightly, replaces each inner pixel by a random neighbour, and blurs again.
 
-    The published loop is meant to swap the two pixels, but with NumPy views it only copies the neighbour. This function
-    copies too, a whole row at a time. The severity sets the maximum distance of the neighbour: `distance` pixels above
-    or left, and one less below or right. With distance 1, as in CIFAR-10-C, the result equals that of the loop. With a
-    larger distance the result differs. The loop can copy a pixel that it has already replaced in the same row, but this
-    function cannot.
+    The published loop should swap the pixel and its neighbour, but it only copies the neighbour, because NumPy indexing
+    returns views. This function copies too, a whole row at a time. The severity sets the maximum distance of the
+    neighbour: `distance` pixels above or left, and one less below or right. With distance 1, as in CIFAR-10-C, the
+    result equals that of the published loop. With a larger distance the result differs: the loop can copy a pixel that
+    was already replaced in the same row, but this function cannot.
     """
     sigma, distance, rounds = _level(
         pixels,
@@ -136,10 +137,9 @@ def motion_blur(pixels: Pixels, severity: int, generator: np.random.Generator) -
 
 
 def zoom_blur(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixels:
-    """Blurs like a zooming camera: returns the mean of the image, counted twice, and several magnified images.
+    """Blurs like a zooming camera: returns the mean of several images, the original twice and magnified copies.
 
-    For images below 32 pixels the magnifications are larger, so that the edge moves as many pixels as in an image of 32
-    pixels.
+    An image below 32 pixels is magnified more, so that its edge moves by as many pixels as that of a 32-pixel image.
     """
     largest, count = _level(
         pixels,
@@ -192,8 +192,8 @@ def snow(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixel
 def frost(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixels:
     """Blends each image with a picture of ice, with the published weights.
 
-    The original uses crops of six photographs, which Tureen does not contain. This function draws the ice as the ridges
-    of rough clouds, in bluish white.
+    The published code uses crops of six photographs. Tureen does not contain these photographs. This function draws the
+    ice as the ridges of rough clouds, in bluish white.
     """
     kept, added = _level(
         pixels,
@@ -244,9 +244,9 @@ def contrast(pixels: Pixels, severity: int, generator: np.random.Generator) -> P
 def elastic_transform(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixels:
     """Applies a random affine map, and displaces every pixel by smoothed noise.
 
-    Interpolates once; the original interpolates twice. At 224 pixels the displacement is large and smooth at severities
-    1 and 2, and small and rough at 3 to 5. So the distance to the original image does not grow with severity. This is
-    the same in the published sets.
+    Interpolates once; the published code interpolates twice. At 224 pixels the displacement is large and smooth at
+    severities 1 and 2, and small and rough at 3 to 5. So the distance to the original image does not grow with
+    severity, as in the published sets.
     """
     strength, sigma, jitter = _level(
         pixels,
@@ -271,7 +271,7 @@ def elastic_transform(pixels: Pixels, severity: int, generator: np.random.Genera
 
 
 def pixelate(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixels:
-    """Shrinks the image and enlarges it again, both by box filters, which gives blocks of one colour."""
+    """Shrinks the image and enlarges it again, both with a box filter. The result consists of blocks of one colour."""
     share = _level(pixels, severity, at_32=(0.95, 0.9, 0.85, 0.75, 0.65), at_224=(0.6, 0.5, 0.4, 0.3, 0.25))
     height, width = pixels.shape[1:3]
     small = (max(1, int(width * share)), max(1, int(height * share)))
@@ -321,9 +321,9 @@ FAMILIES: dict[str, tuple[str, ...]] = {
 
 
 def _published_side(pixels: Pixels) -> int:
-    """Returns 32, the side of an image in CIFAR-10-C, or 224, that in ImageNet-C.
+    """Returns the side of the images in CIFAR-10-C, 32, or in ImageNet-C, 224.
 
-    Chooses the side that is nearer, by ratio, to the shorter side of these images.
+    Returns the one that is nearer, by ratio, to the shorter side of `pixels`.
     """
     return 32 if min(pixels.shape[1:3]) ** 2 < 32 * 224 else 224
 
@@ -333,10 +333,10 @@ def _level(pixels: Pixels, severity: int, *, at_32: Sequence[T], at_224: Sequenc
 
 
 def _enlargement(pixels: Pixels) -> float:
-    """Returns the factor by which to multiply lengths in pixels, such as the radius of a blur, for these images.
+    """Returns the factor for published lengths in pixels, such as the radius of a blur.
 
-    The published lengths are for images of 32 pixels in CIFAR-10-C, and of 224 pixels in ImageNet-C. The factor is the
-    shorter side of these images, but at least 32, divided by the side that `_published_side` returns.
+    The published lengths are for images with the side that `_published_side` returns. The factor is the shorter side of
+    `pixels`, but at least 32, divided by this published side.
     """
     return max(32, min(pixels.shape[1:3])) / _published_side(pixels)
 

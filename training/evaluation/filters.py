@@ -68,8 +68,8 @@ def convolve(images: Floats, kernels: Floats) -> Floats:
 def defocus_kernel(radius: float, softness: float) -> Floats:
     """Returns the kernel (1, k, k) of a lens out of focus: a disc of `radius` pixels with a blurred edge.
 
-    softness: standard deviation of the blur in pixels. The blur is cut off at one pixel, and at two if the radius is
-    above 8, as in the code of Hendrycks & Dietterich.
+    softness: standard deviation of the blur in pixels. The blur is cut off at one pixel, or at two pixels if the radius
+    is above 8, as in the code of Hendrycks & Dietterich.
     """
     reach = int(radius) + 2
     offsets = np.arange(-reach, reach + 1)
@@ -84,9 +84,9 @@ def defocus_kernel(radius: float, softness: float) -> Floats:
 def motion_kernels(angles: NDArray[np.float64], radius: int, sigma: float) -> Floats:
     """Returns a kernel of motion blur for each angle, (n, k, k) with k = 4·radius + 1.
 
-    The weights of a kernel are one half of a Gaussian, along a line from the centre at the angle, as in ImageMagick.
-    angles: (n,), in radians; 0 is to the right and π/2 is downwards. sigma: standard deviation of the Gaussian in
-    pixels. The line has 2·radius + 1 pixels.
+    The weights of a kernel are on a line of 2·radius + 1 pixels that starts at the centre and has the given angle. They
+    fall along the line like one half of a Gaussian, as in ImageMagick. angles: (n,), in radians; 0 is to the right and
+    π/2 is downwards. sigma: standard deviation of the Gaussian in pixels.
     """
     steps = np.arange(2 * radius + 1)
     weights = np.exp(-0.5 * (steps / sigma) ** 2)
@@ -112,11 +112,10 @@ def sample(images: Floats, rows: NDArray[np.floating], columns: NDArray[np.float
 
 
 def plasma(shape: tuple[int, int, int], decay: float, generator: np.random.Generator) -> Floats:
-    """Returns random clouds of the given shape (n, H, W), each stretched to [0, 1].
+    """Returns n grey images of random clouds, (n, H, W), each stretched to [0, 1]. shape: (n, H, W).
 
     The method is diamond–square on a torus (Fournier, Fussell & Carpenter, *Computer rendering of stochastic models*,
-    CACM 1982). It adds noise at half the scale in each step, and divides the amplitude of the noise by decay² in each
-    step.
+    CACM 1982). Each step adds noise at half the scale of the step before, with 1 / decay² of its amplitude.
     """
     n, height, width = shape
     size = max(2, 1 << (max(height, width) - 1).bit_length())

@@ -40,8 +40,8 @@ STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 class Measurement:
     """Runs several measurements of one model on the same images, with the same attack and radius.
 
-    betas: the β to evaluate. steps: of the attack. epsilon_255: radius in `norm`, in 1/255. norm: of the attack;
-    `matrix`, `ensembles` and `epsilon_curve` are for l∞ only. Each measurement shows a progress bar.
+    betas: the β to evaluate. attack, steps, norm: the attack; `matrix`, `ensembles` and `epsilon_curve` are for l∞
+    only. epsilon_255: radius in `norm`, in 1/255. Each measurement shows a progress bar.
     """
 
     def __init__(
@@ -80,9 +80,9 @@ class Measurement:
         return [outcome.row(beta, label, self._epsilon_255, self._norm) for beta, outcome in self._outcomes.items()]
 
     def by_class(self, classes: int) -> list[ClassCounts]:
-        """Returns the numbers of images by class: all, classified right, and robust. classes: K.
+        """Returns three numbers of images for each class: all, correct without an attack, and robust.
 
-        Returns an entry for β = 0 and for β = 1, if these are among the β to evaluate.
+        Returns one entry for β = 0 and one for β = 1, if these are among the β to evaluate. classes: number of classes.
         """
         return [
             class_counts(beta, self._outcomes[beta], self._images.labels, classes)
@@ -93,8 +93,8 @@ class Measurement:
     def ensembles(self) -> list[AccuracyRow]:
         """Returns the accuracy of the ensemble of both modes at each β strictly between 0 and 1.
 
-        The ensemble averages the probabilities of clean and robust mode, weighted by β. At β = 0 and 1 it would be the
-        mode itself.
+        The ensemble averages the probabilities of clean and robust mode, weighted by β. At β = 0 and 1 the ensemble
+        would be the mode itself.
         """
         chosen = [beta for beta in self._betas if CLEAN_BETA < beta < ROBUST_BETA]
         with _bar("ensembles", len(chosen) * self._batches, "batch") as advance:
@@ -129,7 +129,7 @@ class Measurement:
             )
 
     def matrix(self) -> TransferMatrix:
-        """Returns the transfer matrix: the robust accuracy at each served β under the attack on each attacked β."""
+        """Returns the transfer matrix: the robust accuracy for each pair of an attacked β and a served β."""
         outcomes = self._outcomes
         with _bar("attacked × served β", (len(outcomes) + 1) * self._batches, "batch") as advance:
             return transfer_matrix(
@@ -168,10 +168,11 @@ def measure_strengths(
 ) -> tuple[list[StrengthRow], list[AttackCheck]]:
     """Returns the accuracy on the test images at five strengths, and the results of the checks of the attack.
 
-    A strength is a number from 0 (clean mode) to 1 (robust mode). A curve that is fitted on the validation images maps
-    strength to β. Each accuracy row has a second robust accuracy, which the validation images predict.
-    Attacks both parts of the images. Shows progress bars. checked: β at which the attack is not checked again. The
-    other arguments and the errors are those of `attack_each_beta`.
+    A strength is a number from 0 (clean mode) to 1 (robust mode). A curve maps strength to β. It is fitted on the
+    validation images. Each row has two robust accuracies: the measured one, and a prediction from the validation
+    images.
+    Attacks the test and the validation images. Shows progress bars. checked: β at which the attack is not checked
+    again. The other arguments and the errors are those of `attack_each_beta`.
     """
     curve = strength_curve(logits_by_beta(make_predictor(model), validation), BETAS)
     betas = [curve.beta_at(strength) for strength in STRENGTHS]

@@ -1,6 +1,6 @@
-"""Attacks one image, and reads it at five strengths before and after. This is a demonstration.
+"""Attacks one image, and predicts its label at five strengths before and after the attack. This is a demonstration.
 
-One image says nothing about the accuracy of a model. `training.evaluation.accuracy` measures that.
+One image says nothing about the accuracy of a model. `training.evaluation.accuracy` measures accuracy.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _NUMBER = re.compile(r"^\d+[-_ ]+")
 
 
 class Reading(BaseModel):
-    """The most likely label of an image at one strength, with the probability before calibration."""
+    """The most likely label of an image at one strength, with its probability before calibration."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -53,11 +53,14 @@ class Reading(BaseModel):
 
 @dataclass(frozen=True)
 class PictureAttack:
-    """Attacks images for the soups at `betas`, under l∞: with several β, one image is to mislead all of them.
+    """Attacks one image at a time under l∞. The attacked image should mislead the model at all `betas`.
 
-    epsilon_255: radius in 1/255, 1 or more. steps: of each run of Auto-PGD. The attack is `apgd_margin` from two random
-    starts. For several β it runs on the mean of their log-probabilities, and on the soup that is least misled. The
-    result is the image whose wrong label leads most, after rounding to 8 bits, at the β that is least misled.
+    epsilon_255: radius in 1/255, 1 or more. steps: number of steps of each run of Auto-PGD.
+
+    The attack is `apgd_margin` from two random starts. For several β it attacks the mean of the log-probabilities at
+    all β, and then the logits at the β with the smallest margin. The margin is the largest wrong logit minus the logit
+    of the true class. The result is the attacked image, rounded to 8 bits, with the largest margin. With several β, the
+    smallest margin at any β counts.
     """
 
     model: nn.Module
@@ -73,12 +76,15 @@ class PictureAttack:
             )
 
     def name(self, classes: int) -> str:
-        """Returns the name of the attack for reports. With two classes the DLR loss is not defined."""
+        """Returns the name of the attack for reports.
+
+        For two classes, the name and the attack omit the DLR loss, because it needs three classes.
+        """
         label = attack_label("apgd-margin", self.steps)
         return label if classes >= DLR_CLASSES else label.replace("CE, DLR", "CE")
 
     def total_passes(self, classes: int) -> int:
-        """Returns the number of calls of `on_pass` for one image and a model with this number of classes."""
+        """Returns the number of calls of `on_pass` in one call of `run`. classes: number of classes of the model."""
         losses = 2 if classes >= DLR_CLASSES else 1
         objectives = 1 if len(self.betas) == 1 else 2
         return RESTARTS * objectives * (losses * (self.steps + 1) + 1)
@@ -113,13 +119,13 @@ class PictureAttack:
 
     @torch.no_grad()
     def _margin(self, pixels: Pixels, label: int) -> float:
-        """Returns the largest wrong logit minus the right one, at the β where this is smallest."""
+        """Returns the smallest margin at any β. The margin is the largest wrong logit minus the logit of `label`."""
         x = images_from_pixels(torch.from_numpy(pixels[None]).to(model_device(self.model)))
         return min(float(_margins(forward_at_beta(self.model, beta)(x), label)) for beta in self.betas)
 
 
 def _least_misled(soups: Sequence[Forward], label: int) -> Forward:
-    """Returns a function from images to the logits (B, K) of the soup with the smallest margin of a wrong label."""
+    """Returns a function from images to logits (B, K), for each image those of the soup with the smallest margin."""
 
     def forward(x: Tensor) -> Tensor:
         logits = torch.stack([soup(x).float() for soup in soups])  # (T, B, K)
@@ -145,13 +151,13 @@ def _counted(forward: Forward, on_pass: Callable[[], None]) -> Forward:
 
 
 def _within(before: Pixels, after: Pixels, radius: int) -> Pixels:
-    """Returns `after`, with no value further than `radius` from `before`. Rounding may exceed a fractional radius."""
+    """Returns `after` with each value limited to `before` ± `radius`. Rounding to 8 bits can exceed the radius."""
     lowest, highest = (before.astype(np.int16) + sign * radius for sign in (-1, 1))
     return np.clip(after, lowest, highest).astype(np.uint8)
 
 
 def checkpoint_curve(checkpoint: Checkpoint) -> StrengthCurve:
-    """Returns the map from strength to β, measured on the validation images, or without them on the test images.
+    """Returns the map from strength to β, measured on the validation images, or on the test images if there are none.
 
     Shows a progress bar.
     """
@@ -182,9 +188,9 @@ def read_picture(
 
 
 def find_label(labels: Sequence[str], name: str) -> int:
-    """Returns the index of a label. A number before the name may be omitted: "stop" finds "14-stop".
+    """Returns the index of the label `name`. A number at the start of the label may be omitted: "stop" finds "14-stop".
 
-    Raises DataError if there is no such label, or more than one.
+    Raises DataError if there is no such label, or if there are several.
     """
     found = [index for index, label in enumerate(labels) if label == name]
     found = found or [index for index, label in enumerate(labels) if _NUMBER.sub("", label) == name]
@@ -205,10 +211,10 @@ def _listed(labels: Sequence[str]) -> str:
 
 
 def picture_bytes(pixels: Pixels, spec: PreprocessSpec) -> bytes:
-    """Returns a PNG file that the preprocessing `spec` converts to these pixels, uint8 (size, size, 3).
+    """Returns the content of a PNG file that `spec`, the preprocessing, converts to `pixels`, uint8 (size, size, 3).
 
-    If `spec` crops, the file has a border of repeated pixels, which the crop removes. The result is exact if the border
-    is a whole number of pixels; otherwise the image is resized slightly.
+    If `spec` crops, the file has a border of repeated pixels, which the crop removes. The conversion is exact if the
+    border is a whole number of pixels. Otherwise the image is resized slightly.
     """
     border = round(spec.image_size * (1 / spec.crop_fraction - 1) / 2)
     return png_bytes(Image.fromarray(np.pad(pixels, ((border, border), (border, border), (0, 0)), mode="edge")))
@@ -222,11 +228,11 @@ def png_bytes(image: Image.Image) -> bytes:
 
 
 def difference_factor(epsilon_255: float) -> int:
-    """Returns by how much `difference_image` multiplies a change, so that ε becomes the full distance from grey."""
+    """Returns the factor for `difference_image`. It shows a change by the whole radius as nearly black or white."""
     return max(1, math.floor(127 / math.ceil(epsilon_255)))
 
 
 def difference_image(before: Pixels, after: Pixels, factor: int) -> Image.Image:
-    """Returns the change of each pixel, multiplied by `factor` and added to mid-grey, RGB."""
+    """Returns an RGB image of the change of each pixel, multiplied by `factor` and added to mid-grey."""
     change = after.astype(np.int32) - before.astype(np.int32)
     return Image.fromarray(np.clip(128 + factor * change, 0, 255).astype(np.uint8))

@@ -55,7 +55,7 @@ def plot_accuracy(rows: Sequence[AccuracyRow], path: Path, *, title: str) -> Non
 def plot_matrix(matrix: TransferMatrix, path: Path, *, title: str) -> None:
     """Draws the transfer matrix as a heat map with numbers into the PNG file `path`.
 
-    A frame marks the cells that show that an attack was too weak.
+    A frame marks each suspect cell: there, the attack at the served β was too weak.
     """
     betas = [f"{beta:g}" for beta in matrix.betas]
     shares = [*matrix.robust, matrix.joint, [accuracy.value for accuracy in matrix.worst]]
@@ -98,7 +98,7 @@ def plot_matrix(matrix: TransferMatrix, path: Path, *, title: str) -> None:
 
 
 def plot_epsilon_curve(curve: Sequence[AccuracyRow], path: Path, *, title: str) -> None:
-    """Draws robust accuracy over the radius, a line for each β with 95 % intervals, into the PNG file `path`."""
+    """Draws robust accuracy over the radius into the PNG file `path`: a line with 95 % intervals for each β."""
     figure = _figure(6.4, 4.2)
     axes = figure.subplots()
     betas = list(dict.fromkeys(row.beta for row in curve))
@@ -133,7 +133,7 @@ def plot_epsilon_curve(curve: Sequence[AccuracyRow], path: Path, *, title: str) 
 def plot_shifts(rows: Sequence[ShiftRow], path: Path, *, title: str) -> None:
     """Draws accuracy over severity into the PNG file `path`.
 
-    There is a panel for each family of corruptions, and a line for each β.
+    The figure has a panel for each family of corruptions, and each panel has a line for each β.
     """
     families = list(dict.fromkeys(row.family for row in rows))
     betas = list(dict.fromkeys(row.beta for row in rows))
@@ -182,7 +182,7 @@ def _percent(shares: Iterable[float]) -> list[float]:
 
 
 def _colour(index: int, count: int) -> tuple[float, float, float, float]:
-    """Returns colour number `index` of `count` colours, as RGBA. They go from dark blue to yellow, visible on white."""
+    """Returns colour `index` of `count` colours as RGBA, from dark blue to a yellow that is visible on white."""
     from matplotlib import colormaps
 
     red, green, blue, alpha = colormaps["viridis"](0.9 * index / max(1, count - 1))

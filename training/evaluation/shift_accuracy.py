@@ -1,6 +1,6 @@
 """Measures accuracy at each β under common corruptions and distribution shifts, without an attack.
 
-The model is a function of pixels and β. It may come from a checkpoint or a bundle.
+The model is a function of pixels and β, from a checkpoint or a bundle.
 """
 
 from __future__ import annotations

@@ -63,9 +63,9 @@ def inversion(pixels: Pixels, severity: int, generator: np.random.Generator) -> 
 def sketch(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixels:
     """Blends the image with a drawing of its edges, dark on white; the weight of the drawing is severity / 5.
 
-    Similar to ImageNet-Sketch (Wang et al., NeurIPS 2019), whose images were drawn by people. The luminance is blurred
-    by 1/150 of the shorter side. The darkness of an edge is the length of the luminance gradient, relative to the 95 %
-    quantile of this length in the image. On 8×8 digits little of the digit remains.
+    Similar to ImageNet-Sketch (Wang et al., NeurIPS 2019), which people drew. The luminance is blurred by 1/150 of the
+    shorter side. The darkness of an edge is the length of the luminance gradient, relative to the 95 % quantile of this
+    length in the image. In a sketch of an 8×8 digit, little of the digit remains.
     """
     images = from_pixels(pixels)
     grey = filters.gaussian_blur(filters.luminance(images), min(pixels.shape[1:3]) / 150)
@@ -98,9 +98,9 @@ def _from_centre(pixels: Pixels) -> tuple[NDArray[np.float64], NDArray[np.float6
 
 
 def _resampled(pixels: Pixels, rows: NDArray[np.float64], columns: NDArray[np.float64]) -> Pixels:
-    """Returns images uint8 (n, H, W, 3) whose pixels are the interpolated values of `pixels` at other positions.
+    """Returns images uint8 (n, H, W, 3) with the values of `pixels`, interpolated at other positions.
 
-    rows, columns: the positions relative to the centre, of shape (n, H, W) or broadcast to it.
+    rows, columns: the positions relative to the centre, in a shape that broadcasts to (n, H, W).
     """
     n, height, width, _ = pixels.shape
     rows = np.broadcast_to(rows + (height - 1) / 2, (n, height, width))

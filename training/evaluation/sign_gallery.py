@@ -1,7 +1,7 @@
-"""Makes the gallery: ten drawn traffic signs, each attacked for the clean token and for both tokens.
+"""Makes the gallery: ten drawings of traffic signs, each attacked in clean mode, and in both modes together.
 
-Nothing is chosen by the result of an attack. Of each sign, the first drawing that both modes read rightly is attacked,
-and stays in the gallery whether the attack succeeds or not.
+For each sign, attacks the first drawing that both modes classify correctly. The result of an attack selects nothing:
+the drawing stays in the gallery if the attack fails.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class AttackedPicture(_Record):
 
 
 class SignPair(_Record):
-    """One sign: a drawing that both modes read rightly, and the same drawing after each attack."""
+    """One sign: a drawing that both modes classify correctly, and the same drawing after each of two attacks."""
 
     sign: str
     label: str
@@ -71,7 +71,7 @@ class SignPair(_Record):
 
 
 class UnreadSign(_Record):
-    """A sign of which no drawing is read rightly in both modes."""
+    """A sign without a drawing that both modes classify correctly."""
 
     sign: str
     label: str
@@ -79,7 +79,7 @@ class UnreadSign(_Record):
 
 
 class GalleryCounts(_Record):
-    """The number of signs, drawings and attacks, and their results. Each sign with a pair is attacked twice."""
+    """The numbers of signs, drawings, attacks and results. Each sign with a `SignPair` is attacked twice."""
 
     signs: int
     drawings_tried: int
@@ -126,7 +126,7 @@ class _Maker:
         self._out, self._drawings = out, drawings
 
     def make(self, sign: str, label: int, on_pass: Callable[[], None]) -> SignPair | UnreadSign:
-        """Returns the record of a sign, and writes its pictures. Tries the drawings in the order of their seeds."""
+        """Writes the pictures of a sign, and returns its record. Tries drawings in the order of their seeds."""
         for seed in range(self._drawings):
             drawing = drawn_picture(sign, seed)
             view = pixels_from_image(drawing, self.spec)
@@ -171,7 +171,7 @@ class _Maker:
         )
 
     def _is_wrong(self, pixels: Pixels, label: int) -> tuple[bool, bool]:
-        """Returns whether the clean mode, and whether the robust mode, reads another class than `label`."""
+        """Returns two values: whether the clean mode predicts a wrong label, and whether the robust mode does."""
         clean, robust = (self.predict(np.stack([pixels] * 2), MODES).argmax(1) != label).tolist()
         return clean, robust
 
@@ -188,8 +188,8 @@ def make_gallery(
 ) -> Gallery:
     """Writes the pictures and gallery.json into the directory `out`, and returns the content of gallery.json.
 
-    run: the directory of the checkpoint. epsilon_255: radius in 1/255, 1 or more. drawings: the most that are tried of
-    each sign, with the seeds 0, 1, … Shows progress bars. Raises DataError if the model has no label for a sign.
+    run: the directory of the checkpoint. epsilon_255: radius in 1/255, 1 or more. drawings: maximum number of drawings
+    to try for each sign. Shows progress bars. Raises DataError if the model has no label for a sign.
     """
     labels = _labels_of_signs(checkpoint)
     maker = _Maker(checkpoint, out, epsilon_255=epsilon_255, steps=steps, seed=seed, drawings=drawings)
@@ -233,7 +233,7 @@ def _counts(pairs: list[SignPair], unread: list[UnreadSign]) -> GalleryCounts:
 
 
 def _labels_of_signs(checkpoint: Checkpoint) -> dict[str, int]:
-    """Returns the index of the label of each sign. Raises DataError, naming the signs that the model does not have."""
+    """Returns the index of the label of each sign. Raises DataError with the names of all signs without a label."""
     found, missing = {}, []
     for sign in SIGNS:
         try:

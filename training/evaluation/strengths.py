@@ -1,8 +1,7 @@
-"""Maps strength to β by the logits of a model, and predicts the robust accuracy at each strength.
+"""Measures from the logits of a model how strength maps to β. Predicts the robust accuracy at each strength.
 
-Strength is a scale from 0 (clean mode) to 1 (robust mode) on which equal steps move the logits equally far. The curve
-between strength and β needs only logits at several β. So the logits may come from PyTorch or from the engine of a
-bundle.
+Strength is a scale from 0 (clean mode) to 1 (robust mode) on which equal steps move the logits equally far. The
+measurement needs only logits at several β, so they may come from PyTorch or from the engine of a bundle.
 """
 
 from __future__ import annotations
@@ -25,10 +24,10 @@ _LEAST_STEP = 1e-4  # of strength between two points of a curve
 def logits_by_beta(
     predict: Predict, images: Images, betas: Sequence[float] = BETAS, on_images: Callable[[int], None] = lambda n: None
 ) -> NDArray[np.float32]:
-    """Returns the logits of n images at each of T β, (T, n, K). Raises DivergedError if logits are not finite.
+    """Returns the logits of n images at each β, (T, n, K) for T β and K classes.
 
     predict: computes logits from pixels and one β for each image. on_images: called with the number of images since the
-    last call; the total is betas × images.
+    last call; the total is T · n. Raises DivergedError if logits are not finite.
     """
     parts: list[list[NDArray[np.float32]]] = [[] for _ in betas]
     for index, _, logits in predict_parts(predict, images, betas):
@@ -38,12 +37,13 @@ def logits_by_beta(
 
 
 def strength_curve(logits: NDArray[np.float32], betas: Sequence[float]) -> StrengthCurve:
-    """Returns the curve of strength over β. logits: of n images at each of T β, (T, n, K). betas: ascending, 0 to 1.
+    """Returns the curve of strength over β. betas: T values, ascending from 0 to 1.
 
-    The logits of all images at one β are one vector of n·K numbers. The vector is projected on the line from the vector
-    of clean mode to that of robust mode. The strength of β is the position of the projection, 0 at clean mode and 1 at
-    robust mode. Where the positions descend, an isotonic regression makes them ascend. The curve omits a β at which the
-    strength does not grow. If the logits of both modes are equal, strength equals β.
+    logits: those of n images at each β, (T, n, K) for K classes. The logits of all images at one β are one vector of
+    n·K numbers. The vector is projected on the line from the vector of clean mode to that of robust mode. The strength
+    of β is the position of the projection, 0 at clean mode and 1 at robust mode. Where the positions descend, an
+    isotonic regression makes them ascend. The curve omits a β at which the strength does not grow. If the logits of
+    both modes are equal, strength equals β.
     """
     way = (logits[-1] - logits[0]).astype(np.float64)
     length = float((way**2).sum())
@@ -65,7 +65,8 @@ def strength_rows(
     """Returns a row for each β: the accuracy on test images, and the robust accuracy that validation images predict.
 
     curve: gives the strength of each β. test, validation: rows at the same β, ascending, at least one. The prediction
-    is an isotonic regression over strength of the robust accuracy on the validation images, so it never falls.
+    comes from an isotonic regression of the robust accuracy on the validation images. So the predicted accuracy never
+    falls when the strength rises.
     """
     predicted = isotonic_regression([row.robust.value for row in validation]).x.clip(0, 1).tolist()
     return [

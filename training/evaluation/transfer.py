@@ -1,8 +1,8 @@
-"""Measures the transfer matrix: the robust accuracy of the model at each β under the attack on every other β.
+"""Measures the transfer matrix: the robust accuracy of the model at each β under an attack at every other β.
 
-An attack on another β may break more images than the attack on the served β itself. Then the attack on the served β was
-too weak, or gradients are masked (Carlini et al., *On evaluating adversarial robustness*, 2019). Such a cell of the
-matrix is suspect.
+The served β is that of the prediction, and the attacked β is that of the attack. An attack at another β may break more
+images than the attack at the served β. In this case the attack at the served β was too weak, or gradients are masked
+(Carlini et al., *On evaluating adversarial robustness*, 2019). This cell of the matrix is suspect.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from training.evaluation.accuracy import (
 from tureen.bundle.manifest import SuspectCell, TransferMatrix
 
 SIGNIFICANCE = 0.05
-"""Significance level of all tests of a matrix together. Each test has an equal share of it (Bonferroni)."""
+"""Significance level of all tests of a matrix together. Each test has an equal share of this level (Bonferroni)."""
 
 
 def transfer_matrix(
@@ -43,17 +43,17 @@ def transfer_matrix(
     seed: int = 0,
     on_batch: Callable[[], None] = lambda: None,
 ) -> TransferMatrix:
-    """Returns robust accuracies: a row for each attacked β and one for all β together, a column for each served β.
+    """Returns the transfer matrix, with a column for each served β, a row for each attacked β, and a row for all β.
 
-    outcomes: for each β of the rows and columns, the result of `run_attack` at this β on the same images, with the same
-    radius. steps: of the attack. on_batch: called once for each row and batch of images.
+    outcomes: for each β, the result of `run_attack` at this β on the same images, with the same radius. steps: number
+    of steps of the attack. on_batch: called once for each row and batch of images.
 
-    The attack of a row is `apgd_margin`, whose adversarial images mislead the model at other β too. The row for all β
-    together is for an attacker who does not know β. It attacks the mean over β of the log-probabilities.
+    The attack of a row is `apgd_margin`, because its adversarial images often mislead the model at other β too. The row
+    for all β is for an attacker who does not know the served β: it attacks the mean of the log-probabilities at all β.
 
-    An image counts in a cell if the model at the served β classifies it right, without an attack and under the attack
-    of the row. On the diagonal the image must resist the attack of `outcomes` too. An image counts in `worst` if it
-    counts in all cells of the column. So `worst` is never above the robust accuracy of `outcomes`.
+    An image counts in a cell if the model at the served β classifies it correctly, both without an attack and under the
+    attack of the row. An image counts on the diagonal only if it is also robust in `outcomes`. An image counts in
+    `worst` if it counts in all cells of the column. So `worst` is never above the robust accuracy in `outcomes`.
 
     A cell is suspect if it is significantly below the diagonal cell of its column, by a sign test at a level of 5 %
     over all comparisons.
@@ -101,7 +101,8 @@ def mean_forward(forwards: Sequence[Forward]) -> Forward:
 def suspect_cells(robust: NDArray[np.bool_], betas: Sequence[float]) -> list[SuspectCell]:
     """Returns the cells that are significantly below the diagonal cell of their column.
 
-    robust: bool (T + 1, T, n), by attacked β, served β and image; the last row is the attack on all β together.
+    robust: whether each of n images is robust, by attacked β, served β and image: bool (T + 1, T, n) for T β. The last
+    row is the attack on all β together.
     """
     found = []
     for row, attacked in enumerate([*betas, None]):

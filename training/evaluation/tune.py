@@ -2,8 +2,8 @@
 
 Model soups adapt to a shift from a few examples: Croce, Rebuffi, Shelhamer & Gowal, *Seasoning model soups for
 robustness to adversarial and natural distribution shifts*, CVPR 2023. The selection method of that paper was not
-available, so Tureen has its own method, which `benchmarks.tune` measures. The model is a function of pixels and β. It
-may come from a checkpoint or a bundle.
+available, so Tureen has its own method. `benchmarks.tune` measures how well it works. The model is a function of pixels
+and β, from a checkpoint or a bundle.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class AccuracyGain(BaseModel):
 
 
 class TunedBeta(BaseModel):
-    """The chosen β, the interval of β that may be the best, and the accuracy at the chosen β."""
+    """The chosen β, the interval that contains every β that may be the best, and the accuracy at the chosen β."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -63,19 +63,20 @@ def tune_beta(predict: Predict, images: Images, betas: Sequence[float]) -> Tuned
 
 
 def choose_beta(correct: NDArray[np.bool_], betas: Sequence[float]) -> TunedBeta:
-    """Returns the most accurate β, the interval of β that may be the best, and the accuracy.
+    """Returns the most accurate β, the interval that contains every β that may be the best, and the accuracy.
 
-    correct: bool (T, n), whether each of n images is classified right at each of T β. betas: T values, ascending, with
-    0. If several β have the highest accuracy, chooses the middle of the longest run of them; of two middles, the lower.
+    correct: whether each of n images is classified correctly at each of T β, bool (T, n). betas: the T β, ascending,
+    with 0. If several β have the highest accuracy, finds the longest sequence of neighbours among them, and chooses the
+    middle of this sequence; of two middles, the lower.
 
     With few images many β are equally accurate. The middle of such a plateau is furthest from its ends, where accuracy
-    falls. Log-loss in place of accuracy chose better from 10 or 50 shifted digits, but worse from 200. It prefers β
-    with less confident predictions, right or wrong.
+    falls. A choice by log-loss, not by accuracy, was better with 10 or 50 shifted digits, but worse with 200. Log-loss
+    prefers a β with less confident predictions, correct or not.
 
     The interval contains every β that a sign test at the 5 % level does not find less accurate than the chosen β. The
-    usual bootstrap interval is too narrow: from 10 digits, less than half of the 95 % intervals contained the best β.
-    The accuracy is a leave-one-out estimate, because the images that choose a β are biased in its favour. The interval
-    of the gain is that of Bonett & Price (British Journal of Mathematical and Statistical Psychology, 2012).
+    usual bootstrap interval is too narrow: with 10 digits, less than half of the 95 % intervals contained the best β.
+    The accuracy is a leave-one-out estimate, because accuracy on the images that determined the choice is too high. The
+    interval of the gain is that of Bonett & Price (British Journal of Mathematical and Statistical Psychology, 2012).
 
     Raises RecipeError if the β do not ascend or do not include 0, and DataError if there are fewer than two images.
     """
@@ -124,7 +125,10 @@ def tuned_table(tuned: TunedBeta) -> str:
 
 
 def _middle_of_best(counts: NDArray[np.int64]) -> int:
-    """Returns the index of the largest of `counts`, (T,). If several are largest, the middle of their longest run."""
+    """Returns the index of the largest value in `counts`.
+
+    If several are largest, returns the middle of the longest sequence of neighbours among them.
+    """
     top = np.flatnonzero(counts == counts.max())
     runs = np.split(top, np.flatnonzero(np.diff(top) > 1) + 1)
     longest = max(runs, key=len)
