@@ -26,12 +26,12 @@ PlanBuilder = Literal["onnx", "torch"]
 
 
 class BundleArtefacts:
-    """Builds the files of a bundle that engines run. Builds each graph once; all engines share it.
+    """Builds the files of a bundle that engines run. Builds each graph once, for all engines.
 
-    fp32: the content of backbone.onnx. expected: the tokens and the logits of PyTorch. calibration: returns images, on
-    which int8 is calibrated; None: int8 cannot be built.
-    builder: compiler of plans; "onnx" is the ONNX parser of TensorRT, "torch" is torch-tensorrt. cache: directory for
-    the kernel timings of the compiler; None: no cache. report: called with a message for each step.
+    fp32: the content of backbone.onnx. expected: the tokens, and the logits that PyTorch computes with them.
+    calibration: function that returns the images for the calibration of int8; None: int8 cannot be built. builder:
+    compiler of plans; "onnx" is the ONNX parser of TensorRT, "torch" is torch-tensorrt. cache: directory for the kernel
+    timings of the compiler; None: no cache. report: called with a message for each step.
     """
 
     def __init__(
@@ -50,11 +50,11 @@ class BundleArtefacts:
         self._graphs: dict[FileName, bytes] = {BACKBONE: fp32}
 
     def get(self, engine: EngineName, precision: Precision, name: FileName) -> Artefact:
-        """Returns the file `name`, which the engine runs in the precision.
+        """Returns the file `name`, a graph or a plan that `engine` runs in `precision`.
 
-        The first call for a graph builds it, and later calls return the same graph. Each call for a plan compiles it
-        again. Raises ExportError if images for int8, NNCF or torch-tensorrt are needed and missing. Raises EngineError
-        if a plan cannot be compiled.
+        The first call for a graph builds the graph, and later calls return the same graph. Each call for a plan
+        compiles the plan again. Raises ExportError if the build needs images for int8, NNCF or torch-tensorrt and they
+        are missing. Raises EngineError if a plan cannot be compiled.
         """
         if name != plan_name(engine, precision):
             return Artefact(self._graph(name, precision))

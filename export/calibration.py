@@ -1,8 +1,8 @@
 """Measures on images how strength maps to β, and fits a temperature for each β.
 
-Equal steps of strength move the logits equally far from those of the clean mode to those of the robust mode. The
-served probabilities are the softmax of logits / temperature. Both measurements need only logits at several β. So the
-logits may come from PyTorch or from the engine of a bundle.
+Strength is a scale from clean mode (0) to robust mode (1) on which equal steps move the logits equally far. The served
+probabilities are the softmax of logits / temperature. Both measurements need only logits at several β, so they may come
+from PyTorch or from the engine of a bundle.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class DialFields(TypedDict, total=False):
 
 
 class LabelledLogits(NamedTuple):
-    """Logits (T, n, K) of n images at each of T β, and their labels, int64 (n,)."""
+    """Logits of n images at each of T β, (T, n, K) for K classes, and the labels of the images, int64 (n,)."""
 
     logits: NDArray[np.float32]
     labels: NDArray[np.int64]
@@ -47,11 +47,12 @@ class LabelledLogits(NamedTuple):
 def measure_dial(predict: Predict, test: Images, validation: Images | None) -> DialFields:
     """Returns the strength curve of a model, and a temperature for each β with its calibration error.
 
-    The validation images fit curve and temperatures, and the test images measure the errors. Without validation images,
-    all test images fit the curve, one random half fits the temperatures, and the other half measures the errors.
+    Fits curve and temperatures on the validation images, and measures the errors on the test images. Without validation
+    images, fits the curve on all test images and the temperatures on a random half of them, and measures the errors on
+    the other half.
 
-    predict: computes logits (n, K) from pixels uint8 (n, H, W, 3) and n β. Raises DivergedError if logits are not
-    finite. Shows a progress bar.
+    predict: computes logits (n, K) from pixels uint8 (n, H, W, 3) and n β, one for each image. Raises DivergedError if
+    logits are not finite. Shows a progress bar.
     """
     total, description = len(BETAS) * (len(test) + len(validation or ())), "measure strength and calibration"
     with tqdm(total=total, desc=description, unit="image", disable=None) as bar:
@@ -70,7 +71,7 @@ def measure_dial(predict: Predict, test: Images, validation: Images | None) -> D
 
 
 def random_halves(images: LabelledLogits, *, seed: int = 0) -> tuple[LabelledLogits, LabelledLogits]:
-    """Returns two random halves of the images, the same in every call. The first is the smaller if n is odd."""
+    """Returns two random halves of the images, the same in every call. For an odd number, the first half is smaller."""
     order = np.random.default_rng(seed).permutation(len(images.labels))
     parts = order[: len(order) // 2], order[len(order) // 2 :]
     first, second = (LabelledLogits(images.logits[:, part], images.labels[part]) for part in parts)
@@ -84,10 +85,11 @@ def fit_calibration(
     *,
     images: Literal["validation and test", "random halves"] = "validation and test",
 ) -> list[CalibrationRow]:
-    """Returns the temperature and the calibration errors at each of T β.
+    """Returns the temperature and the calibration errors at each β of `betas`.
 
-    fitting: the images that fit the temperatures. measuring: the images that measure the errors. Returns no row if
-    either has fewer than MIN_IMAGES images. images: the origin of both, for the rows.
+    fitting: the images for the fit of the temperatures. measuring: the images for the measurement of the errors.
+    Returns no row if `fitting` or `measuring` has fewer than MIN_IMAGES images. images: the origin of `fitting` and
+    `measuring`, for the rows.
     """
     if min(len(fitting.labels), len(measuring.labels)) < MIN_IMAGES:
         return []
@@ -111,8 +113,9 @@ def fit_calibration(
 def fit_temperature(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
     """Returns the temperature in [1/20, 20] that gives the labels the highest likelihood.
 
-    logits: (n, K). labels: (n,). Returns 1 if every label has the highest logit. In this case a lower temperature
-    always gives a higher likelihood, and the lowest would make every probability nearly 1.
+    logits: (n, K), of n images for K classes. labels: the true classes, (n,). Returns 1 if every image is classified
+    correctly. In this case a lower temperature always gives a higher likelihood, and the lowest temperature would make
+    every highest probability nearly 1.
     """
     if (logits.argmax(axis=1) == labels).all():
         return 1.0
@@ -128,11 +131,11 @@ def fit_temperature(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> f
 
 
 def calibration_error(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
-    """Returns the expected calibration error, in [0, 1], of logits (n, K) for labels (n,).
+    """Returns the expected calibration error, in [0, 1], of the logits (n, K) of n images with labels (n,).
 
-    The images are sorted into 15 equal bins of their highest probability. The error is the mean, over the images, of
-    |accuracy − mean highest probability| of the bin (Guo et al., ICML 2017). With few images the error is too high,
-    because the accuracy of a bin is noisy.
+    The images are sorted by their highest probability into 15 bins of equal width. The error of a bin is
+    |accuracy − mean highest probability|. The result is the mean of the errors of the bins, weighted by their numbers
+    of images (Guo et al., ICML 2017). With few images the result is too high, because the accuracy of a bin is noisy.
     """
     by_image = probabilities(logits)
     confidence, is_right = by_image.max(axis=1), by_image.argmax(axis=1) == labels

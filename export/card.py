@@ -91,7 +91,7 @@ def _accuracy_row(row: AccuracyRow, checks: Sequence[AttackCheck]) -> str:
 
 
 def _strength(manifest: Manifest) -> str:
-    """Returns the Markdown section with the β at five strengths. Says so if the curve was not measured."""
+    """Returns the Markdown section with the β at five strengths, or a section that says that none was measured."""
     curve = manifest.strength
     if not curve.n:
         return "\n## Strength\n\nNot measured: the strength of a request is its β.\n"
@@ -162,7 +162,7 @@ attack may break more, and no single image has a guarantee.
 
 
 def _measured(manifest: Manifest) -> str:
-    """Returns Markdown sections, one for each optional measurement in `manifest.evaluation`; empty without any."""
+    """Returns a Markdown section for each optional measurement in `manifest.evaluation`; empty if there is none."""
     evaluation = manifest.evaluation
     sections: list[tuple[str, str]] = []
     if evaluation.strengths:

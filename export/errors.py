@@ -1,7 +1,7 @@
-"""The errors of export, each with the party that must act.
+"""The errors of export. After each of them the caller or the operator must act.
 
 TureenError
-└── ExportError                      caller or operator
+└── ExportError                      the checkpoint cannot be exported
     └── ParityError                  the logits of an engine differ too much from PyTorch; no bundle was written
 """
 

@@ -1,4 +1,4 @@
-"""Reads the gallery, pictures before and after an attack, that `tureen gallery` wrote. A bundle may contain it."""
+"""Reads a gallery that `tureen gallery` wrote: pictures before and after an attack. A bundle may contain a gallery."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
     pixels uint8 (B, H, W, 3), cls_token float32 (B, D)  ->  logits float32 (B, K)
 
-The graph itself casts the pixels to float, changes their layout and normalises them. This module knows nothing about
-engines or the files of a bundle.
+B is the number of images, D the width of a token, and K the number of classes. The graph itself casts the pixels to
+float, changes their layout and normalises them. This module knows nothing about engines or the files of a bundle.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class CompiledBackbone(nn.Module):
     """The backbone as it is exported: blocks and classifier in `precision`, patch embedding in float32.
 
     The patch embedding stays in float32 for two reasons. ONNX has no bf16 convolution before opset 22, and rounding
-    raw pixels costs more accuracy than any other rounding. Where `can_fold(model)` allows it, the mean and the standard
-    deviation of the pixels are a part of the weights of the patch embedding.
+    raw pixels costs more accuracy than any other rounding. If `can_fold(model)` is True, the weights of the patch
+    embedding contain the normalisation of the pixels by mean and standard deviation.
     """
 
     def __init__(self, model: DualTokenViT, precision: Precision = "fp32") -> None:
@@ -68,7 +68,7 @@ class CompiledBackbone(nn.Module):
 
 
 class NormalisedEmbedding(nn.Module):
-    """Normalises images, float32 (B, 3, H, W) in [0, 255], and returns their embedded patches."""
+    """Normalises images, float32 (B, 3, H, W) in [0, 255], and then embeds their patches."""
 
     def __init__(self, model: DualTokenViT) -> None:
         super().__init__()
@@ -82,8 +82,8 @@ class NormalisedEmbedding(nn.Module):
 class FoldedEmbedding(nn.Conv2d):
     """Embeds the patches of images, float32 (B, 3, H, W) in [0, 255], with weights that contain the normalisation.
 
-    The convolution reads pixels − 127.5, which are exact in bf16. With pixels in 0–255, the large contribution of the
-    mean would cancel, and bf16 would lose precision.
+    The input of the convolution is pixels − 127.5, because these values are exact in bf16. With pixels from 0 to 255,
+    two large terms, of the mean and of the bias, would cancel, and bf16 would lose precision.
     """
 
     def __init__(self, model: DualTokenViT) -> None:
@@ -101,9 +101,9 @@ class FoldedEmbedding(nn.Conv2d):
 
 
 def unfolded_embedding(model: DualTokenViT, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """Computes the patch embedding of `model` from a `FoldedEmbedding`: the inverse of folding the normalisation.
+    """Returns the weight and the bias of the patch embedding of `model`, float32, computed from a `FoldedEmbedding`.
 
-    weight, bias: those of the `FoldedEmbedding`. Returns the original weight and bias, float32.
+    weight, bias: those of the `FoldedEmbedding`. This function removes the normalisation that they contain.
     """
     mean, std = model.mean.double(), model.std.double()
     original = weight.double() * (255 * std)
@@ -114,14 +114,14 @@ def unfolded_embedding(model: DualTokenViT, weight: Tensor, bias: Tensor) -> tup
 def can_fold(model: DualTokenViT) -> bool:
     """Returns whether the weights of the patch embedding can contain the normalisation without an error.
 
-    They cannot if the embedding is a convolutional stem. A stem pads normalised images with 0, which is not 0 before
-    the normalisation.
+    This is not possible for a convolutional stem. A stem pads images with zeros after the normalisation. Padding with
+    zeros before the normalisation gives another result.
     """
     return isinstance(model.patch_embed, nn.Conv2d)
 
 
 def require_exportable(model: Model) -> DualTokenViT:
-    """Returns `model` if its clean and robust mode differ only in the class token. Raises ExportError for any other."""
+    """Returns `model`. Raises ExportError if its clean and robust mode do not differ only in the class token."""
     if not isinstance(model, DualTokenViT) or model.config.adapter != "token":
         raise ExportError(
             f"the model's adapter is {model.config.adapter!r}: only a class token can be an input of the graph"
@@ -130,7 +130,7 @@ def require_exportable(model: Model) -> DualTokenViT:
 
 
 def onnx_graph(model: DualTokenViT, precision: Precision = "fp32", *, opset: int = OPSET) -> bytes:
-    """Returns the backbone of `model` as the bytes of an ONNX file, whose inputs share one dynamic batch axis.
+    """Returns the backbone of `model` as the bytes of an ONNX file. Its two inputs share one dynamic batch axis.
 
     precision: that of blocks and classifier. The dtypes of inputs and logits are the same in every precision. Raises
     ExportError if the weights exceed MAX_WEIGHTS_BYTES, if the precision is int8, or if the exporter changes an input
@@ -166,7 +166,7 @@ def onnx_graph(model: DualTokenViT, precision: Precision = "fp32", *, opset: int
 
 
 def _strip_metadata(proto: onnx.ModelProto) -> None:
-    """Removes the metadata of the exporter, which contains stack traces with paths of this machine."""
+    """Removes the metadata that the exporter added, because they contain stack traces with paths of this machine."""
     for message in (proto, proto.graph, *proto.graph.node, *proto.graph.value_info, *proto.graph.initializer):
         message.ClearField("metadata_props")
         message.ClearField("doc_string")
@@ -176,7 +176,7 @@ def _strip_metadata(proto: onnx.ModelProto) -> None:
 
 
 def _check_interface(proto: onnx.ModelProto, image_size: int, width: int, classes: int) -> None:
-    """Raises ExportError if an input or output of the graph has not the name, dtype and shape that a bundle requires.
+    """Raises ExportError unless all inputs and outputs of the graph have the names, dtypes and shapes of a bundle.
 
     The check is needed because the exporter may replace the dynamic batch axis by a constant without a message.
     """

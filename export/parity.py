@@ -27,7 +27,7 @@ ROWS_PER_BATCH_SIZE = 64
 class ParityLimits(BaseModel):
     """The largest allowed differences between an engine and PyTorch in fp32.
 
-    A difference in accuracy that is due to a single image is always allowed.
+    A difference in accuracy of one image is always allowed.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -106,11 +106,11 @@ def check_parity(row: ParityRow, limits: ParityLimits) -> None:
 
 
 def _check_accuracy(row: ParityRow, limits: ParityLimits) -> None:
-    """Raises ParityError if the accuracy differs too much from that of PyTorch in fp32, at any β, clean or attacked.
+    """Raises ParityError if the clean or the attacked accuracy at any β differs too much from that of PyTorch in fp32.
 
     The limit is in percentage points. A difference of one image is always allowed. Raises ParityError if the accuracy
-    was measured on fewer than 80 / limit images: one image would be more than 1.25 times the limit. Raises ParityError
-    for int8 if the row has no accuracy.
+    was measured on fewer than 80 / limit images, because one image would then be more than 1.25 times the limit. Raises
+    ParityError for int8 if the row has no accuracy.
     """
     name = f"{row.engine} {row.precision}"
     points = limits.int8_accuracy_points if row.precision == "int8" else limits.half_accuracy_points
@@ -137,9 +137,10 @@ def _check_accuracy(row: ParityRow, limits: ParityLimits) -> None:
 def _accuracy(
     engine: Engine, expected: Reference, attacked: AttackedReference, labels: NDArray[np.int64]
 ) -> list[ServedAccuracy]:
-    """Runs the engine on the attacked images. Returns the accuracy of the engine and of PyTorch at each of T β.
+    """Runs the engine on the attacked images. Returns the accuracy of the engine and of PyTorch at each β.
 
-    labels: int64 (T, N), the engine's labels of the clean images. The first n of these N images were attacked.
+    labels: the labels that the engine predicted for the clean images, int64, a row for each β, a column for each image.
+    Only the first of these images were attacked.
     """
     n = len(attacked.labels)
     rows = []
@@ -148,7 +149,7 @@ def _accuracy(
         for start in range(0, n, max(BATCH_SIZES)):
             i = np.arange(start, min(start + max(BATCH_SIZES), n))
             found[i] = _run(engine, expected, attacked.sample, np.full_like(i, t), i).argmax(-1)
-        # As in the manifest, an image counts as robust only if it is classified right without the attack too.
+        # As in the manifest, an image counts as robust only if it is also classified correctly without the attack.
         clean, clean_fp32 = (a[:n] == attacked.labels for a in (labels[t], expected.images.logits[t].argmax(-1)))
         robust = clean & (found == attacked.labels)
         robust_fp32 = clean_fp32 & (attacked.sample.logits[t].argmax(-1) == attacked.labels)
@@ -170,10 +171,10 @@ def _accuracy(
 def _run(
     engine: Engine, expected: Reference, sample: ReferenceLogits, t: NDArray[np.int64], i: NDArray[np.int64]
 ) -> NDArray[np.float32]:
-    """Returns the logits of the engine for B images of `sample`, float32 (B, K).
+    """Returns the logits of the engine for B images of `sample`, float32 (B, K) for K classes.
 
-    t, i: int64 (B,). Row b has the logits of image i[b] at the β with index t[b]. Raises ParityError if the runtime
-    fails, or if the logits are not finite or have the wrong shape.
+    t, i: indices of β and of images, int64 (B,). Row b of the result has the logits of image i[b] at the β with the
+    index t[b]. Raises ParityError if the runtime fails, or if the logits are not finite or have the wrong shape.
     """
     tokens = mix_rows(expected.clean_token, expected.robust_token, np.array(expected.betas)[t])
     try:

@@ -1,7 +1,7 @@
 """Converts a checkpoint to a bundle: graph, comparison of engines, golden rows, manifest, model card.
 
-Golden rows are generated images with PyTorch's logits, which a server's engine must reproduce before it serves. Writes
-the bundle only if all checks pass.
+Golden rows are generated images with PyTorch's logits. The engine of a server must reproduce these logits before the
+server serves. Writes the bundle only if all checks pass.
 """
 
 from __future__ import annotations
@@ -64,17 +64,17 @@ def export_bundle(
 ) -> Manifest:
     """Compiles the backbone, compares each engine with PyTorch, writes the bundle to `out`, and returns its manifest.
 
-    name: name of the model; None: the name in the checkpoint, or else that of the recipe. default_beta: β of a request
-    without β.
-    modes: "two" for a co-trained model with measured accuracy. For a model with one token, "one" makes the server
-    reject a request with β, and "equal" makes it accept and ignore β.
+    name: name of the model; None: the name in the checkpoint, or else that of the recipe. default_beta: the β that the
+    server uses for a request without β.
+    modes: "two" for a co-trained model with measured accuracy. For a model with one token, "one" or "equal": with "one"
+    the server rejects a request with β, with "equal" the server accepts and ignores the β.
     request: the engines and precisions to compare. limits: largest differences from PyTorch; None: the defaults.
     gallery: pictures for the console; None: the bundle has no gallery.
     cache: directory for kernel timings of GPUs. report: called with a message for each step.
 
     Raises ExportError if the model cannot be exported, if no engine passes, or if a requested one fails. Raises
     ParityError if a requested precision, or fp32 on the CPU, exceeds the limits. Raises BundleError if `out` exists and
-    `overwrite` is false. After an error, nothing is written.
+    `overwrite` is false. After an error, `out` is unchanged.
     """
     limits = limits or ParityLimits()
     # This check comes before the long compilation.
@@ -132,7 +132,7 @@ def export_bundle(
 
 
 def attacked_reference(checkpoint: Checkpoint, model: DualTokenViT, betas: Sequence[float] = BETAS) -> Reference:
-    """Returns the PyTorch logits at each β, for up to 512 held-out images and for the same images after an attack.
+    """Returns the PyTorch logits at each β of up to 512 test images, and of the same images after an attack.
 
     If the radius of the recipe is 0, there are no attacked images.
     """
@@ -156,9 +156,9 @@ def attacked_reference(checkpoint: Checkpoint, model: DualTokenViT, betas: Seque
 def measure_on_checkpoint(checkpoint: Checkpoint, model: DualTokenViT) -> DialFields:
     """Returns the strength curve and the temperatures, from the PyTorch logits of the images in the checkpoint.
 
-    At most 1,000 validation images fit both, and at most 2,000 test images measure the calibration errors. Without
-    validation images, halves of the test images fit and measure. If there are more classes than these numbers, uses one
-    image of each class.
+    Fits both on at most 1,000 validation images, and measures the calibration errors on at most 2,000 test images.
+    Without validation images, uses only the test images, as `measure_dial` does. If the model has more classes than one
+    of these limits, the number of classes is the limit.
     """
 
     def sample(images: Images, at_most: int) -> Images:

@@ -1,8 +1,8 @@
-"""Decides which engines may run a backbone: compiles it for each, compares the logits with PyTorch, accepts or rejects.
+"""Decides which engines may run a backbone: compiles the backbone for each, and compares the logits with PyTorch.
 
-The whole export fails if a requested precision fails the comparison. It fails too if fp32 on the CPU does, because then
-the graph is wrong. Any other failure excludes only that engine in that precision. A lower precision may lose accuracy,
-and a GPU may round differently.
+The whole export fails if the comparison fails for a requested precision, or for fp32 on the CPU. In the second case the
+graph is wrong. If the comparison fails for any other precision, only that engine in that precision is left out, because
+a lower precision may lose accuracy, and a GPU may round differently.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ class EngineRequest:
 class ProvenEngines:
     """The accepted engines.
 
-    rows: a row of the manifest for each engine and precision. files: content of the files in engines/ that they run, by
-    name. plans: the records of the plans among these files.
+    rows: a row of the manifest for each engine and precision. files: content of the files in engines/ that the engines
+    run, by file name. plans: the records of the plans among these files, by file name.
     """
 
     rows: list[ParityRow] = field(default_factory=list)
@@ -137,10 +137,10 @@ def add_later_opset(
     limits: ParityLimits,
     report: ReportMessage,
 ) -> None:
-    """Builds a graph in opset 23, and adds it to `proven` for the engines that run it at least 5 % faster.
+    """Builds a graph in opset 23. Adds the graph to `proven` for each engine that runs it at least 5 % faster.
 
-    Compares speed with backbone.onnx, and logits with PyTorch within the same limits. Engines that are not faster, or
-    exceed the limits, keep backbone.onnx.
+    Compares the speed with that of backbone.onnx, and the logits with those of PyTorch, under the same limits. An
+    engine that is not faster, or exceeds the limits, keeps backbone.onnx.
     """
     later = onnx_graph(model, opset=LATER_OPSET)
     for index, row in enumerate(proven.rows):
@@ -173,9 +173,9 @@ def candidate_engines(
 ) -> list[tuple[EngineName, Precision, FileName]]:
     """Returns each combination of engine, precision and file name that an export compares with PyTorch.
 
-    engines, precisions: the requested ones; empty: all. Unless engines are requested, leaves out those that this
-    machine does not support. has_calibration: whether there are images for int8. Without them, leaves int8 out unless
-    it is requested.
+    engines, precisions: those that were requested; empty: all. If `engines` is empty, leaves out the engines that this
+    machine does not support. has_calibration: whether there are images for int8. Without such images, leaves out int8
+    unless it was requested.
     """
     gpus, flags = nvidia_gpus(), cpu_flags()
     return [
@@ -190,7 +190,7 @@ def candidate_engines(
 
 
 def _speedup(engines: Sequence[Engine], expected: Reference) -> float:
-    """Returns the speed of the second of two engines divided by that of the first, from medians of alternating runs."""
+    """Returns how many times as fast the second engine is as the first, from medians of alternating runs."""
     pixels = np.resize(expected.images.pixels[0], (RACE_BATCH, *expected.images.pixels.shape[2:]))
     tokens = np.tile(expected.clean_token, (RACE_BATCH, 1))
     first, second = median_seconds([partial(engine.run, pixels, tokens) for engine in engines], rounds=RACE_RUNS)

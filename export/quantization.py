@@ -1,7 +1,7 @@
-"""Quantises the backbone to int8 with the library NNCF, and loads the images that calibrate it.
+"""Quantises the backbone to int8 with the library NNCF, and loads the images for the calibration.
 
-NNCF quantises weights per channel. It chooses the ranges of activations from real images at many β. The result is an
-ONNX graph with QuantizeLinear and DequantizeLinear operators, which OpenVINO and ONNX Runtime run in int8.
+NNCF quantises weights per channel. It measures the ranges of activations on real images at many β. The result is an
+ONNX graph with QuantizeLinear and DequantizeLinear operators. OpenVINO and ONNX Runtime run such a graph in int8.
 """
 
 from __future__ import annotations
@@ -30,14 +30,15 @@ CALIBRATION_IMAGES = 300
 
 
 def int8_graph(graph: bytes, pixels: Pixels, clean: NDArray[np.float32], robust: NDArray[np.float32]) -> bytes:
-    """Returns the ONNX graph with its matrix products in int8. The classifier and all else stay in fp32.
+    """Returns the ONNX graph with its matrix products in int8. The classifier and all other operators stay in fp32.
 
-    graph: backbone.onnx in fp32. pixels: uint8 (n, H, W, 3), images like those of production, but not those of the
-    accuracy measurement. clean, robust: the tokens, float32 (D,).
+    graph: backbone.onnx in fp32. pixels: the images for the calibration, uint8 (n, H, W, 3). They must be like those in
+    production, and must not include images of the accuracy measurement. clean, robust: the tokens of width D, float32
+    (D,).
 
-    Each image has a different β, spread over [0, 1], because the token changes the range of activations. NNCF uses its
-    transformer preset with SmoothQuant (Xiao et al., ICML 2023). Raises ExportError if NNCF is not installed, or if it
-    cannot quantise the graph.
+    Each image gets another β from [0, 1], because the token changes the range of activations. NNCF uses its transformer
+    preset with SmoothQuant (Xiao et al., ICML 2023). Raises ExportError if NNCF is not installed, or if it cannot
+    quantise the graph.
     """
     disable_vendor_telemetry()
     with contextlib.redirect_stdout(sys.stderr):  # NNCF prints progress; standard output is for results
@@ -74,8 +75,8 @@ def _quantized(
 def calibration_source(checkpoint: Checkpoint, data: str | None) -> Callable[[], Pixels] | None:
     """Returns a function that loads the images for int8 calibration; None if there are no such images.
 
-    data: location of the images, as for `tureen train --data`. If it is None, a model that was trained on the digits
-    uses the training digits, and any other model has no images.
+    data: location of the images, as for `tureen train --data`. If `data` is None, the images of a model that was
+    trained on the digits are the training digits, and there are no images for any other model.
     """
     if data is not None:
         return lambda: calibration_pixels(data, checkpoint.preprocess, checkpoint.test.pixels)
@@ -93,8 +94,8 @@ def _digits() -> Pixels:
 def calibration_pixels(location: str, spec: PreprocessSpec, measured: Pixels) -> Pixels:
     """Returns up to 300 training images at `location`, evenly spread over the list of images: uint8 (n, H, W, 3).
 
-    location: as for `tureen train --data`. measured: the images of the accuracy measurement, which are excluded. Skips
-    images that cannot be decoded. Raises ExportError if no image remains.
+    location: as for `tureen train --data`. measured: the images of the accuracy measurement; the function leaves these
+    out. Skips images that cannot be decoded. Raises ExportError if no image remains.
     """
     source = open_source(location).train
     excluded = {image.tobytes() for image in measured}

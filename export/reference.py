@@ -1,4 +1,4 @@
-"""Computes the fp32 logits of PyTorch that every engine must reproduce, on clean and on attacked images."""
+"""Computes the logits that every engine must reproduce: those of PyTorch in fp32, on clean and on attacked images."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True)
 class ReferenceLogits:
-    """Images, and their PyTorch logits at each of T β. The images of each β may differ, as attacked images do."""
+    """For each of T β, n images and their PyTorch logits at this β. Attacked images are different ones at each β."""
 
     pixels: NDArray[np.uint8]  # (T, n, H, W, 3)
     logits: NDArray[np.float32]  # (T, n, K)
@@ -46,9 +46,9 @@ class AttackedReference:
 
 @dataclass(frozen=True)
 class Reference:
-    """The images with the logits that an engine must reproduce, and the two tokens that the engine needs for them."""
+    """The images with the logits that an engine must reproduce, and the two tokens of the model."""
 
-    betas: tuple[float, ...]  # T
+    betas: tuple[float, ...]  # T values
     images: ReferenceLogits
     clean_token: NDArray[np.float32]  # (D,)
     robust_token: NDArray[np.float32]  # (D,)
@@ -56,7 +56,7 @@ class Reference:
 
 
 def compute_reference(model: DualTokenViT, pixels: NDArray[np.uint8], betas: Sequence[float] = BETAS) -> Reference:
-    """Returns the PyTorch logits of `pixels` at each β, with the tokens of the model. pixels: uint8 (n, H, W, 3)."""
+    """Returns `pixels`, uint8 (n, H, W, 3), with their PyTorch logits at each β, and the tokens of the model."""
     clean, robust = (model.soup(beta).numpy(force=True) for beta in (CLEAN_BETA, ROBUST_BETA))
     repeated = np.broadcast_to(pixels, (len(betas), *pixels.shape))
     images = ReferenceLogits(repeated, _logits(model, repeated, betas))
@@ -72,7 +72,7 @@ def attack_images(
     betas: Sequence[float] = BETAS,
     on_images: Progress = lambda count: None,
 ) -> AttackedReference:
-    """Returns the images after the attack `apgd_margin` on the PyTorch model at each β, and their PyTorch logits.
+    """Returns the images after the attack `apgd_margin` on the PyTorch model at each β, with their PyTorch logits.
 
     Rounds attacked images to uint8, the input type of an engine. epsilon_255: radius in 1/255 of the pixel range.
     on_images: called with the number of images attacked since the last call; the total is betas × images.
@@ -101,7 +101,7 @@ def _adversarial(
 ) -> NDArray[np.uint8]:
     """Returns the pixels, uint8 (B, H, W, 3), after the attack `apgd_margin` on the model at `beta`.
 
-    epsilon_255: the radius in grey levels. If it is not a whole number, the rounded pixels can exceed it by up to 0.5.
+    epsilon_255: radius in 1/255. If it is not a whole number, the rounded pixels can exceed the radius by up to 0.5.
     """
     device = model_device(model)
     found = ATTACKS[ATTACK](
@@ -117,7 +117,7 @@ def _adversarial(
 
 @torch.no_grad()
 def _logits(model: DualTokenViT, pixels: NDArray[np.uint8], betas: Sequence[float]) -> NDArray[np.float32]:
-    """Returns the logits, float32 (T, n, K), of pixels (T, n, H, W, 3). Entry t is at betas[t]."""
+    """Returns the logits, float32 (T, n, K), of pixels (T, n, H, W, 3). Entry t has the logits at betas[t]."""
     backbone = Backbone(model).eval()
     clean, robust = (model.soup(beta).numpy(force=True) for beta in (CLEAN_BETA, ROBUST_BETA))
     rows = []

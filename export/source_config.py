@@ -91,7 +91,7 @@ def unique_labels(labels: Sequence[str]) -> tuple[list[str], str | None]:
 
 
 def evaluation_view(library: str, folder: Path, *, image_size: int, crop_fraction: float | None) -> EvaluationView:
-    """Returns the preprocessing that `library` uses for the model in `folder`, and notes where Tureen differs.
+    """Returns the preprocessing that `library` uses for the model in `folder`, and notes on what Tureen does instead.
 
     library: "timm", "torchvision" or "transformers". image_size: in pixels. crop_fraction: share of the shorter side to
     keep; None: the value in the files of the model, or else the default of the library. Raises ExportError if a file in
@@ -128,7 +128,10 @@ def _timm_crop(config: Mapping[str, Any]) -> tuple[float | None, list[str]]:
 
 
 def _transformers_crop(preprocessor: Mapping[str, Any]) -> tuple[float | None, list[str]]:
-    """Returns the share of the shorter side that transformers keeps, and notes. The share is None without a file."""
+    """Returns the share of the shorter side that transformers keeps, and notes.
+
+    The share is None if `preprocessor` is empty.
+    """
     if not preprocessor:
         return None, []
     notes = []
@@ -141,13 +144,13 @@ def _transformers_crop(preprocessor: Mapping[str, Any]) -> tuple[float | None, l
 
 
 def _side(size: int | Mapping[str, int]) -> int:
-    """Returns the shorter side in pixels; the height if `size` has none. size: in the format of transformers."""
+    """Returns the length of the shorter side in `size`, in pixels, or else the height. size: as in transformers."""
     if isinstance(size, int):
         return size
     return size["shortest_edge"] if "shortest_edge" in size else size["height"]
 
 
 def _json(file: Path) -> dict[str, Any]:
-    """Returns the object in a JSON file; empty if there is no file. `load_pretrained` has checked the file before."""
+    """Returns the object in a JSON file; empty if there is no file. `load_pretrained` has already checked the file."""
     loaded: dict[str, Any] = json.loads(file.read_bytes()) if file.is_file() else {}
     return loaded

@@ -57,10 +57,10 @@ def load_third_party(
 
     The model was not trained by a recipe of Tureen. So the recipe of the checkpoint only describes how accuracy is
     measured: it is `finetune`, with the name and shape of the model. Without `options.data` the checkpoint has no
-    accuracy. It then has synthetic pictures, on which engines are compared.
+    accuracy, and it has synthetic pictures for the comparison of engines.
 
-    report: called with lines for the terminal: the library of the model, and each setting that no file gives and that
-    this function assumes, such as the crop or the labels.
+    report: called with each line for the terminal. The lines give the library of the model, and each setting that this
+    function assumes because no file has it, such as the crop or the labels.
     Raises CheckpointError if the weights are not those of a supported ViT. Raises ExportError if the model has no
     classifier, or if its labels do not fit its outputs. Raises DataError if the images cannot be used.
     """

@@ -88,7 +88,7 @@ def build_torch_plan(
 
 
 def traced(model: DualTokenViT, precision: Precision, largest: int, *, device: str) -> torch.export.ExportedProgram:
-    """Returns the backbone in `precision` as an exported program of torch, whose inputs share one dynamic batch axis.
+    """Returns the backbone in `precision` as an exported program of torch. Its inputs share one dynamic batch axis.
 
     largest: maximum batch size.
     """

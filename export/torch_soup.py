@@ -1,6 +1,6 @@
 """Loads a checkpoint or a bundle as PyTorch modules, one for each β, for attacks and other research in PyTorch.
 
-The soup at β is the model with the token mixed from clean and robust token by the weight β.
+The module for a β is the model with the soup of both tokens at this β.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ from tureen.preprocess import PreprocessSpec
 
 @dataclass(frozen=True)
 class TorchSoup:
-    """A dual-token model in PyTorch, in eval mode. Gradients of its weights are not computed."""
+    """A model with a clean and a robust mode, in PyTorch and in eval mode. Its weights do not require gradients."""
 
     model: Model
     labels: list[str]  # K names, in the order of the logits
     preprocess: PreprocessSpec  # how an image file becomes an input
 
     def at(self, beta: float) -> nn.Module:
-        """Returns the soup at β as a module: images float (B, 3, H, W) in [0, 1] to logits (B, K).
+        """Returns the model at `beta` as a module from images float (B, 3, H, W) in [0, 1] to logits (B, K).
 
-        This is the form that RobustBench and AutoAttack require. H and W are `preprocess.image_size`. The module is
-        differentiable with respect to the images. All modules of a soup share their weights, and are in eval mode.
-        beta: any finite number; outside [0, 1] the tokens are extrapolated.
+        RobustBench and AutoAttack require such a module. H and W are `preprocess.image_size`. The module is
+        differentiable with respect to the images. All modules of one `TorchSoup` share their weights, and are in eval
+        mode. beta: any finite number; outside [0, 1] the tokens are extrapolated.
 
-        Raises ValueError if β is not finite. The module raises ValueError for images of another shape or dtype.
+        Raises ValueError if `beta` is not finite. The module raises ValueError for images of another shape or dtype.
         """
         if isinstance(beta, str) or not math.isfinite(beta):
             raise ValueError(f"β must be a finite number, not {beta!r}")
@@ -73,10 +73,11 @@ class _SoupAtBeta(nn.Module):
 
 
 def load_torch(path: Path | str) -> TorchSoup:
-    """Returns the model of the checkpoint, bundle or example `path`, on the GPU if there is one.
+    """Returns the model of a checkpoint or a bundle, on the GPU if the machine has one.
 
-    Raises CheckpointError or BundleError if `path` has no checkpoint or bundle, or a damaged one. Raises ExportError,
-    as `model_of_bundle` does, if the model of a bundle cannot be rebuilt in PyTorch.
+    path: directory of the checkpoint or bundle, or name of an example bundle. Raises CheckpointError or BundleError if
+    there is neither at `path`, or if its files are damaged. Raises ExportError, as `model_of_bundle` does, if the model
+    of a bundle cannot be rebuilt in PyTorch.
     """
     path = find_bundle(path, must_exist=False)
     if (path / MANIFEST).exists():
@@ -90,7 +91,7 @@ def load_torch(path: Path | str) -> TorchSoup:
 
 
 def model_of_bundle(bundle: Bundle) -> DualTokenViT:
-    """Returns the model of a bundle in PyTorch, on the CPU, with the weights of the bundle's graph and its tokens.
+    """Returns the model of a bundle in PyTorch, on the CPU, with the weights in the bundle's graph and its two tokens.
 
     Raises ExportError if the manifest gives neither the shape of the model nor its recipe, or if the graph does not
     have this shape.
@@ -108,8 +109,8 @@ def model_of_bundle(bundle: Bundle) -> DualTokenViT:
 def _model_shape(bundle: Bundle) -> ViTConfig:
     """Returns the shape of the model, from the manifest or from the recipe that the manifest names.
 
-    A bundle of an earlier version has only the name of the recipe. Raises ExportError if the manifest has neither shape
-    nor name, or if the model is not a ViT.
+    A bundle of an earlier version of Tureen has only the name of the recipe. Raises ExportError if the manifest has
+    neither the shape nor the name of a recipe, or if the model is not a ViT.
     """
     manifest = bundle.manifest
     try:
@@ -126,9 +127,9 @@ def _model_shape(bundle: Bundle) -> ViTConfig:
 def _graph_weights(graph: bytes, model: DualTokenViT) -> dict[str, Tensor]:
     """Returns the state dict of the model, without its tokens, from the bytes of an ONNX graph that torch exported.
 
-    Finds the weights of matrix products by their order, because torch transposes them and replaces their names. Finds
-    all other tensors by name. Raises ValueError if the number of matrix products is not that of the model. Raises
-    KeyError if the graph has no patch embedding.
+    Identifies the weights of matrix products by their order, because torch transposes them and replaces their names.
+    Finds all other tensors by name. Raises ValueError if the graph and the model have different numbers of matrix
+    products. Raises KeyError if the graph has no patch embedding.
     """
     proto = onnx.load_from_string(graph).graph
     arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.initializer}

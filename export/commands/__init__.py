@@ -1,4 +1,4 @@
-"""The commands `tureen export`, which writes a bundle, and `tureen calibrate`.
+"""The commands `tureen export` and `tureen calibrate`.
 
-`tureen calibrate` measures the strength curve and the temperatures of an existing bundle again.
+`tureen export` writes a bundle. `tureen calibrate` measures the strength curve and the temperatures of a bundle again.
 """

@@ -1,7 +1,7 @@
 """The command `tureen calibrate`: measures the strength curve and the temperatures of an existing bundle on images.
 
-Strength is a scale from 0 (clean mode) to 1 (robust mode), on which equal steps move the logits equally far; the curve
-maps it to β. The served probabilities are the softmax of the logits divided by the temperature of the β.
+Strength is a scale from 0 (clean mode) to 1 (robust mode), on which equal steps move the logits equally far. The curve
+maps strength to β. Each β has a temperature. The served probabilities are the softmax of logits / temperature.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MAX_IMAGES = 5000
 
 
 def calibrate(arguments: list[str]) -> int:
-    """Runs `tureen calibrate`: measures strength curve and temperatures, and stores them in the bundle's manifest.
+    """Runs `tureen calibrate`: measures the strength curve and the temperatures, and stores them in the manifest.
 
     arguments: those after `tureen calibrate`. Returns the exit status.
     """
@@ -63,11 +63,11 @@ def calibrate(arguments: list[str]) -> int:
 def measured_manifest(path: Path, data: str, at_most: int) -> Manifest:
     """Returns the manifest of the bundle at `path` with a new strength curve and new temperatures.
 
-    Measures the logits of the fastest engine on this machine. data: location of the images, divided by `part_folders`.
-    at_most: maximum number of images of each part. Prints a message if the images are too few to fit temperatures.
-    Raises ExportError if the model was not co-trained, or if the bundle has a file that is not in its manifest. Raises
-    DataError if the images have other classes or cannot be decoded, BundleError if the bundle is damaged, and
-    EngineError if no engine can run it.
+    Computes the logits with the fastest engine on this machine. data: location of the images; `part_folders` finds the
+    test and the validation folder in it. at_most: maximum number of images of each folder. Prints a message if there
+    are too few images to fit temperatures. Raises ExportError if the model was not co-trained, or if the bundle has a
+    file that is not in its manifest. Raises DataError if the images have other classes or cannot be decoded,
+    BundleError if the bundle is damaged, and EngineError if no engine can run the bundle.
     """
     manifest = read_manifest(path)
     if not manifest.is_cotrained:
@@ -92,10 +92,10 @@ def measured_manifest(path: Path, data: str, at_most: int) -> Manifest:
 
 
 def part_folders(data: str) -> list[str]:
-    """Returns two folders of images: one to measure the calibration error, one to fit the curve and the temperatures.
+    """Returns the test folder in `data`, to measure errors, and the validation folder, to fit curve and temperatures.
 
-    They are subfolders of `data` whose names denote a test and a validation split, such as test and val. Each has one
-    folder for each class. If `data` does not have exactly one of each, returns only `data`.
+    These are subfolders with the name of a split, such as test and val, and with one folder of images for each class.
+    If `data` does not have exactly one test and one validation folder, returns only `data`.
     """
     root = Path(data)
     folders = [entry for entry in sorted(root.iterdir()) if entry.is_dir()] if root.is_dir() else []
@@ -105,7 +105,7 @@ def part_folders(data: str) -> list[str]:
 
 
 def rewrite_manifest(path: Path, manifest: Manifest) -> None:
-    """Replaces the manifest and the model card of the bundle at `path`. The content of its other files stays the same.
+    """Replaces the manifest and the model card of the bundle at `path`. All other files of the bundle stay the same.
 
     Writes a new directory and renames it, as `write_bundle` does. Raises BundleError if a file of the bundle is
     damaged, and ExportError if the bundle has a file that the manifest does not list.

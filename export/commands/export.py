@@ -219,9 +219,10 @@ def _add_third_party(parser: argparse.ArgumentParser) -> None:
 
 
 def _modes(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Modes:
-    """Returns the argument `modes` of `export_bundle`: "two" for a checkpoint of Tureen, or else the value of --tokens.
+    """Returns the argument `modes` of `export_bundle`.
 
-    The default of --tokens is "one". Exits with status 2 if the options do not fit the model.
+    This is "two" for a checkpoint of Tureen. For a third-party model this is the value of --tokens, by default "one".
+    Exits with status 2 if the options do not fit the model.
     """
     if options.images is not None and options.images < 1:
         parser.error("argument --images: must be 1 or more")
