@@ -6,7 +6,7 @@
 
 The attack is Square, which needs no gradient. It uses only the probabilities in the responses, which any client
 receives. A white-box attack also uses the weights, so a good white-box attack breaks at least as many images. If Square
-breaks more images than the white-box attack whose accuracy is in the manifest, the white-box attack was too weak, or
+breaks more images than the white-box attack whose result is in the manifest, the white-box attack was too weak, or
 gradients are masked. Then the white-box figure is not reliable.
 
 A strength is a number from 0 (clean mode) to 1 (robust mode). The curve in the manifest maps it to β.

@@ -101,7 +101,7 @@ def _adversarial(
 ) -> NDArray[np.uint8]:
     """Returns the pixels, uint8 (B, H, W, 3), after the attack `apgd_margin` on the model at `beta`.
 
-    epsilon_255: radius in 1/255. If it is not a whole number, the rounded pixels can exceed the radius by up to 0.5.
+    epsilon_255: radius in 1/255. If it is not a whole number, rounding can exceed the radius by up to 0.5/255.
     """
     device = model_device(model)
     found = ATTACKS[ATTACK](

@@ -19,7 +19,7 @@ logger = logging.getLogger("tureen.admin")
 
 
 def refuse_open_listener(credentials: Sequence[Credential], settings: Settings) -> None:
-    """Raises AdminListenerError if other machines can reach the listener and have no credential.
+    """Raises AdminListenerError if other machines can reach the listener, but no credential exists for them.
 
     The local credential does not count, because its token is for this machine alone.
     """
@@ -36,7 +36,7 @@ def prepare_credentials(credentials: Credentials, settings: Settings) -> None:
     If several servers start with an empty store, only one creates the credential, and only that server has the token in
     its directory. If the token in the directory was revoked, logs a warning and creates nothing.
     Raises ControlStoreError if the store is unreachable or the token cannot be written. Raises AdminListenerError if
-    other machines can reach the listener and have no credential.
+    other machines can reach the listener, but no credential exists for them.
     """
     make_state_directory(settings.state_dir)
     known = credentials.all()

@@ -395,7 +395,7 @@ class Admission:
         return result
 
     def end_decoding(self) -> None:
-        """Stops counting the undecoded images of the request as waiting for a decoder."""
+        """Removes the request's undecoded images from the count of images that wait for a decoder."""
         for index in list(self._undecoded):
             self._end_decoding(index)
 

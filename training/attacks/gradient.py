@@ -353,7 +353,7 @@ def _margins(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def _likeliest_wrong(logits: Tensor, labels: Tensor, targets: int) -> tuple[Tensor, ...]:
-    """Returns the `targets` most likely wrong classes of each image, as one tensor int64 (B,) for each rank."""
+    """Returns the `targets` most likely ones of the wrong classes of each image: a tensor int64 (B,) for each rank."""
     wrong = logits.scatter(1, labels[:, None], -torch.inf)
     return wrong.topk(min(targets, logits.shape[1] - 1)).indices.unbind(1)
 

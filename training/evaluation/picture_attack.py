@@ -60,7 +60,7 @@ class PictureAttack:
     The attack is `apgd_margin` from two random starts. For several β it attacks the mean of the log-probabilities at
     all β, and then the logits at the β with the smallest margin. The margin is the largest wrong logit minus the logit
     of the true class. The result is the attacked image, rounded to 8 bits, with the largest margin. With several β, the
-    smallest margin at any β counts.
+    margin of an image is its smallest over all β.
     """
 
     model: nn.Module

@@ -71,7 +71,7 @@ class SignPair(_Record):
 
 
 class UnreadSign(_Record):
-    """A sign without a drawing that both modes classify correctly."""
+    """A sign for which no drawing was found that both modes classify correctly."""
 
     sign: str
     label: str

@@ -150,7 +150,7 @@ class DualBatchNorm(_DualNorm):
 
 
 def _affine(x: Tensor, scales: Tensor, offsets: Tensor, betas: Tensor) -> Tensor:
-    """Returns x (B, C, H, W), each row multiplied by a scale, plus an offset. betas: the β of each row, (B,).
+    """Returns x (B, C, H, W), each image times a scale, plus an offset, both for each channel. betas: (B,).
 
     scales, offsets: (2, C), those of the clean and of the robust mode. β mixes the two scales, and the two offsets.
     """

@@ -94,7 +94,7 @@ class StreamRunner:
         self._threads = ThreadPoolExecutor(streams)
 
     def run_turn(self, turn: TimedTurn) -> TurnTimes:
-        """Runs the calls of the turn on all streams at the same time. Returns the seconds of the turn and each call."""
+        """Runs the calls of the turn on all streams together. Returns the seconds of the turn and of each call."""
         golden = self._soup.bundle.golden
         pixels = np.resize(golden.pixels, (turn.batch, *golden.pixels.shape[1:]))
         betas = np.linspace(0, 1, turn.batch).tolist() if turn.is_mixed else [0.5] * turn.batch

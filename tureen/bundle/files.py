@@ -138,7 +138,7 @@ def read_vectors(file: Path, data: bytes) -> dict[str, NDArray[Any]]:
 
 
 def invalid_content(file: Path, error: ValidationError) -> BundleError:
-    """Returns the error for a file whose content does not fit its model. Its message names the first wrong field."""
+    """Returns the error for a file whose content does not fit its schema. Its message names the first wrong field."""
     first = error.errors()[0]
     where = printable(".".join(str(part) for part in first["loc"])) or "fields"
     return BundleError(f"{file}: {where}: {first['msg']}; export the model again")
