@@ -176,7 +176,8 @@ def bundle_path(request: pytest.FixtureRequest) -> Path:
     if PREPARED_DIGITS:
         return Path(PREPARED_DIGITS) / "bundle"
     run: Path = request.getfixturevalue("digits_run")
-    return _exported(request.config, "digits-bundle", run.name.encode(), [str(run)])
+    # Whether another precision passes depends on the processor.
+    return _exported(request.config, "digits-bundle", run.name.encode(), [str(run), "--precision", "fp32"])
 
 
 def _exported(config: pytest.Config, name: str, weights: bytes, arguments: list[str]) -> Path:
