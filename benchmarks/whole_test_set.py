@@ -1,10 +1,10 @@
 """Attacks the model of a run on all test images, in parts. An interrupted measurement continues with the same command.
 
-    python -m benchmarks.whole_test_set runs/signs --data gtsrb --betas 0 1
+    python -m benchmarks.whole_test_set runs/signs --data gtsrb --betas 0 1 --epsilon-255 4
 
-Each β is attacked in white-box mode, with the attack, the steps and the radius of the recipe. Prints clean and robust
-accuracy with 95 % intervals, of all images and of those that are not dark. An image is dark if the mean of its values
-is below 30 of 255. A finished part is kept in RUN/whole-test-set.jsonl, and is not measured again.
+Each β is attacked in white-box mode, by default with the attack, the steps and the radius of the recipe. Prints clean
+and robust accuracy with 95 % intervals, of all images and of those that are not dark. An image is dark if the mean of
+its values is below 30 of 255. A finished part is kept in RUN/whole-test-set.jsonl, and is not measured again.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from tqdm import tqdm
 from benchmarks.machine import describe_machine
 from training.attacks.catalogue import ATTACKS, attack_label
 from training.checkpoint import load_checkpoint, weights_sha256
+from training.commands.attack import radius_argument
 from training.data.datasets import Images
 from training.distributed import best_device, limit_threads
 from training.evaluation.accuracy import AttackOutcome, attack_each_beta
@@ -71,6 +72,7 @@ def main() -> None:
     parser.add_argument("--images", type=positive_int, default=10**6, help="at most so many (default: all)")
     parser.add_argument("--attack", choices=list(ATTACKS), help="attack (default: that of the recipe)")
     parser.add_argument("--steps", type=positive_int, help="steps of the attack (default: those of the recipe)")
+    parser.add_argument("--epsilon-255", type=radius_argument, help="radius in 1/255 (default: that of the recipe)")
     options = parser.parse_args()
     limit_threads()
     print(describe_machine())
@@ -82,14 +84,14 @@ def main() -> None:
         data=f"{options.data}, {len(images)} images",
         attack=options.attack or recipe.evaluation_attack,
         steps=options.steps or recipe.evaluation_steps,
-        epsilon_255=recipe.epsilon_255,
+        epsilon_255=options.epsilon_255 or recipe.epsilon_255,
     )
     model, file = checkpoint.model.to(best_device()), options.run / PARTS_FILE
     outcomes = {beta: measure(model, images, beta, measured, file) for beta in options.betas}
     label = attack_label(measured.attack, measured.steps)
     for name, chosen in (("all images", np.ones(len(images), np.bool_)), ("without dark images", ~is_dark(images))):
         rows = [
-            AttackOutcome(outcome.clean[chosen], outcome.robust[chosen]).row(beta, label, recipe.epsilon_255)
+            AttackOutcome(outcome.clean[chosen], outcome.robust[chosen]).row(beta, label, measured.epsilon_255)
             for beta, outcome in outcomes.items()
         ]
         print(f"\n{name}\n{accuracy_table(rows, images='images')}")

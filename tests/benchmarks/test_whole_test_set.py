@@ -52,6 +52,9 @@ def test_an_interrupted_measurement_continues_and_gives_the_same_tables(measure)
 def test_another_attack_is_measured_again(measure):
     measure()
     assert measure("--attack", "pgd")[1] == [0, 50, 100]
+    tables, attacked = measure("--epsilon-255", "16")
+    assert attacked == [0, 50, 100]
+    assert "ε = 16/255" in tables
 
 
 def test_an_image_is_dark_by_the_mean_of_its_values():
