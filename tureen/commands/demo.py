@@ -10,6 +10,7 @@ import argparse
 import socket
 import subprocess
 import sys
+from base64 import b64decode
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ from PIL import Image
 from tureen.arguments import one_of
 from tureen.bundle.bundle import MANIFEST, load_bundle, read_manifest
 from tureen.bundle.examples import DEFAULT_EXAMPLE, EXAMPLES, example_names
+from tureen.bundle.gallery import GalleryPicture
 from tureen.commands.report import accuracy_summary
 from tureen.errors import BundleError, TureenError
 from tureen.pictures.ship import drawn_ship
@@ -92,17 +94,42 @@ def demo(arguments: list[str]) -> int:
 
 
 def _demonstrate_example(options: argparse.Namespace) -> int:
-    bundle = EXAMPLES / options.bundle
-    manifest = read_manifest(bundle)
-    picture: Path = options.dir / SAMPLES / SHIP
-    picture.parent.mkdir(parents=True, exist_ok=True)
-    drawn_ship().save(picture)
+    path = EXAMPLES / options.bundle
+    what, requests = _write_example_samples(path, options.dir / SAMPLES)
     if options.no_serve:
-        print(f"{accuracy_summary(manifest)}\n\n{picture} is a drawing of a ship")
+        print(f"{accuracy_summary(read_manifest(path))}\n\n{what}")
         return 0
-    labels = ", ".join(manifest.labels)
-    what = f"{picture} is a drawing of a ship. The labels of {options.bundle} are {labels}."
-    return _serve(bundle, options, what, [f"@{picture}", "strength=0.5&top_k=3"])
+    return _serve(path, options, what, *requests)
+
+
+def _write_example_samples(path: Path, directory: Path) -> tuple[str, list[list[str]]]:
+    """Writes the sample images of the example bundle `path`. Returns what they are, and requests as for `_serve`.
+
+    The samples are the pictures of the bundle's gallery, or a drawing of a ship if the bundle has none.
+    """
+    bundle = load_bundle(path)
+    directory.mkdir(parents=True, exist_ok=True)
+    if bundle.gallery is None:
+        ship = directory / SHIP
+        drawn_ship().save(ship)
+        labels = ", ".join(bundle.manifest.labels)
+        what = f"{ship} is a drawing of a ship. The labels of {path.name} are {labels}."
+        return what, [[f"@{ship}", "strength=0.5&top_k=3"]]
+    first, *_ = [_write_picture(directory, picture) for picture in bundle.gallery.pictures]
+    what = (
+        f"{first} is a drawing that an attack changed to fool the clean token. {directory} has more pictures, as drawn "
+        "and as attacked."
+    )
+    return what, [[f"@{first}", f"strength={strength}&top_k=1"] for strength in (0, 1)]
+
+
+def _write_picture(directory: Path, picture: GalleryPicture) -> Path:
+    """Writes a picture as drawn, TITLE.png, and after the attack on the clean token. Returns the path of the second."""
+    name = picture.title.replace(" ", "-")
+    (directory / f"{name}.png").write_bytes(b64decode(picture.drawn))
+    attacked = directory / f"{name}-attacked.png"
+    attacked.write_bytes(b64decode(picture.clean))
+    return attacked
 
 
 def _demonstrate_training(options: argparse.Namespace) -> int:
