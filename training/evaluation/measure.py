@@ -1,4 +1,4 @@
-"""Runs the measurements of an evaluation, each with a progress bar on the terminal."""
+"""Runs the measurements of an evaluation. Each shows a progress bar, or without a terminal a line for each tenth."""
 
 from __future__ import annotations
 
@@ -221,9 +221,16 @@ def read_images(
 
 @contextmanager
 def _bar(part: str, total: int, unit: str) -> Iterator[Callable[[], None]]:
+    """Yields a function to call after each of `total` units. Shows progress on standard error."""
+    done = 0
     with tqdm(total=total, desc=f"measure, {part}", unit=unit, disable=None) as bar:
+        is_quiet = bar.disable
 
         def advance() -> None:
+            nonlocal done
+            done += 1
             bar.update()
+            if is_quiet and 10 * done // total > 10 * (done - 1) // total:  # a tenth more
+                print(f"measure, {part}: {done / total:.0%}", file=sys.stderr, flush=True)
 
         yield advance

@@ -67,3 +67,12 @@ def test_shifts_are_those_of_the_evaluation(grey_model, images):
     predict = make_predictor(grey_model)
     rows = measure_shifts(predict, images, [0, 1], ["inversion"])
     assert rows == evaluate_shifts(predict, images, betas=[0, 1], names=["inversion"])
+
+
+def test_without_a_terminal_a_line_is_printed_for_each_tenth(measurement, capsys):
+    measurement.checks()
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("measure, check the attack: ")]
+    shares = [int(line.split()[-1].removesuffix("%")) for line in lines]
+    assert len(shares) >= 3
+    assert shares == sorted(shares)
+    assert shares[-1] == 100
