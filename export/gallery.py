@@ -46,6 +46,7 @@ def read_gallery(directory: Path, run: Path) -> BundleGallery:
             difference_factor=made.difference_factor,
             signs=made.counts.signs,
             drawings_tried=made.counts.drawings_tried,
+            clean_attacks=made.counts.clean_attacks,
             clean_attacks_failed=made.counts.clean_attacks_failed,
             both_attacks_failed=made.counts.both_attacks_failed,
             clean_wrong_robust_right=made.counts.clean_wrong_robust_right,

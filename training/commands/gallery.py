@@ -24,7 +24,8 @@ def gallery(arguments: list[str]) -> int:
         prog="tureen gallery",
         description=(
             "Draw ten traffic signs, attack each for the clean token and for both tokens, and write the pictures with "
-            "the readings at five strengths. A sign whose attack fails stays in the gallery."
+            "the readings at five strengths. A sign is drawn again if the attack on the clean token fails; the failed "
+            "attacks are counted."
         ),
         epilog="example: tureen gallery runs/signs --out gallery",
     )
@@ -41,7 +42,7 @@ def gallery(arguments: list[str]) -> int:
         "--drawings",
         type=positive_int,
         default=DRAWINGS,
-        help="most drawings of a sign to try, until both modes read one rightly (default: %(default)s)",
+        help="most drawings of a sign to try, until an attack misleads the clean mode (default: %(default)s)",
     )
     parser.add_argument("--json", action="store_true", help=f"print the content of {GALLERY} instead of a table")
     options = parser.parse_args(arguments)
@@ -84,8 +85,8 @@ def gallery_table(made: Gallery) -> str:
         "",
         f"{made.attack}, l∞, ε = {made.epsilon_255:g}/255, on the saved 8-bit files; * read rightly",
         f"drawings tried: {counts.drawings_tried}, of which a mode read {counts.drawings_read_wrongly} wrongly",
-        f"attacks for the clean token: {len(made.pairs)}, failed: {counts.clean_attacks_failed}",
-        f"attacks for both tokens: {len(made.pairs)}, failed: {counts.both_attacks_failed}",
+        f"attacks for the clean token: {counts.clean_attacks}, failed: {counts.clean_attacks_failed}",
+        f"attacks for both tokens: {counts.both_attacks}, failed: {counts.both_attacks_failed}",
         f"clean mode wrong, robust mode right: {counts.clean_wrong_robust_right} of {counts.signs}",
     ]
     return "\n".join(lines)

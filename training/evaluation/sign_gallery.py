@@ -1,17 +1,18 @@
 """Makes the gallery: ten drawings of traffic signs, each attacked in clean mode, and in both modes together.
 
-For each sign, attacks the first drawing that both modes classify correctly. The result of an attack selects nothing:
-the drawing stays in the gallery if the attack fails.
+Draws each sign again until the attack on the clean token misleads the clean mode, and counts the attacks that failed.
+That attack uses the smallest radius at which it succeeds, as a person who wants to stay unseen would. The attack on
+both tokens uses the whole radius.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, Literal
 
 import numpy as np
-from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 from tqdm import tqdm
 
@@ -57,12 +58,19 @@ class AttackedPicture(_Record):
 
 
 class SignPair(_Record):
-    """One sign: a drawing that both modes classify correctly, and the same drawing after each of two attacks."""
+    """One sign: a drawing that both modes classify correctly, and the same drawing after each of two attacks.
+
+    It is the first drawing on which the attack for the clean token succeeds, or the first of all if none does.
+    """
 
     sign: str
     label: str
     seed: int = Field(description="of the drawing")
-    drawings_tried: int = Field(description="up to this one; both modes read only the last of them rightly")
+    drawings_tried: int
+    clean_attacks: int = Field(
+        description="drawings that both modes read rightly, and that were attacked for the clean token; all attacks "
+        "failed, but for the last one if `clean` succeeded"
+    )
     drawing: str = Field(description="file name; the server reduces it to the pixels of `view`")
     view: str = Field(description="file name; the drawing in the size that the model sees")
     readings: list[Reading]
@@ -79,16 +87,17 @@ class UnreadSign(_Record):
 
 
 class GalleryCounts(_Record):
-    """The numbers of signs, drawings, attacks and results. Each sign with a `SignPair` is attacked twice."""
+    """The numbers of signs, drawings, attacks and results."""
 
     signs: int
+    signs_without_picture: int
     drawings_tried: int
     drawings_read_wrongly: int = Field(description="by the clean or the robust mode, without an attack")
-    signs_without_picture: int
-    attacks: int
-    clean_attacks_failed: int = Field(description="the clean mode still reads the picture rightly")
+    clean_attacks: int = Field(description="drawings that were attacked for the clean token")
+    clean_attacks_failed: int = Field(description="the clean mode still reads the drawing rightly")
+    both_attacks: int = Field(description="pictures that were attacked for both tokens")
     both_attacks_failed: int = Field(description="the clean or the robust mode still reads the picture rightly")
-    clean_wrong_robust_right: int = Field(description="signs, after the attack for the clean token")
+    clean_wrong_robust_right: int = Field(description="pictures, after the attack for the clean token")
 
 
 class Gallery(_Record):
@@ -117,56 +126,77 @@ class _Maker:
     def __init__(
         self, checkpoint: Checkpoint, out: Path, *, epsilon_255: float, steps: int, seed: int, drawings: int
     ) -> None:
-        model = checkpoint.model
+        self.model = checkpoint.model
         self.labels, self.spec = checkpoint.labels, checkpoint.preprocess
-        self.attacks = [PictureAttack(model, betas, epsilon_255, steps, seed) for betas in ((CLEAN_BETA,), MODES)]
+        self._epsilon_255, self._steps, self._seed = epsilon_255, steps, seed
         self.factor = difference_factor(epsilon_255)
-        self.predict: Predict = make_predictor(model)
+        self.predict: Predict = make_predictor(self.model)
         self.curve = checkpoint_curve(checkpoint)
         self._out, self._drawings = out, drawings
 
-    def make(self, sign: str, label: int, on_pass: Callable[[], None]) -> SignPair | UnreadSign:
+    def make(self, sign: str, label: int) -> SignPair | UnreadSign:
         """Writes the pictures of a sign, and returns its record. Tries drawings in the order of their seeds."""
+        shown, attacks = None, 0
         for seed in range(self._drawings):
-            drawing = drawn_picture(sign, seed)
-            view = pixels_from_image(drawing, self.spec)
-            if not any(self._is_wrong(view, label)):
-                return self._pair(sign, label, seed, drawing, view, on_pass)
-        return UnreadSign(sign=sign, label=self.labels[label], drawings_tried=self._drawings)
-
-    def _pair(
-        self, sign: str, label: int, seed: int, drawing: Image.Image, view: Pixels, on_pass: Callable[[], None]
-    ) -> SignPair:
-        clean, both = (
-            self._attacked(attack, f"{sign}-{name}", view, label, on_pass)
-            for attack, name in zip(self.attacks, ("clean", "both"), strict=True)
-        )
+            view = pixels_from_image(drawn_picture(sign, seed), self.spec)
+            if any(self._is_wrong(view, label)):
+                continue
+            attacks += 1
+            attacked = self._attack((CLEAN_BETA,), self._epsilon_255, view, label)
+            is_misled = self._is_wrong(attacked, label)[0]
+            if is_misled or shown is None:
+                shown = seed, view, attacked
+            if is_misled:
+                break
+        if shown is None:
+            return UnreadSign(sign=sign, label=self.labels[label], drawings_tried=self._drawings)
+        shown_seed, view, attacked = shown
+        clean = self._smallest_attack(view, attacked, label)
+        both = self._attack(MODES, self._epsilon_255, view, label)
         return SignPair(
             sign=sign,
             label=self.labels[label],
-            seed=seed,
+            seed=shown_seed,
             drawings_tried=seed + 1,
-            drawing=self._write(f"{sign}.png", png_bytes(drawing)),
+            clean_attacks=attacks,
+            drawing=self._write(f"{sign}.png", png_bytes(drawn_picture(sign, shown_seed))),
             view=self._write(f"{sign}-view.png", picture_bytes(view, self.spec)),
             readings=self._readings(view, label),
-            clean=clean,
-            both=both,
+            clean=self._attacked(f"{sign}-clean", view, clean, label, needs_both=False),
+            both=self._attacked(f"{sign}-both", view, both, label, needs_both=True),
         )
 
-    def _attacked(
-        self, attack: PictureAttack, name: str, view: Pixels, label: int, on_pass: Callable[[], None]
-    ) -> AttackedPicture:
-        picture = self._write(f"{name}.png", picture_bytes(attack.run(view, label, on_pass), self.spec))
+    def _smallest_attack(self, view: Pixels, attacked: Pixels, label: int) -> Pixels:
+        """Returns the attacked image of the smallest whole radius that misleads the clean mode.
+
+        attacked: the result of the attack with radius ε. Returned if it does not mislead the clean mode.
+        """
+        fails, succeeds = 0, math.ceil(self._epsilon_255)  # radii in 1/255; the loop halves the distance
+        while self._is_wrong(attacked, label)[0] and succeeds - fails > 1:
+            radius = (fails + succeeds) // 2
+            weaker = self._attack((CLEAN_BETA,), radius, view, label)
+            if self._is_wrong(weaker, label)[0]:
+                attacked, succeeds = weaker, radius
+            else:
+                fails = radius
+        return attacked
+
+    def _attack(self, betas: Sequence[float], epsilon_255: float, view: Pixels, label: int) -> Pixels:
+        return PictureAttack(self.model, betas, epsilon_255, self._steps, self._seed).run(view, label)
+
+    def _attacked(self, name: str, view: Pixels, attacked: Pixels, label: int, *, needs_both: bool) -> AttackedPicture:
+        """Writes an attacked picture and its difference to `view`. needs_both: whether both modes must be wrong."""
+        picture = self._write(f"{name}.png", picture_bytes(attacked, self.spec))
         saved = pixels_from_bytes((self._out / picture).read_bytes(), self.spec)
-        difference = png_bytes(difference_image(view, saved, self.factor))
         clean_is_wrong, robust_is_wrong = self._is_wrong(saved, label)
+        difference = png_bytes(difference_image(view, saved, self.factor))
         return AttackedPicture(
             picture=picture,
             difference=self._write(f"{name}-difference.png", difference),
             largest_change=int(np.abs(saved.astype(int) - view).max()),
             clean_is_wrong=clean_is_wrong,
             robust_is_wrong=robust_is_wrong,
-            succeeded=clean_is_wrong and (robust_is_wrong or ROBUST_BETA not in attack.betas),
+            succeeded=clean_is_wrong and (robust_is_wrong or not needs_both),
             readings=self._readings(saved, label),
         )
 
@@ -188,16 +218,13 @@ def make_gallery(
 ) -> Gallery:
     """Writes the pictures and gallery.json into the directory `out`, and returns the content of gallery.json.
 
-    run: the directory of the checkpoint. epsilon_255: radius in 1/255, 1 or more. drawings: maximum number of drawings
-    to try for each sign. Shows progress bars. Raises DataError if the model has no label for a sign.
+    run: the directory of the checkpoint. epsilon_255: largest radius in 1/255, 1 or more. drawings: maximum number of
+    drawings to try for each sign. Shows a progress bar. Raises DataError if the model has no label for a sign.
     """
     labels = _labels_of_signs(checkpoint)
     maker = _Maker(checkpoint, out, epsilon_255=epsilon_255, steps=steps, seed=seed, drawings=drawings)
     out.mkdir(parents=True, exist_ok=True)
-    classes = len(checkpoint.labels)
-    total = len(SIGNS) * sum(attack.total_passes(classes) for attack in maker.attacks)
-    with tqdm(total=total, desc="attack the signs", unit="pass", disable=None) as bar:
-        made = [maker.make(sign, label, lambda: bar.update() and None) for sign, label in labels.items()]
+    made = [maker.make(sign, label) for sign, label in tqdm(labels.items(), "attack", unit="sign", disable=None)]
     pairs = [one for one in made if isinstance(one, SignPair)]
     unread = [one for one in made if isinstance(one, UnreadSign)]
     gallery = Gallery(
@@ -206,7 +233,7 @@ def make_gallery(
         model_sha256=weights_sha256(run),
         made_by=f"tureen {__version__}",
         image_size=checkpoint.preprocess.image_size,
-        attack=maker.attacks[0].name(classes),
+        attack=PictureAttack(checkpoint.model, MODES, epsilon_255, steps).name(len(checkpoint.labels)),
         epsilon_255=epsilon_255,
         difference_factor=maker.factor,
         strength=maker.curve,
@@ -220,13 +247,15 @@ def make_gallery(
 
 def _counts(pairs: list[SignPair], unread: list[UnreadSign]) -> GalleryCounts:
     tried = sum(pair.drawings_tried for pair in pairs) + sum(sign.drawings_tried for sign in unread)
+    attacks = sum(pair.clean_attacks for pair in pairs)
     return GalleryCounts(
         signs=len(pairs) + len(unread),
-        drawings_tried=tried,
-        drawings_read_wrongly=tried - len(pairs),
         signs_without_picture=len(unread),
-        attacks=2 * len(pairs),
-        clean_attacks_failed=sum(not pair.clean.succeeded for pair in pairs),
+        drawings_tried=tried,
+        drawings_read_wrongly=tried - attacks,
+        clean_attacks=attacks,
+        clean_attacks_failed=attacks - sum(pair.clean.succeeded for pair in pairs),
+        both_attacks=len(pairs),
         both_attacks_failed=sum(not pair.both.succeeded for pair in pairs),
         clean_wrong_robust_right=sum(pair.clean.clean_is_wrong and not pair.clean.robust_is_wrong for pair in pairs),
     )

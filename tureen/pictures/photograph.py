@@ -12,6 +12,10 @@ SIDE = 256
 """Height and width of a picture, pixels."""
 FILL = 0.8
 """Share of the frame that the sign fills."""
+EXPOSURES = (0.22, 1.05)
+"""Darkest and brightest light. With these, the mean of a picture varies as in the data set GTSRB (32 × 32)."""
+BLURS = (1.0, 7.0)
+"""Radii of the blur, pixels: those of signs that measured 120 to 18 pixels in a photograph, as most of GTSRB do."""
 
 _Plane = NDArray[np.float64]
 _Colours = NDArray[np.float64] | NDArray[np.int64]
@@ -35,10 +39,12 @@ def photograph(sign: Image.Image, rng: np.random.Generator) -> Image.Image:
     scene = colour * dirt[..., None] * opacity + scene * (1 - opacity)
 
     angle, slope = rng.uniform(0, 2 * math.pi), rng.uniform(0.05, 0.2)
-    light = rng.uniform(0.72, 1.02) * (1 + slope * (math.cos(angle) * columns + math.sin(angle) * rows))
+    exposure = _log_uniform(rng, EXPOSURES)
+    light = exposure * (1 + slope * (math.cos(angle) * columns + math.sin(angle) * rows))
     tint = 1 + rng.uniform(-0.05, 0.05) * np.array([1.0, 0.0, -1.0])  # warm or cold light
     lit = _image(scene * light[..., None] * tint + rng.uniform(0, 14))  # the last term is haze
-    blurred = np.asarray(lit.filter(ImageFilter.GaussianBlur(rng.uniform(0.8, 2.2))), dtype=np.float64)
+    blur = _log_uniform(rng, BLURS)
+    blurred = np.asarray(lit.filter(ImageFilter.GaussianBlur(blur)), dtype=np.float64)
     grain = rng.normal(0, rng.uniform(2, 5), (SIDE, SIDE, 1)) + rng.normal(0, 2, (SIDE, SIDE, 3))
     return _image(blurred + grain)
 
@@ -113,6 +119,12 @@ def _noise(rng: np.random.Generator, grids: tuple[int, ...]) -> _Plane:
         grid = Image.fromarray(rng.uniform(-1, 1, (size, size)).astype(np.float32))
         total += np.asarray(grid.resize((SIDE, SIDE), Image.Resampling.BICUBIC)) / 2**octave
     return total
+
+
+def _log_uniform(rng: np.random.Generator, bounds: tuple[float, float]) -> float:
+    """Returns a random number between the bounds, whose logarithm is uniform."""
+    low, high = map(math.log, bounds)
+    return math.exp(rng.uniform(low, high))
 
 
 def _image(values: NDArray[np.float64]) -> Image.Image:

@@ -33,6 +33,7 @@ def test_the_table_has_a_row_for_each_sign_and_the_counts():
         label="14-stop",
         seed=3,
         drawings_tried=4,
+        clean_attacks=3,
         drawing="stop.png",
         view="v.png",
         readings=readings("14-stop", "14-stop"),
@@ -52,10 +53,11 @@ def test_the_table_has_a_row_for_each_sign_and_the_counts():
         counts=GalleryCounts(
             signs=2,
             drawings_tried=24,
-            drawings_read_wrongly=23,
+            drawings_read_wrongly=21,
             signs_without_picture=1,
-            attacks=2,
-            clean_attacks_failed=0,
+            clean_attacks=3,
+            clean_attacks_failed=2,
+            both_attacks=1,
             both_attacks_failed=0,
             clean_wrong_robust_right=1,
         ),
@@ -68,7 +70,8 @@ def test_the_table_has_a_row_for_each_sign_and_the_counts():
         *("13-yield", "90", "%", "15-no-vehicles", "90", "%"),
     ]
     assert lines[3].split("  ")[0] == "yield"
-    assert "drawings tried: 24, of which a mode read 23 wrongly" in lines
+    assert "drawings tried: 24, of which a mode read 21 wrongly" in lines
+    assert "attacks for the clean token: 3, failed: 2" in lines
     assert lines[-1] == "clean mode wrong, robust mode right: 1 of 2"
 
 

@@ -9,6 +9,9 @@ from PIL import Image
 
 from training.checkpoint import load_checkpoint
 from training.errors import DataError
+from training.evaluation import sign_gallery
+from training.evaluation.accuracy import make_predictor
+from training.evaluation.picture_attack import PictureAttack
 from training.evaluation.sign_gallery import GALLERY, Gallery, make_gallery
 from tureen.cli import main
 from tureen.pictures.signs import SIGNS, drawn_picture
@@ -36,9 +39,10 @@ def test_the_counts_follow_from_the_signs(gallery):
     assert counts.signs == 10
     assert counts.signs_without_picture == len(record.unread) == 10 - len(pairs)
     tried = sum(one.drawings_tried for one in [*pairs, *record.unread])
-    assert (counts.drawings_tried, counts.drawings_read_wrongly) == (tried, tried - len(pairs))
-    assert counts.attacks == 2 * len(pairs)
-    assert counts.clean_attacks_failed == sum(not pair.clean.clean_is_wrong for pair in pairs)
+    attacks = sum(pair.clean_attacks for pair in pairs)
+    assert (counts.drawings_tried, counts.drawings_read_wrongly) == (tried, tried - attacks)
+    assert (counts.clean_attacks, counts.both_attacks) == (attacks, len(pairs))
+    assert counts.clean_attacks_failed == attacks - sum(pair.clean.clean_is_wrong for pair in pairs)
     assert counts.both_attacks_failed == sum(
         not (pair.both.clean_is_wrong and pair.both.robust_is_wrong) for pair in pairs
     )
@@ -48,8 +52,6 @@ def test_the_counts_follow_from_the_signs(gallery):
 
 
 def test_the_files_are_the_pixels_that_were_read(gallery, signs_run):
-    from training.evaluation.accuracy import make_predictor
-
     out, record = gallery
     checkpoint = load_checkpoint(signs_run)
     predict = make_predictor(checkpoint.model)
@@ -70,11 +72,29 @@ def test_the_files_are_the_pixels_that_were_read(gallery, signs_run):
             assert np.array_equal(difference, np.clip(128 + 31 * (pixels.astype(int) - view), 0, 255))
 
 
+def test_the_picture_is_that_of_the_smallest_radius_that_misleads(signs_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(sign_gallery, "SIGNS", ["stop", "yield"])
+    checkpoint = load_checkpoint(signs_run)
+    record = make_gallery(checkpoint, signs_run, tmp_path, epsilon_255=40, steps=3, drawings=1)
+    misled = [pair for pair in record.pairs if pair.clean.succeeded]
+    assert misled
+    for pair in misled:
+        assert 1 < pair.clean.largest_change < 40
+        view = pixels_from_bytes((tmp_path / pair.view).read_bytes(), checkpoint.preprocess)
+        weaker = PictureAttack(checkpoint.model, [0.0], pair.clean.largest_change - 1, steps=3).run(
+            view, label := checkpoint.labels.index(pair.label)
+        )
+        assert make_predictor(checkpoint.model)(weaker[None], [0.0]).argmax() == label
+
+
 def test_a_failed_attack_stays_in_the_gallery(signs_run, tmp_path):
-    """One step of 1/255 fools hardly a sign, and no sign leaves the gallery for it."""
+    """One step of 1/255 fools hardly a sign: the first drawing of each stays, and all failures are counted."""
     record = make_gallery(load_checkpoint(signs_run), signs_run, tmp_path, epsilon_255=1, steps=1, drawings=2)
     assert len(record.pairs) + len(record.unread) == 10
     assert record.counts.both_attacks_failed > 0
+    tried = [pair for pair in record.pairs if not pair.clean.succeeded]
+    assert all(pair.drawings_tried == 2 for pair in tried)
+    assert any(pair.clean_attacks == 2 and pair.seed == 0 for pair in tried)
     failed = [pair for pair in record.pairs if not pair.both.succeeded]
     assert all(pair.label in {pair.both.readings[0].label, pair.both.readings[-1].label} for pair in failed)
 

@@ -32,6 +32,7 @@ def content(**changes):
         "difference_factor": 31,
         "signs": 2,
         "drawings_tried": 3,
+        "clean_attacks": 2,
         "clean_attacks_failed": 0,
         "both_attacks_failed": 1,
         "clean_wrong_robust_right": 1,

@@ -84,6 +84,7 @@ def test_the_gallery_is_that_of_the_served_bundle_and_404_without_one():
         difference_factor=31,
         signs=1,
         drawings_tried=1,
+        clean_attacks=1,
         clean_attacks_failed=0,
         both_attacks_failed=0,
         clean_wrong_robust_right=1,
