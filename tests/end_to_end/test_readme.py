@@ -43,9 +43,9 @@ def start_server(command, directory, port):
 
 
 def same_answer(shown, found):
-    """Asserts that two responses are equal, except for the last digits of the probabilities: engines differ in them."""
-    for prediction, expected in zip(found["predictions"], shown["predictions"], strict=True):
-        assert prediction.pop("probability") == pytest.approx(expected.pop("probability"), abs=0.01)
+    """Asserts that two sweeps are equal, except for the last digits of the probabilities: engines differ in them."""
+    for curve, expected in zip(found["curves"], shown["curves"], strict=True):
+        assert curve.pop("probabilities") == pytest.approx(expected.pop("probabilities"), abs=0.01)
     assert found == shown
 
 
@@ -102,7 +102,7 @@ def test_a_newcomer_sees_all_that_counts_in_the_first_30_lines():
     head = "\n".join(README.splitlines()[:30])
     assert "make demo" in head
     assert "curl" in head
-    assert '"predictions"' in head
+    assert '"answers"' in head
 
 
 def test_no_word_promises_more_than_robustness():

@@ -9,7 +9,7 @@ from tureen.bundle.bundle import MANIFEST
 from tureen.errors import BundleError, did_you_mean
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-DEFAULT_EXAMPLE: Final = "cifar10"
+DEFAULT_EXAMPLE: Final = "signs"
 BUNDLE_HELP: Final = f"directory that `tureen export` wrote, or the name of an example: {DEFAULT_EXAMPLE}"
 
 

@@ -11,6 +11,7 @@ from tureen.bundle.examples import EXAMPLES
 from tureen.cli import main
 from tureen.commands.classify import Readings, readings_text
 from tureen.pictures.ship import drawn_ship
+from tureen.pictures.signs import drawn_picture
 from tureen.soup import Classification, Prediction
 
 
@@ -57,12 +58,14 @@ def test_a_file_name_cannot_control_the_terminal():
     assert "\x1b" not in readings_text("a\x1b[2J.jpg", CAT_OR_TRUCK, 1, 80)
 
 
-def test_the_example_is_the_default_and_a_bad_file_is_named_and_leaves_the_others(ship, tmp_path, capsys):
+def test_the_example_is_the_default_and_a_bad_file_is_named_and_leaves_the_others(tmp_path, capsys):
+    stop = str(tmp_path / "stop.png")
+    drawn_picture("stop", 0).save(stop)
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n cut short")
     bad = [str(tmp_path / "broken.png"), str(tmp_path / "nowhere.jpg")]
-    assert main(["classify", bad[0], ship, bad[1], ship, "--strength", "0.7", "--top-k", "2"]) == 1
+    assert main(["classify", bad[0], stop, bad[1], stop, "--strength", "0.7", "--top-k", "2"]) == 1
     shown = capsys.readouterr()
-    assert shown.out.count(f"{ship}: ship ") == 2
+    assert shown.out.count(f"{stop}: 14-stop ") == 2
     assert "at strength 0.70" in shown.out
     assert len(shown.out.splitlines()) == 2 * 4
     broken, nowhere = shown.err.splitlines()

@@ -212,6 +212,18 @@ def test_the_gallery_fits_a_phone_in_the_dark(with_gallery, open_page):
         page.screenshot(path=Path(directory) / "gallery-phone.png", full_page=True)
 
 
+def test_the_attacked_stop_sign_of_the_example_is_read_rightly_in_robust_mode(start_server, open_page):
+    server = start_server(bundle=EXAMPLES / "signs")
+    server.wait_until_ready()
+    page = open_page(f"http://127.0.0.1:{server.port}", viewport={"width": 1280, "height": 900})
+    page.locator("#signs button").first.click()
+    expect(page.locator("#gallery-sentence")).to_contain_text("The true label is 14-stop.")
+    expect(page.locator("#robust-label")).to_have_text("14-stop")
+    expect(page.locator("#clean-label")).not_to_have_text("14-stop")
+    assert is_accessible(page)
+    picture(page, "console")
+
+
 def test_a_bundle_without_a_gallery_shows_none(operated, open_page):
     page = open_page(f"http://127.0.0.1:{operated[0].port}")
     expect(page.locator("#try")).to_be_visible()
@@ -253,7 +265,7 @@ def test_an_image_is_seen_at_every_strength_from_one_sweep(operated, open_page, 
     assert f"{100 * rows[0].clean.value:.1f} %" in page.inner_text("#accuracy")
     assert "empirical" in page.inner_text("#measurement")
     assert is_accessible(page)
-    picture(page, "console")
+    picture(page, "console-cifar10")
 
 
 def test_it_fits_a_phone_and_the_dark(operated, open_page, image_file):
