@@ -21,8 +21,6 @@ from tureen.bundle.examples import EXAMPLES, example_names
 from tureen.cli import main
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
-RIGHT_AT_CLEAN = {"cifar10": (0.62, 0.80), "signs": (0.95, 1.0)}  # of clean accuracy
-ARCHIVES = {"cifar10": "cifar10-jpeg.tar.gz", "signs": "gtsrb-32-webp.tar.gz"}
 
 
 @pytest.mark.parametrize("name", example_names())
@@ -76,10 +74,13 @@ def test_the_demo_serves_another_example_by_its_name(tmp_path):
     assert (answer["strength"], answer["predictions"][0]["label"]) == (0.5, "ship")
 
 
-@pytest.mark.parametrize("name", ["cifar10", "signs"])
-def test_an_example_classifies_real_photographs(name):
-    """One in twenty of the official test images, where they are at hand."""
-    archive = DATA / ARCHIVES[name]
+@pytest.mark.parametrize(
+    ("name", "archive_name", "least", "most"),
+    [("cifar10", "cifar10-jpeg.tar.gz", 0.62, 0.80), ("signs", "gtsrb-32-webp.tar.gz", 0.95, 0.99)],
+)
+def test_an_example_classifies_real_photographs(name, archive_name, least, most):
+    """One in twenty of the test images, where they are at hand; the models' own figures say 71 and 97 % at β = 0."""
+    archive = DATA / archive_name
     if not archive.exists():
         pytest.skip(f"{archive.name} is not on this machine")
     images, labels = [], []
@@ -93,5 +94,4 @@ def test_an_example_classifies_real_photographs(name):
         answers = soup.classify(images, beta=0.0)
     right = [answer.predictions[0].label == label for answer, label in zip(answers, labels, strict=True)]
     assert len(right) >= 300
-    low, high = RIGHT_AT_CLEAN[name]
-    assert low < sum(right) / len(right) <= high
+    assert least < sum(right) / len(right) < most

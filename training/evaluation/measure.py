@@ -224,13 +224,12 @@ def _bar(part: str, total: int, unit: str) -> Iterator[Callable[[], None]]:
     """Yields a function to call after each of `total` units. Shows progress on standard error."""
     done = 0
     with tqdm(total=total, desc=f"measure, {part}", unit=unit, disable=None) as bar:
-        is_quiet = bar.disable
 
         def advance() -> None:
             nonlocal done
             done += 1
             bar.update()
-            if is_quiet and 10 * done // total > 10 * (done - 1) // total:  # a tenth more
+            if bar.disable and 10 * done // total > 10 * (done - 1) // total:  # a tenth more
                 print(f"measure, {part}: {done / total:.0%}", file=sys.stderr, flush=True)
 
         yield advance

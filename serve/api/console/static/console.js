@@ -128,12 +128,12 @@ async function showGallery() {
   gallery = model.has_gallery ? await (await request("ui/gallery")).json() : undefined;
   $("gallery").hidden = !gallery;
   if (!gallery) return;
-  const { signs, pictures, clean_attacks, clean_attacks_failed, both_attacks_failed, clean_wrong_robust_right } = gallery;
+  const { signs, pictures, drawings_tried, clean_attacks, clean_attacks_failed, both_attacks_failed } = gallery;
   $("gallery-about").textContent =
     `Choose a drawing, or your own image below. Each of ${signs} signs was drawn until an attack misled the clean mode: ` +
-    `${gallery.attack}, at most ${gallery.epsilon_255}/255 a value. Drawings attacked for the clean token: ${clean_attacks}, failed ` +
-    `attacks: ${clean_attacks_failed}. Of the ${pictures.length} pictures, the clean mode is wrong and the robust mode right on ` +
-    `${clean_wrong_robust_right}. The attack on both tokens failed on ${both_attacks_failed}. A drawing does not measure robustness; ` +
+    `${gallery.attack}, at most ${gallery.epsilon_255}/255 a value. Drawings tried: ${drawings_tried}. Drawings attacked for the ` +
+    `clean token: ${clean_attacks}, failed attacks: ${clean_attacks_failed}. Of the ${pictures.length} pictures, the clean mode is wrong and the robust mode right on ` +
+    `${gallery.clean_wrong_robust_right}. The attack on both tokens failed on ${both_attacks_failed}. A drawing does not measure robustness; ` +
     `the table below does.`;
   $("signs").replaceChildren(...gallery.pictures.map((picture) => {
     const button = element("button", "", { type: "button", title: picture.title, "aria-pressed": "false" });

@@ -139,8 +139,8 @@ def test_a_picture_of_the_gallery_is_seen_before_and_after_each_attack(with_gall
     pictures, versions = page.locator("#signs button"), page.locator("#versions button")
     expect(pictures).to_have_count(2)
     expect(page.locator("#gallery-about")).to_contain_text(
-        "Drawings attacked for the clean token: 2, failed attacks: 1. Of the 2 pictures, the clean mode is wrong and "
-        "the robust mode right on 1. The attack on both tokens failed on 2."
+        "Drawings tried: 3. Drawings attacked for the clean token: 2, failed attacks: 1. Of the 2 pictures, the clean "
+        "mode is wrong and the robust mode right on 1. The attack on both tokens failed on 2."
     )
     expect(page.locator("#versions")).to_be_hidden()
 
