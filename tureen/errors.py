@@ -4,6 +4,8 @@
     ├── InvalidBetaError                 caller: the β is not a number in [0, 1] nor the name of a mode
     │   └── SingleTokenError             caller: the model has one token, so there is no β to choose
     ├── InvalidStrengthError             caller: the strength is not a number in [0, 1]
+    ├── InvalidMixError                  caller: the mix of tokens has a wrong form, name or weight
+    │   └── UnknownTokenError            caller: the model has no token of this name
     ├── ImageError                       caller: an image cannot be used; `index` is its position among several
     │   ├── EmptyImageError              there are no bytes
     │   ├── UnreadableImageError         the file of the image cannot be read
@@ -17,6 +19,7 @@
     ├── BundleError                      operator: the bundle is missing, damaged or from another version
     │   ├── BundleFileError              one file of the bundle is missing or damaged
     │   └── GraphFileError               the bytes are not a valid ONNX graph; the message names no file
+    ├── TokenFileError                   caller: a token file is missing, damaged or for another backbone
     └── EngineError                      operator: the engine is not installed, not in the bundle, or wrong
 
 A server sends the messages for callers to its clients. So these messages contain no text of another library's error.
@@ -26,7 +29,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Final
+
+LISTED_TOKENS: Final = 20  # by UnknownTokenError
 
 
 class TureenError(Exception):
@@ -57,6 +62,19 @@ class InvalidStrengthError(TureenError, ValueError):
         super().__init__(
             f"the strength is {truncated(repr(value), 40)}; give a number from 0 (clean mode) to 1 (robust mode)"
         )
+
+
+class InvalidMixError(TureenError, ValueError):
+    """The mix of tokens is not valid; the message says what to give."""
+
+
+class UnknownTokenError(InvalidMixError):
+    def __init__(self, name: str, known: Iterable[str]) -> None:
+        names = sorted(known)
+        listed = ", ".join(names[:LISTED_TOKENS]) + (
+            f" and {len(names) - LISTED_TOKENS:,} others" * bool(names[LISTED_TOKENS:])
+        )
+        super().__init__(f"there is no token {name!r}{did_you_mean(name, names)}; the tokens are {listed}")
 
 
 class SingleTokenError(InvalidBetaError):
@@ -138,6 +156,10 @@ class BundleFileError(BundleError):
 
 class GraphFileError(BundleError):
     """The bytes are not a valid ONNX graph. The code that catches this error adds the file name and the advice."""
+
+
+class TokenFileError(TureenError):
+    """A token file cannot be used; the message names the file or the token and says what to do."""
 
 
 class EngineError(TureenError):

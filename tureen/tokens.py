@@ -1,24 +1,30 @@
-"""Mixes the clean and the robust token of a model, and parses β and strength.
+"""Mixes the tokens of a model, and parses β, strength and the text of a mix.
 
-β is the weight of the robust token: 0 is the clean mode, 1 the robust mode. Knows nothing about models, images or
-servers.
+β is the weight of the robust token: 0 is the clean mode, 1 the robust mode. A mix is a weighted sum of any tokens by
+name, such as "clean:0.2,robust:0.5,fog:0.3". Knows nothing about models, images or servers.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, Final, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tureen.errors import InvalidBetaError, InvalidStrengthError
+from tureen.errors import InvalidBetaError, InvalidMixError, InvalidStrengthError, UnknownTokenError
 
 CLEAN_BETA = 0.0
 ROBUST_BETA = 1.0
 MODE_BETAS = {"clean": CLEAN_BETA, "robust": ROBUST_BETA}
+CLEAN: Final = "clean"
+ROBUST: Final = "robust"
+TOKEN_NAME: Final = r"[a-z0-9][a-z0-9_-]{0,62}"  # noqa: S105 - not a password
+MAX_MIX_TOKENS: Final = 8  # in one mix
+MAX_WEIGHT: Final = 100.0
 
 Vector = TypeVar("Vector")
 
@@ -123,3 +129,121 @@ def _grid(
     if count > 1001:
         raise error(text)
     return [min(round(start + i * step, 9), 1.0) for i in range(count)]
+
+
+@dataclass(frozen=True)
+class Mix:
+    """A weighted sum of tokens that is not a β.
+
+    weights: pairs of a token's name and its weight, above 0. Each name occurs once, in alphabetical order.
+    """
+
+    weights: tuple[tuple[str, float], ...]
+
+    def __str__(self) -> str:
+        """The text that `parse_mix` reads."""
+        return ",".join(f"{name}:{weight!r}" for name, weight in self.weights)
+
+    @property
+    def beta(self) -> float:
+        """The share of the robust token in the sum of the weights, in [0, 1]. An operator's bounds of β limit it."""
+        return dict(self.weights).get(ROBUST, 0.0) / sum(weight for _, weight in self.weights)
+
+    def check_names(self, known: Iterable[str]) -> None:
+        """Raises UnknownTokenError if a token of the mix is not among the names `known`."""
+        names = set(known)
+        for name, _ in self.weights:
+            if name not in names:
+                raise UnknownTokenError(name, names)
+
+    def vector(self, tokens: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
+        """Returns the weighted sum of the tokens, float32 (D,).
+
+        tokens: vectors by name, each float32 (D,). Raises UnknownTokenError if a token of the mix is not among them.
+        """
+        self.check_names(tokens)
+        total = np.zeros_like(next(iter(tokens.values())))
+        for name, weight in self.weights:
+            total += np.float32(weight) * tokens[name]
+        return total
+
+
+def parse_mix(value: str | Mapping[str, float], *, normalize: bool = True) -> float | Mix:
+    """Returns the mix that `value` gives. If it is a mix of clean and robust alone whose weights sum to 1, returns a β.
+
+    value: a text such as "clean:0.2,fog:0.8", or the weights by name. A weight is a number from 0 to MAX_WEIGHT. Tokens
+    of weight 0 are left out. normalize: whether to divide the weights by their sum. The tokens need not exist.
+
+    Raises InvalidMixError if the text has another form, if a name or a weight is not valid, if a name occurs twice, if
+    there are more than MAX_MIX_TOKENS tokens, or if all weights are 0.
+    """
+    pairs = _parse_pairs(value) if isinstance(value, str) else list(value.items())
+    if len(pairs) > MAX_MIX_TOKENS:
+        raise InvalidMixError(f"the mix has {len(pairs):,} tokens: give at most {MAX_MIX_TOKENS}")
+    weights: dict[str, float] = {}
+    for name, weight in pairs:
+        if not isinstance(name, str) or not re.fullmatch(TOKEN_NAME, name):
+            raise InvalidMixError(f"{str(name)[:40]!r} cannot be the name of a token: it has a-z, 0-9, - and _")
+        if name in weights:
+            raise InvalidMixError(f"the mix has the token {name!r} twice")
+        weights[name] = _parse_weight(name, weight)
+    return _normal_form(weights, normalize)
+
+
+@dataclass(frozen=True)
+class TokenChoice:
+    """A token by name, mixed with the robust token. share: β or strength of the mix; None: the token alone.
+
+    A strength becomes a β only with the curve of a model.
+    """
+
+    name: str
+    share: float | Strength | None = None
+
+
+GivenChoice = float | Strength | Mix | TokenChoice  # what a request may give for an image; a float is a β
+
+
+def token_mix(name: str, beta: float = CLEAN_BETA) -> float | Mix:
+    """Returns the mix (1 − β)·token + β·robust for the token of this name. For "clean" this is the β itself.
+
+    beta: in [0, 1]. Raises InvalidMixError if `name` cannot be the name of a token.
+    """
+    if name == ROBUST:
+        return ROBUST_BETA
+    return parse_mix({name: 1 - beta, ROBUST: beta})
+
+
+def _parse_pairs(text: str) -> list[tuple[str, str]]:
+    if text.count(",") >= MAX_MIX_TOKENS:  # before a text of a million tokens is split
+        raise InvalidMixError(f"the mix has {text.count(',') + 1:,} tokens: give at most {MAX_MIX_TOKENS}")
+    pairs = []
+    for part in text.split(","):
+        name, separator, weight = part.partition(":")
+        if not separator:
+            raise InvalidMixError(f"{part[:40]!r} is not a token with its weight: give a mix such as clean:0.2,fog:0.8")
+        pairs.append((name.strip(), weight))
+    return pairs
+
+
+def _parse_weight(name: str, value: Any) -> float:
+    is_plausible = not isinstance(value, str) or (value.strip().isascii() and "_" not in value)  # as for β
+    try:
+        if isinstance(value, bool) or not is_plausible:
+            raise ValueError
+        weight = float(value)
+    except (TypeError, ValueError, OverflowError):
+        weight = math.nan
+    if not 0 <= weight <= MAX_WEIGHT:
+        raise InvalidMixError(f"the weight of {name} is {str(value)[:40]!r}: give a number from 0 to {MAX_WEIGHT:g}")
+    return weight + 0.0
+
+
+def _normal_form(weights: Mapping[str, float], normalize: bool) -> float | Mix:
+    total = math.fsum(weights.values())
+    if total == 0:
+        raise InvalidMixError("all weights of the mix are 0: give one above 0")
+    shares = {name: weight / total if normalize else weight for name, weight in sorted(weights.items()) if weight}
+    if set(shares) <= {CLEAN, ROBUST} and math.isclose(math.fsum(shares.values()), 1, abs_tol=1e-9):
+        return shares.get(ROBUST, 0.0)
+    return Mix(tuple(shares.items()))
