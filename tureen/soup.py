@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import importlib
 import pickle
-from collections.abc import Iterable, Sequence, Sized
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +21,9 @@ from pydantic import BaseModel
 from tureen.bundle.bundle import Bundle, load_bundle
 from tureen.bundle.examples import find_bundle
 from tureen.bundle.manifest import UNCALIBRATED, Precision
+from tureen.bundle.token_file import Token, read_token
 from tureen.engines import AUTO, open_engine
-from tureen.engines.base import Engine, EngineOptions
+from tureen.engines.base import Engine, EngineOptions, check_token_rows
 from tureen.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -33,17 +34,20 @@ from tureen.errors import (
     InvalidPixelsError,
     InvalidStrengthError,
     SingleTokenError,
+    TokenFileError,
 )
 from tureen.image_sources import ACCEPTED, ImageSource, is_one_image, pixels_from_source
 from tureen.machine import available_cpus, default_cache_directory
 from tureen.preprocess import DEFAULT_LIMITS, ImageLimits, Pixels
-from tureen.tokens import CLEAN_BETA, ROBUST_BETA, mix_rows, parse_beta, parse_strength
+from tureen.tokens import CLEAN_BETA, ROBUST_BETA, Mix, mix_rows, parse_beta, parse_mix, parse_strength, token_mix
 
 DEFAULT_TOP_K = 5
 CHUNK_IMAGES: Final = 16  # decoded and run together by `classify`; bounds its memory
 
 Beta = float | str | np.generic
 Strengths = float | np.generic | Iterable[float | np.generic]
+MixSource = str | Mapping[str, float]
+_Choice = TypeVar("_Choice")
 
 
 class Prediction(BaseModel):
@@ -55,14 +59,17 @@ class Prediction(BaseModel):
 
 
 class Classification(BaseModel):
-    """The most probable labels of one image at one β.
+    """The most probable labels of one image at one β, or at one mix of named tokens.
 
-    predictions: the most probable label first. beta, strength: None if the model has one token. calibrated: whether the
-    logits were divided by a fitted temperature before the softmax.
+    predictions: the most probable label first. beta: of a mix, the share of the robust token; None if the model has one
+    token. strength: None for a mix, or if the model has one token. mix: the weight of each token; None for a β.
+    calibrated: whether the logits were divided by a fitted temperature before the softmax; False for a mix, because a
+    temperature is fitted for β only.
     """
 
     beta: float | None
     strength: float | None
+    mix: dict[str, float] | None = None
     calibrated: bool
     predictions: list[Prediction]
 
@@ -71,18 +78,29 @@ class Soup:
     """A loaded bundle with an open engine. It classifies each image of a batch at a separate β.
 
     temperatures: the logits are divided by them before the softmax. They are those of the bundle, or 1 if `calibrated`
-    is False. As a context manager, a soup closes its engine at the end of the block.
+    is False. tokens: by name, those of the bundle and the added ones, each float32 (D,). As a context manager, a soup
+    closes its engine at the end of the block.
     """
 
     def __init__(
-        self, bundle: Bundle, engine: Engine, limits: ImageLimits = DEFAULT_LIMITS, *, calibrated: bool = True
+        self,
+        bundle: Bundle,
+        engine: Engine,
+        limits: ImageLimits = DEFAULT_LIMITS,
+        *,
+        calibrated: bool = True,
+        tokens: Iterable[Token] = (),
     ) -> None:
+        """tokens: to add to those of the bundle. Raises the errors of `add_token`."""
         self.bundle = bundle
         self.engine = engine
         self.limits = limits
         self.temperatures = bundle.manifest.temperatures if calibrated else UNCALIBRATED
+        self.tokens = dict(bundle.tokens)
         self._is_closed = False
         self._load_arguments: _LoadArguments | None = None  # None: not created by `load`
+        for token in tokens:
+            self.add_token(token)
 
     def __repr__(self) -> str:
         manifest = self.bundle.manifest
@@ -103,25 +121,32 @@ class Soup:
         beta: Beta | Iterable[Beta] | None = None,
         *,
         strength: Strengths | None = None,
+        token: str | Iterable[str] | None = None,
+        mix: MixSource | Iterable[MixSource] | None = None,
+        normalize: bool = True,
         top_k: int = DEFAULT_TOP_K,
     ) -> list[Classification]:
         """Returns the `top_k` most probable labels of each image.
 
-        Decodes and runs CHUNK_IMAGES images at a time, to bound the memory.
+        Decodes and runs CHUNK_IMAGES images at a time, to bound the memory. Each of beta, strength, token and mix is
+        one value for all images, or an iterable of one per image.
         images: an iterable of paths (str or Path), encoded JPEG, PNG or WebP bytes, files opened in binary mode, Pillow
         images, or uint8 RGB arrays (H, W, 3) of any size. `tqdm(images)` shows the progress.
-        beta: one β for all images, or one β per image. A β is a number in [0, 1], "clean" or "robust". None: the
-        bundle's default.
-        strength: instead of `beta`, one strength for all images or one per image. A strength is a number in [0, 1],
-        which the bundle maps to a β.
+        beta: a number in [0, 1], "clean" or "robust". None: the bundle's default.
+        strength: instead of `beta`, a number in [0, 1], which the bundle maps to a β.
+        token: the name of a token. It takes the place of the clean token. With `beta` or `strength` it is mixed with
+        the robust token; without them it is used alone.
+        mix: instead of all these, weights of tokens by name, such as {"fog": 0.7, "robust": 0.3} or
+        "fog:0.7,robust:0.3". normalize: whether to divide the weights of a mix by their sum.
 
         Raises:
         - ImageError or ArgumentTypeError for the first image that cannot be used; the message has its index
         - ArgumentTypeError if `images` is a single image or no iterable
         - InvalidBetaError for a β that is no number in [0, 1], "clean" or "robust"
         - InvalidStrengthError for a strength that is no number in [0, 1]
-        - SingleTokenError if `beta` or `strength` is given and the model has one token
-        - ArgumentError if the numbers of images and β differ, if `beta` and `strength` are both given, or if top_k < 1
+        - InvalidMixError for a mix or a name that `parse_mix` refuses, and UnknownTokenError for an unknown token
+        - SingleTokenError if a β or a strength is chosen and the model has one token
+        - ArgumentError if the numbers of images and β differ, if arguments exclude each other, or if top_k < 1
         - ClosedError if the soup is closed
         """
         self._check_open()
@@ -129,54 +154,57 @@ class Soup:
             raise ArgumentTypeError("images is one image; give a list of them, such as [image]")
         if not isinstance(images, Iterable):
             raise ArgumentTypeError(f"images is a {type(images).__name__}; give a list, each {ACCEPTED}")
-        betas = self._betas(beta, strength)
-        if isinstance(betas, list) and isinstance(images, Sized) and len(images) != len(betas):
-            raise _count_mismatch(len(images), len(betas))
-        manifest = self.bundle.manifest
+        choices = self._choices(beta, strength, token, mix, normalize)
+        if isinstance(choices, list) and isinstance(images, Sized) and len(images) != len(choices):
+            raise _count_mismatch(len(images), len(choices))
         numbered = enumerate(images)
         results: list[Classification] = []
         while rows := [self._pixels(index, image) for index, image in islice(numbered, CHUNK_IMAGES)]:
             start = len(results)
-            chunk_betas = betas[start : start + len(rows)] if isinstance(betas, list) else [betas] * len(rows)
-            if len(chunk_betas) < len(rows):
-                raise _count_mismatch(f"more than {start + len(chunk_betas)}", start + len(chunk_betas))
-            results += [
-                Classification(
-                    beta=b if manifest.has_two_tokens else None,
-                    strength=manifest.strength.strength_at(b) if manifest.has_two_tokens else None,
-                    calibrated=self.temperatures.is_calibrated,
-                    predictions=top_predictions(row, self.labels, top_k, temperature),
-                )
-                for b, row, temperature in zip(
-                    chunk_betas,
-                    self.logits(np.stack(rows), chunk_betas),
-                    self.temperatures.at(chunk_betas).tolist(),
-                    strict=True,
-                )
-            ]
-        if isinstance(betas, list) and len(results) < len(betas):
-            raise _count_mismatch(len(results), len(betas))
+            chunk = choices[start : start + len(rows)] if isinstance(choices, list) else [choices] * len(rows)
+            if len(chunk) < len(rows):
+                raise _count_mismatch(f"more than {start + len(chunk)}", start + len(chunk))
+            logits = self.logits(
+                np.stack(rows), [one.vector(self.tokens) if isinstance(one, Mix) else one for one in chunk]
+            )
+            results += [self._classification(choice, row, top_k) for choice, row in zip(chunk, logits, strict=True)]
+        if isinstance(choices, list) and len(results) < len(choices):
+            raise _count_mismatch(len(results), len(choices))
         return results
 
-    def logits(self, pixels: Pixels, betas: Sequence[float]) -> NDArray[np.float32]:
+    def add_token(self, token: Token) -> None:
+        """Adds a token, which `classify` then takes by its name.
+
+        Raises TokenFileError if the token was learned for another backbone, or if its name is taken. Raises EngineError
+        if the engine does not reproduce PyTorch's logits at this token.
+        """
+        token.check_bundle(self.bundle)
+        if token.record.name in self.tokens:
+            raise TokenFileError(f"the soup already has a token {token.record.name!r}: rename one of them")
+        check_token_rows(self.engine, self.bundle, token)
+        self.tokens = {**self.tokens, token.record.name: token.vector}  # a request may hold the dictionary before
+
+    def logits(
+        self, pixels: Pixels, betas: Sequence[float | NDArray[np.float32]] | NDArray[np.float32]
+    ) -> NDArray[np.float32]:
         """Returns the logits, float32 (B, K), of one batch of images. Image b runs at betas[b].
 
-        pixels: uint8 (B, H, W, 3); H and W are the image size of the bundle.
+        pixels: uint8 (B, H, W, 3); H and W are the image size of the bundle. betas: for each image a β in [0, 1], or a
+        token, float32 (D,), such as `Mix.vector` returns.
 
         Raises:
         - InvalidPixelsError if the pixels have another dtype or shape
         - InvalidBetaError for a β that is not a number in [0, 1]
-        - ArgumentError if the numbers of images and β differ
+        - ArgumentError if the numbers of images and β differ, or if a token has another dtype or shape
         - ClosedError if the soup is closed
         """
         self._check_open()
         size, classes = self.bundle.manifest.preprocess.image_size, len(self.labels)
         if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape[1:] != (size, size, 3):
             raise InvalidPixelsError("pixels", pixels, f"uint8 (B, {size}, {size}, 3)")
-        column = _beta_column(betas, len(pixels))
+        tokens = _token_rows(self.bundle, betas, len(pixels))
         if not len(pixels):
             return np.empty((0, classes), np.float32)
-        tokens = mix_rows(self.bundle.clean_token, self.bundle.robust_token, column)
         return self.engine.run(np.ascontiguousarray(pixels), tokens)
 
     def close(self) -> None:
@@ -210,14 +238,42 @@ class Soup:
         if self._is_closed:
             raise ClosedError
 
-    def _betas(self, beta: Beta | Iterable[Beta] | None, strength: Strengths | None) -> float | list[float]:
-        """Returns the β that the arguments of `classify` choose: one number for all images, or a list of one per image.
+    def _choices(
+        self,
+        beta: Beta | Iterable[Beta] | None,
+        strength: Strengths | None,
+        token: str | Iterable[str] | None,
+        mix: MixSource | Iterable[MixSource] | None,
+        normalize: bool,
+    ) -> float | Mix | list[float | Mix]:
+        """Returns what the arguments of `classify` choose: one value for all images, or a list of one per image.
 
-        `classify` documents the errors: InvalidBetaError, InvalidStrengthError, SingleTokenError and ArgumentError.
+        `classify` documents the errors, except those of images.
         """
+        given = {"beta": beta, "strength": strength, "token": token, "mix": mix}
+        names = [name for name, value in given.items() if value is not None]
+        if {"beta", "strength"} <= set(names) or ("mix" in names and len(names) > 1):
+            raise ArgumentError(f"{' and '.join(names)} exclude each other: give one of them")
+        if mix is not None:
+            return _each(mix, str | Mapping, lambda one: self._mix(parse_mix(one, normalize=normalize)))
+        if token is None:
+            return self._betas(beta, strength)  # type: ignore[return-value] # a list of β alone
+        betas = CLEAN_BETA if beta is None and strength is None else self._betas(beta, strength)
+        if isinstance(betas, list):
+            tokens = [token] * len(betas) if isinstance(token, str) else list(token)
+            if len(tokens) != len(betas):
+                raise ArgumentError(f"{len(tokens)} tokens and {len(betas)} β: give one β, or one for each token")
+            return [self._mix(token_mix(name, one)) for name, one in zip(tokens, betas, strict=True)]
+        return _each(token, str, lambda name: self._mix(token_mix(name, betas)))
+
+    def _mix(self, choice: float | Mix) -> float | Mix:
+        """Returns the choice. Raises UnknownTokenError if the soup does not have a token of a mix."""
+        if isinstance(choice, Mix):
+            choice.check_names(self.tokens)
+        return choice
+
+    def _betas(self, beta: Beta | Iterable[Beta] | None, strength: Strengths | None) -> float | list[float]:
         manifest = self.bundle.manifest
-        if beta is not None and strength is not None:
-            raise ArgumentError("beta and strength exclude each other: give one of them")
         if beta is None and strength is None:
             return manifest.default_beta
         if not manifest.has_two_tokens:
@@ -229,8 +285,20 @@ class Soup:
 
         if isinstance(value, bytes | bytearray):  # float() would parse their text
             raise InvalidBetaError(value) if strength is None else InvalidStrengthError(value)
-        has_several = isinstance(value, Iterable) and not isinstance(value, str)
-        return [parse(_to_python(one)) for one in value] if has_several else parse(value)
+        return _each(value, str, lambda one: parse(_to_python(one)))
+
+    def _classification(self, choice: float | Mix, logits: NDArray[np.float32], top_k: int) -> Classification:
+        manifest = self.bundle.manifest
+        has_beta, is_mix = manifest.has_two_tokens, isinstance(choice, Mix)
+        beta = choice.beta if isinstance(choice, Mix) else choice
+        temperature = 1.0 if is_mix else float(self.temperatures.at([beta])[0])
+        return Classification(
+            beta=beta if has_beta else None,
+            strength=manifest.strength.strength_at(beta) if has_beta and not is_mix else None,
+            mix=dict(choice.weights) if isinstance(choice, Mix) else None,
+            calibrated=self.temperatures.is_calibrated and not is_mix,
+            predictions=top_predictions(logits, self.labels, top_k, temperature),
+        )
 
     def _pixels(self, index: int, image: ImageSource) -> Pixels:
         try:
@@ -251,6 +319,7 @@ class _LoadArguments:
     precision: Precision | None
     options: EngineOptions | None
     calibrated: bool  # whether the probabilities use the temperatures of the bundle
+    tokens: tuple[Token, ...]
 
 
 def load(
@@ -261,21 +330,28 @@ def load(
     options: EngineOptions | None = None,
     limits: ImageLimits = DEFAULT_LIMITS,
     calibrated: bool = True,
+    tokens: Iterable[Path | str | Token] = (),
 ) -> Soup:
     """Returns a soup: the bundle at `path`, verified, with an open engine.
 
     path: the directory of a bundle. If it does not exist, the name of an example that is part of Tureen: "cifar10".
     engine: a name such as "openvino", or "auto" for the fastest engine on this machine. precision: None for the fastest
     one. options: threads, streams, batches and cache of the engine; None: all CPUs and the user's cache. limits: of
-    each image. calibrated: whether the probabilities use the temperatures of the bundle, if the bundle has any.
+    each image. calibrated: whether the probabilities use the temperatures of the bundle, if the bundle has any. tokens:
+    token files of `tureen adapt`, whose tokens are added to those of the bundle.
 
-    Raises BundleError if the bundle is missing or damaged, and EngineError if no such engine can run the bundle. Both
-    messages say what to do.
+    Raises BundleError if the bundle is missing or damaged, EngineError if no such engine can run the bundle, and
+    TokenFileError if a token is damaged, was learned for another backbone, or has a name that is taken. The messages
+    say what to do.
     """
     bundle = load_bundle(find_bundle(path))
     engine_options = options or EngineOptions(threads=available_cpus(), cache=default_cache_directory())
-    soup = Soup(bundle, open_engine(bundle, engine, precision, engine_options), limits, calibrated=calibrated)
-    soup._load_arguments = _LoadArguments(bundle.path.absolute(), engine, precision, options, calibrated)
+    added = tuple(one if isinstance(one, Token) else read_token(Path(one)) for one in tokens)
+    for token in added:
+        token.check_bundle(bundle)  # before the engine is opened, which takes longer
+    opened = open_engine(bundle, engine, precision, engine_options)
+    soup = Soup(bundle, opened, limits, calibrated=calibrated, tokens=added)
+    soup._load_arguments = _LoadArguments(bundle.path.absolute(), engine, precision, options, calibrated, added)
     return soup
 
 
@@ -299,6 +375,7 @@ def _load_again(arguments: _LoadArguments, limits: ImageLimits, model: str) -> S
         options=arguments.options,
         limits=limits,
         calibrated=arguments.calibrated,
+        tokens=arguments.tokens,
     )
     found = f"{soup.bundle.manifest.name} {soup.bundle.manifest.version}"
     if found != model:
@@ -311,12 +388,37 @@ def _count_mismatch(images: int | str, betas: int) -> ArgumentError:
     return ArgumentError(f"{images} images and {betas} β: give one β, or one for each image")
 
 
+def _each(value: Any, one: Any, parse: Callable[[Any], _Choice]) -> _Choice | list[_Choice]:
+    """Returns the parsed value; of an iterable, the list of its parsed values. one: the types that are one value."""
+    has_several = isinstance(value, Iterable) and not isinstance(value, one)
+    return [parse(each) for each in value] if has_several else parse(value)
+
+
 def _to_python(beta: Any) -> Any:
     """Converts a scalar or array of NumPy or torch to a Python number or list. Returns other values unchanged."""
     return beta.tolist() if hasattr(beta, "tolist") else beta
 
 
-def _beta_column(betas: Sequence[float], count: int) -> NDArray[np.float32]:
+def _token_rows(
+    bundle: Bundle, betas: Sequence[float | NDArray[np.float32]] | NDArray[np.float32], count: int
+) -> NDArray[np.float32]:
+    """Returns the tokens of a batch, float32 (count, D). `Soup.logits` documents `betas` and the errors."""
+    vectors: dict[int, NDArray[np.float32]] = {}
+    if isinstance(betas, list | tuple):
+        vectors = {row: choice for row, choice in enumerate(betas) if isinstance(choice, np.ndarray) and choice.ndim}
+    if vectors:
+        betas = [CLEAN_BETA if row in vectors else beta for row, beta in enumerate(betas)]
+    tokens = mix_rows(bundle.clean_token, bundle.robust_token, _beta_column(betas, count))
+    for row, vector in vectors.items():
+        if vector.dtype != np.float32 or vector.shape != bundle.clean_token.shape:
+            raise ArgumentError(
+                f"the token of image {row} is {vector.dtype} {vector.shape}: give float32 {bundle.clean_token.shape}"
+            )
+        tokens[row] = vector
+    return tokens
+
+
+def _beta_column(betas: Any, count: int) -> NDArray[np.float32]:
     """Returns the β as an array, float32 (count,).
 
     Raises ArgumentError if there are not `count` β, and InvalidBetaError for a β that is not a number in [0, 1].

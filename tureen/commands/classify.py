@@ -53,6 +53,16 @@ def classify(arguments: list[str]) -> int:
         "--strength", type=strength_argument, help="0 (clean mode) to 1 (robust mode), which the model maps to β"
     )
     beta.add_argument("--beta", type=beta_argument, help="0 to 1, clean or robust (default: that of the bundle)")
+    parser.add_argument("--token", metavar="NAME", help="token in place of the clean one")
+    parser.add_argument("--mix", help="weights of tokens, such as fog:0.7,robust:0.3, in place of a strength or β")
+    parser.add_argument(
+        "--token-file",
+        action="append",
+        type=Path,
+        default=[],
+        metavar="FILE",
+        help="token of `tureen adapt`; repeatable",
+    )
     parser.add_argument(
         "--top-k", type=positive_int, default=DEFAULT_TOP_K, help="number of labels (default: %(default)s)"
     )
@@ -61,10 +71,11 @@ def classify(arguments: list[str]) -> int:
     results: list[dict[str, Any]] = []
     status = 0
     strength = None if options.strength is None else options.strength.value
-    with load(options.bundle or EXAMPLES / DEFAULT_EXAMPLE) as soup:
+    choice = {"beta": options.beta, "strength": strength, "token": options.token, "mix": options.mix}
+    with load(options.bundle or EXAMPLES / DEFAULT_EXAMPLE, tokens=options.token_file) as soup:
         for image in options.images:
             try:
-                readings = read_image(soup, image, options.beta, strength)
+                readings = read_image(soup, image, **choice)
             except ImageError as error:
                 status = 1
                 error.index = None  # the message names the file
@@ -82,14 +93,21 @@ def classify(arguments: list[str]) -> int:
     return status
 
 
-def read_image(soup: Soup, image: str, beta: float | None = None, strength: float | None = None) -> Readings:
-    """Returns the classifications of the file `image`: at the given β or strength, in clean mode and in robust mode.
+def read_image(
+    soup: Soup,
+    image: str,
+    beta: float | None = None,
+    strength: float | None = None,
+    token: str | None = None,
+    mix: str | None = None,
+) -> Readings:
+    """Returns the classifications of the file `image`: at the given choice, in clean mode and in robust mode.
 
-    Without β and strength, the default β of the bundle is used. Raises an ImageError if the file cannot be used, and
-    SingleTokenError as `Soup.classify` does.
+    beta, strength, token, mix: as for `Soup.classify`. Without any of them, the default β of the bundle is used. Raises
+    an ImageError if the file cannot be used, and the other errors of `Soup.classify`.
     """
     everything = len(soup.labels)
-    (chosen,) = soup.classify([image], beta, strength=strength, top_k=everything)
+    (chosen,) = soup.classify([image], beta, strength=strength, token=token, mix=mix, top_k=everything)
     if not soup.bundle.manifest.has_two_tokens:
         return Readings(chosen, None, None)
     clean, robust = soup.classify([image, image], [CLEAN_BETA, ROBUST_BETA], top_k=everything)
@@ -113,17 +131,25 @@ def _lines(image: str, readings: Readings, top_k: int, columns: int) -> Iterator
     modes = {"clean mode": readings.clean, "robust mode": readings.robust}
     by_mode = {mode: reading.predictions for mode, reading in modes.items() if reading is not None}
     best = [f"{mode} {_best(predictions)}" for mode, predictions in by_mode.items()]
-    at = "" if chosen.beta is None else f" at strength {chosen.strength:.2f} (β {chosen.beta:.2f})"
+    chosen_at = _choice(chosen)
+    at = f" at {chosen_at}" if chosen_at else ""
     yield f"{printable(image)}: {'; '.join([f'{_best(chosen.predictions)}{at}', *best])}"
     bar_width = max(MIN_BAR, min(MAX_BAR, columns - label_width - 13 - 13 * len(by_mode)))
     if by_mode:
-        heading = f"strength {chosen.strength:.2f}"
+        heading = chosen_at.partition(" (")[0]
         yield f"  {heading:>{label_width + bar_width + 11}}{''.join(f'{mode:>13}' for mode in by_mode)}"
     shares = [{one.index: one.probability for one in predictions} for predictions in by_mode.values()]
     for label, one in zip(labels, shown, strict=True):
         others = "".join(f"{_percent(share[one.index]):>13}" for share in shares)
         bar = _bar(one.probability, bar_width)
         yield f"  {label:<{label_width}}  {bar:<{bar_width}}{_percent(one.probability):>9}{others}"
+
+
+def _choice(chosen: Classification) -> str:
+    """Returns the mix, or the strength with its β, as text; empty if the model has one token and there is no mix."""
+    if chosen.mix is not None:
+        return ",".join(f"{name}:{weight:.2f}" for name, weight in chosen.mix.items())
+    return "" if chosen.beta is None else f"strength {chosen.strength:.2f} (β {chosen.beta:.2f})"
 
 
 def _best(predictions: Sequence[Prediction]) -> str:

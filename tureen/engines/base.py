@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from tureen.bundle.bundle import Bundle
 from tureen.bundle.manifest import ParityRow, PlanRecord, Precision
+from tureen.bundle.token_file import Token
 from tureen.errors import EngineError
 from tureen.tokens import mix_rows
 from tureen.vendor_telemetry import disable_vendor_telemetry
@@ -103,22 +104,53 @@ def check_golden_rows(engine: Engine, bundle: Bundle) -> float:
     Runs all golden images at all β as one batch. Raises EngineError if the bundle has no parity row for this engine and
     precision, if the run fails, or if the difference exceeds `golden_tolerance` or is not a number.
     """
-    name = f"{engine.name} {engine.precision}"
-    row = bundle.parity(engine.name, engine.precision)
-    if row is None:
-        raise EngineError(f"the bundle does not list {name}: export it with that engine and precision")
     golden = bundle.golden
     betas = np.repeat(golden.betas, len(golden.pixels))
     pixels = np.tile(golden.pixels, (len(golden.betas), 1, 1, 1))
     tokens = mix_rows(bundle.clean_token, bundle.robust_token, betas)
+    logits = golden.logits.reshape(len(pixels), -1)
+    tolerance = golden_tolerance(_parity(engine, bundle))
+    return _check_logits(engine, pixels, tokens, logits, tolerance, "or export again on this machine")
+
+
+def check_token_rows(engine: Engine, bundle: Bundle, token: Token) -> float:
+    """Returns the largest logit difference between the engine and PyTorch on the golden images at an added token.
+
+    A token may have larger logits than the golden rows, and differences grow with logits. So the tolerance grows by the
+    same factor. Raises EngineError as `check_golden_rows` does.
+    """
+    pixels, logits = bundle.golden.pixels, token.golden_logits
+    growth = float(np.abs(logits).max() / np.abs(bundle.golden.logits).max())
+    tolerance = max(1.0, growth) * golden_tolerance(_parity(engine, bundle))
+    tokens = np.tile(token.vector, (len(pixels), 1))
+    return _check_logits(engine, pixels, tokens, logits, tolerance, "or learn the token again")
+
+
+def _parity(engine: Engine, bundle: Bundle) -> ParityRow:
+    row = bundle.parity(engine.name, engine.precision)
+    if row is None:
+        name = f"{engine.name} {engine.precision}"
+        raise EngineError(f"the bundle does not list {name}: export it with that engine and precision")
+    return row
+
+
+def _check_logits(
+    engine: Engine,
+    pixels: NDArray[np.uint8],
+    tokens: NDArray[np.float32],
+    expected: NDArray[np.float32],
+    tolerance: float,
+    advice: str,
+) -> float:
+    name = f"{engine.name} {engine.precision}"
     try:
-        logits = engine.run(pixels, tokens).reshape(golden.logits.shape)
+        logits = engine.run(pixels, tokens).reshape(expected.shape)
     except Exception as error:  # such as for a graph of wrong shapes; runtimes have no common exception
         raise EngineError(f"{name} cannot run the golden rows: export the model again") from error
-    difference = float(np.abs(logits - golden.logits).max())
-    if not difference <= golden_tolerance(row):
+    difference = float(np.abs(logits - expected).max())
+    if not difference <= tolerance:
         raise EngineError(
             f"{name} does not reproduce the golden rows: largest logit difference {difference:.3g}, "
-            f"allowed {golden_tolerance(row):.3g}; use another engine, or export again on this machine"
+            f"allowed {tolerance:.3g}; use another engine, {advice}"
         )
     return difference
