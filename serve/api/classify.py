@@ -32,7 +32,7 @@ from serve.http.request_log import access_fields, arrived_s
 from serve.inference.loaded_model import InferenceResult
 from serve.inference.service import Admission, Service
 from tureen.errors import SingleTokenError, TureenError
-from tureen.tokens import Strength
+from tureen.tokens import GivenChoice
 
 CLASSIFY_TAG = "Classify"
 
@@ -66,7 +66,7 @@ def add_classify_routes(app: FastAPI, service: Service, memory: BodyMemory) -> N
     @router.post(
         "/classify",
         response_model=ClassifyResponse | ClassifyListResponse,
-        summary="Classify one image or several, each at its own β",
+        summary="Classify one image or several, each at its own β or mix of tokens",
         responses=openapi_responses(),
         openapi_extra={
             "parameters": query_parameters(settings, has_beta=has_two_tokens),
@@ -85,12 +85,14 @@ def add_classify_routes(app: FastAPI, service: Service, memory: BodyMemory) -> N
                     request, _classify_list(admission, images, parameters, client)
                 )
             else:
-                choice = admission.choose(_first_given(images.betas[0], parameters.beta), client)
+                choice = admission.choose(_first_given(images.choices[0], parameters.choice), client)
                 (result,) = await cancel_on_disconnect(request, admission.classify([choice]))
                 if isinstance(result, TureenError):
                     raise result
                 body, results = _single_response(admission, choice, result, parameters.top_k), [result]
                 access_fields(request.scope).update(beta=choice.beta, beta_source=choice.source)
+                if choice.mix is not None:
+                    access_fields(request.scope).update(mix=dict(choice.mix.weights))
         return _response(request, body, results)
 
     @router.post(
@@ -107,7 +109,7 @@ def add_classify_routes(app: FastAPI, service: Service, memory: BodyMemory) -> N
         parameters = sweep_parameters(request.query_params, settings)
         client_identity_of(request)  # raises for a repeated header; a sweep needs no identity
         images = await receive_images(request, parameters)
-        if len(images.images) != 1 or images.betas != [None]:
+        if len(images.images) != 1 or images.choices != [None]:
             raise InvalidParameterError("a sweep takes one image, and its β in the query parameter betas or strengths")
         with service.admit(
             [images.single()], len(parameters.betas), parameters.timeout_ms, arrived_s(request.scope)
@@ -126,9 +128,10 @@ def add_classify_routes(app: FastAPI, service: Service, memory: BodyMemory) -> N
 def _single_response(admission: Admission, choice: BetaChoice, result: InferenceResult, top_k: int) -> ClassifyResponse:
     (image,) = image_results(admission, [result.logits[0]], [choice], top_k)
     return ClassifyResponse(
-        **served_model_fields(admission),
+        **served_model_fields(admission, [choice]),
         beta=image.beta,
         strength=image.strength,
+        mix=image.mix,
         beta_source=image.beta_source,
         predictions=image.predictions,
     )
@@ -138,7 +141,7 @@ async def _classify_list(
     admission: Admission, images: RequestImages, parameters: QueryParameters, client: ClientIdentity
 ) -> tuple[ClassifyListResponse, list[InferenceResult]]:
     """Classifies several images. Returns the response, and the results of the images that did not fail."""
-    choices = [admission.choose(_first_given(beta, parameters.beta), client) for beta in images.betas]
+    choices = [admission.choose(_first_given(choice, parameters.choice), client) for choice in images.choices]
     readable = [choice for image, choice in zip(images.images, choices, strict=True) if isinstance(image, bytes)]
     results = iter(await admission.classify(readable))
     outcomes = [next(results) if isinstance(image, bytes) else image for image in images.images]
@@ -154,14 +157,14 @@ async def _classify_list(
         )
     )
     response = ClassifyListResponse(
-        **served_model_fields(admission),
+        **served_model_fields(admission, choices),
         results=[image_problem(one) if isinstance(one, TureenError) else next(entries) for one in outcomes],
     )
     return response, [result for result, _ in classified]
 
 
-def _first_given(image_beta: float | Strength | None, query_beta: float | Strength | None) -> float | Strength | None:
-    return query_beta if image_beta is None else image_beta
+def _first_given(of_image: GivenChoice | None, of_query: GivenChoice | None) -> GivenChoice | None:
+    return of_query if of_image is None else of_image
 
 
 def _response(request: Request, body: BaseModel, results: Sequence[InferenceResult]) -> Response:

@@ -1,4 +1,4 @@
-"""Parses the body of a request into encoded images, each with an optional β or strength.
+"""Parses the body of a request into encoded images, each with an optional β, strength, token or mix.
 
 A body is a raw image, a multipart form, or JSON. `serve.http.body_stream` has checked the size of the body. Does not
 decode images. Knows nothing about HTTP requests.
@@ -17,11 +17,13 @@ from serve.errors import InvalidParameterError, MalformedFormError
 from serve.http.json_body import decode_base64, parse_json
 from serve.limits import BodyLimits
 from tureen.errors import ImageError, ImageTooLargeError, UndecodableImageError, UnsupportedImageTypeError
-from tureen.tokens import Strength, parse_beta, parse_strength
+from tureen.tokens import GivenChoice, Strength, TokenChoice, parse_beta, parse_mix, parse_strength
 
 IMAGE_FIELD = "image"
 BETA_FIELD = "beta"
 STRENGTH_FIELD = "strength"
+TOKEN_FIELD = "token"  # noqa: S105 - not a password
+MIX_FIELD = "mix"
 IMAGE_TYPES = frozenset({"image/jpeg", "image/png", "image/webp"})
 UNDECLARED_TYPES = frozenset({"", "application/octet-stream", "application/x-www-form-urlencoded"})
 FORM_TYPE = "multipart/form-data"
@@ -29,15 +31,24 @@ JSON_TYPE = "application/json"
 MAX_JSON_DEPTH = 4  # {"images": [{…}]} is 3 deep
 
 
+FORM_CHOICES: dict[str, Callable[[str], GivenChoice]] = {
+    BETA_FIELD: parse_beta,
+    STRENGTH_FIELD: parse_strength,
+    TOKEN_FIELD: TokenChoice,
+    MIX_FIELD: parse_mix,
+}
+"""The fields that choose the token of an image, and the function that parses the text of each."""
+
+
 @dataclass(frozen=True)
 class RequestImages:
-    """The encoded images of a request, and the β or strength that the request gives for each image.
+    """The encoded images of a request, and the β, strength, token or mix that the request gives for each image.
 
-    betas: None for an image without β or strength. images: an ImageError replaces an image that cannot be read.
+    images: an ImageError replaces an image that cannot be read. choices: None for an image without a choice.
     """
 
     images: Sequence[bytes | ImageError]
-    betas: list[float | Strength | None]  # one for each image
+    choices: list[GivenChoice | None]  # one for each image
     is_list: bool  # whether the response has a list of results
 
     def readable(self) -> list[bytes]:
@@ -77,8 +88,8 @@ def parse_images(body: bytes, content_type: str, limits: BodyLimits) -> RequestI
 
     Raises UnsupportedImageTypeError for any other Content-Type, and MalformedFormError if a form cannot be parsed.
     Raises InvalidParameterError if JSON cannot be parsed, if a field is missing, unknown or invalid, or if the number
-    of images is 0 or above the limit. Raises InvalidBetaError or InvalidStrengthError for a value outside [0, 1].
-    Raises ImageTooLargeError if the single image of a form has more than max_image_bytes.
+    of images is 0 or above the limit. Raises InvalidBetaError, InvalidStrengthError or InvalidMixError for an invalid
+    choice. Raises ImageTooLargeError if the single image of a form has more than max_image_bytes.
     """
     media_type = parse_media_type(content_type)
     if media_type == FORM_TYPE:
@@ -95,8 +106,8 @@ def parse_images(body: bytes, content_type: str, limits: BodyLimits) -> RequestI
 def _parse_form(content_type: str, body: bytes, limits: BodyLimits) -> RequestImages:
     """Returns the images of a form. The form has a part `image` for each image.
 
-    The form may also have parts `beta` and `strength`, one for each image in the order of the images. It has either one
-    such part for every image, or none. Raises the errors of `parse_images`.
+    The form may also have parts `beta`, `strength`, `token` and `mix`, one of them for each image in the order of the
+    images. It has either one such part for every image, or none. Raises the errors of `parse_images`.
     """
     parts: list[tuple[str, bytes]] = []
     is_complete = False
@@ -104,10 +115,10 @@ def _parse_form(content_type: str, body: bytes, limits: BodyLimits) -> RequestIm
     def add(name: bytes | None, data: bytes) -> None:
         parts.append(((name or b"").decode("utf-8", "replace"), data))
         # Checked for each part, so that the parser stops early in a form of a million tiny parts.
-        if parts[-1][0] not in (IMAGE_FIELD, BETA_FIELD, STRENGTH_FIELD):
+        if parts[-1][0] not in (IMAGE_FIELD, *FORM_CHOICES):
             raise InvalidParameterError(
-                f"the form has a field {parts[-1][0][:40]!r}: use {IMAGE_FIELD!r} and, for each image or none, "
-                f"{BETA_FIELD!r} or {STRENGTH_FIELD!r}; send all other parameters in the query"
+                f"the form has a field {parts[-1][0][:40]!r}: use {IMAGE_FIELD!r} and, for each image or none, one of "
+                f"{', '.join(map(repr, FORM_CHOICES))}; send all other parameters in the query"
             )
         if len(parts) > 2 * limits.max_images:
             raise _too_many(limits)
@@ -135,30 +146,30 @@ def _parse_form(content_type: str, body: bytes, limits: BodyLimits) -> RequestIm
     if not parts or not is_complete:
         raise MalformedFormError("the multipart body is incomplete: check its boundary and its end")
     images = [data for name, data in parts if name == IMAGE_FIELD]
-    parsers: dict[str, Callable[[str], float | Strength]] = {BETA_FIELD: parse_beta, STRENGTH_FIELD: parse_strength}
-    betas: list[float | Strength | None] = [
-        parsers[name](data.decode("utf-8", "replace")) for name, data in parts if name in parsers
+    choices: list[GivenChoice | None] = [
+        FORM_CHOICES[name](data.decode("utf-8", "replace")) for name, data in parts if name in FORM_CHOICES
     ]
     if not images:
         raise InvalidParameterError(f"the form has no field {IMAGE_FIELD!r}: send each image as one")
     if len(images) > limits.max_images:
         raise _too_many(limits)
-    if len(betas) > len(images) and {BETA_FIELD, STRENGTH_FIELD} <= {name for name, _ in parts}:
+    if len(choices) > len(images) and len({name for name, _ in parts if name in FORM_CHOICES}) > 1:
         raise InvalidParameterError(
-            f"the form has more β and strengths than images: {BETA_FIELD} and {STRENGTH_FIELD} exclude each other for "
-            "an image"
+            f"the form has more choices than images: {', '.join(FORM_CHOICES)} exclude each other for an image"
         )
-    if betas and len(betas) != len(images):
+    if choices and len(choices) != len(images):
         raise InvalidParameterError(
-            f"the form has {len(images)} images and {len(betas)} β or strengths: give one for each image, or none"
+            f"the form has {len(images)} images and {len(choices)} of {', '.join(FORM_CHOICES)}: give one for each "
+            "image, or none"
         )
-    return RequestImages(images, betas or [None] * len(images), is_list=len(images) > 1)
+    return RequestImages(images, choices or [None] * len(images), is_list=len(images) > 1)
 
 
 def _parse_json_body(body: bytes, limits: BodyLimits) -> RequestImages:
     """Returns the images in the JSON text {"images": [{"data": "<base64>", "beta": 0.7}, …]}.
 
-    Each image may have `beta`, `strength` or neither. Raises the errors of `parse_images`.
+    Each image may have `beta`, `strength` or `mix`, or a `token` with or without `beta` or `strength`. Raises the
+    errors of `parse_images`.
     """
     value = parse_json(body, max_bytes=limits.max_request_bytes, max_depth=MAX_JSON_DEPTH)
     entries = value.get("images") if isinstance(value, dict) and set(value) == {"images"} else None
@@ -170,37 +181,52 @@ def _parse_json_body(body: bytes, limits: BodyLimits) -> RequestImages:
         raise InvalidParameterError(f"the list of images is empty: send 1 to {limits.max_images}")
     if len(entries) > limits.max_images:
         raise _too_many(limits)
-    images, betas = zip(*(_parse_json_image(index, entry) for index, entry in enumerate(entries)), strict=True)
-    return RequestImages(images, list(betas), is_list=True)
+    images, choices = zip(*(_parse_json_image(index, entry) for index, entry in enumerate(entries)), strict=True)
+    return RequestImages(images, list(choices), is_list=True)
 
 
-def _parse_json_image(index: int, entry: Any) -> tuple[bytes | ImageError, float | Strength | None]:
+def _parse_json_image(index: int, entry: Any) -> tuple[bytes | ImageError, GivenChoice | None]:
     if (
         not isinstance(entry, dict)
-        or not {"data"} <= set(entry) <= {"data", BETA_FIELD, STRENGTH_FIELD}
+        or not {"data"} <= set(entry) <= {"data", *FORM_CHOICES}
         or not isinstance(entry["data"], str)
     ):
         raise InvalidParameterError(
-            f'image {index} has another form: send an object with the string "data" and, optionally, "beta" or '
-            '"strength"'
+            f'image {index} has another form: send an object with the string "data" and, optionally, '
+            f"{', '.join(FORM_CHOICES)}"
         )
     image: bytes | ImageError
     try:
         image = decode_base64(entry["data"])
     except ValueError:
         image = UndecodableImageError("the data of the image is neither base64 nor a base64 data: URL")
-    beta, strength = entry.get(BETA_FIELD), entry.get(STRENGTH_FIELD)
+    return image, _parse_json_choice(index, entry)
+
+
+def _parse_json_choice(index: int, entry: dict[str, Any]) -> GivenChoice | None:
+    beta, strength, token, mix = (entry.get(name) for name in FORM_CHOICES)
+    if mix is not None:
+        if not isinstance(mix, str | dict) or any(value is not None for value in (beta, strength, token)):
+            raise InvalidParameterError(
+                f'image {index} has a mix of another form, or beside another choice: give {{"fog": 0.7, "robust": 0.3}}'
+            )
+        return parse_mix(mix)
+    share: float | Strength | None = None
     if strength is not None:
         if beta is not None:
             raise InvalidParameterError(f"image {index} has a beta and a strength: give one of them")
         if isinstance(strength, str):
             raise InvalidParameterError(f"the strength of image {index} is a string: give a number")
-        return image, parse_strength(strength)
-    if beta is None:
-        return image, None
-    if isinstance(beta, str) and beta not in ("clean", "robust"):
-        raise InvalidParameterError(f'the beta of image {index} is a string: give a number, "clean" or "robust"')
-    return image, parse_beta(beta)
+        share = parse_strength(strength)
+    elif beta is not None:
+        if isinstance(beta, str) and beta not in ("clean", "robust"):
+            raise InvalidParameterError(f'the beta of image {index} is a string: give a number, "clean" or "robust"')
+        share = parse_beta(beta)
+    if token is None:
+        return share
+    if not isinstance(token, str):
+        raise InvalidParameterError(f"the token of image {index} is not a string: give the name of a token")
+    return TokenChoice(token, share)
 
 
 def _too_many(limits: BodyLimits) -> InvalidParameterError:

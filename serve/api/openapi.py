@@ -4,14 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
-from serve.api.images import BETA_FIELD, FORM_TYPE, IMAGE_FIELD, IMAGE_TYPES, JSON_TYPE, STRENGTH_FIELD
+from serve.api.images import (
+    BETA_FIELD,
+    FORM_TYPE,
+    IMAGE_FIELD,
+    IMAGE_TYPES,
+    JSON_TYPE,
+    MIX_FIELD,
+    STRENGTH_FIELD,
+    TOKEN_FIELD,
+)
 from serve.api.query import DEFAULT_SWEEP
 from serve.control.settings_state import POLICY_NAME
 from serve.settings import Settings
 from tureen.soup import DEFAULT_TOP_K
-from tureen.tokens import MODE_BETAS
+from tureen.tokens import MAX_MIX_TOKENS, MAX_WEIGHT, MODE_BETAS, TOKEN_NAME
 
 STRENGTH_SCHEMA = {"type": "number", "minimum": 0, "maximum": 1}
+TOKEN_SCHEMA = {"type": "string", "pattern": f"^{TOKEN_NAME}$"}
 BINARY = {"schema": {"type": "string", "format": "binary"}}
 
 
@@ -49,6 +59,23 @@ def request_body(*, several: bool) -> dict[str, Any]:
                 "anyOf": [STRENGTH_SCHEMA, {"type": "null"}],
                 "description": "strength of the image; use it instead of beta",
             },
+            TOKEN_FIELD: {
+                "anyOf": [TOKEN_SCHEMA, {"type": "null"}],
+                "description": "token in place of the clean one, alone or mixed by beta or strength",
+            },
+            MIX_FIELD: {
+                "anyOf": [
+                    {"type": "string"},
+                    {
+                        "type": "object",
+                        "additionalProperties": {"type": "number", "minimum": 0, "maximum": MAX_WEIGHT},
+                        "minProperties": 1,
+                        "maxProperties": MAX_MIX_TOKENS,
+                    },
+                    {"type": "null"},
+                ],
+                "description": "weights of tokens by name; use it instead of beta, strength and token",
+            },
         }
     images = {"type": "array", "items": image, "minItems": 1, **({} if several else {"maxItems": 1})}
     json_body = {
@@ -62,9 +89,17 @@ def request_body(*, several: bool) -> dict[str, Any]:
     if several:
         beta_text = {"type": "string", "description": "a number, `clean` or `robust`"}
         strength_text = {"type": "string", "description": "a number; instead of beta"}
+        token_text = {"type": "string", "description": "name of a token; instead of beta"}
+        mix_text = {"type": "string", "description": "a mix such as fog:0.7,robust:0.3; instead of beta"}
         form["schema"]["properties"] = {
             name: {"anyOf": [part, {"type": "array", "items": part}]}  # in a form, a list of one is the item itself
-            for name, part in ((IMAGE_FIELD, file), (BETA_FIELD, beta_text), (STRENGTH_FIELD, strength_text))
+            for name, part in (
+                (IMAGE_FIELD, file),
+                (BETA_FIELD, beta_text),
+                (STRENGTH_FIELD, strength_text),
+                (TOKEN_FIELD, token_text),
+                (MIX_FIELD, mix_text),
+            )
         }
     content = {**dict.fromkeys(sorted(IMAGE_TYPES), BINARY), FORM_TYPE: form, JSON_TYPE: json_body}
     return {"required": True, "content": content}
@@ -73,8 +108,8 @@ def request_body(*, several: bool) -> dict[str, Any]:
 def query_parameters(settings: Settings, *, has_beta: bool = False, has_betas: bool = False) -> list[dict[str, Any]]:
     """Returns the OpenAPI description of a route's query parameters.
 
-    has_beta: whether the route has beta, strength and policy; no route has them if the model has one token. has_betas:
-    whether the route has betas and strengths. settings: the limits of the values.
+    has_beta: whether the route has the parameters that choose a token; they are not shown if the model has one token.
+    has_betas: whether the route has betas and strengths. settings: the limits of the values.
     """
     beta = {
         "name": "beta",
@@ -92,6 +127,26 @@ def query_parameters(settings: Settings, *, has_beta: bool = False, has_betas: b
         "description": "position between clean mode (0) and robust mode (1), in even steps of the model's logits; "
         "use it instead of beta",
         "schema": STRENGTH_SCHEMA,
+    }
+    token = {
+        "name": "token",
+        "in": "query",
+        "description": "name of a token, which takes the place of the clean one: alone, or mixed with the robust token "
+        "by beta or strength",
+        "schema": TOKEN_SCHEMA,
+    }
+    mix = {
+        "name": "mix",
+        "in": "query",
+        "description": f"weights of at most {MAX_MIX_TOKENS} tokens, such as clean:0.2,robust:0.5,fog:0.3, each from 0 "
+        f"to {MAX_WEIGHT:g}; use it instead of beta, strength and token",
+        "schema": {"type": "string"},
+    }
+    normalize = {
+        "name": "normalize",
+        "in": "query",
+        "description": "whether the weights of mix are divided by their sum",
+        "schema": {"type": "boolean", "default": True},
     }
     policy = {
         "name": "policy",
@@ -112,7 +167,7 @@ def query_parameters(settings: Settings, *, has_beta: bool = False, has_betas: b
         "schema": {"type": "string"},
     }
     return [
-        *([beta, strength, policy] if has_beta else ()),
+        *([beta, strength, token, mix, normalize, policy] if has_beta else ()),
         *([betas, strengths] if has_betas else ()),
         _integer_parameter("top_k", "number of labels, most probable first", settings.max_top_k, DEFAULT_TOP_K),
         _integer_parameter(

@@ -12,17 +12,27 @@ from starlette.datastructures import QueryParams
 from serve.errors import InvalidParameterError
 from serve.settings import Settings
 from tureen.soup import DEFAULT_TOP_K
-from tureen.tokens import Strength, beta_grid, parse_beta, parse_strength, strength_grid
+from tureen.tokens import (
+    GivenChoice,
+    Strength,
+    TokenChoice,
+    beta_grid,
+    parse_beta,
+    parse_mix,
+    parse_strength,
+    strength_grid,
+)
 
 DEFAULT_SWEEP = "0:1:0.1"
-EXCLUSIVE = (("beta", "strength", "policy"), ("betas", "strengths"))
+CHOICES = ("beta", "strength", "token", "mix", "policy")
+EXCLUSIVE = (("beta", "strength", "mix", "policy"), ("token", "mix", "policy"), ("betas", "strengths"))
 
 
 @dataclass(frozen=True)
 class QueryParameters:
     """The parameters of a query. A parameter that the query does not give has its default value."""
 
-    beta: float | Strength | None  # parameter beta or strength; None: the query has neither
+    choice: GivenChoice | None  # parameters beta, strength, token and mix; None: the query has none of them
     policy: str | None  # name of a policy in the operator's settings; None: the query has none
     betas: list[float] | list[Strength]  # parameter betas or strengths of /sweep; ascending, without duplicates
     top_k: int  # number of labels in the response, for each image
@@ -30,13 +40,15 @@ class QueryParameters:
 
 
 def classify_parameters(query: QueryParams, settings: Settings) -> QueryParameters:
-    """Returns the query parameters of /classify: beta, strength or policy, and top_k and timeout_ms.
+    """Returns the query parameters of /classify: those of the choice, and top_k and timeout_ms.
 
-    settings: has the default of timeout_ms, and the maximum of top_k and timeout_ms. Raises InvalidBetaError or
-    InvalidStrengthError for a value that is not valid. Raises InvalidParameterError for an unknown or repeated
-    parameter, for a top_k or timeout_ms out of range, and for two of beta, strength and policy.
+    The choice is beta, strength, mix or policy, or a token with or without beta or strength. A mix may come with
+    normalize. settings: has the default of timeout_ms, and the maximum of top_k and timeout_ms. Raises
+    InvalidBetaError, InvalidStrengthError or InvalidMixError for a value that is not valid. Raises
+    InvalidParameterError for an unknown or repeated parameter, for a top_k or timeout_ms out of range, and for
+    parameters that exclude each other.
     """
-    return _parse(query, ("beta", "strength", "policy", "top_k", "timeout_ms"), settings)
+    return _parse(query, (*CHOICES, "normalize", "top_k", "timeout_ms"), settings)
 
 
 def sweep_parameters(query: QueryParams, settings: Settings) -> QueryParameters:
@@ -63,7 +75,7 @@ def _parse(query: QueryParams, names: tuple[str, ...], settings: Settings) -> Qu
         if len(given) > 1:
             raise InvalidParameterError(f"the parameters {' and '.join(given)} exclude each other: give one of them")
     return QueryParameters(
-        beta=_parse_beta(values),
+        choice=_parse_choice(values),
         policy=values.get("policy"),
         betas=_parse_betas(values, settings.max_sweep_betas),
         top_k=_parse_whole_number("top_k", values.get("top_k", str(DEFAULT_TOP_K)), settings.max_top_k),
@@ -73,10 +85,18 @@ def _parse(query: QueryParams, names: tuple[str, ...], settings: Settings) -> Qu
     )
 
 
-def _parse_beta(values: dict[str, str]) -> float | Strength | None:
+def _parse_choice(values: dict[str, str]) -> GivenChoice | None:
+    normalize = values.get("normalize")
+    if normalize is not None and ("mix" not in values or normalize not in ("true", "false")):
+        raise InvalidParameterError("normalize belongs to a mix: give true or false, together with mix")
+    if "mix" in values:
+        return parse_mix(values["mix"], normalize=normalize != "false")
+    share: float | Strength | None = None
     if "strength" in values:
-        return parse_strength(values["strength"])
-    return parse_beta(values["beta"]) if "beta" in values else None
+        share = parse_strength(values["strength"])
+    elif "beta" in values:
+        share = parse_beta(values["beta"])
+    return TokenChoice(values["token"], share) if "token" in values else share
 
 
 def _parse_betas(values: dict[str, str], maximum: int) -> list[float] | list[Strength]:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
-from serve.control.beta_choice import BetaChoice, BetaSource
+from serve.control.beta_choice import BetaChoice, BetaSource, temperatures_of
 from serve.http.problems import Problem, problem_of
 from serve.inference.service import Admission
 from tureen.bundle.manifest import Manifest
@@ -24,14 +24,23 @@ class ServedModel(BaseModel):
     model: str  # name in the bundle's manifest
     version: str  # version in the manifest
     revision: int = Field(description="revision of the operator's settings when the server admitted the request")
-    calibrated: bool = Field(description="whether the probabilities have a fitted temperature")
+    calibrated: bool = Field(
+        description="whether the probabilities have a fitted temperature; false if an image has a mix"
+    )
 
 
 class ImageResult(BaseModel):
-    """The predictions for one image, the β at which it was classified, and the source of this β."""
+    """The predictions for one image, the β or the mix at which it was classified, and the source of this choice."""
 
-    beta: float | None = Field(ge=0, le=1, description="β of this image; null if the model has one token")
-    strength: float | None = Field(ge=0, le=1, description="strength of this β; null if the model has one token")
+    beta: float | None = Field(
+        ge=0,
+        le=1,
+        description="β of this image; of a mix, the share of the robust token; null if the model has one token",
+    )
+    strength: float | None = Field(
+        ge=0, le=1, description="strength of this β; null for a mix, or if the model has one token"
+    )
+    mix: dict[str, float] | None = Field(default=None, description="weight of each token; null without a mix")
     beta_source: BetaSource = Field(
         description="source of β: the request, its policy, its API key, a canary, the operator's default, or the bundle"
     )
@@ -99,14 +108,15 @@ class ServedModelFields(TypedDict):
     calibrated: bool
 
 
-def served_model_fields(admission: Admission) -> ServedModelFields:
-    """Returns the fields of ServedModel for an admitted request."""
+def served_model_fields(admission: Admission, choices: Sequence[BetaChoice] = ()) -> ServedModelFields:
+    """Returns the fields of ServedModel for an admitted request. choices: of its images; a sweep has none."""
     manifest = admission.model.bundle.manifest
+    has_mix = any(choice.mix is not None for choice in choices)
     return {
         "model": manifest.name,
         "version": manifest.version,
         "revision": admission.active_settings.revision,
-        "calibrated": admission.model.soup.temperatures.is_calibrated,
+        "calibrated": admission.model.soup.temperatures.is_calibrated and not has_mix,
     }
 
 
@@ -115,10 +125,10 @@ def image_results(
 ) -> list[ImageResult]:
     """Returns the result of each image: its β, the source of the β, and the top_k most probable labels.
 
-    logits: of each image, float32 (number of labels,). choices: the β of each image.
+    logits: of each image, float32 (number of labels,). choices: the β or the mix of each image.
     """
     manifest = admission.model.bundle.manifest
-    temperatures = admission.model.soup.temperatures.at([choice.beta for choice in choices]).tolist()
+    temperatures = temperatures_of(choices, admission.model.soup.temperatures).tolist()
     return [
         _image_result(row, choice, manifest, top_k, temperature)
         for row, choice, temperature in zip(logits, choices, temperatures, strict=True)
@@ -130,7 +140,8 @@ def _image_result(
 ) -> ImageResult:
     return ImageResult(
         beta=choice.beta,
-        strength=None if choice.beta is None else manifest.strength.strength_at(choice.beta),
+        strength=None if choice.beta is None or choice.mix is not None else manifest.strength.strength_at(choice.beta),
+        mix=None if choice.mix is None else dict(choice.mix.weights),
         beta_source=choice.source,
         predictions=top_predictions(logits, manifest.labels, top_k, temperature),
     )

@@ -1,23 +1,28 @@
-"""Chooses the β of an image. Pure: knows no HTTP, store or engine.
+"""Chooses the β of an image, or its mix of tokens. Pure: knows no HTTP, store or engine.
 
 A policy is a name that an operator gave to a β. A canary is another default β for a share of the requests. β comes from
 the first of these sources that exists:
 
-1. β of the request
+1. β or mix of the request
 2. policy that the request names
 3. policy of the API key
 4. canary, if it includes the request
 5. operator's default
 6. default of the server, from --default-beta or the bundle
 
-The operator's bounds limit every β except that of an API key's policy, which the operator chose for that client.
+The operator's bounds limit every β except that of an API key's policy, which the operator chose for that client. The β
+of a mix is the share of its robust token.
 """
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from serve.control.settings_state import KeyPolicy, SettingsState
 from serve.errors import (
@@ -26,18 +31,21 @@ from serve.errors import (
     UnknownApiKeyError,
     UnknownPolicyError,
 )
+from tureen.bundle.manifest import Temperatures
 from tureen.errors import SingleTokenError
+from tureen.tokens import Mix
 
 BetaSource = Literal["request", "policy", "key", "canary", "operator", "bundle"]
 
 
 @dataclass(frozen=True)
 class BetaChoice:
-    """The β of one image, the source of this β, and the revision of the settings that were in force."""
+    """The β or the mix of one image, its source, and the revision of the settings that were in force."""
 
-    beta: float | None  # None: the model has one token
+    beta: float | None  # of a mix, the share of the robust token; None: the model has one token
     source: BetaSource
     revision: int
+    mix: Mix | None = None  # None: the soup of the clean and the robust token at β
 
 
 @dataclass(frozen=True)
@@ -73,8 +81,10 @@ class ActiveSettings:
         is_bounded = beta != self.server_default
         return BetaChoice(beta, "operator" if is_bounded else self.server_default_source, self.revision)
 
-    def choose(self, beta: float | None, client: ClientIdentity = ANONYMOUS) -> BetaChoice:
-        """Returns the β of an image and its source. beta: the β given for the image or its request, or None.
+    def choose(self, given: float | Mix | None, client: ClientIdentity = ANONYMOUS) -> BetaChoice:
+        """Returns the β or mix of an image and its source.
+
+        given: the β or mix given for the image or its request, or None. Does not check that the tokens of a mix exist.
 
         For a model with one token, raises SingleTokenError if the client gives a β or names a policy. API keys are not
         checked for such a model.
@@ -83,16 +93,23 @@ class ActiveSettings:
         - UnknownApiKeyError if the settings have API keys and the client sends an unknown key, even if β is given. If
           the settings have no API keys, ignores a client's key, because a gateway may use the same header.
         - UnknownPolicyError if no β is given and the client names a policy that does not exist.
-        - ChoiceNotAllowedError if the client gives a β or names a policy, and the operator allows clients no choice.
-        - BetaOutOfBoundsError if that β, or the β of that policy, is outside the operator's bounds.
+        - ChoiceNotAllowedError if the client gives a β or a mix or names a policy, and the operator allows clients no
+          choice. Raises it for a mix also if the model has one token.
+        - BetaOutOfBoundsError if that β, or the β of that mix or policy, is outside the operator's bounds.
         """
         if self.server_default is None:
-            if beta is not None or client.policy is not None:
+            if isinstance(given, Mix):
+                if not self.state.clients_may_choose:
+                    raise ChoiceNotAllowedError
+                return BetaChoice(None, "request", self.revision, given)
+            if given is not None or client.policy is not None:
                 raise SingleTokenError
             return self.default
         key = self._key_of(client)
-        if beta is not None:
-            return self._chosen_by_client(beta, "request")
+        if isinstance(given, Mix):
+            return replace(self._chosen_by_client(given.beta, "request"), mix=given)
+        if given is not None:
+            return self._chosen_by_client(given, "request")
         if client.policy is not None:
             if client.policy not in self.state.policies:
                 raise UnknownPolicyError
@@ -128,6 +145,16 @@ class ActiveSettings:
         if not state.beta_min <= beta <= state.beta_max:
             raise BetaOutOfBoundsError(beta, state.beta_min, state.beta_max)
         return BetaChoice(beta, source, self.revision)
+
+
+def temperatures_of(choices: Sequence[BetaChoice], fitted: Temperatures) -> NDArray[np.float64]:
+    """Returns the temperature of each choice, float64 (len(choices),). It is 1 for a mix: none is fitted for it.
+
+    fitted: the temperatures by β.
+    """
+    temperatures = fitted.at([choice.beta for choice in choices])
+    temperatures[[choice.mix is not None for choice in choices]] = 1
+    return temperatures
 
 
 def canary_position(sticky: str) -> float:

@@ -63,6 +63,8 @@ PROBLEM_TYPES: dict[type[TureenError], ProblemType] = {
     ),
     core_errors.InvalidBetaError: ProblemType(422, "invalid_beta", "β is not valid"),
     core_errors.InvalidStrengthError: ProblemType(422, "invalid_strength", "The strength is not valid"),
+    core_errors.InvalidMixError: ProblemType(422, "invalid_mix", "The mix of tokens is not valid"),
+    core_errors.UnknownTokenError: ProblemType(422, "unknown_token", "The model has no token of this name"),
     core_errors.SingleTokenError: ProblemType(422, "single_token", "The model has one token, so it has no β"),
     errors.TooManyPixelsError: ProblemType(413, "too_many_pixels", "The images have too many pixels in total"),
     errors.RequestTooLargeError: ProblemType(413, "request_too_large", "The request is too large"),

@@ -31,7 +31,7 @@ from tureen.image_cost import LEAST_COST, ImageCost, image_cost
 from tureen.preprocess import ImageLimits, Pixels
 from tureen.soup import Soup
 
-Row = tuple[Pixels, float]  # an image and its β
+Row = tuple[Pixels, float | NDArray[np.float32]]  # an image, and its β or its token (D,)
 START_RUNS = 3  # timed runs that measure the speed of the machine
 START_RUNS_S = 0.02  # timed runs of a batch size end after this time; longer ones average disturbances themselves
 RETRY_S = 0.1  # between attempts to submit background rows to a full queue
@@ -39,11 +39,15 @@ RETRY_S = 0.1  # between attempts to submit background rows to a full queue
 
 @dataclass(frozen=True)
 class InferenceRequest:
-    """An image and the β values of its rows. image: encoded bytes, or pixels uint8 (H, W, 3) of the model's size."""
+    """An image and the β values of its rows. image: encoded bytes, or pixels uint8 (H, W, 3) of the model's size.
+
+    token: float32 (D,), for each row in place of the soup at its β; None: the soup.
+    """
 
     image: bytes | Pixels
     betas: tuple[float, ...]
     cost: ImageCost = LEAST_COST  # estimated cost of decoding the image
+    token: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -126,7 +130,10 @@ class LoadedModel:
             finally:
                 on_decoded()
             rows = [
-                self._batcher.submit((pixels, beta), deadline_s=deadline_s, priority=priority) for beta in request.betas
+                self._batcher.submit(
+                    (pixels, beta if request.token is None else request.token), deadline_s=deadline_s, priority=priority
+                )
+                for beta in request.betas
             ]
             # A single row needs no task.
             row_results = await asyncio.gather(*rows) if len(rows) > 1 else [await rows[0]]

@@ -23,7 +23,7 @@ from serve.inference.image_decoders import Decoders
 from serve.inference.loaded_model import InferenceRequest, InferenceResult, LoadedModel, open_soup
 from serve.inference.queue_time import QueueTime, StartSpeed, retry_after_s
 from serve.settings import Settings
-from serve.telemetry.metrics import Metrics, beta_bucket
+from serve.telemetry.metrics import MIX_BUCKET, Metrics, beta_bucket
 from serve.telemetry.request_trace import REQUEST_TRACE
 from tureen.bundle.bundle import Bundle, load_bundle
 from tureen.bundle.manifest import BACKBONE, Manifest
@@ -32,7 +32,7 @@ from tureen.errors import SingleTokenError, TureenError
 from tureen.image_cost import LEAST_COST, NO_COST, ImageCost, ImageKind, image_cost
 from tureen.preprocess import Pixels
 from tureen.soup import Soup
-from tureen.tokens import CLEAN_BETA, ROBUST_BETA, Strength
+from tureen.tokens import CLEAN_BETA, ROBUST_BETA, GivenChoice, Mix, Strength, TokenChoice, token_mix
 
 logger = logging.getLogger("tureen.serve")
 
@@ -335,17 +335,26 @@ class Admission:
         self.timeout_ms = timeout_ms or service.settings.timeout_ms
         self.deadline_s = arrived_s + self.timeout_ms / 1000
         self.active_settings = service.active_settings
+        self._tokens = self.model.soup.tokens
         self._service = service
         self._images, self._costs, self._rows = images, costs, rows
         self._undecoded = set(range(len(images)))
 
-    def choose(self, beta: float | Strength | None, identity: ClientIdentity = ANONYMOUS) -> BetaChoice:
-        """Returns the β of an image and the source of this β.
+    def choose(self, given: GivenChoice | None, identity: ClientIdentity = ANONYMOUS) -> BetaChoice:
+        """Returns the β or the mix of an image and its source.
 
-        beta: the β or the strength that the request gives, or None. Raises SingleTokenError for a strength if the model
-        has one token, and the errors of `ActiveSettings.choose`.
+        given: what the request gives: a β, a strength, a mix or a token, or None. Raises SingleTokenError for a
+        strength if the model has one token, UnknownTokenError if a token of the mix does not exist, and the errors of
+        `ActiveSettings.choose`.
         """
-        return self.active_settings.choose(None if beta is None else self.beta_of(beta), identity)
+        if isinstance(given, TokenChoice):
+            if given.share is not None and not self.model.bundle.manifest.has_two_tokens:
+                raise SingleTokenError
+            given = token_mix(given.name, CLEAN_BETA if given.share is None else self.beta_of(given.share))
+        if isinstance(given, Mix):
+            given.check_names(self._tokens)
+            return self.active_settings.choose(given, identity)
+        return self.active_settings.choose(None if given is None else self.beta_of(given), identity)
 
     def beta_of(self, value: float | Strength) -> float:
         """Returns a β unchanged. Converts a strength to a β with the curve of the model that this request uses.
@@ -357,28 +366,30 @@ class Admission:
         return self.model.bundle.manifest.beta_of(value, state.beta_min, state.beta_max)
 
     async def classify(self, choices: Sequence[BetaChoice]) -> list[InferenceResult | TureenError]:
-        """Classifies each image of the request at its chosen β. Returns a result or an error for each image, in order.
+        """Classifies each image of the request as chosen. Returns a result or an error for each image, in order.
 
         choices: one for each image. An error of one image does not affect the others. Counts each result by β in the
-        metrics. If the model has two tokens, calls `Service.compare_modes` with each result.
+        metrics. If the model has two tokens, calls `Service.compare_modes` with each result that is not of a mix.
         """
         # A model with one token has no β, and any value gives the same token.
         betas = [CLEAN_BETA if choice.beta is None else choice.beta for choice in choices]
+        tokens = [None if choice.mix is None else choice.mix.vector(self._tokens) for choice in choices]
         runs = [
             self.model.infer(
-                InferenceRequest(self._images[index], (beta,), self._costs[index]),
+                InferenceRequest(self._images[index], (beta,), self._costs[index], token),
                 deadline_s=self.deadline_s,
                 on_decoded=partial(self._end_decoding, index),
             )
-            for index, beta in enumerate(betas)
+            for index, (beta, token) in enumerate(zip(betas, tokens, strict=True))
         ]
         # A single run needs no task.
         results = await asyncio.gather(*runs) if len(runs) > 1 else [await run for run in runs]
         for result, choice, beta in zip(results, choices, betas, strict=True):
             if isinstance(result, TureenError):
                 continue
-            self._service.metrics.classifications.labels(beta_bucket(choice.beta), choice.source).inc()
-            if choice.beta is not None:
+            bucket = MIX_BUCKET if choice.mix is not None else beta_bucket(choice.beta)
+            self._service.metrics.classifications.labels(bucket, choice.source).inc()
+            if choice.beta is not None and choice.mix is None:
                 self._service.compare_modes(self, result, beta)
         return results
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.control.beta_choice import BetaChoice, ClientIdentity
+from serve.control.beta_choice import BetaChoice, ClientIdentity, temperatures_of
 from serve.errors import DeadlineError, InvalidRequestError
 from serve.inference.loaded_model import InferenceResult
 from serve.inference.service import Admission, Service
@@ -40,7 +40,7 @@ async def infer(
     that ends earlier.
     """
     client = replace(client, policy=request.policy)
-    choices = [admission.choose(beta, client) for beta in request.betas]
+    choices = [admission.choose(choice, client) for choice in request.choices]
     outcomes = await _classify(request, choices, admission)
     for index, outcome in enumerate(outcomes):
         if isinstance(outcome, ImageError) and len(outcomes) > 1:
@@ -52,7 +52,7 @@ async def infer(
     manifest = admission.model.bundle.manifest
     logits = np.concatenate([result.logits for result in results])
     temperatures = admission.model.soup.temperatures
-    by_image = temperatures.at([choice.beta for choice in choices])
+    by_image = temperatures_of(choices, temperatures)
     outputs = tuple(_output(output, logits, by_image, manifest.labels) for output in request.outputs)
     statistics.add(
         images=len(results),
@@ -61,7 +61,8 @@ async def infer(
         inference_s=max(result.inference_s for result in results),
         output_s=time.perf_counter() - started,
     )
-    parameters = {**_response_parameters(choices, manifest), "calibrated": temperatures.is_calibrated}
+    is_calibrated = temperatures.is_calibrated and not any(choice.mix is not None for choice in choices)
+    parameters = {**_response_parameters(choices, manifest), "calibrated": is_calibrated}
     return InferResponse(manifest.name, manifest.version, request.id, parameters, outputs)
 
 
@@ -81,12 +82,18 @@ def _response_parameters(choices: Sequence[BetaChoice], manifest: Manifest) -> d
     """Returns the parameters of a response: beta_source, revision, beta and strength.
 
     beta and strength are numbers if all images have the same β, else comma-separated lists with a value for each image.
-    For a model with one token there is neither.
+    For a model with one token there is neither, and no strength if an image has a mix. mix is the text of the mixes, as
+    in a request, separated by semicolons, with an empty text for an image without a mix.
     """
     parameters: dict[str, float | int | str] = {"beta_source": choices[0].source, "revision": choices[0].revision}
+    mixes = ["" if choice.mix is None else str(choice.mix) for choice in choices]
+    if any(mixes):
+        parameters["mix"] = mixes[0] if len(set(mixes)) == 1 else ";".join(mixes)
     betas = [choice.beta for choice in choices if choice.beta is not None]
     if not betas:  # the model has one token
         return parameters
+    if any(mixes):
+        return {"beta": betas[0] if len(set(betas)) == 1 else ",".join(map(str, betas)), **parameters}
     strengths = [manifest.strength.strength_at(beta) for beta in betas]
     if len(set(betas)) == 1:
         return {"beta": betas[0], "strength": strengths[0], **parameters}

@@ -8,7 +8,7 @@
 
 The β of an image comes from the tensor beta, a parameter of the request, or the query. Without these it comes from the
 operator's settings. A parameter or the query may give a strength in place of β. A request that gives β or strength in
-two of these places is refused.
+two of these places is refused. The parameters token, mix and normalize choose tokens by name, as for /classify.
 
 Knows nothing about HTTP and gRPC: `serve.oip.codec` and `serve.oip.grpc_messages` decode their messages.
 """
@@ -23,10 +23,11 @@ from serve.errors import InvalidRequestError
 from serve.oip.tensors import BYTES, Tensor, TensorMetadata
 from tureen.errors import InvalidBetaError
 from tureen.preprocess import Pixels
-from tureen.tokens import Strength, parse_beta, parse_strength
+from tureen.tokens import GivenChoice, Mix, Strength, TokenChoice, parse_beta, parse_mix, parse_strength
 
 IMAGE, PIXELS, BETA = "image", "pixels", "beta"
 STRENGTH = "strength"
+TOKEN, MIX, NORMALIZE = "token", "mix", "normalize"
 POLICY = "policy"
 LOGITS, PROBABILITIES = "logits", "probabilities"
 INPUT_DATATYPES = {IMAGE: BYTES, PIXELS: "UINT8", BETA: "FP32"}
@@ -36,6 +37,7 @@ OUTPUTS = (LOGITS, PROBABILITIES)
 # misspelt `beta` must not be ignored.
 IGNORED_PARAMETERS = frozenset({"binary_data_output", "headers", "priority"})
 IGNORED_PREFIX = "triton_"
+PARAMETERS = frozenset({BETA, STRENGTH, TOKEN, MIX, NORMALIZE, POLICY, "timeout"})
 
 MAX_ID_CHARACTERS = 256
 
@@ -67,7 +69,7 @@ class InferRequest:
 
     id: str  # chosen by the client; may be empty
     images: tuple[bytes | Pixels, ...]  # encoded, or pixels uint8 (H, W, 3) of the model's size
-    betas: tuple[float | Strength | None, ...]  # one for each image; None: the default
+    choices: tuple[GivenChoice | None, ...]  # one for each image; None: the default
     outputs: tuple[RequestedOutput, ...]
     timeout_us: int | None
     policy: str | None = None  # name of a policy in the operator's settings; excludes β
@@ -129,36 +131,39 @@ def make_request(
 ) -> InferRequest:
     """Returns the request with these fields, validated. query: beta or strength, if the URL has one.
 
-    Raises InvalidBetaError or InvalidStrengthError for a value outside [0, 1]. Raises InvalidRequestError if the id is
-    too long, or if a tensor or a parameter is missing, unknown, repeated or invalid. Raises it if the request has two
-    of β, strength and policy, or β or strength in two places.
+    Raises InvalidBetaError, InvalidStrengthError or InvalidMixError for an invalid choice. Raises InvalidRequestError
+    if the id is too long, or if a tensor or a parameter is missing, unknown, repeated or invalid. Raises it if the
+    request has two of β, strength, mix and policy, or β or strength in two places.
     """
     if len(id) > MAX_ID_CHARACTERS:
         raise InvalidRequestError(f"the id has {len(id):,} characters: give at most {MAX_ID_CHARACTERS}")
     for name in parameters:
-        if name not in (BETA, STRENGTH, POLICY, "timeout", *IGNORED_PARAMETERS) and not name.startswith(IGNORED_PREFIX):
-            raise InvalidRequestError(f"there is no parameter {_short(name)}: use beta, strength, policy and timeout")
+        if name not in PARAMETERS | IGNORED_PARAMETERS and not name.startswith(IGNORED_PREFIX):
+            raise InvalidRequestError(f"there is no parameter {_short(name)}: use {', '.join(sorted(PARAMETERS))}")
     tensors = _by_name(inputs)
     images = _images(tensors, limits)
     policy = parameters.get(POLICY)
     if policy is not None and not isinstance(policy, str):
         raise InvalidRequestError(f"policy is {_short(policy)}: give the name of a policy")
-    choices = [name for name in (*tensors, *parameters, *query) if name in (BETA, STRENGTH)]
+    given = [name for name in (*tensors, *parameters, *query) if name in (BETA, STRENGTH, MIX)]
     if policy is not None:
-        choices.append(POLICY)
-    if len(set(choices)) > 1:
-        raise InvalidRequestError(f"{' and '.join(sorted(set(choices)))} exclude each other: give one of them")
-    if len(choices) > 1:
-        raise InvalidRequestError(f"{choices[0]} is given more than once: give one of them")
-    betas: tuple[float | Strength | None, ...]
+        given.append(POLICY)
+    if TOKEN in parameters and not {MIX, POLICY}.isdisjoint(given):
+        given.append(TOKEN)
+    if len(set(given)) > 1:
+        raise InvalidRequestError(f"{' and '.join(sorted(set(given)))} exclude each other: give one of them")
+    if len(given) > 1:
+        raise InvalidRequestError(f"{given[0]} is given more than once: give one of them")
+    choices: Sequence[GivenChoice | None] = (_request_choice(parameters, query),) * len(images)
     if BETA in tensors:
-        betas = _tensor_betas(tensors[BETA], len(images))
-    else:
-        betas = (_request_beta(parameters, query),) * len(images)
+        choices = _tensor_betas(tensors[BETA], len(images))
+    if TOKEN in parameters:
+        token = _token_name(parameters[TOKEN])
+        choices = [TokenChoice(token, share) for share in choices if not isinstance(share, Mix | TokenChoice)]
     names = [output.name for output in outputs]
     if len(set(names)) < len(names):
         raise InvalidRequestError("an output is requested more than once")
-    return InferRequest(id, images, betas, tuple(outputs), _timeout(parameters.get("timeout", 0)), policy)
+    return InferRequest(id, images, tuple(choices), tuple(outputs), _timeout(parameters.get("timeout", 0)), policy)
 
 
 def _by_name(inputs: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -195,11 +200,19 @@ def _tensor_betas(tensor: Tensor, count: int) -> tuple[float, ...]:
     return tuple(parse_beta(str(beta)) for beta in tensor.data.reshape(-1))
 
 
-def _request_beta(parameters: Mapping[str, Any], query: Mapping[str, str]) -> float | Strength | None:
-    """Returns the β or the strength in the parameters or the query; None if neither has one.
+def _request_choice(parameters: Mapping[str, Any], query: Mapping[str, str]) -> float | Strength | Mix | None:
+    """Returns the β, the strength or the mix in the parameters or the query; None if neither has one.
 
-    Raises InvalidBetaError or InvalidStrengthError for a value outside [0, 1].
+    Raises InvalidBetaError, InvalidStrengthError or InvalidMixError for an invalid value. Raises InvalidRequestError if
+    the mix is not a text, or if normalize is not a boolean or is given without a mix.
     """
+    normalize = parameters.get(NORMALIZE)
+    if normalize is not None and (MIX not in parameters or not isinstance(normalize, bool)):
+        raise InvalidRequestError("normalize belongs to a mix: give true or false, together with mix")
+    if MIX in parameters:
+        if not isinstance(parameters[MIX], str):
+            raise InvalidRequestError(f"mix is {_short(parameters[MIX])}: give a text such as fog:0.7,robust:0.3")
+        return parse_mix(parameters[MIX], normalize=normalize is not False)
     if BETA in parameters:
         return _parameter_beta(parameters[BETA])
     if STRENGTH in parameters:
@@ -207,6 +220,12 @@ def _request_beta(parameters: Mapping[str, Any], query: Mapping[str, str]) -> fl
     if STRENGTH in query:
         return parse_strength(query[STRENGTH])
     return parse_beta(query[BETA]) if BETA in query else None
+
+
+def _token_name(value: object) -> str:
+    if not isinstance(value, str):
+        raise InvalidRequestError(f"token is {_short(value)}: give the name of a token")
+    return value
 
 
 def _parameter_beta(value: Any) -> float:

@@ -195,6 +195,9 @@ class _FilesCollector(Collector):
         return merged
 
 
+MIX_BUCKET = "mix"  # in place of a bucket of β, for a mix of named tokens
+
+
 def beta_bucket(beta: float | None) -> str:
     """Returns the label value of a β for metrics: "0", "1", or the quarter that contains β, such as "below 0.25".
 

@@ -335,6 +335,9 @@ def test_openapi_has_every_status_of_the_table(client):
     assert {parameter["name"] for parameter in classify["parameters"]} == {
         "beta",
         "strength",
+        "token",
+        "mix",
+        "normalize",
         "policy",
         "top_k",
         "timeout_ms",

@@ -20,17 +20,18 @@ from serve.limits import BodyLimits
 from tureen.errors import (
     ImageTooLargeError,
     InvalidBetaError,
+    InvalidMixError,
     InvalidStrengthError,
     TureenError,
     UndecodableImageError,
     UnsupportedImageTypeError,
 )
-from tureen.tokens import Strength
+from tureen.tokens import Mix, Strength, TokenChoice
 
 LIMITS = BodyLimits(max_image_bytes=100, max_request_bytes=1000, max_images=3)
 BOUNDARY = "boundary"
 END = f"--{BOUNDARY}--\r\n".encode()
-forms = st.lists(st.tuples(st.sampled_from(["image", "beta"]), st.binary())).map(lambda parts: form(*parts))
+forms = st.lists(st.tuples(st.sampled_from(["image", "beta", "mix"]), st.binary())).map(lambda parts: form(*parts))
 
 
 def form(*parts, end=END):
@@ -90,6 +91,11 @@ def test_any_raw_body_is_one_image(content_type):
         ([("image", b"a")], [b"a"], [None]),
         ([("image", b"a"), ("beta", b"0.5")], [b"a"], [0.5]),
         ([("beta", b"robust"), ("image", b"a")], [b"a"], [1.0]),
+        (
+            [("image", b"a"), ("token", b"fog"), ("image", b"b"), ("mix", b"fog:1,night:1")],
+            [b"a", b"b"],
+            [TokenChoice("fog"), Mix((("fog", 0.5), ("night", 0.5)))],
+        ),
         ([("image", b"a"), ("image", b"b")], [b"a", b"b"], [None, None]),
         (
             [("image", b"a"), ("beta", b"0"), ("image", b"b"), ("beta", b"1")],
@@ -116,8 +122,11 @@ def test_a_form_gives_its_images_with_their_betas(parts, images, betas):
         ([("file", b"a")], "'file'"),
         ([("image", b"a"), ("top_k", b"1")], "'top_k'"),
         ([("beta", b"1")], "no field 'image'"),
-        ([("image", b"a"), ("image", b"b"), ("beta", b"1")], "2 images and 1 β or strengths"),
-        ([("image", b"a"), ("beta", b"1"), ("strength", b"1")], "beta and strength exclude each other for an image"),
+        ([("image", b"a"), ("image", b"b"), ("beta", b"1")], "2 images and 1 of beta, strength, token, mix"),
+        (
+            [("image", b"a"), ("beta", b"1"), ("strength", b"1")],
+            "beta, strength, token, mix exclude each other for an image",
+        ),
         (
             [("image", b"a"), ("image", b"b")] + [("beta", b"1"), ("strength", b"1")] * 2,
             "exclude each other for an image",
@@ -129,6 +138,12 @@ def test_a_form_gives_its_images_with_their_betas(parts, images, betas):
 def test_a_wrong_form_is_refused(parts, words):
     with pytest.raises(InvalidParameterError, match=words):
         parse_form(*parts)
+
+
+@pytest.mark.parametrize("mix", ["fog", "fog:-1", {"fog": None}, {"fog": -1}, {}, {f"t{i}": 1 for i in range(9)}])
+def test_a_wrong_mix_is_refused(mix):
+    with pytest.raises(InvalidMixError):
+        parse_json({"images": [entry(b"a", mix=mix)]})
 
 
 @pytest.mark.parametrize("beta", [b"2", b"x", b"", b"\xff"])
@@ -170,20 +185,28 @@ def test_the_only_image_of_a_form_has_the_limit_of_an_image():
     [
         ([entry(b"a")], [None]),
         ([entry(b"a", strength=0.5), entry(b"b", beta=1, strength=None)], [Strength(0.5), 1.0]),
+        (
+            [entry(b"a", token="fog"), entry(b"b", token="fog", beta=0.5), entry(b"c", token="fog", strength=0.5)],
+            [TokenChoice("fog"), TokenChoice("fog", 0.5), TokenChoice("fog", Strength(0.5))],
+        ),
+        (
+            [entry(b"a", mix="fog:1"), entry(b"b", mix={"fog": 3, "robust": 1}), entry(b"c", mix={"clean": 1})],
+            [Mix((("fog", 1.0),)), Mix((("fog", 0.75), ("robust", 0.25))), 0.0],
+        ),
         ([entry(b"a", beta=0.3), entry(b"b", beta="clean"), entry(b"c", beta=None)], [0.3, 0.0, None]),
         ([{"data": "data:image/png;base64,YQ"}], [None]),
     ],
 )
 def test_json_gives_a_list_of_images_with_their_betas(images, betas):
     parsed = parse_json({"images": images})
-    assert (parsed.betas, parsed.is_list) == (betas, True)
+    assert (parsed.choices, parsed.is_list) == (betas, True)
     assert parsed.readable() == [b"a", b"b", b"c"][: len(images)]
 
 
 def test_an_image_of_json_that_is_not_base64_is_an_error_in_its_place():
     parsed = parse_json({"images": [entry(b"a"), {"data": "%%%", "beta": 1}, entry(b"c")]})
     assert parsed.readable() == [b"a", b"c"]
-    assert parsed.betas == [None, 1.0, None]
+    assert parsed.choices == [None, 1.0, None]
     assert isinstance(parsed.images[1], UndecodableImageError)
     with pytest.raises(UndecodableImageError, match="base64"):
         parse_json({"images": [{"data": "%%%"}]}).single()
@@ -204,6 +227,9 @@ def test_an_image_of_json_that_is_not_base64_is_an_error_in_its_place():
         ({"images": [entry(b"a", betta=1)]}, "image 0 has another form"),
         ({"images": [entry(b"a", beta="0.5")]}, "beta of image 0 is a string"),
         ({"images": [entry(b"a", strength="0.5")]}, "strength of image 0 is a string"),
+        ({"images": [entry(b"a", token=7)]}, "the token of image 0 is not a string"),
+        ({"images": [entry(b"a", mix=["fog"])]}, "image 0 has a mix of another form"),
+        ({"images": [entry(b"a", mix="fog:1", beta=1)]}, "or beside another choice"),
         ({"images": [entry(b"a", beta=1, strength=1)]}, "image 0 has a beta and a strength: give one of them"),
         ({"images": [{"data": [[[[]]]]}]}, "nested"),
     ],
@@ -222,4 +248,4 @@ def test_any_body_gives_as_many_betas_as_images_or_a_documented_error(body, cont
         parsed = parse_images(body, content_type, LIMITS)
     except TureenError:
         return
-    assert 1 <= len(parsed.images) == len(parsed.betas) <= LIMITS.max_images
+    assert 1 <= len(parsed.images) == len(parsed.choices) <= LIMITS.max_images

@@ -10,12 +10,12 @@ from starlette.datastructures import QueryParams
 from serve.api.query import QueryParameters, classify_parameters, sweep_parameters
 from serve.errors import InvalidParameterError
 from serve.settings import Settings
-from tureen.errors import InvalidBetaError, InvalidStrengthError, TureenError
-from tureen.tokens import Strength
+from tureen.errors import InvalidBetaError, InvalidMixError, InvalidStrengthError, TureenError
+from tureen.tokens import Mix, Strength, TokenChoice
 
 SETTINGS = Settings(bundle="bundle", timeout_ms=5000, max_sweep_betas=11, max_top_k=1000)
 TENTHS = [0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1]
-DEFAULTS = QueryParameters(beta=None, policy=None, betas=TENTHS, top_k=5, timeout_ms=5000)
+DEFAULTS = QueryParameters(choice=None, policy=None, betas=TENTHS, top_k=5, timeout_ms=5000)
 
 
 def classify(query):
@@ -30,19 +30,26 @@ def sweep(query):
     ("query", "changes"),
     [
         ("", {}),
-        ("beta=0.7", {"beta": 0.7}),
-        ("beta=clean", {"beta": 0.0}),
-        ("beta=robust", {"beta": 1.0}),
-        ("beta=1e-1", {"beta": 0.1}),
-        ("beta=-0", {"beta": 0.0}),
-        ("strength=0.5", {"beta": Strength(0.5)}),
+        ("beta=0.7", {"choice": 0.7}),
+        ("beta=clean", {"choice": 0.0}),
+        ("beta=robust", {"choice": 1.0}),
+        ("beta=1e-1", {"choice": 0.1}),
+        ("beta=-0", {"choice": 0.0}),
+        ("strength=0.5", {"choice": Strength(0.5)}),
         ("policy=uploads", {"policy": "uploads"}),
+        ("token=fog", {"choice": TokenChoice("fog")}),
+        ("token=fog&beta=0.5", {"choice": TokenChoice("fog", 0.5)}),
+        ("token=fog&strength=0.5", {"choice": TokenChoice("fog", Strength(0.5))}),
+        ("mix=fog:3,robust:1", {"choice": Mix((("fog", 0.75), ("robust", 0.25)))}),
+        ("mix=fog:3&normalize=true", {"choice": Mix((("fog", 1.0),))}),
+        ("mix=fog:3&normalize=false", {"choice": Mix((("fog", 3.0),))}),
+        ("mix=clean:1,robust:1", {"choice": 0.5}),
         ("top_k=1", {"top_k": 1}),
         ("top_k=1000", {"top_k": 1000}),
         ("top_k=007", {"top_k": 7}),
         ("timeout_ms=1", {"timeout_ms": 1}),
         ("timeout_ms=5000", {"timeout_ms": 5000}),
-        ("timeout_ms=20&top_k=2&beta=1", {"timeout_ms": 20, "top_k": 2, "beta": 1.0}),
+        ("timeout_ms=20&top_k=2&beta=1", {"timeout_ms": 20, "top_k": 2, "choice": 1.0}),
     ],
 )
 def test_classify_parameters_are_those_of_the_query_and_else_the_defaults(query, changes):
@@ -67,7 +74,10 @@ def test_the_betas_of_a_sweep_ascend_without_duplicates(query, betas):
 @pytest.mark.parametrize(
     ("query", "words"),
     [
-        ("betta=1", "there is no parameter 'betta': use beta, strength, policy, top_k, timeout_ms"),
+        (
+            "betta=1",
+            "there is no parameter 'betta': use beta, strength, token, mix, policy, normalize, top_k, timeout_ms",
+        ),
         ("Beta=1", "no parameter 'Beta'"),
         ("betas=0:1:0.5", "no parameter 'betas'"),
         ("=1", "no parameter ''"),
@@ -76,6 +86,12 @@ def test_the_betas_of_a_sweep_ascend_without_duplicates(query, betas):
         ("beta=0&beta=1", "beta is given more than once"),
         ("top_k=1&top_k=1", "top_k is given more than once"),
         ("beta=0.5&policy=uploads", "the parameters beta and policy exclude each other: give one of them"),
+        ("mix=fog:1&beta=0.5", "the parameters beta and mix exclude each other"),
+        ("mix=fog:1&token=fog", "the parameters token and mix exclude each other"),
+        ("token=fog&policy=uploads", "the parameters token and policy exclude each other"),
+        ("token=fog&beta=0.5&strength=0.5", "the parameters beta and strength exclude each other"),
+        ("normalize=false", "normalize belongs to a mix"),
+        ("mix=fog:1&normalize=no", "normalize belongs to a mix"),
         ("beta=0.5&strength=0.5", "the parameters beta and strength exclude each other"),
         ("strength=0.5&policy=uploads", "the parameters strength and policy exclude each other"),
         ("top_k=0", "top_k is '0': give a whole number from 1 to 1000"),
@@ -139,12 +155,25 @@ def test_an_invalid_grid_of_betas_is_refused(betas):
         sweep(f"betas={betas}")
 
 
-@given(items=st.lists(st.tuples(st.sampled_from(["beta", "top_k", "timeout_ms", "policy"]) | st.text(), st.text())))
+@given(
+    items=st.lists(
+        st.tuples(st.sampled_from(["beta", "token", "mix", "top_k", "timeout_ms", "policy"]) | st.text(), st.text())
+    )
+)
 def test_any_query_gives_parameters_within_the_limits_or_a_documented_error(items):
     try:
         parameters = classify_parameters(QueryParams(items), SETTINGS)
     except TureenError:
         return
-    assert parameters.beta is None or 0 <= parameters.beta <= 1
+    choice = parameters.choice
+    assert choice is None or isinstance(choice, Mix | TokenChoice) or 0 <= choice <= 1
     assert 1 <= parameters.top_k <= 1000
     assert 1 <= parameters.timeout_ms <= 5000
+
+
+@pytest.mark.parametrize(
+    "mix", ["", "fog", "fog:-1", "fog:nan", "fog:1,fog:1", "FOG:1", ",".join(f"t{i}:1" for i in range(10**4))]
+)
+def test_an_invalid_mix_is_refused(mix):
+    with pytest.raises(InvalidMixError):
+        classify(f"mix={mix}")

@@ -18,6 +18,7 @@ from serve.errors import (
     UnknownPolicyError,
 )
 from tureen.errors import SingleTokenError
+from tureen.tokens import Mix
 
 REVISION = 12
 BUNDLE, FLAG = (0.2, "bundle"), (0.3, "operator")  # the default of the manifest, and of --default-beta
@@ -112,6 +113,34 @@ def test_a_request_gets_the_beta_of_the_first_available_source(active, requested
 def test_a_choice_that_the_operator_does_not_allow_is_refused(active, requested, of, error):
     with pytest.raises(error):
         active.choose(requested, of)
+
+
+FOG = Mix((("fog", 0.75), ("robust", 0.25)))
+
+
+@pytest.mark.parametrize("active", [settings(), settings(beta_min=0.25, beta_max=0.25), settings(**KEYS, **CANARY)])
+def test_a_mix_of_the_request_is_chosen_with_the_share_of_its_robust_token(active):
+    assert active.choose(FOG, client(sticky=IN_CANARY)) == BetaChoice(0.25, "request", REVISION, FOG)
+
+
+@pytest.mark.parametrize(
+    ("state", "of", "error"),
+    [
+        ({"beta_min": 0.26}, client(), BetaOutOfBoundsError),
+        ({"beta_max": 0.24}, client(), BetaOutOfBoundsError),
+        ({"clients_may_choose": False}, client(), ChoiceNotAllowedError),
+        (KEYS, client(key="wrong"), UnknownApiKeyError),
+    ],
+)
+def test_a_mix_that_the_operator_does_not_allow_is_refused(state, of, error):
+    with pytest.raises(error):
+        settings(**state).choose(FOG, of)
+
+
+def test_a_model_with_one_token_takes_a_mix_of_named_tokens():
+    assert settings((None, "bundle")).choose(FOG) == BetaChoice(None, "request", REVISION, FOG)
+    with pytest.raises(ChoiceNotAllowedError):
+        settings((None, "bundle"), clients_may_choose=False).choose(FOG)
 
 
 def test_the_refusal_of_a_beta_names_it_and_the_bounds():

@@ -86,23 +86,23 @@ def test_the_betas_of_a_tensor_are_those_numbers_one_an_image(betas):
             *in_binary(({**ONE_IMAGE, "shape": [len(betas)]}, framed(*[b"x"] * len(betas))), (column, binary)),
         ),
     ):
-        np.testing.assert_array_equal(np.array(got.betas, np.float32), np.array(betas, np.float32))
+        np.testing.assert_array_equal(np.array(got.choices, np.float32), np.array(betas, np.float32))
 
 
 def test_a_beta_of_float32_is_its_shortest_decimal():
     body = in_binary(
         (ONE_IMAGE, framed(b"x")), ({"name": "beta", "datatype": "FP32", "shape": [1]}, b"\x33\x33\x33\x3f")
     )
-    assert decode(*body).betas == (0.7,)
+    assert decode(*body).choices == (0.7,)
 
 
 def test_beta_comes_from_the_tensor_the_parameter_or_the_query_and_from_one_of_them_only():
     tensor = {"name": "beta", "datatype": "FP32", "shape": [1, 1], "data": [0.25]}
     image, parameters, query = base64_image(b"x"), {"beta": 0.5}, {"beta": "1"}
-    assert decode(in_json(image, tensor)).betas == (0.25,)
-    assert decode(in_json(image, parameters=parameters)).betas == (0.5,)
-    assert decode(in_json(image), query=query).betas == (1.0,)
-    assert decode(in_json(image)).betas == (None,)
+    assert decode(in_json(image, tensor)).choices == (0.25,)
+    assert decode(in_json(image, parameters=parameters)).choices == (0.5,)
+    assert decode(in_json(image), query=query).choices == (1.0,)
+    assert decode(in_json(image)).choices == (None,)
     refuses("beta is given more than once", in_json(image, tensor, parameters=parameters))
     refuses("beta is given more than once", in_json(image, tensor), query=query)
     refuses("beta is given more than once", in_json(image, parameters=parameters), query=query)
@@ -110,7 +110,7 @@ def test_beta_comes_from_the_tensor_the_parameter_or_the_query_and_from_one_of_t
 
 @pytest.mark.parametrize(("value", "beta"), [("robust", 1), ("clean", 0), ("0.7", 0.7), (0.7, 0.7), (1, 1), (0, 0)])
 def test_a_beta_parameter_is_a_number_its_text_or_a_mode(value, beta):
-    assert decode(in_json(base64_image(b"x", b"y"), parameters={"beta": value})).betas == (beta, beta)
+    assert decode(in_json(base64_image(b"x", b"y"), parameters={"beta": value})).choices == (beta, beta)
 
 
 @pytest.mark.parametrize("value", [True, None, [0.5], {}, "0,7", 1.5, -1, 10**400, "nan", "", 2**63])
@@ -134,7 +134,7 @@ def test_base64_is_read_as_elsewhere_and_a_byte_order_mark_before_the_json_too()
 def test_a_length_of_zero_means_that_the_body_is_the_image_itself():
     request = decode(b"\xff\xd8\xff the file", "0", query={"beta": "robust"})
     assert request.images == (b"\xff\xd8\xff the file",)
-    assert request.betas == (1.0,)
+    assert request.choices == (1.0,)
     assert not any(output.is_binary for output in request.outputs)
 
 

@@ -35,7 +35,7 @@ def test_pixels_and_betas_arrive_raw_or_as_contents(count, seed, is_raw):
         request.inputs[1].contents.fp32_contents.extend(betas.ravel().tolist())
     decoded = decode_message(request, LIMITS)
     np.testing.assert_array_equal(np.stack(decoded.images), pixels)
-    np.testing.assert_array_equal(np.array(decoded.betas, np.float32), betas.ravel())
+    np.testing.assert_array_equal(np.array(decoded.choices, np.float32), betas.ravel())
 
 
 def image_request(**parameters):
@@ -59,7 +59,7 @@ def image_request(**parameters):
 def test_beta_is_a_double_a_whole_number_or_a_text(parameter, beta):
     decoded = decode_message(image_request(beta=parameter), LIMITS)
     assert decoded.images == (b"\xff\xd8 no base64",)
-    assert decoded.betas == (beta,)
+    assert decoded.choices == (beta,)
 
 
 @pytest.mark.parametrize("parameter", [pb.InferParameter(bool_param=True), pb.InferParameter()])

@@ -46,7 +46,7 @@ def request(*inputs, outputs=(LOGITS,), parameters=None, **options):
     ],
 )
 def test_beta_comes_from_the_tensor_the_parameter_or_the_query(inputs, options, expected):
-    assert request(*inputs, **options).betas == expected
+    assert request(*inputs, **options).choices == expected
 
 
 def test_a_request_holds_its_parameters():
