@@ -1,16 +1,17 @@
-"""Attacks the model of a run on all test images, in parts. An interrupted measurement continues with the same command.
+"""Attacks a model on all test images, in parts. An interrupted measurement continues with the same command.
 
-    python -m benchmarks.whole_test_set runs/signs --data gtsrb --betas 0 1 --epsilon-255 4
+    python -m benchmarks.whole_test_set signs --data gtsrb --betas 0 1 --epsilon-255 4
 
-Each β is attacked in white-box mode, by default with the attack, the steps and the radius of the recipe. Prints clean
-and robust accuracy with 95 % intervals, of all images and of those that are not dark. An image is dark if the mean of
-its values is below 30 of 255. A finished part is kept in RUN/whole-test-set.jsonl, and is not measured again.
+The model is that of a run or of a bundle. Each β is attacked in white-box mode. Prints clean and robust accuracy with
+95 % intervals, of all images and of those that are not dark. An image is dark if the mean of its values is below 30 of
+255. A finished part is kept in a file, by default whole-test-set.jsonl, and is not measured again.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,11 +22,11 @@ from torch import nn
 from tqdm import tqdm
 
 from benchmarks.machine import describe_machine
+from export.torch_soup import load_torch
 from training.attacks.catalogue import ATTACKS, attack_label
-from training.checkpoint import load_checkpoint, weights_sha256
 from training.commands.attack import radius_argument
 from training.data.datasets import Images
-from training.distributed import best_device, limit_threads
+from training.distributed import limit_threads
 from training.evaluation.accuracy import AttackOutcome, attack_each_beta
 from training.evaluation.measure import read_images
 from tureen.arguments import positive_int
@@ -33,7 +34,6 @@ from tureen.commands.report import accuracy_table
 
 DARK_BELOW = 30  # of 255, the mean of all values of an image
 PART = 256  # images
-PARTS_FILE = "whole-test-set.jsonl"
 
 
 class Measured(BaseModel):
@@ -66,28 +66,27 @@ class Part(BaseModel):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="directory of a finished run")
+    parser.add_argument("model", help="a finished run, a bundle, or the name of an example")
     parser.add_argument("--data", required=True, metavar="DIR", help="labelled images that did not train the model")
     parser.add_argument("--betas", type=float, nargs="+", default=[0.0, 1.0])
     parser.add_argument("--images", type=positive_int, default=10**6, help="at most so many (default: all)")
-    parser.add_argument("--attack", choices=list(ATTACKS), help="attack (default: that of the recipe)")
-    parser.add_argument("--steps", type=positive_int, help="steps of the attack (default: those of the recipe)")
-    parser.add_argument("--epsilon-255", type=radius_argument, help="radius in 1/255 (default: that of the recipe)")
+    parser.add_argument("--attack", choices=list(ATTACKS), default="apgd", help="attack (default: %(default)s)")
+    parser.add_argument("--steps", type=positive_int, default=20, help="steps of the attack (default: %(default)s)")
+    parser.add_argument("--epsilon-255", type=radius_argument, required=True, help="radius in 1/255")
+    parser.add_argument("--parts", type=Path, default=Path("whole-test-set.jsonl"), help="file of the finished parts")
     options = parser.parse_args()
     limit_threads()
     print(describe_machine())
-    checkpoint = load_checkpoint(options.run)
-    images = read_images(options.data, checkpoint.preprocess, checkpoint.labels, at_most=options.images)
-    recipe = checkpoint.recipe
+    soup = load_torch(options.model)
+    images = read_images(options.data, soup.preprocess, soup.labels, at_most=options.images)
     measured = Measured(
-        model=weights_sha256(options.run),
+        model=_sha256(soup.model),
         data=f"{options.data}, {len(images)} images",
-        attack=options.attack or recipe.evaluation_attack,
-        steps=options.steps or recipe.evaluation_steps,
-        epsilon_255=options.epsilon_255 or recipe.epsilon_255,
+        attack=options.attack,
+        steps=options.steps,
+        epsilon_255=options.epsilon_255,
     )
-    model, file = checkpoint.model.to(best_device()), options.run / PARTS_FILE
-    outcomes = {beta: measure(model, images, beta, measured, file) for beta in options.betas}
+    outcomes = {beta: measure(soup.model, images, beta, measured, options.parts) for beta in options.betas}
     label = attack_label(measured.attack, measured.steps)
     for name, chosen in (("all images", np.ones(len(images), np.bool_)), ("without dark images", ~is_dark(images))):
         rows = [
@@ -131,6 +130,13 @@ def measure(model: nn.Module, images: Images, beta: float, measured: Measured, f
         np.array([one for part in parts for one in part.clean], np.bool_),
         np.array([one for part in parts for one in part.robust], np.bool_),
     )
+
+
+def _sha256(model: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode() + tensor.cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _read_parts(file: Path) -> Iterator[Part]:

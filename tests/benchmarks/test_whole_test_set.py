@@ -1,6 +1,5 @@
 """The measurement of a run on all its test images, in parts."""
 
-import shutil
 import sys
 
 import numpy as np
@@ -14,7 +13,7 @@ from training.data.datasets import Images
 @pytest.fixture
 def measure(signs_run, tmp_path, monkeypatch, capsys):
     """Runs the benchmark on drawn signs, in parts of 50. Returns its tables, and the first images of new parts."""
-    run = shutil.copytree(signs_run, tmp_path / "run")
+    file = tmp_path / "parts.jsonl"
     draw_signs(tmp_path / "data")
     attacked = []
     attack = whole_test_set.attack_each_beta
@@ -26,14 +25,14 @@ def measure(signs_run, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(whole_test_set, "attack_each_beta", counted)
     monkeypatch.setattr(whole_test_set, "PART", 50)
 
-    def measure(*arguments):
+    def measure(*arguments, model=signs_run):
         attacked.clear()
-        command = [str(run), "--data", str(tmp_path / "data"), "--betas", "1", "--steps", "2", *arguments]
-        monkeypatch.setattr(sys, "argv", ["whole_test_set", *command])
+        command = [str(model), "--data", str(tmp_path / "data"), "--betas", "1", "--steps", "2", "--epsilon-255", "8"]
+        monkeypatch.setattr(sys, "argv", ["whole_test_set", *command, "--parts", str(file), *arguments])
         whole_test_set.main()
         return capsys.readouterr().out.split("\n\n", 1)[1], list(attacked)
 
-    measure.file = run / whole_test_set.PARTS_FILE
+    measure.file = file
     return measure
 
 
@@ -55,6 +54,12 @@ def test_another_attack_is_measured_again(measure):
     tables, attacked = measure("--epsilon-255", "16")
     assert attacked == [0, 50, 100]
     assert "ε = 16/255" in tables
+
+
+def test_the_model_of_a_bundle_is_attacked(measure):
+    tables, attacked = measure("--images", "20", model="signs")
+    assert attacked == [0]
+    assert "ε = 8/255" in tables
 
 
 def test_an_image_is_dark_by_the_mean_of_its_values():
