@@ -30,16 +30,19 @@ from serve.jobs.job_output import (
     start_or_resume,
 )
 from serve.jobs.job_spec import BATCH_ROWS, CPU_BATCH_ROWS, SHARD_ROWS, JobOptions, JobSpec
-from serve.jobs.pipeline import OnImages, Pipeline
+from serve.jobs.pipeline import OnImages, Pipeline, at_mix
 from serve.jobs.ray_cluster import LOCAL_CLUSTER, RayWorkerConfig, check_ray, connect, make_shards, max_workers
 from serve.jobs.rooted_files import OutputDirectory
 from tureen.arguments import beta_argument, betas_argument, positive_int, strength_argument
 from tureen.bundle.examples import BUNDLE_HELP, find_bundle
+from tureen.bundle.token_file import read_token
 from tureen.engines import AUTO
 from tureen.engines.base import EngineOptions
+from tureen.errors import SingleTokenError
 from tureen.machine import available_cpus, default_cache_directory
 from tureen.preprocess import ImageLimits
 from tureen.soup import DEFAULT_TOP_K, Soup
+from tureen.tokens import CLEAN_BETA, Mix, parse_mix, token_mix
 
 
 def batch(arguments: list[str]) -> int:
@@ -49,7 +52,10 @@ def batch(arguments: list[str]) -> int:
     rows. If the job does not complete, raises an exception: JobError if the job cannot start or continue, BundleError
     if the bundle is missing or damaged, and EngineError if no engine can be opened.
     """
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.token is not None and (options.mix is not None or options.betas is not None):
+        parser.error("--token goes with --beta or --strength only: leave --mix and --betas out")
     options.bundle = find_bundle(options.bundle)
     if options.ray is not None:
         check_ray(options.ray)
@@ -110,6 +116,18 @@ def _parser() -> argparse.ArgumentParser:
         type=betas_argument,
         metavar="0:1:0.25",
         help="classify each image at each of these β, with one decoding",
+    )
+    parser.add_argument(
+        "--token", metavar="NAME", help="token in place of the clean one, alone or mixed by --beta or --strength"
+    )
+    beta.add_argument("--mix", help="weights of tokens, such as fog:0.7,robust:0.3, in place of β")
+    parser.add_argument(
+        "--token-file",
+        action="append",
+        type=Path,
+        default=[],
+        metavar="FILE",
+        help="token of `tureen adapt`; repeatable",
     )
     parser.add_argument(
         "--no-calibration",
@@ -190,7 +208,7 @@ def _load_soup(options: argparse.Namespace, earlier: JobSpec | None, engine: Eng
     name, precision = options.engine, options.precision
     if earlier is not None and name == AUTO:
         name, precision = earlier.engine, precision or earlier.precision
-    soup = tureen.load(options.bundle, engine=name, precision=precision, options=engine)
+    soup = tureen.load(options.bundle, engine=name, precision=precision, options=engine, tokens=options.token_file)
     given = {name: getattr(options, name) for name in ImageLimits.model_fields if getattr(options, name) is not None}
     soup.limits = ImageLimits(**{**(earlier.limits.model_dump() if earlier else {}), **given})
     return soup
@@ -200,8 +218,15 @@ def _start_or_resume(
     options: argparse.Namespace, output: OutputDirectory, source: ImageSource, soup: Soup, earlier: JobSpec | None
 ) -> JobSpec:
     beta = options.strength if options.beta is None else options.beta
+    betas = tuple(options.betas) if options.betas is not None else None if beta is None else (beta,)
+    mix = None
+    if options.token is not None or options.mix is not None:
+        chosen = _chosen_mix(options, soup)
+        mix, betas = (chosen, None) if isinstance(chosen, Mix) else (None, (chosen,))
     job_options = JobOptions(
-        betas=tuple(options.betas) if options.betas is not None else None if beta is None else (beta,),
+        betas=betas,
+        mix=mix,
+        tokens=soup.tokens,
         top_k=options.top_k,
         format=options.format,
         shard_rows=options.shard_rows,
@@ -215,13 +240,23 @@ def _start_or_resume(
         )
 
 
+def _chosen_mix(options: argparse.Namespace, soup: Soup) -> float | Mix:
+    """Returns the mix of --mix, or of --token with --beta or --strength. A mix of both modes alone is a β."""
+    if options.mix is not None:
+        return parse_mix(options.mix)
+    share = options.strength if options.beta is None else options.beta
+    if share is not None and not soup.bundle.manifest.has_two_tokens:
+        raise SingleTokenError("--beta and --strength")
+    return token_mix(options.token, CLEAN_BETA if share is None else soup.bundle.manifest.beta_of(share))
+
+
 def _run_on_machine(
     job: Job, source: ImageSource, soup: Soup, engine: EngineOptions, options: argparse.Namespace
 ) -> JobSummary:
     decode_options = DecodeOptions(soup.bundle.manifest.preprocess, soup.limits)
     with decode_in_threads(source, decode_options, options.decode_threads) as pool:
         pipeline = Pipeline(
-            soup.logits,
+            at_mix(soup.logits, job.spec.token_mix, soup.tokens),
             pool,
             job.spec.betas,
             temperatures=job.spec.temperatures,
@@ -234,7 +269,13 @@ def _run_on_machine(
 def _run_on_cluster(job: Job, engine: EngineOptions, options: argparse.Namespace) -> JobSummary:
     input_path = options.input if "://" in options.input else os.path.abspath(options.input)
     config = RayWorkerConfig(
-        options.bundle.absolute(), input_path, options.output.absolute(), job.spec, engine, options.decode_threads
+        options.bundle.absolute(),
+        input_path,
+        options.output.absolute(),
+        job.spec,
+        engine,
+        options.decode_threads,
+        tuple(read_token(file) for file in options.token_file),
     )
     with connect(options.ray):
         workers = min(options.ray_workers or sys.maxsize, max_workers(engine.threads))
@@ -252,7 +293,7 @@ def _run_with_progress(
     finished since the last call, and how many of these failed.
     """
     spec, failures = job.spec, 0
-    model = f"{spec.model} {spec.version[:12]} on {spec.engine} {spec.precision}, β {_betas(spec)}"
+    model = f"{spec.model} {spec.version[:12]} on {spec.engine} {spec.precision}, {_choice(spec)}"
     print(f"{spec.images:,} images in {spec.shards:,} shards, {model}", file=sys.stderr)
     with tqdm(total=spec.images, desc="classify", unit="image", disable=None, smoothing=0.05) as bar:
 
@@ -282,10 +323,14 @@ def _print_summary(summary: JobSummary, options: argparse.Namespace) -> None:
     if options.json:
         print(summary.model_dump_json())
         return
-    print(f"{summary.rows:,} rows of {summary.images:,} images in {options.output}, β {_betas(summary)}")
+    print(f"{summary.rows:,} rows of {summary.images:,} images in {options.output}, {_choice(summary)}")
     if summary.failed_rows:
         codes = ", ".join(f"{count:,} {code}" for code, count in summary.error_codes.items())
         print(f"{summary.failed_rows:,} of them are errors: {codes}; --retry-failed classifies them again")
+
+
+def _choice(job: JobSpec | JobSummary) -> str:
+    return f"β {_betas(job)}" if job.mix is None else f"mix {job.mix}"
 
 
 def _betas(job: JobSpec | JobSummary) -> str:

@@ -156,8 +156,10 @@ class LoadedModel:
             self._metrics.observe_stages(result.decode_s, result.queue_s, result.inference_s)
         return result
 
-    async def logits(self, pixels: NDArray[np.uint8], betas: Sequence[float]) -> NDArray[np.float32]:
-        """Returns logits, float32 (B, K), for pixels uint8 (B, H, W, 3) and B β.
+    async def logits(
+        self, pixels: NDArray[np.uint8], betas: Sequence[float | NDArray[np.float32]]
+    ) -> NDArray[np.float32]:
+        """Returns logits, float32 (B, K), for pixels uint8 (B, H, W, 3), and B β or tokens float32 (D,).
 
         Submits the rows as background rows, which run after those of requests. Waits while the queue is full. Raises
         InferenceError if the engine failed on a row.

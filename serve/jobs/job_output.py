@@ -58,6 +58,7 @@ class JobSummary(BaseModel):
     engine: str
     precision: Precision
     betas: tuple[float | None, ...]  # of the images to which the input gives no β; (None,) if the model has one token
+    mix: str | None = None  # the mix of tokens that classified every image; None: the soups at `betas`
     beta_range: tuple[float, float] | None = None  # lowest and highest β of the rows if the input gives β, else None
     calibrated: bool  # whether the probabilities use fitted temperatures
 
@@ -232,6 +233,7 @@ class Job:
             "tureen.version": spec.version,
             "tureen.engine": f"{spec.engine} {spec.precision}",
             "tureen.betas": json.dumps(spec.betas),
+            **({} if spec.mix is None else {"tureen.mix": spec.mix}),
             "tureen.calibrated": json.dumps(spec.temperatures.is_calibrated),
         }
         self._error_codes: dict[int, Counter[str]] = {}  # by shard, of the shards that exist
@@ -363,6 +365,7 @@ class Job:
             engine=spec.engine,
             precision=spec.precision,
             betas=spec.betas,
+            mix=spec.mix,
             beta_range=self._beta_range() if spec.has_own_betas else None,
             calibrated=spec.temperatures.is_calibrated,
         )

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from serve.errors import InputError, OutputError
@@ -17,14 +20,14 @@ from tureen.engines.paired import CPU_ENGINES
 from tureen.errors import SingleTokenError
 from tureen.preprocess import ImageLimits
 from tureen.soup import DEFAULT_TOP_K
-from tureen.tokens import Strength
+from tureen.tokens import Mix, Strength, parse_mix
 
 SHARD_ROWS = 4096
 BATCH_ROWS = 32
 CPU_BATCH_ROWS = 16  # its activations stay in the cache: `python -m benchmarks.batch`
 
 
-LATER_FIELDS = ("temperatures", "strength")  # that earlier versions did not have
+LATER_FIELDS = ("temperatures", "strength", "mix", "mix_sha256")  # that earlier versions did not have
 
 
 class JobSpec(BaseModel):
@@ -49,7 +52,9 @@ class JobSpec(BaseModel):
     limits: ImageLimits  # of each image
     jpeg_scaling: Literal[False] = False  # an option of earlier versions; part of the fingerprint
     temperatures: Temperatures = UNCALIBRATED  # of the probabilities
-    strength: StrengthCurve | None = None  # of the column strength; None: a job of an earlier version
+    strength: StrengthCurve | None = None  # of the column strength; None: a mix, or a job of an earlier version
+    mix: str | None = None  # the text of the mix of tokens that classifies every image; None: the soups at `betas`
+    mix_sha256: str | None = None  # of the vector of the mix
 
     @property
     def fingerprint(self) -> str:
@@ -58,6 +63,11 @@ class JobSpec(BaseModel):
         later = {name for name in LATER_FIELDS if getattr(self, name) == type(self).model_fields[name].default}
         fields = self.model_dump(exclude=later)
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def token_mix(self) -> Mix | None:
+        """The mix of tokens that classifies every image; None: the soups at `betas`."""
+        return None if self.mix is None else parse_stored_mix(self.mix)
 
     @property
     def shards(self) -> int:
@@ -75,6 +85,8 @@ class JobOptions:
     shard_rows: int | None = None  # maximum of rows in a shard; a shard has one whole image at least
     batch_rows: int | None = None  # rows in one run of the engine
     calibrated: bool | None = None  # whether the probabilities use the temperatures of the bundle; default: true
+    mix: Mix | None = None  # in place of `betas`
+    tokens: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)  # of the model by name, for the mix
 
 
 @dataclass(frozen=True)
@@ -109,9 +121,19 @@ def build_spec(
     Converts a strength in the options to the β that it has in the model. A job keeps the temperatures and the strength
     curve of its first run, even if those of the bundle have changed since.
     Raises SingleTokenError if the options or the input give a β and the model has one token. Raises InputError if the
-    options give more than one β although the input gives β.
+    options give more than one β, or a mix, although the input gives β. Raises UnknownTokenError if a token of the mix
+    does not exist.
     """
-    given = None if options.betas is None else tuple(manifest.beta_of(beta) for beta in options.betas)
+    mix = options.mix
+    if mix is None and options.betas is None and earlier is not None:
+        mix = earlier.token_mix
+    if mix is not None:
+        mix.check_names(options.tokens)
+        if inputs.has_own_betas:
+            raise InputError("the manifest has its own β: leave --mix out, or the column beta or strength")
+    given: tuple[float | None, ...] | None = None
+    if options.betas is not None:
+        given = tuple(manifest.beta_of(beta) for beta in options.betas)
     if not manifest.has_two_tokens and (options.betas is not None or inputs.has_own_betas):
         raise SingleTokenError
     if inputs.has_own_betas and options.betas is not None and len(options.betas) > 1:
@@ -121,9 +143,11 @@ def build_spec(
         return option if option is not None else getattr(earlier, name) if earlier is not None else default
 
     default_beta = manifest.default_beta if options.default_beta is None else options.default_beta
+    if mix is not None:
+        given = (mix.beta if manifest.has_two_tokens else None,)
     betas = tuple(first_of(given, "betas", (default_beta if manifest.has_two_tokens else None,)))
     shard_images = options.shard_rows and max(1, options.shard_rows // len(betas))
-    if options.calibrated is False:
+    if options.calibrated is False or mix is not None:  # a temperature is fitted for β only
         temperatures = UNCALIBRATED
     else:
         temperatures = manifest.temperatures if earlier is None else earlier.temperatures
@@ -144,8 +168,18 @@ def build_spec(
         batch_rows=first_of(options.batch_rows, "batch_rows", default_batch_rows),
         limits=limits,
         temperatures=temperatures,
-        strength=manifest.strength if earlier is None else earlier.strength,
+        strength=None if mix is not None else manifest.strength if earlier is None else earlier.strength,
+        mix=None if mix is None else str(mix),
+        mix_sha256=None if mix is None else hashlib.sha256(mix.vector(options.tokens).tobytes()).hexdigest(),
     )
+
+
+def parse_stored_mix(text: str) -> Mix:
+    """Returns the mix in the specification of a job. Raises InputError if the specification was changed by hand."""
+    mix = parse_mix(text, normalize=False)
+    if not isinstance(mix, Mix):
+        raise InputError(f"the job has the mix {text[:40]!r}, which is a β: give another directory")
+    return mix
 
 
 def check_unchanged(earlier: JobSpec, current: JobSpec) -> None:

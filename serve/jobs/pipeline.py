@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -24,14 +24,15 @@ from serve.jobs.image_source import InputImage
 from serve.jobs.shard import Shard
 from tureen.bundle.manifest import Temperatures
 from tureen.preprocess import Pixels
+from tureen.tokens import Mix
 
 logger = logging.getLogger("tureen.jobs")
 
 INFERENCE_FAILED = "inference_failed"
 CHUNK = 8  # images per task of the pool: the hand-over of a task costs as much as one small image
 
-Classify = Callable[[NDArray[np.uint8], Sequence[float]], NDArray[np.float32]]
-"""Returns logits float32 (N, K) for pixels uint8 (N, H, W, 3) and N β. Several threads may call the function."""
+Classify = Callable[[NDArray[np.uint8], Sequence[float | NDArray[np.float32]]], NDArray[np.float32]]
+"""Returns logits float32 (N, K) for pixels uint8 (N, H, W, 3), and N β or tokens (D,). Several threads may call it."""
 OnImages = Callable[[int, int], None]
 """Receives the number of newly finished images, and how many of these failed. An error that it raises ends the job."""
 
@@ -68,6 +69,17 @@ class _Batch:
     rows: list[int] = field(default_factory=list)
     pixels: list[Pixels] = field(default_factory=list)
     betas: list[float] = field(default_factory=list)
+
+
+def at_mix(classify: Classify, mix: Mix | None, tokens: Mapping[str, NDArray[np.float32]]) -> Classify:
+    """Returns a function that classifies every row at the mix, whatever its β; `classify` itself without a mix.
+
+    tokens: those of the model by name. Raises UnknownTokenError if a token of the mix does not exist.
+    """
+    if mix is None:
+        return classify
+    vector = mix.vector(tokens)
+    return lambda pixels, betas: classify(pixels, [vector] * len(betas))
 
 
 class Pipeline:

@@ -24,7 +24,8 @@ from serve.jobs.decoding import decode_in_threads
 from serve.jobs.input_sources import ALL_FILES, open_source
 from serve.jobs.job_output import Job, ShardResult, ShardTask
 from serve.jobs.job_spec import JobSpec
-from serve.jobs.pipeline import OnImages, Pipeline
+from serve.jobs.pipeline import OnImages, Pipeline, at_mix
+from tureen.bundle.token_file import Token
 from tureen.engines.base import EngineOptions
 from tureen.vendor_telemetry import disable_vendor_telemetry
 
@@ -47,6 +48,7 @@ class RayWorkerConfig:
     spec: JobSpec
     engine: EngineOptions  # of each worker
     decode_threads: int  # of each worker
+    tokens: tuple[Token, ...] = ()  # to add to those of the bundle
 
 
 @contextlib.contextmanager
@@ -133,7 +135,13 @@ class _ShardWorker:
         source = stack.enter_context(contextlib.closing(open_source(config.input_path)))
         output = stack.enter_context(ALL_FILES.open_output(config.output))
         soup = stack.enter_context(
-            tureen.load(config.bundle, engine=spec.engine, precision=spec.precision, options=config.engine)
+            tureen.load(
+                config.bundle,
+                engine=spec.engine,
+                precision=spec.precision,
+                options=config.engine,
+                tokens=config.tokens,
+            )
         )
         if (soup.bundle.manifest.version, soup.engine.version) != (spec.version, spec.engine_version):
             raise JobError("a worker of the cluster has a different bundle or engine than the job")
@@ -142,7 +150,7 @@ class _ShardWorker:
         pool = stack.enter_context(decode_in_threads(source, decode_options, config.decode_threads))
         self._job = Job(output, spec, soup.bundle.manifest.labels)
         self._pipeline = Pipeline(
-            soup.logits,
+            at_mix(soup.logits, spec.token_mix, soup.tokens),
             pool,
             spec.betas,
             temperatures=spec.temperatures,

@@ -225,9 +225,13 @@ class JobRunner:
         )
 
     def _classify(
-        self, model: LoadedModel, pixels: NDArray[np.uint8], betas: Sequence[float], progress: JobProgress
+        self,
+        model: LoadedModel,
+        pixels: NDArray[np.uint8],
+        betas: Sequence[float | NDArray[np.float32]],
+        progress: JobProgress,
     ) -> NDArray[np.float32]:
-        """Returns logits, float32 (B, K), for pixels uint8 (B, H, W, 3) and B β. Blocks, so a thread calls it.
+        """Returns logits, float32 (B, K), for pixels uint8 (B, H, W, 3), and B β or tokens. Blocks: a thread calls it.
 
         Waits without a deadline, because the engine runs the rows of requests first. Raises JobInterruptedError if the
         job is stopped meanwhile.

@@ -7,11 +7,14 @@ import pytest
 
 import tureen
 from serve.commands.batch import batch
-from serve.errors import InputError
+from serve.errors import InputError, OutputError
 from serve.jobs.job_output import SUCCESS_FILE
+from tests.learned_tokens import make_token
 from tests.serve.jobs.conftest import BUNDLE, photos, run_batch  # noqa: F401 - fixtures
 from tests.serve.jobs.tables import rows_of
 from tureen.bundle.bundle import load_bundle
+from tureen.bundle.token_file import write_token
+from tureen.errors import UnknownTokenError
 
 
 def test_each_row_equals_the_result_of_a_single_image_at_each_beta(run_batch, photos, tmp_path):  # noqa: F811
@@ -43,6 +46,32 @@ def test_a_strength_is_stored_as_its_beta(run_batch, photos, tmp_path, capsys): 
         with pytest.raises(SystemExit):
             run_batch(photos, tmp_path / "other", *arguments)
     assert "give a number from 0 (clean mode)" in capsys.readouterr().err
+
+
+def test_every_image_is_classified_at_a_token_or_a_mix(run_batch, photos, tmp_path, capsys):  # noqa: F811
+    with tureen.load(BUNDLE, engine="onnxruntime") as soup:
+        token = make_token(soup, "fog", 1)
+        soup.add_token(token)
+        write_token(tmp_path / "fog.token", token)
+        chosen = ("--token", "fog", "--beta", "0.25", "--token-file", tmp_path / "fog.token")
+        assert run_batch(photos, tmp_path / "out", *chosen) == 0
+        assert "mix fog:0.75,robust:0.25" in capsys.readouterr().out
+        for row in rows_of(tmp_path / "out"):
+            (alone,) = soup.classify([photos / row["path"]], 0.25, token="fog")
+            assert (row["label"], row["beta"], row["strength"]) == (alone.predictions[0].label, 0.25, None)
+            assert row["probability"] == pytest.approx(alone.predictions[0].probability, abs=1e-5)
+    metadata = pq.read_schema(tmp_path / "out" / "part-00000.parquet").metadata
+    assert (metadata[b"tureen.mix"], metadata[b"tureen.calibrated"]) == (b"fog:0.75,robust:0.25", b"false")
+    with pytest.raises(UnknownTokenError, match="no token 'fog'"):
+        run_batch(photos, tmp_path / "out", "--resume")
+    assert run_batch(photos, tmp_path / "out", "--resume", "--token-file", tmp_path / "fog.token") == 0
+    with pytest.raises(OutputError, match="mix was"):
+        run_batch(photos, tmp_path / "out", "--resume", "--mix", "fog:1", "--token-file", tmp_path / "fog.token")
+    assert run_batch(photos, tmp_path / "both", "--mix", "clean:1,robust:3") == 0
+    assert {(row["beta"], row["strength"] is None) for row in rows_of(tmp_path / "both")} == {(0.75, False)}
+    with pytest.raises(SystemExit):
+        run_batch(photos, tmp_path / "other", "--token", "fog", "--mix", "fog:1")
+    assert "--token goes with --beta or --strength only" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("empty", ["", " "])

@@ -4,6 +4,7 @@ import hashlib
 import json
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pytest
 
 from serve.errors import InputError, OutputError
@@ -22,10 +23,10 @@ from serve.jobs.job_spec import (
 from tests.serve.jobs.conftest import BUNDLE
 from tureen.bundle.bundle import load_bundle
 from tureen.bundle.manifest import UNCALIBRATED, UNMEASURED_STRENGTH, CalibrationRow, StrengthCurve, Temperatures
-from tureen.errors import SingleTokenError
+from tureen.errors import SingleTokenError, UnknownTokenError
 from tureen.preprocess import ImageLimits
 from tureen.soup import DEFAULT_TOP_K
-from tureen.tokens import Strength
+from tureen.tokens import Mix, Strength
 
 INPUTS = InputSummary(sha256="0" * 64, images=100, has_own_betas=False)
 
@@ -109,6 +110,37 @@ def test_betas_of_options_and_manifest_are_checked(manifest):
     assert spec_of(manifest, own, betas=(0.5,)).has_own_betas
     with pytest.raises(InputError, match="its own β"):
         spec_of(manifest, own, betas=(0.0, 1.0))
+
+
+FOG = Mix((("fog", 0.75), ("robust", 0.25)))
+TOKENS = {name: np.full(192, value, np.float32) for name, value in (("clean", 0), ("robust", 4), ("fog", 8))}
+
+
+def test_a_mix_is_part_of_the_specification_with_the_digest_of_its_vector(manifest):
+    spec = spec_of(calibrated(manifest, 2), mix=FOG, tokens=TOKENS)
+    assert (spec.mix, spec.betas, spec.token_mix) == ("fog:0.75,robust:0.25", (0.25,), FOG)
+    assert (spec.temperatures, spec.strength) == (UNCALIBRATED, None)
+    assert spec.mix_sha256 == hashlib.sha256(np.full(192, 7, np.float32).tobytes()).hexdigest()
+    assert spec_of(manifest, earlier=spec, tokens=TOKENS) == spec
+    other = spec_of(manifest, earlier=spec, tokens={**TOKENS, "fog": np.zeros(192, np.float32)})
+    with pytest.raises(OutputError, match="mix_sha256 was"):
+        check_unchanged(spec, other)
+    with pytest.raises(OutputError, match="mix was"):
+        check_unchanged(spec, spec_of(manifest, earlier=spec, betas=(0.25,)))
+
+
+def test_a_mix_needs_its_tokens_and_an_input_without_beta(manifest):
+    with pytest.raises(UnknownTokenError, match="no token 'fog'; the tokens are clean, robust"):
+        spec_of(manifest, mix=FOG, tokens={name: TOKENS[name] for name in ("clean", "robust")})
+    with pytest.raises(InputError, match="leave --mix out"):
+        spec_of(manifest, replace(INPUTS, has_own_betas=True), mix=FOG, tokens=TOKENS)
+    with pytest.raises(InputError, match="give another directory"):
+        _ = spec_of(manifest).model_copy(update={"mix": "clean:1"}).token_mix
+
+
+def test_a_model_with_one_token_takes_a_mix(manifest):
+    single = manifest.model_copy(update={"has_two_tokens": False})
+    assert spec_of(single, mix=FOG, tokens=TOKENS).betas == (None,)
 
 
 def test_a_model_with_one_token_has_no_beta(manifest):
