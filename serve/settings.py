@@ -99,6 +99,14 @@ class Settings(BaseModel):
         default_factory=default_state_directory,
         description="directory of the operator's settings and token; default: the state directory of the user",
     )
+    token_dir: Path | None = Field(
+        default=None,
+        description="directory whose token files, NAME.token, are added to the tokens of the bundle; read again on a "
+        "reload; default: none",
+    )
+    max_tokens: int = Field(
+        default=2000, ge=1, description="maximum of token files in token_dir; with more, the server does not start"
+    )
     public_metrics: bool | None = Field(
         default=None,
         description="serve GET /metrics on the public listener without a token; default: only if host is a loopback "

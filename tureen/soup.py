@@ -35,6 +35,7 @@ from tureen.errors import (
     InvalidStrengthError,
     SingleTokenError,
     TokenFileError,
+    TureenError,
 )
 from tureen.image_sources import ACCEPTED, ImageSource, is_one_image, pixels_from_source
 from tureen.machine import available_cpus, default_cache_directory
@@ -350,7 +351,11 @@ def load(
     for token in added:
         token.check_bundle(bundle)  # before the engine is opened, which takes longer
     opened = open_engine(bundle, engine, precision, engine_options)
-    soup = Soup(bundle, opened, limits, calibrated=calibrated, tokens=added)
+    try:
+        soup = Soup(bundle, opened, limits, calibrated=calibrated, tokens=added)
+    except TureenError:
+        opened.close()
+        raise
     soup._load_arguments = _LoadArguments(bundle.path.absolute(), engine, precision, options, calibrated, added)
     return soup
 

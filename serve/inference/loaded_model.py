@@ -24,6 +24,7 @@ from serve.settings import Settings
 from serve.telemetry.metrics import Metrics
 from serve.telemetry.request_trace import REQUEST_TRACE, StageTimes
 from tureen.bundle.bundle import Bundle
+from tureen.bundle.token_file import read_tokens
 from tureen.engines import open_engine
 from tureen.engines.paired import CPU_ENGINES, PairedEngine
 from tureen.errors import TureenError
@@ -201,13 +202,23 @@ def open_soup(bundle: Bundle, settings: Settings) -> tuple[Soup, StartSpeed]:
     """Opens the engine of the bundle. Returns the Soup, and the measured speed of decoding and engine. Blocks.
 
     Checks that the engine reproduces the golden rows, PyTorch's logits in the bundle. Warms the engine up at each of
-    `warm_sizes`. Raises EngineError if no engine can be opened, or if it does not reproduce the golden rows.
+    `warm_sizes`. Adds the tokens in `settings.token_dir`.
+
+    Raises EngineError if no engine can be opened, or if it does not reproduce the golden rows. Raises TokenFileError if
+    a token file is damaged or was learned for another backbone, or if there are too many.
     """
+    tokens = [] if settings.token_dir is None else read_tokens(settings.token_dir, settings.max_tokens)
+    for token in tokens:
+        token.check_bundle(bundle)  # before the engine is opened, which takes longer
     engine = open_engine(bundle, settings.engine, settings.precision, settings.engine_options)
     if settings.engine_options.streams > 1 and engine.name in CPU_ENGINES:
         alone = open_engine(bundle, engine.name, engine.precision, replace(settings.engine_options, streams=1))
         engine = PairedEngine(alone, engine)
-    soup = Soup(bundle, engine, settings.limits, calibrated=settings.calibration)
+    try:
+        soup = Soup(bundle, engine, settings.limits, calibrated=settings.calibration, tokens=tokens)
+    except TureenError:
+        engine.close()
+        raise
     shape = bundle.golden.pixels.shape[1:]
     run_s = {
         size: measure_run_s(partial(soup.logits, np.zeros((size, *shape), np.uint8), [0.0] * size))

@@ -88,7 +88,7 @@ class Service:
         return self._model
 
     async def open(self) -> None:
-        """Loads the first bundle on a thread and becomes ready. Raises EngineError if no engine can run the bundle."""
+        """Loads the first bundle on a thread and becomes ready. Raises the errors of `open_soup`."""
         await self._load(self._first_bundle)
         self.metrics.is_ready.set(1)
 
@@ -98,8 +98,8 @@ class Service:
         The engine of the new model must reproduce the golden rows, and is warmed up, before the model becomes current.
         Requests that were admitted earlier get their results from the previous model. It is closed after the last of
         these requests.
-        Raises BundleError if the bundle is damaged, EngineError if no engine can run it, and SingleTokenError if
-        --default-beta is set and the model has one token. After an error the previous model stays current.
+        Raises BundleError if the bundle is damaged, SingleTokenError if --default-beta is set and the model has one
+        token, and the errors of `open_soup`. After an error the previous model stays current.
         """
         previous = self.model
         await self._load(await asyncio.to_thread(load_bundle, self.settings.bundle))

@@ -28,7 +28,7 @@ from serve.oip.statistics import Statistics
 from serve.settings import Settings
 from serve.telemetry.metrics import Metrics
 from tureen.bundle.bundle import Bundle
-from tureen.errors import EngineError, TureenError
+from tureen.errors import EngineError, TokenFileError, TureenError
 
 if TYPE_CHECKING:
     from serve.jobs.runner import JobRunner
@@ -143,7 +143,7 @@ class ServerProcess:
                 self._jobs = await open_jobs(self.service)
             self.become_ready()
             return
-        except (EngineError, GrpcPortTakenError, ControlStoreError) as error:
+        except (EngineError, TokenFileError, GrpcPortTakenError, ControlStoreError) as error:
             logger.error("%s", error)
         except Exception:
             logger.exception("the engine could not be opened")

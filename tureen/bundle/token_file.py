@@ -119,6 +119,27 @@ def read_token(path: Path) -> Token:
     return parse_token(data, str(path))
 
 
+def read_tokens(directory: Path, limit: int) -> list[Token]:
+    """Returns the tokens in the files NAME.token of a directory, in the order of the file names.
+
+    limit: maximum of files. Raises TokenFileError if the directory cannot be read, if it has more files, if a file is
+    damaged, or if two files have a token of the same name.
+    """
+    try:
+        files = sorted(file for file in directory.iterdir() if file.suffix == SUFFIX)
+    except OSError as error:
+        raise TokenFileError(f"the directory of tokens {directory} cannot be read: {error.strerror}") from error
+    if len(files) > limit:
+        raise TokenFileError(f"{directory} has {len(files):,} token files, the limit is {limit:,}")
+    tokens: dict[str, Token] = {}
+    for file in files:
+        token = read_token(file)
+        if token.record.name in tokens:
+            raise TokenFileError(f"{file}: another file of the directory has a token {token.record.name!r} too")
+        tokens[token.record.name] = token
+    return list(tokens.values())
+
+
 def parse_token(data: bytes, source: str) -> Token:
     """Returns the token in the bytes of a token file. source: the name of the file, for messages.
 

@@ -1,6 +1,7 @@
 """Named tokens and mixes over HTTP and the Open Inference Protocol, with a bundle that has a third token."""
 
 import base64
+import dataclasses
 import hashlib
 import shutil
 
@@ -15,8 +16,12 @@ from serve.inference.service import Service
 from serve.settings import Settings
 from serve.telemetry.metrics import Metrics
 from tests.conftest import encoded
+from tests.learned_tokens import make_token
+from tests.patience import DEADLINE_S
 from tureen.bundle.bundle import MANIFEST, TOKENS, load_bundle, record_files
 from tureen.bundle.examples import find_bundle
+from tureen.bundle.token_file import write_token
+from tureen.errors import EngineError, TokenFileError
 from tureen.pictures.signs import drawn_picture
 from tureen.tokens import parse_mix
 
@@ -162,3 +167,34 @@ def test_sixty_four_tokens_share_a_batch(client, image):
     assert [result["mix"]["fog"] for result in found["results"]] == pytest.approx(list(shares))
     digests = {hashlib.sha256(str(result["predictions"]).encode()).hexdigest() for result in found["results"]}
     assert len(digests) > 32
+
+
+def test_a_directory_of_token_files_is_read_at_the_start_and_at_a_reload(soup, fog_bundle, image, tmp_path):
+    night, rain = make_token(soup, "night", 1), make_token(soup, "rain", 2)
+    write_token(tmp_path / "night.token", night)
+    settings = Settings(bundle=fog_bundle, engine="onnxruntime", precision="fp32", token_dir=tmp_path)
+    service = Service(settings, load_bundle(fog_bundle), Metrics())
+    with TestClient(create_app(service)) as client:
+        assert client.post("/classify?token=night", content=image).json()["mix"] == {"night": 1}
+        (tmp_path / "night.token").rename(tmp_path / "night")
+        write_token(tmp_path / "rain.token", rain)
+        client.portal.call(service.reload)
+        assert client.post("/classify?token=rain", content=image).status_code == 200
+        assert client.post("/classify?token=night", content=image).json()["code"] == "unknown_token"
+        (tmp_path / "rain.token").write_bytes(b"damaged")
+        with pytest.raises(TokenFileError, match=r"rain\.token is not a token file"):
+            client.portal.call(service.reload)
+        wrong = dataclasses.replace(rain, golden_logits=rain.golden_logits + 1)
+        write_token(tmp_path / "rain.token", wrong)
+        with pytest.raises(EngineError, match="does not reproduce the golden rows"):
+            client.portal.call(service.reload)
+        assert client.post("/classify?token=rain", content=image).status_code == 200
+
+
+def test_a_server_with_a_wrong_token_file_does_not_start(start_server, tmp_path):
+    (tmp_path / "fog.token").write_bytes(b"damaged")
+    server = start_server("--token-dir", str(tmp_path))
+    assert server.process.wait(DEADLINE_S) == 1
+    assert "fog.token is not a token file: `tureen adapt` writes one" in server.log_file.read_text()
+    server = start_server("--token-dir", str(tmp_path), "--max-tokens", "0")
+    assert server.process.wait(DEADLINE_S) == 2

@@ -18,6 +18,7 @@ from tureen.bundle.token_file import (
     TokenRecord,
     parse_token,
     read_token,
+    read_tokens,
     write_token,
 )
 from tureen.errors import TokenFileError
@@ -125,3 +126,29 @@ def test_every_cut_and_every_changed_byte_of_the_header_is_refused_or_read(token
             parse_token(bytes(changed), "x.token")
         except TokenFileError:
             continue
+
+
+def renamed(token, name):
+    return dataclasses.replace(token, record=token.record.model_copy(update={"name": name}))
+
+
+def test_a_directory_gives_its_tokens_in_the_order_of_the_files(token, tmp_path):
+    assert read_tokens(tmp_path, 2) == []
+    for name in ("night", "fog"):
+        write_token(tmp_path / f"{name}.token", renamed(token, name))
+    (tmp_path / "README.md").write_text("not a token")
+    assert [one.record.name for one in read_tokens(tmp_path, 2)] == ["fog", "night"]
+
+
+def test_a_directory_with_a_wrong_file_is_refused_by_its_name(token, tmp_path):
+    with pytest.raises(TokenFileError, match=r"absent cannot be read: No such file"):
+        read_tokens(tmp_path / "absent", 2)
+    write_token(tmp_path / "a.token", token)
+    write_token(tmp_path / "b.token", token)
+    with pytest.raises(TokenFileError, match=r"b\.token: another file of the directory has a token 'fog' too"):
+        read_tokens(tmp_path, 2)
+    with pytest.raises(TokenFileError, match="2 token files, the limit is 1"):
+        read_tokens(tmp_path, 1)
+    (tmp_path / "b.token").write_bytes(b"")
+    with pytest.raises(TokenFileError, match=r"b\.token is not a token file"):
+        read_tokens(tmp_path, 2)
