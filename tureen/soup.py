@@ -23,7 +23,7 @@ from tureen.bundle.examples import find_bundle
 from tureen.bundle.manifest import UNCALIBRATED, Precision
 from tureen.bundle.token_file import Token, read_token
 from tureen.engines import AUTO, open_engine
-from tureen.engines.base import Engine, EngineOptions, check_token_rows
+from tureen.engines.base import Engine, EngineOptions, check_tokens
 from tureen.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -92,7 +92,7 @@ class Soup:
         calibrated: bool = True,
         tokens: Iterable[Token] = (),
     ) -> None:
-        """tokens: to add to those of the bundle. Raises the errors of `add_token`."""
+        """tokens: to add to those of the bundle. Raises the errors of `add_tokens`."""
         self.bundle = bundle
         self.engine = engine
         self.limits = limits
@@ -100,8 +100,7 @@ class Soup:
         self.tokens = dict(bundle.tokens)
         self._is_closed = False
         self._load_arguments: _LoadArguments | None = None  # None: not created by `load`
-        for token in tokens:
-            self.add_token(token)
+        self.add_tokens(list(tokens))
 
     def __repr__(self) -> str:
         manifest = self.bundle.manifest
@@ -173,17 +172,20 @@ class Soup:
             raise _count_mismatch(len(results), len(choices))
         return results
 
-    def add_token(self, token: Token) -> None:
-        """Adds a token, which `classify` then takes by its name.
+    def add_tokens(self, tokens: Sequence[Token]) -> None:
+        """Adds tokens, which `classify` then takes by their names. After an error none is added.
 
-        Raises TokenFileError if the token was learned for another backbone, or if its name is taken. Raises EngineError
-        if the engine does not reproduce PyTorch's logits at this token.
+        Raises TokenFileError if a token was learned for another backbone, or if its name is taken. Raises EngineError
+        if the engine does not reproduce PyTorch's logits at a token.
         """
-        token.check_bundle(self.bundle)
-        if token.record.name in self.tokens:
-            raise TokenFileError(f"the soup already has a token {token.record.name!r}: rename one of them")
-        check_token_rows(self.engine, self.bundle, token)
-        self.tokens = {**self.tokens, token.record.name: token.vector}  # a request may hold the dictionary before
+        added = dict(self.tokens)
+        for token in tokens:
+            token.check_bundle(self.bundle)
+            if token.record.name in added:
+                raise TokenFileError(f"the soup already has a token {token.record.name!r}: rename one of them")
+            added[token.record.name] = token.vector
+        check_tokens(self.engine, self.bundle, tokens)
+        self.tokens = added  # a new dictionary: a request may hold the one before
 
     def logits(
         self, pixels: Pixels, betas: Sequence[float | NDArray[np.float32]] | NDArray[np.float32]

@@ -92,12 +92,12 @@ def test_a_token_file_is_loaded_and_a_pickled_soup_keeps_its_tokens(tokens, pixe
 
 def test_tokens_that_do_not_fit_are_refused(soup, plain, tokens):
     with pytest.raises(TokenFileError, match="already has a token 'fog'"):
-        soup.add_token(tokens[0])
+        soup.add_tokens(tokens[:1])
     with pytest.raises(TokenFileError, match="another backbone"):
         tureen.load("cifar10", tokens=tokens)
     wrong = dataclasses.replace(tokens[0], golden_logits=tokens[0].golden_logits + 1)
-    with pytest.raises(EngineError, match=r"does not reproduce the golden rows.*learn the token again"):
-        plain.add_token(wrong)
+    with pytest.raises(EngineError, match=r"does not reproduce the logits of the token fog: .*learn the token again"):
+        plain.add_tokens([wrong])
     assert "fog" not in plain.tokens
 
 

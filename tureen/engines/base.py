@@ -7,6 +7,7 @@ separate module, which imports the runtime lazily.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,6 +21,8 @@ from tureen.bundle.token_file import Token
 from tureen.errors import EngineError
 from tureen.tokens import mix_rows
 from tureen.vendor_telemetry import disable_vendor_telemetry
+
+TOKEN_BATCH = 64  # tokens that are checked in one run
 
 
 @dataclass(frozen=True)
@@ -108,22 +111,39 @@ def check_golden_rows(engine: Engine, bundle: Bundle) -> float:
     betas = np.repeat(golden.betas, len(golden.pixels))
     pixels = np.tile(golden.pixels, (len(golden.betas), 1, 1, 1))
     tokens = mix_rows(bundle.clean_token, bundle.robust_token, betas)
-    logits = golden.logits.reshape(len(pixels), -1)
+    expected = golden.logits.reshape(len(pixels), -1)
     tolerance = golden_tolerance(_parity(engine, bundle))
-    return _check_logits(engine, pixels, tokens, logits, tolerance, "or export again on this machine")
+    difference = float(_differences(engine, pixels, tokens, expected).max())
+    if not difference <= tolerance:
+        raise EngineError(
+            f"{engine.name} {engine.precision} does not reproduce the golden rows: largest logit difference "
+            f"{difference:.3g}, allowed {tolerance:.3g}; use another engine, or export again on this machine"
+        )
+    return difference
 
 
-def check_token_rows(engine: Engine, bundle: Bundle, token: Token) -> float:
-    """Returns the largest logit difference between the engine and PyTorch on the golden images at an added token.
+def check_tokens(engine: Engine, bundle: Bundle, tokens: Sequence[Token]) -> None:
+    """Checks that the engine reproduces PyTorch's logits at added tokens, on one golden image for each token.
 
-    A token may have larger logits than the golden rows, and differences grow with logits. So the tolerance grows by the
-    same factor. Raises EngineError as `check_golden_rows` does.
+    Different tokens share a batch, so that a thousand of them take little time. A token may have larger logits than the
+    golden rows, and differences grow with logits. So the tolerance grows by the same factor. Raises EngineError, which
+    names the first token with a larger difference, and for the other reasons of `check_golden_rows`.
     """
-    pixels, logits = bundle.golden.pixels, token.golden_logits
-    growth = float(np.abs(logits).max() / np.abs(bundle.golden.logits).max())
-    tolerance = max(1.0, growth) * golden_tolerance(_parity(engine, bundle))
-    tokens = np.tile(token.vector, (len(pixels), 1))
-    return _check_logits(engine, pixels, tokens, logits, tolerance, "or learn the token again")
+    tolerance, largest = golden_tolerance(_parity(engine, bundle)), np.abs(bundle.golden.logits).max()
+    images = len(bundle.golden.pixels)
+    for start in range(0, len(tokens), TOKEN_BATCH):
+        batch = tokens[start : start + TOKEN_BATCH]
+        rows = np.arange(start, start + len(batch)) % images
+        expected = np.stack([token.golden_logits[row] for token, row in zip(batch, rows, strict=True)])
+        vectors = np.stack([token.vector for token in batch])
+        differences = _differences(engine, bundle.golden.pixels[rows], vectors, expected).max(axis=1)
+        allowed = tolerance * np.maximum(1, np.abs(expected).max(axis=1) / largest)
+        for token, difference, limit in zip(batch, differences.tolist(), allowed.tolist(), strict=True):
+            if not difference <= limit:
+                raise EngineError(
+                    f"{engine.name} {engine.precision} does not reproduce the logits of the token {token.record.name}: "
+                    f"largest difference {difference:.3g}, allowed {limit:.3g}; learn the token again"
+                )
 
 
 def _parity(engine: Engine, bundle: Bundle) -> ParityRow:
@@ -134,23 +154,14 @@ def _parity(engine: Engine, bundle: Bundle) -> ParityRow:
     return row
 
 
-def _check_logits(
-    engine: Engine,
-    pixels: NDArray[np.uint8],
-    tokens: NDArray[np.float32],
-    expected: NDArray[np.float32],
-    tolerance: float,
-    advice: str,
-) -> float:
-    name = f"{engine.name} {engine.precision}"
+def _differences(
+    engine: Engine, pixels: NDArray[np.uint8], tokens: NDArray[np.float32], expected: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Returns the absolute differences between the logits of the engine and the expected ones, float32 (B, K)."""
     try:
         logits = engine.run(pixels, tokens).reshape(expected.shape)
     except Exception as error:  # such as for a graph of wrong shapes; runtimes have no common exception
+        name = f"{engine.name} {engine.precision}"
         raise EngineError(f"{name} cannot run the golden rows: export the model again") from error
-    difference = float(np.abs(logits - expected).max())
-    if not difference <= tolerance:
-        raise EngineError(
-            f"{name} does not reproduce the golden rows: largest logit difference {difference:.3g}, "
-            f"allowed {tolerance:.3g}; use another engine, {advice}"
-        )
-    return difference
+    differences: NDArray[np.float32] = np.abs(logits - expected)
+    return differences

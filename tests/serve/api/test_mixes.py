@@ -186,7 +186,7 @@ def test_a_directory_of_token_files_is_read_at_the_start_and_at_a_reload(soup, f
             client.portal.call(service.reload)
         wrong = dataclasses.replace(rain, golden_logits=rain.golden_logits + 1)
         write_token(tmp_path / "rain.token", wrong)
-        with pytest.raises(EngineError, match="does not reproduce the golden rows"):
+        with pytest.raises(EngineError, match="does not reproduce the logits of the token rain"):
             client.portal.call(service.reload)
         assert client.post("/classify?token=rain", content=image).status_code == 200
 

@@ -51,7 +51,7 @@ def test_a_strength_is_stored_as_its_beta(run_batch, photos, tmp_path, capsys): 
 def test_every_image_is_classified_at_a_token_or_a_mix(run_batch, photos, tmp_path, capsys):  # noqa: F811
     with tureen.load(BUNDLE, engine="onnxruntime") as soup:
         token = make_token(soup, "fog", 1)
-        soup.add_token(token)
+        soup.add_tokens([token])
         write_token(tmp_path / "fog.token", token)
         chosen = ("--token", "fog", "--beta", "0.25", "--token-file", tmp_path / "fog.token")
         assert run_batch(photos, tmp_path / "out", *chosen) == 0
