@@ -290,7 +290,7 @@ def tune(arguments: list[str]) -> int:
         epilog="example: tureen tune digits-bundle --data rainy-days --images 50",
     )
     parser.add_argument("path", type=Path, metavar="CHECKPOINT|BUNDLE", help="directory of a run, or of a bundle")
-    _add_images(parser, data="images, one folder for each class")
+    _add_images(parser, data="images: one folder for each class, or a CSV file with path and label")
     parser.add_argument(
         "--betas",
         type=betas_argument,
@@ -317,7 +317,7 @@ def tune(arguments: list[str]) -> int:
 
 
 def _add_images(parser: argparse.ArgumentParser, *, data: str) -> None:
-    parser.add_argument("--data", metavar="DIR", help=data)
+    parser.add_argument("--data", metavar="DIR|CSV", help=data)
     parser.add_argument(
         "--images",
         type=positive_int,

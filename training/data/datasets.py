@@ -160,6 +160,7 @@ def load_dataset(
     - a folder with folders `train`, `val` and `test`, each with one folder of images for each class. Other names that
       `training.data.sources.split_kind` accepts are allowed. If `val` or `test` is missing, the other one is the test
       part
+    - a CSV file with the columns `path` and `label`, a row for each image; paths are relative to the folder of the file
     - "hf:" and the name or the directory of a Hugging Face dataset
 
     If there is no split for a part, `training.data.splits` selects the part at random from the training images.

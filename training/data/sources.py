@@ -1,4 +1,4 @@
-"""Opens sources of labelled, encoded images: a folder with one folder for each class, or a Hugging Face dataset.
+"""Opens sources of labelled, encoded images: one folder for each class, a CSV file, or a Hugging Face dataset.
 
 Does not decode images.
 """
@@ -15,6 +15,7 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from training.data.tables import TABLE_SUFFIX, read_table
 from training.errors import DataError
 
 SplitKind = Literal["train", "val", "test"]
@@ -129,7 +130,10 @@ def open_source(location: str) -> LabelledSource:
 
     Raises DataError if there are no labelled images, or if it is unclear whether the folders are splits or classes.
     """
-    return _open_hugging_face(location) if location.startswith(HUGGING_FACE) else _open_folder(Path(location))
+    if location.startswith(HUGGING_FACE):
+        return _open_hugging_face(location)
+    path = Path(location)
+    return _open_table(path) if path.suffix.lower() == TABLE_SUFFIX and not path.is_dir() else _open_folder(path)
 
 
 def model_name(path: Path) -> str:
@@ -214,6 +218,14 @@ def _refuse_unknown_splits(root: Path, contents: Mapping[str, _Contents]) -> Non
             "these look like splits, not classes. Name the splits train, val and test, or give the folder of one of "
             "them; if they are classes, put their images directly into them"
         )
+
+
+def _open_table(file: Path) -> LabelledSource:
+    rows = read_table(file)
+    names = sorted({row.label for row in rows})
+    index_of = {name: index for index, name in enumerate(names)}
+    labels = np.array([index_of[row.label] for row in rows], dtype=np.int64)
+    return LabelledSource(ImageFolder(file.parent, [row.path for row in rows], labels), None, None, names)
 
 
 @dataclass(frozen=True)
