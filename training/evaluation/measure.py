@@ -220,16 +220,25 @@ def read_images(
 
 
 @contextmanager
-def _bar(part: str, total: int, unit: str) -> Iterator[Callable[[], None]]:
-    """Yields a function to call after each of `total` units. Shows progress on standard error."""
+def progress_bar(description: str, total: int, unit: str) -> Iterator[Callable[[], None]]:
+    """Yields a function to call after each of `total` units. Shows progress on standard error.
+
+    On a terminal this is a bar, without one a line for each tenth.
+    """
     done = 0
-    with tqdm(total=total, desc=f"measure, {part}", unit=unit, disable=None) as bar:
+    with tqdm(total=total, desc=description, unit=unit, disable=None) as bar:
 
         def advance() -> None:
             nonlocal done
             done += 1
             bar.update()
             if bar.disable and 10 * done // total > 10 * (done - 1) // total:  # a tenth more
-                print(f"measure, {part}: {done / total:.0%}", file=sys.stderr, flush=True)
+                print(f"{description}: {done / total:.0%}", file=sys.stderr, flush=True)
 
+        yield advance
+
+
+@contextmanager
+def _bar(part: str, total: int, unit: str) -> Iterator[Callable[[], None]]:
+    with progress_bar(f"measure, {part}", total, unit) as advance:
         yield advance

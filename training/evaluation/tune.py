@@ -86,11 +86,11 @@ def choose_beta(correct: NDArray[np.bool_], betas: Sequence[float]) -> TunedBeta
     if n < 2:
         raise DataError(f"{n} labelled images are too few to choose β: give at least 10, better 200")
     counts = correct.sum(axis=1, dtype=np.int64)
-    chosen = _middle_of_best(counts)
+    chosen = best_index(counts)
     candidates = [
         beta for beta, row in zip(betas, correct, strict=True) if sign_test(correct[chosen], row) >= SIGNIFICANCE
     ]
-    choice_without_image = [_middle_of_best(counts - correct[:, image]) for image in range(n)]
+    choice_without_image = [best_index(counts - correct[:, image]) for image in range(n)]
     left_out = correct[choice_without_image, np.arange(n)]
     return TunedBeta(
         beta=betas[chosen],
@@ -102,6 +102,18 @@ def choose_beta(correct: NDArray[np.bool_], betas: Sequence[float]) -> TunedBeta
         betas=list(betas),
         accuracies=[wilson_interval(int(count), n) for count in counts],
     )
+
+
+def best_index(counts: NDArray[np.int64]) -> int:
+    """Returns the index of the largest value in `counts`, int64 (T,), as `choose_beta` chooses a β.
+
+    If several are largest, returns the middle of the longest sequence of neighbours among them; of two middles, the
+    lower.
+    """
+    top = np.flatnonzero(counts == counts.max())
+    runs = np.split(top, np.flatnonzero(np.diff(top) > 1) + 1)
+    longest = max(runs, key=len)
+    return int(longest[(len(longest) - 1) // 2])
 
 
 def tuned_table(tuned: TunedBeta) -> str:
@@ -122,17 +134,6 @@ def tuned_table(tuned: TunedBeta) -> str:
     if (tuned.low, tuned.high) == (tuned.betas[0], tuned.betas[-1]):
         lines.append("no β is significantly better than another: more images may show a difference")
     return "\n".join(lines)
-
-
-def _middle_of_best(counts: NDArray[np.int64]) -> int:
-    """Returns the index of the largest value in `counts`.
-
-    If several are largest, returns the middle of the longest sequence of neighbours among them.
-    """
-    top = np.flatnonzero(counts == counts.max())
-    runs = np.split(top, np.flatnonzero(np.diff(top) > 1) + 1)
-    longest = max(runs, key=len)
-    return int(longest[(len(longest) - 1) // 2])
 
 
 def _accuracy_gain(correct: NDArray[np.bool_], baseline: NDArray[np.bool_]) -> AccuracyGain:
