@@ -12,7 +12,8 @@ SLOW_FIXTURES = frozenset({
 })  # fmt: skip
 # … or a file or folder whose tests do so themselves …
 SLOW_PATHS = (
-    "end_to_end", "export/test_graph.py", "export/test_graph_precisions.py", "export/test_quantization.py",
+    "end_to_end", "export/commands/test_adapt.py", "export/test_graph.py", "export/test_graph_precisions.py",
+    "export/test_quantization.py",
     "export/test_third_party.py", "export/test_torch_plan.py", "serve/api/test_openapi.py",
     "serve/commands/test_batch.py", "serve/connection/test_graceful_shutdown.py", "serve/jobs/test_extras.py",
     "serve/jobs/test_interrupted.py", "serve/jobs/test_jobs_in_server.py", "serve/jobs/test_ray_cluster.py",

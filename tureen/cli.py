@@ -38,6 +38,7 @@ COMMANDS = {
     "train": Command("training.commands.train", "train", "train", "train a dual-token model from a recipe"),
     "evaluate": Command("training.commands.evaluate", "evaluate", "train", "measure a checkpoint's accuracy at any β"),
     "tune": Command("training.commands.evaluate", "tune", "train", "choose β by a few labelled images"),
+    "adapt": Command("export.commands.adapt", "adapt", "export", "learn a token from a few labelled images"),
     "attack": Command("training.commands.attack", "attack", "train", "change an image so that the model misreads it"),
     "gallery": Command("training.commands.gallery", "gallery", "train", "draw traffic signs and attack each of them"),
     "export": Command("export.commands.export", "export", "export", "compile a checkpoint into a verified bundle"),

@@ -9,7 +9,7 @@ import os
 import sys
 import traceback
 
-COMMANDS = ("attack", "gallery", "train", "evaluate", "tune", "export", "calibrate")
+COMMANDS = ("attack", "gallery", "train", "evaluate", "tune", "export", "calibrate", "adapt")
 
 
 def main():
@@ -22,6 +22,7 @@ def main():
     import torch._dynamo
     import torch.onnx._internal.exporter._core  # noqa: F401
 
+    import export.commands.adapt
     import export.commands.export  # noqa: F401
     import training.commands.attack
     import training.commands.evaluate
