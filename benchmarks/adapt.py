@@ -93,6 +93,8 @@ def measure_example(example: str, folder: str, options: argparse.Namespace) -> N
     pool, _ = load_evaluation_images(folder, bundle.manifest.preprocess, bundle.manifest.labels, at_most=total)
     if len(pool) < total:
         raise SystemExit(f"{folder} has {len(pool)} images: the benchmark needs {total}")
+    order = np.random.default_rng(options.seed).permutation(total)
+    pool = Images(pool.pixels[order], pool.labels[order])
     for shift in options.shifts:
         shifted = Images(corrupt(pool.pixels, shift, options.severity, seed=options.seed), pool.labels)
         measured = FrozenModel(model, _part(shifted, slice(max(options.n), None)))
