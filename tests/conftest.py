@@ -25,7 +25,7 @@ from hypothesis import HealthCheck, settings
 from PIL import Image
 
 from tests.fast import is_fast
-from tests.forked_tureen import ForkedTureen
+from tests.forked_tureen import TRAINING, ForkedTureen
 from tests.patience import PATIENCE
 
 ROOT = Path(__file__).parents[1]
@@ -75,8 +75,15 @@ def _isolated_directories(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 @pytest.fixture(scope="session")
 def forked_tureen() -> Iterator[ForkedTureen]:
-    """The process whose forks run `tureen` without its imports."""
+    """The process whose forks run `tureen serve` and other commands without their imports."""
     with closing(ForkedTureen()) as forked:
+        yield forked
+
+
+@pytest.fixture(scope="session")
+def forked_training() -> Iterator[ForkedTureen]:
+    """The process whose forks run `tureen train` and other commands without their imports, on one thread."""
+    with closing(ForkedTureen(TRAINING)) as forked:
         yield forked
 
 

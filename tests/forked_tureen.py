@@ -1,8 +1,8 @@
-"""Runs `tureen` as forks of one process that has imported the server's libraries.
+"""Runs `tureen` as forks of one process that has imported the libraries of the server, or those of training and export.
 
-The imports take longer than the rest of a server's start. `ForkedTureen` starts that process, and `ForkedProcess` is
-one command in it, with the methods of `subprocess.Popen` that the tests call. A fork runs `tureen.cli` as `python -m`
-does. Tests of the start, of worker processes and of the documentation start real processes.
+The imports take longer than most commands of a test. `ForkedTureen` starts that process, and `ForkedProcess` is one
+command in it, with the methods of `subprocess.Popen` that the tests call. A fork runs `tureen.cli` as `python -m` does.
+Tests of the start, of worker processes and of several processes that train together start real processes.
 """
 
 import contextlib
@@ -22,16 +22,26 @@ ROOT = Path(__file__).parents[1]
 MAX_REQUEST_BYTES = 2**20
 
 
+SERVING = ("batch", "beta", "credentials", "inspect", "jobs", "serve")
+TRAINING = ("adapt", "attack", "calibrate", "evaluate", "export", "gallery", "train", "tune")
+
+
 class ForkedTureen:
-    """The process that forks. `close` ends it; its forks continue."""
+    """The process that forks. `close` ends it; its forks continue.
 
-    COMMANDS = ("batch", "beta", "credentials", "inspect", "jobs", "serve")  # their modules are imported
+    commands: SERVING or TRAINING; the process imports their modules. Those of TRAINING compute on one thread, because
+    a process that has started the threads of OpenMP cannot fork.
+    """
 
-    def __init__(self):
+    def __init__(self, commands=SERVING):
+        self.commands = commands
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            command = [sys.executable, "-m", "tests.forked_tureen", str(theirs.fileno())]
-            self._process = subprocess.Popen(command, cwd=ROOT, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+            command = [sys.executable, "-m", "tests.forked_tureen", str(theirs.fileno()), commands[0]]
+            options = {"cwd": ROOT, "pass_fds": [theirs.fileno()], "stdin": subprocess.DEVNULL}
+            if commands == TRAINING:
+                options["env"] = {**os.environ, "OMP_NUM_THREADS": "1"}
+            self._process = subprocess.Popen(command, **options)
 
     def start(self, arguments, *, stdout=None, stderr=None, env=None, directory=None):
         """Run `tureen ARGUMENTS`; return its ForkedProcess. stdout, stderr: files. Other defaults: of this process."""
@@ -92,11 +102,7 @@ class ForkedProcess:
         self._messages.close()
 
 
-def main(descriptor):
-    gc.disable()
-    from tureen.vendor_telemetry import disable_vendor_telemetry
-
-    disable_vendor_telemetry()
+def import_serving():
     import pyarrow.parquet  # noqa: F401
 
     import serve.commands.batch
@@ -107,6 +113,35 @@ def main(descriptor):
     import serve.server  # noqa: F401
     import tureen.commands.inspect  # noqa: F401
 
+
+def import_training():
+    import sklearn.datasets
+    import sklearn.model_selection  # noqa: F401
+    import torch._dynamo  # noqa: F401
+
+    import training.commands.attack
+    import training.commands.evaluate
+    import training.commands.gallery
+    import training.commands.train
+    import training.run  # noqa: F401
+
+
+def import_export():
+    import matplotlib.pyplot  # noqa: F401
+    import nncf  # noqa: F401
+    import onnxscript  # noqa: F401
+    import torch.onnx._internal.exporter._core  # noqa: F401
+
+    import export.commands.adapt
+    import export.commands.export  # noqa: F401
+
+
+def main(descriptor, imports):
+    gc.disable()
+    from tureen.vendor_telemetry import disable_vendor_telemetry
+
+    disable_vendor_telemetry()
+    imports()
     gc.enable()
     gc.freeze()  # a collection in a fork would copy the pages of every object
     requests = socket.socket(fileno=descriptor)
@@ -117,6 +152,8 @@ def main(descriptor):
                 pass
         if not message:
             return
+        if json.loads(message)["arguments"][:1] == ["export"]:
+            import_export()  # takes ten seconds, so only for this command
         if os.fork() == 0:
             requests.close()
             monitor(json.loads(message), *descriptors)
@@ -155,4 +192,4 @@ def run(request, stdout, stderr):
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), import_serving if sys.argv[2] == SERVING[0] else import_training)

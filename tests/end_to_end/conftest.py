@@ -1,6 +1,5 @@
 """Fixtures that run the commands and the servers of the documentation."""
 
-import json
 import os
 import shlex
 import signal
@@ -8,14 +7,13 @@ import subprocess
 import sys
 import time
 import urllib.request
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.warm_commands import COMMANDS
+from tests.forked_tureen import SERVING, TRAINING
 from tests.patience import DEADLINE_S
 from tests.ports import free_port
 
@@ -27,38 +25,20 @@ def environment():
 
 
 @pytest.fixture(scope="session")
-def run_command(forked_tureen, tmp_path_factory) -> Iterator[Callable[..., subprocess.CompletedProcess]]:
-    """A function that runs a documented command in a directory.
-
-    A plain command of `warm_commands` or `forked_tureen` runs there, any other one in a shell.
-    """
-    outputs = tmp_path_factory.mktemp("outputs")
-    warm: list[subprocess.Popen] = []  # started for its first command
-
-    def run_warm(arguments, directory):
-        if not warm:
-            module = [sys.executable, "-m", "tests.end_to_end.warm_commands"]
-            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-            warm.append(subprocess.Popen(module, cwd=Path(__file__).parents[2], env=environment(), **pipes))
-        stdout, stderr = (outputs / f"{uuid.uuid4()}" for _ in range(2))
-        request = {"arguments": arguments, "directory": directory, "stdout": stdout, "stderr": stderr}
-        warm[0].stdin.write(json.dumps(request, default=str) + "\n")
-        warm[0].stdin.flush()
-        status = int(warm[0].stdout.readline())
-        return subprocess.CompletedProcess(arguments, status, stdout.read_text(), stderr.read_text())
+def run_command(request) -> Callable[..., subprocess.CompletedProcess]:
+    """A function that runs a documented command in a directory: in a fork if it is plain, or else in a shell."""
 
     def run(command, directory):
         words = shlex.split(command, comments=True)
-        if words[:1] == ["tureen"] and not set("|<>$&;*") & set(command):
-            if words[1] in COMMANDS:
-                return run_warm(words[1:], directory)
-            if words[1] in forked_tureen.COMMANDS and "--ray" not in words:  # Ray copies the process that it finds
-                return forked_tureen.run(words[1:], directory=directory, env=environment(), timeout=DEADLINE_S)
+        is_plain = words[:1] == ["tureen"] and not set("|<>$&;*") & set(command)
+        if is_plain and "--ray" not in words:  # Ray copies the process that it finds
+            for name, commands in (("forked_tureen", SERVING), ("forked_training", TRAINING)):
+                if words[1] in commands:
+                    forked = request.getfixturevalue(name)
+                    return forked.run(words[1:], directory=directory, env=environment(), timeout=DEADLINE_S)
         return subprocess.run(["sh", "-c", command], cwd=directory, env=environment(), capture_output=True, text=True)
 
-    yield run
-    for process in warm:
-        process.communicate(timeout=DEADLINE_S)
+    return run
 
 
 @pytest.fixture(scope="session")
