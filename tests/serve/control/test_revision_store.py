@@ -2,11 +2,10 @@
 
 import contextlib
 import dataclasses
+import os
 import random
 import signal
 import sqlite3
-import subprocess
-import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
@@ -25,6 +24,9 @@ from serve.errors import (
 )
 from tests.patience import DEADLINE_S
 from tests.serve.control.linearizability import Read, Write, violations
+
+PROCESSES = get_context("forkserver")  # a fork of a process without connections, which has imported the store once
+PROCESSES.set_forkserver_preload(["psycopg", "serve.control.revision_store", __name__])
 
 
 def append(store, head, beta=0.5, reason="a test"):
@@ -141,7 +143,7 @@ def read_many(url, name, seconds):
 
 
 def test_writers_and_readers_in_separate_processes_see_one_history(store, store_url):
-    with ProcessPoolExecutor(5, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(5, mp_context=PROCESSES) as pool:
         writing = [pool.submit(write_many, store_url, seed, 3) for seed in range(3)]
         reading = [pool.submit(read_many, store_url, f"reader {n}", 3) for n in range(2)]
         writes = [write for future in writing for write in future.result()]
@@ -169,33 +171,44 @@ def test_the_checker_finds_planted_violations(writes, reads, said):
     assert any(said in violation for violation in violations(writes, reads))
 
 
-KILLED = """
-import os, signal, sys, time
-from datetime import UTC, datetime
-import sqlalchemy as sa
-from serve.control.settings_state import SettingsState
-from serve.control.revision_store import RevisionStore, next_revision
+def append_until_killed(url, step, at, acknowledged):
+    """Append revisions and send the number of each, until this process dies at passage number `at` of the step."""
+    store, passed = RevisionStore(url), 0
 
-store, step, at = RevisionStore(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-passed = 0
+    def die(name):
+        nonlocal passed
+        passed += name == step
+        if name == step and passed == at:
+            os.kill(os.getpid(), signal.SIGKILL)
 
-def die(name):
-    global passed
-    passed += name == step
-    if name == step and passed == at:
-        os.kill(os.getpid(), signal.SIGKILL)
+    sa.event.listen(store.engine, "begin", lambda connection: die("begin"))
+    sa.event.listen(store.engine, "before_cursor_execute", lambda c, cu, statement, *r: die("before " + statement[:6]))
+    sa.event.listen(store.engine, "after_cursor_execute", lambda c, cu, statement, *r: die("after " + statement[:6]))
+    sa.event.listen(store.engine, "commit", lambda connection: die("before commit"))
+    while True:
+        revision = append(store, store.head()).revision
+        die("after commit")
+        acknowledged.send(revision)
 
-sa.event.listen(store.engine, "begin", lambda connection: die("begin"))
-sa.event.listen(store.engine, "before_cursor_execute", lambda c, cu, statement, *r: die("before " + statement[:6]))
-sa.event.listen(store.engine, "after_cursor_execute", lambda c, cu, statement, *r: die("after " + statement[:6]))
-sa.event.listen(store.engine, "commit", lambda connection: die("before commit"))
-while True:
-    head = store.head()
-    row = next_revision(head, SettingsState(default_beta=0.5), at=datetime.now(UTC), who="a", action="set", reason="r")
-    store.append(row)
-    die("after commit")
-    print(row.revision, flush=True)
-"""
+
+def start_to_be_killed(url, step="", at=0):
+    """Start `append_until_killed` in a process; return it, and the connection with the revisions."""
+    received, sent = PROCESSES.Pipe(duplex=False)
+    process = PROCESSES.Process(target=append_until_killed, args=(url, step, at, sent))
+    process.start()
+    sent.close()
+    return process, received
+
+
+def all_received(connection):
+    """Return what the process has sent before it ended."""
+    found = []
+    with contextlib.suppress(EOFError):
+        while True:
+            found.append(connection.recv())
+    return found
+
+
 STEPS = ("begin", "before SELECT", "after SELECT", "before INSERT", "after INSERT", "before commit", "after commit")
 
 
@@ -206,10 +219,10 @@ def test_a_process_killed_at_any_step_leaves_a_change_complete_or_absent(store, 
     for _ in range(rounds):
         for step in STEPS:
             before = store.head().revision
-            program = [sys.executable, "-c", KILLED, store_url, step, str(draw.randrange(1, 6))]
-            killed = subprocess.run(program, stdout=subprocess.PIPE, text=True, timeout=DEADLINE_S)
-            assert killed.returncode == -signal.SIGKILL
-            acknowledged = [int(line) for line in killed.stdout.split()]
+            process, received = start_to_be_killed(store_url, step, draw.randrange(1, 6))
+            acknowledged = all_received(received)
+            process.join(DEADLINE_S)
+            assert process.exitcode == -signal.SIGKILL
             made = store.verify() - before
             assert made - len(acknowledged) in (0, 1), step
             assert acknowledged == list(range(before + 1, before + 1 + len(acknowledged)))
@@ -220,12 +233,12 @@ def test_a_process_killed_at_random_has_lost_nothing_it_acknowledged(tmp_path):
     store, draw = RevisionStore(url), random.Random(0)
     for _ in range(10):
         before = store.head().revision
-        program = [sys.executable, "-c", KILLED, url, "", "0"]
-        with subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as process:
-            first = process.stdout.readline()
-            time.sleep(draw.random() * 0.05)
-            process.kill()
-            acknowledged = [int(line) for line in (first + process.stdout.read()).splitlines() if line]
+        process, received = start_to_be_killed(url)
+        first = received.recv()
+        time.sleep(draw.random() * 0.05)
+        process.kill()
+        acknowledged = [first, *all_received(received)]
+        process.join(DEADLINE_S)
         assert store.verify() - before - len(acknowledged) in (0, 1)
     store.close()
     with contextlib.closing(sqlite3.connect(tmp_path / "control.db")) as connection:
