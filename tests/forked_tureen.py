@@ -132,7 +132,6 @@ def import_export():
     import onnxscript  # noqa: F401
     import torch.onnx._internal.exporter._core  # noqa: F401
 
-    import export.commands.adapt
     import export.commands.export  # noqa: F401
 
 
