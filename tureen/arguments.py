@@ -37,6 +37,13 @@ def positive_int(text: str) -> int:
     return int(text)
 
 
+def port_argument(text: str) -> int:
+    """Returns a TCP port from 0 to 65535, from decimal digits without a sign."""
+    if not (text.isascii() and text.isdecimal()) or len(text) > 5 or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port from 0 to 65535")
+    return int(text)
+
+
 def beta_argument(text: str) -> float:
     """Returns the β of a text such as "0.7", "clean" or "robust", as `parse_beta` does."""
     try:

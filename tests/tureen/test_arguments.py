@@ -4,7 +4,7 @@ import argparse
 
 import pytest
 
-from tureen.arguments import beta_argument, betas_argument, one_of, positive_int, strength_argument
+from tureen.arguments import beta_argument, betas_argument, one_of, port_argument, positive_int, strength_argument
 from tureen.tokens import Strength
 
 
@@ -46,3 +46,10 @@ def test_a_name_of_a_list_is_refused_with_the_message_of_argparse_and_the_simila
     with pytest.raises(argparse.ArgumentTypeError) as error:
         one_of(["apgd", "square"])("sqare")
     assert str(error.value) == "invalid choice: 'sqare' (choose from 'apgd', 'square'); did you mean 'square'?"
+
+
+def test_a_port_is_a_number_up_to_65535():
+    assert [port_argument(text) for text in ("0", "8000", "65535")] == [0, 8000, 65535]
+    for text in ("65536", "-1", "", "x", "8e3", "9" * 400, "٣"):
+        with pytest.raises(argparse.ArgumentTypeError, match="is not a port from 0 to 65535"):
+            port_argument(text)

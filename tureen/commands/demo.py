@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tureen.arguments import one_of
+from tureen.arguments import one_of, port_argument
 from tureen.bundle.bundle import MANIFEST, load_bundle, read_manifest
 from tureen.bundle.examples import DEFAULT_EXAMPLE, EXAMPLES, example_names
 from tureen.bundle.gallery import GalleryPicture
@@ -80,8 +80,7 @@ def demo(arguments: list[str]) -> int:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument(
         "--port",
-        type=int,
-        choices=range(65536),
+        type=port_argument,
         metavar="PORT",
         default=8000,
         help="port to listen on (default: %(default)s)",
