@@ -55,7 +55,7 @@ def read(server, name, image, is_over):
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("operations", [300, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("operations", [100, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_no_update_is_lost_and_no_reader_goes_back_while_workers_die(start_operated, operations):
     server, operator = start_operated("--workers", WORKERS, "--log-level", "info", processes=WORKERS)
     buffer = io.BytesIO()

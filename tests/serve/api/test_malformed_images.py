@@ -16,7 +16,7 @@ LEAKS = re.compile(r"0x[0-9a-f]{6}|PIL|Traceback|\.py|site-packages|object at|/h
 
 
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("count", [600, pytest.param(COUNT, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [200, pytest.param(COUNT, marks=pytest.mark.slow)])
 def test_each_is_refused_or_read_and_no_neighbour_is_harmed(start_server, pictures, count):
     server = start_server("--log-level", "warning")
     server.wait_until_ready()

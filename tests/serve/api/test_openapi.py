@@ -38,7 +38,7 @@ def test_every_route_of_the_documentation_is_in_a_group_and_the_inference_protoc
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("examples", [20, pytest.param(3000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("examples", [7, pytest.param(3000, marks=pytest.mark.slow)])
 def test_every_response_matches_the_openapi_document(start_server, tmp_path, examples):
     server = start_server("--log-level", "warning")
     server.wait_until_ready()

@@ -19,7 +19,7 @@ def arguments(request):
     return (*ARGUMENTS, "--format", request.param)
 
 
-@pytest.fixture(params=[4, pytest.param(1, marks=pytest.mark.slow)], ids=lambda step: f"step {step}")
+@pytest.fixture(params=[8, pytest.param(1, marks=pytest.mark.slow)], ids=lambda step: f"step {step}")
 def step(request):
     """The distance between two of the calls that fail. The slow tests fail at every call."""
     return request.param
@@ -74,7 +74,7 @@ def test_a_disk_that_fails_at_any_call_never_leaves_a_finished_job_with_a_row_mi
         assert rows_of(output) == rows
 
 
-@pytest.mark.parametrize("times", [20, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("times", [7, pytest.param(200, marks=pytest.mark.slow)])
 def test_jobs_killed_at_random_times_lose_and_repeat_no_row(interrupted, photos, tmp_path, times):
     draw = random.Random(0)
     arguments = (*ARGUMENTS, "--format", "jsonl")
