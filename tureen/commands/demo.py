@@ -7,6 +7,7 @@ this module calls training, export and serve.
 from __future__ import annotations
 
 import argparse
+import os
 import socket
 import subprocess
 import sys
@@ -49,7 +50,8 @@ def demo(arguments: list[str]) -> int:
     Without --train, serves an example bundle, which is a part of Tureen. With --train, trains a model on handwritten
     digits, exports it and serves it. If the bundle of an earlier call exists, skips training and export.
 
-    arguments: those after `tureen demo`. Raises PortTakenError before anything else if the address is not free.
+    arguments: those after `tureen demo`. Raises PortTakenError before anything else if the address, or
+    that of the operators' listener, is not free.
     """
     parser = argparse.ArgumentParser(
         prog="tureen demo",
@@ -89,6 +91,8 @@ def demo(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     if not options.no_serve:
         _require_free_port(options.host, options.port)
+        if options.port and "TUREEN_ADMIN_PORT" not in os.environ:
+            _require_free_port("127.0.0.1", (options.port + 1) % 65536, " for operators")
     return _demonstrate_example(options) if options.train is None else _demonstrate_training(options)
 
 
@@ -278,10 +282,10 @@ def _enlarged(digits: list[NDArray[np.uint8]]) -> Image.Image:
     return Image.fromarray(np.concatenate(parts[1:], axis=1))
 
 
-def _require_free_port(host: str, port: int) -> None:
+def _require_free_port(host: str, port: int, purpose: str = "") -> None:
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except (OSError, OverflowError):
-            raise PortTakenError(f"{host}:{port} is in use or not available: choose another --port") from None
+            raise PortTakenError(f"{host}:{port}{purpose} is in use or not available: choose another --port") from None
