@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
@@ -19,9 +19,9 @@ from tureen.errors import InvalidBetaError, InvalidMixError, InvalidStrengthErro
 
 CLEAN_BETA = 0.0
 ROBUST_BETA = 1.0
-MODE_BETAS = {"clean": CLEAN_BETA, "robust": ROBUST_BETA}
 CLEAN: Final = "clean"
 ROBUST: Final = "robust"
+MODE_BETAS = {CLEAN: CLEAN_BETA, ROBUST: ROBUST_BETA}
 TOKEN_NAME: Final = r"[a-z0-9][a-z0-9_-]{0,62}"  # noqa: S105 - not a password
 MAX_MIX_TOKENS: Final = 8  # in one mix
 MAX_WEIGHT: Final = 100.0
@@ -83,17 +83,22 @@ def _parse_share(value: str | float, error: type[InvalidBetaError | InvalidStren
 
     error: the class of the exception for any other value.
     """
-    # float() also accepts True, "1_0", "infinity" and non-ASCII digits, none of which is plausible.
-    is_implausible = isinstance(value, str) and (not value.strip().isascii() or "_" in value)
-    if isinstance(value, bool) or is_implausible:
-        raise error(value)
-    try:
-        share = float(value)
-    except (TypeError, ValueError, OverflowError) as cause:
-        raise error(value) from cause
-    if not math.isfinite(share) or not 0 <= share <= 1:
+    share = _number(value)
+    if not 0 <= share <= 1:
         raise error(value)
     return share + 0.0
+
+
+def _number(value: Any) -> float:
+    """Returns the number that `value` gives: a number or its decimal text. Returns NaN for any other value."""
+    # float() also accepts True, "1_0" and non-ASCII digits, none of which is plausible.
+    is_implausible = isinstance(value, str) and (not value.strip().isascii() or "_" in value)
+    if isinstance(value, bool) or is_implausible:
+        return math.nan
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
 
 
 def beta_grid(text: str) -> list[float]:
@@ -149,12 +154,11 @@ class Mix:
         """The share of the robust token in the sum of the weights, in [0, 1]. An operator's bounds of β limit it."""
         return dict(self.weights).get(ROBUST, 0.0) / sum(weight for _, weight in self.weights)
 
-    def check_names(self, known: Iterable[str]) -> None:
+    def check_names(self, known: Collection[str]) -> None:
         """Raises UnknownTokenError if a token of the mix is not among the names `known`."""
-        names = set(known)
         for name, _ in self.weights:
-            if name not in names:
-                raise UnknownTokenError(name, names)
+            if name not in known:
+                raise UnknownTokenError(name, known)
 
     def vector(self, tokens: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
         """Returns the weighted sum of the tokens, float32 (D,).
@@ -227,13 +231,7 @@ def _parse_pairs(text: str) -> list[tuple[str, str]]:
 
 
 def _parse_weight(name: str, value: Any) -> float:
-    is_plausible = not isinstance(value, str) or (value.strip().isascii() and "_" not in value)  # as for β
-    try:
-        if isinstance(value, bool) or not is_plausible:
-            raise ValueError
-        weight = float(value)
-    except (TypeError, ValueError, OverflowError):
-        weight = math.nan
+    weight = _number(value)
     if not 0 <= weight <= MAX_WEIGHT:
         raise InvalidMixError(f"the weight of {name} is {str(value)[:40]!r}: give a number from 0 to {MAX_WEIGHT:g}")
     return weight + 0.0

@@ -223,4 +223,4 @@ def test_an_unknown_token_is_refused_with_the_names_there_are():
     ):
         parse_mix("frog:1").vector(TOKENS)
     with pytest.raises(UnknownTokenError, match="t108 and 980 others"):
-        parse_mix("fog:1").check_names(f"t{i:02}" for i in range(1000))
+        parse_mix("fog:1").check_names([f"t{i:02}" for i in range(1000)])
