@@ -92,7 +92,7 @@ class Soup:
         calibrated: bool = True,
         tokens: Iterable[Token] = (),
     ) -> None:
-        """tokens: to add to those of the bundle. Raises the errors of `add_tokens`."""
+        """tokens: to add to those of the bundle. Closes the engine and raises if `add_tokens` raises."""
         self.bundle = bundle
         self.engine = engine
         self.limits = limits
@@ -100,7 +100,11 @@ class Soup:
         self.tokens = dict(bundle.tokens)
         self._is_closed = False
         self._load_arguments: _LoadArguments | None = None  # None: not created by `load`
-        self.add_tokens(list(tokens))
+        try:
+            self.add_tokens(list(tokens))
+        except TureenError:
+            self.close()
+            raise
 
     def __repr__(self) -> str:
         manifest = self.bundle.manifest
@@ -353,11 +357,7 @@ def load(
     for token in added:
         token.check_bundle(bundle)  # before the engine is opened, which takes longer
     opened = open_engine(bundle, engine, precision, engine_options)
-    try:
-        soup = Soup(bundle, opened, limits, calibrated=calibrated, tokens=added)
-    except TureenError:
-        opened.close()
-        raise
+    soup = Soup(bundle, opened, limits, calibrated=calibrated, tokens=added)
     soup._load_arguments = _LoadArguments(bundle.path.absolute(), engine, precision, options, calibrated, added)
     return soup
 

@@ -214,11 +214,7 @@ def open_soup(bundle: Bundle, settings: Settings) -> tuple[Soup, StartSpeed]:
     if settings.engine_options.streams > 1 and engine.name in CPU_ENGINES:
         alone = open_engine(bundle, engine.name, engine.precision, replace(settings.engine_options, streams=1))
         engine = PairedEngine(alone, engine)
-    try:
-        soup = Soup(bundle, engine, settings.limits, calibrated=settings.calibration, tokens=tokens)
-    except TureenError:
-        engine.close()
-        raise
+    soup = Soup(bundle, engine, settings.limits, calibrated=settings.calibration, tokens=tokens)
     shape = bundle.golden.pixels.shape[1:]
     run_s = {
         size: measure_run_s(partial(soup.logits, np.zeros((size, *shape), np.uint8), [0.0] * size))
