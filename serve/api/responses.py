@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
-from serve.control.beta_choice import BetaChoice, BetaSource, temperatures_of
+from serve.control.beta_choice import BetaChoice, BetaSource, is_calibrated, temperatures_of
 from serve.http.problems import Problem, problem_of
 from serve.inference.service import Admission
 from tureen.bundle.manifest import Manifest
@@ -111,12 +111,11 @@ class ServedModelFields(TypedDict):
 def served_model_fields(admission: Admission, choices: Sequence[BetaChoice] = ()) -> ServedModelFields:
     """Returns the fields of ServedModel for an admitted request. choices: of its images; a sweep has none."""
     manifest = admission.model.bundle.manifest
-    has_mix = any(choice.mix is not None for choice in choices)
     return {
         "model": manifest.name,
         "version": manifest.version,
         "revision": admission.active_settings.revision,
-        "calibrated": admission.model.soup.temperatures.is_calibrated and not has_mix,
+        "calibrated": is_calibrated(choices, admission.model.soup.temperatures),
     }
 
 

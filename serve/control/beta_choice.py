@@ -157,6 +157,11 @@ def temperatures_of(choices: Sequence[BetaChoice], fitted: Temperatures) -> NDAr
     return temperatures
 
 
+def is_calibrated(choices: Sequence[BetaChoice], fitted: Temperatures) -> bool:
+    """Returns whether every choice has a fitted temperature. A mix has none. fitted: the temperatures by β."""
+    return fitted.is_calibrated and all(choice.mix is None for choice in choices)
+
+
 def canary_position(sticky: str) -> float:
     """Returns the position of a client: the hash of its `ClientIdentity.sticky`, as a number in [0, 1).
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.control.beta_choice import BetaChoice, ClientIdentity, temperatures_of
+from serve.control.beta_choice import BetaChoice, ClientIdentity, is_calibrated, temperatures_of
 from serve.errors import DeadlineError, InvalidRequestError
 from serve.inference.loaded_model import InferenceResult
 from serve.inference.service import Admission, Service
@@ -61,8 +61,7 @@ async def infer(
         inference_s=max(result.inference_s for result in results),
         output_s=time.perf_counter() - started,
     )
-    is_calibrated = temperatures.is_calibrated and not any(choice.mix is not None for choice in choices)
-    parameters = {**_response_parameters(choices, manifest), "calibrated": is_calibrated}
+    parameters = {**_response_parameters(choices, manifest), "calibrated": is_calibrated(choices, temperatures)}
     return InferResponse(manifest.name, manifest.version, request.id, parameters, outputs)
 
 
