@@ -23,7 +23,7 @@ from serve.errors import InvalidRequestError
 from serve.oip.tensors import BYTES, Tensor, TensorMetadata
 from tureen.errors import InvalidBetaError
 from tureen.preprocess import Pixels
-from tureen.tokens import GivenChoice, Mix, Strength, TokenChoice, parse_beta, parse_mix, parse_strength
+from tureen.tokens import GivenChoice, Strength, TokenChoice, parse_beta, parse_mix, parse_strength
 
 IMAGE, PIXELS, BETA = "image", "pixels", "beta"
 STRENGTH = "strength"
@@ -154,16 +154,11 @@ def make_request(
         raise InvalidRequestError(f"{' and '.join(sorted(set(given)))} exclude each other: give one of them")
     if len(given) > 1:
         raise InvalidRequestError(f"{given[0]} is given more than once: give one of them")
-    choices: Sequence[GivenChoice | None] = (_request_choice(parameters, query),) * len(images)
-    if BETA in tensors:
-        choices = _tensor_betas(tensors[BETA], len(images))
-    if TOKEN in parameters:
-        token = _token_name(parameters[TOKEN])
-        choices = [TokenChoice(token, share) for share in choices if not isinstance(share, Mix | TokenChoice)]
+    choices = _choices(tensors, parameters, query, len(images))
     names = [output.name for output in outputs]
     if len(set(names)) < len(names):
         raise InvalidRequestError("an output is requested more than once")
-    return InferRequest(id, images, tuple(choices), tuple(outputs), _timeout(parameters.get("timeout", 0)), policy)
+    return InferRequest(id, images, choices, tuple(outputs), _timeout(parameters.get("timeout", 0)), policy)
 
 
 def _by_name(inputs: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -200,11 +195,13 @@ def _tensor_betas(tensor: Tensor, count: int) -> tuple[float, ...]:
     return tuple(parse_beta(str(beta)) for beta in tensor.data.reshape(-1))
 
 
-def _request_choice(parameters: Mapping[str, Any], query: Mapping[str, str]) -> float | Strength | Mix | None:
-    """Returns the β, the strength or the mix in the parameters or the query; None if neither has one.
+def _choices(
+    tensors: Mapping[str, Tensor], parameters: Mapping[str, Any], query: Mapping[str, str], count: int
+) -> tuple[GivenChoice | None, ...]:
+    """Returns what the request gives for each of `count` images: a mix, or a β or strength, perhaps with a token.
 
     Raises InvalidBetaError, InvalidStrengthError or InvalidMixError for an invalid value. Raises InvalidRequestError if
-    the mix is not a text, or if normalize is not a boolean or is given without a mix.
+    token or mix is not a text, or if normalize is not a boolean or is given without a mix.
     """
     normalize = parameters.get(NORMALIZE)
     if normalize is not None and (MIX not in parameters or not isinstance(normalize, bool)):
@@ -212,7 +209,22 @@ def _request_choice(parameters: Mapping[str, Any], query: Mapping[str, str]) -> 
     if MIX in parameters:
         if not isinstance(parameters[MIX], str):
             raise InvalidRequestError(f"mix is {_short(parameters[MIX])}: give a text such as fog:0.7,robust:0.3")
-        return parse_mix(parameters[MIX], normalize=normalize is not False)
+        return (parse_mix(parameters[MIX], normalize=normalize is not False),) * count
+    shares: tuple[float | Strength | None, ...]
+    shares = _tensor_betas(tensors[BETA], count) if BETA in tensors else (_request_beta(parameters, query),) * count
+    if TOKEN not in parameters:
+        return shares
+    token = parameters[TOKEN]
+    if not isinstance(token, str):
+        raise InvalidRequestError(f"token is {_short(token)}: give the name of a token")
+    return tuple(TokenChoice(token, share) for share in shares)
+
+
+def _request_beta(parameters: Mapping[str, Any], query: Mapping[str, str]) -> float | Strength | None:
+    """Returns the β or the strength in the parameters or the query; None if neither has one.
+
+    Raises InvalidBetaError or InvalidStrengthError for a value outside [0, 1].
+    """
     if BETA in parameters:
         return _parameter_beta(parameters[BETA])
     if STRENGTH in parameters:
@@ -220,12 +232,6 @@ def _request_choice(parameters: Mapping[str, Any], query: Mapping[str, str]) -> 
     if STRENGTH in query:
         return parse_strength(query[STRENGTH])
     return parse_beta(query[BETA]) if BETA in query else None
-
-
-def _token_name(value: object) -> str:
-    if not isinstance(value, str):
-        raise InvalidRequestError(f"token is {_short(value)}: give the name of a token")
-    return value
 
 
 def _parameter_beta(value: Any) -> float:
