@@ -16,7 +16,12 @@ def make_token(soup, name, seed):
         np.float32
     )
     pixels = bundle.golden.pixels
-    record = TokenRecord(
+    return Token(make_record(bundle, name, seed), vector, soup.logits(pixels, [vector] * len(pixels)))
+
+
+def make_record(bundle, name, seed=0):
+    """The record of a token for the backbone of the bundle, with made-up figures."""
+    return TokenRecord(
         name=name,
         model=bundle.manifest.name,
         backbone_sha256=bundle.manifest.files[BACKBONE].sha256,
@@ -28,4 +33,3 @@ def make_token(soup, name, seed):
         seed=seed,
         accuracy=[TokenAccuracy(n=50, token=SHARE, best_beta=SHARE, wins=0, losses=0, p_value=1)],
     )
-    return Token(record, vector, soup.logits(pixels, [vector] * len(pixels)))

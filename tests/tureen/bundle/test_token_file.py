@@ -8,14 +8,12 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from tests.learned_tokens import make_record
 from tureen.bundle.bundle import load_bundle
 from tureen.bundle.examples import find_bundle
-from tureen.bundle.manifest import BACKBONE, Accuracy
 from tureen.bundle.token_file import (
     MAX_TOKEN_BYTES,
     Token,
-    TokenAccuracy,
-    TokenRecord,
     parse_token,
     read_token,
     read_tokens,
@@ -31,21 +29,8 @@ def bundle():
 
 @pytest.fixture
 def token(bundle):
-    share = Accuracy(value=0.8, low=0.7, high=0.9)
-    record = TokenRecord(
-        name="fog",
-        model="signs",
-        backbone_sha256=bundle.manifest.files[BACKBONE].sha256,
-        best_beta=0.25,
-        steps=60,
-        images=50,
-        images_sha256="0" * 64,
-        is_robust=False,
-        seed=0,
-        accuracy=[TokenAccuracy(n=50, token=share, best_beta=share, wins=0, losses=0, p_value=1)],
-    )
     golden = np.zeros((len(bundle.golden.pixels), len(bundle.manifest.labels)), np.float32)
-    return Token(record, np.arange(bundle.manifest.width, dtype=np.float32), golden)
+    return Token(make_record(bundle, "fog"), np.arange(bundle.manifest.width, dtype=np.float32), golden)
 
 
 def test_a_token_is_read_as_it_was_written(token, bundle, tmp_path):
