@@ -1,12 +1,14 @@
-"""Parses the values of command-line options. Each function can be the `type` of an argparse argument.
+"""Parses the values of command-line options, and adds the options that several commands have. Knows no command.
 
-Each raises argparse.ArgumentTypeError if the text is not in the documented form. Knows no command.
+A function that parses a value can be the `type` of an argparse argument. It raises argparse.ArgumentTypeError if the
+text is not in the documented form.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 from tureen.errors import InvalidBetaError, InvalidStrengthError, did_you_mean
 from tureen.tokens import Strength, beta_grid, parse_beta, parse_strength
@@ -66,3 +68,28 @@ def betas_argument(text: str) -> list[float]:
         return beta_grid(text)
     except InvalidBetaError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def add_token_file_option(parser: argparse.ArgumentParser) -> None:
+    """Adds --token-file, which gives `token_file`, a list of paths."""
+    parser.add_argument(
+        "--token-file",
+        action="append",
+        type=Path,
+        default=[],
+        metavar="FILE",
+        help="token of `tureen adapt`; repeatable",
+    )
+
+
+def add_decoding_options(parser: argparse.ArgumentParser, workers: int) -> None:
+    """Adds --strict and --workers, for a command that decodes images. workers: the default number of threads."""
+    parser.add_argument(
+        "--strict", action="store_true", help="fail if an image cannot be decoded, instead of skipping it"
+    )
+    parser.add_argument(
+        "--workers",
+        type=positive_int,
+        default=workers,
+        help="threads that decode images (default: %(default)s)",
+    )

@@ -30,11 +30,12 @@ from training.errors import DataError
 from training.evaluation.measure import progress_bar, read_images
 from training.interruption import InterruptedRun, StopSignals
 from training.models.vit import images_from_pixels
-from tureen.arguments import positive_int
+from tureen.arguments import add_decoding_options, positive_int
 from tureen.bundle.bundle import MANIFEST, Bundle, load_bundle
 from tureen.bundle.examples import BUNDLE_HELP, find_bundle
-from tureen.bundle.manifest import BACKBONE, Accuracy, Manifest
+from tureen.bundle.manifest import BACKBONE, Manifest
 from tureen.bundle.token_file import SUFFIX, Token, TokenAccuracy, TokenRecord, write_token
+from tureen.commands.report import accuracy_text
 from tureen.tokens import CLEAN, CLEAN_BETA, ROBUST, TOKEN_NAME, beta_grid
 
 STEPS = 40
@@ -161,15 +162,7 @@ def _parser() -> argparse.ArgumentParser:
         default=MAX_IMAGES,
         help="maximum number of images, drawn evenly from the classes (default: %(default)s)",
     )
-    parser.add_argument(
-        "--strict", action="store_true", help="fail if an image cannot be decoded, instead of skipping it"
-    )
-    parser.add_argument(
-        "--workers",
-        type=positive_int,
-        default=cpus_per_process(),
-        help="threads that decode images (default: %(default)s)",
-    )
+    add_decoding_options(parser, cpus_per_process())
     parser.add_argument("--resume", action="store_true", help=f"continue an interrupted command, from FILE{PART}")
     parser.add_argument("--force", action="store_true", help="write the token even if it is not better than the best β")
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
@@ -266,8 +259,8 @@ def report_text(report: AdaptReport, bundle: Path) -> str:
     for row in report.accuracy:
         measured = f"under {row.attack}, ε = {row.epsilon_255:g}/255" if row.attack else "without an attack"
         lines.append(
-            f"{measured:<44}{row.n:>5}  {_percent(row.token):>20}  {_percent(row.best_beta):>20}  {row.wins:4}  "
-            f"{row.losses:6}  {row.p_value:.2g}"
+            f"{measured:<44}{row.n:>5}  {accuracy_text(row.token):>20}  {accuracy_text(row.best_beta):>20}  "
+            f"{row.wins:4}  {row.losses:6}  {row.p_value:.2g}"
         )
     lines.append("accuracy in % (95 % interval); p: one-sided sign test of the wins against the losses")
     lines.append("")
@@ -298,10 +291,6 @@ def _robustness(report: AdaptReport) -> list[str]:
     attacked = [row for row in report.accuracy if row.attack]
     lost = [row.best_beta.value - row.token.value for row in attacked]
     return [f"the token loses {100 * share:.1f} points of robust accuracy" for share in lost if share > 0]
-
-
-def _percent(accuracy: Accuracy) -> str:
-    return f"{100 * accuracy.value:.1f} ({100 * accuracy.low:.1f}–{100 * accuracy.high:.1f})"
 
 
 def _epsilon_255(parser: argparse.ArgumentParser, options: argparse.Namespace, manifest: Manifest) -> float:

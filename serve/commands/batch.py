@@ -33,9 +33,9 @@ from serve.jobs.job_spec import BATCH_ROWS, CPU_BATCH_ROWS, SHARD_ROWS, JobOptio
 from serve.jobs.pipeline import OnImages, Pipeline, at_mix
 from serve.jobs.ray_cluster import LOCAL_CLUSTER, RayWorkerConfig, check_ray, connect, make_shards, max_workers
 from serve.jobs.rooted_files import OutputDirectory
-from tureen.arguments import beta_argument, betas_argument, positive_int, strength_argument
+from tureen.arguments import add_token_file_option, beta_argument, betas_argument, positive_int, strength_argument
 from tureen.bundle.examples import BUNDLE_HELP, find_bundle
-from tureen.bundle.token_file import read_token
+from tureen.bundle.token_file import Token, read_token
 from tureen.engines import AUTO
 from tureen.engines.base import EngineOptions
 from tureen.errors import SingleTokenError
@@ -81,13 +81,14 @@ def _run_job(options: argparse.Namespace) -> JobSummary:
         if (options.format or (earlier.format if earlier else "parquet")) == "parquet":
             import pyarrow  # noqa: F401 - if it is missing, tureen.cli names the extra before the job starts
         engine = _engine_options(options, earlier)
-        with _load_soup(options, earlier, engine) as soup:
+        tokens = tuple(map(read_token, options.token_file))
+        with _load_soup(options, earlier, engine, tokens) as soup:
             spec = _start_or_resume(options, output, source, soup, earlier)
             job = Job(output, spec, soup.bundle.manifest.labels)
             if options.ray is None:
                 return _run_on_machine(job, source, soup, engine, options)
         # The engine of this process is closed, so that a worker can use its processors and memory.
-        return _run_on_cluster(job, engine, options)
+        return _run_on_cluster(job, engine, tokens, options)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -121,14 +122,7 @@ def _parser() -> argparse.ArgumentParser:
         "--token", metavar="NAME", help="token in place of the clean one, alone or mixed by --beta or --strength"
     )
     beta.add_argument("--mix", help="weights of tokens, such as fog:0.7,robust:0.3, in place of β")
-    parser.add_argument(
-        "--token-file",
-        action="append",
-        type=Path,
-        default=[],
-        metavar="FILE",
-        help="token of `tureen adapt`; repeatable",
-    )
+    add_token_file_option(parser)
     parser.add_argument(
         "--no-calibration",
         dest="calibrated",
@@ -200,15 +194,19 @@ def _engine_options(options: argparse.Namespace, earlier: JobSpec | None) -> Eng
     )
 
 
-def _load_soup(options: argparse.Namespace, earlier: JobSpec | None, engine: EngineOptions) -> Soup:
-    """Returns the loaded bundle with its engine and limits. earlier: specification of the job's first run, if any.
+def _load_soup(
+    options: argparse.Namespace, earlier: JobSpec | None, engine: EngineOptions, tokens: tuple[Token, ...]
+) -> Soup:
+    """Returns the loaded bundle with its engine, its limits and the added tokens.
+
+    earlier: specification of the job's first run, if any.
 
     A resumed job uses the engine and the limits of its first run, except those that the options give.
     """
     name, precision = options.engine, options.precision
     if earlier is not None and name == AUTO:
         name, precision = earlier.engine, precision or earlier.precision
-    soup = tureen.load(options.bundle, engine=name, precision=precision, options=engine, tokens=options.token_file)
+    soup = tureen.load(options.bundle, engine=name, precision=precision, options=engine, tokens=tokens)
     given = {name: getattr(options, name) for name in ImageLimits.model_fields if getattr(options, name) is not None}
     soup.limits = ImageLimits(**{**(earlier.limits.model_dump() if earlier else {}), **given})
     return soup
@@ -266,7 +264,9 @@ def _run_on_machine(
         return _run_with_progress(job, lambda tasks, on_images: job.make_shards(pipeline, tasks, on_images), options)
 
 
-def _run_on_cluster(job: Job, engine: EngineOptions, options: argparse.Namespace) -> JobSummary:
+def _run_on_cluster(
+    job: Job, engine: EngineOptions, tokens: tuple[Token, ...], options: argparse.Namespace
+) -> JobSummary:
     input_path = options.input if "://" in options.input else os.path.abspath(options.input)
     config = RayWorkerConfig(
         options.bundle.absolute(),
@@ -275,7 +275,7 @@ def _run_on_cluster(job: Job, engine: EngineOptions, options: argparse.Namespace
         job.spec,
         engine,
         options.decode_threads,
-        tuple(read_token(file) for file in options.token_file),
+        tokens,
     )
     with connect(options.ray):
         workers = min(options.ray_workers or sys.maxsize, max_workers(engine.threads))

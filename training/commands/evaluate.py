@@ -24,7 +24,7 @@ from training.evaluation.measure import Measurement, measure_shifts, measure_str
 from training.evaluation.plot import plot_accuracy, plot_epsilon_curve, plot_matrix, plot_shifts
 from training.evaluation.shifts import SHIFTS
 from training.evaluation.tune import tune_beta, tuned_table
-from tureen.arguments import betas_argument, one_of, positive_int
+from tureen.arguments import add_decoding_options, betas_argument, one_of, positive_int
 from tureen.bundle.bundle import MANIFEST, read_manifest
 from tureen.bundle.examples import find_bundle
 from tureen.bundle.manifest import AccuracyRow, AttackCheck, Evaluation, Norm
@@ -324,15 +324,7 @@ def _add_images(parser: argparse.ArgumentParser, *, data: str) -> None:
         default=ALL_IMAGES,
         help="maximum number of images, drawn evenly from the classes",
     )
-    parser.add_argument(
-        "--strict", action="store_true", help="fail if an image cannot be decoded, instead of skipping it"
-    )
-    parser.add_argument(
-        "--workers",
-        type=positive_int,
-        default=cpus_per_process(),
-        help="threads that decode images (default: %(default)s)",
-    )
+    add_decoding_options(parser, cpus_per_process())
 
 
 def _images(options: argparse.Namespace, own: Images | None, preprocess: PreprocessSpec, labels: list[str]) -> Images:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from tureen.arguments import beta_argument, positive_int, strength_argument
+from tureen.arguments import add_token_file_option, beta_argument, positive_int, strength_argument
 from tureen.bundle.examples import BUNDLE_HELP, DEFAULT_EXAMPLE, EXAMPLES
 from tureen.errors import ImageError, UnreadableImageError, printable, truncated
 from tureen.soup import DEFAULT_TOP_K, Classification, Prediction, Soup, load
@@ -55,14 +55,7 @@ def classify(arguments: list[str]) -> int:
     beta.add_argument("--beta", type=beta_argument, help="0 to 1, clean or robust (default: that of the bundle)")
     parser.add_argument("--token", metavar="NAME", help="token in place of the clean one")
     parser.add_argument("--mix", help="weights of tokens, such as fog:0.7,robust:0.3, in place of a strength or β")
-    parser.add_argument(
-        "--token-file",
-        action="append",
-        type=Path,
-        default=[],
-        metavar="FILE",
-        help="token of `tureen adapt`; repeatable",
-    )
+    add_token_file_option(parser)
     parser.add_argument(
         "--top-k", type=positive_int, default=DEFAULT_TOP_K, help="number of labels (default: %(default)s)"
     )

@@ -58,9 +58,7 @@ def single_token_accuracy(rows: Sequence[AccuracyRow]) -> str:
     if not rows:
         return "accuracy: not measured"
     row = rows[0]
-    clean, robust = (
-        f"{100 * share.value:.1f} ({100 * share.low:.1f}–{100 * share.high:.1f})" for share in (row.clean, row.robust)
-    )
+    clean, robust = accuracy_text(row.clean), accuracy_text(row.robust)
     attacked = f"; under {row.attack}, white-box, {radius_text(row)}: {robust}" if row.epsilon_255 else ""
     return f"accuracy on {row.n} images, % (95 % interval): {clean}{attacked}"
 
@@ -387,6 +385,11 @@ def plan_table(plans: Mapping[str, PlanRecord]) -> str:
             f"batches of {least} to {largest}, best {best}, from the graph {plan.graph_sha256[:16]}…"
         )
     return "\n".join(lines)
+
+
+def accuracy_text(accuracy: Accuracy) -> str:
+    """Returns an accuracy with its interval in per cent, such as "89.5 (85.1–92.6)"."""
+    return f"{100 * accuracy.value:.1f} ({100 * accuracy.low:.1f}–{100 * accuracy.high:.1f})"
 
 
 def _with_interval(accuracy: Accuracy) -> str:
