@@ -49,6 +49,9 @@ settings.load_profile("tureen")
 
 # OpenMP threads that spin at a barrier slow down a busy machine. torch reads this variable when it is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Beside another test process, one thread for each process is faster than threads that wait for each other.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses by marker
