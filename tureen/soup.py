@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import pickle
-from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -101,7 +101,7 @@ class Soup:
         self._is_closed = False
         self._load_arguments: _LoadArguments | None = None  # None: not created by `load`
         try:
-            self.add_tokens(list(tokens))
+            self.add_tokens([*bundle.learned_tokens, *tokens])
         except TureenError:
             self.close()
             raise
@@ -176,13 +176,14 @@ class Soup:
             raise _count_mismatch(len(results), len(choices))
         return results
 
-    def add_tokens(self, tokens: Sequence[Token]) -> None:
-        """Adds tokens, which `classify` then takes by their names. After an error none is added.
+    def add_tokens(self, tokens: Sequence[Token], *, removed: Collection[str] = ()) -> None:
+        """Adds tokens, which `classify` then takes by their names. After an error nothing has changed.
 
-        Raises TokenFileError if a token was learned for another backbone, or if its name is taken. Raises EngineError
-        if the engine does not reproduce PyTorch's logits at a token.
+        removed: names of added tokens to remove at the same time. An added token may have such a name. Raises
+        TokenFileError if a token was learned for another backbone, or if its name is taken. Raises EngineError if the
+        engine does not reproduce PyTorch's logits at a token.
         """
-        added = dict(self.tokens)
+        added = {name: vector for name, vector in self.tokens.items() if name not in removed}
         for token in tokens:
             token.check_bundle(self.bundle)
             if token.record.name in added:
@@ -190,6 +191,17 @@ class Soup:
             added[token.record.name] = token.vector
         check_tokens(self.engine, self.bundle, tokens)
         self.tokens = added  # a new dictionary: a request may hold the one before
+
+    def check_token(self, token: Token, replaceable: Collection[str] = ()) -> None:
+        """Raises the error that `add_tokens` would raise for the token. Adds nothing.
+
+        replaceable: names of added tokens that the token may have.
+        """
+        token.check_bundle(self.bundle)
+        name = token.record.name
+        if name in self.tokens and name not in replaceable:
+            raise TokenFileError(f"the soup already has a token {name!r}: rename one of them")
+        check_tokens(self.engine, self.bundle, [token])
 
     def logits(
         self, pixels: Pixels, betas: Sequence[float | NDArray[np.float32]] | NDArray[np.float32]

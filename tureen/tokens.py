@@ -218,6 +218,13 @@ def token_mix(name: str, beta: float = CLEAN_BETA) -> float | Mix:
     return parse_mix({name: 1 - beta, ROBUST: beta})
 
 
+def move_to_robust(choice: float | Mix, beta: float) -> float | Mix:
+    """Returns (1 − β)·choice + β·robust. choice: a β, or a mix whose weights sum to 1. beta: in [0, 1]."""
+    weights = dict(choice.weights) if isinstance(choice, Mix) else {CLEAN: 1 - choice, ROBUST: choice}
+    moved = {name: (1 - beta) * weight for name, weight in weights.items()}
+    return _normal_form({**moved, ROBUST: moved.get(ROBUST, 0.0) + beta}, normalize=True)
+
+
 def _parse_pairs(text: str) -> list[tuple[str, str]]:
     if text.count(",") >= MAX_MIX_TOKENS:  # before a text of a million tokens is split
         raise InvalidMixError(f"the mix has {text.count(',') + 1:,} tokens: give at most {MAX_MIX_TOKENS}")

@@ -35,7 +35,7 @@ from tureen.bundle.bundle import MANIFEST, Bundle, load_bundle
 from tureen.bundle.examples import BUNDLE_HELP, find_bundle
 from tureen.bundle.manifest import BACKBONE, Manifest
 from tureen.bundle.token_file import SUFFIX, Token, TokenAccuracy, TokenRecord, write_token
-from tureen.commands.report import accuracy_text
+from tureen.commands.token_report import token_accuracy_table
 from tureen.tokens import CLEAN, CLEAN_BETA, ROBUST, TOKEN_NAME, beta_grid
 
 STEPS = 40
@@ -255,15 +255,7 @@ def _logits(frozen: FrozenModel, token: torch.Tensor, pixels: NDArray[np.uint8])
 
 def report_text(report: AdaptReport, bundle: Path) -> str:
     """Returns the report as text for a terminal. bundle: as the command line names it."""
-    lines = [f"{'left-out images':<44}{'n':>5}  {'token':>20}  {'best β':>20}  wins  losses  p"]
-    for row in report.accuracy:
-        measured = f"under {row.attack}, ε = {row.epsilon_255:g}/255" if row.attack else "without an attack"
-        lines.append(
-            f"{measured:<44}{row.n:>5}  {accuracy_text(row.token):>20}  {accuracy_text(row.best_beta):>20}  "
-            f"{row.wins:4}  {row.losses:6}  {row.p_value:.2g}"
-        )
-    lines.append("accuracy in % (95 % interval); p: one-sided sign test of the wins against the losses")
-    lines.append("")
+    lines = [*token_accuracy_table(report.accuracy), ""]
     if report.kept == "token":
         lines.append(
             f"{report.name}: the token is better than the best β; {report.steps} steps from β = {report.best_beta:g}"

@@ -14,6 +14,7 @@ from tureen.tokens import (
     beta_grid,
     mix,
     mix_rows,
+    move_to_robust,
     parse_beta,
     parse_mix,
     parse_strength,
@@ -209,6 +210,20 @@ def test_a_mix_of_both_modes_is_a_beta_with_the_same_vector(beta):
     np.testing.assert_allclose(
         mix(TOKENS["clean"], TOKENS["robust"], parsed), mix(TOKENS["clean"], TOKENS["robust"], beta), atol=1e-6
     )
+
+
+def _vector(choice):
+    return choice.vector(TOKENS) if isinstance(choice, Mix) else mix(TOKENS["clean"], TOKENS["robust"], choice)
+
+
+@given(
+    st.sampled_from(["fog:1", "fog:0.7,robust:0.3", "clean:0.2,fog:0.5,robust:0.3", "clean:1", "robust:1"]),
+    st.floats(0, 1),
+)
+def test_a_choice_that_moves_to_robust_is_the_weighted_sum_of_both_vectors(text, beta):
+    choice = parse_mix(text)
+    expected = (1 - beta) * _vector(choice) + beta * TOKENS["robust"]
+    np.testing.assert_allclose(_vector(move_to_robust(choice, beta)), expected, atol=1e-5)
 
 
 def test_beta_of_a_mix_is_the_share_of_the_robust_token():

@@ -4,6 +4,7 @@
     tokens.safetensors   named token vectors, float32 (D,): "clean" and "robust", equal if the model has one token
     backbone.onnx        pixels uint8 (B, H, W, 3), cls_token float32 (B, D) -> logits float32 (B, K)
     engines/             optional: the backbone in other precisions, and plans, each compiled for one kind of GPU
+    NAME.token           optional: a learned token with its accuracy, origin and golden logits; any number of them
     golden.npz           pixels uint8 (G, H, W, 3), betas float32 (T,), logits float32 (T, G, K) by PyTorch
     README.md            the model card
 
@@ -15,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import io
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -39,7 +40,8 @@ from tureen.bundle.manifest import (
     ParityRow,
     is_plan,
 )
-from tureen.errors import BundleError, BundleFileError
+from tureen.bundle.token_file import SUFFIX, Token, parse_token
+from tureen.errors import BundleError, BundleFileError, TokenFileError
 
 MANIFEST = "manifest.json"
 TOKENS = "tokens.safetensors"
@@ -89,6 +91,7 @@ class Bundle:
     graph: bytes  # backbone.onnx
     golden: Golden  # the golden rows, which an engine must reproduce
     gallery: BundleGallery | None = None  # pictures for the console; None if the bundle has no gallery.json
+    learned_tokens: tuple[Token, ...] = ()  # of the files NAME.token, which are not in `tokens`
 
     @property
     def clean_token(self) -> NDArray[np.float32]:
@@ -179,6 +182,7 @@ def load_bundle(path: Path | str) -> Bundle:
     - the shape and dtype of every array
     - that backbone.onnx is one file with the expected inputs and outputs
     - that gallery.json, if the manifest lists it, has valid fields and labels of the bundle
+    - that each learned token was learned for backbone.onnx, and that no two tokens have one name
 
     Reads each file once, so the returned content is the verified content. `Bundle.artefact` verifies the files in
     engines/, so a damaged file there affects only its engine. Raises BundleError if a check fails or a file cannot be
@@ -193,12 +197,17 @@ def load_bundle(path: Path | str) -> Bundle:
     for name in REQUIRED:
         if name not in manifest.files:
             raise BundleError(f"{path / MANIFEST} does not list {name}: export the model again")
-    gallery = None
+    gallery, learned = None, list[Token]()
     for name, record in manifest.files.items():
         if name not in REQUIRED and not name.startswith(f"{ENGINES_DIRECTORY}/"):
             content = read_listed_file(path, name, record)
             if name == GALLERY:
                 gallery = parse_gallery(path / name, content, manifest.labels)
+            if name.endswith(SUFFIX):
+                try:
+                    learned.append(parse_token(content, str(path / name)))
+                except TokenFileError as error:
+                    raise BundleError(str(error)) from error
     data = {name: read_listed_file(path, name, manifest.files[name]) for name in REQUIRED}
     tokens = read_vectors(path / TOKENS, data[TOKENS])
     for token in ("clean", "robust"):
@@ -209,7 +218,36 @@ def load_bundle(path: Path | str) -> Bundle:
             raise BundleError(f"{path / TOKENS}: the {token} token is not {manifest.width} finite float32 numbers")
     golden = _load_golden(path, data[GOLDEN], manifest)
     check_backbone_graph(path / BACKBONE, data[BACKBONE], manifest, opset=manifest.opset)
-    return Bundle(path, manifest, tokens, data[BACKBONE], golden, gallery)
+    bundle = Bundle(path, manifest, tokens, data[BACKBONE], golden, gallery, tuple(learned))
+    names = [*tokens, *(token.record.name for token in learned)]
+    if len(set(names)) < len(names):
+        raise BundleError(f"{path} has two tokens of one name: export the model again")
+    for learned_token in learned:
+        try:
+            learned_token.check_bundle(bundle)
+        except TokenFileError as error:
+            raise BundleError(f"{path}: {error}") from error
+    return bundle
+
+
+def add_tokens_to_bundle(bundle: Bundle, tokens: Sequence[Token], path: Path) -> None:
+    """Writes a copy of a bundle with additional learned tokens to the directory `path`, which must not exist.
+
+    Raises BundleError if `path` exists, if a file of the bundle cannot be read, or if the copy has too many files.
+    Raises TokenFileError if a token was learned for another backbone, or if its name is taken.
+    """
+    taken = {*bundle.tokens, *(token.record.name for token in bundle.learned_tokens)}
+    files = {name: read_listed_file(bundle.path, name, record) for name, record in bundle.manifest.files.items()}
+    for token in tokens:
+        name = token.record.name
+        token.check_bundle(bundle)
+        if name in taken:
+            raise TokenFileError(f"the bundle already has a token {name!r}: rename one of them")
+        taken.add(name)
+        files[f"{name}{SUFFIX}"] = token.to_bytes()
+    if len(files) > MAX_FILES:
+        raise BundleError(f"the copy would have {len(files)} files, the limit is {MAX_FILES}: use --token-dir instead")
+    write_bundle(path, bundle.manifest.model_copy(update={"files": record_files(files)}), files)
 
 
 def read_manifest(path: Path | str) -> Manifest:

@@ -14,7 +14,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import numpy as np
 import safetensors.numpy
@@ -22,11 +22,13 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from tureen.atomic_file import write_atomically
-from tureen.bundle.bundle import Bundle
 from tureen.bundle.files import read_vectors
 from tureen.bundle.manifest import BACKBONE, Accuracy
 from tureen.errors import BundleError, TokenFileError
 from tureen.tokens import CLEAN, ROBUST, TOKEN_NAME
+
+if TYPE_CHECKING:
+    from tureen.bundle.bundle import Bundle
 
 SUFFIX: Final = ".token"
 METADATA: Final = "tureen"

@@ -19,6 +19,7 @@ from tureen.commands.report import (
     plan_table,
     strength_summary,
 )
+from tureen.commands.token_report import token_summary
 from tureen.errors import BundleError, printable
 
 SHOWN_LABELS = 10
@@ -71,6 +72,7 @@ def _parts(inspection: Inspection) -> Iterator[str]:
     yield accuracy_summary(manifest)
     yield f"{strength_summary(manifest)}\n{calibration_summary(manifest)}" if manifest.is_cotrained else ""
     yield check_results(manifest.evaluation.checks) if manifest.evaluation.checks else ""
+    yield from map(token_summary, inspection.learned_tokens)
     yield "\n".join(f"  {key}: {value}" for key, value in manifest.provenance.items())
 
 

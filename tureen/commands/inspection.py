@@ -25,6 +25,7 @@ from tureen.bundle.bundle import (
 from tureen.bundle.files import VERIFIED, file_size
 from tureen.bundle.graph import GraphFile, read_graph_file
 from tureen.bundle.manifest import FileName, FileRecord, Manifest
+from tureen.bundle.token_file import TokenRecord
 from tureen.engines import open_engine, open_verified_engine
 from tureen.engines.base import EngineOptions, check_golden_rows
 from tureen.engines.detection import missing_requirement
@@ -77,6 +78,7 @@ class Inspection(_Facts):
     graphs: dict[str, GraphFile] = Field(description="the description of each verified ONNX graph, by file")
     engines: list[EngineAvailability] = Field(description="in the order of the manifest's parity")
     auto: AutoChoice | None = Field(description="none if the bundle cannot be used")
+    learned_tokens: list[TokenRecord] = Field(default=[], description="of its files NAME.token")
 
 
 class _ManifestOutline(BaseModel):
@@ -125,6 +127,7 @@ def inspect_bundle(path: Path, *, is_trial: bool = False) -> Inspection:
         graphs=graphs,
         engines=engines,
         auto=auto,
+        learned_tokens=[] if bundle is None else [token.record for token in bundle.learned_tokens],
     )
 
 
