@@ -11,7 +11,7 @@ import tureen
 from serve.errors import UnknownModelError
 from serve.inference.loaded_model import LoadedModel
 from serve.inference.service import Service
-from serve.oip.request import BETA, IMAGE, INPUT_DATATYPES, OUTPUTS, PIXELS
+from serve.oip.request import BETA, IMAGE, INPUT_DATATYPES, OUTPUTS, PIXELS, WEIGHTS
 from serve.oip.statistics import Statistics
 from serve.settings import Settings
 from serve.telemetry.metrics import Metrics
@@ -43,7 +43,7 @@ def server_metadata() -> dict[str, Any]:
 def model_metadata(model: LoadedModel) -> dict[str, Any]:
     """Returns the name and versions of the model, and the datatype and shape of each input and output.
 
-    The size -1 in a shape stands for the batch dimension, which may have any size.
+    The size -1 in a shape stands for a dimension of any size: the batch, and the number of tokens in weights.
     """
     manifest = model.bundle.manifest
     return {
@@ -101,4 +101,4 @@ def _input_dims(model: LoadedModel) -> dict[str, list[int]]:
     manifest = model.bundle.manifest
     size = manifest.preprocess.image_size
     dims = {IMAGE: [1], PIXELS: [size, size, 3]}
-    return {**dims, BETA: [1]} if manifest.has_two_tokens else dims
+    return {**dims, **({BETA: [1]} if manifest.has_two_tokens else {}), WEIGHTS: [-1]}

@@ -3,12 +3,14 @@
     image          BYTES (B) or (B, 1)    encoded JPEG, PNG or WebP images, of any size
     pixels         UINT8 (B, H, W, 3)     instead of image: RGB, at the model's size
     beta           FP32 (B) or (B, 1)     optional: one β for each image
+    weights        FP32 (B, T)            optional: one mix for each image, of the T tokens in the parameter tokens
     logits         FP32 (B, K)
     probabilities  FP32 (B, K)            softmax of the logits, each row divided by the temperature of its β
 
 The β of an image comes from the tensor beta, a parameter of the request, or the query. Without these it comes from the
 operator's settings. A parameter or the query may give a strength in place of β. A request that gives β or strength in
-two of these places is refused. The parameters token, mix and normalize choose tokens by name, as for /classify.
+two of these places is refused. The parameters token, mix and normalize choose tokens by name, as for /classify. The
+parameter tokens has the names of the columns of weights, such as "clean,fog".
 
 Knows nothing about HTTP and gRPC: `serve.oip.codec` and `serve.oip.grpc_messages` decode their messages.
 """
@@ -23,23 +25,32 @@ from serve.errors import InvalidRequestError
 from serve.oip.tensors import BYTES, Tensor, TensorMetadata
 from tureen.errors import InvalidBetaError
 from tureen.preprocess import Pixels
-from tureen.tokens import GivenChoice, Strength, TokenChoice, parse_beta, parse_mix, parse_strength
+from tureen.tokens import (
+    MAX_MIX_TOKENS,
+    GivenChoice,
+    Strength,
+    TokenChoice,
+    parse_beta,
+    parse_mix,
+    parse_strength,
+)
 
-IMAGE, PIXELS, BETA = "image", "pixels", "beta"
+IMAGE, PIXELS, BETA, WEIGHTS = "image", "pixels", "beta", "weights"
 STRENGTH = "strength"
-TOKEN, MIX, NORMALIZE = "token", "mix", "normalize"
+TOKEN, MIX, NORMALIZE, TOKENS = "token", "mix", "normalize", "tokens"
 POLICY = "policy"
 LOGITS, PROBABILITIES = "logits", "probabilities"
-INPUT_DATATYPES = {IMAGE: BYTES, PIXELS: "UINT8", BETA: "FP32"}
+INPUT_DATATYPES = {IMAGE: BYTES, PIXELS: "UINT8", BETA: "FP32", WEIGHTS: "FP32"}
 OUTPUTS = (LOGITS, PROBABILITIES)
 
 # Client libraries add these parameters, and this server ignores them. Any other unknown parameter is an error: a
 # misspelt `beta` must not be ignored.
 IGNORED_PARAMETERS = frozenset({"binary_data_output", "headers", "priority"})
 IGNORED_PREFIX = "triton_"
-PARAMETERS = frozenset({BETA, STRENGTH, TOKEN, MIX, NORMALIZE, POLICY, "timeout"})
+PARAMETERS = frozenset({BETA, STRENGTH, TOKEN, MIX, NORMALIZE, TOKENS, POLICY, "timeout"})
 
 MAX_ID_CHARACTERS = 256
+MAX_NAME_CHARACTERS = 66  # of a token, with the separator and two spaces
 
 
 @dataclass(frozen=True)
@@ -133,7 +144,7 @@ def make_request(
 
     Raises InvalidBetaError, InvalidStrengthError or InvalidMixError for an invalid choice. Raises InvalidRequestError
     if the id is too long, or if a tensor or a parameter is missing, unknown, repeated or invalid. Raises it if the
-    request has two of β, strength, mix and policy, or β or strength in two places.
+    request has two of β, strength, mix, weights and policy, or β or strength in two places.
     """
     if len(id) > MAX_ID_CHARACTERS:
         raise InvalidRequestError(f"the id has {len(id):,} characters: give at most {MAX_ID_CHARACTERS}")
@@ -145,10 +156,10 @@ def make_request(
     policy = parameters.get(POLICY)
     if policy is not None and not isinstance(policy, str):
         raise InvalidRequestError(f"policy is {_short(policy)}: give the name of a policy")
-    given = [name for name in (*tensors, *parameters, *query) if name in (BETA, STRENGTH, MIX)]
+    given = [name for name in (*tensors, *parameters, *query) if name in (BETA, STRENGTH, MIX, WEIGHTS)]
     if policy is not None:
         given.append(POLICY)
-    if TOKEN in parameters and not {MIX, POLICY}.isdisjoint(given):
+    if TOKEN in parameters and not {MIX, WEIGHTS, POLICY}.isdisjoint(given):
         given.append(TOKEN)
     if len(set(given)) > 1:
         raise InvalidRequestError(f"{' and '.join(sorted(set(given)))} exclude each other: give one of them")
@@ -195,17 +206,39 @@ def _tensor_betas(tensor: Tensor, count: int) -> tuple[float, ...]:
     return tuple(parse_beta(str(beta)) for beta in tensor.data.reshape(-1))
 
 
+def _weights(tensor: Tensor, names: object, count: int, *, normalize: bool) -> tuple[GivenChoice, ...]:
+    """Returns the mix of each of `count` images. names: the parameter tokens, the names of the columns of `tensor`."""
+    if not isinstance(names, str):
+        raise InvalidRequestError(f"input {WEIGHTS} needs the parameter {TOKENS}, a text such as clean,fog,robust")
+    columns = [name.strip() for name in names[: MAX_MIX_TOKENS * MAX_NAME_CHARACTERS].split(",")]
+    if len(columns) > MAX_MIX_TOKENS or len(set(columns)) < len(columns):
+        raise InvalidRequestError(f"{TOKENS} has too many names, or a name twice: give at most {MAX_MIX_TOKENS} names")
+    if tensor.shape != (count, len(columns)):
+        raise InvalidRequestError(
+            f"input {WEIGHTS} has the shape {list(tensor.shape)}: for {count} images and {len(columns)} tokens it must "
+            f"be [{count}, {len(columns)}]"
+        )
+    assert not isinstance(tensor.data, list)
+    # str() of a float32 is its shortest decimal, so that 0.7 is the same weight as 0.7 in a query.
+    rows = ([float(str(weight)) for weight in row] for row in tensor.data.reshape(tensor.shape))
+    return tuple(parse_mix(dict(zip(columns, row, strict=True)), normalize=normalize) for row in rows)
+
+
 def _choices(
     tensors: Mapping[str, Tensor], parameters: Mapping[str, Any], query: Mapping[str, str], count: int
 ) -> tuple[GivenChoice | None, ...]:
     """Returns what the request gives for each of `count` images: a mix, or a β or strength, perhaps with a token.
 
     Raises InvalidBetaError, InvalidStrengthError or InvalidMixError for an invalid value. Raises InvalidRequestError if
-    token or mix is not a text, or if normalize is not a boolean or is given without a mix.
+    token, tokens or mix is not a text, or if normalize is not a boolean or is given without a mix.
     """
     normalize = parameters.get(NORMALIZE)
-    if normalize is not None and (MIX not in parameters or not isinstance(normalize, bool)):
-        raise InvalidRequestError("normalize belongs to a mix: give true or false, together with mix")
+    if normalize is not None and (not (MIX in parameters or WEIGHTS in tensors) or not isinstance(normalize, bool)):
+        raise InvalidRequestError(f"normalize belongs to a mix: give true or false, together with {MIX} or {WEIGHTS}")
+    if WEIGHTS in tensors:
+        return _weights(tensors[WEIGHTS], parameters.get(TOKENS), count, normalize=normalize is not False)
+    if TOKENS in parameters:
+        raise InvalidRequestError(f"the parameter {TOKENS} belongs to the input {WEIGHTS}, which is not given")
     if MIX in parameters:
         if not isinstance(parameters[MIX], str):
             raise InvalidRequestError(f"mix is {_short(parameters[MIX])}: give a text such as fog:0.7,robust:0.3")

@@ -205,7 +205,7 @@ def test_id_and_timeout_are_read_and_parameters_of_known_clients_are_no_error():
         ("whole numbers from 0 to 255", in_json({**ONE_PIXELS, "data": ["1"] * 48})),
         ("more than once", in_json(base64_image(b"x"), base64_image(b"x"))),
         ("one of the inputs", in_json(base64_image(b"x"), {**ONE_PIXELS, "data": [0] * 48})),
-        ("at most 3", in_json(*[base64_image(b"x")] * 4)),
+        ("at most 4", in_json(*[base64_image(b"x")] * 5)),
         (
             "must be \\[1\\] or \\[1, 1\\]",
             in_json(base64_image(b"x"), {"name": "beta", "datatype": "FP32", "shape": [2], "data": [0, 1]}),

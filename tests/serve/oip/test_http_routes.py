@@ -87,6 +87,7 @@ def test_metadata_names_only_existing_tensors_and_extensions(client, bundle):
             {"name": "image", "datatype": "BYTES", "shape": [-1, 1]},
             {"name": "pixels", "datatype": "UINT8", "shape": [-1, 32, 32, 3]},
             {"name": "beta", "datatype": "FP32", "shape": [-1, 1]},
+            {"name": "weights", "datatype": "FP32", "shape": [-1, -1]},
         ],
         "outputs": [
             {"name": "logits", "datatype": "FP32", "shape": [-1, 10]},

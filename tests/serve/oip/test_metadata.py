@@ -88,7 +88,7 @@ def test_the_server_names_its_extensions():
 
 def test_a_model_of_one_token_has_no_input_beta(model):
     names = [each["name"] for each in model_metadata(model)["inputs"]]
-    assert names == ["image", "pixels", "beta"]
+    assert names == ["image", "pixels", "beta", "weights"]
 
     class OneToken:
         def __getattr__(self, name):
@@ -101,8 +101,12 @@ def test_a_model_of_one_token_has_no_input_beta(model):
         manifest: object
 
     single = Model(Bundle(OneToken()), Engine())
-    assert [each["name"] for each in model_metadata(single)["inputs"]] == ["image", "pixels"]
-    assert [each["name"] for each in model_config(single, Settings(bundle="x"))["input"]] == ["image", "pixels"]
+    assert [each["name"] for each in model_metadata(single)["inputs"]] == ["image", "pixels", "weights"]
+    assert [each["name"] for each in model_config(single, Settings(bundle="x"))["input"]] == [
+        "image",
+        "pixels",
+        "weights",
+    ]
 
 
 def test_the_configuration_has_the_limits_of_the_settings(model):

@@ -14,8 +14,8 @@ from serve.oip.request import (
     parse_requested_output,
 )
 from serve.oip.tensors import Tensor, TensorMetadata
-from tureen.errors import InvalidBetaError, InvalidStrengthError
-from tureen.tokens import Strength
+from tureen.errors import InvalidBetaError, InvalidMixError, InvalidStrengthError
+from tureen.tokens import Mix, Strength
 
 LIMITS = RequestLimits(image_size=4, max_images=3)
 LOGITS = RequestedOutput("logits")
@@ -27,6 +27,37 @@ def images(count=1):
 
 def betas(*values):
     return Tensor("beta", "FP32", (len(values), 1), np.array(values, np.float32))
+
+
+def weights(*rows):
+    return Tensor("weights", "FP32", (len(rows), len(rows[0])), np.array(rows, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("tensor", "parameters", "said"),
+    [
+        (weights((1, 1)), {}, "needs the parameter tokens"),
+        (weights((1, 1)), {"tokens": 1}, "needs the parameter tokens"),
+        (weights((1, 1)), {"tokens": "fog"}, r"must be \[1, 1\]"),
+        (weights((1, 1), (1, 1)), {"tokens": "fog,haze"}, r"must be \[1, 2\]"),
+        (weights((1, 1)), {"tokens": "fog,fog"}, "a name twice"),
+        (weights((1,) * 10), {"tokens": ",".join(f"t{n}" for n in range(10))}, "too many names"),
+        (weights((1, 1)), {"tokens": "fog,haze", "mix": "fog:1"}, "exclude each other"),
+        (weights((1, 1)), {"tokens": "fog,haze", "token": "fog"}, "exclude each other"),
+        (weights((1, 1)), {"tokens": "fog,haze", "normalize": 1}, "normalize"),
+        (None, {"tokens": "fog"}, "belongs to the input weights"),
+    ],
+)
+def test_wrong_weights_are_refused(tensor, parameters, said):
+    inputs = (images(),) if tensor is None else (images(), tensor)
+    with pytest.raises(InvalidRequestError, match=said):
+        request(*inputs, parameters=parameters)
+
+
+@pytest.mark.parametrize("row", [(0, 0), (-1, 2), (float("nan"), 1), (float("inf"), 1), (1, 1000)])
+def test_weights_that_are_no_mix_are_refused(row):
+    with pytest.raises(InvalidMixError):
+        request(images(), weights(row), parameters={"tokens": "fog,haze"})
 
 
 def request(*inputs, outputs=(LOGITS,), parameters=None, **options):
@@ -43,6 +74,16 @@ def request(*inputs, outputs=(LOGITS,), parameters=None, **options):
         ((images(2),), {"parameters": {"policy": "uploads"}}, (None, None)),
         ((images(2),), {"parameters": {"strength": 0.5}}, (Strength(0.5), Strength(0.5))),
         ((images(),), {"query": {"strength": "0.5"}}, (Strength(0.5),)),
+        (
+            (images(2), weights((0.7, 0.3), (0, 2))),
+            {"parameters": {"tokens": "fog, robust"}},
+            (Mix((("fog", 0.7), ("robust", 0.3))), 1.0),
+        ),
+        (
+            (images(), weights((0.5, 2))),
+            {"parameters": {"tokens": "fog,haze", "normalize": False}},
+            (Mix((("fog", 0.5), ("haze", 2.0))),),
+        ),
     ],
 )
 def test_beta_comes_from_the_tensor_the_parameter_or_the_query(inputs, options, expected):
@@ -159,9 +200,9 @@ def test_a_wrong_requested_output_is_refused(name, parameters):
         parse_requested_output(name, parameters, is_binary=True)
 
 
-@pytest.mark.parametrize(("inputs", "outputs", "words"), [(4, 0, "4 inputs: send at most 3"), (0, 3, "at most 2")])
+@pytest.mark.parametrize(("inputs", "outputs", "words"), [(5, 0, "5 inputs: send at most 4"), (0, 3, "at most 2")])
 def test_more_tensors_than_the_protocol_names_are_refused_before_they_are_parsed(inputs, outputs, words):
-    check_counts(3, 2)
+    check_counts(4, 2)
     with pytest.raises(InvalidRequestError, match=words):
         check_counts(inputs, outputs)
 

@@ -58,7 +58,7 @@ def test_triton_reads_metadata_configuration_index_and_statistics(triton):
     options = {} if triton.module is triton_http else {"as_json": True}
     assert "statistics" in triton.get_server_metadata(**options)["extensions"]
     metadata = triton.get_model_metadata(MODEL, **options)
-    assert [tensor["name"] for tensor in metadata["inputs"]] == ["image", "pixels", "beta"]
+    assert [tensor["name"] for tensor in metadata["inputs"]] == ["image", "pixels", "beta", "weights"]
     config = triton.get_model_config(MODEL, **options)
     config = config.get("config", config)
     assert config["max_batch_size"] == 64
