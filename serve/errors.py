@@ -41,6 +41,8 @@ TureenError
     │   ├── BetaOutOfBoundsError         caller: β is outside the operator's bounds
     │   ├── UnknownPolicyError           caller: the policy does not exist
     │   ├── UnknownApiKeyError           caller: the API key is unknown
+    │   ├── TokenParkedError             operator: the model cannot use a token that the operator chose
+    │   ├── UnknownOperatorTokenError    caller: no operator has added the token
     │   ├── ControlStoreError            operator: the store of the settings cannot be reached
     │   └── BrokenHistoryError           operator: the history has a damaged or changed row
     ├── AdminError                   errors of the operators' listener
@@ -259,6 +261,16 @@ class UnknownPolicyError(ControlError):
 class UnknownApiKeyError(ControlError):
     def __init__(self) -> None:
         super().__init__("the X-API-Key is unknown: remove the header to get the default β")
+
+
+class TokenParkedError(ControlError):
+    def __init__(self) -> None:
+        super().__init__("the model cannot use the token of this policy or API key: ask the operator of the service")
+
+
+class UnknownOperatorTokenError(ControlError):
+    def __init__(self, name: str) -> None:
+        super().__init__(f"no operator has added a token {name[:63]!r}: GET /admin/tokens lists the tokens")
 
 
 class AdminError(ServeError):

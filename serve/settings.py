@@ -105,7 +105,10 @@ class Settings(BaseModel):
         "reload; default: none",
     )
     max_tokens: int = Field(
-        default=2000, ge=1, description="maximum of token files in token_dir; with more, the server does not start"
+        default=2000,
+        ge=1,
+        description="maximum of token files in token_dir, and of tokens that operators add; with more files, the "
+        "server does not start",
     )
     public_metrics: bool | None = Field(
         default=None,

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 MAX_REQUEST_BYTES = 2**20
 
 
-SERVING = ("batch", "beta", "credentials", "inspect", "jobs", "serve")
+SERVING = ("batch", "beta", "credentials", "inspect", "jobs", "serve", "tokens")
 TRAINING = ("adapt", "attack", "calibrate", "evaluate", "export", "gallery", "train", "tune")
 
 
@@ -109,6 +109,7 @@ def import_serving():
     import serve.commands.beta
     import serve.commands.credentials
     import serve.commands.jobs
+    import serve.commands.tokens
     import serve.jobs.runner
     import serve.server  # noqa: F401
     import tureen.commands.inspect  # noqa: F401

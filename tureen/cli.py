@@ -53,6 +53,7 @@ COMMANDS = {
     "batch": Command("serve.commands.batch", "batch", "batch", "classify many images into a table"),
     "jobs": Command("serve.commands.jobs", "jobs", "serve", "manage batch jobs of a running service"),
     "beta": Command("serve.commands.beta", "beta", "serve", "change the default β of a running service"),
+    "tokens": Command("serve.commands.tokens", "tokens", "serve", "manage the tokens of a running service"),
     "credentials": Command("serve.commands.credentials", "credentials", "serve", "manage the credentials of operators"),
     "serve": Command("serve.server", "serve", "serve", "serve a bundle over HTTP"),
 }

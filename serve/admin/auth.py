@@ -63,9 +63,15 @@ async def read_json_body(request: Request) -> Any:
     Raises InvalidParameterError if the body is not valid JSON, has more than MAX_BODY_BYTES, or is nested more than
     MAX_BODY_DEPTH deep.
     """
+    body = await read_body(request, MAX_BODY_BYTES)
+    return parse_json(body, max_bytes=MAX_BODY_BYTES, max_depth=MAX_BODY_DEPTH)
+
+
+async def read_body(request: Request, max_bytes: int) -> bytes:
+    """Returns the request body. Raises InvalidParameterError if it has more than max_bytes."""
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            raise InvalidParameterError(f"the JSON has more than {MAX_BODY_BYTES:,} bytes, the limit")
-    return parse_json(bytes(body), max_bytes=MAX_BODY_BYTES, max_depth=MAX_BODY_DEPTH)
+        if len(body) > max_bytes:
+            raise InvalidParameterError(f"the body has more than {max_bytes:,} bytes, the limit")
+    return bytes(body)

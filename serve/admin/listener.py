@@ -18,11 +18,12 @@ from serve.admin.auth import authenticate, refuse_unknown_parameters
 from serve.admin.job_routes import add_job_routes
 from serve.admin.operations import AdminOperations
 from serve.admin.settings_routes import add_settings_routes
+from serve.admin.token_routes import add_token_routes
 from serve.api.console.console_routes import add_console
 from serve.connection.graceful_shutdown import DrainingState
 from serve.connection.uvicorn_config import uvicorn_config
 from serve.control.revision_store import RevisionStore
-from serve.control.worker_state import ApplySettings, WorkerState
+from serve.control.worker_state import ApplySettings, CheckToken, WorkerState
 from serve.errors import AdminListenerError, ControlStoreError, InvalidParameterError
 from serve.http.error_handlers import tureen_error_response
 from serve.http.problems import http_problem_type, problem_response
@@ -61,13 +62,16 @@ class AdminListener:
         *,
         apply: ApplySettings,
         workers: Callable[[], list[WorkerState]],
+        check_token: CheckToken,
     ) -> AdminListener:
         """Reads the settings of the operators, calls `apply` with them, and returns the open listener.
 
         If the store is unreachable, uses the last known settings. listener: a bound socket. The other parameters and
         the errors are those of `AdminOperations.open`.
         """
-        operations = await AdminOperations.open(settings, manifest, store, metrics, apply=apply, workers=workers)
+        operations = await AdminOperations.open(
+            settings, manifest, store, metrics, apply=apply, workers=workers, check_token=check_token
+        )
         return cls(operations, _AdminUvicorn(_config(settings, operations)), listener)
 
     def show_model(self, manifest: Manifest) -> None:
@@ -109,6 +113,7 @@ def create_admin_app(operations: AdminOperations) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _query_problem)
     router = APIRouter(dependencies=[Depends(authenticate), Depends(refuse_unknown_parameters)])
     add_settings_routes(router, operations)
+    add_token_routes(router, operations)
 
     @router.get("/metrics")
     async def metrics() -> Response:

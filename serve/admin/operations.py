@@ -15,8 +15,14 @@ from serve.control.credential_store import Credential, Credentials
 from serve.control.replica import SettingsReplica
 from serve.control.revision_store import Revision, RevisionStore
 from serve.control.settings_state import SettingsState
-from serve.control.state_directory import LAST_KNOWN_FILE, earlier_last_known, make_state_directory
-from serve.control.worker_state import ApplySettings, WorkerState
+from serve.control.state_directory import (
+    LAST_KNOWN_FILE,
+    TOKEN_DIRECTORY,
+    earlier_last_known,
+    make_state_directory,
+)
+from serve.control.token_cache import TokenCache
+from serve.control.worker_state import ApplySettings, CheckToken, WorkerState
 from serve.errors import AdminListenerError, ControlStoreError
 from serve.inference.service import initial_settings
 from serve.jobs.job_store import JobRecords
@@ -42,6 +48,7 @@ class AdminOperations:
         replica: SettingsReplica,
         metrics: Metrics,
         workers: Callable[[], list[WorkerState]],
+        check_token: CheckToken,
     ) -> None:
         """replica: holds the settings in force, and follows the store. The other parameters are those of `open`.
 
@@ -51,6 +58,9 @@ class AdminOperations:
         self.replica = replica
         self.metrics = metrics
         self.workers = workers
+        self.check_token = check_token
+        self.token_cache = TokenCache(settings.state_dir / TOKEN_DIRECTORY)
+        self.max_tokens = settings.max_tokens
         self.max_jobs = settings.max_jobs
         self.jobs: tuple[JobRecords, RootedFiles] | None = None
         if settings.takes_jobs:
@@ -73,12 +83,13 @@ class AdminOperations:
         *,
         apply: ApplySettings,
         workers: Callable[[], list[WorkerState]],
+        check_token: CheckToken,
     ) -> AdminOperations:
         """Returns the operations. Calls `apply` with the current settings, and again after each change.
 
         While the store is unreachable, the last known settings apply. manifest: of the model that the server loads
         first. store: of the settings; `close` closes it. metrics: of all processes of the server. workers: returns the
-        state of each process.
+        state of each process. check_token: checks a token before the settings have it.
         Raises AdminListenerError if other machines can reach the listener and the store has no credential for them.
         Raises SingleTokenError if --default-beta is set and the model has one token.
         """
@@ -89,8 +100,9 @@ class AdminOperations:
             await asyncio.to_thread(make_state_directory, settings.state_dir)
         except ControlStoreError as error:
             logger.error("%s", error)
-        replica = SettingsReplica(store, settings.state_dir / LAST_KNOWN_FILE, earlier)
-        operations = cls(settings, manifest, replica, metrics, workers)
+        token_cache = TokenCache(settings.state_dir / TOKEN_DIRECTORY)
+        replica = SettingsReplica(store, settings.state_dir / LAST_KNOWN_FILE, earlier, token_cache)
+        operations = cls(settings, manifest, replica, metrics, workers, check_token)
         await replica.open()
         await operations._start(apply)
         return operations

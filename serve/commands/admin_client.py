@@ -83,6 +83,34 @@ class AdminClient:
         path = f"/admin/beta/pending/{quote(plan_id, safe='')}?{urlencode({'reason': reason})}"
         return self._request_json("DELETE", path, None, revision)
 
+    def tokens(self) -> list[dict[str, Any]]:
+        """Returns the tokens that operators added, as JSON objects sorted by name."""
+        found: list[dict[str, Any]] = self._request_json("GET", "/admin/tokens")["tokens"]
+        return found
+
+    def token(self, name: str) -> dict[str, Any]:
+        """Returns one token that operators added, as a JSON object."""
+        return self._request_json("GET", f"/admin/tokens/{quote(name, safe='')}")
+
+    def add_token(
+        self, revision: int, name: str, content: bytes, reason: str, *, may_replace: bool, dry_run: bool = False
+    ) -> dict[str, Any]:
+        """Adds a token to the service, and returns the settings as `state` does.
+
+        revision: number of the revision in force, as in `change`. content: the token file. may_replace: whether another
+        token may have the name; it is then replaced. dry_run: checks everything, and adds nothing.
+        """
+        query = {"reason": reason, "replace": str(may_replace).lower(), "dry_run": str(dry_run).lower()}
+        return self._request_json("PUT", f"/admin/tokens/{quote(name, safe='')}?{urlencode(query)}", content, revision)
+
+    def remove_token(self, revision: int, name: str, reason: str) -> dict[str, Any]:
+        """Removes a token from the service, and returns the settings as `state` does.
+
+        revision: number of the revision in force, as in `change`.
+        """
+        path = f"/admin/tokens/{quote(name, safe='')}?{urlencode({'reason': reason})}"
+        return self._request_json("DELETE", path, None, revision)
+
     def history(self, limit: int, before: int | None = None) -> list[dict[str, Any]]:
         """Returns at most `limit` revisions, newest first. before: returns only revisions with lower numbers."""
         query = urlencode({"limit": limit} | ({} if before is None else {"before": before}))
@@ -156,7 +184,7 @@ class AdminClient:
         headers = {"Authorization": f"Bearer {self._token}"}
         if revision is not None:
             headers["If-Match"] = f'"{revision}"'
-        data = None if body is None else json.dumps(body).encode()
+        data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
         request = urllib.request.Request(self._url + path, data, headers, method=method)  # noqa: S310 - see __init__
         try:
             response: HTTPResponse = urllib.request.urlopen(request, timeout=timeout_s)  # noqa: S310

@@ -12,10 +12,10 @@ from typing import Any
 
 from serve.commands.admin_client import AdminClient, RefusedError
 from serve.commands.options import listener_options
-from serve.control.revision_diff import format_canary, format_plan
+from serve.control.revision_diff import format_canary, format_plan, format_policy
 from tureen.arguments import beta_argument, strength_argument
 from tureen.commands.report import NORM_SYMBOLS
-from tureen.tokens import parse_beta
+from tureen.tokens import parse_beta, parse_mix
 
 WAIT_S = 30.0
 RETRY_S = 2.0
@@ -71,7 +71,8 @@ def _parser() -> argparse.ArgumentParser:
         type=_policy_argument,
         action="append",
         metavar="NAME=β",
-        help="set a policy; NAME= removes it",
+        help="set a policy: a β, or a mix such as fog:0.7,robust:0.3; NAME= removes it; NAME=MIX@0:0.5 lets clients "
+        "whose API key has this policy choose β from 0 to 0.5",
     )
     change.add_argument(
         "--canary",
@@ -240,7 +241,9 @@ def _format_rules(state: dict[str, Any]) -> list[str]:
     """Returns lines of text with the bounds, policies, canary and planned changes. state: as for `format_state`."""
     choice = f"from {state['beta_min']:g} to {state['beta_max']:g}" if state["clients_may_choose"] else "nothing"
     lines = [f"clients   choose {choice}"]
-    lines += [f"policy    {name} → {beta:g}" for name, beta in state["policies"].items()]
+    lines += [f"policy    {name} → {format_policy(policy)}" for name, policy in state["policies"].items()]
+    if state.get("tokens"):  # servers of earlier versions send none
+        lines.append(f"tokens    {state['tokens']:,}: see `tureen tokens list`")
     if state["canary"] is not None:
         lines.append(f"canary    {format_canary(state['canary'])}")
     return [*lines, *(f"planned   {format_plan(plan)}" for plan in state["pending"])]
@@ -295,11 +298,23 @@ def _revision_argument(text: str) -> int:
     return int(text)
 
 
-def _policy_argument(text: str) -> tuple[str, float | None]:
-    name, separator, beta = text.partition("=")
+def _policy_argument(text: str) -> tuple[str, float | dict[str, Any] | None]:
+    name, separator, choice = text.partition("=")
     if not separator:
         raise argparse.ArgumentTypeError(f"{text!r} is not a policy: give NAME=β, such as uploads=0.9")
-    return name, beta_argument(beta) if beta else None
+    if ":" not in choice:
+        return name, beta_argument(choice) if choice else None
+    mix, separator, bounds = choice.partition("@")
+    try:
+        parse_mix(mix)
+        return name, {"mix": mix, **(_bounds(bounds) if separator else {})}
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _bounds(text: str) -> dict[str, float]:
+    least, _, most = text.partition(":")
+    return {"beta_min": parse_beta(least), "beta_max": parse_beta(most)}
 
 
 def _canary_argument(text: str) -> dict[str, float]:

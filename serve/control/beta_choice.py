@@ -11,7 +11,8 @@ the first of these sources that exists:
 6. default of the server, from --default-beta or the bundle
 
 The operator's bounds limit every β except that of an API key's policy, which the operator chose for that client. The β
-of a mix is the share of its robust token.
+of a mix is the share of its robust token. A client whose key has a mix as its policy may choose only within the bounds
+of that policy, so it cannot use the tokens of other clients.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.control.settings_state import KeyPolicy, SettingsState
+from serve.control.settings_state import KeyPolicy, MixPolicy, SettingsState
 from serve.errors import (
     BetaOutOfBoundsError,
     ChoiceNotAllowedError,
@@ -33,7 +34,7 @@ from serve.errors import (
 )
 from tureen.bundle.manifest import Temperatures
 from tureen.errors import SingleTokenError
-from tureen.tokens import Mix
+from tureen.tokens import Mix, move_to_robust
 
 BetaSource = Literal["request", "policy", "key", "canary", "operator", "bundle"]
 
@@ -94,8 +95,10 @@ class ActiveSettings:
           the settings have no API keys, ignores a client's key, because a gateway may use the same header.
         - UnknownPolicyError if no β is given and the client names a policy that does not exist.
         - ChoiceNotAllowedError if the client gives a β or a mix or names a policy, and the operator allows clients no
-          choice. Raises it for a mix also if the model has one token.
-        - BetaOutOfBoundsError if that β, or the β of that mix or policy, is outside the operator's bounds.
+          choice. Raises it for a mix also if the model has one token. Raises it if the policy of the client's API key
+          is a mix, and the client gives a mix, a policy, or a β for which that policy has no bounds.
+        - BetaOutOfBoundsError if that β, or the β of that mix or policy, is outside the operator's bounds. For a client
+          whose API key has a mix as its policy, these are the bounds of that policy.
         """
         if self.server_default is None:
             if isinstance(given, Mix):
@@ -106,6 +109,9 @@ class ActiveSettings:
                 raise SingleTokenError
             return self.default
         key = self._key_of(client)
+        key_policy = None if key is None else self.state.policies[key.policy]
+        if isinstance(key_policy, MixPolicy):
+            return self._of_key_with_mix(key_policy, given, client)
         if isinstance(given, Mix):
             return replace(self._chosen_by_client(given.beta, "request"), mix=given)
         if given is not None:
@@ -113,9 +119,12 @@ class ActiveSettings:
         if client.policy is not None:
             if client.policy not in self.state.policies:
                 raise UnknownPolicyError
-            return self._chosen_by_client(self.state.policies[client.policy], "policy")
-        if key is not None:
-            return BetaChoice(self.state.policies[key.policy], "key", self.revision)
+            policy = self.state.policies[client.policy]
+            named = self._choice(policy.choice if isinstance(policy, MixPolicy) else policy, "policy")
+            assert named.beta is not None
+            return replace(self._chosen_by_client(named.beta, "policy"), mix=named.mix)
+        if key_policy is not None:
+            return self._choice(key_policy, "key")
         canary = self.state.canary
         if canary is not None and canary_position(client.sticky) < canary.share:
             return BetaChoice(canary.beta, "canary", self.revision)
@@ -137,6 +146,20 @@ class ActiveSettings:
         if key is None:
             raise UnknownApiKeyError
         return key
+
+    def _of_key_with_mix(self, policy: MixPolicy, given: float | Mix | None, client: ClientIdentity) -> BetaChoice:
+        if given is None and client.policy is None:
+            return self._choice(policy.choice, "key")
+        if not isinstance(given, float | int) or policy.beta_min is None or policy.beta_max is None:
+            raise ChoiceNotAllowedError
+        if not policy.beta_min <= given <= policy.beta_max:
+            raise BetaOutOfBoundsError(given, policy.beta_min, policy.beta_max)
+        return self._choice(move_to_robust(policy.choice, given), "request")
+
+    def _choice(self, choice: float | Mix, source: BetaSource) -> BetaChoice:
+        if isinstance(choice, Mix):
+            return BetaChoice(choice.beta, source, self.revision, choice)
+        return BetaChoice(choice, source, self.revision)
 
     def _chosen_by_client(self, beta: float, source: BetaSource) -> BetaChoice:
         state = self.state

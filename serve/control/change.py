@@ -20,10 +20,12 @@ from serve.control.settings_state import (
     FrozenModel,
     KeyPolicy,
     PendingChange,
+    Policy,
     PolicyName,
     SettingsState,
     UtcTime,
     format_time,
+    tokens_of,
 )
 from serve.errors import InvalidChangeError
 from tureen.bundle.manifest import StrengthCurve
@@ -65,8 +67,10 @@ class SettingsChange(FrozenModel):
     beta_min: Beta = Field(default=0.0, description="a number from 0 to 1")
     beta_max: Beta = Field(default=1.0, description="a number from 0 to 1")
     clients_may_choose: StrictBool = Field(default=True, description="true or false")
-    policies: dict[PolicyName, Beta | None] = Field(
-        default={}, description="a number from 0 to 1 for each name of a-z, 0-9, - and _; null removes the policy"
+    policies: dict[PolicyName, Policy | None] = Field(
+        default={},
+        description='a number from 0 to 1, or {"mix": "fog:0.7,robust:0.3"} with or without beta_min and beta_max, for '
+        "each name of a-z, 0-9, - and _; null removes the policy",
     )
     canary: Canary | None = Field(default=None, description='{"beta": 0 to 1, "share": between 0 and 1}, or null')
     ttl_s: WholeNumber | None = Field(
@@ -236,10 +240,36 @@ def _default_after_plans(state: SettingsState) -> float | None:
 def roll_back(state: SettingsState, earlier: SettingsState) -> SettingsState:
     """Returns the settings `earlier`, but with the API keys of `state` and without planned changes.
 
-    If these API keys use policies that `earlier` lacks, copies those policies from `state`.
+    If these API keys use policies that `earlier` lacks, copies those policies and their tokens from `state`.
     """
-    needed = {key.policy: state.policies[key.policy] for key in state.api_keys.values()}
-    return earlier.model_copy(update={"pending": (), "api_keys": state.api_keys, "policies": needed | earlier.policies})
+    policies = {key.policy: state.policies[key.policy] for key in state.api_keys.values()} | earlier.policies
+    tokens = {
+        name: state.tokens[name] for policy in policies.values() for name in tokens_of(policy) - earlier.tokens.keys()
+    }
+    kept = {"pending": (), "api_keys": state.api_keys, "policies": policies, "tokens": tokens | earlier.tokens}
+    return earlier.model_copy(update=kept)
+
+
+def add_token(state: SettingsState, name: str, sha256: str, *, limit: int, may_replace: bool) -> SettingsState:
+    """Returns the state with an additional token. sha256: of the token file.
+
+    limit: maximum of tokens. may_replace: whether another token may have the name; it is then replaced. Raises
+    InvalidChangeError if the name is taken, or if there are too many tokens.
+    """
+    if state.tokens.get(name, sha256) != sha256 and not may_replace:
+        raise InvalidChangeError(f"the token {name} exists already: remove it first, or replace it with replace=true")
+    if name not in state.tokens and len(state.tokens) >= limit:
+        raise InvalidChangeError(f"there are {len(state.tokens):,} tokens, which is the limit: remove some")
+    return _validated_copy(state, {"tokens": {**state.tokens, name: sha256}})
+
+
+def remove_token(state: SettingsState, name: str) -> SettingsState:
+    """Returns the state without the token. Raises InvalidChangeError if it does not exist, or if a policy needs it."""
+    if name not in state.tokens:
+        raise InvalidChangeError(f"no operator has added a token {name[:63]}")
+    if users := sorted(policy for policy, choice in state.policies.items() if name in tokens_of(choice)):
+        raise InvalidChangeError(f"the token {name} is in use by the policy {users[0]}: change the policy first")
+    return _validated_copy(state, {"tokens": {other: sha for other, sha in state.tokens.items() if other != name}})
 
 
 def cancel_plan(state: SettingsState, plan_id: str) -> SettingsState:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 
 from pydantic import BaseModel, ValidationError
 
@@ -22,6 +23,7 @@ from serve.control.credential_store import Credential, Credentials
 from serve.control.notifications import store_changes
 from serve.control.revision_store import REVISION_0, Revision, RevisionStore, next_revision
 from serve.control.settings_state import SettingsState
+from serve.control.token_cache import TokenCache
 from serve.errors import ControlStoreError, StaleRevisionError
 from serve.telemetry.logs import FIELDS
 from tureen.atomic_file import write_atomically
@@ -63,9 +65,15 @@ class SettingsReplica:
     """
 
     def __init__(
-        self, store: RevisionStore, snapshot: Path | None = None, earlier_snapshot: Path | None = None
+        self,
+        store: RevisionStore,
+        snapshot: Path | None = None,
+        earlier_snapshot: Path | None = None,
+        token_cache: TokenCache | None = None,
     ) -> None:
         """snapshot: the file with the last known settings, or None to keep no file.
+
+        token_cache: receives the token files of a revision before the revision is in force. None: keeps no token files.
 
         earlier_snapshot: the file of an earlier version of Tureen for the same purpose. It is read if `snapshot` is
         missing, and removed after `snapshot` is written.
@@ -80,6 +88,7 @@ class SettingsReplica:
         self._plan_error: ControlStoreError | None = None  # why a due change could not be written
         self._snapshot = snapshot
         self._earlier_snapshot = earlier_snapshot
+        self._token_cache = token_cache
         self._is_known = False  # whether the store or a snapshot was read
         self._on_revision: list[OnRevision] = []
         self._on_reachable: list[Callable[[bool], None]] = []
@@ -120,16 +129,25 @@ class SettingsReplica:
         on_revision(self.head)
         on_reachable(self.unreachable_since is None)
 
-    async def append(self, head: Revision, after: SettingsState, *, who: str, action: str, reason: str) -> Revision:
+    async def append(
+        self,
+        head: Revision,
+        after: SettingsState,
+        *,
+        who: str,
+        action: str,
+        reason: str,
+        token_files: Mapping[str, bytes] = MappingProxyType({}),
+    ) -> Revision:
         """Writes the settings `after` to the store as the revision after `head`. Returns this revision.
 
         When the method returns, the revision is durable and in force in this server. who, action, reason: for the
-        history. Raises StaleRevisionError if the store has a revision after `head`, and ControlStoreError if the store
-        is unreachable.
+        history. token_files: contents of the added token files by SHA-256, which the token cache already has. Raises
+        StaleRevisionError if the store has a revision after `head`, and ControlStoreError if the store is unreachable.
         """
         row = next_revision(head, after, at=datetime.now(UTC), who=who, action=action, reason=reason)
         try:
-            await asyncio.to_thread(self.store.append, row)
+            await asyncio.to_thread(self.store.append, row, token_files)
         except StaleRevisionError:
             await self.refresh()
             self.raise_if_unreachable()
@@ -163,7 +181,19 @@ class SettingsReplica:
             self._set_reachable(self._plan_error)
 
     def _read_store(self) -> tuple[Revision, tuple[Credential, ...]]:
-        return self.store.head(), tuple(self._credentials.all())
+        head = self.store.head()
+        if head.revision != self.head.revision:
+            self._copy_token_files(head.state)
+        return head, tuple(self._credentials.all())
+
+    def _copy_token_files(self, state: SettingsState) -> None:
+        """Copies the token files of the settings from the store to the cache. The cache keeps those that it has."""
+        if self._token_cache is None:
+            return
+        for sha256 in {sha for sha in state.tokens.values() if not self._token_cache.has(sha)}:
+            content = self.store.token_file(sha256)
+            if content is not None:  # if it is missing, the token cannot be used, and each process says so
+                self._token_cache.write(content)
 
     def _read_last_known(self) -> StoreSnapshot | None:
         return read_snapshot(self._snapshot) or read_snapshot(self._earlier_snapshot)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 
@@ -22,7 +22,7 @@ def describe_changes(before: dict[str, Any], after: dict[str, Any]) -> Iterator[
     for name in sorted(before["policies"].keys() | after["policies"].keys()):
         old, new = (side["policies"].get(name) for side in (before, after))
         if old != new:
-            yield f"policy {name} {_format_policy(old)} → {_format_policy(new)}"
+            yield f"policy {name} {format_policy(old)} → {format_policy(new)}"
     if before["canary"] != after["canary"]:
         yield f"canary {format_canary(before['canary'])} → {format_canary(after['canary'])}"
     old_keys, new_keys = ({key["name"]: key["policy"] for key in side["keys"]} for side in (before, after))
@@ -33,8 +33,23 @@ def describe_changes(before: dict[str, Any], after: dict[str, Any]) -> Iterator[
         yield f"planned: {format_plan(planned[-1])}"
 
 
-def _format_policy(beta: float | None) -> str:
-    return "none" if beta is None else f"{beta:g}"
+def describe_token_changes(before: Mapping[str, str], after: Mapping[str, str]) -> Iterator[str]:
+    """Yields a line of text for each token that was added, replaced or removed. before, after: SHA-256 by name."""
+    for name in sorted(before.keys() | after.keys()):
+        if name not in before:
+            yield f"token {name} added"
+        elif name not in after:
+            yield f"token {name} removed"
+        elif before[name] != after[name]:
+            yield f"token {name} replaced"
+
+
+def format_policy(policy: float | dict[str, Any] | None) -> str:
+    """Returns a policy as text: its β, or its mix with the bounds of clients; "none" if there is no policy."""
+    if not isinstance(policy, dict):
+        return "none" if policy is None else f"{policy:g}"
+    bounds = "" if policy["beta_min"] is None else f", β from {policy['beta_min']:g} to {policy['beta_max']:g}"
+    return f"{policy['mix']}{bounds}"
 
 
 def format_canary(canary: dict[str, float] | None) -> str:

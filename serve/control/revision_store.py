@@ -16,11 +16,12 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import sqlalchemy as sa
@@ -61,6 +62,13 @@ _REVISIONS = sa.Table(
     sa.Column("after", sa.Text, nullable=False),
     sa.Column("previous_hash", sa.String(64), nullable=False),
     sa.Column("hash", sa.String(64), nullable=False),
+)
+_TOKENS = sa.Table(
+    "tureen_tokens",
+    _METADATA,
+    sa.Column("sha256", sa.String(64), primary_key=True),
+    sa.Column("at", sa.String(32), nullable=False),
+    sa.Column("content", sa.LargeBinary, nullable=False),
 )
 
 
@@ -258,8 +266,11 @@ class RevisionStore:
             ) from None
         return row
 
-    def append(self, row: Revision) -> None:
+    def append(self, row: Revision, token_files: Mapping[str, bytes] = MappingProxyType({})) -> None:
         """Appends a row that `next_revision` returned. For PostgreSQL, notifies the servers that use the store.
+
+        token_files: contents by SHA-256, which are stored in the same transaction. A stored file is never removed,
+        because a rollback may need it.
 
         Raises StaleRevisionError if the row does not follow the last revision. After a ControlStoreError it is unknown
         whether the row was stored; the caller can compare the row with the result of `head`.
@@ -272,6 +283,9 @@ class RevisionStore:
                 connection.execute(_REVISIONS.insert().values(**vars(row)))
             except IntegrityError:
                 raise StaleRevisionError(row.revision) from None
+            for sha256, content in token_files.items():
+                if connection.execute(sa.select(_TOKENS.c.at).where(_TOKENS.c.sha256 == sha256)).one_or_none() is None:
+                    connection.execute(_TOKENS.insert().values(sha256=sha256, at=row.at, content=content))
             if not self.is_sqlite:
                 connection.execute(sa.select(sa.func.pg_notify(CHANNEL, str(row.revision))))
 
@@ -284,6 +298,13 @@ class RevisionStore:
         if found is None:
             raise UnknownRevisionError(number)
         return Revision(**found._mapping)
+
+    def token_file(self, sha256: str) -> bytes | None:
+        """Returns the content of the token file with this SHA-256; None if it is not stored."""
+        with self.reading() as connection:
+            query = sa.select(_TOKENS.c.content).where(_TOKENS.c.sha256 == sha256)
+            content: bytes | None = connection.execute(query).scalar_one_or_none()
+            return content
 
     def history(self, limit: int, before: int | None = None) -> list[Revision]:
         """Returns at most `limit` revisions, newest first. before: returns only revisions with lower numbers."""

@@ -79,8 +79,19 @@ VERSION_1 = (
     "CREATE INDEX IF NOT EXISTS ix_tureen_jobs_created_at ON tureen_jobs (created_at)",
 )
 
+# SQLite, too, keeps bytes unchanged in a column of the type BYTEA.
+VERSION_2 = (
+    """
+    CREATE TABLE tureen_tokens (
+        sha256 VARCHAR(64) NOT NULL PRIMARY KEY,
+        at VARCHAR(32) NOT NULL,
+        content BYTEA NOT NULL
+    )
+    """,
+)
+
 Migrations = Sequence[Sequence[str]]
-MIGRATIONS: Migrations = (VERSION_1,)
+MIGRATIONS: Migrations = (VERSION_1, VERSION_2)
 """The migrations in order. The first creates version 1 of the tables; each later one leads to the next version."""
 
 

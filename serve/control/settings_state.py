@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from datetime import UTC, datetime
-from typing import Annotated, Literal
+from functools import cached_property
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -14,10 +15,13 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainSerializer,
+    SerializerFunctionWrapHandler,
+    model_serializer,
     model_validator,
 )
 
-from tureen.tokens import CLEAN_BETA, ROBUST_BETA, parse_beta
+from tureen.bundle.token_file import Sha256, TokenName
+from tureen.tokens import CLEAN, CLEAN_BETA, ROBUST, ROBUST_BETA, Mix, parse_beta, parse_mix
 
 POLICY_NAME = r"[a-z0-9][a-z0-9_-]{0,62}"
 MAX_POLICIES = 100
@@ -81,6 +85,45 @@ class Canary(FrozenModel):
     share: float = Field(strict=True, gt=0, lt=1, description="share of the requests without β, policy and API key")
 
 
+class MixPolicy(FrozenModel):
+    """A policy that is a mix of tokens, and what clients whose API key has this policy may choose.
+
+    mix: a text for `parse_mix`, such as "fog:0.7,robust:0.3". The weights are divided by their sum. beta_min, beta_max:
+    bounds of the β that such a client may give. A request with β gets (1 − β)·mix + β·robust. None: such a client
+    chooses nothing.
+    """
+
+    mix: Annotated[str, AfterValidator(lambda text: _checked_mix(text))]
+    beta_min: Beta | None = None
+    beta_max: Beta | None = None
+
+    @model_validator(mode="after")
+    def _has_both_bounds(self) -> MixPolicy:
+        least, most = self.beta_min, self.beta_max
+        if (least is None) != (most is None) or (least is not None and most is not None and least > most):
+            raise ValueError("give both beta_min and beta_max, or neither; beta_min is not above beta_max")
+        return self
+
+    @cached_property
+    def choice(self) -> float | Mix:
+        """The mix. It is a β if it has no token but clean and robust."""
+        return parse_mix(self.mix)
+
+    @property
+    def tokens(self) -> set[str]:
+        """The names of the tokens in the mix, without clean and robust."""
+        names = {name for name, _ in self.choice.weights} if isinstance(self.choice, Mix) else set()
+        return names - {CLEAN, ROBUST}
+
+
+def _checked_mix(text: str) -> str:
+    parse_mix(text)
+    return text
+
+
+Policy = Beta | MixPolicy
+
+
 class KeyPolicy(FrozenModel):
     """The name of an API key, and the policy for requests with this key. The key itself is not stored."""
 
@@ -108,17 +151,27 @@ class SettingsState(FrozenModel):
     """The operator's settings. Every β is in [0, 1].
 
     default_beta: None means the β of the option --default-beta, or the β of the bundle if the option is not given.
-    beta_min, beta_max: bounds of the β that clients choose. policies: β by name. pending: the planned changes.
+    beta_min, beta_max: bounds of the β that clients choose. policies: a β or a mix by name. tokens: the SHA-256 of the
+    token file by the name of the token. pending: the planned changes.
     """
 
     default_beta: Beta | None = None
     beta_min: Beta = CLEAN_BETA
     beta_max: Beta = ROBUST_BETA
     clients_may_choose: bool = True  # whether a request may have a β, a strength or a policy
-    policies: dict[PolicyName, Beta] = Field(default={}, max_length=MAX_POLICIES)
+    policies: dict[PolicyName, Policy] = Field(default={}, max_length=MAX_POLICIES)
     api_keys: dict[str, KeyPolicy] = Field(default={}, max_length=MAX_KEYS, description="by SHA-256 of the key")
     canary: Canary | None = None
     pending: tuple[PendingChange, ...] = ()
+    tokens: dict[TokenName, Sha256] = {}
+
+    @model_serializer(mode="wrap")
+    def _without_empty_tokens(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leaves `tokens` out if there are none, so that an earlier version of Tureen can read the settings."""
+        content: dict[str, Any] = handler(self)
+        if not content.get("tokens", True):
+            del content["tokens"]
+        return content
 
     @model_validator(mode="after")
     def _is_consistent(self) -> SettingsState:
@@ -132,10 +185,18 @@ class SettingsState(FrozenModel):
                     f"{what} {beta:g} is outside the bounds {self.beta_min:g} to {self.beta_max:g}: "
                     "change the bounds too"
                 )
+        for name, policy in self.policies.items():
+            if missing := sorted(tokens_of(policy) - self.tokens.keys()):
+                raise ValueError(f"the policy {name} has the token {missing[0]}, which no operator has added")
         for key in self.api_keys.values():
             if key.policy not in self.policies:
                 raise ValueError(f"the key {key.name} has the policy {key.policy}, which does not exist")
         return self
+
+
+def tokens_of(policy: float | MixPolicy) -> set[str]:
+    """Returns the names of the tokens that a policy needs, without clean and robust."""
+    return policy.tokens if isinstance(policy, MixPolicy) else set()
 
 
 def format_time(at: datetime) -> str:

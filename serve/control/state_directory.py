@@ -20,6 +20,7 @@ from serve.errors import ControlStoreError
 STORE_FILE = "control.db"
 LAST_KNOWN_FILE = "last-known.json"
 TOKEN_FILE = "admin-token"  # noqa: S105 - a file name
+TOKEN_DIRECTORY = "tokens"  # noqa: S105 - of the tokens that operators added
 LOCK_TIMEOUT_S = 10.0  # longer than a store waits for the lock of another process
 LOCK_RETRY_S = 0.05
 MODE = 0o600

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from serve.control.revision_store import Revision
@@ -16,6 +16,12 @@ reachable. The function is called when the listener opens, and after each change
 """
 
 
+CheckToken = Callable[[str], Awaitable[None]]
+"""Checks that the served model can use a token file in the token cache. The argument is the SHA-256 of the file. Raises
+TokenFileError if the model cannot use it, and NotReadyError if no process has loaded a model.
+"""
+
+
 @dataclass(frozen=True)
 class WorkerState:
     """The state of one process of the server, for the responses to operators. worker: the number of the process."""
@@ -25,6 +31,7 @@ class WorkerState:
     is_ready: bool  # whether it has loaded its model
     revision: int  # of the settings under which it admits requests
     model: str | None  # name and version of the bundle that it serves
+    parked_tokens: Mapping[str, str] = field(default_factory=dict)  # reasons by name of tokens that it cannot use
 
 
 class AdminServer(Protocol):
@@ -51,10 +58,15 @@ class OpenAdminServer(Protocol):
     """A function that opens the operators' listener. It must be called before the server accepts a request."""
 
     async def __call__(
-        self, metrics: Metrics, *, apply: ApplySettings, workers: Callable[[], list[WorkerState]]
+        self,
+        metrics: Metrics,
+        *,
+        apply: ApplySettings,
+        workers: Callable[[], list[WorkerState]],
+        check_token: CheckToken,
     ) -> AdminServer:
         """Returns the open listener. Raises TureenError if the listener cannot be opened.
 
         metrics: of all processes. apply: receives each change of the settings. workers: returns the state of each
-        process.
+        process. check_token: checks a token before the settings have it.
         """

@@ -76,6 +76,7 @@ PROBLEM_TYPES: dict[type[TureenError], ProblemType] = {
     errors.OverloadedError: ProblemType(429, "overloaded", "The server is overloaded"),
     errors.InferenceError: ProblemType(500, "inference_failed", "The engine failed"),
     errors.DecodingError: ProblemType(500, "decoding_failed", "The decoder failed"),
+    errors.TokenParkedError: ProblemType(503, "token_parked", "The model cannot use the token"),
     errors.NotReadyError: ProblemType(503, "not_ready", "The server is not ready"),
     errors.ShuttingDownError: ProblemType(503, "shutting_down", "The server is shutting down"),
     errors.DeadlineError: ProblemType(504, "deadline_exceeded", "The deadline of the request has passed"),
@@ -83,6 +84,8 @@ PROBLEM_TYPES: dict[type[TureenError], ProblemType] = {
 OPERATOR_PROBLEM_TYPES: dict[type[TureenError], ProblemType] = {  # on the admin listener only
     errors.UnauthorizedError: ProblemType(401, "unauthorized", "The bearer token is missing or wrong"),
     errors.ForbiddenError: ProblemType(403, "forbidden", "The credential may not change anything"),
+    core_errors.TokenFileError: ProblemType(422, "invalid_token", "The token cannot be used"),
+    errors.UnknownOperatorTokenError: ProblemType(404, "unknown_operator_token", "No operator has added the token"),
     errors.UnknownRevisionError: ProblemType(404, "unknown_revision", "The revision does not exist"),
     errors.StaleRevisionError: ProblemType(412, "stale_revision", "The settings have changed since that revision"),
     errors.InvalidChangeError: ProblemType(422, "invalid_change", "The change is not valid"),

@@ -6,7 +6,7 @@ import asyncio
 import io
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from serve.control.token_cache import TokenCache
 from serve.errors import OverloadedError
 from serve.inference.batch_policy import Priority
 from serve.inference.batcher import Batcher
@@ -24,7 +25,7 @@ from serve.settings import Settings
 from serve.telemetry.metrics import Metrics
 from serve.telemetry.request_trace import REQUEST_TRACE, StageTimes
 from tureen.bundle.bundle import Bundle
-from tureen.bundle.token_file import read_tokens
+from tureen.bundle.token_file import Token, read_tokens
 from tureen.engines import open_engine
 from tureen.engines.paired import CPU_ENGINES, PairedEngine
 from tureen.errors import TureenError
@@ -82,6 +83,8 @@ class LoadedModel:
         """
         self.soup = soup
         self.bundle = soup.bundle
+        self.parked_tokens: Mapping[str, str] = {}  # why each operator's token that this model cannot use is parked
+        self._operator_tokens: dict[str, str] = {}  # SHA-256 by name of the operators' tokens in the soup
         self.is_unused = asyncio.Event()  # set when another model has replaced this one and its last request ended
         self._metrics = metrics
         self._decoders = decoders
@@ -181,6 +184,34 @@ class LoadedModel:
             if len(logits) < len(betas):
                 await asyncio.sleep(RETRY_S)
         return np.stack([logits[row] for row in range(len(betas))])
+
+    def load_tokens(self, tokens: Mapping[str, str], cache: TokenCache) -> None:
+        """Adds the operators' tokens to the soup, and removes those that are not in `tokens`. Blocks.
+
+        tokens: SHA-256 by name. cache: has their files. A token that cannot be used is parked: `parked_tokens` has the
+        reason, and the soup does not have the token. Only one thread may call this method at a time.
+        """
+        parked: dict[str, str] = {}
+        kept = {name for name, sha256 in self._operator_tokens.items() if tokens.get(name) == sha256}
+        added: list[Token] = []
+        for name in tokens.keys() - kept:
+            try:
+                added.append(cache.read(tokens[name]))
+            except TureenError as error:
+                parked[name] = str(error)
+        removed = self._operator_tokens.keys() - kept
+        try:
+            self.soup.add_tokens(added, removed=removed)
+        except TureenError:
+            self.soup.add_tokens([], removed=removed)
+            for token in list(added):  # one by one, to find those that cannot be used
+                try:
+                    self.soup.add_tokens([token])
+                except TureenError as error:
+                    added.remove(token)
+                    parked[token.record.name] = str(error)
+        self._operator_tokens = {name: tokens[name] for name in kept | {token.record.name for token in added}}
+        self.parked_tokens = parked
 
     def notify_idle(self) -> None:
         """Makes queued background rows start if they can. Must be called when the last request in progress ends."""

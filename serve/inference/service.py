@@ -10,14 +10,16 @@ import logging
 import math
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import partial
 
 from serve.control.beta_choice import ANONYMOUS, ActiveSettings, BetaChoice, ClientIdentity
 from serve.control.settings_state import SettingsState
-from serve.errors import NotReadyError, OverloadedError, TooManyPixelsError
+from serve.control.state_directory import TOKEN_DIRECTORY
+from serve.control.token_cache import TokenCache
+from serve.errors import NotReadyError, OverloadedError, TokenParkedError, TooManyPixelsError
 from serve.inference.batch_policy import Priority
 from serve.inference.image_decoders import Decoders
 from serve.inference.loaded_model import InferenceRequest, InferenceResult, LoadedModel, open_soup
@@ -28,7 +30,7 @@ from serve.telemetry.request_trace import REQUEST_TRACE
 from tureen.bundle.bundle import Bundle, load_bundle
 from tureen.bundle.manifest import BACKBONE, Manifest
 from tureen.engines.timings_cache import explain_choice
-from tureen.errors import SingleTokenError, TureenError
+from tureen.errors import EngineError, SingleTokenError, TokenFileError, TureenError
 from tureen.image_cost import LEAST_COST, NO_COST, ImageCost, ImageKind, image_cost
 from tureen.preprocess import Pixels
 from tureen.soup import Soup
@@ -65,6 +67,10 @@ class Service:
             on_decoded=lambda cost, seconds: self._queue_time.record_decoding(cost, seconds, time.monotonic()),
         )
         self._revision, self._state = 0, SettingsState()
+        self._token_cache = TokenCache(settings.state_dir / TOKEN_DIRECTORY)
+        self._loading_tokens = asyncio.Lock()
+        self._tokens_in_force: dict[str, str] = {}  # SHA-256 by name; the model has them, or has parked them
+        self._revision_of_tokens = 0
         self.active_settings = initial_settings(bundle.manifest, settings.default_beta)
         self._export_settings()
         metrics.is_ready.set(0)
@@ -117,6 +123,50 @@ class Service:
         self._revision, self._state = revision, state
         self.active_settings = replace(self.active_settings, revision=revision, state=state)
         self._export_settings()
+
+    @property
+    def applied_revision(self) -> int:
+        """The revision of the operator's settings in force whose tokens are in use or parked too."""
+        has_tokens = self._model is None or self._state.tokens == self._tokens_in_force
+        return self._revision if has_tokens else self._revision_of_tokens
+
+    @property
+    def parked_tokens(self) -> Mapping[str, str]:
+        """The operators' tokens that the current model cannot use, with the reason of each, by name."""
+        return {} if self._model is None else self._model.parked_tokens
+
+    async def load_tokens(self) -> None:
+        """Makes the current model use the tokens of the settings in force. Must be called after `apply_settings`.
+
+        A token that the model cannot use is parked: a request for it fails, `parked_tokens` has the reason, and an
+        error is logged. Does nothing if the tokens did not change, or before a model is loaded.
+        """
+        if self.applied_revision == self._revision:
+            return
+        async with self._loading_tokens:
+            if self._model is not None:
+                await self._load_tokens(self._model)
+
+    async def check_token(self, sha256: str) -> None:
+        """Checks that the current model can use a token: `Soup.check_token` on a thread. sha256: of its file.
+
+        Raises TokenFileError if the model cannot use it, and NotReadyError before a model is loaded.
+        """
+        with self.hold_model() as model:
+            token = await asyncio.to_thread(self._token_cache.read, sha256)
+            try:
+                await asyncio.to_thread(model.soup.check_token, token, self._state.tokens.keys())
+            except EngineError as error:
+                raise TokenFileError(str(error)) from error
+
+    async def _load_tokens(self, model: LoadedModel) -> None:
+        revision, tokens, parked_before = self._revision, self._state.tokens, model.parked_tokens
+        await asyncio.to_thread(model.load_tokens, tokens, self._token_cache)
+        self._tokens_in_force, self._revision_of_tokens = tokens, revision
+        for name, reason in sorted(model.parked_tokens.items() - parked_before.items()):
+            logger.error("the token %s cannot be used: %s", name, reason)
+        self.metrics.operator_tokens.labels("used").set(len(tokens) - len(model.parked_tokens))
+        self.metrics.operator_tokens.labels("parked").set(len(model.parked_tokens))
 
     def drain(self) -> None:
         """Makes the service report that it is not ready. It still admits requests."""
@@ -259,10 +309,14 @@ class Service:
         )
         if self._model is not None and _speed_key(self._model.soup) == _speed_key(soup):
             start = start.minimum(self._queue_time.start)  # under load, a reload measures times that are too long
-        self._queue_time.restart(start)
-        self._export_load()
-        self._holds[model] = set()
-        self._model = model
+        async with self._loading_tokens:
+            await self._load_tokens(model)
+            while self._state.tokens != self._tokens_in_force:  # they changed while the model loaded them
+                await self._load_tokens(model)
+            self._queue_time.restart(start)
+            self._export_load()
+            self._holds[model] = set()
+            self._model = model
         self.active_settings = replace(new_settings, revision=self._revision, state=self._state)
         self._export_settings()
         manifest, engine = bundle.manifest, soup.engine
@@ -344,17 +398,22 @@ class Admission:
         """Returns the β or the mix of an image and its source.
 
         given: what the request gives: a β, a strength, a mix or a token, or None. Raises SingleTokenError for a
-        strength if the model has one token, UnknownTokenError if a token of the mix does not exist, and the errors of
+        strength if the model has one token, UnknownTokenError if a token of the given mix does not exist,
+        TokenParkedError if the model cannot use a token that an operator chose, and the errors of
         `ActiveSettings.choose`.
         """
         if isinstance(given, TokenChoice):
             if given.share is not None and not self.model.bundle.manifest.has_two_tokens:
                 raise SingleTokenError
             given = token_mix(given.name, CLEAN_BETA if given.share is None else self.beta_of(given.share))
+        if given is not None and not isinstance(given, Mix):
+            given = self.beta_of(given)
+        choice = self.active_settings.choose(given, identity)
         if isinstance(given, Mix):
             given.check_names(self._tokens)
-            return self.active_settings.choose(given, identity)
-        return self.active_settings.choose(None if given is None else self.beta_of(given), identity)
+        elif choice.mix is not None and not {name for name, _ in choice.mix.weights} <= self._tokens.keys():
+            raise TokenParkedError
+        return choice
 
     def beta_of(self, value: float | Strength) -> float:
         """Returns a β unchanged. Converts a strength to a β with the curve of the model that this request uses.
@@ -389,6 +448,8 @@ class Admission:
                 continue
             bucket = MIX_BUCKET if choice.mix is not None else beta_bucket(choice.beta)
             self._service.metrics.classifications.labels(bucket, choice.source).inc()
+            for name, _ in () if choice.mix is None else choice.mix.weights:
+                self._service.metrics.count_token(name)
             if choice.beta is not None and choice.mix is None:
                 self._service.compare_modes(self, result, beta)
         return results

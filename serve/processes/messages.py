@@ -30,10 +30,29 @@ class SettingsUpdate(BaseModel):
 
 
 class SettingsApplied(BaseModel):
-    """Message from a worker: the worker admits requests under this revision of the operator's settings."""
+    """Message from a worker: the worker admits requests under this revision of the operator's settings.
+
+    Sent again after a reload, because the new model may be unable to use other tokens.
+    """
 
     kind: Literal["applied"] = "applied"
     revision: int
+    parked_tokens: dict[str, str] = Field(default={}, description="reasons by name of tokens that it cannot use")
+
+
+class CheckToken(BaseModel):
+    """Message to a worker: check a token file in the token cache. The worker replies with TokenChecked."""
+
+    kind: Literal["check token"] = "check token"
+    sha256: str
+
+
+class TokenChecked(BaseModel):
+    """Message from a worker: whether its model can use the token file."""
+
+    kind: Literal["token checked"] = "token checked"
+    sha256: str
+    error: str | None = Field(description="why the model cannot use it; null: it can")
 
 
 class WorkerConfig(BaseModel):
@@ -100,6 +119,8 @@ Message = Annotated[
     | Accept
     | SettingsUpdate
     | SettingsApplied
+    | CheckToken
+    | TokenChecked
     | Drain
     | Reload
     | Heartbeat

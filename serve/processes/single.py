@@ -37,12 +37,16 @@ class SingleProcess(ServerProcess):
         self._open_admin = open_admin
         self._admin: AdminServer | None = None
         self._reload: asyncio.Task[bool] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def begin(self) -> None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload_soon)
         try:
             self._admin = await self._open_admin(
-                self.service.metrics, apply=self._apply_settings, workers=self._worker_states
+                self.service.metrics,
+                apply=self._apply_settings,
+                workers=self._worker_states,
+                check_token=self.service.check_token,
             )
         except TureenError as error:
             logger.error("%s", error)
@@ -76,11 +80,21 @@ class SingleProcess(ServerProcess):
     def _apply_settings(self, row: Revision, is_reachable: bool) -> None:
         self.service.apply_settings(row.revision, row.state)
         self.service.metrics.control_reachable.set(is_reachable)
+        if self.service.applied_revision != row.revision:
+            task = asyncio.get_running_loop().create_task(self._load_tokens())
+            self._tasks.add(task)  # the loop holds tasks by weak references
+            task.add_done_callback(self._tasks.discard)
+
+    async def _load_tokens(self) -> None:
+        await self.service.load_tokens()
+        if self._admin is not None:
+            self._admin.notify_workers_changed()
 
     def _worker_states(self) -> list[WorkerState]:
-        manifest = self.service.bundle.manifest
+        service, manifest = self.service, self.service.bundle.manifest
         model = f"{manifest.name} {manifest.version}"
-        return [WorkerState(0, os.getpid(), self.service.is_ready, self.service.active_settings.revision, model)]
+        parked = service.parked_tokens
+        return [WorkerState(0, os.getpid(), service.is_ready, service.applied_revision, model, parked)]
 
     def _reload_soon(self) -> None:
         self._reload = asyncio.get_running_loop().create_task(self.reload())

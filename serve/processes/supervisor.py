@@ -25,8 +25,10 @@ from prometheus_client.multiprocess import mark_process_dead
 
 from serve.control.revision_store import Revision
 from serve.control.worker_state import AdminServer, OpenAdminServer, WorkerState
+from serve.errors import NotReadyError
 from serve.processes.messages import (
     Accept,
+    CheckToken,
     Drain,
     Heartbeat,
     Ready,
@@ -35,6 +37,7 @@ from serve.processes.messages import (
     ServingModel,
     SettingsApplied,
     SettingsUpdate,
+    TokenChecked,
     WorkerChannel,
     WorkerConfig,
 )
@@ -42,12 +45,14 @@ from serve.settings import Settings
 from serve.telemetry.logs import FIELDS
 from serve.telemetry.metrics import SHARED_DIRECTORY, Metrics
 from tureen.bundle.manifest import Manifest
+from tureen.errors import TokenFileError
 
 DIVIDED = ("max_requests", "max_waiting_images", "max_body_memory", "max_decode_pixels", "max_decode_memory")
 HEALTHY_AFTER_S = 10.0  # the death of a worker that was ready for this long is no failed start
 MAX_RESTART_DELAY_S = 30.0
 HEARTBEAT_S = 5.0
 MAX_MISSED_HEARTBEATS = 6  # with more, the event loop of the worker is blocked
+TOKEN_CHECK_TIMEOUT_S = 10.0
 KILL_AFTER_S = 5.0  # after the drain delay and timeout
 
 logger = logging.getLogger("tureen.supervisor")
@@ -105,6 +110,8 @@ class WorkerProcess:
     ready_s: float | None = None  # time.monotonic
     manifest: Manifest | None = None  # of the bundle that it serves
     revision: int = 0  # of the operator's settings that it has applied
+    parked_tokens: dict[str, str] = field(default_factory=dict)  # reasons by name of tokens that it cannot use
+    token_checks: dict[str, asyncio.Future[str | None]] = field(default_factory=dict)  # results by SHA-256
     missed_heartbeats: int = 0  # since its last message
     reload_results: asyncio.Queue[bool] = field(default_factory=asyncio.Queue)  # whether each reload succeeded
 
@@ -145,7 +152,10 @@ class Supervisor:
             loop.add_signal_handler(signal_number, self._stop)
         loop.add_signal_handler(signal.SIGHUP, self._reload_requested.set)
         self._admin = await self._open_admin(
-            Metrics(self._metrics), apply=self._apply_settings, workers=self._worker_states
+            Metrics(self._metrics),
+            apply=self._apply_settings,
+            workers=self._worker_states,
+            check_token=self._check_token,
         )
         background = [asyncio.create_task(work) for work in (self._reload_on_request(), self._send_heartbeats())]
         async with asyncio.TaskGroup() as group:
@@ -227,8 +237,10 @@ class Supervisor:
                     worker.manifest = message.manifest
                     self._worker_changed()
                 case SettingsApplied():
-                    worker.revision = message.revision
+                    worker.revision, worker.parked_tokens = message.revision, message.parked_tokens
                     self._worker_changed()
+                case TokenChecked():
+                    worker.token_checks.pop(message.sha256).set_result(message.error)
                 case ReloadResult():
                     worker.reload_results.put_nowait(message.ok)
         worker.reload_results.put_nowait(False)
@@ -280,9 +292,30 @@ class Supervisor:
                 worker.ready_s is not None,
                 worker.revision,
                 None if worker.manifest is None else f"{worker.manifest.name} {worker.manifest.version}",
+                worker.parked_tokens,
             )
             for worker in self._workers.values()
         ]
+
+    async def _check_token(self, sha256: str) -> None:
+        """Lets the first ready worker check the token file with this SHA-256. Every worker checks it again later.
+
+        Raises TokenFileError if the model cannot use the token. Raises NotReadyError if no worker is ready, or if the
+        worker does not reply within TOKEN_CHECK_TIMEOUT_S.
+        """
+        worker = next((worker for worker in self._workers.values() if worker.ready_s is not None), None)
+        if worker is None:
+            raise NotReadyError
+        if sha256 not in worker.token_checks:
+            worker.token_checks[sha256] = asyncio.get_running_loop().create_future()
+            worker.channel.send(CheckToken(sha256=sha256))
+        try:
+            async with asyncio.timeout(TOKEN_CHECK_TIMEOUT_S):
+                error = await asyncio.shield(worker.token_checks[sha256])
+        except TimeoutError:
+            raise NotReadyError from None
+        if error is not None:
+            raise TokenFileError(error)
 
     async def _send_heartbeats(self) -> None:
         """Sends a heartbeat to each ready worker every HEARTBEAT_S seconds.

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from serve.processes.messages import (
     Accept,
+    CheckToken,
     Drain,
     Heartbeat,
     Ready,
@@ -23,6 +24,7 @@ from serve.processes.messages import (
     ServingModel,
     SettingsApplied,
     SettingsUpdate,
+    TokenChecked,
     WorkerChannel,
     WorkerConfig,
     read_worker_config,
@@ -59,6 +61,7 @@ class Worker(ServerProcess):
 
     def become_ready(self) -> None:
         self._send(ServingModel(manifest=self.service.bundle.manifest))
+        self._send_applied()
         self._send(Ready())
 
     async def _follow_supervisor(self, channel: WorkerChannel) -> None:
@@ -68,7 +71,12 @@ class Worker(ServerProcess):
                     await self.server.accept_from(message.listeners)
                 case SettingsUpdate():
                     self._apply_settings(message)
-                    self._send(SettingsApplied(revision=message.revision))
+                    if self.service.applied_revision == message.revision:
+                        self._send_applied()
+                    else:  # it takes time, and the next message must not wait
+                        self._start_task(self._load_tokens())
+                case CheckToken():
+                    self._start_task(self._check_token(message.sha256))
                 case Reload():
                     self._start_task(self._reload())
                 case Heartbeat():
@@ -80,12 +88,29 @@ class Worker(ServerProcess):
         self.service.apply_settings(update.revision, update.state)
         self.service.metrics.control_reachable.set(update.is_reachable)
 
+    async def _load_tokens(self) -> None:
+        await self.service.load_tokens()
+        self._send_applied()
+
+    def _send_applied(self) -> None:
+        parked = dict(self.service.parked_tokens)
+        self._send(SettingsApplied(revision=self.service.applied_revision, parked_tokens=parked))
+
+    async def _check_token(self, sha256: str) -> None:
+        try:
+            await self.service.check_token(sha256)
+            error = None
+        except TureenError as refusal:
+            error = str(refusal)
+        self._send(TokenChecked(sha256=sha256, error=error))
+
     async def _reload(self) -> None:
         is_reloaded = await self.reload()
         self._send(ServingModel(manifest=self.service.bundle.manifest))
+        self._send_applied()
         self._send(ReloadResult(ok=is_reloaded))
 
-    def _send(self, message: SettingsApplied | Heartbeat | Ready | ReloadResult | ServingModel) -> None:
+    def _send(self, message: SettingsApplied | TokenChecked | Heartbeat | Ready | ReloadResult | ServingModel) -> None:
         assert self._channel is not None
         self._channel.send(message)
 

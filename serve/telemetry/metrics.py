@@ -27,6 +27,10 @@ IMAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 STAGES = ("decode", "queue", "inference")
 
+TOKEN_SERIES = 20  # tokens that have a separate series in each process
+TOKEN_SERIES_FROM = 100  # images at a token before it gets a series, so that rare tokens take none
+OTHER_TOKENS = "other"
+
 SHARED_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"  # the variable in which prometheus_client expects the directory
 SERVING = ("model", "version", "engine", "engine_version", "precision")
 
@@ -67,6 +71,21 @@ class Metrics:
             "tureen_classifications",
             "Classified images by β: 0 is the clean mode, 1 the robust mode, single a model with one token.",
             ["beta", "beta_source"],
+            registry=self.registry,
+        )
+        self.token_classifications = Counter(
+            "tureen_token_classifications",
+            "Classified images by token of a mix, for the tokens in most use; other: the rest.",
+            ["token"],
+            registry=self.registry,
+        )
+        self._images_of_token: dict[str, int] = {}
+        self._tokens_with_series: set[str] = set()
+        self.operator_tokens = Gauge(
+            "tureen_operator_tokens",
+            "Tokens that operators added: used, or parked because the model of a process cannot use them.",
+            ["state"],
+            multiprocess_mode="livemax",
             registry=self.registry,
         )
         self.rejections = Counter(
@@ -150,6 +169,8 @@ class Metrics:
     def _start_series(self) -> None:
         for metric, labels in (
             (self.stage_seconds, STAGES),
+            (self.token_classifications, (OTHER_TOKENS,)),
+            (self.operator_tokens, ("used", "parked")),
             (self.dropped, ("deadline", "abandoned")),
             (self.mode_comparisons, ("agree", "disagree", "dropped")),
             (self.reloads, ("ok", "failed")),
@@ -157,6 +178,20 @@ class Metrics:
         ):
             for label in labels:
                 metric.labels(label)
+
+    def count_token(self, name: str) -> None:
+        """Counts an image that was classified at a mix with this token.
+
+        A token gets a separate series at its TOKEN_SERIES_FROM-th image, while fewer than TOKEN_SERIES tokens have
+        one. All other images are in the series `other`.
+        """
+        if name not in self._tokens_with_series:
+            count = self._images_of_token[name] = self._images_of_token.get(name, 0) + 1
+            if count < TOKEN_SERIES_FROM or len(self._tokens_with_series) >= TOKEN_SERIES:
+                name = OTHER_TOKENS
+            else:
+                self._tokens_with_series.add(name)
+        self.token_classifications.labels(name).inc()
 
     def observe_stages(self, *seconds: float) -> None:
         """Records how long one image was in each stage: decode, queue, inference. seconds: in the order of STAGES."""

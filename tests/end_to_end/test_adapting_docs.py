@@ -33,8 +33,8 @@ def workplace(tmp_path):
     return tmp_path
 
 
-def test_every_command_of_the_page_runs(workplace, run_command, served):
-    assert len(COMMANDS) == 7
+def test_every_command_of_the_page_runs(workplace, run_command, served, admin_port):
+    assert len(COMMANDS) == 13
     with ExitStack() as stack:
         run_all(workplace, run_command, lambda command: stack.enter_context(served(command, workplace)))
     for block in PYTHON:

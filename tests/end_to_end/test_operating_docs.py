@@ -34,7 +34,7 @@ def test_the_commands_for_the_day_of_an_attack_run_as_documented(workplace, run_
             result = run_command(here, directory)
             assert result.returncode == 0, f"{here}\n{result.stdout}\n{result.stderr}"
             said.append(result.stdout)
-    looked, turned_up, answer, floor, by_policy, rolled_back, history, token, known = said
+    looked, turned_up, answer, floor, by_policy, rolled_back, tenant, history, token, known = said
     curve = load_bundle(EXAMPLES / "cifar10").manifest.strength
     assert "default β 0, strength 0 (bundle), clean accuracy" in looked
     assert f"default β 0.9, strength {curve.strength_at(0.9):g} (operator)" in turned_up
@@ -43,6 +43,7 @@ def test_the_commands_for_the_day_of_an_attack_run_as_documented(workplace, run_
     assert json.loads(floor)["beta_min"] == 0.5
     assert json.loads(by_policy)["beta_source"] == "policy"
     assert "default β 0, strength 0 (bundle)" in rolled_back
-    assert "3 revisions" in history
+    assert "policy    hospital → clean:0.5,robust:0.5, β from 0.2 to 0.8" in tenant
+    assert "4 revisions" in history
     assert token.startswith("tureen_")
     assert "ada  operate" in known

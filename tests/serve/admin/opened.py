@@ -21,6 +21,9 @@ class Workers:
     def apply(self, row, is_reachable):
         self.sent.append((row.revision, is_reachable))
 
+    async def check_token(self, sha256):
+        """Every token can be used."""
+
     def set(self, number, *, revision=0, is_ready=True):
         self.states[number] = WorkerState(number, 100 + number, is_ready, revision, "cifar10 1")
 
@@ -31,7 +34,13 @@ async def opened(tmp_path, workers, **changes):
     manifest = load_bundle(settings.bundle).manifest
     store = open_store(settings, manifest.name)
     operations = await AdminOperations.open(
-        settings, manifest, store, Metrics(), apply=workers.apply, workers=lambda: workers.states
+        settings,
+        manifest,
+        store,
+        Metrics(),
+        apply=workers.apply,
+        workers=lambda: workers.states,
+        check_token=workers.check_token,
     )
     try:
         yield operations

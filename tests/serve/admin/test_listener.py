@@ -113,7 +113,14 @@ def test_an_open_listener_serves_until_it_is_closed_and_leaves_the_signals(tmp_p
         with socket.create_server(("127.0.0.1", 0)) as bound:
             url = f"http://127.0.0.1:{bound.getsockname()[1]}"
             listener = await AdminListener.open(
-                settings, manifest, store, bound, Metrics(), apply=workers.apply, workers=lambda: workers.states
+                settings,
+                manifest,
+                store,
+                bound,
+                Metrics(),
+                apply=workers.apply,
+                workers=lambda: workers.states,
+                check_token=workers.check_token,
             )
             assert set(workers.sent) == {(0, True)}
             token = (tmp_path / "state" / TOKEN_FILE).read_text().strip()

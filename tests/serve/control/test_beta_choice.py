@@ -10,7 +10,7 @@ from serve.control.beta_choice import (
     canary_position,
 )
 from serve.control.credential_store import digest
-from serve.control.settings_state import Canary, KeyPolicy, SettingsState
+from serve.control.settings_state import Canary, KeyPolicy, MixPolicy, SettingsState
 from serve.errors import (
     BetaOutOfBoundsError,
     ChoiceNotAllowedError,
@@ -186,3 +186,56 @@ def test_a_canary_gets_about_its_share_and_keeps_its_clients_when_it_grows():
 
 def test_unchanged_settings_are_those_of_the_bundle_at_revision_0():
     assert ActiveSettings(0.2, "bundle").choose(None) == BetaChoice(0.2, "bundle", 0)
+
+
+WITH_FOG = {"tokens": {"fog": "f" * 64}}
+MIX = "fog:0.8,robust:0.2"
+MIXED = {**KEYS, **WITH_FOG, "policies": {"strict": MixPolicy(mix=MIX), "open": 0.05}}
+BOUNDED = {**MIXED, "policies": {"strict": MixPolicy(mix=MIX, beta_min=0.25, beta_max=0.5), "open": 0.05}}
+OF_ADA = client(key=SECRET)
+
+
+def weights(choice):
+    return {name: pytest.approx(weight) for name, weight in choice.mix.weights}
+
+
+@pytest.mark.parametrize(("of", "source"), [(OF_ADA, "key"), (client(policy="strict"), "policy")])
+def test_a_policy_may_be_a_mix(of, source):
+    choice = settings(**MIXED).choose(None, of)
+    assert (choice.source, choice.revision, choice.beta) == (source, REVISION, pytest.approx(0.2))
+    assert weights(choice) == {"fog": 0.8, "robust": 0.2}
+
+
+def test_a_policy_may_be_a_mix_of_clean_and_robust():
+    active = settings(**{**KEYS, "policies": {"strict": MixPolicy(mix="clean:1,robust:3")}})
+    assert active.choose(None, OF_ADA) == BetaChoice(0.75, "key", REVISION)
+
+
+def test_a_client_chooses_within_the_bounds_of_the_mix_of_its_key():
+    choice = settings(**BOUNDED, beta_min=0.9).choose(0.5, OF_ADA)  # the bounds of other clients do not apply
+    assert (choice.source, choice.beta) == ("request", pytest.approx(0.6))
+    assert weights(choice) == {"fog": 0.4, "robust": 0.6}
+    for beta in (0.2, 0.6):
+        with pytest.raises(BetaOutOfBoundsError, match=r"0\.25 to 0\.5"):
+            settings(**BOUNDED).choose(beta, OF_ADA)
+
+
+@pytest.mark.parametrize(
+    ("state", "given", "policy"),
+    [
+        (MIXED, 0.5, None),
+        (MIXED, Mix((("fog", 1.0),)), None),
+        (BOUNDED, Mix((("haze", 1.0),)), None),
+        (BOUNDED, None, "open"),
+        (BOUNDED, None, "absent"),
+    ],
+)
+def test_a_client_with_the_mix_of_its_key_chooses_nothing_else(state, given, policy):
+    with pytest.raises(ChoiceNotAllowedError):
+        settings(**state).choose(given, client(policy=policy, key=SECRET))
+
+
+def test_the_operators_bounds_limit_a_named_policy_with_a_mix():
+    with pytest.raises(BetaOutOfBoundsError):
+        settings(**MIXED, beta_min=0.5).choose(None, client(policy="strict"))
+    assert settings(**MIXED, beta_min=0.5).choose(None, OF_ADA).beta == pytest.approx(0.2)

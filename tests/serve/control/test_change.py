@@ -8,15 +8,17 @@ from hypothesis import strategies as st
 
 from serve.control.change import (
     add_api_key,
+    add_token,
     apply_change,
     apply_next_due,
     cancel_plan,
     next_due_time,
     parse_change,
     remove_api_key,
+    remove_token,
     roll_back,
 )
-from serve.control.settings_state import KeyPolicy, SettingsState
+from serve.control.settings_state import KeyPolicy, MixPolicy, SettingsState
 from serve.errors import InvalidChangeError
 from tureen.bundle.manifest import StrengthCurve
 
@@ -302,3 +304,69 @@ def test_the_state_is_valid_after_any_changes_and_settles_with_time(steps):
             state = done[0]
         assert SettingsState.model_validate_json(state.model_dump_json()) == state
     assert all(plan.at > now for plan in state.pending)
+
+
+FOG, HAZE = "f" * 64, "a" * 64
+
+
+def add(state, name, sha256, limit=10, may_replace=False):
+    return add_token(state, name, sha256, limit=limit, may_replace=may_replace)
+
+
+def test_a_token_is_added_and_removed():
+    state = add(SettingsState(), "fog", FOG)
+    assert state.tokens == {"fog": FOG}
+    assert remove_token(state, "fog") == SettingsState()
+
+
+def test_a_name_is_taken_unless_the_token_is_the_same_or_may_be_replaced():
+    state = add(SettingsState(), "fog", FOG)
+    assert add(state, "fog", FOG) == state
+    with pytest.raises(InvalidChangeError, match="fog exists already"):
+        add(state, "fog", HAZE)
+    assert add(state, "fog", HAZE, may_replace=True).tokens == {"fog": HAZE}
+
+
+def test_the_number_of_tokens_is_limited():
+    state = add(SettingsState(), "fog", FOG, limit=1)
+    with pytest.raises(InvalidChangeError, match="1 tokens, which is the limit"):
+        add(state, "haze", HAZE, limit=1)
+    assert add(state, "fog", HAZE, limit=1, may_replace=True).tokens == {"fog": HAZE}
+
+
+def test_a_token_that_is_in_use_or_unknown_is_not_removed():
+    state = apply(add(SettingsState(), "fog", FOG), policies={"ada": {"mix": "fog:1"}})
+    with pytest.raises(InvalidChangeError, match="fog is in use by the policy ada"):
+        remove_token(state, "fog")
+    with pytest.raises(InvalidChangeError, match="no operator has added a token haze"):
+        remove_token(state, "haze")
+    assert remove_token(apply(state, policies={"ada": None}), "fog").tokens == {}
+
+
+@pytest.mark.parametrize(
+    ("policy", "said"),
+    [
+        ({"mix": "haze:1"}, "has the token haze, which no operator has added"),
+        ({"mix": "fog"}, "policies"),
+        ({"mix": "fog:-1"}, "policies"),
+        ({"mix": ",".join(f"t{n}:1" for n in range(100))}, "policies"),
+        ({"mix": "fog:1", "beta_min": 0.5}, "policies"),
+        ({"mix": "fog:1", "beta_min": 0.5, "beta_max": 0.4}, "policies"),
+        ({"mix": "fog:1", "beta_min": 0, "beta_max": 2}, "policies"),
+        ({"token": "fog"}, "policies"),
+    ],
+)
+def test_a_wrong_mix_is_no_policy(policy, said):
+    with pytest.raises(InvalidChangeError, match=said):
+        apply(add(SettingsState(), "fog", FOG), policies={"ada": policy})
+
+
+def test_a_rollback_restores_tokens_and_keeps_those_that_a_key_needs():
+    before = add(SettingsState(), "haze", HAZE)
+    state = apply(add(remove_token(before, "haze"), "fog", FOG), policies={"ada": {"mix": "fog:1"}})
+    assert roll_back(state, before).tokens == {"haze": HAZE}
+    keyed = add_api_key(state, "0" * 64, KeyPolicy(name="key", policy="ada"))
+    restored = roll_back(keyed, before)
+    assert restored.tokens == {"fog": FOG, "haze": HAZE}
+    assert restored.policies == {"ada": MixPolicy(mix="fog:1")}
+    assert SettingsState.model_validate(restored.model_dump()) == restored

@@ -274,7 +274,7 @@ def test_a_row_of_a_newer_version_is_reported_and_the_known_settings_stay(store_
 def test_a_due_change_that_cannot_be_written_is_an_alarm_until_it_can(store_url, monkeypatch):
     tried = []
 
-    def full(row):
+    def full(row, token_files):
         tried.append(row)
         raise ControlStoreError("the disk is full")
 
@@ -295,7 +295,7 @@ def test_a_due_change_that_cannot_be_written_is_an_alarm_until_it_can(store_url,
 def test_a_due_change_on_a_stale_store_is_retried_with_pauses(tmp_path, monkeypatch):
     tried = []
 
-    def stale(row):
+    def stale(row, token_files):
         tried.append(row)
         raise StaleRevisionError(row.revision - 2)
 

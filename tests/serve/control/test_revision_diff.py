@@ -2,7 +2,13 @@
 
 import pytest
 
-from serve.control.revision_diff import describe_changes, format_canary, format_plan
+from serve.control.revision_diff import (
+    describe_changes,
+    describe_token_changes,
+    format_canary,
+    format_plan,
+    format_policy,
+)
 
 BEFORE = {
     "default_beta": None,
@@ -55,3 +61,16 @@ def test_a_canary_and_a_plan_are_one_line_each():
     assert format_canary(None) == "none"
     assert format_canary({"beta": 0.9, "share": 0.1}) == "10 % at β 0.9"
     assert format_plan({**PLAN, "default_beta": 0.5}) == "2027-01-31T08:00:00Z revert to β 0.5, id ab12"
+
+
+def test_each_token_that_was_added_replaced_or_removed_is_described():
+    before, after = {"a": "0", "b": "0", "c": "0"}, {"b": "1", "c": "0", "d": "0"}
+    assert list(describe_token_changes(before, after)) == ["token a removed", "token b replaced", "token d added"]
+    assert list(describe_token_changes(before, before)) == []
+
+
+def test_a_policy_is_described_by_its_beta_or_its_mix():
+    assert format_policy(None) == "none"
+    assert format_policy(0.5) == "0.5"
+    assert format_policy({"mix": "fog:1", "beta_min": None, "beta_max": None}) == "fog:1"
+    assert format_policy({"mix": "fog:1", "beta_min": 0.0, "beta_max": 0.5}) == "fog:1, β from 0 to 0.5"

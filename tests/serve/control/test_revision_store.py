@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import os
 import random
 import signal
@@ -29,11 +30,13 @@ PROCESSES = get_context("forkserver")  # a fork of a process without connections
 PROCESSES.set_forkserver_preload(["psycopg", "serve.control.revision_store", __name__])
 
 
-def append(store, head, beta=0.5, reason="a test"):
-    row = next_revision(
-        head, SettingsState(default_beta=beta), at=datetime.now(UTC), who="ada", action="set", reason=reason
-    )
-    store.append(row)
+def append(store, head, beta=0.5, reason="a test", token_file=None):
+    """Append a revision. With `token_file`, the settings have its SHA-256 under the name of the revision too."""
+    files = {} if token_file is None else {hashlib.sha256(token_file).hexdigest(): token_file}
+    tokens = head.state.tokens | {f"t{head.revision}": sha256 for sha256 in files}
+    after = SettingsState(default_beta=beta, tokens=tokens)
+    row = next_revision(head, after, at=datetime.now(UTC), who="ada", action="set", reason=reason)
+    store.append(row, files)
     return row
 
 
@@ -51,6 +54,17 @@ def test_a_change_is_stored_with_operator_time_and_reason(store, store_url):
     assert row.state.default_beta == 0.7
     assert abs(datetime.fromisoformat(row.at).timestamp() - time.time()) < 60
     assert SettingsState.model_validate_json(row.before) == SettingsState()
+
+
+def test_a_token_file_is_stored_with_its_revision_and_once(store):
+    row = append(store, store.head(), token_file=b"fog")
+    (sha256,) = row.state.tokens.values()
+    assert store.token_file(sha256) == b"fog"
+    assert store.token_file("0" * 64) is None
+    with pytest.raises(StaleRevisionError):
+        append(store, REVISION_0, token_file=b"haze")
+    append(store, row, token_file=b"fog")
+    assert token_files(store) == {sha256}
 
 
 def test_of_two_writers_at_the_same_revision_one_wins(store):
@@ -186,7 +200,8 @@ def append_until_killed(url, step, at, acknowledged):
     sa.event.listen(store.engine, "after_cursor_execute", lambda c, cu, statement, *r: die("after " + statement[:6]))
     sa.event.listen(store.engine, "commit", lambda connection: die("before commit"))
     while True:
-        revision = append(store, store.head()).revision
+        head = store.head()
+        revision = append(store, head, token_file=f"file {head.revision}".encode()).revision
         die("after commit")
         acknowledged.send(revision)
 
@@ -198,6 +213,14 @@ def start_to_be_killed(url, step="", at=0):
     process.start()
     sent.close()
     return process, received
+
+
+def token_files(store):
+    """Return the SHA-256 of each stored token file. Fails if a file has another."""
+    with store.reading() as connection:
+        rows = connection.execute(sa.text("SELECT sha256, content FROM tureen_tokens")).all()
+    assert all(hashlib.sha256(bytes(row.content)).hexdigest() == row.sha256 for row in rows)
+    return {row.sha256 for row in rows}
 
 
 def all_received(connection):
@@ -226,6 +249,7 @@ def test_a_process_killed_at_any_step_leaves_a_change_complete_or_absent(store, 
             made = store.verify() - before
             assert made - len(acknowledged) in (0, 1), step
             assert acknowledged == list(range(before + 1, before + 1 + len(acknowledged)))
+            assert token_files(store) == set(store.head().state.tokens.values())
 
 
 def test_a_process_killed_at_random_has_lost_nothing_it_acknowledged(tmp_path):

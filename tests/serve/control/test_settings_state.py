@@ -83,3 +83,9 @@ def test_times_are_stored_in_utc_and_sort_as_text():
     assert format_time(plan.at) == "2027-01-31T08:00:00.000000Z"
     times = [datetime(2027, 1, 1, 8, 0, 0, micro, tzinfo=zone) for micro in (0, 5, 500_000) for zone in (east, UTC)]
     assert sorted(format_time(at) for at in times) == [format_time(at) for at in sorted(times)]
+
+
+def test_settings_without_tokens_are_those_that_an_earlier_version_reads():
+    assert "tokens" not in SettingsState().model_dump_json()
+    state = SettingsState(tokens={"fog": "f" * 64})
+    assert SettingsState.model_validate_json(state.model_dump_json()) == state

@@ -11,18 +11,23 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import tureen
 from serve.control.beta_choice import ANONYMOUS
+from serve.control.settings_state import SettingsState
+from serve.control.state_directory import TOKEN_DIRECTORY
+from serve.control.token_cache import TokenCache
 from serve.errors import OverloadedError, TooManyPixelsError
 from serve.inference.loaded_model import InferenceResult
 from serve.inference.queue_time import StartSpeed
 from serve.inference.service import Service
 from serve.settings import Settings
 from serve.telemetry.metrics import Metrics
+from tests.learned_tokens import make_token
 from tests.patience import DEADLINE_S
 from tests.serve.inference.test_image_decoders import decode_processes
 from tureen.bundle.bundle import MANIFEST, load_bundle
 from tureen.bundle.examples import EXAMPLES
-from tureen.errors import BundleError, UndecodableImageError
+from tureen.errors import BundleError, TureenError, UndecodableImageError
 from tureen.image_cost import LEAST_COST
 
 
@@ -294,3 +299,38 @@ def test_a_reload_measures_anew(own_cifar10):
         assert value(service, "tureen_expected_queue_seconds") < 100
 
     serving(own_cifar10, test)
+
+
+def test_tokens_are_in_use_when_their_revision_is_applied_and_parked_if_they_cannot_be(tmp_path, bundle_path):
+    cache = TokenCache(tmp_path / "state" / TOKEN_DIRECTORY)
+    with tureen.load(bundle_path, engine="onnxruntime") as soup:
+        fog, haze = (make_token(soup, name, seed) for seed, name in enumerate(("fog", "haze")))
+        wrong = make_token(soup, "wrong", 2)
+    wrong.golden_logits[:] += 1
+    sha = {token.record.name: cache.write(token.to_bytes()) for token in (fog, haze, wrong)}
+
+    async def test(service):
+        service.apply_settings(1, SettingsState(tokens={"fog": sha["fog"], "wrong": sha["wrong"], "gone": "0" * 64}))
+        assert service.applied_revision == 0
+        await service.load_tokens()
+        assert service.applied_revision == 1
+        assert set(service.parked_tokens) == {"wrong", "gone"}
+        assert "fog" in service.model.soup.tokens
+        assert value(service, 'tureen_operator_tokens{state="used"}') == 1
+        assert value(service, 'tureen_operator_tokens{state="parked"}') == 2
+        service.apply_settings(2, SettingsState(tokens={"haze": sha["haze"]}))
+        service.apply_settings(3, SettingsState(tokens={"haze": sha["haze"]}, default_beta=0.5))
+        assert service.active_settings.default.beta == 0.5  # before the tokens are loaded
+        await asyncio.gather(service.load_tokens(), service.load_tokens())
+        assert service.applied_revision == 3
+        assert service.model.soup.tokens.keys() == {"clean", "robust", "haze"}
+        assert not service.parked_tokens
+        await service.check_token(sha["fog"])
+        for refused in (sha["wrong"], "0" * 64):
+            with pytest.raises(TureenError):
+                await service.check_token(refused)
+        assert service.model.soup.tokens.keys() == {"clean", "robust", "haze"}
+        await service.reload()
+        assert service.model.soup.tokens.keys() == {"clean", "robust", "haze"}
+
+    serving(bundle_path, test, state_dir=tmp_path / "state")

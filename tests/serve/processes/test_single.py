@@ -26,7 +26,7 @@ class FakeAdmin:
         self.models, self.is_closed = [], False
         self.model_shown = asyncio.Event()
 
-    async def open(self, metrics, *, apply, workers):
+    async def open(self, metrics, *, apply, workers, check_token):
         if self.error is not None:
             raise self.error
         self.metrics, self.apply, self.workers = metrics, apply, workers

@@ -132,6 +132,7 @@ def test_a_ready_worker_sends_its_model_first(tmp_path):
         async with begun(tmp_path) as (worker, supervisor):
             worker.become_ready()
             assert await supervisor.receive() == ServingModel(manifest=MANIFEST)
+            assert await supervisor.receive() == SettingsApplied(revision=0)
             assert await supervisor.receive() == Ready()
 
     asyncio.run(run())
@@ -145,6 +146,7 @@ def test_the_result_of_a_reload_follows_the_model_that_is_served(tmp_path, is_op
                 await worker.service.open()
             supervisor.send(Reload())
             assert await supervisor.receive() == ServingModel(manifest=MANIFEST)
+            assert await supervisor.receive() == SettingsApplied(revision=0)
             assert await supervisor.receive() == ReloadResult(ok=is_open)
             await worker.service.close()
 

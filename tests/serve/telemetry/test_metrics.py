@@ -7,7 +7,7 @@ import sys
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from serve.telemetry.metrics import Metrics, beta_bucket
+from serve.telemetry.metrics import TOKEN_SERIES, TOKEN_SERIES_FROM, Metrics, beta_bucket
 
 # A process that sets its metrics and prints what it would export at /metrics.
 PROCESS = """
@@ -99,3 +99,17 @@ def test_only_known_labels_describe_the_model():
 )
 def test_traffic_is_counted_by_buckets_of_beta(beta, label):
     assert beta_bucket(beta) == label
+
+
+def test_a_token_has_a_series_once_it_is_in_use_and_the_number_of_series_is_limited():
+    metrics = Metrics()
+    for name in [f"t{n}" for n in range(TOKEN_SERIES + 5)]:
+        for _ in range(TOKEN_SERIES_FROM + 1):
+            metrics.count_token(name)
+    for n in range(10_000):
+        metrics.count_token(f"rare{n}")
+    lines = [line for line in metrics.render()[0].decode().splitlines() if line.startswith("tureen_token_class")]
+    counts = {line.partition('"')[2].partition('"')[0]: float(line.split()[-1]) for line in lines if "_total" in line}
+    assert counts.keys() == {"other", *(f"t{n}" for n in range(TOKEN_SERIES))}
+    assert counts["t0"] == 2  # from its TOKEN_SERIES_FROM-th image on
+    assert sum(counts.values()) == (TOKEN_SERIES + 5) * (TOKEN_SERIES_FROM + 1) + 10_000
