@@ -17,7 +17,7 @@ POLL_S = 1.0
 RECONNECT_S = 120.0  # how long `watch` tries to reach a server that restarts
 EXIT_NOT_SUCCEEDED = 1
 ENDED = ("succeeded", "partially_succeeded", "failed", "cancelled")
-REQUEST_OPTIONS = ("beta", "betas", "strength", "top_k", "format", "shard_rows", "max_error_rate")
+REQUEST_OPTIONS = ("beta", "betas", "strength", "mix", "top_k", "format", "shard_rows", "max_error_rate")
 
 
 def jobs(arguments: list[str]) -> int:
@@ -62,6 +62,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="0:1:0.25",
         help="classify each image at each of these β, with one decoding",
     )
+    beta.add_argument("--mix", help="weights of tokens, such as fog:0.7,robust:0.3, in place of β")
+    submit.add_argument(  # --token is the bearer token
+        "--token-name", dest="class_token", metavar="NAME",
+        help="token in place of the clean one, alone or mixed by --beta or --strength",
+    )  # fmt: skip
     submit.add_argument("--top-k", type=int, help="classes per row")
     submit.add_argument(
         "--format", choices=("parquet", "jsonl", "csv"), help="file format of the shards (default: parquet)"
@@ -93,6 +98,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _submit(client: AdminClient, options: argparse.Namespace) -> int:
     request = {name: getattr(options, name) for name in REQUEST_OPTIONS if getattr(options, name) is not None}
+    if options.class_token is not None:
+        request["token"] = options.class_token
     job = client.submit_job({"input": options.input, "output": options.output, **request})
     if options.watch:
         print(job["id"], file=sys.stderr)

@@ -20,14 +20,22 @@ from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal, get_args
 
 import sqlalchemy as sa
-from pydantic import Field, StringConstraints, TypeAdapter, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    StringConstraints,
+    TypeAdapter,
+    model_serializer,
+    model_validator,
+)
 
 from serve.control.revision_store import RevisionStore
 from serve.control.settings_state import Beta, FrozenModel, format_time
 from serve.errors import JobStateError, TooManyJobsError, UnknownJobError
 from serve.jobs.shard import Format
 from tureen.bundle.manifest import Manifest
-from tureen.tokens import Strength
+from tureen.bundle.token_file import TokenName
+from tureen.tokens import CLEAN_BETA, Mix, Strength, parse_mix, token_mix
 
 State = Literal["queued", "running", "paused", "succeeded", "partially_succeeded", "failed", "cancelled"]
 STATES: tuple[State, ...] = get_args(State)
@@ -60,18 +68,28 @@ class JobRequest(FrozenModel):
     max_error_rate: float = Field(
         default=1.0, strict=True, ge=0, le=1, description="the job stops above this share of rows with an error"
     )
+    mix: str | None = Field(default=None, description="instead of beta: weights of tokens, as fog:0.7,robust:0.3")
+
+    @model_serializer(mode="wrap")
+    def _without_absent_mix(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leaves an absent mix out, so that servers of earlier versions can read the request."""
+        return {name: value for name, value in handler(self).items() if name != "mix" or value is not None}
 
     @model_validator(mode="after")
     def _has_one_beta(self) -> JobRequest:
         if self.beta is not None and self.betas is not None:
             raise ValueError("give beta or betas")
+        if self.mix is not None:
+            if self.beta is not None or self.betas is not None:
+                raise ValueError("give one of beta, betas and mix")
+            parse_mix(self.mix)
         if self.betas is not None and len(set(self.betas)) < len(self.betas):
             raise ValueError("betas has a number twice: its rows would be the same")
         return self
 
 
 class JobSubmission(JobRequest):
-    """The body of POST /jobs: a JobRequest that may have `strength` in place of `beta`.
+    """The body of POST /jobs: a JobRequest that may have `strength` in place of `beta`, and a token.
 
     The store keeps a JobRequest without strength, so that servers of earlier versions can read it.
     """
@@ -80,20 +98,34 @@ class JobSubmission(JobRequest):
         default=None, description="instead of beta: a number from 0 to 1, whose β in the served model is stored"
     )
 
+    token: TokenName | None = Field(
+        default=None, description="the name of a token, alone or mixed with the robust token by beta or strength"
+    )
+
     @model_validator(mode="after")
     def _has_no_beta_beside_the_strength(self) -> JobSubmission:
-        if self.strength is not None and (self.beta is not None or self.betas is not None):
-            raise ValueError("give one of beta, betas and strength")
+        if self.strength is not None and (self.beta is not None or self.betas is not None or self.mix is not None):
+            raise ValueError("give one of beta, betas, strength and mix")
+        if self.token is not None and (self.betas is not None or self.mix is not None):
+            raise ValueError("give token with beta, with strength or alone")
         return self
 
     def request(self, manifest: Manifest) -> JobRequest:
         """Returns the request to store. Replaces a strength by the β that it has in the served model.
 
-        manifest: of the served model. Raises SingleTokenError if there is a strength and the model has one token.
+        Replaces a token by a mix, and a mix of clean and robust alone by its β. manifest: of the served model. Raises
+        SingleTokenError if there is a strength and the model has one token.
         """
-        fields = self.model_dump(exclude={"strength"})
+        fields = self.model_dump(exclude={"strength", "token", "mix"})
         if self.strength is not None:
             fields["beta"] = manifest.beta_of(Strength(self.strength))
+        chosen: float | Mix | None = None
+        if self.token is not None:
+            chosen = token_mix(self.token, CLEAN_BETA if fields["beta"] is None else fields["beta"])
+        elif self.mix is not None:
+            chosen = parse_mix(self.mix)
+        if chosen is not None:
+            fields |= {"mix": str(chosen), "beta": None} if isinstance(chosen, Mix) else {"beta": chosen}
         return JobRequest.model_validate(fields)
 
 

@@ -46,9 +46,9 @@ from serve.jobs.job_output import (
     read_job_spec,
     start_or_resume,
 )
-from serve.jobs.job_spec import BATCH_ROWS, JobOptions, JobSpec
+from serve.jobs.job_spec import BATCH_ROWS, JobOptions, JobSpec, parse_stored_mix
 from serve.jobs.job_store import JobRecord, JobRecords, JobRequest, State
-from serve.jobs.pipeline import Classify, Pipeline
+from serve.jobs.pipeline import Classify, Pipeline, at_mix
 from serve.jobs.rooted_files import OutputDirectory, RootedFiles
 from serve.telemetry.logs import FIELDS
 from tureen.atomic_file import write_atomically
@@ -296,13 +296,15 @@ def run_job(
             request.shard_rows,
             batch_rows,
             calibrated=soup.temperatures.is_calibrated if earlier is None else None,
+            mix=None if request.mix is None else parse_stored_mix(request.mix),
+            tokens=soup.tokens,
         )
         spec = start_or_resume(output, source, manifest, soup.engine, soup.limits, options, earlier, progress.on_listed)
         progress.images, progress.fingerprint = spec.images, spec.fingerprint
         decode_options = DecodeOptions(manifest.preprocess, soup.limits)
         with decode_in_processes(request.input, files, source, decode_options, decode_processes) as pool:
             pipeline = Pipeline(
-                classify,
+                at_mix(classify, spec.token_mix, options.tokens),
                 pool,
                 spec.betas,
                 temperatures=spec.temperatures,

@@ -11,6 +11,8 @@ import time
 import psutil
 import pytest
 
+import tureen
+from tests.learned_tokens import make_token
 from tests.serve.admin.conftest import run_tureen, start_operated  # noqa: F401 - fixtures
 from tests.serve.jobs.tables import rows_of
 
@@ -90,6 +92,26 @@ def test_a_job_gives_the_rows_of_tureen_batch(start_operated, run_batch, photos,
     assert operator.ask("POST", f"/jobs/{job_id}/cancel")[2]["code"] == "job_state"
     assert server.metric('tureen_jobs_total{state="succeeded"}') == 1
     assert server.metric("tureen_job_rows_total") == 24
+
+
+def test_a_job_at_a_mix_has_the_rows_of_its_tokens(start_operated, photos, roots, tmp_path):  # noqa: F811
+    _, operator = start_operated(*roots)
+    with tureen.load("cifar10", engine="onnxruntime") as soup:
+        token = make_token(soup, "fog", 0)
+        soup.add_tokens([token])
+        assert operator.ask("PUT", "/admin/tokens/fog?reason=test", token.to_bytes(), revision=0)[0] == 200
+        for name, choice in (("token", {"token": "fog", "beta": 0.25}), ("mix", {"mix": "fog:3,robust:1"})):
+            job = until(operator, submit(operator, input=photos, output=tmp_path / "out" / name, **choice), has_ended)
+            assert (job["state"], job["request"]["mix"]) == ("succeeded", "fog:0.75,robust:0.25")
+            rows = rows_of(tmp_path / "out" / name)
+            results = soup.classify([photos / row["path"] for row in rows], mix="fog:3,robust:1")
+            assert [row["label"] for row in rows] == [result.predictions[0].label for result in results]
+    for choice in ({"mix": "fog"}, {"mix": "fog:1", "beta": 0.5}, {"token": "fog", "betas": [0, 1]}, {"token": "F"}):
+        request = {"input": str(photos), "output": str(tmp_path / "out" / "wrong"), **choice}
+        status, _, problem = operator.ask("POST", "/jobs", request)
+        assert (status, problem["code"]) == (422, "invalid_job"), problem
+    job = until(operator, submit(operator, input=photos, output=tmp_path / "out" / "haze", token="haze"), has_ended)
+    assert (job["state"], "there is no token 'haze'" in job["error"]) == ("failed", True)
 
 
 def test_a_job_is_paused_resumed_and_cancelled(start_operated, many, roots, tmp_path):  # noqa: F811
