@@ -38,8 +38,10 @@ CONNECTIONS = 16
 
 
 @contextmanager
-def run_operated_server(*flags: str, token: str | None = None) -> Iterator[tuple[int, AdminClient]]:
-    """Runs a server with the example bundle. Yields its port and a client of its admin listener.
+def run_operated_server(
+    *flags: str, bundle: Path = SMALL_BUNDLE, token: str | None = None
+) -> Iterator[tuple[int, AdminClient]]:
+    """Runs a server with a bundle. Yields its port and a client of its admin listener.
 
     token: the bearer token of the client, for a credential in the store. None: the client uses the token that the
     server writes to its state directory.
@@ -47,7 +49,7 @@ def run_operated_server(*flags: str, token: str | None = None) -> Iterator[tuple
     port = free_port()
     with tempfile.TemporaryDirectory() as state:
         options = ("--state-dir", state, "--admin-port", str(port), "--engine", "onnxruntime", *flags)
-        with run_tureen(SMALL_BUNDLE, *options) as server:
+        with run_tureen(bundle, *options) as server:
             secret = token or (Path(state) / "admin-token").read_text().strip()
             yield server.port, AdminClient(f"http://127.0.0.1:{port}", secret)
 

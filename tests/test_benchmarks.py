@@ -87,6 +87,10 @@ def test_a_benchmark_without_its_run_names_the_command_that_creates_one(clone, n
         (("serving", "--only", "limit", "--seconds", "0.5", "--rounds", "1"), "images: 200 synthetic"),
         (("batch", "--rounds", "1", "--divide", "100"), "of the example bundle, repeated"),
         (("many_tokens", "--tokens", "64", "--seconds", "0.2"), "HTTP: 64 tokens / one token"),
+        (
+            ("add_tokens", "--tokens", "5", "--workers", "1", "--seconds", "0.5", "--rounds", "1"),
+            "requests lost",
+        ),
         (("propagation", "--changes", "3", "--seconds", "0.2", "--rounds", "1"), "throughput during changes"),
         (("engines", "--models", "ti", "--quick"), "ViT-Ti/16"),
     ],
