@@ -5,7 +5,12 @@ A soup is the mix of both tokens. β is the weight of the robust token: 0 is the
 import tureen
 soup = tureen.load("cifar10")  # an example, or the directory of a bundle
 soup.classify(["photo.jpg", jpeg_bytes, array], beta=[0.0, 0.7, "robust"])
+
+NumPy and Pillow are imported at the first use of a name that needs them. So `tureen.client` works without them.
 """
+
+import importlib
+from typing import TYPE_CHECKING, Any, Final
 
 from tureen.errors import (
     ArgumentError,
@@ -19,9 +24,12 @@ from tureen.errors import (
     SingleTokenError,
     TureenError,
 )
-from tureen.preprocess import ImageLimits
-from tureen.soup import Classification, Prediction, Soup, load, load_torch
 from tureen.version import __version__
+
+if TYPE_CHECKING:
+    from tureen.interface.predictions import Classification, Prediction
+    from tureen.preprocess import ImageLimits
+    from tureen.soup import Soup, load, load_torch
 
 __all__ = [
     "ArgumentError",
@@ -42,3 +50,26 @@ __all__ = [
     "load",
     "load_torch",
 ]
+
+_MODULE_OF: Final = {
+    "Classification": "tureen.interface.predictions",
+    "ImageLimits": "tureen.preprocess",
+    "Prediction": "tureen.interface.predictions",
+    "Soup": "tureen.soup",
+    "load": "tureen.soup",
+    "load_torch": "tureen.soup",
+}
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        """Returns the public name after it has imported the module of the name. Python calls it once for each name."""
+        if name not in _MODULE_OF:
+            raise AttributeError(f"module 'tureen' has no attribute {name!r}")
+        value = getattr(importlib.import_module(_MODULE_OF[name]), name)
+        globals()[name] = value
+        return value
+
+    def __dir__() -> list[str]:
+        """Returns the names of the module, also those that are not imported yet."""
+        return sorted({*globals(), *__all__})

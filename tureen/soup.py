@@ -16,7 +16,6 @@ from typing import Any, Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel
 
 from tureen.bundle.bundle import Bundle, load_bundle
 from tureen.bundle.examples import find_bundle
@@ -38,6 +37,7 @@ from tureen.errors import (
     TureenError,
 )
 from tureen.image_sources import ACCEPTED, ImageSource, is_one_image, pixels_from_source
+from tureen.interface.predictions import Classification, Prediction
 from tureen.machine import available_cpus, default_cache_directory
 from tureen.preprocess import DEFAULT_LIMITS, ImageLimits, Pixels
 from tureen.tokens import CLEAN_BETA, ROBUST_BETA, Mix, mix_rows, parse_beta, parse_mix, parse_strength, token_mix
@@ -49,30 +49,6 @@ Beta = float | str | np.generic
 Strengths = float | np.generic | Iterable[float | np.generic]
 MixSource = str | Mapping[str, float]
 _Choice = TypeVar("_Choice")
-
-
-class Prediction(BaseModel):
-    """One label, its index among the labels, and its probability in [0, 1]."""
-
-    label: str
-    index: int
-    probability: float
-
-
-class Classification(BaseModel):
-    """The most probable labels of one image at one β, or at one mix of named tokens.
-
-    predictions: the most probable label first. beta: of a mix, the share of the robust token; None if the model has one
-    token. strength: None for a mix, or if the model has one token. mix: the weight of each token; None for a β.
-    calibrated: whether the logits were divided by a fitted temperature before the softmax; False for a mix, because a
-    temperature is fitted for β only.
-    """
-
-    beta: float | None
-    strength: float | None
-    mix: dict[str, float] | None = None
-    calibrated: bool
-    predictions: list[Prediction]
 
 
 class Soup:

@@ -15,7 +15,8 @@ from serve.http.problems import Problem, problem_of
 from serve.inference.service import Admission
 from tureen.bundle.manifest import Manifest
 from tureen.errors import TureenError
-from tureen.soup import Prediction, probabilities, top_predictions
+from tureen.interface.predictions import Prediction
+from tureen.soup import probabilities, top_predictions
 
 
 class ServedModel(BaseModel):

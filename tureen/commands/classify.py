@@ -17,7 +17,8 @@ from typing import Any, Final
 from tureen.arguments import add_token_file_option, beta_argument, positive_int, strength_argument
 from tureen.bundle.examples import BUNDLE_HELP, DEFAULT_EXAMPLE, EXAMPLES
 from tureen.errors import ImageError, UnreadableImageError, printable, truncated
-from tureen.soup import DEFAULT_TOP_K, Classification, Prediction, Soup, load
+from tureen.interface.predictions import Classification, Prediction
+from tureen.soup import DEFAULT_TOP_K, Soup, load
 from tureen.tokens import CLEAN_BETA, ROBUST_BETA
 
 MAX_LABEL: Final = 24  # characters of a label in the table

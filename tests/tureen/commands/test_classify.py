@@ -10,9 +10,9 @@ import tureen
 from tureen.bundle.examples import EXAMPLES
 from tureen.cli import main
 from tureen.commands.classify import Readings, readings_text
+from tureen.interface.predictions import Classification, Prediction
 from tureen.pictures.ship import drawn_ship
 from tureen.pictures.signs import drawn_picture
-from tureen.soup import Classification, Prediction
 
 
 def reading(beta, strength, **probabilities):
