@@ -11,9 +11,9 @@ import pytest
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
-EXTRAS = "serve,grpc,cpu,openvino,postgres,otel,batch,plot"
+EXTRAS = "client,serve,grpc,cpu,openvino,postgres,otel,batch,plot"
 TOOLS = {
-    "duckdb", "httpx2", "hypothesis", "kubernetes-validate", "pandas", "polars", "promql-parser", "psutil", "pytest",
+    "duckdb", "hypothesis", "kubernetes-validate", "pandas", "polars", "promql-parser", "psutil", "pytest",
     "pytest-timeout", "pyyaml", "schemathesis",
 }  # fmt: skip
 NEED_MORE = [  # torch, onnx, TensorRT, Ray, a browser, or packages outside the extras
