@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CPUINFO = Path("/proc/cpuinfo")
+MEMINFO = Path("/proc/meminfo")
+NO_MEMORY_LIMIT = 2**60  # control groups of version 1 express "no limit" as a larger number
 GPU_QUERY_S = 10  # nvidia-smi may wait for a driver that hangs
 
 
@@ -28,9 +30,38 @@ def available_cpus(proc: Path = Path("/proc/self")) -> int:
     return max(1, min([allowed, *map(math.ceil, _cpu_quotas(proc))]))
 
 
+def cpu_quota(proc: Path = Path("/proc/self")) -> float | None:
+    """Returns the lowest CPU limit of the control groups of this process, in CPUs; None without a limit.
+
+    proc: as in `available_cpus`.
+    """
+    return min(_cpu_quotas(proc), default=None)
+
+
+def total_memory(file: Path = MEMINFO) -> int | None:
+    """Returns the bytes of memory of this machine; None if the system does not say. file: in the format of meminfo."""
+    kibibytes = _value_of_line("MemTotal", file).removesuffix("kB").strip()
+    return int(kibibytes) * 1024 if kibibytes.isdecimal() else None
+
+
+def memory_limit(proc: Path = Path("/proc/self")) -> int | None:
+    """Returns the lowest memory limit of the control groups of this process, in bytes; None without a limit.
+
+    proc: as in `available_cpus`.
+    """
+    limits = []
+    for group in _control_groups(proc, "memory"):
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            try:
+                limits.append(int((group / name).read_text()))
+            except (OSError, ValueError):  # "max" means no limit
+                continue
+    return min((limit for limit in limits if limit < NO_MEMORY_LIMIT), default=None)
+
+
 def processor() -> str:
     """Returns the model name of the processor from /proc/cpuinfo; without one, the name from the `platform` module."""
-    return _cpuinfo_value("model name", CPUINFO) or platform.processor() or platform.machine()
+    return _value_of_line("model name", CPUINFO) or platform.processor() or platform.machine()
 
 
 def cpu_flags(file: Path = CPUINFO) -> frozenset[str]:
@@ -38,7 +69,7 @@ def cpu_flags(file: Path = CPUINFO) -> frozenset[str]:
 
     file: in the format of /proc/cpuinfo.
     """
-    return frozenset(_cpuinfo_value("flags", file).split())
+    return frozenset(_value_of_line("flags", file).split())
 
 
 @dataclass(frozen=True)
@@ -114,10 +145,10 @@ def _temporary_home() -> Path:
     return Path(home)
 
 
-def _cpuinfo_value(key: str, file: Path) -> str:
+def _value_of_line(key: str, file: Path) -> str:
     """Returns the value of the first line of `file` that begins with `key`.
 
-    Returns an empty text if there is no such line, or if the file cannot be read. file: in the format of /proc/cpuinfo.
+    Returns an empty text if there is no such line, or if the file cannot be read. file: has lines "key: value".
     """
     try:
         lines = file.read_text().splitlines()
@@ -136,31 +167,37 @@ def ensure_writable(directory: Path) -> None:
 
 
 def _cpu_quotas(proc: Path) -> list[float]:
-    """Returns the CPU limits, in CPUs, of the control groups of this process and of all parents of these groups.
+    """Returns the CPU limits, in CPUs, of the control groups of this process and of all parents of these groups."""
+    return [quota for group in _control_groups(proc, "cpu") for quota in _cpu_quota(group)]
 
-    Reads control groups of version 1 and 2. proc: as in `available_cpus`. Returns an empty list without any limit.
+
+def _control_groups(proc: Path, controller: str) -> list[Path]:
+    """Returns the directories of the control groups of this process and of all parents of these groups.
+
+    Finds control groups of version 2, and those of version 1 with the controller. proc: as in `available_cpus`.
+    controller: such as "cpu". Returns an empty list if the system has no control groups.
     """
     try:
         groups = [line.split(":", 2) for line in (proc / "cgroup").read_text().splitlines()]
         mounts = [line.split() for line in (proc / "mountinfo").read_text().splitlines()]
     except OSError:
         return []
-    own = {controller: path for _, controllers, path in groups for controller in controllers.split(",")}
-    quotas = []
+    own = {name: path for _, names, path in groups for name in names.split(",")}
+    found = []
     for fields in mounts:  # proc_pid_mountinfo(5): … root mount-point options … - type source super-options
         root, mount_point = fields[3], Path(fields[4])
         kind, _, options = fields[fields.index("-") + 1 :][:3]
-        controller = {"cgroup2": "", "cgroup": "cpu"}.get(kind)
-        if controller not in own or (kind == "cgroup" and "cpu" not in options.split(",")):
+        name = {"cgroup2": "", "cgroup": controller}.get(kind)
+        if name not in own or (kind == "cgroup" and controller not in options.split(",")):
             continue
         # In a container the root of the mount may be the container's group, with the name that it has on the host.
-        below = os.path.relpath(own[controller], root) if own[controller].startswith(root) else "."
+        below = os.path.relpath(own[name], root) if own[name].startswith(root) else "."
         group = Path(os.path.normpath(mount_point / below))
         for directory in (group, *group.parents):
-            quotas += _cpu_quota(directory)
+            found.append(directory)
             if directory == mount_point:
                 break
-    return quotas
+    return found
 
 
 def _cpu_quota(group: Path) -> list[float]:

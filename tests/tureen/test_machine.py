@@ -4,7 +4,16 @@ import sys
 
 import pytest
 
-from tureen.machine import Gpu, available_cpus, cpu_flags, default_cache_directory, nvidia_gpus
+from tureen.machine import (
+    Gpu,
+    available_cpus,
+    cpu_flags,
+    cpu_quota,
+    default_cache_directory,
+    memory_limit,
+    nvidia_gpus,
+    total_memory,
+)
 
 
 def test_flags_of_the_processor_are_read_if_the_system_has_them(tmp_path):
@@ -35,7 +44,7 @@ def describe(proc, groups, mounts):
 def limit(group, **files):
     group.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
-        (group / name.replace("cpu_", "cpu.")).write_text(f"{text}\n")
+        (group / name.replace("_", ".", 1)).write_text(f"{text}\n")
 
 
 @pytest.fixture
@@ -75,6 +84,39 @@ def test_a_container_whose_group_is_the_root_of_the_mount_has_its_quota(tmp_path
     mounts = [f"/docker/tureen {mounted} ro - cgroup2 cgroup rw"]
     assert available_cpus(describe(tmp_path / "proc", ["0::/docker/tureen"], mounts)) == 2
     assert available_cpus(tmp_path / "nowhere") == 8
+
+
+def test_the_quota_is_the_lowest_of_nested_groups_and_none_without_a_limit(tmp_path):
+    limit(tmp_path / "unified" / "service", cpu_max="150000 100000")
+    limit(tmp_path / "unified", cpu_max="max 100000")
+    proc = describe(tmp_path / "proc", ["0::/service"], [f"/ {tmp_path / 'unified'} rw - cgroup2 cgroup2 rw"])
+    assert cpu_quota(proc) == 1.5
+    assert cpu_quota(tmp_path / "nowhere") is None
+
+
+def test_the_memory_limit_is_the_lowest_of_nested_groups_of_version_2(tmp_path):
+    limit(tmp_path / "unified", memory_max=2**30)
+    limit(tmp_path / "unified" / "service", memory_max="max")
+    proc = describe(tmp_path / "proc", ["0::/service"], [f"/ {tmp_path / 'unified'} rw - cgroup2 cgroup2 rw"])
+    assert memory_limit(proc) == 2**30
+    assert memory_limit(tmp_path / "nowhere") is None
+
+
+@pytest.mark.parametrize(("written", "expected"), [(2**30, 2**30), (9223372036854771712, None)])
+def test_the_memory_limit_of_version_1_is_that_of_its_controller(tmp_path, written, expected):
+    limit(tmp_path / "memory" / "tureen", memory_limit_in_bytes=written)
+    mounts = [
+        f"/ {tmp_path / 'cpu'} rw - cgroup cgroup rw,cpu",
+        f"/ {tmp_path / 'memory'} rw - cgroup cgroup rw,memory",
+    ]
+    proc = describe(tmp_path / "proc", ["5:memory:/tureen", "4:cpu:/"], mounts)
+    assert memory_limit(proc) == expected
+
+
+def test_the_memory_of_the_machine_is_read_if_the_system_has_it(tmp_path):
+    (meminfo := tmp_path / "meminfo").write_text("MemTotal:        2048 kB\nMemFree:  1 kB\n")
+    assert total_memory(meminfo) == 2 * 2**20
+    assert total_memory(tmp_path / "nowhere") is None
 
 
 def test_a_cache_that_cannot_be_created_in_the_home_is_private_to_the_process(monkeypatch, tmp_path):
