@@ -49,6 +49,7 @@ COMMANDS = {
         "measure strength and calibration on your images",
     ),
     "inspect": Command("tureen.commands.inspect", "inspect", "serve", "show the content of a bundle"),
+    "doctor": Command("tureen.commands.doctor", "doctor", "serve", "describe this machine, and what stops a server"),
     "bench": Command("tureen.bench.command", "bench", "serve", "measure the engines, recommend settings"),
     "batch": Command("serve.commands.batch", "batch", "batch", "classify many images into a table"),
     "jobs": Command("serve.commands.jobs", "jobs", "serve", "manage batch jobs of a running service"),

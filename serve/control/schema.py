@@ -118,14 +118,20 @@ def migrate(engine: sa.Engine, migrations: Migrations = MIGRATIONS, *, lock_time
             connection.execute(_VERSIONS.insert().values(version=version, at=format_time(datetime.now(UTC))))
 
 
+def recorded_version(connection: sa.Connection) -> int:
+    """Returns the schema version of the tables; 0 if no version is recorded. Changes nothing."""
+    if not sa.inspect(connection).has_table(_VERSIONS.name):
+        return 0
+    version: int = connection.execute(sa.select(sa.func.coalesce(sa.func.max(_VERSIONS.c.version), 0))).scalar_one()
+    return version
+
+
 def _version(connection: sa.Connection, migrations: Migrations) -> int:
     """Returns the schema version of the tables; 0 if no version is recorded.
 
     Raises ControlStoreError if the version is above that of the last migration.
     """
-    if not sa.inspect(connection).has_table(_VERSIONS.name):
-        return 0
-    version: int = connection.execute(sa.select(sa.func.coalesce(sa.func.max(_VERSIONS.c.version), 0))).scalar_one()
+    version = recorded_version(connection)
     if version > len(migrations):
         raise ControlStoreError(
             f"the store of the operator's settings has schema version {version}, and this Tureen knows versions up to "

@@ -69,6 +69,11 @@ def missing_requirement(
     return None
 
 
+def installed_version(engine: str) -> str | None:
+    """Returns the version of the runtime of an engine in REQUIREMENTS; None if the runtime is not installed."""
+    return _installed_version(REQUIREMENTS[engine])
+
+
 def _installed_version(need: Requirements) -> str | None:
     """Returns the version of the first of `need.distributions` that is installed.
 

@@ -1,8 +1,9 @@
+import onnxruntime
 import pytest
 
 from tureen.bundle.manifest import PlanRecord
 from tureen.engines import RUNTIMES
-from tureen.engines.detection import REQUIREMENTS, missing_requirement
+from tureen.engines.detection import REQUIREMENTS, installed_version, missing_requirement
 from tureen.machine import Gpu
 
 H100 = Gpu("NVIDIA H100", "9.0")
@@ -23,6 +24,11 @@ def test_the_requirements_of_every_engine_are_reported():
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
 def test_engines_that_are_installed_and_need_nothing_else_miss_nothing(engine):
     assert missing_requirement(engine, "fp32", None, gpus=[], flags=[]) is None
+
+
+def test_the_version_of_a_runtime_is_that_of_its_package():
+    assert installed_version("onnxruntime") == onnxruntime.__version__
+    assert installed_version("tensorrt") is None
 
 
 def test_an_unknown_engine_requires_an_upgrade():

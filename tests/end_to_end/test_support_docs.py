@@ -1,0 +1,19 @@
+"""docs/support.md: its command runs, and its table names every part that the command prints."""
+
+import re
+from pathlib import Path
+
+PAGE = (Path(__file__).parents[2] / "docs" / "support.md").read_text()
+SECTION = PAGE[PAGE.index("## This machine") :]
+(COMMAND,) = re.findall(r"^```sh\n(.*)\n```", SECTION, re.MULTILINE)
+
+
+def test_the_command_prints_the_parts_of_the_table(run_command, tmp_path, monkeypatch):
+    monkeypatch.setenv("TUREEN_PORT", "0")
+    ran = run_command(COMMAND, tmp_path)
+    assert (ran.returncode, ran.stderr) == (0, ""), ran.stdout
+    printed = {line.split()[0] for line in ran.stdout.split("\n\n", 1)[1].splitlines() if not line.startswith(" ")}
+    named = [
+        name for row in re.findall(r"^\| (`.*?) \|", SECTION, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)
+    ]
+    assert set(named) == printed
