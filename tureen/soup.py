@@ -9,7 +9,7 @@ import importlib
 import pickle
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, TypeVar
@@ -22,7 +22,7 @@ from tureen.bundle.examples import find_bundle
 from tureen.bundle.manifest import UNCALIBRATED, Precision
 from tureen.bundle.token_file import Token, read_token
 from tureen.engines import AUTO, open_engine
-from tureen.engines.base import Engine, EngineOptions, check_tokens
+from tureen.engines.base import TOKEN_BATCH, Engine, EngineOptions, check_tokens
 from tureen.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -77,7 +77,7 @@ class Soup:
         self._is_closed = False
         self._load_arguments: _LoadArguments | None = None  # None: not created by `load`
         try:
-            self.add_tokens([*bundle.learned_tokens, *tokens])
+            self.add_tokens(chain(bundle.learned_tokens, tokens))
         except TureenError:
             self.close()
             raise
@@ -152,20 +152,23 @@ class Soup:
             raise _count_mismatch(len(results), len(choices))
         return results
 
-    def add_tokens(self, tokens: Sequence[Token], *, removed: Collection[str] = ()) -> None:
+    def add_tokens(self, tokens: Iterable[Token], *, removed: Collection[str] = ()) -> None:
         """Adds tokens, which `classify` then takes by their names. After an error nothing has changed.
 
+        Takes TOKEN_BATCH tokens at a time from `tokens`, and keeps only their vectors, to bound the memory.
         removed: names of added tokens to remove at the same time. An added token may have such a name. Raises
         TokenFileError if a token was learned for another backbone, or if its name is taken. Raises EngineError if the
         engine does not reproduce PyTorch's logits at a token.
         """
         added = {name: vector for name, vector in self.tokens.items() if name not in removed}
-        for token in tokens:
-            token.check_bundle(self.bundle)
-            if token.record.name in added:
-                raise TokenFileError(f"the soup already has a token {token.record.name!r}: rename one of them")
-            added[token.record.name] = token.vector
-        check_tokens(self.engine, self.bundle, tokens)
+        remaining = iter(tokens)
+        while batch := list(islice(remaining, TOKEN_BATCH)):
+            for token in batch:
+                token.check_bundle(self.bundle)
+                if token.record.name in added:
+                    raise TokenFileError(f"the soup already has a token {token.record.name!r}: rename one of them")
+                added[token.record.name] = token.vector.copy()  # the array shares the memory of the file's content
+            check_tokens(self.engine, self.bundle, batch)
         self.tokens = added  # a new dictionary: a request may hold the one before
 
     def check_token(self, token: Token, replaceable: Collection[str] = ()) -> None:

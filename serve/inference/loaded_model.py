@@ -6,7 +6,7 @@ import asyncio
 import io
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -27,6 +27,7 @@ from serve.telemetry.request_trace import REQUEST_TRACE, StageTimes
 from tureen.bundle.bundle import Bundle
 from tureen.bundle.token_file import Token, read_tokens
 from tureen.engines import open_engine
+from tureen.engines.base import TOKEN_BATCH
 from tureen.engines.paired import CPU_ENGINES, PairedEngine
 from tureen.errors import TureenError
 from tureen.image_cost import LEAST_COST, ImageCost, image_cost
@@ -193,25 +194,36 @@ class LoadedModel:
         """
         parked: dict[str, str] = {}
         kept = {name for name, sha256 in self._operator_tokens.items() if tokens.get(name) == sha256}
-        added: list[Token] = []
-        for name in tokens.keys() - kept:
-            try:
-                added.append(cache.read(tokens[name]))
-            except TureenError as error:
-                parked[name] = str(error)
-        removed = self._operator_tokens.keys() - kept
-        try:
-            self.soup.add_tokens(added, removed=removed)
-        except TureenError:
-            self.soup.add_tokens([], removed=removed)
-            for token in list(added):  # one by one, to find those that cannot be used
+        missing = sorted(tokens.keys() - kept)
+        for start in range(0, len(missing), TOKEN_BATCH):
+            added: dict[str, Token] = {}
+            for name in missing[start : start + TOKEN_BATCH]:
                 try:
-                    self.soup.add_tokens([token])
+                    added[name] = cache.read(tokens[name])
                 except TureenError as error:
-                    added.remove(token)
-                    parked[token.record.name] = str(error)
-        self._operator_tokens = {name: tokens[name] for name in kept | {token.record.name for token in added}}
+                    parked[name] = str(error)
+            parked |= self._add_tokens(added)
+        removed = {name for name in self._operator_tokens if name not in tokens or name in parked}
+        self.soup.add_tokens([], removed=removed)
+        self._operator_tokens = {name: sha256 for name, sha256 in tokens.items() if name not in parked}
         self.parked_tokens = parked
+
+    def _add_tokens(self, tokens: Mapping[str, Token]) -> dict[str, str]:
+        """Adds operators' tokens to the soup, in place of those of the same names. Returns why others were not added.
+
+        tokens: by the name in the settings.
+        """
+        replaced = self._operator_tokens.keys() & tokens.keys()
+        try:
+            self.soup.add_tokens(tokens.values(), removed=replaced)
+            return {}
+        except TureenError as error:
+            if len(tokens) == 1:
+                return dict.fromkeys(tokens, str(error))
+        refused: dict[str, str] = {}
+        for name, token in tokens.items():  # one by one, to find those that cannot be used
+            refused |= self._add_tokens({name: token})
+        return refused
 
     def notify_idle(self) -> None:
         """Makes queued background rows start if they can. Must be called when the last request in progress ends."""
@@ -238,20 +250,23 @@ def open_soup(bundle: Bundle, settings: Settings) -> tuple[Soup, StartSpeed]:
     Raises EngineError if no engine can be opened, or if it does not reproduce the golden rows. Raises TokenFileError if
     a token file is damaged or was learned for another backbone, or if there are too many.
     """
-    tokens = [] if settings.token_dir is None else read_tokens(settings.token_dir, settings.max_tokens)
-    for token in tokens:
+    for token in _tokens_of_files(settings):
         token.check_bundle(bundle)  # before the engine is opened, which takes longer
     engine = open_engine(bundle, settings.engine, settings.precision, settings.engine_options)
     if settings.engine_options.streams > 1 and engine.name in CPU_ENGINES:
         alone = open_engine(bundle, engine.name, engine.precision, replace(settings.engine_options, streams=1))
         engine = PairedEngine(alone, engine)
-    soup = Soup(bundle, engine, settings.limits, calibrated=settings.calibration, tokens=tokens)
+    soup = Soup(bundle, engine, settings.limits, calibrated=settings.calibration, tokens=_tokens_of_files(settings))
     shape = bundle.golden.pixels.shape[1:]
     run_s = {
         size: measure_run_s(partial(soup.logits, np.zeros((size, *shape), np.uint8), [0.0] * size))
         for size in warm_sizes(settings.max_batch)
     }
     return soup, StartSpeed(_decode_unit_s(bundle, settings), run_s)
+
+
+def _tokens_of_files(settings: Settings) -> Iterable[Token]:
+    return () if settings.token_dir is None else read_tokens(settings.token_dir, settings.max_tokens)
 
 
 def measure_run_s(run: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:

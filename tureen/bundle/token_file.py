@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, Literal
@@ -121,11 +121,11 @@ def read_token(path: Path) -> Token:
     return parse_token(data, str(path))
 
 
-def read_tokens(directory: Path, limit: int) -> list[Token]:
-    """Returns the tokens in the files NAME.token of a directory, in the order of the file names.
+def read_tokens(directory: Path, limit: int) -> Iterator[Token]:
+    """Yields the tokens in the files NAME.token of a directory, in the order of the file names.
 
-    limit: maximum of files. Raises TokenFileError if the directory cannot be read, if it has more files, if a file is
-    damaged, or if two files have a token of the same name.
+    Reads a file when its token is taken. limit: maximum of files. Raises TokenFileError if the directory cannot be
+    read, if it has more files, if a file is damaged, or if two files have a token of the same name.
     """
     try:
         files = sorted(file for file in directory.iterdir() if file.suffix == SUFFIX)
@@ -133,13 +133,13 @@ def read_tokens(directory: Path, limit: int) -> list[Token]:
         raise TokenFileError(f"the directory of tokens {directory} cannot be read: {error.strerror}") from error
     if len(files) > limit:
         raise TokenFileError(f"{directory} has {len(files):,} token files, the limit is {limit:,}")
-    tokens: dict[str, Token] = {}
+    names: set[str] = set()
     for file in files:
         token = read_token(file)
-        if token.record.name in tokens:
+        if token.record.name in names:
             raise TokenFileError(f"{file}: another file of the directory has a token {token.record.name!r} too")
-        tokens[token.record.name] = token
-    return list(tokens.values())
+        names.add(token.record.name)
+        yield token
 
 
 def parse_token(data: bytes, source: str) -> Token:

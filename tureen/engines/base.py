@@ -125,9 +125,9 @@ def check_golden_rows(engine: Engine, bundle: Bundle) -> float:
 def check_tokens(engine: Engine, bundle: Bundle, tokens: Sequence[Token]) -> None:
     """Checks that the engine reproduces PyTorch's logits at added tokens, on one golden image for each token.
 
-    Different tokens share a batch, so that a thousand of them take little time. A token may have larger logits than the
-    golden rows, and differences grow with logits. So the tolerance grows by the same factor. Raises EngineError, which
-    names the first token with a larger difference, and for the other reasons of `check_golden_rows`.
+    At most TOKEN_BATCH tokens share a batch, so that a thousand of them take little time. The tolerance is larger for a
+    token with larger logits than the golden rows, by the same factor, because differences grow with logits. Raises
+    EngineError, which names the first token with a larger difference, and for the other reasons of `check_golden_rows`.
     """
     tolerance, largest = golden_tolerance(_parity(engine, bundle)), np.abs(bundle.golden.logits).max()
     images = len(bundle.golden.pixels)

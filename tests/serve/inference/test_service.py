@@ -305,9 +305,11 @@ def test_tokens_are_in_use_when_their_revision_is_applied_and_parked_if_they_can
     cache = TokenCache(tmp_path / "state" / TOKEN_DIRECTORY)
     with tureen.load(bundle_path, engine="onnxruntime") as soup:
         fog, haze = (make_token(soup, name, seed) for seed, name in enumerate(("fog", "haze")))
-        wrong = make_token(soup, "wrong", 2)
+        wrong, wrong_haze = (make_token(soup, name, 2) for name in ("wrong", "haze"))
     wrong.golden_logits[:] += 1
+    wrong_haze.golden_logits[:] += 1
     sha = {token.record.name: cache.write(token.to_bytes()) for token in (fog, haze, wrong)}
+    sha["wrong haze"] = cache.write(wrong_haze.to_bytes())
 
     async def test(service):
         service.apply_settings(1, SettingsState(tokens={"fog": sha["fog"], "wrong": sha["wrong"], "gone": "0" * 64}))
@@ -325,6 +327,11 @@ def test_tokens_are_in_use_when_their_revision_is_applied_and_parked_if_they_can
         assert service.applied_revision == 3
         assert service.model.soup.tokens.keys() == {"clean", "robust", "haze"}
         assert not service.parked_tokens
+        service.apply_settings(4, SettingsState(tokens={"haze": sha["wrong haze"], "fog": sha["fog"]}))
+        await service.load_tokens()  # the token that replaces haze cannot be used
+        assert (service.model.soup.tokens.keys(), set(service.parked_tokens)) == ({"clean", "robust", "fog"}, {"haze"})
+        service.apply_settings(5, SettingsState(tokens={"haze": sha["haze"]}))
+        await service.load_tokens()
         await service.check_token(sha["fog"])
         for refused in (sha["wrong"], "0" * 64):
             with pytest.raises(TureenError):

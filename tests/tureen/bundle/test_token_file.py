@@ -118,7 +118,7 @@ def renamed(token, name):
 
 
 def test_a_directory_gives_its_tokens_in_the_order_of_the_files(token, tmp_path):
-    assert read_tokens(tmp_path, 2) == []
+    assert list(read_tokens(tmp_path, 2)) == []
     for name in ("night", "fog"):
         write_token(tmp_path / f"{name}.token", renamed(token, name))
     (tmp_path / "README.md").write_text("not a token")
@@ -127,13 +127,13 @@ def test_a_directory_gives_its_tokens_in_the_order_of_the_files(token, tmp_path)
 
 def test_a_directory_with_a_wrong_file_is_refused_by_its_name(token, tmp_path):
     with pytest.raises(TokenFileError, match=r"absent cannot be read: No such file"):
-        read_tokens(tmp_path / "absent", 2)
+        list(read_tokens(tmp_path / "absent", 2))
     write_token(tmp_path / "a.token", token)
     write_token(tmp_path / "b.token", token)
     with pytest.raises(TokenFileError, match=r"b\.token: another file of the directory has a token 'fog' too"):
-        read_tokens(tmp_path, 2)
+        list(read_tokens(tmp_path, 2))
     with pytest.raises(TokenFileError, match="2 token files, the limit is 1"):
-        read_tokens(tmp_path, 1)
+        list(read_tokens(tmp_path, 1))
     (tmp_path / "b.token").write_bytes(b"")
     with pytest.raises(TokenFileError, match=r"b\.token is not a token file"):
-        read_tokens(tmp_path, 2)
+        list(read_tokens(tmp_path, 2))
