@@ -62,10 +62,10 @@ class EngineRequest:
 
 @dataclass
 class ProvenEngines:
-    """The accepted engines.
+    """The engines whose logits were near enough to those of PyTorch, as `prove_engines` found.
 
     rows: a row of the manifest for each engine and precision. files: content of the files in engines/ that the engines
-    run, by file name. plans: the records of the plans among these files, by file name.
+    run, by file name. plans: for each file that is a plan, compiled for one kind of GPU, its record by file name.
     """
 
     rows: list[ParityRow] = field(default_factory=list)

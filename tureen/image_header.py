@@ -48,7 +48,8 @@ def read_header(data: bytes, *, max_scans: int) -> ImageHeader | None:
 
     Returns UNKNOWN_HEADER if the header does not end within the first MAX_PARTS_READ parts of the file, or if a PNG
     file has two headers. `preprocess.decode` refuses an image that is larger than the returned header says.
-    max_scans: the largest number of scans of a progressive JPEG after the first that count as decoding work.
+    max_scans: limit on the counted scans. A progressive JPEG may have more scans after its first one, but no more count
+    as decoding work.
     """
     if data.startswith(JPEG_SIGNATURE):
         return _jpeg_header(data, max_scans)

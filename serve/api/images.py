@@ -106,8 +106,9 @@ def parse_images(body: bytes, content_type: str, limits: BodyLimits) -> RequestI
 def _parse_form(content_type: str, body: bytes, limits: BodyLimits) -> RequestImages:
     """Returns the images of a form. The form has a part `image` for each image.
 
-    The form may also have parts `beta`, `strength`, `token` and `mix`, one of them for each image in the order of the
-    images. It has either one such part for every image, or none. Raises the errors of `parse_images`.
+    The form may also choose for each image, by a part `beta`, `strength`, `token` or `mix`. Then it has one such part
+    for every image, in the order of the images. The parts of two images may have different names. `parse_images`
+    documents the errors.
     """
     parts: list[tuple[str, bytes]] = []
     is_complete = False

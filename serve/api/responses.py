@@ -110,7 +110,10 @@ class ServedModelFields(TypedDict):
 
 
 def served_model_fields(admission: Admission, choices: Sequence[BetaChoice] = ()) -> ServedModelFields:
-    """Returns the fields of ServedModel for an admitted request. choices: of its images; a sweep has none."""
+    """Returns the fields of ServedModel for an admitted request.
+
+    choices: of its images; they decide the field `calibrated`. Empty for a sweep, which has β alone.
+    """
     manifest = admission.model.bundle.manifest
     return {
         "model": manifest.name,

@@ -287,7 +287,7 @@ def _run_on_cluster(
 def _run_with_progress(
     job: Job, make: Callable[[Iterator[ShardTask], OnImages], Iterator[ShardResult]], options: argparse.Namespace
 ) -> JobSummary:
-    """Runs the job to its end, shows the progress on the terminal, and returns the summary.
+    """Runs the job to its end, shows the progress on the terminal, and returns the summary. Raises as `Job.run` does.
 
     make: a function that makes the shards of the tasks. It calls its second argument with two numbers: the images that
     finished since the last call, and how many of these failed.

@@ -47,7 +47,7 @@ def _feed(protocol: HttpToolsProtocol, data: bytes) -> None:
 
     After such a head, the parser stops and treats further bytes, even a body, as another protocol. Java's HttpClient
     and `curl --http2` offer an upgrade (h2c) with their first request. If the server ignores the offer, they continue
-    in HTTP/1.1.
+    in HTTP/1.1. Raises httptools.HttpParserError if the bytes are not HTTP.
     """
     while True:
         parser = protocol.parser

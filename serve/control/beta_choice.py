@@ -87,16 +87,17 @@ class ActiveSettings:
 
         given: the β or mix given for the image or its request, or None. Does not check that the tokens of a mix exist.
 
-        For a model with one token, raises SingleTokenError if the client gives a β or names a policy. API keys are not
-        checked for such a model.
+        For a model with one token, raises SingleTokenError if the client gives a β or names a policy, and
+        ChoiceNotAllowedError if it gives a mix and the operator allows clients no choice. API keys are not checked for
+        such a model.
 
         For a model with two tokens, raises:
         - UnknownApiKeyError if the settings have API keys and the client sends an unknown key, even if β is given. If
           the settings have no API keys, ignores a client's key, because a gateway may use the same header.
         - UnknownPolicyError if no β is given and the client names a policy that does not exist.
         - ChoiceNotAllowedError if the client gives a β or a mix or names a policy, and the operator allows clients no
-          choice. Raises it for a mix also if the model has one token. Raises it if the policy of the client's API key
-          is a mix, and the client gives a mix, a policy, or a β for which that policy has no bounds.
+          choice. Raises it also if the policy of the client's API key is a mix, and the client gives a mix, a policy,
+          or a β for which that policy has no bounds.
         - BetaOutOfBoundsError if that β, or the β of that mix or policy, is outside the operator's bounds. For a client
           whose API key has a mix as its policy, these are the bounds of that policy.
         """

@@ -79,8 +79,9 @@ def set_refusal(scope: Scope, kind: ProblemType) -> None:
 def record(metrics: Metrics, scope: Scope, status: int, seconds: float) -> None:
     """Updates the metrics and writes the log event of one completed request.
 
-    status: of the response; 0: no response was sent. The connection sends the response if the application did not
-    start. seconds: duration of the request. scope: may lack keys if the connection ended before the head was complete.
+    status: of the application's response; 0: it sent none. If the connection refused the request before the application
+    started, uses the status of that refusal instead. seconds: duration of the request. scope: may lack keys if the
+    connection ended before the head was complete.
     """
     fields = dict(access_fields(scope))
     status, code = _sent(scope, status)

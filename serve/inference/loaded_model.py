@@ -66,7 +66,10 @@ class InferenceResult(StageTimes):
 
 
 class LoadedModel:
-    """A bundle whose engine is ready to run. Owns the Soup, the bundle with its open engine; `close` closes it."""
+    """A bundle whose engine is ready to run. `close` closes the engine.
+
+    soup: the bundle together with its engine.
+    """
 
     def __init__(
         self,

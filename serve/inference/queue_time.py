@@ -187,9 +187,9 @@ class QueueTime:
     def expected_s(self, costs: Iterable[ImageCost] = (LEAST_COST,), rows: int = 1) -> float:
         """Returns the expected seconds of a request. costs: of its images. rows: engine rows of all images.
 
-        Lanes decode concurrently, so only the slowest lane counts. The decoding of a large or disproportionate image
-        counts only if its lane has other work. So one request of each such kind is admitted at a time, however long it
-        takes.
+        Each kind of image has separate decoders, its lane. Lanes decode concurrently, so only the slowest one counts.
+        An idle lane for large or disproportionate images counts as 0 s. So the first such image is admitted even if its
+        decoding takes longer than the limit.
         """
         work: dict[ImageKind, int] = {}
         for cost in costs:

@@ -29,7 +29,8 @@ _CONTENTS = {"BYTES": "bytes_contents", "UINT8": "uint_contents", "FP32": "fp32_
 def decode_message(message: pb.ModelInferRequest, limits: RequestLimits) -> InferRequest:
     """Returns the inference request in a gRPC message.
 
-    Raises InvalidRequestError if a tensor of the message is invalid, and the errors of
+    Raises InvalidRequestError if a tensor or a requested output is invalid, or if there are too many of them. Raises it
+    if raw_input_contents lacks the data of an input, or is given together with contents. Raises the errors of
     `serve.oip.request.make_request`.
     """
     check_counts(len(message.inputs), len(message.outputs))

@@ -44,9 +44,10 @@ class Tensor(TensorMetadata):
 
 
 def tensor_from_raw(metadata: TensorMetadata, raw: memoryview) -> Tensor:
-    """Returns the tensor with the binary data `raw`, which has the form that `raw_data` returns.
+    """Returns the tensor with the binary data `raw`: row-major and little-endian.
 
-    Raises InvalidRequestError if the number of elements does not match the shape.
+    In a BYTES tensor, the length of each element, a number of four bytes, comes before the element. Raises
+    InvalidRequestError if the number of elements does not match the shape, or if the data ends within an element.
     """
     if metadata.datatype == BYTES:
         return _tensor(metadata, list(_elements(metadata, raw)))
@@ -60,10 +61,11 @@ def tensor_from_raw(metadata: TensorMetadata, raw: memoryview) -> Tensor:
 
 
 def tensor_from_values(metadata: TensorMetadata, values: Sequence[Any]) -> Tensor:
-    """Returns the tensor with these values, which are a flat list or lists nested like the shape.
+    """Returns the tensor with these values. They are a flat list, or nested lists of equal lengths.
 
     A value is a number; in a BYTES tensor it is bytes or a base64 string. Raises InvalidRequestError if a value is of
-    another type, if a value of UINT8 is outside 0–255, or if the number of values does not match the shape.
+    another type, or if a value of UINT8 is outside 0–255. Raises it if nested lists have unequal lengths, or if the
+    number of values does not match the shape.
     """
     if metadata.datatype == BYTES:
         elements = [_bytes_of(metadata, index, value) for index, value in enumerate(_flat(values))]

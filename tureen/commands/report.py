@@ -204,8 +204,8 @@ def matrix_table(matrix: TransferMatrix) -> str:
 def suspect_sentence(suspect: SuspectCell) -> str:
     """Returns a sentence that explains a suspect cell of the transfer matrix.
 
-    The cell is suspect because an attack on another β breaks the served β more often than the attack on the served β
-    itself. The sentence names both β, the p-value and the probable cause.
+    The served β misclassifies more images after an attack on another β, or on all β, than after the attack on the
+    served β. So the attack on the served β is too weak. The sentence names both β, the p-value and the probable cause.
     """
     attacked = "all β at once" if suspect.attacked is None else f"β = {suspect.attacked:g}"
     return (
