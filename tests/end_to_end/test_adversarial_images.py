@@ -10,7 +10,7 @@ import torch
 import tureen
 from benchmarks.black_box import HttpClassifier
 from benchmarks.server_process import run_tureen
-from training.attacks.gradient import apgd_both
+from training.attacks.apgd import apgd_both
 from training.checkpoint import load_checkpoint
 from training.models.vit import images_from_pixels, pixels_from_images
 from tureen.bundle.bundle import read_manifest

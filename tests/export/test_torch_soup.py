@@ -9,7 +9,7 @@ import torch
 import tureen
 from export.errors import ExportError
 from export.torch_soup import load_torch
-from training.attacks.gradient import apgd
+from training.attacks.apgd import apgd
 from training.models.vit import images_from_pixels
 from tureen.bundle.bundle import MANIFEST, load_bundle
 from tureen.bundle.examples import EXAMPLES

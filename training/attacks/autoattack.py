@@ -15,7 +15,8 @@ import torch
 from pyautoattack.square import SquareAttack
 from torch import Tensor
 
-from training.attacks.gradient import TARGETED_DLR_CLASSES, TARGETS, Forward
+from training.attacks.apgd import TARGETED_DLR_CLASSES, TARGETS
+from training.attacks.gradient import Forward
 from training.errors import RecipeError
 from tureen.bundle.manifest import Norm
 

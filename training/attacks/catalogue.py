@@ -10,17 +10,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from training.attacks.gradient import (
-    DLR_CLASSES,
-    TARGETED_DLR_CLASSES,
-    Forward,
-    apgd,
-    apgd_both,
-    apgd_margin,
-    fgsm,
-    mi_fgsm,
-    pgd,
-)
+from training.attacks.apgd import DLR_CLASSES, TARGETED_DLR_CLASSES, apgd, apgd_both, apgd_margin
+from training.attacks.gradient import Forward, fgsm, mi_fgsm, pgd
 from training.errors import RecipeError
 from tureen.bundle.manifest import Norm
 from tureen.errors import did_you_mean

@@ -19,8 +19,9 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from training.attacks.apgd import DLR_CLASSES, apgd_margin
 from training.attacks.catalogue import attack_label
-from training.attacks.gradient import DLR_CLASSES, Forward, apgd_margin
+from training.attacks.gradient import Forward
 from training.checkpoint import Checkpoint
 from training.data.datasets import balanced_sample
 from training.errors import DataError, RecipeError

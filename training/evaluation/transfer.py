@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from training.attacks.apgd import apgd_margin
 from training.attacks.catalogue import attack_label
-from training.attacks.gradient import Forward, apgd_margin
+from training.attacks.gradient import Forward
 from training.data.datasets import Images
 from training.evaluation.accuracy import (
     AttackOutcome,

@@ -17,9 +17,10 @@ import torchattacks
 from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
 from sklearn.datasets import load_digits
 
+from training.attacks.apgd import apgd
 from training.attacks.autoattack import autoattack
 from training.attacks.catalogue import ATTACKS
-from training.attacks.gradient import apgd, fgsm, mi_fgsm, pgd
+from training.attacks.gradient import fgsm, mi_fgsm, pgd
 
 EPSILON = 55 / 255
 STEPS = 100
