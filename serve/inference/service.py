@@ -19,11 +19,11 @@ from serve.control.beta_choice import ANONYMOUS, ActiveSettings, BetaChoice, Cli
 from serve.control.settings_state import SettingsState
 from serve.control.state_directory import TOKEN_DIRECTORY
 from serve.control.token_cache import TokenCache
-from serve.errors import NotReadyError, OverloadedError, TokenParkedError, TooManyPixelsError
+from serve.errors import NotReadyError, TokenParkedError
+from serve.inference.admission import Permits
 from serve.inference.batch_policy import Priority
 from serve.inference.image_decoders import Decoders
 from serve.inference.loaded_model import InferenceRequest, InferenceResult, LoadedModel, open_soup
-from serve.inference.queue_time import QueueTime, StartSpeed, retry_after_s
 from serve.settings import Settings
 from serve.telemetry.metrics import MIX_BUCKET, Metrics, beta_bucket
 from serve.telemetry.request_trace import REQUEST_TRACE
@@ -31,7 +31,7 @@ from tureen.bundle.bundle import Bundle, load_bundle
 from tureen.bundle.manifest import BACKBONE, Manifest
 from tureen.engines.timings_cache import explain_choice
 from tureen.errors import EngineError, SingleTokenError, TokenFileError, TureenError
-from tureen.image_cost import LEAST_COST, NO_COST, ImageCost, ImageKind, image_cost
+from tureen.image_cost import LEAST_COST, NO_COST, ImageCost, image_cost
 from tureen.preprocess import Pixels
 from tureen.soup import Soup
 from tureen.tokens import CLEAN_BETA, ROBUST_BETA, GivenChoice, Mix, Strength, TokenChoice, token_mix
@@ -50,21 +50,13 @@ class Service:
         self._holds: dict[LoadedModel, set[object]] = {}  # the admissions and the background work that use each model
         self._retirements: set[asyncio.Task[None]] = set()
         self._comparisons: set[asyncio.Task[None]] = set()
-        self._queue_time = QueueTime(
-            StartSpeed(0.0, {1: 0.0}),
-            decoders={
-                ImageKind.SMALL: settings.decode_threads,
-                ImageKind.LARGE: settings.decode_processes,
-                ImageKind.DISPROPORTIONATE: 1,
-            },
-        )
-        self._permits_taken = 0
+        self._permits = Permits(settings, metrics)
         self._is_draining = False
         self._decoders = Decoders(
             settings.decode_threads,
             settings.decode_processes,
             max_memory=settings.max_decode_memory,
-            on_decoded=lambda cost, seconds: self._queue_time.record_decoding(cost, seconds, time.monotonic()),
+            on_decoded=self._permits.record_decoding,
         )
         self._revision, self._state = 0, SettingsState()
         self._token_cache = TokenCache(settings.state_dir / TOKEN_DIRECTORY)
@@ -74,7 +66,6 @@ class Service:
         self.active_settings = initial_settings(bundle.manifest, settings.default_beta)
         self._export_settings()
         metrics.is_ready.set(0)
-        metrics.expected_queue_limit.set(settings.max_queue_ms / 1000)
 
     @property
     def is_ready(self) -> bool:
@@ -183,30 +174,11 @@ class Service:
     def refusal(
         self, costs: Sequence[ImageCost] = (LEAST_COST,), rows: int = 1, timeout_ms: int | None = None
     ) -> TureenError | None:
-        """Returns None if a request can be admitted now, or else the error for its client.
+        """Returns NotReadyError until a model is loaded, then the result of `Permits.refusal`.
 
-        costs: of each image of the request. rows: engine rows of all images. The default is one small image, because
-        the images are unknown before the body arrives. timeout_ms: of the request; None: that of the settings.
-        Returns NotReadyError until a model is loaded, and TooManyPixelsError above max_request_pixels. Returns
-        OverloadedError if another request is in progress and one of these is true: all permits are taken, the images
-        to decode would exceed max_decode_pixels, or the expected time exceeds max_queue_ms or the timeout.
+        It is None if a request can be admitted now. `Permits.refusal` documents the arguments.
         """
-        if self._model is None:
-            return NotReadyError()
-        settings, pixels = self.settings, sum(cost.pixels for cost in costs)
-        if pixels > settings.max_request_pixels:
-            return TooManyPixelsError(settings.max_request_pixels)
-        if not self._permits_taken:
-            return None
-        limit_s = min(settings.max_queue_ms, timeout_ms or settings.timeout_ms) / 1000
-        expected_s = self._queue_time.expected_s(costs, rows)
-        if (
-            self._permits_taken >= settings.max_requests
-            or expected_s > limit_s
-            or not self._queue_time.has_room(costs, settings.max_decode_pixels)
-        ):
-            return OverloadedError(retry_after_s(expected_s, limit_s))
-        return None
+        return NotReadyError() if self._model is None else self._permits.refusal(costs, rows, timeout_ms)
 
     @contextmanager
     def admit(
@@ -229,21 +201,17 @@ class Service:
         admission = Admission(self, images, costs, rows, arrived_s=arrived_s, timeout_ms=timeout_ms)
         if (trace := REQUEST_TRACE.get()) is not None:
             trace.manifest = admission.model.bundle.manifest
-        self._permits_taken += 1
-        for cost in costs:
-            self._queue_time.add_image(cost, rows)
         self._holds[admission.model].add(admission)
-        self._export_load()
         try:
-            yield admission
+            with self._permits.hold(costs, rows):
+                try:
+                    yield admission
+                finally:
+                    admission.end_decoding()
         finally:
-            self._permits_taken -= 1
-            admission.end_decoding()
-            self._queue_time.remove_rows(rows * len(costs))
             self._release(admission.model, admission)
-            if self._permits_taken == 0:
+            if self._permits.taken == 0:
                 admission.model.notify_idle()
-            self._export_load()
 
     def end_decoding(self, cost: ImageCost, rows: int) -> None:
         """Stops counting an admitted image as waiting for a decoder.
@@ -251,7 +219,7 @@ class Service:
         Must be called when its decoding has ended, or when it is certain that it will not start. rows: engine rows of
         the image.
         """
-        self._queue_time.end_decoding(cost, rows)
+        self._permits.queue_time.end_decoding(cost, rows)
 
     def compare_modes(self, admission: Admission, result: InferenceResult, beta: float) -> None:
         """Runs a random sample of the classified images in the other mode too, and counts how often the labels differ.
@@ -304,17 +272,18 @@ class Service:
             self.settings,
             self.metrics,
             self._decoders,
-            is_idle=lambda: self._permits_taken == 0,
+            is_idle=lambda: self._permits.taken == 0,
             on_run=lambda rows, seconds: self._on_run(model, rows, seconds),
         )
         if self._model is not None and _speed_key(self._model.soup) == _speed_key(soup):
-            start = start.minimum(self._queue_time.start)  # under load, a reload measures times that are too long
+            start = start.minimum(
+                self._permits.queue_time.start
+            )  # under load, a reload measures times that are too long
         async with self._loading_tokens:
             await self._load_tokens(model)
             while self._state.tokens != self._tokens_in_force:  # they changed while the model loaded them
                 await self._load_tokens(model)
-            self._queue_time.restart(start)
-            self._export_load()
+            self._permits.restart(start)
             self._holds[model] = set()
             self._model = model
         self.active_settings = replace(new_settings, revision=self._revision, state=self._state)
@@ -344,11 +313,7 @@ class Service:
 
     def _on_run(self, model: LoadedModel, rows: int, seconds: float) -> None:
         if model is self._model:  # the speed of a replaced model does not predict that of its successor
-            self._queue_time.record_run(rows, seconds, time.monotonic())
-
-    def _export_load(self) -> None:
-        self.metrics.in_flight.set(self._permits_taken)
-        self.metrics.expected_queue.set(self._queue_time.expected_s())
+            self._permits.queue_time.record_run(rows, seconds, time.monotonic())
 
     def _release(self, model: LoadedModel, hold: object) -> None:
         holds = self._holds[model]

@@ -86,13 +86,13 @@ def test_a_sweep_of_an_image_that_cannot_be_decoded_raises_its_error(bundle_path
 
 def test_a_request_that_would_wait_too_long_is_refused_and_an_idle_machine_accepts_any(bundle_path):
     async def test(service):
-        service._queue_time.restart(StartSpeed(0.0, {1: 0.2, 8: 1.6}))
+        service._permits.queue_time.restart(StartSpeed(0.0, {1: 0.2, 8: 1.6}))
         with service.admit([b""]) as first:
             assert first.model is service.model
             with service.admit([b""]), pytest.raises(OverloadedError) as refused, service.admit([b""]):
                 pass
             assert refused.value.retry_after_s == 1
-        service._queue_time.restart(StartSpeed(0.0, {1: 100.0}))
+        service._permits.queue_time.restart(StartSpeed(0.0, {1: 100.0}))
         with service.admit([b""]):
             assert value(service, "tureen_expected_queue_seconds") == 200.0
         assert value(service, "tureen_expected_queue_seconds") == 100.0
@@ -103,7 +103,7 @@ def test_a_request_that_would_wait_too_long_is_refused_and_an_idle_machine_accep
 
 def test_a_request_that_would_expire_in_the_queue_is_refused_instead(bundle_path):
     async def test(service):
-        service._queue_time.restart(StartSpeed(0.0, {1: 0.01, 2: 0.02}))
+        service._permits.queue_time.restart(StartSpeed(0.0, {1: 0.01, 2: 0.02}))
         with service.admit([b""]):
             assert service.refusal(timeout_ms=1000) is None
             assert isinstance(service.refusal(timeout_ms=10), OverloadedError)
@@ -232,7 +232,7 @@ def test_photographs_and_small_images_are_served_while_disproportionate_images_f
     photograph = encode(Image.fromarray(grain).resize((1280, 800)), "JPEG", quality=85)
 
     async def test(service):
-        service._queue_time.restart(StartSpeed(1e-9, {1: 0.001, 8: 0.002}))
+        service._permits.queue_time.restart(StartSpeed(1e-9, {1: 0.001, 8: 0.002}))
         choice = service.active_settings.choose(0.5, ANONYMOUS)
         with service.admit([bomb] * 5) as bombs, contextlib.ExitStack() as stack:
             waiting = asyncio.create_task(bombs.classify([choice] * 5))
@@ -265,13 +265,13 @@ def test_an_idle_server_accepts_as_much_after_large_and_slow_requests_as_at_its_
         return 256
 
     async def test(service):
-        service._queue_time.restart(StartSpeed(1e-9, {1: 0.005, 8: 0.04}))
+        service._permits.queue_time.restart(StartSpeed(1e-9, {1: 0.005, 8: 0.04}))
         before = taken(service)
         for _ in range(3):
             with service.admit([large] * 3 + [b"no image"]) as admission:
                 await admission.classify([admission.choose(0.5)] * 4)
         with service.admit([small]):
-            service._queue_time.record_decoding(LEAST_COST, 60.0, time.monotonic())
+            service._permits.queue_time.record_decoding(LEAST_COST, 60.0, time.monotonic())
             assert taken(service) < before
         assert 0 < taken(service) == before < 256
 
@@ -281,20 +281,20 @@ def test_an_idle_server_accepts_as_much_after_large_and_slow_requests_as_at_its_
 def test_a_reload_of_the_same_model_under_load_makes_the_speed_of_the_start_no_slower(own_cifar10, bundle_path):
     async def test(service):
         fast = StartSpeed(1e-15, {size: size * 1e-9 for size in (1, 2, 4, 8)})
-        service._queue_time.restart(fast)
+        service._permits.queue_time.restart(fast)
         replace_version(own_cifar10, "after")
         await service.reload()
-        assert service._queue_time.start == fast
+        assert service._permits.queue_time.start == fast
         shutil.copytree(bundle_path, own_cifar10, dirs_exist_ok=True)
         await service.reload()
-        assert service._queue_time.start.run_s[1] > 1e-6  # the speed of another model is measured anew
+        assert service._permits.queue_time.start.run_s[1] > 1e-6  # the speed of another model is measured anew
 
     serving(own_cifar10, test)
 
 
 def test_a_reload_measures_anew(own_cifar10):
     async def test(service):
-        service._queue_time.restart(StartSpeed(1.0, {1: 100.0}))
+        service._permits.queue_time.restart(StartSpeed(1.0, {1: 100.0}))
         await service.reload()
         assert value(service, "tureen_expected_queue_seconds") < 100
 

@@ -255,10 +255,10 @@ def test_a_client_that_gives_up_gives_its_permit_back_and_its_rows_never_run(bun
         async with serving(bundle, max_requests=1) as client:
             await refused(client.ModelInfer(image_request([large]), timeout=0.005), Code.DEADLINE_EXCEEDED)
             call = client.ModelInfer(image_request([large]))
-            while not client.service._permits_taken:
+            while not client.service._permits.taken:
                 await asyncio.sleep(0.001)
             call.cancel()
-            while client.service._permits_taken:
+            while client.service._permits.taken:
                 await asyncio.sleep(0.001)
             small = encode(Image.new("L", (40, 40)))
             assert logits(await client.ModelInfer(image_request([small]))).shape == (1, 10)
