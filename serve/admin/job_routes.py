@@ -22,7 +22,7 @@ from serve.jobs.job_output import SUCCESS_FILE, read_job_id
 from serve.jobs.job_store import JobRecord, JobRecords, JobSubmission, State
 from serve.jobs.rooted_files import OutputDirectory, RootedFiles, open_regular_file
 from serve.jobs.runner import check_paths
-from serve.jobs.shard import Format, read_rows
+from serve.jobs.shard_file import Format, read_rows
 from tureen.errors import SingleTokenError
 
 MAX_LISTED = 1000

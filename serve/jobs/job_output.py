@@ -31,7 +31,7 @@ from serve.jobs.image_source import ImageSource, InputImage
 from serve.jobs.job_spec import InputSummary, JobOptions, JobSpec, build_spec, check_betas, check_unchanged
 from serve.jobs.pipeline import OnImages, Pipeline, ShardInput
 from serve.jobs.rooted_files import JOB_FOLDER, OutputDirectory, open_regular_file
-from serve.jobs.shard import ModelInfo, Shard, read_shard, write_shard
+from serve.jobs.shard_file import ModelInfo, Shard, read_shard, write_shard
 from tureen.atomic_file import atomic_file, write_atomically
 from tureen.bundle.manifest import Manifest, Precision
 from tureen.engines.base import Engine

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from serve.errors import InputError, OutputError
-from serve.jobs.shard import Format
+from serve.jobs.shard_file import Format
 from tureen.bundle.manifest import UNCALIBRATED, Manifest, Precision, StrengthCurve, Temperatures
 from tureen.engines.base import Engine
 from tureen.engines.paired import CPU_ENGINES

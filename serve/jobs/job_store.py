@@ -32,7 +32,7 @@ from pydantic import (
 from serve.control.revision_store import RevisionStore
 from serve.control.settings_state import Beta, FrozenModel, format_time
 from serve.errors import JobStateError, TooManyJobsError, UnknownJobError
-from serve.jobs.shard import Format
+from serve.jobs.shard_file import Format
 from tureen.bundle.manifest import Manifest
 from tureen.bundle.token_file import TokenName
 from tureen.tokens import CLEAN_BETA, Mix, Strength, parse_mix, token_mix

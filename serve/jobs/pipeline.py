@@ -21,7 +21,7 @@ from serve.errors import JobError
 from serve.inference.batch_policy import BatchParts
 from serve.jobs.decoding import DecodePool, DecodeResult
 from serve.jobs.image_source import InputImage
-from serve.jobs.shard import Shard
+from serve.jobs.shard_file import Shard
 from tureen.bundle.manifest import Temperatures
 from tureen.preprocess import Pixels
 from tureen.tokens import Mix

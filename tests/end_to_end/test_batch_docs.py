@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 from serve.jobs.input_sources import MANIFEST_SUFFIXES, TAR_SUFFIXES
-from serve.jobs.shard import COLUMNS
+from serve.jobs.shard_file import COLUMNS
 from tureen.bundle.bundle import load_bundle
 from tureen.bundle.examples import EXAMPLES
 

@@ -14,7 +14,7 @@ from serve.control.credential_store import Credentials
 from serve.control.state_directory import TOKEN_FILE
 from serve.jobs.job_output import JOB_ID_FILE, SUCCESS_FILE
 from serve.jobs.rooted_files import JOB_FOLDER
-from serve.jobs.shard import ModelInfo, Shard, write_shard
+from serve.jobs.shard_file import ModelInfo, Shard, write_shard
 from tests.serve.admin.opened import Workers, opened
 
 INFO = ModelInfo(("cat", "dog"), "pets", "1", "onnxruntime", "fp32")

@@ -10,7 +10,7 @@ from serve.errors import JobError
 from serve.jobs.decoding import DecodeResult
 from serve.jobs.image_source import InputImage
 from serve.jobs.pipeline import CHUNK, INFERENCE_FAILED, Pipeline, ShardInput
-from serve.jobs.shard import Shard
+from serve.jobs.shard_file import Shard
 from tests.serve.jobs.conftest import BUNDLE
 from tests.serve.jobs.tables import rows_of
 from tureen.bundle.manifest import UNCALIBRATED, Temperatures

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from serve.errors import InputError, OutputError
-from serve.jobs.shard import COLUMNS, ModelInfo, Shard, read_rows, read_shard, write_shard
+from serve.jobs.shard_file import COLUMNS, ModelInfo, Shard, read_rows, read_shard, write_shard
 from tests.serve.jobs.tables import rows_of
 from tureen.bundle.manifest import StrengthCurve
 
