@@ -107,7 +107,7 @@ def add_classify_routes(app: FastAPI, service: Service, memory: BodyMemory) -> N
     )
     async def sweep(request: Request) -> Response:
         parameters = sweep_parameters(request.query_params, settings)
-        client_identity_of(request)  # raises for a repeated header; a sweep needs no identity
+        client = client_identity_of(request)
         images = await receive_images(request, parameters)
         if len(images.images) != 1 or images.choices != [None]:
             raise InvalidParameterError("a sweep takes one image, and its β in the query parameter betas or strengths")
@@ -117,7 +117,7 @@ def add_classify_routes(app: FastAPI, service: Service, memory: BodyMemory) -> N
             if not admission.model.bundle.manifest.has_two_tokens:
                 raise SingleTokenError
             betas = [admission.beta_of(beta) for beta in parameters.betas]
-            admission.active_settings.check(betas)
+            admission.active_settings.check(betas, client)
             result = await cancel_on_disconnect(request, admission.sweep(betas))
             body = sweep_response(admission, betas, result.logits, parameters.top_k)
         return _response(request, body, [result])

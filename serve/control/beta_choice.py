@@ -12,7 +12,7 @@ the first of these sources that exists:
 
 The operator's bounds limit every β except that of an API key's policy, which the operator chose for that client. The β
 of a mix is the share of its robust token. A client whose key has a mix as its policy may choose only within the bounds
-of that policy, so it cannot use the tokens of other clients.
+of that policy. For other clients, the tokens of that policy and the policy itself do not exist.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.control.settings_state import KeyPolicy, MixPolicy, SettingsState
+from serve.control.settings_state import KeyPolicy, MixPolicy, SettingsState, tokens_of
 from serve.errors import (
     BetaOutOfBoundsError,
     ChoiceNotAllowedError,
@@ -94,7 +94,8 @@ class ActiveSettings:
         For a model with two tokens, raises:
         - UnknownApiKeyError if the settings have API keys and the client sends an unknown key, even if β is given. If
           the settings have no API keys, ignores a client's key, because a gateway may use the same header.
-        - UnknownPolicyError if no β is given and the client names a policy that does not exist.
+        - UnknownPolicyError if no β is given and the client names a policy that does not exist, or one with a token of
+          an API key's policy.
         - ChoiceNotAllowedError if the client gives a β or a mix or names a policy, and the operator allows clients no
           choice. Raises it also if the policy of the client's API key is a mix, and the client gives a mix, a policy,
           or a β for which that policy has no bounds.
@@ -118,9 +119,9 @@ class ActiveSettings:
         if given is not None:
             return self._chosen_by_client(given, "request")
         if client.policy is not None:
-            if client.policy not in self.state.policies:
+            policy = self.state.policies.get(client.policy)
+            if policy is None or tokens_of(policy) & self.state.private_tokens:
                 raise UnknownPolicyError
-            policy = self.state.policies[client.policy]
             named = self._choice(policy.choice if isinstance(policy, MixPolicy) else policy, "policy")
             assert named.beta is not None
             return replace(self._chosen_by_client(named.beta, "policy"), mix=named.mix)
@@ -131,12 +132,16 @@ class ActiveSettings:
             return BetaChoice(canary.beta, "canary", self.revision)
         return self.default
 
-    def check(self, betas: list[float]) -> None:
-        """Raises an error if clients may not choose one of these β.
+    def check(self, betas: list[float], client: ClientIdentity = ANONYMOUS) -> None:
+        """Raises an error if the client may not choose one of these β.
 
-        Raises ChoiceNotAllowedError if the operator allows clients no choice, and BetaOutOfBoundsError if a β is
-        outside the operator's bounds.
+        Raises UnknownApiKeyError as `choose` does. Raises ChoiceNotAllowedError if the operator allows clients no
+        choice, or if the policy of the client's API key is a mix. Raises BetaOutOfBoundsError if a β is outside the
+        operator's bounds.
         """
+        key = self._key_of(client)
+        if key is not None and isinstance(self.state.policies[key.policy], MixPolicy):
+            raise ChoiceNotAllowedError
         for beta in betas:
             self._chosen_by_client(beta, "request")
 

@@ -165,6 +165,11 @@ class SettingsState(FrozenModel):
     pending: tuple[PendingChange, ...] = ()
     tokens: dict[TokenName, Sha256] = {}
 
+    @cached_property
+    def private_tokens(self) -> frozenset[str]:
+        """The tokens in the policies of API keys. Only clients with these keys may use them."""
+        return frozenset().union(*(tokens_of(self.policies[key.policy]) for key in self.api_keys.values()))
+
     @model_serializer(mode="wrap")
     def _without_empty_tokens(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leaves `tokens` out if there are none, so that an earlier version of Tureen can read the settings."""

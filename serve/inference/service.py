@@ -375,7 +375,7 @@ class Admission:
             given = self.beta_of(given)
         choice = self.active_settings.choose(given, identity)
         if isinstance(given, Mix):
-            given.check_names(self._tokens)
+            given.check_names(self._tokens.keys() - self.active_settings.state.private_tokens)
         elif choice.mix is not None and not {name for name, _ in choice.mix.weights} <= self._tokens.keys():
             raise TokenParkedError
         return choice

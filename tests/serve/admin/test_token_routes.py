@@ -165,6 +165,15 @@ def test_a_tenant_gets_the_mix_of_its_key_and_no_other(start_operated, tokens, i
         status, problem = classify(server, image, query, **key)
         assert (status, problem["code"]) == (403, "choice_not_allowed")
         assert "haze" not in problem["detail"]
+    for query, code in (
+        ("?token=fog", "unknown_token"),
+        ("?policy=ada", "unknown_policy"),
+        ("?token=absent", "unknown_token"),
+    ):
+        status, problem = classify(server, image, query)
+        assert (status, problem["code"]) == (422, code)
+        assert "fog" not in problem["detail"].replace("'fog'", "")  # but as the client named it
+    assert classify(server, image, "?token=haze")[0] == 200
     status, problem = routes.delete("fog")
     assert (status, "in use by the policy ada" in problem["detail"]) == (422, True)
     assert server.metric('tureen_token_classifications_total{token="other"}') > 0

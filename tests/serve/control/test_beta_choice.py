@@ -199,9 +199,14 @@ def weights(choice):
     return {name: pytest.approx(weight) for name, weight in choice.mix.weights}
 
 
-@pytest.mark.parametrize(("of", "source"), [(OF_ADA, "key"), (client(policy="strict"), "policy")])
-def test_a_policy_may_be_a_mix(of, source):
-    choice = settings(**MIXED).choose(None, of)
+PUBLIC = {**MIXED, "api_keys": {}}
+
+
+@pytest.mark.parametrize(
+    ("state", "of", "source"), [(MIXED, OF_ADA, "key"), (PUBLIC, client(policy="strict"), "policy")]
+)
+def test_a_policy_may_be_a_mix(state, of, source):
+    choice = settings(**state).choose(None, of)
     assert (choice.source, choice.revision, choice.beta) == (source, REVISION, pytest.approx(0.2))
     assert weights(choice) == {"fog": 0.8, "robust": 0.2}
 
@@ -237,5 +242,24 @@ def test_a_client_with_the_mix_of_its_key_chooses_nothing_else(state, given, pol
 
 def test_the_operators_bounds_limit_a_named_policy_with_a_mix():
     with pytest.raises(BetaOutOfBoundsError):
-        settings(**MIXED, beta_min=0.5).choose(None, client(policy="strict"))
+        settings(**PUBLIC, beta_min=0.5).choose(None, client(policy="strict"))
     assert settings(**MIXED, beta_min=0.5).choose(None, OF_ADA).beta == pytest.approx(0.2)
+
+
+def test_a_policy_with_a_token_of_an_api_key_exists_for_this_key_alone():
+    assert SettingsState(**MIXED).private_tokens == {"fog"}
+    with pytest.raises(UnknownPolicyError):
+        settings(**MIXED).choose(None, client(policy="strict"))
+    state = {**MIXED, "policies": {**MIXED["policies"], "open": MixPolicy(mix="clean:1,robust:1")}}
+    assert settings(**state).choose(None, client(policy="open")).beta == 0.5
+
+
+def test_a_sweep_is_within_the_bounds_and_refused_to_a_client_with_the_mix_of_its_key():
+    settings(**MIXED).check([0.0, 1.0])
+    settings(**LOOSE).check([0.0, 1.0], OF_ADA)
+    with pytest.raises(BetaOutOfBoundsError):
+        settings(**MIXED, beta_min=0.5).check([0.2])
+    with pytest.raises(ChoiceNotAllowedError):
+        settings(**BOUNDED).check([0.3], OF_ADA)
+    with pytest.raises(UnknownApiKeyError):
+        settings(**MIXED).check([0.3], client(key="another"))
