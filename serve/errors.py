@@ -27,6 +27,7 @@ TureenError
     ├── InferenceError               us: the engine failed
     ├── DecodingError                us: the process that decoded the image ended
     ├── UvicornVersionError          operator: the installed uvicorn is not supported
+    ├── PortError                    operator: the server cannot listen on a host and port
     ├── OipError                     errors of the Open Inference Protocol
     │   ├── InvalidRequestError          caller: the tensors, parameters or framing are wrong
     │   ├── InferRequestTooLargeError    caller: the request has too many bytes
@@ -184,6 +185,18 @@ class InferenceError(ServeError):
 class DecodingError(ServeError):
     def __init__(self) -> None:
         super().__init__("the process that decoded the image ended; the server log has the cause")
+
+
+class PortError(ServeError):
+    """The server cannot listen on a host and port.
+
+    reason: text of the system. is_admin: whether the port is that of the operators' listener.
+    """
+
+    def __init__(self, host: str, port: int, reason: str, *, is_admin: bool) -> None:
+        who, option = (" for operators", "--admin-port") if is_admin else ("", "--port")
+        super().__init__(f"cannot listen{who} on {host} port {port}: {reason}; choose another {option}")
+        self.host, self.port, self.reason, self.is_admin = host, port, reason, is_admin
 
 
 class OipError(ServeError):

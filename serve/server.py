@@ -11,7 +11,7 @@ from serve.admin.listener import AdminListener
 from serve.connection.graceful_shutdown import check_uvicorn
 from serve.connection.sockets import bind, hold_port
 from serve.control.revision_store import open_store
-from serve.errors import GrpcPortTakenError
+from serve.errors import GrpcPortTakenError, PortError
 from serve.processes.single import SingleProcess
 from serve.processes.supervisor import supervise
 from serve.settings import Settings, grpc_address, parse_settings
@@ -26,21 +26,25 @@ logger = logging.getLogger("tureen.serve")
 def serve(arguments: list[str]) -> int:
     """Runs `tureen serve`. arguments: those after `tureen serve`.
 
-    Returns the exit status and raises the errors of `run_server`.
+    Returns the exit status, and raises the errors of `run_server` except PortError: it logs that error, and returns 1.
     """
-    return run_server(parse_settings(arguments))
+    try:
+        return run_server(parse_settings(arguments))
+    except PortError as error:
+        logger.error("%s", error)
+        return 1
 
 
-def run_server(settings: Settings, on_ready: Callable[[int], None] = lambda port: None) -> int:
+def run_server(settings: Settings, on_ready: Callable[[int, int], None] = lambda port, admin_port: None) -> int:
     """Serves the bundle until SIGTERM or SIGINT stops the server, and returns the exit status.
 
-    The status is 1 if a port is taken, if no engine can be opened, or if a worker dies while the server stops; else 0.
-    The port responds before the engine is ready, so that /healthz and /readyz distinguish a slow start from a dead
-    process. on_ready: receives the port when the engine is ready.
-    Raises BundleError if the bundle is missing or damaged. Raises SingleTokenError if --default-beta is set and the
-    model has one token. Raises ControlStoreError if the URL --store is invalid, and UvicornVersionError if the
-    installed uvicorn is not supported. With several workers, raises AdminListenerError if other machines can reach the
-    operators' listener and there is no credential for them.
+    The status is 1 if the port of gRPC is taken, if no engine can be opened, or if a worker dies while the server
+    stops; else 0. The port responds before the engine is ready, so that /healthz and /readyz distinguish a slow start
+    from a dead process. on_ready: receives the port and that of the operators' listener when the engine is ready.
+    Raises PortError if one of the two is taken or not available, and BundleError if the bundle is missing or damaged.
+    Raises SingleTokenError if --default-beta is set and the model has one token. Raises ControlStoreError if the URL
+    --store is invalid, and UvicornVersionError if the installed uvicorn is not supported. With several workers, raises
+    AdminListenerError if other machines can reach the operators' listener and there is no credential for them.
     """
     configure_logs(settings.log_level)
     check_uvicorn()
@@ -54,8 +58,8 @@ def run_server(settings: Settings, on_ready: Callable[[int], None] = lambda port
     try:
         listeners = bind(settings.host, settings.port, settings.workers)
     except OSError as error:
-        logger.error("cannot listen on %s port %d: %s", settings.host, settings.port, error.strerror or error)
-        return 1
+        reason = error.strerror or str(error)
+        raise PortError(settings.host, settings.port, reason, is_admin=False) from None
     port = listeners[0].getsockname()[1]
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     logger.info("listening on http://%s:%d", host, port)
@@ -63,12 +67,10 @@ def run_server(settings: Settings, on_ready: Callable[[int], None] = lambda port
     try:
         (admin,) = bind(settings.admin_host, admin_port)
     except OSError as error:
-        logger.error(
-            "cannot listen for operators on %s port %d: %s; give another --admin-port",
-            settings.admin_host, admin_port, error.strerror or error,
-        )  # fmt: skip
-        return 1
-    logger.info("listening for operators on http://%s:%d", settings.admin_host, admin.getsockname()[1])
+        reason = error.strerror or str(error)
+        raise PortError(settings.admin_host, admin_port, reason, is_admin=True) from None
+    admin_port = admin.getsockname()[1]
+    logger.info("listening for operators on http://%s:%d", settings.admin_host, admin_port)
     store = open_store(settings, bundle.manifest.name)
     open_admin = partial(AdminListener.open, settings, bundle.manifest, store, admin)
     if settings.workers > 1:
@@ -80,5 +82,7 @@ def run_server(settings: Settings, on_ready: Callable[[int], None] = lambda port
                     logger.error("%s", GrpcPortTakenError(grpc_address(settings)))
                     return 1
                 settings = settings.model_copy(update={"grpc_port": holder.getsockname()[1]})
-            return supervise(settings, listeners, on_ready=lambda: on_ready(port), open_admin=open_admin)
-    return SingleProcess(settings, bundle, listeners, on_ready=lambda: on_ready(port), open_admin=open_admin).run()
+            return supervise(settings, listeners, on_ready=lambda: on_ready(port, admin_port), open_admin=open_admin)
+    return SingleProcess(
+        settings, bundle, listeners, on_ready=lambda: on_ready(port, admin_port), open_admin=open_admin
+    ).run()

@@ -113,7 +113,7 @@ def test_a_taken_port_fails_before_two_minutes_of_training(tmp_path):
         command = [*DEMO, "--dir", str(tmp_path / "new"), "--port", port]
         demo = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S)
     assert demo.returncode == 1
-    assert "is in use" in demo.stderr
+    assert "Address already in use" in demo.stderr
     assert not (tmp_path / "new").exists()
 
 

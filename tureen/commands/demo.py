@@ -11,6 +11,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 from base64 import b64decode
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,10 +39,25 @@ SAMPLES = "samples"
 ATTACKED = "attacked.png"
 SHIP = "ship.png"
 PICTURE_SCALE = 32
+ADMIN_PORT = "TUREEN_ADMIN_PORT"
 
 
 class PortTakenError(TureenError):
-    """The demo cannot listen on the given host and port. The operator must choose another port."""
+    """The demo cannot listen on the given host and port. The operator must choose another port.
+
+    reason: of the system, such as "Address already in use". is_admin: whether the port is that of the operators' page.
+    This is the port of the demo plus one, or the value of ADMIN_PORT.
+    """
+
+    def __init__(self, host: str, port: int, reason: str, *, is_admin: bool = False) -> None:
+        what = ", the port of the operators' page," if is_admin else ""
+        is_set = is_admin and ADMIN_PORT in os.environ
+        other = f"--port {port + 10 if port < 65_000 else 8000}"
+        advice = f"set {ADMIN_PORT} to another port" if is_set else f"choose another port, such as {other}"
+        super().__init__(
+            f"cannot listen on {host} port {port}{what} ({reason}): if another demo or server uses it, stop that one, "
+            f"or {advice}"
+        )
 
 
 def demo(arguments: list[str]) -> int:
@@ -91,8 +107,8 @@ def demo(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     if not options.no_serve:
         _require_free_port(options.host, options.port)
-        if options.port and "TUREEN_ADMIN_PORT" not in os.environ:
-            _require_free_port("127.0.0.1", (options.port + 1) % 65536, " for operators")
+        if options.port and ADMIN_PORT not in os.environ:
+            _require_free_port("127.0.0.1", (options.port + 1) % 65536, is_admin=True)
     return _demonstrate_example(options) if options.train is None else _demonstrate_training(options)
 
 
@@ -156,21 +172,43 @@ def _demonstrate_training(options: argparse.Namespace) -> int:
 def _serve(bundle: Path, options: argparse.Namespace, what: str, *requests: list[str]) -> int:
     """Serves a bundle until a signal stops the server. Returns the exit status.
 
-    When the engine is ready, prints the address of the console, the text `what`, and a curl command for each request.
-    requests: pairs of the data that curl sends and the query.
+    When the engine is ready, prints the address of the console, the text `what`, a curl command for each request, and
+    the address of the operators' page. requests: pairs of the data that curl sends and the query.
+
+    The state directory is a temporary one. So the operator's settings of another server do not apply to the demo, and
+    each demo starts with the settings of the bundle. Raises PortTakenError if a port is taken.
     """
+    from serve.control.state_directory import TOKEN_FILE
+    from serve.errors import PortError
     from serve.server import run_server
-    from serve.settings import Settings
+    from serve.settings import parse_settings
 
-    def print_examples(port: int) -> None:
-        url = f"http://{f'[{options.host}]' if ':' in options.host else options.host}:{port}"
-        print(f"Console: {url}/ui\n\n{what}\n")
-        for data, query in requests:
-            print(f"  curl --data-binary {data} '{url}/classify?{query}'")
-        print(f"\nAPI: {url}/docs. Ctrl-C stops the server.", flush=True)
+    with tempfile.TemporaryDirectory(prefix="tureen-demo-") as state:
 
-    settings = Settings(bundle=bundle, host=options.host, port=options.port, log_level="warning")
-    return run_server(settings, on_ready=print_examples)
+        def print_examples(port: int, admin_port: int) -> None:
+            url, admin_url = f"http://{_host_of_url(options.host)}:{port}", f"http://127.0.0.1:{admin_port}"
+            print(f"Console: {url}/ui\n\n{what}\n")
+            for data, query in requests:
+                print(f"  curl --data-binary {data} '{url}/classify?{query}'")
+            print(
+                f"\nOperators: {admin_url}/ui. The token to sign in is in {Path(state) / TOKEN_FILE}. On a terminal:\n"
+            )
+            print(f"  tureen beta get --url {admin_url} --state-dir {state}")
+            print("\nThat directory is for this demo alone, which removes it at its end.")
+            print(f"API: {url}/docs. Ctrl-C stops the server.", flush=True)
+
+        given = {"host": options.host, "port": options.port, "state-dir": state, "log-level": "warning"}
+        flags = [f"--{name}={value}" for name, value in given.items()]
+        variables = {ADMIN_PORT: os.environ[ADMIN_PORT]} if ADMIN_PORT in os.environ else {}
+        try:
+            return run_server(parse_settings([str(bundle.absolute()), *flags], variables), on_ready=print_examples)
+        except PortError as error:
+            raise PortTakenError(error.host, error.port, error.reason, is_admin=error.is_admin) from None
+
+
+def _host_of_url(host: str) -> str:
+    """Returns the host of the demo's URL, as a browser on this machine opens it. host: the address to listen on."""
+    return f"[{host}]" if ":" in host else host
 
 
 def prepare(directory: Path) -> Path:
@@ -282,10 +320,11 @@ def _enlarged(digits: list[NDArray[np.uint8]]) -> Image.Image:
     return Image.fromarray(np.concatenate(parts[1:], axis=1))
 
 
-def _require_free_port(host: str, port: int, purpose: str = "") -> None:
+def _require_free_port(host: str, port: int, *, is_admin: bool = False) -> None:
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
-        except (OSError, OverflowError):
-            raise PortTakenError(f"{host}:{port}{purpose} is in use or not available: choose another --port") from None
+        except (OSError, OverflowError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise PortTakenError(host, port, reason, is_admin=is_admin) from None

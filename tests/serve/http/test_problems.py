@@ -30,6 +30,7 @@ NEVER_SENT = {  # bases, errors that end a command or a job, and errors of a sin
     errors.UnreadableError,
     errors.UvicornVersionError,
     errors.GrpcPortTakenError,
+    errors.PortError,
 }
 
 
