@@ -40,6 +40,8 @@ ATTACKED = "attacked.png"
 SHIP = "ship.png"
 PICTURE_SCALE = 32
 ADMIN_PORT = "TUREEN_ADMIN_PORT"
+ALL_ADDRESSES = ("0.0.0.0", "::")  # noqa: S104 - what --host may be, not what it is
+DOCUMENTATION_ADDRESS = ("192.0.2.1", 9)  # RFC 5737: no machine has it
 
 
 class PortTakenError(TureenError):
@@ -187,7 +189,10 @@ def _serve(bundle: Path, options: argparse.Namespace, what: str, *requests: list
 
         def print_examples(port: int, admin_port: int) -> None:
             url, admin_url = f"http://{_host_of_url(options.host)}:{port}", f"http://127.0.0.1:{admin_port}"
-            print(f"Console: {url}/ui\n\n{what}\n")
+            print(f"Console: {url}/ui")
+            if options.host in ALL_ADDRESSES:
+                print(f"From another machine: http://{_address_of_machine()}:{port}/ui")
+            print(f"\n{what}\n")
             for data, query in requests:
                 print(f"  curl --data-binary {data} '{url}/classify?{query}'")
             print(
@@ -208,7 +213,20 @@ def _serve(bundle: Path, options: argparse.Namespace, what: str, *requests: list
 
 def _host_of_url(host: str) -> str:
     """Returns the host of the demo's URL, as a browser on this machine opens it. host: the address to listen on."""
+    if host in ALL_ADDRESSES:
+        return "localhost"
     return f"[{host}]" if ":" in host else host
+
+
+def _address_of_machine() -> str:
+    """Returns the IPv4 address that this machine uses towards other machines, or its name if it has no such address."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(DOCUMENTATION_ADDRESS)  # sends no packet, but chooses the address
+        except OSError:
+            return socket.gethostname()
+        address: str = probe.getsockname()[0]
+        return address
 
 
 def prepare(directory: Path) -> Path:

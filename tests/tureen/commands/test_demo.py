@@ -90,3 +90,13 @@ def test_a_port_that_is_taken_after_the_first_check_is_named_in_a_plain_sentence
         f"tureen demo: cannot listen on 127.0.0.1 port {port}, the port of the operators' page, (Address already in "
         "use): if another demo or server uses it, stop that one, or set TUREEN_ADMIN_PORT to another port\n"
     )
+
+
+def test_on_all_addresses_the_demo_names_localhost_and_the_address_for_other_machines(tmp_path):
+    port = free_port()
+    with served("--dir", tmp_path, "--host", "0.0.0.0", "--port", port) as (shown, _):
+        console, other = shown.splitlines()[:2]
+        assert console == f"Console: http://localhost:{port}/ui"
+        assert re.fullmatch(rf"From another machine: http://[^/:]+:{port}/ui", other)
+        assert "0.0.0.0" not in shown
+        assert urllib.request.urlopen(console.removeprefix("Console: ")).status == 200
