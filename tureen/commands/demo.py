@@ -26,6 +26,7 @@ from tureen.bundle.examples import DEFAULT_EXAMPLE, EXAMPLES, example_names
 from tureen.bundle.gallery import GalleryPicture
 from tureen.commands.report import accuracy_summary
 from tureen.errors import BundleError, TureenError
+from tureen.machine import default_cache_directory
 from tureen.pictures.ship import drawn_ship
 from tureen.soup import load
 from tureen.tokens import CLEAN_BETA, ROBUST_BETA
@@ -95,7 +96,8 @@ def demo(arguments: list[str]) -> int:
         "--dir",
         type=Path,
         default=Path("tureen-demo"),
-        help="directory for sample images, and for run and bundle of a training (default: %(default)s)",
+        help="directory for sample images, and for run and bundle of a training (default: %(default)s; if it cannot be "
+        "written, demo in the cache directory)",
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument(
@@ -111,6 +113,7 @@ def demo(arguments: list[str]) -> int:
         _require_free_port(options.host, options.port)
         if options.port and ADMIN_PORT not in os.environ:
             _require_free_port("127.0.0.1", (options.port + 1) % 65536, is_admin=True)
+    options.dir = _writable(options.dir)
     return _demonstrate_example(options) if options.train is None else _demonstrate_training(options)
 
 
@@ -336,6 +339,31 @@ def _enlarged(digits: list[NDArray[np.uint8]]) -> Image.Image:
     for digit in digits:
         parts += [line, digit.repeat(PICTURE_SCALE, axis=0).repeat(PICTURE_SCALE, axis=1)]
     return Image.fromarray(np.concatenate(parts[1:], axis=1))
+
+
+def _writable(directory: Path) -> Path:
+    """Returns `directory`, or demo/ in the cache directory if `directory` cannot be written. Creates the directory.
+
+    Prints a sentence on standard error if it is not `directory`. Raises TureenError if neither can be written.
+    """
+    other = default_cache_directory() / "demo"
+    reason = _why_not_writable(directory)
+    if reason is None:
+        return directory
+    if _why_not_writable(other) is not None:
+        raise TureenError(f"neither {directory} nor {other} can be written ({reason}): give another --dir")
+    print(f"{directory} cannot be written ({reason}): the files of the demo are in {other}", file=sys.stderr)
+    return other
+
+
+def _why_not_writable(directory: Path) -> str | None:
+    """Creates the directory if it is missing. Returns why it cannot be written, or None if it can."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=directory).close()
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
 
 
 def _require_free_port(host: str, port: int, *, is_admin: bool = False) -> None:

@@ -16,6 +16,7 @@ import pytest
 from tests.patience import DEADLINE_S
 from tests.ports import free_port
 from tureen.commands.demo import PortTakenError, demo
+from tureen.errors import TureenError
 
 COMMAND = [sys.executable, "-m", "tureen.cli", "demo"]
 
@@ -100,3 +101,20 @@ def test_on_all_addresses_the_demo_names_localhost_and_the_address_for_other_mac
         assert re.fullmatch(rf"From another machine: http://[^/:]+:{port}/ui", other)
         assert "0.0.0.0" not in shown
         assert urllib.request.urlopen(console.removeprefix("Console: ")).status == 200
+
+
+def test_where_no_file_can_be_written_the_demo_serves_with_its_files_in_the_cache_directory(tmp_path):
+    arguments = ("--dir", "/dev/null/demo", "--port", free_port())
+    with served(*arguments, TUREEN_CACHE_DIR=str(tmp_path / "cache")) as (shown, process):
+        attacked = re.search(r"--data-binary @(\S+)", shown)[1]
+        assert attacked.startswith(f"{tmp_path}/cache/demo/samples/")
+        assert os.path.exists(attacked)
+        assert process.stderr.readline() == (
+            f"/dev/null/demo cannot be written (Not a directory): the files of the demo are in {tmp_path}/cache/demo\n"
+        )
+
+
+def test_a_demo_that_can_write_no_file_at_all_says_what_to_do(monkeypatch):
+    monkeypatch.setenv("TUREEN_CACHE_DIR", "/dev/null/cache")
+    with pytest.raises(TureenError, match=r"neither /dev/null/demo nor /dev/null/cache/demo can be written .* --dir"):
+        demo(["--dir", "/dev/null/demo", "--no-serve"])
