@@ -5,8 +5,12 @@ from __future__ import annotations
 import importlib
 import io
 import os
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FrameType
 
 import tureen
 from tureen.errors import TureenError, did_you_mean
@@ -15,6 +19,7 @@ from tureen.vendor_telemetry import disable_vendor_telemetry
 EXIT_FAILED = 1
 EXIT_WRONG_USE = 2
 EXIT_INTERRUPTED = 130
+IMPORT = "<frozen importlib._bootstrap>"  # the file of a frame that imports a module
 
 
 @dataclass(frozen=True)
@@ -63,10 +68,17 @@ COMMANDS = {
 def main(arguments: list[str] | None = None) -> int:
     """Runs one sub-command. Prints an error of the sub-command to standard error as one line.
 
-    arguments: of the command line; None: those of this process. Returns the exit status: 0, 1 after a failure, 2 for
-    wrong arguments, 130 after an interrupt. For wrong options and for `--help`, argparse raises SystemExit.
+    arguments: of the command line; None: those of this process, which an interrupt may then end during an import.
+    Returns the exit status: 0, 1 after a failure, 2 for wrong arguments, 130 after an interrupt. For wrong options and
+    for `--help`, argparse raises SystemExit.
     """
-    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments is not None:
+        return _run(arguments)
+    with _interrupts_of_process():
+        return _run(sys.argv[1:])
+
+
+def _run(arguments: list[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that cannot show β still gets its table
@@ -80,9 +92,9 @@ def main(arguments: list[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"tureen: there is no command {name!r}{did_you_mean(name, COMMANDS)}\n\n{_usage()}", file=sys.stderr)
         return EXIT_WRONG_USE
-    disable_vendor_telemetry()
     command = COMMANDS[name]
     try:
+        disable_vendor_telemetry()
         run = getattr(importlib.import_module(command.module), command.function)
         status: int = run(rest)
         sys.stdout.flush()
@@ -104,6 +116,40 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     return status
+
+
+@contextmanager
+def _interrupts_of_process() -> Iterator[None]:
+    """Handles SIGINT, also after the `with` block. A process that ignores SIGINT, as under nohup, still ignores it.
+
+    During an import, SIGINT ends the process with status 130: a library may turn a KeyboardInterrupt into an
+    ImportError, or print it. Otherwise SIGINT raises KeyboardInterrupt. After the `with` block it ends the process too,
+    because the interpreter would print the exception.
+    """
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if has_ended or _is_importing(frame):
+            os._exit(EXIT_INTERRUPTED)
+        raise KeyboardInterrupt
+
+    has_ended = False
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    except KeyboardInterrupt:
+        has_ended = True
+        sys.exit(EXIT_INTERRUPTED)
+    finally:
+        has_ended = True
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename == IMPORT:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _usage() -> str:

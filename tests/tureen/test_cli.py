@@ -161,6 +161,78 @@ def test_looking_for_help_imports_none_of_the_packages():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.endswith("set()\n")
 
 
+def test_the_command_line_starts_without_any_package():
+    code = "import sys, tureen.cli; print({'numpy', 'PIL', 'pydantic', 'tqdm'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "module"),
+    [
+        (["classify", "x.png"], "tureen.commands.classify"),
+        (["classify", "x.png"], "numpy"),
+        (["demo"], "pydantic"),
+        (["demo"], "serve.server"),
+        (["demo"], "uvicorn"),
+        (["train", "digits"], "torch"),
+        (["export", "."], "onnx"),
+    ],
+)
+def test_an_interrupt_during_an_import_ends_the_command_with_130_and_no_traceback(arguments, module, tmp_path):
+    """Also if the imported library turns the interrupt into another error."""
+    program = f"""
+import os
+import signal
+import sys
+
+class Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+            except KeyboardInterrupt:
+                raise ImportError("an initialisation failed")
+
+sys.meta_path.insert(0, Interrupting())
+from tureen.cli import main
+sys.argv[1:] = {arguments}
+sys.exit(main())
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path)
+    assert (ended.returncode, ended.stderr) == (130, "")
+
+
+def test_an_interrupt_during_a_command_or_at_the_exit_ends_it_with_130_and_no_traceback():
+    for kill in ("kill()", "atexit.register(kill)"):
+        program = f"""
+import atexit
+import os
+import signal
+import sys
+import types
+
+def kill():
+    os.kill(os.getpid(), signal.SIGINT)
+
+def run(arguments):
+    {kill}
+    return 0
+
+sys.modules["tureen.commands.inspect"] = types.SimpleNamespace(inspect=run)
+from tureen.cli import main
+sys.argv[1:] = ["inspect", "signs"]
+sys.exit(main())
+"""
+        ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+        assert (ended.returncode, ended.stderr) == (130, ""), kill
+
+
+def test_a_process_that_ignores_interrupts_still_ignores_them():
+    program = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); from tureen.cli import main; "
+    program += "sys.argv[1:] = ['--version']; main(); os.kill(os.getpid(), signal.SIGINT); print('still here')"
+    assert subprocess.check_output([sys.executable, "-c", program], text=True).endswith("still here\n")
+
+
 BEYOND_SERVE = ("torch", "onnx", "openvino", "grpc", "pyarrow", "fsspec", "ray", "sklearn", "kornia", "matplotlib")
 
 
