@@ -332,7 +332,7 @@ def load(
 ) -> Soup:
     """Returns a soup: the bundle at `path`, verified, with an open engine.
 
-    path: the directory of a bundle. If it does not exist, the name of an example that is part of Tureen: "cifar10".
+    path: the directory of a bundle, or else the name of an example that is part of Tureen: "cifar10".
     engine: a name such as "openvino", or "auto" for the fastest engine on this machine. precision: None for the fastest
     one. options: threads, streams, batches and cache of the engine; None: all CPUs and the user's cache. limits: of
     each image. calibrated: whether the probabilities use the temperatures of the bundle, if the bundle has any. tokens:

@@ -90,7 +90,7 @@ def adapt(arguments: list[str]) -> int:
             f"{path} is a run, and a token belongs to the graph of a bundle: export it first: tureen export "
             f"{shlex.quote(str(path))} --out BUNDLE"
         )
-    bundle = load_bundle(find_bundle(options.bundle))
+    bundle = load_bundle(path if path.exists() else find_bundle(options.bundle))
     epsilon_255 = _epsilon_255(parser, options, bundle.manifest)
     images = read_images(
         options.data,

@@ -1,6 +1,9 @@
 """Bundles by name: in Python and for every command that takes a BUNDLE."""
 
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,10 +27,39 @@ def test_every_example_has_its_name_and_the_default_is_one():
         assert read_manifest(find_bundle(name)).name == name
 
 
-def test_a_path_that_exists_wins_over_an_example():
+def test_a_directory_that_is_no_bundle_does_not_hide_the_example_and_the_log_says_so(caplog):
     Path("cifar10").mkdir()
+    Path("cifar10/a.png").touch()
+    assert find_bundle("cifar10") == find_bundle("cifar10", must_exist=False) == EXAMPLES / "cifar10"
+    assert caplog.messages == ["the directory cifar10 holds no bundle: this is the example cifar10 of Tureen"] * 2
+
+
+def test_a_directory_that_is_a_bundle_wins_over_the_example_and_the_log_says_so(caplog):
+    shutil.copytree(EXAMPLES / "signs", "cifar10")
+    assert find_bundle("cifar10") == find_bundle("cifar10", must_exist=False) == Path("cifar10")
+    assert caplog.messages == ["this is the bundle in the directory cifar10, not the example cifar10 of Tureen"] * 2
+
+
+def test_a_directory_with_a_run_wins_only_where_a_run_may_be(caplog):
+    Path("cifar10").mkdir()
+    Path("cifar10/checkpoint.json").touch()
+    assert find_bundle("cifar10") == EXAMPLES / "cifar10"
+    assert find_bundle("cifar10", must_exist=False) == Path("cifar10")
+    assert caplog.messages[1] == "this is the run in the directory cifar10, not the example cifar10 of Tureen"
+
+
+def test_a_command_says_on_the_terminal_which_bundle_it_uses():
+    Path("cifar10").mkdir()
+    command = [sys.executable, "-m", "tureen.cli", "inspect", "cifar10", "--json"]
+    shown = subprocess.run(command, capture_output=True, text=True)
+    assert json.loads(shown.stdout)["name"] == "cifar10"
+    assert shown.stderr == "the directory cifar10 holds no bundle: this is the example cifar10 of Tureen\n"
+
+
+def test_a_file_that_exists_wins_over_an_example():
+    Path("cifar10").touch()
     assert find_bundle("cifar10") == Path("cifar10")
-    with pytest.raises(BundleError, match="cifar10 is not a bundle: it has no manifest"):
+    with pytest.raises(BundleError, match="cifar10"):
         tureen.load("cifar10")
 
 
