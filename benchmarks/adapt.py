@@ -33,7 +33,7 @@ from training.adapt.cross_validation import (
     token_after,
 )
 from training.adapt.learning import FrozenModel, LearningSettings, token_forward
-from training.attacks.catalogue import attack_label
+from training.attacks.names import attack_label
 from training.data.datasets import Images, load_evaluation_images
 from training.distributed import best_device, limit_threads
 from training.evaluation.accuracy import run_attack, wilson_interval

@@ -30,7 +30,8 @@ from benchmarks.machine import describe_machine
 from export.graph import onnx_graph
 from export.proving import LATER_OPSET
 from export.quantization import int8_graph
-from training.models.vit import DualTokenViT, ViTConfig
+from training.models.shapes import ViTConfig
+from training.models.vit import DualTokenViT
 from tureen.engines import compile_engine
 from tureen.engines.base import Engine, EngineOptions
 from tureen.errors import EngineError

@@ -31,7 +31,8 @@ from training.data.datasets import Images, load_digits
 from training.data.loading import BatchOrder, MemoryLoader
 from training.evaluation.accuracy import correct_by_beta, evaluate_accuracy, make_predictor
 from training.loss import combined_loss, cotraining_losses
-from training.models.resnet import DualResNet, ResNetConfig
+from training.models.resnet import DualResNet
+from training.models.shapes import ResNetConfig
 from training.models.vit import images_from_pixels
 from training.recipes import Recipe, load_recipe
 from training.schedules import scheduled_attack_steps, scheduled_epsilon, scheduled_learning_rate

@@ -18,8 +18,8 @@ from benchmarks.machine import describe_machine
 from export.artefacts import BundleArtefacts
 from export.errors import ParityError
 from export.graph import onnx_graph, require_exportable
-from export.parity import ParityLimits, check_parity, measure_parity
-from export.pipeline import MAX_IMAGES, attacked_reference
+from export.parity import MAX_IMAGES, ParityLimits, check_parity, measure_parity
+from export.pipeline import attacked_reference
 from export.proving import candidate_engines
 from export.quantization import calibration_source
 from export.torch_soup import model_of_bundle

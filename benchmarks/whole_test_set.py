@@ -23,13 +23,13 @@ from tqdm import tqdm
 
 from benchmarks.machine import describe_machine
 from export.torch_soup import load_torch
-from training.attacks.catalogue import ATTACKS, attack_label
-from training.commands.attack import radius_argument
+from training.attacks.catalogue import ATTACKS
+from training.attacks.names import attack_label
 from training.data.datasets import Images
 from training.distributed import limit_threads
 from training.evaluation.accuracy import AttackOutcome, attack_each_beta
 from training.evaluation.measure import read_images
-from tureen.arguments import positive_int
+from tureen.arguments import positive_int, radius_argument
 from tureen.commands.report import accuracy_table
 
 DARK_BELOW = 30  # of 255, the mean of all values of an image

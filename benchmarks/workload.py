@@ -22,7 +22,8 @@ from export.graph import OPSET, onnx_graph
 from export.parity import measure_parity
 from export.pipeline import golden_rows
 from export.reference import compute_reference
-from training.models.vit import DualTokenViT, ViTConfig
+from training.models.shapes import ViTConfig
+from training.models.vit import DualTokenViT
 from tureen.bundle.bundle import BACKBONE, GOLDEN, TOKENS, Bundle, load_bundle, record_files, write_bundle
 from tureen.bundle.manifest import Manifest, ParityRow
 from tureen.engines import compile_engine, open_engine

@@ -9,19 +9,23 @@ clean and on attacked images.
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from export.errors import ParityError
-from export.reference import AttackedReference, Reference, ReferenceLogits
 from tureen.bundle.manifest import BACKBONE, FileName, ParityRow, ServedAccuracy
 from tureen.engines.base import Engine
 from tureen.tokens import mix_rows
 
+if TYPE_CHECKING:
+    from export.reference import AttackedReference, Reference, ReferenceLogits
+
 BATCH_SIZES = (1, 2, 3, 7, 64)
 ROWS_PER_BATCH_SIZE = 64
+MAX_IMAGES = 512  # for the comparison of engines
 
 
 class ParityLimits(BaseModel):

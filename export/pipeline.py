@@ -26,7 +26,7 @@ from export.calibration import MAX_FITTING_IMAGES, MAX_MEASURING_IMAGES, DialFie
 from export.card import model_card
 from export.errors import ExportError
 from export.graph import OPSET, onnx_graph, require_exportable
-from export.parity import ParityLimits
+from export.parity import MAX_IMAGES, ParityLimits
 from export.proving import EngineRequest, add_later_opset, prove_engines
 from export.reference import BETAS, Reference, attack_images, compute_reference
 from training.checkpoint import Checkpoint
@@ -43,7 +43,6 @@ Modes = Literal["two", "one", "equal"]
 
 ALL = EngineRequest()
 ATTACK_STEPS = 10  # enough to compare engines; `tureen train` measured the accuracy with more
-MAX_IMAGES = 512
 GOLDEN_IMAGES = 8
 GOLDEN_BETAS = (0.0, 0.5, 1.0)
 

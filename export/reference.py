@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from export.graph import Backbone
-from training.attacks.catalogue import ATTACKS, attack_label
+from training.attacks.catalogue import ATTACKS
+from training.attacks.names import attack_label
 from training.data.datasets import Images
 from training.evaluation.accuracy import forward_at_beta, model_device
 from training.models.vit import DualTokenViT, images_from_pixels, pixels_from_images

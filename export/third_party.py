@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from export.errors import ExportError
-from export.pipeline import MAX_IMAGES, synthetic_pictures
+from export.parity import MAX_IMAGES
+from export.pipeline import synthetic_pictures
 from export.source_config import evaluation_view, labels_from_config, read_labels, unique_labels
 from training.attacks.catalogue import suitable_attack
 from training.checkpoint import CHECKPOINT, MODEL, Checkpoint
@@ -25,12 +26,11 @@ from training.distributed import best_device
 from training.errors import CheckpointError
 from training.evaluation.measure import Measurement, read_images
 from training.pretrained import Pretrained, load_pretrained
-from training.recipes import RECIPES, Recipe
+from training.recipes import FINETUNE, Recipe
 from tureen.bundle.manifest import AccuracyRow
 from tureen.preprocess import PreprocessSpec
 from tureen.tokens import CLEAN_BETA, ROBUST_BETA
 
-FINETUNE = RECIPES["finetune"]  # its attack makes the accuracies before and after co-training comparable
 SYNTHETIC_PICTURES = 64
 
 
@@ -76,6 +76,7 @@ def load_third_party(
     report(f"{path} is a checkpoint of {pretrained.library}, with one token")
     for sentence in assumed:
         report(f"  {sentence}")
+    # The attack of this recipe makes the accuracies before and after co-training comparable.
     recipe = FINETUNE.model_copy(
         update={"name": model_name(path), "model": model.config, "epsilon_255": options.epsilon_255}
     )

@@ -24,7 +24,8 @@ from training.distributed import best_device
 from training.errors import RecipeError
 from training.evaluation.accuracy import forward_at_beta
 from training.models.registry import Model
-from training.models.vit import DualTokenViT, ViTConfig
+from training.models.shapes import ViTConfig
+from training.models.vit import DualTokenViT
 from training.recipes import load_recipe
 from tureen.bundle.bundle import MANIFEST, Bundle, load_bundle
 from tureen.bundle.examples import find_bundle

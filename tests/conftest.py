@@ -310,7 +310,8 @@ def single_token_weights() -> dict:
     """A state dict in the format of timm: 32 × 32 pixels, 16 patches, one block of width 192, five classes."""
     import torch
 
-    from training.models.vit import DualTokenViT, ViTConfig
+    from training.models.shapes import ViTConfig
+    from training.models.vit import DualTokenViT
 
     torch.manual_seed(0)
     model = DualTokenViT(ViTConfig(image_size=32, patch_size=8, width=192, depth=1, heads=3, classes=5))

@@ -120,7 +120,6 @@ def import_training():
     import sklearn.model_selection  # noqa: F401
     import torch._dynamo  # noqa: F401
 
-    import training.commands.attack
     import training.commands.evaluate
     import training.commands.gallery
     import training.commands.train

@@ -1,6 +1,7 @@
 """Connects the processes that torchrun started for a distributed run. Without torchrun there is one process.
 
-No other module reads the environment variables of torchrun.
+No other module reads the environment variables of torchrun. Each function imports torch where it needs it, so that
+options with `cpus_per_process` can be read without torch.
 """
 
 from __future__ import annotations
@@ -9,12 +10,13 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-
-import torch
-import torch.distributed
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from tureen.machine import available_cpus
+
+if TYPE_CHECKING:
+    import torch.distributed
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class Processes:
     def mean(self, values: Tensor) -> Tensor:
         """Returns the element-wise mean of `values` over all processes. Waits for all of them. May change `values`."""
         if self.count > 1:
+            import torch.distributed
+
             torch.distributed.all_reduce(values)
         return values / self.count
 
@@ -42,12 +46,16 @@ class Processes:
         """Returns the largest `number` that any process passes. Waits for all processes."""
         if self.count == 1:
             return number
+        import torch.distributed
+
         largest = torch.tensor([number])
         torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX, group=self.control)
         return int(largest)
 
     def agree(self, number: int, device: torch.device) -> bool:
         """Returns whether all processes pass the same `number`. Waits for all processes."""
+        import torch
+
         mean = self.mean(torch.tensor([float(number)], dtype=torch.float64, device=device))
         return self.count == 1 or float(mean) == number
 
@@ -68,6 +76,8 @@ def cpus_per_process() -> int:
 def limit_threads() -> None:
     """Limits torch to as many threads as `cpus_per_process` returns. Does nothing if OMP_NUM_THREADS is set."""
     if "OMP_NUM_THREADS" not in os.environ:
+        import torch
+
         torch.set_num_threads(min(torch.get_num_threads(), cpus_per_process()))
 
 
@@ -77,6 +87,8 @@ def process_group() -> Iterator[tuple[Processes, torch.device]]:
 
     NCCL connects GPUs, Gloo connects CPUs. Without torchrun the run has one process, on the GPU if the machine has one.
     """
+    import torch.distributed
+
     limit_threads()
     has_gpu = torch.cuda.is_available()
     if "WORLD_SIZE" not in os.environ:
@@ -95,4 +107,6 @@ def process_group() -> Iterator[tuple[Processes, torch.device]]:
 
 def best_device() -> torch.device:
     """Returns the GPU if the machine has one, or else the CPU."""
+    import torch
+
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+SAVE_INTERVAL_S = 10.0  # between two saves of the state of a run
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SECOND_AFTER_S = 1.0  # an earlier repeat is the same signal: the terminal sends it, and torchrun forwards it
 

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from training.checkpoint import CHECKPOINT, MODEL, load_checkpoint
 from training.errors import CheckpointError
-from training.models.vit import DualTokenViT, ViTConfig
+from training.models.shapes import ViTConfig
+from training.models.vit import DualTokenViT
 from training.tensor_names import UNUSED, our_names
 from training.weight_files import Weights, read_tensors
 

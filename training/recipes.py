@@ -9,8 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from training.errors import RecipeError
-from training.models.registry import ModelConfig
-from training.models.vit import ViTConfig
+from training.models.shapes import ModelConfig, ViTConfig
 from tureen.errors import did_you_mean
 
 FIELDS_WITHOUT_EFFECT_ON_WEIGHTS = {

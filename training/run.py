@@ -24,7 +24,7 @@ from training.data.sources import model_name_from_images, open_source
 from training.distributed import Processes, cpus_per_process, process_group
 from training.errors import CheckpointError, RecipeError
 from training.evaluation.measure import Measurement
-from training.interruption import InterruptedRun, StopSignals
+from training.interruption import SAVE_INTERVAL_S, InterruptedRun, StopSignals
 from training.models.registry import Model
 from training.overfitting import check_overfitting, probe_overfitting
 from training.pretrained import load_pretrained
@@ -36,7 +36,6 @@ from tureen.preprocess import PreprocessSpec
 
 STATE = "resume.safetensors"
 SKIPPED = "skipped.txt"
-SAVE_INTERVAL_S = 10.0
 STEPS_BETWEEN_REPORTS = 50
 NAMES_SHOWN = 5
 CLASSES_SHOWN = 20

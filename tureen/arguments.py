@@ -93,3 +93,30 @@ def add_decoding_options(parser: argparse.ArgumentParser, workers: int) -> None:
         default=workers,
         help="threads that decode images (default: %(default)s)",
     )
+
+
+def radius_argument(text: str) -> float:
+    """Returns the number in `text`, a radius in 1/255, from 1 to 255.
+
+    The minimum is 1 because a value of an 8-bit image cannot change by less.
+    """
+    try:
+        radius = float(text)
+    except ValueError:
+        radius = 0.0
+    if not 1 <= radius <= 255:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to 255: an 8-bit image changes by 1 or more")
+    return radius
+
+
+def add_picture_attack_options(parser: argparse.ArgumentParser) -> None:
+    """Adds --epsilon-255, --steps and --seed, for a command that attacks single images."""
+    parser.add_argument(
+        "--epsilon-255",
+        type=radius_argument,
+        help="largest change of a value, l∞, in 1/255; 1 to 255 (default: that of the recipe)",
+    )
+    parser.add_argument(
+        "--steps", type=positive_int, default=100, help="steps of each run of the attack (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random starts (default: %(default)s)")

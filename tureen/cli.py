@@ -28,30 +28,42 @@ class Command:
 
     module, function: the function that runs the sub-command. It takes the arguments and returns the exit status.
     extra: the optional dependencies that the sub-command needs, such as "serve" in `tureen[serve]`. summary: one line
-    for the help.
+    for the help. parsers: the module with the function that returns the parser, such as `train_parser`, if `module`
+    needs more than `--help` and wrong options do.
     """
 
     module: str
     function: str
     extra: str
     summary: str
+    parsers: str | None = None
 
 
+TRAINING, EXPORT = "training.commands.parsers", "export.commands.parsers"
 COMMANDS = {
     "demo": Command("tureen.commands.demo", "demo", "serve", "serve an example, or train, export and serve one"),
     "classify": Command("tureen.commands.classify", "classify", "serve", "classify images at any strength"),
-    "train": Command("training.commands.train", "train", "train", "train a dual-token model from a recipe"),
-    "evaluate": Command("training.commands.evaluate", "evaluate", "train", "measure a checkpoint's accuracy at any β"),
-    "tune": Command("training.commands.evaluate", "tune", "train", "choose β by a few labelled images"),
-    "adapt": Command("export.commands.adapt", "adapt", "export", "learn a token from a few labelled images"),
-    "attack": Command("training.commands.attack", "attack", "train", "change an image so that the model misreads it"),
-    "gallery": Command("training.commands.gallery", "gallery", "train", "draw traffic signs and attack each of them"),
-    "export": Command("export.commands.export", "export", "export", "compile a checkpoint into a verified bundle"),
+    "train": Command("training.commands.train", "train", "train", "train a dual-token model from a recipe", TRAINING),
+    "evaluate": Command(
+        "training.commands.evaluate", "evaluate", "train", "measure a checkpoint's accuracy at any β", TRAINING
+    ),
+    "tune": Command("training.commands.evaluate", "tune", "train", "choose β by a few labelled images", TRAINING),
+    "adapt": Command("export.commands.adapt", "adapt", "export", "learn a token from a few labelled images", EXPORT),
+    "attack": Command(
+        "export.commands.attack", "attack", "export", "change an image so that the model misreads it", EXPORT
+    ),
+    "gallery": Command(
+        "training.commands.gallery", "gallery", "train", "draw traffic signs and attack each of them", TRAINING
+    ),
+    "export": Command(
+        "export.commands.export", "export", "export", "compile a checkpoint into a verified bundle", EXPORT
+    ),
     "calibrate": Command(
         "export.commands.calibrate",
         "calibrate",
         "export",
         "measure strength and calibration on your images",
+        EXPORT,
     ),
     "inspect": Command("tureen.commands.inspect", "inspect", "serve", "show the content of a bundle"),
     "doctor": Command("tureen.commands.doctor", "doctor", "serve", "describe this machine, and what stops a server"),
@@ -95,6 +107,9 @@ def _run(arguments: list[str]) -> int:
     command = COMMANDS[name]
     try:
         disable_vendor_telemetry()
+        if command.parsers is not None:
+            parser = getattr(importlib.import_module(command.parsers), f"{command.function}_parser")()
+            parser.parse_args(rest)  # prints the help or refuses the arguments before PyTorch is imported
         run = getattr(importlib.import_module(command.module), command.function)
         status: int = run(rest)
         sys.stdout.flush()

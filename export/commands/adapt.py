@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import math
 import re
 import shlex
 import sys
@@ -18,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from export.commands.parsers import PART, adapt_parser
 from export.errors import ExportError
 from export.torch_soup import model_of_bundle
 from training.adapt.comparison import compare, compare_under_attack, has_won
@@ -25,26 +25,21 @@ from training.adapt.cross_validation import FOLDS, RUNS, FinishedRuns, cross_val
 from training.adapt.learning import FrozenModel, LearningSettings, token_forward
 from training.adapt.saved_runs import read_runs, save_runs
 from training.data.datasets import Images
-from training.distributed import best_device, cpus_per_process, limit_threads
+from training.distributed import best_device, limit_threads
 from training.errors import DataError
 from training.evaluation.measure import progress_bar, read_images
 from training.interruption import InterruptedRun, StopSignals
 from training.models.vit import images_from_pixels
-from tureen.arguments import add_decoding_options, positive_int
 from tureen.bundle.bundle import MANIFEST, Bundle, load_bundle
-from tureen.bundle.examples import BUNDLE_HELP, find_bundle
+from tureen.bundle.examples import find_bundle
 from tureen.bundle.manifest import BACKBONE, Manifest
 from tureen.bundle.token_file import SUFFIX, Token, TokenAccuracy, TokenRecord, write_token
 from tureen.commands.token_report import token_accuracy_table
 from tureen.tokens import CLEAN, CLEAN_BETA, ROBUST, TOKEN_NAME, beta_grid
 
-STEPS = 40
-LEARNING_RATE = 0.01
-MAX_IMAGES = 1000
 MIN_IMAGES = 5  # with fewer, no result of the sign test is significant
 BETAS = beta_grid("0:1:0.1")
 BETAS_UNDER_ATTACK = beta_grid("0:1:0.25")
-PART = ".part"
 
 
 class AdaptReport(BaseModel):
@@ -73,7 +68,7 @@ def adapt(arguments: list[str]) -> int:
 
     The exit status is 0 if the token or the best β was kept, or 128 + signal number after an interruption.
     """
-    parser = _parser()
+    parser = adapt_parser()
     options = parser.parse_args(arguments)
     if not re.fullmatch(TOKEN_NAME, options.name) or options.name in (CLEAN, ROBUST):
         parser.error(
@@ -123,50 +118,6 @@ def adapt(arguments: list[str]) -> int:
     part.unlink(missing_ok=True)
     print(report.model_dump_json(indent=2) if options.json else report_text(report, options.bundle))
     return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="tureen adapt",
-        description=(
-            "Learn a token from a few labelled images, with all other weights frozen, and write it to a file. "
-            "Cross-validation compares the token with the best β. If the token is not significantly better, no file is "
-            "written, and the best β is printed."
-        ),
-        epilog="example: tureen adapt signs --data foggy-signs --name fog --out fog.token",
-    )
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help=BUNDLE_HELP)
-    parser.add_argument(
-        "--data",
-        required=True,
-        metavar="DIR|CSV",
-        help="labelled images: one folder for each class, or a CSV file with the columns path and label",
-    )
-    parser.add_argument("--name", required=True, help="name of the token, such as fog")
-    parser.add_argument("--out", type=Path, metavar="FILE", help=f"token file (default: NAME{SUFFIX})")
-    parser.add_argument("--robust", action="store_true", help="learn under an attack, and win under an attack")
-    parser.add_argument(
-        "--epsilon-255",
-        type=_radius,
-        metavar="N",
-        help="radius of the attack under l∞, in 1/255; 0: no attack (default: that of the accuracy in the bundle)",
-    )
-    parser.add_argument(
-        "--steps", type=positive_int, default=STEPS, help="maximum number of steps (default: %(default)s)"
-    )
-    parser.add_argument("--learning-rate", type=_rate, default=LEARNING_RATE, help="of Adam (default: %(default)s)")
-    parser.add_argument("--seed", type=_seed, default=0, help="of folds, batches and attacks (default: %(default)s)")
-    parser.add_argument(
-        "--images",
-        type=positive_int,
-        default=MAX_IMAGES,
-        help="maximum number of images, drawn evenly from the classes (default: %(default)s)",
-    )
-    add_decoding_options(parser, cpus_per_process())
-    parser.add_argument("--resume", action="store_true", help=f"continue an interrupted command, from FILE{PART}")
-    parser.add_argument("--force", action="store_true", help="write the token even if it is not better than the best β")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
-    return parser
 
 
 def check_images(images: Images, labels: list[str]) -> None:
@@ -302,30 +253,3 @@ def _sha256(images: Images) -> str:
     digest.update(np.ascontiguousarray(images.pixels).data)
     digest.update(images.labels.astype("<i8").tobytes())
     return digest.hexdigest()
-
-
-def _radius(text: str) -> float:
-    return _number(text, 0, 255)
-
-
-def _rate(text: str) -> float:
-    rate = _number(text, 0, 1)
-    if not rate:
-        raise argparse.ArgumentTypeError(f"{text!r} is not above 0")
-    return rate
-
-
-def _seed(text: str) -> int:
-    if not text.isascii() or not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0")
-    return int(text)
-
-
-def _number(text: str, low: float, high: float) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not low <= number <= high:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from {low:g} to {high:g}")
-    return number

@@ -6,22 +6,19 @@ maps strength to β. Each β has a temperature. The served probabilities are the
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
 import tureen
 from export.calibration import MIN_IMAGES, measure_dial
 from export.card import model_card
+from export.commands.parsers import calibrate_parser
 from export.errors import ExportError
 from training.data.sources import split_kind
 from training.evaluation.measure import read_images
-from tureen.arguments import positive_int
 from tureen.bundle.bundle import MANIFEST, MODEL_CARD, read_listed_file, read_manifest, record_files, write_bundle
 from tureen.bundle.manifest import SCHEMA_VERSION, Manifest
 from tureen.commands.report import calibration_summary, strength_summary
-
-MAX_IMAGES = 5000
 
 
 def calibrate(arguments: list[str]) -> int:
@@ -29,28 +26,7 @@ def calibrate(arguments: list[str]) -> int:
 
     arguments: those after `tureen calibrate`. Returns the exit status.
     """
-    parser = argparse.ArgumentParser(
-        prog="tureen calibrate",
-        description="Measure on labelled images how strength maps to β, and how well calibrated the probabilities are. "
-        "Stores both in the manifest and the model card of the bundle; its other files stay as they are.",
-        epilog="example: tureen calibrate digits-bundle --data photos --images 1000",
-    )
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="directory that `tureen export` wrote")
-    parser.add_argument(
-        "--data",
-        required=True,
-        metavar="DIR",
-        help="images that did not train the model, one folder for each class. With folders val and test of classes, "
-        "val fits and test measures the errors; otherwise random halves do",
-    )
-    parser.add_argument(
-        "--images",
-        type=positive_int,
-        default=MAX_IMAGES,
-        metavar="N",
-        help="maximum number of images of each folder, drawn evenly from the classes (default: %(default)s)",
-    )
-    options = parser.parse_args(arguments)
+    options = calibrate_parser().parse_args(arguments)
     path = options.bundle.resolve()  # the directory behind a link is replaced, and the link stays
     manifest = measured_manifest(path, options.data, options.images)
     rewrite_manifest(path, manifest)

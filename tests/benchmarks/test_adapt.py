@@ -6,7 +6,8 @@ import torch
 from benchmarks.adapt import features
 from training.adapt.learning import FrozenModel
 from training.data.datasets import Images
-from training.models.vit import DualTokenViT, ViTConfig
+from training.models.shapes import ViTConfig
+from training.models.vit import DualTokenViT
 
 
 def test_the_classifier_maps_the_features_to_the_logits():

@@ -9,8 +9,9 @@ from export.errors import ExportError
 from export.graph import Backbone, CompiledBackbone, can_fold, onnx_graph, require_exportable
 from export.parity import ParityLimits, check_parity, measure_parity
 from export.reference import compute_reference
-from training.models.resnet import DualResNet, ResNetConfig
-from training.models.vit import DualTokenViT, ViTConfig
+from training.models.resnet import DualResNet
+from training.models.shapes import ResNetConfig, ViTConfig
+from training.models.vit import DualTokenViT
 from tureen.engines import compile_engine
 
 CONFIG = ViTConfig(

@@ -13,7 +13,8 @@ from tests.randomised import randomised
 from training.checkpoint import Checkpoint, save_checkpoint
 from training.data.datasets import Images
 from training.errors import CheckpointError
-from training.models.vit import DualTokenViT, ViTConfig
+from training.models.shapes import ViTConfig
+from training.models.vit import DualTokenViT
 from training.pretrained import (
     HALF,
     HEADS,

@@ -19,7 +19,8 @@ from tests.ports import free_port
 from training.checkpoint import load_checkpoint
 from training.cotrain import Cotraining
 from training.errors import CheckpointError
-from training.models.resnet import DualResNet, ResNetConfig
+from training.models.resnet import DualResNet
+from training.models.shapes import ResNetConfig
 from training.recipes import load_recipe
 from training.resume import read_saved_run
 from training.run import (

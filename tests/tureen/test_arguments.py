@@ -4,7 +4,15 @@ import argparse
 
 import pytest
 
-from tureen.arguments import beta_argument, betas_argument, one_of, port_argument, positive_int, strength_argument
+from tureen.arguments import (
+    beta_argument,
+    betas_argument,
+    one_of,
+    port_argument,
+    positive_int,
+    radius_argument,
+    strength_argument,
+)
 from tureen.tokens import Strength
 
 
@@ -53,3 +61,10 @@ def test_a_port_is_a_number_up_to_65535():
     for text in ("65536", "-1", "", "x", "8e3", "9" * 400, "٣"):
         with pytest.raises(argparse.ArgumentTypeError, match="is not a port from 0 to 65535"):
             port_argument(text)
+
+
+def test_a_radius_is_at_least_one_level_of_an_8_bit_image():
+    assert radius_argument("4") == 4
+    for text in ("0.5", "256", "nan", "four"):
+        with pytest.raises(argparse.ArgumentTypeError, match="is not a number from 1 to 255"):
+            radius_argument(text)

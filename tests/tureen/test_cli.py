@@ -1,3 +1,4 @@
+import inspect
 import json
 import logging
 import os
@@ -175,7 +176,7 @@ def test_the_command_line_starts_without_any_package():
         (["demo"], "serve.server"),
         (["demo"], "uvicorn"),
         (["train", "digits"], "torch"),
-        (["export", "."], "onnx"),
+        (["export", ".", "--out", "new"], "onnx"),
     ],
 )
 def test_an_interrupt_during_an_import_ends_the_command_with_130_and_no_traceback(arguments, module, tmp_path):
@@ -236,6 +237,45 @@ def test_a_process_that_ignores_interrupts_still_ignores_them():
 BEYOND_SERVE = ("torch", "onnx", "openvino", "grpc", "pyarrow", "fsspec", "ray", "sklearn", "kornia", "matplotlib")
 
 
+class Refusing:
+    """A finder that refuses packages, as if they were not installed."""
+
+    def __init__(self, packages):
+        self.packages = packages
+
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in self.packages:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_of_every_command_needs_no_package_beyond_the_extra_serve(name):
+    """In a separate process, because this one may have imported the packages."""
+    program = f"""
+import sys
+
+{inspect.getsource(Refusing)}
+sys.meta_path.insert(0, Refusing({BEYOND_SERVE}))
+from tureen.cli import main
+main([{name!r}, "--help"])
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert ran.stdout.startswith(f"usage: tureen {name}")
+
+
+@pytest.mark.parametrize("arguments", [["train", "digit"], ["evaluate"], ["export", "x", "--engine", "y"], ["attack"]])
+def test_wrong_options_are_refused_before_torch_is_imported(arguments):
+    program = f"""
+import atexit, sys
+from tureen.cli import main
+atexit.register(lambda: print({{"torch", "onnx"}} & set(sys.modules)))
+main({arguments})
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout) == (2, "set()\n")
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "printed"),
     [
@@ -253,7 +293,7 @@ BEYOND_SERVE = ("torch", "onnx", "openvino", "grpc", "pyarrow", "fsspec", "ray",
         (
             ["demo", "--train", "digits", "--dir", "OUT", "--no-serve"],
             1,
-            "torch is not installed: install Tureen with its extra [demo]",
+            "is not installed: install Tureen with its extra [demo]",
         ),
     ],
 )
@@ -268,12 +308,8 @@ import sys
 import tomllib
 from pathlib import Path
 
-class Refusing:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {BEYOND_SERVE}:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
-
-sys.meta_path.insert(0, Refusing())
+{inspect.getsource(Refusing)}
+sys.meta_path.insert(0, Refusing({BEYOND_SERVE}))
 from tureen.cli import main
 sys.exit(main({given}))
 """

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from training.adapt.cross_validation import FOLDS, CrossValidation
 from training.adapt.learning import FrozenModel, LearningSettings, token_forward
-from training.attacks.catalogue import attack_label, suitable_attack
+from training.attacks.catalogue import suitable_attack
+from training.attacks.names import attack_label
 from training.evaluation.accuracy import run_attack, sign_test, wilson_interval
 from training.evaluation.tune import SIGNIFICANCE
 from tureen.bundle.token_file import TokenAccuracy

@@ -74,25 +74,6 @@ ATTACKS: Mapping[str, Attack] = {
 }
 
 
-_LABELS = {
-    "fgsm": "FGSM",
-    "pgd": "PGD-{steps}",
-    "mi-fgsm": "MI-FGSM-{steps}",
-    "apgd-ce": "APGD-{steps} (CE)",
-    "apgd-t": "APGD-{steps} (targeted DLR)",
-    "apgd": "APGD-{steps} (CE, targeted DLR)",
-    "apgd-dlr": "APGD-{steps} (CE, DLR)",
-    "apgd-margin": "APGD-{steps} (CE, DLR, widest margin)",
-    "square": "Square-{steps}",
-    "autoattack": "AutoAttack standard",
-}
-
-
-def attack_label(name: str, steps: int) -> str:
-    """Returns the name of an attack for reports, such as "PGD-40". name: a key of ATTACKS."""
-    return _LABELS[name].format(steps=steps)
-
-
 def find_attack(name: str, norm: Norm = "linf") -> Attack:
     """Returns the attack `name` under `norm`. Raises RecipeError if there is no such attack.
 

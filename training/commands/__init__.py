@@ -1,5 +1,5 @@
-"""The commands `tureen train`, `evaluate`, `tune`, `attack` and `gallery`.
+"""The commands `tureen train`, `evaluate`, `tune` and `gallery`.
 
-`train` writes a checkpoint, `evaluate` measures accuracy, and `tune` chooses β. `attack` changes one image so that the
-model misclassifies it. `gallery` attacks drawings of traffic signs.
+`train` writes a checkpoint, `evaluate` measures accuracy, and `tune` chooses β. `gallery` attacks drawings of traffic
+signs.
 """

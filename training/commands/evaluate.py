@@ -9,13 +9,13 @@ import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
 
 import tureen
-from training.attacks.catalogue import ATTACKS, substitution_message, suitable_attack
+from training.attacks.catalogue import substitution_message, suitable_attack
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from training.commands.parsers import evaluate_parser, tune_parser
 from training.data.datasets import Images, balanced_sample
-from training.distributed import best_device, cpus_per_process, limit_threads
+from training.distributed import best_device, limit_threads
 from training.errors import CheckpointError
 from training.evaluation.accuracy import correct_by_beta, make_predictor, wilson_interval
 from training.evaluation.attack_checks import LARGER_RADIUS, check_epsilon_curve
@@ -24,10 +24,9 @@ from training.evaluation.measure import Measurement, measure_shifts, measure_str
 from training.evaluation.plot import plot_accuracy, plot_epsilon_curve, plot_matrix, plot_shifts
 from training.evaluation.shifts import SHIFTS
 from training.evaluation.tune import tune_beta, tuned_table
-from tureen.arguments import add_decoding_options, betas_argument, one_of, positive_int
 from tureen.bundle.bundle import MANIFEST, read_manifest
 from tureen.bundle.examples import find_bundle
-from tureen.bundle.manifest import AccuracyRow, AttackCheck, Evaluation, Norm
+from tureen.bundle.manifest import AccuracyRow, AttackCheck, Evaluation
 from tureen.commands.report import (
     accuracy_table,
     check_results,
@@ -41,7 +40,6 @@ from tureen.commands.report import (
 from tureen.preprocess import PreprocessSpec
 from tureen.tokens import CLEAN_BETA, ROBUST_BETA, beta_grid
 
-ALL_IMAGES = 2**31
 BUNDLE_BETAS = "0:1:0.25"
 
 
@@ -51,72 +49,7 @@ def evaluate(arguments: list[str]) -> int:
     For a checkpoint, measures the accuracy without an attack and under an attack. For a bundle, measures only the
     accuracy without an attack. arguments: those after `tureen evaluate`.
     """
-    parser = argparse.ArgumentParser(
-        prog="tureen evaluate",
-        description=(
-            "Measure clean and robust accuracy of a checkpoint at each β, with an attack on each soup. A bundle has no "
-            "gradients, so only its clean accuracy is measured."
-        ),
-        epilog="example: tureen evaluate runs/digits --betas 0:1:0.1 --attack apgd --steps 50 --plot curve.png",
-    )
-    parser.add_argument("path", type=Path, metavar="CHECKPOINT|BUNDLE", help="directory of a run, or of a bundle")
-    _add_images(parser, data="images to measure on (default: those of the checkpoint)")
-    parser.add_argument(
-        "--split",
-        choices=["test", "validation"],
-        help="images of the checkpoint: test for figures to publish, validation for choices (default: test)",
-    )
-    parser.add_argument(
-        "--betas", type=betas_argument, metavar="START:STOP:STEP", help="values of β (default: those of the recipe)"
-    )
-    parser.add_argument(
-        "--beyond", type=float, metavar="D", help="also measure at β = −D and 1 + D, which are never served"
-    )
-    parser.add_argument(
-        "--attack",
-        type=one_of(ATTACKS),
-        choices=list(ATTACKS),
-        help="attack (default: that of the recipe); fgsm, pgd and mi-fgsm are for diagnosis, not for figures",
-    )
-    parser.add_argument("--steps", type=positive_int, help="steps of the attack (default: those of the recipe)")
-    parser.add_argument("--epsilon-255", type=float, help="radius in 1/255 (default: that of the recipe)")
-    parser.add_argument(
-        "--norm",
-        choices=get_args(Norm),
-        default="linf",
-        help="norm of the radius; l2 and l1 need --epsilon-255, such as 128 for l2 (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--strengths",
-        action="store_true",
-        help="accuracy at five strengths, beside the robust accuracy that attacked validation images predict",
-    )
-    parser.add_argument(
-        "--matrix",
-        action="store_true",
-        help="transfer matrix: attack each β, and all β together, and measure every other β",
-    )
-    parser.add_argument("--epsilon-curve", action="store_true", help="accuracy at several radii")
-    parser.add_argument(
-        "--ensembles", action="store_true", help="also measure mixed predictions of both modes, at twice the cost"
-    )
-    parser.add_argument(
-        "--corruptions",
-        action="store_true",
-        help="accuracy under noise, blur, weather and digital corruptions at five severities",
-    )
-    parser.add_argument(
-        "--shifts",
-        action="store_true",
-        help="accuracy under rotation, greyscale, sketch and other shifts at five severities",
-    )
-    parser.add_argument(
-        "--plot", type=Path, metavar="PNG", help="draw accuracy over β into PNG, and other results into files beside it"
-    )
-    parser.add_argument(
-        "--save", action="store_true", help="store the results in the checkpoint, for manifest and model card"
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    parser = evaluate_parser()
     options = parser.parse_args(arguments)
     limit_threads()
     most = 255 if options.norm == "linf" else math.inf
@@ -284,20 +217,7 @@ def tune(arguments: list[str]) -> int:
 
     arguments: those after `tureen tune`.
     """
-    parser = argparse.ArgumentParser(
-        prog="tureen tune",
-        description="Choose the most accurate β for a few labelled images, and print its interval.",
-        epilog="example: tureen tune digits-bundle --data rainy-days --images 50",
-    )
-    parser.add_argument("path", type=Path, metavar="CHECKPOINT|BUNDLE", help="directory of a run, or of a bundle")
-    _add_images(parser, data="images: one folder for each class, or a CSV file with path and label")
-    parser.add_argument(
-        "--betas",
-        type=betas_argument,
-        default=beta_grid("0:1:0.1"),
-        help="β to choose from (default: 0:1:0.1)",
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser = tune_parser()
     options = parser.parse_args(arguments)
     limit_threads()
     if options.data is None:
@@ -314,17 +234,6 @@ def tune(arguments: list[str]) -> int:
         tuned = tune_beta(make_predictor(checkpoint.model.to(best_device())), images, options.betas)
     print(tuned.model_dump_json(indent=2) if options.json else tuned_table(tuned))
     return 0
-
-
-def _add_images(parser: argparse.ArgumentParser, *, data: str) -> None:
-    parser.add_argument("--data", metavar="DIR|CSV", help=data)
-    parser.add_argument(
-        "--images",
-        type=positive_int,
-        default=ALL_IMAGES,
-        help="maximum number of images, drawn evenly from the classes",
-    )
-    add_decoding_options(parser, cpus_per_process())
 
 
 def _images(options: argparse.Namespace, own: Images | None, preprocess: PreprocessSpec, labels: list[str]) -> Images:

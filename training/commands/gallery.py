@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from training.commands.attack import STEPS, load_run, radius_argument
+from training.checkpoint import Checkpoint, load_checkpoint
+from training.commands.parsers import gallery_parser
 from training.distributed import best_device, limit_threads
+from training.errors import CheckpointError
 from training.evaluation.picture_attack import Reading
 from training.evaluation.sign_gallery import GALLERY, Gallery, make_gallery
-from tureen.arguments import positive_int
-
-DRAWINGS = 20
+from tureen.bundle.bundle import MANIFEST
 
 
 def gallery(arguments: list[str]) -> int:
@@ -20,32 +19,7 @@ def gallery(arguments: list[str]) -> int:
 
     arguments: those after `tureen gallery`. Returns the exit status.
     """
-    parser = argparse.ArgumentParser(
-        prog="tureen gallery",
-        description=(
-            "Draw ten traffic signs, attack each for the clean token and for both tokens, and write the pictures with "
-            "the readings at five strengths. A sign is drawn again if the attack on the clean token fails; the failed "
-            "attacks are counted."
-        ),
-        epilog="example: tureen gallery runs/signs --out gallery",
-    )
-    parser.add_argument("run", type=Path, metavar="RUN", help="directory of a finished run of traffic signs")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help=f"directory for pictures and {GALLERY}")
-    parser.add_argument(
-        "--epsilon-255",
-        type=radius_argument,
-        help="largest change of a value, l∞, in 1/255; 1 to 255 (default: that of the recipe)",
-    )
-    parser.add_argument("--steps", type=positive_int, default=STEPS, help="steps of the attack (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the attack's random starts (default: %(default)s)")
-    parser.add_argument(
-        "--drawings",
-        type=positive_int,
-        default=DRAWINGS,
-        help="most drawings of a sign to try, until an attack misleads the clean mode (default: %(default)s)",
-    )
-    parser.add_argument("--json", action="store_true", help=f"print the content of {GALLERY} instead of a table")
-    options = parser.parse_args(arguments)
+    options = gallery_parser().parse_args(arguments)
     limit_threads()
     checkpoint = load_run(options.run)
     made = make_gallery(
@@ -59,6 +33,20 @@ def gallery(arguments: list[str]) -> int:
     )
     print(made.model_dump_json(indent=2) if options.json else f"{gallery_table(made)}\n\n{options.out / GALLERY}")
     return 0
+
+
+def load_run(path: Path) -> Checkpoint:
+    """Returns the checkpoint in the directory `path`.
+
+    Raises CheckpointError if the directory has no valid checkpoint. A bundle is not valid, because a gallery belongs to
+    the weights of a run: `tureen export` compares their hash.
+    """
+    if (path / MANIFEST).is_file():
+        raise CheckpointError(
+            f"{path} is a bundle: give the directory of the run that `tureen train` wrote (it holds checkpoint.json "
+            "and model.safetensors); `tureen attack` takes a bundle"
+        )
+    return load_checkpoint(path)
 
 
 def gallery_table(made: Gallery) -> str:

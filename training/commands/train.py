@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import shlex
 import sys
 from pathlib import Path
 
+from training.commands.parsers import train_parser
 from training.data.groups import group_pattern
 from training.data.loading import BatchOrder
 from training.data.sources import open_source
 from training.data.splits import divide
-from training.distributed import cpus_per_process, is_first_process
-from training.errors import CheckpointError, DataError
+from training.distributed import is_first_process
+from training.errors import CheckpointError
 from training.interruption import InterruptedRun
 from training.recipes import RECIPES, Recipe, load_recipe, with_settings
 from training.resume import read_saved_run
-from training.run import SAVE_INTERVAL_S, STATE, RunOptions, run
-from tureen.arguments import one_of, positive_int
+from training.run import STATE, RunOptions, run
 from tureen.commands.report import accuracy_table, check_results
 
 
@@ -28,68 +27,7 @@ def train(arguments: list[str]) -> int:
 
     The exit status is 0, or 128 + signal number if a signal interrupted the run.
     """
-    parser = argparse.ArgumentParser(
-        prog="tureen train",
-        description="Train a dual-token Vision Transformer, measure its accuracy at each β, and write a checkpoint.",
-        epilog="example: tureen train digits --out runs/digits --set epochs=50 --set model.depth=3",
-    )
-    parser.add_argument(
-        "recipe",
-        nargs="?",
-        type=one_of(sorted(RECIPES)),
-        choices=sorted(RECIPES),
-        help="recipe to train (with --resume: default is the recipe of the run in --out)",
-    )
-    parser.add_argument("--out", type=Path, help="directory of the run (default: runs/RECIPE)")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", dest="settings", help="change a value of the recipe"
-    )
-    parser.add_argument(
-        "--data",
-        metavar="DIR",
-        help="images: DIR/CLASS/…, or DIR/train/CLASS/…, DIR/val/CLASS/… and DIR/test/CLASS/…, or hf:DATASET",
-    )
-    parser.add_argument(
-        "--group-by",
-        type=_group_expression,
-        metavar="REGEX",
-        help="keep the images of a track, a writer or a patient in one part: those whose paths have the same match, or "
-        "the same text in its capturing group",
-    )
-    parser.add_argument("--init", type=Path, metavar="PATH", help="weights to start from, for the recipe finetune")
-    parser.add_argument(
-        "--image-size",
-        type=positive_int,
-        help="image size in pixels, for the recipe finetune (default: that of the weights)",
-    )
-    parser.add_argument(
-        "--strict", action="store_true", help="fail if an image cannot be decoded, instead of skipping it"
-    )
-    parser.add_argument("--resume", action="store_true", help="continue the interrupted run in --out, with its options")
-    parser.add_argument(
-        "--save-interval-s",
-        type=_seconds,
-        default=SAVE_INTERVAL_S,
-        metavar="S",
-        help="seconds between two saves of the state; more if saving would take over 2 %% of the time "
-        "(default: %(default)g)",
-    )
-    parser.add_argument("--compile", action="store_true", help="run the model through torch.compile")
-    parser.add_argument("--tensorboard", action="store_true", help="write TensorBoard events into --out")
-    parser.add_argument(
-        "--threads",
-        type=positive_int,
-        metavar="N",
-        help="CPU threads of the training (default: OMP_NUM_THREADS if it is set, or else all CPUs)",
-    )
-    parser.add_argument(
-        "--workers",
-        type=positive_int,
-        default=cpus_per_process(),
-        help="processes or threads that decode images (default: %(default)s)",
-    )
-    parser.add_argument("--show", action="store_true", help="print the recipe with its settings, and exit")
-    parser.add_argument("--json", action="store_true", help="print the accuracy at each β as JSON")
+    parser = train_parser()
     options = parser.parse_args(arguments)
     if options.recipe is None and not (options.resume and options.out):
         parser.error("give a recipe, or the run to continue: --resume --out DIR")
@@ -179,20 +117,3 @@ def _show(recipe: Recipe, options: argparse.Namespace) -> str:
         nested = value.items() if isinstance(value, dict) else None
         lines += [f"{key}.{inner} = {v}" for inner, v in nested] if nested else [f"{key} = {value}"]
     return "\n".join(lines)
-
-
-def _group_expression(text: str) -> str:
-    try:
-        return group_pattern(text).pattern
-    except DataError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 <= seconds < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a non-negative number of seconds")
-    return seconds

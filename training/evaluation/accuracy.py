@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
-from training.attacks.catalogue import attack_label, find_attack
+from training.attacks.catalogue import find_attack
 from training.attacks.gradient import Forward
+from training.attacks.names import attack_label
 from training.data.datasets import Images
 from training.errors import DivergedError, RecipeError
 from training.models.vit import images_from_pixels

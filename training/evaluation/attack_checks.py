@@ -15,8 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from training.attacks.catalogue import attack_label, suitable_attack
+from training.attacks.catalogue import suitable_attack
 from training.attacks.gradient import Forward, has_zero_gradient
+from training.attacks.names import attack_label
 from training.data.datasets import Images
 from training.errors import ZeroGradientError
 from training.evaluation.accuracy import (

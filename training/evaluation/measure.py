@@ -10,7 +10,7 @@ from functools import cached_property
 from torch import nn
 from tqdm import tqdm
 
-from training.attacks.catalogue import attack_label
+from training.attacks.names import attack_label
 from training.data.datasets import Images, load_evaluation_images
 from training.distributed import cpus_per_process
 from training.evaluation.accuracy import (

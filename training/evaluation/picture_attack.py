@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from training.attacks.apgd import DLR_CLASSES, apgd_margin
-from training.attacks.catalogue import attack_label
 from training.attacks.gradient import Forward
+from training.attacks.names import attack_label
 from training.checkpoint import Checkpoint
 from training.data.datasets import balanced_sample
 from training.errors import DataError, RecipeError

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from training.attacks.apgd import apgd_margin
-from training.attacks.catalogue import attack_label
 from training.attacks.gradient import Forward
+from training.attacks.names import attack_label
 from training.data.datasets import Images
 from training.evaluation.accuracy import (
     AttackOutcome,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from training.models.resnet import DualResNet, ResNetConfig
-from training.models.vit import DualTokenViT, ViTConfig
+from training.models.resnet import DualResNet
+from training.models.shapes import ModelConfig, ViTConfig
+from training.models.vit import DualTokenViT
 
-ModelConfig = ViTConfig | ResNetConfig
 Model = DualTokenViT | DualResNet
 
 

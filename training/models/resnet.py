@@ -1,7 +1,7 @@
 """ResNets with a clean and a robust mode. The modes differ in the normalisation layers, because a ResNet has no token.
 
-`ResNetConfig` describes the variants that Rebuffi, Croce & Gowal (ICLR 2023) compare. Knows nothing about attacks, data
-or training.
+`training.models.shapes.ResNetConfig` describes the variants that Rebuffi, Croce & Gowal (ICLR 2023) compare. Knows
+nothing about attacks, data or training.
 """
 
 from __future__ import annotations
@@ -11,46 +11,14 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from training.errors import RecipeError
+from training.models.shapes import ResNetConfig
 from tureen.tokens import CLEAN_BETA, ROBUST_BETA, mix
 
 GROUPS = 32  # of a GroupNorm (Wu & He, ECCV 2018)
 BLOCKS = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3)}  # in each of the four stages
-
-
-class ResNetConfig(BaseModel):
-    """The shape of a ResNet, and the parts of its normalisation layers that each mode has for itself.
-
-    | norm         | adapter     | separate for each mode       | name in the literature                       |
-    |--------------|-------------|------------------------------|----------------------------------------------|
-    | any          | shared      | nothing                      | co-training                                  |
-    | batch        | dual        | statistics, scale and offset | AdvProp (Xie et al., CVPR 2020), mixture BN  |
-    | batch        | dual_params | scale and offset             | DualParams BatchNorm                         |
-    | layer, group | dual        | scale and offset             | dual LayerNorm, dual GroupNorm               |
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    depth: Literal[18, 50] = Field(description="weighted layers: 18 of basic blocks, 50 of bottlenecks")
-    image_size: int = Field(gt=0, description="height and width of the input, pixels")
-    classes: int = Field(gt=1, description="K, the number of labels")
-    stem: Literal["imagenet", "small"] = Field(
-        default="imagenet", description="7 × 7 of stride 2 and a max-pool; or 3 × 3 of stride 1, for images up to 64"
-    )
-    width: int = Field(default=64, gt=0, multiple_of=2, description="channels of the first stage; published with 64")
-    norm: Literal["batch", "layer", "group"] = "batch"
-    adapter: Literal["shared", "dual", "dual_params"] = "dual"
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)  # of each channel; subtracted from pixels in [0, 1]
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)  # of each channel; divides the difference
-
-    @model_validator(mode="after")
-    def _has_statistics_to_share(self) -> ResNetConfig:
-        if self.adapter == "dual_params" and self.norm != "batch":
-            raise ValueError(f"norm {self.norm} keeps no statistics, so dual_params is the same as dual: use dual")
-        return self
 
 
 class SharedBatchNorm(nn.BatchNorm2d):

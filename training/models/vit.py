@@ -7,58 +7,15 @@ nothing about attacks, data or training.
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
+from training.models.shapes import ViTConfig
 from tureen.tokens import mix
-
-
-class ViTConfig(BaseModel):
-    """The shape of a dual-token ViT. A checkpoint contains this shape beside the weights."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    image_size: int = Field(gt=0, description="height and width of the input, pixels")
-    patch_size: int = Field(gt=0, description="height and width of a patch, pixels")
-    width: int = Field(gt=0, description="D, the width of a token")
-    depth: int = Field(gt=0, description="number of transformer blocks")
-    heads: int = Field(gt=0, description="attention heads; divides width")
-    classes: int = Field(gt=1, description="K, the number of labels")
-    mlp_ratio: float = Field(default=4.0, gt=0)  # hidden width of the MLP, divided by `width`
-    stem: Literal["patch", "conv"] = Field(
-        default="patch", description="patch embedding: one linear map a patch, or 3 × 3 convolutions of stride 2"
-    )
-    adapter: Literal["token", "norm", "both", "none"] = Field(
-        default="token", description="the parameters that differ between the two modes; only `token` can be exported"
-    )
-    pool: Literal["mean", "token"] = Field(
-        default="mean", description="input of the classifier: the mean of the patches, or the class token"
-    )
-    norm_after_pool: bool = Field(default=False, description="the last LayerNorm follows the pooling (timm's fc_norm)")
-    norm_eps: float = Field(default=1e-6, gt=0, description="ε of every LayerNorm")
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)  # of each channel; subtracted from pixels in [0, 1]
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)  # of each channel; divides the difference
-
-    @model_validator(mode="after")
-    def _divides(self) -> ViTConfig:
-        if self.image_size % self.patch_size:
-            raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
-        if self.width % self.heads:
-            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
-        if self.stem == "conv" and (self.patch_size < 2 or self.patch_size & (self.patch_size - 1)):
-            raise ValueError(f"patch_size {self.patch_size} is not a power of two, which stem=conv needs")
-        return self
-
-    @property
-    def patches(self) -> int:
-        """The number N of patches of an image."""
-        return (self.image_size // self.patch_size) ** 2
 
 
 def images_from_pixels(pixels: Tensor) -> Tensor:

@@ -6,7 +6,8 @@ import torch
 
 from training.adapt.learning import FrozenModel, LearningSettings
 from training.data.datasets import Images
-from training.models.vit import DualTokenViT, ViTConfig
+from training.models.shapes import ViTConfig
+from training.models.vit import DualTokenViT
 
 CLASSES = 3
 

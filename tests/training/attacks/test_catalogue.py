@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from training.attacks.catalogue import ATTACKS, attack_label, find_attack, substitution_message, suitable_attack
+from training.attacks.catalogue import ATTACKS, find_attack, substitution_message, suitable_attack
+from training.attacks.names import attack_label
 from training.errors import RecipeError
 
 

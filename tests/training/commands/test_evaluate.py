@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training.attacks.catalogue import ATTACKS, attack_label
+from training.attacks.catalogue import ATTACKS
+from training.attacks.names import attack_label
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.evaluation.attack_checks import LARGER_RADIUS
 from tureen.bundle.bundle import load_bundle

@@ -20,7 +20,8 @@ from training.evaluation.accuracy import (
     sign_test,
     wilson_interval,
 )
-from training.models.vit import DualTokenViT, ViTConfig
+from training.models.shapes import ViTConfig
+from training.models.vit import DualTokenViT
 
 LEVELS = range(28, 228)  # at distances from mid-grey of 0.5, 1.5, … 99.5, twice each
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from training.models.registry import build_model
-from training.models.resnet import DualResNet, ResNetConfig
-from training.models.vit import DualTokenViT, ViTConfig
+from training.models.resnet import DualResNet
+from training.models.shapes import ResNetConfig, ViTConfig
+from training.models.vit import DualTokenViT
 
 VIT = ViTConfig(image_size=16, patch_size=8, width=16, depth=1, heads=2, classes=3)
 RESNET = ResNetConfig(depth=18, image_size=16, classes=3, stem="small", width=4)

@@ -12,7 +12,8 @@ from torch import nn
 
 from training.errors import RecipeError
 from training.loss import cotraining_losses
-from training.models.resnet import BLOCKS, DualBatchNorm, DualGroupNorm, DualResNet, ResNetConfig
+from training.models.resnet import BLOCKS, DualBatchNorm, DualGroupNorm, DualResNet
+from training.models.shapes import ResNetConfig
 from training.recipes import DIGITS
 
 TINY = ResNetConfig(depth=18, image_size=8, classes=3, stem="small", width=4)

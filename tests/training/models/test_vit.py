@@ -2,7 +2,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from training.models.vit import DualTokenViT, ViTConfig
+from training.models.shapes import ViTConfig
+from training.models.vit import DualTokenViT
 
 TINY = ViTConfig(image_size=8, patch_size=4, width=16, depth=2, heads=2, classes=3)
 

@@ -8,7 +8,8 @@ import torch
 from onnx import TensorProto, helper
 
 from export.graph import onnx_graph
-from training.models.vit import DualTokenViT, ViTConfig
+from training.models.shapes import ViTConfig
+from training.models.vit import DualTokenViT
 from tureen.bundle.bundle import load_bundle
 from tureen.bundle.manifest import BACKBONE
 from tureen.engines import compile_engine

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,10 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict
 from tqdm import tqdm
 
-from training.checkpoint import Checkpoint, load_checkpoint
+from export.commands.parsers import attack_parser
+from training.checkpoint import load_checkpoint
 from training.distributed import best_device, limit_threads
-from training.errors import CheckpointError, DataError
+from training.errors import DataError
 from training.evaluation.accuracy import Predict, make_predictor
 from training.evaluation.picture_attack import (
     PictureAttack,
@@ -26,18 +28,34 @@ from training.evaluation.picture_attack import (
     png_bytes,
     read_picture,
 )
-from tureen.arguments import beta_argument, positive_int, strength_argument
+from training.models.registry import Model
 from tureen.atomic_file import write_atomically
-from tureen.bundle.bundle import MANIFEST
+from tureen.bundle.bundle import MANIFEST, load_bundle
+from tureen.bundle.examples import DEFAULT_EXAMPLE, EXAMPLES, find_bundle
 from tureen.bundle.manifest import StrengthCurve
 from tureen.errors import printable
 from tureen.image_sources import pixels_from_source
-from tureen.preprocess import DEFAULT_LIMITS, Pixels, pixels_from_bytes
+from tureen.preprocess import DEFAULT_LIMITS, Pixels, PreprocessSpec, pixels_from_bytes
 from tureen.tokens import CLEAN_BETA, ROBUST_BETA
 
-STEPS = 100
+DEFAULT_EPSILON_255 = 8.0
+"""The radius for a bundle that has no measured robust accuracy."""
 DIFFERENCE_SIDE = 256
 """The picture of --difference is enlarged to at least this width, in pixels."""
+
+
+@dataclass(frozen=True)
+class AttackedModel:
+    """The model to attack, from a checkpoint or from a bundle.
+
+    epsilon_255: the radius that is used without --epsilon-255. curve: maps a strength to a β.
+    """
+
+    model: Model
+    labels: list[str]
+    preprocess: PreprocessSpec
+    epsilon_255: float
+    curve: StrengthCurve
 
 
 class AttackReport(BaseModel):
@@ -68,18 +86,17 @@ def attack(arguments: list[str]) -> int:
     arguments: those after `tureen attack`. If the attack fails, the exit status is 0 too. Raises DataError if the model
     predicts a wrong label at all attacked β before the attack.
     """
-    options = _parser().parse_args(arguments)
+    options = attack_parser().parse_args(arguments)
     limit_threads()
-    checkpoint = load_run(options.checkpoint)
-    spec, labels = checkpoint.preprocess, checkpoint.labels
+    attacked_model = load_attacked_model(options.checkpoint or options.bundle or EXAMPLES / DEFAULT_EXAMPLE)
+    spec, labels, curve = attacked_model.preprocess, attacked_model.labels, attacked_model.curve
     pixels = pixels_from_source(options.image, spec, DEFAULT_LIMITS)
     label = None if options.label is None else find_label(labels, options.label)
-    radius = checkpoint.recipe.epsilon_255 if options.epsilon_255 is None else options.epsilon_255
-    model = checkpoint.model.to(best_device())
+    radius = attacked_model.epsilon_255 if options.epsilon_255 is None else options.epsilon_255
+    model = attacked_model.model.to(best_device())
     predict = make_predictor(model)
     if label is None:
         label = int(predict(pixels[None], [CLEAN_BETA])[0].argmax())
-    curve = checkpoint_curve(checkpoint)
     betas = _betas(options, curve)
     picture_attack = PictureAttack(model, betas, radius, options.steps, options.seed)
     right_before = _is_right(predict, pixels, label, betas)
@@ -119,63 +136,24 @@ def attack(arguments: list[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="tureen attack",
-        description=(
-            "Change an image slightly, so that the model misreads it, and print what each strength reads before and "
-            "after. The attack is white-box: it needs the checkpoint. One image is a demonstration; `tureen evaluate` "
-            "measures robustness."
-        ),
-        epilog="example: tureen attack stop.png --checkpoint runs/signs --out attacked.png --difference change.png",
-    )
-    parser.add_argument("image", type=Path, metavar="IMAGE", help="JPEG, PNG or WebP file")
-    parser.add_argument("--checkpoint", type=Path, required=True, metavar="RUN", help="directory of a finished run")
-    parser.add_argument(
-        "--out", type=Path, required=True, metavar="PNG", help="attacked image, in the size that the model sees"
-    )
-    target = parser.add_mutually_exclusive_group()
-    target.add_argument("--beta", type=beta_argument, help="attack the soup at this β (default: clean)")
-    target.add_argument("--strength", type=strength_argument, help="attack the soup at this strength, 0 to 1")
-    target.add_argument("--joint", action="store_true", help="attack the clean and the robust token together")
-    parser.add_argument("--label", metavar="NAME", help="true class (default: the class that the clean mode reads)")
-    parser.add_argument(
-        "--epsilon-255",
-        type=radius_argument,
-        help="largest change of a value, l∞, in 1/255; 1 to 255 (default: that of the recipe)",
-    )
-    parser.add_argument("--steps", type=positive_int, default=STEPS, help="steps of the attack (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the random starts (default: %(default)s)")
-    parser.add_argument("--difference", type=Path, metavar="PNG", help="write the amplified difference, enlarged")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    return parser
+def load_attacked_model(path: Path) -> AttackedModel:
+    """Returns the model of a checkpoint or a bundle. path: its directory, or the name of an example bundle.
 
-
-def radius_argument(text: str) -> float:
-    """Returns the number in `text`, a radius in 1/255. Raises ArgumentTypeError if it is not a number from 1 to 255.
-
-    The minimum is 1 because a value of an 8-bit image cannot change by less.
+    Rebuilds the model of a bundle in PyTorch. Raises CheckpointError or BundleError if there is neither at `path`, or
+    if its files are damaged. Raises ExportError if the model of a bundle cannot be rebuilt.
     """
-    try:
-        radius = float(text)
-    except ValueError:
-        radius = 0.0
-    if not 1 <= radius <= 255:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to 255: an 8-bit image changes by 1 or more")
-    return radius
+    path = find_bundle(path, must_exist=False)
+    if not (path / MANIFEST).exists():
+        checkpoint = load_checkpoint(path)
+        curve, radius = checkpoint_curve(checkpoint), checkpoint.recipe.epsilon_255
+        return AttackedModel(checkpoint.model, checkpoint.labels, checkpoint.preprocess, radius, curve)
+    from export.torch_soup import model_of_bundle  # needs onnx, which a checkpoint does not need
 
-
-def load_run(path: Path) -> Checkpoint:
-    """Returns the checkpoint in the directory `path`.
-
-    Raises CheckpointError if the directory has no valid checkpoint. A bundle is not valid, because it has no gradients.
-    """
-    if (path / MANIFEST).is_file():
-        raise CheckpointError(
-            f"{path} is a bundle, which has no gradients to attack: give the directory of the run that `tureen train` "
-            "wrote (it holds checkpoint.json and model.safetensors)"
-        )
-    return load_checkpoint(path)
+    bundle = load_bundle(path)
+    manifest = bundle.manifest
+    radius = manifest.accuracy[0].epsilon_255 if manifest.accuracy else DEFAULT_EPSILON_255
+    model = model_of_bundle(bundle)
+    return AttackedModel(model, manifest.labels, manifest.preprocess, radius, manifest.strength)
 
 
 def report_text(report: AttackReport, *, image: str, out: Path) -> str:

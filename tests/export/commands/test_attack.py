@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training.commands.attack import AttackReport, readings_table, report_text
+from export.commands.attack import AttackReport, readings_table, report_text
 from training.evaluation.picture_attack import Reading
+from tureen.bundle.bundle import read_manifest
 from tureen.cli import main
+from tureen.pictures.signs import drawn_picture
 
 
 @pytest.fixture
@@ -116,9 +118,22 @@ def test_a_wrong_label_is_an_error_before_the_attack(digits_run, digit, tmp_path
     assert not (tmp_path / "out.png").exists()
 
 
-def test_a_bundle_is_no_checkpoint(bundle_path, digit, tmp_path, capsys):
-    said = failed([digit[0], "--checkpoint", bundle_path, "--out", tmp_path / "out.png"], capsys)
-    assert "is a bundle, which has no gradients to attack: give the directory of the run that `tureen train`" in said
+def test_a_bundle_is_attacked_like_its_checkpoint(bundle_path, digit, tmp_path, capsys):
+    path, label = digit
+    manifest = read_manifest(bundle_path)
+    report = attacked([path, "--bundle", bundle_path, "--out", tmp_path / "out.png", "--steps", "10"], capsys)
+    assert (report["label"], report["epsilon_255"]) == (label, manifest.accuracy[0].epsilon_255)
+    assert report["succeeded"] is True
+    curve = manifest.strength
+    assert [reading["beta"] for reading in report["before"]] == [curve.beta_at(s) for s in (0, 0.25, 0.5, 0.75, 1)]
+
+
+def test_an_example_is_attacked_by_its_name_and_is_the_default(tmp_path, capsys):
+    drawn_picture("stop", 0).save(tmp_path / "stop.png")
+    common = [tmp_path / "stop.png", "--out", tmp_path / "out.png", "--steps", "2", "--label", "stop"]
+    report = attacked([*common, "--bundle", "signs"], capsys)
+    assert report["label"] == "14-stop"
+    assert attacked(common, capsys) == report
 
 
 def test_a_file_that_is_no_image_is_an_error(digits_run, tmp_path, capsys):
