@@ -4,10 +4,18 @@
 const $ = (id) => document.getElementById(id);
 const STEP = 0.05;
 const SMALL_IMAGE = 128; // pixels; a smaller image is enlarged with its pixels visible
-const percent = (share, digits = 1) => `${(100 * share).toFixed(digits)} %`;
+const percent = (share, digits = 1) => `${fixed(100 * share, digits)} %`;
 const interval = (accuracy) =>
-  `${percent(accuracy.value)} (${(100 * accuracy.low).toFixed(1)}\u2060–\u2060${(100 * accuracy.high).toFixed(1)})`; // U+2060: no line break
+  `${percent(accuracy.value)} (${fixed(100 * accuracy.low, 1)}\u2060–\u2060${fixed(100 * accuracy.high, 1)})`; // U+2060: no line break
 let model, sweep; // the last responses of /ui/model and /sweep
+
+// The number as text, rounded as the model card rounds it: a tie goes to the even digit. toFixed() rounds a tie up.
+function fixed(number, digits) {
+  const isTie = Math.abs(number * 2 ** (digits + 1)) % 2 === 1; // exact: only these numbers end in a five
+  if (!isTie) return number.toFixed(digits);
+  const below = Math.floor(number * 10 ** digits);
+  return ((below + Math.abs(below % 2)) / 10 ** digits).toFixed(digits);
+}
 
 function element(name, text = "", attributes = {}) {
   const node = document.createElement(name);
@@ -169,7 +177,7 @@ function readingSentence(label) {
   if (first < 0) return `The model is wrong at every strength: it reads ${[...new Set(sweep.answers)].join(", then ")}.`;
   if (isRight.every(Boolean)) return "The model is right at every strength.";
   if (first && isRight.slice(first).every(Boolean))
-    return `The clean mode reads ${wrong}. From strength ${sweep.strengths[first].toFixed(2)} on, the model is right.`;
+    return `The clean mode reads ${wrong}. From strength ${fixed(sweep.strengths[first], 2)} on, the model is right.`;
   return `The model is right at ${isRight.filter(Boolean).length} of ${isRight.length} strengths.`;
 }
 
@@ -244,16 +252,16 @@ function showModes() {
   for (const [mode, at] of [["clean", 0], ["robust", last]]) {
     const curve = sweep.curves.find((candidate) => candidate.label === sweep.answers[at]);
     $(`${mode}-label`).textContent = sweep.answers[at];
-    $(`${mode}-share`).textContent = `${percent(curve.probabilities[at])}${sweep.betas[at] === (at ? 1 : 0) ? "" : `, at β ${sweep.betas[at].toFixed(2)}`}`;
+    $(`${mode}-share`).textContent = `${percent(curve.probabilities[at])}${sweep.betas[at] === (at ? 1 : 0) ? "" : `, at β ${fixed(sweep.betas[at], 2)}`}`;
   }
   $("modes").classList.toggle("differ", sweep.answers[0] !== sweep.answers[last]);
 }
 
 function showSelected() {
   const at = Number($("strength").value), strength = sweep.strengths[at], beta = sweep.betas[at];
-  $("strength-value").textContent = strength.toFixed(2);
-  $("beta-value").textContent = beta.toFixed(2);
-  $("strength").setAttribute("aria-valuetext", `strength ${strength.toFixed(2)}, β ${beta.toFixed(2)}: ${sweep.answers[at]}`);
+  $("strength-value").textContent = fixed(strength, 2);
+  $("beta-value").textContent = fixed(beta, 2);
+  $("strength").setAttribute("aria-valuetext", `strength ${fixed(strength, 2)}, β ${fixed(beta, 2)}: ${sweep.answers[at]}`);
   for (const end of ["x1", "x2"]) $("marker").setAttribute(end, X(strength));
   const shares = sweep.curves.map((curve) => [curve.label, curve.probabilities[at]]).sort((first, second) => second[1] - first[1]);
   showBars($("bars"), shares.map(([label, share]) => [label, share, percent(share)]));
@@ -346,7 +354,7 @@ const accuracyText = (measured) => measured
 
 function showExpected() {
   const strength = Number($("dial").value), beta = betaOf(strength);
-  $("dial-value").textContent = `${strength.toFixed(2)} (β ${beta.toFixed(2)})`;
+  $("dial-value").textContent = `${fixed(strength, 2)} (β ${fixed(beta, 2)})`;
   const now = state.default_beta === null ? null : measuredAccuracy(state.default_beta), then = measuredAccuracy(beta);
   $("expected").textContent = state.default_beta === null ? "" : `Now: ${accuracyText(now)}. Then: ${accuracyText(then)}.`;
   $("comparison").hidden = !now || !then;
@@ -355,7 +363,7 @@ function showExpected() {
     const line = element("tr"), points = 100 * (then[kind] - now[kind]);
     line.append(element("th", kind === "clean" ? "Clean images" : "Attacked images", { scope: "row" }));
     const mark = (measured) => (kind === "robust" ? measured.mark : "");
-    for (const text of [percent(now[kind]) + mark(now), percent(then[kind]) + mark(then), `${points > 0 ? "+" : points < 0 ? "−" : ""}${Math.abs(points).toFixed(1)} points`])
+    for (const text of [percent(now[kind]) + mark(now), percent(then[kind]) + mark(then), `${points > 0 ? "+" : points < 0 ? "−" : ""}${fixed(Math.abs(points), 1)} points`])
       line.append(element("td", text));
     return line;
   }));
@@ -432,13 +440,13 @@ async function showLive() {
       if (beta !== undefined) traffic[beta] = (traffic[beta] ?? 0) + rate(key);
     }
     const total = Object.values(traffic).reduce((subtotal, images) => subtotal + images, 0);
-    showBars($("traffic"), Object.entries(traffic).sort().map(([beta, images]) => [strengthText(beta), total ? images / total : 0, images.toFixed(1)]));
+    showBars($("traffic"), Object.entries(traffic).sort().map(([beta, images]) => [strengthText(beta), total ? images / total : 0, fixed(images, 1)]));
   }
   previousMetrics = { at, metrics };
   const agree = sum("tureen_mode_comparisons_total", '"agree"'), disagree = sum("tureen_mode_comparisons_total", '"disagree"');
   const [median, p99] = [0.5, 0.99].map((share) => latencyQuantile(metrics, share));
   const rows = [
-    ["Expected queue time", `${(1000 * (metrics.tureen_expected_queue_seconds ?? 0)).toFixed(1)} ms`],
+    ["Expected queue time", `${fixed(1000 * (metrics.tureen_expected_queue_seconds ?? 0), 1)} ms`],
     ["Latency", median === null ? "no request yet" : `p50 within ${1000 * median} ms, p99 within ${1000 * p99} ms, since the start`],
     ["Modes disagree", agree + disagree ? `${percent(disagree / (agree + disagree))} of ${agree + disagree}; a signal, not a detector` : "not sampled"],
     ["Clients", clientRules()],

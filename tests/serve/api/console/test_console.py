@@ -18,11 +18,12 @@ import pytest
 from PIL import Image
 from playwright.sync_api import expect, sync_playwright
 
+from export.card import model_card
 from tests.patience import DEADLINE_S
 from tests.serve.admin.conftest import Operator
 from tests.serve.inference.test_reload import replace_with
 from tests.tureen.bundle.test_gallery import bundle_with, content
-from tureen.bundle.bundle import MANIFEST, load_bundle
+from tureen.bundle.bundle import MANIFEST, load_bundle, read_manifest
 from tureen.bundle.examples import EXAMPLES
 from tureen.pictures.ship import drawn_ship
 
@@ -266,6 +267,23 @@ def test_an_image_is_seen_at_every_strength_from_one_sweep(operated, open_page, 
     assert "empirical" in page.inner_text("#measurement")
     assert is_accessible(page)
     picture(page, "console-cifar10")
+
+
+def test_the_table_is_rounded_as_the_model_card(start_server, open_page, example_bundle):
+    """Also a tie such as 94.25 %, which JavaScript rounds to 94.3 and Python to 94.2."""
+    manifest = json.loads((example_bundle / MANIFEST).read_text())
+    values = [0.9425, 0.9475, 0.0325, 0.44449, 0.6666]
+    for row, value in zip(manifest["accuracy"], values, strict=True):
+        row["clean"] = row["robust"] = {"value": value, "low": value, "high": value}
+    (example_bundle / MANIFEST).write_text(json.dumps(manifest))
+    server = start_server(bundle=example_bundle)
+    server.wait_until_ready()
+    page = open_page(f"http://127.0.0.1:{server.port}")
+    card = model_card(read_manifest(example_bundle))
+    for line, value in zip(page.locator("#accuracy tbody tr").all(), values, strict=True):
+        clean = line.locator("td").nth(1).inner_text().replace("\u2060", "").replace(" %", "")
+        assert clean == f"{100 * value:.1f} ({100 * value:.1f}–{100 * value:.1f})"
+        assert f"| {clean} | {clean} |" in card
 
 
 def test_it_fits_a_phone_and_the_dark(operated, open_page, image_file):
