@@ -261,13 +261,14 @@ def format_default(state: dict[str, Any]) -> str:
     expected = state["expected"]
     if expected is None:
         return text
+    about = "≈ " if expected["interpolated"] else ""
     clean, robust = (
-        f"{100 * share['value']:.1f} % ({100 * share['low']:.1f}–{100 * share['high']:.1f})"
+        f"{about}{100 * share['value']:.1f} % ({100 * share['low']:.1f}–{100 * share['high']:.1f})"
         for share in (expected["clean"], expected["robust"])
     )
     norm = NORM_SYMBOLS[expected.get("norm", "linf")]  # servers of earlier versions send none
     attack = f"{expected['attack']}, {norm} ε = {expected['epsilon_255']:g}/255, n = {expected['n']}"
-    between = "; between two measured β" if expected["interpolated"] else ""
+    between = "; ≈ is an estimate between two measured β" if expected["interpolated"] else ""
     failed = expected.get("failed_checks")  # servers of earlier versions send none
     doubt = f"; ! robust accuracy too high: check failed ({'; '.join(failed)})" if failed else ""
     return f"{text}, clean accuracy {clean}, robust {robust} under {attack}{between}{doubt}"

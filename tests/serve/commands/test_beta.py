@@ -33,8 +33,8 @@ STATE = {
 
 def test_a_state_is_printed_a_line_for_each_fact():
     assert format_state(STATE).splitlines() == [
-        "revision 3: default β 0.7 (operator), clean accuracy 93.4 % (92.0–94.5), robust 50.0 % (45.0–55.0) under "
-        "pgd, l∞ ε = 8/255, n = 1000; between two measured β",
+        "revision 3: default β 0.7 (operator), clean accuracy ≈ 93.4 % (92.0–94.5), robust ≈ 50.0 % (45.0–55.0) "
+        "under pgd, l∞ ε = 8/255, n = 1000; ≈ is an estimate between two measured β",
         "          2027-01-31T07:00:00Z by ada: set, “an attack”",
         "clients   choose from 0.25 to 1",
         "policy    uploads → 0.9",
@@ -42,6 +42,10 @@ def test_a_state_is_printed_a_line_for_each_fact():
         "planned   2027-01-31T08:00:00Z revert to the server's default β, id ab12",
         "workers   0 at 3, 1 at 2",
     ]
+
+
+def test_an_accuracy_that_was_measured_at_this_beta_is_no_estimate():
+    assert "≈" not in format_default({**STATE, "expected": {**EXPECTED, "interpolated": False}})
 
 
 def test_the_radius_has_the_norm_of_the_attack():

@@ -266,12 +266,17 @@ function showSelected() {
   const shares = sweep.curves.map((curve) => [curve.label, curve.probabilities[at]]).sort((first, second) => second[1] - first[1]);
   showBars($("bars"), shares.map(([label, share]) => [label, share, percent(share)]));
   const measured = measuredAccuracy(beta);
-  showBars($("measured"), measured ? [["clean images", measured.clean, percent(measured.clean)], ["attacked images", measured.robust, percent(measured.robust)]] : []);
+  $("measured-title").textContent = !measured || measured.isExact ? "Measured accuracy at this strength" : "Estimated accuracy at this strength";
+  const rows = measured ? [["clean images", measured.clean], ["attacked images", measured.robust]] : [];
+  showBars($("measured"), rows.map(([label, share]) => [label, share, accuracyAt(measured, share)]));
   $("measured-note").textContent = measured ? `${measured.note}${measured.mark}` : "Not measured for this model.";
 }
 
-// The measured accuracies at a β, interpolated between the two nearest rows of the table, and a note on them.
-// Returns null outside the measured β.
+// An accuracy as text. An estimate begins with ≈.
+const accuracyAt = (measured, share) => `${measured.isExact ? "" : "≈ "}${percent(share)}`;
+
+// The accuracies at a β, and a note on them. At a β that was not measured, they are estimates: the values on the line
+// between the two nearest rows of the table. Returns null outside the measured β.
 function measuredAccuracy(beta) {
   const rows = model.accuracy, upper = rows.findIndex((row) => row.beta >= beta - 1e-9);
   if (upper < 0 || (upper === 0 && rows[0].beta > beta + 1e-9)) return null;
@@ -279,7 +284,7 @@ function measuredAccuracy(beta) {
   const share = isExact ? 0 : (beta - low.beta) / (row.beta - low.beta);
   const failed = [...new Set([...low.failed_checks, ...row.failed_checks])];
   const notes = [`Attacked by ${row.attack}, ε = ${row.epsilon_255}/255, ${row.n} images`];
-  if (!isExact) notes.push("between two measured β");
+  if (!isExact) notes.push(`not measured here, but estimated on the line between the measured β ${low.beta} and ${row.beta}`);
   const mark = failed.length ? ` ! too high: check failed (${failed.join("; ")})` : "";
   const at = (kind) => (1 - share) * low[kind].value + share * row[kind].value;
   return { clean: at("clean"), robust: at("robust"), isExact, mark, note: `${notes.join("; ")}.` };
@@ -349,7 +354,7 @@ async function refresh() {
 }
 
 const accuracyText = (measured) => measured
-  ? `clean ${percent(measured.clean)}, robust ${percent(measured.robust)}${measured.mark}${measured.isExact ? "" : " (between two measured β)"}`
+  ? `clean ${accuracyAt(measured, measured.clean)}, robust ${accuracyAt(measured, measured.robust)}${measured.mark}${measured.isExact ? "" : " (estimated between two measured β)"}`
   : "not measured";
 
 function showExpected() {
@@ -363,7 +368,7 @@ function showExpected() {
     const line = element("tr"), points = 100 * (then[kind] - now[kind]);
     line.append(element("th", kind === "clean" ? "Clean images" : "Attacked images", { scope: "row" }));
     const mark = (measured) => (kind === "robust" ? measured.mark : "");
-    for (const text of [percent(now[kind]) + mark(now), percent(then[kind]) + mark(then), `${points > 0 ? "+" : points < 0 ? "−" : ""}${fixed(Math.abs(points), 1)} points`])
+    for (const text of [accuracyAt(now, now[kind]) + mark(now), accuracyAt(then, then[kind]) + mark(then), `${points > 0 ? "+" : points < 0 ? "−" : ""}${fixed(Math.abs(points), 1)} points`])
       line.append(element("td", text));
     return line;
   }));

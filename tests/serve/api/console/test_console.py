@@ -254,12 +254,15 @@ def test_an_image_is_seen_at_every_strength_from_one_sweep(operated, open_page, 
         measured = page.inner_text("#measured")
         assert f"{100 * row.clean.value:.1f} %" in measured
         assert f"{100 * row.robust.value:.1f} %" in measured
+        assert page.inner_text("#measured-title") == "Measured accuracy at this strength"
         assert page.inner_text("#measured-note").endswith("500 images.")
         label, share = page.inner_text("#bars .bar >> nth=0").split("\n")
         mode = "clean" if key == "Home" else "robust"
         assert (page.inner_text(f"#{mode}-label"), page.inner_text(f"#{mode}-share")) == (label, share)
     page.keyboard.press("ArrowLeft")
-    assert "between two measured β" in page.inner_text("#measured-note")
+    assert page.inner_text("#measured-title") == "Estimated accuracy at this strength"
+    assert page.inner_text("#measured").count("≈ ") == 2
+    assert "estimated on the line between the measured β 0.75 and 1" in page.inner_text("#measured-note")
     assert page.locator("#curve polyline").count() == 5
     assert page.inner_text("#answer-changes")
     assert page.locator("#accuracy tbody tr").count() == len(rows)
