@@ -5,6 +5,7 @@ Every client may load the page. The other routes, which the page calls, check th
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from tureen.bundle.manifest import Manifest, failed_checks
 
 STATIC = Path(__file__).parent / "static"
 MEDIA_TYPES = {"console.css": "text/css; charset=utf-8", "console.js": "text/javascript; charset=utf-8"}
+NUMBERED = re.compile(r"\d+[-_.]+.")  # such as 14-stop: the name of a folder, with the index of the class
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
     "connect-src 'self'; form-action 'none'; base-uri 'none'; frame-ancestors 'none'",
@@ -69,6 +71,7 @@ def add_console(
             "name": manifest.name,
             "version": manifest.version,
             "has_two_tokens": manifest.has_two_tokens,
+            "has_numbered_labels": all(map(NUMBERED.match, manifest.labels)),
             "accuracy": [
                 {**row.model_dump(), "failed_checks": failed_checks(manifest.evaluation.checks, row.beta)}
                 for row in sorted(manifest.accuracy, key=lambda row: row.beta)

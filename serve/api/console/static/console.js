@@ -17,6 +17,14 @@ function fixed(number, digits) {
   return ((below + Math.abs(below % 2)) / 10 ** digits).toFixed(digits);
 }
 
+// A label as a person reads it: "speed limit 30" for "speed_limit_30", and for "01-speed-limit-30" if every label of the
+// model begins with a number. A label with a space stays.
+function readable(label) {
+  if (label.includes(" ")) return label;
+  const text = model.has_numbered_labels ? label.replace(/^\d+[-_.]+/, "").replaceAll("-", " ") : label;
+  return text.replaceAll("_", " ").trim() || label;
+}
+
 function element(name, text = "", attributes = {}) {
   const node = document.createElement(name);
   node.textContent = text;
@@ -167,17 +175,17 @@ async function showPicture(picture, version) {
   $("file").value = "";
   if (!(await classifyFile(new File([bytes], title, { type: "image/png" })))) return;
   if (chosen !== picture) return; // the bundle was replaced meanwhile, with its gallery
-  $("gallery-sentence").textContent = `The true label is ${picture.label}. ${readingSentence(picture.label)}`;
+  $("gallery-sentence").textContent = `The true label is ${readable(picture.label)}. ${readingSentence(picture.label)}`;
   if (version !== "drawn") await showChange(picture, version);
 }
 
 // Says at which strengths the label is the true one.
 function readingSentence(label) {
   const isRight = sweep.answers.map((answer) => answer === label), first = isRight.indexOf(true), wrong = sweep.answers[0];
-  if (first < 0) return `The model is wrong at every strength: it reads ${[...new Set(sweep.answers)].join(", then ")}.`;
+  if (first < 0) return `The model is wrong at every strength: it reads ${[...new Set(sweep.answers)].map(readable).join(", then ")}.`;
   if (isRight.every(Boolean)) return "The model is right at every strength.";
   if (first && isRight.slice(first).every(Boolean))
-    return `The clean mode reads ${wrong}. From strength ${fixed(sweep.strengths[first], 2)} on, the model is right.`;
+    return `The clean mode reads ${readable(wrong)}. From strength ${fixed(sweep.strengths[first], 2)} on, the model is right.`;
   return `The model is right at ${isRight.filter(Boolean).length} of ${isRight.length} strengths.`;
 }
 
@@ -205,9 +213,9 @@ async function showChange(picture, version) {
 }
 
 // The curve is drawn at the size of its element, so that its text has the same size on a phone.
-const LEFT = 55, RIGHT = 125, BOTTOM = 260, LINE = 16;
-let width = 640;
-const X = (strength) => LEFT + (width - LEFT - RIGHT) * strength;
+const LEFT = 55, KEY = 23, BOTTOM = 260, LINE = 16; // KEY: before a label, with the line in the colour of its curve
+let width = 640, right = 125; // of the curve, and of the space for the labels beside it
+const X = (strength) => LEFT + (width - LEFT - right) * strength;
 const Y = (probability) => BOTTOM - (BOTTOM - 20) * probability;
 
 function drawCurve() {
@@ -215,6 +223,9 @@ function drawCurve() {
   width = svg.clientWidth;
   svg.setAttribute("viewBox", `0 0 ${width} 300`);
   svg.replaceChildren($("curve-title"));
+  const labels = sweep.curves.map((curve) => svgElement("text", {}, readable(curve.label)));
+  svg.append(...labels);
+  right = Math.min(KEY + 2 + Math.max(...labels.map((label) => label.getComputedTextLength())), 0.45 * width);
   for (const share of [0, 0.5, 1]) {
     svg.append(svgElement("line", { class: "axis", x1: X(0), x2: X(1), y1: Y(share), y2: Y(share), "stroke-opacity": share ? 0.3 : 1 }));
     svg.append(svgElement("text", { x: 48, y: Y(share) + 4, "text-anchor": "end" }, percent(share, 0)));
@@ -226,7 +237,7 @@ function drawCurve() {
   sweep.curves.forEach((curve, n) => {
     const points = curve.probabilities.map((share, i) => `${X(sweep.strengths[i])},${Y(share)}`).join(" ");
     svg.append(svgElement("polyline", { class: `line s${n}`, points }));
-    ends.push({ label: curve.label, n, y: Y(curve.probabilities.at(-1)) });
+    ends.push({ label: labels[n], n, y: Y(curve.probabilities.at(-1)) });
   });
   // Labels are at the right end of their curves. Overlapping labels are moved apart: first down, then up from the bottom.
   ends.sort((first, second) => first.y - second.y);
@@ -235,15 +246,17 @@ function drawCurve() {
   for (const end of ends) {
     const at = X(1) + 6;
     svg.append(svgElement("line", { class: `s${end.n}`, x1: at, x2: at + 12, y1: end.y, y2: end.y, "stroke-width": 3 }));
-    const label = svgElement("text", { x: at + 17, y: end.y + 4 }, end.label);
-    svg.append(label);
-    for (let n = end.label.length - 1; n && at + 17 + label.getComputedTextLength() > width; n--) label.textContent = `${end.label.slice(0, n)}…`;
+    const text = end.label.textContent;
+    end.label.setAttribute("x", X(1) + KEY);
+    end.label.setAttribute("y", end.y + 4);
+    svg.append(end.label);
+    for (let n = text.length - 1; n && X(1) + KEY + end.label.getComputedTextLength() > width; n--) end.label.textContent = `${text.slice(0, n)}…`;
   }
   svg.append(svgElement("line", { class: "marker", id: "marker", y1: Y(1), y2: Y(0) }));
   const strengthOf = (beta) => sweep.strengths[sweep.betas.indexOf(beta)];
   $("answer-changes").textContent = sweep.changes.length
-    ? sweep.changes.map((change) => `Between strength ${strengthOf(change.after_beta)} and ${strengthOf(change.before_beta)} the label changes from ${change.from_label} to ${change.to_label}.`).join(" ")
-    : `The label is ${sweep.answers[0]} at every strength.`;
+    ? sweep.changes.map((change) => `Between strength ${strengthOf(change.after_beta)} and ${strengthOf(change.before_beta)} the label changes from ${readable(change.from_label)} to ${readable(change.to_label)}.`).join(" ")
+    : `The label is ${readable(sweep.answers[0])} at every strength.`;
 }
 
 // The label and its probability at the lowest and the highest strength that clients may use.
@@ -251,7 +264,8 @@ function showModes() {
   const last = sweep.answers.length - 1;
   for (const [mode, at] of [["clean", 0], ["robust", last]]) {
     const curve = sweep.curves.find((candidate) => candidate.label === sweep.answers[at]);
-    $(`${mode}-label`).textContent = sweep.answers[at];
+    $(`${mode}-label`).textContent = readable(sweep.answers[at]);
+    $(`${mode}-label`).title = sweep.answers[at];
     $(`${mode}-share`).textContent = `${percent(curve.probabilities[at])}${sweep.betas[at] === (at ? 1 : 0) ? "" : `, at β ${fixed(sweep.betas[at], 2)}`}`;
   }
   $("modes").classList.toggle("differ", sweep.answers[0] !== sweep.answers[last]);
@@ -261,10 +275,10 @@ function showSelected() {
   const at = Number($("strength").value), strength = sweep.strengths[at], beta = sweep.betas[at];
   $("strength-value").textContent = fixed(strength, 2);
   $("beta-value").textContent = fixed(beta, 2);
-  $("strength").setAttribute("aria-valuetext", `strength ${fixed(strength, 2)}, β ${fixed(beta, 2)}: ${sweep.answers[at]}`);
+  $("strength").setAttribute("aria-valuetext", `strength ${fixed(strength, 2)}, β ${fixed(beta, 2)}: ${readable(sweep.answers[at])}`);
   for (const end of ["x1", "x2"]) $("marker").setAttribute(end, X(strength));
   const shares = sweep.curves.map((curve) => [curve.label, curve.probabilities[at]]).sort((first, second) => second[1] - first[1]);
-  showBars($("bars"), shares.map(([label, share]) => [label, share, percent(share)]));
+  showBars($("bars"), shares.map(([label, share]) => [readable(label), share, percent(share)]));
   const measured = measuredAccuracy(beta);
   $("measured-title").textContent = !measured || measured.isExact ? "Measured accuracy at this strength" : "Estimated accuracy at this strength";
   const rows = measured ? [["clean images", measured.clean], ["attacked images", measured.robust]] : [];

@@ -218,9 +218,12 @@ def test_the_attacked_stop_sign_of_the_example_is_read_rightly_in_robust_mode(st
     server.wait_until_ready()
     page = open_page(f"http://127.0.0.1:{server.port}", viewport={"width": 1280, "height": 900})
     page.locator("#signs button").first.click()
-    expect(page.locator("#gallery-sentence")).to_contain_text("The true label is 14-stop.")
-    expect(page.locator("#robust-label")).to_have_text("14-stop")
-    expect(page.locator("#clean-label")).not_to_have_text("14-stop")
+    expect(page.locator("#gallery-sentence")).to_contain_text("The true label is stop.")
+    expect(page.locator("#robust-label")).to_have_text("stop")
+    expect(page.locator("#robust-label")).to_have_attribute("title", "14-stop")
+    expect(page.locator("#clean-label")).not_to_have_text("stop")
+    texts = page.evaluate("() => [...document.querySelectorAll('#curve text')].map((node) => node.textContent)")
+    assert [text for text in texts if "…" in text] == []
     assert is_accessible(page)
     picture(page, "console")
 
@@ -229,6 +232,33 @@ def test_a_bundle_without_a_gallery_shows_none(operated, open_page):
     page = open_page(f"http://127.0.0.1:{operated[0].port}")
     expect(page.locator("#try")).to_be_visible()
     expect(page.locator("#gallery")).to_be_hidden()
+
+
+@pytest.mark.parametrize(
+    ("label", "shown"),
+    [
+        ("no_overtaking_by_trucks_and_long_vehicles_{}", "no overtaking by trucks and long vehicles {}"),
+        ("0{}-t-shirt", "t shirt"),
+        ("{}_t-shirt", "t shirt"),
+        ("T-shirt-{}", "T-shirt-{}"),
+        ("T-shirt, size_{}", "T-shirt, size_{}"),
+    ],
+)
+def test_a_label_for_programs_is_shown_as_words_and_is_not_cut_beside_its_curve(
+    start_server, open_page, example_bundle, image_file, label, shown
+):
+    manifest = json.loads((example_bundle / MANIFEST).read_text())
+    labels = [label.format(n) for n in range(len(manifest["labels"]))]
+    (example_bundle / MANIFEST).write_text(json.dumps({**manifest, "labels": labels}))
+    server = start_server(bundle=example_bundle)
+    server.wait_until_ready()
+    page = open_page(f"http://127.0.0.1:{server.port}", viewport={"width": 1280, "height": 900})
+    page.set_input_files("#file", image_file)
+    expect(page.locator("#bars .bar")).to_have_count(5)
+    words = page.locator("#bars .bar span:first-child").all_inner_texts()
+    assert set(words) <= {shown.format(n) for n in range(len(labels))}
+    assert set(words) <= set(page.locator("#curve text").all_text_contents())
+    assert page.get_attribute("#clean-label", "title") in labels
 
 
 def test_an_image_is_seen_at_every_strength_from_one_sweep(operated, open_page, image_file):

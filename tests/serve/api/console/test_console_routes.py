@@ -66,6 +66,7 @@ def test_the_model_has_its_accuracy_by_ascending_beta_and_the_active_settings(is
         "name": MANIFEST.name,
         "version": MANIFEST.version,
         "has_two_tokens": True,
+        "has_numbered_labels": False,
         "default_beta": 0.5,
         "strength": MANIFEST.strength.model_dump(),
         "beta_min": 0.2,
