@@ -102,7 +102,7 @@ async function classifyFile(file) {
   const nearest = sweep.betas.map((beta) => Math.abs(beta - (model.default_beta ?? 0)));
   $("strength").max = sweep.betas.length - 1;
   $("strength").value = nearest.indexOf(Math.min(...nearest));
-  $("image").hidden = $("result").hidden = $("figure").hidden = false;
+  $("image").hidden = $("modes").hidden = $("result").hidden = $("figure").hidden = false;
   drawCurve();
   showModes();
   showSelected();
@@ -113,7 +113,7 @@ async function classifyFile(file) {
 function clearResult() {
   showError();
   sweep = undefined;
-  $("image").hidden = $("result").hidden = $("figure").hidden = $("change-figure").hidden = true;
+  for (const part of ["image", "modes", "result", "figure", "change-figure"]) $(part).hidden = true;
   $("gallery-sentence").textContent = "";
   URL.revokeObjectURL($("image").src);
   $("image").removeAttribute("src");
@@ -142,11 +142,11 @@ const pngUrl = (base64) => `data:image/png;base64,${base64}`;
 async function showGallery() {
   chosen = undefined;
   gallery = model.has_gallery ? await (await request("ui/gallery")).json() : undefined;
-  $("gallery").hidden = !gallery;
+  $("gallery").hidden = $("gallery-details").hidden = !gallery;
   if (!gallery) return;
   const { signs, pictures, drawings_tried, clean_attacks, clean_attacks_failed, both_attacks_failed } = gallery;
   $("gallery-about").textContent =
-    `Choose a drawing, or your own image below. Each of ${signs} signs was drawn until an attack misled the clean mode: ` +
+    `Each of ${signs} signs was drawn until an attack misled the clean mode: ` +
     `${gallery.attack}, at most ${gallery.epsilon_255}/255 a value. Drawings tried: ${drawings_tried}. Drawings attacked for the ` +
     `clean token: ${clean_attacks}, failed attacks: ${clean_attacks_failed}. Of the ${pictures.length} pictures, the clean mode is wrong and the robust mode right on ` +
     `${gallery.clean_wrong_robust_right}. The attack on both tokens failed on ${both_attacks_failed}. A drawing does not measure robustness; ` +
@@ -167,7 +167,8 @@ function markChosen(version) {
   [...$("signs").children].forEach((button, n) => button.setAttribute("aria-pressed", String(gallery.pictures[n] === chosen)));
 }
 
-async function showPicture(picture, version) {
+// Shows a picture. If the user has chosen it, scrolls to its readings if they are out of view, as on a phone.
+async function showPicture(picture, version, { isChoice = true } = {}) {
   const bytes = Uint8Array.from(atob(picture[version]), (character) => character.charCodeAt(0));
   const title = version === "drawn" ? picture.title : `${picture.title}, attacked`;
   chosen = picture;
@@ -176,6 +177,7 @@ async function showPicture(picture, version) {
   if (!(await classifyFile(new File([bytes], title, { type: "image/png" })))) return;
   if (chosen !== picture) return; // the bundle was replaced meanwhile, with its gallery
   $("gallery-sentence").textContent = `The true label is ${readable(picture.label)}. ${readingSentence(picture.label)}`;
+  if (isChoice) $("modes").scrollIntoView({ block: "nearest" });
   if (version !== "drawn") await showChange(picture, version);
 }
 
@@ -555,6 +557,7 @@ try {
   await showModel();
   $("operator").hidden = !model.is_operators;
   $("try").hidden = model.is_operators || !model.has_two_tokens || !model.clients_may_choose;
+  if (gallery && !$("try").hidden) await showPicture(gallery.pictures[0], "clean", { isChoice: false });
   if (model.is_operators && token) await signIn();
 } catch (error) {
   showError(error.message);

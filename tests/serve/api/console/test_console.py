@@ -143,7 +143,11 @@ def test_a_picture_of_the_gallery_is_seen_before_and_after_each_attack(with_gall
         "Drawings tried: 3. Drawings attacked for the clean token: 2, failed attacks: 1. Of the 2 pictures, the clean "
         "mode is wrong and the robust mode right on 1. The attack on both tokens failed on 2."
     )
-    expect(page.locator("#versions")).to_be_hidden()
+    # The first picture is read without a click.
+    expect(page.locator("#gallery-sentence")).to_contain_text("The true label is ship.")
+    assert [button.get_attribute("aria-pressed") for button in pictures.all()] == ["true", "false"]
+    pictures.nth(1).click()
+    expect(page.locator("#gallery-sentence")).to_contain_text("The true label is truck.")
 
     # One click: the attacked picture, its change, and at which strengths the model is right.
     pictures.nth(0).focus()
@@ -201,6 +205,29 @@ def test_a_picture_of_a_bundle_that_is_replaced_meanwhile_is_no_longer_chosen(wi
     page.locator("#signs button").first.click()
     expect(page.locator("#gallery-sentence")).to_contain_text("The true label is ship.")
     expect(page.locator("#versions")).to_be_visible()
+
+
+def test_on_a_phone_the_readings_are_in_view_on_load_and_after_each_tap(start_server, open_page):
+    server = start_server(bundle=EXAMPLES / "signs")
+    server.wait_until_ready()
+    page = open_page(f"http://127.0.0.1:{server.port}", viewport=PHONE)
+    expect(page.locator("#modes")).to_be_in_viewport(ratio=1)
+    for button in (*page.locator("#signs button").all(), *page.locator("#versions button").all()):
+        with page.expect_response("**/sweep*"):
+            button.click()
+        expect(button).to_have_attribute("aria-pressed", "true")
+        expect(page.locator("#gallery-sentence")).not_to_be_empty()
+        expect(page.locator("#modes")).to_be_in_viewport(ratio=1)
+
+
+def test_if_clients_may_not_choose_no_picture_is_read(start_server, open_page, tmp_path):
+    server = start_server("--state-dir", tmp_path / "state", bundle=EXAMPLES / "signs")
+    server.wait_until_ready()
+    Operator(server, tmp_path / "state").change(clients_may_choose=False)
+    page = open_page(f"http://127.0.0.1:{server.port}")
+    expect(page.locator("#accuracy tbody tr")).to_have_count(5)
+    assert page.is_hidden("#try")
+    assert page.is_hidden("#error")
 
 
 def test_the_gallery_fits_a_phone_in_the_dark(with_gallery, open_page):
