@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 
-from tureen.bundle.manifest import AccuracyRow, AttackCheck, Evaluation, Manifest
+from tureen.bundle.manifest import NOTE, AccuracyRow, AttackCheck, Evaluation, Manifest
 from tureen.commands.report import (
     NORM_SYMBOLS,
     accuracy_table,
@@ -24,21 +24,25 @@ from tureen.commands.report import (
 
 
 def model_card(manifest: Manifest) -> str:
-    """Returns the model card as Markdown: the model, its accuracy at each β, and the limits of its robust mode."""
+    """Returns the model card as Markdown: the model, its accuracy at each β, and the limits of its robust mode.
+
+    The note in the provenance, if there is one, stands before the engines.
+    """
     description = _cotrained(manifest) if manifest.is_cotrained else _single_token(manifest)
     parity = "\n".join(
         f"| {row.engine} {row.engine_version} | {row.precision} | {row.max_abs_diff:.1e} "
         f"| {100 * row.top1_agreement:.2f} % |"
         for row in manifest.parity
     )
-    facts = "\n".join(f"- {key}: {value}" for key, value in manifest.provenance.items())
+    facts = "\n".join(f"- {key}: {value}" for key, value in manifest.provenance.items() if key != NOTE)
+    note = f"\n{str(manifest.provenance[NOTE]).strip()}\n" if NOTE in manifest.provenance else ""
     return f"""---
 library_name: tureen
 pipeline_tag: image-classification
 ---
 # {manifest.name} {manifest.version}
 
-{description}
+{description}{note}
 ## Engines
 
 | engine | precision | largest logit difference from PyTorch | same label, worst β |

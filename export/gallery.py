@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
 from pydantic import ValidationError
 
 from export.errors import ExportError
@@ -14,7 +16,9 @@ from tureen.bundle.gallery import BundleGallery, GalleryPicture
 
 
 def read_gallery(directory: Path, run: Path) -> BundleGallery:
-    """Returns the gallery that `tureen gallery` wrote to `directory`, with its pictures.
+    """Returns the gallery that `tureen gallery` wrote to `directory`, with its pictures, the clearest drawing first.
+
+    The clearest drawing has the largest contrast. The console shows the first picture when it is opened.
 
     run: the directory of the checkpoint that is exported. Raises ExportError if a file is missing or not valid, or if
     the gallery was made for another model.
@@ -58,8 +62,21 @@ def read_gallery(directory: Path, run: Path) -> BundleGallery:
                     clean=png(pair.clean.picture),
                     both=png(pair.both.picture),
                 )
-                for pair in made.pairs
+                for pair in sorted(made.pairs, key=lambda pair: _contrast(directory / pair.view), reverse=True)
             ],
         )
     except ValidationError as error:
         raise ExportError(f"a picture of {directory} is no PNG file or is too large: {remedy}") from error
+
+
+def _contrast(file: Path) -> float:
+    """Returns the difference of the luminances that 95 % and 5 % of the pixels of an image are below, 0 to 255.
+
+    Returns 0 if the file is no image: then `BundleGallery` refuses it.
+    """
+    try:
+        with Image.open(file) as image:
+            low, high = np.percentile(np.asarray(image.convert("L")), [5, 95])
+    except OSError:
+        return 0.0
+    return float(high - low)

@@ -36,7 +36,7 @@ from training.evaluation.accuracy import make_predictor
 from training.models.vit import DualTokenViT
 from tureen.bundle.bundle import GOLDEN, MODEL_CARD, TOKENS, Golden, record_files, write_bundle
 from tureen.bundle.gallery import GALLERY, BundleGallery
-from tureen.bundle.manifest import BACKBONE, Manifest
+from tureen.bundle.manifest import BACKBONE, NOTE, Manifest
 from tureen.tokens import CLEAN_BETA
 
 Modes = Literal["two", "one", "equal"]
@@ -57,6 +57,7 @@ def export_bundle(
     limits: ParityLimits | None = None,
     modes: Modes = "two",
     gallery: BundleGallery | None = None,
+    note: str | None = None,
     overwrite: bool = False,
     cache: Path | None = None,
     report: Callable[[str], None] = lambda line: None,
@@ -68,7 +69,8 @@ def export_bundle(
     modes: "two" for a co-trained model with measured accuracy. For a model with one token, "one" or "equal": with "one"
     the server rejects a request with β, with "equal" the server accepts and ignores the β.
     request: the engines and precisions to compare. limits: largest differences from PyTorch; None: the defaults.
-    gallery: pictures for the console; None: the bundle has no gallery.
+    gallery: pictures for the console; None: the bundle has no gallery. note: Markdown text for the model card, such as
+    the source of the images.
     cache: directory for kernel timings of GPUs. report: called with a message for each step.
 
     Raises ExportError if the model cannot be exported, if no engine passes, or if a requested one fails. Raises
@@ -122,6 +124,7 @@ def export_bundle(
             "onnx": onnx.__version__,
             **({"recipe": checkpoint.recipe.name, "seed": checkpoint.recipe.seed} if modes == "two" else {}),
             "model": model.config.model_dump(mode="json"),
+            **({} if note is None else {NOTE: note}),
         },
     )
     files[MODEL_CARD] = model_card(manifest).encode()

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import re
 import sys
+from pathlib import Path
 
 from pydantic import ValidationError
 
@@ -85,6 +86,7 @@ def export(arguments: list[str]) -> int:
         ),
         limits=limits,
         modes=modes,
+        note=None if options.note is None else _read_note(options.note),
         gallery=options.gallery and read_gallery(options.gallery, options.checkpoint),
         overwrite=options.force,
         cache=default_cache_directory(),
@@ -101,6 +103,13 @@ def export(arguments: list[str]) -> int:
             data = options.data or "DIR"
             print(f"\nnext, for a robust mode: tureen train finetune --init {options.checkpoint} --data {data}")
     return 0
+
+
+def _read_note(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        raise ExportError(f"{file} cannot be read: --note takes a text file in UTF-8") from None
 
 
 def report(line: str) -> None:

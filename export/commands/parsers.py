@@ -118,6 +118,12 @@ def export_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="directory that `tureen gallery` wrote for this run: the console shows its pictures",
     )
+    parser.add_argument(
+        "--note",
+        type=Path,
+        metavar="FILE",
+        help="Markdown text for the model card, such as the source of the images and other measurements",
+    )
     parser.add_argument("--force", action="store_true", help="overwrite BUNDLE if it exists")
     parser.add_argument("--json", action="store_true", help="print the manifest as JSON")
     return parser

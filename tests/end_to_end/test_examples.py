@@ -59,10 +59,10 @@ def served(arguments, directory):
 
 def test_the_demo_serves_an_attacked_sign_that_the_robust_mode_reads_rightly(tmp_path):
     shown, (clean, robust) = served([], tmp_path)
-    assert f"@{tmp_path / 'samples' / 'stop-attacked.png'} " in shown
+    assert f"@{tmp_path / 'samples' / 'speed-limit-30-attacked.png'} " in shown
     assert [clean["strength"], robust["strength"]] == [0, 1]
-    assert clean["predictions"][0]["label"] != "14-stop"
-    assert robust["predictions"][0]["label"] == "14-stop"
+    assert clean["predictions"][0]["label"] == "05-speed-limit-80"
+    assert robust["predictions"][0]["label"] == "01-speed-limit-30"
     drawn = {picture.title for picture in load_bundle(EXAMPLES / "signs").gallery.pictures}
     files = {file.name for file in (tmp_path / "samples").iterdir()}
     assert files == {f"{title}{end}.png" for title in drawn for end in ("", "-attacked")}

@@ -1,10 +1,14 @@
 import json
+from pathlib import Path
 
 import pytest
 
 from export.card import model_card
 from training.evaluation.strengths import BETAS
+from tureen.bundle.bundle import MODEL_CARD, load_bundle
+from tureen.bundle.examples import EXAMPLES, example_names
 from tureen.bundle.manifest import (
+    NOTE,
     Accuracy,
     AccuracyRow,
     AttackCheck,
@@ -17,6 +21,7 @@ from tureen.bundle.manifest import (
 )
 from tureen.preprocess import PreprocessSpec
 
+DOCS = Path(__file__).parents[2] / "docs"
 HEADINGS = {
     "checks": "### Checks of the attack",
     "matrix": "### Attacks on another β",
@@ -75,6 +80,38 @@ def test_a_card_has_no_section_without_a_measurement(manifest):
         "not measured under other norms, poisoned training data, larger radii, rotations or other distribution shifts"
         in card
     )
+
+
+def test_the_note_stands_before_the_engines_and_not_in_the_provenance(manifest):
+    note = "## Data\n\nTen drawings."
+    card = model_card(manifest.model_copy(update={"provenance": {"seed": 0, NOTE: note}}))
+    assert f"may choose 0.\n\n{note}\n\n## Engines\n" in card
+    assert card.endswith("## Provenance\n\n- seed: 0\n")
+    assert card.replace(f"{note}\n\n", "") == model_card(manifest)
+
+
+@pytest.mark.parametrize("name", example_names())
+def test_the_card_of_an_example_is_that_of_its_manifest(name):
+    assert (EXAMPLES / name / MODEL_CARD).read_text() == model_card(load_bundle(EXAMPLES / name).manifest)
+
+
+def test_the_card_of_the_signs_names_the_data_and_the_figures_at_half_the_radius():
+    card = (EXAMPLES / "signs" / MODEL_CARD).read_text()
+    page = (DOCS / "signs.md").read_text()
+    assert (DOCS / "signs-card.md").read_text() in card
+    for fact in (
+        "## Data",
+        "Stallkamp",
+        "licence",
+        "37,680",
+        "12,630",
+        "32 × 32",
+        "tracks",
+        "## Accuracy at ε = 4/255",
+    ):
+        assert fact in card
+    rows = [line for line in card.splitlines() if line in page and line.count("|") == 6]
+    assert len(rows) == 4  # the heading, its line, and both modes
 
 
 def test_a_card_says_what_the_intervals_leave_out_and_that_a_random_beta_is_no_defence(manifest):

@@ -4,7 +4,9 @@ import base64
 import json
 import shutil
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from export.errors import ExportError
 from export.gallery import read_gallery
@@ -35,12 +37,25 @@ def test_the_record_has_the_counts_and_the_pictures_of_the_directory(made, signs
         assert getattr(gallery, count) == record["counts"][count]
     for setting in ("attack", "epsilon_255", "difference_factor"):
         assert getattr(gallery, setting) == record[setting]
-    assert [picture.title for picture in gallery.pictures] == [pair["sign"] for pair in record["pairs"]]
-    for picture, pair in zip(gallery.pictures, record["pairs"], strict=True):
+    pairs = {pair["sign"]: pair for pair in record["pairs"]}
+    assert sorted(picture.title for picture in gallery.pictures) == sorted(pairs)
+    for picture in gallery.pictures:
+        pair = pairs[picture.title]
         assert picture.label == pair["label"]
         assert base64.b64decode(picture.drawn) == (made / pair["view"]).read_bytes()
         assert base64.b64decode(picture.clean) == (made / pair["clean"]["picture"]).read_bytes()
         assert base64.b64decode(picture.both) == (made / pair["both"]["picture"]).read_bytes()
+
+
+def test_the_drawing_with_the_largest_contrast_is_the_first_picture(changed, signs_run):
+    pairs = json.loads((changed / "gallery.json").read_text())["pairs"]
+    for number, pair in enumerate(pairs):
+        pixels = np.full((32, 32, 3), 100, np.uint8)
+        pixels[:, :16] += 10 * (number % 5) + number
+        Image.fromarray(pixels).save(changed / pair["view"])
+    contrasts = {pair["sign"]: 10 * (number % 5) + number for number, pair in enumerate(pairs)}
+    titles = [picture.title for picture in read_gallery(changed, signs_run).pictures]
+    assert titles == sorted(contrasts, key=contrasts.__getitem__, reverse=True)
 
 
 def test_the_exported_bundle_has_the_gallery(made, signs_run, tmp_path):

@@ -306,6 +306,10 @@ class Temperatures(_Record):
 UNCALIBRATED: Final = Temperatures()
 
 
+NOTE: Final = "note"
+"""The key in the provenance of a Markdown text for the model card, such as the source of the images."""
+
+
 class Manifest(_Record):
     schema_version: Literal[1, 2, 3] = SCHEMA_VERSION
     name: str = Field(pattern=NAME_PATTERN, description="the model's name")

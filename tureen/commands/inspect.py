@@ -9,7 +9,7 @@ from typing import Any
 
 from tureen.bundle.examples import BUNDLE_HELP, find_bundle
 from tureen.bundle.graph import GraphFile
-from tureen.bundle.manifest import Manifest
+from tureen.bundle.manifest import NOTE, Manifest
 from tureen.commands.inspection import Inspection, inspect_bundle
 from tureen.commands.report import (
     accuracy_summary,
@@ -73,7 +73,7 @@ def _parts(inspection: Inspection) -> Iterator[str]:
     yield f"{strength_summary(manifest)}\n{calibration_summary(manifest)}" if manifest.is_cotrained else ""
     yield check_results(manifest.evaluation.checks) if manifest.evaluation.checks else ""
     yield from map(token_summary, inspection.learned_tokens)
-    yield "\n".join(f"  {key}: {value}" for key, value in manifest.provenance.items())
+    yield "\n".join(f"  {key}: {value}" for key, value in manifest.provenance.items() if key != NOTE)
 
 
 def _heading(manifest: Manifest) -> str:

@@ -20,14 +20,26 @@ def test_the_command_exports_the_requested_engines_and_overwrites_on_request(dig
         "fp32",
         "--json",
     ]
-    assert main([*arguments, "--name", "mine", "--default-beta", "robust"]) == 0
+    (tmp_path / "note.md").write_text("## Data\n\nScanned digits.\n")
+    noted = ["--note", str(tmp_path / "note.md")]
+    assert main([*arguments, "--name", "mine", "--default-beta", "robust", *noted]) == 0
     manifest = json.loads(capsys.readouterr().out)
+    assert "\n\n## Data\n\nScanned digits.\n\n## Engines\n" in (out / "README.md").read_text()
     assert (manifest["name"], manifest["default_beta"]) == ("mine", 1.0)
     assert [(row["engine"], row["precision"]) for row in manifest["parity"]] == [("onnxruntime", "fp32")]
     assert main(arguments) == 1
     assert "exists already" in capsys.readouterr().err
     assert main([*arguments, "--force"]) == 0
     assert load_bundle(out).manifest.name == "digits"
+
+
+def test_a_note_that_is_no_text_is_an_error_before_the_compilation(digits_run, tmp_path, capsys):
+    (tmp_path / "note.md").write_bytes(b"\xff\xfe")
+    arguments = ["export", str(digits_run), "--out", str(tmp_path / "bundle"), "--note", str(tmp_path / "note.md")]
+    assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert "note.md cannot be read: --note takes a text file in UTF-8" in error
+    assert "compiling" not in error
 
 
 def test_without_a_gpu_plans_are_built_and_left_out_with_time_size_and_reason(digits_run, tmp_path, capsys):
