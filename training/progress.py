@@ -27,6 +27,51 @@ ESTIMATE_STEPS = 20
 MINUTE_S, HOUR_S = 60, 3600
 
 
+class ReadingProgress:
+    """Shows on standard error how many images were read, inside a `with` block.
+
+    On a terminal it is a bar. Elsewhere it is a line at the start, and a line after each tenth of the images.
+    """
+
+    def __init__(self, location: str, *, is_shown: bool) -> None:
+        """location: of the images. is_shown: False if another process shows the progress."""
+        self._location = location
+        self._is_shown = is_shown
+        self._total = self._read = 0
+        self._bar = tqdm(disable=True)
+
+    def __enter__(self) -> ReadingProgress:
+        self._print(f"listing the images of {self._location}")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._bar.close()
+
+    def start(self, total: int) -> None:
+        """Begins to count. total: number of images to read."""
+        self._total = total
+        self._bar = tqdm(total=total, desc="read images", unit="image", disable=None if self._is_shown else True)
+        if self._bar.disable:
+            self._print(f"reading {total:,} images")
+
+    def advance(self, count: int) -> None:
+        """Counts images that were read. After the last image, says that they are compared."""
+        before, self._read = self._read, self._read + count
+        self._bar.update(count)
+        tenths = LINES_WITHOUT_TERMINAL * self._read // self._total
+        if self._bar.disable and tenths > LINES_WITHOUT_TERMINAL * before // self._total:
+            self._print(f"read {self._read:,} of {self._total:,} images")
+        if self._read == self._total:
+            self._bar.close()
+            self._print("comparing the images, to find copies of training images")
+
+    def _print(self, text: str) -> None:
+        if self._is_shown:
+            print(text, file=sys.stderr, flush=True)
+
+
 class RunLog:
     """Reports the progress of a run from its current step on, inside a `with` block.
 

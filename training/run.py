@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 import tureen
 from training.attacks.catalogue import substitution_message, suitable_attack
@@ -28,7 +27,7 @@ from training.interruption import SAVE_INTERVAL_S, InterruptedRun, StopSignals
 from training.models.registry import Model
 from training.overfitting import check_overfitting, probe_overfitting
 from training.pretrained import load_pretrained
-from training.progress import RunLog, TimeEstimate, write_accuracy
+from training.progress import ReadingProgress, RunLog, TimeEstimate, write_accuracy
 from training.recipes import RECIPES, Recipe
 from training.resume import SavedRun, SaveTimer, absolute_location, read_saved_run, require_same_recipe
 from tureen.bundle.manifest import Evaluation
@@ -247,7 +246,7 @@ def load_training_data(recipe: Recipe, options: RunOptions, *, is_verbose: bool 
     if options.data is None:
         raise RecipeError(f"{recipe.name} needs --data: a folder with one folder of images for each class")
     spec = PreprocessSpec(image_size=recipe.model.image_size, crop_fraction=recipe.crop_fraction)
-    with tqdm(desc="read images", unit="image", disable=None if is_verbose else True) as bar:
+    with ReadingProgress(options.data, is_shown=is_verbose) as progress:
         data = load_dataset(
             options.data,
             spec,
@@ -256,7 +255,8 @@ def load_training_data(recipe: Recipe, options: RunOptions, *, is_verbose: bool 
             stream=recipe.augmentation.crop_scale < 1,
             strict=options.is_strict,
             workers=options.workers,
-            on_images=lambda count: bar.update(count) and None,
+            on_start=progress.start,
+            on_images=progress.advance,
             has_duplicates_counted=is_verbose,
         )
     if is_verbose and data.skipped:

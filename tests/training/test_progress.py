@@ -8,7 +8,7 @@ import pytest
 
 from training.cotrain import StepProgress
 from training.overfitting import OverfittingProbe
-from training.progress import ESTIMATE_STEPS, RunLog, TimeEstimate, duration, write_accuracy
+from training.progress import ESTIMATE_STEPS, ReadingProgress, RunLog, TimeEstimate, duration, write_accuracy
 from training.recipes import load_recipe
 from tureen.bundle.bundle import load_bundle
 from tureen.bundle.examples import EXAMPLES
@@ -21,6 +21,25 @@ def run():
 
 def progress(step, robust_loss=1.5):
     return StepProgress(step, step / 10, 0.5, robust_loss, 38.0, 1e-3, 100.0)
+
+
+def test_without_a_terminal_reading_is_shown_at_the_start_and_after_each_tenth(capsys):
+    with ReadingProgress("photos", is_shown=True) as reading:
+        assert capsys.readouterr().err == "listing the images of photos\n"
+        reading.start(2000)
+        assert capsys.readouterr().err == "reading 2,000 images\n"
+        for _ in range(2000):
+            reading.advance(1)
+    first, *_, last, then = capsys.readouterr().err.splitlines()
+    assert (first, last) == ("read 200 of 2,000 images", "read 2,000 of 2,000 images")
+    assert then == "comparing the images, to find copies of training images"
+
+
+def test_a_process_that_is_not_the_first_shows_no_reading(capsys):
+    with ReadingProgress("photos", is_shown=False) as reading:
+        reading.start(10)
+        reading.advance(10)
+    assert capsys.readouterr().err == ""
 
 
 def test_a_log_holds_progress_and_probes_and_null_for_a_loss_that_was_not_computed(run, tmp_path):

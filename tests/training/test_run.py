@@ -341,6 +341,7 @@ def test_a_folder_of_images_becomes_a_checkpoint_with_its_labels(photos, tmp_pat
     extra = ["--set", f"augmentation.crop_scale={crop_scale}", "--workers", "1"]
     assert main(folder_command(out, "--data", str(photos), *extra)) == 0
     said = capsys.readouterr().err
+    assert said.startswith(f"listing the images of {photos}\nreading 60 images\nread 6 of 60 images\n")
     assert "skipped 1 images that cannot be decoded" in said
     assert (
         "3 classes: 47 images to train on, 6 for validation, 6 to test on\n  bright       16       2       2\n" in said

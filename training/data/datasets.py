@@ -149,6 +149,7 @@ def load_dataset(
     stream: bool = False,
     strict: bool = False,
     workers: int = 1,
+    on_start: Progress = lambda total: None,
     on_images: Progress = lambda count: None,
     has_duplicates_counted: bool = True,
 ) -> Dataset:
@@ -170,8 +171,9 @@ def load_dataset(
     matches the group in the path of an image below the folder of its split; no group is in two parts. stream: whether
     to decode training images on each access; always True if they have more than 2 GiB of pixels. strict: whether to
     raise DataError for an image that cannot be decoded. If False, the image is added to `skipped`. workers: number of
-    threads that decode. on_images: called with the number of images decoded since the last call.
-    has_duplicates_counted: whether to count the validation and test images that are near-duplicates of training images.
+    threads that decode. on_start: called with the number of all images, before the first is decoded. on_images: called
+    with the number of images decoded since the last call. has_duplicates_counted: whether to count the validation and
+    test images that are near-duplicates of training images.
 
     Raises DataError if there is only one class, if one of the three parts has no images, or if `group_by` does not fit
     the file names. Raises DataError if a sample of `test_images` has less than one image for each class.
@@ -194,6 +196,7 @@ def load_dataset(
             raise DataError(f"{location} has no image {purpose} that can be decoded")
         return found
 
+    on_start(len(test) + len(validation) + len(train))
     tested = decoded(test, "to test on")
     validated = decoded(validation, "for validation")
     trained = decoded(train, "to train on", is_kept=not is_streamed)

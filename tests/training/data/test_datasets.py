@@ -210,9 +210,10 @@ def test_an_image_that_cannot_be_decoded_is_left_out_and_named(tmp_path, stream)
         fill(tmp_path / name, each=each)
     (tmp_path / "train" / "cat" / "002.png").write_bytes(b"\x89PNG\r\n\x1a\n damaged")
     (tmp_path / "test" / "dog" / "001.png").write_bytes(b"")
-    counted = []
-    data = load_dataset(str(tmp_path), SPEC, test_images=100, stream=stream, on_images=counted.append)
-    assert sum(counted) == 18
+    counted, totals = [], []
+    options = {"stream": stream, "on_start": totals.append, "on_images": counted.append}
+    data = load_dataset(str(tmp_path), SPEC, test_images=100, **options)
+    assert (sum(counted), totals) == (18, [18])
     assert (len(data.train), len(data.validation), len(data.test)) == (9, 4, 3)
     assert data.train.labels.tolist() == [0] * 4 + [1] * 5
     assert [line.split(":")[0] for line in data.skipped] == ["dog/001.png", "cat/002.png"]
