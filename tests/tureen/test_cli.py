@@ -43,6 +43,15 @@ def test_every_command_has_help_with_an_example(name, capsys):
     assert f"example: tureen {name}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_on_a_narrow_terminal(name, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "20")
+    with pytest.raises(SystemExit) as exit_:
+        main([name, "--help"])
+    assert exit_.value.code == 0
+    assert "example:" in capsys.readouterr().out
+
+
 def test_an_unknown_command_is_wrong_use(capsys):
     assert main(["trian"]) == 2
     assert capsys.readouterr().err.startswith("tureen: there is no command 'trian'; did you mean 'train'?\n\nusage: ")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any, Final
 
 from tureen.arguments import add_token_file_option, beta_argument, positive_int, strength_argument
 from tureen.bundle.examples import BUNDLE_HELP, DEFAULT_EXAMPLE, EXAMPLES
+from tureen.commands.terminal import DEFAULT_COLUMNS, terminal_columns, wrapped
 from tureen.errors import ImageError, UnreadableImageError, printable, truncated
 from tureen.interface.predictions import Classification, Prediction
 from tureen.soup import DEFAULT_TOP_K, Soup, load
@@ -80,7 +80,7 @@ def classify(arguments: list[str]) -> int:
             if options.json:
                 results.append({"image": image, **_as_json(readings, options.top_k)})
             else:
-                print(readings_text(image, readings, options.top_k, shutil.get_terminal_size().columns), flush=True)
+                print(readings_text(image, readings, options.top_k, terminal_columns() or DEFAULT_COLUMNS), flush=True)
         if options.json:
             manifest = soup.bundle.manifest
             print(json.dumps({"model": manifest.name, "version": manifest.version, "images": results}, indent=2))
@@ -111,6 +111,8 @@ def read_image(
 def readings_text(image: str, readings: Readings, top_k: int, columns: int) -> str:
     """Returns the text for one image: a heading, then a line with a bar for each of the `top_k` most probable labels.
 
+    If the terminal is too narrow for the bars, the probabilities stand below each label, without bars.
+
     The heading has the most probable label at the β or strength of the command, in clean mode and in robust mode. The
     bars show the probabilities at the β or strength of the command. columns: width of the terminal.
     """
@@ -127,12 +129,21 @@ def _lines(image: str, readings: Readings, top_k: int, columns: int) -> Iterator
     best = [f"{mode} {_best(predictions)}" for mode, predictions in by_mode.items()]
     chosen_at = _choice(chosen)
     at = f" at {chosen_at}" if chosen_at else ""
-    yield f"{printable(image)}: {'; '.join([f'{_best(chosen.predictions)}{at}', *best])}"
-    bar_width = max(MIN_BAR, min(MAX_BAR, columns - label_width - 13 - 13 * len(by_mode)))
+    title = f"{printable(image)}: {'; '.join([f'{_best(chosen.predictions)}{at}', *best])}"
+    shares = [{one.index: one.probability for one in predictions} for predictions in by_mode.values()]
+    bar_width = min(MAX_BAR, columns - label_width - 13 - 13 * len(by_mode))
+    if bar_width < MIN_BAR:
+        yield wrapped(title, columns)
+        for label, one in zip(labels, shown, strict=True):
+            yield wrapped(f"  {label}", columns)
+            yield f"    {_percent(one.probability)}"
+            for mode, share in zip(by_mode, shares, strict=True):
+                yield wrapped(f"    {mode.removesuffix(' mode')} {_percent(share[one.index])}", columns)
+        return
+    yield title
     if by_mode:
         heading = chosen_at.partition(" (")[0]
         yield f"  {heading:>{label_width + bar_width + 11}}{''.join(f'{mode:>13}' for mode in by_mode)}"
-    shares = [{one.index: one.probability for one in predictions} for predictions in by_mode.values()]
     for label, one in zip(labels, shown, strict=True):
         others = "".join(f"{_percent(share[one.index]):>13}" for share in shares)
         bar = _bar(one.probability, bar_width)

@@ -25,6 +25,7 @@ from tureen.bundle.bundle import MANIFEST, load_bundle, read_manifest
 from tureen.bundle.examples import DEFAULT_EXAMPLE, EXAMPLES, example_names
 from tureen.bundle.gallery import GalleryPicture
 from tureen.commands.report import accuracy_summary
+from tureen.commands.terminal import terminal_columns, wrapped
 from tureen.errors import BundleError, TureenError
 from tureen.machine import default_cache_directory
 from tureen.pictures.ship import drawn_ship
@@ -121,7 +122,7 @@ def _demonstrate_example(options: argparse.Namespace) -> int:
     path = EXAMPLES / options.bundle
     what, requests = _write_example_samples(path, options.dir / SAMPLES)
     if options.no_serve:
-        print(f"{accuracy_summary(read_manifest(path))}\n\n{what}")
+        print(wrapped(f"{accuracy_summary(read_manifest(path))}\n\n{what}", terminal_columns()))
         return 0
     return _serve(path, options, what, *requests)
 
@@ -162,7 +163,7 @@ def _demonstrate_training(options: argparse.Namespace) -> int:
             bundle = prepare(options.dir)
         except ModuleNotFoundError as error:
             raise TureenError(f"{error.name} is not installed: install Tureen with its extra [demo]") from None
-        print(f"\n{accuracy_summary(read_manifest(bundle))}\n")
+        print(wrapped(f"\n{accuracy_summary(read_manifest(bundle))}\n", terminal_columns()))
         return 0
     # In a separate process, so that the server does not import torch and stays small.
     command = [sys.executable, "-m", "tureen.cli", "demo", "--train", RECIPE, "--dir", str(options.dir), "--no-serve"]
@@ -192,18 +193,18 @@ def _serve(bundle: Path, options: argparse.Namespace, what: str, *requests: list
 
         def print_examples(port: int, admin_port: int) -> None:
             url, admin_url = f"http://{_host_of_url(options.host)}:{port}", f"http://127.0.0.1:{admin_port}"
+            columns = terminal_columns()
             print(f"Console: {url}/ui")
             if options.host in ALL_ADDRESSES:
-                print(f"From another machine: http://{_address_of_machine()}:{port}/ui")
-            print(f"\n{what}\n")
+                print(wrapped(f"From another machine: http://{_address_of_machine()}:{port}/ui", columns))
+            print(f"\n{wrapped(what, columns)}\n")
             for data, query in requests:
                 print(f"  curl --data-binary {data} '{url}/classify?{query}'")
-            print(
-                f"\nOperators: {admin_url}/ui. The token to sign in is in {Path(state) / TOKEN_FILE}. On a terminal:\n"
-            )
+            token = f"The token to sign in is in {Path(state) / TOKEN_FILE}."
+            print(f"\n{wrapped(f'Operators: {admin_url}/ui. {token} On a terminal:', columns)}\n")
             print(f"  tureen beta get --url {admin_url} --state-dir {state}")
-            print("\nThat directory is for this demo alone, which removes it at its end.")
-            print(f"API: {url}/docs. Ctrl-C stops the server.", flush=True)
+            print(f"\n{wrapped('That directory is for this demo alone, which removes it at its end.', columns)}")
+            print(wrapped(f"API: {url}/docs. Ctrl-C stops the server.", columns), flush=True)
 
         given = {"host": options.host, "port": options.port, "state-dir": state, "log-level": "warning"}
         flags = [f"--{name}={value}" for name, value in given.items()]

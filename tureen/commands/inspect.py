@@ -19,6 +19,7 @@ from tureen.commands.report import (
     plan_table,
     strength_summary,
 )
+from tureen.commands.terminal import terminal_columns, wrapped
 from tureen.commands.token_report import token_summary
 from tureen.errors import BundleError, printable
 
@@ -50,7 +51,7 @@ def inspect(arguments: list[str]) -> int:
     if options.json:
         print(inspection.model_dump_json(indent=2))
     else:
-        print("\n\n".join(part for part in _parts(inspection) if part))
+        print(wrapped("\n\n".join(part for part in _parts(inspection) if part), terminal_columns()))
     if inspection.error is not None:
         raise BundleError(inspection.error)
     return 0

@@ -42,8 +42,18 @@ def test_each_label_has_a_bar_and_its_probability_in_both_modes():
 
 
 def test_on_a_narrow_terminal_the_bars_are_shorter():
-    lines = readings_text("a.jpg", CAT_OR_TRUCK, 1, 20).splitlines()
+    lines = readings_text("a.jpg", CAT_OR_TRUCK, 1, 52).splitlines()
     assert lines[2:] == ["  cat  ███████▌     75.0 %       10.0 %      100.0 %"]
+
+
+@pytest.mark.parametrize("columns", [20, 30, 51])
+def test_on_a_terminal_too_narrow_for_bars_no_line_is_longer_than_the_terminal(columns):
+    lines = readings_text("a.jpg", CAT_OR_TRUCK, 2, columns).splitlines()
+    assert [line for line in lines if len(line) > columns] == []
+    assert [line.strip() for line in lines[-8:]] == [
+        *("cat", "75.0 %", "clean 10.0 %", "robust 100.0 %"),
+        *("truck", "25.0 %", "clean 90.0 %", "robust 0.0 %"),
+    ]
 
 
 def test_a_model_of_one_token_has_one_reading():
