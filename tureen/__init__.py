@@ -9,24 +9,28 @@ soup.classify(["photo.jpg", jpeg_bytes, array], beta=[0.0, 0.7, "robust"])
 NumPy and Pillow are imported at the first use of a name that needs them. So `tureen.client` works without them.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any, Final
+from __future__ import annotations
 
-from tureen.errors import (
-    ArgumentError,
-    ArgumentTypeError,
-    BundleError,
-    ClosedError,
-    EngineError,
-    ImageError,
-    InvalidBetaError,
-    InvalidStrengthError,
-    SingleTokenError,
-    TureenError,
-)
+import importlib
+
 from tureen.version import __version__
 
+TYPE_CHECKING = False  # as in `typing`, whose import takes longer than all others here
 if TYPE_CHECKING:
+    from typing import Any
+
+    from tureen.errors import (
+        ArgumentError,
+        ArgumentTypeError,
+        BundleError,
+        ClosedError,
+        EngineError,
+        ImageError,
+        InvalidBetaError,
+        InvalidStrengthError,
+        SingleTokenError,
+        TureenError,
+    )
     from tureen.interface.predictions import Classification, Prediction
     from tureen.preprocess import ImageLimits
     from tureen.soup import Soup, load, load_torch
@@ -51,7 +55,7 @@ __all__ = [
     "load_torch",
 ]
 
-_MODULE_OF: Final = {
+_MODULE_OF = {
     "Classification": "tureen.interface.predictions",
     "ImageLimits": "tureen.preprocess",
     "Prediction": "tureen.interface.predictions",
@@ -64,9 +68,11 @@ if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any:
         """Returns the public name after it has imported the module of the name. Python calls it once for each name."""
-        if name not in _MODULE_OF:
+        if name == "errors":
+            return importlib.import_module("tureen.errors")
+        if name not in __all__:
             raise AttributeError(f"module 'tureen' has no attribute {name!r}")
-        value = getattr(importlib.import_module(_MODULE_OF[name]), name)
+        value = getattr(importlib.import_module(_MODULE_OF.get(name, "tureen.errors")), name)
         globals()[name] = value
         return value
 

@@ -9,12 +9,9 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from types import FrameType
 
 import tureen
-from tureen.errors import TureenError, did_you_mean
-from tureen.vendor_telemetry import disable_vendor_telemetry
 
 EXIT_FAILED = 1
 EXIT_WRONG_USE = 2
@@ -22,7 +19,6 @@ EXIT_INTERRUPTED = 130
 IMPORT = "<frozen importlib._bootstrap>"  # the file of a frame that imports a module
 
 
-@dataclass(frozen=True)
 class Command:
     """A sub-command of `tureen`.
 
@@ -32,11 +28,12 @@ class Command:
     needs more than `--help` and wrong options do.
     """
 
-    module: str
-    function: str
-    extra: str
-    summary: str
-    parsers: str | None = None
+    def __init__(self, module: str, function: str, extra: str, summary: str, parsers: str | None = None) -> None:
+        self.module = module
+        self.function = function
+        self.extra = extra
+        self.summary = summary
+        self.parsers = parsers
 
 
 TRAINING, EXPORT = "training.commands.parsers", "export.commands.parsers"
@@ -91,6 +88,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
+    # Imported here, where an interrupt is handled.
+    from tureen.errors import TureenError, did_you_mean
+    from tureen.vendor_telemetry import disable_vendor_telemetry
+
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that cannot show β still gets its table
