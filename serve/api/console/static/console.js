@@ -432,7 +432,9 @@ function latencyQuantile(metrics, share) {
 
 function clientRules() {
   const rules = [state.clients_may_choose ? `may choose β ${state.beta_min} to ${state.beta_max}` : "may not choose β"];
-  for (const [name, beta] of Object.entries(state.policies)) rules.push(`policy ${name}: β ${beta}`);
+  for (const [name, policy] of Object.entries(state.policies)) {
+    rules.push(`policy ${name}: ${typeof policy === "number" ? `β ${policy}` : policy.mix}`);
+  }
   if (state.canary) rules.push(`canary: ${percent(state.canary.share, 0)} at β ${state.canary.beta}`);
   return rules.join("; ");
 }
