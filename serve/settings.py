@@ -166,10 +166,11 @@ class Settings(BaseModel):
         ge=1,
         description="maximum of rows that wait for a batch (an image at one β); a further one gets 429",
     )
-    max_queue_ms: int = Field(
-        default=1000,
+    max_queue_ms: int | None = Field(
+        default=None,
         ge=1,
-        description="maximum of the expected time of a request; a slower one gets 429 immediately",
+        description="maximum of the expected time of a request; a slower one gets 429 immediately; default: 1000, or "
+        "the time of 3 × max_batch images if it is longer on this machine",
     )
     timeout_ms: int = Field(
         default=10_000,

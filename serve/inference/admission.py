@@ -16,6 +16,8 @@ from serve.telemetry.metrics import Metrics
 from tureen.errors import TureenError
 from tureen.image_cost import LEAST_COST, ImageCost, ImageKind
 
+DEFAULT_QUEUE_S = 1.0
+
 
 class Permits:
     """The permits of the requests in progress, and the predicted time of the next request.
@@ -34,7 +36,18 @@ class Permits:
                 ImageKind.DISPROPORTIONATE: 1,
             },
         )
-        metrics.expected_queue_limit.set(settings.max_queue_ms / 1000)
+
+    @property
+    def queue_limit_s(self) -> float:
+        """The limit on the expected time of a request, in seconds: --max-queue-ms, if it is given.
+
+        The default is 1 s, or the time of 3 × --max-batch images at the recent speed if it is longer. Otherwise a slow
+        machine would refuse clients of which each waits for its response before it sends the next request. Of the three
+        batches, one runs, one waits, and one is for the time of decoding.
+        """
+        if self._settings.max_queue_ms is not None:
+            return self._settings.max_queue_ms / 1000
+        return max(DEFAULT_QUEUE_S, self.queue_time.inference_s(3 * self._settings.max_batch))
 
     def refusal(
         self, costs: Sequence[ImageCost] = (LEAST_COST,), rows: int = 1, timeout_ms: int | None = None
@@ -45,14 +58,14 @@ class Permits:
         the images are unknown before the body arrives. timeout_ms: of the request; None: that of the settings.
         Returns TooManyPixelsError above max_request_pixels. Returns OverloadedError if another request is in progress
         and one of these is true: all permits are taken, the images to decode would exceed max_decode_pixels, or the
-        expected time exceeds max_queue_ms or the timeout.
+        expected time exceeds `queue_limit_s` or the timeout.
         """
         settings, pixels = self._settings, sum(cost.pixels for cost in costs)
         if pixels > settings.max_request_pixels:
             return TooManyPixelsError(settings.max_request_pixels)
         if not self.taken:
             return None
-        limit_s = min(settings.max_queue_ms, timeout_ms or settings.timeout_ms) / 1000
+        limit_s = min(self.queue_limit_s, (timeout_ms or settings.timeout_ms) / 1000)
         expected_s = self.queue_time.expected_s(costs, rows)
         if (
             self.taken >= settings.max_requests
@@ -89,6 +102,7 @@ class Permits:
         self.export()
 
     def export(self) -> None:
-        """Sets the metrics of the requests in progress and of the expected time."""
+        """Sets the metrics of the requests in progress, of the expected time and of its limit."""
         self._metrics.in_flight.set(self.taken)
         self._metrics.expected_queue.set(self.queue_time.expected_s())
+        self._metrics.expected_queue_limit.set(self.queue_limit_s)

@@ -202,7 +202,11 @@ class QueueTime:
                 decode_s = max(decode_s, lane.expected_s(more_work, self.start.decode_s))
             if kind is not ImageKind.SMALL:
                 rows += lane.rows
-        return decode_s + self._engine.factor * self.start.inference_s(rows)
+        return decode_s + self.inference_s(rows)
+
+    def inference_s(self, rows: int) -> float:
+        """Returns the expected seconds that the engine needs for `rows` rows, at the recent speed."""
+        return self._engine.factor * self.start.inference_s(rows)
 
     def has_room(self, costs: Sequence[ImageCost], max_pixels: int) -> bool:
         """Returns whether the pixels of all images to decode stay within max_pixels if these images are added.

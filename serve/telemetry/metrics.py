@@ -144,7 +144,7 @@ class Metrics:
         )  # fmt: skip
         self.expected_queue_limit = Gauge(
             "tureen_expected_queue_limit_seconds",
-            "--max-queue-ms in seconds. A request that would take longer gets 429.",
+            "Limit on the expected seconds of a request, from --max-queue-ms. A request beyond it gets 429.",
             multiprocess_mode="livemax", registry=self.registry,
         )  # fmt: skip
         self._serving = Gauge(

@@ -57,3 +57,20 @@ def test_a_permit_is_free_again_after_an_error():
         assert subject.taken == 1
         raise ValueError
     assert subject.taken == 0
+
+
+@pytest.mark.parametrize(
+    ("run_s", "limit_s"),
+    [({1: 0.01, 8: 0.04}, 1.0), ({1: 0.1, 8: 0.8}, 2.4), ({1: 1.0, 8: 8.0}, 24.0)],
+)
+def test_the_default_limit_is_a_second_or_the_time_of_three_batches(run_s, limit_s):
+    subject = permits(max_batch=8)
+    subject.restart(StartSpeed(DECODE_S, run_s))
+    assert subject.queue_limit_s == pytest.approx(limit_s)
+    with contextlib.ExitStack() as stack:
+        for _ in range(15):  # with the next request, two batches
+            stack.enter_context(subject.hold([LEAST_COST], 1))
+        assert isinstance(subject.refusal(), OverloadedError) is (limit_s > 10)  # the timeout of 10 s is a limit too
+        assert subject.refusal(timeout_ms=60_000) is None
+        stack.enter_context(subject.hold([LEAST_COST] * 200, 1))
+        assert isinstance(subject.refusal(), OverloadedError)
