@@ -29,8 +29,9 @@ from serve.http.client_identity import client_identity_of
 from serve.http.direct_route import DirectRoute
 from serve.http.problems import openapi_responses
 from serve.http.request_log import access_fields, arrived_s
+from serve.inference.admitted_request import Admission
 from serve.inference.loaded_model import InferenceResult
-from serve.inference.service import Admission, Service
+from serve.inference.service import Service
 from tureen.errors import SingleTokenError, TureenError
 from tureen.tokens import GivenChoice
 

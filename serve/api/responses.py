@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 
 from serve.control.beta_choice import BetaChoice, BetaSource, is_calibrated, temperatures_of
 from serve.http.problems import Problem, problem_of
-from serve.inference.service import Admission
+from serve.inference.admitted_request import Admission
 from tureen.bundle.manifest import Manifest
 from tureen.errors import TureenError
 from tureen.interface.predictions import Prediction

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from serve.control.beta_choice import BetaChoice, ClientIdentity, is_calibrated, temperatures_of
 from serve.errors import DeadlineError, InvalidRequestError
+from serve.inference.admitted_request import Admission
 from serve.inference.loaded_model import InferenceResult
-from serve.inference.service import Admission, Service
+from serve.inference.service import Service
 from serve.oip.codec import InferResponse
 from serve.oip.request import LOGITS, InferRequest, RequestedOutput, RequestLimits
 from serve.oip.statistics import Statistics

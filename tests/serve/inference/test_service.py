@@ -19,69 +19,19 @@ from serve.control.token_cache import TokenCache
 from serve.errors import OverloadedError, TooManyPixelsError
 from serve.inference.loaded_model import InferenceResult
 from serve.inference.queue_time import StartSpeed
-from serve.inference.service import Service
-from serve.settings import Settings
-from serve.telemetry.metrics import Metrics
 from tests.learned_tokens import make_token
 from tests.patience import DEADLINE_S
+from tests.serve.inference.opened_service import serving, value
 from tests.serve.inference.test_image_decoders import decode_processes
-from tureen.bundle.bundle import MANIFEST, load_bundle
+from tureen.bundle.bundle import MANIFEST
 from tureen.bundle.examples import EXAMPLES
-from tureen.errors import BundleError, TureenError, UndecodableImageError
+from tureen.errors import BundleError, TureenError
 from tureen.image_cost import LEAST_COST
-
-
-def serving(bundle_path, test, **changes):
-    """Runs an async test with an open service, which is closed afterwards."""
-
-    async def run():
-        settings = Settings(bundle=bundle_path, engine="onnxruntime", max_batch=8, **changes)
-        service = Service(settings, load_bundle(bundle_path), Metrics())
-        await service.open()
-        try:
-            return await asyncio.wait_for(test(service), 60)
-        finally:
-            await service.close()
-
-    return asyncio.run(run())
 
 
 @pytest.fixture
 def own_cifar10(tmp_path):
     return shutil.copytree(EXAMPLES / "cifar10", tmp_path / "cifar10")
-
-
-def value(service, series):
-    (line,) = [line for line in service.metrics.render()[0].decode().splitlines() if line.startswith(series + " ")]
-    return float(line.split()[-1])
-
-
-def test_an_image_is_decoded_once_and_classified_at_each_beta(bundle_path, digit_png, soup):
-    async def test(service):
-        with service.admit([digit_png(0)], rows=3) as admission:
-            return await admission.sweep((0.0, 0.5, 1.0))
-
-    sound = serving(bundle_path, test)
-    expected = soup.logits(np.stack([sound.pixels] * 3), [0, 0.5, 1])
-    assert np.abs(sound.logits - expected).max() < 1e-4  # another batch sums in another order
-
-
-def test_an_image_that_cannot_be_decoded_harms_no_neighbour(bundle_path, digit_png, soup):
-    async def test(service):
-        with service.admit([digit_png(0), b"\xff\xd8\xff"]) as admission:
-            return await admission.classify([admission.choose(0.5)] * 2)
-
-    sound, broken = serving(bundle_path, test)
-    assert np.abs(sound.logits - soup.logits(sound.pixels[None], [0.5])).max() < 1e-4
-    assert isinstance(broken, UndecodableImageError)
-
-
-def test_a_sweep_of_an_image_that_cannot_be_decoded_raises_its_error(bundle_path):
-    async def test(service):
-        with service.admit([b"\xff\xd8\xff"], rows=2) as admission, pytest.raises(UndecodableImageError):
-            await admission.sweep((0.0, 1.0))
-
-    serving(bundle_path, test)
 
 
 def test_a_request_that_would_wait_too_long_is_refused_and_an_idle_machine_accepts_any(bundle_path):
@@ -186,15 +136,6 @@ def test_by_default_the_other_mode_does_not_run(bundle_path, digit_png):
         return [value(service, f'tureen_mode_comparisons_total{{outcome="{outcome}"}}') for outcome in outcomes]
 
     assert serving(bundle_path, test) == [0, 0, 0]
-
-
-def test_the_time_limit_counts_from_the_arrival(bundle_path, digit_png):
-    async def test(service):
-        with service.admit([digit_png(0)], timeout_ms=1000, arrived_s=time.monotonic() - 2) as admission:
-            (result,) = await admission.classify([admission.choose(0.5)])
-            assert type(result).__name__ == "DeadlineError"
-
-    serving(bundle_path, test)
 
 
 LARGE = (2000, 1500)
