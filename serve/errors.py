@@ -42,7 +42,7 @@ TureenError
     │   ├── BetaOutOfBoundsError         caller: β is outside the operator's bounds
     │   ├── UnknownPolicyError           caller: the policy does not exist
     │   ├── UnknownApiKeyError           caller: the API key is unknown
-    │   ├── TokenParkedError             operator: the model cannot use a token that the operator chose
+    │   ├── TokenParkedError             operator: the model cannot use a token that the operator added
     │   ├── UnknownOperatorTokenError    caller: no operator has added the token
     │   ├── ControlStoreError            operator: the store of the settings cannot be reached
     │   └── BrokenHistoryError           operator: the history has a damaged or changed row
@@ -278,7 +278,7 @@ class UnknownApiKeyError(ControlError):
 
 class TokenParkedError(ControlError):
     def __init__(self) -> None:
-        super().__init__("the model cannot use the token of this policy or API key: ask the operator of the service")
+        super().__init__("the model cannot use a token that the operator added: ask the operator of the service")
 
 
 class UnknownOperatorTokenError(ControlError):

@@ -344,13 +344,23 @@ def load(
     """
     bundle = load_bundle(find_bundle(path))
     engine_options = options or EngineOptions(threads=available_cpus(), cache=default_cache_directory())
-    added = tuple(one if isinstance(one, Token) else read_token(Path(one)) for one in tokens)
+    if isinstance(tokens, str | Path | Token):
+        raise ArgumentTypeError("tokens is one token; give a list of token files, such as [path]")
+    added = tuple(_token(one) for one in tokens)
     for token in added:
         token.check_bundle(bundle)  # before the engine is opened, which takes longer
     opened = open_engine(bundle, engine, precision, engine_options)
     soup = Soup(bundle, opened, limits, calibrated=calibrated, tokens=added)
     soup._load_arguments = _LoadArguments(bundle.path.absolute(), engine, precision, options, calibrated, added)
     return soup
+
+
+def _token(source: Any) -> Token:
+    if isinstance(source, Token):
+        return source
+    if isinstance(source, str | Path):
+        return read_token(Path(source))
+    raise ArgumentTypeError(f"tokens has a {type(source).__name__}; give the paths of token files")
 
 
 def load_torch(path: Path | str) -> Any:

@@ -154,6 +154,11 @@ class Mix:
         """The share of the robust token in the sum of the weights, in [0, 1]. An operator's bounds of β limit it."""
         return dict(self.weights).get(ROBUST, 0.0) / sum(weight for _, weight in self.weights)
 
+    @property
+    def is_normalized(self) -> bool:
+        """Whether the weights sum to 1."""
+        return math.isclose(math.fsum(weight for _, weight in self.weights), 1, abs_tol=1e-6)
+
     def check_names(self, known: Collection[str]) -> None:
         """Raises UnknownTokenError if a token of the mix is not among the names `known`."""
         for name, _ in self.weights:
@@ -181,6 +186,10 @@ def parse_mix(value: str | Mapping[str, float], *, normalize: bool = True) -> fl
     Raises InvalidMixError if the text has another form, if a name or a weight is not valid, if a name occurs twice, if
     there are more than MAX_MIX_TOKENS tokens, or if all weights are 0.
     """
+    if not isinstance(value, str | Mapping):
+        raise InvalidMixError(
+            f"{str(value)[:40]!r} is no mix: give a text such as clean:0.2,fog:0.8, or weights by name"
+        )
     pairs = _parse_pairs(value) if isinstance(value, str) else list(value.items())
     if len(pairs) > MAX_MIX_TOKENS:
         raise InvalidMixError(f"the mix has {len(pairs):,} tokens: give at most {MAX_MIX_TOKENS}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 from collections.abc import Callable, Iterator
 
@@ -33,6 +34,8 @@ from serve.settings import Settings
 from serve.telemetry.metrics import Metrics
 from tureen.bundle.manifest import Manifest
 from tureen.errors import TureenError
+
+logger = logging.getLogger("tureen.admin")
 
 # Operators receive these texts. The messages of the errors contain paths, addresses and texts of the database.
 _PUBLIC_DETAILS: dict[type[TureenError], str] = {
@@ -128,6 +131,8 @@ def create_admin_app(operations: AdminOperations) -> FastAPI:
 
 async def _problem(request: Request, error: Exception) -> Response:
     detail = next((text for cls, text in _PUBLIC_DETAILS.items() if isinstance(error, cls)), None)
+    if isinstance(error, ControlStoreError):
+        logger.error("a request of an operator failed: %s", error)
     return await tureen_error_response(request, error, detail)
 
 

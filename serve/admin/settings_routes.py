@@ -114,8 +114,7 @@ def add_settings_routes(router: APIRouter, operations: AdminOperations) -> None:
         before: Annotated[int | None, Query(ge=1, le=MAX_REVISION)] = None,
     ) -> JSONResponse:
         operations.replica.raise_if_unreachable()
-        rows = await asyncio.to_thread(operations.store.history, limit, before)
-        revisions = [_public_revision(row) for row in rows]
+        rows, revisions = await asyncio.to_thread(_read_history, operations, limit, before)
         next_before = rows[-1].revision if rows and rows[-1].revision > 1 else None
         return JSONResponse({"revisions": revisions, "next_before": next_before})
 
@@ -151,6 +150,13 @@ def add_settings_routes(router: APIRouter, operations: AdminOperations) -> None:
         return await write_settings(
             operations, request, operator, "remove key", reason, lambda state: remove_api_key(state, name)
         )
+
+
+def _read_history(
+    operations: AdminOperations, limit: int, before: int | None
+) -> tuple[list[Revision], list[dict[str, Any]]]:
+    rows = operations.store.history(limit, before)
+    return rows, [_public_revision(row) for row in rows]
 
 
 def _public_revision(row: Revision) -> dict[str, Any]:

@@ -40,6 +40,24 @@ async def write_settings(
     Raises IfMatchRequiredError if the header is absent or invalid, StaleRevisionError if the header names another
     revision than the one in force, ControlStoreError if the store is unreachable, and the errors of `after`.
     """
+    head = await revision_to_change(operations, request)
+    state = after(head.state)
+    before = expected_accuracy(operations.manifest, operations.default_beta(head.state))
+    if dry_run:
+        return settings_response(operations, head, state, dry_run=True, before=before)
+    row = await operations.replica.append(
+        head, state, who=operator.name, action=action, reason=reason, token_files=token_files
+    )
+    await operations.wait_until_applied(row.revision)
+    return settings_response(operations, row, before=before)
+
+
+async def revision_to_change(operations: AdminOperations, request: Request) -> Revision:
+    """Returns the revision in force, which the header If-Match of the request names.
+
+    Raises IfMatchRequiredError if the header is absent or invalid, StaleRevisionError if the header names another
+    revision, and ControlStoreError if the store is unreachable.
+    """
     match = _ETAG.fullmatch(only_value("If-Match", request.headers.getlist("if-match")) or "")
     if match is None:
         raise IfMatchRequiredError
@@ -50,15 +68,7 @@ async def write_settings(
         head = operations.replica.head
         if int(match[1]) != head.revision:
             raise StaleRevisionError(head.revision)
-    state = after(head.state)
-    before = expected_accuracy(operations.manifest, operations.default_beta(head.state))
-    if dry_run:
-        return settings_response(operations, head, state, dry_run=True, before=before)
-    row = await operations.replica.append(
-        head, state, who=operator.name, action=action, reason=reason, token_files=token_files
-    )
-    await operations.wait_until_applied(row.revision)
-    return settings_response(operations, row, before=before)
+    return head
 
 
 def settings_response(

@@ -7,6 +7,7 @@ response contains the vector of a token.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -14,7 +15,7 @@ from fastapi import APIRouter, Query, Request, Response
 
 from serve.admin.auth import Operator, read_body
 from serve.admin.operations import AdminOperations
-from serve.admin.settings_writes import write_settings
+from serve.admin.settings_writes import revision_to_change, write_settings
 from serve.control.change import Reason, add_token, remove_token
 from serve.control.settings_state import SettingsState, tokens_of
 from serve.errors import InvalidChangeError, UnknownOperatorTokenError
@@ -56,18 +57,28 @@ def add_token_routes(router: APIRouter, operations: AdminOperations) -> None:
         record = parse_token(content, "the body").record
         if record.name != name:
             raise InvalidChangeError(f"the token in the body has the name {record.name}, not {name[:63]}")
-        sha256 = await asyncio.to_thread(operations.token_cache.write, content)
-        await operations.check_token(sha256)
-        return await write_settings(
-            operations,
-            request,
-            operator,
-            "add token",
-            reason,
-            lambda state: add_token(state, name, sha256, limit=operations.max_tokens, may_replace=replace),
-            dry_run=dry_run,
-            token_files={sha256: content},
-        )
+        sha256 = hashlib.sha256(content).hexdigest()
+
+        def after(state: SettingsState) -> SettingsState:
+            return add_token(state, name, sha256, limit=operations.max_tokens, may_replace=replace)
+
+        after((await revision_to_change(operations, request)).state)  # before the engine runs
+        await asyncio.to_thread(operations.token_cache.write, content)  # where the workers read it
+        try:
+            await operations.check_token(sha256)
+            return await write_settings(
+                operations,
+                request,
+                operator,
+                "add token",
+                reason,
+                after,
+                dry_run=dry_run,
+                token_files={sha256: content},
+            )
+        finally:
+            if sha256 not in operations.replica.state.tokens.values():
+                await asyncio.to_thread(operations.token_cache.remove, sha256)
 
     @router.delete("/admin/tokens/{name}")
     async def delete(

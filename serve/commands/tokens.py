@@ -63,6 +63,9 @@ def _parser() -> argparse.ArgumentParser:
 def _add(client: AdminClient, options: argparse.Namespace) -> int:
     added = [(read_token(file).record.name, file.read_bytes()) for file in options.files]
     status = 0
+    for name, content in added if len(added) > 1 and not options.dry_run else []:  # all or none
+        revision = client.state()["revision"]
+        client.add_token(revision, name, content, options.reason, may_replace=options.replace, dry_run=True)
     for name, content in added:
         revision = client.state()["revision"]
         state = client.add_token(

@@ -33,8 +33,8 @@ from serve.errors import (
     UnknownPolicyError,
 )
 from tureen.bundle.manifest import Temperatures
-from tureen.errors import SingleTokenError
-from tureen.tokens import Mix, move_to_robust
+from tureen.errors import InvalidMixError, SingleTokenError
+from tureen.tokens import CLEAN_BETA, ROBUST_BETA, Mix, move_to_robust
 
 BetaSource = Literal["request", "policy", "key", "canary", "operator", "bundle"]
 
@@ -99,6 +99,7 @@ class ActiveSettings:
         - ChoiceNotAllowedError if the client gives a β or a mix or names a policy, and the operator allows clients no
           choice. Raises it also if the policy of the client's API key is a mix, and the client gives a mix, a policy,
           or a β for which that policy has no bounds.
+        - InvalidMixError if the weights of the given mix do not sum to 1, and the operator has set bounds of β.
         - BetaOutOfBoundsError if that β, or the β of that mix or policy, is outside the operator's bounds. For a client
           whose API key has a mix as its policy, these are the bounds of that policy.
         """
@@ -115,6 +116,8 @@ class ActiveSettings:
         if isinstance(key_policy, MixPolicy):
             return self._of_key_with_mix(key_policy, given, client)
         if isinstance(given, Mix):
+            if not given.is_normalized and (self.state.beta_min > CLEAN_BETA or self.state.beta_max < ROBUST_BETA):
+                raise InvalidMixError("the operator has set bounds of β: the weights of a mix must sum to 1")
             return replace(self._chosen_by_client(given.beta, "request"), mix=given)
         if given is not None:
             return self._chosen_by_client(given, "request")

@@ -27,7 +27,7 @@ from serve.control.settings_state import (
     format_time,
     tokens_of,
 )
-from serve.errors import InvalidChangeError
+from serve.errors import InvalidChangeError, UnknownOperatorTokenError
 from tureen.bundle.manifest import StrengthCurve
 
 DAY_S = 24 * 60 * 60
@@ -240,14 +240,18 @@ def _default_after_plans(state: SettingsState) -> float | None:
 def roll_back(state: SettingsState, earlier: SettingsState) -> SettingsState:
     """Returns the settings `earlier`, but with the API keys of `state` and without planned changes.
 
-    If these API keys use policies that `earlier` lacks, copies those policies and their tokens from `state`.
+    The policies of these API keys, and the tokens of these policies, are those of `state` too. Raises
+    InvalidChangeError if the result has too many policies.
     """
-    policies = {key.policy: state.policies[key.policy] for key in state.api_keys.values()} | earlier.policies
-    tokens = {
-        name: state.tokens[name] for policy in policies.values() for name in tokens_of(policy) - earlier.tokens.keys()
+    policies = {key.policy: state.policies[key.policy] for key in state.api_keys.values()}
+    tokens = {name: state.tokens[name] for policy in policies.values() for name in tokens_of(policy)}
+    kept = {
+        "pending": (),
+        "api_keys": state.api_keys,
+        "policies": earlier.policies | policies,
+        "tokens": earlier.tokens | tokens,
     }
-    kept = {"pending": (), "api_keys": state.api_keys, "policies": policies, "tokens": tokens | earlier.tokens}
-    return earlier.model_copy(update=kept)
+    return _validated_copy(earlier, kept)
 
 
 def add_token(state: SettingsState, name: str, sha256: str, *, limit: int, may_replace: bool) -> SettingsState:
@@ -264,9 +268,12 @@ def add_token(state: SettingsState, name: str, sha256: str, *, limit: int, may_r
 
 
 def remove_token(state: SettingsState, name: str) -> SettingsState:
-    """Returns the state without the token. Raises InvalidChangeError if it does not exist, or if a policy needs it."""
+    """Returns the state without the token.
+
+    Raises UnknownOperatorTokenError if it does not exist, and InvalidChangeError if a policy needs it.
+    """
     if name not in state.tokens:
-        raise InvalidChangeError(f"no operator has added a token {name[:63]}")
+        raise UnknownOperatorTokenError(name)
     if users := sorted(policy for policy, choice in state.policies.items() if name in tokens_of(choice)):
         raise InvalidChangeError(f"the token {name} is in use by the policy {users[0]}: change the policy first")
     return _validated_copy(state, {"tokens": {other: sha for other, sha in state.tokens.items() if other != name}})

@@ -89,6 +89,8 @@ class SettingsReplica:
         self._snapshot = snapshot
         self._earlier_snapshot = earlier_snapshot
         self._token_cache = token_cache
+        self._copied_tokens: frozenset[str] = frozenset()  # SHA-256 of the files that the cache is known to have
+        self._token_error: str | None = None  # why a file could not be copied, as logged last
         self._is_known = False  # whether the store or a snapshot was read
         self._on_revision: list[OnRevision] = []
         self._on_reachable: list[Callable[[bool], None]] = []
@@ -121,8 +123,8 @@ class SettingsReplica:
     def subscribe(self, on_revision: OnRevision, on_reachable: Callable[[bool], None] = lambda reachable: None) -> None:
         """Calls both callbacks immediately, and later in the event loop after each change.
 
-        on_revision: receives the revision in force; each call has a higher number than the call before. on_reachable:
-        receives whether the store is reachable.
+        on_revision: receives the revision in force; no call has a lower number than the call before. A call with the
+        same number says that token files have arrived. on_reachable: receives whether the store is reachable.
         """
         self._on_revision.append(on_revision)
         self._on_reachable.append(on_reachable)
@@ -147,7 +149,7 @@ class SettingsReplica:
         """
         row = next_revision(head, after, at=datetime.now(UTC), who=who, action=action, reason=reason)
         try:
-            await asyncio.to_thread(self.store.append, row, token_files)
+            await asyncio.to_thread(self._append, row, token_files)
         except StaleRevisionError:
             await self.refresh()
             self.raise_if_unreachable()
@@ -165,7 +167,7 @@ class SettingsReplica:
         """
         known = self.head
         try:
-            row, credentials = await asyncio.to_thread(self._read_store)
+            row, credentials, has_new_files = await asyncio.to_thread(self._read_store)
             if row.revision < known.revision or (row.revision == known.revision and row.hash != known.hash):
                 raise ControlStoreError(
                     f"the store of the operator's settings is at revision {row.revision}, and revision "
@@ -177,23 +179,45 @@ class SettingsReplica:
             if credentials != self.credentials or not self._is_known:
                 self._snapshot_outdated.set()
             self._is_known, self.credentials = True, credentials
+            if has_new_files and row.revision == self.head.revision:
+                for on_revision in self._on_revision:  # so that the processes try parked tokens again
+                    on_revision(row)
             self._apply(row)
             self._set_reachable(self._plan_error)
 
-    def _read_store(self) -> tuple[Revision, tuple[Credential, ...]]:
-        head = self.store.head()
-        if head.revision != self.head.revision:
-            self._copy_token_files(head.state)
-        return head, tuple(self._credentials.all())
+    def _append(self, row: Revision, token_files: Mapping[str, bytes]) -> None:
+        self.store.append(row, token_files)
+        self._copy_token_files(row.state)  # a rollback may bring back a token whose file this server never had
 
-    def _copy_token_files(self, state: SettingsState) -> None:
-        """Copies the token files of the settings from the store to the cache. The cache keeps those that it has."""
-        if self._token_cache is None:
-            return
-        for sha256 in {sha for sha in state.tokens.values() if not self._token_cache.has(sha)}:
-            content = self.store.token_file(sha256)
-            if content is not None:  # if it is missing, the token cannot be used, and each process says so
-                self._token_cache.write(content)
+    def _read_store(self) -> tuple[Revision, tuple[Credential, ...], bool]:
+        """Returns the last revision, the credentials, and whether a missing token file was copied to the cache."""
+        head = self.store.head()
+        return head, tuple(self._credentials.all()), self._copy_token_files(head.state)
+
+    def _copy_token_files(self, state: SettingsState) -> bool:
+        """Copies the token files of the settings from the store to the cache. Returns whether a file was missing.
+
+        A file that cannot be copied is tried again at the next call. Until then the token is parked. The settings stay
+        in force in any case. Raises ControlStoreError if the store fails.
+        """
+        cache, needed = self._token_cache, frozenset(state.tokens.values())
+        if cache is None or needed <= self._copied_tokens:
+            return False
+        copied, is_any_new = set(self._copied_tokens & needed), False
+        for sha256 in needed - self._copied_tokens:
+            content = None if cache.has(sha256) else self.store.token_file(sha256)
+            if content is not None:
+                try:
+                    cache.write(content)
+                except ControlStoreError as error:
+                    if str(error) != self._token_error:
+                        self._token_error = str(error)
+                        logger.error("a token cannot be used: %s", error)
+                    continue
+                is_any_new = True
+            copied.add(sha256)
+        self._copied_tokens = frozenset(copied)
+        return is_any_new
 
     def _read_last_known(self) -> StoreSnapshot | None:
         return read_snapshot(self._snapshot) or read_snapshot(self._earlier_snapshot)

@@ -13,9 +13,11 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
     PlainSerializer,
     SerializerFunctionWrapHandler,
+    Tag,
     model_serializer,
     model_validator,
 )
@@ -24,7 +26,7 @@ from tureen.bundle.token_file import Sha256, TokenName
 from tureen.tokens import CLEAN, CLEAN_BETA, ROBUST, ROBUST_BETA, Mix, parse_beta, parse_mix
 
 POLICY_NAME = r"[a-z0-9][a-z0-9_-]{0,62}"
-MAX_POLICIES = 100
+MAX_POLICIES = 1000
 MAX_KEYS = 1000
 TIME_RULE = "give a time such as 2027-01-31T08:00:00Z"
 
@@ -121,7 +123,10 @@ def _checked_mix(text: str) -> str:
     return text
 
 
-Policy = Beta | MixPolicy
+Policy = Annotated[
+    Annotated[Beta, Tag("β")] | Annotated[MixPolicy, Tag("mix")],
+    Discriminator(lambda value: "mix" if isinstance(value, dict | MixPolicy) else "β"),  # for an error of one of both
+]
 
 
 class KeyPolicy(FrozenModel):

@@ -6,6 +6,7 @@ available to worker processes, and to a server that starts while the store is un
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from pathlib import Path
 
@@ -23,22 +24,31 @@ class TokenCache:
         self._directory = directory
 
     def has(self, sha256: str) -> bool:
-        """Returns whether the directory has the file with this SHA-256. Does not read the file."""
-        return self._file(sha256).exists()
+        """Returns whether the directory has the file with this SHA-256, unchanged."""
+        try:
+            return hashlib.sha256(self._file(sha256).read_bytes()).hexdigest() == sha256
+        except OSError:
+            return False
 
     def write(self, content: bytes) -> str:
-        """Writes a token file, unless the directory has it. Returns its SHA-256.
+        """Writes a token file, unless the directory has it unchanged. Returns its SHA-256.
 
         Raises ControlStoreError if the file cannot be written.
         """
         sha256 = hashlib.sha256(content).hexdigest()
-        if not self.has(sha256):
-            try:
+        file = self._file(sha256)
+        try:
+            if not file.exists() or file.read_bytes() != content:
                 self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-                write_atomically(self._file(sha256), content, mode=0o600, has_other_writers=True)
-            except OSError as error:
-                raise ControlStoreError(f"{self._directory} cannot be written: {error.strerror}") from None
+                write_atomically(file, content, mode=0o600, has_other_writers=True)
+        except OSError as error:
+            raise ControlStoreError(f"{self._directory} cannot be written: {error.strerror}") from None
         return sha256
+
+    def remove(self, sha256: str) -> None:
+        """Removes a file, if the directory has it."""
+        with contextlib.suppress(OSError):
+            self._file(sha256).unlink()
 
     def read(self, sha256: str) -> Token:
         """Returns the token in a file. Raises TokenFileError if the file is missing or was changed."""

@@ -44,6 +44,7 @@ class Admission:
         self.deadline_s = arrived_s + self.timeout_ms / 1000
         self.active_settings = service.active_settings
         self._tokens = self.model.soup.tokens
+        self._parked_tokens = self.model.parked_tokens
         self._service = service
         self._images, self._costs, self._rows = images, costs, rows
         self._undecoded = set(range(len(images)))
@@ -53,7 +54,7 @@ class Admission:
 
         given: what the request gives: a β, a strength, a mix or a token, or None. Raises SingleTokenError for a
         strength if the model has one token, UnknownTokenError if a token of the given mix does not exist,
-        TokenParkedError if the model cannot use a token that an operator chose, and the errors of
+        TokenParkedError if the model cannot use a token that an operator added, and the errors of
         `ActiveSettings.choose`.
         """
         if isinstance(given, TokenChoice):
@@ -63,9 +64,12 @@ class Admission:
         if given is not None and not isinstance(given, Mix):
             given = self.beta_of(given)
         choice = self.active_settings.choose(given, identity)
+        names = set() if choice.mix is None else {name for name, _ in choice.mix.weights}
         if isinstance(given, Mix):
-            given.check_names(self._tokens.keys() - self.active_settings.state.private_tokens)
-        elif choice.mix is not None and not {name for name, _ in choice.mix.weights} <= self._tokens.keys():
+            known = self._tokens.keys() | self._parked_tokens.keys()
+            given.check_names(known - self.active_settings.state.private_tokens)
+        # A parked token is not that of the same name in the bundle or in the directory of tokens.
+        if not names <= self._tokens.keys() or not names.isdisjoint(self._parked_tokens):
             raise TokenParkedError
         return choice
 

@@ -61,7 +61,7 @@ class Service:
         self._revision, self._state = 0, SettingsState()
         self._token_cache = TokenCache(settings.state_dir / TOKEN_DIRECTORY)
         self._loading_tokens = asyncio.Lock()
-        self._tokens_in_force: dict[str, str] = {}  # SHA-256 by name; the model has them, or has parked them
+        self._tokens_in_force: dict[str, str] | None = {}  # SHA-256 by name; in use or parked; None: to be retried
         self._revision_of_tokens = 0
         self.active_settings = initial_settings(bundle.manifest, settings.default_beta)
         self._export_settings()
@@ -107,12 +107,22 @@ class Service:
     def apply_settings(self, revision: int, state: SettingsState) -> None:
         """Applies the operator's settings to the requests that are admitted later.
 
+        Policies and API keys that need tokens that the model does not have apply when `load_tokens` has loaded them.
         Does nothing if the revision number is below that of the settings in force.
         """
         if revision < self._revision:
             return
         self._revision, self._state = revision, state
-        self.active_settings = replace(self.active_settings, revision=revision, state=state)
+        if self.parked_tokens:
+            self._tokens_in_force = None  # their files may have arrived
+        if self._model is not None and state.tokens.items() - (self._tokens_in_force or {}).items():
+            known = self.active_settings.state
+            unchanged = {"policies": known.policies, "api_keys": known.api_keys, "tokens": known.tokens}
+            state = state.model_copy(update=unchanged)
+        self._activate(state)
+
+    def _activate(self, state: SettingsState) -> None:
+        self.active_settings = replace(self.active_settings, revision=self._revision, state=state)
         self._export_settings()
 
     @property
@@ -137,6 +147,8 @@ class Service:
         async with self._loading_tokens:
             if self._model is not None:
                 await self._load_tokens(self._model)
+                if self._state.tokens == self._tokens_in_force:  # if not, another call loads the newer ones
+                    self._activate(self._state)
 
     async def check_token(self, sha256: str) -> None:
         """Checks that the current model can use a token: `Soup.check_token` on a thread. sha256: of its file.
@@ -146,7 +158,8 @@ class Service:
         with self.hold_model() as model:
             token = await asyncio.to_thread(self._token_cache.read, sha256)
             try:
-                await asyncio.to_thread(model.soup.check_token, token, self._state.tokens.keys())
+                replaceable = self._state.tokens.keys() - model.parked_tokens.keys()
+                await asyncio.to_thread(model.soup.check_token, token, replaceable)
             except EngineError as error:
                 raise TokenFileError(str(error)) from error
 

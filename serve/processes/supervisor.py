@@ -52,7 +52,7 @@ HEALTHY_AFTER_S = 10.0  # the death of a worker that was ready for this long is 
 MAX_RESTART_DELAY_S = 30.0
 HEARTBEAT_S = 5.0
 MAX_MISSED_HEARTBEATS = 6  # with more, the event loop of the worker is blocked
-TOKEN_CHECK_TIMEOUT_S = 10.0
+TOKEN_CHECK_TIMEOUT_S = 5.0
 KILL_AFTER_S = 5.0  # after the drain delay and timeout
 
 logger = logging.getLogger("tureen.supervisor")
@@ -298,24 +298,24 @@ class Supervisor:
         ]
 
     async def _check_token(self, sha256: str) -> None:
-        """Lets the first ready worker check the token file with this SHA-256. Every worker checks it again later.
+        """Lets a ready worker check the token file with this SHA-256. Every worker checks it again later.
 
-        Raises TokenFileError if the model cannot use the token. Raises NotReadyError if no worker is ready, or if the
-        worker does not reply within TOKEN_CHECK_TIMEOUT_S.
+        Tries another worker if one does not reply within TOKEN_CHECK_TIMEOUT_S. Raises TokenFileError if the model
+        cannot use the token, and NotReadyError if no ready worker replies.
         """
-        worker = next((worker for worker in self._workers.values() if worker.ready_s is not None), None)
-        if worker is None:
-            raise NotReadyError
-        if sha256 not in worker.token_checks:
-            worker.token_checks[sha256] = asyncio.get_running_loop().create_future()
-            worker.channel.send(CheckToken(sha256=sha256))
-        try:
-            async with asyncio.timeout(TOKEN_CHECK_TIMEOUT_S):
-                error = await asyncio.shield(worker.token_checks[sha256])
-        except TimeoutError:
-            raise NotReadyError from None
-        if error is not None:
-            raise TokenFileError(error)
+        for worker in [worker for worker in self._workers.values() if worker.ready_s is not None]:
+            if sha256 not in worker.token_checks:
+                worker.token_checks[sha256] = asyncio.get_running_loop().create_future()
+                worker.channel.send(CheckToken(sha256=sha256))
+            try:
+                async with asyncio.timeout(TOKEN_CHECK_TIMEOUT_S):
+                    error = await asyncio.shield(worker.token_checks[sha256])
+            except TimeoutError:
+                continue
+            if error is not None:
+                raise TokenFileError(error)
+            return
+        raise NotReadyError
 
     async def _send_heartbeats(self) -> None:
         """Sends a heartbeat to each ready worker every HEARTBEAT_S seconds.

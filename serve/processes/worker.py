@@ -71,7 +71,7 @@ class Worker(ServerProcess):
                     await self.server.accept_from(message.listeners)
                 case SettingsUpdate():
                     self._apply_settings(message)
-                    if self.service.applied_revision == message.revision:
+                    if self.service.applied_revision >= message.revision:
                         self._send_applied()
                     else:  # it takes time, and the next message must not wait
                         self._start_task(self._load_tokens())

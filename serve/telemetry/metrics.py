@@ -75,7 +75,7 @@ class Metrics:
         )
         self.token_classifications = Counter(
             "tureen_token_classifications",
-            "Classified images by token of a mix, for the tokens in most use; other: the rest.",
+            "Classified images by token of a mix, for 20 tokens in use; other: the rest.",
             ["token"],
             registry=self.registry,
         )

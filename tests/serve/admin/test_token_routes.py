@@ -15,6 +15,7 @@ from tests.learned_tokens import make_token
 from tests.patience import DEADLINE_S
 from tureen.bundle.bundle import load_bundle
 from tureen.bundle.examples import EXAMPLES
+from tureen.bundle.token_file import write_token
 from tureen.pictures.signs import drawn_picture
 
 TOLERANCE = 1e-3
@@ -102,7 +103,7 @@ def test_an_added_token_is_served_by_every_worker_until_it_is_removed(start_oper
     assert [row["changes"] for row in rows] == [["token fog added"], ["token fog removed"], ["token fog added"]]
 
 
-def test_a_wrong_token_is_refused_with_the_reason_and_changes_nothing(start_operated, soup, tokens):
+def test_a_wrong_token_is_refused_with_the_reason_and_changes_nothing(start_operated, soup, tokens, tmp_path):
     _, operator = start_operated("--max-tokens", 1)
     routes = Tokens(operator)
     fog = tokens["fog"]
@@ -128,13 +129,14 @@ def test_a_wrong_token_is_refused_with_the_reason_and_changes_nothing(start_oper
     assert routes.put(fog.to_bytes(), revision=7)[0] == 412
     assert routes.put(fog.to_bytes(), misspelt="1")[0] == 422
     assert routes.revision == 0
+    assert not list((tmp_path / "state" / "tokens").glob("*"))
     routes.add(fog)
     assert routes.put(golden.to_bytes(), replace="true")[0] == 422
     status, problem = routes.put(make_token(soup, "fog", 6).to_bytes())
     assert (status, "exists already" in problem["detail"]) == (422, True)
     status, problem = routes.put(tokens["haze"].to_bytes(), "haze")
     assert (status, "the limit" in problem["detail"]) == (422, True)
-    assert routes.delete("haze")[0] == 422
+    assert routes.delete("haze")[0] == 404
     assert operator.ask("GET", "/admin/tokens/haze")[0] == 404
     assert routes.revision == 1
     assert routes.put(make_token(soup, "fog", 6).to_bytes(), replace="true")[0] == 200
@@ -200,9 +202,9 @@ def test_tokens_stay_over_a_reload_and_a_restart_and_are_parked_over_another_bac
     server.wait_for(lambda: server.metric('tureen_reloads_total{outcome="ok"}') == 2 * workers, "reloaded")
     (listed,) = routes.list()
     assert "another backbone" in listed["parked"]
-    assert classify(server, image, "?token=fog")[0] == 422
-    status, problem = classify(server, image, "?policy=ada")
-    assert (status, problem["code"]) == (503, "token_parked")
+    for query in ("?token=fog", "?policy=ada"):
+        status, problem = classify(server, image, query)
+        assert (status, problem["code"]) == (503, "token_parked")
     assert server.end() == 0
 
     server, operator = start_operated("--workers", workers, processes=workers)
@@ -230,3 +232,47 @@ def test_an_addition_under_load_loses_no_request(start_operated, tokens, image):
     for thread in threads:
         thread.join(DEADLINE_S)
     assert set(statuses) == {200}
+
+
+def test_a_parked_token_is_never_that_of_the_same_name_in_the_directory_of_tokens(
+    start_operated, soup, tokens, image, tmp_path
+):
+    (tmp_path / "directory").mkdir()
+    server, operator = start_operated("--token-dir", tmp_path / "directory")
+    routes = Tokens(operator)
+    routes.add(tokens["fog"])
+    operator.change(policies={"ada": {"mix": "fog:1"}})
+    write_token(tmp_path / "directory" / "fog.token", make_token(soup, "fog", 7))
+    server.process.send_signal(signal.SIGHUP)
+    server.wait_for(lambda: server.metric('tureen_operator_tokens{state="parked"}') == 1, "parked")
+    for query in ("?token=fog", "?policy=ada"):
+        status, problem = classify(server, image, query)
+        assert (status, problem["code"]) == (503, "token_parked")
+    assert routes.put(make_token(soup, "fog", 8).to_bytes(), replace="true")[0] == 422
+
+
+def test_a_lost_or_damaged_file_comes_back_from_the_store_at_the_next_start(start_operated, tokens, image, tmp_path):
+    server, operator = start_operated()
+    routes = Tokens(operator)
+    for name in ("fog", "haze"):
+        routes.add(tokens[name])
+    fog, haze = (tmp_path / "state" / "tokens" / f"{token['sha256']}.token" for token in routes.list())
+    fog.unlink()
+    haze.write_bytes(haze.read_bytes()[:-1])
+    assert server.end() == 0
+    server, operator = start_operated()
+    assert [token["parked"] for token in Tokens(operator).list()] == [None, None]
+    assert classify(server, image, "?mix=fog:1,haze:1")[0] == 200
+
+
+def test_an_operator_repairs_a_damaged_file_by_adding_it_again(start_operated, tokens, image, tmp_path):
+    server, operator = start_operated()
+    routes = Tokens(operator)
+    routes.add(tokens["fog"])
+    (file,) = (tmp_path / "state" / "tokens").iterdir()
+    file.write_bytes(b"damaged")
+    server.process.send_signal(signal.SIGHUP)
+    server.wait_for(lambda: server.metric('tureen_operator_tokens{state="parked"}') == 1, "parked")
+    state = routes.add(tokens["fog"])
+    assert state["workers"][0]["parked_tokens"] == {}
+    assert classify(server, image, "?token=fog")[0] == 200

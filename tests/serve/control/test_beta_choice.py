@@ -17,7 +17,7 @@ from serve.errors import (
     UnknownApiKeyError,
     UnknownPolicyError,
 )
-from tureen.errors import SingleTokenError
+from tureen.errors import InvalidMixError, SingleTokenError
 from tureen.tokens import Mix
 
 REVISION = 12
@@ -263,3 +263,11 @@ def test_a_sweep_is_within_the_bounds_and_refused_to_a_client_with_the_mix_of_it
         settings(**BOUNDED).check([0.3], OF_ADA)
     with pytest.raises(UnknownApiKeyError):
         settings(**MIXED).check([0.3], client(key="another"))
+
+
+def test_weights_that_do_not_sum_to_1_are_refused_if_the_operator_has_set_bounds():
+    thin = Mix((("robust", 0.001),))
+    assert settings().choose(thin, ANONYMOUS).mix == thin
+    for bounds in ({"beta_min": 0.5}, {"beta_max": 0.9}):
+        with pytest.raises(InvalidMixError, match="sum to 1"):
+            settings(**bounds).choose(thin, ANONYMOUS)

@@ -18,8 +18,8 @@ from serve.control.change import (
     remove_token,
     roll_back,
 )
-from serve.control.settings_state import KeyPolicy, MixPolicy, SettingsState
-from serve.errors import InvalidChangeError
+from serve.control.settings_state import MAX_POLICIES, KeyPolicy, MixPolicy, SettingsState
+from serve.errors import InvalidChangeError, UnknownOperatorTokenError
 from tureen.bundle.manifest import StrengthCurve
 
 NOW = datetime(2027, 1, 31, 8, tzinfo=UTC)
@@ -338,7 +338,7 @@ def test_a_token_that_is_in_use_or_unknown_is_not_removed():
     state = apply(add(SettingsState(), "fog", FOG), policies={"ada": {"mix": "fog:1"}})
     with pytest.raises(InvalidChangeError, match="fog is in use by the policy ada"):
         remove_token(state, "fog")
-    with pytest.raises(InvalidChangeError, match="no operator has added a token haze"):
+    with pytest.raises(UnknownOperatorTokenError, match="haze"):
         remove_token(state, "haze")
     assert remove_token(apply(state, policies={"ada": None}), "fog").tokens == {}
 
@@ -347,11 +347,11 @@ def test_a_token_that_is_in_use_or_unknown_is_not_removed():
     ("policy", "said"),
     [
         ({"mix": "haze:1"}, "has the token haze, which no operator has added"),
-        ({"mix": "fog"}, "policies"),
-        ({"mix": "fog:-1"}, "policies"),
-        ({"mix": ",".join(f"t{n}:1" for n in range(100))}, "policies"),
-        ({"mix": "fog:1", "beta_min": 0.5}, "policies"),
-        ({"mix": "fog:1", "beta_min": 0.5, "beta_max": 0.4}, "policies"),
+        ({"mix": "fog"}, "policies: 'fog' is not a token with its weight"),
+        ({"mix": "fog:-1"}, "policies: the weight of fog is '-1'"),
+        ({"mix": ",".join(f"t{n}:1" for n in range(100))}, "policies: the mix has 100 tokens"),
+        ({"mix": "fog:1", "beta_min": 0.5}, "policies: give both"),
+        ({"mix": "fog:1", "beta_min": 0.5, "beta_max": 0.4}, "policies: give both"),
         ({"mix": "fog:1", "beta_min": 0, "beta_max": 2}, "policies"),
         ({"token": "fog"}, "policies"),
     ],
@@ -370,3 +370,18 @@ def test_a_rollback_restores_tokens_and_keeps_those_that_a_key_needs():
     assert restored.tokens == {"fog": FOG, "haze": HAZE}
     assert restored.policies == {"ada": MixPolicy(mix="fog:1")}
     assert SettingsState.model_validate(restored.model_dump()) == restored
+
+
+def test_a_rollback_leaves_a_key_its_policy_and_its_token_even_if_both_had_another_value():
+    before = apply(add(SettingsState(), "fog", HAZE), policies={"ada": 0.5})
+    state = apply(add(before, "fog", FOG, may_replace=True), policies={"ada": {"mix": "fog:1"}})
+    state = add_api_key(state, "0" * 64, KeyPolicy(name="key", policy="ada"))
+    restored = roll_back(state, before)
+    assert (restored.policies, restored.tokens) == (state.policies, state.tokens)
+
+
+def test_a_rollback_to_too_many_policies_is_refused():
+    old = SettingsState(policies={f"old{n}": 0.5 for n in range(MAX_POLICIES)})
+    state = SettingsState(policies={"new": 0.5}, api_keys={"0" * 64: KeyPolicy(name="key", policy="new")})
+    with pytest.raises(InvalidChangeError, match="policies"):
+        roll_back(state, old)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import hashlib
 import json
 import time
 from dataclasses import replace
@@ -15,6 +16,7 @@ from serve.control.credential_store import Credential
 from serve.control.replica import SettingsReplica, StoreSnapshot, read_snapshot, write_snapshot
 from serve.control.revision_store import REVISION_0, RevisionStore, next_revision
 from serve.control.settings_state import SettingsState
+from serve.control.token_cache import TokenCache
 from serve.errors import ControlStoreError, StaleRevisionError
 from tureen.bundle.manifest import UNMEASURED_STRENGTH
 
@@ -232,6 +234,56 @@ def test_a_store_that_was_replaced_by_an_older_one_is_not_followed(tmp_path):
                 assert empty.head() == REVISION_0
                 await until(lambda: replica.reachable[-1] is False)
             assert replica.state.default_beta == 0.9
+
+    asyncio.run(run())
+
+
+def test_the_settings_are_in_force_without_a_token_file_and_the_file_is_copied_once_it_can_be(store_url, tmp_path):
+    """The directory of the files is a file at first, so that nothing can be written there."""
+
+    async def run():
+        directory = tmp_path / "tokens"
+        directory.write_text("in the way")
+        async with replica_of(store_url) as one:
+            content = b"a token file"
+            sha256 = hashlib.sha256(content).hexdigest()
+            after = SettingsState(tokens={"fog": sha256}, default_beta=0.9)
+            await one.append(one.head, after, who="ada", action="set", reason="r", token_files={sha256: content})
+            cache = TokenCache(directory)
+            store = RevisionStore(store_url)
+            other, seen = SettingsReplica(store, token_cache=cache), []
+            await other.open()
+            try:
+                other.subscribe(lambda row: seen.append(row.revision))
+                assert (other.state, other.unreachable_since) == (after, None)
+                directory.unlink()
+                await until(lambda: cache.has(sha256))
+                await until(lambda: seen == [1, 1])  # the processes try the token again
+            finally:
+                await other.close()
+                store.close()
+
+    asyncio.run(run())
+
+
+def test_a_rollback_copies_the_token_files_that_this_server_never_had(store_url, tmp_path):
+    async def run():
+        async with replica_of(store_url) as one:
+            content = b"a token file"
+            sha256 = hashlib.sha256(content).hexdigest()
+            after = SettingsState(tokens={"fog": sha256})
+            await one.append(one.head, after, who="ada", action="set", reason="r", token_files={sha256: content})
+            await one.append(one.head, SettingsState(), who="ada", action="remove", reason="r")
+        cache, store = TokenCache(tmp_path / "tokens"), RevisionStore(store_url)
+        other = SettingsReplica(store, token_cache=cache)
+        await other.open()
+        try:
+            assert not cache.has(sha256)
+            await other.append(other.head, after, who="ada", action="rollback to 1", reason="r")
+            assert cache.has(sha256)
+        finally:
+            await other.close()
+            store.close()
 
     asyncio.run(run())
 
