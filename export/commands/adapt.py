@@ -79,6 +79,10 @@ def adapt(arguments: list[str]) -> int:
     out = options.out or Path(f"{options.name}{SUFFIX}")
     if out.exists():
         raise DataError(f"{out} exists already: choose another --out, or delete it")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{out.parent} cannot be created: {error.strerror}; choose another --out") from error
     path = find_bundle(options.bundle, must_exist=False)
     if not (path / MANIFEST).is_file() and (path / "checkpoint.json").is_file():
         raise ExportError(
@@ -113,7 +117,6 @@ def adapt(arguments: list[str]) -> int:
     is_written = options.force or adaptation.report.kept == "token"
     report = adaptation.report.model_copy(update={"file": str(out) if is_written else None})
     if is_written:
-        out.parent.mkdir(parents=True, exist_ok=True)
         write_token(out, adaptation.token)
     part.unlink(missing_ok=True)
     print(report.model_dump_json(indent=2) if options.json else report_text(report, options.bundle))
