@@ -19,7 +19,8 @@ from tqdm import tqdm
 from training.data.datasets import Images
 from training.evaluation.accuracy import Predict
 from training.evaluation.strengths import BETAS, logits_by_beta, strength_curve
-from tureen.bundle.manifest import CalibrationRow, StrengthCurve
+from tureen.bundle.manifest import CalibrationRow
+from tureen.bundle.strength_curve import StrengthCurve
 from tureen.soup import probabilities
 
 BINS = 15

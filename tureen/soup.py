@@ -1,4 +1,4 @@
-"""The Python API: loads a bundle with an engine, and classifies images at any β.
+"""The Python API: loads a bundle with an engine, and classifies images at any β. `tureen.tokens` mixes the tokens.
 
 The server batches requests itself, and runs each batch by `Soup.logits`.
 """

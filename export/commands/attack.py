@@ -32,7 +32,7 @@ from training.models.registry import Model
 from tureen.atomic_file import write_atomically
 from tureen.bundle.bundle import MANIFEST, load_bundle
 from tureen.bundle.examples import DEFAULT_EXAMPLE, EXAMPLES, find_bundle
-from tureen.bundle.manifest import StrengthCurve
+from tureen.bundle.strength_curve import StrengthCurve
 from tureen.errors import printable
 from tureen.image_sources import pixels_from_source
 from tureen.preprocess import DEFAULT_LIMITS, Pixels, PreprocessSpec, pixels_from_bytes

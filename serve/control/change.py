@@ -28,7 +28,7 @@ from serve.control.settings_state import (
     tokens_of,
 )
 from serve.errors import InvalidChangeError, UnknownOperatorTokenError
-from tureen.bundle.manifest import StrengthCurve
+from tureen.bundle.strength_curve import StrengthCurve
 
 DAY_S = 24 * 60 * 60
 MAX_TTL_S = 30 * DAY_S

@@ -1,7 +1,8 @@
 """Gathers concurrent rows into batches and runs the batches on threads. A stream is one of the simultaneous runs.
 
-While every stream is busy, rows gather for the next batch, so no row waits for a timer. Knows nothing about HTTP,
-images or models: the caller defines the type of a row and the function that runs a batch.
+While every stream is busy, rows gather for the next batch, so no row waits for a timer. `batch_policy` chooses the rows
+of a batch. Knows nothing about HTTP, images or models: the caller defines the type of a row and the function that runs
+a batch.
 """
 
 from __future__ import annotations

@@ -14,7 +14,8 @@ from pydantic import BaseModel, ConfigDict
 
 from serve.errors import InputError, OutputError
 from serve.jobs.shard_file import Format
-from tureen.bundle.manifest import UNCALIBRATED, Manifest, Precision, StrengthCurve, Temperatures
+from tureen.bundle.manifest import UNCALIBRATED, Manifest, Precision, Temperatures
+from tureen.bundle.strength_curve import StrengthCurve
 from tureen.engines.base import Engine
 from tureen.engines.paired import CPU_ENGINES
 from tureen.errors import SingleTokenError

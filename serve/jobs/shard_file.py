@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from serve.errors import OutputError
 from serve.jobs.rooted_files import open_regular_file
 from tureen.atomic_file import atomic_file
-from tureen.bundle.manifest import StrengthCurve
+from tureen.bundle.strength_curve import StrengthCurve
 from tureen.soup import probabilities
 
 T = TypeVar("T")

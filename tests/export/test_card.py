@@ -16,9 +16,9 @@ from tureen.bundle.manifest import (
     Evaluation,
     Manifest,
     ShiftRow,
-    StrengthCurve,
     TransferMatrix,
 )
+from tureen.bundle.strength_curve import StrengthCurve
 from tureen.preprocess import PreprocessSpec
 
 DOCS = Path(__file__).parents[2] / "docs"

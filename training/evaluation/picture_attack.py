@@ -29,7 +29,7 @@ from training.evaluation.accuracy import Predict, forward_at_beta, make_predicto
 from training.evaluation.strengths import BETAS, logits_by_beta, strength_curve
 from training.evaluation.transfer import mean_forward
 from training.models.vit import images_from_pixels, pixels_from_images
-from tureen.bundle.manifest import StrengthCurve
+from tureen.bundle.strength_curve import StrengthCurve
 from tureen.preprocess import Pixels, PreprocessSpec
 from tureen.soup import probabilities
 

@@ -31,7 +31,7 @@ from training.evaluation.picture_attack import (
     read_picture,
 )
 from tureen.atomic_file import write_atomically
-from tureen.bundle.manifest import StrengthCurve
+from tureen.bundle.strength_curve import StrengthCurve
 from tureen.pictures.signs import SIGNS, drawn_picture
 from tureen.preprocess import Pixels, pixels_from_bytes, pixels_from_image
 from tureen.tokens import CLEAN_BETA, ROBUST_BETA

@@ -14,7 +14,8 @@ from scipy.optimize import isotonic_regression
 
 from training.data.datasets import Images
 from training.evaluation.accuracy import Predict, predict_parts
-from tureen.bundle.manifest import UNMEASURED_STRENGTH, AccuracyRow, StrengthCurve, StrengthRow
+from tureen.bundle.manifest import AccuracyRow, StrengthRow
+from tureen.bundle.strength_curve import UNMEASURED_STRENGTH, StrengthCurve
 from tureen.tokens import beta_grid
 
 BETAS = tuple(beta_grid("0:1:0.05"))

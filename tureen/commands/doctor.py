@@ -75,7 +75,7 @@ def check_server(environment: Mapping[str, str]) -> ServerCheck:
     except Exception as error:  # noqa: BLE001 - a damaged package may raise any exception when it is imported
         check.reasons.append(f"the server cannot be imported: {type(error).__name__}")
         return check
-    from serve.control.store_check import KNOWN_VERSION, check_store
+    from serve.control.store_reachability import KNOWN_VERSION, check_store
 
     try:
         found = check_store(environment.get("TUREEN_STORE"), default_state_directory(environment))

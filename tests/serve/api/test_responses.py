@@ -11,7 +11,8 @@ from serve.api.responses import image_problem, image_results, served_model_field
 from serve.control.beta_choice import ActiveSettings, BetaChoice
 from serve.errors import InferenceError
 from serve.http.problems import INTERNAL_DETAIL
-from tureen.bundle.manifest import UNCALIBRATED, StrengthCurve, Temperatures
+from tureen.bundle.manifest import UNCALIBRATED, Temperatures
+from tureen.bundle.strength_curve import StrengthCurve
 from tureen.errors import TureenError, UndecodableImageError
 
 LABELS = ["cat", "dog", "owl"]

@@ -20,7 +20,7 @@ from serve.control.change import (
 )
 from serve.control.settings_state import MAX_POLICIES, KeyPolicy, MixPolicy, SettingsState
 from serve.errors import InvalidChangeError, UnknownOperatorTokenError
-from tureen.bundle.manifest import StrengthCurve
+from tureen.bundle.strength_curve import StrengthCurve
 
 NOW = datetime(2027, 1, 31, 8, tzinfo=UTC)
 

@@ -18,7 +18,7 @@ from serve.control.revision_store import REVISION_0, RevisionStore, next_revisio
 from serve.control.settings_state import SettingsState
 from serve.control.token_cache import TokenCache
 from serve.errors import ControlStoreError, StaleRevisionError
-from tureen.bundle.manifest import UNMEASURED_STRENGTH
+from tureen.bundle.strength_curve import UNMEASURED_STRENGTH
 
 SOON_S = 20  # how long anything may take before a test fails
 

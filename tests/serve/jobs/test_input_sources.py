@@ -19,7 +19,7 @@ from tests.serve.jobs.conftest import BUNDLE
 from tests.serve.jobs.photo_files import pack, write_manifest
 from tests.serve.jobs.tables import rows_of
 from tureen.bundle.bundle import load_bundle
-from tureen.bundle.manifest import UNMEASURED_STRENGTH, StrengthCurve
+from tureen.bundle.strength_curve import UNMEASURED_STRENGTH, StrengthCurve
 from tureen.errors import SingleTokenError
 from tureen.preprocess import ImageLimits
 

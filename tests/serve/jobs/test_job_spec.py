@@ -22,7 +22,8 @@ from serve.jobs.job_spec import (
 )
 from tests.serve.jobs.conftest import BUNDLE
 from tureen.bundle.bundle import load_bundle
-from tureen.bundle.manifest import UNCALIBRATED, UNMEASURED_STRENGTH, CalibrationRow, StrengthCurve, Temperatures
+from tureen.bundle.manifest import UNCALIBRATED, CalibrationRow, Temperatures
+from tureen.bundle.strength_curve import UNMEASURED_STRENGTH, StrengthCurve
 from tureen.errors import SingleTokenError, UnknownTokenError
 from tureen.preprocess import ImageLimits
 from tureen.soup import DEFAULT_TOP_K

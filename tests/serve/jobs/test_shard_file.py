@@ -15,7 +15,7 @@ import pytest
 from serve.errors import InputError, OutputError
 from serve.jobs.shard_file import COLUMNS, ModelInfo, Shard, read_rows, read_shard, write_shard
 from tests.serve.jobs.tables import rows_of
-from tureen.bundle.manifest import StrengthCurve
+from tureen.bundle.strength_curve import StrengthCurve
 
 
 def live(cell):

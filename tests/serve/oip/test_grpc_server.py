@@ -19,7 +19,7 @@ from serve.oip.proto import inference_pb2 as pb
 from serve.oip.statistics import Statistics
 from serve.settings import Settings
 from serve.telemetry.metrics import Metrics
-from tureen.bundle.manifest import StrengthCurve
+from tureen.bundle.strength_curve import StrengthCurve
 
 Code = grpc.StatusCode
 

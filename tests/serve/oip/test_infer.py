@@ -13,7 +13,8 @@ from serve.inference.loaded_model import InferenceResult
 from serve.oip.infer import infer
 from serve.oip.request import InferRequest, RequestedOutput
 from serve.oip.statistics import Statistics
-from tureen.bundle.manifest import UNCALIBRATED, StrengthCurve, Temperatures
+from tureen.bundle.manifest import UNCALIBRATED, Temperatures
+from tureen.bundle.strength_curve import StrengthCurve
 from tureen.errors import UndecodableImageError
 
 LOGITS = RequestedOutput("logits")

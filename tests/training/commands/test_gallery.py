@@ -5,7 +5,7 @@ import pytest
 from training.commands.gallery import gallery, gallery_table
 from training.evaluation.picture_attack import Reading
 from training.evaluation.sign_gallery import AttackedPicture, Gallery, GalleryCounts, SignPair, UnreadSign
-from tureen.bundle.manifest import UNMEASURED_STRENGTH
+from tureen.bundle.strength_curve import UNMEASURED_STRENGTH
 
 
 def readings(clean, robust):

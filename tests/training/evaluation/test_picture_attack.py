@@ -14,7 +14,7 @@ from training.evaluation.picture_attack import (
     picture_bytes,
     read_picture,
 )
-from tureen.bundle.manifest import UNMEASURED_STRENGTH
+from tureen.bundle.strength_curve import UNMEASURED_STRENGTH
 from tureen.preprocess import PreprocessSpec, pixels_from_bytes
 
 LABELS = ["13-yield", "14-stop", "14-no-stop", "9-stopping"]

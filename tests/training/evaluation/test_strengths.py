@@ -7,7 +7,8 @@ from training.data.datasets import Images
 from training.errors import DivergedError
 from training.evaluation.accuracy import BATCH, wilson_interval
 from training.evaluation.strengths import BETAS, logits_by_beta, strength_curve, strength_rows
-from tureen.bundle.manifest import UNMEASURED_STRENGTH, AccuracyRow, StrengthCurve
+from tureen.bundle.manifest import AccuracyRow
+from tureen.bundle.strength_curve import UNMEASURED_STRENGTH, StrengthCurve
 
 THIRDS = (0.0, 0.25, 0.75, 1.0)
 

@@ -3,7 +3,7 @@ import sqlite3
 import pytest
 
 from serve.control.revision_store import RevisionStore
-from serve.control.store_check import KNOWN_VERSION, check_store
+from serve.control.store_reachability import KNOWN_VERSION, check_store
 from serve.errors import ControlStoreError
 
 
