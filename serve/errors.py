@@ -28,6 +28,7 @@ TureenError
     ├── DecodingError                us: the process that decoded the image ended
     ├── UvicornVersionError          operator: the installed uvicorn is not supported
     ├── PortError                    operator: the server cannot listen on a host and port
+    ├── SettingsFileError            operator: the file of settings cannot be read, or has a wrong key or value
     ├── OipError                     errors of the Open Inference Protocol
     │   ├── InvalidRequestError          caller: the tensors, parameters or framing are wrong
     │   ├── InferRequestTooLargeError    caller: the request has too many bytes
@@ -197,6 +198,10 @@ class PortError(ServeError):
         who, option = (" for operators", "--admin-port") if is_admin else ("", "--port")
         super().__init__(f"cannot listen{who} on {host} port {port}: {reason}; choose another {option}")
         self.host, self.port, self.reason, self.is_admin = host, port, reason, is_admin
+
+
+class SettingsFileError(ServeError, ValueError):
+    """The file of settings cannot be used; the message has its path, the line where it is known, and the reason."""
 
 
 class OipError(ServeError):

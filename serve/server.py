@@ -14,7 +14,8 @@ from serve.control.revision_store import open_store
 from serve.errors import GrpcPortTakenError, PortError
 from serve.processes.single import SingleProcess
 from serve.processes.supervisor import supervise
-from serve.settings import Settings, grpc_address, parse_settings
+from serve.settings import Settings, grpc_address
+from serve.settings_sources import parse_settings
 from serve.telemetry.logs import configure_logs
 from tureen.bundle.bundle import load_bundle
 from tureen.bundle.examples import find_bundle
@@ -26,7 +27,8 @@ logger = logging.getLogger("tureen.serve")
 def serve(arguments: list[str]) -> int:
     """Runs `tureen serve`. arguments: those after `tureen serve`.
 
-    Returns the exit status, and raises the errors of `run_server` except PortError: it logs that error, and returns 1.
+    Returns the exit status. Raises the errors of `parse_settings`, and those of `run_server` except PortError: it logs
+    that error, and returns 1.
     """
     try:
         return run_server(parse_settings(arguments))

@@ -1,16 +1,17 @@
-"""Defines the settings of the server. Each has a flag, an environment variable, a default and a line of help."""
+"""Defines the settings of the server. Each is a flag, an environment variable and a key of a file.
+
+`serve.settings_sources` reads these.
+"""
 
 from __future__ import annotations
 
-import argparse
 import os
-import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
 from serve.limits import BodyLimits, ConnectionLimits, is_host_name, is_loopback, is_origin, trusted_hosts
 from tureen.bundle.examples import BUNDLE_HELP
@@ -33,39 +34,49 @@ def _is_installed(module: str) -> bool:
         return False
 
 
-def _names(value: str | Iterable[str] | None) -> Iterable[str] | None:
-    """Returns the host names of an option. Raises ValueError if one is neither `*` nor a host name.
+def _parts(value: object, separator: str) -> list[str | Path]:
+    """Returns the parts of an option with several values. Raises ValueError for a value of another type.
 
-    value: from a flag or variable, a text with names separated by commas; from Python code, the names. The default,
-    None, is returned unchanged.
+    value: from a flag or variable, a text with a separator between the parts; from a file or Python code, the parts.
+    """
+    if isinstance(value, str):
+        return [part.strip() if separator == "," else part for part in value.split(separator)]
+    given = value if isinstance(value, list | tuple | set | frozenset) else [value]
+    parts = [part for part in given if isinstance(part, str | Path)]
+    if len(parts) < len(given):
+        raise ValueError("give a text, or an array of texts")
+    return parts
+
+
+def _names(value: str | Iterable[str] | None) -> frozenset[str] | None:
+    """Returns the host names of an option, as `_parts` does. Returns the default, None, unchanged.
+
+    Raises ValueError if one is neither `*` nor a host name.
     """
     if value is None:
         return None
-    names = [name.strip() for name in value.split(",")] if isinstance(value, str) else list(value)
-    for name in names:
+    names = frozenset(map(str, _parts(value, ",")))
+    for name in sorted(names):
         if name != "*" and not is_host_name(name):
             raise ValueError(f"{name!r} is not a host name or address without a port; write an IPv6 address as [::1]")
     return names
 
 
-def _origins(value: str | Iterable[str]) -> Iterable[str]:
-    """Returns the origins of an option. Raises ValueError if one is neither `*` nor an origin.
-
-    value: from a flag or variable, a text with origins separated by commas; from Python code, the origins.
-    """
-    origins = [origin.strip() for origin in value.split(",")] if isinstance(value, str) else list(value)
-    for origin in origins:
+def _origins(value: str | Iterable[str]) -> frozenset[str]:
+    """Returns the origins of an option, as `_parts` does. Raises ValueError if one is neither `*` nor an origin."""
+    origins = frozenset(map(str, _parts(value, ",")))
+    for origin in sorted(origins):
         if origin != "*" and not is_origin(origin):
             raise ValueError(f"{origin!r} is not an origin such as https://app.example.com or http://localhost:5173")
     return origins
 
 
-def _directories(value: str | Iterable[str | Path]) -> list[str]:
+def _directories(value: str | Iterable[str | Path]) -> tuple[str, ...]:
     """Returns the directories in a list, as absolute paths. In a text, os.pathsep separates the directories.
 
     Raises ValueError if a directory does not exist.
     """
-    paths = [os.path.abspath(path) for path in (value.split(os.pathsep) if isinstance(value, str) else value)]
+    paths = tuple(os.path.abspath(path) for path in _parts(value, os.pathsep))
     for path in paths:
         if not os.path.isdir(path):
             raise ValueError(f"the directory {path} does not exist")
@@ -73,7 +84,7 @@ def _directories(value: str | Iterable[str | Path]) -> list[str]:
 
 
 class Settings(BaseModel):
-    """The settings of one server. `parse_settings` creates them. They are immutable."""
+    """The settings of one server. They are immutable."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -392,47 +403,3 @@ def grpc_address(settings: Settings) -> str:
     """Returns the address of the gRPC listener as HOST:PORT, with an IPv6 address in brackets."""
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     return f"{host}:{settings.grpc_port}"
-
-
-def parse_settings(arguments: list[str], environment: Mapping[str, str] = os.environ) -> Settings:
-    """Returns the settings of `tureen serve`. Exits with status 2 if a value is invalid.
-
-    A flag overrides the environment variable TUREEN_… of the setting, and the variable overrides the default.
-    """
-    parser = argparse.ArgumentParser(
-        prog="tureen serve",
-        description="Serve a bundle over HTTP. Each option is also an environment variable: --max-batch is "
-        "TUREEN_MAX_BATCH.",
-        epilog="example: tureen serve digits-bundle --port 8000 --default-beta 0.3",
-    )
-    fields = Settings.model_fields
-    for name, field in fields.items():
-        default = field.get_default(call_default_factory=True, validated_data={})
-        default_text = (
-            ""
-            if name == "bundle" or default is None or "default:" in (field.description or "")
-            else f" (default: {default})"
-        )
-        text = f"{field.description}{default_text}".replace("%", "%%")
-        if name == "bundle":
-            parser.add_argument(name, nargs="?", metavar="BUNDLE", help=text)
-        else:
-            flag = name.replace("_", "-")
-            parser.add_argument(f"--{flag}", dest=name, metavar=name.upper(), help=text)
-            if field.annotation is bool:
-                parser.add_argument(
-                    f"--no-{flag}", dest=name, action="store_const", const="false", help=f"the same as --{flag} false"
-                )
-    flags = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
-    variables = {name: environment[v] for name in fields if (v := f"TUREEN_{name.upper()}") in environment}
-    try:
-        return Settings.model_validate({**variables, **flags})
-    except ValidationError as error:
-        for wrong in error.errors():
-            name = str(wrong["loc"][0])
-            flag = "BUNDLE" if name == "bundle" else f"--{name.replace('_', '-')}"
-            print(
-                f"tureen serve: {flag} (TUREEN_{name.upper()}): {wrong['msg'].removeprefix('Value error, ')}",
-                file=sys.stderr,
-            )
-        parser.exit(2, "tureen serve: see --help\n")

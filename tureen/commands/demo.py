@@ -187,7 +187,7 @@ def _serve(bundle: Path, options: argparse.Namespace, what: str, *requests: list
     from serve.control.state_directory import TOKEN_FILE
     from serve.errors import PortError
     from serve.server import run_server
-    from serve.settings import parse_settings
+    from serve.settings_sources import parse_settings
 
     with tempfile.TemporaryDirectory(prefix="tureen-demo-") as state:
 

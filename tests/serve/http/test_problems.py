@@ -28,6 +28,7 @@ NEVER_SENT = {  # bases, errors that end a command or a job, and errors of a sin
     errors.JobStoppedError,
     errors.JobInterruptedError,
     errors.UnreadableError,
+    errors.SettingsFileError,
     errors.UvicornVersionError,
     errors.GrpcPortTakenError,
     errors.PortError,

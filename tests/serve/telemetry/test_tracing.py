@@ -15,7 +15,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 from PIL import Image
 
 from serve.oip.proto import inference_pb2 as pb
-from serve.settings import parse_settings
+from serve.settings_sources import parse_settings
 from tests.patience import DEADLINE_S
 from tests.ports import free_port
 from tureen.bundle.bundle import read_manifest

@@ -1,4 +1,4 @@
-from serve.settings import parse_settings
+from serve.settings_sources import parse_settings
 
 
 def test_the_best_settings_are_flags_that_the_server_takes(measured):
