@@ -4,7 +4,7 @@ PYTHON ?= python3.11
 PORT ?= 8000
 BIN := .venv/bin
 
-.PHONY: setup demo train-demo test test-fast test-slow check bench
+.PHONY: setup demo train-demo test test-fast test-slow check completions bench
 
 INSTALL := $(BIN)/pip install --disable-pip-version-check -c constraints.txt
 
@@ -52,6 +52,10 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Writes the completion scripts of `tureen completion` from the options of all commands.
+completions: setup
+	$(BIN)/python -m tests.completion_scripts
 
 # Prints the figures of docs/benchmarks.md, section "What `make bench` prints", in its order. Takes hours.
 bench: setup

@@ -70,6 +70,7 @@ COMMANDS = {
     "beta": Command("serve.commands.beta", "beta", "serve", "change the default β of a running service"),
     "tokens": Command("serve.commands.tokens", "tokens", "serve", "manage the tokens of a running service"),
     "credentials": Command("serve.commands.credentials", "credentials", "serve", "manage the credentials of operators"),
+    "completion": Command("tureen.commands.completion", "completion", "serve", "print a completion script for a shell"),
     "serve": Command("serve.server", "serve", "serve", "serve a bundle over HTTP"),
 }
 
