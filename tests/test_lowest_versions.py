@@ -23,7 +23,10 @@ NEED_MORE = [  # torch, onnx, TensorRT, Ray, a browser, or packages outside the 
     "tests/tureen/bundle/test_graph.py", "tests/tureen/commands/test_completion.py",
     "tests/tureen/commands/test_inspect.py", "tests/tureen/test_preprocess.py",
 ]  # fmt: skip
-NEED_TORCH = ["tests/tureen/test_soup.py::test_a_model_of_one_token_classifies_without_a_beta_and_refuses_any"]
+NEED_TORCH = [
+    "tests/tureen/test_soup.py::test_a_model_of_one_token_classifies_without_a_beta_and_refuses_any",
+    "tests/tureen/test_soup_sweep.py::test_a_model_of_one_token_has_no_sweep",
+]
 
 
 def constraint_lines(names):

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         TureenError,
     )
     from tureen.interface.predictions import Classification, Prediction
+    from tureen.interface.sweeps import Sweep
     from tureen.preprocess import ImageLimits
     from tureen.soup import Soup, load, load_torch
 
@@ -49,6 +50,7 @@ __all__ = [
     "Prediction",
     "SingleTokenError",
     "Soup",
+    "Sweep",
     "TureenError",
     "__version__",
     "load",
@@ -60,6 +62,7 @@ _MODULE_OF = {
     "ImageLimits": "tureen.preprocess",
     "Prediction": "tureen.interface.predictions",
     "Soup": "tureen.soup",
+    "Sweep": "tureen.interface.sweeps",
     "load": "tureen.soup",
     "load_torch": "tureen.soup",
 }

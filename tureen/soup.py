@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from tureen.bundle.bundle import Bundle, load_bundle
 from tureen.bundle.examples import find_bundle
-from tureen.bundle.manifest import UNCALIBRATED, Precision
+from tureen.bundle.manifest import UNCALIBRATED, Manifest, Precision, Temperatures
 from tureen.bundle.token_file import Token, read_token
 from tureen.engines import AUTO, open_engine
 from tureen.engines.base import TOKEN_BATCH, Engine, EngineOptions, check_tokens
@@ -38,11 +38,24 @@ from tureen.errors import (
 )
 from tureen.image_sources import ACCEPTED, ImageSource, is_one_image, pixels_from_source
 from tureen.interface.predictions import Classification, Prediction
+from tureen.interface.sweeps import Curve, Sweep, changes_between
 from tureen.machine import available_cpus, default_cache_directory
 from tureen.preprocess import DEFAULT_LIMITS, ImageLimits, Pixels
-from tureen.tokens import CLEAN_BETA, ROBUST_BETA, Mix, mix_rows, parse_beta, parse_mix, parse_strength, token_mix
+from tureen.tokens import (
+    CLEAN_BETA,
+    ROBUST_BETA,
+    Mix,
+    beta_grid,
+    mix_rows,
+    parse_beta,
+    parse_mix,
+    parse_strength,
+    strength_grid,
+    token_mix,
+)
 
 DEFAULT_TOP_K = 5
+DEFAULT_SWEEP: Final = "0:1:0.1"
 CHUNK_IMAGES: Final = 16  # decoded and run together by `classify`; bounds its memory
 
 Beta = float | str | np.generic
@@ -151,6 +164,47 @@ class Soup:
         if isinstance(choices, list) and len(results) < len(choices):
             raise _count_mismatch(len(results), len(choices))
         return results
+
+    def sweep(
+        self,
+        image: ImageSource,
+        betas: str | Iterable[Beta] | None = None,
+        *,
+        strengths: str | Iterable[float | np.generic] | None = None,
+        top_k: int = DEFAULT_TOP_K,
+    ) -> Sweep:
+        """Returns the labels of one image at many β, with the curves of the `top_k` most probable labels.
+
+        image: as one of `classify`. betas: a grid such as "0:1:0.1", a list such as "0,0.5,robust", or an iterable of
+        what `classify` takes as β. None: "0:1:0.1". strengths: instead of `betas`, a grid or an iterable of strengths.
+        The result has each β once, in ascending order. `plot()` of the result draws it.
+
+        Raises:
+        - ImageError or ArgumentTypeError for an image that cannot be used
+        - InvalidBetaError or InvalidStrengthError for a value that is not in [0, 1], or another form of a grid
+        - SingleTokenError if the model has one token
+        - ArgumentError for no β, for both betas and strengths, or if top_k < 1
+        - ClosedError if the soup is closed
+        """
+        self._check_open()
+        manifest = self.bundle.manifest
+        if betas is not None and strengths is not None:
+            raise ArgumentError("betas and strengths exclude each other: give one of them")
+        if not manifest.has_two_tokens:
+            raise SingleTokenError("betas" if strengths is None else "strengths")
+        given: Any = DEFAULT_SWEEP if betas is None and strengths is None else betas if strengths is None else strengths
+        if isinstance(given, str):
+            parsed = beta_grid(given) if strengths is None else [manifest.beta_of(one) for one in strength_grid(given)]
+        else:
+            each = self._betas(given, None) if strengths is None else self._betas(None, given)
+            parsed = each if isinstance(each, list) else [each]
+        if not parsed:
+            raise ArgumentError("there is no β: give at least one")
+        ascending = sorted(set(parsed))
+        pixels = pixels_from_source(image, manifest.preprocess, self.limits)[None]
+        chunks = [ascending[start : start + CHUNK_IMAGES] for start in range(0, len(ascending), CHUNK_IMAGES)]
+        logits = [self.logits(np.repeat(pixels, len(chunk), axis=0), chunk) for chunk in chunks]
+        return sweep_result(manifest, self.temperatures, ascending, np.concatenate(logits), top_k)
 
     def add_tokens(self, tokens: Iterable[Token], *, removed: Collection[str] = ()) -> None:
         """Adds tokens, which `classify` then takes by their names. After an error nothing has changed.
@@ -456,6 +510,30 @@ def top_predictions(
     row = probabilities(logits, temperature)
     best = np.argsort(-logits, kind="stable")[:top_k]
     return [Prediction(label=labels[i], index=int(i), probability=float(row[i])) for i in best]
+
+
+def sweep_result(
+    manifest: Manifest, temperatures: Temperatures, betas: list[float], logits: NDArray[np.float32], top_k: int
+) -> Sweep:
+    """Returns the labels of one image at many β, with the curves of the top_k labels of the highest probabilities.
+
+    betas: ascending. logits: of the image at each β, float32 (number of β, K). temperatures: divide the logits before
+    the softmax. Raises ArgumentError if top_k is below 1.
+    """
+    if top_k < 1:
+        raise ArgumentError(f"top_k is {top_k}; give 1 or more")
+    labels = manifest.labels
+    by_beta = probabilities(logits, temperatures.at(betas))
+    answers = [labels[index] for index in logits.argmax(axis=1)]
+    highest = np.argsort(-by_beta.max(axis=0), kind="stable")[:top_k]
+    return Sweep(
+        calibrated=temperatures.is_calibrated,
+        betas=betas,
+        strengths=[manifest.strength.strength_at(beta) for beta in betas],
+        answers=answers,
+        curves=[Curve(label=labels[i], index=int(i), probabilities=by_beta[:, i].tolist()) for i in highest],
+        changes=changes_between(betas, answers),
+    )
 
 
 def probabilities(logits: NDArray[np.float32], temperatures: float | NDArray[np.float64] = 1.0) -> NDArray[np.float64]:

@@ -14,10 +14,9 @@ from serve.api.images import (
     STRENGTH_FIELD,
     TOKEN_FIELD,
 )
-from serve.api.query import DEFAULT_SWEEP
 from serve.control.settings_state import POLICY_NAME
 from serve.settings import Settings
-from tureen.soup import DEFAULT_TOP_K
+from tureen.soup import DEFAULT_SWEEP, DEFAULT_TOP_K
 from tureen.tokens import MAX_MIX_TOKENS, MAX_WEIGHT, MODE_BETAS, TOKEN_NAME
 
 STRENGTH_SCHEMA = {"type": "number", "minimum": 0, "maximum": 1}

@@ -11,7 +11,7 @@ from starlette.datastructures import QueryParams
 
 from serve.errors import InvalidParameterError
 from serve.settings import Settings
-from tureen.soup import DEFAULT_TOP_K
+from tureen.soup import DEFAULT_SWEEP, DEFAULT_TOP_K
 from tureen.tokens import (
     GivenChoice,
     Strength,
@@ -23,7 +23,6 @@ from tureen.tokens import (
     strength_grid,
 )
 
-DEFAULT_SWEEP = "0:1:0.1"
 CHOICES = ("beta", "strength", "token", "mix", "policy")
 EXCLUSIVE = (("beta", "strength", "mix", "policy"), ("token", "mix", "policy"), ("betas", "strengths"))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import TypedDict
 
 import numpy as np
@@ -16,7 +15,7 @@ from serve.inference.admitted_request import Admission
 from tureen.bundle.manifest import Manifest
 from tureen.errors import TureenError
 from tureen.interface.predictions import Prediction
-from tureen.soup import probabilities, top_predictions
+from tureen.soup import sweep_result, top_predictions
 
 
 class ServedModel(BaseModel):
@@ -160,23 +159,6 @@ def sweep_response(admission: Admission, betas: list[float], logits: NDArray[np.
 
     betas: ascending. logits: of the image at each β, float32 (number of β, number of labels).
     """
-    manifest = admission.model.bundle.manifest
-    labels = manifest.labels
-    by_beta = probabilities(logits, admission.model.soup.temperatures.at(betas))
-    top_labels = [labels[index] for index in logits.argmax(axis=1)]
-    curve_indices = np.argsort(-by_beta.max(axis=0), kind="stable")[:top_k]
-    return SweepResponse(
-        **served_model_fields(admission),
-        betas=betas,
-        strengths=[manifest.strength.strength_at(beta) for beta in betas],
-        answers=top_labels,
-        curves=[
-            Curve(label=labels[index], index=int(index), probabilities=by_beta[:, index].tolist())
-            for index in curve_indices
-        ],
-        changes=[
-            SweepChange(after_beta=lower, before_beta=upper, from_label=label, to_label=next_label)
-            for (lower, upper), (label, next_label) in zip(pairwise(betas), pairwise(top_labels), strict=True)
-            if label != next_label
-        ],
-    )
+    model = admission.model
+    sweep = sweep_result(model.bundle.manifest, model.soup.temperatures, betas, logits, top_k)
+    return SweepResponse.model_validate({**sweep.model_dump(), **served_model_fields(admission)})

@@ -9,7 +9,7 @@ with Client("http://127.0.0.1:8000") as client:
     print(client.classify("photo.jpg", strength=0.7).predictions[0].label)
 """
 
-from tureen.client.api_response import Curve, ImageProblem, ServedClassification, Sweep, SweepChange
+from tureen.client.api_response import ImageProblem, ServedClassification, ServedSweep
 from tureen.client.async_client import AsyncClient
 from tureen.client.client_errors import (
     ClientError,
@@ -22,6 +22,7 @@ from tureen.client.client_errors import (
     UnreachableError,
 )
 from tureen.client.sync_client import Client
+from tureen.interface.sweeps import Curve, SweepChange
 
 __all__ = [
     "AsyncClient",
@@ -35,8 +36,8 @@ __all__ = [
     "OverloadedError",
     "RefusedError",
     "ServedClassification",
+    "ServedSweep",
     "ServerError",
-    "Sweep",
     "SweepChange",
     "UnreachableError",
 ]

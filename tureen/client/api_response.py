@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from tureen.client.client_errors import ClientError, ServerError, error_class
 from tureen.errors import ImageError, ImageTooLargeError
 from tureen.interface.predictions import Classification
+from tureen.interface.sweeps import Sweep
 
 IMAGE_CODES: Final = frozenset({
     "decoding_failed",
@@ -59,45 +60,12 @@ class ImageProblem(BaseModel):
     detail: str
 
 
-class Curve(BaseModel):
-    """The probability of one label at each β of a sweep, in [0, 1]. index: of the label among the labels."""
-
-    model_config = ConfigDict(frozen=True)
-
-    label: str
-    index: int
-    probabilities: list[float]
-
-
-class SweepChange(BaseModel):
-    """A change of the most probable label: from_label at after_beta, and to_label at before_beta, the next β."""
-
-    model_config = ConfigDict(frozen=True)
-
-    after_beta: float
-    before_beta: float
-    from_label: str
-    to_label: str
-
-
-class Sweep(BaseModel):
-    """The labels of one image at many β.
-
-    betas: ascending. strengths, answers: the strength and the most probable label of each β. curves: of the labels with
-    the highest probabilities. changes: where the most probable label changes.
-    """
-
-    model_config = ConfigDict(frozen=True)
+class ServedSweep(Sweep):
+    """The response of a server to a sweep of one image. model, version, revision: as of `ServedClassification`."""
 
     model: str
     version: str
     revision: int
-    calibrated: bool
-    betas: list[float]
-    strengths: list[float]
-    answers: list[str]
-    curves: list[Curve]
-    changes: list[SweepChange]
 
 
 ImageResult = ServedClassification | ImageProblem
@@ -132,10 +100,10 @@ def parse_results(body: bytes, count: int) -> list[ImageResult]:
     return results
 
 
-def parse_sweep(body: bytes) -> Sweep:
+def parse_sweep(body: bytes) -> ServedSweep:
     """Returns the sweep in a response. Raises ServerError if the body has another form."""
     try:
-        return Sweep.model_validate_json(body)
+        return ServedSweep.model_validate_json(body)
     except ValidationError:
         raise _unexpected_body() from None
 

@@ -24,7 +24,7 @@ from tureen.client.api_request import (
 from tureen.client.api_response import (
     ImageResult,
     ServedClassification,
-    Sweep,
+    ServedSweep,
     check_status,
     parse_classification,
     parse_sweep,
@@ -101,7 +101,7 @@ class AsyncClient:
         strengths: str | Iterable[float] | None = None,
         top_k: int | None = None,
         timeout_s: float | None = None,
-    ) -> Sweep:
+    ) -> ServedSweep:
         """Returns the labels of one image at many β, as `Client.sweep` does."""
         content = await asyncio.to_thread(image_bytes, image)
         request = sweep_request(content, betas, strengths, SharedOptions(top_k=top_k))

@@ -25,7 +25,7 @@ from tureen.client.api_request import (
 from tureen.client.api_response import (
     ImageResult,
     ServedClassification,
-    Sweep,
+    ServedSweep,
     check_status,
     parse_classification,
     parse_sweep,
@@ -106,7 +106,7 @@ class Client:
         strengths: str | Iterable[float] | None = None,
         top_k: int | None = None,
         timeout_s: float | None = None,
-    ) -> Sweep:
+    ) -> ServedSweep:
         """Returns the labels of one image at many β.
 
         betas, strengths: one of them; a grid such as "0:1:0.25", or the values. None: the default grid of the server.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pydantic import BaseModel
 
+from tureen.interface.html_table import bar_table
+
 
 class Prediction(BaseModel):
     """One label, its index among the labels, and its probability in [0, 1]."""
@@ -27,3 +29,14 @@ class Classification(BaseModel):
     mix: dict[str, float] | None = None
     calibrated: bool
     predictions: list[Prediction]
+
+    def _repr_html_(self) -> str:
+        """Returns a table for notebooks: the labels with their probabilities."""
+        if self.mix is not None:
+            choice = "mix " + ", ".join(f"{name} {weight:g}" for name, weight in self.mix.items())
+        elif self.beta is None:
+            choice = "one token, no β"
+        else:
+            choice = f"β {self.beta:g}" if self.strength is None else f"strength {self.strength:g}, β {self.beta:g}"
+        rows = [((one.label,), one.probability) for one in self.predictions]
+        return bar_table(choice, ("label", "probability"), rows)

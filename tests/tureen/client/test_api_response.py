@@ -10,7 +10,7 @@ from tureen.client.api_response import (
     TOO_LARGE_CODES,
     ImageProblem,
     ServedClassification,
-    Sweep,
+    ServedSweep,
     check_status,
     is_problem_of_image,
     parse_classification,
@@ -41,7 +41,7 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 def test_the_types_have_the_fields_of_the_responses_of_the_server():
     assert set(ServedClassification.model_fields) == set(ClassifyResponse.model_fields)
-    assert set(Sweep.model_fields) == set(SweepResponse.model_fields)
+    assert set(ServedSweep.model_fields) == set(SweepResponse.model_fields)
 
 
 def test_a_classification_has_the_values_of_the_response_and_ignores_fields_of_later_versions():
