@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from export.commands.adapt import _parser
+from export.commands.parsers import adapt_parser
 from tests.conftest import draw_signs
 from tests.end_to_end.conftest import environment
 from training.evaluation.corruptions import corrupt
@@ -59,7 +59,7 @@ def run_all(workplace, run_command, serve):
 
 
 def test_the_page_names_every_option_with_an_effect_on_the_result():
-    options = {text for action in _parser()._actions for text in action.option_strings if text.startswith("--")}
+    options = {text for action in adapt_parser()._actions for text in action.option_strings if text.startswith("--")}
     assert options - {"--help", "--strict", "--workers"} == set(re.findall(r"`(--[\w-]+)", GUIDE)) & options | {
         "--data", "--name", "--out"
     }  # fmt: skip
