@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 import sys
 
-# ONNX Runtime from 1.29 on (mobile.events.data.microsoft.com) and Ray (usage-stats.ray.io).
-_SWITCHES = {"ORT_DISABLE_TELEMETRY": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+# ONNX Runtime from 1.29 on (mobile.events.data.microsoft.com), Ray (usage-stats.ray.io), and huggingface_hub (the hub).
+_SWITCHES = {"ORT_DISABLE_TELEMETRY": "1", "RAY_USAGE_STATS_ENABLED": "0", "HF_HUB_DISABLE_TELEMETRY": "1"}
 _OPENVINO_REPORTS = "openvino_telemetry"  # a separate package (www.google-analytics.com), which NNCF uses too
 
 

@@ -9,6 +9,12 @@ import pytest
 from tests.patience import DEADLINE_S
 from tureen.bundle.examples import EXAMPLES
 
+HUB_PROGRAM = """
+from tureen.vendor_telemetry import disable_vendor_telemetry
+disable_vendor_telemetry()
+from huggingface_hub import constants
+print(constants.HF_HUB_DISABLE_TELEMETRY)
+"""
 PROGRAM = """
 import sys, tureen
 with tureen.load(sys.argv[1], engine=sys.argv[2]) as soup:
@@ -31,3 +37,10 @@ def test_a_program_that_loads_a_soup_leaves_no_identifier_in_its_users_home(engi
     ran = subprocess.run([*map(str, command)], env=environment, capture_output=True, text=True, timeout=DEADLINE_S)
     assert ran.stdout.strip() == engine, ran.stderr
     assert list(home.rglob("*")) == []
+
+
+def test_the_client_of_the_hub_reports_nothing():
+    pytest.importorskip("huggingface_hub")
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
+    ran = subprocess.run([sys.executable, "-c", HUB_PROGRAM], env=environment, capture_output=True, text=True)
+    assert ran.stdout.strip() == "True", ran.stderr
